@@ -1,0 +1,274 @@
+"""The fault list: an experiment as a text file. The format, version 1, is in docs/fault-list.md.
+
+Writing and reading are streams: a list of ten million trials is never held in memory.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from onnxfi.errors import FaultError, FaultListError, InputError, SelectorError
+from onnxfi.faults.models import FaultModel, parse_fault
+from onnxfi.faults.space import Selector, Sites, Target
+from onnxfi.faults.trials import KINDS, MOST_FAULTS, Draw, Fault, Faults, concat, draw, json_value
+from onnxfi.faults.words import Words
+
+FORMAT = "onnxfi-fault-list"
+VERSION = 1
+#: Trials with more faults than this are written as a recipe.
+MOST_LINES = 1000
+_LONGEST_LINE = 1 << 28
+#: Reads the stored words under faults; a recipe whose faults undo themselves needs it.
+Stored = Callable[[Faults], Words]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What binds a list to its model and its draw."""
+
+    model: str
+    fault: str = "flip"
+    selector: Selector = field(default_factory=Selector)
+    draw: Draw = field(default_factory=lambda: Draw("sites"))
+    population: int = 0
+    unit: str = "bit"
+    faulty: str | None = None
+    tool: str = field(default_factory=lambda: version("onnxfi"))
+
+    def line(self) -> str:
+        """The header as one line of JSON."""
+        sampler: dict[str, Any] = {"kind": self.draw.kind}
+        sampler |= {"rate": self.draw.rate} if self.draw.kind == "ber" else {"n": self.draw.n}
+        row = {
+            "format": FORMAT, "version": VERSION, "tool": self.tool, "model": self.model, "faulty": self.faulty,
+            "selector": asdict(self.selector), "sampler": sampler, "fault": self.fault, "seed": self.draw.seed,
+            "population": self.population, "unit": self.unit,
+        }  # fmt: skip
+        return json.dumps(row, allow_nan=False)
+
+    @classmethod
+    def parse(cls, line: str, where: str) -> Header:
+        """Read a header; FaultListError where it is none or of another version."""
+        row = _json(line, where)
+        if row.get("format") != FORMAT:
+            raise FaultListError(f"{where} is no fault list; give a file that --save-faults or plan wrote")
+        if row.get("version") != VERSION:
+            raise FaultListError(
+                f"{where} has version {row.get('version')} of the fault list format, this onnxfi reads version {VERSION}"
+            )
+        try:
+            kept, drawn = dict(row["selector"]), row["sampler"]
+            lists = {k: tuple(map(str, kept[k])) for k in ("include", "exclude", "op", "dtype")}
+            selector = Selector(**lists, bits=str(kept["bits"]), elements=str(kept["elements"]))
+            if drawn["kind"] not in KINDS:
+                raise FaultListError(f"{where}: unknown sampler {drawn['kind']!r}; known: {', '.join(KINDS)}")
+            how = Draw(drawn["kind"], float(drawn.get("rate", 0)), int(drawn.get("n", 0)), int(row["seed"]))
+            fault = str(parse_fault(row["fault"]))
+            faulty = None if row["faulty"] is None else str(row["faulty"])
+            return cls(
+                str(row["model"]), fault, selector, how, int(row["population"]), str(row["unit"]), faulty, str(row["tool"])
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, FaultError, InputError) as error:
+            raise FaultListError(f"{where}: the header is damaged: {_say(error)}") from None
+
+
+def fault_row(trial: int, fault: Fault) -> dict[str, Any]:
+    """A fault as the keys of its line."""
+    row: dict[str, Any] = {"trial": trial, "target": fault.target, "index": fault.index}
+    row |= {key: at for key, at in (("sample", fault.sample), ("step", fault.step)) if at is not None}
+    row |= {"bits": None if fault.bits is None else list(fault.bits), "fault": fault.fault}
+    for when, word in (("before", fault.before), ("after", fault.after)):
+        row[when] = None if word is None else f"0x{word:0{-(-fault.word.bits // 4)}x}"
+    row |= {f"{when}_value": json_value(fault.value(when)) for when in ("before", "after")}
+    return row | {"changed": fault.changed}
+
+
+def lines(trial: int, faults: Faults, how: Draw, ordinals: Sequence[int]) -> Iterator[str]:
+    """The lines of one trial: its faults, or a recipe where they are many and drawn.
+
+    `ordinals` gives for each target of `faults` its number among all targets of the model.
+    """
+    if len(faults) <= MOST_LINES or how.kind == "sites":
+        yield from (json.dumps(fault_row(trial, fault), allow_nan=False) for fault in faults)
+        return
+    row: dict[str, Any] = {"trial": trial, "sampler": how.kind}
+    row |= {"rate": how.rate} if how.kind == "ber" else {"per": how.n}
+    row |= {"seed": how.seed, "n": len(faults), "sha256": sites_digest(faults, ordinals)}
+    if faults.before is not None and not (len(faults.models) == 1 and faults.models[0].self_inverse):
+        row["before"] = base64.b64encode(zlib.compress(faults.before.astype("<u8").tobytes(), 6)).decode()
+    yield json.dumps(row, allow_nan=False)
+
+
+def sites_digest(faults: Faults, ordinals: Sequence[int]) -> str:
+    """SHA-256 over the sites in order: target ordinal, element and bit, little-endian."""
+    rows = np.zeros(len(faults), dtype=np.dtype([("target", "<u4"), ("index", "<u8"), ("bit", "<i2")]))
+    rows["target"] = np.array(ordinals, np.uint32)[faults.sites.target] if len(faults) else 0
+    rows["index"], rows["bit"] = faults.sites.index, faults.sites.bit
+    return hashlib.sha256(rows.tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class FaultList:
+    """A fault list on disk: its header, and its trials as a stream."""
+
+    path: Path
+    header: Header
+
+    @classmethod
+    def open(cls, path: str | Path) -> FaultList:
+        """Read the header; FaultListError where the file is no fault list."""
+        place = Path(path)
+        with _text(place) as stream:
+            return cls(place, Header.parse(_line(stream, place), str(place)))
+
+    def bind(self, digest: str, *, undo: bool = False) -> None:
+        """Refuse a model that is not the list's own; both digests are in the message."""
+        wanted = self.header.faulty if undo else self.header.model
+        if undo and wanted is None:
+            raise FaultListError(f"{self.path} was written without a faulty model, so there is nothing to undo")
+        if digest != wanted:
+            what = "faulty model" if undo else "model"
+            hint = ""
+            if digest == self.header.faulty:
+                hint = "; this is the faulty model that the list made: --undo restores the original"
+            elif digest == self.header.model:
+                hint = "; this is the original: leave --undo out"
+            raise FaultListError(f"{self.path} belongs to the {what} {wanted}, this one is {digest}{hint}")
+
+    def trials(self, targets: Sequence[Target]) -> Iterator[tuple[int, Faults]]:
+        """The trials in order with their recorded words, over the targets of the model.
+
+        A recipe's words before are there only where its faults cannot undo themselves.
+        """
+        known = {t.id: k for k, t in enumerate(targets)}
+        rows = (_json(line, f"{self.path}, line {number}") | {"#": number} for number, line in self._lines())
+        for trial, group in groupby(rows, key=lambda row: row.get("trial")):
+            if not isinstance(trial, int) or isinstance(trial, bool) or trial < 1:
+                raise FaultListError(f"{self.path}: trial {trial!r} is no whole number from 1; the list is damaged")
+            parts = [
+                faults
+                for recipe, some in groupby(group, key=lambda row: "sampler" in row)
+                for faults in (
+                    (self._expand(row, targets) for row in some) if recipe else (self._read([*some], targets, known),)
+                )
+            ]
+            yield trial, concat(parts)
+
+    def _lines(self) -> Iterator[tuple[int, str]]:
+        with _text(self.path) as stream:
+            _line(stream, self.path)
+            number = 1
+            while line := _line(stream, self.path):
+                number += 1
+                yield number, line
+
+    def _expand(self, row: dict[str, Any], targets: Sequence[Target]) -> Faults:
+        where = f"{self.path}, line {row['#']}"
+        model = parse_fault(self.header.fault)
+        try:
+            if row["sampler"] not in KINDS[:-1]:
+                raise FaultListError(f"{where}: unknown sampler {row['sampler']!r}")
+            how = Draw(row["sampler"], float(row.get("rate", 0)), int(row.get("per", 0)), int(row["seed"]))
+            space = self.header.selector.space(targets, model)
+            if how.expected(space) > 2 * int(row["n"]) + 1000:
+                raise FaultListError(f"{where}: the recipe does not give the {row['n']} faults that it names")
+            faults = draw(space, how, model, int(row["trial"]))
+            known = {t.id: k for k, t in enumerate(targets)}
+            ordinals = np.array([known[t.id] for t in space.targets], np.int64)
+            faults = replace(
+                faults, targets=tuple(targets), sites=replace(faults.sites, target=ordinals[faults.sites.target])
+            )
+            if sites_digest(faults, range(len(targets))) != row["sha256"]:
+                raise FaultListError(f"{where}: the recipe gives other faults than it names; it is of another tool or model")
+            if "before" not in row:
+                return faults
+            limit = 8 * len(faults)
+            raw = zlib.decompressobj().decompress(base64.b64decode(row["before"], validate=True), limit + 1)
+            if len(raw) != limit:
+                raise FaultListError(f"{where}: the recipe holds other words than its {len(faults)} faults need")
+            return replace(faults, before=np.frombuffer(raw, "<u8").astype(np.uint64))
+        except (KeyError, TypeError, ValueError, zlib.error, SelectorError, FaultError) as error:
+            raise FaultListError(f"{where}: the recipe is damaged: {_say(error)}") from None
+
+    def _read(self, rows: list[dict[str, Any]], targets: Sequence[Target], known: dict[str, int]) -> Faults:
+        models: dict[str, FaultModel] = {}
+        columns: list[tuple[int, int, int, FaultModel, int | None, int | None]] = []
+        for row in rows:
+            where = f"{self.path}, line {row['#']}"
+            try:
+                ordinal = known[row["target"]]
+                target, index, bits = targets[ordinal], row["index"], row["bits"]
+                model = models.setdefault(row["fault"], parse_fault(row["fault"]))
+                bit = -1 if bits is None else bits[0]
+                words = tuple(None if row[k] is None else int(row[k], 16) for k in ("before", "after"))
+                top = target.word.bits - model.width()
+                if not (0 <= index < target.size and (bit == -1) == (model.unit == "word") and -1 <= bit <= top):
+                    raise FaultListError(f"{where}: {row['target']}[{index}] bits {bits} is no site of this model")
+                if any(w is not None and not 0 <= w <= target.word.full for w in words):
+                    raise FaultListError(f"{where}: a word has more than the {target.word.bits} bits of {target.dtype}")
+                columns.append((ordinal, index, bit, model, *words))
+            except KeyError as error:
+                raise FaultListError(f"{where}: no {error.args[0]!r} in this line or model; the list is damaged") from None
+            except (TypeError, ValueError, IndexError, AttributeError, FaultError) as error:
+                raise FaultListError(f"{where}: the line is damaged: {_say(error)}") from None
+        target_, index_, bit_, models_, before, after = zip(*columns, strict=True)
+        sites = Sites(np.array(target_, np.int64), np.array(index_, np.int64), np.array(bit_, np.int16))
+        known_words = [None if None in c else np.array(c, np.uint64) for c in (before, after)]
+        return Faults(tuple(targets), sites, models_, *known_words)
+
+
+def write_fault_list(path: Path, header: Header, body: Iterable[str]) -> None:
+    """Write a list; the caller sees to temporary names."""
+    with path.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.write(header.line() + "\n")
+        stream.writelines(line + "\n" for line in body)
+
+
+def _text(path: Path) -> IO[str]:
+    try:
+        if not path.is_file():
+            raise FaultListError(f"no fault list {str(path)!r}; give a file that --save-faults or plan wrote")
+        return path.open(encoding="utf-8")
+    except OSError as error:
+        raise FaultListError(f"cannot read {str(path)!r}: {error.strerror}") from None
+
+
+def _line(stream: IO[str], path: Path) -> str:
+    try:
+        line = stream.readline(_LONGEST_LINE)
+    except UnicodeDecodeError:
+        raise FaultListError(f"{path} is no fault list: it is not text") from None
+    if len(line) >= _LONGEST_LINE:
+        raise FaultListError(f"{path} is no fault list: a line is longer than {_LONGEST_LINE >> 20} MB")
+    return line
+
+
+def _json(line: str, where: str) -> dict[str, Any]:
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not strict JSON")
+
+    try:
+        row = json.loads(line, parse_constant=refuse)
+    except (ValueError, RecursionError):
+        raise FaultListError(f"{where} is no line of a fault list; give a file that --save-faults or plan wrote") from None
+    if not isinstance(row, dict):
+        raise FaultListError(f"{where} is no line of a fault list; give a file that --save-faults or plan wrote")
+    return row
+
+
+def _say(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error)[:200]
+
+
+__all__ = ["FORMAT", "MOST_FAULTS", "VERSION", "FaultList", "Header", "fault_row", "lines", "write_fault_list"]

@@ -1,0 +1,355 @@
+"""Targets, selectors and the finite, ordered space of sites that a selector leaves.
+
+A `Target` is a tensor whose words can be struck; a `Selector` a frozen filter over targets, elements and bits; a
+`FaultSpace` what is left: `len(space)` is the population N and `space[i]` a `Site`. It is never listed in memory.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.errors import SelectorError, closest
+from onnxfi.faults.models import Bits, FaultModel, Flip
+from onnxfi.faults.sampling import Numbers
+from onnxfi.faults.words import WORDS, Word, parse_bits, select_bits
+
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tensor of a model whose words can be struck.
+
+    `id` is its path and name; `kind` initializer, constant, sparse, attribute, activation or input; `op` and `node`
+    the operator that uses it first; `layer` the source framework's module; `shape` in elements (a complex number is
+    one element of two words: its last axis is then the part). `structural` marks integers that only carry shapes or
+    indices: they are left out unless named.
+    """
+
+    id: str
+    word: Word
+    shape: tuple[int, ...]
+    kind: str = "initializer"
+    op: str = ""
+    node: str = ""
+    layer: str = ""
+    structural: bool = False
+
+    @property
+    def dtype(self) -> str:
+        """The name of the number format."""
+        return self.word.name
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The shape in words: as `shape`, with a last axis of 2 for complex numbers."""
+        return (*self.shape, self.word.parts) if self.word.parts > 1 else self.shape
+
+    @cached_property
+    def size(self) -> int:
+        """Words in the tensor: 1 for rank 0, 0 where a dimension is 0."""
+        return math.prod(self.axes)
+
+    @property
+    def bits(self) -> int:
+        """Bits in the tensor's words."""
+        return self.size * self.word.bits
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where a fault can sit: a target's element (flat index, row-major) and a bit of its word.
+
+    `bit` is None for a fault of the whole word; `sample` and `step` say which sample of the batch and which step of
+    a loop, for faults in activations.
+
+    >>> str(Site("conv1.weight", 7, 30))
+    'conv1.weight[7]:30'
+    """
+
+    target: str
+    index: int
+    bit: int | None = None
+    sample: int | None = None
+    step: int | None = None
+
+    def __str__(self) -> str:
+        at = "".join(
+            f"@{k}={v}" for k, v in (("sample", self.sample), ("step", self.step)) if v is not None
+        )
+        return f"{self.target}[{self.index}]{at}" + ("" if self.bit is None else f":{self.bit}")
+
+
+_SITE = re.compile(
+    r"(?P<id>.*)\[(?P<index>[\d,\s]*)\](?P<at>(?:@(?:sample|step)=\d+)*)(?::(?P<bit>\d+))?", re.S
+)
+
+
+def parse_site(text: str, targets: Sequence[Target]) -> Site:
+    """Read `ID[i]:B` or `ID[i,j,…]:B`, from the right, since names may hold `:` and `[`.
+
+    Raises SelectorError for a target that does not exist (with the closest), an index beyond its shape, and a bit
+    beyond its word.
+
+    >>> parse_site("w[1,2]:31", [Target("w", WORDS["float32"], (2, 3))])
+    Site(target='w', index=5, bit=31, sample=None, step=None)
+    """
+    match = _SITE.fullmatch(text.strip())
+    if match is None or len(text) > 100_000:
+        raise SelectorError(f"site {text[:80]!r} is not of the form NAME[index]:bit, as conv1.weight[3,0,1,2]:30")
+    known = {t.id: t for t in targets}
+    target = known.get(match["id"])
+    if target is None:
+        raise SelectorError(f"no target {match['id']!r} in this model{closest(match['id'], known)}")
+    index = _flat([int(p) for p in match["index"].split(",") if p.strip()], target)
+    bit = None if match["bit"] is None else int(match["bit"][:9])
+    if bit is not None and bit >= target.word.bits:
+        raise SelectorError(f"bit {bit} is beyond {target.dtype} of {target.id!r}: bits are 0 to {target.word.bits - 1}")
+    at = dict(part.split("=") for part in match["at"].split("@") if part)
+    return Site(target.id, index, bit, *(int(at[k]) if k in at else None for k in ("sample", "step")))
+
+
+def _flat(index: list[int], target: Target) -> int:
+    axes = target.axes
+    limits = axes if len(index) == len(axes) else (target.size,)
+    if len(index) not in (1, len(axes)) or any(i >= n for i, n in zip(index, limits, strict=True)):
+        shape = "×".join(map(str, axes)) or "scalar"
+        raise SelectorError(
+            f"index {index} is beyond {target.id!r} of shape {shape}: give {len(axes)} indices, or one below {target.size}"
+        )
+    flat = 0
+    for i, n in zip(index, limits, strict=True):
+        flat = flat * n + i
+    return flat
+
+
+def matches(pattern: str, texts: Sequence[str]) -> bool:
+    """Whether one of the texts fits a selector: substring, `=exact`, a glob with `*?[`, or `re:` a regular expression.
+
+    >>> matches("conv", ["layer1.conv"]), matches("=conv", ["layer1.conv"]), matches("*.conv", ["layer1.conv"])
+    (True, False, True)
+    """
+    if pattern.startswith("="):
+        return pattern[1:] in texts
+    if pattern.startswith("re:"):
+        try:
+            expression = re.compile(pattern[3:])
+        except re.error as error:
+            raise SelectorError(f"{pattern!r} is no regular expression: {error}") from None
+        return any(expression.search(text) for text in texts)
+    if any(c in pattern for c in "*?["):
+        return any(fnmatch.fnmatchcase(text, pattern) for text in texts)
+    return any(pattern in text for text in texts)
+
+
+@dataclass(frozen=True)
+class Selector:
+    """A filter over targets, elements and bits. Several `include` are OR-ed, different options AND-ed, `exclude` last.
+
+    `elements` is a numpy-style index of slices and numbers by axis (`0:8,:,1,1`); `bits` a bit selection (`30`,
+    `0-22`, `exponent`).
+
+    >>> weights = [Target("conv.weight", WORDS["float32"], (4, 2)), Target("conv.bias", WORDS["float32"], (4,))]
+    >>> len(Selector(include=("weight",), bits="exponent").space(weights))
+    64
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    op: tuple[str, ...] = ()
+    dtype: tuple[str, ...] = ()
+    bits: str = ""
+    elements: str = ""
+
+    def keeps(self, target: Target) -> bool:
+        """Whether a target passes; shapes and indices pass only where `include` names them exactly."""
+        texts = (target.id, target.node, target.layer)
+        if target.structural and "=" + target.id not in self.include:
+            return False
+        return (
+            (not self.include or any(matches(p, texts) for p in self.include))
+            and (not self.op or any(matches(p, (target.op,)) for p in self.op))
+            and (not self.dtype or target.dtype in self.dtype)
+            and not any(matches(p, texts) for p in self.exclude)
+        )
+
+    def space(self, targets: Sequence[Target], model: FaultModel | None = None) -> FaultSpace:
+        """The sites that are left, for faults of this model (default: flips).
+
+        Raises SelectorError where nothing is left, naming the closest.
+        """
+        model = model or Flip()
+        for dtype in self.dtype:
+            if dtype not in WORDS:
+                raise SelectorError(f"unknown number format {dtype!r}{closest(dtype, WORDS)}")
+        kept = [t for t in targets if self.keeps(t)]
+        space = FaultSpace.over(kept, model, bits=self.bits, elements=self.elements)
+        if len(space) == 0:
+            self._explain(targets, kept, model)
+        return space
+
+    def _explain(self, targets: Sequence[Target], kept: Sequence[Target], model: FaultModel) -> None:
+        if not targets:
+            raise SelectorError("the model has no tensor that can be struck: no weights, no constants")
+        if kept:
+            raise SelectorError(
+                f"{len(kept)} tensors are selected, but no site is left in them: {model} with bits "
+                f"{self.bits or 'all'} finds no place in {', '.join(sorted({t.dtype for t in kept}))}, or they are empty"
+            )
+        names = [name for t in targets for name in (t.id, t.node, t.layer) if name]
+        for option, patterns, known in (
+            ("--include", self.include, names),
+            ("--op", self.op, [t.op for t in targets if t.op]),
+            ("--dtype", self.dtype, [t.dtype for t in targets]),
+        ):
+            for pattern in patterns:
+                if not any(matches(pattern, [name]) for name in known):
+                    hint = closest(pattern.lstrip("="), known)
+                    raise SelectorError(f"{option} {pattern!r} matches nothing in this model{hint}")
+        raise SelectorError(
+            "the selectors together leave no tensor; each matches something, but never the same one "
+            "(onnxfi inspect lists the targets; shapes and indices are left out unless --include '=NAME' names them)"
+        )
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Many sites in columns: the ordinal of the target in its space, the element, and the bit (−1: whole word)."""
+
+    target: NDArray[np.int64]
+    index: Index
+    bit: Bits
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclass(frozen=True)
+class FaultSpace:
+    """The finite, ordered sites of a selection, targets in file order, then elements, then bits.
+
+    `len(space)` may exceed what fits in memory; use `size` where it may exceed 2⁶³.
+
+    >>> space = FaultSpace.over([Target("w", WORDS["float32"], (2, 3)), Target("b", WORDS["float16"], ())], Flip())
+    >>> len(space), str(space[33]), str(space[-1])
+    (208, 'w[1]:1', 'b[0]:15')
+    """
+
+    targets: tuple[Target, ...]
+    unit: str
+    positions: tuple[tuple[int, ...], ...]
+    elements: str = ""
+    chosen: tuple[int, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def over(
+        cls, targets: Sequence[Target], model: FaultModel, *, bits: str = "", elements: str = ""
+    ) -> FaultSpace:
+        """Sites of `model` over these targets; those without a site (no such field, size 0) are left out."""
+        parts = parse_bits(bits) if bits else ()
+        rows: list[tuple[Target, tuple[int, ...], int]] = []
+        for target in targets:
+            if model.unit == "word":
+                places: tuple[int, ...] = (-1,)
+            else:
+                top = target.word.bits - model.width()
+                allowed = select_bits(parts, target.word) if parts else range(target.word.bits)
+                places = tuple(b for b in allowed if b <= top)
+            chosen = _chosen(elements, target) if places else 0
+            if chosen:
+                rows.append((target, places, chosen))
+        if model.unit == "word" and bits:
+            raise SelectorError(f"--bits says nothing for {model}, which strikes whole words; leave it out")
+        columns = tuple(zip(*rows, strict=True)) or ((), (), ())
+        return cls(columns[0], model.unit, columns[1], elements, columns[2])
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Sites in each target."""
+        return tuple(n * len(p) for n, p in zip(self.chosen, self.positions, strict=True))
+
+    @cached_property
+    def size(self) -> int:
+        """The population N."""
+        return sum(self.sizes)
+
+    @property
+    def bits(self) -> int:
+        """Bits of the words that can be struck."""
+        return sum(n * t.word.bits for n, t in zip(self.chosen, self.targets, strict=True))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, number: int) -> Site:
+        """The site of this number; counts from the end where negative."""
+        place = number + self.size if number < 0 else number
+        if not 0 <= place < self.size:
+            raise IndexError(f"site {number} of a space of {self.size}")
+        sites = self.locate(np.array([place], np.uint64))
+        bit = int(sites.bit[0])
+        return Site(self.targets[int(sites.target[0])].id, int(sites.index[0]), None if bit < 0 else bit)
+
+    def locate(self, numbers: Numbers) -> Sites:
+        """The sites of many numbers at once (`uint64`, [n], each below `size`)."""
+        ends = np.cumsum(np.array(self.sizes, np.uint64), dtype=np.uint64)
+        target = np.searchsorted(ends, numbers, side="right").astype(np.int64)
+        index = np.zeros(len(numbers), np.int64)
+        bit = np.zeros(len(numbers), np.int16)
+        for ordinal in np.unique(target).tolist():
+            here = target == ordinal
+            places = np.array(self.positions[ordinal], np.int16)
+            inside = numbers[here] - (ends[ordinal] - np.uint64(self.sizes[ordinal]))
+            element, place = np.divmod(inside, np.uint64(len(places)))
+            index[here] = _spread(self.elements, self.targets[ordinal], element.astype(np.int64))
+            bit[here] = places[place.astype(np.int64)]
+        return Sites(target, index, bit)
+
+
+def _axes(elements: str, target: Target) -> list[range]:
+    """An element selection as one range per axis; numpy's rules for slices and numbers."""
+    axes = target.axes or (1,)
+    pieces = [p.strip() for p in elements.split(",")]
+    if len(pieces) > len(axes):
+        raise SelectorError(
+            f"--elements {elements!r} has {len(pieces)} axes, {target.id!r} has {len(axes)}; narrow the targets with --include"
+        )
+    ranges = []
+    for piece, n in zip(pieces, axes, strict=False):
+        numbers = piece.split(":")
+        try:
+            ends = [int(x) if x.strip() else None for x in numbers]
+            if len(ends) == 1 and ends[0] is not None:
+                at = range(n)[ends[0]]
+                ranges.append(range(at, at + 1))
+            else:
+                ranges.append(range(n)[slice(*ends)])
+        except (ValueError, TypeError):
+            raise SelectorError(f"--elements {elements!r}: {piece!r} is no Python slice, as 0:8 or ::2") from None
+        except IndexError:
+            raise SelectorError(f"--elements {elements!r}: {piece} is beyond {target.id!r}, axis length {n}") from None
+    return ranges + [range(n) for n in axes[len(pieces) :]]
+
+
+def _chosen(elements: str, target: Target) -> int:
+    return math.prod(len(r) for r in _axes(elements, target)) if elements else target.size
+
+
+def _spread(elements: str, target: Target, chosen: Index) -> Index:
+    """From numbers inside an element selection to flat indices of the tensor."""
+    if not elements:
+        return chosen
+    flat, stride, rest = np.zeros_like(chosen), 1, chosen
+    for axis, n in zip(reversed(_axes(elements, target)), reversed(target.axes or (1,)), strict=True):
+        rest, place = np.divmod(rest, len(axis))
+        flat += (axis.start + place * axis.step) * stride
+        stride *= n
+    return flat

@@ -1,0 +1,274 @@
+"""Faults and how a trial's faults are drawn.
+
+A `Fault` is a fault model at a site with all chance spent. A trial may hold millions, so they travel in columns:
+`Faults` is an immutable sequence of `Fault`. `Draw` says how sites are chosen; `draw` chooses them; `resolve`
+computes the words before and after once the stored words are known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from onnxfi.errors import InputError, SelectorError
+from onnxfi.faults import sampling
+from onnxfi.faults.models import FaultModel, parse_fault
+from onnxfi.faults.space import FaultSpace, Selector, Site, Sites, Target, parse_site
+from onnxfi.faults.words import Word, Words
+
+#: Faults that one trial may hold: some 50 bytes each in memory.
+MOST_FAULTS = 20_000_000
+KINDS = ("ber", "count", "per-tensor", "exhaustive", "sites")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault, all chance spent: frozen, hashable, one line of JSON.
+
+    `index` is the flat element (row-major); `bits` the struck positions (None: the whole word); `fault` the spent
+    fault model; `before` and `after` the words, None until they are known.
+    """
+
+    target: str
+    index: int
+    bits: tuple[int, ...] | None
+    fault: str
+    word: Word
+    before: int | None = None
+    after: int | None = None
+    sample: int | None = None
+    step: int | None = None
+
+    @property
+    def site(self) -> Site:
+        """Where it sits."""
+        return Site(self.target, self.index, self.bits[0] if self.bits else None, self.sample, self.step)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the word is another one afterwards (a stuck-at may meet its own value)."""
+        return self.before != self.after
+
+    def value(self, when: str) -> Any:
+        """The number that the word `before` or `after` stands for: a float, an int or a bool."""
+        word = self.before if when == "before" else self.after
+        if word is None:
+            return None
+        number = self.word.values(np.array([word], np.uint64))[0]
+        # The shortest decimal that names this number in its own format, not its float64 expansion.
+        return float(str(number)) if self.word.is_float else number.item() if self.word.bits < 2 else int(number)
+
+
+@dataclass(frozen=True)
+class Faults(Sequence[Fault]):
+    """An immutable sequence of faults, held in columns. `models` has one entry for all rows, or one a row."""
+
+    targets: tuple[Target, ...]
+    sites: Sites
+    models: tuple[FaultModel, ...]
+    before: Words | None = None
+    after: Words | None = None
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def model(self, row: int) -> FaultModel:
+        """The spent fault model of a row."""
+        return self.models[0 if len(self.models) == 1 else row]
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            pick = np.arange(len(self))[row]
+            return self.pick(pick)
+        row = range(len(self))[row]
+        target = self.targets[int(self.sites.target[row])]
+        bit, model = int(self.sites.bit[row]), self.model(row)
+        words = (None if column is None else int(column[row]) for column in (self.before, self.after))
+        bits = None if bit < 0 else tuple(range(bit, bit + model.width()))
+        return Fault(target.id, int(self.sites.index[row]), bits, str(model), target.word, *words)
+
+    def __iter__(self) -> Iterator[Fault]:
+        return (self[row] for row in range(len(self)))
+
+    def pick(self, rows: Any) -> Faults:
+        """The faults of these rows, in that order."""
+        sites = Sites(self.sites.target[rows], self.sites.index[rows], self.sites.bit[rows])
+        models = self.models if len(self.models) == 1 else tuple(self.models[int(r)] for r in rows)
+        before, after = (None if c is None else c[rows] for c in (self.before, self.after))
+        return Faults(self.targets, sites, models, before, after)
+
+    @cached_property
+    def changed(self) -> int:
+        """How many words of the rows differ afterwards."""
+        if self.before is None or self.after is None:
+            return 0
+        return int(np.count_nonzero(self.before != self.after))
+
+
+def concat(parts: Sequence[Faults]) -> Faults:
+    """Several rows of faults over the same targets as one, in order. Words are kept where all parts have them."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = (np.concatenate([getattr(p.sites, name) for p in parts]) for name in ("target", "index", "bit"))
+    models = {p.models for p in parts}
+    spread = parts[0].models if len(models) == 1 and len(parts[0].models) == 1 else tuple(
+        p.model(row) for p in parts for row in range(len(p))
+    )
+    before, after = (
+        None if any(getattr(p, when) is None for p in parts) else np.concatenate([getattr(p, when) for p in parts])
+        for when in ("before", "after")
+    )
+    return Faults(parts[0].targets, Sites(*columns), spread, before, after)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How sites are chosen: a kind, its number, and the seed.
+
+    Kinds: `ber` (each site with probability `rate`), `count` (`n` different sites), `per-tensor` (`n` in each
+    target), `exhaustive` (all), `sites` (those named).
+    """
+
+    kind: str
+    rate: float = 0.0
+    n: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind == "ber":
+            sampling.check_rate(self.rate)
+        elif self.n < 0:
+            raise InputError(f"--count {self.n} is out of range; give a whole number from 0")
+
+    def expected(self, space: FaultSpace) -> float:
+        """How many faults the draw is expected to give."""
+        each = {"per-tensor": self.n * len(space.targets), "exhaustive": space.size}
+        return self.rate * space.size if self.kind == "ber" else float(each.get(self.kind, self.n))
+
+    def numbers(self, space: FaultSpace, trial: int) -> sampling.Numbers:
+        """The site numbers of one trial, ascending within each target."""
+        if self.expected(space) > MOST_FAULTS:
+            raise InputError(
+                f"{self.expected(space):,.0f} faults in one trial are expected, more than {MOST_FAULTS:,}; "
+                f"lower the rate or count, or narrow the selection"
+            )
+        if self.kind == "ber":
+            return sampling.ber(space.size, self.rate, self.seed, trial)
+        if self.kind == "count":
+            return sampling.count(space.size, self.n, self.seed, trial)
+        if self.kind == "per-tensor":
+            return sampling.per_tensor(space.sizes, self.n, self.seed, trial)
+        return sampling.exhaustive(space.size)
+
+
+def draw(space: FaultSpace, how: Draw, model: FaultModel, trial: int = 1) -> Faults:
+    """The faults of one trial: a pure function of the space, the draw and the trial's number."""
+    sites = space.locate(how.numbers(space, trial))
+    return Faults(space.targets, sites, _spend(space.targets, sites, model, how.seed, trial))
+
+
+def _spend(
+    targets: Sequence[Target], sites: Sites, model: FaultModel, seed: int, trial: int
+) -> tuple[FaultModel, ...]:
+    if not model.draws:
+        return (model,)
+    raw = sampling.raw_words(seed, trial, sampling.VALUE, len(sites)).tolist()
+    words = (targets[t].word for t in sites.target.tolist())
+    return tuple(model.spend(r, w) for r, w in zip(raw, words, strict=True))
+
+
+def at_sites(
+    texts: Sequence[str], targets: Sequence[Target], model: FaultModel, selector: Selector, seed: int = 0
+) -> Faults:
+    """The faults of one trial at the sites that are named (`ID[i]:B`).
+
+    Raises SelectorError for a site that does not exist, is named twice, has no bit where the model needs one or one
+    where it strikes whole words, or is not among what the selector keeps.
+    """
+    ordinal = {t.id: k for k, t in enumerate(targets)}
+    sites = [parse_site(text, targets) for text in texts]
+    for k, site in enumerate(sites):
+        target = targets[ordinal[site.target]]
+        if model.unit == "bit" and site.bit is None:
+            raise SelectorError(f"site {str(site)!r} needs a bit for {model}, as {site}:{target.word.bits - 1}")
+        if model.unit == "word" and site.bit is not None:
+            raise SelectorError(f"site {str(site)!r} names a bit, but {model} strikes whole words; leave the bit out")
+        if site.bit is not None and site.bit + model.width() > target.word.bits:
+            raise SelectorError(f"{model} at {str(site)!r} reaches beyond the {target.word.bits} bits of {target.dtype}")
+        if site.sample is not None or site.step is not None:
+            raise SelectorError(f"site {str(site)!r}: a stored word has neither sample nor step; leave them out")
+        if not replace(selector, include=(*selector.include, "=" + target.id)).keeps(target):
+            raise SelectorError(f"site {str(site)!r} is left out by the other selectors")
+        if site in sites[:k]:
+            raise SelectorError(f"site {str(site)!r} is named twice")
+    columns = Sites(
+        np.array([ordinal[s.target] for s in sites], np.int64),
+        np.array([s.index for s in sites], np.int64),
+        np.array([-1 if s.bit is None else s.bit for s in sites], np.int16),
+    )
+    return Faults(tuple(targets), columns, _spend(targets, columns, model, seed, 1))
+
+
+def resolve(faults: Faults, stored: Words) -> tuple[Faults, Words]:
+    """Compute the words before and after each fault, given the stored word of each row.
+
+    Several faults may hit one word: they act in the order of the rows, each on what the one before left. Returns the
+    faults with their words, and for each row the word that its place holds in the end.
+    """
+    place = np.lexsort((np.arange(len(faults)), faults.sites.index, faults.sites.target))
+    t, i = faults.sites.target[place], faults.sites.index[place]
+    first = np.ones(len(place), bool)
+    first[1:] = (t[1:] != t[:-1]) | (i[1:] != i[:-1])
+    group = np.cumsum(first) - 1
+    rank = np.arange(len(place)) - np.flatnonzero(first)[group] if len(place) else group
+    now = stored[place][first].copy()
+    before, after = np.zeros(len(faults), np.uint64), np.zeros(len(faults), np.uint64)
+    for turn in range(int(rank.max(initial=-1)) + 1):
+        here = rank == turn
+        rows, cells = place[here], group[here]
+        before[rows] = now[cells]
+        after[rows] = _strike(faults, rows, before[rows])
+        now[cells] = after[rows]
+    final = np.zeros(len(faults), np.uint64)
+    final[place] = now[group]
+    return replace(faults, before=before, after=after), final
+
+
+def _strike(faults: Faults, rows: Any, before: Words) -> Words:
+    after = np.zeros(len(rows), np.uint64)
+    bits, target = faults.sites.bit[rows], faults.sites.target[rows]
+    if len(faults.models) > 1:
+        for k, row in enumerate(rows.tolist()):
+            word = faults.targets[int(target[k])].word
+            after[k] = faults.models[row].strike(word, before[k : k + 1], bits[k : k + 1])[0]
+        return after
+    words = np.array([list(_distinct(faults.targets)).index(t.word) for t in faults.targets], np.int64)
+    for k, word in enumerate(_distinct(faults.targets)):
+        here = words[target] == k
+        after[here] = faults.models[0].strike(word, before[here], bits[here])
+    return after
+
+
+def _distinct(targets: Sequence[Target]) -> dict[Word, None]:
+    return dict.fromkeys(t.word for t in targets)
+
+
+def json_value(value: Any) -> Any:
+    """A number as strict JSON takes it: NaN and the infinities become strings.
+
+    >>> json_value(float("-inf")), json_value(0.5)
+    ('-Infinity', 0.5)
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def fault_model(text: str | FaultModel) -> FaultModel:
+    """A fault model from its string, or as it is."""
+    return parse_fault(text) if isinstance(text, str) else text

@@ -1,0 +1,245 @@
+"""Opening a model: its structure, its targets, and where their words lie. Nothing here changes a file.
+
+Opening means the same in every command: external data inside the model's folder, no links to data unless they are
+allowed, lengths checked before memory is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.errors import ModelError
+from onnxfi.faults.space import Index, Target
+from onnxfi.faults.trials import Faults
+from onnxfi.faults.words import Words
+from onnxfi.graph.targets import Place, Walk
+from onnxfi.graph.wire import Record, Source, scan, split_varints
+
+if TYPE_CHECKING:
+    import onnx
+
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as it lies on disk or in memory: what can be struck, and where it is.
+
+    `proto` is the structure without the large payloads; `targets` every stored tensor and number list in file
+    order; `external` the data files in order of first reference; `notes` what a reader should know.
+    """
+
+    source: Source
+    proto: onnx.ModelProto = field(repr=False)
+    targets: tuple[Target, ...] = field(repr=False)
+    places: tuple[Place, ...] = field(repr=False)
+    records: Sequence[Record] = field(repr=False)
+    external: tuple[Source, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path | None:
+        """The model file; None for a model in memory."""
+        return self.source.path
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+        return str(self.path) if self.path else "the model in memory"
+
+    @cached_property
+    def sources(self) -> tuple[Source, ...]:
+        """The model file and its data files."""
+        return (self.source, *self.external)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the model file followed by its data files: `cat m.onnx m.onnx.data | sha256sum`."""
+        total = hashlib.sha256()
+        for source in self.sources:
+            with source.reading() as read:
+                for start in range(0, source.size, _CHUNK):
+                    total.update(read(start, min(start + _CHUNK, source.size)))
+        return total.hexdigest()
+
+    @cached_property
+    def by_id(self) -> dict[str, int]:
+        """The ordinal of each target."""
+        return {target.id: k for k, target in enumerate(self.targets)}
+
+    def words(self, target: Target, index: Index) -> Words:
+        """The stored words of some elements (flat, row-major; [n]) of a target."""
+        place = self.places[self.by_id[target.id]]
+        out = np.zeros(len(index), np.uint64)
+        if not len(index):
+            return out
+        with self.sources[place.file].reading() as read:
+            if place.varint:
+                values = varint_values(read, place)[index // place.per_entry]
+                shift = (index % place.per_entry * target.word.storage).astype(np.uint64)
+                return (values >> shift) & np.uint64(target.word.full)
+            offsets, skip = byte_offsets(target, place, index)
+            size = max(1, target.word.storage // 8)
+            if len(index) * 64 > target.size and len(place.spans) == 1:
+                # Dense: read the tensor in pieces and pick from them.
+                return _pick(read, place, target, index)
+            for k, (at, inside) in enumerate(zip(offsets.tolist(), skip.tolist(), strict=True)):
+                out[k] = int.from_bytes(read(at, at + size), "little") >> (inside * target.word.storage)
+        return out & np.uint64(target.word.full)
+
+    def stored(self, faults: Faults) -> Words:
+        """The stored word under each fault, in the order of the faults ([n])."""
+        out = np.zeros(len(faults), np.uint64)
+        for ordinal in np.unique(faults.sites.target).tolist():
+            here = faults.sites.target == ordinal
+            out[here] = self.words(faults.targets[ordinal], faults.sites.index[here])
+        return out
+
+
+def varint_values(read: Any, place: Place) -> Words:
+    """All numbers of a varint list ([entries])."""
+    return np.concatenate([split_varints(read(*span))[0] for span in place.spans] or [np.zeros(0, np.uint64)])
+
+
+def byte_offsets(target: Target, place: Place, index: Index) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each element: the file offset of its first byte, and how many words come before it inside that byte."""
+    per_byte = max(1, 8 // target.word.storage)
+    at = index // per_byte * max(1, target.word.storage // 8)
+    lengths = np.array([end - start for start, end in place.spans], np.int64)
+    starts = np.array([start for start, _ in place.spans], np.int64)
+    ends = np.cumsum(lengths)
+    span = np.searchsorted(ends, at, side="right")
+    return starts[span] + at - (ends - lengths)[span], index % per_byte
+
+
+def _pick(read: Any, place: Place, target: Target, index: Index) -> Words:
+    out = np.zeros(len(index), np.uint64)
+    start, _ = place.spans[0]
+    per_piece = _CHUNK // target.word.storage * 8
+    for first in range(0, target.size, per_piece):
+        count = min(per_piece, target.size - first)
+        here = (index >= first) & (index < first + count)
+        if here.any():
+            at = start + target.word.size_bytes(first)
+            words = target.word.unpack(read(at, at + target.word.size_bytes(count)), first, count)
+            out[here] = words[index[here] - first]
+    return out
+
+
+def load(model: str | Path | bytes | onnx.ModelProto, *, allow_links: bool = False) -> Model:
+    """Open a model: a path, its serialised bytes, or an `onnx.ModelProto`.
+
+    Raises ModelError for what is no ONNX model, is damaged, or whose external data is missing, too short, outside
+    the model's folder, or behind a link (unless `allow_links`).
+    """
+    if isinstance(model, (str, Path)):
+        source = Source.file(Path(model))
+    elif isinstance(model, bytes):
+        source = Source.memory(model)
+    else:
+        source = Source.memory(model.SerializeToString(deterministic=True))
+    if source.size == 0:
+        raise ModelError(f"{source.path or 'the model'} is empty; give an ONNX file")
+    skeleton, records = scan(source)
+    proto = _parse(skeleton, source)
+    data = _External(source.path, allow_links)
+    walk = Walk(proto, records, data.place)
+    rows = list(walk.targets())
+    targets, places = (tuple(column) for column in zip(*rows, strict=True)) if rows else ((), ())
+    notes = (*_version_notes(proto), *walk.notes)
+    return Model(source, proto, targets, places, records, tuple(data.sources), notes)
+
+
+def _parse(skeleton: bytes, source: Source) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    what = str(source.path) if source.path else "the given bytes"
+    try:
+        proto = onnx.ModelProto.FromString(skeleton)
+        if not proto.HasField("graph"):
+            raise ModelError(f"{what} holds no graph: not an ONNX model")
+        return proto
+    except DecodeError as error:
+        raise ModelError(f"{what} is no ONNX model: {str(error)[:120]}") from None
+
+
+def _version_notes(proto: onnx.ModelProto) -> Iterable[str]:
+    import onnx
+
+    if proto.ir_version > onnx.IR_VERSION:
+        yield f"IR version {proto.ir_version} is newer than the {onnx.IR_VERSION} that onnx {onnx.__version__} knows"
+    newest = onnx.defs.onnx_opset_version()
+    opsets = [o for o in proto.opset_import if o.domain in ("", "ai.onnx")]
+    if len(opsets) > 1:
+        yield f"the default opset is imported {len(opsets)} times: {', '.join(str(o.version) for o in opsets)}"
+    for opset in opsets:
+        if opset.version > newest:
+            yield f"opset {opset.version} is newer than the {newest} that onnx {onnx.__version__} knows"
+
+
+class _External:
+    """The data files of one model, opened once each, by the rules of a careful host."""
+
+    def __init__(self, path: Path | None, allow_links: bool) -> None:
+        self.path, self.allow_links = path, allow_links
+        self.sources: list[Source] = []
+        self.numbers: dict[str, int] = {}
+
+    def place(self, tensor: onnx.TensorProto, name: str, size_bytes: int, record: int) -> Place:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        number = self.numbers.get(location)
+        if number is None:
+            self.sources.append(Source.file(self._check(location, name)))
+            number = self.numbers[location] = len(self.sources)
+        offset = _whole(entries.get("offset", "0"), "offset", name)
+        length = _whole(entries.get("length", str(size_bytes)), "length", name)
+        if length != size_bytes:
+            raise ModelError(f"{name!r} needs {size_bytes:,} bytes, but its external data has length {length:,}")
+        held = self.sources[number - 1].size
+        if offset + length > held:
+            raise ModelError(
+                f"external data {location!r} is too short: {name!r} lies at {offset:,} to {offset + length:,}, "
+                f"the file has {held:,} bytes; fetch the file again"
+            )
+        return Place(number, ((offset, offset + length),), record)
+
+    def _check(self, location: str, name: str) -> Path:
+        what = f"external data {location!r} of {name!r}"
+        if self.path is None:
+            raise ModelError(f"{what}: a model in memory has no folder; load it from its file")
+        pure, windows = PurePosixPath(location), PureWindowsPath(location)
+        if not location or "\0" in location:
+            raise ModelError(f"{what} names no file; the model is damaged")
+        if pure.is_absolute() or windows.drive or windows.root:
+            raise ModelError(f"{what} is an absolute path; it must lie inside the model's folder")
+        if ".." in pure.parts or ".." in windows.parts:
+            raise ModelError(f"{what} leaves the model's folder with '..'; it must lie inside it")
+        place = self.path.parent
+        for part in pure.parts:
+            place = place / part
+            if place.is_symlink() and not self.allow_links:
+                raise ModelError(f"{what} is behind the symbolic link {str(place)!r}; --allow-links follows it")
+        try:
+            status = os.stat(place)
+        except OSError:
+            raise ModelError(f"{what} is missing: no file {str(place)!r}; put it beside the model") from None
+        if status.st_nlink > 1 and not place.is_dir() and not self.allow_links:
+            raise ModelError(f"{what} is a hard link ({status.st_nlink} names); --allow-links follows it")
+        return place
+
+
+def _whole(text: str, key: str, name: str) -> int:
+    if not text.isdecimal() or len(text) > 18:
+        raise ModelError(f"external data of {name!r}: {key} {text[:40]!r} is no whole number; the model is damaged")
+    return int(text)

@@ -1,0 +1,339 @@
+"""Mutating: write a copy of a model in which some words are others, and nothing else is.
+
+The copy is made byte for byte and patched where the struck words lie. Only where a number of variable length changes
+its length (weights in typed integer fields), or external data gets a new name, are bytes put in or taken out, and the
+lengths of the messages around them written anew. External data is copied and patched piece by piece. Nothing is
+written before everything is checked; a temporary name, fsync and rename leave no half file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.errors import FaultListError, ModelError, OutputError
+from onnxfi.faults.space import Target
+from onnxfi.faults.trials import Faults, concat, resolve
+from onnxfi.faults.words import Words
+from onnxfi.graph.model import Model, byte_offsets
+from onnxfi.graph.targets import Place
+from onnxfi.graph.wire import Frame, Record, Source, split_varints, varint
+
+_CHUNK = 1 << 22
+_ZEROS = bytes(_CHUNK)
+
+
+@dataclass
+class Edits:
+    """What becomes of each file: bytes to overwrite, and stretches of the model file to replace.
+
+    `patches` maps a file's number to (offset, byte) columns; `splices` are (frames, start, end, new bytes), the frames
+    being those whose lengths follow.
+    """
+
+    patches: dict[int, list[tuple[NDArray[np.int64], NDArray[np.uint8]]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    splices: list[tuple[tuple[Frame, ...], int, int, bytes]] = field(default_factory=list)
+
+    @property
+    def resized(self) -> bool:
+        """Whether a number changed its length, so that the message around it is written anew."""
+        return any(end - start != len(new) for _, start, end, new in self.splices)
+
+    def bytes_of(self, file: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """The patches of one file as ascending columns."""
+        parts = self.patches.get(file) or [(np.zeros(0, np.int64), np.zeros(0, np.uint8))]
+        offsets, values = (np.concatenate(column) for column in zip(*parts, strict=True))
+        order = np.argsort(offsets, kind="stable")
+        return offsets[order], values[order]
+
+
+def place(model: Model, faults: Faults) -> tuple[Faults, Words]:
+    """Look up the stored words: the faults with their words before and after, and each row's final word."""
+    return resolve(faults, model.stored(faults))
+
+
+def edits(model: Model, faults: Faults, final: Words) -> Edits:
+    """The bytes that make each fault's place hold its final word."""
+    out = Edits()
+    for ordinal in np.unique(faults.sites.target).tolist():
+        here = faults.sites.target == ordinal
+        target = faults.targets[ordinal]
+        index, first = np.unique(faults.sites.index[here], return_index=True)
+        words = final[here][first]
+        spot = model.places[model.by_id[target.id]]
+        with model.sources[spot.file].reading() as read:
+            if spot.varint:
+                _edit_varints(out, read, target, spot, model.records[spot.record], index, words)
+            else:
+                out.patches[spot.file].append(_patch(read, target, spot, index, words))
+    return out
+
+
+def _patch(
+    read: Any, target: Target, spot: Place, index: NDArray[np.int64], words: Words
+) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Words that lie as they are: the offset and value of each byte that they take."""
+    offsets, inside = byte_offsets(target, spot, index)
+    if target.word.storage >= 8:
+        size = target.word.storage // 8
+        values = words.astype(target.word.carrier).view(np.uint8).reshape(-1, size)
+        return (offsets[:, None] + np.arange(size)).ravel(), values.ravel()
+    cells: dict[int, bytearray] = {}
+    for at, position, word in zip(offsets.tolist(), inside.tolist(), words.tolist(), strict=True):
+        cell = cells.setdefault(at, bytearray(read(at, at + 1)) if at not in cells else bytearray())
+        target.word.place(cell, position, word)
+    return np.array(list(cells), np.int64), np.array([c[0] for c in cells.values()], np.uint8)
+
+
+def _edit_varints(
+    out: Edits, read: Any, target: Target, spot: Place, record: Record, index: NDArray[np.int64], words: Words
+) -> None:
+    """Words in a list of varints: overwritten where the length stays, else spliced."""
+    wanted: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for at, word in zip(index.tolist(), words.tolist(), strict=True):
+        entry, position = divmod(at, spot.per_entry)
+        wanted[entry].append((position, word))
+    done = 0
+    for start, end in spot.spans:
+        values, starts = split_varints(read(start, end))
+        frames = record.frames + ((record.packed[start],) if start in record.packed else ())
+        for entry in [e for e in wanted if done <= e < done + len(values)]:
+            number = int(values[entry - done])
+            for position, word in wanted.pop(entry):
+                number = _entry(number, position, word, target)
+            a, b = (start + int(starts[entry - done + k]) for k in (0, 1))
+            new = varint(number)
+            if len(new) == b - a:
+                out.patches[0].append((np.arange(a, b), np.frombuffer(new, np.uint8)))
+            else:
+                out.splices.append((frames, a, b, new))
+        done += len(values)
+
+
+def _entry(number: int, position: int, word: int, target: Target) -> int:
+    """One number of a typed field with one of its words replaced; signed formats keep their sign extension."""
+    bits = target.word.storage
+    if bits < 8:
+        shift = position * bits
+        return number & ~(target.word.full << shift) | (word << shift)
+    signed = target.word.signed and not target.word.is_float and bits < 64
+    return word - (1 << bits) if signed and word >> (bits - 1) else word
+
+
+def _renamed(model: Model, out: Path, names: Sequence[str]) -> list[tuple[tuple[Frame, ...], int, int, bytes]]:
+    """Splices that give every external tensor the new name of its file."""
+    old: dict[bytes, bytes] = {}
+    splices = []
+    with model.source.reading() as read:
+        for target, spot in zip(model.targets, model.places, strict=True):
+            if spot.file:
+                record = model.records[spot.record]
+                for entry, value in record.locations[-1:]:
+                    old[read(*value[1:])] = names[spot.file - 1].encode()
+                    splices.append((record, entry, value))
+                if not record.locations:
+                    raise ModelError(f"{target.id!r} names its external data in a way that cannot be rewritten")
+        return [
+            ((*record.frames, entry, value), value[1], value[2], old[read(*value[1:])]) for record, entry, value in splices
+        ]
+
+
+def _lengths(splices: Iterable[tuple[tuple[Frame, ...], int, int, bytes]]) -> list[tuple[int, int, bytes]]:
+    """All replacements in the model file: the splices, and the lengths of the messages around them, ascending."""
+    edits_ = [(start, end, new) for _, start, end, new in splices]
+    growth: dict[Frame, int] = defaultdict(int)
+    parent: dict[Frame, tuple[int, Frame | None]] = {}
+    for frames, start, end, new in splices:
+        for depth, frame in enumerate(frames):
+            parent[frame] = (depth, frames[depth - 1] if depth else None)
+        growth[frames[-1]] += len(new) - (end - start)
+    for frame, (_, outer) in sorted(parent.items(), key=lambda item: -item[1][0]):
+        at, start, end = frame
+        length = varint(end - start + growth[frame])
+        edits_.append((at, start, length))
+        if outer is not None:
+            growth[outer] += growth[frame] + len(length) - (start - at)
+    return sorted(edits_)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: the digests of the model and of the faulty model, the file, and what there is to say."""
+
+    model: str
+    faulty: str
+    path: Path | None
+    data: bytes | None = None
+    resized: bool = False
+
+
+class _Hashing:
+    """Two running digests, each fed in order by a thread of its own while the next piece is read and written."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(2)
+        self.model, self.faulty = hashlib.sha256(), hashlib.sha256()
+        self.waiting: list[Future[None]] = []
+
+    def feed(self, old: Any, new: Any) -> None:
+        for future in self.waiting:
+            future.result()
+        self.waiting = [self.pool.submit(self.model.update, old), self.pool.submit(self.faulty.update, new)]
+
+    def digests(self) -> tuple[str, str]:
+        self.feed(b"", b"")
+        self.pool.shutdown()
+        return self.model.hexdigest(), self.faulty.hexdigest()
+
+
+def _pieces(
+    source: Source, patches: tuple[NDArray[np.int64], NDArray[np.uint8]], replaced: Sequence[tuple[int, int, bytes]]
+) -> Iterator[tuple[bytes, Any]]:
+    """The file in pieces, each as it was and as it becomes."""
+    offsets, values = patches
+    with source.reading() as read:
+        at = 0
+        for start, end, new in [*replaced, (source.size, source.size, b"")]:
+            for low in range(at, start, _CHUNK):
+                high = min(low + _CHUNK, start)
+                old = read(low, high)
+                a, b = np.searchsorted(offsets, [low, high])
+                if a == b:
+                    yield old, old
+                    continue
+                changed = np.frombuffer(old, np.uint8).copy()
+                changed[offsets[a:b] - low] = values[a:b]
+                yield old, changed.data
+            if end > start or new:
+                yield read(start, end), new
+            at = end
+
+
+def write(model: Model, change: Edits, out: Path | None, *, expect: str | None = None) -> Written:
+    """Write the changed copy to `out`, or return its bytes where `out` is None (a model without external data).
+
+    With external data also `OUT.data` (`OUT.data.1`, …); only their names change in the model. `expect` is the digest
+    that the result must have. Raises OutputError for a place that cannot be written.
+    """
+    hashing = _Hashing()
+    if out is None:
+        if model.external:
+            raise OutputError("a model with external data cannot be written into memory; give an output file")
+        parts = []
+        for old, new in _pieces(model.source, change.bytes_of(0), _lengths(change.splices)):
+            hashing.feed(old, new)
+            parts.append(bytes(new))
+        return Written(*hashing.digests(), None, b"".join(parts), change.resized)
+    files = [out, *(out.with_name(f"{out.name}.data" + (f".{k}" if k else "")) for k in range(len(model.external)))]
+    check_place(model, files)
+    splices = [*change.splices, *(_renamed(model, out, [f.name for f in files[1:]]) if model.external else ())]
+    with temporary(files) as streams:
+        for number, (source, stream) in enumerate(zip(model.sources, streams, strict=True)):
+            replaced = _lengths(splices) if number == 0 else []
+            for old, new in _pieces(source, change.bytes_of(number), replaced):
+                hashing.feed(old, new)
+                _put(stream, new)
+            stream.truncate()
+        digests = hashing.digests()
+        if expect is not None and digests[1] != expect:
+            raise FaultListError(f"the result would be {digests[1]}, not {expect}; nothing was written")
+    return Written(*digests, out, None, change.resized)
+
+
+def _put(stream: IO[bytes], piece: Any) -> None:
+    """Write a piece; a stretch of zeros is left as a hole, so that a sparse file stays one."""
+    if len(piece) == _CHUNK and bytes(piece) == _ZEROS:
+        stream.seek(len(piece), os.SEEK_CUR)
+    else:
+        stream.write(piece)
+
+
+def check_place(model: Model, files: Sequence[Path]) -> None:
+    """Refuse an output that is one of the inputs, in a folder that is not there, a directory, or too large."""
+    folder = files[0].parent
+    if not folder.is_dir():
+        raise OutputError(f"no folder {str(folder)!r} to write {files[0].name!r} into; make it first")
+    for file in files:
+        if file.is_dir():
+            raise OutputError(f"the output {str(file)!r} is a directory; give a file name")
+        for source in model.sources:
+            if source.path is not None and file.exists() and os.path.samefile(file, source.path):
+                raise OutputError(f"the output {str(file)!r} is the input itself; give another name with -o")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"the folder {str(folder)!r} cannot be written; choose another with -o")
+    needed = sum(_on_disk(source) for source in model.sources)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputError(f"the disk is full: {needed:,} bytes are needed in {str(folder)!r}, {free:,} are free")
+
+
+def _on_disk(source: Source) -> int:
+    blocks = getattr(source.path.stat(), "st_blocks", None) if source.path else None
+    return source.size if blocks is None else min(source.size, blocks * 512)
+
+
+@contextmanager
+def temporary(files: Sequence[Path]) -> Iterator[list[IO[bytes]]]:
+    """Streams that become `files` only when all is written: data first, the model last; else nothing is left."""
+    drafts = [f.with_name(f".{f.name}.{secrets.token_hex(4)}.tmp") for f in files]
+    streams: list[IO[bytes]] = []
+    try:
+        for draft in drafts:
+            streams.append(draft.open("wb"))
+        yield streams
+        for stream in streams:
+            stream.flush()
+            os.fsync(stream.fileno())
+            stream.close()
+        for draft, file in reversed(list(zip(drafts, files, strict=True))):
+            os.replace(draft, file)
+    except OSError as error:
+        raise OutputError(f"cannot write {str(files[0])!r}: {error.strerror}; nothing was written") from None
+    finally:
+        for stream in streams:
+            _close(stream)
+        for draft in drafts:
+            draft.unlink(missing_ok=True)
+
+
+def _close(stream: IO[bytes]) -> None:
+    try:
+        stream.close()
+    except OSError:  # a full disk may refuse the last flush; the draft is removed anyway
+        stream.raw.close() if hasattr(stream, "raw") else None
+
+
+def restore(model: Model, trials: Sequence[Faults]) -> tuple[Faults, Words]:
+    """The words that undo these trials, last fault first, on the faulty model; checked against what it holds.
+
+    Raises FaultListError where the model does not hold what the faults left there.
+    """
+    rows = concat([faults.pick(np.arange(len(faults))[::-1]) for faults in reversed(trials)])
+    held = model.stored(rows)
+    places, newest, group = np.unique(
+        np.stack([rows.sites.target, rows.sites.index]), axis=1, return_index=True, return_inverse=True
+    )
+    if rows.after is not None:
+        wrong = newest[held[newest] != rows.after[newest]]
+        if len(wrong):
+            fault = rows[int(wrong.min())]
+            raise FaultListError(f"{fault.site} does not hold {fault.after:#x}; the list did not make this model")
+    if rows.before is None:
+        return resolve(rows, held)
+    original = np.zeros(places.shape[1], np.uint64)
+    original[group.ravel()] = rows.before  # rows run backwards in time, and the last assignment stays
+    return rows, original[group.ravel()]

