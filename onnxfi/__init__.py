@@ -1,1 +1,77 @@
-"""onnxfi"""
+"""onnxfi: what happens to a deployed neural network's answers when bits go wrong.
+
+    import onnxfi
+
+    model = onnxfi.load("model.onnx")
+    drawn = onnxfi.sample(model, ber=1e-6)
+    onnxfi.inject(model, drawn, "faulty.onnx")
+
+The names below are resolved when they are used: importing onnxfi loads neither onnx nor onnxruntime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_NAMES = {
+    "errors": ("OnnxfiError", "InputError"),
+    "faults.faultlist": ("FaultList",),
+    "faults.models": ("FaultModel", "fault_models", "parse_fault"),
+    "faults.space": ("FaultSpace", "Selector", "Site", "Target"),
+    "faults.trials": ("Fault", "Faults"),
+    "faults.words": ("Mask", "Word"),
+    "graph.model": ("Model", "load"),
+    "runtime.data": ("open_data",),
+    "runtime.engines": ("OrtEngine",),
+    "runtime.injector": ("evaluate", "inject", "inspect", "replay", "sample", "undo"),
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = [
+    "Fault",
+    "FaultList",
+    "FaultModel",
+    "FaultSpace",
+    "Faults",
+    "InputError",
+    "Mask",
+    "Model",
+    "OnnxfiError",
+    "OrtEngine",
+    "Selector",
+    "Site",
+    "Target",
+    "Word",
+    "evaluate",
+    "fault_models",
+    "inject",
+    "inspect",
+    "load",
+    "open_data",
+    "parse_fault",
+    "replay",
+    "sample",
+    "undo",
+]
+
+if TYPE_CHECKING:
+    from onnxfi.errors import InputError, OnnxfiError
+    from onnxfi.faults.faultlist import FaultList
+    from onnxfi.faults.models import FaultModel, fault_models, parse_fault
+    from onnxfi.faults.space import FaultSpace, Selector, Site, Target
+    from onnxfi.faults.trials import Fault, Faults
+    from onnxfi.faults.words import Mask, Word
+    from onnxfi.graph.model import Model, load
+    from onnxfi.runtime.data import open_data
+    from onnxfi.runtime.engines import OrtEngine
+    from onnxfi.runtime.injector import evaluate, inject, inspect, replay, sample, undo
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'onnxfi' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"onnxfi.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)

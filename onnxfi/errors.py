@@ -1,14 +1,14 @@
 """One exception tree. Every message says what was given, what is allowed, and what to do.
 
-    OnnxfiError
-    ├── InputError            the request or a file is wrong: the command line exits with 2
-    │   ├── ModelError        not a model, a hostile or damaged one, or one that cannot be used so
-    │   ├── SelectorError     a selector, site, bit or element that names nothing
-    │   ├── FaultError        a fault model or its parameters
-    │   ├── FaultListError    a fault list that is none, of another model, or of another version
-    │   ├── DataError         labelled data that does not fit the model
-    │   └── OutputError       a place that cannot be written
-    └── EngineError           the runtime refuses the model, or a provider does not load
+OnnxfiError
+├── InputError            the request or a file is wrong: the command line exits with 2
+│   ├── ModelError        not a model, a hostile or damaged one, or one that cannot be used so
+│   ├── SelectorError     a selector, site, bit or element that names nothing
+│   ├── FaultError        a fault model or its parameters
+│   ├── FaultListError    a fault list that is none, of another model, or of another version
+│   ├── DataError         labelled data that does not fit the model
+│   └── OutputError       a place that cannot be written
+└── EngineError           the runtime refuses the model, or a provider does not load
 """
 
 from __future__ import annotations

@@ -77,7 +77,14 @@ class Header:
             fault = str(parse_fault(row["fault"]))
             faulty = None if row["faulty"] is None else str(row["faulty"])
             return cls(
-                str(row["model"]), fault, selector, how, int(row["population"]), str(row["unit"]), faulty, str(row["tool"])
+                str(row["model"]),
+                fault,
+                selector,
+                how,
+                int(row["population"]),
+                str(row["unit"]),
+                faulty,
+                str(row["tool"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError, FaultError, InputError) as error:
             raise FaultListError(f"{where}: the header is damaged: {_say(error)}") from None
@@ -187,10 +194,14 @@ class FaultList:
             known = {t.id: k for k, t in enumerate(targets)}
             ordinals = np.array([known[t.id] for t in space.targets], np.int64)
             faults = replace(
-                faults, targets=tuple(targets), sites=replace(faults.sites, target=ordinals[faults.sites.target])
+                faults,
+                targets=tuple(targets),
+                sites=replace(faults.sites, target=ordinals[faults.sites.target]),
             )
             if sites_digest(faults, range(len(targets))) != row["sha256"]:
-                raise FaultListError(f"{where}: the recipe gives other faults than it names; it is of another tool or model")
+                raise FaultListError(
+                    f"{where}: the recipe gives other faults than it names; it is of another tool or model"
+                )
             if "before" not in row:
                 return faults
             limit = 8 * len(faults)
@@ -219,7 +230,9 @@ class FaultList:
                     raise FaultListError(f"{where}: a word has more than the {target.word.bits} bits of {target.dtype}")
                 columns.append((ordinal, index, bit, model, *words))
             except KeyError as error:
-                raise FaultListError(f"{where}: no {error.args[0]!r} in this line or model; the list is damaged") from None
+                raise FaultListError(
+                    f"{where}: no {error.args[0]!r} in this line or model; the list is damaged"
+                ) from None
             except (TypeError, ValueError, IndexError, AttributeError, FaultError) as error:
                 raise FaultListError(f"{where}: the line is damaged: {_say(error)}") from None
         target_, index_, bit_, models_, before, after = zip(*columns, strict=True)
@@ -261,7 +274,9 @@ def _json(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line, parse_constant=refuse)
     except (ValueError, RecursionError):
-        raise FaultListError(f"{where} is no line of a fault list; give a file that --save-faults or plan wrote") from None
+        raise FaultListError(
+            f"{where} is no line of a fault list; give a file that --save-faults or plan wrote"
+        ) from None
     if not isinstance(row, dict):
         raise FaultListError(f"{where} is no line of a fault list; give a file that --save-faults or plan wrote")
     return row
@@ -271,4 +286,13 @@ def _say(error: Exception) -> str:
     return f"no {error}" if isinstance(error, KeyError) else str(error)[:200]
 
 
-__all__ = ["FORMAT", "MOST_FAULTS", "VERSION", "FaultList", "Header", "fault_row", "lines", "write_fault_list"]
+__all__ = [
+    "FORMAT",
+    "MOST_FAULTS",
+    "VERSION",
+    "FaultList",
+    "Header",
+    "fault_row",
+    "lines",
+    "write_fault_list",
+]

@@ -82,15 +82,11 @@ class Site:
     step: int | None = None
 
     def __str__(self) -> str:
-        at = "".join(
-            f"@{k}={v}" for k, v in (("sample", self.sample), ("step", self.step)) if v is not None
-        )
+        at = "".join(f"@{k}={v}" for k, v in (("sample", self.sample), ("step", self.step)) if v is not None)
         return f"{self.target}[{self.index}]{at}" + ("" if self.bit is None else f":{self.bit}")
 
 
-_SITE = re.compile(
-    r"(?P<id>.*)\[(?P<index>[\d,\s]*)\](?P<at>(?:@(?:sample|step)=\d+)*)(?::(?P<bit>\d+))?", re.S
-)
+_SITE = re.compile(r"(?P<id>.*)\[(?P<index>[\d,\s]*)\](?P<at>(?:@(?:sample|step)=\d+)*)(?::(?P<bit>\d+))?", re.S)
 
 
 def parse_site(text: str, targets: Sequence[Target]) -> Site:
@@ -112,7 +108,9 @@ def parse_site(text: str, targets: Sequence[Target]) -> Site:
     index = _flat([int(p) for p in match["index"].split(",") if p.strip()], target)
     bit = None if match["bit"] is None else int(match["bit"][:9])
     if bit is not None and bit >= target.word.bits:
-        raise SelectorError(f"bit {bit} is beyond {target.dtype} of {target.id!r}: bits are 0 to {target.word.bits - 1}")
+        raise SelectorError(
+            f"bit {bit} is beyond {target.dtype} of {target.id!r}: bits are 0 to {target.word.bits - 1}"
+        )
     at = dict(part.split("=") for part in match["at"].split("@") if part)
     return Site(target.id, index, bit, *(int(at[k]) if k in at else None for k in ("sample", "step")))
 
@@ -250,9 +248,7 @@ class FaultSpace:
     chosen: tuple[int, ...] = field(default=(), repr=False)
 
     @classmethod
-    def over(
-        cls, targets: Sequence[Target], model: FaultModel, *, bits: str = "", elements: str = ""
-    ) -> FaultSpace:
+    def over(cls, targets: Sequence[Target], model: FaultModel, *, bits: str = "", elements: str = "") -> FaultSpace:
         """Sites of `model` over these targets; those without a site (no such field, size 0) are left out."""
         parts = parse_bits(bits) if bits else ()
         rows: list[tuple[Target, tuple[int, ...], int]] = []

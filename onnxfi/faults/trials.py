@@ -116,8 +116,10 @@ def concat(parts: Sequence[Faults]) -> Faults:
         return parts[0]
     columns = (np.concatenate([getattr(p.sites, name) for p in parts]) for name in ("target", "index", "bit"))
     models = {p.models for p in parts}
-    spread = parts[0].models if len(models) == 1 and len(parts[0].models) == 1 else tuple(
-        p.model(row) for p in parts for row in range(len(p))
+    spread = (
+        parts[0].models
+        if len(models) == 1 and len(parts[0].models) == 1
+        else tuple(p.model(row) for p in parts for row in range(len(p)))
     )
     before, after = (
         None if any(getattr(p, when) is None for p in parts) else np.concatenate([getattr(p, when) for p in parts])
@@ -172,9 +174,7 @@ def draw(space: FaultSpace, how: Draw, model: FaultModel, trial: int = 1) -> Fau
     return Faults(space.targets, sites, _spend(space.targets, sites, model, how.seed, trial))
 
 
-def _spend(
-    targets: Sequence[Target], sites: Sites, model: FaultModel, seed: int, trial: int
-) -> tuple[FaultModel, ...]:
+def _spend(targets: Sequence[Target], sites: Sites, model: FaultModel, seed: int, trial: int) -> tuple[FaultModel, ...]:
     if not model.draws:
         return (model,)
     raw = sampling.raw_words(seed, trial, sampling.VALUE, len(sites)).tolist()
@@ -199,7 +199,9 @@ def at_sites(
         if model.unit == "word" and site.bit is not None:
             raise SelectorError(f"site {str(site)!r} names a bit, but {model} strikes whole words; leave the bit out")
         if site.bit is not None and site.bit + model.width() > target.word.bits:
-            raise SelectorError(f"{model} at {str(site)!r} reaches beyond the {target.word.bits} bits of {target.dtype}")
+            raise SelectorError(
+                f"{model} at {str(site)!r} reaches beyond the {target.word.bits} bits of {target.dtype}"
+            )
         if site.sample is not None or site.step is not None:
             raise SelectorError(f"site {str(site)!r}: a stored word has neither sample nor step; leave them out")
         if not replace(selector, include=(*selector.include, "=" + target.id)).keeps(target):

@@ -157,7 +157,7 @@ def _to_integers(values: NDArray[Any], word: Word) -> NDArray[Any]:
     low = -(1 << (word.bits - 1)) if word.signed else 0
     high = (1 << (word.bits - int(word.signed))) - 1
     if word.bits <= 32 and values.dtype.kind in "iu":
-        return np.clip(values, low, high)
+        return np.asarray(np.clip(values, low, high))
     if word.bits <= 32:
         return np.clip(np.nan_to_num(np.rint(values.astype(np.float64)), nan=0.0), low, high).astype(np.int64)
     # 2**63 - 1 is no float64, so the ends of 64-bit formats are held in exact integer arithmetic.

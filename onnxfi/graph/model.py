@@ -165,7 +165,7 @@ def _parse(skeleton: bytes, source: Source) -> onnx.ModelProto:
 
     what = str(source.path) if source.path else "the given bytes"
     try:
-        proto = onnx.ModelProto.FromString(skeleton)
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(skeleton)
         if not proto.HasField("graph"):
             raise ModelError(f"{what} holds no graph: not an ONNX model")
         return proto

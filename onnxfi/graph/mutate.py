@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +31,8 @@ from onnxfi.graph.model import Model, byte_offsets
 from onnxfi.graph.targets import Place
 from onnxfi.graph.wire import Frame, Record, Source, split_varints, varint
 
+#: Told how much is done, and how much there is.
+Progress = Callable[[int, int], None]
 _CHUNK = 1 << 22
 _ZEROS = bytes(_CHUNK)
 
@@ -148,7 +150,8 @@ def _renamed(model: Model, out: Path, names: Sequence[str]) -> list[tuple[tuple[
                 if not record.locations:
                     raise ModelError(f"{target.id!r} names its external data in a way that cannot be rewritten")
         return [
-            ((*record.frames, entry, value), value[1], value[2], old[read(*value[1:])]) for record, entry, value in splices
+            ((*record.frames, entry, value), value[1], value[2], old[read(*value[1:])])
+            for record, entry, value in splices
         ]
 
 
@@ -201,7 +204,9 @@ class _Hashing:
 
 
 def _pieces(
-    source: Source, patches: tuple[NDArray[np.int64], NDArray[np.uint8]], replaced: Sequence[tuple[int, int, bytes]]
+    source: Source,
+    patches: tuple[NDArray[np.int64], NDArray[np.uint8]],
+    replaced: Sequence[tuple[int, int, bytes]],
 ) -> Iterator[tuple[bytes, Any]]:
     """The file in pieces, each as it was and as it becomes."""
     offsets, values = patches
@@ -223,11 +228,18 @@ def _pieces(
             at = end
 
 
-def write(model: Model, change: Edits, out: Path | None, *, expect: str | None = None) -> Written:
+def write(
+    model: Model,
+    change: Edits,
+    out: Path | None,
+    *,
+    expect: str | None = None,
+    progress: Progress | None = None,
+) -> Written:
     """Write the changed copy to `out`, or return its bytes where `out` is None (a model without external data).
 
     With external data also `OUT.data` (`OUT.data.1`, …); only their names change in the model. `expect` is the digest
-    that the result must have. Raises OutputError for a place that cannot be written.
+    that the result must have; `progress` is told bytes done and in all. Raises OutputError for a place that cannot be written.
     """
     hashing = _Hashing()
     if out is None:
@@ -238,15 +250,25 @@ def write(model: Model, change: Edits, out: Path | None, *, expect: str | None =
             hashing.feed(old, new)
             parts.append(bytes(new))
         return Written(*hashing.digests(), None, b"".join(parts), change.resized)
-    files = [out, *(out.with_name(f"{out.name}.data" + (f".{k}" if k else "")) for k in range(len(model.external)))]
+    files = [
+        out,
+        *(out.with_name(f"{out.name}.data" + (f".{k}" if k else "")) for k in range(len(model.external))),
+    ]
     check_place(model, files)
-    splices = [*change.splices, *(_renamed(model, out, [f.name for f in files[1:]]) if model.external else ())]
+    splices = [
+        *change.splices,
+        *(_renamed(model, out, [f.name for f in files[1:]]) if model.external else ()),
+    ]
+    done, total = 0, sum(source.size for source in model.sources)
     with temporary(files) as streams:
         for number, (source, stream) in enumerate(zip(model.sources, streams, strict=True)):
             replaced = _lengths(splices) if number == 0 else []
             for old, new in _pieces(source, change.bytes_of(number), replaced):
                 hashing.feed(old, new)
                 _put(stream, new)
+                done += len(old)
+                if progress is not None:
+                    progress(done, total)
             stream.truncate()
         digests = hashing.digests()
         if expect is not None and digests[1] != expect:

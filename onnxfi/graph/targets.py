@@ -52,12 +52,56 @@ _INDEX_INPUTS: dict[str, frozenset[int]] = {
 }  # fmt: skip
 #: Operators that hand a value on: their inputs carry a shape where their outputs do.
 _HAND_ON = frozenset(
-    "Concat Cast Identity Squeeze Unsqueeze Add Sub Mul Div Mod Neg Abs Min Max Reshape Transpose Gather Slice Split "
-    "Expand Tile Where Equal Greater Less GreaterOrEqual LessOrEqual Not And Or ReduceProd ReduceMax ReduceMin "
-    "ReduceSum Floor Ceil Clip Flatten If Sign Pow ScatterElements ScatterND GatherElements GatherND".split()
+    [
+        "Concat",
+        "Cast",
+        "Identity",
+        "Squeeze",
+        "Unsqueeze",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Mod",
+        "Neg",
+        "Abs",
+        "Min",
+        "Max",
+        "Reshape",
+        "Transpose",
+        "Gather",
+        "Slice",
+        "Split",
+        "Expand",
+        "Tile",
+        "Where",
+        "Equal",
+        "Greater",
+        "Less",
+        "GreaterOrEqual",
+        "LessOrEqual",
+        "Not",
+        "And",
+        "Or",
+        "ReduceProd",
+        "ReduceMax",
+        "ReduceMin",
+        "ReduceSum",
+        "Floor",
+        "Ceil",
+        "Clip",
+        "Flatten",
+        "If",
+        "Sign",
+        "Pow",
+        "ScatterElements",
+        "ScatterND",
+        "GatherElements",
+        "GatherND",
+    ]
 )
 #: Operators between a stored word and the layer that it belongs to.
-_LOOK_THROUGH = frozenset("DequantizeLinear Cast Transpose Identity Reshape Squeeze Unsqueeze".split())
+_LOOK_THROUGH = frozenset(["DequantizeLinear", "Cast", "Transpose", "Identity", "Reshape", "Squeeze", "Unsqueeze"])
 
 
 External = Callable[["onnx.TensorProto", str, int, int], "Place"]
@@ -133,12 +177,19 @@ class Walk:
             node = _consumer(value) if value else None
             op, label, layer, structural = "", "", draft.name, False
             if node is not None and value is not None:
-                op, label, layer = node.proto.op_type, node.label, layer_of(node.proto, node.label, draft.name.rpartition("::")[2])
+                op, label, layer = (
+                    node.proto.op_type,
+                    node.label,
+                    layer_of(node.proto, node.label, draft.name.rpartition("::")[2]),
+                )
                 structural = draft.word.name in ("int64", "int32") and not value.data
             elif draft.owner:
                 op, layer = draft.owner
                 label, structural = draft.name.rpartition(".")[0], draft.word.name == "int64"
-            yield Target(draft.name, draft.word, draft.shape, draft.kind, op, label, layer, structural), draft.place
+            yield (
+                Target(draft.name, draft.word, draft.shape, draft.kind, op, label, layer, structural),
+                draft.place,
+            )
 
     def graph(self, graph: onnx.GraphProto, path: str, scope: dict[str, _Value]) -> list[_Value]:
         """Walk one graph; returns the values of its outputs."""

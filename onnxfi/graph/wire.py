@@ -172,9 +172,9 @@ class _Scanner:
         self.records: list[Record] = []
         self.kept = 0
 
-    def bytes(self, start: int, end: int) -> bytes:
+    def take(self, start: int, end: int) -> bytes:
         at = start - self.base
-        if 0 <= at and end - self.base <= len(self.buffer):
+        if at >= 0 and end - self.base <= len(self.buffer):
             return self.buffer[at : end - self.base]
         return self.read(start, end)
 
@@ -182,7 +182,7 @@ class _Scanner:
         self.kept += end - start
         if self.kept > _LARGEST_SKELETON:
             raise ModelError(f"the model's structure alone takes more than {_LARGEST_SKELETON >> 20} MB; it is refused")
-        return self.bytes(start, end)
+        return self.take(start, end)
 
     def fields(self, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
         """Fields of the message in [start, end): number, wire type, start of the field, of its payload, its end."""
@@ -263,19 +263,19 @@ class _Scanner:
 
     def _length_at(self, at: int) -> int:
         """Where the length of the field at `at` starts: behind its tag, which is one or two bytes here."""
-        head = self.bytes(at, min(at + 10, self.size))
+        head = self.take(at, min(at + 10, self.size))
         return at + 1 + next(k for k, byte in enumerate(head) if byte < 128)
 
     def _count(self, start: int, end: int) -> int:
         """Varints in [start, end): each ends with the one byte below 128."""
-        pieces = (self.bytes(at, min(at + _WINDOW, end)) for at in range(start, end, _WINDOW))
+        pieces = (self.take(at, min(at + _WINDOW, end)) for at in range(start, end, _WINDOW))
         return sum(int(np.count_nonzero(np.frombuffer(piece, np.int8) >= 0)) for piece in pieces)
 
     def _location(self, entry: Frame) -> list[tuple[Frame, Frame]]:
         """The frames of an external_data entry whose key is `location`, and of the name in it."""
         found = {n: (self._length_at(at), start, end) for n, _, at, start, end in self.fields(*entry[1:])}
         key, value = found.get(1), found.get(2)
-        return [(entry, value)] if key and value and self.bytes(*key[1:]) == b"location" else []
+        return [(entry, value)] if key and value and self.take(*key[1:]) == b"location" else []
 
 
 def scan(source: Source) -> tuple[bytes, list[Record]]:

@@ -127,9 +127,7 @@ def _from_function(spec: str, ports: Sequence[Port], batch_axis: int, limit: int
             sys.path.remove(here)
 
 
-def _from_batches(
-    made: Iterator[Any], ports: Sequence[Port], batch_axis: int, limit: int | None, what: str
-) -> Data:
+def _from_batches(made: Iterator[Any], ports: Sequence[Port], batch_axis: int, limit: int | None, what: str) -> Data:
     """Batches as a function made them, read to the end, or to `limit`, and kept: every run sees the same."""
     batches: list[dict[str, Array]] = []
     marks: list[Labels | None] = []

@@ -77,6 +77,14 @@ class Session(Protocol):
     def outputs(self) -> tuple[Port, ...]:
         """What `run` can give."""
 
+    @property
+    def provider(self) -> str:
+        """What computes, by the runtime's own name."""
+
+    @property
+    def note(self) -> str:
+        """The provider, and why no better one was taken."""
+
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run once; `outputs` None means all of them."""
 
@@ -172,9 +180,7 @@ class OrtEngine:
             raise InputError(f"no provider {self.provider!r}{near}")
         if name not in here:
             has = ", ".join(_short(one) for one in here)
-            raise EngineError(
-                f"provider {self.provider!r} is not in the installed ONNX Runtime, which has {has}"
-            )
+            raise EngineError(f"provider {self.provider!r} is not in the installed ONNX Runtime, which has {has}")
         if name in _ON_CUDA and (missing := no_cuda()):
             raise EngineError(f"provider {self.provider!r} did not load: {missing}")
         return name
@@ -276,17 +282,14 @@ class OrtSession:
         self._ort.run_with_iobinding(binding)
         found = zip(wanted, binding.get_outputs(), strict=True)
         return {
-            name: _words(value, types[name]) if types[name] in ONNX_NUMBER else value.numpy()
-            for name, value in found
+            name: _words(value, types[name]) if types[name] in ONNX_NUMBER else value.numpy() for name, value in found
         }
 
     def _wanted(self, outputs: Sequence[str] | None) -> list[str]:
         names = [port.name for port in self.outputs]
         for name in outputs or ():
             if name in self._left_out:
-                raise EngineError(
-                    f"output {name!r} is a {self._left_out[name]}; only plain tensors can be read"
-                )
+                raise EngineError(f"output {name!r} is a {self._left_out[name]}; only plain tensors can be read")
             if name not in names:
                 raise EngineError(f"the model has no output {name!r}{closest(name, names)}")
         return names if outputs is None else list(outputs)

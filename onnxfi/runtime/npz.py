@@ -55,9 +55,7 @@ def read_npz(path: Path) -> dict[str, Array]:
         raise
     except Exception as error:  # zipfile, zlib and numpy's header parser raise a dozen kinds on damage
         why = one_line(error) or type(error).__name__
-        raise DataError(
-            f"{str(path)!r} is no readable .npz archive ({why}); write it with np.savez"
-        ) from error
+        raise DataError(f"{str(path)!r} is no readable .npz archive ({why}); write it with np.savez") from error
     return arrays
 
 

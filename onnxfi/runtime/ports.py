@@ -109,12 +109,11 @@ def one_line(text: object, *, limit: int = 300) -> str:
 
 
 def _after_signature(text: str) -> str:
-    """What follows a C++ signature: its parameter list is the first balanced pair of parentheses."""
-    text = text.removeprefix("operator()")
+    """What follows a C++ signature, which ends with the first balanced pair of parentheses before a space."""
     depth = 0
     for position, character in enumerate(text):
         depth += (character == "(") - (character == ")")
-        if character == ")" and depth <= 0:
+        if character == ")" and depth <= 0 and text[position + 1 : position + 2] in ("", " "):
             return re.sub(r"^(?: const| noexcept| \[with [^\]]*\])+", "", text[position + 1 :]).lstrip()
     return text
 

@@ -1,0 +1,5 @@
+"""`python -m onnxfi`."""
+
+from onnxfi.cli import main
+
+main()

@@ -1,0 +1,40 @@
+"""`onnxfi eval MODEL`: how well a model answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxfi.cli import options
+from onnxfi.cli.options import JSON, LINKS, MODEL, run_options
+
+
+@click.command("eval")
+@MODEL
+@run_options
+@LINKS
+@JSON
+def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None:
+    """Run MODEL on data and print its metrics: top-1 and top-5 with labels, the share of non-finite answers always.
+
+    Without --data it runs on seeded synthetic inputs, which only shows that it runs.
+    """
+    from onnxfi.cli.show import document, number, progress, say, table
+    from onnxfi.graph.model import load
+    from onnxfi.runtime.injector import evaluate
+    from onnxfi.runtime.metrics import METRICS
+
+    opened = load(model, allow_links=allow_links)
+    how = options.engine(given)
+    fed = options.data(given, opened, how)
+    with progress("running") as tell:
+        found = evaluate(model, fed, engine=how, batch=given["batch"], output=given["output"], progress=tell)
+    if as_json:
+        conditions = {"samples": found.samples, "data": found.data, "output": found.output, "provider": found.provider}
+        document({"model": str(model), "digest": opened.digest, "golden": found.summary(), **conditions})
+        return
+    rows = [(name, number(value, share=METRICS[name].share)) for name, value in found.metrics.items()]
+    table(str(model), ("Metric", ">Value"), rows)
+    say(found.conditions())

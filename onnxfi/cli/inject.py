@@ -1,0 +1,190 @@
+"""`onnxfi inject MODEL`: write a faulty model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxfi.cli import options
+from onnxfi.cli.options import JSON, LINKS, MODEL, run_options, select_options
+
+if TYPE_CHECKING:
+    from onnxfi.graph.model import Model
+    from onnxfi.runtime.injector import Evaluation, Injection, Sample
+
+#: Faults listed in the JSON document; the rest is counted.
+_MOST_LISTED = 10_000
+
+
+@click.command("inject")
+@MODEL
+@click.option("--ber", metavar="P", help="Strike each site with probability P, as 1e-6.")
+@click.option("--count", type=int, metavar="N", help="Strike N different sites.")
+@click.option("--per-tensor", is_flag=True, help="With --count: N sites in each tensor.")
+@click.option(
+    "--site",
+    "sites",
+    multiple=True,
+    metavar="SITE",
+    help="Strike this site: conv1.weight[3,0,1,2]:30. Repeatable.",
+)
+@click.option("--faults", type=click.Path(path_type=Path), metavar="FILE", help="Replay a fault list.")
+@click.option("--undo", is_flag=True, help="With --faults: restore the original from the faulty MODEL.")
+@click.option(
+    "--fault",
+    default="flip",
+    show_default=True,
+    metavar="FAULT",
+    help="What happens at a site: flip, burst:k=3, stuck-at-0, stuck-at-1, set-word:word=0x0, random-word, zero, sign-flip, set:value=nan, scale:factor=2, noise:sigma=0.1.",
+)
+@select_options
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The seed of every draw.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="The faulty model (default: MODEL-stem.faulty.onnx in this folder).",
+)
+@click.option("--save-faults", type=click.Path(path_type=Path), metavar="FILE", help="Write the fault list.")
+@run_options
+@LINKS
+@JSON
+def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None:
+    """Strike stored words of MODEL and write the faulty model; with --data, run both and show golden against faulty.
+
+    Exactly one of --ber, --count, --site and --faults says how much is struck.
+
+    \b
+    onnxfi inject model.onnx --ber 1e-6
+    onnxfi inject model.onnx --count 1 --include conv1 --bits exponent --data images.npz
+    onnxfi inject model.onnx --ber 1e-6 --save-faults faults.jsonl
+    onnxfi inject model.faulty.onnx --faults faults.jsonl --undo -o restored.onnx
+    """
+    from onnxfi.cli.show import document, note, progress
+    from onnxfi.graph.model import load
+    from onnxfi.runtime.injector import evaluate, inject, undo
+
+    _check(given)
+    opened = load(model, allow_links=allow_links)
+    for text in opened.notes:
+        note(text)
+    out = given["out"] or Path(f"{model.stem}.{'restored' if given['undo'] else 'faulty'}.onnx")
+    golden = faulty = None
+    if given["undo"]:
+        from onnxfi.faults.faultlist import FaultList
+
+        with progress("writing") as tell:
+            done = undo(opened, FaultList.open(given["faults"]), out, progress=tell)
+    else:
+        drawn = _drawn(opened, given)
+        if given["data"]:  # golden comes first: what does not run or fit is said before anything is written
+            how = options.engine(given)
+            fed = options.data(given, opened, how)
+            with progress("golden") as tell:
+                golden = evaluate(model, fed, engine=how, batch=given["batch"], output=given["output"], progress=tell)
+        with progress("writing") as tell:
+            done = inject(opened, drawn, out, save_faults=given["save_faults"], progress=tell)
+        if golden is not None:
+            with progress("faulty") as tell:
+                faulty = evaluate(out, fed, golden=golden, engine=how, batch=given["batch"], progress=tell)
+    if as_json:
+        document(_document(str(model), done, golden, faulty))
+    else:
+        _print(str(model), done, golden, faulty, undone=given["undo"])
+
+
+def _check(given: dict[str, Any]) -> None:
+    ways = [name for name in ("ber", "count", "faults") if given[name] is not None] + ["site"] * bool(given["sites"])
+    if len(ways) != 1:
+        what = " and ".join("--" + way for way in ways) or "none"
+        raise click.UsageError(f"exactly one of --ber, --count, --site and --faults is needed; given: {what}")
+    for flag, needs in (("per_tensor", "count"), ("undo", "faults")):
+        if given[flag] and given[needs] is None:
+            raise click.UsageError(f"--{flag.replace('_', '-')} goes with --{needs}")
+    if given["undo"] and (given["data"] or given["save_faults"]):
+        raise click.UsageError("--undo takes neither --data nor --save-faults; run onnxfi eval on the restored model")
+
+
+def _drawn(model: Model, given: dict[str, Any]) -> Sample:
+    from onnxfi.faults.faultlist import FaultList
+    from onnxfi.runtime.injector import replay, sample
+
+    if given["faults"] is not None:
+        return replay(model, FaultList.open(given["faults"]))
+    ber = None
+    if given["ber"] is not None:
+        try:
+            ber = float(given["ber"])
+        except ValueError:
+            raise click.UsageError(f"--ber {given['ber']!r} is no number; give one from 0 to 1, as 1e-6") from None
+    names = ("count", "per_tensor", "sites", "fault", "seed")
+    return sample(model, ber=ber, selector=options.selector(given), **{name: given[name] for name in names})
+
+
+def _document(model: str, done: Injection, golden: Evaluation | None, faulty: Evaluation | None) -> dict[str, Any]:
+    from onnxfi.faults.faultlist import fault_row
+
+    drawn, header = done.sample, done.sample.header
+    return {
+        "model": model, "digest": done.digest, "faulty_digest": done.faulty_digest, "output": str(done.out),
+        "fault": header.fault, "seed": header.draw.seed, "population": header.population, "unit": header.unit,
+        "population_bits": drawn.population_bits, "expected": drawn.expected, "drawn": drawn.drawn,
+        "faults": [fault_row(1, fault) for fault in drawn.faults[:_MOST_LISTED]], "faults_total": drawn.drawn,
+        "resized": done.resized,
+        **{key: found.summary() for key, found in (("golden", golden), ("faulty", faulty)) if found is not None},
+    }  # fmt: skip
+
+
+def _print(model: str, done: Injection, golden: Evaluation | None, faulty: Evaluation | None, *, undone: bool) -> None:
+    from onnxfi.cli.show import number, say, table
+    from onnxfi.runtime.metrics import METRICS
+
+    drawn, header = done.sample, done.sample.header
+    if undone:
+        say(f"restored {drawn.drawn:,} words; wrote {done.out}")
+        say(f"sha256 {done.faulty_digest}")
+        return
+    how = header.draw
+    rate = (
+        f"{header.fault} at a rate of {how.rate:g} per {header.unit}"
+        if how.kind == "ber"
+        else f"{header.fault}, {how.kind} {how.n:,}"
+    )
+    say(f"{model}: {rate}, seed {how.seed}")
+    say(
+        f"population {header.population:,} {header.unit}s, expected {drawn.expected:,.2f} faults, drawn {drawn.drawn:,}"
+    )
+    rows = [
+        (layer, r["targets"], f"{r['bits']:,}", f"{r['faults']:,}", f"{r['changed']:,}")
+        for layer, r in drawn.by_layer().items()
+    ]
+    table(
+        "By layer",
+        ("Layer", ">Targets", ">Bits", ">Faults", ">Words changed"),
+        [r for r in rows if r[3] != "0"] or rows[:0],
+    )
+    largest = drawn.largest()
+    if largest:
+        cells = [
+            (
+                f.site,
+                f.fault,
+                f"{f.value('before'):g} → {f.value('after'):g}",
+                f"{f.before:#x} → {f.after:#x}",
+            )
+            for f in largest
+        ]
+        table("Largest changes", ("Site", "Fault", "Value", "Word"), cells)
+    if golden is not None and faulty is not None:
+        values = [
+            (name, *(number(found.metrics.get(name), share=METRICS[name].share) for found in (golden, faulty)))
+            for name in faulty.metrics
+        ]
+        table("Golden against faulty", ("Metric", ">Golden", ">Faulty"), values)
+        say(faulty.conditions())
+    if done.resized:
+        say("some numbers changed their length in the file, so the messages around them were written anew")
+    say(f"wrote {done.out}, sha256 {done.faulty_digest}")

@@ -1,0 +1,99 @@
+"""Options that several verbs share. A flag bears the name of its API parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from onnxfi.faults.space import Selector
+    from onnxfi.graph.model import Model
+    from onnxfi.runtime.data import Data
+    from onnxfi.runtime.engines import OrtEngine
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+MODEL = click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
+
+_SELECT = (
+    click.option("--include", multiple=True, metavar="PATTERN", help="Targets, nodes or layers to keep: a substring, =exact, a glob, or re:expression. Repeatable."),
+    click.option("--exclude", multiple=True, metavar="PATTERN", help="Targets, nodes or layers to leave out, last. Repeatable."),
+    click.option("--op", multiple=True, metavar="PATTERN", help="Operators that use the target, as Conv. Repeatable."),
+    click.option("--dtype", multiple=True, metavar="TYPE", help="Number formats, as float32 or int8. Repeatable."),
+    click.option("--bits", default="", metavar="BITS", help="Bits: 30, 0-22, sign, exponent, mantissa, or a comma list; 0 is the lowest."),
+    click.option("--elements", default="", metavar="SLICES", help="Elements by axis as in numpy: 0:8,:,1,1."),
+)  # fmt: skip
+_DATA = (
+    click.option("--data", metavar="DATA", help="Labelled data: an .npz, a folder of images by class, module:function, or 'synthetic'."),
+    click.option("--preprocess", type=click.Path(path_type=Path), metavar="YAML", help="How images become inputs (default: preprocess.yaml in their folder)."),
+    click.option("--samples", type=click.IntRange(1), metavar="N", help="Take the first N samples only."),
+    click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Samples run together."),
+    click.option("--batch-axis", type=click.IntRange(0), default=0, show_default=True, help="Axis of the inputs that counts samples."),
+    click.option("--output", metavar="NAME", help="The output that is scored (default: the only 2-D float one)."),
+)  # fmt: skip
+_ENGINE = (
+    click.option("--provider", default="auto", show_default=True, metavar="NAME", help="Execution provider: auto, cpu, cuda, tensorrt, …"),
+    click.option("--provider-option", multiple=True, metavar="KEY=VALUE", help="An option of the provider. Repeatable."),
+    click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of the runtime's session."),
+    click.option("--optimization", type=click.Choice(["all", "extended", "basic", "off"]), default="all", show_default=True, help="Graph optimisation of the runtime."),
+    click.option("--custom-ops", multiple=True, metavar="LIB", help="A library of custom operators. Repeatable."),
+)  # fmt: skip
+LINKS = click.option("--allow-links", is_flag=True, help="Follow symbolic and hard links to external data.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+
+
+def _stack(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def select_options(function: F) -> F:
+    """The selectors."""
+    return _stack(_SELECT)(function)
+
+
+def run_options(function: F) -> F:
+    """Data and engine."""
+    return _stack((*_DATA, *_ENGINE))(function)
+
+
+def selector(given: Mapping[str, Any]) -> Selector:
+    """The selector that the flags say."""
+    from onnxfi.faults.space import Selector
+
+    names = ("include", "exclude", "op", "dtype", "bits", "elements")
+    return Selector(**{name: given[name] for name in names})
+
+
+def engine(given: Mapping[str, Any]) -> OrtEngine:
+    """The engine that the flags say."""
+    from onnxfi.runtime.engines import OrtEngine
+
+    pairs = []
+    for text in given["provider_option"]:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise click.UsageError(f"--provider-option {text!r} is not of the form KEY=VALUE")
+        pairs.append((key, value))
+    return OrtEngine(
+        provider=given["provider"], provider_options=tuple(pairs), optimization=given["optimization"],
+        threads=given["threads"], custom_ops=tuple(given["custom_ops"]),
+    )  # fmt: skip
+
+
+def data(given: Mapping[str, Any], model: Model, how: OrtEngine) -> Data:
+    """The data that the flags say, checked against the model's inputs."""
+    from onnxfi.runtime.data import open_data
+
+    spec = None if given["data"] in (None, "synthetic") else given["data"]
+    ports = how.prepare(model.path or b"").inputs
+    return open_data(
+        spec, ports, preprocess=given["preprocess"], limit=given["samples"], batch_axis=given["batch_axis"]
+    )

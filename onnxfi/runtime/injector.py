@@ -1,0 +1,367 @@
+"""The verbs: sample faults, inject them, undo them, evaluate a model, compare a faulty one with its golden self."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxfi.errors import DataError, EngineError, FaultListError, InputError, OutputError
+from onnxfi.faults.faultlist import FaultList, Header, lines
+from onnxfi.faults.models import FaultModel
+from onnxfi.faults.space import Selector, Target
+from onnxfi.faults.trials import Draw, Faults, at_sites, concat, draw, fault_model, json_value
+from onnxfi.graph.model import Model, load
+from onnxfi.graph.mutate import Progress, Written, check_place, edits, place, restore, temporary, write
+from onnxfi.runtime.data import Data, open_data
+from onnxfi.runtime.engines import Engine, OrtEngine, Session
+from onnxfi.runtime.metrics import applicable, scored_output
+from onnxfi.runtime.ports import Array
+
+__all__ = [
+    "Evaluation",
+    "Injection",
+    "Sample",
+    "evaluate",
+    "inject",
+    "inspect",
+    "load",
+    "open_data",
+    "replay",
+    "sample",
+    "undo",
+]
+
+#: Scored outputs that are kept to be compared, golden and faulty together.
+_MOST_OUTPUT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Drawn faults with their words, and all that binds them: what was selected, how it was drawn, out of how many."""
+
+    faults: Faults
+    header: Header
+    expected: float
+    population_bits: int
+
+    @property
+    def drawn(self) -> int:
+        """How many faults were drawn."""
+        return len(self.faults)
+
+    def by_layer(self) -> dict[str, dict[str, int]]:
+        """Faults and changed words by layer, in file order."""
+        table: dict[str, dict[str, int]] = {}
+        counts = np.bincount(self.faults.sites.target, minlength=len(self.faults.targets))
+        before, after = self.faults.before, self.faults.after
+        moved = before != after if before is not None and after is not None else np.zeros(len(self.faults), bool)
+        changed = np.bincount(self.faults.sites.target[moved], minlength=len(self.faults.targets))
+        for target, struck, differ in zip(self.faults.targets, counts.tolist(), changed.tolist(), strict=True):
+            row = table.setdefault(target.layer, {"targets": 0, "bits": 0, "faults": 0, "changed": 0})
+            row["targets"] += 1
+            row["bits"] += target.bits
+            row["faults"] += struck
+            row["changed"] += differ
+        return table
+
+    def largest(self, most: int = 5) -> list[Any]:
+        """The faults that change their number most, non-finite ones first."""
+        if not len(self.faults) or self.faults.before is None or self.faults.after is None:
+            return []
+        distance = np.zeros(len(self.faults))
+        for ordinal in np.unique(self.faults.sites.target).tolist():
+            here = self.faults.sites.target == ordinal
+            word = self.faults.targets[ordinal].word
+            with np.errstate(all="ignore"):
+                old, new = (word.values(w[here]).astype(np.float64) for w in (self.faults.before, self.faults.after))
+                distance[here] = np.nan_to_num(np.abs(new - old), nan=np.inf, posinf=np.inf)
+        order = np.argsort(-distance, kind="stable")[:most]
+        return [self.faults[int(row)] for row in order if distance[row] > 0]
+
+
+def sample(
+    model: Model,
+    *,
+    ber: float | None = None,
+    count: int | None = None,
+    per_tensor: bool = False,
+    sites: Sequence[str] = (),
+    fault: str | FaultModel = "flip",
+    selector: Selector | None = None,
+    seed: int = 0,
+    trial: int = 1,
+) -> Sample:
+    """Draw the faults of one trial, and look up the words that they strike.
+
+    Exactly one of `ber` (the rate per site), `count` (different sites; with `per_tensor` in each tensor) and `sites`
+    (`ID[i]:B`) says how. Raises InputError for a rate or count out of range, SelectorError where nothing is selected.
+
+    >>> model = load("models/fashion_cnn.onnx")
+    >>> sample(model, count=2, seed=1).faults[0].site
+    Site(target='fc1.weight', index=2155, bit=31, sample=None, step=None)
+    """
+    given = [name for name, value in (("ber", ber), ("count", count), ("sites", sites or None)) if value is not None]
+    if len(given) != 1:
+        what = " and ".join(given) if given else "none"
+        raise InputError(f"exactly one of ber, count and sites says how many faults; given: {what}")
+    if per_tensor and count is None:
+        raise InputError("per_tensor goes with count; give both")
+    event, selector = fault_model(fault), selector or Selector()
+    if sites:
+        how = Draw("sites", n=len(sites), seed=seed)
+        faults = at_sites(sites, model.targets, event, selector, seed)
+        space = replace(selector, include=tuple("=" + t.id for t in _struck(faults))).space(model.targets, event)
+    else:
+        kind = "ber" if ber is not None else "per-tensor" if per_tensor else "count"
+        how = Draw(kind, rate=ber or 0.0, n=count or 0, seed=seed)
+        space = selector.space(model.targets, event)
+        faults = draw(space, how, event, trial)
+    faults, _ = place(model, faults)
+    header = Header("", str(event), selector, how, population=space.size, unit=event.unit, faulty=None)
+    return Sample(faults, header, how.expected(space), space.bits)
+
+
+def _struck(faults: Faults) -> list[Target]:
+    return [faults.targets[k] for k in np.unique(faults.sites.target).tolist()]
+
+
+@dataclass(frozen=True)
+class Injection:
+    """A faulty model that was written: what was struck, where it lies, and both digests.
+
+    `data` holds its bytes where no output was named; `resized` says that numbers of variable length changed theirs.
+    """
+
+    sample: Sample
+    digest: str
+    faulty_digest: str
+    out: Path | None
+    data: bytes | None = field(default=None, repr=False)
+    resized: bool = False
+
+
+def inject(
+    model: Model,
+    drawn: Sample,
+    out: str | Path | None = None,
+    *,
+    save_faults: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Injection:
+    """Write the faulty model: `out` (with external data also `OUT.data`), or its bytes where None.
+
+    All that is not struck stays byte for byte. `save_faults` writes the fault list beside it. Raises OutputError for a
+    place that cannot be written, before anything is.
+
+    >>> model = load("models/fashion_cnn.onnx")
+    >>> inject(model, sample(model, sites=["conv1.weight[0]:31"])).faulty_digest[:8]
+    'c0000000'
+    """
+    _, final = place(model, drawn.faults)
+    change = edits(model, drawn.faults, final)
+    if save_faults is None:
+        return _injection(drawn, write(model, change, _path(out), progress=progress))
+    listed = Path(save_faults)
+    check_place(model, [listed])
+    if out is not None and listed.absolute() == Path(out).absolute():
+        raise OutputError(f"the fault list and the faulty model cannot both be {str(listed)!r}")
+    with temporary([listed]) as (stream,):
+        done = _injection(drawn, write(model, change, _path(out), progress=progress))
+        header = replace(drawn.header, model=done.digest, faulty=done.faulty_digest)
+        ordinals = [model.by_id[t.id] for t in drawn.faults.targets]
+        stream.write((header.line() + "\n").encode())
+        for line in lines(1, drawn.faults, drawn.header.draw, ordinals):
+            stream.write((line + "\n").encode())
+    return done
+
+
+def _injection(drawn: Sample, written: Written) -> Injection:
+    return Injection(drawn, written.model, written.faulty, written.path, written.data, written.resized)
+
+
+def _path(out: str | Path | None) -> Path | None:
+    return None if out is None else Path(out)
+
+
+def replay(model: Model, faults: FaultList) -> Sample:
+    """The faults of a list, all its trials together, on the model that the list is bound to.
+
+    Raises FaultListError for another model (with both digests) or where the model does not hold the recorded words.
+    """
+    faults.bind(model.digest)
+    struck = _together([rows for _, rows in faults.trials(model.targets)], faults)
+    placed, _ = place(model, struck)
+    if struck.after is not None and placed.after is not None and not np.array_equal(struck.after, placed.after):
+        row = int(np.flatnonzero(struck.after != placed.after)[0])
+        raise FaultListError(
+            f"{faults.path}: {placed[row].site} gives {placed[row].after:#x}, the list says {struck[row].after:#x}; "
+            f"it was changed by hand"
+        )
+    space = faults.header.selector.space(model.targets, fault_model(faults.header.fault))
+    return Sample(placed, faults.header, faults.header.draw.expected(space), space.bits)
+
+
+def undo(model: Model, faults: FaultList, out: str | Path, *, progress: Progress | None = None) -> Injection:
+    """Restore the original from the faulty model and the list that made it; checked against the original's digest.
+
+    A model with external data keeps its data's new name, so there the words are checked, not the digest.
+    """
+    faults.bind(model.digest, undo=True)
+    trials = [rows for _, rows in faults.trials(model.targets)]
+    _together(trials, faults)
+    rows, final = restore(model, trials)
+    expect = None if model.external else faults.header.model
+    written = write(model, edits(model, rows, final), Path(out), expect=expect, progress=progress)
+    return _injection(Sample(rows, faults.header, len(rows), 0), written)
+
+
+def _together(trials: list[Faults], faults: FaultList) -> Faults:
+    if not trials:
+        raise FaultListError(f"{faults.path} holds no trial; there is nothing to inject")
+    return concat(trials)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model answers on data: metrics by name, and the conditions under which they were taken.
+
+    `scores` is the scored output over all samples ([N, …]); `output` its name, None where all outputs count.
+    """
+
+    metrics: dict[str, float]
+    scores: Array = field(repr=False)
+    samples: int
+    data: str
+    output: str | None
+    provider: str
+    note: str
+    synthetic: bool = False
+
+    def summary(self) -> dict[str, Any]:
+        """The metrics as strict JSON takes them."""
+        return {name: json_value(value) for name, value in self.metrics.items()}
+
+    def conditions(self) -> str:
+        """The conditions in one line."""
+        scored = f"output {self.output!r}" if self.output else "all outputs"
+        made_up = "; synthetic inputs say nothing about accuracy" if self.synthetic else ""
+        return f"{self.data}; {scored}; {self.note}{made_up}"
+
+
+def evaluate(
+    model: str | Path | bytes,
+    data: Data,
+    *,
+    golden: Evaluation | None = None,
+    engine: Engine | None = None,
+    batch: int = 32,
+    output: str | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Run a model over data; where `golden` is given, also against that evaluation of the model without faults.
+
+    `batch` samples run together (a model that takes one size only gets that). With labels and a 2-D float output: top-1
+    and top-5, and against golden SDC-1; for any other model how far the outputs deviate. Raises DataError where labels
+    or outputs do not fit, EngineError where the runtime refuses.
+
+    >>> data = open_data("models/fashion_test.npz", OrtEngine().prepare("models/fashion_cnn.onnx").inputs, limit=200)
+    >>> golden = evaluate("models/fashion_cnn.onnx", data)
+    >>> golden.metrics["top1"]
+    0.92
+    >>> evaluate("models/fashion_cnn.onnx", data, golden=golden).metrics["sdc1"]
+    0.0
+    """
+    session = (engine or OrtEngine()).prepare(model)
+    name = golden.output if golden else scored_output(session.outputs, output, labelled=data.labels is not None)
+    try:
+        scores = _scores(session, data, data.layout.fixed or batch, name, progress)
+    except EngineError as error:
+        if data.synthetic:
+            raise EngineError(f"{error}; these are synthetic inputs, give real ones with --data") from None
+        raise
+    metrics = _metrics(golden.scores if golden else scores, scores, data, name)
+    return Evaluation(
+        metrics, scores, data.samples, data.description, name, session.provider, session.note, data.synthetic
+    )
+
+
+def _metrics(golden: Array, faulty: Array, data: Data, name: str | None) -> dict[str, float]:
+    classifier = name is not None and golden.ndim == 2
+    wanted = applicable(classifier=classifier, labelled=data.labels is not None)
+    alone = golden is faulty
+    return {
+        m.name: m(golden, faulty, data.labels) for m in wanted if not alone or m.needs_labels or m.name == "nonfinite"
+    }
+
+
+def _scores(session: Session, data: Data, size: int, name: str | None, progress: Progress | None) -> Array:
+    """The scored output over all samples ([N, …]); where all outputs count, they are laid side by side."""
+    parts: list[Array] = []
+    total = 0
+    for piece in data.batches(size):
+        scores = _joined(piece.trim(session.run(piece.feeds, None if name is None else [name])), name, piece.valid)
+        total += scores.nbytes
+        if total > _MOST_OUTPUT_BYTES // 2:
+            raise DataError(
+                f"the outputs take {scores.nbytes // max(1, piece.valid):,} bytes a sample, too much to compare "
+                f"{data.samples:,} of them; take fewer with --samples, or one output with --output"
+            )
+        parts.append(scores)
+        if progress is not None:
+            progress(piece.start + piece.valid, data.samples)
+    if len({part.shape[1:] for part in parts}) == 1 and parts[0].ndim:
+        return np.concatenate(parts)
+    return np.concatenate([part.ravel() for part in parts])[None]
+
+
+def _joined(outputs: dict[str, Array], name: str | None, samples: int) -> Array:
+    if name is not None:
+        return outputs[name]
+    numbers = [a for a in outputs.values() if a.dtype.kind not in "OSU"]
+    if not numbers:
+        raise DataError("the model has no output of numbers that could be compared")
+    if len(numbers) == 1:
+        return numbers[0]
+    if all(a.ndim and len(a) == samples for a in numbers):
+        return np.concatenate([a.reshape(samples, -1).astype(np.float64) for a in numbers], axis=1)
+    return np.concatenate([a.astype(np.float64).ravel() for a in numbers])[None]
+
+
+def inspect(model: Model, selector: Selector | None = None) -> dict[str, Any]:
+    """What can be struck, as plain values: targets in file order, totals, opsets, digest.
+
+    Integer tensors that only carry shapes or indices are counted in `left_out` unless the selector names them.
+
+    >>> inspect(load("models/fashion_cnn.onnx"))["totals"]
+    {'targets': 8, 'elements': 105866, 'bits': 3387712}
+    """
+    chosen = selector or Selector()
+    if chosen != Selector():
+        chosen.space(model.targets)  # a selection that finds nothing is an error here too
+    kept = [t for t in model.targets if chosen.keeps(t)]
+    rows = [
+        {
+            "target": t.id, "layer": t.layer, "op": t.op, "node": t.node, "kind": t.kind, "dtype": t.dtype,
+            "shape": list(t.shape), "elements": t.size // t.word.parts, "bits": t.bits,
+        }
+        for t in kept
+    ]  # fmt: skip
+    return {
+        "model": model.name,
+        "digest": model.digest,
+        "ir": model.proto.ir_version,
+        "opsets": [{"domain": o.domain, "version": o.version} for o in model.proto.opset_import],
+        "producer": f"{model.proto.producer_name} {model.proto.producer_version}".strip(),
+        "targets": rows,
+        "totals": {
+            "targets": len(kept),
+            "elements": sum(r["elements"] for r in rows),
+            "bits": sum(t.bits for t in kept),
+        },
+        "left_out": sum(t.structural and not chosen.keeps(t) for t in model.targets),
+        "notes": list(model.notes),
+    }
