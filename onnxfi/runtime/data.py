@@ -68,7 +68,7 @@ def open_data(
     if path is not None and path.is_dir():
         return _from_folder(path, ports, Path(preprocess) if preprocess else None, limit, batch_axis)
     if preprocess is not None:
-        raise DataError(f"preprocessing is for a folder of images, which {spec!r} is not")
+        raise DataError("preprocessing is for a folder of images; this data takes none")
     if spec is None:
         return synthetic(ports, limit or _SYNTHETIC_SAMPLES, seed, batch_axis)
     if isinstance(spec, Mapping):

@@ -211,8 +211,8 @@ def _image_port(inputs: Sequence[Port], how: Preprocess, path: Path) -> Port:
         and how.input in (None, port.name)
     ]
     if len(fitting) != 1:
-        all_inputs = "; ".join(map(str, inputs)) or "none"
-        raise DataError(f"images feed one input of 4 dimensions, named by `input:`; the model's are {all_inputs}")
+        has = "; ".join(map(str, inputs)) or "none"
+        raise DataError(f"images feed one input of 4 dimensions, named by `input:`; the model has {has}")
     others = [port.name for port in inputs if port != fitting[0]]
     if others:
         raise DataError(
@@ -232,9 +232,9 @@ def _find(root: Path, how: Preprocess) -> dict[str, list[Path]]:
         if folder.name == "preprocess.yaml":
             continue
         if not folder.is_dir():
-            raise DataError(f"{folder.name!r} lies beside the class folders of {str(root)!r}; move it into one")
+            raise DataError(f"{str(folder)!r} lies beside the class folders; move it into one, or away")
         if how.classes and folder.name not in found:
-            raise DataError(f"folder {folder.name!r} is none of the classes{closest(folder.name, how.classes)}")
+            raise DataError(f"folder {str(folder)!r} is none of the classes{closest(folder.name, how.classes)}")
         files = found.setdefault(folder.name, [])
         for file in _visible(folder):
             if not file.resolve().is_relative_to(place):
