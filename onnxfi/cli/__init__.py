@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ import click
 
 #: The verbs, one module each.
 VERBS = ("inspect", "inject", "eval")
+_LOG = logging.getLogger("onnxfi")
 
 
 class _Lazy(click.Group):
@@ -54,9 +56,14 @@ def main() -> None:
     """Run the command line: exit 0 when done, 2 for bad input, with one line that says what to do."""
     from onnxfi.errors import OnnxfiError
 
+    for stream in (sys.stdout, sys.stderr):  # what a terminal of another alphabet cannot show is written out
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         _logging()
-        group.main(standalone_mode=False)
+        # Not group.main, which ends a broken pipe with 1: here that says that a check failed.
+        with group.make_context("onnxfi", sys.argv[1:] or ["--help"]) as context:
+            group.invoke(context)
     except OnnxfiError as error:
         _fail(str(error))
     except click.exceptions.Exit as stop:
@@ -66,24 +73,35 @@ def main() -> None:
         _fail(error.format_message().rstrip(".") + where)
     except click.ClickException as error:
         _fail(error.format_message())
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("onnxfi: stopped; nothing was written", err=True)
+    except KeyboardInterrupt:
+        click.echo("onnxfi: stopped; no half file is left", err=True)
         sys.exit(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         sys.exit(141)
+    except OSError as error:
+        if error.filename is None:  # a full disk behind `> FILE`, most likely
+            _silence()
+        what = "standard output" if error.filename is None else repr(os.fsdecode(error.filename))
+        _fail(f"cannot use {what}: {error.strerror}; choose another place or name")
+
+
+def _silence() -> None:
+    """Let what is left for standard output go nowhere, so that the interpreter does not fail on it in the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _logging() -> None:
-    level = os.environ.get("ONNXFI_LOG_LEVEL", "WARNING").upper()
+    level = os.environ.get("ONNXFI_LOG_LEVEL", "").upper() or "WARNING"
     if level not in logging.getLevelNamesMapping():
         raise click.ClickException(f"ONNXFI_LOG_LEVEL={level!r}; use DEBUG, INFO, WARNING or ERROR")
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("onnxfi").setLevel(level)
+    _LOG.setLevel(level)
 
 
 def _fail(message: str) -> None:
     from onnxfi.cli.show import safe
 
+    _LOG.debug("where it was found:", exc_info=True)
     click.echo(f"onnxfi: error: {safe(message)}", err=True)
     sys.exit(2)

@@ -11,7 +11,7 @@ from onnxfi.cli import options
 from onnxfi.cli.options import JSON, LINKS, MODEL, run_options
 
 
-@click.command("eval")
+@click.command("eval", short_help="Run MODEL on data and print its metrics.")
 @MODEL
 @run_options
 @LINKS

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from onnxfi.cli import options
 from onnxfi.cli.options import JSON, LINKS, MODEL, run_options, select_options
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 _MOST_LISTED = 10_000
 
 
-@click.command("inject")
+@click.command("inject", short_help="Strike stored words of MODEL and write the faulty model.")
 @MODEL
 @click.option("--ber", metavar="P", help="Strike each site with probability P, as 1e-6.")
 @click.option("--count", type=int, metavar="N", help="Strike N different sites.")
@@ -40,7 +43,7 @@ _MOST_LISTED = 10_000
     help="What happens at a site: flip, burst:k=3, stuck-at-0, stuck-at-1, set-word:word=0x0, random-word, zero, sign-flip, set:value=nan, scale:factor=2, noise:sigma=0.1.",
 )
 @select_options
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The seed of every draw.")
+@click.option("--seed", type=click.IntRange(0, (1 << 64) - 1), default=0, metavar="N", show_default="0", help="The seed of every draw.")
 @click.option(
     "-o",
     "--out",
@@ -64,15 +67,17 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     onnxfi inject model.faulty.onnx --faults faults.jsonl --undo -o restored.onnx
     """
     from onnxfi.cli.show import document, note, progress
+    from onnxfi.errors import EngineError
     from onnxfi.graph.model import load
+    from onnxfi.graph.mutate import check_place
     from onnxfi.runtime.injector import evaluate, inject, undo
 
     _check(given)
-    opened = load(model, allow_links=allow_links)
-    for text in opened.notes:
-        note(text)
     out = given["out"] or Path(f"{model.stem}.{'restored' if given['undo'] else 'faulty'}.onnx")
+    _spare(given, (out, given["save_faults"]))
+    opened = load(model, allow_links=allow_links)
     golden = faulty = None
+    failed = ""
     if given["undo"]:
         from onnxfi.faults.faultlist import FaultList
 
@@ -80,7 +85,8 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
             done = undo(opened, FaultList.open(given["faults"]), out, progress=tell)
     else:
         drawn = _drawn(opened, given)
-        if given["data"]:  # golden comes first: what does not run or fit is said before anything is written
+        if given["data"] is not None:  # golden comes first: what does not run or fit is said before anything is written
+            check_place(opened, [out])
             how = options.engine(given)
             fed = options.data(given, opened, how)
             with progress("golden") as tell:
@@ -88,12 +94,17 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
         with progress("writing") as tell:
             done = inject(opened, drawn, out, save_faults=given["save_faults"], progress=tell)
         if golden is not None:
-            with progress("faulty") as tell:
-                faulty = evaluate(out, fed, golden=golden, engine=how, batch=given["batch"], progress=tell)
+            try:
+                with progress("faulty") as tell:
+                    faulty = evaluate(out, fed, golden=golden, engine=how, batch=given["batch"], progress=tell)
+            except EngineError as error:  # an answer, and no bad input: faults may leave a model that does not run
+                failed = str(error)
     if as_json:
-        document(_document(str(model), done, golden, faulty))
+        document(_document(str(model), done, golden, faulty, failed))
     else:
-        _print(str(model), done, golden, faulty, undone=given["undo"])
+        _print(str(model), done, golden, faulty, failed, undone=given["undo"])
+    for text in opened.notes:
+        note(text)
 
 
 def _check(given: dict[str, Any]) -> None:
@@ -104,8 +115,30 @@ def _check(given: dict[str, Any]) -> None:
     for flag, needs in (("per_tensor", "count"), ("undo", "faults")):
         if given[flag] and given[needs] is None:
             raise click.UsageError(f"--{flag.replace('_', '-')} goes with --{needs}")
-    if given["undo"] and (given["data"] or given["save_faults"]):
+    if given["undo"] and (given["data"] is not None or given["save_faults"]):
         raise click.UsageError("--undo takes neither --data nor --save-faults; run onnxfi eval on the restored model")
+    if given["faults"] is not None:
+        _refuse(("fault", "seed", *options.names(select_options)), "--faults, whose list says it")
+    if given["data"] is None:
+        _refuse(options.names(run_options), "no --data, as nothing is run; --data synthetic makes inputs up")
+
+
+def _refuse(names: Iterable[str], why: str) -> None:
+    """Refuse flags that would say nothing: what is given is never silently left out."""
+    source = click.get_current_context().get_parameter_source
+    for name in names:
+        if source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} says nothing with {why}; leave it out")
+
+
+def _spare(given: dict[str, Any], outputs: Iterable[Path | None]) -> None:
+    """Refuse an output that would replace what is read; that it is not the model itself is checked where it is written."""
+    from onnxfi.errors import OutputError
+
+    for flag in ("faults", "data", "preprocess"):
+        for file in outputs:
+            if file and given[flag] and os.path.realpath(file) == os.path.realpath(given[flag]):
+                raise OutputError(f"{str(file)!r} is given to be read by --{flag} and to be written; choose another name")
 
 
 def _drawn(model: Model, given: dict[str, Any]) -> Sample:
@@ -124,60 +157,51 @@ def _drawn(model: Model, given: dict[str, Any]) -> Sample:
     return sample(model, ber=ber, selector=options.selector(given), **{name: given[name] for name in names})
 
 
-def _document(model: str, done: Injection, golden: Evaluation | None, faulty: Evaluation | None) -> dict[str, Any]:
+def _document(
+    model: str, done: Injection, golden: Evaluation | None, faulty: Evaluation | None, failed: str
+) -> dict[str, Any]:
     from onnxfi.faults.faultlist import fault_row
 
     drawn, header = done.sample, done.sample.header
-    return {
+    values: dict[str, Any] = {
         "model": model, "digest": done.digest, "faulty_digest": done.faulty_digest, "output": str(done.out),
         "fault": header.fault, "seed": header.draw.seed, "population": header.population, "unit": header.unit,
         "population_bits": drawn.population_bits, "expected": drawn.expected, "drawn": drawn.drawn,
-        "faults": [fault_row(1, fault) for fault in drawn.faults[:_MOST_LISTED]], "faults_total": drawn.drawn,
+        "faults": [fault_row(drawn.trial, fault) for fault in drawn.faults[:_MOST_LISTED]], "faults_total": drawn.drawn,
         "resized": done.resized,
-        **{key: found.summary() for key, found in (("golden", golden), ("faulty", faulty)) if found is not None},
     }  # fmt: skip
+    if golden is not None:
+        values |= {"golden": golden.summary(), "faulty": faulty.summary() if faulty else {"error": failed}}
+    return values
 
 
-def _print(model: str, done: Injection, golden: Evaluation | None, faulty: Evaluation | None, *, undone: bool) -> None:
+def _print(
+    model: str, done: Injection, golden: Evaluation | None, faulty: Evaluation | None, failed: str, *, undone: bool
+) -> None:
     from onnxfi.cli.show import number, say, table
     from onnxfi.runtime.metrics import METRICS
 
     drawn, header = done.sample, done.sample.header
     if undone:
-        say(f"restored {drawn.drawn:,} words; wrote {done.out}")
-        say(f"sha256 {done.faulty_digest}")
+        say(f"undid {drawn.drawn:,} faults; wrote {done.out}, sha256 {done.faulty_digest}")
         return
-    how = header.draw
-    rate = (
-        f"{header.fault} at a rate of {how.rate:g} per {header.unit}"
-        if how.kind == "ber"
-        else f"{header.fault}, {how.kind} {how.n:,}"
-    )
-    say(f"{model}: {rate}, seed {how.seed}")
-    say(
-        f"population {header.population:,} {header.unit}s, expected {drawn.expected:,.2f} faults, drawn {drawn.drawn:,}"
-    )
+    how, many = header.draw, f"{header.population:,} {header.unit}{'s' * (header.population != 1)}"
+    rate = f"at a rate of {how.rate:g} per {header.unit}" if how.kind == "ber" else f"{how.kind} {how.n:,}"
+    say(f"{model}: {header.fault}, {rate}, seed {how.seed}")
+    say(f"population {many}, expected {drawn.expected:,.2f} faults, drawn {drawn.drawn:,}")
     rows = [
         (layer, r["targets"], f"{r['bits']:,}", f"{r['faults']:,}", f"{r['changed']:,}")
         for layer, r in drawn.by_layer().items()
+        if r["faults"]
     ]
-    table(
-        "By layer",
-        ("Layer", ">Targets", ">Bits", ">Faults", ">Words changed"),
-        [r for r in rows if r[3] != "0"] or rows[:0],
-    )
-    largest = drawn.largest()
+    if rows:
+        table("By layer", ("Layer", ">Targets", ">Bits", ">Faults", ">Words changed"), rows)
+    largest = [
+        (f.site, f.fault, f"{f.value('before')} → {f.value('after')}", f"{f.before:#x} → {f.after:#x}")
+        for f in drawn.largest()
+    ]
     if largest:
-        cells = [
-            (
-                f.site,
-                f.fault,
-                f"{f.value('before'):g} → {f.value('after'):g}",
-                f"{f.before:#x} → {f.after:#x}",
-            )
-            for f in largest
-        ]
-        table("Largest changes", ("Site", "Fault", "Value", "Word"), cells)
+        table("Largest changes", ("Site", "Fault", "Value", "Word"), largest)
     if golden is not None and faulty is not None:
         values = [
             (name, *(number(found.metrics.get(name), share=METRICS[name].share) for found in (golden, faulty)))
@@ -185,6 +209,8 @@ def _print(model: str, done: Injection, golden: Evaluation | None, faulty: Evalu
         ]
         table("Golden against faulty", ("Metric", ">Golden", ">Faulty"), values)
         say(faulty.conditions())
+    if failed:
+        say(f"the faulty model does not run, the golden one does: {failed}")
     if done.resized:
         say("some numbers changed their length in the file, so the messages around them were written anew")
     say(f"wrote {done.out}, sha256 {done.faulty_digest}")

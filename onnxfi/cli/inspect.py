@@ -10,7 +10,7 @@ import click
 from onnxfi.cli.options import JSON, LINKS, MODEL, select_options, selector
 
 
-@click.command("inspect")
+@click.command("inspect", short_help="List what can be struck in MODEL.")
 @MODEL
 @select_options
 @LINKS

@@ -30,15 +30,15 @@ _DATA = (
     click.option("--data", metavar="DATA", help="Labelled data: an .npz, a folder of images by class, module:function, or 'synthetic'."),
     click.option("--preprocess", type=click.Path(path_type=Path), metavar="YAML", help="How images become inputs (default: preprocess.yaml in their folder)."),
     click.option("--samples", type=click.IntRange(1), metavar="N", help="Take the first N samples only."),
-    click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Samples run together."),
-    click.option("--batch-axis", type=click.IntRange(0), default=0, show_default=True, help="Axis of the inputs that counts samples."),
+    click.option("--batch", type=click.IntRange(1), metavar="N", default=32, show_default=True, help="Samples run together."),
+    click.option("--batch-axis", type=click.IntRange(0), metavar="N", default=0, show_default=True, help="Axis of the inputs that counts samples."),
     click.option("--output", metavar="NAME", help="The output that is scored (default: the only 2-D float one)."),
 )  # fmt: skip
 _ENGINE = (
     click.option("--provider", default="auto", show_default=True, metavar="NAME", help="Execution provider: auto, cpu, cuda, tensorrt, …"),
     click.option("--provider-option", multiple=True, metavar="KEY=VALUE", help="An option of the provider. Repeatable."),
-    click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of the runtime's session."),
-    click.option("--optimization", type=click.Choice(["all", "extended", "basic", "off"]), default="all", show_default=True, help="Graph optimisation of the runtime."),
+    click.option("--threads", type=click.IntRange(1), metavar="N", default=1, show_default=True, help="Threads of the runtime's session."),
+    click.option("--optimization", type=click.Choice(["all", "extended", "basic", "off"]), metavar="LEVEL", default="all", show_default=True, help="Graph optimisation of the runtime: all, extended, basic or off."),
     click.option("--custom-ops", multiple=True, metavar="LIB", help="A library of custom operators. Repeatable."),
 )  # fmt: skip
 LINKS = click.option("--allow-links", is_flag=True, help="Follow symbolic and hard links to external data.")
@@ -62,6 +62,11 @@ def select_options(function: F) -> F:
 def run_options(function: F) -> F:
     """Data and engine."""
     return _stack((*_DATA, *_ENGINE))(function)
+
+
+def names(stack: Callable[[Callable[..., Any]], Callable[..., Any]]) -> list[str]:
+    """The parameters that a stack of options gives its verb."""
+    return [p.name for p in click.command()(stack(lambda: None)).params if p.name]
 
 
 def selector(given: Mapping[str, Any]) -> Selector:

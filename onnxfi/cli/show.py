@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from onnxfi.graph.mutate import Progress
+
+#: Texts up to this length stay on one line.
+_FOLDABLE = 16
+_UNBOUNDED = 100_000
 
 
 def safe(text: object) -> str:
@@ -30,35 +32,40 @@ def safe(text: object) -> str:
     )
 
 
-def console() -> Console:
-    """Standard output; wide where it is no terminal, so that nothing is folded in a log."""
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160, soft_wrap=False)
-
-
 def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, footer: Sequence[object] = ()
 ) -> None:
-    """Print a table; a column whose name starts with `>` is right-aligned."""
+    """Print a table; a column whose name starts with `>` is right-aligned.
+
+    On a terminal long texts fold inside their columns, numbers and short texts never; elsewhere nothing does.
+    """
     from rich import box
-    from rich.markup import escape
+    from rich.cells import cell_len
+    from rich.console import Console
     from rich.table import Table
 
     grid = Table(box=box.SIMPLE_HEAD, show_footer=bool(footer), pad_edge=False)
-    for k, column in enumerate(columns):
-        right = column.startswith(">")
+    texts = [[safe(cell) for cell in row] for row in rows]
+    foot = [safe(cell) for cell in footer] or [""] * len(columns)
+    least = 0
+    for name, under, *cells in zip(columns, foot, *texts, strict=True):
+        number = name.startswith(">")
+        head = name.lstrip(">")
+        longest = max(map(cell_len, (head, under, *cells)))
+        width = longest if number else min(longest, _FOLDABLE)
         grid.add_column(
-            column.lstrip(">"),
-            justify="right" if right else "left",
-            overflow="fold",
-            footer=escape(safe(footer[k])) if footer else "",
+            head, under, justify="right" if number else "left", overflow="fold", no_wrap=number, min_width=width
         )
-    for row in rows:
-        grid.add_row(*(escape(safe(cell)) for cell in row))
-    out = console()
-    out.print(escape(safe(title)), soft_wrap=True)
-    out.print(grid)
+        least += width + 3  # the rule's two spaces and one
+    for row in texts:
+        grid.add_row(*row)
+    out = Console(highlight=False, markup=False, emoji=False)
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    out.width = max(out.width, least) if terminal else _UNBOUNDED
+    with out.capture() as text:
+        out.print(grid)
+    say(title)
+    click.echo(text.get(), nl=False)
 
 
 def say(text: str) -> None:
@@ -72,8 +79,8 @@ def note(text: str) -> None:
 
 
 def document(values: dict[str, Any]) -> None:
-    """Print one strict JSON document."""
-    click.echo(json.dumps(values, allow_nan=False, ensure_ascii=False, indent=2))
+    """Print one strict JSON document, in ASCII, so that no name in it can steer a terminal."""
+    click.echo(json.dumps(values, allow_nan=False, indent=2))
 
 
 def number(value: float | None, *, share: bool = False) -> str:

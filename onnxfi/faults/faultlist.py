@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -18,11 +19,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from onnxfi.errors import FaultError, FaultListError, InputError, SelectorError
+from onnxfi.errors import FaultError, FaultListError, InputError
 from onnxfi.faults.models import FaultModel, parse_fault
 from onnxfi.faults.space import Selector, Sites, Target
-from onnxfi.faults.trials import KINDS, MOST_FAULTS, Draw, Fault, Faults, concat, draw, json_value
-from onnxfi.faults.words import Words
+from onnxfi.faults.trials import KINDS, Draw, Fault, Faults, concat, draw, json_value
+from onnxfi.faults.words import Word, Words
 
 FORMAT = "onnxfi-fault-list"
 VERSION = 1
@@ -65,7 +66,8 @@ class Header:
             raise FaultListError(f"{where} is no fault list; give a file that --save-faults or plan wrote")
         if row.get("version") != VERSION:
             raise FaultListError(
-                f"{where} has version {row.get('version')} of the fault list format, this onnxfi reads version {VERSION}"
+                f"{where} has version {row.get('version')} of the fault list format, this onnxfi reads version "
+                f"{VERSION}; use the one that wrote it"
             )
         try:
             kept, drawn = dict(row["selector"]), row["sampler"]
@@ -86,7 +88,7 @@ class Header:
                 faulty,
                 str(row["tool"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, FaultError, InputError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, InputError) as error:
             raise FaultListError(f"{where}: the header is damaged: {_say(error)}") from None
 
 
@@ -158,19 +160,7 @@ class FaultList:
 
         A recipe's words before are there only where its faults cannot undo themselves.
         """
-        known = {t.id: k for k, t in enumerate(targets)}
-        rows = (_json(line, f"{self.path}, line {number}") | {"#": number} for number, line in self._lines())
-        for trial, group in groupby(rows, key=lambda row: row.get("trial")):
-            if not isinstance(trial, int) or isinstance(trial, bool) or trial < 1:
-                raise FaultListError(f"{self.path}: trial {trial!r} is no whole number from 1; the list is damaged")
-            parts = [
-                faults
-                for recipe, some in groupby(group, key=lambda row: "sampler" in row)
-                for faults in (
-                    (self._expand(row, targets) for row in some) if recipe else (self._read([*some], targets, known),)
-                )
-            ]
-            yield trial, concat(parts)
+        return Lines(self.header, tuple(targets), str(self.path)).trials(self._lines())
 
     def _lines(self) -> Iterator[tuple[int, str]]:
         with _text(self.path) as stream:
@@ -180,25 +170,55 @@ class FaultList:
                 number += 1
                 yield number, line
 
-    def _expand(self, row: dict[str, Any], targets: Sequence[Target]) -> Faults:
-        where = f"{self.path}, line {row['#']}"
+
+@dataclass(frozen=True)
+class Lines:
+    """What the lines of a list mean for a model with these targets; `where` says in messages where they stand."""
+
+    header: Header
+    targets: tuple[Target, ...]
+    where: str
+
+    @cached_property
+    def _known(self) -> dict[str, int]:
+        return {t.id: k for k, t in enumerate(self.targets)}
+
+    def trials(self, numbered: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Faults]]:
+        """The trials of some lines, in order; each is (number of the line, its text)."""
+        rows = (_json(line, f"{self.where}, line {number}") | {"#": number} for number, line in numbered)
+        last = 0
+        for trial, group in groupby(rows, key=lambda row: row.get("trial")):
+            if not isinstance(trial, int) or isinstance(trial, bool) or trial < 1:
+                raise FaultListError(f"{self.where}: trial {trial!r} is no whole number from 1; the list is damaged")
+            if trial <= last:
+                raise FaultListError(
+                    f"{self.where}: trial {trial} comes after trial {last}; trials ascend, each in one piece"
+                )
+            last = trial
+            parts: list[Faults] = []
+            for recipe, some in groupby(group, key=lambda row: "sampler" in row):
+                given = [*some]
+                parts += map(self._expand, given) if recipe else [self._read(given)]
+            yield trial, concat(parts)
+
+    def _expand(self, row: dict[str, Any]) -> Faults:
+        where = f"{self.where}, line {row['#']}"
         model = parse_fault(self.header.fault)
         try:
             if row["sampler"] not in KINDS[:-1]:
                 raise FaultListError(f"{where}: unknown sampler {row['sampler']!r}")
             how = Draw(row["sampler"], float(row.get("rate", 0)), int(row.get("per", 0)), int(row["seed"]))
-            space = self.header.selector.space(targets, model)
+            space = self.header.selector.space(self.targets, model)
             if how.expected(space) > 2 * int(row["n"]) + 1000:
                 raise FaultListError(f"{where}: the recipe does not give the {row['n']} faults that it names")
             faults = draw(space, how, model, int(row["trial"]))
-            known = {t.id: k for k, t in enumerate(targets)}
-            ordinals = np.array([known[t.id] for t in space.targets], np.int64)
+            ordinals = np.array([self._known[t.id] for t in space.targets], np.int64)
             faults = replace(
                 faults,
-                targets=tuple(targets),
+                targets=self.targets,
                 sites=replace(faults.sites, target=ordinals[faults.sites.target]),
             )
-            if sites_digest(faults, range(len(targets))) != row["sha256"]:
+            if len(faults) != row["n"] or sites_digest(faults, range(len(self.targets))) != row["sha256"]:
                 raise FaultListError(
                     f"{where}: the recipe gives other faults than it names; it is of another tool or model"
                 )
@@ -208,27 +228,33 @@ class FaultList:
             raw = zlib.decompressobj().decompress(base64.b64decode(row["before"], validate=True), limit + 1)
             if len(raw) != limit:
                 raise FaultListError(f"{where}: the recipe holds other words than its {len(faults)} faults need")
-            return replace(faults, before=np.frombuffer(raw, "<u8").astype(np.uint64))
-        except (KeyError, TypeError, ValueError, zlib.error, SelectorError, FaultError) as error:
+            before = np.frombuffer(raw, "<u8").astype(np.uint64)
+            most = np.array([(1 << t.word.storage) - 1 for t in self.targets], np.uint64)
+            if (before > most[faults.sites.target]).any():
+                raise FaultListError(f"{where}: a word before has more bits than the words of its target")
+            return replace(faults, before=before)
+        except FaultListError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError, zlib.error, InputError) as error:
             raise FaultListError(f"{where}: the recipe is damaged: {_say(error)}") from None
 
-    def _read(self, rows: list[dict[str, Any]], targets: Sequence[Target], known: dict[str, int]) -> Faults:
+    def _read(self, rows: list[dict[str, Any]]) -> Faults:
         models: dict[str, FaultModel] = {}
         columns: list[tuple[int, int, int, FaultModel, int | None, int | None]] = []
         for row in rows:
-            where = f"{self.path}, line {row['#']}"
+            where = f"{self.where}, line {row['#']}"
             try:
-                ordinal = known[row["target"]]
-                target, index, bits = targets[ordinal], row["index"], row["bits"]
-                model = models.setdefault(row["fault"], parse_fault(row["fault"]))
-                bit = -1 if bits is None else bits[0]
-                words = tuple(None if row[k] is None else int(row[k], 16) for k in ("before", "after"))
-                top = target.word.bits - model.width()
-                if not (0 <= index < target.size and (bit == -1) == (model.unit == "word") and -1 <= bit <= top):
-                    raise FaultListError(f"{where}: {row['target']}[{index}] bits {bits} is no site of this model")
-                if any(w is not None and not 0 <= w <= target.word.full for w in words):
-                    raise FaultListError(f"{where}: a word has more than the {target.word.bits} bits of {target.dtype}")
-                columns.append((ordinal, index, bit, model, *words))
+                ordinal = self._known[row["target"]]
+                target, index = self.targets[ordinal], row["index"]
+                model = models.get(row["fault"]) or models.setdefault(row["fault"], parse_fault(row["fault"]))
+                old, new = (None if row[k] is None else int(row[k], 16) for k in ("before", "after"))
+                if type(index) is not int or not 0 <= index < target.size:
+                    raise ValueError(f"{target.id!r} has no element {index}")
+                if "sample" in row or "step" in row:
+                    raise ValueError("a stored word has neither sample nor step")
+                if any(w is not None and not 0 <= w < 1 << target.word.storage for w in (old, new)):
+                    raise ValueError(f"a word has more than the {target.word.bits} bits of {target.dtype}")
+                columns.append((ordinal, index, _lowest(row["bits"], model, target.word), model, old, new))
             except KeyError as error:
                 raise FaultListError(
                     f"{where}: no {error.args[0]!r} in this line or model; the list is damaged"
@@ -238,14 +264,20 @@ class FaultList:
         target_, index_, bit_, models_, before, after = zip(*columns, strict=True)
         sites = Sites(np.array(target_, np.int64), np.array(index_, np.int64), np.array(bit_, np.int16))
         known_words = [None if None in c else np.array(c, np.uint64) for c in (before, after)]
-        return Faults(tuple(targets), sites, models_, *known_words)
+        return Faults(self.targets, sites, models_[:1] if len(models) == 1 else models_, *known_words)
 
 
-def write_fault_list(path: Path, header: Header, body: Iterable[str]) -> None:
-    """Write a list; the caller sees to temporary names."""
-    with path.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(header.line() + "\n")
-        stream.writelines(line + "\n" for line in body)
+def _lowest(bits: list[int] | None, model: FaultModel, word: Word) -> int:
+    """The lowest of the struck bits (−1: the whole word); ValueError where a fault of this model strikes others."""
+    if model.draws:
+        raise ValueError(f"{model} has not spent its chance")
+    if model.unit == "word" and bits is None:
+        return -1
+    if model.unit == "bit" and bits:
+        low, width = bits[0], model.width()
+        if 0 <= low <= word.bits - width and bits == [*range(low, low + width)]:
+            return low
+    raise ValueError(f"{model} strikes no bits {bits} of {word.name}")
 
 
 def _text(path: Path) -> IO[str]:
@@ -271,8 +303,13 @@ def _json(line: str, where: str) -> dict[str, Any]:
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is not strict JSON")
 
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a key is given twice")
+        return found
+
     try:
-        row = json.loads(line, parse_constant=refuse)
+        row = json.loads(line, parse_constant=refuse, object_pairs_hook=once)
     except (ValueError, RecursionError):
         raise FaultListError(
             f"{where} is no line of a fault list; give a file that --save-faults or plan wrote"
@@ -284,15 +321,3 @@ def _json(line: str, where: str) -> dict[str, Any]:
 
 def _say(error: Exception) -> str:
     return f"no {error}" if isinstance(error, KeyError) else str(error)[:200]
-
-
-__all__ = [
-    "FORMAT",
-    "MOST_FAULTS",
-    "VERSION",
-    "FaultList",
-    "Header",
-    "fault_row",
-    "lines",
-    "write_fault_list",
-]

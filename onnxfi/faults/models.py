@@ -75,17 +75,16 @@ class FaultModel:
             here = bits == bit
             mask = self.mask(word, bit)
             if mask is None:
-                after[here] = word.words(self.rule(_numbers(word, before[here])))
+                with np.errstate(all="ignore"):  # inf x 0 and signalling NaN are what faults make of numbers
+                    after[here] = word.words(self.rule(_numbers(word, before[here])))
             else:
                 after[here] = (before[here] & np.uint64(mask.keep)) ^ np.uint64(mask.flip)
         return after
 
     def __str__(self) -> str:
-        pairs = [
-            f"{f.name}={_write(f.name, getattr(self, f.name))}"
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) != f.default
-        ]
+        values = ((f, getattr(self, f.name)) for f in dataclasses.fields(self))
+        # Compared as texts, since -0 is another word than 0.
+        pairs = [f"{f.name}={_write(f.name, value)}" for f, value in values if repr(value) != repr(f.default)]
         return self.name + (":" + ",".join(pairs) if pairs else "")
 
 
@@ -177,7 +176,7 @@ class RandomWord(FaultModel):
 
 @dataclass(frozen=True)
 class Zero(FaultModel):
-    """The number becomes +0 (all bits 0)."""
+    """All bits become 0: the number +0 (in float8_e8m0fnu, which has no zero, the smallest number)."""
 
     name = "zero"
     examples = ("zero",)
@@ -207,17 +206,28 @@ class SignFlip(FaultModel):
 
 @dataclass(frozen=True)
 class Set(FaultModel):
-    """The number becomes `value`, as near as the format holds it (`nan` and `inf` only in floats that have them)."""
+    """The number becomes `value`, as near as the format holds it.
+
+    Raises FaultError where it holds nothing near: `nan`, `inf` and what would become `nan`, as 0 in float8_e8m0fnu.
+    """
 
     value: float = 0.0
     name = "set"
     examples = ("set:value=1", "set:value=-0.5", "set:value=nan")
 
+    def __eq__(self, other: object) -> bool:
+        # As texts: nan is nan, and -0 is another word than 0.
+        return isinstance(other, Set) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
     def mask(self, word: Word, bit: int) -> Mask:
-        value = self.value
-        if not word.is_float and not math.isfinite(value):
-            raise FaultError(f"set: {word.name} holds no {value}; give a number, or leave such tensors out")
-        return Mask(0, int(word.words(np.asarray([value]))[0]))
+        stored = word.words(np.asarray([self.value]))
+        held = float(word.values(stored)[0])
+        if math.isnan(held) != math.isnan(self.value) or (math.isinf(self.value) and not math.isinf(held)):
+            raise FaultError(f"set: {word.name} holds no {self.value}; give another, or leave such tensors out")
+        return Mask(0, int(stored[0]))
 
 
 @dataclass(frozen=True)
@@ -228,8 +238,11 @@ class Scale(FaultModel):
     name = "scale"
     examples = ("scale:factor=0.5", "scale")
 
+    def __post_init__(self) -> None:
+        _check(not math.isnan(self.factor), "scale", "factor", self.factor, "a number; set:value=nan sets NaN")
+
     def rule(self, values: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(values, np.float64) * self.factor
+        return np.asarray(_wide(values) * self.factor)
 
 
 @dataclass(frozen=True)
@@ -238,10 +251,13 @@ class Add(FaultModel):
 
     value: float = 0.0
     name = "add"
-    examples = ("add:value=0.25",)
+    examples = ("add:value=0.25", "add:value=1")
+
+    def __post_init__(self) -> None:
+        _check(not math.isnan(self.value), "add", "value", self.value, "a number; set:value=nan sets NaN")
 
     def rule(self, values: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(values, np.float64) + self.value
+        return np.asarray(_wide(values) + self.value)
 
 
 @dataclass(frozen=True)
@@ -276,9 +292,16 @@ def fault_models() -> Mapping[str, type[FaultModel]]:
     """
     found = {model.name: model for model in _OWN}
     for point in entry_points(group=ENTRY_POINTS):
-        model = point.load()
+        try:
+            model = point.load()
+        except Exception as error:  # whatever the package raises when it is imported
+            raise FaultError(
+                f"entry point {point.value!r} does not load: {error}; mend or remove its package"
+            ) from error
         if not (isinstance(model, type) and issubclass(model, FaultModel) and dataclasses.is_dataclass(model)):
             raise FaultError(f"entry point {point.value!r} is no frozen dataclass derived from onnxfi.FaultModel")
+        if not model.name:
+            raise FaultError(f"entry point {point.value!r} has no name; give the class a `name`")
         if model.name in found:
             raise FaultError(f"entry point {point.value!r} calls itself {model.name!r}, a name already taken")
         found[model.name] = model
@@ -308,24 +331,31 @@ def parse_fault(text: str) -> FaultModel:
 
 
 def _read(text: str, kind: Any, where: str) -> Any:
+    whole = kind in ("int", int)
     try:
-        if kind in ("int", int):
+        if whole:
             return int(text, 0)
         if kind in ("float", float):
-            # Whole numbers stay exact integers, so that 64-bit words can be set to any value.
-            return int(text, 0) if text.lstrip("+-").isdecimal() and len(text) < 25 else float(text)
+            # Whole numbers stay exact integers, so that 64-bit words can be set to any value; 0 does not: -0 is one.
+            return (text.lstrip("+-").isdecimal() and len(text) < 25 and int(text)) or float(text)
     except ValueError:
-        raise FaultError(f"{where} is no number") from None
+        raise FaultError(f"{where} is no {'whole ' if whole else ''}number") from None
     return text
 
 
 def _write(key: str, value: Any) -> str:
-    return hex(value) if key == "word" else value if isinstance(value, str) else repr(value)
+    plain = value.item() if isinstance(value, np.generic) else value
+    return hex(plain) if key == "word" else plain if isinstance(plain, str) else repr(plain)
 
 
 def _numbers(word: Word, words: Words) -> NDArray[Any]:
     values = word.values(words)
     return values if values.dtype.kind in "iu" and word.bits > 32 else values.astype(np.float64)
+
+
+def _wide(values: NDArray[Any]) -> NDArray[Any]:
+    """64-bit integers as Python's, which neither round nor overflow; all else as it is."""
+    return values.astype(object) if values.dtype.kind in "iu" else values
 
 
 def _check(good: bool, fault: str, key: str, given: object, allowed: str) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from decimal import Decimal, localcontext
+from decimal import Context, Decimal, localcontext
 from functools import lru_cache
 
 import numpy as np
@@ -113,10 +113,9 @@ def _log_factorial(n: int) -> Decimal:
 @lru_cache(maxsize=256)
 def _peak(n: int, rate: float) -> tuple[int, float]:
     """The likeliest count of Binomial(n, rate) and its probability, by correctly rounded decimal logarithms."""
-    mode = min(n, int((n + 1) * Decimal(rate)))
-    with localcontext() as context:
-        context.prec = 40
+    with localcontext(Context(prec=40)):  # a context of our own: the caller's may round otherwise
         p = Decimal(rate)
+        mode = min(n, int((n + 1) * p))
         log = _log_factorial(n) - _log_factorial(mode) - _log_factorial(n - mode)
         log += mode * p.ln() + (n - mode) * (1 - p).ln()
         return mode, float(log.exp())
@@ -139,21 +138,17 @@ def binomial(n: int, rate: float, seed: int, stream: int) -> int:
     up = down = peak
     high = low = mode
     left -= peak
-    while left > 0 and (high < n or low > 0):
-        if high < n:
-            up *= (n - high) / (high + 1) * odds
-            high += 1
-            left -= up
-            if left <= 0:
-                return high
-        if low > 0:
-            down *= low / ((n - low + 1) * odds)
-            low -= 1
-            left -= down
-            if left <= 0:
-                return low
-        if up + down < 1e-18 * peak:  # the rest is rounding of the sum
-            break
+    while left > 0 and up + down >= 1e-18 * peak:  # what is left then is rounding of the sum
+        up *= (n - high) / (high + 1) * odds  # 0 from n on
+        high += 1
+        left -= up
+        if left <= 0:
+            return high
+        down *= low / ((n - low + 1) * odds)  # 0 below 0
+        low -= 1
+        left -= down
+        if left <= 0:
+            return low
     return mode
 
 

@@ -105,14 +105,19 @@ def parse_site(text: str, targets: Sequence[Target]) -> Site:
     target = known.get(match["id"])
     if target is None:
         raise SelectorError(f"no target {match['id']!r} in this model{closest(match['id'], known)}")
-    index = _flat([int(p) for p in match["index"].split(",") if p.strip()], target)
+    try:
+        index = _flat([int(p) for p in match["index"].split(",") if p.strip()], target)
+        at = {key: int(value) for key, value in re.findall(r"@(\w+)=(\d+)", match["at"])}
+    except ValueError:  # "1 2", or more digits than Python reads
+        raise SelectorError(f"site {text[:80]!r} has an index that is no whole number") from None
+    if len(at) < match["at"].count("@"):
+        raise SelectorError(f"site {text[:80]!r} names its sample or step twice")
     bit = None if match["bit"] is None else int(match["bit"][:9])
     if bit is not None and bit >= target.word.bits:
         raise SelectorError(
             f"bit {bit} is beyond {target.dtype} of {target.id!r}: bits are 0 to {target.word.bits - 1}"
         )
-    at = dict(part.split("=") for part in match["at"].split("@") if part)
-    return Site(target.id, index, bit, *(int(at[k]) if k in at else None for k in ("sample", "step")))
+    return Site(target.id, index, bit, at.get("sample"), at.get("step"))
 
 
 def _flat(index: list[int], target: Target) -> int:
@@ -121,7 +126,8 @@ def _flat(index: list[int], target: Target) -> int:
     if len(index) not in (1, len(axes)) or any(i >= n for i, n in zip(index, limits, strict=True)):
         shape = "×".join(map(str, axes)) or "scalar"
         raise SelectorError(
-            f"index {index} is beyond {target.id!r} of shape {shape}: give {len(axes)} indices, or one below {target.size}"
+            f"index {index} is beyond {target.id!r} of shape {shape}: "
+            f"give {len(axes)} indices, or one below {target.size}"
         )
     flat = 0
     for i, n in zip(index, limits, strict=True):
@@ -169,7 +175,7 @@ class Selector:
 
     def keeps(self, target: Target) -> bool:
         """Whether a target passes; shapes and indices pass only where `include` names them exactly."""
-        texts = (target.id, target.node, target.layer)
+        texts = [name for name in (target.id, target.node, target.layer) if name]
         if target.structural and "=" + target.id not in self.include:
             return False
         return (
@@ -190,7 +196,7 @@ class Selector:
                 raise SelectorError(f"unknown number format {dtype!r}{closest(dtype, WORDS)}")
         kept = [t for t in targets if self.keeps(t)]
         space = FaultSpace.over(kept, model, bits=self.bits, elements=self.elements)
-        if len(space) == 0:
+        if space.size == 0:
             self._explain(targets, kept, model)
         return space
 
@@ -200,7 +206,8 @@ class Selector:
         if kept:
             raise SelectorError(
                 f"{len(kept)} tensors are selected, but no site is left in them: {model} with bits "
-                f"{self.bits or 'all'} finds no place in {', '.join(sorted({t.dtype for t in kept}))}, or they are empty"
+                f"{self.bits or 'all'} finds no place in {', '.join(sorted({t.dtype for t in kept}))}, "
+                f"or they are empty"
             )
         names = [name for t in targets for name in (t.id, t.node, t.layer) if name]
         for option, patterns, known in (
@@ -209,7 +216,7 @@ class Selector:
             ("--dtype", self.dtype, [t.dtype for t in targets]),
         ):
             for pattern in patterns:
-                if not any(matches(pattern, [name]) for name in known):
+                if pattern not in known if option == "--dtype" else not matches(pattern, known):
                     hint = closest(pattern.lstrip("="), known)
                     raise SelectorError(f"{option} {pattern!r} matches nothing in this model{hint}")
         raise SelectorError(
@@ -294,6 +301,35 @@ class FaultSpace:
         bit = int(sites.bit[0])
         return Site(self.targets[int(sites.target[0])].id, int(sites.index[0]), None if bit < 0 else bit)
 
+    def layers(self) -> tuple[str, ...]:
+        """The layers of the targets, in file order."""
+        return tuple(dict.fromkeys(t.layer for t in self.targets))
+
+    def part(self, layer: str | None = None, bit: int | None = None) -> FaultSpace:
+        """The sites in one layer, at one bit position, or both; empty where there are none.
+
+        >>> space = FaultSpace.over([Target("w", WORDS["float32"], (2, 3), layer="conv")], Flip())
+        >>> len(space.part("conv", 31)), len(space.part("fc"))
+        (6, 0)
+        """
+        rows = [
+            (target, places if bit is None else (bit,), chosen)
+            for target, places, chosen in zip(self.targets, self.positions, self.chosen, strict=True)
+            if layer in (None, target.layer) and (bit is None or bit in places)
+        ]
+        columns = tuple(zip(*rows, strict=True)) or ((), (), ())
+        return FaultSpace(columns[0], self.unit, columns[1], self.elements, columns[2])
+
+    def __contains__(self, site: object) -> bool:
+        """Whether a site is one of these; its sample and step do not count."""
+        for target, places in zip(self.targets, self.positions, strict=True):
+            if isinstance(site, Site) and site.target == target.id:
+                if (-1 if site.bit is None else site.bit) not in places or not 0 <= site.index < target.size:
+                    return False
+                at = np.unravel_index(site.index, target.axes or (1,))
+                return all(int(i) in axis for i, axis in zip(at, _axes(self.elements, target), strict=True))
+        return False
+
     def locate(self, numbers: Numbers) -> Sites:
         """The sites of many numbers at once (`uint64`, [n], each below `size`)."""
         ends = np.cumsum(np.array(self.sizes, np.uint64), dtype=np.uint64)
@@ -316,7 +352,8 @@ def _axes(elements: str, target: Target) -> list[range]:
     pieces = [p.strip() for p in elements.split(",")]
     if len(pieces) > len(axes):
         raise SelectorError(
-            f"--elements {elements!r} has {len(pieces)} axes, {target.id!r} has {len(axes)}; narrow the targets with --include"
+            f"--elements {elements!r} has {len(pieces)} axes, {target.id!r} has {len(axes)}; "
+            f"narrow the targets with --include"
         )
     ranges = []
     for piece, n in zip(pieces, axes, strict=False):

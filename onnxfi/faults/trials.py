@@ -8,6 +8,7 @@ computes the words before and after once the stored words are known.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxfi.errors import InputError, SelectorError
+from onnxfi.errors import InputError, SelectorError, closest
 from onnxfi.faults import sampling
 from onnxfi.faults.models import FaultModel, parse_fault
 from onnxfi.faults.space import FaultSpace, Selector, Site, Sites, Target, parse_site
@@ -95,6 +96,12 @@ class Faults(Sequence[Fault]):
     def __iter__(self) -> Iterator[Fault]:
         return (self[row] for row in range(len(self)))
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Faults) and len(self) == len(other) and all(map(operator.eq, self, other))
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
     def pick(self, rows: Any) -> Faults:
         """The faults of these rows, in that order."""
         sites = Sites(self.sites.target[rows], self.sites.index[rows], self.sites.bit[rows])
@@ -142,6 +149,8 @@ class Draw:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f"unknown sampler {self.kind!r}{closest(self.kind, KINDS)}")
         if self.kind == "ber":
             sampling.check_rate(self.rate)
         elif self.n < 0:
@@ -168,8 +177,12 @@ class Draw:
         return sampling.exhaustive(space.size)
 
 
-def draw(space: FaultSpace, how: Draw, model: FaultModel, trial: int = 1) -> Faults:
-    """The faults of one trial: a pure function of the space, the draw and the trial's number."""
+def draw(space: FaultSpace, how: Draw, model: FaultModel, trial: int = 1, *, part: int = 0) -> Faults:
+    """The faults of one trial: a pure function of the space, the draw and the trial's number.
+
+    `part` keeps the chance of several draws in one trial apart.
+    """
+    trial |= part << 56
     sites = space.locate(how.numbers(space, trial))
     return Faults(space.targets, sites, _spend(space.targets, sites, model, how.seed, trial))
 
@@ -188,11 +201,15 @@ def at_sites(
     """The faults of one trial at the sites that are named (`ID[i]:B`).
 
     Raises SelectorError for a site that does not exist, is named twice, has no bit where the model needs one or one
-    where it strikes whole words, or is not among what the selector keeps.
+    where it strikes whole words, or is left out by the selector (to name a site includes its target).
     """
     ordinal = {t.id: k for k, t in enumerate(targets)}
     sites = [parse_site(text, targets) for text in texts]
-    for k, site in enumerate(sites):
+    chosen = replace(selector, include=tuple(dict.fromkeys("=" + site.target for site in sites)))
+    named = [t for t in targets if chosen.keeps(t)]
+    space = FaultSpace.over(named, model, bits=selector.bits, elements=selector.elements)
+    seen: set[Site] = set()
+    for site in sites:
         target = targets[ordinal[site.target]]
         if model.unit == "bit" and site.bit is None:
             raise SelectorError(f"site {str(site)!r} needs a bit for {model}, as {site}:{target.word.bits - 1}")
@@ -204,16 +221,36 @@ def at_sites(
             )
         if site.sample is not None or site.step is not None:
             raise SelectorError(f"site {str(site)!r}: a stored word has neither sample nor step; leave them out")
-        if not replace(selector, include=(*selector.include, "=" + target.id)).keeps(target):
+        if site not in space:
             raise SelectorError(f"site {str(site)!r} is left out by the other selectors")
-        if site in sites[:k]:
+        if site in seen:
             raise SelectorError(f"site {str(site)!r} is named twice")
+        seen.add(site)
     columns = Sites(
         np.array([ordinal[s.target] for s in sites], np.int64),
         np.array([s.index for s in sites], np.int64),
         np.array([-1 if s.bit is None else s.bit for s in sites], np.int16),
     )
     return Faults(tuple(targets), columns, _spend(targets, columns, model, seed, 1))
+
+
+def singles(
+    space: FaultSpace, numbers: sampling.Numbers, model: FaultModel, seed: int, trials: Sequence[int]
+) -> Faults:
+    """One fault for each of many trials: the sites of these numbers, each spending its own trial's chance."""
+    sites = space.locate(numbers)
+    if not model.draws:
+        return Faults(space.targets, sites, (model,))
+    spent = tuple(
+        model.spend(int(sampling.raw_words(seed, trial, sampling.VALUE, 1)[0]), space.targets[target].word)
+        for trial, target in zip(trials, sites.target.tolist(), strict=True)
+    )
+    return Faults(space.targets, sites, spent)
+
+
+def apart(faults: Faults, stored: Words) -> Faults:
+    """The words before and after faults that belong to different trials, so that none sees another's."""
+    return replace(faults, before=stored, after=_strike(faults, np.arange(len(faults)), stored))
 
 
 def resolve(faults: Faults, stored: Words) -> tuple[Faults, Words]:
@@ -249,15 +286,12 @@ def _strike(faults: Faults, rows: Any, before: Words) -> Words:
             word = faults.targets[int(target[k])].word
             after[k] = faults.models[row].strike(word, before[k : k + 1], bits[k : k + 1])[0]
         return after
-    words = np.array([list(_distinct(faults.targets)).index(t.word) for t in faults.targets], np.int64)
-    for k, word in enumerate(_distinct(faults.targets)):
-        here = words[target] == k
+    layouts = {word: k for k, word in enumerate(dict.fromkeys(t.word for t in faults.targets))}
+    layout = np.array([layouts[t.word] for t in faults.targets], np.int64)[target]
+    for word, k in layouts.items():
+        here = layout == k
         after[here] = faults.models[0].strike(word, before[here], bits[here])
     return after
-
-
-def _distinct(targets: Sequence[Target]) -> dict[Word, None]:
-    return dict.fromkeys(t.word for t in targets)
 
 
 def json_value(value: Any) -> Any:
@@ -267,7 +301,7 @@ def json_value(value: Any) -> Any:
     ('-Infinity', 0.5)
     """
     if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
 
 

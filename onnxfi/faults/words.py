@@ -110,14 +110,18 @@ class Word:
     def words(self, values: NDArray[Any]) -> Words:
         """Store numbers as words. Values of another type are converted first.
 
-        Floats round as ml_dtypes and numpy do (to nearest, ties to even); for integers the value is rounded to
-        the nearest even integer and held at the ends of the range; NaN becomes 0 there.
+        Floats round as ml_dtypes and numpy do: to nearest, ties to even (float8_e8m0fnu: up; bfloat16 and the narrower
+        ones by way of float32).
+        For integers the value is rounded to the nearest integer, ties to even, and held at the ends of the range; NaN
+        becomes 0 there.
 
         >>> [hex(w) for w in WORDS["int8"].words(np.array([-1.0, 300.0]))]
         ['0xff', '0x7f']
         """
         given = np.asarray(values)
         with np.errstate(all="ignore"):
+            if self.is_float and given.dtype == object:  # whole numbers of more than 64 bits
+                given = given.astype(np.float64)
             if not self.is_float and given.dtype != self.dtype and self.name != "bool":
                 given = _to_integers(given, self)
             exact = np.ascontiguousarray(given.astype(self.dtype))
@@ -153,15 +157,18 @@ class Word:
 
 
 def _to_integers(values: NDArray[Any], word: Word) -> NDArray[Any]:
-    """Round to the nearest even integer and hold at the ends of the word's range; exact up to 64 bits."""
+    """Round to the nearest integer, ties to even, and hold at the ends of the word's range; exact up to 64 bits."""
     low = -(1 << (word.bits - 1)) if word.signed else 0
     high = (1 << (word.bits - int(word.signed))) - 1
     if word.bits <= 32 and values.dtype.kind in "iu":
         return np.asarray(np.clip(values, low, high))
     if word.bits <= 32:
-        return np.clip(np.nan_to_num(np.rint(values.astype(np.float64)), nan=0.0), low, high).astype(np.int64)
-    # 2**63 - 1 is no float64, so the ends of 64-bit formats are held in exact integer arithmetic.
-    exact = [0 if v != v else high if v >= high else low if v <= low else round(v) for v in values.ravel().tolist()]
+        rounded = np.nan_to_num(np.rint(values.astype(np.float64)), nan=0.0)
+        return np.asarray(np.clip(rounded, low, high).astype(np.int64))
+    # 2**63 - 1 is no float64, so the ends of 64-bit formats are held in exact integer arithmetic. NaN is on no side.
+    exact = [
+        round(v) if low < v < high else high if v >= high else low if v <= low else 0 for v in values.ravel().tolist()
+    ]
     return np.array(exact, dtype=word.dtype).reshape(values.shape)
 
 

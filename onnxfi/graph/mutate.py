@@ -276,6 +276,12 @@ def write(
     return Written(*digests, out, None, change.resized)
 
 
+def faulty_bytes(model: Model, change: Edits) -> bytes:
+    """The changed model file as bytes, without digests: what a session is made from, trial after trial."""
+    pieces = _pieces(model.source, change.bytes_of(0), _lengths(change.splices))
+    return b"".join(bytes(new) for _, new in pieces)
+
+
 def _put(stream: IO[bytes], piece: Any) -> None:
     """Write a piece; a stretch of zeros is left as a hole, so that a sparse file stays one."""
     if len(piece) == _CHUNK and bytes(piece) == _ZEROS:

@@ -237,10 +237,10 @@ def _find(root: Path, how: Preprocess) -> dict[str, list[Path]]:
             raise DataError(f"folder {str(folder)!r} is none of the classes{closest(folder.name, how.classes)}")
         files = found.setdefault(folder.name, [])
         for file in _visible(folder):
-            if not file.resolve().is_relative_to(place):
-                raise DataError(f"{str(file)!r} links to a place outside {str(root)!r}")
             if not file.is_file():
                 raise DataError(f"{str(file)!r} is no image file")
+            if not file.resolve().is_relative_to(place):
+                raise DataError(f"{str(file)!r} links to a place outside {str(root)!r}")
             files.append(file)
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +279,7 @@ def evaluate(
     session = (engine or OrtEngine()).prepare(model)
     name = golden.output if golden else scored_output(session.outputs, output, labelled=data.labels is not None)
     try:
-        scores = _scores(session, data, data.layout.fixed or batch, name, progress)
+        scores = run_scores(session, data, data.layout.fixed or batch, name, progress=progress)
     except EngineError as error:
         if data.synthetic:
             raise EngineError(f"{error}; these are synthetic inputs, give real ones with --data") from None
@@ -298,11 +299,22 @@ def _metrics(golden: Array, faulty: Array, data: Data, name: str | None) -> dict
     }
 
 
-def _scores(session: Session, data: Data, size: int, name: str | None, progress: Progress | None) -> Array:
-    """The scored output over all samples ([N, …]); where all outputs count, they are laid side by side."""
+def run_scores(
+    session: Session,
+    data: Data,
+    size: int,
+    name: str | None,
+    *,
+    batches: int | None = None,
+    progress: Progress | None = None,
+) -> Array:
+    """The scored output over all samples, or over the first `batches` of `size` ([N, …]).
+
+    Where `name` is None all outputs count, laid side by side; where their shapes vary, as one row.
+    """
     parts: list[Array] = []
     total = 0
-    for piece in data.batches(size):
+    for piece in islice(data.batches(size), batches):
         scores = _joined(piece.trim(session.run(piece.feeds, None if name is None else [name])), name, piece.valid)
         total += scores.nbytes
         if total > _MOST_OUTPUT_BYTES // 2:

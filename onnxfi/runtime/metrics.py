@@ -113,6 +113,15 @@ def _top(scores: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1))
 
 
+def top(scores: Array) -> NDArray[np.int64]:
+    """The top-1 class of each row of scores [N, classes], -1 where there is none.
+
+    >>> top(np.array([[0.1, 0.9], [np.nan, 0.0]])).tolist()
+    [1, -1]
+    """
+    return _top(_float64(scores))
+
+
 def _in_top_5(scores: NDArray[np.float64], classes: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether each row has its class (-1: none) among its five first."""
     if not scores.size:
@@ -202,7 +211,7 @@ def cosine(golden: Array, faulty: Array, labels: Labels | None) -> float:
     if np.array_equal(g, f) or not differing(g, f).any():
         return 1.0
     large, larger = np.abs(g).max(), np.abs(f).max()
-    if not np.isfinite(large + larger) or large == 0.0 or larger == 0.0:
+    if not (0.0 < large < np.inf and 0.0 < larger < np.inf):
         return 0.0
     g, f = g / large, f / larger
     return float(np.clip(np.sum(g * f) / np.sqrt(np.sum(g * g) * np.sum(f * f)), -1.0, 1.0))

@@ -215,10 +215,9 @@ def test_design_effect_pin() -> None:
     assert (found.low, found.high) == pytest.approx((0.0064953871, 0.0220659693), abs=5e-11)
 
 
-def exact_coverage(ends: Callable[[int], Interval], n: int, truth: float, chances: Floats) -> float:
+def exact_coverage(table: Sequence[Interval], truth: float, chances: Floats) -> float:
     """Chance that the interval holds the truth, summed over every possible count."""
-    found = [ends(k) for k in range(n + 1)]
-    inside = [i.low <= truth + 1e-12 and truth - 1e-12 <= i.high for i in found]
+    inside = [i.low <= truth + 1e-12 and truth - 1e-12 <= i.high for i in table]
     return float(chances[inside].sum())
 
 
@@ -227,7 +226,7 @@ def test_clopper_pearson_covers_every_rate(n: int) -> None:
     table = [clopper_pearson(k, n) for k in range(n + 1)]
     for rate in (1e-5, 1e-4, 5e-4, 0.001, 0.003, 0.01, 0.1, 0.5, 0.9, 0.999):
         chances = stats.binom.pmf(np.arange(n + 1), n, rate)
-        assert exact_coverage(table.__getitem__, n, rate, chances) >= 0.99
+        assert exact_coverage(table, rate, chances) >= 0.99
 
 
 @pytest.mark.parametrize(("size", "n"), [(20, 10), (64, 58), (64, 61), (200, 60), (200, 196)])
@@ -235,17 +234,17 @@ def test_clopper_pearson_covers_every_finite_population(size: int, n: int) -> No
     table = [clopper_pearson(k, n, population=size) for k in range(n + 1)]
     for faults in range(size + 1):
         chances = stats.hypergeom.pmf(np.arange(n + 1), size, faults, n)
-        assert exact_coverage(table.__getitem__, n, faults / size, chances) >= 0.99
+        assert exact_coverage(table, faults / size, chances) >= 0.99
 
 
 def test_wilson_is_the_one_that_misses_rare_rates() -> None:
     """The reason for Clopper-Pearson: one event in 1,000 trials already excludes a rate of 1.1e-4."""
+    ours, theirs = ([method(k, 1000) for k in range(1001)] for method in (clopper_pearson, wilson))
     chances = stats.binom.pmf(np.arange(1001), 1000, 1.1e-4)
-    assert exact_coverage(lambda k: wilson(k, 1000), 1000, 1.1e-4, chances) < 0.92
-    assert exact_coverage(lambda k: clopper_pearson(k, 1000), 1000, 1.1e-4, chances) > 0.99
+    assert exact_coverage(theirs, 1.1e-4, chances) < 0.92
+    assert exact_coverage(ours, 1.1e-4, chances) > 0.99
     for rate in (0.01, 0.1, 0.5):
-        chances = stats.binom.pmf(np.arange(1001), 1000, rate)
-        assert exact_coverage(lambda k: wilson(k, 1000), 1000, rate, chances) > 0.985
+        assert exact_coverage(theirs, rate, stats.binom.pmf(np.arange(1001), 1000, rate)) > 0.985
 
 
 @pytest.mark.parametrize("method", [wilson, clopper_pearson])
@@ -255,6 +254,11 @@ def test_a_used_up_population_leaves_no_doubt(method: Callable[..., Interval]) -
     part = method(3, 30, population=40)
     assert 3 / 40 <= part.low < part.high <= 13 / 40
     assert part.half_width < method(3, 30).half_width
+
+
+def test_wilson_counts_a_finite_population_as_more_trials() -> None:
+    found, more = wilson(12, 1000, population=2000), wilson(0.012 * 1999, 1999)
+    assert (found.low, found.high) == pytest.approx((more.low, more.high), rel=1e-12)
 
 
 @pytest.mark.parametrize("method", [wilson, clopper_pearson])
@@ -396,6 +400,38 @@ def test_large_samples_reach_the_normal_width() -> None:
     assert found.half_width == pytest.approx(2.5758293 * x.std(ddof=1) / math.sqrt(len(x)), rel=2e-3)
     stratified = stratified_interval([Stratum.of(x[:50_000], 10**7), Stratum.of(x[50_000:], 3 * 10**7)])
     assert stratified.half_width == pytest.approx(found.half_width, rel=0.02)
+
+
+def test_values_all_alike_still_leave_room_for_the_unseen() -> None:
+    """1,000 trials at 0.836 do not rule out a fault that 0.53 % of trials would meet: ln(200) / 1000."""
+    found = mean_interval(np.full(1000, 0.836))
+    assert found.half_width == pytest.approx(math.log(200) / 1000, rel=0.02)
+
+
+def test_few_trials_a_stratum_keep_their_variance() -> None:
+    """500 strata of two trials, one yes in each: s² = 1/2, V = 0.5 / 2 / 500; one trial each: x² for s²."""
+    two = stratified_interval([Stratum(10**6, 2, 1, 1)] * 500)
+    assert two.half_width == pytest.approx(2.5758293 * math.sqrt(0.25 / 500), rel=0.02)
+    one = stratified_interval([Stratum(10**6, 1, x, x) for x in (0, 1)] * 500)
+    assert one.half_width == pytest.approx(2.5758293 * math.sqrt(0.5 / 1000), rel=0.02)
+
+
+def test_a_finite_population_narrows_the_interval() -> None:
+    x = np.random.default_rng(11).random(75_000)
+    ratio = mean_interval(x, population=100_000).half_width / mean_interval(x).half_width
+    assert ratio == pytest.approx(math.sqrt(0.25), rel=0.01)
+    for n in (10, 500, 750, 980):
+        assert stratified_interval([Stratum(1000, n, 0, 0)]).high == pytest.approx(
+            clopper_pearson(0, n, population=1000).high, abs=2 / 1000
+        )
+
+
+@pytest.mark.parametrize(("size", "n"), [(20, 16), (64, 58), (200, 60), (200, 196), (1000, 980)])
+def test_the_interval_of_a_mean_covers_every_finite_population(size: int, n: int) -> None:
+    table = [stratified_interval([Stratum(size, n, k, k)]) for k in range(n + 1)]
+    for hit in range(size + 1):
+        chances = stats.hypergeom.pmf(np.arange(n + 1), size, hit, n)
+        assert exact_coverage(table, hit / size, chances) >= 0.99
 
 
 def test_strata_are_weighted_by_their_faults() -> None:

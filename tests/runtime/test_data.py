@@ -157,15 +157,10 @@ def test_the_digest_is_that_of_the_content(tmp_path: Path, monkeypatch: pytest.M
     """,
     )
     monkeypatch.chdir(tmp_path)
-    specs: list[Any] = [
-        tmp_path / "plain.npz",
-        tmp_path / "small.npz",
-        str(tmp_path / "other.npz"),
-        "feeds:whole",
-        "feeds:parts",
-    ]
-    digests = {open_data(spec, [X]).digest for spec in [*specs, {"x": ROWS, "labels": labels}]}
-    assert digests == {"0d9e3e8a4b0b"}
+    files: list[Any] = [tmp_path / f"{name}.npz" for name in ("plain", "small", "other")]
+    specs = [*files, "feeds:whole", "feeds:parts", {"x": ROWS, "labels": labels}]
+    digests = {open_data(spec, [X]).digest for spec in specs}
+    assert digests == {"5dd7d6a9c3dfe08ab484b9c0943f5b183420146db3b2cc4a6c40f15b0fdad3cd"}
 
 
 @pytest.mark.parametrize(
@@ -761,6 +756,9 @@ def test_links_stay_within_the_folder(photos: Path, tmp_path: Path) -> None:
     (photos / "cat" / "d.png").symlink_to(tmp_path / "outside.png")
     assert "d.png' links to a place outside" in refused(photos, IMAGE)
     (photos / "cat" / "d.png").unlink()
+    (photos / "cat" / "loop.png").symlink_to(photos / "cat" / "loop.png")
+    assert refused(photos, IMAGE) == f"'{photos / 'cat' / 'loop.png'}' is no image file"
+    (photos / "cat" / "loop.png").unlink()
     (tmp_path / "folder").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "folder" / "e.png")
     (photos / "emu").symlink_to(tmp_path / "folder")

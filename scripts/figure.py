@@ -1,0 +1,77 @@
+"""Draw the README's figure: a real run of the command line, as it looks on a terminal, in SVG.
+
+    python scripts/figure.py [FOLDER]
+
+Each command below runs in a pseudo-terminal (so not on Windows), and rich draws what it printed. The files go to
+docs/figures/ or into FOLDER; tests/test_docs.py compares their text with a new run.
+"""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.console import Console
+from rich.terminal_theme import DIMMED_MONOKAI
+from rich.text import Text
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = 92
+FIGURES = {
+    "inject.svg": "onnxfi inject models/fashion_cnn.onnx --ber 1e-5 --seed 1 --data models/fashion_test.npz --provider cpu",
+}
+# The figure asks no other server for a font, and takes the reader's own.
+FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, DejaVu Sans Mono, monospace"
+FORMAT = re.sub(r"@font-face\s*{{.*?}}\s*", "", CONSOLE_SVG_FORMAT, flags=re.S).replace("Fira Code", FONTS)
+
+
+def printed(command: str) -> str:
+    """What a command prints on a terminal of COLUMNS, with its colours. It runs in a folder that has the models."""
+    master, slave = pty.openpty()
+    env = {**os.environ, "COLUMNS": str(COLUMNS), "TERM": "xterm-256color", "PYTHONUTF8": "1", "PYTHONPATH": str(ROOT)}
+    for name in ("NO_COLOR", "FORCE_COLOR", "ONNXFI_LOG_LEVEL"):
+        env.pop(name, None)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "models").symlink_to(ROOT / "models")
+        words = [sys.executable, "-m", *command.split()]
+        process = subprocess.Popen(words, cwd=folder, env=env, stdout=slave, stderr=subprocess.PIPE, text=True)
+        os.close(slave)
+        parts = []
+        while True:
+            try:
+                part = os.read(master, 1 << 16)
+            except OSError:  # Linux says so when the other end is closed
+                break
+            if not part:
+                break
+            parts.append(part)
+        os.close(master)
+        _, errors = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{command}\n{errors}")
+    return b"".join(parts).decode().replace("\r\n", "\n")
+
+
+def draw(command: str, output: str, title: str) -> str:
+    """The command and its output as SVG."""
+    with open(os.devnull, "w") as nowhere:
+        console = Console(record=True, width=COLUMNS, file=nowhere, highlight=False, force_terminal=True)
+        console.print(Text.assemble(("$ ", "bold green"), (command, "bold")))
+        console.print(Text.from_ansi(output.rstrip("\n")))
+        return console.export_svg(title=title, theme=DIMMED_MONOKAI, code_format=FORMAT, unique_id="onnxfi")
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, command in FIGURES.items():
+        (folder / name).write_text(draw(command, printed(command), "onnxfi"), encoding="utf-8")
+        print(folder / name)
+
+
+if __name__ == "__main__":
+    main()
