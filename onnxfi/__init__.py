@@ -15,6 +15,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _NAMES = {
+    "campaign.report": ("Report", "report"),
+    "campaign.runner": ("plan", "run"),
+    "campaign.spec": ("Campaign", "Part", "load_spec"),
+    "campaign.store": ("Result", "merge"),
     "errors": ("OnnxfiError", "InputError"),
     "faults.faultlist": ("FaultList",),
     "faults.models": ("FaultModel", "fault_models", "parse_fault"),
@@ -28,6 +32,7 @@ _NAMES = {
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
+    "Campaign",
     "Fault",
     "FaultList",
     "FaultModel",
@@ -38,6 +43,9 @@ __all__ = [
     "Model",
     "OnnxfiError",
     "OrtEngine",
+    "Part",
+    "Report",
+    "Result",
     "Selector",
     "Site",
     "Target",
@@ -47,14 +55,23 @@ __all__ = [
     "inject",
     "inspect",
     "load",
+    "load_spec",
+    "merge",
     "open_data",
     "parse_fault",
+    "plan",
     "replay",
+    "report",
+    "run",
     "sample",
     "undo",
 ]
 
 if TYPE_CHECKING:
+    from onnxfi.campaign.report import Report, report
+    from onnxfi.campaign.runner import plan, run
+    from onnxfi.campaign.spec import Campaign, Part, load_spec
+    from onnxfi.campaign.store import Result, merge
     from onnxfi.errors import InputError, OnnxfiError
     from onnxfi.faults.faultlist import FaultList
     from onnxfi.faults.models import FaultModel, fault_models, parse_fault

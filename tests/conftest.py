@@ -1,4 +1,4 @@
-"""What all tests share: hypothesis that draws the same in every run, and marks that are skipped where nothing serves them."""
+"""What all tests share: hypothesis that draws the same in every run, and marks skipped where nothing serves them."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from hypothesis import strategies as st
 
 from onnxfi.faults.models import FaultModel, fault_models, parse_fault
@@ -83,8 +81,3 @@ models: st.SearchStrategy[FaultModel] = st.one_of(
     st.builds(fault_models()["add"], value=st.floats(allow_nan=False) | st.integers(-(2**64), 2**64)),
     st.builds(fault_models()["noise"], sigma=st.floats(0, allow_infinity=False, allow_nan=False)),
 )
-
-
-def same(left: float, right: float) -> bool:
-    """Whether two numbers are equal, NaN to NaN."""
-    return left == right or (math.isnan(left) and math.isnan(right))

@@ -6,9 +6,11 @@ has the number 1 + j·S + s, so that a longer campaign keeps the numbers, and wi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -19,11 +21,11 @@ from onnxfi.errors import FaultListError
 from onnxfi.faults import sampling
 from onnxfi.faults.faultlist import FaultList, Header, lines
 from onnxfi.faults.models import FaultModel, parse_fault
-from onnxfi.faults.space import FaultSpace, Selector
+from onnxfi.faults.space import FaultSpace
 from onnxfi.faults.statistics import Per, allocate, data_aware_p, margin_of_error
 from onnxfi.faults.trials import Draw, Faults, apart, concat, draw, singles
 from onnxfi.graph.model import Model
-from onnxfi.graph.mutate import place
+from onnxfi.graph.mutate import Progress, check_place, place, temporary
 
 #: Single faults that are planned together.
 _BLOCK = 1 << 14
@@ -76,6 +78,14 @@ class Plan:
     def __len__(self) -> int:
         return sum(group.trials for group in self.groups)
 
+    @property
+    def margin(self) -> float | None:
+        """Half the width of an interval at p = 0.5 that a network-wise sample buys; None for other plans."""
+        c, n, population = self.campaign, len(self), self.header.population
+        if c.way != "single" or c.per != "network":
+            return None
+        return margin_of_error(n, population, c.confidence) if n < population else 0.0
+
     def describe(self) -> list[str]:
         """What a reader of a paper asks: population, trials, margin, confidence."""
         c, n = self.campaign, len(self)
@@ -92,17 +102,16 @@ class Plan:
             text.append(
                 f"population N = {population:,} {self.header.unit}s, sample n = {n:,}, confidence {c.confidence:g}"
             )
-            if c.per == "network" and n:
-                margin = margin_of_error(n, population, c.confidence) if n < population else 0.0
-                text.append(f"margin at p = 0.5: ±{margin:.4%}")
+            if self.margin is not None:
+                text.append(f"margin at p = 0.5: ±{self.margin:.4%}")
             elif c.margin is not None:
                 text.append(f"margin ±{c.margin:g} in each of {len(self.groups):,} strata")
         elif c.way != "faults":
             text.append(f"population N = {population:,} {self.header.unit}s")
         return text
 
-    def trials(self, done: set[int] | None = None) -> Iterator[Planned]:
-        """The trials in the order of their numbers, without those in `done`; a stream."""
+    def trials(self) -> Iterator[Planned]:
+        """The trials in the order of their numbers; a stream."""
         if self.listed is not None:
             yield from self._replayed(self.listed)
         elif self.campaign.way in ("single", "exhaustive"):
@@ -192,8 +201,12 @@ class Plan:
                 raise FaultListError(f"{listed.path}: trial {trial} comes after trial {before}; the list is damaged")
             before = trial
             placed, _ = place(self.model, faults)
-            how = Draw("sites") if len(placed) <= 1000 else listed.header.draw
-            yield Planned(trial, 0, len(placed), "\n".join(lines(trial, placed, how, range(len(self.model.targets)))))
+            text = "\n".join(lines(trial, placed, listed.header.draw, range(len(self.model.targets))))
+            layer = bit = None
+            if len(placed) == 1:
+                at = int(placed.sites.bit[0])
+                layer, bit = self.model.targets[int(placed.sites.target[0])].layer, None if at < 0 else at
+            yield Planned(trial, (trial - 1) % len(self.groups), len(placed), text, layer, bit)
 
 
 def make_plan(campaign: Campaign, model: Model) -> Plan:
@@ -205,11 +218,15 @@ def make_plan(campaign: Campaign, model: Model) -> Plan:
     if campaign.faults is not None:
         listed = FaultList.open(campaign.faults)
         listed.bind(model.digest)
-        count = sum(1 for _ in listed.trials(model.targets))
-        if not count:
+        strata = listed.header.strata or ({"label": "list", "layer": None, "bit": None, "ber": None},)
+        counts = Counter((trial - 1) % len(strata) for trial, _ in listed.trials(model.targets))
+        if not counts:
             raise SpecError(f"{campaign.faults} holds no trial; there is nothing to run")
         space = listed.header.selector.space(model.targets, parse_fault(listed.header.fault))
-        return Plan(campaign, model, (Group("list", space, count),), listed.header, listed)
+        listed_groups = tuple(
+            Group(s["label"], space, counts[k], s["layer"], s["bit"], s["ber"]) for k, s in enumerate(strata)
+        )
+        return Plan(campaign, model, listed_groups, listed.header, listed)
     event = parse_fault(campaign.fault)
     if campaign.mix:
         groups: tuple[Group, ...] = (Group("mix", _union(campaign, model), campaign.repeat),)
@@ -218,7 +235,11 @@ def make_plan(campaign: Campaign, model: Model) -> Plan:
         space = campaign.selector.space(model.targets, event)
         groups = _groups(campaign, model, space, event)
     how = Draw("ber", rate=campaign.ber[0], seed=campaign.seed) if campaign.ber else Draw("sites", seed=campaign.seed)
-    header = Header(model.digest, str(event), campaign.selector, how, population=space.size, unit=event.unit)
+    header = Header(
+        model.digest, str(event), campaign.selector, how, population=space.size, unit=event.unit,
+        file=campaign.model,
+        strata=tuple({"label": g.label, "layer": g.layer, "bit": g.bit, "ber": g.ber} for g in groups),
+    )  # fmt: skip
     plan = Plan(campaign, model, groups, header)
     if not len(plan):
         raise SpecError("the plan is empty: no stratum has a trial; ask for more trials or a smaller margin")
@@ -289,12 +310,14 @@ def _expected_rates(model: Model, space: FaultSpace, event: FaultModel) -> dict[
     return dict(zip(bits, rates.tolist(), strict=True))
 
 
-def fault_list(plan: Plan) -> Iterator[str]:
-    """The lines of the plan as a fault list file: the header, then every trial."""
-    yield plan.header.line()
-    for planned in plan.trials():
-        if planned.lines:
-            yield planned.lines
-
-
-__all__ = ["Group", "Plan", "Planned", "Selector", "fault_list", "make_plan"]
+def write_plan(made: Plan, out: str | Path, *, progress: Progress | None = None) -> None:
+    """Write a plan as a fault list file, trial by trial; OutputError where the place cannot be written."""
+    place_ = Path(out)
+    check_place(made.model, [place_])
+    with temporary([place_]) as (stream,):
+        stream.write((made.header.line() + "\n").encode())
+        for number, planned in enumerate(made.trials(), 1):
+            if planned.lines:
+                stream.write((planned.lines + "\n").encode())
+            if progress is not None:
+                progress(number, len(made))

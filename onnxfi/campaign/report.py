@@ -132,13 +132,13 @@ def report(store: str | Path) -> Report:
         planned, errors, environment = opened.count("plan"), opened.count("errors"), opened.get("environment")
     fold = _Folder(campaign["way"], strata, cells, confidence)
     rates = sorted({s["ber"] for s in strata if s["ber"] is not None})
-    one = campaign["way"] in _WAYS_OF_ONE
+    layers, bits = (_layers(cells), _bits(cells)) if campaign["way"] in _WAYS_OF_ONE else ([], [])
     return Report(
         Path(store), campaign, golden, environment, confidence, planned, errors,
         fold("all", rows),
         tuple(fold(f"{r:g}", [row for row in rows if strata[row.stratum]["ber"] == r]) for r in rates),
-        tuple(fold(layer, [r for r in rows if r.layer == layer], layer=layer) for layer in _layers(cells)) if one else (),
-        tuple(fold(str(bit), [r for r in rows if r.bit == bit], bit=bit) for bit in _bits(cells)) if one else (),
+        tuple(fold(layer, [r for r in rows if r.layer == layer], layer=layer) for layer in layers),
+        tuple(fold(str(bit), [r for r in rows if r.bit == bit], bit=bit) for bit in bits),
         _sample_error(rows, golden["samples"], confidence),
         rows,
         strata,

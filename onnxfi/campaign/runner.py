@@ -25,7 +25,7 @@ import numpy as np
 from onnxfi.campaign.outcomes import Golden, Judgement, failed, judge
 from onnxfi.campaign.plan import Plan, make_plan
 from onnxfi.campaign.spec import Campaign, print_spec
-from onnxfi.campaign.store import Result, Store
+from onnxfi.campaign.store import Result, Store, StoreError
 from onnxfi.errors import EngineError, OnnxfiError
 from onnxfi.faults.faultlist import Header, Lines
 from onnxfi.faults.models import FaultModel
@@ -33,7 +33,7 @@ from onnxfi.faults.space import Sites, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Mask, Word
 from onnxfi.graph.model import Model, load
-from onnxfi.graph.mutate import edits, faulty_bytes, place, write
+from onnxfi.graph.mutate import Edits, edits, faulty_bytes, place, write
 from onnxfi.runtime.data import Data, open_data
 from onnxfi.runtime.engines import Session
 from onnxfi.runtime.injector import run_scores
@@ -135,7 +135,8 @@ class Bench:
                 return {"seen": target.id, "unseen": unseen}
             unseen.append(target.id)
         raise CampaignError(
-            f"no canary was seen: all exponent bits set in {', '.join(unseen[:5])} changed no output; the selected weights do not reach output {self.output!r}"
+            f"no canary was seen: all exponent bits set in {', '.join(unseen[:5])} changed nothing in output "
+            f"{self.output!r}, so faults there cannot either; select other targets, or score another --output"
         )
 
 
@@ -218,6 +219,35 @@ def run(
     return Running(plan, bench, place_, total, done, golden_s, _results(bench, place_, workers, shard, executor))
 
 
+def plan(campaign: Campaign) -> tuple[Plan, float | None]:
+    """A campaign's plan, and the seconds that one golden run takes where data is named."""
+    if campaign.data is None:
+        return make_plan(campaign, load(campaign.model, allow_links=campaign.allow_links)), None
+    bench = Bench.open(campaign)
+    made = make_plan(campaign, bench.model)
+    session = campaign.engine().prepare(campaign.model)
+    begun = time.perf_counter()
+    bench.scores(session)
+    return made, time.perf_counter() - begun
+
+
+def export_trial(store: str | Path, trial: int, out: str | Path) -> None:
+    """Write the faulty model of one trial; StoreError where the model is another one by now."""
+    with Store.open(store) as opened:
+        header = Header.parse(opened.get("header"), str(store))
+        lines = opened.trial(trial)["lines"].splitlines()
+        links = "allow_links: true" in opened.get("spec")
+    model = load(header.file, allow_links=links)
+    if model.digest != header.model:
+        raise StoreError(f"{store} is of the model {header.model}, {header.file} is {model.digest} now")
+    struck = [faults for _, faults in Lines(header, model.targets, str(store)).trials(enumerate(lines, 1))]
+    change = Edits()
+    if struck:
+        _, final = place(model, struck[0])
+        change = edits(model, struck[0], final)
+    write(model, change, Path(out))
+
+
 def _targets(plan: Plan) -> list[Target]:
     return list({t.id: t for group in plan.groups for t in group.space.targets}.values())
 
@@ -290,7 +320,7 @@ def _one(bench: Bench, trial: int, lines: str) -> Result:
     try:
         found = bench.trial(lines.splitlines())
     except Exception:  # a harness error is no outcome: it is kept with its traceback, and run again next time
-        return Result(trial, "", None, {}, time.perf_counter() - begun, traceback.format_exc(limit=20))
+        return Result(trial, "", None, {}, time.perf_counter() - begun, error=traceback.format_exc(limit=20))
     return Result(trial, found.outcome, found.cause, found.metrics, time.perf_counter() - begun, found.changed)
 
 
@@ -321,9 +351,8 @@ def _pooled(
             return executor()
         import multiprocessing
 
-        context = multiprocessing.get_context("spawn")
-        given = (bench.campaign, bench.header, bench.golden)
-        return ProcessPoolExecutor(size, mp_context=context, initializer=_open_worker, initargs=given)
+        given: Any = {"initializer": _open_worker, "initargs": (bench.campaign, bench.header, bench.golden)}
+        return ProcessPoolExecutor(size, mp_context=multiprocessing.get_context("spawn"), **given)
 
     suspects: Task = []
     with ExitStack() as stack:

@@ -30,7 +30,8 @@ CREATE TABLE plan (
   trial INTEGER PRIMARY KEY, stratum INTEGER NOT NULL, faults INTEGER NOT NULL, layer TEXT, bit INTEGER,
   lines TEXT NOT NULL);
 CREATE TABLE results (
-  trial INTEGER PRIMARY KEY, outcome TEXT NOT NULL, cause TEXT, metrics TEXT NOT NULL, changed BLOB, time_s REAL NOT NULL);
+  trial INTEGER PRIMARY KEY, outcome TEXT NOT NULL, cause TEXT, metrics TEXT NOT NULL, changed BLOB,
+  time_s REAL NOT NULL);
 CREATE TABLE errors (trial INTEGER PRIMARY KEY, error TEXT NOT NULL);
 """
 _BATCH = 2000
@@ -194,10 +195,11 @@ class Store:
     def rows(self) -> Iterator[Row]:
         """Results in the order of their trials."""
         cursor = self.db.execute(
-            "SELECT trial, stratum, faults, layer, bit, outcome, cause, changed, metrics "
+            "SELECT trial, stratum, plan.faults, plan.layer, plan.bit, outcome, cause, changed, metrics "
             "FROM results JOIN plan USING (trial) ORDER BY trial"
         )
-        return (Row(*row[:8], json.loads(row[8])) for row in cursor)
+        for trial, stratum, faults, layer, bit, outcome, cause, changed, metrics in cursor:
+            yield Row(trial, stratum, faults, layer, bit, outcome, cause, changed, json.loads(metrics))
 
     def strata(self) -> list[dict[str, Any]]:
         """The strata in order, as plain values."""

@@ -11,8 +11,10 @@ from typing import Any
 
 import click
 
-#: The verbs, one module each.
-VERBS = ("inspect", "inject", "eval")
+#: The verbs and their modules, in the order in which a user meets them.
+VERBS = {verb: verb for verb in ("inspect", "inject", "eval", "plan", "run", "report", "show", "merge")} | {
+    "show": "trial"
+}
 _LOG = logging.getLogger("onnxfi")
 
 
@@ -25,7 +27,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command = importlib.import_module(f"onnxfi.cli.{cmd_name}").command
+        command = importlib.import_module(f"onnxfi.cli.{VERBS[cmd_name]}").command
         assert isinstance(command, click.Command)
         return command
 

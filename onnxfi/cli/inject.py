@@ -43,7 +43,14 @@ _MOST_LISTED = 10_000
     help="What happens at a site: flip, burst:k=3, stuck-at-0, stuck-at-1, set-word:word=0x0, random-word, zero, sign-flip, set:value=nan, scale:factor=2, noise:sigma=0.1.",
 )
 @select_options
-@click.option("--seed", type=click.IntRange(0, (1 << 64) - 1), default=0, metavar="N", show_default="0", help="The seed of every draw.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, (1 << 64) - 1),
+    default=0,
+    metavar="N",
+    show_default="0",
+    help="The seed of every draw.",
+)
 @click.option(
     "-o",
     "--out",
@@ -118,9 +125,9 @@ def _check(given: dict[str, Any]) -> None:
     if given["undo"] and (given["data"] is not None or given["save_faults"]):
         raise click.UsageError("--undo takes neither --data nor --save-faults; run onnxfi eval on the restored model")
     if given["faults"] is not None:
-        _refuse(("fault", "seed", *options.names(select_options)), "--faults, whose list says it")
+        _refuse(("fault", "seed", *options.SELECTORS), "--faults, whose list says it")
     if given["data"] is None:
-        _refuse(options.names(run_options), "no --data, as nothing is run; --data synthetic makes inputs up")
+        _refuse(options.RUNNING, "no --data, as nothing is run; --data synthetic makes inputs up")
 
 
 def _refuse(names: Iterable[str], why: str) -> None:
@@ -138,7 +145,9 @@ def _spare(given: dict[str, Any], outputs: Iterable[Path | None]) -> None:
     for flag in ("faults", "data", "preprocess"):
         for file in outputs:
             if file and given[flag] and os.path.realpath(file) == os.path.realpath(given[flag]):
-                raise OutputError(f"{str(file)!r} is given to be read by --{flag} and to be written; choose another name")
+                raise OutputError(
+                    f"{str(file)!r} is given to be read by --{flag} and to be written; choose another name"
+                )
 
 
 def _drawn(model: Model, given: dict[str, Any]) -> Sample:

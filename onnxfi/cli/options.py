@@ -41,6 +41,12 @@ _ENGINE = (
     click.option("--optimization", type=click.Choice(["all", "extended", "basic", "off"]), metavar="LEVEL", default="all", show_default=True, help="Graph optimisation of the runtime: all, extended, basic or off."),
     click.option("--custom-ops", multiple=True, metavar="LIB", help="A library of custom operators. Repeatable."),
 )  # fmt: skip
+#: The parameters of the selectors, and of what needs something to run.
+SELECTORS = ("include", "exclude", "op", "dtype", "bits", "elements")
+RUNNING = (
+    *("preprocess", "samples", "batch", "batch_axis", "output"),
+    *("provider", "provider_option", "threads", "optimization", "custom_ops"),
+)
 LINKS = click.option("--allow-links", is_flag=True, help="Follow symbolic and hard links to external data.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 
@@ -64,22 +70,20 @@ def run_options(function: F) -> F:
     return _stack((*_DATA, *_ENGINE))(function)
 
 
-def names(stack: Callable[[Callable[..., Any]], Callable[..., Any]]) -> list[str]:
-    """The parameters that a stack of options gives its verb."""
-    return [p.name for p in click.command()(stack(lambda: None)).params if p.name]
-
-
 def selector(given: Mapping[str, Any]) -> Selector:
     """The selector that the flags say."""
     from onnxfi.faults.space import Selector
 
-    names = ("include", "exclude", "op", "dtype", "bits", "elements")
-    return Selector(**{name: given[name] for name in names})
+    return Selector(**{name: given[name] for name in SELECTORS})
 
 
 def engine(given: Mapping[str, Any]) -> OrtEngine:
-    """The engine that the flags say."""
-    from onnxfi.runtime.engines import OrtEngine
+    """The engine that the flags say; two runtimes installed side by side are pointed out."""
+    from onnxfi.cli.show import note
+    from onnxfi.runtime.engines import OrtEngine, both_runtimes_warning
+
+    if warning := both_runtimes_warning():
+        note(warning)
 
     pairs = []
     for text in given["provider_option"]:

@@ -45,6 +45,9 @@ class Header:
     population: int = 0
     unit: str = "bit"
     faulty: str | None = None
+    #: The model's file as it was named, and the strata of a plan: hints for whoever runs the list.
+    file: str = ""
+    strata: tuple[dict[str, Any], ...] = ()
     tool: str = field(default_factory=lambda: version("onnxfi"))
 
     def line(self) -> str:
@@ -55,7 +58,7 @@ class Header:
             "format": FORMAT, "version": VERSION, "tool": self.tool, "model": self.model, "faulty": self.faulty,
             "selector": asdict(self.selector), "sampler": sampler, "fault": self.fault, "seed": self.draw.seed,
             "population": self.population, "unit": self.unit,
-        }  # fmt: skip
+        } | {key: value for key, value in (("file", self.file), ("strata", list(self.strata))) if value}  # fmt: skip
         return json.dumps(row, allow_nan=False)
 
     @classmethod
@@ -86,10 +89,19 @@ class Header:
                 int(row["population"]),
                 str(row["unit"]),
                 faulty,
+                str(row.get("file", "")),
+                tuple(_stratum(s) for s in row.get("strata", ())),
                 str(row["tool"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError, InputError) as error:
             raise FaultListError(f"{where}: the header is damaged: {_say(error)}") from None
+
+
+def _stratum(row: Any) -> dict[str, Any]:
+    kinds = {"label": (str,), "layer": (str, type(None)), "bit": (int, type(None)), "ber": (float, int, type(None))}
+    if not isinstance(row, dict) or set(row) != set(kinds) or any(not isinstance(row[k], kinds[k]) for k in kinds):
+        raise ValueError(f"{str(row)[:80]} is no stratum")
+    return row
 
 
 def fault_row(trial: int, fault: Fault) -> dict[str, Any]:

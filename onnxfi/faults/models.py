@@ -75,8 +75,11 @@ class FaultModel:
             here = bits == bit
             mask = self.mask(word, bit)
             if mask is None:
-                with np.errstate(all="ignore"):  # inf x 0 and signalling NaN are what faults make of numbers
-                    after[here] = word.words(self.rule(_numbers(word, before[here])))
+                with np.errstate(all="ignore"):  # inf × 0 and signalling NaN are what faults make of numbers
+                    numbers = self.rule(_numbers(word, before[here]))
+                    if word.is_float:  # the sign and payload of a computed NaN are the machine's: take one for all
+                        numbers = np.where(np.isnan(numbers), np.nan, numbers)
+                    after[here] = word.words(numbers)
             else:
                 after[here] = (before[here] & np.uint64(mask.keep)) ^ np.uint64(mask.flip)
         return after
@@ -223,7 +226,7 @@ class Set(FaultModel):
         return hash(str(self))
 
     def mask(self, word: Word, bit: int) -> Mask:
-        stored = word.words(np.asarray([self.value]))
+        stored = word.words(np.asarray([math.nan if math.isnan(self.value) else self.value]))
         held = float(word.values(stored)[0])
         if math.isnan(held) != math.isnan(self.value) or (math.isinf(self.value) and not math.isinf(held)):
             raise FaultError(f"set: {word.name} holds no {self.value}; give another, or leave such tensors out")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -22,7 +22,7 @@ from onnxfi.faults.space import Index, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Words
 from onnxfi.graph.targets import Place, Walk
-from onnxfi.graph.wire import Record, Source, scan, split_varints
+from onnxfi.graph.wire import Read, Record, Source, numbers_in, scan, text
 
 if TYPE_CHECKING:
     import onnx
@@ -35,7 +35,8 @@ class Model:
     """A model as it lies on disk or in memory: what can be struck, and where it is.
 
     `proto` is the structure without the large payloads; `targets` every stored tensor and number list in file
-    order; `external` the data files in order of first reference; `notes` what a reader should know.
+    order; `external` the data files in order of first reference; `files` which of them (1…) each record of a tensor in
+    external data names; `notes` what a reader should know.
     """
 
     source: Source
@@ -44,6 +45,7 @@ class Model:
     places: tuple[Place, ...] = field(repr=False)
     records: Sequence[Record] = field(repr=False)
     external: tuple[Source, ...] = ()
+    files: Mapping[int, int] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
 
     @property
@@ -84,14 +86,11 @@ class Model:
             return out
         with self.sources[place.file].reading() as read:
             if place.varint:
-                values = varint_values(read, place)[index // place.per_entry]
-                shift = (index % place.per_entry * target.word.storage).astype(np.uint64)
-                return (values >> shift) & np.uint64(target.word.full)
+                return _listed(read, place, target, index)
+            if len(index) * 64 > target.size and len(place.runs) == 1 and not place.runs[0][2]:
+                return _pick(read, place, target, index)
             offsets, skip = byte_offsets(target, place, index)
             size = max(1, target.word.storage // 8)
-            if len(index) * 64 > target.size and len(place.spans) == 1:
-                # Dense: read the tensor in pieces and pick from them.
-                return _pick(read, place, target, index)
             for k, (at, inside) in enumerate(zip(offsets.tolist(), skip.tolist(), strict=True)):
                 out[k] = int.from_bytes(read(at, at + size), "little") >> (inside * target.word.storage)
         return out & np.uint64(target.word.full)
@@ -105,25 +104,21 @@ class Model:
         return out
 
 
-def varint_values(read: Any, place: Place) -> Words:
-    """All numbers of a varint list ([entries])."""
-    return np.concatenate([split_varints(read(*span))[0] for span in place.spans] or [np.zeros(0, np.uint64)])
-
-
 def byte_offsets(target: Target, place: Place, index: Index) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For each element: the file offset of its first byte, and how many words come before it inside that byte."""
-    per_byte = max(1, 8 // target.word.storage)
-    at = index // per_byte * max(1, target.word.storage // 8)
-    lengths = np.array([end - start for start, end in place.spans], np.int64)
-    starts = np.array([start for start, _ in place.spans], np.int64)
-    ends = np.cumsum(lengths)
-    span = np.searchsorted(ends, at, side="right")
-    return starts[span] + at - (ends - lengths)[span], index % per_byte
+    per_byte, size = max(1, 8 // target.word.storage), max(1, target.word.storage // 8)
+    starts, ends, leads = np.array(place.runs, np.int64).reshape(-1, 3).T
+    upto = np.cumsum((ends - starts) // (size + leads))
+    number = index // per_byte
+    run = np.searchsorted(upto, number, side="right")
+    before = np.concatenate([[0], upto])[run]
+    return starts[run] + (number - before) * (size + leads[run]) + leads[run], index % per_byte
 
 
-def _pick(read: Any, place: Place, target: Target, index: Index) -> Words:
+def _pick(read: Read, place: Place, target: Target, index: Index) -> Words:
+    """Words of a tensor of which many are wanted: it is read in pieces, and they are picked from those."""
     out = np.zeros(len(index), np.uint64)
-    start, _ = place.spans[0]
+    start = place.runs[0][0]
     per_piece = _CHUNK // target.word.storage * 8
     for first in range(0, target.size, per_piece):
         count = min(per_piece, target.size - first)
@@ -132,7 +127,20 @@ def _pick(read: Any, place: Place, target: Target, index: Index) -> Words:
             at = start + target.word.size_bytes(first)
             words = target.word.unpack(read(at, at + target.word.size_bytes(count)), first, count)
             out[here] = words[index[here] - first]
-    return out
+    return out & np.uint64(target.word.full)
+
+
+def _listed(read: Read, place: Place, target: Target, index: Index) -> Words:
+    """Words of a list of varints, whose places show only while it is read."""
+    out = np.zeros(len(index), np.uint64)
+    entry, position = np.divmod(index, place.per_entry)
+    done = 0
+    for run in place.runs:
+        for values, _, _ in numbers_in(read, run):
+            here = (entry >= done) & (entry < done + len(values))
+            out[here] = values[entry[here] - done]
+            done += len(values)
+    return (out >> (position * target.word.storage).astype(np.uint64)) & np.uint64(target.word.full)
 
 
 def load(model: str | Path | bytes | onnx.ModelProto, *, allow_links: bool = False) -> Model:
@@ -155,8 +163,10 @@ def load(model: str | Path | bytes | onnx.ModelProto, *, allow_links: bool = Fal
     walk = Walk(proto, records, data.place)
     rows = list(walk.targets())
     targets, places = (tuple(column) for column in zip(*rows, strict=True)) if rows else ((), ())
+    if any(record.locations and number not in data.files for number, record in enumerate(records)):
+        data.rest(proto)
     notes = (*_version_notes(proto), *walk.notes)
-    return Model(source, proto, targets, places, records, tuple(data.sources), notes)
+    return Model(source, proto, targets, places, records, tuple(data.sources), data.files, notes)
 
 
 def _parse(skeleton: bytes, source: Source) -> onnx.ModelProto:
@@ -193,15 +203,14 @@ class _External:
     def __init__(self, path: Path | None, allow_links: bool) -> None:
         self.path, self.allow_links = path, allow_links
         self.sources: list[Source] = []
-        self.numbers: dict[str, int] = {}
+        self.files: dict[int, int] = {}
+        self._numbers: dict[str, int] = {}
 
     def place(self, tensor: onnx.TensorProto, name: str, size_bytes: int, record: int) -> Place:
-        entries = {entry.key: entry.value for entry in tensor.external_data}
+        """Where a tensor of this size lies; ModelError where its file does not hold it."""
+        entries = {text(entry.key): text(entry.value) for entry in tensor.external_data}
         location = entries.get("location", "")
-        number = self.numbers.get(location)
-        if number is None:
-            self.sources.append(Source.file(self._check(location, name)))
-            number = self.numbers[location] = len(self.sources)
+        number = self.files[record] = self._number(location, name)
         offset = _whole(entries.get("offset", "0"), "offset", name)
         length = _whole(entries.get("length", str(size_bytes)), "length", name)
         if length != size_bytes:
@@ -212,7 +221,24 @@ class _External:
                 f"external data {location!r} is too short: {name!r} lies at {offset:,} to {offset + length:,}, "
                 f"the file has {held:,} bytes; fetch the file again"
             )
-        return Place(number, ((offset, offset + length),), record)
+        return Place(number, ((offset, offset + length, 0),), record)
+
+    def rest(self, proto: onnx.ModelProto) -> None:
+        """Open also the files that only tensors name which are no targets (indices, training, attributes)."""
+        for tensor in _tensors(proto):
+            if tensor.data_location == 1 and int(tensor.doc_string[len(TOKEN) :]) not in self.files:
+                self.place
+
+    def _number(self, location: str, name: str) -> int:
+        """The number of a data file; one file under two names is one."""
+        number = self._numbers.get(location)
+        if number is None:
+            source = Source.file(self._check(location, name))
+            same = [k for k, known in enumerate(self.sources, 1) if known.stamp == source.stamp]
+            if not same:
+                self.sources.append(source)
+            number = self._numbers[location] = same[0] if same else len(self.sources)
+        return number
 
     def _check(self, location: str, name: str) -> Path:
         what = f"external data {location!r} of {name!r}"
@@ -226,15 +252,19 @@ class _External:
         if ".." in pure.parts or ".." in windows.parts:
             raise ModelError(f"{what} leaves the model's folder with '..'; it must lie inside it")
         place = self.path.parent
-        for part in pure.parts:
-            place = place / part
-            if place.is_symlink() and not self.allow_links:
-                raise ModelError(f"{what} is behind the symbolic link {str(place)!r}; --allow-links follows it")
         try:
+            for part in pure.parts:
+                place = place / part
+                if place.is_symlink() and not self.allow_links:
+                    raise ModelError(f"{what} is behind the symbolic link {str(place)!r}; --allow-links follows it")
             status = os.stat(place)
-        except OSError:
-            raise ModelError(f"{what} is missing: no file {str(place)!r}; put it beside the model") from None
-        if status.st_nlink > 1 and not place.is_dir() and not self.allow_links:
+        except OSError as error:
+            raise ModelError(
+                f"{what} is missing: no file {str(place)!r} ({error.strerror}); put it beside the model"
+            ) from None
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError(f"{what} is no regular file; the model is damaged")
+        if status.st_nlink > 1 and not self.allow_links:
             raise ModelError(f"{what} is a hard link ({status.st_nlink} names); --allow-links follows it")
         return place
 

@@ -7,16 +7,15 @@ data flow: a value is *data* where some use of it reaches an output of the model
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from onnxfi.errors import ModelError
 from onnxfi.faults.space import Target
 from onnxfi.faults.words import WORDS, Word
 from onnxfi.graph.layers import layer_of, node_label
-from onnxfi.graph.wire import TOKEN, Record
+from onnxfi.graph.wire import TOKEN, Record, Run, text
 
 if TYPE_CHECKING:
     import onnx
@@ -28,8 +27,14 @@ _NAMES = (
 #: Word of each TensorProto.DataType; strings (8) have none.
 DATA_TYPES: dict[int, Word] = {k: WORDS[n] for k, n in enumerate(_NAMES.split(), 1) if n != "-"}
 
-_FLOATS, _INTS = 7, 8
-_LISTS = {2: "float32", 3: "int64", _FLOATS: "float32", _INTS: "int64"}
+#: Fields of TensorProto and AttributeProto (onnx.proto) that hold numbers.
+_RAW, _VARINTS = 9, (5, 7, 11)
+_FLOAT, _INT, _FLOATS, _INTS = 2, 3, 7, 8
+#: The field of a Constant's attribute, and of a list by its AttributeType.
+_CONSTANTS = {"value_float": _FLOAT, "value_int": _INT, "value_floats": _FLOATS, "value_ints": _INTS}
+_LISTS = {6: _FLOATS, 7: _INTS}
+#: More than any memory holds, and its bits still count in 64.
+_MOST_ELEMENTS = 1 << 56
 #: Inputs that are shapes, axes, indices or counts, by operator.
 _INDEX_INPUTS: dict[str, frozenset[int]] = {
     op: frozenset(at)
@@ -112,18 +117,18 @@ _Owner = tuple[str, str] | None
 class Place:
     """Where a target's words lie: `file` 0 is the model, 1… its external data files in order of first reference.
 
-    `spans` are the byte ranges in order. A `varint` list holds `per_entry` words in each of its numbers; otherwise the
-    words lie as they are, packed. `record` numbers the tensor in the scan, −1 for external data.
+    `runs` are the byte ranges in order. A `varint` list holds `per_entry` words in each of its numbers; otherwise the
+    words lie as they are, packed. `record` numbers the tensor in the scan.
     """
 
     file: int
-    spans: tuple[tuple[int, int], ...]
+    runs: tuple[Run, ...]
     record: int
     varint: bool = False
     per_entry: int = 1
 
 
-@dataclass
+@dataclass(slots=True)
 class _Value:
     """A name in one graph: its target, where it is used, and what hands it on."""
 
@@ -133,13 +138,30 @@ class _Value:
     data: bool = False
 
 
-@dataclass(eq=False)
+@dataclass(slots=True, eq=False)
 class _Node:
     proto: onnx.NodeProto
+    op: str
     label: str
     inputs: list[_Value | None]
     outputs: list[_Value]
     bodies: list[list[_Value]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Scope:
+    """The names of one graph, and the scope around it."""
+
+    names: dict[str, _Value]
+    outer: _Scope | None = None
+
+    def find(self, name: str) -> _Value | None:
+        scope: _Scope | None = self
+        while scope is not None:
+            if name in scope.names:
+                return scope.names[name]
+            scope = scope.outer
+        return None
 
 
 @dataclass(frozen=True)
@@ -158,30 +180,31 @@ class Walk:
 
     def __init__(self, proto: onnx.ModelProto, records: Sequence[Record], external: External) -> None:
         self.records, self.external = records, external
-        self.drafts: list[_Draft] = []
+        #: None where a later tensor of the same name took its place.
+        self.drafts: list[_Draft | None] = []
         self.values: list[_Value] = []
         self.every: list[_Node] = []
         self.notes: list[str] = []
-        self._seen: dict[str, int] = {}
-        outputs = self.graph(proto.graph, "", {})
+        self._ids: set[str] = set()
+        outputs = self.graph(proto.graph, "", None)
         for function in proto.functions:
-            name = f"{function.domain}:{function.name}" if function.domain else function.name
-            outputs += self.nodes(function.node, f"function:{name}::", {}, function.output)
+            names = (text(function.domain), text(function.name), text(function.overload))
+            path = f"function:{':'.join(name for name in names if name)}::"
+            outputs += self.nodes(function.node, path, _Scope({}), function.output)
         self._data_flow(outputs)
 
     def targets(self) -> Iterator[tuple[Target, Place]]:
         """The targets in order, each with its place."""
         values = {v.target: v for v in self.values if v.target >= 0}
         for number, draft in enumerate(self.drafts):
+            if draft is None:
+                continue
             value = values.get(number)
             node = _consumer(value) if value else None
             op, label, layer, structural = "", "", draft.name, False
             if node is not None and value is not None:
-                op, label, layer = (
-                    node.proto.op_type,
-                    node.label,
-                    layer_of(node.proto, node.label, draft.name.rpartition("::")[2]),
-                )
+                op, label = node.op, node.label
+                layer = layer_of(node.proto, label, draft.name.rpartition("::")[2])
                 structural = draft.word.name in ("int64", "int32") and not value.data
             elif draft.owner:
                 op, layer = draft.owner
@@ -191,58 +214,71 @@ class Walk:
                 draft.place,
             )
 
-    def graph(self, graph: onnx.GraphProto, path: str, scope: dict[str, _Value]) -> list[_Value]:
+    def graph(self, graph: onnx.GraphProto, path: str, outer: _Scope | None) -> list[_Value]:
         """Walk one graph; returns the values of its outputs."""
-        scope = dict(scope)
+        scope = _Scope({}, outer)
         for tensor in graph.initializer:
-            self._declare(tensor, path, tensor.name, "initializer", scope)
+            self._declare(tensor, path, text(tensor.name), "initializer", scope)
         for sparse in graph.sparse_initializer:
-            self._declare(sparse.values, path, sparse.values.name, "sparse", scope)
+            self._declare(sparse.values, path, text(sparse.values.name), "sparse", scope)
         for value in graph.input:
-            scope.setdefault(value.name, self._value())
+            scope.names.setdefault(text(value.name), self._value())
         return self.nodes(graph.node, path, scope, [o.name for o in graph.output])
 
     def nodes(
-        self, protos: Iterable[onnx.NodeProto], path: str, scope: dict[str, _Value], outputs: Sequence[str]
+        self, protos: Iterable[onnx.NodeProto], path: str, scope: _Scope, outputs: Iterable[str]
     ) -> list[_Value]:
         """Walk a node list: constants and number lists first, then uses and inner graphs."""
-        listed = [(proto, node_label(proto, k)) for k, proto in enumerate(protos)]
-        for proto, label in listed:
-            if proto.op_type == "Constant" and proto.domain in ("", "ai.onnx"):
-                self._constant(proto, path, label, scope)
+        names = scope.names
+        made: list[tuple[_Node, list[str]]] = []
+        labels: set[str] = set()
+        for k, proto in enumerate(protos):
+            label = node_label(proto, k)
+            while label in labels:
+                label += f"#{k}"
+            labels.add(label)
+            node = _Node(proto, text(proto.op_type), label, [], [])
+            made.append((node, [text(name) for name in proto.output]))
+            if node.op == "Constant" and proto.domain in ("", "ai.onnx"):
+                self._constant(node, path, made[-1][1], scope)
             elif proto.domain == "ai.onnx.ml":
-                self._lists(proto, path, label)
-            for name in proto.output:
-                if name and name not in scope:
-                    scope[name] = self._value()
-        made: list[_Node] = []
-        for proto, label in listed:
-            node = _Node(proto, label, [scope.get(n) if n else None for n in proto.input], [])
+                self._lists(node, path)
+            for name in made[-1][1]:
+                if name and name not in names:
+                    names[name] = self._value()
+        for node, puts_out in made:
+            node.inputs = [scope.find(text(name)) if name else None for name in node.proto.input]
             for k, value in enumerate(node.inputs):
                 if value is not None:
                     value.uses.append((node, k))
-            for name in proto.output:
+            for name in puts_out:
                 if name:
-                    node.outputs.append(scope[name])
-                    scope[name].maker = node
-            made.append(node)
-        self.every += made
-        for node in made:
+                    node.outputs.append(names[name])
+                    names[name].maker = node
+            self.every.append(node)
+        for node, _ in made:
             for attribute in node.proto.attribute:
                 bodies = [attribute.g] if attribute.HasField("g") else []
                 for k, body in enumerate([*bodies, *attribute.graphs]):
-                    step = f"{node.label}.{attribute.name}" + (f"#{k}" if len(attribute.graphs) > 1 else "")
+                    step = f"{node.label}.{text(attribute.name)}" + (f"#{k}" if len(attribute.graphs) > 1 else "")
                     node.bodies.append(self.graph(body, f"{path}{step}::", scope))
-        return [scope[name] for name in outputs if name in scope]
+        return [value for value in (scope.find(text(name)) for name in outputs) if value is not None]
 
     def _value(self, target: int = -1) -> _Value:
         value = _Value(target)
         self.values.append(value)
         return value
 
-    def _declare(self, tensor: onnx.TensorProto, path: str, name: str, kind: str, scope: dict[str, _Value]) -> None:
-        number = self._add_tensor(tensor, path + name, kind)
-        scope[name] = self._value(number)
+    def _name(self, scope: _Scope, name: str, path: str, number: int) -> None:
+        """Give a name its stored tensor; one that the graph has already under this name is replaced, as runtimes do."""
+        old = scope.names.get(name)
+        if old is not None and old.target >= 0:
+            self.notes.append(f"{path + name!r} is there twice; runtimes use the last one, so the first is left out")
+            self.drafts[old.target] = None
+        scope.names[name] = self._value(number)
+
+    def _declare(self, tensor: onnx.TensorProto, path: str, name: str, kind: str, scope: _Scope) -> None:
+        self._name(scope, name, path, self._add_tensor(tensor, path + name, kind))
 
     def _add_tensor(self, tensor: onnx.TensorProto, name: str, kind: str, owner: _Owner = None) -> int:
         word = DATA_TYPES.get(tensor.data_type)
@@ -251,10 +287,8 @@ class Walk:
                 self.notes.append(f"{name!r} has the unknown number format {tensor.data_type} and cannot be struck")
             return -1
         shape = tuple(tensor.dims)
-        if any(n < 0 for n in shape) or math.prod(shape) > 1 << 62:
-            raise ModelError(f"{name!r} declares the shape {list(shape)}; no tensor has it")
+        elements = _elements(shape, name) * word.parts
         number = _token(tensor.doc_string)
-        elements = math.prod(shape) * word.parts
         if tensor.data_location == 1:
             place = self.external(tensor, name, word.size_bytes(elements), number)
         else:
@@ -262,67 +296,64 @@ class Walk:
         return self._add(name, word, shape, kind, place, owner)
 
     def _add(self, name: str, word: Word, shape: tuple[int, ...], kind: str, place: Place, owner: _Owner = None) -> int:
-        if name in self._seen:
-            self.notes.append(f"{name!r} is there twice; runtimes use the last one, so the first is left out")
-            old = self._seen[name]
-            self.drafts[old] = replace(self.drafts[old], name=f"{name}#unused{old}")
-        self._seen[name] = len(self.drafts)
-        self.drafts.append(_Draft(name, word, shape, kind, place, owner))
+        unique, k = name, 1
+        while unique in self._ids:
+            k += 1
+            unique = f"{name}#{k}"
+        self._ids.add(unique)
+        self.drafts.append(_Draft(unique, word, shape, kind, place, owner))
         return len(self.drafts) - 1
 
-    def _constant(self, proto: onnx.NodeProto, path: str, label: str, scope: dict[str, _Value]) -> None:
-        name = proto.output[0] if proto.output else label
-        number = -1
-        for attribute in proto.attribute:
+    def _constant(self, node: _Node, path: str, outputs: Sequence[str], scope: _Scope) -> None:
+        name, number = outputs[0] if outputs else node.label, -1
+        for attribute in node.proto.attribute:
             if attribute.HasField("t"):
                 number = self._add_tensor(attribute.t, path + name, "constant")
             elif attribute.HasField("sparse_tensor"):
                 number = self._add_tensor(attribute.sparse_tensor.values, path + name, "sparse")
-            elif attribute.name in ("value_float", "value_floats", "value_int", "value_ints"):
-                number = self._number_list(attribute, path + name, "constant", scalar=not attribute.name.endswith("s"))
-        scope[name] = self._value(number)
+            elif attribute.name in _CONSTANTS:
+                number = self._number_list(attribute, path + name, "constant", _CONSTANTS[attribute.name])
+        if outputs:
+            self._name(scope, name, path, number)
 
-    def _lists(self, proto: onnx.NodeProto, path: str, label: str) -> None:
+    def _lists(self, node: _Node, path: str) -> None:
         """Number lists of classical models: float lists and tensors are their weights, integers their structure."""
-        layer = layer_of(proto, label)
-        for attribute in proto.attribute:
-            name = f"{path}{label}.{attribute.name}"
-            owner = (proto.op_type, layer)
+        owner = (node.op, layer_of(node.proto, node.label))
+        for attribute in node.proto.attribute:
+            name = f"{path}{node.label}.{text(attribute.name)}"
             if attribute.HasField("t"):
                 self._add_tensor(attribute.t, name, "attribute", owner)
-            elif attribute.type in (6, 7) and attribute.doc_string.startswith(TOKEN):
-                self._number_list(attribute, name, "attribute", scalar=False, owner=owner)
+            elif attribute.type in _LISTS:
+                self._number_list(attribute, name, "attribute", _LISTS[attribute.type], owner)
 
     def _number_list(
-        self, attribute: onnx.AttributeProto, name: str, kind: str, *, scalar: bool, owner: _Owner = None
+        self, attribute: onnx.AttributeProto, name: str, kind: str, number: int, owner: _Owner = None
     ) -> int:
-        number = _token(attribute.doc_string) if attribute.doc_string.startswith(TOKEN) else -1
-        wanted = {"value_float": (2,), "value_int": (3,)}.get(attribute.name, (_FLOATS, _INTS))
-        for at in wanted if number >= 0 else ():
-            spans = tuple(self.records[number].fields.get(at, ()))[-1 if scalar else None :]
-            if not spans or (at == _INTS and attribute.type == 6) or (at == _FLOATS and attribute.type == 7):
-                continue
-            word = WORDS[_LISTS[at]]
-            varint = word.name == "int64"
-            place = Place(0, spans, number, varint)
-            length = self.records[number].counts[at] if varint else sum(b - a for a, b in spans) // 4
-            return self._add(name, word, () if scalar else (length,), kind, place, owner)
-        return -1
+        """Add the numbers in an attribute's field of this number, where it has any."""
+        record = _token(attribute.doc_string)
+        runs = self.records[record].fields.get(number, ()) if record >= 0 else ()
+        if not runs:
+            return -1
+        word = WORDS["float32" if number in (_FLOAT, _FLOATS) else "int64"]
+        scalar = number in (_FLOAT, _INT)
+        place = Place(0, tuple(runs[-1:] if scalar else runs), record, varint=number in (_INT, _INTS))
+        shape = () if scalar else (self.records[record].counts[number],)
+        return self._add(name, word, shape, kind, place, owner)
 
     def _data_flow(self, outputs: Iterable[_Value]) -> None:
         """Mark the values that are data, from the outputs back; each edge is looked at once."""
         todo = [*outputs, *(v for v in self.values if any(_is_data(node, k) for node, k in v.uses))]
         # What a loop's body puts out is data; what an If's branch puts out is what the If hands on.
-        todo += [v for n in self.every if n.proto.op_type != "If" for body in n.bodies for v in body]
+        todo += [v for n in self.every if n.op != "If" for body in n.bodies for v in body]
         for value in todo:
             value.data = True
         while todo:
             node = todo.pop().maker
-            if node is None or node.proto.op_type not in _HAND_ON:
+            if node is None or node.op not in _HAND_ON:
                 continue
-            index = _INDEX_INPUTS.get(node.proto.op_type, frozenset())
+            index = _INDEX_INPUTS.get(node.op, frozenset())
             reached = [v for k, v in enumerate(node.inputs) if v is not None and k not in index]
-            if node.proto.op_type == "If":
+            if node.op == "If":
                 reached = [v for body in node.bodies for v in body]
             fresh = [v for v in reached if not v.data]
             for v in fresh:
@@ -331,51 +362,54 @@ class Walk:
 
 
 def _is_data(node: _Node, position: int) -> bool:
-    op = node.proto.op_type
-    return op not in _HAND_ON and position not in _INDEX_INPUTS.get(op, frozenset())
+    return node.op not in _HAND_ON and position not in _INDEX_INPUTS.get(node.op, frozenset())
 
 
 def _consumer(value: _Value) -> _Node | None:
     """The node that a stored tensor belongs to: its first user, looking through what only converts it."""
     node = value.uses[0][0] if value.uses else None
     for _ in range(8):
-        if node is None or node.proto.op_type not in _LOOK_THROUGH or not node.outputs or not node.outputs[0].uses:
+        if node is None or node.op not in _LOOK_THROUGH or not node.outputs or not node.outputs[0].uses:
             break
         node = node.outputs[0].uses[0][0]
     return node
 
 
-def _token(text: str) -> int:
-    return int(text[len(TOKEN) :])
+def _token(doc_string: str) -> int:
+    """The record's number that the scan wrote there; −1 where it found no numbers."""
+    return int(doc_string[len(TOKEN) :]) if doc_string else -1
+
+
+def _elements(shape: tuple[int, ...], name: str) -> int:
+    """The elements of a shape; ModelError where no tensor can have it, before anything is computed with it."""
+    elements = 0 if 0 in shape else 1
+    for n in shape:
+        elements *= n
+        if n < 0 or elements > _MOST_ELEMENTS:
+            raise ModelError(f"{name!r} declares the shape {list(shape[:16])}; no tensor has it")
+    return elements
 
 
 def _inside(record: Record, number: int, word: Word, elements: int, name: str) -> Place:
     """Where the words of a tensor lie in the model file itself; checked against the declared shape."""
-    if 9 in record.fields:
-        place = Place(0, (record.fields[9][-1],), number)
-        held = record.fields[9][-1][1] - record.fields[9][-1][0]
+    if _RAW in record.fields:
+        run = record.fields[_RAW][-1]
+        held = run[1] - run[0]
         if held != word.size_bytes(elements):
             raise ModelError(
-                f"{name!r} declares {elements:,} × {word.name}, {word.size_bytes(elements):,} bytes, but holds {held:,}; "
-                f"the file is damaged"
+                f"{name!r} declares {elements:,} × {word.name}, {word.size_bytes(elements):,} bytes, "
+                f"but holds {held:,}; the file is damaged"
             )
-        return place
-    typed, width = _typed_field(word)
-    spans = tuple(record.fields.get(typed, ()))
+        return Place(0, (run,), number)
+    typed = _typed_field(word)
     per_entry = max(1, 8 // word.storage)
-    place = Place(0, spans, number, varint=width == 0, per_entry=per_entry)
-    held = record.counts.get(typed, 0) if width == 0 else sum(b - a for a, b in spans) // width
+    held = record.counts.get(typed, 0)
     if held != -(-elements // per_entry):
         raise ModelError(f"{name!r} declares {elements:,} × {word.name}, but holds {held:,}; the file is damaged")
-    return place
+    return Place(0, tuple(record.fields.get(typed, ())), number, typed in _VARINTS, per_entry)
 
 
-def _typed_field(word: Word) -> tuple[int, int]:
-    """The TensorProto field that holds words of this format when they are not raw, and its width (0: varints)."""
-    if word.name in ("float32", "complex64"):
-        return 4, 4
-    if word.name in ("float64", "complex128"):
-        return 10, 8
-    if word.name == "int64":
-        return 7, 0
-    return (11, 0) if word.name in ("uint32", "uint64") else (5, 0)
+def _typed_field(word: Word) -> int:
+    """The TensorProto field that holds words of this format when they are not raw."""
+    fields = {"float32": 4, "complex64": 4, "float64": 10, "complex128": 10, "int64": 7, "uint32": 11, "uint64": 11}
+    return fields.get(word.name, 5)

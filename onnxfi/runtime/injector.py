@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from onnxfi.errors import DataError, EngineError, FaultListError, InputError, OutputError
-from onnxfi.faults.faultlist import FaultList, Header, lines
-from onnxfi.faults.models import FaultModel
-from onnxfi.faults.space import Selector, Target
+from onnxfi.faults.faultlist import MOST_LINES, FaultList, Header, lines, sites_digest
+from onnxfi.faults.models import FaultModel, Flip
+from onnxfi.faults.space import FaultSpace, Selector, Sites
 from onnxfi.faults.trials import Draw, Faults, at_sites, concat, draw, fault_model, json_value
 from onnxfi.graph.model import Model, load
 from onnxfi.graph.mutate import Progress, Written, check_place, edits, place, restore, temporary, write
@@ -48,6 +48,7 @@ class Sample:
     header: Header
     expected: float
     population_bits: int
+    trial: int = 1
 
     @property
     def drawn(self) -> int:
@@ -55,13 +56,15 @@ class Sample:
         return len(self.faults)
 
     def by_layer(self) -> dict[str, dict[str, int]]:
-        """Faults and changed words by layer, in file order."""
+        """Faults and changed words by layer, in file order; targets and bits are those of the selection."""
         table: dict[str, dict[str, int]] = {}
         counts = np.bincount(self.faults.sites.target, minlength=len(self.faults.targets))
         before, after = self.faults.before, self.faults.after
         moved = before != after if before is not None and after is not None else np.zeros(len(self.faults), bool)
         changed = np.bincount(self.faults.sites.target[moved], minlength=len(self.faults.targets))
         for target, struck, differ in zip(self.faults.targets, counts.tolist(), changed.tolist(), strict=True):
+            if not (struck or self.header.selector.keeps(target)):
+                continue
             row = table.setdefault(target.layer, {"targets": 0, "bits": 0, "faults": 0, "changed": 0})
             row["targets"] += 1
             row["bits"] += target.bits
@@ -111,11 +114,13 @@ def sample(
         raise InputError(f"exactly one of ber, count and sites says how many faults; given: {what}")
     if per_tensor and count is None:
         raise InputError("per_tensor goes with count; give both")
+    if trial < 1:
+        raise InputError(f"trial {trial} is out of range; trials count from 1, as trial 0 is the golden run")
     event, selector = fault_model(fault), selector or Selector()
     if sites:
         how = Draw("sites", n=len(sites), seed=seed)
         faults = at_sites(sites, model.targets, event, selector, seed)
-        space = replace(selector, include=tuple("=" + t.id for t in _struck(faults))).space(model.targets, event)
+        space = _space(model, selector, event, faults)
     else:
         kind = "ber" if ber is not None else "per-tensor" if per_tensor else "count"
         how = Draw(kind, rate=ber or 0.0, n=count or 0, seed=seed)
@@ -123,11 +128,13 @@ def sample(
         faults = draw(space, how, event, trial)
     faults, _ = place(model, faults)
     header = Header("", str(event), selector, how, population=space.size, unit=event.unit, faulty=None)
-    return Sample(faults, header, how.expected(space), space.bits)
+    return Sample(faults, header, how.expected(space), space.bits, trial)
 
 
-def _struck(faults: Faults) -> list[Target]:
-    return [faults.targets[k] for k in np.unique(faults.sites.target).tolist()]
+def _space(model: Model, selector: Selector, event: FaultModel, named: Faults) -> FaultSpace:
+    """What sites that were named are a part of: the tensors in which they lie."""
+    struck = tuple("=" + named.targets[k].id for k in np.unique(named.sites.target).tolist())
+    return replace(selector, include=struck).space(model.targets, event)
 
 
 @dataclass(frozen=True)
@@ -156,32 +163,60 @@ def inject(
     """Write the faulty model: `out` (with external data also `OUT.data`), or its bytes where None.
 
     All that is not struck stays byte for byte. `save_faults` writes the fault list beside it. Raises OutputError for a
-    place that cannot be written, before anything is.
+    place that cannot be written, before anything is, and InputError for faults that were drawn from another model.
 
     >>> model = load("models/fashion_cnn.onnx")
     >>> inject(model, sample(model, sites=["conv1.weight[0]:31"])).faulty_digest[:8]
     'c0000000'
     """
+    for target in drawn.faults.targets:
+        ordinal = model.by_id.get(target.id)
+        if ordinal is None or model.targets[ordinal] != target:
+            raise InputError(f"the faults were drawn from another model: {model.name} has no such target {target.id!r}")
     _, final = place(model, drawn.faults)
     change = edits(model, drawn.faults, final)
     if save_faults is None:
         return _injection(drawn, write(model, change, _path(out), progress=progress))
     listed = Path(save_faults)
     check_place(model, [listed])
-    if out is not None and listed.absolute() == Path(out).absolute():
-        raise OutputError(f"the fault list and the faulty model cannot both be {str(listed)!r}")
+    if out is not None and listed.resolve() in [file.resolve() for file in _files(model, Path(out))]:
+        raise OutputError(f"the fault list and the faulty model cannot both be {str(listed)!r}; name another")
     with temporary([listed]) as (stream,):
         done = _injection(drawn, write(model, change, _path(out), progress=progress))
-        header = replace(drawn.header, model=done.digest, faulty=done.faulty_digest)
-        ordinals = [model.by_id[t.id] for t in drawn.faults.targets]
+        how, ordinals = _told(model, drawn)
+        header = replace(drawn.header, model=done.digest, faulty=done.faulty_digest, draw=how)
         stream.write((header.line() + "\n").encode())
-        for line in lines(1, drawn.faults, drawn.header.draw, ordinals):
+        for line in lines(drawn.trial, drawn.faults, how, ordinals):
             stream.write((line + "\n").encode())
     return done
 
 
+def _told(model: Model, drawn: Sample) -> tuple[Draw, list[int]]:
+    """How the list says that the faults were drawn, and the ordinals of their targets.
+
+    Where the draw does not give just these faults again (several trials together, rows taken out by hand), and they
+    are too many to be listed otherwise, they are said to be sites that were named.
+    """
+    how, faults = drawn.header.draw, drawn.faults
+    ordinals = [model.by_id[t.id] for t in faults.targets]
+    if len(faults) <= MOST_LINES or how.kind == "sites":
+        return how, ordinals
+    event = fault_model(drawn.header.fault)
+    space = drawn.header.selector.space(model.targets, event)
+    again = draw(space, how, event, drawn.trial)
+    digest = sites_digest(again, [model.by_id[t.id] for t in space.targets])
+    same = again.models == faults.models and digest == sites_digest(faults, ordinals)
+    return how if same else Draw("sites", n=len(faults), seed=how.seed), ordinals
+
+
 def _injection(drawn: Sample, written: Written) -> Injection:
     return Injection(drawn, written.model, written.faulty, written.path, written.data, written.resized)
+
+
+def _files(model: Model, out: Path) -> list[Path]:
+    """The files that an output is made of: `OUT`, and `OUT.data`, … where the model has external data."""
+    data = [out.with_name(f"{out.name}.data" + (f".{k}" if k else "")) for k in range(len(model.external))]
+    return [out, *data]
 
 
 def _path(out: str | Path | None) -> Path | None:
@@ -194,16 +229,20 @@ def replay(model: Model, faults: FaultList) -> Sample:
     Raises FaultListError for another model (with both digests) or where the model does not hold the recorded words.
     """
     faults.bind(model.digest)
-    struck = _together([rows for _, rows in faults.trials(model.targets)], faults)
+    trials = _trials(model, faults)
+    struck = concat([rows for _, rows in trials])
     placed, _ = place(model, struck)
-    if struck.after is not None and placed.after is not None and not np.array_equal(struck.after, placed.after):
-        row = int(np.flatnonzero(struck.after != placed.after)[0])
-        raise FaultListError(
-            f"{faults.path}: {placed[row].site} gives {placed[row].after:#x}, the list says {struck[row].after:#x}; "
-            f"it was changed by hand"
-        )
-    space = faults.header.selector.space(model.targets, fault_model(faults.header.fault))
-    return Sample(placed, faults.header, faults.header.draw.expected(space), space.bits)
+    for said, is_ in ((struck.before, placed.before), (struck.after, placed.after)):
+        if said is not None and is_ is not None and not np.array_equal(said, is_):
+            row = int(np.flatnonzero(said != is_)[0])
+            raise FaultListError(
+                f"{faults.path}: {placed[row].site} is {is_[row]:#x} where the list says {said[row]:#x}; "
+                f"it was changed by hand, or holds trials that do not go together"
+            )
+    header, event = faults.header, fault_model(faults.header.fault)
+    named = header.draw.kind == "sites"
+    space = _space(model, header.selector, event, placed) if named else header.selector.space(model.targets, event)
+    return Sample(placed, header, header.draw.expected(space), space.bits, trials[0][0])
 
 
 def undo(model: Model, faults: FaultList, out: str | Path, *, progress: Progress | None = None) -> Injection:
@@ -212,18 +251,22 @@ def undo(model: Model, faults: FaultList, out: str | Path, *, progress: Progress
     A model with external data keeps its data's new name, so there the words are checked, not the digest.
     """
     faults.bind(model.digest, undo=True)
-    trials = [rows for _, rows in faults.trials(model.targets)]
-    _together(trials, faults)
-    rows, final = restore(model, trials)
+    rows, final = restore(model, [rows for _, rows in _trials(model, faults)])
     expect = None if model.external else faults.header.model
     written = write(model, edits(model, rows, final), Path(out), expect=expect, progress=progress)
     return _injection(Sample(rows, faults.header, len(rows), 0), written)
 
 
-def _together(trials: list[Faults], faults: FaultList) -> Faults:
-    if not trials:
-        raise FaultListError(f"{faults.path} holds no trial; there is nothing to inject")
-    return concat(trials)
+def _trials(model: Model, faults: FaultList) -> list[tuple[int, Faults]]:
+    """The trials of a list; one that drew no fault has none, and is known by its model, which is not changed."""
+    trials = list(faults.trials(model.targets))
+    if trials:
+        return trials
+    if faults.header.faulty != faults.header.model:
+        raise FaultListError(f"{faults.path} holds no trial; it was cut short, or there is nothing to inject")
+    none = np.zeros(0, np.int64)
+    event, words = fault_model(faults.header.fault), np.zeros(0, np.uint64)
+    return [(1, Faults(model.targets, Sites(none, none, none.astype(np.int16)), (event,), words, words))]
 
 
 @dataclass(frozen=True)
@@ -277,6 +320,8 @@ def evaluate(
     0.0
     """
     session = (engine or OrtEngine()).prepare(model)
+    if golden is not None and golden.samples != data.samples:
+        raise DataError(f"golden was taken on {golden.samples:,} samples, the data has {data.samples:,}; take the same")
     name = golden.output if golden else scored_output(session.outputs, output, labelled=data.labels is not None)
     try:
         scores = run_scores(session, data, data.layout.fixed or batch, name, progress=progress)
@@ -346,21 +391,25 @@ def _joined(outputs: dict[str, Array], name: str | None, samples: int) -> Array:
 def inspect(model: Model, selector: Selector | None = None) -> dict[str, Any]:
     """What can be struck, as plain values: targets in file order, totals, opsets, digest.
 
+    Elements and bits are those that the selector leaves: the bits in all are the population of single flips.
+
     Integer tensors that only carry shapes or indices are counted in `left_out` unless the selector names them.
 
     >>> inspect(load("models/fashion_cnn.onnx"))["totals"]
     {'targets': 8, 'elements': 105866, 'bits': 3387712}
     """
     chosen = selector or Selector()
-    if chosen != Selector():
-        chosen.space(model.targets)  # a selection that finds nothing is an error here too
     kept = [t for t in model.targets if chosen.keeps(t)]
+    # A selection that finds nothing is an error here too; a whole model may well hold nothing.
+    space = FaultSpace.over(kept, Flip()) if chosen == Selector() else chosen.space(model.targets)
+    struck = {t.id: sizes for t, *sizes in zip(space.targets, space.chosen, space.sizes, strict=True)}
     rows = [
         {
             "target": t.id, "layer": t.layer, "op": t.op, "node": t.node, "kind": t.kind, "dtype": t.dtype,
-            "shape": list(t.shape), "elements": t.size // t.word.parts, "bits": t.bits,
+            "shape": list(t.shape), "elements": words // t.word.parts, "bits": bits,
         }
         for t in kept
+        for words, bits in (struck.get(t.id, (0, 0)),)
     ]  # fmt: skip
     return {
         "model": model.name,
@@ -372,7 +421,7 @@ def inspect(model: Model, selector: Selector | None = None) -> dict[str, Any]:
         "totals": {
             "targets": len(kept),
             "elements": sum(r["elements"] for r in rows),
-            "bits": sum(t.bits for t in kept),
+            "bits": sum(r["bits"] for r in rows),
         },
         "left_out": sum(t.structural and not chosen.keeps(t) for t in model.targets),
         "notes": list(model.notes),
