@@ -182,17 +182,19 @@ class Plan:
                 if len(j):
                     numbers = j if c.way == "exhaustive" else sampling.permute(group.population, c.seed, s, j)
                     trials = (1 + j.astype(np.int64) * strata + s).tolist()
-                    faults = singles(group.space, numbers, event, c.seed, trials)
-                    rows += self._single_rows(apart(faults, self.model.stored(faults)), trials, s)
+                    faults, lengths = singles(group.space, numbers, event, c.seed, trials)
+                    struck = apart(faults, self.model.stored(faults))
+                    rows += self._single_rows(struck, list(zip(trials, lengths, strict=True)), s)
             yield from sorted(rows, key=lambda row: row.trial)
 
-    def _single_rows(self, faults: Faults, trials: Sequence[int], stratum: int) -> Iterator[Planned]:
-        for k, trial in enumerate(trials):
-            fault = faults.pick(slice(k, k + 1))
-            target = faults.targets[int(fault.sites.target[0])]
-            bit = int(fault.sites.bit[0])
-            (line,) = lines(trial, fault, Draw("sites"), ())
-            yield Planned(trial, stratum, 1, line, target.layer, None if bit < 0 else bit)
+    def _single_rows(self, faults: Faults, trials: Sequence[tuple[int, int]], stratum: int) -> Iterator[Planned]:
+        first = 0
+        for trial, length in trials:
+            fault = faults.pick(slice(first, first + length))
+            first += length
+            target, bit = faults.targets[int(fault.sites.target[0])], int(fault.sites.bit[0])
+            text = "\n".join(lines(trial, fault, Draw("sites"), ()))
+            yield Planned(trial, stratum, length, text, target.layer, None if bit < 0 else bit)
 
     def _replayed(self, listed: FaultList) -> Iterator[Planned]:
         before = 0

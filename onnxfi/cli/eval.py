@@ -21,7 +21,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
 
     Without --data it runs on seeded synthetic inputs, which only shows that it runs.
     """
-    from onnxfi.cli.show import document, number, progress, say, table
+    from onnxfi.cli.show import document, note, number, progress, say, table
     from onnxfi.graph.model import load
     from onnxfi.runtime.injector import evaluate
     from onnxfi.runtime.metrics import METRICS
@@ -34,7 +34,9 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     if as_json:
         conditions = {"samples": found.samples, "data": found.data, "output": found.output, "provider": found.provider}
         document({"model": str(model), "digest": opened.digest, "golden": found.summary(), **conditions})
-        return
-    rows = [(name, number(value, share=METRICS[name].share)) for name, value in found.metrics.items()]
-    table(str(model), ("Metric", ">Value"), rows)
-    say(found.conditions())
+    else:
+        rows = [(name, number(value, share=METRICS[name].share)) for name, value in found.metrics.items()]
+        table(str(model), ("Metric", ">Value"), rows)
+        say(found.conditions())
+    for text in opened.notes:
+        note(text)

@@ -73,13 +73,13 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     onnxfi inject model.onnx --ber 1e-6 --save-faults faults.jsonl
     onnxfi inject model.faulty.onnx --faults faults.jsonl --undo -o restored.onnx
     """
+    _check(given)
     from onnxfi.cli.show import document, note, progress
     from onnxfi.errors import EngineError
     from onnxfi.graph.model import load
     from onnxfi.graph.mutate import check_place
     from onnxfi.runtime.injector import evaluate, inject, undo
 
-    _check(given)
     out = given["out"] or Path(f"{model.stem}.{'restored' if given['undo'] else 'faulty'}.onnx")
     _spare(given, (out, given["save_faults"]))
     opened = load(model, allow_links=allow_links)
@@ -93,7 +93,8 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     else:
         drawn = _drawn(opened, given)
         if given["data"] is not None:  # golden comes first: what does not run or fit is said before anything is written
-            check_place(opened, [out])
+            for place in filter(None, (out, given["save_faults"])):
+                check_place(opened, [place])
             how = options.engine(given)
             fed = options.data(given, opened, how)
             with progress("golden") as tell:
@@ -125,9 +126,9 @@ def _check(given: dict[str, Any]) -> None:
     if given["undo"] and (given["data"] is not None or given["save_faults"]):
         raise click.UsageError("--undo takes neither --data nor --save-faults; run onnxfi eval on the restored model")
     if given["faults"] is not None:
-        _refuse(("fault", "seed", *options.SELECTORS), "--faults, whose list says it")
+        _refuse(("fault", "seed", *options.SELECTORS), "beside --faults, whose list says it")
     if given["data"] is None:
-        _refuse(options.RUNNING, "no --data, as nothing is run; --data synthetic makes inputs up")
+        _refuse(options.RUNNING, "without --data, as nothing is run")
 
 
 def _refuse(names: Iterable[str], why: str) -> None:
@@ -135,7 +136,7 @@ def _refuse(names: Iterable[str], why: str) -> None:
     source = click.get_current_context().get_parameter_source
     for name in names:
         if source(name) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name.replace('_', '-')} says nothing with {why}; leave it out")
+            raise click.UsageError(f"--{name.replace('_', '-')} says nothing {why}; leave it out")
 
 
 def _spare(given: dict[str, Any], outputs: Iterable[Path | None]) -> None:
@@ -176,7 +177,7 @@ def _document(
         "model": model, "digest": done.digest, "faulty_digest": done.faulty_digest, "output": str(done.out),
         "fault": header.fault, "seed": header.draw.seed, "population": header.population, "unit": header.unit,
         "population_bits": drawn.population_bits, "expected": drawn.expected, "drawn": drawn.drawn,
-        "faults": [fault_row(drawn.trial, fault) for fault in drawn.faults[:_MOST_LISTED]], "faults_total": drawn.drawn,
+        "faults": [fault_row(drawn.trial, fault) for fault in drawn.faults[:_MOST_LISTED]], "faults_total": len(drawn.faults),
         "resized": done.resized,
     }  # fmt: skip
     if golden is not None:
@@ -187,17 +188,20 @@ def _document(
 def _print(
     model: str, done: Injection, golden: Evaluation | None, faulty: Evaluation | None, failed: str, *, undone: bool
 ) -> None:
-    from onnxfi.cli.show import number, say, table
+    from onnxfi.cli.show import count, number, say, table
     from onnxfi.runtime.metrics import METRICS
 
     drawn, header = done.sample, done.sample.header
     if undone:
-        say(f"undid {drawn.drawn:,} faults; wrote {done.out}, sha256 {done.faulty_digest}")
+        say(f"undid {count(drawn.drawn, 'fault')}; wrote {done.out}, sha256 {done.faulty_digest}")
         return
-    how, many = header.draw, f"{header.population:,} {header.unit}{'s' * (header.population != 1)}"
+    how = header.draw
     rate = f"at a rate of {how.rate:g} per {header.unit}" if how.kind == "ber" else f"{how.kind} {how.n:,}"
     say(f"{model}: {header.fault}, {rate}, seed {how.seed}")
-    say(f"population {many}, expected {drawn.expected:,.2f} faults, drawn {drawn.drawn:,}")
+    spread = f", striking {len(drawn.faults):,} words" if len(drawn.faults) != drawn.drawn else ""
+    say(
+        f"population {count(header.population, header.unit)}, expected {drawn.expected:,.2f} faults, drawn {drawn.drawn:,}{spread}"
+    )
     rows = [
         (layer, r["targets"], f"{r['bits']:,}", f"{r['faults']:,}", f"{r['changed']:,}")
         for layer, r in drawn.by_layer().items()

@@ -21,7 +21,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     The selectors are those of `onnxfi inject`, so that a selection can be tried before it is used. Integer tensors that
     only carry shapes or indices are counted apart; --include '=NAME' names one that shall be struck all the same.
     """
-    from onnxfi.cli.show import document, note, say, table
+    from onnxfi.cli.show import count, document, note, say, table
     from onnxfi.graph.model import load
     from onnxfi.runtime.injector import inspect
 
@@ -36,7 +36,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     ]  # fmt: skip
     footer = (
         "",
-        f"{totals['targets']:,} targets",
+        count(totals["targets"], "target"),
         "",
         "",
         "",
@@ -50,7 +50,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     say(f"sha256 {found['digest']}")
     if found["left_out"]:
         say(
-            f"{found['left_out']} integer tensors that only carry shapes or indices are left out; --include '=NAME' names one"
+            f"{count(found['left_out'], 'integer tensor')} left out, for shapes or indices only; --include '=NAME' names one"
         )
     for text in found["notes"]:
         note(text)

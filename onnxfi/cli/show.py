@@ -83,6 +83,15 @@ def document(values: dict[str, Any]) -> None:
     click.echo(json.dumps(values, allow_nan=False, indent=2))
 
 
+def count(n: int, what: str) -> str:
+    """A number of things.
+
+    >>> count(1, "target"), count(2048, "fault")
+    ('1 target', '2,048 faults')
+    """
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
 def number(value: float | None, *, share: bool = False) -> str:
     """A metric for people: shares in percent, the rest with four significant digits.
 

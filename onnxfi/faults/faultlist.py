@@ -275,8 +275,8 @@ class Lines:
                 raise FaultListError(f"{where}: the line is damaged: {_say(error)}") from None
         target_, index_, bit_, models_, before, after = zip(*columns, strict=True)
         sites = Sites(np.array(target_, np.int64), np.array(index_, np.int64), np.array(bit_, np.int16))
-        known_words = [None if None in c else np.array(c, np.uint64) for c in (before, after)]
-        return Faults(self.targets, sites, models_[:1] if len(models) == 1 else models_, *known_words)
+        first, last = (None if None in c else np.array(c, np.uint64) for c in (before, after))
+        return Faults(self.targets, sites, models_[:1] if len(models) == 1 else models_, first, last)
 
 
 def _lowest(bits: list[int] | None, model: FaultModel, word: Word) -> int:

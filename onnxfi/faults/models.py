@@ -47,6 +47,21 @@ class FaultModel:
     #: The same event again restores the word, whatever it was: such faults undo themselves.
     self_inverse: ClassVar[bool] = False
     examples: ClassVar[tuple[str, ...]] = ()
+    #: One event strikes several elements: `elements` says which, `each` what happens to every one of them.
+    spreads: ClassVar[bool] = False
+
+    @property
+    def each(self) -> FaultModel:
+        """What happens to one struck word: the model itself, unless an event strikes several."""
+        return self
+
+    def fits(self, axes: tuple[int, ...]) -> bool:
+        """Whether a tensor of this shape (in words) has sites for the event."""
+        return True
+
+    def elements(self, axes: tuple[int, ...], index: int) -> NDArray[np.int64]:
+        """The elements (flat) that an event at this element of a tensor of this shape strikes."""
+        return np.array([index], np.int64)
 
     def width(self) -> int:
         """Bits that one event covers; positions run from 0 to the word's width minus this."""
@@ -293,7 +308,9 @@ def fault_models() -> Mapping[str, type[FaultModel]]:
     >>> sorted(fault_models())[:3]
     ['add', 'burst', 'flip']
     """
-    found = {model.name: model for model in _OWN}
+    from onnxfi.faults.patterns import Pattern
+
+    found: dict[str, type[FaultModel]] = {model.name: model for model in (*_OWN, Pattern)}
     for point in entry_points(group=ENTRY_POINTS):
         try:
             model = point.load()
@@ -320,7 +337,7 @@ def parse_fault(text: str) -> FaultModel:
     known = fault_models()
     if name not in known:
         raise FaultError(f"unknown fault {name!r}{closest(name, known)}")
-    fields = {f.name: f for f in dataclasses.fields(known[name])}
+    fields = {f.name: f for f in dataclasses.fields(known[name]) if f.init}
     given: dict[str, Any] = {}
     for pair in rest.split(",") if colon else ():
         key, equals, value = (part.strip() for part in pair.partition("="))

@@ -98,15 +98,15 @@ def parse_site(text: str, targets: Sequence[Target]) -> Site:
     >>> parse_site("w[1,2]:31", [Target("w", WORDS["float32"], (2, 3))])
     Site(target='w', index=5, bit=31, sample=None, step=None)
     """
-    match = _SITE.fullmatch(text.strip())
+    match = _SITE.fullmatch(text.rstrip())
     if match is None or len(text) > 100_000:
         raise SelectorError(f"site {text[:80]!r} is not of the form NAME[index]:bit, as conv1.weight[3,0,1,2]:30")
     known = {t.id: t for t in targets}
-    target = known.get(match["id"])
+    target = known.get(match["id"]) or known.get(match["id"].lstrip())
     if target is None:
         raise SelectorError(f"no target {match['id']!r} in this model{closest(match['id'], known)}")
     try:
-        index = _flat([int(p) for p in match["index"].split(",") if p.strip()], target)
+        index = _flat([int(p) for p in match["index"].split(",")] if match["index"].strip() else [], target)
         at = {key: int(value) for key, value in re.findall(r"@(\w+)=(\d+)", match["at"])}
     except ValueError:  # "1 2", or more digits than Python reads
         raise SelectorError(f"site {text[:80]!r} has an index that is no whole number") from None
@@ -266,7 +266,7 @@ class FaultSpace:
                 top = target.word.bits - model.width()
                 allowed = select_bits(parts, target.word) if parts else range(target.word.bits)
                 places = tuple(b for b in allowed if b <= top)
-            chosen = _chosen(elements, target) if places else 0
+            chosen = _chosen(elements, target) if places and model.fits(target.axes) else 0
             if chosen:
                 rows.append((target, places, chosen))
         if model.unit == "word" and bits:

@@ -67,13 +67,21 @@ class Fault:
 
 @dataclass(frozen=True)
 class Faults(Sequence[Fault]):
-    """An immutable sequence of faults, held in columns. `models` has one entry for all rows, or one a row."""
+    """An immutable sequence of faults, held in columns. `models` has one entry for all rows, or one a row.
+
+    `events` counts the sites that were drawn, where one event strikes several elements; else it is the length.
+    """
 
     targets: tuple[Target, ...]
     sites: Sites
     models: tuple[FaultModel, ...]
     before: Words | None = None
     after: Words | None = None
+    events: int = -1
+
+    def __post_init__(self) -> None:
+        if self.events < 0:
+            object.__setattr__(self, "events", len(self.sites))
 
     def __len__(self) -> int:
         return len(self.sites)
@@ -184,15 +192,32 @@ def draw(space: FaultSpace, how: Draw, model: FaultModel, trial: int = 1, *, par
     """
     trial |= part << 56
     sites = space.locate(how.numbers(space, trial))
-    return Faults(space.targets, sites, _spend(space.targets, sites, model, how.seed, trial))
+    return strike(space.targets, sites, model, how.seed, trial)
 
 
-def _spend(targets: Sequence[Target], sites: Sites, model: FaultModel, seed: int, trial: int) -> tuple[FaultModel, ...]:
+def strike(targets: tuple[Target, ...], sites: Sites, model: FaultModel, seed: int, trial: int) -> Faults:
+    """The faults of events at these sites, all chance spent: one a site, or all that each event spreads to."""
+    events = len(sites)
+    if model.spreads:
+        sites, model = _spread_out(targets, sites, model), model.each
     if not model.draws:
-        return (model,)
+        return Faults(targets, sites, (model,), events=events)
     raw = sampling.raw_words(seed, trial, sampling.VALUE, len(sites)).tolist()
     words = (targets[t].word for t in sites.target.tolist())
-    return tuple(model.spend(r, w) for r, w in zip(raw, words, strict=True))
+    spent = tuple(model.spend(r, w) for r, w in zip(raw, words, strict=True))
+    return Faults(targets, sites, spent, events=events)
+
+
+def _spread_out(targets: tuple[Target, ...], sites: Sites, model: FaultModel) -> Sites:
+    reached, total = [], 0
+    for target, index in zip(sites.target.tolist(), sites.index.tolist(), strict=True):
+        reached.append(model.elements(targets[target].axes, index))
+        total += len(reached[-1])
+        if total > MOST_FAULTS:
+            raise InputError(f"{model} strikes more than {MOST_FAULTS:,} words in one trial; lower the rate or count")
+    lengths = np.array([len(r) for r in reached], np.int64)
+    index = np.concatenate([np.zeros(0, np.int64), *reached])
+    return Sites(np.repeat(sites.target, lengths), index, np.repeat(sites.bit, lengths))
 
 
 def at_sites(
@@ -231,21 +256,25 @@ def at_sites(
         np.array([s.index for s in sites], np.int64),
         np.array([-1 if s.bit is None else s.bit for s in sites], np.int16),
     )
-    return Faults(tuple(targets), columns, _spend(targets, columns, model, seed, 1))
+    return strike(tuple(targets), columns, model, seed, 1)
 
 
 def singles(
     space: FaultSpace, numbers: sampling.Numbers, model: FaultModel, seed: int, trials: Sequence[int]
-) -> Faults:
-    """One fault for each of many trials: the sites of these numbers, each spending its own trial's chance."""
+) -> tuple[Faults, list[int]]:
+    """One event for each of many trials, each spending its own trial's chance.
+
+    Returns the faults, trial after trial, and how many each trial has.
+    """
     sites = space.locate(numbers)
-    if not model.draws:
-        return Faults(space.targets, sites, (model,))
-    spent = tuple(
-        model.spend(int(sampling.raw_words(seed, trial, sampling.VALUE, 1)[0]), space.targets[target].word)
-        for trial, target in zip(trials, sites.target.tolist(), strict=True)
-    )
-    return Faults(space.targets, sites, spent)
+    if not (model.draws or model.each.draws or model.spreads):
+        return Faults(space.targets, sites, (model,)), [1] * len(sites)
+    rows = (slice(k, k + 1) for k in range(len(sites)))
+    parts = [
+        strike(space.targets, Sites(sites.target[k], sites.index[k], sites.bit[k]), model, seed, trial)
+        for k, trial in zip(rows, trials, strict=True)
+    ]
+    return concat(parts), [len(part) for part in parts]
 
 
 def apart(faults: Faults, stored: Words) -> Faults:

@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from onnxfi.graph.wire import text
+
 if TYPE_CHECKING:
     import onnx
 
@@ -25,7 +27,7 @@ _WRAPPERS = ("StatefulPartitionedCall", "PartitionedCall")
 
 def node_label(node: onnx.NodeProto, number: int) -> str:
     """The node's name, or `OpType#k` where it has none (k counts the nodes of its graph in file order)."""
-    return node.name or f"{node.op_type}#{number}"
+    return text(node.name) or f"{text(node.op_type)}#{number}"
 
 
 def layer_of(node: onnx.NodeProto, label: str, parameter: str = "") -> str:
@@ -43,15 +45,15 @@ def layer_of(node: onnx.NodeProto, label: str, parameter: str = "") -> str:
 def _layer_of(node: onnx.NodeProto) -> str:
     for entry in node.metadata_props:
         if entry.key == _SCOPES:
-            scopes = _scopes(entry.value)
+            scopes = _scopes(text(entry.value))
             if scopes:
                 return scopes
     for entry in node.metadata_props:
         if entry.key == _NAMESPACE:
-            parts = [p.split(":")[0].strip() for p in entry.value.split("/")]
+            parts = [p.split(":")[0].strip() for p in text(entry.value).split("/")]
             if any(parts[:-1]):
                 return join_scopes(parts[:-1], ".")
-    return scope_in_name(node.name)
+    return scope_in_name(text(node.name))
 
 
 def owner_in_name(parameter: str) -> str:
@@ -64,12 +66,12 @@ def owner_in_name(parameter: str) -> str:
     return owner if _PARAMETER.fullmatch(name) else ""
 
 
-def _scopes(text: str) -> str:
+def _scopes(listed: str) -> str:
     """The innermost module of `['', 'layer1', 'layer1.conv', 'conv2d']`, whose last entry is the operator itself."""
-    if len(text) > 10_000:
+    if len(listed) > 10_000:
         return ""
     try:
-        names = ast.literal_eval(text)
+        names = ast.literal_eval(listed)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return ""
     inner = names[:-1] if isinstance(names, list) else []

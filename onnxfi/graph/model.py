@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +23,7 @@ from onnxfi.faults.space import Index, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Words
 from onnxfi.graph.targets import Place, Walk
-from onnxfi.graph.wire import Read, Record, Source, numbers_in, scan, text
+from onnxfi.graph.wire import Read, Record, Source, numbers_in, scan, text, token
 
 if TYPE_CHECKING:
     import onnx
@@ -204,11 +205,12 @@ class _External:
         self.path, self.allow_links = path, allow_links
         self.sources: list[Source] = []
         self.files: dict[int, int] = {}
-        self._numbers: dict[str, int] = {}
+        self._names: dict[str, int] = {}
+        self._stamps: dict[tuple[int, ...], int] = {}
 
     def place(self, tensor: onnx.TensorProto, name: str, size_bytes: int, record: int) -> Place:
         """Where a tensor of this size lies; ModelError where its file does not hold it."""
-        entries = {text(entry.key): text(entry.value) for entry in tensor.external_data}
+        entries = _entries(tensor)
         location = entries.get("location", "")
         number = self.files[record] = self._number(location, name)
         offset = _whole(entries.get("offset", "0"), "offset", name)
@@ -226,19 +228,19 @@ class _External:
     def rest(self, proto: onnx.ModelProto) -> None:
         """Open also the files that only tensors name which are no targets (indices, training, attributes)."""
         for tensor in _tensors(proto):
-            if tensor.data_location == 1 and int(tensor.doc_string[len(TOKEN) :]) not in self.files:
-                self.place
+            record = token(tensor.doc_string)
+            if tensor.data_location == 1 and record not in self.files:
+                self.files[record] = self._number(_entries(tensor).get("location", ""), text(tensor.name))
 
     def _number(self, location: str, name: str) -> int:
         """The number of a data file; one file under two names is one."""
-        number = self._numbers.get(location)
-        if number is None:
+        if location not in self._names:
             source = Source.file(self._check(location, name))
-            same = [k for k, known in enumerate(self.sources, 1) if known.stamp == source.stamp]
-            if not same:
+            if source.stamp not in self._stamps:
                 self.sources.append(source)
-            number = self._numbers[location] = same[0] if same else len(self.sources)
-        return number
+                self._stamps[source.stamp] = len(self.sources)
+            self._names[location] = self._stamps[source.stamp]
+        return self._names[location]
 
     def _check(self, location: str, name: str) -> Path:
         what = f"external data {location!r} of {name!r}"
@@ -267,6 +269,22 @@ class _External:
         if status.st_nlink > 1 and not self.allow_links:
             raise ModelError(f"{what} is a hard link ({status.st_nlink} names); --allow-links follows it")
         return place
+
+
+def _entries(tensor: onnx.TensorProto) -> dict[str, str]:
+    return {text(entry.key): text(entry.value) for entry in tensor.external_data}
+
+
+def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+    """Every tensor inside a message, wherever it is."""
+    for field_, value in message.ListFields():
+        if field_.message_type is None:
+            continue
+        for inner in value if isinstance(value, Sequence) else [value]:
+            if field_.message_type.name == "TensorProto":
+                yield inner
+            else:
+                yield from _tensors(inner)
 
 
 def _whole(text: str, key: str, name: str) -> int:

@@ -29,7 +29,7 @@ from onnxfi.faults.trials import Faults, concat, resolve
 from onnxfi.faults.words import Words
 from onnxfi.graph.model import Model, byte_offsets
 from onnxfi.graph.targets import Place
-from onnxfi.graph.wire import Frame, Record, Source, split_varints, varint
+from onnxfi.graph.wire import Frame, Read, Record, Source, numbers_in, varint
 
 #: Told how much is done, and how much there is.
 Progress = Callable[[int, int], None]
@@ -56,11 +56,18 @@ class Edits:
         return any(end - start != len(new) for _, start, end, new in self.splices)
 
     def bytes_of(self, file: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-        """The patches of one file as ascending columns."""
+        """The patches of one file as ascending columns; ModelError where tensors share bytes that both are struck."""
         parts = self.patches.get(file) or [(np.zeros(0, np.int64), np.zeros(0, np.uint8))]
         offsets, values = (np.concatenate(column) for column in zip(*parts, strict=True))
         order = np.argsort(offsets, kind="stable")
-        return offsets[order], values[order]
+        offsets, values = offsets[order], values[order]
+        twice = np.flatnonzero(offsets[1:] == offsets[:-1])
+        if (values[twice] != values[twice + 1]).any():
+            raise ModelError(
+                f"tensors share their external data, and byte {offsets[twice[0]]:,} is struck through two of them; "
+                f"leave one out with --exclude"
+            )
+        return offsets, values
 
 
 def place(model: Model, faults: Faults) -> tuple[Faults, Words]:
@@ -86,73 +93,68 @@ def edits(model: Model, faults: Faults, final: Words) -> Edits:
 
 
 def _patch(
-    read: Any, target: Target, spot: Place, index: NDArray[np.int64], words: Words
+    read: Read, target: Target, spot: Place, index: NDArray[np.int64], words: Words
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Words that lie as they are: the offset and value of each byte that they take."""
     offsets, inside = byte_offsets(target, spot, index)
-    if target.word.storage >= 8:
+    if target.word.bits >= 8:
         size = target.word.storage // 8
         values = words.astype(target.word.carrier).view(np.uint8).reshape(-1, size)
         return (offsets[:, None] + np.arange(size)).ravel(), values.ravel()
-    cells: dict[int, bytearray] = {}
+    cells: dict[int, int] = {}
     for at, position, word in zip(offsets.tolist(), inside.tolist(), words.tolist(), strict=True):
-        cell = cells.setdefault(at, bytearray(read(at, at + 1)) if at not in cells else bytearray())
-        target.word.place(cell, position, word)
-    return np.array(list(cells), np.int64), np.array([c[0] for c in cells.values()], np.uint8)
+        cells[at] = _within(cells[at] if at in cells else read(at, at + 1)[0], position, word, target)
+    return np.array(list(cells), np.int64), np.array(list(cells.values()), np.uint8)
+
+
+def _within(number: int, position: int, word: int, target: Target) -> int:
+    """A byte or larger number with one of its words replaced, all its other bits as they are."""
+    shift = position * target.word.storage
+    return number & ~(target.word.full << shift) | (word << shift)
 
 
 def _edit_varints(
-    out: Edits, read: Any, target: Target, spot: Place, record: Record, index: NDArray[np.int64], words: Words
+    out: Edits, read: Read, target: Target, spot: Place, record: Record, index: NDArray[np.int64], words: Words
 ) -> None:
-    """Words in a list of varints: overwritten where the length stays, else spliced."""
-    wanted: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for at, word in zip(index.tolist(), words.tolist(), strict=True):
-        entry, position = divmod(at, spot.per_entry)
-        wanted[entry].append((position, word))
+    """Words in a list of varints: overwritten where the length stays, else spliced. `index` ascends."""
+    entries, positions = np.divmod(index, spot.per_entry)
     done = 0
-    for start, end in spot.spans:
-        values, starts = split_varints(read(start, end))
-        frames = record.frames + ((record.packed[start],) if start in record.packed else ())
-        for entry in [e for e in wanted if done <= e < done + len(values)]:
-            number = int(values[entry - done])
-            for position, word in wanted.pop(entry):
-                number = _entry(number, position, word, target)
-            a, b = (start + int(starts[entry - done + k]) for k in (0, 1))
-            new = varint(number)
-            if len(new) == b - a:
-                out.patches[0].append((np.arange(a, b), np.frombuffer(new, np.uint8)))
-            else:
-                out.splices.append((frames, a, b, new))
-        done += len(values)
+    for run in spot.runs:
+        frames = record.frames + ((record.packed[run[0]],) if run[0] in record.packed else ())
+        for values, starts, ends in numbers_in(read, run):
+            low, high = np.searchsorted(entries, [done, done + len(values)]).tolist()
+            numbers: dict[int, int] = {}
+            for k in range(low, high):
+                entry = int(entries[k]) - done
+                old = numbers.get(entry, int(values[entry]))
+                numbers[entry] = _entry(old, int(positions[k]), int(words[k]), target)
+            for entry, number in numbers.items():
+                start, end, new = int(starts[entry]), int(ends[entry]), varint(number)
+                if len(new) == end - start:
+                    out.patches[0].append((np.arange(start, end), np.frombuffer(new, np.uint8)))
+                elif number != int(values[entry]):
+                    out.splices.append((frames, start, end, new))
+            done += len(values)
 
 
 def _entry(number: int, position: int, word: int, target: Target) -> int:
-    """One number of a typed field with one of its words replaced; signed formats keep their sign extension."""
-    bits = target.word.storage
-    if bits < 8:
-        shift = position * bits
-        return number & ~(target.word.full << shift) | (word << shift)
-    signed = target.word.signed and not target.word.is_float and bits < 64
-    return word - (1 << bits) if signed and word >> (bits - 1) else word
+    """One number of a typed field with one of its words replaced; a signed one keeps its sign extension."""
+    new, bits = _within(number, position, word, target), target.word.bits
+    if target.word.signed and not target.word.is_float and 8 <= bits < 64:
+        above = number >> (bits - 1)
+        if above in (0, (1 << (65 - bits)) - 1):
+            return word - (1 << bits) if word >> (bits - 1) else word
+    return new
 
 
-def _renamed(model: Model, out: Path, names: Sequence[str]) -> list[tuple[tuple[Frame, ...], int, int, bytes]]:
-    """Splices that give every external tensor the new name of its file."""
-    old: dict[bytes, bytes] = {}
-    splices = []
-    with model.source.reading() as read:
-        for target, spot in zip(model.targets, model.places, strict=True):
-            if spot.file:
-                record = model.records[spot.record]
-                for entry, value in record.locations[-1:]:
-                    old[read(*value[1:])] = names[spot.file - 1].encode()
-                    splices.append((record, entry, value))
-                if not record.locations:
-                    raise ModelError(f"{target.id!r} names its external data in a way that cannot be rewritten")
-        return [
-            ((*record.frames, entry, value), value[1], value[2], old[read(*value[1:])])
-            for record, entry, value in splices
-        ]
+def _renamed(model: Model, names: Sequence[str]) -> Iterator[tuple[tuple[Frame, ...], int, int, bytes]]:
+    """Splices that give every tensor in external data the new name of its file."""
+    for number, file in model.files.items():
+        record = model.records[number]
+        if not record.locations:
+            raise ModelError("a tensor names its external data in a way that cannot be rewritten")
+        entry, value = record.locations[-1]
+        yield (*record.frames, entry, value), value[1], value[2], names[file - 1].encode()
 
 
 def _lengths(splices: Iterable[tuple[tuple[Frame, ...], int, int, bytes]]) -> list[tuple[int, int, bytes]]:
@@ -166,6 +168,8 @@ def _lengths(splices: Iterable[tuple[tuple[Frame, ...], int, int, bytes]]) -> li
         growth[frames[-1]] += len(new) - (end - start)
     for frame, (_, outer) in sorted(parent.items(), key=lambda item: -item[1][0]):
         at, start, end = frame
+        if not growth[frame]:
+            continue
         length = varint(end - start + growth[frame])
         edits_.append((at, start, length))
         if outer is not None:
@@ -207,7 +211,7 @@ def _pieces(
     source: Source,
     patches: tuple[NDArray[np.int64], NDArray[np.uint8]],
     replaced: Sequence[tuple[int, int, bytes]],
-) -> Iterator[tuple[bytes, Any]]:
+) -> Iterator[tuple[Any, Any]]:
     """The file in pieces, each as it was and as it becomes."""
     offsets, values = patches
     with source.reading() as read:
@@ -228,6 +232,23 @@ def _pieces(
             at = end
 
 
+def _joined(pieces: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    """Small pieces joined to larger ones, so that a million of them cost as a few."""
+    old, new = bytearray(), bytearray()
+    for a, b in pieces:
+        small = len(a) < _CHUNK
+        if small:
+            old += a
+            new += b
+        if old and (not small or len(old) >= _CHUNK):
+            yield bytes(old), bytes(new)
+            old, new = bytearray(), bytearray()
+        if not small:
+            yield a, b
+    if old or new:
+        yield bytes(old), bytes(new)
+
+
 def write(
     model: Model,
     change: Edits,
@@ -239,14 +260,15 @@ def write(
     """Write the changed copy to `out`, or return its bytes where `out` is None (a model without external data).
 
     With external data also `OUT.data` (`OUT.data.1`, …); only their names change in the model. `expect` is the digest
-    that the result must have; `progress` is told bytes done and in all. Raises OutputError for a place that cannot be written.
+    that the result must have; `progress` is told bytes done and in all. Raises OutputError for a place that cannot be
+    written.
     """
     hashing = _Hashing()
     if out is None:
         if model.external:
             raise OutputError("a model with external data cannot be written into memory; give an output file")
         parts = []
-        for old, new in _pieces(model.source, change.bytes_of(0), _lengths(change.splices)):
+        for old, new in _joined(_pieces(model.source, change.bytes_of(0), _lengths(change.splices))):
             hashing.feed(old, new)
             parts.append(bytes(new))
         return Written(*hashing.digests(), None, b"".join(parts), change.resized)
@@ -257,13 +279,13 @@ def write(
     check_place(model, files)
     splices = [
         *change.splices,
-        *(_renamed(model, out, [f.name for f in files[1:]]) if model.external else ()),
+        *_renamed(model, [f.name for f in files[1:]]),
     ]
     done, total = 0, sum(source.size for source in model.sources)
     with temporary(files) as streams:
         for number, (source, stream) in enumerate(zip(model.sources, streams, strict=True)):
             replaced = _lengths(splices) if number == 0 else []
-            for old, new in _pieces(source, change.bytes_of(number), replaced):
+            for old, new in _joined(_pieces(source, change.bytes_of(number), replaced)):
                 hashing.feed(old, new)
                 _put(stream, new)
                 done += len(old)

@@ -8,14 +8,14 @@ data flow: a value is *data* where some use of it reaches an output of the model
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onnxfi.errors import ModelError
 from onnxfi.faults.space import Target
 from onnxfi.faults.words import WORDS, Word
 from onnxfi.graph.layers import layer_of, node_label
-from onnxfi.graph.wire import TOKEN, Record, Run, text
+from onnxfi.graph.wire import Record, Run, text, token
 
 if TYPE_CHECKING:
     import onnx
@@ -56,57 +56,14 @@ _INDEX_INPUTS: dict[str, frozenset[int]] = {
     for op in ops.split()
 }  # fmt: skip
 #: Operators that hand a value on: their inputs carry a shape where their outputs do.
-_HAND_ON = frozenset(
-    [
-        "Concat",
-        "Cast",
-        "Identity",
-        "Squeeze",
-        "Unsqueeze",
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Mod",
-        "Neg",
-        "Abs",
-        "Min",
-        "Max",
-        "Reshape",
-        "Transpose",
-        "Gather",
-        "Slice",
-        "Split",
-        "Expand",
-        "Tile",
-        "Where",
-        "Equal",
-        "Greater",
-        "Less",
-        "GreaterOrEqual",
-        "LessOrEqual",
-        "Not",
-        "And",
-        "Or",
-        "ReduceProd",
-        "ReduceMax",
-        "ReduceMin",
-        "ReduceSum",
-        "Floor",
-        "Ceil",
-        "Clip",
-        "Flatten",
-        "If",
-        "Sign",
-        "Pow",
-        "ScatterElements",
-        "ScatterND",
-        "GatherElements",
-        "GatherND",
-    ]
-)
+_HAND_ON = frozenset((
+    "Abs", "Add", "And", "Cast", "Ceil", "Clip", "Concat", "Div", "Equal", "Expand", "Flatten", "Floor", "Gather",
+    "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "If", "Less", "LessOrEqual", "Max", "Min",
+    "Mod", "Mul", "Neg", "Not", "Or", "Pow", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape",
+    "ScatterElements", "ScatterND", "Sign", "Slice", "Split", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where",
+))  # fmt: skip
 #: Operators between a stored word and the layer that it belongs to.
-_LOOK_THROUGH = frozenset(["DequantizeLinear", "Cast", "Transpose", "Identity", "Reshape", "Squeeze", "Unsqueeze"])
+_LOOK_THROUGH = frozenset(("DequantizeLinear", "Cast", "Transpose", "Identity", "Reshape", "Squeeze", "Unsqueeze"))
 
 
 External = Callable[["onnx.TensorProto", str, int, int], "Place"]
@@ -128,12 +85,12 @@ class Place:
     per_entry: int = 1
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Value:
-    """A name in one graph: its target, where it is used, and what hands it on."""
+    """A name in one graph: its target, its first user, the node that puts it out, and whether it is data."""
 
     target: int = -1
-    uses: list[tuple[_Node, int]] = field(default_factory=list)
+    user: _Node | None = None
     maker: _Node | None = None
     data: bool = False
 
@@ -145,10 +102,11 @@ class _Node:
     label: str
     inputs: list[_Value | None]
     outputs: list[_Value]
-    bodies: list[list[_Value]] = field(default_factory=list)
+    #: What the inner graphs put out.
+    bodies: tuple[_Value, ...] = ()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Scope:
     """The names of one graph, and the scope around it."""
 
@@ -225,12 +183,10 @@ class Walk:
             scope.names.setdefault(text(value.name), self._value())
         return self.nodes(graph.node, path, scope, [o.name for o in graph.output])
 
-    def nodes(
-        self, protos: Iterable[onnx.NodeProto], path: str, scope: _Scope, outputs: Iterable[str]
-    ) -> list[_Value]:
+    def nodes(self, protos: Iterable[onnx.NodeProto], path: str, scope: _Scope, outputs: Iterable[str]) -> list[_Value]:
         """Walk a node list: constants and number lists first, then uses and inner graphs."""
         names = scope.names
-        made: list[tuple[_Node, list[str]]] = []
+        made: list[_Node] = []
         labels: set[str] = set()
         for k, proto in enumerate(protos):
             label = node_label(proto, k)
@@ -238,30 +194,29 @@ class Walk:
                 label += f"#{k}"
             labels.add(label)
             node = _Node(proto, text(proto.op_type), label, [], [])
-            made.append((node, [text(name) for name in proto.output]))
+            made.append(node)
+            puts_out = [text(name) for name in proto.output]
             if node.op == "Constant" and proto.domain in ("", "ai.onnx"):
-                self._constant(node, path, made[-1][1], scope)
+                self._constant(node, path, puts_out, scope)
             elif proto.domain == "ai.onnx.ml":
                 self._lists(node, path)
-            for name in made[-1][1]:
-                if name and name not in names:
-                    names[name] = self._value()
-        for node, puts_out in made:
+            for name in puts_out:
+                if name:
+                    node.outputs.append(names[name] if name in names else names.setdefault(name, self._value()))
+                    names[name].maker = node
+        for node in made:
             node.inputs = [scope.find(text(name)) if name else None for name in node.proto.input]
             for k, value in enumerate(node.inputs):
                 if value is not None:
-                    value.uses.append((node, k))
-            for name in puts_out:
-                if name:
-                    node.outputs.append(names[name])
-                    names[name].maker = node
-            self.every.append(node)
-        for node, _ in made:
+                    value.user = value.user or node
+                    value.data = value.data or _is_data(node, k)
+        self.every += made
+        for node in made:
             for attribute in node.proto.attribute:
                 bodies = [attribute.g] if attribute.HasField("g") else []
                 for k, body in enumerate([*bodies, *attribute.graphs]):
                     step = f"{node.label}.{text(attribute.name)}" + (f"#{k}" if len(attribute.graphs) > 1 else "")
-                    node.bodies.append(self.graph(body, f"{path}{step}::", scope))
+                    node.bodies += (*self.graph(body, f"{path}{step}::", scope),)
         return [value for value in (scope.find(text(name)) for name in outputs) if value is not None]
 
     def _value(self, target: int = -1) -> _Value:
@@ -269,16 +224,18 @@ class Walk:
         self.values.append(value)
         return value
 
-    def _name(self, scope: _Scope, name: str, path: str, number: int) -> None:
-        """Give a name its stored tensor; one that the graph has already under this name is replaced, as runtimes do."""
+    def _drop(self, scope: _Scope, name: str) -> None:
+        """Leave out what a graph has stored under a name, where another tensor takes the name, as runtimes do."""
         old = scope.names.get(name)
-        if old is not None and old.target >= 0:
-            self.notes.append(f"{path + name!r} is there twice; runtimes use the last one, so the first is left out")
+        draft = self.drafts[old.target] if old is not None and old.target >= 0 else None
+        if old is not None and draft is not None:
+            self.notes.append(f"{draft.name!r} is there twice; runtimes use the last one, so the first is left out")
             self.drafts[old.target] = None
-        scope.names[name] = self._value(number)
+            self._ids.discard(draft.name)
 
     def _declare(self, tensor: onnx.TensorProto, path: str, name: str, kind: str, scope: _Scope) -> None:
-        self._name(scope, name, path, self._add_tensor(tensor, path + name, kind))
+        self._drop(scope, name)
+        scope.names[name] = self._value(self._add_tensor(tensor, path + name, kind))
 
     def _add_tensor(self, tensor: onnx.TensorProto, name: str, kind: str, owner: _Owner = None) -> int:
         word = DATA_TYPES.get(tensor.data_type)
@@ -288,7 +245,7 @@ class Walk:
             return -1
         shape = tuple(tensor.dims)
         elements = _elements(shape, name) * word.parts
-        number = _token(tensor.doc_string)
+        number = token(tensor.doc_string)
         if tensor.data_location == 1:
             place = self.external(tensor, name, word.size_bytes(elements), number)
         else:
@@ -296,16 +253,16 @@ class Walk:
         return self._add(name, word, shape, kind, place, owner)
 
     def _add(self, name: str, word: Word, shape: tuple[int, ...], kind: str, place: Place, owner: _Owner = None) -> int:
-        unique, k = name, 1
+        unique = name
         while unique in self._ids:
-            k += 1
-            unique = f"{name}#{k}"
+            unique += f"#{len(self.drafts)}"
         self._ids.add(unique)
         self.drafts.append(_Draft(unique, word, shape, kind, place, owner))
         return len(self.drafts) - 1
 
     def _constant(self, node: _Node, path: str, outputs: Sequence[str], scope: _Scope) -> None:
         name, number = outputs[0] if outputs else node.label, -1
+        self._drop(scope, name)
         for attribute in node.proto.attribute:
             if attribute.HasField("t"):
                 number = self._add_tensor(attribute.t, path + name, "constant")
@@ -314,7 +271,7 @@ class Walk:
             elif attribute.name in _CONSTANTS:
                 number = self._number_list(attribute, path + name, "constant", _CONSTANTS[attribute.name])
         if outputs:
-            self._name(scope, name, path, number)
+            scope.names[name] = self._value(number)
 
     def _lists(self, node: _Node, path: str) -> None:
         """Number lists of classical models: float lists and tensors are their weights, integers their structure."""
@@ -330,7 +287,7 @@ class Walk:
         self, attribute: onnx.AttributeProto, name: str, kind: str, number: int, owner: _Owner = None
     ) -> int:
         """Add the numbers in an attribute's field of this number, where it has any."""
-        record = _token(attribute.doc_string)
+        record = token(attribute.doc_string)
         runs = self.records[record].fields.get(number, ()) if record >= 0 else ()
         if not runs:
             return -1
@@ -342,9 +299,9 @@ class Walk:
 
     def _data_flow(self, outputs: Iterable[_Value]) -> None:
         """Mark the values that are data, from the outputs back; each edge is looked at once."""
-        todo = [*outputs, *(v for v in self.values if any(_is_data(node, k) for node, k in v.uses))]
+        todo = [*outputs, *(v for v in self.values if v.data)]
         # What a loop's body puts out is data; what an If's branch puts out is what the If hands on.
-        todo += [v for n in self.every if n.op != "If" for body in n.bodies for v in body]
+        todo += [v for n in self.every if n.op != "If" for v in n.bodies]
         for value in todo:
             value.data = True
         while todo:
@@ -354,7 +311,7 @@ class Walk:
             index = _INDEX_INPUTS.get(node.op, frozenset())
             reached = [v for k, v in enumerate(node.inputs) if v is not None and k not in index]
             if node.op == "If":
-                reached = [v for body in node.bodies for v in body]
+                reached = list(node.bodies)
             fresh = [v for v in reached if not v.data]
             for v in fresh:
                 v.data = True
@@ -367,17 +324,12 @@ def _is_data(node: _Node, position: int) -> bool:
 
 def _consumer(value: _Value) -> _Node | None:
     """The node that a stored tensor belongs to: its first user, looking through what only converts it."""
-    node = value.uses[0][0] if value.uses else None
+    node = value.user
     for _ in range(8):
-        if node is None or node.op not in _LOOK_THROUGH or not node.outputs or not node.outputs[0].uses:
+        if node is None or node.op not in _LOOK_THROUGH or not node.outputs or node.outputs[0].user is None:
             break
-        node = node.outputs[0].uses[0][0]
+        node = node.outputs[0].user
     return node
-
-
-def _token(doc_string: str) -> int:
-    """The record's number that the scan wrote there; −1 where it found no numbers."""
-    return int(doc_string[len(TOKEN) :]) if doc_string else -1
 
 
 def _elements(shape: tuple[int, ...], name: str) -> int:

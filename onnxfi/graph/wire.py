@@ -59,7 +59,7 @@ _SCALARS = {"tensor": (), "attribute": (2, 3)}
 _STRINGS = {"tensor": 6, "attribute": 4}
 _TOKEN = {"tensor": 12, "attribute": 13}
 _EXTERNAL = 13
-TOKEN = "onnxfi:"
+_PREFIX = "onnxfi:"
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,11 @@ def text(field: str | bytes) -> str:
     'conv\\\\xff'
     """
     return field if isinstance(field, str) else field.decode("utf-8", "backslashreplace")
+
+
+def token(doc_string: str) -> int:
+    """The record's number that the scan wrote there; −1 where it found no numbers."""
+    return int(doc_string[len(_PREFIX) :]) if doc_string else -1
 
 
 def varint(number: int) -> bytes:
@@ -293,7 +298,7 @@ class _Scanner:
         if len(frames) > _DEEPEST:
             raise ModelError(f"the model nests messages more than {_DEEPEST} deep; no runtime loads that")
         children, numbers = _CHILDREN.get(kind, {}), _NUMBERS.get(kind, {})
-        strings, token = _STRINGS.get(kind), _TOKEN.get(kind)
+        strings, doc_string = _STRINGS.get(kind), _TOKEN.get(kind)
         record = Record({}, frames)
         out: list[bytes] = []
         at = copied = start
@@ -309,7 +314,7 @@ class _Scanner:
                 drop = stop - at > _SMALL
             elif number == strings:
                 drop = stop - at > _SMALL
-            elif number == token:  # what the file says there must not pass for a record's number
+            elif number == doc_string:  # what the file says there must not pass for a record's number
                 drop = True
             elif number == _EXTERNAL and kind == "tensor" and wire == _BYTES:
                 record.locations.extend(self._location((behind, payload, stop)))
@@ -318,10 +323,10 @@ class _Scanner:
                 copied = stop
             at = stop
         out.append(self.keep(copied, end))
-        if token and (record.fields or kind == "tensor"):
-            name = f"{TOKEN}{len(self.records)}".encode()
+        if doc_string and (record.fields or kind == "tensor"):
+            name = f"{_PREFIX}{len(self.records)}".encode()
             self.records.append(record)
-            out += (varint(token << 3 | _BYTES), varint(len(name)), name)
+            out += (varint(doc_string << 3 | _BYTES), varint(len(name)), name)
         return b"".join(out)
 
     def _numbers(self, kind: str, record: Record, where: tuple[int, int, int, int, int, int], end: int) -> int:

@@ -52,8 +52,8 @@ class Sample:
 
     @property
     def drawn(self) -> int:
-        """How many faults were drawn."""
-        return len(self.faults)
+        """How many sites were drawn; a pattern strikes several words at each."""
+        return self.faults.events
 
     def by_layer(self) -> dict[str, dict[str, int]]:
         """Faults and changed words by layer, in file order; targets and bits are those of the selection."""

@@ -1,0 +1,401 @@
+"""Spaces against a plain list of their sites; selectors by example; sites read from the right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import bit_selections, element_selections, names, targets
+
+from onnxfi.errors import SelectorError
+from onnxfi.faults.models import Burst, FaultModel, Flip, StuckAt0, Zero, parse_fault
+from onnxfi.faults.space import FaultSpace, Selector, Site, Target, matches, parse_site
+from onnxfi.faults.words import FIELDS, WORDS
+
+Case = tuple[tuple[Target, ...], FaultModel, str, str]
+MODELS = st.sampled_from([Flip(), StuckAt0(), Zero()]) | st.integers(1, 5).map(Burst)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Targets, a model, and selections of bits and elements that fit them all."""
+    chosen, model = draw(targets()), draw(MODELS)
+    bits = "" if model.unit == "word" else draw(bit_selections(min(t.word.bits for t in chosen)))
+    axes = [t.axes or (1,) for t in chosen]
+    smallest = tuple(min(column) for column in zip(*axes, strict=False))
+    return chosen, model, bits, draw(st.just("") | element_selections(smallest))
+
+
+def listed(case: Case) -> list[Site]:
+    """Every site in order, written out: targets, then elements, then bits."""
+    chosen, model, bits, elements = case
+    sites = []
+    for target in chosen:
+        numbers = np.arange(np.prod(target.axes, dtype=int)).reshape(target.axes or (1,))
+        kept = numbers[eval(f"np.s_[{elements}]")] if elements else numbers
+        places: list[Any] = [None]
+        if model.unit == "bit":
+            wanted = set(range(target.word.bits)) if not bits else set()
+            for piece in filter(None, bits.split(",")):
+                ends = piece.split("-")
+                wanted |= (
+                    set(target.word.field(piece)) if piece in FIELDS else set(range(int(ends[0]), int(ends[-1]) + 1))
+                )
+            places = [b for b in sorted(wanted) if b + model.width() <= target.word.bits]
+        sites += [Site(target.id, int(e), b) for e in kept.ravel() for b in places]
+    return sites
+
+
+def space_of(case: Case) -> FaultSpace:
+    return FaultSpace.over(case[0], case[1], bits=case[2], elements=case[3])
+
+
+# ------------------------------------------------------------------------------------------------ the space
+
+
+@given(cases())
+def test_a_space_is_the_list_of_its_sites(case: Case) -> None:
+    wanted, space = listed(case), space_of(case)
+    assert len(space) == space.size == sum(space.sizes) == len(wanted)
+    assert [space[i] for i in range(len(space))] == wanted
+    assert [space[i - len(space)] for i in range(len(space))] == wanted
+    assert space.unit == case[1].unit
+    assert all(len(str(site)) for site in wanted)
+
+
+@given(cases(), st.data())
+def test_many_sites_are_located_at_once_in_any_order(case: Case, data: st.DataObject) -> None:
+    wanted, space = listed(case), space_of(case)
+    if not wanted:
+        return
+    picked = data.draw(st.lists(st.integers(0, len(wanted) - 1), max_size=30))
+    sites = space.locate(np.array(picked, np.uint64))
+    found = [
+        Site(space.targets[t].id, i, None if b < 0 else b)
+        for t, i, b in zip(sites.target.tolist(), sites.index.tolist(), sites.bit.tolist(), strict=True)
+    ]
+    assert found == [wanted[k] for k in picked]
+    assert len(sites) == len(picked)
+
+
+@given(cases(), st.data())
+def test_membership_is_membership_in_the_list(case: Case, data: st.DataObject) -> None:
+    wanted, space = listed(case), space_of(case)
+    assert all(site in space for site in wanted[:50])
+    target = data.draw(st.sampled_from(case[0]))
+    bit = data.draw(st.none() | st.integers(0, target.word.bits))
+    site = Site(target.id, data.draw(st.integers(-1, 70)), bit)
+    assert (site in space) == (site in wanted)
+    assert "w[0]:1" not in space
+
+
+@given(cases())
+def test_populations_count_words_and_bits(case: Case) -> None:
+    space = space_of(case)
+    words = {(site.target, site.index) for site in listed(case)}
+    by_id = {t.id: t for t in case[0]}
+    assert sum(space.chosen) == len(words)
+    assert space.bits == sum(by_id[name].word.bits for name, _ in words)
+
+
+@given(cases(), st.data())
+def test_a_part_is_a_space_of_one_layer_and_bit(case: Case, data: st.DataObject) -> None:
+    space = space_of(case)
+    layer = data.draw(st.none() | st.sampled_from([t.layer for t in case[0]]))
+    bit = data.draw(st.none() | st.integers(0, 33)) if case[1].unit == "bit" else None
+    layers = {t.id: t.layer for t in case[0]}
+    part = space.part(layer, bit)
+    wanted = [s for s in listed(case) if layer in (None, layers[s.target]) and bit in (None, s.bit)]
+    assert [part[i] for i in range(len(part))] == wanted
+
+
+def test_a_space_beyond_any_list() -> None:
+    huge = [Target("a", WORDS["float32"], (1 << 30, 7)), Target("b", WORDS["float16"], (3,))]
+    space = FaultSpace.over(huge, Flip())
+    assert len(space) == 7 * 2**35 + 48
+    assert space[len(space) - 49] == Site("a", 7 * 2**30 - 1, 31)
+    assert space[-48] == Site("b", 0, 0)
+    assert Site("a", 5 * 2**30, 3) in space
+
+
+def test_a_population_beyond_a_machine_word_is_known() -> None:
+    space = Selector().space([Target("a", WORDS["float32"], (1 << 40, 1 << 30))])
+    assert space.size == 2**75
+
+
+@pytest.mark.parametrize("number", [48, -49, 10**30])
+def test_a_site_beyond_the_space_is_an_index_error(number: int) -> None:
+    space = FaultSpace.over([Target("b", WORDS["float16"], (3,))], Flip())
+    with pytest.raises(IndexError, match="of a space of 48"):
+        space[number]
+
+
+def test_shapes_in_words() -> None:
+    scalar, empty = Target("s", WORDS["float32"], ()), Target("e", WORDS["int8"], (3, 0))
+    pair = Target("c", WORDS["complex64"], (2,))
+    assert [(t.size, t.bits, t.axes) for t in (scalar, empty, pair)] == [(1, 32, ()), (0, 0, (3, 0)), (4, 128, (2, 2))]
+    assert pair.dtype == "complex64"
+
+
+def test_a_burst_leaves_room_for_itself() -> None:
+    space = FaultSpace.over([Target("w", WORDS["uint8"], ()), Target("n", WORDS["int2"], (5,))], Burst(3))
+    assert [s.bit for s in (space[i] for i in range(len(space)))] == [0, 1, 2, 3, 4, 5]
+    assert [t.id for t in space.targets] == ["w"]
+
+
+def test_elements_may_run_backwards() -> None:
+    space = FaultSpace.over([Target("w", WORDS["uint8"], (4,))], Zero(), elements="::-2")
+    assert [space[i].index for i in range(len(space))] == [3, 1]
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+PAIR = [Target("w", WORDS["float32"], (4, 3)), Target("b", WORDS["float16"], (4,))]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"elements": "0,0"}, r"--elements '0,0' has 2 axes, 'b' has 1; narrow the targets with --include"),
+        ({"elements": "9"}, r"--elements '9': 9 is beyond 'w', axis length 4"),
+        ({"elements": "-5"}, r"-5 is beyond 'w', axis length 4"),
+        ({"elements": "a:b"}, r"'a:b' is no Python slice, as 0:8 or ::2"),
+        ({"elements": "1:2:3:4"}, r"'1:2:3:4' is no Python slice"),
+        ({"elements": "::0"}, r"'::0' is no Python slice"),
+        ({"elements": "9" * 5000}, r"is no Python slice"),
+        ({"elements": "1.5"}, r"'1.5' is no Python slice"),
+        ({"bits": "31"}, r"bit 31 is beyond float16, whose bits are 0 to 15"),
+        ({"bits": "top"}, r"bits 'top' are neither"),
+        ({"include": ("=w",), "elements": "4:"}, r"1 tensors are selected, but no site is left in them"),
+        ({"include": ("nothing",)}, r"--include 'nothing' matches nothing in this model; known: 'w', 'b'"),
+        ({"include": ("re:(",)}, r"'re:\(' is no regular expression: "),
+        ({"op": ("Conv",)}, r"--op 'Conv' matches nothing in this model$"),
+        ({"dtype": ("int8",)}, r"--dtype 'int8' matches nothing in this model; known: 'float32', 'float16'"),
+        ({"dtype": ("float",)}, r"unknown number format 'float'; closest: '[b]?float"),
+        ({"exclude": ("",)}, r"the selectors together leave no tensor"),
+        ({"include": ("w",), "dtype": ("float16",)}, r"each matches something, but never the same one"),
+    ],
+)
+def test_selections_that_leave_nothing_say_why(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SelectorError, match=message):
+        Selector(**options).space(PAIR)
+
+
+def test_the_closest_name_is_named() -> None:
+    weights = [Target(f"layer{i}.conv.weight", WORDS["float32"], (1,), op="Conv") for i in range(20)]
+    with pytest.raises(SelectorError, match=r"--include 'layer3.conv.wieght' .*; closest: 'layer3.conv.weight'"):
+        Selector(include=("layer3.conv.wieght",)).space(weights)
+    with pytest.raises(SelectorError, match=r"--op 'Convv' matches nothing in this model; closest: 'Conv'"):
+        Selector(op=("Convv",)).space(weights)
+    with pytest.raises(SelectorError, match=r"--include '=layer9.conv' .*; closest: 'layer9.conv.weight'"):
+        Selector(include=("=layer9.conv",)).space(weights)
+
+
+def test_a_format_is_no_substring() -> None:
+    # "int8" is in "uint8" as text; the message must not say that it matches something.
+    with pytest.raises(SelectorError, match="--dtype 'int8' matches nothing in this model; closest: 'uint8'"):
+        Selector(dtype=("int8",)).space([Target("w", WORDS["uint8"], (3,))])
+
+
+def test_a_model_without_tensors() -> None:
+    with pytest.raises(SelectorError, match="the model has no tensor that can be struck"):
+        Selector().space([])
+
+
+def test_words_are_not_narrowed_by_bits() -> None:
+    with pytest.raises(SelectorError, match="--bits says nothing for zero, which strikes whole words; leave it out"):
+        Selector(bits="3").space(PAIR, Zero())
+
+
+def test_a_field_that_a_format_has_not_leaves_its_tensors_out() -> None:
+    mixed = [Target("q", WORDS["int8"], (5,)), Target("w", WORDS["float16"], (2,))]
+    space = Selector(bits="exponent").space(mixed)
+    assert [t.id for t in space.targets] == ["w"]
+    assert len(space) == 10
+    with pytest.raises(SelectorError, match=r"flip with bits exponent finds no place in int8"):
+        Selector(bits="exponent").space(mixed[:1])
+
+
+# ------------------------------------------------------------------------------------------------ selectors
+
+NET = (
+    Target("conv1.weight", WORDS["float32"], (4,), op="Conv", node="/conv1/Conv", layer="conv1"),
+    Target("conv1.bias", WORDS["float32"], (4,), op="Conv", node="/conv1/Conv", layer="conv1"),
+    Target("conv10.weight", WORDS["float16"], (4,), op="Conv", node="/conv10/Conv", layer="conv10"),
+    Target("fc.weight", WORDS["float32"], (4,), op="Gemm", node="/fc/Gemm", layer="head.fc"),
+    Target("fc.weight_q", WORDS["int8"], (4,), op="QLinearMatMul", node="", layer=""),
+    Target("shape", WORDS["int64"], (2,), op="Reshape", node="/Reshape", structural=True),
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, "conv1.weight conv1.bias conv10.weight fc.weight fc.weight_q"),
+        ({"include": ("conv1",)}, "conv1.weight conv1.bias conv10.weight"),
+        ({"include": ("Conv1",)}, ""),  # case matters
+        ({"include": ("=conv1",)}, "conv1.weight conv1.bias"),  # the layer, exactly
+        ({"include": ("=conv1.weight",)}, "conv1.weight"),
+        ({"include": ("=/conv10/Conv",)}, "conv10.weight"),  # the node, exactly
+        ({"include": ("*.bias",)}, "conv1.bias"),
+        ({"include": ("*.weight",)}, "conv1.weight conv10.weight fc.weight"),
+        ({"include": ("conv1?.weight",)}, "conv10.weight"),
+        ({"include": ("conv1[.0]*",)}, "conv1.weight conv1.bias conv10.weight"),
+        ({"include": ("re:^conv\\d\\.",)}, "conv1.weight conv1.bias"),
+        ({"include": ("re:q$|bias",)}, "conv1.bias fc.weight_q"),
+        ({"include": ("bias", "fc")}, "conv1.bias fc.weight fc.weight_q"),  # several are OR-ed
+        ({"include": ("bias", "fc"), "op": ("Gemm",)}, "fc.weight"),  # options are AND-ed
+        ({"include": ("bias", "fc"), "dtype": ("int8", "float16")}, "fc.weight_q"),
+        ({"op": ("Conv", "=Gemm")}, "conv1.weight conv1.bias conv10.weight fc.weight"),
+        ({"op": ("MatMul",)}, "fc.weight_q"),
+        ({"op": ("=MatMul",)}, ""),
+        ({"dtype": ("float16",)}, "conv10.weight"),
+        ({"include": ("conv",), "exclude": ("bias", "conv10")}, "conv1.weight"),  # exclude comes last
+        ({"include": ("=conv1.weight",), "exclude": ("weight",)}, ""),
+        (
+            {"exclude": ("re:^$", "=")},
+            "conv1.weight conv1.bias conv10.weight fc.weight fc.weight_q",
+        ),  # no name, no match
+        ({"include": ("shape",)}, ""),  # shapes and indices only by their exact name
+        ({"include": ("*",)}, "conv1.weight conv1.bias conv10.weight fc.weight fc.weight_q"),
+        ({"include": ("=/Reshape",)}, ""),
+        ({"include": ("=shape",)}, "shape"),
+        ({"include": ("=shape", "bias")}, "conv1.bias shape"),
+        ({"include": ("=shape",), "dtype": ("float32",)}, ""),
+    ],
+)
+def test_what_a_selector_keeps(options: dict[str, Any], kept: str) -> None:
+    assert [t.id for t in NET if Selector(**options).keeps(t)] == kept.split()
+
+
+def test_shapes_are_explained_when_they_are_asked_for_loosely() -> None:
+    with pytest.raises(SelectorError, match=r"shapes and indices are left out unless --include '=NAME' names them"):
+        Selector(include=("shape",)).space(NET)
+
+
+def test_order_is_file_order_whatever_the_options() -> None:
+    space = Selector(include=("fc", "bias", "conv10")).space(NET)
+    assert [t.id for t in space.targets] == ["conv1.bias", "conv10.weight", "fc.weight", "fc.weight_q"]
+
+
+@given(targets(), st.data())
+def test_a_selection_is_the_space_over_what_it_keeps(chosen: tuple[Target, ...], data: st.DataObject) -> None:
+    selector = Selector(
+        include=tuple("=" + name for name in data.draw(st.lists(st.sampled_from([t.id for t in chosen])))),
+        exclude=tuple("=" + name for name in data.draw(st.lists(st.sampled_from([t.id for t in chosen]), max_size=1))),
+        dtype=tuple(data.draw(st.lists(st.sampled_from([t.dtype for t in chosen]), max_size=2))),
+    )
+    kept = [
+        t
+        for t in chosen
+        if (not selector.include or "=" + t.id in selector.include)
+        and (not t.structural or "=" + t.id in selector.include)
+        and "=" + t.id not in selector.exclude
+        and (not selector.dtype or t.dtype in selector.dtype)
+    ]
+    if any(t.size for t in kept):
+        assert selector.space(chosen) == FaultSpace.over(kept, Flip())
+    else:
+        with pytest.raises(SelectorError):
+            selector.space(chosen)
+
+
+def test_globs_and_regular_expressions_take_names_as_they_are() -> None:
+    assert matches("*.conv", ["A.conv"])
+    assert not matches("*.CONV", ["A.conv"])  # on every system
+    assert matches("re:[0-9]{2}", ["layer12"])
+    assert matches("=a*b", ["a*b"])
+    assert not matches("=a*b", ["axb"])
+    assert matches("", ["anything"])
+
+
+# ------------------------------------------------------------------------------------------------ sites as text
+
+
+@given(targets(), st.data())
+def test_sites_are_read_as_they_are_written(chosen: tuple[Target, ...], data: st.DataObject) -> None:
+    # The names of these targets hold `:`, `[`, `]`, `@` and blanks.
+    target = data.draw(st.sampled_from(chosen))
+    if not target.size:
+        return
+    number = st.none() | st.integers(0, 10**6)
+    bit = data.draw(st.none() | st.integers(0, target.word.bits - 1))
+    site = Site(target.id, data.draw(st.integers(0, target.size - 1)), bit, data.draw(number), data.draw(number))
+    assert parse_site(str(site), chosen) == site
+
+
+@given(names, st.lists(st.integers(1, 5), max_size=4).map(tuple), st.data())
+def test_an_index_may_be_given_by_axis(name: str, shape: tuple[int, ...], data: st.DataObject) -> None:
+    target = Target(name, data.draw(st.sampled_from([WORDS["int4"], WORDS["complex64"]])), shape)
+    index = tuple(data.draw(st.integers(0, n - 1)) for n in target.axes)
+    flat = int(np.ravel_multi_index(index, target.axes)) if index else 0
+    text = f"{name}[{','.join(map(str, index))}]:3"
+    assert parse_site(text, [target]) == Site(name, flat, 3)
+    assert parse_site(f"{name}[ {' , '.join(map(str, index))} ]:3", [target]).index == flat
+
+
+@pytest.mark.parametrize(
+    ("text", "site"),
+    [
+        ("w[3]", Site("w", 3)),
+        ("w[1,0]:31", Site("w", 3, 31)),
+        ("  w[0]:0 ", Site("w", 0, 0)),
+        ("w[0]@sample=3@step=2:30", Site("w", 0, 30, 3, 2)),
+        ("w[0]@step=2@sample=3:30", Site("w", 0, 30, 3, 2)),
+        ("w[0]@step=2", Site("w", 0, None, None, 2)),
+        ("w[0][5]:1", Site("w[0]", 5, 1)),
+        ("loop.body::w:0[1]:2", Site("loop.body::w:0", 1, 2)),
+        ("x@sample=1[4]@sample=2:1", Site("x@sample=1", 4, 1, 2)),
+        ("s[]:1", Site("s", 0, 1)),
+        ("s[0]:1", Site("s", 0, 1)),
+    ],
+)
+def test_sites_that_can_be_read(text: str, site: Site) -> None:
+    tensors = {"w": (2, 3), "w[0]": (9,), "loop.body::w:0": (2,), "x@sample=1": (5,), "s": ()}
+    assert parse_site(text, [Target(name, WORDS["float32"], shape) for name, shape in tensors.items()]) == site
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("w", r"site 'w' is not of the form NAME\[index\]:bit, as conv1.weight\[3,0,1,2\]:30"),
+        ("", r"site '' is not of the form"),
+        ("w[0]:", r"is not of the form"),
+        ("w[0]:-1", r"is not of the form"),
+        ("w[-1]:1", r"is not of the form"),
+        ("w[0]:1:2", r"is not of the form"),
+        ("w[0]@axis=1:2", r"is not of the form"),
+        ("w[0:2]:1", r"is not of the form"),
+        ("[" * 200_000, r"is not of the form"),
+        ("v[0]:1", r"no target 'v' in this model; known: 'w', 'b'"),
+        ("conv1.wieght[0]:1", r"no target 'conv1.wieght' in this model"),
+        ("w[12]:1", r"index \[12\] is beyond 'w' of shape 4×3: give 2 indices, or one below 12"),
+        ("w[1,3]:1", r"index \[1, 3\] is beyond 'w'"),
+        ("w[1,1,1]:1", r"index \[1, 1, 1\] is beyond 'w'"),
+        ("w[]:1", r"index \[\] is beyond 'w'"),
+        ("w[1 2]:1", r"has an index that is no whole number"),
+        ("w[1,,2]:1", r"has an index that is no whole number"),
+        ("w[" + "9" * 5000 + "]:1", r"has an index that is no whole number"),
+        ("w[0]@sample=" + "9" * 5000, r"has an index that is no whole number"),
+        ("w[0]@step=1@step=2:1", r"names its sample or step twice"),
+        ("w[0]:32", r"bit 32 is beyond float32 of 'w': bits are 0 to 31"),
+        ("b[0]:16", r"bit 16 is beyond float16 of 'b': bits are 0 to 15"),
+        ("w[0]:" + "9" * 5000, r"is beyond float32"),
+    ],
+)
+def test_sites_that_cannot_be_read(text: str, message: str) -> None:
+    with pytest.raises(SelectorError, match=message):
+        parse_site(text, PAIR)
+
+
+def test_an_element_of_an_empty_tensor_does_not_exist() -> None:
+    with pytest.raises(SelectorError, match=r"index \[0\] is beyond 'e' of shape 3×0"):
+        parse_site("e[0]:1", [Target("e", WORDS["int8"], (3, 0))])
+
+
+def test_models_with_parameters_are_named_in_messages() -> None:
+    with pytest.raises(SelectorError, match=r"burst:k=9 with bits all finds no place in uint8"):
+        Selector().space([Target("w", WORDS["uint8"], (3,))], parse_fault("burst:k=9"))
