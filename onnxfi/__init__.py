@@ -28,7 +28,8 @@ _NAMES = {
     "graph.model": ("Model", "load"),
     "runtime.data": ("open_data",),
     "runtime.engines": ("OrtEngine",),
-    "runtime.injector": ("evaluate", "inject", "inspect", "replay", "sample", "undo"),
+    "runtime.evaluation": ("evaluate",),
+    "runtime.injector": ("inject", "inspect", "replay", "sample", "undo"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
@@ -81,7 +82,8 @@ if TYPE_CHECKING:
     from onnxfi.graph.model import Model, load
     from onnxfi.runtime.data import open_data
     from onnxfi.runtime.engines import OrtEngine
-    from onnxfi.runtime.injector import evaluate, inject, inspect, replay, sample, undo
+    from onnxfi.runtime.evaluation import evaluate
+    from onnxfi.runtime.injector import inject, inspect, replay, sample, undo
 
 
 def __getattr__(name: str) -> Any:

@@ -36,7 +36,7 @@ from onnxfi.graph.model import Model, load
 from onnxfi.graph.mutate import Edits, edits, faulty_bytes, place, write
 from onnxfi.runtime.data import Data, open_data
 from onnxfi.runtime.engines import Session
-from onnxfi.runtime.injector import run_scores
+from onnxfi.runtime.evaluation import run_scores
 from onnxfi.runtime.metrics import scored_output
 
 #: Elements of a tensor that the canary sets.

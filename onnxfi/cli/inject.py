@@ -15,7 +15,8 @@ from onnxfi.cli.options import JSON, LINKS, MODEL, run_options, select_options
 
 if TYPE_CHECKING:
     from onnxfi.graph.model import Model
-    from onnxfi.runtime.injector import Evaluation, Injection, Sample
+    from onnxfi.runtime.evaluation import Evaluation
+    from onnxfi.runtime.injector import Injection, Sample
 
 #: Faults listed in the JSON document; the rest is counted.
 _MOST_LISTED = 10_000
@@ -78,7 +79,8 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     from onnxfi.errors import EngineError
     from onnxfi.graph.model import load
     from onnxfi.graph.mutate import check_place
-    from onnxfi.runtime.injector import evaluate, inject, undo
+    from onnxfi.runtime.evaluation import evaluate
+    from onnxfi.runtime.injector import inject, undo
 
     out = given["out"] or Path(f"{model.stem}.{'restored' if given['undo'] else 'faulty'}.onnx")
     _spare(given, (out, given["save_faults"]))

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +167,7 @@ def load(model: str | Path | bytes | onnx.ModelProto, *, allow_links: bool = Fal
     targets, places = (tuple(column) for column in zip(*rows, strict=True)) if rows else ((), ())
     if any(record.locations and number not in data.files for number, record in enumerate(records)):
         data.rest(proto)
-    notes = (*_version_notes(proto), *walk.notes)
+    notes = (*_version_notes(proto), *walk.notes, *_shared_notes(targets, places))
     return Model(source, proto, targets, places, records, tuple(data.sources), data.files, notes)
 
 
@@ -196,6 +197,15 @@ def _version_notes(proto: onnx.ModelProto) -> Iterable[str]:
     for opset in opsets:
         if opset.version > newest:
             yield f"opset {opset.version} is newer than the {newest} that onnx {onnx.__version__} knows"
+
+
+def _shared_notes(targets: Sequence[Target], places: Sequence[Place]) -> Iterable[str]:
+    """Tensors whose external data overlap: a fault in one is a fault in the other."""
+    apart = sorted((p.file, *p.runs[0][:2], k) for k, p in enumerate(places) if p.file and targets[k].size)
+    shared = [(a[3], b[3]) for a, b in pairwise(apart) if a[0] == b[0] and b[1] < a[2]]
+    if shared:
+        one, other = (targets[k].id for k in shared[0])
+        yield f"{len(shared)} tensors share bytes of external data with another, as {other!r} with {one!r}"
 
 
 class _External:
