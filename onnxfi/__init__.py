@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 _NAMES = {
     "campaign.report": ("Report", "report"),
     "campaign.runner": ("plan", "run"),
-    "campaign.spec": ("Campaign", "Part", "load_spec"),
+    "campaign.spec": ("Campaign", "Part"),
+    "campaign.specfile": ("load_spec",),
     "campaign.store": ("Result", "merge"),
     "errors": ("OnnxfiError", "InputError"),
     "faults.faultlist": ("FaultList",),
@@ -71,7 +72,8 @@ __all__ = [
 if TYPE_CHECKING:
     from onnxfi.campaign.report import Report, report
     from onnxfi.campaign.runner import plan, run
-    from onnxfi.campaign.spec import Campaign, Part, load_spec
+    from onnxfi.campaign.spec import Campaign, Part
+    from onnxfi.campaign.specfile import load_spec
     from onnxfi.campaign.store import Result, merge
     from onnxfi.errors import InputError, OnnxfiError
     from onnxfi.faults.faultlist import FaultList

@@ -140,7 +140,7 @@ def concat(parts: Sequence[Faults]) -> Faults:
         None if any(getattr(p, when) is None for p in parts) else np.concatenate([getattr(p, when) for p in parts])
         for when in ("before", "after")
     )
-    return Faults(parts[0].targets, Sites(*columns), spread, before, after)
+    return Faults(parts[0].targets, Sites(*columns), spread, before, after, sum(p.events for p in parts))
 
 
 @dataclass(frozen=True)

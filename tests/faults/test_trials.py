@@ -190,7 +190,7 @@ def test_several_faults_on_one_word_act_in_order(among: tuple[Target, ...], data
     chosen, memory = data.draw(rows(among)), data.draw(stored(among))
     given_ = np.array([memory[t][i] for t, i, _, _ in chosen], np.uint64)
     before, after = [], []
-    for t, i, model, bit in chosen:  # what a machine would do
+    for t, i, model, bit in chosen:  # one after the other, as in memory
         before.append(memory[t][i])
         new = struck(model, among[t].word, memory[t][i], bit)
         assert new is not None

@@ -7,6 +7,7 @@ fault list on disk by the definitions of docs/fault-list.md, not by onnxfi.
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,12 @@ FETCHED = (
 WHEEL = Path(onnx.__file__).parent / "backend/test/data"
 FLIPS, RATE, STUCK, ZERO, RANDOM = "flips", "rate", "stuck", "zero", "random"
 ALL = (FLIPS, RATE, STUCK, ZERO, RANDOM)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of files need not reach the disk."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def fetched(name: str) -> Path:
@@ -167,25 +174,26 @@ def test_both_readers_agree_on_every_word_of_fetched_models(name: str) -> None:
 
 
 def prove_all(models: Iterator[tuple[str, bytes]], folder: Path) -> tuple[int, int]:
-    """Prove flips and random words on many small models; returns how many have words, and faults that changed one."""
+    """Prove one kind of fault on each of many small models, the kinds in turn; returns how many have words that can be
+    struck, and in how many tensors bits changed."""
     struck = changed = 0
     path = folder / "model.onnx"
-    for number, (name, data) in enumerate(models):
+    for name, data in models:
         path.write_bytes(data)
         if not any(target.size for target in agrees(path).targets):
             with pytest.raises(SelectorError, match=r"no tensor|no site"):
                 sample(load(path), count=1)
             continue
+        for left in folder.iterdir():
+            if left != path:
+                left.unlink()
+        kind = ALL[struck % len(ALL)]
         struck += 1
-        for kind in (ALL[number % len(ALL)], RANDOM):
-            for left in folder.iterdir():
-                if left != path:
-                    left.unlink()
-            try:
-                changed += len(prove(path, kind, folder))
-            except Exception as error:
-                error.add_note(f"{name}, {kind}")
-                raise
+        try:
+            changed += len(prove(path, kind, folder))
+        except Exception as error:
+            error.add_note(f"{name}, {kind}")
+            raise
     return struck, changed
 
 
