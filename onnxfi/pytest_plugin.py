@@ -64,12 +64,8 @@ Check = Callable[..., Outcome]
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options that take the place of what budgets say."""
     group = parser.getgroup("onnxfi", "checks of ONNX models against a resilience budget")
-    group.addoption(
-        "--onnxfi-seed", type=int, metavar="N", help="The seed of every check, instead of the budget's (a whole number)."
-    )
-    group.addoption(
-        "--onnxfi-time", type=float, metavar="S", help="The time box of every check in seconds, instead of the budget's."
-    )
+    group.addoption("--onnxfi-seed", type=int, metavar="N", help="seed of every check, instead of the budget's")
+    group.addoption("--onnxfi-time", type=float, metavar="S", help="time box in seconds, instead of the budget's")
 
 
 def pytest_configure(config: pytest.Config) -> None:

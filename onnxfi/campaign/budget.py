@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from onnxfi.campaign.fields import Place, built, plain, read_fields, read_part, read_yaml
 from onnxfi.campaign.outcomes import CLASSES
 from onnxfi.campaign.report import SHARES, YES_NO
-from onnxfi.campaign.fields import Place, built, plain, read_fields, read_part, read_yaml
 from onnxfi.campaign.spec import Campaign, SpecError, check_types, typed
 from onnxfi.errors import closest
 
@@ -238,7 +238,10 @@ def _read_campaign(place: Place) -> Campaign:
 
 
 def _read_limit(place: Place) -> Limit:
-    limit: Limit = built(Limit, *read_fields(place, Limit), place)
+    given, places = read_fields(place, Limit)
+    if "rate" not in given:
+        raise place.error("a limit names its rate; add rate: sdc1, say")
+    limit: Limit = built(Limit, given, places, place)
     return limit
 
 

@@ -200,12 +200,12 @@ _NO_SITES = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  
 
 
 def _planned(trial: int, stratum: int, faults: Faults, text: str) -> Planned:
-    layers = {faults.targets[k].layer for k in np.unique(faults.sites.target).tolist()}
-    bits = np.unique(faults.sites.bit)
+    layers = {faults.targets[k].layer for k in set(faults.sites.target.tolist())}
+    bits = set(faults.sites.bit.tolist())
     return Planned(
         trial, stratum, len(faults), text,
         layers.pop() if len(layers) == 1 else None,
-        int(bits[0]) if len(bits) == 1 and bits[0] >= 0 else None,
+        bits.pop() if len(bits) == 1 and bits != {-1} else None,
     )  # fmt: skip
 
 

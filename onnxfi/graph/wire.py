@@ -33,6 +33,7 @@ _WINDOW = 1 << 18
 _SMALL = 1 << 10
 #: Bytes of an unpacked list that are read number by number before the rest is looked for in ever larger pieces.
 _MANY = 256
+_LONGEST_NAME = 200
 #: Protobuf messages inside one another; onnx's own parser gives up at 100.
 _DEEPEST = 100
 #: Names, attributes and nodes together; real models of 100,000 nodes need some 50 MB.
@@ -109,13 +110,14 @@ class Source:
         try:
             status = path.stat()
             if path.is_dir():
-                raise ModelError(f"{str(path)!r} is a directory; give the .onnx file inside it")
+                raise ModelError(f"{shown(path)} is a directory; give the .onnx file inside it")
             if not path.is_file():
-                raise ModelError(f"{str(path)!r} is no regular file; give a file on disk")
+                raise ModelError(f"{shown(path)} is no regular file; give a file on disk")
             with path.open("rb"):
                 return cls(path, None, status.st_size, _stamp(status))
-        except OSError as error:
-            raise ModelError(f"cannot read {str(path)!r}: {error.strerror}; give a readable file") from None
+        except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+            what = error.strerror if isinstance(error, OSError) else str(error)
+            raise ModelError(f"cannot read {shown(path)}: {what}; give a readable file") from None
 
     @classmethod
     def memory(cls, data: bytes) -> Source:
@@ -125,14 +127,15 @@ class Source:
     @contextmanager
     def reading(self) -> Iterator[Read]:
         """A function `read(start, end)` on the bytes; ModelError where the file changed since it was opened."""
-        if self.path is None:
+        path = self.path
+        if path is None:
             data = self.data or b""
             yield lambda start, end: data[start:end]
             return
         try:
-            with self.path.open("rb", buffering=0) as stream:
+            with path.open("rb", buffering=0) as stream:
                 if _stamp(os.fstat(stream.fileno())) != self.stamp:
-                    raise ModelError(f"{str(self.path)!r} changed while it was being read; try again")
+                    raise ModelError(f"{shown(path)} changed while it was being read; try again")
 
                 def read(start: int, end: int) -> bytes:
                     stream.seek(start)
@@ -140,14 +143,14 @@ class Source:
                     while start < end:
                         part = stream.read(end - start)
                         if not part:
-                            raise ModelError(f"{str(self.path)!r} ends before byte {end}; it was cut while being read")
+                            raise ModelError(f"{shown(path)} ends before byte {end}; it was cut while being read")
                         parts.append(part)
                         start += len(part)
                     return parts[0] if len(parts) == 1 else b"".join(parts)
 
                 yield read
         except OSError as error:
-            raise ModelError(f"cannot read {str(self.path)!r}: {error.strerror}") from None
+            raise ModelError(f"cannot read {shown(path)}: {error.strerror}") from None
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:
@@ -161,6 +164,16 @@ def text(field: str | bytes) -> str:
     'conv\\\\xff'
     """
     return field if isinstance(field, str) else field.decode("utf-8", "backslashreplace")
+
+
+def shown(name: str | Path) -> str:
+    """A name from a file for a message or note: quoted, its control characters written out, cut where it is long.
+
+    >>> shown("w\\x1b[2J"), len(shown("n" * 10_000))
+    ("'w\\\\x1b[2J'", 202)
+    """
+    whole = str(name)
+    return repr(whole if len(whole) <= _LONGEST_NAME else whole[: _LONGEST_NAME - 1] + "…")
 
 
 def token(doc_string: str) -> int:
