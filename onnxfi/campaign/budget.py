@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,11 @@ class Budget:
 
     def outdo(self, said: Mapping[str, Any], time_s: float | None = None) -> Budget:
         """The budget with other values for fields of its campaign, and another time box where one is given."""
+        for name in said:
+            if name in _OPEN:
+                raise SpecError(f"the campaign of a budget takes no {name}: {_OPEN[name]}", name)
+            if name not in (known := [f.name for f in fields(Campaign)]):
+                raise SpecError(f"unknown field {name!r}{closest(name, known)}", name)
         campaign = replace(self.campaign, **said)
         return replace(self, campaign=campaign, time_s=self.time_s if time_s is None else time_s)
 

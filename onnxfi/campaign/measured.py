@@ -145,9 +145,10 @@ class Measured:
 
     def document(self) -> dict[str, Any]:
         """As plain values for JSON."""
+        golden = {name: self.golden[name] for name in GOLDEN if name in self.golden}
         return {
             "model": self.model, "digest": self.digest, "campaign": self.identity, "population": self.population,
-            "unit": self.unit, "golden": {name: self.golden[name] for name in GOLDEN if name in self.golden}, "samples": self.samples, "data": self.data,
+            "unit": self.unit, "golden": golden, "samples": self.samples, "data": self.data,
             "planned": self.planned, "trials": self.trials, "errors": self.errors,
             "interval_confidence": self.confidence, "rates": [rate.row() for rate in self.rates],
         }  # fmt: skip

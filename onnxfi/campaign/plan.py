@@ -95,9 +95,9 @@ class Plan:
         if c.way != "mix":
             text.append(f"population N = {self.header.population:,} {unit}s, confidence {c.confidence:g}")
         if self.margin is not None:
-            text.append(f"margin at p = 0.5: ±{self.margin:.4%}")
+            text.append(f"margin at p = 0.5: ±{100 * self.margin:.4g} %")
         elif c.margin is not None:
-            text.append(f"margin ±{c.margin:.4%} in each of {len(self.groups):,} strata")
+            text.append(f"margin ±{100 * c.margin:.4g} % in each of {len(self.groups):,} strata")
         return text
 
     def trials(self) -> Iterator[Planned]:

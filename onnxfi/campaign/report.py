@@ -165,7 +165,7 @@ def report(store: str | Path, *, confidence: float | None = None) -> Report:
         confidence = confidence or float(opened.get("length")["confidence"])
         planned, errors, environment = opened.count("plan"), opened.count("errors"), opened.get("environment")
         fold = _Folder(strata, cells, confidence)
-        samples = fold.read(opened, golden["samples"])
+        samples = fold.read(opened, golden["rows"])
     rates = sorted({s["ber"] for s in strata if s["ber"] is not None})
     return Report(
         Path(store), campaign, golden, environment, confidence, planned, errors,

@@ -151,7 +151,8 @@ def _record(store: Store, bench: Bench, plan: Plan, golden: Golden, golden_s: fl
         )
     store.put(
         golden={
-            "scores": scores, "metrics": judge(golden, golden.scores).metrics, "samples": bench.data.samples,
+            "scores": scores, "rows": len(golden.scores), "samples": bench.data.samples,
+            "metrics": judge(golden, golden.scores).metrics,
             "data": bench.data.description, "synthetic": bench.data.synthetic, "output": bench.output,
         },
         header=plan.header.line(),

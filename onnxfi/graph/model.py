@@ -46,7 +46,7 @@ class Model:
     proto: onnx.ModelProto = field(repr=False)
     targets: tuple[Target, ...] = field(repr=False)
     places: tuple[Place, ...] = field(repr=False)
-    records: Sequence[Record] = field(repr=False)
+    records: Mapping[int, Record] = field(repr=False)
     external: tuple[Source, ...] = ()
     files: Mapping[int, int] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
@@ -174,7 +174,7 @@ def _opened(source: Source, allow_links: bool) -> Model:
     walk = Walk(proto, records, data.place)
     rows = list(walk.targets())
     targets, places = (tuple(column) for column in zip(*rows, strict=True)) if rows else ((), ())
-    if any(record.locations and number not in data.files for number, record in enumerate(records)):
+    if any(record.locations and number not in data.files for number, record in records.items()):
         data.rest(proto)
     notes = [*_version_notes(proto), *walk.notes, *_shared_notes(targets, places)]
     if len(notes) > _MOST_NOTES:

@@ -7,7 +7,7 @@ data flow: a value is *data* where some use of it reaches an output of the model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -138,7 +138,7 @@ class _Draft:
 class Walk:
     """One walk over a model's skeleton. `external` gives the place of a tensor in another file."""
 
-    def __init__(self, proto: onnx.ModelProto, records: Sequence[Record], external: External) -> None:
+    def __init__(self, proto: onnx.ModelProto, records: Mapping[int, Record], external: External) -> None:
         self.records, self.external = records, external
         #: None where a later tensor of the same name took its place.
         self.drafts: list[_Draft | None] = []

@@ -61,10 +61,12 @@ _SCALARS = {"tensor": (), "attribute": (2, 3)}
 _STRINGS = {"tensor": 6, "attribute": 4}
 _TOKEN = {"tensor": 12, "attribute": 13}
 _EXTERNAL = 13
+#: op_type and domain of a node.
+_NODE = (4, 7)
 _PREFIX = "onnxfi:"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """Where the numbers of one tensor or attribute lie.
 
@@ -239,8 +241,8 @@ class _Scanner:
     def __init__(self, read: Read, size: int) -> None:
         self.read, self.size = read, size
         self.buffer, self.base = b"", 0
-        self.records: list[Record] = []
-        self.kept = 0
+        self.records: dict[int, Record] = {}
+        self.kept = self.numbered = 0
 
     def take(self, start: int, end: int) -> bytes:
         at = start - self.base
@@ -313,7 +315,8 @@ class _Scanner:
             raise ModelError(f"the model nests messages more than {_DEEPEST} deep; no runtime loads that")
         children, numbers = _CHILDREN.get(kind, {}), _NUMBERS.get(kind, {})
         strings, doc_string = _STRINGS.get(kind), _TOKEN.get(kind)
-        record = Record({}, frames)
+        record, first = Record({}, frames), self.numbered
+        op = domain = b""
         out: list[bytes] = []
         at = copied = start
         while at < end:
@@ -332,15 +335,24 @@ class _Scanner:
                 drop = True
             elif number == _EXTERNAL and kind == "tensor" and wire == _BYTES:
                 record.locations.extend(self._location((behind, payload, stop)))
+            elif kind == "node" and wire == _BYTES and number in _NODE:
+                what = self.take(payload, min(stop, payload + 20))
+                op, domain = (what, domain) if number == _NODE[0] else (op, what)
             if drop:
                 out.append(self.keep(copied, at))
                 copied = stop
             at = stop
         out.append(self.keep(copied, end))
         if doc_string and (record.fields or kind == "tensor"):
-            name = f"{_PREFIX}{len(self.records)}".encode()
-            self.records.append(record)
+            name = f"{_PREFIX}{self.numbered}".encode()
+            self.records[self.numbered] = record
+            self.numbered += 1
             out += (varint(doc_string << 3 | _BYTES), varint(len(name)), name)
+        elif kind == "node" and op != b"Constant" and domain != b"ai.onnx.ml":
+            # Strides and axes are no targets: a hundred thousand nodes have half a million of them.
+            for held in range(first, self.numbered):
+                if held in self.records and len(self.records[held].frames) == len(frames) + 1:
+                    del self.records[held]
         return b"".join(out)
 
     def _numbers(self, kind: str, record: Record, where: tuple[int, int, int, int, int, int], end: int) -> int:
@@ -397,8 +409,11 @@ class _Scanner:
         return [(entry, value)] if key and value and self.take(*key[1:]) == b"location" else []
 
 
-def scan(source: Source) -> tuple[bytes, list[Record]]:
-    """The skeleton of an ONNX file and the records of its numbers; ModelError where it is no protobuf message."""
+def scan(source: Source) -> tuple[bytes, dict[int, Record]]:
+    """The skeleton of an ONNX file and the records of its tensors, Constants and classical models' lists, by number.
+
+    ModelError where it is no protobuf message.
+    """
     with source.reading() as read:
         scanner = _Scanner(read, source.size)
         return scanner.message("model", 0, source.size, ()), scanner.records

@@ -88,6 +88,10 @@ def test_its_campaign_goes_on_any_model() -> None:
     other = whole.outdo({"seed": 7, "data": "e.npz"}, time_s=3)
     assert (other.campaign.seed, other.campaign.data, other.time_s) == (7, "e.npz", 3)
     assert whole.outdo({}) == whole
+    with pytest.raises(SpecError, match="unknown field 'sample'; closest: 'samples'"):
+        whole.outdo({"sample": 3})
+    with pytest.raises(SpecError, match="the campaign of a budget takes no model: the command names it"):
+        whole.outdo({"model": "m.onnx"})
 
 
 # What it refuses

@@ -62,7 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("share", "workers"), [(0.25, 1), (0.5, 2), (0.75, 0)])
 def test_killed_and_started_again_it_holds_the_same_rows(whole: Path, share: float, workers: int) -> None:
     store = whole / f"killed-{workers}.db"
-    words = command(whole / "m.onnx", "--data", whole / "d.npz", *"--single --margin 0.09 --per layer".split())
+    words = command(whole / "m.onnx", "--data", whole / "d.npz", *["--single", "--margin", "0.09", "--per", "layer"])
     words += ["--workers", str(workers), "-o", str(store)]
     total = counted(whole / "whole.db", "results")
     assert total > 300
