@@ -152,6 +152,10 @@ def load(model: str | Path | bytes | onnx.ModelProto, *, allow_links: bool = Fal
 
     Raises ModelError for what is no ONNX model, is damaged, or whose external data is missing, too short, outside
     the model's folder, or behind a link (unless `allow_links`).
+
+    >>> model = load("models/fashion_cnn.onnx")
+    >>> len(model.targets), model.targets[0].id, model.digest[:8]
+    (9, 'conv1.weight', '6a9d8077')
     """
     if isinstance(model, (str, Path)):
         source = Source.file(Path(model))
