@@ -17,14 +17,14 @@ import numpy as np
 
 from onnxfi.campaign.bench import Bench, CampaignError, digest
 from onnxfi.campaign.outcomes import Golden, judge
-from onnxfi.campaign.plan import Plan, make_plan
+from onnxfi.campaign.plan import Plan, Planned, make_plan
 from onnxfi.campaign.spec import LENGTH, Campaign
 from onnxfi.campaign.specfile import print_spec
 from onnxfi.campaign.store import Result, Store, StoreError, set_aside
 from onnxfi.campaign.workers import Job, run_here, run_pooled
 from onnxfi.faults.faultlist import Header, Lines
 from onnxfi.graph.model import load
-from onnxfi.graph.mutate import Edits, edits, place, write
+from onnxfi.graph.mutate import Edits, Progress, edits, place, write
 from onnxfi.runtime.engines import installed_runtimes
 
 #: Results are written when so many wait, or so many seconds have gone.
@@ -73,13 +73,15 @@ def run(
     fresh: bool = False,
     executor: Callable[[], Executor] | None = None,
     golden: Callable[[Bench], tuple[Golden, float]] = Bench.golden,
+    progress: Progress | None = None,
 ) -> Running:
     """Run a campaign into a store; iterate over what comes back for the results, as they come.
 
     An existing store of the same campaign is resumed, or extended where more trials are asked for; of another one it is
     refused (`fresh` moves it to STORE.old). `workers` are processes of one session each; 0 runs the trials in this
     process, where a fault that crashes the runtime takes the program with it. `shard` (i, n) runs every n-th trial from
-    the i-th on. `executor` makes any other `concurrent.futures.Executor`, and `golden` finds the golden run.
+    the i-th on. `executor` makes any other `concurrent.futures.Executor`, `golden` finds the golden run, and `progress`
+    is told how many trials are planned.
 
     >>> import tempfile
     >>> campaign = Campaign("models/fashion_cnn.onnx", "models/fashion_test.npz", samples=50, ber=1e-4, repeat=2)
@@ -94,12 +96,9 @@ def run(
         set_aside(file)
     with Store.open(file, create=True) as opened:
         opened.bind(identity(bench, plan))
+        _prepare(opened, bench, plan, progress)
         truth, golden_s = golden(bench)
-        _record(opened, bench, plan, truth, golden_s)
-        if opened.get("canary") is None:
-            opened.put(canary=bench.canary([target for target in plan.targets if target.size]))
-        if opened.count("plan") < len(plan):
-            opened.plan(plan.groups, plan.trials())
+        _prove(opened, bench, plan, truth, golden_s)
         outcomes = Counter(outcome for trial, outcome in opened.done() if wanted(plan, shard)(trial))
         total = sum(map(wanted(plan, shard), opened.trials()))
         timeout_s = opened.get("timeout_s")
@@ -142,29 +141,48 @@ def identity(bench: Bench, plan: Plan) -> dict[str, Any]:
     return kept | {"strata": [group.label for group in plan.groups]}
 
 
-def _record(store: Store, bench: Bench, plan: Plan, golden: Golden, golden_s: float) -> None:
-    """Keep what the campaign is and what golden said; CampaignError where the store knows another golden."""
+def _prepare(store: Store, bench: Bench, plan: Plan, progress: Progress | None) -> None:
+    """Keep what the campaign is, and every trial of it that is not there yet: all chance is spent before anything runs."""
+    store.put(
+        header=plan.header.line(),
+        spec=print_spec(bench.campaign),
+        cells=plan.cells(),
+        length={name: getattr(bench.campaign, name) for name in LENGTH},
+        environment={
+            "onnxfi": version("onnxfi"),
+            "runtime": " ".join(f"{name} {version(name)}" for name in installed_runtimes()),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "provider": bench.provider,
+        },
+    )
+
+    def told() -> Iterator[Planned]:
+        for number, planned in enumerate(plan.trials(), 1):
+            yield planned
+            if progress is not None:
+                progress(number, len(plan))
+
+    if store.count("plan") < len(plan):
+        store.plan(plan.groups, told())
+
+
+def _prove(store: Store, bench: Bench, plan: Plan, golden: Golden, golden_s: float) -> None:
+    """Keep what golden said, and show a canary; CampaignError where the store knows another golden."""
     kept, scores = store.get("golden"), digest(golden)
     if kept is not None and kept["scores"] != scores:
         raise CampaignError(
             f"golden is another one than in {store.path}: the runtime or the machine changed; start anew with --fresh"
         )
+    found = {"scores": scores, "rows": len(golden.scores), "metrics": judge(golden, golden.scores).metrics}
+    found |= {"samples": bench.data.samples, "data": bench.data.description, "synthetic": bench.data.synthetic}
     store.put(
-        golden={
-            "scores": scores, "rows": len(golden.scores), "samples": bench.data.samples,
-            "metrics": judge(golden, golden.scores).metrics,
-            "data": bench.data.description, "synthetic": bench.data.synthetic, "output": bench.output,
-        },
-        header=plan.header.line(),
-        spec=print_spec(bench.campaign),
-        cells=plan.cells(),
-        length={name: getattr(bench.campaign, name) for name in LENGTH},
+        golden=found | {"output": bench.output},
         timeout_s=store.get("timeout_s") or max(_TIMEOUT_S, _TIMEOUT_GOLDEN * golden_s),
-        environment={
-            "onnxfi": version("onnxfi"), "runtime": " ".join(f"{name} {version(name)}" for name in installed_runtimes()), "numpy": np.__version__,
-            "python": platform.python_version(), "machine": platform.machine(), "provider": bench.provider,
-        },
-    )  # fmt: skip
+    )
+    if store.get("canary") is None:
+        store.put(canary=bench.canary([target for target in plan.targets if target.size]))
 
 
 def _kept(store: Store, stream: Iterator[Result]) -> Generator[Result, None, None]:

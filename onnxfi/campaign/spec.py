@@ -36,6 +36,8 @@ _ONLY = {
     **dict.fromkeys(("fault", *SELECTORS), ("ber", "single", "exhaustive")),
     "seed": ("ber", "single", "exhaustive", "mix"),
 }
+#: Of single faults, where neither it nor their number is given.
+_MARGIN = 0.01
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "Part": "a part"}
 
 
@@ -88,7 +90,7 @@ class Campaign:
     """Which trials are run, on which model and data, by which engine. Fields bear the names of the flags.
 
     `ber` are the rates of a sweep, `repeat` the trials at each (also of a mix). `single` strikes one site a trial:
-    `trials` of them, or as many as `margin` at `confidence` asks for, drawn `per` network, layer, layer-bit, or
+    `trials` of them, or as many as `margin` (0.01) at `confidence` asks for, drawn `per` network, layer, layer-bit, or
     data-aware. `exhaustive` strikes every site once. `faults` replays a list. `mix` puts several draws into each trial.
     `data` None are synthetic inputs. A sample is masked where its output is golden's within `tolerance` (absolute);
     `due` names what counts as DUE. Lists become tuples, and a single value the tuple of it.
@@ -165,8 +167,10 @@ class Campaign:
                 hint = "; its parts and its list say it" if f.name in _ONLY["fault"] else ""
                 wants = ", ".join(_ONLY[f.name])
                 raise SpecError(f"{f.name} says nothing with {ways[0]}, only with {wants}; leave it out{hint}", f.name)
-        if self.single and (self.trials is None) == (self.margin is None):
-            raise SpecError("single takes trials or margin: how many, or how narrow the interval shall be", "single")
+        if self.trials is not None and self.margin is not None:
+            raise SpecError("single takes trials or margin: how many, or how narrow the interval shall be", "margin")
+        if self.single and self.trials is None and self.margin is None:
+            object.__setattr__(self, "margin", _MARGIN)
         if self.trials is not None and self.per != "network":
             raise SpecError(f"per {self.per!r} sizes each stratum by a margin; give margin instead of trials", "per")
 

@@ -347,7 +347,7 @@ def _explain(error: sqlite3.DatabaseError, place: Path) -> InputError:
     if "not a database" in text or "malformed" in text:
         return StoreError(f"{str(place)!r} is no store: {text}; give one that onnxfi run made")
     if "readonly" in text or "unable to open" in text:
-        return OutputError(f"cannot open {str(place)!r} for this: {text}; copy it to a place that can be written")
+        return OutputError(f"cannot write {str(place)!r}: {text}; choose another place with -o, or copy it to one")
     if "full" in text or "disk I/O" in text:
         return OutputError(f"the disk is full; {str(place)!r} holds what was done, the same command goes on from there")
     if "locked" in text:

@@ -25,7 +25,7 @@ _TRIALS = (
     click.option("--repeat", type=int, default=10, metavar="N", show_default=True, help="Trials at each rate of a sweep, or of a mix."),
     click.option("--single", is_flag=True, help="One fault a trial: --trials of them, or as many as --margin asks for."),
     click.option("--trials", type=int, metavar="N", help="With --single: how many."),
-    click.option("--margin", type=float, metavar="E", help="With --single: half the width that the interval may have, as 0.01."),
+    click.option("--margin", type=float, metavar="E", help="With --single: half the width that the interval may have (default: 0.01)."),
     click.option("--confidence", type=float, default=0.99, metavar="C", show_default=True, help="Of the margin, and of every interval."),
     click.option("--per", type=click.Choice(["network", "layer", "layer-bit", "data-aware"]), metavar="STRATA", default="network", show_default=True, help="What the margin holds for: network, layer, layer-bit, or data-aware (layer and bit, sized by how far a bit moves a weight)."),
     click.option("--exhaustive", is_flag=True, help="One fault a trial, every site once."),

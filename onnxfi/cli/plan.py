@@ -56,5 +56,7 @@ def command(source: Path, out: Path | None, print_spec: bool, as_json: bool, **g
         say(line)
     if trial_s is not None:
         say(f"one trial takes about {trial_s:.2g} s, all of them some {duration(len(made) * trial_s)} on one core")
+    else:
+        say("with --data one trial is timed, and says what all of them cost")
     if out is not None:
         say(f"wrote {out}")

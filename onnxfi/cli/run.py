@@ -58,12 +58,13 @@ def command(
     from onnxfi.campaign.runner import default_store, run
     from onnxfi.campaign.workers import cores
     from onnxfi.cli.report import print_report
-    from onnxfi.cli.show import count, document, note
+    from onnxfi.cli.show import count, document, note, progress
 
     wanted = campaign(source, given)
     crew = cores() if workers is None else workers
     store = out or default_store(wanted.model)
-    running = run(wanted, store, workers=crew, shard=_shard(shard), fresh=fresh)
+    with progress("planning") as told:
+        running = run(wanted, store, workers=crew, shard=_shard(shard), fresh=fresh, progress=told)
     if not as_json:
         for line in _begin(running, crew):
             note(line)

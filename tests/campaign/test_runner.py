@@ -76,7 +76,7 @@ def test_golden_runs_twice_and_must_be_the_same(here: Path, monkeypatch: pytest.
     with pytest.raises(CampaignError, match="two golden runs differ"):
         run(campaign(), here / "s.db")
     with Store.open(here / "s.db") as opened:
-        assert opened.count("plan") == opened.count("results") == 0
+        assert (opened.count("plan"), opened.count("results")) == (24, 0)
 
 
 def test_golden_goes_through_the_door_of_the_trials(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,8 +206,7 @@ BAD: list[tuple[str, str]] = [
     ("single: true\nmargin: -0.1", "line 3, column 9: margin -0.1 is out of range"),
     ("single: true\ntrials: 0", "line 3, column 9: trials 0 is out of range; give 1 or more"),
     ("single: true\nmargin: 0.1\nper: layers", "line 4, column 6: per 'layers' is unknown; closest: 'layer'"),
-    ("single: true\nmargin: 0.1\ntrials: 9", "line 2, column 9: single takes trials or margin"),
-    ("single: true", "line 2, column 9: single takes trials or margin"),
+    ("single: true\nmargin: 0.1\ntrials: 9", "line 3, column 9: single takes trials or margin"),
     ("single: true\ntrials: 9\nper: layer", "line 4, column 6: per 'layer' sizes each stratum by a margin"),
     ("single: true\nmargin: 0.1\nber: 1e-6", "line 2, column 9: exactly one of ber, single, exhaustive, faults, mix"),
     ("seed: 1", "exactly one of ber, single, exhaustive, faults, mix says which trials there are; given: none"),
@@ -391,3 +390,8 @@ def test_the_spec_in_the_document_is_one(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(block)
     campaign = load_spec(tmp_path / "c.yaml")
     assert (campaign.way, len(campaign.mix), campaign.repeat) == ("mix", 2, 20)
+
+
+def test_single_alone_is_sized_for_one_percentage_point() -> None:
+    assert Campaign("m.onnx", single=True) == Campaign("m.onnx", single=True, margin=0.01)
+    assert outdo(Campaign("m.onnx", single=True), {"trials": 7}).margin is None

@@ -64,6 +64,7 @@ def test_from_the_plan_to_the_report(run: Run, tiny: Path) -> None:
         "one fault a trial, drawn per layer: n = 79 trials",
         "population N = 1,376 bits, confidence 0.99",
         "margin ±20 % in each of 2 strata",
+        "with --data one trial is timed, and says what all of them cost",
         "wrote p.jsonl",
     ]
     ran = run("run", "p.jsonl", *DATA, "-o", "p.db")
@@ -363,7 +364,8 @@ def test_a_bar_on_a_terminal(tiny: Path) -> None:
         ("run m.onnx --single --margin -1", "margin -1.0 is out of range"),
         ("run m.onnx --single --margin 0.1 --confidence 1", "confidence 1.0 is out of range"),
         ("run m.onnx --single --margin 0.1 --confidence 99", "confidence 99.0 is out of range"),
-        ("run m.onnx --single", "single takes trials or margin"),
+        ("run m.onnx --single --trials 3 --margin 0.1", "single takes trials or margin: how many, or how narrow"),
+        ("run m.onnx --single --trials 3 -o /proc/s.db", "cannot write '/proc/s.db': unable to open database file"),
         ("run m.onnx --single --trials 0", "trials 0 is out of range"),
         ("run m.onnx --single --margin 0.1 --per layers", "'layers' is not one of 'network', 'layer'"),
         ("run m.onnx --ber 1e-3 --margin 0.1", "margin says nothing with ber, only with single; leave it out"),
