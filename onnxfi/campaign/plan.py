@@ -26,6 +26,7 @@ from onnxfi.faults.statistics import Per, allocate, data_aware_p, margin_of_erro
 from onnxfi.faults.trials import Draw, Faults, apart, concat, draw, singles
 from onnxfi.graph.model import Model
 from onnxfi.graph.mutate import Progress, check_place, place, temporary
+from onnxfi.graph.reals import with_reals
 
 #: Single faults that are planned together.
 _BLOCK = 1 << 14
@@ -148,7 +149,7 @@ class Plan:
                 else:
                     how = Draw("ber", rate=group.ber or 0.0, seed=c.seed)
                     faults, ordinals = draw(group.space, how, event, trial), self._ordinals[s]
-                placed, _ = place(self.model, faults)
+                placed = with_reals(self.model, place(self.model, faults)[0])
                 yield Planned(trial, s, len(placed), "\n".join(lines(trial, placed, how, ordinals)))
 
     @cached_property
@@ -183,7 +184,7 @@ class Plan:
                     numbers = j if c.way == "exhaustive" else sampling.permute(group.population, c.seed, s, j)
                     trials = (1 + j.astype(np.int64) * strata + s).tolist()
                     faults, lengths = singles(group.space, numbers, event, c.seed, trials)
-                    struck = apart(faults, self.model.stored(faults))
+                    struck = with_reals(self.model, apart(faults, self.model.stored(faults)))
                     rows += self._single_rows(struck, list(zip(trials, lengths, strict=True)), s)
             yield from sorted(rows, key=lambda row: row.trial)
 
@@ -202,7 +203,7 @@ class Plan:
             if trial <= before:
                 raise FaultListError(f"{listed.path}: trial {trial} comes after trial {before}; the list is damaged")
             before = trial
-            placed, _ = place(self.model, faults)
+            placed = with_reals(self.model, place(self.model, faults)[0])
             text = "\n".join(lines(trial, placed, listed.header.draw, range(len(self.model.targets))))
             layer = bit = None
             if len(placed) == 1:

@@ -48,11 +48,12 @@ class Part:
     dtype: tuple[str, ...] = ()
     bits: str = ""
     elements: str = ""
+    role: tuple[str, ...] = ()
 
     @property
     def selector(self) -> Selector:
         """What may be struck."""
-        return Selector(self.include, self.exclude, self.op, self.dtype, self.bits, self.elements)
+        return Selector(self.include, self.exclude, self.op, self.dtype, self.bits, self.elements, self.role)
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Campaign:
     dtype: tuple[str, ...] = ()
     bits: str = ""
     elements: str = ""
+    role: tuple[str, ...] = ()
     seed: int = 0
     preprocess: str | None = None
     samples: int | None = None
@@ -146,7 +148,7 @@ class Campaign:
     @property
     def selector(self) -> Selector:
         """What may be struck."""
-        return Selector(self.include, self.exclude, self.op, self.dtype, self.bits, self.elements)
+        return Selector(self.include, self.exclude, self.op, self.dtype, self.bits, self.elements, self.role)
 
     def engine(self) -> OrtEngine:
         """What runs it."""

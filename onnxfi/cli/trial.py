@@ -20,7 +20,7 @@ def command(store: Path, trial: int, export: Path | None, as_json: bool) -> None
     """Print what a trial struck, word by word, and what came of it."""
     from onnxfi.campaign.runner import export_trial
     from onnxfi.campaign.store import Store
-    from onnxfi.cli.show import document, say, table
+    from onnxfi.cli.show import change, document, say, table
 
     with Store.open(store) as opened:
         found = opened.trial(trial)
@@ -48,7 +48,7 @@ def command(store: Path, trial: int, export: Path | None, as_json: bool) -> None
                 f"{r['target']}[{r['index']}]",
                 r["bits"] or "word",
                 r["fault"],
-                f"{r['before_value']} → {r['after_value']}",
+                change(r),
                 f"{r['before']} → {r['after']}",
             )
             for r in rows
