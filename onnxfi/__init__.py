@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _NAMES = {
+    "campaign.compare": ("Comparison", "compare"),
     "campaign.report": ("Report", "report"),
     "campaign.runner": ("plan", "run"),
     "campaign.spec": ("Campaign", "Part", "load_spec"),
@@ -29,11 +30,14 @@ _NAMES = {
     "runtime.data": ("open_data",),
     "runtime.engines": ("OrtEngine",),
     "runtime.evaluation": ("evaluate",),
+    "runtime.quantize": ("Quantised", "quantize"),
+    "runtime.recipes": ("Recipe",),
     "runtime.injector": ("inject", "inspect", "replay", "sample", "undo"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
     "Campaign",
+    "Comparison",
     "Fault",
     "FaultList",
     "FaultModel",
@@ -45,12 +49,15 @@ __all__ = [
     "OnnxfiError",
     "OrtEngine",
     "Part",
+    "Quantised",
+    "Recipe",
     "Report",
     "Result",
     "Selector",
     "Site",
     "Target",
     "Word",
+    "compare",
     "evaluate",
     "fault_models",
     "inject",
@@ -61,6 +68,7 @@ __all__ = [
     "open_data",
     "parse_fault",
     "plan",
+    "quantize",
     "replay",
     "report",
     "run",
@@ -69,6 +77,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from onnxfi.campaign.compare import Comparison, compare
     from onnxfi.campaign.report import Report, report
     from onnxfi.campaign.runner import plan, run
     from onnxfi.campaign.spec import Campaign, Part, load_spec
@@ -84,6 +93,8 @@ if TYPE_CHECKING:
     from onnxfi.runtime.engines import OrtEngine
     from onnxfi.runtime.evaluation import evaluate
     from onnxfi.runtime.injector import inject, inspect, replay, sample, undo
+    from onnxfi.runtime.quantize import Quantised, quantize
+    from onnxfi.runtime.recipes import Recipe
 
 
 def __getattr__(name: str) -> Any:

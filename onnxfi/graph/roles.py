@@ -147,7 +147,7 @@ def _linear(flow: Flow, node: Node) -> None:
             if flow.word(value).is_float:
                 flow.notes.append(
                     f"{flow.name(value)!r} is stored as {flow.word(value).name} and quantised when the model runs; "
-                    f"onnxfi.graph.fold stores the integers"
+                    f"onnxfi.graph.fold.fold_weight_quantize stores the integers"
                 )
             continue
         axis, block, name = _axis(flow, node, k, value), _attribute(node, "block_size", 0), "QOperator"
