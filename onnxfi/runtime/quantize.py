@@ -157,14 +157,7 @@ class _Work:
         for k, node in enumerate(proto.graph.node):
             node.name = node.name or node_label(node, k)
         if self.recipe.opset is not None and self.recipe.opset > _opset(proto):
-            from onnx import version_converter
-
-            try:
-                proto = version_converter.convert_version(proto, self.recipe.opset)
-            except Exception as error:
-                raise InputError(
-                    f"the model cannot be raised to opset {self.recipe.opset}: {one_line(error)}"
-                ) from None
+            proto = _raised(proto, self.recipe.opset)
         if self.recipe.mode in ("static", "dynamic"):
             source = self.folder / "named.onnx"
             _save(proto, source, external=self.external)
@@ -193,7 +186,7 @@ class _Work:
         """Run the quantiser of the mode."""
         import onnx
 
-        recipe = self.recipe
+        recipe, excluded = self.recipe, _parts(excluded)
         if recipe.mode == "static" and data is not None:
             quantizers.static(self.ready, self.made, recipe, data, excluded, external=self.external)
             return onnx.load(self.made)
@@ -233,7 +226,7 @@ class _Work:
         made, ready = load(self.made), load(self.ready)
         OrtEngine(provider="cpu").prepare(self.made)
         float_left = [t for t in made.targets if t.dtype == "float32" and t.role == "weight" and t.op in _LAYERS]
-        left = dict.fromkeys((t.node, t.op) for t in float_left if t.node not in excluded)
+        left = dict.fromkeys((t.node, t.op) for t in float_left if t.node not in _parts(excluded))
         narrow = _NARROW.get(self.recipe.mode)
         done = [t for t in made.targets if t.role == "weight" and (t.scheme is not None or t.dtype == narrow)]
         if not done:
@@ -246,6 +239,23 @@ class _Work:
             self.recipe, place, load(place).digest, before, sum(f.stat().st_size for f in files),
             dict(Counter(t.op for t in done)), tuple(left), tuple(excluded), words, clipped, flushed, tuple(self.notes),
         )  # fmt: skip
+
+
+def _raised(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """The model at a higher opset, by the official converter, which drops what nodes say about their origin."""
+    from onnx import version_converter
+
+    try:
+        raised = version_converter.convert_version(proto, opset)
+    except Exception as error:
+        raise InputError(f"the model cannot be raised to opset {opset}: {one_line(error)}") from None
+    _restore_layers(raised, proto)
+    return raised
+
+
+def _parts(names: Sequence[str]) -> list[str]:
+    """Nodes and the names of the two that a quantiser splits a Gemm into."""
+    return [name + part for name in names for part in ("", "_MatMul", "_Add")]
 
 
 def _save(proto: onnx.ModelProto, path: Path, *, external: bool) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import onnx
 
 _LARGEST_FLOAT16 = 65504.0
-_FLOAT, _BFLOAT16 = 1, 16
+_FLOAT, _FLOAT16, _BFLOAT16 = 1, 10, 16
 #: Calibration batches: small, since ranges of every activation are kept.
 _BATCH = 32
 
@@ -132,9 +132,7 @@ def weight_only(model: onnx.ModelProto, recipe: Recipe, exclude: Sequence[str]) 
     from onnxruntime.quantization.onnx_model import ONNXModel
 
     wrapped = ONNXModel(model)
-    kept = [node.op_type for node in model.graph.node if node.name in exclude]
-    if "Gemm" not in kept:
-        wrapped.replace_gemm_with_matmul()
+    wrapped.replace_gemm_with_matmul()
     quantizer = MatMulNBitsQuantizer(
         wrapped.model, bits=int(recipe.weights.removeprefix("u").removeprefix("int")), block_size=recipe.block,
         is_symmetric=not recipe.weights.startswith("u"), nodes_to_exclude=list(exclude),
@@ -147,13 +145,50 @@ def weight_only(model: onnx.ModelProto, recipe: Recipe, exclude: Sequence[str]) 
 
 def half(model: onnx.ModelProto, exclude: Sequence[str]) -> onnx.ModelProto:
     """float16 throughout, inputs and outputs excepted. Weights beyond its range are held at its ends."""
+    import onnx
     from onnxconverter_common import float16
 
+    source = onnx.ModelProto()
+    source.CopyFrom(model)
     made: onnx.ModelProto = float16.convert_float_to_float16(
         model, min_positive_val=0.0, max_finite_val=_LARGEST_FLOAT16, keep_io_types=True,
         node_block_list=list(exclude), check_fp16_ready=False,
     )  # fmt: skip
+    if exclude:
+        _keep_float(made.graph, source.graph, exclude)
     return made
+
+
+def _keep_float(graph: onnx.GraphProto, source: onnx.GraphProto, exclude: Sequence[str]) -> None:
+    """Give excluded nodes their float32 weights and outputs back: the converter narrows these and casts them up."""
+    originals = {node.name: node for node in source.node if node.name in exclude}
+    stored = {tensor.name: tensor for tensor in source.initializer}
+    for node in graph.node:
+        for k, name in enumerate(originals[node.name].input if node.name in originals else ()):
+            if name in stored and node.input[k] != name:
+                node.input[k] = f"{name}_float32"
+                if node.input[k] not in {tensor.name for tensor in graph.initializer}:
+                    graph.initializer.add().CopyFrom(stored[name])
+                    graph.initializer[-1].name = node.input[k]
+    _keep_outputs(graph)
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    for node in [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in used]:
+        graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name in stored and tensor.name not in used]:
+        graph.initializer.remove(tensor)
+
+
+def _keep_outputs(graph: onnx.GraphProto) -> None:
+    """Outputs that an excluded node puts out stay float32, without the Cast that would narrow them."""
+    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
+    for value in graph.output:
+        cast = casts.get(value.name)
+        if cast is not None and value.type.tensor_type.elem_type == _FLOAT16:
+            maker = next(node for node in graph.node if cast.input[0] in node.output)
+            maker.output[[*maker.output].index(cast.input[0])] = value.name
+            graph.node.remove(cast)
+            value.type.tensor_type.elem_type = _FLOAT
 
 
 def brain(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

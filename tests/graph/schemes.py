@@ -59,7 +59,7 @@ def tensor(name: str, values: Any, kind: int) -> TensorProto:
     """An initializer, its words raw."""
     array = np.asarray(values)
     if kind in (TensorProto.INT4, TensorProto.UINT4):
-        flat = array.astype(np.int64).ravel() & 15
+        flat = np.append(array.astype(np.int64).ravel() & 15, np.zeros(array.size % 2, np.int64))
         packed = (flat[::2] | (flat[1::2] << 4)).astype(np.uint8).tobytes()
         return TensorProto(name=name, data_type=kind, dims=array.shape, raw_data=packed)
     if kind == TensorProto.BFLOAT16:
@@ -69,10 +69,11 @@ def tensor(name: str, values: Any, kind: int) -> TensorProto:
     return numpy_helper.from_array(array.astype(helper.tensor_dtype_to_np_dtype(kind)), name)
 
 
-def build(nodes: list[onnx.NodeProto], stored: list[TensorProto], x: Array, *, opset: int = 17) -> onnx.ModelProto:
+def build(nodes: list[onnx.NodeProto], stored: list[TensorProto], x: Array, *, opset: int = 17, rank: int = 0) -> onnx.ModelProto:
     """A model from `x` to `y`, both float32."""
+    rank = rank or x.ndim
     ins = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *x.shape[1:]])]
-    outs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    outs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * rank)]
     graph = helper.make_graph(nodes, "g", ins, outs, stored)
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
@@ -366,7 +367,7 @@ def dynamic_lstm() -> OneLayer:
         return (np.tanh(cell) / (1 + np.exp(-o)))[None]
 
     return OneLayer(
-        "DynamicQuantizeLSTM", build(nodes, stored, X), X, {"w": "weight"}, answer,
+        "DynamicQuantizeLSTM", build(nodes, stored, X, rank=3), X, {"w": "weight"}, answer,
         lambda w, name, at: float(weight(w, name).flat[at]), "dynamic", 1e-4,
     )  # fmt: skip
 
