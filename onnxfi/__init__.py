@@ -18,7 +18,8 @@ _NAMES = {
     "campaign.compare": ("Comparison", "compare"),
     "campaign.report": ("Report", "report"),
     "campaign.runner": ("plan", "run"),
-    "campaign.spec": ("Campaign", "Part", "load_spec"),
+    "campaign.spec": ("Campaign", "Part"),
+    "campaign.specfile": ("load_spec",),
     "campaign.store": ("Result", "merge"),
     "errors": ("OnnxfiError", "InputError"),
     "faults.faultlist": ("FaultList",),
@@ -80,7 +81,8 @@ if TYPE_CHECKING:
     from onnxfi.campaign.compare import Comparison, compare
     from onnxfi.campaign.report import Report, report
     from onnxfi.campaign.runner import plan, run
-    from onnxfi.campaign.spec import Campaign, Part, load_spec
+    from onnxfi.campaign.spec import Campaign, Part
+    from onnxfi.campaign.specfile import load_spec
     from onnxfi.campaign.store import Result, merge
     from onnxfi.errors import InputError, OnnxfiError
     from onnxfi.faults.faultlist import FaultList

@@ -86,7 +86,7 @@ def compare(
     campaign: Campaign,
     stores: str | Path,
     *,
-    workers: int = 1,
+    workers: int = 0,
     tell: Callable[[Running], None] | None = None,
 ) -> Comparison:
     """Run the campaign's sweep on each model, into a store each in the folder `stores`, and put the results together.
@@ -113,7 +113,7 @@ def compare(
             tell(running)
         for _ in running:
             pass
-        opened, header = running.bench.model, running.plan.header
+        opened, header = running.plan.model, running.plan.header
         size_bytes = sum(source.size for source in opened.sources)
         versions.append(Version(model, opened.digest, header.population, header.unit, size_bytes, report(place)))
     samples = {v.model: v.found.golden["samples"] for v in versions}

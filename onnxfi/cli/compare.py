@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from contextlib import ExitStack
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxfi.cli.campaign_options import campaign
 from onnxfi.cli.options import JSON, LINKS, run_options, select_options
 
 if TYPE_CHECKING:
     from onnxfi.campaign.compare import Comparison
     from onnxfi.campaign.runner import Running
+    from onnxfi.campaign.spec import Campaign
 
 _LABELS = {"top1": "top-1", "sdc1": "SDC-1", "sdc_samples": "changed samples", "sdc": "SDC"}
 
@@ -59,13 +60,13 @@ def command(models: tuple[Path, ...], out: Path | None, workers: int | None, as_
     def tell(running: Running) -> None:
         if not as_json:
             note(
-                f"{running.plan.campaign.model}: {running.total - running.done:,} trials, golden {running.golden_s:.2f} s"
+                f"{running.plan.campaign.model}: {running.total - sum(running.outcomes.values()):,} trials, golden {running.golden_s:.2f} s"
             )
 
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxfi-")))
         found = compare(
-            [str(m) for m in models], campaign(models[0], given), folder,
+            [str(m) for m in models], _sweep(models[0], given), folder,
             workers=workers or os.cpu_count() or 1, tell=tell,
         )  # fmt: skip
     if as_json:
@@ -75,6 +76,17 @@ def command(models: tuple[Path, ...], out: Path | None, workers: int | None, as_
         document(values)
     else:
         _print(found)
+
+
+def _sweep(model: Path, given: dict[str, Any]) -> Campaign:
+    """The campaign that the flags say."""
+    from onnxfi.campaign.spec import Campaign, parse_rates
+
+    values = {f.name: given[f.name] for f in dataclasses.fields(Campaign) if f.name in given}
+    values |= {"ber": parse_rates(given["ber"]), "data": None if given["data"] == "synthetic" else given["data"]}
+    if given["preprocess"] is not None:
+        values["preprocess"] = str(given["preprocess"])
+    return Campaign(model=str(model), **values)
 
 
 def _print(found: Comparison) -> None:

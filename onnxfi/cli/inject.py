@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.options import JSON, LINKS, MODEL, run_options, select_options
+from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, run_options, select_options
 
 if TYPE_CHECKING:
     from onnxfi.graph.model import Model
@@ -33,7 +33,7 @@ _MOST_LISTED = 10_000
     metavar="SITE",
     help="Strike this site: conv1.weight[3,0,1,2]:30. Repeatable.",
 )
-@click.option("--faults", type=click.Path(path_type=Path), metavar="FILE", help="Replay a fault list.")
+@click.option("--faults", type=PATH, metavar="FILE", help="Replay a fault list.")
 @click.option("--undo", is_flag=True, help="With --faults: restore the original from the faulty MODEL.")
 @click.option(
     "--fault",
@@ -54,11 +54,11 @@ _MOST_LISTED = 10_000
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="OUT",
     help="The faulty model (default: MODEL-stem.faulty.onnx in this folder).",
 )
-@click.option("--save-faults", type=click.Path(path_type=Path), metavar="FILE", help="Write the fault list.")
+@click.option("--save-faults", type=PATH, metavar="FILE", help="Write the fault list.")
 @run_options
 @LINKS
 @JSON

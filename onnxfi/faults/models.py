@@ -100,7 +100,7 @@ class FaultModel:
         return after
 
     def __str__(self) -> str:
-        values = ((f, getattr(self, f.name)) for f in dataclasses.fields(self))
+        values = ((f, getattr(self, f.name)) for f in dataclasses.fields(self) if f.init)
         # Compared as texts, since -0 is another word than 0.
         pairs = [f"{f.name}={_write(f.name, value)}" for f, value in values if repr(value) != repr(f.default)]
         return self.name + (":" + ",".join(pairs) if pairs else "")
@@ -333,6 +333,9 @@ def parse_fault(text: str) -> FaultModel:
     """Read `NAME[:key=value,…]`.
 
     Raises FaultError for a name or key that does not exist (with the closest) and for a value out of range.
+
+    >>> parse_fault("set:value=nan")
+    Set(value=nan)
     """
     name, colon, rest = text.strip().partition(":")
     known = fault_models()

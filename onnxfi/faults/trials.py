@@ -120,9 +120,9 @@ class Faults(Sequence[Fault]):
         return hash(tuple(self))
 
     def pick(self, rows: Any) -> Faults:
-        """The faults of these rows, in that order."""
+        """The faults of these rows (numbers, a mask or a slice), in that order."""
         sites = Sites(self.sites.target[rows], self.sites.index[rows], self.sites.bit[rows])
-        models = self.models if len(self.models) == 1 else tuple(self.models[int(r)] for r in rows)
+        models = self.models if len(self.models) == 1 else tuple(self.models[r] for r in np.arange(len(self))[rows])
         before, after = (None if c is None else c[rows] for c in (self.before, self.after))
         reals = None if self.reals is None else self.reals[:, rows]
         return Faults(self.targets, sites, models, before, after, reals=reals)
@@ -152,7 +152,7 @@ def concat(parts: Sequence[Faults]) -> Faults:
     )
     known = [p.reals for p in parts if p.reals is not None]
     reals = np.concatenate(known, axis=1) if len(known) == len(parts) else None
-    return Faults(parts[0].targets, Sites(*columns), spread, before, after, reals=reals)
+    return Faults(parts[0].targets, Sites(*columns), spread, before, after, sum(p.events for p in parts), reals)
 
 
 @dataclass(frozen=True)

@@ -156,8 +156,8 @@ def inject(
         ordinal = model.by_id.get(target.id)
         if ordinal is None or model.targets[ordinal] != target:
             raise InputError(f"the faults were drawn from another model: {model.name} has no such target {target.id!r}")
-    _, final = place(model, drawn.faults)
-    change = edits(model, drawn.faults, final)
+    faults, final = place(model, drawn.faults)
+    drawn, change = replace(drawn, faults=faults), edits(model, faults, final)
     if save_faults is None:
         return _injection(drawn, write(model, change, _path(out), progress=progress))
     listed = Path(save_faults)
@@ -165,12 +165,15 @@ def inject(
     if out is not None and listed.resolve() in [file.resolve() for file in _files(model, Path(out))]:
         raise OutputError(f"the fault list and the faulty model cannot both be {str(listed)!r}; name another")
     with temporary([listed]) as (stream,):
-        done = _injection(drawn, write(model, change, _path(out), progress=progress))
+        # The list comes first, with room for the digests: a disk that it fills is met before the model is there.
         how, ordinals = _told(model, drawn)
-        header = replace(drawn.header, model=done.digest, faulty=done.faulty_digest, draw=how)
-        stream.write((header.line() + "\n").encode())
-        for line in lines(drawn.trial, drawn.faults, how, ordinals):
+        header = replace(drawn.header, model="0" * 64, faulty="0" * 64, draw=how)
+        for line in (header.line(), *lines(drawn.trial, drawn.faults, how, ordinals)):
             stream.write((line + "\n").encode())
+        stream.flush()
+        done = _injection(drawn, write(model, change, _path(out), progress=progress))
+        stream.seek(0)
+        stream.write(replace(header, model=done.digest, faulty=done.faulty_digest).line().encode())
     return done
 
 

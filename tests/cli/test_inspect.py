@@ -176,13 +176,14 @@ def evil(path: Path) -> None:
     """A model whose names try to steer the terminal, and to be taken for markup."""
     model = onnx.load(path)
     model.graph.initializer[0].name = model.graph.node[0].input[1] = EVIL
-    model.graph.node[0].name = "\x1b[2J[red]conv[/red]\\"
+    model.graph.node[0].name = "\x1b[2J[red]conv\\"
     model.producer_name = "\x1b]8;;http://example.com\x07x"
     onnx.save(model, path)
 
 
 @pytest.mark.parametrize(
-    "words", [["inspect"], ["inject", "--count", "3"], ["eval"], ["inspect", "--json"], ["inject", "--count=3", "--json"]]
+    "words",
+    [["inspect"], ["inject", "--count", "3"], ["eval"], ["inspect", "--json"], ["inject", "--count=3", "--json"]],
 )
 def test_names_are_shown_harmless(run: Run, save: Callable[..., str], here: Path, words: list[str]) -> None:
     evil(here / save("m.onnx", MATMUL))
@@ -193,7 +194,7 @@ def test_names_are_shown_harmless(run: Run, save: Callable[..., str], here: Path
     if "eval" not in words:
         assert "[bold]" in shown and ":x:" in shown  # neither markup nor an emoji
     if "--count" in words or words == ["inspect"]:
-        assert "[red]conv[/red]" in shown
+        assert "[red]conv\\" in shown
 
 
 def test_a_message_shows_names_harmless(run: Run, save: Callable[..., str], here: Path) -> None:
@@ -302,7 +303,9 @@ def test_a_terminal_width_in_the_environment_does_not_fold_a_log(
 @needs_pty
 def test_progress_bars_appear_on_a_terminal_only(here: Path, models: Path) -> None:
     """The clock runs a thousand times as fast, so that all takes longer than a second."""
-    (here / "sitecustomize.py").write_text("import time\nclock = time.monotonic\ntime.monotonic = lambda: clock() * 1000\n")
+    (here / "sitecustomize.py").write_text(
+        "import time\nclock = time.monotonic\ntime.monotonic = lambda: clock() * 1000\n"
+    )
     words = ["eval", str(models / "fashion_cnn.onnx"), "--data", str(models / "fashion_test.npz"), "--samples", "300"]
     shown = on_terminal(words, 100, PYTHONPATH=str(here))
     assert "running" in shown and "━" in shown and "%" in shown
@@ -330,7 +333,10 @@ def test_a_full_disk_behind_standard_output_is_one_line(models: Path, flags: lis
     with open("/dev/full", "w") as full:
         ran = command("inspect", models / "fashion_cnn.onnx", *flags, stdout=full, stderr=subprocess.PIPE)
     assert ran.returncode == 2
-    assert ran.stderr.startswith(b"onnxfi: error: cannot use standard output: No space left") and ran.stderr.count(b"\n") == 1
+    assert (
+        ran.stderr.startswith(b"onnxfi: error: cannot use standard output: No space left")
+        and ran.stderr.count(b"\n") == 1
+    )
 
 
 def test_a_reader_that_goes_away_is_no_failed_check(models: Path) -> None:

@@ -177,8 +177,8 @@ def test_a_permutation_maps_each_number_by_itself(population: int, numbers: list
 
 
 def test_every_order_of_four_is_as_likely() -> None:
-    orders = Counter(tuple(permute(4, seed, 1, first(4)).tolist()) for seed in range(360))
-    assert fits([orders[p] for p in permutations(range(4))], [15.0] * 24) > UNLIKELY
+    orders = Counter(tuple(permute(4, seed, 1, first(4)).tolist()) for seed in range(240))
+    assert fits([orders[p] for p in permutations(range(4))], [10.0] * 24) > UNLIKELY
 
 
 def test_trials_and_seeds_draw_independently() -> None:
@@ -310,8 +310,8 @@ def test_the_likeliest_count_has_its_exact_probability(n: int, rate: float) -> N
     mode, peak = sampling._peak(n, rate)
     p = Fraction(rate)
     exact = [math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(max(0, mode - 1), min(n, mode + 1) + 1)]
-    assert peak == pytest.approx(float(max(exact)), rel=1e-14)
-    assert peak == pytest.approx(float(math.comb(n, mode) * p**mode * (1 - p) ** (n - mode)), rel=1e-14)
+    assert peak == pytest.approx(float(max(exact)), rel=1e-14, abs=0)
+    assert peak == pytest.approx(float(math.comb(n, mode) * p**mode * (1 - p) ** (n - mode)), rel=1e-14, abs=0)
 
 
 @pytest.mark.parametrize("n", [0, 1, 5, 10**12, 2**63])

@@ -143,6 +143,9 @@ def test_faults_are_a_sequence(data: st.DataObject) -> None:
     assert list(faults[cut]) == plain[cut]
     picked = data.draw(st.lists(st.integers(0, len(plain) - 1), max_size=5)) if plain else []
     assert list(faults.pick(np.array(picked, np.int64))) == [plain[k] for k in picked]
+    assert list(faults.pick(slice(1, 3))) == plain[1:3]
+    mask = [k % 3 != 1 for k in range(len(plain))]
+    assert list(faults.pick(np.array(mask, bool))) == [fault for fault, keep in zip(plain, mask, strict=True) if keep]
     assert (plain[0] in faults) if plain else (faults_of([], NET) == faults)
     with pytest.raises(IndexError):
         faults[len(plain)]
@@ -178,7 +181,7 @@ def test_one_model_for_all_rows_stays_one() -> None:
     assert list(concat(flips)) == [fault for part in flips for fault in part]
 
 
-# ------------------------------------------------------------------------------------------------ words before and after
+# ------------------------------------------------------------------------------------------------ before and after
 
 
 @settings(max_examples=300)
@@ -187,7 +190,7 @@ def test_several_faults_on_one_word_act_in_order(among: tuple[Target, ...], data
     chosen, memory = data.draw(rows(among)), data.draw(stored(among))
     given_ = np.array([memory[t][i] for t, i, _, _ in chosen], np.uint64)
     before, after = [], []
-    for t, i, model, bit in chosen:  # what a machine would do
+    for t, i, model, bit in chosen:  # one after the other, as in memory
         before.append(memory[t][i])
         new = struck(model, among[t].word, memory[t][i], bit)
         assert new is not None

@@ -20,7 +20,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 LAYOUT = {
     1: (1, 32), 2: (1, 8), 3: (1, 8), 4: (1, 16), 5: (1, 16), 6: (1, 32), 7: (1, 64), 9: (1, 8), 10: (1, 16),
     11: (1, 64), 12: (1, 32), 13: (1, 64), 14: (2, 32), 15: (2, 64), 16: (1, 16), 17: (1, 8), 18: (1, 8), 19: (1, 8),
-    20: (1, 8), 21: (1, 4), 22: (1, 4), 23: (1, 4), 24: (1, 8), 25: (1, 2), 26: (1, 2),
+    20: (1, 8), 21: (1, 4), 22: (1, 4), 23: (1, 4), 24: (1, 8), 25: (1, 2), 26: (1, 2), 27: (1, 6), 28: (1, 6),
 }  # fmt: skip
 _PAYLOADS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 _SCALARS = {"value_float": "f", "value_int": "i"}
@@ -141,7 +141,7 @@ def _words(tensor: TensorProto, folder: Path | None, bits: int, count: int) -> N
         return _split(_packed(_only(tensor, typed).SerializeToString()), bits, count)
     numbers = np.array(getattr(tensor, typed), object)
     words = np.array([n & ((1 << 64) - 1) for n in numbers], np.uint64) & np.uint64((1 << max(8, bits)) - 1)
-    return words if bits >= 8 else _split(words.astype(np.uint8).tobytes(), bits, count)
+    return words if bits >= 6 else _split(words.astype(np.uint8).tobytes(), bits, count)
 
 
 def _split(data: bytes, bits: int, count: int) -> NDArray[np.uint64]:
@@ -149,8 +149,8 @@ def _split(data: bytes, bits: int, count: int) -> NDArray[np.uint64]:
     if bits >= 8:
         words = np.frombuffer(data, f"<u{bits // 8}").astype(np.uint64)
     else:
-        all_bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").reshape(-1, bits)
-        words = (all_bits * (1 << np.arange(bits))).sum(axis=1).astype(np.uint64)[:count]
+        all_bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[: count * bits].reshape(-1, bits)
+        words = (all_bits * (1 << np.arange(bits))).sum(axis=1).astype(np.uint64)
     assert len(words) == count
     return words
 
