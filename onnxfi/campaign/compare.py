@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from onnxfi.campaign.plan import make_plan
 from onnxfi.campaign.report import Fold, Report, report
 from onnxfi.campaign.runner import Running, run
 from onnxfi.campaign.spec import Campaign, SpecError
 from onnxfi.errors import DataError
 from onnxfi.faults.statistics import Interval
 from onnxfi.faults.trials import json_value
+from onnxfi.graph.model import load
 
 #: What is compared, the first that all have: accuracy, else the share of answers that stay.
 _MEASURES = ("top1", "sdc1", "sdc_samples")
@@ -75,7 +77,7 @@ def _row(rate: float, version: Version, interval: Interval | None) -> dict[str, 
     fold = version.at(rate)
     row: dict[str, Any] = {
         "ber": rate, "trials": 0 if fold is None else fold.trials, "expected": rate * version.population,
-        "outcomes": {} if fold is None else fold.outcomes,
+        "outcomes": None if fold is None else fold.outcomes,
     }  # fmt: skip
     ends = {"value": "estimate", "low": "low", "high": "high"}
     return row | {k: None if interval is None else json_value(getattr(interval, v)) for k, v in ends.items()}
@@ -105,6 +107,8 @@ def compare(
         raise SpecError("compare runs a sweep; give ber, as 1e-6:1e-3")
     if len(models) < 2:
         raise SpecError(f"compare takes two models or more; given {len(models)}")
+    for model in models:  # what is wrong with the last one shall not show after hours
+        make_plan(replace(campaign, model=model), load(model, allow_links=campaign.allow_links))
     places = _places(models, Path(stores))
     versions = []
     for model, place in zip(models, places, strict=True):

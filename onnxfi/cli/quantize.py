@@ -110,7 +110,7 @@ def _document(
         "model": model, "digest": digest, "output": str(done.out), "output_digest": done.digest, "mode": r.mode,
         "format": r.format or None, "weights": r.weights or None, "activations": r.activations or None, "per_channel": r.per_channel,
         "calibration": r.calibration or None, "size_before_bytes": done.size_before_bytes, "size_after_bytes": done.size_after_bytes,
-        "quantised": done.layers, "left_in_float": [{"node": node, "op": op} for node, op in done.left], "excluded": list(done.excluded),
+        "quantised": [{"op": op, "tensors": n} for op, n in done.layers.items()], "left_in_float": [{"node": node, "op": op} for node, op in done.left], "excluded": list(done.excluded),
         "words": done.words, "clipped": done.clipped, "flushed": done.flushed, "notes": list(done.notes),
     }  # fmt: skip
     if golden is not None and after is not None:

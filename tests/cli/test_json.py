@@ -63,7 +63,7 @@ def objects(schema: Any) -> Iterator[dict[str, Any]]:
 
 def test_there_is_one_schema_for_each_command_and_a_sentence_before_it() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert list(SCHEMAS) == ["inspect", "inject", "eval"]
+    assert list(SCHEMAS) == ["inspect", "inject", "eval", "quantize", "compare"]
     for verb in SCHEMAS:
         assert re.search(rf"^## {verb}\n\n`onnxfi {verb} MODEL(?:.|\n(?!\n))*\.\n\n```json\n", text, re.M)
 
