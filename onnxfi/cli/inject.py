@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from onnxfi.cli import options
 from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, run_options, select_options
@@ -128,17 +127,9 @@ def _check(given: dict[str, Any]) -> None:
     if given["undo"] and (given["data"] is not None or given["save_faults"]):
         raise click.UsageError("--undo takes neither --data nor --save-faults; run onnxfi eval on the restored model")
     if given["faults"] is not None:
-        _refuse(("fault", "seed", *options.SELECTORS), "beside --faults, whose list says it")
+        options.refuse(("fault", "seed", *options.SELECTORS), "beside --faults, whose list says it")
     if given["data"] is None:
-        _refuse(options.RUNNING, "without --data, as nothing is run")
-
-
-def _refuse(names: Iterable[str], why: str) -> None:
-    """Refuse flags that would say nothing: what is given is never silently left out."""
-    source = click.get_current_context().get_parameter_source
-    for name in names:
-        if source(name) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name.replace('_', '-')} says nothing {why}; leave it out")
+        options.refuse(options.RUNNING, "without --data, as nothing is run")
 
 
 def _spare(given: dict[str, Any], outputs: Iterable[Path | None]) -> None:
@@ -190,7 +181,8 @@ def _document(
 def _print(
     model: str, done: Injection, golden: Evaluation | None, faulty: Evaluation | None, failed: str, *, undone: bool
 ) -> None:
-    from onnxfi.cli.show import count, number, say, table
+    from onnxfi.cli.show import change, count, number, say, table
+    from onnxfi.faults.faultlist import fault_row
     from onnxfi.runtime.metrics import METRICS
 
     drawn, header = done.sample, done.sample.header
@@ -212,8 +204,7 @@ def _print(
     if rows:
         table("By layer", ("Layer", ">Targets", ">Bits", ">Faults", ">Words changed"), rows)
     largest = [
-        (f.site, f.fault, f"{f.value('before')} → {f.value('after')}", f"{f.before:#x} → {f.after:#x}")
-        for f in drawn.largest()
+        (f.site, f.fault, change(fault_row(drawn.trial, f)), f"{f.before:#x} → {f.after:#x}") for f in drawn.largest()
     ]
     if largest:
         table("Largest changes", ("Site", "Fault", "Value", "Word"), largest)

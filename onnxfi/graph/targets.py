@@ -8,13 +8,15 @@ data flow: a value is *data* where some use of it reaches an output of the model
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from onnxfi.errors import ModelError
 from onnxfi.faults.space import Target
 from onnxfi.faults.words import WORDS, Word
+from onnxfi.graph.flow import Part
 from onnxfi.graph.layers import layer_of, node_label
+from onnxfi.graph.roles import assign
 from onnxfi.graph.wire import Record, Run, shown, text, token
 
 if TYPE_CHECKING:
@@ -155,7 +157,7 @@ class Walk:
 
     def targets(self) -> Iterator[tuple[Target, Place]]:
         """The targets in order, each with its place."""
-        values = {v.target: v for v in self.values if v.target >= 0}
+        values, parts = {v.target: v for v in self.values if v.target >= 0}, assign(self)
         for number, draft in enumerate(self.drafts):
             if draft is None:
                 continue
@@ -169,9 +171,13 @@ class Walk:
             elif draft.owner:
                 op, layer = draft.owner
                 label, structural = draft.name.rpartition(".")[0], draft.word.name == "int64"
+            part = parts.get(number, Part())
+            word, shape, place = part.word or draft.word, part.shape or draft.shape, draft.place
+            if word != draft.word and place.varint:
+                place = replace(place, per_entry=place.per_entry * draft.word.bits // word.bits)
             yield (
-                Target(draft.name, draft.word, draft.shape, draft.kind, op, label, layer, structural),
-                draft.place,
+                Target(draft.name, word, shape, draft.kind, op, label, layer, structural, part.role, part.scheme),
+                place,
             )
 
     def graph(self, graph: onnx.GraphProto, path: str, outer: _Scope | None) -> list[_Value]:
