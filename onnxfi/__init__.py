@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 _NAMES = {
     "campaign.report": ("Report", "report"),
     "campaign.runner": ("plan", "run"),
-    "campaign.spec": ("Campaign", "Part", "load_spec"),
+    "campaign.spec": ("Campaign", "Part"),
+    "campaign.specfile": ("load_spec",),
     "campaign.store": ("Result", "merge"),
     "errors": ("OnnxfiError", "InputError"),
     "faults.faultlist": ("FaultList",),
@@ -28,7 +29,8 @@ _NAMES = {
     "graph.model": ("Model", "load"),
     "runtime.data": ("open_data",),
     "runtime.engines": ("OrtEngine",),
-    "runtime.injector": ("evaluate", "inject", "inspect", "replay", "sample", "undo"),
+    "runtime.evaluation": ("evaluate",),
+    "runtime.injector": ("inject", "inspect", "replay", "sample", "undo"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
@@ -70,7 +72,8 @@ __all__ = [
 if TYPE_CHECKING:
     from onnxfi.campaign.report import Report, report
     from onnxfi.campaign.runner import plan, run
-    from onnxfi.campaign.spec import Campaign, Part, load_spec
+    from onnxfi.campaign.spec import Campaign, Part
+    from onnxfi.campaign.specfile import load_spec
     from onnxfi.campaign.store import Result, merge
     from onnxfi.errors import InputError, OnnxfiError
     from onnxfi.faults.faultlist import FaultList
@@ -81,7 +84,8 @@ if TYPE_CHECKING:
     from onnxfi.graph.model import Model, load
     from onnxfi.runtime.data import open_data
     from onnxfi.runtime.engines import OrtEngine
-    from onnxfi.runtime.injector import evaluate, inject, inspect, replay, sample, undo
+    from onnxfi.runtime.evaluation import evaluate
+    from onnxfi.runtime.injector import inject, inspect, replay, sample, undo
 
 
 def __getattr__(name: str) -> Any:

@@ -202,9 +202,7 @@ def fetch(models: Iterable[Model]) -> int:
 def main() -> int:
     names = [model.name for model in MODELS]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--only", action="append", metavar="NAME", choices=names, help=f"one of {', '.join(names)}"
-    )
+    parser.add_argument("--only", action="append", metavar="NAME", choices=names, help=f"one of {', '.join(names)}")
     only = parser.parse_args().only or names
     return 1 if fetch(model for model in MODELS if model.name in only) else 0
 

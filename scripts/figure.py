@@ -20,9 +20,10 @@ from rich.terminal_theme import DIMMED_MONOKAI
 from rich.text import Text
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = 92
+COLUMNS = 106
+MODEL, DATA = "models/fashion_cnn.onnx", "models/fashion_test.npz"
 FIGURES = {
-    "inject.svg": "onnxfi inject models/fashion_cnn.onnx --ber 1e-5 --seed 1 --data models/fashion_test.npz --provider cpu",
+    "inject.svg": f"onnxfi inject {MODEL} --ber 1e-5 --seed 1 --data {DATA} --provider cpu",
 }
 # The figure asks no other server for a font, and takes the reader's own.
 FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, DejaVu Sans Mono, monospace"
@@ -61,7 +62,7 @@ def draw(command: str, output: str, title: str) -> str:
     with open(os.devnull, "w") as nowhere:
         console = Console(record=True, width=COLUMNS, file=nowhere, highlight=False, force_terminal=True)
         console.print(Text.assemble(("$ ", "bold green"), (command, "bold")))
-        console.print(Text.from_ansi(output.rstrip("\n")))
+        console.print(Text.from_ansi(output.rstrip("\n") + "\n"))  # the last line of a drawing is cut at its foot
         return console.export_svg(title=title, theme=DIMMED_MONOKAI, code_format=FORMAT, unique_id="onnxfi")
 
 

@@ -66,8 +66,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )
         weights = torch.softmax(query @ key.transpose(-1, -2) * self.scale, dim=-1)
         return self.output((weights @ value).transpose(1, 2).flatten(2))
@@ -202,9 +201,7 @@ def measure(module: nn.Module, path: Path, image: Tensor, label: Tensor) -> None
 
 def write_test_set(image: Tensor, label: Tensor) -> None:
     """The first images of the test set. numpy dates every entry 1980, so equal arrays give equal bytes."""
-    np.savez_compressed(
-        MODELS / "fashion_test.npz", image=image[:SHIPPED].numpy(), labels=label[:SHIPPED].numpy()
-    )
+    np.savez_compressed(MODELS / "fashion_test.npz", image=image[:SHIPPED].numpy(), labels=label[:SHIPPED].numpy())
 
 
 def write_checksums() -> None:

@@ -2,19 +2,22 @@
 
 The trial is the unit of statistics. Yes/no outcomes of trials get exact binomial intervals; per-sample rates and
 accuracies get theirs from the spread between trials, weighted by stratum where the plan drew so. Both hold for the
-samples that were run; what the choice of samples adds is stated apart.
+samples that were run; what the choice of samples adds is stated apart. Results are read as a stream: what is held in
+memory are sums.
 """
 
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxfi.campaign.outcomes import CLASSES, unpacked
 from onnxfi.campaign.store import Row, Store, StoreError
@@ -22,6 +25,7 @@ from onnxfi.errors import OutputError
 from onnxfi.faults.statistics import Interval, Stratum, clopper_pearson, sample_error, stratified_interval
 from onnxfi.faults.trials import json_value
 
+OUTCOMES = ("masked", "sdc", "due")
 #: Yes/no outcomes of trials: the rate at which any sample's top-1 changes depends on the number of samples.
 YES_NO: dict[str, Callable[[Row], bool]] = {
     "masked": lambda row: row.outcome == "masked",
@@ -42,7 +46,11 @@ SHARES = (
     "due_samples",
     *CLASSES,
 )
-_WAYS_OF_ONE = ("single", "exhaustive")
+_NAMES = (*YES_NO, *SHARES)
+#: Sums over trials: how many have a rate, the sum of its values and of their squares ([rates, 3]).
+Sums = NDArray[np.float64]
+#: Where a trial belongs: its stratum, and its layer and bit.
+Key = tuple[int, str | None, int | None]
 
 
 @dataclass(frozen=True)
@@ -56,17 +64,13 @@ class Rate:
     def row(self) -> dict[str, Any]:
         """As plain values for JSON."""
         i = self.interval
-        return {
-            "name": self.name,
-            "of": self.of,
-            **{k: json_value(getattr(i, k)) for k in ("low", "high")},
-            "value": json_value(i.estimate),
-        }
+        ends = {"value": json_value(i.estimate), "low": json_value(i.low), "high": json_value(i.high)}
+        return {"name": self.name, "of": self.of, **ends}
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Trials that belong together: all, those of one rate, layer or bit."""
+    """Trials that belong together: all, those of one rate, layer or bit; `population` are the sites they stand for."""
 
     key: str
     trials: int
@@ -78,10 +82,17 @@ class Fold:
         """The interval of a rate; None where these trials do not have it."""
         return next((r.interval for r in self.rates if r.name == name), None)
 
+    def row(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {
+            "key": self.key, "trials": self.trials, "population": self.population, "outcomes": self.outcomes,
+            "rates": [rate.row() for rate in self.rates],
+        }  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Report:
-    """A campaign's results, folded."""
+    """A campaign's results, folded. `samples` is what the choice of samples adds to the SDC-1 rate."""
 
     store: Path
     campaign: dict[str, Any]
@@ -95,16 +106,26 @@ class Report:
     by_layer: tuple[Fold, ...]
     by_bit: tuple[Fold, ...]
     samples: Interval | None
-    rows: tuple[Row, ...]
     strata: tuple[dict[str, Any], ...]
 
+    def details(self) -> Iterator[dict[str, Any]]:
+        """One row a trial, read from the store: what it was, its outcome, its metrics."""
+        rates = {s["stratum"]: s["ber"] for s in self.strata}
+        with Store.open(self.store) as opened:
+            for row in opened.rows():
+                yield {
+                    "trial": row.trial, "ber": rates[row.stratum], "faults": row.faults, "layer": row.layer,
+                    "bit": row.bit, "outcome": row.outcome, "cause": row.cause,
+                    **{name: row.metrics.get(name) for name in self.golden["metrics"]},
+                }  # fmt: skip
+
     def to_pandas(self) -> Any:
-        """One line a trial, as a pandas DataFrame."""
+        """One line a trial, as a pandas DataFrame; OutputError where pandas is not installed."""
         try:
             import pandas  # type: ignore[import-untyped,unused-ignore]
         except ImportError:
             raise OutputError("pandas is not installed; pip install pandas, or use --csv") from None
-        return pandas.DataFrame(_details(self))
+        return pandas.DataFrame(list(self.details()))
 
     def document(self) -> dict[str, Any]:
         """As plain values for JSON."""
@@ -112,157 +133,186 @@ class Report:
             "store": str(self.store), "trials": self.everything.trials, "planned": self.planned,
             "errors": self.errors, "confidence": self.confidence, "outcomes": self.everything.outcomes,
             "rates": [rate.row() for rate in self.everything.rates],
-            "golden": self.golden["metrics"], "samples": self.golden["samples"],
-            **{name: [_plain(fold) for fold in getattr(self, name)] for name in ("by_rate", "by_layer", "by_bit")},
+            "golden": self.golden["metrics"], "samples": self.golden["samples"], "data": self.golden["data"],
+            "sample_error": None if self.samples is None else Rate("sdc1", "samples", self.samples).row(),
+            **{name: [fold.row() for fold in getattr(self, name)] for name in ("by_rate", "by_layer", "by_bit")},
         }  # fmt: skip
 
 
-def report(store: str | Path) -> Report:
-    """Fold the results of a store.
+def report(store: str | Path, *, confidence: float | None = None) -> Report:
+    """Fold the results of a store; a campaign that is not finished is reported as far as it is.
 
-    Raises StoreError for what is no store, or one without a result.
+    `confidence` is that of every interval (default: what the campaign asks for). Raises StoreError for what is no store,
+    or one without a result.
     """
     with Store.open(store) as opened:
-        campaign = opened.get("identity")
-        rows = tuple(opened.rows())
-        if campaign is None or not rows:
-            raise StoreError(f"{str(store)!r} holds no result yet; onnxfi run goes on with it")
-        strata, cells = tuple(opened.strata()), [tuple(cell) for cell in opened.get("cells") or []]
-        golden, confidence = opened.get("golden"), float(opened.get("length")["confidence"])
+        campaign, golden = opened.get("identity"), opened.get("golden")
+        if campaign is None or golden is None or not opened.count("results"):
+            hint = "; its trials ended in errors of the harness" if opened.count("errors") else ""
+            raise StoreError(f"{str(store)!r} holds no result yet{hint}; onnxfi run goes on with it")
+        strata = tuple(opened.strata())
+        cells = [tuple(cell) for cell in opened.get("cells")]
+        confidence = confidence or float(opened.get("length")["confidence"])
         planned, errors, environment = opened.count("plan"), opened.count("errors"), opened.get("environment")
-    fold = _Folder(campaign["way"], strata, cells, confidence)
+        fold = _Folder(strata, cells, confidence)
+        samples = fold.read(opened, golden["samples"])
     rates = sorted({s["ber"] for s in strata if s["ber"] is not None})
-    layers, bits = (_layers(cells), _bits(cells)) if campaign["way"] in _WAYS_OF_ONE else ([], [])
     return Report(
         Path(store), campaign, golden, environment, confidence, planned, errors,
-        fold("all", rows),
-        tuple(fold(f"{r:g}", [row for row in rows if strata[row.stratum]["ber"] == r]) for r in rates),
-        tuple(fold(layer, [r for r in rows if r.layer == layer], layer=layer) for layer in layers),
-        tuple(fold(str(bit), [r for r in rows if r.bit == bit], bit=bit) for bit in bits),
-        _sample_error(rows, golden["samples"], confidence),
-        rows,
+        fold("all"),
+        tuple(fold(f"{rate:g}", strata=[s["stratum"] for s in strata if s["ber"] == rate]) for rate in rates),
+        tuple(fold(layer, layer=layer) for layer in dict.fromkeys(layer for layer, _, _ in cells)),
+        tuple(fold(str(bit), bit=bit) for bit in sorted({bit for _, bit, _ in cells if bit is not None})),
+        None if samples is None or len(rates) > 1 else sample_error(samples, confidence),
         strata,
     )  # fmt: skip
 
 
-def _layers(cells: Iterable[tuple[Any, ...]]) -> list[str]:
-    return list(dict.fromkeys(layer for layer, _, _ in cells))
+def _has(row: Row, name: str) -> bool:
+    return name in OUTCOMES or "sdc1" in row.metrics
 
 
-def _bits(cells: Iterable[tuple[Any, ...]]) -> list[int]:
-    return sorted({bit for _, bit, _ in cells if bit is not None})
+def _none() -> Sums:
+    return np.zeros((len(_NAMES), 3))
 
 
 @dataclass(frozen=True)
 class _Folder:
-    way: str
-    strata: Sequence[dict[str, Any]]
-    cells: Sequence[tuple[Any, ...]]
+    """Sums become rates: by stratum, each with the number of faults that it was drawn from (none: endless)."""
+
+    strata: tuple[dict[str, Any], ...]
+    cells: list[tuple[Any, ...]]
     confidence: float
+    sums: dict[Key, Sums] = field(default_factory=lambda: defaultdict(_none))
 
-    def __call__(self, key: str, rows: Sequence[Row], *, layer: str | None = None, bit: int | None = None) -> Fold:
-        outcomes = {name: sum(r.outcome == name for r in rows) for name in ("masked", "sdc", "due")}
-        parts = self._parts(rows, layer, bit)
+    def read(self, store: Store, samples: int) -> NDArray[np.float64] | None:
+        """Sum up the results; for each sample how often its top-1 changed, where there is one ([samples])."""
+        ran = store.ran()
+        sites = self._sites(None, None)
+        weight = {
+            s: sites[s] / sum(sites[r] for r in ran) / n if sites else 1 / sum(ran.values()) for s, n in ran.items()
+        }
+        changed = None
+        for row in store.rows():
+            values = [float(hit(row)) if _has(row, name) else None for name, hit in YES_NO.items()]
+            values += [row.metrics.get(name) for name in SHARES]
+            x = np.array([np.nan if value is None else value for value in values])
+            here = ~np.isnan(x)
+            self.sums[row.stratum, row.layer, row.bit][here] += np.stack([np.ones_like(x), x, x * x], axis=1)[here]
+            if row.changed is not None and samples > 1:
+                changed = np.zeros(samples) if changed is None else changed
+                changed += weight[row.stratum] * unpacked(row.changed, samples)
+        return None if changed is None else np.clip(changed, 0, 1)
+
+    def __call__(
+        self, key: str, *, strata: list[int] | None = None, layer: str | None = None, bit: int | None = None
+    ) -> Fold:
+        parts = self._parts(strata, layer, bit)
+        total = np.sum([sums for sums, _ in parts], axis=0)
+        outcomes = {name: int(total[_NAMES.index(name), 1]) for name in OUTCOMES}
+        rates = tuple(
+            Rate(name, "trials" if name in YES_NO else "samples", self._interval(name, [(s[k], n) for s, n in parts]))
+            for k, name in enumerate(_NAMES)
+            if total[k, 0]
+        )
         population = sum(n for _, n in parts if n) or None
-        rates = [Rate(name, "trials", self._yes_no(parts, hit)) for name, hit in YES_NO.items() if _has(rows, name)]
-        rates += [Rate(name, "samples", self._share(parts, name)) for name in SHARES if _has(rows, name)]
-        return Fold(key, len(rows), population, outcomes, tuple(rates))
+        return Fold(key, int(total[0, 0]), population, outcomes, rates)
 
-    def _parts(self, rows: Sequence[Row], layer: str | None, bit: int | None) -> list[tuple[list[Row], int | None]]:
-        """The rows by stratum, each with the number of faults that it was drawn from (None: endless)."""
-        if self.way not in _WAYS_OF_ONE:
-            return [(list(rows), None)]
-        parts: list[tuple[list[Row], int | None]] = []
-        for s in self.strata:
-            inside = sum(
-                n
-                for cell_layer, cell_bit, n in self.cells
-                if layer in (None, cell_layer) and bit in (None, cell_bit)
-                and s["layer"] in (None, cell_layer) and s["bit"] in (None, cell_bit)
-            )  # fmt: skip
-            here = [r for r in rows if r.stratum == s["stratum"]]
-            if inside:
-                parts.append((here, inside))
-        return parts
+    def _parts(self, strata: list[int] | None, layer: str | None, bit: int | None) -> list[tuple[Sums, int | None]]:
+        """The sums of each stratum inside a fold, and the sites of the fold there."""
+        found: dict[int, Sums] = defaultdict(_none)
+        for (stratum, row_layer, row_bit), sums in self.sums.items():
+            inside = layer in (None, row_layer) and bit in (None, row_bit)
+            if inside and (strata is None or stratum in strata):
+                found[stratum] += sums
+        if not self.cells:  # sweeps and mixes: trials of an endless population
+            return [(np.sum([_none(), *found.values()], axis=0), None)]
+        return [(found[stratum], n) for stratum, n in sorted(self._sites(layer, bit).items())]
 
-    def _yes_no(self, parts: list[tuple[list[Row], int | None]], hit: Callable[[Row], bool]) -> Interval:
-        if len(parts) == 1:
-            rows, population = parts[0]
-            return clopper_pearson(sum(map(hit, rows)), len(rows), self.confidence, population=population)
-        return stratified_interval([Stratum.of([float(hit(r)) for r in rows], n) for rows, n in parts], self.confidence)
+    def _sites(self, layer: str | None, bit: int | None) -> dict[int, int]:
+        """The sites of a layer and bit (None: of all) in each stratum."""
+        sites: dict[int, int] = defaultdict(int)
+        for cell_layer, cell_bit, n in self.cells:
+            if layer in (None, cell_layer) and bit in (None, cell_bit):
+                sites[self._drawn_from(cell_layer, cell_bit)] += n
+        return sites
 
-    def _share(self, parts: list[tuple[list[Row], int | None]], name: str) -> Interval:
-        strata = [Stratum.of([float(r.metrics[name]) for r in rows if name in r.metrics], n) for rows, n in parts]
+    def _drawn_from(self, layer: str, bit: int | None) -> int:
+        """The stratum that the sites of a layer and bit belong to."""
+        return next(self._homes[key] for key in ((layer, bit), (layer, None), (None, None)) if key in self._homes)
+
+    @cached_property
+    def _homes(self) -> dict[tuple[str | None, int | None], int]:
+        return {(s["layer"], s["bit"]): s["stratum"] for s in self.strata}
+
+    def _interval(self, name: str, parts: list[tuple[Any, int | None]]) -> Interval:
+        if name in YES_NO and len(parts) == 1:
+            ((n, hits, _), population), *_ = parts
+            return clopper_pearson(round(hits), int(n), self.confidence, population=population)
+        strata = [Stratum(population, int(n), total, squares) for (n, total, squares), population in parts]
         return stratified_interval(strata, self.confidence)
 
 
-def _has(rows: Sequence[Row], name: str) -> bool:
-    if name in ("masked", "sdc", "due"):
-        return True
-    return any(("sdc1" if name == "any_sdc1" else name) in row.metrics for row in rows)
+def classes(found: Report) -> list[dict[str, Any]]:
+    """The table of Gogebakan et al. (SpikingJET, 2024): a row a layer; the shares from fully masked to DUE sum to 1.
 
-
-def _sample_error(rows: Sequence[Row], samples: int, confidence: float) -> Interval | None:
-    """What the choice of samples adds to the SDC-1 rate."""
-    changed = [row.changed for row in rows if row.changed is not None]
-    if not changed or samples < 2:
-        return None
-    total = np.zeros(samples)
-    for one in changed:
-        total += unpacked(one, samples)
-    return sample_error(total / len(changed), confidence)
-
-
-def _plain(fold: Fold) -> dict[str, Any]:
-    return {
-        "key": fold.key, "trials": fold.trials, "population": fold.population, "outcomes": fold.outcomes,
-        "rates": [rate.row() for rate in fold.rates],
-    }  # fmt: skip
-
-
-def _details(found: Report) -> list[dict[str, Any]]:
-    labels = {s["stratum"]: s for s in found.strata}
-    return [
-        {
-            "trial": row.trial, "ber": labels[row.stratum]["ber"], "faults": row.faults, "layer": row.layer,
-            "bit": row.bit, "outcome": row.outcome, "cause": row.cause, **row.metrics,
-        }
-        for row in found.rows
-    ]  # fmt: skip
+    `faults` counts the trials, `injections` the samples that were run under them. Empty where nothing is classified, or
+    trials strike many layers at once.
+    """
+    golden = found.golden["metrics"].get("top1")
+    rows = []
+    for fold in found.by_layer:
+        shares = [fold.rate(name) for name in CLASSES]
+        if all(shares) and fold.trials:
+            row: dict[str, Any] = {
+                "layer": fold.key, "faults": fold.trials, "injections": fold.trials * found.golden["samples"]
+            }  # fmt: skip
+            row |= {name.removeprefix("class_"): i.estimate for name, i in zip(CLASSES, shares, strict=True) if i}
+            accuracy = fold.rate("top1")
+            rows.append(row | ({"faulty_accuracy": accuracy.estimate, "golden_accuracy": golden} if accuracy else {}))
+    return rows
 
 
 def write_csv(found: Report, folder: str | Path) -> list[Path]:
-    """Write the report as CSV files into a folder: detail (one line a trial), summary, and what there is by rate, layer
-    and bit: each rate with the ends of its interval. Returns what was written.
+    """Write the report as CSV files into a folder; returns what was written.
+
+    `detail.csv` has a line a trial, `summary.csv` the rates of all trials with the ends of their intervals; the same by
+    rate, layer and bit stands in `rates.csv`, `layers.csv` and `bits.csv`, where there are such, and what `classes` says
+    in `classes.csv`.
     """
     place = Path(folder)
+    tables: dict[str, Iterable[dict[str, Any]]] = {
+        "detail": found.details(),
+        "summary": [_flat("", found.everything, found)],
+        "rates": [_flat("ber", fold, found) for fold in found.by_rate],
+        "layers": [_flat("layer", fold, found) for fold in found.by_layer],
+        "bits": [_flat("bit", fold, found) for fold in found.by_bit],
+        "classes": classes(found),
+    }
     try:
         place.mkdir(parents=True, exist_ok=True)
-        tables = {"summary": [found.everything], "rates": found.by_rate, "layers": found.by_layer, "bits": found.by_bit}
-        written = [_table(place / "detail.csv", _details(found))]
-        for name, folds in tables.items():
-            if folds:
-                written.append(_table(place / f"{name}.csv", [_flat(fold, found) for fold in folds]))
-        return written
+        return [_table(place / f"{name}.csv", rows) for name, rows in tables.items() if rows]
     except OSError as error:
         raise OutputError(f"cannot write into {str(folder)!r}: {error.strerror}") from None
 
 
-def _flat(fold: Fold, found: Report) -> dict[str, Any]:
-    row: dict[str, Any] = {"key": fold.key, "trials": fold.trials, "population": fold.population}
+def _flat(key: str, fold: Fold, found: Report) -> dict[str, Any]:
+    """A fold as one line: what it is, its counts, golden's accuracy, then value and ends of each rate."""
+    row: dict[str, Any] = {key: fold.key} if key else {}
+    row |= {"trials": fold.trials, "population": fold.population}
     row |= {f"trials_{name}": n for name, n in fold.outcomes.items()}
-    for rate in fold.rates:
-        i = rate.interval
-        row |= {rate.name: i.estimate, f"{rate.name}_low": i.low, f"{rate.name}_high": i.high}
-    return row | {
-        f"golden_{name}": value for name, value in found.golden["metrics"].items() if name in ("top1", "top5")
-    }
+    row |= {f"golden_{name}": found.golden["metrics"].get(name) for name in ("top1", "top5")}
+    for name in (*SHARES, *YES_NO):
+        i = fold.rate(name)
+        row |= {name: i and i.estimate, f"{name}_low": i and i.low, f"{name}_high": i and i.high}
+    return row
 
 
-def _table(path: Path, rows: list[dict[str, Any]]) -> Path:
-    names = list(dict.fromkeys(name for row in rows for name in row))
+def _table(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     with path.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, names, restval="")
-        table.writeheader()
-        table.writerows({k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows)
+        table = csv.writer(stream)
+        for number, row in enumerate(rows):
+            if not number:
+                table.writerow(row)
+            table.writerow("" if value is None else value for value in row.values())
     return path

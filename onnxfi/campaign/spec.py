@@ -1,4 +1,4 @@
-"""The campaign: all that fixes an answer, as a frozen value, as flags, or as a YAML file.
+"""The campaign: all that fixes an answer, as a frozen value. As flags and as a YAML file it bears the same names.
 
 Exactly one of `ber` (a sweep), `single`, `exhaustive`, `faults` (a replay) and `mix` says which trials there are. How
 many there are (`repeat`, `trials`, `margin`, `confidence`) is no part of the identity: a longer campaign extends a
@@ -8,10 +8,11 @@ shorter one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
 from typing import Any, get_args
 
 from onnxfi.errors import InputError, closest
@@ -22,22 +23,40 @@ from onnxfi.faults.statistics import Per
 from onnxfi.runtime.engines import OrtEngine
 from onnxfi.runtime.metrics import KINDS
 
-VERSION = 1
-_LARGEST_SPEC = 1 << 20
 DUE = ("error", "timeout", "crash", "memory", "nonfinite")
-_WAYS = ("ber", "single", "exhaustive", "faults", "mix")
-#: Fields that say how long a campaign is, or where it runs: others may be given when a store is extended.
-_LENGTH = ("repeat", "trials", "margin", "confidence")
+WAYS = ("ber", "single", "exhaustive", "faults", "mix")
+SELECTORS = ("include", "exclude", "op", "dtype", "bits", "elements")
+#: Fields that say how long a campaign is, or where its files lie: others may be given when a store is extended.
+LENGTH = ("repeat", "trials", "margin", "confidence")
 _PLACE = ("model", "data", "preprocess", "faults", "allow_links")
+#: Fields that say something only in some ways of choosing trials.
+_ONLY = {
+    "repeat": ("ber", "mix"),
+    **dict.fromkeys(("trials", "margin", "per"), ("single",)),
+    **dict.fromkeys(("fault", *SELECTORS), ("ber", "single", "exhaustive")),
+    "seed": ("ber", "single", "exhaustive", "mix"),
+}
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "Part": "a part"}
 
 
 class SpecError(InputError):
-    """A campaign that cannot be: an unknown field, a wrong type, a value out of range, fields at odds."""
+    """A campaign that cannot be: an unknown field, a wrong type, a value out of range, fields at odds.
+
+    `field` names the field at fault, so that a file's line can be told.
+    """
+
+    def __init__(self, text: str, field: str = "") -> None:
+        super().__init__(text)
+        self.field = field
 
 
 @dataclass(frozen=True)
 class Part:
-    """One draw of a mixed trial: a fault model on a selection, at a rate or in a number."""
+    """One draw of a mixed trial: a fault model on a selection, at a rate (`ber`) or in a number (`count`).
+
+    >>> Part("stuck-at-1", count=2, include=("conv1",)).selector.include
+    ('conv1',)
+    """
 
     fault: str = "flip"
     ber: float | None = None
@@ -48,6 +67,15 @@ class Part:
     dtype: tuple[str, ...] = ()
     bits: str = ""
     elements: str = ""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if (self.ber is None) == (self.count is None):
+            raise SpecError("each part of mix takes ber or count: at which rate, or how many")
+        if self.ber is not None:
+            _named("ber", check_rate, self.ber)
+        _check(self.count is None or self.count >= 0, "count", self.count, "a whole number from 0")
+        _named("fault", parse_fault, self.fault)
 
     @property
     def selector(self) -> Selector:
@@ -62,10 +90,11 @@ class Campaign:
     `ber` are the rates of a sweep, `repeat` the trials at each (also of a mix). `single` strikes one site a trial:
     `trials` of them, or as many as `margin` at `confidence` asks for, drawn `per` network, layer, layer-bit, or
     data-aware. `exhaustive` strikes every site once. `faults` replays a list. `mix` puts several draws into each trial.
-    A sample is masked where its output is golden's within `tolerance` (absolute); `due` names what counts as DUE.
+    `data` None are synthetic inputs. A sample is masked where its output is golden's within `tolerance` (absolute);
+    `due` names what counts as DUE. Lists become tuples, and a single value the tuple of it.
 
-    >>> Campaign(model="m.onnx", ber=(1e-6, 1e-5), repeat=3).way
-    'ber'
+    >>> Campaign(model="m.onnx", ber=[1e-6, 1e-5], repeat=3, include="conv").include
+    ('conv',)
     """
 
     model: str
@@ -104,44 +133,47 @@ class Campaign:
     allow_links: bool = False
 
     def __post_init__(self) -> None:
-        ways = [way for way in _WAYS if getattr(self, way)]
+        check_types(self)
+        if self.data == "synthetic":  # as the command line says it
+            object.__setattr__(self, "data", None)
+        self._check_ways()
+        for rate in self.ber:
+            _named("ber", check_rate, rate)
+        if list(self.ber) != sorted(set(self.ber)):
+            rates = ", ".join(f"{rate:g}" for rate in self.ber)
+            raise SpecError(f"ber {rates} is out of order; give rising rates, each once", "ber")
+        for name, fine, allowed in _RANGES:
+            value = getattr(self, name)
+            _check(value is None or fine(value), name, value, allowed)
+        for name, known in (("per", get_args(Per)), ("scores", KINDS), ("due", DUE)):
+            value = getattr(self, name)
+            for one in value if isinstance(value, tuple) else (value,):
+                if one not in known:
+                    raise SpecError(f"{name} {one!r} is unknown{closest(one, known)}", name)
+        _named("fault", parse_fault, self.fault)
+        for text in self.provider_option:
+            _check(text.find("=") > 0, "provider_option", repr(text), "KEY=VALUE")
+        self.engine()
+
+    def _check_ways(self) -> None:
+        ways = [way for way in WAYS if getattr(self, way)]
         if len(ways) != 1:
             given = " and ".join(ways) or "none"
-            raise SpecError(f"exactly one of {', '.join(_WAYS)} says which trials there are; given: {given}")
-        for rate in self.ber:
-            check_rate(rate)
-        if list(self.ber) != sorted(set(self.ber)):
-            raise SpecError(
-                f"ber {', '.join(f'{b:g}' for b in self.ber)} is out of order; give rising rates, each once"
-            )
-        _check(self.repeat >= 1, "repeat", self.repeat, "1 or more")
-        _check(self.trials is None or self.trials >= 1, "trials", self.trials, "1 or more")
-        _check(self.margin is None or 0 < self.margin < 1, "margin", self.margin, "a share between 0 and 1, as 0.01")
-        _check(0 < self.confidence < 1, "confidence", self.confidence, "a share between 0 and 1, as 0.99")
-        _check(self.tolerance >= 0, "tolerance", self.tolerance, "0 or more")
-        _check(0 <= self.seed < 1 << 64, "seed", self.seed, "a whole number from 0 to 2**64 - 1")
-        _check(self.batch >= 1, "batch", self.batch, "1 or more")
-        for name, known in (("per", get_args(Per)), ("scores", KINDS)):
-            value = getattr(self, name)
-            if value not in known:
-                raise SpecError(f"{name} {value!r} is unknown{closest(value, known)}")
-        for cause in self.due:
-            if cause not in DUE:
-                raise SpecError(f"due {cause!r} is unknown{closest(cause, DUE)}")
+            raise SpecError(f"exactly one of {', '.join(WAYS)} says which trials there are; given: {given}", *ways[1:2])
+        for f in dataclasses.fields(self):
+            if f.name in _ONLY and ways[0] not in _ONLY[f.name] and differs(self, f):
+                hint = "; its parts and its list say it" if f.name in _ONLY["fault"] else ""
+                wants = ", ".join(_ONLY[f.name])
+                raise SpecError(f"{f.name} says nothing with {ways[0]}, only with {wants}; leave it out{hint}", f.name)
         if self.single and (self.trials is None) == (self.margin is None):
-            raise SpecError("single takes trials or margin: how many, or how narrow the interval shall be")
-        if self.single and self.trials is not None and self.per != "network":
-            raise SpecError(f"per {self.per!r} sizes each stratum by a margin; give margin instead of trials")
-        for part in self.mix:
-            if (part.ber is None) == (part.count is None):
-                raise SpecError("each part of mix takes ber or count")
-        parse_fault(self.fault)
-        self.engine()
+            raise SpecError("single takes trials or margin: how many, or how narrow the interval shall be", "single")
+        if self.trials is not None and self.per != "network":
+            raise SpecError(f"per {self.per!r} sizes each stratum by a margin; give margin instead of trials", "per")
 
     @property
     def way(self) -> str:
         """Which trials there are: ber, single, exhaustive, faults or mix."""
-        return next(way for way in _WAYS if getattr(self, way))
+        return next(way for way in WAYS if getattr(self, way))
 
     @property
     def selector(self) -> Selector:
@@ -150,20 +182,72 @@ class Campaign:
 
     def engine(self) -> OrtEngine:
         """What runs it."""
-        pairs = tuple((k, v) for k, _, v in (text.partition("=") for text in self.provider_option))
-        return OrtEngine(self.provider, pairs, self.optimization, self.threads, self.custom_ops)
+        options = tuple((key, value) for key, _, value in (text.partition("=") for text in self.provider_option))
+        fields = {"optimization": self.optimization, "threads": self.threads, "custom_ops": self.custom_ops}
+        for name, value in fields.items():
+            _named(name, lambda given: OrtEngine(**given), {name: value})
+        engine: OrtEngine = _named("provider", lambda given: OrtEngine(self.provider, options, **given), fields)
+        return engine
 
     def identity(self) -> dict[str, Any]:
         """The fields that fix each trial's answer, apart from the digests of model, data and list."""
         kept = dataclasses.asdict(self)
-        for name in (*_LENGTH, *_PLACE):
+        for name in (*LENGTH, *_PLACE):
             kept.pop(name)
+        for row in (kept, *kept["mix"]):
+            row["fault"] = str(parse_fault(row["fault"]))  # with the digest of a pattern's file
         return {**kept, "way": self.way}
+
+
+_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    *((name, lambda n: n >= 1, "1 or more") for name in ("repeat", "trials", "samples", "batch", "threads")),
+    ("batch_axis", lambda n: n >= 0, "0 or more"),
+    ("margin", lambda e: 0 < e < 1, "a share between 0 and 1, as 0.01"),
+    ("confidence", lambda c: 0 < c < 1, "a share between 0 and 1, as 0.99"),
+    ("tolerance", lambda t: 0 <= t < math.inf, "0 or more"),
+    ("seed", lambda s: 0 <= s < 1 << 64, "a whole number from 0 to 2**64 - 1"),
+)
 
 
 def _check(good: bool, name: str, given: object, allowed: str) -> None:
     if not good:
-        raise SpecError(f"{name} {given} is out of range; give {allowed}")
+        raise SpecError(f"{name} {given} is out of range; give {allowed}", name)
+
+
+def _named(name: str, call: Callable[[Any], Any], value: Any) -> Any:
+    """Call, and tie what it has against the value to the field of that name."""
+    try:
+        return call(value)
+    except InputError as error:
+        raise SpecError(f"{name}: {error}", name) from None
+
+
+def check_types(value: Any) -> None:
+    """Give each field the type that it is declared with, or say which one has another."""
+    for f in dataclasses.fields(value):
+        object.__setattr__(value, f.name, typed(getattr(value, f.name), str(f.type), f.name))
+
+
+def typed(value: Any, kind: str, name: str) -> Any:
+    if kind.startswith("tuple["):
+        inner = kind[len("tuple[") :].partition(",")[0]
+        single = isinstance(value, (str, Part)) or not isinstance(value, Sequence)
+        return tuple(typed(one, inner, name) for one in ((value,) if single else value))
+    kind, _, optional = kind.partition(" | ")
+    if value is None and optional:
+        return None
+    if kind == "str" and isinstance(value, (str, os.PathLike)):
+        return os.fspath(value)
+    if kind == "bool" and isinstance(value, bool):
+        return value
+    if kind == "Part" and isinstance(value, Part):
+        return value
+    if kind in ("int", "float") and not isinstance(value, (bool, str)):
+        try:
+            return value.__index__() if kind == "int" else float(value)
+        except (AttributeError, TypeError, OverflowError):
+            pass
+    raise SpecError(f"{name} must be {_TYPES[kind]}; given {str(value)[:60]!r}", name)
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
@@ -172,15 +256,18 @@ def parse_rates(text: str) -> tuple[float, ...]:
     >>> parse_rates("1e-6:1e-4"), parse_rates("2e-5,1e-3"), parse_rates("1e-6:5e-6")
     ((1e-06, 1e-05, 0.0001), (2e-05, 0.001), (1e-06, 5e-06))
     """
+    wrong = SpecError(f"ber {text[:60]!r} is no rate; write 1e-6, a list 1e-6,1e-5 or decades 1e-7:1e-3", "ber")
     try:
         low, colon, high = text.partition(":")
         if not colon:
             return tuple(float(piece) for piece in text.split(","))
         first, last = Decimal(low.strip()), Decimal(high.strip())
     except (ValueError, InvalidOperation):
-        raise SpecError(f"ber {text!r} is no rate; write 1e-6, a list 1e-6,1e-5 or decades 1e-7:1e-3") from None
-    if not 0 < first <= last <= 1:
-        raise SpecError(f"ber {text!r}: decades run from a smaller rate above 0 to a larger one, as 1e-7:1e-3")
+        raise wrong from None
+    if not (first.is_finite() and last.is_finite()):
+        raise wrong
+    if not Decimal("1e-300") <= first <= last <= 1:
+        raise SpecError(f"ber {text!r}: decades run from a smaller rate above 0 to a larger one, as 1e-7:1e-3", "ber")
     rates = []
     while first < last:
         rates.append(float(first))
@@ -188,138 +275,20 @@ def parse_rates(text: str) -> tuple[float, ...]:
     return (*rates, float(last))
 
 
-_TEXT = "a text"
-_TYPES: dict[str, str] = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": _TEXT,
-}
+def outdo(base: Campaign, said: Mapping[str, Any]) -> Campaign:
+    """The campaign with other values; one that is given takes the place of those that it excludes.
 
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a value stands in a spec, for messages."""
-
-    file: str
-    node: Any = field(repr=False)
-
-    def error(self, text: str) -> SpecError:
-        mark = self.node.start_mark
-        return SpecError(f"{self.file}, line {mark.line + 1}, column {mark.column + 1}: {text}")
-
-
-def load_spec(path: str | Path) -> Campaign:
-    """Read a campaign from a YAML file; every field is checked by name and type, with line and column.
-
-    Loading is safe: no tags, no anchors that grow, no more than 1 MB. Paths are taken as they stand there.
+    >>> outdo(Campaign("m.onnx", single=True, margin=0.01, per="layer"), {"ber": (1e-6,)}).per
+    'network'
     """
-    import yaml
-
-    place = Path(path)
-    try:
-        text = place.read_bytes()
-    except OSError as error:
-        raise SpecError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    if len(text) > _LARGEST_SPEC:
-        raise SpecError(f"{path} has {len(text):,} bytes; a campaign has at most {_LARGEST_SPEC:,}")
-    try:
-        root = yaml.compose(text.decode("utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise SpecError(f"{path} is no YAML: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(root, yaml.MappingNode):
-        raise SpecError(f"{path} holds no campaign; it maps field names to values, as model: m.onnx")
-    given = _fields(root, Campaign, str(path), extra=("version",))
-    version = given.pop("version", VERSION)
-    if version != VERSION:
-        raise SpecError(f"{path} has version {version}; this onnxfi reads version {VERSION}")
-    if "model" not in given:
-        raise SpecError(f"{path} names no model; add model: FILE.onnx")
-    try:
-        return Campaign(**given)
-    except SpecError as error:
-        raise SpecError(f"{path}: {error}") from None
+    left = {f.name: getattr(base, f.name) for f in dataclasses.fields(base) if differs(base, f)}
+    way = next((name for name in WAYS if said.get(name)), base.way)
+    gone = {name for name in WAYS if name != way} | {name for name, ways in _ONLY.items() if way not in ways}
+    for one, other in (("trials", "margin"), ("margin", "trials")):
+        gone |= {one} if other in said else set()
+    return Campaign(**{**{name: value for name, value in left.items() if name not in gone}, **said})
 
 
-def _fields(root: Any, kind: type, file: str, *, extra: Sequence[str] = ()) -> dict[str, Any]:
-    import yaml
-
-    known = {f.name: str(f.type) for f in dataclasses.fields(kind)} | dict.fromkeys(extra, "int")
-    given: dict[str, Any] = {}
-    for key, value in root.value:
-        name = key.value if isinstance(key, yaml.ScalarNode) else ""
-        if name not in known:
-            raise _Place(file, key).error(f"unknown field {name!r}{closest(name, known)}")
-        if name in given:
-            raise _Place(file, key).error(f"{name} is given twice")
-        given[name] = _value(value, known[name], name, _Place(file, value))
-    return given
-
-
-def _value(node: Any, kind: str, name: str, place: _Place) -> Any:
-    import yaml
-
-    if kind == "tuple[Part, ...]":
-        if not isinstance(node, yaml.SequenceNode):
-            raise place.error(f"{name} is a list of parts, each with fault, ber or count, and selectors")
-        for item in node.value:
-            if not isinstance(item, yaml.MappingNode):
-                raise _Place(place.file, item).error(f"a part of {name} maps field names to values")
-        return tuple(Part(**_fields(item, Part, place.file)) for item in node.value)
-    if kind == "tuple[float, ...]" and isinstance(node, yaml.ScalarNode):
-        try:
-            return parse_rates(node.value)
-        except SpecError as error:
-            raise place.error(str(error)) from None
-    if kind.startswith("tuple["):
-        items = node.value if isinstance(node, yaml.SequenceNode) else [node]
-        inner = kind[len("tuple[") :].partition(",")[0]
-        return tuple(_scalar(item, inner, name, _Place(place.file, item)) for item in items)
-    return _scalar(node, kind.partition(" | ")[0], name, place, optional="None" in kind)
-
-
-def _scalar(node: Any, kind: str, name: str, place: _Place, *, optional: bool = False) -> Any:
-    import yaml
-
-    wrong = f"{name} must be {_TYPES[kind]}"
-    if not isinstance(node, yaml.ScalarNode):
-        raise place.error(f"{wrong}, not a list or mapping")
-    text, tag = node.value, node.tag.rpartition(":")[2]
-    if tag == "null" and optional:
-        return None
-    if kind == "str":
-        return text
-    if kind == "bool" and tag == "bool":
-        return text.lower() in ("true", "yes", "on")
-    try:
-        if kind in ("int", "float") and tag != "bool":
-            return int(text) if kind == "int" else float(text)
-    except ValueError:
-        pass
-    raise place.error(f"{wrong}; given {text[:60]!r}")
-
-
-def print_spec(campaign: Campaign) -> str:
-    """The campaign as a YAML file that `load_spec` reads back: every field that is not at its default.
-
-    >>> print(print_spec(Campaign(model="m.onnx", ber=(1e-6,))), end="")
-    version: 1
-    model: m.onnx
-    ber:
-    - 1.0e-06
-    """
-    import yaml
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Part):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if _differs(value, f)}
-        return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
-
-    rows: Mapping[str, Any] = {
-        f.name: plain(getattr(campaign, f.name)) for f in dataclasses.fields(campaign) if _differs(campaign, f)
-    }
-    return yaml.safe_dump({"version": VERSION, **rows}, sort_keys=False, allow_unicode=True)
-
-
-def _differs(value: Any, f: dataclasses.Field[Any]) -> bool:
+def differs(value: Any, f: dataclasses.Field[Any]) -> bool:
+    """Whether a field is not at its default."""
     return bool(getattr(value, f.name) != f.default)

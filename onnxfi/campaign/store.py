@@ -1,7 +1,8 @@
 """The store of a campaign: one SQLite file. The format, version 1, is in docs/store.md.
 
-Written in batches, in WAL mode, so that a kill at any moment loses at most the last batch and never the file. A
-result's key is its trial, the store's is the campaign: merging is set union, and twice is once.
+Written in batches, in WAL mode, so that a kill at any moment loses at most the last batch and never the file; a run
+that ends leaves one plain file. A result's key is its trial, the store's is the campaign: merging is set union, and
+twice is once.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxfi.campaign.plan import Group, Planned
+from onnxfi.campaign.plan import Planned
+from onnxfi.campaign.strata import Group
 from onnxfi.errors import InputError, OutputError
 
 VERSION = 1
@@ -92,27 +94,30 @@ class Store:
                 raise OutputError(f"no folder {str(place.parent)!r} to write {place.name!r} into; make it first")
             if place.is_dir():
                 raise OutputError(f"the store {str(place)!r} is a directory; give a file name")
-        db = None
+        db, ours = None, False
         try:
             db = sqlite3.connect(place if create else f"{place.absolute().as_uri()}?mode=ro", uri=not create)
             cls._prepare(db, place, create)
+            ours = create
             yield cls(place, db)
         except sqlite3.DatabaseError as error:
             raise _explain(error, place) from None
         finally:
             if db is not None:
-                db.close()
+                _close(db, ours)
 
     @staticmethod
     def _prepare(db: sqlite3.Connection, place: Path, create: bool) -> None:
         empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
         mark = db.execute("PRAGMA application_id").fetchone()[0]
         version = db.execute("PRAGMA user_version").fetchone()[0]
-        if empty and create and place.stat().st_size == 0:
+        if empty and create and mark == version == 0:  # no file yet, or a run was killed before its first transaction
             db.execute("PRAGMA journal_mode = WAL")
             db.executescript(
                 f"BEGIN; PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {VERSION}; {_SCHEMA} COMMIT;"
             )
+        elif empty and mark == version == 0:
+            raise StoreError(f"{str(place)!r} holds no campaign yet; onnxfi run fills it")
         elif mark != _APPLICATION_ID:
             raise StoreError(f"{str(place)!r} is SQLite, but no store of onnxfi; give one that onnxfi run made")
         elif version > VERSION:
@@ -120,6 +125,7 @@ class Store:
                 f"{str(place)!r} has version {version} of the store, this onnxfi reads {VERSION}; update it"
             )
         if create:
+            db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
 
     def get(self, key: str) -> Any:
@@ -161,19 +167,27 @@ class Store:
             rows = ((p.trial, p.stratum, p.faults, p.layer, p.bit, p.lines) for p in planned)
             self.db.executemany("INSERT OR IGNORE INTO plan VALUES (?, ?, ?, ?, ?, ?)", rows)
 
-    def pending(self, shard: tuple[int, int] | None = None) -> Iterator[tuple[int, str]]:
-        """Trials without a result, in order, with their lines; of a shard (i, n) every n-th trial from the i-th on."""
+    def pending(self, wanted: Callable[[int], bool] = lambda trial: True) -> Iterator[tuple[int, str]]:
+        """Trials that are wanted and have no result, in order, with their lines."""
         last = 0
         while True:
             rows = self.db.execute(
-                "SELECT trial, lines FROM plan WHERE trial > ? AND trial NOT IN (SELECT trial FROM results) "
-                "ORDER BY trial LIMIT ?",
+                "SELECT trial, lines FROM plan WHERE trial > ? AND NOT EXISTS "
+                "(SELECT 1 FROM results WHERE results.trial = plan.trial) ORDER BY trial LIMIT ?",
                 (last, _BATCH),
             ).fetchall()
             if not rows:
                 return
             last = rows[-1][0]
-            yield from (row for row in rows if shard is None or row[0] % shard[1] == shard[0] % shard[1])
+            yield from (row for row in rows if wanted(row[0]))
+
+    def trials(self) -> Iterator[int]:
+        """The numbers of the trials that are planned, in order."""
+        return (trial for (trial,) in self.db.execute("SELECT trial FROM plan ORDER BY trial"))
+
+    def done(self) -> Iterator[tuple[int, str]]:
+        """Trials with a result, in order, each with its outcome."""
+        yield from self.db.execute("SELECT trial, outcome FROM results ORDER BY trial")
 
     def add(self, results: Iterable[Result]) -> None:
         """Write results in one transaction; those that are there stay. A harness error is kept apart."""
@@ -186,6 +200,10 @@ class Store:
                 row = (r.trial, r.outcome, r.cause, metrics, r.changed, r.time_s)
                 self.db.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?)", row)
                 self.db.execute("DELETE FROM errors WHERE trial = ?", (r.trial,))
+
+    def ran(self) -> dict[int, int]:
+        """How many trials of each stratum have a result."""
+        return dict(self.db.execute("SELECT stratum, count(*) FROM results JOIN plan USING (trial) GROUP BY stratum"))
 
     def count(self, table: str) -> int:
         """Rows of plan, results or errors."""
@@ -227,55 +245,86 @@ class Store:
 def merge(out: str | Path, stores: Sequence[str | Path]) -> int:
     """Put the union of several stores of one campaign into `out`; the number of results there.
 
-    Raises StoreError where they are of different campaigns (the fields named), or differ in a trial's result.
+    Raises StoreError where they are of different campaigns (the fields named), or differ in a trial's result; `out` is
+    then as it was.
     """
     for source in stores:
-        if Path(source).absolute() == Path(out).absolute():
+        if os.path.realpath(source) == os.path.realpath(out):
             raise StoreError(f"the output {str(out)!r} is one of the inputs; give another name")
-    with Store.open(out, create=True) as target:
-        for source in stores:
-            with Store.open(source) as one:
-                identity = one.get("identity")
-                if identity is None:
-                    raise StoreError(f"{str(source)!r} holds no campaign yet; run it first")
-                target.bind(identity)
-                if target.get("golden") not in (None, one.get("golden")):
-                    raise StoreError(f"{str(source)!r} has another golden run than the others; the engines differ")
-                target.put(
-                    **{k: one.get(k) for k in ("header", "golden", "canary", "cells", "length", "spec", "environment")}
-                )
-                _copy(one, target)
-        return target.count("results")
+    with ExitStack() as stack:
+        ones = [stack.enter_context(Store.open(source)) for source in stores]
+        for one in ones:
+            if one.get("identity") is None or one.get("golden") is None:
+                raise StoreError(f"{str(one.path)!r} holds no campaign yet; run it first")
+            ones[0].bind(one.get("identity"))
+        existed = Path(out).exists()
+        try:
+            with Store.open(out, create=True) as target:
+                target.bind(ones[0].get("identity"))
+                with target.db:
+                    for one in ones:
+                        _copy(one, target)
+                return target.count("results")
+        except BaseException:
+            if not existed:
+                _remove(Path(out))
+            raise
 
 
 def _copy(one: Store, target: Store) -> None:
-    with target.db:
-        for table, columns in (("strata", 7), ("plan", 6), ("results", 6), ("errors", 2)):
-            marks = ", ".join("?" * columns)
-            target.db.executemany(
-                f"INSERT OR IGNORE INTO {table} VALUES ({marks})", one.db.execute(f"SELECT * FROM {table}")
-            )
-        for stratum in one.strata():
-            target.db.execute(
-                "UPDATE strata SET trials = max(trials, ?) WHERE stratum = ?", (stratum["trials"], stratum["stratum"])
-            )
-        target.db.execute("DELETE FROM errors WHERE trial IN (SELECT trial FROM results)")
-    for row in one.db.execute("SELECT trial, outcome, metrics FROM results"):
-        other = target.db.execute("SELECT trial, outcome, metrics FROM results WHERE trial = ?", row[:1]).fetchone()
-        if other != row:
+    """Add what one store holds to the other, within a transaction of the caller."""
+    kept = target.get("golden")
+    if kept is not None and kept["scores"] != one.get("golden")["scores"]:
+        raise StoreError(f"{str(one.path)!r} has another golden run than the others; the engines differ")
+    # Where two stores tell something else, the one with more trials is right; of equal ones always the same.
+    told = "SELECT * FROM meta WHERE key NOT IN ('identity', 'campaign') ORDER BY key"
+    given, held = ((s.count("plan"), s.db.execute(told).fetchall()) for s in (one, target))
+    if given > held:
+        target.db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", given[1])
+    for table, columns in (("strata", 7), ("plan", 6), ("results", 6), ("errors", 2)):
+        marks = ", ".join("?" * columns)
+        target.db.executemany(
+            f"INSERT OR IGNORE INTO {table} VALUES ({marks})", one.db.execute(f"SELECT * FROM {table}")
+        )
+    for row in one.db.execute("SELECT trials, stratum FROM strata"):
+        target.db.execute("UPDATE strata SET trials = max(trials, ?) WHERE stratum = ?", row)
+    target.db.execute("DELETE FROM errors WHERE trial IN (SELECT trial FROM results)")
+    same = "SELECT trial, outcome, cause, metrics, changed FROM results"
+    for row in one.db.execute(same):
+        if target.db.execute(f"{same} WHERE trial = ?", row[:1]).fetchone() != row:
             raise StoreError(f"trial {row[0]} has another result in {one.path} than in the others; the engines differ")
 
 
 def set_aside(path: Path) -> Path | None:
-    """Move a store to STORE.old, for a fresh start; None where there is none."""
+    """Move a store to STORE.old, for a fresh start; None where there is none. What is no store stays where it is."""
     if not path.exists():
         return None
+    if path.is_dir() or path.stat().st_size:
+        with Store.open(path):
+            pass
     old = path.with_name(path.name + ".old")
-    for tail in ("", "-wal", "-shm"):
-        source = path.with_name(path.name + tail)
-        if source.exists():
+    _remove(old)
+    for tail in _TAILS:
+        if (source := path.with_name(path.name + tail)).exists():
             os.replace(source, old.with_name(old.name + tail))
     return old
+
+
+_TAILS = ("", "-wal", "-shm")
+
+
+def _remove(path: Path) -> None:
+    for tail in _TAILS:
+        path.with_name(path.name + tail).unlink(missing_ok=True)
+
+
+def _close(db: sqlite3.Connection, written: bool) -> None:
+    """Close; where nobody else has it open, what was written becomes one plain file, readable where nothing can be."""
+    if written:
+        with suppress(sqlite3.Error):
+            db.execute("PRAGMA busy_timeout = 0")
+            db.execute("PRAGMA journal_mode = DELETE")
+    db.close()
 
 
 def _short(value: Any) -> str:
@@ -288,8 +337,8 @@ def _explain(error: sqlite3.DatabaseError, place: Path) -> InputError:
     if "not a database" in text or "malformed" in text:
         return StoreError(f"{str(place)!r} is no store: {text}; give one that onnxfi run made")
     if "readonly" in text or "unable to open" in text:
-        return OutputError(f"cannot write {str(place)!r}: {text}; choose another place with -o")
-    if "full" in text:
+        return OutputError(f"cannot open {str(place)!r} for this: {text}; copy it to a place that can be written")
+    if "full" in text or "disk I/O" in text:
         return OutputError(f"the disk is full; {str(place)!r} holds what was done, the same command goes on from there")
     if "locked" in text:
         return OutputError(f"{str(place)!r} is in use by another run; wait for it, or name another store with -o")

@@ -23,7 +23,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     """
     from onnxfi.cli.show import document, note, number, progress, say, table
     from onnxfi.graph.model import load
-    from onnxfi.runtime.injector import evaluate
+    from onnxfi.runtime.evaluation import evaluate
     from onnxfi.runtime.metrics import METRICS
 
     opened = load(model, allow_links=allow_links)

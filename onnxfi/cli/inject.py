@@ -11,11 +11,12 @@ import click
 from click.core import ParameterSource
 
 from onnxfi.cli import options
-from onnxfi.cli.options import JSON, LINKS, MODEL, run_options, select_options
+from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, run_options, select_options
 
 if TYPE_CHECKING:
     from onnxfi.graph.model import Model
-    from onnxfi.runtime.injector import Evaluation, Injection, Sample
+    from onnxfi.runtime.evaluation import Evaluation
+    from onnxfi.runtime.injector import Injection, Sample
 
 #: Faults listed in the JSON document; the rest is counted.
 _MOST_LISTED = 10_000
@@ -33,7 +34,7 @@ _MOST_LISTED = 10_000
     metavar="SITE",
     help="Strike this site: conv1.weight[3,0,1,2]:30. Repeatable.",
 )
-@click.option("--faults", type=click.Path(path_type=Path), metavar="FILE", help="Replay a fault list.")
+@click.option("--faults", type=PATH, metavar="FILE", help="Replay a fault list.")
 @click.option("--undo", is_flag=True, help="With --faults: restore the original from the faulty MODEL.")
 @click.option(
     "--fault",
@@ -54,11 +55,11 @@ _MOST_LISTED = 10_000
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="OUT",
     help="The faulty model (default: MODEL-stem.faulty.onnx in this folder).",
 )
-@click.option("--save-faults", type=click.Path(path_type=Path), metavar="FILE", help="Write the fault list.")
+@click.option("--save-faults", type=PATH, metavar="FILE", help="Write the fault list.")
 @run_options
 @LINKS
 @JSON
@@ -78,7 +79,8 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     from onnxfi.errors import EngineError
     from onnxfi.graph.model import load
     from onnxfi.graph.mutate import check_place
-    from onnxfi.runtime.injector import evaluate, inject, undo
+    from onnxfi.runtime.evaluation import evaluate
+    from onnxfi.runtime.injector import inject, undo
 
     out = given["out"] or Path(f"{model.stem}.{'restored' if given['undo'] else 'faulty'}.onnx")
     _spare(given, (out, given["save_faults"]))

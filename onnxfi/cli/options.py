@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-MODEL = click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
+#: Whether a file can be read is told where it is opened.
+PATH = click.Path(readable=False, path_type=Path)
+MODEL = click.argument("model", metavar="MODEL", type=PATH)
 
 _SELECT = (
     click.option("--include", multiple=True, metavar="PATTERN", help="Targets, nodes or layers to keep: a substring, =exact, a glob, or re:expression. Repeatable."),
@@ -28,7 +30,7 @@ _SELECT = (
 )  # fmt: skip
 _DATA = (
     click.option("--data", metavar="DATA", help="Labelled data: an .npz, a folder of images by class, module:function, or 'synthetic'."),
-    click.option("--preprocess", type=click.Path(path_type=Path), metavar="YAML", help="How images become inputs (default: preprocess.yaml in their folder)."),
+    click.option("--preprocess", type=PATH, metavar="YAML", help="How images become inputs (default: preprocess.yaml in their folder)."),
     click.option("--samples", type=click.IntRange(1), metavar="N", help="Take the first N samples only."),
     click.option("--batch", type=click.IntRange(1), metavar="N", default=32, show_default=True, help="Samples run together."),
     click.option("--batch-axis", type=click.IntRange(0), metavar="N", default=0, show_default=True, help="Axis of the inputs that counts samples."),

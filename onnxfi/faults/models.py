@@ -100,7 +100,7 @@ class FaultModel:
         return after
 
     def __str__(self) -> str:
-        values = ((f, getattr(self, f.name)) for f in dataclasses.fields(self))
+        values = ((f, getattr(self, f.name)) for f in dataclasses.fields(self) if f.init)
         # Compared as texts, since -0 is another word than 0.
         pairs = [f"{f.name}={_write(f.name, value)}" for f, value in values if repr(value) != repr(f.default)]
         return self.name + (":" + ",".join(pairs) if pairs else "")
@@ -310,15 +310,16 @@ def fault_models() -> Mapping[str, type[FaultModel]]:
     """
     from onnxfi.faults.patterns import Pattern
 
-    found: dict[str, type[FaultModel]] = {model.name: model for model in (*_OWN, Pattern)}
+    own: tuple[type[FaultModel], ...] = (*_OWN, Pattern)
+    found = {model.name: model for model in own}
     for point in entry_points(group=ENTRY_POINTS):
         try:
-            model = point.load()
+            model: Any = point.load()
         except Exception as error:  # whatever the package raises when it is imported
             raise FaultError(
                 f"entry point {point.value!r} does not load: {error}; mend or remove its package"
             ) from error
-        if not (isinstance(model, type) and issubclass(model, FaultModel) and dataclasses.is_dataclass(model)):
+        if not (isinstance(model, type) and dataclasses.is_dataclass(model) and issubclass(model, FaultModel)):
             raise FaultError(f"entry point {point.value!r} is no frozen dataclass derived from onnxfi.FaultModel")
         if not model.name:
             raise FaultError(f"entry point {point.value!r} has no name; give the class a `name`")
@@ -332,6 +333,9 @@ def parse_fault(text: str) -> FaultModel:
     """Read `NAME[:key=value,…]`.
 
     Raises FaultError for a name or key that does not exist (with the closest) and for a value out of range.
+
+    >>> parse_fault("set:value=nan")
+    Set(value=nan)
     """
     name, colon, rest = text.strip().partition(":")
     known = fault_models()

@@ -111,9 +111,9 @@ class Faults(Sequence[Fault]):
         return hash(tuple(self))
 
     def pick(self, rows: Any) -> Faults:
-        """The faults of these rows, in that order."""
+        """The faults of these rows (numbers, a mask or a slice), in that order."""
         sites = Sites(self.sites.target[rows], self.sites.index[rows], self.sites.bit[rows])
-        models = self.models if len(self.models) == 1 else tuple(self.models[int(r)] for r in rows)
+        models = self.models if len(self.models) == 1 else tuple(self.models[r] for r in np.arange(len(self))[rows])
         before, after = (None if c is None else c[rows] for c in (self.before, self.after))
         return Faults(self.targets, sites, models, before, after)
 
@@ -140,7 +140,7 @@ def concat(parts: Sequence[Faults]) -> Faults:
         None if any(getattr(p, when) is None for p in parts) else np.concatenate([getattr(p, when) for p in parts])
         for when in ("before", "after")
     )
-    return Faults(parts[0].targets, Sites(*columns), spread, before, after)
+    return Faults(parts[0].targets, Sites(*columns), spread, before, after, sum(p.events for p in parts))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ name, and the node itself.
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -22,6 +21,8 @@ _PARAMETER = re.compile(
     r"weight|bias|gamma|beta|running_(mean|var)|\w+_proj_(weight|bias)|(weight|bias)_(ih|hh)\w*|threshold"
 )
 _NAMESPACE = "namespace"
+#: A string in a Python list as the exporter prints it; never evaluated, since a stranger may have written it.
+_QUOTED = re.compile(r"""'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)\"""")
 _WRAPPERS = ("StatefulPartitionedCall", "PartitionedCall")
 
 
@@ -68,14 +69,10 @@ def owner_in_name(parameter: str) -> str:
 
 def _scopes(listed: str) -> str:
     """The innermost module of `['', 'layer1', 'layer1.conv', 'conv2d']`, whose last entry is the operator itself."""
-    if len(listed) > 10_000:
+    if len(listed) > 10_000 or not listed.startswith("["):
         return ""
-    try:
-        names = ast.literal_eval(listed)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return ""
-    inner = names[:-1] if isinstance(names, list) else []
-    return next((n for n in reversed(inner) if isinstance(n, str) and n), "")
+    names = [single or double for single, double in _QUOTED.findall(listed)]
+    return next((name for name in reversed(names[:-1]) if name), "")
 
 
 def scope_in_name(name: str) -> str:

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -90,10 +91,9 @@ class Model:
                 return _listed(read, place, target, index)
             if len(index) * 64 > target.size and len(place.runs) == 1 and not place.runs[0][2]:
                 return _pick(read, place, target, index)
-            offsets, skip = byte_offsets(target, place, index)
-            size = max(1, target.word.storage // 8)
-            for k, (at, inside) in enumerate(zip(offsets.tolist(), skip.tolist(), strict=True)):
-                out[k] = int.from_bytes(read(at, at + size), "little") >> (inside * target.word.storage)
+            offsets, shifts = byte_offsets(target, place, index)
+            for k, (at, shift) in enumerate(zip(offsets.tolist(), shifts.tolist(), strict=True)):
+                out[k] = int.from_bytes(read(at, at + (shift + target.word.storage + 7) // 8), "little") >> shift
         return out & np.uint64(target.word.full)
 
     def stored(self, faults: Faults) -> Words:
@@ -106,14 +106,16 @@ class Model:
 
 
 def byte_offsets(target: Target, place: Place, index: Index) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each element: the file offset of its first byte, and how many words come before it inside that byte."""
-    per_byte, size = max(1, 8 // target.word.storage), max(1, target.word.storage // 8)
+    """For each element: the file offset of its first byte, and how many bits of that byte come before it."""
+    if target.word.storage < 8:  # raw, and so in one run
+        bit = index * target.word.storage
+        return place.runs[0][0] + bit // 8, bit % 8
     starts, ends, leads = np.array(place.runs, np.int64).reshape(-1, 3).T
-    upto = np.cumsum((ends - starts) // (size + leads))
-    number = index // per_byte
-    run = np.searchsorted(upto, number, side="right")
+    strides = leads + target.word.storage // 8
+    upto = np.cumsum((ends - starts) // strides)
+    run = np.searchsorted(upto, index, side="right")
     before = np.concatenate([[0], upto])[run]
-    return starts[run] + (number - before) * (size + leads[run]) + leads[run], index % per_byte
+    return starts[run] + (index - before) * strides[run] + leads[run], np.zeros_like(index)
 
 
 def _pick(read: Read, place: Place, target: Target, index: Index) -> Words:
@@ -156,32 +158,38 @@ def load(model: str | Path | bytes | onnx.ModelProto, *, allow_links: bool = Fal
         source = Source.memory(model)
     else:
         source = Source.memory(model.SerializeToString(deterministic=True))
+    try:
+        return _opened(source, allow_links)
+    except ModelError as error:
+        raise ModelError(f"{source.path or 'the model'}: {error}") from None
+
+
+def _opened(source: Source, allow_links: bool) -> Model:
     if source.size == 0:
-        raise ModelError(f"{source.path or 'the model'} is empty; give an ONNX file")
+        raise ModelError("the file is empty; give an ONNX file")
     skeleton, records = scan(source)
-    proto = _parse(skeleton, source)
+    proto = _parse(skeleton)
     data = _External(source.path, allow_links)
     walk = Walk(proto, records, data.place)
     rows = list(walk.targets())
     targets, places = (tuple(column) for column in zip(*rows, strict=True)) if rows else ((), ())
     if any(record.locations and number not in data.files for number, record in enumerate(records)):
         data.rest(proto)
-    notes = (*_version_notes(proto), *walk.notes)
+    notes = (*_version_notes(proto), *walk.notes, *_shared_notes(targets, places))
     return Model(source, proto, targets, places, records, tuple(data.sources), data.files, notes)
 
 
-def _parse(skeleton: bytes, source: Source) -> onnx.ModelProto:
+def _parse(skeleton: bytes) -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError
 
-    what = str(source.path) if source.path else "the given bytes"
     try:
         proto: onnx.ModelProto = onnx.ModelProto.FromString(skeleton)
         if not proto.HasField("graph"):
-            raise ModelError(f"{what} holds no graph: not an ONNX model")
+            raise ModelError("not an ONNX model: it holds no graph")
         return proto
     except DecodeError as error:
-        raise ModelError(f"{what} is no ONNX model: {str(error)[:120]}") from None
+        raise ModelError(f"not an ONNX model: {str(error)[:120]}") from None
 
 
 def _version_notes(proto: onnx.ModelProto) -> Iterable[str]:
@@ -196,6 +204,15 @@ def _version_notes(proto: onnx.ModelProto) -> Iterable[str]:
     for opset in opsets:
         if opset.version > newest:
             yield f"opset {opset.version} is newer than the {newest} that onnx {onnx.__version__} knows"
+
+
+def _shared_notes(targets: Sequence[Target], places: Sequence[Place]) -> Iterable[str]:
+    """Tensors whose external data overlap: a fault in one is a fault in the other."""
+    apart = sorted((p.file, *p.runs[0][:2], k) for k, p in enumerate(places) if p.file and targets[k].size)
+    shared = [(a[3], b[3]) for a, b in pairwise(apart) if a[0] == b[0] and b[1] < a[2]]
+    if shared:
+        one, other = (targets[k].id for k in shared[0])
+        yield f"{len(shared)} tensors share bytes of external data with another, as {other!r} with {one!r}"
 
 
 class _External:

@@ -96,20 +96,22 @@ def _patch(
     read: Read, target: Target, spot: Place, index: NDArray[np.int64], words: Words
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Words that lie as they are: the offset and value of each byte that they take."""
-    offsets, inside = byte_offsets(target, spot, index)
+    offsets, shifts = byte_offsets(target, spot, index)
     if target.word.bits >= 8:
         size = target.word.storage // 8
         values = words.astype(target.word.carrier).view(np.uint8).reshape(-1, size)
         return (offsets[:, None] + np.arange(size)).ravel(), values.ravel()
     cells: dict[int, int] = {}
-    for at, position, word in zip(offsets.tolist(), inside.tolist(), words.tolist(), strict=True):
-        cells[at] = _within(cells[at] if at in cells else read(at, at + 1)[0], position, word, target)
+    for at, shift, word in zip(offsets.tolist(), shifts.tolist(), words.tolist(), strict=True):
+        reach = range(at, at + (shift + target.word.storage + 7) // 8)
+        old = bytes(cells[byte] if byte in cells else read(byte, byte + 1)[0] for byte in reach)
+        new = _within(int.from_bytes(old, "little"), shift, word, target)
+        cells.update(zip(reach, new.to_bytes(len(old), "little"), strict=True))
     return np.array(list(cells), np.int64), np.array(list(cells.values()), np.uint8)
 
 
-def _within(number: int, position: int, word: int, target: Target) -> int:
-    """A byte or larger number with one of its words replaced, all its other bits as they are."""
-    shift = position * target.word.storage
+def _within(number: int, shift: int, word: int, target: Target) -> int:
+    """A number with the word that begins at bit `shift` of it replaced, all its other bits as they are."""
     return number & ~(target.word.full << shift) | (word << shift)
 
 
@@ -139,7 +141,7 @@ def _edit_varints(
 
 def _entry(number: int, position: int, word: int, target: Target) -> int:
     """One number of a typed field with one of its words replaced; a signed one keeps its sign extension."""
-    new, bits = _within(number, position, word, target), target.word.bits
+    new, bits = _within(number, position * target.word.storage, word, target), target.word.bits
     if target.word.signed and not target.word.is_float and 8 <= bits < 64:
         above = number >> (bits - 1)
         if above in (0, (1 << (65 - bits)) - 1):

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 _NAMES = (
     "float32 uint8 int8 uint16 int16 int32 int64 - bool float16 float64 uint32 uint64 complex64 complex128 bfloat16 "
-    "float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz uint4 int4 float4_e2m1fn float8_e8m0fnu uint2 int2"
+    "float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz uint4 int4 float4_e2m1fn float8_e8m0fnu uint2 int2 "
+    "float6_e2m3fn float6_e3m2fn"
 )
 #: Word of each TensorProto.DataType; strings (8) have none.
-DATA_TYPES: dict[int, Word] = {k: WORDS[n] for k, n in enumerate(_NAMES.split(), 1) if n != "-"}
+DATA_TYPES: dict[int, Word] = {k: WORDS[n] for k, n in enumerate(_NAMES.split(), 1) if n in WORDS}
 
 #: Fields of TensorProto and AttributeProto (onnx.proto) that hold numbers.
 _RAW, _VARINTS = 9, (5, 7, 11)
@@ -60,7 +61,8 @@ _HAND_ON = frozenset((
     "Abs", "Add", "And", "Cast", "Ceil", "Clip", "Concat", "Div", "Equal", "Expand", "Flatten", "Floor", "Gather",
     "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "If", "Less", "LessOrEqual", "Max", "Min",
     "Mod", "Mul", "Neg", "Not", "Or", "Pow", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape",
-    "ScatterElements", "ScatterND", "Sign", "Slice", "Split", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where",
+    "ScatterElements", "ScatterND", "Sign", "Slice", "Split", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze",
+    "Where",
 ))  # fmt: skip
 #: Operators between a stored word and the layer that it belongs to.
 _LOOK_THROUGH = frozenset(("DequantizeLinear", "Cast", "Transpose", "Identity", "Reshape", "Squeeze", "Unsqueeze"))
@@ -261,7 +263,8 @@ class Walk:
         word = DATA_TYPES.get(tensor.data_type)
         if word is None:
             if tensor.data_type != 8:
-                self.notes.append(f"{name!r} has the unknown number format {tensor.data_type} and cannot be struck")
+                what = f"the number format {tensor.data_type}, which onnxfi does not know"
+                self.notes.append(f"{name!r} has {what}; it cannot be struck")
             return -1
         shape = tuple(tensor.dims)
         elements = _elements(shape, name) * word.parts

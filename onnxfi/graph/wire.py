@@ -28,7 +28,8 @@ Frame = tuple[int, int, int]
 Read = Callable[[int, int], bytes]
 
 _WINDOW = 1 << 18
-#: Payloads up to this size stay in the skeleton: shapes, axes and scalars, which graph analyses need.
+#: Payloads up to this size stay in the skeleton: shapes, axes and scalars, which graph analyses need. Of larger ones
+#: nothing does, or the beginning, where they are not packed.
 _SMALL = 1 << 10
 #: Bytes of an unpacked list that are read number by number before the rest is looked for in ever larger pieces.
 _MANY = 256
@@ -311,9 +312,9 @@ class _Scanner:
                 copied = stop
             elif number in numbers and wire in (numbers[number], _BYTES):
                 stop = self._numbers(kind, record, (number, wire, at, behind, payload, stop), end)
-                drop = stop - at > _SMALL
+                drop = stop - payload > _SMALL
             elif number == strings:
-                drop = stop - at > _SMALL
+                drop = stop - payload > _SMALL
             elif number == doc_string:  # what the file says there must not pass for a record's number
                 drop = True
             elif number == _EXTERNAL and kind == "tensor" and wire == _BYTES:

@@ -58,7 +58,8 @@ def inject(model: str, out: str) -> list[str]:
 
 def this(task: str, folder: Path) -> str:
     """Run one of the tasks below in a process of its own, and return what it prints."""
-    done = subprocess.run([sys.executable, __file__, "--task", task], cwd=folder, capture_output=True, text=True)
+    command = [sys.executable, os.path.abspath(__file__), "--task", task]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     return done.stdout
@@ -71,9 +72,7 @@ def make(path: Path, layers: int, width: int, *, external: bool) -> None:
 
     size = 4 * width * width
     nodes = [helper.make_node("MatMul", [f"x{k}", f"layer{k}.weight"], [f"x{k + 1}"]) for k in range(layers)]
-    ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", width]) for name in ("x0", f"x{layers}")
-    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", width]) for name in ("x0", f"x{layers}")]
     graph = helper.make_graph(nodes, "bench", ends[:1], ends[1:])
     rng = np.random.Generator(np.random.PCG64(0))
     for k in range(layers):
@@ -165,11 +164,12 @@ def measure(folder: Path, rounds: int) -> tuple[list[tuple[str, float, float, st
     single = measure_single(folder, rounds)
     large = measure_large(folder, rounds)
     cp_s = median([r.wall_s for r in large["cp"]])
+    drawn, sites = draws[0]["drawn"], draws[0]["sites"]
     rows = [
         ("1 GB, external data: inject", 2 * cp_s + 1.5, median([r.wall_s for r in large["inject"]]), "s"),
         ("  peak memory", 400.0, median([r.peak_bytes / 1e6 for r in large["inject"]]), "MB"),
         ("100 MB, one file: inject", 2.0, median([r.wall_s for r in single]), "s"),
-        (f"{draws[0]['drawn']:,} of {draws[0]['sites']:.2g} bits: draw", 1.0, median([d["wall_s"] for d in draws]), "s"),
+        (f"{drawn:,} of {sites:.2g} bits: draw", 1.0, median([d["wall_s"] for d in draws]), "s"),
     ]
     raw: dict[str, object] = {
         "cp_s": [r.wall_s for r in large["cp"]],

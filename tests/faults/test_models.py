@@ -377,6 +377,28 @@ class _Taken(FaultModel):
     name = "flip"
 
 
+@dataclasses.dataclass(frozen=True)
+class _Derived(FaultModel):
+    """A model that keeps what it worked out from its parameters."""
+
+    k: int = 4
+    name = "derived"
+    twice: int = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "twice", 2 * self.k)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_what_a_model_works_out_is_no_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = SimpleNamespace(value="pack:Derived", load=lambda: _Derived)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    assert str(_Derived(5)) == "derived:k=5"
+    assert parse_fault(str(_Derived(5))) == _Derived(5)
+    with pytest.raises(FaultError, match="fault 'derived' takes k as key=value; given 'twice=3'"):
+        parse_fault("derived:twice=3")
+
+
 def _broken() -> None:
     raise ImportError("No module named 'gone'")
 

@@ -191,6 +191,9 @@ def test_place_writes_through_a_view_and_takes_numpy_words() -> None:
 
 @pytest.mark.parametrize("word", INTEGERS, ids=lambda w: w.name)
 @given(number=st.floats() | st.integers(-(2**66), 2**66).map(float))
+@example(number=math.nan)
+@example(number=math.inf)
+@example(number=-math.inf)
 @example(number=-0.5)
 @example(number=2.5)
 @example(number=2.0**63)

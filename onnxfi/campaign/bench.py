@@ -1,0 +1,149 @@
+"""The bench: a campaign's model, data, engine and golden run, on which trials are run one after the other."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxfi.campaign.outcomes import Golden, Judgement, failed, judge
+from onnxfi.campaign.spec import Campaign
+from onnxfi.errors import EngineError, OnnxfiError
+from onnxfi.faults.faultlist import Header, Lines
+from onnxfi.faults.models import FaultModel
+from onnxfi.faults.space import Sites, Target
+from onnxfi.faults.trials import Faults
+from onnxfi.faults.words import Mask, Word
+from onnxfi.graph.model import Model, load
+from onnxfi.graph.mutate import Edits, edits, faulty_bytes, place, write
+from onnxfi.runtime.data import Data, open_data
+from onnxfi.runtime.engines import Session
+from onnxfi.runtime.evaluation import run_scores
+from onnxfi.runtime.metrics import scored_output
+from onnxfi.runtime.ports import Array
+
+#: Elements of a tensor that the canary sets.
+_CANARY_ELEMENTS = 1 << 22
+_MEMORY = re.compile(r"bad.?alloc|failed to allocate|out of memory", re.I)
+
+
+class CampaignError(OnnxfiError):
+    """The campaign cannot be trusted: golden is not deterministic, or no fault reaches the runtime's weights."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A campaign ready to run."""
+
+    campaign: Campaign
+    model: Model
+    data: Data
+    output: str | None
+    provider: str
+    note: str
+
+    @classmethod
+    def open(cls, campaign: Campaign) -> Bench:
+        """Open everything that the campaign names; raises what is wrong with it."""
+        model = load(campaign.model, allow_links=campaign.allow_links)
+        session = campaign.engine().prepare(campaign.model)
+        data = open_data(
+            campaign.data, session.inputs, preprocess=campaign.preprocess, limit=campaign.samples,
+            batch_axis=campaign.batch_axis,
+        )  # fmt: skip
+        output = scored_output(session.outputs, campaign.output, labelled=data.labels is not None)
+        return cls(campaign, model, data, output, session.provider, session.note)
+
+    def scores(self, session: Session, *, batches: int | None = None) -> Array:
+        """The scored output over all samples, or over the first batches."""
+        size = self.data.layout.fixed or self.campaign.batch
+        return run_scores(session, self.data, size, self.output, batches=batches)
+
+    def golden(self, kept: Array | None = None) -> tuple[Golden, float]:
+        """Golden, and the seconds that one run takes with all that a trial needs.
+
+        It runs twice, on the model as it lies and through the door of every trial; `kept` are scores that stand for the
+        first run if the second agrees. CampaignError where the two runs differ.
+        """
+        c = self.campaign
+        begun = time.perf_counter()
+        second = self.scores(self._session(Edits()))
+        golden_s = time.perf_counter() - begun
+        first = self.scores(c.engine().prepare(c.model)) if kept is None or _differ(kept, second) else kept
+        if _differ(first, second):
+            raise CampaignError(
+                "two golden runs differ, so no trial could be told from chance; use --threads 1, or another --provider"
+            )
+        return Golden.of(first, self.data.labels, self.output, c.scores, c.tolerance, c.due), golden_s
+
+    def _session(self, change: Edits) -> Session:
+        """A session of the model with this change; the files stay as they are."""
+        engine = self.campaign.engine()
+        if not self.model.external:
+            return engine.prepare(faulty_bytes(self.model, change))
+        with tempfile.TemporaryDirectory(prefix="onnxfi-", ignore_cleanup_errors=True) as folder:
+            copy = Path(folder) / "faulty.onnx"
+            write(self.model, change, copy)
+            return engine.prepare(copy)
+
+    def struck(self, faults: Faults) -> Session:
+        """A session of the model with these faults."""
+        return self._session(edits(self.model, faults, place(self.model, faults)[1]))
+
+    def trial(self, header: Header, golden: Golden, lines: Sequence[str]) -> Judgement:
+        """Run one trial from its lines, and compare it with golden."""
+        reader = Lines(header, self.model.targets, "the store")
+        [(_, faults)] = reader.trials(enumerate(lines, 1))
+        if not len(faults):
+            return judge(golden, golden.scores)
+        try:
+            return judge(golden, self.scores(self.struck(faults)))
+        except (EngineError, MemoryError) as error:
+            memory = isinstance(error, MemoryError) or _MEMORY.search(str(error))
+            return failed(golden, "memory" if memory else "error")
+
+    def canary(self, targets: Sequence[Target]) -> dict[str, Any]:
+        """Set a whole tensor, one after the other, until a change is seen; CampaignError where none is."""
+        golden, unseen = self.scores(self._session(Edits()), batches=1), list[str]()
+        for target in targets:
+            n = min(target.size, _CANARY_ELEMENTS)
+            sites = Sites(np.zeros(n, np.int64), np.arange(n, dtype=np.int64), np.full(n, -1, np.int16))
+            try:
+                scores = self.scores(self.struck(Faults((target,), sites, (_Canary(),))), batches=1)
+            except (EngineError, MemoryError):
+                return {"seen": target.id, "unseen": unseen}
+            if _differ(scores, golden):
+                return {"seen": target.id, "unseen": unseen}
+            unseen.append(target.id)
+        raise CampaignError(
+            f"no canary was seen: all exponent bits set in {', '.join(unseen[:5])} changed nothing in "
+            f"{f'output {self.output!r}' if self.output else 'the outputs'}, so faults there cannot either; "
+            f"select other targets, or score another --output"
+        )
+
+
+@dataclass(frozen=True)
+class _Canary(FaultModel):
+    """All exponent bits set (integers: all bits)."""
+
+    name = "canary"
+
+    def mask(self, word: Word, bit: int) -> Mask:
+        bits = sum(1 << b for b in word.field("exponent")) or word.full
+        return Mask(word.full & ~bits, bits)
+
+
+def _differ(one: Array, other: Array) -> bool:
+    return (one.dtype, one.shape) != (other.dtype, other.shape) or one.tobytes() != other.tobytes()
+
+
+def digest(golden: Golden) -> str:
+    """SHA-256 of golden's scores: what runs that belong together must agree in."""
+    return hashlib.sha256(golden.scores.tobytes()).hexdigest()

@@ -1,0 +1,102 @@
+"""Strata: the rates of a sweep, or the layers and bits that a sample of single faults is sized for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.campaign.spec import Campaign, SpecError
+from onnxfi.faults.models import FaultModel, parse_fault
+from onnxfi.faults.space import FaultSpace
+from onnxfi.faults.statistics import Per, allocate, data_aware_p
+from onnxfi.graph.model import Model
+
+#: Elements of a tensor that a data-aware plan looks at.
+_LOOKED_AT = 1 << 16
+
+
+@dataclass(frozen=True)
+class Group:
+    """A stratum of the plan: what it is called, the sites it draws from, how many trials it has.
+
+    `layer` and `bit` say what it is made of (None: all); `ber` is the rate of a sweep.
+    """
+
+    label: str
+    space: FaultSpace
+    trials: int
+    layer: str | None = None
+    bit: int | None = None
+    ber: float | None = None
+
+    @property
+    def population(self) -> int:
+        """Sites that it draws from."""
+        return self.space.size
+
+    def told(self) -> dict[str, Any]:
+        """As the header of a fault list has it."""
+        return {"label": self.label, "layer": self.layer, "bit": self.bit, "ber": self.ber}
+
+
+def lay_out(campaign: Campaign, model: Model) -> tuple[Group, ...]:
+    """The strata of a campaign that draws its trials; SelectorError where a selection leaves no site."""
+    event = parse_fault(campaign.fault)
+    if campaign.mix:  # no population of its own: that of the first part stands for it
+        spaces = [part.selector.space(model.targets, parse_fault(part.fault)) for part in campaign.mix]
+        return (Group("mix", spaces[0], campaign.repeat),)
+    space = campaign.selector.space(model.targets, event)
+    if campaign.ber:
+        return tuple(Group(f"{rate:g}", space, campaign.repeat, ber=rate) for rate in campaign.ber)
+    if campaign.exhaustive or campaign.trials is not None:
+        return (Group("all", space, min(campaign.trials or space.size, space.size)),)
+    assert campaign.margin is not None
+    spots = _spots(campaign, space, event)
+    p: float | list[float] = 0.5
+    if campaign.per == "data-aware":
+        by_bit = _expected_rates(model, space, event)
+        p = [by_bit[bit or 0] for _, _, _, bit in spots]
+    sizes = [part.size for _, part, _, _ in spots]
+    trials = allocate(sizes, campaign.margin, campaign.confidence, per=cast(Per, campaign.per), p=p)
+    return tuple(Group(label, part, n, layer, bit) for (label, part, layer, bit), n in zip(spots, trials, strict=True))
+
+
+def _spots(
+    campaign: Campaign, space: FaultSpace, event: FaultModel
+) -> list[tuple[str, FaultSpace, str | None, int | None]]:
+    """What the margin holds for: a name, its sites, its layer and its bit."""
+    if campaign.per == "network":
+        return [("all", space, None, None)]
+    layers = [(layer, space.part(layer)) for layer in space.layers()]
+    if campaign.per == "layer":
+        return [(layer, part, layer, None) for layer, part in layers]
+    if event.unit != "bit":
+        raise SpecError(f"per {campaign.per!r} goes by bits, but {event} strikes whole words; use per layer", "per")
+    return [
+        (f"{layer} bit {bit}", part.part(layer, bit), layer, bit)
+        for layer, part in layers
+        for bit in sorted({bit for places in part.positions for bit in places})
+    ]
+
+
+def _expected_rates(model: Model, space: FaultSpace, event: FaultModel) -> dict[int, float]:
+    """How likely an event at each bit position is to be seen, guessed from how far it moves the stored numbers.
+
+    Mean |faulty − golden| by position over the selected weights; of a large tensor evenly spread elements are read.
+    """
+    moved: dict[int, list[NDArray[np.float64]]] = {}
+    for target, places in zip(space.targets, space.positions, strict=True):
+        index = np.unique(np.linspace(0, target.size - 1, min(target.size, _LOOKED_AT)).astype(np.int64))
+        words = model.words(target, index)
+        old = target.word.values(words).astype(np.float64)
+        for bit in places:
+            with np.errstate(all="ignore"):
+                struck = event.each.strike(target.word, words, np.full(len(words), bit, np.int16))
+                moved.setdefault(bit, []).append(np.abs(target.word.values(struck).astype(np.float64) - old))
+    bits = sorted(moved)
+    with np.errstate(all="ignore"):
+        rates = data_aware_p([float(np.concatenate(moved[bit]).mean()) for bit in bits])
+    return dict(zip(bits, rates.tolist(), strict=True))

@@ -1,0 +1,126 @@
+"""The pytest plugin: a model's budget as a test. It loads neither onnx, onnxruntime nor numpy until a test uses it.
+
+    def test_resilience(onnxfi_check):
+        assert onnxfi_check("model.onnx", "budget.yaml")
+
+docs/ci.md tells the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from onnxfi.campaign.budget import Budget
+    from onnxfi.campaign.check import Checked, Finding
+
+#: pytest shows this much of a value that an assertion holds.
+_SHOWN = 230
+
+
+@dataclass(frozen=True, repr=False)
+class Outcome:
+    """What a check gave: true where the verdict is pass. Its repr is what a failing assertion shows."""
+
+    checked: Checked = field(repr=False)
+
+    @property
+    def verdict(self) -> str:
+        """`pass`, `fail` or `not decided`."""
+        return self.checked.verdict
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What was found for each limit."""
+        return self.checked.findings
+
+    def document(self) -> dict[str, Any]:
+        """As plain values, as `onnxfi check --json` prints them."""
+        return self.checked.document()
+
+    def __bool__(self) -> bool:
+        return self.verdict == "pass"
+
+    def __repr__(self) -> str:
+        worst = next((str(f) for f in self.findings if f.verdict == self.verdict), "")
+        text = f"onnxfi check {self.checked.summary()}" + ("" if self else f": {worst}")
+        return f"<{text if len(text) <= _SHOWN else text[: _SHOWN - 1] + '…'}>"
+
+    def table(self) -> str:
+        """A line for each limit, and the conditions."""
+        lines = [f"{self.checked.model}: {self.checked.summary()}", *map(str, self.findings)]
+        return "\n".join([*lines, self.checked.conditions()])
+
+
+Check = Callable[..., Outcome]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options that take the place of what budgets say."""
+    group = parser.getgroup("onnxfi", "checks of ONNX models against a resilience budget")
+    group.addoption(
+        "--onnxfi-seed", type=int, metavar="N", help="The seed of every check, instead of the budget's (a whole number)."
+    )
+    group.addoption(
+        "--onnxfi-time", type=float, metavar="S", help="The time box of every check in seconds, instead of the budget's."
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line(
+        "markers", "onnxfi(**defaults): checks a model against a budget; keywords are defaults of onnxfi_check"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use the fixture, so that -m can choose them."""
+    for item in items:
+        if "onnxfi_check" in getattr(item, "fixturenames", ()) and item.get_closest_marker("onnxfi") is None:
+            item.add_marker("onnxfi")
+
+
+@pytest.fixture
+def onnxfi_check(request: pytest.FixtureRequest) -> Check:
+    """Check a model against a budget: `assert onnxfi_check("model.onnx", "budget.yaml")`."""
+    marks = list(request.node.iter_markers("onnxfi"))
+    defaults = {name: value for mark in reversed(marks) for name, value in mark.kwargs.items()}
+
+    def checked(
+        model: str | Path,
+        budget: str | Path | Budget,
+        **given: Any,
+    ) -> Outcome:
+        """Run the budget's campaign on the model.
+
+        `baseline`, `store` and `workers` are those of `onnxfi.campaign.check.check`; `data`, `samples`, `batch` and
+        every other field of a campaign outdo the budget's.
+        """
+        from onnxfi.errors import OnnxfiError
+
+        try:
+            outcome = _run(request.config, model, budget, {**defaults, **given})
+        except OnnxfiError as error:
+            pytest.fail(f"onnxfi: error: {error}", pytrace=False)
+        request.node.add_report_section("call", "onnxfi", outcome.table())
+        return outcome
+
+    return checked
+
+
+def _run(config: pytest.Config, model: str | Path, budget: str | Path | Budget, given: dict[str, Any]) -> Outcome:
+    from onnxfi.campaign.budget import Budget, load_budget
+    from onnxfi.campaign.check import check
+
+    own = {name: given.pop(name) for name in ("baseline", "store", "workers") if name in given}
+    seed, time_s = config.getoption("--onnxfi-seed"), config.getoption("--onnxfi-time")
+    given |= {} if seed is None else {"seed": seed}
+    wanted = budget if isinstance(budget, Budget) else load_budget(budget)
+    return Outcome(check(model, wanted.outdo(given, time_s=time_s), **own))

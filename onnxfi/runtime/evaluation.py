@@ -1,0 +1,142 @@
+"""Evaluating: what a model answers on data, alone or against its golden self."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxfi.errors import DataError, EngineError
+from onnxfi.faults.trials import json_value
+from onnxfi.graph.mutate import Progress
+from onnxfi.runtime.data import Data, open_data
+from onnxfi.runtime.engines import Engine, OrtEngine, Session
+from onnxfi.runtime.metrics import applicable, scored_output
+from onnxfi.runtime.ports import Array
+
+__all__ = ["Evaluation", "evaluate", "open_data", "run_scores"]
+
+#: Scored outputs that are kept to be compared, golden and faulty together.
+_MOST_OUTPUT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model answers on data: metrics by name, and the conditions under which they were taken.
+
+    `scores` is the scored output over all samples ([N, …]); `output` its name, None where all outputs count.
+    """
+
+    metrics: dict[str, float]
+    scores: Array = field(repr=False)
+    samples: int
+    data: str
+    output: str | None
+    provider: str
+    note: str
+    synthetic: bool = False
+
+    def summary(self) -> dict[str, Any]:
+        """The metrics as strict JSON takes them."""
+        return {name: json_value(value) for name, value in self.metrics.items()}
+
+    def conditions(self) -> str:
+        """The conditions in one line."""
+        scored = f"output {self.output!r}" if self.output else "all outputs"
+        made_up = "; synthetic inputs say nothing about accuracy" if self.synthetic else ""
+        return f"{self.data}; {scored}; {self.note}{made_up}"
+
+
+def evaluate(
+    model: str | Path | bytes,
+    data: Data,
+    *,
+    golden: Evaluation | None = None,
+    engine: Engine | None = None,
+    batch: int = 32,
+    output: str | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Run a model over data; where `golden` is given, also against that evaluation of the model without faults.
+
+    `batch` samples run together (a model that takes one size only gets that). With labels and a 2-D float output: top-1
+    and top-5, and against golden SDC-1; for any other model how far the outputs deviate. Raises DataError where labels
+    or outputs do not fit, EngineError where the runtime refuses.
+
+    >>> data = open_data("models/fashion_test.npz", OrtEngine().prepare("models/fashion_cnn.onnx").inputs, limit=200)
+    >>> golden = evaluate("models/fashion_cnn.onnx", data)
+    >>> golden.metrics["top1"]
+    0.915
+    >>> evaluate("models/fashion_cnn.onnx", data, golden=golden).metrics["sdc1"]
+    0.0
+    """
+    session = (engine or OrtEngine()).prepare(model)
+    if golden is not None and golden.samples != data.samples:
+        raise DataError(f"golden was taken on {golden.samples:,} samples, the data has {data.samples:,}; take the same")
+    name = golden.output if golden else scored_output(session.outputs, output, labelled=data.labels is not None)
+    try:
+        scores = run_scores(session, data, data.layout.fixed or batch, name, progress=progress)
+    except EngineError as error:
+        if data.synthetic:
+            raise EngineError(f"{error}; these are synthetic inputs, give real ones with --data") from None
+        raise
+    metrics = _metrics(golden.scores if golden else scores, scores, data, name)
+    return Evaluation(
+        metrics, scores, data.samples, data.description, name, session.provider, session.note, data.synthetic
+    )
+
+
+def _metrics(golden: Array, faulty: Array, data: Data, name: str | None) -> dict[str, float]:
+    classifier = name is not None and golden.ndim == 2
+    wanted = applicable(classifier=classifier, labelled=data.labels is not None)
+    alone = golden is faulty
+    return {
+        m.name: m(golden, faulty, data.labels) for m in wanted if not alone or m.needs_labels or m.name == "nonfinite"
+    }
+
+
+def run_scores(
+    session: Session,
+    data: Data,
+    size: int,
+    name: str | None,
+    *,
+    batches: int | None = None,
+    progress: Progress | None = None,
+) -> Array:
+    """The scored output over all samples, or over the first `batches` of `size` ([N, …]).
+
+    Where `name` is None all outputs count, laid side by side; where their shapes vary, as one row.
+    """
+    parts: list[Array] = []
+    total = 0
+    for piece in islice(data.batches(size), batches):
+        scores = _joined(piece.trim(session.run(piece.feeds, None if name is None else [name])), name, piece.valid)
+        total += scores.nbytes
+        if total > _MOST_OUTPUT_BYTES // 2:
+            raise DataError(
+                f"the outputs take {scores.nbytes // max(1, piece.valid):,} bytes a sample, too much to compare "
+                f"{data.samples:,} of them; take fewer with --samples, or one output with --output"
+            )
+        parts.append(scores)
+        if progress is not None:
+            progress(piece.start + piece.valid, data.samples)
+    if len({part.shape[1:] for part in parts}) == 1 and parts[0].ndim:
+        return np.concatenate(parts)
+    return np.concatenate([part.ravel() for part in parts])[None]
+
+
+def _joined(outputs: dict[str, Array], name: str | None, samples: int) -> Array:
+    if name is not None:
+        return outputs[name]
+    numbers = [a for a in outputs.values() if a.dtype.kind not in "OSU"]
+    if not numbers:
+        raise DataError("the model has no output of numbers that could be compared")
+    if len(numbers) == 1:
+        return numbers[0]
+    if all(a.ndim and len(a) == samples for a in numbers):
+        return np.concatenate([a.reshape(samples, -1).astype(np.float64) for a in numbers], axis=1)
+    return np.concatenate([a.astype(np.float64).ravel() for a in numbers])[None]

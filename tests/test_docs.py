@@ -1,0 +1,326 @@
+"""The documents cannot drift: what they show runs, what they list exists, what they link to is there.
+
+Every ```console block of README.md and docs/usage.md is run line by line in a folder that has the models, and what it
+prints is compared with what the block shows: line by line, blanks apart, where
+
+- a line `...` stands for any number of lines, and `...` inside a line for anything;
+- a number with a point or a percent sign may be off by a little, since another processor may round otherwise.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import io
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+import onnxfi
+from onnxfi.cli import VERBS, group
+from onnxfi.faults.models import fault_models, parse_fault
+from onnxfi.faults.words import WORDS
+from onnxfi.runtime.metrics import METRICS
+
+ROOT = Path(__file__).parents[1]
+SHOWN = ("README.md", "docs/usage.md")
+OURS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES = [*OURS, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "models").glob("*.md"))]
+#: The README's two commands make environments and run these tests: here stand what they do in the end.
+STAND_INS = {
+    "bash scripts/demo.sh": "python examples/accuracy_over_ber.py",
+    "bash scripts/test.sh": "test -f scripts/test.sh",
+}
+_NUMBER = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?|-?\d+e[+-]?\d+|\d+(?= ?%)")
+
+
+def read(name: str | Path) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+
+
+def commands(text: str) -> Iterator[tuple[str, list[str]]]:
+    """The commands of all console blocks, each with the lines that it is shown to print."""
+    for block in blocks(text, "console"):
+        for part in re.split(r"^\$ ", block.replace("\\\n", ""), flags=re.M)[1:]:
+            first, *rest = part.splitlines()
+            yield " ".join(first.split()), rest
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines with single blanks, without empty ones and the rules of tables."""
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    return [line for line in lines if line.strip("─ ")]
+
+
+def same_line(shown: str, printed: str) -> bool:
+    """Whether a line is as it is shown, but for numbers that another processor may round otherwise."""
+    numbers: list[float] = []
+    pattern, at = "", 0
+    for match in re.finditer(rf"\.\.\.|{_NUMBER.pattern}", shown):
+        pattern += re.escape(shown[at : match.start()])
+        if match[0] == "...":
+            pattern += ".*"
+        else:
+            pattern += f"({_NUMBER.pattern})"
+            numbers.append(float(match[0]))
+        at = match.end()
+    found = re.fullmatch(pattern + re.escape(shown[at:]), printed)
+    near = 0.3 if "%" in shown else 0.0
+    return found is not None and all(
+        math.isclose(one, float(other), rel_tol=0.02, abs_tol=near)
+        for one, other in zip(numbers, found.groups(), strict=True)
+    )
+
+
+def same(shown: list[str], printed: list[str]) -> bool:
+    """Whether lines are as they are shown; `...` stands for any number of them."""
+    if not shown:
+        return not printed
+    if shown[0] == "...":
+        return any(same(shown[1:], printed[k:]) for k in range(len(printed) + 1))
+    return bool(printed) and same_line(shown[0], printed[0]) and same(shown[1:], printed[1:])
+
+
+def test_the_comparison_tells_apart() -> None:
+    assert same(["a", "...", "d"], ["a", "b", "c", "d"])
+    assert same(["top1 91.15 % 48.80 %"], ["top1 91.15 % 48.75 %"])
+    assert same(["wrote ..., sha256 2a61"], ["wrote x.onnx, sha256 2a61"])
+    assert not same(["top1 91.15 % 48.80 %"], ["top1 91.15 % 47.80 %"])
+    assert not same(["drawn 32"], ["drawn 33"])
+    assert not same(["a", "..."], ["b"])
+    assert not same(["a"], ["a", "b"])
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A folder with what the documents use, and `onnxfi` and `python` that are this environment's."""
+    for name in ("models", "examples", "scripts"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "bin").mkdir()
+    for name, arguments in (("python", ""), ("onnxfi", "-m onnxfi ")):
+        file = tmp_path / "bin" / name
+        file.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments}"$@"\n')
+        file.chmod(0o755)
+    return tmp_path
+
+
+def shell(command: str, folder: Path) -> str:
+    """What a command prints, standard error included; its exit status must be what its message says."""
+    env = {**os.environ, "NO_COLOR": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUTF8": "1", "PYTHONPATH": str(ROOT)}
+    for name in ("ONNXFI_LOG_LEVEL", "FORCE_COLOR", "COLUMNS"):
+        env.pop(name, None)
+    env["PATH"] = f"{folder / 'bin'}{os.pathsep}{env['PATH']}"
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(["bash", "-c", command], cwd=folder, env=env, text=True, check=False, timeout=120, **both)
+    assert done.returncode == (2 if "onnxfi: error:" in done.stdout else 0), f"{command}\n{done.stdout}"
+    return str(done.stdout).replace(f"{folder}/", "").replace(f"{ROOT}/", "")
+
+
+@pytest.mark.parametrize("page", SHOWN)
+def test_console_blocks_print_what_they_show(page: str, work: Path) -> None:
+    ran = list(commands(read(page)))
+    assert ran, f"{page} shows no command"
+    for command, shown in ran:
+        printed = lines_of(shell(STAND_INS.get(command, command), work))
+        if command in STAND_INS and not shown:
+            continue
+        expected = lines_of("\n".join(shown))
+        assert same(expected, printed), "\n".join((f"{page}: $ {command}", *printed))
+
+
+def test_the_readmes_commands_are_what_is_run_in_their_place() -> None:
+    assert [c for c, _ in commands(read("README.md"))][:2] == list(STAND_INS)
+    assert read("scripts/demo.sh").splitlines()[-1] == f".venv/bin/{STAND_INS['bash scripts/demo.sh']}"
+
+
+def figure_lines(file: Path) -> list[str]:
+    """The text of a figure, line by line from the top."""
+    rows: dict[float, list[tuple[float, str]]] = {}
+    for text in ET.parse(file).iter("{http://www.w3.org/2000/svg}text"):
+        if "clip-path" in text.attrib:  # the title is not of the run
+            rows.setdefault(float(text.attrib["y"]), []).append((float(text.attrib["x"]), text.text or ""))
+    return [" ".join(part for _, part in sorted(rows[y])).replace("\u00a0", " ") for y in sorted(rows)]
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="figures are drawn in a pseudo-terminal")
+def test_figures_are_of_today(work: Path) -> None:
+    spec = importlib.util.spec_from_file_location("figure", ROOT / "scripts" / "figure.py")
+    assert spec is not None and spec.loader is not None
+    figure: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figure)
+    assert {f.name for f in (ROOT / "docs" / "figures").iterdir()} == set(figure.FIGURES)
+    for name, command in figure.FIGURES.items():
+        drawn = lines_of("\n".join(figure_lines(ROOT / "docs" / "figures" / name)))
+        printed = lines_of(f"$ {command}\n{shell(command, work)}")
+        assert same(drawn, printed), f"{name} is old: python scripts/figure.py\n" + "\n".join(printed)
+        assert "http" not in re.sub(r'xmlns="[^"]*"|<!--.*?-->', "", read(f"docs/figures/{name}")), "it loads a font"
+
+
+def table(text: str, first: str) -> list[list[str]]:
+    """The rows of the table whose first column is headed so."""
+    lines = text[text.index(f"| {first} |") :].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+
+
+def code(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_the_readmes_verbs_do_the_same_on_both_sides(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(work / "models" / "fashion_cnn.onnx", work / "model.onnx")
+    shutil.copy(work / "models" / "fashion_test.npz", work / "images.npz")
+    rows = table(read("README.md"), "verb")
+    monkeypatch.chdir(work)
+    outputs = ("faulty.onnx", "faults.jsonl", "again.onnx", "restored.onnx")
+    for _, cell, _ in rows:
+        for command in code(cell):
+            shell(command, work)
+    by_command = {name: (work / name).read_bytes() for name in outputs}
+    for name in outputs:
+        (work / name).unlink()
+    scope: dict[str, Any] = {"onnxfi": onnxfi}
+    for _, _, cell in rows:
+        for statement in code(cell):
+            exec(statement, scope)
+    assert by_command == {name: (work / name).read_bytes() for name in outputs}
+    assert by_command["faulty.onnx"] == by_command["again.onnx"] != by_command["restored.onnx"]
+    assert by_command["restored.onnx"] == (work / "model.onnx").read_bytes()
+
+
+# What the pages list
+
+
+def test_usage_lists_every_fault_model_with_its_unit_and_defaults() -> None:
+    listed = {}
+    for cell, unit, _ in table(read("docs/usage.md"), "fault"):
+        (text,) = code(cell)
+        model = parse_fault(text)
+        if "=" in text and "…" not in text:
+            assert model == type(model)(), f"{text} shows other defaults than {type(model)()!r}"
+        listed[model.name] = unit
+    own = {name: m.unit for name, m in fault_models().items() if m.__module__.startswith("onnxfi.")}
+    assert {name: unit for name, unit in own.items() if name != "pattern"} == listed
+
+
+def test_usage_lists_every_number_format() -> None:
+    rows = {code(row[0])[0]: row[1:] for row in table(read("docs/usage.md"), "format")}
+
+    def span(word: Any, name: str) -> str:
+        bits = word.field(name)
+        return "" if not bits else f"{bits[0]}" if len(bits) == 1 else f"{bits[0]}-{bits[-1]}"
+
+    fields = ("sign", "exponent", "mantissa")
+    assert rows == {w.name: [str(w.bits), *(span(w, f) or "–" for f in fields)] for w in WORDS.values()}
+
+
+def test_usage_lists_every_metric() -> None:
+    assert [code(row[0])[0] for row in table(read("docs/usage.md"), "metric")] == list(METRICS)
+
+
+@pytest.mark.parametrize("verb", ["inspect", "inject", "eval"])
+def test_usage_tells_every_option(verb: str) -> None:
+    command = group.get_command(click.Context(group), verb)
+    assert command is not None and verb in VERBS
+    usage = read("docs/usage.md")
+    options = [o for p in command.params if isinstance(p, click.Option) for o in p.opts if o.startswith("--")]
+    assert not [o for o in options if not re.search(rf"`[^`]*{o}\b[^`]*`", usage)]
+
+
+def test_every_public_name_of_the_verbs_is_told() -> None:
+    usage = read("docs/usage.md")
+    names = [name for name, home in onnxfi._HOME.items() if not home.startswith("campaign.")]
+    assert not [name for name in names if not re.search(rf"\b{name}\b", usage)]
+
+
+def test_contributing_shows_the_fault_model_that_the_tests_run() -> None:
+    example = read("tests/faults/own_fault_model.py")
+    assert example in blocks(read("CONTRIBUTING.md"), "python")
+    tree = ast.parse(example)
+    (model,) = (node for node in tree.body if isinstance(node, ast.ClassDef))
+    assert model.end_lineno is not None and model.end_lineno - model.lineno < 15
+
+
+def test_contributing_draws_folders_that_are_there() -> None:
+    (picture,) = (b for b in blocks(read("CONTRIBUTING.md"), "text") if b.startswith("onnxfi/\n"))
+    names: list[str] = []
+    folder = ""
+    for line in picture.splitlines():
+        if not line.startswith(" "):
+            folder = ""
+        indent, words = len(line) - len(line.lstrip()), line.split()
+        inner = next((w for w in words[:1] if w.endswith("/")), None)
+        if inner is not None:
+            folder = inner if indent == 0 else f"{folder.split('/')[0]}/{inner}"
+            names.append(folder)
+        names += [folder + w for w in words if re.fullmatch(r"\w+\.(py|sh)", w)]
+    assert not [name for name in names if not (ROOT / name).exists()]
+    floors = {f"onnxfi/{p.parent.name}/" for p in (ROOT / "onnxfi").glob("*/__init__.py")}
+    assert floors <= set(names), "a floor is missing in the picture"
+
+
+def test_contributing_tells_what_each_dependency_is_for() -> None:
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    wanted = [*project["dependencies"], *(d for group in project["optional-dependencies"].values() for d in group)]
+    names = {re.split(r"[<>=; ]", d)[0] for d in wanted}
+    told = {name for row in table(read("CONTRIBUTING.md"), "package") for name in code(row[0])}
+    assert told == names
+
+
+def test_the_changelog_has_this_version() -> None:
+    version = tomllib.loads(read("pyproject.toml"))["project"]["version"]
+    assert re.findall(r"^## \[([\d.]+)\]", read("CHANGELOG.md"), re.M)[0] == version
+
+
+def test_the_index_lists_every_document() -> None:
+    listed = set(re.findall(r"\]\(([\w-]+\.md)\)", read("docs/README.md")))
+    assert listed >= {"usage.md", "data.md", "fault-list.md", "performance.md"}
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name) if name else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            assert anchor in map(slug, re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.M)), target
+
+
+def test_the_figure_in_the_readme_is_told_truly() -> None:
+    # "Thirty of these 32 flips hardly matter": all but those of bit 30.
+    model = onnxfi.load(ROOT / "models" / "fashion_cnn.onnx")
+    sites = [str(fault.site) for fault in onnxfi.sample(model, ber=1e-5, seed=1).faults]
+    rest = [site for site in sites if not site.endswith(":30")]
+    assert (len(sites), len(rest)) == (32, 30)
+    engine = onnxfi.OrtEngine(provider="cpu")
+    data = onnxfi.open_data(ROOT / "models" / "fashion_test.npz", engine.prepare(model.path or b"").inputs)
+    faulty = onnxfi.inject(model, onnxfi.sample(model, sites=rest)).data
+    assert faulty is not None
+    with redirect_stdout(io.StringIO()):
+        answers = onnxfi.evaluate(faulty, data, engine=engine)
+    assert answers.metrics["top1"] == pytest.approx(0.9115, abs=0.003)

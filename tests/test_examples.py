@@ -1,0 +1,34 @@
+"""Every example runs, with arguments that keep it short, and prints what it is there to show."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = {
+    "accuracy_over_ber.py": (["{models}/fashion_cnn.onnx", "{tmp}/few.npz"], "faulty top-1"),
+}
+
+
+def test_every_example_is_run_here() -> None:
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_it_runs(name: str, tmp_path: Path) -> None:
+    with np.load(ROOT / "models" / "fashion_test.npz") as images:
+        np.savez(tmp_path / "few.npz", image=images["image"][:50], labels=images["labels"][:50])
+    arguments, shown = EXAMPLES[name]
+    places = {"models": ROOT / "models", "tmp": tmp_path}
+    command = [sys.executable, str(ROOT / "examples" / name), *(a.format(**places) for a in arguments)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "PYTHONWARNINGS": "error"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, encoding="utf-8", check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert shown in done.stdout
+    assert [file.name for file in tmp_path.iterdir()] == ["few.npz"], "an example leaves files behind"

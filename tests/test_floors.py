@@ -1,0 +1,203 @@
+"""The floors and the house rules that a machine can hold: who imports whom, what nobody does, how long things get."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import FunctionType
+
+import pytest
+
+import onnxfi
+
+ROOT = Path(__file__).parents[1]
+FLOORS = ("faults", "graph", "runtime", "campaign", "cli")
+FILES = sorted(path for folder in ("onnxfi", "converters") for path in (ROOT / folder).rglob("*.py"))
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+
+#: The lowest floor that may import a package; below it nothing does, above it everything may.
+FROM_FLOOR = {"onnx": "graph", "onnx_ir": "graph", "onnxconverter_common": "graph", "yaml": "runtime", "PIL": "runtime"}
+#: Packages that one floor alone imports.
+ONE_FLOOR = {"onnxruntime": "runtime", "click": "cli", "rich": "cli"}
+#: All that floor 1 stands on.
+GROUND = {"numpy", "ml_dtypes", "scipy"}
+#: Formats that run what they read, and random numbers that all code shares.
+NOBODY = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "random", "secrets_random"}
+UNSAFE_YAML = {"load", "load_all", "full_load", "unsafe_load", "Loader", "FullLoader", "UnsafeLoader"}
+NO_NAMES = {"manager", "helper", "helpers", "util", "utils", "misc"}
+
+MOST_LINES, MOST_FUNCTION_LINES = 400, 60
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def floor(path: Path) -> str:
+    """The folder of onnxfi that a file lies in; "" for those at the top, "converters" for the converters."""
+    parts = path.relative_to(ROOT).parts
+    return "converters" if parts[0] == "converters" else parts[1] if len(parts) > 2 else ""
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever it does, also by name (`import_module("…")`)."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}, line {node.lineno}: imports are absolute"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            yield from (a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str))
+
+
+def attributes(path: Path) -> Iterator[tuple[int, str]]:
+    """Every dotted name that a file uses (`np.random.Philox`), with its line."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute):
+            yield node.lineno, ast.unparse(node)
+
+
+# ------------------------------------------------------------------------------------------------ who imports whom
+
+
+@every_file
+def test_a_floor_imports_itself_and_the_floors_below(path: Path) -> None:
+    here = floor(path)
+    for module in imported(path):
+        parts = module.split(".")
+        if parts[0] != "onnxfi" or here in ("", "converters"):
+            continue
+        assert len(parts) > 1, f"{path}: `from onnxfi import …` could be any floor; name the module"
+        if parts[1] == "converters":
+            assert path.name == "convert.py" and here == "cli", f"{path}: only cli/convert.py imports the converters"
+        elif parts[1] in FLOORS:
+            assert FLOORS.index(parts[1]) <= FLOORS.index(here), f"{path} imports {module}, a floor above its own"
+        else:
+            assert parts[1] == "errors" or module == "onnxfi", f"{path} imports {module}, which lies on no floor"
+
+
+@every_file
+def test_packages_are_imported_on_their_floors(path: Path) -> None:
+    here = floor(path)
+    for package in {module.split(".")[0] for module in imported(path)}:
+        assert package not in NOBODY, f"{path} imports {package}"
+        if here in FLOORS and package in FROM_FLOOR:
+            assert FLOORS.index(here) >= FLOORS.index(FROM_FLOOR[package]), f"{path} imports {package}"
+        if package in ONE_FLOOR and here != "converters":
+            assert here == ONE_FLOOR[package], f"{path} imports {package}; only {ONE_FLOOR[package]} does"
+        if here == "faults":
+            assert package in GROUND | {"onnxfi"} | sys.stdlib_module_names, f"{path} imports {package}"
+        if here == "":
+            assert package in {"onnxfi", "pytest"} | sys.stdlib_module_names, f"{path} imports {package}"
+
+
+def test_every_folder_is_a_floor() -> None:
+    folders = {path.parent.name for path in FILES if floor(path) in {p.name for p in (ROOT / "onnxfi").iterdir()}}
+    assert folders <= set(FLOORS)
+
+
+def test_importing_onnxfi_loads_nothing_heavy() -> None:
+    heavy = ["onnx", "onnx_ir", "onnxruntime", "numpy", "ml_dtypes", "scipy", "click", "rich", "yaml"]
+    code = f"import sys, onnxfi; dir(onnxfi); print([m for m in {heavy} if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_floor_one_works_without_onnx_and_scipy() -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['onnx', 'onnx_ir', 'onnxruntime', 'scipy']))\n"
+        "from onnxfi import Selector, Target, parse_fault\n"
+        "from onnxfi.faults.trials import Draw, draw\n"
+        "from onnxfi.faults.words import WORDS\n"
+        "space = Selector().space([Target('w', WORDS['bfloat16'], (100,))])\n"
+        "print(len(draw(space, Draw('ber', rate=0.1, seed=0), parse_fault('flip'))))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert int(ran.stdout) > 100
+
+
+# ------------------------------------------------------------------------------------------------ what nobody does
+
+
+@every_file
+def test_no_print_no_shared_chance_no_unsafe_formats(path: Path) -> None:
+    for line, name in attributes(path):
+        where = f"{path}, line {line}: {name}"
+        head, _, tail = name.partition(".random.")
+        if head in ("np", "numpy"):
+            assert tail.split(".")[0].split("(")[0] == "Philox", f"{where}; all chance is Philox raw words"
+        assert not (name.startswith("yaml.") and name.split(".")[1] in UNSAFE_YAML), f"{where}; safe_load reads no code"
+        assert not name.endswith((".Generator", ".default_rng", ".RandomState")), (
+            f"{where}; all chance is Philox raw words"
+        )
+    for node in ast.walk(tree(path)):
+        where = f"{path}, line {getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("print", "eval", "exec", "breakpoint"), f"{where}: {called}"
+            allowed = any(k.arg == "allow_pickle" and getattr(k.value, "value", True) for k in node.keywords)
+            assert not allowed, f"{where}: pickle is no format"
+
+
+@every_file
+def test_names_say_what_a_thing_is(path: Path) -> None:
+    names = [path.stem]
+    for node in ast.walk(tree(path)):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            names.append(node.name)
+    for name in names:
+        spaced = "".join(f"_{c.lower()}" if c.isupper() else c for c in name)
+        assert not NO_NAMES & set(spaced.split("_")), f"{path}: {name}"
+
+
+# ------------------------------------------------------------------------------------------------ how long things get
+
+
+@every_file
+def test_modules_and_functions_fit_the_eye(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST_LINES, f"{path} has {lines} lines; {MOST_LINES} is the alarm"
+    for node in ast.walk(tree(path)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            if ast.get_docstring(node) is not None:
+                text = node.body[0]
+                length -= (text.end_lineno or 0) - text.lineno + 1
+            assert length <= MOST_FUNCTION_LINES, f"{path}: {node.name} has {length} lines"
+
+
+@every_file
+def test_modules_and_what_they_offer_are_explained(path: Path) -> None:
+    if not path.read_text(encoding="utf-8").strip():
+        return
+    assert ast.get_docstring(tree(path)) or path.name == "__main__.py", f"{path} does not say what it is for"
+    for node in tree(path).body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path}: {node.name} is not explained"
+
+
+# ------------------------------------------------------------------------------------------------ the public names
+
+
+@pytest.mark.parametrize("name", onnxfi.__all__)
+def test_public_names_resolve_and_are_explained(name: str) -> None:
+    thing = getattr(onnxfi, name)
+    assert thing is getattr(importlib.import_module(thing.__module__), thing.__name__)
+    assert thing.__doc__ and thing.__doc__.strip(), f"{name} is not explained"
+    if isinstance(thing, FunctionType) or hasattr(thing, "cache_clear"):
+        assert ">>> " in thing.__doc__, f"the docstring of the verb {name} has no example that the tests run"
+
+
+def test_the_list_of_public_names_is_the_list() -> None:
+    assert list(onnxfi.__all__) == sorted(onnxfi.__all__) == dir(onnxfi)
+    assert set(onnxfi.__all__) == set(onnxfi._HOME)
+    with pytest.raises(AttributeError, match="module 'onnxfi' has no attribute 'sampel'"):
+        onnxfi.sampel  # noqa: B018

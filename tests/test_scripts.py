@@ -1,0 +1,75 @@
+"""Scripts, models and what is said of them belong together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHELL = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
+MODELS = ROOT / "models"
+FILES = sorted(path for path in MODELS.iterdir() if path.suffix in (".onnx", ".npz"))
+
+
+def named(path: Path) -> str:
+    return path.name
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.parametrize("script", SHELL, ids=named)
+def test_shell_scripts_can_be_read_and_run(script: Path) -> None:
+    done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert script.read_text(encoding="utf-8").startswith("#!") or script.name == "venv.sh", "it is only sourced"
+    if os.name == "posix":
+        assert os.access(script, os.X_OK), f"chmod +x {script.name}"
+
+
+def test_scripts_that_documents_and_scripts_name_exist() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *MODELS.glob("*.md"), *SHELL]
+    named_in = {page: re.findall(r"(?:scripts|examples)/[\w/]+\.(?:sh|py)", page.read_text("utf-8")) for page in pages}
+    assert not [(page.name, name) for page, names in named_in.items() for name in names if not (ROOT / name).is_file()]
+    assert any(named_in.values())
+
+
+def test_ci_runs_the_readmes_commands() -> None:
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for command in ("bash scripts/demo.sh", "bash scripts/test.sh"):
+        assert f"$ {command}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+        assert f"\n{command}" in ci
+
+
+def test_checksums_are_those_of_the_files() -> None:
+    lines = (MODELS / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    listed = {name: digest for digest, name in (line.split("  ") for line in lines)}
+    assert listed == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in FILES}
+
+
+@pytest.mark.parametrize("file", FILES, ids=named)
+def test_every_model_has_a_card_with_its_checksum(file: Path) -> None:
+    card = file.with_suffix(".md").read_text(encoding="utf-8")
+    assert f"`{hashlib.sha256(file.read_bytes()).hexdigest()}`" in card
+    assert re.search(r"\b[Ll]icence\b", card)
+    assert re.search(r"python scripts/\w+\.py", card), "the command that makes it"
+    assert f"]({file.stem}.md)" in (MODELS / "README.md").read_text(encoding="utf-8")
+
+
+def bench(*arguments: str) -> str:
+    command = [sys.executable, str(ROOT / "scripts" / "bench" / "inject.py"), *arguments]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_benchmark_draws_what_it_says() -> None:
+    assert "--rounds" in bench("--help")
+    drawn = json.loads(bench("--task", "draw-traced"))
+    assert (drawn["sites"], drawn["drawn"]) == (240_000_000_000, 240_084)
+    assert drawn["peak_bytes"] < 64 << 20, "memory for the population, not for the faults"
