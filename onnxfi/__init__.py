@@ -30,6 +30,7 @@ _NAMES = {
     "runtime.data": ("open_data",),
     "runtime.engines": ("OrtEngine",),
     "runtime.evaluation": ("evaluate",),
+    "runtime.inflight": ("inject_flow", "instrument"),
     "runtime.injector": ("inject", "inspect", "replay", "sample", "undo"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
@@ -55,7 +56,9 @@ __all__ = [
     "evaluate",
     "fault_models",
     "inject",
+    "inject_flow",
     "inspect",
+    "instrument",
     "load",
     "load_spec",
     "merge",
@@ -85,6 +88,7 @@ if TYPE_CHECKING:
     from onnxfi.runtime.data import open_data
     from onnxfi.runtime.engines import OrtEngine
     from onnxfi.runtime.evaluation import evaluate
+    from onnxfi.runtime.inflight import inject_flow, instrument
     from onnxfi.runtime.injector import inject, inspect, replay, sample, undo
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 #: The verbs and their modules, in the order in which a user meets them.
-VERBS = {verb: verb for verb in ("inspect", "inject", "eval", "plan", "run", "report", "show", "merge", "check")} | {
+VERBS = {verb: verb for verb in ("inspect", "inject", "eval", "instrument", "plan", "run", "report", "show", "merge", "check")} | {
     "show": "trial"
 }
 _LOG = logging.getLogger("onnxfi")

@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from onnxfi.cli import options
+from onnxfi.cli.instrument import flow_options
 from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, run_options, select_options
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ _MOST_LISTED = 10_000
     help="What happens at a site: flip, burst:k=3, stuck-at-0, stuck-at-1, set-word:word=0x0, random-word, zero, sign-flip, set:value=nan, scale:factor=2, noise:sigma=0.1.",
 )
 @select_options
+@click.option("--target", type=click.Choice(["weights", "activations"]), default="weights", show_default=True, help="What is struck: stored words, or values in flight (NAME[i]@sample=k@step=t:30).")
+@flow_options
+@click.option("--inline", is_flag=True, help="With --target activations: write no model-local functions.")
 @click.option(
     "--seed",
     type=click.IntRange(0, (1 << 64) - 1),
@@ -73,8 +77,15 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     onnxfi inject model.onnx --count 1 --include conv1 --bits exponent --data images.npz
     onnxfi inject model.onnx --ber 1e-6 --save-faults faults.jsonl
     onnxfi inject model.faulty.onnx --faults faults.jsonl --undo -o restored.onnx
+    onnxfi inject model.onnx --target activations --site 'relu[7]@sample=0:30'
     """
     _check(given)
+    if given["target"] == "activations":
+        from onnxfi.cli.flow import inject_activations
+
+        inject_activations(model, given, as_json=as_json, allow_links=allow_links)
+        return
+    _refuse(("every", "inline", "opset", "body"), "without --target activations")
     from onnxfi.cli.show import document, note, progress
     from onnxfi.errors import EngineError
     from onnxfi.graph.model import load
@@ -138,7 +149,8 @@ def _refuse(names: Iterable[str], why: str) -> None:
     source = click.get_current_context().get_parameter_source
     for name in names:
         if source(name) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name.replace('_', '-')} says nothing {why}; leave it out")
+            flag = "all" if name == "every" else name.replace("_", "-")
+            raise click.UsageError(f"--{flag} says nothing {why}; leave it out")
 
 
 def _spare(given: dict[str, Any], outputs: Iterable[Path | None]) -> None:

@@ -51,7 +51,7 @@ class Armed:
 
 
 @dataclass(frozen=True)
-class Baked:
+class Strike:
     """One fault that the file is to have: an element of a tensor in flight (flat; within a sample where it has a batch
     axis), and a mask, or `scale` and `shift`; in all samples or one; in the iterations from `first` to `last`."""
 
@@ -111,7 +111,7 @@ def _row(number: int, a: Activation) -> dict[str, object]:
 
 
 def bake(
-    proto: onnx.ModelProto, faults: Sequence[Baked], *, body: str = "auto", inline: bool = False
+    proto: onnx.ModelProto, faults: Sequence[Strike], *, body: str = "auto", inline: bool = False
 ) -> onnx.ModelProto:
     """A copy of a model that has these faults: indices and masks are constants.
 
@@ -145,9 +145,9 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     return made
 
 
-def _groups(faults: Sequence[Baked]) -> list[list[Baked]]:
+def _groups(faults: Sequence[Strike]) -> list[list[Strike]]:
     """Faults of one tensor that one operator strikes; faults of one word are merged, in order."""
-    groups: dict[tuple[bool, bool, int, int], dict[tuple[int | None, int], Baked]] = {}
+    groups: dict[tuple[bool, bool, int, int], dict[tuple[int | None, int], Strike]] = {}
     for f in faults:
         group = groups.setdefault((f.sample is not None, f.mask is None, f.first, f.last), {})
         place = (f.sample, f.element)
@@ -165,7 +165,7 @@ def _baked_step(
     proto: onnx.ModelProto,
     functions: dict[str, onnx.FunctionProto],
     a: Activation,
-    group: list[Baked],
+    group: list[Strike],
     opset: int,
     body: str,
 ) -> Insert:
@@ -192,7 +192,7 @@ def _baked_step(
     return insert
 
 
-def _masks(g: Nodes, operator: Operator, group: list[Baked]) -> list[str]:
+def _masks(g: Nodes, operator: Operator, group: list[Strike]) -> list[str]:
     if operator.valued:
         return [g.constant([[getattr(f, n) for f in group]], "float64") for n in ("scale", "shift")]
     rows = [[f.mask or Mask(operator.word.full, 0) for f in group]]
@@ -334,4 +334,4 @@ def _check(proto: onnx.ModelProto) -> None:
         )
 
 
-__all__ = ["FOREVER", "Armed", "Baked", "arm", "bake", "opset_of", "reachable"]
+__all__ = ["FOREVER", "Armed", "Strike", "arm", "bake", "opset_of", "reachable"]

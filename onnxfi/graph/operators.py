@@ -38,6 +38,7 @@ class Operator:
 
     `whole` counts elements over the whole tensor (no batch axis); `gated` looks at the iteration.
 
+    >>> from onnxfi.faults.words import WORDS
     >>> Operator(WORDS["float32"], 17).name
     'Strike_float32'
     """

@@ -21,7 +21,7 @@ from onnxfi.faults.models import Add, Scale
 from onnxfi.faults.words import WORDS, Mask, Word, Words
 from onnxfi.graph.activations import Activation, activations
 from onnxfi.graph.bodies import NUMBER, Nodes, body_for, plane_values, planes
-from onnxfi.graph.instrument import Baked, arm, bake
+from onnxfi.graph.instrument import Strike, arm, bake
 from onnxfi.graph.model import load
 
 WIDE = ("float64", "float32", "float16", "bfloat16")
@@ -133,7 +133,7 @@ def test_every_word_is_struck_as_numpy_says(name: str, opset: int, body: str) ->
         assert differing(word, run(armed.proto, {"x": x} | fed, word, level), expected.ravel(), body) == 0
         disarmed = run(armed.proto, {"x": x}, word, level)
         assert differing(word, disarmed, before.ravel(), "portable" if name in FLOAT8 else "native") == 0
-    faults = [Baked(target(plain), k, Mask(int(keep[0, k]), int(flip[0, k]))) for k in range(len(words))]
+    faults = [Strike(target(plain), k, Mask(int(keep[0, k]), int(flip[0, k]))) for k in range(len(words))]
     baked = bake(plain, faults, body=body)
     onnx.checker.check_model(baked)
     assert differing(word, run(baked, {"x": x}, word), expected.ravel(), body) == 0
@@ -147,7 +147,7 @@ def test_one_sample_each_is_struck(name: str, body: str) -> None:
     word = WORDS[name]
     plain = identity(word, 26, ["N", 5])
     words = corners(word)[:15].reshape(3, 5)
-    faults = [Baked(target(plain), k, Mask(word.full, 1 << k), sample=k % 3) for k in range(5)]
+    faults = [Strike(target(plain), k, Mask(word.full, 1 << k), sample=k % 3) for k in range(5)]
     expected = words.copy()
     for k in range(5):
         expected[k % 3, k] ^= np.uint64(1 << k)
@@ -197,7 +197,7 @@ def test_integers_of_four_and_two_bits(name: str) -> None:
     words = np.arange(1 << word.bits, dtype=np.uint64)[None]
     numbers = word.values(words).astype(wide)
     for keep, flip in ((word.full, 1), (word.full & ~2, 0), (word.full & ~2, 2), (0, word.full)):
-        faults = [Baked(target(plain, "t"), k, Mask(keep, flip)) for k in range(1 << word.bits)]
+        faults = [Strike(target(plain, "t"), k, Mask(keep, flip)) for k in range(1 << word.bits)]
         found = run(bake(plain, faults), {"x": numbers}, WORDS[wide])
         expected = word.values((words & np.uint64(keep)) ^ np.uint64(flip)).astype(wide)
         assert (WORDS[wide].values(found) == expected.ravel()).all()
@@ -210,7 +210,7 @@ def test_value_faults_are_those_of_the_fault_models(name: str, fault: Scale | Ad
     words = corners(word)
     plain = identity(word, 18, [1, len(words)])
     scale, shift = (fault.factor, -0.0) if isinstance(fault, Scale) else (1.0, fault.value)
-    faults = [Baked(target(plain), k, None, scale, shift) for k in range(len(words))]
+    faults = [Strike(target(plain), k, None, scale, shift) for k in range(len(words))]
     expected = fault.strike(word, words, np.full(len(words), -1, np.int16))
     found = run(bake(plain, faults), {"x": word.values(words)[None]}, word)
     assert differing(word, found, expected, "portable") == 0
@@ -221,7 +221,7 @@ def test_faults_of_one_word_are_merged_in_order() -> None:
     plain = identity(word, 17, [1, 2])
     site = target(plain)
     stuck, flip = Mask(word.full & ~1, 1), Mask(word.full, 3)
-    found = run(bake(plain, [Baked(site, 1, stuck), Baked(site, 1, flip)]), {"x": np.zeros((1, 2), "f4")}, word)
+    found = run(bake(plain, [Strike(site, 1, stuck), Strike(site, 1, flip)]), {"x": np.zeros((1, 2), "f4")}, word)
     assert found.tolist() == [0, 2]
 
 
@@ -271,8 +271,8 @@ def test_formats_without_a_body_say_why() -> None:
         body_for(WORDS["float32"], 18, "native")
     plain = identity(WORDS["int64"], 18, [3])
     with pytest.raises(FaultError, match="value fault on int64"):
-        bake(plain, [Baked(target(plain), 0, None, 2.0)])
+        bake(plain, [Strike(target(plain), 0, None, 2.0)])
     with pytest.raises(FaultError, match="no step"):
-        bake(plain, [Baked(target(plain), 0, Mask(1, 1), first=1, last=1)])
+        bake(plain, [Strike(target(plain), 0, Mask(1, 1), first=1, last=1)])
     with pytest.raises(FaultError, match="no batch axis"):
-        bake(plain, [Baked(replace(target(plain), axis=None), 0, Mask(1, 1), sample=0)])
+        bake(plain, [Strike(replace(target(plain), axis=None), 0, Mask(1, 1), sample=0)])
