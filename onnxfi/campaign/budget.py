@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxfi.campaign.fields import Place, built, plain, read_fields, read_part, read_yaml
 from onnxfi.campaign.outcomes import CLASSES
 from onnxfi.campaign.report import SHARES, YES_NO
+from onnxfi.campaign.fields import Place, built, plain, read_fields, read_part, read_yaml
 from onnxfi.campaign.spec import Campaign, SpecError, check_types, typed
 from onnxfi.errors import closest
 
