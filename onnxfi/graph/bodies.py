@@ -111,6 +111,12 @@ class Nodes:
         zero = {"allowzero": 1} if self.opset >= 14 else {}
         return self.add("Reshape", value, shape, name=name, **zero)
 
+    def restore(self, value: str, shape: str, name: str = "") -> str:
+        """Give a tensor its shape again, which may have a zero; below opset 14 that is left to be inferred."""
+        if self.opset < 14:
+            shape = self.add("Sub", shape, self.cast(self.add("Equal", shape, self.constant(0)), "int64"))
+        return self.reshape(value, shape, name)
+
 
 def tensor(values: Any, word: str = "int64") -> onnx.TensorProto:
     """Numbers as a TensorProto of this format."""
@@ -151,8 +157,8 @@ def planes(g: Nodes, mask: str, bits: int) -> str:
     negative = g.add("Less", mask, g.constant(0))
     low = g.add("Where", negative, g.add("Sub", mask, g.constant(-(1 << 63))), mask)
     positive = g.add("Not", negative)
-    shape = g.add("Concat", g.constant([1]), g.add("Shape", positive), axis=0)
-    top = g.reshape(positive, shape)
+    axes = ((), {"axes": [0]}) if g.opset < 13 else ((g.constant([0]),), {})
+    top = g.add("Unsqueeze", positive, *axes[0], **axes[1])
     return g.add("Concat", _zero_bits(g, low, 63), top, axis=0)
 
 

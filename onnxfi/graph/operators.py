@@ -104,7 +104,7 @@ class Operator:
         return g.constant([1]) if self.whole else g.add("Gather", shape, g.constant([0]))
 
     def _scatter(self, g: Nodes, flat: str, at: str, struck: str, shape: str) -> None:
-        g.reshape(g.add("ScatterElements", flat, at, struck, axis=1), shape, name=self._end)
+        g.restore(g.add("ScatterElements", flat, at, struck, axis=1), shape, name=self._end)
 
     def _armed(self, g: Nodes, x: str) -> None:
         """Select the rows of this site; where there are any, gather, strike and scatter."""
@@ -185,7 +185,7 @@ class Operator:
         flat = self._flat(g, x)
         value = g.reshape(g.add("GatherND", flat, "at"), g.constant([1, -1]))
         struck = g.reshape(self._gate(g, value), g.constant([-1]))
-        g.reshape(g.add("ScatterND", flat, "at", struck), shape, name=self._end)
+        g.restore(g.add("ScatterND", flat, "at", struck), shape, name=self._end)
 
     def _gate(self, g: Nodes, value: str) -> str:
         """The struck numbers, in the chosen iterations only where there is a gate."""
