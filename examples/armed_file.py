@@ -20,7 +20,10 @@ def main(armed_file: str) -> None:
         fault = {"site": [site["site"]], "element": [[0]], "keep": [[-1]], "flip": [[1 << 30]]}  # bit 30 of element 0
         fed = {f"onnxfi.{column}": np.array(values, np.int64) for column, values in fault.items()}
         faulty = session.run(None, {name: image} | fed)[0]
-        print(f"{site['tensor']:>10}: class {golden.argmax()} -> {faulty.argmax()}, largest change {abs(faulty - golden).max():.3g}")
+        print(
+            f"{site['tensor']:>10}: class {golden.argmax()} -> {faulty.argmax()}, "
+            f"largest change {abs(faulty - golden).max():.3g}"
+        )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ import onnx
 from onnx import numpy_helper
 
 from onnxfi.errors import EngineError, OnnxfiError
-from onnxfi.faults.space import Selector
 from onnxfi.faults.words import Mask, Word
 from onnxfi.graph.activations import Activation
 from onnxfi.graph.arming import columns
@@ -156,12 +155,20 @@ def _compare(case: Case, armed: Armed, feeds: dict[str, Any], golden: dict[str, 
     return _struck(case, armed, feeds, site, session, found[site.name], exact)
 
 
-_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
+_RANDOM = {
+    "RandomNormal",
+    "RandomUniform",
+    "RandomNormalLike",
+    "RandomUniformLike",
+    "Bernoulli",
+    "Multinomial",
+    "Dropout",
+}
 
 
 def _readable(armed: Armed, outputs: set[str]) -> Activation | None:
     """The value in the middle of the graph that can be read back; an output of the model where there is no other."""
-    able = [a for a in armed.sites if not a.path and a.target.word.bits >= 8 or a.target.dtype == "bool"]
+    able = [a for a in armed.sites if (not a.path and a.target.word.bits >= 8) or a.target.dtype == "bool"]
     able = [a for a in able if not a.path and a.target.kind == "activation"]
     # A struck integer may be a shape further on, which no model survives: outputs are read back instead.
     floats = [a for a in able if a.target.word.is_float or a.name in outputs]

@@ -118,9 +118,6 @@ def activations(model: Model) -> tuple[Activation, ...]:
     found = {path: _Facts.of(graph, around) for path, graph, around in graphs(inferred)}
     batch = _batch(inferred.graph)
     rows = [_activation(found[path], path, row, batch) for path, *row in walk.flowing() if path in found]
-    inside = [path for path, *_ in walk.flowing() if path not in found]
-    if inside:
-        rows += []  # values in model-local functions: see `inlined`
     return _unique(_placed(rows, found))
 
 
@@ -241,6 +238,7 @@ def _placed(rows: list[Activation], found: Mapping[str, _Facts]) -> list[Activat
     """Find for each value what stands for it: the activation function right behind it, the integer of its QDQ group."""
     out = []
     known = {(a.path, a.name) for a in rows if not a.why_not}
+    moved: dict[tuple[str, str], tuple[str, str]] = {}
     for a in rows:
         facts, after = found[a.path], a.name
         for _ in range(8):
@@ -248,14 +246,20 @@ def _placed(rows: list[Activation], found: Mapping[str, _Facts]) -> list[Activat
             if user is None or user.op_type not in ACTIVATIONS or text(user.input[0]) != after or not user.output:
                 break
             after = text(user.output[0])
-        quantized = _group(facts, after if a.default else a.name)
-        out.append(replace(
+        quantized = _group(facts, a.name)
+        row = replace(
             a,
             after=after if after != a.name and (a.path, after) in known else "",
             quantized=quantized if (a.path, quantized) in known else "",
-        ))  # fmt: skip
-    ends = {(a.path, a.quantized or a.after) for a in out if a.default and (a.quantized or a.after)}
-    return [replace(a, default=not (a.quantized or a.after) if a.default else (a.path, a.name) in ends) for a in out]
+        )
+        out.append(row)
+        end = _group(facts, after) or after
+        if a.default and end != a.name and (a.path, end) in known:
+            moved[a.path, a.name] = (a.path, end)
+    ends = set(moved.values())
+    return [
+        replace(a, default=((a.path, a.name) in ends or a.default) and (a.path, a.name) not in moved) for a in out
+    ]
 
 
 def _only_user(facts: _Facts, name: str) -> onnx.NodeProto | None:

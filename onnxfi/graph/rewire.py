@@ -30,6 +30,8 @@ class _Edit:
     taken: set[str]
     opset: int
     placed: set[tuple[str, str]] = field(default_factory=set)
+    #: What value_info says already, at the top.
+    said: set[str] = field(default_factory=set)
 
     def fresh(self, name: str) -> str:
         unique, number = name, 2
@@ -47,6 +49,8 @@ def edit(
     `types` says what value_info is to tell of both sides.
     """
     state = _Edit(inserts, types, set(_names(proto.graph)), opset_of(proto))
+    graph = proto.graph
+    state.said.update(v.name for v in (*graph.value_info, *graph.output, *graph.input))
     _edit_graph(state, proto.graph, "", "")
     missing = [path + name for path, name in inserts if (path, name) not in state.placed]
     if missing:
@@ -102,9 +106,9 @@ def _behind(
     g.nodes[-1].name = state.fresh(f"onnxfi/{name}")
     kind = state.types.get((path, name))
     if kind is not None:
-        said = {v.name for v in (*graph.value_info, *graph.output, *graph.input)}
         for one in (value, result):
-            if one not in said:
+            if one not in state.said:
+                state.said.add(one)
                 info = graph.value_info.add()
                 info.name = one
                 info.type.CopyFrom(kind)

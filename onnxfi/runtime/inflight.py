@@ -102,7 +102,7 @@ def _raised(model: Model, proto: onnx.ModelProto, opset: int, data: Data | None)
         made: onnx.ModelProto = onnx.version_converter.convert_version(proto, opset)
     except Exception as error:
         raise ModelError(f"{where}: the converter says {str(error).splitlines()[0][:200]}") from None
-    made.ir_version = max(made.ir_version, 8)
+    made.ir_version = proto.ir_version
     kept = {entry.key for entry in made.metadata_props}
     for entry in proto.metadata_props:
         if entry.key not in kept:
