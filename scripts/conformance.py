@@ -120,7 +120,7 @@ def check(case: Case) -> Verdict:
         return Verdict(case.name, "no output that is a tensor of numbers")
     data = Data.of_arrays(feeds, None, Layout(0, frozenset(), None), "the case's own")
     try:
-        done = instrument(load(case.model), every=True, data=data)
+        done = instrument(load(case.model), all=True, data=data)
     except OnnxfiError as error:
         return Verdict(case.name, "refused", str(error))
     if not done.armed.sites:

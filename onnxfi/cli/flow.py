@@ -40,7 +40,7 @@ def inject_activations(model: Path, given: dict[str, Any], *, as_json: bool, all
         with progress("golden") as tell:
             golden = evaluate(model, fed, engine=how, batch=given["batch"], output=given["output"], progress=tell)
     ber = None if given["ber"] is None else _rate(given["ber"])
-    names = ("count", "per_tensor", "sites", "fault", "seed", "every", "inline", "body")
+    names = ("count", "per_tensor", "sites", "fault", "seed", "all", "inline", "body")
     asked = {name: given[name] for name in names}
     done = inject_flow(opened, out, ber=ber, selector=options.selector(given), opset=opset(given), data=fed, **asked)
     if golden is not None and fed is not None:

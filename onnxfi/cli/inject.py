@@ -85,7 +85,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
 
         inject_activations(model, given, as_json=as_json, allow_links=allow_links)
         return
-    _refuse(("every", "inline", "opset", "body"), "without --target activations")
+    _refuse(("all", "inline", "opset", "body"), "without --target activations")
     from onnxfi.cli.show import document, note, progress
     from onnxfi.errors import EngineError
     from onnxfi.graph.model import load
@@ -149,8 +149,7 @@ def _refuse(names: Iterable[str], why: str) -> None:
     source = click.get_current_context().get_parameter_source
     for name in names:
         if source(name) is ParameterSource.COMMANDLINE:
-            flag = "all" if name == "every" else name.replace("_", "-")
-            raise click.UsageError(f"--{flag} says nothing {why}; leave it out")
+            raise click.UsageError(f"--{name.replace('_', '-')} says nothing {why}; leave it out")
 
 
 def _spare(given: dict[str, Any], outputs: Iterable[Path | None]) -> None:

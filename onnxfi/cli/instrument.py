@@ -28,7 +28,7 @@ def flow_options(function: Any) -> Any:
     for option in (
         click.option("--body", type=click.Choice(["auto", "native", "portable"]), default="auto", show_default=True, help="How words are struck: native needs opset 26, portable runs from opset 11 on."),
         click.option("--opset", metavar="N", default="auto", show_default=True, help="Raise the model to opset N, keep its own, or auto: its own from 11 on, else 13."),
-        click.option("--all", "every", is_flag=True, help="Every value that can be struck, shapes and indices too (default: the outputs of layers)."),
+        click.option("--all", is_flag=True, help="Every value that can be struck, shapes and indices too (default: the outputs of layers)."),
     ):  # fmt: skip
         function = option(function)
     return function
@@ -70,7 +70,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     out = given["out"] or Path(f"{model.stem}.armed.onnx")
     opened = load(model, allow_links=allow_links)
     done = instrument(
-        opened, options.selector(given), out, every=given["every"], opset=opset(given), body=given["body"]
+        opened, options.selector(given), out, all=given["all"], opset=opset(given), body=given["body"]
     )
     if as_json:
         document(_document(str(model), done))

@@ -188,14 +188,14 @@ def instrument(
     selector: Selector | None = None,
     out: str | Path | None = None,
     *,
-    every: bool = False,
+    all: bool = False,
     opset: int | str = "auto",
     body: str = "auto",
     data: Data | None = None,
 ) -> Instrumented:
     """Arm a model: golden until faults are fed, one session for every trial (`columns` makes what is fed).
 
-    Without `include` or `op` in the selector the outputs of layers are armed; with `every` all that can be struck. A
+    Without `include` or `op` in the selector the outputs of layers are armed; with `all` all that can be struck. A
     default selection that finds nothing gives an unchanged model. Raises SelectorError where an explicit one finds
     nothing, ModelError where the opset cannot be raised, OutputError for a place that cannot be written.
 
@@ -204,7 +204,7 @@ def instrument(
     (['relu', 'relu_1', 'relu_2', 'logits'], ('onnxfi.site', 'onnxfi.element'))
     """
     flow = prepare(model, opset=opset, body=body, data=data)
-    chosen = choose(flow.activations, selector or Selector(), every=every)
+    chosen = choose(flow.activations, selector or Selector(), every=all)
     armed = arm(flow.proto if chosen.activations else parse(model), chosen.activations, body=body)
     place = None if out is None else Path(out)
     if place is not None:
@@ -251,7 +251,7 @@ def inject_flow(
     fault: str | FaultModel = "flip",
     selector: Selector | None = None,
     seed: int = 0,
-    every: bool = False,
+    all: bool = False,
     inline: bool = False,
     opset: int | str = "auto",
     body: str = "auto",
@@ -277,7 +277,7 @@ def inject_flow(
         faults, strikes = _at(chosen, sites, event, selector, seed)
         space, how = _space(chosen, selector, event), Draw("sites", n=len(sites), seed=seed)
     else:
-        chosen = choose(flow.activations, selector, every=every)
+        chosen = choose(flow.activations, selector, every=all)
         chosen = replace(chosen, activations=_shaped(chosen.activations))
         space = _space(chosen, selector, event)
         kind = "ber" if ber is not None else "per-tensor" if per_tensor else "count"
