@@ -49,7 +49,8 @@ class Activation:
     `dims` is its whole shape with the batch axis, None where the rank is open; `axis` the batch axis, None where it has
     none; `loop` the nearest loop around it (`Loop`, `Scan`); `default` whether the default selection takes it; `after`
     the tensor that stands for it there, since nothing but an activation function lies between them; `quantized` the
-    integer tensor of the QDQ group in which it lies; `why_not` why it cannot be struck.
+    integer tensor of the QDQ group in which it lies; `why_not` why it cannot be struck; `sure` whether the shape
+    follows from the inputs, rather than from what the file declares or one run showed.
     """
 
     target: Target
@@ -62,6 +63,7 @@ class Activation:
     after: str = ""
     quantized: str = ""
     why_not: str = ""
+    sure: bool = False
 
     @property
     def shaped(self) -> bool:
@@ -113,21 +115,32 @@ def activations(model: Model) -> tuple[Activation, ...]:
     >>> [a.target.id for a in activations(load("models/fashion_cnn.onnx")) if a.default][:2]
     ['relu', 'relu_1']
     """
-    inferred = _inferred(model.proto)
+    inferred, declared = _inferred(model.proto), _declared(model.proto.graph)
     walk = Walk(model.proto, model.records, lambda *_: Place(0, (), 0))
     found = {path: _Facts.of(graph, around) for path, graph, around in graphs(inferred)}
     batch = _batch(inferred.graph)
-    rows = [_activation(found[path], path, row, batch) for path, *row in walk.flowing() if path in found]
+    rows = [_activation(found[path], path, row, batch, declared) for path, *row in walk.flowing() if path in found]
     return _unique(_placed(rows, found))
 
 
 def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the types that follow from its inputs; what it declares of others may be wrong and is left out."""
     import onnx
 
+    bare = onnx.ModelProto()
+    bare.CopyFrom(proto)
+    del bare.graph.value_info[:]
+    for output in bare.graph.output:
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
     try:
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        return onnx.shape_inference.infer_shapes(bare, data_prop=True)
     except Exception:  # what onnx cannot infer a run may still tell
-        return proto
+        return bare
+
+
+def _declared(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
+    return {text(v.name): v.type for v in (*graph.value_info, *graph.output) if v.HasField("type")}
 
 
 @dataclass(frozen=True)
@@ -181,12 +194,23 @@ def _dims(kind: onnx.TypeProto | None) -> Dims | None:
     )
 
 
-def _activation(facts: _Facts, path: str, row: Sequence[object], batch: int | str | None) -> Activation:
+def _activation(
+    facts: _Facts, path: str, row: Sequence[object], batch: int | str | None, declared: Mapping[str, onnx.TypeProto]
+) -> Activation:
     name, op, label, layer, data = row
     assert isinstance(name, str) and isinstance(op, str) and isinstance(label, str) and isinstance(layer, str)
     kind = facts.types.get(name)
+    sure = _dims(kind) is not None
+    stated = _dims(declared.get(name)) if not path else None
+    if not path and not sure:
+        kind = declared.get(name, kind)
     word, why = _word(kind)
     dims = _dims(kind)
+    if dims is not None and stated is not None and len(stated) == len(dims):
+        known = tuple(
+            s if isinstance(s, int) and not isinstance(d, int) else d for d, s in zip(dims, stated, strict=True)
+        )
+        sure, dims = sure and known == dims, known
     maker = facts.makers.get(name)
     axis = _axis(dims, batch, maker, name)
     structural = not data and word.name in ("int64", "int32", "bool") and not why
@@ -194,7 +218,7 @@ def _activation(facts: _Facts, path: str, row: Sequence[object], batch: int | st
         path + name, word, sample_shape(dims, axis), "activation" if op else "input", op, label, layer, structural
     )
     default = op in LAYERS and not structural and not why and _is_result(maker, name)
-    return Activation(target, path, name, dims, axis, facts.loop, default, why_not=why)
+    return Activation(target, path, name, dims, axis, facts.loop, default, why_not=why, sure=sure)
 
 
 def _is_result(maker: onnx.NodeProto | None, name: str) -> bool:
@@ -257,9 +281,7 @@ def _placed(rows: list[Activation], found: Mapping[str, _Facts]) -> list[Activat
         if a.default and end != a.name and (a.path, end) in known:
             moved[a.path, a.name] = (a.path, end)
     ends = set(moved.values())
-    return [
-        replace(a, default=((a.path, a.name) in ends or a.default) and (a.path, a.name) not in moved) for a in out
-    ]
+    return [replace(a, default=((a.path, a.name) in ends or a.default) and (a.path, a.name) not in moved) for a in out]
 
 
 def _only_user(facts: _Facts, name: str) -> onnx.NodeProto | None:
@@ -299,7 +321,7 @@ def told(a: Activation, word: Word | None, dims: Sequence[int] | None, batch: in
     if a.dims is None and dims is not None:
         axis = 0 if dims and batch is not None and dims[0] == batch else None
     target = replace(a.target, word=word or a.target.word, shape=sample_shape(given, axis))
-    return replace(a, target=target, dims=given, axis=axis, why_not=why,
+    return replace(a, sure=False, target=target, dims=given, axis=axis, why_not=why,
                    default=a.default or (bool(a.why_not) and not why and target.op in LAYERS))  # fmt: skip
 
 

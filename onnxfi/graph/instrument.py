@@ -317,14 +317,15 @@ def _columns(proto: onnx.ModelProto, prefix: str, sites: int, steps: bool, wide:
 def _types(sites: Sequence[Activation]) -> dict[tuple[str, str], onnx.TypeProto]:
     """What value_info is to say of the struck tensors: with it the runtime can prove that it may scatter in place.
 
-    Nothing inside bodies: what is inferred there need not hold in every iteration, and the runtime would believe it.
+    Nothing inside bodies, where what is inferred need not hold in every iteration, and nothing that the file alone
+    declares: the runtime would believe it.
     """
     from onnx import helper
 
     return {
         (a.path, a.name): helper.make_tensor_type_proto(NUMBER[a.target.dtype], list(a.dims))
         for a in sites
-        if a.dims is not None and not a.path
+        if a.dims is not None and a.sure and not a.path
     }
 
 
