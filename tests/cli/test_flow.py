@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from jsonschema import Draft202012Validator
 
 from onnxfi.runtime.engines import OrtEngine
-from tests.cli.conftest import ROOT, Run
 
+Run = Callable[..., Any]
 Save = Callable[..., str]
+ROOT = Path(__file__).parents[2]
 CPU = OrtEngine(provider="cpu")
+SCHEMAS = {
+    schema["title"].removeprefix("onnxfi "): schema
+    for schema in map(json.loads, re.findall(r"```json\n(.*?)\n```", (ROOT / "docs" / "json.md").read_text(), re.S))
+}
+
+
+def checked(ran: Any, verb: str) -> Any:
+    """The document of a command, held against its schema."""
+    Draft202012Validator(SCHEMAS[verb]).validate(ran.json)
+    return ran.json
 
 
 def test_instrument_says_what_to_feed_and_the_example_feeds_it(run: Run, models: Path, here: Path) -> None:
@@ -34,7 +48,7 @@ def test_instrument_says_what_to_feed_and_the_example_feeds_it(run: Run, models:
 
 
 def test_instrument_as_json(run: Run, models: Path) -> None:
-    found = run("instrument", models / "fashion_gru.onnx", "--all", "-o", "armed.onnx", "--json").json
+    found = checked(run("instrument", models / "fashion_gru.onnx", "--all", "-o", "armed.onnx", "--json"), "instrument")
     assert found["inputs"] == [f"onnxfi.{c}" for c in ("site", "element", "keep", "flip")]
     assert [row["site"] for row in found["sites"]] == list(range(31))
     gru = next(row for row in found["sites"] if row["op"] == "GRU")
@@ -64,7 +78,7 @@ def test_baked_sites_strike_the_named_sample(run: Run, save: Save, here: Path) -
 
 def test_drawn_faults_are_the_same_again_and_inlined(run: Run, models: Path, here: Path) -> None:
     words = ("inject", models / "fashion_cnn.onnx", "--target", "activations", "--ber", "1e-4", "--seed", 3, "--json")
-    first = run(*words, "-o", "a.onnx").json
+    first = checked(run(*words, "-o", "a.onnx"), "inject --target activations")
     second = run(*words, "-o", "b.onnx", "--inline").json
     assert first["faults"] == second["faults"] and first["drawn"] == len(first["faults"])
     assert first["population"] == 32 * (16 * 28 * 28 + 32 * 14 * 14 + 64 + 10)
@@ -77,10 +91,11 @@ def test_drawn_faults_are_the_same_again_and_inlined(run: Run, models: Path, her
 
 def test_with_data_golden_and_faulty_stand_side_by_side(run: Run, models: Path) -> None:
     ran = run(
-        "inject", models / "fashion_cnn.onnx", "--target", "activations", "--count", 1, "--include", "relu_2", "--fault",
-        "set:value=1000", "--data", models / "fashion_test.npz", "--samples", 50, "--json",
+        "inject", models / "fashion_cnn.onnx", "--target", "activations", "--count", 1, "--include", "relu_2",
+        "--fault", "set:value=1000", "--data", models / "fashion_test.npz", "--samples", 50, "--json",
     )  # fmt: skip
-    assert ran.json["golden"]["top1"] >= ran.json["faulty"]["top1"]
+    found = checked(ran, "inject --target activations")
+    assert found["golden"]["top1"] >= found["faulty"]["top1"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxfi.errors import FaultError, InputError, ModelError, SelectorError
 from onnxfi.faults.space import Selector
-from onnxfi.faults.words import WORDS, Mask
+from onnxfi.faults.words import Mask
 from onnxfi.graph.activations import Activation, activations, choose
 from onnxfi.graph.arming import columns
 from onnxfi.graph.instrument import Armed, Strike, arm, bake
