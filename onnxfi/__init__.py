@@ -15,6 +15,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _NAMES = {
+    "campaign.budget": ("Budget", "Limit", "load_budget"),
+    "campaign.check": ("Checked", "check"),
     "campaign.report": ("Report", "report"),
     "campaign.runner": ("plan", "run"),
     "campaign.spec": ("Campaign", "Part"),
@@ -35,13 +37,16 @@ _NAMES = {
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
+    "Budget",
     "Campaign",
+    "Checked",
     "Fault",
     "FaultList",
     "FaultModel",
     "FaultSpace",
     "Faults",
     "InputError",
+    "Limit",
     "Mask",
     "Model",
     "OnnxfiError",
@@ -53,6 +58,7 @@ __all__ = [
     "Site",
     "Target",
     "Word",
+    "check",
     "evaluate",
     "fault_models",
     "inject",
@@ -60,6 +66,7 @@ __all__ = [
     "inspect",
     "instrument",
     "load",
+    "load_budget",
     "load_spec",
     "merge",
     "open_data",
@@ -73,6 +80,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from onnxfi.campaign.budget import Budget, Limit, load_budget
+    from onnxfi.campaign.check import Checked, check
     from onnxfi.campaign.report import Report, report
     from onnxfi.campaign.runner import plan, run
     from onnxfi.campaign.spec import Campaign, Part

@@ -33,7 +33,8 @@ def parse_part(text: str) -> Part:
     >>> parse_part("fault: stuck-at-1, count: 2, include: conv1")
     Part(fault='stuck-at-1', ber=None, count=2, include=('conv1',), exclude=(), op=(), dtype=(), bits='', elements='')
     """
-    return read_part(compose(f"{{{text}}}".encode(), "--mix", "part"))
+    whole = f"{{{text}}}"
+    return read_part(compose(whole.encode(), f"--mix {whole[:80]}", "part"))
 
 
 def print_spec(campaign: Campaign) -> str:
