@@ -35,6 +35,7 @@ _NAMES = {
     "runtime.evaluation": ("evaluate",),
     "runtime.quantize": ("Quantised", "quantize"),
     "runtime.recipes": ("Recipe",),
+    "runtime.inflight": ("inject_flow", "instrument"),
     "runtime.injector": ("inject", "inspect", "replay", "sample", "undo"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
@@ -68,7 +69,9 @@ __all__ = [
     "evaluate",
     "fault_models",
     "inject",
+    "inject_flow",
     "inspect",
+    "instrument",
     "load",
     "load_budget",
     "load_spec",
@@ -103,6 +106,7 @@ if TYPE_CHECKING:
     from onnxfi.runtime.data import open_data
     from onnxfi.runtime.engines import OrtEngine
     from onnxfi.runtime.evaluation import evaluate
+    from onnxfi.runtime.inflight import inject_flow, instrument
     from onnxfi.runtime.injector import inject, inspect, replay, sample, undo
     from onnxfi.runtime.quantize import Quantised, quantize
     from onnxfi.runtime.recipes import Recipe

@@ -16,8 +16,8 @@ import click
 VERBS = {
     verb: verb
     for verb in (
-        *("inspect", "inject", "eval", "plan", "run", "report", "show", "merge"),
-        *("quantize", "compare", "check"),
+        *("inspect", "inject", "eval", "instrument", "quantize", "compare"),
+        *("plan", "run", "report", "show", "merge", "check"),
     )
 } | {"show": "trial"}
 _LOG = logging.getLogger("onnxfi")

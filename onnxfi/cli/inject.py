@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli import options
+from onnxfi.cli.instrument import flow_options
 from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, run_options, select_options
 
 if TYPE_CHECKING:
@@ -44,6 +45,15 @@ _MOST_LISTED = 10_000
 )
 @select_options
 @click.option(
+    "--target",
+    type=click.Choice(["weights", "activations"]),
+    default="weights",
+    show_default=True,
+    help="What is struck: stored words, or values in flight (NAME[i]@sample=k@step=t:30).",
+)
+@flow_options
+@click.option("--inline", is_flag=True, help="With --target activations: write no model-local functions.")
+@click.option(
     "--seed",
     type=click.IntRange(0, (1 << 64) - 1),
     default=0,
@@ -72,8 +82,15 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     onnxfi inject model.onnx --count 1 --include conv1 --bits exponent --data images.npz
     onnxfi inject model.onnx --ber 1e-6 --save-faults faults.jsonl
     onnxfi inject model.faulty.onnx --faults faults.jsonl --undo -o restored.onnx
+    onnxfi inject model.onnx --target activations --site 'relu[7]@sample=0:30'
     """
     _check(given)
+    if given["target"] == "activations":
+        from onnxfi.cli.flow import inject_activations
+
+        inject_activations(model, given, as_json=as_json, allow_links=allow_links)
+        return
+    _refuse(("all", "inline", "opset", "body"), "without --target activations")
     from onnxfi.cli.show import document, note, progress
     from onnxfi.errors import EngineError
     from onnxfi.graph.model import load

@@ -108,6 +108,7 @@ class _Node:
     outputs: list[_Value]
     #: What the inner graphs put out.
     bodies: tuple[_Value, ...] = ()
+    path: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -148,6 +149,7 @@ class Walk:
         self.every: list[_Node] = []
         self.notes: list[str] = []
         self._ids: set[str] = set()
+        self._inputs: dict[str, _Value] = {}
         outputs = self.graph(proto.graph, "", None)
         for function in proto.functions:
             names = (text(function.domain), text(function.name), text(function.overload))
@@ -180,6 +182,22 @@ class Walk:
                 place,
             )
 
+    def flowing(self) -> Iterator[tuple[str, str, str, str, str, bool]]:
+        """The values in flight: inputs, then what nodes put out, constants left out.
+
+        Each as (path, name, operator, node, layer, whether it is data); an input has no operator.
+        """
+        for name, value in self._inputs.items():
+            if value.target < 0:
+                yield "", name, "", "", name, value.data
+        for node in self.every:
+            if node.op == "Constant":
+                continue
+            layer = layer_of(node.proto, node.label)
+            named = [text(name) for name in node.proto.output if name]
+            for name, value in zip(named, node.outputs, strict=True):
+                yield node.path, name, node.op, node.label, layer, value.data
+
     def graph(self, graph: onnx.GraphProto, path: str, outer: _Scope | None) -> list[_Value]:
         """Walk one graph; returns the values of its outputs."""
         scope = _Scope({}, outer)
@@ -188,7 +206,9 @@ class Walk:
         for k, sparse in enumerate(graph.sparse_initializer):
             self._declare(sparse.values, path, f"sparse#{k}", "sparse", scope)
         for value in graph.input:
-            scope.names.setdefault(text(value.name), self._value())
+            made = scope.names.setdefault(text(value.name), self._value())
+            if outer is None:
+                self._inputs[text(value.name)] = made
         return self.nodes(graph.node, path, scope, [o.name for o in graph.output])
 
     def nodes(self, protos: Iterable[onnx.NodeProto], path: str, scope: _Scope, outputs: Iterable[str]) -> list[_Value]:
@@ -201,7 +221,7 @@ class Walk:
             while label in labels:
                 label += f"#{k}"
             labels.add(label)
-            node = _Node(proto, text(proto.op_type), label, [], [])
+            node = _Node(proto, text(proto.op_type), label, [], [], path=path)
             made.append(node)
             puts_out = [text(name) for name in proto.output]
             if node.op == "Constant" and proto.domain in ("", "ai.onnx"):

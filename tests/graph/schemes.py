@@ -69,7 +69,9 @@ def tensor(name: str, values: Any, kind: int) -> TensorProto:
     return numpy_helper.from_array(array.astype(helper.tensor_dtype_to_np_dtype(kind)), name)
 
 
-def build(nodes: list[onnx.NodeProto], stored: list[TensorProto], x: Array, *, opset: int = 17, rank: int = 0) -> onnx.ModelProto:
+def build(
+    nodes: list[onnx.NodeProto], stored: list[TensorProto], x: Array, *, opset: int = 17, rank: int = 0
+) -> onnx.ModelProto:
     """A model from `x` to `y`, both float32."""
     rank = rank or x.ndim
     ins = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *x.shape[1:]])]
