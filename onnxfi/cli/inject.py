@@ -90,7 +90,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
 
         inject_activations(model, given, as_json=as_json, allow_links=allow_links)
         return
-    _refuse(("all", "inline", "opset", "body"), "without --target activations")
+    options.refuse(("all", "inline", "opset", "body"), "without --target activations")
     from onnxfi.cli.show import document, note, progress
     from onnxfi.errors import EngineError
     from onnxfi.graph.model import load

@@ -337,7 +337,7 @@ def _at(
     faults = [at_sites([str(replace(site, sample=None, step=None))], targets, event, selector, seed) for site in parsed]
     strikes = []
     for site, one in zip(parsed, faults, strict=True):
-        steps = {} if site.step is None else {"first": site.step, "last": site.step}
+        steps: dict[str, Any] = {} if site.step is None else {"first": site.step, "last": site.step}
         strikes += [replace(s, sample=site.sample, **steps) for s in _strikes(one, chosen.activations)]
     for s in strikes:
         check_place(s.activation, s, 1 << 62)
