@@ -15,6 +15,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _NAMES = {
+    "campaign.budget": ("Budget", "Limit", "load_budget"),
+    "campaign.check": ("Checked", "check"),
     "campaign.compare": ("Comparison", "compare"),
     "campaign.report": ("Report", "report"),
     "campaign.runner": ("plan", "run"),
@@ -37,7 +39,9 @@ _NAMES = {
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
+    "Budget",
     "Campaign",
+    "Checked",
     "Comparison",
     "Fault",
     "FaultList",
@@ -45,6 +49,7 @@ __all__ = [
     "FaultSpace",
     "Faults",
     "InputError",
+    "Limit",
     "Mask",
     "Model",
     "OnnxfiError",
@@ -58,12 +63,14 @@ __all__ = [
     "Site",
     "Target",
     "Word",
+    "check",
     "compare",
     "evaluate",
     "fault_models",
     "inject",
     "inspect",
     "load",
+    "load_budget",
     "load_spec",
     "merge",
     "open_data",
@@ -78,6 +85,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from onnxfi.campaign.budget import Budget, Limit, load_budget
+    from onnxfi.campaign.check import Checked, check
     from onnxfi.campaign.compare import Comparison, compare
     from onnxfi.campaign.report import Report, report
     from onnxfi.campaign.runner import plan, run

@@ -64,12 +64,8 @@ Check = Callable[..., Outcome]
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options that take the place of what budgets say."""
     group = parser.getgroup("onnxfi", "checks of ONNX models against a resilience budget")
-    group.addoption(
-        "--onnxfi-seed", type=int, metavar="N", help="The seed of every check, instead of the budget's (a whole number)."
-    )
-    group.addoption(
-        "--onnxfi-time", type=float, metavar="S", help="The time box of every check in seconds, instead of the budget's."
-    )
+    group.addoption("--onnxfi-seed", type=int, metavar="N", help="seed of every check, instead of the budget's")
+    group.addoption("--onnxfi-time", type=float, metavar="S", help="time box in seconds, instead of the budget's")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -105,13 +101,17 @@ def onnxfi_check(request: pytest.FixtureRequest) -> Check:
         """
         from onnxfi.errors import OnnxfiError
 
+        wrong = ""
         try:
             outcome = _run(request.config, model, budget, {**defaults, **given})
         except OnnxfiError as error:
-            pytest.fail(f"onnxfi: error: {error}", pytrace=False)
+            wrong = str(error)
+        if wrong:  # outside of the handler, so that one line is all that is shown
+            pytest.fail(f"onnxfi: error: {wrong}", pytrace=False)
         request.node.add_report_section("call", "onnxfi", outcome.table())
         return outcome
 
+    checked.__qualname__ = "onnxfi_check"  # as a failing assertion shows it
     return checked
 
 

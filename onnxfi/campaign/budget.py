@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from onnxfi.campaign.fields import Place, built, plain, read_fields, read_part, read_yaml
 from onnxfi.campaign.outcomes import CLASSES
 from onnxfi.campaign.report import SHARES, YES_NO
-from onnxfi.campaign.fields import Place, built, plain, read_fields, read_part, read_yaml
 from onnxfi.campaign.spec import Campaign, SpecError, check_types, typed
 from onnxfi.errors import closest
 
@@ -137,6 +137,11 @@ class Budget:
 
     def outdo(self, said: Mapping[str, Any], time_s: float | None = None) -> Budget:
         """The budget with other values for fields of its campaign, and another time box where one is given."""
+        for name in said:
+            if name in _OPEN:
+                raise SpecError(f"the campaign of a budget takes no {name}: {_OPEN[name]}", name)
+            if name not in (known := [f.name for f in fields(Campaign)]):
+                raise SpecError(f"unknown field {name!r}{closest(name, known)}", name)
         campaign = replace(self.campaign, **said)
         return replace(self, campaign=campaign, time_s=self.time_s if time_s is None else time_s)
 
@@ -238,7 +243,10 @@ def _read_campaign(place: Place) -> Campaign:
 
 
 def _read_limit(place: Place) -> Limit:
-    limit: Limit = built(Limit, *read_fields(place, Limit), place)
+    given, places = read_fields(place, Limit)
+    if "rate" not in given:
+        raise place.error("a limit names its rate; add rate: sdc1, say")
+    limit: Limit = built(Limit, given, places, place)
     return limit
 
 

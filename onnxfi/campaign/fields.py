@@ -62,7 +62,7 @@ class Place:
             except ValueError:
                 return node.value  # refused by its type
         try:
-            return yaml.constructor.SafeConstructor().construct_object(node)  # type: ignore[no-untyped-call]
+            return yaml.constructor.SafeConstructor().construct_object(node)
         except (ValueError, yaml.YAMLError):
             raise self.error(f"{name}: {node.value[:60]!r} is no value of YAML") from None
 
@@ -71,7 +71,7 @@ Parts = Mapping[str, Callable[[Place], Any]]
 
 
 def read_yaml(path: str | Path, what: str) -> Place:
-    """A YAML file whose fields make a campaign or a budget (`what`): no tags but those of plain values, at most 1 MB."""
+    """A YAML file whose fields make `what` it is: no tags but those of plain values, no more than 1 MB."""
     try:
         with Path(path).open("rb") as stream:
             text = stream.read(_LARGEST_FILE + 1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxfi.campaign.budget import GOLDEN
 from onnxfi.campaign.report import Fold, report
 from onnxfi.campaign.store import Store, StoreError
 from onnxfi.errors import InputError
@@ -103,8 +104,7 @@ class Measured:
             row = json.loads(text)
             each = float(row["interval_confidence"])
             rates = tuple(
-                Rate(str(r["rate"]), r["ber"], r["layer"], Interval(*_three(r), "as given", each))
-                for r in row["rates"]
+                Rate(str(r["rate"]), r["ber"], r["layer"], Interval(*_three(r), "as given", each)) for r in row["rates"]
             )
             return cls(
                 source, str(row["model"]), str(row["digest"]), dict(row["campaign"]), int(row["population"]),
@@ -128,14 +128,14 @@ class Measured:
         if names:
             said = "; ".join(f"{_name(k)}: {_short(before.get(k))} there, {_short(now.get(k))} here" for k in names[:4])
             raise BaselineError(
-                f"the baseline {baseline.source!r} cannot be compared: {said}; measure it again with this budget and data"
+                f"the baseline {baseline.source!r} cannot be compared: {said}; measure it again with this budget"
             )
         sizes = sorted((self.population, baseline.population))
         if self.unit != baseline.unit or sizes[0] < (1 - _SAME_NETWORK) * sizes[1]:
             raise BaselineError(
-                f"the baseline {baseline.source!r} is of another model: {baseline.model!r} with {baseline.population:,} "
-                f"{baseline.unit}s to strike, {self.model!r} has {self.population:,} {self.unit}s; give one of an "
-                f"earlier version of this model"
+                f"the baseline {baseline.source!r} is of another model: {baseline.model!r} has "
+                f"{baseline.population:,} {baseline.unit}s to strike, {self.model!r} {self.population:,} "
+                f"{self.unit}s; give one of an earlier version of this model"
             )
         if baseline.errors or baseline.trials < baseline.planned:
             raise BaselineError(
@@ -145,9 +145,10 @@ class Measured:
 
     def document(self) -> dict[str, Any]:
         """As plain values for JSON."""
+        golden = {name: self.golden[name] for name in GOLDEN if name in self.golden}
         return {
             "model": self.model, "digest": self.digest, "campaign": self.identity, "population": self.population,
-            "unit": self.unit, "golden": self.golden, "samples": self.samples, "data": self.data,
+            "unit": self.unit, "golden": golden, "samples": self.samples, "data": self.data,
             "planned": self.planned, "trials": self.trials, "errors": self.errors,
             "interval_confidence": self.confidence, "rates": [rate.row() for rate in self.rates],
         }  # fmt: skip
@@ -156,7 +157,7 @@ class Measured:
 def _rates(store: str | Path, confidence: float) -> tuple[Rate, ...]:
     found = report(store, confidence=confidence)
     bers = sorted({s["ber"] for s in found.strata if s["ber"] is not None})
-    folds: list[tuple[float | None, str | None, Fold]] = [(None, None, found.everything)] if len(bers) < 2 else []
+    folds: list[tuple[float | None, str | None, Fold]] = [] if bers else [(None, None, found.everything)]
     folds += [(ber, None, fold) for ber, fold in zip(bers, found.by_rate, strict=True)]
     folds += [(None, fold.key, fold) for fold in found.by_layer]
     return tuple(Rate(r.name, ber, layer, r.interval) for ber, layer, fold in folds for r in fold.rates)
@@ -172,7 +173,7 @@ def difference(now: Interval, before: Interval) -> Interval:
     >>> from onnxfi.faults.statistics import clopper_pearson
     >>> found = difference(clopper_pearson(30, 100), clopper_pearson(10, 100))
     >>> round(found.low, 3), round(found.estimate, 3), round(found.high, 3)
-    (0.039, 0.2, 0.354)
+    (0.049, 0.2, 0.344)
     """
     change = now.estimate - before.estimate
     below = math.hypot(now.estimate - now.low, before.high - before.estimate)

@@ -96,9 +96,9 @@ class Plan:
         if c.way != "mix":
             text.append(f"population N = {self.header.population:,} {unit}s, confidence {c.confidence:g}")
         if self.margin is not None:
-            text.append(f"margin at p = 0.5: ±{self.margin:.4%}")
+            text.append(f"margin at p = 0.5: ±{100 * self.margin:.4g} %")
         elif c.margin is not None:
-            text.append(f"margin ±{c.margin:.4%} in each of {len(self.groups):,} strata")
+            text.append(f"margin ±{100 * c.margin:.4g} % in each of {len(self.groups):,} strata")
         return text
 
     def trials(self) -> Iterator[Planned]:
@@ -201,12 +201,12 @@ _NO_SITES = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  
 
 
 def _planned(trial: int, stratum: int, faults: Faults, text: str) -> Planned:
-    layers = {faults.targets[k].layer for k in np.unique(faults.sites.target).tolist()}
-    bits = np.unique(faults.sites.bit)
+    layers = {faults.targets[k].layer for k in set(faults.sites.target.tolist())}
+    bits = set(faults.sites.bit.tolist())
     return Planned(
         trial, stratum, len(faults), text,
         layers.pop() if len(layers) == 1 else None,
-        int(bits[0]) if len(bits) == 1 and bits[0] >= 0 else None,
+        bits.pop() if len(bits) == 1 and bits != {-1} else None,
     )  # fmt: skip
 
 

@@ -89,7 +89,7 @@ def write_budget(
                 f"{now.planned - now.trials:,} of {now.planned:,} trials have no outcome, as the harness failed on "
                 f"them; no budget is written (with -o STORE, onnxfi show says more)"
             )
-        kept = [replace(limit, **{limit.bound: _bound(limit, here, now)}) for limit, here in limits]
+        kept = [_moved(limit, _bound(limit, here, now)) for limit, here in limits]
         budget, left_out = _sayings(base, kept, now.trials)
         checked = judged(str(model), budget.confidence, applied(budget.limits, file), now, None, stopped=False)
     with temporary([Path(path)]) as (stream,):
@@ -109,10 +109,15 @@ def _sayings(base: Budget, limits: Sequence[Limit], trials: int) -> tuple[Budget
     return replace(base, limits=kept), idle
 
 
+def _moved(limit: Limit, value: float) -> Limit:
+    """The limit at another value; one on a change stays."""
+    if limit.change:
+        return limit
+    return replace(limit, min=value) if limit.bound == "min" else replace(limit, max=value)
+
+
 def _bound(limit: Limit, here: Sequence[Limit], now: Measured) -> float:
     """The value of a limit: the worst of those that the layers which it matches would get."""
-    if limit.change:
-        return limit.value
     least = limit.bound == "min"
     found = [_room(one, value_of(one, now), now.samples, least) for one in here]
     worst = min(found) if least else max(found)
@@ -120,7 +125,7 @@ def _bound(limit: Limit, here: Sequence[Limit], now: Measured) -> float:
 
 
 def _room(limit: Limit, value: Interval, samples: int, least: bool) -> float:
-    """The measured value and three arms of its interval; of golden, which has none, the end of the samples' interval."""
+    """The measured value and three arms of its interval; of golden, which has none, an end of that over the samples."""
     if math.isnan(value.estimate):
         return 0.0 if least else 1.0
     if limit.golden:

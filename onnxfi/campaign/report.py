@@ -142,8 +142,18 @@ class Report:
 def report(store: str | Path, *, confidence: float | None = None) -> Report:
     """Fold the results of a store; a campaign that is not finished is reported as far as it is.
 
-    `confidence` is that of every interval (default: what the campaign asks for). Raises StoreError for what is no store,
-    or one without a result.
+    `confidence` is that of every interval (default: what the campaign asks for). Raises StoreError for what is no
+    store, or one without a result.
+
+    >>> import tempfile
+    >>> from onnxfi.campaign.runner import run
+    >>> from onnxfi.campaign.spec import Campaign
+    >>> campaign = Campaign("models/fashion_cnn.onnx", "models/fashion_test.npz", samples=50, single=True, trials=20)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     results = list(run(campaign, folder + "/store.db"))
+    ...     found = report(folder + "/store.db")
+    >>> found.everything.trials, found.everything.rate("sdc1").high < 0.5
+    (20, True)
     """
     with Store.open(store) as opened:
         campaign, golden = opened.get("identity"), opened.get("golden")
@@ -155,7 +165,7 @@ def report(store: str | Path, *, confidence: float | None = None) -> Report:
         confidence = confidence or float(opened.get("length")["confidence"])
         planned, errors, environment = opened.count("plan"), opened.count("errors"), opened.get("environment")
         fold = _Folder(strata, cells, confidence)
-        samples = fold.read(opened, golden["samples"])
+        samples = fold.read(opened, golden["rows"])
     rates = sorted({s["ber"] for s in strata if s["ber"] is not None})
     return Report(
         Path(store), campaign, golden, environment, confidence, planned, errors,
@@ -277,8 +287,8 @@ def write_csv(found: Report, folder: str | Path) -> list[Path]:
     """Write the report as CSV files into a folder; returns what was written.
 
     `detail.csv` has a line a trial, `summary.csv` the rates of all trials with the ends of their intervals; the same by
-    rate, layer and bit stands in `rates.csv`, `layers.csv` and `bits.csv`, where there are such, and what `classes` says
-    in `classes.csv`.
+    rate, layer and bit stands in `rates.csv`, `layers.csv` and `bits.csv`, where there are such, and what `classes`
+    says in `classes.csv`.
     """
     place = Path(folder)
     tables: dict[str, Iterable[dict[str, Any]]] = {

@@ -25,6 +25,7 @@ from onnxfi.campaign.workers import Job, run_here, run_pooled
 from onnxfi.faults.faultlist import Header, Lines
 from onnxfi.graph.model import load
 from onnxfi.graph.mutate import Edits, edits, place, write
+from onnxfi.runtime.engines import installed_runtimes
 
 #: Results are written when so many wait, or so many seconds have gone.
 _WRITE_EVERY = 500
@@ -137,6 +138,7 @@ def identity(bench: Bench, plan: Plan) -> dict[str, Any]:
     }  # fmt: skip
     if plan.listed is not None:
         kept["faults"] = hashlib.sha256(plan.listed.path.read_bytes()).hexdigest()
+    kept["custom_ops"] = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in bench.campaign.custom_ops]
     return kept | {"strata": [group.label for group in plan.groups]}
 
 
@@ -149,7 +151,8 @@ def _record(store: Store, bench: Bench, plan: Plan, golden: Golden, golden_s: fl
         )
     store.put(
         golden={
-            "scores": scores, "metrics": judge(golden, golden.scores).metrics, "samples": bench.data.samples,
+            "scores": scores, "rows": len(golden.scores), "samples": bench.data.samples,
+            "metrics": judge(golden, golden.scores).metrics,
             "data": bench.data.description, "synthetic": bench.data.synthetic, "output": bench.output,
         },
         header=plan.header.line(),
@@ -158,16 +161,10 @@ def _record(store: Store, bench: Bench, plan: Plan, golden: Golden, golden_s: fl
         length={name: getattr(bench.campaign, name) for name in LENGTH},
         timeout_s=store.get("timeout_s") or max(_TIMEOUT_S, _TIMEOUT_GOLDEN * golden_s),
         environment={
-            "onnxfi": version("onnxfi"), "onnxruntime": _runtime_version(), "numpy": np.__version__,
+            "onnxfi": version("onnxfi"), "runtime": " ".join(f"{name} {version(name)}" for name in installed_runtimes()), "numpy": np.__version__,
             "python": platform.python_version(), "machine": platform.machine(), "provider": bench.provider,
         },
     )  # fmt: skip
-
-
-def _runtime_version() -> str:
-    import onnxruntime
-
-    return str(onnxruntime.__version__)
 
 
 def _kept(store: Store, stream: Iterator[Result]) -> Generator[Result, None, None]:

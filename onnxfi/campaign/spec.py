@@ -188,7 +188,11 @@ class Campaign:
         fields = {"optimization": self.optimization, "threads": self.threads, "custom_ops": self.custom_ops}
         for name, value in fields.items():
             _named(name, lambda given: OrtEngine(**given), {name: value})
-        engine: OrtEngine = _named("provider", lambda given: OrtEngine(self.provider, options, **given), fields)
+        engine: OrtEngine = _named(
+            "provider_option" if options else "provider",
+            lambda given: OrtEngine(self.provider, options, **given),
+            fields,
+        )
         return engine
 
     def identity(self) -> dict[str, Any]:

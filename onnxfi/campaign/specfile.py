@@ -34,7 +34,8 @@ def parse_part(text: str) -> Part:
     Part(fault='stuck-at-1', ber=None, count=2, include=('conv1',), exclude=(), op=(), dtype=(), bits='', elements='',
          role=())
     """
-    return read_part(compose(f"{{{text}}}".encode(), "--mix", "part"))
+    whole = f"{{{text}}}"
+    return read_part(compose(whole.encode(), f"--mix {whole[:80]}", "part"))
 
 
 def print_spec(campaign: Campaign) -> str:

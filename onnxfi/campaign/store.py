@@ -247,6 +247,16 @@ def merge(out: str | Path, stores: Sequence[str | Path]) -> int:
 
     Raises StoreError where they are of different campaigns (the fields named), or differ in a trial's result; `out` is
     then as it was.
+
+    >>> import tempfile
+    >>> from onnxfi.campaign.runner import run
+    >>> from onnxfi.campaign.spec import Campaign
+    >>> campaign = Campaign("models/fashion_cnn.onnx", "models/fashion_test.npz", samples=50, single=True, trials=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     halves = [folder + "/1.db", folder + "/2.db"]
+    ...     done = [list(run(campaign, half, shard=(k, 2))) for k, half in enumerate(halves, 1)]
+    ...     merge(folder + "/all.db", halves)
+    4
     """
     for source in stores:
         if os.path.realpath(source) == os.path.realpath(out):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,7 +13,7 @@ from onnxfi.graph.mutate import temporary
 
 #: What XML 1.0 cannot hold.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~&-])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>|~&])")
 _SIGNS = {PASS: "✅", FAIL: "❌", UNDECIDED: "❔"}
 
 
@@ -42,7 +42,8 @@ def junit(checked: Checked) -> bytes:
             ElementTree.SubElement(case, "skipped", {"message": _xml(str(finding))})
         ElementTree.SubElement(case, "system-out").text = _xml(str(finding))
     ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
+    written: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return written + b"\n"
 
 
 def _xml(text: str) -> str:
@@ -71,9 +72,11 @@ def _plain(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", " ".join(_xml(text).split()))
 
 
-def writer(path: str | Path) -> Callable[[str | bytes], None]:
+def writer(path: str | Path, inputs: Iterable[str | Path] = ()) -> Callable[[str | bytes], None]:
     """What writes a file in one go; OutputError at once where that cannot be, so that no campaign runs in vain."""
     place = Path(path)
+    if place.resolve() in [Path(one).resolve() for one in inputs]:
+        raise OutputError(f"the output {str(place)!r} is an input as well; name another file")
     if place.is_dir():
         raise OutputError(f"the output {str(place)!r} is a folder; give a file name")
     if not place.parent.is_dir():

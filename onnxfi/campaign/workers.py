@@ -50,6 +50,11 @@ class Job:
         return max(1, min(_MOST_TRIALS_A_TASK, int(_TASK_S / max(self.golden_s, 1e-3))))
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run_here(bench: Bench, golden: Golden, header: Header, pending: Iterator[Task]) -> Iterator[Result]:
     """Run trials in this process: a fault that kills or hangs the runtime does so to this process."""
     for task in pending:

@@ -6,6 +6,7 @@ import importlib
 import io
 import logging
 import os
+import signal
 import sys
 from typing import Any
 
@@ -65,6 +66,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # what a terminal of another alphabet cannot show is written out
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: what is half written is taken away
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     try:
         _logging()
         # Not group.main, which ends a broken pipe with 1: here that says that a check failed.
@@ -86,9 +91,13 @@ def main() -> None:
         _silence()
         sys.exit(141)
     except OSError as error:
-        if error.filename is None:  # a full disk behind `> FILE`, most likely
+        if error.filename is not None:
+            what = repr(os.fsdecode(error.filename))
+        elif isinstance(error, FileNotFoundError):
+            what = "the working directory"  # it was removed
+        else:
+            what = "standard output"  # a full disk behind `> FILE`, most likely
             _silence()
-        what = "standard output" if error.filename is None else repr(os.fsdecode(error.filename))
         _fail(f"cannot use {what}: {error.strerror}; choose another place or name")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from onnxfi.cli.options import JSON, LINKS, MODEL, run_options
+from onnxfi.cli.options import JSON, LINKS, MODEL, run_options, stack
 
 if TYPE_CHECKING:
     from onnxfi.campaign.check import Checked
@@ -18,18 +18,23 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 
 
-@click.command("check", short_help="Compare a small campaign on MODEL with the limits of a budget.")
+_OPTIONS = (
+    click.option("--budget", required=True, type=_PATH, metavar="FILE", help="The budget: a campaign and limits, in YAML."),
+    click.option("--write-budget", is_flag=True, help="Measure MODEL and write FILE: limits that it meets with room to spare."),
+    click.option("--force", is_flag=True, help="With --write-budget: overwrite FILE; its campaign and choice of limits stay."),
+    click.option("--baseline", type=_PATH, metavar="STORE|JSON", help="What limits on changes compare with: a store, or what --json printed."),
+    click.option("--junit", type=_PATH, metavar="FILE", help="Write JUnit XML: a test case for each limit."),
+    click.option("--markdown", type=_PATH, metavar="FILE", help="Write a summary for a pull request."),
+    click.option("-o", "--out", type=_PATH, metavar="STORE", help="Keep every trial there, and go on where a check was (default: a temporary store)."),
+    click.option("--seed", type=click.IntRange(0), metavar="N", help="Another seed than the budget's."),
+    click.option("--time", "time_s", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="A time box: what has not been measured by then is not decided."),
+    click.option("--workers", type=click.IntRange(0), metavar="N", help="Worker processes; 0 runs trials in this one (default: the cores)."),
+)  # fmt: skip
+
+
+@click.command("check", short_help="Hold MODEL against the limits of a budget.")
 @MODEL
-@click.option("--budget", required=True, type=_PATH, metavar="FILE", help="The budget: a campaign and limits, in YAML.")
-@click.option("--write-budget", is_flag=True, help="Measure MODEL and write FILE: limits that it meets with room to spare.")
-@click.option("--force", is_flag=True, help="With --write-budget: overwrite FILE, with its own campaign and choice of limits.")
-@click.option("--baseline", type=_PATH, metavar="STORE|JSON", help="What limits on changes compare with: a store, or what --json printed.")
-@click.option("--junit", type=_PATH, metavar="FILE", help="Write JUnit XML: a test case for each limit.")
-@click.option("--markdown", type=_PATH, metavar="FILE", help="Write a summary for a pull request.")
-@click.option("-o", "--out", type=_PATH, metavar="STORE", help="Keep every trial there, and go on where a check was (default: a temporary store).")
-@click.option("--seed", type=click.IntRange(0), help="Another seed than the budget's.")
-@click.option("--time", "time_s", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="A time box: what has not been measured by then is not decided.")
-@click.option("--workers", type=click.IntRange(0), metavar="N", help="Worker processes; 0 runs trials in this one (default: the cores).")
+@stack(_OPTIONS)
 @run_options
 @LINKS
 @JSON
@@ -54,7 +59,11 @@ def command(
     ctx = click.get_current_context()
     said = {n: v for n, v in given.items() if ctx.get_parameter_source(n) is not ParameterSource.DEFAULT}
     _refuse(write_budget, force, said)
-    outputs = [(summary.writer(given[name]), name) for name in ("junit", "markdown") if given[name] is not None]
+    named = {name: given[name] for name in ("junit", "markdown") if given[name] is not None}
+    if len({place.resolve() for place in named.values()}) < len(named):
+        raise click.UsageError(f"both outputs are {str(given['junit'])!r}; name another file")
+    inputs = [model, budget, *(given[name] for name in ("baseline", "data") if given[name] is not None)]
+    outputs = [(summary.writer(place, inputs), name) for name, place in named.items()]
     fields = _campaign_fields(said)
     crew = os.cpu_count() or 1 if workers is None else workers
     if write_budget:

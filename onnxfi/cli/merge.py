@@ -6,20 +6,25 @@ from pathlib import Path
 
 import click
 
-from onnxfi.cli.options import JSON
+from onnxfi.cli.options import JSON, PATH
 
 
-@click.command("merge")
-@click.argument("out", type=click.Path(path_type=Path))
-@click.argument("stores", metavar="IN…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.command("merge", short_help="Put several stores of one campaign together.")
+@click.argument("out", type=PATH)
+@click.argument("stores", metavar="IN…", nargs=-1, required=True, type=PATH)
 @JSON
 def command(out: Path, stores: tuple[Path, ...], as_json: bool) -> None:
-    """Put the union of several stores of one campaign into OUT; what is there twice counts once."""
-    from onnxfi.campaign.store import merge
-    from onnxfi.cli.show import document, say
+    """Put the union of several stores of one campaign into OUT; what is there twice counts once.
+
+    An OUT that is there already keeps what it has.
+    """
+    from onnxfi.campaign.store import Store, merge
+    from onnxfi.cli.show import count, document, say
 
     results = merge(out, stores)
+    with Store.open(out) as opened:
+        planned = opened.count("plan")
     if as_json:
-        document({"store": str(out), "trials": results})
+        document({"store": str(out), "trials": results, "planned": planned, "merged": len(stores)})
     else:
-        say(f"{out}: {results:,} results of {len(stores)} stores")
+        say(f"{out}: {results:,} of {planned:,} trials, from {count(len(stores), 'store')}")

@@ -41,7 +41,7 @@ _DATA = (
 _ENGINE = (
     click.option("--provider", default="auto", show_default=True, metavar="NAME", help="Execution provider: auto, cpu, cuda, tensorrt, …"),
     click.option("--provider-option", multiple=True, metavar="KEY=VALUE", help="An option of the provider. Repeatable."),
-    click.option("--threads", type=click.IntRange(1), metavar="N", default=1, show_default=True, help="Threads of the runtime's session."),
+    click.option("--threads", type=click.IntRange(1, 1024), metavar="N", default=1, show_default=True, help="Threads of the runtime's session."),
     click.option("--optimization", type=click.Choice(["all", "extended", "basic", "off"]), metavar="LEVEL", default="all", show_default=True, help="Graph optimisation of the runtime: all, extended, basic or off."),
     click.option("--custom-ops", multiple=True, metavar="LIB", help="A library of custom operators. Repeatable."),
 )  # fmt: skip
@@ -55,7 +55,9 @@ LINKS = click.option("--allow-links", is_flag=True, help="Follow symbolic and ha
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 
 
-def _stack(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
+def stack(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
+    """A decorator that adds options, the first on top."""
+
     def decorate(function: F) -> F:
         for option in reversed(options):
             function = option(function)
@@ -66,12 +68,12 @@ def _stack(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
 
 def select_options(function: F) -> F:
     """The selectors."""
-    return _stack(_SELECT)(function)
+    return stack(_SELECT)(function)
 
 
 def run_options(function: F) -> F:
     """Data and engine."""
-    return _stack((*_DATA, *_ENGINE))(function)
+    return stack((*_DATA, *_ENGINE))(function)
 
 
 def selector(given: Mapping[str, Any]) -> Selector:

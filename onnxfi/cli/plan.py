@@ -8,48 +8,53 @@ from typing import Any
 import click
 
 from onnxfi.cli.campaign_options import SOURCE, campaign, campaign_options
-from onnxfi.cli.options import JSON
+from onnxfi.cli.options import JSON, PATH
 
 
-@click.command("plan")
+@click.command("plan", short_help="Say which trials a campaign on MODEL has, and what they cost.")
 @SOURCE
 @campaign_options
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), metavar="PLAN.jsonl", help="Write every trial as a fault list."
-)
+@click.option("-o", "--out", type=PATH, metavar="PLAN.jsonl", help="Write every trial as a fault list.")
 @click.option("--print-spec", is_flag=True, help="Print the campaign as a YAML spec instead.")
 @JSON
 def command(source: Path, out: Path | None, print_spec: bool, as_json: bool, **given: Any) -> None:
     """Say how many trials a campaign has and what they cost, and write them as a fault list.
 
-    With --data, golden is run once for the estimate of the cost.
+    With --data, golden is run for the estimate of the cost.
+
+    \b
+    onnxfi plan model.onnx --single --margin 0.01 --confidence 0.99
+    onnxfi plan model.onnx --ber 1e-7:1e-3 -o plan.jsonl
+    onnxfi plan model.onnx --data images.npz --ber 1e-7:1e-3 --print-spec > campaign.yaml
     """
-    from onnxfi.campaign import spec
+    from onnxfi.campaign import specfile
     from onnxfi.campaign.plan import write_plan
     from onnxfi.campaign.runner import plan
+    from onnxfi.cli.run import duration
     from onnxfi.cli.show import document, progress, say
 
     wanted = campaign(source, given)
     if print_spec:
-        click.echo(spec.print_spec(wanted), nl=False)
+        if out is not None or as_json:
+            raise click.UsageError("--print-spec goes with neither --out nor --json")
+        click.echo(specfile.print_spec(wanted), nl=False)
         return
-    made, golden_s = plan(wanted)
+    made, trial_s = plan(wanted)
     if out is not None:
         with progress("planning") as tell:
             write_plan(made, out, progress=tell)
     if as_json:
-        strata = [{"label": g.label, "population": g.population, "trials": g.trials} for g in made.groups]
+        strata = [{**g.told(), "population": g.population, "trials": g.trials} for g in made.groups]
         document({
             "model": wanted.model, "digest": made.model.digest, "way": wanted.way, "trials": len(made),
             "population": made.header.population, "unit": made.header.unit, "confidence": wanted.confidence,
-            "margin": made.margin, "strata": strata, "output": None if out is None else str(out), "golden_s": golden_s,
+            "margin": wanted.margin if made.margin is None else made.margin, "strata": strata,
+            "output": None if out is None else str(out), "trial_s": trial_s,
         })  # fmt: skip
         return
     for line in made.describe():
         say(line)
-    if golden_s is not None:
-        say(
-            f"one golden run takes {golden_s:.2f} s, so all trials some {len(made) * golden_s * 1.3:,.0f} s of one core"
-        )
+    if trial_s is not None:
+        say(f"one trial takes about {trial_s:.2g} s, all of them some {duration(len(made) * trial_s)} on one core")
     if out is not None:
         say(f"wrote {out}")

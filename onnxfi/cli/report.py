@@ -8,27 +8,29 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxfi.cli.options import JSON
+from onnxfi.cli.campaign_options import STORE
+from onnxfi.cli.options import JSON, PATH
 
 if TYPE_CHECKING:
     from onnxfi.campaign.report import Fold, Report
     from onnxfi.faults.statistics import Interval
 
-STORE = click.argument("store", metavar="STORE", type=click.Path(path_type=Path))
 
-
-@click.command("report")
+@click.command("report", short_help="Print what a campaign found.")
 @STORE
 @click.option(
     "--csv",
     "csv_folder",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="DIR",
-    help="Write detail.csv (one line a trial), summary.csv, and rates.csv, layers.csv, bits.csv where there are such.",
+    help="Write detail.csv (one line a trial), summary.csv, and rates.csv, layers.csv, bits.csv, classes.csv where there are such.",
 )
 @JSON
-def command(store: Path, csv_folder: Path | None, as_json: bool) -> None:
-    """Print the rates of a campaign, overall and by rate, layer and bit, each with its interval."""
+def command(store: Path, csv_folder: Path | None, as_json: bool) -> None:  # fmt: skip
+    """Print the rates of a campaign, overall and by rate, layer and bit, each with its interval.
+
+    A campaign that is not finished, or still under way, is reported as far as it is.
+    """
     from onnxfi.campaign.report import report, write_csv
     from onnxfi.cli.show import document, say
 
@@ -44,35 +46,53 @@ def command(store: Path, csv_folder: Path | None, as_json: bool) -> None:
 
 def print_report(found: Report) -> None:
     """Print a report to the terminal."""
-    from onnxfi.cli.show import note, number, say, table
-    from onnxfi.runtime.metrics import METRICS
+    from onnxfi.campaign.report import classes
+    from onnxfi.cli.show import count, note, number, say, table
 
-    golden = "  ".join(
-        f"{name} {number(float(found.golden['metrics'][name]), share=METRICS[name].share)}"
-        for name in ("top1", "top5")
-        if name in found.golden["metrics"]
-    )
+    metrics, level = found.golden["metrics"], f"intervals at {100 * found.confidence:.4g} %"
     say(f"{found.store}: {found.everything.trials:,} of {found.planned:,} trials, {found.golden['data']}")
-    say(f"golden: {golden}" if golden else "golden: no labels, so rates say how often outputs change")
-    level = f"{found.confidence:.4g}"
+    accuracy = [f"{name} {number(metrics[name], share=True)}" for name in ("top1", "top5") if name in metrics]
+    say(
+        f"golden: {', '.join(accuracy) or 'no labels, so rates say how often answers change, not how often they are wrong'}"
+    )
+    if found.golden.get("synthetic"):
+        say("synthetic inputs: how often real ones change may be something else")
     if len(found.by_rate) <= 1:
         rows = [(r.name, r.of, *_cells(r.interval)) for r in found.everything.rates if not r.name.startswith("class_")]
-        table(f"All trials, intervals at {level}", ("Rate", "Of", ">Value", ">Low", ">High"), rows)
-    for title, key, folds in (
-        ("By bit error rate", ">BER", found.by_rate),
-        ("By layer", "Layer", found.by_layer),
-        ("By bit", ">Bit", found.by_bit),
-    ):
-        if folds:
-            _table(f"{title}, intervals at {level}", key, folds)
-    if found.samples is not None and found.by_rate == ():
-        i = found.samples
-        say(f"the choice of {found.golden['samples']:,} samples alone moves SDC-1 between {i.low:.3%} and {i.high:.3%}")
+        table(f"All trials, {level}", ("Rate", "Share of", ">Value", ">Low", ">High"), rows)
+    else:
+        _table(f"By bit error rate, {level}", ">BER", found.by_rate)
+    if found.by_layer:
+        _table(f"By layer, {level}", "Layer", found.by_layer)
+    if shares := [[_share(v) if isinstance(v, float) else v for v in row.values()] for row in classes(found)]:
+        table("Classes by layer, shares of the injections", _CLASSES[: len(shares[0])], shares)
+    if found.by_bit:
+        _table(f"By bit, {level}", ">Bit", [fold for fold in found.by_bit if fold.trials])
+    if found.samples is not None:
+        low, high = _share(found.samples.low), _share(found.samples.high)
+        say(f"other samples of this kind, {found.golden['samples']:,} again, would put SDC-1 between {low} and {high}")
     if found.errors:
-        note(f"{found.errors} trials ended in an error of the harness and are in no rate; run again to repeat them")
+        note(
+            f"{count(found.errors, 'trial')} ended in an error of the harness and count in no rate; run again to repeat"
+        )
 
 
 _COLUMNS = (("top1", "top-1"), ("sdc1", "SDC-1"), ("any_sdc1", "any SDC-1"), ("sdc", "SDC"), ("due", "DUE"))
+_CLASSES = (
+    *(
+        "Layer",
+        ">Faults",
+        ">Injections",
+        ">Fully masked",
+        ">SDC-1",
+        ">0-5 %",
+        ">5-10 %",
+        ">10-20 %",
+        ">from 20 %",
+        ">DUE",
+    ),
+    *(">Faulty top-1", ">Golden top-1"),
+)
 
 
 def _table(title: str, key: str, folds: Sequence[Fold]) -> None:
@@ -83,9 +103,13 @@ def _table(title: str, key: str, folds: Sequence[Fold]) -> None:
     table(title, (key, ">Trials", *(f">{label}" for _, label in shown)), rows)
 
 
+def _share(value: float) -> str:
+    return f"{100 * value:.3f} %"
+
+
 def _cells(i: Interval) -> tuple[str, str, str]:
-    return f"{i.estimate:.3%}", f"{i.low:.3%}", f"{i.high:.3%}"
+    return _share(i.estimate), _share(i.low), _share(i.high)
 
 
 def _cell(i: Interval | None) -> str:
-    return "-" if i is None or i.estimate != i.estimate else f"{i.estimate:.2%} [{i.low:.2%}, {i.high:.2%}]"
+    return "-" if i is None else f"{100 * i.estimate:.2f} % [{100 * i.low:.2f}, {100 * i.high:.2f}]"

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from onnxfi.cli.campaign_options import SOURCE, campaign, campaign_options
-from onnxfi.cli.options import JSON
+from onnxfi.cli.options import JSON, PATH
 
 if TYPE_CHECKING:
     from onnxfi.campaign.runner import Running
     from onnxfi.campaign.store import Result
 
+#: Seconds between two looks at how it goes: on a terminal, and elsewhere.
+_LOOK_S, _LINE_S = 0.5, 60.0
 
-@click.command("run")
+
+@click.command("run", short_help="Run a campaign on MODEL: many trials on labelled data.")
 @SOURCE
 @campaign_options
 @click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="STORE",
-    help="Where results go (default: MODEL-stem.onnxfi.db in this folder).",
+    "-o", "--out", type=PATH, metavar="STORE", help="Where results go (default: MODEL-stem.onnxfi.db in this folder)."
 )
-@click.option("--workers", type=click.IntRange(1), metavar="N", help="Worker processes (default: the cores).")
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Worker processes; 0 runs trials in this one (default: the cores).",
+)
 @click.option(
     "--shard", metavar="I/N", help="Run every N-th trial from the I-th on, into a store of its own; see onnxfi merge."
 )
@@ -36,11 +42,11 @@ if TYPE_CHECKING:
 @JSON
 def command(
     source: Path, out: Path | None, workers: int | None, shard: str | None, fresh: bool, as_json: bool, **given: Any
-) -> None:
+) -> None:  # fmt: skip
     """Run a campaign: many trials on labelled data, into a store that can be resumed, extended and merged.
 
     Golden runs twice, a canary proves that faults reach the weights, then the trials. The same command goes on where a
-    stopped one was; with more trials it extends.
+    stopped one was; with more trials it extends. Exit code 3: some trials ended in an error of the harness.
 
     \b
     onnxfi run model.onnx --data images.npz --ber 1e-7:1e-3 --repeat 10
@@ -50,22 +56,20 @@ def command(
     """
     from onnxfi.campaign.report import report
     from onnxfi.campaign.runner import default_store, run
-    from onnxfi.campaign.store import set_aside
+    from onnxfi.campaign.workers import cores
     from onnxfi.cli.report import print_report
-    from onnxfi.cli.show import document, note
+    from onnxfi.cli.show import count, document, note
 
     wanted = campaign(source, given)
+    crew = cores() if workers is None else workers
     store = out or default_store(wanted.model)
-    old = set_aside(store) if fresh else None
-    if old is not None and not as_json:
-        note(f"moved the old store to {old}")
-    running = run(wanted, store, workers=workers or os.cpu_count() or 1, shard=_shard(shard))
+    running = run(wanted, store, workers=crew, shard=_shard(shard), fresh=fresh)
     if not as_json:
-        for line in _begin(running, workers or os.cpu_count() or 1):
+        for line in _begin(running, crew):
             note(line)
     errors = 0
     try:
-        with _live(running) as tell:
+        with closing(running), _live(running) as tell:
             for result in running:
                 errors += result.error is not None
                 tell(result)
@@ -74,13 +78,17 @@ def command(
         raise SystemExit(130) from None
     if errors:
         note(
-            f"{errors} trials ended in an error of the harness, not in an outcome; onnxfi show {store} TRIAL says why; the same command runs them again"
+            f"{count(errors, 'trial')} ended in an error of the harness, not in an outcome; "
+            f"onnxfi show {store} TRIAL says why, the same command runs them again"
         )
-    found = report(store)
-    if as_json:
-        document(found.document())
-    else:
-        print_report(found)
+    if errors < running.total or running.outcomes:
+        found = report(store)
+        if as_json:
+            document(found.document())
+        else:
+            print_report(found)
+    if errors:
+        raise SystemExit(3)
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:
@@ -93,55 +101,74 @@ def _shard(text: str | None) -> tuple[int, int] | None:
 
 
 def _begin(running: Running, workers: int) -> Iterator[str]:
+    """What is known before the first trial."""
     yield from running.plan.describe()
-    yield f"{running.bench.data.description}; {running.bench.note}"
-    left = running.total - running.done
-    if running.done:
-        yield f"{running.done:,} of {running.total:,} trials are in {running.store} already"
-    yield f"one golden run took {running.golden_s:.2f} s; {left:,} trials with {workers} workers take some {_duration(left * running.golden_s * 1.3 / workers)}"
+    yield running.note
+    done = running.outcomes.total()
+    if done:
+        yield f"{done:,} of {running.total:,} trials are in {running.store} already"
+    if left := running.total - done:
+        seconds = duration(left * running.golden_s / max(1, workers))
+        yield f"one trial takes about {running.golden_s:.2g} s, the {left:,} to run some {seconds} on {max(1, workers)} cores"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A length of time for people.
+
+    >>> duration(50), duration(5000), duration(5e6)
+    ('50 s', '1.4 hours', '57.9 days')
+    """
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
+        if seconds >= (2 if unit != "hours" else 1) * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} s"
 
 
 @contextmanager
-def _live(running: Running) -> Iterator[Any]:
-    """A progress bar with the running outcome rates, on a terminal."""
-    import sys
+def _live(running: Running) -> Iterator[Callable[[Result], None]]:
+    """How it goes: trials done, rate, time left, outcome rates so far. A bar on a terminal, else a line a minute."""
+    from onnxfi.cli.show import note
 
-    counts = {"masked": 0, "sdc": 0, "due": 0}
+    counts, begun, terminal = Counter(running.outcomes), time.monotonic(), sys.stderr.isatty()
+    done, told = 0, begun
 
-    def count(result: Result) -> None:
-        if result.error is None:
-            counts[result.outcome] += 1
+    def look(result: Result) -> str | None:
+        nonlocal done, told
+        done += 1
+        counts.update([result.outcome] if result.error is None else [])
+        now = time.monotonic()
+        if now - told < (_LOOK_S if terminal else _LINE_S):
+            return None
+        told = now
+        return _state(running, counts, done, done / (now - begun))
 
-    if not sys.stderr.isatty():
-        yield count
+    if not terminal:
+
+        def tell_line(result: Result) -> None:
+            if text := look(result):
+                note(text)
+
+        yield tell_line
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
+    columns = (BarColumn(20), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=running.total, completed=running.outcomes.total())
+
+        def tell_bar(result: Result) -> None:
+            bar.update(task, advance=1, description=look(result))
+
+        yield tell_bar
+
+
+def _state(running: Running, counts: Counter[str], done: int, rate: float) -> str:
     from onnxfi.faults.statistics import clopper_pearson
 
-    bar = Progress(
-        BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"),
-        console=Console(stderr=True), transient=True,
-    )  # fmt: skip
-    with bar:
-        task = bar.add_task("", total=running.total, completed=running.done)
-
-        def tell(result: Result) -> None:
-            count(result)
-            n = sum(counts.values())
-            if n and (n < 50 or n % 20 == 0):
-                ends = {k: clopper_pearson(v, n, running.plan.campaign.confidence) for k, v in counts.items()}
-                text = "  ".join(f"{k} {i.estimate:.1%} [{i.low:.1%}, {i.high:.1%}]" for k, i in ends.items())
-                bar.update(task, advance=1, description=text)
-            else:
-                bar.advance(task)
-
-        yield tell
+    n, before = counts.total(), running.outcomes.total()
+    left = duration((running.total - before - done) / rate)
+    confidence = running.plan.campaign.confidence
+    rates = [(name, clopper_pearson(counts[name], n, confidence)) for name in ("masked", "sdc", "due")] if n else []
+    said = [f"{name} {100 * i.estimate:.1f} % [{100 * i.low:.1f}, {100 * i.high:.1f}]" for name, i in rates]
+    return "  ".join([f"{before + done:,} of {running.total:,}", f"{rate:.3g}/s", f"{left} left", *said])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 import time
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +20,6 @@ if TYPE_CHECKING:
 
 #: Texts up to this length stay on one line.
 _FOLDABLE = 16
-_UNBOUNDED = 100_000
 
 
 def safe(text: object) -> str:
@@ -26,9 +28,11 @@ def safe(text: object) -> str:
     >>> safe("conv\\x1b[31m")
     'conv\\\\x1b[31m'
     """
+    text = str(text)
+    if text.isprintable():
+        return text
     return "".join(
-        c if c == " " or unicodedata.category(c)[0] not in "CZ" else c.encode("unicode_escape").decode()
-        for c in str(text)
+        c if c == " " or unicodedata.category(c)[0] not in "CZ" else c.encode("unicode_escape").decode() for c in text
     )
 
 
@@ -39,33 +43,64 @@ def table(
 
     On a terminal long texts fold inside their columns, numbers and short texts never; elsewhere nothing does.
     """
-    from rich import box
-    from rich.cells import cell_len
-    from rich.console import Console
-    from rich.table import Table
-
-    grid = Table(box=box.SIMPLE_HEAD, show_footer=bool(footer), pad_edge=False)
-    texts = [[safe(cell) for cell in row] for row in rows]
-    foot = [safe(cell) for cell in footer] or [""] * len(columns)
-    least = 0
-    for name, under, *cells in zip(columns, foot, *texts, strict=True):
-        number = name.startswith(">")
-        head = name.lstrip(">")
-        longest = max(map(cell_len, (head, under, *cells)))
-        width = longest if number else min(longest, _FOLDABLE)
-        grid.add_column(
-            head, under, justify="right" if number else "left", overflow="fold", no_wrap=number, min_width=width
-        )
-        least += width + 3  # the rule's two spaces and one
-    for row in texts:
-        grid.add_row(*row)
-    out = Console(highlight=False, markup=False, emoji=False)
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    out.width = max(out.width, least) if terminal else _UNBOUNDED
-    with out.capture() as text:
-        out.print(grid)
+    numbers = [name.startswith(">") for name in columns]
+    texts = [[name.lstrip(">") for name in columns], *([safe(cell) for cell in row] for row in (*rows, footer) if row)]
+    longest = [max(map(_wide, column)) for column in zip(*texts, strict=True)]
+    widths = _fitted(longest, [n if number else min(n, _FOLDABLE) for n, number in zip(longest, numbers, strict=True)])
+    head, *body = (_lines(row, widths, numbers) for row in texts)
+    rule = " " + ("─" if _shows("─") else "-") * (sum(widths) + 3 * len(widths) - 3)
+    if footer:
+        body.insert(-1, [""])
     say(title)
-    click.echo(text.get(), nl=False)
+    lines = [click.style(line, bold=True) for line in head] + [rule] + [line for row in body for line in row]
+    click.echo("\n".join(["", *lines, ""]))
+
+
+def _wide(text: str) -> int:
+    """Columns of a terminal that a text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
+
+
+def _shows(character: str) -> bool:
+    """Whether standard output's alphabet has a character."""
+    try:
+        character.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, AttributeError):  # there may be no standard output at all
+        return False
+    return True
+
+
+def _fitted(longest: list[int], least: list[int]) -> list[int]:
+    """Widths of columns: on a terminal the widest give way, each down to its least, until all fit side by side."""
+    widths = list(longest)
+    if sys.stdout is None or not sys.stdout.isatty():
+        return widths
+    room = shutil.get_terminal_size().columns - 3 * len(widths) + 1
+    while sum(widths) > room and (soft := [k for k, width in enumerate(widths) if width > least[k]]):
+        widths[max(soft, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _lines(row: Sequence[str], widths: Sequence[int], numbers: Sequence[bool]) -> list[str]:
+    """A row as lines; where a text is too long for its column, more than one."""
+    folded = [
+        [text]
+        if _wide(text) <= width
+        else textwrap.wrap(
+            text, width // (1 + (_wide(text) > len(text))), drop_whitespace=False, break_on_hyphens=False
+        )
+        for text, width in zip(row, widths, strict=True)
+    ]
+    lines = []
+    for pieces in zip_longest(*folded, fillvalue=""):
+        cells = []
+        for piece, width, number in zip(pieces, widths, numbers, strict=True):
+            space = " " * (width - _wide(piece))
+            cells.append(space + piece if number else piece + space)
+        lines.append((" " + "   ".join(cells)).rstrip())
+    return lines
 
 
 def say(text: str) -> None:

@@ -4,65 +4,61 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from onnxfi.cli.options import JSON
-from onnxfi.cli.report import STORE
+from onnxfi.cli.campaign_options import STORE
+from onnxfi.cli.options import JSON, PATH
 
 
-@click.command("show")
+@click.command("show", short_help="Print everything about one trial; write its faulty model.")
 @STORE
 @click.argument("trial", type=click.IntRange(1))
-@click.option("--export", type=click.Path(path_type=Path), metavar="FILE", help="Write the trial's faulty model.")
+@click.option("--export", type=PATH, metavar="FILE", help="Write the trial's faulty model.")
 @JSON
 def command(store: Path, trial: int, export: Path | None, as_json: bool) -> None:
     """Print what a trial struck, word by word, and what came of it."""
     from onnxfi.campaign.runner import export_trial
     from onnxfi.campaign.store import Store
-    from onnxfi.cli.show import change, document, say, table
+    from onnxfi.cli.show import document, say
 
     with Store.open(store) as opened:
         found = opened.trial(trial)
-    rows = [json.loads(line) for line in found["lines"].splitlines()]
+    rows = [json.loads(line) for line in found.pop("lines").splitlines()]
     if export is not None:
         export_trial(store, trial, export)
     if as_json:
-        document(
-            {
-                **{k: v for k, v in found.items() if k != "lines"},
-                "rows": rows,
-                "output": str(export) if export else None,
-            }
-        )
+        document({**found, "rows": rows, "output": None if export is None else str(export)})
         return
+    _print(store, found, rows)
+    if export is not None:
+        say(f"wrote {export}")
+
+
+def _print(store: Path, found: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    from onnxfi.cli.show import change, count, number, say, table
+
     done = found["result"]
-    say(
-        f"trial {trial} of {store}: {found['faults']:,} faults; " + (done["outcome"].upper() if done else "not run yet")
-    )
-    if rows and "sampler" in rows[0]:
-        table("Recipe", ("Key", "Value"), list(rows[0].items()))
-    elif rows:
+    cause = f" ({done['cause']})" if done and done["cause"] else ""
+    outcome = f"{done['outcome'].upper()}{cause}" if done else "not run yet"
+    say(f"trial {found['trial']} of {store}: {count(found['faults'], 'fault')}; {outcome}")
+    if faults := [row for row in rows if "target" in row]:
         cells = [
             (
-                f"{r['target']}[{r['index']}]",
-                r["bits"] or "word",
-                r["fault"],
-                change(r),
-                f"{r['before']} → {r['after']}",
+                f"{r['target']}[{r['index']}]", ", ".join(map(str, r["bits"] or ["word"])), r["fault"],
+                change(r), f"{r['before']} → {r['after']}",
             )
-            for r in rows
-        ]
+            for r in faults
+        ]  # fmt: skip
         table("Faults", ("Place", "Bits", "Fault", "Value", "Word"), cells)
+    for row in rows:
+        if "sampler" in row and row["n"]:
+            table("Recipe", ("Key", "Value"), [(key, value) for key, value in row.items() if key != "before"])
     if done:
-        table(
-            "Metrics",
-            ("Metric", ">Value"),
-            [(k, v if isinstance(v, str) else f"{v:.6g}") for k, v in done["metrics"].items()],
-        )
+        values = [(k, v if isinstance(v, str) else number(v)) for k, v in done["metrics"].items()]
+        table("Metrics", ("Metric", ">Value"), values)
     if found["error"]:
         say("the harness failed on it:")
         for line in found["error"].splitlines():
             say("  " + line)
-    if export is not None:
-        say(f"wrote {export}")

@@ -24,12 +24,13 @@ from onnxfi.faults.space import Index, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Words
 from onnxfi.graph.targets import Place, Walk
-from onnxfi.graph.wire import Read, Record, Source, numbers_in, scan, text, token
+from onnxfi.graph.wire import Read, Record, Source, numbers_in, scan, shown, text, token
 
 if TYPE_CHECKING:
     import onnx
 
 _CHUNK = 1 << 22
+_MOST_NOTES = 20
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Model:
     proto: onnx.ModelProto = field(repr=False)
     targets: tuple[Target, ...] = field(repr=False)
     places: tuple[Place, ...] = field(repr=False)
-    records: Sequence[Record] = field(repr=False)
+    records: Mapping[int, Record] = field(repr=False)
     external: tuple[Source, ...] = ()
     files: Mapping[int, int] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
@@ -151,6 +152,10 @@ def load(model: str | Path | bytes | onnx.ModelProto, *, allow_links: bool = Fal
 
     Raises ModelError for what is no ONNX model, is damaged, or whose external data is missing, too short, outside
     the model's folder, or behind a link (unless `allow_links`).
+
+    >>> model = load("models/fashion_cnn.onnx")
+    >>> len(model.targets), model.targets[0].id, model.digest[:8]
+    (9, 'conv1.weight', '6a9d8077')
     """
     if isinstance(model, (str, Path)):
         source = Source.file(Path(model))
@@ -161,7 +166,7 @@ def load(model: str | Path | bytes | onnx.ModelProto, *, allow_links: bool = Fal
     try:
         return _opened(source, allow_links)
     except ModelError as error:
-        raise ModelError(f"{source.path or 'the model'}: {error}") from None
+        raise ModelError(f"{shown(source.path) if source.path else 'the model'}: {error}") from None
 
 
 def _opened(source: Source, allow_links: bool) -> Model:
@@ -173,10 +178,12 @@ def _opened(source: Source, allow_links: bool) -> Model:
     walk = Walk(proto, records, data.place)
     rows = list(walk.targets())
     targets, places = (tuple(column) for column in zip(*rows, strict=True)) if rows else ((), ())
-    if any(record.locations and number not in data.files for number, record in enumerate(records)):
+    if any(record.locations and number not in data.files for number, record in records.items()):
         data.rest(proto)
-    notes = (*_version_notes(proto), *walk.notes, *_shared_notes(targets, places))
-    return Model(source, proto, targets, places, records, tuple(data.sources), data.files, notes)
+    notes = [*_version_notes(proto), *walk.notes, *_shared_notes(targets, places)]
+    if len(notes) > _MOST_NOTES:
+        notes[_MOST_NOTES:] = [f"{len(notes) - _MOST_NOTES:,} more of such notes"]
+    return Model(source, proto, targets, places, records, tuple(data.sources), data.files, tuple(notes))
 
 
 def _parse(skeleton: bytes) -> onnx.ModelProto:
@@ -212,7 +219,7 @@ def _shared_notes(targets: Sequence[Target], places: Sequence[Place]) -> Iterabl
     shared = [(a[3], b[3]) for a, b in pairwise(apart) if a[0] == b[0] and b[1] < a[2]]
     if shared:
         one, other = (targets[k].id for k in shared[0])
-        yield f"{len(shared)} tensors share bytes of external data with another, as {other!r} with {one!r}"
+        yield f"{len(shared)} tensors share bytes of external data with another, as {shown(other)} with {shown(one)}"
 
 
 class _External:
@@ -233,12 +240,12 @@ class _External:
         offset = _whole(entries.get("offset", "0"), "offset", name)
         length = _whole(entries.get("length", str(size_bytes)), "length", name)
         if length != size_bytes:
-            raise ModelError(f"{name!r} needs {size_bytes:,} bytes, but its external data has length {length:,}")
+            raise ModelError(f"{shown(name)} needs {size_bytes:,} bytes, but its external data has length {length:,}")
         held = self.sources[number - 1].size
         if offset + length > held:
             raise ModelError(
-                f"external data {location!r} is too short: {name!r} lies at {offset:,} to {offset + length:,}, "
-                f"the file has {held:,} bytes; fetch the file again"
+                f"external data {shown(location)} is too short: {shown(name)} lies at {offset:,} to "
+                f"{offset + length:,}, the file has {held:,} bytes; fetch the file again"
             )
         return Place(number, ((offset, offset + length, 0),), record)
 
@@ -260,7 +267,7 @@ class _External:
         return self._names[location]
 
     def _check(self, location: str, name: str) -> Path:
-        what = f"external data {location!r} of {name!r}"
+        what = f"external data {shown(location)} of {shown(name)}"
         if self.path is None:
             raise ModelError(f"{what}: a model in memory has no folder; load it from its file")
         pure, windows = PurePosixPath(location), PureWindowsPath(location)
@@ -275,11 +282,11 @@ class _External:
             for part in pure.parts:
                 place = place / part
                 if place.is_symlink() and not self.allow_links:
-                    raise ModelError(f"{what} is behind the symbolic link {str(place)!r}; --allow-links follows it")
+                    raise ModelError(f"{what} is behind the symbolic link {shown(place)}; --allow-links follows it")
             status = os.stat(place)
         except OSError as error:
             raise ModelError(
-                f"{what} is missing: no file {str(place)!r} ({error.strerror}); put it beside the model"
+                f"{what} is missing: no file {shown(place)} ({error.strerror}); put it beside the model"
             ) from None
         if not stat.S_ISREG(status.st_mode):
             raise ModelError(f"{what} is no regular file; the model is damaged")
@@ -306,5 +313,7 @@ def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
 
 def _whole(text: str, key: str, name: str) -> int:
     if not text.isdecimal() or len(text) > 18:
-        raise ModelError(f"external data of {name!r}: {key} {text[:40]!r} is no whole number; the model is damaged")
+        raise ModelError(
+            f"external data of {shown(name)}: {key} {shown(text)} is no whole number; the model is damaged"
+        )
     return int(text)

@@ -12,6 +12,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,7 +35,8 @@ from onnxfi.graph.wire import Frame, Read, Record, Source, numbers_in, varint
 #: Told how much is done, and how much there is.
 Progress = Callable[[int, int], None]
 _CHUNK = 1 << 22
-_ZEROS = bytes(_CHUNK)
+#: Zeros of this length are not written: more than a file system's block, so that few holes cost few calls.
+_HOLE = bytes(1 << 16)
 
 
 @dataclass
@@ -307,24 +309,39 @@ def faulty_bytes(model: Model, change: Edits) -> bytes:
 
 
 def _put(stream: IO[bytes], piece: Any) -> None:
-    """Write a piece; a stretch of zeros is left as a hole, so that a sparse file stays one."""
-    if len(piece) == _CHUNK and bytes(piece) == _ZEROS:
-        stream.seek(len(piece), os.SEEK_CUR)
-    else:
-        stream.write(piece)
+    """Write a piece; stretches of zeros are left as holes, so that a sparse file stays one."""
+    view, done = memoryview(piece), 0
+    for low in range(0, len(view), len(_HOLE)):
+        high = low + len(_HOLE)
+        if view[low] == 0 and bytes(view[low:high]) == _HOLE:
+            stream.write(view[done:low])
+            stream.seek(len(_HOLE), os.SEEK_CUR)
+            done = high
+    stream.write(view[done:])
 
 
 def check_place(model: Model, files: Sequence[Path]) -> None:
     """Refuse an output that is one of the inputs, in a folder that is not there, a directory, or too large."""
+    try:
+        _check_place(model, files)
+    except (OSError, ValueError) as error:  # a name that the system does not take, as one that is too long
+        what = error.strerror if isinstance(error, OSError) else str(error)
+        raise OutputError(f"the output {str(files[0])!r} cannot be written: {what}") from None
+
+
+def _check_place(model: Model, files: Sequence[Path]) -> None:
     folder = files[0].parent
     if not folder.is_dir():
         raise OutputError(f"no folder {str(folder)!r} to write {files[0].name!r} into; make it first")
     for file in files:
-        if file.is_dir():
+        try:
+            status = file.stat()
+        except FileNotFoundError:
+            continue
+        if stat.S_ISDIR(status.st_mode):
             raise OutputError(f"the output {str(file)!r} is a directory; give a file name")
-        for source in model.sources:
-            if source.path is not None and file.exists() and os.path.samefile(file, source.path):
-                raise OutputError(f"the output {str(file)!r} is the input itself; give another name with -o")
+        if any(source.stamp[:2] == (status.st_dev, status.st_ino) for source in model.sources):
+            raise OutputError(f"the output {str(file)!r} is the input itself; give another name with -o")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"the folder {str(folder)!r} cannot be written; choose another with -o")
     needed = sum(_on_disk(source) for source in model.sources)
@@ -341,7 +358,8 @@ def _on_disk(source: Source) -> int:
 @contextmanager
 def temporary(files: Sequence[Path]) -> Iterator[list[IO[bytes]]]:
     """Streams that become `files` only when all is written: data first, the model last; else nothing is left."""
-    drafts = [f.with_name(f".{f.name}.{secrets.token_hex(4)}.tmp") for f in files]
+    # Not the whole name: it may be as long as the system takes.
+    drafts = [f.with_name(f".{f.name[:40]}.{secrets.token_hex(4)}.tmp") for f in files]
     streams: list[IO[bytes]] = []
     try:
         for draft in drafts:
@@ -358,7 +376,7 @@ def temporary(files: Sequence[Path]) -> Iterator[list[IO[bytes]]]:
     finally:
         for stream in streams:
             _close(stream)
-        for draft in drafts:
+        for draft in drafts[: len(streams)]:
             draft.unlink(missing_ok=True)
 
 

@@ -7,7 +7,7 @@ data flow: a value is *data* where some use of it reaches an output of the model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from onnxfi.faults.words import WORDS, Word
 from onnxfi.graph.flow import Part
 from onnxfi.graph.layers import layer_of, node_label
 from onnxfi.graph.roles import assign
-from onnxfi.graph.wire import Record, Run, text, token
+from onnxfi.graph.wire import Record, Run, shown, text, token
 
 if TYPE_CHECKING:
     import onnx
@@ -140,7 +140,7 @@ class _Draft:
 class Walk:
     """One walk over a model's skeleton. `external` gives the place of a tensor in another file."""
 
-    def __init__(self, proto: onnx.ModelProto, records: Sequence[Record], external: External) -> None:
+    def __init__(self, proto: onnx.ModelProto, records: Mapping[int, Record], external: External) -> None:
         self.records, self.external = records, external
         #: None where a later tensor of the same name took its place.
         self.drafts: list[_Draft | None] = []
@@ -183,10 +183,10 @@ class Walk:
     def graph(self, graph: onnx.GraphProto, path: str, outer: _Scope | None) -> list[_Value]:
         """Walk one graph; returns the values of its outputs."""
         scope = _Scope({}, outer)
-        for tensor in graph.initializer:
-            self._declare(tensor, path, text(tensor.name), "initializer", scope)
-        for sparse in graph.sparse_initializer:
-            self._declare(sparse.values, path, text(sparse.values.name), "sparse", scope)
+        for k, tensor in enumerate(graph.initializer):
+            self._declare(tensor, path, f"initializer#{k}", "initializer", scope)
+        for k, sparse in enumerate(graph.sparse_initializer):
+            self._declare(sparse.values, path, f"sparse#{k}", "sparse", scope)
         for value in graph.input:
             scope.names.setdefault(text(value.name), self._value())
         return self.nodes(graph.node, path, scope, [o.name for o in graph.output])
@@ -237,20 +237,25 @@ class Walk:
         old = scope.names.get(name)
         draft = self.drafts[old.target] if old is not None and old.target >= 0 else None
         if old is not None and draft is not None:
-            self.notes.append(f"{draft.name!r} is there twice; runtimes use the last one, so the first is left out")
+            self.notes.append(
+                f"{shown(draft.name)} is there twice; runtimes use the last one, so the first is left out"
+            )
             self.drafts[old.target] = None
             self._ids.discard(draft.name)
 
-    def _declare(self, tensor: onnx.TensorProto, path: str, name: str, kind: str, scope: _Scope) -> None:
+    def _declare(self, tensor: onnx.TensorProto, path: str, unnamed: str, kind: str, scope: _Scope) -> None:
+        name = text(tensor.name)
         self._drop(scope, name)
-        scope.names[name] = self._value(self._add_tensor(tensor, path + name, kind))
+        value = self._value(self._add_tensor(tensor, path + (name or unnamed), kind))
+        if name:
+            scope.names[name] = value
 
     def _add_tensor(self, tensor: onnx.TensorProto, name: str, kind: str, owner: _Owner = None) -> int:
         word = DATA_TYPES.get(tensor.data_type)
         if word is None:
             if tensor.data_type != 8:
                 what = f"the number format {tensor.data_type}, which onnxfi does not know"
-                self.notes.append(f"{name!r} has {what}; it cannot be struck")
+                self.notes.append(f"{shown(name)} has {what}; it cannot be struck")
             return -1
         shape = tuple(tensor.dims)
         elements = _elements(shape, name) * word.parts
@@ -270,16 +275,17 @@ class Walk:
         return len(self.drafts) - 1
 
     def _constant(self, node: _Node, path: str, outputs: Sequence[str], scope: _Scope) -> None:
-        name, number = outputs[0] if outputs else node.label, -1
+        name, number = outputs[0] if outputs else "", -1
         self._drop(scope, name)
+        id_ = path + (name or node.label)
         for attribute in node.proto.attribute:
             if attribute.HasField("t"):
-                number = self._add_tensor(attribute.t, path + name, "constant")
+                number = self._add_tensor(attribute.t, id_, "constant")
             elif attribute.HasField("sparse_tensor"):
-                number = self._add_tensor(attribute.sparse_tensor.values, path + name, "sparse")
+                number = self._add_tensor(attribute.sparse_tensor.values, id_, "sparse")
             elif attribute.name in _CONSTANTS:
-                number = self._number_list(attribute, path + name, "constant", _CONSTANTS[attribute.name])
-        if outputs:
+                number = self._number_list(attribute, id_, "constant", _CONSTANTS[attribute.name])
+        if name:
             scope.names[name] = self._value(number)
 
     def _lists(self, node: _Node, path: str) -> None:
@@ -347,7 +353,7 @@ def _elements(shape: tuple[int, ...], name: str) -> int:
     for n in shape:
         elements *= n
         if n < 0 or elements > _MOST_ELEMENTS:
-            raise ModelError(f"{name!r} declares the shape {list(shape[:16])}; no tensor has it")
+            raise ModelError(f"{shown(name)} declares the shape {list(shape[:16])}; no tensor has it")
     return elements
 
 
@@ -358,7 +364,7 @@ def _inside(record: Record, number: int, word: Word, elements: int, name: str) -
         held = run[1] - run[0]
         if held != word.size_bytes(elements):
             raise ModelError(
-                f"{name!r} declares {elements:,} × {word.name}, {word.size_bytes(elements):,} bytes, "
+                f"{shown(name)} declares {elements:,} × {word.name}, {word.size_bytes(elements):,} bytes, "
                 f"but holds {held:,}; the file is damaged"
             )
         return Place(0, (run,), number)
@@ -366,7 +372,7 @@ def _inside(record: Record, number: int, word: Word, elements: int, name: str) -
     per_entry = max(1, 8 // word.storage)
     held = record.counts.get(typed, 0)
     if held != -(-elements // per_entry):
-        raise ModelError(f"{name!r} declares {elements:,} × {word.name}, but holds {held:,}; the file is damaged")
+        raise ModelError(f"{shown(name)} declares {elements:,} × {word.name}, but holds {held:,}; the file is damaged")
     return Place(0, tuple(record.fields.get(typed, ())), number, typed in _VARINTS, per_entry)
 
 

@@ -33,6 +33,7 @@ _WINDOW = 1 << 18
 _SMALL = 1 << 10
 #: Bytes of an unpacked list that are read number by number before the rest is looked for in ever larger pieces.
 _MANY = 256
+_LONGEST_NAME = 200
 #: Protobuf messages inside one another; onnx's own parser gives up at 100.
 _DEEPEST = 100
 #: Names, attributes and nodes together; real models of 100,000 nodes need some 50 MB.
@@ -60,10 +61,12 @@ _SCALARS = {"tensor": (), "attribute": (2, 3)}
 _STRINGS = {"tensor": 6, "attribute": 4}
 _TOKEN = {"tensor": 12, "attribute": 13}
 _EXTERNAL = 13
+#: op_type and domain of a node.
+_NODE = (4, 7)
 _PREFIX = "onnxfi:"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """Where the numbers of one tensor or attribute lie.
 
@@ -109,13 +112,14 @@ class Source:
         try:
             status = path.stat()
             if path.is_dir():
-                raise ModelError(f"{str(path)!r} is a directory; give the .onnx file inside it")
+                raise ModelError(f"{shown(path)} is a directory; give the .onnx file inside it")
             if not path.is_file():
-                raise ModelError(f"{str(path)!r} is no regular file; give a file on disk")
+                raise ModelError(f"{shown(path)} is no regular file; give a file on disk")
             with path.open("rb"):
                 return cls(path, None, status.st_size, _stamp(status))
-        except OSError as error:
-            raise ModelError(f"cannot read {str(path)!r}: {error.strerror}; give a readable file") from None
+        except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+            what = error.strerror if isinstance(error, OSError) else str(error)
+            raise ModelError(f"cannot read {shown(path)}: {what}; give a readable file") from None
 
     @classmethod
     def memory(cls, data: bytes) -> Source:
@@ -125,14 +129,15 @@ class Source:
     @contextmanager
     def reading(self) -> Iterator[Read]:
         """A function `read(start, end)` on the bytes; ModelError where the file changed since it was opened."""
-        if self.path is None:
+        path = self.path
+        if path is None:
             data = self.data or b""
             yield lambda start, end: data[start:end]
             return
         try:
-            with self.path.open("rb", buffering=0) as stream:
+            with path.open("rb", buffering=0) as stream:
                 if _stamp(os.fstat(stream.fileno())) != self.stamp:
-                    raise ModelError(f"{str(self.path)!r} changed while it was being read; try again")
+                    raise ModelError(f"{shown(path)} changed while it was being read; try again")
 
                 def read(start: int, end: int) -> bytes:
                     stream.seek(start)
@@ -140,14 +145,14 @@ class Source:
                     while start < end:
                         part = stream.read(end - start)
                         if not part:
-                            raise ModelError(f"{str(self.path)!r} ends before byte {end}; it was cut while being read")
+                            raise ModelError(f"{shown(path)} ends before byte {end}; it was cut while being read")
                         parts.append(part)
                         start += len(part)
                     return parts[0] if len(parts) == 1 else b"".join(parts)
 
                 yield read
         except OSError as error:
-            raise ModelError(f"cannot read {str(self.path)!r}: {error.strerror}") from None
+            raise ModelError(f"cannot read {shown(path)}: {error.strerror}") from None
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:
@@ -161,6 +166,16 @@ def text(field: str | bytes) -> str:
     'conv\\\\xff'
     """
     return field if isinstance(field, str) else field.decode("utf-8", "backslashreplace")
+
+
+def shown(name: str | Path) -> str:
+    """A name from a file for a message or note: quoted, its control characters written out, cut where it is long.
+
+    >>> shown("w\\x1b[2J"), len(shown("n" * 10_000))
+    ("'w\\\\x1b[2J'", 202)
+    """
+    whole = str(name)
+    return repr(whole if len(whole) <= _LONGEST_NAME else whole[: _LONGEST_NAME - 1] + "…")
 
 
 def token(doc_string: str) -> int:
@@ -226,8 +241,8 @@ class _Scanner:
     def __init__(self, read: Read, size: int) -> None:
         self.read, self.size = read, size
         self.buffer, self.base = b"", 0
-        self.records: list[Record] = []
-        self.kept = 0
+        self.records: dict[int, Record] = {}
+        self.kept = self.numbered = 0
 
     def take(self, start: int, end: int) -> bytes:
         at = start - self.base
@@ -300,7 +315,8 @@ class _Scanner:
             raise ModelError(f"the model nests messages more than {_DEEPEST} deep; no runtime loads that")
         children, numbers = _CHILDREN.get(kind, {}), _NUMBERS.get(kind, {})
         strings, doc_string = _STRINGS.get(kind), _TOKEN.get(kind)
-        record = Record({}, frames)
+        record, first = Record({}, frames), self.numbered
+        op = domain = b""
         out: list[bytes] = []
         at = copied = start
         while at < end:
@@ -319,15 +335,24 @@ class _Scanner:
                 drop = True
             elif number == _EXTERNAL and kind == "tensor" and wire == _BYTES:
                 record.locations.extend(self._location((behind, payload, stop)))
+            elif kind == "node" and wire == _BYTES and number in _NODE:
+                what = self.take(payload, min(stop, payload + 20))
+                op, domain = (what, domain) if number == _NODE[0] else (op, what)
             if drop:
                 out.append(self.keep(copied, at))
                 copied = stop
             at = stop
         out.append(self.keep(copied, end))
         if doc_string and (record.fields or kind == "tensor"):
-            name = f"{_PREFIX}{len(self.records)}".encode()
-            self.records.append(record)
+            name = f"{_PREFIX}{self.numbered}".encode()
+            self.records[self.numbered] = record
+            self.numbered += 1
             out += (varint(doc_string << 3 | _BYTES), varint(len(name)), name)
+        elif kind == "node" and op != b"Constant" and domain != b"ai.onnx.ml":
+            # Strides and axes are no targets: a hundred thousand nodes have half a million of them.
+            for held in range(first, self.numbered):
+                if held in self.records and len(self.records[held].frames) == len(frames) + 1:
+                    del self.records[held]
         return b"".join(out)
 
     def _numbers(self, kind: str, record: Record, where: tuple[int, int, int, int, int, int], end: int) -> int:
@@ -384,8 +409,11 @@ class _Scanner:
         return [(entry, value)] if key and value and self.take(*key[1:]) == b"location" else []
 
 
-def scan(source: Source) -> tuple[bytes, list[Record]]:
-    """The skeleton of an ONNX file and the records of its numbers; ModelError where it is no protobuf message."""
+def scan(source: Source) -> tuple[bytes, dict[int, Record]]:
+    """The skeleton of an ONNX file and the records of its tensors, Constants and classical models' lists, by number.
+
+    ModelError where it is no protobuf message.
+    """
     with source.reading() as read:
         scanner = _Scanner(read, source.size)
         return scanner.message("model", 0, source.size, ()), scanner.records

@@ -63,6 +63,7 @@ _RUNTIMES = (
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _ON_CUDA = (_CUDA, "TensorrtExecutionProvider")
+_MOST_THREADS = 1024  # ONNX Runtime makes as many as it is told, each with memory of its own
 _FATAL = 4  # ONNX Runtime's log level for what ends the process; all else reaches us as an exception
 
 
@@ -124,8 +125,8 @@ class OrtEngine:
     def __post_init__(self) -> None:
         if self.optimization not in _LEVELS:
             raise InputError(f"no optimization {self.optimization!r}{closest(self.optimization, _LEVELS)}")
-        if self.threads < 1:
-            raise InputError(f"threads is {self.threads}; it takes 1 or more")
+        if not 1 <= self.threads <= _MOST_THREADS:
+            raise InputError(f"threads is {self.threads}; it takes 1 to {_MOST_THREADS}")
         if self.provider_options and self.provider.lower() in ("auto", "cpu"):
             raise InputError(f"provider {self.provider!r} takes no options: name the provider they are for")
         if not dict(self.provider_options).get("device_id", "0").isdecimal():

@@ -213,6 +213,12 @@ def replay(model: Model, faults: FaultList) -> Sample:
     """The faults of a list, all its trials together, on the model that the list is bound to.
 
     Raises FaultListError for another model (with both digests) or where the model does not hold the recorded words.
+
+    >>> import tempfile
+    >>> model, place = load("models/fashion_cnn.onnx"), Path(tempfile.mkdtemp())
+    >>> _ = inject(model, sample(model, count=3), place / "faulty.onnx", save_faults=place / "faults.jsonl")
+    >>> [str(fault.site) for fault in replay(model, FaultList.open(place / "faults.jsonl")).faults][0]
+    'fc1.weight[26]:13'
     """
     faults.bind(model.digest)
     trials = _trials(model, faults)
@@ -235,6 +241,13 @@ def undo(model: Model, faults: FaultList, out: str | Path, *, progress: Progress
     """Restore the original from the faulty model and the list that made it; checked against the original's digest.
 
     A model with external data keeps its data's new name, so there the words are checked, not the digest.
+
+    >>> import tempfile
+    >>> model, place = load("models/fashion_cnn.onnx"), Path(tempfile.mkdtemp())
+    >>> _ = inject(model, sample(model, count=3), place / "faulty.onnx", save_faults=place / "faults.jsonl")
+    >>> faulty, listed = load(place / "faulty.onnx"), FaultList.open(place / "faults.jsonl")
+    >>> undo(faulty, listed, place / "restored.onnx").faulty_digest == model.digest
+    True
     """
     faults.bind(model.digest, undo=True)
     rows, final = restore(model, [rows for _, rows in _trials(model, faults)])

@@ -448,7 +448,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     "m.onnx --data data.npz --provider cpu --provider-option x=1": ("'cpu' takes no options",),
     "m.onnx --data data.npz --provider cuda --provider-option x": ("--provider-option 'x'", "KEY=VALUE"),
     "m.onnx --data data.npz --optimization most": ("'most'", "'all'"),
-    "m.onnx --data data.npz --threads 0": ("--threads", "x>=1"),
+    "m.onnx --data data.npz --threads 0": ("--threads", "1<=x<=1024"),
+    "m.onnx --data data.npz --threads 100000": ("--threads", "100000", "1<=x<=1024"),
     "m.onnx --data data.npz --custom-ops nothing.so": ("no library of custom operators at 'nothing.so'",),
     "m.onnx --data data.npz --custom-ops hello.npz": ("custom operators 'hello.npz' do not load",),
     "unknown_op.onnx --data data.npz": ("refuses the model", "No Op registered for Nonsense"),
@@ -568,4 +569,25 @@ def test_an_interrupt_leaves_no_half_file(
         main()
     assert stop.value.code == 130
     assert capsys.readouterr() == ("", "onnxfi: stopped; no half file is left\n")
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_kill_leaves_no_half_file(place: Path, name: str) -> None:
+    """The process ends itself in the middle of writing, as a scheduler or a closed terminal would end it."""
+    program = f"""
+import os, signal, sys
+from onnxfi.cli import main
+from onnxfi.graph import mutate
+put = mutate._put
+def half(*given):
+    put(*given)
+    os.kill(os.getpid(), signal.{name})
+mutate._put = half
+sys.argv = ["onnxfi", "inject", "m.onnx", "--count", "1", "--save-faults", "l.jsonl"]
+main()
+"""
+    before = contents(place)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "onnxfi: stopped; no half file is left\n")
     assert contents(place) == before

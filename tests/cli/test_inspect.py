@@ -19,6 +19,7 @@ from onnx import numpy_helper
 
 from onnxfi.cli import VERBS, options
 from onnxfi.cli.inject import command as inject_command
+from onnxfi.faults.models import fault_models
 
 Run = Callable[..., Any]
 MATMUL = "g (float[N,3] x) => (float[N,3] y) <float[3,3] w = {1,2,3,4,5,6,7,8,9}> { y = MatMul(x, w) }"
@@ -153,6 +154,13 @@ def test_each_command_has_help_for_each_option(run: Run, verb: str) -> None:
     assert (ran.code, ran.err) == (0, "")
     assert "INTEGER RANGE" not in ran.out
     assert all(len(line) <= 90 for line in ran.out.splitlines())
+
+
+def test_the_help_names_every_fault(run: Run) -> None:
+    shown = re.sub(r"(?<=-)\s+", "", run("inject", "--help").out)  # lines break behind hyphens too
+    own = [model.name for model in fault_models().values() if model.__module__.startswith("onnxfi.")]
+    assert len(own) >= 13
+    assert [name for name in own if not re.search(rf"\b{name}\b", shown)] == []
 
 
 def test_the_version_is_that_of_the_package(run: Run) -> None:

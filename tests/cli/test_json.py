@@ -17,6 +17,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from onnx import parser
 
+from onnxfi.cli import VERBS
 from onnxfi.runtime.metrics import METRICS
 
 Run = Callable[..., Any]
@@ -63,9 +64,9 @@ def objects(schema: Any) -> Iterator[dict[str, Any]]:
 
 def test_there_is_one_schema_for_each_command_and_a_sentence_before_it() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert list(SCHEMAS) == ["inspect", "inject", "eval", "quantize", "compare"]
+    assert {"inspect", "inject", "eval"} <= set(SCHEMAS) <= set(VERBS)
     for verb in SCHEMAS:
-        assert re.search(rf"^## {verb}\n\n`onnxfi {verb} MODEL(?:.|\n(?!\n))*\.\n\n```json\n", text, re.M)
+        assert re.search(rf"^## {verb}\n\n`onnxfi {verb} [A-Z](?:.|\n(?!\n))*\.\n\n```json\n", text, re.M)
 
 
 @pytest.mark.parametrize("verb", SCHEMAS)
@@ -164,8 +165,9 @@ def test_the_document_says_what_was_written(run: Run, here: Path, models: Path) 
 
 
 def test_at_most_ten_thousand_faults_are_listed(run: Run, models: Path) -> None:
-    found = checked(run("inject", models / "fashion_cnn.onnx", "--count", 12_345, "--json"), "inject")
-    assert (len(found["faults"]), found["faults_total"]) == (10_000, 12_345)
+    found = run("inject", models / "fashion_cnn.onnx", "--count", 10_001, "--json").json
+    assert (len(found["faults"]), found["faults_total"]) == (10_000, 10_001)
+    Draft202012Validator(SCHEMAS["inject"]).validate(found | {"faults": found["faults"][-100:]})
 
 
 def test_every_number_format(run: Run, save: Callable[..., str]) -> None:

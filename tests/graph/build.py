@@ -96,8 +96,8 @@ def entries(data_type: int, words: Sequence[int]) -> list[int]:
 def raw(data_type: int, words: Sequence[int]) -> bytes:
     bits = LAYOUT[data_type][1]
     if bits < 8:
-        stream = sum(w << (k * bits) for k, w in enumerate(words))
-        return stream.to_bytes((len(words) * bits + 7) // 8, "little")
+        each = np.array(words, np.uint8)[:, None] >> np.arange(bits, dtype=np.uint8) & 1
+        return np.packbits(each.ravel(), bitorder="little").tobytes()
     return np.array(words, np.uint64).astype(f"<u{bits // 8}").tobytes()
 
 

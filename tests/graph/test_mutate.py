@@ -220,9 +220,8 @@ def test_several_files_are_numbered_in_the_order_of_first_reference(tmp_path: Pa
         node("Constant", outputs=["k"], value=external("", "c.bin", [2])),
         node("Gather", ["z", "a"]),
     ]
-    held = model(
-        nodes, [external("z", "b.bin", [1], offset=4), external("a", "./a.bin", [2], 7), external("b", "b.bin", [1])]
-    )
+    z, a, b = external("z", "b.bin", [1], offset=4), external("a", "./a.bin", [2], 7), external("b", "b.bin", [1])
+    held = model(nodes, [z, a, b])
     for name, data in {"a.bin": bytes(16), "b.bin": numbers(2), "c.bin": numbers(2), "sub/d.bin": numbers(1)}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
@@ -246,8 +245,7 @@ def test_several_files_are_numbered_in_the_order_of_first_reference(tmp_path: Pa
 
 
 def test_one_file_under_two_names_is_one(tmp_path: Path) -> None:
-    tensors = [external("a", "w.bin", [1]), external("b", "./w.bin", [1], offset=4), external("c", "d/../w.bin", [1])]
-    path = saved(tmp_path, tensors[:2], w_dot_bin=numbers(2))
+    path = saved(tmp_path, [external("a", "w.bin", [1]), external("b", "./w.bin", [1], offset=4)], w_dot_bin=numbers(2))
     held = load(path)
     assert len(held.external) == 1
     inject(held, sample(held, sites=["a[0]:31", "b[0]:31"]), tmp_path / "o.onnx")
@@ -353,7 +351,7 @@ def test_undo_that_would_not_give_the_original_writes_nothing(tmp_path: Path) ->
     path, out, listed = (tmp_path / name for name in ("m.onnx", "f.onnx", "f.jsonl"))
     path.write_bytes(model_bytes(tensor))
     inject(load(path), sample(load(path), sites=["w[0]:31"]), out, save_faults=listed)
-    with pytest.raises(FaultListError, match="the result would be .* nothing was written"):
+    with pytest.raises(FaultListError, match=r"the result would be .* nothing was written"):
         undo(load(out), FaultList.open(listed), tmp_path / "back.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f.jsonl", "f.onnx", "m.onnx"]
 
@@ -408,8 +406,17 @@ def test_places_that_cannot_be_written(simple: Path, tmp_path: Path) -> None:
     refused(simple, tmp_path, "is a directory; give a file name")
     (tmp_path / "o.onnx.data").mkdir()
     refused(simple, tmp_path / "o.onnx", r"o\.onnx\.data' is a directory")
-    refused(simple, tmp_path / ("n" * 300), "File name too long|cannot be written")
-    refused(simple, tmp_path / "a\0b", "null|cannot be written")
+    refused(simple, tmp_path / ("n" * 300), "cannot be written: File name too long")
+    refused(simple, tmp_path / ("n" * 251), "cannot be written: File name too long")  # its data file's name is longer
+    refused(simple, tmp_path / "a\0b", "cannot be written: embedded null")
+
+
+@pytest.mark.parametrize("name", ["n" * 250, "名" * 83, ".onnx", "a b", "-o", "\x1b[31m"])
+def test_any_name_that_the_system_takes(simple: Path, tmp_path: Path, name: str) -> None:
+    held = load(simple)
+    inject(held, sample(held, sites=["w[0]:31"]), tmp_path / name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["in", name, name + ".data"])
+    assert reader.read(tmp_path / name)["w"].words.tolist()[0] == 0xBF800000
 
 
 def test_a_folder_without_the_right_to_write(simple: Path, tmp_path: Path) -> None:
@@ -531,6 +538,10 @@ def test_progress_counts_every_byte(simple: Path, tmp_path: Path) -> None:
 
 # Large files
 
+LARGE = pytest.mark.skipif(
+    "ONNXFI_LARGE_TESTS" not in os.environ, reason="hashes 28 GB twice, some minutes; ONNXFI_LARGE_TESTS=1 runs it"
+)
+
 
 def sparse_model(folder: Path, size: int) -> Path:
     """A model whose external data is a file of holes with a few numbers in it."""
@@ -563,18 +574,18 @@ def start(path: Path, out: Path, count: int = 1000) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_large_sparse_file_takes_little_memory_and_stays_sparse(tmp_path: Path) -> None:
-    size = 3 << 30
+@pytest.mark.parametrize("size", [9 << 28, pytest.param(28 << 30, marks=[LARGE, pytest.mark.timeout(1200)])])
+def test_a_large_sparse_file_takes_little_memory_and_stays_sparse(tmp_path: Path, size: int) -> None:
     path = sparse_model(tmp_path / "in", size)
     out = tmp_path / "o.onnx"
     process = start(path, out)
-    told, _ = process.communicate(timeout=200)
+    told, _ = process.communicate(timeout=1000)
     assert process.returncode == 0
     digest, memory_mb = told.split()[1:]
     assert int(memory_mb) < 400
     data = tmp_path / "o.onnx.data"
     assert data.stat().st_size == size
-    assert data.stat().st_blocks * 512 < 4100 * 1001 * 1024
+    assert data.stat().st_blocks * 512 < 1010 << 16
     # The faults are where the list says: read those words and no others.
     held = load(path)
     faults = sample(held, count=1000, seed=5).faults
@@ -607,9 +618,7 @@ def test_a_kill_in_the_middle_leaves_no_half_file(tmp_path: Path) -> None:
 
 def test_the_words_of_a_large_tensor_are_the_same_picked_or_read_one_by_one() -> None:
     words = np.random.default_rng(0).integers(0, 16, 3_000_001).tolist()
-    held = load(
-        model_bytes(tensor_bytes("w", 22, [len(words)], words, "raw"), tensor_bytes("v", 1, [3], [1, 2, 3], "raw"))
-    )
+    held = load(model_bytes(tensor_bytes("w", 22, [len(words)], words, "raw")))
     target = held.targets[0]
     dense = np.arange(0, len(words), 7)
     assert held.words(target, dense).tolist() == words[::7]

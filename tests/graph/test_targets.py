@@ -213,6 +213,18 @@ def test_of_two_initializers_of_one_name_the_last_counts() -> None:
     assert [(t.id, t.shape, t.kind) for t in held.targets] == [("w", (4,), "constant")]
 
 
+def test_tensors_without_a_name_are_numbered() -> None:
+    # Nothing can use them, but they are there, and each can be struck by its site.
+    nodes = [node("Constant", outputs=[""], value_float=1.0), NodeProto(op_type="Constant")]
+    nodes[1].attribute.append(helper.make_attribute("value_ints", [3]))
+    held = load(model(nodes, [floats("", 1), floats("w", 1), floats("", 2)], sparse_initializer=[sparse("", [1.0])]))
+    assert ids(held) == ["initializer#0", "w", "initializer#2", "sparse#0", "Constant#0", "Constant#1"]
+    assert held.notes == ()
+    done = inject(held, sample(held, sites=["initializer#2[1]:31", "Constant#1[0]:0"]))
+    assert words(load(done.data or b""), "initializer#2") == [0x3F800000, 0xC0000000]
+    assert words(load(done.data or b""), "Constant#1") == [2]
+
+
 def test_equal_names_in_several_bodies_are_several_targets() -> None:
     bodies = [graph([node("Mul", ["x", "w"])], [floats("w", 1)], inputs=(), outputs=["y"]) for _ in range(2)]
     held = load(model([node("If", ["c"], name="if", then_branch=bodies[0], else_branch=bodies[1])], [floats("w", 1)]))

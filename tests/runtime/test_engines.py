@@ -255,7 +255,7 @@ def test_a_path_that_is_no_file(tmp_path: Path, name: str, what: str) -> None:
 def test_settings_are_checked_before_anything_runs() -> None:
     with pytest.raises(InputError, match="no optimization 'fast'; known: 'all', 'extended', 'basic', 'off'"):
         OrtEngine(optimization="fast")
-    with pytest.raises(InputError, match="threads is 0; it takes 1 or more"):
+    with pytest.raises(InputError, match="threads is 0; it takes 1 to 1024"):
         OrtEngine(threads=0)
     with pytest.raises(InputError, match="provider 'auto' takes no options"):
         OrtEngine(provider_options=(("device_id", "1"),))

@@ -203,7 +203,7 @@ def test_progress_is_told_to_its_end(tmp_path: Path) -> None:
 def test_faults_of_another_model_are_refused(tmp_path: Path) -> None:
     drawn = onnxfi.sample(model(MATMUL), sites=["w[8]:31"])
     for graph in (LINEAR, MATMUL.replace("float[3,3] w", "float[9] w")):
-        with pytest.raises(InputError, match="drawn from another model: .*'w'"):
+        with pytest.raises(InputError, match=r"drawn from another model: .*'w'"):
             onnxfi.inject(model(graph), drawn, tmp_path / "f.onnx")
     assert not any(tmp_path.iterdir())
 
@@ -413,7 +413,7 @@ def test_outputs_too_large_to_compare_are_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(evaluation, "_MOST_OUTPUT_BYTES", 100)
     graph = proto(LINEAR).SerializeToString()
     data = rows({"x": np.ones((5, 3), np.float32)}, graph)
-    with pytest.raises(DataError, match="12 bytes a sample.*--samples"):
+    with pytest.raises(DataError, match=r"12 bytes a sample.*--samples"):
         onnxfi.evaluate(graph, data, engine=CPU)
 
 

@@ -1,0 +1,76 @@
+"""Tiny models and data, so that a trial takes a millisecond, and what the tests of campaigns ask of a store."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper, parser
+
+from onnxfi.campaign.runner import run
+from onnxfi.campaign.spec import Campaign
+from onnxfi.campaign.store import Result
+
+HEAD = '<ir_version: 10, opset_import: ["": 21]>'
+MLP = """net (float[N,4] x) => (float[N,3] y)
+    { a = MatMul(x, w1) b = Add(a, b1) c = Relu(b) d = MatMul(c, w2) y = Add(d, b2) }"""
+NODES = ("/fc1/MatMul", "/fc1/Add", "/act/Relu", "/fc2/MatMul", "/fc2/Add")
+
+
+def chance(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    """Numbers between −2 and 2, the same everywhere."""
+    count = int(np.prod(shape))
+    return (
+        ((np.random.Philox(seed).random_raw(count) >> 40).astype(np.float64) / 2**22 - 2)
+        .astype(np.float32)
+        .reshape(shape)
+    )
+
+
+def mlp(folder: Path, *, name: str = "m.onnx", hidden: int = 5, seed: int = 0) -> str:
+    """A classifier of 4 numbers into 3 classes: two layers, hidden · 8 + 3 float32 parameters."""
+    model = parser.parse_model(HEAD + MLP)
+    shapes = {"w1": (4, hidden), "b1": (hidden,), "w2": (hidden, 3), "b2": (3,)}
+    for k, (tensor, shape) in enumerate(shapes.items()):
+        model.graph.initializer.append(numpy_helper.from_array(chance(*shape, seed=seed + k), tensor))
+    for node, label in zip(model.graph.node, NODES, strict=True):
+        node.name = label
+    onnx.save(model, folder / name)
+    return str(folder / name)
+
+
+def samples(folder: Path, n: int = 12, *, name: str = "d.npz", labels: bool = True) -> str:
+    """Inputs for `mlp`, labelled with no thought."""
+    arrays: dict[str, Any] = {"x": chance(n, 4, seed=99)}
+    if labels:
+        arrays["labels"] = np.arange(n) % 3
+    np.savez(folder / name, **arrays)
+    return str(folder / name)
+
+
+def save(folder: Path, graph: str, name: str = "g.onnx") -> str:
+    """A model in ONNX's text form, as a file."""
+    onnx.save(parser.parse_model(HEAD + graph), folder / name)
+    return str(folder / name)
+
+
+def ran(campaign: Campaign, store: Path, **how: Any) -> list[Result]:
+    """Run a campaign to its end."""
+    return list(run(campaign, store, **how))
+
+
+def tables(store: Path) -> dict[str, list[Any]]:
+    """All that a store holds but what its format excepts: columns and keys that end in `_s`, and the environment."""
+    db = sqlite3.connect(f"{store.absolute().as_uri()}?mode=ro", uri=True)
+    found = {}
+    for (table,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+        columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
+        kept = ", ".join(c for c in columns if not c.endswith("_s"))
+        found[table] = db.execute(f"SELECT {kept} FROM {table} ORDER BY 1").fetchall()
+    db.close()
+    found["meta"] = [(k, v) for k, v in found["meta"] if not k.endswith("_s") and k != "environment"]
+    return found
