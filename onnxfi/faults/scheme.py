@@ -28,12 +28,8 @@ class Scheme:
     block: int = 0
     offset: int = 0
 
-    def place(
-        self, shape: tuple[int, ...], held: tuple[int, ...], index: NDArray[np.int64], *, padded: bool = False
-    ) -> NDArray[np.int64]:
+    def place(self, shape: tuple[int, ...], held: tuple[int, ...], index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the scale (or zero point) of each element (`index`, flat, [n]) lies in a tensor of shape `held`.
-
-        `padded` rows, as those of packed zero points, may be longer than the blocks that they serve.
 
         >>> Scheme("QDQ", axes=(0,), axis=0).place((2, 3), (2,), np.array([0, 2, 3])).tolist()
         [0, 0, 1]
@@ -44,7 +40,7 @@ class Scheme:
             return np.zeros_like(index)
         at = np.unravel_index(index, shape)
         dims = held
-        if len(held) != len(self.axes) or padded:
+        if self.name == "MatMulNBits":  # rows of packed zero points may be longer than the blocks that they serve
             rows = shape[self.axes[0]]
             dims = (rows, int(np.prod(held, dtype=np.int64)) // rows)
         flat = np.zeros_like(index)
@@ -63,8 +59,11 @@ class Scheme:
             return True
         if any(not 0 <= axis < len(shape) for axis in self.axes):
             return False
-        if len(held) != len(self.axes):
-            return len(held) == 1 and len(self.axes) == 2 and held[0] % shape[self.axes[0]] == 0
+        if self.name == "MatMulNBits":  # flat, or with rows that are padded
+            rows, blocks = shape[:2]
+            return rows > 0 and int(np.prod(held)) % rows == 0 and int(np.prod(held)) // rows >= blocks
+        if len(held) != len(self.axes) or self.block < 0:
+            return False
         lengths = (
             -(-shape[axis] // self.block) if self.block and axis == self.axis else shape[axis] for axis in self.axes
         )

@@ -19,6 +19,8 @@ THROUGH = _SAME | {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
 QDQ = frozenset(("DequantizeLinear", "QuantizeLinear"))
 _CUT = frozenset(("Concat", "Slice", "Split"))
 DEEPEST = 8
+#: Stored tensors that one operand may be put together of.
+_MOST_PARTS = 64
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Part:
     shape: tuple[int, ...] | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Found:
     """A stored value behind an operand, and what lies between: whether the shape stays, and how it is scaled."""
 
@@ -47,7 +49,11 @@ class Flow:
         self.drafts, self.nodes = walk.drafts, walk.every
         self.parts: dict[int, Part] = {}
         self.uses: dict[int, list[tuple[Node, int]]] = {}
+        self._numbers = {draft.name: k for k, draft in enumerate(self.drafts) if draft is not None}
         self.notes: list[str] = []
+        # What was looked up, since a hostile graph has exponentially many ways from one value to another.
+        self._behind: dict[int, Found | None] = {}
+        self._sources: dict[int, list[Found]] = {}
         for node in self.nodes:
             for k, value in enumerate(node.inputs):
                 if value is not None:
@@ -65,6 +71,11 @@ class Flow:
         draft = self.drafts[value.target]
         return draft.name if draft is not None else ""
 
+    def _held(self, name: str) -> tuple[int, ...]:
+        number = self._numbers[name]
+        part, draft = self.parts.get(number, Part()), self.drafts[number]
+        return part.shape or (draft.shape if draft is not None else ())
+
     def mark(self, value: Value, role: str) -> None:
         """Give a stored value a role; the first one stays."""
         part = self.parts.get(value.target, Part())
@@ -72,7 +83,15 @@ class Flow:
             self.parts[value.target] = replace(part, role=role)
 
     def quantised(self, value: Value, scheme: Scheme) -> None:
-        """Say how a stored value's integers are meant; the first scheme with scales stays."""
+        """Say how a stored value's integers are meant; the first scheme with scales stays.
+
+        Scales or zero points of shapes that cannot belong to it leave the scale unknown; runtimes refuse such a model.
+        """
+        part = self.parts.get(value.target, Part())
+        shape = part.shape or self.shape(value)
+        ids = (*scheme.scales, *((scheme.zero_point,) if scheme.zero_point else ()))
+        if not all(scheme.fits(shape, self._held(name)) for name in ids):
+            scheme = replace(scheme, scales=())
         part = self.parts.get(value.target, Part())
         if not self.word(value).is_float and (part.scheme is None or not part.scheme.scales):
             self.parts[value.target] = replace(part, scheme=scheme)
@@ -92,6 +111,14 @@ class Flow:
         """As `stored`, and also through quantisation, and through a Mul, Div or Sub with another stored value."""
         if value is None or depth > DEEPEST:
             return None
+        if depth == 0 and id(value) in self._behind:
+            return self._behind[id(value)]
+        found = self._trace(value, depth)
+        if depth == 0:
+            self._behind[id(value)] = found
+        return found
+
+    def _trace(self, value: Value, depth: int) -> Found | None:
         if value.target >= 0:
             return Found(value)
         node = value.maker
@@ -99,23 +126,29 @@ class Flow:
             return None
         if node.op in THROUGH or node.op in QDQ:
             found = self.behind(node.inputs[0], depth + 1)
-            if found is not None and node.op not in _SAME and node.op not in QDQ:
-                found.direct = False
-            return found
+            kept = found is None or node.op in _SAME or node.op in QDQ
+            return found if found is None or kept else replace(found, direct=False)
         if node.op in ("Mul", "Sub", "Div") and len(node.inputs) == 2:
             return self._by_hand(node, depth)
         return None
 
     def sources(self, value: Value | None, depth: int = 0) -> list[Found]:
-        """The stored values that an operand is cut from or put together of; none where a part is computed."""
-        found = self.behind(value)
-        maker = None if value is None else value.maker
+        """The stored values that an operand is cut from or put together of; none where a part is computed, or many."""
+        if value is None or depth > DEEPEST:
+            return []
+        if id(value) not in self._sources:
+            self._sources[id(value)] = self._look(value, depth)
+        return self._sources[id(value)]
+
+    def _look(self, value: Value, depth: int) -> list[Found]:
+        found, maker = self.behind(value), value.maker
         if found is not None:
             return [found]
-        if maker is None or depth > DEEPEST or maker.op not in _CUT | THROUGH:
+        if maker is None or maker.op not in _CUT | THROUGH or len(maker.inputs) > _MOST_PARTS:
             return []
         parts = [self.sources(one, depth + 1) for one in (maker.inputs if maker.op == "Concat" else maker.inputs[:1])]
-        return [replace(one, direct=False) for part in parts for one in part] if all(parts) else []
+        each = {id(one.value): replace(one, direct=False) for part in parts for one in part}
+        return [*each.values()] if all(parts) and len(each) <= _MOST_PARTS else []
 
     def _by_hand(self, node: Node, depth: int) -> Found | None:
         """Constants put together by arithmetic: integers with a zero point (Sub) and a scale (Mul)."""

@@ -36,8 +36,7 @@ def zero_of(model: Model, target: Target, index: Index) -> NDArray[np.float64]:
     if scheme is None or not scheme.zero_point:
         return np.full(len(index), 0 if scheme is None else scheme.offset, np.float64)
     held = model.targets[model.by_id[scheme.zero_point]]
-    padded = scheme.name == "MatMulNBits"
-    here, inverse = np.unique(scheme.place(target.shape, held.axes, index, padded=padded), return_inverse=True)
+    here, inverse = np.unique(scheme.place(target.shape, held.axes, index), return_inverse=True)
     return held.word.values(model.words(held, here)).astype(np.float64)[inverse]
 
 

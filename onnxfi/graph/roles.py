@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from onnxfi.faults.scheme import Scheme
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.flow import DEEPEST, QDQ, THROUGH, Flow, Part, from_right
-from onnxfi.graph.wire import text
+from onnxfi.graph.wire import shown, text
 
 if TYPE_CHECKING:
     from onnxfi.graph.targets import Walk
@@ -146,7 +146,7 @@ def _linear(flow: Flow, node: Node) -> None:
         if node.op == "QuantizeLinear":
             if flow.word(value).is_float:
                 flow.notes.append(
-                    f"{flow.name(value)!r} is stored as {flow.word(value).name} and quantised when the model runs; "
+                    f"{shown(flow.name(value))} is stored as {flow.word(value).name} and quantised when the model runs; "
                     f"onnxfi.graph.fold.fold_weight_quantize stores the integers"
                 )
             continue
@@ -258,6 +258,8 @@ def _blocks(flow: Flow, node: Node) -> None:
     if value is None or bits not in (2, 4, 8) or len(flow.shape(value)) != 3 or flow.word(value).name != "uint8":
         return
     rows, blocks, size = flow.shape(value)
+    if not rows:
+        return
     word, shape = WORDS[f"uint{bits}"], (rows, blocks, size * 8 // bits)
     scheme = Scheme(
         "MatMulNBits",
@@ -267,8 +269,7 @@ def _blocks(flow: Flow, node: Node) -> None:
         block=block,
         offset=1 << (bits - 1),
     )
-    flow.quantised(value, scheme)
-    flow.parts[value.target] = replace(flow.parts[value.target], word=word, shape=shape)
+    flow.parts[value.target] = replace(flow.parts.get(value.target, Part()), word=word, shape=shape)
     if scale is not None:
         flow.mark(scale, "scale")
     if zero is not None:
@@ -276,6 +277,7 @@ def _blocks(flow: Flow, node: Node) -> None:
         if flow.word(zero).name == "uint8":
             wide = (rows, math.prod(flow.shape(zero)) // rows * 8 // bits)
             flow.parts[zero.target] = replace(flow.parts[zero.target], word=word, shape=wide)
+    flow.quantised(value, scheme)
 
 
 def _gather_blocks(flow: Flow, node: Node) -> None:

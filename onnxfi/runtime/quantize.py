@@ -223,15 +223,21 @@ class _Work:
 
     def finish(self, place: Path, excluded: Sequence[str]) -> Quantised:
         """Look at the result, let ONNX Runtime load it, and move it to its place."""
-        made, ready = load(self.made), load(self.ready)
-        OrtEngine(provider="cpu").prepare(self.made)
+        made, ready, mode = load(self.made), load(self.ready), self.recipe.mode
         float_left = [t for t in made.targets if t.dtype == "float32" and t.role == "weight" and t.op in _LAYERS]
         left = dict.fromkeys((t.node, t.op) for t in float_left if t.node not in _parts(excluded))
-        narrow = _NARROW.get(self.recipe.mode)
+        narrow = _NARROW.get(mode)
         done = [t for t in made.targets if t.role == "weight" and (t.scheme is not None or t.dtype == narrow)]
         if not done:
-            held = ", ".join(f"{op} {node}" for node, op in left) or "no layer"
-            raise InputError(f"nothing could be quantised in mode {self.recipe.mode} ({held}); try another --mode")
+            held = ", ".join(f"{op} {node}" for node, op in [*left][:3]) + (" …" if len(left) > 3 else "")
+            raise InputError(f"nothing could be quantised in mode {mode} ({held or 'no layer'}); try another --mode")
+        try:
+            OrtEngine(provider="cpu").prepare(self.made)
+        except EngineError as error:
+            reason = one_line(str(error).partition(": ")[2].replace(str(self.made), "it"), limit=200)
+            raise EngineError(
+                f"ONNX Runtime refuses what mode {mode} made: {reason}; leave the node out with --exclude"
+            ) from None
         words, clipped, flushed = _losses(ready, made)
         files = _moved(self.made, place)
         before = sum(source.size for source in self.model.sources)

@@ -82,12 +82,14 @@ def preprocess(source: Path, out: Path, *, external: bool) -> list[str]:
         {"skip_optimization": True, "skip_symbolic_shape": True},
     )
     kept: dict[str, Any] = {"save_as_external_data": True} if external else {}
-    reason = ""
+    reason, folder = "", source.parent.resolve()
     for way in ways:
         try:
-            quant_pre_process(source, out, **way, **kept)
+            # Its symbolic shape inference leaves temporary files in the current folder where it fails.
+            with contextlib.chdir(folder):
+                quant_pre_process(folder / source.name, folder / out.name, **way, **kept)
         except Exception as error:
-            reason = reason or one_line(error, limit=120)
+            reason = reason or one_line(error, limit=120) or type(error).__name__
             continue
         left = ", ".join(name.removeprefix("skip_").replace("_", " ") for name in way)
         return [f"pre-processing without {left}: {reason}"] if way else []
@@ -131,6 +133,12 @@ def weight_only(model: onnx.ModelProto, recipe: Recipe, exclude: Sequence[str]) 
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
     from onnxruntime.quantization.onnx_model import ONNXModel
 
+    for node in [node for node in model.graph.node if node.op_type == "Constant"]:
+        tensor = next((a.t for a in node.attribute if a.HasField("t")), None)
+        if tensor is not None:  # MatMulNBitsQuantizer looks for weights among initializers only
+            model.graph.initializer.add().CopyFrom(tensor)
+            model.graph.initializer[-1].name = node.output[0]
+            model.graph.node.remove(node)
     wrapped = ONNXModel(model)
     wrapped.replace_gemm_with_matmul()
     quantizer = MatMulNBitsQuantizer(
@@ -150,13 +158,30 @@ def half(model: onnx.ModelProto, exclude: Sequence[str]) -> onnx.ModelProto:
 
     source = onnx.ModelProto()
     source.CopyFrom(model)
+    widened = {node.output[0] for node in _nodes(source.graph) if _is_cast(node, _FLOAT)}
     made: onnx.ModelProto = float16.convert_float_to_float16(
         model, min_positive_val=0.0, max_finite_val=_LARGEST_FLOAT16, keep_io_types=True,
         node_block_list=list(exclude), check_fp16_ready=False,
     )  # fmt: skip
+    for node in _nodes(made.graph):  # the converter takes these for float16 and leaves them as they are
+        if _is_cast(node, _FLOAT) and node.output[0] in widened:
+            next(a for a in node.attribute if a.name == "to").i = _FLOAT16
     if exclude:
         _keep_float(made.graph, source.graph, exclude)
     return made
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of those inside it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in [attribute.g, *attribute.graphs]:
+                yield from _nodes(inner)
+
+
+def _is_cast(node: onnx.NodeProto, to: int) -> bool:
+    return node.op_type == "Cast" and any(a.name == "to" and a.i == to for a in node.attribute)
 
 
 def _keep_float(graph: onnx.GraphProto, source: onnx.GraphProto, exclude: Sequence[str]) -> None:

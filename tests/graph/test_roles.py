@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -259,6 +260,34 @@ def test_zero_faults_leave_a_quantised_model_byte_identical(tmp_path: Path) -> N
         done = inject(model, sample(model, ber=0.0), tmp_path / "same.onnx")
         assert (tmp_path / "same.onnx").read_bytes() == path.read_bytes()
         assert done.faulty_digest == model.digest
+
+
+def test_a_hostile_graph_takes_no_time() -> None:
+    """Exponentially many ways lead from a product to its factor, and from a join to its parts."""
+    nodes = [node("Mul", ["w", "w"], ["m0"]), node("Concat", ["w"] * 50, ["c0"], axis=0)]
+    nodes += [node("Mul", [f"m{k}"] * 2, [f"m{k + 1}"]) for k in range(60)]
+    nodes += [node("Concat", [f"c{k}"] * 50, [f"c{k + 1}"], axis=0) for k in range(60)]
+    nodes += [node("MatMul", [f"{name}{k}", "m60"], [f"{name}y{k}"]) for name in "mc" for k in range(60)]
+    begun = time.process_time()
+    load(schemes.build(nodes, [tensor("w", [1.0], TensorProto.FLOAT)], X))
+    assert time.process_time() - begun < 2
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero", "axis"),
+    [((3,), (3,), 1), ((4,), (3,), 1), ((), (5,), 1), ((4,), (4,), 9), ((0,), (0,), 1), ((2, 2, 2), (), 0)],
+)
+def test_scales_that_do_not_fit_leave_the_real_number_unknown(
+    scale: tuple[int, ...], zero: tuple[int, ...], axis: int
+) -> None:
+    stored = [
+        tensor("w", draw((8, 4), -9, 9), TensorProto.INT8), tensor("s", np.ones(scale), TensorProto.FLOAT),
+        tensor("z", np.zeros(zero), TensorProto.INT8),
+    ]  # fmt: skip
+    nodes = [node("DequantizeLinear", ["w", "s", "z"], ["d"], axis=axis), node("MatMul", ["x", "d"], ["y"])]
+    model = load(schemes.build(nodes, stored, X))
+    assert inspect(model)["targets"][0]["quantised"]["scale"] is None
+    assert sample(model, sites=["w[3]:7"]).faults[0].before_real is None
 
 
 @pytest.mark.fetched

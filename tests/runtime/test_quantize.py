@@ -167,6 +167,44 @@ def test_nothing_is_printed_or_logged_and_logging_is_left_as_it_was(
     assert capsys.readouterr() == ("", "")
 
 
+def test_no_temporary_file_is_left_where_shape_inference_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    proto = onnx.load(CNN)
+    proto.graph.node.append(helper.make_node("NonZero", ["logits"], ["found"], name="found"))
+    proto.graph.node.append(helper.make_node("Reshape", ["found", "four"], ["odd"], name="odd"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([-1, 2, 3]), "four"))
+    proto.graph.output.append(helper.make_tensor_value_info("odd", TensorProto.INT64, None))
+    done = quantize(load(saved(tmp_path / "m.onnx", proto)), Recipe("dynamic"), "q.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "q.onnx"]
+    assert done.layers == {"ConvInteger": 2, "MatMulInteger": 2}
+
+
+def test_a_cast_to_float_inside_a_model_goes_along_to_float16(tmp_path: Path) -> None:
+    proto = linear(np.eye(4))
+    proto.graph.node[0].output[0] = "m"
+    proto.graph.node.extend(
+        [
+            helper.make_node("Greater", ["m", "w0"], ["above"]),
+            helper.make_node("Cast", ["above"], ["as_float"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["m", "as_float"], ["y"]),
+        ]
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "w0"))
+    quantize(load(saved(tmp_path / "m.onnx", proto)), Recipe("fp16"), tmp_path / "h.onnx")
+    session = ort.InferenceSession(tmp_path / "h.onnx", providers=["CPUExecutionProvider"])
+    x = np.array([[0.25, 1, -1, 0.75]], np.float32)
+    assert session.run(None, {"x": x})[0].tolist() == [[0, 1, 0, 0.75]]
+
+
+def test_weights_in_constants_are_found(tmp_path: Path) -> None:
+    for recipe in (Recipe("weight-only"), Recipe("dynamic"), Recipe("bf16"), Recipe("fp16")):
+        proto = linear(np.linspace(-1, 1, 64 * 8).reshape(64, 8))
+        tensor = proto.graph.initializer.pop()
+        proto.graph.node.insert(0, helper.make_node("Constant", [], ["w"], name="c", value=tensor))
+        done = quantize(load(saved(tmp_path / "m.onnx", proto)), recipe, tmp_path / "q.onnx")
+        assert done.words == 512, recipe
+
+
 def test_on_x86_activations_are_uint8_and_this_is_said(
     images: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
