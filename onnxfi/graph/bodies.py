@@ -157,9 +157,10 @@ def planes(g: Nodes, mask: str, bits: int) -> str:
     negative = g.add("Less", mask, g.constant(0))
     low = g.add("Where", negative, g.add("Sub", mask, g.constant(-(1 << 63))), mask)
     positive = g.add("Not", negative)
-    axes = ((), {"axes": [0]}) if g.opset < 13 else ((g.constant([0]),), {})
-    top = g.add("Unsqueeze", positive, *axes[0], **axes[1])
-    return g.add("Concat", _zero_bits(g, low, 63), top, axis=0)
+    low = _zero_bits(g, low, 63)
+    if g.opset < 13:
+        return g.add("Concat", low, g.add("Unsqueeze", positive, axes=[0]), axis=0)
+    return g.add("Concat", low, g.add("Unsqueeze", positive, g.constant([0])), axis=0)
 
 
 def _zero_bits(g: Nodes, number: str, bits: int) -> str:

@@ -21,7 +21,7 @@ from onnxfi.faults.words import WORDS
 from onnxfi.graph.activations import Activation, Chosen, activations, choose, told
 from onnxfi.graph.arming import check_place
 from onnxfi.graph.bodies import opset_of
-from onnxfi.graph.instrument import Armed, Strike, arm, bake, reachable
+from onnxfi.graph.instrument import FOREVER, Armed, Strike, arm, bake, reachable
 from onnxfi.graph.model import Model, load, parse
 from onnxfi.graph.save import save
 from onnxfi.runtime.data import Data, open_data
@@ -337,8 +337,9 @@ def _at(
     faults = [at_sites([str(replace(site, sample=None, step=None))], targets, event, selector, seed) for site in parsed]
     strikes = []
     for site, one in zip(parsed, faults, strict=True):
-        steps: dict[str, Any] = {} if site.step is None else {"first": site.step, "last": site.step}
-        strikes += [replace(s, sample=site.sample, **steps) for s in _strikes(one, chosen.activations)]
+        first, last = (0, FOREVER) if site.step is None else (site.step, site.step)
+        made = _strikes(one, chosen.activations)
+        strikes += [replace(s, sample=site.sample, first=first, last=last) for s in made]
     for s in strikes:
         check_place(s.activation, s, 1 << 62)
     return concat(faults), strikes
