@@ -161,7 +161,8 @@ def _record(store: Store, bench: Bench, plan: Plan, golden: Golden, golden_s: fl
         length={name: getattr(bench.campaign, name) for name in LENGTH},
         timeout_s=store.get("timeout_s") or max(_TIMEOUT_S, _TIMEOUT_GOLDEN * golden_s),
         environment={
-            "onnxfi": version("onnxfi"), "runtime": " ".join(f"{name} {version(name)}" for name in installed_runtimes()), "numpy": np.__version__,
+            "onnxfi": version("onnxfi"), "runtime": " ".join(f"{name} {version(name)}" for name in installed_runtimes()),
+            "numpy": np.__version__,
             "python": platform.python_version(), "machine": platform.machine(), "provider": bench.provider,
         },
     )  # fmt: skip

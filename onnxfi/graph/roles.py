@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from onnxfi.faults.scheme import Scheme
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.flow import DEEPEST, QDQ, THROUGH, Flow, Part, from_right
-from onnxfi.graph.wire import shown, text
+from onnxfi.graph.source import shown
+from onnxfi.graph.wire import text
 
 if TYPE_CHECKING:
     from onnxfi.graph.targets import Walk
@@ -146,7 +147,7 @@ def _linear(flow: Flow, node: Node) -> None:
         if node.op == "QuantizeLinear":
             if flow.word(value).is_float:
                 flow.notes.append(
-                    f"{shown(flow.name(value))} is stored as {flow.word(value).name} and quantised when the model runs; "
+                    f"{shown(flow.name(value))} is stored as {flow.word(value).name} and quantised at run time; "
                     f"onnxfi.graph.fold.fold_weight_quantize stores the integers"
                 )
             continue

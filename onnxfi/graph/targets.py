@@ -20,6 +20,7 @@ from onnxfi.faults.words import WORDS, Word
 from onnxfi.graph.flow import Part
 from onnxfi.graph.layers import layer_of, node_label
 from onnxfi.graph.roles import assign
+from onnxfi.graph.shapes import HAND_ON, INDEX_INPUTS
 from onnxfi.graph.source import shown
 from onnxfi.graph.wire import Record, Run, text, token
 
@@ -42,34 +43,6 @@ _CONSTANTS = {"value_float": _FLOAT, "value_int": _INT, "value_floats": _FLOATS,
 _LISTS = {6: _FLOATS, 7: _INTS}
 #: More than any memory holds, and its bits still count in 64.
 _MOST_ELEMENTS = 1 << 56
-#: Inputs that are shapes, axes, indices or counts, by operator.
-_INDEX_INPUTS: dict[str, frozenset[int]] = {
-    op: frozenset(at)
-    for ops, at in (
-        ("Reshape Expand Tile Unsqueeze Squeeze Gather GatherElements GatherND Split Trilu TopK CumSum OneHot "
-         "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp "
-         "ReduceSumSquare ScatterElements ScatterND Scatter Upsample DFT TensorScatter AffineGrid CenterCropPad", {1}),
-        ("Slice", {1, 2, 3, 4}),
-        ("Pad", {1, 3}),
-        ("Resize", {3}),
-        ("ConstantOfShape Loop Shape Size RandomNormalLike RandomUniformLike EyeLike", {0}),
-        ("Range", {0, 1, 2}),
-        ("MaxUnpool", {1, 2}),
-        ("Col2Im", {1, 2}),
-        ("NonMaxSuppression", {2}),
-        ("LSTM GRU RNN", {4}),
-        ("RoiAlign", {2}),
-    )
-    for op in ops.split()
-}  # fmt: skip
-#: Operators that hand a value on: their inputs carry a shape where their outputs do.
-_HAND_ON = frozenset((
-    "Abs", "Add", "And", "Cast", "Ceil", "Clip", "Concat", "Div", "Equal", "Expand", "Flatten", "Floor", "Gather",
-    "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "If", "Less", "LessOrEqual", "Max", "Min",
-    "Mod", "Mul", "Neg", "Not", "Or", "Pow", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape",
-    "ScatterElements", "ScatterND", "Sign", "Slice", "Split", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze",
-    "Where",
-))  # fmt: skip
 #: Operators between a stored word and the layer that it belongs to.
 _LOOK_THROUGH = frozenset(("DequantizeLinear", "Cast", "Transpose", "Identity", "Reshape", "Squeeze", "Unsqueeze"))
 
@@ -345,9 +318,9 @@ class Walk:
             value.data = True
         while todo:
             node = todo.pop().maker
-            if node is None or node.op not in _HAND_ON:
+            if node is None or node.op not in HAND_ON:
                 continue
-            index = _INDEX_INPUTS.get(node.op, frozenset())
+            index = INDEX_INPUTS.get(node.op, frozenset())
             reached = [v for k, v in enumerate(node.inputs) if v is not None and k not in index]
             if node.op == "If":
                 reached = list(node.bodies)
@@ -358,7 +331,7 @@ class Walk:
 
 
 def _is_data(node: _Node, position: int) -> bool:
-    return node.op not in _HAND_ON and position not in _INDEX_INPUTS.get(node.op, frozenset())
+    return node.op not in HAND_ON and position not in INDEX_INPUTS.get(node.op, frozenset())
 
 
 def _consumer(value: _Value) -> _Node | None:
