@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 _NAMES = {
     "campaign.budget": ("Budget", "Limit", "load_budget"),
     "campaign.check": ("Checked", "check"),
+    "campaign.compare": ("Comparison", "compare"),
     "campaign.report": ("Report", "report"),
     "campaign.runner": ("plan", "run"),
     "campaign.spec": ("Campaign", "Part"),
@@ -32,6 +33,9 @@ _NAMES = {
     "runtime.data": ("open_data",),
     "runtime.engines": ("OrtEngine",),
     "runtime.evaluation": ("evaluate",),
+    "runtime.quantize": ("Quantised", "quantize"),
+    "runtime.recipes": ("Recipe",),
+    "runtime.inflight": ("inject_flow", "instrument"),
     "runtime.injector": ("inject", "inspect", "replay", "sample", "undo"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
@@ -39,6 +43,7 @@ __all__ = [
     "Budget",
     "Campaign",
     "Checked",
+    "Comparison",
     "Fault",
     "FaultList",
     "FaultModel",
@@ -51,6 +56,8 @@ __all__ = [
     "OnnxfiError",
     "OrtEngine",
     "Part",
+    "Quantised",
+    "Recipe",
     "Report",
     "Result",
     "Selector",
@@ -58,10 +65,13 @@ __all__ = [
     "Target",
     "Word",
     "check",
+    "compare",
     "evaluate",
     "fault_models",
     "inject",
+    "inject_flow",
     "inspect",
+    "instrument",
     "load",
     "load_budget",
     "load_spec",
@@ -69,6 +79,7 @@ __all__ = [
     "open_data",
     "parse_fault",
     "plan",
+    "quantize",
     "replay",
     "report",
     "run",
@@ -79,6 +90,7 @@ __all__ = [
 if TYPE_CHECKING:
     from onnxfi.campaign.budget import Budget, Limit, load_budget
     from onnxfi.campaign.check import Checked, check
+    from onnxfi.campaign.compare import Comparison, compare
     from onnxfi.campaign.report import Report, report
     from onnxfi.campaign.runner import plan, run
     from onnxfi.campaign.spec import Campaign, Part
@@ -94,7 +106,10 @@ if TYPE_CHECKING:
     from onnxfi.runtime.data import open_data
     from onnxfi.runtime.engines import OrtEngine
     from onnxfi.runtime.evaluation import evaluate
+    from onnxfi.runtime.inflight import inject_flow, instrument
     from onnxfi.runtime.injector import inject, inspect, replay, sample, undo
+    from onnxfi.runtime.quantize import Quantised, quantize
+    from onnxfi.runtime.recipes import Recipe
 
 
 def __getattr__(name: str) -> Any:

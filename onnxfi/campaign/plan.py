@@ -27,6 +27,7 @@ from onnxfi.faults.statistics import margin_of_error
 from onnxfi.faults.trials import Draw, Faults, apart, concat, draw, singles
 from onnxfi.graph.model import Model
 from onnxfi.graph.mutate import Progress, check_place, place, temporary
+from onnxfi.graph.reals import with_reals
 
 #: Single faults that are planned together.
 _BLOCK = 1 << 14
@@ -129,7 +130,7 @@ class Plan:
                 how = Draw("sites" if c.mix else "ber", rate=group.ber or 0.0, seed=c.seed)
                 faults = self._mixed(trial) if c.mix else draw(group.space, how, event, trial)
                 ordinals = [self.model.by_id[t.id] for t in faults.targets]
-                placed, _ = place(self.model, faults)
+                placed = with_reals(self.model, place(self.model, faults)[0])
                 yield _planned(trial, s, placed, _text(trial, placed, how, ordinals))
 
     @cached_property
@@ -165,7 +166,7 @@ class Plan:
                 numbers = sampling.permute(group.population, c.seed, s, j)
                 trials = (1 + j.astype(np.int64) * strata + s).tolist()
                 faults, lengths = singles(group.space, numbers, event, c.seed, trials)
-                struck, start = apart(faults, self.model.stored(faults)), 0
+                struck, start = with_reals(self.model, apart(faults, self.model.stored(faults))), 0
                 for trial, length in zip(trials, lengths, strict=True):
                     one = struck.pick(slice(start, start + length))
                     rows.append(_planned(trial, s, one, _text(trial, one, Draw("sites"), ())))
@@ -177,7 +178,7 @@ class Plan:
         reader = Lines(listed.header, self.model.targets, str(listed.path))
         for trial, rows in _by_trial(listed):
             [(_, faults)] = reader.trials(rows)
-            placed, _ = place(self.model, faults)
+            placed = with_reals(self.model, place(self.model, faults)[0])
             for said, held in ((faults.before, placed.before), (faults.after, placed.after)):
                 if said is not None and held is not None and not np.array_equal(said, held):
                     raise FaultListError(

@@ -25,7 +25,7 @@ from onnxfi.runtime.metrics import KINDS
 
 DUE = ("error", "timeout", "crash", "memory", "nonfinite")
 WAYS = ("ber", "single", "exhaustive", "faults", "mix")
-SELECTORS = ("include", "exclude", "op", "dtype", "bits", "elements")
+SELECTORS = ("include", "exclude", "op", "dtype", "role", "bits", "elements")
 #: Fields that say how long a campaign is, or where its files lie: others may be given when a store is extended.
 LENGTH = ("repeat", "trials", "margin", "confidence")
 _PLACE = ("model", "data", "preprocess", "faults", "allow_links")
@@ -69,6 +69,7 @@ class Part:
     dtype: tuple[str, ...] = ()
     bits: str = ""
     elements: str = ""
+    role: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -82,7 +83,7 @@ class Part:
     @property
     def selector(self) -> Selector:
         """What may be struck."""
-        return Selector(self.include, self.exclude, self.op, self.dtype, self.bits, self.elements)
+        return Selector(self.include, self.exclude, self.op, self.dtype, self.bits, self.elements, self.role)
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class Campaign:
     dtype: tuple[str, ...] = ()
     bits: str = ""
     elements: str = ""
+    role: tuple[str, ...] = ()
     seed: int = 0
     preprocess: str | None = None
     samples: int | None = None
@@ -182,7 +184,7 @@ class Campaign:
     @property
     def selector(self) -> Selector:
         """What may be struck."""
-        return Selector(self.include, self.exclude, self.op, self.dtype, self.bits, self.elements)
+        return Selector(self.include, self.exclude, self.op, self.dtype, self.bits, self.elements, self.role)
 
     def engine(self) -> OrtEngine:
         """What runs it."""

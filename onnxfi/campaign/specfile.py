@@ -38,7 +38,8 @@ def parse_part(text: str) -> Part:
     """Read a part of a mix from one line of YAML, as `--mix` takes it.
 
     >>> parse_part("fault: stuck-at-1, count: 2, include: conv1")
-    Part(fault='stuck-at-1', ber=None, count=2, include=('conv1',), exclude=(), op=(), dtype=(), bits='', elements='')
+    Part(fault='stuck-at-1', ber=None, count=2, include=('conv1',), exclude=(), op=(), dtype=(), bits='', elements='',
+         role=())
     """
     whole = f"{{{text}}}"
     return read_part(compose(whole.encode(), f"--mix {whole[:80]}", "part"))

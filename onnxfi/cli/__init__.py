@@ -13,9 +13,13 @@ from typing import Any
 import click
 
 #: The verbs and their modules, in the order in which a user meets them.
-VERBS = {verb: verb for verb in ("inspect", "inject", "eval", "plan", "run", "report", "show", "merge", "check")} | {
-    "show": "trial"
-}
+VERBS = {
+    verb: verb
+    for verb in (
+        *("inspect", "inject", "eval", "instrument", "quantize", "compare"),
+        *("plan", "run", "report", "show", "merge", "check"),
+    )
+} | {"show": "trial"}
 _LOG = logging.getLogger("onnxfi")
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from onnxfi.cli import options
+from onnxfi.cli.instrument import flow_options
 from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, run_options, select_options
 
 if TYPE_CHECKING:
@@ -45,6 +45,15 @@ _MOST_LISTED = 10_000
 )
 @select_options
 @click.option(
+    "--target",
+    type=click.Choice(["weights", "activations"]),
+    default="weights",
+    show_default=True,
+    help="What is struck: stored words, or values in flight (NAME[i]@sample=k@step=t:30).",
+)
+@flow_options
+@click.option("--inline", is_flag=True, help="With --target activations: write no model-local functions.")
+@click.option(
     "--seed",
     type=click.IntRange(0, (1 << 64) - 1),
     default=0,
@@ -73,8 +82,15 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     onnxfi inject model.onnx --count 1 --include conv1 --bits exponent --data images.npz
     onnxfi inject model.onnx --ber 1e-6 --save-faults faults.jsonl
     onnxfi inject model.faulty.onnx --faults faults.jsonl --undo -o restored.onnx
+    onnxfi inject model.onnx --target activations --site 'relu[7]@sample=0:30'
     """
     _check(given)
+    if given["target"] == "activations":
+        from onnxfi.cli.flow import inject_activations
+
+        inject_activations(model, given, as_json=as_json, allow_links=allow_links)
+        return
+    options.refuse(("all", "inline", "opset", "body"), "without --target activations")
     from onnxfi.cli.show import document, note, progress
     from onnxfi.errors import EngineError
     from onnxfi.graph.model import load
@@ -128,17 +144,9 @@ def _check(given: dict[str, Any]) -> None:
     if given["undo"] and (given["data"] is not None or given["save_faults"]):
         raise click.UsageError("--undo takes neither --data nor --save-faults; run onnxfi eval on the restored model")
     if given["faults"] is not None:
-        _refuse(("fault", "seed", *options.SELECTORS), "beside --faults, whose list says it")
+        options.refuse(("fault", "seed", *options.SELECTORS), "beside --faults, whose list says it")
     if given["data"] is None:
-        _refuse(options.RUNNING, "without --data, as nothing is run")
-
-
-def _refuse(names: Iterable[str], why: str) -> None:
-    """Refuse flags that would say nothing: what is given is never silently left out."""
-    source = click.get_current_context().get_parameter_source
-    for name in names:
-        if source(name) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name.replace('_', '-')} says nothing {why}; leave it out")
+        options.refuse(options.RUNNING, "without --data, as nothing is run")
 
 
 def _spare(given: dict[str, Any], outputs: Iterable[Path | None]) -> None:
@@ -190,7 +198,8 @@ def _document(
 def _print(
     model: str, done: Injection, golden: Evaluation | None, faulty: Evaluation | None, failed: str, *, undone: bool
 ) -> None:
-    from onnxfi.cli.show import count, number, say, table
+    from onnxfi.cli.show import change, count, number, say, table
+    from onnxfi.faults.faultlist import fault_row
     from onnxfi.runtime.metrics import METRICS
 
     drawn, header = done.sample, done.sample.header
@@ -212,8 +221,7 @@ def _print(
     if rows:
         table("By layer", ("Layer", ">Targets", ">Bits", ">Faults", ">Words changed"), rows)
     largest = [
-        (f.site, f.fault, f"{f.value('before')} → {f.value('after')}", f"{f.before:#x} → {f.after:#x}")
-        for f in drawn.largest()
+        (f.site, f.fault, change(fault_row(drawn.trial, f)), f"{f.before:#x} → {f.after:#x}") for f in drawn.largest()
     ]
     if largest:
         table("Largest changes", ("Site", "Fault", "Value", "Word"), largest)

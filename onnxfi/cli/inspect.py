@@ -30,21 +30,14 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
         document(found)
         return
     totals = found["totals"]
+    quantised = any(t["quantised"] for t in found["targets"])
     rows = [
-        (t["layer"], t["target"], t["op"], t["dtype"], "×".join(map(str, t["shape"])) or "scalar", f"{t['elements']:,}", f"{t['bits']:,}")
+        (t["layer"], t["target"], t["op"], *((t["role"],) if quantised else ()), t["dtype"], *(_scheme(t["quantised"]) if quantised else ()), "×".join(map(str, t["shape"])) or "scalar", f"{t['elements']:,}", f"{t['bits']:,}")
         for t in found["targets"]
     ]  # fmt: skip
-    footer = (
-        "",
-        count(totals["targets"], "target"),
-        "",
-        "",
-        "",
-        f"{totals['elements']:,}",
-        f"{totals['bits']:,}",
-    )
-    columns = ("Layer", "Target", "Op", "Type", "Shape", ">Elements", ">Bits")
-    table(str(model), columns, rows, footer=footer)
+    columns = ("Layer", "Target", "Op", *(("Role",) if quantised else ()), "Type", *(("Scheme", "Scale", "Axis") if quantised else ()), "Shape", ">Elements", ">Bits")  # fmt: skip
+    under = ("", count(totals["targets"], "target"), *[""] * (len(columns) - 4))
+    table(str(model), columns, rows, footer=(*under, f"{totals['elements']:,}", f"{totals['bits']:,}"))
     opsets = ", ".join(f"{o['domain'] or 'ai.onnx'} {o['version']}" for o in found["opsets"])
     say(f"IR {found['ir']}, opsets {opsets}, made by {found['producer'] or 'unknown'}")
     say(f"sha256 {found['digest']}")
@@ -54,3 +47,13 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
         )
     for text in found["notes"]:
         note(text)
+
+
+def _scheme(quantised: dict[str, Any] | None) -> tuple[str, str, str]:
+    """Scheme, scale and axis of a target, as the table shows them."""
+    if quantised is None:
+        return "", "", ""
+    low, high = quantised["scale"] or (None, None)
+    scale = "at run time" if low is None else f"{low:.4g}" if low == high else f"{low:.4g} … {high:.4g}"
+    axis = "" if quantised["axis"] is None else str(quantised["axis"])
+    return quantised["scheme"], scale, f"blocks of {quantised['block']}" if quantised["block"] else axis

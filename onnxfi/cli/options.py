@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from onnxfi.faults.space import Selector
@@ -25,6 +26,7 @@ _SELECT = (
     click.option("--exclude", multiple=True, metavar="PATTERN", help="Targets, nodes or layers to leave out, last. Repeatable."),
     click.option("--op", multiple=True, metavar="PATTERN", help="Operators that use the target, as Conv. Repeatable."),
     click.option("--dtype", multiple=True, metavar="TYPE", help="Number formats, as float32 or int8. Repeatable."),
+    click.option("--role", multiple=True, metavar="ROLE", help="What the target is for: weight, bias, scale or zero-point. Repeatable."),
     click.option("--bits", default="", metavar="BITS", help="Bits: 30, 0-22, sign, exponent, mantissa, or a comma list; 0 is the lowest."),
     click.option("--elements", default="", metavar="SLICES", help="Elements by axis as in numpy: 0:8,:,1,1."),
 )  # fmt: skip
@@ -44,7 +46,7 @@ _ENGINE = (
     click.option("--custom-ops", multiple=True, metavar="LIB", help="A library of custom operators. Repeatable."),
 )  # fmt: skip
 #: The parameters of the selectors, and of what needs something to run.
-SELECTORS = ("include", "exclude", "op", "dtype", "bits", "elements")
+SELECTORS = ("include", "exclude", "op", "dtype", "role", "bits", "elements")
 RUNNING = (
     *("preprocess", "samples", "batch", "batch_axis", "output"),
     *("provider", "provider_option", "threads", "optimization", "custom_ops"),
@@ -110,3 +112,11 @@ def data(given: Mapping[str, Any], model: Model, how: OrtEngine) -> Data:
     return open_data(
         spec, ports, preprocess=given["preprocess"], limit=given["samples"], batch_axis=given["batch_axis"]
     )
+
+
+def refuse(names: Iterable[str], why: str) -> None:
+    """Refuse flags that would say nothing: what is given is never silently left out."""
+    source = click.get_current_context().get_parameter_source
+    for name in names:
+        if source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} says nothing {why}; leave it out")

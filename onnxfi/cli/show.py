@@ -8,7 +8,7 @@ import sys
 import textwrap
 import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -136,6 +136,16 @@ def number(value: float | None, *, share: bool = False) -> str:
     if value is None:
         return "-"
     return f"{100 * value:.2f} %" if share else f"{value:.4g}"
+
+
+def change(row: Mapping[str, Any]) -> str:
+    """The numbers of a fault's line before and after; of a quantised word also the real ones.
+
+    >>> change({"before_value": 12, "after_value": -116, "before_real": 0.5, "after_real": -4.75})
+    '12 → -116 (0.5 → -4.75)'
+    """
+    text = f"{row['before_value']} → {row['after_value']}"
+    return f"{text} ({row['before_real']} → {row['after_real']})" if "before_real" in row else text
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def command(store: Path, trial: int, export: Path | None, as_json: bool) -> None
 
 
 def _print(store: Path, found: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    from onnxfi.cli.show import count, number, say, table
+    from onnxfi.cli.show import change, count, number, say, table
 
     done = found["result"]
     cause = f" ({done['cause']})" if done and done["cause"] else ""
@@ -47,7 +47,7 @@ def _print(store: Path, found: dict[str, Any], rows: list[dict[str, Any]]) -> No
         cells = [
             (
                 f"{r['target']}[{r['index']}]", ", ".join(map(str, r["bits"] or ["word"])), r["fault"],
-                f"{r['before_value']} → {r['after_value']}", f"{r['before']} → {r['after']}",
+                change(r), f"{r['before']} → {r['after']}",
             )
             for r in faults
         ]  # fmt: skip

@@ -52,9 +52,12 @@ class Header:
         """The header as one line of JSON."""
         sampler: dict[str, Any] = {"kind": self.draw.kind}
         sampler |= {"rate": self.draw.rate} if self.draw.kind == "ber" else {"n": self.draw.n}
+        chosen = asdict(self.selector)
+        if not self.selector.role:  # optional, so that older readers take the lists that do not need it
+            del chosen["role"]
         row = {
             "format": FORMAT, "version": VERSION, "tool": self.tool, "model": self.model, "faulty": self.faulty,
-            "selector": asdict(self.selector), "sampler": sampler, "fault": self.fault, "seed": self.draw.seed,
+            "selector": chosen, "sampler": sampler, "fault": self.fault, "seed": self.draw.seed,
             "population": self.population, "unit": self.unit,
         } | {key: value for key, value in (("file", self.file), ("strata", list(self.strata))) if value}  # fmt: skip
         return json.dumps(row, allow_nan=False)
@@ -73,8 +76,9 @@ class Header:
         try:
             kept, drawn = dict(row["selector"]), row["sampler"]
             lists = {k: tuple(map(str, kept[k])) for k in ("include", "exclude", "op", "dtype")}
-            if any(isinstance(kept[k], str) for k in lists):
-                raise TypeError("include, exclude, op and dtype are lists")
+            if any(isinstance(kept[k], str) for k in (*lists, "role") if k in kept):
+                raise TypeError("include, exclude, op, dtype and role are lists")
+            lists["role"] = tuple(map(str, kept.get("role", ())))
             selector = Selector(**lists, bits=str(kept["bits"]), elements=str(kept["elements"]))
             how = Draw(drawn["kind"], float(drawn.get("rate", 0)), int(drawn.get("n", 0)), int(row["seed"]))
             fault = str(parse_fault(row["fault"]))
@@ -110,6 +114,8 @@ def fault_row(trial: int, fault: Fault) -> dict[str, Any]:
     for when, word in (("before", fault.before), ("after", fault.after)):
         row[when] = None if word is None else f"0x{word:0{-(-fault.word.bits // 4)}x}"
     row |= {f"{when}_value": json_value(fault.value(when)) for when in ("before", "after")}
+    if fault.before_real is not None and fault.after_real is not None:
+        row |= {"before_real": json_value(fault.before_real), "after_real": json_value(fault.after_real)}
     return row | {"changed": fault.changed}
 
 

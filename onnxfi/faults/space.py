@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnxfi.errors import SelectorError, closest
 from onnxfi.faults.models import Bits, FaultModel, Flip
 from onnxfi.faults.sampling import Numbers
+from onnxfi.faults.scheme import ROLES, Scheme
 from onnxfi.faults.words import WORDS, Word, parse_bits, select_bits
 
 Index = NDArray[np.int64]
@@ -31,7 +32,8 @@ class Target:
     `id` is its path and name; `kind` initializer, constant, sparse, attribute, activation or input; `op` and `node`
     the operator that uses it first; `layer` the source framework's module; `shape` in elements (a complex number is
     one element of two words: its last axis is then the part). `structural` marks integers that only carry shapes or
-    indices: they are left out unless named.
+    indices: they are left out unless named. `role` is weight, bias, scale, zero-point or '', `scheme` how its integers
+    stand for real numbers.
     """
 
     id: str
@@ -42,6 +44,8 @@ class Target:
     node: str = ""
     layer: str = ""
     structural: bool = False
+    role: str = ""
+    scheme: Scheme | None = None
 
     @property
     def dtype(self) -> str:
@@ -172,6 +176,7 @@ class Selector:
     dtype: tuple[str, ...] = ()
     bits: str = ""
     elements: str = ""
+    role: tuple[str, ...] = ()
 
     def keeps(self, target: Target) -> bool:
         """Whether a target passes; shapes and indices pass only where `include` names them exactly."""
@@ -182,6 +187,7 @@ class Selector:
             (not self.include or any(matches(p, texts) for p in self.include))
             and (not self.op or any(matches(p, (target.op,)) for p in self.op))
             and (not self.dtype or target.dtype in self.dtype)
+            and (not self.role or target.role in self.role)
             and not any(matches(p, texts) for p in self.exclude)
         )
 
@@ -194,6 +200,9 @@ class Selector:
         for dtype in self.dtype:
             if dtype not in WORDS:
                 raise SelectorError(f"unknown number format {dtype!r}{closest(dtype, WORDS)}")
+        for role in self.role:
+            if role not in ROLES:
+                raise SelectorError(f"unknown role {role!r}{closest(role, ROLES)}")
         kept = [t for t in targets if self.keeps(t)]
         space = FaultSpace.over(kept, model, bits=self.bits, elements=self.elements)
         if space.size == 0:
@@ -214,9 +223,10 @@ class Selector:
             ("--include", self.include, names),
             ("--op", self.op, [t.op for t in targets if t.op]),
             ("--dtype", self.dtype, [t.dtype for t in targets]),
+            ("--role", self.role, [t.role for t in targets if t.role]),
         ):
             for pattern in patterns:
-                if pattern not in known if option == "--dtype" else not matches(pattern, known):
+                if pattern not in known if option in ("--dtype", "--role") else not matches(pattern, known):
                     hint = closest(pattern.lstrip("="), known)
                     raise SelectorError(f"{option} {pattern!r} matches nothing in this model{hint}")
         raise SelectorError(

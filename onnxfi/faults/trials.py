@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxfi.errors import InputError, SelectorError, closest
 from onnxfi.faults import sampling
@@ -32,7 +33,8 @@ class Fault:
     """One fault, all chance spent: frozen, hashable, one line of JSON.
 
     `index` is the flat element (row-major); `bits` the struck positions (None: the whole word); `fault` the spent
-    fault model; `before` and `after` the words, None until they are known.
+    fault model; `before` and `after` the words, None until they are known; `before_real` and `after_real` the real
+    numbers that the integers of a quantised tensor stand for, None for all others.
     """
 
     target: str
@@ -44,6 +46,8 @@ class Fault:
     after: int | None = None
     sample: int | None = None
     step: int | None = None
+    before_real: float | None = field(default=None, compare=False)
+    after_real: float | None = field(default=None, compare=False)
 
     @property
     def site(self) -> Site:
@@ -69,7 +73,8 @@ class Fault:
 class Faults(Sequence[Fault]):
     """An immutable sequence of faults, held in columns. `models` has one entry for all rows, or one a row.
 
-    `events` counts the sites that were drawn, where one event strikes several elements; else it is the length.
+    `events` counts the sites that were drawn, where one event strikes several elements; else it is the length. `reals`
+    are the real numbers before and after ([2, n] float32), NaN for words that are not quantised.
     """
 
     targets: tuple[Target, ...]
@@ -78,6 +83,7 @@ class Faults(Sequence[Fault]):
     before: Words | None = None
     after: Words | None = None
     events: int = -1
+    reals: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if self.events < 0:
@@ -99,7 +105,10 @@ class Faults(Sequence[Fault]):
         bit, model = int(self.sites.bit[row]), self.model(row)
         words = (None if column is None else int(column[row]) for column in (self.before, self.after))
         bits = None if bit < 0 else tuple(range(bit, bit + model.width()))
-        return Fault(target.id, int(self.sites.index[row]), bits, str(model), target.word, *words)
+        real: dict[str, Any] = {}
+        if self.reals is not None and not np.isnan(self.reals[0, row]):  # the shortest decimal of a float32
+            real = {f"{when}_real": float(str(self.reals[k, row])) for k, when in enumerate(("before", "after"))}
+        return Fault(target.id, int(self.sites.index[row]), bits, str(model), target.word, *words, **real)
 
     def __iter__(self) -> Iterator[Fault]:
         return (self[row] for row in range(len(self)))
@@ -115,7 +124,8 @@ class Faults(Sequence[Fault]):
         sites = Sites(self.sites.target[rows], self.sites.index[rows], self.sites.bit[rows])
         models = self.models if len(self.models) == 1 else tuple(self.models[r] for r in np.arange(len(self))[rows])
         before, after = (None if c is None else c[rows] for c in (self.before, self.after))
-        return Faults(self.targets, sites, models, before, after)
+        reals = None if self.reals is None else self.reals[:, rows]
+        return Faults(self.targets, sites, models, before, after, reals=reals)
 
     @cached_property
     def changed(self) -> int:
@@ -140,7 +150,9 @@ def concat(parts: Sequence[Faults]) -> Faults:
         None if any(getattr(p, when) is None for p in parts) else np.concatenate([getattr(p, when) for p in parts])
         for when in ("before", "after")
     )
-    return Faults(parts[0].targets, Sites(*columns), spread, before, after, sum(p.events for p in parts))
+    known = [p.reals for p in parts if p.reals is not None]
+    reals = np.concatenate(known, axis=1) if len(known) == len(parts) else None
+    return Faults(parts[0].targets, Sites(*columns), spread, before, after, sum(p.events for p in parts), reals)
 
 
 @dataclass(frozen=True)

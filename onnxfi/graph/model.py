@@ -205,6 +205,20 @@ def _opened(source: Source, allow_links: bool) -> Model:
     return Model(source, proto, targets, places, records, tuple(data.sources), data.files, tuple(notes))
 
 
+def parse(model: Model) -> onnx.ModelProto:
+    """The whole model as onnx reads it, small and large payloads alike; external data stays outside.
+
+    Raises ModelError for a file that is larger than onnx can read in one piece.
+    """
+    if model.source.size >= 1 << 31:
+        raise ModelError(
+            f"{model.name} takes {model.source.size:,} bytes in one file, more than onnx can read; "
+            f"move its weights into external data first"
+        )
+    with model.source.reading() as read:
+        return _parse(read(0, model.source.size))
+
+
 def _parse(skeleton: bytes) -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError

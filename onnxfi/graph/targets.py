@@ -11,13 +11,16 @@ graph), a tensor without a name `initializer#k` or `sparse#k`, and any other id 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from onnxfi.errors import ModelError
 from onnxfi.faults.space import Target
 from onnxfi.faults.words import WORDS, Word
+from onnxfi.graph.flow import Part
 from onnxfi.graph.layers import layer_of, node_label
+from onnxfi.graph.roles import assign
+from onnxfi.graph.shapes import HAND_ON, INDEX_INPUTS
 from onnxfi.graph.source import shown
 from onnxfi.graph.wire import Record, Run, text, token
 
@@ -40,34 +43,6 @@ _CONSTANTS = {"value_float": _FLOAT, "value_int": _INT, "value_floats": _FLOATS,
 _LISTS = {6: _FLOATS, 7: _INTS}
 #: More than any memory holds, and its bits still count in 64.
 _MOST_ELEMENTS = 1 << 56
-#: Inputs that are shapes, axes, indices or counts, by operator.
-_INDEX_INPUTS: dict[str, frozenset[int]] = {
-    op: frozenset(at)
-    for ops, at in (
-        ("Reshape Expand Tile Unsqueeze Squeeze Gather GatherElements GatherND Split Trilu TopK CumSum OneHot "
-         "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp "
-         "ReduceSumSquare ScatterElements ScatterND Scatter Upsample DFT TensorScatter AffineGrid CenterCropPad", {1}),
-        ("Slice", {1, 2, 3, 4}),
-        ("Pad", {1, 3}),
-        ("Resize", {3}),
-        ("ConstantOfShape Loop Shape Size RandomNormalLike RandomUniformLike EyeLike", {0}),
-        ("Range", {0, 1, 2}),
-        ("MaxUnpool", {1, 2}),
-        ("Col2Im", {1, 2}),
-        ("NonMaxSuppression", {2}),
-        ("LSTM GRU RNN", {4}),
-        ("RoiAlign", {2}),
-    )
-    for op in ops.split()
-}  # fmt: skip
-#: Operators that hand a value on: their inputs carry a shape where their outputs do.
-_HAND_ON = frozenset((
-    "Abs", "Add", "And", "Cast", "Ceil", "Clip", "Concat", "Div", "Equal", "Expand", "Flatten", "Floor", "Gather",
-    "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "If", "Less", "LessOrEqual", "Max", "Min",
-    "Mod", "Mul", "Neg", "Not", "Or", "Pow", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape",
-    "ScatterElements", "ScatterND", "Sign", "Slice", "Split", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze",
-    "Where",
-))  # fmt: skip
 #: Operators between a stored word and the layer that it belongs to.
 _LOOK_THROUGH = frozenset(("DequantizeLinear", "Cast", "Transpose", "Identity", "Reshape", "Squeeze", "Unsqueeze"))
 
@@ -110,6 +85,7 @@ class _Node:
     outputs: list[_Value]
     #: What the inner graphs put out.
     bodies: tuple[_Value, ...] = ()
+    path: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -150,6 +126,7 @@ class Walk:
         self.every: list[_Node] = []
         self.notes: list[str] = []
         self._ids: set[str] = set()
+        self._inputs: dict[str, _Value] = {}
         outputs = self.graph(proto.graph, "", None)
         for function in proto.functions:
             names = (text(function.domain), text(function.name), text(function.overload))
@@ -159,7 +136,7 @@ class Walk:
 
     def targets(self) -> Iterator[tuple[Target, Place]]:
         """The targets in order, each with its place."""
-        values = {v.target: v for v in self.values if v.target >= 0}
+        values, parts = {v.target: v for v in self.values if v.target >= 0}, assign(self)
         for number, draft in enumerate(self.drafts):
             if draft is None:
                 continue
@@ -173,10 +150,30 @@ class Walk:
             elif draft.owner:
                 op, layer = draft.owner
                 label, structural = draft.name.rpartition(".")[0], draft.word.name == "int64"
+            part = parts.get(number, Part())
+            word, shape, place = part.word or draft.word, part.shape or draft.shape, draft.place
+            if word != draft.word and place.varint:
+                place = replace(place, per_entry=place.per_entry * draft.word.bits // word.bits)
             yield (
-                Target(draft.name, draft.word, draft.shape, draft.kind, op, label, layer, structural),
-                draft.place,
+                Target(draft.name, word, shape, draft.kind, op, label, layer, structural, part.role, part.scheme),
+                place,
             )
+
+    def flowing(self) -> Iterator[tuple[str, str, str, str, str, bool]]:
+        """The values in flight: inputs, then what nodes put out, constants left out.
+
+        Each as (path, name, operator, node, layer, whether it is data); an input has no operator.
+        """
+        for name, value in self._inputs.items():
+            if value.target < 0:
+                yield "", name, "", "", name, value.data
+        for node in self.every:
+            if node.op == "Constant":
+                continue
+            layer = layer_of(node.proto, node.label)
+            named = [text(name) for name in node.proto.output if name]
+            for name, value in zip(named, node.outputs, strict=True):
+                yield node.path, name, node.op, node.label, layer, value.data
 
     def graph(self, graph: onnx.GraphProto, path: str, outer: _Scope | None) -> list[_Value]:
         """Walk one graph; returns the values of its outputs."""
@@ -186,7 +183,9 @@ class Walk:
         for k, sparse in enumerate(graph.sparse_initializer):
             self._declare(sparse.values, path, f"sparse#{k}", "sparse", scope)
         for value in graph.input:
-            scope.names.setdefault(text(value.name), self._value())
+            made = scope.names.setdefault(text(value.name), self._value())
+            if outer is None:
+                self._inputs[text(value.name)] = made
         return self.nodes(graph.node, path, scope, [o.name for o in graph.output])
 
     def nodes(self, protos: Iterable[onnx.NodeProto], path: str, scope: _Scope, outputs: Iterable[str]) -> list[_Value]:
@@ -199,7 +198,7 @@ class Walk:
             while label in labels:
                 label += f"#{k}"
             labels.add(label)
-            node = _Node(proto, text(proto.op_type), label, [], [])
+            node = _Node(proto, text(proto.op_type), label, [], [], path=path)
             made.append(node)
             puts_out = [text(name) for name in proto.output]
             if node.op == "Constant" and proto.domain in ("", "ai.onnx"):
@@ -319,9 +318,9 @@ class Walk:
             value.data = True
         while todo:
             node = todo.pop().maker
-            if node is None or node.op not in _HAND_ON:
+            if node is None or node.op not in HAND_ON:
                 continue
-            index = _INDEX_INPUTS.get(node.op, frozenset())
+            index = INDEX_INPUTS.get(node.op, frozenset())
             reached = [v for k, v in enumerate(node.inputs) if v is not None and k not in index]
             if node.op == "If":
                 reached = list(node.bodies)
@@ -332,7 +331,7 @@ class Walk:
 
 
 def _is_data(node: _Node, position: int) -> bool:
-    return node.op not in _HAND_ON and position not in _INDEX_INPUTS.get(node.op, frozenset())
+    return node.op not in HAND_ON and position not in INDEX_INPUTS.get(node.op, frozenset())
 
 
 def _consumer(value: _Value) -> _Node | None:

@@ -271,11 +271,14 @@ class OrtSession:
         import onnxruntime as ort
 
         binding = self._ort.io_binding()
+        optional = {port.name for port in self.overridable}
         for name, array in feeds.items():
             if types[name] in ONNX_NUMBER:  # numpy's binding has no such type: pass its words
                 words = array.view(f"u{array.itemsize}")
                 value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(words, ONNX_NUMBER[types[name]])
                 binding.bind_ortvalue_input(name, value)
+            elif name in optional:  # bind_cpu_input does not know initializers that may be fed
+                binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
             else:
                 binding.bind_cpu_input(name, array)
         for name in wanted:

@@ -16,6 +16,7 @@ from onnxfi.faults.space import FaultSpace, Selector, Sites
 from onnxfi.faults.trials import Draw, Faults, at_sites, concat, draw, fault_model
 from onnxfi.graph.model import Model, load
 from onnxfi.graph.mutate import Progress, Written, check_place, edits, place, restore, temporary, write
+from onnxfi.graph.reals import describe, with_reals
 
 __all__ = ["Injection", "Sample", "inject", "inspect", "load", "replay", "sample", "undo"]
 
@@ -62,6 +63,8 @@ class Sample:
             word = self.faults.targets[ordinal].word
             with np.errstate(all="ignore"):
                 old, new = (word.values(w[here]).astype(np.float64) for w in (self.faults.before, self.faults.after))
+                if self.faults.reals is not None and not np.isnan(self.faults.reals[0, here]).any():
+                    old, new = self.faults.reals[:, here].astype(np.float64)
                 distance[here] = np.nan_to_num(np.abs(new - old), nan=np.inf, posinf=np.inf)
         order = np.argsort(-distance, kind="stable")[:most]
         return [self.faults[int(row)] for row in order if distance[row] > 0]
@@ -106,7 +109,7 @@ def sample(
         how = Draw(kind, rate=ber or 0.0, n=count or 0, seed=seed)
         space = selector.space(model.targets, event)
         faults = draw(space, how, event, trial)
-    faults, _ = place(model, faults)
+    faults = with_reals(model, place(model, faults)[0])
     header = Header("", str(event), selector, how, population=space.size, unit=event.unit, faulty=None)
     return Sample(faults, header, how.expected(space), space.bits, trial)
 
@@ -231,7 +234,7 @@ def replay(model: Model, faults: FaultList) -> Sample:
     header, event = faults.header, fault_model(faults.header.fault)
     named = header.draw.kind == "sites"
     space = _space(model, header.selector, event, placed) if named else header.selector.space(model.targets, event)
-    return Sample(placed, header, header.draw.expected(space), space.bits, trials[0][0])
+    return Sample(with_reals(model, placed), header, header.draw.expected(space), space.bits, trials[0][0])
 
 
 def undo(model: Model, faults: FaultList, out: str | Path, *, progress: Progress | None = None) -> Injection:
@@ -283,7 +286,8 @@ def inspect(model: Model, selector: Selector | None = None) -> dict[str, Any]:
     rows = [
         {
             "target": t.id, "layer": t.layer, "op": t.op, "node": t.node, "kind": t.kind, "dtype": t.dtype,
-            "shape": list(t.shape), "elements": words // t.word.parts, "bits": bits,
+            "shape": list(t.shape), "elements": words // t.word.parts, "bits": bits, "role": t.role,
+            "quantised": describe(model, t) or None,
         }
         for t in kept
         for words, bits in (struck.get(t.id, (0, 0)),)

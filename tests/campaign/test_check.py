@@ -378,7 +378,9 @@ def test_a_baseline_that_is_none(here: Path) -> None:
 
 def test_a_baseline_with_wider_promises_is_refused(here: Path) -> None:
     old = check("m.onnx", only(SWEEP, Limit("sdc1", max=1), confidence=0.95))
-    with pytest.raises(BaselineError, match=r"hold with 0\.95, this budget needs 0\.99; measure it again with this budget, or"):
+    with pytest.raises(
+        BaselineError, match=r"hold with 0\.95, this budget needs 0\.99; measure it again with this budget, or"
+    ):
         check("m.onnx", only(SWEEP, Limit("sdc1", max_rise=0.5)), baseline=as_json(old))
 
 

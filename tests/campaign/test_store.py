@@ -372,7 +372,9 @@ def test_a_store_that_cannot_be_written(here: Path, monkeypatch: pytest.MonkeyPa
         return connect(f"{Path(here / 's.db').as_uri()}?mode=ro", uri=True)
 
     monkeypatch.setattr(sqlite3, "connect", read_only)
-    with pytest.raises(OutputError, match=r"cannot write .*s.db': attempt to write a readonly database; choose another place"):
+    with pytest.raises(
+        OutputError, match=r"cannot write .*s.db': attempt to write a readonly database; choose another place"
+    ):
         ran(campaign(single=True, trials=5), here / "s.db")
 
 

@@ -1,0 +1,30 @@
+"""Feed an armed file from plain onnxruntime: no onnxfi is needed where it runs.
+
+onnxfi instrument models/fashion_cnn.onnx -o armed.onnx && python examples/armed_file.py armed.onnx
+"""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime as ort
+
+
+def main(armed_file: str) -> None:
+    session = ort.InferenceSession(armed_file, providers=["CPUExecutionProvider"])
+    sites = json.loads(session.get_modelmeta().custom_metadata_map["onnxfi.sites"])
+    name = session.get_inputs()[0].name
+    image = np.random.default_rng(0).random((1, 1, 28, 28), dtype=np.float32)
+    golden = session.run(None, {name: image})[0]
+    for site in sites:
+        fault = {"site": [site["site"]], "element": [[0]], "keep": [[-1]], "flip": [[1 << 30]]}  # bit 30 of element 0
+        fed = {f"onnxfi.{column}": np.array(values, np.int64) for column, values in fault.items()}
+        faulty = session.run(None, {name: image} | fed)[0]
+        print(
+            f"{site['tensor']:>10}: class {golden.argmax()} -> {faulty.argmax()}, "
+            f"largest change {abs(faulty - golden).max():.3g}"
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,110 @@
+"""`onnxfi compare A.onnx B.onnx …`: versions of a network under the same rate of faults per bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxfi.cli.options import JSON, LINKS, run_options, select_options
+
+if TYPE_CHECKING:
+    from onnxfi.campaign.compare import Comparison
+    from onnxfi.campaign.runner import Running
+    from onnxfi.campaign.spec import Campaign
+
+_LABELS = {"top1": "top-1", "sdc1": "SDC-1", "sdc_samples": "changed samples", "sdc": "SDC"}
+
+
+@click.command("compare", short_help="Run the same sweep on several versions of a network.")
+@click.argument("models", metavar="MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--ber", required=True, metavar="RATES", help="The rates: 1e-6, a list 1e-6,1e-5, or decades 1e-7:1e-3.")
+@click.option("--repeat", type=int, default=10, show_default=True, help="Trials at each rate, on each model.")
+@click.option("--confidence", type=float, default=0.99, show_default=True, help="Of every interval.")
+@click.option(
+    "--fault", default="flip", show_default=True, metavar="FAULT", help="What happens at a site, as in onnxfi inject."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The seed of every draw.")
+@select_options
+@run_options
+@LINKS
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Keep the stores here, to resume and report on them (default: they are dropped).",
+)
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Worker processes (default: the cores).")
+@JSON
+def command(models: tuple[Path, ...], out: Path | None, workers: int | None, as_json: bool, **given: Any) -> None:
+    """Run the same sweep on several versions of a network, and print accuracy over bit error rate for all of them.
+
+    The rate is per stored bit, so a version of fewer bits gets fewer faults, as its memory would. Intervals are those
+    of onnxfi report. Without labels the rate of changed answers is compared.
+
+    \b
+    onnxfi compare cnn.onnx cnn_fp16.onnx cnn_int8.onnx --data images.npz --ber 1e-6:1e-3
+    """
+    from onnxfi.campaign.compare import compare
+    from onnxfi.cli.show import document, note
+
+    if len(models) < 2:
+        raise click.UsageError("compare takes two models or more; for one use onnxfi run")
+
+    def tell(running: Running) -> None:
+        if not as_json:
+            note(
+                f"{running.plan.campaign.model}: {running.total - sum(running.outcomes.values()):,} trials, golden {running.golden_s:.2f} s"
+            )
+
+    with ExitStack() as stack:
+        folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxfi-")))
+        found = compare(
+            [str(m) for m in models], _sweep(models[0], given), folder,
+            workers=workers or os.cpu_count() or 1, tell=tell,
+        )  # fmt: skip
+    if as_json:
+        values = found.document()
+        for row in values["models"] if out is None else ():
+            row["store"] = None
+        document(values)
+    else:
+        _print(found)
+
+
+def _sweep(model: Path, given: dict[str, Any]) -> Campaign:
+    """The campaign that the flags say."""
+    from onnxfi.campaign.spec import Campaign, parse_rates
+
+    values = {f.name: given[f.name] for f in dataclasses.fields(Campaign) if f.name in given}
+    values |= {"ber": parse_rates(given["ber"]), "data": None if given["data"] == "synthetic" else given["data"]}
+    if given["preprocess"] is not None:
+        values["preprocess"] = str(given["preprocess"])
+    return Campaign(model=str(model), **values)
+
+
+def _print(found: Comparison) -> None:
+    from onnxfi.cli.show import number, say, table
+
+    names = [Path(v.model).stem for v in found.versions]
+    rows: list[tuple[str, ...]] = [
+        ("size, bytes", *(f"{v.size_bytes:,}" for v in found.versions)),
+        (f"population, {found.versions[0].unit}s", *(f"{v.population:,}" for v in found.versions)),
+    ]
+    if found.measure == "top1":
+        rows.append(("golden", *(number(found.golden(v), share=True) for v in found.versions)))
+    for rate in found.rates:
+        cells = [found.cell(v, rate) for v in found.versions]
+        texts = ["-" if i is None else f"{i.estimate:.2%} [{i.low:.2%}, {i.high:.2%}]" for i in cells]
+        rows.append((f"{rate:g}", *texts))
+    title = f"{_LABELS[found.measure]} over rate per {found.versions[0].unit}, intervals at {found.confidence:.4g}"
+    table(title, ("Rate", *(f">{name}" for name in names)), rows)
+    first = found.versions[0].found
+    fewest = min((f.trials for v in found.versions for f in v.found.by_rate), default=0)
+    say(f"{first.golden['data']}; {fewest} trials or more at each rate")

@@ -1,0 +1,151 @@
+"""`onnxfi quantize MODEL`: a float model becomes an integer one, or one of narrower floats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxfi.cli import options
+from onnxfi.cli.options import JSON, LINKS, MODEL, run_options
+
+if TYPE_CHECKING:
+    from onnxfi.runtime.evaluation import Evaluation
+    from onnxfi.runtime.quantize import Quantised
+
+_NAMED = (
+    "format",
+    "weights",
+    "activations",
+    "per_channel",
+    "calibration",
+    "calibration_samples",
+    "block",
+    "exclude",
+    "opset",
+)
+
+
+@click.command("quantize", short_help="Quantise MODEL with ONNX Runtime and say what it cost.")
+@MODEL
+@click.option("--mode", required=True, metavar="MODE", help="static, dynamic, weight-only, fp16 or bf16.")
+@click.option("--format", default="", metavar="FORMAT", help="qdq or qoperator (static: qdq, weight-only: qoperator).")
+@click.option(
+    "--weights",
+    default="",
+    metavar="TYPE",
+    help="int8, uint8, int4 or uint4 (weight-only: int4, else int8).",
+)
+@click.option(
+    "--activations", default="", metavar="TYPE", help="Static: uint8, int8, uint16 or int16 (default on x86: uint8)."
+)
+@click.option("--per-channel", is_flag=True, help="A scale for each output channel of a weight.")
+@click.option(
+    "--calibration", default="", metavar="WAY", help="Static: minmax, entropy or percentile (default: minmax)."
+)
+@click.option(
+    "--calibration-samples",
+    type=int,
+    default=200,
+    show_default=True,
+    metavar="N",
+    help="Static: calibrate on the first N samples.",
+)
+@click.option(
+    "--block", type=int, default=32, show_default=True, metavar="N", help="Weight-only: elements that share a scale."
+)
+@click.option(
+    "--exclude", multiple=True, metavar="PATTERN", help="Nodes, layers or weights to leave in float. Repeatable."
+)
+@click.option("--opset", type=int, metavar="N", help="Raise the model's opset first.")
+@run_options
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), required=True, metavar="OUT", help="The model that is written."
+)
+@LINKS
+@JSON
+def command(model: Path, mode: str, out: Path, as_json: bool, allow_links: bool, **given: Any) -> None:
+    """Quantise MODEL, and print its size and, with labelled data, its accuracy before and after.
+
+    Inputs and outputs stay float32, so that one data file serves all versions. Static mode calibrates on --data.
+
+    \b
+    onnxfi quantize cnn.onnx --mode static --per-channel --data images.npz -o cnn_int8.onnx
+    onnxfi quantize cnn.onnx --mode weight-only --weights int4 -o cnn_int4.onnx
+    """
+    from onnxfi.cli.show import document, note
+    from onnxfi.graph.model import load
+    from onnxfi.runtime.evaluation import evaluate
+    from onnxfi.runtime.quantize import quantize
+    from onnxfi.runtime.recipes import Recipe
+
+    if given["data"] is None:
+        options.refuse(options.RUNNING, "without --data, as nothing is run")
+    if mode != "static":
+        options.refuse(("calibration_samples",), f"in mode {mode}")
+    recipe = Recipe(mode, **{name: given[name] for name in _NAMED})
+    opened = load(model, allow_links=allow_links)
+    fed = how = golden = after = None
+    if given["data"] is not None:
+        how = options.engine(given)
+        fed = options.data(given, opened, how)
+        golden = evaluate(model, fed, engine=how, batch=given["batch"], output=given["output"])
+    done = quantize(opened, recipe, out, data=fed)
+    if fed is not None:
+        after = evaluate(out, fed, golden=golden, engine=how, batch=given["batch"], output=given["output"])
+    if as_json:
+        document(_document(str(model), opened.digest, done, golden, after))
+    else:
+        _print(str(model), done, golden, after)
+        for text in done.notes:
+            note(text)
+
+
+def _document(
+    model: str, digest: str, done: Quantised, golden: Evaluation | None, after: Evaluation | None
+) -> dict[str, Any]:
+    r = done.recipe
+    values: dict[str, Any] = {
+        "model": model, "digest": digest, "output": str(done.out), "output_digest": done.digest, "mode": r.mode,
+        "format": r.format or None, "weights": r.weights or None, "activations": r.activations or None, "per_channel": r.per_channel,
+        "calibration": r.calibration or None, "size_before_bytes": done.size_before_bytes, "size_after_bytes": done.size_after_bytes,
+        "quantised": [{"op": op, "tensors": n} for op, n in done.layers.items()], "left_in_float": [{"node": node, "op": op} for node, op in done.left], "excluded": list(done.excluded),
+        "words": done.words, "clipped": done.clipped, "flushed": done.flushed, "notes": list(done.notes),
+    }  # fmt: skip
+    if golden is not None and after is not None:
+        values |= {"before": golden.summary(), "after": after.summary()}
+    return values
+
+
+def _print(model: str, done: Quantised, golden: Evaluation | None, after: Evaluation | None) -> None:
+    from onnxfi.cli.show import count, number, say, table
+    from onnxfi.runtime.metrics import METRICS
+
+    r = done.recipe
+    words = [r.mode, r.format, r.weights and f"{r.weights} weights", r.activations and f"{r.activations} activations"]
+    words += [
+        "per channel" if r.per_channel else "",
+        r.calibration and f"{r.calibration} on {r.calibration_samples} samples",
+    ]
+    say(f"{model}: {', '.join(word for word in words if word)}")
+    tensors = ", ".join(f"{op} {n}" for op, n in done.layers.items())
+    say(f"quantised weights: {tensors}")
+    if done.excluded:
+        say(f"left in float as asked: {', '.join(done.excluded)}")
+    if done.left:
+        named = ", ".join(f"{node} ({op})" for node, op in done.left[:12]) + (
+            f" and {len(done.left) - 12} more" if len(done.left) > 12 else ""
+        )
+        say(f"left in float, since this mode cannot quantise it: {named}")
+    say(f"of {count(done.words, 'stored number')} {done.clipped:,} were clipped and {done.flushed:,} flushed to zero")
+    rows: list[tuple[str, ...]] = [("size, bytes", f"{done.size_before_bytes:,}", f"{done.size_after_bytes:,}")]
+    if golden is not None and after is not None:
+        rows += [
+            (name, *(number(found.metrics.get(name), share=METRICS[name].share) for found in (golden, after)))
+            for name in after.metrics
+        ]
+    table("Before and after", ("Metric", ">Before", ">After"), rows)
+    if after is not None:
+        say(after.conditions())
+    say(f"wrote {done.out}, sha256 {done.digest}")

@@ -1,0 +1,366 @@
+"""The verbs on values in flight: arm a model so that faults can be fed, or write a model that has them.
+
+The graph pass (graph/instrument.py) does the work; here a run tells what the file leaves open (number formats, shapes),
+and proves that raising the opset changed no output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxfi.errors import InputError, ModelError, OnnxfiError, SelectorError
+from onnxfi.faults.models import Add, FaultModel, Scale
+from onnxfi.faults.space import FaultSpace, Selector, parse_site
+from onnxfi.faults.trials import Draw, Faults, at_sites, concat, draw, fault_model
+from onnxfi.faults.words import WORDS
+from onnxfi.graph.activations import Activation, Chosen, activations, choose, told
+from onnxfi.graph.arming import check_place
+from onnxfi.graph.bodies import opset_of
+from onnxfi.graph.instrument import FOREVER, Armed, Strike, arm, bake, reachable
+from onnxfi.graph.model import Model, load, parse
+from onnxfi.graph.save import save
+from onnxfi.runtime.data import Data, open_data
+from onnxfi.runtime.engines import OrtEngine
+from onnxfi.runtime.ports import Array
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Flow", "Injected", "Instrumented", "inject_flow", "instrument", "prepare"]
+
+_LOWEST, _RAISED, _NATIVE = 11, 13, 26
+_SAMPLES = 2
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A model ready for the pass: its proto at the opset that was chosen, its values in flight, and what was done."""
+
+    model: Model
+    proto: onnx.ModelProto = field(repr=False)
+    activations: tuple[Activation, ...] = field(repr=False)
+    body: str
+    notes: tuple[str, ...]
+
+
+def prepare(
+    model: Model, *, opset: int | str = "auto", body: str = "auto", data: Data | None = None, shapes: bool = False
+) -> Flow:
+    """Bring a model to an opset at which its values in flight can be struck, and list them.
+
+    `opset` is a number, `keep`, or `auto`: the file's own from 11 on, else 13; 26 where `body` is native. A raise is
+    kept only where the outputs on `data` (default: made-up inputs) stay the same byte for byte with optimisation off;
+    else ModelError says what differs. `shapes` runs the model where the file leaves shapes open.
+    """
+    if body not in ("auto", "native", "portable"):
+        raise InputError(f"no body {body!r}; give auto, native or portable")
+    proto, notes = parse(model), []
+    own, wanted = opset_of(proto), _wanted(opset_of(proto), opset, body)
+    current = model
+    if proto.ir_version < 8:
+        notes.append(f"IR version raised from {proto.ir_version} to 8; weights are no inputs any more")
+    if own == 0:
+        entry = proto.opset_import.add()
+        entry.domain, entry.version = "", 17
+    elif wanted != own:
+        proto = _raised(model, proto, wanted, data)
+        current = load(proto)
+        notes.append(f"opset raised from {own} to {wanted}; outputs stayed the same byte for byte")
+    rows = activations(current)
+    if any("type is not known" in a.why_not or (shapes and not a.shaped) for a in rows):
+        rows = _asked(model, proto, rows, data)
+    return Flow(model, proto, reachable(rows, opset_of(proto), body), body, tuple(notes))
+
+
+def _wanted(own: int, opset: int | str, body: str) -> int:
+    if isinstance(opset, int):
+        if opset < own:
+            raise InputError(f"--opset {opset} is below the model's own {own}; an opset is only raised")
+        return opset
+    if opset not in ("auto", "keep"):
+        raise InputError(f"--opset {opset!r} is neither a number nor keep")
+    if own == 0 or opset == "keep":
+        return own
+    if body == "native":
+        return max(own, _NATIVE)
+    return own if own >= _LOWEST else _RAISED
+
+
+def _raised(model: Model, proto: onnx.ModelProto, opset: int, data: Data | None) -> onnx.ModelProto:
+    """The model at another opset by the official converter, its outputs proven the same."""
+    import onnx
+
+    where = f"{model.name} cannot be raised to opset {opset}"
+    if model.external:
+        raise ModelError(f"{where}: its weights are in external data; convert it with onnx.version_converter first")
+    try:
+        made: onnx.ModelProto = onnx.version_converter.convert_version(proto, opset)
+    except Exception as error:
+        raise ModelError(f"{where}: the converter says {str(error).splitlines()[0][:200]}") from None
+    made.ir_version = proto.ir_version
+    kept = {entry.key for entry in made.metadata_props}
+    for entry in proto.metadata_props:
+        if entry.key not in kept:
+            made.metadata_props.append(entry)
+    try:
+        golden, raised = (_outputs(p.SerializeToString(), data) for p in (proto, made))
+    except OnnxfiError as error:
+        raise ModelError(f"{where}, since that cannot be tried: {error}") from None
+    for name, array in golden.items():
+        if name not in raised or not same_bytes(array, raised[name]):
+            raise ModelError(f"{where}: output {name!r} is another one then; leave the opset (--opset keep)")
+    return made
+
+
+def same_bytes(one: Array, other: Array) -> bool:
+    """Whether two arrays have the same type, shape and bytes."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    if one.dtype.kind == "O":
+        return bool((one == other).all())
+    return np.ascontiguousarray(one).tobytes() == np.ascontiguousarray(other).tobytes()
+
+
+def _outputs(model: bytes | Path, data: Data | None) -> dict[str, Array]:
+    session = OrtEngine(provider="cpu", optimization="off").prepare(model)
+    return session.run(_feeds(session.inputs, data))
+
+
+def _feeds(ports: Any, data: Data | None) -> Mapping[str, Array]:
+    """The first samples of the data, or made-up ones."""
+    fed = data or open_data(None, ports, limit=_SAMPLES)
+    return next(iter(fed.batches(fed.layout.fixed or min(_SAMPLES, fed.samples)))).feeds
+
+
+def _asked(
+    model: Model, proto: onnx.ModelProto, rows: Sequence[Activation], data: Data | None
+) -> tuple[Activation, ...]:
+    """Run the model once with its open values as outputs; what cannot be run stays open."""
+    import onnx
+
+    wanted = [a for a in rows if not a.path and ("type is not known" in a.why_not or not a.shaped)]
+    if model.external or not wanted:
+        return tuple(rows)
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    have = {o.name for o in made.graph.output} | {i.name for i in made.graph.input}
+    made.graph.output.extend(onnx.ValueInfoProto(name=a.name) for a in wanted if a.name not in have)
+    made.ir_version = max(made.ir_version, 4)
+    try:
+        session = OrtEngine(provider="cpu", optimization="off").prepare(made.SerializeToString())
+        feeds = _feeds(session.inputs, data)
+        found = session.run(feeds, [p.name for p in session.outputs])
+    except OnnxfiError:
+        return tuple(rows)
+    found |= dict(feeds)
+    batch = next((a.shape[0] for a in feeds.values() if a.ndim), None)
+    types = {port.name: port.dtype for port in (*session.outputs, *session.inputs)}
+    return tuple(
+        told(a, WORDS.get(types[a.name]), found[a.name].shape, batch)
+        if not a.path and a.name in found and a.name in types and a in wanted
+        else a
+        for a in rows
+    )
+
+
+@dataclass(frozen=True)
+class Instrumented:
+    """An armed model, where it was written, how many values stay out of reach and why, and what there is to say."""
+
+    armed: Armed
+    out: Path | None
+    left_out: Mapping[str, int]
+    notes: tuple[str, ...]
+
+    @property
+    def data(self) -> bytes:
+        """The armed model, serialised."""
+        return self.armed.proto.SerializeToString(deterministic=True)
+
+
+def instrument(
+    model: Model,
+    selector: Selector | None = None,
+    out: str | Path | None = None,
+    *,
+    all: bool = False,
+    opset: int | str = "auto",
+    body: str = "auto",
+    data: Data | None = None,
+) -> Instrumented:
+    """Arm a model: golden until faults are fed, one session for every trial (`columns` makes what is fed).
+
+    Without `include` or `op` in the selector the outputs of layers are armed; with `all` all that can be struck. A
+    default selection that finds nothing gives an unchanged model. Raises SelectorError where an explicit one finds
+    nothing, ModelError where the opset cannot be raised, OutputError for a place that cannot be written.
+
+    >>> done = instrument(load("models/fashion_cnn.onnx"))
+    >>> [a.target.id for a in done.armed.sites], done.armed.inputs[:2]
+    (['relu', 'relu_1', 'relu_2', 'logits'], ('onnxfi.site', 'onnxfi.element'))
+    """
+    flow = prepare(model, opset=opset, body=body, data=data)
+    chosen = choose(flow.activations, selector or Selector(), every=all)
+    armed = arm(flow.proto if chosen.activations else parse(model), chosen.activations, body=body)
+    place = None if out is None else Path(out)
+    if place is not None:
+        save(model, armed.proto, place)
+    said = (*flow.notes, *chosen.notes) if chosen.activations else ()
+    return Instrumented(armed, place, left_out(flow.activations), said)
+
+
+def left_out(rows: Sequence[Activation]) -> dict[str, int]:
+    """How many values cannot be struck, by reason."""
+    reasons: dict[str, int] = {}
+    for a in rows:
+        if a.why_not:
+            reasons[a.why_not] = reasons.get(a.why_not, 0) + 1
+    return reasons
+
+
+@dataclass(frozen=True)
+class Injected:
+    """A model that has faults in its values in flight: what was struck, and where it was written."""
+
+    proto: onnx.ModelProto = field(repr=False)
+    strikes: tuple[Strike, ...]
+    faults: Faults = field(repr=False)
+    space: FaultSpace = field(repr=False)
+    draw: Draw
+    out: Path | None
+    notes: tuple[str, ...]
+
+    @property
+    def data(self) -> bytes:
+        """The faulty model, serialised."""
+        return self.proto.SerializeToString(deterministic=True)
+
+
+def inject_flow(
+    model: Model,
+    out: str | Path | None = None,
+    *,
+    ber: float | None = None,
+    count: int | None = None,
+    per_tensor: bool = False,
+    sites: Sequence[str] = (),
+    fault: str | FaultModel = "flip",
+    selector: Selector | None = None,
+    seed: int = 0,
+    all: bool = False,
+    inline: bool = False,
+    opset: int | str = "auto",
+    body: str = "auto",
+    data: Data | None = None,
+) -> Injected:
+    """Write a model that has faults in its values in flight, for any batch size: an index counts within one sample.
+
+    Exactly one of `ber`, `count` and `sites` (`ID[i]@sample=k@step=t:B`) says how many; drawn faults strike every
+    sample and step. `inline` writes no local functions. Raises as `sample` and `instrument` do.
+
+    >>> from onnxfi.graph.model import load
+    >>> done = inject_flow(load("models/fashion_cnn.onnx"), sites=["relu[3]@sample=0:30"])
+    >>> done.strikes[0].element, done.strikes[0].sample, done.strikes[0].mask
+    (3, 0, Mask(keep=4294967295, flip=1073741824))
+    """
+    given = [n for n, value in (("ber", ber), ("count", count), ("sites", sites or None)) if value is not None]
+    if len(given) != 1:
+        raise InputError(f"exactly one of ber, count and sites says how many faults; given: {given or 'none'}")
+    event, selector = fault_model(fault), selector or Selector()
+    flow = prepare(model, opset=opset, body=body, data=data, shapes=True)
+    if sites:
+        chosen = _named(flow, sites)
+        faults, strikes = _at(chosen, sites, event, selector, seed)
+        space, how = _space(chosen, selector, event), Draw("sites", n=len(sites), seed=seed)
+    else:
+        chosen = choose(flow.activations, selector, every=all)
+        chosen = replace(chosen, activations=_shaped(chosen.activations))
+        space = _space(chosen, selector, event)
+        kind = "ber" if ber is not None else "per-tensor" if per_tensor else "count"
+        how = Draw(kind, rate=ber or 0.0, n=count or 0, seed=seed)
+        faults = draw(space, how, event)
+        strikes = _strikes(faults, chosen.activations)
+    made = bake(flow.proto, strikes, body=body, inline=inline)
+    place = None if out is None else Path(out)
+    if place is not None:
+        save(model, made, place)
+    return Injected(made, tuple(strikes), faults, space, how, place, (*flow.notes, *chosen.notes))
+
+
+def _space(chosen: Chosen, selector: Selector, event: FaultModel) -> FaultSpace:
+    targets = [replace(a.target, structural=False) for a in chosen.activations]
+    return FaultSpace.over(targets, event, bits=selector.bits, elements=selector.elements)
+
+
+def _shaped(rows: Sequence[Activation]) -> tuple[Activation, ...]:
+    for a in rows:
+        if not a.shaped:
+            raise SelectorError(
+                f"the shape of {a.target.id!r} is not known, so its elements cannot be drawn; "
+                f"name it in --site, give --data, or leave it out with --exclude"
+            )
+    return tuple(rows)
+
+
+def _named(flow: Flow, sites: Sequence[str]) -> Chosen:
+    """The activations that sites name; a float inside a QDQ group is an error that names its integer."""
+    by_id = {a.target.id: a for a in flow.activations}
+    named: dict[str, Activation] = {}
+    for text in sites:
+        found = parse_site(text, [_open(a) for a in flow.activations]).target
+        a = by_id[found]
+        if a.why_not:
+            raise SelectorError(f"{found!r} cannot be struck: {a.why_not}")
+        named[found] = a
+    notes = [
+        f"{a.target.id!r} lies in a QDQ group; striking its integer {a.quantized!r} instead keeps the integer kernels"
+        for a in named.values()
+        if a.quantized
+    ]
+    return Chosen(tuple(named.values()), tuple(notes))
+
+
+def _open(a: Activation) -> Any:
+    """The target, with room for any flat index while its shape is not known."""
+    return replace(a.target, structural=False, shape=a.target.shape if a.shaped else (1 << 40,))
+
+
+def _at(
+    chosen: Chosen, sites: Sequence[str], event: FaultModel, selector: Selector, seed: int
+) -> tuple[Faults, list[Strike]]:
+    targets = [_open(a) for a in chosen.activations]
+    parsed = [parse_site(text, targets) for text in sites]
+    faults = [at_sites([str(replace(site, sample=None, step=None))], targets, event, selector, seed) for site in parsed]
+    strikes = []
+    for site, one in zip(parsed, faults, strict=True):
+        first, last = (0, FOREVER) if site.step is None else (site.step, site.step)
+        made = _strikes(one, chosen.activations)
+        strikes += [replace(s, sample=site.sample, first=first, last=last) for s in made]
+    for s in strikes:
+        check_place(s.activation, s, 1 << 62)
+    return concat(faults), strikes
+
+
+def _strikes(faults: Faults, rows: Sequence[Activation]) -> list[Strike]:
+    """Faults as what the pass bakes or feeds: masks, or a scale and a shift."""
+    by_id = {a.target.id: a for a in rows}
+    out = []
+    columns = zip(faults.sites.target.tolist(), faults.sites.index.tolist(), faults.sites.bit.tolist(), strict=True)
+    for row, (target, index, bit) in enumerate(columns):
+        a, model = by_id[faults.targets[target].id], faults.model(row)
+        mask = model.mask(a.target.word, bit)
+        if mask is not None:
+            out.append(Strike(a, index, mask))
+        elif isinstance(model, Scale):
+            out.append(Strike(a, index, None, scale=float(model.factor)))
+        elif isinstance(model, Add):
+            out.append(Strike(a, index, None, shift=float(model.value)))
+        else:
+            raise InputError(
+                f"{model} is neither a mask nor scale nor add, so no graph can do it; choose another fault"
+            )
+    return out

@@ -1,0 +1,89 @@
+"""Recipes: what a quantisation is asked for, checked before anything runs."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, replace
+from typing import Any
+
+from onnxfi.errors import InputError, closest
+
+MODES = ("static", "dynamic", "weight-only", "fp16", "bf16")
+FORMATS = ("qdq", "qoperator")
+WEIGHTS = ("int8", "uint8", "int4", "uint4")
+ACTIVATIONS = ("uint8", "int8", "uint16", "int16")
+CALIBRATIONS = ("minmax", "entropy", "percentile")
+#: The flags that say something in each mode, and what their values may be.
+_ALLOWED: dict[str, dict[str, tuple[str, ...]]] = {
+    "static": {"format": FORMATS, "weights": WEIGHTS, "activations": ACTIVATIONS, "calibration": CALIBRATIONS},
+    "dynamic": {"weights": ("int8", "uint8")},
+    "weight-only": {"format": FORMATS, "weights": WEIGHTS},
+    "fp16": {},
+    "bf16": {},
+}
+_PER_CHANNEL = ("static", "dynamic")
+_DEFAULTS = {
+    "static": {"format": "qdq", "weights": "int8", "activations": "", "calibration": "minmax"},
+    "dynamic": {"weights": "int8"},
+    "weight-only": {"format": "qoperator", "weights": "int4"},
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is quantised. Fields bear the names of the flags; '' stands for the mode's default.
+
+    `format` is `qdq` or `qoperator`; `weights` and `activations` are number formats; `per_channel` gives each output
+    channel of a weight its own scale; `calibration` says how the ranges of activations are found, on the first
+    `calibration_samples` of the data; `block` elements of a weight share a scale (weight-only); `exclude` are patterns
+    of nodes, layers or weights that stay in float; `opset` raises the model's opset first.
+
+    >>> Recipe("dynamic", calibration="entropy")
+    Traceback (most recent call last):
+    onnxfi.errors.InputError: --calibration says nothing in mode dynamic; leave it out
+    """
+
+    mode: str
+    format: str = ""
+    weights: str = ""
+    activations: str = ""
+    per_channel: bool = False
+    calibration: str = ""
+    calibration_samples: int = 200
+    block: int = 32
+    exclude: tuple[str, ...] = ()
+    opset: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise InputError(f"no mode {self.mode!r}{closest(self.mode, MODES)}")
+        allowed = _ALLOWED[self.mode]
+        for name in ("format", "weights", "activations", "calibration"):
+            value = getattr(self, name)
+            if value and name not in allowed:
+                raise InputError(f"--{name} says nothing in mode {self.mode}; leave it out")
+            if value and value not in allowed[name]:
+                raise InputError(f"--{name} {value!r} is not for mode {self.mode}; give {' or '.join(allowed[name])}")
+        if self.per_channel and self.mode not in _PER_CHANNEL:
+            raise InputError(f"--per-channel says nothing in mode {self.mode}; leave it out")
+        narrow = [n for n in ("weights", "activations") if getattr(self, n) and getattr(self, n)[-1] in "46"]
+        if self.mode == "static" and self.format == "qoperator" and narrow:
+            raise InputError(f"--{narrow[0]} {getattr(self, narrow[0])} has no QOperator form; use --format qdq")
+        if self.block not in (16, 32, 64, 128, 256):
+            raise InputError(f"--block {self.block} is not for MatMulNBits; give 16, 32, 64, 128 or 256")
+        if self.block != 32 and self.mode != "weight-only":
+            raise InputError(f"--block says nothing in mode {self.mode}; leave it out")
+        if self.calibration_samples < 1:
+            raise InputError(f"--calibration-samples {self.calibration_samples} is out of range; give 1 or more")
+
+    def settled(self) -> tuple[Recipe, list[str]]:
+        """The recipe with the defaults of its mode, and what there is to say about those."""
+        notes = []
+        filled: dict[str, Any] = {k: getattr(self, k) or v for k, v in _DEFAULTS.get(self.mode, {}).items()}
+        recipe = replace(self, **filled)
+        if self.mode == "static" and not self.activations:
+            x86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
+            recipe = replace(recipe, activations="uint8" if x86 else "int8")
+            if x86:
+                notes.append("activations are uint8: with int8 ONNX Runtime keeps few integer kernels on x86")
+        return recipe, notes

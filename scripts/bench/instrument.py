@@ -1,0 +1,116 @@
+"""What arming costs: ResNet-18 disarmed and armed against plain, an armed run against a new session, many sites.
+
+python scripts/bench/instrument.py RESNET18.onnx [--rounds 9] [--batch 4]
+
+Times are CPU times of one thread, taken in turns, medians; the ratios are to the plain model in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import helper
+
+from onnxfi.faults.space import Selector
+from onnxfi.faults.words import Mask
+from onnxfi.graph.arming import columns
+from onnxfi.graph.instrument import Strike
+from onnxfi.graph.model import load
+from onnxfi.runtime.engines import OrtEngine
+from onnxfi.runtime.inflight import inject_flow, instrument
+
+ENGINE = OrtEngine(provider="cpu")
+
+
+def timed(job: Callable[[], Any], clock: Callable[[], float] = time.process_time) -> float:
+    """Seconds that a job takes."""
+    start = clock()
+    job()
+    return clock() - start
+
+
+def chain(nodes: int, opset: int) -> Any:
+    """A model of so many nodes one behind the other."""
+    names = ["x", *(f"t{k}" for k in range(nodes))]
+    made = [helper.make_node(("Relu", "Abs")[k % 2], [names[k]], [names[k + 1]]) for k in range(nodes)]
+    ends = [helper.make_tensor_value_info(n, 1, ["N", 64]) for n in ("x", names[-1])]
+    graph = helper.make_graph(made, "chain", ends[:1], ends[1:])
+    return helper.make_model(graph, ir_version=13, opset_imports=[helper.make_opsetid("", opset)])
+
+
+def network(path: Path, rounds: int, batch: int) -> None:
+    """The network disarmed and armed, in turns with the plain one."""
+    model, plain = load(path), ENGINE.prepare(path)
+    name = plain.inputs[0].name
+    feeds = {name: np.random.default_rng(0).random((batch, 3, 224, 224), dtype=np.float32)}
+    relus = instrument(model, Selector(op=("Relu",))).armed.sites
+    convs = instrument(model, Selector(op=("Conv",))).armed.sites
+    selections = {
+        "one Relu": Selector(include=("=" + relus[len(relus) // 2].name,)),
+        "one Conv": Selector(include=("=" + convs[len(convs) // 2].name,)),
+        "every Relu": Selector(op=("Relu",)),
+        "every Conv": Selector(op=("Conv",)),
+        "default": Selector(),
+    }
+    jobs: dict[tuple[str, str], Callable[[], Any]] = {("plain", ""): lambda: plain.run(feeds)}
+    for label, selector in selections.items():
+        done = instrument(model, selector)
+        session, armed = ENGINE.prepare(done.data), done.armed
+        fed = columns(armed, [Strike(a, 7, Mask(0xFFFFFFFF, 1 << 20)) for a in armed.sites])
+        jobs[label, "disarmed"] = lambda s=session: s.run(feeds)  # type: ignore[misc]
+        jobs[label, "armed"] = lambda s=session, f=fed: s.run(feeds | f)  # type: ignore[misc]
+    for job in jobs.values():
+        job()
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in jobs}
+    for _ in range(rounds):
+        for key, job in jobs.items():
+            times[key].append(timed(job))
+    base = statistics.median(times["plain", ""])
+    print(f"plain, batch {batch}: {base * 1e3:.0f} ms")
+    for (label, state), values in times.items():
+        print(f"{label:>12} {state:>9}: {statistics.median(values) / base:.3f} of plain")
+
+
+def against_new_sessions(path: Path, rounds: int) -> None:
+    """A fault in one image: fed to one session, or in a file of its own."""
+    model, done = load(path), instrument(load(path))
+    session, armed = ENGINE.prepare(done.data), done.armed
+    feeds = {session.inputs[0].name: np.random.default_rng(0).random((1, 3, 224, 224), dtype=np.float32)}
+    site = armed.sites[len(armed.sites) // 2]
+    fed = columns(armed, [Strike(site, 7, Mask(0xFFFFFFFF, 1 << 20))])
+    faulty = inject_flow(model, sites=[f"{site.target.id}[7]:20"]).data
+    once = statistics.median(timed(lambda: session.run(feeds | fed)) for _ in range(rounds))
+    anew = statistics.median(timed(lambda: ENGINE.prepare(faulty).run(feeds)) for _ in range(rounds))
+    ratio = anew / once
+    print(f"batch 1: an armed run {once * 1e3:.0f} ms, a new session and a run {anew * 1e3:.0f} ms: {ratio:.1f} times")
+
+
+def many() -> None:
+    """Instrumenting 3,000 nodes, and loading 300 armed sites."""
+    for opset in (17, 26):
+        large = load(chain(3000, opset))
+        print(f"opset {opset}: 3,000 nodes instrumented in {timed(lambda m=large: instrument(m, all=True)):.1f} s")  # type: ignore[misc]
+        data = instrument(load(chain(300, opset)), all=True).data
+        print(f"opset {opset}: 300 armed sites loaded in {timed(lambda d=data: ENGINE.prepare(d)):.1f} s")  # type: ignore[misc]
+
+
+def main() -> None:
+    """Print every figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch", type=int, default=4)
+    given = parser.parse_args()
+    network(given.model, given.rounds, given.batch)
+    against_new_sessions(given.model, given.rounds)
+    many()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""`onnxfi quantize` and `onnxfi compare` as a user meets them: tables, documents, and one line for what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+
+ROOT = Path(__file__).parents[2]
+CNN, TEST = str(ROOT / "models/fashion_cnn.onnx"), str(ROOT / "models/fashion_test.npz")
+Run = Callable[..., Any]
+SCHEMAS: dict[str, Any] = {
+    schema["title"].removeprefix("onnxfi "): schema
+    for schema in map(json.loads, re.findall(r"```json\n(.*?)\n```", (ROOT / "docs/json.md").read_text(), re.S))
+}
+ON = ("--data", TEST, "--samples", "60", "--provider", "cpu")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("static", *ON, "--per-channel", "--exclude", "fc2"), ("dynamic",), ("weight-only", "--weights", "uint4", *ON),
+        ("fp16", *ON), ("bf16",),
+    ],
+)  # fmt: skip
+def test_the_document_fits_its_schema(run: Run, here: Path, words: tuple[str, ...]) -> None:
+    found = run("quantize", CNN, "--mode", *words, "-o", "q.onnx", "--json").json
+    Draft202012Validator(SCHEMAS["quantize"]).validate(found)
+    assert found["output"] == "q.onnx" and [p.name for p in here.iterdir()] == ["q.onnx"]
+    assert ("before" in found) is ("--data" in words)
+    if words[0] == "static":
+        assert found["excluded"] == ["node_linear_1"] and found["quantised"][0] == {"op": "Conv", "tensors": 2}
+    if words[0] == "weight-only":
+        assert [row["op"] for row in found["left_in_float"]] == ["Conv", "Conv"]
+    inspected = run("inspect", "q.onnx", "--json").json
+    Draft202012Validator(SCHEMAS["inspect"]).validate(inspected)
+    if words[0] not in ("fp16", "bf16"):
+        assert any(row["quantised"] for row in inspected["targets"])
+        faulty = run("inject", "q.onnx", "--count", "5", "--role", "weight", "--json").json
+        Draft202012Validator(SCHEMAS["inject"]).validate(faulty)
+
+
+def test_size_and_accuracy_before_and_after_are_printed(run: Run, here: Path) -> None:
+    ran = run("quantize", CNN, "--mode", "static", *ON, "-o", "q.onnx")
+    assert ran.code == 0
+    assert "static, qdq, int8 weights" in ran.out and "quantised weights: Conv 2, Gemm 2" in ran.out
+    assert re.search(r"size, bytes +427,790 +\d{3},\d{3}", ran.out) and re.search(r"top1 +\d+\.\d\d % +\d", ran.out)
+    assert "of 105,866 stored numbers 0 were clipped" in ran.out
+    shown = run("inspect", "q.onnx").out
+    assert re.search(r"Layer +Target +Op +Role +Type +Scheme +Scale +Axis +Shape", shown)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--mode", "static"), "static mode calibrates activations on data; give --data"),
+        (("--mode", "static", "--weights", "int4", *ON), "int4 in QDQ form needs opset 21, the model has 18"),
+        (("--mode", "dynamic", "--calibration", "entropy"), "--calibration says nothing in mode dynamic"),
+        (("--mode", "dynamic", "--calibration-samples", "7"), "--calibration-samples says nothing in mode dynamic"),
+        (("--mode", "fast"), "no mode 'fast'"),
+        (("--mode", "fp16", "--samples", "3"), "--samples says nothing without --data"),
+        (("--mode", "dynamic", "--exclude", "conv9"), "--exclude 'conv9' matches no node, layer or weight"),
+        (("--mode", "static", "--data", "small.npz"), "'image' has shape [4,1,14,14]"),
+        (("--mode", "fp16", "-o", "no/q.onnx"), "no folder 'no'"),
+    ],
+)
+def test_what_is_refused_is_said_in_one_line(run: Run, here: Path, words: tuple[str, ...], message: str) -> None:
+    np.savez("small.npz", image=np.zeros((4, 1, 14, 14), np.float32))
+    ran = run("quantize", CNN, *words, *([] if "-o" in words else ["-o", "q.onnx"]))
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert message in ran.err
+    assert [p.name for p in here.iterdir()] == ["small.npz"]
+
+
+def test_quantising_twice_is_said(run: Run) -> None:
+    ran = run("quantize", ROOT / "models/fashion_cnn_int8_qdq.onnx", "--mode", "dynamic", "-o", "q.onnx")
+    assert (ran.code, ran.err.count("\n")) == (2, 1) and "is quantised already" in ran.err
+
+
+def test_a_role_that_is_not_there_is_one_line(run: Run) -> None:
+    for verb in (("inspect", CNN), ("inject", CNN, "--count", "1")):
+        ran = run(*verb, "--role", "zero-point")
+        assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+        assert "--role 'zero-point' matches nothing in this model; known: 'weight', 'bias'" in ran.err
+
+
+def versions() -> list[str]:
+    return [str(ROOT / f"models/fashion_cnn{tail}.onnx") for tail in ("", "_fp16", "_int8_qdq")]
+
+
+def test_compare_prints_one_table_and_one_document(run: Run, here: Path) -> None:
+    words = ("compare", *versions(), *ON, "--ber", "1e-6:1e-4", "--repeat", "2", "--workers", "1")
+    found = run(*words, "--json").json
+    Draft202012Validator(SCHEMAS["compare"]).validate(found)
+    assert [row["ber"] for row in found["models"][2]["by_rate"]] == [1e-6, 1e-5, 1e-4]
+    assert not [*here.iterdir()]
+    ran = run(*words, "-o", "stores")
+    assert ran.code == 0
+    assert re.search(r"Rate +fashion_cnn +fashion_cnn_fp16 +fashion_cnn_int8_qdq", ran.out)
+    for row in found["models"]:
+        for cell in row["by_rate"]:
+            assert f"{cell['value']:.2%} [{cell['low']:.2%}, {cell['high']:.2%}]" in ran.out
+    assert {p.name for p in (here / "stores").glob("*.db")} == {f"{Path(v).stem}.onnxfi.db" for v in versions()}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((CNN,), "two models or more"),
+        ((CNN, "no.onnx"), "no.onnx"),
+        ((CNN, CNN), "the same name"),
+        ((*versions(), "--role", "scale"), "--role 'scale' matches nothing"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_one_line(run: Run, words: tuple[str, ...], message: str) -> None:
+    ran = run("compare", *words, *ON, "--ber", "1e-5", "--json")
+    assert (ran.code, ran.out) == (2, "")
+    assert message in ran.err.splitlines()[-1] and len(ran.err.splitlines()) == 1
