@@ -99,7 +99,8 @@ class Limit:
     def allowed(self) -> str:
         """What is allowed."""
         said = {"min": "at least", "max": "at most", "max_drop": "drops by at most", "max_rise": "rises by at most"}
-        return f"{said[self.bound]} {100 * self.value:.10g} {'points' if self.change else '%'}"
+        share = f"{100 * self.value:.10g}"
+        return f"{said[self.bound]} {share} {'%' if not self.change else 'point' if share == '1' else 'points'}"
 
     def __str__(self) -> str:
         return f"{self.what}: {self.allowed}"

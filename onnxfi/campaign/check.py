@@ -45,7 +45,8 @@ class Finding:
     @property
     def measured(self) -> str:
         """The value for people."""
-        return f"{self._number(self.interval.estimate)} {self._unit}"
+        value = self.interval.estimate
+        return "-" if math.isnan(value) else f"{self._number(value)} {self._unit}"
 
     @property
     def ends(self) -> str:
@@ -54,8 +55,6 @@ class Finding:
         return "exact" if i.method == "exact" else f"[{self._number(i.low)}, {self._number(i.high)}] {self._unit}"
 
     def _number(self, value: float) -> str:
-        if math.isnan(value):
-            return "-"
         return f"{100 * value:+.2f}" if self.limit.change else f"{100 * value:.2f}"
 
     @property

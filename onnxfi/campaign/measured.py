@@ -94,7 +94,7 @@ class Measured:
         if found.confidence < confidence - 1e-12:
             raise BaselineError(
                 f"the intervals of the baseline {str(source)!r} hold with {found.confidence:.6g}, this budget needs "
-                f"{confidence:.6g}; measure it again with this budget"
+                f"{confidence:.6g}; measure it again with this budget, or give the store of the check (-o STORE)"
             )
         return found
 

@@ -11,7 +11,7 @@ from typing import Any
 from onnxfi.campaign.budget import Budget, Limit, load_budget, print_budget
 from onnxfi.campaign.check import Checked, applied, finish, joint, judged, opened_store, start, value_of
 from onnxfi.campaign.measured import Measured
-from onnxfi.campaign.spec import Campaign
+from onnxfi.campaign.spec import WAYS, Campaign
 from onnxfi.errors import InputError, OutputError
 from onnxfi.faults.models import Flip
 from onnxfi.faults.space import Selector
@@ -51,8 +51,8 @@ def default_budget(model: str | Path, said: Mapping[str, Any]) -> Budget:
     """A sweep of 200 trials at one rate, on 200 samples, unless fields of the campaign are said; no limits yet."""
     opened = load(model, allow_links=bool(said.get("allow_links")))
     population = Selector().space(opened.targets, Flip()).size
-    given = {"samples": _SAMPLES, "ber": default_rate(population), "repeat": _TRIALS, **said}
-    return Budget(Campaign("", **given))
+    sweep = {} if any(said.get(way) for way in WAYS) else {"ber": default_rate(population), "repeat": _TRIALS}
+    return Budget(Campaign("", **{"samples": _SAMPLES, **sweep, **said}))
 
 
 def base_budget(model: str | Path, path: str | Path, said: Mapping[str, Any], *, force: bool = False) -> Budget:

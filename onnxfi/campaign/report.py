@@ -111,12 +111,13 @@ class Report:
     def details(self) -> Iterator[dict[str, Any]]:
         """One row a trial, read from the store: what it was, its outcome, its metrics."""
         rates = {s["stratum"]: s["ber"] for s in self.strata}
+        names = dict.fromkeys(name for name in (*SHARES, *self.golden["metrics"]) if name in self.golden["metrics"])
         with Store.open(self.store) as opened:
             for row in opened.rows():
                 yield {
                     "trial": row.trial, "ber": rates[row.stratum], "faults": row.faults, "layer": row.layer,
                     "bit": row.bit, "outcome": row.outcome, "cause": row.cause,
-                    **{name: row.metrics.get(name) for name in self.golden["metrics"]},
+                    **{name: row.metrics.get(name) for name in names},
                 }  # fmt: skip
 
     def to_pandas(self) -> Any:
@@ -127,16 +128,20 @@ class Report:
             raise OutputError("pandas is not installed; pip install pandas, or use --csv") from None
         return pandas.DataFrame(list(self.details()))
 
-    def document(self) -> dict[str, Any]:
-        """As plain values for JSON."""
+    def summary(self) -> dict[str, Any]:
+        """All trials together, as plain values for JSON."""
         return {
             "store": str(self.store), "trials": self.everything.trials, "planned": self.planned,
             "errors": self.errors, "confidence": self.confidence, "outcomes": self.everything.outcomes,
             "rates": [rate.row() for rate in self.everything.rates],
             "golden": self.golden["metrics"], "samples": self.golden["samples"], "data": self.golden["data"],
-            "sample_error": None if self.samples is None else Rate("sdc1", "samples", self.samples).row(),
-            **{name: [fold.row() for fold in getattr(self, name)] for name in ("by_rate", "by_layer", "by_bit")},
         }  # fmt: skip
+
+    def document(self) -> dict[str, Any]:
+        """Everything, as plain values for JSON."""
+        folds = {name: [fold.row() for fold in getattr(self, name)] for name in ("by_rate", "by_layer", "by_bit")}
+        spread = None if self.samples is None else Rate("sdc1", "samples", self.samples).row()
+        return {**self.summary(), **folds, "sample_error": spread}
 
 
 def report(store: str | Path, *, confidence: float | None = None) -> Report:
@@ -324,5 +329,5 @@ def _table(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
         for number, row in enumerate(rows):
             if not number:
                 table.writerow(row)
-            table.writerow("" if value is None else value for value in row.values())
+            table.writerow(f"{v:.12g}" if isinstance(v, float) else "" if v is None else v for v in row.values())
     return path

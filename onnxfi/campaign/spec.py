@@ -233,6 +233,7 @@ def check_types(value: Any) -> None:
 
 
 def typed(value: Any, kind: str, name: str) -> Any:
+    """The value as of the type that field `name` is declared with (`kind`); SpecError where it is of another."""
     if kind.startswith("tuple["):
         inner = kind[len("tuple[") :].partition(",")[0]
         single = isinstance(value, (str, Part)) or not isinstance(value, Sequence)

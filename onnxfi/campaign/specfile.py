@@ -15,6 +15,13 @@ def load_spec(path: str | Path) -> Campaign:
 
     Loading is safe: no tags but those of plain values, nothing that grows, no more than 1 MB. Paths are taken as they
     stand there.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "campaign.yaml")
+    ...     _ = file.write_text("model: m.onnx\\nber: 1e-7:1e-5\\nrepeat: 3\\n")
+    ...     load_spec(file).ber
+    (1e-07, 1e-06, 1e-05)
     """
     whole = read_yaml(path, "campaign")
     given, places = read_fields(whole, Campaign, extra=("version",), parts={"Part": read_part})

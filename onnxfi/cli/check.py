@@ -51,6 +51,18 @@ def command(
     onnxfi check model.onnx --data images.npz --budget budget.yaml --write-budget
     onnxfi check model.onnx --budget budget.yaml
     onnxfi check model.onnx --budget budget.yaml --junit onnxfi.xml --markdown onnxfi.md
+
+    --write-budget takes 200 trials at one bit error rate on 200 samples. Change its campaign or limits by hand, and write
+    the numbers anew with --force. A budget (docs/ci.md has all fields and rates):
+
+    \b
+    version: 1
+    confidence: 0.99
+    campaign: {data: images.npz, samples: 200, ber: 1e-5, repeat: 200}
+    limits:
+    - {rate: top1, golden: true, min: 0.85}
+    - {rate: sdc1, max: 0.45}
+    - {rate: top1, max_drop: 0.1}
     """
     from onnxfi.campaign import propose, summary
     from onnxfi.campaign.budget import load_budget

@@ -84,7 +84,7 @@ def command(
     if errors < running.total or running.outcomes:
         found = report(store)
         if as_json:
-            document(found.document())
+            document(found.summary())
         else:
             print_report(found)
     if errors:

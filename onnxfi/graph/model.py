@@ -23,8 +23,9 @@ from onnxfi.errors import ModelError
 from onnxfi.faults.space import Index, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Words
+from onnxfi.graph.source import Read, Source, shown
 from onnxfi.graph.targets import Place, Walk
-from onnxfi.graph.wire import Read, Record, Source, numbers_in, scan, shown, text, token
+from onnxfi.graph.wire import Record, numbers_in, scan, text, token
 
 if TYPE_CHECKING:
     import onnx
@@ -100,10 +101,17 @@ class Model:
     def stored(self, faults: Faults) -> Words:
         """The stored word under each fault, in the order of the faults ([n])."""
         out = np.zeros(len(faults), np.uint64)
-        for ordinal in np.unique(faults.sites.target).tolist():
-            here = faults.sites.target == ordinal
-            out[here] = self.words(faults.targets[ordinal], faults.sites.index[here])
+        for target, rows in by_target(faults):
+            out[rows] = self.words(target, faults.sites.index[rows])
         return out
+
+
+def by_target(faults: Faults) -> Iterator[tuple[Target, Index]]:
+    """Each struck target with the rows of its faults, in their order."""
+    order = np.argsort(faults.sites.target, kind="stable")
+    ordinals, starts = np.unique(faults.sites.target[order], return_index=True)
+    for ordinal, rows in zip(ordinals.tolist(), np.split(order, starts[1:]), strict=False):
+        yield faults.targets[ordinal], rows
 
 
 def byte_offsets(target: Target, place: Place, index: Index) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -162,11 +170,22 @@ def load(model: str | Path | bytes | onnx.ModelProto, *, allow_links: bool = Fal
     elif isinstance(model, bytes):
         source = Source.memory(model)
     else:
-        source = Source.memory(model.SerializeToString(deterministic=True))
+        source = Source.memory(_serialised(model))
     try:
         return _opened(source, allow_links)
     except ModelError as error:
         raise ModelError(f"{shown(source.path) if source.path else 'the model'}: {error}") from None
+
+
+def _serialised(model: onnx.ModelProto) -> bytes:
+    from google.protobuf.message import EncodeError
+
+    try:
+        return bytes(model.SerializeToString(deterministic=True))
+    except (EncodeError, ValueError) as error:
+        raise ModelError(
+            f"the model in memory is too large to serialise ({error}); save it with external data"
+        ) from None
 
 
 def _opened(source: Source, allow_links: bool) -> Model:

@@ -22,15 +22,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxfi.errors import FaultListError, ModelError, OutputError
-from onnxfi.faults.space import Target
 from onnxfi.faults.trials import Faults, concat, resolve
 from onnxfi.faults.words import Words
-from onnxfi.graph.model import Model, byte_offsets
-from onnxfi.graph.targets import Place
-from onnxfi.graph.wire import Frame, Read, Record, Source, numbers_in, varint
+from onnxfi.graph.model import Model, by_target
+from onnxfi.graph.patch import Patch, Splice, byte_edits, varint_edits
+from onnxfi.graph.source import Source
+from onnxfi.graph.wire import Frame, varint
 
 #: Told how much is done, and how much there is.
 Progress = Callable[[int, int], None]
@@ -47,17 +46,15 @@ class Edits:
     being those whose lengths follow.
     """
 
-    patches: dict[int, list[tuple[NDArray[np.int64], NDArray[np.uint8]]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
-    splices: list[tuple[tuple[Frame, ...], int, int, bytes]] = field(default_factory=list)
+    patches: dict[int, list[Patch]] = field(default_factory=lambda: defaultdict(list))
+    splices: list[Splice] = field(default_factory=list)
 
     @property
     def resized(self) -> bool:
         """Whether a number changed its length, so that the message around it is written anew."""
         return any(end - start != len(new) for _, start, end, new in self.splices)
 
-    def bytes_of(self, file: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    def bytes_of(self, file: int) -> Patch:
         """The patches of one file as ascending columns; ModelError where tensors share bytes that both are struck."""
         parts = self.patches.get(file) or [(np.zeros(0, np.int64), np.zeros(0, np.uint8))]
         offsets, values = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -80,78 +77,21 @@ def place(model: Model, faults: Faults) -> tuple[Faults, Words]:
 def edits(model: Model, faults: Faults, final: Words) -> Edits:
     """The bytes that make each fault's place hold its final word."""
     out = Edits()
-    for ordinal in np.unique(faults.sites.target).tolist():
-        here = faults.sites.target == ordinal
-        target = faults.targets[ordinal]
-        index, first = np.unique(faults.sites.index[here], return_index=True)
-        words = final[here][first]
+    for target, rows in by_target(faults):
+        index, first = np.unique(faults.sites.index[rows], return_index=True)
+        words = final[rows][first]
         spot = model.places[model.by_id[target.id]]
         with model.sources[spot.file].reading() as read:
             if spot.varint:
-                _edit_varints(out, read, target, spot, model.records[spot.record], index, words)
+                patches, splices = varint_edits(read, target, spot, model.records[spot.record], index, words)
+                out.patches[0] += patches
+                out.splices += splices
             else:
-                out.patches[spot.file].append(_patch(read, target, spot, index, words))
+                out.patches[spot.file].append(byte_edits(read, target, spot, index, words))
     return out
 
 
-def _patch(
-    read: Read, target: Target, spot: Place, index: NDArray[np.int64], words: Words
-) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Words that lie as they are: the offset and value of each byte that they take."""
-    offsets, shifts = byte_offsets(target, spot, index)
-    if target.word.bits >= 8:
-        size = target.word.storage // 8
-        values = words.astype(target.word.carrier).view(np.uint8).reshape(-1, size)
-        return (offsets[:, None] + np.arange(size)).ravel(), values.ravel()
-    cells: dict[int, int] = {}
-    for at, shift, word in zip(offsets.tolist(), shifts.tolist(), words.tolist(), strict=True):
-        reach = range(at, at + (shift + target.word.storage + 7) // 8)
-        old = bytes(cells[byte] if byte in cells else read(byte, byte + 1)[0] for byte in reach)
-        new = _within(int.from_bytes(old, "little"), shift, word, target)
-        cells.update(zip(reach, new.to_bytes(len(old), "little"), strict=True))
-    return np.array(list(cells), np.int64), np.array(list(cells.values()), np.uint8)
-
-
-def _within(number: int, shift: int, word: int, target: Target) -> int:
-    """A number with the word that begins at bit `shift` of it replaced, all its other bits as they are."""
-    return number & ~(target.word.full << shift) | (word << shift)
-
-
-def _edit_varints(
-    out: Edits, read: Read, target: Target, spot: Place, record: Record, index: NDArray[np.int64], words: Words
-) -> None:
-    """Words in a list of varints: overwritten where the length stays, else spliced. `index` ascends."""
-    entries, positions = np.divmod(index, spot.per_entry)
-    done = 0
-    for run in spot.runs:
-        frames = record.frames + ((record.packed[run[0]],) if run[0] in record.packed else ())
-        for values, starts, ends in numbers_in(read, run):
-            low, high = np.searchsorted(entries, [done, done + len(values)]).tolist()
-            numbers: dict[int, int] = {}
-            for k in range(low, high):
-                entry = int(entries[k]) - done
-                old = numbers.get(entry, int(values[entry]))
-                numbers[entry] = _entry(old, int(positions[k]), int(words[k]), target)
-            for entry, number in numbers.items():
-                start, end, new = int(starts[entry]), int(ends[entry]), varint(number)
-                if len(new) == end - start:
-                    out.patches[0].append((np.arange(start, end), np.frombuffer(new, np.uint8)))
-                elif number != int(values[entry]):
-                    out.splices.append((frames, start, end, new))
-            done += len(values)
-
-
-def _entry(number: int, position: int, word: int, target: Target) -> int:
-    """One number of a typed field with one of its words replaced; a signed one keeps its sign extension."""
-    new, bits = _within(number, position * target.word.storage, word, target), target.word.bits
-    if target.word.signed and not target.word.is_float and 8 <= bits < 64:
-        above = number >> (bits - 1)
-        if above in (0, (1 << (65 - bits)) - 1):
-            return word - (1 << bits) if word >> (bits - 1) else word
-    return new
-
-
-def _renamed(model: Model, names: Sequence[str]) -> Iterator[tuple[tuple[Frame, ...], int, int, bytes]]:
+def _renamed(model: Model, names: Sequence[str]) -> Iterator[Splice]:
     """Splices that give every tensor in external data the new name of its file."""
     for number, file in model.files.items():
         record = model.records[number]
@@ -161,7 +101,7 @@ def _renamed(model: Model, names: Sequence[str]) -> Iterator[tuple[tuple[Frame, 
         yield (*record.frames, entry, value), value[1], value[2], names[file - 1].encode()
 
 
-def _lengths(splices: Iterable[tuple[tuple[Frame, ...], int, int, bytes]]) -> list[tuple[int, int, bytes]]:
+def _lengths(splices: Iterable[Splice]) -> list[tuple[int, int, bytes]]:
     """All replacements in the model file: the splices, and the lengths of the messages around them, ascending."""
     edits_ = [(start, end, new) for _, start, end, new in splices]
     growth: dict[Frame, int] = defaultdict(int)
@@ -211,11 +151,7 @@ class _Hashing:
         return self.model.hexdigest(), self.faulty.hexdigest()
 
 
-def _pieces(
-    source: Source,
-    patches: tuple[NDArray[np.int64], NDArray[np.uint8]],
-    replaced: Sequence[tuple[int, int, bytes]],
-) -> Iterator[tuple[Any, Any]]:
+def _pieces(source: Source, patches: Patch, replaced: Sequence[tuple[int, int, bytes]]) -> Iterator[tuple[Any, Any]]:
     """The file in pieces, each as it was and as it becomes."""
     offsets, values = patches
     with source.reading() as read:

@@ -3,6 +3,9 @@
 The walk is in file order, initializers before nodes, outer graphs before inner ones and functions last; roles and
 layer names never change that order, so that seeds stay valid. Integers that only carry shapes or indices are found by
 data flow: a value is *data* where some use of it reaches an output of the model other than as a shape or an index.
+
+Ids are unique: a nameless node is `OpType#k` in its path, one whose name is taken `NAME#k` (k counts the nodes of its
+graph), a tensor without a name `initializer#k` or `sparse#k`, and any other id that is taken has a `#k` appended.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from onnxfi.errors import ModelError
 from onnxfi.faults.space import Target
 from onnxfi.faults.words import WORDS, Word
 from onnxfi.graph.layers import layer_of, node_label
-from onnxfi.graph.wire import Record, Run, shown, text, token
+from onnxfi.graph.source import shown
+from onnxfi.graph.wire import Record, Run, text, token
 
 if TYPE_CHECKING:
     import onnx

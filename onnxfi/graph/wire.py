@@ -11,21 +11,18 @@ stays as it is, and memory holds the structure only. Source: the protobuf encodi
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import ModelError
+from onnxfi.graph.source import Read, Source
 
 #: Where numbers lie: start, end, and the bytes of the tag before each of them (0 where they lie side by side).
 Run = tuple[int, int, int]
 Frame = tuple[int, int, int]
-Read = Callable[[int, int], bytes]
 
 _WINDOW = 1 << 18
 #: Payloads up to this size stay in the skeleton: shapes, axes and scalars, which graph analyses need. Of larger ones
@@ -33,7 +30,6 @@ _WINDOW = 1 << 18
 _SMALL = 1 << 10
 #: Bytes of an unpacked list that are read number by number before the rest is looked for in ever larger pieces.
 _MANY = 256
-_LONGEST_NAME = 200
 #: Protobuf messages inside one another; onnx's own parser gives up at 100.
 _DEEPEST = 100
 #: Names, attributes and nodes together; real models of 100,000 nodes need some 50 MB.
@@ -97,68 +93,6 @@ class Record:
         return at - runs[-1][0] if runs and runs[-1][1] == at else 0
 
 
-@dataclass(frozen=True)
-class Source:
-    """Bytes to read from: a file, or a model in memory."""
-
-    path: Path | None
-    data: bytes | None
-    size: int
-    stamp: tuple[int, ...] = ()
-
-    @classmethod
-    def file(cls, path: Path) -> Source:
-        """A regular file as it is now; ModelError where it is none or cannot be read."""
-        try:
-            status = path.stat()
-            if path.is_dir():
-                raise ModelError(f"{shown(path)} is a directory; give the .onnx file inside it")
-            if not path.is_file():
-                raise ModelError(f"{shown(path)} is no regular file; give a file on disk")
-            with path.open("rb"):
-                return cls(path, None, status.st_size, _stamp(status))
-        except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-            what = error.strerror if isinstance(error, OSError) else str(error)
-            raise ModelError(f"cannot read {shown(path)}: {what}; give a readable file") from None
-
-    @classmethod
-    def memory(cls, data: bytes) -> Source:
-        """A serialised model in memory."""
-        return cls(None, data, len(data))
-
-    @contextmanager
-    def reading(self) -> Iterator[Read]:
-        """A function `read(start, end)` on the bytes; ModelError where the file changed since it was opened."""
-        path = self.path
-        if path is None:
-            data = self.data or b""
-            yield lambda start, end: data[start:end]
-            return
-        try:
-            with path.open("rb", buffering=0) as stream:
-                if _stamp(os.fstat(stream.fileno())) != self.stamp:
-                    raise ModelError(f"{shown(path)} changed while it was being read; try again")
-
-                def read(start: int, end: int) -> bytes:
-                    stream.seek(start)
-                    parts = []
-                    while start < end:
-                        part = stream.read(end - start)
-                        if not part:
-                            raise ModelError(f"{shown(path)} ends before byte {end}; it was cut while being read")
-                        parts.append(part)
-                        start += len(part)
-                    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-                yield read
-        except OSError as error:
-            raise ModelError(f"cannot read {shown(path)}: {error.strerror}") from None
-
-
-def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-
-
 def text(field: str | bytes) -> str:
     """A text field of a parsed message; one that is not UTF-8 comes as bytes, and its odd bytes are written out.
 
@@ -166,16 +100,6 @@ def text(field: str | bytes) -> str:
     'conv\\\\xff'
     """
     return field if isinstance(field, str) else field.decode("utf-8", "backslashreplace")
-
-
-def shown(name: str | Path) -> str:
-    """A name from a file for a message or note: quoted, its control characters written out, cut where it is long.
-
-    >>> shown("w\\x1b[2J"), len(shown("n" * 10_000))
-    ("'w\\\\x1b[2J'", 202)
-    """
-    whole = str(name)
-    return repr(whole if len(whole) <= _LONGEST_NAME else whole[: _LONGEST_NAME - 1] + "…")
 
 
 def token(doc_string: str) -> int:

@@ -316,7 +316,7 @@ def test_the_same_model_has_not_changed(here: Path) -> None:
 def test_without_a_baseline_changes_are_not_decided(here: Path) -> None:
     checked = check("m.onnx", only(SWEEP, *CHANGES))
     assert {(f.verdict, f.reason) for f in checked.findings} == {("not decided", "no baseline was given")}
-    assert [f.measured for f in checked.findings] == ["- points"] * 3
+    assert [f.measured for f in checked.findings] == ["-"] * 3
 
 
 def test_a_baseline_with_another_seed_will_do(here: Path) -> None:
@@ -378,7 +378,7 @@ def test_a_baseline_that_is_none(here: Path) -> None:
 
 def test_a_baseline_with_wider_promises_is_refused(here: Path) -> None:
     old = check("m.onnx", only(SWEEP, Limit("sdc1", max=1), confidence=0.95))
-    with pytest.raises(BaselineError, match=r"hold with 0\.95, this budget needs 0\.99; measure it again"):
+    with pytest.raises(BaselineError, match=r"hold with 0\.95, this budget needs 0\.99; measure it again with this budget, or"):
         check("m.onnx", only(SWEEP, Limit("sdc1", max_rise=0.5)), baseline=as_json(old))
 
 
@@ -669,7 +669,7 @@ Twenty = tuple[Budget, list[Checked], list[dict[str, Any]]]
 def twenty(tmp_path_factory: pytest.TempPathFactory) -> Twenty:
     """A budget of the shipped CNN, the same model against it with 20 other seeds, and the metrics of all trials."""
     folder = tmp_path_factory.mktemp("twenty")
-    base = Budget(Campaign("", data=str(DATA), samples=50, ber=1e-5, repeat=30))
+    base = Budget(Campaign("", data=str(DATA), samples=50, ber=3e-6, repeat=60))
     budget = write_budget(CNN, base, folder / "b.yaml").budget
     seeds = range(1, 21)
     checked = [check(CNN, budget.outdo({"seed": seed}), store=folder / f"{seed}.db") for seed in seeds]
@@ -689,7 +689,7 @@ def test_the_unchanged_model_passes_with_20_of_20_seeds(twenty: Twenty) -> None:
 
 
 def test_three_arms_are_enough_for_any_20_seeds(twenty: Twenty) -> None:
-    """400 budgets by resampling 600 real trials, each held against 20 more samples: 99 % are passed by all of them."""
+    """400 budgets by resampling 1,200 real trials, each held against 20 more samples: 99 % are passed by all of them."""
     random = np.random.Generator(np.random.Philox(5))
     for name, side in (("top1", -1), ("sdc1", 1), ("nonfinite", 1)):
         values = np.array([row[name] for row in twenty[2]])

@@ -362,3 +362,32 @@ def test_the_identity_of_a_pattern_holds_its_content(tmp_path: Path) -> None:
         file.write_text(f'{{"version": 1, "shape": "{shape}"}}')
         found.append(Campaign("m.onnx", ber=1e-6, fault=f"pattern:file={file}").identity())
     assert found[0] != found[1]
+
+
+# The document
+
+
+def test_the_document_lists_every_field_with_its_type_and_default() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "campaigns.md").read_text(encoding="utf-8")
+    lines = text[text.index("| field |") :].partition("\n\n")[0].splitlines()[2:]
+    told = {}
+    for line in lines:
+        name, kind, default, what = (cell.strip() for cell in line.strip("|").split("|"))
+        told[name.strip("`")] = kind, yaml.safe_load(default.strip("`")) if default else dataclasses.MISSING
+        assert what
+    kinds = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}
+    kinds |= {"tuple[str, ...]": "texts", "tuple[float, ...]": "numbers", "tuple[Part, ...]": "parts"}
+    fields = dataclasses.fields(Campaign)
+    assert told == {
+        f.name: (kinds[str(f.type).removesuffix(" | None")], list(f.default) if f.default in ((), DUE) else f.default)
+        for f in fields
+    }
+    assert list(told) == [fields[0].name, *(f.name for f in fields[1:])], "in the order of the fields"
+
+
+def test_the_spec_in_the_document_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "campaigns.md").read_text(encoding="utf-8")
+    (block,) = (part.partition("```")[0] for part in text.split("```yaml\n")[1:])
+    (tmp_path / "c.yaml").write_text(block)
+    campaign = load_spec(tmp_path / "c.yaml")
+    assert (campaign.way, len(campaign.mix), campaign.repeat) == ("mix", 2, 20)

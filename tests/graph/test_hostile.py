@@ -17,6 +17,7 @@ import onnx
 import pytest
 import reader
 from build import chunk, floats, graph, ints, model, model_bytes, node, scalar, tensor_bytes, value, varint
+from google.protobuf.message import EncodeError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper
@@ -205,6 +206,14 @@ def test_protobuf_messages_that_are_no_models() -> None:
         data = message.SerializeToString() or scalar(1, 8)
         with pytest.raises(ModelError):
             load(data)
+
+
+def test_a_model_in_memory_that_is_too_large_to_serialise() -> None:
+    class Large:  # what onnx says of two gigabytes, which take too long to make here
+        def SerializeToString(self, **_: Any) -> bytes:
+            raise EncodeError("Failed to serialize proto")
+
+    refused(Large(), "too large to serialise .*; save it with external data")  # type: ignore[arg-type]
 
 
 def test_empty_directory_device_and_missing_files(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import reader
+from onnx import TensorProto
 from reader import Stored
 
 from onnxfi.errors import SelectorError
@@ -80,12 +81,14 @@ def expected(golden: dict[str, Stored], listed: Path) -> tuple[dict[str, np.ndar
     return words, len(rows)
 
 
-def equalised(golden: bytes, faulty: bytes, folder: Path | None, struck: set[str]) -> tuple[bytes, bytes]:
+def equalised(
+    golden: bytes, faulty: bytes, folder: Path | None, struck: set[str], other: Path | None = None
+) -> tuple[bytes, bytes]:
     """Both models serialised anew, without the numbers of the struck tensors and the names of data files."""
     out = []
-    for data in (golden, faulty):
+    for data, place in ((golden, folder), (faulty, other)):
         proto = reader.parse(data)
-        for found in reader.stored(proto, folder):
+        for found in reader.stored(proto, place):
             for name in found.fields if found.id in struck else ():
                 found.message.ClearField(name)
         for tensor in reader.tensors(proto):
@@ -262,6 +265,34 @@ def test_duplicate_opset_imports_are_said_and_kept(tmp_path: Path) -> None:
         imports = reader.parse(folder / "faulty.onnx").opset_import
         assert [(o.domain, o.version) for o in imports][-1] == ("", 17)
         assert sum(o.domain == "" for o in imports) == 2
+
+
+@pytest.mark.parametrize("kind", [RATE, RANDOM])
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_models_in_external_data(path: Path, kind: str, tmp_path: Path) -> None:
+    for folder in ("in", "out", "back"):
+        (tmp_path / folder).mkdir()
+    held, data = tmp_path / "in/m.onnx", tmp_path / "in/m.onnx.data"
+    onnx.save_model(onnx.load(path), held, save_as_external_data=True, location=data.name, size_threshold=64)
+    model, golden = load(held), reader.read(held)
+    assert golden.keys() == reader.read(path).keys()
+    assert model.external
+    drawn = drawn_from(model, kind, everything(model))
+    out, listed = tmp_path / "out/faulty.onnx", tmp_path / "out/faults.jsonl"
+    inject(model, drawn, out, save_faults=listed)
+    words, _ = expected(golden, listed)
+    faulty = reader.read(out)
+    for id_, before in golden.items():
+        assert np.array_equal(faulty[id_].words, words.get(id_, before.words)), id_
+    changed = sum(popcount(golden[id_].words, after) for id_, after in words.items())
+    left, right = equalised(held.read_bytes(), out.read_bytes(), held.parent, set(words), out.parent)
+    assert left == right
+    inside = {id_ for id_ in words if golden[id_].message.data_location != TensorProto.EXTERNAL}
+    outside = sum(popcount(golden[id_].words, after) for id_, after in words.items() if id_ not in inside)
+    assert 0 < outside == file_bits(data.read_bytes(), (tmp_path / "out/faulty.onnx.data").read_bytes()) <= changed
+    undo(load(out), FaultList.open(listed), tmp_path / "back/m.onnx")
+    for name in ("m.onnx", "m.onnx.data"):  # under its old name even the model's bytes are the same again
+        assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "in" / name).read_bytes()
 
 
 def test_a_trial_above_a_thousand_faults_is_replayed_and_undone_from_its_recipe(tmp_path: Path) -> None:

@@ -347,6 +347,19 @@ def test_typed_numbers_that_no_writer_of_onnx_makes_are_read_as_parsers_read_the
         assert list(ModelProto.FromString(done.data or b"").graph.initializer[0].int32_data) == expected
 
 
+def test_bits_that_parsers_skip_stay_as_they_are() -> None:
+    # The tenth byte of a varint holds one bit; a writer may leave anything in the six others.
+    for form, number in ((5, b"\xff" * 9 + b"\x7f"), (7, b"\x80" * 9 + b"\x7e")):
+        data = model_bytes(scalar(1, 1) + scalar(2, {5: 3, 7: 7}[form]) + chunk(8, b"w") + chunk(form, number))
+        found = load(data)
+        assert words(found, "w") == [{5: 0xFF, 7: 0}[form]]
+        done = inject(found, sample(found, sites=["w[0]:1"]))
+        if form == 5:
+            assert np.bitwise_count(np.frombuffer(done.data or b"", "u1") ^ np.frombuffer(data, "u1")).sum() == 1
+            assert inject(load(done.data or b""), sample(found, sites=["w[0]:1"])).data == data
+        assert words(load(done.data or b""), "w") == [{5: 0xFD, 7: 2}[form]]
+
+
 def test_raw_data_comes_before_typed_fields_and_the_last_raw_data_counts() -> None:
     head = scalar(1, 1) + scalar(2, 1) + chunk(8, b"w")
     one, two = np.float32(1).tobytes(), np.float32(2).tobytes()

@@ -16,7 +16,8 @@ from strategies import U64
 
 from onnxfi.errors import ModelError
 from onnxfi.graph import wire
-from onnxfi.graph.wire import Source, numbers_in, scan, split_varints, text
+from onnxfi.graph.source import Source
+from onnxfi.graph.wire import numbers_in, scan, split_varints, text
 
 ROOT = Path(__file__).parents[2]
 lists = st.lists(st.sampled_from([0, 1, 127, 128, 2**63, 2**64 - 1]) | U64, max_size=40)

@@ -1,0 +1,462 @@
+"""`onnxfi plan`, `run`, `report`, `show` and `merge`: what they print, their documents, and bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from jsonschema import Draft202012Validator
+from onnx import numpy_helper
+from tiny import chance, mlp, samples, save, tables
+
+from onnxfi.campaign.report import report
+from onnxfi.campaign.store import Store
+from onnxfi.cli import VERBS
+from onnxfi.cli import run as run_module
+from onnxfi.cli.campaign_options import campaign_options
+from onnxfi.runtime.metrics import METRICS, Metric
+
+Run = Callable[..., Any]
+DOCUMENT = Path(__file__).parents[2] / "docs" / "json.md"
+SCHEMAS = {
+    schema["title"].removeprefix("onnxfi "): schema
+    for schema in map(json.loads, re.findall(r"```json\n(.*?)\n```", DOCUMENT.read_text(encoding="utf-8"), re.S))
+}
+DATA = ("--data", "d.npz", "--provider", "cpu", "--workers", 0)
+SINGLE = ("--single", "--trials", 25)
+
+
+@pytest.fixture
+def tiny(here: Path) -> Path:
+    """An empty folder with m.onnx and d.npz."""
+    mlp(here)
+    samples(here)
+    return here
+
+
+def checked(ran: Any, verb: str) -> Any:
+    """The document of a command, held against its schema."""
+    Draft202012Validator(SCHEMAS[verb]).validate(ran.json)
+    return ran.json
+
+
+# The commands from plan to report
+
+
+def test_from_the_plan_to_the_report(run: Run, tiny: Path) -> None:
+    planned = run("plan", "m.onnx", "--single", "--margin", 0.2, "--per", "layer", "-o", "p.jsonl")
+    assert (planned.code, planned.err) == (0, "")
+    assert planned.out.splitlines() == [
+        "one fault a trial, drawn per layer: n = 79 trials",
+        "population N = 1,376 bits, confidence 0.99",
+        "margin ±20 % in each of 2 strata",
+        "wrote p.jsonl",
+    ]
+    ran = run("run", "p.jsonl", *DATA, "-o", "p.db")
+    assert ran.code == 0
+    notes = ran.err.splitlines()
+    assert notes[0] == "onnxfi: replay of p.jsonl: n = 79 trials"
+    assert "12 labelled samples of 'd.npz'; CPUExecutionProvider" in ran.err
+    assert re.search(r"one trial takes about \S+ s, the 79 to run some \d+ s on 1 cores", ran.err)
+    direct = run("run", "m.onnx", *DATA, "--single", "--margin", 0.2, "--per", "layer")
+    assert Path("m.onnxfi.db").is_file()
+    assert direct.out.replace("m.onnxfi.db", "p.db") == ran.out == run("report", "p.db").out
+    for title in ("All trials, intervals at 99 %", "By layer, intervals at 99 %", "By bit", "Classes by layer"):
+        assert title in ran.out
+    assert "golden: top1 " in ran.out
+
+
+def test_every_number_of_the_tables_is_the_reports(run: Run, tiny: Path) -> None:
+    ran = run("run", "m.onnx", *DATA, *SINGLE, "-o", "s.db")
+    found = report("s.db")
+    lines = [" ".join(line.split()) for line in ran.out.splitlines()]
+    for rate in found.everything.rates:
+        i = rate.interval
+        ends = " ".join(f"{100 * end:.3f} %" for end in (i.estimate, i.low, i.high))
+        assert (f"{rate.name} {rate.of} {ends}" in lines) != rate.name.startswith("class_")
+    for fold in (*found.by_layer, *(f for f in found.by_bit if f.trials)):
+        line = next(line for line in lines if line.startswith(f"{fold.key} {fold.trials} "))
+        for name in ("top1", "sdc1", "any_sdc1", "sdc", "due"):
+            interval = fold.rate(name)
+            assert interval is not None
+            said = f"{100 * interval.estimate:.2f} % [{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
+            assert said in line
+
+
+def test_a_sweep_is_told_rate_by_rate(run: Run, tiny: Path) -> None:
+    ran = run("run", "m.onnx", *DATA, "--ber", "1e-3:1e-1", "--repeat", 3)
+    assert "onnxfi: sweep, 3 trials at each of 3 rates per bit: n = 9 trials" in ran.err
+    rows = re.findall(r"^ +(0\.001|0\.01|0\.1) +3 ", ran.out, re.M)
+    assert rows == ["0.001", "0.01", "0.1"] and "All trials" not in ran.out
+    one = run("run", "m.onnx", *DATA, "--ber", "1e-3", "--repeat", 3, "-o", "1.db")
+    assert "All trials" in one.out and "By bit error rate" not in one.out
+
+
+def test_a_spec_and_its_flags_are_the_same_campaign(run: Run, tiny: Path) -> None:
+    words = ("m.onnx", *DATA[:4], "--single", "--margin", 0.3, "--include", "fc1", "--seed", 4)
+    spec = run("plan", *words, "--print-spec")
+    assert (spec.code, spec.err) == (0, "")
+    Path("c.yaml").write_text(spec.out)
+    run("run", "c.yaml", "--workers", 0, "-o", "1.db")
+    run("run", *words, "--workers", 0, "-o", "2.db")
+    assert tables(Path("1.db")) == tables(Path("2.db"))
+    assert run("plan", "c.yaml", "--print-spec").out == spec.out
+
+
+def test_a_mix_by_flags_and_by_spec(run: Run, tiny: Path) -> None:
+    parts = ("--mix", "fault: stuck-at-1, count: 2, include: fc1", "--mix", "ber: 1e-2")
+    assert run("run", "m.onnx", *DATA, *parts, "--repeat", 4, "-o", "1.db").code == 0
+    Path("c.yaml").write_text(
+        "model: m.onnx\ndata: d.npz\nprovider: cpu\nrepeat: 4\nmix:\n"
+        "- {fault: stuck-at-1, count: 2, include: fc1}\n- ber: 1e-2\n"
+    )
+    assert run("run", "c.yaml", "--workers", 0, "-o", "2.db").code == 0
+    assert tables(Path("1.db")) == tables(Path("2.db"))
+    assert "stuck-at-1" in run("show", "1.db", 1).out
+
+
+def test_it_goes_on_extends_and_starts_anew(run: Run, tiny: Path) -> None:
+    run("run", "m.onnx", *DATA, *SINGLE, "-o", "s.db")
+    again = run("run", "m.onnx", *DATA, *SINGLE, "-o", "s.db")
+    assert "25 of 25 trials are in s.db already" in again.err and "one trial takes" not in again.err
+    more = run("run", "m.onnx", *DATA, "--single", "--trials", 30, "-o", "s.db")
+    assert "25 of 30 trials are in s.db already" in more.err and "s.db: 30 of 30 trials" in more.out
+    other = run("run", "m.onnx", *DATA, *SINGLE, "-o", "s.db", "--seed", 1)
+    assert (other.code, other.out) == (2, "")
+    assert (
+        "s.db holds another campaign: seed: 0 in the store, now 1; name another store with -o, or use --fresh"
+        in other.err
+    )
+    fresh = run("run", "m.onnx", *DATA, *SINGLE, "-o", "s.db", "--seed", 1, "--fresh")
+    assert fresh.code == 0 and "s.db: 25 of 25 trials" in fresh.out
+    assert "s.db.old: 30 of 30 trials" in run("report", "s.db.old").out
+
+
+def test_shards_and_merge(run: Run, tiny: Path) -> None:
+    for k in (1, 2):
+        ran = run("run", "m.onnx", *DATA, *SINGLE, "-o", f"{k}.db", "--shard", f"{k}/2")
+        assert f"{k}.db: {13 if k == 1 else 12} of 25 trials" in ran.out
+    merged = run("merge", "all.db", "1.db", "2.db")
+    assert (merged.code, merged.out, merged.err) == (0, "all.db: 25 of 25 trials, from 2 stores\n", "")
+    run("run", "m.onnx", *DATA, *SINGLE, "-o", "whole.db")
+    assert tables(Path("all.db")) == tables(Path("whole.db"))
+
+
+def test_show_tells_a_trial_and_exports_its_model(run: Run, tiny: Path) -> None:
+    run("run", "m.onnx", *DATA, "--ber", "1e-4,2e-3,1", "--repeat", 4, "-o", "s.db")
+    with Store.open("s.db") as opened:
+        trials = {row.trial: row for row in opened.rows()}
+    none = next(t for t, row in trials.items() if row.faults == 0)
+    some = next(t for t, row in trials.items() if 1 < row.faults < 20)
+    every = next(t for t, row in trials.items() if row.faults == 1376)
+    assert f"trial {none} of s.db: 0 faults; MASKED" in run("show", "s.db", none).out
+    shown = run("show", "s.db", some, "--export", "faulty.onnx")
+    assert f"trial {some} of s.db: {trials[some].faults} faults; {trials[some].outcome.upper()}" in shown.out
+    assert shown.out.endswith("wrote faulty.onnx\n")
+    stored = [numpy_helper.to_array(t) for t in onnx.load("faulty.onnx").graph.initializer]
+    names = [t.name for t in onnx.load("faulty.onnx").graph.initializer]
+    places = re.findall(r"(\w+)\[(\d+)\] +(\d+) +flip +(\S+) → (\S+) +(0x\w+) → (0x\w+)", shown.out)
+    assert len(places) == trials[some].faults
+    for name, index, _, _, _, before, after in places:
+        held = int(stored[names.index(name)].ravel()[int(index)].view(np.uint32))
+        assert held == int(after, 16) or sum(p[:2] == (name, index) for p in places) > 1
+        assert bin(int(before, 16) ^ int(after, 16)).count("1") == 1
+    recipe = run("show", "s.db", every).out
+    assert f"1,376 faults; {trials[every].outcome.upper()}" in recipe
+    assert "Recipe" in recipe and re.search(r"^ n +1376 *$", recipe, re.M)
+    missing = run("show", "s.db", 99)
+    assert (missing.code, missing.out) == (2, "")
+    assert "s.db has no trial 99; its trials lie between 1 and 12" in missing.err
+
+
+def test_csv_files(run: Run, tiny: Path) -> None:
+    run("run", "m.onnx", *DATA, *SINGLE, "-o", "s.db")
+    ran = run("report", "s.db", "--csv", "out")
+    names = ["detail.csv", "summary.csv", "layers.csv", "bits.csv", "classes.csv"]
+    assert ran.out.splitlines()[-5:] == [f"wrote out/{name}" for name in names]
+    assert sorted(path.name for path in Path("out").iterdir()) == sorted(names)
+    quiet = run("report", "s.db", "--csv", "out", "--json")
+    assert quiet.json["trials"] == 25
+
+
+# Documents
+
+
+def test_documents(run: Run, tiny: Path) -> None:
+    words: tuple[Any, ...]
+    for words in (
+        ("--ber", "1e-3:1e-1", "--repeat", 2),
+        ("--single", "--margin", 0.3, "--per", "layer-bit", "--bits", "30,31"),
+        ("--exhaustive", "--fault", "zero"),
+        ("--mix", "count: 1", "--mix", "ber: 0.5", "--repeat", 2),
+    ):
+        plan = checked(run("plan", "m.onnx", *words, "--json"), "plan")
+        assert plan["trials"] == sum(s["trials"] for s in plan["strata"]) and plan["trial_s"] is None
+        ran = checked(run("run", "m.onnx", *DATA, *words, "-o", f"{words[0][2:]}.db", "--json"), "run")
+        found = checked(run("report", f"{words[0][2:]}.db", "--json"), "report")
+        assert ran == {key: found[key] for key in ran}
+        assert ran["trials"] == ran["planned"] == plan["trials"] == sum(ran["outcomes"].values())
+        for trial in (1, plan["trials"]):
+            shown = checked(run("show", f"{words[0][2:]}.db", trial, "--json"), "show")
+            assert shown["trial"] == trial and shown["rows"][0]["trial"] == trial
+    exported = checked(run("show", "ber.db", 2, "--export", "f.onnx", "--json"), "show")
+    assert exported["output"] == "f.onnx" and Path("f.onnx").is_file()
+    cost = checked(run("plan", "m.onnx", *DATA[:4], *SINGLE, "-o", "p.jsonl", "--json"), "plan")
+    assert 0 < cost["trial_s"] < 10 and cost["output"] == "p.jsonl" and 0 < cost["margin"] < 0.3
+    merged = checked(run("merge", "all.db", "exhaustive.db", "--json"), "merge")
+    assert merged == {"store": "all.db", "trials": 43, "planned": 43, "merged": 1}
+
+
+def test_documents_of_a_detector_and_of_trials_that_do_not_run(run: Run, tiny: Path) -> None:
+    save(
+        tiny,
+        """net (float[N,4] x) => (float[N,3] y) <int64[2] index = {0, 1}, float[2,3] w = {1,2,3,4,5,6}>
+        { a = Gather<axis = 1>(x, index) y = MatMul(a, w) }""",
+    )
+    words = ("--include", "=index", "--single", "--trials", 20, "-o", "s.db")
+    checked(run("run", "g.onnx", *DATA, *words, "--json"), "run")
+    found = checked(run("report", "s.db", "--json"), "report")
+    assert found["outcomes"]["due"] > 10
+    trial = next(t for t in range(1, 21) if run("show", "s.db", t, "--json").json["result"]["cause"] == "error")
+    checked(run("show", "s.db", trial, "--json"), "show")
+    assert "DUE (error)" in run("show", "s.db", trial).out
+    save(
+        tiny,
+        "g (float[N,4] x) => (float[N,4] a, float[N,4] b) <float[4] w = {1,2,3,4}> { a = Mul(x, w) b = Add(a, w) }",
+    )
+    unlabelled = ("--data", "synthetic", *DATA[2:])
+    checked(run("run", "g.onnx", *unlabelled, "--output", "b", *SINGLE, "-o", "t.db", "--json"), "run")
+    text = run("report", "t.db").out
+    assert "golden: no labels, so rates say how often answers change, not how often they are wrong" in text
+    assert "synthetic inputs: how often real ones change may be something else" in text
+
+
+@pytest.mark.parametrize("verb", ["plan", "run", "report", "show", "merge"])
+def test_a_schema_refuses_what_is_not_described(run: Run, tiny: Path, verb: str) -> None:
+    run("run", "m.onnx", *DATA, *SINGLE, "-o", "s.db")
+    words: dict[str, tuple[Any, ...]] = {
+        "plan": ("m.onnx", *SINGLE), "run": ("m.onnx", *DATA, *SINGLE, "-o", "s.db"), "report": ("s.db",),
+        "show": ("s.db", 1), "merge": ("a.db", "s.db"),
+    }  # fmt: skip
+    found = checked(run(verb, *words[verb], "--json"), verb)
+    validator = Draft202012Validator(SCHEMAS[verb])
+    assert set(found) == set(SCHEMAS[verb]["properties"])
+    assert not validator.is_valid(found | {"more": 1})
+    for key in found:
+        assert not validator.is_valid({k: v for k, v in found.items() if k != key})
+        assert not validator.is_valid(found | {key: {"a": 1}})
+
+
+# Errors of the harness, a stop by hand, no terminal
+
+
+def test_errors_of_the_harness_are_counted(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(golden: Any, faulty: Any, labels: Any) -> float:
+        if not np.array_equal(golden, faulty):
+            raise ValueError("this metric raises")
+        return 0.0
+
+    monkeypatch.setattr(
+        "onnxfi.runtime.metrics.METRICS", {**METRICS, "changed": Metric("changed", breaks, unchanged=0.0, reshaped=1.0)}
+    )
+    ran = run("run", "m.onnx", *DATA, "--ber", "1e-4,1e-2", "--repeat", 10, "-o", "s.db")
+    assert ran.code == 3
+    (line,) = (line for line in ran.err.splitlines() if "harness, not in an outcome" in line)
+    count = int(re.findall(r"(\d+) trials ended in an error", line)[0])
+    assert 9 < count < 20 and "onnxfi show s.db TRIAL says why, the same command runs them again" in line
+    assert f"s.db: {20 - count} of 20 trials" in ran.out
+    assert f"{count} trials ended in an error of the harness and count in no rate; run again to repeat" in ran.err
+    shown = run("show", "s.db", 2).out
+    assert "not run yet" in shown and "the harness failed on it:" in shown and "ValueError: this metric raises" in shown
+    alone = run("run", "m.onnx", *DATA, "--ber", "1", "--repeat", 3, "-o", "t.db")
+    assert (alone.code, alone.out) == (3, "") and "3 trials ended in an error of the harness" in alone.err
+    monkeypatch.undo()
+    monkeypatch.chdir(tiny)
+    assert run("run", "m.onnx", *DATA, "--ber", "1", "--repeat", 3, "-o", "t.db").code == 0
+
+
+def test_ctrl_c_keeps_what_was_done(tiny: Path) -> None:
+    words = ["m.onnx", "--data", "d.npz", "--provider", "cpu", "--exhaustive", "--workers", "2", "-o", "s.db"]
+    process = subprocess.Popen([sys.executable, "-m", "onnxfi", "run", *words], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for _ in range(2000):
+        time.sleep(0.02)
+        try:
+            with Store.open("s.db") as opened:
+                if opened.count("results") > 20:
+                    break
+        except Exception:  # not there yet
+            assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "onnxfi: stopped; what was done is in s.db, the same command goes on from there" in said
+    assert "Traceback" not in said
+    with Store.open("s.db") as opened:
+        assert 20 < opened.count("results") < 1376
+    assert not Path("s.db-wal").exists()
+
+
+def test_a_line_now_and_then_where_there_is_no_terminal(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "_LINE_S", 0.0)
+    ran = run("run", "m.onnx", *DATA, *SINGLE, "-o", "s.db")
+    lines = [line for line in ran.err.splitlines() if "/s  " in line]
+    assert len(lines) == 25
+    assert re.fullmatch(
+        r"onnxfi: 25 of 25  \S+/s  0 s left  masked \S+ % \[\S+, \S+\]  sdc \S+ % \[\S+, \S+\]  due \S+ % \[\S+, \S+\]",
+        lines[-1],
+    )
+    found = report("s.db").everything
+    assert f"due {100 * found.outcomes['due'] / 25:.1f} % [" in lines[-1]
+
+
+def test_a_bar_on_a_terminal(tiny: Path) -> None:
+    pty = pytest.importorskip("pty")
+    master, slave = pty.openpty()
+    words = ["m.onnx", "--data", "d.npz", "--provider", "cpu", "--single", "--trials", "400", "--workers", "0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onnxfi", "run", *words, "-o", "s.db"], stdout=subprocess.DEVNULL, stderr=slave
+    )
+    import os
+
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(master, 4096)
+        except OSError:
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(master)
+    assert process.wait() == 0
+    assert re.search(rb"of 400  \S+/s  \S+ s left", shown), shown[-2000:]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("run m.onnx", "which trials? give --ber RATES, --single with --trials or --margin, --exhaustive, --mix PART"),
+        ("run m.onnx --ber 1e-3:1e-6", "ber '1e-3:1e-6': decades run from a smaller rate above 0 to a larger one"),
+        ("run m.onnx --ber 1e-3,1e-4", "ber 0.001, 0.0001 is out of order; give rising rates, each once"),
+        ("run m.onnx --ber x", "ber 'x' is no rate; write 1e-6, a list 1e-6,1e-5 or decades 1e-7:1e-3"),
+        ("run m.onnx --ber 1e-3 --repeat 0", "repeat 0 is out of range; give 1 or more"),
+        ("run m.onnx --single --margin 0", "margin 0.0 is out of range; give a share between 0 and 1, as 0.01"),
+        ("run m.onnx --single --margin -1", "margin -1.0 is out of range"),
+        ("run m.onnx --single --margin 0.1 --confidence 1", "confidence 1.0 is out of range"),
+        ("run m.onnx --single --margin 0.1 --confidence 99", "confidence 99.0 is out of range"),
+        ("run m.onnx --single", "single takes trials or margin"),
+        ("run m.onnx --single --trials 0", "trials 0 is out of range"),
+        ("run m.onnx --single --margin 0.1 --per layers", "'layers' is not one of 'network', 'layer'"),
+        ("run m.onnx --ber 1e-3 --margin 0.1", "margin says nothing with ber, only with single; leave it out"),
+        ("run m.onnx --ber 1e-3 --exhaustive", "exactly one of ber, single, exhaustive, faults, mix"),
+        ("run m.onnx --ber 1e-3 --seed -1", "seed -1 is out of range; give a whole number from 0 to 2**64 - 1"),
+        ("run m.onnx --ber 1e-3 --due crahs", "due 'crahs' is unknown; closest: 'crash'"),
+        ("run m.onnx --ber 1e-3 --fault filp", "unknown fault 'filp'; closest: 'flip'"),
+        ("run m.onnx --ber 1e-3 --include conv", "--include 'conv' matches nothing in this model"),
+        ("run m.onnx --ber 1e-3 --shard 3/2", "--shard '3/2' is not of the form I/N with I from 1 to N, as 1/3"),
+        ("run m.onnx --ber 1e-3 --provider-option x", "provider_option 'x' is out of range; give KEY=VALUE"),
+        ("run m.onnx --mix cuont:1", "unknown field 'cuont:1'"),
+        ("run m.onnx --ber 1e-3 --data none.npz", "no data at 'none.npz'"),
+        ("run m.onnx --ber 1e-3 -o none/s.db", "no folder 'none' to write 's.db' into; make it first"),
+        ("run m.onnx --ber 1e-3 -o .", "is a directory; give a file name"),
+        ("run m.onnx --ber 1e-3 -o m.onnx", "'m.onnx' is no store: file is not a database"),
+        ("run m.onnx --ber 1e-3 -o m.onnx --fresh", "'m.onnx' is no store: file is not a database"),
+        ("run none.onnx --ber 1e-3", "none.onnx"),
+        ("run none.yaml", "cannot read 'none.yaml'"),
+        ("run none.jsonl", "no fault list 'none.jsonl'"),
+        ("run bad.yaml", "bad.yaml, line 2, column 1: unknown field 'brr'; closest: 'ber'"),
+        ("run lost.jsonl", "lost.jsonl names the model 'gone.onnx', which is not here; use onnxfi run MODEL --faults"),
+        ("run p.jsonl --faults p.jsonl", "p.jsonl is a fault list itself; leave --faults out"),
+        ("run p.jsonl --seed 3", "seed says nothing with faults"),
+        ("plan m.onnx --ber 1e-3 -o none/p.jsonl", "no folder 'none'"),
+        ("plan m.onnx --ber 1e-3 --print-spec --json", "--print-spec goes with neither --out nor --json"),
+        ("report none.db", "no store 'none.db'; onnxfi run makes one"),
+        ("report m.onnx", "'m.onnx' is no store: file is not a database; give one that onnxfi run made"),
+        ("show none.db 1", "no store 'none.db'"),
+        ("show none.db 0", "0 is not in the range x>=1"),
+        ("merge out.db", "Missing argument 'IN"),
+        ("merge out.db none.db", "no store 'none.db'"),
+    ],
+)
+def test_bad_input(run: Run, tiny: Path, words: str, message: str) -> None:
+    (tiny / "bad.yaml").write_text("model: m.onnx\nbrr: 1e-3\n")
+    assert run("plan", "m.onnx", *SINGLE, "-o", "p.jsonl").code == 0
+    header, *lines = (tiny / "p.jsonl").read_text().splitlines()
+    lost = json.dumps(json.loads(header) | {"file": "gone.onnx"})
+    (tiny / "lost.jsonl").write_text("\n".join([lost, *lines]) + "\n")
+    before = {path: path.read_bytes() for path in tiny.iterdir()}
+    ran = run(*words.split())
+    assert (ran.code, ran.out) == (2, "")
+    assert message in ran.err
+    assert ran.err.startswith("onnxfi: error: ") and ran.err.count("\n") == 1
+    assert {path: path.read_bytes() for path in tiny.iterdir()} == before
+
+
+def test_labels_beyond_the_classes_are_told(run: Run, tiny: Path) -> None:
+    np.savez("d.npz", x=chance(5, 4), labels=[0, 1, 2, 3, 9])
+    ran = run("run", "m.onnx", *DATA, "--ber", "1e-3", "-o", "s.db")
+    assert ran.code == 2 and "labels go from 0 to 9, but the model scores 3 classes" in ran.err
+
+
+def test_two_runtimes_side_by_side_are_pointed_out(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxfi.runtime.engines.both_runtimes_warning", lambda: "both are installed; remove one")
+    assert "onnxfi: both are installed; remove one" in run("plan", "m.onnx", *SINGLE).err
+
+
+def test_a_plan_finds_its_model_beside_it(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tiny / "sub").mkdir()
+    shutil.copy("m.onnx", "sub/m.onnx")
+    run("plan", "sub/m.onnx", *SINGLE, "-o", "sub/p.jsonl")
+    (tiny / "m.onnx").unlink()
+    monkeypatch.chdir(tiny)
+    (tiny / "sub").rename(tiny / "moved")
+    assert run("run", "moved/p.jsonl", *DATA, "-o", "s.db").code == 0
+
+
+# Help
+
+
+def test_help_tells_every_field_and_verb(run: Run) -> None:
+    texts = run("run", "--help").out
+    for word in ("--ber", "--single", "--margin", "--per", "--mix", "--shard", "--fresh", "--workers", "--due"):
+        assert word in texts
+    assert texts.index("--ber") < texts.index("--include") < texts.index("--workers"), (
+        "what is asked first stands first"
+    )
+    whole = run("--help").out
+    for verb in VERBS:
+        assert re.search(rf"^  {verb} +\S", whole, re.M)
+
+
+def test_flags_have_the_defaults_of_the_fields() -> None:
+    from onnxfi.campaign.spec import Campaign
+
+    @click.command()
+    @campaign_options
+    def command(**given: Any) -> None:
+        found.update(given)
+
+    found: dict[str, Any] = {}
+    assert CliRunner().invoke(command, []).exit_code == 0
+    base = SimpleNamespace(**{**vars(Campaign("m", ber=1e-3)), "ber": None, "due": ",".join(Campaign("m", ber=1).due)})
+    assert found == {name: getattr(base, name) for name in found}
+    assert set(vars(Campaign("m", ber=1))) - set(found) == {"model"}
