@@ -10,10 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import onnxfi
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {
     "accuracy_over_ber.py": (["{models}/fashion_cnn.onnx", "{tmp}/few.npz"], "faulty top-1"),
+    "armed_file.py": (["{tmp}/armed.onnx"], "largest change"),
 }
+#: Files that an example is given.
+GIVEN = {"few.npz", "armed.onnx"}
 
 
 def test_every_example_is_run_here() -> None:
@@ -24,6 +29,7 @@ def test_every_example_is_run_here() -> None:
 def test_it_runs(name: str, tmp_path: Path) -> None:
     with np.load(ROOT / "models" / "fashion_test.npz") as images:
         np.savez(tmp_path / "few.npz", image=images["image"][:50], labels=images["labels"][:50])
+    onnxfi.instrument(onnxfi.load(ROOT / "models" / "fashion_cnn.onnx"), out=tmp_path / "armed.onnx")
     arguments, shown = EXAMPLES[name]
     places = {"models": ROOT / "models", "tmp": tmp_path}
     command = [sys.executable, str(ROOT / "examples" / name), *(a.format(**places) for a in arguments)]
@@ -31,4 +37,4 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, encoding="utf-8", check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert shown in done.stdout
-    assert [file.name for file in tmp_path.iterdir()] == ["few.npz"], "an example leaves files behind"
+    assert {file.name for file in tmp_path.iterdir()} == GIVEN, "an example leaves files behind"

@@ -108,7 +108,7 @@ class Measured:
             )
             return cls(
                 source, str(row["model"]), str(row["digest"]), dict(row["campaign"]), int(row["population"]),
-                str(row["unit"]), {str(k): v for k, v in row["golden"].items()}, int(row["samples"]),
+                str(row["unit"]), {str(k): float(v) for k, v in row["golden"].items()}, int(row["samples"]),
                 str(row["data"]), int(row["planned"]), int(row["trials"]), int(row["errors"]), each, rates,
             )  # fmt: skip
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):

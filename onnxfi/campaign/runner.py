@@ -142,7 +142,7 @@ def identity(bench: Bench, plan: Plan) -> dict[str, Any]:
 
 
 def _prepare(store: Store, bench: Bench, plan: Plan, progress: Progress | None) -> None:
-    """Keep what the campaign is, and every trial of it that is not there yet: all chance is spent before anything runs."""
+    """Keep what the campaign is, and its trials that are not there yet: all chance is spent before anything runs."""
     store.put(
         header=plan.header.line(),
         spec=print_spec(bench.campaign),

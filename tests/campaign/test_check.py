@@ -366,11 +366,15 @@ def test_a_baseline_that_is_none(here: Path) -> None:
     (here / "list.json").write_text("[]")
     (here / "report.json").write_text(json.dumps({"store": "s.db", "trials": 3, "rates": []}))
     (here / "deep.json").write_text("[" * 200_000)
+    whole = check("m.onnx", wanted).document()
+    (here / "text.json").write_text(json.dumps(whole | {"golden": {"top1": "high"}}))
+    (here / "short.json").write_text(json.dumps(whole | {"rates": []}))
+    assert check("m.onnx", wanted, baseline="short.json").findings[0].reason == "the baseline has no such rate"
     sqlite3.connect("other.db").execute("CREATE TABLE t (x)").connection.close()
     for name, said in (
         ("none.db", "cannot read the baseline"), (".", "cannot read the baseline"), ("list.json", "is no baseline; g"),
         ("report.json", "is no baseline"), ("m.onnx", "is no baseline"), ("deep.json", "is no baseline"),
-        ("other.db", "no store of onnxfi"), ("part.db", "is not complete: 1 of 40 trials"),
+        ("text.json", "is no baseline"), ("other.db", "no store of onnxfi"), ("part.db", "is not complete: 1 of 40 trials"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=said):
             check("m.onnx", wanted, baseline=name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -158,7 +157,7 @@ def test_a_metric_that_raises_is_no_outcome_and_its_trial_runs_again(
         assert (opened.count("errors"), opened.count("results")) == (len(failed), 24 - len(failed))
         assert "test_runner.py" in opened.trial(failed[0])["error"]
     monkeypatch.undo()
-    os.chdir(here)
+    monkeypatch.chdir(here)
     assert [r.trial for r in ran(campaign(), here / "s.db")] == failed
     assert tables(here / "s.db") == tables(here / "whole.db")
 

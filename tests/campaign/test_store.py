@@ -372,9 +372,7 @@ def test_a_store_that_cannot_be_written(here: Path, monkeypatch: pytest.MonkeyPa
         return connect(f"{Path(here / 's.db').as_uri()}?mode=ro", uri=True)
 
     monkeypatch.setattr(sqlite3, "connect", read_only)
-    with pytest.raises(
-        OutputError, match=r"cannot write .*s.db': attempt to write a readonly database; choose another place"
-    ):
+    with pytest.raises(OutputError, match=r"cannot write .*s.db': attempt to write a readonly database"):
         ran(campaign(single=True, trials=5), here / "s.db")
 
 
@@ -393,7 +391,7 @@ def test_a_full_disk_loses_nothing_that_was_written(here: Path, monkeypatch: pyt
     with pytest.raises(OutputError, match=r"the disk is full; .* holds what was done, the same command goes on"):
         ran(campaign(single=True, trials=400), here / "s.db")
     monkeypatch.undo()
-    os.chdir(here)
+    monkeypatch.chdir(here)
     done = counted(here / "s.db", "results")
     assert 0 < done < 400 and done % 20 == 0
     assert len(ran(campaign(single=True, trials=400), here / "s.db")) == 400 - done
