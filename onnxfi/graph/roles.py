@@ -146,8 +146,8 @@ def _linear(flow: Flow, node: Node) -> None:
         if node.op == "QuantizeLinear":
             if flow.word(value).is_float:
                 flow.notes.append(
-                    f"{shown(flow.name(value))} is stored as {flow.word(value).name} and quantised when the model runs; "
-                    f"onnxfi.graph.fold.fold_weight_quantize stores the integers"
+                    f"{shown(flow.name(value))} is stored as {flow.word(value).name} and quantised when the model "
+                    f"runs; onnxfi.graph.fold.fold_weight_quantize stores the integers"
                 )
             continue
         axis, block, name = _axis(flow, node, k, value), _attribute(node, "block_size", 0), "QOperator"
