@@ -276,6 +276,8 @@ def _check_place(model: Model, files: Sequence[Path]) -> None:
             continue
         if stat.S_ISDIR(status.st_mode):
             raise OutputError(f"the output {str(file)!r} is a directory; give a file name")
+        if not stat.S_ISREG(status.st_mode):  # a rename would put a file in place of a device or a pipe
+            raise OutputError(f"the output {str(file)!r} is a device or pipe; give the name of a file")
         if any(source.stamp[:2] == (status.st_dev, status.st_ino) for source in model.sources):
             raise OutputError(f"the output {str(file)!r} is the input itself; give another name with -o")
     if not os.access(folder, os.W_OK):

@@ -50,6 +50,7 @@ EXAMPLES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "dtype": (("float32", "int8"), ["--dtype", "float32", "--dtype", "int8"], SWEEP),
     "bits": ("30", ["--bits", "30"], SWEEP),
     "elements": ("1:30", ["--elements", "1:30"], SWEEP),
+    "role": (("weight", "scale"), ["--role", "weight", "--role", "scale"], SWEEP),
     "seed": ((1 << 64) - 1, ["--seed", str((1 << 64) - 1)], SWEEP),
     "preprocess": ("p.yaml", ["--preprocess", "p.yaml"], SWEEP),
     "samples": (5, ["--samples", "5"], SWEEP),

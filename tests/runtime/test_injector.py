@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -444,3 +445,12 @@ assert "onnxruntime" not in sys.modules
 def test_a_name_that_does_not_exist() -> None:
     with pytest.raises(AttributeError, match="no attribute 'injekt'"):
         _ = onnxfi.injekt  # type: ignore[attr-defined]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    model, pipe = onnxfi.load("models/fashion_cnn.onnx"), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(onnxfi.InputError, match="is a device or pipe; give the name of a file"):
+        onnxfi.inject(model, onnxfi.sample(model, count=1), pipe)
+    assert pipe.is_fifo() and [file.name for file in tmp_path.iterdir()] == ["pipe"]
