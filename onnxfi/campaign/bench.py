@@ -72,16 +72,30 @@ class Bench:
         It runs twice, on the model as it lies and through the door of every trial; `kept` are scores that stand for the
         first run if the second agrees. CampaignError where the two runs differ.
         """
-        c = self.campaign
         begun = time.perf_counter()
-        second = self.scores(self._session(Edits()))
+        second = self.golden_again().scores
         golden_s = time.perf_counter() - begun
-        first = self.scores(c.engine().prepare(c.model)) if kept is None or _differ(kept, second) else kept
+        first = kept
+        if first is None or _differ(first, second):
+            first = self.scores(self.campaign.engine().prepare(self.campaign.model))
         if _differ(first, second):
             raise CampaignError(
                 "two golden runs differ, so no trial could be told from chance; use --threads 1, or another --provider"
             )
-        return Golden.of(first, self.data.labels, self.output, c.scores, c.tolerance, c.due), golden_s
+        return self._golden(first), golden_s
+
+    def golden_again(self) -> Golden:
+        """One golden run through the door of every trial: what a worker holds against the first."""
+        try:
+            return self._golden(self.scores(self._session(Edits())))
+        except EngineError as error:
+            if self.data.synthetic:
+                raise EngineError(f"{error}; these are synthetic inputs, give real ones with --data") from None
+            raise
+
+    def _golden(self, scores: Array) -> Golden:
+        c = self.campaign
+        return Golden.of(scores, self.data.labels, self.output, c.scores, c.tolerance, c.due)
 
     def _session(self, change: Edits) -> Session:
         """A session of the model with this change; the files stay as they are."""

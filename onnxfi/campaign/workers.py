@@ -75,7 +75,7 @@ def _one(bench: Bench, golden: Golden, header: Header, task: Task) -> Result:
 def _opened(job: Job) -> tuple[Bench, Golden, Header]:
     """A worker's bench: opened with its first task, and kept."""
     bench = Bench.open(job.campaign)
-    golden, _ = bench.golden()
+    golden = bench.golden_again()
     if digest(golden) != job.golden:
         raise CampaignError("a worker has another golden run: its runtime or machine is not the same")
     return bench, golden, Header.parse(job.header, "the plan")

@@ -32,11 +32,11 @@ _TRIALS = (
     click.option("--faults", metavar="FILE", help="Replay a fault list, trial by trial."),
     click.option("--mix", multiple=True, metavar="PART", help="Several draws in each trial: 'fault: flip, ber: 1e-6, include: conv'. Repeatable."),
     click.option("--fault", default="flip", show_default=True, metavar="FAULT", help="What happens at a site, as in onnxfi inject."),
-    click.option("--seed", type=int, default=0, metavar="N", show_default="0", help="The seed of every draw."),
+    click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="The seed of every draw."),
 )  # fmt: skip
 _JUDGE = (
     click.option("--scores", type=click.Choice(["auto", "logits", "probabilities", "counts"]), metavar="KIND", default="auto", show_default=True, help="What the scored output holds, for score shifts: auto, logits, probabilities or counts."),
-    click.option("--tolerance", type=float, default=0.0, metavar="T", show_default="0", help="An output this near golden's is masked."),
+    click.option("--tolerance", type=float, default=0.0, metavar="T", show_default=True, help="An output this near golden's is masked."),
     click.option("--due", default="error,timeout,crash,memory,nonfinite", metavar="CAUSES", help="What counts as DUE, by comma (default: error,timeout,crash,memory,nonfinite)."),
 )  # fmt: skip
 

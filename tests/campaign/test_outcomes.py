@@ -158,6 +158,14 @@ def test_classes_of_probabilities(faulty: list[float], outcome: str, name: str) 
     assert (found.outcome, classes(found)) == (outcome, {name: 1.0})
 
 
+@pytest.mark.parametrize(
+    ("count", "name"),
+    [(20, "fully_masked"), (19.5, "sdc_0_5"), (19, "sdc_5_10"), (21, "sdc_5_10"), (18, "sdc_10_20"), (16, "sdc_20")],
+)
+def test_edges_of_the_shifts_belong_to_the_graver_class(count: float, name: str) -> None:
+    assert classes(verdict([[20, 3, 1]], [[count, 3, 2]], kind="counts")) == {name: 1.0}
+
+
 def test_the_bits_count_not_the_numbers() -> None:
     assert verdict([[0.0, 1.0]], [[-0.0, 1.0]]).outcome == "sdc"
     assert verdict([[0.0, 1.0]], [[-0.0, 1.0]], tolerance=1e-9).outcome == "masked"

@@ -88,6 +88,12 @@ def test_golden_goes_through_the_door_of_the_trials(here: Path, monkeypatch: pyt
     assert prepared == [str, bytes, str], "opened, as a trial is, and as the file lies"
 
 
+def test_golden_that_does_not_run_on_made_up_inputs_asks_for_real_ones(here: Path) -> None:
+    save(here, "g (float[N,M] x) => (float[N,M] y) <float[7] w = {1,2,3,4,5,6,7}> { y = Mul(x, w) }")
+    with pytest.raises(EngineError, match="these are synthetic inputs, give real ones with --data"):
+        run(campaign(model="g.onnx", data=None), here / "s.db")
+
+
 def test_kept_scores_stand_for_the_first_run_only_where_they_agree(here: Path) -> None:
     bench = Bench.open(campaign())
     golden, seconds = bench.golden()

@@ -246,6 +246,14 @@ def test_documents_of_a_detector_and_of_trials_that_do_not_run(run: Run, tiny: P
     assert "synthetic inputs: how often real ones change may be something else" in text
 
 
+def test_a_trial_of_a_quantised_model_tells_the_real_numbers(run: Run, tiny: Path, models: Path) -> None:
+    model, data = models / "fashion_cnn_int8_qdq.onnx", models / "fashion_test.npz"
+    words = ("--samples", 20, "--role", "weight", "--single", "--trials", 3, "-o", "q.db", "--provider", "cpu")
+    assert run("run", model, "--data", data, *words, "--workers", 0).code == 0
+    (row,) = checked(run("show", "q.db", 1, "--json"), "show")["rows"]
+    assert row["before_real"] != row["after_real"] and row["before_value"] != row["after_value"]
+
+
 @pytest.mark.parametrize("verb", ["plan", "run", "report", "show", "merge"])
 def test_a_schema_refuses_what_is_not_described(run: Run, tiny: Path, verb: str) -> None:
     run("run", "m.onnx", *DATA, *SINGLE, "-o", "s.db")
