@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -185,19 +186,20 @@ def _prove(store: Store, bench: Bench, plan: Plan, golden: Golden, golden_s: flo
         store.put(canary=bench.canary([target for target in plan.targets if target.size]))
 
 
-def _kept(store: Store, stream: Iterator[Result]) -> Generator[Result, None, None]:
+def _kept(store: Store, stream: Generator[Result, None, None]) -> Generator[Result, None, None]:
     """The results of a stream, written in batches and handed on."""
     waiting: list[Result] = []
     written = time.monotonic()
-    try:
-        for result in stream:
-            waiting.append(result)
-            if time.monotonic() - written > _WRITE_EVERY_S or len(waiting) >= _WRITE_EVERY:
-                store.add(waiting)
-                waiting, written = [], time.monotonic()
-            yield result
-    finally:
-        store.add(waiting)
+    with closing(stream):
+        try:
+            for result in stream:
+                waiting.append(result)
+                if time.monotonic() - written > _WRITE_EVERY_S or len(waiting) >= _WRITE_EVERY:
+                    store.add(waiting)
+                    waiting, written = [], time.monotonic()
+                yield result
+        finally:
+            store.add(waiting)
 
 
 def plan(campaign: Campaign) -> tuple[Plan, float | None]:

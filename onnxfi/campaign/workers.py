@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +26,7 @@ from onnxfi.faults.faultlist import Header
 
 #: A trial's number and its lines.
 Task = tuple[int, str]
+Results = Generator[Result, None, None]
 _MOST_TRIALS_A_TASK = 16
 _TASK_S = 0.5
 
@@ -55,7 +56,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_here(bench: Bench, golden: Golden, header: Header, pending: Iterator[Task]) -> Iterator[Result]:
+def run_here(bench: Bench, golden: Golden, header: Header, pending: Iterator[Task]) -> Results:
     """Run trials in this process: a fault that kills or hangs the runtime does so to this process."""
     for task in pending:
         yield _one(bench, golden, header, task)
@@ -120,20 +121,23 @@ def processes(size: int) -> Executor:
 
 def run_pooled(
     job: Job, golden: Golden, pending: Iterator[Task], workers: int, pool: Callable[[int], Executor] = processes
-) -> Iterator[Result]:
+) -> Results:
     """Run trials in so many workers, in the order in which they come back."""
     suspects: list[Task] = []
-    more = True
-    while more:
-        more = False
+    broken = True
+    while broken:
+        broken, came = False, 0
         try:
             for result, task in _stream(job, pending, workers, pool, suspects):
+                came += 1
                 if result.cause == "memory":
                     suspects.append(task)
                 else:
                     yield result
         except BrokenExecutor:
-            more = True
+            broken = True
+            if not came:  # is it the trials, or does no worker live at all?
+                _ready(job, pool).shutdown()
     yield from _alone(job, golden, suspects, pool)
 
 
@@ -162,32 +166,38 @@ def _stream(
         crew.shutdown(wait=False, cancel_futures=True)
 
 
-def _alone(job: Job, golden: Golden, suspects: list[Task], pool: Callable[[int], Executor]) -> Iterator[Result]:
+def _alone(job: Job, golden: Golden, suspects: list[Task], pool: Callable[[int], Executor]) -> Results:
     """Each suspect once more, one at a time; what ends badly in a worker that others have used, in a fresh one."""
     crew: Executor | None = None
-    fresh = True
-    for task in suspects:
-        while True:
-            crew = crew or _ready(job, pool)
-            begun = time.perf_counter()
-            try:
-                [result] = crew.submit(work, job, [task]).result()
-            except BrokenExecutor:
-                seconds = time.perf_counter() - begun
-                cause = "timeout" if job.timeout_s is not None and seconds >= job.timeout_s else "crash"
-                found = failed(golden, cause)
-                result = Result(task[0], found.outcome, cause, found.metrics, seconds, found.changed)
-            bad = result.cause in ("timeout", "crash", "memory")
-            if fresh or not bad:
-                yield result
-            fresh_before, fresh = fresh, bad
-            if bad:
-                crew.shutdown(wait=False)
-                crew = None
-            if fresh_before or not bad:
-                break
-    if crew is not None:
-        crew.shutdown()
+    try:
+        for task in suspects:
+            for _ in range(2):
+                fresh = crew is None
+                crew = crew or _ready(job, pool)
+                result = _once(job, golden, task, crew)
+                bad = result.cause in ("timeout", "crash", "memory")
+                if bad:
+                    crew.shutdown(wait=False)
+                    crew = None
+                if fresh or not bad:
+                    yield result
+                    break
+    finally:
+        if crew is not None:
+            crew.shutdown(wait=False)
+
+
+def _once(job: Job, golden: Golden, task: Task, crew: Executor) -> Result:
+    """A trial in a worker that does nothing else; what it is where the worker dies."""
+    begun = time.perf_counter()
+    try:
+        [result] = crew.submit(work, job, [task]).result()
+        return result
+    except BrokenExecutor:
+        seconds = time.perf_counter() - begun
+        cause = "timeout" if job.timeout_s is not None and seconds >= job.timeout_s else "crash"
+        found = failed(golden, cause)
+        return Result(task[0], found.outcome, cause, found.metrics, seconds, found.changed)
 
 
 def _ready(job: Job, pool: Callable[[int], Executor]) -> Executor:

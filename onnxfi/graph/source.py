@@ -11,6 +11,7 @@ from pathlib import Path
 from onnxfi.errors import ModelError
 
 Read = Callable[[int, int], bytes]
+Fill = Callable[[int, memoryview], None]
 _LONGEST_NAME = 200
 
 
@@ -54,32 +55,49 @@ class Source:
         return cls(None, data, len(data))
 
     @contextmanager
-    def reading(self) -> Iterator[Read]:
-        """A function `read(start, end)` on the bytes; ModelError where the file changed since it was opened."""
+    def filling(self) -> Iterator[Fill]:
+        """A function `fill(start, buffer)` that reads into a buffer; ModelError where the file changed meanwhile."""
         path = self.path
         if path is None:
-            data = self.data or b""
-            yield lambda start, end: data[start:end]
+            data = memoryview(self.data or b"")
+
+            def copy(start: int, buffer: memoryview) -> None:
+                buffer[:] = data[start : start + len(buffer)]
+
+            yield copy
             return
         try:
             with path.open("rb", buffering=0) as stream:
                 if _stamp(os.fstat(stream.fileno())) != self.stamp:
                     raise ModelError(f"{shown(path)} changed while it was being read; try again")
 
-                def read(start: int, end: int) -> bytes:
-                    stream.seek(start)
-                    parts = []
-                    while start < end:
-                        part = stream.read(end - start)
-                        if not part:
+                def fill(start: int, buffer: memoryview) -> None:
+                    end = stream.seek(start) + len(buffer)
+                    while buffer:
+                        size = stream.readinto(buffer)
+                        if not size:
                             raise ModelError(f"{shown(path)} ends before byte {end}; it was cut while being read")
-                        parts.append(part)
-                        start += len(part)
-                    return parts[0] if len(parts) == 1 else b"".join(parts)
+                        buffer = buffer[size:]
 
-                yield read
+                yield fill
         except OSError as error:
             raise ModelError(f"cannot read {shown(path)}: {error.strerror}") from None
+
+    @contextmanager
+    def reading(self) -> Iterator[Read]:
+        """A function `read(start, end)` on the bytes; else as `filling`."""
+        if self.path is None:
+            data = self.data or b""
+            yield lambda start, end: data[start:end]
+            return
+        with self.filling() as fill:
+
+            def read(start: int, end: int) -> bytes:
+                buffer = bytearray(end - start)
+                fill(start, memoryview(buffer))
+                return bytes(buffer)
+
+            yield read
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:

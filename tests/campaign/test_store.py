@@ -427,6 +427,7 @@ def test_fresh_moves_the_old_store_aside(here: Path) -> None:
     (here / "s.db.old-wal").write_text("its journal")
     ran(campaign(single=True, trials=4, seed=1), here / "s.db", fresh=True)
     assert tables(here / "s.db.old") == old
+    assert not (here / "s.db.old-wal").exists(), "a journal of an older store is no part of this one"
     assert counted(here / "s.db", "results") == 4
     assert set_aside(here / "none.db") is None
 

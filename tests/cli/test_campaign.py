@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -300,7 +301,9 @@ def test_errors_of_the_harness_are_counted(run: Run, tiny: Path, monkeypatch: py
 
 def test_ctrl_c_keeps_what_was_done(tiny: Path) -> None:
     words = ["m.onnx", "--data", "d.npz", "--provider", "cpu", "--exhaustive", "--workers", "2", "-o", "s.db"]
-    process = subprocess.Popen([sys.executable, "-m", "onnxfi", "run", *words], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onnxfi", "run", *words], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stderr is not None
     for _ in range(2000):
         time.sleep(0.02)
@@ -310,7 +313,7 @@ def test_ctrl_c_keeps_what_was_done(tiny: Path) -> None:
                     break
         except Exception:  # not there yet
             assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "onnxfi: stopped; what was done is in s.db, the same command goes on from there" in said
@@ -340,8 +343,6 @@ def test_a_bar_on_a_terminal(tiny: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "onnxfi", "run", *words, "-o", "s.db"], stdout=subprocess.DEVNULL, stderr=slave
     )
-    import os
-
     os.close(slave)
     shown = b""
     while True:

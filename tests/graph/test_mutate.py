@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -623,11 +622,6 @@ def test_the_words_of_a_large_tensor_are_the_same_picked_or_read_one_by_one() ->
     assert held.words(target, dense).tolist() == words[::7]
     few = np.array([0, 1, len(words) - 1, 2_097_152, 2_097_151])
     assert held.words(target, few).tolist() == [words[k] for k in few]
-
-
-def test_memory_of_this_process_is_measured_in_kilobytes() -> None:
-    # What the limits of this file stand on: ru_maxrss counts kilobytes here.
-    assert 10_000 < resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 64_000_000
 
 
 def test_what_a_model_is_called_in_messages(simple: Path) -> None:
