@@ -40,7 +40,7 @@ OURS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 PAGES = [*OURS, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "models").glob("*.md"))]
 #: The README's two commands make environments and run these tests: here stand what they do in the end.
 STAND_INS = {
-    "bash scripts/demo.sh": "python examples/accuracy_over_ber.py",
+    "bash scripts/demo.sh": "python examples/accuracy_over_ber.py models/fashion_cnn.onnx models/fashion_test.npz",
     "bash scripts/test.sh": "test -f scripts/test.sh",
 }
 _NUMBER = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?|-?\d+e[+-]?\d+|\d+(?= ?%)")

@@ -260,7 +260,7 @@ def _replay(campaign: Campaign, model: Model) -> Plan:
 def write_plan(made: Plan, out: str | Path, *, progress: Progress | None = None) -> None:
     """Write a plan as a fault list file, trial by trial; OutputError where the place cannot be written."""
     file = Path(out)
-    check_place(made.model, [file])
+    check_place(made.model, [file], copy=False)
     with temporary([file]) as (stream,):
         stream.write((made.header.line() + "\n").encode())
         for number, planned in enumerate(made.trials(), 1):

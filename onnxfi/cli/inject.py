@@ -111,8 +111,9 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     else:
         drawn = _drawn(opened, given)
         if given["data"] is not None:  # golden comes first: what does not run or fit is said before anything is written
-            for place in filter(None, (out, given["save_faults"])):
-                check_place(opened, [place])
+            check_place(opened, [out])
+            if given["save_faults"]:
+                check_place(opened, [given["save_faults"]], copy=False)
             how = options.engine(given)
             fed = options.data(given, opened, how)
             with progress("golden") as tell:
@@ -214,12 +215,12 @@ def _print(
         f"population {count(header.population, header.unit)}, expected {drawn.expected:,.2f} faults, drawn {drawn.drawn:,}{spread}"
     )
     rows = [
-        (layer, r["targets"], f"{r['bits']:,}", f"{r['faults']:,}", f"{r['changed']:,}")
+        (layer, r["targets"], f"{r['population']:,}", f"{r['faults']:,}", f"{r['changed']:,}")
         for layer, r in drawn.by_layer().items()
         if r["faults"]
     ]
     if rows:
-        table("By layer", ("Layer", ">Targets", ">Bits", ">Faults", ">Words changed"), rows)
+        table("By layer", ("Layer", ">Targets", f">{header.unit.capitalize()}s", ">Faults", ">Words changed"), rows)
     largest = [
         (f.site, f.fault, change(fault_row(drawn.trial, f)), f"{f.before:#x} → {f.after:#x}") for f in drawn.largest()
     ]

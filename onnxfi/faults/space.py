@@ -197,6 +197,8 @@ class Selector:
         Raises SelectorError where nothing is left, naming the closest.
         """
         model = model or Flip()
+        if "" in (*self.include, *self.exclude, *self.op):
+            raise SelectorError("an empty selector fits everything; leave it out, or name what is meant")
         for dtype in self.dtype:
             if dtype not in WORDS:
                 raise SelectorError(f"unknown number format {dtype!r}{closest(dtype, WORDS)}")

@@ -7,6 +7,7 @@ allowed, lengths checked before memory is taken.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from onnxfi.graph.wire import Record, numbers_in, scan, text, token
 if TYPE_CHECKING:
     import onnx
 
+_LOG = logging.getLogger(__name__)
 _CHUNK = 1 << 22
 _MOST_NOTES = 20
 
@@ -172,9 +174,11 @@ def load(model: str | Path | bytes | onnx.ModelProto, *, allow_links: bool = Fal
     else:
         source = Source.memory(_serialised(model))
     try:
-        return _opened(source, allow_links)
+        opened = _opened(source, allow_links)
     except ModelError as error:
         raise ModelError(f"{shown(source.path) if source.path else 'the model'}: {error}") from None
+    _LOG.info("opened %s: %d targets, %d files", opened.name, len(opened.targets), len(opened.sources))
+    return opened
 
 
 def _serialised(model: onnx.ModelProto) -> bytes:
@@ -239,6 +243,8 @@ def _version_notes(proto: onnx.ModelProto) -> Iterable[str]:
         yield f"IR version {proto.ir_version} is newer than the {onnx.IR_VERSION} that onnx {onnx.__version__} knows"
     newest = onnx.defs.onnx_opset_version()
     opsets = [o for o in proto.opset_import if o.domain in ("", "ai.onnx")]
+    if not opsets and any(node.domain in ("", "ai.onnx") for node in proto.graph.node):
+        yield "no default opset is imported, though operators of it are used; most runtimes refuse such a file"
     if len(opsets) > 1:
         yield f"the default opset is imported {len(opsets)} times: {', '.join(str(o.version) for o in opsets)}"
     for opset in opsets:

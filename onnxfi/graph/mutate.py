@@ -262,16 +262,19 @@ def _put(stream: IO[bytes], piece: Any) -> None:
     stream.write(view[done:])
 
 
-def check_place(model: Model, files: Sequence[Path]) -> None:
-    """Refuse an output that is one of the inputs, in a folder that is not there, a directory, or too large."""
+def check_place(model: Model, files: Sequence[Path], *, copy: bool = True) -> None:
+    """Refuse an output that is one of the inputs, in a folder that is not there, a directory, or a device.
+
+    Where a `copy` of the model is written, also one for which the disk has no room.
+    """
     try:
-        _check_place(model, files)
+        _check_place(model, files, sum(_on_disk(source) for source in model.sources) if copy else 0)
     except (OSError, ValueError) as error:  # a name that the system does not take, as one that is too long
         what = error.strerror if isinstance(error, OSError) else str(error)
         raise OutputError(f"the output {str(files[0])!r} cannot be written: {what}") from None
 
 
-def _check_place(model: Model, files: Sequence[Path]) -> None:
+def _check_place(model: Model, files: Sequence[Path], needed: int) -> None:
     folder = files[0].parent
     if not folder.is_dir():
         raise OutputError(f"no folder {str(folder)!r} to write {files[0].name!r} into; make it first")
@@ -288,7 +291,6 @@ def _check_place(model: Model, files: Sequence[Path]) -> None:
             raise OutputError(f"the output {str(file)!r} is the input itself; give another name with -o")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"the folder {str(folder)!r} cannot be written; choose another with -o")
-    needed = sum(_on_disk(source) for source in model.sources)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(f"the disk is full: {needed:,} bytes are needed in {str(folder)!r}, {free:,} are free")

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import importlib.metadata
 import io
+import logging
 import math
 import os
 import re
@@ -46,6 +47,7 @@ __all__ = [
     "no_cuda",
 ]
 
+_LOG = logging.getLogger(__name__)
 _LEVELS = {
     "all": "ORT_ENABLE_ALL",
     "extended": "ORT_ENABLE_EXTENDED",
@@ -158,6 +160,7 @@ class OrtEngine:
         except Exception as error:
             raise EngineError(f"ONNX Runtime refuses the model under {name}: {one_line(error)}") from error
         used = session.get_providers()[0]
+        _LOG.info("session under %s, optimization %s, threads %d", used, self.optimization, self.threads)
         if used != name:
             raise EngineError(f"provider {self.provider!r} did not load: {_why_missing(ort, name)}")
         return OrtSession.over(session, used, int(dict(self.provider_options).get("device_id", "0")))

@@ -37,20 +37,23 @@ class Sample:
         return self.faults.events
 
     def by_layer(self) -> dict[str, dict[str, int]]:
-        """Faults and changed words by layer, in file order; targets and bits are those of the selection."""
+        """Faults and changed words by layer, in file order; targets and population are those of the selection."""
         table: dict[str, dict[str, int]] = {}
-        counts = np.bincount(self.faults.sites.target, minlength=len(self.faults.targets))
+        selector, targets = self.header.selector, self.faults.targets
+        counts = np.bincount(self.faults.sites.target, minlength=len(targets)).tolist()
         before, after = self.faults.before, self.faults.after
         moved = before != after if before is not None and after is not None else np.zeros(len(self.faults), bool)
-        changed = np.bincount(self.faults.sites.target[moved], minlength=len(self.faults.targets))
-        for target, struck, differ in zip(self.faults.targets, counts.tolist(), changed.tolist(), strict=True):
-            if not (struck or self.header.selector.keeps(target)):
-                continue
-            row = table.setdefault(target.layer, {"targets": 0, "bits": 0, "faults": 0, "changed": 0})
-            row["targets"] += 1
-            row["bits"] += target.bits
-            row["faults"] += struck
-            row["changed"] += differ
+        changed = np.bincount(self.faults.sites.target[moved], minlength=len(targets)).tolist()
+        kept = [t for t, struck in zip(targets, counts, strict=True) if struck or selector.keeps(t)]
+        space = FaultSpace.over(kept, fault_model(self.header.fault), bits=selector.bits, elements=selector.elements)
+        sizes = {t.id: size for t, size in zip(space.targets, space.sizes, strict=True)}
+        for target, struck, differ in zip(targets, counts, changed, strict=True):
+            if struck or target.id in sizes:
+                row = table.setdefault(target.layer, {"targets": 0, "population": 0, "faults": 0, "changed": 0})
+                row["targets"] += 1
+                row["population"] += sizes.get(target.id, 0)
+                row["faults"] += struck
+                row["changed"] += differ
         return table
 
     def largest(self, most: int = 5) -> list[Any]:
@@ -161,7 +164,7 @@ def inject(
     if save_faults is None:
         return _injection(drawn, write(model, change, _path(out), progress=progress))
     listed = Path(save_faults)
-    check_place(model, [listed])
+    check_place(model, [listed], copy=False)
     if out is not None and listed.resolve() in [file.resolve() for file in _files(model, Path(out))]:
         raise OutputError(f"the fault list and the faulty model cannot both be {str(listed)!r}; name another")
     with temporary([listed]) as (stream,):

@@ -507,6 +507,14 @@ def test_a_full_disk_is_known_beforehand(run: Run, shared: Path, monkeypatch: py
     refused(run, shared, ["inject", "m.onnx", "--count", 1], ["disk is full", "10 are free"])
 
 
+def test_a_fault_list_asks_for_no_room_for_a_model(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage, lists = shutil.disk_usage(place), place / "lists"
+    lists.mkdir()
+    monkeypatch.setattr(shutil, "disk_usage", lambda at: usage._replace(free=10) if Path(at).name == "lists" else usage)
+    run("inject", "m.onnx", "--count", 1, "-o", "room.onnx", "--save-faults", lists / "f.jsonl")
+    assert (lists / "f.jsonl").exists()
+
+
 def test_a_folder_that_cannot_be_written(run: Run, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
     refused(run, shared, ["inject", "m.onnx", "--count", 1], ["the folder '.' cannot be written", "-o"])

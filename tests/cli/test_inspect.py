@@ -359,3 +359,14 @@ def test_the_log_level_tells_where_an_error_was_found(here: Path) -> None:
     ran = command("inspect", "no.onnx", capture_output=True, cwd=here, env={**os.environ, "ONNXFI_LOG_LEVEL": "debug"})
     assert ran.returncode == 2
     assert b"Traceback" in ran.stderr and ran.stderr.splitlines()[-1].startswith(b"onnxfi: error: ")
+
+
+def test_the_log_level_tells_what_was_opened(models: Path, here: Path) -> None:
+    ran = command(
+        "inspect",
+        models / "fashion_cnn.onnx",
+        capture_output=True,
+        cwd=here,
+        env={**os.environ, "ONNXFI_LOG_LEVEL": "info"},
+    )
+    assert ran.returncode == 0 and b"fashion_cnn.onnx: 9 targets, 1 files" in ran.stderr

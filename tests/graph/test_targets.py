@@ -575,6 +575,12 @@ def test_versions_newer_than_onnx_knows_are_noted_and_not_refused() -> None:
     assert "the default opset is imported 2 times: 9999, 9998" in text
 
 
+def test_a_file_without_an_opset_is_noted_and_not_refused() -> None:
+    held = model([node("Mul", ["x", "w"])], [floats("w", 1)])
+    del held.opset_import[:]
+    assert any("no default opset is imported" in text for text in load(held).notes)
+
+
 def test_training_graphs_are_kept_and_not_struck() -> None:
     held = model([node("Mul", ["x", "w"])], [floats("w", 1)])
     held.training_info.add().algorithm.CopyFrom(graph([node("Sub", ["w", "step"])], [floats("step", 1)]))
