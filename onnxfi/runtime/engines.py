@@ -158,7 +158,8 @@ class OrtEngine:
         try:
             session = self._load(ort, model, options, name)
         except Exception as error:
-            raise EngineError(f"ONNX Runtime refuses the model under {name}: {one_line(error)}") from error
+            own = "; --custom-ops names the library that has it" if "not a registered function/op" in str(error) else ""
+            raise EngineError(f"ONNX Runtime refuses the model under {name}: {one_line(error)}{own}") from error
         used = session.get_providers()[0]
         _LOG.info("session under %s, optimization %s, threads %d", used, self.optimization, self.threads)
         if used != name:

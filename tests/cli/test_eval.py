@@ -196,3 +196,24 @@ def test_a_fetched_model_with_states_and_a_scalar_runs_on_given_data(run: Run, h
     np.savez("d.npz", input=sound, state=np.zeros((2, 4, 128), np.float32), sr=np.array(16000))
     ran = run("eval", path, "--data", "d.npz", "--batch", 4, "--json")
     assert ran.json["golden"] == {"nonfinite": 0.0}
+
+
+def test_a_model_that_needs_a_library_of_operators(run: Run, here: Path) -> None:
+    library = pytest.importorskip("onnxruntime_extensions").get_library_path()
+    text = """<ir_version: 9, opset_import: ["": 18, "ai.onnx.contrib": 1]>
+        g (float[N,3] x) => (float[N,3] y) <float[3,3] w = {1,2,3,4,5,6,7,8,9}> {
+            z = MatMul(x, w)
+            negative, positive = ai.onnx.contrib.NegPos(z)
+            y = Sub(positive, negative)
+        }"""
+    onnx.save(onnx.parser.parse_model(text), "m.onnx")
+    np.savez("d.npz", x=np.eye(3, dtype=np.float32), labels=[2, 2, 0])
+    words = ["--data", "d.npz", "--provider", "cpu", "--json"]
+    refused = run("eval", "m.onnx", *words)
+    assert refused.code == 2
+    assert "NegPos(-1) is not a registered function/op; --custom-ops names the library" in refused.err
+    assert run("eval", "m.onnx", *words, "--custom-ops", library).json["golden"]["top1"] == pytest.approx(2 / 3)
+    found = run("inject", "m.onnx", "--site", "w[8]", "--fault", "set:value=-99", *words, "--custom-ops", library).json
+    assert found["faulty"]["max_abs"] == 90.0 and found["faulty"]["sdc1"] == 0.0
+    found = run("run", "m.onnx", "--exhaustive", "--bits", "31", "--custom-ops", library, *words).json
+    assert found["trials"] == 9
