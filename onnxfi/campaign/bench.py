@@ -6,8 +6,9 @@ import hashlib
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -120,20 +121,37 @@ class Bench:
         try:
             return judge(golden, self.scores(self.struck(faults)))
         except (EngineError, MemoryError) as error:
-            memory = isinstance(error, MemoryError) or _MEMORY.search(str(error))
-            return failed(golden, "memory" if memory else "error")
+            return failed(golden, "memory" if out_of_memory(error) else "error")
 
-    def canary(self, targets: Sequence[Target]) -> dict[str, Any]:
-        """Set a whole tensor, one after the other, until a change is seen; CampaignError where none is."""
-        golden, unseen = self.scores(self._session(Edits()), batches=1), list[str]()
+    @property
+    def loops(self) -> bool:
+        """Whether the model has a loop, which a fault may keep from ending."""
+        proto = self.model.proto
+        return _loops(proto.graph.node) or any(_loops(function.node) for function in proto.functions)
+
+    @cached_property
+    def _first(self) -> Array:
+        """Golden's scores over the first batch."""
+        return self.scores(self._session(Edits()), batches=1)
+
+    def notices(self, target: Target) -> bool:
+        """Whether a canary, a whole tensor set, changes an answer."""
+        n = min(target.size, _CANARY_ELEMENTS)
+        sites = Sites(np.zeros(n, np.int64), np.arange(n, dtype=np.int64), np.full(n, -1, np.int16))
+        golden = self._first
+        try:
+            return _differ(self.scores(self.struck(Faults((target,), sites, (_Canary(),))), batches=1), golden)
+        except (EngineError, MemoryError):
+            return True
+
+    def canary(self, targets: Sequence[Target], notices: Callable[[Target], bool] | None = None) -> dict[str, Any]:
+        """Set a whole tensor, one after the other, until a change is seen; CampaignError where none is.
+
+        `notices` asks elsewhere, where what is struck could hang or kill this process.
+        """
+        unseen = list[str]()
         for target in targets:
-            n = min(target.size, _CANARY_ELEMENTS)
-            sites = Sites(np.zeros(n, np.int64), np.arange(n, dtype=np.int64), np.full(n, -1, np.int16))
-            try:
-                scores = self.scores(self.struck(Faults((target,), sites, (_Canary(),))), batches=1)
-            except (EngineError, MemoryError):
-                return {"seen": target.id, "unseen": unseen}
-            if _differ(scores, golden):
+            if (notices or self.notices)(target):
                 return {"seen": target.id, "unseen": unseen}
             unseen.append(target.id)
         raise CampaignError(
@@ -152,6 +170,18 @@ class _Canary(FaultModel):
     def mask(self, word: Word, bit: int) -> Mask:
         bits = sum(1 << b for b in word.field("exponent")) or word.full
         return Mask(word.full & ~bits, bits)
+
+
+def _loops(nodes: Iterable[Any]) -> bool:
+    return any(
+        node.op_type == "Loop" or any(_loops(graph.node) for a in node.attribute for graph in (a.g, *a.graphs))
+        for node in nodes
+    )
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out."""
+    return isinstance(error, MemoryError) or _MEMORY.search(str(error)) is not None
 
 
 def _differ(one: Array, other: Array) -> bool:

@@ -22,11 +22,14 @@ from onnxfi.campaign.plan import Plan, Planned, make_plan
 from onnxfi.campaign.spec import LENGTH, Campaign
 from onnxfi.campaign.specfile import print_spec
 from onnxfi.campaign.store import Result, Store, StoreError, set_aside
-from onnxfi.campaign.workers import Job, run_here, run_pooled
+from onnxfi.campaign.workers import Job, can_limit_memory, notices, run_here, run_pooled
+from onnxfi.errors import InputError
 from onnxfi.faults.faultlist import Header, Lines
+from onnxfi.faults.space import Target
 from onnxfi.graph.model import load
 from onnxfi.graph.mutate import Edits, Progress, edits, place, write
 from onnxfi.runtime.engines import installed_runtimes
+from onnxfi.runtime.npz import memory_bytes
 
 #: Results are written when so many wait, or so many seconds have gone.
 _WRITE_EVERY = 500
@@ -34,6 +37,9 @@ _WRITE_EVERY_S = 1.0
 #: A trial hangs when it takes longer than this, and than so many golden runs.
 _TIMEOUT_S = 10.0
 _TIMEOUT_GOLDEN = 20
+_LONGEST_TIMEOUT_S = 1e6
+#: The share of the machine's memory that one worker may take.
+_MEMORY_SHARE = 0.75
 
 
 @dataclass
@@ -73,6 +79,8 @@ def run(
     shard: tuple[int, int] | None = None,
     fresh: bool = False,
     executor: Callable[[], Executor] | None = None,
+    timeout_s: float | None = None,
+    worker_memory_bytes: int | None = None,
     golden: Callable[[Bench], tuple[Golden, float]] = Bench.golden,
     progress: Progress | None = None,
 ) -> Running:
@@ -81,8 +89,10 @@ def run(
     An existing store of the same campaign is resumed, or extended where more trials are asked for; of another one it is
     refused (`fresh` moves it to STORE.old). `workers` are processes of one session each; 0 runs the trials in this
     process, where a fault that crashes the runtime takes the program with it. `shard` (i, n) runs every n-th trial from
-    the i-th on. `executor` makes any other `concurrent.futures.Executor`, `golden` finds the golden run, and `progress`
-    is told how many trials are planned.
+    the i-th on. `executor` makes any other `concurrent.futures.Executor`. A trial in a worker process of ours hangs
+    after `timeout_s` (10 s and 20 golden runs), and is out of memory beyond `worker_memory_bytes` (on Linux, three
+    quarters of the machine's); what is given is kept in the store. `golden` finds the golden run, and `progress` is
+    told how many trials are planned. InputError for a limit that golden itself does not keep.
 
     >>> import tempfile
     >>> campaign = Campaign("models/fashion_cnn.onnx", "models/fashion_test.npz", samples=50, ber=1e-4, repeat=2)
@@ -91,6 +101,8 @@ def run(
     ['sdc', 'sdc']
     """
     file = Path(store) if store is not None else default_store(campaign.model)
+    given = {"timeout_s": timeout_s, "memory_bytes": worker_memory_bytes}
+    _check_limits(given, watched=bool(workers) and executor is None)
     bench = Bench.open(campaign)
     plan = make_plan(campaign, bench.model)
     if fresh:
@@ -99,11 +111,13 @@ def run(
         opened.bind(identity(bench, plan))
         _prepare(opened, bench, plan, progress)
         truth, golden_s = golden(bench)
-        _prove(opened, bench, plan, truth, golden_s)
+        _agree(opened, bench, truth)
+        _keep_limits(opened, given, golden_s)
+        limits = {} if executor else {name: opened.get(name) for name in given}
+        job = Job(campaign, plan.header.line(), digest(truth), golden_s, **limits)
+        _show_canary(opened, bench, plan, job if workers and not executor else None)
         outcomes = Counter(outcome for trial, outcome in opened.done() if wanted(plan, shard)(trial))
         total = sum(map(wanted(plan, shard), opened.trials()))
-        timeout_s = opened.get("timeout_s")
-    job = Job(campaign, plan.header.line(), digest(truth), golden_s, None if executor else timeout_s)
 
     def results() -> Generator[Result, None, None]:
         with Store.open(file, create=True) as target:
@@ -169,8 +183,31 @@ def _prepare(store: Store, bench: Bench, plan: Plan, progress: Progress | None) 
         store.plan(plan.groups, told())
 
 
-def _prove(store: Store, bench: Bench, plan: Plan, golden: Golden, golden_s: float) -> None:
-    """Keep what golden said, and show a canary; CampaignError where the store knows another golden."""
+def _check_limits(given: dict[str, Any], *, watched: bool) -> None:
+    """Refuse limits that say nothing, or that no trial could keep."""
+    if not watched and any(value is not None for value in given.values()):
+        raise InputError("a limit of time or memory says nothing without worker processes of our own; leave it out")
+    seconds, size = given["timeout_s"], given["memory_bytes"]
+    if seconds is not None and not 0 < seconds <= _LONGEST_TIMEOUT_S:
+        raise InputError(f"timeout {seconds:g} is out of range; give seconds above 0, up to {_LONGEST_TIMEOUT_S:,.0f}")
+    if size is not None and not can_limit_memory():
+        raise InputError("a limit of memory can be held on Linux alone; leave --worker-memory out")
+    if size is not None and not 0 < size < 1 << 62:
+        raise InputError(f"a worker's memory of {size:,} bytes is out of range; give 1 MB or more")
+
+
+def _keep_limits(store: Store, given: dict[str, Any], golden_s: float) -> None:
+    """Keep the limits of a trial: what is given, else what the store has, else what golden and the machine say."""
+    seconds = given["timeout_s"]
+    if seconds is not None and seconds < golden_s:
+        raise InputError(f"timeout {seconds:g} s is less than golden itself takes, {golden_s:.2g} s; give a longer one")
+    usual: dict[str, Any] = {"timeout_s": max(_TIMEOUT_S, _TIMEOUT_GOLDEN * golden_s)}
+    usual["memory_bytes"] = int(_MEMORY_SHARE * memory_bytes()) if can_limit_memory() else None
+    store.put(**{name: given[name] or store.get(name) or usual[name] for name in given})
+
+
+def _agree(store: Store, bench: Bench, golden: Golden) -> None:
+    """Keep what golden said; CampaignError where the store knows another golden."""
     kept, scores = store.get("golden"), digest(golden)
     if kept is not None and kept["scores"] != scores:
         raise CampaignError(
@@ -178,12 +215,19 @@ def _prove(store: Store, bench: Bench, plan: Plan, golden: Golden, golden_s: flo
         )
     found = {"scores": scores, "rows": len(golden.scores), "metrics": judge(golden, golden.scores).metrics}
     found |= {"samples": bench.data.samples, "data": bench.data.description, "synthetic": bench.data.synthetic}
-    store.put(
-        golden=found | {"output": bench.output},
-        timeout_s=store.get("timeout_s") or max(_TIMEOUT_S, _TIMEOUT_GOLDEN * golden_s),
-    )
-    if store.get("canary") is None:
-        store.put(canary=bench.canary([target for target in plan.targets if target.size]))
+    store.put(golden=found | {"output": bench.output})
+
+
+def _show_canary(store: Store, bench: Bench, plan: Plan, job: Job | None) -> None:
+    """Prove once that faults reach what the runtime computes with; in a worker (`job`) what could end this process."""
+    if store.get("canary") is not None:
+        return
+
+    def asked(target: Target) -> bool:
+        risky = job is not None and (target.structural or bench.loops)
+        return notices(job, target) if job is not None and risky else bench.notices(target)
+
+    store.put(canary=bench.canary([target for target in plan.targets if target.size], asked))
 
 
 def _kept(store: Store, stream: Generator[Result, None, None]) -> Generator[Result, None, None]:

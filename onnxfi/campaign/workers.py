@@ -9,20 +9,24 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 
-from onnxfi.campaign.bench import Bench, CampaignError, digest
+from onnxfi.campaign.bench import Bench, CampaignError, digest, out_of_memory
 from onnxfi.campaign.outcomes import Golden, failed
 from onnxfi.campaign.spec import Campaign
 from onnxfi.campaign.store import Result
+from onnxfi.errors import EngineError
 from onnxfi.faults.faultlist import Header
+from onnxfi.faults.space import Target
 
 #: A trial's number and its lines.
 Task = tuple[int, str]
@@ -35,8 +39,8 @@ _TASK_S = 0.5
 class Job:
     """What a worker needs to know before its first trial; small, so that it goes with every task.
 
-    `header` is the line of the fault list, `golden` the digest that the worker's own golden run must have; a trial that
-    takes longer than `timeout_s` ends its process (None: no limit).
+    `header` is the line of the fault list, `golden` the digest that the worker's own golden run must have. A trial that
+    takes longer than `timeout_s` ends its process, and a worker gets no more than `memory_bytes` (None: no limit).
     """
 
     campaign: Campaign
@@ -44,6 +48,7 @@ class Job:
     golden: str
     golden_s: float
     timeout_s: float | None = None
+    memory_bytes: int | None = None
 
     @property
     def trials_a_task(self) -> int:
@@ -75,33 +80,95 @@ def _one(bench: Bench, golden: Golden, header: Header, task: Task) -> Result:
 @lru_cache(maxsize=1)
 def _opened(job: Job) -> tuple[Bench, Golden, Header]:
     """A worker's bench: opened with its first task, and kept."""
-    bench = Bench.open(job.campaign)
-    golden = bench.golden_again()
+    bench, header = Bench.open(job.campaign), Header.parse(job.header, "the plan")
+    golden = bench.golden_again() if job.memory_bytes is None else _golden_within(job.memory_bytes, bench)
     if digest(golden) != job.golden:
         raise CampaignError("a worker has another golden run: its runtime or machine is not the same")
-    return bench, golden, Header.parse(job.header, "the plan")
+    return bench, golden, header
+
+
+def _golden_within(memory_bytes: int, bench: Bench) -> Golden:
+    """Golden under the limit of memory that holds from now on; CampaignError where it does not suffice."""
+    held = _memory_held()
+    try:
+        _limit(memory_bytes)
+        if held < memory_bytes:
+            return bench.golden_again()
+    except (EngineError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    _limit(None)  # to have room to say so
+    raise CampaignError(
+        f"a worker may take {memory_bytes / 1e6:,.0f} MB of memory, which is less than the model itself needs: it has "
+        f"{held / 1e6:,.0f} MB before it runs; give it more with --worker-memory, or take a smaller --batch"
+    )
 
 
 def work(job: Job, tasks: list[Task]) -> list[Result]:
     """Run some trials in a worker, whatever executor it belongs to."""
-    opened = _opened(job)
-    if job.timeout_s is None:
-        return [_one(*opened, task) for task in tasks]
-    found = []
-    with open(os.devnull, "w") as nowhere:
-        for task in tasks:
-            # The runtime cannot be interrupted, and may hold the interpreter: a watch that needs neither ends both.
-            faulthandler.dump_traceback_later(job.timeout_s, exit=True, file=nowhere)
+    opened, found = _opened(job), []
+    for task in tasks:
+        with _watched(job):
             found.append(_one(*opened, task))
-            faulthandler.cancel_dump_traceback_later()
     return found
 
 
+@contextmanager
+def _watched(job: Job) -> Iterator[None]:
+    """End this process where what is done takes too long."""
+    if job.timeout_s is None:
+        yield
+        return
+    # The runtime cannot be interrupted, and may hold the interpreter: a watch that needs neither ends both.
+    with open(os.devnull, "w") as nowhere:
+        faulthandler.dump_traceback_later(job.timeout_s, exit=True, file=nowhere)
+        yield
+        faulthandler.cancel_dump_traceback_later()
+
+
+def can_limit_memory() -> bool:
+    """Whether the system holds a process to a limit of its own memory: Linux does."""
+    return sys.platform == "linux"
+
+
+def _limit(memory_bytes: int | None) -> None:
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    # What is written to, not what is only reserved: a GPU's driver reserves more than any machine has.
+    resource.setrlimit(resource.RLIMIT_DATA, (most if memory_bytes is None else memory_bytes, most))
+
+
+def _memory_held() -> int:
+    """Bytes that count against the limit by now."""
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:"))
+
+
+def _notices(job: Job, target: str) -> bool:
+    bench, _, _ = _opened(job)
+    with _watched(job):
+        return bench.notices(bench.model.targets[bench.model.by_id[target]])
+
+
+def notices(job: Job, target: Target, pool: Callable[[int], Executor] | None = None) -> bool:
+    """Whether a canary in a tensor is seen, asked in a worker: it may hang or kill the one that asks."""
+    crew = _ready(job, pool or processes)
+    try:
+        return crew.submit(_notices, job, target.id).result()
+    except BrokenExecutor:
+        return True
+    finally:
+        crew.shutdown(wait=False)
+
+
 def _begin() -> None:
-    """A worker process ends with its parent, however that ends, and leaves Ctrl-C to it."""
+    """A worker process ends with its parent, leaves Ctrl-C to it, and is the first to go where memory ends."""
     import multiprocessing
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write("500")
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -207,7 +274,7 @@ def _ready(job: Job, pool: Callable[[int], Executor]) -> Executor:
         crew.submit(work, job, []).result()
     except BrokenExecutor:
         raise CampaignError(
-            "a worker process dies before its first trial: there is no memory for it (use fewer workers), or the "
-            "program that uses workers lacks its `if __name__ == '__main__':`"
+            "a worker process dies before its first trial: there is no memory for it (use fewer workers, or raise "
+            "--worker-memory), or the program that uses workers lacks its `if __name__ == '__main__':`"
         ) from None
     return crew

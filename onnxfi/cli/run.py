@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections import Counter
@@ -36,12 +37,24 @@ _LOOK_S, _LINE_S = 0.5, 60.0
     help="Worker processes; 0 runs trials in this one (default: the cores).",
 )
 @click.option(
+    "--timeout",
+    "timeout_s",
+    type=float,
+    metavar="SECONDS",
+    help="A trial that takes longer hangs, which is DUE (default: 10 s and 20 golden runs).",
+)
+@click.option(
+    "--worker-memory",
+    metavar="SIZE",
+    help="A trial that takes more of its worker is out of memory, as 800MB or 4GB (default: three quarters of the machine's; Linux).",
+)
+@click.option(
     "--shard", metavar="I/N", help="Run every N-th trial from the I-th on, into a store of its own; see onnxfi merge."
 )
 @click.option("--fresh", is_flag=True, help="Move an existing store to STORE.old and start anew.")
 @JSON
 def command(
-    source: Path, out: Path | None, workers: int | None, shard: str | None, fresh: bool, as_json: bool, **given: Any
+    source: Path, out: Path | None, workers: int | None, timeout_s: float | None, worker_memory: str | None, shard: str | None, fresh: bool, as_json: bool, **given: Any
 ) -> None:  # fmt: skip
     """Run a campaign: many trials on labelled data, into a store that can be resumed, extended and merged.
 
@@ -64,7 +77,10 @@ def command(
     crew = cores() if workers is None else workers
     store = out or default_store(wanted.model)
     with progress("planning") as told:
-        running = run(wanted, store, workers=crew, shard=_shard(shard), fresh=fresh, progress=told)
+        running = run(
+            wanted, store, workers=crew, shard=_shard(shard), fresh=fresh, progress=told, timeout_s=timeout_s,
+            worker_memory_bytes=_size(worker_memory),
+        )  # fmt: skip
     if not as_json:
         for line in _begin(running, crew):
             note(line)
@@ -99,6 +115,15 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     if not (slash and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise click.UsageError(f"--shard {text!r} is not of the form I/N with I from 1 to N, as 1/3")
     return int(first), int(last)
+
+
+def _size(text: str | None) -> int | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip(), re.I)
+    if match is None:
+        raise click.UsageError(f"--worker-memory {text!r} is no size; write 800MB, 4GB or 4GiB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** (" kmgt".index(match[2].lower() or " ")))
 
 
 def _begin(running: Running, workers: int) -> Iterator[str]:

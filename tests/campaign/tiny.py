@@ -64,7 +64,7 @@ def ran(campaign: Campaign, store: Path, **how: Any) -> list[Result]:
 
 
 def tables(store: Path) -> dict[str, list[Any]]:
-    """All that a store holds but what its format excepts: columns and keys that end in `_s`, and the environment."""
+    """All that a store holds but what its format excepts: columns and keys that end in `_s`, and where it was made."""
     db = sqlite3.connect(f"{store.absolute().as_uri()}?mode=ro", uri=True)
     found = {}
     for (table,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
@@ -72,5 +72,7 @@ def tables(store: Path) -> dict[str, list[Any]]:
         kept = ", ".join(c for c in columns if not c.endswith("_s"))
         found[table] = db.execute(f"SELECT {kept} FROM {table} ORDER BY 1").fetchall()
     db.close()
-    found["meta"] = [(k, v) for k, v in found["meta"] if not k.endswith("_s") and k != "environment"]
+    found["meta"] = [
+        (k, v) for k, v in found["meta"] if not k.endswith("_s") and k not in ("environment", "memory_bytes")
+    ]
     return found

@@ -400,6 +400,10 @@ def test_a_bar_on_a_terminal(tiny: Path) -> None:
         ("run p.jsonl --seed 3", "seed says nothing with faults"),
         ("plan m.onnx --ber 1e-3 -o none/p.jsonl", "no folder 'none'"),
         ("plan m.onnx --ber 1e-3 --print-spec --json", "--print-spec goes with neither --out nor --json"),
+        ("run m.onnx --ber 1e-3 --worker-memory lots", "--worker-memory 'lots' is no size; write 800MB, 4GB or 4GiB"),
+        ("run m.onnx --ber 1e-3 --worker-memory 0", "a worker's memory of 0 bytes is out of range"),
+        ("run m.onnx --ber 1e-3 --timeout -3", "timeout -3 is out of range; give seconds above 0"),
+        ("run m.onnx --ber 1e-3 --timeout 9 --workers 0", "a limit of time or memory says nothing without worker"),
         ("report none.db", "no store 'none.db'; onnxfi run makes one"),
         ("report m.onnx", "'m.onnx' is no store: file is not a database; give one that onnxfi run made"),
         ("show none.db 1", "no store 'none.db'"),
@@ -441,6 +445,14 @@ def test_a_plan_finds_its_model_beside_it(run: Run, tiny: Path, monkeypatch: pyt
     monkeypatch.chdir(tiny)
     (tiny / "sub").rename(tiny / "moved")
     assert run("run", "moved/p.jsonl", *DATA, "-o", "s.db").code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("800MB", 800_000_000), ("1.5g", 1_500_000_000), ("4GiB", 1 << 32), ("4096", 4096), ("2 kb", 2000)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert run_module._size(text) == size and run_module._size(None) is None
 
 
 # Help
