@@ -151,9 +151,14 @@ def identity(bench: Bench, plan: Plan) -> dict[str, Any]:
         "model": bench.model.digest, "data": bench.data.digest, "provider": bench.provider, "output": bench.output,
     }  # fmt: skip
     if plan.listed is not None:
-        kept["faults"] = hashlib.sha256(plan.listed.path.read_bytes()).hexdigest()
-    kept["custom_ops"] = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in bench.campaign.custom_ops]
+        kept["faults"] = _sha256(plan.listed.path)
+    kept["custom_ops"] = [_sha256(file) for file in bench.campaign.custom_ops]
     return kept | {"strata": [group.label for group in plan.groups]}
+
+
+def _sha256(file: str | Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _prepare(store: Store, bench: Bench, plan: Plan, progress: Progress | None) -> None:

@@ -12,6 +12,7 @@ from onnxfi.cli.instrument import opset
 
 if TYPE_CHECKING:
     from onnxfi.graph.instrument import Strike
+    from onnxfi.runtime.evaluation import Evaluation
     from onnxfi.runtime.inflight import Injected
 
 _MOST_LISTED = 10_000
@@ -85,9 +86,15 @@ def _document(model: str, digest: str, done: Injected, golden: Any, faulty: Any,
         "faults": [_row(s) for s in done.strikes[:_MOST_LISTED]], "faults_total": len(done.strikes),
         "notes": list(done.notes),
     }  # fmt: skip
-    if golden is not None:
-        values |= {"golden": golden.summary(), "faulty": faulty.summary() if faulty else {"error": failed}}
-    return values
+    return values | answers(golden, faulty, failed)
+
+
+def answers(golden: Evaluation | None, faulty: Evaluation | None, failed: str) -> dict[str, Any]:
+    """What both models answered, and the conditions: keys of the document, none where nothing was run."""
+    if golden is None:
+        return {}
+    conditions = {"samples": golden.samples, "data": golden.data, "scored": golden.output, "provider": golden.provider}
+    return {"golden": golden.summary(), "faulty": faulty.summary() if faulty else {"error": failed}, **conditions}
 
 
 def _print(model: str, done: Injected, golden: Any, faulty: Any, failed: str) -> None:

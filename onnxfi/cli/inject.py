@@ -181,6 +181,7 @@ def _drawn(model: Model, given: dict[str, Any]) -> Sample:
 def _document(
     model: str, done: Injection, golden: Evaluation | None, faulty: Evaluation | None, failed: str
 ) -> dict[str, Any]:
+    from onnxfi.cli.flow import answers
     from onnxfi.faults.faultlist import fault_row
 
     drawn, header = done.sample, done.sample.header
@@ -191,9 +192,7 @@ def _document(
         "faults": [fault_row(drawn.trial, fault) for fault in drawn.faults[:_MOST_LISTED]], "faults_total": len(drawn.faults),
         "resized": done.resized,
     }  # fmt: skip
-    if golden is not None:
-        values |= {"golden": golden.summary(), "faulty": faulty.summary() if faulty else {"error": failed}}
-    return values
+    return values | answers(golden, faulty, failed)
 
 
 def _print(

@@ -100,9 +100,8 @@ class FaultModel:
         return after
 
     def __str__(self) -> str:
-        values = ((f, getattr(self, f.name)) for f in dataclasses.fields(self) if f.init)
-        # Compared as texts, since -0 is another word than 0.
-        pairs = [f"{f.name}={_write(f.name, value)}" for f, value in values if repr(value) != repr(f.default)]
+        # Also what is at its default: a file shall mean the same where that is another one some day.
+        pairs = [f"{f.name}={_write(f, getattr(self, f.name))}" for f in dataclasses.fields(self) if f.init]
         return self.name + (":" + ",".join(pairs) if pairs else "")
 
 
@@ -367,9 +366,11 @@ def _read(text: str, kind: Any, where: str) -> Any:
     return text
 
 
-def _write(key: str, value: Any) -> str:
+def _write(field: dataclasses.Field[Any], value: Any) -> str:
     plain = value.item() if isinstance(value, np.generic) else value
-    return hex(plain) if key == "word" else plain if isinstance(plain, str) else repr(plain)
+    if plain == 0 and field.type in ("float", float):  # as it is read: 0 and 0.0 are one, -0.0 is another word
+        plain = float(plain)
+    return hex(plain) if field.name == "word" else plain if isinstance(plain, str) else repr(plain)
 
 
 def _numbers(word: Word, words: Words) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -109,12 +110,16 @@ def run_scores(
 ) -> Array:
     """The scored output over all samples, or over the first `batches` of `size` ([N, …]).
 
-    Where `name` is None all outputs count, laid side by side; where their shapes vary, as one row.
+    Samples come first, wherever the output holds them. Where `name` is None all outputs count, laid side by side; where
+    their shapes vary, as one row.
     """
     parts: list[Array] = []
     total = 0
+    axes = _sample_axes(session, data)
     for piece in islice(data.batches(size), batches):
-        scores = _joined(piece.trim(session.run(piece.feeds, None if name is None else [name])), name, piece.valid)
+        outputs = session.run(piece.feeds, None if name is None else [name])
+        outputs = {key: _samples_first(array, axes.get(key, ()), piece.size) for key, array in outputs.items()}
+        scores = _joined(piece.trim(outputs), name, piece.valid)
         total += scores.nbytes
         if total > _MOST_OUTPUT_BYTES // 2:
             raise DataError(
@@ -127,6 +132,28 @@ def run_scores(
     if len({part.shape[1:] for part in parts}) == 1 and parts[0].ndim:
         return np.concatenate(parts)
     return np.concatenate([part.ravel() for part in parts])[None]
+
+
+def _sample_axes(session: Session, data: Data) -> dict[str, tuple[int, ...]]:
+    """Where each output may hold its samples, the likeliest place first.
+
+    The shapes may say it, by the symbol that stands for the samples of the inputs. Else it is the axis of the inputs,
+    but of scores in two dimensions rather the first: there the axes before the samples are gone.
+    """
+    axis = data.layout.axis
+    symbols = {p.shape[axis] for p in session.inputs if p.name in data.layout.batched and p.shape is not None}
+    found = {}
+    for port in session.outputs:
+        shape = port.shape or ()
+        said = [k for k, dim in enumerate(shape) if isinstance(dim, str) and dim in symbols]
+        found[port.name] = (*said[:1], *((0, axis) if len(shape) <= 2 else (axis, 0)))
+    return found
+
+
+def _samples_first(array: Array, axes: Sequence[int], size: int) -> Array:
+    """An output with its `size` samples along the first axis; as it is where none has so many."""
+    axis = next((k for k in axes if k < array.ndim and array.shape[k] == size), 0)
+    return np.moveaxis(array, axis, 0) if axis else array
 
 
 def _joined(outputs: dict[str, Array], name: str | None, samples: int) -> Array:

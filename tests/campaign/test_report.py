@@ -334,10 +334,16 @@ def test_pandas_where_it_is_there(here: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_real_data_frame(here: Path) -> None:
-    pandas = pytest.importorskip("pandas")
-    ran(campaign(ber=(1e-2,), repeat=4), here / "s.db")
-    frame = report(here / "s.db").to_pandas()
-    assert isinstance(frame, pandas.DataFrame) and len(frame) == 4 and frame["top1"].between(0, 1).all()
+    import pandas
+
+    ran(campaign(ber=(1e-3, 1e-2), repeat=4), here / "s.db")
+    found = report(here / "s.db")
+    frame = found.to_pandas()
+    assert isinstance(frame, pandas.DataFrame) and frame["top1"].between(0, 1).all()
+    assert frame.groupby("ber").size().to_dict() == {1e-3: 4, 1e-2: 4}
+    for fold, mean in zip(found.by_rate, frame.groupby("ber")["top1"].mean(), strict=True):
+        interval = fold.rate("top1")
+        assert interval is not None and interval.estimate == pytest.approx(mean)
 
 
 # Stores without an answer

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ from tiny import mlp, ran, samples, save, tables
 import onnxfi
 from onnxfi.campaign import runner
 from onnxfi.campaign.bench import Bench, CampaignError
-from onnxfi.campaign.plan import write_plan
+from onnxfi.campaign.plan import make_plan, write_plan
 from onnxfi.campaign.runner import export_trial, plan, run
 from onnxfi.campaign.spec import Campaign, Part
 from onnxfi.campaign.store import Store, StoreError
@@ -359,6 +360,20 @@ def test_any_executor_gives_the_same_rows(here: Path) -> None:
 
 
 # Models and data of other kinds
+
+
+def test_a_long_list_is_never_held_whole(here: Path) -> None:
+    write_plan(plan(campaign(data=None))[0], "list.jsonl")
+    bench = Bench.open(campaign(faults="list.jsonl"))
+    made = make_plan(bench.campaign, bench.model)
+    before = runner.identity(bench, made)["faults"]
+    with open("list.jsonl", "a") as stream:
+        stream.write("\n" * (1 << 25))
+    tracemalloc.start()
+    after = runner.identity(bench, made)["faults"]
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert before != after and held < 1 << 20
 
 
 def test_external_data_gives_the_same_answers(here: Path) -> None:

@@ -96,6 +96,7 @@ def test_with_data_golden_and_faulty_stand_side_by_side(run: Run, models: Path) 
     )  # fmt: skip
     found = checked(ran, "inject --target activations")
     assert found["golden"]["top1"] >= found["faulty"]["top1"]
+    assert (found["samples"], found["scored"]) == (50, "logits") and "fashion_test.npz" in found["data"]
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,11 @@ def test_golden_against_faulty(run: Run, models: Path) -> None:
     found = checked(run("inject", models / "fashion_gru.onnx", "--ber", "1e-4", *words), "inject")
     assert list(found["golden"]) == ["top1", "top5", "nonfinite"]
     assert list(found["faulty"]) == list(METRICS)
+    alone = checked(run("eval", models / "fashion_gru.onnx", *words), "eval")
+    assert (found["golden"], found["scored"]) == (alone["golden"], alone["output"])
+    assert [found[key] for key in ("samples", "data", "provider")] == [
+        alone[key] for key in ("samples", "data", "provider")
+    ]
 
 
 def test_infinite_deviations_are_strings(run: Run, models: Path) -> None:
@@ -239,6 +244,7 @@ def test_a_faulty_model_that_does_not_run_is_an_answer(run: Run, save: Callable[
     found = checked(run(*words, "--json"), "inject")
     assert found["golden"] == {"nonfinite": 0.0}
     assert list(found["faulty"]) == ["error"] and "ONNX Runtime" in found["faulty"]["error"]
+    assert (found["samples"], found["scored"]) == (8, "y") and "synthetic" in found["data"]
     assert (here / "m.faulty.onnx").is_file()
     ran = run(*words)
     assert (ran.code, ran.err) == (0, "")

@@ -315,6 +315,21 @@ def test_a_fixed_batch_gets_its_size_and_nothing_is_counted_twice() -> None:
     np.testing.assert_array_equal(found.scores, x * [1, 2, 3])
 
 
+@pytest.mark.parametrize("n", ["N", "4"])
+@pytest.mark.parametrize("out", ["T,N,3", "N,3", "3,N"])
+def test_samples_along_another_axis_are_the_rows_of_the_scores(n: str, out: str) -> None:
+    """Inputs [T, N, C]: the outputs' samples lie where the shapes say, else along the same axis, else along the first."""
+    way = {"T,N,3": "y = Identity(x)", "N,3": "y = ReduceSum<keepdims = 0>(x, first)"}
+    way["3,N"] = "z = ReduceSum<keepdims = 0>(x, first) y = Transpose(z)"
+    graph = proto(f"""g (float[T,{n},3] x) => (float[{out.replace("N", n)}] y)
+        {{ {way[out]} first = Constant<value_ints = [0]>() }}""").SerializeToString()
+    x = np.arange(2 * 9 * 3, dtype=np.float32).reshape(2, 9, 3)
+    data = onnxfi.open_data({"x": x}, CPU.prepare(graph).inputs, batch_axis=1)
+    found = onnxfi.evaluate(graph, data, engine=CPU, batch=4, output="y")
+    assert found.samples == 9 == len(found.scores)
+    np.testing.assert_array_equal(found.scores, np.moveaxis(x, 1, 0) if out == "T,N,3" else x.sum(axis=0))
+
+
 def test_labels_are_not_needed() -> None:
     graph = proto(LINEAR).SerializeToString()
     found = onnxfi.evaluate(graph, rows({"x": np.ones((2, 3), np.float32)}, graph), engine=CPU)
