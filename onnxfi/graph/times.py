@@ -1,0 +1,104 @@
+"""Time in a spiking model: how many steps a loop takes, and which axes count them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxfi.graph.activations import graphs
+from onnxfi.graph.cones import Cone
+from onnxfi.graph.wire import text
+
+if TYPE_CHECKING:
+    import onnx
+
+    from onnxfi.graph.neurons import SpikingLayer, TimeAxis
+
+
+def trips_of(loop: onnx.NodeProto, cone: Cone, proto: onnx.ModelProto) -> int | None:
+    """How often a loop in this graph runs; None where only a run tells."""
+    if loop.op_type == "Loop":
+        count = cone.constant(text(loop.input[0])) if loop.input and loop.input[0] else None
+        return None if count is None or count.size != 1 else int(count.reshape(-1)[0])
+    sizes = {text(v.name): v.type for v in (*proto.graph.input, *proto.graph.value_info)}
+    for name, axis in scanned(loop):
+        value = cone.constant(name)
+        if value is not None and value.ndim > axis:
+            return int(value.shape[axis])
+        dims = sizes[name].tensor_type.shape.dim if name in sizes else []
+        if len(dims) > axis and dims[axis].HasField("dim_value"):
+            return int(dims[axis].dim_value)
+    return None
+
+
+def scanned(scan: onnx.NodeProto) -> list[tuple[str, int]]:
+    """What a Scan goes along: tensors and their axes."""
+    kept = {a.name: a for a in scan.attribute}
+    number = kept["num_scan_inputs"].i
+    axes = list(kept["scan_input_axes"].ints) if "scan_input_axes" in kept else [0] * number
+    return list(zip(map(text, scan.input[len(scan.input) - number :]), axes, strict=False))
+
+
+def time_axes(proto: onnx.ModelProto, layers: Sequence[SpikingLayer]) -> tuple[TimeAxis, ...]:
+    """The axes that count the steps of these layers."""
+    from onnxfi.graph.neurons import TimeAxis
+
+    inputs, outputs = ({text(v.name) for v in values} for values in (proto.graph.input, proto.graph.output))
+    found: dict[tuple[str, int], TimeAxis] = {}
+
+    def add(tensor: str, axis: int) -> None:
+        role = "input" if tensor in inputs else "output" if tensor in outputs else "inside"
+        found.setdefault((tensor, axis), TimeAxis(tensor, axis, role))
+
+    steps = {layer.trips for layer in layers if layer.trips and not layer.loop}
+    loops = {layer.path for layer in layers if layer.loop}
+    cone = Cone("", proto.graph)
+    for tensor, axis, many in _cuts(cone, inputs):
+        if many in steps:
+            add(tensor, axis)
+    for path, _, around in graphs(proto):
+        if path in loops and around[-1].op_type == "Scan" and len(around) == 1:
+            for tensor, axis in scanned(around[-1]):
+                if tensor in inputs:
+                    add(tensor, axis)
+            for tensor, axis in _gathered(around[-1]):
+                add(tensor, axis)
+    for node in proto.graph.node:
+        made = [cone.maker.get(text(name)) for name in node.input]
+        if node.op_type == "Concat" and len(made) in steps and all(
+            k is not None and proto.graph.node[k].op_type == "Unsqueeze" for k in made
+        ):
+            add(text(node.output[0]), next(a.i for a in node.attribute if a.name == "axis"))
+    return tuple(found.values())
+
+
+def _cuts(cone: Cone, inputs: set[str]) -> list[tuple[str, int, int]]:
+    """Inputs that are cut along an axis: the input, the axis, into how many pieces."""
+    pieces: dict[tuple[str, int], set[int]] = {}
+    for node in cone.graph.node:
+        name = text(node.input[0]) if node.input else ""
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        if name not in inputs:
+            continue
+        if node.op_type == "Gather":
+            index = cone.constant(text(node.input[1]))
+            if index is not None and index.size == 1:
+                pieces.setdefault((name, axis), set()).add(int(index.reshape(-1)[0]))
+        elif node.op_type == "Split":
+            pieces[name, axis] = set(range(len(node.output)))
+        elif node.op_type == "Slice" and len(node.input) > 3:
+            start, along = (cone.constant(text(node.input[k])) for k in (1, 3))
+            if start is not None and along is not None and start.size == along.size == 1:
+                pieces.setdefault((name, int(along.reshape(-1)[0])), set()).add(int(start.reshape(-1)[0]))
+    return [(name, axis, len(seen)) for (name, axis), seen in pieces.items()]
+
+
+def _gathered(scan: onnx.NodeProto) -> list[tuple[str, int]]:
+    """What a Scan puts out step by step: tensors and their axes."""
+    kept = {a.name: a for a in scan.attribute}
+    states = len(scan.input) - kept["num_scan_inputs"].i
+    names = [text(name) for name in scan.output[states:]]
+    axes = list(kept["scan_output_axes"].ints) if "scan_output_axes" in kept else [0] * len(names)
+    return [(name, int(np.int64(axis))) for name, axis in zip(names, axes, strict=True) if name]
