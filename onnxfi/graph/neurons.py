@@ -238,13 +238,15 @@ def _carried(cone: Cone, fires: Mapping[str, list[Fire]], loop: onnx.NodeProto) 
 def _layer(cone: Cone, chain: _Chain, fires: Mapping[str, list[Fire]], loop: onnx.NodeProto | None) -> SpikingLayer:
     """A chain as a layer, with the places where its parameters enter."""
     threshold, leak, resets = list[Use](), list[Use](), set[str]()
-    steps = []
+    steps: list[Step] = []
     for k, name in enumerate(chain.membranes):
         own, before = chain.nodes[k], chain.before[k]
         threshold += [fire.threshold for fire in fires[name]]
         following = chain.after if loop is not None else chain.nodes[k + 1] if k + 1 < len(chain.nodes) else frozenset()
         steps.append(_step(cone, fires[name], name, following))
         if not before:
+            if not _fires_out(cone, steps[0], following) and len(chain.membranes) > 1:
+                steps = []  # the potential before the first step
             continue
         fired = {fire.spike for fire in fires.get(before, [])} | ({f.spike for f in fires[name]} if chain.after else set())
         if loop is not None:
@@ -285,6 +287,12 @@ def _step(cone: Cone, fires: Sequence[Fire], membrane: str, following: frozenset
             spike = text(node.output[0])
     mine = following | {n for fire in fires for n in fire.nodes}
     return Step(membrane, spike, tuple(_uses(cone, {membrane, *names}, mine)), resets)
+
+
+def _fires_out(cone: Cone, step: Step, following: frozenset[int]) -> bool:
+    """Whether the spikes of a step leave the layer."""
+    leaves = any(use.node not in following for use in cone.users.get(step.spike, []))
+    return leaves or step.spike in {o.name for o in cone.graph.output}
 
 
 def _uses(cone: Cone, names: Iterable[str], nodes: Iterable[int]) -> list[Use]:
