@@ -5,11 +5,11 @@
     python scripts/train_spiking.py
 
 Leaky integrate-and-fire neurons, trained by backpropagation through time with the derivative of an arctangent in
-place of the spike's. An image is the current of every step; the class with the most spikes wins. scripts/spiking_graphs.py
-builds both files from the same weights; the script ends with an error where their spike counts differ.
+place of the spike's. An image is the current of every step; the class with the most spikes wins.
+scripts/spiking_graphs.py builds both files from the same weights; the script ends with an error where their counts
+differ.
 """
 
-import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from spiking_graphs import Lif, scanned, unrolled
 from torch import Tensor, nn
 from torch.nn import functional as F
-from train_models import BATCH, MODELS, SHIPPED, load
+from train_models import BATCH, MODELS, SHIPPED, load, write_checksums
 
 SEED, EPOCHS, RATE = 20, 4, 4e-3
 STEPS, LEAK, THRESHOLD = 8, 0.9, 1.0
@@ -126,12 +126,10 @@ def main() -> None:
         data = (MODELS / f"{name}.onnx").read_bytes()
         same = (found[name] == truth).all(1).mean()
         print(f"{name}: top-1 {right.mean():.4f}, first {SHIPPED:,}: {right[:SHIPPED].mean():.4f}; {len(data):,} bytes")
-        print(f"{name}: spike counts as in torch for {same:.4%} of the images; sha256 {hashlib.sha256(data).hexdigest()}")
+        print(f"{name}: spike counts as in torch for {same:.4%} of the images")
     if not np.array_equal(*found.values()):
         raise SystemExit("the two forms give different spike counts")
-    lines = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in MODELS.iterdir() if p.suffix in (".onnx", ".npz")}
-    text = "".join(f"{digest}  {name}\n" for name, digest in sorted(lines.items()))
-    (MODELS / "SHA256SUMS").write_text(text, encoding="utf-8", newline="\n")
+    write_checksums()
 
 
 if __name__ == "__main__":

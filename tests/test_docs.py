@@ -35,7 +35,7 @@ from onnxfi.faults.words import WORDS
 from onnxfi.runtime.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
-SHOWN = ("README.md", "docs/campaigns.md", "docs/usage.md", "docs/quantised.md")
+SHOWN = ("README.md", "docs/campaigns.md", "docs/usage.md", "docs/quantised.md", "docs/spiking.md")
 OURS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES = [*OURS, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "models").glob("*.md"))]
 #: The README's two commands make environments and run these tests: here stand what they do in the end.

@@ -26,7 +26,7 @@ from onnxfi.faults.space import FaultSpace, Target
 from onnxfi.faults.statistics import margin_of_error
 from onnxfi.faults.trials import Draw, Faults, apart, concat, draw, singles
 from onnxfi.graph.model import Model
-from onnxfi.graph.mutate import Progress, check_place, place, temporary
+from onnxfi.graph.mutate import Progress, bound, check_place, place, temporary
 from onnxfi.graph.reals import with_reals
 
 #: Single faults that are planned together.
@@ -166,7 +166,7 @@ class Plan:
                 numbers = sampling.permute(group.population, c.seed, s, j)
                 trials = (1 + j.astype(np.int64) * strata + s).tolist()
                 faults, lengths = singles(group.space, numbers, event, c.seed, trials)
-                struck, start = with_reals(self.model, apart(faults, self.model.stored(faults))), 0
+                struck, start = with_reals(self.model, apart(bound(self.model, faults), self.model.stored(faults))), 0
                 for trial, length in zip(trials, lengths, strict=True):
                     one = struck.pick(slice(start, start + length))
                     rows.append(_planned(trial, s, one, _text(trial, one, Draw("sites"), ())))

@@ -7,15 +7,16 @@ from typing import Any
 
 import click
 
-from onnxfi.cli.options import JSON, LINKS, MODEL, select_options, selector
+from onnxfi.cli.options import JSON, LINKS, MODEL, NEURONS, select_options, selector
 
 
 @click.command("inspect", short_help="List what can be struck in MODEL.")
 @MODEL
 @select_options
+@NEURONS
 @LINKS
 @JSON
-def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None:
+def command(model: Path, as_json: bool, allow_links: bool, neurons: Path | None, **given: Any) -> None:
     """List what can be struck in MODEL: layers, targets, operators, number formats, shapes, bits.
 
     The selectors are those of `onnxfi inject`, so that a selection can be tried before it is used. Integer tensors that
@@ -25,7 +26,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     from onnxfi.graph.model import load
     from onnxfi.runtime.injector import inspect
 
-    found = inspect(load(model, allow_links=allow_links), selector(given))
+    found = inspect(load(model, allow_links=allow_links), selector(given), neurons=neurons)
     if as_json:
         document(found)
         return
@@ -38,6 +39,8 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     columns = ("Layer", "Target", "Op", *(("Role",) if quantised else ()), "Type", *(("Scheme", "Scale", "Axis") if quantised else ()), "Shape", ">Elements", ">Bits")  # fmt: skip
     under = ("", count(totals["targets"], "target"), *[""] * (len(columns) - 4))
     table(str(model), columns, rows, footer=(*under, f"{totals['elements']:,}", f"{totals['bits']:,}"))
+    if found["spiking"]["layers"]:
+        _spiking(found["spiking"])
     opsets = ", ".join(f"{o['domain'] or 'ai.onnx'} {o['version']}" for o in found["opsets"])
     say(f"IR {found['ir']}, opsets {opsets}, made by {found['producer'] or 'unknown'}")
     say(f"sha256 {found['digest']}")
@@ -47,6 +50,31 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
         )
     for text in found["notes"]:
         note(text)
+
+
+def _spiking(found: dict[str, Any]) -> None:
+    """The spiking layers, and the axes that count their steps."""
+    from onnxfi.cli.show import say, table
+
+    rows = [
+        (
+            row["layer"], row["kind"], "?" if row["shape"] is None else "×".join(map(str, row["shape"])),
+            "?" if row["neurons"] is None else f"{row['neurons']:,}", "?" if row["steps"] is None else row["steps"],
+            *(_ends(row[name], exposed=row["exposed"]) for name in ("threshold", "leak")), row["reset"],
+        )
+        for row in found["layers"]
+    ]  # fmt: skip
+    columns = ("Spiking layer", "Kind", "Shape", ">Neurons", ">Steps", ">Threshold", ">Leak", "Reset")
+    table("Neurons" + (", exposed" if found["layers"][0]["exposed"] else ""), columns, rows)
+    for axis in found["time_axes"]:
+        say(f"time is axis {axis['axis']} of {axis['tensor']} ({axis['role']})")
+
+
+def _ends(values: list[float] | None, *, exposed: bool) -> str:
+    if values is None:
+        return "per neuron" if exposed else "-"
+    low, high = values
+    return f"{low:.4g}" if low == high else f"{low:.4g} … {high:.4g}"
 
 
 def _scheme(quantised: dict[str, Any] | None) -> tuple[str, str, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, select_options
+from onnxfi.cli.options import JSON, LINKS, MODEL, NEURONS, PATH, select_options
 
 if TYPE_CHECKING:
     from onnxfi.runtime.inflight import Instrumented
@@ -40,12 +40,24 @@ def opset(given: dict[str, Any]) -> int | str:
     return int(text) if text.isdecimal() and len(text) < 9 else text
 
 
-@click.command("instrument", short_help="Write an armed model: golden until faults are fed.")
+@click.command("instrument", short_help="Write a model that waits for its faults.")
 @MODEL
+@click.option(
+    "--target",
+    type=click.Choice(["activations", "neurons"]),
+    default="activations",
+    show_default=True,
+    help="What is to be struck: values in flight, which are fed, or the neurons of a spiking network, which get stored words of their own.",
+)
+@NEURONS
 @select_options
 @flow_options
 @click.option(
-    "-o", "--out", type=PATH, metavar="OUT", help="The armed model (default: MODEL-stem.armed.onnx in this folder)."
+    "-o",
+    "--out",
+    type=PATH,
+    metavar="OUT",
+    help="The armed model (default: MODEL-stem.armed.onnx in this folder; of neurons MODEL-stem.exposed.onnx).",
 )
 @LINKS
 @JSON
@@ -59,7 +71,12 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     onnxfi instrument model.onnx
     onnxfi instrument model.onnx --include layer1 -o armed.onnx
     onnxfi instrument model.onnx --all --body native
+    onnxfi instrument snn.onnx --target neurons
     """
+    if given["target"] == "neurons":
+        _neurons(model, given, as_json=as_json, allow_links=allow_links)
+        return
+    options.refuse(("neurons",), "without --target neurons")
     for name in ("bits", "elements"):
         if given[name]:
             raise click.UsageError(f"--{name} says nothing here, as faults are chosen when they are fed; leave it out")
@@ -75,6 +92,35 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     else:
         _print(done)
     for text in (*opened.notes, *done.notes):
+        note(text)
+
+
+def _neurons(model: Path, given: dict[str, Any], *, as_json: bool, allow_links: bool) -> None:
+    """Expose the neurons of a spiking network."""
+    options.refuse((*options.SELECTORS, "all", "opset", "body"), "with --target neurons, which exposes all of them")
+    from onnxfi.cli.show import document, note, say, table
+    from onnxfi.graph.exposed import table as exposed
+    from onnxfi.graph.model import load
+    from onnxfi.runtime.spiking import expose_neurons
+
+    out = given["out"] or Path(f"{model.stem}.exposed.onnx")
+    opened = load(model, allow_links=allow_links)
+    done = expose_neurons(opened, out, neurons=given["neurons"])
+    rows = exposed(done.proto)
+    if as_json:
+        document({"model": str(model), "output": str(out), "layers": rows, "notes": list(opened.notes)})
+        return
+    shown = [
+        (row["layer"], "×".join(map(str, row["shape"])), row["steps"] or "?", ", ".join(row["words"].values()))
+        for row in rows
+    ]
+    table(
+        "Neurons with words of their own", ("Spiking layer", "Shape", ">Steps", "Targets, an element a neuron"), shown
+    )
+    say(
+        f"wrote {out}; strike it as any model: onnxfi run {out} --include {rows[0]['words']['spike']} --fault dead --exhaustive …"
+    )
+    for text in (*opened.notes, *done.spiking.notes):
         note(text)
 
 

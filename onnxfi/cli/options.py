@@ -52,6 +52,9 @@ RUNNING = (
     *("provider", "provider_option", "threads", "optimization", "custom_ops"),
 )
 LINKS = click.option("--allow-links", is_flag=True, help="Follow symbolic and hard links to external data.")
+NEURONS = click.option(
+    "--neurons", type=PATH, metavar="FILE", help="A mapping (YAML) of spiking layers that no pattern finds."
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 
 

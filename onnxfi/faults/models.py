@@ -49,6 +49,8 @@ class FaultModel:
     examples: ClassVar[tuple[str, ...]] = ()
     #: One event strikes several elements: `elements` says which, `each` what happens to every one of them.
     spreads: ClassVar[bool] = False
+    #: What happens depends on the numbers of the whole tensor: `bind` looks at them once, before anything is struck.
+    binds: ClassVar[bool] = False
 
     @property
     def each(self) -> FaultModel:
@@ -77,6 +79,10 @@ class FaultModel:
 
     def spend(self, raw: int, word: Word) -> FaultModel:
         """The model with its chance spent: a pure function of one raw 64-bit word."""
+        return self
+
+    def bind(self, values: NDArray[Any]) -> FaultModel:
+        """The model for a tensor of these numbers ([n]): itself, unless `binds`."""
         return self
 
     def strike(self, word: Word, before: Words, bits: Bits) -> Words:
@@ -308,8 +314,9 @@ def fault_models() -> Mapping[str, type[FaultModel]]:
     ['add', 'burst', 'flip']
     """
     from onnxfi.faults.patterns import Pattern
+    from onnxfi.faults.spiking import Dead, FlipQuantised, Saturated
 
-    own: tuple[type[FaultModel], ...] = (*_OWN, Pattern)
+    own: tuple[type[FaultModel], ...] = (*_OWN, Dead, Saturated, FlipQuantised, Pattern)
     found = {model.name: model for model in own}
     for point in entry_points(group=ENTRY_POINTS):
         try:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-ROLES = ("weight", "bias", "scale", "zero-point")
+ROLES = (
+    *("weight", "bias", "scale", "zero-point"),
+    *("threshold", "leak", "refractory", "reset", "spike"),  # words of exposed neurons
+)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,17 @@ if TYPE_CHECKING:
     import onnx
 
 #: Operators between a state and the next one: each neuron for itself.
-ELEMENTWISE = frozenset("Add Sub Mul Div Where Cast Identity Clip Neg Max Min Sum Not".split())
+ELEMENTWISE = frozenset(
+    ["Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Clip", "Neg", "Max", "Min", "Sum", "Not"]
+)
 _COMPARE = {"Greater": 0, "GreaterOrEqual": 0, "Less": 1, "LessOrEqual": 1}
+#: What every model with spikes has one of.
+MAKES_SPIKES = frozenset(_COMPARE)
 #: Operators that a constant may pass before it is used.
-_FOLDED = frozenset("Identity Cast Clip Reshape Unsqueeze Squeeze Expand Flatten Neg Exp Sigmoid Add Sub Mul Div".split())
+_FOLDED = frozenset((
+    "Identity", "Cast", "Clip", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Flatten", "Neg", "Exp", "Sigmoid", "Add",
+    "Sub", "Mul", "Div",
+))  # fmt: skip
 #: Elements of a constant that the search looks at.
 _MOST_ELEMENTS = 1 << 24
 
@@ -129,10 +136,10 @@ class Cone:
                 continue
             maker = self.maker.get(value, -1)
             shifted = self.graph.node[maker] if maker >= 0 else None
-            if shifted is not None and shifted.op_type == "Sub" and not given.any():
-                if self.constant(text(shifted.input[1])) is not None:
-                    yield Fire(k, text(shifted.input[0]), Use(maker, 1), frozenset((k, maker, spike[0])), spike[1])
-                    continue
+            lowered = shifted is not None and shifted.op_type == "Sub" and not given.any()
+            if shifted is not None and lowered and self.constant(text(shifted.input[1])) is not None:
+                yield Fire(k, text(shifted.input[0]), Use(maker, 1), frozenset((k, maker, spike[0])), spike[1])
+                continue
             yield Fire(k, value, Use(k, 1 - side), frozenset((k, spike[0])), spike[1])
 
     def _number(self, truth: str) -> tuple[int, str] | None:
@@ -200,14 +207,15 @@ def _computed(node: onnx.NodeProto, given: Mapping[str, NDArray[Any]]) -> NDArra
 
     if any(value.size > _MOST_ELEMENTS for value in given.values()):
         return None
-    kinds = {name: helper.np_dtype_to_tensor_dtype(value.dtype) for name, value in given.items()}
-    inputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()]
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), None)
+        for name, value in given.items()
+    ]
     output = onnx.ValueInfoProto(name=node.output[0])
     graph = helper.make_graph([node], "constant", inputs, [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     try:
-        found = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])).run(
-            None, dict(given)
-        )
+        found: list[Any] = list(ReferenceEvaluator(model).run(None, dict(given)))
     except Exception:  # an operator that onnx's reference does not compute so: then it is no constant to us
         return None
     return np.asarray(found[0])

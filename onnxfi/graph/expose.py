@@ -14,7 +14,7 @@ same operations, a spike times 1 is the spike, and NaN chooses what was computed
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,27 +22,13 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import ModelError
 from onnxfi.graph.activations import graphs
+from onnxfi.graph.exposed import TABLE, table
 from onnxfi.graph.model import Model, parse
 from onnxfi.graph.neurons import Spiking, SpikingLayer, Step, Variable
 from onnxfi.graph.wire import text
 
 if TYPE_CHECKING:
     import onnx
-
-#: Where an exposed model says which of its tensors belong to neurons.
-TABLE = "onnxfi.neurons"
-#: Words that neurons can have.
-VARIABLES = ("threshold", "leak", "refractory", "reset", "spike")
-
-
-def table(proto: onnx.ModelProto) -> list[dict[str, Any]]:
-    """The spiking layers of an exposed model, as it says them itself; [] for other models."""
-    said = next((entry.value for entry in proto.metadata_props if entry.key == TABLE), "[]")
-    try:
-        rows = json.loads(said)
-        return [row for row in rows if isinstance(row["layer"], str) and isinstance(row["words"], dict)]
-    except (ValueError, KeyError, TypeError):
-        return []
 
 
 def expose(model: Model, found: Spiking) -> onnx.ModelProto:
@@ -93,6 +79,7 @@ class _Edit:
             node.metadata_props.extend(old.metadata_props)
             self.behind.setdefault(place, []).append(node)
         else:
+            node.name = f"/{output.rpartition('/')[0]}/exposed-{output.rpartition('/')[2]}"
             self.first.append(node)
 
     def write(self) -> None:
@@ -170,9 +157,9 @@ def _step(edit: _Edit, layer: SpikingLayer, step: Step, tail: str) -> tuple[str,
         place = edit.maker.get(step.membrane, -1)
         # An Identity of its own: what makes the first potential may be the current of every step.
         edit.put(place, "Identity", [step.membrane], membrane)
-        for (node, k), held in inner.items():
+        for (number, k), held in inner.items():
             if held == step.membrane:
-                graph.node[node].input[k] = membrane
+                graph.node[number].input[k] = membrane
         _hand_on(edit, step.membrane, membrane)
     spike, fired = f"{name}/spike{tail}" if tail else f"{name}/spiking", step.spike
     place = edit.maker[fired]
@@ -258,8 +245,3 @@ def _used(proto: onnx.ModelProto) -> set[str]:
     for _, graph, _ in graphs(proto):
         names |= {text(o.name) for o in graph.output} | {text(n) for node in graph.node for n in node.input if n}
     return names
-
-
-def variables(row: Mapping[str, Any]) -> dict[str, str]:
-    """The stored words of one row of the table: variable by target id."""
-    return {str(target): str(name) for name, target in row["words"].items() if name in VARIABLES}

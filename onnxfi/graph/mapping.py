@@ -1,25 +1,26 @@
 """A mapping: the tensors of neurons that no pattern finds, said by name.
 
-    layers:
-      - name: lif1                       # what to call it
-        membrane: [mem1_0, mem1_1]       # one tensor a step; in the body of a loop one, as steps.body::mem
-        spike: [spk1_0, spk1_1]
-        threshold: lif1.vth              # stored tensors; each optional
-        leak: lif1.tau
-        refractory: lif1.hold
-        reset: zero                      # subtract, zero or none
+layers:
+  - name: lif1                       # what to call it
+    membrane: [mem1_0, mem1_1]       # one tensor a step; in the body of a loop one, as steps.body::mem
+    spike: [spk1_0, spk1_1]
+    threshold: lif1.vth              # stored tensors; each optional
+    leak: lif1.tau
+    refractory: lif1.hold
+    reset: zero                      # subtract, zero or none
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from onnxfi.errors import ModelError, closest
 from onnxfi.graph.activations import Activation, activations, graphs
 from onnxfi.graph.cones import Cone, Use
 from onnxfi.graph.model import Model, parse
-from onnxfi.graph.neurons import SpikingLayer, Step, Variable
+from onnxfi.graph.neurons import Spiking, SpikingLayer, Step, Variable, find
 from onnxfi.graph.wire import text
 
 _KEYS = ("name", "membrane", "spike", "threshold", "leak", "refractory", "reset")
@@ -44,7 +45,8 @@ def mapped(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[SpikingLayer
         spikes, membranes = (_tensors(row, key, known) for key in ("spike", "membrane"))
         if membranes and len(membranes) != len(spikes):
             raise ModelError(
-                f"the mapping of {row['name']!r} names {len(membranes)} membranes and {len(spikes)} spikes; one each a step"
+                f"the mapping of {row['name']!r} names {len(membranes)} membranes and {len(spikes)} spikes; "
+                f"a step has one of each"
             )
         path = spikes[0].path
         if any(a.path != path for a in (*spikes, *membranes)):
@@ -53,8 +55,8 @@ def mapped(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[SpikingLayer
         reset = str(row.get("reset", "none"))
         if reset not in ("subtract", "zero", "none"):
             raise ModelError(f"the mapping of {row['name']!r} has the reset {reset!r}; give subtract, zero or none")
-        pairs = zip(membranes or [None] * len(spikes), spikes, strict=True)
-        steps = tuple(_step(cone, m, s) for m, s in pairs)
+        potentials = [a.name for a in membranes] or [""] * len(spikes)
+        steps = tuple(Step(m, s.name) for m, s in zip(potentials, spikes, strict=True))
         variables = tuple(_variable(model, cone, row, key) for key in PARAMETERS if key in row)
         dims = spikes[0].dims or ()
         shape = tuple(n for n in (dims[1:] if len(dims) > 1 else dims) if isinstance(n, int))
@@ -79,10 +81,6 @@ def _tensors(row: Mapping[str, Any], key: str, known: Mapping[str, Activation]) 
     return [known[name] for name in names]
 
 
-def _step(cone: Cone, membrane: Activation | None, spike: Activation) -> Step:
-    return Step(membrane.name if membrane is not None else "", spike.name)
-
-
 def _variable(model: Model, cone: Cone, row: Mapping[str, Any], key: str) -> Variable:
     names = [row[key]] if isinstance(row[key], str) else list(row[key])
     stored = [t.id for t in model.targets]
@@ -98,3 +96,25 @@ def _variable(model: Model, cone: Cone, row: Mapping[str, Any], key: str) -> Var
         uses += [u for u in cone.users.get(text(str(name).rpartition("::")[2]), []) if u.input >= 0]
     assert value is not None
     return Variable(key, value, tuple(map(str, names)), tuple(uses))
+
+
+def spiking_layers(model: Model, mapping: Sequence[Mapping[str, Any]] = ()) -> Spiking:
+    """The layers that a mapping says, and those that are found beside them; ModelError where there is none.
+
+    >>> from onnxfi.graph.model import load
+    >>> spiking_layers(load("models/fashion_cnn.onnx"))
+    Traceback (most recent call last):
+    onnxfi.errors.ModelError: models/fashion_cnn.onnx has no spiking layer: ...
+    """
+    found = find(model)
+    said = mapped(model, mapping)
+    taken = {step.membrane for layer in said for step in layer.steps} | {layer.name for layer in said}
+    rest = [x for x in found.layers if x.name not in taken and not any(s.membrane in taken for s in x.steps)]
+    layers = (*said, *rest)
+    if not layers:
+        raise ModelError(
+            f"{model.name} has no spiking layer: looked in every graph for a membrane potential that comes from that "
+            f"of the step before elementwise, and is compared with a constant (a spike); describe other neurons in a "
+            f"mapping file (--neurons)"
+        )
+    return replace(found, layers=layers)

@@ -17,13 +17,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from onnxfi.errors import FaultListError, ModelError, OutputError
+from onnxfi.faults.models import FaultModel
 from onnxfi.faults.trials import Faults, concat, resolve
 from onnxfi.faults.words import Words
 from onnxfi.graph.model import Model, by_target
@@ -72,7 +73,24 @@ class Edits:
 
 def place(model: Model, faults: Faults) -> tuple[Faults, Words]:
     """Look up the stored words: the faults with their words before and after, and each row's final word."""
+    faults = bound(model, faults)
     return resolve(faults, model.stored(faults))
+
+
+def bound(model: Model, faults: Faults) -> Faults:
+    """The faults with what their models have to know of the numbers of whole tensors (`FaultModel.bind`)."""
+    if not any(event.binds for event in faults.models):
+        return faults
+    known: dict[tuple[int, FaultModel], FaultModel] = {}
+    models = []
+    for row, ordinal in enumerate(faults.sites.target.tolist()):
+        key = ordinal, faults.model(row)
+        if key not in known:
+            target = faults.targets[ordinal]
+            every = model.words(target, np.arange(target.size, dtype=np.int64))
+            known[key] = key[1].bind(target.word.values(every))
+        models.append(known[key])
+    return replace(faults, models=tuple(models))
 
 
 def edits(model: Model, faults: Faults, final: Words) -> Edits:

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.errors import ModelError
 from onnxfi.graph.activations import Dims, activations, graphs, labels
 from onnxfi.graph.cones import Cone, Fire, Use
-from onnxfi.graph.layers import layer_of
+from onnxfi.graph.layers import layer_of, owner_in_name
 from onnxfi.graph.model import Model, parse
 from onnxfi.graph.wire import text
 
@@ -29,7 +28,9 @@ if TYPE_CHECKING:
     import onnx
 
 #: Operators that record a membrane potential over time, and do not compute with it.
-_RECORDERS = frozenset("Unsqueeze Concat Identity Reshape SequenceInsert SequenceConstruct Flatten Squeeze".split())
+_RECORDERS = frozenset((
+    "Unsqueeze", "Concat", "Identity", "Reshape", "SequenceInsert", "SequenceConstruct", "Flatten", "Squeeze",
+))  # fmt: skip
 _HIERARCHY = "pkg.torch.onnx.class_hierarchy"
 _CLASS = re.compile(r"snntorch\.[\w.]*\.(\w+)")
 
@@ -248,7 +249,9 @@ def _layer(cone: Cone, chain: _Chain, fires: Mapping[str, list[Fire]], loop: onn
             if not _fires_out(cone, steps[0], following) and len(chain.membranes) > 1:
                 steps = []  # the potential before the first step
             continue
-        fired = {fire.spike for fire in fires.get(before, [])} | ({f.spike for f in fires[name]} if chain.after else set())
+        fired = {fire.spike for fire in fires.get(before, [])} | (
+            {f.spike for f in fires[name]} if chain.after else set()
+        )
         if loop is not None:
             threshold += [fire.threshold for fire in fires.get(before, [])]
             extra = tuple(_uses(cone, fired, own | chain.after))
@@ -263,10 +266,13 @@ def _layer(cone: Cone, chain: _Chain, fires: Mapping[str, list[Fire]], loop: onn
     node = cone.graph.node[first.compare]
     label = labels(cone.graph.node)[first.compare]
     layer, kind = layer_of(node, label), _spiking_class(cone, first)
+    owner = owner_in_name(cone.origin(text(cone.graph.node[threshold[0].node].input[threshold[0].input])))
+    layer = owner if owner.endswith(f".{layer}") else layer  # the older exporter loses the names of containers
     variables = [_variable(cone, n, uses) for n, uses in (("threshold", threshold), ("leak", leak)) if uses]
     return SpikingLayer(
         layer, kind or "integrate-and-fire", cone.path, None, tuple(steps), len(steps) if loop is None else None,
-        tuple(v for v in variables if v is not None), min(kinds) if kinds else "none", loop.op_type if loop is not None else "",
+        tuple(v for v in variables if v is not None), min(kinds) if kinds else "none",
+        loop.op_type if loop is not None else "",
     )  # fmt: skip
 
 
@@ -375,27 +381,3 @@ def _shaped(model: Model, layers: Sequence[SpikingLayer]) -> list[SpikingLayer]:
         return None
 
     return [replace(layer, shape=shape(layer)) for layer in layers]
-
-
-def spiking_layers(model: Model, mapping: Sequence[Mapping[str, Any]] = ()) -> Spiking:
-    """The layers that a mapping says, and those that are found beside them; ModelError where there is none.
-
-    >>> from onnxfi.graph.model import load
-    >>> spiking_layers(load("models/fashion_cnn.onnx"))
-    Traceback (most recent call last):
-    onnxfi.errors.ModelError: models/fashion_cnn.onnx has no spiking layer: ...
-    """
-    from onnxfi.graph.mapping import mapped
-
-    found = find(model)
-    said = mapped(model, mapping)
-    taken = {step.membrane for layer in said for step in layer.steps} | {layer.name for layer in said}
-    rest = [x for x in found.layers if x.name not in taken and not any(s.membrane in taken for s in x.steps)]
-    layers = (*said, *rest)
-    if not layers:
-        raise ModelError(
-            f"{model.name} has no spiking layer: looked in every graph for a membrane potential that comes from that of "
-            f"the step before elementwise, and is compared with a constant (a spike); describe other neurons in a "
-            f"mapping file (--neurons)"
-        )
-    return replace(found, layers=layers)

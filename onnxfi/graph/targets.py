@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from onnxfi.errors import ModelError
 from onnxfi.faults.space import Target
 from onnxfi.faults.words import WORDS, Word
+from onnxfi.graph.exposed import roles
 from onnxfi.graph.flow import Part
 from onnxfi.graph.layers import layer_of, node_label
 from onnxfi.graph.roles import assign
@@ -133,6 +134,7 @@ class Walk:
             path = f"function:{':'.join(name for name in names if name)}::"
             outputs += self.nodes(function.node, path, _Scope({}), function.output)
         self._data_flow(outputs)
+        self._neurons = roles(proto)
 
     def targets(self) -> Iterator[tuple[Target, Place]]:
         """The targets in order, each with its place."""
@@ -154,10 +156,8 @@ class Walk:
             word, shape, place = part.word or draft.word, part.shape or draft.shape, draft.place
             if word != draft.word and place.varint:
                 place = replace(place, per_entry=place.per_entry * draft.word.bits // word.bits)
-            yield (
-                Target(draft.name, word, shape, draft.kind, op, label, layer, structural, part.role, part.scheme),
-                place,
-            )
+            role = self._neurons.get(draft.name, part.role)
+            yield Target(draft.name, word, shape, draft.kind, op, label, layer, structural, role, part.scheme), place
 
     def flowing(self) -> Iterator[tuple[str, str, str, str, str, bool]]:
         """The values in flight: inputs, then what nodes put out, constants left out.

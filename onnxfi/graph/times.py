@@ -67,8 +67,10 @@ def time_axes(proto: onnx.ModelProto, layers: Sequence[SpikingLayer]) -> tuple[T
                 add(tensor, axis)
     for node in proto.graph.node:
         made = [cone.maker.get(text(name)) for name in node.input]
-        if node.op_type == "Concat" and len(made) in steps and all(
-            k is not None and proto.graph.node[k].op_type == "Unsqueeze" for k in made
+        if (
+            node.op_type == "Concat"
+            and len(made) in steps
+            and all(k is not None and proto.graph.node[k].op_type == "Unsqueeze" for k in made)
         ):
             add(text(node.output[0]), next(a.i for a in node.attribute if a.name == "axis"))
     return tuple(found.values())

@@ -15,8 +15,9 @@ from onnxfi.faults.models import FaultModel, Flip
 from onnxfi.faults.space import FaultSpace, Selector, Sites
 from onnxfi.faults.trials import Draw, Faults, at_sites, concat, draw, fault_model
 from onnxfi.graph.model import Model, load
-from onnxfi.graph.mutate import Progress, Written, check_place, edits, place, restore, temporary, write
+from onnxfi.graph.mutate import Progress, Written, bound, check_place, edits, place, restore, temporary, write
 from onnxfi.graph.reals import describe, with_reals
+from onnxfi.runtime.spiking import describe as describe_neurons
 
 __all__ = ["Injection", "Sample", "inject", "inspect", "load", "replay", "sample", "undo"]
 
@@ -192,7 +193,7 @@ def _told(model: Model, drawn: Sample) -> tuple[Draw, list[int]]:
         return how, ordinals
     event = fault_model(drawn.header.fault)
     space = drawn.header.selector.space(model.targets, event)
-    again = draw(space, how, event, drawn.trial)
+    again = bound(model, draw(space, how, event, drawn.trial))
     digest = sites_digest(again, [model.by_id[t.id] for t in space.targets])
     same = again.models == faults.models and digest == sites_digest(faults, ordinals)
     return how if same else Draw("sites", n=len(faults), seed=how.seed), ordinals
@@ -271,17 +272,19 @@ def _trials(model: Model, faults: FaultList) -> list[tuple[int, Faults]]:
     return [(1, Faults(model.targets, Sites(none, none, none.astype(np.int16)), (event,), words, words))]
 
 
-def inspect(model: Model, selector: Selector | None = None) -> dict[str, Any]:
-    """What can be struck, as plain values: targets in file order, totals, opsets, digest.
+def inspect(model: Model, selector: Selector | None = None, *, neurons: str | Path | None = None) -> dict[str, Any]:
+    """What can be struck, as plain values: targets in file order, totals, opsets, digest, spiking layers.
 
     Elements and bits are those that the selector leaves: the bits in all are the population of single flips.
 
     Integer tensors that only carry shapes or indices are counted in `left_out` unless the selector names them.
+    `neurons` is a mapping file for spiking layers that no pattern finds.
 
     >>> inspect(load("models/fashion_cnn.onnx"))["totals"]
     {'targets': 8, 'elements': 105866, 'bits': 3387712}
     """
     chosen = selector or Selector()
+    spiking = describe_neurons(model, neurons)
     kept = [t for t in model.targets if chosen.keeps(t)]
     # A selection that finds nothing is an error here too; a whole model may well hold nothing.
     space = FaultSpace.over(kept, Flip()) if chosen == Selector() else chosen.space(model.targets)
@@ -308,5 +311,6 @@ def inspect(model: Model, selector: Selector | None = None) -> dict[str, Any]:
             "bits": sum(r["bits"] for r in rows),
         },
         "left_out": sum(t.structural and not chosen.keeps(t) for t in model.targets),
-        "notes": list(model.notes),
+        "spiking": spiking,
+        "notes": [*model.notes, *spiking.pop("notes")],
     }

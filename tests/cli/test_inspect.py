@@ -370,3 +370,55 @@ def test_the_log_level_tells_what_was_opened(models: Path, here: Path) -> None:
         env={**os.environ, "ONNXFI_LOG_LEVEL": "info"},
     )
     assert ran.returncode == 0 and b"fashion_cnn.onnx: 9 targets, 1 files" in ran.stderr
+
+
+# Spiking networks
+
+
+def test_neurons_are_listed_with_their_parameters(run: Run, models: Path) -> None:
+    found = run("inspect", models / "fashion_snn.onnx", "--json").json["spiking"]
+    assert [(row["layer"], row["neurons"], row["steps"]) for row in found["layers"]] == [
+        ("lif1", 1568, 8),
+        ("lif2", 784, 8),
+        ("lif3", 10, 8),
+    ]
+    ran = run("inspect", models / "fashion_snn_scan.onnx")
+    assert (ran.code, ran.err) == (0, "")
+    assert [line.split() for line in ran.out.splitlines() if line.strip().startswith("lif3  ")][-1] == (
+        ["lif3", "integrate-and-fire", "10", "10", "8", "1", "0.9", "subtract"]
+    )
+    assert "time is axis 0 of spikes (inside)" in ran.out
+
+
+def test_neurons_get_words_of_their_own(run: Run, models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "snn.onnx"
+    ran = run("instrument", models / "fashion_snn.onnx", "--target", "neurons", "-o", out)
+    assert (ran.code, ran.err) == (0, "")
+    assert "lif3/threshold, lif3/leak, lif3/reset, lif3/spike" in ran.out
+    found = run("inspect", out, "--role", "spike", "--json").json
+    assert [(t["target"], t["role"], t["elements"]) for t in found["targets"]][-1] == ("lif3/spike", "spike", 10)
+    assert all(row["exposed"] for row in found["spiking"]["layers"])
+    struck = run("inject", out, "--site", "lif3/spike[3]", "--fault", "saturated", "-o", tmp_path / "f.onnx", "--json")
+    assert struck.json["faults"][0]["after_value"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["instrument", "{cnn}", "--target", "neurons"], "has no spiking layer: looked in every graph"),
+        (
+            ["instrument", "{snn}", "--target", "neurons", "--include", "x"],
+            "--include says nothing with --target neurons",
+        ),
+        (["instrument", "{snn}", "--neurons", "none.yaml"], "--neurons says nothing without --target neurons"),
+        (["inspect", "{snn}", "--neurons", "none.yaml"], "cannot read the mapping 'none.yaml'"),
+        (["inspect", "{snn}", "--neurons", "{map}"], "names the spike 'spikes', which is not in this model"),
+    ],
+)
+def test_what_cannot_be_said_of_neurons(run: Run, models: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    (tmp_path / "map.yaml").write_text("layers: [{name: a, spike: spikes}]")
+    places = {"cnn": models / "fashion_cnn.onnx", "snn": models / "fashion_snn.onnx", "map": tmp_path / "map.yaml"}
+    ran = run(*(word.format(**places) for word in words))
+    assert ran.code == 2
+    assert message in " ".join(ran.err.split())
+    assert [file.name for file in tmp_path.iterdir()] == ["map.yaml"]

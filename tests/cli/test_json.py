@@ -298,3 +298,11 @@ def test_notes_go_to_standard_error(run: Run, here: Path) -> None:
         ran = run(*words, "--json")
         Draft202012Validator(SCHEMAS[words[0]]).validate(json.loads(ran.out))
         assert ran.err.startswith("onnxfi: the default opset is imported 2 times")
+
+
+def test_instrument_of_neurons(run: Run, models: Path, tmp_path: Path) -> None:
+    words = ("instrument", models / "fashion_snn_scan.onnx", "--target", "neurons", "-o", tmp_path / "m.onnx", "--json")
+    found = checked(run(*words), "instrument --target neurons")
+    assert found["layers"][0]["words"]["threshold"] == "lif1/threshold"
+    checked(run("inspect", tmp_path / "m.onnx", "--json"), "inspect")
+    checked(run("inspect", models / "fashion_snn.onnx", "--json"), "inspect")

@@ -428,3 +428,43 @@ def test_bad_entry_points_are_named(load: Any, message: str, monkeypatch: pytest
 def test_the_group_of_entry_points_is_the_documented_one() -> None:
     assert registry.ENTRY_POINTS == "onnxfi.fault_models"
     assert EntryPoint("lost-bits", "own_fault_model:LostBits", registry.ENTRY_POINTS).load().name == "lost-bits"
+
+
+# ------------------------------------------------------------------------------------------------ neurons and synapses
+
+
+def test_saturation_goes_to_a_percentile_of_the_tensor() -> None:
+    numbers = np.arange(101, dtype=np.float64) / 10 - 3
+    assert parse_fault("saturated").bind(numbers) == Set(7.0)
+    assert parse_fault("saturated:percentile=90").bind(numbers) == Set(6.0)
+    assert parse_fault("saturated:percentile=90,side=negative").bind(numbers) == Set(-2.0)
+    assert parse_fault("saturated").bind(np.array([np.nan, np.inf, 0.5])) == Set(0.5)
+    assert parse_fault("saturated").bind(np.full(3, np.nan)) == Set(1.0)  # what neurons compute: a spike
+    assert parse_fault("saturated").bind(np.array([-3, 9], np.int8)) == Set(9.0)
+
+
+@given(st.integers(2, 16), st.data())
+def test_a_flip_in_a_quantised_view_moves_by_a_power_of_two_steps(bits: int, data: st.DataObject) -> None:
+    bit = data.draw(st.integers(0, bits - 1))
+    numbers = np.array(data.draw(st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=20)))
+    model = parse_fault(f"flip-quantised:bits={bits},bit={bit}").bind(numbers)
+    largest = np.abs(numbers).max()
+    assert model.scale == (largest / ((1 << (bits - 1)) - 1) or 1.0)  # type: ignore[attr-defined]
+    stored = np.rint(numbers / model.scale)  # type: ignore[attr-defined]
+    moved = np.rint((model.rule(numbers)) / model.scale) - stored  # type: ignore[attr-defined]
+    assert (np.abs(moved) == 1 << bit).all()
+    sign = -1 if bit == bits - 1 else 1  # the highest bit of two's complement counts negative
+    up = ((stored.astype(np.int64) >> bit) & 1) == 0
+    assert (np.sign(moved) == np.where(up, sign, -sign)).all()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "saturated:percentile=101", "saturated:side=left", "flip-quantised:bits=1", "flip-quantised:bits=17",
+        "flip-quantised:bits=8,bit=8", "flip-quantised:scale=-1", "dead:value=1",
+    ],
+)  # fmt: skip
+def test_neuron_faults_that_cannot_be(text: str) -> None:
+    with pytest.raises(FaultError, match=text.partition(":")[0]):
+        parse_fault(text)
