@@ -41,7 +41,7 @@ _MOST_LISTED = 10_000
     default="flip",
     show_default=True,
     metavar="FAULT",
-    help="What happens at a site: flip, burst:k=3, stuck-at-0, stuck-at-1, set-word:word=0x0, random-word, zero, sign-flip, set:value=nan, scale:factor=2, add:value=0.1, noise:sigma=0.1, pattern:file=PATTERN.json.",
+    help="What happens at a site: flip, burst:k=3, stuck-at-0, stuck-at-1, set-word:word=0x0, random-word, zero, sign-flip, set:value=nan, scale:factor=2, add:value=0.1, noise:sigma=0.1, dead, saturated:percentile=99, flip-quantised:bits=8, pattern:file=PATTERN.json.",
 )
 @select_options
 @click.option(

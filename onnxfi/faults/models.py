@@ -311,7 +311,7 @@ def fault_models() -> Mapping[str, type[FaultModel]]:
     """Every fault model by its name: onnxfi's own and those that installed packages offer.
 
     >>> sorted(fault_models())[:3]
-    ['add', 'burst', 'flip']
+    ['add', 'burst', 'dead']
     """
     from onnxfi.faults.patterns import Pattern
     from onnxfi.faults.spiking import Dead, FlipQuantised, Saturated
