@@ -7,6 +7,7 @@ OnnxfiError
 │   ├── FaultError        a fault model or its parameters
 │   ├── FaultListError    a fault list that is none, of another model, or of another version
 │   ├── DataError         labelled data that does not fit the model
+│   ├── ConversionError   what a framework or its exporter refuses, with the foreign text as `details`
 │   └── OutputError       a place that cannot be written
 └── EngineError           the runtime refuses the model, or a provider does not load
 """
@@ -43,6 +44,14 @@ class FaultListError(InputError):
 
 class DataError(InputError):
     """Labelled data that is missing, damaged, or does not fit the model."""
+
+
+class ConversionError(InputError):
+    """A framework, its exporter or a factory refuses; `details` is its own text, of many lines, or empty."""
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class OutputError(InputError):

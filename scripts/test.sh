@@ -1,7 +1,27 @@
 #!/usr/bin/env bash
 # Every test that needs no training framework: style, types, floors, doctests, core tests.
 #   bash scripts/test.sh [PYTEST ARGUMENTS]
+# Those that need one, in an environment of their own (.venv-frameworks, 2.5 GB) with the versions of frameworks.txt:
+#   bash scripts/test.sh frameworks [PYTEST ARGUMENTS]
 source "$(dirname "$0")/venv.sh"
+
+frameworks() {
+  # On Linux pip's own torch brings CUDA, gigabytes of it. The one for CPUs lies on an index of PyTorch's, which is asked
+  # where it can be reached; with an index of one's own, PIP_EXTRA_INDEX_URL says it.
+  local index=https://download.pytorch.org/whl/cpu
+  if [ ! -e .venv-frameworks/.installed"$1" ] && [ -z "${PIP_EXTRA_INDEX_URL:-}" ] &&
+    "${PYTHON:-python3}" -c "import urllib.request as u; u.urlopen('$index/torch/', timeout=5)" 2>/dev/null; then
+    export PIP_EXTRA_INDEX_URL=$index
+  fi
+  PIP_CONSTRAINT=scripts/frameworks.txt venv .venv-frameworks "$1"
+}
+
+if [ "${1:-}" = frameworks ]; then
+  shift
+  frameworks "[test,torch,keras,tensorflow,sklearn]"
+  # A framework is imported once in a worker: tests of a file stay together.
+  OMP_NUM_THREADS=1 exec .venv-frameworks/bin/python -m pytest -q -n 2 --dist loadfile -m frameworks tests "$@"
+fi
 venv .venv "[test]"
 PATH="$PWD/.venv/bin:$PATH"
 ruff check .

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 pytest_plugins = ("pytester",)
 ROOT = Path(__file__).parents[1]
-FRAMEWORKS = ("torch", "tensorflow", "jax", "sklearn", "xgboost", "lightgbm", "paddle")
+FRAMEWORKS = ("torch", "tensorflow", "sklearn")
 
 # No deadline: a slow example is no wrong one. The same examples in every run, so that CI does not depend on luck.
 settings.register_profile("onnxfi", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -16,7 +16,7 @@ import click
 VERBS = {
     verb: verb
     for verb in (
-        *("inspect", "inject", "eval", "instrument", "quantize", "compare"),
+        *("convert", "inspect", "inject", "eval", "instrument", "quantize", "compare"),
         *("plan", "run", "report", "show", "merge", "check"),
     )
 } | {"show": "trial"}

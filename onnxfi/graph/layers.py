@@ -1,8 +1,8 @@
 """Layers: which module of the source framework a node came from.
 
-The sources, the surest first: the scopes that the PyTorch exporter writes into a node's `metadata_props`, the scopes
-that other exporters write into node names (`/layer1/conv/Conv`, `model/conv2d_3/Conv2D`), the parameter's own dotted
-name, and the node itself.
+The sources, the surest first: what our converters recorded, the scopes that the PyTorch exporter writes into a node's
+`metadata_props`, the scopes that other exporters write into node names (`/layer1/conv/Conv`, `model/conv2d_3/Conv2D`),
+the parameter's own dotted name, and the node itself.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from onnxfi.graph.wire import text
 if TYPE_CHECKING:
     import onnx
 
+#: The key under which a converter records the layer of a node whose exporter does not say it.
+RECORDED = "onnxfi.layer"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _PARAMETER = re.compile(
     r"weight|bias|gamma|beta|running_(mean|var)|\w+_proj_(weight|bias)|(weight|bias)_(ih|hh)\w*|threshold"
@@ -44,6 +46,9 @@ def layer_of(node: onnx.NodeProto, label: str, parameter: str = "") -> str:
 
 
 def _layer_of(node: onnx.NodeProto) -> str:
+    for entry in node.metadata_props:
+        if entry.key == RECORDED and entry.value:
+            return text(entry.value)
     for entry in node.metadata_props:
         if entry.key == _SCOPES:
             scopes = _scopes(text(entry.value))

@@ -280,19 +280,20 @@ def _put(stream: IO[bytes], piece: Any) -> None:
     stream.write(view[done:])
 
 
-def check_place(model: Model, files: Sequence[Path], *, copy: bool = True) -> None:
-    """Refuse an output that is one of the inputs, in a folder that is not there, a directory, or a device.
+def check_place(model: Model | None, files: Sequence[Path], *, copy: bool = True) -> None:
+    """Refuse an output that is one of the model's files, in a folder that is not there, a directory, or a device.
 
     Where a `copy` of the model is written, also one for which the disk has no room.
     """
+    sources = model.sources if model is not None else ()
     try:
-        _check_place(model, files, sum(_on_disk(source) for source in model.sources) if copy else 0)
+        _check_place(sources, files, sum(map(_on_disk, sources)) if copy else 0)
     except (OSError, ValueError) as error:  # a name that the system does not take, as one that is too long
         what = error.strerror if isinstance(error, OSError) else str(error)
         raise OutputError(f"the output {str(files[0])!r} cannot be written: {what}") from None
 
 
-def _check_place(model: Model, files: Sequence[Path], needed: int) -> None:
+def _check_place(sources: Sequence[Source], files: Sequence[Path], needed: int) -> None:
     folder = files[0].parent
     if not folder.is_dir():
         raise OutputError(f"no folder {str(folder)!r} to write {files[0].name!r} into; make it first")
@@ -305,7 +306,7 @@ def _check_place(model: Model, files: Sequence[Path], needed: int) -> None:
             raise OutputError(f"the output {str(file)!r} is a directory; give a file name")
         if not stat.S_ISREG(status.st_mode):  # a rename would put a file in place of a device or a pipe
             raise OutputError(f"the output {str(file)!r} is a device or pipe; give the name of a file")
-        if any(source.stamp[:2] == (status.st_dev, status.st_ino) for source in model.sources):
+        if any(source.stamp[:2] == (status.st_dev, status.st_ino) for source in sources):
             raise OutputError(f"the output {str(file)!r} is the input itself; give another name with -o")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"the folder {str(folder)!r} cannot be written; choose another with -o")

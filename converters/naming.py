@@ -1,0 +1,158 @@
+"""Names: layers recorded with the nodes, weights called as in the source, open dimensions called N."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxfi.graph.layers import RECORDED
+from onnxfi.runtime.ports import Array
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Metadata of the PyTorch exporter that says where a node comes from; its stack traces hold paths of the machine.
+_KEPT = {RECORDED, "namespace", "pkg.torch.onnx.class_hierarchy", "pkg.torch.onnx.name_scopes"}
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and all graphs inside it."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.ByteSize():
+                    yield from graphs(inner)
+
+
+def _things(graph: onnx.GraphProto) -> Iterator[Any]:
+    """What has a name in a graph, nodes apart."""
+    yield from (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+
+
+def clean(proto: onnx.ModelProto) -> None:
+    """Leave of the metadata only what tells layers, and import each operator set once."""
+    del proto.metadata_props[:]
+    for graph in graphs(proto.graph):
+        del graph.metadata_props[:]
+        graph.doc_string = ""
+        for thing in _things(graph):
+            del thing.metadata_props[:]
+        for node in graph.node:
+            node.doc_string = ""
+            kept = [entry for entry in node.metadata_props if entry.key in _KEPT]
+            del node.metadata_props[:]
+            node.metadata_props.extend(kept)
+    imports = {opset.domain: opset.version for opset in proto.opset_import}
+    del proto.opset_import[:]
+    for domain, number in imports.items():
+        proto.opset_import.add(domain=domain, version=number)
+
+
+def record(proto: onnx.ModelProto, layer: Callable[[onnx.NodeProto], str]) -> None:
+    """Write the layer of each node into it, where there is one to write."""
+    for graph in graphs(proto.graph):
+        for node in graph.node:
+            if name := layer(node):
+                node.metadata_props.add(key=RECORDED, value=name)
+
+
+def record_owners(proto: onnx.ModelProto, variables: Mapping[str, str]) -> None:
+    """Record with nodes that have no layer yet that of the variable (`lstm/lstm_cell/kernel`) that they read."""
+    for graph in graphs(proto.graph):
+        for node in graph.node:
+            owners = [variables[value].rpartition("/")[0] for value in node.input if value in variables]
+            if any(owners) and all(entry.key != RECORDED for entry in node.metadata_props):
+                node.metadata_props.add(key=RECORDED, value=next(owner for owner in owners if owner))
+
+
+def rename(proto: onnx.ModelProto, new: Mapping[str, str]) -> None:
+    """Rename values and nodes everywhere; a name that is taken already, or wanted twice, is left as it was."""
+    taken = set(names(proto))
+    allowed: dict[str, str] = {}
+    for old, name in new.items():
+        if old in taken and name not in taken:
+            allowed[old] = name
+            taken.add(name)
+    for graph in graphs(proto.graph):
+        for thing in _things(graph):
+            thing.name = allowed.get(thing.name, thing.name)
+        for node in graph.node:
+            node.name = allowed.get(node.name, node.name)
+            for values in (node.input, node.output):
+                values[:] = [allowed.get(value, value) for value in values]
+
+
+def names(proto: onnx.ModelProto) -> Iterator[str]:
+    """The names of all values and nodes."""
+    for graph in graphs(proto.graph):
+        yield from (thing.name for thing in _things(graph))
+        for node in graph.node:
+            yield from (node.name, *node.output)
+
+
+def sort_by_use(proto: onnx.ModelProto) -> None:
+    """Put initializers into the order in which nodes use them, so that layers come in the order of the source."""
+    place: dict[str, int] = {}
+    for node in proto.graph.node:
+        for value in (*node.input, *_captured(node)):
+            place.setdefault(value, len(place))
+    kept = sorted(proto.graph.initializer, key=lambda tensor: place.get(tensor.name, len(place)))
+    copies = [type(tensor).FromString(tensor.SerializeToString()) for tensor in kept]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(copies)
+
+
+def _captured(node: onnx.NodeProto) -> Iterator[str]:
+    for attribute in node.attribute:
+        for inner in (attribute.g, *attribute.graphs):
+            for graph in graphs(inner):
+                for one in graph.node:
+                    yield from one.input
+
+
+def stored(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every initializer of the model, those of inner graphs too."""
+    for graph in graphs(proto.graph):
+        yield from graph.initializer
+
+
+def matched(proto: onnx.ModelProto, variables: Mapping[str, Array]) -> dict[str, str]:
+    """Initializers and the source variables that they hold, in whatever order: exporters transpose kernels.
+
+    Only where the values tell it: a tensor of one value, or one that two variables hold alike, stays unmatched.
+    """
+    from onnx import numpy_helper
+
+    known: dict[tuple[Any, ...], list[str]] = {}
+    for name, values in variables.items():
+        known.setdefault(_content(np.asarray(values)), []).append(name)
+    found = {}
+    for tensor in stored(proto):
+        key = _content(numpy_helper.to_array(tensor))
+        if len(known.get(key, ())) == 1 and key[-1]:
+            found[tensor.name] = known[key][0]
+    return found
+
+
+def _content(values: Array) -> tuple[Any, ...]:
+    """What does not change when axes are moved: type, number and sorted values; the last says whether they differ."""
+    flat = np.sort(values, axis=None)
+    return values.dtype.name, values.size, flat.tobytes(), bool(flat.size and (flat[0] != flat[-1] or flat.size == 1))
+
+
+def open_first_dimension(proto: onnx.ModelProto, ports: Mapping[str, Any]) -> None:
+    """Call open dimensions as the ports do; names that exporters make up (`unk__40`) go."""
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        shape = ports.get(value.name)
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.HasField("dim_value") and dim.dim_value > 0:
+                continue
+            wanted = shape[axis] if shape is not None and axis < len(shape) else None
+            dim.Clear()
+            if isinstance(wanted, str):
+                dim.dim_param = wanted
+            elif axis == 0:
+                dim.dim_param = "N"

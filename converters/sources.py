@@ -1,0 +1,131 @@
+"""What is converted: a model object, or the text that names one (a file, a folder, `module:factory`)."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from onnxfi.errors import ConversionError, InputError, closest
+from onnxfi.runtime.ports import one_line
+
+from .frameworks import FRAMEWORKS, require
+
+_SPEC = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
+_PICKLES = (".pkl", ".pickle", ".joblib")
+
+
+def is_factory(source: object) -> bool:
+    """Whether this is the text `module:factory`, which names a Python function, class or object.
+
+    >>> is_factory("nets.small:make"), is_factory("c:\\\\net.pt"), is_factory("model.keras")
+    (True, False, False)
+    """
+    return isinstance(source, str) and _SPEC.fullmatch(source) is not None
+
+
+def made(spec: str) -> Any:
+    """The model that `module:factory` gives: the factory's result, or the object itself where it is a model.
+
+    Modules are looked for in the current folder first. Raises InputError for what is not there, ConversionError with
+    the traceback for a factory that raises.
+    """
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise InputError(f"{spec!r} is not module:factory, as in nets:make")
+    module, name = match.groups()
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        importlib.invalidate_caches()
+        try:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
+                raise InputError(f"no module {module!r} here or installed; run where {module}.py is") from None
+            raise
+        if not hasattr(found, name):
+            names = [n for n in vars(found) if not n.startswith("_")]
+            raise InputError(f"module {module!r} has no {name!r}{closest(name, names)}")
+        thing = getattr(found, name)
+        return thing() if inspect.isclass(thing) or inspect.isroutine(thing) else thing
+    except InputError:
+        raise
+    except ModuleNotFoundError as error:
+        wanted = (error.name or "").partition(".")[0]
+        for framework in FRAMEWORKS.values():
+            if wanted in framework.modules:
+                require(framework.name)
+        raise _failed(spec, error) from error
+    except (Exception, SystemExit) as error:
+        raise _failed(spec, error) from error
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(here)
+
+
+def _failed(spec: str, error: BaseException) -> ConversionError:
+    told = one_line(error, limit=160)
+    return ConversionError(
+        f"the factory {spec!r} raised {type(error).__name__}: {told}; call it in Python first", _traceback(error)
+    )
+
+
+def _traceback(error: BaseException) -> str:
+    """The traceback of the user's own code: without our frames and those of the import system."""
+    told = traceback.TracebackException.from_exception(error)
+    frames = [f for f in told.stack if f.filename != __file__ and not f.filename.startswith("<frozen importlib")]
+    importer = os.path.join("importlib", "__init__.py")
+    told.stack = traceback.StackSummary.from_list([f for f in frames if not f.filename.endswith(importer)])
+    return "".join(told.format(chain=False)).rstrip()
+
+
+def framework_of(source: object) -> str:
+    """The framework of a model object, a file or a folder; InputError where nothing says which.
+
+    >>> framework_of("cnn.keras"), framework_of("weights.safetensors")
+    ('keras', 'torch')
+    """
+    if not isinstance(source, str | Path):
+        for kind in type(source).__mro__:
+            package = kind.__module__.partition(".")[0]
+            if package in FRAMEWORKS:
+                return package
+        raise InputError(
+            f"a {type(source).__module__}.{type(source).__qualname__} is no model of {', '.join(FRAMEWORKS)}; "
+            f"give a module, model or estimator"
+        )
+    path = Path(source)
+    if path.is_dir():
+        if (path / "saved_model.pb").is_file():
+            return "tensorflow"
+        raise InputError(f"the folder {str(path)!r} is no SavedModel: it has no saved_model.pb")
+    for framework in FRAMEWORKS.values():
+        if path.suffix in framework.suffixes:
+            return framework.name
+    if path.suffix in _PICKLES:
+        raise InputError(
+            f"{str(path)!r} is a pickle, which runs code when it is opened; give module:factory, a function "
+            f"of your own that opens it"
+        )
+    if path.suffix == ".onnx":
+        raise InputError(f"{str(path)!r} is ONNX already; onnxfi inspect shows what is in it")
+    known = ", ".join(suffix for framework in FRAMEWORKS.values() for suffix in framework.suffixes)
+    raise InputError(
+        f"cannot tell the framework of {str(path)!r}; give module:factory, a SavedModel folder or a "
+        f"file ending in {known}"
+    )
+
+
+def existing(source: str | Path) -> Path:
+    """The path of a file or folder that is there; InputError for one that is not."""
+    path = Path(source)
+    if not path.exists():
+        raise InputError(f"no file {str(path)!r}; check the path, or give module:factory")
+    return path
