@@ -54,7 +54,7 @@ def test_the_environment_has_the_pinned_versions() -> None:
 
 
 @pytest.mark.frameworks(*PACKAGES)
-@pytest.mark.parametrize("page", [PAGE])
+@pytest.mark.parametrize("page", [PAGE, *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("from-*.md"))])
 def test_console_blocks_print_what_they_show(peers: Path, page: str) -> None:
     ran = list(commands(read(page)))
     assert ran
