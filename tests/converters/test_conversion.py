@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import parser
+
 from onnxfi.converters import FRAMEWORKS, conversion, convert, naming
 from onnxfi.converters.conversion import Check, Exported, difference_of, finish
 from onnxfi.converters.frameworks import require
 from onnxfi.converters.sources import framework_of, made
-
 from onnxfi.errors import ConversionError, InputError, OutputError
 from onnxfi.graph.model import load
 from onnxfi.runtime.engines import OrtEngine

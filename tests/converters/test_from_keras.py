@@ -11,8 +11,8 @@ from typing import Any
 import factories
 import pytest
 from jsonschema import Draft202012Validator
-from onnxfi.converters import convert
 
+from onnxfi.converters import convert
 from onnxfi.errors import InputError
 
 pytestmark = [pytest.mark.frameworks("keras", "tensorflow", "tf2onnx"), pytest.mark.filterwarnings("ignore")]

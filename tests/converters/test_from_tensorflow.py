@@ -8,8 +8,8 @@ from pathlib import Path
 import factories
 import numpy as np
 import pytest
-from onnxfi.converters import convert
 
+from onnxfi.converters import convert
 from onnxfi.errors import InputError
 from onnxfi.runtime.engines import OrtEngine
 

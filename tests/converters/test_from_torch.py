@@ -9,8 +9,8 @@ from typing import Any
 import factories
 import numpy as np
 import pytest
-from onnxfi.converters import convert
 
+from onnxfi.converters import convert
 from onnxfi.errors import ConversionError, InputError
 from onnxfi.graph.model import load
 from onnxfi.runtime.engines import OrtEngine
