@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -122,25 +124,31 @@ def stored(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 def matched(proto: onnx.ModelProto, variables: Mapping[str, Array]) -> dict[str, str]:
     """Initializers and the source variables that they hold, in whatever order: exporters transpose kernels.
 
-    Only where the values tell it: a tensor of one value, or one that two variables hold alike, stays unmatched.
+    Only where the values tell it: a tensor of one value, or one that two variables hold alike, stays unmatched, and so
+    does one that has the name of a variable already.
     """
     from onnx import numpy_helper
 
-    known: dict[tuple[Any, ...], list[str]] = {}
+    unnamed = [tensor for tensor in stored(proto) if tensor.name not in variables]
+    sizes = {math.prod(tensor.dims) for tensor in unnamed}
+    known: dict[str, list[str]] = {}
     for name, values in variables.items():
-        known.setdefault(_content(np.asarray(values)), []).append(name)
+        if np.size(values) in sizes:
+            known.setdefault(_content(np.asarray(values)), []).append(name)
     found = {}
-    for tensor in stored(proto):
+    for tensor in unnamed:
         key = _content(numpy_helper.to_array(tensor))
-        if len(known.get(key, ())) == 1 and key[-1]:
+        if key and len(known.get(key, ())) == 1:
             found[tensor.name] = known[key][0]
     return found
 
 
-def _content(values: Array) -> tuple[Any, ...]:
-    """What does not change when axes are moved: type, number and sorted values; the last says whether they differ."""
+def _content(values: Array) -> str:
+    """What does not change when axes are moved: the digest of the sorted values; '' where they are all alike."""
     flat = np.sort(values, axis=None)
-    return values.dtype.name, values.size, flat.tobytes(), bool(flat.size and (flat[0] != flat[-1] or flat.size == 1))
+    if not flat.size or (flat.size > 1 and flat[0] == flat[-1]):
+        return ""
+    return f"{flat.dtype.name} {hashlib.sha256(flat.tobytes()).hexdigest()}"
 
 
 def open_first_dimension(proto: onnx.ModelProto, ports: Mapping[str, Any]) -> None:
