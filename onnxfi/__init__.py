@@ -36,6 +36,7 @@ _NAMES = {
     "runtime.quantize": ("Quantised", "quantize"),
     "runtime.recipes": ("Recipe",),
     "runtime.inflight": ("inject_flow", "instrument"),
+    "runtime.spiking": ("expose_neurons",),
     "runtime.injector": ("inject", "inspect", "replay", "sample", "undo"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
@@ -67,6 +68,7 @@ __all__ = [
     "check",
     "compare",
     "evaluate",
+    "expose_neurons",
     "fault_models",
     "inject",
     "inject_flow",
@@ -110,6 +112,7 @@ if TYPE_CHECKING:
     from onnxfi.runtime.injector import inject, inspect, replay, sample, undo
     from onnxfi.runtime.quantize import Quantised, quantize
     from onnxfi.runtime.recipes import Recipe
+    from onnxfi.runtime.spiking import expose_neurons
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,59 @@
+"""Write the notebooks of examples/spiking/ from the scripts beside them; with --check say whether they are the same.
+
+    python scripts/notebooks.py [--check]
+
+A script's cells begin with `# %%`; those that begin with `# %% [markdown]` are text. The notebooks hold no outputs.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent.parent / "examples" / "spiking"
+
+
+def cells(script: str) -> list[dict[str, object]]:
+    """The cells of a script as a notebook holds them."""
+    found: list[dict[str, object]] = []
+    for number, part in enumerate(re.split(r"^# %%", script, flags=re.M)[1:]):
+        head, _, body = part.partition("\n")
+        body = body.strip("\n")
+        text = "[markdown]" in head
+        if text:
+            body = "\n".join(line.removeprefix("#").removeprefix(" ") for line in body.splitlines())
+        cell: dict[str, object] = {"cell_type": "markdown" if text else "code", "id": f"cell-{number}", "metadata": {}}
+        cell |= {} if text else {"execution_count": None, "outputs": []}
+        found.append(cell | {"source": body.splitlines(keepends=True)})
+    return found
+
+
+def notebook(script: str) -> str:
+    """A script as a notebook (nbformat 4.5)."""
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    held = {
+        "cells": cells(script), "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}},
+        "nbformat": 4, "nbformat_minor": 5,
+    }  # fmt: skip
+    return json.dumps(held, indent=1, ensure_ascii=False) + "\n"
+
+
+def main() -> None:
+    stale = []
+    for script in sorted(FOLDER.glob("*.py")):
+        file, text = script.with_suffix(".ipynb"), notebook(script.read_text(encoding="utf-8"))
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            stale.append(file.name)
+            if "--check" not in sys.argv:
+                file.write_text(text, encoding="utf-8", newline="\n")
+    print(
+        f"{len(stale)} notebooks differ from their scripts: {', '.join(stale)}"
+        if stale
+        else "all notebooks are as their scripts"
+    )
+    if stale and "--check" in sys.argv:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
