@@ -19,6 +19,9 @@ frameworks() {
 if [ "${1:-}" = frameworks ]; then
   shift
   frameworks "[test,torch,keras,tensorflow,sklearn]"
+  # Without what it asks for beside torch, which would bring another torch and is not used here.
+  .venv-frameworks/bin/python -c "import snntorch" 2>/dev/null ||
+    PIP_CONSTRAINT=scripts/frameworks.txt .venv-frameworks/bin/python -m pip install --quiet --no-deps snntorch
   # A framework is imported once in a worker: tests of a file stay together.
   OMP_NUM_THREADS=1 exec .venv-frameworks/bin/python -m pytest -q -n 2 --dist loadfile -m frameworks tests "$@"
 fi

@@ -24,7 +24,7 @@ from onnxfi.runtime.inflight import inject_flow
 from onnxfi.runtime.injector import inject, sample
 from onnxfi.runtime.spiking import expose_neurons
 
-pytestmark = [pytest.mark.frameworks, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.frameworks("torch", "onnxscript", "snntorch"), pytest.mark.filterwarnings("ignore")]
 FLAGS = itertools.product(("subtract", "zero"), *[(False, True)] * 4)
 KINDS = [Kind(reset, *flags) for reset, *flags in FLAGS]
 

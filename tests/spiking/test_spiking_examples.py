@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -51,9 +50,7 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
     assert SHOWN[name] in ran([sys.executable, "-c", code], FOLDER)
 
 
-@pytest.mark.frameworks
+@pytest.mark.frameworks("torch", "onnx_ir")
 @pytest.mark.parametrize("name", sorted(TORCH))
 def test_it_trains(name: str, tmp_path: Path) -> None:
-    if importlib.util.find_spec("torch") is None:
-        pytest.skip("needs torch")
     assert SHOWN[name] in ran([sys.executable, "-W", "ignore", str(FOLDER / f"{name}.py")], FOLDER)
