@@ -7,7 +7,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from onnxfi.campaign.outcomes import Golden, Judgement, failed, judge
+from onnxfi.campaign.shortcuts import KEPT_BYTES, Shortcuts
 from onnxfi.campaign.spec import Campaign
-from onnxfi.errors import EngineError, OnnxfiError
+from onnxfi.errors import EngineError, ModelError, OnnxfiError
 from onnxfi.faults.faultlist import Header, Lines
 from onnxfi.faults.models import FaultModel
 from onnxfi.faults.space import Sites, Target
@@ -41,7 +42,7 @@ class CampaignError(OnnxfiError):
 
 @dataclass(frozen=True)
 class Bench:
-    """A campaign ready to run."""
+    """A campaign ready to run; its shortcuts keep up to `kept_bytes` of golden values and sessions."""
 
     campaign: Campaign
     model: Model
@@ -49,9 +50,10 @@ class Bench:
     output: str | None
     provider: str
     note: str
+    kept_bytes: int = KEPT_BYTES
 
     @classmethod
-    def open(cls, campaign: Campaign) -> Bench:
+    def open(cls, campaign: Campaign, kept_bytes: int = KEPT_BYTES) -> Bench:
         """Open everything that the campaign names; raises what is wrong with it."""
         model = load(campaign.model, allow_links=campaign.allow_links)
         session = campaign.engine().prepare(campaign.model)
@@ -60,7 +62,7 @@ class Bench:
             batch_axis=campaign.batch_axis,
         )  # fmt: skip
         output = scored_output(session.outputs, campaign.output, labelled=data.labels is not None)
-        return cls(campaign, model, data, output, session.provider, session.note)
+        return cls(campaign, model, data, output, session.provider, session.note, kept_bytes)
 
     def scores(self, session: Session, *, batches: int | None = None) -> Array:
         """The scored output over all samples, or over the first batches."""
@@ -112,16 +114,35 @@ class Bench:
         """A session of the model with these faults."""
         return self._session(edits(self.model, faults, place(self.model, faults)[1]))
 
+    @cached_property
+    def shortcuts(self) -> Shortcuts | None:
+        """The shorter routes of the campaign's trials; None where all take the plain one."""
+        c = self.campaign
+        if c.route == "plain":
+            return None
+        size, exact = self.data.layout.fixed or c.batch, c.optimization == "off"
+        try:
+            return Shortcuts.over(
+                c.engine(), self.model, self.data, size, self.output,
+                provider=self.provider, exact=exact, kept_bytes=self.kept_bytes,
+            )  # fmt: skip
+        except (EngineError, ModelError, MemoryError):  # too large for one message, or no values to look at
+            return None
+
     def trial(self, header: Header, golden: Golden, lines: Sequence[str]) -> Judgement:
         """Run one trial from its lines, and compare it with golden."""
         reader = Lines(header, self.model.targets, "the store")
         [(_, faults)] = reader.trials(enumerate(lines, 1))
         if not len(faults):
             return judge(golden, golden.scores)
+        shortcut = self.shortcuts.of(faults) if self.shortcuts is not None else None
         try:
+            if self.shortcuts is not None and shortcut is not None:
+                return self.shortcuts.judge(shortcut, golden, faults)
             return judge(golden, self.scores(self.struck(faults)))
         except (EngineError, MemoryError) as error:
-            return failed(golden, "memory" if out_of_memory(error) else "error")
+            lost = failed(golden, "memory" if out_of_memory(error) else "error")
+            return lost if shortcut is None else replace(lost, route=shortcut.name)
 
     @property
     def loops(self) -> bool:
@@ -136,11 +157,9 @@ class Bench:
 
     def notices(self, target: Target) -> bool:
         """Whether a canary, a whole tensor set, changes an answer."""
-        n = min(target.size, _CANARY_ELEMENTS)
-        sites = Sites(np.zeros(n, np.int64), np.arange(n, dtype=np.int64), np.full(n, -1, np.int16))
         golden = self._first
         try:
-            return _differ(self.scores(self.struck(Faults((target,), sites, (_Canary(),))), batches=1), golden)
+            return _differ(self.scores(self.struck(_canary(target)), batches=1), golden)
         except (EngineError, MemoryError):
             return True
 
@@ -152,7 +171,8 @@ class Bench:
         unseen = list[str]()
         for target in targets:
             if (notices or self.notices)(target):
-                return {"seen": target.id, "unseen": unseen}
+                kinds = self.shortcuts.canary(targets, _canary, target) if self.shortcuts is not None else {}
+                return {"seen": target.id, "unseen": unseen, "routes": kinds}
             unseen.append(target.id)
         raise CampaignError(
             f"no canary was seen: all exponent bits set in {', '.join(unseen[:5])} changed nothing in "
@@ -182,6 +202,12 @@ def _loops(nodes: Iterable[Any]) -> bool:
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out."""
     return isinstance(error, MemoryError) or _MEMORY.search(str(error)) is not None
+
+
+def _canary(target: Target) -> Faults:
+    n = min(target.size, _CANARY_ELEMENTS)
+    sites = Sites(np.zeros(n, np.int64), np.arange(n, dtype=np.int64), np.full(n, -1, np.int16))
+    return Faults((target,), sites, (_Canary(),))
 
 
 def _differ(one: Array, other: Array) -> bool:

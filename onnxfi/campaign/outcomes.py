@@ -66,6 +66,8 @@ class Judgement:
     metrics: dict[str, Any]
     #: Samples whose top-1 is another ([N] as packed bits, zlib); None where there is no top-1.
     changed: bytes | None = None
+    #: How it was run.
+    route: str = "plain"
 
 
 def judge(golden: Golden, faulty: Array) -> Judgement:

@@ -19,6 +19,7 @@ import numpy as np
 from onnxfi.campaign.bench import Bench, CampaignError, digest
 from onnxfi.campaign.outcomes import Golden, judge
 from onnxfi.campaign.plan import Plan, Planned, make_plan
+from onnxfi.campaign.shortcuts import KEPT_BYTES
 from onnxfi.campaign.spec import LENGTH, Campaign
 from onnxfi.campaign.specfile import print_spec
 from onnxfi.campaign.store import Result, Store, StoreError, set_aside
@@ -78,6 +79,7 @@ def run(
     workers: int = 0,
     shard: tuple[int, int] | None = None,
     fresh: bool = False,
+    kept_bytes: int = KEPT_BYTES,
     executor: Callable[[], Executor] | None = None,
     timeout_s: float | None = None,
     worker_memory_bytes: int | None = None,
@@ -89,10 +91,11 @@ def run(
     An existing store of the same campaign is resumed, or extended where more trials are asked for; of another one it is
     refused (`fresh` moves it to STORE.old). `workers` are processes of one session each; 0 runs the trials in this
     process, where a fault that crashes the runtime takes the program with it. `shard` (i, n) runs every n-th trial from
-    the i-th on. `executor` makes any other `concurrent.futures.Executor`. A trial in a worker process of ours hangs
-    after `timeout_s` (10 s and 20 golden runs), and is out of memory beyond `worker_memory_bytes` (on Linux, three
-    quarters of the machine's); what is given is kept in the store. `golden` finds the golden run, and `progress` is
-    told how many trials are planned. InputError for a limit that golden itself does not keep.
+    the i-th on. Each process keeps up to `kept_bytes` of golden values and sessions; what is beyond is computed again,
+    to the same values. `executor` makes any other `concurrent.futures.Executor`. A trial in a worker process of ours
+    hangs after `timeout_s` (10 s and 20 golden runs), and is out of memory beyond `worker_memory_bytes` (on Linux,
+    three quarters of the machine's); what is given is kept in the store. `golden` finds the golden run, and `progress`
+    is told how many trials are planned. InputError for a limit that golden itself does not keep.
 
     >>> import tempfile
     >>> campaign = Campaign("models/fashion_cnn.onnx", "models/fashion_test.npz", samples=50, ber=1e-4, repeat=2)
@@ -103,7 +106,7 @@ def run(
     file = Path(store) if store is not None else default_store(campaign.model)
     given = {"timeout_s": timeout_s, "memory_bytes": worker_memory_bytes}
     _check_limits(given, watched=bool(workers) and executor is None)
-    bench = Bench.open(campaign)
+    bench = Bench.open(campaign, kept_bytes)
     plan = make_plan(campaign, bench.model)
     if fresh:
         set_aside(file)
@@ -114,7 +117,7 @@ def run(
         _agree(opened, bench, truth)
         _keep_limits(opened, given, golden_s)
         limits = {} if executor else {name: opened.get(name) for name in given}
-        job = Job(campaign, plan.header.line(), digest(truth), golden_s, **limits)
+        job = Job(campaign, plan.header.line(), digest(truth), golden_s, kept_bytes=kept_bytes, **limits)
         _show_canary(opened, bench, plan, job if workers and not executor else None)
         outcomes = Counter(outcome for trial, outcome in opened.done() if wanted(plan, shard)(trial))
         total = sum(map(wanted(plan, shard), opened.trials()))

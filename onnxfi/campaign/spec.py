@@ -24,6 +24,7 @@ from onnxfi.runtime.engines import OrtEngine
 from onnxfi.runtime.metrics import KINDS
 
 DUE = ("error", "timeout", "crash", "memory", "nonfinite")
+ROUTES = ("auto", "plain")
 WAYS = ("ber", "single", "exhaustive", "faults", "mix")
 SELECTORS = ("include", "exclude", "op", "dtype", "role", "bits", "elements")
 #: Fields that say how long a campaign is, or where its files lie: others may be given when a store is extended.
@@ -133,6 +134,7 @@ class Campaign:
     provider_option: tuple[str, ...] = ()
     threads: int = 1
     optimization: str = "all"
+    route: str = "auto"
     custom_ops: tuple[str, ...] = ()
     allow_links: bool = False
 
@@ -149,7 +151,7 @@ class Campaign:
         for name, fine, allowed in _RANGES:
             value = getattr(self, name)
             _check(value is None or fine(value), name, value, allowed)
-        for name, known in (("per", get_args(Per)), ("scores", KINDS), ("due", DUE)):
+        for name, known in (("per", get_args(Per)), ("scores", KINDS), ("due", DUE), ("route", ROUTES)):
             value = getattr(self, name)
             for one in value if isinstance(value, tuple) else (value,):
                 if one not in known:

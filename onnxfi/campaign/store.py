@@ -33,7 +33,7 @@ CREATE TABLE plan (
   lines TEXT NOT NULL);
 CREATE TABLE results (
   trial INTEGER PRIMARY KEY, outcome TEXT NOT NULL, cause TEXT, metrics TEXT NOT NULL, changed BLOB,
-  time_s REAL NOT NULL);
+  time_s REAL NOT NULL, route TEXT NOT NULL);
 CREATE TABLE errors (trial INTEGER PRIMARY KEY, error TEXT NOT NULL);
 """
 _BATCH = 2000
@@ -54,6 +54,7 @@ class Result:
     time_s: float
     changed: bytes | None = None
     error: str | None = None
+    route: str = "plain"
 
 
 @dataclass(frozen=True)
@@ -197,8 +198,8 @@ class Store:
                     self.db.execute("INSERT OR REPLACE INTO errors VALUES (?, ?)", (r.trial, r.error))
                     continue
                 metrics = json.dumps(r.metrics, sort_keys=True, allow_nan=False)
-                row = (r.trial, r.outcome, r.cause, metrics, r.changed, r.time_s)
-                self.db.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?)", row)
+                row = (r.trial, r.outcome, r.cause, metrics, r.changed, r.time_s, r.route)
+                self.db.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?, ?)", row)
                 self.db.execute("DELETE FROM errors WHERE trial = ?", (r.trial,))
 
     def ran(self) -> dict[int, int]:
@@ -236,9 +237,14 @@ class Store:
             first, last = self.db.execute("SELECT min(trial), max(trial) FROM plan").fetchone()
             raise StoreError(f"{self.path} has no trial {number}; its trials lie between {first} and {last}")
         found = dict(zip(("stratum", "faults", "layer", "bit", "lines"), row, strict=True))
-        done = self.db.execute("SELECT outcome, cause, metrics FROM results WHERE trial = ?", (number,)).fetchone()
+        told = "SELECT outcome, cause, metrics, route FROM results WHERE trial = ?"
+        done = self.db.execute(told, (number,)).fetchone()
         error = self.db.execute("SELECT error FROM errors WHERE trial = ?", (number,)).fetchone()
-        found["result"] = {"outcome": done[0], "cause": done[1], "metrics": json.loads(done[2])} if done else None
+        found["result"] = None
+        if done:
+            found["result"] = {
+                "outcome": done[0], "cause": done[1], "metrics": json.loads(done[2]), "route": done[3],
+            }  # fmt: skip
         return found | {"trial": number, "error": error[0] if error else None}
 
 
@@ -291,7 +297,7 @@ def _copy(one: Store, target: Store) -> None:
     given, held = ((s.count("plan"), s.db.execute(told).fetchall()) for s in (one, target))
     if given > held:
         target.db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", given[1])
-    for table, columns in (("strata", 7), ("plan", 6), ("results", 6), ("errors", 2)):
+    for table, columns in (("strata", 7), ("plan", 6), ("results", 7), ("errors", 2)):
         marks = ", ".join("?" * columns)
         target.db.executemany(
             f"INSERT OR IGNORE INTO {table} VALUES ({marks})", one.db.execute(f"SELECT * FROM {table}")
@@ -299,7 +305,7 @@ def _copy(one: Store, target: Store) -> None:
     for row in one.db.execute("SELECT trials, stratum FROM strata"):
         target.db.execute("UPDATE strata SET trials = max(trials, ?) WHERE stratum = ?", row)
     target.db.execute("DELETE FROM errors WHERE trial IN (SELECT trial FROM results)")
-    same = "SELECT trial, outcome, cause, metrics, changed FROM results"
+    same = "SELECT trial, outcome, cause, metrics, changed, route FROM results"
     for row in one.db.execute(same):
         if target.db.execute(f"{same} WHERE trial = ?", row[:1]).fetchone() != row:
             raise StoreError(f"trial {row[0]} has another result in {one.path} than in the others; the engines differ")

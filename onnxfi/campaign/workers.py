@@ -22,6 +22,7 @@ from itertools import islice
 
 from onnxfi.campaign.bench import Bench, CampaignError, digest, out_of_memory
 from onnxfi.campaign.outcomes import Golden, failed
+from onnxfi.campaign.shortcuts import KEPT_BYTES
 from onnxfi.campaign.spec import Campaign
 from onnxfi.campaign.store import Result
 from onnxfi.errors import EngineError
@@ -49,6 +50,7 @@ class Job:
     golden_s: float
     timeout_s: float | None = None
     memory_bytes: int | None = None
+    kept_bytes: int = KEPT_BYTES
 
     @property
     def trials_a_task(self) -> int:
@@ -74,13 +76,15 @@ def _one(bench: Bench, golden: Golden, header: Header, task: Task) -> Result:
         found = bench.trial(header, golden, lines.splitlines())
     except Exception:  # a harness error is no outcome
         return Result(trial, "", None, {}, time.perf_counter() - begun, error=traceback.format_exc(limit=20))
-    return Result(trial, found.outcome, found.cause, found.metrics, time.perf_counter() - begun, found.changed)
+    return Result(
+        trial, found.outcome, found.cause, found.metrics, time.perf_counter() - begun, found.changed, route=found.route
+    )
 
 
 @lru_cache(maxsize=1)
 def _opened(job: Job) -> tuple[Bench, Golden, Header]:
     """A worker's bench: opened with its first task, and kept."""
-    bench, header = Bench.open(job.campaign), Header.parse(job.header, "the plan")
+    bench, header = Bench.open(job.campaign, job.kept_bytes), Header.parse(job.header, "the plan")
     golden = bench.golden_again() if job.memory_bytes is None else _golden_within(job.memory_bytes, bench)
     if digest(golden) != job.golden:
         raise CampaignError("a worker has another golden run: its runtime or machine is not the same")

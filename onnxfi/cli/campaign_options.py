@@ -38,6 +38,7 @@ _JUDGE = (
     click.option("--scores", type=click.Choice(["auto", "logits", "probabilities", "counts"]), metavar="KIND", default="auto", show_default=True, help="What the scored output holds, for score shifts: auto, logits, probabilities or counts."),
     click.option("--tolerance", type=float, default=0.0, metavar="T", show_default=True, help="An output this near golden's is masked."),
     click.option("--due", default="error,timeout,crash,memory,nonfinite", metavar="CAUSES", help="What counts as DUE, by comma (default: error,timeout,crash,memory,nonfinite)."),
+    click.option("--route", type=click.Choice(["auto", "plain"]), metavar="ROUTE", default="auto", show_default=True, help="auto runs again only what a fault can change; plain the whole model each time."),
 )  # fmt: skip
 
 

@@ -51,10 +51,17 @@ _LOOK_S, _LINE_S = 0.5, 60.0
 @click.option(
     "--shard", metavar="I/N", help="Run every N-th trial from the I-th on, into a store of its own; see onnxfi merge."
 )
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    default="1GiB",
+    show_default=True,
+    help="What each worker keeps of golden values and sessions; what is beyond is computed again.",
+)
 @click.option("--fresh", is_flag=True, help="Move an existing store to STORE.old and start anew.")
 @JSON
 def command(
-    source: Path, out: Path | None, workers: int | None, timeout_s: float | None, worker_memory: str | None, shard: str | None, fresh: bool, as_json: bool, **given: Any
+    source: Path, out: Path | None, workers: int | None, timeout_s: float | None, worker_memory: str | None, shard: str | None, fresh: bool, memory: str, as_json: bool, **given: Any
 ) -> None:  # fmt: skip
     """Run a campaign: many trials on labelled data, into a store that can be resumed, extended and merged.
 
@@ -79,7 +86,7 @@ def command(
     with progress("planning") as told:
         running = run(
             wanted, store, workers=crew, shard=_shard(shard), fresh=fresh, progress=told, timeout_s=timeout_s,
-            worker_memory_bytes=_size(worker_memory),
+            worker_memory_bytes=_size("worker-memory", worker_memory), kept_bytes=_size("memory", memory) or 0,
         )  # fmt: skip
     if not as_json:
         for line in _begin(running, crew):
@@ -117,12 +124,12 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
-def _size(text: str | None) -> int | None:
+def _size(flag: str, text: str | None) -> int | None:
     if text is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip(), re.I)
     if match is None:
-        raise click.UsageError(f"--worker-memory {text!r} is no size; write 800MB, 4GB or 4GiB")
+        raise click.UsageError(f"--{flag} {text!r} is no size; write 800MB, 4GB or 4GiB")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** (" kmgt".index(match[2].lower() or " ")))
 
 

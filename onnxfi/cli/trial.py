@@ -41,7 +41,8 @@ def _print(store: Path, found: dict[str, Any], rows: list[dict[str, Any]]) -> No
 
     done = found["result"]
     cause = f" ({done['cause']})" if done and done["cause"] else ""
-    outcome = f"{done['outcome'].upper()}{cause}" if done else "not run yet"
+    route = f"; route: {done['route']}" if done else ""
+    outcome = f"{done['outcome'].upper()}{cause}{route}" if done else "not run yet"
     say(f"trial {found['trial']} of {store}: {count(found['faults'], 'fault')}; {outcome}")
     if faults := [row for row in rows if "target" in row]:
         cells = [

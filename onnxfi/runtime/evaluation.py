@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from onnxfi.errors import DataError, EngineError
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.mutate import Progress
+from onnxfi.runtime.batches import Batch
 from onnxfi.runtime.data import Data, open_data
 from onnxfi.runtime.engines import Engine, OrtEngine, Session
 from onnxfi.runtime.metrics import applicable, scored_output
@@ -115,11 +116,9 @@ def run_scores(
     """
     parts: list[Array] = []
     total = 0
-    axes = _sample_axes(session, data)
+    axes = sample_axes(session, data)
     for piece in islice(data.batches(size), batches):
-        outputs = session.run(piece.feeds, None if name is None else [name])
-        outputs = {key: _samples_first(array, axes.get(key, ()), piece.size) for key, array in outputs.items()}
-        scores = _joined(piece.trim(outputs), name, piece.valid)
+        scores = scored(piece, session.run(piece.feeds, None if name is None else [name]), axes, name)
         total += scores.nbytes
         if total > _MOST_OUTPUT_BYTES // 2:
             raise DataError(
@@ -129,12 +128,17 @@ def run_scores(
         parts.append(scores)
         if progress is not None:
             progress(piece.start + piece.valid, data.samples)
+    return stacked(parts)
+
+
+def stacked(parts: Sequence[Array]) -> Array:
+    """The scores of all batches from those of each; where their shapes vary, as one row."""
     if len({part.shape[1:] for part in parts}) == 1 and parts[0].ndim:
         return np.concatenate(parts)
     return np.concatenate([part.ravel() for part in parts])[None]
 
 
-def _sample_axes(session: Session, data: Data) -> dict[str, tuple[int, ...]]:
+def sample_axes(session: Session, data: Data) -> dict[str, tuple[int, ...]]:
     """Where each output may hold its samples, the likeliest place first.
 
     The shapes may say it, by the symbol that stands for the samples of the inputs. Else it is the axis of the inputs,
@@ -154,6 +158,12 @@ def _samples_first(array: Array, axes: Sequence[int], size: int) -> Array:
     """An output with its `size` samples along the first axis; as it is where none has so many."""
     axis = next((k for k in axes if k < array.ndim and array.shape[k] == size), 0)
     return np.moveaxis(array, axis, 0) if axis else array
+
+
+def scored(piece: Batch, outputs: dict[str, Array], axes: Mapping[str, tuple[int, ...]], name: str | None) -> Array:
+    """The scored output of one batch ([N, …]), or all of them side by side where no name is given."""
+    first = {key: _samples_first(array, axes.get(key, ()), piece.size) for key, array in outputs.items()}
+    return _joined(piece.trim(first), name, piece.valid)
 
 
 def _joined(outputs: dict[str, Array], name: str | None, samples: int) -> Array:

@@ -111,7 +111,7 @@ def test_the_canary_must_be_seen(here: Path) -> None:
     save(here, UNREACHED)
     both = campaign(model="g.onnx", single=True, trials=20, bits="exponent")
     ran(both, here / "s.db")
-    assert meta(here / "s.db", "canary") == {"seen": "near", "unseen": ["far"]}
+    assert meta(here / "s.db", "canary") == {"seen": "near", "unseen": ["far"], "routes": {"downstream": "near"}}
     with pytest.raises(
         CampaignError, match="no canary was seen: all exponent bits set in far changed nothing in"
     ) as told:
@@ -123,7 +123,7 @@ def test_the_canary_looks_at_every_part_of_a_mix_and_at_what_a_list_strikes(here
     save(here, UNREACHED)
     parts = (Part(count=1, include=("far",)), Part(count=1, include=("near",)))
     ran(campaign(model="g.onnx", mix=parts, repeat=2), here / "s.db")
-    assert meta(here / "s.db", "canary") == {"seen": "near", "unseen": ["far"]}
+    assert meta(here / "s.db", "canary") == {"seen": "near", "unseen": ["far"], "routes": {"downstream": "near"}}
     write_plan(plan(campaign(model="g.onnx", data=None, single=True, trials=2, include="far"))[0], "far.jsonl")
     with pytest.raises(CampaignError, match="no canary was seen"):
         run(campaign(model="g.onnx", faults="far.jsonl"), here / "t.db")
@@ -206,7 +206,7 @@ def test_python_that_runs_out_of_memory_is_due_to_the_fault(here: Path, monkeypa
 
         monkeypatch.setattr(Bench, "struck", struck)
         store = here / f"{type(error).__name__}.db"
-        ran(campaign(), store)
+        ran(campaign(route="plain"), store)
         assert [trial for trial, found in outcomes(store).items() if found == ("due", "memory")] == [3]
     monkeypatch.undo()
 

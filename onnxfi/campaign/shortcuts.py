@@ -1,0 +1,194 @@
+"""Shortcuts: a campaign's trials by the shortest route, instead of a new session and a whole run for each.
+
+A trial's route follows from the model, the campaign and the tensors that the trial strikes, never from the clock, the
+memory or the workers. Each route has a golden of its own, its own disarmed run, since a runtime that fuses other nodes
+may round another way; a trial is compared with that of its route.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from onnxfi.campaign.outcomes import Golden, Judgement, judge
+from onnxfi.errors import EngineError, OnnxfiError
+from onnxfi.faults.space import Target
+from onnxfi.faults.trials import Faults
+from onnxfi.graph.downstream import exposed, wire
+from onnxfi.graph.model import Model, by_target
+from onnxfi.graph.mutate import place
+from onnxfi.graph.routes import Route, Routes
+from onnxfi.runtime.data import Data
+from onnxfi.runtime.engines import Engine
+from onnxfi.runtime.evaluation import stacked
+from onnxfi.runtime.golden import GoldenValues
+from onnxfi.runtime.ports import Array
+from onnxfi.runtime.rerun import Change, Rerun, Resumed, UnlikeError, opened
+
+#: Bytes of golden values and sessions that a process keeps, where nothing else is said.
+KEPT_BYTES = 1 << 30
+#: How far a route's golden may lie from golden, as a share of golden's range: other optimisations round otherwise.
+_DRIFT = 0.1
+
+
+class ShortcutError(OnnxfiError):
+    """A shortcut does not answer as the whole model does."""
+
+
+@dataclass
+class Shortcuts:
+    """The routes of one campaign, opened when they are needed; golden values and sessions within so many bytes.
+
+    `exact` asks that the golden of each route is golden bit for bit.
+    """
+
+    engine: Engine
+    routes: Routes
+    golden: GoldenValues
+    output: str | None
+    exact: bool
+    sessions_bytes: int
+    _open: OrderedDict[str, Rerun | None] = field(default_factory=OrderedDict)
+
+    @classmethod
+    def over(
+        cls,
+        engine: Engine,
+        model: Model,
+        data: Data,
+        size: int,
+        output: str | None,
+        *,
+        provider: str,
+        exact: bool,
+        kept_bytes: int,
+    ) -> Shortcuts:
+        """Find the routes of a model; raises ModelError or EngineError where there can be none."""
+        wiring = wire(model, halves=provider != "CPUExecutionProvider")
+        routes = Routes(model, wiring, () if output is None else (output,))
+        session = engine.prepare(exposed(wiring, routes.values))
+        values = GoldenValues(session, data, size, kept_bytes // 2)
+        return cls(engine, routes, values, output, exact, kept_bytes // 2)
+
+    def of(self, faults: Faults) -> Rerun | None:
+        """The open route of a trial of these faults; None where only the plain one is left."""
+        return self._opened([faults.targets[k] for k in np.unique(faults.sites.target).tolist()])
+
+    def _opened(self, targets: Sequence[Target]) -> Rerun | None:
+        route = self.routes.of(targets)
+        if route is None:
+            return None
+        return self._open_route(route)
+
+    def _open_route(self, route: Route) -> Rerun | None:
+        key = f"{route.name} {route.cut.nodes if route.baked and route.channels is None else route.home.fed}"
+        if key not in self._open:
+            found: Rerun | None = None
+            try:
+                found = opened(self.engine, self.routes, route, self.golden, self.output)
+                found.scores(0)
+            except (EngineError, KeyError):  # the runtime wants the tensor constant, or a value is no tensor
+                found = None
+            self._open[key] = found
+            self._bound()
+        self._open.move_to_end(key)
+        return self._open[key]
+
+    def _bound(self) -> None:
+        """Close the routes that were used least lately, down to the bytes that sessions may take."""
+        held = [(id_, rerun) for id_, rerun in self._open.items() if rerun is not None]
+        total = sum(rerun.cost_bytes for _, rerun in held)
+        for id_, rerun in held[:-1]:
+            if total <= self.sessions_bytes:
+                return
+            total -= rerun.cost_bytes
+            del self._open[id_]
+
+    def judge(self, rerun: Rerun, golden: Golden, faults: Faults) -> Judgement:
+        """Run one trial and compare it with the golden of its route; raises what the runtime has against it."""
+        [found] = self.judged(rerun, golden, [self.change(faults)])
+        if isinstance(found, UnlikeError) and isinstance(rerun, Resumed):
+            other = self._open_route(rerun.fallback)
+            [found] = self.judged(other, golden, [self.change(faults)]) if other is not None else [found]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def judged(
+        self, rerun: Rerun, golden: Golden, changes: Sequence[Change]
+    ) -> Iterator[Judgement | EngineError | MemoryError]:
+        """What each of these changes of one tensor does, or what the runtime has against it: batch by batch, all
+        changes of a batch together, so that the golden values of a batch are needed once."""
+        own: list[Array] = []
+        parts: list[list[Array]] = [[] for _ in changes]
+        failed: dict[int, EngineError | MemoryError] = {}
+        for k, piece in self.golden.pieces():
+            own.append(rerun.scores(k))
+            self._check(rerun, own[-1], golden.scores[piece.start : piece.start + piece.valid])
+            for number, change in enumerate(changes):
+                if number not in failed:
+                    try:
+                        parts[number].append(rerun.scores(k, change))
+                    except (EngineError, MemoryError) as error:
+                        failed[number] = error
+        truth = replace(golden, scores=stacked(own))
+        for number, part in enumerate(parts):
+            if number in failed:
+                yield failed[number]
+            else:
+                yield replace(judge(truth, stacked(part)), route=rerun.name)
+
+    def _check(self, rerun: Rerun, own: Array, golden: Array) -> None:
+        """Hold the golden of a route against golden; ShortcutError where they are not of one model and data."""
+        if own.shape != golden.shape or _same(own, golden):
+            return
+        with np.errstate(all="ignore"):
+            wide = golden.astype(np.float64)
+            finite = wide[np.isfinite(wide)]
+            reach = float(np.ptp(finite)) if finite.size else 0.0
+            far = float(np.nanmax(np.abs(own.astype(np.float64) - wide), initial=0.0))
+        if self.exact or far > _DRIFT * reach:
+            raise ShortcutError(
+                f"the route {rerun.name} of {rerun.route.home.fed!r} has another golden run than the whole model "
+                f"(by {far:.3g}); run the campaign with --route plain"
+            )
+
+    def canary(self, targets: Sequence[Target], strike: Callable[[Target], Faults], seen: Target) -> dict[str, str]:
+        """Strike a whole tensor by each kind of route until a change is seen: the tensors by kind.
+
+        ShortcutError where a kind does not see the tensor that the plain route has `seen`.
+        """
+        found: dict[str, str] = {}
+        kinds = {route.name for target in targets if (route := self.routes.of([target])) is not None}
+        for target in (seen, *targets):
+            rerun = self._opened([target]) if kinds - found.keys() else None
+            if rerun is None or rerun.name in found:
+                continue
+            try:
+                changed = not _same(rerun.scores(0, self.change(strike(target))), rerun.scores(0))
+            except (EngineError, MemoryError):
+                changed = True
+            if changed:
+                found[rerun.name] = target.id
+            elif target is seen:
+                raise ShortcutError(
+                    f"a canary in {target.id!r} is seen by the whole model, and not by the route {rerun.name}; "
+                    f"run the campaign with --route plain"
+                )
+        return found
+
+    def change(self, faults: Faults) -> Change:
+        """What becomes of the tensors that are struck."""
+        _, final = place(self.routes.model, faults)
+        words = {}
+        for target, rows in by_target(faults):
+            index, first = np.unique(faults.sites.index[rows], return_index=True)
+            words[self.routes.by_target[target.id].home] = index, final[rows][first]
+        return Change(words)
+
+
+def _same(one: Array, other: Array) -> bool:
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and one.tobytes() == other.tobytes()

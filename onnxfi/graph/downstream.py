@@ -1,0 +1,340 @@
+"""Downstream: what a fault can change, and a model of that alone.
+
+Only nodes that a struck tensor reaches can change. A *cut* names them, and the values that cross into them, which are
+golden whatever the fault. A node with bodies counts as one: what its bodies capture, it reads. Two kinds of nodes are
+taken along although no fault reaches them: those made of stored values alone, since operators want their shapes and
+axes constant, and a DequantizeLinear before a reached node, since runtimes fuse it with that node. Values of 16-bit
+floats are no place to cut for a processor that computes in float32 and rounds where it must: the whole would round less
+often than the parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from onnxfi.errors import ModelError
+from onnxfi.faults.space import Target
+from onnxfi.graph.activations import captured
+from onnxfi.graph.model import Model, parse
+from onnxfi.graph.targets import DATA_TYPES
+from onnxfi.graph.wire import token
+
+if TYPE_CHECKING:
+    import onnx
+
+#: A value that is fed: its element type's number, and its shape (None: open).
+Feed = tuple[int, Sequence[int | str | None] | None]
+#: More than protobuf can hold in one message, with room for the structure.
+_MOST_BYTES = (1 << 31) - (1 << 24)
+#: TensorProto's numbers of float16 and bfloat16.
+_HALVES = frozenset((10, 16))
+#: Operators whose output is another one each time.
+_CHANCE = frozenset(
+    ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
+)
+#: Where a tensor stands inside a node: attribute, graph in it, inner node, …, and at last its place among the
+#: initializers or, negative, the Constant node.
+_Path = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where a stored tensor is: the name under which it can be fed, and where it lies inside a node's body.
+
+    `node` is the top node around it (−1: it is at the top), `path` its place in there.
+    """
+
+    fed: str
+    node: int = -1
+    path: _Path = ()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What faults can change: nodes in file order, what crosses into them, and the outputs that they reach."""
+
+    nodes: tuple[int, ...]
+    crossings: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """A model's top graph as a net: who makes, who reads.
+
+    `proto` is the whole model with all payloads; `uncut` are values at which it must not be cut.
+    """
+
+    proto: onnx.ModelProto = field(repr=False)
+    reads: tuple[tuple[str, ...], ...]
+    makers: Mapping[str, int]
+    stored: Mapping[str, onnx.TensorProto] = field(repr=False)
+    homes: Mapping[int, Home] = field(repr=False)
+    uncut: frozenset[str] = field(default=frozenset(), repr=False)
+
+    @cached_property
+    def users(self) -> dict[str, tuple[int, ...]]:
+        """The nodes that read each name, in file order."""
+        found: dict[str, tuple[int, ...]] = {}
+        for k, names in enumerate(self.reads):
+            for name in dict.fromkeys(names):
+                found[name] = (*found.get(name, ()), k)
+        return found
+
+    @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        """The model's outputs."""
+        return tuple(o.name for o in self.proto.graph.output)
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """What the model must be fed."""
+        return tuple(i.name for i in self.proto.graph.input if i.name not in self.stored)
+
+    @cached_property
+    def constant(self) -> frozenset[int]:
+        """Nodes that are functions of stored values alone."""
+        found: set[int] = set()
+        known = {*self.stored, ""}
+        for k, node in enumerate(self.proto.graph.node):
+            if node.op_type not in _CHANCE and known.issuperset(self.reads[k]):
+                found.add(k)
+                known.update(node.output)
+        return frozenset(found)
+
+    def dequantises(self, node: int) -> bool:
+        """Whether a node turns integers into the real numbers that they stand for."""
+        return self.proto.graph.node[node].op_type == "DequantizeLinear"
+
+
+def wire(model: Model, *, halves: bool = False) -> Wiring:
+    """The net of a model, which may be cut at 16-bit floats (`halves`) or not.
+
+    Raises ModelError where it is too large for one message.
+    """
+    size = sum(source.size for source in model.sources)
+    if size > _MOST_BYTES:
+        raise ModelError(f"{model.name} takes {size:,} bytes, too many for one message")
+    proto = parse(model)
+    if model.external and model.path is not None:
+        import onnx
+
+        onnx.load_external_data_for_model(proto, str(model.path.parent))
+    graph = proto.graph
+    makers = {name: k for k, node in enumerate(graph.node) for name in node.output if name}
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    stored |= dict.fromkeys((tensor.values.name for tensor in graph.sparse_initializer), None)  # type: ignore[arg-type]
+    outer = {*makers, *stored, *(i.name for i in graph.input)}
+    reads = tuple((*node.input, *(name for name in captured(node) if name in outer)) for node in graph.node)
+    return Wiring(
+        proto, reads, makers, stored, dict(_homes(model.proto)), frozenset() if halves else _halves(model.proto)
+    )
+
+
+def _halves(skeleton: onnx.ModelProto) -> frozenset[str]:
+    """The values that are 16-bit floats."""
+    graph = skeleton.graph
+    casts = (a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to")
+    types = (i.type.tensor_type.elem_type for i in graph.input)
+    if _HALVES.isdisjoint((*casts, *types, *(t.data_type for t in graph.initializer))):
+        return frozenset()
+    import onnx
+
+    known = onnx.shape_inference.infer_shapes(skeleton).graph
+    return frozenset(v.name for v in known.value_info if v.type.tensor_type.elem_type in _HALVES)
+
+
+def _homes(skeleton: onnx.ModelProto) -> Iterator[tuple[int, Home]]:
+    """The home of each dense tensor by its record's number, which the skeleton bears."""
+    for tensor in skeleton.graph.initializer:
+        yield token(tensor.doc_string), Home(tensor.name)
+    for k, node in enumerate(skeleton.graph.node):
+        if (number := _constant(node)) is not None:
+            yield number, Home(node.output[0])
+        for number, path in _inside(node):
+            yield number, Home(f"onnxfi.struck.{number}", k, path)
+
+
+def _constant(node: onnx.NodeProto) -> int | None:
+    """The record of a Constant node's tensor; None for any other node."""
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or not node.attribute:
+        return None
+    return token(node.attribute[0].t.doc_string) if node.attribute[0].HasField("t") else None
+
+
+def _graphs(node: onnx.NodeProto) -> Iterator[tuple[_Path, onnx.GraphProto]]:
+    for a, attribute in enumerate(node.attribute):
+        if attribute.HasField("g"):
+            yield (a, -1), attribute.g
+        for g, graph in enumerate(attribute.graphs):
+            yield (a, g), graph
+
+
+def _inside(node: onnx.NodeProto, before: _Path = ()) -> Iterator[tuple[int, _Path]]:
+    for step, graph in _graphs(node):
+        here = (*before, *step)
+        for k, tensor in enumerate(graph.initializer):
+            yield token(tensor.doc_string), (*here, k)
+        for k, inner in enumerate(graph.node):
+            if (number := _constant(inner)) is not None:
+                yield number, (*here, -1 - k)
+            yield from _inside(inner, (*here, k))
+
+
+def home(wiring: Wiring, model: Model, target: Target) -> Home | None:
+    """Where a target can be fed from outside; None where it cannot (functions, lists, packed or sparse tensors)."""
+    place = model.places[model.by_id[target.id]]
+    found = wiring.homes.get(place.record)
+    fits = target.word.storage >= 8 and target.word.parts == 1 and target.kind in ("initializer", "constant")
+    if found is None or not fits or target.structural:
+        return None
+    tensor = payload(wiring, found)
+    alike = DATA_TYPES.get(tensor.data_type) == target.word and tuple(tensor.dims) == target.shape
+    return found if alike else None
+
+
+def payload(wiring: Wiring, where: Home) -> onnx.TensorProto:
+    """The tensor at a home."""
+    if where.node < 0 and where.fed in wiring.stored:
+        return wiring.stored[where.fed]
+    if where.node < 0:
+        return wiring.proto.graph.node[wiring.makers[where.fed]].attribute[0].t
+    return _at(wiring.proto.graph.node[where.node], where.path)
+
+
+def _at(node: onnx.NodeProto, path: _Path) -> onnx.TensorProto:
+    graph, place = _body(node, path)
+    return graph.initializer[place] if place >= 0 else graph.node[-1 - place].attribute[0].t
+
+
+def _body(node: onnx.NodeProto, path: _Path) -> tuple[onnx.GraphProto, int]:
+    """The innermost graph of a path, and the place in it."""
+    attribute = node.attribute[path[0]]
+    graph = attribute.g if path[1] < 0 else attribute.graphs[path[1]]
+    return (graph, path[2]) if len(path) == 3 else _body(graph.node[path[2]], path[3:])
+
+
+def cut(wiring: Wiring, struck: Iterable[str], *, inside: Iterable[int] = (), outputs: Sequence[str] = ()) -> Cut:
+    """What these tensors, and the nodes whose bodies are struck, can change of the outputs (all by default).
+
+    >>> from onnxfi.graph.model import load
+    >>> wiring = wire(load("models/fashion_cnn.onnx"))
+    >>> found = cut(wiring, ["fc2.weight"])
+    >>> [wiring.proto.graph.node[k].op_type for k in found.nodes], found.crossings
+    (['Gemm'], ('relu_2',))
+    """
+    reached = _forward(wiring, struck, inside)
+    wanted = tuple(name for name in (outputs or wiring.outputs) if wiring.makers.get(name, -1) in reached)
+    needed: set[int] = set()
+    todo = [wiring.makers[name] for name in wanted]
+    while todo:
+        k = todo.pop()
+        if k not in needed:
+            needed.add(k)
+            todo += [m for n in wiring.reads[k] if (m := wiring.makers.get(n, -1)) in reached]
+    return Cut(*_crossing(wiring, needed, frozenset(struck)), wanted)
+
+
+def _forward(wiring: Wiring, struck: Iterable[str], inside: Iterable[int]) -> set[int]:
+    reached: set[int] = set()
+    todo = [*inside, *(k for name in struck for k in wiring.users.get(name, ()))]
+    while todo:
+        k = todo.pop()
+        if k not in reached:
+            reached.add(k)
+            todo += [u for name in wiring.proto.graph.node[k].output for u in wiring.users.get(name, ())]
+    return reached
+
+
+def _crossing(wiring: Wiring, nodes: set[int], fed: frozenset[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The nodes with those that are taken along, and the names that cross into them."""
+    every, crossings, todo = set(nodes), dict[str, None](), sorted(nodes)
+    for k in todo:  # grows while it is read
+        for name in wiring.reads[k]:
+            maker = wiring.makers.get(name)
+            if not name or name in fed or name in wiring.stored or maker in every:
+                continue
+            if maker is not None and (maker in wiring.constant or wiring.dequantises(maker) or name in wiring.uncut):
+                every.add(maker)
+                todo.append(maker)
+            else:
+                crossings[name] = None
+    return tuple(sorted(every)), tuple(sorted(crossings))
+
+
+def extract(
+    wiring: Wiring,
+    nodes: Sequence[int],
+    feeds: Mapping[str, Feed],
+    outputs: Sequence[str],
+    lifted: Home | None = None,
+    faulty: Mapping[Home, onnx.TensorProto] | None = None,
+) -> bytes:
+    """A model of these nodes alone, serialised; what is fed, also stored tensors, becomes an input.
+
+    `lifted` is a tensor inside a body that is fed from outside, `faulty` are tensors that stand in the place of others.
+    """
+    import onnx
+    from onnx import helper
+
+    whole, keep = wiring.proto, [k for k in nodes if feeds.keys().isdisjoint(wiring.proto.graph.node[k].output)]
+    made = onnx.ModelProto(ir_version=max(whole.ir_version, 4))
+    made.opset_import.extend(whole.opset_import)
+    made.functions.extend(whole.functions)
+    graph = made.graph
+    graph.name = "part"
+    for name, (kind, shape) in feeds.items():
+        graph.input.append(helper.make_tensor_value_info(name, kind, shape))
+    graph.node.extend(whole.graph.node[k] for k in keep)
+    read = {name for k in keep for name in wiring.reads[k]} - feeds.keys()
+    graph.initializer.extend(t for t in whole.graph.initializer if t.name in read)
+    graph.sparse_initializer.extend(t for t in whole.graph.sparse_initializer if t.values.name in read)
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    for where, tensor in (faulty or {}).items():
+        _held(graph, keep, where).CopyFrom(tensor)
+    if lifted is not None:
+        _lift(graph.node[keep.index(lifted.node)], lifted)
+    return bytes(made.SerializeToString())
+
+
+def _held(graph: onnx.GraphProto, nodes: Sequence[int], where: Home) -> onnx.TensorProto:
+    """The tensor at a home in a graph of these nodes."""
+    if where.node >= 0:
+        return _at(graph.node[nodes.index(where.node)], where.path)
+    for tensor in graph.initializer:
+        if tensor.name == where.fed:
+            return tensor
+    return next(node for node in graph.node if where.fed in node.output).attribute[0].t
+
+
+def _lift(node: onnx.NodeProto, where: Home) -> None:
+    """Let a body read a tensor from outside, under the name that it has inside."""
+    import onnx
+
+    graph, place = _body(node, where.path)
+    if place < 0:
+        name = graph.node[-1 - place].output[0]
+        graph.node[-1 - place].CopyFrom(onnx.NodeProto(op_type="Identity", input=[where.fed], output=[name]))
+        return
+    name = graph.initializer[place].name
+    first = onnx.NodeProto(op_type="Identity", input=[where.fed], output=[name])
+    rest = [onnx.NodeProto.FromString(inner.SerializeToString()) for inner in graph.node]
+    del graph.node[:]
+    graph.node.extend([first, *rest])
+    kept = [t for k, t in enumerate(graph.initializer) if k != place]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def exposed(wiring: Wiring, names: Sequence[str]) -> bytes:
+    """The whole model, serialised, with these values as further outputs."""
+    import onnx
+
+    made = onnx.ModelProto()
+    made.CopyFrom(wiring.proto)
+    have = set(wiring.outputs)
+    made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in have)
+    return bytes(made.SerializeToString())

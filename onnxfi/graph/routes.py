@@ -1,0 +1,131 @@
+"""Routes: how little of a model has to run again for a fault in one of its tensors, from the graph alone.
+
+*Downstream* runs what the tensor reaches, the tensor itself being fed. *Resumed* computes the struck output channels of
+one operator apart, puts them into its golden output and runs what that reaches: the large rest of the operator, and of
+its prepared weights, stays as it is. *Baked* runs what several tensors reach, from a faulty copy of that part; so do
+tensors that runtimes want constant, or prepare in a way that rounds otherwise where they are fed. Where none of these
+can be, or where several tensors reach nearly all, the route is *plain*: the whole model with a faulty copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from onnxfi.faults.space import Target
+from onnxfi.graph.channels import Channels, channels
+from onnxfi.graph.downstream import Cut, Home, Wiring, cut, home
+from onnxfi.graph.model import Model
+
+#: Fewer output channels are not worth a model of their own; so many at least are computed together.
+LEAST_CHANNELS = 8
+#: Operators whose weights a runtime packs where they are constant; where they are fed it sums in another order.
+_PACKED = frozenset(("Gemm", "MatMul", "LSTM", "GRU", "RNN", "ConvTranspose", "Einsum", "Attention"))
+#: Where several tensors reach more than this share of the nodes, a part is no cheaper than the whole.
+_MOST_OF_IT = 0.9
+
+
+@dataclass(frozen=True)
+class Route:
+    """How faults in tensors run: from `cut` on, or, of one, through its `channels` in `apart` and on from `behind`.
+
+    The tensors are `baked` into a faulty copy of what runs, or fed.
+    """
+
+    homes: tuple[Home, ...]
+    cut: Cut
+    baked: bool = False
+    channels: Channels | None = None
+    apart: Cut | None = None
+    behind: Cut | None = None
+
+    @property
+    def name(self) -> str:
+        """The name that is recorded."""
+        return "resumed" if self.channels is not None else "baked" if self.baked else "downstream"
+
+    @property
+    def home(self) -> Home:
+        """Where the tensor is, of a route for one."""
+        return self.homes[0]
+
+    @property
+    def values(self) -> Iterator[str]:
+        """The golden values that it takes."""
+        for one in (self.cut, self.apart, self.behind):
+            yield from one.crossings if one is not None else ()
+
+
+@dataclass(frozen=True)
+class Routes:
+    """The routes of a model's tensors, as far as the outputs that are scored need them (all, where none is named)."""
+
+    model: Model = field(repr=False)
+    wiring: Wiring = field(repr=False)
+    outputs: tuple[str, ...]
+    _unions: dict[frozenset[int], Cut] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def by_target(self) -> dict[str, Route]:
+        """The route of each target that has another one than the plain."""
+        cuts: dict[object, Cut] = {}
+        found = {}
+        for target in self.model.targets:
+            where = home(self.wiring, self.model, target) if target.size else None
+            if where is None:
+                continue
+            key = where.node if where.node >= 0 else self.wiring.users.get(where.fed, ())
+            if key not in cuts or where.node < 0:
+                cuts[key] = self._cut(where)
+            if not cuts[key].outputs:
+                continue
+            users = [target.op] if where.node >= 0 else [self._operator(k) for k in self.wiring.users[where.fed]]
+            baked = target.role in ("scale", "zero-point") or not _PACKED.isdisjoint(users)
+            found[target.id] = self._route(Route((where,), cuts[key], baked))
+        return found
+
+    def of(self, targets: Sequence[Target]) -> Route | None:
+        """The route of a trial that strikes these tensors; None where it is the plain one."""
+        found = [self.by_target.get(target.id) for target in targets]
+        known = [route for route in found if route is not None]
+        if len(known) <= 1 or len(known) < len(found):
+            return known[0] if len(found) == 1 and known else None
+        homes = tuple(route.home for route in known)
+        key = frozenset(k for route in known for k in route.cut.nodes)
+        if key not in self._unions:
+            tops, inside = [h.fed for h in homes if h.node < 0], [h.node for h in homes if h.node >= 0]
+            self._unions[key] = cut(self.wiring, tops, inside=inside, outputs=self.outputs)
+        whole = self._unions[key]
+        names = set(self.values) | set(self.wiring.inputs)
+        if len(whole.nodes) > _MOST_OF_IT * len(self.wiring.reads) or not names.issuperset(whole.crossings):
+            return None
+        return Route(homes, whole, True)
+
+    @cached_property
+    def values(self) -> tuple[str, ...]:
+        """All golden values that any route takes: a function of the model alone, so that they have the same bits
+        whatever a campaign strikes."""
+        names = dict.fromkeys(name for route in self.by_target.values() for name in route.values)
+        return tuple(name for name in names if name not in self.wiring.inputs)
+
+    def _cut(self, where: Home) -> Cut:
+        if where.node >= 0:
+            return cut(self.wiring, (), inside=[where.node], outputs=self.outputs)
+        return cut(self.wiring, [where.fed], outputs=self.outputs)
+
+    def _operator(self, node: int) -> str:
+        return self.wiring.proto.graph.node[node].op_type
+
+    def _route(self, whole: Route) -> Route:
+        """The route through channels where there is one, else the one that is given."""
+        where = whole.home
+        lined = channels(self.wiring, where.fed) if where.node < 0 else None
+        if lined is None or lined.output in self.wiring.uncut or (not whole.baked and lined.count < LEAST_CHANNELS):
+            return whole
+        behind = cut(self.wiring, [lined.output], outputs=self.outputs)
+        apart = cut(self.wiring, [where.fed], outputs=[lined.output])
+        along = {*lined.nodes, *self.wiring.constant, *filter(self.wiring.dequantises, apart.nodes)}
+        if not along.issuperset(apart.nodes):
+            return whole
+        return replace(whole, channels=lined, apart=apart, behind=behind)

@@ -1,0 +1,279 @@
+"""Running again what a fault can change: one route, ready to run on any batch, disarmed or with faulty words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.errors import EngineError
+from onnxfi.faults.words import Words
+from onnxfi.graph.downstream import Feed, Home, extract, payload
+from onnxfi.graph.routes import LEAST_CHANNELS, Route, Routes
+from onnxfi.graph.targets import DATA_TYPES
+from onnxfi.runtime.engines import Engine, Session
+from onnxfi.runtime.evaluation import scored
+from onnxfi.runtime.golden import GoldenValues
+from onnxfi.runtime.ports import Array, Port
+
+
+class UnlikeError(EngineError):
+    """A part of an operator gives other bits than the whole of it."""
+
+
+@dataclass
+class Change:
+    """What becomes of the tensors of a trial: by home the elements (flat, row-major; each once) and their words.
+
+    `session` is that of the faulty copy, where the route makes one.
+    """
+
+    words: Mapping[Home, tuple[NDArray[np.int64], Words]]
+    session: Session | None = field(default=None, repr=False)
+
+    def of(self, home: Home) -> tuple[NDArray[np.int64], Words]:
+        """Elements and words of one tensor."""
+        return self.words[home]
+
+
+class Rerun:
+    """A route, opened: sessions of its parts, and the tensors themselves.
+
+    `cost_bytes` is about what its sessions take. Opening raises EngineError where the runtime does not take the parts.
+    """
+
+    def __init__(self, engine: Engine, routes: Routes, route: Route, golden: GoldenValues, output: str | None) -> None:
+        self.routes, self.route, self.golden, self.output = routes, route, golden, output
+        self.engine = engine
+        self.name = route.name
+        self.cost_bytes = 0
+
+    @property
+    def key(self) -> str:
+        """What tells this route's golden from others'."""
+        return f"{self.name} {self.route.homes[0].fed}"
+
+    def scores(self, k: int, change: Change | None = None) -> Array:
+        """The scored output of batch k, golden where nothing changes."""
+        if change is None:
+            return self.golden.derived(k, f"scores of {self.key}", lambda: self._run(k, None))
+        return self._run(k, change)
+
+    def _run(self, k: int, change: Change | None) -> Array:
+        raise NotImplementedError
+
+    def _prepared(self, part: bytes) -> Session:
+        self.cost_bytes += 2 * len(part)
+        return self.engine.prepare(part)
+
+    def _ports(self, names: Sequence[str]) -> dict[str, Feed]:
+        return {name: _port(self.golden.ports[name]) for name in names}
+
+    def _scored(self, k: int, outputs: Mapping[str, Array]) -> Array:
+        piece = self.golden.piece(k)
+        assert piece is not None
+        wanted = [self.output] if self.output is not None else list(self.routes.wiring.outputs)
+        rest = self.golden.values(k, [name for name in wanted if name not in outputs and name in self.golden.ports])
+        every = {**rest, **outputs}
+        outputs = {name: every[name] for name in wanted if name in every}
+        return scored(piece, outputs, self.golden.axes, self.output)
+
+
+class Baked(Rerun):
+    """What several tensors reach, from a faulty copy of that part."""
+
+    def __init__(self, engine: Engine, routes: Routes, route: Route, golden: GoldenValues, output: str | None) -> None:
+        super().__init__(engine, routes, route, golden, output)
+        self._disarmed = self._prepared(self._part(None))
+
+    @property
+    def key(self) -> str:
+        """Routes of the same nodes share one golden."""
+        return f"{self.name} {self.route.cut.nodes}"
+
+    def _part(self, change: Change | None) -> bytes:
+        cut, faulty = self.route.cut, {}
+        for home in change.words if change is not None else ():
+            tensor = payload(self.routes.wiring, home)
+            array = to_array(tensor)
+            _Struck(array, change, home).__enter__()
+            faulty[home] = from_array(array, tensor.name)
+        return extract(self.routes.wiring, cut.nodes, self._ports(cut.crossings), cut.outputs, faulty=faulty)
+
+    def _run(self, k: int, change: Change | None) -> Array:
+        session = self._disarmed
+        if change is not None:
+            session = change.session = change.session or self.engine.prepare(self._part(change))
+        return self._scored(k, session.run(self.golden.values(k, self.route.cut.crossings)))
+
+
+class Fed(Rerun):
+    """What one tensor reaches, the tensor being fed."""
+
+    def __init__(self, engine: Engine, routes: Routes, route: Route, golden: GoldenValues, output: str | None) -> None:
+        super().__init__(engine, routes, route, golden, output)
+        self.tensor = to_array(payload(routes.wiring, route.home))
+        feeds = self._ports(route.cut.crossings) | {route.home.fed: _feed(self.tensor)}
+        lifted = route.home if route.home.node >= 0 else None
+        self._session = self._prepared(extract(routes.wiring, route.cut.nodes, feeds, route.cut.outputs, lifted))
+
+    def _run(self, k: int, change: Change | None) -> Array:
+        with _Struck(self.tensor, change, self.route.home) as tensor:
+            feeds = self.golden.values(k, self.route.cut.crossings) | {self.route.home.fed: tensor}
+            return self._scored(k, self._session.run(feeds))
+
+
+class Resumed(Rerun):
+    """The struck channels of one operator apart, and then what its output reaches."""
+
+    def __init__(self, engine: Engine, routes: Routes, route: Route, golden: GoldenValues, output: str | None) -> None:
+        super().__init__(engine, routes, route, golden, output)
+        assert route.channels is not None and route.apart is not None and route.behind is not None
+        self.channels, self.apart, self.behind = route.channels, route.apart, route.behind
+        self.tensors = {name: to_array(routes.wiring.stored[name]) for name in self.channels.sliced}
+        self.tensor = self.tensors[route.home.fed]
+        self._channels = self._prepared(self._part(None) if route.baked else self._fed_part())
+        made = self._channels.outputs[0]
+        if made.shape is None:
+            raise EngineError("the shape of the channels is not known")
+        shape = list(made.shape)
+        shape[self.channels.axis] = self.channels.count
+        feeds = self._ports(self.behind.crossings) | {made.name: (_NUMBERS[made.dtype], shape)}
+        self._rest: Session | None = None
+        if self.behind.outputs:
+            self._rest = self._prepared(extract(routes.wiring, self.behind.nodes, feeds, self.behind.outputs))
+
+    @property
+    def fallback(self) -> Route:
+        """The route for a trial whose slice is not what it is in the whole."""
+        return replace(self.route, channels=None, apart=None, behind=None)
+
+    def _fed_part(self) -> bytes:
+        """A model of the operator that takes any number of channels."""
+        feeds = self._ports(self.apart.crossings)
+        for name, axis in self.channels.sliced.items():
+            kind, shape = _feed(self.tensors[name])
+            along = axis % len(shape)
+            feeds[name] = kind, [None if a == along else d for a, d in enumerate(shape)]
+        return extract(self.routes.wiring, self.apart.nodes, feeds, [self.channels.output])
+
+    def _part(self, computed: NDArray[np.int64] | None) -> bytes:
+        """A model of the operator with these channels of its tensors as they are now."""
+        faulty = {Home(name): from_array(self._slice(name, computed), name) for name in self.channels.sliced}
+        feeds = self._ports(self.apart.crossings)
+        return extract(self.routes.wiring, self.apart.nodes, feeds, [self.channels.output], faulty=faulty)
+
+    def _slice(self, name: str, computed: NDArray[np.int64] | None) -> Array:
+        whole = self.tensors[name]
+        return whole if computed is None else np.take(whole, computed, self.channels.sliced[name])
+
+    def _run(self, k: int, change: Change | None) -> Array:
+        made = self.golden.derived(k, f"channels of {self.channels.output}", lambda: np.array(self._computed(k)))
+        if change is None:
+            return self._behind(k, made)
+        axis = self.channels.sliced[self.route.home.fed]
+        struck = np.unique(np.unravel_index(change.of(self.route.home)[0], self.tensor.shape)[axis])
+        computed = _blocks(struck, self.channels.count)
+        with _Struck(self.tensor, change, self.route.home):
+            faulty = self._computed(k, computed, change)
+        where: list[Any] = [slice(None)] * made.ndim
+        where[self.channels.axis] = computed
+        at = tuple(where)
+        before = made[at]
+        same = _same_by(before, faulty, self.channels.axis)
+        if not same[~np.isin(computed, struck)].all():
+            raise UnlikeError(f"channels of {self.channels.output!r} apart have other bits than in the whole")
+        if same.all():
+            return self.scores(k)
+        made[at] = faulty
+        try:
+            return self._behind(k, made)
+        finally:
+            made[at] = before
+
+    def _behind(self, k: int, made: Array) -> Array:
+        outputs = {self.channels.output: made}
+        if self._rest is not None:
+            outputs |= self._rest.run(self.golden.values(k, self.behind.crossings) | outputs)
+        return np.array(self._scored(k, outputs))  # what is scored may be `made` itself
+
+    def _computed(self, k: int, computed: NDArray[np.int64] | None = None, change: Change | None = None) -> Array:
+        """Output channels of batch k, with the tensors as they are now."""
+        feeds = dict(self.golden.values(k, self.apart.crossings))
+        session = self._channels
+        if self.route.baked and change is not None:
+            session = change.session = change.session or self.engine.prepare(self._part(computed))
+        elif not self.route.baked:
+            feeds |= {name: self._slice(name, computed) for name in self.channels.sliced}
+        return session.run(feeds)[self.channels.output]
+
+
+class _Struck:
+    """A tensor with faulty words while it is in use; its own words afterwards."""
+
+    def __init__(self, tensor: Array, change: Change | None, home: Home) -> None:
+        none = np.zeros(0, np.int64), np.zeros(0, np.uint64)
+        self.index, words = none if change is None else change.of(home)
+        self.tensor, self.held = tensor, tensor.reshape(-1).view(f"u{tensor.itemsize}")
+        self.words, self.kept = words.astype(self.held.dtype), self.held[self.index]
+
+    def __enter__(self) -> Array:
+        self.held[self.index] = self.words
+        return self.tensor
+
+    def __exit__(self, *_: object) -> None:
+        self.held[self.index] = self.kept
+
+
+def opened(engine: Engine, routes: Routes, route: Route, golden: GoldenValues, output: str | None) -> Rerun:
+    """A route ready to run; EngineError where the runtime does not take its parts."""
+    kind = Resumed if route.channels is not None else Baked if route.baked else Fed
+    return kind(engine, routes, route, golden, output)
+
+
+def _blocks(struck: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Channels that are computed for the struck ones: whole blocks, and all where that is most of them."""
+    if count <= 2 * LEAST_CHANNELS:
+        return np.arange(count)
+    starts = np.unique(np.minimum(struck // LEAST_CHANNELS * LEAST_CHANNELS, count - LEAST_CHANNELS))
+    found = np.unique((starts[:, None] + np.arange(LEAST_CHANNELS)).ravel())
+    return np.arange(count) if 2 * len(found) > count else found
+
+
+def _same_by(one: Array, other: Array, axis: int) -> NDArray[np.bool_]:
+    """For each place along an axis, whether all bits there are equal."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return np.zeros(one.shape[axis], np.bool_)
+    kind = f"u{one.itemsize}"
+    equal = np.ascontiguousarray(one).view(kind) == np.ascontiguousarray(other).view(kind)
+    along = axis % one.ndim
+    return np.asarray(equal.all(axis=tuple(a for a in range(one.ndim) if a != along)))
+
+
+def to_array(tensor: Any) -> Array:
+    """A stored tensor as an array of its own."""
+    from onnx import numpy_helper
+
+    return np.array(numpy_helper.to_array(tensor), order="C")
+
+
+def from_array(array: Array, name: str) -> Any:
+    """An array as a stored tensor."""
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(array, name)
+
+
+#: TensorProto's number of each element type.
+_NUMBERS = {word.name: number for number, word in DATA_TYPES.items()} | {"string": 8}
+
+
+def _feed(array: Array) -> tuple[int, list[int]]:
+    return _NUMBERS[array.dtype.name], list(array.shape)
+
+
+def _port(port: Port) -> Feed:
+    return _NUMBERS[port.dtype], port.shape

@@ -1,0 +1,183 @@
+"""Shortcuts: every route gives what the whole model gives, and a broken one is found out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import STEPS, Net, nets
+from tiny import chance, ran
+
+from onnxfi.campaign.bench import Bench
+from onnxfi.campaign.outcomes import Golden
+from onnxfi.campaign.shortcuts import ShortcutError
+from onnxfi.campaign.spec import Campaign
+from onnxfi.faults.models import parse_fault
+from onnxfi.faults.space import Sites, Target
+from onnxfi.faults.trials import Faults
+from onnxfi.runtime.evaluation import stacked
+from onnxfi.runtime.golden import GoldenValues
+
+SHIPPED = ("cnn", "attention", "gru", "cnn_fp16", "cnn_int8_qdq", "cnn_int8_qoperator")
+SAMPLES = 5
+
+
+def bench_of(model: onnx.ModelProto, folder: Path, **more: Any) -> Bench:
+    onnx.save(model, folder / "net.onnx")
+    np.savez(folder / "x.npz", x=chance(SAMPLES, 16, 4, 4, seed=7))
+    given = {"single": True, "trials": 1, "batch": 2, "optimization": "off", **more}
+    return Bench.open(Campaign(str(folder / "net.onnx"), str(folder / "x.npz"), **given))
+
+
+def flips(targets: Sequence[Target], picks: Sequence[tuple[int, int]]) -> Faults:
+    """A flip in each of these targets: any element, any bit."""
+    rows = [(k, i % t.size, b % t.word.bits) for k, (t, (i, b)) in enumerate(zip(targets, picks, strict=True))]
+    columns = [np.array(c, d) for c, d in zip(zip(*rows, strict=True), (np.int64, np.int64, np.int16), strict=True)]
+    return Faults(tuple(targets), Sites(*columns), (parse_fault("flip"),))
+
+
+def routed(bench: Bench, faults: Faults) -> tuple[str, np.ndarray | None]:
+    """The scores of a trial by its route; none where that is the plain one."""
+    assert bench.shortcuts is not None
+    rerun = bench.shortcuts.of(faults)
+    if rerun is None:
+        return "plain", None
+    change = bench.shortcuts.change(faults)
+    return rerun.name, stacked([rerun.scores(k, change) for k, _ in bench.shortcuts.golden.pieces()])
+
+
+def strikable(bench: Bench) -> list[Target]:
+    return [t for t in bench.model.targets if t.size and not t.structural]
+
+
+@settings(max_examples=40, deadline=None)
+@given(model=nets(), data=st.data())
+def test_every_route_gives_the_bits_of_the_whole_model(
+    model: onnx.ModelProto, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    bench = bench_of(model, tmp_path_factory.mktemp("net"))
+    pick = st.tuples(st.integers(0, 1 << 20), st.integers(0, 63))
+    for target in strikable(bench):
+        faults = flips([target], [data.draw(pick)])
+        name, found = routed(bench, faults)
+        if found is not None:
+            assert found.tobytes() == bench.scores(bench.struck(faults)).tobytes(), (target.id, name)
+    several = data.draw(st.lists(st.sampled_from(strikable(bench)), min_size=2, max_size=3, unique=True))
+    faults = flips(several, [data.draw(pick) for _ in several])
+    name, found = routed(bench, faults)
+    if found is not None:
+        assert found.tobytes() == bench.scores(bench.struck(faults)).tobytes(), name
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_each_kind_of_node_is_cut_out(kind: str, tmp_path: Path) -> None:
+    net = Net()
+    for step in ("conv", kind, "relu"):
+        net.step(step, len(net.values) - 1, 0)
+    bench = bench_of(net.model([]), tmp_path)
+    assert bench.shortcuts is not None
+    plain = [t.id for t in strikable(bench) if bench.shortcuts.of(flips([t], [(0, 0)])) is None]
+    assert plain == []
+
+
+@pytest.mark.parametrize("optimization", ["off", "all"])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_models_answer_alike_by_every_route(name: str, optimization: str) -> None:
+    files = (f"models/fashion_{name}.onnx", "models/fashion_test.npz")
+    bench = Bench.open(Campaign(*files, single=True, trials=1, samples=20, batch=8, optimization=optimization))
+    golden, _ = bench.golden()
+    kinds = set()
+    for number, target in enumerate(strikable(bench)):
+        # The highest bits that do not make all infinite: what rounding of another route cannot hide or show.
+        faults = flips([target], [(7919 * (number + 1), target.word.bits - 1)])
+        kind, found = routed(bench, faults)
+        kinds.add(kind)
+        if found is None:
+            continue
+        plain = bench.scores(bench.struck(faults))
+        if optimization == "off":
+            assert found.tobytes() == plain.tobytes(), target.id
+        assert (found.argmax(1) == plain.argmax(1)).all(), target.id
+        np.testing.assert_allclose(found, plain, rtol=1e-3, atol=1e-3 * np.ptp(golden.scores), err_msg=target.id)
+    assert kinds - {"plain"}
+
+
+def test_campaigns_take_shortcuts_and_end_alike(here: Path) -> None:
+    net = Net()
+    for kind in ("conv", "relu", "branch", "conv", "skip"):
+        net.step(kind, len(net.values) - 1, 1)
+    onnx.save(net.model([]), "net.onnx")
+    np.savez("x.npz", x=chance(SAMPLES, 16, 4, 4, seed=7))
+    given: dict[str, Any] = {"single": True, "trials": 60, "batch": 2, "optimization": "off"}
+    fast, whole = (Campaign("net.onnx", "x.npz", route=route, **given) for route in ("auto", "plain"))
+    one, other = ({r.trial: r for r in ran(campaign, here / f"{campaign.route}.db")} for campaign in (fast, whole))
+    assert {r.route for r in one.values()} == {"resumed"}
+    assert {r.route for r in other.values()} == {"plain"}
+    assert all(r.error is None for r in one.values())
+    assert [(r.outcome, r.cause, r.metrics, r.changed) for _, r in sorted(one.items())] == [
+        (r.outcome, r.cause, r.metrics, r.changed) for _, r in sorted(other.items())
+    ]
+
+
+def test_golden_values_beyond_the_budget_are_computed_again(tmp_path: Path) -> None:
+    net = Net()
+    for at, kind in enumerate(("conv", "relu", "conv")):
+        net.step(kind, at, 0)
+    campaign = bench_of(net.model([]), tmp_path).campaign
+    wide, narrow = (Bench.open(campaign, kept_bytes=size) for size in (1 << 30, 4096))
+    for target in strikable(wide):
+        faults = flips([target], [(3, 30)])
+        _, one = routed(wide, faults)
+        _, other = routed(narrow, faults)
+        assert one is not None and other is not None and one.tobytes() == other.tobytes()
+    assert wide.shortcuts is not None and narrow.shortcuts is not None
+    assert narrow.shortcuts.golden.kept_bytes <= 2048 < wide.shortcuts.golden.kept_bytes
+
+
+def forgetful(self: Any, *_: Any) -> Any:
+    return self.tensor
+
+
+def first_batch(self: GoldenValues, k: int, names: Sequence[str]) -> dict[str, Any]:
+    return self._fetched(0, list(names))
+
+
+@pytest.fixture
+def net_bench(tmp_path: Path) -> tuple[Bench, Golden]:
+    net = Net()
+    for at, kind in enumerate(("conv", "relu", "norm")):
+        net.step(kind, at, 0)
+    bench = bench_of(net.model([]), tmp_path)
+    return bench, bench.golden()[0]
+
+
+def test_a_cache_that_forgets_the_fault_is_seen_by_the_canary(
+    net_bench: tuple[Bench, Golden], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, _ = net_bench
+    assert set(bench.canary(strikable(bench))["routes"]) == {"downstream", "resumed"}
+    monkeypatch.setattr("onnxfi.runtime.rerun._Struck.__enter__", forgetful)
+    with pytest.raises(ShortcutError, match="is seen by the whole model, and not by the route resumed"):
+        bench.canary(strikable(bench))
+
+
+def test_a_cache_that_keeps_another_batch_is_seen_by_its_golden_run(
+    net_bench: tuple[Bench, Golden], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, golden = net_bench
+    target = next(t for t in strikable(bench) if len(t.shape) == 4)
+    faults = flips([target], [(0, 3)])
+    assert bench.shortcuts is not None
+    rerun = bench.shortcuts.of(faults)
+    assert rerun is not None
+    bench.shortcuts.judge(rerun, golden, faults)
+    bench.shortcuts.golden._kept.clear()
+    monkeypatch.setattr(GoldenValues, "values", first_batch)
+    with pytest.raises(ShortcutError, match="another golden run than the whole model"):
+        bench.shortcuts.judge(rerun, golden, faults)
