@@ -6,6 +6,7 @@ import hashlib
 import re
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,6 +32,8 @@ from onnxfi.runtime.evaluation import run_scores
 from onnxfi.runtime.metrics import scored_output
 from onnxfi.runtime.ports import Array
 
+#: Tensors of each further route in which a canary is looked for.
+_TRIES = 3
 #: Elements of a tensor that the canary sets.
 _CANARY_ELEMENTS = 1 << 22
 _MEMORY = re.compile(r"bad.?alloc|failed to allocate|out of memory", re.I)
@@ -156,24 +159,35 @@ class Bench:
         return self.scores(self._session(Edits()), batches=1)
 
     def notices(self, target: Target) -> bool:
-        """Whether a canary, a whole tensor set, changes an answer."""
+        """Whether a canary, a whole tensor set, changes an answer; ShortcutError where a shortcut does not show it."""
         golden = self._first
         try:
-            return _differ(self.scores(self.struck(_canary(target)), batches=1), golden)
+            seen = _differ(self.scores(self.struck(_canary(target)), batches=1), golden)
         except (EngineError, MemoryError):
-            return True
+            seen = True
+        if seen and self.shortcuts is not None:
+            self.shortcuts.show(_canary(target))
+        return seen
 
     def canary(self, targets: Sequence[Target], notices: Callable[[Target], bool] | None = None) -> dict[str, Any]:
-        """Set a whole tensor, one after the other, until a change is seen; CampaignError where none is.
+        """Set a whole tensor, one after the other, until a change is seen, by each kind of route that there is.
 
-        `notices` asks elsewhere, where what is struck could hang or kill this process.
+        `notices` asks elsewhere, where what is struck could hang or kill this process. CampaignError where
+        none is seen.
         """
-        unseen = list[str]()
+        seen, unseen, routes, tries = None, list[str](), dict[str, str](), Counter[str]()
         for target in targets:
+            route = self.shortcuts.routes.of([target]) if self.shortcuts is not None else None
+            kind = "plain" if route is None else route.name
+            if seen is not None and (kind == "plain" or kind in routes or tries[kind] == _TRIES):
+                continue
+            tries[kind] += 1
             if (notices or self.notices)(target):
-                kinds = self.shortcuts.canary(targets, _canary, target) if self.shortcuts is not None else {}
-                return {"seen": target.id, "unseen": unseen, "routes": kinds}
-            unseen.append(target.id)
+                seen, routes = seen or target.id, {**routes, kind: target.id}
+            elif seen is None:
+                unseen.append(target.id)
+        if seen is not None:
+            return {"seen": seen, "unseen": unseen, "routes": routes}
         raise CampaignError(
             f"no canary was seen: all exponent bits set in {', '.join(unseen[:5])} changed nothing in "
             f"{f'output {self.output!r}' if self.output else 'the outputs'}, so faults there cannot either; "

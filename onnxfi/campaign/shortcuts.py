@@ -8,7 +8,7 @@ may round another way; a trial is compared with that of its route.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -156,29 +156,18 @@ class Shortcuts:
                 f"(by {far:.3g}); run the campaign with --route plain"
             )
 
-    def canary(self, targets: Sequence[Target], strike: Callable[[Target], Faults], seen: Target) -> dict[str, str]:
-        """Strike a whole tensor by each kind of route until a change is seen: the tensors by kind.
-
-        ShortcutError where a kind does not see the tensor that the plain route has `seen`.
-        """
-        found: dict[str, str] = {}
-        kinds = {route.name for target in targets if (route := self.routes.of([target])) is not None}
-        for target in (seen, *targets):
-            rerun = self._opened([target]) if kinds - found.keys() else None
-            if rerun is None or rerun.name in found:
-                continue
-            try:
-                changed = not _same(rerun.scores(0, self.change(strike(target))), rerun.scores(0))
-            except (EngineError, MemoryError):
-                changed = True
-            if changed:
-                found[rerun.name] = target.id
-            elif target is seen:
-                raise ShortcutError(
-                    f"a canary in {target.id!r} is seen by the whole model, and not by the route {rerun.name}; "
-                    f"run the campaign with --route plain"
-                )
-        return found
+    def show(self, faults: Faults) -> None:
+        """Hold a route to what the whole model has seen in the first batch; ShortcutError where it sees no change."""
+        rerun = self.of(faults)
+        try:
+            blind = rerun is not None and _same(rerun.scores(0, self.change(faults)), rerun.scores(0))
+        except (EngineError, MemoryError):
+            blind = False
+        if blind and rerun is not None:
+            raise ShortcutError(
+                f"a canary in {faults.targets[0].id!r} is seen by the whole model, and not by the route {rerun.name}; "
+                f"run the campaign with --route plain"
+            )
 
     def change(self, faults: Faults) -> Change:
         """What becomes of the tensors that are struck."""

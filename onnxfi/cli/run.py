@@ -86,7 +86,7 @@ def command(
     with progress("planning") as told:
         running = run(
             wanted, store, workers=crew, shard=_shard(shard), fresh=fresh, progress=told, timeout_s=timeout_s,
-            worker_memory_bytes=_size("worker-memory", worker_memory), kept_bytes=_size("memory", memory) or 0,
+            worker_memory_bytes=_size(worker_memory), kept_bytes=_size(memory, "memory") or 0,
         )  # fmt: skip
     if not as_json:
         for line in _begin(running, crew):
@@ -124,7 +124,7 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
-def _size(flag: str, text: str | None) -> int | None:
+def _size(text: str | None, flag: str = "worker-memory") -> int | None:
     if text is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip(), re.I)
