@@ -30,7 +30,7 @@ def test_the_table_of_versions_is_what_is_installed_for_the_tests() -> None:
 def test_the_extras_bring_all_that_is_pinned() -> None:
     extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
     names = {re.split(r"[<>=; ]", d)[0] for extra in ("torch", "keras", "tensorflow", "sklearn") for d in extras[extra]}
-    assert names == set(PINS) | {"tensorflow"}
+    assert names == (set(PINS) - {"snntorch"}) | {"tensorflow"}  # which installs without what it asks for
 
 
 @pytest.fixture
