@@ -192,3 +192,12 @@ def _name_by_marks(proto: onnx.ModelProto, paths: Sequence[str]) -> None:
 
     naming.record(proto, lambda node: split(node.name)[0])
     naming.rename(proto, {name: "/".join(split(name)) for name in naming.names(proto) if split(name)[0]})
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FaultAwareTraining":  # its module needs keras to be imported at all, this one does not
+        require("keras")
+        from .keras_training import FaultAwareTraining
+
+        return FaultAwareTraining
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

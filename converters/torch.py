@@ -255,3 +255,12 @@ def _check_open(proto: onnx.ModelProto, ports: Sequence[Port]) -> None:
                     f"the module fixes dimension {wanted} of {port.name!r} to {dim.dim_value}, so that it cannot vary; "
                     f"write it as a number in --input-shape, or take the number out of the module"
                 )
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FaultAwareTraining":  # its module needs torch to be imported at all, this one does not
+        require("torch")
+        from .torch_training import FaultAwareTraining
+
+        return FaultAwareTraining
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

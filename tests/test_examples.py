@@ -16,7 +16,11 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = {
     "accuracy_over_ber.py": (["{models}/fashion_cnn.onnx", "{tmp}/few.npz"], "faulty top-1"),
     "armed_file.py": (["{tmp}/armed.onnx"], "largest change"),
+    "fault_aware.py": (["--data", "{tmp}/few.npz", "--epochs", "1", "--repeat", "2"], "2 trials at each rate"),
+    "quantisation_aware.py": (["--data", "{tmp}/few.npz", "--epochs", "1", "--repeat", "1"], "weights int8 16x1x3x3"),
 }
+#: Examples that train in PyTorch.
+TRAINED = ("fault_aware.py", "quantisation_aware.py")
 #: Files that an example is given.
 GIVEN = {"few.npz", "armed.onnx"}
 
@@ -25,7 +29,9 @@ def test_every_example_is_run_here() -> None:
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.frameworks("torch") if n in TRAINED else ()) for n in EXAMPLES]
+)
 def test_it_runs(name: str, tmp_path: Path) -> None:
     with np.load(ROOT / "models" / "fashion_test.npz") as images:
         np.savez(tmp_path / "few.npz", image=images["image"][:50], labels=images["labels"][:50])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ pytestmark = [pytest.mark.frameworks("keras", "tensorflow", "tf2onnx"), pytest.m
 
 import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
-from onnxfi.converters.keras import convert  # noqa: E402
-from onnxfi.converters.keras_training import FaultAwareTraining  # noqa: E402
+
+from onnxfi.converters import keras_training  # noqa: E402
+from onnxfi.converters.keras import FaultAwareTraining, convert  # noqa: E402
 from onnxfi.converters.training import NonFiniteLoss  # noqa: E402
 
 LOW = Selector(bits="0-29,31")
@@ -260,3 +262,16 @@ def test_frozen_layers_are_struck_and_stay() -> None:
     before = named(model)
     assert np.array_equal(training(image(), training=True), np.zeros((4, 10)))
     assert all(np.array_equal(value, named(model)[name]) for name, value in before.items())
+
+
+def test_the_docstrings_examples_run() -> None:
+    assert doctest.testmod(keras_training).failed == 0
+
+
+def test_the_pages_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    program = page.split("```python\n")[2].split("```")[0]
+    model = cnn()
+    exec(program, {"model": model, "images": image(32), "labels": np.arange(32) % 10})
+    assert load(tmp_path / "trained.onnx").targets

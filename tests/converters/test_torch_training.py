@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from onnxfi.errors import InputError, SelectorError
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: bash scripts/test.sh frameworks")
 pytestmark = [pytest.mark.frameworks("torch"), pytest.mark.filterwarnings("ignore")]
 
-from onnxfi.converters.torch import convert  # noqa: E402
-from onnxfi.converters.torch_training import FaultAwareTraining  # noqa: E402
+from onnxfi.converters import torch_training  # noqa: E402
+from onnxfi.converters.torch import FaultAwareTraining, convert  # noqa: E402
 from onnxfi.converters.training import NonFiniteLoss  # noqa: E402
 
 
@@ -311,3 +312,16 @@ def test_weights_and_activations_at_once() -> None:
     outer(image()).sum().backward()
     assert len(inner.last) == 1 and len(outer.last) == 6
     assert all(p.grad is not None for p in inner.model.parameters())
+
+
+def test_the_docstrings_examples_run() -> None:
+    assert doctest.testmod(torch_training).failed == 0
+
+
+def test_the_pages_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    program = page.split("```python\n")[1].split("```")[0].replace("N,1,28,28", "N,1,8,8")
+    model = cnn()
+    exec(program, {"model": model, "batches": [(image(8), torch.arange(8) % 10)] * 2})
+    assert load(tmp_path / "trained.onnx").targets

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnxfi.converters.training import Exposure, Plan, carried, outcome, read_array, target_of, write_array
 
 from onnxfi import Selector, load, sample
+from onnxfi.converters.training import Exposure, Plan, carried, outcome, read_array, target_of, write_array
 from onnxfi.errors import FaultListError, InputError, SelectorError
 from onnxfi.faults.models import fault_models, parse_fault
 from onnxfi.faults.space import Target

@@ -1,0 +1,132 @@
+"""Quantisation-aware training in PyTorch to an ONNX file that stores int8 weights, whose integers are then struck.
+
+    bash scripts/get_data.sh && python examples/quantisation_aware.py
+
+Weights are int8 by output channel and symmetric, activations uint8; biases and the last layer's output stay float32.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from fault_aware import Cnn, images
+from torch import nn
+from torch.nn import functional
+
+import onnxfi
+from onnxfi.converters.torch import convert
+from onnxfi.graph.fold import fold_weight_quantize
+
+
+class FakeQuantised(nn.Module):
+    """A layer whose input and weights are rounded as integers would be; gradients pass through the rounding."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        channels = layer.weight.shape[0]
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+        self.register_buffer("input_scale", torch.ones(()))
+        self.register_buffer("input_zero", torch.zeros((), dtype=torch.int32))
+        self.register_buffer("weight_scale", torch.ones(channels))
+        self.register_buffer("weight_zero", torch.zeros(channels, dtype=torch.int32))
+
+    def observe(self, x: torch.Tensor) -> None:
+        """Follow the range of the input slowly, and that of each channel's weights at once; 0 is always inside."""
+        with torch.no_grad():
+            rate = 0.02 if self.high > self.low else 1.0
+            self.low += rate * (x.min().clamp(max=0) - self.low)
+            self.high += rate * (x.max().clamp(min=0) - self.high)
+            self.input_scale.copy_(((self.high - self.low) / 255).clamp(min=1e-9))
+            self.input_zero.copy_((-self.low / self.input_scale).round().clamp(0, 255))
+            self.weight_scale.copy_((self.layer.weight.abs().flatten(1).amax(1) / 127).clamp(min=1e-9))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.layer.weight
+        if torch.compiler.is_exporting():  # the operators themselves, since torch's do not pass its exporter
+            x = quantised(x, self.input_scale, self.input_zero.to(torch.uint8))
+            weight = quantised(weight, self.weight_scale, self.weight_zero.to(torch.int8), axis=0)
+        else:
+            if self.training:
+                self.observe(x)
+            x = torch.fake_quantize_per_tensor_affine(x, self.input_scale, self.input_zero, 0, 255)
+            weight = torch.fake_quantize_per_channel_affine(weight, self.weight_scale, self.weight_zero, 0, -128, 127)
+        if isinstance(self.layer, nn.Conv2d):
+            return functional.conv2d(x, weight, self.layer.bias, padding=self.layer.padding)
+        return functional.linear(x, weight, self.layer.bias)
+
+
+def quantised(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, **axis: int) -> torch.Tensor:
+    """QuantizeLinear and DequantizeLinear."""
+    integers = torch.onnx.ops.symbolic(
+        "QuantizeLinear", (x, scale, zero), axis, dtype=zero.dtype, shape=x.shape, version=18
+    )
+    return torch.onnx.ops.symbolic(
+        "DequantizeLinear", (integers, scale, zero), axis, dtype=x.dtype, shape=x.shape, version=18
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", metavar="NPZ", help="image and labels (default: Fashion-MNIST, else MNIST)")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=20, help="trials at each rate")
+    parser.add_argument("--out", metavar="FOLDER", help="where the model stays (default: nowhere)")
+    given = parser.parse_args()
+    torch.set_num_threads(2)
+    torch.manual_seed(20)
+    data, test = images(given.data)
+    model = Cnn()
+    for name in ("conv1", "conv2", "fc1", "fc2"):
+        setattr(model, name, FakeQuantised(getattr(model, name)))
+    image, label = torch.from_numpy(data["image"]), torch.from_numpy(data["labels"])
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    for epoch in range(given.epochs):
+        model.train()
+        for batch in torch.randperm(len(image)).split(128):
+            loss = functional.cross_entropy(model(image[batch]), label[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        print(f"epoch {epoch + 1}: loss of the last batch {loss.item():.3f}", flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(given.out or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        measure(model, folder, test, given.repeat)
+
+
+def measure(model: nn.Module, folder: Path, test: dict, repeat: int) -> None:
+    """Export, fold, and strike the integers."""
+    trained, stored = folder / "trained.onnx", folder / "int8.onnx"
+    # An activation that lies between two integers may round either way, so the outputs differ by a step at most.
+    few = {"image": test["image"][:64]}
+    convert(model, trained, input_shape="N,1,28,28", data=few, samples=64, tolerance=0.05)
+    stored.write_bytes(fold_weight_quantize(onnxfi.load(trained)))
+    engine = onnxfi.OrtEngine(provider="cpu")
+    data = onnxfi.open_data(test, engine.prepare(trained).inputs)
+    for file in (trained, stored):
+        weights = [t for t in onnxfi.load(file).targets if t.role == "weight"]
+        top1 = onnxfi.evaluate(file, data, engine=engine).metrics["top1"]
+        held = ", ".join(f"{t.dtype} {'x'.join(map(str, t.shape))}" for t in weights)
+        print(f"{file.name}: {file.stat().st_size:,} bytes, top-1 {top1:.2%}, weights {held}")
+    integers = onnxfi.Selector(role=("weight",), dtype=("int8",))
+    int8 = onnxfi.load(stored)
+    golden, faulty_file = onnxfi.evaluate(stored, data, engine=engine), folder / "faulty.onnx"
+    example = onnxfi.sample(int8, count=1, seed=1, selector=integers).faults[0]
+    print(f"one fault: {example.site}, {example.value('before')} -> {example.value('after')}")
+    print(f"{'BER per bit':>12} {'faults':>8} {'top-1':>8} {'lowest':>8}   of {repeat} trials")
+    for ber in (1e-4, 1e-3, 1e-2):
+        found, struck = [], 0
+        for trial in range(1, repeat + 1):
+            drawn = onnxfi.sample(int8, ber=ber, seed=1, trial=trial, selector=integers)
+            onnxfi.inject(int8, drawn, faulty_file)
+            struck += drawn.drawn
+            found.append(onnxfi.evaluate(faulty_file, data, golden=golden, engine=engine).metrics["top1"])
+        print(f"{ber:>12g} {struck / repeat:>8.1f} {sum(found) / repeat:>8.2%} {min(found):>8.2%}", flush=True)
+    faulty_file.unlink()
+
+
+if __name__ == "__main__":
+    main()
