@@ -62,14 +62,23 @@ def test_every_model_has_a_card_with_its_checksum(file: Path) -> None:
     assert f"]({file.stem}.md)" in (MODELS / "README.md").read_text(encoding="utf-8")
 
 
-def bench(*arguments: str) -> str:
-    command = [sys.executable, str(ROOT / "scripts" / "bench" / "inject.py"), *arguments]
+def bench(name: str, *arguments: str, check: bool = True) -> str:
+    command = [sys.executable, str(ROOT / "scripts" / "bench" / name), *arguments]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=check, cwd=ROOT).stdout
 
 
 def test_the_benchmark_draws_what_it_says() -> None:
-    assert "--rounds" in bench("--help")
-    drawn = json.loads(bench("--task", "draw-traced"))
+    assert "--rounds" in bench("inject.py", "--help")
+    drawn = json.loads(bench("inject.py", "--task", "draw-traced"))
     assert (drawn["sites"], drawn["drawn"]) == (240_000_000_000, 240_084)
     assert drawn["peak_bytes"] < 64 << 20, "memory for the population, not for the faults"
+
+
+def test_quantised_models_keep_their_bytes_without_faults_and_their_integer_kernels_when_armed() -> None:
+    rows = json.loads(
+        bench("quantised.py", "--rounds", "1", "--batch", "8", "--json", check=False)
+    )  # times may be anything
+    assert [Path(row["model"]).stem for row in rows] == ["fashion_cnn_int8_qdq", "fashion_cnn_int8_qoperator"]
+    for row in rows:
+        assert row["identical"] and row["armed_kernels"] == row["kernels"] == 4
