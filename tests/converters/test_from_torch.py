@@ -163,3 +163,29 @@ def test_a_factory_of_something_else(here: Path) -> None:
         convert("factories:three", "out.onnx", framework="torch", input_shape=IMAGE)
     with pytest.raises(InputError, match="--factory is for a checkpoint"):
         convert("factories:residual", "out.onnx", framework="torch", factory="factories:residual", input_shape=IMAGE)
+
+
+@pytest.mark.frameworks("snntorch")
+def test_a_spiking_network_keeps_its_neurons_and_gives_the_same_spikes(here: Path, layers: Layers) -> None:
+    import snntorch
+    import torch
+    from torch import nn
+
+    from onnxfi.graph.neurons import find
+
+    class Spiking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.lif1 = nn.Linear(6, 5), snntorch.Leaky(beta=0.9)
+
+        def forward(self, x: Any) -> Any:
+            state, spikes = self.lif1.init_leaky(), []
+            for _ in range(4):
+                spike, state = self.lif1(self.fc1(x), state)
+                spikes.append(spike)
+            return torch.stack(spikes).sum(0)
+
+    done = convert(Spiking(), here / "out.onnx", input_shape="N,6")
+    assert done.largest == 0.0 and done.inputs[0].shape == ("N", 6)
+    assert [(layer.name, layer.trips) for layer in find(load(done.out)).layers] == [("lif1", 4)]
+    assert {"fc1.weight": "fc1", "lif1.threshold": "lif1"}.items() <= layers(done.out).items()
