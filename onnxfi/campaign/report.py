@@ -9,6 +9,7 @@ memory are sums.
 from __future__ import annotations
 
 import csv
+import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from onnxfi.campaign.store import Row, Store, StoreError
 from onnxfi.errors import OutputError
 from onnxfi.faults.statistics import Interval, Stratum, clopper_pearson, sample_error, stratified_interval
 from onnxfi.faults.trials import json_value
+from onnxfi.graph.mutate import temporary
 
 OUTCOMES = ("masked", "sdc", "due")
 #: Yes/no outcomes of trials: the rate at which any sample's top-1 changes depends on the number of samples.
@@ -324,10 +326,12 @@ def _flat(key: str, fold: Fold, found: Report) -> dict[str, Any]:
 
 
 def _table(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
+    with temporary([path]) as (stream,):
+        text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
+        table = csv.writer(text)
         for number, row in enumerate(rows):
             if not number:
                 table.writerow(row)
             table.writerow(f"{v:.12g}" if isinstance(v, float) else "" if v is None else v for v in row.values())
+        text.detach()
     return path

@@ -135,14 +135,17 @@ def _size(text: str | None, flag: str = "worker-memory") -> int | None:
 
 def _begin(running: Running, workers: int) -> Iterator[str]:
     """What is known before the first trial."""
+    from onnxfi.cli.show import count
+
     yield from running.plan.describe()
     yield running.note
     done = running.outcomes.total()
     if done:
         yield f"{done:,} of {running.total:,} trials are in {running.store} already"
     if left := running.total - done:
-        seconds = duration(left * running.golden_s / max(1, workers))
-        yield f"one trial takes about {running.golden_s:.2g} s, the {left:,} to run some {seconds} on {max(1, workers)} cores"
+        crew = max(1, workers)
+        seconds = duration(left * running.golden_s / crew)
+        yield f"one trial takes about {running.golden_s:.2g} s, the {left:,} to run some {seconds} on {count(crew, 'core')}"
 
 
 def duration(seconds: float) -> str:

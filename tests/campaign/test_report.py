@@ -8,6 +8,7 @@ import math
 import sqlite3
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -285,6 +286,22 @@ def test_a_folder_that_cannot_be_written(here: Path) -> None:
     (here / "file").touch()
     with pytest.raises(OutputError, match=r"cannot write into .*file': "):
         write_csv(report(here / "s.db"), here / "file")
+
+
+def test_a_file_that_cannot_be_finished_is_not_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran(campaign(single=True, trials=3), here / "s.db")
+    (here / "csv").mkdir()
+    (here / "csv" / "detail.csv").write_text("an older one")
+    details = Report.details
+
+    def full(self: Report) -> Iterator[dict[str, Any]]:
+        yield next(details(self))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Report, "details", full)
+    with pytest.raises(OutputError, match=r"cannot write .*detail\.csv': No space left on device; nothing was written"):
+        write_csv(report(here / "s.db"), here / "csv")
+    assert [(p.name, p.read_text()) for p in (here / "csv").iterdir()] == [("detail.csv", "an older one")]
 
 
 def test_names_that_need_quotes(here: Path) -> None:
