@@ -1,9 +1,10 @@
-"""Draw the README's figure: a real run of the command line, as it looks on a terminal, in SVG.
+"""Draw the README's figures in SVG: a real run of the command line, as it looks on a terminal, and a campaign's curves.
 
     python scripts/figure.py [FOLDER]
 
-Each command below runs in a pseudo-terminal (so not on Windows), and rich draws what it printed. The files go to
-docs/figures/ or into FOLDER; tests/test_docs.py compares their text with a new run.
+The commands of FIGURES run in a pseudo-terminal (so not on Windows), and rich draws what they printed; those of CURVES
+are campaigns, the last of them the report that draws. The files go to docs/figures/ or into FOLDER; tests/test_docs.py
+compares what they say with a new run.
 """
 
 import os
@@ -24,6 +25,14 @@ COLUMNS = 106
 MODEL, DATA = "models/fashion_cnn.onnx", "models/fashion_test.npz"
 FIGURES = {
     "inject.svg": f"onnxfi inject {MODEL} --ber 1e-5 --seed 1 --data {DATA} --provider cpu",
+}
+SWEEP = f"--data {DATA} --samples 100 --provider cpu --ber 1e-7:1e-3 --repeat 20"
+CURVES = {
+    "accuracy.svg": (
+        f"onnxfi run {MODEL} {SWEEP} -o float32.db",
+        f"onnxfi run models/fashion_cnn_int8_qdq.onnx {SWEEP} -o int8.db",
+        "onnxfi report float32.db int8.db --figures figures",
+    ),
 }
 # The figure asks no other server for a font, and takes the reader's own.
 FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, DejaVu Sans Mono, monospace"
@@ -71,6 +80,15 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, command in FIGURES.items():
         (folder / name).write_text(draw(command, printed(command), "onnxfi"), encoding="utf-8")
+        print(folder / name)
+    for name, commands in CURVES.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            (Path(scratch) / "models").symlink_to(ROOT / "models")
+            for command in commands:
+                words = [sys.executable, "-m", *command.split()]
+                env = {**os.environ, "PYTHONPATH": str(ROOT)}
+                subprocess.run(words, cwd=scratch, env=env, check=True, stdout=subprocess.DEVNULL)
+            (folder / name).write_bytes((Path(scratch) / "figures" / name).read_bytes())
         print(folder / name)
 
 

@@ -159,18 +159,39 @@ def figure_lines(file: Path) -> list[str]:
     return [" ".join(part for _, part in sorted(rows[y])).replace("\u00a0", " ") for y in sorted(rows)]
 
 
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="figures are drawn in a pseudo-terminal")
-def test_figures_are_of_today(work: Path) -> None:
+def figures() -> Any:
+    """The script that draws them."""
     spec = importlib.util.spec_from_file_location("figure", ROOT / "scripts" / "figure.py")
     assert spec is not None and spec.loader is not None
-    figure: Any = importlib.util.module_from_spec(spec)
+    figure = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(figure)
-    assert {f.name for f in (ROOT / "docs" / "figures").iterdir()} == set(figure.FIGURES)
+    return figure
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="figures are drawn in a pseudo-terminal")
+def test_figures_are_of_today(work: Path) -> None:
+    figure = figures()
+    assert {f.name for f in (ROOT / "docs" / "figures").iterdir()} == {*figure.FIGURES, *figure.CURVES}
     for name, command in figure.FIGURES.items():
         drawn = lines_of("\n".join(figure_lines(ROOT / "docs" / "figures" / name)))
         printed = lines_of(f"$ {command}\n{shell(command, work)}")
         assert same(drawn, printed), f"{name} is old: python scripts/figure.py\n" + "\n".join(printed)
         assert "http" not in re.sub(r'xmlns="[^"]*"|<!--.*?-->', "", read(f"docs/figures/{name}")), "it loads a font"
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="the script needs a pseudo-terminal")
+def test_curves_are_of_today(work: Path) -> None:
+    pytest.importorskip("matplotlib", reason="curves are drawn with the extra report")
+    tag = "{http://purl.org/dc/elements/1.1/}description"
+    for name, commands_ in figures().CURVES.items():
+        for command in commands_:
+            shell(command, work)
+        shown, drawn = (
+            next(ET.parse(folder / name).iter(tag)).text or ""
+            for folder in (ROOT / "docs" / "figures", work / "figures")
+        )
+        assert "[" in shown and same(shown.split("; "), drawn.split("; ")), f"{name} is old: python scripts/figure.py"
+        assert f"docs/figures/{name}" in read("README.md")
 
 
 def table(text: str, first: str) -> list[list[str]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 from pathlib import Path
+from typing import Any
 
-from onnxfi.campaign.fields import built, compose, plain, read_fields, read_part, read_yaml
-from onnxfi.campaign.spec import Campaign, Part
+from onnxfi.campaign.fields import Place, built, compose, plain, read_fields, read_part, read_yaml
+from onnxfi.campaign.spec import Campaign, Part, differs
 
 VERSION = 1
 
@@ -23,7 +26,10 @@ def load_spec(path: str | Path) -> Campaign:
     ...     load_spec(file).ber
     (1e-07, 1e-06, 1e-05)
     """
-    whole = read_yaml(path, "campaign")
+    return _campaign(read_yaml(path, "campaign"))
+
+
+def _campaign(whole: Place) -> Campaign:
     given, places = read_fields(whole, Campaign, extra=("version",), parts={"Part": read_part})
     version = given.pop("version", VERSION)
     if version is True or version != VERSION:
@@ -54,6 +60,46 @@ def print_spec(campaign: Campaign) -> str:
     ber:
     - 1.0e-06
     """
+    return _dumped({"version": VERSION, **plain(campaign)})
+
+
+def _dumped(values: dict[str, Any], **how: Any) -> str:
+    """YAML in plain letters, unless there are line breaks among them that YAML would fold."""
     import yaml
 
-    return yaml.safe_dump({"version": VERSION, **plain(campaign)}, sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, **how)
+    if any(c in text for c in "\x85\u2028\u2029\ufeff"):
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=False, **how)
+    return text
+
+
+def command_line(campaign: Campaign, store: str = "") -> str:
+    """The command that runs the campaign, for a shell.
+
+    >>> print(command_line(Campaign(model="my net.onnx", data="d.npz", ber=(1e-7, 1e-6), include=("conv",)), "s.db"))
+    onnxfi run 'my net.onnx' --data d.npz --ber 1e-07,1e-06 --include conv -o s.db
+    """
+    words = ["onnxfi", "run", campaign.model]
+    for f in dataclasses.fields(campaign):
+        value, flag = getattr(campaign, f.name), "--" + f.name.replace("_", "-")
+        if f.name == "model" or not differs(campaign, f):
+            continue
+        if f.name in ("ber", "due"):
+            words += [flag, ",".join(f"{one!r}" if f.name == "ber" else one for one in value)]
+        elif f.name == "mix":
+            words += [word for part in value for word in (flag, _on_one_line(part))]
+        elif isinstance(value, tuple):
+            words += [word for one in value for word in (flag, one)]
+        else:
+            words += [flag] if value is True else [flag, str(value)]
+    return shlex.join([*words, *(("-o", store) if store else ())])
+
+
+def _on_one_line(part: Part) -> str:
+    text = _dumped(plain(part), default_flow_style=True, width=1 << 20)
+    return text.strip().removeprefix("{").removesuffix("}")
+
+
+def parse_spec(text: str, name: str = "the spec") -> Campaign:
+    """Read a campaign from the text of a spec, as a store keeps it."""
+    return _campaign(compose(text.encode(), name, "campaign"))

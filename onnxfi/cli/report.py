@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxfi.cli.campaign_options import STORE
 from onnxfi.cli.options import JSON, PATH
 
 if TYPE_CHECKING:
@@ -16,8 +15,15 @@ if TYPE_CHECKING:
     from onnxfi.faults.statistics import Interval
 
 
-@click.command("report", short_help="Print what a campaign found.")
-@STORE
+@click.command("report", short_help="Print what a campaign found; as a page, figures or tables.")
+@click.argument("stores", metavar="STORE…", nargs=-1, required=True, type=PATH)
+@click.option(
+    "--html",
+    type=PATH,
+    metavar="FILE",
+    help="Write one page that works offline: figures, tables, the most harmful faults, the command that repeats it.",
+)
+@click.option("--figures", "figure_folder", type=PATH, metavar="DIR", help="Write the figures as SVG and PNG.")
 @click.option(
     "--csv",
     "csv_folder",
@@ -26,22 +32,81 @@ if TYPE_CHECKING:
     help="Write detail.csv (one line a trial), summary.csv, and rates.csv, layers.csv, bits.csv, classes.csv where there are such.",
 )
 @JSON
-def command(store: Path, csv_folder: Path | None, as_json: bool) -> None:  # fmt: skip
+def command(
+    stores: tuple[Path, ...], html: Path | None, figure_folder: Path | None, csv_folder: Path | None, as_json: bool
+) -> None:
     """Print the rates of a campaign, overall and by rate, layer and bit, each with its interval.
 
-    A campaign that is not finished, or still under way, is reported as far as it is.
+    A campaign that is not finished, or still under way, is reported as far as it is. Several stores are put side by
+    side. --html and --figures need the extra `report`.
+
+    \b
+    onnxfi report net.onnxfi.db --html net.html
+    onnxfi report fp32.db int8.db --figures figures
     """
     from onnxfi.campaign.report import report, write_csv
+    from onnxfi.campaign.sides import write_csv_of_all
     from onnxfi.cli.show import document, say
 
-    found = report(store)
-    written = write_csv(found, csv_folder) if csv_folder is not None else []
+    if html is not None or figure_folder is not None:
+        _drawable(html, stores)
+    found = [report(store) for store in stores]
+    written = []
+    if csv_folder is not None:
+        written += write_csv(found[0], csv_folder) if len(found) == 1 else write_csv_of_all(found, csv_folder)
+    told = []
+    if figure_folder is not None:
+        from onnxfi.campaign.figures import figures, write_figures
+
+        written += write_figures(found, figure_folder)
+        told = [figure.caption for figure in figures(found) if figure.draw is None]
+    if html is not None:
+        from onnxfi.campaign.page import write_page
+
+        written.append(write_page(found, html))
     if as_json:
-        document(found.document())
+        document(found[0].document() if len(found) == 1 else {"stores": [one.document() for one in found]})
         return
-    print_report(found)
+    if len(found) == 1:
+        print_report(found[0])
+    else:
+        _print_sides(found)
+    for line in dict.fromkeys(told):
+        say(line)
     for path in written:
         say(f"wrote {path}")
+
+
+def _drawable(html: Path | None, stores: tuple[Path, ...]) -> None:
+    """Refuse a place for the page that cannot be, and extras that are not there, before anything is read."""
+    from onnxfi.campaign.figures import needs
+    from onnxfi.campaign.summary import writer
+
+    needs("matplotlib")
+    if html is not None:
+        needs("jinja2")
+        writer(html, stores)
+
+
+def _print_sides(found: Sequence[Report]) -> None:
+    """Several reports, a line each."""
+    from onnxfi.campaign.sides import sides
+    from onnxfi.cli.show import number, table
+
+    lines = sides(found)
+    shown = [(name, label) for name, label in _COLUMNS if any(side.fold.rate(name) for side in lines)]
+    rows = [
+        (
+            side.label, side.ber or "-", f"{side.fold.trials:,}",
+            number(side.report.golden["metrics"].get("top1"), share=True), *(_cell(side.fold.rate(n)) for n, _ in shown),
+        )
+        for side in lines
+    ]  # fmt: skip
+    levels = ", ".join(dict.fromkeys(f"{100 * one.confidence:.4g} %" for one in found))
+    table(
+        f"Side by side, intervals at {levels}",
+        ("Campaign", ">Rate", ">Trials", ">Golden top-1", *(f">{label}" for _, label in shown)), rows,
+    )  # fmt: skip
 
 
 def print_report(found: Report) -> None:

@@ -404,6 +404,10 @@ def test_a_bar_on_a_terminal(tiny: Path) -> None:
         ("run m.onnx --ber 1e-3 --worker-memory 0", "a worker's memory of 0 bytes is out of range"),
         ("run m.onnx --ber 1e-3 --timeout -3", "timeout -3 is out of range; give seconds above 0"),
         ("run m.onnx --ber 1e-3 --timeout 9 --workers 0", "a limit of time or memory says nothing without worker"),
+        ("report none.db --html p.html", "no store 'none.db'"),
+        ("report none.db --html none/p.html", "no folder 'none' to write 'p.html' into"),
+        ("report m.onnx --html m.onnx", "the output 'm.onnx' is an input as well"),
+        ("report", "Missing argument 'STORE"),
         ("report none.db", "no store 'none.db'; onnxfi run makes one"),
         ("report m.onnx", "'m.onnx' is no store: file is not a database; give one that onnxfi run made"),
         ("show none.db 1", "no store 'none.db'"),
@@ -453,6 +457,28 @@ def test_a_plan_finds_its_model_beside_it(run: Run, tiny: Path, monkeypatch: pyt
 )
 def test_sizes(text: str, size: int) -> None:
     assert run_module._size(text) == size and run_module._size(None) is None
+
+
+# Several stores, a page, figures
+
+
+def test_several_stores_a_page_and_figures(run: Run, tiny: Path) -> None:
+    run("run", "m.onnx", *DATA, *SINGLE, "-o", "a.db")
+    run("run", "m.onnx", *DATA, "--ber", "1e-3:1e-2", "--repeat", 2, "-o", "b.db")
+    one = run("report", "b.db", "--html", "p.html", "--figures", "f", "--csv", "c")
+    assert one.out.splitlines()[-9:] == [
+        "No rates by layer here: a trial of many faults lies in no one layer. Run single faults with --single.",
+        "No rates by bit here: a trial of many faults lies in no one bit. Run single faults with --single.",
+        "No map of layers and bits here: a trial of many faults lies in no one cell. Run single faults of bits with --single.",
+        "wrote c/detail.csv", "wrote c/summary.csv", "wrote c/rates.csv", "wrote f/accuracy.svg", "wrote f/accuracy.png",
+        "wrote p.html",
+    ]  # fmt: skip
+    both = run("report", "a.db", "b.db", "--json").json
+    assert list(both) == ["stores"] and [doc["store"] for doc in both["stores"]] == ["a.db", "b.db"]
+    for document in both["stores"]:
+        Draft202012Validator(SCHEMAS["report"]).validate(document)
+    lines = [" ".join(line.split()[:3]) for line in run("report", "a.db", "b.db").out.splitlines()]
+    assert {"a - 25", "b 0.001 2", "b 0.01 2"} <= set(lines)
 
 
 # Help

@@ -1,0 +1,74 @@
+"""Several reports side by side: a line for each, and for each rate of a sweep, with the same columns."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxfi.campaign.report import Fold, Report, write_csv
+from onnxfi.errors import OutputError
+
+
+@dataclass(frozen=True)
+class Side:
+    """A line: the report that it is of and what to call it, the bit error rate (None: all trials), and its trials."""
+
+    report: Report
+    label: str
+    ber: str | None
+    fold: Fold
+
+
+def labels(found: Sequence[Report]) -> list[str]:
+    """What to call each report: its file's name, with the folder where names are the same."""
+    names = [one.store.name.removesuffix(".db").removesuffix(".onnxfi") for one in found]
+    return names if len(set(names)) == len(names) else [str(one.store) for one in found]
+
+
+def sides(found: Sequence[Report]) -> list[Side]:
+    """The lines of reports: by rate where there are several, since a mean over rates says nothing."""
+    lines = []
+    for one, label in zip(found, labels(found), strict=True):
+        if len(one.by_rate) > 1:
+            lines += [Side(one, label, fold.key, fold) for fold in one.by_rate]
+        else:
+            lines.append(Side(one, label, one.by_rate[0].key if one.by_rate else None, one.everything))
+    return lines
+
+
+def write_csv_of_all(found: Sequence[Report], folder: str | Path) -> list[Path]:
+    """Write the CSV files of several reports as those of one, each line with its store in the first column.
+
+    Columns that only some of them have are empty for the others. OutputError where the folder cannot be written.
+    """
+    tables: dict[str, list[tuple[str, Path]]] = {}
+    with tempfile.TemporaryDirectory(prefix="onnxfi-") as scratch:
+        for number, one in enumerate(found):
+            for file in write_csv(one, Path(scratch, str(number))):
+                tables.setdefault(file.name, []).append((str(one.store), file))
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            return [_joined(Path(folder, name), parts) for name, parts in tables.items()]
+        except OSError as error:
+            raise OutputError(f"cannot write into {str(folder)!r}: {error.strerror}") from None
+
+
+def _joined(path: Path, parts: Sequence[tuple[str, Path]]) -> Path:
+    columns = dict.fromkeys(name for _, file in parts for name in next(_read(file), []))
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream)
+        table.writerow(["store", *columns])
+        for store, file in parts:
+            head, *rows = _read(file)
+            for row in rows:
+                held = dict(zip(head, row, strict=True))
+                table.writerow([store, *(held.get(name, "") for name in columns)])
+    return path
+
+
+def _read(file: Path) -> Iterator[list[str]]:
+    with file.open(newline="", encoding="utf-8") as stream:
+        yield from csv.reader(stream)
