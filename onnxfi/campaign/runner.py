@@ -23,7 +23,7 @@ from onnxfi.campaign.shortcuts import KEPT_BYTES
 from onnxfi.campaign.spec import LENGTH, Campaign
 from onnxfi.campaign.specfile import print_spec
 from onnxfi.campaign.store import Result, Store, StoreError, set_aside
-from onnxfi.campaign.workers import Job, can_limit_memory, notices, run_here, run_pooled
+from onnxfi.campaign.workers import Job, can_limit_memory, gathered, notices, run_here, run_pooled
 from onnxfi.errors import InputError
 from onnxfi.faults.faultlist import Header, Lines
 from onnxfi.faults.space import Target
@@ -124,7 +124,7 @@ def run(
 
     def results() -> Generator[Result, None, None]:
         with Store.open(file, create=True) as target:
-            pending = target.pending(wanted(plan, shard))
+            pending = gathered(target.pending(wanted(plan, shard)))
             if executor is not None:
                 stream = run_pooled(job, truth, pending, workers or 1, lambda size: executor())
             elif workers:

@@ -17,12 +17,13 @@ from onnxfi.campaign.outcomes import Golden, Judgement, judge
 from onnxfi.errors import EngineError, OnnxfiError
 from onnxfi.faults.space import Target
 from onnxfi.faults.trials import Faults
-from onnxfi.graph.downstream import exposed, wire
+from onnxfi.graph.downstream import wire
 from onnxfi.graph.model import Model, by_target
 from onnxfi.graph.mutate import place
+from onnxfi.graph.parts import exposed
 from onnxfi.graph.routes import Route, Routes
 from onnxfi.runtime.data import Data
-from onnxfi.runtime.engines import Engine
+from onnxfi.runtime.engines import OrtEngine
 from onnxfi.runtime.evaluation import stacked
 from onnxfi.runtime.golden import GoldenValues
 from onnxfi.runtime.ports import Array
@@ -45,7 +46,7 @@ class Shortcuts:
     `exact` asks that the golden of each route is golden bit for bit.
     """
 
-    engine: Engine
+    engine: OrtEngine
     routes: Routes
     golden: GoldenValues
     output: str | None
@@ -56,7 +57,7 @@ class Shortcuts:
     @classmethod
     def over(
         cls,
-        engine: Engine,
+        engine: OrtEngine,
         model: Model,
         data: Data,
         size: int,
@@ -69,7 +70,8 @@ class Shortcuts:
         """Find the routes of a model; raises ModelError or EngineError where there can be none."""
         wiring = wire(model, halves=provider != "CPUExecutionProvider")
         routes = Routes(model, wiring, () if output is None else (output,))
-        session = engine.prepare(exposed(wiring, routes.values))
+        whole = exposed(wiring, routes.values)
+        session = engine.prepare_part(whole.data, whole.stored)
         values = GoldenValues(session, data, size, kept_bytes // 2)
         return cls(engine, routes, values, output, exact, kept_bytes // 2)
 

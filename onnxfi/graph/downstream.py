@@ -11,24 +11,28 @@ often than the parts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from onnxfi.errors import ModelError
 from onnxfi.faults.space import Target
 from onnxfi.graph.activations import captured
 from onnxfi.graph.model import Model, parse
+from onnxfi.graph.source import shown
 from onnxfi.graph.targets import DATA_TYPES
 from onnxfi.graph.wire import token
 
 if TYPE_CHECKING:
     import onnx
 
-#: A value that is fed: its element type's number, and its shape (None: open).
-Feed = tuple[int, Sequence[int | str | None] | None]
-#: More than protobuf can hold in one message, with room for the structure.
-_MOST_BYTES = (1 << 31) - (1 << 24)
+#: Tensors from this size on are given to a session beside its model.
+LARGE_BYTES = 1 << 12
+#: TensorProto's numbers of the types that numpy has: float32, integers to 64 bits, float16, float64.
+_NATIVE = frozenset((1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13))
 #: TensorProto's numbers of float16 and bfloat16.
 _HALVES = frozenset((10, 16))
 #: Operators whose output is another one each time.
@@ -65,7 +69,8 @@ class Cut:
 class Wiring:
     """A model's top graph as a net: who makes, who reads.
 
-    `proto` is the whole model with all payloads; `uncut` are values at which it must not be cut.
+    `proto` is the whole model but for the large stored tensors, which are `weights`: each is in memory once, whatever
+    is cut out of the model. `uncut` are values at which it must not be cut.
     """
 
     proto: onnx.ModelProto = field(repr=False)
@@ -73,6 +78,7 @@ class Wiring:
     makers: Mapping[str, int]
     stored: Mapping[str, onnx.TensorProto] = field(repr=False)
     homes: Mapping[int, Home] = field(repr=False)
+    weights: Mapping[str, NDArray[Any]] = field(repr=False)
     uncut: frozenset[str] = field(default=frozenset(), repr=False)
 
     @cached_property
@@ -115,23 +121,48 @@ def wire(model: Model, *, halves: bool = False) -> Wiring:
 
     Raises ModelError where it is too large for one message.
     """
-    size = sum(source.size for source in model.sources)
-    if size > _MOST_BYTES:
-        raise ModelError(f"{model.name} takes {size:,} bytes, too many for one message")
-    proto = parse(model)
-    if model.external and model.path is not None:
-        import onnx
-
-        onnx.load_external_data_for_model(proto, str(model.path.parent))
+    proto, homes = parse(model), dict(_homes(model.proto))
     graph = proto.graph
     makers = {name: k for k, node in enumerate(graph.node) for name in node.output if name}
     stored = {tensor.name: tensor for tensor in graph.initializer}
     stored |= dict.fromkeys((tensor.values.name for tensor in graph.sparse_initializer), None)  # type: ignore[arg-type]
     outer = {*makers, *stored, *(i.name for i in graph.input)}
     reads = tuple((*node.input, *(name for name in captured(node) if name in outer)) for node in graph.node)
-    return Wiring(
-        proto, reads, makers, stored, dict(_homes(model.proto)), frozenset() if halves else _halves(model.proto)
-    )
+    uncut = frozenset() if halves else _halves(model.proto)
+    wiring = Wiring(proto, reads, makers, stored, homes, {}, uncut)
+    return replace(wiring, weights=_weights(model, wiring))
+
+
+def _weights(model: Model, wiring: Wiring) -> dict[str, NDArray[Any]]:
+    """Take the large tensors out of the net's model, and what lies in external data into it."""
+    from onnx import numpy_helper
+
+    places = {place.record: place for place in model.places}
+    found = {}
+    for number, where in wiring.homes.items():
+        tensor = payload(wiring, where)
+        if tensor.data_location == 1:
+            if number not in places:
+                raise ModelError(f"{shown(tensor.name)} lies in external data in a way that cannot be followed")
+            place = places[number]
+            with model.sources[place.file].reading() as read:
+                tensor.raw_data = read(*place.runs[0][:2])
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+        large = tensor.data_type in _NATIVE and len(tensor.raw_data) >= LARGE_BYTES
+        if large and where.node < 0 and where.fed in wiring.stored:
+            found[where.fed] = numpy_helper.to_array(tensor)
+            hollow(tensor)
+    return found
+
+
+def hollow(tensor: onnx.TensorProto) -> None:
+    """Leave of a tensor its name, type and shape: its numbers are given when a session is made."""
+    size = len(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = 1  # type: ignore[assignment]
+    for key, value in (("location", "given"), ("offset", "0"), ("length", str(size))):
+        tensor.external_data.add(key=key, value=value)
 
 
 def _halves(skeleton: onnx.ModelProto) -> frozenset[str]:
@@ -196,25 +227,34 @@ def home(wiring: Wiring, model: Model, target: Target) -> Home | None:
     return found if alike else None
 
 
+def array_of(wiring: Wiring, where: Home) -> NDArray[Any]:
+    """The tensor at a home, in memory of its own."""
+    from onnx import numpy_helper
+
+    held = wiring.weights.get(where.fed) if where.node < 0 else None
+    return np.array(numpy_helper.to_array(payload(wiring, where)) if held is None else held, order="C")
+
+
 def payload(wiring: Wiring, where: Home) -> onnx.TensorProto:
-    """The tensor at a home."""
+    """The tensor at a home; a large one is hollow."""
     if where.node < 0 and where.fed in wiring.stored:
         return wiring.stored[where.fed]
     if where.node < 0:
         return wiring.proto.graph.node[wiring.makers[where.fed]].attribute[0].t
-    return _at(wiring.proto.graph.node[where.node], where.path)
+    return at(wiring.proto.graph.node[where.node], where.path)
 
 
-def _at(node: onnx.NodeProto, path: _Path) -> onnx.TensorProto:
-    graph, place = _body(node, path)
+def at(node: onnx.NodeProto, path: _Path) -> onnx.TensorProto:
+    """The tensor at this place inside a node."""
+    graph, place = body(node, path)
     return graph.initializer[place] if place >= 0 else graph.node[-1 - place].attribute[0].t
 
 
-def _body(node: onnx.NodeProto, path: _Path) -> tuple[onnx.GraphProto, int]:
+def body(node: onnx.NodeProto, path: _Path) -> tuple[onnx.GraphProto, int]:
     """The innermost graph of a path, and the place in it."""
     attribute = node.attribute[path[0]]
     graph = attribute.g if path[1] < 0 else attribute.graphs[path[1]]
-    return (graph, path[2]) if len(path) == 3 else _body(graph.node[path[2]], path[3:])
+    return (graph, path[2]) if len(path) == 3 else body(graph.node[path[2]], path[3:])
 
 
 def cut(wiring: Wiring, struck: Iterable[str], *, inside: Iterable[int] = (), outputs: Sequence[str] = ()) -> Cut:
@@ -263,78 +303,3 @@ def _crossing(wiring: Wiring, nodes: set[int], fed: frozenset[str]) -> tuple[tup
             else:
                 crossings[name] = None
     return tuple(sorted(every)), tuple(sorted(crossings))
-
-
-def extract(
-    wiring: Wiring,
-    nodes: Sequence[int],
-    feeds: Mapping[str, Feed],
-    outputs: Sequence[str],
-    lifted: Home | None = None,
-    faulty: Mapping[Home, onnx.TensorProto] | None = None,
-) -> bytes:
-    """A model of these nodes alone, serialised; what is fed, also stored tensors, becomes an input.
-
-    `lifted` is a tensor inside a body that is fed from outside, `faulty` are tensors that stand in the place of others.
-    """
-    import onnx
-    from onnx import helper
-
-    whole, keep = wiring.proto, [k for k in nodes if feeds.keys().isdisjoint(wiring.proto.graph.node[k].output)]
-    made = onnx.ModelProto(ir_version=max(whole.ir_version, 4))
-    made.opset_import.extend(whole.opset_import)
-    made.functions.extend(whole.functions)
-    graph = made.graph
-    graph.name = "part"
-    for name, (kind, shape) in feeds.items():
-        graph.input.append(helper.make_tensor_value_info(name, kind, shape))
-    graph.node.extend(whole.graph.node[k] for k in keep)
-    read = {name for k in keep for name in wiring.reads[k]} - feeds.keys()
-    graph.initializer.extend(t for t in whole.graph.initializer if t.name in read)
-    graph.sparse_initializer.extend(t for t in whole.graph.sparse_initializer if t.values.name in read)
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    for where, tensor in (faulty or {}).items():
-        _held(graph, keep, where).CopyFrom(tensor)
-    if lifted is not None:
-        _lift(graph.node[keep.index(lifted.node)], lifted)
-    return bytes(made.SerializeToString())
-
-
-def _held(graph: onnx.GraphProto, nodes: Sequence[int], where: Home) -> onnx.TensorProto:
-    """The tensor at a home in a graph of these nodes."""
-    if where.node >= 0:
-        return _at(graph.node[nodes.index(where.node)], where.path)
-    for tensor in graph.initializer:
-        if tensor.name == where.fed:
-            return tensor
-    return next(node for node in graph.node if where.fed in node.output).attribute[0].t
-
-
-def _lift(node: onnx.NodeProto, where: Home) -> None:
-    """Let a body read a tensor from outside, under the name that it has inside."""
-    import onnx
-
-    graph, place = _body(node, where.path)
-    if place < 0:
-        name = graph.node[-1 - place].output[0]
-        graph.node[-1 - place].CopyFrom(onnx.NodeProto(op_type="Identity", input=[where.fed], output=[name]))
-        return
-    name = graph.initializer[place].name
-    first = onnx.NodeProto(op_type="Identity", input=[where.fed], output=[name])
-    rest = [onnx.NodeProto.FromString(inner.SerializeToString()) for inner in graph.node]
-    del graph.node[:]
-    graph.node.extend([first, *rest])
-    kept = [t for k, t in enumerate(graph.initializer) if k != place]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-
-
-def exposed(wiring: Wiring, names: Sequence[str]) -> bytes:
-    """The whole model, serialised, with these values as further outputs."""
-    import onnx
-
-    made = onnx.ModelProto()
-    made.CopyFrom(wiring.proto)
-    have = set(wiring.outputs)
-    made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in have)
-    return bytes(made.SerializeToString())

@@ -4,7 +4,7 @@
 one operator apart, puts them into its golden output and runs what that reaches: the large rest of the operator, and of
 its prepared weights, stays as it is. *Baked* runs what several tensors reach, from a faulty copy of that part; so do
 tensors that runtimes want constant, or prepare in a way that rounds otherwise where they are fed. Where none of these
-can be, or where several tensors reach nearly all, the route is *plain*: the whole model with a faulty copy.
+can be, the route is *plain*: the whole model, from a faulty copy of its file.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from onnxfi.graph.model import Model
 LEAST_CHANNELS = 8
 #: Operators whose weights a runtime packs where they are constant; where they are fed it sums in another order.
 _PACKED = frozenset(("Gemm", "MatMul", "LSTM", "GRU", "RNN", "ConvTranspose", "Einsum", "Attention"))
-#: Where several tensors reach more than this share of the nodes, a part is no cheaper than the whole.
-_MOST_OF_IT = 0.9
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class Routes:
             self._unions[key] = cut(self.wiring, tops, inside=inside, outputs=self.outputs)
         whole = self._unions[key]
         names = set(self.values) | set(self.wiring.inputs)
-        if len(whole.nodes) > _MOST_OF_IT * len(self.wiring.reads) or not names.issuperset(whole.crossings):
+        if not names.issuperset(whole.crossings):
             return None
         return Route(homes, whole, True)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib.metadata
 import io
 import logging
 import math
@@ -23,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxfi.errors import DataError, EngineError, InputError, ModelError, closest
+from onnxfi.runtime.installed import both_runtimes_warning, installed_runtimes
 from onnxfi.runtime.ports import (
     ONNX_NUMBER,
     ORT_TYPES,
@@ -54,14 +54,6 @@ _LEVELS = {
     "basic": "ORT_ENABLE_BASIC",
     "off": "ORT_DISABLE_ALL",
 }
-_RUNTIMES = (
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-directml",
-    "onnxruntime-openvino",
-    "onnxruntime-qnn",
-    "onnxruntime-training",
-)
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _ON_CUDA = (_CUDA, "TensorrtExecutionProvider")
@@ -148,13 +140,26 @@ class OrtEngine:
             if not Path(model).is_file():
                 what = "a directory" if Path(model).is_dir() else "no file"
                 raise ModelError(f"{model!r} is {what}; give the path of an .onnx file")
+        return self._prepare(model, {})
+
+    def prepare_part(self, model: bytes, stored: Mapping[str, Array]) -> OrtSession:
+        """Load a serialised model whose larger tensors are given beside it, by name: they are not copied or parsed.
+
+        For the model they lie in external data, which need not be there. Raises as `prepare` does.
+        """
+        return self._prepare(model, stored)
+
+    def _prepare(self, model: str | bytes, stored: Mapping[str, Array]) -> OrtSession:
         if self.provider.lower() == "auto":
-            return self._prepare_auto(model)
+            return self._prepare_auto(model, stored)
         import onnxruntime as ort
 
         ort.set_default_logger_severity(_FATAL)
         name = self._provider_name(ort)
         options = self._options(ort)
+        values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in stored.values()]
+        if stored:
+            options.add_external_initializers(list(stored), values)
         try:
             session = self._load(ort, model, options, name)
         except Exception as error:
@@ -164,15 +169,16 @@ class OrtEngine:
         _LOG.info("session under %s, optimization %s, threads %d", used, self.optimization, self.threads)
         if used != name:
             raise EngineError(f"provider {self.provider!r} did not load: {_why_missing(ort, name)}")
-        return OrtSession.over(session, used, int(dict(self.provider_options).get("device_id", "0")))
+        made = OrtSession.over(session, used, int(dict(self.provider_options).get("device_id", "0")))
+        return replace(made, _stored=values)
 
-    def _prepare_auto(self, model: str | bytes) -> OrtSession:
+    def _prepare_auto(self, model: str | bytes, stored: Mapping[str, Array]) -> OrtSession:
         """CUDA, or the CPU with a note that says why not CUDA."""
         try:
-            return replace(self, provider="cuda").prepare(model)
+            return replace(self, provider="cuda")._prepare(model, stored)
         except EngineError as error:
             reason = str(error)
-        session = replace(self, provider="cpu").prepare(model)
+        session = replace(self, provider="cpu")._prepare(model, stored)
         return replace(session, note=f"{session.provider}; {reason}")
 
     def _provider_name(self, ort: Any) -> str:
@@ -231,6 +237,8 @@ class OrtSession:
     _left_out: Mapping[str, str] = field(repr=False)
     _device_id: int = field(repr=False)
     _ort: Any = field(repr=False)
+    #: What was given beside the model: the runtime may compute with the caller's memory.
+    _stored: Any = field(default=(), repr=False)
 
     @classmethod
     def over(cls, ort_session: Any, provider: str, device_id: int = 0) -> OrtSession:
@@ -371,29 +379,3 @@ def _why_missing(ort: Any, provider: str) -> str:
             if "undefined symbol" not in str(error):  # that is the runtime's own, which it brings itself
                 return one_line(error)
     return "ONNX Runtime left it out without saying why"
-
-
-def installed_runtimes() -> tuple[str, ...]:
-    """The installed packages that hold an `onnxruntime` module; more than one overwrite each other.
-
-    >>> len(installed_runtimes()) >= 1
-    True
-    """
-    found = []
-    for name in _RUNTIMES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            importlib.metadata.distribution(name)
-            found.append(name)
-    return tuple(found)
-
-
-def both_runtimes_warning() -> str | None:
-    """One line with the remedy where several ONNX Runtime packages share one folder, else None."""
-    found = installed_runtimes()
-    if len(found) < 2:
-        return None
-    keep = "onnxruntime-gpu" if "onnxruntime-gpu" in found else found[0]
-    return (
-        f"{' and '.join(found)} are installed into one folder and overwrite each other; keep one: "
-        f"pip uninstall -y {' '.join(found)} && pip install {keep}"
-    )

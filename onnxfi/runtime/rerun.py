@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import EngineError
 from onnxfi.faults.words import Words
-from onnxfi.graph.downstream import Feed, Home, extract, payload
+from onnxfi.graph.downstream import Home, array_of
+from onnxfi.graph.parts import Feed, Part, extract
 from onnxfi.graph.routes import LEAST_CHANNELS, Route, Routes
 from onnxfi.graph.targets import DATA_TYPES
-from onnxfi.runtime.engines import Engine, Session
+from onnxfi.runtime.engines import OrtEngine, Session
 from onnxfi.runtime.evaluation import scored
 from onnxfi.runtime.golden import GoldenValues
 from onnxfi.runtime.ports import Array, Port
@@ -45,7 +46,9 @@ class Rerun:
     `cost_bytes` is about what its sessions take. Opening raises EngineError where the runtime does not take the parts.
     """
 
-    def __init__(self, engine: Engine, routes: Routes, route: Route, golden: GoldenValues, output: str | None) -> None:
+    def __init__(
+        self, engine: OrtEngine, routes: Routes, route: Route, golden: GoldenValues, output: str | None
+    ) -> None:
         self.routes, self.route, self.golden, self.output = routes, route, golden, output
         self.engine = engine
         self.name = route.name
@@ -65,9 +68,12 @@ class Rerun:
     def _run(self, k: int, change: Change | None) -> Array:
         raise NotImplementedError
 
-    def _prepared(self, part: bytes) -> Session:
-        self.cost_bytes += 2 * len(part)
-        return self.engine.prepare(part)
+    def _prepared(self, part: Part) -> Session:
+        self.cost_bytes += part.size_bytes
+        return self.engine.prepare_part(part.data, part.stored)
+
+    def _once(self, part: Part) -> Session:
+        return self.engine.prepare_part(part.data, part.stored)
 
     def _ports(self, names: Sequence[str]) -> dict[str, Feed]:
         return {name: _port(self.golden.ports[name]) for name in names}
@@ -85,7 +91,9 @@ class Rerun:
 class Baked(Rerun):
     """What several tensors reach, from a faulty copy of that part."""
 
-    def __init__(self, engine: Engine, routes: Routes, route: Route, golden: GoldenValues, output: str | None) -> None:
+    def __init__(
+        self, engine: OrtEngine, routes: Routes, route: Route, golden: GoldenValues, output: str | None
+    ) -> None:
         super().__init__(engine, routes, route, golden, output)
         self._disarmed = self._prepared(self._part(None))
 
@@ -94,28 +102,27 @@ class Baked(Rerun):
         """Routes of the same nodes share one golden."""
         return f"{self.name} {self.route.cut.nodes}"
 
-    def _part(self, change: Change | None) -> bytes:
+    def _part(self, change: Change | None) -> Part:
         cut, faulty = self.route.cut, {}
         for home in change.words if change is not None else ():
-            tensor = payload(self.routes.wiring, home)
-            array = to_array(tensor)
-            _Struck(array, change, home).__enter__()
-            faulty[home] = from_array(array, tensor.name)
+            faulty[home] = _Struck(array_of(self.routes.wiring, home), change, home).__enter__()
         return extract(self.routes.wiring, cut.nodes, self._ports(cut.crossings), cut.outputs, faulty=faulty)
 
     def _run(self, k: int, change: Change | None) -> Array:
         session = self._disarmed
         if change is not None:
-            session = change.session = change.session or self.engine.prepare(self._part(change))
+            session = change.session = change.session or self._once(self._part(change))
         return self._scored(k, session.run(self.golden.values(k, self.route.cut.crossings)))
 
 
 class Fed(Rerun):
     """What one tensor reaches, the tensor being fed."""
 
-    def __init__(self, engine: Engine, routes: Routes, route: Route, golden: GoldenValues, output: str | None) -> None:
+    def __init__(
+        self, engine: OrtEngine, routes: Routes, route: Route, golden: GoldenValues, output: str | None
+    ) -> None:
         super().__init__(engine, routes, route, golden, output)
-        self.tensor = to_array(payload(routes.wiring, route.home))
+        self.tensor = array_of(routes.wiring, route.home)
         feeds = self._ports(route.cut.crossings) | {route.home.fed: _feed(self.tensor)}
         lifted = route.home if route.home.node >= 0 else None
         self._session = self._prepared(extract(routes.wiring, route.cut.nodes, feeds, route.cut.outputs, lifted))
@@ -129,11 +136,13 @@ class Fed(Rerun):
 class Resumed(Rerun):
     """The struck channels of one operator apart, and then what its output reaches."""
 
-    def __init__(self, engine: Engine, routes: Routes, route: Route, golden: GoldenValues, output: str | None) -> None:
+    def __init__(
+        self, engine: OrtEngine, routes: Routes, route: Route, golden: GoldenValues, output: str | None
+    ) -> None:
         super().__init__(engine, routes, route, golden, output)
         assert route.channels is not None and route.apart is not None and route.behind is not None
         self.channels, self.apart, self.behind = route.channels, route.apart, route.behind
-        self.tensors = {name: to_array(routes.wiring.stored[name]) for name in self.channels.sliced}
+        self.tensors = {name: array_of(routes.wiring, Home(name)) for name in self.channels.sliced}
         self.tensor = self.tensors[route.home.fed]
         self._channels = self._prepared(self._part(None) if route.baked else self._fed_part())
         made = self._channels.outputs[0]
@@ -151,7 +160,7 @@ class Resumed(Rerun):
         """The route for a trial whose slice is not what it is in the whole."""
         return replace(self.route, channels=None, apart=None, behind=None)
 
-    def _fed_part(self) -> bytes:
+    def _fed_part(self) -> Part:
         """A model of the operator that takes any number of channels."""
         feeds = self._ports(self.apart.crossings)
         for name, axis in self.channels.sliced.items():
@@ -160,9 +169,9 @@ class Resumed(Rerun):
             feeds[name] = kind, [None if a == along else d for a, d in enumerate(shape)]
         return extract(self.routes.wiring, self.apart.nodes, feeds, [self.channels.output])
 
-    def _part(self, computed: NDArray[np.int64] | None) -> bytes:
+    def _part(self, computed: NDArray[np.int64] | None) -> Part:
         """A model of the operator with these channels of its tensors as they are now."""
-        faulty = {Home(name): from_array(self._slice(name, computed), name) for name in self.channels.sliced}
+        faulty = {Home(name): self._slice(name, computed) for name in self.channels.sliced}
         feeds = self._ports(self.apart.crossings)
         return extract(self.routes.wiring, self.apart.nodes, feeds, [self.channels.output], faulty=faulty)
 
@@ -205,7 +214,7 @@ class Resumed(Rerun):
         feeds = dict(self.golden.values(k, self.apart.crossings))
         session = self._channels
         if self.route.baked and change is not None:
-            session = change.session = change.session or self.engine.prepare(self._part(computed))
+            session = change.session = change.session or self._once(self._part(computed))
         elif not self.route.baked:
             feeds |= {name: self._slice(name, computed) for name in self.channels.sliced}
         return session.run(feeds)[self.channels.output]
@@ -228,7 +237,7 @@ class _Struck:
         self.held[self.index] = self.kept
 
 
-def opened(engine: Engine, routes: Routes, route: Route, golden: GoldenValues, output: str | None) -> Rerun:
+def opened(engine: OrtEngine, routes: Routes, route: Route, golden: GoldenValues, output: str | None) -> Rerun:
     """A route ready to run; EngineError where the runtime does not take its parts."""
     kind = Resumed if route.channels is not None else Baked if route.baked else Fed
     return kind(engine, routes, route, golden, output)
@@ -251,20 +260,6 @@ def _same_by(one: Array, other: Array, axis: int) -> NDArray[np.bool_]:
     equal = np.ascontiguousarray(one).view(kind) == np.ascontiguousarray(other).view(kind)
     along = axis % one.ndim
     return np.asarray(equal.all(axis=tuple(a for a in range(one.ndim) if a != along)))
-
-
-def to_array(tensor: Any) -> Array:
-    """A stored tensor as an array of its own."""
-    from onnx import numpy_helper
-
-    return np.array(numpy_helper.to_array(tensor), order="C")
-
-
-def from_array(array: Array, name: str) -> Any:
-    """An array as a stored tensor."""
-    from onnx import numpy_helper
-
-    return numpy_helper.from_array(array, name)
 
 
 #: TensorProto's number of each element type.

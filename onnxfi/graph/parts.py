@@ -1,0 +1,112 @@
+"""Parts: a model of some nodes of another, with what they need, and nothing copied that is large."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from onnxfi.graph.downstream import LARGE_BYTES, Home, Wiring, at, body, hollow
+
+if TYPE_CHECKING:
+    import onnx
+
+#: A value that is fed: its element type's number, and its shape (None: open).
+Feed = tuple[int, Sequence[int | str | None] | None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model, serialised, and the stored tensors that it names and does not hold."""
+
+    data: bytes = field(repr=False)
+    stored: Mapping[str, NDArray[Any]] = field(repr=False)
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes before it is prepared."""
+        return len(self.data) + sum(array.nbytes for array in self.stored.values())
+
+
+def extract(
+    wiring: Wiring,
+    nodes: Sequence[int],
+    feeds: Mapping[str, Feed],
+    outputs: Sequence[str],
+    lifted: Home | None = None,
+    faulty: Mapping[Home, NDArray[Any]] | None = None,
+) -> Part:
+    """A model of these nodes alone; what is fed, also stored tensors, becomes an input.
+
+    `lifted` is a tensor inside a body that is fed from outside, `faulty` are tensors that stand in the place of others.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+
+    whole, keep = wiring.proto, [k for k in nodes if feeds.keys().isdisjoint(wiring.proto.graph.node[k].output)]
+    made = onnx.ModelProto(ir_version=max(whole.ir_version, 4))
+    made.opset_import.extend(whole.opset_import)
+    made.functions.extend(whole.functions)
+    graph = made.graph
+    graph.name = "part"
+    for name, (kind, shape) in feeds.items():
+        graph.input.append(helper.make_tensor_value_info(name, kind, shape))
+    graph.node.extend(whole.graph.node[k] for k in keep)
+    read = {name for k in keep for name in wiring.reads[k]} - feeds.keys()
+    graph.initializer.extend(t for t in whole.graph.initializer if t.name in read)
+    graph.sparse_initializer.extend(t for t in whole.graph.sparse_initializer if t.values.name in read)
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    stored = {name: array for name, array in wiring.weights.items() if name in read}
+    for where, array in (faulty or {}).items():
+        tensor = _held(graph, keep, where)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        if where.fed in stored:
+            del stored[where.fed]
+            if array.nbytes >= LARGE_BYTES:
+                stored[where.fed] = array
+                hollow(tensor)
+    if lifted is not None:
+        _lift(graph.node[keep.index(lifted.node)], lifted)
+    return Part(made.SerializeToString(), stored)
+
+
+def _held(graph: onnx.GraphProto, nodes: Sequence[int], where: Home) -> onnx.TensorProto:
+    """The tensor at a home in a graph of these nodes."""
+    if where.node >= 0:
+        return at(graph.node[nodes.index(where.node)], where.path)
+    for tensor in graph.initializer:
+        if tensor.name == where.fed:
+            return tensor
+    return next(node for node in graph.node if where.fed in node.output).attribute[0].t
+
+
+def _lift(node: onnx.NodeProto, where: Home) -> None:
+    """Let a body read a tensor from outside, under the name that it has inside."""
+    import onnx
+
+    graph, place = body(node, where.path)
+    if place < 0:
+        name = graph.node[-1 - place].output[0]
+        graph.node[-1 - place].CopyFrom(onnx.NodeProto(op_type="Identity", input=[where.fed], output=[name]))
+        return
+    name = graph.initializer[place].name
+    first = onnx.NodeProto(op_type="Identity", input=[where.fed], output=[name])
+    rest = [onnx.NodeProto.FromString(inner.SerializeToString()) for inner in graph.node]
+    del graph.node[:]
+    graph.node.extend([first, *rest])
+    kept = [t for k, t in enumerate(graph.initializer) if k != place]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def exposed(wiring: Wiring, names: Sequence[str]) -> Part:
+    """The whole model with these values as further outputs."""
+    import onnx
+
+    made = onnx.ModelProto()
+    made.CopyFrom(wiring.proto)
+    have = set(wiring.outputs)
+    made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in have)
+    return Part(made.SerializeToString(), wiring.weights)
