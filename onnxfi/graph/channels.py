@@ -8,7 +8,7 @@ with the DequantizeLinear nodes before it and the elementwise nodes behind it th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from onnxfi.graph.downstream import Wiring
@@ -41,7 +41,7 @@ class Channels:
     """The nodes that compute `output` channel by channel.
 
     `sliced` are the stored tensors that hold a slice for each of the `count` channels, with their axis; `axis` is that
-    of the output.
+    of the output. `constant` says that some are scales, which runtimes want constant.
     """
 
     nodes: tuple[int, ...]
@@ -49,6 +49,7 @@ class Channels:
     output: str
     axis: int
     count: int
+    constant: bool = False
 
 
 def channels(wiring: Wiring, struck: str) -> Channels | None:
@@ -69,12 +70,11 @@ def channels(wiring: Wiring, struck: str) -> Channels | None:
     if at is None or nodes[at].op_type not in _AXES or nodes[at].domain not in ("", "ai.onnx"):
         return None
     laid = _laid_out(wiring, nodes[at])
-    if laid is None or struck not in laid[0]:
+    if laid is None or struck not in laid.sliced:
         return None
-    sliced, dequantised, axis, count = laid
     behind = _behind(wiring, nodes[at].output[0])
-    every = tuple(sorted({*dequantised, at, *behind}))
-    return Channels(every, sliced, nodes[behind[-1] if behind else at].output[0], axis, count)
+    every = tuple(sorted({*laid.nodes, at, *behind}))
+    return replace(laid, nodes=every, output=nodes[behind[-1] if behind else at].output[0])
 
 
 def _only_user(wiring: Wiring, name: str) -> int | None:
@@ -86,11 +86,8 @@ def _integer(node: onnx.NodeProto, name: str, default: int) -> int:
     return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
-def _laid_out(wiring: Wiring, node: onnx.NodeProto) -> tuple[dict[str, int], list[int], int, int] | None:
-    """The stored tensors to slice with their axes, the DequantizeLinear nodes before, the output's axis, the count.
-
-    None where a tensor is not stored, or numbers that runtimes want constant (scales, zero points) differ by channel.
-    """
+def _laid_out(wiring: Wiring, node: onnx.NodeProto) -> Channels | None:
+    """What a node computes channel by channel, without what stands behind it; None where a tensor is not stored."""
     axes, axis = _AXES[node.op_type]
     if _integer(node, "group", 1) != 1:
         return None
@@ -98,16 +95,16 @@ def _laid_out(wiring: Wiring, node: onnx.NodeProto) -> tuple[dict[str, int], lis
         axes = {**axes, 1: 0}
     weight = _WEIGHT.get(node.op_type, 1)
     sliced: dict[str, int] = {}
+    constants: dict[str, int] = {}
     before: list[int] = []
     count = 0
     for position in (weight, *(p for p in axes if p != weight)):
         name = node.input[position] if position < len(node.input) else ""
         maker = wiring.makers.get(name)
+        scales: list[str] = []
         if maker is not None and wiring.dequantises(maker):
             before.append(maker)
-            name, *constants = wiring.proto.graph.node[maker].input
-            if not all(_single(wiring, one) for one in constants):
-                return None
+            name, *scales = wiring.proto.graph.node[maker].input
         tensor = wiring.stored.get(name)
         if not name or (position != weight and _single(wiring, name)):
             continue
@@ -119,8 +116,26 @@ def _laid_out(wiring: Wiring, node: onnx.NodeProto) -> tuple[dict[str, int], lis
             return None
         if size == count:
             sliced[name] = axes[position]
-    others = [name for k, name in enumerate(node.input) if node.op_type.startswith("QLinear") and k not in (0, *axes)]
-    return (sliced, before, axis, count) if all(_single(wiring, name) for name in others) else None
+        along = _integer(wiring.proto.graph.node[maker], "axis", 1) if maker is not None and scales else 0
+        rank = len(tensor.dims)
+        for one in scales:
+            if not _single(wiring, one):
+                if not _row(wiring, one, count) or along % rank != axes[position] % rank:
+                    return None
+                constants[one] = 0
+    if node.op_type in _WEIGHT:
+        for k, one in enumerate(node.input):
+            if k not in (0, *axes) and not _single(wiring, one):
+                if k not in (weight + 1, weight + 2) or not _row(wiring, one, count):
+                    return None
+                constants[one] = 0
+    return Channels(tuple(before), sliced | constants, node.output[0], axis, count, bool(constants))
+
+
+def _row(wiring: Wiring, name: str, count: int) -> bool:
+    """Whether a name is a stored row of so many numbers."""
+    tensor = wiring.stored.get(name)
+    return tensor is not None and list(tensor.dims) == [count]
 
 
 def _single(wiring: Wiring, name: str) -> bool:

@@ -126,4 +126,4 @@ class Routes:
         along = {*lined.nodes, *self.wiring.constant, *filter(self.wiring.dequantises, apart.nodes)}
         if not along.issuperset(apart.nodes):
             return whole
-        return replace(whole, channels=lined, apart=apart, behind=behind)
+        return replace(whole, baked=whole.baked or lined.constant, channels=lined, apart=apart, behind=behind)
