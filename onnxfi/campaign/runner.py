@@ -124,11 +124,11 @@ def run(
 
     def results() -> Generator[Result, None, None]:
         with Store.open(file, create=True) as target:
-            pending = gathered(target.pending(wanted(plan, shard)))
+            pending = target.pending(wanted(plan, shard))
             if executor is not None:
-                stream = run_pooled(job, truth, pending, workers or 1, lambda size: executor())
+                stream = run_pooled(job, truth, gathered(pending), workers or 1, lambda size: executor())
             elif workers:
-                stream = run_pooled(job, truth, pending, max(1, min(workers, total - outcomes.total())))
+                stream = run_pooled(job, truth, gathered(pending), max(1, min(workers, total - outcomes.total())))
             else:
                 stream = run_here(bench, truth, plan.header, pending)
             yield from _kept(target, stream)
