@@ -80,16 +80,22 @@ class Exposure:
     def activations(self, target: Target, samples: int, number: int, step: int) -> Faults:
         """The faults of one step in activation `number`: each of `samples` samples of `target` is struck by itself.
 
-        The target's shape is one sample's; elements of the faults count through the whole batch.
+        The target's shape is one sample's; elements of the faults count through the whole batch. There are none where
+        the fault fits nowhere in it.
         """
-        space = self.selector.space([target], self.event)
+        space = FaultSpace.over([target], self.event, bits=self.selector.bits, elements=self.selector.elements)
         stream = (number + 1) << _STREAM | step
         chosen = sampling.ber(space.size * samples, self.ber, self.seed, stream)
-        sample, inside = np.divmod(chosen, np.uint64(space.size))
+        sample, inside = np.divmod(chosen, np.uint64(max(1, space.size)))
         sites = space.locate(inside)
         whole = replace(target, shape=(samples, *target.shape))
-        index = sites.index + sample.astype(np.int64) * target.size
-        return strike((whole,), Sites(sites.target, index, sites.bit), self.event, self.seed, stream)
+        start, index, bit, event = sample.astype(np.int64) * target.size, sites.index, sites.bit, self.event
+        if event.spreads:  # inside a sample, not from one to the next
+            reached = [event.elements(target.axes, at) for at in index.tolist()]
+            lengths = [len(part) for part in reached]
+            index = np.concatenate([np.zeros(0, np.int64), *reached])
+            start, bit, event = np.repeat(start, lengths), np.repeat(bit, lengths), event.each
+        return strike((whole,), Sites(np.zeros(len(index), np.int64), start + index, bit), event, self.seed, stream)
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def train(way: str, data: dict[str, np.ndarray], test: dict[str, np.ndarray], ep
     return model
 
 
-def measure(folder: Path, test: dict[str, np.ndarray], repeat: int) -> None:
+def measure(folder: Path, test: dict[str, np.ndarray], repeat: int, workers: int) -> None:
     """The same campaign on each file: accuracy over the rate, with intervals at 95 %."""
     np.savez(folder / "test.npz", **test)
     print(f"\ntop-1 of the ONNX files on {len(test['labels']):,} images, {repeat} trials at each rate")
@@ -115,7 +115,7 @@ def measure(folder: Path, test: dict[str, np.ndarray], repeat: int) -> None:
             str(folder / f"{way}.onnx"), str(folder / "test.npz"),
             ber=RATES, bits=BITS, repeat=repeat, batch=250, confidence=0.95, seed=7, provider="cpu",
         )  # fmt: skip
-        for _ in onnxfi.run(campaign, folder / f"{way}.db"):
+        for _ in onnxfi.run(campaign, folder / f"{way}.db", workers=workers):
             pass
         found = onnxfi.report(folder / f"{way}.db")
         cells = [fold.rate("top1") for fold in found.by_rate]
@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--data", metavar="NPZ", help="image and labels (default: Fashion-MNIST, else MNIST)")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=60, help="trials at each rate")
+    parser.add_argument("--workers", type=int, default=0, help="processes that measure (default: this one)")
     parser.add_argument("--out", metavar="FOLDER", help="where the models and results stay (default: nowhere)")
     given = parser.parse_args()
     torch.set_num_threads(2)
@@ -144,7 +145,7 @@ def main() -> None:
                 model = train(way, data, few, given.epochs)
                 convert(model, folder / f"{way}.onnx", input_shape="N,1,28,28", data={"image": few["image"][:8]})
         if given.step != "train":
-            measure(folder, test, given.repeat)
+            measure(folder, test, given.repeat, given.workers)
 
 
 if __name__ == "__main__":

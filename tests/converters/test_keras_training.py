@@ -184,6 +184,17 @@ def test_fit_draws_at_each_step_and_again_the_same_from_the_seed() -> None:
     assert not np.array_equal(first["conv1/kernel"], later["conv1/kernel"])
 
 
+def test_the_step_is_saved_with_the_weights_and_goes_on(tmp_path: Path) -> None:
+    first = FaultAwareTraining(cnn(), ber=0.01, selector=LOW, seed=4)
+    outputs = [np.array(first(image(), training=True)) for _ in range(2)]
+    second = FaultAwareTraining(cnn(), ber=0.01, selector=LOW, seed=4)
+    second(image(), training=True)
+    second.save_weights(tmp_path / "state.weights.h5")
+    third = FaultAwareTraining(cnn(), ber=0.01, selector=LOW, seed=4)
+    third.load_weights(tmp_path / "state.weights.h5")
+    assert int(third.step) == 1 and np.array_equal(third(image(), training=True), outputs[1])
+
+
 def test_faults_before_and_after_training() -> None:
     model = cnn()
     training = FaultAwareTraining(model, ber=0.01, seed=2)

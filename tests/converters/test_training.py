@@ -94,6 +94,17 @@ def test_each_sample_of_an_activation_is_struck_by_itself_and_anew_at_each_step(
     assert faults.sites.index.tolist() == exposure.activations(target, 200, 0, 1).sites.index.tolist()
 
 
+def test_a_pattern_stays_inside_the_sample_that_it_strikes(tmp_path: Path) -> None:
+    (tmp_path / "column.json").write_text('{"version": 1, "fault": "zero", "shape": "column"}')
+    exposure = Exposure(0.01, fault=f"pattern:file={tmp_path / 'column.json'}")
+    faults = exposure.activations(Target("fc", WORDS["float32"], (4, 5), "activation"), 50, 0, 1)
+    rows = faults.sites.index.reshape(-1, 4)
+    assert len(rows) > 3 and faults.targets[0].shape == (50, 4, 5)
+    for row in rows.tolist():
+        assert len({at // 20 for at in row}) == 1 and [at % 20 for at in row] == [row[0] % 5 + 5 * k for k in range(4)]
+    assert len(exposure.activations(Target("v", WORDS["float32"], (5,), "activation"), 50, 0, 1)) == 0
+
+
 def test_a_rate_that_strikes_every_word_is_allowed_and_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "onnxfi"):
         plan = Plan(Exposure(1.0), TARGETS)
