@@ -1,4 +1,4 @@
-"""Train the Fashion-MNIST CNN plainly, from a faulty start, and with faults at every step; then compare the files.
+"""Train the Fashion-MNIST CNN plainly, from a faulty start, and with faults; compare the ONNX files.
 
     bash scripts/get_data.sh && python examples/fault_aware.py
 
@@ -80,7 +80,7 @@ def train(way: str, data: dict[str, np.ndarray], test: dict[str, np.ndarray], ep
     """One training; a line for each epoch, with the accuracy before and after faults are put into the weights."""
     torch.manual_seed(20)
     model = Cnn()
-    training = FaultAwareTraining(model, ber=BER, selector=onnxfi.Selector(bits=BITS), seed=1)
+    training = FaultAwareTraining(model, ber=BER, selector=onnxfi.Selector(bits=BITS), seed=1, from_epoch=1)
     if way == "before":
         training.strike()  # the start is faulty, and training goes on from there without faults
     learner: nn.Module = training if way == "during" else model
@@ -90,6 +90,7 @@ def train(way: str, data: dict[str, np.ndarray], test: dict[str, np.ndarray], ep
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     for epoch in range(epochs):
         learner.train()
+        training.begin_epoch(epoch)
         for batch in torch.randperm(len(image)).split(128):
             loss = functional.cross_entropy(learner(image[batch]), label[batch])
             optimizer.zero_grad()
@@ -109,8 +110,8 @@ def measure(folder: Path, test: dict[str, np.ndarray], repeat: int, workers: int
     """The same campaign on each file: accuracy over the rate, with intervals at 95 %."""
     np.savez(folder / "test.npz", **test)
     print(f"\ntop-1 of the ONNX files on {len(test['labels']):,} images, {repeat} trials at each rate")
-    print(f"{'training':>8} {'golden':>8}   " + "".join(f"{f'BER {rate:g}':<26}" for rate in RATES))
-    for way in WAYS:
+    print(f"{'training':>8} {'BER':>6} {'top-1':>7}   {'interval at 95 %':<17}")
+    for way in ("plain", "during"):
         campaign = onnxfi.Campaign(
             str(folder / f"{way}.onnx"), str(folder / "test.npz"),
             ber=RATES, bits=BITS, repeat=repeat, batch=250, confidence=0.95, seed=7, provider="cpu",
@@ -118,17 +119,21 @@ def measure(folder: Path, test: dict[str, np.ndarray], repeat: int, workers: int
         for _ in onnxfi.run(campaign, folder / f"{way}.db", workers=workers):
             pass
         found = onnxfi.report(folder / f"{way}.db")
-        cells = [fold.rate("top1") for fold in found.by_rate]
-        texts = [f"{c.estimate:>6.1%} [{c.low:.1%}, {c.high:.1%}]".ljust(26) for c in cells if c is not None]
-        print(f"{way:>8} {found.golden['metrics']['top1']:>8.1%}   " + "".join(texts), flush=True)
+        top1 = found.golden["metrics"]["top1"]
+        print(f"{way:>8} {'golden':>6} {top1:>7.1%}   {'':<17} {'#' * round(40 * top1)}")
+        for rate, fold in zip(RATES, found.by_rate, strict=True):
+            if (top := fold.rate("top1")) is not None:
+                ends = f"[{top.low:.1%}, {top.high:.1%}]"
+                bar = "#" * round(40 * top.estimate)
+                print(f"{way:>8} {rate:>6g} {top.estimate:>7.1%}   {ends:<17} {bar}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("step", nargs="?", choices=("train", "measure", "all"), default="all")
     parser.add_argument("--data", metavar="NPZ", help="image and labels (default: Fashion-MNIST, else MNIST)")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--repeat", type=int, default=60, help="trials at each rate")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--repeat", type=int, default=100, help="trials at each rate")
     parser.add_argument("--workers", type=int, default=0, help="processes that measure (default: this one)")
     parser.add_argument("--out", metavar="FOLDER", help="where the models and results stay (default: nowhere)")
     given = parser.parse_args()

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = {
     "accuracy_over_ber.py": (["{models}/fashion_cnn.onnx", "{tmp}/few.npz"], "faulty top-1"),
     "armed_file.py": (["{tmp}/armed.onnx"], "largest change"),
-    "fault_aware.py": (["--data", "{tmp}/few.npz", "--epochs", "1", "--repeat", "2"], "2 trials at each rate"),
+    "fault_aware.py": (["--data", "{tmp}/few.npz", "--epochs", "2", "--repeat", "2"], "2 trials at each rate"),
     "quantisation_aware.py": (["--data", "{tmp}/few.npz", "--epochs", "1", "--repeat", "1"], "weights int8 16x1x3x3"),
 }
 #: Examples that train in PyTorch.
