@@ -7,28 +7,30 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from onnxfi.campaign.flown import Flown, one_sample
 from onnxfi.campaign.outcomes import Golden, Judgement, failed, judge
+from onnxfi.campaign.reach import Reach
 from onnxfi.campaign.shortcuts import KEPT_BYTES, Shortcuts
 from onnxfi.campaign.spec import Campaign
 from onnxfi.errors import EngineError, ModelError, OnnxfiError
-from onnxfi.faults.faultlist import Header, Lines
+from onnxfi.faults.faultlist import FaultList, Header, Lines
 from onnxfi.faults.models import FaultModel
 from onnxfi.faults.space import Sites, Target
-from onnxfi.faults.trials import Faults
+from onnxfi.faults.trials import RATES, Faults
 from onnxfi.faults.words import Mask, Word
 from onnxfi.graph.model import Model, load
 from onnxfi.graph.mutate import Edits, edits, faulty_bytes, place, write
 from onnxfi.runtime.data import Data, open_data
 from onnxfi.runtime.engines import Session
-from onnxfi.runtime.evaluation import run_scores
+from onnxfi.runtime.evaluation import run_scores, sample_axes
 from onnxfi.runtime.metrics import scored_output
 from onnxfi.runtime.ports import Array
 
@@ -36,6 +38,8 @@ from onnxfi.runtime.ports import Array
 _TRIES = 3
 #: Elements of a tensor that the canary sets.
 _CANARY_ELEMENTS = 1 << 22
+#: The route of trials that strike values in flight: the model is cut there.
+SPLIT = "split"
 _MEMORY = re.compile(r"bad.?alloc|failed to allocate|out of memory", re.I)
 
 
@@ -53,7 +57,10 @@ class Bench:
     output: str | None
     provider: str
     note: str
+    reach: Reach
+    axes: Mapping[str, tuple[int, ...]]
     kept_bytes: int = KEPT_BYTES
+    _flown: dict[tuple[str, ...], Flown] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, campaign: Campaign, kept_bytes: int = KEPT_BYTES) -> Bench:
@@ -65,7 +72,9 @@ class Bench:
             batch_axis=campaign.batch_axis,
         )  # fmt: skip
         output = scored_output(session.outputs, campaign.output, labelled=data.labels is not None)
-        return cls(campaign, model, data, output, session.provider, session.note, kept_bytes)
+        listed = None if campaign.faults is None else FaultList.open(campaign.faults).header
+        reach, axes = Reach.of(model, campaign.aims, data, listed), sample_axes(session, data)
+        return cls(campaign, model, data, output, session.provider, session.note, reach, axes, kept_bytes)
 
     def scores(self, session: Session, *, batches: int | None = None) -> Array:
         """The scored output over all samples, or over the first batches."""
@@ -134,10 +143,12 @@ class Bench:
 
     def trial(self, header: Header, golden: Golden, lines: Sequence[str]) -> Judgement:
         """Run one trial from its lines, and compare it with golden."""
-        reader = Lines(header, self.model.targets, "the store")
+        reader = Lines(header, self.reach.targets, "the store", lambda: self.reach.listed(header))
         [(_, faults)] = reader.trials(enumerate(lines, 1))
         if not len(faults):
             return judge(golden, golden.scores)
+        if self.reach.in_flight(faults).any():
+            return self._in_flight(header, faults)
         shortcut = self.shortcuts.of(faults) if self.shortcuts is not None else None
         try:
             if self.shortcuts is not None and shortcut is not None:
@@ -146,6 +157,43 @@ class Bench:
         except (EngineError, MemoryError) as error:
             lost = failed(golden, "memory" if out_of_memory(error) else "error")
             return lost if shortcut is None else replace(lost, route=shortcut.name)
+
+    def _in_flight(self, header: Header, faults: Faults) -> Judgement:
+        """A trial that strikes values in flight, against the golden run of the route that it takes."""
+        here = self.reach.in_flight(faults)
+        flown = self.flown(self.cuts(header, faults))
+        golden = self._golden(flown.golden)
+        only = one_sample(header, faults)
+        rows = slice(None) if only is None else slice(only, only + 1)
+        if only is not None and len(golden.scores) == self.data.samples:
+            labels = None if golden.labels is None else golden.labels[rows]
+            golden = replace(golden, scores=golden.scores[rows], labels=labels)
+        try:
+            stored = None if here.all() else faults.pick(~here)
+            faulty = flown.scores(faults.pick(here), stored)
+        except (EngineError, MemoryError) as error:
+            return replace(failed(golden, "memory" if out_of_memory(error) else "error"), route=SPLIT)
+        found = judge(golden, faulty[rows] if len(faulty) == self.data.samples else faulty)
+        # Which samples change their top-1 is no matter of the samples where each trial has one of its own.
+        return replace(found, route=SPLIT, changed=found.changed if only is None else None)
+
+    def cuts(self, header: Header, faults: Faults) -> tuple[str, ...]:
+        """The values in flight through which a trial's route leads: those that it strikes, or all that a sweep may."""
+        if header.draw.kind in RATES:
+            return tuple(t.id for t in self.reach.listed(header).targets if t.in_flight)
+        struck = np.unique(faults.sites.target[self.reach.in_flight(faults)]).tolist()
+        return tuple(faults.targets[k].id for k in struck)
+
+    def flown(self, cuts: tuple[str, ...]) -> Flown:
+        """The model cut at these values in flight, ready to run; a few are kept."""
+        if cuts not in self._flown:
+            size = self.data.layout.fixed or self.campaign.batch
+            most = max(1, self.kept_bytes // max(1, sum(source.size for source in self.model.sources)))
+            while len(self._flown) >= most:
+                del self._flown[next(iter(self._flown))]
+            engine = self.campaign.engine()
+            self._flown[cuts] = Flown.open(self.reach, cuts, engine, self.data, size, self.output, self.axes)
+        return self._flown[cuts]
 
     @property
     def loops(self) -> bool:
@@ -160,14 +208,24 @@ class Bench:
 
     def notices(self, target: Target) -> bool:
         """Whether a canary, a whole tensor set, changes an answer; ShortcutError where a shortcut does not show it."""
-        golden = self._first
+        flown = self.flown((target.id,)) if target.in_flight else None
+        golden = self._first if flown is None else flown.scores(None, batches=1)
         try:
+            if flown is not None:
+                return _differ(flown.scores(_canary(target), batches=1), golden)
             seen = _differ(self.scores(self.struck(_canary(target)), batches=1), golden)
         except (EngineError, MemoryError):
             seen = True
         if seen and self.shortcuts is not None:
             self.shortcuts.show(_canary(target))
         return seen
+
+    def _kind(self, target: Target) -> str:
+        """By which kind of route faults in a target go."""
+        if target.in_flight:
+            return SPLIT
+        route = self.shortcuts.routes.of([target]) if self.shortcuts is not None else None
+        return "plain" if route is None else route.name
 
     def canary(self, targets: Sequence[Target], notices: Callable[[Target], bool] | None = None) -> dict[str, Any]:
         """Set a whole tensor, one after the other, until a change is seen, by each kind of route that there is.
@@ -177,8 +235,7 @@ class Bench:
         """
         seen, unseen, routes, tries = None, list[str](), dict[str, str](), Counter[str]()
         for target in targets:
-            route = self.shortcuts.routes.of([target]) if self.shortcuts is not None else None
-            kind = "plain" if route is None else route.name
+            kind = self._kind(target)
             if seen is not None and (kind == "plain" or kind in routes or tries[kind] == _TRIES):
                 continue
             tries[kind] += 1

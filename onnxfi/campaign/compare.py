@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxfi.campaign.plan import make_plan
 from onnxfi.campaign.report import Fold, Report, report
-from onnxfi.campaign.runner import Running, run
+from onnxfi.campaign.runner import Running, planned, run
 from onnxfi.campaign.spec import Campaign, SpecError
 from onnxfi.errors import DataError
 from onnxfi.faults.statistics import Interval
 from onnxfi.faults.trials import json_value
-from onnxfi.graph.model import load
 
 #: What is compared, the first that all have: accuracy, else the share of answers that stay.
 _MEASURES = ("top1", "sdc1", "sdc_samples")
@@ -108,7 +106,7 @@ def compare(
     if len(models) < 2:
         raise SpecError(f"compare takes two models or more; given {len(models)}")
     for model in models:  # what is wrong with the last one shall not show after hours
-        make_plan(replace(campaign, model=model), load(model, allow_links=campaign.allow_links))
+        planned(replace(campaign, model=model))
     places = _places(models, Path(stores))
     versions = []
     for model, place in zip(models, places, strict=True):

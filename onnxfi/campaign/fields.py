@@ -126,7 +126,7 @@ def _value(place: Place, kind: str, name: str, parts: Parts) -> Any:
         return read(place)
     if inner == "float" and isinstance(place.node, yaml.ScalarNode):
         try:
-            return parse_rates(place.node.value)
+            return parse_rates(place.node.value, name)
         except SpecError as error:
             raise place.error(str(error)) from None
     return tuple(read(item) for item in place.items())

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
 
+from onnxfi.campaign.reach import Reach
 from onnxfi.campaign.spec import Campaign, SpecError
 from onnxfi.campaign.strata import Group, lay_out
 from onnxfi.errors import FaultListError
@@ -24,15 +25,12 @@ from onnxfi.faults.faultlist import FaultList, Header, Lines, lines
 from onnxfi.faults.models import FaultModel, parse_fault
 from onnxfi.faults.space import FaultSpace, Target
 from onnxfi.faults.statistics import margin_of_error
-from onnxfi.faults.trials import Draw, Faults, apart, concat, draw, singles
+from onnxfi.faults.trials import Draw, Faults, concat, draw, singles
 from onnxfi.graph.model import Model
-from onnxfi.graph.mutate import Progress, bound, check_place, place, temporary
-from onnxfi.graph.reals import with_reals
+from onnxfi.graph.mutate import Progress, check_place, temporary
 
 #: Single faults that are planned together.
 _BLOCK = 1 << 14
-#: How trials of single faults are said to be drawn, in the header of a plan.
-_ONE = ("count", "exhaustive")
 #: A trial that drew no fault still is a trial: this draw gives none.
 _NOTHING = Draw("count", n=0)
 
@@ -54,11 +52,16 @@ class Plan:
     """All trials of a campaign on one model."""
 
     campaign: Campaign
-    model: Model
+    reach: Reach
     groups: tuple[Group, ...]
     header: Header
     listed: FaultList | None = None
     struck: tuple[Target, ...] = ()
+
+    @property
+    def model(self) -> Model:
+        """The model."""
+        return self.reach.model
 
     def __len__(self) -> int:
         return sum(group.trials for group in self.groups)
@@ -66,7 +69,7 @@ class Plan:
     @property
     def of_singles(self) -> bool:
         """Whether each trial is one event, drawn from its stratum without repetition, also where that is replayed."""
-        return self.header.draw.kind in _ONE and bool(self.header.strata)
+        return self.header.of_singles
 
     @property
     def margin(self) -> float | None:
@@ -87,6 +90,7 @@ class Plan:
         c, n, unit = self.campaign, len(self), self.header.unit
         what = {
             "ber": f"sweep, {c.repeat:,} trials at each of {len(c.ber):,} rates per {unit}",
+            "per_sample": f"sweep, {c.repeat:,} trials at each of {len(c.per_sample):,} rates per sample",
             "mix": f"{len(c.mix)} draws together in each trial",
             "single": f"one fault a trial, drawn per {c.per}",
             "exhaustive": "one fault a trial, every site once",
@@ -114,23 +118,24 @@ class Plan:
         """Sites by layer and bit position (None: whole words): what the strata and the report's rows are made of."""
         if not self.of_singles:
             return []
-        space = self.header.selector.space(self.model.targets, parse_fault(self.header.fault))
+        space = self.reach.listed(self.header)
         found: Counter[tuple[str, int | None]] = Counter()
         for target, places, chosen in zip(space.targets, space.positions, space.chosen, strict=True):
             for bit in places:
-                found[target.layer, None if bit < 0 else bit] += chosen
+                found[target.layer, None if bit < 0 else bit] += chosen * target.times
         return [(layer, bit, n) for (layer, bit), n in found.items()]
 
     def _drawn(self) -> Iterator[Planned]:
         """Trials of many faults: sweeps and mixes."""
         c, event = self.campaign, parse_fault(self.campaign.fault)
+        kind = "sites" if c.mix else self.header.draw.kind
         for j in range(max(group.trials for group in self.groups)):
             for s, group in enumerate(self.groups):
                 trial = 1 + j * len(self.groups) + s
-                how = Draw("sites" if c.mix else "ber", rate=group.ber or 0.0, seed=c.seed)
+                how = Draw(kind, rate=group.ber or 0.0, seed=c.seed)
                 faults = self._mixed(trial) if c.mix else draw(group.space, how, event, trial)
-                ordinals = [self.model.by_id[t.id] for t in faults.targets]
-                placed = with_reals(self.model, place(self.model, faults)[0])
+                ordinals = [self.reach.by_id[t.id] for t in faults.targets]
+                placed = self.reach.placed(faults)
                 yield _planned(trial, s, placed, _text(trial, placed, how, ordinals))
 
     @cached_property
@@ -139,17 +144,14 @@ class Plan:
         for part in self.campaign.mix:
             event = parse_fault(part.fault)
             how = Draw("count" if part.ber is None else "ber", part.ber or 0.0, part.count or 0, self.campaign.seed)
-            found.append((part.selector.space(self.model.targets, event), how, event))
+            found.append((self.reach.space(part.selector, part.aim, event), how, event))
         return found
 
     def _mixed(self, trial: int) -> Faults:
         """All draws of a mixed trial, in the order of its parts, over the model's targets."""
         drawn = []
         for number, (space, how, event) in enumerate(self._parts):
-            faults = draw(space, how, event, trial, part=number)
-            ordinals = np.array([self.model.by_id[t.id] for t in space.targets], np.int64)
-            sites = replace(faults.sites, target=ordinals[faults.sites.target])
-            drawn.append(replace(faults, targets=self.model.targets, sites=sites))
+            drawn.append(self.reach.onto(draw(space, how, event, trial, part=number)))
         return concat(drawn)
 
     def _singles(self) -> Iterator[Planned]:
@@ -166,19 +168,23 @@ class Plan:
                 numbers = sampling.permute(group.population, c.seed, s, j)
                 trials = (1 + j.astype(np.int64) * strata + s).tolist()
                 faults, lengths = singles(group.space, numbers, event, c.seed, trials)
-                struck, start = with_reals(self.model, apart(bound(self.model, faults), self.model.stored(faults))), 0
+                start = 0
+                if not self.reach.in_flight(faults).any():  # the words of all at once
+                    faults = self.reach.placed(faults, each=True)
                 for trial, length in zip(trials, lengths, strict=True):
-                    one = struck.pick(slice(start, start + length))
+                    one = faults.pick(slice(start, start + length))
+                    if one.before is None:
+                        one = self.reach.placed(one, each=True)
                     rows.append(_planned(trial, s, one, _text(trial, one, Draw("sites"), ())))
                     start += length
             yield from sorted(rows, key=lambda row: row.trial)
 
     def _replayed(self, listed: FaultList) -> Iterator[Planned]:
         """The trials of a list, their lines with the words before and after; recipes stay as they are."""
-        reader = Lines(listed.header, self.model.targets, str(listed.path))
+        reader = Lines(listed.header, self.reach.targets, str(listed.path), lambda: self.reach.listed(listed.header))
         for trial, rows in _by_trial(listed):
             [(_, faults)] = reader.trials(rows)
-            placed = with_reals(self.model, place(self.model, faults)[0])
+            placed = self.reach.placed(faults)
             for said, held in ((faults.before, placed.before), (faults.after, placed.after)):
                 if said is not None and held is not None and not np.array_equal(said, held):
                     raise FaultListError(
@@ -218,43 +224,44 @@ def _by_trial(listed: FaultList) -> Iterator[tuple[int, list[tuple[int, str]]]]:
             yield trial, list(rows)
 
 
-def make_plan(campaign: Campaign, model: Model) -> Plan:
-    """Lay out the strata of a campaign on a model; nothing is drawn yet.
+def make_plan(campaign: Campaign, reach: Reach) -> Plan:
+    """Lay out the strata of a campaign on what it can reach; nothing is drawn yet.
 
     Raises SelectorError for a selection that leaves no site, SpecError for a plan without trials, FaultListError for
     a list of another model.
     """
     if campaign.faults is not None:
-        return _replay(campaign, model)
-    groups = lay_out(campaign, model)
-    kind = {"single": "count", "exhaustive": "exhaustive", "ber": "ber"}.get(campaign.way, "sites")
-    how = Draw(kind, rate=campaign.ber[0] if campaign.ber else 0.0, n=int(campaign.single), seed=campaign.seed)
+        return _replay(campaign, reach)
+    groups = lay_out(campaign, reach)
+    kinds = {"single": "count", "exhaustive": "exhaustive", "ber": "ber", "per_sample": "per-sample"}
+    kind = kinds.get(campaign.way, "sites")
+    how = Draw(kind, rate=campaign.rates[0] if campaign.rates else 0.0, n=int(campaign.single), seed=campaign.seed)
     event = parse_fault(campaign.fault)
     population = sum(g.population for g in (groups if campaign.single else groups[:1]))
     header = Header(
-        model.digest, str(event), campaign.selector, how, population=population, unit=event.unit,
-        file=campaign.model, strata=tuple(group.told() for group in groups),
+        reach.model.digest, str(event), campaign.selector, how, population=population, unit=event.unit,
+        file=campaign.model, strata=tuple(group.told() for group in groups), flight=reach.flight,
     )  # fmt: skip
-    return Plan(campaign, model, groups, header)
+    return Plan(campaign, reach, groups, header)
 
 
-def _replay(campaign: Campaign, model: Model) -> Plan:
+def _replay(campaign: Campaign, reach: Reach) -> Plan:
     """The trials of a list, in the strata that it was planned in."""
     listed = FaultList.open(str(campaign.faults))
     header = listed.header
-    listed.bind(model.digest)
+    listed.bind(reach.model.digest)
     strata = header.strata or ({"label": "list", "layer": None, "bit": None, "ber": None},)
     counts: Counter[int] = Counter()
     struck: set[int] = set()
-    for trial, faults in listed.trials(model.targets):
+    for trial, faults in listed.trials(reach.targets, lambda: reach.listed(header)):
         counts[(trial - 1) % len(strata)] += 1
         struck.update(np.unique(faults.sites.target).tolist())
     if not counts:
         raise SpecError(f"{campaign.faults} holds no trial; there is nothing to run", "faults")
-    space = header.selector.space(model.targets, parse_fault(header.fault))
+    space = reach.listed(header)
     parts = [space if (s["layer"], s["bit"]) == (None, None) else space.part(s["layer"], s["bit"]) for s in strata]
     groups = tuple(Group(trials=counts[k], space=parts[k], **stratum) for k, stratum in enumerate(strata))
-    return Plan(campaign, model, groups, header, listed, tuple(model.targets[k] for k in sorted(struck)))
+    return Plan(campaign, reach, groups, header, listed, tuple(reach.targets[k] for k in sorted(struck)))
 
 
 def write_plan(made: Plan, out: str | Path, *, progress: Progress | None = None) -> None:

@@ -282,7 +282,8 @@ def classes(found: Report) -> list[dict[str, Any]]:
         shares = [fold.rate(name) for name in CLASSES]
         if all(shares) and fold.trials:
             row: dict[str, Any] = {
-                "layer": fold.key, "faults": fold.trials, "injections": fold.trials * found.golden["samples"]
+                "layer": fold.key, "faults": fold.trials,
+                "injections": fold.trials * found.golden.get("judged", found.golden["samples"]),
             }  # fmt: skip
             row |= {name.removeprefix("class_"): i.estimate for name, i in zip(CLASSES, shares, strict=True) if i}
             accuracy = fold.rate("top1")

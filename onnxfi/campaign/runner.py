@@ -17,15 +17,17 @@ from typing import Any
 import numpy as np
 
 from onnxfi.campaign.bench import Bench, CampaignError, digest
+from onnxfi.campaign.flown import bake_trial
 from onnxfi.campaign.outcomes import Golden, judge
 from onnxfi.campaign.plan import Plan, Planned, make_plan
+from onnxfi.campaign.reach import Reach
 from onnxfi.campaign.shortcuts import KEPT_BYTES
 from onnxfi.campaign.spec import LENGTH, Campaign
 from onnxfi.campaign.specfile import print_spec
 from onnxfi.campaign.store import Result, Store, StoreError, set_aside
 from onnxfi.campaign.workers import Job, can_limit_memory, gathered, notices, run_here, run_pooled
 from onnxfi.errors import InputError
-from onnxfi.faults.faultlist import Header, Lines
+from onnxfi.faults.faultlist import FaultList, Header, Lines
 from onnxfi.faults.space import Target
 from onnxfi.graph.model import load
 from onnxfi.graph.mutate import Edits, Progress, edits, place, write
@@ -107,14 +109,14 @@ def run(
     given = {"timeout_s": timeout_s, "memory_bytes": worker_memory_bytes}
     _check_limits(given, watched=bool(workers) and executor is None)
     bench = Bench.open(campaign, kept_bytes)
-    plan = make_plan(campaign, bench.model)
+    plan = make_plan(campaign, bench.reach)
     if fresh:
         set_aside(file)
     with Store.open(file, create=True) as opened:
         opened.bind(identity(bench, plan))
         _prepare(opened, bench, plan, progress)
         truth, golden_s = golden(bench)
-        _agree(opened, bench, truth)
+        _agree(opened, bench, plan, truth)
         _keep_limits(opened, given, golden_s)
         limits = {} if executor else {name: opened.get(name) for name in given}
         job = Job(campaign, plan.header.line(), digest(truth), golden_s, kept_bytes=kept_bytes, **limits)
@@ -214,7 +216,7 @@ def _keep_limits(store: Store, given: dict[str, Any], golden_s: float) -> None:
     store.put(**{name: given[name] or store.get(name) or usual[name] for name in given})
 
 
-def _agree(store: Store, bench: Bench, golden: Golden) -> None:
+def _agree(store: Store, bench: Bench, plan: Plan, golden: Golden) -> None:
     """Keep what golden said; CampaignError where the store knows another golden."""
     kept, scores = store.get("golden"), digest(golden)
     if kept is not None and kept["scores"] != scores:
@@ -223,7 +225,9 @@ def _agree(store: Store, bench: Bench, golden: Golden) -> None:
         )
     found = {"scores": scores, "rows": len(golden.scores), "metrics": judge(golden, golden.scores).metrics}
     found |= {"samples": bench.data.samples, "data": bench.data.description, "synthetic": bench.data.synthetic}
-    store.put(golden=found | {"output": bench.output})
+    # Where each trial is one fault in one sample, it is judged on that sample alone.
+    judged = 1 if plan.of_singles and all(t.samples for t in plan.targets) else bench.data.samples
+    store.put(golden=found | {"output": bench.output, "judged": judged})
 
 
 def _show_canary(store: Store, bench: Bench, plan: Plan, job: Job | None) -> None:
@@ -262,10 +266,24 @@ def plan(campaign: Campaign) -> tuple[Plan, float | None]:
     (664, None)
     """
     if campaign.data is None:
-        return make_plan(campaign, load(campaign.model, allow_links=campaign.allow_links)), None
+        return planned(campaign), None
     bench = Bench.open(campaign)
-    made = make_plan(campaign, bench.model)
+    made = make_plan(campaign, bench.reach)
     return made, bench.golden()[1]
+
+
+def planned(campaign: Campaign) -> Plan:
+    """A campaign's plan alone; where values in flight are struck, a run tells what there is of them."""
+    if _flies(campaign):
+        return make_plan(campaign, Bench.open(campaign).reach)
+    return make_plan(campaign, Reach.of(load(campaign.model, allow_links=campaign.allow_links)))
+
+
+def _flies(campaign: Campaign) -> bool:
+    """Whether values in flight are struck, so that only a run tells what there is."""
+    if campaign.faults is not None:
+        return FaultList.open(campaign.faults).header.flight is not None
+    return any(aim.flies for aim in campaign.aims)
 
 
 def export_trial(store: str | Path, trial: int, out: str | Path) -> None:
@@ -279,5 +297,11 @@ def export_trial(store: str | Path, trial: int, out: str | Path) -> None:
     model = load(header.file, allow_links=links)
     if model.digest != header.model:
         raise StoreError(f"{store} is of the model {header.model}, {header.file} is {model.digest} now")
-    [(_, faults)] = Lines(header, model.targets, str(store)).trials(enumerate(lines, 1))
+    reach = Reach.told(model, header)
+    reader = Lines(header, reach.targets, str(store), lambda: reach.listed(header))
+    [(_, faults)] = reader.trials(enumerate(lines, 1))
+    here = reach.in_flight(faults)
+    if here.any():
+        bake_trial(reach, faults.pick(here), faults.pick(~here), Path(out))
+        return
     write(model, edits(model, faults, place(model, faults)[1]) if len(faults) else Edits(), Path(out))

@@ -16,6 +16,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, get_args
 
 from onnxfi.errors import InputError, closest
+from onnxfi.faults.flight import Aim
 from onnxfi.faults.models import parse_fault
 from onnxfi.faults.sampling import check_rate
 from onnxfi.faults.space import Selector
@@ -25,18 +26,23 @@ from onnxfi.runtime.metrics import KINDS
 
 DUE = ("error", "timeout", "crash", "memory", "nonfinite")
 ROUTES = ("auto", "plain")
-WAYS = ("ber", "single", "exhaustive", "faults", "mix")
+WAYS = ("ber", "per_sample", "single", "exhaustive", "faults", "mix")
+#: Fields that say what is struck in flight.
+AIMS = ("target", "persistence", "all")
 SELECTORS = ("include", "exclude", "op", "dtype", "role", "bits", "elements")
 #: Fields that say how long a campaign is, or where its files lie: others may be given when a store is extended.
 LENGTH = ("repeat", "trials", "margin", "confidence")
 _PLACE = ("model", "data", "preprocess", "faults", "allow_links")
+_DRAWN = ("ber", "per_sample", "single", "exhaustive")
 #: Fields that say something only in some ways of choosing trials.
 _ONLY = {
-    "repeat": ("ber", "mix"),
+    "repeat": ("ber", "per_sample", "mix"),
     **dict.fromkeys(("trials", "margin", "per"), ("single",)),
-    **dict.fromkeys(("fault", *SELECTORS), ("ber", "single", "exhaustive")),
-    "seed": ("ber", "single", "exhaustive", "mix"),
+    **dict.fromkeys(("fault", *AIMS, *SELECTORS), _DRAWN),
+    "seed": (*_DRAWN, "mix"),
 }
+#: What is said of values in flight where stored words are struck.
+_STORED = {"target": ("weights",), "persistence": "transient", "all": False, "per_sample": ()}
 #: Of single faults, where neither it nor their number is given.
 _MARGIN = 0.01
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "Part": "a part"}
@@ -71,9 +77,13 @@ class Part:
     bits: str = ""
     elements: str = ""
     role: tuple[str, ...] = ()
+    target: tuple[str, ...] = ("weights",)
+    persistence: str = "transient"
+    all: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
+        _check_aim(self)
         if (self.ber is None) == (self.count is None):
             raise SpecError("each part of mix takes ber or count: at which rate, or how many")
         if self.ber is not None:
@@ -86,12 +96,19 @@ class Part:
         """What may be struck."""
         return Selector(self.include, self.exclude, self.op, self.dtype, self.bits, self.elements, self.role)
 
+    @property
+    def aim(self) -> Aim:
+        """Whether it strikes stored words or values in flight, and for how long."""
+        return Aim(self.target, self.persistence, self.all)
+
 
 @dataclass(frozen=True)
 class Campaign:
     """Which trials are run, on which model and data, by which engine. Fields bear the names of the flags.
 
-    `ber` are the rates of a sweep, `repeat` the trials at each (also of a mix). `single` strikes one site a trial:
+    `ber` are the rates of a sweep, `repeat` the trials at each (also of a mix); `per_sample` those of a sweep that
+    strikes one site in a sample. `target` says whether weights, activations or inputs are struck, `persistence` how
+    long a fault in flight is there, `all` whether every value in flight counts. `single` strikes one site a trial:
     `trials` of them, or as many as `margin` (0.01) at `confidence` asks for, drawn `per` network, layer, layer-bit, or
     data-aware. `exhaustive` strikes every site once. `faults` replays a list. `mix` puts several draws into each trial.
     `data` None are synthetic inputs. A sample is masked where its output is golden's within `tolerance` (absolute);
@@ -111,6 +128,7 @@ class Campaign:
     confidence: float = 0.99
     per: str = "network"
     exhaustive: bool = False
+    per_sample: tuple[float, ...] = ()
     faults: str | None = None
     mix: tuple[Part, ...] = ()
     fault: str = "flip"
@@ -121,6 +139,9 @@ class Campaign:
     bits: str = ""
     elements: str = ""
     role: tuple[str, ...] = ()
+    target: tuple[str, ...] = ("weights",)
+    persistence: str = "transient"
+    all: bool = False
     seed: int = 0
     preprocess: str | None = None
     samples: int | None = None
@@ -142,12 +163,15 @@ class Campaign:
         check_types(self)
         if self.data == "synthetic":  # as the command line says it
             object.__setattr__(self, "data", None)
+        _check_aim(self)
         self._check_ways()
-        for rate in self.ber:
-            _named("ber", check_rate, rate)
-        if list(self.ber) != sorted(set(self.ber)):
-            rates = ", ".join(f"{rate:g}" for rate in self.ber)
-            raise SpecError(f"ber {rates} is out of order; give rising rates, each once", "ber")
+        for way in ("ber", "per_sample"):
+            rates = getattr(self, way)
+            for rate in rates:
+                _named(way, check_rate, rate)
+            if list(rates) != sorted(set(rates)):
+                text = ", ".join(f"{rate:g}" for rate in rates)
+                raise SpecError(f"{way} {text} is out of order; give rising rates, each once", way)
         for name, fine, allowed in _RANGES:
             value = getattr(self, name)
             _check(value is None or fine(value), name, value, allowed)
@@ -178,15 +202,38 @@ class Campaign:
         if self.trials is not None and self.per != "network":
             raise SpecError(f"per {self.per!r} sizes each stratum by a margin; give margin instead of trials", "per")
 
+        if self.per_sample and ("weights" in self.target or self.persistence != "transient"):
+            raise SpecError(
+                "per_sample strikes values in flight of one sample each; give target activations or inputs, "
+                "and leave persistence out", "per_sample",
+            )  # fmt: skip
+        if self.aim.flies and self.per == "data-aware":
+            raise SpecError("per 'data-aware' looks at stored numbers; use layer-bit for values in flight", "per")
+
     @property
     def way(self) -> str:
-        """Which trials there are: ber, single, exhaustive, faults or mix."""
+        """Which trials there are: ber, per_sample, single, exhaustive, faults or mix."""
         return next(way for way in WAYS if getattr(self, way))
 
     @property
     def selector(self) -> Selector:
         """What may be struck."""
         return Selector(self.include, self.exclude, self.op, self.dtype, self.bits, self.elements, self.role)
+
+    @property
+    def aim(self) -> Aim:
+        """Whether stored words or values in flight are struck, and for how long."""
+        return Aim(self.target, self.persistence, self.all)
+
+    @property
+    def aims(self) -> tuple[Aim, ...]:
+        """Those of all its draws."""
+        return tuple(part.aim for part in self.mix) or (self.aim,)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The rates of a sweep, of either kind."""
+        return self.ber or self.per_sample
 
     def engine(self) -> OrtEngine:
         """What runs it."""
@@ -207,6 +254,9 @@ class Campaign:
         for name in (*LENGTH, *_PLACE):
             kept.pop(name)
         for row in (kept, *kept["mix"]):
+            for name, value in _STORED.items():  # a store of faults in stored words does not say that none is in flight
+                if row.get(name) == value:
+                    del row[name]
             row["fault"] = str(parse_fault(row["fault"]))  # with the digest of a pattern's file
         return {**kept, "way": self.way}
 
@@ -219,6 +269,16 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("tolerance", lambda t: 0 <= t < math.inf, "0 or more"),
     ("seed", lambda s: 0 <= s < 1 << 64, "a whole number from 0 to 2**64 - 1"),
 )
+
+
+def _check_aim(value: Campaign | Part) -> None:
+    for name, field in (("target", {"target": value.target}), ("persistence", {"persistence": value.persistence})):
+        _named(name, lambda given: Aim(**given), field)
+    if not value.aim.flies and (value.persistence != "transient" or value.all):
+        name = "all" if value.all else "persistence"
+        raise SpecError(f"{name} says nothing for weights, whose faults stay; give target activations or inputs", name)
+    if value.aim.flies and value.role:
+        raise SpecError("role is a matter of weights; leave it out with values in flight", "role")
 
 
 def _check(good: bool, name: str, given: object, allowed: str) -> None:
@@ -263,13 +323,13 @@ def typed(value: Any, kind: str, name: str) -> Any:
     raise SpecError(f"{name} must be {_TYPES[kind]}; given {str(value)[:60]!r}", name)
 
 
-def parse_rates(text: str) -> tuple[float, ...]:
+def parse_rates(text: str, name: str = "ber") -> tuple[float, ...]:
     """Read rates: a list by comma, or decades from one end to the other, both included.
 
     >>> parse_rates("1e-6:1e-4"), parse_rates("2e-5,1e-3"), parse_rates("1e-6:5e-6")
     ((1e-06, 1e-05, 0.0001), (2e-05, 0.001), (1e-06, 5e-06))
     """
-    wrong = SpecError(f"ber {text[:60]!r} is no rate; write 1e-6, a list 1e-6,1e-5 or decades 1e-7:1e-3", "ber")
+    wrong = SpecError(f"{name} {text[:60]!r} is no rate; write 1e-6, a list 1e-6,1e-5 or decades 1e-7:1e-3", name)
     try:
         low, colon, high = text.partition(":")
         if not colon:
@@ -280,7 +340,7 @@ def parse_rates(text: str) -> tuple[float, ...]:
     if not (first.is_finite() and last.is_finite()):
         raise wrong
     if not Decimal("1e-300") <= first <= last <= 1:
-        raise SpecError(f"ber {text!r}: decades run from a smaller rate above 0 to a larger one, as 1e-7:1e-3", "ber")
+        raise SpecError(f"{name} {text!r}: decades run from a smaller rate above 0 to a larger one, as 1e-7:1e-3", name)
     rates = []
     while first < last:
         rates.append(float(first))

@@ -8,11 +8,11 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxfi.campaign.reach import Reach
 from onnxfi.campaign.spec import Campaign, SpecError
 from onnxfi.faults.models import FaultModel, parse_fault
 from onnxfi.faults.space import FaultSpace
 from onnxfi.faults.statistics import Per, allocate, data_aware_p
-from onnxfi.graph.model import Model
 
 #: Elements of a tensor that a data-aware plan looks at.
 _LOOKED_AT = 1 << 16
@@ -42,22 +42,22 @@ class Group:
         return {"label": self.label, "layer": self.layer, "bit": self.bit, "ber": self.ber}
 
 
-def lay_out(campaign: Campaign, model: Model) -> tuple[Group, ...]:
+def lay_out(campaign: Campaign, reach: Reach) -> tuple[Group, ...]:
     """The strata of a campaign that draws its trials; SelectorError where a selection leaves no site."""
     event = parse_fault(campaign.fault)
     if campaign.mix:  # no population of its own: that of the first part stands for it
-        spaces = [part.selector.space(model.targets, parse_fault(part.fault)) for part in campaign.mix]
+        spaces = [reach.space(part.selector, part.aim, parse_fault(part.fault)) for part in campaign.mix]
         return (Group("mix", spaces[0], campaign.repeat),)
-    space = campaign.selector.space(model.targets, event)
-    if campaign.ber:
-        return tuple(Group(f"{rate:g}", space, campaign.repeat, ber=rate) for rate in campaign.ber)
+    space = reach.space(campaign.selector, campaign.aim, event)
+    if campaign.rates:
+        return tuple(Group(f"{rate:g}", space, campaign.repeat, ber=rate) for rate in campaign.rates)
     if campaign.exhaustive or campaign.trials is not None:
         return (Group("all", space, min(campaign.trials or space.size, space.size)),)
     assert campaign.margin is not None
     spots = _spots(campaign, space, event)
     p: float | list[float] = 0.5
     if campaign.per == "data-aware":
-        by_bit = _expected_rates(model, space, event)
+        by_bit = _expected_rates(reach, space, event)
         p = [by_bit[bit or 0] for _, _, _, bit in spots]
     sizes = [part.size for _, part, _, _ in spots]
     trials = allocate(sizes, campaign.margin, campaign.confidence, per=cast(Per, campaign.per), p=p)
@@ -82,7 +82,7 @@ def _spots(
     ]
 
 
-def _expected_rates(model: Model, space: FaultSpace, event: FaultModel) -> dict[int, float]:
+def _expected_rates(reach: Reach, space: FaultSpace, event: FaultModel) -> dict[int, float]:
     """How likely an event at each bit position is to be seen, guessed from how far it moves the stored numbers.
 
     Mean |faulty − golden| by position over the selected weights; of a large tensor evenly spread elements are read.
@@ -90,7 +90,7 @@ def _expected_rates(model: Model, space: FaultSpace, event: FaultModel) -> dict[
     moved: dict[int, list[NDArray[np.float64]]] = {}
     for target, places in zip(space.targets, space.positions, strict=True):
         index = np.unique(np.linspace(0, target.size - 1, min(target.size, _LOOKED_AT)).astype(np.int64))
-        words = model.words(target, index)
+        words = reach.model.words(target, index)
         old = target.word.values(words).astype(np.float64)
         for bit in places:
             with np.errstate(all="ignore"):

@@ -168,7 +168,7 @@ def _memory_held() -> int:
 def _notices(job: Job, target: str) -> bool:
     bench, _, _ = _opened(job)
     with _watched(job):
-        return bench.notices(bench.model.targets[bench.model.by_id[target]])
+        return bench.notices(bench.reach.targets[bench.reach.by_id[target]])
 
 
 def notices(job: Job, target: Target, pool: Callable[[int], Executor] | None = None) -> bool:

@@ -22,6 +22,7 @@ STORE = click.argument("store", metavar="STORE", type=PATH)
 
 _TRIALS = (
     click.option("--ber", metavar="RATES", help="A sweep: 1e-6, a list 1e-6,1e-5, or decades 1e-7:1e-3."),
+    click.option("--per-sample", metavar="RATES", help="A sweep over values in flight: with this probability one site in each sample."),
     click.option("--repeat", type=int, default=10, metavar="N", show_default=True, help="Trials at each rate of a sweep, or of a mix."),
     click.option("--single", is_flag=True, help="One fault a trial: --trials of them, or as many as --margin asks for."),
     click.option("--trials", type=int, metavar="N", help="With --single: how many."),
@@ -32,6 +33,9 @@ _TRIALS = (
     click.option("--faults", metavar="FILE", help="Replay a fault list, trial by trial."),
     click.option("--mix", multiple=True, metavar="PART", help="Several draws in each trial: 'fault: flip, ber: 1e-6, include: conv'. Repeatable."),
     click.option("--fault", default="flip", show_default=True, metavar="FAULT", help="What happens at a site, as in onnxfi inject."),
+    click.option("--target", default="weights", show_default=True, metavar="WHAT", help="What is struck, by comma: weights (stored words), activations (what nodes put out), inputs."),
+    click.option("--persistence", type=click.Choice(["transient", "from", "permanent"]), default="transient", show_default=True, help="How long a fault in flight is there: one sample and step, every sample from a step on, or always."),
+    click.option("--all", is_flag=True, help="Every value in flight that can be struck (default: the outputs of layers)."),
     click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="The seed of every draw."),
 )  # fmt: skip
 _JUDGE = (
@@ -64,7 +68,9 @@ def campaign(source: Path, given: dict[str, Any]) -> Campaign:
     said = {n: given[n] for n in names if ctx.get_parameter_source(n) is not ParameterSource.DEFAULT}
     readers: dict[str, Callable[[Any], Any]] = {
         "ber": parse_rates,
-        "due": lambda text: tuple(cause.strip() for cause in text.split(",") if cause.strip()),
+        "per_sample": lambda text: parse_rates(text, "per_sample"),
+        "target": _listed,
+        "due": _listed,
         "mix": lambda texts: tuple(map(parse_part, texts)),
     }
     said |= {name: read(said[name]) for name, read in readers.items() if name in said}
@@ -76,10 +82,14 @@ def campaign(source: Path, given: dict[str, Any]) -> Campaign:
         return Campaign(**{"model": _model_of(source), "faults": source, **said})
     if not any(said.get(way) for way in WAYS):
         raise SpecError(
-            "which trials? give --ber RATES, --single with --trials or --margin, --exhaustive, --mix PART, "
-            "or --faults FILE"
+            "which trials? give --ber RATES, --per-sample RATES, --single with --trials or --margin, --exhaustive, "
+            "--mix PART, or --faults FILE"
         )
     return Campaign(**{"model": source, **said})
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(one.strip() for one in text.split(",") if one.strip())
 
 
 def _model_of(plan: Path) -> Path:

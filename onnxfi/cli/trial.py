@@ -36,6 +36,11 @@ def command(store: Path, trial: int, export: Path | None, as_json: bool) -> None
         say(f"wrote {export}")
 
 
+def _place(row: dict[str, Any]) -> str:
+    times = "".join(f"@{key}={row[key]}" for key in ("sample", "step", "from") if key in row)
+    return f"{row['target']}[{row['index']}]{times}"
+
+
 def _print(store: Path, found: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     from onnxfi.cli.show import change, count, number, say, table
 
@@ -47,8 +52,8 @@ def _print(store: Path, found: dict[str, Any], rows: list[dict[str, Any]]) -> No
     if faults := [row for row in rows if "target" in row]:
         cells = [
             (
-                f"{r['target']}[{r['index']}]", ", ".join(map(str, r["bits"] or ["word"])), r["fault"],
-                change(r), f"{r['before']} → {r['after']}",
+                _place(r), ", ".join(map(str, r["bits"] or ["word"])), r["fault"],
+                change(r) if r["before"] else "", "in flight" if r["before"] is None else f"{r['before']} → {r['after']}",
             )
             for r in faults
         ]  # fmt: skip

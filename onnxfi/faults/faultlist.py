@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -20,9 +20,10 @@ from typing import IO, Any
 import numpy as np
 
 from onnxfi.errors import FaultError, FaultListError, InputError
+from onnxfi.faults.flight import Flight
 from onnxfi.faults.models import FaultModel, parse_fault
-from onnxfi.faults.space import Selector, Sites, Target
-from onnxfi.faults.trials import KINDS, Draw, Fault, Faults, concat, draw, json_value
+from onnxfi.faults.space import FOREVER, FaultSpace, Selector, Sites, Target, moment
+from onnxfi.faults.trials import KINDS, RATES, Draw, Fault, Faults, concat, draw, json_value
 from onnxfi.faults.words import Word
 
 FORMAT = "onnxfi-fault-list"
@@ -46,12 +47,19 @@ class Header:
     #: The model's file as it was named, and the strata of a plan: hints for whoever runs the list.
     file: str = ""
     strata: tuple[dict[str, Any], ...] = ()
+    #: What is struck in flight; None for lists of stored words alone.
+    flight: Flight | None = None
     tool: str = field(default_factory=lambda: version("onnxfi"))
+
+    @property
+    def of_singles(self) -> bool:
+        """Whether each trial of a plan is one event, drawn from its stratum without repetition."""
+        return self.draw.kind in ("count", "exhaustive") and bool(self.strata)
 
     def line(self) -> str:
         """The header as one line of JSON."""
         sampler: dict[str, Any] = {"kind": self.draw.kind}
-        sampler |= {"rate": self.draw.rate} if self.draw.kind == "ber" else {"n": self.draw.n}
+        sampler |= {"rate": self.draw.rate} if self.draw.kind in RATES else {"n": self.draw.n}
         chosen = asdict(self.selector)
         if not self.selector.role:  # optional, so that older readers take the lists that do not need it
             del chosen["role"]
@@ -60,6 +68,8 @@ class Header:
             "selector": chosen, "sampler": sampler, "fault": self.fault, "seed": self.draw.seed,
             "population": self.population, "unit": self.unit,
         } | {key: value for key, value in (("file", self.file), ("strata", list(self.strata))) if value}  # fmt: skip
+        if self.flight is not None:
+            row["flight"] = self.flight.row()
         return json.dumps(row, allow_nan=False)
 
     @classmethod
@@ -93,6 +103,7 @@ class Header:
                 faulty,
                 str(row.get("file", "")),
                 tuple(_stratum(s) for s in row.get("strata", ())),
+                None if row.get("flight") is None else Flight.parse(row["flight"]),
                 str(row["tool"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError, InputError) as error:
@@ -109,14 +120,15 @@ def _stratum(row: Any) -> dict[str, Any]:
 def fault_row(trial: int, fault: Fault) -> dict[str, Any]:
     """A fault as the keys of its line."""
     row: dict[str, Any] = {"trial": trial, "target": fault.target, "index": fault.index}
-    row |= {key: at for key, at in (("sample", fault.sample), ("step", fault.step)) if at is not None}
+    row |= {} if fault.sample is None else {"sample": fault.sample}
+    row |= {} if fault.step is None else {"from" if fault.onwards else "step": fault.step}
     row |= {"bits": None if fault.bits is None else list(fault.bits), "fault": fault.fault}
     for when, word in (("before", fault.before), ("after", fault.after)):
         row[when] = None if word is None else f"0x{word:0{-(-fault.word.bits // 4)}x}"
     row |= {f"{when}_value": json_value(fault.value(when)) for when in ("before", "after")}
     if fault.before_real is not None and fault.after_real is not None:
         row |= {"before_real": json_value(fault.before_real), "after_real": json_value(fault.after_real)}
-    return row | {"changed": fault.changed}
+    return row | {"changed": None if fault.before is None and fault.after is None else fault.changed}
 
 
 def lines(trial: int, faults: Faults, how: Draw, ordinals: Sequence[int]) -> Iterator[str]:
@@ -128,7 +140,7 @@ def lines(trial: int, faults: Faults, how: Draw, ordinals: Sequence[int]) -> Ite
         yield from (json.dumps(fault_row(trial, fault), allow_nan=False) for fault in faults)
         return
     row: dict[str, Any] = {"trial": trial, "sampler": how.kind}
-    row |= {"rate": how.rate} if how.kind == "ber" else {"per": how.n}
+    row |= {"rate": how.rate} if how.kind in RATES else {"per": how.n}
     row |= {"seed": how.seed, "n": len(faults), "sha256": sites_digest(faults, ordinals)}
     if faults.before is not None and not (len(faults.models) == 1 and faults.models[0].self_inverse):
         row["before"] = base64.b64encode(zlib.compress(faults.before.astype("<u8").tobytes(), 6)).decode()
@@ -136,8 +148,12 @@ def lines(trial: int, faults: Faults, how: Draw, ordinals: Sequence[int]) -> Ite
 
 
 def sites_digest(faults: Faults, ordinals: Sequence[int]) -> str:
-    """SHA-256 over the sites in order: target ordinal, element and bit, little-endian."""
-    rows = np.zeros(len(faults), dtype=np.dtype([("target", "<u4"), ("index", "<u8"), ("bit", "<i2")]))
+    """SHA-256 over the sites in order: target ordinal, element and bit, and in flight sample, first and last step."""
+    columns: list[Any] = [("target", "<u4"), ("index", "<u8"), ("bit", "<i2")]
+    columns += [] if faults.sites.when is None else [("when", "<i8", (3,))]
+    rows = np.zeros(len(faults), dtype=np.dtype(columns))
+    if faults.sites.when is not None:
+        rows["when"] = faults.sites.when
     rows["target"] = np.array(ordinals, np.uint32)[faults.sites.target] if len(faults) else 0
     rows["index"], rows["bit"] = faults.sites.index, faults.sites.bit
     return hashlib.sha256(rows.tobytes()).hexdigest()
@@ -171,12 +187,14 @@ class FaultList:
                 hint = "; this is the original: leave --undo out"
             raise FaultListError(f"{self.path} belongs to the {what} {wanted}, this one is {digest}{hint}")
 
-    def trials(self, targets: Sequence[Target]) -> Iterator[tuple[int, Faults]]:
-        """The trials in order with their recorded words, over the targets of the model.
+    def trials(
+        self, targets: Sequence[Target], space: Callable[[], FaultSpace] | None = None
+    ) -> Iterator[tuple[int, Faults]]:
+        """The trials in order with their recorded words, over the targets of the model; `space` as in `Lines`.
 
         A recipe's words before are there only where its faults cannot undo themselves.
         """
-        return Lines(self.header, tuple(targets), str(self.path)).trials(self._lines())
+        return Lines(self.header, tuple(targets), str(self.path), space).trials(self._lines())
 
     def _lines(self) -> Iterator[tuple[int, str]]:
         with _text(self.path) as stream:
@@ -189,11 +207,15 @@ class FaultList:
 
 @dataclass(frozen=True)
 class Lines:
-    """What the lines of a list mean for a model with these targets; `where` says in messages where they stand."""
+    """What the lines of a list mean for a model with these targets; `where` says in messages where they stand.
+
+    `space` gives the sites that recipes draw from; by default those that the header's selector leaves of the targets.
+    """
 
     header: Header
     targets: tuple[Target, ...]
     where: str
+    space: Callable[[], FaultSpace] | None = None
 
     @cached_property
     def _known(self) -> dict[str, int]:
@@ -223,8 +245,10 @@ class Lines:
         try:
             if row["sampler"] not in KINDS[:-1]:
                 raise FaultListError(f"{where}: unknown sampler {row['sampler']!r}")
+            if (row["sampler"], row.get("per"), row["n"]) == ("count", 0, 0):
+                return Faults(self.targets, _NO_SITES, (model,))
             how = Draw(row["sampler"], float(row.get("rate", 0)), int(row.get("per", 0)), int(row["seed"]))
-            space = self.header.selector.space(self.targets, model)
+            space = self.space() if self.space else self.header.selector.space(self.targets, model)
             if how.expected(space) > 2 * int(row["n"]) + 1000:
                 raise FaultListError(f"{where}: the recipe does not give the {row['n']} faults that it names")
             faults = draw(space, how, model, int(row["trial"]))
@@ -232,7 +256,7 @@ class Lines:
             faults = replace(
                 faults,
                 targets=self.targets,
-                sites=replace(faults.sites, target=ordinals[faults.sites.target]),
+                sites=faults.sites.onto(ordinals),
             )
             if len(faults) != row["n"] or sites_digest(faults, range(len(self.targets))) != row["sha256"]:
                 raise FaultListError(
@@ -256,7 +280,7 @@ class Lines:
 
     def _read(self, rows: list[dict[str, Any]]) -> Faults:
         models: dict[str, FaultModel] = {}
-        columns: list[tuple[int, int, int, FaultModel, int | None, int | None]] = []
+        columns: list[tuple[int, int, int, FaultModel, int | None, int | None, tuple[int, int, int]]] = []
         for row in rows:
             where = f"{self.where}, line {row['#']}"
             try:
@@ -266,21 +290,39 @@ class Lines:
                 old, new = (None if row[k] is None else int(row[k], 16) for k in ("before", "after"))
                 if type(index) is not int or not 0 <= index < target.size:
                     raise ValueError(f"{target.id!r} has no element {index}")
-                if "sample" in row or "step" in row:
-                    raise ValueError("a stored word has neither sample nor step")
+                times = self._when(row, target)
                 if any(w is not None and not 0 <= w < 1 << target.word.storage for w in (old, new)):
                     raise ValueError(f"a word has more than the {target.word.bits} bits of {target.dtype}")
-                columns.append((ordinal, index, _lowest(row["bits"], model, target.word), model, old, new))
+                columns.append((ordinal, index, _lowest(row["bits"], model, target.word), model, old, new, times))
             except KeyError as error:
                 raise FaultListError(
                     f"{where}: no {error.args[0]!r} in this line or model; the list is damaged"
                 ) from None
             except (TypeError, ValueError, IndexError, AttributeError, FaultError) as error:
                 raise FaultListError(f"{where}: the line is damaged: {_say(error)}") from None
-        target_, index_, bit_, models_, before, after = zip(*columns, strict=True)
-        sites = Sites(np.array(target_, np.int64), np.array(index_, np.int64), np.array(bit_, np.int16))
+        target_, index_, bit_, models_, before, after, when_ = zip(*columns, strict=True)
+        flies = any(self.targets[k].in_flight for k in set(target_))
+        sites = Sites(
+            np.array(target_, np.int64), np.array(index_, np.int64), np.array(bit_, np.int16),
+            np.array(when_, np.int64) if flies else None,
+        )  # fmt: skip
         first, last = (None if None in c else np.array(c, np.uint64) for c in (before, after))
         return Faults(self.targets, sites, models_[:1] if len(models) == 1 else models_, first, last)
+
+    def _when(self, row: dict[str, Any], target: Target) -> tuple[int, int, int]:
+        """When a fault is there; ValueError for a sample or step that cannot be."""
+        given: dict[str, int] = {key: row[key] for key in ("sample", "step", "from") if key in row}
+        if given and not target.in_flight:
+            raise ValueError("a stored word has neither sample nor step")
+        if any(type(n) is not int or not 0 <= n < FOREVER for n in given.values()) or {"step", "from"} <= set(given):
+            raise ValueError("sample and step are whole numbers from 0")
+        flight, sample = self.header.flight, given.get("sample")
+        if flight is not None and sample is not None and sample >= flight.samples:
+            raise ValueError(f"there is no sample {sample}, samples are 0 to {flight.samples - 1}")
+        return moment(sample, given.get("step", given.get("from")), onwards="from" in given)
+
+
+_NO_SITES = Sites(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int16))
 
 
 def _lowest(bits: list[int] | None, model: FaultModel, word: Word) -> int:

@@ -229,6 +229,25 @@ def per_tensor(sizes: Sequence[int], n: int, seed: int, trial: int = 1) -> Numbe
     return np.concatenate(parts)
 
 
+def per_sample(sizes: Sequence[int], samples: int, rate: float, seed: int, trial: int = 1) -> Numbers:
+    """In each of `samples` samples, with probability `rate`, one site; ascending.
+
+    Several tensors lie one after another with `sizes` sites each; in each of them sample after sample, all alike.
+
+    >>> per_sample([30, 300], 3, 1.0, seed=0).tolist()
+    [39, 169, 242]
+    """
+    check_rate(rate)
+    each = [size // samples if samples else 0 for size in sizes]
+    ends, starts = np.cumsum(np.array(each, np.uint64)), np.cumsum(np.array([0, *sizes], np.uint64))
+    hit = np.flatnonzero(uniform(raw_words(seed, trial, COUNT, samples)) < rate)
+    # 2⁻⁶⁴ of the population is how far one site is likelier than another: below what any campaign can see.
+    inside = raw_words(seed, trial, PLACE, samples)[hit] % np.uint64(max(1, sum(each)))
+    tensor = np.searchsorted(ends, inside, side="right")
+    width = np.array(each, np.uint64)[tensor]
+    return np.sort(starts[tensor] + hit.astype(np.uint64) * width + inside - (ends[tensor] - width))
+
+
 def exhaustive(population: int, start: int = 0, stop: int | None = None) -> Numbers:
     """Every site, or those from `start` up to `stop`: shared out in pieces, never listed whole.
 

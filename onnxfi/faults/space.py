@@ -14,129 +14,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxfi.errors import SelectorError, closest
-from onnxfi.faults.models import Bits, FaultModel, Flip
+from onnxfi.faults.models import FaultModel, Flip
 from onnxfi.faults.sampling import Numbers
-from onnxfi.faults.scheme import ROLES, Scheme
-from onnxfi.faults.words import WORDS, Word, parse_bits, select_bits
+from onnxfi.faults.scheme import ROLES
+from onnxfi.faults.sites import FOREVER, IN_FLIGHT, Index, Site, Sites, Target, always, moment, parse_site
+from onnxfi.faults.words import WORDS, parse_bits, select_bits
 
-Index = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Target:
-    """A tensor of a model whose words can be struck.
-
-    `id` is its path and name; `kind` initializer, constant, sparse, attribute, activation or input; `op` and `node`
-    the operator that uses it first; `layer` the source framework's module; `shape` in elements (a complex number is
-    one element of two words: its last axis is then the part). `structural` marks integers that only carry shapes or
-    indices: they are left out unless named. `role` is weight, bias, scale, zero-point or '', `scheme` how its integers
-    stand for real numbers.
-    """
-
-    id: str
-    word: Word
-    shape: tuple[int, ...]
-    kind: str = "initializer"
-    op: str = ""
-    node: str = ""
-    layer: str = ""
-    structural: bool = False
-    role: str = ""
-    scheme: Scheme | None = None
-
-    @property
-    def dtype(self) -> str:
-        """The name of the number format."""
-        return self.word.name
-
-    @property
-    def axes(self) -> tuple[int, ...]:
-        """The shape in words: as `shape`, with a last axis of 2 for complex numbers."""
-        return (*self.shape, self.word.parts) if self.word.parts > 1 else self.shape
-
-    @cached_property
-    def size(self) -> int:
-        """Words in the tensor: 1 for rank 0, 0 where a dimension is 0."""
-        return math.prod(self.axes)
-
-    @property
-    def bits(self) -> int:
-        """Bits in the tensor's words."""
-        return self.size * self.word.bits
-
-
-@dataclass(frozen=True)
-class Site:
-    """One place where a fault can sit: a target's element (flat index, row-major) and a bit of its word.
-
-    `bit` is None for a fault of the whole word; `sample` and `step` say which sample of the batch and which step of
-    a loop, for faults in activations.
-
-    >>> str(Site("conv1.weight", 7, 30))
-    'conv1.weight[7]:30'
-    """
-
-    target: str
-    index: int
-    bit: int | None = None
-    sample: int | None = None
-    step: int | None = None
-
-    def __str__(self) -> str:
-        at = "".join(f"@{k}={v}" for k, v in (("sample", self.sample), ("step", self.step)) if v is not None)
-        return f"{self.target}[{self.index}]{at}" + ("" if self.bit is None else f":{self.bit}")
-
-
-_SITE = re.compile(r"(?P<id>.*)\[(?P<index>[\d,\s]*)\](?P<at>(?:@(?:sample|step)=\d+)*)(?::(?P<bit>\d+))?", re.S)
-
-
-def parse_site(text: str, targets: Sequence[Target]) -> Site:
-    """Read `ID[i]:B` or `ID[i,j,…]:B`, from the right, since names may hold `:` and `[`.
-
-    Raises SelectorError for a target that does not exist (with the closest), an index beyond its shape, and a bit
-    beyond its word.
-
-    >>> parse_site("w[1,2]:31", [Target("w", WORDS["float32"], (2, 3))])
-    Site(target='w', index=5, bit=31, sample=None, step=None)
-    """
-    match = _SITE.fullmatch(text.rstrip())
-    if match is None or len(text) > 100_000:
-        raise SelectorError(f"site {text[:80]!r} is not of the form NAME[index]:bit, as conv1.weight[3,0,1,2]:30")
-    known = {t.id: t for t in targets}
-    target = known.get(match["id"]) or known.get(match["id"].lstrip())
-    if target is None:
-        raise SelectorError(f"no target {match['id']!r} in this model{closest(match['id'], known)}")
-    try:
-        index = _flat([int(p) for p in match["index"].split(",")] if match["index"].strip() else [], target)
-        at = {key: int(value) for key, value in re.findall(r"@(\w+)=(\d+)", match["at"])}
-    except ValueError:  # "1 2", or more digits than Python reads
-        raise SelectorError(f"site {text[:80]!r} has an index that is no whole number") from None
-    if len(at) < match["at"].count("@"):
-        raise SelectorError(f"site {text[:80]!r} names its sample or step twice")
-    bit = None if match["bit"] is None else int(match["bit"][:9])
-    if bit is not None and bit >= target.word.bits:
-        raise SelectorError(
-            f"bit {bit} is beyond {target.dtype} of {target.id!r}: bits are 0 to {target.word.bits - 1}"
-        )
-    return Site(target.id, index, bit, at.get("sample"), at.get("step"))
-
-
-def _flat(index: list[int], target: Target) -> int:
-    axes = target.axes
-    limits = axes if len(index) == len(axes) else (target.size,)
-    if len(index) not in (1, len(axes)) or any(i >= n for i, n in zip(index, limits, strict=True)):
-        shape = "×".join(map(str, axes)) or "scalar"
-        raise SelectorError(
-            f"index {index} is beyond {target.id!r} of shape {shape}: "
-            f"give {len(axes)} indices, or one below {target.size}"
-        )
-    flat = 0
-    for i, n in zip(index, limits, strict=True):
-        flat = flat * n + i
-    return flat
+__all__ = [
+    "FOREVER", "IN_FLIGHT", "FaultSpace", "Index", "Selector", "Site", "Sites", "Target", "always", "matches",
+    "moment", "parse_site",
+]  # fmt: skip
 
 
 def matches(pattern: str, texts: Sequence[str]) -> bool:
@@ -238,18 +127,6 @@ class Selector:
 
 
 @dataclass(frozen=True)
-class Sites:
-    """Many sites in columns: the ordinal of the target in its space, the element, and the bit (−1: whole word)."""
-
-    target: NDArray[np.int64]
-    index: Index
-    bit: Bits
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-
-@dataclass(frozen=True)
 class FaultSpace:
     """The finite, ordered sites of a selection, targets in file order, then elements, then bits.
 
@@ -289,7 +166,8 @@ class FaultSpace:
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Sites in each target."""
-        return tuple(n * len(p) for n, p in zip(self.chosen, self.positions, strict=True))
+        rows = zip(self.targets, self.chosen, self.positions, strict=True)
+        return tuple(t.times * n * len(p) for t, n, p in rows)
 
     @cached_property
     def size(self) -> int:
@@ -299,7 +177,7 @@ class FaultSpace:
     @property
     def bits(self) -> int:
         """Bits of the words that can be struck."""
-        return sum(n * t.word.bits for n, t in zip(self.chosen, self.targets, strict=True))
+        return sum(t.times * n * t.word.bits for n, t in zip(self.chosen, self.targets, strict=True))
 
     def __len__(self) -> int:
         return self.size
@@ -311,7 +189,8 @@ class FaultSpace:
             raise IndexError(f"site {number} of a space of {self.size}")
         sites = self.locate(np.array([place], np.uint64))
         bit = int(sites.bit[0])
-        return Site(self.targets[int(sites.target[0])].id, int(sites.index[0]), None if bit < 0 else bit)
+        target = self.targets[int(sites.target[0])].id
+        return Site(target, int(sites.index[0]), None if bit < 0 else bit, **sites.named(0))
 
     def layers(self) -> tuple[str, ...]:
         """The layers of the targets, in file order."""
@@ -348,14 +227,30 @@ class FaultSpace:
         target = np.searchsorted(ends, numbers, side="right").astype(np.int64)
         index = np.zeros(len(numbers), np.int64)
         bit = np.zeros(len(numbers), np.int16)
+        times = always(len(numbers)) if any(t.in_flight for t in self.targets) else None
         for ordinal in np.unique(target).tolist():
             here = target == ordinal
             places = np.array(self.positions[ordinal], np.int16)
             inside = numbers[here] - (ends[ordinal] - np.uint64(self.sizes[ordinal]))
             element, place = np.divmod(inside, np.uint64(len(places)))
+            if times is not None and self.targets[ordinal].times > 1:
+                time, element = np.divmod(element, np.uint64(self.chosen[ordinal]))
+                times[here] = _times(self.targets[ordinal], time.astype(np.int64))
             index[here] = _spread(self.elements, self.targets[ordinal], element.astype(np.int64))
             bit[here] = places[place.astype(np.int64)]
-        return Sites(target, index, bit)
+        return Sites(target, index, bit, times)
+
+
+def _times(target: Target, time: Index) -> Index:
+    """The sample, first and last step of each numbered time of a value in flight ([n, 3])."""
+    sample, step = np.divmod(time, max(1, target.steps))
+    every = np.full_like(time, FOREVER)
+    columns = (
+        sample if target.samples else np.full_like(time, -1),
+        step,
+        step if target.steps and not target.onwards else every,
+    )
+    return np.stack(columns, axis=1)
 
 
 def _axes(elements: str, target: Target) -> list[range]:

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from onnxfi.errors import InputError, SelectorError, closest
 from onnxfi.faults import sampling
 from onnxfi.faults.models import FaultModel, parse_fault
-from onnxfi.faults.space import FaultSpace, Selector, Site, Sites, Target, parse_site
+from onnxfi.faults.space import FaultSpace, Selector, Site, Sites, Target, moment, parse_site
 from onnxfi.faults.words import Word, Words
 
 #: Faults that one trial may hold: some 50 bytes each in memory.
 MOST_FAULTS = 20_000_000
-KINDS = ("ber", "count", "per-tensor", "exhaustive", "sites")
+KINDS = ("ber", "count", "per-tensor", "exhaustive", "per-sample", "sites")
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,15 @@ class Fault:
     after: int | None = None
     sample: int | None = None
     step: int | None = None
+    onwards: bool = False
     before_real: float | None = field(default=None, compare=False)
     after_real: float | None = field(default=None, compare=False)
 
     @property
     def site(self) -> Site:
         """Where it sits."""
-        return Site(self.target, self.index, self.bits[0] if self.bits else None, self.sample, self.step)
+        bit = self.bits[0] if self.bits else None
+        return Site(self.target, self.index, bit, self.sample, self.step, self.onwards)
 
     @property
     def changed(self) -> bool:
@@ -103,12 +105,12 @@ class Faults(Sequence[Fault]):
         row = range(len(self))[row]
         target = self.targets[int(self.sites.target[row])]
         bit, model = int(self.sites.bit[row]), self.model(row)
-        words = (None if column is None else int(column[row]) for column in (self.before, self.after))
+        before, after = (None if column is None else int(column[row]) for column in (self.before, self.after))
         bits = None if bit < 0 else tuple(range(bit, bit + model.width()))
-        real: dict[str, Any] = {}
+        real = self.sites.named(row)
         if self.reals is not None and not np.isnan(self.reals[0, row]):  # the shortest decimal of a float32
-            real = {f"{when}_real": float(str(self.reals[k, row])) for k, when in enumerate(("before", "after"))}
-        return Fault(target.id, int(self.sites.index[row]), bits, str(model), target.word, *words, **real)
+            real |= {f"{when}_real": float(str(self.reals[k, row])) for k, when in enumerate(("before", "after"))}
+        return Fault(target.id, int(self.sites.index[row]), bits, str(model), target.word, before, after, **real)
 
     def __iter__(self) -> Iterator[Fault]:
         return (self[row] for row in range(len(self)))
@@ -121,7 +123,7 @@ class Faults(Sequence[Fault]):
 
     def pick(self, rows: Any) -> Faults:
         """The faults of these rows (numbers, a mask or a slice), in that order."""
-        sites = Sites(self.sites.target[rows], self.sites.index[rows], self.sites.bit[rows])
+        sites = self.sites.pick(rows)
         models = self.models if len(self.models) == 1 else tuple(self.models[r] for r in np.arange(len(self))[rows])
         before, after = (None if c is None else c[rows] for c in (self.before, self.after))
         reals = None if self.reals is None else self.reals[:, rows]
@@ -139,7 +141,6 @@ def concat(parts: Sequence[Faults]) -> Faults:
     """Several rows of faults over the same targets as one, in order. Words are kept where all parts have them."""
     if len(parts) == 1:
         return parts[0]
-    columns = (np.concatenate([getattr(p.sites, name) for p in parts]) for name in ("target", "index", "bit"))
     models = {p.models for p in parts}
     spread = (
         parts[0].models
@@ -152,7 +153,24 @@ def concat(parts: Sequence[Faults]) -> Faults:
     )
     known = [p.reals for p in parts if p.reals is not None]
     reals = np.concatenate(known, axis=1) if len(known) == len(parts) else None
-    return Faults(parts[0].targets, Sites(*columns), spread, before, after, sum(p.events for p in parts), reals)
+    return Faults(parts[0].targets, Sites.join([p.sites for p in parts]), spread, before, after,
+                  sum(p.events for p in parts), reals)  # fmt: skip
+
+
+#: Kinds that go by a rate.
+RATES = ("ber", "per-sample")
+
+
+def _samples(space: FaultSpace) -> int:
+    """How many samples its sites name; SelectorError where a target has no sample to name."""
+    for target in space.targets:
+        if not target.samples:
+            raise SelectorError(
+                f"{target.id!r} has no batch axis, so no sample of it can be struck; leave it out with --exclude"
+                if target.in_flight
+                else f"{target.id!r} is stored: its faults are there in every sample; use --ber or --count for weights"
+            )
+    return max((target.samples for target in space.targets), default=0)
 
 
 @dataclass(frozen=True)
@@ -160,7 +178,8 @@ class Draw:
     """How sites are chosen: a kind, its number, and the seed.
 
     Kinds: `ber` (each site with probability `rate`), `count` (`n` different sites), `per-tensor` (`n` in each
-    target), `exhaustive` (all), `sites` (those named).
+    target), `per-sample` (in each sample of the data, with probability `rate`, one site), `exhaustive` (all), `sites`
+    (those named).
     """
 
     kind: str
@@ -171,7 +190,7 @@ class Draw:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(f"unknown sampler {self.kind!r}{closest(self.kind, KINDS)}")
-        if self.kind == "ber":
+        if self.kind in RATES:
             sampling.check_rate(self.rate)
         elif self.n < 0:
             raise InputError(f"--count {self.n} is out of range; give a whole number from 0")
@@ -179,6 +198,8 @@ class Draw:
     def expected(self, space: FaultSpace) -> float:
         """How many faults the draw is expected to give."""
         each = {"per-tensor": self.n * len(space.targets), "exhaustive": space.size}
+        if self.kind == "per-sample":
+            return self.rate * _samples(space)
         return self.rate * space.size if self.kind == "ber" else float(each.get(self.kind, self.n))
 
     def numbers(self, space: FaultSpace, trial: int) -> sampling.Numbers:
@@ -194,6 +215,8 @@ class Draw:
             return sampling.count(space.size, self.n, self.seed, trial)
         if self.kind == "per-tensor":
             return sampling.per_tensor(space.sizes, self.n, self.seed, trial)
+        if self.kind == "per-sample":
+            return sampling.per_sample(space.sizes, _samples(space), self.rate, self.seed, trial)
         return sampling.exhaustive(space.size)
 
 
@@ -229,7 +252,7 @@ def _spread_out(targets: tuple[Target, ...], sites: Sites, model: FaultModel) ->
             raise InputError(f"{model} strikes more than {MOST_FAULTS:,} words in one trial; lower the rate or count")
     lengths = np.array([len(r) for r in reached], np.int64)
     index = np.concatenate([np.zeros(0, np.int64), *reached])
-    return Sites(np.repeat(sites.target, lengths), index, np.repeat(sites.bit, lengths))
+    return replace(sites.pick(np.repeat(np.arange(len(sites)), lengths)), index=index)
 
 
 def at_sites(
@@ -256,7 +279,7 @@ def at_sites(
             raise SelectorError(
                 f"{model} at {str(site)!r} reaches beyond the {target.word.bits} bits of {target.dtype}"
             )
-        if site.sample is not None or site.step is not None:
+        if (site.sample is not None or site.step is not None) and not target.in_flight:
             raise SelectorError(f"site {str(site)!r}: a stored word has neither sample nor step; leave them out")
         if site not in space:
             raise SelectorError(f"site {str(site)!r} is left out by the other selectors")
@@ -267,6 +290,9 @@ def at_sites(
         np.array([ordinal[s.target] for s in sites], np.int64),
         np.array([s.index for s in sites], np.int64),
         np.array([-1 if s.bit is None else s.bit for s in sites], np.int16),
+        np.array([moment(s.sample, s.step, onwards=s.onwards) for s in sites], np.int64)
+        if any(targets[ordinal[s.target]].in_flight for s in sites)
+        else None,
     )
     return strike(tuple(targets), columns, model, seed, 1)
 
@@ -282,10 +308,7 @@ def singles(
     if not (model.draws or model.each.draws or model.spreads):
         return Faults(space.targets, sites, (model,)), [1] * len(sites)
     rows = (slice(k, k + 1) for k in range(len(sites)))
-    parts = [
-        strike(space.targets, Sites(sites.target[k], sites.index[k], sites.bit[k]), model, seed, trial)
-        for k, trial in zip(rows, trials, strict=True)
-    ]
+    parts = [strike(space.targets, sites.pick(k), model, seed, trial) for k, trial in zip(rows, trials, strict=True)]
     return concat(parts), [len(part) for part in parts]
 
 

@@ -115,15 +115,15 @@ def activations(model: Model) -> tuple[Activation, ...]:
     >>> [a.target.id for a in activations(load("models/fashion_cnn.onnx")) if a.default][:2]
     ['relu', 'relu_1']
     """
-    inferred, declared = _inferred(model.proto), _declared(model.proto.graph)
+    proto, declared = inferred(model.proto), _declared(model.proto.graph)
     walk = Walk(model.proto, model.records, lambda *_: Place(0, (), 0))
-    found = {path: _Facts.of(graph, around) for path, graph, around in graphs(inferred)}
-    batch = _batch(inferred.graph)
+    found = {path: _Facts.of(graph, around) for path, graph, around in graphs(proto)}
+    batch = _batch(proto.graph)
     rows = [_activation(found[path], path, row, batch, declared) for path, *row in walk.flowing() if path in found]
     return _unique(_placed(rows, found))
 
 
-def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+def inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the types that follow from its inputs; what it declares of others may be wrong and is left out."""
     import onnx
 
@@ -346,7 +346,7 @@ def choose(rows: Sequence[Activation], selector: Selector, *, every: bool = Fals
     by_name = {(a.path, a.name): a for a in able}
     notes, out = [], {}
     for a in picked:
-        if a.quantized and not every:
+        if a.quantized and not every and (a.path, a.quantized) in by_name:
             end = by_name[a.path, a.quantized]
             notes.append(f"{a.target.id!r} lies in a QDQ group: its integer {end.target.id!r} is struck instead")
             out[end.target.id] = end

@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from onnxfi.errors import ModelError
-from onnxfi.graph.activations import captured, labels
+from onnxfi.graph.activations import captured, graphs, labels
 from onnxfi.graph.bodies import NUMBER, Nodes, opset_of
 
 if TYPE_CHECKING:
     import onnx
 
+#: Operators whose bodies run many times, and the opset from which a Scan is written as it is today.
+LOOPS = ("Loop", "Scan")
+_LEAST_OPSET = 9
 #: Given the value's name, the result's and the iteration's ('' outside loops), append the nodes between the two.
 Insert = Callable[[Nodes, str, str, str], None]
 
@@ -170,20 +173,59 @@ def _bodies(state: _Edit, node: onnx.NodeProto, label: str, step: str) -> list[o
 
 
 def _counter(state: _Edit, node: onnx.NodeProto, body: onnx.GraphProto) -> tuple[str, onnx.NodeProto]:
-    """Give a Scan a state that counts its iterations; returns its name inside, and the node that it starts from."""
+    """Give a Scan or Loop a state that counts its iterations, behind its other states.
+
+    Returns its name inside, and the node that it starts from; what comes out is called as that, with `.steps` behind.
+    """
     from onnx import helper
 
     inside: Any = body
-    scanned = next(a.i for a in node.attribute if a.name == "num_scan_inputs")
-    states = len(node.input) - scanned
+    scans = node.op_type == "Scan"
+    scanned = next(a.i for a in node.attribute if a.name == "num_scan_inputs") if scans else 0
+    # A Loop takes a trip count and a condition first; its body an iteration and a condition, and puts out a condition.
+    states, before = len(body.input) - scanned - (0 if scans else 2), 0 if scans else 2
     start, now, after = (state.fresh(f"onnxfi.{n}") for n in ("start", "step", "next"))
-    node.input.insert(states, start)
-    node.output.insert(states, state.fresh("onnxfi.steps"))
-    for values, name in ((inside.input, now), (inside.output, after)):
-        values.insert(states, helper.make_tensor_value_info(name, NUMBER["int64"], []))
+    while len(node.input) < before + states:
+        node.input.append("")
+    node.input.insert(before + states, start)
+    while len(node.output) < states:
+        node.output.append("")
+    node.output.insert(states, state.fresh(f"{start}.steps"))
+    for values, name, at in ((inside.input, now, before + states), (inside.output, after, states + bool(before))):
+        values.insert(at, helper.make_tensor_value_info(name, NUMBER["int64"], []))
     g = Nodes(state.opset, f"{after}.")
     g.add("Add", now, g.constant(1), name=after)
     body.node.extend(g.nodes)
     zero = Nodes(state.opset)
     zero.constant(0, name=start)
     return now, zero.nodes[0]
+
+
+def count_steps(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """A copy of a model that also puts out how often the loops of its top graph turn.
+
+    Returns it, and by the path of each graph that lies in one of them, and in no other loop, the name of that output.
+    """
+    import onnx
+    from onnx import helper
+
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    made.ir_version = max(made.ir_version, 4)
+    state = _Edit({}, {}, set(_names(made.graph)), opset_of(made))
+    found: dict[str, str] = {}
+    loops = [(path, around) for path, _, around in graphs(made) if sum(n.op_type in LOOPS for n in around) == 1]
+    kept = list(made.graph.node)
+    for node, label in zip(kept, labels(kept), strict=True):
+        if node.op_type not in LOOPS or opset_of(made) < _LEAST_OPSET:
+            continue
+        body = next(a.g for a in node.attribute if a.name == "body")
+        paths = [path for path, around in loops if path.startswith(f"{label}.body::") and around[0].op_type in LOOPS]
+        _, zero = _counter(state, node, body)
+        name = next(n for n in node.output if n.startswith("onnxfi.start") and n.endswith(".steps"))
+        start = made.graph.initializer.add()  # a node would be counted where nodes have no names
+        start.CopyFrom(zero.attribute[0].t)
+        start.name = zero.output[0]
+        made.graph.output.append(helper.make_tensor_value_info(name, NUMBER["int64"], []))
+        found |= dict.fromkeys(paths, name)
+    return made, found

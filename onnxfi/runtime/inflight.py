@@ -16,13 +16,14 @@ import numpy as np
 from onnxfi.errors import InputError, ModelError, OnnxfiError, SelectorError
 from onnxfi.faults.models import Add, FaultModel, Scale
 from onnxfi.faults.space import FaultSpace, Selector, parse_site
-from onnxfi.faults.trials import Draw, Faults, at_sites, concat, draw, fault_model
+from onnxfi.faults.trials import Draw, Faults, at_sites, draw, fault_model
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.activations import Activation, Chosen, activations, choose, told
 from onnxfi.graph.arming import check_place
 from onnxfi.graph.bodies import opset_of
-from onnxfi.graph.instrument import FOREVER, Armed, Strike, arm, bake, reachable
+from onnxfi.graph.instrument import Armed, Strike, arm, bake, reachable
 from onnxfi.graph.model import Model, load, parse
+from onnxfi.graph.rewire import count_steps
 from onnxfi.graph.save import save
 from onnxfi.runtime.data import Data, open_data
 from onnxfi.runtime.engines import OrtEngine
@@ -73,7 +74,7 @@ def prepare(
         notes.append(f"opset raised from {own} to {wanted}; outputs stayed the same byte for byte")
     rows = activations(current)
     if any("type is not known" in a.why_not or (shapes and not a.shaped) for a in rows):
-        rows = _asked(model, proto, rows, data)
+        rows = asked(model, proto, rows, data)
     return Flow(model, proto, reachable(rows, opset_of(proto), body), body, tuple(notes))
 
 
@@ -131,16 +132,29 @@ def _outputs(model: bytes | Path, data: Data | None) -> dict[str, Array]:
     return session.run(_feeds(session.inputs, data))
 
 
+def counted(model: Model, data: Data | None) -> dict[str, int]:
+    """How often the loops of the top graph turn on the first samples, by the path of each graph inside one of them.
+
+    Loops within loops or branches are left out: what they do may differ from turn to turn.
+    """
+    proto, counters = count_steps(parse(model))
+    if not counters or model.external:
+        return {}
+    session = OrtEngine(provider="cpu", optimization="off").prepare(proto.SerializeToString())
+    found = session.run(_feeds(session.inputs, data), sorted(set(counters.values())))
+    return {path: int(found[name]) for path, name in counters.items()}
+
+
 def _feeds(ports: Any, data: Data | None) -> Mapping[str, Array]:
     """The first samples of the data, or made-up ones."""
     fed = data or open_data(None, ports, limit=_SAMPLES)
     return next(iter(fed.batches(fed.layout.fixed or min(_SAMPLES, fed.samples)))).feeds
 
 
-def _asked(
+def asked(
     model: Model, proto: onnx.ModelProto, rows: Sequence[Activation], data: Data | None
 ) -> tuple[Activation, ...]:
-    """Run the model once with its open values as outputs; what cannot be run stays open."""
+    """The activations with what one run tells of those that the file leaves open; what cannot be run stays open."""
     import onnx
 
     wanted = [a for a in rows if not a.path and ("type is not known" in a.why_not or not a.shaped)]
@@ -274,7 +288,7 @@ def inject_flow(
     flow = prepare(model, opset=opset, body=body, data=data, shapes=True)
     if sites:
         chosen = _named(flow, sites)
-        faults, strikes = _at(chosen, sites, event, selector, seed)
+        faults, struck = _at(chosen, sites, event, selector, seed)
         space, how = _space(chosen, selector, event), Draw("sites", n=len(sites), seed=seed)
     else:
         chosen = choose(flow.activations, selector, every=all)
@@ -283,12 +297,12 @@ def inject_flow(
         kind = "ber" if ber is not None else "per-tensor" if per_tensor else "count"
         how = Draw(kind, rate=ber or 0.0, n=count or 0, seed=seed)
         faults = draw(space, how, event)
-        strikes = _strikes(faults, chosen.activations)
-    made = bake(flow.proto, strikes, body=body, inline=inline)
+        struck = strikes(faults, {a.target.id: a for a in chosen.activations})
+    made = bake(flow.proto, struck, body=body, inline=inline)
     place = None if out is None else Path(out)
     if place is not None:
         save(model, made, place)
-    return Injected(made, tuple(strikes), faults, space, how, place, (*flow.notes, *chosen.notes))
+    return Injected(made, tuple(struck), faults, space, how, place, (*flow.notes, *chosen.notes))
 
 
 def _space(chosen: Chosen, selector: Selector, event: FaultModel) -> FaultSpace:
@@ -333,34 +347,38 @@ def _at(
     chosen: Chosen, sites: Sequence[str], event: FaultModel, selector: Selector, seed: int
 ) -> tuple[Faults, list[Strike]]:
     targets = [_open(a) for a in chosen.activations]
-    parsed = [parse_site(text, targets) for text in sites]
-    faults = [at_sites([str(replace(site, sample=None, step=None))], targets, event, selector, seed) for site in parsed]
-    strikes = []
-    for site, one in zip(parsed, faults, strict=True):
-        first, last = (0, FOREVER) if site.step is None else (site.step, site.step)
-        made = _strikes(one, chosen.activations)
-        strikes += [replace(s, sample=site.sample, first=first, last=last) for s in made]
-    for s in strikes:
+    faults = at_sites(sites, targets, event, selector, seed)
+    struck = strikes(faults, {a.target.id: a for a in chosen.activations})
+    for s in struck:
         check_place(s.activation, s, 1 << 62)
-    return concat(faults), strikes
+    return faults, struck
 
 
-def _strikes(faults: Faults, rows: Sequence[Activation]) -> list[Strike]:
-    """Faults as what the pass bakes or feeds: masks, or a scale and a shift."""
-    by_id = {a.target.id: a for a in rows}
+def strikes(faults: Faults, rows: Mapping[str, Activation]) -> list[Strike]:
+    """Faults as what the pass bakes or feeds: masks, or a scale and a shift; `rows` are the activations by target id.
+
+    Raises FaultError for a fault that is neither.
+    """
     out = []
-    columns = zip(faults.sites.target.tolist(), faults.sites.index.tolist(), faults.sites.bit.tolist(), strict=True)
-    for row, (target, index, bit) in enumerate(columns):
-        a, model = by_id[faults.targets[target].id], faults.model(row)
+    sites = faults.sites
+    columns = zip(sites.target.tolist(), sites.index.tolist(), sites.bit.tolist(), sites.times().tolist(), strict=True)
+    for row, (target, index, bit, (sample, first, last)) in enumerate(columns):
+        a, model = rows[faults.targets[target].id], faults.model(row)
         mask = model.mask(a.target.word, bit)
+        times: dict[str, Any] = {"sample": None if sample < 0 else sample, "first": first, "last": last}
         if mask is not None:
-            out.append(Strike(a, index, mask))
+            out.append(Strike(a, index, mask, **times))
         elif isinstance(model, Scale):
-            out.append(Strike(a, index, None, scale=float(model.factor)))
+            out.append(Strike(a, index, None, scale=float(model.factor), **times))
         elif isinstance(model, Add):
-            out.append(Strike(a, index, None, shift=float(model.value)))
+            out.append(Strike(a, index, None, shift=float(model.value), **times))
         else:
             raise InputError(
                 f"{model} is neither a mask nor scale nor add, so no graph can do it; choose another fault"
             )
     return out
+
+
+def bake_into(model: Model, faults: Sequence[Strike], out: Path) -> None:
+    """Write a model that has these faults; its opset is raised where that is needed."""
+    save(model, bake(prepare(model).proto, faults), out)

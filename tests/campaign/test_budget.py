@@ -114,7 +114,7 @@ def test_its_campaign_goes_on_any_model() -> None:
         ("version: 1\ntime_s: .nan\n" + SWEEP, ", line 2, column 9: time_s nan is out of range"),
         ("version: 1\ncampaign: 3", ", line 2, column 11: takes field names and their values"),
         ("version: 1\ncampaign: {bre: 1e-5}", ", line 2, column 12: unknown field 'bre'; closest: 'ber'"),
-        ("version: 1\ncampaign: {}", ", line 2, column 11: exactly one of ber, single"),
+        ("version: 1\ncampaign: {}", ", line 2, column 11: exactly one of ber, per_sample"),
         ("version: 1\ncampaign: {ber: 7}", ", line 2, column 17: ber"),
         ("version: 1\ncampaign:\n  ber: 1e-5\n  model: m.onnx", "4, column 10: the campaign of a budget takes no m"),
         ("version: 1\ncampaign: {faults: f.jsonl}", ", line 2, column 20: the campaign of a budget takes no faults"),

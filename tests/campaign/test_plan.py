@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from tiny import mlp, ran, save, tables
 
 from onnxfi.campaign.plan import Plan, Planned, make_plan, write_plan
+from onnxfi.campaign.reach import Reach
 from onnxfi.campaign.spec import Campaign, Part, SpecError
 from onnxfi.errors import FaultListError, InputError, OutputError, SelectorError
 from onnxfi.faults.faultlist import FaultList
@@ -29,7 +30,7 @@ SITES = 43 * 32
 
 
 def planned(model: str = "m.onnx", **fields: Any) -> Plan:
-    return make_plan(Campaign(model, **fields), load(model))
+    return make_plan(Campaign(model, **fields), Reach.of(load(model)))
 
 
 def faults(trial: Planned) -> list[tuple[str, int, int | None, str]]:

@@ -365,7 +365,7 @@ def test_any_executor_gives_the_same_rows(here: Path) -> None:
 def test_a_long_list_is_never_held_whole(here: Path) -> None:
     write_plan(plan(campaign(data=None))[0], "list.jsonl")
     bench = Bench.open(campaign(faults="list.jsonl"))
-    made = make_plan(bench.campaign, bench.model)
+    made = make_plan(bench.campaign, bench.reach)
     before = runner.identity(bench, made)["faults"]
     with open("list.jsonl", "a") as stream:
         stream.write("\n" * (1 << 25))

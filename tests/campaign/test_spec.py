@@ -51,6 +51,10 @@ EXAMPLES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "bits": ("30", ["--bits", "30"], SWEEP),
     "elements": ("1:30", ["--elements", "1:30"], SWEEP),
     "role": (("weight", "scale"), ["--role", "weight", "--role", "scale"], SWEEP),
+    "per_sample": ((0.25, 0.5), ["--per-sample", "0.25,0.5"], {"target": ("inputs",)}),
+    "target": (("weights", "inputs"), ["--target", "weights,inputs"], SWEEP),
+    "persistence": ("permanent", ["--persistence", "permanent"], {**SWEEP, "target": ("activations",)}),
+    "all": (True, ["--all"], {**SWEEP, "target": ("activations",)}),
     "seed": ((1 << 64) - 1, ["--seed", str((1 << 64) - 1)], SWEEP),
     "preprocess": ("p.yaml", ["--preprocess", "p.yaml"], SWEEP),
     "samples": (5, ["--samples", "5"], SWEEP),
@@ -210,11 +214,20 @@ BAD: list[tuple[str, str]] = [
     ("single: true\nmargin: 0.1\nper: layers", "line 4, column 6: per 'layers' is unknown; closest: 'layer'"),
     ("single: true\nmargin: 0.1\ntrials: 9", "line 3, column 9: single takes trials or margin"),
     ("single: true\ntrials: 9\nper: layer", "line 4, column 6: per 'layer' sizes each stratum by a margin"),
-    ("single: true\nmargin: 0.1\nber: 1e-6", "line 2, column 9: exactly one of ber, single, exhaustive, faults, mix"),
-    ("seed: 1", "exactly one of ber, single, exhaustive, faults, mix says which trials there are; given: none"),
+    (
+        "single: true\nmargin: 0.1\nber: 1e-6",
+        "line 2, column 9: exactly one of ber, per_sample, single, exhaustive, faults, mix",
+    ),
+    (
+        "seed: 1",
+        "exactly one of ber, per_sample, single, exhaustive, faults, mix says which trials there are; given: none",
+    ),
     ("ber: 1e-6\nmargin: 0.1", "line 3, column 9: margin says nothing with ber, only with single"),
     ("ber: 1e-6\nper: layer", "line 3, column 6: per says nothing with ber, only with single"),
-    ("exhaustive: true\nrepeat: 3", "line 3, column 9: repeat says nothing with exhaustive, only with ber, mix"),
+    (
+        "exhaustive: true\nrepeat: 3",
+        "line 3, column 9: repeat says nothing with exhaustive, only with ber, per_sample, mix",
+    ),
     ("faults: f.jsonl\nfault: zero", "line 3, column 8: fault says nothing with faults"),
     ("faults: f.jsonl\nseed: 3", "line 3, column 7: seed says nothing with faults"),
     ("mix: [{ber: 1e-6}]\ninclude: w", "line 3, column 10: include says nothing with mix"),
@@ -380,7 +393,10 @@ def test_the_document_lists_every_field_with_its_type_and_default() -> None:
     kinds |= {"tuple[str, ...]": "texts", "tuple[float, ...]": "numbers", "tuple[Part, ...]": "parts"}
     fields = dataclasses.fields(Campaign)
     assert told == {
-        f.name: (kinds[str(f.type).removesuffix(" | None")], list(f.default) if f.default in ((), DUE) else f.default)
+        f.name: (
+            kinds[str(f.type).removesuffix(" | None")],
+            list(f.default) if isinstance(f.default, tuple) else f.default,
+        )
         for f in fields
     }
     assert list(told) == [fields[0].name, *(f.name for f in fields[1:])], "in the order of the fields"

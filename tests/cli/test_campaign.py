@@ -364,7 +364,10 @@ def test_a_bar_on_a_terminal(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("run m.onnx", "which trials? give --ber RATES, --single with --trials or --margin, --exhaustive, --mix PART"),
+        (
+            "run m.onnx",
+            "which trials? give --ber RATES, --per-sample RATES, --single with --trials or --margin, --exhaustive, --mix PART",
+        ),
         ("run m.onnx --ber 1e-3:1e-6", "ber '1e-3:1e-6': decades run from a smaller rate above 0 to a larger one"),
         ("run m.onnx --ber 1e-3,1e-4", "ber 0.001, 0.0001 is out of order; give rising rates, each once"),
         ("run m.onnx --ber x", "ber 'x' is no rate; write 1e-6, a list 1e-6,1e-5 or decades 1e-7:1e-3"),
@@ -378,7 +381,7 @@ def test_a_bar_on_a_terminal(tiny: Path) -> None:
         ("run m.onnx --single --trials 0", "trials 0 is out of range"),
         ("run m.onnx --single --margin 0.1 --per layers", "'layers' is not one of 'network', 'layer'"),
         ("run m.onnx --ber 1e-3 --margin 0.1", "margin says nothing with ber, only with single; leave it out"),
-        ("run m.onnx --ber 1e-3 --exhaustive", "exactly one of ber, single, exhaustive, faults, mix"),
+        ("run m.onnx --ber 1e-3 --exhaustive", "exactly one of ber, per_sample, single, exhaustive, faults, mix"),
         ("run m.onnx --ber 1e-3 --seed -1", "seed -1 is out of range; give a whole number from 0 to 2**64 - 1"),
         ("run m.onnx --ber 1e-3 --due crahs", "due 'crahs' is unknown; closest: 'crash'"),
         ("run m.onnx --ber 1e-3 --fault filp", "unknown fault 'filp'; closest: 'flip'"),
@@ -506,6 +509,7 @@ def test_flags_have_the_defaults_of_the_fields() -> None:
 
     found: dict[str, Any] = {}
     assert CliRunner().invoke(command, []).exit_code == 0
-    base = SimpleNamespace(**{**vars(Campaign("m", ber=1e-3)), "ber": None, "due": ",".join(Campaign("m", ber=1).due)})
+    words = {name: ",".join(getattr(Campaign("m", ber=1), name)) for name in ("due", "target")}
+    base = SimpleNamespace(**{**vars(Campaign("m", ber=1e-3)), "ber": None, "per_sample": None, **words})
     assert found == {name: getattr(base, name) for name in found}
     assert set(vars(Campaign("m", ber=1))) - set(found) == {"model"}

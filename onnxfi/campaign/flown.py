@@ -1,0 +1,202 @@
+"""The trials that strike values in flight: the model cut where they strike, patched there, and resumed.
+
+A value inside a body (`If`, `Loop`, `Scan`) cannot be cut out: there the fault operator strikes, which is fed. Each
+route has a golden run of its own, since a runtime fuses across no cut.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxfi.campaign.reach import Reach
+from onnxfi.errors import FaultError, SelectorError
+from onnxfi.faults.faultlist import Header
+from onnxfi.faults.trials import Faults
+from onnxfi.graph.activations import Activation
+from onnxfi.graph.arming import columns
+from onnxfi.graph.instrument import Armed, Strike, arm
+from onnxfi.graph.model import load, parse
+from onnxfi.graph.mutate import edits, place, write
+from onnxfi.graph.rewire import count_steps
+from onnxfi.runtime.batches import Batch, Data
+from onnxfi.runtime.engines import Engine
+from onnxfi.runtime.evaluation import scored, stacked
+from onnxfi.runtime.inflight import bake_into, strikes
+from onnxfi.runtime.ports import Array
+from onnxfi.runtime.staged import Staged, prepare_stages, strike
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class Flown:
+    """A model cut at some of its values in flight, ready to run on a campaign's data, `size` samples together.
+
+    `inside` are the values in bodies, which its operator strikes; `turns` says by target which output counts the turns
+    of the loop around it; `golden` are the scores of its own disarmed run.
+    """
+
+    reach: Reach
+    cuts: tuple[str, ...]
+    engine: Engine
+    data: Data = field(repr=False)
+    size: int
+    output: str | None
+    axes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    staged: Staged = field(repr=False)
+    armed: Armed | None = field(repr=False)
+    turns: Mapping[str, str] = field(repr=False)
+    golden: Array = field(repr=False)
+
+    @classmethod
+    def open(
+        cls, reach: Reach, cuts: tuple[str, ...], engine: Engine, data: Data, size: int, output: str | None,
+        axes: Mapping[str, tuple[int, ...]],
+    ) -> Flown:  # fmt: skip
+        """Cut the model at these targets, and run golden; `axes` say where outputs hold samples."""
+        staged, armed, turns = _staged(reach, cuts, engine, parse(reach.model))
+        none = np.zeros((0, 0))
+        flown = cls(reach, cuts, engine, data, size, output, axes, staged, armed, turns, none)
+        return replace(flown, golden=flown.scores(None))
+
+    def scores(self, faults: Faults | None, stored: Faults | None = None, *, batches: int | None = None) -> Array:
+        """The scored output over all samples, or the first batches, with these faults in flight.
+
+        `stored` are faults in stored words that are there as well. Batches that no fault strikes are golden's.
+        """
+        flown = self if stored is None else self._with(stored)
+        parts = []
+        for batch in islice(self.data.batches(self.size), batches):
+            held = slice(batch.start, batch.start + batch.valid)
+            if faults is not None and stored is None and len(self.golden) == self.data.samples:
+                sample = faults.sites.times()[:, 0]
+                if not ((sample < 0) | ((sample >= held.start) & (sample < held.stop))).any():
+                    parts.append(self.golden[held])
+                    continue
+            parts.append(scored(batch, flown.outputs(faults, batch), self.axes, self.output))
+        return stacked(parts)
+
+    def outputs(self, faults: Faults | None, batch: Batch) -> dict[str, Array]:
+        """What the model puts out for a batch with these faults in flight (None: none)."""
+        by_id = {} if faults is None else _by_id(faults)
+        flying, sizes = self.reach.flying, {"start": batch.start, "size": batch.size}
+
+        def patch(name: str, array: Array) -> Array:
+            if name not in by_id:
+                return array
+            a = flying[name]
+            return strike(array, a.target, a.axis, by_id[name], **sizes)
+
+        feeds = dict(batch.feeds)
+        inside = {name: mine for name, mine in by_id.items() if flying[name].path}
+        if self.armed is not None:
+            feeds |= columns(self.armed, self._strikes(inside, batch), batch=batch.size)
+        names = [name for name in self.staged.outputs if name not in self.turns.values()]
+        wanted = names if self.output is None else [self.output]
+        found = self.staged.run(feeds, [*wanted, *sorted(set(self.turns.values()))], patch)
+        self._check_steps(inside, found, batch)
+        return {name: found[name] for name in wanted}
+
+    def _strikes(self, inside: Mapping[str, Faults], batch: Batch) -> list[Strike]:
+        """The faults in bodies, their samples counted within the batch."""
+        out = []
+        for mine in inside.values():
+            for one in strikes(mine, self.reach.flying):
+                if one.sample is None:
+                    out.append(one)
+                elif batch.start <= one.sample < batch.start + batch.size:
+                    out.append(replace(one, sample=one.sample - batch.start))
+        return out
+
+    def _check_steps(self, inside: Mapping[str, Faults], found: Mapping[str, Array], batch: Batch) -> None:
+        """Refuse a step that the loop did not come to: the graph cannot tell."""
+        for name, mine in inside.items():
+            times = mine.sites.times()
+            here = (times[:, 0] < 0) | ((times[:, 0] >= batch.start) & (times[:, 0] < batch.start + batch.valid))
+            if name not in self.turns or not here.any():
+                continue
+            turned, first = int(found[self.turns[name]]), int(times[here, 1].max())
+            if first >= max(1, turned):
+                raise SelectorError(
+                    f"{name}@step={first}: the loop has {turned} iterations for samples {batch.start} to "
+                    f"{batch.start + batch.valid - 1}, steps are 0 to {turned - 1}"
+                )
+
+    def _with(self, stored: Faults) -> Flown:
+        """The same through a model whose stored words are struck."""
+        model = self.reach.model
+        change = edits(model, stored, place(model, stored)[1])
+        with tempfile.TemporaryDirectory(prefix="onnxfi-", ignore_cleanup_errors=True) as folder:
+            faulty = write(model, change, Path(folder) / "faulty.onnx" if model.external else None)
+            proto = parse(load(faulty.path or faulty.data or b""))
+            where = Path(folder) if model.external else None
+            staged, armed, turns = _staged(self.reach, self.cuts, self.engine, proto, where)
+        return replace(self, staged=staged, armed=armed, turns=turns)
+
+
+def _staged(
+    reach: Reach, cuts: tuple[str, ...], engine: Engine, proto: onnx.ModelProto, folder: Path | None = None
+) -> tuple[Staged, Armed | None, dict[str, str]]:
+    """The stages of a model cut at these targets; where there are bodies, operators and the counters of loops."""
+    rows = [reach.flying[name] for name in cuts]
+    inside, turns = [a for a in rows if a.path], dict[str, str]()
+    armed = None
+    if inside:
+        counted, counters = count_steps(proto)
+        turns = {a.target.id: counters[a.path] for a in inside if a.path in counters}
+        armed = arm(counted, inside)
+        proto = _fed(armed)
+    if folder is None and reach.model.path is not None:
+        folder = reach.model.path.parent
+    staged = prepare_stages(proto, [a.name for a in rows if not a.path], engine, folder)
+    return staged, armed, turns
+
+
+def _fed(armed: Armed) -> onnx.ModelProto:
+    """An armed model whose columns must be fed: without defaults, which would make them weights of its stages."""
+    import onnx
+
+    made = onnx.ModelProto()
+    made.CopyFrom(armed.proto)
+    for k in reversed(range(len(made.graph.initializer))):
+        if made.graph.initializer[k].name in armed.inputs:
+            del made.graph.initializer[k]
+    return made
+
+
+def _by_id(faults: Faults) -> dict[str, Faults]:
+    return {
+        faults.targets[k].id: faults.pick(np.flatnonzero(faults.sites.target == k))
+        for k in np.unique(faults.sites.target).tolist()
+    }
+
+
+def one_sample(header: Header, faults: Faults) -> int | None:
+    """The one sample that a trial of a single fault strikes, which alone it is judged on; None where it is none."""
+    if not header.of_singles or faults.sites.when is None:
+        return None
+    samples = np.unique(faults.sites.when[:, 0])
+    return int(samples[0]) if len(samples) == 1 and samples[0] >= 0 else None
+
+
+def bake_trial(reach: Reach, faults: Faults, stored: Faults, out: Path) -> None:
+    """Write the model of one trial: its stored words struck, and its faults in flight as operators in the graph.
+
+    A sample is then that row of the batch which is fed. Raises FaultError for a fault that no graph can do.
+    """
+    model = reach.model
+    rows: Mapping[str, Activation] = reach.flying
+    if len(stored):
+        if model.external:
+            raise FaultError("faults in stored words and in flight cannot be exported together with external data")
+        faulty = write(model, edits(model, stored, place(model, stored)[1]), None).data
+        model = load(faulty or b"")
+    bake_into(model, strikes(faults, rows), out)

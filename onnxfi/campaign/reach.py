@@ -1,0 +1,213 @@
+"""The reach of a campaign: all that its faults can strike in a model, as one row of targets.
+
+Stored words first, in file order; then, where a campaign asks for them, the values in flight of a run on its data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.errors import EngineError, FaultListError, SelectorError
+from onnxfi.faults.faultlist import Header
+from onnxfi.faults.flight import Aim, Flight, timed
+from onnxfi.faults.models import FaultModel, parse_fault
+from onnxfi.faults.space import FaultSpace, Selector, Target
+from onnxfi.faults.trials import Faults, apart
+from onnxfi.graph.activations import Activation, activations, choose
+from onnxfi.graph.bodies import opset_of
+from onnxfi.graph.instrument import reachable
+from onnxfi.graph.model import Model, parse
+from onnxfi.graph.mutate import bound, place
+from onnxfi.graph.reals import with_reals
+from onnxfi.runtime.data import Data
+from onnxfi.runtime.inflight import asked, counted
+from onnxfi.runtime.ports import ORT_TYPES
+
+_READ = {name for name, _ in ORT_TYPES.values()}
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What faults can strike in a model.
+
+    `targets` are all stored tensors and values in flight, `flying` what the graph says of the latter, by id. `flight`
+    binds faults in flight to their run (None: there are none).
+    """
+
+    model: Model
+    targets: tuple[Target, ...] = field(repr=False)
+    flying: Mapping[str, Activation] = field(default_factory=dict, repr=False)
+    flight: Flight | None = None
+
+    @classmethod
+    def of(
+        cls, model: Model, aims: Sequence[Aim] = (), data: Data | None = None, listed: Header | None = None
+    ) -> Reach:
+        """What a campaign with these aims can reach; values in flight are looked at in a run on its data.
+
+        Where a list is replayed its header says the aims, and for how many samples it was drawn.
+        """
+        if listed is not None:
+            aims = () if listed.flight is None else (listed.flight.aim,)
+        if not any(aim.flies for aim in aims):
+            return cls(model, model.targets)
+        plain = {a.target.id for a in activations(model) if a.shaped}
+        rows = _readable(model, asked(model, parse(model), activations(model), data))
+        steps = _steps(model, rows, data)
+        shapes = {a.target.id: a.target.shape for a in rows if a.shaped and a.target.id not in plain}
+        aim = Aim(tuple(dict.fromkeys(t for aim in aims for t in aim.target)), aims[0].persistence, aims[0].all)
+        found = Flight(aim, data.samples if data else 0, steps, shapes)
+        if listed is not None and listed.flight is not None:
+            if listed.flight.samples > found.samples:
+                raise FaultListError(
+                    f"the list was drawn for {listed.flight.samples:,} samples, the data has {found.samples:,}; "
+                    f"give the data that it was drawn for"
+                )
+            found = listed.flight
+        return cls._flying(model, rows, found)
+
+    @classmethod
+    def told(cls, model: Model, header: Header) -> Reach:
+        """What the faults of a list can reach, by what its header tells of the run."""
+        flight = header.flight
+        if flight is None:
+            return cls(model, model.targets)
+        rows = []
+        for a in _readable(model, activations(model)):
+            shape = flight.shapes.get(a.target.id)
+            known = a if shape is None else replace(a, dims=_dims(a, shape), target=replace(a.target, shape=shape))
+            rows.append(known)
+        return cls._flying(model, rows, flight)
+
+    @classmethod
+    def _flying(cls, model: Model, rows: Sequence[Activation], flight: Flight) -> Reach:
+        stored = {t.id for t in model.targets}
+        kept = [a for a in rows if a.shaped and not a.why_not and a.target.id not in stored]
+        targets = [replace(a.target, structural=False) for a in kept]
+        return cls(model, (*model.targets, *targets), {a.target.id: a for a in kept}, flight)
+
+    @cached_property
+    def by_id(self) -> dict[str, int]:
+        """The ordinal of each target."""
+        return {target.id: k for k, target in enumerate(self.targets)}
+
+    def onto(self, faults: Faults) -> Faults:
+        """The same faults over all targets."""
+        ordinals = np.array([self.by_id[t.id] for t in faults.targets], np.int64)
+        return replace(faults, targets=self.targets, sites=faults.sites.onto(ordinals))
+
+    def space(self, selector: Selector, aim: Aim, event: FaultModel) -> FaultSpace:
+        """The sites that a selection leaves; SelectorError where there are none."""
+        stored = self.model.targets if "weights" in aim.target else ()
+        if not aim.flies:
+            return selector.space(stored, event)
+        flying = [a for a in self.flying.values() if aim.takes(a.target)]
+        chosen = self._chosen(flying, selector, aim)
+        self._check(chosen, event)
+        kept = [t for t in stored if selector.keeps(t)] + [self._timed(a, aim) for a in chosen]
+        if not kept:
+            selector.space([*stored, *(a.target for a in flying)], event)  # says what matches nothing
+            raise SelectorError(
+                "the selectors leave no value in flight; the outputs of layers are taken unless --include names "
+                "others or --all takes every one"
+            )
+        space = FaultSpace.over(kept, event, bits=selector.bits, elements=selector.elements)
+        if not space.size:
+            replace(selector, include=(), op=(), exclude=(), role=()).space(kept, event)
+        if aim.persistence == "from" and not any(t.steps for t in space.targets):
+            raise SelectorError(
+                "nothing that is selected lies in a loop, so no fault can begin at a step; "
+                "use --persistence permanent or transient"
+            )
+        return space
+
+    def _chosen(self, flying: Sequence[Activation], selector: Selector, aim: Aim) -> Sequence[Activation]:
+        """The values in flight that a selector takes: inputs all, of what nodes put out those of layers unless said."""
+        # An input is struck itself, also where a QDQ group follows; and it counts as what a layer puts out.
+        flying = [replace(a, default=True, quantized="") if a.target.kind == "input" else a for a in flying]
+        try:
+            return choose(flying, selector, every=aim.all).activations
+        except SelectorError:
+            if "weights" in aim.target:  # the selection may be meant for those
+                return ()
+            raise
+
+    def _check(self, chosen: Sequence[Activation], event: FaultModel) -> None:
+        """Refuse what looks at whole stored tensors, and in bodies, which the operator strikes, what is no mask."""
+        if event.binds and chosen:
+            raise SelectorError(
+                f"{event} looks at the numbers of a whole stored tensor; choose another fault in flight"
+            )
+        for a in chosen:
+            spent = event.spend(1, a.target.word) if event.draws else event.each
+            places = range(a.target.word.bits - spent.width() + 1) if spent.unit == "bit" else (0,)
+            if a.path and any(spent.mask(a.target.word, bit) is None for bit in places):
+                raise SelectorError(
+                    f"{a.target.id!r} lies in a body, where {event} cannot be fed; leave it out with --exclude, "
+                    f"or choose a fault that changes bits, as flip or set-word"
+                )
+
+    def _timed(self, a: Activation, aim: Aim) -> Target:
+        assert self.flight is not None
+        target = replace(a.target, structural=False)
+        steps = self.flight.steps.get(target.id, 0)
+        if a.loop and not steps and aim.persistence != "permanent":
+            raise SelectorError(
+                f"how often the loop around {target.id!r} turns cannot be told, so no step of it can be drawn; "
+                f"leave it out with --exclude, or use --persistence permanent"
+            )
+        return timed(target, aim.persistence, self.flight.samples, steps, batched=a.axis is not None)
+
+    def listed(self, header: Header) -> FaultSpace:
+        """The sites that the recipes of a list draw from."""
+        aim = header.flight.aim if header.flight else Aim()
+        return self.space(header.selector, aim, parse_fault(header.fault))
+
+    def placed(self, faults: Faults, *, each: bool = False) -> Faults:
+        """The faults with the words before and after, where all are stored; `each` on its own, unseen by the others."""
+        if self.in_flight(faults).any():
+            return faults
+        found = apart(bound(self.model, faults), self.model.stored(faults)) if each else place(self.model, faults)[0]
+        return with_reals(self.model, found)
+
+    def in_flight(self, faults: Faults) -> NDArray[np.bool_]:
+        """Which of the faults strike values in flight ([n])."""
+        kinds = np.array([t.in_flight for t in faults.targets], np.bool_)
+        return kinds[faults.sites.target] if len(faults) else np.zeros(0, np.bool_)
+
+
+def _dims(a: Activation, shape: tuple[int, ...]) -> tuple[int | str | None, ...]:
+    """A shape of one sample as that of the whole tensor."""
+    if a.axis is None:
+        return shape
+    return (*shape[: a.axis], None, *shape[a.axis :])
+
+
+def _readable(model: Model, rows: Sequence[Activation]) -> list[Activation]:
+    """The activations, those marked that no run can strike: some formats, and what lies in bodies of old opsets."""
+    opset = opset_of(model.proto)
+    out = []
+    for a in rows:
+        if a.why_not:
+            out.append(a)
+        elif a.path:
+            out += reachable([a], opset) if opset >= 11 else [replace(a, why_not=f"it lies in a body of opset {opset}")]
+        else:
+            out.append(a if a.target.dtype in _READ else replace(a, why_not="its format cannot be read from a run"))
+    return out
+
+
+def _steps(model: Model, rows: Sequence[Activation], data: Data | None) -> dict[str, int]:
+    """How often the loops around targets turn, by target id; none where that cannot be told."""
+    if not any(a.loop for a in rows):
+        return {}
+    try:
+        turns = counted(model, data)
+    except EngineError:
+        return {}
+    return {a.target.id: turns[a.path] for a in rows if turns.get(a.path)}

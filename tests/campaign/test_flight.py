@@ -1,0 +1,367 @@
+"""Campaigns over values in flight: what is drawn, recorded and judged, and that faults reach where they should."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx.reference import ReferenceEvaluator
+from tiny import chance, ran, samples, save, tables
+
+from onnxfi.campaign.bench import Bench
+from onnxfi.campaign.plan import Plan, make_plan, write_plan
+from onnxfi.campaign.reach import Reach
+from onnxfi.campaign.report import classes, report
+from onnxfi.campaign.runner import export_trial, plan, run
+from onnxfi.campaign.spec import Campaign, Part, SpecError
+from onnxfi.campaign.specfile import load_spec, print_spec
+from onnxfi.campaign.store import Store, merge
+from onnxfi.errors import FaultListError, InputError, SelectorError
+from onnxfi.faults.faultlist import Lines
+from onnxfi.graph.model import load
+from onnxfi.runtime.engines import OrtEngine
+
+
+def campaign(**fields: Any) -> Campaign:
+    way = {} if {"ber", "single", "exhaustive", "mix", "faults", "per_sample"} & set(fields) else {"single": True}
+    length = {"trials": 24} if way else {}
+    aim = {} if {"mix", "faults"} & set(fields) else {"target": "activations"}
+    given: dict[str, Any] = {"model": "m.onnx", "data": "d.npz", "provider": "cpu", "batch": 5, **aim, **way, **length}
+    return Campaign(**(given | fields))
+
+
+def rows(store: Path) -> list[dict[str, Any]]:
+    """All lines of the trials that a store planned."""
+    with Store.open(store) as opened:
+        return [json.loads(line) for n in opened.trials() for line in opened.trial(n)["lines"].splitlines()]
+
+
+def meta(store: Path, key: str) -> Any:
+    with Store.open(store) as opened:
+        return opened.get(key)
+
+
+def planned(**fields: Any) -> Plan:
+    return plan(campaign(**fields))[0]
+
+
+# What is drawn
+
+
+def test_a_transient_fault_names_its_sample_and_the_population_counts_them(here: Path) -> None:
+    made = planned(exhaustive=True, bits="sign")
+    found = [json.loads(p.lines) for p in made.trials()]
+    # What the two products put out, and the hidden layer after its activation, for 12 samples.
+    assert len(made) == 12 * (5 + 5 + 3)
+    assert {(r["target"], r["index"], r["sample"]) for r in found} == {
+        (name, i, k) for name, n in (("a", 5), ("c", 5), ("d", 3)) for i in range(n) for k in range(12)
+    }
+    assert all(r["before"] is None and r["changed"] is None and "step" not in r for r in found)
+    assert sum(n for *_, n in made.cells()) == len(made)
+
+
+def test_a_permanent_fault_is_there_in_every_sample(here: Path) -> None:
+    made = planned(exhaustive=True, bits="sign", persistence="permanent")
+    assert len(made) == 5 + 5 + 3
+    assert not any("sample" in json.loads(p.lines) for p in made.trials())
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({}, {"a", "c", "d"}),
+        ({"all": True}, {"a", "b", "c", "d", "y"}),
+        ({"include": "=a"}, {"a"}),
+        ({"op": "Add"}, {"b", "y"}),
+        ({"target": "inputs"}, {"x"}),
+        ({"target": ["weights", "activations"]}, {"w1", "b1", "w2", "b2", "a", "c", "d"}),
+        ({"target": ["activations", "inputs"], "exclude": "=d"}, {"x", "a", "c"}),
+        ({"target": ["weights", "activations"], "include": "w1"}, {"w1"}),
+    ],
+)
+def test_targets_are_selected_as_everywhere(here: Path, fields: dict[str, Any], names: set[str]) -> None:
+    assert {t.id for t in planned(**fields).targets} == names
+
+
+def test_with_a_probability_one_site_in_each_sample(here: Path) -> None:
+    made = planned(per_sample=(0.25, 1), repeat=8, bits="30")
+    drawn: dict[int, list[dict[str, Any]]] = {
+        p.trial: [json.loads(line) for line in p.lines.splitlines()] for p in made.trials()
+    }
+    half, every = ([drawn[t] for t in sorted(drawn) if t % 2 == odd] for odd in (1, 0))
+    for faults in every:
+        assert sorted(f["sample"] for f in faults) == list(range(12)) and {f["bits"][0] for f in faults} == {30}
+    hit = [f["sample"] for faults in half for f in faults if "sample" in f]
+    assert 8 < len(hit) < 48 and len(set(hit)) > 5
+    assert all(len({f["sample"] for f in faults if "n" not in f}) == len(faults) or "n" in faults[0] for faults in half)
+    assert {f["target"] for faults in every for f in faults} == {"a", "c", "d"}
+
+
+# What becomes of it
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {}, {"persistence": "permanent"}, {"target": "inputs"}, {"target": ["weights", "activations"]},
+        {"fault": "scale:factor=-3"}, {"fault": "random-word"}, {"ber": 0.01, "repeat": 6},
+        {"per_sample": 0.5, "repeat": 6}, {"op": "Add"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_each_trial_is_the_model_that_it_exports(here: Path, fields: dict[str, Any]) -> None:
+    """Differential: cut, patched and resumed, against operators baked into the graph, fed all samples at once."""
+    asked = campaign(optimization="off", batch=32, **fields)
+    ran(asked, here / "s.db")
+    bench = Bench.open(asked)
+    header = make_plan(asked, bench.reach).header
+    x = np.load(here / "d.npz")["x"]
+    changed = 0
+    with Store.open(here / "s.db") as opened:
+        for trial, lines in [(t, opened.trial(t)["lines"]) for t in opened.trials()]:
+            reader = Lines(header, bench.reach.targets, "the store")
+            [(_, faults)] = reader.trials(enumerate(lines.splitlines(), 1))
+            flying = bench.reach.in_flight(faults)
+            if not flying.any():
+                continue
+            stored = None if flying.all() else faults.pick(~flying)
+            flown = bench.flown(bench.cuts(header, faults))
+            got = flown.scores(faults.pick(flying), stored)
+            export_trial(here / "s.db", trial, here / "f.onnx")
+            baked = OrtEngine("cpu", optimization="off").prepare(here / "f.onnx").run({"x": x})["y"]
+            # What is NaN has another payload where the portable body makes it.
+            assert np.where(np.isnan(got), 0, got).tobytes() == np.where(np.isnan(baked), 0, baked).tobytes()
+            assert np.array_equal(np.isnan(got), np.isnan(baked))
+            with np.errstate(all="ignore"):
+                reference = ReferenceEvaluator(str(here / "f.onnx")).run(None, {"x": x})[0]
+            assert np.allclose(got, reference, rtol=1e-5, atol=1e-5, equal_nan=True)
+            changed += got.tobytes() != flown.golden.tobytes()
+    assert changed
+
+
+def test_a_single_transient_is_judged_on_its_sample(here: Path) -> None:
+    results = ran(campaign(bits="exponent"), here / "s.db")
+    assert {r.metrics["masked_samples"] for r in results} <= {0.0, 1.0}
+    assert {r.metrics["sdc1"] for r in results} == {0.0, 1.0}
+    found = report(here / "s.db")
+    assert found.samples is None, "each trial has its own sample, so no other choice of them is to be told apart"
+    assert sum(row["injections"] for row in classes(found)) == 24
+    assert sum(float(row["fully_masked"]) for row in classes(found)) < 2
+
+
+def test_a_sweep_is_judged_on_all_samples(here: Path) -> None:
+    results = ran(campaign(ber=1e-3, repeat=5), here / "s.db")
+    assert any(0 < r.metrics["masked_samples"] < 1 for r in results)
+    assert "sdc1" in {rate.name for rate in report(here / "s.db").everything.rates}
+
+
+def test_batches_change_nothing(here: Path) -> None:
+    for size in (1, 5, 12):
+        ran(campaign(batch=size, optimization="off"), here / f"{size}.db")
+    one, five, all_ = (tables(here / f"{size}.db")["results"] for size in (1, 5, 12))
+    assert one == five == all_
+
+
+# Stop, go on, extend, share out, replay
+
+
+@pytest.mark.parametrize("fields", [{"trials": 20}, {"ber": 0.02, "repeat": 6}], ids=["single", "sweep"])
+def test_resumed_shared_out_and_replayed_it_is_the_same(here: Path, fields: dict[str, Any]) -> None:
+    asked = campaign(**({"single": True} if "trials" in fields else {}), **fields)
+    ran(asked, here / "whole.db")
+    short = {k: max(1, v // 2) if k in ("trials", "repeat") else v for k, v in fields.items()}
+    ran(campaign(**({"single": True} if "trials" in fields else {}), **short), here / "s.db")
+    ran(asked, here / "s.db")
+    assert tables(here / "s.db")["results"] == tables(here / "whole.db")["results"]
+    for k in (1, 2):
+        ran(asked, here / f"{k}.db", shard=(k, 2))
+    merge(here / "all.db", [here / "2.db", here / "1.db"])
+    assert tables(here / "all.db") == tables(here / "whole.db")
+    write_plan(plan(asked)[0], here / "p.jsonl")
+    ran(campaign(faults="p.jsonl"), here / "r.db")
+    assert tables(here / "r.db")["results"] == tables(here / "whole.db")["results"]
+
+
+def test_workers_change_nothing(here: Path) -> None:
+    ran(campaign(trials=6, single=True), here / "one.db")
+    ran(campaign(trials=6, single=True), here / "two.db", workers=1)
+    assert tables(here / "one.db") == tables(here / "two.db")
+
+
+def test_trials_of_many_faults_are_recipes_that_replay(here: Path) -> None:
+    asked = campaign(ber=0.7, repeat=2)
+    ran(asked, here / "s.db")
+    recipes = rows(here / "s.db")
+    assert [r["sampler"] for r in recipes] == ["ber", "ber"] and all(r["n"] > 1000 for r in recipes)
+    write_plan(plan(asked)[0], here / "p.jsonl")
+    ran(campaign(faults="p.jsonl"), here / "r.db")
+    assert tables(here / "r.db")["results"] == tables(here / "s.db")["results"]
+    samples(here, 4, name="few.npz")
+    with pytest.raises(FaultListError, match="drawn for 12 samples, the data has 4; give the data"):
+        run(campaign(faults="p.jsonl", data="few.npz"), here / "t.db")
+
+
+def test_several_draws_in_one_trial(here: Path) -> None:
+    parts = (
+        Part("stuck-at-1", count=1, include=("w1",)),
+        Part(count=2, target=("activations",), include=("=c",), bits="exponent"),
+        Part("zero", ber=0.5, target=("inputs",), persistence="permanent"),
+    )
+    asked = campaign(mix=parts, repeat=4)
+    assert load_spec(_spec(here, asked)) == asked
+    ran(asked, here / "s.db")
+    found = rows(here / "s.db")
+    assert {r["target"] for r in found} == {"w1", "c", "x"}
+    assert all(("sample" in r) == (r["target"] == "c") for r in found)
+    ran(campaign(faults=_plan(here, asked)), here / "r.db")
+    assert tables(here / "r.db")["results"] == tables(here / "s.db")["results"]
+
+
+def _spec(folder: Path, asked: Campaign) -> Path:
+    (folder / "c.yaml").write_text(print_spec(asked))
+    return folder / "c.yaml"
+
+
+def _plan(folder: Path, asked: Campaign) -> str:
+    write_plan(plan(asked)[0], folder / "p.jsonl")
+    return str(folder / "p.jsonl")
+
+
+def test_the_canary_flies(here: Path) -> None:
+    ran(campaign(), here / "s.db")
+    assert meta(here / "s.db", "canary") == {"seen": "a", "unseen": [], "routes": {"split": "a"}}
+
+
+def test_a_store_of_weights_keeps_its_identity(here: Path) -> None:
+    kept = Campaign("m.onnx", single=True, trials=3).identity()
+    assert not {"target", "persistence", "all", "per_sample"} & set(kept)
+
+
+# Loops
+
+LOOP = """net (float[N,3] x, int64 turns) => (float[N,3] y, float[N,3] z) <float one = {1}, bool on = {1}> {
+    y = Loop (turns, on, x) <body = inside (int64 i, bool go, float[N,3] h) => (bool on_, float[N,3] h_) {
+        t = Mul(h, one) h_ = Add(t, one) on_ = Identity(go) }>
+    z = Relu(y) }"""
+
+
+def loop(folder: Path, turns: int = 4, n: int = 6) -> None:
+    save(folder, LOOP)
+    np.savez(folder / "l.npz", x=chance(n, 3, seed=7), turns=np.array(turns))
+
+
+def looping(**fields: Any) -> Campaign:
+    return campaign(**({"model": "g.onnx", "data": "l.npz", "output": "y", "include": "::t"} | fields))
+
+
+def test_a_value_in_a_loop_is_struck_in_one_step(here: Path) -> None:
+    loop(here)
+    made = plan(looping(exhaustive=True, bits="sign"))[0]
+    assert len(made) == 6 * 4 * 3, "samples, steps, elements"
+    found = [json.loads(p.lines) for p in made.trials()]
+    assert {(r["sample"], r["step"], r["index"]) for r in found} == {
+        (k, t, i) for k in range(6) for t in range(4) for i in range(3)
+    }
+    asked = looping(single=True, trials=20, bits="sign", optimization="off")
+    bench = Bench.open(asked)
+    header = make_plan(asked, bench.reach).header
+    x = np.load(here / "l.npz")["x"]
+    for row in make_plan(asked, bench.reach).trials():
+        [(_, faults)] = Lines(header, bench.reach.targets, "the plan").trials([(1, row.lines)])
+        want, fault = x.copy(), faults[0]
+        for t in range(4):
+            if t == fault.step:
+                want[fault.sample, fault.index] *= -1
+            want += np.float32(1)
+        assert bench.flown(bench.cuts(header, faults)).scores(faults).tobytes() == want.tobytes()
+
+
+def test_from_a_step_on_and_in_every_step(here: Path) -> None:
+    loop(here)
+    made = plan(looping(exhaustive=True, bits="sign", persistence="from"))[0]
+    assert len(made) == 4 * 3 and {"from"} <= set(json.loads(next(made.trials()).lines))
+    assert len(plan(looping(exhaustive=True, bits="sign", persistence="permanent"))[0]) == 3
+    ran(looping(persistence="from"), here / "s.db")
+    export_trial(here / "s.db", 1, here / "f.onnx")
+
+
+def test_a_step_that_the_loop_does_not_come_to_is_told_with_its_site(here: Path) -> None:
+    loop(here, turns=4)
+    write_plan(plan(looping(exhaustive=True, bits="sign"))[0], here / "p.jsonl")
+    loop(here, turns=2)
+    results = ran(looping(faults="p.jsonl", target="weights", include=()), here / "s.db")
+    errors = [r.error for r in results if r.error]
+    assert errors and all("::t@step=3: the loop has 2 iterations" in e or "@step=2:" in e for e in errors)
+    assert len(errors) == 6 * 2 * 3, "steps 2 and 3; the others have outcomes"
+
+
+def test_turns_that_cannot_be_told_are_no_step(here: Path) -> None:
+    nested = LOOP.replace("t = Mul(h, one)", """t = Loop (two, on, h) <body = deep (int64 j, bool g, float[N,3] k) =>
+        (bool g_, float[N,3] k_) { q = Relu(k) k_ = Add(q, one) g_ = Identity(g) }>""").replace(
+        "bool on = {1}>", "bool on = {1}, int64 two = {2}>"
+    )  # fmt: skip
+    save(here, nested)
+    np.savez(here / "l.npz", x=chance(6, 3), turns=np.array(3))
+    with pytest.raises(SelectorError, match="cannot be told, so no step of it can be drawn; leave it out"):
+        plan(looping(include="::q"))
+    results = ran(looping(include="::q", persistence="permanent", trials=4, single=True), here / "s.db")
+    assert all(r.error is None for r in results)
+
+
+def test_a_value_fault_in_a_body_is_refused_before_anything_runs(here: Path) -> None:
+    loop(here)
+    with pytest.raises(SelectorError, match="lies in a body, where scale:factor=2 cannot be fed"):
+        plan(looping(fault="scale:factor=2"))
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"target": "wights"}, "target: target 'wights' is unknown; closest: 'weights'"),
+        ({"target": "weights", "persistence": "permanent"}, "persistence says nothing for weights"),
+        ({"target": "weights", "all": True}, "all says nothing for weights"),
+        ({"persistence": "always"}, "persistence 'always' is unknown"),
+        ({"role": "weight"}, "role is a matter of weights"),
+        ({"per_sample": 0.5, "target": "weights"}, "per_sample strikes values in flight"),
+        ({"per_sample": 2.0}, "per_sample: rate 2.0 is no probability"),
+        ({"single": True, "margin": 0.1, "per": "data-aware"}, "looks at stored numbers; use layer-bit"),
+    ],
+)
+def test_a_campaign_that_cannot_be_is_told(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(SpecError) as told:
+        campaign(**fields)
+    assert says in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"include": "=cc"}, "matches no tensor in flight"),
+        ({"include": "=w1"}, "matches no tensor in flight"),
+        ({"persistence": "from"}, "nothing that is selected lies in a loop"),
+        ({"target": ["weights", "activations"], "include": "nowhere"}, "'nowhere' matches nothing in this model"),
+    ],
+)
+def test_a_selection_that_finds_nothing_is_told(here: Path, fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError) as told:
+        planned(**fields)
+    assert says in str(told.value)
+
+
+def test_rows_that_are_no_samples_are_refused_where_one_is_named(here: Path) -> None:
+    save(
+        here, "g (float[N,4] x) => (float[M,2] y, float[N,4] z) <int64[2] s = {-1,2}> { y = Reshape(x, s) z = Relu(x) }"
+    )
+    samples(here, labels=False)
+    results = ran(campaign(model="g.onnx", include="=y", output="y", target="activations", trials=2), here / "s.db")
+    assert all("y' has 10 rows for 5 samples" in str(r.error) for r in results)
+
+
+def test_without_values_in_flight_nothing_is_looked_at(here: Path) -> None:
+    assert Reach.of(load("m.onnx")).targets == load("m.onnx").targets
