@@ -40,9 +40,19 @@ _LABELS = {"top1": "top-1", "sdc1": "SDC-1", "sdc_samples": "changed samples", "
     metavar="FOLDER",
     help="Keep the stores here, to resume and report on them (default: they are dropped).",
 )
+@click.option(
+    "--figures",
+    "figure_folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write accuracy over bit error rate for all as SVG and PNG; needs the extra `report`.",
+)
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Worker processes (default: the cores).")
 @JSON
-def command(models: tuple[Path, ...], out: Path | None, workers: int | None, as_json: bool, **given: Any) -> None:
+def command(
+    models: tuple[Path, ...], out: Path | None, figure_folder: Path | None, workers: int | None, as_json: bool,
+    **given: Any,
+) -> None:  # fmt: skip
     """Run the same sweep on several versions of a network, and print accuracy over bit error rate for all of them.
 
     The rate is per stored bit, so a version of fewer bits gets fewer faults, as its memory would. Intervals are those
@@ -50,12 +60,17 @@ def command(models: tuple[Path, ...], out: Path | None, workers: int | None, as_
 
     \b
     onnxfi compare cnn.onnx cnn_fp16.onnx cnn_int8.onnx --data images.npz --ber 1e-6:1e-3
+    onnxfi compare cnn.onnx cnn_int8.onnx --data images.npz --ber 1e-6:1e-3 --figures figures
     """
     from onnxfi.campaign.compare import compare
-    from onnxfi.cli.show import document, note
+    from onnxfi.cli.show import document, note, say
 
     if len(models) < 2:
         raise click.UsageError("compare takes two models or more; for one use onnxfi run")
+    if figure_folder is not None:
+        from onnxfi.campaign.figures import needs, write_figures
+
+        needs("matplotlib")
 
     def tell(running: Running) -> None:
         if not as_json:
@@ -69,6 +84,8 @@ def command(models: tuple[Path, ...], out: Path | None, workers: int | None, as_
             [str(m) for m in models], _sweep(models[0], given), folder,
             workers=workers or os.cpu_count() or 1, tell=tell,
         )  # fmt: skip
+        reports = [version.found for version in found.versions]
+        written = [] if figure_folder is None else write_figures(reports, figure_folder)
     if as_json:
         values = found.document()
         for row in values["models"] if out is None else ():
@@ -76,6 +93,8 @@ def command(models: tuple[Path, ...], out: Path | None, workers: int | None, as_
         document(values)
     else:
         _print(found)
+        for file in written:
+            say(f"wrote {file}")
 
 
 def _sweep(model: Path, given: dict[str, Any]) -> Campaign:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -107,6 +108,34 @@ def test_compare_prints_one_table_and_one_document(run: Run, here: Path) -> None
         for cell in row["by_rate"]:
             assert f"{cell['value']:.2%} [{cell['low']:.2%}, {cell['high']:.2%}]" in ran.out
     assert {p.name for p in (here / "stores").glob("*.db")} == {f"{Path(v).stem}.onnxfi.db" for v in versions()}
+
+
+def test_compare_draws_one_figure_for_all(run: Run, here: Path) -> None:
+    pytest.importorskip("matplotlib", reason="figures need the extra report")
+    words = ("compare", *versions(), *ON, "--ber", "1e-6:1e-4", "--repeat", "2", "--workers", "1")
+    ran = run(*words, "--figures", "figures")
+    assert ran.code == 0 and "wrote figures/accuracy.svg" in ran.out
+    assert sorted(p.name for p in (here / "figures").iterdir()) == ["accuracy.png", "accuracy.svg"]
+    svg = (here / "figures/accuracy.svg").read_text(encoding="utf-8")
+    found = run(*words, "--json").json
+    for version, row in zip(versions(), found["models"], strict=True):  # its description says what it shows
+        assert f"{Path(version).stem}: " in svg
+        for cell in row["by_rate"]:
+            ends = f"[{100 * cell['low']:.2f}, {100 * cell['high']:.2f}]"
+            assert f"{cell['ber']:g}: {100 * cell['value']:.2f} % {ends}" in svg
+    assert not [path for path in here.iterdir() if path.name != "figures"]
+
+
+def test_compare_without_matplotlib_says_what_to_install_before_anything_runs(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: (name != "matplotlib" and found(name, *rest)) or None
+    )
+    ran = run("compare", *versions(), *ON, "--ber", "1e-5", "--figures", "figures")
+    assert (ran.code, ran.out) == (2, "") and not [*here.iterdir()]
+    assert ran.err == "onnxfi: error: matplotlib is not installed; pip install 'onnxfi[report]'\n"
 
 
 @pytest.mark.parametrize(
