@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9")
 _MARKS, _DASHES = "os^Dv*", ("-", "--", "-.", ":")
 _WIDTH_IN, _ROW_IN = 4.8, 0.17
-_MOST_LAYERS, _LONGEST_NAME, _ANY = 60, 24, 1 << 20
+_MOST_BANDS, _MOST_LAYERS, _LONGEST_NAME, _ANY = 2, 60, 24, 1 << 20
 _STYLE: Any = {
     "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8, "svg.fonttype": "path", "svg.hashsalt": "onnxfi",
     "text.parse_math": False, "axes.formatter.use_mathtext": False, "text.usetex": False, "hatch.linewidth": 0.5,
@@ -170,9 +170,10 @@ def _accuracy(found: Sequence[Report]) -> Figure:
         title = f"{name.upper()} over bit error rate"
     series = [(one, label, _with(one.by_rate, name)) for one, label in swept]
     text = " ".join(f"{label}: {_said(rows)}." for _, label, rows in series)
-    caption = f"Means over trials; bands are intervals at {_level(found)}, dashed lines golden."
+    drawn = "bands" if len(series) <= _MOST_BANDS else "whiskers"
+    caption = f"Means over trials; {drawn} are intervals at {_level(found)}, dashed lines golden."
     if name != "top1":
-        caption = f"Means over trials; bands are intervals at {_level(found)}. Without labels there is no accuracy."
+        caption = f"Means over trials; {drawn} are intervals at {_level(found)}. Without labels there is no accuracy."
     return Figure("accuracy", title, caption, text, lambda: _curves(series, name))
 
 
@@ -181,11 +182,14 @@ def _curves(series: Sequence[tuple[Report, str, list[tuple[str, Interval]]]], na
     axes = canvas.add_subplot()
     styles = cycle(zip(_COLOURS, _MARKS, cycle(_DASHES), strict=False))
     lowest = min((float(key) for _, _, rows in series for key, _ in rows if float(key) > 0), default=1e-9)
-    for (one, label, rows), (colour, mark, dash) in zip(series, styles, strict=False):
-        x = [float(key) for key, _ in rows]
+    many = len(series) > _MOST_BANDS
+    for k, ((one, label, rows), (colour, mark, dash)) in enumerate(zip(series, styles, strict=False)):
+        beside = 10 ** (0.06 * (k - (len(series) - 1) / 2)) if many else 1.0  # so that whiskers stand side by side
+        x = [float(key) * beside for key, _ in rows]
         y, low, high = (100 * np.array([getattr(i, end) for _, i in rows]) for end in ("estimate", "low", "high"))
         axes.plot(x, y, dash, marker=mark, color=colour, markersize=4, linewidth=1.4, label=plain(label, 40))
-        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        if not many:  # more of them run into one grey
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.errorbar(x, y, [y - low, high - y], fmt="none", ecolor=colour, elinewidth=0.7, capsize=2, alpha=0.8)
         golden = one.golden["metrics"].get("top1") if name == "top1" else None
         if golden is not None:
