@@ -10,12 +10,11 @@ from typing import Any
 
 from onnxfi.campaign.fields import Place, built, plain, read_fields, read_part, read_yaml
 from onnxfi.campaign.outcomes import CLASSES
-from onnxfi.campaign.report import SHARES, YES_NO
+from onnxfi.campaign.rates import RATES
 from onnxfi.campaign.spec import Campaign, SpecError, check_types, typed
 from onnxfi.errors import closest
 
 VERSION = 1
-RATES = (*YES_NO, *SHARES)
 #: Rates that say something without faults: the others are 0 or 1 there.
 GOLDEN = ("top1", "top5", "nonfinite")
 BOUNDS = ("min", "max", "max_drop", "max_rise")
@@ -133,6 +132,12 @@ class Budget:
             raise SpecError(f"time_s {self.time_s:g} is out of range; give seconds above 0, or leave it out", "time_s")
         if self.campaign.faults is not None:
             raise SpecError(f"a budget takes no faults: {_OPEN['faults']}", "faults")
+        if self.campaign.adaptive and self.campaign.method != "guaranteed":
+            raise SpecError(
+                f"method {self.campaign.method!r} holds where one stops by the width of the interval, not by where it "
+                f"lies; a budget takes guaranteed, or trials whose number is fixed",
+                "campaign",
+            )
         object.__setattr__(self, "limits", tuple(_placed(limit, n, self.campaign) for n, limit in _counted(self)))
         exclusive(self.limits)
 

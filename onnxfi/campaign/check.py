@@ -1,7 +1,8 @@
 """The gate: a small seeded campaign against a budget's limits. Verdicts and their statistics: docs/ci.md.
 
 Trials and looks are fixed by the budget: one look, when all trials have run. A time box, or a trial on which the
-harness failed, leaves limits not decided; it never turns pass into fail or back.
+harness failed, leaves limits not decided; it never turns pass into fail or back. An adaptive campaign is judged by its
+confidence sequence, which holds at every moment, by the rounds that are complete.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from onnxfi.campaign.budget import Budget, Limit, exclusive
 from onnxfi.campaign.cache import cached_golden
 from onnxfi.campaign.measured import Measured, difference, exact
-from onnxfi.campaign.report import OUTCOMES
+from onnxfi.campaign.rates import given
 from onnxfi.campaign.runner import Running, run
 from onnxfi.campaign.spec import SpecError
 from onnxfi.campaign.store import Store, StoreError
@@ -173,7 +174,7 @@ def start(model: str | Path, budget: Budget, file: Path, workers: int) -> Runnin
     running = run(budget.on(model), file, workers=workers, golden=cached_golden)
     with Store.open(file) as opened:
         planned = opened.count("plan")
-    if planned > len(running.plan):
+    if planned > len(running.plan) and not running.plan.campaign.adaptive:
         running.close()
         raise StoreError(
             f"{file} plans {planned:,} trials, the budget {len(running.plan):,}, and a verdict takes just these; "
@@ -214,10 +215,9 @@ def applied(limits: Sequence[Limit], file: Path) -> tuple[Limit, ...]:
 
 
 def _available(limit: Limit, metrics: Mapping[str, Any]) -> None:
-    name = "sdc1" if limit.rate == "any_sdc1" else limit.rate
-    if name in OUTCOMES or name in metrics:
+    if given(limit.rate, metrics):
         return
-    if name in ("top1", "top5", "critical") and "sdc1" in metrics:
+    if limit.rate in ("top1", "top5", "critical") and "sdc1" in metrics:
         raise InputError(f"{limit}: the data has no labels; name labelled data with --data, or limit sdc1")
     raise InputError(f"{limit}: the scored output is no classifier's; name one with --output, or limit sdc_samples")
 
@@ -237,7 +237,8 @@ def judged(
 ) -> Checked:
     """Each limit against what was measured; nothing that rests on trials is decided where some are missing."""
     missing = ""
-    if now.trials < now.planned:
+    # The sequence of intervals of an adaptive campaign holds at every moment, so also at that when time ran out.
+    if now.trials < now.planned and not now.identity.get("adaptive"):
         left = now.planned - now.trials
         missing = f"{left:,} of {now.planned:,} trials have no outcome: "
         missing += "time ran out" if stopped else "the harness failed on them"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -21,10 +22,11 @@ from onnxfi.campaign.spec import Campaign, SpecError
 from onnxfi.campaign.strata import Group, lay_out
 from onnxfi.errors import FaultListError
 from onnxfi.faults import sampling
+from onnxfi.faults.adaptive import NAMES, Method, fewest_trials
 from onnxfi.faults.faultlist import FaultList, Header, Lines, lines
 from onnxfi.faults.models import FaultModel, parse_fault
 from onnxfi.faults.space import FaultSpace, Target
-from onnxfi.faults.statistics import margin_of_error
+from onnxfi.faults.statistics import margin_of_error, sample_size
 from onnxfi.faults.trials import Draw, Faults, concat, draw, singles
 from onnxfi.graph.model import Model
 from onnxfi.graph.mutate import Progress, check_place, temporary
@@ -75,7 +77,7 @@ class Plan:
     def margin(self) -> float | None:
         """Half the width of an interval at p = 0.5 that a network-wise sample buys; None for other plans."""
         n, population = len(self), self.groups[0].population
-        if not self.of_singles or len(self.groups) > 1:
+        if not self.of_singles or len(self.groups) > 1 or self.campaign.adaptive:
             return None
         return margin_of_error(n, population, self.campaign.confidence) if n < population else 0.0
 
@@ -88,6 +90,8 @@ class Plan:
     def describe(self) -> list[str]:
         """What a reader of a paper asks: population, trials, margin, confidence."""
         c, n, unit = self.campaign, len(self), self.header.unit
+        if c.adaptive:
+            return self._describe_rounds()
         what = {
             "ber": f"sweep, {c.repeat:,} trials at each of {len(c.ber):,} rates per {unit}",
             "per_sample": f"sweep, {c.repeat:,} trials at each of {len(c.per_sample):,} rates per sample",
@@ -104,6 +108,37 @@ class Plan:
         elif c.margin is not None:
             text.append(f"margin ±{100 * c.margin:.4g} % in each of {len(self.groups):,} strata")
         return text
+
+    def _describe_rounds(self) -> list[str]:
+        """What can be said before the first round of an adaptive campaign."""
+        c, population = self.campaign, self.header.population
+        margin = wanted = f"±{100 * (c.margin or 0):.4g} %"
+        if c.relative_margin is not None:
+            wanted = f"±{100 * c.relative_margin:.4g} % of it, or {margin} where that is more"
+        method = NAMES[cast(Method, c.method)]
+        size = (
+            ""
+            if self.fixed_size is None
+            else f"; of fixed size, for {margin} at p = 0.5, it would be {self.fixed_size:,}"
+        )
+        return [
+            f"one fault a trial, in rounds over {len(self.groups):,} strata, until {c.rate} is known to {wanted}",
+            f"population N = {population:,} {self.header.unit}s, confidence {c.confidence:g}, {c.method} ({method})",
+            f"at least {self.fewest:,} trials{size}",
+        ]
+
+    @property
+    def fewest(self) -> int:
+        """The trials that an adaptive campaign has at least: as many as where no fault does anything."""
+        c = self.campaign
+        margin = max(c.margin or 0.0, c.relative_margin or 0.0)
+        return min(fewest_trials(margin, c.confidence, cast(Method, c.method)), self.header.population)
+
+    @property
+    def fixed_size(self) -> int | None:
+        """The trials that a sample of fixed size would have for the same margin at p = 0.5; None of a relative one."""
+        c = self.campaign
+        return None if c.relative_margin else sample_size(self.header.population, c.margin or 0.0, c.confidence)
 
     def trials(self) -> Iterator[Planned]:
         """The trials in the order of their numbers; a stream."""
@@ -156,28 +191,30 @@ class Plan:
 
     def _singles(self) -> Iterator[Planned]:
         """Trials of one event each, planned in blocks."""
-        c, strata, event = self.campaign, len(self.groups), parse_fault(self.campaign.fault)
-        step = max(16, _BLOCK // strata)
+        step = max(16, _BLOCK // len(self.groups))
         for first in range(0, max(group.trials for group in self.groups), step):
             rows: list[Planned] = []
             for s, group in enumerate(self.groups):
                 j = np.arange(first, min(first + step, group.trials), dtype=np.uint64)
-                if not len(j):
-                    continue
-                # Also an exhaustive plan is in random order: what is done when it is stopped is a fair sample.
-                numbers = sampling.permute(group.population, c.seed, s, j)
-                trials = (1 + j.astype(np.int64) * strata + s).tolist()
-                faults, lengths = singles(group.space, numbers, event, c.seed, trials)
-                start = 0
-                if not self.reach.in_flight(faults).any():  # the words of all at once
-                    faults = self.reach.placed(faults, each=True)
-                for trial, length in zip(trials, lengths, strict=True):
-                    one = faults.pick(slice(start, start + length))
-                    if one.before is None:
-                        one = self.reach.placed(one, each=True)
-                    rows.append(_planned(trial, s, one, _text(trial, one, Draw("sites"), ())))
-                    start += length
+                rows += self.nth(s, j) if len(j) else []
             yield from sorted(rows, key=lambda row: row.trial)
+
+    def nth(self, s: int, j: sampling.Numbers) -> Iterator[Planned]:
+        """The trials of these numbers (from 0, [n]) of stratum s, one event each."""
+        group, event, seed = self.groups[s], parse_fault(self.campaign.fault), self.campaign.seed
+        # Also an exhaustive plan is in random order: what is done when it is stopped is a fair sample.
+        numbers = sampling.permute(group.population, seed, s, j)
+        trials = (1 + j.astype(np.int64) * len(self.groups) + s).tolist()
+        faults, lengths = singles(group.space, numbers, event, seed, trials)
+        start = 0
+        if not self.reach.in_flight(faults).any():  # the words of all at once
+            faults = self.reach.placed(faults, each=True)
+        for trial, length in zip(trials, lengths, strict=True):
+            one = faults.pick(slice(start, start + length))
+            if one.before is None:
+                one = self.reach.placed(one, each=True)
+            yield _planned(trial, s, one, _text(trial, one, Draw("sites"), ()))
+            start += length
 
     def _replayed(self, listed: FaultList) -> Iterator[Planned]:
         """The trials of a list, their lines with the words before and after; recipes stay as they are."""
@@ -266,6 +303,8 @@ def _replay(campaign: Campaign, reach: Reach) -> Plan:
 
 def write_plan(made: Plan, out: str | Path, *, progress: Progress | None = None) -> None:
     """Write a plan as a fault list file, trial by trial; OutputError where the place cannot be written."""
+    if made.campaign.adaptive:
+        raise SpecError("an adaptive campaign draws each round by what the one before found; there is no list to write")
     file = Path(out)
     check_place(made.model, [file], copy=False)
     with temporary([file]) as (stream,):

@@ -11,8 +11,8 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,34 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.campaign.outcomes import CLASSES, unpacked
-from onnxfi.campaign.store import Row, Store, StoreError
+from onnxfi.campaign.rates import OUTCOMES, RATES, SHARES, YES_NO, value
+from onnxfi.campaign.rounds import Look, look_at
+from onnxfi.campaign.scored import Record
+from onnxfi.campaign.store import Store, StoreError
 from onnxfi.errors import OutputError
 from onnxfi.faults.statistics import Interval, Stratum, clopper_pearson, sample_error, stratified_interval
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.mutate import temporary
 
-OUTCOMES = ("masked", "sdc", "due")
-#: Yes/no outcomes of trials: the rate at which any sample's top-1 changes depends on the number of samples.
-YES_NO: dict[str, Callable[[Row], bool]] = {
-    "masked": lambda row: row.outcome == "masked",
-    "sdc": lambda row: row.outcome == "sdc",
-    "due": lambda row: row.outcome == "due",
-    "any_sdc1": lambda row: float(row.metrics.get("sdc1", 0)) > 0,
-}
-#: Shares of samples, averaged over trials.
-SHARES = (
-    "top1",
-    "top5",
-    "sdc1",
-    "sdc5",
-    "critical",
-    "nonfinite",
-    "masked_samples",
-    "sdc_samples",
-    "due_samples",
-    *CLASSES,
-)
-_NAMES = (*YES_NO, *SHARES)
 #: Sums over trials: how many have a rate, the sum of its values and of their squares ([rates, 3]).
 Sums = NDArray[np.float64]
 #: Where a trial belongs: its stratum, and its layer and bit.
@@ -94,7 +75,11 @@ class Fold:
 
 @dataclass(frozen=True)
 class Report:
-    """A campaign's results, folded. `samples` is what the choice of samples adds to the SDC-1 rate."""
+    """A campaign's results, folded. `samples` is what the choice of samples adds to the SDC-1 rate.
+
+    Of an adaptive campaign `look` is what it measures; `by_bit` goes by the fields of bits that it drew from, and only
+    trials of complete rounds count.
+    """
 
     store: Path
     campaign: dict[str, Any]
@@ -109,6 +94,7 @@ class Report:
     by_bit: tuple[Fold, ...]
     samples: Interval | None
     strata: tuple[dict[str, Any], ...]
+    look: Look | None = None
 
     def details(self) -> Iterator[dict[str, Any]]:
         """One row a trial, read from the store: what it was, its outcome, its metrics."""
@@ -137,6 +123,7 @@ class Report:
             "errors": self.errors, "confidence": self.confidence, "outcomes": self.everything.outcomes,
             "rates": [rate.row() for rate in self.everything.rates],
             "golden": self.golden["metrics"], "samples": self.golden["samples"], "data": self.golden["data"],
+            "adaptive": None if self.look is None else self.look.row(),
         }  # fmt: skip
 
     def document(self) -> dict[str, Any]:
@@ -171,26 +158,56 @@ def report(store: str | Path, *, confidence: float | None = None) -> Report:
         cells = [tuple(cell) for cell in opened.get("cells")]
         confidence = confidence or float(opened.get("length")["confidence"])
         planned, errors, environment = opened.count("plan"), opened.count("errors"), opened.get("environment")
-        fold = _Folder(strata, cells, confidence)
+        told = (Path(store), campaign, golden, environment, confidence, planned, errors)
+        look = look_at(opened, confidence=confidence) if campaign.get("adaptive") else None
+        if look is not None and look.method != "simple":
+            return Report(*told, *_scored(opened, golden["rows"], confidence), strata, look)
+        fold = _Folder(strata, cells, confidence, look)
         samples = fold.read(opened, golden["rows"])
     rates = sorted({s["ber"] for s in strata if s["ber"] is not None})
     return Report(
-        Path(store), campaign, golden, environment, confidence, planned, errors,
+        *told,
         fold("all"),
         tuple(fold(f"{rate:g}", strata=[s["stratum"] for s in strata if s["ber"] == rate]) for rate in rates),
         tuple(fold(layer, layer=layer) for layer in dict.fromkeys(layer for layer, _, _ in cells)),
         tuple(fold(str(bit), bit=bit) for bit in sorted({bit for _, bit, _ in cells if bit is not None})),
         None if samples is None or len(rates) > 1 else sample_error(samples, confidence),
         strata,
+        look,
     )  # fmt: skip
 
 
-def _has(row: Row, name: str) -> bool:
-    return name in OUTCOMES or "sdc1" in row.metrics
+def _scored(
+    store: Store, samples: int, confidence: float
+) -> tuple[Fold, tuple[Fold, ...], tuple[Fold, ...], tuple[Fold, ...], Interval | None]:
+    """All, by rate, by layer and by bit of an adaptive campaign, and what the choice of samples adds."""
+    record = Record.of(store)
+
+    def fold(key: str, inside: Iterable[bool]) -> Fold:
+        strata = np.flatnonzero(list(inside))
+        values = record.values[record.within(strata)]
+        outcomes = {name: int(values[:, RATES.index(name)].sum()) for name in OUTCOMES}
+        rates = tuple(Rate(name, _of(name), i) for name, i in record.intervals(strata, confidence).items())
+        return Fold(key, len(values), int(record.layout.sizes[strata].sum()), outcomes, rates)
+
+    everything = fold("all", [True] * len(record.layers))
+    by_layer = tuple(fold(name, [name == one for one in record.layers]) for name in dict.fromkeys(record.layers))
+    fields = [name for name in dict.fromkeys(record.fields) if not name.endswith("words")]
+    by_bit = tuple(fold(name, [name == one for one in record.fields]) for name in fields)
+    each, rate = record.samples(store, samples), everything.rate("sdc1")
+    if each is None or rate is None:
+        return everything, (), by_layer, by_bit, None
+    spread, p = sample_error(each, confidence), rate.estimate
+    low, high = max(p - spread.half_width, 0.0), min(p + spread.half_width, 1.0)
+    return everything, (), by_layer, by_bit, replace(spread, low=low, high=high, estimate=p)
+
+
+def _of(name: str) -> str:
+    return "trials" if name in YES_NO else "samples"
 
 
 def _none() -> Sums:
-    return np.zeros((len(_NAMES), 3))
+    return np.zeros((len(RATES), 3))
 
 
 @dataclass(frozen=True)
@@ -200,6 +217,7 @@ class _Folder:
     strata: tuple[dict[str, Any], ...]
     cells: list[tuple[Any, ...]]
     confidence: float
+    look: Look | None = None
     sums: dict[Key, Sums] = field(default_factory=lambda: defaultdict(_none))
 
     def read(self, store: Store, samples: int) -> NDArray[np.float64] | None:
@@ -211,9 +229,8 @@ class _Folder:
         }
         changed = None
         for row in store.rows():
-            values = [float(hit(row)) if _has(row, name) else None for name, hit in YES_NO.items()]
-            values += [row.metrics.get(name) for name in SHARES]
-            x = np.array([np.nan if value is None else value for value in values])
+            values = [value(row, name) for name in RATES]
+            x = np.array([np.nan if one is None else one for one in values])
             here = ~np.isnan(x)
             self.sums[row.stratum, row.layer, row.bit][here] += np.stack([np.ones_like(x), x, x * x], axis=1)[here]
             if row.changed is not None and samples > 1:
@@ -226,10 +243,10 @@ class _Folder:
     ) -> Fold:
         parts = self._parts(strata, layer, bit)
         total = np.sum([sums for sums, _ in parts], axis=0)
-        outcomes = {name: int(total[_NAMES.index(name), 1]) for name in OUTCOMES}
+        outcomes = {name: int(total[RATES.index(name), 1]) for name in OUTCOMES}
         rates = tuple(
-            Rate(name, "trials" if name in YES_NO else "samples", self._interval(name, [(s[k], n) for s, n in parts]))
-            for k, name in enumerate(_NAMES)
+            Rate(name, _of(name), self._interval(name, [(s[k], n) for s, n in parts], whole=key == "all"))
+            for k, name in enumerate(RATES)
             if total[k, 0]
         )
         population = sum(n for _, n in parts if n) or None
@@ -262,7 +279,9 @@ class _Folder:
     def _homes(self) -> dict[tuple[str | None, int | None], int]:
         return {(s["layer"], s["bit"]): s["stratum"] for s in self.strata}
 
-    def _interval(self, name: str, parts: list[tuple[Any, int | None]]) -> Interval:
+    def _interval(self, name: str, parts: list[tuple[Any, int | None]], *, whole: bool = False) -> Interval:
+        if whole and self.look is not None and self.look.rate == name:
+            return self.look.interval
         if name in YES_NO and len(parts) == 1:
             ((n, hits, _), population), *_ = parts
             return clopper_pearson(round(hits), int(n), self.confidence, population=population)
@@ -273,11 +292,14 @@ class _Folder:
 def classes(found: Report) -> list[dict[str, Any]]:
     """The table of Gogebakan et al. (SpikingJET, 2024): a row a layer; the shares from fully masked to DUE sum to 1.
 
-    `faults` counts the trials, `injections` the samples that were run under them. Empty where nothing is classified, or
-    trials strike many layers at once.
+    `faults` counts the trials, `injections` the samples that were run under them. Empty where nothing is classified,
+    trials strike many layers at once, or an adaptive campaign estimates each class by itself, so that they sum to 1
+    only about.
     """
     golden = found.golden["metrics"].get("top1")
-    rows = []
+    rows: list[dict[str, Any]] = []
+    if found.look is not None:
+        return rows
     for fold in found.by_layer:
         shares = [fold.rate(name) for name in CLASSES]
         if all(shares) and fold.trials:

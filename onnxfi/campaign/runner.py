@@ -20,12 +20,24 @@ from onnxfi.campaign.bench import Bench, CampaignError, digest
 from onnxfi.campaign.flown import bake_trial
 from onnxfi.campaign.outcomes import Golden, judge
 from onnxfi.campaign.plan import Plan, Planned, make_plan
+from onnxfi.campaign.rates import missing
 from onnxfi.campaign.reach import Reach
+from onnxfi.campaign.rounds import Look, turns
 from onnxfi.campaign.shortcuts import KEPT_BYTES
-from onnxfi.campaign.spec import LENGTH, Campaign
+from onnxfi.campaign.spec import LENGTH, Campaign, SpecError
 from onnxfi.campaign.specfile import print_spec
 from onnxfi.campaign.store import Result, Store, StoreError, set_aside
-from onnxfi.campaign.workers import Job, can_limit_memory, gathered, notices, run_here, run_pooled
+from onnxfi.campaign.workers import (
+    Job,
+    Task,
+    can_limit_memory,
+    gathered,
+    lasting,
+    notices,
+    processes,
+    run_here,
+    run_pooled,
+)
 from onnxfi.errors import InputError
 from onnxfi.faults.faultlist import FaultList, Header, Lines
 from onnxfi.faults.space import Target
@@ -49,17 +61,19 @@ _MEMORY_SHARE = 0.75
 class Running:
     """A campaign under way: what was planned and found before the trials. Iterate over it for the results.
 
-    `total` trials are asked for here, of which `outcomes` counts those that the store has already; `note` says on what
-    they run, `golden_s` how long one run takes.
+    `total` trials are asked for here (None: as many as it takes), of which `outcomes` counts those that the store has
+    already; `note` says on what they run, `golden_s` how long one run takes; `look` is what the complete rounds of an
+    adaptive campaign say.
     """
 
     plan: Plan
     store: Path
     note: str
-    total: int
+    total: int | None
     outcomes: Counter[str]
     golden_s: float
     results: Generator[Result, None, None] = field(repr=False)
+    look: Look | None = None
 
     def __iter__(self) -> Iterator[Result]:
         return self.results
@@ -109,6 +123,8 @@ def run(
     given = {"timeout_s": timeout_s, "memory_bytes": worker_memory_bytes}
     _check_limits(given, watched=bool(workers) and executor is None)
     bench = Bench.open(campaign, kept_bytes)
+    if campaign.adaptive:
+        _refuse(campaign, bench, shard)
     plan = make_plan(campaign, bench.reach)
     if fresh:
         set_aside(file)
@@ -122,20 +138,23 @@ def run(
         job = Job(campaign, plan.header.line(), digest(truth), golden_s, kept_bytes=kept_bytes, **limits)
         _show_canary(opened, bench, plan, job if workers and not executor else None)
         outcomes = Counter(outcome for trial, outcome in opened.done() if wanted(plan, shard)(trial))
-        total = sum(map(wanted(plan, shard), opened.trials()))
+        total = None if campaign.adaptive else sum(map(wanted(plan, shard), opened.trials()))
 
     def results() -> Generator[Result, None, None]:
-        with Store.open(file, create=True) as target:
-            pending = target.pending(wanted(plan, shard))
-            if executor is not None:
-                stream = run_pooled(job, truth, gathered(pending), workers or 1, lambda size: executor())
-            elif workers:
-                stream = run_pooled(job, truth, gathered(pending), max(1, min(workers, total - outcomes.total())))
-            else:
-                stream = run_here(bench, truth, plan.header, pending)
-            yield from _kept(target, stream)
+        pool, size = (processes, workers) if executor is None else (lambda size: executor(), workers or 1)
+        if executor is None and workers and total is not None:
+            size = max(1, min(workers, total - outcomes.total()))
+        with Store.open(file, create=True) as target, lasting(pool) as crew:
+            for running.look, pending in _turns(target, plan, shard):
+                if size:
+                    stream = run_pooled(job, truth, gathered(pending), size, pool, crew)
+                else:
+                    stream = run_here(bench, truth, plan.header, pending)
+                yield from _kept(target, stream)
 
-    return Running(plan, file, f"{bench.data.description}; {bench.note}", total, outcomes, golden_s, results())
+    note = f"{bench.data.description}; {bench.note}"
+    running = Running(plan, file, note, total, outcomes, golden_s, results())
+    return running
 
 
 def wanted(plan: Plan, shard: tuple[int, int] | None = None) -> Callable[[int], bool]:
@@ -145,9 +164,27 @@ def wanted(plan: Plan, shard: tuple[int, int] | None = None) -> Callable[[int], 
     def asked(trial: int) -> bool:
         j, stratum = divmod(trial - 1, len(lengths))
         mine = shard is None or trial % shard[1] == shard[0] % shard[1]
-        return mine and (plan.listed is not None or j < lengths[stratum])
+        return mine and (plan.listed is not None or plan.campaign.adaptive or j < lengths[stratum])
 
     return asked
+
+
+def _turns(store: Store, plan: Plan, shard: tuple[int, int] | None) -> Iterator[tuple[Look | None, Iterator[Task]]]:
+    """The trials to run: all, or round by round, each drawn when the results of the one before are written."""
+    if not plan.campaign.adaptive:
+        yield None, store.pending(wanted(plan, shard))
+        return
+    for look, trials in turns(store, plan):
+        yield look, store.pending(set(trials).__contains__)
+
+
+def _refuse(campaign: Campaign, bench: Bench, shard: tuple[int, int] | None) -> None:
+    """Refuse what an adaptive campaign cannot be."""
+    if shard is not None:
+        raise SpecError("an adaptive campaign draws each round by all of the one before: it has no shards; use workers")
+    labelled = bench.data.labels is not None
+    if why := missing(campaign.rate, classifier=bench.output is not None, labelled=labelled):
+        raise SpecError(f"rate {campaign.rate!r} cannot be measured: {why}", "rate")
 
 
 def identity(bench: Bench, plan: Plan) -> dict[str, Any]:
@@ -189,7 +226,7 @@ def _prepare(store: Store, bench: Bench, plan: Plan, progress: Progress | None) 
             if progress is not None:
                 progress(number, len(plan))
 
-    if store.count("plan") < len(plan):
+    if store.count("plan") < len(plan) or plan.campaign.adaptive:
         store.plan(plan.groups, told())
 
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, get_args
 
+from onnxfi.campaign.rates import RATES
 from onnxfi.errors import InputError, closest
+from onnxfi.faults.adaptive import Method
 from onnxfi.faults.flight import Aim
 from onnxfi.faults.models import parse_fault
 from onnxfi.faults.sampling import check_rate
@@ -31,13 +33,13 @@ WAYS = ("ber", "per_sample", "single", "exhaustive", "faults", "mix")
 AIMS = ("target", "persistence", "all")
 SELECTORS = ("include", "exclude", "op", "dtype", "role", "bits", "elements")
 #: Fields that say how long a campaign is, or where its files lie: others may be given when a store is extended.
-LENGTH = ("repeat", "trials", "margin", "confidence")
+LENGTH = ("repeat", "trials", "margin", "relative_margin", "confidence")
 _PLACE = ("model", "data", "preprocess", "faults", "allow_links")
 _DRAWN = ("ber", "per_sample", "single", "exhaustive")
 #: Fields that say something only in some ways of choosing trials.
 _ONLY = {
     "repeat": ("ber", "per_sample", "mix"),
-    **dict.fromkeys(("trials", "margin", "per"), ("single",)),
+    **dict.fromkeys(("trials", "margin", "per", "adaptive", "relative_margin", "rate", "method"), ("single",)),
     **dict.fromkeys(("fault", *AIMS, *SELECTORS), _DRAWN),
     "seed": (*_DRAWN, "mix"),
 }
@@ -45,6 +47,10 @@ _ONLY = {
 _STORED = {"target": ("weights",), "persistence": "transient", "all": False, "per_sample": ()}
 #: Of single faults, where neither it nor their number is given.
 _MARGIN = 0.01
+#: Of an adaptive campaign whose margin is relative: below it no rate is measured, or one of 0 would never be done.
+_FINEST_MARGIN = 1e-4
+#: Fields that say something only of an adaptive campaign.
+_ADAPTIVE = ("relative_margin", "rate", "method")
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "Part": "a part"}
 
 
@@ -110,7 +116,10 @@ class Campaign:
     strikes one site in a sample. `target` says whether weights, activations or inputs are struck, `persistence` how
     long a fault in flight is there, `all` whether every value in flight counts. `single` strikes one site a trial:
     `trials` of them, or as many as `margin` (0.01) at `confidence` asks for, drawn `per` network, layer, layer-bit, or
-    data-aware. `exhaustive` strikes every site once. `faults` replays a list. `mix` puts several draws into each trial.
+    data-aware. `adaptive` draws them in rounds where they tell most of `rate`, until half the width of its interval is
+    `margin` or less, or `relative_margin` times the rate where that is more; `method` is guaranteed, asymptotic or
+    simple (docs/statistics.md). `exhaustive` strikes every site once. `faults` replays a list. `mix` puts several draws
+    into each trial.
     `data` None are synthetic inputs. A sample is masked where its output is golden's within `tolerance` (absolute);
     `due` names what counts as DUE. Lists become tuples, and a single value the tuple of it.
 
@@ -127,6 +136,10 @@ class Campaign:
     margin: float | None = None
     confidence: float = 0.99
     per: str = "network"
+    adaptive: bool = False
+    relative_margin: float | None = None
+    rate: str = "sdc1"
+    method: str = "guaranteed"
     exhaustive: bool = False
     per_sample: tuple[float, ...] = ()
     faults: str | None = None
@@ -163,8 +176,11 @@ class Campaign:
         check_types(self)
         if self.data == "synthetic":  # as the command line says it
             object.__setattr__(self, "data", None)
+        if self.rate == "any":  # as the command line says it
+            object.__setattr__(self, "rate", "any_sdc1")
         _check_aim(self)
         self._check_ways()
+        self._check_adaptive()
         for way in ("ber", "per_sample"):
             rates = getattr(self, way)
             for rate in rates:
@@ -175,7 +191,8 @@ class Campaign:
         for name, fine, allowed in _RANGES:
             value = getattr(self, name)
             _check(value is None or fine(value), name, value, allowed)
-        for name, known in (("per", get_args(Per)), ("scores", KINDS), ("due", DUE), ("route", ROUTES)):
+        names = (("per", get_args(Per)), ("scores", KINDS), ("due", DUE), ("route", ROUTES), ("rate", RATES))
+        for name, known in (*names, ("method", get_args(Method))):
             value = getattr(self, name)
             for one in value if isinstance(value, tuple) else (value,):
                 if one not in known:
@@ -198,7 +215,7 @@ class Campaign:
         if self.trials is not None and self.margin is not None:
             raise SpecError("single takes trials or margin: how many, or how narrow the interval shall be", "margin")
         if self.single and self.trials is None and self.margin is None:
-            object.__setattr__(self, "margin", _MARGIN)
+            object.__setattr__(self, "margin", _MARGIN if self.relative_margin is None else _FINEST_MARGIN)
         if self.trials is not None and self.per != "network":
             raise SpecError(f"per {self.per!r} sizes each stratum by a margin; give margin instead of trials", "per")
 
@@ -209,6 +226,15 @@ class Campaign:
             )  # fmt: skip
         if self.aim.flies and self.per == "data-aware":
             raise SpecError("per 'data-aware' looks at stored numbers; use layer-bit for values in flight", "per")
+
+    def _check_adaptive(self) -> None:
+        for f in dataclasses.fields(self):
+            if f.name in _ADAPTIVE and not self.adaptive and differs(self, f):
+                raise SpecError(f"{f.name} says nothing without adaptive; leave it out, or add adaptive", f.name)
+        if self.adaptive and self.trials is not None:
+            raise SpecError("adaptive runs until the interval is as narrow as margin; leave trials out", "trials")
+        if self.adaptive and self.per != "network":
+            raise SpecError(f"adaptive chooses its strata, layer by bits; leave per {self.per!r} out", "per")
 
     @property
     def way(self) -> str:
@@ -251,7 +277,7 @@ class Campaign:
     def identity(self) -> dict[str, Any]:
         """The fields that fix each trial's answer, apart from the digests of model, data and list."""
         kept = dataclasses.asdict(self)
-        for name in (*LENGTH, *_PLACE):
+        for name in (*LENGTH, *_PLACE, *(() if self.adaptive else ("adaptive", "rate", "method"))):
             kept.pop(name)
         for row in (kept, *kept["mix"]):
             for name, value in _STORED.items():  # a store of faults in stored words does not say that none is in flight
@@ -265,6 +291,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     *((name, lambda n: n >= 1, "1 or more") for name in ("repeat", "trials", "samples", "batch", "threads")),
     ("batch_axis", lambda n: n >= 0, "0 or more"),
     ("margin", lambda e: 0 < e < 1, "a share between 0 and 1, as 0.01"),
+    ("relative_margin", lambda e: 0 < e < 1, "a share of the rate between 0 and 1, as 0.1"),
     ("confidence", lambda c: 0 < c < 1, "a share between 0 and 1, as 0.99"),
     ("tolerance", lambda t: 0 <= t < math.inf, "0 or more"),
     ("seed", lambda s: 0 <= s < 1 << 64, "a whole number from 0 to 2**64 - 1"),
@@ -357,7 +384,7 @@ def outdo(base: Campaign, said: Mapping[str, Any]) -> Campaign:
     left = {f.name: getattr(base, f.name) for f in dataclasses.fields(base) if differs(base, f)}
     way = next((name for name in WAYS if said.get(name)), base.way)
     gone = {name for name in WAYS if name != way} | {name for name, ways in _ONLY.items() if way not in ways}
-    for one, other in (("trials", "margin"), ("margin", "trials")):
+    for one, other in (("trials", "margin"), ("margin", "trials"), ("margin", "relative_margin")):
         gone |= {one} if other in said else set()
     return Campaign(**{**{name: value for name, value in left.items() if name not in gone}, **said})
 

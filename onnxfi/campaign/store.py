@@ -1,4 +1,4 @@
-"""The store of a campaign: one SQLite file. The format, version 1, is in docs/store.md.
+"""The store of a campaign: one SQLite file. The format, version 2, is in docs/store.md.
 
 Written in batches, in WAL mode, so that a kill at any moment loses at most the last batch and never the file; a run
 that ends leaves one plain file. A result's key is its trial, the store's is the campaign: merging is set union, and
@@ -21,7 +21,7 @@ from onnxfi.campaign.plan import Planned
 from onnxfi.campaign.strata import Group
 from onnxfi.errors import InputError, OutputError
 
-VERSION = 1
+VERSION = 2
 _APPLICATION_ID = 0x6F6E6678  # "onfx"
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -35,6 +35,19 @@ CREATE TABLE results (
   trial INTEGER PRIMARY KEY, outcome TEXT NOT NULL, cause TEXT, metrics TEXT NOT NULL, changed BLOB,
   time_s REAL NOT NULL, route TEXT NOT NULL);
 CREATE TABLE errors (trial INTEGER PRIMARY KEY, error TEXT NOT NULL);
+"""
+#: What version 2 has beyond version 1: the rounds of an adaptive campaign.
+_ROUNDS = """
+CREATE TABLE rounds (
+  round INTEGER PRIMARY KEY, draws INTEGER NOT NULL, aim REAL NOT NULL, variance REAL NOT NULL, weight REAL NOT NULL,
+  below REAL NOT NULL, above REAL NOT NULL);
+CREATE TABLE allocations (
+  round INTEGER, stratum INTEGER, population INTEGER NOT NULL, probability REAL NOT NULL,
+  PRIMARY KEY (round, stratum)) WITHOUT ROWID;
+CREATE TABLE draws (
+  trial INTEGER PRIMARY KEY, draw INTEGER NOT NULL UNIQUE, round INTEGER NOT NULL, stratum_population INTEGER NOT NULL,
+  population INTEGER NOT NULL, probability REAL NOT NULL, expected REAL NOT NULL, base REAL NOT NULL);
+CREATE INDEX draws_of_a_round ON draws (round);
 """
 _BATCH = 2000
 
@@ -115,7 +128,8 @@ class Store:
         if empty and create and mark == version == 0:  # no file yet, or a run was killed before its first transaction
             db.execute("PRAGMA journal_mode = WAL")
             db.executescript(
-                f"BEGIN; PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {VERSION}; {_SCHEMA} COMMIT;"
+                f"BEGIN; PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {VERSION}; "
+                f"{_SCHEMA} {_ROUNDS} COMMIT;"
             )
         elif empty and mark == version == 0:
             raise StoreError(f"{str(place)!r} holds no campaign yet; onnxfi run fills it")
@@ -125,6 +139,8 @@ class Store:
             raise StoreError(
                 f"{str(place)!r} has version {version} of the store, this onnxfi reads {VERSION}; update it"
             )
+        elif create and version < VERSION:
+            db.executescript(f"BEGIN; PRAGMA user_version = {VERSION}; {_ROUNDS} COMMIT;")
         if create:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
@@ -211,11 +227,18 @@ class Store:
         assert table in ("plan", "results", "errors")
         return int(self.db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
 
-    def rows(self) -> Iterator[Row]:
-        """Results in the order of their trials."""
+    def results(self, number: int) -> int:
+        """How many trials of a round have a result."""
+        asked = "SELECT count(*) FROM results WHERE trial IN (SELECT trial FROM draws WHERE round = ?)"
+        return int(self.db.execute(asked, (number,)).fetchone()[0])
+
+    def rows(self, number: int | None = None) -> Iterator[Row]:
+        """Results in the order of their trials, all or those of a round."""
+        of_round = "" if number is None else "WHERE trial IN (SELECT trial FROM draws WHERE round = ?)"
         cursor = self.db.execute(
             "SELECT trial, stratum, plan.faults, plan.layer, plan.bit, outcome, cause, changed, metrics "
-            "FROM results JOIN plan USING (trial) ORDER BY trial"
+            f"FROM results JOIN plan USING (trial) {of_round} ORDER BY trial",
+            () if number is None else (number,),
         )
         for trial, stratum, faults, layer, bit, outcome, cause, changed, metrics in cursor:
             yield Row(trial, stratum, faults, layer, bit, outcome, cause, changed, json.loads(metrics))
@@ -272,6 +295,11 @@ def merge(out: str | Path, stores: Sequence[str | Path]) -> int:
         for one in ones:
             if one.get("identity") is None or one.get("golden") is None:
                 raise StoreError(f"{str(one.path)!r} holds no campaign yet; run it first")
+            if one.get("identity").get("adaptive"):
+                raise StoreError(
+                    f"{str(one.path)!r} is of an adaptive campaign, whose rounds rest on those before them: it has one "
+                    f"store and no shards; take that with the most trials"
+                )
             ones[0].bind(one.get("identity"))
         existed = Path(out).exists()
         try:

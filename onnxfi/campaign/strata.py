@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnxfi.campaign.spec import Campaign, SpecError
 from onnxfi.faults.models import FaultModel, parse_fault
 from onnxfi.faults.space import FaultSpace
 from onnxfi.faults.statistics import Per, allocate, data_aware_p
+from onnxfi.faults.words import Word
 
 #: Elements of a tensor that a data-aware plan looks at.
 _LOOKED_AT = 1 << 16
@@ -49,6 +51,8 @@ def lay_out(campaign: Campaign, reach: Reach) -> tuple[Group, ...]:
         spaces = [reach.space(part.selector, part.aim, parse_fault(part.fault)) for part in campaign.mix]
         return (Group("mix", spaces[0], campaign.repeat),)
     space = reach.space(campaign.selector, campaign.aim, event)
+    if campaign.adaptive:
+        return (Group("all", space, 0),) if campaign.method == "simple" else tuple(_fields(space))
     if campaign.rates:
         return tuple(Group(f"{rate:g}", space, campaign.repeat, ber=rate) for rate in campaign.rates)
     if campaign.exhaustive or campaign.trials is not None:
@@ -62,6 +66,56 @@ def lay_out(campaign: Campaign, reach: Reach) -> tuple[Group, ...]:
     sizes = [part.size for _, part, _, _ in spots]
     trials = allocate(sizes, campaign.margin, campaign.confidence, per=cast(Per, campaign.per), p=p)
     return tuple(Group(label, part, n, layer, bit) for (label, part, layer, bit), n in zip(spots, trials, strict=True))
+
+
+def _fields(space: FaultSpace) -> Iterator[Group]:
+    """Strata of an adaptive campaign: in each layer each field of bits of each number format."""
+    alone = len({target.word for target in space.targets}) == 1
+    for layer in space.layers():
+        whole = zip(space.targets, space.positions, space.chosen, strict=True)
+        here = [row for row in whole if row[0].layer == layer]
+        for word in dict.fromkeys(target.word for target, _, _ in here):
+            for bits in bit_fields(word) if space.unit == "bit" else [(-1,)]:
+                rows = [
+                    (target, kept, n)
+                    for target, places, n in here
+                    if target.word == word and (kept := tuple(bit for bit in places if bit in bits))
+                ]
+                if not rows:
+                    continue
+                said = "words" if bits == (-1,) else f"{bits[0]}" if len(bits) == 1 else f"{bits[0]}-{bits[-1]}"
+                field = said if alone else f"{word.name} {said}"
+                bit = bits[0] if len(bits) == 1 and bits != (-1,) else None
+                targets, places, chosen = zip(*rows, strict=True)
+                part = replace(space, targets=targets, positions=places, chosen=chosen)
+                yield Group(f"{layer} {field}", part, 0, layer, bit)
+
+
+def field_of(label: str, layer: str | None) -> str:
+    """What an adaptive campaign's stratum has in common with those of other layers: the bits, and their format.
+
+    >>> field_of("conv1 16-19", "conv1")
+    '16-19'
+    """
+    return label.removeprefix(f"{layer} ")
+
+
+def bit_fields(word: Word) -> list[tuple[int, ...]]:
+    """The bits of a word in fields that do about the same harm: up to 16 bits each alone; of longer words the lowest.
+
+    Of a longer float the sign, each exponent bit and the three highest of the mantissa are alone, the next four
+    together, and the rest; of a longer integer the 16 highest are alone, and the rest together.
+
+    >>> from onnxfi.faults.words import WORDS
+    >>> [f"{bits[0]}-{bits[-1]}" for bits in bit_fields(WORDS["float32"])][:4]
+    ['0-15', '16-19', '20-20', '21-21']
+    """
+    if word.bits <= 16:
+        return [(bit,) for bit in range(word.bits)]
+    mantissa = word.field("mantissa")
+    top = len(mantissa) - 3
+    low = [range(top - 4), range(top - 4, top)] if mantissa else [range(word.bits - 16)]
+    return [*map(tuple, low), *((bit,) for bit in range(low[-1].stop, word.bits))]
 
 
 def _spots(

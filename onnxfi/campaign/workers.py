@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
+from typing import Any
 
 from onnxfi.campaign.bench import Bench, CampaignError, digest, out_of_memory
 from onnxfi.campaign.outcomes import Golden, failed
@@ -207,15 +208,23 @@ def processes(size: int) -> Executor:
 
 
 def run_pooled(
-    job: Job, golden: Golden, pending: Iterator[Task], workers: int, pool: Callable[[int], Executor] = processes
+    job: Job,
+    golden: Golden,
+    pending: Iterator[Task],
+    workers: int,
+    pool: Callable[[int], Executor] = processes,
+    crew: Callable[[int], Executor] | None = None,
 ) -> Results:
-    """Run trials in so many workers, in the order in which they come back."""
+    """Run trials in so many workers, in the order in which they come back.
+
+    `pool` makes them; `crew` lends those that outlive the call (see `lasting`).
+    """
     suspects: list[Task] = []
     broken = True
     while broken:
         broken, came = False, 0
         try:
-            for result, task in _stream(job, pending, workers, pool, suspects):
+            for result, task in _stream(job, pending, workers, crew or pool, suspects):
                 came += 1
                 if result.cause == "memory":
                     suspects.append(task)
@@ -226,6 +235,44 @@ def run_pooled(
             if not came:  # is it the trials, or does no worker live at all?
                 _ready(job, pool).shutdown()
     yield from _alone(job, golden, suspects, pool)
+
+
+@contextmanager
+def lasting(pool: Callable[[int], Executor]) -> Iterator[Callable[[int], Executor]]:
+    """A pool of workers that outlives those who use it: shut down at the end, and made anew where it breaks."""
+    kept: list[Executor] = []
+
+    def lent(size: int) -> Executor:
+        if not (kept and _lives(kept[-1])):
+            kept.append(pool(size))
+        return _Lent(kept[-1])
+
+    try:
+        yield lent
+    finally:
+        for crew in kept:
+            crew.shutdown(wait=False, cancel_futures=True)
+
+
+def _lives(crew: Executor) -> bool:
+    try:
+        crew.submit(int)
+    except BrokenExecutor:
+        return False
+    return True
+
+
+@dataclass
+class _Lent(Executor):
+    """An executor that belongs to somebody else: who shuts it down gives it back."""
+
+    crew: Executor
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return self.crew.submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        pass
 
 
 def _stream(

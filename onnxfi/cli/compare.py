@@ -75,7 +75,7 @@ def command(
     def tell(running: Running) -> None:
         if not as_json:
             note(
-                f"{running.plan.campaign.model}: {running.total - sum(running.outcomes.values()):,} trials, golden {running.golden_s:.2f} s"
+                f"{running.plan.campaign.model}: {(running.total or 0) - running.outcomes.total():,} trials, golden {running.golden_s:.2f} s"
             )
 
     with ExitStack() as stack:

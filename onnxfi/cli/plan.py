@@ -45,8 +45,15 @@ def command(source: Path, out: Path | None, print_spec: bool, as_json: bool, **g
             write_plan(made, out, progress=tell)
     if as_json:
         strata = [{**g.told(), "population": g.population, "trials": g.trials} for g in made.groups]
+        rounds = None
+        if wanted.adaptive:
+            rounds = {
+                "rate": wanted.rate, "method": wanted.method, "margin": wanted.margin,
+                "relative_margin": wanted.relative_margin, "fewest": made.fewest, "fixed_size": made.fixed_size,
+            }  # fmt: skip
         document({
-            "model": wanted.model, "digest": made.model.digest, "way": wanted.way, "trials": len(made),
+            "model": wanted.model, "digest": made.model.digest, "way": wanted.way,
+            "trials": None if wanted.adaptive else len(made), "adaptive": rounds,
             "population": made.header.population, "unit": made.header.unit, "confidence": wanted.confidence,
             "margin": wanted.margin if made.margin is None else made.margin, "strata": strata,
             "output": None if out is None else str(out), "trial_s": trial_s,
@@ -54,7 +61,9 @@ def command(source: Path, out: Path | None, print_spec: bool, as_json: bool, **g
         return
     for line in made.describe():
         say(line)
-    if trial_s is not None:
+    if trial_s is not None and wanted.adaptive:
+        say(f"one trial takes about {trial_s:.2g} s, the fewest {duration(made.fewest * trial_s)} on one core")
+    elif trial_s is not None:
         say(f"one trial takes about {trial_s:.2g} s, all of them some {duration(len(made) * trial_s)} on one core")
     else:
         say("with --data one trial is timed, and says what all of them cost")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from onnxfi.cli.options import JSON, PATH
 
 if TYPE_CHECKING:
     from onnxfi.campaign.report import Fold, Report
+    from onnxfi.campaign.rounds import Look
     from onnxfi.faults.statistics import Interval
 
 
@@ -122,6 +123,9 @@ def print_report(found: Report) -> None:
     )
     if found.golden.get("synthetic"):
         say("synthetic inputs: how often real ones change may be something else")
+    if found.look is not None:
+        for line in _told(found, found.look):
+            say(line)
     if len(found.by_rate) <= 1:
         rows = [(r.name, r.of, *_cells(r.interval)) for r in found.everything.rates if not r.name.startswith("class_")]
         table(f"All trials, {level}", ("Rate", "Share of", ">Value", ">Low", ">High"), rows)
@@ -133,13 +137,43 @@ def print_report(found: Report) -> None:
         table("Classes by layer, shares of the injections", _CLASSES[: len(shares[0])], shares)
     if found.by_bit:
         _table(f"By bit, {level}", ">Bit", [fold for fold in found.by_bit if fold.trials])
-    if found.samples is not None:
+    if found.samples is not None and found.look is None:
         low, high = _share(found.samples.low), _share(found.samples.high)
         say(f"other samples of this kind, {found.golden['samples']:,} again, would put SDC-1 between {low} and {high}")
     if found.errors:
         note(
             f"{count(found.errors, 'trial')} ended in an error of the harness and count in no rate; run again to repeat"
         )
+
+
+def seen(look: Look) -> str:
+    """What an adaptive campaign knows of the rate that it measures."""
+    i = look.interval
+    if i.estimate != i.estimate:
+        return f"{look.rate}: no round is complete yet"
+    return f"{look.rate} {_share(i.estimate)} [{_share(i.low)}, {_share(i.high)}]"
+
+
+def _told(found: Report, look: Look) -> Iterator[str]:
+    """What it was asked for, what it took, and what its interval does not cover."""
+    i, samples = look.interval, found.golden["samples"]
+    strata = "drawn evenly" if look.strata == 1 else f"{look.strata:,} strata"
+    yield f"adaptive, {look.method} ({i.method}), at {100 * found.confidence:.4g} %: {seen(look)}"
+    yield f"  {look.trials:,} of {look.population:,} faults in {look.rounds:,} rounds, {strata}"
+    if look.exhausted:
+        yield "  the whole population was run, so the rate is exact; a sample cannot be as narrow as was asked for"
+    else:
+        wanted, have = 100 * look.wanted, 100 * i.half_width
+        much = f", {100 * i.half_width / i.estimate:,.0f} % of the rate" if i.estimate > 0 else ""
+        yield f"  half the width is {have:.3g} points{much}; asked for: {wanted:.3g}" + (
+            "" if look.reached else ", so it goes on"
+        )
+    if i.low == 0 < i.high and i.estimate == 0:
+        yield f"  no trial showed it: the rate is below {_share(i.high)}, and may be 0"
+    if look.rate == "any_sdc1":
+        yield f"  any_sdc1 depends on the number of samples: it is that of these {samples:,}, and grows with more"
+    if found.samples is not None:
+        yield f"  the choice of these {samples:,} samples adds ±{100 * found.samples.half_width:.3g} points to SDC-1, however many trials run"
 
 
 _COLUMNS = (("top1", "top-1"), ("sdc1", "SDC-1"), ("any_sdc1", "any SDC-1"), ("sdc", "SDC"), ("due", "DUE"))

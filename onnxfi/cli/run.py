@@ -105,7 +105,7 @@ def command(
             f"{count(errors, 'trial')} ended in an error of the harness, not in an outcome; "
             f"onnxfi show {store} TRIAL says why, the same command runs them again"
         )
-    if errors < running.total or running.outcomes:
+    if running.total is None or errors < running.total or running.outcomes:
         found = report(store)
         if as_json:
             document(found.summary())
@@ -140,6 +140,11 @@ def _begin(running: Running, workers: int) -> Iterator[str]:
     yield from running.plan.describe()
     yield running.note
     done = running.outcomes.total()
+    if running.total is None:
+        if done:
+            yield f"{done:,} trials are in {running.store} already"
+        yield f"one trial takes about {running.golden_s:.2g} s on one of {max(1, workers)} cores"
+        return
     if done:
         yield f"{done:,} of {running.total:,} trials are in {running.store} already"
     if left := running.total - done:
@@ -200,9 +205,13 @@ def _live(running: Running) -> Iterator[Callable[[Result], None]]:
 
 
 def _state(running: Running, counts: Counter[str], done: int, rate: float) -> str:
+    from onnxfi.cli.report import seen
     from onnxfi.faults.statistics import clopper_pearson
 
     n, before = counts.total(), running.outcomes.total()
+    if running.total is None:
+        found = "" if running.look is None else seen(running.look)
+        return f"{before + done:,} trials  {rate:.3g}/s  {found}"
     left = duration((running.total - before - done) / rate)
     confidence = running.plan.campaign.confidence
     rates = [(name, clopper_pearson(counts[name], n, confidence)) for name in ("masked", "sdc", "due")] if n else []

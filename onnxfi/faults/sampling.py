@@ -25,7 +25,7 @@ Numbers = NDArray[np.uint64]
 _64 = (1 << 64) - 1
 
 #: What a stream is for: the top word of Philox's counter, so that no two uses share random words.
-COUNT, PLACE, VALUE, DATA = 1, 2, 3, 4
+COUNT, PLACE, VALUE, DATA, CHOICE = 1, 2, 3, 4, 6
 
 
 def raw_words(seed: int, stream: int, purpose: int, n: int, *, skip: int = 0) -> Numbers:
@@ -246,6 +246,17 @@ def per_sample(sizes: Sequence[int], samples: int, rate: float, seed: int, trial
     tensor = np.searchsorted(ends, inside, side="right")
     width = np.array(each, np.uint64)[tensor]
     return np.sort(starts[tensor] + hit.astype(np.uint64) * width + inside - (ends[tensor] - width))
+
+
+def choose(chances: NDArray[np.float64], n: int, seed: int, stream: int) -> NDArray[np.int64]:
+    """`n` draws with repetition of one of several things, each with its chance; the chances sum to 1.
+
+    >>> choose(np.array([0.5, 0.0, 0.5]), 8, seed=0, stream=1).tolist()
+    [0, 2, 2, 2, 0, 2, 0, 2]
+    """
+    ends = np.cumsum(chances)
+    drawn = np.searchsorted(ends / ends[-1], uniform(raw_words(seed, stream, CHOICE, n)), side="right")
+    return np.asarray(drawn, np.int64)
 
 
 def exhaustive(population: int, start: int = 0, stop: int | None = None) -> Numbers:

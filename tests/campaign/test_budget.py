@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from onnxfi.campaign.budget import BOUNDS, GOLDEN, RATES, Budget, Limit, load_budget, print_budget
-from onnxfi.campaign.report import SHARES, YES_NO
+from onnxfi.campaign.rates import SHARES, YES_NO
 from onnxfi.campaign.spec import Campaign, SpecError
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "ci.md").read_text(encoding="utf-8")

@@ -19,7 +19,8 @@ from scipy import stats
 from tiny import mlp, ran, samples, save
 
 from onnxfi.campaign.outcomes import CLASSES, unpacked
-from onnxfi.campaign.report import SHARES, YES_NO, Fold, Report, classes, report, write_csv
+from onnxfi.campaign.rates import SHARES, YES_NO
+from onnxfi.campaign.report import Fold, Report, classes, report, write_csv
 from onnxfi.campaign.runner import run
 from onnxfi.campaign.spec import Campaign, Part
 from onnxfi.campaign.store import StoreError

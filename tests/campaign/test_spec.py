@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from onnxfi.errors import InputError
 
 SWEEP: dict[str, Any] = {"ber": (1e-6,)}
 SINGLE: dict[str, Any] = {"single": True, "margin": 0.25}
+ADAPTIVE: dict[str, Any] = {"single": True, "adaptive": True}
 PARTS = (Part("stuck-at-1", count=2, include=("fc1", "=w2"), bits="sign"), Part(ber=1e-5, dtype=("float32",)))
 #: For every field: a value that is not its default, the flags that say it, and fields that go with it.
 EXAMPLES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
@@ -33,6 +35,10 @@ EXAMPLES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "margin": (0.125, ["--margin", "0.125"], {"single": True}),
     "confidence": (0.95, ["--confidence", "0.95"], SWEEP),
     "per": ("layer-bit", ["--per", "layer-bit"], SINGLE),
+    "adaptive": (True, ["--adaptive"], {"single": True}),
+    "relative_margin": (0.125, ["--relative-margin", "0.125"], ADAPTIVE),
+    "rate": ("any_sdc1", ["--rate", "any"], ADAPTIVE),
+    "method": ("simple", ["--method", "simple"], ADAPTIVE),
     "exhaustive": (True, ["--exhaustive"], {}),
     "faults": ("list.jsonl", ["--faults", "list.jsonl"], {}),
     "mix": (
@@ -356,7 +362,7 @@ def test_a_part_by_flag_is_told_by_its_place() -> None:
         assert message in str(told.value)
 
 
-FREE = {"model", "data", "preprocess", "allow_links", "repeat", "trials", "margin", "confidence"}
+FREE = {"model", "data", "preprocess", "allow_links", "repeat", "trials", "margin", "relative_margin", "confidence"}
 LENGTHS = {"trials": {"single": True, "trials": 5}, "margin": {"single": True, "margin": 0.5}}
 
 
@@ -367,6 +373,34 @@ def test_the_identity_holds_what_fixes_an_answer_and_no_more(name: str, here: Pa
     base = {"model": "m.onnx", "data": "d.npz", **LENGTHS.get(name, beside)}
     one, other = Campaign(**base), Campaign(**{**base, name: value})
     assert (one.identity() == other.identity()) == (name in FREE)
+
+
+def test_what_an_adaptive_campaign_cannot_be() -> None:
+    for fields, message in (
+        ({"rate": "due"}, "rate says nothing without adaptive; leave it out, or add adaptive"),
+        ({"relative_margin": 0.1}, "relative_margin says nothing without adaptive"),
+        ({"adaptive": True, "trials": 9}, "adaptive runs until the interval is as narrow as margin; leave trials out"),
+        ({"adaptive": True, "per": "layer"}, "adaptive chooses its strata, layer by bits; leave per 'layer' out"),
+        ({"adaptive": True, "rate": "sdc2"}, "rate 'sdc2' is unknown; closest: "),
+        ({"adaptive": True, "method": "fast"}, "method 'fast' is unknown"),
+        ({"adaptive": True, "relative_margin": 0.0}, "relative_margin 0.0 is out of range; give a share of the rate"),
+    ):
+        with pytest.raises(SpecError, match=re.escape(message)):
+            Campaign("m.onnx", single=True, **fields)
+    with pytest.raises(SpecError, match="adaptive says nothing with ber, only with single"):
+        Campaign("m.onnx", ber=1e-6, adaptive=True)
+
+
+def test_a_relative_margin_takes_the_place_of_the_usual_one() -> None:
+    base = Campaign("m.onnx", single=True, adaptive=True)
+    assert base.margin == 0.01
+    assert outdo(base, {"relative_margin": 0.1}).margin == 1e-4
+    assert outdo(base, {"relative_margin": 0.1, "margin": 0.002}).margin == 0.002
+    assert not outdo(base, {"ber": (1e-6,)}).adaptive
+
+
+def test_other_campaigns_are_identified_as_before_there_were_adaptive_ones() -> None:
+    assert not {"adaptive", "rate", "method", "relative_margin"} & set(Campaign("m.onnx", single=True).identity())
 
 
 def test_the_identity_of_a_pattern_holds_its_content(tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ from tiny import mlp, ran, samples
 
 from onnxfi.campaign import report as reports
 from onnxfi.campaign.plan import Plan, make_plan
+from onnxfi.campaign.rates import RATES as ALL_RATES
+from onnxfi.campaign.rates import YES_NO
 from onnxfi.campaign.reach import Reach
-from onnxfi.campaign.report import YES_NO, Fold, Report, report
+from onnxfi.campaign.report import Fold, Report, report
 from onnxfi.campaign.spec import Campaign
 from onnxfi.campaign.store import Store
 from onnxfi.faults import sampling
@@ -81,7 +83,7 @@ def intervals(truth: Truth, plan: Plan, sites: list[NDArray[np.int64]], layers: 
     """What the report would state of these trials: for each layer (None: all) and rate."""
     strata = tuple({"stratum": s, **group.told()} for s, group in enumerate(plan.groups))
     fold = reports._Folder(strata, plan.cells(), plan.campaign.confidence)
-    places = [reports._NAMES.index(name) for name in RATES]
+    places = [ALL_RATES.index(name) for name in RATES]
     for s, chosen in enumerate(sites):
         for layer in set(truth.layers):
             x = truth.values[:, chosen[truth.layers[chosen] == layer]]

@@ -18,12 +18,13 @@ import pytest
 from tiny import mlp, ran, samples, tables
 
 from onnxfi.campaign.bench import CampaignError
+from onnxfi.campaign.report import report
 from onnxfi.campaign.runner import run
 from onnxfi.campaign.spec import Campaign, Part, SpecError
 from onnxfi.campaign.store import Result, Store, StoreError, merge, set_aside
 from onnxfi.errors import OutputError
 
-TABLES = {"meta", "strata", "plan", "results", "errors"}
+TABLES = {"meta", "strata", "plan", "results", "errors", "rounds", "allocations", "draws"}
 
 
 def campaign(**fields: Any) -> Campaign:
@@ -356,11 +357,24 @@ def test_a_newer_store_is_refused(here: Path) -> None:
     ran(campaign(single=True, trials=3), here / "s.db")
     with sqlite3.connect(here / "s.db") as db:
         assert db.execute("PRAGMA application_id").fetchone()[0] == int.from_bytes(b"onfx", "big")
-        assert db.execute("PRAGMA user_version").fetchone()[0] == 1
-        db.execute("PRAGMA user_version = 2")
+        assert db.execute("PRAGMA user_version").fetchone()[0] == 2
+        db.execute("PRAGMA user_version = 3")
     db.close()
-    with pytest.raises(StoreError, match="has version 2 of the store, this onnxfi reads 1; update it"):
+    with pytest.raises(StoreError, match="has version 3 of the store, this onnxfi reads 2; update it"):
         run(campaign(single=True, trials=3), here / "s.db")
+
+
+def test_a_store_of_version_1_is_read_and_goes_on(here: Path) -> None:
+    ran(campaign(single=True, trials=5), here / "s.db")
+    ran(campaign(single=True, trials=8), here / "whole.db")
+    with sqlite3.connect(here / "s.db") as db:
+        for name in ("rounds", "allocations", "draws"):
+            db.execute(f"DROP TABLE {name}")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    assert report(here / "s.db").everything.trials == 5
+    assert len(ran(campaign(single=True, trials=8), here / "s.db")) == 3
+    assert tables(here / "s.db") == tables(here / "whole.db")
 
 
 def test_a_store_that_cannot_be_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

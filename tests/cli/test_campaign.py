@@ -99,6 +99,62 @@ def test_every_number_of_the_tables_is_the_reports(run: Run, tiny: Path) -> None
             assert said in line
 
 
+ADAPTIVE = ("--single", "--adaptive", "--margin", 0.1)
+
+
+def test_an_adaptive_campaign_says_what_it_measures_and_what_it_took(run: Run, tiny: Path) -> None:
+    planned = run("plan", "m.onnx", *ADAPTIVE)
+    assert planned.out.splitlines()[:3] == [
+        "one fault a trial, in rounds over 28 strata, until sdc1 is known to ±10 %",
+        "population N = 1,376 bits, confidence 0.99, guaranteed (betting confidence sequence)",
+        "at least 33 trials; of fixed size, for ±10 % at p = 0.5, it would be 149",
+    ]
+    made = checked(run("plan", "m.onnx", "--data", "d.npz", *ADAPTIVE, "--rate", "any", "--json"), "plan")
+    assert made["trials"] is None and made["adaptive"]["rate"] == "any_sdc1" and made["adaptive"]["fewest"] == 33
+    assert "the fewest" in run("plan", "m.onnx", "--data", "d.npz", *ADAPTIVE).out
+    relative = checked(run("plan", "m.onnx", "--single", "--adaptive", "--relative-margin", 0.2, "--json"), "plan")
+    assert relative["adaptive"]["fixed_size"] is None and relative["margin"] == 1e-4
+    assert (
+        "to ±20 % of it, or ±0.01 % where that is more"
+        in run("plan", "m.onnx", "--single", "--adaptive", "--relative-margin", 0.2).out
+    )
+    ran = run("run", "m.onnx", *DATA, *ADAPTIVE, "-o", "a.db")
+    assert (ran.code, ran.out) == (0, run("report", "a.db").out)
+    assert re.search(r"^adaptive, guaranteed \(betting confidence sequence\), at 99 %: sdc1 \S+ % \[", ran.out, re.M)
+    assert re.search(r"^  \d+ of 1,376 faults in \d+ rounds, 28 strata$", ran.out, re.M)
+    assert re.search(r"^  half the width is \S+ points, \S+ % of the rate; asked for: 10$", ran.out, re.M)
+    assert "  the choice of these 12 samples adds ±" in ran.out and "Classes by layer" not in ran.out
+    found = checked(run("report", "a.db", "--json"), "report")
+    again = checked(run("run", "m.onnx", *DATA, *ADAPTIVE, "-o", "a.db", "--json"), "run")
+    assert found["adaptive"] == again["adaptive"] and found["adaptive"]["reached"]
+    assert found["adaptive"]["trials"] == found["trials"] == again["trials"] < 1376
+    assert [fold["key"] for fold in found["by_bit"]][:3] == ["0-15", "16-19", "20"]
+    assert run("run", "m.onnx", *DATA, *ADAPTIVE, "-o", "a.db").err.count("trials are in a.db already") == 1
+
+
+def test_an_adaptive_campaign_says_what_it_does_not_know(run: Run, tiny: Path) -> None:
+    wide = ("--single", "--adaptive", "--margin", 0.15)
+    found = run("run", "m.onnx", *DATA, *wide, "--rate", "any", "-o", "any.db").out
+    assert "any_sdc1 depends on the number of samples: it is that of these 12, and grows with more" in found
+    found = run("run", "m.onnx", *DATA, *wide, "--bits", "0-3", "-o", "quiet.db").out
+    assert re.search(r"no trial showed it: the rate is below \S+ %, and may be 0", found)
+    found = run("run", "m.onnx", *DATA, *wide, "--bits", "30", "--margin", 1e-6, "-o", "all.db").out
+    assert "43 of 43 faults in" in found
+    assert "the whole population was run, so the rate is exact; a sample cannot be as narrow as was asked for" in found
+    simple = run("run", "m.onnx", *DATA, *wide, "--method", "simple", "-o", "simple.db").out
+    assert "simple (Wilson with design effect)" in simple and "rounds, drawn evenly" in simple
+    for words, message in (
+        (("--shard", "1/2"), "it has no shards; use workers"),
+        (("--trials", 9), "single takes trials or margin"),
+        (("--per", "layer"), "leave per 'layer' out"),
+        (("--rate", "sdc2"), "rate 'sdc2' is unknown"),
+    ):
+        refused = run("run", "m.onnx", *DATA, *wide, *words, "-o", "no.db")
+        assert refused.code == 2 and message in refused.err and not Path("no.db").exists()
+    listed = run("plan", "m.onnx", *ADAPTIVE, "-o", "p.jsonl")
+    assert listed.code == 2 and "there is no list to write" in listed.err and not Path("p.jsonl").exists()
+
+
 def test_a_sweep_is_told_rate_by_rate(run: Run, tiny: Path) -> None:
     ran = run("run", "m.onnx", *DATA, "--ber", "1e-3:1e-1", "--repeat", 3)
     assert "onnxfi: sweep, 3 trials at each of 3 rates per bit: n = 9 trials" in ran.err
