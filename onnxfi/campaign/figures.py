@@ -286,8 +286,9 @@ def _by_bit(
         ax.grid(axis="y", alpha=0.25, linewidth=0.5)
     step = 1 if len(keys) <= 12 else 2 if len(keys) <= 20 else 4
     marked = [k for k, bit in enumerate(keys) if not bit.isdecimal() or int(bit) % step == 0]
-    axes[-1].set_xticks(marked, [plain(keys[k]) for k in marked])
-    named = "Bit (position, 0 is the lowest)" if keys[0].isdecimal() else "Bits (field of the word)"
+    fields = not all(key.isdecimal() for key in keys)
+    axes[-1].set_xticks(marked, [plain(keys[k]) for k in marked], rotation=60 if fields else 0)
+    named = "Bits (field of the word)" if fields else "Bit (position, 0 is the lowest)"
     axes[-1].set(xlabel=named, xlim=(-0.7, len(keys) - 0.3))
     canvas.align_ylabels()
     _legend(canvas, axes[-1], names)
