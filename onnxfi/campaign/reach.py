@@ -24,8 +24,8 @@ from onnxfi.graph.instrument import reachable
 from onnxfi.graph.model import Model, parse
 from onnxfi.graph.mutate import bound, place
 from onnxfi.graph.reals import with_reals
+from onnxfi.runtime.asking import asked, counted
 from onnxfi.runtime.data import Data
-from onnxfi.runtime.inflight import asked, counted
 from onnxfi.runtime.ports import ORT_TYPES
 
 _READ = {name for name, _ in ORT_TYPES.values()}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.instrument import opset
+from onnxfi.cli.instrument import fusions, opset
 
 if TYPE_CHECKING:
     from onnxfi.graph.instrument import Strike
@@ -40,10 +41,18 @@ def inject_activations(model: Path, given: dict[str, Any], *, as_json: bool, all
         fed = options.data(given, opened, how)
         with progress("golden") as tell:
             golden = evaluate(model, fed, engine=how, batch=given["batch"], output=given["output"], progress=tell)
-    ber = None if given["ber"] is None else _rate(given["ber"])
+    rates = {name: None if given[name] is None else _rate(name, given[name]) for name in ("ber", "per_sample")}
+    batch = 1 if fed is None else fed.layout.fixed or min(given["batch"], fed.samples)
+    if fed is not None and given["per_sample"] is not None and fed.samples % batch:
+        raise click.UsageError(
+            f"{fed.samples:,} samples are no whole batches of {batch}; give another --samples or --batch"
+        )
     names = ("count", "per_tensor", "sites", "fault", "seed", "all", "inline", "body")
     asked = {name: given[name] for name in names}
-    done = inject_flow(opened, out, ber=ber, selector=options.selector(given), opset=opset(given), data=fed, **asked)
+    asked |= {"selector": options.selector(given), "opset": opset(given), "data": fed, "batch": batch, **rates}
+    done = inject_flow(opened, out, **asked)
+    struck = {(s.activation.path, s.activation.name) for s in done.strikes}
+    done = replace(done, notes=(*done.notes, *fusions(opened, done.data, len(struck))))
     if golden is not None and fed is not None:
         try:
             with progress("faulty") as tell:
@@ -58,11 +67,13 @@ def inject_activations(model: Path, given: dict[str, Any], *, as_json: bool, all
         note(text)
 
 
-def _rate(text: str) -> float:
+def _rate(name: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise click.UsageError(f"--ber {text!r} is no number; give one from 0 to 1, as 1e-6") from None
+        raise click.UsageError(
+            f"--{name.replace('_', '-')} {text!r} is no number; give one from 0 to 1, as 1e-6"
+        ) from None
 
 
 def _row(strike: Strike) -> dict[str, Any]:
@@ -81,7 +92,7 @@ def _document(model: str, digest: str, done: Injected, golden: Any, faulty: Any,
     assert done.out is not None
     values: dict[str, Any] = {
         "model": model, "digest": digest, "faulty_digest": load(done.out, allow_links=True).digest,
-        "output": str(done.out), "seed": done.draw.seed, "population": done.space.size, "unit": done.space.unit,
+        "output": str(done.out), "seed": done.draw.seed, "population": done.population, "unit": done.space.unit,
         "population_bits": done.space.bits, "expected": done.draw.expected(done.space), "drawn": done.faults.events,
         "faults": [_row(s) for s in done.strikes[:_MOST_LISTED]], "faults_total": len(done.strikes),
         "notes": list(done.notes),
@@ -103,9 +114,11 @@ def _print(model: str, done: Injected, golden: Any, faulty: Any, failed: str) ->
     from onnxfi.runtime.metrics import METRICS
 
     how, unit = done.draw, done.space.unit
-    rate = f"at a rate of {how.rate:g} per {unit} of a sample" if how.kind == "ber" else f"{how.kind} {how.n:,}"
+    rate = {
+        "ber": f"at a rate of {how.rate:g} per {unit} of a sample", "per-sample": f"at a rate of {how.rate:g} per sample",
+    }.get(how.kind, f"{how.kind} {how.n:,}")  # fmt: skip
     say(f"{model}: values in flight, {rate}, seed {how.seed}")
-    say(f"population {count(done.space.size, unit)} a sample, drawn {done.faults.events:,}")
+    say(f"population {count(done.population, unit)} a sample, drawn {done.faults.events:,}")
     rows = [(site_text(s), s.activation.target.dtype, _what(s)) for s in done.strikes[:10]]
     table("Faults" + (" (the first 10)" if len(done.strikes) > 10 else ""), ("Site", "Dtype", "Becomes"), rows)
     if golden is not None and faulty is not None:

@@ -26,6 +26,9 @@ _MOST_LISTED = 10_000
 @MODEL
 @click.option("--ber", metavar="P", help="Strike each site with probability P, as 1e-6.")
 @click.option("--count", type=int, metavar="N", help="Strike N different sites.")
+@click.option(
+    "--per-sample", metavar="P", help="With --target activations: with probability P one site in each row of --batch."
+)
 @click.option("--per-tensor", is_flag=True, help="With --count: N sites in each tensor.")
 @click.option(
     "--site",
@@ -135,9 +138,10 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
 
 
 def _check(given: dict[str, Any]) -> None:
-    ways = [name for name in ("ber", "count", "faults") if given[name] is not None] + ["site"] * bool(given["sites"])
+    names = ("ber", "count", "faults", "per_sample")
+    ways = [name for name in names if given[name] is not None] + ["site"] * bool(given["sites"])
     if len(ways) != 1:
-        what = " and ".join("--" + way for way in ways) or "none"
+        what = " and ".join("--" + way.replace("_", "-") for way in ways) or "none"
         raise click.UsageError(f"exactly one of --ber, --count, --site and --faults is needed; given: {what}")
     for flag, needs in (("per_tensor", "count"), ("undo", "faults")):
         if given[flag] and given[needs] is None:
@@ -146,6 +150,8 @@ def _check(given: dict[str, Any]) -> None:
         raise click.UsageError("--undo takes neither --data nor --save-faults; run onnxfi eval on the restored model")
     if given["faults"] is not None:
         options.refuse(("fault", "seed", *options.SELECTORS), "beside --faults, whose list says it")
+    if given["per_sample"] is not None and (given["target"] != "activations" or given["data"] is None):
+        raise click.UsageError("--per-sample goes with --target activations and --data, whose samples it strikes")
     if given["data"] is None:
         options.refuse(options.RUNNING, "without --data, as nothing is run")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from onnxfi.cli import options
 from onnxfi.cli.options import JSON, LINKS, MODEL, NEURONS, PATH, select_options
 
 if TYPE_CHECKING:
+    from onnxfi.graph.model import Model
     from onnxfi.runtime.inflight import Instrumented
 
 _MEANING = {
@@ -53,6 +55,9 @@ def opset(given: dict[str, Any]) -> int | str:
 @select_options
 @flow_options
 @click.option(
+    "--data", metavar="DATA", help="Inputs on which a raise of the opset must change no output (default: made-up ones)."
+)
+@click.option(
     "-o",
     "--out",
     type=PATH,
@@ -82,11 +87,18 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
             raise click.UsageError(f"--{name} says nothing here, as faults are chosen when they are fed; leave it out")
     from onnxfi.cli.show import document, note
     from onnxfi.graph.model import load
+    from onnxfi.runtime.data import open_data
+    from onnxfi.runtime.engines import OrtEngine
     from onnxfi.runtime.inflight import instrument
 
     out = given["out"] or Path(f"{model.stem}.armed.onnx")
     opened = load(model, allow_links=allow_links)
-    done = instrument(opened, options.selector(given), out, all=given["all"], opset=opset(given), body=given["body"])
+    fed = None
+    if given["data"] is not None:
+        fed = open_data(given["data"], OrtEngine(provider="cpu").prepare(opened.path or b"").inputs)
+    asked = {name: given[name] for name in ("all", "body")}
+    done = instrument(opened, options.selector(given), out, opset=opset(given), data=fed, **asked)
+    done = replace(done, notes=(*done.notes, *fusions(opened, done.data, len(done.armed.sites))))
     if as_json:
         document(_document(str(model), done))
     else:
@@ -95,9 +107,21 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
         note(text)
 
 
+def fusions(model: Model, made: bytes, sites: int) -> tuple[str, ...]:
+    """What is said of fusions that the runtime loses; nothing of models with external data, which are not loaded."""
+    from onnxfi.graph.model import parse
+    from onnxfi.runtime.fusions import fusions_note
+
+    if model.external or not sites:
+        return ()
+    return fusions_note(parse(model).SerializeToString(), made, sites)
+
+
 def _neurons(model: Path, given: dict[str, Any], *, as_json: bool, allow_links: bool) -> None:
     """Expose the neurons of a spiking network."""
-    options.refuse((*options.SELECTORS, "all", "opset", "body"), "with --target neurons, which exposes all of them")
+    options.refuse(
+        (*options.SELECTORS, "all", "opset", "body", "data"), "with --target neurons, which exposes all of them"
+    )
     from onnxfi.cli.show import document, note, say, table
     from onnxfi.graph.exposed import table as exposed
     from onnxfi.graph.model import load

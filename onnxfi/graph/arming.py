@@ -113,8 +113,13 @@ def _check(s: Strike, batch: int | None, trips: int | None) -> None:
     if s.mask.keep >> a.target.word.bits or s.mask.flip >> a.target.word.bits:
         raise FaultError(f"{where}: the mask has more than the {a.target.word.bits} bits of {a.target.dtype}")
     check_place(a, s, batch)
+    check_step(s, trips)
+
+
+def check_step(s: Strike, trips: int | None) -> None:
+    """Refuse a step that does not come, where it is known how often the loop turns."""
     if trips is not None and s.first >= trips:
-        raise SelectorError(f"{where}: the loop has {trips} iterations, steps are 0 to {trips - 1}")
+        raise SelectorError(f"{site_text(s)}: the loop has {trips} iterations, steps are 0 to {trips - 1}")
 
 
 def check_place(a: Activation, s: Strike, batch: int | None) -> None:

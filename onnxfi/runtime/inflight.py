@@ -17,15 +17,14 @@ from onnxfi.errors import InputError, ModelError, OnnxfiError, SelectorError
 from onnxfi.faults.models import Add, FaultModel, Scale
 from onnxfi.faults.space import FaultSpace, Selector, parse_site
 from onnxfi.faults.trials import Draw, Faults, at_sites, draw, fault_model
-from onnxfi.faults.words import WORDS
-from onnxfi.graph.activations import Activation, Chosen, activations, choose, told
-from onnxfi.graph.arming import check_place
+from onnxfi.graph.activations import Activation, Chosen, activations, choose
+from onnxfi.graph.arming import check_place, check_step
 from onnxfi.graph.bodies import opset_of
 from onnxfi.graph.instrument import Armed, Strike, arm, bake, reachable
 from onnxfi.graph.model import Model, load, parse
-from onnxfi.graph.rewire import count_steps
 from onnxfi.graph.save import save
-from onnxfi.runtime.data import Data, open_data
+from onnxfi.runtime.asking import asked, counted, first_feeds
+from onnxfi.runtime.data import Data
 from onnxfi.runtime.engines import OrtEngine
 from onnxfi.runtime.ports import Array
 
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["Flow", "Injected", "Instrumented", "inject_flow", "instrument", "prepare"]
 
 _LOWEST, _RAISED, _NATIVE = 11, 13, 26
-_SAMPLES = 2
 
 
 @dataclass(frozen=True)
@@ -129,57 +127,7 @@ def same_bytes(one: Array, other: Array) -> bool:
 
 def _outputs(model: bytes | Path, data: Data | None) -> dict[str, Array]:
     session = OrtEngine(provider="cpu", optimization="off").prepare(model)
-    return session.run(_feeds(session.inputs, data))
-
-
-def counted(model: Model, data: Data | None) -> dict[str, int]:
-    """How often the loops of the top graph turn on the first samples, by the path of each graph inside one of them.
-
-    Loops within loops or branches are left out: what they do may differ from turn to turn.
-    """
-    proto, counters = count_steps(parse(model))
-    if not counters or model.external:
-        return {}
-    session = OrtEngine(provider="cpu", optimization="off").prepare(proto.SerializeToString())
-    found = session.run(_feeds(session.inputs, data), sorted(set(counters.values())))
-    return {path: int(found[name]) for path, name in counters.items()}
-
-
-def _feeds(ports: Any, data: Data | None) -> Mapping[str, Array]:
-    """The first samples of the data, or made-up ones."""
-    fed = data or open_data(None, ports, limit=_SAMPLES)
-    return next(iter(fed.batches(fed.layout.fixed or min(_SAMPLES, fed.samples)))).feeds
-
-
-def asked(
-    model: Model, proto: onnx.ModelProto, rows: Sequence[Activation], data: Data | None
-) -> tuple[Activation, ...]:
-    """The activations with what one run tells of those that the file leaves open; what cannot be run stays open."""
-    import onnx
-
-    wanted = [a for a in rows if not a.path and ("type is not known" in a.why_not or not a.shaped)]
-    if model.external or not wanted:
-        return tuple(rows)
-    made = onnx.ModelProto()
-    made.CopyFrom(proto)
-    have = {o.name for o in made.graph.output} | {i.name for i in made.graph.input}
-    made.graph.output.extend(onnx.ValueInfoProto(name=a.name) for a in wanted if a.name not in have)
-    made.ir_version = max(made.ir_version, 4)
-    try:
-        session = OrtEngine(provider="cpu", optimization="off").prepare(made.SerializeToString())
-        feeds = _feeds(session.inputs, data)
-        found = session.run(feeds, [p.name for p in session.outputs])
-    except OnnxfiError:
-        return tuple(rows)
-    found |= dict(feeds)
-    batch = next((a.shape[0] for a in feeds.values() if a.ndim), None)
-    types = {port.name: port.dtype for port in (*session.outputs, *session.inputs)}
-    return tuple(
-        told(a, WORDS.get(types[a.name]), found[a.name].shape, batch)
-        if not a.path and a.name in found and a.name in types and a in wanted
-        else a
-        for a in rows
-    )
+    return session.run(first_feeds(session.inputs, data))
 
 
 @dataclass(frozen=True)
@@ -224,12 +172,13 @@ def instrument(
     if place is not None:
         save(model, armed.proto, place)
     said = (*flow.notes, *chosen.notes) if chosen.activations else ()
-    return Instrumented(armed, place, left_out(flow.activations), said)
+    return Instrumented(armed, place, left_out(flow.activations, model), said)
 
 
-def left_out(rows: Sequence[Activation]) -> dict[str, int]:
+def left_out(rows: Sequence[Activation], model: Model) -> dict[str, int]:
     """How many values cannot be struck, by reason."""
-    reasons: dict[str, int] = {}
+    inside = sum(len(node.output) for function in model.proto.functions for node in function.node)
+    reasons = {"it lies in a local function; inline those first (onnx.inliner)": inside} if inside else {}
     for a in rows:
         if a.why_not:
             reasons[a.why_not] = reasons.get(a.why_not, 0) + 1
@@ -249,6 +198,11 @@ class Injected:
     notes: tuple[str, ...]
 
     @property
+    def population(self) -> int:
+        """The sites of one sample."""
+        return self.space.size // max(1, *(t.samples for t in self.space.targets), 1)
+
+    @property
     def data(self) -> bytes:
         """The faulty model, serialised."""
         return self.proto.SerializeToString(deterministic=True)
@@ -262,6 +216,8 @@ def inject_flow(
     count: int | None = None,
     per_tensor: bool = False,
     sites: Sequence[str] = (),
+    per_sample: float | None = None,
+    batch: int = 1,
     fault: str | FaultModel = "flip",
     selector: Selector | None = None,
     seed: int = 0,
@@ -273,29 +229,31 @@ def inject_flow(
 ) -> Injected:
     """Write a model that has faults in its values in flight, for any batch size: an index counts within one sample.
 
-    Exactly one of `ber`, `count` and `sites` (`ID[i]@sample=k@step=t:B`) says how many; drawn faults strike every
-    sample and step. `inline` writes no local functions. Raises as `sample` and `instrument` do.
+    Exactly one of `ber`, `count`, `sites` (`ID[i]@sample=k@step=t:B`) and `per_sample` says how many; drawn faults
+    strike every sample and step, but those of `per_sample`: with that probability one site in each of the first `batch`
+    rows that are fed together. `inline` writes no local functions. Raises as `sample` and `instrument` do.
 
     >>> from onnxfi.graph.model import load
     >>> done = inject_flow(load("models/fashion_cnn.onnx"), sites=["relu[3]@sample=0:30"])
     >>> done.strikes[0].element, done.strikes[0].sample, done.strikes[0].mask
     (3, 0, Mask(keep=4294967295, flip=1073741824))
     """
-    given = [n for n, value in (("ber", ber), ("count", count), ("sites", sites or None)) if value is not None]
+    ways = {"ber": ber, "count": count, "sites": sites or None, "per_sample": per_sample}
+    given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
-        raise InputError(f"exactly one of ber, count and sites says how many faults; given: {given or 'none'}")
+        raise InputError(f"exactly one of {', '.join(ways)} says how many faults; given: {given or 'none'}")
     event, selector = fault_model(fault), selector or Selector()
     flow = prepare(model, opset=opset, body=body, data=data, shapes=True)
     if sites:
         chosen = _named(flow, sites)
-        faults, struck = _at(chosen, sites, event, selector, seed)
+        faults, struck = _at(flow, chosen, sites, event, selector, seed, data)
         space, how = _space(chosen, selector, event), Draw("sites", n=len(sites), seed=seed)
     else:
         chosen = choose(flow.activations, selector, every=all)
         chosen = replace(chosen, activations=_shaped(chosen.activations))
-        space = _space(chosen, selector, event)
-        kind = "ber" if ber is not None else "per-tensor" if per_tensor else "count"
-        how = Draw(kind, rate=ber or 0.0, n=count or 0, seed=seed)
+        space = _space(chosen, selector, event, batch if per_sample is not None else 0)
+        kind = "per-tensor" if per_tensor else "per-sample" if given == ["per_sample"] else given[0]
+        how = Draw(kind, rate=ber or per_sample or 0.0, n=count or 0, seed=seed)
         faults = draw(space, how, event)
         struck = strikes(faults, {a.target.id: a for a in chosen.activations})
     made = bake(flow.proto, struck, body=body, inline=inline)
@@ -305,8 +263,10 @@ def inject_flow(
     return Injected(made, tuple(struck), faults, space, how, place, (*flow.notes, *chosen.notes))
 
 
-def _space(chosen: Chosen, selector: Selector, event: FaultModel) -> FaultSpace:
-    targets = [replace(a.target, structural=False) for a in chosen.activations]
+def _space(chosen: Chosen, selector: Selector, event: FaultModel, samples: int = 0) -> FaultSpace:
+    targets = [
+        replace(a.target, structural=False, samples=0 if a.axis is None else samples) for a in chosen.activations
+    ]
     return FaultSpace.over(targets, event, bits=selector.bits, elements=selector.elements)
 
 
@@ -344,13 +304,21 @@ def _open(a: Activation) -> Any:
 
 
 def _at(
-    chosen: Chosen, sites: Sequence[str], event: FaultModel, selector: Selector, seed: int
+    flow: Flow,
+    chosen: Chosen,
+    sites: Sequence[str],
+    event: FaultModel,
+    selector: Selector,
+    seed: int,
+    data: Data | None,
 ) -> tuple[Faults, list[Strike]]:
     targets = [_open(a) for a in chosen.activations]
     faults = at_sites(sites, targets, event, selector, seed)
     struck = strikes(faults, {a.target.id: a for a in chosen.activations})
+    turns = counted(flow.model, data) if data is not None and any(s.activation.loop for s in struck) else {}
     for s in struck:
         check_place(s.activation, s, 1 << 62)
+        check_step(s, turns.get(s.activation.path))
     return faults, struck
 
 

@@ -1,0 +1,71 @@
+"""What one run tells of values in flight: number formats, shapes, and how often loops turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from onnxfi.errors import OnnxfiError
+from onnxfi.faults.words import WORDS
+from onnxfi.graph.activations import Activation, told
+from onnxfi.graph.model import Model, parse
+from onnxfi.graph.rewire import count_steps
+from onnxfi.runtime.data import Data, open_data
+from onnxfi.runtime.engines import OrtEngine
+from onnxfi.runtime.ports import Array
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Samples that are run.
+_SAMPLES = 2
+
+
+def asked(
+    model: Model, proto: onnx.ModelProto, rows: Sequence[Activation], data: Data | None
+) -> tuple[Activation, ...]:
+    """The activations with what one run tells of those that the file leaves open; what cannot be run stays open."""
+    import onnx
+
+    wanted = [a for a in rows if not a.path and ("type is not known" in a.why_not or not a.shaped)]
+    if model.external or not wanted:
+        return tuple(rows)
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    have = {o.name for o in made.graph.output} | {i.name for i in made.graph.input}
+    made.graph.output.extend(onnx.ValueInfoProto(name=a.name) for a in wanted if a.name not in have)
+    made.ir_version = max(made.ir_version, 4)
+    try:
+        session = OrtEngine(provider="cpu", optimization="off").prepare(made.SerializeToString())
+        feeds = first_feeds(session.inputs, data)
+        found = session.run(feeds, [p.name for p in session.outputs])
+    except OnnxfiError:
+        return tuple(rows)
+    found |= dict(feeds)
+    batch = next((a.shape[0] for a in feeds.values() if a.ndim), None)
+    types = {port.name: port.dtype for port in (*session.outputs, *session.inputs)}
+    return tuple(
+        told(a, WORDS.get(types[a.name]), found[a.name].shape, batch)
+        if not a.path and a.name in found and a.name in types and a in wanted
+        else a
+        for a in rows
+    )
+
+
+def counted(model: Model, data: Data | None) -> dict[str, int]:
+    """How often the loops of the top graph turn on the first samples, by the path of each graph inside one of them.
+
+    Loops within loops or branches are left out: what they do may differ from turn to turn.
+    """
+    proto, counters = count_steps(parse(model))
+    if not counters or model.external:
+        return {}
+    session = OrtEngine(provider="cpu", optimization="off").prepare(proto.SerializeToString())
+    found = session.run(first_feeds(session.inputs, data), sorted(set(counters.values())))
+    return {path: int(found[name]) for path, name in counters.items()}
+
+
+def first_feeds(ports: Any, data: Data | None) -> Mapping[str, Array]:
+    """The first samples of the data, or made-up ones."""
+    fed = data or open_data(None, ports, limit=_SAMPLES)
+    return next(iter(fed.batches(fed.layout.fixed or min(_SAMPLES, fed.samples)))).feeds

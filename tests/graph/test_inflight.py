@@ -1,0 +1,82 @@
+"""Baked faults that are drawn by sample, steps that are checked in a run, and what is told of fusions and functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import parser
+
+from onnxfi.errors import InputError, SelectorError
+from onnxfi.graph.model import load, parse
+from onnxfi.runtime.data import open_data
+from onnxfi.runtime.engines import OrtEngine
+from onnxfi.runtime.fusions import fused, fusions_lost, fusions_note
+from onnxfi.runtime.inflight import inject_flow, instrument
+
+CNN = "models/fashion_cnn.onnx"
+HEAD = '<ir_version: 10, opset_import: ["": 21, "own": 1]>'
+LOOP = """net (float[N,3] x) => (float[N,3] y) <int64 turns = {4}, float one = {1}, bool on = {1}> {
+    y = Loop (turns, on, x) <body = inside (int64 i, bool go, float[N,3] h) => (bool on_, float[N,3] h_) {
+        t = Mul(h, one) h_ = Add(t, one) on_ = Identity(go) }> }"""
+LOCAL = """net (float[N,3] x) => (float[N,3] y) { z = own.twice(x) y = Relu(z) }
+    <domain: "own", opset_import: ["": 21]> twice (a) => (b) { c = Add(a, a) b = Abs(c) }"""
+
+
+def test_one_site_in_each_row_with_a_probability() -> None:
+    model = load(CNN)
+    every = inject_flow(model, per_sample=1.0, batch=6).strikes
+    assert [s.sample for s in sorted(every, key=lambda s: s.sample or 0)] == list(range(6))
+    some = {s.sample for seed in range(20) for s in inject_flow(model, per_sample=0.3, batch=6, seed=seed).strikes}
+    many = sum(len(inject_flow(model, per_sample=0.3, batch=6, seed=seed).strikes) for seed in range(20))
+    assert some == set(range(6)) and 18 < many < 54, "36 are expected"
+    done = inject_flow(model, per_sample=1.0, batch=6)
+    assert done.population == inject_flow(model, count=1).population == done.space.size // 6
+    with pytest.raises(InputError, match="exactly one of ber, count, sites, per_sample"):
+        inject_flow(model, per_sample=0.5, ber=0.1)
+
+
+def test_a_row_changes_nothing_but_its_own_sample() -> None:
+    model, x = load(CNN), np.load("models/fashion_test.npz")
+    images = next(iter(open_data("models/fashion_test.npz", OrtEngine("cpu").prepare(CNN).inputs).batches(4))).feeds
+    assert len(x.files)
+    done = inject_flow(model, per_sample=0.4, batch=4, fault="set:value=nan", seed=1)
+    struck = {s.sample for s in done.strikes}
+    answers = OrtEngine("cpu").prepare(done.data).run(images)["logits"]
+    assert {k for k in range(4) if np.isnan(answers[k]).any()} == struck and struck
+
+
+def test_a_step_beyond_the_loop_is_refused_where_a_run_tells() -> None:
+    model = load(parser.parse_model(HEAD + LOOP))
+    data = open_data(None, OrtEngine("cpu").prepare(model_bytes(model)).inputs, limit=2)
+    site = "Loop#0.body::t[0]@step={}:31"
+    inject_flow(model, sites=[site.format(3)], data=data)
+    with pytest.raises(SelectorError, match=r"t\[0\]@step=4: the loop has 4 iterations, steps are 0 to 3"):
+        inject_flow(model, sites=[site.format(4)], data=data)
+    inject_flow(model, sites=[site.format(4)])
+
+
+def model_bytes(model: Any) -> bytes:
+    return bytes(parse(model).SerializeToString())
+
+
+def test_values_in_local_functions_are_told() -> None:
+    done = instrument(load(parser.parse_model(HEAD + LOCAL)))
+    assert [a.target.id for a in done.armed.sites] == ["y"]
+    assert {why: n for why, n in done.left_out.items() if "local function" in why} == {
+        "it lies in a local function; inline those first (onnx.inliner)": 2
+    }
+
+
+def test_fusions_that_are_lost_are_counted() -> None:
+    plain = model_bytes(load(CNN))
+    before = fused(plain)
+    assert before["Conv+Relu"] == 2
+    kept, lost = instrument(load(CNN)), instrument(load(CNN), all=True)
+    assert fusions_lost(plain, kept.data) == {}
+    assert fusions_lost(plain, lost.data)["Conv+Relu"] == (2, 0)
+    [told] = fusions_note(plain, lost.data, 12)
+    assert told.startswith("fusions of the runtime that are lost: Conv+Relu 2 to 0")
+    assert fusions_note(plain, kept.data, 4) == ()
+    assert "up to 100 sites" in fusions_note(plain, lost.data, 101)[0]
