@@ -143,8 +143,7 @@ class Bench:
 
     def trial(self, header: Header, golden: Golden, lines: Sequence[str]) -> Judgement:
         """Run one trial from its lines, and compare it with golden."""
-        reader = Lines(header, self.reach.targets, "the store", lambda: self.reach.listed(header))
-        [(_, faults)] = reader.trials(enumerate(lines, 1))
+        faults = self._faults(header, lines)
         if not len(faults):
             return judge(golden, golden.scores)
         if self.reach.in_flight(faults).any():
@@ -194,6 +193,26 @@ class Bench:
             engine = self.campaign.engine()
             self._flown[cuts] = Flown.open(self.reach, cuts, engine, self.data, size, self.output, self.axes)
         return self._flown[cuts]
+
+    def _faults(self, header: Header, lines: Sequence[str]) -> Faults:
+        reader = Lines(header, self.reach.targets, "the store", lambda: self.reach.listed(header))
+        [(_, faults)] = reader.trials(enumerate(lines, 1))
+        return faults
+
+    @property
+    def apart(self) -> bool:
+        """Whether shortcuts have to run batch by batch, since golden values do not fit."""
+        return self.shortcuts is not None and not self.shortcuts.golden.fits
+
+    def together(self, header: Header, golden: Golden, trials: Sequence[Sequence[str]]) -> dict[int, Judgement]:
+        """Trials by their place that run batch by batch, where golden values do not fit: each batch's are needed once.
+
+        Those that are left out run one by one, as do all where everything fits.
+        """
+        if self.shortcuts is None or not self.apart:
+            return {}
+        every = [self._faults(header, lines) for lines in trials]
+        return self.shortcuts.together(golden, every)
 
     @property
     def loops(self) -> bool:

@@ -134,8 +134,10 @@ def run(
         truth, golden_s = golden(bench)
         _agree(opened, bench, plan, truth)
         _keep_limits(opened, given, golden_s)
-        limits = {} if executor else {name: opened.get(name) for name in given}
-        job = Job(campaign, plan.header.line(), digest(truth), golden_s, kept_bytes=kept_bytes, **limits)
+        limits: dict[str, Any] = {} if executor else {name: opened.get(name) for name in given}
+        job = Job(
+            campaign, plan.header.line(), digest(truth), golden_s, kept_bytes=kept_bytes, together=bench.apart, **limits
+        )
         _show_canary(opened, bench, plan, job if workers and not executor else None)
         outcomes = Counter(outcome for trial, outcome in opened.done() if wanted(plan, shard)(trial))
         total = None if campaign.adaptive else sum(map(wanted(plan, shard), opened.trials()))

@@ -27,7 +27,7 @@ from onnxfi.runtime.engines import OrtEngine
 from onnxfi.runtime.evaluation import stacked
 from onnxfi.runtime.golden import GoldenValues
 from onnxfi.runtime.ports import Array
-from onnxfi.runtime.rerun import Change, Rerun, Resumed, UnlikeError, opened
+from onnxfi.runtime.rerun import Baked, Change, Rerun, Resumed, UnlikeError, opened
 
 #: Bytes of golden values and sessions that a process keeps, where nothing else is said.
 KEPT_BYTES = 1 << 30
@@ -119,6 +119,22 @@ class Shortcuts:
             raise found
         return found
 
+    def together(self, golden: Golden, trials: Sequence[Faults]) -> dict[int, Judgement]:
+        """The trials by their place that share a route, run batch by batch; without those that gave no answer."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for number, faults in enumerate(trials):
+            groups.setdefault(tuple(np.unique(faults.sites.target).tolist()), []).append(number)
+        found = {}
+        for struck, numbers in groups.items():
+            rerun = self.of(trials[numbers[0]]) if struck else None
+            if rerun is None or isinstance(rerun, Baked):  # which would hold a session for each
+                continue
+            changes = [self.change(trials[number]) for number in numbers]
+            for number, judgement in zip(numbers, self.judged(rerun, golden, changes), strict=True):
+                if isinstance(judgement, Judgement):
+                    found[number] = judgement
+        return found
+
     def judged(
         self, rerun: Rerun, golden: Golden, changes: Sequence[Change]
     ) -> Iterator[Judgement | EngineError | MemoryError]:
@@ -128,6 +144,7 @@ class Shortcuts:
         parts: list[list[Array]] = [[] for _ in changes]
         failed: dict[int, EngineError | MemoryError] = {}
         for k, piece in self.golden.pieces():
+            self.golden.release()
             own.append(rerun.scores(k))
             self._check(rerun, own[-1], golden.scores[piece.start : piece.start + piece.valid])
             for number, change in enumerate(changes):

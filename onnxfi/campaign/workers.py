@@ -23,7 +23,7 @@ from itertools import islice
 from typing import Any
 
 from onnxfi.campaign.bench import Bench, CampaignError, digest, out_of_memory
-from onnxfi.campaign.outcomes import Golden, failed
+from onnxfi.campaign.outcomes import Golden, Judgement, failed
 from onnxfi.campaign.shortcuts import KEPT_BYTES
 from onnxfi.campaign.spec import Campaign
 from onnxfi.campaign.store import Result
@@ -45,7 +45,8 @@ class Job:
     """What a worker needs to know before its first trial; small, so that it goes with every task.
 
     `header` is the line of the fault list, `golden` the digest that the worker's own golden run must have. A trial that
-    takes longer than `timeout_s` ends its process, and a worker gets no more than `memory_bytes` (None: no limit).
+    takes longer than `timeout_s` ends its process, and a worker gets no more than `memory_bytes` (None: no limit), of
+    which it keeps `kept_bytes` of golden values and sessions. `together` sends it more trials at a time.
     """
 
     campaign: Campaign
@@ -55,11 +56,16 @@ class Job:
     timeout_s: float | None = None
     memory_bytes: int | None = None
     kept_bytes: int = KEPT_BYTES
+    together: bool = False
 
     @property
     def trials_a_task(self) -> int:
         """Trials that are sent to a worker together: some seconds of work, if each ran the whole model."""
-        return max(1, min(_MOST_TRIALS_A_TASK, int(_TASK_S / max(self.golden_s, 1e-3))))
+        return (
+            _MOST_TRIALS_A_TASK
+            if self.together
+            else max(1, min(_MOST_TRIALS_A_TASK, int(_TASK_S / max(self.golden_s, 1e-3))))
+        )
 
 
 def cores() -> int:
@@ -93,9 +99,11 @@ def _one(bench: Bench, golden: Golden, header: Header, task: Task) -> Result:
         found = bench.trial(header, golden, lines.splitlines())
     except Exception:  # a harness error is no outcome
         return Result(trial, "", None, {}, time.perf_counter() - begun, error=traceback.format_exc(limit=20))
-    return Result(
-        trial, found.outcome, found.cause, found.metrics, time.perf_counter() - begun, found.changed, route=found.route
-    )
+    return _result(trial, found, time.perf_counter() - begun)
+
+
+def _result(trial: int, found: Judgement, seconds: float) -> Result:
+    return Result(trial, found.outcome, found.cause, found.metrics, seconds, found.changed, route=found.route)
 
 
 @lru_cache(maxsize=1)
@@ -127,22 +135,28 @@ def _golden_within(memory_bytes: int, bench: Bench) -> Golden:
 
 def work(job: Job, tasks: list[Task]) -> list[Result]:
     """Run some trials in a worker, whatever executor it belongs to."""
-    opened, found = _opened(job), []
-    for task in tasks:
-        with _watched(job):
-            found.append(_one(*opened, task))
+    (bench, golden, header), found, begun = _opened(job), list[Result](), time.perf_counter()
+    with _watched(job, len(tasks)):
+        known = bench.together(header, golden, [lines.splitlines() for _, lines in tasks]) if len(tasks) > 1 else {}
+    seconds = (time.perf_counter() - begun) / max(1, len(known))
+    for number, task in enumerate(tasks):
+        if number in known:
+            found.append(_result(task[0], known[number], seconds))
+        else:
+            with _watched(job):
+                found.append(_one(bench, golden, header, task))
     return found
 
 
 @contextmanager
-def _watched(job: Job) -> Iterator[None]:
-    """End this process where what is done takes too long."""
+def _watched(job: Job, trials: int = 1) -> Iterator[None]:
+    """End this process where what is done takes longer than so many trials may."""
     if job.timeout_s is None:
         yield
         return
     # The runtime cannot be interrupted, and may hold the interpreter: a watch that needs neither ends both.
     with open(os.devnull, "w") as nowhere:
-        faulthandler.dump_traceback_later(job.timeout_s, exit=True, file=nowhere)
+        faulthandler.dump_traceback_later(job.timeout_s * trials, exit=True, file=nowhere)
         yield
         faulthandler.cancel_dump_traceback_later()
 

@@ -1,8 +1,8 @@
 """Golden values: what lies between the nodes of a model while it answers without faults, batch by batch.
 
 One session of the whole model has every value that some route takes among its outputs, so that a value has the same
-bits whichever of them are asked for. Values are kept while they fit into a number of bytes, the oldest go first, and
-what is gone is computed again.
+bits whichever of them are asked for. Values are kept while they fit into a number of bytes, those of the batch at hand
+in any case; the oldest go first, and what is gone is computed again.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 
 from onnxfi.errors import EngineError
 from onnxfi.runtime.batches import Batch, Feeds
@@ -29,11 +30,18 @@ class GoldenValues:
         self.ports: dict[str, Port] = {port.name: port for port in (*session.inputs, *session.outputs)}
         self.axes = sample_axes(session, data)
         self.kept_bytes = 0
+        self._in_use: set[tuple[int, str]] = set()
         self._kept: OrderedDict[tuple[int, str], Array] = OrderedDict()
         self._stream: Iterator[Batch] = iter(())
         self._next = 0
         self._pieces: list[Batch] = []
         self._whole = False
+
+    @cached_property
+    def fits(self) -> bool:
+        """Whether all values of all batches may be kept: then one run of each batch gives them, once for all."""
+        first = self._read(0)
+        return first is not None and self._fit(first.feeds)
 
     def piece(self, k: int) -> Batch | None:
         """The k-th batch without its feeds; None behind the last one."""
@@ -54,17 +62,21 @@ class GoldenValues:
         if len(found) < len(names):
             found |= self._fetched(k, [name for name in names if name not in found])
         for name in names:
-            if (k, name) in self._kept:
-                self._kept.move_to_end((k, name))
+            self._kept.move_to_end((k, name))
+            self._in_use.add((k, name))
         return found
+
+    def release(self) -> None:
+        """What was taken so far is in use no longer, and goes where there is no room for it."""
+        self._in_use.clear()
+        self._bound()
 
     def derived(self, k: int, name: str, make: Callable[[], Array]) -> Array:
         """A value that is computed from golden ones, kept like them."""
         if (k, name) not in self._kept:
-            made = make()
-            self._keep(k, {name: made})
-            return made
+            self._keep(k, {name: make()})
         self._kept.move_to_end((k, name))
+        self._in_use.add((k, name))
         return self._kept[k, name]
 
     def _fetched(self, k: int, names: list[str]) -> Values:
@@ -73,7 +85,7 @@ class GoldenValues:
             raise EngineError(f"the data has no batch {k} any more; a source of data must give the same each time")
         fed = {name: piece.feeds[name] for name in names if name in piece.feeds}
         every = [name for name in self.ports if name not in piece.feeds]
-        asked = every if self._fit(piece.feeds) else [name for name in names if name not in fed]
+        asked = every if self.fits else [name for name in names if name not in fed]
         found = fed | (self.session.run(piece.feeds, asked) if asked else {})
         self._keep(k, found)
         return {name: found[name] for name in names}
@@ -83,11 +95,17 @@ class GoldenValues:
             if (k, name) not in self._kept:
                 self.kept_bytes += array.nbytes
             self._kept[k, name] = array
-        while self.kept_bytes > self.budget_bytes and self._kept:
-            self.kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+            self._in_use.add((k, name))
+        self._bound()
+
+    def _bound(self) -> None:
+        for key in list(self._kept):
+            if self.kept_bytes <= self.budget_bytes:
+                return
+            if key not in self._in_use:
+                self.kept_bytes -= self._kept.pop(key).nbytes
 
     def _fit(self, feeds: Feeds) -> bool:
-        """Whether all values of all batches fit, so that one run of each batch gives them once for all."""
         symbols = {
             symbol: size
             for name, array in feeds.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tiny import chance, ran
 
 from onnxfi.campaign.bench import Bench
 from onnxfi.campaign.outcomes import Golden
+from onnxfi.campaign.plan import make_plan
 from onnxfi.campaign.shortcuts import ShortcutError
 from onnxfi.campaign.spec import Campaign
 from onnxfi.faults.models import parse_fault
@@ -137,7 +139,29 @@ def test_golden_values_beyond_the_budget_are_computed_again(tmp_path: Path) -> N
         _, other = routed(narrow, faults)
         assert one is not None and other is not None and one.tobytes() == other.tobytes()
     assert wide.shortcuts is not None and narrow.shortcuts is not None
+    narrow.shortcuts.golden.release()
     assert narrow.shortcuts.golden.kept_bytes <= 2048 < wide.shortcuts.golden.kept_bytes
+
+
+def test_trials_run_batch_by_batch_where_golden_values_do_not_fit(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {"single": True, "trials": 30, "batch": 5, "optimization": "off"}
+    campaign = Campaign("m.onnx", "d.npz", **given)
+    bench, narrow = Bench.open(campaign), Bench.open(campaign, kept_bytes=0)
+    assert not bench.apart and narrow.apart
+    plan = make_plan(campaign, bench.model)
+    golden, _ = bench.golden()
+    lines = [planned.lines.splitlines() for planned in plan.trials()]
+    runs = Counter[int]()
+    fetched = GoldenValues._fetched
+    monkeypatch.setattr(GoldenValues, "_fetched", lambda self, k, names: runs.update([k]) or fetched(self, k, names))
+    found = narrow.together(plan.header, golden, lines)
+    assert runs[1] == runs[2] == 4, "each of four tensors asks once for the values of a batch"
+    assert len(found) > 20 and bench.together(plan.header, golden, lines) == {}
+    assert found == {k: bench.trial(plan.header, golden, lines[k]) for k in found}
+    workers = ran(campaign, here / "s.db", workers=1, kept_bytes=0)
+    assert {r.trial: r.metrics for r in workers} == {
+        k: bench.trial(plan.header, golden, one).metrics for k, one in enumerate(lines, 1)
+    }
 
 
 def forgetful(self: Any, *_: Any) -> Any:
