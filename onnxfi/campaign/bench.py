@@ -33,6 +33,7 @@ from onnxfi.runtime.engines import Session
 from onnxfi.runtime.evaluation import run_scores, sample_axes
 from onnxfi.runtime.metrics import scored_output
 from onnxfi.runtime.ports import Array
+from onnxfi.runtime.staged import strike
 
 #: Tensors of each further route in which a canary is looked for.
 _TRIES = 3
@@ -137,6 +138,7 @@ class Bench:
             return Shortcuts.over(
                 c.engine(), self.model, self.data, size, self.output,
                 provider=self.provider, exact=exact, kept_bytes=self.kept_bytes,
+                flying=[a.name for a in self.reach.flying.values() if not a.path],
             )  # fmt: skip
         except (EngineError, ModelError, MemoryError):  # too large for one message, or no values to look at
             return None
@@ -147,7 +149,7 @@ class Bench:
         if not len(faults):
             return judge(golden, golden.scores)
         if self.reach.in_flight(faults).any():
-            return self._in_flight(header, faults)
+            return self._one_sample(header, faults, golden) or self._in_flight(header, faults)
         shortcut = self.shortcuts.of(faults) if self.shortcuts is not None else None
         try:
             if self.shortcuts is not None and shortcut is not None:
@@ -156,6 +158,20 @@ class Bench:
         except (EngineError, MemoryError) as error:
             lost = failed(golden, "memory" if out_of_memory(error) else "error")
             return lost if shortcut is None else replace(lost, route=shortcut.name)
+
+    def _one_sample(self, header: Header, faults: Faults, golden: Golden) -> Judgement | None:
+        """A trial that strikes one value in flight of one sample, where that sample can run alone."""
+        sample, struck = one_sample(header, faults), np.unique(faults.sites.target)
+        if sample is None or len(struck) > 1 or self.shortcuts is None or self.data.layout.fixed is not None:
+            return None
+        target = faults.targets[int(struck[0])]
+        value = self.reach.flying[target.id]
+        if value.path or value.axis != 0:
+            return None
+        found = self.shortcuts.one_sample(
+            value.name, sample, golden, lambda array: strike(array, value.target, 0, faults, start=sample, size=1)
+        )
+        return None if found is None else replace(found, changed=None)
 
     def _in_flight(self, header: Header, faults: Faults) -> Judgement:
         """A trial that strikes values in flight, against the golden run of the route that it takes."""

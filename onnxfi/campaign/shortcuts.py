@@ -8,16 +8,16 @@ may round another way; a trial is compared with that of its route.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxfi.campaign.outcomes import Golden, Judgement, judge
+from onnxfi.campaign.outcomes import Golden, Judgement, failed, judge
 from onnxfi.errors import EngineError, OnnxfiError
 from onnxfi.faults.space import Target
 from onnxfi.faults.trials import Faults
-from onnxfi.graph.downstream import wire
+from onnxfi.graph.downstream import cut, wire
 from onnxfi.graph.model import Model, by_target
 from onnxfi.graph.mutate import place
 from onnxfi.graph.parts import exposed
@@ -26,6 +26,7 @@ from onnxfi.runtime.data import Data
 from onnxfi.runtime.engines import OrtEngine
 from onnxfi.runtime.evaluation import stacked
 from onnxfi.runtime.golden import GoldenValues
+from onnxfi.runtime.onesample import OneSample
 from onnxfi.runtime.ports import Array
 from onnxfi.runtime.rerun import Baked, Change, Rerun, Resumed, UnlikeError, opened
 
@@ -52,6 +53,7 @@ class Shortcuts:
     output: str | None
     exact: bool
     sessions_bytes: int
+    _samples: OrderedDict[str, OneSample | None] = field(default_factory=OrderedDict)
     _open: OrderedDict[str, Rerun | None] = field(default_factory=OrderedDict)
 
     @classmethod
@@ -66,11 +68,14 @@ class Shortcuts:
         provider: str,
         exact: bool,
         kept_bytes: int,
+        flying: Sequence[str] = (),
     ) -> Shortcuts:
         """Find the routes of a model; raises ModelError or EngineError where there can be none."""
         wiring = wire(model, halves=provider != "CPUExecutionProvider")
         routes = Routes(model, wiring, () if output is None else (output,))
-        whole = exposed(wiring, routes.values)
+        crossing = {n for name in flying for n in cut(wiring, [name], outputs=routes.outputs).crossings}
+        taken = dict.fromkeys((*routes.values, *flying, *sorted(crossing)))
+        whole = exposed(wiring, [name for name in taken if name not in wiring.inputs])
         session = engine.prepare_part(whole.data, whole.stored)
         values = GoldenValues(session, data, size, kept_bytes // 2)
         return cls(engine, routes, values, output, exact, kept_bytes // 2)
@@ -146,7 +151,8 @@ class Shortcuts:
         for k, piece in self.golden.pieces():
             self.golden.release()
             own.append(rerun.scores(k))
-            self._check(rerun, own[-1], golden.scores[piece.start : piece.start + piece.valid])
+            rows = slice(piece.start, piece.start + piece.valid)
+            self._check(rerun, own[-1], golden.scores[rows])
             for number, change in enumerate(changes):
                 if number not in failed:
                     try:
@@ -162,18 +168,57 @@ class Shortcuts:
 
     def _check(self, rerun: Rerun, own: Array, golden: Array) -> None:
         """Hold the golden of a route against golden; ShortcutError where they are not of one model and data."""
-        if own.shape != golden.shape or _same(own, golden):
-            return
+        if own.shape == golden.shape and (far := self._drift(own, golden)):
+            raise ShortcutError(
+                f"the route {rerun.name} of {rerun.route.home.fed!r} has another golden run than the whole model "
+                f"(by {far:.3g}); run the campaign with --route plain"
+            )
+
+    def _drift(self, own: Array, golden: Array) -> float:
+        """How far the golden of a route lies from golden; 0 where that is no more than rounding may do."""
+        if _same(own, golden):
+            return 0.0
         with np.errstate(all="ignore"):
             wide = golden.astype(np.float64)
             finite = wide[np.isfinite(wide)]
             reach = float(np.ptp(finite)) if finite.size else 0.0
             far = float(np.nanmax(np.abs(own.astype(np.float64) - wide), initial=0.0))
-        if self.exact or far > _DRIFT * reach:
-            raise ShortcutError(
-                f"the route {rerun.name} of {rerun.route.home.fed!r} has another golden run than the whole model "
-                f"(by {far:.3g}); run the campaign with --route plain"
-            )
+        return max(far, 1e-300) if self.exact or far > _DRIFT * reach else 0.0
+
+    def one_sample(self, value: str, sample: int, golden: Golden, strike: Callable[[Array], Array]) -> Judgement | None:
+        """A fault in a value in flight of one sample, judged on that sample alone; None where it cannot run alone."""
+        try:
+            alone = self._sample_route(value, sample)
+        except (EngineError, KeyError):
+            return None
+        if alone is None:
+            return None
+        rows = slice(sample, sample + 1)
+        own = alone.scores(sample)
+        if len(golden.scores) <= sample or own.shape[1:] != golden.scores.shape[1:]:
+            return None
+        if self._drift(own, golden.scores[rows]):  # samples are not apart, or sums come otherwise for one than for many
+            return None
+        labels = None if golden.labels is None else golden.labels[rows]
+        truth = replace(golden, scores=own, labels=labels)
+        try:
+            return replace(judge(truth, alone.scores(sample, strike)), route=alone.name)
+        except (EngineError, MemoryError) as error:
+            memory = isinstance(error, MemoryError)
+            return replace(failed(truth, "memory" if memory else "error"), route=alone.name)
+
+    def _sample_route(self, value: str, sample: int) -> OneSample | None:
+        """The open route of one sample from a value on; None where that was tried in vain."""
+        self.golden.release()
+        if value not in self._samples:
+            while sum(one.cost_bytes for one in self._samples.values() if one) > self.sessions_bytes:
+                self._samples.popitem(last=False)
+            self._samples[value] = None
+            opened_ = OneSample(self.engine, self.routes, value, self.golden, self.output)
+            opened_.scores(sample)
+            self._samples[value] = opened_
+        self._samples.move_to_end(value)
+        return self._samples[value]
 
     def show(self, faults: Faults) -> None:
         """Hold a route to what the whole model has seen in the first batch; ShortcutError where it sees no change."""

@@ -76,7 +76,7 @@ class Rerun:
         return self.engine.prepare_part(part.data, part.stored)
 
     def _ports(self, names: Sequence[str]) -> dict[str, Feed]:
-        return {name: _port(self.golden.ports[name]) for name in names}
+        return {name: feed_of(self.golden.ports[name]) for name in names}
 
     def _scored(self, k: int, outputs: Mapping[str, Array]) -> Array:
         piece = self.golden.piece(k)
@@ -270,5 +270,6 @@ def _feed(array: Array) -> tuple[int, list[int]]:
     return _NUMBERS[array.dtype.name], list(array.shape)
 
 
-def _port(port: Port) -> Feed:
+def feed_of(port: Port) -> Feed:
+    """How a value that a session puts out is fed to another."""
     return _NUMBERS[port.dtype], port.shape

@@ -65,6 +65,7 @@ def figures(trials: int) -> dict[str, Figure]:
         "layers": Figure(("--single", "--margin", LAYER_MARGIN, "--per", "layer"), 0.45),
         "network, one worker": Figure(single, workers=1),
         "network, plain route": Figure(("--single", "--trials", str(max(10, trials // 25)), "--route", "plain")),
+        "activations": Figure(("--target", "activations", *single), 0.25),
         "sweep": Figure(("--ber", "1e-7", "--repeat", "20"), 1.10, batches=8),
     }
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import STEPS, Net, nets
-from tiny import chance, ran
+from tiny import chance, ran, save
 
 from onnxfi.campaign.bench import Bench
 from onnxfi.campaign.outcomes import Golden
@@ -148,7 +148,7 @@ def test_trials_run_batch_by_batch_where_golden_values_do_not_fit(here: Path, mo
     campaign = Campaign("m.onnx", "d.npz", **given)
     bench, narrow = Bench.open(campaign), Bench.open(campaign, kept_bytes=0)
     assert not bench.apart and narrow.apart
-    plan = make_plan(campaign, bench.model)
+    plan = make_plan(campaign, bench.reach)
     golden, _ = bench.golden()
     lines = [planned.lines.splitlines() for planned in plan.trials()]
     runs = Counter[int]()
@@ -162,6 +162,40 @@ def test_trials_run_batch_by_batch_where_golden_values_do_not_fit(here: Path, mo
     assert {r.trial: r.metrics for r in workers} == {
         k: bench.trial(plan.header, golden, one).metrics for k, one in enumerate(lines, 1)
     }
+
+
+@pytest.mark.parametrize("optimization", ["off", "all"])
+def test_a_fault_in_flight_of_one_sample_runs_that_sample_alone(here: Path, optimization: str) -> None:
+    net = Net()
+    for kind in ("conv", "relu", "conv", "skip", "quantised"):
+        net.step(kind, len(net.values) - 1, 1)
+    onnx.save(net.model([]), "net.onnx")
+    np.savez("x.npz", x=chance(SAMPLES, 16, 4, 4, seed=7))
+    given: dict[str, Any] = {"target": "activations", "single": True, "trials": 60, "batch": 2}
+    one, other = (
+        {
+            r.trial: r
+            for r in ran(Campaign("net.onnx", "x.npz", route=route, optimization=optimization, **given), here / route)
+        }
+        for route in ("auto", "plain")
+    )
+    assert "sample" in {r.route for r in one.values()} and {r.route for r in other.values()} == {"split"}
+    assert all(r.error is None for r in one.values())
+    if optimization == "off":
+        found = [{k: (r.outcome, r.metrics) for k, r in some.items()} for some in (one, other)]
+        assert found[0] == found[1]
+    assert [one[k].outcome for k in sorted(one)] == [other[k].outcome for k in sorted(one)]
+
+
+def test_what_mixes_samples_is_not_run_alone(here: Path) -> None:
+    save(
+        here,
+        "net (float[N,4] x) => (float[N,4] y) { a = Relu(x) axes = Constant<value_ints=[0]>() m = ReduceSum<keepdims=1>(a, axes) y = Add(a, m) }",
+    )
+    bench = Bench.open(Campaign("g.onnx", "d.npz", target="activations", single=True, trials=1, batch=4))
+    assert bench.shortcuts is not None
+    golden, _ = bench.golden()
+    assert bench.shortcuts.one_sample("a", 2, golden, lambda array: -array) is None
 
 
 def forgetful(self: Any, *_: Any) -> Any:
