@@ -136,7 +136,7 @@ def _golden_within(memory_bytes: int, bench: Bench) -> Golden:
 def work(job: Job, tasks: list[Task]) -> list[Result]:
     """Run some trials in a worker, whatever executor it belongs to."""
     (bench, golden, header), found, begun = _opened(job), list[Result](), time.perf_counter()
-    with _watched(job, len(tasks)):
+    with _watched(job, max(1, len(tasks))):
         known = bench.together(header, golden, [lines.splitlines() for _, lines in tasks]) if len(tasks) > 1 else {}
     seconds = (time.perf_counter() - begun) / max(1, len(known))
     for number, task in enumerate(tasks):
