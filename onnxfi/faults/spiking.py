@@ -34,7 +34,7 @@ class Saturated(FaultModel):
     """A neuron that always spikes, or a synapse at the end of its tensor's range.
 
     A word becomes the number that `percentile` percent of the tensor's numbers do not exceed (with `side=negative`:
-    that so many do not fall below); the spikes of an exposed neuron become 1. Bound to a tensor it is written as `set`.
+    that so many do not fall below); spikes, stored or in flight, become 1. Bound to a tensor it is written as `set`.
     """
 
     percentile: float = 100.0
@@ -57,8 +57,8 @@ class Saturated(FaultModel):
         found = float(np.percentile(known.astype(np.float64), share))
         return Set(found if values.dtype.kind == "f" else round(found))
 
-    def rule(self, values: NDArray[Any]) -> NDArray[Any]:
-        return np.full(len(values), self.bind(values).value) if len(values) else values
+    def mask(self, word: Word, bit: int) -> Mask:
+        return Set(1.0).mask(word, bit)  # unbound, as in flight, where it is a spike
 
 
 @dataclass(frozen=True)
