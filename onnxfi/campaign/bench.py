@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from onnxfi.campaign.flown import Flown, one_sample
+from onnxfi.campaign.opening import open_model, served
 from onnxfi.campaign.outcomes import Golden, Judgement, failed, judge
 from onnxfi.campaign.reach import Reach
 from onnxfi.campaign.shortcuts import KEPT_BYTES, Shortcuts
@@ -26,7 +27,7 @@ from onnxfi.faults.models import FaultModel
 from onnxfi.faults.space import Sites, Target
 from onnxfi.faults.trials import RATES, Faults
 from onnxfi.faults.words import Mask, Word
-from onnxfi.graph.model import Model, load
+from onnxfi.graph.model import Model
 from onnxfi.graph.mutate import Edits, edits, faulty_bytes, place, write
 from onnxfi.runtime.data import Data, open_data
 from onnxfi.runtime.engines import Session
@@ -66,8 +67,8 @@ class Bench:
     @classmethod
     def open(cls, campaign: Campaign, kept_bytes: int = KEPT_BYTES) -> Bench:
         """Open everything that the campaign names; raises what is wrong with it."""
-        model = load(campaign.model, allow_links=campaign.allow_links)
-        session = campaign.engine().prepare(campaign.model)
+        model = open_model(campaign)
+        session = campaign.engine().prepare(served(model))
         data = open_data(
             campaign.data, session.inputs, preprocess=campaign.preprocess, limit=campaign.samples,
             batch_axis=campaign.batch_axis,
@@ -93,7 +94,7 @@ class Bench:
         golden_s = time.perf_counter() - begun
         first = kept
         if first is None or _differ(first, second):
-            first = self.scores(self.campaign.engine().prepare(self.campaign.model))
+            first = self.scores(self.campaign.engine().prepare(served(self.model)))
         if _differ(first, second):
             raise CampaignError(
                 "two golden runs differ, so no trial could be told from chance; use --threads 1, or another --provider"

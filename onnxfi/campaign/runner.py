@@ -18,6 +18,7 @@ import numpy as np
 
 from onnxfi.campaign.bench import Bench, CampaignError, digest
 from onnxfi.campaign.flown import bake_trial
+from onnxfi.campaign.opening import open_model, reopen
 from onnxfi.campaign.outcomes import Golden, judge
 from onnxfi.campaign.plan import Plan, Planned, make_plan
 from onnxfi.campaign.rates import missing
@@ -41,7 +42,6 @@ from onnxfi.campaign.workers import (
 from onnxfi.errors import InputError
 from onnxfi.faults.faultlist import FaultList, Header, Lines
 from onnxfi.faults.space import Target
-from onnxfi.graph.model import load
 from onnxfi.graph.mutate import Edits, Progress, edits, place, write
 from onnxfi.runtime.engines import installed_runtimes
 from onnxfi.runtime.npz import memory_bytes
@@ -315,7 +315,7 @@ def planned(campaign: Campaign) -> Plan:
     """A campaign's plan alone; where values in flight are struck, a run tells what there is of them."""
     if _flies(campaign):
         return make_plan(campaign, Bench.open(campaign).reach)
-    return make_plan(campaign, Reach.of(load(campaign.model, allow_links=campaign.allow_links)))
+    return make_plan(campaign, Reach.of(open_model(campaign)))
 
 
 def _flies(campaign: Campaign) -> bool:
@@ -332,8 +332,8 @@ def export_trial(store: str | Path, trial: int, out: str | Path) -> None:
     with Store.open(store) as opened:
         header = Header.parse(opened.get("header"), str(store))
         lines = opened.trial(trial)["lines"].splitlines()
-        links = yaml.safe_load(opened.get("spec")).get("allow_links", False)
-    model = load(header.file, allow_links=links)
+        said = yaml.safe_load(opened.get("spec"))
+    model = reopen(header.file, said)
     if model.digest != header.model:
         raise StoreError(f"{store} is of the model {header.model}, {header.file} is {model.digest} now")
     reach = Reach.told(model, header)

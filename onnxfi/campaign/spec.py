@@ -28,6 +28,8 @@ from onnxfi.runtime.metrics import KINDS
 
 DUE = ("error", "timeout", "crash", "memory", "nonfinite")
 ROUTES = ("auto", "plain")
+#: What counts as a layer: the modules of the source framework, or every tensor.
+LAYERS = ("modules", "tensors")
 WAYS = ("ber", "per_sample", "single", "exhaustive", "faults", "mix")
 #: Fields that say what is struck in flight.
 AIMS = ("target", "persistence", "all")
@@ -121,7 +123,8 @@ class Campaign:
     simple (docs/statistics.md). `exhaustive` strikes every site once. `faults` replays a list. `mix` puts several draws
     into each trial.
     `data` None are synthetic inputs. A sample is masked where its output is golden's within `tolerance` (absolute);
-    `due` names what counts as DUE. Lists become tuples, and a single value the tuple of it.
+    `due` names what counts as DUE. `expose` gives each neuron of a spiking network words of its own, `layers` says
+    what reports call a layer. Lists become tuples, and a single value the tuple of it.
 
     >>> Campaign(model="m.onnx", ber=[1e-6, 1e-5], repeat=3, include="conv").include
     ('conv',)
@@ -171,6 +174,8 @@ class Campaign:
     route: str = "auto"
     custom_ops: tuple[str, ...] = ()
     allow_links: bool = False
+    expose: bool = False
+    layers: str = "modules"
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -191,8 +196,8 @@ class Campaign:
         for name, fine, allowed in _RANGES:
             value = getattr(self, name)
             _check(value is None or fine(value), name, value, allowed)
-        names = (("per", get_args(Per)), ("scores", KINDS), ("due", DUE), ("route", ROUTES), ("rate", RATES))
-        for name, known in (*names, ("method", get_args(Method))):
+        words = {"per": get_args(Per), "scores": KINDS, "due": DUE, "layers": LAYERS, "route": ROUTES, "rate": RATES}
+        for name, known in (*words.items(), ("method", get_args(Method))):
             value = getattr(self, name)
             for one in value if isinstance(value, tuple) else (value,):
                 if one not in known:

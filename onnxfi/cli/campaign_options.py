@@ -40,6 +40,8 @@ _TRIALS = (
     click.option("--target", default="weights", show_default=True, metavar="WHAT", help="What is struck, by comma: weights (stored words), activations (what nodes put out), inputs."),
     click.option("--persistence", type=click.Choice(["transient", "from", "permanent"]), default="transient", show_default=True, help="How long a fault in flight is there: one sample and step, every sample from a step on, or always."),
     click.option("--all", is_flag=True, help="Every value in flight that can be struck (default: the outputs of layers)."),
+    click.option("--expose", is_flag=True, help="Give each neuron of a spiking network words of its own first (onnxfi instrument --target neurons)."),
+    click.option("--layers", type=click.Choice(["modules", "tensors"]), metavar="KIND", default="modules", show_default=True, help="What tables call a layer: modules of the framework, or tensors, each for itself."),
     click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="The seed of every draw."),
 )  # fmt: skip
 _JUDGE = (

@@ -77,6 +77,8 @@ EXAMPLES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "route": ("plain", ["--route", "plain"], SWEEP),
     "custom_ops": (("ops.so",), ["--custom-ops", "ops.so"], SWEEP),
     "allow_links": (True, ["--allow-links"], SWEEP),
+    "expose": (True, ["--expose"], SWEEP),
+    "layers": ("tensors", ["--layers", "tensors"], SWEEP),
 }
 
 

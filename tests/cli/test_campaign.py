@@ -569,3 +569,32 @@ def test_flags_have_the_defaults_of_the_fields() -> None:
     base = SimpleNamespace(**{**vars(Campaign("m", ber=1e-3)), "ber": None, "per_sample": None, **words})
     assert found == {name: getattr(base, name) for name in found}
     assert set(vars(Campaign("m", ber=1))) - set(found) == {"model"}
+
+
+def test_a_table_by_tensor_of_a_network_whose_neurons_are_exposed(run: Run, models: Path, tmp_path: Path) -> None:
+    store = tmp_path / "snn.db"
+    words = ["run", models / "fashion_snn.onnx", "--data", models / "fashion_test.npz", "--samples", "16"]
+    words += [
+        "--expose",
+        "--layers",
+        "tensors",
+        "--role",
+        "threshold",
+        "--role",
+        "weight",
+        "--single",
+        "--trials",
+        "20",
+    ]
+    ran = run(*words, "--workers", "0", "-o", store)
+    assert ran.code == 0, ran.err
+    assert any(line.split()[:1] == ["fc.weight"] for line in ran.out.splitlines())
+    found = run("report", store, "--json").json
+    assert {fold["key"] for fold in found["by_layer"]} == {
+        *(f"{name}.weight" for name in ("conv1", "conv2", "fc")),
+        *(f"lif{k}/threshold" for k in (1, 2, 3)),
+    }
+    shown = run("show", store, "1", "--export", tmp_path / "one.onnx")
+    assert shown.code == 0, shown.err
+    again = run(*words, "--workers", "0", "-o", store)
+    assert again.code == 0 and "20 of 20 trials are in" in again.err

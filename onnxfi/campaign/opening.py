@@ -1,0 +1,40 @@
+"""Opening the model of a campaign: as it lies, or with its neurons exposed; by modules, or each tensor a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from onnxfi.campaign.spec import Campaign
+from onnxfi.graph.model import Model, load
+from onnxfi.runtime.spiking import opened
+
+#: The fields of a campaign that say how its model is opened.
+FIELDS = ("allow_links", "expose", "layers")
+
+
+def open_model(campaign: Campaign) -> Model:
+    """The model that a campaign strikes.
+
+    >>> found = open_model(Campaign("models/fashion_snn.onnx", single=True, expose=True, layers="tensors"))
+    >>> [target.layer for target in found.targets][-2:]
+    ['lif3/reset', 'lif3/spike']
+    """
+    return reopen(campaign.model, {name: getattr(campaign, name) for name in FIELDS})
+
+
+def reopen(path: str, said: Mapping[str, Any]) -> Model:
+    """The model as these fields of a campaign say."""
+    model = load(path, allow_links=said.get("allow_links", False))
+    if said.get("expose", False):
+        model = opened(model)
+    if said.get("layers", "modules") == "tensors":
+        model = replace(model, targets=tuple(replace(target, layer=target.id) for target in model.targets))
+    return model
+
+
+def served(model: Model) -> Path | bytes:
+    """What the runtime is given of a model without faults."""
+    return model.path if model.path is not None else model.source.data or b""
