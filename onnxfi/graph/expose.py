@@ -67,12 +67,15 @@ class _Edit:
         self.behind: dict[int, list[onnx.NodeProto]] = {}
         self.outputs = {text(o.name) for o in graph.output}
 
-    def put(self, place: int, op: str, inputs: Sequence[str], output: str) -> None:
-        """Put a node behind one that is there; it counts as of that node's module."""
+    def put(self, place: int, op: str, inputs: Sequence[str], output: str, layer: str = "") -> None:
+        """Put a node behind one that is there; it counts as of that node's module, or of the layer that is named."""
         from onnx import helper
 
         node = helper.make_node(op, list(inputs), [output])
-        if place >= 0:
+        if layer:
+            node.name = f"{layer}/exposed-{output.rpartition('/')[2]}"
+            self.behind.setdefault(place, []).append(node)
+        elif place >= 0:
             old = self.graph.node[place]
             scope = text(old.name).rpartition("/")[0]
             node.name = f"{scope}/exposed-{output.replace('/', '-')}" if scope else ""
@@ -156,14 +159,14 @@ def _step(edit: _Edit, layer: SpikingLayer, step: Step, tail: str) -> tuple[str,
     if step.membrane:
         place = edit.maker.get(step.membrane, -1)
         # An Identity of its own: what makes the first potential may be the current of every step.
-        edit.put(place, "Identity", [step.membrane], membrane)
+        edit.put(place, "Identity", [step.membrane], membrane, f"{name}/membrane")
         for (number, k), held in inner.items():
             if held == step.membrane:
                 graph.node[number].input[k] = membrane
         _hand_on(edit, step.membrane, membrane)
     spike, fired = f"{name}/spike{tail}" if tail else f"{name}/spiking", step.spike
     place = edit.maker[fired]
-    edit.put(place, "Where", [f"{name}/free", fired, f"{name}/spike"], spike)
+    edit.put(place, "Where", [f"{name}/free", fired, f"{name}/spike"], spike, f"{name}/spike")
     kept = {at for at, held in inner.items() if held == fired}
     for k, node in enumerate(graph.node):
         for position, held in enumerate(node.input):

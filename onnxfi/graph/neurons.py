@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxfi.errors import ModelError
 from onnxfi.graph.activations import Dims, activations, graphs, labels
 from onnxfi.graph.cones import Cone, Fire, Use
 from onnxfi.graph.layers import layer_of, owner_in_name
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _RECORDERS = frozenset((
     "Unsqueeze", "Concat", "Identity", "Reshape", "SequenceInsert", "SequenceConstruct", "Flatten", "Squeeze",
 ))  # fmt: skip
+_DAMAGE = (IndexError, KeyError, ValueError, TypeError, AttributeError, StopIteration, RecursionError)
 _HIERARCHY = "pkg.torch.onnx.class_hierarchy"
 _CLASS = re.compile(r"snntorch\.[\w.]*\.(\w+)")
 
@@ -108,14 +110,24 @@ class Spiking:
 def find(model: Model) -> Spiking:
     """The spiking layers of a model, by pattern; their names are those of the source framework's modules.
 
+    ModelError for a damaged graph.
+
     >>> from onnxfi.graph.model import load
     >>> found = find(load("models/fashion_snn.onnx"))
     >>> [(layer.name, layer.shape, layer.trips, layer.reset) for layer in found.layers][-1]
     ('lif3', (10,), 8, 'subtract')
     """
+    proto = parse(model)
+    try:
+        return _found(model, proto)
+    except _DAMAGE as error:  # a node without the inputs or attributes that its operator has
+        what = f"{type(error).__name__} {error}"[:120]
+        raise ModelError(f"{model.name}: neurons cannot be looked for, since the graph is damaged ({what})") from None
+
+
+def _found(model: Model, proto: onnx.ModelProto) -> Spiking:
     from onnxfi.graph.times import time_axes, trips_of
 
-    proto = parse(model)
     cones: dict[str, Cone] = {}
     layers: list[SpikingLayer] = []
     strangers: dict[str, str] = {}

@@ -96,7 +96,12 @@ def describe(model: Model, neurons: str | Path | None = None) -> dict[str, Any]:
         return {"layers": [_told(row) for row in rows], "time_axes": [], "notes": []}
     if not MAKES_SPIKES & operators(model.proto) and neurons is None:
         return {"layers": [], "time_axes": [], "notes": []}
-    found = spiking_layers(model, read_mapping(neurons)) if neurons is not None else find(model)
+    try:
+        found = spiking_layers(model, read_mapping(neurons)) if neurons is not None else find(model)
+    except ModelError as error:
+        if neurons is not None:
+            raise
+        return {"layers": [], "time_axes": [], "notes": [str(error)]}
     return {
         "layers": [_row(layer) for layer in found.layers],
         "time_axes": [{"tensor": a.tensor, "axis": a.axis, "role": a.role} for a in found.axes],

@@ -598,3 +598,14 @@ def test_a_table_by_tensor_of_a_network_whose_neurons_are_exposed(run: Run, mode
     assert shown.code == 0, shown.err
     again = run(*words, "--workers", "0", "-o", store)
     assert again.code == 0 and "20 of 20 trials are in" in again.err
+
+
+def test_membrane_potentials_are_struck_from_a_step_on(run: Run, models: Path, tmp_path: Path) -> None:
+    words = ["run", models / "fashion_snn_scan.onnx", "--data", models / "fashion_test.npz", "--samples", "8"]
+    words += ["--expose", "--target", "activations", "--include", "*/membrane", "--bits", "30", "--persistence", "from"]
+    ran = run(*words, "--single", "--trials", "12", "--workers", "0", "-o", tmp_path / "snn.db")
+    assert ran.code == 0, ran.err
+    assert "population N = 18,896 bits" in ran.err  # 1,568 + 784 + 10 neurons in 8 steps
+    found = run("report", tmp_path / "snn.db", "--json").json
+    assert {fold["key"] for fold in found["by_layer"]} == {f"lif{k}/membrane" for k in (1, 2, 3)}
+    assert found["outcomes"]["sdc"] > 2

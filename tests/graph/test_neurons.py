@@ -15,6 +15,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxfi.errors import InputError, ModelError, SelectorError
+from onnxfi.graph.activations import activations
 from onnxfi.graph.mapping import spiking_layers
 from onnxfi.graph.model import Model, load
 from onnxfi.graph.neurons import find
@@ -105,6 +106,17 @@ def test_comparisons_alone_are_no_neurons() -> None:
     assert find(load(made)).layers == ()
 
 
+def test_a_damaged_graph_is_said_to_be_one() -> None:
+    made = onnx.load(ROOT / "models" / "fashion_snn_scan.onnx")
+    (scan,) = (node for node in made.graph.node if node.op_type == "Scan")
+    del scan.attribute[[a.name for a in scan.attribute].index("num_scan_inputs")]
+    with pytest.raises(ModelError, match="neurons cannot be looked for"):
+        find(load(made))
+    found = inspect(load(made))
+    assert (found["spiking"]["layers"], len(found["targets"])) == ([], 13)
+    assert "graph is damaged" in found["notes"][-1]
+
+
 def test_a_loop_carries_its_neurons() -> None:
     body = helper.make_graph(
         [
@@ -181,6 +193,15 @@ def test_words_are_a_neuron_each_with_roles_and_layers() -> None:
     assert found[2]["membrane"][7] == "lif3/membrane/7"
     with pytest.raises(ModelError, match="exposed already"):
         expose_neurons(exposed)
+
+
+def test_values_in_flight_lie_in_layers_of_their_own() -> None:
+    for name in ("fashion_snn", "fashion_snn_scan"):
+        exposed = load(expose_neurons(load(ROOT / "models" / f"{name}.onnx")).data)
+        layers = {a.target.id.rpartition("::")[2]: a.target.layer for a in activations(exposed)}
+        tail = "" if name.endswith("scan") else "/3"
+        assert layers[f"lif2/membrane{tail}"] == "lif2/membrane"
+        assert layers["lif2/spiking" if not tail else "lif2/spike/3"] == "lif2/spike"
 
 
 def test_both_forms_of_the_shipped_network_answer_alike_also_when_struck() -> None:
