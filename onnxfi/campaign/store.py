@@ -35,9 +35,6 @@ CREATE TABLE results (
   trial INTEGER PRIMARY KEY, outcome TEXT NOT NULL, cause TEXT, metrics TEXT NOT NULL, changed BLOB,
   time_s REAL NOT NULL, route TEXT NOT NULL);
 CREATE TABLE errors (trial INTEGER PRIMARY KEY, error TEXT NOT NULL);
-"""
-#: What version 2 has beyond version 1: the rounds of an adaptive campaign.
-_ROUNDS = """
 CREATE TABLE rounds (
   round INTEGER PRIMARY KEY, draws INTEGER NOT NULL, aim REAL NOT NULL, variance REAL NOT NULL, weight REAL NOT NULL,
   below REAL NOT NULL, above REAL NOT NULL);
@@ -128,8 +125,7 @@ class Store:
         if empty and create and mark == version == 0:  # no file yet, or a run was killed before its first transaction
             db.execute("PRAGMA journal_mode = WAL")
             db.executescript(
-                f"BEGIN; PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {VERSION}; "
-                f"{_SCHEMA} {_ROUNDS} COMMIT;"
+                f"BEGIN; PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {VERSION}; {_SCHEMA} COMMIT;"
             )
         elif empty and mark == version == 0:
             raise StoreError(f"{str(place)!r} holds no campaign yet; onnxfi run fills it")
@@ -139,8 +135,11 @@ class Store:
             raise StoreError(
                 f"{str(place)!r} has version {version} of the store, this onnxfi reads {VERSION}; update it"
             )
-        elif create and version < VERSION:
-            db.executescript(f"BEGIN; PRAGMA user_version = {VERSION}; {_ROUNDS} COMMIT;")
+        elif version < VERSION:
+            raise StoreError(
+                f"{str(place)!r} has version {version} of the store, which no release wrote; "
+                f"run the campaign again, into another file"
+            )
         if create:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
