@@ -23,7 +23,14 @@ every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.re
 #: The lowest floor that may import a package; below it nothing does, above it everything may.
 FROM_FLOOR = {"onnx": "graph", "onnx_ir": "graph", "onnxconverter_common": "graph", "yaml": "runtime", "PIL": "runtime"}
 #: Packages that one floor alone imports.
-ONE_FLOOR = {"onnxruntime": "runtime", "click": "cli", "rich": "cli", "matplotlib": "campaign", "jinja2": "campaign"}
+ONE_FLOOR = {
+    "onnxruntime": "runtime",
+    "click": "cli",
+    "rich": "cli",
+    "matplotlib": "campaign",
+    "jinja2": "campaign",
+    "distributed": "campaign",
+}
 #: All that floor 1 stands on.
 GROUND = {"numpy", "ml_dtypes", "scipy"}
 #: Formats that run what they read, and random numbers that all code shares.

@@ -10,13 +10,11 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, cast
 
 from onnxfi.campaign.bench import Bench, CampaignError, digest
+from onnxfi.campaign.cluster import Cluster
 from onnxfi.campaign.flown import bake_trial
 from onnxfi.campaign.opening import open_model, reopen
 from onnxfi.campaign.outcomes import Golden, judge
@@ -38,12 +36,12 @@ from onnxfi.campaign.workers import (
     processes,
     run_here,
     run_pooled,
+    versions,
 )
 from onnxfi.errors import InputError
 from onnxfi.faults.faultlist import FaultList, Header, Lines
 from onnxfi.faults.space import Target
 from onnxfi.graph.mutate import Edits, Progress, edits, place, write
-from onnxfi.runtime.engines import installed_runtimes
 from onnxfi.runtime.npz import memory_bytes
 
 #: Results are written when so many wait, or so many seconds have gone.
@@ -96,7 +94,7 @@ def run(
     shard: tuple[int, int] | None = None,
     fresh: bool = False,
     kept_bytes: int = KEPT_BYTES,
-    executor: Callable[[], Executor] | None = None,
+    executor: Callable[[], Executor] | Cluster | None = None,
     timeout_s: float | None = None,
     worker_memory_bytes: int | None = None,
     golden: Callable[[Bench], tuple[Golden, float]] = Bench.golden,
@@ -108,10 +106,10 @@ def run(
     refused (`fresh` moves it to STORE.old). `workers` are processes of one session each; 0 runs the trials in this
     process, where a fault that crashes the runtime takes the program with it. `shard` (i, n) runs every n-th trial from
     the i-th on. Each process keeps up to `kept_bytes` of golden values and sessions; what is beyond is computed again,
-    to the same values. `executor` makes any other `concurrent.futures.Executor`. A trial in a worker process of ours
-    hangs after `timeout_s` (10 s and 20 golden runs), and is out of memory beyond `worker_memory_bytes` (on Linux,
-    three quarters of the machine's); what is given is kept in the store. `golden` finds the golden run, and `progress`
-    is told how many trials are planned. InputError for a limit that golden itself does not keep.
+    to the same values. `executor` makes any other `concurrent.futures.Executor`, or is a `Cluster`. A trial in a worker
+    process of ours hangs after `timeout_s` (10 s and 20 golden runs), and is out of memory beyond `worker_memory_bytes`
+    (on Linux, three quarters of the machine's); what is given is kept in the store. `golden` finds the golden run, and
+    `progress` is told how many trials are planned. InputError for a limit that golden itself does not keep.
 
     >>> import tempfile
     >>> campaign = Campaign("models/fashion_cnn.onnx", "models/fashion_test.npz", samples=50, ber=1e-4, repeat=2)
@@ -121,7 +119,8 @@ def run(
     """
     file = Path(store) if store is not None else default_store(campaign.model)
     given = {"timeout_s": timeout_s, "memory_bytes": worker_memory_bytes}
-    _check_limits(given, watched=bool(workers) and executor is None)
+    far = executor if isinstance(executor, Cluster) else None
+    _check_limits(given, watched=far is not None or (bool(workers) and executor is None), owned=not far or far.owned)
     bench = Bench.open(campaign, kept_bytes)
     if campaign.adaptive:
         _refuse(campaign, bench, shard)
@@ -134,7 +133,10 @@ def run(
         truth, golden_s = golden(bench)
         _agree(opened, bench, plan, truth)
         _keep_limits(opened, given, golden_s)
-        limits: dict[str, Any] = {} if executor else {name: opened.get(name) for name in given}
+        limits: dict[str, Any] = {name: opened.get(name) for name in given} if far or executor is None else {}
+        if far is not None:
+            far.send(bench)
+            limits |= {} if far.owned else {"memory_bytes": None}
         job = Job(
             campaign, plan.header.line(), digest(truth), golden_s, kept_bytes=kept_bytes, together=bench.apart, **limits
         )
@@ -143,13 +145,20 @@ def run(
         total = None if campaign.adaptive else sum(map(wanted(plan, shard), opened.trials()))
 
     def results() -> Generator[Result, None, None]:
-        pool, size = (processes, workers) if executor is None else (lambda size: executor(), workers or 1)
-        if executor is None and workers and total is not None:
+        size: int | Callable[[], int] = workers
+        pool: Callable[[int], Executor] = processes
+        if far is not None:
+            pool, size = far.pool, far.size
+        elif executor is not None:
+            make = cast(Callable[[], Executor], executor)
+            pool, size = (lambda size: make()), workers or 1
+        elif workers and total is not None:
             size = max(1, min(workers, total - outcomes.total()))
         with Store.open(file, create=True) as target, lasting(pool) as crew:
             for running.look, pending in _turns(target, plan, shard):
                 if size:
-                    stream = run_pooled(job, truth, gathered(pending), size, pool, crew)
+                    lent = None if far is not None else crew
+                    stream = run_pooled(job, truth, gathered(pending), size, pool, lent)
                 else:
                     stream = run_here(bench, truth, plan.header, pending)
                 yield from _kept(target, stream)
@@ -212,11 +221,8 @@ def _prepare(store: Store, bench: Bench, plan: Plan, progress: Progress | None) 
         spec=print_spec(bench.campaign),
         cells=plan.cells(),
         length={name: getattr(bench.campaign, name) for name in LENGTH},
-        environment={
-            "onnxfi": version("onnxfi"),
-            "runtime": " ".join(f"{name} {version(name)}" for name in installed_runtimes()),
-            "numpy": np.__version__,
-            "python": platform.python_version(),
+        environment=versions()
+        | {
             "machine": platform.machine(),
             "provider": bench.provider,
         },
@@ -232,13 +238,15 @@ def _prepare(store: Store, bench: Bench, plan: Plan, progress: Progress | None) 
         store.plan(plan.groups, told())
 
 
-def _check_limits(given: dict[str, Any], *, watched: bool) -> None:
+def _check_limits(given: dict[str, Any], *, watched: bool, owned: bool) -> None:
     """Refuse limits that say nothing, or that no trial could keep."""
     if not watched and any(value is not None for value in given.values()):
         raise InputError("a limit of time or memory says nothing without worker processes of our own; leave it out")
     seconds, size = given["timeout_s"], given["memory_bytes"]
     if seconds is not None and not 0 < seconds <= _LONGEST_TIMEOUT_S:
         raise InputError(f"timeout {seconds:g} is out of range; give seconds above 0, up to {_LONGEST_TIMEOUT_S:,.0f}")
+    if size is not None and not owned:
+        raise InputError("workers of a scheduler have limits of their own (dask worker --memory-limit); leave it out")
     if size is not None and not can_limit_memory():
         raise InputError("a limit of memory can be held on Linux alone; leave --worker-memory out")
     if size is not None and not 0 < size < 1 << 62:

@@ -19,7 +19,9 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from itertools import islice
+from platform import python_version
 from typing import Any
 
 from onnxfi.campaign.bench import Bench, CampaignError, digest, out_of_memory
@@ -30,6 +32,7 @@ from onnxfi.campaign.store import Result
 from onnxfi.errors import EngineError
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.space import Target
+from onnxfi.runtime.engines import installed_runtimes
 
 #: A trial's number and its lines.
 Task = tuple[int, str]
@@ -66,6 +69,12 @@ class Job:
             if self.together
             else max(1, min(_MOST_TRIALS_A_TASK, int(_TASK_S / max(self.golden_s, 1e-3))))
         )
+
+
+def versions() -> dict[str, str]:
+    """What must be the same wherever trials of one campaign run."""
+    runtime = " ".join(f"{name} {version(name)}" for name in installed_runtimes())
+    return {"onnxfi": version("onnxfi"), "runtime": runtime, "numpy": version("numpy"), "python": python_version()}
 
 
 def cores() -> int:
@@ -225,11 +234,11 @@ def run_pooled(
     job: Job,
     golden: Golden,
     pending: Iterator[Task],
-    workers: int,
+    workers: int | Callable[[], int],
     pool: Callable[[int], Executor] = processes,
     crew: Callable[[int], Executor] | None = None,
 ) -> Results:
-    """Run trials in so many workers, in the order in which they come back.
+    """Run trials in so many workers (asked again where they come and go), in the order in which they come back.
 
     `pool` makes them; `crew` lends those that outlive the call (see `lasting`).
     """
@@ -290,15 +299,20 @@ class _Lent(Executor):
 
 
 def _stream(
-    job: Job, pending: Iterator[Task], workers: int, pool: Callable[[int], Executor], lost: list[Task]
+    job: Job,
+    pending: Iterator[Task],
+    workers: int | Callable[[], int],
+    pool: Callable[[int], Executor],
+    lost: list[Task],
 ) -> Iterator[tuple[Result, Task]]:
     """Results with their tasks from one pool; where it breaks, what was under way goes to `lost`."""
     running: dict[Future[list[Result]], list[Task]] = {}
-    crew = pool(workers)
+    crew = pool(workers if isinstance(workers, int) else 0)
     tasks: list[Task] = []
     try:
         while True:
-            while len(running) < 2 * workers and (tasks := list(islice(pending, job.trials_a_task))):
+            most = 2 * (workers if isinstance(workers, int) else workers())
+            while len(running) < most and (tasks := list(islice(pending, job.trials_a_task))):
                 running[crew.submit(work, job, tasks)] = tasks
             if not running:
                 return

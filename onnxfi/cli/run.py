@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,17 @@ _LOOK_S, _LINE_S = 0.5, 60.0
     help="A trial that takes more of its worker is out of memory, as 800MB or 4GB (default: three quarters of the machine's; Linux).",
 )
 @click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Run trials on the workers of this Dask scheduler, as tcp://host:8786 (extra: distributed).",
+)
+@click.option(
+    "--local-cluster",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Run trials on so many Dask workers on this machine (extra: distributed).",
+)
+@click.option(
     "--shard", metavar="I/N", help="Run every N-th trial from the I-th on, into a store of its own; see onnxfi merge."
 )
 @click.option(
@@ -61,7 +72,7 @@ _LOOK_S, _LINE_S = 0.5, 60.0
 @click.option("--fresh", is_flag=True, help="Move an existing store to STORE.old and start anew.")
 @JSON
 def command(
-    source: Path, out: Path | None, workers: int | None, timeout_s: float | None, worker_memory: str | None, shard: str | None, fresh: bool, memory: str, as_json: bool, **given: Any
+    source: Path, out: Path | None, workers: int | None, timeout_s: float | None, worker_memory: str | None, scheduler: str | None, local_cluster: int | None, shard: str | None, fresh: bool, memory: str, as_json: bool, **given: Any
 ) -> None:  # fmt: skip
     """Run a campaign: many trials on labelled data, into a store that can be resumed, extended and merged.
 
@@ -74,6 +85,7 @@ def command(
     onnxfi run model.onnx --data images.npz --single --margin 0.01 --per layer
     onnxfi run campaign.yaml
     """
+    from onnxfi.campaign.cluster import cluster
     from onnxfi.campaign.report import report
     from onnxfi.campaign.runner import default_store, run
     from onnxfi.campaign.workers import cores
@@ -81,25 +93,22 @@ def command(
     from onnxfi.cli.show import count, document, note, progress
 
     wanted = campaign(source, given)
-    crew = cores() if workers is None else workers
+    if (workers is not None) + (scheduler is not None) + (local_cluster is not None) > 1:
+        raise click.UsageError("--workers, --scheduler and --local-cluster each say where trials run; give one of them")
     store = out or default_store(wanted.model)
-    with progress("planning") as told:
-        running = run(
-            wanted, store, workers=crew, shard=_shard(shard), fresh=fresh, progress=told, timeout_s=timeout_s,
-            worker_memory_bytes=_size(worker_memory), kept_bytes=_size(memory, "memory") or 0,
-        )  # fmt: skip
-    if not as_json:
-        for line in _begin(running, crew):
-            note(line)
-    errors = 0
-    try:
-        with closing(running), _live(running) as tell:
-            for result in running:
-                errors += result.error is not None
-                tell(result)
-    except KeyboardInterrupt:
-        note(f"stopped; what was done is in {store}, the same command goes on from there")
-        raise SystemExit(130) from None
+    with ExitStack() as stack:
+        far = stack.enter_context(cluster(scheduler, local=local_cluster or 0)) if scheduler or local_cluster else None
+        crew = far.size() if far is not None else cores() if workers is None else workers
+        with progress("planning") as told:
+            running = run(
+                wanted, store, workers=crew, shard=_shard(shard), fresh=fresh, progress=told, executor=far,
+                timeout_s=timeout_s, worker_memory_bytes=_size(worker_memory),
+                kept_bytes=_size(memory, "memory") or 0,
+            )  # fmt: skip
+        if not as_json:
+            for line in _begin(running, crew):
+                note(line)
+        errors = _follow(running)
     if errors:
         note(
             f"{count(errors, 'trial')} ended in an error of the harness, not in an outcome; "
@@ -113,6 +122,22 @@ def command(
             print_report(found)
     if errors:
         raise SystemExit(3)
+
+
+def _follow(running: Running) -> int:
+    """Run to the end, and show how it goes; how many trials ended in an error of the harness."""
+    from onnxfi.cli.show import note
+
+    errors = 0
+    try:
+        with closing(running), _live(running) as tell:
+            for result in running:
+                errors += result.error is not None
+                tell(result)
+    except KeyboardInterrupt:
+        note(f"stopped; what was done is in {running.store}, the same command goes on from there")
+        raise SystemExit(130) from None
+    return errors
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

@@ -1,0 +1,230 @@
+"""A cluster of Dask distributed, behind the protocol of `concurrent.futures.Executor` that the runner speaks.
+
+Model and data travel to each worker once, by content, unless it sees the same files at the same paths. A worker that
+dies is Dask's to replace; what it was doing comes back as a broken executor and is run once more, alone. The extra
+`distributed`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from onnxfi.campaign.bench import Bench, CampaignError
+from onnxfi.campaign.workers import Job, versions
+from onnxfi.errors import InputError, OnnxfiError, OutputError
+
+#: Seconds in which a scheduler answers and has a worker.
+_ANSWER_S = 10.0
+_LOST = "the scheduler is lost; what was done is in the store, and the same command, with another scheduler, goes on"
+#: A worker process runs one task at a time, whatever threads Dask gives it: a trial that hangs ends the process.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@dataclass
+class Cluster:
+    """Workers of a scheduler; `owned` where they were started for this campaign. Made by `cluster`."""
+
+    client: Any = field(repr=False)
+    owned: bool
+    parcel: str | None = None
+
+    def size(self) -> int:
+        """Workers that are there now; later more or fewer."""
+        try:
+            return max(1, len(self.client.nthreads()))
+        except (OSError, TimeoutError):
+            raise CampaignError(_LOST) from None
+
+    def pool(self, size: int) -> Executor:
+        """An executor over all workers; those that died Dask has started again, or will."""
+        return _Tasks(self)
+
+    def send(self, bench: Bench) -> None:
+        """Give every worker model and data; CampaignError for one whose versions or libraries are others."""
+        self.parcel, shared = None, _files(bench)
+        digests = {str(path): _sha256(path) for path in [*shared.values(), *map(Path, bench.campaign.custom_ops)]}
+        try:
+            told = self.client.run(survey, digests)
+        except ImportError:
+            raise CampaignError("a worker has no onnxfi of this version; install the same one there") from None
+        for address, (found, lacks) in told.items():
+            for name, here in versions().items():
+                if found.get(name) != here:
+                    raise CampaignError(
+                        f"worker {address} has {name} {found.get(name)}, this process {here}; install the same versions"
+                    )
+            for library in bench.campaign.custom_ops:
+                if str(Path(library)) in lacks:
+                    raise CampaignError(
+                        f"worker {address} lacks the custom operators {library!r}; put the library at that path there"
+                    )
+        if any(lacks for _, lacks in told.values()):
+            self.parcel = hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:32]
+            contents = {name: path.read_bytes() for name, path in shared.items()}
+            self.client.register_plugin(_parcel(self.parcel, contents), name=f"onnxfi-{self.parcel}")
+
+
+class _Tasks(Executor):
+    """What the runner submits, as tasks of Dask."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.running: set[Any] = set()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run a function on a worker; a worker that dies of it breaks the executor."""
+        answer: Future[Any] = Future()
+        task = self.cluster.client.submit(_far, fn, self.cluster.parcel, *args, pure=False)
+        self.running.add(task)
+
+        def done(task: Any) -> None:
+            self.running.discard(task)
+            if answer.set_running_or_notify_cancel():
+                _tell(task, answer)
+
+        task.add_done_callback(done)
+        return answer
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take back what has not run."""
+        if self.running and self.cluster.client.status == "running":
+            self.cluster.client.cancel(list(self.running), force=True)
+
+
+def _tell(task: Any, answer: Future[Any]) -> None:
+    from distributed.scheduler import KilledWorker
+
+    if task.status == "finished":
+        answer.set_result(task.result())
+        return
+    error = task.exception() if task.status == "error" else None
+    if error is None:
+        answer.set_exception(CampaignError(_LOST))
+    elif isinstance(error, KilledWorker):
+        answer.set_exception(BrokenExecutor(str(error)))
+    else:
+        answer.set_exception(error)
+
+
+def _far(fn: Callable[..., Any], parcel: str | None, job: Job, *args: Any) -> Any:
+    """On a worker: run what was submitted, with the model and the data that were sent."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    campaign = job.campaign
+    if parcel is not None:
+        folder = _folder(worker, parcel)
+        names: dict[str, Any] = {
+            name: str(folder / name / Path(given).name) for name, given in _given(campaign) if given
+        }
+        campaign = replace(campaign, **{name: path for name, path in names.items() if Path(path).is_file()})
+    with _ONE_AT_A_TIME:
+        try:
+            return fn(replace(job, campaign=campaign), *args)
+        except OnnxfiError as error:
+            raise CampaignError(f"worker {worker.address}: {error}") from None
+
+
+def _given(campaign: Any) -> Iterator[tuple[str, str | None]]:
+    return ((name, getattr(campaign, name)) for name in ("model", "data", "preprocess"))
+
+
+def _folder(worker: Any, parcel: str) -> Path:
+    return Path(worker.local_directory) / f"onnxfi-{os.getpid()}-{parcel}"
+
+
+def _files(bench: Bench) -> dict[str, Path]:
+    """The files that a worker needs, by where they lie in its folder; folders of images are not among them."""
+    folder = Path(bench.campaign.model).parent
+    paths = [source.path for source in bench.model.sources if source.path is not None]
+    found = {f"model/{os.path.relpath(path, folder)}": Path(path) for path in paths}
+    for name, given in _given(bench.campaign):
+        if name != "model" and given and Path(given).is_file():
+            found[f"{name}/{Path(given).name}"] = Path(given)
+    return found
+
+
+def _parcel(name: str, files: dict[str, bytes]) -> Any:
+    """What Dask hands to each worker once, also to those that come later: the files by content."""
+    from distributed import WorkerPlugin
+
+    class Parcel(WorkerPlugin):  # type: ignore[misc]
+        """Unpacks the files where tasks look for them."""
+
+        def setup(self, worker: Any) -> None:
+            unpack(_folder(worker, name), files)
+
+    return Parcel()
+
+
+def unpack(folder: Path, files: dict[str, bytes]) -> None:
+    """Write files into a folder, on a worker."""
+    for place, content in files.items():
+        file = folder / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+
+
+def survey(digests: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """On a worker: its versions, and which of the files it does not have as they are (by SHA-256)."""
+    return versions(), [path for path, digest in digests.items() if _sha256(Path(path)) != digest]
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+@contextmanager
+def cluster(scheduler: str | None = None, *, local: int = 0) -> Iterator[Cluster]:
+    """Workers of a scheduler (`tcp://host:8786`), or so many `local` ones, started for this campaign.
+
+    Raises OutputError where Dask is not installed, InputError where no scheduler answers, or it has no worker.
+    """
+    if importlib.util.find_spec("distributed") is None:
+        raise OutputError("distributed is not installed; pip install 'onnxfi[distributed]'")
+    import dask
+    from distributed import Client, LocalCluster
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    if scheduler is None:
+        # One death is enough to ask for: the runner runs what was under way once more itself, alone.
+        how = {"distributed.scheduler.allowed-failures": 0}
+        with (
+            dask.config.set(how),
+            LocalCluster(
+                n_workers=local, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0,
+                silence_logs=logging.CRITICAL, host="127.0.0.1",
+            ) as own,
+            Client(own) as client,
+        ):  # fmt: skip
+            yield Cluster(client, owned=True)
+        return
+    try:
+        client = Client(scheduler, timeout=_ANSWER_S, set_as_default=False)
+    except (OSError, ValueError, TimeoutError):
+        raise InputError(
+            f"no scheduler answers at {scheduler!r} within {_ANSWER_S:.0f} s; write tcp://host:8786 as `dask "
+            f"scheduler` tells it, or take --local-cluster N"
+        ) from None
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=_ANSWER_S)
+        except TimeoutError:
+            raise InputError(
+                f"the scheduler {scheduler!r} has no worker; start one with `dask worker {scheduler}`"
+            ) from None
+        yield Cluster(client, owned=False)
