@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from onnxfi.campaign.bench import Bench, CampaignError, digest
 from onnxfi.campaign.cluster import Cluster
@@ -145,15 +145,8 @@ def run(
         total = None if campaign.adaptive else sum(map(wanted(plan, shard), opened.trials()))
 
     def results() -> Generator[Result, None, None]:
-        size: int | Callable[[], int] = workers
-        pool: Callable[[int], Executor] = processes
-        if far is not None:
-            pool, size = far.pool, far.size
-        elif executor is not None:
-            make = cast(Callable[[], Executor], executor)
-            pool, size = (lambda size: make()), workers or 1
-        elif workers and total is not None:
-            size = max(1, min(workers, total - outcomes.total()))
+        left = None if total is None else total - outcomes.total()
+        pool, size = _crew(executor, workers, left)
         with Store.open(file, create=True) as target, lasting(pool) as crew:
             for running.look, pending in _turns(target, plan, shard):
                 if size:
@@ -166,6 +159,17 @@ def run(
     note = f"{bench.data.description}; {bench.note}"
     running = Running(plan, file, note, total, outcomes, golden_s, results())
     return running
+
+
+def _crew(
+    executor: Callable[[], Executor] | Cluster | None, workers: int, left: int | None
+) -> tuple[Callable[[int], Executor], int | Callable[[], int]]:
+    """What makes the workers, and how many there are (0: none but this process), no more than trials `left`."""
+    if isinstance(executor, Cluster):
+        return executor.pool, executor.size
+    if executor is not None:
+        return (lambda size: executor()), workers or 1
+    return processes, workers and (workers if left is None else max(1, min(workers, left)))
 
 
 def wanted(plan: Plan, shard: tuple[int, int] | None = None) -> Callable[[int], bool]:
