@@ -181,7 +181,7 @@ class Shortcuts:
         with np.errstate(all="ignore"):
             wide = golden.astype(np.float64)
             finite = wide[np.isfinite(wide)]
-            reach = float(np.ptp(finite)) if finite.size else 0.0
+            reach = max(float(np.ptp(finite)), float(np.abs(finite).max())) if finite.size else 0.0
             far = float(np.nanmax(np.abs(own.astype(np.float64) - wide), initial=0.0))
         return max(far, 1e-300) if self.exact or far > _DRIFT * reach else 0.0
 

@@ -43,9 +43,9 @@ def _campaign(whole: Place) -> Campaign:
 def parse_part(text: str) -> Part:
     """Read a part of a mix from one line of YAML, as `--mix` takes it.
 
-    >>> parse_part("fault: stuck-at-1, count: 2, include: conv1")
-    Part(fault='stuck-at-1', ber=None, count=2, include=('conv1',), exclude=(), op=(), dtype=(), bits='', elements='',
-         role=())
+    >>> part = parse_part("fault: stuck-at-1, count: 2, include: conv1")
+    >>> part.fault, part.count, part.include
+    ('stuck-at-1', 2, ('conv1',))
     """
     whole = f"{{{text}}}"
     return read_part(compose(whole.encode(), f"--mix {whole[:80]}", "part"))

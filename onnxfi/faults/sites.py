@@ -119,8 +119,9 @@ def parse_site(text: str, targets: Sequence[Target]) -> Site:
     Raises SelectorError for a target that does not exist (with the closest), an index beyond its shape, and a bit
     beyond its word.
 
-    >>> parse_site("w[1,2]:31", [Target("w", WORDS["float32"], (2, 3))])
-    Site(target='w', index=5, bit=31, sample=None, step=None, onwards=False)
+    >>> from onnxfi.faults.words import WORDS
+    >>> str(parse_site("w[1,2]:31", [Target("w", WORDS["float32"], (2, 3))]))
+    'w[5]:31'
     """
     match = _SITE.fullmatch(text.rstrip())
     if match is None or len(text) > 100_000:

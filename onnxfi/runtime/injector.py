@@ -92,8 +92,8 @@ def sample(
     (`ID[i]:B`) says how. Raises InputError for a rate or count out of range, SelectorError where nothing is selected.
 
     >>> model = load("models/fashion_cnn.onnx")
-    >>> sample(model, count=2, seed=1).faults[0].site
-    Site(target='fc1.weight', index=28063, bit=14, sample=None, step=None)
+    >>> str(sample(model, count=2, seed=1).faults[0].site)
+    'fc1.weight[28063]:14'
     """
     given = [name for name, value in (("ber", ber), ("count", count), ("sites", sites or None)) if value is not None]
     if len(given) != 1:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from tiny import mlp, samples, save
 
-from onnxfi.campaign import bench, cache
+from onnxfi.campaign import cache, shortcuts
 from onnxfi.campaign import check as gate
 from onnxfi.campaign.budget import Budget, Limit, load_budget
 from onnxfi.campaign.check import EXIT_CODES, Checked, Finding, check, decide, joint
@@ -254,14 +254,14 @@ def test_a_store_with_more_trials_is_refused(here: Path) -> None:
 def test_a_trial_on_which_the_harness_fails_leaves_open(
     here: Path, monkeypatch: pytest.MonkeyPatch, limit: Limit
 ) -> None:
-    judge, calls = bench.judge, iter(range(1000))
+    judge, calls = shortcuts.judge, iter(range(1000))
 
     def fragile(*given: Any) -> Any:
         if next(calls) == 25:
             raise RuntimeError("out of luck")
         return judge(*given)
 
-    monkeypatch.setattr(bench, "judge", fragile)
+    monkeypatch.setattr(shortcuts, "judge", fragile)
     checked = check("m.onnx", only(SWEEP, limit))
     assert (checked.measured.trials, checked.measured.errors) == (39, 1)
     assert checked.findings[0].reason == "1 of 40 trials have no outcome: the harness failed on them"

@@ -303,7 +303,7 @@ def test_draws_that_cannot_be() -> None:
         Draw("bre", rate=0.5)
     with pytest.raises(InputError, match="--count 405 is out of range: the selection has 404 sites"):
         draw(FaultSpace.over(NET[:2], Flip()), Draw("count", n=405), Flip())
-    assert KINDS == ("ber", "count", "per-tensor", "exhaustive", "sites")
+    assert KINDS == ("ber", "count", "per-tensor", "exhaustive", "per-sample", "sites")
 
 
 @pytest.mark.parametrize("how", [Draw("ber", rate=0.01), Draw("count", n=20_000_001), Draw("exhaustive")])

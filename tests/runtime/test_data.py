@@ -148,7 +148,7 @@ def test_the_digest_is_that_of_the_content(tmp_path: Path, monkeypatch: pytest.M
     np.savez(tmp_path / "other.npz", x=ROWS.astype(">f4"), labels=labels)
     write(
         tmp_path,
-        "feeds",
+        "digest_feeds",
         f"""
         x = np.arange(15, dtype=np.float32).reshape(5, 3)
         labels = np.array({labels.tolist()})
@@ -158,7 +158,7 @@ def test_the_digest_is_that_of_the_content(tmp_path: Path, monkeypatch: pytest.M
     )
     monkeypatch.chdir(tmp_path)
     files: list[Any] = [tmp_path / f"{name}.npz" for name in ("plain", "small", "other")]
-    specs = [*files, "feeds:whole", "feeds:parts", {"x": ROWS, "labels": labels}]
+    specs = [*files, "digest_feeds:whole", "digest_feeds:parts", {"x": ROWS, "labels": labels}]
     digests = {open_data(spec, [X]).digest for spec in specs}
     assert digests == {"5dd7d6a9c3dfe08ab484b9c0943f5b183420146db3b2cc4a6c40f15b0fdad3cd"}
 
