@@ -68,6 +68,7 @@ def test_the_readmes_doors_take_a_model_of_a_framework(peers: Path, monkeypatch:
     """The commands and the Python of README.md that convert, on the nets of the examples."""
     monkeypatch.chdir(peers)
     monkeypatch.syspath_prepend(peers)
+    monkeypatch.delitem(sys.modules, "nets", raising=False)  # another test may have had one of its own
     nets = importlib.import_module("nets")
     nets.save_test_images(peers / "images.npz")
     (python,) = (block for block in blocks(read("README.md"), "python") if "onnxfi.converters" in block)
