@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[1]
 FRAMEWORKS = ("torch", "tensorflow", "sklearn")
 
 # No deadline: a slow example is no wrong one. The same examples in every run, so that CI does not depend on luck.
-settings.register_profile("onnxfi", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "onnxfi", max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("onnxfi")
 
 
