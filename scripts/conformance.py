@@ -32,7 +32,8 @@ from onnxfi.graph.model import load
 from onnxfi.runtime.batches import Data, Layout
 from onnxfi.runtime.data import open_data
 from onnxfi.runtime.engines import OrtEngine
-from onnxfi.runtime.inflight import instrument, same_bytes
+from onnxfi.runtime.inflight import instrument
+from onnxfi.runtime.ports import same_bytes
 
 ROOT = Path(__file__).parents[1]
 OFF = OrtEngine(provider="cpu", optimization="off")

@@ -18,8 +18,8 @@ import onnxruntime as ort
 import torch
 from spiking_graphs import Lif, scanned, unrolled
 from torch import Tensor, nn
-from torch.nn import functional as F
-from train_models import BATCH, MODELS, SHIPPED, load, write_checksums
+from train_models import MODELS, SHIPPED, load, write_checksums
+from train_models import train as fit
 
 SEED, EPOCHS, RATE = 20, 4, 4e-3
 STEPS, LEAK, THRESHOLD = 8, 0.9, 1.0
@@ -89,20 +89,7 @@ def train() -> FashionSnn:
     torch.manual_seed(SEED)
     torch.set_num_threads(2)
     net = FashionSnn()
-    image, label = load("train")
-    optimizer = torch.optim.Adam(net.parameters(), RATE)
-    total = EPOCHS * -(-len(image) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=total)
-    for epoch in range(EPOCHS):
-        loss_sum = 0.0
-        for batch in torch.randperm(len(image)).split(BATCH):
-            loss = F.cross_entropy(net(image[batch]), label[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            loss_sum += loss.item() * len(batch)
-        print(f"epoch {epoch + 1} of {EPOCHS}: loss {loss_sum / len(image):.3f}", flush=True)
+    fit(net, *load("train"), EPOCHS, RATE)
     return net.eval()
 
 

@@ -1,10 +1,14 @@
-"""What all tests share: hypothesis that draws the same in every run, and marks skipped where nothing serves them."""
+"""What all tests share: hypothesis that draws the same in every run, marks skipped where nothing serves them, commands."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -48,3 +52,53 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for found in item.iter_markers(mark):
                 if reason := _absent(mark, found.args):
                     item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _strict(name: str) -> None:
+    raise ValueError(f"{name} is not strict JSON")
+
+
+class Ran(NamedTuple):
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output as one strict JSON document; a bare NaN or anything beside the document is an error."""
+        assert (self.code, self.err) == (0, "")
+        return json.loads(self.out, parse_constant=_strict)
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, and the current one."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("ONNXFI_LOG_LEVEL", "COLUMNS", "FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def run(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command as its console script does."""
+
+    from onnxfi.cli import main
+
+    def ran(*words: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["onnxfi", *map(str, words)])
+        capsys.readouterr()
+        code: object = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        assert isinstance(code, int)
+        return Ran(code, *capsys.readouterr())
+
+    return ran

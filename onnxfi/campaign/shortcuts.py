@@ -27,7 +27,7 @@ from onnxfi.runtime.engines import OrtEngine
 from onnxfi.runtime.evaluation import stacked
 from onnxfi.runtime.golden import GoldenValues
 from onnxfi.runtime.onesample import OneSample
-from onnxfi.runtime.ports import Array
+from onnxfi.runtime.ports import Array, same_bytes
 from onnxfi.runtime.rerun import Baked, Change, Rerun, Resumed, UnlikeError, opened
 
 #: Bytes of golden values and sessions that a process keeps, where nothing else is said.
@@ -176,7 +176,7 @@ class Shortcuts:
 
     def _drift(self, own: Array, golden: Array) -> float:
         """How far the golden of a route lies from golden; 0 where that is no more than rounding may do."""
-        if _same(own, golden):
+        if same_bytes(own, golden):
             return 0.0
         with np.errstate(all="ignore"):
             wide = golden.astype(np.float64)
@@ -224,7 +224,7 @@ class Shortcuts:
         """Hold a route to what the whole model has seen in the first batch; ShortcutError where it sees no change."""
         rerun = self.of(faults)
         try:
-            blind = rerun is not None and _same(rerun.scores(0, self.change(faults)), rerun.scores(0))
+            blind = rerun is not None and same_bytes(rerun.scores(0, self.change(faults)), rerun.scores(0))
         except (EngineError, MemoryError):
             blind = False
         if blind and rerun is not None:
@@ -241,7 +241,3 @@ class Shortcuts:
             index, first = np.unique(faults.sites.index[rows], return_index=True)
             words[self.routes.by_target[target.id].home] = index, final[rows][first]
         return Change(words)
-
-
-def _same(one: Array, other: Array) -> bool:
-    return (one.dtype, one.shape) == (other.dtype, other.shape) and one.tobytes() == other.tobytes()

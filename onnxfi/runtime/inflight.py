@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from onnxfi.errors import InputError, ModelError, OnnxfiError, SelectorError
 from onnxfi.faults.models import Add, FaultModel, Scale
 from onnxfi.faults.space import FaultSpace, Selector, parse_site
@@ -26,7 +24,7 @@ from onnxfi.graph.save import save
 from onnxfi.runtime.asking import asked, counted, first_feeds
 from onnxfi.runtime.data import Data
 from onnxfi.runtime.engines import OrtEngine
-from onnxfi.runtime.ports import Array
+from onnxfi.runtime.ports import Array, same_bytes
 
 if TYPE_CHECKING:
     import onnx
@@ -114,15 +112,6 @@ def _raised(model: Model, proto: onnx.ModelProto, opset: int, data: Data | None)
         if name not in raised or not same_bytes(array, raised[name]):
             raise ModelError(f"{where}: output {name!r} is another one then; leave the opset (--opset keep)")
     return made
-
-
-def same_bytes(one: Array, other: Array) -> bool:
-    """Whether two arrays have the same type, shape and bytes."""
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    if one.dtype.kind == "O":
-        return bool((one == other).all())
-    return np.ascontiguousarray(one).tobytes() == np.ascontiguousarray(other).tobytes()
 
 
 def _outputs(model: bytes | Path, data: Data | None) -> dict[str, Array]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from onnxfi.errors import EngineError
 from onnxfi.graph.downstream import cut
 from onnxfi.graph.parts import extract
@@ -14,7 +12,7 @@ from onnxfi.runtime.batches import Batch
 from onnxfi.runtime.engines import OrtEngine
 from onnxfi.runtime.evaluation import scored
 from onnxfi.runtime.golden import GoldenValues
-from onnxfi.runtime.ports import Array
+from onnxfi.runtime.ports import Array, same_bytes
 from onnxfi.runtime.rerun import feed_of
 
 
@@ -60,7 +58,7 @@ class OneSample:
             feeds[name] = array[row : row + 1]
         if strike is not None:
             struck = strike(feeds[self.value])
-            if np.ascontiguousarray(struck).tobytes() == np.ascontiguousarray(feeds[self.value]).tobytes():
+            if same_bytes(struck, feeds[self.value]):
                 return self.scores(sample)
             feeds[self.value] = struck
         found = scored(Batch(sample, {}, None, 1, 1), self._session.run(feeds), self.golden.axes, self.output)

@@ -146,3 +146,12 @@ def native(array: Array) -> Array:
     if array.dtype.kind in "UOT":
         return array.astype(object)
     return np.require(array, dtype=array.dtype.newbyteorder("="), requirements=["C", "A"])
+
+
+def same_bytes(one: Array, other: Array) -> bool:
+    """Whether two arrays have the same type, shape and bytes."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    if one.dtype.kind == "O":
+        return bool((one == other).all())
+    return np.ascontiguousarray(one).tobytes() == np.ascontiguousarray(other).tobytes()

@@ -7,7 +7,7 @@ the last value that differs from golden (early stop). What it answers is what al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,12 +18,13 @@ from onnxfi.faults.models import FaultModel
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.exposed import table
 from onnxfi.graph.model import Model, parse
-from onnxfi.graph.stages import Stage, crossing, stages
+from onnxfi.graph.stages import Stage
 from onnxfi.runtime.engines import Engine, Session
-from onnxfi.runtime.ports import Array
+from onnxfi.runtime.ports import Array, same_bytes
+from onnxfi.runtime.staged import prepare_stages
 
 if TYPE_CHECKING:
-    import onnx
+    pass
 
 #: Given a value in flight, the value that goes on.
 Patch = Callable[[Array], Array]
@@ -71,10 +72,8 @@ class Steps:
             for variable in ("membrane", "spike")
             for step, name in enumerate(row[variable])
         }
-        cut = stages(proto, list(neurons), _types(proto, list(neurons)))
-        sessions = [None if s.proto is None else engine.prepare(s.proto.SerializeToString()) for s in cut]
-        ends = tuple(o.name for o in proto.graph.output)
-        return cls(tuple(zip(sessions, cut, strict=True)), ends, neurons)
+        cut = prepare_stages(proto, list(neurons), engine)
+        return cls(cut.parts, cut.outputs, neurons)
 
     def name(self, layer: str, variable: str, step: int) -> str:
         """The value of a layer (`membrane` or `spike`) at a step; SelectorError where there is none."""
@@ -114,10 +113,10 @@ class Steps:
                 made = session.run({name: live[name] for name in stage.inputs})
                 ran += 1
                 live |= made
-                differs |= {name for name, array in made.items() if not _same(array, golden[name])}
+                differs |= {name for name, array in made.items() if not same_bytes(array, golden[name])}
             for name in todo.intersection(stage.cuts):
                 live[name] = patches[name](live[name])
-                differs = differs - {name} if _same(live[name], golden[name]) else differs | {name}
+                differs = differs - {name} if same_bytes(live[name], golden[name]) else differs | {name}
                 todo, begun = todo - {name}, True
         return Answer({name: live[name] for name in self.outputs}, ran)
 
@@ -154,19 +153,3 @@ def struck(array: Array, neuron: int, fault: FaultModel, *, bit: int = -1, sampl
     before = word.words(flat[rows, neuron])
     flat[rows, neuron] = word.values(fault.strike(word, before, np.full(len(before), bit, np.int16)))
     return flat.reshape(array.shape)
-
-
-def _same(one: Array, other: Array) -> bool:
-    return one.shape == other.shape and one.tobytes() == other.tobytes()
-
-
-def _types(proto: onnx.ModelProto, cuts: Sequence[str]) -> dict[str, onnx.TypeProto]:
-    """The types of what goes from one part to the next; ModelError where they cannot be inferred."""
-    import onnx
-
-    graph = onnx.shape_inference.infer_shapes(proto).graph
-    known = {v.name: v.type for v in (*graph.value_info, *graph.output, *graph.input)}
-    missing = [name for name in crossing(proto, cuts) if name not in known]
-    if missing:
-        raise ModelError(f"the type of {missing[0]!r} cannot be inferred; run onnx.shape_inference on the model")
-    return known
