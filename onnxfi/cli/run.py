@@ -196,7 +196,7 @@ def _live(running: Running) -> Iterator[Callable[[Result], None]]:
     from onnxfi.cli.show import note
 
     counts, begun, terminal = Counter(running.outcomes), time.monotonic(), sys.stderr.isatty()
-    done, told = 0, begun
+    done, told = 0, begun - _LOOK_S if terminal else begun  # a bar tells from its first trial on
 
     def look(result: Result) -> str | None:
         nonlocal done, told
