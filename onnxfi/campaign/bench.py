@@ -23,7 +23,7 @@ from onnxfi.campaign.shortcuts import KEPT_BYTES, Shortcuts
 from onnxfi.campaign.spec import Campaign
 from onnxfi.errors import EngineError, ModelError, OnnxfiError
 from onnxfi.faults.faultlist import FaultList, Header, Lines
-from onnxfi.faults.models import FaultModel
+from onnxfi.faults.models import FaultModel, Set
 from onnxfi.faults.space import Sites, Target
 from onnxfi.faults.trials import RATES, Faults
 from onnxfi.faults.words import Mask, Word
@@ -150,6 +150,7 @@ class Bench:
         if not len(faults):
             return judge(golden, golden.scores)
         if self.reach.in_flight(faults).any():
+            faults = self.reach.by_step(faults)
             return self._one_sample(header, faults, golden) or self._in_flight(header, faults)
         shortcut = self.shortcuts.of(faults) if self.shortcuts is not None else None
         try:
@@ -196,7 +197,8 @@ class Bench:
     def cuts(self, header: Header, faults: Faults) -> tuple[str, ...]:
         """The values in flight through which a trial's route leads: those that it strikes, or all that a sweep may."""
         if header.draw.kind in RATES:
-            return tuple(t.id for t in self.reach.listed(header).targets if t.in_flight)
+            listed = [t.id for t in self.reach.listed(header).targets if t.in_flight]
+            return tuple(step for name in listed for step in self.reach.steps_of.get(name, (name,)))
         struck = np.unique(faults.sites.target[self.reach.in_flight(faults)]).tolist()
         return tuple(faults.targets[k].id for k in struck)
 
@@ -244,16 +246,17 @@ class Bench:
 
     def notices(self, target: Target) -> bool:
         """Whether a canary, a whole tensor set, changes an answer; ShortcutError where a shortcut does not show it."""
-        flown = self.flown((target.id,)) if target.in_flight else None
+        canary = self.reach.by_step(_canary(target))
+        flown = self.flown(self.reach.steps_of.get(target.id, (target.id,))) if target.in_flight else None
         golden = self._first if flown is None else flown.scores(None, batches=1)
         try:
             if flown is not None:
-                return _differ(flown.scores(_canary(target), batches=1), golden)
-            seen = _differ(self.scores(self.struck(_canary(target)), batches=1), golden)
+                return _differ(flown.scores(canary, batches=1), golden)
+            seen = _differ(self.scores(self.struck(canary), batches=1), golden)
         except (EngineError, MemoryError):
             seen = True
         if seen and self.shortcuts is not None:
-            self.shortcuts.show(_canary(target))
+            self.shortcuts.show(canary)
         return seen
 
     def _kind(self, target: Target) -> str:
@@ -314,7 +317,8 @@ def out_of_memory(error: Exception) -> bool:
 def _canary(target: Target) -> Faults:
     n = min(target.size, _CANARY_ELEMENTS)
     sites = Sites(np.zeros(n, np.int64), np.arange(n, dtype=np.int64), np.full(n, -1, np.int16))
-    return Faults((target,), sites, (_Canary(),))
+    # What a neuron puts out is NaN, which is what it computes, whatever else its exponent bits are.
+    return Faults((target,), sites, (Set(1.0) if target.role == "spike" else _Canary(),))
 
 
 def _differ(one: Array, other: Array) -> bool:

@@ -194,6 +194,7 @@ def bake_trial(reach: Reach, faults: Faults, stored: Faults, out: Path) -> None:
     """
     model = reach.model
     rows: Mapping[str, Activation] = reach.flying
+    faults = reach.by_step(faults)
     if len(stored):
         if model.external:
             raise FaultError("faults in stored words and in flight cannot be exported together with external data")

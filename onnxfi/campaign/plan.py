@@ -291,6 +291,7 @@ def _replay(campaign: Campaign, reach: Reach) -> Plan:
     counts: Counter[int] = Counter()
     struck: set[int] = set()
     for trial, faults in listed.trials(reach.targets, lambda: reach.listed(header)):
+        reach.by_step(faults)  # or it has a step that is not there
         counts[(trial - 1) % len(strata)] += 1
         struck.update(np.unique(faults.sites.target).tolist())
     if not counts:

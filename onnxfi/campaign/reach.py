@@ -5,7 +5,7 @@ Stored words first, in file order; then, where a campaign asks for them, the val
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -16,10 +16,11 @@ from onnxfi.errors import EngineError, FaultListError, SelectorError
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.flight import Aim, Flight, timed
 from onnxfi.faults.models import FaultModel, parse_fault
-from onnxfi.faults.space import FaultSpace, Selector, Target
+from onnxfi.faults.space import FOREVER, FaultSpace, Selector, Target
 from onnxfi.faults.trials import Faults, apart
 from onnxfi.graph.activations import Activation, activations, choose
 from onnxfi.graph.bodies import opset_of
+from onnxfi.graph.exposed import series
 from onnxfi.graph.instrument import reachable
 from onnxfi.graph.model import Model, parse
 from onnxfi.graph.mutate import bound, place
@@ -36,13 +37,16 @@ class Reach:
     """What faults can strike in a model.
 
     `targets` are all stored tensors and values in flight, `flying` what the graph says of the latter, by id. `flight`
-    binds faults in flight to their run (None: there are none).
+    binds faults in flight to their run (None: there are none). `series` are targets that are one value in each step of
+    an unrolled network, and `steps_of` says which.
     """
 
     model: Model
     targets: tuple[Target, ...] = field(repr=False)
     flying: Mapping[str, Activation] = field(default_factory=dict, repr=False)
     flight: Flight | None = None
+    series: Mapping[str, Activation] = field(default_factory=dict, repr=False)
+    steps_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -58,7 +62,7 @@ class Reach:
             return cls(model, model.targets)
         plain = {a.target.id for a in activations(model) if a.shaped}
         rows = _readable(model, asked(model, parse(model), activations(model), data))
-        steps = _steps(model, rows, data)
+        steps = _steps(model, rows, data) | {name: len(steps) for name, steps in series(model.proto).items()}
         shapes = {a.target.id: a.target.shape for a in rows if a.shaped and a.target.id not in plain}
         aim = Aim(tuple(dict.fromkeys(t for aim in aims for t in aim.target)), aims[0].persistence, aims[0].all)
         found = Flight(aim, data.samples if data else 0, steps, shapes)
@@ -88,8 +92,14 @@ class Reach:
     def _flying(cls, model: Model, rows: Sequence[Activation], flight: Flight) -> Reach:
         stored = {t.id for t in model.targets}
         kept = [a for a in rows if a.shaped and not a.why_not and a.target.id not in stored]
-        targets = [replace(a.target, structural=False) for a in kept]
-        return cls(model, (*model.targets, *targets), {a.target.id: a for a in kept}, flight)
+        flown = {a.target.id: a for a in kept}
+        known = {name: steps for name, steps in series(model.proto).items() if flown.keys() >= set(steps)}
+        rolled = {
+            name: replace(flown[steps[0]], target=replace(flown[steps[0]].target, id=name, node=""))
+            for name, steps in known.items()
+        }
+        targets = [replace(a.target, structural=False) for a in (*kept, *rolled.values())]
+        return cls(model, (*model.targets, *targets), flown, flight, rolled, known)
 
     @cached_property
     def by_id(self) -> dict[str, int]:
@@ -106,7 +116,7 @@ class Reach:
         stored = self.model.targets if "weights" in aim.target else ()
         if not aim.flies:
             return selector.space(stored, event)
-        flying = [a for a in self.flying.values() if aim.takes(a.target)]
+        flying = [a for a in self._rolled(selector) if aim.takes(a.target)]
         chosen = self._chosen(flying, selector, aim)
         self._check(chosen, event)
         kept = [t for t in stored if selector.keeps(t)] + [self._timed(a, aim) for a in chosen]
@@ -125,6 +135,36 @@ class Reach:
                 "use --persistence permanent or transient"
             )
         return space
+
+    def _rolled(self, selector: Selector) -> Iterator[Activation]:
+        """The values in flight; where a selection takes a series it stands for its steps."""
+        taken = {name: steps for name, steps in self.steps_of.items() if selector.keeps(self.series[name].target)}
+        first = {steps[0]: name for name, steps in taken.items()}
+        aside = {step for steps in taken.values() for step in steps}
+        for name, a in self.flying.items():
+            if name in first:
+                yield self.series[first[name]]
+            elif name not in aside:
+                yield a
+
+    def by_step(self, faults: Faults) -> Faults:
+        """The same faults, those in a series as faults in its steps; SelectorError for a step that it does not have."""
+        if self.steps_of.keys().isdisjoint(faults.targets[k].id for k in np.unique(faults.sites.target).tolist()):
+            return faults
+        rows, ordinals, when = list[int](), list[int](), list[tuple[int, int, int]]()
+        columns = zip(faults.sites.target.tolist(), faults.sites.times().tolist(), strict=True)
+        for row, (target, (sample, first, last)) in enumerate(columns):
+            name = faults.targets[target].id
+            steps = self.steps_of.get(name)
+            if steps is not None and first >= len(steps):
+                raise SelectorError(f"{name}@step={first}: there are {len(steps)} steps, 0 to {len(steps) - 1}")
+            struck = (name,) if steps is None else steps[first : last + 1]
+            rows += [row] * len(struck)
+            ordinals += [self.by_id[one] for one in struck]
+            when += [(sample, first, last) if steps is None else (sample, 0, FOREVER)] * len(struck)
+        found = faults.pick(np.array(rows, np.int64))
+        sites = replace(found.sites, target=np.array(ordinals, np.int64), when=np.array(when, np.int64).reshape(-1, 3))
+        return replace(found, targets=self.targets, sites=sites)
 
     def _chosen(self, flying: Sequence[Activation], selector: Selector, aim: Aim) -> Sequence[Activation]:
         """The values in flight that a selector takes: inputs all, of what nodes put out those of layers unless said."""

@@ -26,3 +26,21 @@ def table(proto: onnx.ModelProto) -> list[dict[str, Any]]:
 def roles(proto: onnx.ModelProto) -> dict[str, str]:
     """What each word of a neuron is for, by target id: threshold, leak, refractory, reset or spike."""
     return {str(target): str(role) for row in table(proto) for role, target in row["words"].items()}
+
+
+def series(proto: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
+    """The values in flight of an unrolled layer's neurons, step by step, under the names that they have in a loop.
+
+    >>> from onnxfi.graph.model import load
+    >>> from onnxfi.graph.neurons import find
+    >>> from onnxfi.graph.expose import expose
+    >>> made = expose(load(model := "models/fashion_snn.onnx"), find(load(model)))
+    >>> [(name, len(steps), steps[-1]) for name, steps in series(made).items()][-2:]
+    [('lif3/membrane', 8, 'lif3/membrane/7'), ('lif3/spiking', 8, 'lif3/spike/7')]
+    """
+    return {
+        f"{row['layer']}/{name}": tuple(map(str, row[key]))
+        for row in table(proto)
+        for key, name in (("membrane", "membrane"), ("spike", "spiking"))
+        if not row["loop"] and len(row[key]) > 1
+    }

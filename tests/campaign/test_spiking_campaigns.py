@@ -1,0 +1,120 @@
+"""Campaigns on spiking networks: neurons struck alike in the unrolled and the Scan form, and by every route."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from tiny import ran, tables
+
+from onnxfi.campaign.plan import write_plan
+from onnxfi.campaign.runner import export_trial, plan
+from onnxfi.campaign.spec import Campaign
+from onnxfi.campaign.store import Store
+from onnxfi.errors import SelectorError
+from onnxfi.graph.model import load
+from onnxfi.runtime.engines import OrtEngine
+from onnxfi.runtime.inflight import inject_flow
+from onnxfi.runtime.spiking import expose_neurons
+
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+from spiking_graphs import Lif, scanned, unrolled
+
+STEPS, SAMPLES = 4, 6
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with one small network in both forms, and images."""
+    monkeypatch.chdir(tmp_path)
+    raw = np.random.Philox(key=5).random_raw(4096).astype(np.float64) / 2**64 - 0.4
+    layers = [
+        Lif("conv", "lif1", raw[:18].reshape(2, 1, 3, 3).astype("f") * 2, raw[40:42].astype("f"), (2, 4, 4), 2, 1),
+        Lif("fc1", "lif2", raw[99:259].reshape(5, 32).astype("f") * 2, raw[:5].astype("f") + 0.5, (5,), 1, 0, 0.8, 0.7),
+        Lif("fc2", "lif3", raw[:15].reshape(3, 5).astype("f") * 2, raw[:3].astype("f") + 0.5, (3,), 1, 0, 0.8, 0.7),
+    ]
+    for name, build in (("flat", unrolled), ("scan", scanned)):
+        onnx.save(build(layers, STEPS, (1, 8, 8)), tmp_path / f"{name}.onnx")
+    image = (np.arange(SAMPLES * 64, dtype=np.float32) % 7 / 4).reshape(SAMPLES, 1, 8, 8)
+    np.savez(tmp_path / "d.npz", image=image, labels=np.arange(SAMPLES) % 3)
+    return tmp_path
+
+
+def campaign(model: str = "flat", **fields: Any) -> Campaign:
+    way = {} if {"ber", "faults", "exhaustive"} & set(fields) else {"single": True, "trials": 40}
+    given = {"model": f"{model}.onnx", "data": "d.npz", "provider": "cpu", "optimization": "off", "batch": 4}
+    return Campaign(**(given | {"expose": True} | way | fields))
+
+
+def in_flight(model: str = "flat", **fields: Any) -> Campaign:
+    # No exponent: in a Scan the operator takes every NaN for the same one, and the next flip finds another word.
+    return campaign(model, **({"target": "activations", "include": "*/membrane", "bits": "sign,22"} | fields))
+
+
+def results(store: Path) -> list[tuple[Any, ...]]:
+    return [row[:-1] for row in tables(store)["results"]]  # without the route
+
+
+# One name for a variable of a layer, in whichever form
+
+
+@pytest.mark.parametrize("persistence", ["transient", "from", "permanent"])
+@pytest.mark.parametrize("include", ["*/membrane", "*/spiking"])
+def test_both_forms_are_struck_alike(here: Path, persistence: str, include: str) -> None:
+    asked = {"persistence": persistence, "include": include}
+    lengths = []
+    for name in ("flat", "scan"):
+        lengths.append(len(plan(in_flight(name, exhaustive=True, **asked))[0]))
+        ran(in_flight(name, **asked), here / f"{name}.db")
+    neurons = 2 * 4 * 4 + 5 + 3
+    assert lengths == [2 * neurons * {"transient": SAMPLES * STEPS, "from": STEPS, "permanent": 1}[persistence]] * 2
+    with Store.open(here / "flat.db") as one, Store.open(here / "scan.db") as two:
+        for trial in range(1, 41):
+            flat, body = (json.loads(store.trial(trial)["lines"]) for store in (one, two))
+            assert body.pop("target").removeprefix("steps.body::") == flat.pop("target")
+            assert flat == body
+    assert results(here / "flat.db") == results(here / "scan.db")
+    assert {row[1] for row in results(here / "flat.db")} == {"masked", "sdc"}
+
+
+def test_a_fault_from_a_step_on_is_one_in_each_of_its_steps(here: Path) -> None:
+    ran(in_flight(persistence="from"), here / "s.db")
+    with Store.open(here / "s.db") as store:
+        rows = [json.loads(store.trial(n)["lines"]) for n in store.trials()]
+    first, row = next((n, row) for n, row in enumerate(rows, 1) if row["from"] == 2)
+    export_trial(here / "s.db", first, here / "f.onnx")
+    sites = [f"{row['target']}/{t}[{row['index']}]:{row['bits'][0]}" for t in (2, 3)]
+    alone = inject_flow(load(expose_neurons(load("flat.onnx")).data), sites=sites).data
+    counts = [
+        OrtEngine(provider="cpu").prepare(data).run({"image": np.load("d.npz")["image"]})["counts"]
+        for data in ((here / "f.onnx").read_bytes(), alone)
+    ]
+    assert np.array_equal(*counts)
+    write_plan(plan(in_flight(persistence="from"))[0], here / "p.jsonl")
+    ran(campaign(faults="p.jsonl"), here / "r.db")
+    assert tables(here / "r.db")["results"] == tables(here / "s.db")["results"]
+
+
+def test_a_step_of_an_unrolled_network_can_be_named(here: Path) -> None:
+    made = plan(in_flight(include="lif2/membrane/3", persistence="permanent", exhaustive=True, bits="sign"))[0]
+    assert [t.id for t in made.targets] == ["lif2/membrane/3"] and len(made) == 5
+    ran(in_flight(ber=0.02, repeat=4, persistence="from"), here / "b.db")
+    assert {row[1] for row in results(here / "b.db")} >= {"sdc"}
+
+
+def test_a_step_beyond_the_last_is_told(here: Path) -> None:
+    write_plan(plan(in_flight(persistence="from", trials=3))[0], here / "p.jsonl")
+    text = (here / "p.jsonl").read_text()
+    (here / "q.jsonl").write_text(text.replace('"from": ', '"from": 4'))
+    with pytest.raises(SelectorError, match=r"membrane@step=4\d: there are 4 steps, 0 to 3"):
+        ran(campaign(faults="q.jsonl"), here / "q.db")
+
+
+def test_neurons_that_are_dead_are_seen_by_the_canary(here: Path) -> None:
+    ran(campaign(role="spike", fault="dead"), here / "s.db")  # what a spike holds is NaN: its exponent is set already
+    assert {row[1] for row in results(here / "s.db")} == {"masked", "sdc"}
