@@ -33,13 +33,14 @@ from onnxfi.runtime.data import Data, open_data
 from onnxfi.runtime.engines import Session
 from onnxfi.runtime.evaluation import run_scores, sample_axes
 from onnxfi.runtime.metrics import scored_output
+from onnxfi.runtime.onesample import Strike
 from onnxfi.runtime.ports import Array
 from onnxfi.runtime.staged import strike
 
 #: Tensors of each further route in which a canary is looked for.
 _TRIES = 3
-#: Elements of a tensor that the canary sets.
-_CANARY_ELEMENTS = 1 << 22
+#: Elements of a tensor that the canary sets, at most.
+_CANARY_ELEMENTS = 1 << 16
 #: The route of trials that strike values in flight: the model is cut there.
 SPLIT = "split"
 _MEMORY = re.compile(r"bad.?alloc|failed to allocate|out of memory", re.I)
@@ -63,6 +64,7 @@ class Bench:
     axes: Mapping[str, tuple[int, ...]]
     kept_bytes: int = KEPT_BYTES
     _flown: dict[tuple[str, ...], Flown] = field(default_factory=dict, repr=False, compare=False)
+    _first: list[Array] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def open(cls, campaign: Campaign, kept_bytes: int = KEPT_BYTES) -> Bench:
@@ -78,10 +80,14 @@ class Bench:
         reach, axes = Reach.of(model, campaign.aims, data, listed), sample_axes(session, data)
         return cls(campaign, model, data, output, session.provider, session.note, reach, axes, kept_bytes)
 
+    @property
+    def size(self) -> int:
+        """Samples that run together."""
+        return self.data.layout.fixed or self.campaign.batch
+
     def scores(self, session: Session, *, batches: int | None = None) -> Array:
         """The scored output over all samples, or over the first batches."""
-        size = self.data.layout.fixed or self.campaign.batch
-        return run_scores(session, self.data, size, self.output, batches=batches)
+        return run_scores(session, self.data, self.size, self.output, batches=batches)
 
     def golden(self, kept: Array | None = None) -> tuple[Golden, float]:
         """Golden, and the seconds that one run takes with all that a trial needs.
@@ -104,11 +110,14 @@ class Bench:
     def golden_again(self) -> Golden:
         """One golden run through the door of every trial: what a worker holds against the first."""
         try:
-            return self._golden(self.scores(self._session(Edits())))
+            scores = self.scores(self._session(Edits()))
         except EngineError as error:
             if self.data.synthetic:
                 raise EngineError(f"{error}; these are synthetic inputs, give real ones with --data") from None
             raise
+        if scores.ndim and len(scores) == self.data.samples:
+            self._first[:] = [scores[: self.size]]
+        return self._golden(scores)
 
     def _golden(self, scores: Array) -> Golden:
         c = self.campaign
@@ -134,10 +143,10 @@ class Bench:
         c = self.campaign
         if c.route == "plain":
             return None
-        size, exact = self.data.layout.fixed or c.batch, c.optimization == "off"
+        exact = c.optimization == "off"
         try:
             return Shortcuts.over(
-                c.engine(), self.model, self.data, size, self.output,
+                c.engine(), self.model, self.data, self.size, self.output,
                 provider=self.provider, exact=exact, kept_bytes=self.kept_bytes,
                 flying=[a.name for a in self.reach.flying.values() if not a.path],
             )  # fmt: skip
@@ -163,17 +172,21 @@ class Bench:
 
     def _one_sample(self, header: Header, faults: Faults, golden: Golden) -> Judgement | None:
         """A trial that strikes one value in flight of one sample, where that sample can run alone."""
-        sample, struck = one_sample(header, faults), np.unique(faults.sites.target)
-        if sample is None or len(struck) > 1 or self.shortcuts is None or self.data.layout.fixed is not None:
+        asked = self._alone(header, faults)
+        if asked is None or self.shortcuts is None:
             return None
-        target = faults.targets[int(struck[0])]
-        value = self.reach.flying[target.id]
-        if value.path or value.axis != 0:
-            return None
-        found = self.shortcuts.one_sample(
-            value.name, sample, golden, lambda array: strike(array, value.target, 0, faults, start=sample, size=1)
-        )
+        found = self.shortcuts.one_sample(asked[0], golden, *asked[1])
         return None if found is None else replace(found, changed=None)
+
+    def _alone(self, header: Header, faults: Faults) -> tuple[str, tuple[int, Strike]] | None:
+        """The value in flight that a trial strikes, in which sample and how; None where it strikes anything else."""
+        sample, struck = one_sample(header, faults), np.unique(faults.sites.target)
+        if sample is None or len(struck) != 1 or self.data.layout.fixed is not None:
+            return None
+        value = self.reach.flying.get(faults.targets[int(struck[0])].id)
+        if value is None or value.path or value.axis != 0:
+            return None
+        return value.name, (sample, lambda array: strike(array, value.target, 0, faults, start=sample, size=1))
 
     def _in_flight(self, header: Header, faults: Faults) -> Judgement:
         """A trial that strikes values in flight, against the golden run of the route that it takes."""
@@ -205,12 +218,11 @@ class Bench:
     def flown(self, cuts: tuple[str, ...]) -> Flown:
         """The model cut at these values in flight, ready to run; a few are kept."""
         if cuts not in self._flown:
-            size = self.data.layout.fixed or self.campaign.batch
             most = max(1, self.kept_bytes // max(1, sum(source.size for source in self.model.sources)))
             while len(self._flown) >= most:
                 del self._flown[next(iter(self._flown))]
             engine = self.campaign.engine()
-            self._flown[cuts] = Flown.open(self.reach, cuts, engine, self.data, size, self.output, self.axes)
+            self._flown[cuts] = Flown.open(self.reach, cuts, engine, self.data, self.size, self.output, self.axes)
         return self._flown[cuts]
 
     def _faults(self, header: Header, lines: Sequence[str]) -> Faults:
@@ -224,14 +236,22 @@ class Bench:
         return self.shortcuts is not None and not self.shortcuts.golden.fits
 
     def together(self, header: Header, golden: Golden, trials: Sequence[Sequence[str]]) -> dict[int, Judgement]:
-        """Trials by their place that run batch by batch, where golden values do not fit: each batch's are needed once.
-
-        Those that are left out run one by one, as do all where everything fits.
+        """Trials by their place that share runs: those of one sample each, and where golden values do not fit, those
+        that can go batch by batch, so that each batch's are needed once. What is left out runs one by one.
         """
-        if self.shortcuts is None or not self.apart:
+        if self.shortcuts is None or not (self.apart or self.reach.flying):
             return {}
         every = [self._faults(header, lines) for lines in trials]
-        return self.shortcuts.together(golden, every)
+        if self.apart:
+            return self.shortcuts.together(golden, every)
+        values: dict[str, dict[int, tuple[int, Strike]]] = {}
+        for number, faults in enumerate(every):
+            if (asked := self._alone(header, faults)) is not None:
+                values.setdefault(asked[0], {})[number] = asked[1]
+        found: dict[int, Judgement] = {}
+        for value, trials_of in values.items():
+            found |= self.shortcuts.samples(value, golden, trials_of)
+        return {number: replace(judgement, changed=None) for number, judgement in found.items()}
 
     @property
     def loops(self) -> bool:
@@ -239,16 +259,13 @@ class Bench:
         proto = self.model.proto
         return _loops(proto.graph.node) or any(_loops(function.node) for function in proto.functions)
 
-    @cached_property
-    def _first(self) -> Array:
-        """Golden's scores over the first batch."""
-        return self.scores(self._session(Edits()), batches=1)
-
     def notices(self, target: Target) -> bool:
-        """Whether a canary, a whole tensor set, changes an answer; ShortcutError where a shortcut does not show it."""
+        """Whether a canary changes an answer; ShortcutError where a shortcut does not show it."""
         canary = self.reach.by_step(_canary(target))
         flown = self.flown(self.reach.steps_of.get(target.id, (target.id,))) if target.in_flight else None
-        golden = self._first if flown is None else flown.scores(None, batches=1)
+        if flown is None and not self._first:
+            self._first[:] = [self.scores(self._session(Edits()), batches=1)]
+        golden = self._first[0] if flown is None else flown.scores(None, batches=1)
         try:
             if flown is not None:
                 return _differ(flown.scores(canary, batches=1), golden)
@@ -267,7 +284,7 @@ class Bench:
         return "plain" if route is None else route.name
 
     def canary(self, targets: Sequence[Target], notices: Callable[[Target], bool] | None = None) -> dict[str, Any]:
-        """Set a whole tensor, one after the other, until a change is seen, by each kind of route that there is.
+        """Set one tensor after the other until a change is seen, by each kind of route that there is.
 
         `notices` asks elsewhere, where what is struck could hang or kill this process. CampaignError where
         none is seen.

@@ -29,10 +29,12 @@ from onnxfi.campaign.store import Result, Store, StoreError, set_aside
 from onnxfi.campaign.workers import (
     Job,
     Task,
+    begun,
     can_limit_memory,
     gathered,
     lasting,
     notices,
+    ordered,
     processes,
     run_here,
     run_pooled,
@@ -72,6 +74,7 @@ class Running:
     golden_s: float
     results: Generator[Result, None, None] = field(repr=False)
     look: Look | None = None
+    crew: Executor | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[Result]:
         return self.results
@@ -79,6 +82,8 @@ class Running:
     def close(self) -> None:
         """Stop; what came back is in the store."""
         self.results.close()
+        if self.crew is not None:  # where it was never asked for a result
+            self.crew.shutdown(wait=False, cancel_futures=True)
 
 
 def default_store(model: str) -> Path:
@@ -138,26 +143,39 @@ def run(
             far.send(bench)
             limits |= {} if far.owned else {"memory_bytes": None}
         job = Job(
-            campaign, plan.header.line(), digest(truth), golden_s, kept_bytes=kept_bytes, together=bench.apart, **limits
+            campaign,
+            plan.header.line(),
+            digest(truth),
+            golden_s,
+            kept_bytes=kept_bytes,
+            together=bench.apart or bool(bench.reach.flying),
+            **limits,
         )
-        _show_canary(opened, bench, plan, job if workers and not executor else None)
         outcomes = Counter(outcome for trial, outcome in opened.done() if wanted(plan, shard)(trial))
         total = None if campaign.adaptive else sum(map(wanted(plan, shard), opened.trials()))
-
-    def results() -> Generator[Result, None, None]:
         left = None if total is None else total - outcomes.total()
         pool, size = _crew(executor, workers, left)
-        with Store.open(file, create=True) as target, lasting(pool) as crew:
+        # Our own workers open the model while the canary runs here.
+        early = begun(job, workers if left is None else min(workers, left)) if executor is None else None
+        try:
+            _show_canary(opened, bench, plan, job if workers and not executor else None)
+        except BaseException:
+            if early is not None:
+                early.shutdown(wait=False, cancel_futures=True)
+            raise
+
+    def results() -> Generator[Result, None, None]:
+        with Store.open(file, create=True) as target, lasting(pool, early) as crew:
             for running.look, pending in _turns(target, plan, shard):
                 if size:
                     lent = None if far is not None else crew
-                    stream = run_pooled(job, truth, gathered(pending), size, pool, lent)
+                    stream = run_pooled(job, truth, gathered(pending, job.trials_a_task), size, pool, lent)
                 else:
-                    stream = run_here(bench, truth, plan.header, pending)
+                    stream = run_here(bench, truth, plan.header, ordered(pending, job.trials_a_task))
                 yield from _kept(target, stream)
 
     note = f"{bench.data.description}; {bench.note}"
-    running = Running(plan, file, note, total, outcomes, golden_s, results())
+    running = Running(plan, file, note, total, outcomes, golden_s, results(), crew=early)
     return running
 
 

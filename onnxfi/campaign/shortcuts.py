@@ -8,7 +8,7 @@ may round another way; a trial is compared with that of its route.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,7 +26,7 @@ from onnxfi.runtime.data import Data
 from onnxfi.runtime.engines import OrtEngine
 from onnxfi.runtime.evaluation import stacked
 from onnxfi.runtime.golden import GoldenValues
-from onnxfi.runtime.onesample import OneSample
+from onnxfi.runtime.onesample import OneSample, Strike
 from onnxfi.runtime.ports import Array, same_bytes
 from onnxfi.runtime.rerun import Baked, Change, Rerun, Resumed, UnlikeError, opened
 
@@ -185,27 +185,48 @@ class Shortcuts:
             far = float(np.nanmax(np.abs(own.astype(np.float64) - wide), initial=0.0))
         return max(far, 1e-300) if self.exact or far > _DRIFT * reach else 0.0
 
-    def one_sample(self, value: str, sample: int, golden: Golden, strike: Callable[[Array], Array]) -> Judgement | None:
+    def one_sample(self, value: str, golden: Golden, sample: int, strike: Strike) -> Judgement | None:
         """A fault in a value in flight of one sample, judged on that sample alone; None where it cannot run alone."""
         try:
             alone = self._sample_route(value, sample)
+            truth = None if alone is None else self._alone(alone, sample, golden)
         except (EngineError, KeyError):
             return None
-        if alone is None:
+        if alone is None or truth is None:
             return None
-        rows = slice(sample, sample + 1)
-        own = alone.scores(sample)
-        if len(golden.scores) <= sample or own.shape[1:] != golden.scores.shape[1:]:
-            return None
-        if self._drift(own, golden.scores[rows]):  # samples are not apart, or sums come otherwise for one than for many
-            return None
-        labels = None if golden.labels is None else golden.labels[rows]
-        truth = replace(golden, scores=own, labels=labels)
         try:
             return replace(judge(truth, alone.scores(sample, strike)), route=alone.name)
         except (EngineError, MemoryError) as error:
             memory = isinstance(error, MemoryError)
             return replace(failed(truth, "memory" if memory else "error"), route=alone.name)
+
+    def samples(self, value: str, golden: Golden, asked: Mapping[int, tuple[int, Strike]]) -> dict[int, Judgement]:
+        """Faults of many trials in one value, each in one sample, in as few runs as can be.
+
+        Those that cannot run so, or give no answer, are left out.
+        """
+        try:
+            alone = self._sample_route(value, next(iter(asked.values()))[0])
+            if alone is None:
+                return {}
+            alone.prepare([sample for sample, _ in asked.values()])
+            truths = {number: self._alone(alone, sample, golden) for number, (sample, _) in asked.items()}
+            running = [number for number, truth in truths.items() if truth is not None]
+            found = zip(running, alone.shared([asked[number] for number in running]), strict=True)
+        except (OnnxfiError, MemoryError, KeyError):
+            return {}
+        return {n: replace(judge(truth, row), route=alone.name) for n, row in found if (truth := truths[n]) is not None}
+
+    def _alone(self, alone: OneSample, sample: int, golden: Golden) -> Golden | None:
+        """What a trial of one sample is compared with; None where that is not one of golden's rows: samples are not
+        apart, or sums come otherwise for one than for many."""
+        rows, own = slice(sample, sample + 1), alone.scores(sample)
+        if len(golden.scores) <= sample or own.shape[1:] != golden.scores.shape[1:]:
+            return None
+        if self._drift(own, golden.scores[rows]):
+            return None
+        labels = None if golden.labels is None else golden.labels[rows]
+        return replace(golden, scores=own, labels=labels)
 
     def _sample_route(self, value: str, sample: int) -> OneSample | None:
         """The open route of one sample from a value on; None where that was tried in vain."""

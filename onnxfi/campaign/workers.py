@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
-from itertools import islice
+from itertools import groupby, islice
 from platform import python_version
 from typing import Any
 
@@ -37,8 +37,8 @@ from onnxfi.runtime.engines import installed_runtimes
 #: A trial's number and its lines.
 Task = tuple[int, str]
 Results = Generator[Result, None, None]
-_MOST_TRIALS_A_TASK = 16
-_TASK_S = 4.0
+_MOST_TRIALS_A_TASK = 32
+_TASK_S = 8.0
 #: Trials among which those that strike the same tensor are brought together.
 _WINDOW = 512
 
@@ -82,23 +82,50 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def gathered(pending: Iterator[Task]) -> Iterator[Task]:
-    """The same trials, those that strike the same tensor one behind the other: a worker opens a route once for them.
+def gathered(pending: Iterator[Task], most: int) -> Iterator[list[Task]]:
+    """The same trials, up to `most` together, those that strike the same tensor rather together than apart.
 
-    Only within a window, so that what is done when a campaign is stopped stays a fair sample.
+    So a worker opens a route once for them. Only within a window, so that what is done when a campaign is stopped stays
+    a fair sample.
     """
     while window := list(islice(pending, _WINDOW)):
-        yield from sorted(window, key=lambda task: (_struck(task), task[0]))
+        together: list[Task] = []
+        for _, group in groupby(sorted(window, key=lambda task: (_struck(task), task[0])), key=_struck):
+            alike = list(group)
+            if together and len(together) + len(alike) > most:
+                yield together
+                together = []
+            together += alike
+            while len(together) > most:
+                yield together[:most]
+                together = together[most:]
+        yield together
 
 
 def _struck(task: Task) -> str:
     return str(json.loads(task[1].partition("\n")[0]).get("target", ""))
 
 
-def run_here(bench: Bench, golden: Golden, header: Header, pending: Iterator[Task]) -> Results:
-    """Run trials in this process: a fault that kills or hangs the runtime does so to this process."""
-    for task in pending:
-        yield _one(bench, golden, header, task)
+def run_here(bench: Bench, golden: Golden, header: Header, pending: Iterator[list[Task]]) -> Results:
+    """Run trials in this process, in their order: a fault that kills or hangs the runtime does so to this process."""
+    for tasks in pending:
+        found = _together(bench, golden, header, tasks)
+        for number, task in enumerate(tasks):
+            yield found[number] if number in found else _one(bench, golden, header, task)
+
+
+def ordered(pending: Iterator[Task], most: int) -> Iterator[list[Task]]:
+    """The same trials, up to `most` together, in their order."""
+    while tasks := list(islice(pending, most)):
+        yield tasks
+
+
+def _together(bench: Bench, golden: Golden, header: Header, tasks: list[Task]) -> dict[int, Result]:
+    """What trials that share runs come to, by their place."""
+    begun = time.perf_counter()
+    found = bench.together(header, golden, [lines.splitlines() for _, lines in tasks]) if len(tasks) > 1 else {}
+    seconds = (time.perf_counter() - begun) / max(1, len(found))
+    return {number: _result(tasks[number][0], judgement, seconds) for number, judgement in found.items()}
 
 
 def _one(bench: Bench, golden: Golden, header: Header, task: Task) -> Result:
@@ -144,13 +171,12 @@ def _golden_within(memory_bytes: int, bench: Bench) -> Golden:
 
 def work(job: Job, tasks: list[Task]) -> list[Result]:
     """Run some trials in a worker, whatever executor it belongs to."""
-    (bench, golden, header), found, begun = _opened(job), list[Result](), time.perf_counter()
+    (bench, golden, header), found = _opened(job), list[Result]()
     with _watched(job, max(1, len(tasks))):
-        known = bench.together(header, golden, [lines.splitlines() for _, lines in tasks]) if len(tasks) > 1 else {}
-    seconds = (time.perf_counter() - begun) / max(1, len(known))
+        known = _together(bench, golden, header, tasks)
     for number, task in enumerate(tasks):
         if number in known:
-            found.append(_result(task[0], known[number], seconds))
+            found.append(known[number])
         else:
             with _watched(job):
                 found.append(_one(bench, golden, header, task))
@@ -233,7 +259,7 @@ def processes(size: int) -> Executor:
 def run_pooled(
     job: Job,
     golden: Golden,
-    pending: Iterator[Task],
+    pending: Iterator[list[Task]],
     workers: int | Callable[[], int],
     pool: Callable[[int], Executor] = processes,
     crew: Callable[[int], Executor] | None = None,
@@ -260,10 +286,23 @@ def run_pooled(
     yield from _alone(job, golden, suspects, pool)
 
 
+def begun(job: Job, size: int) -> Executor | None:
+    """Worker processes of our own that open the model already; what that says against it, they say again."""
+    if not size:
+        return None
+    crew = processes(size)
+    for _ in range(size):
+        crew.submit(work, job, [])
+    return crew
+
+
 @contextmanager
-def lasting(pool: Callable[[int], Executor]) -> Iterator[Callable[[int], Executor]]:
-    """A pool of workers that outlives those who use it: shut down at the end, and made anew where it breaks."""
-    kept: list[Executor] = []
+def lasting(pool: Callable[[int], Executor], early: Executor | None = None) -> Iterator[Callable[[int], Executor]]:
+    """A pool of workers that outlives those who use it: shut down at the end, and made anew where it breaks.
+
+    `early` is one that was begun already.
+    """
+    kept = [early] if early is not None else []
 
     def lent(size: int) -> Executor:
         if not (kept and _lives(kept[-1])):
@@ -300,7 +339,7 @@ class _Lent(Executor):
 
 def _stream(
     job: Job,
-    pending: Iterator[Task],
+    pending: Iterator[list[Task]],
     workers: int | Callable[[], int],
     pool: Callable[[int], Executor],
     lost: list[Task],
@@ -312,7 +351,7 @@ def _stream(
     try:
         while True:
             most = 2 * (workers if isinstance(workers, int) else workers())
-            while len(running) < most and (tasks := list(islice(pending, job.trials_a_task))):
+            while len(running) < most and (tasks := next(pending, [])):
                 running[crew.submit(work, job, tasks)] = tasks
             if not running:
                 return

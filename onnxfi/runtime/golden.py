@@ -71,6 +71,10 @@ class GoldenValues:
         self._in_use.clear()
         self._bound()
 
+    def has(self, k: int, name: str) -> bool:
+        """Whether a value of batch k is at hand."""
+        return (k, name) in self._kept
+
     def derived(self, k: int, name: str, make: Callable[[], Array]) -> Array:
         """A value that is computed from golden ones, kept like them."""
         if (k, name) not in self._kept:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from onnxfi.faults.space import Sites, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.runtime.evaluation import stacked
 from onnxfi.runtime.golden import GoldenValues
+from onnxfi.runtime.onesample import OneSample
+from onnxfi.runtime.ports import Array
 
 SHIPPED = ("cnn", "attention", "gru", "cnn_fp16", "cnn_int8_qdq", "cnn_int8_qoperator")
 SAMPLES = 5
@@ -165,13 +168,17 @@ def test_trials_run_batch_by_batch_where_golden_values_do_not_fit(here: Path, mo
 
 
 @pytest.mark.parametrize("optimization", ["off", "all"])
-def test_a_fault_in_flight_of_one_sample_runs_that_sample_alone(here: Path, optimization: str) -> None:
+def test_a_fault_in_flight_of_one_sample_runs_that_sample_alone(
+    here: Path, optimization: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = Net()
     for kind in ("conv", "relu", "conv", "skip", "quantised"):
         net.step(kind, len(net.values) - 1, 1)
     onnx.save(net.model([]), "net.onnx")
-    np.savez("x.npz", x=chance(SAMPLES, 16, 4, 4, seed=7))
-    given: dict[str, Any] = {"target": "activations", "single": True, "trials": 60, "batch": 2}
+    np.savez("x.npz", x=chance(20, 16, 4, 4, seed=7))
+    given: dict[str, Any] = {"target": "activations", "single": True, "trials": 90, "batch": 8}
+    rows, run = Counter[int](), OneSample._run
+    monkeypatch.setattr(OneSample, "_run", lambda self, some: rows.update([len(some)]) or run(self, some))
     one, other = (
         {
             r.trial: r
@@ -181,6 +188,7 @@ def test_a_fault_in_flight_of_one_sample_runs_that_sample_alone(here: Path, opti
     )
     assert "sample" in {r.route for r in one.values()} and {r.route for r in other.values()} == {"split"}
     assert all(r.error is None for r in one.values())
+    assert rows[8] > 3 and rows[1] > 3, "some share a run, some are alone"
     if optimization == "off":
         found = [{k: (r.outcome, r.metrics) for k, r in some.items()} for some in (one, other)]
         assert found[0] == found[1]
@@ -195,7 +203,26 @@ def test_what_mixes_samples_is_not_run_alone(here: Path) -> None:
     bench = Bench.open(Campaign("g.onnx", "d.npz", target="activations", single=True, trials=1, batch=4))
     assert bench.shortcuts is not None
     golden, _ = bench.golden()
-    assert bench.shortcuts.one_sample("a", 2, golden, lambda array: -array) is None
+    assert bench.shortcuts.one_sample("a", golden, 2, lambda array: -array) is None
+
+
+def test_a_run_is_shared_only_where_a_witness_in_it_has_the_bits_that_it_has_alone(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(here, "net (float[N,4] x) => (float[N,4] y) { a = Relu(x) y = Sigmoid(a) }")
+    np.savez("x.npz", x=chance(16, 4, seed=7))
+    campaign = Campaign("g.onnx", "x.npz", include=("=a",), target="activations", single=True, trials=40, batch=8)
+    alone = {r.trial: r.metrics for r in ran(replace(campaign, batch=2), here / "alone")}
+    runs, run = list[int](), OneSample._run
+
+    def mixing(self: OneSample, some: Sequence[Any]) -> list[Array]:
+        found = run(self, some)
+        runs.append(len(found))
+        return found if len(found) == 1 else [row + np.float32(1e-3) for row in found]
+
+    monkeypatch.setattr(OneSample, "_run", mixing)
+    assert {r.trial: r.metrics for r in ran(campaign, here / "mixing")} == alone
+    assert max(runs) == 8, "it was tried"
 
 
 def forgetful(self: Any, *_: Any) -> Any:
