@@ -246,7 +246,8 @@ class Bench:
             return self.shortcuts.together(golden, every)
         values: dict[str, dict[int, tuple[int, Strike]]] = {}
         for number, faults in enumerate(every):
-            if (asked := self._alone(header, faults)) is not None:
+            flown = self.reach.in_flight(faults).any()
+            if flown and (asked := self._alone(header, self.reach.by_step(faults))) is not None:
                 values.setdefault(asked[0], {})[number] = asked[1]
         found: dict[int, Judgement] = {}
         for value, trials_of in values.items():

@@ -26,15 +26,13 @@ from onnxfi.campaign.shortcuts import KEPT_BYTES
 from onnxfi.campaign.spec import LENGTH, Campaign, SpecError
 from onnxfi.campaign.specfile import print_spec
 from onnxfi.campaign.store import Result, Store, StoreError, set_aside
+from onnxfi.campaign.tasks import Task, gathered, ordered
 from onnxfi.campaign.workers import (
     Job,
-    Task,
     begun,
     can_limit_memory,
-    gathered,
     lasting,
     notices,
-    ordered,
     processes,
     run_here,
     run_pooled,

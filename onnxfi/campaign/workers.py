@@ -7,7 +7,6 @@ twice is its outcome. What the harness itself gets wrong is no outcome: it is ke
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
 import signal
 import sys
@@ -20,7 +19,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
-from itertools import groupby, islice
 from platform import python_version
 from typing import Any
 
@@ -29,18 +27,15 @@ from onnxfi.campaign.outcomes import Golden, Judgement, failed
 from onnxfi.campaign.shortcuts import KEPT_BYTES
 from onnxfi.campaign.spec import Campaign
 from onnxfi.campaign.store import Result
+from onnxfi.campaign.tasks import Task
 from onnxfi.errors import EngineError
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.space import Target
 from onnxfi.runtime.engines import installed_runtimes
 
-#: A trial's number and its lines.
-Task = tuple[int, str]
 Results = Generator[Result, None, None]
 _MOST_TRIALS_A_TASK = 32
 _TASK_S = 8.0
-#: Trials among which those that strike the same tensor are brought together.
-_WINDOW = 512
 
 
 @dataclass(frozen=True)
@@ -82,42 +77,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def gathered(pending: Iterator[Task], most: int) -> Iterator[list[Task]]:
-    """The same trials, up to `most` together, those that strike the same tensor rather together than apart.
-
-    So a worker opens a route once for them. Only within a window, so that what is done when a campaign is stopped stays
-    a fair sample.
-    """
-    while window := list(islice(pending, _WINDOW)):
-        together: list[Task] = []
-        for _, group in groupby(sorted(window, key=lambda task: (_struck(task), task[0])), key=_struck):
-            alike = list(group)
-            if together and len(together) + len(alike) > most:
-                yield together
-                together = []
-            together += alike
-            while len(together) > most:
-                yield together[:most]
-                together = together[most:]
-        yield together
-
-
-def _struck(task: Task) -> str:
-    return str(json.loads(task[1].partition("\n")[0]).get("target", ""))
-
-
 def run_here(bench: Bench, golden: Golden, header: Header, pending: Iterator[list[Task]]) -> Results:
     """Run trials in this process, in their order: a fault that kills or hangs the runtime does so to this process."""
     for tasks in pending:
         found = _together(bench, golden, header, tasks)
         for number, task in enumerate(tasks):
             yield found[number] if number in found else _one(bench, golden, header, task)
-
-
-def ordered(pending: Iterator[Task], most: int) -> Iterator[list[Task]]:
-    """The same trials, up to `most` together, in their order."""
-    while tasks := list(islice(pending, most)):
-        yield tasks
 
 
 def _together(bench: Bench, golden: Golden, header: Header, tasks: list[Task]) -> dict[int, Result]:

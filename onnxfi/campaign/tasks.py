@@ -1,0 +1,42 @@
+"""Tasks: which trials go to a worker together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import groupby, islice
+
+#: A trial's number and its lines.
+Task = tuple[int, str]
+#: Trials among which those that strike the same tensor are brought together.
+_WINDOW = 512
+
+
+def ordered(pending: Iterator[Task], most: int) -> Iterator[list[Task]]:
+    """The same trials, up to `most` together, in their order."""
+    while tasks := list(islice(pending, most)):
+        yield tasks
+
+
+def gathered(pending: Iterator[Task], most: int) -> Iterator[list[Task]]:
+    """The same trials, up to `most` together, those that strike the same tensor rather together than apart.
+
+    So a worker opens a route once for them. Only within a window, so that what is done when a campaign is stopped stays
+    a fair sample.
+    """
+    while window := list(islice(pending, _WINDOW)):
+        together: list[Task] = []
+        for _, group in groupby(sorted(window, key=lambda task: (_struck(task), task[0])), key=_struck):
+            alike = list(group)
+            if together and len(together) + len(alike) > most:
+                yield together
+                together = []
+            together += alike
+            while len(together) > most:
+                yield together[:most]
+                together = together[most:]
+        yield together
+
+
+def _struck(task: Task) -> str:
+    return str(json.loads(task[1].partition("\n")[0]).get("target", ""))
