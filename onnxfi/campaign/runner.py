@@ -140,27 +140,18 @@ def run(
         if far is not None:
             far.send(bench)
             limits |= {} if far.owned else {"memory_bytes": None}
+        together = bench.apart or bool(bench.reach.flying)
         job = Job(
-            campaign,
-            plan.header.line(),
-            digest(truth),
-            golden_s,
-            kept_bytes=kept_bytes,
-            together=bench.apart or bool(bench.reach.flying),
-            **limits,
+            campaign, plan.header.line(), digest(truth), golden_s, kept_bytes=kept_bytes, together=together, **limits
         )
-        outcomes = Counter(outcome for trial, outcome in opened.done() if wanted(plan, shard)(trial))
-        total = None if campaign.adaptive else sum(map(wanted(plan, shard), opened.trials()))
+        asked = wanted(plan, shard)
+        outcomes = Counter(outcome for trial, outcome in opened.done() if asked(trial))
+        total = None if campaign.adaptive else sum(map(asked, opened.trials()))
         left = None if total is None else total - outcomes.total()
         pool, size = _crew(executor, workers, left)
         # Our own workers open the model while the canary runs here.
         early = begun(job, workers if left is None else min(workers, left)) if executor is None else None
-        try:
-            _show_canary(opened, bench, plan, job if workers and not executor else None)
-        except BaseException:
-            if early is not None:
-                early.shutdown(wait=False, cancel_futures=True)
-            raise
+        _show_canary(opened, bench, plan, job if workers and not executor else None, early)
 
     def results() -> Generator[Result, None, None]:
         with Store.open(file, create=True) as target, lasting(pool, early) as crew:
@@ -173,8 +164,7 @@ def run(
                 yield from _kept(target, stream)
 
     note = f"{bench.data.description}; {bench.note}"
-    running = Running(plan, file, note, total, outcomes, golden_s, results(), crew=early)
-    return running
+    return (running := Running(plan, file, note, total, outcomes, golden_s, results(), crew=early))
 
 
 def _crew(
@@ -297,8 +287,11 @@ def _agree(store: Store, bench: Bench, plan: Plan, golden: Golden) -> None:
     store.put(golden=found | {"output": bench.output, "judged": judged})
 
 
-def _show_canary(store: Store, bench: Bench, plan: Plan, job: Job | None) -> None:
-    """Prove once that faults reach what the runtime computes with; in a worker (`job`) what could end this process."""
+def _show_canary(store: Store, bench: Bench, plan: Plan, job: Job | None, early: Executor | None) -> None:
+    """Prove once that faults reach what the runtime computes with; in a worker (`job`) what could end this process.
+
+    Workers begun early end where that fails.
+    """
     if store.get("canary") is not None:
         return
 
@@ -306,7 +299,12 @@ def _show_canary(store: Store, bench: Bench, plan: Plan, job: Job | None) -> Non
         risky = job is not None and (target.structural or bench.loops)
         return notices(job, target) if job is not None and risky else bench.notices(target)
 
-    store.put(canary=bench.canary([target for target in plan.targets if target.size], asked))
+    try:
+        store.put(canary=bench.canary([target for target in plan.targets if target.size], asked))
+    except BaseException:
+        if early is not None:
+            early.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def _kept(store: Store, stream: Generator[Result, None, None]) -> Generator[Result, None, None]:
