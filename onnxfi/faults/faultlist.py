@@ -11,7 +11,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -33,6 +33,11 @@ MOST_LINES = 1000
 _LONGEST_LINE = 1 << 28
 
 
+@cache
+def _installed() -> str:
+    return version("onnxfi")  # read from a file of the installation, which costs more than a small model's fault
+
+
 @dataclass(frozen=True)
 class Header:
     """What binds a list to its model and its draw."""
@@ -49,7 +54,7 @@ class Header:
     strata: tuple[dict[str, Any], ...] = ()
     #: What is struck in flight; None for lists of stored words alone.
     flight: Flight | None = None
-    tool: str = field(default_factory=lambda: version("onnxfi"))
+    tool: str = field(default_factory=_installed)
 
     @property
     def of_singles(self) -> bool:

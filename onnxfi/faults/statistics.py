@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from onnxfi.errors import InputError, closest
+from onnxfi.faults.urn import at_least
 
 Per = Literal["network", "layer", "layer-bit", "data-aware"]
 Bounds = tuple[float, float]
@@ -276,12 +277,10 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.99, *, population: int
     if population is None or population > 10**4 * n:
         low, high = _beta_ends(k / n, n, alpha)
         return Interval(low, high, k / n, "clopper-pearson", confidence)
-    from scipy.stats import hypergeom
-
     size = int(population)
     totals = range(k, size - n + k + 1)
-    least = bisect_left(totals, True, key=lambda x: bool(hypergeom.sf(k - 1, size, x, n) > alpha / 2))
-    beyond = bisect_left(totals, True, key=lambda x: bool(hypergeom.cdf(k, size, x, n) <= alpha / 2))
+    least = bisect_left(totals, True, key=lambda x: at_least(k, n, x, size) > alpha / 2)
+    beyond = bisect_left(totals, True, key=lambda x: at_least(n - k, n, size - x, size) <= alpha / 2)
     return Interval(totals[least] / size, totals[beyond - 1] / size, k / n, "clopper-pearson", confidence)
 
 

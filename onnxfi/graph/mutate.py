@@ -38,6 +38,8 @@ Progress = Callable[[int, int], None]
 _CHUNK = 1 << 20
 #: Zeros of this length are not written: more than a file system's block, so that few holes cost few calls.
 _HOLE = bytes(1 << 16)
+#: Pieces below this are hashed where they are: handing them to threads costs more.
+_SMALL = 1 << 16
 
 
 @dataclass
@@ -152,7 +154,7 @@ class Written:
 
 
 class _Hashing:
-    """Two running digests, each fed in order by a thread of its own while the next piece is read and written."""
+    """Two running digests, each fed in order, large pieces by a thread each while the next is read and written."""
 
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(2)
@@ -162,6 +164,11 @@ class _Hashing:
     def feed(self, old: Any, new: Any) -> None:
         for future in self.waiting:
             future.result()
+        self.waiting = []
+        if len(old) + len(new) < _SMALL:
+            self.model.update(old)
+            self.faulty.update(new)
+            return
         self.waiting = [self.pool.submit(self.model.update, old), self.pool.submit(self.faulty.update, new)]
 
     def digests(self) -> tuple[str, str]:

@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -353,8 +354,9 @@ def _short(provider: str) -> str:
     return provider.lower().removesuffix("executionprovider")
 
 
+@cache
 def no_cuda() -> str | None:
-    """Why no CUDA device can be used, asked of NVIDIA's driver; None where there is one."""
+    """Why no CUDA device can be used, asked of NVIDIA's driver, once a process; None where there is one."""
     library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(library)

@@ -216,6 +216,17 @@ def test_words_are_as_wide_as_their_format() -> None:
     assert fault_row(1, Fault("w", 0, (3,), "flip", WORDS["int8"], sample=0, step=2))["sample"] == 0
 
 
+def in_columns(faults: Faults) -> list[Any]:
+    """All that thousands of faults say, without an object for each."""
+    sites, events = faults.sites, [str(event) for event in faults.models]
+    columns = (sites.target, sites.index, sites.bit, faults.before, faults.after)
+    return [
+        faults.targets,
+        events * (len(faults) // len(events)),
+        *(None if c is None else c.tolist() for c in columns),
+    ]
+
+
 @pytest.mark.parametrize("text", [text for model in fault_models().values() for text in model.examples])
 @pytest.mark.parametrize(
     "how",
@@ -240,7 +251,8 @@ def test_recipes_give_the_same_faults_again(written: Written, text: str, how: Dr
     wanted = over_all(faults, ordinals)
     assert again.targets == NET
     known, _ = resolve(again, stored(again))
-    assert known == wanted
+    assert known[:100] == wanted[:100]
+    assert in_columns(known) == in_columns(wanted)
     if not model.self_inverse:
         assert again.before is not None
         assert faults.before is not None

@@ -125,7 +125,8 @@ def test_every_word_is_struck_as_numpy_says(name: str, opset: int, body: str) ->
     keep, flip = masks(word, len(words))
     expected = wanted(word, before, keep, flip, body)
     plain = identity(word, opset, ["N", len(words)])
-    armed = arm(plain, [target(plain)], body=body)
+    site = target(plain)
+    armed = arm(plain, [site], body=body)
     onnx.checker.check_model(armed.proto)
     columns = {"site": np.zeros(len(words), np.int64), "element": np.arange(len(words))[None]}
     fed = {f"onnxfi.{n}": v for n, v in (columns | {"keep": keep.view(np.int64), "flip": flip.view(np.int64)}).items()}
@@ -133,7 +134,7 @@ def test_every_word_is_struck_as_numpy_says(name: str, opset: int, body: str) ->
         assert differing(word, run(armed.proto, {"x": x} | fed, word, level), expected.ravel(), body) == 0
         disarmed = run(armed.proto, {"x": x}, word, level)
         assert differing(word, disarmed, before.ravel(), "portable" if name in FLOAT8 else "native") == 0
-    faults = [Strike(target(plain), k, Mask(int(keep[0, k]), int(flip[0, k]))) for k in range(len(words))]
+    faults = [Strike(site, k, Mask(int(keep[0, k]), int(flip[0, k]))) for k in range(len(words))]
     baked = bake(plain, faults, body=body)
     onnx.checker.check_model(baked)
     assert differing(word, run(baked, {"x": x}, word), expected.ravel(), body) == 0
@@ -196,8 +197,9 @@ def test_integers_of_four_and_two_bits(name: str) -> None:
     plain = helper.make_model(helper.make_graph(graph, "g", [x], [y]), ir_version=13, opset_imports=opsets)
     words = np.arange(1 << word.bits, dtype=np.uint64)[None]
     numbers = word.values(words).astype(wide)
+    site = target(plain, "t")
     for keep, flip in ((word.full, 1), (word.full & ~2, 0), (word.full & ~2, 2), (0, word.full)):
-        faults = [Strike(target(plain, "t"), k, Mask(keep, flip)) for k in range(1 << word.bits)]
+        faults = [Strike(site, k, Mask(keep, flip)) for k in range(1 << word.bits)]
         found = run(bake(plain, faults), {"x": numbers}, WORDS[wide])
         expected = word.values((words & np.uint64(keep)) ^ np.uint64(flip)).astype(wide)
         assert (WORDS[wide].values(found) == expected.ravel()).all()
@@ -210,7 +212,8 @@ def test_value_faults_are_those_of_the_fault_models(name: str, fault: Scale | Ad
     words = corners(word)
     plain = identity(word, 18, [1, len(words)])
     scale, shift = (fault.factor, -0.0) if isinstance(fault, Scale) else (1.0, fault.value)
-    faults = [Strike(target(plain), k, None, scale, shift) for k in range(len(words))]
+    site = target(plain)
+    faults = [Strike(site, k, None, scale, shift) for k in range(len(words))]
     expected = fault.strike(word, words, np.full(len(words), -1, np.int16))
     found = run(bake(plain, faults), {"x": word.values(words)[None]}, word)
     assert differing(word, found, expected, "portable") == 0

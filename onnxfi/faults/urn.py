@@ -1,0 +1,43 @@
+"""Chances where nothing is put back: of each fault at most one trial, as balls are drawn from an urn."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+#: Terms that are summed at a time.
+_BLOCK = 1024
+
+
+def at_least(k: int, n: int, marked: int, size: int) -> float:
+    """The chance that n of `size` balls, drawn without putting back, hold k or more of the `marked` ones.
+
+    The hypergeometric tail where k lies above the mean; below it 1/2, which the chance exceeds there, since the median
+    is the mean rounded up or down (Siegel, Journal of Algorithms 38, 2001).
+
+    >>> at_least(2, 3, 4, 10), (4 * 3 / 2 * 6 + 4) / (10 * 9 * 8 / 6)
+    (0.33333333..., 0.33333333...)
+    """
+    if k <= n * marked // size:
+        return 0.5
+    most = min(n, marked)
+    if k > most:
+        return 0.0
+    # From k on each term is the one before times a ratio that falls: what no longer counts ends the sum.
+    term, total = math.exp(_log_choose(marked, k) + _log_choose(size - marked, n - k) - _log_choose(size, n)), 0.0
+    for begin in range(k, most + 1, _BLOCK):
+        j = np.arange(begin, min(begin + _BLOCK, most + 1), dtype=np.float64)
+        ratios = (marked - j) * (n - j) / ((j + 1) * (size - marked - n + j + 1))
+        terms = term * np.concatenate(([1.0], np.cumprod(ratios)))
+        total += float(terms[:-1].sum())
+        term = float(terms[-1])
+        if term <= total * 1e-17:
+            break
+    return min(total, 1.0)
+
+
+def _log_choose(n: int, k: int) -> float:
+    from scipy.special import betaln
+
+    return float(-betaln(n - k + 1, k + 1) - math.log1p(n))
