@@ -7,13 +7,14 @@ dies is Dask's to replace; what it was doing comes back as a broken executor and
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import importlib.util
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -214,6 +215,7 @@ def cluster(scheduler: str | None = None, *, local: int = 0) -> Iterator[Cluster
             yield Cluster(client, owned=True)
         return
     try:
+        _knock(scheduler)
         client = Client(scheduler, timeout=_ANSWER_S, set_as_default=False)
     except (OSError, ValueError, TimeoutError):
         raise InputError(
@@ -228,3 +230,16 @@ def cluster(scheduler: str | None = None, *, local: int = 0) -> Iterator[Cluster
                 f"the scheduler {scheduler!r} has no worker; start one with `dask worker {scheduler}`"
             ) from None
         yield Cluster(client, owned=False)
+
+
+def _knock(scheduler: str) -> None:
+    """Connect and hang up: a client that was made for nobody hangs, or complains, when it is collected."""
+    from distributed.comm import connect
+    from distributed.security import Security
+
+    async def knock() -> None:
+        comm = await connect(scheduler, timeout=_ANSWER_S, **Security().get_connection_args("client"))
+        await comm.close()
+
+    with ThreadPoolExecutor(1) as thread:  # whoever asks may have a loop of their own
+        thread.submit(asyncio.run, knock()).result()
