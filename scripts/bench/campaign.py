@@ -31,6 +31,7 @@ import numpy as np
 import onnx
 
 from onnxfi.runtime.engines import OrtEngine, Session
+from onnxfi.runtime.ports import Port
 
 PEERS = Path(__file__).with_name("peers.py")
 #: The margin at which a layer of a large network gets 24 trials.
@@ -101,8 +102,9 @@ def campaign(model: Path, data: Path, figure: Figure, batch: int, folder: Path) 
         "--batch", str(batch), "--samples", str(samples), "--provider", "cpu", *figure.flags,
     ]  # fmt: skip
     command += [] if figure.workers is None else ["--workers", str(figure.workers)]
+    installed = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     begun = time.perf_counter()
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=installed)
     seconds = time.perf_counter() - begun
     if ran.returncode:
         raise SystemExit(ran.stderr)
@@ -118,7 +120,7 @@ def take(model: Path, wanted: dict[str, Figure], rounds: int, batch: int) -> tup
         folder = Path(name)
         inputs = OrtEngine(provider="cpu").prepare(model).inputs
         most = max(figure.batches for figure in wanted.values()) * batch
-        arrays = {port.name: made_up(port.dtype, port.shape or (), most) for port in inputs}
+        arrays = {port.name: made_up(port, most) for port in inputs}
         np.savez(folder / "data.npz", **arrays)
         unit = Unit(model, {key: array[:batch] for key, array in arrays.items()})
         for _ in range(rounds):
@@ -135,13 +137,14 @@ def take(model: Path, wanted: dict[str, Figure], rounds: int, batch: int) -> tup
     return statistics.median(units), taken
 
 
-def made_up(dtype: str, shape: tuple[int | str | None, ...], samples: int) -> np.ndarray:
-    """Inputs of this shape: noise for reals, small numbers for integers; open dimensions are 64."""
-    dims = [samples, *(dim if isinstance(dim, int) else 64 for dim in shape[1:])]
+def made_up(port: Port, samples: int) -> np.ndarray:
+    """What an input may be fed: noise for reals, numbers of words for integers, of two for masks and types of tokens;
+    open dimensions are 64."""
+    dims = [samples, *(dim if isinstance(dim, int) else 64 for dim in (port.shape or ())[1:])]
     words = np.random.Philox(0).random_raw(int(np.prod(dims))).reshape(dims)
-    if dtype.startswith("float"):
-        return ((words >> 40).astype(np.float64) / 2**22 - 2).astype(dtype)
-    return (words % 2 if "mask" in dtype else words % 1000).astype(dtype)
+    if port.dtype.startswith("float"):
+        return ((words >> 40).astype(np.float64) / 2**22 - 2).astype(port.dtype)
+    return (words % (2 if "mask" in port.name or "type" in port.name else 1000)).astype(port.dtype)
 
 
 def naive(model: Path, batch: int, runs: int, unit: Callable[[int], list[float]]) -> float:
@@ -149,7 +152,7 @@ def naive(model: Path, batch: int, runs: int, unit: Callable[[int], list[float]]
     proto = onnx.load(model)
     tensors = [t for t in proto.graph.initializer if len(t.dims) > 1]
     inputs = OrtEngine(provider="cpu").prepare(model).inputs
-    feeds = {port.name: made_up(port.dtype, port.shape or (), batch) for port in inputs}
+    feeds = {port.name: made_up(port, batch) for port in inputs}
     ratios = []
     for k in range(runs):
         golden = unit(1)[0]
@@ -204,7 +207,7 @@ def main() -> None:
         for name, ratio in json.loads(ran.stdout.splitlines()[-1]).items():
             print(f"{name:40} {ratio:7.2f} x golden")
         session = OrtEngine(provider="cpu").prepare(given.model)
-        feeds = {port.name: made_up(port.dtype, port.shape or (), given.batch) for port in session.inputs}
+        feeds = {port.name: made_up(port, given.batch) for port in session.inputs}
         by_hand = naive(given.model, given.batch, 10, Unit(given.model, feeds).seconds)
         print(f"{'rewrite, new session, run all':40} {by_hand:7.2f} x golden")
     raise SystemExit(not fine)

@@ -28,6 +28,7 @@ from onnxfi.runtime.evaluation import stacked
 from onnxfi.runtime.golden import GoldenValues
 from onnxfi.runtime.onesample import OneSample
 from onnxfi.runtime.ports import Array
+from onnxfi.runtime.rerun import Resumed
 
 SHIPPED = ("cnn", "attention", "gru", "cnn_fp16", "cnn_int8_qdq", "cnn_int8_qoperator")
 SAMPLES = 5
@@ -35,7 +36,7 @@ SAMPLES = 5
 
 def bench_of(model: onnx.ModelProto, folder: Path, **more: Any) -> Bench:
     onnx.save(model, folder / "net.onnx")
-    np.savez(folder / "x.npz", x=chance(SAMPLES, 16, 4, 4, seed=7))
+    np.savez(folder / "x.npz", x=chance(more.get("samples", SAMPLES), 16, 4, 4, seed=7))
     given = {"single": True, "trials": 1, "batch": 2, "optimization": "off", **more}
     return Bench.open(Campaign(str(folder / "net.onnx"), str(folder / "x.npz"), **given))
 
@@ -66,7 +67,7 @@ def strikable(bench: Bench) -> list[Target]:
 def test_every_route_gives_the_bits_of_the_whole_model(
     model: onnx.ModelProto, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    bench = bench_of(model, tmp_path_factory.mktemp("net"))
+    bench = bench_of(model, tmp_path_factory.mktemp("net"), batch=data.draw(st.sampled_from([2, 5])))
     pick = st.tuples(st.integers(0, 1 << 20), st.integers(0, 63))
     for target in strikable(bench):
         faults = flips([target], [data.draw(pick)])
@@ -78,6 +79,34 @@ def test_every_route_gives_the_bits_of_the_whole_model(
     name, found = routed(bench, faults)
     if found is not None:
         assert found.tobytes() == bench.scores(bench.struck(faults)).tobytes(), name
+
+
+def test_samples_that_are_masked_stop_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net()
+    for kind in ("conv", "relu", "conv", "skip"):
+        net.step(kind, len(net.values) - 1, 1)
+    bench = bench_of(net.model([]), tmp_path, samples=16, batch=16)
+    first = next(t for t in strikable(bench) if len(t.shape) == 4)
+    early, ran_early = Counter[bool](), Resumed._stopped_early
+
+    def counted(self: Resumed, k: int, made: Array, masked: np.ndarray) -> Array:
+        rows: list[int] = []
+        whole = Resumed._behind
+        with monkeypatch.context() as inside:
+            inside.setattr(Resumed, "_behind", lambda *given: rows.append(1) or whole(*given))
+            found = ran_early(self, k, made, masked)
+        early[not rows] += 1
+        assert rows or 0 < np.count_nonzero(~masked) < 14
+        return found
+
+    monkeypatch.setattr(Resumed, "_stopped_early", counted)
+    for bit in range(12):
+        for element in range(0, first.size, 97):
+            faults = flips([first], [(element, bit)])
+            _, found = routed(bench, faults)
+            assert found is not None
+            assert found.tobytes() == bench.scores(bench.struck(faults)).tobytes()
+    assert early[True] > 3 < early[False], "some trials change few samples, some many"
 
 
 @pytest.mark.parametrize("kind", STEPS)

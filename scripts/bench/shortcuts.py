@@ -1,0 +1,99 @@
+"""What each shortcut of a campaign gains: the same trials with shortcuts added one by one, in one process.
+
+    python scripts/bench/shortcuts.py MODEL… [--trials 120] [--batch 8] [--threads 1]
+
+The trials are single faults in stored words, uniform over the network, on one batch of made-up inputs. Each variant
+runs all of them once, so that sessions are open and golden values at hand, and then once more, timed. Reported is the
+CPU time of a trial against a golden run of the same batch on as many threads. `plain` runs a tenth of the trials, since
+each makes a session of the whole model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+from campaign import made_up
+
+from onnxfi.campaign.bench import Bench
+from onnxfi.campaign.plan import make_plan
+from onnxfi.campaign.spec import Campaign
+from onnxfi.graph.routes import Routes
+from onnxfi.runtime.engines import OrtEngine
+from onnxfi.runtime.rerun import Resumed
+
+#: What a variant leaves out, by the name of the function and what stands in its place.
+Without = tuple[tuple[object, str, Callable[..., object]], ...]
+WHOLE_OPERATOR = (Routes, "_route", lambda self, whole: whole)
+NO_STOP = (Resumed, "_stopped_early", lambda self, k, made, masked: self._behind(k, made))
+
+
+def _stop_of_trials(self: Resumed, k: int, made: np.ndarray, masked: np.ndarray) -> np.ndarray:
+    return self.scores(k) if masked.all() else self._behind(k, made)
+
+
+VARIANTS: dict[str, tuple[str, Without]] = {
+    "plain": ("plain", ()),
+    "downstream": ("auto", (WHOLE_OPERATOR,)),
+    "+ resume after the node": ("auto", (NO_STOP,)),
+    "+ early stop of trials": ("auto", ((Resumed, "_stopped_early", _stop_of_trials),)),
+    "+ early stop of samples": ("auto", ()),
+}
+
+
+def variant(campaign: Campaign, route: str, without: Without) -> tuple[float, float, Counter[str]]:
+    """CPU seconds of a golden run and of a trial, and the trials by route."""
+    with ExitStack() as stack:
+        for where, name, other in without:
+            stack.enter_context(patch.object(where, name, other))
+        bench = Bench.open(Campaign(**{**vars(campaign), "route": route}), 4 << 30)
+        plan = make_plan(bench.campaign, bench.reach)
+        golden = bench.golden_again()
+        session = OrtEngine(provider="cpu", threads=campaign.threads).prepare(campaign.model)
+        times = []
+        for _ in range(5):
+            begun = time.process_time()
+            bench.scores(session)
+            times.append(time.process_time() - begun)
+        trials = [planned.lines.splitlines() for planned in plan.trials()]
+        trials = trials[: max(5, len(trials) // 10)] if route == "plain" else trials
+        for lines in trials:
+            bench.trial(plan.header, golden, lines)
+        begun = time.process_time()
+        routes = Counter(bench.trial(plan.header, golden, lines).route for lines in trials)
+        return float(np.median(times)), (time.process_time() - begun) / len(trials), routes
+
+
+def main() -> None:
+    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parse.add_argument("models", nargs="+", type=Path)
+    parse.add_argument("--trials", type=int, default=120)
+    parse.add_argument("--batch", type=int, default=8)
+    parse.add_argument("--threads", type=int, default=1)
+    given = parse.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for model in given.models:
+            inputs = OrtEngine(provider="cpu").prepare(model).inputs
+            data = Path(folder) / "data.npz"
+            np.savez(data, **{p.name: made_up(p, given.batch) for p in inputs})
+            campaign = Campaign(
+                str(model), str(data), single=True, trials=given.trials, batch=given.batch, provider="cpu",
+                threads=given.threads,
+            )  # fmt: skip
+            for name, (route, without) in VARIANTS.items():
+                golden_s, trial_s, routes = variant(campaign, route, without)
+                said = ", ".join(f"{n} {route}" for route, n in sorted(routes.items()))
+                print(
+                    f"{model.stem:18} {name:26} {trial_s / golden_s:6.3f} of golden ({1e3 * golden_s:.1f} ms)  [{said}]"
+                )
+
+
+if __name__ == "__main__":
+    main()
