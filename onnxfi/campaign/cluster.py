@@ -1,8 +1,8 @@
 """A cluster of Dask distributed, behind the protocol of `concurrent.futures.Executor` that the runner speaks.
 
 Model and data travel to each worker once, by content, unless it sees the same files at the same paths. A worker that
-dies is Dask's to replace; what it was doing comes back as a broken executor and is run once more, alone. The extra
-`distributed`.
+dies is Dask's to replace; what it was doing is run once more, alone, in a process that has started anew for it. The
+extra `distributed`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.bench import Bench, CampaignError
-from onnxfi.campaign.workers import Job, versions
+from onnxfi.campaign.workers import Died, Job, versions
 from onnxfi.errors import InputError, OnnxfiError, OutputError
+from onnxfi.runtime.engines import OrtEngine
 
 #: Seconds in which a scheduler answers and has a worker.
 _ANSWER_S = 10.0
+#: Seconds in which a worker is started anew.
+_RESTART_S = 60.0
 _LOST = "the scheduler is lost; what was done is in the store, and the same command, with another scheduler, goes on"
 #: A worker process runs one task at a time, whatever threads Dask gives it: a trial that hangs ends the process.
 _ONE_AT_A_TIME = threading.Lock()
@@ -38,6 +41,7 @@ class Cluster:
     client: Any = field(repr=False)
     owned: bool
     parcel: str | None = None
+    provider: str = "auto"
 
     def size(self) -> int:
         """Workers that are there now; later more or fewer."""
@@ -47,18 +51,36 @@ class Cluster:
             raise CampaignError(_LOST) from None
 
     def pool(self, size: int) -> Executor:
-        """An executor over all workers; those that died Dask has started again, or will."""
-        return _Tasks(self)
+        """An executor over all workers; of size 1 over one that has started anew, where a nanny can do that."""
+        return _Tasks(self, self._anew() if size == 1 else None)
+
+    def _anew(self) -> str | None:
+        """Start a worker that has nothing to do anew; its address, or None where there is none with a nanny."""
+        busy = self.client.processing()
+        for address, nanny in self._nannies().items():
+            if nanny and not busy.get(address):
+                self.client.restart_workers([address], timeout=_RESTART_S, raise_for_error=False)
+                return next((new for new, its in self._nannies().items() if its == nanny), None)
+        return None
+
+    def _nannies(self) -> dict[str, str | None]:
+        """What watches over each worker."""
+        try:
+            told = self.client.scheduler_info(n_workers=-1)
+        except TypeError:  # an older Dask tells of all
+            told = self.client.scheduler_info()
+        return {address: worker["nanny"] for address, worker in told["workers"].items()}
 
     def send(self, bench: Bench) -> None:
-        """Give every worker model and data; CampaignError for one whose versions or libraries are others."""
-        self.parcel, shared = None, _files(bench)
+        """Give every worker model and data; CampaignError for one whose versions, provider or libraries are others."""
+        self.parcel, self.provider, shared = None, bench.provider, _files(bench)
         digests = {str(path): _sha256(path) for path in [*shared.values(), *map(Path, bench.campaign.custom_ops)]}
+        engine = replace(bench.campaign.engine(), provider=bench.provider)
         try:
-            told = self.client.run(survey, digests)
+            told = self.client.run(survey, digests, engine, _smallest())
         except ImportError:
             raise CampaignError("a worker has no onnxfi of this version; install the same one there") from None
-        for address, (found, lacks) in told.items():
+        for address, (found, lacks, refusal) in told.items():
             for name, here in versions().items():
                 if found.get(name) != here:
                     raise CampaignError(
@@ -69,7 +91,9 @@ class Cluster:
                     raise CampaignError(
                         f"worker {address} lacks the custom operators {library!r}; put the library at that path there"
                     )
-        if any(lacks for _, lacks in told.values()):
+            if refusal:
+                raise CampaignError(f"worker {address}: {refusal}")
+        if any(lacks for _, lacks, _ in told.values()):
             self.parcel = hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:32]
             contents = {name: path.read_bytes() for name, path in shared.items()}
             self.client.register_plugin(_parcel(self.parcel, contents), name=f"onnxfi-{self.parcel}")
@@ -78,14 +102,16 @@ class Cluster:
 class _Tasks(Executor):
     """What the runner submits, as tasks of Dask."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, preferred: str | None = None) -> None:
         self.cluster = cluster
+        self.where = {} if preferred is None else {"workers": [preferred], "allow_other_workers": True}
         self.running: set[Any] = set()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run a function on a worker; a worker that dies of it breaks the executor."""
+        """Run a function on a worker; `Died` where the worker dies of it."""
         answer: Future[Any] = Future()
-        task = self.cluster.client.submit(_far, fn, self.cluster.parcel, *args, pure=False)
+        cluster = self.cluster
+        task = cluster.client.submit(_far, fn, cluster.parcel, cluster.provider, *args, pure=False, **self.where)
         self.running.add(task)
 
         def done(task: Any) -> None:
@@ -112,17 +138,17 @@ def _tell(task: Any, answer: Future[Any]) -> None:
     if error is None:
         answer.set_exception(CampaignError(_LOST))
     elif isinstance(error, KilledWorker):
-        answer.set_exception(BrokenExecutor(str(error)))
+        answer.set_exception(Died(str(error), error.allowed_failures + 1))
     else:
         answer.set_exception(error)
 
 
-def _far(fn: Callable[..., Any], parcel: str | None, job: Job, *args: Any) -> Any:
-    """On a worker: run what was submitted, with the model and the data that were sent."""
+def _far(fn: Callable[..., Any], parcel: str | None, provider: str, job: Job, *args: Any) -> Any:
+    """On a worker: run what was submitted, with the model and the data that were sent, on the same provider."""
     from distributed import get_worker
 
     worker = get_worker()
-    campaign = job.campaign
+    campaign = replace(job.campaign, provider=provider) if job.campaign.provider == "auto" else job.campaign
     if parcel is not None:
         folder = _folder(worker, parcel)
         names: dict[str, Any] = {
@@ -176,9 +202,22 @@ def unpack(folder: Path, files: dict[str, bytes]) -> None:
         file.write_bytes(content)
 
 
-def survey(digests: dict[str, str]) -> tuple[dict[str, str], list[str]]:
-    """On a worker: its versions, and which of the files it does not have as they are (by SHA-256)."""
-    return versions(), [path for path, digest in digests.items() if _sha256(Path(path)) != digest]
+def survey(digests: dict[str, str], engine: OrtEngine, model: bytes) -> tuple[dict[str, str], list[str], str]:
+    """On a worker: its versions, the files that it lacks as they are (by SHA-256), and why it runs no model."""
+    lacks = [path for path, digest in digests.items() if _sha256(Path(path)) != digest]
+    try:
+        engine.prepare(model)
+    except OnnxfiError as error:
+        return versions(), lacks, str(error)
+    return versions(), lacks, ""
+
+
+def _smallest() -> bytes:
+    """A model that every provider runs."""
+    from onnx import parser
+
+    model = '<ir_version: 8, opset_import: ["": 13]> same (float[1] x) => (float[1] y) { y = Identity(x) }'
+    return parser.parse_model(model).SerializeToString()
 
 
 def _sha256(path: Path) -> str:
@@ -209,6 +248,7 @@ def cluster(scheduler: str | None = None, *, local: int = 0) -> Iterator[Cluster
             LocalCluster(
                 n_workers=local, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0,
                 silence_logs=logging.CRITICAL, host="127.0.0.1",
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # a fixed port may be taken
             ) as own,
             Client(own) as client,
         ):  # fmt: skip

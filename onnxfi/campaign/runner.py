@@ -128,6 +128,8 @@ def run(
     if campaign.adaptive:
         _refuse(campaign, bench, shard)
     plan = make_plan(campaign, bench.reach)
+    if far is not None:
+        far.send(bench)
     if fresh:
         set_aside(file)
     with Store.open(file, create=True) as opened:
@@ -137,9 +139,7 @@ def run(
         _agree(opened, bench, plan, truth)
         _keep_limits(opened, given, golden_s)
         limits: dict[str, Any] = {name: opened.get(name) for name in given} if far or executor is None else {}
-        if far is not None:
-            far.send(bench)
-            limits |= {} if far.owned else {"memory_bytes": None}
+        limits |= {} if far is None or far.owned else {"memory_bytes": None}
         together = bench.apart or bool(bench.reach.flying)
         job = Job(
             campaign, plan.header.line(), digest(truth), golden_s, kept_bytes=kept_bytes, together=together, **limits

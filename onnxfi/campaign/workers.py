@@ -38,6 +38,14 @@ _MOST_TRIALS_A_TASK = 32
 _TASK_S = 8.0
 
 
+class Died(BrokenExecutor):
+    """The worker that ran this died, in each of so many tries; the others live on, which a broken pool's do not."""
+
+    def __init__(self, said: str, tries: int = 1) -> None:
+        super().__init__(said)
+        self.tries = tries
+
+
 @dataclass(frozen=True)
 class Job:
     """What a worker needs to know before its first trial; small, so that it goes with every task.
@@ -309,8 +317,9 @@ def _stream(
     pool: Callable[[int], Executor],
     lost: list[Task],
 ) -> Iterator[tuple[Result, Task]]:
-    """Results with their tasks from one pool; where it breaks, what was under way goes to `lost`."""
+    """Results with their tasks from one pool; what died goes to `lost`, and where the pool breaks all under way."""
     running: dict[Future[list[Result]], list[Task]] = {}
+    alive = False
     crew = pool(workers if isinstance(workers, int) else 0)
     tasks: list[Task] = []
     try:
@@ -322,9 +331,17 @@ def _stream(
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 tasks = running[future]
-                results = future.result()
+                try:
+                    results = future.result()
+                except Died:
+                    if not alive:  # two in a row: perhaps no worker lives at all
+                        raise
+                    results, alive = [], False
+                    lost += tasks
+                else:
+                    alive = True
                 del running[future]
-                yield from zip(results, tasks, strict=True)
+                yield from zip(results, tasks, strict=alive)
     except BrokenExecutor:
         lost += dict.fromkeys([*(task for under_way in running.values() for task in under_way), *tasks])
         raise
@@ -359,8 +376,8 @@ def _once(job: Job, golden: Golden, task: Task, crew: Executor) -> Result:
     try:
         [result] = crew.submit(work, job, [task]).result()
         return result
-    except BrokenExecutor:
-        seconds = time.perf_counter() - begun
+    except BrokenExecutor as error:
+        seconds = (time.perf_counter() - begun) / (error.tries if isinstance(error, Died) else 1)
         cause = "timeout" if job.timeout_s is not None and seconds >= job.timeout_s else "crash"
         found = failed(golden, cause)
         return Result(task[0], found.outcome, cause, found.metrics, seconds, found.changed)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,12 +79,16 @@ def test_a_worker_that_is_killed_changes_nothing(here: Path, workers: Cluster) -
 
 
 DEADLY = """
-import multiprocessing, os, signal
+import multiprocessing, os, resource, signal, time
+from pathlib import Path
 import numpy as np
 from onnxfi.campaign.bench import Bench
+from onnxfi.campaign.outcomes import failed
+
+HERE = Path(PLACE)
 
 def data():
-    with np.load(PLACE) as held:
+    with np.load(HERE / "d.npz") as held:
         arrays = dict(held)
     if multiprocessing.parent_process() is not None:
         Bench.trial = trial
@@ -91,25 +97,39 @@ def data():
 whole = Bench.trial
 
 def trial(self, header, golden, lines):
-    if '"trial": 7,' in lines[0]:
+    number = next((n for n in range(1, 4) if f'"trial": {n},' in lines[0]), 0)
+    with open(HERE / "ran.txt", "a") as ran:
+        ran.write(f"{number} {os.getpid()}\\n")
+    if number == 1:
         os.kill(os.getpid(), signal.SIGKILL)
+    if number == 2:
+        time.sleep(600)
+    if number == 3 and resource.getrlimit(resource.RLIMIT_DATA)[0] == 3 << 30:
+        return failed(golden, "memory")
     return whole(self, header, golden, lines)
 """
 
 
-def test_a_trial_that_kills_its_worker_is_a_crash(
-    here: Path, workers: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (here / "deadly_far.py").write_text(DEADLY.replace("PLACE", repr(str(here / "d.npz"))))
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to a limit of its memory")
+def test_what_ends_a_worker_is_run_again_alone_in_a_fresh_one(here: Path, workers: Cluster) -> None:
+    (here / "deadly_far.py").write_text(DEADLY.replace("PLACE", repr(str(here))))
     workers.client.register_plugin(_Path(str(here)), name="path")
-    wanted = campaign(model=str(here / "m.onnx"), trials=24, data="deadly_far:data")
-    ran(campaign(trials=24), here / "whole.db")
-    ran(wanted, here / "s.db", executor=workers)
+    wanted = campaign(model=str(here / "m.onnx"), trials=3, data="deadly_far:data")
+    ran(wanted, here / "s.db", executor=workers, timeout_s=1.0, worker_memory_bytes=3 << 30)
+    ends = {1: ("due", "crash"), 2: ("due", "timeout"), 3: ("due", "memory")}
     with Store.open(here / "s.db") as opened:
-        rows = {row.trial: (row.outcome, row.cause) for row in opened.rows()}
-    with Store.open(here / "whole.db") as opened:
-        expected = {row.trial: (row.outcome, row.cause) for row in opened.rows()}
-    assert rows == {**expected, 7: ("due", "crash")}
+        assert {row.trial: (row.outcome, row.cause) for row in opened.rows()} == ends
+    seen = [line.split() for line in (here / "ran.txt").read_text().splitlines()]
+    for number in ends:
+        times = [at for at, (trial, _) in enumerate(seen) if trial == str(number)]
+        _, process = seen[times[-1]]
+        assert process not in {before for _, before in seen[: times[-1]]}, f"trial {number} ended in a used process"
+
+    def heal() -> None:
+        if used := sys.modules.get("deadly_far"):
+            used.Bench.trial = used.whole
+
+    workers.client.run(heal)
 
 
 class _Path:
@@ -149,15 +169,67 @@ def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> No
             pass
 
 
-def test_other_versions_and_missing_libraries_are_named(
-    here: Path, workers: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_scheduler_without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(module, "_ANSWER_S", 0.5)
+    with LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as empty:
+        said = f"the scheduler '{empty.scheduler_address}' has no worker; start one with `dask worker"
+        with pytest.raises(InputError, match=re.escape(said)), cluster(empty.scheduler_address):
+            pass
+
+
+def refused(wanted: Campaign, workers: Cluster, said: str) -> None:
+    """A worker that cannot take part is named before anything is run or written."""
+    with pytest.raises(OnnxfiError, match=said):
+        run(wanted, "never.db", executor=workers)
+    assert not Path("never.db").exists()
+
+
+def test_other_versions_are_named(here: Path, workers: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(module, "versions", lambda: versions() | {"runtime": "onnxruntime 0.0.1"})
-        with pytest.raises(OnnxfiError, match=r"worker tcp://\S+ has runtime onnxruntime\S* \S+, this process .*0.0.1"):
-            run(campaign(), here / "s.db", executor=workers)
-    with pytest.raises(OnnxfiError, match=r"no provider|worker tcp"):
-        ran(campaign(provider="nosuch"), here / "s.db", executor=workers)
+        refused(campaign(), workers, r"worker tcp://\S+ has runtime onnxruntime\S* \S+, this process .*0.0.1; install")
+    with monkeypatch.context() as patch:
+        patch.setattr(workers.client, "run", raising(ModuleNotFoundError("onnxfi")))
+        refused(campaign(), workers, "a worker has no onnxfi of this version; install the same one there")
+
+
+def raising(error: Exception) -> Any:
+    def run(*given: Any) -> None:
+        raise error
+
+    return run
+
+
+def test_a_worker_without_the_provider_is_named(here: Path, workers: Cluster) -> None:
+    def hide() -> None:
+        import onnxruntime as ort
+
+        ort.kept, ort.get_available_providers = ort.get_available_providers, list
+
+    def show() -> None:
+        import onnxruntime as ort
+
+        ort.get_available_providers = ort.kept
+
+    workers.client.run(hide)
+    try:
+        for provider in ("cpu", "auto"):
+            refused(campaign(provider=provider), workers, r"worker tcp://\S+: provider '\S+' is not in the installed")
+    finally:
+        workers.client.run(show)
+
+
+def test_a_worker_without_the_custom_operators_is_named(
+    here: Path, workers: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extensions = pytest.importorskip("onnxruntime_extensions", reason="a real library of custom operators")
+    library, here_only = extensions.get_library_path(), module._sha256
+    monkeypatch.setattr(module, "_sha256", lambda path: "0" * 64 if str(path) == library else here_only(path))
+    refused(
+        campaign(custom_ops=(library,)), workers, r"worker tcp://\S+ lacks the custom operators '.*put the library at"
+    )
 
 
 def test_limits_of_others_workers_are_their_own(here: Path, workers: Cluster) -> None:
@@ -175,7 +247,7 @@ def test_the_extra_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 # A scheduler of one's own, and none at all
 
 
-def test_a_scheduler_that_is_lost_is_told_and_the_store_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduler_that_is_lost_is_told_and_the_store_goes_on_with_another(here: Path, workers: Cluster) -> None:
     folder = {"cwd": here, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     host = ("--host", "127.0.0.1")
     scheduler = subprocess.Popen(
@@ -187,8 +259,6 @@ def test_a_scheduler_that_is_lost_is_told_and_the_store_goes_on(here: Path, monk
          "--no-dashboard", *host], **folder,
     )  # fmt: skip
     try:
-        import json
-
         for _ in range(300):
             if (here / "s.json").is_file() and (here / "s.json").read_text().endswith("}"):
                 break
@@ -207,8 +277,17 @@ def test_a_scheduler_that_is_lost_is_told_and_the_store_goes_on(here: Path, monk
     with Store.open(here / "s.db") as opened:
         done = opened.count("results")
     assert 0 < done < 200
-    ran(campaign(), here / "s.db")
+    ran(campaign(), here / "s.db", executor=workers)
     ran(campaign(), here / "whole.db")
+    assert tables(here / "s.db") == tables(here / "whole.db")
+
+
+def test_the_command_with_a_cluster_of_its_own(here: Path) -> None:
+    words = "run m.onnx --data d.npz --provider cpu --single --trials 60 -o s.db --json --local-cluster 2"
+    command = [sys.executable, "-m", "onnxfi", *words.split()]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    assert (done.stderr, json.loads(done.stdout)["trials"]) == ("", 60)
+    ran(campaign(trials=60), here / "whole.db")
     assert tables(here / "s.db") == tables(here / "whole.db")
 
 
