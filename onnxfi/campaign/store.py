@@ -205,6 +205,10 @@ class Store:
         """Trials with a result, in order, each with its outcome."""
         yield from self.db.execute("SELECT trial, outcome FROM results ORDER BY trial")
 
+    def times(self) -> list[float]:
+        """The seconds that each trial with a result took."""
+        return [seconds for (seconds,) in self.db.execute("SELECT time_s FROM results ORDER BY trial")]
+
     def add(self, results: Iterable[Result]) -> None:
         """Write results in one transaction; those that are there stay. A harness error is kept apart."""
         with self.db:

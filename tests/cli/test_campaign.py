@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -458,7 +459,7 @@ def test_a_bar_on_a_terminal(tiny: Path) -> None:
         ("run p.jsonl --faults p.jsonl", "p.jsonl is a fault list itself; leave --faults out"),
         ("run p.jsonl --seed 3", "seed says nothing with faults"),
         ("plan m.onnx --ber 1e-3 -o none/p.jsonl", "no folder 'none'"),
-        ("plan m.onnx --ber 1e-3 --print-spec --json", "--print-spec goes with neither --out nor --json"),
+        ("plan m.onnx --ber 1e-3 --print-spec --json", "--print-spec goes with none of --out, --times and --json"),
         ("run m.onnx --ber 1e-3 --worker-memory lots", "--worker-memory 'lots' is no size; write 800MB, 4GB or 4GiB"),
         ("run m.onnx --ber 1e-3 --worker-memory 0", "a worker's memory of 0 bytes is out of range"),
         ("run m.onnx --ber 1e-3 --timeout -3", "timeout -3 is out of range; give seconds above 0"),
@@ -490,6 +491,27 @@ def test_bad_input(run: Run, tiny: Path, words: str, message: str) -> None:
     assert message in ran.err
     assert ran.err.startswith("onnxfi: error: ") and ran.err.count("\n") == 1
     assert {path: path.read_bytes() for path in tiny.iterdir()} == before
+
+
+def test_a_large_campaign_is_reckoned_from_a_small_one(run: Run, tiny: Path) -> None:
+    million = ("plan", "m.onnx", "--single", "--trials", 1376, "--times", "s.db")
+    assert run("run", "m.onnx", *DATA, *SINGLE, "--trials", 5, "--workers", 0, "-o", "s.db").code == 0
+    with sqlite3.connect("s.db") as db:
+        db.execute("UPDATE results SET time_s = trial")  # 1, 2, 3, 4, 5 s: 3 s, and Student's t is 4.604 at 99 %
+    db.close()
+    last = run(*million).out.splitlines()[-1]
+    assert last == "5 trials of s.db on 12 samples took 3 s each [0, 6.26], all of them some 1.1 hours on one core"
+    told = checked(run(*million, "--json"), "plan")
+    assert (told["trial_s"], told["times"]["trials"], told["times"]["samples"]) == (3.0, 5, 12)
+    mlp(tiny, name="n.onnx", seed=9)
+    refused = run("plan", "n.onnx", *million[2:])
+    assert (refused.code, refused.out) == (2, "")
+    assert "the times in s.db are of another model, 'm.onnx'; give a store of this one" in refused.err
+    with sqlite3.connect("s.db") as db:
+        db.execute("DELETE FROM results WHERE trial > 1")
+    db.close()
+    assert "too few results in s.db (1) for the time of a trial; run 2 trials or more" in run(*million).err
+    assert "no store 'none.db'" in run(*million[:-1], "none.db").err
 
 
 def test_labels_beyond_the_classes_are_told(run: Run, tiny: Path) -> None:
