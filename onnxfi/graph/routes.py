@@ -9,6 +9,7 @@ can be, the route is *plain*: the whole model, from a faulty copy of its file.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,6 +21,8 @@ from onnxfi.graph.model import Model
 
 #: Fewer output channels are not worth a model of their own; so many at least are computed together.
 LEAST_CHANNELS = 8
+#: Numbers in a tensor from which on the whole operator costs more than a session for its struck channels.
+_WORTH_A_SESSION = 1 << 18
 #: Operators whose weights a runtime packs where they are constant; where they are fed it sums in another order.
 _PACKED = frozenset(("Gemm", "MatMul", "LSTM", "GRU", "RNN", "ConvTranspose", "Einsum", "Attention"))
 
@@ -120,6 +123,8 @@ class Routes:
         where = whole.home
         lined = channels(self.wiring, where.fed) if where.node < 0 else None
         if lined is None or lined.output in self.wiring.uncut or (not whole.baked and lined.count < LEAST_CHANNELS):
+            return whole
+        if lined.constant and not whole.baked and math.prod(self.wiring.stored[where.fed].dims) < _WORTH_A_SESSION:
             return whole
         behind = cut(self.wiring, [lined.output], outputs=self.outputs)
         apart = cut(self.wiring, [where.fed], outputs=[lined.output])
