@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxfi.campaign.flown import Flown, one_sample
+from onnxfi.campaign.flown import Flown, by_id, one_sample
 from onnxfi.campaign.opening import open_model, served
 from onnxfi.campaign.outcomes import Golden, Judgement, failed, judge
 from onnxfi.campaign.reach import Reach
@@ -27,14 +27,17 @@ from onnxfi.faults.models import FaultModel, Set
 from onnxfi.faults.space import Sites, Target
 from onnxfi.faults.trials import RATES, Faults
 from onnxfi.faults.words import Mask, Word
+from onnxfi.graph.activations import Activation
 from onnxfi.graph.model import Model
 from onnxfi.graph.mutate import Edits, edits, faulty_bytes, place, write
+from onnxfi.runtime.batches import Batch
 from onnxfi.runtime.data import Data, open_data
 from onnxfi.runtime.engines import Session
 from onnxfi.runtime.evaluation import run_scores, sample_axes
 from onnxfi.runtime.metrics import scored_output
 from onnxfi.runtime.onesample import Strike
 from onnxfi.runtime.ports import Array
+from onnxfi.runtime.rerun import Change, Rerun
 from onnxfi.runtime.staged import strike
 
 #: Tensors of each further route in which a canary is looked for.
@@ -149,6 +152,7 @@ class Bench:
                 c.engine(), self.model, self.data, self.size, self.output,
                 provider=self.provider, exact=exact, kept_bytes=self.kept_bytes,
                 flying=[a.name for a in self.reach.flying.values() if not a.path],
+                series=list(self.reach.steps_of.values()), late=c.route != "early", early=c.route != "late",
             )  # fmt: skip
         except (EngineError, ModelError, MemoryError):  # too large for one message, or no values to look at
             return None
@@ -160,7 +164,8 @@ class Bench:
             return judge(golden, golden.scores)
         if self.reach.in_flight(faults).any():
             faults = self.reach.by_step(faults)
-            return self._one_sample(header, faults, golden) or self._in_flight(header, faults)
+            alone = self._one_sample(header, faults, golden)
+            return alone or self._behind(header, faults, golden) or self._in_flight(header, faults)
         shortcut = self.shortcuts.of(faults) if self.shortcuts is not None else None
         try:
             if self.shortcuts is not None and shortcut is not None:
@@ -173,7 +178,7 @@ class Bench:
     def _one_sample(self, header: Header, faults: Faults, golden: Golden) -> Judgement | None:
         """A trial that strikes one value in flight of one sample, where that sample can run alone."""
         asked = self._alone(header, faults)
-        if asked is None or self.shortcuts is None:
+        if asked is None or self.shortcuts is None or not self.shortcuts.routes.late:
             return None
         found = self.shortcuts.one_sample(asked[0], golden, *asked[1])
         return None if found is None else replace(found, changed=None)
@@ -187,6 +192,34 @@ class Bench:
         if value is None or value.path or value.axis != 0:
             return None
         return value.name, (sample, lambda array: strike(array, value.target, 0, faults, start=sample, size=1))
+
+    def _behind(self, header: Header, faults: Faults, golden: Golden) -> Judgement | None:
+        """A trial that strikes values in flight, run behind them; None where no route does that."""
+        if one_sample(header, faults) is not None:
+            return None
+        rerun = self._flying(faults)
+        if self.shortcuts is None or rerun is None:
+            return None
+        try:
+            return self.shortcuts.judge(rerun, golden, faults, self._flown_change(faults))
+        except (EngineError, MemoryError) as error:
+            return replace(failed(golden, "memory" if out_of_memory(error) else "error"), route=rerun.name)
+
+    def _flying(self, faults: Faults) -> Rerun | None:
+        """The open route of a trial of faults in flight."""
+        struck = [faults.targets[k].id for k in np.unique(faults.sites.target).tolist()]
+        rows = [self.reach.flying.get(name) for name in struck]
+        names = [a.name for a in rows if a is not None and not a.path]
+        return None if self.shortcuts is None or len(names) < len(rows) else self.shortcuts.of_flying(names)
+
+    def _flown_change(self, faults: Faults) -> Change:
+        """What becomes of the values in flight of a trial."""
+
+        def strikes(a: Activation, mine: Faults) -> Callable[[Batch, Array], Array]:
+            return lambda batch, array: strike(array, a.target, a.axis, mine, start=batch.start, size=batch.size)
+
+        rows = [(self.reach.flying[name], mine) for name, mine in by_id(faults).items()]
+        return Change({}, {a.name: strikes(a, mine) for a, mine in rows})
 
     def _in_flight(self, header: Header, faults: Faults) -> Judgement:
         """A trial that strikes values in flight, against the golden run of the route that it takes."""
@@ -239,7 +272,7 @@ class Bench:
         """Trials by their place that share runs: those of one sample each, and where golden values do not fit, those
         that can go batch by batch, so that each batch's are needed once. What is left out runs one by one.
         """
-        if self.shortcuts is None or not (self.apart or self.reach.flying):
+        if self.shortcuts is None or not (self.apart or (self.reach.flying and self.shortcuts.routes.late)):
             return {}
         every = [self._faults(header, lines) for lines in trials]
         if self.apart:
@@ -269,7 +302,11 @@ class Bench:
         golden = self._first[0] if flown is None else flown.scores(None, batches=1)
         try:
             if flown is not None:
-                return _differ(flown.scores(canary, batches=1), golden)
+                seen = _differ(flown.scores(canary, batches=1), golden)
+                rerun = self._flying(canary) if seen else None
+                if rerun is not None and self.shortcuts is not None:
+                    self.shortcuts.show(canary, rerun, self._flown_change(canary))
+                return seen
             seen = _differ(self.scores(self.struck(canary), batches=1), golden)
         except (EngineError, MemoryError):
             seen = True
@@ -280,7 +317,7 @@ class Bench:
     def _kind(self, target: Target) -> str:
         """By which kind of route faults in a target go."""
         if target.in_flight:
-            return SPLIT
+            return "downstream" if self.shortcuts is not None and self.shortcuts.routes.fronts else SPLIT
         route = self.shortcuts.routes.of([target]) if self.shortcuts is not None else None
         return "plain" if route is None else route.name
 

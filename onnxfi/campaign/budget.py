@@ -11,7 +11,8 @@ from typing import Any
 from onnxfi.campaign.fields import Place, built, plain, read_fields, read_part, read_yaml
 from onnxfi.campaign.outcomes import CLASSES
 from onnxfi.campaign.rates import RATES
-from onnxfi.campaign.spec import Campaign, SpecError, check_types, typed
+from onnxfi.campaign.spec import Campaign
+from onnxfi.campaign.values import SpecError, check_types, typed
 from onnxfi.errors import closest
 
 VERSION = 1

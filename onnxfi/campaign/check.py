@@ -21,8 +21,8 @@ from onnxfi.campaign.cache import cached_golden
 from onnxfi.campaign.measured import Measured, difference, exact
 from onnxfi.campaign.rates import given
 from onnxfi.campaign.runner import Running, run
-from onnxfi.campaign.spec import SpecError
 from onnxfi.campaign.store import Store, StoreError
+from onnxfi.campaign.values import SpecError
 from onnxfi.errors import InputError, closest
 from onnxfi.faults.space import matches
 from onnxfi.faults.statistics import Interval

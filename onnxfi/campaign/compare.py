@@ -9,7 +9,8 @@ from typing import Any
 
 from onnxfi.campaign.report import Fold, Report, report
 from onnxfi.campaign.runner import Running, planned, run
-from onnxfi.campaign.spec import Campaign, SpecError
+from onnxfi.campaign.spec import Campaign
+from onnxfi.campaign.values import SpecError
 from onnxfi.errors import DataError
 from onnxfi.faults.statistics import Interval
 from onnxfi.faults.trials import json_value

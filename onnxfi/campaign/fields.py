@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnxfi.campaign.spec import Part, SpecError, differs, parse_rates
+from onnxfi.campaign.spec import Part
+from onnxfi.campaign.values import SpecError, differs, parse_rates
 from onnxfi.errors import closest
 
 _LARGEST_FILE = 1 << 20

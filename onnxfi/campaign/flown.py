@@ -86,17 +86,17 @@ class Flown:
 
     def outputs(self, faults: Faults | None, batch: Batch) -> dict[str, Array]:
         """What the model puts out for a batch with these faults in flight (None: none)."""
-        by_id = {} if faults is None else _by_id(faults)
+        struck = {} if faults is None else by_id(faults)
         flying, sizes = self.reach.flying, {"start": batch.start, "size": batch.size}
 
         def patch(name: str, array: Array) -> Array:
-            if name not in by_id:
+            if name not in struck:
                 return array
             a = flying[name]
-            return strike(array, a.target, a.axis, by_id[name], **sizes)
+            return strike(array, a.target, a.axis, struck[name], **sizes)
 
         feeds = dict(batch.feeds)
-        inside = {name: mine for name, mine in by_id.items() if flying[name].path}
+        inside = {name: mine for name, mine in struck.items() if flying[name].path}
         if self.armed is not None:
             feeds |= columns(self.armed, self._strikes(inside, batch), batch=batch.size)
         names = [name for name in self.staged.outputs if name not in self.turns.values()]
@@ -172,7 +172,8 @@ def _fed(armed: Armed) -> onnx.ModelProto:
     return made
 
 
-def _by_id(faults: Faults) -> dict[str, Faults]:
+def by_id(faults: Faults) -> dict[str, Faults]:
+    """Faults by the target that they strike."""
     return {
         faults.targets[k].id: faults.pick(np.flatnonzero(faults.sites.target == k))
         for k in np.unique(faults.sites.target).tolist()

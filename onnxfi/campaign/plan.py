@@ -18,8 +18,9 @@ from typing import cast
 import numpy as np
 
 from onnxfi.campaign.reach import Reach
-from onnxfi.campaign.spec import Campaign, SpecError
+from onnxfi.campaign.spec import Campaign
 from onnxfi.campaign.strata import Group, lay_out
+from onnxfi.campaign.values import SpecError
 from onnxfi.errors import FaultListError
 from onnxfi.faults import sampling
 from onnxfi.faults.adaptive import NAMES, Method, fewest_trials

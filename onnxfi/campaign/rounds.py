@@ -16,9 +16,9 @@ import numpy as np
 
 from onnxfi.campaign.plan import Plan, Planned
 from onnxfi.campaign.rates import given, value
-from onnxfi.campaign.spec import SpecError
 from onnxfi.campaign.store import Store
 from onnxfi.campaign.strata import field_of
+from onnxfi.campaign.values import SpecError
 from onnxfi.faults import sampling
 from onnxfi.faults.adaptive import (
     Draws,

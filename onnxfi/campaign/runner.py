@@ -23,10 +23,11 @@ from onnxfi.campaign.rates import missing
 from onnxfi.campaign.reach import Reach
 from onnxfi.campaign.rounds import Look, turns
 from onnxfi.campaign.shortcuts import KEPT_BYTES
-from onnxfi.campaign.spec import LENGTH, Campaign, SpecError
+from onnxfi.campaign.spec import LENGTH, Campaign
 from onnxfi.campaign.specfile import print_spec
 from onnxfi.campaign.store import Result, Store, StoreError, set_aside
 from onnxfi.campaign.tasks import Task, gathered, ordered
+from onnxfi.campaign.values import SpecError
 from onnxfi.campaign.workers import (
     Job,
     begun,

@@ -8,7 +8,7 @@ may round another way; a trial is compared with that of its route.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from onnxfi.errors import EngineError, OnnxfiError
 from onnxfi.faults.space import Target
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.downstream import cut, wire
+from onnxfi.graph.fronts import fronts
 from onnxfi.graph.model import Model, by_target
 from onnxfi.graph.mutate import place
 from onnxfi.graph.parts import exposed
@@ -28,7 +29,7 @@ from onnxfi.runtime.evaluation import stacked
 from onnxfi.runtime.golden import GoldenValues
 from onnxfi.runtime.onesample import OneSample, Strike
 from onnxfi.runtime.ports import Array, same_bytes
-from onnxfi.runtime.rerun import Baked, Change, Rerun, Resumed, UnlikeError, opened
+from onnxfi.runtime.rerun import Baked, Change, Flying, Rerun, Resumed, UnlikeError, opened
 
 #: Bytes of golden values and sessions that a process keeps, where nothing else is said.
 KEPT_BYTES = 1 << 30
@@ -69,12 +70,21 @@ class Shortcuts:
         exact: bool,
         kept_bytes: int,
         flying: Sequence[str] = (),
+        series: Sequence[Sequence[str]] = (),
+        late: bool = True,
+        early: bool = True,
     ) -> Shortcuts:
-        """Find the routes of a model; raises ModelError or EngineError where there can be none."""
+        """Find the routes of a model; raises ModelError or EngineError where there can be none.
+
+        `flying` are values in flight that may be struck, `series` those of them that are steps of one.
+        """
         wiring = wire(model, halves=provider != "CPUExecutionProvider")
-        routes = Routes(model, wiring, () if output is None else (output,))
+        ends = fronts(model)
+        # Without early stop such a network has one front, which is nowhere.
+        routes = Routes(model, wiring, () if output is None else (output,), ends if early else ends and ((),), late)
         crossing = {n for name in flying for n in cut(wiring, [name], outputs=routes.outputs).crossings}
-        taken = dict.fromkeys((*routes.values, *flying, *sorted(crossing)))
+        between = {n for steps in series for k in range(len(steps)) for n in routes.between(steps[k:])} if ends else ()
+        taken = dict.fromkeys((*routes.values, *flying, *sorted({*crossing, *between, *(n for e in ends for n in e)})))
         whole = exposed(wiring, [name for name in taken if name not in wiring.inputs])
         session = engine.prepare_part(whole.data, whole.stored)
         values = GoldenValues(session, data, size, kept_bytes // 2)
@@ -93,16 +103,28 @@ class Shortcuts:
     def _open_route(self, route: Route) -> Rerun | None:
         key = f"{route.name} {route.cut.nodes if route.baked and route.channels is None else route.home.fed}"
         if key not in self._open:
-            found: Rerun | None = None
-            try:
-                found = opened(self.engine, self.routes, route, self.golden, self.output)
-                found.scores(0)
-            except (EngineError, KeyError):  # the runtime wants the tensor constant, or a value is no tensor
-                found = None
-            self._open[key] = found
+            self._open[key] = self._tried(lambda: opened(self.engine, self.routes, route, self.golden, self.output))
             self._bound()
         self._open.move_to_end(key)
         return self._open[key]
+
+    def of_flying(self, values: Sequence[str]) -> Rerun | None:
+        """The open route of a trial that strikes these values in flight; None where the model runs as a whole."""
+        key = "flying " + " ".join(values)
+        if key not in self._open:
+            self._open[key] = self._tried(lambda: Flying(self.engine, self.routes, values, self.golden, self.output))
+            self._bound()
+        self._open.move_to_end(key)
+        return self._open[key]
+
+    def _tried(self, make: Callable[[], Rerun]) -> Rerun | None:
+        """A route that has run golden; None where that cannot be."""
+        try:
+            found = make()
+            found.scores(0)
+        except (EngineError, KeyError):  # the runtime wants the tensor constant, or a value is no tensor
+            return None
+        return found
 
     def _bound(self) -> None:
         """Close the routes that were used least lately, down to the bytes that sessions may take."""
@@ -114,9 +136,9 @@ class Shortcuts:
             total -= rerun.cost_bytes
             del self._open[id_]
 
-    def judge(self, rerun: Rerun, golden: Golden, faults: Faults) -> Judgement:
+    def judge(self, rerun: Rerun, golden: Golden, faults: Faults, change: Change | None = None) -> Judgement:
         """Run one trial and compare it with the golden of its route; raises what the runtime has against it."""
-        [found] = self.judged(rerun, golden, [self.change(faults)])
+        [found] = self.judged(rerun, golden, [change or self.change(faults)])
         if isinstance(found, UnlikeError) and isinstance(rerun, Resumed):
             other = self._open_route(rerun.fallback)
             [found] = self.judged(other, golden, [self.change(faults)]) if other is not None else [found]
@@ -241,11 +263,11 @@ class Shortcuts:
         self._samples.move_to_end(value)
         return self._samples[value]
 
-    def show(self, faults: Faults) -> None:
+    def show(self, faults: Faults, rerun: Rerun | None = None, change: Change | None = None) -> None:
         """Hold a route to what the whole model has seen in the first batch; ShortcutError where it sees no change."""
-        rerun = self.of(faults)
+        rerun = rerun or self.of(faults)
         try:
-            blind = rerun is not None and same_bytes(rerun.scores(0, self.change(faults)), rerun.scores(0))
+            blind = rerun is not None and same_bytes(rerun.scores(0, change or self.change(faults)), rerun.scores(0))
         except (EngineError, MemoryError):
             blind = False
         if blind and rerun is not None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from typing import Any, get_args
 
 from onnxfi.campaign.rates import RATES
-from onnxfi.errors import InputError, closest
+from onnxfi.campaign.values import SpecError, check, check_types, differs, named
+from onnxfi.errors import closest
 from onnxfi.faults.adaptive import Method
 from onnxfi.faults.flight import Aim
 from onnxfi.faults.models import parse_fault
@@ -27,7 +26,7 @@ from onnxfi.runtime.engines import OrtEngine
 from onnxfi.runtime.metrics import KINDS
 
 DUE = ("error", "timeout", "crash", "memory", "nonfinite")
-ROUTES = ("auto", "plain")
+ROUTES = ("auto", "late", "early", "plain")
 #: What counts as a layer: the modules of the source framework, or every tensor.
 LAYERS = ("modules", "tensors")
 WAYS = ("ber", "per_sample", "single", "exhaustive", "faults", "mix")
@@ -53,18 +52,6 @@ _MARGIN = 0.01
 _FINEST_MARGIN = 1e-4
 #: Fields that say something only of an adaptive campaign.
 _ADAPTIVE = ("relative_margin", "rate", "method")
-_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "Part": "a part"}
-
-
-class SpecError(InputError):
-    """A campaign that cannot be: an unknown field, a wrong type, a value out of range, fields at odds.
-
-    `field` names the field at fault, so that a file's line can be told.
-    """
-
-    def __init__(self, text: str, field: str = "") -> None:
-        super().__init__(text)
-        self.field = field
 
 
 @dataclass(frozen=True)
@@ -95,9 +82,9 @@ class Part:
         if (self.ber is None) == (self.count is None):
             raise SpecError("each part of mix takes ber or count: at which rate, or how many")
         if self.ber is not None:
-            _named("ber", check_rate, self.ber)
-        _check(self.count is None or self.count >= 0, "count", self.count, "a whole number from 0")
-        _named("fault", parse_fault, self.fault)
+            named("ber", check_rate, self.ber)
+        check(self.count is None or self.count >= 0, "count", self.count, "a whole number from 0")
+        named("fault", parse_fault, self.fault)
 
     @property
     def selector(self) -> Selector:
@@ -189,22 +176,22 @@ class Campaign:
         for way in ("ber", "per_sample"):
             rates = getattr(self, way)
             for rate in rates:
-                _named(way, check_rate, rate)
+                named(way, check_rate, rate)
             if list(rates) != sorted(set(rates)):
                 text = ", ".join(f"{rate:g}" for rate in rates)
                 raise SpecError(f"{way} {text} is out of order; give rising rates, each once", way)
         for name, fine, allowed in _RANGES:
             value = getattr(self, name)
-            _check(value is None or fine(value), name, value, allowed)
+            check(value is None or fine(value), name, value, allowed)
         words = {"per": get_args(Per), "scores": KINDS, "due": DUE, "layers": LAYERS, "route": ROUTES, "rate": RATES}
         for name, known in (*words.items(), ("method", get_args(Method))):
             value = getattr(self, name)
             for one in value if isinstance(value, tuple) else (value,):
                 if one not in known:
                     raise SpecError(f"{name} {one!r} is unknown{closest(one, known)}", name)
-        _named("fault", parse_fault, self.fault)
+        named("fault", parse_fault, self.fault)
         for text in self.provider_option:
-            _check(text.find("=") > 0, "provider_option", repr(text), "KEY=VALUE")
+            check(text.find("=") > 0, "provider_option", repr(text), "KEY=VALUE")
         self.engine()
 
     def _check_ways(self) -> None:
@@ -271,8 +258,8 @@ class Campaign:
         options = tuple((key, value) for key, _, value in (text.partition("=") for text in self.provider_option))
         fields = {"optimization": self.optimization, "threads": self.threads, "custom_ops": self.custom_ops}
         for name, value in fields.items():
-            _named(name, lambda given: OrtEngine(**given), {name: value})
-        engine: OrtEngine = _named(
+            named(name, lambda given: OrtEngine(**given), {name: value})
+        engine: OrtEngine = named(
             "provider_option" if options else "provider",
             lambda given: OrtEngine(self.provider, options, **given),
             fields,
@@ -305,79 +292,12 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 def _check_aim(value: Campaign | Part) -> None:
     for name, field in (("target", {"target": value.target}), ("persistence", {"persistence": value.persistence})):
-        _named(name, lambda given: Aim(**given), field)
+        named(name, lambda given: Aim(**given), field)
     if not value.aim.flies and (value.persistence != "transient" or value.all):
         name = "all" if value.all else "persistence"
         raise SpecError(f"{name} says nothing for weights, whose faults stay; give target activations or inputs", name)
     if value.aim.flies and value.role:
         raise SpecError("role is a matter of weights; leave it out with values in flight", "role")
-
-
-def _check(good: bool, name: str, given: object, allowed: str) -> None:
-    if not good:
-        raise SpecError(f"{name} {given} is out of range; give {allowed}", name)
-
-
-def _named(name: str, call: Callable[[Any], Any], value: Any) -> Any:
-    """Call, and tie what it has against the value to the field of that name."""
-    try:
-        return call(value)
-    except InputError as error:
-        raise SpecError(f"{name}: {error}", name) from None
-
-
-def check_types(value: Any) -> None:
-    """Give each field the type that it is declared with, or say which one has another."""
-    for f in dataclasses.fields(value):
-        object.__setattr__(value, f.name, typed(getattr(value, f.name), str(f.type), f.name))
-
-
-def typed(value: Any, kind: str, name: str) -> Any:
-    """The value as of the type that field `name` is declared with (`kind`); SpecError where it is of another."""
-    if kind.startswith("tuple["):
-        inner = kind[len("tuple[") :].partition(",")[0]
-        single = isinstance(value, (str, Part)) or not isinstance(value, Sequence)
-        return tuple(typed(one, inner, name) for one in ((value,) if single else value))
-    kind, _, optional = kind.partition(" | ")
-    if value is None and optional:
-        return None
-    if kind == "str" and isinstance(value, (str, os.PathLike)):
-        return os.fspath(value)
-    if kind == "bool" and isinstance(value, bool):
-        return value
-    if kind == "Part" and isinstance(value, Part):
-        return value
-    if kind in ("int", "float") and not isinstance(value, (bool, str)):
-        try:
-            return value.__index__() if kind == "int" else float(value)
-        except (AttributeError, TypeError, OverflowError):
-            pass
-    raise SpecError(f"{name} must be {_TYPES[kind]}; given {str(value)[:60]!r}", name)
-
-
-def parse_rates(text: str, name: str = "ber") -> tuple[float, ...]:
-    """Read rates: a list by comma, or decades from one end to the other, both included.
-
-    >>> parse_rates("1e-6:1e-4"), parse_rates("2e-5,1e-3"), parse_rates("1e-6:5e-6")
-    ((1e-06, 1e-05, 0.0001), (2e-05, 0.001), (1e-06, 5e-06))
-    """
-    wrong = SpecError(f"{name} {text[:60]!r} is no rate; write 1e-6, a list 1e-6,1e-5 or decades 1e-7:1e-3", name)
-    try:
-        low, colon, high = text.partition(":")
-        if not colon:
-            return tuple(float(piece) for piece in text.split(","))
-        first, last = Decimal(low.strip()), Decimal(high.strip())
-    except (ValueError, InvalidOperation):
-        raise wrong from None
-    if not (first.is_finite() and last.is_finite()):
-        raise wrong
-    if not Decimal("1e-300") <= first <= last <= 1:
-        raise SpecError(f"{name} {text!r}: decades run from a smaller rate above 0 to a larger one, as 1e-7:1e-3", name)
-    rates = []
-    while first < last:
-        rates.append(float(first))
-        first *= 10
-    return (*rates, float(last))
 
 
 def outdo(base: Campaign, said: Mapping[str, Any]) -> Campaign:
@@ -392,8 +312,3 @@ def outdo(base: Campaign, said: Mapping[str, Any]) -> Campaign:
     for one, other in (("trials", "margin"), ("margin", "trials"), ("margin", "relative_margin")):
         gone |= {one} if other in said else set()
     return Campaign(**{**{name: value for name, value in left.items() if name not in gone}, **said})
-
-
-def differs(value: Any, f: dataclasses.Field[Any]) -> bool:
-    """Whether a field is not at its default."""
-    return bool(getattr(value, f.name) != f.default)

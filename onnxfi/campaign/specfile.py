@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.fields import Place, built, compose, plain, read_fields, read_part, read_yaml
-from onnxfi.campaign.spec import Campaign, Part, differs
+from onnxfi.campaign.spec import Campaign, Part
+from onnxfi.campaign.values import differs
 
 VERSION = 1
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.campaign.reach import Reach
-from onnxfi.campaign.spec import Campaign, SpecError
+from onnxfi.campaign.spec import Campaign
+from onnxfi.campaign.values import SpecError
 from onnxfi.faults.models import FaultModel, parse_fault
 from onnxfi.faults.space import FaultSpace
 from onnxfi.faults.statistics import Per, allocate, data_aware_p

@@ -48,7 +48,7 @@ _JUDGE = (
     click.option("--scores", type=click.Choice(["auto", "logits", "probabilities", "counts"]), metavar="KIND", default="auto", show_default=True, help="What the scored output holds, for score shifts: auto, logits, probabilities or counts."),
     click.option("--tolerance", type=float, default=0.0, metavar="T", show_default=True, help="An output this near golden's is masked."),
     click.option("--due", default="error,timeout,crash,memory,nonfinite", metavar="CAUSES", help="What counts as DUE, by comma (default: error,timeout,crash,memory,nonfinite)."),
-    click.option("--route", type=click.Choice(["auto", "plain"]), metavar="ROUTE", default="auto", show_default=True, help="auto runs again only what a fault can change; plain the whole model each time."),
+    click.option("--route", type=click.Choice(["auto", "late", "early", "plain"]), metavar="ROUTE", default="auto", show_default=True, help="auto runs again only what a fault can change, and in spiking networks stops where spikes come back; late does the first alone, early the second; plain runs the whole model each time."),
 )  # fmt: skip
 
 
@@ -62,8 +62,9 @@ def campaign_options(function: F) -> F:
 
 def campaign(source: Path, given: dict[str, Any]) -> Campaign:
     """The campaign that the source and the flags say; flags that are given outdo the spec."""
-    from onnxfi.campaign.spec import WAYS, Campaign, SpecError, outdo, parse_rates
+    from onnxfi.campaign.spec import WAYS, Campaign, outdo
     from onnxfi.campaign.specfile import load_spec, parse_part
+    from onnxfi.campaign.values import SpecError, parse_rates
     from onnxfi.cli.show import note
     from onnxfi.runtime.engines import both_runtimes_warning
 

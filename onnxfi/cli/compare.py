@@ -99,7 +99,8 @@ def command(
 
 def _sweep(model: Path, given: dict[str, Any]) -> Campaign:
     """The campaign that the flags say."""
-    from onnxfi.campaign.spec import Campaign, parse_rates
+    from onnxfi.campaign.spec import Campaign
+    from onnxfi.campaign.values import parse_rates
 
     values = {f.name: given[f.name] for f in dataclasses.fields(Campaign) if f.name in given}
     values |= {"ber": parse_rates(given["ber"]), "data": None if given["data"] == "synthetic" else given["data"]}

@@ -275,7 +275,7 @@ def cut(wiring: Wiring, struck: Iterable[str], *, inside: Iterable[int] = (), ou
         if k not in needed:
             needed.add(k)
             todo += [m for n in wiring.reads[k] if (m := wiring.makers.get(n, -1)) in reached]
-    return Cut(*_crossing(wiring, needed, frozenset(struck)), wanted)
+    return Cut(*crossing(wiring, needed, frozenset(struck)), wanted)
 
 
 def _forward(wiring: Wiring, struck: Iterable[str], inside: Iterable[int]) -> set[int]:
@@ -289,7 +289,7 @@ def _forward(wiring: Wiring, struck: Iterable[str], inside: Iterable[int]) -> se
     return reached
 
 
-def _crossing(wiring: Wiring, nodes: set[int], fed: frozenset[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def crossing(wiring: Wiring, nodes: set[int], fed: frozenset[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """The nodes with those that are taken along, and the names that cross into them."""
     every, crossings, todo = set(nodes), dict[str, None](), sorted(nodes)
     for k in todo:  # grows while it is read

@@ -17,6 +17,7 @@ from functools import cached_property
 from onnxfi.faults.space import Target
 from onnxfi.graph.channels import Channels, channels
 from onnxfi.graph.downstream import Cut, Home, Wiring, cut, home
+from onnxfi.graph.fronts import Fronts, pieces
 from onnxfi.graph.model import Model
 
 #: Fewer output channels are not worth a model of their own; so many at least are computed together.
@@ -52,6 +53,11 @@ class Route:
         return self.homes[0]
 
     @property
+    def fed(self) -> tuple[str, ...]:
+        """The tensors that are fed."""
+        return () if self.baked else tuple(home.fed for home in self.homes)
+
+    @property
     def values(self) -> Iterator[str]:
         """The golden values that it takes."""
         for one in (self.cut, self.apart, self.behind):
@@ -60,11 +66,16 @@ class Route:
 
 @dataclass(frozen=True)
 class Routes:
-    """The routes of a model's tensors, as far as the outputs that are scored need them (all, where none is named)."""
+    """The routes of a model's tensors, as far as the outputs that are scored need them (all, where none is named).
+
+    `fronts` are where a change may have come to an end (graph/fronts.py); without `late` all runs from the start.
+    """
 
     model: Model = field(repr=False)
     wiring: Wiring = field(repr=False)
     outputs: tuple[str, ...]
+    fronts: Fronts = ()
+    late: bool = True
     _unions: dict[frozenset[int], Cut] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -107,10 +118,44 @@ class Routes:
     def values(self) -> tuple[str, ...]:
         """All golden values that any route takes: a function of the model alone, so that they have the same bits
         whatever a campaign strikes."""
-        names = dict.fromkeys(name for route in self.by_target.values() for name in route.values)
+        names = dict.fromkeys(name for route in self.by_target.values() for name in self._taken(route))
         return tuple(name for name in names if name not in self.wiring.inputs)
 
+    def _taken(self, route: Route) -> Iterator[str]:
+        yield from route.values
+        for piece in self.pieces(route.cut, route.fed, self.ends(route)) if self.fronts else ():
+            yield from (*piece.crossings, *piece.outputs)
+
+    def pieces(self, whole: Cut, fed: Sequence[str], ends: Fronts = ()) -> tuple[Cut, ...]:
+        """A cut in pieces, between these ends and the fronts."""
+        return pieces(self.wiring, whole, fed, (*ends, *self.fronts))
+
+    def ends(self, route: Route) -> Fronts:
+        """Where what a baked route makes anew for each trial ends: behind the operators that use the tensor."""
+        where = route.home
+        if not (self.fronts and route.baked) or route.channels is not None or len(route.homes) > 1 or where.node >= 0:
+            return ()
+        return (tuple(n for k in self.wiring.users[where.fed] for n in self.wiring.proto.graph.node[k].output if n),)
+
+    def in_flight(self, values: Sequence[str]) -> tuple[Cut, tuple[str, ...], Fronts] | None:
+        """What values in flight reach, which of them are fed, and the others, each an end; None without fronts."""
+        if not self.fronts or not self.wiring.uncut.isdisjoint(values) or not self.wiring.makers.keys() >= set(values):
+            return None
+        whole = cut(self.wiring, values if self.late else [*values, *self.wiring.inputs], outputs=self.outputs)
+        inner = sorted((k, n) for n in values if (k := self.wiring.makers[n]) in whole.nodes)
+        made = tuple((name,) for _, name in inner)
+        return (whole, tuple(n for n in values if (n,) not in made), made) if whole.outputs else None
+
+    def between(self, values: Sequence[str]) -> Iterator[str]:
+        """The golden values that a route of these values in flight takes."""
+        found = self.in_flight(values)
+        for piece in self.pieces(*found) if found is not None else ():
+            yield from (*piece.crossings, *piece.outputs)
+
     def _cut(self, where: Home) -> Cut:
+        if not self.late:
+            inside = [where.node] if where.node >= 0 else []
+            return cut(self.wiring, [where.fed, *self.wiring.inputs], inside=inside, outputs=self.outputs)
         if where.node >= 0:
             return cut(self.wiring, (), inside=[where.node], outputs=self.outputs)
         return cut(self.wiring, [where.fed], outputs=self.outputs)
@@ -122,7 +167,12 @@ class Routes:
         """The route through channels where there is one, else the one that is given."""
         where = whole.home
         lined = channels(self.wiring, where.fed) if where.node < 0 else None
-        if lined is None or lined.output in self.wiring.uncut or (not whole.baked and lined.count < LEAST_CHANNELS):
+        if (
+            not self.late
+            or lined is None
+            or lined.output in self.wiring.uncut
+            or (not whole.baked and lined.count < LEAST_CHANNELS)
+        ):
             return whole
         if lined.constant and not whole.baked and math.prod(self.wiring.stored[where.fed].dims) < _WORTH_A_SESSION:
             return whole

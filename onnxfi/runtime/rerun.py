@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import EngineError
 from onnxfi.faults.words import Words
-from onnxfi.graph.downstream import Home, array_of
+from onnxfi.graph.downstream import Cut, Home, array_of
+from onnxfi.graph.fronts import Fronts
 from onnxfi.graph.parts import Feed, Part, extract
 from onnxfi.graph.routes import LEAST_CHANNELS, Route, Routes
 from onnxfi.graph.targets import DATA_TYPES
@@ -19,6 +21,7 @@ from onnxfi.runtime.batches import Batch
 from onnxfi.runtime.engines import OrtEngine, Session
 from onnxfi.runtime.evaluation import scored
 from onnxfi.runtime.golden import GoldenValues
+from onnxfi.runtime.pieces import Pieces
 from onnxfi.runtime.ports import Array, Port, same_bytes
 
 
@@ -30,11 +33,13 @@ class UnlikeError(EngineError):
 class Change:
     """What becomes of the tensors of a trial: by home the elements (flat, row-major; each once) and their words.
 
-    `session` is that of the faulty copy, where the route makes one.
+    `flying` are changes of values in flight, for the batch that they are given. `sessions` are those of the faulty
+    copies, where the route makes some.
     """
 
     words: Mapping[Home, tuple[NDArray[np.int64], Words]]
-    session: Session | None = field(default=None, repr=False)
+    flying: Mapping[str, Callable[[Batch, Array], Array]] = field(default_factory=dict, repr=False)
+    sessions: dict[int, Session] = field(default_factory=dict, repr=False)
 
     def of(self, home: Home) -> tuple[NDArray[np.int64], Words]:
         """Elements and words of one tensor."""
@@ -79,6 +84,13 @@ class Rerun:
     def _ports(self, names: Sequence[str]) -> dict[str, Feed]:
         return {name: feed_of(self.golden.ports[name]) for name in names}
 
+    def _opened(self, cut: Cut, fed: Mapping[str, Feed], ends: Fronts = (), lifted: Home | None = None) -> Pieces:
+        """A cut, opened in pieces."""
+        routes = self.routes
+        rows = routes.pieces(cut, tuple(fed), ends)
+        late, golden = routes.late, self.golden
+        return Pieces(self._prepared, routes.wiring, cut, rows, fed, self._ports, golden, lifted=lifted, late=late)
+
     def _scored(self, k: int, outputs: Mapping[str, Array]) -> Array:
         piece = self.golden.piece(k)
         assert piece is not None
@@ -96,24 +108,28 @@ class Baked(Rerun):
         self, engine: OrtEngine, routes: Routes, route: Route, golden: GoldenValues, output: str | None
     ) -> None:
         super().__init__(engine, routes, route, golden, output)
-        self._disarmed = self._prepared(self._part(None))
+        self._pieces = self._opened(route.cut, {}, routes.ends(route))
 
     @property
     def key(self) -> str:
         """Routes of the same nodes share one golden."""
         return f"{self.name} {self.route.cut.nodes}"
 
-    def _part(self, change: Change | None) -> Part:
-        cut, faulty = self.route.cut, {}
-        for home in change.words if change is not None else ():
-            faulty[home] = _Struck(array_of(self.routes.wiring, home), change, home).__enter__()
-        return extract(self.routes.wiring, cut.nodes, self._ports(cut.crossings), cut.outputs, faulty=faulty)
+    def _faulty(self, change: Change) -> dict[int, Session]:
+        """Sessions of the pieces that hold struck tensors."""
+        faulty = {home: _Struck(array_of(self.routes.wiring, home), change, home).__enter__() for home in change.words}
+        for number in range(len(self._pieces.pieces)):
+            here = {home: array for home, array in faulty.items() if self._pieces.holds(number, home)}
+            if here and number not in change.sessions:
+                change.sessions[number] = self._once(self._pieces.part(number, here))
+        return change.sessions
 
     def _run(self, k: int, change: Change | None) -> Array:
-        session = self._disarmed
-        if change is not None:
-            session = change.session = change.session or self._once(self._part(change))
-        return self._scored(k, session.run(self.golden.values(k, self.route.cut.crossings)))
+        if change is None:
+            return self._scored(k, self._pieces.disarmed(k, {}))
+        self._pieces.meet(k, {})
+        found = self._pieces.run(k, {}, faulty=change.sessions or self._faulty(change))
+        return self.scores(k) if found is None else self._scored(k, found)
 
 
 class Fed(Rerun):
@@ -124,14 +140,47 @@ class Fed(Rerun):
     ) -> None:
         super().__init__(engine, routes, route, golden, output)
         self.tensor = array_of(routes.wiring, route.home)
-        feeds = self._ports(route.cut.crossings) | {route.home.fed: _feed(self.tensor)}
         lifted = route.home if route.home.node >= 0 else None
-        self._session = self._prepared(extract(routes.wiring, route.cut.nodes, feeds, route.cut.outputs, lifted))
+        self._pieces = self._opened(route.cut, {route.home.fed: _feed(self.tensor)}, lifted=lifted)
 
     def _run(self, k: int, change: Change | None) -> Array:
-        with _Struck(self.tensor, change, self.route.home) as tensor:
-            feeds = self.golden.values(k, self.route.cut.crossings) | {self.route.home.fed: tensor}
-            return self._scored(k, self._session.run(feeds))
+        fed = {self.route.home.fed: self.tensor}
+        if change is None:
+            return self._scored(k, self._pieces.disarmed(k, fed))
+        self._pieces.meet(k, fed)
+        with _Struck(self.tensor, change, self.route.home):
+            found = self._pieces.run(k, fed)
+        return self.scores(k) if found is None else self._scored(k, found)
+
+
+class Flying(Rerun):
+    """What values in flight reach, behind the first of them."""
+
+    def __init__(
+        self, engine: OrtEngine, routes: Routes, values: Sequence[str], golden: GoldenValues, output: str | None
+    ) -> None:
+        found = routes.in_flight(values)
+        if found is None or not golden.ports.keys() >= set(values):
+            raise EngineError(f"the model cannot be cut at {values[0]!r}")
+        cut, fed, ends = found
+        if not golden.ports.keys() >= {n for p in routes.pieces(cut, fed, ends) for n in (*p.crossings, *p.outputs)}:
+            raise EngineError(f"what lies between values like {values[0]!r} is not kept")
+        super().__init__(engine, routes, Route(tuple(map(Home, values)), cut), golden, output)
+        self._pieces = self._opened(cut, self._ports(fed), ends)
+
+    @property
+    def key(self) -> str:
+        """What tells its golden from others'."""
+        return f"{self.name} {[home.fed for home in self.route.homes]}"
+
+    def _run(self, k: int, change: Change | None) -> Array:
+        if change is None:
+            return self._scored(k, self._pieces.disarmed(k, {}))
+        self._pieces.meet(k, {})
+        piece = self.golden.piece(k)
+        assert piece is not None
+        found = self._pieces.run(k, {}, {name: partial(patch, piece) for name, patch in change.flying.items()})
+        return self.scores(k) if found is None else self._scored(k, found)
 
 
 class Resumed(Rerun):
@@ -242,7 +291,9 @@ class Resumed(Rerun):
         feeds = dict(self.golden.values(k, self.apart.crossings))
         session = self._channels
         if self.route.baked and change is not None:
-            session = change.session = change.session or self._once(self._part(computed))
+            if 0 not in change.sessions:
+                change.sessions[0] = self._once(self._part(computed))
+            session = change.sessions[0]
         elif not self.route.baked:
             feeds |= {name: self._slice(name, computed) for name in self.channels.sliced}
         return session.run(feeds)[self.channels.output]

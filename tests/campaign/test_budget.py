@@ -10,7 +10,8 @@ import yaml
 
 from onnxfi.campaign.budget import BOUNDS, GOLDEN, RATES, Budget, Limit, load_budget, print_budget
 from onnxfi.campaign.rates import SHARES, YES_NO
-from onnxfi.campaign.spec import Campaign, SpecError
+from onnxfi.campaign.spec import Campaign
+from onnxfi.campaign.values import SpecError
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "ci.md").read_text(encoding="utf-8")
 SWEEP = "campaign: {ber: '1e-5,1e-4', repeat: 3}\n"

@@ -27,9 +27,10 @@ from onnxfi.campaign.check import EXIT_CODES, Checked, Finding, check, decide, j
 from onnxfi.campaign.measured import BaselineError, Measured, difference
 from onnxfi.campaign.propose import ARMS, base_budget, write_budget
 from onnxfi.campaign.runner import run
-from onnxfi.campaign.spec import Campaign, SpecError
+from onnxfi.campaign.spec import Campaign
 from onnxfi.campaign.store import Store, StoreError
 from onnxfi.campaign.summary import junit, markdown
+from onnxfi.campaign.values import SpecError
 from onnxfi.errors import InputError, OutputError
 from onnxfi.faults.statistics import Interval, clopper_pearson, mean_interval
 from onnxfi.runtime.engines import OrtEngine

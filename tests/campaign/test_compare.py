@@ -9,7 +9,8 @@ import pytest
 from onnxfi.campaign.compare import compare
 from onnxfi.campaign.report import report
 from onnxfi.campaign.runner import run
-from onnxfi.campaign.spec import Campaign, SpecError
+from onnxfi.campaign.spec import Campaign
+from onnxfi.campaign.values import SpecError
 
 ROOT = Path(__file__).parents[2]
 MODELS = [str(ROOT / f"models/fashion_cnn{tail}.onnx") for tail in ("", "_fp16", "_int8_qdq", "_int8_qoperator")]

@@ -16,9 +16,10 @@ from onnxfi.campaign.plan import Plan, make_plan, write_plan
 from onnxfi.campaign.reach import Reach
 from onnxfi.campaign.report import classes, report
 from onnxfi.campaign.runner import export_trial, plan, run
-from onnxfi.campaign.spec import Campaign, Part, SpecError
+from onnxfi.campaign.spec import Campaign, Part
 from onnxfi.campaign.specfile import load_spec, print_spec
 from onnxfi.campaign.store import Store, merge
+from onnxfi.campaign.values import SpecError
 from onnxfi.errors import FaultListError, InputError, SelectorError
 from onnxfi.faults.faultlist import Lines
 from onnxfi.graph.model import load

@@ -18,7 +18,8 @@ from tiny import mlp, ran, save, tables
 
 from onnxfi.campaign.plan import Plan, Planned, make_plan, write_plan
 from onnxfi.campaign.reach import Reach
-from onnxfi.campaign.spec import Campaign, Part, SpecError
+from onnxfi.campaign.spec import Campaign, Part
+from onnxfi.campaign.values import SpecError
 from onnxfi.errors import FaultListError, InputError, OutputError, SelectorError
 from onnxfi.faults.faultlist import FaultList
 from onnxfi.faults.statistics import allocate, data_aware_p, margin_of_error, sample_size

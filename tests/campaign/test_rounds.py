@@ -26,9 +26,10 @@ from onnxfi.campaign.report import Report, classes, report
 from onnxfi.campaign.rounds import Layout, complete_rounds, look_at
 from onnxfi.campaign.runner import plan, run
 from onnxfi.campaign.scored import Drawn, Record
-from onnxfi.campaign.spec import Campaign, SpecError
+from onnxfi.campaign.spec import Campaign
 from onnxfi.campaign.store import Store, StoreError, merge
 from onnxfi.campaign.strata import bit_fields, field_of
+from onnxfi.campaign.values import SpecError
 from onnxfi.faults import sampling
 from onnxfi.faults.adaptive import Moments, next_round, round_size, until_empty
 from onnxfi.faults.words import WORDS

@@ -15,8 +15,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxfi.campaign.spec import DUE, WAYS, Campaign, Part, SpecError, outdo, parse_rates
+from onnxfi.campaign.spec import DUE, WAYS, Campaign, Part, outdo
 from onnxfi.campaign.specfile import load_spec, parse_part, print_spec
+from onnxfi.campaign.values import SpecError, parse_rates
 from onnxfi.cli import main
 from onnxfi.errors import InputError
 

@@ -12,13 +12,14 @@ import onnx
 import pytest
 from tiny import ran, tables
 
-from onnxfi.campaign.plan import write_plan
+from onnxfi.campaign.bench import Bench
+from onnxfi.campaign.plan import make_plan, write_plan
 from onnxfi.campaign.runner import export_trial, plan
 from onnxfi.campaign.spec import Campaign
 from onnxfi.campaign.store import Store
 from onnxfi.errors import SelectorError
 from onnxfi.graph.model import load
-from onnxfi.runtime.engines import OrtEngine
+from onnxfi.runtime.engines import OrtEngine, OrtSession
 from onnxfi.runtime.inflight import inject_flow
 from onnxfi.runtime.spiking import expose_neurons
 
@@ -118,3 +119,63 @@ def test_a_step_beyond_the_last_is_told(here: Path) -> None:
 def test_neurons_that_are_dead_are_seen_by_the_canary(here: Path) -> None:
     ran(campaign(role="spike", fault="dead"), here / "s.db")  # what a spike holds is NaN: its exponent is set already
     assert {row[1] for row in results(here / "s.db")} == {"masked", "sdc"}
+
+
+# Late start and early stop
+
+STRUCK: dict[str, dict[str, Any]] = {
+    "membranes": {"target": "activations", "include": "*/membrane", "persistence": "from", "trials": 60},
+    "one step": {"target": "activations", "include": "/membrane/", "persistence": "permanent", "trials": 60},
+    "spikes": {"target": "activations", "include": "*/spiking", "persistence": "permanent", "trials": 20},
+    "layers": {"target": "activations", "op": "Gemm", "persistence": "permanent", "trials": 20},
+    "neurons": {"role": ("threshold", "leak", "reset")},
+    "dead": {"role": "spike", "fault": "dead"},
+    "synapses": {"role": ("weight", "bias"), "trials": 60},
+    "not exposed": {"role": "weight", "expose": False},
+    "many": {"role": ("weight", "threshold"), "ber": 0.002, "single": False, "trials": None, "repeat": 10},
+}
+
+
+@pytest.mark.parametrize("fields", STRUCK.values(), ids=STRUCK)
+def test_late_start_and_early_stop_change_no_bit(here: Path, fields: dict[str, Any]) -> None:
+    found, routes = {}, {}
+    for route in ("plain", "auto", "late", "early"):
+        ran(campaign(route=route, **fields), here / f"{route}.db")
+        rows = tables(here / f"{route}.db")["results"]
+        found[route], routes[route] = [row[:-1] for row in rows], {row[-1] for row in rows}
+    assert found["plain"] == found["auto"] == found["late"] == found["early"]
+    assert routes["plain"] <= {"plain", "split"}
+    assert not routes["auto"] & {"plain", "split"}, "the engine chooses the shorter way by itself"
+
+
+def test_nothing_runs_before_the_fault_and_nothing_after_the_spikes_came_back(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[int] = []
+    whole = OrtSession.run
+
+    def counted(self: OrtSession, *given: Any) -> Any:
+        parts.append(1)
+        return whole(self, *given)
+
+    monkeypatch.setattr(OrtSession, "run", counted)
+    runs = {}
+    for route in ("auto", "late", "early"):
+        bench = Bench.open(in_flight(route=route, include="/membrane/", persistence="permanent", batch=SAMPLES))
+        header, golden = make_plan(bench.campaign, bench.reach).header, bench.golden()[0]
+        bench.trial(header, golden, [line(0)])
+        runs[route] = []
+        for bit in (0, 31):  # the last bit of a mantissa, which no spike of the layer minds, and the sign
+            parts.clear()
+            bench.trial(header, golden, [line(bit)])
+            runs[route].append(len(parts))
+    assert runs["auto"] == [1, 3], (
+        "lif2 from its third step on; then, where a spike differs, lif3 and what counts its spikes"
+    )
+    assert runs["late"] == [1, 1], "all that is behind the fault at once"
+    assert runs["early"] == [2, 4], "what is in front of the fault as well"
+
+
+def line(bit: int) -> str:
+    fault = {"trial": 1, "target": "lif2/membrane/2", "index": 0, "bits": [bit], "fault": "flip"}
+    return json.dumps(fault | dict.fromkeys(("before", "after", "before_value", "after_value", "changed")))

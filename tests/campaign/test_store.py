@@ -20,8 +20,9 @@ from tiny import mlp, ran, samples, tables
 from onnxfi.campaign.bench import CampaignError
 from onnxfi.campaign.report import report
 from onnxfi.campaign.runner import run
-from onnxfi.campaign.spec import Campaign, Part, SpecError
+from onnxfi.campaign.spec import Campaign, Part
 from onnxfi.campaign.store import Result, Store, StoreError, merge, set_aside
+from onnxfi.campaign.values import SpecError
 from onnxfi.errors import OutputError
 
 TABLES = {"meta", "strata", "plan", "results", "errors", "rounds", "allocations", "draws"}

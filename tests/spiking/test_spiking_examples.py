@@ -16,7 +16,7 @@ SHORT = {"SAMPLES": "30", "TRIALS": "12", "EPOCHS": "1", "OMP_NUM_THREADS": "1"}
 SHOWN = {
     "basic": "output neuron 3 is dead: top-1",
     "bit_flips": "bit 31",
-    "optimisations": "all four ways count the same spikes: True",
+    "optimisations": "all four ways find the same: True",
     "parametric": "leak: top-1 with a tenth of a layer's neurons",
     "train_golden": "spike counts as in torch for 100.0% of them",
     "train_faulty": "trained with them dead: ",

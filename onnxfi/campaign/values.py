@@ -1,0 +1,97 @@
+"""The values of a campaign's fields: of the type that is declared, within range, or told with the field at fault."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from onnxfi.errors import InputError
+
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "Part": "a part"}
+
+
+class SpecError(InputError):
+    """A campaign that cannot be: an unknown field, a wrong type, a value out of range, fields at odds.
+
+    `field` names the field at fault, so that a file's line can be told.
+    """
+
+    def __init__(self, text: str, field: str = "") -> None:
+        super().__init__(text)
+        self.field = field
+
+
+def check(good: bool, name: str, given: object, allowed: str) -> None:
+    """SpecError for a value out of range."""
+    if not good:
+        raise SpecError(f"{name} {given} is out of range; give {allowed}", name)
+
+
+def named(name: str, call: Callable[[Any], Any], value: Any) -> Any:
+    """Call, and tie what it has against the value to the field of that name."""
+    try:
+        return call(value)
+    except InputError as error:
+        raise SpecError(f"{name}: {error}", name) from None
+
+
+def check_types(value: Any) -> None:
+    """Give each field the type that it is declared with, or say which one has another."""
+    for f in dataclasses.fields(value):
+        object.__setattr__(value, f.name, typed(getattr(value, f.name), str(f.type), f.name))
+
+
+def typed(value: Any, kind: str, name: str) -> Any:
+    """The value as of the type that field `name` is declared with (`kind`); SpecError where it is of another."""
+    if kind.startswith("tuple["):
+        inner = kind[len("tuple[") :].partition(",")[0]
+        single = isinstance(value, str) or dataclasses.is_dataclass(value) or not isinstance(value, Sequence)
+        return tuple(typed(one, inner, name) for one in ((value,) if single else value))
+    kind, _, optional = kind.partition(" | ")
+    if value is None and optional:
+        return None
+    if kind == "str" and isinstance(value, (str, os.PathLike)):
+        return os.fspath(value)
+    if kind == "bool" and isinstance(value, bool):
+        return value
+    if kind == "Part" and dataclasses.is_dataclass(value):
+        return value
+    if kind in ("int", "float") and not isinstance(value, (bool, str)):
+        try:
+            return value.__index__() if kind == "int" else float(value)
+        except (AttributeError, TypeError, OverflowError):
+            pass
+    raise SpecError(f"{name} must be {_TYPES[kind]}; given {str(value)[:60]!r}", name)
+
+
+def parse_rates(text: str, name: str = "ber") -> tuple[float, ...]:
+    """Read rates: a list by comma, or decades from one end to the other, both included.
+
+    >>> parse_rates("1e-6:1e-4"), parse_rates("2e-5,1e-3"), parse_rates("1e-6:5e-6")
+    ((1e-06, 1e-05, 0.0001), (2e-05, 0.001), (1e-06, 5e-06))
+    """
+    wrong = SpecError(f"{name} {text[:60]!r} is no rate; write 1e-6, a list 1e-6,1e-5 or decades 1e-7:1e-3", name)
+    try:
+        low, colon, high = text.partition(":")
+        if not colon:
+            return tuple(float(piece) for piece in text.split(","))
+        first, last = Decimal(low.strip()), Decimal(high.strip())
+    except (ValueError, InvalidOperation):
+        raise wrong from None
+    if not (first.is_finite() and last.is_finite()):
+        raise wrong
+    if not Decimal("1e-300") <= first <= last <= 1:
+        raise SpecError(f"{name} {text!r}: decades run from a smaller rate above 0 to a larger one, as 1e-7:1e-3", name)
+    rates = []
+    while first < last:
+        rates.append(float(first))
+        first *= 10
+    return (*rates, float(last))
+
+
+def differs(value: Any, f: dataclasses.Field[Any]) -> bool:
+    """Whether a field is not at its default."""
+    return bool(getattr(value, f.name) != f.default)
