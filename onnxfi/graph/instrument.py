@@ -219,7 +219,8 @@ def _chain(steps: Sequence[Insert], name: str) -> Insert:
 def _armed_site(name: str, operator: Operator, a: Activation, number: int, prefix: str) -> Insert:
     def insert(g: Nodes, value: str, result: str, step: str) -> None:
         tail = f".planes{operator.word.bits}" if operator.takes_planes else ""
-        columns = [f"{prefix}.checked", f"{prefix}.element", *(f"{prefix}.{c}{tail}" for c in ("keep", "flip"))]
+        shared = ("named", "checked", "element", *(c + tail for c in ("keep", "flip")))
+        columns = [f"{prefix}.{c}" for c in shared]
         if operator.gated:
             columns += [*(f"{prefix}.{c}.checked" for c in _STEPS), step]
         _call(g, name, a, value, result, columns, number=tensor(number))
@@ -302,7 +303,9 @@ def _columns(proto: onnx.ModelProto, prefix: str, sites: int, steps: bool, wide:
     one, two = g.constant([1]), g.constant([2])
     faults = g.add("Slice", g.add("Shape", f"{prefix}.element"), one, two)
     asked = g.reshape(f"{prefix}.site", faults)
-    g.add("Gather", g.constant(np.arange(sites)), asked, name=f"{prefix}.checked")
+    known = g.add("Gather", g.constant(np.arange(sites)), asked, name=f"{prefix}.checked")
+    said = g.add("Expand", g.constant(True, "bool"), faults)
+    g.add("ScatterElements", g.constant(np.zeros(sites), "bool"), known, said, name=f"{prefix}.named")
     if steps:
         for column in _STEPS:
             g.reshape(f"{prefix}.{column}", faults, name=f"{prefix}.{column}.checked")

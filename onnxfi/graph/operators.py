@@ -72,7 +72,7 @@ class Operator:
     @property
     def inputs(self) -> tuple[str, ...]:
         """The names of what it takes."""
-        where = {"armed": ("site", "element"), "baked": ("element",), "sampled": ("at",)}[self.form]
+        where = {"armed": ("named", "site", "element"), "baked": ("element",), "sampled": ("at",)}[self.form]
         what = ("scale", "shift") if self.valued else ("keep", "flip")
         return ("x", *where, *what, *(("first", "last", "step") if self.gated else ()))
 
@@ -107,19 +107,20 @@ class Operator:
         g.restore(g.add("ScatterElements", flat, at, struck, axis=1), shape, name=self._end)
 
     def _armed(self, g: Nodes, x: str) -> None:
-        """Select the rows of this site; where there are any, gather, strike and scatter."""
+        """Where this site is struck, select its columns, gather and strike; scatter in any case, mostly nothing."""
         from onnx import helper
 
         number = g.add("Constant", name="number")
         g.nodes[-1].attribute.append(_reference("value", "number"))
         shape = g.add("Shape", x)
         flat = self._flat(g, x)
-        mine = g.add("Equal", "site", number)
-        if self.gated:
-            mine = g.add("And", mine, self._open(g))
-        rows = g.add("NonZero", mine)
-        armed = g.add("Greater", g.add("Size", rows), g.constant(0))
         then = Nodes(self.opset, "armed_")
+        if self.gated:  # few iterations are struck, so the columns are looked at before the If
+            rows = g.add("NonZero", g.add("And", g.add("Equal", "site", number), self._open(g)))
+            armed = g.add("Greater", g.add("Size", rows), g.constant(0))
+        else:
+            armed = g.add("Gather", "named", number)
+            rows = then.add("NonZero", then.add("Equal", "site", number))
         at, struck = self._select(then, flat, shape, rows)
         if self._widens:
             struck = then.cast(struck, "float32")
@@ -165,10 +166,9 @@ class Operator:
             zero, one = g.constant([0]), g.constant([1])
             element = g.add("Slice", element, zero, one, zero)
             keep, flip = (g.add("Slice", n, zero, one, g.constant([axis - 1])) for n in (keep, flip))
-        size = g.add("Concat", self._samples(g, shape), g.add("Shape", mine), axis=0)
-        at = g.add("Expand", element, size)
+        at = g.add("Expand", element, g.add("Concat", self._samples(g, shape), g.constant([1]), axis=0))
         value = g.add("GatherElements", flat, at, axis=1)
-        return at, strike(g, self.word, self.kind, value, keep, flip)
+        return at, strike(g, self.word, self.kind, value, keep, flip, short=True)
 
     def _baked(self, g: Nodes, x: str) -> None:
         """Constants, the same in all samples: elements [K], masks [1,K] (planes: [bits,1,K])."""
@@ -220,8 +220,9 @@ class Operator:
 
 
 _DOCS = {
-    "armed": "the columns that name this site strike x: site [F]; element, keep and flip [S,F], S being 1 (every "
-    "sample) or the samples; masks as planes of one bit where there are three axes; the word at each element becomes ",
+    "armed": "the columns that name this site strike x: named [sites], which sites have columns; site [F]; element, "
+    "keep and flip [S,F], S being 1 (every sample) or the samples; masks as planes of one bit where there are three "
+    "axes; the word at each element becomes ",
     "baked": "the word at these elements of every sample of x becomes ",
     "sampled": "the word at these (sample, element) pairs of x becomes ",
 }
