@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxfi.campaign.flown import Flown, by_id, one_sample
+from onnxfi.campaign.flown import Flown, by_id, one_sample, valued
 from onnxfi.campaign.opening import open_model, served
 from onnxfi.campaign.outcomes import Golden, Judgement, failed, judge
 from onnxfi.campaign.reach import Reach
@@ -66,7 +66,7 @@ class Bench:
     reach: Reach
     axes: Mapping[str, tuple[int, ...]]
     kept_bytes: int = KEPT_BYTES
-    _flown: dict[tuple[str, ...], Flown] = field(default_factory=dict, repr=False, compare=False)
+    _flown: dict[tuple[tuple[str, ...], bool], Flown] = field(default_factory=dict, repr=False, compare=False)
     _first: list[Array] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
@@ -80,7 +80,7 @@ class Bench:
         )  # fmt: skip
         output = scored_output(session.outputs, campaign.output, labelled=data.labels is not None)
         listed = None if campaign.faults is None else FaultList.open(campaign.faults).header
-        reach, axes = Reach.of(model, campaign.aims, data, listed), sample_axes(session, data)
+        reach, axes = Reach.of(model, campaign.aims, data, listed, campaign.custom_ops), sample_axes(session, data)
         return cls(campaign, model, data, output, session.provider, session.note, reach, axes, kept_bytes)
 
     @property
@@ -224,7 +224,7 @@ class Bench:
     def _in_flight(self, header: Header, faults: Faults) -> Judgement:
         """A trial that strikes values in flight, against the golden run of the route that it takes."""
         here = self.reach.in_flight(faults)
-        flown = self.flown(self.cuts(header, faults))
+        flown = self.flown(self.cuts(header, faults), values=valued(self.reach, faults))
         golden = self._golden(flown.golden)
         only = one_sample(header, faults)
         rows = slice(None) if only is None else slice(only, only + 1)
@@ -248,15 +248,18 @@ class Bench:
         struck = np.unique(faults.sites.target[self.reach.in_flight(faults)]).tolist()
         return tuple(faults.targets[k].id for k in struck)
 
-    def flown(self, cuts: tuple[str, ...]) -> Flown:
-        """The model cut at these values in flight, ready to run; a few are kept."""
-        if cuts not in self._flown:
+    def flown(self, cuts: tuple[str, ...], *, values: bool = False) -> Flown:
+        """The model cut at these values in flight, ready to run; a few are kept. `values`: see Flown."""
+        key = (cuts, values)
+        if key not in self._flown:
             most = max(1, self.kept_bytes // max(1, sum(source.size for source in self.model.sources)))
             while len(self._flown) >= most:
                 del self._flown[next(iter(self._flown))]
             engine = self.campaign.engine()
-            self._flown[cuts] = Flown.open(self.reach, cuts, engine, self.data, self.size, self.output, self.axes)
-        return self._flown[cuts]
+            self._flown[key] = Flown.open(
+                self.reach, cuts, engine, self.data, self.size, self.output, self.axes, values=values
+            )
+        return self._flown[key]
 
     def _faults(self, header: Header, lines: Sequence[str]) -> Faults:
         reader = Lines(header, self.reach.targets, "the store", lambda: self.reach.listed(header))

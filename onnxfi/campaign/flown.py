@@ -7,7 +7,7 @@ route has a golden run of its own, since a runtime fuses across no cut.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -21,10 +21,10 @@ from onnxfi.faults.faultlist import Header
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.activations import Activation
 from onnxfi.graph.arming import columns
-from onnxfi.graph.instrument import Armed, Strike, arm
+from onnxfi.graph.instrument import Armed, Strike, arm, numbered
 from onnxfi.graph.model import load, parse
 from onnxfi.graph.mutate import edits, place, write
-from onnxfi.graph.rewire import count_steps
+from onnxfi.graph.turns import count_steps
 from onnxfi.runtime.batches import Batch, Data
 from onnxfi.runtime.engines import Engine
 from onnxfi.runtime.evaluation import scored, stacked
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 class Flown:
     """A model cut at some of its values in flight, ready to run on a campaign's data, `size` samples together.
 
-    `inside` are the values in bodies, which its operator strikes; `turns` says by target which output counts the turns
-    of the loop around it; `golden` are the scores of its own disarmed run.
+    `armed` are the operators that strike values in bodies: their words, and where `values` their numbers; `turns` says
+    by target which output counts the turns of the loop around it; `golden` are the scores of its own disarmed run.
     """
 
     reach: Reach
@@ -52,19 +52,23 @@ class Flown:
     output: str | None
     axes: Mapping[str, tuple[int, ...]] = field(repr=False)
     staged: Staged = field(repr=False)
-    armed: Armed | None = field(repr=False)
+    armed: tuple[Armed, ...] = field(repr=False)
     turns: Mapping[str, str] = field(repr=False)
     golden: Array = field(repr=False)
+    values: bool = False
 
     @classmethod
     def open(
         cls, reach: Reach, cuts: tuple[str, ...], engine: Engine, data: Data, size: int, output: str | None,
-        axes: Mapping[str, tuple[int, ...]],
+        axes: Mapping[str, tuple[int, ...]], *, values: bool = False,
     ) -> Flown:  # fmt: skip
-        """Cut the model at these targets, and run golden; `axes` say where outputs hold samples."""
-        staged, armed, turns = _staged(reach, cuts, engine, parse(reach.model))
+        """Cut the model at these targets, and run golden; `axes` say where outputs hold samples.
+
+        `values` lets faults in bodies that are no masks strike.
+        """
+        staged, armed, turns = _staged(reach, cuts, engine, parse(reach.model), values)
         none = np.zeros((0, 0))
-        flown = cls(reach, cuts, engine, data, size, output, axes, staged, armed, turns, none)
+        flown = cls(reach, cuts, engine, data, size, output, axes, staged, armed, turns, none, values)
         return replace(flown, golden=flown.scores(None))
 
     def scores(self, faults: Faults | None, stored: Faults | None = None, *, batches: int | None = None) -> Array:
@@ -97,8 +101,9 @@ class Flown:
 
         feeds = dict(batch.feeds)
         inside = {name: mine for name, mine in struck.items() if flying[name].path}
-        if self.armed is not None:
-            feeds |= columns(self.armed, self._strikes(inside, batch), batch=batch.size)
+        fed = self._strikes(inside, batch)
+        for armed in self.armed:
+            feeds |= columns(armed, [s for s in fed if (s.mask is None) == armed.values], batch=batch.size)
         names = [name for name in self.staged.outputs if name not in self.turns.values()]
         wanted = names if self.output is None else [self.output]
         found = self.staged.run(feeds, [*wanted, *sorted(set(self.turns.values()))], patch)
@@ -138,38 +143,56 @@ class Flown:
             faulty = write(model, change, Path(folder) / "faulty.onnx" if model.external else None)
             proto = parse(load(faulty.path or faulty.data or b""))
             where = Path(folder) if model.external else None
-            staged, armed, turns = _staged(self.reach, self.cuts, self.engine, proto, where)
+            staged, armed, turns = _staged(self.reach, self.cuts, self.engine, proto, self.values, where)
         return replace(self, staged=staged, armed=armed, turns=turns)
 
 
 def _staged(
-    reach: Reach, cuts: tuple[str, ...], engine: Engine, proto: onnx.ModelProto, folder: Path | None = None
-) -> tuple[Staged, Armed | None, dict[str, str]]:
+    reach: Reach, cuts: tuple[str, ...], engine: Engine, proto: onnx.ModelProto, values: bool,
+    folder: Path | None = None,
+) -> tuple[Staged, tuple[Armed, ...], dict[str, str]]:  # fmt: skip
     """The stages of a model cut at these targets; where there are bodies, operators and the counters of loops."""
     rows = [reach.flying[name] for name in cuts]
     inside, turns = [a for a in rows if a.path], dict[str, str]()
-    armed = None
+    armed: list[Armed] = []
     if inside:
-        counted, counters = count_steps(proto)
+        proto, counters = count_steps(proto)
         turns = {a.target.id: counters[a.path] for a in inside if a.path in counters}
-        armed = arm(counted, inside)
+        armed.append(arm(proto, inside))
+        if values:
+            armed.append(arm(armed[0].proto, [a for a in numbered(inside) if not a.why_not], values=True))
         proto = _fed(armed)
     if folder is None and reach.model.path is not None:
         folder = reach.model.path.parent
     staged = prepare_stages(proto, [a.name for a in rows if not a.path], engine, folder)
-    return staged, armed, turns
+    return staged, tuple(armed), turns
 
 
-def _fed(armed: Armed) -> onnx.ModelProto:
+def _fed(armed: Sequence[Armed]) -> onnx.ModelProto:
     """An armed model whose columns must be fed: without defaults, which would make them weights of its stages."""
     import onnx
 
     made = onnx.ModelProto()
-    made.CopyFrom(armed.proto)
+    made.CopyFrom(armed[-1].proto)
+    columns = {name for one in armed for name in one.inputs}
     for k in reversed(range(len(made.graph.initializer))):
-        if made.graph.initializer[k].name in armed.inputs:
+        if made.graph.initializer[k].name in columns:
             del made.graph.initializer[k]
     return made
+
+
+def valued(reach: Reach, faults: Faults) -> bool:
+    """Whether some fault in a body is no mask, so that the operator there must change numbers."""
+    sites = faults.sites
+    inside = [k for k, target in enumerate(faults.targets) if target.in_flight and reach.flying[target.id].path]
+    rows = np.flatnonzero(np.isin(sites.target, inside))
+    if len(faults.models) == 1:  # what it does hangs on the word and the bit alone
+        kinds = np.stack([sites.target[rows], sites.bit[rows].astype(np.int64)])
+        rows = rows[np.unique(kinds, axis=1, return_index=True)[1]]
+    return any(
+        faults.model(row).mask(faults.targets[int(sites.target[row])].word, int(sites.bit[row])) is None
+        for row in rows.tolist()
+    )
 
 
 def by_id(faults: Faults) -> dict[str, Faults]:

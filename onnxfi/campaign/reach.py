@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from onnxfi.errors import EngineError, FaultListError, SelectorError
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.flight import Aim, Flight, timed
-from onnxfi.faults.models import FaultModel, parse_fault
+from onnxfi.faults.models import Add, FaultModel, Scale, parse_fault
 from onnxfi.faults.space import FOREVER, FaultSpace, Selector, Target
 from onnxfi.faults.trials import Faults, apart
 from onnxfi.graph.activations import Activation, activations, choose
 from onnxfi.graph.bodies import opset_of
 from onnxfi.graph.exposed import series
-from onnxfi.graph.instrument import reachable
+from onnxfi.graph.instrument import numbered, reachable
 from onnxfi.graph.model import Model, parse
 from onnxfi.graph.mutate import bound, place
 from onnxfi.graph.reals import with_reals
@@ -50,8 +50,9 @@ class Reach:
 
     @classmethod
     def of(
-        cls, model: Model, aims: Sequence[Aim] = (), data: Data | None = None, listed: Header | None = None
-    ) -> Reach:
+        cls, model: Model, aims: Sequence[Aim] = (), data: Data | None = None, listed: Header | None = None,
+        custom_ops: Sequence[str] = (),
+    ) -> Reach:  # fmt: skip
         """What a campaign with these aims can reach; values in flight are looked at in a run on its data.
 
         Where a list is replayed its header says the aims, and for how many samples it was drawn.
@@ -61,8 +62,9 @@ class Reach:
         if not any(aim.flies for aim in aims):
             return cls(model, model.targets)
         plain = {a.target.id for a in activations(model) if a.shaped}
-        rows = _readable(model, asked(model, parse(model), activations(model), data))
-        steps = _steps(model, rows, data) | {name: len(steps) for name, steps in series(model.proto).items()}
+        rows = _readable(model, asked(model, parse(model), activations(model), data, custom_ops))
+        steps = _steps(model, rows, data, custom_ops)
+        steps |= {name: len(one) for name, one in series(model.proto).items()}
         shapes = {a.target.id: a.target.shape for a in rows if a.shaped and a.target.id not in plain}
         aim = Aim(tuple(dict.fromkeys(t for aim in aims for t in aim.target)), aims[0].persistence, aims[0].all)
         found = Flight(aim, data.samples if data else 0, steps, shapes)
@@ -178,7 +180,7 @@ class Reach:
             raise
 
     def _check(self, chosen: Sequence[Activation], event: FaultModel) -> None:
-        """Refuse what looks at whole stored tensors, and in bodies, which the operator strikes, what is no mask."""
+        """Refuse what looks at whole stored tensors, and in bodies, where the operator strikes, what it cannot do."""
         if event.binds and chosen:
             raise SelectorError(
                 f"{event} looks at the numbers of a whole stored tensor; choose another fault in flight"
@@ -186,10 +188,11 @@ class Reach:
         for a in chosen:
             spent = event.spend(1, a.target.word) if event.draws else event.each
             places = range(a.target.word.bits - spent.width() + 1) if spent.unit == "bit" else (0,)
-            if a.path and any(spent.mask(a.target.word, bit) is None for bit in places):
+            able = isinstance(spent, (Scale, Add)) and not numbered([a])[0].why_not
+            if a.path and not able and any(spent.mask(a.target.word, bit) is None for bit in places):
                 raise SelectorError(
-                    f"{a.target.id!r} lies in a body, where {event} cannot be fed; leave it out with --exclude, "
-                    f"or choose a fault that changes bits, as flip or set-word"
+                    f"{a.target.id!r} lies in a body, where {event} on {a.target.dtype} cannot be fed; leave it out "
+                    f"with --exclude, or choose a fault that changes bits, as flip or set-word"
                 )
 
     def _timed(self, a: Activation, aim: Aim) -> Target:
@@ -242,12 +245,12 @@ def _readable(model: Model, rows: Sequence[Activation]) -> list[Activation]:
     return out
 
 
-def _steps(model: Model, rows: Sequence[Activation], data: Data | None) -> dict[str, int]:
+def _steps(model: Model, rows: Sequence[Activation], data: Data | None, custom_ops: Sequence[str]) -> dict[str, int]:
     """How often the loops around targets turn, by target id; none where that cannot be told."""
     if not any(a.loop for a in rows):
         return {}
     try:
-        turns = counted(model, data)
+        turns = counted(model, data, custom_ops)
     except EngineError:
         return {}
     return {a.target.id: turns[a.path] for a in rows if turns.get(a.path)}

@@ -47,12 +47,12 @@ def inject_activations(model: Path, given: dict[str, Any], *, as_json: bool, all
         raise click.UsageError(
             f"{fed.samples:,} samples are no whole batches of {batch}; give another --samples or --batch"
         )
-    names = ("count", "per_tensor", "sites", "fault", "seed", "all", "inline", "body")
+    names = ("count", "per_tensor", "sites", "fault", "seed", "all", "inline", "body", "custom_ops")
     asked = {name: given[name] for name in names}
     asked |= {"selector": options.selector(given), "opset": opset(given), "data": fed, "batch": batch, **rates}
     done = inject_flow(opened, out, **asked)
     struck = {(s.activation.path, s.activation.name) for s in done.strikes}
-    done = replace(done, notes=(*done.notes, *fusions(opened, done.data, len(struck))))
+    done = replace(done, notes=(*done.notes, *fusions(opened, done.data, len(struck), given["custom_ops"])))
     if golden is not None and fed is not None:
         try:
             with progress("faulty") as tell:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.options import JSON, LINKS, MODEL, NEURONS, PATH, select_options
+from onnxfi.cli.options import CUSTOM_OPS, JSON, LINKS, MODEL, NEURONS, PATH, select_options
 
 if TYPE_CHECKING:
     from onnxfi.graph.model import Model
@@ -22,6 +22,8 @@ _MEANING = {
     "flip": "as keep: 1 << 30 flips bit 30",
     "first": "the first iteration of the loop that is struck",
     "last": "the last one",
+    "scale": "the faulty number is number * scale + shift, rounded into its format",
+    "shift": "as scale: -0.0 shifts nothing, not even -0",
 }
 
 
@@ -55,8 +57,14 @@ def opset(given: dict[str, Any]) -> int | str:
 @select_options
 @flow_options
 @click.option(
+    "--values",
+    is_flag=True,
+    help="Faults are fed as scale and shift of a number (float64), rather than as masks of a word.",
+)
+@click.option(
     "--data", metavar="DATA", help="Inputs on which a raise of the opset must change no output (default: made-up ones)."
 )
+@CUSTOM_OPS
 @click.option(
     "-o",
     "--out",
@@ -76,6 +84,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     onnxfi instrument model.onnx
     onnxfi instrument model.onnx --include layer1 -o armed.onnx
     onnxfi instrument model.onnx --all --body native
+    onnxfi instrument model.onnx --values
     onnxfi instrument snn.onnx --target neurons
     """
     if given["target"] == "neurons":
@@ -95,10 +104,11 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     opened = load(model, allow_links=allow_links)
     fed = None
     if given["data"] is not None:
-        fed = open_data(given["data"], OrtEngine(provider="cpu").prepare(opened.path or b"").inputs)
-    asked = {name: given[name] for name in ("all", "body")}
+        engine = OrtEngine(provider="cpu", custom_ops=given["custom_ops"])
+        fed = open_data(given["data"], engine.prepare(opened.path or b"").inputs)
+    asked = {name: given[name] for name in ("all", "body", "values", "custom_ops")}
     done = instrument(opened, options.selector(given), out, opset=opset(given), data=fed, **asked)
-    done = replace(done, notes=(*done.notes, *fusions(opened, done.data, len(done.armed.sites))))
+    done = replace(done, notes=(*done.notes, *fusions(opened, done.data, len(done.armed.sites), given["custom_ops"])))
     if as_json:
         document(_document(str(model), done))
     else:
@@ -107,20 +117,21 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
         note(text)
 
 
-def fusions(model: Model, made: bytes, sites: int) -> tuple[str, ...]:
+def fusions(model: Model, made: bytes, sites: int, custom_ops: tuple[str, ...]) -> tuple[str, ...]:
     """What is said of fusions that the runtime loses; nothing of models with external data, which are not loaded."""
     from onnxfi.graph.model import parse
     from onnxfi.runtime.fusions import fusions_note
 
     if model.external or not sites:
         return ()
-    return fusions_note(parse(model).SerializeToString(), made, sites)
+    return fusions_note(parse(model).SerializeToString(), made, sites, custom_ops)
 
 
 def _neurons(model: Path, given: dict[str, Any], *, as_json: bool, allow_links: bool) -> None:
     """Expose the neurons of a spiking network."""
     options.refuse(
-        (*options.SELECTORS, "all", "opset", "body", "data"), "with --target neurons, which exposes all of them"
+        (*options.SELECTORS, "all", "opset", "body", "values", "data", "custom_ops"),
+        "with --target neurons, which exposes all of them",
     )
     from onnxfi.cli.show import document, note, say, table
     from onnxfi.graph.exposed import table as exposed
@@ -188,7 +199,7 @@ def _print(done: Instrumented) -> None:
         table(f"{count(len(sites), 'site')} armed", (">Site", "Tensor", "Op", "Layer", "Dtype", "Shape", "Loop"), rows)
         axes = {"site": "[F]", "first": "[F]", "last": "[F]"}
         inputs = [
-            (n, f"int64 {axes.get(key, '[S,F]')}", _MEANING[key])
+            (n, f"{'float64' if key in ('scale', 'shift') else 'int64'} {axes.get(key, '[S,F]')}", _MEANING[key])
             for n in done.armed.inputs
             for key in [n.rpartition(".")[2]]
         ]

@@ -38,12 +38,15 @@ _DATA = (
     click.option("--batch-axis", type=click.IntRange(0), metavar="N", default=0, show_default=True, help="Axis of the inputs that counts samples."),
     click.option("--output", metavar="NAME", help="The output that is scored (default: the only 2-D float one)."),
 )  # fmt: skip
+CUSTOM_OPS = click.option(
+    "--custom-ops", multiple=True, metavar="LIB", help="A library of custom operators. Repeatable."
+)
 _ENGINE = (
     click.option("--provider", default="auto", show_default=True, metavar="NAME", help="Execution provider: auto, cpu, cuda, tensorrt, …"),
     click.option("--provider-option", multiple=True, metavar="KEY=VALUE", help="An option of the provider. Repeatable."),
     click.option("--threads", type=click.IntRange(1, 1024), metavar="N", default=1, show_default=True, help="Threads of the runtime's session."),
     click.option("--optimization", type=click.Choice(["all", "extended", "basic", "off"]), metavar="LEVEL", default="all", show_default=True, help="Graph optimisation of the runtime: all, extended, basic or off."),
-    click.option("--custom-ops", multiple=True, metavar="LIB", help="A library of custom operators. Repeatable."),
+    CUSTOM_OPS,
 )  # fmt: skip
 #: The parameters of the selectors, and of what needs something to run.
 SELECTORS = ("include", "exclude", "op", "dtype", "role", "bits", "elements")

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 #: The last iteration of any loop.
 FOREVER = (1 << 63) - 1
-_COLUMNS = ("site", "element", "keep", "flip")
 _STEPS = ("first", "last")
 _LARGEST = (1 << 31) - 1
 
@@ -36,18 +35,20 @@ class Armed:
     """An armed model: golden until its columns are fed.
 
     `sites` are the struck tensors, numbered in order; `prefix` begins the names of the columns; `steps` says whether
-    the iterations (`first`, `last`) are columns too.
+    the iterations (`first`, `last`) are columns too; `values` whether numbers change (`scale`, `shift`) and not words.
     """
 
     proto: onnx.ModelProto = field(repr=False)
     sites: tuple[Activation, ...] = field(repr=False)
     prefix: str
     steps: bool
+    values: bool = False
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The names of the columns."""
-        return tuple(f"{self.prefix}.{name}" for name in (*_COLUMNS, *(_STEPS if self.steps else ())))
+        change = ("scale", "shift") if self.values else ("keep", "flip")
+        return tuple(f"{self.prefix}.{n}" for n in ("site", "element", *change, *(_STEPS if self.steps else ())))
 
 
 @dataclass(frozen=True)
@@ -78,30 +79,46 @@ def _unreachable(a: Activation, opset: int, body: str) -> str:
     return ""
 
 
-def arm(proto: onnx.ModelProto, sites: Sequence[Activation], *, body: str = "auto") -> Armed:
+def numbered(rows: Iterable[Activation]) -> tuple[Activation, ...]:
+    """The activations with those marked whose numbers no scale and shift can change."""
+    return tuple(a if a.why_not else replace(a, why_not=_unnumbered(a)) for a in rows)
+
+
+def _unnumbered(a: Activation) -> str:
+    try:
+        check_values(a.target.word)
+    except FaultError as error:
+        return str(error)
+    return ""
+
+
+def arm(proto: onnx.ModelProto, sites: Sequence[Activation], *, body: str = "auto", values: bool = False) -> Armed:
     """A copy of a model with an armed operator behind each of these tensors.
 
-    Its new inputs have defaults that mean no fault. Raises ModelError for a tensor that cannot be struck.
+    Its new inputs have defaults that mean no fault; with `values` they say what a number becomes, `number * scale +
+    shift`, rather than a word. Raises ModelError for a tensor that cannot be struck, FaultError for one of a format
+    whose numbers cannot be changed so.
     """
     made = _copy(proto)
     opset = opset_of(made)
-    prefix = _prefix(made)
-    steps = any(a.loop for a in sites)
+    armed = Armed(made, tuple(sites), _prefix(made), any(a.loop for a in sites), values)
     functions: dict[str, onnx.FunctionProto] = {}
     inserts: dict[tuple[str, str], Insert] = {}
     for number, a in enumerate(sites):
-        operator = Operator(a.target.word, opset, whole=a.axis is None, gated=bool(a.loop), body=body)
-        inserts[a.path, a.name] = _armed_site(_function(made, functions, operator), operator, a, number, prefix)
+        if values:
+            check_values(a.target.word)
+        operator = Operator(a.target.word, opset, "armed", a.axis is None, bool(a.loop), values, body)
+        inserts[a.path, a.name] = _armed_site(_function(made, functions, operator), operator, a, number, armed.prefix)
     if sites:
         edit(made, inserts, _types(sites))
-        wide = {a.target.word.bits for a in sites if body_for(a.target.word, opset, body) == "portable"}
-        _columns(made, prefix, len(sites), steps, sorted(wide))
+        wide = {a.target.word.bits for a in sites if body_for(a.target.word, opset, body) == "portable" and not values}
+        _columns(armed, sorted(wide))
         made.functions.extend(functions.values())
         _import(made)
         table = made.metadata_props.add()
-        table.key, table.value = f"{prefix}.sites", json.dumps([_row(n, a) for n, a in enumerate(sites)])
+        table.key, table.value = f"{armed.prefix}.sites", json.dumps([_row(n, a) for n, a in enumerate(sites)])
     _check(made)
-    return Armed(made, tuple(sites), prefix, steps)
+    return armed
 
 
 def _row(number: int, a: Activation) -> dict[str, object]:
@@ -219,7 +236,7 @@ def _chain(steps: Sequence[Insert], name: str) -> Insert:
 def _armed_site(name: str, operator: Operator, a: Activation, number: int, prefix: str) -> Insert:
     def insert(g: Nodes, value: str, result: str, step: str) -> None:
         tail = f".planes{operator.word.bits}" if operator.takes_planes else ""
-        shared = ("named", "checked", "element", *(c + tail for c in ("keep", "flip")))
+        shared = ("named", "checked", "element", *(c + tail for c in operator.change))
         columns = [f"{prefix}.{c}" for c in shared]
         if operator.gated:
             columns += [*(f"{prefix}.{c}.checked" for c in _STEPS), step]
@@ -286,27 +303,30 @@ def _import(proto: onnx.ModelProto) -> None:
         entry.domain, entry.version = DOMAIN, 1
 
 
-def _columns(proto: onnx.ModelProto, prefix: str, sites: int, steps: bool, wide: Sequence[int]) -> None:
+def _columns(armed: Armed, wide: Sequence[int]) -> None:
     """The new inputs with their defaults, nodes that refuse columns which do not go together, and the masks' planes."""
     from onnx import helper
 
-    shapes = {"site": (0,), "element": (1, 0), "keep": (1, 0), "flip": (1, 0), "first": (0,), "last": (0,)}
-    for column in (*_COLUMNS, *(_STEPS if steps else ())):
-        name, shape = f"{prefix}.{column}", shapes[column]
+    proto, prefix = armed.proto, armed.prefix
+    for name in armed.inputs:
+        column = name.rpartition(".")[2]
+        number = NUMBER["float64" if column in ("scale", "shift") else "int64"]
+        shape = (0,) if column in ("site", *_STEPS) else (1, 0)
         dims = [None, f"{prefix}.faults"][-len(shape) :]
-        proto.graph.input.append(helper.make_tensor_value_info(name, NUMBER["int64"], dims))
+        proto.graph.input.append(helper.make_tensor_value_info(name, number, dims))
         default = proto.graph.initializer.add()
-        default.name, default.data_type = name, NUMBER["int64"]
+        default.name, default.data_type = name, number
         default.dims.extend(shape)
         default.raw_data = b""
     g = Nodes(opset_of(proto), f"{prefix}.check_")
     one, two = g.constant([1]), g.constant([2])
     faults = g.add("Slice", g.add("Shape", f"{prefix}.element"), one, two)
     asked = g.reshape(f"{prefix}.site", faults)
+    sites = len(armed.sites)
     known = g.add("Gather", g.constant(np.arange(sites)), asked, name=f"{prefix}.checked")
     said = g.add("Expand", g.constant(True, "bool"), faults)
     g.add("ScatterElements", g.constant(np.zeros(sites), "bool"), known, said, name=f"{prefix}.named")
-    if steps:
+    if armed.steps:
         for column in _STEPS:
             g.reshape(f"{prefix}.{column}", faults, name=f"{prefix}.{column}.checked")
     for bits in wide:
@@ -341,4 +361,4 @@ def _check(proto: onnx.ModelProto) -> None:
         )
 
 
-__all__ = ["FOREVER", "Armed", "Strike", "arm", "bake", "opset_of", "reachable"]
+__all__ = ["FOREVER", "Armed", "Strike", "arm", "bake", "numbered", "opset_of", "reachable"]

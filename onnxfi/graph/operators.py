@@ -11,12 +11,13 @@ Three forms, one operator per number format, body and place of the batch axis:
 - *baked*: elements and masks are constants of the node, the same in all samples.
 - *sampled*: baked, each fault in one sample of the batch; a sample beyond the batch fails loudly.
 
-Each may have a gate: the iteration of the loop in which it sits, with the first and last one that is struck. The baked
-forms exist for values as well (`Scaled`): the number becomes `number * scale + shift`, for faults that no mask can say.
+Each may have a gate: the iteration of the loop in which it sits, with the first and last one that is struck. And each
+exists for values as well (`Scale`, `Scaled`): the number becomes `number * scale + shift`, where no mask says a fault.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,8 @@ class Operator:
     @property
     def name(self) -> str:
         """The function's name: what it does to which format."""
-        verb = "Strike" if self.form == "armed" else "Scaled" if self.valued else "Struck"
+        verbs = ("Scale", "Scaled") if self.valued else ("Strike", "Struck")
+        verb = verbs[self.form != "armed"]
         verb += "Sample" if self.form == "sampled" else ""
         tail = ("_whole" if self.whole else "") + ("_step" if self.gated else "")
         return f"{verb}_{self.word.name}{tail}" + ("_portable" if self.body == "portable" else "")
@@ -67,14 +69,18 @@ class Operator:
     @property
     def takes_planes(self) -> bool:
         """Whether masks are given as planes of one bit: bool [bits,S,F], true where the bit is 0."""
-        return self.kind == "portable"
+        return self.kind == "portable" and not self.valued
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The names of what it takes."""
         where = {"armed": ("named", "site", "element"), "baked": ("element",), "sampled": ("at",)}[self.form]
-        what = ("scale", "shift") if self.valued else ("keep", "flip")
-        return ("x", *where, *what, *(("first", "last", "step") if self.gated else ()))
+        return ("x", *where, *self.change, *(("first", "last", "step") if self.gated else ()))
+
+    @property
+    def change(self) -> tuple[str, str]:
+        """What says how a word changes."""
+        return ("scale", "shift") if self.valued else ("keep", "flip")
 
     def function(self) -> onnx.FunctionProto:
         """The function itself, in the domain `onnxfi`."""
@@ -161,14 +167,14 @@ class Operator:
         mine = g.reshape(rows, g.constant([-1]))
         axis = 2 if self.takes_planes else 1
         element = g.add("Gather", "element", mine, axis=1)
-        keep, flip = (g.add("Gather", n, mine, axis=axis) for n in ("keep", "flip"))
+        pair = [g.add("Gather", n, mine, axis=axis) for n in self.change]
         if self.whole:
             zero, one = g.constant([0]), g.constant([1])
             element = g.add("Slice", element, zero, one, zero)
-            keep, flip = (g.add("Slice", n, zero, one, g.constant([axis - 1])) for n in (keep, flip))
+            pair = [g.add("Slice", n, zero, one, g.constant([axis - 1])) for n in pair]
         at = g.add("Expand", element, g.add("Concat", self._samples(g, shape), g.constant([1]), axis=0))
         value = g.add("GatherElements", flat, at, axis=1)
-        return at, strike(g, self.word, self.kind, value, keep, flip, short=True)
+        return at, self._change(g, value, pair, short=True)
 
     def _baked(self, g: Nodes, x: str) -> None:
         """Constants, the same in all samples: elements [K], masks [1,K] (planes: [bits,1,K])."""
@@ -205,12 +211,13 @@ class Operator:
         now = g.add("If", g.reshape(self._open(g), g.constant([1])), then_branch=graphs[0], else_branch=graphs[1])
         return g.cast(now, self.word.name) if self._widens else now
 
-    def _change(self, g: Nodes, value: str) -> str:
+    def _change(self, g: Nodes, value: str, given: Sequence[str] = (), *, short: bool = False) -> str:
+        first, second = given or self.change
         if not self.valued:
-            return strike(g, self.word, self.kind, value, "keep", "flip")
+            return strike(g, self.word, self.kind, value, first, second, short=short)
         word = self.word
         exact = value if word.name == "float64" else g.cast(value, "float64")
-        number = g.add("Add", g.add("Mul", exact, "scale"), "shift")
+        number = g.add("Add", g.add("Mul", exact, first), second)
         if not word.is_float:
             low = -(1 << (word.bits - 1)) if word.signed else 0
             high = (1 << (word.bits - int(word.signed))) - 1

@@ -11,15 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from onnxfi.errors import ModelError
-from onnxfi.graph.activations import captured, graphs, labels
+from onnxfi.graph.activations import captured, labels
 from onnxfi.graph.bodies import NUMBER, Nodes, opset_of
 
 if TYPE_CHECKING:
     import onnx
 
-#: Operators whose bodies run many times, and the opset from which a Scan is written as it is today.
-LOOPS = ("Loop", "Scan")
-_LEAST_OPSET = 9
 #: Given the value's name, the result's and the iteration's ('' outside loops), append the nodes between the two.
 Insert = Callable[[Nodes, str, str, str], None]
 
@@ -51,7 +48,7 @@ def edit(
 
     `types` says what value_info is to tell of both sides.
     """
-    state = _Edit(inserts, types, set(_names(proto.graph)), opset_of(proto))
+    state = _Edit(inserts, types, set(names_in(proto.graph)), opset_of(proto))
     graph = proto.graph
     state.said.update(v.name for v in (*graph.value_info, *graph.output, *graph.input))
     _edit_graph(state, proto.graph, "", "")
@@ -60,15 +57,17 @@ def edit(
         raise ModelError(f"{missing[0]!r} was not found in the graph, so it cannot be struck; inline functions first")
 
 
-def _names(graph: Any) -> Iterator[str]:
+def names_in(graph: Any) -> Iterator[str]:
+    """The names of the nodes and values of a graph and of the bodies in it."""
     for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
         yield value.name
     for node in graph.node:
+        yield node.name
         yield from node.input
         yield from node.output
         for attribute in node.attribute:
             for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                yield from _names(body)
+                yield from names_in(body)
 
 
 def _edit_graph(state: _Edit, graph: onnx.GraphProto, path: str, step: str) -> None:
@@ -78,7 +77,7 @@ def _edit_graph(state: _Edit, graph: onnx.GraphProto, path: str, step: str) -> N
     if not path:
         out += _inputs(state, graph, here, step)
     for node, label in zip(graph.node, labels(graph.node), strict=True):
-        out += _bodies(state, node, f"{path}{label}", step)
+        out += _bodies(state, node, path, label, step)
         out.append(node)
         for k, name in enumerate(node.output):
             if name in here and (path, name) not in state.placed:
@@ -153,15 +152,16 @@ def _rename(node: Any, old: str, new: str) -> None:
                     output.name = new
 
 
-def _bodies(state: _Edit, node: onnx.NodeProto, label: str, step: str) -> list[onnx.NodeProto]:
+def _bodies(state: _Edit, node: onnx.NodeProto, around: str, label: str, step: str) -> list[onnx.NodeProto]:
     """Go into the bodies of a node; returns what must come before it."""
     before: list[onnx.NodeProto] = []
     for attribute in node.attribute:
         bodies = [attribute.g] if attribute.HasField("g") else []
         for k, body in enumerate([*bodies, *attribute.graphs]):
-            path = f"{label}.{attribute.name}" + (f"#{k}" if len(attribute.graphs) > 1 else "") + "::"
+            path = f"{around}{label}.{attribute.name}" + (f"#{k}" if len(attribute.graphs) > 1 else "") + "::"
             if not any(p.startswith(path) for p, _ in state.inserts):
                 continue
+            node.name = label  # so that what lies in it keeps its path, whatever nodes come before it now
             inside = step
             if node.op_type == "Loop":
                 inside = body.input[0].name
@@ -173,9 +173,21 @@ def _bodies(state: _Edit, node: onnx.NodeProto, label: str, step: str) -> list[o
 
 
 def _counter(state: _Edit, node: onnx.NodeProto, body: onnx.GraphProto) -> tuple[str, onnx.NodeProto]:
-    """Give a Scan or Loop a state that counts its iterations, behind its other states.
+    """Give a Scan or Loop a state that counts its iterations: its name inside, and the node that it starts from."""
+    now, _, start = carry(node, body, state.fresh, state.opset, lambda g, now: g.add("Add", now, g.constant(1)))
+    zero = Nodes(state.opset)
+    zero.constant(0, name=start)
+    return now, zero.nodes[0]
 
-    Returns its name inside, and the node that it starts from; what comes out is called as that, with `.steps` behind.
+
+def carry(
+    node: onnx.NodeProto, body: onnx.GraphProto, fresh: Callable[[str], str], opset: int,
+    following: Callable[[Nodes, str], str],
+) -> tuple[str, str, str]:  # fmt: skip
+    """Give a Scan or Loop one more state, an integer, behind its other states.
+
+    `fresh` makes names that are not taken, `following` adds the nodes that make its next value. Returns the names of
+    its value inside, of what comes out at the end, and of the start, which is still to be made.
     """
     from onnx import helper
 
@@ -184,48 +196,17 @@ def _counter(state: _Edit, node: onnx.NodeProto, body: onnx.GraphProto) -> tuple
     scanned = next(a.i for a in node.attribute if a.name == "num_scan_inputs") if scans else 0
     # A Loop takes a trip count and a condition first; its body an iteration and a condition, and puts out a condition.
     states, before = len(body.input) - scanned - (0 if scans else 2), 0 if scans else 2
-    start, now, after = (state.fresh(f"onnxfi.{n}") for n in ("start", "step", "next"))
+    start, now = (fresh(f"onnxfi.{n}") for n in ("start", "step"))
+    end = fresh(f"{start}.end")
+    g = Nodes(opset, f"{now}.")
+    after = following(g, now)
+    body.node.extend(g.nodes)
     while len(node.input) < before + states:
         node.input.append("")
     node.input.insert(before + states, start)
     while len(node.output) < states:
         node.output.append("")
-    node.output.insert(states, state.fresh(f"{start}.steps"))
+    node.output.insert(states, end)
     for values, name, at in ((inside.input, now, before + states), (inside.output, after, states + bool(before))):
         values.insert(at, helper.make_tensor_value_info(name, NUMBER["int64"], []))
-    g = Nodes(state.opset, f"{after}.")
-    g.add("Add", now, g.constant(1), name=after)
-    body.node.extend(g.nodes)
-    zero = Nodes(state.opset)
-    zero.constant(0, name=start)
-    return now, zero.nodes[0]
-
-
-def count_steps(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """A copy of a model that also puts out how often the loops of its top graph turn.
-
-    Returns it, and by the path of each graph that lies in one of them, and in no other loop, the name of that output.
-    """
-    import onnx
-    from onnx import helper
-
-    made = onnx.ModelProto()
-    made.CopyFrom(proto)
-    made.ir_version = max(made.ir_version, 4)
-    state = _Edit({}, {}, set(_names(made.graph)), opset_of(made))
-    found: dict[str, str] = {}
-    loops = [(path, around) for path, _, around in graphs(made) if sum(n.op_type in LOOPS for n in around) == 1]
-    kept = list(made.graph.node)
-    for node, label in zip(kept, labels(kept), strict=True):
-        if node.op_type not in LOOPS or opset_of(made) < _LEAST_OPSET:
-            continue
-        body = next(a.g for a in node.attribute if a.name == "body")
-        paths = [path for path, around in loops if path.startswith(f"{label}.body::") and around[0].op_type in LOOPS]
-        _, zero = _counter(state, node, body)
-        name = next(n for n in node.output if n.startswith("onnxfi.start") and n.endswith(".steps"))
-        start = made.graph.initializer.add()  # a node would be counted where nodes have no names
-        start.CopyFrom(zero.attribute[0].t)
-        start.name = zero.output[0]
-        made.graph.output.append(helper.make_tensor_value_info(name, NUMBER["int64"], []))
-        found |= dict.fromkeys(paths, name)
-    return made, found
+    return now, end, start

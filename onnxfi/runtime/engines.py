@@ -130,8 +130,8 @@ class OrtEngine:
             if not Path(library).is_file():
                 raise InputError(f"no library of custom operators at {library!r}")
 
-    def prepare(self, model: str | Path | bytes) -> OrtSession:
-        """Load a model file, or a serialised model, for running.
+    def prepare(self, model: str | Path | bytes, folder: Path | None = None) -> OrtSession:
+        """Load a model file, or a serialised model, for running; `folder` is where the latter's external data lies.
 
         Raises `ModelError` for a path that is no file, `InputError` for a provider that does not exist, and
         `EngineError` for a model that ONNX Runtime refuses or a provider that does not load.
@@ -141,7 +141,7 @@ class OrtEngine:
             if not Path(model).is_file():
                 what = "a directory" if Path(model).is_dir() else "no file"
                 raise ModelError(f"{model!r} is {what}; give the path of an .onnx file")
-        return self._prepare(model, {})
+        return self._prepare(model, {}, folder)
 
     def prepare_part(self, model: bytes, stored: Mapping[str, Array]) -> OrtSession:
         """Load a serialised model whose larger tensors are given beside it, by name: they are not copied or parsed.
@@ -150,9 +150,9 @@ class OrtEngine:
         """
         return self._prepare(model, stored)
 
-    def _prepare(self, model: str | bytes, stored: Mapping[str, Array]) -> OrtSession:
+    def _prepare(self, model: str | bytes, stored: Mapping[str, Array], folder: Path | None = None) -> OrtSession:
         if self.provider.lower() == "auto":
-            return self._prepare_auto(model, stored)
+            return self._prepare_auto(model, stored, folder)
         import onnxruntime as ort
 
         ort.set_default_logger_severity(_FATAL)
@@ -161,6 +161,8 @@ class OrtEngine:
         values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in stored.values()]
         if stored:
             options.add_external_initializers(list(stored), values)
+        if folder is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         try:
             session = self._load(ort, model, options, name)
         except Exception as error:
@@ -173,13 +175,13 @@ class OrtEngine:
         made = OrtSession.over(session, used, int(dict(self.provider_options).get("device_id", "0")))
         return replace(made, _stored=values)
 
-    def _prepare_auto(self, model: str | bytes, stored: Mapping[str, Array]) -> OrtSession:
+    def _prepare_auto(self, model: str | bytes, stored: Mapping[str, Array], folder: Path | None) -> OrtSession:
         """CUDA, or the CPU with a note that says why not CUDA."""
         try:
-            return replace(self, provider="cuda")._prepare(model, stored)
+            return replace(self, provider="cuda")._prepare(model, stored, folder)
         except EngineError as error:
             reason = str(error)
-        session = replace(self, provider="cpu")._prepare(model, stored)
+        session = replace(self, provider="cpu")._prepare(model, stored, folder)
         return replace(session, note=f"{session.provider}; {reason}")
 
     def _provider_name(self, ort: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,22 @@ _FATAL = 4
 _MOST_SITES = 100
 
 
-def fusions_lost(plain: bytes, changed: bytes) -> dict[str, tuple[int, int]]:
+def fusions_lost(plain: bytes, changed: bytes, custom_ops: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
     """Nodes that ONNX Runtime fuses in the plain model: how many, and how many are left in the changed one.
 
-    Only those that became fewer, by operator; a fused activation function stands behind it, as `Conv+Relu`. Raises
-    EngineError where the runtime refuses one of the two.
+    Only those that became fewer, by operator; a fused activation function stands behind it, as `Conv+Relu`.
+    `custom_ops` are libraries of operators. Raises EngineError where the runtime refuses one of the two.
 
     >>> from onnxfi.graph.model import load, parse
     >>> model = parse(load("models/fashion_cnn.onnx")).SerializeToString()
     >>> fusions_lost(model, model)
     {}
     """
-    before, after = fused(plain), fused(changed)
+    before, after = fused(plain, custom_ops), fused(changed, custom_ops)
     return {name: (n, after.get(name, 0)) for name, n in sorted(before.items()) if after.get(name, 0) < n}
 
 
-def fused(model: bytes) -> Counter[str]:
+def fused(model: bytes, custom_ops: Sequence[str] = ()) -> Counter[str]:
     """The nodes that the runtime makes by fusing, by operator, in the graph that it optimised."""
     import onnx
     import onnxruntime as ort
@@ -41,6 +41,8 @@ def fused(model: bytes) -> Counter[str]:
         options.log_severity_level = _FATAL
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         try:
+            for library in custom_ops:
+                options.register_custom_ops_library(library)
             ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise EngineError(f"ONNX Runtime refuses the model: {one_line(error)}") from error
@@ -58,12 +60,12 @@ def _name(node: Any, own: set[str]) -> str:
     return node.op_type if node.domain == "com.microsoft" and node.op_type not in own else ""
 
 
-def fusions_note(plain: bytes, changed: bytes, sites: int) -> tuple[str, ...]:
+def fusions_note(plain: bytes, changed: bytes, sites: int, custom_ops: Sequence[str] = ()) -> tuple[str, ...]:
     """What to say of the fusions that `sites` operators cost; nothing where they cost none."""
     if sites > _MOST_SITES:
         return (f"fusions lost are counted for up to {_MOST_SITES} sites; more take the runtime long to load",)
     try:
-        lost = fusions_lost(plain, changed)
+        lost = fusions_lost(plain, changed, custom_ops)
     except EngineError:
         return ()
     if not lost:

@@ -18,12 +18,11 @@ from onnxfi.faults.trials import Draw, Faults, at_sites, draw, fault_model
 from onnxfi.graph.activations import Activation, Chosen, activations, choose
 from onnxfi.graph.arming import check_place, check_step
 from onnxfi.graph.bodies import opset_of
-from onnxfi.graph.instrument import Armed, Strike, arm, bake, reachable
+from onnxfi.graph.instrument import Armed, Strike, arm, bake, numbered, reachable
 from onnxfi.graph.model import Model, load, parse
 from onnxfi.graph.save import save
-from onnxfi.runtime.asking import asked, counted, first_feeds
+from onnxfi.runtime.asking import asked, counted, first_feeds, opened
 from onnxfi.runtime.data import Data
-from onnxfi.runtime.engines import OrtEngine
 from onnxfi.runtime.ports import Array, same_bytes
 
 if TYPE_CHECKING:
@@ -46,13 +45,15 @@ class Flow:
 
 
 def prepare(
-    model: Model, *, opset: int | str = "auto", body: str = "auto", data: Data | None = None, shapes: bool = False
-) -> Flow:
+    model: Model, *, opset: int | str = "auto", body: str = "auto", data: Data | None = None, shapes: bool = False,
+    custom_ops: Sequence[str] = (),
+) -> Flow:  # fmt: skip
     """Bring a model to an opset at which its values in flight can be struck, and list them.
 
     `opset` is a number, `keep`, or `auto`: the file's own from 11 on, else 13; 26 where `body` is native. A raise is
     kept only where the outputs on `data` (default: made-up inputs) stay the same byte for byte with optimisation off;
-    else ModelError says what differs. `shapes` runs the model where the file leaves shapes open.
+    else ModelError says what differs. `shapes` runs the model where the file leaves shapes open. `custom_ops` are
+    libraries of operators.
     """
     if body not in ("auto", "native", "portable"):
         raise InputError(f"no body {body!r}; give auto, native or portable")
@@ -65,12 +66,12 @@ def prepare(
         entry = proto.opset_import.add()
         entry.domain, entry.version = "", 17
     elif wanted != own:
-        proto = _raised(model, proto, wanted, data)
+        proto = _raised(model, proto, wanted, data, custom_ops)
         current = load(proto)
         notes.append(f"opset raised from {own} to {wanted}; outputs stayed the same byte for byte")
     rows = activations(current)
     if any("type is not known" in a.why_not or (shapes and not a.shaped) for a in rows):
-        rows = asked(model, proto, rows, data)
+        rows = asked(model, proto, rows, data, custom_ops)
     return Flow(model, proto, reachable(rows, opset_of(proto), body), body, tuple(notes))
 
 
@@ -88,7 +89,9 @@ def _wanted(own: int, opset: int | str, body: str) -> int:
     return own if own >= _LOWEST else _RAISED
 
 
-def _raised(model: Model, proto: onnx.ModelProto, opset: int, data: Data | None) -> onnx.ModelProto:
+def _raised(
+    model: Model, proto: onnx.ModelProto, opset: int, data: Data | None, custom_ops: Sequence[str]
+) -> onnx.ModelProto:
     """The model at another opset by the official converter, its outputs proven the same."""
     import onnx
 
@@ -105,17 +108,18 @@ def _raised(model: Model, proto: onnx.ModelProto, opset: int, data: Data | None)
         if entry.key not in kept:
             made.metadata_props.append(entry)
     try:
-        golden, raised = (_outputs(p.SerializeToString(), data) for p in (proto, made))
+        golden, raised = (_outputs(model, p, data, custom_ops) for p in (proto, made))
     except OnnxfiError as error:
         raise ModelError(f"{where}, since that cannot be tried: {error}") from None
     for name, array in golden.items():
         if name not in raised or not same_bytes(array, raised[name]):
-            raise ModelError(f"{where}: output {name!r} is another one then; leave the opset (--opset keep)")
+            remedy = "leave the opset (--opset keep)" if opset_of(proto) >= _LOWEST else "onnxfi run needs no raise"
+            raise ModelError(f"{where}: output {name!r} is another one then; {remedy}")
     return made
 
 
-def _outputs(model: bytes | Path, data: Data | None) -> dict[str, Array]:
-    session = OrtEngine(provider="cpu", optimization="off").prepare(model)
+def _outputs(model: Model, proto: onnx.ModelProto, data: Data | None, custom_ops: Sequence[str]) -> dict[str, Array]:
+    session = opened(model, proto, custom_ops)
     return session.run(first_feeds(session.inputs, data))
 
 
@@ -143,20 +147,26 @@ def instrument(
     opset: int | str = "auto",
     body: str = "auto",
     data: Data | None = None,
+    values: bool = False,
+    custom_ops: Sequence[str] = (),
 ) -> Instrumented:
     """Arm a model: golden until faults are fed, one session for every trial (`columns` makes what is fed).
 
     Without `include` or `op` in the selector the outputs of layers are armed; with `all` all that can be struck. A
-    default selection that finds nothing gives an unchanged model. Raises SelectorError where an explicit one finds
-    nothing, ModelError where the opset cannot be raised, OutputError for a place that cannot be written.
+    default selection that finds nothing gives an unchanged model. With `values` faults say what a number becomes, not a
+    word; formats whose numbers cannot be changed so are left out. `custom_ops` are libraries of operators. Raises
+    SelectorError where an explicit selection finds nothing, ModelError where the opset cannot be raised, OutputError
+    for a place that cannot be written.
 
     >>> done = instrument(load("models/fashion_cnn.onnx"))
     >>> [a.target.id for a in done.armed.sites], done.armed.inputs[:2]
     (['relu', 'relu_1', 'relu_2', 'logits'], ('onnxfi.site', 'onnxfi.element'))
     """
-    flow = prepare(model, opset=opset, body=body, data=data)
+    flow = prepare(model, opset=opset, body=body, data=data, custom_ops=custom_ops)
+    if values:
+        flow = replace(flow, activations=numbered(flow.activations))
     chosen = choose(flow.activations, selector or Selector(), every=all)
-    armed = arm(flow.proto if chosen.activations else parse(model), chosen.activations, body=body)
+    armed = arm(flow.proto if chosen.activations else parse(model), chosen.activations, body=body, values=values)
     place = None if out is None else Path(out)
     if place is not None:
         save(model, armed.proto, place)
@@ -215,12 +225,14 @@ def inject_flow(
     opset: int | str = "auto",
     body: str = "auto",
     data: Data | None = None,
+    custom_ops: Sequence[str] = (),
 ) -> Injected:
     """Write a model that has faults in its values in flight, for any batch size: an index counts within one sample.
 
     Exactly one of `ber`, `count`, `sites` (`ID[i]@sample=k@step=t:B`) and `per_sample` says how many; drawn faults
     strike every sample and step, but those of `per_sample`: with that probability one site in each of the first `batch`
-    rows that are fed together. `inline` writes no local functions. Raises as `sample` and `instrument` do.
+    rows that are fed together. `inline` writes no local functions, `custom_ops` are libraries of operators. Raises as
+    `sample` and `instrument` do.
 
     >>> from onnxfi.graph.model import load
     >>> done = inject_flow(load("models/fashion_cnn.onnx"), sites=["relu[3]@sample=0:30"])
@@ -232,10 +244,12 @@ def inject_flow(
     if len(given) != 1:
         raise InputError(f"exactly one of {', '.join(ways)} says how many faults; given: {given or 'none'}")
     event, selector = fault_model(fault), selector or Selector()
-    flow = prepare(model, opset=opset, body=body, data=data, shapes=True)
+    flow = prepare(model, opset=opset, body=body, data=data, shapes=True, custom_ops=custom_ops)
     if sites:
         chosen = _named(flow, sites)
-        faults, struck = _at(flow, chosen, sites, event, selector, seed, data)
+        faults = at_sites(sites, [_open(a) for a in chosen.activations], event, selector, seed)
+        struck = strikes(faults, {a.target.id: a for a in chosen.activations})
+        _check_places(flow, struck, data, custom_ops)
         space, how = _space(chosen, selector, event), Draw("sites", n=len(sites), seed=seed)
     else:
         chosen = choose(flow.activations, selector, every=all)
@@ -292,23 +306,13 @@ def _open(a: Activation) -> Any:
     return replace(a.target, structural=False, shape=a.target.shape if a.shaped else (1 << 40,))
 
 
-def _at(
-    flow: Flow,
-    chosen: Chosen,
-    sites: Sequence[str],
-    event: FaultModel,
-    selector: Selector,
-    seed: int,
-    data: Data | None,
-) -> tuple[Faults, list[Strike]]:
-    targets = [_open(a) for a in chosen.activations]
-    faults = at_sites(sites, targets, event, selector, seed)
-    struck = strikes(faults, {a.target.id: a for a in chosen.activations})
-    turns = counted(flow.model, data) if data is not None and any(s.activation.loop for s in struck) else {}
+def _check_places(flow: Flow, struck: Sequence[Strike], data: Data | None, custom_ops: Sequence[str]) -> None:
+    """Refuse an element or sample that is not there, and with data a step that does not come."""
+    looped = data is not None and any(s.activation.loop for s in struck)
+    turns = counted(flow.model, data, custom_ops) if looped else {}
     for s in struck:
         check_place(s.activation, s, 1 << 62)
         check_step(s, turns.get(s.activation.path))
-    return faults, struck
 
 
 def strikes(faults: Faults, rows: Mapping[str, Activation]) -> list[Strike]:

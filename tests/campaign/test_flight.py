@@ -299,23 +299,54 @@ def test_a_step_that_the_loop_does_not_come_to_is_told_with_its_site(here: Path)
     assert len(errors) == 6 * 2 * 3, "steps 2 and 3; the others have outcomes"
 
 
-def test_turns_that_cannot_be_told_are_no_step(here: Path) -> None:
-    nested = LOOP.replace("t = Mul(h, one)", """t = Loop (two, on, h) <body = deep (int64 j, bool g, float[N,3] k) =>
-        (bool g_, float[N,3] k_) { q = Relu(k) k_ = Add(q, one) g_ = Identity(g) }>""").replace(
-        "bool on = {1}>", "bool on = {1}, int64 two = {2}>"
-    )  # fmt: skip
-    save(here, nested)
-    np.savez(here / "l.npz", x=chance(6, 3), turns=np.array(3))
-    with pytest.raises(SelectorError, match="cannot be told, so no step of it can be drawn; leave it out"):
-        plan(looping(include="::q"))
-    results = ran(looping(include="::q", persistence="permanent", trials=4, single=True), here / "s.db")
-    assert all(r.error is None for r in results)
+NESTED = LOOP.replace("t = Mul(h, one)", """t = Loop (two, on, h) <body = deep (int64 j, bool g, float[N,3] k) =>
+    (bool g_, float[N,3] k_) { q = Relu(k) k_ = Add(q, one) g_ = Identity(g) }>""").replace(
+    "bool on = {1}>", "bool on = {1}, int64 two = {2}>"
+)  # fmt: skip
 
 
-def test_a_value_fault_in_a_body_is_refused_before_anything_runs(here: Path) -> None:
+def test_a_step_of_a_loop_in_a_loop_is_one_of_the_inner(here: Path) -> None:
+    save(here, NESTED)
+    x = np.abs(chance(6, 3, seed=7))
+    np.savez(here / "l.npz", x=x, turns=np.array(3))
+    asked = looping(include="::q", exhaustive=True, bits="sign", optimization="off")
+    bench = Bench.open(asked)
+    made = make_plan(asked, bench.reach)
+    assert len(made) == 6 * 2 * 3, "samples, steps of the inner loop, elements"
+    for row in list(made.trials())[::5]:
+        [(_, faults)] = Lines(made.header, bench.reach.targets, "the plan").trials([(1, row.lines)])
+        want, fault = x.copy(), faults[0]
+        for _ in range(3):
+            for t in range(2):
+                want = np.maximum(want, 0)
+                if t == fault.step:
+                    want[fault.sample, fault.index] *= -1
+                want += np.float32(1)
+            want += np.float32(1)
+        assert bench.flown(bench.cuts(made.header, faults)).scores(faults).tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("fault", ["scale:factor=-3", "noise:sigma=2"])
+def test_a_number_in_a_body_is_changed_as_numpy_does(here: Path, fault: str) -> None:
     loop(here)
-    with pytest.raises(SelectorError, match="lies in a body, where scale:factor=2 cannot be fed"):
-        plan(looping(fault="scale:factor=2"))
+    asked = looping(single=True, trials=12, fault=fault, optimization="off")
+    assert [r.error for r in ran(asked, here / "s.db") if r.error] == []
+    bench = Bench.open(asked)
+    made = make_plan(asked, bench.reach)
+    x = np.load(here / "l.npz")["x"]
+    for row in made.trials():
+        [(_, faults)] = Lines(made.header, bench.reach.targets, "the plan").trials([(1, row.lines)])
+        want, one, model = x.copy(), faults[0], faults.model(0)
+        for t in range(4):
+            if t == one.step:
+                want[one.sample, one.index] = model.rule(want[one.sample, one.index].astype(np.float64))
+            want += np.float32(1)
+        flown = bench.flown(bench.cuts(made.header, faults), values=True)
+        assert flown.scores(faults).tobytes() == want.tobytes()
+        assert flown.golden.tobytes() == bench.flown(flown.cuts).golden.tobytes()
+    with pytest.raises(SelectorError, match=r"lies in a body, where sign-flip on int32 cannot be fed"):
+        save(here, LOOP.replace("t = Mul(h, one)", "c = Cast<to=6>(h) t = Cast<to=1>(c)"))
+        plan(looping(include="=Loop#0.body::c", fault="sign-flip"))
 
 
 # Bad input

@@ -217,3 +217,9 @@ def test_a_model_that_needs_a_library_of_operators(run: Run, here: Path) -> None
     assert found["faulty"]["max_abs"] == 90.0 and found["faulty"]["sdc1"] == 0.0
     found = run("run", "m.onnx", "--exhaustive", "--bits", "31", "--custom-ops", library, *words).json
     assert found["trials"] == 9
+    armed = run("instrument", "m.onnx", "--include", "=positive", "--custom-ops", library, "--json").json
+    assert armed["sites"][0]["target"] == "positive" and armed["sites"][0]["dtype"] == "float32"
+    assert run("instrument", "m.onnx", "--include", "=positive").code == 2, "its type is the library's to tell"
+    flies = ("--target", "activations", "--custom-ops", library)
+    assert run("inject", "m.onnx", *flies, "--site", "positive[0]:31", "--json").json["faults_total"] == 1
+    assert run("run", "m.onnx", *flies, "--single", "--trials", 3, *words, "--fresh").json["trials"] == 3

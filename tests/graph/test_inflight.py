@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from onnx import parser
+from onnx import numpy_helper, parser
 
 from onnxfi.errors import InputError, SelectorError
 from onnxfi.graph.model import load, parse
+from onnxfi.runtime.asking import counted
 from onnxfi.runtime.data import open_data
 from onnxfi.runtime.engines import OrtEngine
 from onnxfi.runtime.fusions import fused, fusions_lost, fusions_note
@@ -55,6 +58,36 @@ def test_a_step_beyond_the_loop_is_refused_where_a_run_tells() -> None:
     with pytest.raises(SelectorError, match=r"t\[0\]@step=4: the loop has 4 iterations, steps are 0 to 3"):
         inject_flow(model, sites=[site.format(4)], data=data)
     inject_flow(model, sites=[site.format(4)])
+
+
+DEEP = """net (float[N,3] x, bool often) => (float[N,3] y) <int64 two = {2}, int64 three = {3}, float one = {1}, bool on = {1}> {
+    y = Loop (two, on, x) <body = outer (int64 i, bool go, float[N,3] h) => (bool on_, float[N,3] h_) {
+        h_ = If (often) <
+            then_branch = yes () => (float[N,3] p) {
+                p = Loop (three, on, h) <body = inner (int64 j, bool g, float[N,3] k) => (bool g_, float[N,3] k_) {
+                    k_ = Add(k, one) g_ = Identity(g) }> },
+            else_branch = no () => (float[N,3] q) { q = Add(h, one) }>
+        on_ = Identity(go) }> }"""
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_turns_are_counted_in_loops_and_branches(tmp_path: Path, external: bool) -> None:
+    proto = parser.parse_model(HEAD + DEEP)
+    if external:
+        proto.graph.node.add(op_type="Add", input=["y", "w"], output=["z"])
+        proto.graph.output[0].name = "z"
+        proto.graph.initializer.append(numpy_helper.from_array(np.ones((1, 3), np.float32), "w"))
+    onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=external, location="w.bin", size_threshold=0)
+    model = load(tmp_path / "m.onnx")
+    ports = OrtEngine("cpu").prepare(tmp_path / "m.onnx").inputs
+    for often, turns in ((True, 3), (False, 0)):
+        np.savez(tmp_path / "d.npz", x=np.ones((2, 3), np.float32), often=np.array(often))
+        found = counted(model, open_data(tmp_path / "d.npz", ports))
+        assert found["Loop#0.body::"] == found["Loop#0.body::If#0.else_branch::"] == 2
+        assert found["Loop#0.body::If#0.then_branch::Loop#0.body::"] == turns
+    site = "Loop#0.body::If#0.then_branch::Loop#0.body::k_[1]@step={}:31"
+    with pytest.raises(SelectorError, match="the loop does not turn on this data, so it has no step"):
+        inject_flow(model, sites=[site.format(0)], data=open_data(tmp_path / "d.npz", ports))
 
 
 def model_bytes(model: Any) -> bytes:
