@@ -48,7 +48,8 @@ class Activation:
 
     `dims` is its whole shape with the batch axis, None where the rank is open; `axis` the batch axis, None where it has
     none; `loop` the nearest loop around it (`Loop`, `Scan`); `default` whether the default selection takes it; `after`
-    the tensor that stands for it there, since nothing but an activation function lies between them; `quantized` the
+    the tensor that stands for it there, since nothing but an activation function, or a normalisation that the runtime
+    folds into a convolution, lies between them; `quantized` the
     integer tensor of the QDQ group in which it lies; `why_not` why it cannot be struck; `sure` whether the shape
     follows from the inputs, rather than from what the file declares or one run showed.
     """
@@ -267,7 +268,7 @@ def _placed(rows: list[Activation], found: Mapping[str, _Facts]) -> list[Activat
         facts, after = found[a.path], a.name
         for _ in range(8):
             user = _only_user(facts, after)
-            if user is None or user.op_type not in ACTIVATIONS or text(user.input[0]) != after or not user.output:
+            if user is None or not _joins(facts, after, user) or text(user.input[0]) != after or not user.output:
                 break
             after = text(user.output[0])
         quantized = _group(facts, a.name)
@@ -282,6 +283,13 @@ def _placed(rows: list[Activation], found: Mapping[str, _Facts]) -> list[Activat
             moved[a.path, a.name] = (a.path, end)
     ends = set(moved.values())
     return [replace(a, default=((a.path, a.name) in ends or a.default) and (a.path, a.name) not in moved) for a in out]
+
+
+def _joins(facts: _Facts, name: str, user: onnx.NodeProto) -> bool:
+    """Whether a node is one with what puts out its input: an activation function, or what is folded into a Conv."""
+    maker = facts.makers.get(name)
+    folded = user.op_type == "BatchNormalization" and maker is not None and maker.op_type == "Conv"
+    return folded or user.op_type in ACTIVATIONS
 
 
 def _only_user(facts: _Facts, name: str) -> onnx.NodeProto | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence, Set
+from typing import TYPE_CHECKING
 
-from onnxfi.errors import OnnxfiError
+from onnxfi.errors import EngineError, OnnxfiError
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.activations import Activation, told
 from onnxfi.graph.model import Model, parse
+from onnxfi.graph.probes import Place, with_shapes
 from onnxfi.graph.turns import count_steps
 from onnxfi.runtime.data import Data, open_data
 from onnxfi.runtime.engines import OrtEngine, OrtSession
@@ -17,8 +18,8 @@ from onnxfi.runtime.ports import Array
 if TYPE_CHECKING:
     import onnx
 
-#: Samples that are run.
-_SAMPLES = 2
+#: Samples that are run, and where those do not run.
+_SAMPLES, _MOST_SAMPLES = 2, 32
 
 
 def asked(
@@ -28,31 +29,54 @@ def asked(
 
     `proto` is the model, whose opset may have been raised; `custom_ops` are libraries of operators.
     """
-    import onnx
-
-    wanted = [a for a in rows if not a.path and ("type is not known" in a.why_not or not a.shaped)]
-    if not wanted:
+    wanted = {a.name for a in rows if not a.path and ("type is not known" in a.why_not or not a.shaped)}
+    inside = {(a.path, a.name): None if a.dims is None else len(a.dims) for a in rows if a.path and not a.shaped}
+    if not wanted and not inside:
         return tuple(rows)
-    made = onnx.ModelProto()
-    made.CopyFrom(proto)
-    have = {o.name for o in made.graph.output} | {i.name for i in made.graph.input}
-    made.graph.output.extend(onnx.ValueInfoProto(name=a.name) for a in wanted if a.name not in have)
-    made.ir_version = max(made.ir_version, 4)
     try:
-        session = opened(model, made, custom_ops)
-        feeds = first_feeds(session.inputs, data)
-        found = session.run(feeds, [p.name for p in session.outputs])
+        session, shapes = _telling(model, proto, wanted, inside, custom_ops)
+        feeds, found = first_run(session, data, [p.name for p in session.outputs])
     except OnnxfiError:
-        return tuple(rows)
+        if not inside:
+            return tuple(rows)
+        outside = asked(model, proto, [a for a in rows if not a.path], data, custom_ops)
+        by_id = {a.target.id: a for a in outside}  # what is asked inside may be what does not run
+        return tuple(by_id.get(a.target.id, a) for a in rows)
     found |= dict(feeds)
     batch = next((a.shape[0] for a in feeds.values() if a.ndim), None)
     types = {port.name: port.dtype for port in (*session.outputs, *session.inputs)}
-    return tuple(
-        told(a, WORDS.get(types[a.name]), found[a.name].shape, batch)
-        if not a.path and a.name in found and a.name in types and a in wanted
-        else a
-        for a in rows
-    )
+    known = {place: _one_shape(found[name]) for place, name in shapes.items()}
+
+    def answered(a: Activation) -> Activation:
+        if (shape := known.get((a.path, a.name))) is not None:
+            return told(a, None, shape, batch)
+        if not a.path and a.name in wanted and a.name in found and a.name in types:
+            return told(a, WORDS.get(types[a.name]), found[a.name].shape, batch)
+        return a
+
+    return tuple(answered(a) for a in rows)
+
+
+def _telling(
+    model: Model, proto: onnx.ModelProto, names: Set[str], inside: Mapping[Place, int | None], custom_ops: Sequence[str]
+) -> tuple[OrtSession, dict[Place, str]]:
+    """A session that puts out these values too, and the shapes of those in bodies."""
+    import onnx
+
+    made, shapes = with_shapes(proto, inside)
+    have = {o.name for o in made.graph.output} | {i.name for i in made.graph.input}
+    made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(names - have))
+    made.ir_version = max(made.ir_version, 4)
+    return opened(model, made, custom_ops), shapes
+
+
+def _one_shape(rows: Array) -> tuple[int, ...] | None:
+    """The shape that a value in a body has in every iteration; None where it has several, or was not reached."""
+    if not rows.shape[-1]:
+        return () if rows.ndim == 1 else None
+    flat = rows.reshape(-1, rows.shape[-1])
+    flat = flat[(flat >= 0).all(axis=1)]
+    return tuple(flat[0].tolist()) if len(flat) and (flat == flat[0]).all() else None
 
 
 def counted(model: Model, data: Data | None, custom_ops: Sequence[str] = ()) -> dict[str, int]:
@@ -61,7 +85,7 @@ def counted(model: Model, data: Data | None, custom_ops: Sequence[str] = ()) -> 
     if not counters:
         return {}
     session = opened(model, proto, custom_ops)
-    found = session.run(first_feeds(session.inputs, data), sorted(set(counters.values())))
+    _, found = first_run(session, data, sorted(set(counters.values())))
     return {path: int(found[name]) for path, name in counters.items()}
 
 
@@ -72,7 +96,25 @@ def opened(model: Model, proto: onnx.ModelProto, custom_ops: Sequence[str] = ())
     return engine.prepare(proto.SerializeToString(), folder)
 
 
-def first_feeds(ports: Any, data: Data | None) -> Mapping[str, Array]:
-    """The first samples of the data, or made-up ones."""
-    fed = data or open_data(None, ports, limit=_SAMPLES)
-    return next(iter(fed.batches(fed.layout.fixed or min(_SAMPLES, fed.samples)))).feeds
+def first_run(
+    session: OrtSession, data: Data | None, names: Sequence[str] | None = None
+) -> tuple[Mapping[str, Array], dict[str, Array]]:
+    """What the first samples of the data, or made-up ones, are as inputs, and what these outputs (None: all) are then.
+
+    Two samples, where the batch is not fixed; more where those cannot run, as beside states that come with the data.
+    """
+    fed = data or open_data(None, session.inputs, limit=_SAMPLES)
+    few, more = (fed.layout.fixed or min(n, fed.samples) for n in (_SAMPLES, _MOST_SAMPLES))
+    try:
+        return _run(session, fed, few, names)
+    except EngineError:
+        if few == more:
+            raise
+    return _run(session, fed, more, names)
+
+
+def _run(
+    session: OrtSession, fed: Data, size: int, names: Sequence[str] | None
+) -> tuple[Mapping[str, Array], dict[str, Array]]:
+    feeds = next(iter(fed.batches(size))).feeds
+    return feeds, session.run(feeds, names)

@@ -12,7 +12,7 @@ from onnxfi.errors import EngineError
 from onnxfi.runtime.ports import one_line
 
 _FATAL = 4
-_MOST_SITES = 100
+_MOST_SITES = 300
 
 
 def fusions_lost(plain: bytes, changed: bytes, custom_ops: Sequence[str] = ()) -> dict[str, tuple[int, int]]:

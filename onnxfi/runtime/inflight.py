@@ -21,7 +21,7 @@ from onnxfi.graph.bodies import opset_of
 from onnxfi.graph.instrument import Armed, Strike, arm, bake, numbered, reachable
 from onnxfi.graph.model import Model, load, parse
 from onnxfi.graph.save import save
-from onnxfi.runtime.asking import asked, counted, first_feeds, opened
+from onnxfi.runtime.asking import asked, counted, first_run, opened
 from onnxfi.runtime.data import Data
 from onnxfi.runtime.ports import Array, same_bytes
 
@@ -120,7 +120,7 @@ def _raised(
 
 def _outputs(model: Model, proto: onnx.ModelProto, data: Data | None, custom_ops: Sequence[str]) -> dict[str, Array]:
     session = opened(model, proto, custom_ops)
-    return session.run(first_feeds(session.inputs, data))
+    return first_run(session, data)[1]
 
 
 @dataclass(frozen=True)

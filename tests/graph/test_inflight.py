@@ -112,4 +112,4 @@ def test_fusions_that_are_lost_are_counted() -> None:
     [told] = fusions_note(plain, lost.data, 12)
     assert told.startswith("fusions of the runtime that are lost: Conv+Relu 2 to 0")
     assert fusions_note(plain, kept.data, 4) == ()
-    assert "up to 100 sites" in fusions_note(plain, lost.data, 101)[0]
+    assert "up to 300 sites" in fusions_note(plain, lost.data, 301)[0]
