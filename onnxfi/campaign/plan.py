@@ -108,6 +108,10 @@ class Plan:
             text.append(f"margin at p = 0.5: ±{100 * self.margin:.4g} %")
         elif c.margin is not None:
             text.append(f"margin ±{100 * c.margin:.4g} % in each of {len(self.groups):,} strata")
+        if self.reach.missed:
+            text.append(
+                f"{self.reach.missed:,} outputs of layers are out of reach: on this data their shape is not known"
+            )
         return text
 
     def _describe_rounds(self) -> list[str]:

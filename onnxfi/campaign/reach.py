@@ -38,7 +38,8 @@ class Reach:
 
     `targets` are all stored tensors and values in flight, `flying` what the graph says of the latter, by id. `flight`
     binds faults in flight to their run (None: there are none). `series` are targets that are one value in each step of
-    an unrolled network, and `steps_of` says which.
+    an unrolled network, and `steps_of` says which. `missed` counts values that layers put out and no fault reaches: the
+    file does not say their shape, and the run on the data does not come to them, or finds several.
     """
 
     model: Model
@@ -47,6 +48,7 @@ class Reach:
     flight: Flight | None = None
     series: Mapping[str, Activation] = field(default_factory=dict, repr=False)
     steps_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    missed: int = 0
 
     @classmethod
     def of(
@@ -101,7 +103,8 @@ class Reach:
             for name, steps in known.items()
         }
         targets = [replace(a.target, structural=False) for a in (*kept, *rolled.values())]
-        return cls(model, (*model.targets, *targets), flown, flight, rolled, known)
+        missed = sum(a.default and not a.shaped and not a.why_not for a in rows)
+        return cls(model, (*model.targets, *targets), flown, flight, rolled, known, missed)
 
     @cached_property
     def by_id(self) -> dict[str, int]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from onnxfi.errors import SelectorError, closest
 from onnxfi.faults.space import Selector, Target
 from onnxfi.faults.words import WORDS, Word
+from onnxfi.graph.inference import inferred
 from onnxfi.graph.layers import node_label
 from onnxfi.graph.targets import DATA_TYPES, Place, Walk
 from onnxfi.graph.wire import text
@@ -122,22 +123,6 @@ def activations(model: Model) -> tuple[Activation, ...]:
     batch = _batch(proto.graph)
     rows = [_activation(found[path], path, row, batch, declared) for path, *row in walk.flowing() if path in found]
     return _unique(_placed(rows, found))
-
-
-def inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the types that follow from its inputs; what it declares of others may be wrong and is left out."""
-    import onnx
-
-    bare = onnx.ModelProto()
-    bare.CopyFrom(proto)
-    del bare.graph.value_info[:]
-    for output in bare.graph.output:
-        if output.type.HasField("tensor_type"):
-            output.type.tensor_type.ClearField("shape")
-    try:
-        return onnx.shape_inference.infer_shapes(bare, data_prop=True)
-    except Exception:  # what onnx cannot infer a run may still tell
-        return bare
 
 
 def _declared(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:

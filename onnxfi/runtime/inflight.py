@@ -6,7 +6,7 @@ and proves that raising the opset changed no output.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from onnxfi.graph.arming import check_place, check_step
 from onnxfi.graph.bodies import opset_of
 from onnxfi.graph.instrument import Armed, Strike, arm, bake, numbered, reachable
 from onnxfi.graph.model import Model, load, parse
+from onnxfi.graph.operators import DOMAIN
 from onnxfi.graph.save import save
 from onnxfi.runtime.asking import asked, counted, first_run, opened
 from onnxfi.runtime.data import Data
@@ -71,7 +72,10 @@ def prepare(
         notes.append(f"opset raised from {own} to {wanted}; outputs stayed the same byte for byte")
     rows = activations(current)
     if any("type is not known" in a.why_not or (shapes and not a.shaped) for a in rows):
-        rows = asked(model, proto, rows, data, custom_ops)
+        known = asked(model, proto, rows, data, custom_ops)
+        if data is None and known != rows and shapes:
+            notes.append("shapes that the file leaves open are those of made-up inputs; --data tells the real ones")
+        rows = known
     return Flow(model, proto, reachable(rows, opset_of(proto), body), body, tuple(notes))
 
 
@@ -165,7 +169,7 @@ def instrument(
     flow = prepare(model, opset=opset, body=body, data=data, custom_ops=custom_ops)
     if values:
         flow = replace(flow, activations=numbered(flow.activations))
-    chosen = choose(flow.activations, selector or Selector(), every=all)
+    chosen = _chosen(flow, selector or Selector(), every=all)
     armed = arm(flow.proto if chosen.activations else parse(model), chosen.activations, body=body, values=values)
     place = None if out is None else Path(out)
     if place is not None:
@@ -176,7 +180,8 @@ def instrument(
 
 def left_out(rows: Sequence[Activation], model: Model) -> dict[str, int]:
     """How many values cannot be struck, by reason."""
-    inside = sum(len(node.output) for function in model.proto.functions for node in function.node)
+    own = [function for function in model.proto.functions if function.domain != DOMAIN]  # its values are no model's
+    inside = sum(len(node.output) for function in own for node in function.node)
     reasons = {"it lies in a local function; inline those first (onnx.inliner)": inside} if inside else {}
     for a in rows:
         if a.why_not:
@@ -252,7 +257,7 @@ def inject_flow(
         _check_places(flow, struck, data, custom_ops)
         space, how = _space(chosen, selector, event), Draw("sites", n=len(sites), seed=seed)
     else:
-        chosen = choose(flow.activations, selector, every=all)
+        chosen = _chosen(flow, selector, every=all)
         chosen = replace(chosen, activations=_shaped(chosen.activations))
         space = _space(chosen, selector, event, batch if per_sample is not None else 0)
         kind = "per-tensor" if per_tensor else "per-sample" if given == ["per_sample"] else given[0]
@@ -283,11 +288,25 @@ def _shaped(rows: Sequence[Activation]) -> tuple[Activation, ...]:
     return tuple(rows)
 
 
+def _chosen(flow: Flow, selector: Selector, *, every: bool) -> Chosen:
+    """What a selector takes."""
+    try:
+        return choose(flow.activations, selector, every=every)
+    except SelectorError:
+        names = {name for a in flow.activations for name in (a.target.id, a.target.node, a.target.layer)}
+        _refuse_hidden(flow.model, [pattern.lstrip("=") for pattern in selector.include], names)
+        raise
+
+
 def _named(flow: Flow, sites: Sequence[str]) -> Chosen:
     """The activations that sites name; a float inside a QDQ group is an error that names its integer."""
     by_id = {a.target.id: a for a in flow.activations}
     named: dict[str, Activation] = {}
+    _refuse_hidden(flow.model, [text.partition("[")[0] for text in sites], by_id)
     for text in sites:
+        name, _, place = text.partition("[")
+        if name in by_id and not by_id[name].shaped and "," in place.partition("]")[0]:
+            raise SelectorError(f"the shape of {name!r} is not known: give a flat index, as {name}[5], or --data")
         found = parse_site(text, [_open(a) for a in flow.activations]).target
         a = by_id[found]
         if a.why_not:
@@ -299,6 +318,18 @@ def _named(flow: Flow, sites: Sequence[str]) -> Chosen:
         if a.quantized
     ]
     return Chosen(tuple(named.values()), tuple(notes))
+
+
+def _refuse_hidden(model: Model, names: Iterable[str], known: Container[str]) -> None:
+    """Say of a name that is not found, but is one of a local function's, that it lies there."""
+    for name in names:
+        for function in model.proto.functions:
+            made = {output for node in function.node for output in node.output}
+            if name not in known and name.rpartition("::")[2] in made:
+                raise SelectorError(
+                    f"{name!r} lies in the local function {function.name!r}, which is out of reach; inline that first "
+                    f"(onnx.inliner.inline_local_functions)"
+                )
 
 
 def _open(a: Activation) -> Any:

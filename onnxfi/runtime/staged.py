@@ -15,8 +15,8 @@ import numpy as np
 from onnxfi.errors import EngineError, SelectorError
 from onnxfi.faults.sites import Index, Sites, Target
 from onnxfi.faults.trials import Faults, resolve
-from onnxfi.graph.activations import inferred
 from onnxfi.graph.bodies import NUMBER
+from onnxfi.graph.inference import inferred
 from onnxfi.graph.stages import Stage, crossing, stages
 from onnxfi.runtime.engines import Engine, OrtEngine, Session
 from onnxfi.runtime.ports import Array

@@ -11,8 +11,10 @@ import pytest
 from onnx import numpy_helper, parser
 
 from onnxfi.errors import InputError, SelectorError
+from onnxfi.faults.space import Selector
+from onnxfi.graph.activations import activations
 from onnxfi.graph.model import load, parse
-from onnxfi.runtime.asking import counted
+from onnxfi.runtime.asking import asked, counted
 from onnxfi.runtime.data import open_data
 from onnxfi.runtime.engines import OrtEngine
 from onnxfi.runtime.fusions import fused, fusions_lost, fusions_note
@@ -90,6 +92,31 @@ def test_turns_are_counted_in_loops_and_branches(tmp_path: Path, external: bool)
         inject_flow(model, sites=[site.format(0)], data=open_data(tmp_path / "d.npz", ports))
 
 
+OPEN = """net (float[N,3] x, bool fine, int64[1] wide) => (float[N,M] y) <int64 two = {2}, bool on = {1}, int64[1] rows = {0}> {
+    axes = Concat<axis=0>(rows, wide)
+    y = If (fine) <
+        then_branch = yes () => (float[N,M] p) { a = Reshape(x, axes) p = Relu(a) },
+        else_branch = no () => (float[N,M] q) {
+            q = Loop (two, on, x) <body = inner (int64 i, bool go, float[N,K] h) => (bool on_, float[N,L] h_) {
+                s = Reshape(h, axes) e = Neg(h) h_ = Concat<axis=1>(e, s) on_ = Identity(go) }> }> }"""
+
+
+def test_shapes_in_bodies_are_those_of_a_run(tmp_path: Path) -> None:
+    model = load(parser.parse_model(HEAD + OPEN))
+    ports = OrtEngine("cpu").prepare(model_bytes(model)).inputs
+    plain = activations(model)
+    inside = {a.name: a.shaped for a in plain if a.path}
+    assert not any(inside[name] for name in ("a", "p", "e", "s", "h_"))
+    shapes = {}
+    for fine in (True, False):
+        np.savez(tmp_path / "d.npz", x=np.ones((2, 3), np.float32), fine=np.array(fine), wide=np.array([-1]))
+        found = asked(model, parse(model), plain, open_data(tmp_path / "d.npz", ports))
+        shapes[fine] = {a.name: a.target.shape for a in found if a.path and a.shaped and a.target.word.is_float}
+        assert all(a.axis == 0 for a in found if a.path and a.name in shapes[fine])
+    assert shapes[True] == {"a": (3,), "p": (3,)}, "the other branch is not taken"
+    assert shapes[False] == {"q": (12,)}, "e, s and h_ grow from turn to turn"
+
+
 def model_bytes(model: Any) -> bytes:
     return bytes(parse(model).SerializeToString())
 
@@ -100,6 +127,22 @@ def test_values_in_local_functions_are_told() -> None:
     assert {why: n for why, n in done.left_out.items() if "local function" in why} == {
         "it lies in a local function; inline those first (onnx.inliner)": 2
     }
+
+
+def test_what_is_out_of_reach_or_has_no_shape_says_so() -> None:
+    model = load(parser.parse_model(HEAD + LOCAL))
+    for act in (
+        lambda: inject_flow(model, sites=["c[0]:30"]),
+        lambda: instrument(model, Selector(include=("=c",))),
+        lambda: inject_flow(model, count=1, selector=Selector(include=("=c",))),
+    ):
+        with pytest.raises(SelectorError, match="'c' lies in the local function 'twice', which is out of reach"):
+            act()
+    ranks = "net (float[N,3] x, int64[R] s) => (float y) { t = Reshape(x, s) u = Relu(t) y = ReduceSum(u) }"
+    model = load(parser.parse_model(HEAD + ranks))
+    with pytest.raises(SelectorError, match=r"the shape of 'u' is not known: give a flat index, as u\[5\]"):
+        inject_flow(model, sites=["u[0,1]:30"])
+    assert inject_flow(model, sites=["u[5]:30"]).strikes[0].element == 5
 
 
 def test_fusions_that_are_lost_are_counted() -> None:

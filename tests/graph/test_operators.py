@@ -20,6 +20,7 @@ from onnxfi.errors import FaultError, ModelError
 from onnxfi.faults.models import Add, Scale
 from onnxfi.faults.words import WORDS, Mask, Word, Words
 from onnxfi.graph.activations import Activation, activations
+from onnxfi.graph.arming import columns
 from onnxfi.graph.bodies import NUMBER, Nodes, body_for, plane_values, planes
 from onnxfi.graph.instrument import Strike, arm, bake
 from onnxfi.graph.model import load
@@ -226,6 +227,23 @@ def test_faults_of_one_word_are_merged_in_order() -> None:
     stuck, flip = Mask(word.full & ~1, 1), Mask(word.full, 3)
     found = run(bake(plain, [Strike(site, 1, stuck), Strike(site, 1, flip)]), {"x": np.zeros((1, 2), "f4")}, word)
     assert found.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("values", [False, True])
+@pytest.mark.parametrize(("name", "opset"), [("float32", 17), ("float32", 26), ("bfloat16", 17), ("int8", 17)])
+def test_an_armed_file_gives_the_same_in_the_reference(name: str, opset: int, values: bool) -> None:
+    word = WORDS[name]
+    plain = identity(word, opset, ["N", 6])
+    armed = arm(plain, [target(plain)], values=values)
+    words = corners(word)[:12]
+    x = {"x": word.values(words.reshape(2, 6))}
+    strikes = [Strike(armed.sites[0], k, None if values else Mask(word.full, 1 << k), 3.0, 1.0) for k in (1, 4)]
+    reference = ReferenceEvaluator(armed.proto)
+    for fed in (x, x | columns(armed, strikes)):
+        with np.errstate(all="ignore"):
+            found = word.words(reference.run(None, fed)[0]).ravel()
+        assert differing(word, found, run(armed.proto, fed, word), "portable") == 0
+        assert (differing(word, found, words, "portable") == 0) == (fed is x)
 
 
 def test_columns_that_do_not_go_together_are_loud() -> None:
