@@ -35,6 +35,7 @@ _NAMES = {
     "runtime.evaluation": ("evaluate",),
     "runtime.quantize": ("Quantised", "quantize"),
     "runtime.recipes": ("Recipe",),
+    "runtime.feeding": ("redrawn",),
     "runtime.inflight": ("inject_flow", "instrument"),
     "runtime.spiking": ("expose_neurons",),
     "runtime.injector": ("inject", "inspect", "replay", "sample", "undo"),
@@ -82,6 +83,7 @@ __all__ = [
     "parse_fault",
     "plan",
     "quantize",
+    "redrawn",
     "replay",
     "report",
     "run",
@@ -108,6 +110,7 @@ if TYPE_CHECKING:
     from onnxfi.runtime.data import open_data
     from onnxfi.runtime.engines import OrtEngine
     from onnxfi.runtime.evaluation import evaluate
+    from onnxfi.runtime.feeding import redrawn
     from onnxfi.runtime.inflight import inject_flow, instrument
     from onnxfi.runtime.injector import inject, inspect, replay, sample, undo
     from onnxfi.runtime.quantize import Quantised, quantize

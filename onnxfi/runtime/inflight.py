@@ -62,7 +62,9 @@ def prepare(
     own, wanted = opset_of(proto), _wanted(opset_of(proto), opset, body)
     current = model
     if proto.ir_version < 8:
-        notes.append(f"IR version raised from {proto.ir_version} to 8; weights are no inputs any more")
+        listed = {v.name for v in proto.graph.input} & {t.name for t in proto.graph.initializer}
+        also = "; weights are no inputs any more" if listed else ""
+        notes.append(f"IR version raised from {proto.ir_version} to 8{also}")
     if own == 0:
         entry = proto.opset_import.add()
         entry.domain, entry.version = "", 17

@@ -1,21 +1,26 @@
 """What arming costs: ResNet-18 disarmed and armed against plain, an armed run against a new session, many sites.
 
-python scripts/bench/instrument.py RESNET18.onnx [--rounds 9] [--batch 4]
+python scripts/bench/instrument.py RESNET18.onnx [--rounds 9] [--batch 4] [--profile Conv]
 
 Times are CPU times of one thread. Each run of an armed file stands between two of the plain model, and its ratio is to
 their mean; medians of these, with the quartiles. A file is run disarmed, with one fault, and with one at every site.
+`--profile OP` says instead where a disarmed run goes in which each OP is armed, by the runtime's own profile.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from onnx import helper
 
 from onnxfi.faults.space import Selector
@@ -83,6 +88,26 @@ def network(path: Path, rounds: int, batch: int) -> None:
         print(f"{label:>12} {state:>10}: {middle:.3f} of plain (quartiles {low:.3f} to {high:.3f})")
 
 
+def profile(path: Path, op: str, rounds: int, batch: int) -> None:
+    """The share of each kind of node in a run of the plain and of the disarmed model."""
+    armed = instrument(load(path), Selector(op=(op,))).data
+    feeds = {ENGINE.prepare(path).inputs[0].name: np.random.default_rng(0).random((batch, 3, 224, 224), np.float32)}
+    for label, model in (("plain", path.read_bytes()), (f"each {op} armed", armed)):
+        with tempfile.TemporaryDirectory() as folder:
+            options = ort.SessionOptions()
+            options.intra_op_num_threads, options.log_severity_level = 1, 3
+            options.enable_profiling, options.profile_file_prefix = True, str(Path(folder, "run"))
+            session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            for _ in range(rounds):
+                session.run(None, feeds)
+            events = json.loads(Path(session.end_profiling()).read_text())
+        took: Counter[str] = Counter()
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
+                took[event["args"]["op_name"]] += event["dur"]
+        print(f"{label}: " + ", ".join(f"{name} {n / took.total():.2%}" for name, n in took.most_common(14)))
+
+
 def against_new_sessions(path: Path, rounds: int) -> None:
     """A fault in one image: fed to one session, or in a file of its own."""
     model, done = load(path), instrument(load(path))
@@ -112,7 +137,11 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--profile", metavar="OP")
     given = parser.parse_args()
+    if given.profile:
+        profile(given.model, given.profile, given.rounds, given.batch)
+        return
     network(given.model, given.rounds, given.batch)
     against_new_sessions(given.model, given.rounds)
     many()

@@ -17,6 +17,7 @@ from onnxfi.graph.model import load, parse
 from onnxfi.runtime.asking import asked, counted
 from onnxfi.runtime.data import open_data
 from onnxfi.runtime.engines import OrtEngine
+from onnxfi.runtime.feeding import redrawn
 from onnxfi.runtime.fusions import fused, fusions_lost, fusions_note
 from onnxfi.runtime.inflight import inject_flow, instrument
 
@@ -25,6 +26,7 @@ HEAD = '<ir_version: 10, opset_import: ["": 21, "own": 1]>'
 LOOP = """net (float[N,3] x) => (float[N,3] y) <int64 turns = {4}, float one = {1}, bool on = {1}> {
     y = Loop (turns, on, x) <body = inside (int64 i, bool go, float[N,3] h) => (bool on_, float[N,3] h_) {
         t = Mul(h, one) h_ = Add(t, one) on_ = Identity(go) }> }"""
+RANK = "net (float[N,3] x, int64[R] s) => (float y) { t = Reshape(x, s) u = Relu(t) y = ReduceSum(u) }"
 LOCAL = """net (float[N,3] x) => (float[N,3] y) { z = own.twice(x) y = Relu(z) }
     <domain: "own", opset_import: ["": 21]> twice (a) => (b) { c = Add(a, a) b = Abs(c) }"""
 
@@ -121,6 +123,22 @@ def model_bytes(model: Any) -> bytes:
     return bytes(parse(model).SerializeToString())
 
 
+def test_faults_drawn_anew_are_those_that_a_file_of_its_own_would_have() -> None:
+    done = instrument(load(CNN))
+    images = next(iter(open_data("models/fashion_test.npz", OrtEngine("cpu").prepare(CNN).inputs).batches(4))).feeds
+    session = OrtEngine("cpu").prepare(done.data)
+    for per_sample in (0.0, 0.5, 1.0):
+        fed = redrawn(done.armed, 1, per_sample=per_sample, batch=4, seed=7)
+        baked = inject_flow(load(CNN), per_sample=per_sample, batch=4, seed=7).data
+        answers = [s.run(f)["logits"] for s, f in ((session, images | fed), (OrtEngine("cpu").prepare(baked), images))]
+        assert np.array_equal(*answers, equal_nan=True)
+    assert redrawn(done.armed, 1, count=5)["onnxfi.site"].shape == (5,)
+    with pytest.raises(InputError, match="exactly one of ber, count and per_sample"):
+        redrawn(done.armed, 1)
+    with pytest.raises(SelectorError, match="the shape of 'u' is not known"):
+        redrawn(instrument(load(parser.parse_model(HEAD + RANK))).armed, 1, count=1)
+
+
 def test_values_in_local_functions_are_told() -> None:
     done = instrument(load(parser.parse_model(HEAD + LOCAL)))
     assert [a.target.id for a in done.armed.sites] == ["y"]
@@ -138,8 +156,7 @@ def test_what_is_out_of_reach_or_has_no_shape_says_so() -> None:
     ):
         with pytest.raises(SelectorError, match="'c' lies in the local function 'twice', which is out of reach"):
             act()
-    ranks = "net (float[N,3] x, int64[R] s) => (float y) { t = Reshape(x, s) u = Relu(t) y = ReduceSum(u) }"
-    model = load(parser.parse_model(HEAD + ranks))
+    model = load(parser.parse_model(HEAD + RANK))
     with pytest.raises(SelectorError, match=r"the shape of 'u' is not known: give a flat index, as u\[5\]"):
         inject_flow(model, sites=["u[0,1]:30"])
     assert inject_flow(model, sites=["u[5]:30"]).strikes[0].element == 5
