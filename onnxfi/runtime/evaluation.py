@@ -174,6 +174,8 @@ def _joined(outputs: dict[str, Array], name: str | None, samples: int) -> Array:
         raise DataError("the model has no output of numbers that could be compared")
     if len(numbers) == 1:
         return numbers[0]
+    with np.errstate(invalid="ignore"):  # signalling NaN is what faults make of numbers
+        wide = [a.astype(np.float64) for a in numbers]
     if all(a.ndim and len(a) == samples for a in numbers):
-        return np.concatenate([a.reshape(samples, -1).astype(np.float64) for a in numbers], axis=1)
-    return np.concatenate([a.astype(np.float64).ravel() for a in numbers])[None]
+        return np.concatenate([a.reshape(samples, -1) for a in wide], axis=1)
+    return np.concatenate([a.ravel() for a in wide])[None]
