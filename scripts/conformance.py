@@ -100,11 +100,21 @@ def file_cases() -> Iterator[Case]:
         yield Case(name, file.read_bytes(), feeds)
 
 
+#: Models that made-up inputs do not fit: 16 kHz sound of one speaker, whose state has its batch inside.
+_FEEDS = {
+    "silero_vad.onnx": {
+        "input": np.random.default_rng(0).normal(size=(1, 512)).astype(np.float32),
+        "state": np.zeros((2, 1, 128), np.float32),
+        "sr": np.array(16000),
+    }
+}
+
+
 def model_cases() -> Iterator[Case]:
     """The shipped and fetched models."""
     for folder in ("models", "fetched"):
         for file in sorted((ROOT / folder).glob("*.onnx")):
-            yield Case(f"{folder}/{file.name}", file.read_bytes(), None)
+            yield Case(f"{folder}/{file.name}", file.read_bytes(), _FEEDS.get(file.name))
 
 
 def check(case: Case) -> Verdict:
