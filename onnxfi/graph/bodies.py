@@ -5,8 +5,9 @@ Two bodies, one meaning. *Native* (opset 26 on) reads the words with BitCast. *P
 with powers of two and the mantissa by scaling, which is exact, splits the word into planes of one bit on a leading
 axis, and puts the number together again. Values stay below 2^24 in float32 (2^53 in float64), so nothing rounds.
 
-Armed files, which are loaded and run with many sites, hold a shorter portable body for floats of 32 bits and less, in
-float64; baked ones keep to float32, since OpenVINO computes float64 in it.
+Armed files, which are loaded and run with many sites, hold a shorter portable body: for floats of 32 bits and less in
+float64, and from opset 18 on with BitwiseAnd and BitwiseXor. Baked ones keep to what every runtime computes; OpenVINO
+takes float32 for float64.
 
 Where the arithmetic meets its limits: a NaN that comes in counts as the canonical one (quiet, positive), since
 arithmetic sees neither its sign nor its payload. Signed numbers never pass through Where, whose kernel in ONNX Runtime
@@ -133,9 +134,11 @@ def strike(g: Nodes, word: Word, body: str, value: str, keep: str, flip: str, *,
     """Add the body: `value` [N,K] of this format, masks int64 [S,K] with S 1 or N; returns the struck numbers [N,K].
 
     In the portable body of floats and integers `keep` and `flip` are planes (`planes`), bool [bits,S,K], true where the
-    bit is 0. Bits of a mask beyond the word do not count. `short` makes floats of 32 bits and less with two thirds of
-    the nodes, in float64: for ONNX Runtime, which loads and runs that faster; OpenVINO computes float64 in float32.
+    bit is 0. Bits of a mask beyond the word do not count. `short` takes about half the nodes, of operators and in
+    formats that ONNX Runtime alone computes exactly; see `takes_words` for the masks then.
     """
+    if short and body == "portable" and takes_words(word, g.opset):
+        return _words(g, word, value, keep, flip) if word.is_float else _native(g, word, value, keep, flip)
     if body == "native":
         return _native(g, word, value, keep, flip)
     if word.name == "bool":
@@ -145,6 +148,11 @@ def strike(g: Nodes, word: Word, body: str, value: str, keep: str, flip: str, *,
     if word.bits == 8:
         return _float8(g, word, value, keep, flip)
     return _float(g, word, value, keep, flip, "float64" if short or word.bits == 64 else "float32")
+
+
+def takes_words(word: Word, opset: int) -> bool:
+    """Whether the short portable body takes masks as words (from opset 18 on), those of floats cut to the word."""
+    return opset >= 18 and (8 < word.bits < 64 if word.is_float else word.bits >= 8 and word.name != "bool")
 
 
 def _plane(g: Nodes, planes: str) -> str:
@@ -228,24 +236,26 @@ def _sign(g: Nodes, value: str, word: str) -> str:
     return g.add("Or", g.add("Less", value, zero), g.add("Less", inverse, zero))
 
 
+def _words(g: Nodes, word: Word, value: str, keep: str, flip: str) -> str:
+    """Floats of at most 32 bits, masks applied to whole words in int64; `flip` has no bits beyond the word."""
+    struck = g.add("BitwiseXor", g.add("BitwiseAnd", _whole(g, word, g.cast(value, "float64"), "float64"), keep), flip)
+    m = word.mantissa
+    mantissa = g.add("BitwiseAnd", g.add("Mul", struck, g.constant(4)), g.constant(4 * ((1 << m) - 1)))
+    return _number(g, word, g.add("Div", struck, g.constant(1 << m)), g.cast(mantissa, "float64"))
+
+
 def _float(g: Nodes, word: Word, value: str, keep: str, flip: str, wide: str) -> str:
     number = value if word.name == wide else g.cast(value, wide)
-    split = _float_planes if wide == "float32" or word.bits == 64 else _whole_planes
+    short = wide == "float64" and word.bits < 64
+    split = _whole_planes if short else _float_planes
     zeros = _struck(g, split(g, word, number, wide), keep, flip)
     m, e = word.mantissa, word.exponent
     half = 1 << e  # exponents 0 … half - 1 of positive numbers, then those of negative ones
     bias = (half >> 1) - 1
     top = _weighted(g, zeros, [0.0] * m + [2.0**i for i in range(e + 1)], wide)
     q = g.cast(top, "int64")
-    if wide == "float64" and word.bits < 64:
-        # The value is its binade's start and so many steps. At the top the start is infinite and a step would be
-        # -2^1025, which overflows: infinity less infinity is NaN, but no step at all leaves infinity.
-        mantissa = _weighted(g, zeros, [2.0 ** (i + 2) for i in range(m)] + [0.0] * (e + 1), wide)
-        step = np.array([2.0 ** (max(k, 1) - bias - m - 2) for k in range(half - 1)] + [-(2.0**1023)])
-        start = np.array([0.0, *(2.0 ** (k - bias) for k in range(1, half - 1)), np.inf])
-        steps, starts = (g.constant(np.concatenate([t, -t]), wide) for t in (step, start))
-        result = g.add("Add", g.add("Mul", mantissa, g.add("Gather", steps, q)), g.add("Gather", starts, q))
-        return g.cast(result, word.name)
+    if short:
+        return _number(g, word, q, _weighted(g, zeros, [2.0 ** (i + 2) for i in range(m)] + [0.0] * (e + 1), wide))
     mantissa = _weighted(g, zeros, [2.0**i for i in range(m)] + [0.0] * (e + 1), wide)
     power = np.array([2.0 ** (max(k, 1) - bias - m) if k < half - 1 else np.inf for k in range(half)])
     implicit = np.array([0.0] + [2.0**m] * (half - 1))
@@ -257,24 +267,42 @@ def _float(g: Nodes, word: Word, value: str, keep: str, flip: str, wide: str) ->
     return result if word.name == wide else g.cast(result, word.name)
 
 
+def _number(g: Nodes, word: Word, q: str, mantissa: str) -> str:
+    """Floats of at most 32 bits of these signs and exponents (int64) and four times these mantissas (float64)."""
+    m, half = word.mantissa, 1 << word.exponent
+    bias = (half >> 1) - 1
+    # The value is its binade's start and so many steps. At the top the start is infinite and a step would be -2^1025,
+    # which overflows: infinity less infinity is NaN, but no step at all leaves infinity.
+    step = np.array([2.0 ** (max(k, 1) - bias - m - 2) for k in range(half - 1)] + [-(2.0**1023)])
+    start = np.array([0.0, *(2.0 ** (k - bias) for k in range(1, half - 1)), np.inf])
+    steps, starts = (g.constant(np.concatenate([t, -t]), "float64") for t in (step, start))
+    result = g.add("Add", g.add("Mul", mantissa, g.add("Gather", steps, q)), g.add("Gather", starts, q))
+    return g.cast(result, word.name)
+
+
 def _whole_planes(g: Nodes, word: Word, number: str, wide: str) -> str:
-    """Planes of the words of floats of at most 32 bits, given in float64, where a whole word is exact.
+    """Planes of the words of floats of at most 32 bits, given in float64."""
+    bits = np.array([1 << i for i in range(word.bits)], np.int64).reshape(-1, 1, 1)
+    return g.add("Less", g.add("Mod", _whole(g, word, number, wide), g.constant(bits * 2)), g.constant(bits))
+
+
+def _whole(g: Nodes, word: Word, number: str, wide: str) -> str:
+    """The words (int64) of floats of at most 32 bits, given in float64, where a whole word is exact.
 
     The word of a positive number grows in straight pieces between powers of two, so it is the sum of the pieces.
     """
     m, bias, top = word.mantissa, (1 << (word.exponent - 1)) - 1, (1 << word.exponent) - 1
     ends = np.array([0.0, *(2.0 ** (k - bias) for k in range(2, top + 1))]).reshape(-1, 1, 1)
     slopes = np.array([2.0 ** (m - (max(k, 1) - bias)) for k in range(1, top)]).reshape(-1, 1, 1)
-    inside = g.add("Max", g.add("Min", g.add("Abs", number), g.constant(ends[1:], wide)), g.constant(ends[:-1], wide))
-    pieces = g.sum_planes(g.add("Mul", inside, g.constant(slopes, wide)))
+    low, high, rise = (g.constant(t, wide) for t in (ends[:-1], ends[1:], slopes))
+    pieces = g.sum_planes(g.add("Mul", g.add("Max", g.add("Min", g.add("Abs", number), high), low), rise))
     base = float(np.sum(ends[:-1] * slopes))
     # -0 is below zero by its reciprocal, -infinity by itself; adding the two keeps either.
     minus = g.add("Less", g.add("Add", number, g.add("Reciprocal", number)), g.constant(0, wide))
-    sign = g.add("Where", minus, g.constant(2.0 ** (word.bits - 1) - base, wide), g.constant(-base, wide))
+    sign = (2.0 ** (word.bits - 1) - base, -base)
+    signed = g.add("Add", pieces, g.add("Where", minus, *(g.constant(s, wide) for s in sign)))
     quiet = g.constant(float((top << m) + (1 << (m - 1))), wide)
-    whole = g.cast(g.add("Where", g.add("IsNaN", number), quiet, g.add("Add", pieces, sign)), "int64")
-    bits = np.array([1 << i for i in range(word.bits)], np.int64).reshape(-1, 1, 1)
-    return g.add("Less", g.add("Mod", whole, g.constant(bits * 2)), g.constant(bits))
+    return g.cast(g.add("Where", g.add("IsNaN", number), quiet, signed), "int64")
 
 
 def _float_planes(g: Nodes, word: Word, number: str, wide: str) -> str:

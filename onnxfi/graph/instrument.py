@@ -104,15 +104,16 @@ def arm(proto: onnx.ModelProto, sites: Sequence[Activation], *, body: str = "aut
     armed = Armed(made, tuple(sites), _prefix(made), any(a.loop for a in sites), values)
     functions: dict[str, onnx.FunctionProto] = {}
     inserts: dict[tuple[str, str], Insert] = {}
+    ready: set[str] = set()
     for number, a in enumerate(sites):
         if values:
             check_values(a.target.word)
         operator = Operator(a.target.word, opset, "armed", a.axis is None, bool(a.loop), values, body)
+        ready.update(operator.columns)
         inserts[a.path, a.name] = _armed_site(_function(made, functions, operator), operator, a, number, armed.prefix)
     if sites:
         edit(made, inserts, _types(sites))
-        wide = {a.target.word.bits for a in sites if body_for(a.target.word, opset, body) == "portable" and not values}
-        _columns(armed, sorted(wide))
+        _columns(armed, sorted(ready))
         made.functions.extend(functions.values())
         _import(made)
         table = made.metadata_props.add()
@@ -235,9 +236,7 @@ def _chain(steps: Sequence[Insert], name: str) -> Insert:
 
 def _armed_site(name: str, operator: Operator, a: Activation, number: int, prefix: str) -> Insert:
     def insert(g: Nodes, value: str, result: str, step: str) -> None:
-        tail = f".planes{operator.word.bits}" if operator.takes_planes else ""
-        shared = ("named", "checked", "element", *(c + tail for c in operator.change))
-        columns = [f"{prefix}.{c}" for c in shared]
+        columns = [f"{prefix}.{c}" for c in ("named", "checked", "element", *operator.columns)]
         if operator.gated:
             columns += [*(f"{prefix}.{c}.checked" for c in _STEPS), step]
         _call(g, name, a, value, result, columns, number=tensor(number))
@@ -303,8 +302,8 @@ def _import(proto: onnx.ModelProto) -> None:
         entry.domain, entry.version = DOMAIN, 1
 
 
-def _columns(armed: Armed, wide: Sequence[int]) -> None:
-    """The new inputs with their defaults, nodes that refuse columns which do not go together, and the masks' planes."""
+def _columns(armed: Armed, ready: Sequence[str]) -> None:
+    """The new inputs with their defaults, nodes that refuse columns which do not go together, and masks made ready."""
     from onnx import helper
 
     proto, prefix = armed.proto, armed.prefix
@@ -329,9 +328,13 @@ def _columns(armed: Armed, wide: Sequence[int]) -> None:
     if armed.steps:
         for column in _STEPS:
             g.reshape(f"{prefix}.{column}", faults, name=f"{prefix}.{column}.checked")
-    for bits in wide:
-        for column in ("keep", "flip"):
-            g.add("Identity", planes(g, f"{prefix}.{column}", bits), name=f"{prefix}.{column}.planes{bits}")
+    for name in ready:
+        column, _, form = name.partition(".")
+        bits = int(form.removeprefix("planes").removeprefix("word") or 0)
+        if form.startswith("planes"):
+            g.add("Identity", planes(g, f"{prefix}.{column}", bits), name=f"{prefix}.{name}")
+        elif form:
+            g.add("BitwiseAnd", f"{prefix}.{column}", g.constant((1 << bits) - 1), name=f"{prefix}.{name}")
     rest = list(proto.graph.node)
     del proto.graph.node[:]
     proto.graph.node.extend([*g.nodes, *rest])

@@ -25,7 +25,7 @@ import numpy as np
 
 from onnxfi.errors import FaultError, ModelError
 from onnxfi.faults.words import Word
-from onnxfi.graph.bodies import NUMBER, Nodes, body_for, carried, strike, tensor, there_and_back
+from onnxfi.graph.bodies import NUMBER, Nodes, body_for, carried, strike, takes_words, tensor, there_and_back
 
 if TYPE_CHECKING:
     import onnx
@@ -69,7 +69,20 @@ class Operator:
     @property
     def takes_planes(self) -> bool:
         """Whether masks are given as planes of one bit: bool [bits,S,F], true where the bit is 0."""
-        return self.kind == "portable" and not self.valued
+        return self.kind == "portable" and not self.valued and not self._takes_words
+
+    @property
+    def _takes_words(self) -> bool:
+        return self.form == "armed" and self.kind == "portable" and takes_words(self.word, self.opset)
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        """The columns of an armed model that say how words change: as they are fed, or made ready for all sites."""
+        bits = self.word.bits
+        if self.takes_planes:
+            return f"keep.planes{bits}", f"flip.planes{bits}"
+        cut = self.kind == "portable" and self.word.is_float and not self.valued
+        return (self.change[0], f"flip.word{bits}") if cut else self.change
 
     @property
     def inputs(self) -> tuple[str, ...]:

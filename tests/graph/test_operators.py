@@ -33,7 +33,8 @@ CASES = [
     *[(n, opset, "portable") for n in ("float16", "float32", "int64", "uint8") for opset in (11, 17, 26)],
     *[(n, 11, "portable") for n in ("float64", "int8", "int16", "int32", "uint16", "uint32", "uint64", "bool")],
     *[(n, 17, "portable") for n in ("int32", "uint64", "bool")],
-    *[("bfloat16", opset, "portable") for opset in (13, 17)],
+    *[("bfloat16", opset, "portable") for opset in (13, 17, 18)],
+    *[(n, 18, "portable") for n in ("float32", "float64", "int16", "uint64", "bool")],
     *[(n, opset, "portable") for n in FLOAT8 for opset in (19, 26)],
     *[(n, 26, "native") for n in (*WIDE, *INTEGERS, "bool")],
 ]
