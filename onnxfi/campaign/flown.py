@@ -184,7 +184,8 @@ def _fed(armed: Sequence[Armed]) -> onnx.ModelProto:
 def valued(reach: Reach, faults: Faults) -> bool:
     """Whether some fault in a body is no mask, so that the operator there must change numbers."""
     sites = faults.sites
-    inside = [k for k, target in enumerate(faults.targets) if target.in_flight and reach.flying[target.id].path]
+    bodies = {name for name, a in reach.flying.items() if a.path}
+    inside = [k for k, target in enumerate(faults.targets) if target.id in bodies]
     rows = np.flatnonzero(np.isin(sites.target, inside))
     if len(faults.models) == 1:  # what it does hangs on the word and the bit alone
         kinds = np.stack([sites.target[rows], sites.bit[rows].astype(np.int64)])
