@@ -36,13 +36,17 @@ _LOWEST, _RAISED, _NATIVE = 11, 13, 26
 
 @dataclass(frozen=True)
 class Flow:
-    """A model ready for the pass: its proto at the opset that was chosen, its values in flight, and what was done."""
+    """A model ready for the pass: its proto at the opset that was chosen, its values in flight, and what was done.
+
+    `guessed` says that made-up inputs told what the file leaves open.
+    """
 
     model: Model
     proto: onnx.ModelProto = field(repr=False)
     activations: tuple[Activation, ...] = field(repr=False)
     body: str
     notes: tuple[str, ...]
+    guessed: bool = False
 
 
 def prepare(
@@ -72,13 +76,11 @@ def prepare(
         proto = _raised(model, proto, wanted, data, custom_ops)
         current = load(proto)
         notes.append(f"opset raised from {own} to {wanted}; outputs stayed the same byte for byte")
-    rows = activations(current)
+    rows, guessed = activations(current), False
     if any("type is not known" in a.why_not or (shapes and not a.shaped) for a in rows):
         known = asked(model, proto, rows, data, custom_ops)
-        if data is None and known != rows and shapes:
-            notes.append("shapes that the file leaves open are those of made-up inputs; --data tells the real ones")
-        rows = known
-    return Flow(model, proto, reachable(rows, opset_of(proto), body), body, tuple(notes))
+        guessed, rows = data is None and known != rows, known
+    return Flow(model, proto, reachable(rows, opset_of(proto), body), body, tuple(notes), guessed)
 
 
 def _wanted(own: int, opset: int | str, body: str) -> int:
@@ -261,6 +263,9 @@ def inject_flow(
     else:
         chosen = _chosen(flow, selector, every=all)
         chosen = replace(chosen, activations=_shaped(chosen.activations))
+        if flow.guessed:
+            told = "shapes that the file leaves open are those of made-up inputs; --data tells the real ones"
+            chosen = replace(chosen, notes=(*chosen.notes, told))
         space = _space(chosen, selector, event, batch if per_sample is not None else 0)
         kind = "per-tensor" if per_tensor else "per-sample" if given == ["per_sample"] else given[0]
         how = Draw(kind, rate=ber or per_sample or 0.0, n=count or 0, seed=seed)
