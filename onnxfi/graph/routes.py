@@ -138,8 +138,15 @@ class Routes:
         return (tuple(n for k in self.wiring.users[where.fed] for n in self.wiring.proto.graph.node[k].output if n),)
 
     def in_flight(self, values: Sequence[str]) -> tuple[Cut, tuple[str, ...], Fronts] | None:
-        """What values in flight reach, which of them are fed, and the others, each an end; None without fronts."""
-        if not self.fronts or not self.wiring.uncut.isdisjoint(values) or not self.wiring.makers.keys() >= set(values):
+        """What values in flight reach, which of them are fed, and the others, each an end.
+
+        None for several of them without fronts.
+        """
+        if (
+            not (self.fronts or len(values) == 1)
+            or not self.wiring.uncut.isdisjoint(values)
+            or not self.wiring.makers.keys() >= set(values)
+        ):
             return None
         whole = cut(self.wiring, values if self.late else [*values, *self.wiring.inputs], outputs=self.outputs)
         inner = sorted((k, n) for n in values if (k := self.wiring.makers[n]) in whole.nodes)

@@ -224,6 +224,29 @@ def test_a_fault_in_flight_of_one_sample_runs_that_sample_alone(
     assert [one[k].outcome for k in sorted(one)] == [other[k].outcome for k in sorted(one)]
 
 
+@pytest.mark.parametrize("optimization", ["off", "all"])
+def test_a_fault_in_flight_of_all_samples_runs_what_lies_behind(here: Path, optimization: str) -> None:
+    net = Net()
+    for kind in ("conv", "relu", "conv", "skip", "norm"):
+        net.step(kind, len(net.values) - 1, 1)
+    onnx.save(net.model([]), "net.onnx")
+    np.savez("x.npz", x=chance(7, 16, 4, 4, seed=7))
+    given: dict[str, Any] = {"target": "activations", "persistence": "permanent", "single": True, "trials": 60}
+    one, other = (
+        {
+            r.trial: r
+            for r in ran(
+                Campaign("net.onnx", "x.npz", route=route, optimization=optimization, batch=4, **given), here / route
+            )
+        }
+        for route in ("auto", "plain")
+    )
+    assert {r.route for r in one.values()} >= {"downstream"} and {r.route for r in other.values()} == {"split"}
+    assert [one[k].outcome for k in sorted(one)] == [other[k].outcome for k in sorted(one)]
+    if optimization == "off":
+        assert [one[k].metrics for k in sorted(one)] == [other[k].metrics for k in sorted(one)]
+
+
 def test_what_mixes_samples_is_not_run_alone(here: Path) -> None:
     save(
         here,
