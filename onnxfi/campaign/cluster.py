@@ -30,6 +30,8 @@ _ANSWER_S = 10.0
 #: Seconds in which a worker is started anew.
 _RESTART_S = 60.0
 _LOST = "the scheduler is lost; what was done is in the store, and the same command, with another scheduler, goes on"
+#: Providers whose trials go to workers that offer the resource GPU, one at a time for each, where there are such.
+_ON_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 #: A worker process runs one task at a time, whatever threads Dask gives it: a trial that hangs ends the process.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -42,11 +44,12 @@ class Cluster:
     owned: bool
     parcel: str | None = None
     provider: str = "auto"
+    asks: dict[str, float] = field(default_factory=dict)
 
     def size(self) -> int:
         """Workers that are there now; later more or fewer."""
         try:
-            return max(1, len(self.client.nthreads()))
+            return max(1, len(self._taking()))
         except (OSError, TimeoutError):
             raise CampaignError(_LOST) from None
 
@@ -56,28 +59,37 @@ class Cluster:
 
     def _anew(self) -> str | None:
         """Start a worker that has nothing to do anew; its address, or None where there is none with a nanny."""
-        busy = self.client.processing()
-        for address, nanny in self._nannies().items():
+        busy, told = self.client.processing(), self._told()
+        for address in self._taking():
+            nanny = told.get(address, {}).get("nanny")
             if nanny and not busy.get(address):
                 self.client.restart_workers([address], timeout=_RESTART_S, raise_for_error=False)
-                return next((new for new, its in self._nannies().items() if its == nanny), None)
+                return next((new for new, worker in self._told().items() if worker["nanny"] == nanny), None)
         return None
 
-    def _nannies(self) -> dict[str, str | None]:
-        """What watches over each worker."""
+    def _taking(self) -> list[str]:
+        """The workers that trials go to."""
+        if not self.asks:
+            return list(self.client.nthreads())
+        return [address for address, worker in self._told().items() if self.asks.keys() <= worker["resources"].keys()]
+
+    def _told(self) -> dict[str, Any]:
+        """What the scheduler knows of each worker."""
         try:
             told = self.client.scheduler_info(n_workers=-1)
         except TypeError:  # an older Dask tells of all
             told = self.client.scheduler_info()
-        return {address: worker["nanny"] for address, worker in told["workers"].items()}
+        return dict(told["workers"])
 
     def send(self, bench: Bench) -> None:
         """Give every worker model and data; CampaignError for one whose versions, provider or libraries are others."""
         self.parcel, self.provider, shared = None, bench.provider, _files(bench)
         digests = {str(path): _sha256(path) for path in [*shared.values(), *map(Path, bench.campaign.custom_ops)]}
         engine = replace(bench.campaign.engine(), provider=bench.provider)
+        self.asks = {"GPU": 1.0} if bench.provider in _ON_GPU else {}
+        self.asks = self.asks if self._taking() else {}
         try:
-            told = self.client.run(survey, digests, engine, _smallest())
+            told = self.client.run(survey, digests, engine, _smallest(), workers=self._taking())
         except ImportError:
             raise CampaignError("a worker has no onnxfi of this version; install the same one there") from None
         for address, (found, lacks, refusal) in told.items():
@@ -111,7 +123,8 @@ class _Tasks(Executor):
         """Run a function on a worker; `Died` where the worker dies of it."""
         answer: Future[Any] = Future()
         cluster = self.cluster
-        task = cluster.client.submit(_far, fn, cluster.parcel, cluster.provider, *args, pure=False, **self.where)
+        how = {"pure": False, "resources": cluster.asks, **self.where}
+        task = cluster.client.submit(_far, fn, cluster.parcel, cluster.provider, *args, **how)
         self.running.add(task)
 
         def done(task: Any) -> None:

@@ -2,9 +2,10 @@
 
 python scripts/bench/peers.py [BATCH] [FAULTS] [RESNET18.onnx]
 
-Needs torch and onnxruntime, and takes pytorchfi and mrfi where they are installed. Each fault is run by every way in
-turn, next to one inference of the unit, so that all meet the same neighbours. Weights are random: time does not depend
-on them. The last line is JSON: the median ratio of each way.
+Needs torch and onnxruntime, and takes pytorchfi and mrfi where they are installed. The network is exported to the file
+that is named, unless that is there already. Each fault is run by every way in turn, next to one inference of the unit,
+so that all meet the same neighbours. Weights are random: time does not depend on them. The last line is JSON: the
+median ratio of each way.
 """
 
 from __future__ import annotations
@@ -117,10 +118,11 @@ def ways(net: nn.Module, x: torch.Tensor) -> dict[str, Callable[[tuple[int, tupl
     return found
 
 
-def exported(net: nn.Module, x: torch.Tensor, folder: Path) -> Path:
-    """The network as an ONNX file."""
-    path = folder / "resnet18.onnx"
-    torch.onnx.export(net, (x,), path, dynamo=False, input_names=["x"], output_names=["y"])
+def exported(net: nn.Module, x: torch.Tensor, path: Path) -> Path:
+    """The network as an ONNX file, for batches of any size."""
+    if not path.exists():
+        free = {"x": {0: "N"}, "y": {0: "N"}}
+        torch.onnx.export(net, (x,), path, dynamo=False, input_names=["x"], output_names=["y"], dynamic_axes=free)
     return path
 
 
@@ -131,7 +133,7 @@ def main() -> None:
     net, x = resnet18(), torch.randn(batch, 3, SIDE, SIDE)
     convs = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
-        model = Path(sys.argv[3]) if len(sys.argv) > 3 else exported(net, x, Path(name))
+        model = exported(net, x, Path(sys.argv[3]) if len(sys.argv) > 3 else Path(name) / "resnet18.onnx")
         golden = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
         feeds = {golden.get_inputs()[0].name: x.numpy()}
         every, drawn = ways(net, x), faults(convs, count)

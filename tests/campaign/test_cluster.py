@@ -159,6 +159,30 @@ def test_a_worker_can_come_later(here: Path, workers: Cluster) -> None:
     workers.client.cluster.scale(2)
 
 
+def test_trials_for_a_gpu_go_to_workers_that_offer_one(
+    here: Path, workers: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As none is here, the CPU stands for it."""
+
+    async def offer(dask_worker: Any) -> None:
+        await dask_worker.set_resources(GPU=1)
+
+    def count(dask_worker: Any) -> int:
+        return int(dask_worker.state.executed_count)
+
+    monkeypatch.setattr(module, "_ON_GPU", ("CPUExecutionProvider",))
+    ran(campaign(trials=20), here / "whole.db")
+    ran(campaign(trials=20), here / "none.db", executor=workers)
+    assert (workers.asks, workers.size()) == ({}, 2), "where no worker offers one, all take part"
+    first, *_ = workers.client.nthreads()
+    workers.client.run(offer, workers=[first])
+    before = workers.client.run(count)
+    ran(campaign(trials=20), here / "s.db", executor=workers)
+    assert workers.size() == 1
+    assert {address for address, n in workers.client.run(count).items() if n > before[address]} == {first}
+    assert tables(here / "s.db") == tables(here / "none.db") == tables(here / "whole.db")
+
+
 # Bad input
 
 
@@ -196,7 +220,7 @@ def test_other_versions_are_named(here: Path, workers: Cluster, monkeypatch: pyt
 
 
 def raising(error: Exception) -> Any:
-    def run(*given: Any) -> None:
+    def run(*given: Any, **how: Any) -> None:
         raise error
 
     return run
