@@ -3,8 +3,8 @@
     python scripts/figure.py [FOLDER]
 
 The commands of FIGURES run in a pseudo-terminal (so not on Windows), and rich draws what they printed; those of CURVES
-are campaigns, the last of them the report that draws. The files go to docs/figures/ or into FOLDER; tests/test_docs.py
-compares what they say with a new run.
+are campaigns, the last of them the report that draws; MAPS are those of an example. The files go to docs/figures/ or
+into FOLDER; tests/test_docs.py compares what the first two say with a new run.
 """
 
 import os
@@ -34,6 +34,8 @@ CURVES = {
         "onnxfi report float32.db int8.db --figures figures",
     ),
 }
+#: What examples/spiking/parametric.py draws.
+MAPS = ("parametric-leak.svg", "parametric-threshold.svg")
 # The figure asks no other server for a font, and takes the reader's own.
 FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, DejaVu Sans Mono, monospace"
 FORMAT = re.sub(r"@font-face\s*{{.*?}}\s*", "", CONSOLE_SVG_FORMAT, flags=re.S).replace("Fira Code", FONTS)
@@ -90,6 +92,13 @@ def main() -> None:
                 subprocess.run(words, cwd=scratch, env=env, check=True, stdout=subprocess.DEVNULL)
             (folder / name).write_bytes((Path(scratch) / "figures" / name).read_bytes())
         print(folder / name)
+    with tempfile.TemporaryDirectory() as scratch:
+        env = {**os.environ, "OUT": scratch, "PYTHONPATH": str(ROOT)}
+        words = [sys.executable, str(ROOT / "examples" / "spiking" / "parametric.py")]
+        subprocess.run(words, cwd=ROOT, env=env, check=True, stdout=subprocess.DEVNULL)
+        for name in MAPS:
+            (folder / name).write_bytes((Path(scratch) / name).read_bytes())
+            print(folder / name)
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def figures() -> Any:
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="figures are drawn in a pseudo-terminal")
 def test_figures_are_of_today(work: Path) -> None:
     figure = figures()
-    assert {f.name for f in (ROOT / "docs" / "figures").iterdir()} == {*figure.FIGURES, *figure.CURVES}
+    assert {f.name for f in (ROOT / "docs" / "figures").iterdir()} == {*figure.FIGURES, *figure.CURVES, *figure.MAPS}
     for name, command in figure.FIGURES.items():
         drawn = lines_of("\n".join(figure_lines(ROOT / "docs" / "figures" / name)))
         printed = lines_of(f"$ {command}\n{shell(command, work)}")

@@ -6,12 +6,11 @@
 import os
 from pathlib import Path
 
-import numpy as np
-
 import onnxfi
+from onnxfi.campaign.figures import heat_map
 
 ROOT = next(place for place in (Path.cwd(), *Path.cwd().parents) if (place / "models" / "fashion_snn.onnx").exists())
-SAMPLES = int(os.environ.get("SAMPLES", "300"))
+SAMPLES, OUT = int(os.environ.get("SAMPLES", "300")), Path(os.environ.get("OUT", "out"))
 FACTORS = (0.1, 0.3, 0.5, 0.8, 1.2, 2.0, 5.0)
 data = ROOT / "models" / "fashion_test.npz"
 made = onnxfi.expose_neurons(onnxfi.load(ROOT / "models" / "fashion_snn.onnx"))
@@ -22,12 +21,11 @@ golden = onnxfi.evaluate(made.data, fed, engine=engine)
 print(f"golden top-1 {golden.metrics['top1']:.3f}")
 
 # %% [markdown]
-# In every layer one neuron in ten drifts, of both parameters. A row is a layer, a column a factor; darker is worse.
+# In every layer one neuron in ten drifts, of both parameters. A map for each: a row is a layer, a column a factor. They
+# are drawn into the folder `out`, as SVG and PNG.
+
 
 # %%
-SHADES = " .:-=+*#%@"
-
-
 def accuracy(layer: str, role: str, factor: float) -> float:
     """Top-1 with a tenth of a layer's neurons off by a factor."""
     chosen = onnxfi.Selector(include=(f"{layer}/",), role=(role,))
@@ -37,11 +35,15 @@ def accuracy(layer: str, role: str, factor: float) -> float:
     return onnxfi.evaluate(faulty, fed, engine=engine).metrics["top1"]
 
 
+# %%
+OUT.mkdir(parents=True, exist_ok=True)
 for role in ("threshold", "leak"):
     layers = [layer.name for layer in made.spiking.layers]
-    grid = np.array([[accuracy(layer, role, factor) for factor in FACTORS] for layer in layers])
-    print(f"{role}: top-1 with a tenth of a layer's neurons at a factor")
-    print("       " + "".join(f"{factor:>8g}" for factor in FACTORS))
-    for layer, row in zip(layers, grid, strict=True):
-        lost = np.clip((golden.metrics["top1"] - row) / golden.metrics["top1"], 0, 0.999)
-        print(f"{layer:<7}" + "".join(f"{v:>6.3f} {SHADES[int(10 * x)]}" for v, x in zip(row, lost, strict=True)))
+    top1 = {layer: {f"{factor:g}": accuracy(layer, role, factor) for factor in FACTORS} for layer in layers}
+    title = f"Top-1 with a tenth of a layer's neurons at a factor of their {role}"
+    figure = heat_map(
+        f"parametric-{role}", title, top1, ("Spiking layer", f"Factor of the {role}", "Top-1 accuracy (%)")
+    )
+    for kind in ("svg", "png"):
+        (OUT / f"{figure.name}.{kind}").write_bytes(figure.bytes(kind))
+    print(f"{role}: {figure.text}")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from onnxfi.campaign.flown import Flown, by_id, one_sample, valued
-from onnxfi.campaign.opening import open_model, served
+from onnxfi.campaign.opening import open_model, output_of, served
 from onnxfi.campaign.outcomes import Golden, Judgement, failed, judge
 from onnxfi.campaign.reach import Reach
 from onnxfi.campaign.shortcuts import KEPT_BYTES, Shortcuts
@@ -78,7 +78,7 @@ class Bench:
             campaign.data, session.inputs, preprocess=campaign.preprocess, limit=campaign.samples,
             batch_axis=campaign.batch_axis,
         )  # fmt: skip
-        output = scored_output(session.outputs, campaign.output, labelled=data.labels is not None)
+        output = scored_output(session.outputs, output_of(campaign, model), labelled=data.labels is not None)
         listed = None if campaign.faults is None else FaultList.open(campaign.faults).header
         reach, axes = Reach.of(model, campaign.aims, data, listed, campaign.custom_ops), sample_axes(session, data)
         return cls(campaign, model, data, output, session.provider, session.note, reach, axes, kept_bytes)
@@ -124,7 +124,8 @@ class Bench:
 
     def _golden(self, scores: Array) -> Golden:
         c = self.campaign
-        return Golden.of(scores, self.data.labels, self.output, c.scores, c.tolerance, c.due)
+        kind = "counts" if c.time_axis is not None and c.scores == "auto" else c.scores
+        return Golden.of(scores, self.data.labels, self.output, kind, c.tolerance, c.due)
 
     def _session(self, change: Edits) -> Session:
         """A session of the model with this change; the files stay as they are."""

@@ -176,7 +176,7 @@ def _far(fn: Callable[..., Any], parcel: str | None, provider: str, job: Job, *a
 
 
 def _given(campaign: Any) -> Iterator[tuple[str, str | None]]:
-    return ((name, getattr(campaign, name)) for name in ("model", "data", "preprocess"))
+    return ((name, getattr(campaign, name)) for name in ("model", "data", "preprocess", "neurons"))
 
 
 def _folder(worker: Any, parcel: str) -> Path:
@@ -185,8 +185,10 @@ def _folder(worker: Any, parcel: str) -> Path:
 
 def _files(bench: Bench) -> dict[str, Path]:
     """The files that a worker needs, by where they lie in its folder; folders of images are not among them."""
-    folder = Path(bench.campaign.model).parent
-    paths = [source.path for source in bench.model.sources if source.path is not None]
+    file = Path(bench.campaign.model)
+    folder = file.parent
+    # A model whose neurons are exposed is in memory; workers make it of the file that it comes from.
+    paths = [source.path for source in bench.model.sources if source.path is not None] or [file]
     found = {f"model/{os.path.relpath(path, folder)}": Path(path) for path in paths}
     for name, given in _given(bench.campaign):
         if name != "model" and given and Path(given).is_file():

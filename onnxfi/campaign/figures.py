@@ -11,7 +11,7 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxfi.campaign.grid import grid
 from onnxfi.campaign.report import Fold, Report
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
+#: Shares by row and column.
+Table = Mapping[str, Mapping[str, float]]
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9")
 _MARKS, _DASHES = "os^Dv*", ("-", "--", "-.", ":")
 _WIDTH_IN, _ROW_IN = 4.8, 0.17
@@ -343,21 +346,51 @@ def _map(one: Report, name: str, whose: str) -> Figure:
 def _cells(values: dict[tuple[str, int], float], layers: Sequence[str], rate: str) -> Canvas:
     last = max(bit for _, bit in values)
     shares = np.array([[values.get((layer, bit), np.nan) for bit in range(last + 1)] for layer in layers])
-    canvas = _canvas(_WIDTH_IN, 1.3 + max(_ROW_IN, 1.2 / len(layers)) * len(layers))
+    ticks = {bit: str(bit) for bit in range(0, last + 1, 1 if last < 12 else 4)}
+    named = ("Layer (name)", "Bit (position, 0 is the lowest)", PANELS[rate].replace("\n", " "))
+    return _heat(shares, layers, ticks, named, _end(float(np.nanmax(shares))))
+
+
+def heat_map(name: str, title: str, values: Table, named: tuple[str, str, str]) -> Figure:
+    """A map of shares: `values` by row and column ({row: {column: share}}), `named` what rows, columns and shares are.
+
+    Raises OutputError where matplotlib is not installed.
+
+    >>> map_ = heat_map("leaks", "Leaks", {"lif1": {"0.5": 0.12, "2": 0.5}}, ("Layer", "Factor", "Top-1 (%)"))
+    >>> map_.text, map_.bytes("png")[1:4]
+    ('lif1: 0.5 12.0 %, 2 50.0 %.', b'PNG')
+    """
+    needs("matplotlib")
+    columns = list(dict.fromkeys(column for row in values.values() for column in row))
+    shares = np.array([[100 * row.get(column, np.nan) for column in columns] for row in values.values()])
+    rows = (f"{row}: " + ", ".join(f"{c} {100 * x:.1f} %" for c, x in cells.items()) for row, cells in values.items())
+    text, ticks = "; ".join(rows) + ".", dict(enumerate(map(plain, columns)))
+    return Figure(name, title, title, text, lambda: _heat(shares, list(values), ticks, named, 100.0, told=True))
+
+
+def _heat(
+    shares: NDArray[np.float64], rows: Sequence[str], ticks: Mapping[int, str], named: tuple[str, str, str], end: float,
+    *, told: bool = False,
+) -> Canvas:  # fmt: skip
+    """A map of shares in percent ([rows, columns]) from 0 to `end`; with `told` each cell bears its number."""
+    canvas = _canvas(_WIDTH_IN, 1.3 + max(_ROW_IN, 1.2 / len(rows)) * len(rows))
     axes = canvas.add_subplot()
     axes.set_facecolor("white")
     axes.patch.set(hatch="//////", edgecolor="#bbbbbb")
-    end = _end(float(np.nanmax(shares)))
+    down, across = shares.shape
     image = axes.pcolormesh(
-        np.arange(last + 2) - 0.5, np.arange(len(layers) + 1) - 0.5, np.ma.masked_invalid(shares), cmap="cividis",
+        np.arange(across + 1) - 0.5, np.arange(down + 1) - 0.5, np.ma.masked_invalid(shares), cmap="cividis",
         vmin=0, vmax=end, edgecolors="white", linewidth=0.3,
     )  # fmt: skip
-    axes.set_yticks(range(len(layers)), [plain(layer) for layer in layers], fontsize=8)
-    axes.set_xticks(range(0, last + 1, 1 if last < 12 else 4))
-    axes.set(xlabel="Bit (position, 0 is the lowest)", ylabel="Layer (name)", ylim=(len(layers) - 0.5, -0.5))
+    for (y, x), share in np.ndenumerate(shares) if told else ():
+        if np.isfinite(share):
+            axes.text(x, y, f"{share:.0f}", ha="center", va="center", color="black" if share > end / 2 else "white")
+    axes.set_yticks(range(down), [plain(row) for row in rows], fontsize=8)
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.set(xlabel=named[1], ylabel=named[0], ylim=(down - 0.5, -0.5))
     pad = 0.62 / canvas.get_figheight()
     bar = canvas.colorbar(image, ax=axes, orientation="horizontal", pad=pad, fraction=0.05, aspect=40)
-    bar.set_label(PANELS[rate].replace("\n", " "))
+    bar.set_label(named[2])
     return canvas
 
 

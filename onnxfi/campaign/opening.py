@@ -9,10 +9,11 @@ from typing import Any
 
 from onnxfi.campaign.spec import Campaign
 from onnxfi.graph.model import Model, load
+from onnxfi.graph.times import count_over, counts_of
 from onnxfi.runtime.spiking import opened
 
 #: The fields of a campaign that say how its model is opened.
-FIELDS = ("allow_links", "expose", "layers")
+FIELDS = ("allow_links", "expose", "neurons", "layers", "time_axis", "output")
 
 
 def open_model(campaign: Campaign) -> Model:
@@ -29,10 +30,17 @@ def reopen(path: str, said: Mapping[str, Any]) -> Model:
     """The model as these fields of a campaign say."""
     model = load(path, allow_links=said.get("allow_links", False))
     if said.get("expose", False):
-        model = opened(model)
+        model = opened(model, said.get("neurons"))
+    if said.get("time_axis") is not None:
+        model = load(count_over(model, said.get("output"), said["time_axis"]))
     if said.get("layers", "modules") == "tensors":
         model = replace(model, targets=tuple(replace(target, layer=target.id) for target in model.targets))
     return model
+
+
+def output_of(campaign: Campaign, model: Model) -> str | None:
+    """The output that a campaign asks to be scored: of spikes over time their counts."""
+    return campaign.output if campaign.time_axis is None else counts_of(model.proto)
 
 
 def served(model: Model) -> Path | bytes:

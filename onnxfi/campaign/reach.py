@@ -18,7 +18,7 @@ from onnxfi.faults.flight import Aim, Flight, timed
 from onnxfi.faults.models import Add, FaultModel, Scale, parse_fault
 from onnxfi.faults.space import FOREVER, FaultSpace, Selector, Target
 from onnxfi.faults.trials import Faults, apart
-from onnxfi.graph.activations import Activation, activations, choose
+from onnxfi.graph.activations import Activation, activations, choose, of_neurons
 from onnxfi.graph.bodies import opset_of
 from onnxfi.graph.exposed import series
 from onnxfi.graph.instrument import numbered, reachable
@@ -94,17 +94,17 @@ class Reach:
 
     @classmethod
     def _flying(cls, model: Model, rows: Sequence[Activation], flight: Flight) -> Reach:
-        stored = {t.id for t in model.targets}
+        stored, rows = {t.id for t in model.targets}, of_neurons(model, rows)
         kept = [a for a in rows if a.shaped and not a.why_not and a.target.id not in stored]
         flown = {a.target.id: a for a in kept}
-        known = {name: steps for name, steps in series(model.proto).items() if flown.keys() >= set(steps)}
+        rolls = {name: steps for name, steps in series(model.proto).items() if flown.keys() >= set(steps)}
         rolled = {
             name: replace(flown[steps[0]], target=replace(flown[steps[0]].target, id=name, node=""))
-            for name, steps in known.items()
+            for name, steps in rolls.items()
         }
         targets = [replace(a.target, structural=False) for a in (*kept, *rolled.values())]
         missed = sum(a.default and not a.shaped and not a.why_not for a in rows)
-        return cls(model, (*model.targets, *targets), flown, flight, rolled, known, missed)
+        return cls(model, (*model.targets, *targets), flown, flight, rolled, rolls, missed)
 
     @cached_property
     def by_id(self) -> dict[str, int]:

@@ -35,7 +35,7 @@ AIMS = ("target", "persistence", "all")
 SELECTORS = ("include", "exclude", "op", "dtype", "role", "bits", "elements")
 #: Fields that say how long a campaign is, or where its files lie: others may be given when a store is extended.
 LENGTH = ("repeat", "trials", "margin", "relative_margin", "confidence")
-_PLACE = ("model", "data", "preprocess", "faults", "allow_links")
+_PLACE = ("model", "data", "preprocess", "faults", "neurons", "allow_links")
 _DRAWN = ("ber", "per_sample", "single", "exhaustive")
 #: Fields that say something only in some ways of choosing trials.
 _ONLY = {
@@ -45,7 +45,7 @@ _ONLY = {
     "seed": (*_DRAWN, "mix"),
 }
 #: What is said of values in flight where stored words are struck.
-_STORED = {"target": ("weights",), "persistence": "transient", "all": False, "per_sample": ()}
+_STORED = {"target": ("weights",), "persistence": "transient", "all": False, "per_sample": (), "time_axis": None}
 #: Of single faults, where neither it nor their number is given.
 _MARGIN = 0.01
 #: Of an adaptive campaign whose margin is relative: below it no rate is measured, or one of 0 would never be done.
@@ -110,8 +110,9 @@ class Campaign:
     simple (docs/statistics.md). `exhaustive` strikes every site once. `faults` replays a list. `mix` puts several draws
     into each trial.
     `data` None are synthetic inputs. A sample is masked where its output is golden's within `tolerance` (absolute);
-    `due` names what counts as DUE. `expose` gives each neuron of a spiking network words of its own, `layers` says
-    what reports call a layer. Lists become tuples, and a single value the tuple of it.
+    `due` names what counts as DUE. `expose` gives each neuron of a spiking network words of its own, `neurons` is a
+    mapping of those that no pattern finds; `time_axis` counts spikes over that axis of the output, and scores the
+    counts. `layers` says what reports call a layer. Lists become tuples, and a single value the tuple of it.
 
     >>> Campaign(model="m.onnx", ber=[1e-6, 1e-5], repeat=3, include="conv").include
     ('conv',)
@@ -162,7 +163,9 @@ class Campaign:
     custom_ops: tuple[str, ...] = ()
     allow_links: bool = False
     expose: bool = False
+    neurons: str | None = None
     layers: str = "modules"
+    time_axis: int | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -190,6 +193,8 @@ class Campaign:
                 if one not in known:
                     raise SpecError(f"{name} {one!r} is unknown{closest(one, known)}", name)
         named("fault", parse_fault, self.fault)
+        if self.neurons is not None and not self.expose:
+            raise SpecError("neurons says nothing without expose; leave it out, or add expose", "neurons")
         for text in self.provider_option:
             check(text.find("=") > 0, "provider_option", repr(text), "KEY=VALUE")
         self.engine()
@@ -273,7 +278,7 @@ class Campaign:
             kept.pop(name)
         for row in (kept, *kept["mix"]):
             for name, value in _STORED.items():  # a store of faults in stored words does not say that none is in flight
-                if row.get(name) == value:
+                if name in row and row[name] == value:
                     del row[name]
             row["fault"] = str(parse_fault(row["fault"]))  # with the digest of a pattern's file
         return {**kept, "way": self.way}
@@ -281,7 +286,7 @@ class Campaign:
 
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     *((name, lambda n: n >= 1, "1 or more") for name in ("repeat", "trials", "samples", "batch", "threads")),
-    ("batch_axis", lambda n: n >= 0, "0 or more"),
+    *((name, lambda n: n >= 0, "0 or more") for name in ("batch_axis", "time_axis")),
     ("margin", lambda e: 0 < e < 1, "a share between 0 and 1, as 0.01"),
     ("relative_margin", lambda e: 0 < e < 1, "a share of the rate between 0 and 1, as 0.1"),
     ("confidence", lambda c: 0 < c < 1, "a share between 0 and 1, as 0.99"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from onnxfi.cli.options import LINKS, PATH, run_options, select_options
+from onnxfi.cli.options import LINKS, NEURONS, PATH, TIME_AXIS, run_options, select_options
 
 if TYPE_CHECKING:
     from onnxfi.campaign.spec import Campaign
@@ -41,11 +41,13 @@ _TRIALS = (
     click.option("--persistence", type=click.Choice(["transient", "from", "permanent"]), default="transient", show_default=True, help="How long a fault in flight is there: one sample and step, every sample from a step on, or always."),
     click.option("--all", is_flag=True, help="Every value in flight that can be struck (default: the outputs of layers)."),
     click.option("--expose", is_flag=True, help="Give each neuron of a spiking network words of its own first (onnxfi instrument --target neurons)."),
+    NEURONS,
     click.option("--layers", type=click.Choice(["modules", "tensors"]), metavar="KIND", default="modules", show_default=True, help="What tables call a layer: modules of the framework, or tensors, each for itself."),
     click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="The seed of every draw."),
 )  # fmt: skip
 _JUDGE = (
     click.option("--scores", type=click.Choice(["auto", "logits", "probabilities", "counts"]), metavar="KIND", default="auto", show_default=True, help="What the scored output holds, for score shifts: auto, logits, probabilities or counts."),
+    TIME_AXIS,
     click.option("--tolerance", type=float, default=0.0, metavar="T", show_default=True, help="An output this near golden's is masked."),
     click.option("--due", default="error,timeout,crash,memory,nonfinite", metavar="CAUSES", help="What counts as DUE, by comma (default: error,timeout,crash,memory,nonfinite)."),
     click.option("--route", type=click.Choice(["auto", "late", "early", "plain"]), metavar="ROUTE", default="auto", show_default=True, help="auto runs again only what a fault can change, and in spiking networks stops where spikes come back; late does the first alone, early the second; plain runs the whole model each time."),

@@ -58,6 +58,9 @@ LINKS = click.option("--allow-links", is_flag=True, help="Follow symbolic and ha
 NEURONS = click.option(
     "--neurons", type=PATH, metavar="FILE", help="A mapping (YAML) of spiking layers that no pattern finds."
 )
+TIME_AXIS = click.option(
+    "--time-axis", type=click.IntRange(0), metavar="N", help="Axis of the scored output that counts time steps: spikes are counted along it, and the counts are scored."
+)  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from onnxfi.errors import SelectorError, closest
 from onnxfi.faults.space import Selector, Target
 from onnxfi.faults.words import WORDS, Word
+from onnxfi.graph.exposed import shapes
 from onnxfi.graph.inference import inferred
 from onnxfi.graph.layers import node_label
 from onnxfi.graph.targets import DATA_TYPES, Place, Walk
@@ -122,7 +123,18 @@ def activations(model: Model) -> tuple[Activation, ...]:
     found = {path: _Facts.of(graph, around) for path, graph, around in graphs(proto)}
     batch = _batch(proto.graph)
     rows = [_activation(found[path], path, row, batch, declared) for path, *row in walk.flowing() if path in found]
-    return _unique(_placed(rows, found))
+    return of_neurons(model, _unique(_placed(rows, found)))
+
+
+def of_neurons(model: Model, rows: Sequence[Activation]) -> tuple[Activation, ...]:
+    """The activations, those of exposed neurons with samples first, wherever the model's inputs hold theirs."""
+    known = shapes(model.proto)
+    return tuple(
+        replace(a, axis=0, target=replace(a.target, shape=shape))
+        if (shape := known.get(a.target.id)) is not None and a.axis is None and a.dims and a.dims[1:] == shape
+        else a
+        for a in rows
+    )
 
 
 def _declared(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from onnxfi.errors import SelectorError
 
 if TYPE_CHECKING:
     import onnx
@@ -28,6 +32,11 @@ def roles(proto: onnx.ModelProto) -> dict[str, str]:
     return {str(target): str(role) for row in table(proto) for role, target in row["words"].items()}
 
 
+def shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """The shape of one sample of each value in flight of a neuron, by target id."""
+    return {str(name): tuple(row["shape"]) for row in table(proto) for name in (*row["membrane"], *row["spike"])}
+
+
 def series(proto: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
     """The values in flight of an unrolled layer's neurons, step by step, under the names that they have in a loop.
 
@@ -44,3 +53,33 @@ def series(proto: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
         for key, name in (("membrane", "membrane"), ("spike", "spiking"))
         if not row["loop"] and len(row[key]) > 1
     }
+
+
+_TIMED = re.compile(
+    r"(?P<id>.*)(?P<index>\[[^\[\]]*\])(?P<sample>(?:@sample=\d+)?)(?:@(?P<how>step|from)=(?P<step>\d+))?(?P<bit>(?::\d+)?)",
+    re.S,
+)
+
+
+def by_step(proto: onnx.ModelProto, sites: Sequence[str]) -> list[str]:
+    """Sites as they are written, those in a series as sites in its steps; SelectorError for a step that is not there.
+
+    >>> from onnxfi.graph.model import load
+    >>> from onnxfi.graph.neurons import find
+    >>> from onnxfi.graph.expose import expose
+    >>> by_step(expose(load(model := "models/fashion_snn.onnx"), find(load(model))), ["lif2/membrane[100]@from=6:30"])
+    ['lif2/membrane/6[100]:30', 'lif2/membrane/7[100]:30']
+    """
+    known, out = series(proto), list[str]()
+    for text in sites:
+        found = _TIMED.fullmatch(text.strip())
+        steps = known.get(found["id"]) if found else None
+        if found is None or steps is None:
+            out.append(text)
+            continue
+        first = int(found["step"][:9]) if found["how"] else 0
+        if first >= len(steps):
+            raise SelectorError(f"{text.strip()[:80]}: there are {len(steps)} steps, 0 to {len(steps) - 1}")
+        struck = steps[first : first + 1] if found["how"] == "step" else steps[first:]
+        out += [f"{step}{found['index']}{found['sample']}{found['bit']}" for step in struck]
+    return out

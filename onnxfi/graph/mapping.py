@@ -56,7 +56,7 @@ def mapped(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[SpikingLayer
         if reset not in ("subtract", "zero", "none"):
             raise ModelError(f"the mapping of {row['name']!r} has the reset {reset!r}; give subtract, zero or none")
         potentials = [a.name for a in membranes] or [""] * len(spikes)
-        steps = tuple(Step(m, s.name) for m, s in zip(potentials, spikes, strict=True))
+        steps = tuple(Step(m, s.name, _read(cone, m)) for m, s in zip(potentials, spikes, strict=True))
         variables = tuple(_variable(model, cone, row, key) for key in PARAMETERS if key in row)
         dims = spikes[0].dims or ()
         shape = tuple(n for n in (dims[1:] if len(dims) > 1 else dims) if isinstance(n, int))
@@ -67,6 +67,11 @@ def mapped(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[SpikingLayer
             )
         )  # fmt: skip
     return out
+
+
+def _read(cone: Cone, membrane: str) -> tuple[Use, ...]:
+    """Where a membrane potential is read: what lies in the layer a mapping does not say, so everywhere."""
+    return tuple(use for use in cone.users.get(text(membrane), []) if membrane and use.input >= 0)
 
 
 def _tensors(row: Mapping[str, Any], key: str, known: Mapping[str, Activation]) -> list[Activation]:

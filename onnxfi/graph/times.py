@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxfi.errors import ModelError, closest
 from onnxfi.graph.activations import graphs
 from onnxfi.graph.cones import Cone
 from onnxfi.graph.wire import text
@@ -14,7 +15,12 @@ from onnxfi.graph.wire import text
 if TYPE_CHECKING:
     import onnx
 
+    from onnxfi.graph.model import Model
     from onnxfi.graph.neurons import SpikingLayer, TimeAxis
+
+#: What the output of counts is called, behind the name of the spikes.
+_COUNTS = "/counts"
+_FLOAT = 1
 
 
 def trips_of(loop: onnx.NodeProto, cone: Cone, proto: onnx.ModelProto) -> int | None:
@@ -104,3 +110,54 @@ def _gathered(scan: onnx.NodeProto) -> list[tuple[str, int]]:
     names = [text(name) for name in scan.output[states:]]
     axes = list(kept["scan_output_axes"].ints) if "scan_output_axes" in kept else [0] * len(names)
     return [(name, int(np.int64(axis))) for name, axis in zip(names, axes, strict=True) if name]
+
+
+def counts_of(proto: onnx.ModelProto) -> str:
+    """The output of counts that `count_over` made."""
+    return text(proto.graph.output[-1].name)
+
+
+def count_over(model: Model, output: str | None, axis: int) -> onnx.ModelProto:
+    """The model with a further output, its last: spikes that are stacked over time, counted along that axis.
+
+    `output` are the spikes (None: the only output of three dimensions or more). Raises ModelError where there is none,
+    where several could be meant, and for an axis that it does not have.
+
+    >>> from onnxfi.graph.model import load
+    >>> model = load("tests/graph/spiking/subtract_dynamo.onnx")
+    >>> counts_of(count_over(model, "spikes2", 0))
+    'spikes2/counts'
+    """
+    from onnx import helper, numpy_helper
+
+    from onnxfi.graph.bodies import opset_of
+    from onnxfi.graph.inference import inferred
+    from onnxfi.graph.model import parse
+
+    if model.external:
+        raise ModelError(f"{model.name} has external data, so nothing can be counted in it; write it as one file first")
+    proto = parse(model)
+    graph = proto.graph
+    kinds = {text(o.name): o.type.tensor_type for o in (*inferred(proto).graph.output, *graph.output)}
+    sizes = {name: len(kind.shape.dim) for name, kind in kinds.items() if kind.HasField("shape")}
+    ranks = {text(o.name): sizes.get(text(o.name)) for o in graph.output}
+    if output is not None and output not in ranks:
+        raise ModelError(f"the model has no output {output!r}{closest(output, ranks)}")
+    stacked = [output] if output is not None else [name for name, rank in ranks.items() if (rank or 0) > 2]
+    if len(stacked) != 1:
+        what = "several outputs could" if stacked else "no output is sure to"
+        raise ModelError(f"{what} be spikes over time; name one with --output: {', '.join(stacked or ranks)}")
+    name, rank = stacked[0], ranks[stacked[0]]
+    if rank is not None and axis >= rank:
+        raise ModelError(f"time axis {axis} is beyond output {name!r} of {rank} dimensions: axes are 0 to {rank - 1}")
+    made, real = name + _COUNTS, name + _COUNTS + "/float"
+    graph.node.append(helper.make_node("Cast", [name], [real], f"/time{real}", to=_FLOAT))
+    if opset_of(proto) >= 13:
+        graph.initializer.append(numpy_helper.from_array(np.array([axis]), f"{made}/axis"))
+        node = helper.make_node("ReduceSum", [real, f"{made}/axis"], [made], f"/time{made}", keepdims=0)
+    else:
+        node = helper.make_node("ReduceSum", [real], [made], f"/time{made}", axes=[axis], keepdims=0)
+    graph.node.append(node)
+    dims = None if rank is None else [None] * (rank - 1)
+    graph.output.append(helper.make_tensor_value_info(made, _FLOAT, dims))
+    return proto

@@ -18,6 +18,7 @@ from onnxfi.faults.trials import Draw, Faults, at_sites, draw, fault_model
 from onnxfi.graph.activations import Activation, Chosen, activations, choose
 from onnxfi.graph.arming import check_place, check_step
 from onnxfi.graph.bodies import opset_of
+from onnxfi.graph.exposed import by_step
 from onnxfi.graph.instrument import Armed, Strike, arm, bake, numbered, reachable
 from onnxfi.graph.model import Model, load, parse
 from onnxfi.graph.operators import DOMAIN
@@ -255,6 +256,7 @@ def inject_flow(
     event, selector = fault_model(fault), selector or Selector()
     flow = prepare(model, opset=opset, body=body, data=data, shapes=True, custom_ops=custom_ops)
     if sites:
+        sites = by_step(model.proto, sites)
         chosen = _named(flow, sites)
         faults = at_sites(sites, [_open(a) for a in chosen.activations], event, selector, seed)
         struck = strikes(faults, {a.target.id: a for a in chosen.activations})

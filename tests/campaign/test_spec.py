@@ -79,6 +79,8 @@ EXAMPLES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "custom_ops": (("ops.so",), ["--custom-ops", "ops.so"], SWEEP),
     "allow_links": (True, ["--allow-links"], SWEEP),
     "expose": (True, ["--expose"], SWEEP),
+    "neurons": ("n.yaml", ["--neurons", "n.yaml"], {**SWEEP, "expose": True}),
+    "time_axis": (1, ["--time-axis", "1"], SWEEP),
     "layers": ("tensors", ["--layers", "tensors"], SWEEP),
 }
 
@@ -365,7 +367,18 @@ def test_a_part_by_flag_is_told_by_its_place() -> None:
         assert message in str(told.value)
 
 
-FREE = {"model", "data", "preprocess", "allow_links", "repeat", "trials", "margin", "relative_margin", "confidence"}
+FREE = {
+    "model",
+    "data",
+    "preprocess",
+    "neurons",
+    "allow_links",
+    "repeat",
+    "trials",
+    "margin",
+    "relative_margin",
+    "confidence",
+}
 LENGTHS = {"trials": {"single": True, "trials": 5}, "margin": {"single": True, "margin": 0.5}}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from onnxfi.campaign.plan import make_plan, write_plan
 from onnxfi.campaign.runner import export_trial, plan
 from onnxfi.campaign.spec import Campaign
 from onnxfi.campaign.store import Store
-from onnxfi.errors import SelectorError
+from onnxfi.errors import InputError, SelectorError
 from onnxfi.graph.model import load
 from onnxfi.runtime.engines import OrtEngine, OrtSession
 from onnxfi.runtime.inflight import inject_flow
@@ -47,7 +48,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def campaign(model: str = "flat", **fields: Any) -> Campaign:
-    way = {} if {"ber", "faults", "exhaustive"} & set(fields) else {"single": True, "trials": 40}
+    way = {} if {"ber", "faults", "exhaustive"} & set(fields) else {"single": True, "trials": 24}
     given = {"model": f"{model}.onnx", "data": "d.npz", "provider": "cpu", "optimization": "off", "batch": 4}
     return Campaign(**(given | {"expose": True} | way | fields))
 
@@ -75,7 +76,7 @@ def test_both_forms_are_struck_alike(here: Path, persistence: str, include: str)
     neurons = 2 * 4 * 4 + 5 + 3
     assert lengths == [2 * neurons * {"transient": SAMPLES * STEPS, "from": STEPS, "permanent": 1}[persistence]] * 2
     with Store.open(here / "flat.db") as one, Store.open(here / "scan.db") as two:
-        for trial in range(1, 41):
+        for trial in range(1, 25):
             flat, body = (json.loads(store.trial(trial)["lines"]) for store in (one, two))
             assert body.pop("target").removeprefix("steps.body::") == flat.pop("target")
             assert flat == body
@@ -89,11 +90,13 @@ def test_a_fault_from_a_step_on_is_one_in_each_of_its_steps(here: Path) -> None:
         rows = [json.loads(store.trial(n)["lines"]) for n in store.trials()]
     first, row = next((n, row) for n, row in enumerate(rows, 1) if row["from"] == 2)
     export_trial(here / "s.db", first, here / "f.onnx")
-    sites = [f"{row['target']}/{t}[{row['index']}]:{row['bits'][0]}" for t in (2, 3)]
-    alone = inject_flow(load(expose_neurons(load("flat.onnx")).data), sites=sites).data
+    exposed = load(expose_neurons(load("flat.onnx")).data)
+    steps = [f"{row['target']}/{t}[{row['index']}]:{row['bits'][0]}" for t in (2, 3)]
+    alone = inject_flow(exposed, sites=steps)
+    assert alone.data == inject_flow(exposed, sites=[f"{row['target']}[{row['index']}]@from=2:{row['bits'][0]}"]).data
     counts = [
         OrtEngine(provider="cpu").prepare(data).run({"image": np.load("d.npz")["image"]})["counts"]
-        for data in ((here / "f.onnx").read_bytes(), alone)
+        for data in ((here / "f.onnx").read_bytes(), alone.data)
     ]
     assert np.array_equal(*counts)
     write_plan(plan(in_flight(persistence="from"))[0], here / "p.jsonl")
@@ -116,23 +119,56 @@ def test_a_step_beyond_the_last_is_told(here: Path) -> None:
         ran(campaign(faults="q.jsonl"), here / "q.db")
 
 
+@pytest.mark.parametrize(
+    ("site", "says"),
+    [
+        ("lif2/membrane[1]@step=4:30", "there are 4 steps, 0 to 3"),
+        ("lif2/membrane/4[1]:30", "no target 'lif2/membrane/4' in this model"),
+        ("lif2/membrane[5]@step=3:30", "index [5] is beyond 'lif2/membrane/3' of shape 5"),
+    ],
+)
+def test_a_place_that_is_not_there_is_told(here: Path, site: str, says: str) -> None:
+    behind_time(here)
+    for name in ("flat", "frames"):
+        exposed = load(expose_neurons(load(f"{name}.onnx")).data)
+        with pytest.raises(SelectorError, match=re.escape(says)):
+            inject_flow(exposed, sites=[site])
+
+
 def test_neurons_that_are_dead_are_seen_by_the_canary(here: Path) -> None:
     ran(campaign(role="spike", fault="dead"), here / "s.db")  # what a spike holds is NaN: its exponent is set already
     assert {row[1] for row in results(here / "s.db")} == {"masked", "sdc"}
 
 
+def behind_time(here: Path) -> None:
+    """The same network with inputs that are stacked over time, as frames.onnx."""
+    made = onnx.load("flat.onnx")
+    made.graph.input[0].CopyFrom(onnx.helper.make_tensor_value_info("frames", 1, [STEPS, "N", 1, 8, 8]))
+    made.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0), "first"))
+    made.graph.node.insert(0, onnx.helper.make_node("Gather", ["frames", "first"], ["image"], axis=0))
+    onnx.save(made, here / "frames.onnx")
+
+
+def test_samples_behind_time_are_samples(here: Path) -> None:
+    behind_time(here)
+    np.savez("f.npz", frames=np.repeat(np.load("d.npz")["image"][None], STEPS, 0), labels=np.arange(SAMPLES) % 3)
+    for name, fields in (("flat", {}), ("frames", {"data": "f.npz", "batch_axis": 1})):
+        ran(in_flight(name, persistence="from", trials=20, **fields), here / f"{name}.db")
+    assert tables(here / "flat.db")["results"] == tables(here / "frames.db")["results"]
+
+
 # Late start and early stop
 
 STRUCK: dict[str, dict[str, Any]] = {
-    "membranes": {"target": "activations", "include": "*/membrane", "persistence": "from", "trials": 60},
-    "one step": {"target": "activations", "include": "/membrane/", "persistence": "permanent", "trials": 60},
+    "membranes": {"target": "activations", "include": "*/membrane", "persistence": "from", "trials": 24},
+    "one step": {"target": "activations", "include": "/membrane/", "persistence": "permanent", "trials": 24},
     "spikes": {"target": "activations", "include": "*/spiking", "persistence": "permanent", "trials": 20},
     "layers": {"target": "activations", "op": "Gemm", "persistence": "permanent", "trials": 20},
     "neurons": {"role": ("threshold", "leak", "reset")},
     "dead": {"role": "spike", "fault": "dead"},
-    "synapses": {"role": ("weight", "bias"), "trials": 60},
+    "synapses": {"role": ("weight", "bias"), "trials": 24},
     "not exposed": {"role": "weight", "expose": False},
-    "many": {"role": ("weight", "threshold"), "ber": 0.002, "single": False, "trials": None, "repeat": 10},
+    "many": {"role": ("weight", "threshold"), "ber": 0.002, "single": False, "trials": None, "repeat": 4},
 }
 
 
@@ -179,3 +215,58 @@ def test_nothing_runs_before_the_fault_and_nothing_after_the_spikes_came_back(
 def line(bit: int) -> str:
     fault = {"trial": 1, "target": "lif2/membrane/2", "index": 0, "bits": [bit], "fault": "flip"}
     return json.dumps(fault | dict.fromkeys(("before", "after", "before_value", "after_value", "changed")))
+
+
+# Spikes over time, and neurons of one's own
+
+EXPORTED = Path(__file__).parents[1] / "graph" / "spiking" / "subtract_dynamo.onnx"
+
+
+def test_spikes_over_time_are_counted(here: Path) -> None:
+    np.savez("x.npz", x=np.load(EXPORTED.with_suffix(".npz"))["x"])
+    found = {}
+    for name, fields in (("counts", {"scores": "counts"}), ("spikes2", {"time_axis": 0})):
+        asked = campaign(
+            model=str(EXPORTED.with_suffix("")), data="x.npz", role="spike", fault="dead", output=name, **fields
+        )
+        ran(asked, here / f"{name}.db")
+        found[name] = results(here / f"{name}.db")
+        export_trial(here / f"{name}.db", 1, here / f"{name}.onnx")
+    assert found["counts"] == found["spikes2"] and "class_sdc_1" in str(found)
+    assert "spikes2/counts" in {o.name for o in onnx.load(here / "spikes2.onnx").graph.output}
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (
+            {"output": "spikes2", "time_axis": 3},
+            "time axis 3 is beyond output 'spikes2' of 3 dimensions: axes are 0 to 2",
+        ),
+        ({"output": "spikes3", "time_axis": 0}, "no output 'spikes3'; closest: 'spikes2'"),
+        ({"time_axis": 0}, "several outputs could be spikes over time; name one with --output: spikes1, spikes2"),
+        ({"time_axis": -1}, "time_axis -1 is out of range; give 0 or more"),
+        ({"expose": False, "neurons": "map.yaml"}, "neurons says nothing without expose"),
+        ({"neurons": "map.yaml"}, "names the spike 'spike_9', which is not in this model"),
+    ],
+)
+def test_what_is_not_there_is_told(here: Path, fields: dict[str, Any], says: str) -> None:
+    (here / "map.yaml").write_text("layers: [{name: cells, spike: spike_9}]")
+    with pytest.raises(InputError, match=re.escape(says)):
+        plan(campaign(model=str(EXPORTED.with_suffix("")), **fields))
+
+
+def test_a_mapping_says_the_neurons(here: Path) -> None:
+    steps = range(STEPS)
+    said = {
+        "name": "out",
+        "spike": [f"lif3_spike_{t}" for t in steps],
+        "membrane": [f"lif3_membrane_{t}" for t in steps],
+    }
+    (here / "map.yaml").write_text(
+        json.dumps({"layers": [said | {"threshold": "lif3.threshold", "reset": "subtract"}]})
+    )
+    ran(campaign(neurons="map.yaml", role="spike", include="out/", fault="saturated", exhaustive=True), here / "s.db")
+    assert [row[1] for row in results(here / "s.db")].count("sdc") >= 1
+    ran(in_flight(neurons="map.yaml", include="=out/membrane", persistence="from"), here / "f.db")
+    assert {row[3] for row in tables(here / "f.db")["plan"]} == {"out/membrane"}

@@ -17,15 +17,15 @@ SHOWN = {
     "basic": "output neuron 3 is dead: top-1",
     "bit_flips": "bit 31",
     "optimisations": "all four ways find the same: True",
-    "parametric": "leak: top-1 with a tenth of a layer's neurons",
+    "parametric": "leak: lif1: 0.1 ",
     "train_golden": "spike counts as in torch for 100.0% of them",
     "train_faulty": "trained with them dead: ",
 }
 TORCH = {name for name in SHOWN if name.startswith("train")}
 
 
-def ran(command: list[str], folder: Path) -> str:
-    env = {**os.environ, **SHORT, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+def ran(command: list[str], folder: Path, out: Path) -> str:
+    env = {**os.environ, **SHORT, "OUT": str(out), "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -48,10 +48,12 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
     assert (book["nbformat"], book["cells"][0]["cell_type"]) == (4, "markdown")
     code = "\n".join("".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code")
     # As a notebook runs: from its own folder, without a file of its own.
-    assert SHOWN[name] in ran([sys.executable, "-c", code], FOLDER)
+    assert SHOWN[name] in ran([sys.executable, "-c", code], FOLDER, tmp_path)
+    drawn = {f"parametric-{role}.{kind}" for role in ("threshold", "leak") for kind in ("svg", "png")}
+    assert {file.name for file in tmp_path.iterdir()} == (drawn if name == "parametric" else set())
 
 
 @pytest.mark.frameworks("torch", "onnx_ir")
 @pytest.mark.parametrize("name", sorted(TORCH))
 def test_it_trains(name: str, tmp_path: Path) -> None:
-    assert SHOWN[name] in ran([sys.executable, "-W", "ignore", str(FOLDER / f"{name}.py")], FOLDER)
+    assert SHOWN[name] in ran([sys.executable, "-W", "ignore", str(FOLDER / f"{name}.py")], FOLDER, tmp_path)
