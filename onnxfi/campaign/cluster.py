@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.bench import Bench, CampaignError
-from onnxfi.campaign.workers import Died, Job, versions
+from onnxfi.campaign.workers import Died, Job, begin, versions
 from onnxfi.errors import InputError, OnnxfiError, OutputError
 from onnxfi.runtime.engines import OrtEngine
 
@@ -48,14 +48,13 @@ class Cluster:
 
     def size(self) -> int:
         """Workers that are there now; later more or fewer."""
-        try:
+        with _reached():
             return max(1, len(self._taking()))
-        except (OSError, TimeoutError):
-            raise CampaignError(_LOST) from None
 
     def pool(self, size: int) -> Executor:
         """An executor over all workers; of size 1 over one that has started anew, where a nanny can do that."""
-        return _Tasks(self, self._anew() if size == 1 else None)
+        with _reached():
+            return _Tasks(self, self._anew() if size == 1 else None)
 
     def _anew(self) -> str | None:
         """Start a worker that has nothing to do anew; its address, or None where there is none with a nanny."""
@@ -86,12 +85,13 @@ class Cluster:
         self.parcel, self.provider, shared = None, bench.provider, _files(bench)
         digests = {str(path): _sha256(path) for path in [*shared.values(), *map(Path, bench.campaign.custom_ops)]}
         engine = replace(bench.campaign.engine(), provider=bench.provider)
-        self.asks = {"GPU": 1.0} if bench.provider in _ON_GPU else {}
-        self.asks = self.asks if self._taking() else {}
-        try:
-            told = self.client.run(survey, digests, engine, _smallest(), workers=self._taking())
-        except ImportError:
-            raise CampaignError("a worker has no onnxfi of this version; install the same one there") from None
+        with _reached():
+            self.asks = {"GPU": 1.0} if bench.provider in _ON_GPU else {}
+            self.asks = self.asks if self._taking() else {}
+            try:
+                told = self.client.run(survey, digests, engine, _smallest(), workers=self._taking())
+            except (ImportError, AttributeError, TypeError):  # none, or one that does not know what is asked
+                raise CampaignError("a worker has no onnxfi of this version; install the same one there") from None
         for address, (found, lacks, refusal) in told.items():
             for name, here in versions().items():
                 if found.get(name) != here:
@@ -106,9 +106,22 @@ class Cluster:
             if refusal:
                 raise CampaignError(f"worker {address}: {refusal}")
         if any(lacks for _, lacks, _ in told.values()):
-            self.parcel = hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:32]
-            contents = {name: path.read_bytes() for name, path in shared.items()}
-            self.client.register_plugin(_parcel(self.parcel, contents), name=f"onnxfi-{self.parcel}")
+            self.parcel = name = hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:32]
+            contents = {place: path.read_bytes() for place, path in shared.items()}
+
+            def arrive(worker: Any) -> None:
+                unpack(_folder(worker, name), contents)
+
+            self.client.register_plugin(_plugin(arrive), name=f"onnxfi-{name}")
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Say so where the scheduler is gone."""
+    try:
+        yield
+    except (OSError, TimeoutError):
+        raise CampaignError(_LOST) from None
 
 
 class _Tasks(Executor):
@@ -196,17 +209,17 @@ def _files(bench: Bench) -> dict[str, Path]:
     return found
 
 
-def _parcel(name: str, files: dict[str, bytes]) -> Any:
-    """What Dask hands to each worker once, also to those that come later: the files by content."""
+def _plugin(setup: Callable[[Any], None]) -> Any:
+    """What Dask runs once on each worker, also on those that come later."""
     from distributed import WorkerPlugin
 
-    class Parcel(WorkerPlugin):  # type: ignore[misc]
-        """Unpacks the files where tasks look for them."""
+    class Plugin(WorkerPlugin):  # type: ignore[misc]
+        """Does what was given."""
 
         def setup(self, worker: Any) -> None:
-            unpack(_folder(worker, name), files)
+            setup(worker)
 
-    return Parcel()
+    return Plugin()
 
 
 def unpack(folder: Path, files: dict[str, bytes]) -> None:
@@ -267,6 +280,7 @@ def cluster(scheduler: str | None = None, *, local: int = 0) -> Iterator[Cluster
             ) as own,
             Client(own) as client,
         ):  # fmt: skip
+            client.register_plugin(_plugin(lambda worker: begin()), name="onnxfi")
             yield Cluster(client, owned=True)
         return
     try:

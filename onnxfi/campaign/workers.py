@@ -205,7 +205,7 @@ def notices(job: Job, target: Target, pool: Callable[[int], Executor] | None = N
         crew.shutdown(wait=False)
 
 
-def _begin() -> None:
+def begin() -> None:
     """A worker process ends with its parent, leaves Ctrl-C to it, and is the first to go where memory ends."""
     import multiprocessing
 
@@ -226,7 +226,7 @@ def processes(size: int) -> Executor:
     """Worker processes of our own, each with a clean interpreter."""
     import multiprocessing
 
-    return ProcessPoolExecutor(size, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+    return ProcessPoolExecutor(size, mp_context=multiprocessing.get_context("spawn"), initializer=begin)
 
 
 def run_pooled(

@@ -148,6 +148,9 @@ class _Path:
 
 
 def test_a_worker_can_come_later(here: Path, workers: Cluster) -> None:
+    def ignores_ctrl_c() -> bool:
+        return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
     ran(campaign(), here / "whole.db")
     running = run(campaign(), here / "s.db", executor=workers)
     for number, _ in enumerate(running):
