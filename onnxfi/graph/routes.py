@@ -24,6 +24,8 @@ from onnxfi.graph.model import Model
 LEAST_CHANNELS = 8
 #: Numbers in a tensor from which on the whole operator costs more than a session for its struck channels.
 _WORTH_A_SESSION = 1 << 18
+#: Places at which trials of several tensors start.
+_STARTS = 4
 #: Operators whose weights a runtime packs where they are constant; where they are fed it sums in another order.
 _PACKED = frozenset(("Gemm", "MatMul", "LSTM", "GRU", "RNN", "ConvTranspose", "Einsum", "Attention"))
 
@@ -76,7 +78,6 @@ class Routes:
     outputs: tuple[str, ...]
     fronts: Fronts = ()
     late: bool = True
-    _unions: dict[frozenset[int], Cut] = field(default_factory=dict, repr=False)
 
     @cached_property
     def by_target(self) -> dict[str, Route]:
@@ -103,16 +104,25 @@ class Routes:
         known = [route for route in found if route is not None]
         if len(known) <= 1 or len(known) < len(found):
             return known[0] if len(found) == 1 and known else None
-        homes = tuple(route.home for route in known)
-        key = frozenset(k for route in known for k in route.cut.nodes)
-        if key not in self._unions:
+        reached = {k for route in known for k in route.cut.nodes}
+        for whole in self._starts:
+            if reached.issubset(whole.nodes):
+                return Route(tuple(route.home for route in known), whole, True)
+        return None
+
+    @cached_property
+    def _starts(self) -> tuple[Cut, ...]:
+        """Where trials of several tensors may start, the last place first.
+
+        Only a few places: each has a golden of its own, which many trials then share.
+        """
+        by_reach = sorted(self.by_target.values(), key=lambda route: len(route.cut.nodes))
+        names, found = {*self.values, *self.wiring.inputs}, []
+        for number in range(1, _STARTS + 1):
+            homes = [route.home for route in by_reach[: -(-len(by_reach) * number // _STARTS)]]
             tops, inside = [h.fed for h in homes if h.node < 0], [h.node for h in homes if h.node >= 0]
-            self._unions[key] = cut(self.wiring, tops, inside=inside, outputs=self.outputs)
-        whole = self._unions[key]
-        names = set(self.values) | set(self.wiring.inputs)
-        if not names.issuperset(whole.crossings):
-            return None
-        return Route(homes, whole, True)
+            found.append(cut(self.wiring, tops, inside=inside, outputs=self.outputs))
+        return tuple(one for one in dict.fromkeys(found) if names.issuperset(one.crossings))
 
     @cached_property
     def values(self) -> tuple[str, ...]:
