@@ -159,7 +159,7 @@ def run(
             for running.look, pending in _turns(target, plan, shard):
                 if size:
                     lent = None if far is not None else crew
-                    stream = run_pooled(job, truth, gathered(pending, job.trials_a_task), size, pool, lent)
+                    stream = run_pooled(job, truth, gathered(pending, job.trials_a_task, size), size, pool, lent)
                 else:
                     stream = run_here(bench, truth, plan.header, ordered(pending, job.trials_a_task))
                 yield from _kept(target, stream)

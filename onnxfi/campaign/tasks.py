@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby, islice
 
 #: A trial's number and its lines.
 Task = tuple[int, str]
 #: Trials among which those that strike the same tensor are brought together.
 _WINDOW = 512
+#: Tasks that each worker gets of a window, at least.
+_TASKS_A_WORKER = 4
 
 
 def ordered(pending: Iterator[Task], most: int) -> Iterator[list[Task]]:
@@ -18,13 +20,15 @@ def ordered(pending: Iterator[Task], most: int) -> Iterator[list[Task]]:
         yield tasks
 
 
-def gathered(pending: Iterator[Task], most: int) -> Iterator[list[Task]]:
+def gathered(pending: Iterator[Task], most: int, workers: int | Callable[[], int]) -> Iterator[list[Task]]:
     """The same trials, up to `most` together, those that strike the same tensor rather together than apart.
 
     So a worker opens a route once for them. Only within a window, so that what is done when a campaign is stopped stays
-    a fair sample.
+    a fair sample, and some tasks for each of so many workers in it, so that none stands idle.
     """
     while window := list(islice(pending, _WINDOW)):
+        crew = max(1, workers if isinstance(workers, int) else workers())
+        most = min(most, -(-len(window) // (_TASKS_A_WORKER * crew)))
         together: list[Task] = []
         for _, group in groupby(sorted(window, key=lambda task: (_struck(task), task[0])), key=_struck):
             alike = list(group)

@@ -67,7 +67,7 @@ def figures(trials: int) -> dict[str, Figure]:
         "network, one worker": Figure(single, workers=1),
         "network, plain route": Figure(("--single", "--trials", str(max(10, trials // 25)), "--route", "plain")),
         "activations": Figure(("--target", "activations", *single), 0.25),
-        "sweep": Figure(("--ber", "1e-7", "--repeat", "20"), 1.10, batches=8),
+        "sweep": Figure(("--ber", "1e-8:1e-4", "--repeat", "20"), 1.10, batches=8),
     }
 
 
