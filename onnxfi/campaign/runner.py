@@ -16,6 +16,7 @@ from typing import Any
 from onnxfi.campaign.bench import Bench, CampaignError, digest
 from onnxfi.campaign.cluster import Cluster
 from onnxfi.campaign.flown import bake_trial
+from onnxfi.campaign.limits import can_limit_memory
 from onnxfi.campaign.opening import open_model, reopen
 from onnxfi.campaign.outcomes import Golden, judge
 from onnxfi.campaign.plan import Plan, Planned, make_plan
@@ -31,7 +32,6 @@ from onnxfi.campaign.values import SpecError
 from onnxfi.campaign.workers import (
     Job,
     begun,
-    can_limit_memory,
     lasting,
     notices,
     processes,

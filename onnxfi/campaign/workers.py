@@ -9,7 +9,6 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -17,12 +16,12 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.metadata import version
 from platform import python_version
 from typing import Any
 
 from onnxfi.campaign.bench import Bench, CampaignError, digest, out_of_memory
+from onnxfi.campaign.limits import limit_memory, memory_held
 from onnxfi.campaign.outcomes import Golden, Judgement, failed
 from onnxfi.campaign.shortcuts import KEPT_BYTES
 from onnxfi.campaign.spec import Campaign
@@ -36,6 +35,8 @@ from onnxfi.runtime.engines import installed_runtimes
 Results = Generator[Result, None, None]
 _MOST_TRIALS_A_TASK = 32
 _TASK_S = 8.0
+#: Workers that may die before one is known to live.
+_READY_TRIES = 3
 
 
 class Died(BrokenExecutor):
@@ -115,9 +116,26 @@ def _result(trial: int, found: Judgement, seconds: float) -> Result:
     return Result(trial, found.outcome, found.cause, found.metrics, seconds, found.changed, route=found.route)
 
 
-@lru_cache(maxsize=1)
+_idle: list[tuple[Job, tuple[Bench, Golden, Header]]] = []
+
+
+@contextmanager
+def _held(job: Job) -> Iterator[tuple[Bench, Golden, Header]]:
+    """A worker's bench: opened with its first task, and kept; threads that work at the same time have one each."""
+    try:
+        known, opened = _idle.pop()
+    except IndexError:
+        known, opened = job, _opened(job)
+    if known != job:
+        _idle.clear()
+        opened = _opened(job)
+    try:
+        yield opened
+    finally:
+        _idle.append((job, opened))
+
+
 def _opened(job: Job) -> tuple[Bench, Golden, Header]:
-    """A worker's bench: opened with its first task, and kept."""
     bench, header = Bench.open(job.campaign, job.kept_bytes), Header.parse(job.header, "the plan")
     golden = bench.golden_again() if job.memory_bytes is None else _golden_within(job.memory_bytes, bench)
     if digest(golden) != job.golden:
@@ -127,15 +145,15 @@ def _opened(job: Job) -> tuple[Bench, Golden, Header]:
 
 def _golden_within(memory_bytes: int, bench: Bench) -> Golden:
     """Golden under the limit of memory that holds from now on; CampaignError where it does not suffice."""
-    held = _memory_held()
+    held = memory_held()
     try:
-        _limit(memory_bytes)
+        limit_memory(memory_bytes)
         if held < memory_bytes:
             return bench.golden_again()
     except (EngineError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-    _limit(None)  # to have room to say so
+    limit_memory(None)  # to have room to say so
     raise CampaignError(
         f"a worker may take {memory_bytes / 1e6:,.0f} MB of memory, which is less than the model itself needs: it has "
         f"{held / 1e6:,.0f} MB before it runs; give it more with --worker-memory, or take a smaller --batch"
@@ -144,15 +162,16 @@ def _golden_within(memory_bytes: int, bench: Bench) -> Golden:
 
 def work(job: Job, tasks: list[Task]) -> list[Result]:
     """Run some trials in a worker, whatever executor it belongs to."""
-    (bench, golden, header), found = _opened(job), list[Result]()
-    with _watched(job, max(1, len(tasks))):
-        known = _together(bench, golden, header, tasks)
-    for number, task in enumerate(tasks):
-        if number in known:
-            found.append(known[number])
-        else:
-            with _watched(job):
-                found.append(_one(bench, golden, header, task))
+    with _held(job) as (bench, golden, header):
+        with _watched(job, max(1, len(tasks))):
+            known = _together(bench, golden, header, tasks)
+        found = []
+        for number, task in enumerate(tasks):
+            if number in known:
+                found.append(known[number])
+            else:
+                with _watched(job):
+                    found.append(_one(bench, golden, header, task))
     return found
 
 
@@ -169,28 +188,8 @@ def _watched(job: Job, trials: int = 1) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def can_limit_memory() -> bool:
-    """Whether the system holds a process to a limit of its own memory: Linux does."""
-    return sys.platform == "linux"
-
-
-def _limit(memory_bytes: int | None) -> None:
-    import resource
-
-    most = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    # What is written to, not what is only reserved: a GPU's driver reserves more than any machine has.
-    resource.setrlimit(resource.RLIMIT_DATA, (most if memory_bytes is None else memory_bytes, most))
-
-
-def _memory_held() -> int:
-    """Bytes that count against the limit by now."""
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:"))
-
-
 def _notices(job: Job, target: str) -> bool:
-    bench, _, _ = _opened(job)
-    with _watched(job):
+    with _held(job) as (bench, _, _), _watched(job):
         return bench.notices(bench.reach.targets[bench.reach.by_id[target]])
 
 
@@ -319,7 +318,7 @@ def _stream(
 ) -> Iterator[tuple[Result, Task]]:
     """Results with their tasks from one pool; what died goes to `lost`, and where the pool breaks all under way."""
     running: dict[Future[list[Result]], list[Task]] = {}
-    alive = False
+    alive = True
     crew = pool(workers if isinstance(workers, int) else 0)
     tasks: list[Task] = []
     try:
@@ -385,12 +384,16 @@ def _once(job: Job, golden: Golden, task: Task, crew: Executor) -> Result:
 
 def _ready(job: Job, pool: Callable[[int], Executor]) -> Executor:
     """One worker that has run golden; CampaignError where it does not live that long."""
-    crew = pool(1)
-    try:
-        crew.submit(work, job, []).result()
-    except BrokenExecutor:
-        raise CampaignError(
-            "a worker process dies before its first trial: there is no memory for it (use fewer workers, or raise "
-            "--worker-memory), or the program that uses workers lacks its `if __name__ == '__main__':`"
-        ) from None
-    return crew
+    for _ in range(_READY_TRIES):
+        crew = pool(1)
+        try:
+            crew.submit(work, job, []).result()
+        except Died:  # perhaps of a trial that still ran there
+            continue
+        except BrokenExecutor:
+            break
+        return crew
+    raise CampaignError(
+        "a worker process dies before its first trial: there is no memory for it (use fewer workers, or raise "
+        "--worker-memory), or the program that uses workers lacks its `if __name__ == '__main__':`"
+    )

@@ -1,0 +1,25 @@
+"""Limits: how much memory a worker process has, and may take."""
+
+from __future__ import annotations
+
+import sys
+
+
+def can_limit_memory() -> bool:
+    """Whether the system holds a process to a limit of its own memory: Linux does."""
+    return sys.platform == "linux"
+
+
+def limit_memory(memory_bytes: int | None) -> None:
+    """Hold this process to so many bytes from now on (None: no limit of ours)."""
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    # What is written to, not what is only reserved: a GPU's driver reserves more than any machine has.
+    resource.setrlimit(resource.RLIMIT_DATA, (most if memory_bytes is None else memory_bytes, most))
+
+
+def memory_held() -> int:
+    """Bytes that count against the limit by now."""
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:"))
