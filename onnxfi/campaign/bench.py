@@ -272,11 +272,18 @@ class Bench:
         """Whether shortcuts have to run batch by batch, since golden values do not fit."""
         return self.shortcuts is not None and not self.shortcuts.golden.fits
 
+    def shares(self, header: Header) -> bool:
+        """Whether trials of a plan may share runs: see `together`."""
+        if self.shortcuts is None:
+            return False
+        alone = bool(self.reach.flying) and header.of_singles and self.shortcuts.routes.late
+        return self.apart or alone
+
     def together(self, header: Header, golden: Golden, trials: Sequence[Sequence[str]]) -> dict[int, Judgement]:
         """Trials by their place that share runs: those of one sample each, and where golden values do not fit, those
         that can go batch by batch, so that each batch's are needed once. What is left out runs one by one.
         """
-        if self.shortcuts is None or not (self.apart or (self.reach.flying and self.shortcuts.routes.late)):
+        if self.shortcuts is None or not self.shares(header):
             return {}
         every = [self._faults(header, lines) for lines in trials]
         if self.apart:

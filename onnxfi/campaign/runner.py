@@ -141,9 +141,9 @@ def run(
         _keep_limits(opened, given, golden_s)
         limits: dict[str, Any] = {name: opened.get(name) for name in given} if far or executor is None else {}
         limits |= {} if far is None or far.owned else {"memory_bytes": None}
-        together = bench.apart or bool(bench.reach.flying)
+        shared = bench.shares(plan.header)
         job = Job(
-            campaign, plan.header.line(), digest(truth), golden_s, kept_bytes=kept_bytes, together=together, **limits
+            campaign, plan.header.line(), digest(truth), golden_s, kept_bytes=kept_bytes, together=shared, **limits
         )
         asked = wanted(plan, shard)
         outcomes = Counter(outcome for trial, outcome in opened.done() if asked(trial))
@@ -151,7 +151,7 @@ def run(
         left = None if total is None else total - outcomes.total()
         pool, size = _crew(executor, workers, left)
         # Our own workers open the model while the canary runs here.
-        early = begun(job, workers if left is None else min(workers, left)) if executor is None else None
+        early = begun(job, size) if executor is None and isinstance(size, int) and left != 0 else None
         _show_canary(opened, bench, plan, job if workers and not executor else None, early)
 
     def results() -> Generator[Result, None, None]:
@@ -165,7 +165,8 @@ def run(
                 yield from _kept(target, stream)
 
     note = f"{bench.data.description}; {bench.note}"
-    return (running := Running(plan, file, note, total, outcomes, golden_s, results(), crew=early))
+    running = Running(plan, file, note, total, outcomes, golden_s, results(), crew=early)
+    return running
 
 
 def _crew(

@@ -211,7 +211,7 @@ class Shortcuts:
         """A fault in a value in flight of one sample, judged on that sample alone; None where it cannot run alone."""
         try:
             alone = self._sample_route(value, sample)
-            truth = None if alone is None else self._alone(alone, sample, golden)
+            truth = None if alone is None else self._truth(alone, sample, golden)
         except (EngineError, KeyError):
             return None
         if alone is None or truth is None:
@@ -232,14 +232,14 @@ class Shortcuts:
             if alone is None:
                 return {}
             alone.prepare([sample for sample, _ in asked.values()])
-            truths = {number: self._alone(alone, sample, golden) for number, (sample, _) in asked.items()}
+            truths = {number: self._truth(alone, sample, golden) for number, (sample, _) in asked.items()}
             running = [number for number, truth in truths.items() if truth is not None]
             found = zip(running, alone.shared([asked[number] for number in running]), strict=True)
         except (OnnxfiError, MemoryError, KeyError):
             return {}
         return {n: replace(judge(truth, row), route=alone.name) for n, row in found if (truth := truths[n]) is not None}
 
-    def _alone(self, alone: OneSample, sample: int, golden: Golden) -> Golden | None:
+    def _truth(self, alone: OneSample, sample: int, golden: Golden) -> Golden | None:
         """What a trial of one sample is compared with; None where that is not one of golden's rows: samples are not
         apart, or sums come otherwise for one than for many."""
         rows, own = slice(sample, sample + 1), alone.scores(sample)

@@ -259,9 +259,9 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.99, *, population: int
     """Return the exact interval of k yes among n trials: it holds the truth at least as often as it says.
 
     Its ends, shares of 1, are the rates at which k or more, or k or fewer, yes have a chance of alpha/2:
-    binomial, or with a population N hypergeometric (ends are multiples of 1/N, and n = N leaves no width; with
-    n below N/10,000 it counts as endless). No trials give [0, 1] and NaN. Source: Clopper and Pearson,
-    Biometrika 26, 1934. InputError unless 0 <= k <= n <= population.
+    binomial, or with a population N hypergeometric (ends are multiples of 1/N, and n = N leaves no width;
+    above 10⁹ a population not used up counts as endless). No trials give [0, 1] and NaN. Source: Clopper and
+    Pearson, Biometrika 26, 1934. InputError unless 0 <= k <= n <= population.
 
     >>> clopper_pearson(0, 100).high
     0.0516040...
@@ -274,7 +274,7 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.99, *, population: int
     _trials(n, population)
     if n == 0:
         return Interval(0.0, 1.0, math.nan, "clopper-pearson", confidence)
-    if population is None or population > 10**4 * n:
+    if population is None or (population > 10**9 and population > n):
         low, high = _beta_ends(k / n, n, alpha)
         return Interval(low, high, k / n, "clopper-pearson", confidence)
     size = int(population)
