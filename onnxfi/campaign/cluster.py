@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.bench import Bench, CampaignError
-from onnxfi.campaign.workers import Died, Job, begin, versions
+from onnxfi.campaign.crew import begin
+from onnxfi.campaign.workers import Died, Job, versions
 from onnxfi.errors import InputError, OnnxfiError, OutputError
 from onnxfi.runtime.engines import OrtEngine
 

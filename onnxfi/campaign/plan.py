@@ -266,6 +266,12 @@ def _by_trial(listed: FaultList) -> Iterator[tuple[int, list[tuple[int, str]]]]:
             yield trial, list(rows)
 
 
+def enough(campaign: Campaign, shard: tuple[int, int] | None, workers: int) -> bool:
+    """Whether a campaign has a trial for each worker, as far as one knows before its model is opened."""
+    told = campaign.trials or campaign.repeat * (len(campaign.rates) + bool(campaign.mix))
+    return campaign.faults is None and (not told or told >= workers * (shard[1] if shard else 1))
+
+
 def make_plan(campaign: Campaign, reach: Reach) -> Plan:
     """Lay out the strata of a campaign on what it can reach; nothing is drawn yet.
 

@@ -7,19 +7,21 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Executor
-from contextlib import closing
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.bench import Bench, CampaignError, digest
 from onnxfi.campaign.cluster import Cluster
+from onnxfi.campaign.crew import begun, dismiss, lasting, processes
 from onnxfi.campaign.flown import bake_trial
 from onnxfi.campaign.limits import can_limit_memory
 from onnxfi.campaign.opening import open_model, reopen
 from onnxfi.campaign.outcomes import Golden, judge
-from onnxfi.campaign.plan import Plan, Planned, make_plan
+from onnxfi.campaign.plan import Plan, Planned, enough, make_plan
 from onnxfi.campaign.rates import missing
 from onnxfi.campaign.reach import Reach
 from onnxfi.campaign.rounds import Look, turns
@@ -31,17 +33,16 @@ from onnxfi.campaign.tasks import Task, gathered, ordered
 from onnxfi.campaign.values import SpecError
 from onnxfi.campaign.workers import (
     Job,
-    begun,
-    lasting,
-    notices,
-    processes,
+    UnderWay,
+    ahead,
+    asks,
     run_here,
     run_pooled,
+    under_way,
     versions,
 )
 from onnxfi.errors import InputError
 from onnxfi.faults.faultlist import FaultList, Header, Lines
-from onnxfi.faults.space import Target
 from onnxfi.graph.mutate import Edits, Progress, edits, place, write
 from onnxfi.runtime.npz import memory_bytes
 
@@ -73,7 +74,7 @@ class Running:
     golden_s: float
     results: Generator[Result, None, None] = field(repr=False)
     look: Look | None = None
-    crew: Executor | None = field(default=None, repr=False)
+    crew: ProcessPoolExecutor | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[Result]:
         return self.results
@@ -82,7 +83,7 @@ class Running:
         """Stop; what came back is in the store."""
         self.results.close()
         if self.crew is not None:  # where it was never asked for a result
-            self.crew.shutdown(wait=False, cancel_futures=True)
+            dismiss(self.crew)
 
 
 def default_store(model: str) -> Path:
@@ -125,47 +126,47 @@ def run(
     given = {"timeout_s": timeout_s, "memory_bytes": worker_memory_bytes}
     far = executor if isinstance(executor, Cluster) else None
     _check_limits(given, watched=far is not None or (bool(workers) and executor is None), owned=not far or far.owned)
-    bench = Bench.open(campaign, kept_bytes)
-    if campaign.adaptive:
+    own = workers if executor is None else 0
+    with ExitStack() as stack:
+        soon = own if (fresh or not file.exists()) and enough(campaign, shard, own) else 0
+        early = stack.enter_context(begun(soon, ahead, campaign, kept_bytes))
+        bench = Bench.open(campaign, kept_bytes)
         _refuse(campaign, bench, shard)
-    plan = make_plan(campaign, bench.reach)
-    if far is not None:
-        far.send(bench)
-    if fresh:
-        set_aside(file)
-    with Store.open(file, create=True) as opened:
+        plan = make_plan(campaign, bench.reach)
+        if far is not None:
+            far.send(bench)
+        if fresh:
+            set_aside(file)
+        opened = stack.enter_context(Store.open(file, create=True))
         opened.bind(identity(bench, plan))
         _prepare(opened, bench, plan, progress)
-        truth, golden_s = golden(bench)
-        _agree(opened, bench, plan, truth)
-        _keep_limits(opened, given, golden_s)
-        limits: dict[str, Any] = {name: opened.get(name) for name in given} if far or executor is None else {}
-        limits |= {} if far is None or far.owned else {"memory_bytes": None}
-        shared = bench.shares(plan.header)
-        job = Job(
-            campaign, plan.header.line(), digest(truth), golden_s, kept_bytes=kept_bytes, together=shared, **limits
-        )
         asked = wanted(plan, shard)
         outcomes = Counter(outcome for trial, outcome in opened.done() if asked(trial))
         total = None if campaign.adaptive else sum(map(asked, opened.trials()))
-        left = None if total is None else total - outcomes.total()
-        pool, size = _crew(executor, workers, left)
-        # Our own workers open the model while the canary runs here.
-        early = begun(job, size) if executor is None and isinstance(size, int) and left != 0 else None
-        _show_canary(opened, bench, plan, job if workers and not executor else None, early)
+        pool, size = _crew(executor, workers, None if total is None else total - outcomes.total())
+        needed = size if own and isinstance(size, int) else 0
+        if needed != soon:
+            early = stack.enter_context(begun(needed, ahead, campaign, kept_bytes, instead_of=early))
+        truth, golden_s = golden(bench)
+        _agree(opened, bench, plan, truth)
+        _keep_limits(opened, given, golden_s)
+        job = _job(opened, bench, plan, (truth, golden_s), executor)
+        soonest = islice(gathered(opened.pending(asked), job.trials_a_task, needed), needed)
+        first = _prove(opened, bench, plan, job if own else None, None if worker_memory_bytes else early, soonest)
 
     def results() -> Generator[Result, None, None]:
         with Store.open(file, create=True) as target, lasting(pool, early) as crew:
-            for running.look, pending in _turns(target, plan, shard):
+            for running.look, pending in _turns(target, plan, shard, first):
                 if size:
                     lent = None if far is not None else crew
-                    stream = run_pooled(job, truth, gathered(pending, job.trials_a_task, size), size, pool, lent)
+                    stream = run_pooled(job, truth, gathered(pending, job.trials_a_task, size), size, pool, lent, first)
                 else:
                     stream = run_here(bench, truth, plan.header, ordered(pending, job.trials_a_task))
                 yield from _kept(target, stream)
 
-    note = f"{bench.data.description}; {bench.note}"
-    running = Running(plan, file, note, total, outcomes, golden_s, results(), crew=early)
+    running = Running(
+        plan, file, f"{bench.data.description}; {bench.note}", total, outcomes, golden_s, results(), crew=early
+    )
     return running
 
 
@@ -177,7 +178,7 @@ def _crew(
         return executor.pool, executor.size
     if executor is not None:
         return (lambda size: executor()), workers or 1
-    return processes, workers and (workers if left is None else max(1, min(workers, left)))
+    return processes, workers if left is None else min(workers, left)
 
 
 def wanted(plan: Plan, shard: tuple[int, int] | None = None) -> Callable[[int], bool]:
@@ -192,10 +193,13 @@ def wanted(plan: Plan, shard: tuple[int, int] | None = None) -> Callable[[int], 
     return asked
 
 
-def _turns(store: Store, plan: Plan, shard: tuple[int, int] | None) -> Iterator[tuple[Look | None, Iterator[Task]]]:
-    """The trials to run: all, or round by round, each drawn when the results of the one before are written."""
+def _turns(
+    store: Store, plan: Plan, shard: tuple[int, int] | None, first: UnderWay
+) -> Iterator[tuple[Look | None, Iterator[Task]]]:
+    """The trials to run: all but the `first`, or round by round, each drawn when those before are written."""
     if not plan.campaign.adaptive:
-        yield None, store.pending(wanted(plan, shard))
+        asked, taken = wanted(plan, shard), {trial for tasks in first.values() for trial, _ in tasks}
+        yield None, store.pending(lambda trial: trial not in taken and asked(trial))
         return
     for look, trials in turns(store, plan):
         yield look, store.pending(set(trials).__contains__)
@@ -203,6 +207,8 @@ def _turns(store: Store, plan: Plan, shard: tuple[int, int] | None) -> Iterator[
 
 def _refuse(campaign: Campaign, bench: Bench, shard: tuple[int, int] | None) -> None:
     """Refuse what an adaptive campaign cannot be."""
+    if not campaign.adaptive:
+        return
     if shard is not None:
         raise SpecError("an adaptive campaign draws each round by all of the one before: it has no shards; use workers")
     labelled = bench.data.labels is not None
@@ -289,24 +295,37 @@ def _agree(store: Store, bench: Bench, plan: Plan, golden: Golden) -> None:
     store.put(golden=found | {"output": bench.output, "judged": judged})
 
 
-def _show_canary(store: Store, bench: Bench, plan: Plan, job: Job | None, early: Executor | None) -> None:
-    """Prove once that faults reach what the runtime computes with; in a worker (`job`) what could end this process.
+def _job(
+    store: Store,
+    bench: Bench,
+    plan: Plan,
+    golden: tuple[Golden, float],
+    executor: Callable[[], Executor] | Cluster | None,
+) -> Job:
+    """What workers need to know; limits hold in processes of our own."""
+    far = isinstance(executor, Cluster)
+    limits = {name: store.get(name) if far or executor is None else None for name in ("timeout_s", "memory_bytes")}
+    if isinstance(executor, Cluster) and not executor.owned:
+        limits["memory_bytes"] = None
+    line, shared = plan.header.line(), bench.shares(plan.header)
+    truth, golden_s = digest(golden[0]), golden[1]
+    return Job(bench.campaign, line, truth, golden_s, kept_bytes=bench.kept_bytes, together=shared, **limits)
 
-    Workers begun early end where that fails.
-    """
-    if store.get("canary") is not None:
-        return
 
-    def asked(target: Target) -> bool:
-        risky = job is not None and (target.structural or bench.loops)
-        return notices(job, target) if job is not None and risky else bench.notices(target)
+def _prove(
+    store: Store, bench: Bench, plan: Plan, job: Job | None, crew: Executor | None, tasks: Iterator[list[Task]]
+) -> UnderWay:
+    """Prove once that faults reach what the runtime computes with; the tasks that the crew was given meanwhile."""
+    first: UnderWay = {}
 
-    try:
-        store.put(canary=bench.canary([target for target in plan.targets if target.size], asked))
-    except BaseException:
-        if early is not None:
-            early.shutdown(wait=False, cancel_futures=True)
-        raise
+    def go() -> None:
+        if job is not None and crew is not None and not plan.campaign.adaptive and not first:
+            first.update(under_way(crew, job, tasks))
+
+    if store.get("canary") is None:
+        targets = [target for target in plan.targets if target.size]
+        store.put(canary=bench.canary(targets, asks(bench, job, crew, go)))
+    return first
 
 
 def _kept(store: Store, stream: Generator[Result, None, None]) -> Generator[Result, None, None]:

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import signal
-import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from platform import python_version
-from typing import Any
 
 from onnxfi.campaign.bench import Bench, CampaignError, digest, out_of_memory
+from onnxfi.campaign.crew import processes
 from onnxfi.campaign.limits import limit_memory, memory_held
 from onnxfi.campaign.outcomes import Golden, Judgement, failed
 from onnxfi.campaign.shortcuts import KEPT_BYTES
@@ -33,6 +31,8 @@ from onnxfi.faults.space import Target
 from onnxfi.runtime.engines import installed_runtimes
 
 Results = Generator[Result, None, None]
+#: Tasks that workers have, by what tells when they are done.
+UnderWay = dict[Future[list[Result]], list[Task]]
 _MOST_TRIALS_A_TASK = 32
 _TASK_S = 8.0
 #: Workers that may die before one is known to live.
@@ -135,8 +135,19 @@ def _held(job: Job) -> Iterator[tuple[Bench, Golden, Header]]:
         _idle.append((job, opened))
 
 
+_ahead: list[tuple[Campaign, int, Bench]] = []
+
+
+def ahead(campaign: Campaign, kept_bytes: int) -> None:
+    """Open a campaign in a worker before there is a job; what that says against it, it says again with the job."""
+    if not _ahead:  # a quick worker may get what another one should have
+        _ahead.append((campaign, kept_bytes, Bench.open(campaign, kept_bytes)))
+
+
 def _opened(job: Job) -> tuple[Bench, Golden, Header]:
-    bench, header = Bench.open(job.campaign, job.kept_bytes), Header.parse(job.header, "the plan")
+    known = [bench for campaign, size, bench in _ahead if (campaign, size) == (job.campaign, job.kept_bytes)]
+    _ahead.clear()
+    bench, header = (known or [Bench.open(job.campaign, job.kept_bytes)])[0], Header.parse(job.header, "the plan")
     golden = bench.golden_again() if job.memory_bytes is None else _golden_within(job.memory_bytes, bench)
     if digest(golden) != job.golden:
         raise CampaignError("a worker has another golden run: its runtime or machine is not the same")
@@ -188,44 +199,39 @@ def _watched(job: Job, trials: int = 1) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _notices(job: Job, target: str) -> bool:
-    with _held(job) as (bench, _, _), _watched(job):
+def _notices(job: Job, target: str, *, watched: bool) -> bool:
+    with _held(job) as (bench, _, _), _watched(job) if watched else nullcontext():
         return bench.notices(bench.reach.targets[bench.reach.by_id[target]])
 
 
-def notices(job: Job, target: Target, pool: Callable[[int], Executor] | None = None) -> bool:
-    """Whether a canary in a tensor is seen, asked in a worker: it may hang or kill the one that asks."""
-    crew = _ready(job, pool or processes)
+def _survives(job: Job, target: Target) -> bool:
+    """Whether a canary is seen, asked in a worker of its own: it may hang or kill the one that asks."""
+    crew = _ready(job, processes)
     try:
-        return crew.submit(_notices, job, target.id).result()
+        return crew.submit(_notices, job, target.id, watched=True).result()
     except BrokenExecutor:
         return True
     finally:
         crew.shutdown(wait=False)
 
 
-def begin() -> None:
-    """A worker process ends with its parent, leaves Ctrl-C to it, and is the first to go where memory ends."""
-    import multiprocessing
+def asks(bench: Bench, job: Job | None, crew: Executor | None, go: Callable[[], None]) -> Callable[[Target], bool]:
+    """What says whether a canary is seen: one of the `crew`, who needs what it opens; then others may `go`.
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
-        score.write("500")
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+    Without a crew it is this process; what could end who is asked (where there is a job) goes to a worker of its own.
+    """
 
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
+    def asked(target: Target) -> bool:
+        if job is not None and (target.structural or bench.loops):
+            return _survives(job, target)
+        if job is not None and crew is not None:
+            with suppress(BrokenExecutor):
+                seen = crew.submit(_notices, job, target.id, watched=False)
+                go()
+                return seen.result()
+        return bench.notices(target)
 
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def processes(size: int) -> Executor:
-    """Worker processes of our own, each with a clean interpreter."""
-    import multiprocessing
-
-    return ProcessPoolExecutor(size, mp_context=multiprocessing.get_context("spawn"), initializer=begin)
+    return asked
 
 
 def run_pooled(
@@ -235,17 +241,19 @@ def run_pooled(
     workers: int | Callable[[], int],
     pool: Callable[[int], Executor] = processes,
     crew: Callable[[int], Executor] | None = None,
+    running: UnderWay | None = None,
 ) -> Results:
     """Run trials in so many workers (asked again where they come and go), in the order in which they come back.
 
-    `pool` makes them; `crew` lends those that outlive the call (see `lasting`).
+    `pool` makes them; `crew` lends those that outlive the call (see `lasting`), where `running` are under way already.
     """
     suspects: list[Task] = []
+    running = running or {}
     broken = True
     while broken:
         broken, came = False, 0
         try:
-            for result, task in _stream(job, pending, workers, crew or pool, suspects):
+            for result, task in _stream(job, pending, workers, crew or pool, suspects, running):
                 came += 1
                 if result.cause == "memory":
                     suspects.append(task)
@@ -258,55 +266,15 @@ def run_pooled(
     yield from _alone(job, golden, suspects, pool)
 
 
-def begun(job: Job, size: int) -> Executor | None:
-    """Worker processes of our own that open the model already; what that says against it, they say again."""
-    if not size:
-        return None
-    crew = processes(size)
-    for _ in range(size):
-        crew.submit(work, job, [])
-    return crew
-
-
-@contextmanager
-def lasting(pool: Callable[[int], Executor], early: Executor | None = None) -> Iterator[Callable[[int], Executor]]:
-    """A pool of workers that outlives those who use it: shut down at the end, and made anew where it breaks.
-
-    `early` is one that was begun already.
-    """
-    kept = [early] if early is not None else []
-
-    def lent(size: int) -> Executor:
-        if not (kept and _lives(kept[-1])):
-            kept.append(pool(size))
-        return _Lent(kept[-1])
-
+def under_way(crew: Executor, job: Job, tasks: Iterator[list[Task]]) -> UnderWay:
+    """Give tasks to workers before anybody waits for the results; none are under way where the workers died."""
+    running: UnderWay = {}
     try:
-        yield lent
-    finally:
-        for crew in kept:
-            crew.shutdown(wait=False, cancel_futures=True)
-
-
-def _lives(crew: Executor) -> bool:
-    try:
-        crew.submit(int)
+        for some in tasks:
+            running[crew.submit(work, job, some)] = some
     except BrokenExecutor:
-        return False
-    return True
-
-
-@dataclass
-class _Lent(Executor):
-    """An executor that belongs to somebody else: who shuts it down gives it back."""
-
-    crew: Executor
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        return self.crew.submit(fn, *args, **kwargs)
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        pass
+        return {}
+    return running
 
 
 def _stream(
@@ -315,9 +283,9 @@ def _stream(
     workers: int | Callable[[], int],
     pool: Callable[[int], Executor],
     lost: list[Task],
+    running: UnderWay,
 ) -> Iterator[tuple[Result, Task]]:
     """Results with their tasks from one pool; what died goes to `lost`, and where the pool breaks all under way."""
-    running: dict[Future[list[Result]], list[Task]] = {}
     alive = True
     crew = pool(workers if isinstance(workers, int) else 0)
     tasks: list[Task] = []
@@ -342,7 +310,8 @@ def _stream(
                 del running[future]
                 yield from zip(results, tasks, strict=alive)
     except BrokenExecutor:
-        lost += dict.fromkeys([*(task for under_way in running.values() for task in under_way), *tasks])
+        lost += dict.fromkeys([*(task for some in running.values() for task in some), *tasks])
+        running.clear()
         raise
     finally:
         crew.shutdown(wait=False, cancel_futures=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -85,6 +87,8 @@ def command(
     onnxfi run model.onnx --data images.npz --single --margin 0.01 --per layer
     onnxfi run campaign.yaml
     """
+    # Before numpy is loaded: the threads of its BLAS, which nothing here needs, spin at first on all cores.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from onnxfi.campaign.cluster import cluster
     from onnxfi.campaign.report import report
     from onnxfi.campaign.runner import default_store, run
@@ -127,7 +131,10 @@ def command(
 def _follow(running: Running) -> int:
     """Run to the end, and show how it goes; how many trials ended in an error of the harness."""
     from onnxfi.cli.show import note
+    from onnxfi.faults.statistics import clopper_pearson
 
+    # The report's intervals load scipy, which takes as long as some trials: that is done while workers run them.
+    threading.Thread(target=clopper_pearson, args=(0, 1)).start()
     errors = 0
     try:
         with closing(running), _live(running) as tell:

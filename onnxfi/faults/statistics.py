@@ -9,7 +9,6 @@ faults that could be drawn, each at most once. Intervals are for a number of tri
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from onnxfi.errors import InputError, closest
-from onnxfi.faults.urn import at_least
+from onnxfi.faults.urn import at_least, first_true
 
 Per = Literal["network", "layer", "layer-bit", "data-aware"]
 Bounds = tuple[float, float]
@@ -274,13 +273,14 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.99, *, population: int
     _trials(n, population)
     if n == 0:
         return Interval(0.0, 1.0, math.nan, "clopper-pearson", confidence)
+    low, high = _beta_ends(k / n, n, alpha)
     if population is None or (population > 10**9 and population > n):
-        low, high = _beta_ends(k / n, n, alpha)
         return Interval(low, high, k / n, "clopper-pearson", confidence)
     size = int(population)
     totals = range(k, size - n + k + 1)
-    least = bisect_left(totals, True, key=lambda x: at_least(k, n, x, size) > alpha / 2)
-    beyond = bisect_left(totals, True, key=lambda x: at_least(n - k, n, size - x, size) <= alpha / 2)
+    near = [round(size * (k / n + (end - k / n) * math.sqrt(1 - n / size))) - k for end in (low, high)]
+    least = first_true(lambda i: at_least(k, n, totals[i], size) > alpha / 2, near[0], len(totals))
+    beyond = first_true(lambda i: at_least(n - k, n, size - totals[i], size) <= alpha / 2, near[1], len(totals))
     return Interval(totals[least] / size, totals[beyond - 1] / size, k / n, "clopper-pearson", confidence)
 
 

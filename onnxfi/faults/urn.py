@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from collections.abc import Callable
 
 import numpy as np
 
@@ -35,6 +37,24 @@ def at_least(k: int, n: int, marked: int, size: int) -> float:
         if term <= total * 1e-17:
             break
     return min(total, 1.0)
+
+
+def first_true(holds: Callable[[int], bool], near: int, count: int) -> int:
+    """The first of `count` whole numbers from 0 for which something holds that holds for all behind it; else `count`.
+
+    It is looked for around `near`, in steps that double: the nearer that is, the fewer are tried.
+
+    >>> first_true(lambda x: x * x > 50, 7, 1000), first_true(lambda x: x > 9, 3, 5)
+    (8, 5)
+    """
+    low = high = min(max(near, 0), count)
+    step = 1
+    while low > 0 and holds(low - 1):
+        low, high, step = max(low - step, 0), low - 1, 2 * step
+    step = 1
+    while high < count and not holds(high):
+        low, high, step = high + 1, min(high + step, count), 2 * step
+    return bisect_left(range(count), True, low, high, key=holds)
 
 
 def _log_choose(n: int, k: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import subprocess
 import sys
 import textwrap
@@ -26,7 +27,7 @@ from onnxfi.campaign.plan import make_plan, write_plan
 from onnxfi.campaign.runner import export_trial, plan, run
 from onnxfi.campaign.spec import Campaign, Part
 from onnxfi.campaign.store import Store, StoreError
-from onnxfi.errors import DataError, EngineError
+from onnxfi.errors import DataError, EngineError, OnnxfiError
 from onnxfi.graph.model import load
 from onnxfi.runtime.data import open_data
 from onnxfi.runtime.engines import OrtEngine
@@ -343,6 +344,27 @@ if __name__ == "__main__":
             break
         subprocess.run(["sleep", "0.05"], check=True)
     assert not left
+
+
+def test_workers_that_began_early_end_without_a_word_where_the_campaign_cannot_be(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save(here, UNREACHED)
+    for wanted, message in (
+        (campaign(model="none.onnx"), "none.onnx"),
+        (campaign(model="g.onnx", single=True, trials=5, include="far"), "no canary was seen"),
+    ):
+        with pytest.raises(OnnxfiError, match=message):
+            run(wanted, here / "s.db", workers=2)
+        assert not multiprocessing.active_children() and capfd.readouterr() == ("", "")
+    assert not outcomes(here / "s.db"), "trials ran while the canary was asked for, and none was written"
+
+
+def test_fewer_trials_than_workers(here: Path) -> None:
+    one = campaign(exhaustive=True, include="=w1", elements=":1,:1", bits="30")
+    ran(one, here / "whole.db")
+    assert len(ran(one, here / "s.db", workers=2)) == 1
+    assert tables(here / "s.db") == tables(here / "whole.db")
 
 
 def _alive(pid: int) -> bool:

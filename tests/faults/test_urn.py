@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from onnxfi.faults.urn import at_least
+from onnxfi.faults.urn import at_least, first_true
 
 
 @st.composite
@@ -37,3 +37,15 @@ def test_more_than_there_are_cannot_be_drawn(urn: tuple[int, int, int]) -> None:
     most = min(n, marked)
     assert at_least(most + 1, n, marked, size) == 0
     assert at_least(0, n, marked, size) == 0.5
+
+
+@given(st.integers(0, 10**9), st.integers(-5, 10**9), st.integers(0, 10**9))
+def test_the_first_is_found_from_anywhere(count: int, near: int, wanted: int) -> None:
+    tried: list[int] = []
+    assert first_true(lambda x: (tried.append(x), x >= wanted)[1], near, count) == min(wanted, count)
+    assert all(0 <= x < count for x in tried) and len(tried) <= 65
+
+
+def test_what_is_near_is_found_in_a_few_steps() -> None:
+    tried: list[int] = []
+    assert first_true(lambda x: (tried.append(x), x >= 10**6)[1], 10**6 + 3, 10**9) == 10**6 and len(tried) < 9
