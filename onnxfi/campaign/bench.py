@@ -7,43 +7,43 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from onnxfi.campaign.canary import has_loop, set_exponents
 from onnxfi.campaign.flown import Flown, by_id, one_sample, valued
 from onnxfi.campaign.opening import open_model, output_of, served
 from onnxfi.campaign.outcomes import Golden, Judgement, failed, judge
 from onnxfi.campaign.reach import Reach
-from onnxfi.campaign.shortcuts import KEPT_BYTES, Shortcuts
+from onnxfi.campaign.shortcuts import KEPT_BYTES, Shortcuts, routes_of
 from onnxfi.campaign.spec import Campaign
 from onnxfi.errors import EngineError, ModelError, OnnxfiError
 from onnxfi.faults.faultlist import FaultList, Header, Lines
-from onnxfi.faults.models import FaultModel, Set
-from onnxfi.faults.space import Sites, Target
+from onnxfi.faults.space import Target
 from onnxfi.faults.trials import RATES, Faults
-from onnxfi.faults.words import Mask, Word
 from onnxfi.graph.activations import Activation
 from onnxfi.graph.model import Model
 from onnxfi.graph.mutate import Edits, edits, faulty_bytes, place, write
+from onnxfi.graph.routes import Routes
 from onnxfi.runtime.batches import Batch
 from onnxfi.runtime.data import Data, open_data
 from onnxfi.runtime.engines import Session
 from onnxfi.runtime.evaluation import run_scores, sample_axes
+from onnxfi.runtime.golden import UnlikeError
 from onnxfi.runtime.metrics import scored_output
-from onnxfi.runtime.onesample import Strike
-from onnxfi.runtime.ports import Array
-from onnxfi.runtime.rerun import Change, Rerun
+from onnxfi.runtime.ports import Array, Port
+from onnxfi.runtime.rerun import Change, Rerun, golden_scores
+from onnxfi.runtime.spine import Patch
 from onnxfi.runtime.staged import strike
 
 #: Tensors of each further route in which a canary is looked for.
 _TRIES = 3
-#: Elements of a tensor that the canary sets, at most.
-_CANARY_ELEMENTS = 1 << 16
 #: The route of trials that strike values in flight: the model is cut there.
 SPLIT = "split"
 _MEMORY = re.compile(r"bad.?alloc|failed to allocate|out of memory", re.I)
@@ -65,9 +65,11 @@ class Bench:
     note: str
     reach: Reach
     axes: Mapping[str, tuple[int, ...]]
+    inputs: tuple[Port, ...]
     kept_bytes: int = KEPT_BYTES
     _flown: dict[tuple[tuple[str, ...], bool], Flown] = field(default_factory=dict, repr=False, compare=False)
     _first: list[Array] = field(default_factory=list, repr=False, compare=False)
+    _served: list[Session] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def open(cls, campaign: Campaign, kept_bytes: int = KEPT_BYTES) -> Bench:
@@ -81,7 +83,10 @@ class Bench:
         output = scored_output(session.outputs, output_of(campaign, model), labelled=data.labels is not None)
         listed = None if campaign.faults is None else FaultList.open(campaign.faults).header
         reach, axes = Reach.of(model, campaign.aims, data, listed, campaign.custom_ops), sample_axes(session, data)
-        return cls(campaign, model, data, output, session.provider, session.note, reach, axes, kept_bytes)
+        return cls(
+            campaign, model, data, output, session.provider, session.note, reach, axes, session.inputs, kept_bytes,
+            _served=[session],
+        )  # fmt: skip
 
     @property
     def size(self) -> int:
@@ -103,17 +108,21 @@ class Bench:
         golden_s = time.perf_counter() - begun
         first = kept
         if first is None or _differ(first, second):
-            first = self.scores(self.campaign.engine().prepare(served(self.model)))
+            first = self.scores(
+                self._served.pop() if self._served else self.campaign.engine().prepare(served(self.model))
+            )
+        self._served.clear()
         if _differ(first, second):
             raise CampaignError(
                 "two golden runs differ, so no trial could be told from chance; use --threads 1, or another --provider"
             )
         return self._golden(first), golden_s
 
-    def golden_again(self) -> Golden:
-        """One golden run through the door of every trial: what a worker holds against the first."""
+    def golden_again(self, *, served: bool = False) -> Golden:
+        """One golden run through the door of every trial, or on the session of the model as it lies, if that is open
+        still: what a worker holds against the first."""
         try:
-            scores = self.scores(self._session(Edits()))
+            scores = self.scores(self._served.pop() if served and self._served else self._session(Edits()))
         except EngineError as error:
             if self.data.synthetic:
                 raise EngineError(f"{error}; these are synthetic inputs, give real ones with --data") from None
@@ -128,7 +137,7 @@ class Bench:
         return Golden.of(scores, self.data.labels, self.output, kind, c.tolerance, c.due)
 
     def _session(self, change: Edits) -> Session:
-        """A session of the model with this change; the files stay as they are."""
+        """A session of the model with this change."""
         engine = self.campaign.engine()
         if not self.model.external:
             return engine.prepare(faulty_bytes(self.model, change))
@@ -142,21 +151,29 @@ class Bench:
         return self._session(edits(self.model, faults, place(self.model, faults)[1]))
 
     @cached_property
-    def shortcuts(self) -> Shortcuts | None:
+    def routes(self) -> Routes | None:
         """The shorter routes of the campaign's trials; None where all take the plain one."""
-        c = self.campaign
-        if c.route == "plain":
-            return None
-        exact = c.optimization == "off"
         try:
-            return Shortcuts.over(
-                c.engine(), self.model, self.data, self.size, self.output,
-                provider=self.provider, exact=exact, kept_bytes=self.kept_bytes,
-                flying=[a.name for a in self.reach.flying.values() if not a.path],
-                series=list(self.reach.steps_of.values()), late=c.route != "early", early=c.route != "late",
-            )  # fmt: skip
-        except (EngineError, ModelError, MemoryError):  # too large for one message, or no values to look at
+            plain = self.campaign.route == "plain"
+            return None if plain else routes_of(self.campaign, self.model, self.reach, self.output, self.provider)
+        except (ModelError, MemoryError):  # too large for one message
             return None
+
+    @cached_property
+    def shortcuts(self) -> Shortcuts | None:
+        """The same, opened."""
+        known = self.data, self.size, self.output, self.inputs, self.axes
+        try:
+            over = partial(Shortcuts.over, self.campaign, kept_bytes=self.kept_bytes)
+            return over(self.routes, *known) if self.routes is not None else None
+        except (EngineError, ModelError, MemoryError):  # the runtime does not take the pieces
+            return None
+
+    def warm(self) -> None:
+        """Open the shortcuts and run golden through them, which the first trial would do."""
+        if self.shortcuts is not None:
+            with suppress(EngineError, MemoryError):
+                golden_scores(self.shortcuts.spine, 0, self.output)
 
     def trial(self, header: Header, golden: Golden, lines: Sequence[str]) -> Judgement:
         """Run one trial from its lines, and compare it with golden."""
@@ -170,7 +187,9 @@ class Bench:
         shortcut = self.shortcuts.of(faults) if self.shortcuts is not None else None
         try:
             if self.shortcuts is not None and shortcut is not None:
-                return self.shortcuts.judge(shortcut, golden, faults)
+                with suppress(UnlikeError):
+                    return self.shortcuts.judge(shortcut, golden, faults)
+                shortcut = None
             return judge(golden, self.scores(self.struck(faults)))
         except (EngineError, MemoryError) as error:
             lost = failed(golden, "memory" if out_of_memory(error) else "error")
@@ -184,7 +203,7 @@ class Bench:
         found = self.shortcuts.one_sample(asked[0], golden, *asked[1])
         return None if found is None else replace(found, changed=None)
 
-    def _alone(self, header: Header, faults: Faults) -> tuple[str, tuple[int, Strike]] | None:
+    def _alone(self, header: Header, faults: Faults) -> tuple[str, tuple[int, Patch]] | None:
         """The value in flight that a trial strikes, in which sample and how; None where it strikes anything else."""
         sample, struck = one_sample(header, faults), np.unique(faults.sites.target)
         if sample is None or len(struck) != 1 or self.data.layout.fixed is not None:
@@ -198,20 +217,23 @@ class Bench:
         """A trial that strikes values in flight, run behind them; None where no route does that."""
         if one_sample(header, faults) is not None:
             return None
-        rerun = self._flying(faults)
+        rerun = self._flying(faults, self.cuts(header, faults), any_of=header.draw.kind in RATES)
         if self.shortcuts is None or rerun is None:
             return None
         try:
             return self.shortcuts.judge(rerun, golden, faults, self._flown_change(faults))
+        except UnlikeError:
+            return None
         except (EngineError, MemoryError) as error:
             return replace(failed(golden, "memory" if out_of_memory(error) else "error"), route=rerun.name)
 
-    def _flying(self, faults: Faults) -> Rerun | None:
-        """The open route of a trial of faults in flight."""
-        struck = [faults.targets[k].id for k in np.unique(faults.sites.target).tolist()]
-        rows = [self.reach.flying.get(name) for name in struck]
-        names = [a.name for a in rows if a is not None and not a.path]
-        return None if self.shortcuts is None or len(names) < len(rows) else self.shortcuts.of_flying(names)
+    def _flying(self, faults: Faults, cuts: Sequence[str], *, any_of: bool = False) -> Rerun | None:
+        """The open route of a trial of faults in flight, in these values or `any_of` them."""
+        struck = {faults.targets[k].id for k in np.unique(faults.sites.target).tolist()}
+        names = [a.name for name in cuts if (a := self.reach.flying.get(name)) is not None and not a.path]
+        if self.shortcuts is None or not struck.issubset(cuts) or len(names) < len(cuts):
+            return None
+        return self.shortcuts.of_flying(names, any_of=any_of)
 
     def _flown_change(self, faults: Faults) -> Change:
         """What becomes of the values in flight of a trial."""
@@ -274,47 +296,54 @@ class Bench:
 
     def shares(self, header: Header) -> bool:
         """Whether trials of a plan may share runs: see `together`."""
-        if self.shortcuts is None:
+        if self.routes is None:
             return False
-        alone = bool(self.reach.flying) and header.of_singles and self.shortcuts.routes.late
-        return self.apart or alone
+        known = [self.routes.by_target.get(target.id) for target in self.reach.listed(header).targets]
+        alone = bool(self.reach.flying) or any(route is not None and route.shares for route in known)
+        return (alone and header.of_singles and self.routes.late) or self.apart
 
     def together(self, header: Header, golden: Golden, trials: Sequence[Sequence[str]]) -> dict[int, Judgement]:
-        """Trials by their place that share runs: those of one sample each, and where golden values do not fit, those
-        that can go batch by batch, so that each batch's are needed once. What is left out runs one by one.
+        """Trials by their place that share runs: those of one sample each, those whose struck channels one run can
+        compute, and where golden values do not fit, those that can go batch by batch, so that each batch's are needed
+        once. What is left out runs one by one.
         """
         if self.shortcuts is None or not self.shares(header):
             return {}
         every = [self._faults(header, lines) for lines in trials]
         if self.apart:
             return self.shortcuts.together(golden, every)
-        values: dict[str, dict[int, tuple[int, Strike]]] = {}
+        values: dict[str, dict[int, tuple[int, Patch]]] = {}
+        stored: list[int] = []
         for number, faults in enumerate(every):
-            flown = self.reach.in_flight(faults).any()
-            if flown and (asked := self._alone(header, self.reach.by_step(faults))) is not None:
+            if not self.reach.in_flight(faults).any():
+                stored += [number] if self.shortcuts.shares(faults) else []
+            elif (asked := self._alone(header, self.reach.by_step(faults))) is not None:
                 values.setdefault(asked[0], {})[number] = asked[1]
         found: dict[int, Judgement] = {}
         for value, trials_of in values.items():
             found |= self.shortcuts.samples(value, golden, trials_of)
-        return {number: replace(judgement, changed=None) for number, judgement in found.items()}
+        found = {number: replace(judgement, changed=None) for number, judgement in found.items()}
+        resumed = self.shortcuts.together(golden, [every[number] for number in stored])
+        return found | {stored[number]: judgement for number, judgement in resumed.items()}
 
     @property
     def loops(self) -> bool:
         """Whether the model has a loop, which a fault may keep from ending."""
         proto = self.model.proto
-        return _loops(proto.graph.node) or any(_loops(function.node) for function in proto.functions)
+        return has_loop(proto.graph.node) or any(has_loop(function.node) for function in proto.functions)
 
     def notices(self, target: Target) -> bool:
         """Whether a canary changes an answer; ShortcutError where a shortcut does not show it."""
-        canary = self.reach.by_step(_canary(target))
-        flown = self.flown(self.reach.steps_of.get(target.id, (target.id,))) if target.in_flight else None
+        canary = self.reach.by_step(set_exponents(target))
+        cuts = self.reach.steps_of.get(target.id, (target.id,))
+        flown = self.flown(cuts) if target.in_flight else None
         if flown is None and not self._first:
             self._first[:] = [self.scores(self._session(Edits()), batches=1)]
         golden = self._first[0] if flown is None else flown.scores(None, batches=1)
         try:
             if flown is not None:
                 seen = _differ(flown.scores(canary, batches=1), golden)
-                rerun = self._flying(canary) if seen else None
+                rerun = self._flying(canary, cuts) if seen else None
                 if rerun is not None and self.shortcuts is not None:
                     self.shortcuts.show(canary, rerun, self._flown_change(canary))
                 return seen
@@ -328,8 +357,8 @@ class Bench:
     def _kind(self, target: Target) -> str:
         """By which kind of route faults in a target go."""
         if target.in_flight:
-            return "downstream" if self.shortcuts is not None and self.shortcuts.routes.fronts else SPLIT
-        route = self.shortcuts.routes.of([target]) if self.shortcuts is not None else None
+            return "downstream" if self.routes is not None and self.routes.steps else SPLIT
+        route = self.routes.of([target]) if self.routes is not None else None
         return "plain" if route is None else route.name
 
     def canary(self, targets: Sequence[Target], notices: Callable[[Target], bool] | None = None) -> dict[str, Any]:
@@ -357,34 +386,9 @@ class Bench:
         )
 
 
-@dataclass(frozen=True)
-class _Canary(FaultModel):
-    """All exponent bits set (integers: all bits)."""
-
-    name = "canary"
-
-    def mask(self, word: Word, bit: int) -> Mask:
-        bits = sum(1 << b for b in word.field("exponent")) or word.full
-        return Mask(word.full & ~bits, bits)
-
-
-def _loops(nodes: Iterable[Any]) -> bool:
-    return any(
-        node.op_type == "Loop" or any(_loops(graph.node) for a in node.attribute for graph in (a.g, *a.graphs))
-        for node in nodes
-    )
-
-
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out."""
     return isinstance(error, MemoryError) or _MEMORY.search(str(error)) is not None
-
-
-def _canary(target: Target) -> Faults:
-    n = min(target.size, _CANARY_ELEMENTS)
-    sites = Sites(np.zeros(n, np.int64), np.arange(n, dtype=np.int64), np.full(n, -1, np.int16))
-    # What a neuron puts out is NaN, which is what it computes, whatever else its exponent bits are.
-    return Faults((target,), sites, (Set(1.0) if target.role == "spike" else _Canary(),))
 
 
 def _differ(one: Array, other: Array) -> bool:

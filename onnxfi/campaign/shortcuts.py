@@ -9,86 +9,83 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from onnxfi.campaign.outcomes import Golden, Judgement, failed, judge
+from onnxfi.campaign.reach import Reach
+from onnxfi.campaign.spec import Campaign
 from onnxfi.errors import EngineError, OnnxfiError
 from onnxfi.faults.space import Target
 from onnxfi.faults.trials import Faults
-from onnxfi.graph.downstream import cut, wire
-from onnxfi.graph.fronts import fronts
+from onnxfi.graph.downstream import wire
+from onnxfi.graph.fronts import everything, fronts, narrows
 from onnxfi.graph.model import Model, by_target
 from onnxfi.graph.mutate import place
-from onnxfi.graph.parts import exposed
 from onnxfi.graph.routes import Route, Routes
 from onnxfi.runtime.data import Data
-from onnxfi.runtime.engines import OrtEngine
 from onnxfi.runtime.evaluation import stacked
-from onnxfi.runtime.golden import GoldenValues
-from onnxfi.runtime.onesample import OneSample, Strike
-from onnxfi.runtime.ports import Array, same_bytes
-from onnxfi.runtime.rerun import Baked, Change, Flying, Rerun, Resumed, UnlikeError, opened
+from onnxfi.runtime.golden import Chain, GoldenValues, UnlikeError
+from onnxfi.runtime.heads import drift
+from onnxfi.runtime.onesample import OneSample
+from onnxfi.runtime.ports import Array, Port, same_bytes
+from onnxfi.runtime.rerun import Baked, Change, Flying, Rerun, Resumed, opened
+from onnxfi.runtime.spine import Patch, Spine
 
 #: Bytes of golden values and sessions that a process keeps, where nothing else is said.
 KEPT_BYTES = 1 << 30
-#: How far a route's golden may lie from golden, as a share of golden's range: other optimisations round otherwise.
-_DRIFT = 0.1
 
 
 class ShortcutError(OnnxfiError):
     """A shortcut does not answer as the whole model does."""
 
 
+def routes_of(campaign: Campaign, model: Model, reach: Reach, output: str | None, provider: str) -> Routes:
+    """The routes of a campaign's trials; ModelError where there can be none, MemoryError where it is too large."""
+    wiring = wire(model, halves=provider != "CPUExecutionProvider")
+    outputs = () if output is None else (output,)
+    spikes = fronts(model)
+    # Without early stop there is one piece.
+    ends = () if campaign.route == "late" else spikes or narrows(wiring, everything(wiring, outputs))
+    flown: set[tuple[str, ...]] = {(a.name,) for a in reach.flying.values() if not a.path}
+    flown |= {steps[k:] for steps in reach.steps_of.values() for k in range(len(steps))}
+    return Routes(model, wiring, outputs, ends, bool(spikes), tuple(sorted(flown)), campaign.route != "early")
+
+
 @dataclass
 class Shortcuts:
-    """The routes of one campaign, opened when they are needed; golden values and sessions within so many bytes.
+    """The routes of one campaign, opened when they are needed; golden values and sessions within so many bytes."""
 
-    `exact` asks that the golden of each route is golden bit for bit.
-    """
-
-    engine: OrtEngine
-    routes: Routes
-    golden: GoldenValues
+    spine: Spine
     output: str | None
-    exact: bool
     sessions_bytes: int
     _samples: OrderedDict[str, OneSample | None] = field(default_factory=OrderedDict)
     _open: OrderedDict[str, Rerun | None] = field(default_factory=OrderedDict)
+    _checked: dict[int, tuple[Array, Array]] = field(default_factory=dict)
 
     @classmethod
     def over(
-        cls,
-        engine: OrtEngine,
-        model: Model,
-        data: Data,
-        size: int,
-        output: str | None,
-        *,
-        provider: str,
-        exact: bool,
-        kept_bytes: int,
-        flying: Sequence[str] = (),
-        series: Sequence[Sequence[str]] = (),
-        late: bool = True,
-        early: bool = True,
-    ) -> Shortcuts:
-        """Find the routes of a model; raises ModelError or EngineError where there can be none.
+        cls, campaign: Campaign, routes: Routes, data: Data, size: int, output: str | None, inputs: Sequence[Port],
+        axes: Mapping[str, tuple[int, ...]], *, kept_bytes: int,
+    ) -> Shortcuts:  # fmt: skip
+        """Open the pieces of a model; raises EngineError where the runtime does not take them.
 
-        `flying` are values in flight that may be struck, `series` those of them that are steps of one.
+        `inputs` are the model's, `axes` say where outputs hold samples.
         """
-        wiring = wire(model, halves=provider != "CPUExecutionProvider")
-        ends = fronts(model)
-        # Without early stop such a network has one front, which is nowhere.
-        routes = Routes(model, wiring, () if output is None else (output,), ends if early else ends and ((),), late)
-        crossing = {n for name in flying for n in cut(wiring, [name], outputs=routes.outputs).crossings}
-        between = {n for steps in series for k in range(len(steps)) for n in routes.between(steps[k:])} if ends else ()
-        taken = dict.fromkeys((*routes.values, *flying, *sorted({*crossing, *between, *(n for e in ends for n in e)})))
-        whole = exposed(wiring, [name for name in taken if name not in wiring.inputs])
-        session = engine.prepare_part(whole.data, whole.stored)
-        values = GoldenValues(session, data, size, kept_bytes // 2)
-        return cls(engine, routes, values, output, exact, kept_bytes // 2)
+        golden = GoldenValues(Chain(campaign.engine(), routes, inputs), data, size, kept_bytes // 2, axes)
+        return cls(Spine(golden, late=routes.late, exact=campaign.optimization == "off"), output, kept_bytes // 2)
+
+    @property
+    def routes(self) -> Routes:
+        """The routes of the model."""
+        return self.spine.routes
+
+    @property
+    def golden(self) -> GoldenValues:
+        """The golden values of the model."""
+        return self.spine.golden
 
     def of(self, faults: Faults) -> Rerun | None:
         """The open route of a trial of these faults; None where only the plain one is left."""
@@ -101,18 +98,19 @@ class Shortcuts:
         return self._open_route(route)
 
     def _open_route(self, route: Route) -> Rerun | None:
-        key = f"{route.name} {route.cut.nodes if route.baked and route.channels is None else route.home.fed}"
+        pieces = [head.piece for head in route.heads]
+        key = f"{route.name} {route.home.fed if len(route.homes) == 1 else pieces}"
         if key not in self._open:
-            self._open[key] = self._tried(lambda: opened(self.engine, self.routes, route, self.golden, self.output))
+            self._open[key] = self._tried(lambda: opened(self.spine, route, self.output))
             self._bound()
         self._open.move_to_end(key)
         return self._open[key]
 
-    def of_flying(self, values: Sequence[str]) -> Rerun | None:
-        """The open route of a trial that strikes these values in flight; None where the model runs as a whole."""
-        key = "flying " + " ".join(values)
+    def of_flying(self, values: Sequence[str], *, any_of: bool = False) -> Rerun | None:
+        """The open route of a trial that strikes these values in flight, or `any_of` them; None where there is none."""
+        key = f"{'any of' if any_of else 'flying'} {' '.join(values)}"
         if key not in self._open:
-            self._open[key] = self._tried(lambda: Flying(self.engine, self.routes, values, self.golden, self.output))
+            self._open[key] = self._tried(lambda: Flying(self.spine, values, self.output, any_of=any_of))
             self._bound()
         self._open.move_to_end(key)
         return self._open[key]
@@ -146,6 +144,11 @@ class Shortcuts:
             raise found
         return found
 
+    def shares(self, faults: Faults) -> bool:
+        """Whether a trial of these faults can share runs with others of the same tensor."""
+        route = self.routes.of([faults.targets[k] for k in np.unique(faults.sites.target).tolist()])
+        return route is not None and route.shares
+
     def together(self, golden: Golden, trials: Sequence[Faults]) -> dict[int, Judgement]:
         """The trials by their place that share a route, run batch by batch; without those that gave no answer."""
         groups: dict[tuple[int, ...], list[int]] = {}
@@ -173,9 +176,11 @@ class Shortcuts:
         for k, piece in self.golden.pieces():
             self.golden.release()
             own.append(rerun.scores(k))
-            rows = slice(piece.start, piece.start + piece.valid)
-            self._check(rerun, own[-1], golden.scores[rows])
+            self._check(k, own[-1], golden.scores, slice(piece.start, piece.start + piece.valid))
             for number, change in enumerate(changes):
+                if number % rerun.at_once == 0:
+                    with suppress(EngineError, MemoryError):  # then each is computed by itself
+                        rerun.ready(k, changes[number : number + rerun.at_once])
                 if number not in failed:
                     try:
                         parts[number].append(rerun.scores(k, change))
@@ -188,29 +193,22 @@ class Shortcuts:
             else:
                 yield replace(judge(truth, stacked(part)), route=rerun.name)
 
-    def _check(self, rerun: Rerun, own: Array, golden: Array) -> None:
-        """Hold the golden of a route against golden; ShortcutError where they are not of one model and data."""
-        if own.shape == golden.shape and (far := self._drift(own, golden)):
+    def _check(self, k: int, own: Array, golden: Array, rows: slice) -> None:
+        """Hold the golden of the pieces against golden; ShortcutError where they are not of one model and data."""
+        known = self._checked.get(k, (None, None))
+        if known[0] is own and known[1] is golden:
+            return
+        if own.shape == golden[rows].shape and (far := drift(own, golden[rows], exact=self.spine.exact)):
             raise ShortcutError(
-                f"the route {rerun.name} of {rerun.route.home.fed!r} has another golden run than the whole model "
-                f"(by {far:.3g}); run the campaign with --route plain"
+                f"the model in pieces has another golden run than the whole model (by {far:.3g}); run the campaign "
+                f"with --route plain"
             )
+        self._checked[k] = own, golden
 
-    def _drift(self, own: Array, golden: Array) -> float:
-        """How far the golden of a route lies from golden; 0 where that is no more than rounding may do."""
-        if same_bytes(own, golden):
-            return 0.0
-        with np.errstate(all="ignore"):
-            wide = golden.astype(np.float64)
-            finite = wide[np.isfinite(wide)]
-            reach = max(float(np.ptp(finite)), float(np.abs(finite).max())) if finite.size else 0.0
-            far = float(np.nanmax(np.abs(own.astype(np.float64) - wide), initial=0.0))
-        return max(far, 1e-300) if self.exact or far > _DRIFT * reach else 0.0
-
-    def one_sample(self, value: str, golden: Golden, sample: int, strike: Strike) -> Judgement | None:
+    def one_sample(self, value: str, golden: Golden, sample: int, strike: Patch) -> Judgement | None:
         """A fault in a value in flight of one sample, judged on that sample alone; None where it cannot run alone."""
         try:
-            alone = self._sample_route(value, sample)
+            alone = self._sample_route(value)
             truth = None if alone is None else self._truth(alone, sample, golden)
         except (EngineError, KeyError):
             return None
@@ -218,20 +216,21 @@ class Shortcuts:
             return None
         try:
             return replace(judge(truth, alone.scores(sample, strike)), route=alone.name)
+        except UnlikeError:
+            return None
         except (EngineError, MemoryError) as error:
             memory = isinstance(error, MemoryError)
             return replace(failed(truth, "memory" if memory else "error"), route=alone.name)
 
-    def samples(self, value: str, golden: Golden, asked: Mapping[int, tuple[int, Strike]]) -> dict[int, Judgement]:
+    def samples(self, value: str, golden: Golden, asked: Mapping[int, tuple[int, Patch]]) -> dict[int, Judgement]:
         """Faults of many trials in one value, each in one sample, in as few runs as can be.
 
         Those that cannot run so, or give no answer, are left out.
         """
         try:
-            alone = self._sample_route(value, next(iter(asked.values()))[0])
+            alone = self._sample_route(value)
             if alone is None:
                 return {}
-            alone.prepare([sample for sample, _ in asked.values()])
             truths = {number: self._truth(alone, sample, golden) for number, (sample, _) in asked.items()}
             running = [number for number, truth in truths.items() if truth is not None]
             found = zip(running, alone.shared([asked[number] for number in running]), strict=True)
@@ -245,21 +244,19 @@ class Shortcuts:
         rows, own = slice(sample, sample + 1), alone.scores(sample)
         if len(golden.scores) <= sample or own.shape[1:] != golden.scores.shape[1:]:
             return None
-        if self._drift(own, golden.scores[rows]):
+        if drift(own, golden.scores[rows], exact=self.spine.exact):
             return None
         labels = None if golden.labels is None else golden.labels[rows]
         return replace(golden, scores=own, labels=labels)
 
-    def _sample_route(self, value: str, sample: int) -> OneSample | None:
+    def _sample_route(self, value: str) -> OneSample | None:
         """The open route of one sample from a value on; None where that was tried in vain."""
         self.golden.release()
         if value not in self._samples:
             while sum(one.cost_bytes for one in self._samples.values() if one) > self.sessions_bytes:
                 self._samples.popitem(last=False)
             self._samples[value] = None
-            opened_ = OneSample(self.engine, self.routes, value, self.golden, self.output)
-            opened_.scores(sample)
-            self._samples[value] = opened_
+            self._samples[value] = OneSample(self.spine, value, self.output)
         self._samples.move_to_end(value)
         return self._samples[value]
 

@@ -135,30 +135,46 @@ def _held(job: Job) -> Iterator[tuple[Bench, Golden, Header]]:
         _idle.append((job, opened))
 
 
-_ahead: list[tuple[Campaign, int, Bench]] = []
+_ahead: list[tuple[Campaign, int, Bench, Golden]] = []
 
 
 def ahead(campaign: Campaign, kept_bytes: int) -> None:
-    """Open a campaign in a worker before there is a job; what that says against it, it says again with the job."""
+    """Open a campaign in a worker and run golden before there is a job; what that says against it, it says again with
+    the job."""
     if not _ahead:  # a quick worker may get what another one should have
-        _ahead.append((campaign, kept_bytes, Bench.open(campaign, kept_bytes)))
+        bench = Bench.open(campaign, kept_bytes)
+        golden = bench.golden_again(served=True)
+        bench.warm()
+        _ahead.append((campaign, kept_bytes, bench, golden))
 
 
 def _opened(job: Job) -> tuple[Bench, Golden, Header]:
-    known = [bench for campaign, size, bench in _ahead if (campaign, size) == (job.campaign, job.kept_bytes)]
+    known = [
+        (bench, golden)
+        for campaign, size, bench, golden in _ahead
+        if (campaign, size) == (job.campaign, job.kept_bytes)
+    ]
     _ahead.clear()
-    bench, header = (known or [Bench.open(job.campaign, job.kept_bytes)])[0], Header.parse(job.header, "the plan")
-    golden = bench.golden_again() if job.memory_bytes is None else _golden_within(job.memory_bytes, bench)
+    header = Header.parse(job.header, "the plan")
+    bench, golden = known[0] if known else (Bench.open(job.campaign, job.kept_bytes), None)
+    if job.memory_bytes is not None:
+        golden = _golden_within(job.memory_bytes, bench, golden)
+    golden = golden or bench.golden_again(served=True)
     if digest(golden) != job.golden:
         raise CampaignError("a worker has another golden run: its runtime or machine is not the same")
     return bench, golden, header
 
 
-def _golden_within(memory_bytes: int, bench: Bench) -> Golden:
-    """Golden under the limit of memory that holds from now on; CampaignError where it does not suffice."""
+def _golden_within(memory_bytes: int, bench: Bench, known: Golden | None) -> Golden:
+    """Golden under the limit of memory that holds from now on; CampaignError where it does not suffice.
+
+    What is `known` already is as good where twice what it took is within the limit.
+    """
     held = memory_held()
     try:
         limit_memory(memory_bytes)
+        if known is not None and 2 * held < memory_bytes:
+            return known
         if held < memory_bytes:
             return bench.golden_again()
     except (EngineError, MemoryError) as error:

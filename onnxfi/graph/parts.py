@@ -99,14 +99,3 @@ def _lift(node: onnx.NodeProto, where: Home) -> None:
     kept = [t for k, t in enumerate(graph.initializer) if k != place]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-
-
-def exposed(wiring: Wiring, names: Sequence[str]) -> Part:
-    """The whole model with these values as further outputs."""
-    import onnx
-
-    made = onnx.ModelProto()
-    made.CopyFrom(wiring.proto)
-    have = set(wiring.outputs)
-    made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in have)
-    return Part(made.SerializeToString(), wiring.weights)

@@ -1,48 +1,68 @@
 """Routes: how little of a model has to run again for a fault in one of its tensors, from the graph alone.
 
-*Downstream* runs what the tensor reaches, the tensor itself being fed. *Resumed* computes the struck output channels of
-one operator apart, puts them into its golden output and runs what that reaches: the large rest of the operator, and of
-its prepared weights, stays as it is. *Baked* runs what several tensors reach, from a faulty copy of that part; so do
-tensors that runtimes want constant, or prepare in a way that rounds otherwise where they are fed. Where none of these
-can be, the route is *plain*: the whole model, from a faulty copy of its file.
+The model is in pieces, one behind the other (graph/fronts.py). A fault in a tensor has a *head* in each piece that uses
+it: of the first of them what the tensor reaches, of the others all. Behind a head the pieces run as they are, whatever
+was struck. *Downstream* feeds the tensor to its heads. *Resumed* computes the struck output channels of one operator
+apart, puts them into its golden output and runs what that reaches: the large rest of the operator, and of its prepared
+weights, stays as it is. *Baked* runs faulty copies of the pieces that several tensors lie in; so do tensors that
+runtimes want constant, or prepare in a way that rounds otherwise where they are fed. Where none of these can be, the
+route is *plain*: the whole model, from a faulty copy of its file.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from onnxfi.faults.space import Target
 from onnxfi.graph.channels import Channels, channels
-from onnxfi.graph.downstream import Cut, Home, Wiring, cut, home
-from onnxfi.graph.fronts import Fronts, pieces
+from onnxfi.graph.downstream import Cut, Home, Wiring, crossing, cut, home
+from onnxfi.graph.fronts import Fronts, everything, pieces
 from onnxfi.graph.model import Model
 
 #: Fewer output channels are not worth a model of their own; so many at least are computed together.
 LEAST_CHANNELS = 8
 #: Numbers in a tensor from which on the whole operator costs more than a session for its struck channels.
 _WORTH_A_SESSION = 1 << 18
-#: Places at which trials of several tensors start.
-_STARTS = 4
 #: Operators whose weights a runtime packs where they are constant; where they are fed it sums in another order.
 _PACKED = frozenset(("Gemm", "MatMul", "LSTM", "GRU", "RNN", "ConvTranspose", "Einsum", "Attention"))
 
 
 @dataclass(frozen=True)
+class Head:
+    """What runs of one piece for what is struck: cuts of it one behind the other, to the outputs of the piece.
+
+    `fed` are the tensors and values that are fed instead of being stored or made.
+    """
+
+    piece: int
+    cuts: tuple[Cut, ...]
+    fed: tuple[str, ...] = ()
+
+    @property
+    def takes(self) -> Iterator[str]:
+        """The values that it takes from outside, without those that are fed."""
+        made: set[str] = set()
+        for one in self.cuts:
+            yield from (name for name in one.crossings if name not in made)
+            made.update(one.outputs)
+
+
+@dataclass(frozen=True)
 class Route:
-    """How faults in tensors run: from `cut` on, or, of one, through its `channels` in `apart` and on from `behind`.
+    """How faults in tensors run: through their heads, or, of one, through its `channels` in `apart` and what these
+    reach in their piece.
 
     The tensors are `baked` into a faulty copy of what runs, or fed.
     """
 
     homes: tuple[Home, ...]
-    cut: Cut
+    heads: tuple[Head, ...]
     baked: bool = False
     channels: Channels | None = None
     apart: Cut | None = None
-    behind: Cut | None = None
 
     @property
     def name(self) -> str:
@@ -50,53 +70,108 @@ class Route:
         return "resumed" if self.channels is not None else "baked" if self.baked else "downstream"
 
     @property
+    def shares(self) -> bool:
+        """Whether one run computes the channels of several trials."""
+        return self.channels is not None and not self.baked
+
+    @property
     def home(self) -> Home:
         """Where the tensor is, of a route for one."""
         return self.homes[0]
-
-    @property
-    def fed(self) -> tuple[str, ...]:
-        """The tensors that are fed."""
-        return () if self.baked else tuple(home.fed for home in self.homes)
-
-    @property
-    def values(self) -> Iterator[str]:
-        """The golden values that it takes."""
-        for one in (self.cut, self.apart, self.behind):
-            yield from one.crossings if one is not None else ()
 
 
 @dataclass(frozen=True)
 class Routes:
     """The routes of a model's tensors, as far as the outputs that are scored need them (all, where none is named).
 
-    `fronts` are where a change may have come to an end (graph/fronts.py); without `late` all runs from the start.
+    `fronts` are where the model is cut in pieces, `steps` says that these lie behind all steps of a layer; `flown` are
+    values in flight that may be struck, those together that one trial strikes. Without `late` all runs from the start.
     """
 
     model: Model = field(repr=False)
     wiring: Wiring = field(repr=False)
     outputs: tuple[str, ...]
     fronts: Fronts = ()
+    steps: bool = False
+    flown: tuple[tuple[str, ...], ...] = ()
     late: bool = True
+
+    @cached_property
+    def pieces(self) -> tuple[Cut, ...]:
+        """The model in pieces; ModelError where an output is no function of the inputs."""
+        return pieces(self.wiring, everything(self.wiring, self.outputs), (), self.fronts)
+
+    @cached_property
+    def makers(self) -> dict[str, int]:
+        """The piece that hands on each value at a front; of the model's inputs −1."""
+        found = dict.fromkeys(self.wiring.inputs, -1)
+        return found | {name: number for number, piece in enumerate(self.pieces) for name in piece.outputs}
+
+    @cached_property
+    def inner(self) -> tuple[tuple[str, ...], ...]:
+        """By piece the values in it that some route takes: a function of the model and of what may be struck in flight,
+        so that they have the same bits whatever a trial strikes."""
+        found: list[dict[str, None]] = [{} for _ in self.pieces]
+
+        def note(piece: int, names: Iterable[str]) -> None:
+            found[piece].update(dict.fromkeys(name for name in names if self.within.get(name) == piece))
+
+        for route in self.by_target.values():
+            for head in route.heads:
+                note(head.piece, head.takes)
+            if route.apart is not None and route.channels is not None:
+                note(self.within[route.channels.output], (*route.apart.crossings, route.channels.output))
+        for values in self.flown:
+            for head in self.in_flight(values) or ():
+                note(head.piece, (*head.takes, *head.fed))
+        return tuple(tuple(name for name in some if name not in self.makers) for some in found)
+
+    @cached_property
+    def within(self) -> dict[str, int]:
+        """The piece that makes each value, the first one where several do for themselves."""
+        graph = self.wiring.proto.graph
+        every = reversed([*enumerate(self._nodes)])
+        return {name: number for number, nodes in every for k in nodes for name in graph.node[k].output}
+
+    @cached_property
+    def _nodes(self) -> tuple[frozenset[int], ...]:
+        """By piece the nodes that make what it hands on; some are in several, those of stored values alone in none."""
+        return tuple(self._needed(one.outputs, frozenset(one.nodes) - self.wiring.constant) for one in self.pieces)
+
+    def _needed(self, outputs: Iterable[str], among: frozenset[int], fed: Sequence[str] = ()) -> frozenset[int]:
+        """Those nodes that these outputs need."""
+        makers, needed = self.wiring.makers, set[int]()
+        todo = [makers[name] for name in outputs]
+        while todo:
+            k = todo.pop()
+            if k not in needed:
+                needed.add(k)
+                todo += [m for n in self.wiring.reads[k] if n not in fed and (m := makers.get(n, -1)) in among]
+        return frozenset(needed)
 
     @cached_property
     def by_target(self) -> dict[str, Route]:
         """The route of each target that has another one than the plain."""
-        cuts: dict[object, Cut] = {}
         found = {}
         for target in self.model.targets:
             where = home(self.wiring, self.model, target) if target.size else None
             if where is None:
                 continue
-            key = where.node if where.node >= 0 else self.wiring.users.get(where.fed, ())
-            if key not in cuts or where.node < 0:
-                cuts[key] = self._cut(where)
-            if not cuts[key].outputs:
-                continue
-            users = [target.op] if where.node >= 0 else [self._operator(k) for k in self.wiring.users[where.fed]]
+            inside = where.node >= 0
+            users = [target.op] if inside else [self._operator(k) for k in self.wiring.users.get(where.fed, ())]
             baked = target.role in ("scale", "zero-point") or not _PACKED.isdisjoint(users)
-            found[target.id] = self._route(Route((where,), cuts[key], baked))
+            ends = self._ends(where) if baked else ()
+            heads = self.heads([where.fed], [where.node] if inside else (), ends, fed=not baked)
+            if heads:
+                found[target.id] = self._route(Route((where,), heads, baked))
         return found
+
+    def _ends(self, where: Home) -> Fronts:
+        """Where what a baked route makes anew for each trial ends: behind the operators that use the tensor."""
+        if not self.steps or where.node >= 0:
+            return ()
+        nodes = self.wiring.proto.graph.node
+        return (tuple(name for k in self.wiring.users[where.fed] for name in nodes[k].output if name),)
 
     def of(self, targets: Sequence[Target]) -> Route | None:
         """The route of a trial that strikes these tensors; None where it is the plain one."""
@@ -104,78 +179,76 @@ class Routes:
         known = [route for route in found if route is not None]
         if len(known) <= 1 or len(known) < len(found):
             return known[0] if len(found) == 1 and known else None
-        reached = {k for route in known for k in route.cut.nodes}
-        for whole in self._starts:
-            if reached.issubset(whole.nodes):
-                return Route(tuple(route.home for route in known), whole, True)
-        return None
+        struck = sorted({head.piece for route in known for head in route.heads})
+        whole = tuple(Head(number, (self.pieces[number],)) for number in struck)
+        return Route(tuple(route.home for route in known), whole, True)
 
-    @cached_property
-    def _starts(self) -> tuple[Cut, ...]:
-        """Where trials of several tensors may start, the last place first.
+    def heads(
+        self, struck: Sequence[str], inside: Sequence[int] = (), ends: Fronts = (), *, fed: bool = True
+    ) -> tuple[Head, ...]:
+        """What runs of each piece that uses these names, which are `fed` or not, or has some in these nodes' bodies.
 
-        Only a few places: each has a golden of its own, which many trials then share.
+        `ends` are where a head is cut.
         """
-        by_reach = sorted(self.by_target.values(), key=lambda route: len(route.cut.nodes))
-        names, found = {*self.values, *self.wiring.inputs}, []
-        for number in range(1, _STARTS + 1):
-            homes = [route.home for route in by_reach[: -(-len(by_reach) * number // _STARTS)]]
-            tops, inside = [h.fed for h in homes if h.node < 0], [h.node for h in homes if h.node >= 0]
-            found.append(cut(self.wiring, tops, inside=inside, outputs=self.outputs))
-        return tuple(one for one in dict.fromkeys(found) if names.issuperset(one.crossings))
+        found = list[Head]()
+        for number in range(len(self.pieces)):
+            reached = self._reached(struck, inside, number)
+            if reached:
+                nodes = reached if self.late and not found else self._nodes[number]
+                found += self._head(number, nodes, struck if fed else (), ends)
+        return tuple(found)
 
-    @cached_property
-    def values(self) -> tuple[str, ...]:
-        """All golden values that any route takes: a function of the model alone, so that they have the same bits
-        whatever a campaign strikes."""
-        names = dict.fromkeys(name for route in self.by_target.values() for name in self._taken(route))
-        return tuple(name for name in names if name not in self.wiring.inputs)
+    def _head(self, number: int, nodes: frozenset[int], fed: Sequence[str], ends: Fronts) -> Iterator[Head]:
+        """What these nodes of a piece change of its outputs; nothing where they change none."""
+        outputs = tuple(name for name in self.pieces[number].outputs if self.wiring.makers[name] in nodes)
+        if not outputs:
+            return
+        needed = set(self._needed(outputs, nodes, fed))
+        part = Cut(*crossing(self.wiring, needed, frozenset(fed)), outputs)
+        yield Head(number, pieces(self.wiring, part, fed, ends) if ends else (part,), tuple(fed))
 
-    def _taken(self, route: Route) -> Iterator[str]:
-        yield from route.values
-        for piece in self.pieces(route.cut, route.fed, self.ends(route)) if self.fronts else ():
-            yield from (*piece.crossings, *piece.outputs)
+    def _reached(self, struck: Sequence[str], inside: Sequence[int], number: int) -> frozenset[int]:
+        """The nodes of a piece that change with these names, through nothing but the piece and stored values."""
+        mine, reached = self._nodes[number], set[int]()
+        todo = [*inside, *(k for name in struck for k in self.wiring.users.get(name, ()))]
+        while todo:
+            k = todo.pop()
+            if k not in reached and (k in mine or k in self.wiring.constant):
+                reached.add(k)
+                todo += [u for n in self.wiring.proto.graph.node[k].output for u in self.wiring.users.get(n, ())]
+        return mine & reached
 
-    def pieces(self, whole: Cut, fed: Sequence[str], ends: Fronts = ()) -> tuple[Cut, ...]:
-        """A cut in pieces, between these ends and the fronts."""
-        return pieces(self.wiring, whole, fed, (*ends, *self.fronts))
+    def in_flight(self, values: Sequence[str], *, any_of: bool = False) -> tuple[Head, ...] | None:
+        """What runs of each piece that makes some of these values in flight; None where the model cannot be cut there.
 
-    def ends(self, route: Route) -> Fronts:
-        """Where what a baked route makes anew for each trial ends: behind the operators that use the tensor."""
-        where = route.home
-        if not (self.fronts and route.baked) or route.channels is not None or len(route.homes) > 1 or where.node >= 0:
-            return ()
-        return (tuple(n for k in self.wiring.users[where.fed] for n in self.wiring.proto.graph.node[k].output if n),)
-
-    def in_flight(self, values: Sequence[str]) -> tuple[Cut, tuple[str, ...], Fronts] | None:
-        """What values in flight reach, which of them are fed, and the others, each an end.
-
-        None for several of them without fronts.
+        Of the first piece those values are fed that no other one reaches, all others are ends; where `any_of` them may
+        be struck, all are. What goes on from a piece and is used nowhere in it has no head: it is changed on its way.
         """
-        if (
-            not (self.fronts or len(values) == 1)
-            or not self.wiring.uncut.isdisjoint(values)
-            or not self.wiring.makers.keys() >= set(values)
-        ):
+        known = {name: self.within.get(name, -1) for name in values}
+        if not self.wiring.uncut.isdisjoint(values) or not {*self.within, *self.makers}.issuperset(values):
             return None
-        whole = cut(self.wiring, values if self.late else [*values, *self.wiring.inputs], outputs=self.outputs)
-        inner = sorted((k, n) for n in values if (k := self.wiring.makers[n]) in whole.nodes)
-        made = tuple((name,) for _, name in inner)
-        return (whole, tuple(n for n in values if (n,) not in made), made) if whole.outputs else None
+        if any(self._taken_along(name) for name in values):
+            return self.heads(values) if len(values) == 1 else None
+        first, found = min(known.values(), default=-1), list[Head]()
+        for number in sorted(set(known.values()) - {-1}):
+            names = [name for name, k in known.items() if k == number and not self.goes_on(name)]
+            reached = self._reached(names, (), number)
+            fed = [name for name in names if self.wiring.makers[name] not in reached]
+            if any_of or number > first or not self.late:
+                reached, fed = self._nodes[number], []
+            inner = sorted((self.wiring.makers[name], name) for name in names if name not in fed)
+            found += self._head(number, reached, fed, tuple((name,) for _, name in inner)) if names else ()
+        return tuple(found)
 
-    def between(self, values: Sequence[str]) -> Iterator[str]:
-        """The golden values that a route of these values in flight takes."""
-        found = self.in_flight(values)
-        for piece in self.pieces(*found) if found is not None else ():
-            yield from (*piece.crossings, *piece.outputs)
+    def goes_on(self, name: str) -> bool:
+        """Whether a value is used behind the piece that makes it alone."""
+        mine = self._nodes[self.makers[name]] if self.makers.get(name, -1) >= 0 else frozenset()
+        return name in self.makers and mine.isdisjoint(self.wiring.users.get(name, ()))
 
-    def _cut(self, where: Home) -> Cut:
-        if not self.late:
-            inside = [where.node] if where.node >= 0 else []
-            return cut(self.wiring, [where.fed, *self.wiring.inputs], inside=inside, outputs=self.outputs)
-        if where.node >= 0:
-            return cut(self.wiring, (), inside=[where.node], outputs=self.outputs)
-        return cut(self.wiring, [where.fed], outputs=self.outputs)
+    def _taken_along(self, name: str) -> bool:
+        """Whether several pieces make a value, each for itself."""
+        maker = self.wiring.makers.get(name, -1)
+        return name not in self.makers and sum(maker in nodes for nodes in self._nodes) > 1
 
     def _operator(self, node: int) -> str:
         return self.wiring.proto.graph.node[node].op_type
@@ -188,14 +261,15 @@ class Routes:
             not self.late
             or lined is None
             or lined.output in self.wiring.uncut
+            or len({self.within.get(n) for k in lined.nodes for n in self.wiring.proto.graph.node[k].output} - {None})
+            > 1
             or (not whole.baked and lined.count < LEAST_CHANNELS)
         ):
             return whole
         if lined.constant and not whole.baked and math.prod(self.wiring.stored[where.fed].dims) < _WORTH_A_SESSION:
             return whole
-        behind = cut(self.wiring, [lined.output], outputs=self.outputs)
         apart = cut(self.wiring, [where.fed], outputs=[lined.output])
         along = {*lined.nodes, *self.wiring.constant, *filter(self.wiring.dequantises, apart.nodes)}
         if not along.issuperset(apart.nodes):
             return whole
-        return replace(whole, baked=whole.baked or lined.constant, channels=lined, apart=apart, behind=behind)
+        return replace(whole, baked=whole.baked or lined.constant, channels=lined, apart=apart)

@@ -1,37 +1,101 @@
 """Golden values: what lies between the nodes of a model while it answers without faults, batch by batch.
 
-One session of the whole model has every value that some route takes among its outputs, so that a value has the same
-bits whichever of them are asked for. Values are kept while they fit into a number of bytes, those of the batch at hand
-in any case; the oldest go first, and what is gone is computed again.
+The model runs in pieces, one behind the other. What goes on from a piece to others has the bits that the piece gives
+when nothing else is asked of it. What lies within a piece comes from a second session of it, which has every value that
+some route takes among its outputs, so that a value has the same bits whichever of them are asked for. Values are kept
+while they fit into a number of bytes, those in use in any case; the oldest go first, and are computed again if need be.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 from onnxfi.errors import EngineError
+from onnxfi.graph.parts import Feed, extract
+from onnxfi.graph.routes import Routes
+from onnxfi.graph.targets import DATA_TYPES
 from onnxfi.runtime.batches import Batch, Feeds
 from onnxfi.runtime.data import Data
-from onnxfi.runtime.engines import Session
-from onnxfi.runtime.evaluation import sample_axes
+from onnxfi.runtime.engines import OrtEngine, Session
 from onnxfi.runtime.ports import Array, Port, element_type
 
 Values = dict[str, Array]
+#: TensorProto's number of each element type.
+NUMBERS = {word.name: number for number, word in DATA_TYPES.items()} | {"string": 8}
+
+
+def feed_of(port: Port) -> Feed:
+    """How a value that a session puts out is fed to another; EngineError where it is no tensor."""
+    if port.dtype not in NUMBERS:
+        raise EngineError(f"{port.name!r} is no tensor")
+    return NUMBERS[port.dtype], port.shape
+
+
+def array_feed(array: Array) -> Feed:
+    """How a stored tensor is fed."""
+    return NUMBERS[array.dtype.name], list(array.shape)
+
+
+class UnlikeError(EngineError):
+    """A part of a model does not do what the whole of it does; the next longer route does."""
+
+
+class Chain:
+    """A model in pieces, each opened once for all that runs through it.
+
+    Opening raises EngineError where the runtime does not take a piece, or what goes on from one is no tensor.
+    """
+
+    def __init__(self, engine: OrtEngine, routes: Routes, inputs: Sequence[Port]) -> None:
+        self.engine, self.routes = engine, routes
+        self.ports: dict[str, Port] = {port.name: port for port in inputs}
+        self.sessions = [self._opened(number, ()) for number in range(len(routes.pieces))]
+        self._inner: dict[int, Session] = {}
+
+    def inner(self, number: int) -> Session:
+        """The session of a piece that shows what lies within it."""
+        if number not in self._inner:
+            self._inner[number] = self._opened(number, self.routes.inner[number])
+        return self._inner[number]
+
+    def feeds(self, names: Sequence[str]) -> dict[str, Feed]:
+        """How values are fed."""
+        for number, names_within in enumerate(self.routes.inner):
+            if not self.ports.keys() >= {name for name in names if name in names_within}:
+                self.inner(number)
+        missing = [name for name in names if name not in self.ports]
+        if missing:
+            raise EngineError(f"{missing[0]!r} is not kept")
+        return {name: feed_of(self.ports[name]) for name in names}
+
+    def _opened(self, number: int, inner: Sequence[str]) -> Session:
+        piece = self.routes.pieces[number]
+        feeds = {name: feed_of(self.ports[name]) for name in piece.crossings if name in self.ports}
+        if len(feeds) < len(piece.crossings):
+            raise EngineError(f"what goes into piece {number} is no tensor")
+        part = extract(self.routes.wiring, piece.nodes, feeds, inner or piece.outputs)
+        session = self.engine.prepare_part(part.data, part.stored)
+        self.ports |= {port.name: port for port in session.outputs}
+        return session
 
 
 class GoldenValues:
-    """The values of one model on one set of data, `size` samples a batch, `budget_bytes` of them kept."""
+    """The values of one model on one set of data, `size` samples a batch, `budget_bytes` of them kept.
 
-    def __init__(self, session: Session, data: Data, size: int, budget_bytes: int) -> None:
-        self.session, self.data, self.size, self.budget_bytes = session, data, size, budget_bytes
-        self.ports: dict[str, Port] = {port.name: port for port in (*session.inputs, *session.outputs)}
-        self.axes = sample_axes(session, data)
+    `axes` say where outputs hold samples.
+    """
+
+    def __init__(
+        self, chain: Chain, data: Data, size: int, budget_bytes: int, axes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        self.chain, self.data, self.size, self.budget_bytes, self.axes = chain, data, size, budget_bytes, axes
         self.kept_bytes = 0
-        self._in_use: set[tuple[int, str]] = set()
-        self._kept: OrderedDict[tuple[int, str], Array] = OrderedDict()
+        self._in_use: set[tuple[int, Hashable]] = set()
+        self._kept: OrderedDict[tuple[int, Hashable], Array] = OrderedDict()
         self._stream: Iterator[Batch] = iter(())
         self._next = 0
         self._pieces: list[Batch] = []
@@ -39,7 +103,7 @@ class GoldenValues:
 
     @cached_property
     def fits(self) -> bool:
-        """Whether all values of all batches may be kept: then one run of each batch gives them, once for all."""
+        """Whether all values of all batches may be kept: then each is computed once for all."""
         first = self._read(0)
         return first is not None and self._fit(first.feeds)
 
@@ -57,44 +121,57 @@ class GoldenValues:
             k += 1
 
     def values(self, k: int, names: Sequence[str]) -> Values:
-        """Golden values of batch k, also of the model's inputs."""
-        found = {name: self._kept[k, name] for name in names if (k, name) in self._kept}
-        if len(found) < len(names):
-            found |= self._fetched(k, [name for name in names if name not in found])
+        """Golden values of batch k: the model's inputs, what goes on from its pieces, and what routes take in them."""
         for name in names:
-            self._kept.move_to_end((k, name))
-            self._in_use.add((k, name))
-        return found
+            if (k, name) not in self._kept:
+                self._fetch(k, name)
+        return {name: self.kept(k, name) for name in names}
 
     def release(self) -> None:
         """What was taken so far is in use no longer, and goes where there is no room for it."""
         self._in_use.clear()
         self._bound()
 
-    def has(self, k: int, name: str) -> bool:
+    def has(self, k: int, name: Hashable) -> bool:
         """Whether a value of batch k is at hand."""
         return (k, name) in self._kept
 
-    def derived(self, k: int, name: str, make: Callable[[], Array]) -> Array:
+    def derived(self, k: int, name: Hashable, make: Callable[[], Array]) -> Array:
         """A value that is computed from golden ones, kept like them."""
         if (k, name) not in self._kept:
             self._keep(k, {name: make()})
+        return self.kept(k, name)
+
+    def kept(self, k: int, name: Hashable) -> Array:
+        """A value that is at hand; KeyError where it is not."""
         self._kept.move_to_end((k, name))
         self._in_use.add((k, name))
         return self._kept[k, name]
 
-    def _fetched(self, k: int, names: list[str]) -> Values:
-        piece = self._read(k)
-        if piece is None:
-            raise EngineError(f"the data has no batch {k} any more; a source of data must give the same each time")
-        fed = {name: piece.feeds[name] for name in names if name in piece.feeds}
-        every = [name for name in self.ports if name not in piece.feeds]
-        asked = every if self.fits else [name for name in names if name not in fed]
-        found = fed | (self.session.run(piece.feeds, asked) if asked else {})
+    def _fetch(self, k: int, name: str) -> None:
+        """Compute a value of batch k, and what comes with it."""
+        routes = self.chain.routes
+        number = routes.makers.get(name)
+        if number == -1:
+            piece = self._read(k)
+            if piece is None:
+                raise EngineError(f"the data has no batch {k} any more; a source of data must give the same each time")
+            self._keep(k, piece.feeds)
+            return
+        if number is not None:
+            found = self.chain.sessions[number].run(self._into(k, number), None)
+        else:
+            number = routes.within.get(name, -1)
+            if number < 0 or name not in routes.inner[number]:
+                raise EngineError(f"{name!r} is not kept")
+            found = self.chain.inner(number).run(self._into(k, number), None if self.fits else [name])
         self._keep(k, found)
-        return {name: found[name] for name in names}
 
-    def _keep(self, k: int, found: Values) -> None:
+    def _into(self, k: int, number: int) -> Values:
+        """What goes into a piece: what earlier ones make of the same batch."""
+        return self.values(k, self.chain.routes.pieces[number].crossings)
+
+    def _keep(self, k: int, found: Mapping[Any, Array]) -> None:
         for name, array in found.items():
             if (k, name) not in self._kept:
                 self.kept_bytes += array.nbytes
@@ -103,21 +180,24 @@ class GoldenValues:
         self._bound()
 
     def _bound(self) -> None:
-        for key in list(self._kept):
+        for key in list(self._kept) if self.kept_bytes > self.budget_bytes else ():
             if self.kept_bytes <= self.budget_bytes:
                 return
             if key not in self._in_use:
                 self.kept_bytes -= self._kept.pop(key).nbytes
 
     def _fit(self, feeds: Feeds) -> bool:
+        ports = self.chain.ports
+        for number in range(len(self.chain.routes.pieces)):
+            self.chain.inner(number)
         symbols = {
             symbol: size
             for name, array in feeds.items()
-            for symbol, size in zip(self.ports[name].shape or (), array.shape, strict=False)
+            for symbol, size in zip(ports[name].shape or (), array.shape, strict=False)
             if isinstance(symbol, str)
         }
         total = 0
-        for name, port in self.ports.items():
+        for name, port in ports.items():
             dims = [symbols.get(d) if isinstance(d, str) else d for d in port.shape or ()]
             if None in dims or not port.is_tensor or port.dtype == "string":
                 return False

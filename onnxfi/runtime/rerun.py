@@ -12,21 +12,16 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import EngineError
 from onnxfi.faults.words import Words
-from onnxfi.graph.downstream import Cut, Home, array_of
-from onnxfi.graph.fronts import Fronts
-from onnxfi.graph.parts import Feed, Part, extract
-from onnxfi.graph.routes import LEAST_CHANNELS, Route, Routes
-from onnxfi.graph.targets import DATA_TYPES
+from onnxfi.graph.downstream import Home, array_of
+from onnxfi.graph.parts import Part, extract
+from onnxfi.graph.routes import LEAST_CHANNELS, Head, Route
 from onnxfi.runtime.batches import Batch
-from onnxfi.runtime.engines import OrtEngine, Session
+from onnxfi.runtime.engines import Session
 from onnxfi.runtime.evaluation import scored
-from onnxfi.runtime.golden import GoldenValues
-from onnxfi.runtime.pieces import Pieces
-from onnxfi.runtime.ports import Array, Port, same_bytes
-
-
-class UnlikeError(EngineError):
-    """A part of an operator gives other bits than the whole of it."""
+from onnxfi.runtime.golden import UnlikeError, array_feed
+from onnxfi.runtime.heads import OpenHead, Strike, drift
+from onnxfi.runtime.ports import Array, same_by, words_of
+from onnxfi.runtime.spine import Rows, Spine, among
 
 
 @dataclass
@@ -34,267 +29,288 @@ class Change:
     """What becomes of the tensors of a trial: by home the elements (flat, row-major; each once) and their words.
 
     `flying` are changes of values in flight, for the batch that they are given. `sessions` are those of the faulty
-    copies, where the route makes some.
+    copies, by piece and cut, where the route makes some.
     """
 
     words: Mapping[Home, tuple[NDArray[np.int64], Words]]
     flying: Mapping[str, Callable[[Batch, Array], Array]] = field(default_factory=dict, repr=False)
-    sessions: dict[int, Session] = field(default_factory=dict, repr=False)
+    sessions: dict[int, dict[int, Session]] = field(default_factory=dict, repr=False)
 
     def of(self, home: Home) -> tuple[NDArray[np.int64], Words]:
         """Elements and words of one tensor."""
         return self.words[home]
 
 
+#: The samples for which outputs differ from golden, and the outputs.
+Found = tuple[Rows, dict[str, Array]]
+
+
 class Rerun:
-    """A route, opened: sessions of its parts, and the tensors themselves.
+    """A route, opened: sessions of its heads, and the tensors themselves.
 
     `cost_bytes` is about what its sessions take. Opening raises EngineError where the runtime does not take the parts.
     """
 
-    def __init__(
-        self, engine: OrtEngine, routes: Routes, route: Route, golden: GoldenValues, output: str | None
-    ) -> None:
-        self.routes, self.route, self.golden, self.output = routes, route, golden, output
-        self.engine = engine
-        self.name = route.name
+    def __init__(self, spine: Spine, name: str, output: str | None) -> None:
+        self.spine, self.golden, self.name, self.output = spine, spine.golden, name, output
+        self.heads: list[OpenHead] = []
         self.cost_bytes = 0
-
-    @property
-    def key(self) -> str:
-        """What tells this route's golden from others'."""
-        return f"{self.name} {self.route.homes[0].fed}"
 
     def scores(self, k: int, change: Change | None = None) -> Array:
         """The scored output of batch k, golden where nothing changes."""
         if change is None:
-            return self.golden.derived(k, f"scores of {self.key}", lambda: self._run(k, None))
-        return self._run(k, change)
+            self._disarm(k)
+            return golden_scores(self.spine, k, self.output)
+        rows, found = self._run(k, change)
+        if not found:
+            return golden_scores(self.spine, k, self.output)
+        return self._scored(k, self.spine.whole(rows, found) if rows.some is not None else found)
 
-    def _run(self, k: int, change: Change | None) -> Array:
+    #: Changes that are made ready together.
+    at_once = 1
+
+    def ready(self, k: int, changes: Sequence[Change]) -> None:
+        """Compute for batch k what these changes, `at_once` of them at most, can share."""
+
+    def _disarm(self, k: int) -> None:
+        """Run the heads without a fault, which the others are held against."""
+        for head in self.heads:
+            head.disarmed(Rows(self.golden, k))
+
+    def _run(self, k: int, change: Change) -> Found:
         raise NotImplementedError
 
     def _prepared(self, part: Part) -> Session:
         self.cost_bytes += part.size_bytes
-        return self.engine.prepare_part(part.data, part.stored)
+        return self._once(part)
 
     def _once(self, part: Part) -> Session:
-        return self.engine.prepare_part(part.data, part.stored)
+        return self.spine.chain.engine.prepare_part(part.data, part.stored)
 
-    def _ports(self, names: Sequence[str]) -> dict[str, Feed]:
-        return {name: feed_of(self.golden.ports[name]) for name in names}
-
-    def _opened(self, cut: Cut, fed: Mapping[str, Feed], ends: Fronts = (), lifted: Home | None = None) -> Pieces:
-        """A cut, opened in pieces."""
-        routes = self.routes
-        rows = routes.pieces(cut, tuple(fed), ends)
-        late, golden = routes.late, self.golden
-        return Pieces(self._prepared, routes.wiring, cut, rows, fed, self._ports, golden, lifted=lifted, late=late)
+    def _opened(self, head: Head, stored: Mapping[str, Array] | None = None, home: Home | None = None) -> OpenHead:
+        return OpenHead(self.spine, head, self._prepared, stored or {}, home)
 
     def _scored(self, k: int, outputs: Mapping[str, Array]) -> Array:
-        piece = self.golden.piece(k)
-        assert piece is not None
-        wanted = [self.output] if self.output is not None else list(self.routes.wiring.outputs)
-        rest = self.golden.values(k, [name for name in wanted if name not in outputs and name in self.golden.ports])
-        every = {**rest, **outputs}
-        outputs = {name: every[name] for name in wanted if name in every}
-        return scored(piece, outputs, self.golden.axes, self.output)
+        return scored_batch(self.spine, k, outputs, self.output)
+
+
+def golden_scores(spine: Spine, k: int, output: str | None) -> Array:
+    """The scored output of batch k without a fault."""
+    return spine.golden.derived(k, ("scores", output), lambda: np.array(scored_batch(spine, k, {}, output)))
+
+
+def scored_batch(spine: Spine, k: int, outputs: Mapping[str, Array], output: str | None) -> Array:
+    """The scored output of batch k where these outputs differ from golden."""
+    piece = spine.golden.piece(k)
+    assert piece is not None
+    wanted = [output] if output is not None else list(spine.outputs)
+    rest = spine.golden.values(k, [name for name in wanted if name not in outputs])
+    every = {name: outputs[name] if name in outputs else rest[name] for name in wanted}
+    return scored(piece, every, spine.golden.axes, output)
 
 
 class Baked(Rerun):
-    """What several tensors reach, from a faulty copy of that part."""
+    """The pieces that several tensors lie in, from faulty copies."""
 
-    def __init__(
-        self, engine: OrtEngine, routes: Routes, route: Route, golden: GoldenValues, output: str | None
-    ) -> None:
-        super().__init__(engine, routes, route, golden, output)
-        self._pieces = self._opened(route.cut, {}, routes.ends(route))
+    def __init__(self, spine: Spine, route: Route, output: str | None) -> None:
+        super().__init__(spine, route.name, output)
+        self.heads = [self._opened(head) for head in route.heads]
 
-    @property
-    def key(self) -> str:
-        """Routes of the same nodes share one golden."""
-        return f"{self.name} {self.route.cut.nodes}"
-
-    def _faulty(self, change: Change) -> dict[int, Session]:
-        """Sessions of the pieces that hold struck tensors."""
-        faulty = {home: _Struck(array_of(self.routes.wiring, home), change, home).__enter__() for home in change.words}
-        for number in range(len(self._pieces.pieces)):
-            here = {home: array for home, array in faulty.items() if self._pieces.holds(number, home)}
-            if here and number not in change.sessions:
-                change.sessions[number] = self._once(self._pieces.part(number, here))
+    def _faulty(self, change: Change) -> dict[int, dict[int, Session]]:
+        """Sessions of the cuts that hold struck tensors."""
+        wiring = self.spine.routes.wiring
+        faulty = {home: _Struck(array_of(wiring, home), change, home).__enter__() for home in change.words}
+        for head in self.heads:
+            made = change.sessions.setdefault(head.head.piece, {})
+            for number in range(len(head.head.cuts)):
+                here = {home: array for home, array in faulty.items() if head.holds(number, home)}
+                if here and number not in made:
+                    made[number] = self._once(head.part(number, here))
         return change.sessions
 
-    def _run(self, k: int, change: Change | None) -> Array:
-        if change is None:
-            return self._scored(k, self._pieces.disarmed(k, {}))
-        self._pieces.meet(k, {})
-        found = self._pieces.run(k, {}, faulty=change.sessions or self._faulty(change))
-        return self.scores(k) if found is None else self._scored(k, found)
+    def _run(self, k: int, change: Change) -> Found:
+        self._disarm(k)
+        sessions = change.sessions or self._faulty(change)
+        struck = {head.head.piece: Strike(head, sessions=sessions[head.head.piece]) for head in self.heads}
+        return self.spine.follow(Rows(self.golden, k), {}, min(struck), struck)
 
 
 class Fed(Rerun):
     """What one tensor reaches, the tensor being fed."""
 
-    def __init__(
-        self, engine: OrtEngine, routes: Routes, route: Route, golden: GoldenValues, output: str | None
-    ) -> None:
-        super().__init__(engine, routes, route, golden, output)
-        self.tensor = array_of(routes.wiring, route.home)
-        lifted = route.home if route.home.node >= 0 else None
-        self._pieces = self._opened(route.cut, {route.home.fed: _feed(self.tensor)}, lifted=lifted)
+    def __init__(self, spine: Spine, route: Route, output: str | None) -> None:
+        super().__init__(spine, route.name, output)
+        self.home = route.home
+        self.tensor = array_of(spine.routes.wiring, route.home)
+        self.heads = [self._opened(head, {route.home.fed: self.tensor}, route.home) for head in route.heads]
 
-    def _run(self, k: int, change: Change | None) -> Array:
-        fed = {self.route.home.fed: self.tensor}
-        if change is None:
-            return self._scored(k, self._pieces.disarmed(k, fed))
-        self._pieces.meet(k, fed)
-        with _Struck(self.tensor, change, self.route.home):
-            found = self._pieces.run(k, fed)
-        return self.scores(k) if found is None else self._scored(k, found)
+    def _run(self, k: int, change: Change) -> Found:
+        self._disarm(k)
+        struck = {head.head.piece: Strike(head) for head in self.heads}
+        with _Struck(self.tensor, change, self.home):
+            return self.spine.follow(Rows(self.golden, k), {}, min(struck), struck)
 
 
 class Flying(Rerun):
-    """What values in flight reach, behind the first of them."""
+    """What values in flight reach, behind the first of them that is struck: all of them, or `any_of` them."""
 
-    def __init__(
-        self, engine: OrtEngine, routes: Routes, values: Sequence[str], golden: GoldenValues, output: str | None
-    ) -> None:
-        found = routes.in_flight(values)
-        if found is None or not golden.ports.keys() >= set(values):
+    def __init__(self, spine: Spine, values: Sequence[str], output: str | None, *, any_of: bool = False) -> None:
+        super().__init__(spine, "downstream", output)
+        found = spine.routes.in_flight(values, any_of=any_of)
+        if found is None:
             raise EngineError(f"the model cannot be cut at {values[0]!r}")
-        cut, fed, ends = found
-        if not golden.ports.keys() >= {n for p in routes.pieces(cut, fed, ends) for n in (*p.crossings, *p.outputs)}:
-            raise EngineError(f"what lies between values like {values[0]!r} is not kept")
-        super().__init__(engine, routes, Route(tuple(map(Home, values)), cut), golden, output)
-        self._pieces = self._opened(cut, self._ports(fed), ends)
+        self.heads = [self._opened(head) for head in found]
+        if not self.heads and not any(map(spine.routes.goes_on, values)):
+            raise EngineError(f"no output changes with {values[0]!r}")
 
-    @property
-    def key(self) -> str:
-        """What tells its golden from others'."""
-        return f"{self.name} {[home.fed for home in self.route.homes]}"
-
-    def _run(self, k: int, change: Change | None) -> Array:
-        if change is None:
-            return self._scored(k, self._pieces.disarmed(k, {}))
-        self._pieces.meet(k, {})
+    def _run(self, k: int, change: Change) -> Found:
+        self._disarm(k)
         piece = self.golden.piece(k)
         assert piece is not None
-        found = self._pieces.run(k, {}, {name: partial(patch, piece) for name, patch in change.flying.items()})
-        return self.scores(k) if found is None else self._scored(k, found)
+        patches = {name: partial(patch, piece) for name, patch in change.flying.items()}
+        heads = [head for head in self.heads if not head.flown.isdisjoint(patches)]
+        struck = {head.head.piece: Strike(head, patches=patches) for head in heads}
+        passed = [max(0, self.spine.routes.makers[name]) for name in patches if self.spine.routes.goes_on(name)]
+        start = min([*passed, *struck])
+        return self.spine.follow(Rows(self.golden, k), {}, start, struck, patches)
 
 
 class Resumed(Rerun):
     """The struck channels of one operator apart, and then what its output reaches.
 
-    Samples whose channels come out as golden are masked and stop there, where a sample has the same bits among few as
-    among many: each run of some samples takes one of those along as a witness, first and last, which must come out as
-    golden.
+    Samples whose channels come out as golden are masked and stop there.
     """
 
-    def __init__(
-        self, engine: OrtEngine, routes: Routes, route: Route, golden: GoldenValues, output: str | None
-    ) -> None:
-        super().__init__(engine, routes, route, golden, output)
-        assert route.channels is not None and route.apart is not None and route.behind is not None
-        self.channels, self.apart, self.behind = route.channels, route.apart, route.behind
+    def __init__(self, spine: Spine, route: Route, output: str | None) -> None:
+        super().__init__(spine, route.name, output)
+        routes = spine.routes
+        assert route.channels is not None and route.apart is not None
+        self.route, self.channels, self.apart = route, route.channels, route.apart
         self.tensors = {name: array_of(routes.wiring, Home(name)) for name in self.channels.sliced}
         self.tensor = self.tensors[route.home.fed]
+        self._into = spine.chain.feeds([*self.apart.crossings, self.channels.output])
+        self._ahead: dict[int, Array] = {}
         self._channels = self._prepared(self._part(None) if route.baked else self._fed_part())
-        made = self._channels.outputs[0]
-        if made.shape is None:
-            raise EngineError("the shape of the channels is not known")
-        shape = list(made.shape)
-        shape[self.channels.axis] = self.channels.count
-        feeds = self._ports(self.behind.crossings) | {made.name: (_NUMBERS[made.dtype], shape)}
-        self._rest: Session | None = None
-        self._apart = golden.data.layout.fixed is None and (output is None or output in self.behind.outputs)
-        if self.behind.outputs:
-            self._rest = self._prepared(extract(routes.wiring, self.behind.nodes, feeds, self.behind.outputs))
+        self.piece = routes.within[self.channels.output]
+        heads = () if routes.goes_on(self.channels.output) else routes.in_flight([self.channels.output]) or ()
+        self.heads = [self._opened(head) for head in heads]
 
     @property
     def fallback(self) -> Route:
         """The route for a trial whose slice is not what it is in the whole."""
-        return replace(self.route, channels=None, apart=None, behind=None)
+        return replace(self.route, channels=None, apart=None)
 
     def _fed_part(self) -> Part:
         """A model of the operator that takes any number of channels."""
-        feeds = self._ports(self.apart.crossings)
+        feeds = {name: self._into[name] for name in self.apart.crossings}
         for name, axis in self.channels.sliced.items():
-            kind, shape = _feed(self.tensors[name])
+            kind, shape = array_feed(self.tensors[name])
+            assert shape is not None
             along = axis % len(shape)
             feeds[name] = kind, [None if a == along else d for a, d in enumerate(shape)]
-        return extract(self.routes.wiring, self.apart.nodes, feeds, [self.channels.output])
+        return extract(self.spine.routes.wiring, self.apart.nodes, feeds, [self.channels.output])
 
     def _part(self, computed: NDArray[np.int64] | None) -> Part:
         """A model of the operator with these channels of its tensors as they are now."""
         faulty = {Home(name): self._slice(name, computed) for name in self.channels.sliced}
-        feeds = self._ports(self.apart.crossings)
-        return extract(self.routes.wiring, self.apart.nodes, feeds, [self.channels.output], faulty=faulty)
+        feeds = {name: self._into[name] for name in self.apart.crossings}
+        return extract(self.spine.routes.wiring, self.apart.nodes, feeds, [self.channels.output], faulty=faulty)
 
     def _slice(self, name: str, computed: NDArray[np.int64] | None) -> Array:
         whole = self.tensors[name]
         return whole if computed is None else np.take(whole, computed, self.channels.sliced[name])
 
-    def _run(self, k: int, change: Change | None) -> Array:
-        made = self.golden.derived(k, f"channels of {self.channels.output}", lambda: np.array(self._computed(k)))
-        if change is None:
-            return self._behind(k, made)
+    @property
+    def at_once(self) -> int:  # type: ignore[override]
+        """As many changes as together make no more channels than the operator has."""
+        return 1 if self.route.baked else max(1, self.channels.count // LEAST_CHANNELS)
+
+    def ready(self, k: int, changes: Sequence[Change]) -> None:
+        """Compute the channels of all these changes in one run: what a runtime makes of the input is shared."""
+        self._ahead.clear()
+        if self.route.baked or len(changes) < 2:
+            return
+        golden, name, axis = self.golden, self.channels.output, self.channels.axis
+        own = {one.tobytes(): one for one in (self._computing(change)[1] for change in changes)}
+        own = {key: one for key, one in own.items() if not golden.has(k, (name, key))}
+        parts = [{name: self._slice(name, one) for name in self.channels.sliced} for one in own.values()]
+        for change in changes:
+            with _Struck(self.tensor, change, self.route.home):
+                computed = self._computing(change)[1]
+                parts.append({name: self._slice(name, computed) for name in self.channels.sliced})
+        feeds = dict(golden.values(k, self.apart.crossings))
+        feeds |= {n: np.concatenate([part[n] for part in parts], a) for n, a in self.channels.sliced.items()}
+        ends = np.cumsum([part[self.route.home.fed].shape[self.channels.sliced[self.route.home.fed]] for part in parts])
+        made = np.split(self._channels.run(feeds)[name], ends[:-1], axis)
+        for (key, one), array in zip(own.items(), made, strict=False):
+            golden.derived(k, (name, key), lambda one=one, array=array: self._alike(k, one, array))  # type: ignore[misc]
+        self._ahead = {id(change): array for change, array in zip(changes, made[len(own) :], strict=True)}
+
+    def _computing(self, change: Change) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The channels that a change strikes, and those that are computed for it."""
         axis = self.channels.sliced[self.route.home.fed]
         struck = np.unique(np.unravel_index(change.of(self.route.home)[0], self.tensor.shape)[axis])
-        computed = _blocks(struck, self.channels.count)
-        with _Struck(self.tensor, change, self.route.home):
-            faulty = self._computed(k, computed, change)
-        where: list[Any] = [slice(None)] * made.ndim
-        where[self.channels.axis] = computed
-        at = tuple(where)
-        before = made[at]
-        same = _same_by(before, faulty, self.channels.axis)
+        return struck, _blocks(struck, self.channels.count)
+
+    def _run(self, k: int, change: Change) -> Found:
+        self._disarm(k)
+        struck, computed = self._computing(change)
+        own, faulty = self._own(k, computed), self._ahead.pop(id(change), None)
+        if faulty is None:
+            with _Struck(self.tensor, change, self.route.home):
+                faulty = self._computed(k, computed, change)
+        same = same_by(own, faulty, self.channels.axis)
         if not same[~np.isin(computed, struck)].all():
             raise UnlikeError(f"channels of {self.channels.output!r} apart have other bits than in the whole")
-        made[at] = faulty
-        try:
-            return self._stopped_early(k, made, _same_by(before, faulty, 0))
-        finally:
-            made[at] = before
+        return self._resumed(Rows(self.golden, k), computed, words_of(faulty) != words_of(own), faulty)
 
-    def _stopped_early(self, k: int, made: Array, masked: NDArray[np.bool_]) -> Array:
-        """Batch k's scores, golden for the samples that are masked already."""
-        rows, piece = np.flatnonzero(~masked), self.golden.piece(k)
-        if not len(rows):
-            return self.scores(k)
-        few = piece is not None and len(masked) == piece.size and len(rows) + 2 < piece.valid and rows[-1] < piece.valid
-        if not few or not self._apart or self._rest is None:
-            return self._behind(k, made)
-        own = self.scores(k)
-        witness = np.flatnonzero(masked)[:1]
-        some = np.concatenate([witness, rows, witness])
-        feeds = {**self.golden.values(k, self.behind.crossings), self.channels.output: made}
-        if all(array.ndim and len(array) == len(masked) for array in feeds.values()):
-            outputs = self._rest.run({name: array[some] for name, array in feeds.items()})
-            found = scored(Batch(0, {}, None, len(some), len(some)), outputs, self.golden.axes, self.output)
-            alike = found.shape == (len(some), *own.shape[1:])
-            if alike and same_bytes(found[[0, -1]], own[np.repeat(witness, 2)]):
-                scores = np.array(own)
-                scores[rows] = found[1:-1]
-                return scores
-        self._apart = False
-        return self._behind(k, made)
+    def _resumed(self, rows: Rows, computed: NDArray[np.int64], differs: NDArray[np.bool_], faulty: Array) -> Found:
+        """What becomes of the samples in which these channels differ."""
+        size, name, piece = self.spine.size(rows), self.channels.output, self.piece
+        if not differs.any():
+            return rows, {}
+        if faulty.ndim and len(faulty) == size and self.channels.axis % faulty.ndim:
+            keep = np.flatnonzero(differs.reshape(size, -1).any(1))
+            few = among(len(keep))
+            head = self.heads[0].can if self.heads else partial(self.spine.apart, piece)
+            if 2 * few <= size and head(few):
+                rows = rows.pick(keep)
+                faulty, differs = faulty[keep], differs[keep]
+        value = np.array(rows.values([name])[name])
+        where: list[Any] = [slice(None)] * value.ndim
+        where[self.channels.axis] = computed
+        value[tuple(where)] = np.where(differs, faulty, value[tuple(where)])
+        if not self.heads:
+            return self.spine.follow(rows, {name: value}, piece + 1)
+        struck = {head.head.piece: Strike(head, {name: value}) for head in self.heads}
+        return self.spine.follow(rows, {}, piece, struck)
 
-    def _behind(self, k: int, made: Array) -> Array:
-        outputs = {self.channels.output: made}
-        if self._rest is not None:
-            outputs |= self._rest.run(self.golden.values(k, self.behind.crossings) | outputs)
-        return np.array(self._scored(k, outputs))  # what is scored may be `made` itself
+    def _own(self, k: int, computed: NDArray[np.int64]) -> Array:
+        """Golden's channels as they come out apart."""
+        key = self.channels.output, computed.tobytes()
+        return self.golden.derived(k, key, lambda: self._alike(k, computed, self._computed(k, computed)))
 
-    def _computed(self, k: int, computed: NDArray[np.int64] | None = None, change: Change | None = None) -> Array:
+    def _alike(self, k: int, computed: NDArray[np.int64], own: Array) -> Array:
+        """Golden's channels as they came out apart; UnlikeError where that is far from what they are in the whole."""
+        whole = self.golden.values(k, [self.channels.output])[self.channels.output]
+        if drift(own, np.take(whole, computed, self.channels.axis), exact=self.spine.exact):
+            raise UnlikeError(f"channels of {self.channels.output!r} apart are not those of the whole")
+        return np.array(own)
+
+    def _computed(self, k: int, computed: NDArray[np.int64], change: Change | None = None) -> Array:
         """Output channels of batch k, with the tensors as they are now."""
         feeds = dict(self.golden.values(k, self.apart.crossings))
         session = self._channels
+        if self.route.baked and change is None:
+            name = self.channels.output
+            whole = self.golden.derived(k, (name, "apart"), lambda: np.array(session.run(feeds)[name]))
+            return np.take(whole, computed, self.channels.axis)
         if self.route.baked and change is not None:
-            if 0 not in change.sessions:
-                change.sessions[0] = self._once(self._part(computed))
-            session = change.sessions[0]
-        elif not self.route.baked:
+            made = change.sessions.setdefault(self.piece, {})
+            if 0 not in made:
+                made[0] = self._once(self._part(computed))
+            session = made[0]
+        else:
             feeds |= {name: self._slice(name, computed) for name in self.channels.sliced}
         return session.run(feeds)[self.channels.output]
 
@@ -316,10 +332,10 @@ class _Struck:
         self.held[self.index] = self.kept
 
 
-def opened(engine: OrtEngine, routes: Routes, route: Route, golden: GoldenValues, output: str | None) -> Rerun:
+def opened(spine: Spine, route: Route, output: str | None) -> Rerun:
     """A route ready to run; EngineError where the runtime does not take its parts."""
     kind = Resumed if route.channels is not None else Baked if route.baked else Fed
-    return kind(engine, routes, route, golden, output)
+    return kind(spine, route, output)
 
 
 def _blocks(struck: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -329,26 +345,3 @@ def _blocks(struck: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     starts = np.unique(np.minimum(struck // LEAST_CHANNELS * LEAST_CHANNELS, count - LEAST_CHANNELS))
     found = np.unique((starts[:, None] + np.arange(LEAST_CHANNELS)).ravel())
     return np.arange(count) if 2 * len(found) > count else found
-
-
-def _same_by(one: Array, other: Array, axis: int) -> NDArray[np.bool_]:
-    """For each place along an axis, whether all bits there are equal."""
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return np.zeros(one.shape[axis], np.bool_)
-    kind = f"u{one.itemsize}"
-    equal = np.ascontiguousarray(one).view(kind) == np.ascontiguousarray(other).view(kind)
-    along = axis % one.ndim
-    return np.asarray(equal.all(axis=tuple(a for a in range(one.ndim) if a != along)))
-
-
-#: TensorProto's number of each element type.
-_NUMBERS = {word.name: number for number, word in DATA_TYPES.items()} | {"string": 8}
-
-
-def _feed(array: Array) -> tuple[int, list[int]]:
-    return _NUMBERS[array.dtype.name], list(array.shape)
-
-
-def feed_of(port: Port) -> Feed:
-    """How a value that a session puts out is fed to another."""
-    return _NUMBERS[port.dtype], port.shape

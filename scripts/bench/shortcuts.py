@@ -27,28 +27,27 @@ from onnxfi.campaign.plan import make_plan
 from onnxfi.campaign.spec import Campaign
 from onnxfi.graph.routes import Routes
 from onnxfi.runtime.engines import OrtEngine
-from onnxfi.runtime.rerun import Resumed
+from onnxfi.runtime.spine import Spine
 
 #: What a variant leaves out, by the name of the function and what stands in its place.
 Without = tuple[tuple[object, str, Callable[..., object]], ...]
 WHOLE_OPERATOR = (Routes, "_route", lambda self, whole: whole)
-NO_STOP = (Resumed, "_stopped_early", lambda self, k, made, masked: self._behind(k, made))
-
-
-def _stop_of_trials(self: Resumed, k: int, made: np.ndarray, masked: np.ndarray) -> np.ndarray:
-    return self.scores(k) if masked.all() else self._behind(k, made)
-
+ALL_SAMPLES = (Spine, "tried", lambda self, *given: False)
 
 VARIANTS: dict[str, tuple[str, Without]] = {
     "plain": ("plain", ()),
-    "downstream": ("auto", (WHOLE_OPERATOR,)),
-    "+ resume after the node": ("auto", (NO_STOP,)),
-    "+ early stop of trials": ("auto", ((Resumed, "_stopped_early", _stop_of_trials),)),
+    "downstream": ("late", (WHOLE_OPERATOR,)),
+    "+ resume after the node": ("late", (ALL_SAMPLES,)),
+    "+ pieces, early stop": ("auto", (ALL_SAMPLES,)),
     "+ early stop of samples": ("auto", ()),
+    "+ channels together": ("auto", ()),
 }
+TOGETHER = "+ channels together"
 
 
-def variant(campaign: Campaign, route: str, without: Without) -> tuple[float, float, Counter[str]]:
+def variant(
+    campaign: Campaign, route: str, without: Without, *, together: bool
+) -> tuple[float, float, Counter[str | None]]:
     """CPU seconds of a golden run and of a trial, and the trials by route."""
     with ExitStack() as stack:
         for where, name, other in without:
@@ -64,10 +63,16 @@ def variant(campaign: Campaign, route: str, without: Without) -> tuple[float, fl
             times.append(time.process_time() - begun)
         trials = [planned.lines.splitlines() for planned in plan.trials()]
         trials = trials[: max(5, len(trials) // 10)] if route == "plain" else trials
-        for lines in trials:
-            bench.trial(plan.header, golden, lines)
+
+        def run_all() -> Counter[str | None]:
+            found = bench.together(plan.header, golden, trials) if together else {}
+            alone = (k for k in range(len(trials)) if k not in found)
+            found |= {k: bench.trial(plan.header, golden, trials[k]) for k in alone}
+            return Counter(judgement.route for judgement in found.values())
+
+        run_all()
         begun = time.process_time()
-        routes = Counter(bench.trial(plan.header, golden, lines).route for lines in trials)
+        routes = run_all()
         return float(np.median(times)), (time.process_time() - begun) / len(trials), routes
 
 
@@ -88,8 +93,8 @@ def main() -> None:
                 threads=given.threads,
             )  # fmt: skip
             for name, (route, without) in VARIANTS.items():
-                golden_s, trial_s, routes = variant(campaign, route, without)
-                said = ", ".join(f"{n} {route}" for route, n in sorted(routes.items()))
+                golden_s, trial_s, routes = variant(campaign, route, without, together=name == TOGETHER)
+                said = ", ".join(f"{n} {route}" for route, n in sorted(routes.items(), key=str))
                 print(
                     f"{model.stem:18} {name:26} {trial_s / golden_s:6.3f} of golden ({1e3 * golden_s:.1f} ms)  [{said}]"
                 )

@@ -100,7 +100,7 @@ class Net:
     def scan(self, x: str, _: str) -> str:
         weight = numpy_helper.from_array(self.number(CHANNELS, SIDE, SIDE, scale=0.5), "inner")
         name = f"s{len(self.nodes)}"
-        ends = [helper.make_tensor_value_info(f"{name}.{n}", 1, None) for n in ("in", "out")]
+        ends = [helper.make_tensor_value_info(f"{name}.{n}", 1, [CHANNELS, SIDE, SIDE]) for n in ("in", "out")]
         body = helper.make_graph(
             [helper.make_node("Mul", [f"{name}.in", weight.name], [f"{name}.out"])], name, ends[:1], ends[1:], [weight]
         )

@@ -22,6 +22,7 @@ from tiny import mlp, samples, save
 
 from onnxfi.campaign import cache, shortcuts
 from onnxfi.campaign import check as gate
+from onnxfi.campaign.bench import Bench
 from onnxfi.campaign.budget import Budget, Limit, load_budget
 from onnxfi.campaign.check import EXIT_CODES, Checked, Finding, check, decide, joint
 from onnxfi.campaign.measured import BaselineError, Measured, difference
@@ -413,17 +414,16 @@ def cached(folder: Path) -> Path:
     return file
 
 
-def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Tells sessions of the model file itself: golden's first run is the only one, but for opening it."""
-    asked: list[str] = []
-    prepare = OrtEngine.prepare
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tells runs of the whole model over all samples: golden's, as no trial here takes the plain route."""
+    asked: list[int] = []
+    scores = Bench.scores
 
-    def told(self: OrtEngine, model: Any) -> Any:
-        if self.provider == "cpu" and not isinstance(model, bytes):
-            asked.append(str(model))
-        return prepare(self, model)
+    def told(self: Bench, session: Any, *, batches: int | None = None) -> Any:
+        asked.extend([1] if batches is None else [])
+        return scores(self, session, batches=batches)
 
-    monkeypatch.setattr(OrtEngine, "prepare", told)
+    monkeypatch.setattr(Bench, "scores", told)
     return asked
 
 

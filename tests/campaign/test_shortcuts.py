@@ -24,11 +24,13 @@ from onnxfi.campaign.spec import Campaign
 from onnxfi.faults.models import parse_fault
 from onnxfi.faults.space import Sites, Target
 from onnxfi.faults.trials import Faults
+from onnxfi.runtime.engines import OrtSession
 from onnxfi.runtime.evaluation import stacked
 from onnxfi.runtime.golden import GoldenValues
 from onnxfi.runtime.onesample import OneSample
 from onnxfi.runtime.ports import Array
-from onnxfi.runtime.rerun import Resumed
+from onnxfi.runtime.rerun import golden_scores
+from onnxfi.runtime.spine import Rows, Spine
 
 SHIPPED = ("cnn", "attention", "gru", "cnn_fp16", "cnn_int8_qdq", "cnn_int8_qoperator")
 SAMPLES = 5
@@ -81,32 +83,70 @@ def test_every_route_gives_the_bits_of_the_whole_model(
         assert found.tobytes() == bench.scores(bench.struck(faults)).tobytes(), name
 
 
+@settings(max_examples=12, deadline=None)
+@given(model=nets(), batch=st.sampled_from([2, 5]), persistence=st.sampled_from(["transient", "permanent"]))
+def test_faults_in_flight_by_every_route_do_what_they_do_in_the_whole_model(
+    model: onnx.ModelProto, batch: int, persistence: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("net")
+    given = {"target": "activations", "persistence": persistence, "trials": 12, "batch": batch}
+    bench = bench_of(model, folder, **given)
+    plan = make_plan(bench.campaign, bench.reach)
+    golden, _ = bench.golden()
+    lines = [planned.lines.splitlines() for planned in plan.trials()]
+    found = {k: bench.trial(plan.header, golden, one) for k, one in enumerate(lines)}
+    found |= bench.together(plan.header, golden, lines)
+    whole = Bench.open(replace(bench.campaign, route="plain"))
+    for k, one in enumerate(lines):
+        plain = whole.trial(plan.header, golden, one)
+        assert (found[k].outcome, found[k].metrics) == (plain.outcome, plain.metrics), (one, found[k].route)
+
+
+@settings(max_examples=25, deadline=None)
+@given(model=nets(), outputs=st.booleans())
+def test_the_model_in_pieces_gives_the_bits_of_the_whole(
+    model: onnx.ModelProto, outputs: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    bench = bench_of(model, tmp_path_factory.mktemp("net"), output=None if outputs else model.graph.output[0].name)
+    assert bench.shortcuts is not None
+    own = [golden_scores(bench.shortcuts.spine, k, bench.output) for k, _ in bench.shortcuts.golden.pieces()]
+    assert stacked(own).tobytes() == bench.golden()[0].scores.tobytes()
+
+
 def test_samples_that_are_masked_stop_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = Net()
-    for kind in ("conv", "relu", "conv", "skip"):
+    for kind in ("conv", "relu", "conv", "skip", "conv"):
         net.step(kind, len(net.values) - 1, 1)
     bench = bench_of(net.model([]), tmp_path, samples=16, batch=16)
     first = next(t for t in strikable(bench) if len(t.shape) == 4)
-    early, ran_early = Counter[bool](), Resumed._stopped_early
+    sizes, run = Counter[int](), Spine._run
 
-    def counted(self: Resumed, k: int, made: Array, masked: np.ndarray) -> Array:
-        rows: list[int] = []
-        whole = Resumed._behind
-        with monkeypatch.context() as inside:
-            inside.setattr(Resumed, "_behind", lambda *given: rows.append(1) or whole(*given))
-            found = ran_early(self, k, made, masked)
-        early[not rows] += np.count_nonzero(~masked) > 0
-        assert rows or np.count_nonzero(~masked) < 14
-        return found
+    def counted(self: Spine, number: int, rows: Rows, live: Any) -> Any:
+        sizes[self.size(rows)] += 1
+        return run(self, number, rows, live)
 
-    monkeypatch.setattr(Resumed, "_stopped_early", counted)
+    monkeypatch.setattr(Spine, "_run", counted)
     for bit in range(12):
         for element in range(0, first.size, 97):
             faults = flips([first], [(element, bit)])
             _, found = routed(bench, faults)
             assert found is not None
             assert found.tobytes() == bench.scores(bench.struck(faults)).tobytes()
-    assert early[True] > 3 < early[False], "some trials change few samples, some many"
+    assert sizes[16] > 3 < sum(n for size, n in sizes.items() if size <= 8), "some trials change few samples, some many"
+    assert all(size <= 8 or size == 16 for size in sizes)
+
+
+def test_trials_of_one_tensor_have_their_channels_computed_together(here: Path, tmp_path: Path) -> None:
+    net = Net()
+    for kind in ("conv", "relu", "conv", "skip"):
+        net.step(kind, len(net.values) - 1, 1)
+    bench = bench_of(net.model([]), tmp_path, trials=40, optimization="all")
+    plan = make_plan(bench.campaign, bench.reach)
+    golden, _ = bench.golden()
+    lines = [planned.lines.splitlines() for planned in plan.trials()]
+    found = bench.together(plan.header, golden, lines)
+    assert len(found) > 20 and {judgement.route for judgement in found.values()} == {"resumed"}
+    assert found == {k: bench.trial(plan.header, golden, lines[k]) for k in found}
 
 
 @pytest.mark.parametrize("kind", STEPS)
@@ -184,8 +224,10 @@ def test_trials_run_batch_by_batch_where_golden_values_do_not_fit(here: Path, mo
     golden, _ = bench.golden()
     lines = [planned.lines.splitlines() for planned in plan.trials()]
     runs = Counter[int]()
-    fetched = GoldenValues._fetched
-    monkeypatch.setattr(GoldenValues, "_fetched", lambda self, k, names: runs.update([k]) or fetched(self, k, names))
+    fetch = GoldenValues._fetch
+    monkeypatch.setattr(
+        GoldenValues, "_fetch", lambda self, k, name: runs.update([k] * (name == "x")) or fetch(self, k, name)
+    )
     found = narrow.together(plan.header, golden, lines)
     assert runs[1] == runs[2] == 4, "each of four tensors asks once for the values of a batch"
     assert len(found) > 20 and bench.together(plan.header, golden, lines) == {}
@@ -206,8 +248,10 @@ def test_a_fault_in_flight_of_one_sample_runs_that_sample_alone(
     onnx.save(net.model([]), "net.onnx")
     np.savez("x.npz", x=chance(20, 16, 4, 4, seed=7))
     given: dict[str, Any] = {"target": "activations", "single": True, "trials": 90, "batch": 8}
-    rows, run = Counter[int](), OneSample._run
-    monkeypatch.setattr(OneSample, "_run", lambda self, some: rows.update([len(some)]) or run(self, some))
+    rows, run = Counter[int](), OneSample._behind
+    monkeypatch.setattr(
+        OneSample, "_behind", lambda self, places, lives: rows.update([len(places)]) or run(self, places, lives)
+    )
     one, other = (
         {
             r.trial: r
@@ -217,7 +261,7 @@ def test_a_fault_in_flight_of_one_sample_runs_that_sample_alone(
     )
     assert "sample" in {r.route for r in one.values()} and {r.route for r in other.values()} == {"split"}
     assert all(r.error is None for r in one.values())
-    assert rows[8] > 3 and rows[1] > 3, "some share a run, some are alone"
+    assert max(rows) == 8 and min(rows) < 4, "some share a run with many, some with few"
     if optimization == "off":
         found = [{k: (r.outcome, r.metrics) for k, r in some.items()} for some in (one, other)]
         assert found[0] == found[1]
@@ -247,6 +291,29 @@ def test_a_fault_in_flight_of_all_samples_runs_what_lies_behind(here: Path, opti
         assert [one[k].metrics for k in sorted(one)] == [other[k].metrics for k in sorted(one)]
 
 
+@pytest.mark.parametrize("optimization", ["off", "all"])
+def test_a_sweep_over_values_in_flight_runs_from_the_first_that_is_struck(here: Path, optimization: str) -> None:
+    net = Net()
+    for kind in ("conv", "relu", "conv", "skip", "norm", "conv"):
+        net.step(kind, len(net.values) - 1, 1)
+    onnx.save(net.model([]), "net.onnx")
+    np.savez("x.npz", x=chance(7, 16, 4, 4, seed=7))
+    given: dict[str, Any] = {
+        "target": "activations",
+        "ber": (1e-5, 1e-4, 1e-3),
+        "repeat": 4,
+        "optimization": optimization,
+    }
+    one, other = (
+        {r.trial: r for r in ran(Campaign("net.onnx", "x.npz", route=route, batch=4, **given), here / route)}
+        for route in ("auto", "plain")
+    )
+    assert {r.route for r in one.values()} >= {"downstream"} and {r.route for r in other.values()} == {"split"}
+    assert [one[k].outcome for k in sorted(one)] == [other[k].outcome for k in sorted(one)]
+    if optimization == "off":
+        assert [one[k].metrics for k in sorted(one)] == [other[k].metrics for k in sorted(one)]
+
+
 def test_what_mixes_samples_is_not_run_alone(here: Path) -> None:
     save(
         here,
@@ -258,31 +325,38 @@ def test_what_mixes_samples_is_not_run_alone(here: Path) -> None:
     assert bench.shortcuts.one_sample("a", golden, 2, lambda array: -array) is None
 
 
-def test_a_run_is_shared_only_where_a_witness_in_it_has_the_bits_that_it_has_alone(
+def test_a_run_is_shared_only_where_samples_have_the_bits_that_they_have_in_their_batch(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save(here, "net (float[N,4] x) => (float[N,4] y) { a = Relu(x) y = Sigmoid(a) }")
-    np.savez("x.npz", x=chance(16, 4, seed=7))
-    campaign = Campaign("g.onnx", "x.npz", include=("=a",), target="activations", single=True, trials=40, batch=8)
-    alone = {r.trial: r.metrics for r in ran(replace(campaign, batch=2), here / "alone")}
-    runs, run = list[int](), OneSample._run
+    net = Net()
+    for kind in ("conv", "relu", "conv", "relu"):
+        net.step(kind, len(net.values) - 1, 1)
+    onnx.save(net.model([]), "net.onnx")
+    np.savez("x.npz", x=chance(16, 16, 4, 4, seed=7))
+    campaign = Campaign("net.onnx", "x.npz", target="activations", single=True, trials=40, batch=8)
+    alone = {r.trial: r.metrics for r in ran(replace(campaign, batch=1), here / "alone")}
+    runs, run = list[int](), OrtSession.run
 
-    def mixing(self: OneSample, some: Sequence[Any]) -> list[Array]:
-        found = run(self, some)
-        runs.append(len(found))
-        return found if len(found) == 1 else [row + np.float32(1e-3) for row in found]
+    def mixing(self: OrtSession, feeds: Any, wanted: Any = None) -> dict[str, Array]:
+        found = run(self, feeds, wanted)
+        runs.append(min(map(len, found.values())))
+        return found if runs[-1] in (1, 8) else {name: row + np.float32(1e-3) for name, row in found.items()}
 
-    monkeypatch.setattr(OneSample, "_run", mixing)
-    assert {r.trial: r.metrics for r in ran(campaign, here / "mixing")} == alone
-    assert max(runs) == 8, "it was tried"
+    monkeypatch.setattr(OrtSession, "run", mixing)
+    results = ran(campaign, here / "mixing")
+    assert {r.trial: r.metrics for r in results} == alone and {r.route for r in results} == {"sample"}
+    assert {2, 4} & set(runs), "it was tried"
 
 
 def forgetful(self: Any, *_: Any) -> Any:
     return self.tensor
 
 
+_values = GoldenValues.values
+
+
 def first_batch(self: GoldenValues, k: int, names: Sequence[str]) -> dict[str, Any]:
-    return self._fetched(0, list(names))
+    return _values(self, 0, names)
 
 
 @pytest.fixture

@@ -209,7 +209,7 @@ def test_nothing_runs_before_the_fault_and_nothing_after_the_spikes_came_back(
         "lif2 from its third step on; then, where a spike differs, lif3 and what counts its spikes"
     )
     assert runs["late"] == [1, 1], "all that is behind the fault at once"
-    assert runs["early"] == [2, 4], "what is in front of the fault as well"
+    assert runs["early"] == [3, 5], "lif1 and what is in front of the fault in lif2 as well"
 
 
 def line(bit: int) -> str:
