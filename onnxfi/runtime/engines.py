@@ -205,6 +205,7 @@ class OrtEngine:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.add_session_config_entry("session.use_env_allocators", _one_arena(ort))
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[self.optimization])
         for library in self.custom_ops:
             try:
@@ -221,6 +222,15 @@ class OrtEngine:
         providers = [(name, dict(self.provider_options)), *behind]
         # Its fall-back would print, and run on another provider than the one asked for.
         return ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
+
+
+@cache
+def _one_arena(ort: Any) -> str:
+    """Let all sessions of this process take memory from one arena: what one gives back, another one takes; "1"."""
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    with contextlib.suppress(Exception):  # the program that we are part of has registered one already
+        ort.create_and_register_allocator(info, None)
+    return "1"
 
 
 @dataclass(frozen=True, eq=False)
