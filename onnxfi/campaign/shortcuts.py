@@ -17,7 +17,7 @@ import numpy as np
 from onnxfi.campaign.outcomes import Golden, Judgement, failed, judge
 from onnxfi.campaign.reach import Reach
 from onnxfi.campaign.spec import Campaign
-from onnxfi.errors import EngineError, OnnxfiError
+from onnxfi.errors import DataError, EngineError, OnnxfiError
 from onnxfi.faults.space import Target
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.downstream import wire
@@ -31,11 +31,15 @@ from onnxfi.runtime.golden import Chain, GoldenValues, UnlikeError
 from onnxfi.runtime.heads import drift
 from onnxfi.runtime.onesample import OneSample
 from onnxfi.runtime.ports import Array, Port, same_bytes
-from onnxfi.runtime.rerun import Baked, Change, Flying, Rerun, Resumed, opened
+from onnxfi.runtime.rerun import Baked, Change, Flying, Rerun, Resumed, golden_scores, opened
 from onnxfi.runtime.spine import Patch, Spine
 
 #: Bytes of golden values and sessions that a process keeps, where nothing else is said.
 KEPT_BYTES = 1 << 30
+
+
+#: What says that a model cannot be cut so.
+_NOT_SO = (EngineError, DataError, KeyError)
 
 
 class ShortcutError(OnnxfiError):
@@ -74,8 +78,18 @@ class Shortcuts:
 
         `inputs` are the model's, `axes` say where outputs hold samples.
         """
-        golden = GoldenValues(Chain(campaign.engine(), routes, inputs), data, size, kept_bytes // 2, axes)
-        return cls(Spine(golden, late=routes.late, exact=campaign.optimization == "off"), output, kept_bytes // 2)
+        exact, engine = campaign.optimization == "off", campaign.engine()
+        for some in dict.fromkeys((routes.fronts, ())):
+            cut = routes if some == routes.fronts else replace(routes, fronts=some)
+            try:
+                golden = GoldenValues(Chain(engine, cut, inputs), data, size, kept_bytes // 2, axes)
+                spine = Spine(golden, late=cut.late, exact=exact)
+                golden_scores(spine, 0, output)
+            except _NOT_SO as error:  # what goes on at a front is no tensor, or not of the shape that it should have
+                why = error
+            else:
+                return cls(spine, output, kept_bytes // 2)
+        raise EngineError(f"the model cannot be run in pieces: {why}")
 
     @property
     def routes(self) -> Routes:
@@ -120,7 +134,7 @@ class Shortcuts:
         try:
             found = make()
             found.scores(0)
-        except (EngineError, KeyError):  # the runtime wants the tensor constant, or a value is no tensor
+        except _NOT_SO:  # the runtime wants the tensor constant, or a value is no tensor
             return None
         return found
 
@@ -210,7 +224,7 @@ class Shortcuts:
         try:
             alone = self._sample_route(value)
             truth = None if alone is None else self._truth(alone, sample, golden)
-        except (EngineError, KeyError):
+        except _NOT_SO:
             return None
         if alone is None or truth is None:
             return None

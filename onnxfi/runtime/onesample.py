@@ -41,7 +41,12 @@ class OneSample:
         self.start = (found[0].piece if found else routes.makers[value]) + 1
         self._head = OpenHead(spine, found[0], self._prepared, {}) if found else None
         first = self.start - 1 if found else self.start
-        if first < len(routes.pieces) and not spine.apart(first, 1):
+        apart = first >= len(routes.pieces) or spine.apart(first, 1)
+        if apart and self._head is not None:
+            # A shape may have as many numbers as there are samples.
+            taken = self.golden.values(0, [*self._head.head.takes]).values()
+            apart = all(array.ndim > 1 for array in taken) or self._head.can(1)
+        if not apart:
             raise UnlikeError(f"samples are not apart behind {value!r}")
 
     def _prepared(self, part: Part) -> Session:

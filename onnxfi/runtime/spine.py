@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.errors import EngineError
+from onnxfi.errors import DataError, EngineError
 from onnxfi.runtime.golden import GoldenValues, UnlikeError
 from onnxfi.runtime.ports import Array, same_by, same_bytes
 
@@ -200,7 +200,7 @@ class Spine:
                 found = run({name: np.ascontiguousarray(array[index]) for name, array in into.items()})
                 if not all(same_bytes(found[name], known[name][index]) for name in given):
                     return False
-        except EngineError:
+        except (EngineError, DataError):  # as where a shape has as many numbers as there are samples
             return False
         return True
 
