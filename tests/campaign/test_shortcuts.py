@@ -325,6 +325,25 @@ def test_what_mixes_samples_is_not_run_alone(here: Path) -> None:
     assert bench.shortcuts.one_sample("a", golden, 2, lambda array: -array) is None
 
 
+def test_a_shape_with_as_many_numbers_as_there_are_samples_has_no_rows(here: Path) -> None:
+    signs = "float[4,4] w = {1,-1,1,1,1,1,-1,1,1,1,1,-1,-1,1,1,1}"
+    save(
+        here,
+        f"""net (float[N,4] x) => (float[N,4] y) <{signs}>
+        {{ s = Shape(x) a = MatMul(x, w) b = Reshape(a, s) c = MatMul(b, w) d = Reshape(c, s) y = MatMul(d, w) }}""",
+    )
+    np.savez("x.npz", x=chance(6, 4, seed=7))
+    given: dict[str, Any] = {"target": "activations", "single": True, "trials": 60, "batch": 2, "optimization": "off"}
+    one, other = (
+        {r.trial: r for r in ran(Campaign("g.onnx", "x.npz", route=route, **given), here / route)}
+        for route in ("auto", "plain")
+    )
+    assert all(r.error is None for r in one.values())
+    assert [(one[k].outcome, one[k].metrics) for k in sorted(one)] == [
+        (other[k].outcome, other[k].metrics) for k in sorted(one)
+    ]
+
+
 def test_a_run_is_shared_only_where_samples_have_the_bits_that_they_have_in_their_batch(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
