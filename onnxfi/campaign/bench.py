@@ -215,13 +215,13 @@ class Bench:
 
     def _behind(self, header: Header, faults: Faults, golden: Golden) -> Judgement | None:
         """A trial that strikes values in flight, run behind them; None where no route does that."""
-        if one_sample(header, faults) is not None:
-            return None
         rerun = self._flying(faults, self.cuts(header, faults), any_of=header.draw.kind in RATES)
         if self.shortcuts is None or rerun is None:
             return None
+        sample, change = one_sample(header, faults), self._flown_change(faults)
         try:
-            return self.shortcuts.judge(rerun, golden, faults, self._flown_change(faults))
+            one = None if sample is None else self.shortcuts.in_batch(rerun, golden, sample, change)
+            return one if sample is not None else self.shortcuts.judge(rerun, golden, faults, change)
         except UnlikeError:
             return None
         except (EngineError, MemoryError) as error:

@@ -236,6 +236,27 @@ class Shortcuts:
             memory = isinstance(error, MemoryError)
             return replace(failed(truth, "memory" if memory else "error"), route=alone.name)
 
+    def in_batch(self, rerun: Rerun, golden: Golden, sample: int, change: Change) -> Judgement | None:
+        """A fault in flight in one sample, judged on that sample alone, its whole batch being run; None where scores
+        have no row for each sample."""
+        k, piece = next((k, p) for k, p in self.golden.pieces() if p.start <= sample < p.start + p.valid)
+        self.golden.release()
+        own, row = rerun.scores(k), slice(sample - piece.start, sample - piece.start + 1)
+        self._check(k, own, golden.scores, slice(piece.start, piece.start + piece.valid))
+        if not own.ndim or len(own) != piece.valid or len(golden.scores) != self.golden.data.samples:
+            return None
+        labels = None if golden.labels is None else golden.labels[sample : sample + 1]
+        truth = replace(golden, scores=own[row], labels=labels)
+        try:
+            found = rerun.scores(k, change)
+        except UnlikeError:
+            return None
+        except (EngineError, MemoryError) as error:
+            lost = failed(truth, "memory" if isinstance(error, MemoryError) else "error")
+            return replace(lost, route=rerun.name)
+        found = found[row] if found.ndim and len(found) == len(own) else found
+        return replace(judge(truth, found), route=rerun.name, changed=None)
+
     def samples(self, value: str, golden: Golden, asked: Mapping[int, tuple[int, Patch]]) -> dict[int, Judgement]:
         """Faults of many trials in one value, each in one sample, in as few runs as can be.
 
