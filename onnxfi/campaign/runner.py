@@ -129,7 +129,7 @@ def run(
     own = workers if executor is None else 0
     with ExitStack() as stack:
         soon = own if (fresh or not file.exists()) and enough(campaign, shard, own) else 0
-        early = stack.enter_context(begun(soon, ahead, campaign, kept_bytes))
+        early = stack.enter_context(begun(soon, *_soon(campaign, kept_bytes, worker_memory_bytes)))
         bench = Bench.open(campaign, kept_bytes)
         _refuse(campaign, bench, shard)
         plan = make_plan(campaign, bench.reach)
@@ -144,9 +144,9 @@ def run(
         outcomes = Counter(outcome for trial, outcome in opened.done() if asked(trial))
         total = None if campaign.adaptive else sum(map(asked, opened.trials()))
         pool, size = _crew(executor, workers, None if total is None else total - outcomes.total())
-        needed = size if own and isinstance(size, int) else 0
+        needed, known = size if own and isinstance(size, int) else 0, worker_memory_bytes or opened.get("memory_bytes")
         if needed != soon:
-            early = stack.enter_context(begun(needed, ahead, campaign, kept_bytes, instead_of=early))
+            early = stack.enter_context(begun(needed, *_soon(campaign, kept_bytes, known), instead_of=early))
         truth, golden_s = golden(bench)
         _agree(opened, bench, plan, truth)
         _keep_limits(opened, given, golden_s)
@@ -168,6 +168,11 @@ def run(
         plan, file, f"{bench.data.description}; {bench.note}", total, outcomes, golden_s, results(), crew=early
     )
     return running
+
+
+def _soon(campaign: Campaign, kept_bytes: int, limit: int | None) -> tuple[Any, ...]:
+    """What workers do before there is a job: nothing where memory may be tight, for golden must run under the limit."""
+    return (ahead, campaign, kept_bytes) if limit is None else (int,)
 
 
 def _crew(

@@ -239,9 +239,11 @@ class Shortcuts:
     def in_batch(self, rerun: Rerun, golden: Golden, sample: int, change: Change) -> Judgement | None:
         """A fault in flight in one sample, judged on that sample alone, its whole batch being run; None where scores
         have no row for each sample."""
-        k, piece = next((k, p) for k, p in self.golden.pieces() if p.start <= sample < p.start + p.valid)
+        k, at = self.golden.place(sample)
+        piece, row = self.golden.piece(k), slice(at, at + 1)
+        assert piece is not None
         self.golden.release()
-        own, row = rerun.scores(k), slice(sample - piece.start, sample - piece.start + 1)
+        own = rerun.scores(k)
         self._check(k, own, golden.scores, slice(piece.start, piece.start + piece.valid))
         if not own.ndim or len(own) != piece.valid or len(golden.scores) != self.golden.data.samples:
             return None

@@ -10,7 +10,7 @@ often than the parts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -266,27 +266,33 @@ def cut(wiring: Wiring, struck: Iterable[str], *, inside: Iterable[int] = (), ou
     >>> [wiring.proto.graph.node[k].op_type for k in found.nodes], found.crossings
     (['Gemm'], ('relu_2',))
     """
-    reached = _forward(wiring, struck, inside)
+    reached = forward(wiring, struck, inside, range(len(wiring.reads)))
     wanted = tuple(name for name in (outputs or wiring.outputs) if wiring.makers.get(name, -1) in reached)
-    needed: set[int] = set()
-    todo = [wiring.makers[name] for name in wanted]
-    while todo:
-        k = todo.pop()
-        if k not in needed:
-            needed.add(k)
-            todo += [m for n in wiring.reads[k] if (m := wiring.makers.get(n, -1)) in reached]
-    return Cut(*crossing(wiring, needed, frozenset(struck)), wanted)
+    return Cut(*crossing(wiring, backward(wiring, wanted, reached), frozenset(struck)), wanted)
 
 
-def _forward(wiring: Wiring, struck: Iterable[str], inside: Iterable[int]) -> set[int]:
+def forward(wiring: Wiring, struck: Iterable[str], inside: Iterable[int], among: Container[int]) -> set[int]:
+    """Those nodes that these names reach, and the nodes `inside` which something is struck."""
     reached: set[int] = set()
     todo = [*inside, *(k for name in struck for k in wiring.users.get(name, ()))]
     while todo:
         k = todo.pop()
-        if k not in reached:
+        if k not in reached and k in among:
             reached.add(k)
             todo += [u for name in wiring.proto.graph.node[k].output for u in wiring.users.get(name, ())]
     return reached
+
+
+def backward(wiring: Wiring, names: Iterable[str], among: Container[int], fed: Container[str] = ()) -> set[int]:
+    """Those nodes that these names need, where those that are `fed` need none."""
+    needed: set[int] = set()
+    todo = [k for name in names if name not in fed and (k := wiring.makers.get(name, -1)) in among]
+    while todo:
+        k = todo.pop()
+        if k not in needed:
+            needed.add(k)
+            todo += [m for n in wiring.reads[k] if n not in fed and (m := wiring.makers.get(n, -1)) in among]
+    return needed
 
 
 def crossing(wiring: Wiring, nodes: set[int], fed: frozenset[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from onnxfi.errors import ModelError
 from onnxfi.graph.activations import graphs
 from onnxfi.graph.cones import MAKES_SPIKES
-from onnxfi.graph.downstream import Cut, Wiring, crossing
+from onnxfi.graph.downstream import Cut, Wiring, backward, crossing
 from onnxfi.graph.exposed import table
 from onnxfi.graph.model import Model
 from onnxfi.graph.neurons import find
@@ -95,15 +95,9 @@ def everything(wiring: Wiring, outputs: Sequence[str]) -> Cut:
     Raises ModelError where an output is no function of the inputs.
     """
     wanted = tuple(outputs) or wiring.outputs
-    needed: set[int] = set()
-    todo = [wiring.makers.get(name, -1) for name in wanted]
-    if any(k < 0 or k in wiring.constant for k in todo):
+    if any(k < 0 or k in wiring.constant for k in (wiring.makers.get(name, -1) for name in wanted)):
         raise ModelError("an output is no function of the inputs")
-    while todo:
-        k = todo.pop()
-        if k not in needed:
-            needed.add(k)
-            todo += [m for name in wiring.reads[k] if (m := wiring.makers.get(name, -1)) >= 0]
+    needed = backward(wiring, wanted, range(len(wiring.reads)))
     return Cut(*crossing(wiring, needed, frozenset()), wanted)
 
 
@@ -114,15 +108,7 @@ def pieces(wiring: Wiring, whole: Cut, struck: Sequence[str], ends: Sequence[Seq
     """
     left, rows = set(whole.nodes) - wiring.constant, list[set[int]]()
     for names in ends if not wiring.uncut else ():
-        found: set[int] = set()
-        todo = [k for name in names if name not in struck and (k := wiring.makers.get(name, -1)) in left]
-        while todo:
-            k = todo.pop()
-            if k not in found:
-                found.add(k)
-                todo += [
-                    m for name in wiring.reads[k] if name not in struck and (m := wiring.makers.get(name, -1)) in left
-                ]
+        found = backward(wiring, names, left, struck)
         if found and found != left:
             rows.append(found)
             left -= found

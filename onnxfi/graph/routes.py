@@ -18,7 +18,7 @@ from functools import cached_property
 
 from onnxfi.faults.space import Target
 from onnxfi.graph.channels import Channels, channels
-from onnxfi.graph.downstream import Cut, Home, Wiring, crossing, cut, home
+from onnxfi.graph.downstream import Cut, Home, Wiring, backward, crossing, cut, forward, home
 from onnxfi.graph.fronts import Fronts, everything, pieces
 from onnxfi.graph.model import Model
 
@@ -136,18 +136,8 @@ class Routes:
     @cached_property
     def _nodes(self) -> tuple[frozenset[int], ...]:
         """By piece the nodes that make what it hands on; some are in several, those of stored values alone in none."""
-        return tuple(self._needed(one.outputs, frozenset(one.nodes) - self.wiring.constant) for one in self.pieces)
-
-    def _needed(self, outputs: Iterable[str], among: frozenset[int], fed: Sequence[str] = ()) -> frozenset[int]:
-        """Those nodes that these outputs need."""
-        makers, needed = self.wiring.makers, set[int]()
-        todo = [makers[name] for name in outputs]
-        while todo:
-            k = todo.pop()
-            if k not in needed:
-                needed.add(k)
-                todo += [m for n in self.wiring.reads[k] if n not in fed and (m := makers.get(n, -1)) in among]
-        return frozenset(needed)
+        mine = ((one, frozenset(one.nodes) - self.wiring.constant) for one in self.pieces)
+        return tuple(frozenset(backward(self.wiring, one.outputs, nodes)) for one, nodes in mine)
 
     @cached_property
     def by_target(self) -> dict[str, Route]:
@@ -203,20 +193,14 @@ class Routes:
         outputs = tuple(name for name in self.pieces[number].outputs if self.wiring.makers[name] in nodes)
         if not outputs:
             return
-        needed = set(self._needed(outputs, nodes, fed))
+        needed = backward(self.wiring, outputs, nodes, fed)
         part = Cut(*crossing(self.wiring, needed, frozenset(fed)), outputs)
         yield Head(number, pieces(self.wiring, part, fed, ends) if ends else (part,), tuple(fed))
 
     def _reached(self, struck: Sequence[str], inside: Sequence[int], number: int) -> frozenset[int]:
         """The nodes of a piece that change with these names, through nothing but the piece and stored values."""
-        mine, reached = self._nodes[number], set[int]()
-        todo = [*inside, *(k for name in struck for k in self.wiring.users.get(name, ()))]
-        while todo:
-            k = todo.pop()
-            if k not in reached and (k in mine or k in self.wiring.constant):
-                reached.add(k)
-                todo += [u for n in self.wiring.proto.graph.node[k].output for u in self.wiring.users.get(n, ())]
-        return mine & reached
+        mine = self._nodes[number]
+        return mine & forward(self.wiring, struck, inside, mine | self.wiring.constant)
 
     def in_flight(self, values: Sequence[str], *, any_of: bool = False) -> tuple[Head, ...] | None:
         """What runs of each piece that makes some of these values in flight; None where the model cannot be cut there.

@@ -120,6 +120,10 @@ class GoldenValues:
             yield k, piece
             k += 1
 
+    def place(self, sample: int) -> tuple[int, int]:
+        """The batch of a sample, and its row there."""
+        return next((k, sample - p.start) for k, p in self.pieces() if p.start <= sample < p.start + p.valid)
+
     def values(self, k: int, names: Sequence[str]) -> Values:
         """Golden values of batch k: the model's inputs, what goes on from its pieces, and what routes take in them."""
         for name in names:

@@ -129,12 +129,16 @@ class OpenHead:
             if name not in at:
                 at |= rows.values([name])
             at[name] = strike.patches.get(name, _as_it_is)(at[name])
+        return self._through(at, strike, rows)
+
+    def _through(self, at: dict[str, Array], strike: Strike, rows: Rows | None = None) -> dict[str, Array]:
+        """What the cuts make of these values one behind the other; what lacks is golden's of these rows."""
+        few = None if rows is None or rows.some is None else len(rows.some)
         for number, (one, session) in enumerate(zip(self.head.cuts, self._sessions, strict=True)):
             names = (*one.crossings, *self.reads[number])
-            at |= rows.values([name for name in names if name not in at])
-            feeds = {name: at[name] for name in names}
-            run = strike.sessions.get(number, session).run
-            found = run(feeds) if rows.some is None else padded(run, feeds, len(rows.some))
+            at |= rows.values([name for name in names if name not in at]) if rows is not None else {}
+            feeds, run = {name: at[name] for name in names}, strike.sessions.get(number, session).run
+            found = run(feeds) if few is None else padded(run, feeds, few)
             at |= {n: strike.patches.get(n, _as_it_is)(array) for n, array in found.items()}
         return {name: at[name] for name in self.given}
 
@@ -173,12 +177,7 @@ class OpenHead:
         if few not in self._apart:
             taken = dict.fromkeys((*self.head.takes, *self.values))
             self._apart[few] = self.spine.apart(self.head.piece, few) and self.spine.tried(
-                lambda feeds: self._run({**self.stored, **feeds}), [*taken], self.given, few,
+                lambda feeds: self._through({**self.stored, **feeds}, Strike(self)), [*taken], self.given, few,
                 lambda k, names: self.disarmed(Rows(self.spine.golden, k)),
             )  # fmt: skip
         return self._apart[few]
-
-    def _run(self, at: dict[str, Array]) -> dict[str, Array]:
-        for number, (one, session) in enumerate(zip(self.head.cuts, self._sessions, strict=True)):
-            at |= session.run({name: at[name] for name in (*one.crossings, *self.reads[number])})
-        return {name: at[name] for name in self.given}

@@ -63,9 +63,9 @@ class OneSample:
         found = [self._golden(sample) for sample, _ in asked]
         running: list[tuple[int, _Place, dict[str, Array]]] = []
         for number, (sample, change) in enumerate(asked):
-            live = self._struck(self._place(sample), change) if change is not None else {}
+            live = self._struck(self.golden.place(sample), change) if change is not None else {}
             if live:
-                running.append((number, self._place(sample), live))
+                running.append((number, self.golden.place(sample), live))
         for first in range(0, len(running), _ROWS):
             some = running[first : first + _ROWS]
             rows = self._behind([place for _, place, _ in some], [live for _, _, live in some])
@@ -73,11 +73,8 @@ class OneSample:
                 found[number] = row if row is not None else found[number]
         return found
 
-    def _place(self, sample: int) -> _Place:
-        return next((k, sample - p.start) for k, p in self.golden.pieces() if p.start <= sample < p.start + p.valid)
-
     def _golden(self, sample: int) -> Array:
-        k, row = self._place(sample)
+        k, row = self.golden.place(sample)
         piece, whole = self.golden.piece(k), golden_scores(self.spine, k, self.output)
         if piece is None or not whole.ndim or len(whole) != piece.valid:
             raise UnlikeError("the scores have no row for each sample")

@@ -64,7 +64,8 @@ class Rerun:
         rows, found = self._run(k, change)
         if not found:
             return golden_scores(self.spine, k, self.output)
-        return self._scored(k, self.spine.whole(rows, found) if rows.some is not None else found)
+        whole = self.spine.whole(rows, found) if rows.some is not None else found
+        return scored_batch(self.spine, k, whole, self.output)
 
     #: Changes that are made ready together.
     at_once = 1
@@ -89,9 +90,6 @@ class Rerun:
 
     def _opened(self, head: Head, stored: Mapping[str, Array] | None = None, home: Home | None = None) -> OpenHead:
         return OpenHead(self.spine, head, self._prepared, stored or {}, home)
-
-    def _scored(self, k: int, outputs: Mapping[str, Array]) -> Array:
-        return scored_batch(self.spine, k, outputs, self.output)
 
 
 def golden_scores(spine: Spine, k: int, output: str | None) -> Array:

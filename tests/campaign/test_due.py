@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from tiny import ran, save, tables
 
+from onnxfi.campaign import runner
 from onnxfi.campaign.bench import CampaignError
 from onnxfi.campaign.runner import run
 from onnxfi.campaign.spec import Campaign
 from onnxfi.campaign.store import Store
+from onnxfi.campaign.workers import ahead
 from onnxfi.errors import InputError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to a limit of its memory")
@@ -131,6 +133,24 @@ def test_a_limit_below_what_the_model_needs_is_refused(here: Path) -> None:
     ran(whole, here / "s.db", workers=1, worker_memory_bytes=1 << 30)
     ran(whole, here / "whole.db")
     assert tables(here / "s.db")["results"] == tables(here / "whole.db")["results"]
+
+
+def test_with_a_limit_of_memory_workers_open_nothing_before_it_holds(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks: list[object] = []
+    begin = runner.begun
+    monkeypatch.setattr(
+        runner, "begun", lambda size, task, *given, **how: (tasks.append(task), begin(size, task, *given, **how))[1]
+    )
+    ran(
+        campaign("m.onnx", exhaustive=False, single=True, trials=4),
+        here / "given.db",
+        workers=1,
+        worker_memory_bytes=1 << 30,
+    )
+    ran(campaign("m.onnx", exhaustive=False, single=True, trials=4), here / "usual.db", workers=1)
+    assert tasks == [int, ahead]
 
 
 @pytest.mark.parametrize(

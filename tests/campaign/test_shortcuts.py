@@ -247,7 +247,7 @@ def test_a_fault_in_flight_of_one_sample_runs_that_sample_alone(
         net.step(kind, len(net.values) - 1, 1)
     onnx.save(net.model([]), "net.onnx")
     np.savez("x.npz", x=chance(20, 16, 4, 4, seed=7))
-    given: dict[str, Any] = {"target": "activations", "single": True, "trials": 90, "batch": 8}
+    given: dict[str, Any] = {"target": "activations", "single": True, "trials": 200, "batch": 8}
     rows, run = Counter[int](), OneSample._behind
     monkeypatch.setattr(
         OneSample, "_behind", lambda self, places, lives: rows.update([len(places)]) or run(self, places, lives)
@@ -261,7 +261,9 @@ def test_a_fault_in_flight_of_one_sample_runs_that_sample_alone(
     )
     assert "sample" in {r.route for r in one.values()} and {r.route for r in other.values()} == {"split"}
     assert all(r.error is None for r in one.values())
-    assert max(rows) == 8 and min(rows) < 4, "some share a run with many, some with few"
+    assert rows[8] > 3 and sum(n for size, n in rows.items() if size < 8) > 3, (
+        "some share a run with many, some with few"
+    )
     if optimization == "off":
         found = [{k: (r.outcome, r.metrics) for k, r in some.items()} for some in (one, other)]
         assert found[0] == found[1]
