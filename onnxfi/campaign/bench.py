@@ -6,17 +6,14 @@ import hashlib
 import re
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from onnxfi.campaign.canary import has_loop, set_exponents
 from onnxfi.campaign.flown import Flown, by_id, one_sample, valued
 from onnxfi.campaign.opening import open_model, output_of, served
 from onnxfi.campaign.outcomes import Golden, Judgement, failed, judge
@@ -25,7 +22,6 @@ from onnxfi.campaign.shortcuts import KEPT_BYTES, Shortcuts, routes_of
 from onnxfi.campaign.spec import Campaign
 from onnxfi.errors import EngineError, ModelError, OnnxfiError
 from onnxfi.faults.faultlist import FaultList, Header, Lines
-from onnxfi.faults.space import Target
 from onnxfi.faults.trials import RATES, Faults
 from onnxfi.graph.activations import Activation
 from onnxfi.graph.model import Model
@@ -34,16 +30,15 @@ from onnxfi.graph.routes import Routes
 from onnxfi.runtime.batches import Batch
 from onnxfi.runtime.data import Data, open_data
 from onnxfi.runtime.engines import Session
-from onnxfi.runtime.evaluation import run_scores, sample_axes
+from onnxfi.runtime.evaluation import run_scores, sample_axes, stacked
 from onnxfi.runtime.golden import UnlikeError
 from onnxfi.runtime.metrics import scored_output
-from onnxfi.runtime.ports import Array, Port
+from onnxfi.runtime.ports import Array, Port, same_bytes
 from onnxfi.runtime.rerun import Change, Rerun, golden_scores
 from onnxfi.runtime.spine import Patch
 from onnxfi.runtime.staged import strike
+from onnxfi.runtime.turns import claim
 
-#: Tensors of each further route in which a canary is looked for.
-_TRIES = 3
 #: The route of trials that strike values in flight: the model is cut there.
 SPLIT = "split"
 _MEMORY = re.compile(r"bad.?alloc|failed to allocate|out of memory", re.I)
@@ -66,16 +61,22 @@ class Bench:
     reach: Reach
     axes: Mapping[str, tuple[int, ...]]
     inputs: tuple[Port, ...]
+    opened_s: float = 0.0
     kept_bytes: int = KEPT_BYTES
     _flown: dict[tuple[tuple[str, ...], bool], Flown] = field(default_factory=dict, repr=False, compare=False)
     _first: list[Array] = field(default_factory=list, repr=False, compare=False)
     _served: list[Session] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
-    def open(cls, campaign: Campaign, kept_bytes: int = KEPT_BYTES) -> Bench:
-        """Open everything that the campaign names; raises what is wrong with it."""
+    def open(cls, campaign: Campaign, kept_bytes: int = KEPT_BYTES, *, runs: bool = True) -> Bench:
+        """Open everything that the campaign names; raises what is wrong with it.
+
+        Where the model as it lies is not to run, it is only asked what it takes and gives, which is done sooner.
+        """
         model = open_model(campaign)
-        session = campaign.engine().prepare(served(model))
+        begun = time.perf_counter()
+        session = _asked(campaign, model) if not runs else campaign.engine().prepare(served(model))
+        opened_s = time.perf_counter() - begun
         data = open_data(
             campaign.data, session.inputs, preprocess=campaign.preprocess, limit=campaign.samples,
             batch_axis=campaign.batch_axis,
@@ -84,8 +85,8 @@ class Bench:
         listed = None if campaign.faults is None else FaultList.open(campaign.faults).header
         reach, axes = Reach.of(model, campaign.aims, data, listed, campaign.custom_ops), sample_axes(session, data)
         return cls(
-            campaign, model, data, output, session.provider, session.note, reach, axes, session.inputs, kept_bytes,
-            _served=[session],
+            campaign, model, data, output, session.provider, session.note, reach, axes, session.inputs, opened_s,
+            kept_bytes, _served=[session] if runs else [],
         )  # fmt: skip
 
     @property
@@ -97,39 +98,64 @@ class Bench:
         """The scored output over all samples, or over the first batches."""
         return run_scores(session, self.data, self.size, self.output, batches=batches)
 
-    def golden(self, kept: Array | None = None) -> tuple[Golden, float]:
+    def golden(self, kept: Array | None = None, *, again: bool = True) -> tuple[Golden, float]:
         """Golden, and the seconds that one run takes with all that a trial needs.
 
-        It runs twice, on the model as it lies and through the door of every trial; `kept` are scores that stand for the
-        first run if the second agrees. CampaignError where the two runs differ.
+        It runs on the model as it lies, and `again` through the door of every trial, which else workers do; `kept` are
+        scores that stand for the first run if the second agrees. CampaignError where the two runs differ.
         """
         begun = time.perf_counter()
+        if not again:
+            first = self._as_it_lies()
+            return self._golden(first), self.opened_s + time.perf_counter() - begun
         second = self.golden_again().scores
         golden_s = time.perf_counter() - begun
-        first = kept
-        if first is None or _differ(first, second):
-            first = self.scores(
-                self._served.pop() if self._served else self.campaign.engine().prepare(served(self.model))
-            )
+        first = kept if kept is not None and same_bytes(kept, second) else self._as_it_lies()
         self._served.clear()
-        if _differ(first, second):
+        if not same_bytes(first, second):
             raise CampaignError(
                 "two golden runs differ, so no trial could be told from chance; use --threads 1, or another --provider"
             )
         return self._golden(first), golden_s
 
-    def golden_again(self, *, served: bool = False) -> Golden:
-        """One golden run through the door of every trial, or on the session of the model as it lies, if that is open
-        still: what a worker holds against the first."""
+    def _as_it_lies(self) -> Array:
+        """Golden's scores from the model's own file."""
+        return self._ran(self._served.pop() if self._served else self.campaign.engine().prepare(served(self.model)))
+
+    def golden_again(self) -> Golden:
+        """One golden run of the whole model through the door of every trial."""
+        return self._golden(self._ran(self._session(Edits())))
+
+    def golden_in_pieces(self) -> Golden | None:
+        """Golden as the model's pieces give it, which opens them; None where there are none."""
+        if self.shortcuts is None:
+            return None
+        parts, golden = [], self.shortcuts.golden
         try:
-            scores = self.scores(self._served.pop() if served and self._served else self._session(Edits()))
+            for k, _ in golden.pieces():
+                golden.release()
+                parts.append(golden_scores(self.shortcuts.spine, k, self.output))
+        except (EngineError, MemoryError):
+            return None
+        return self._golden(stacked(parts))
+
+    def _ran(self, session: Session) -> Array:
+        """Golden's scores from a session."""
+        try:
+            return self.scores(session)
         except EngineError as error:
             if self.data.synthetic:
                 raise EngineError(f"{error}; these are synthetic inputs, give real ones with --data") from None
             raise
-        if scores.ndim and len(scores) == self.data.samples:
-            self._first[:] = [scores[: self.size]]
-        return self._golden(scores)
+
+    def first(self, golden: Golden | None = None) -> Array:
+        """Golden's scores of the first batch, which may be known."""
+        known = None if golden is None else golden.scores
+        if known is not None and known.ndim and len(known) == self.data.samples:
+            self._first[:] = [known[: self.size]]
+        if not self._first:
+            self._first[:] = [self.scores(self._session(Edits()), batches=1)]
+        return self._first[0]
 
     def _golden(self, scores: Array) -> Golden:
         c = self.campaign
@@ -168,12 +194,6 @@ class Bench:
             return over(self.routes, *known) if self.routes is not None else None
         except (EngineError, ModelError, MemoryError):  # the runtime does not take the pieces
             return None
-
-    def warm(self) -> None:
-        """Open the shortcuts and run golden through them, which the first trial would do."""
-        if self.shortcuts is not None:
-            with suppress(EngineError, MemoryError):
-                golden_scores(self.shortcuts.spine, 0, self.output)
 
     def trial(self, header: Header, golden: Golden, lines: Sequence[str]) -> Judgement:
         """Run one trial from its lines, and compare it with golden."""
@@ -215,10 +235,10 @@ class Bench:
 
     def _behind(self, header: Header, faults: Faults, golden: Golden) -> Judgement | None:
         """A trial that strikes values in flight, run behind them; None where no route does that."""
-        rerun = self._flying(faults, self.cuts(header, faults), any_of=header.draw.kind in RATES)
+        rerun = self.flying(faults, self.cuts(header, faults), any_of=header.draw.kind in RATES)
         if self.shortcuts is None or rerun is None:
             return None
-        sample, change = one_sample(header, faults), self._flown_change(faults)
+        sample, change = one_sample(header, faults), self.flown_change(faults)
         try:
             one = None if sample is None else self.shortcuts.in_batch(rerun, golden, sample, change)
             return one if sample is not None else self.shortcuts.judge(rerun, golden, faults, change)
@@ -227,7 +247,7 @@ class Bench:
         except (EngineError, MemoryError) as error:
             return replace(failed(golden, "memory" if out_of_memory(error) else "error"), route=rerun.name)
 
-    def _flying(self, faults: Faults, cuts: Sequence[str], *, any_of: bool = False) -> Rerun | None:
+    def flying(self, faults: Faults, cuts: Sequence[str], *, any_of: bool = False) -> Rerun | None:
         """The open route of a trial of faults in flight, in these values or `any_of` them."""
         struck = {faults.targets[k].id for k in np.unique(faults.sites.target).tolist()}
         names = [a.name for name in cuts if (a := self.reach.flying.get(name)) is not None and not a.path]
@@ -235,7 +255,7 @@ class Bench:
             return None
         return self.shortcuts.of_flying(names, any_of=any_of)
 
-    def _flown_change(self, faults: Faults) -> Change:
+    def flown_change(self, faults: Faults) -> Change:
         """What becomes of the values in flight of a trial."""
 
         def strikes(a: Activation, mine: Faults) -> Callable[[Batch, Array], Array]:
@@ -273,16 +293,15 @@ class Bench:
 
     def flown(self, cuts: tuple[str, ...], *, values: bool = False) -> Flown:
         """The model cut at these values in flight, ready to run; a few are kept. `values`: see Flown."""
-        key = (cuts, values)
-        if key not in self._flown:
-            most = max(1, self.kept_bytes // max(1, sum(source.size for source in self.model.sources)))
-            while len(self._flown) >= most:
-                del self._flown[next(iter(self._flown))]
-            engine = self.campaign.engine()
-            self._flown[key] = Flown.open(
-                self.reach, cuts, engine, self.data, self.size, self.output, self.axes, values=values
-            )
-        return self._flown[key]
+        key, engine = (cuts, values), self.campaign.engine()
+        with claim((id(self), key)):
+            if key not in self._flown:
+                most = max(1, self.kept_bytes // max(1, sum(source.size for source in self.model.sources)))
+                while len(self._flown) >= most:
+                    del self._flown[next(iter(self._flown))]
+                made = Flown.open(self.reach, cuts, engine, self.data, self.size, self.output, self.axes, values=values)
+                self._flown[key] = made
+            return self._flown[key]
 
     def _faults(self, header: Header, lines: Sequence[str]) -> Faults:
         reader = Lines(header, self.reach.targets, "the store", lambda: self.reach.listed(header))
@@ -326,73 +345,17 @@ class Bench:
         resumed = self.shortcuts.together(golden, [every[number] for number in stored])
         return found | {stored[number]: judgement for number, judgement in resumed.items()}
 
-    @property
-    def loops(self) -> bool:
-        """Whether the model has a loop, which a fault may keep from ending."""
-        proto = self.model.proto
-        return has_loop(proto.graph.node) or any(has_loop(function.node) for function in proto.functions)
 
-    def notices(self, target: Target) -> bool:
-        """Whether a canary changes an answer; ShortcutError where a shortcut does not show it."""
-        canary = self.reach.by_step(set_exponents(target))
-        cuts = self.reach.steps_of.get(target.id, (target.id,))
-        flown = self.flown(cuts) if target.in_flight else None
-        if flown is None and not self._first:
-            self._first[:] = [self.scores(self._session(Edits()), batches=1)]
-        golden = self._first[0] if flown is None else flown.scores(None, batches=1)
-        try:
-            if flown is not None:
-                seen = _differ(flown.scores(canary, batches=1), golden)
-                rerun = self._flying(canary, cuts) if seen else None
-                if rerun is not None and self.shortcuts is not None:
-                    self.shortcuts.show(canary, rerun, self._flown_change(canary))
-                return seen
-            seen = _differ(self.scores(self.struck(canary), batches=1), golden)
-        except (EngineError, MemoryError):
-            seen = True
-        if seen and self.shortcuts is not None:
-            self.shortcuts.show(canary)
-        return seen
-
-    def _kind(self, target: Target) -> str:
-        """By which kind of route faults in a target go."""
-        if target.in_flight:
-            return "downstream" if self.routes is not None and self.routes.steps else SPLIT
-        route = self.routes.of([target]) if self.routes is not None else None
-        return "plain" if route is None else route.name
-
-    def canary(self, targets: Sequence[Target], notices: Callable[[Target], bool] | None = None) -> dict[str, Any]:
-        """Set one tensor after the other until a change is seen, by each kind of route that there is.
-
-        `notices` asks elsewhere, where what is struck could hang or kill this process. CampaignError where
-        none is seen.
-        """
-        seen, unseen, routes, tries = None, list[str](), dict[str, str](), Counter[str]()
-        for target in targets:
-            kind = self._kind(target)
-            if seen is not None and (kind == "plain" or kind in routes or tries[kind] == _TRIES):
-                continue
-            tries[kind] += 1
-            if (notices or self.notices)(target):
-                seen, routes = seen or target.id, {**routes, kind: target.id}
-            elif seen is None:
-                unseen.append(target.id)
-        if seen is not None:
-            return {"seen": seen, "unseen": unseen, "routes": routes}
-        raise CampaignError(
-            f"no canary was seen: all exponent bits set in {', '.join(unseen[:5])} changed nothing in "
-            f"{f'output {self.output!r}' if self.output else 'the outputs'}, so faults there cannot either; "
-            f"select other targets, or score another --output"
-        )
+def _asked(campaign: Campaign, model: Model) -> Session:
+    """A session that tells what a model takes and gives: without optimisation, where the runtime can do without."""
+    with suppress(EngineError):
+        return replace(campaign.engine(), optimization="off").prepare(served(model))
+    return campaign.engine().prepare(served(model))
 
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out."""
     return isinstance(error, MemoryError) or _MEMORY.search(str(error)) is not None
-
-
-def _differ(one: Array, other: Array) -> bool:
-    return (one.dtype, one.shape) != (other.dtype, other.shape) or one.tobytes() != other.tobytes()
 
 
 def digest(golden: Golden) -> str:

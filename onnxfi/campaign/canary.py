@@ -1,20 +1,86 @@
-"""The canary: a fault that any runtime must see, and what it could meet."""
+"""The canary: a fault that any runtime must see, and by each kind of route that trials take."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from onnxfi.campaign.bench import SPLIT, Bench, CampaignError
+from onnxfi.errors import EngineError
 from onnxfi.faults.models import FaultModel, Set
 from onnxfi.faults.space import Sites, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Mask, Word
+from onnxfi.runtime.ports import same_bytes
 
 #: Elements of a tensor that the canary sets, at most.
 _ELEMENTS = 1 << 16
+#: Tensors of each further route in which a canary is looked for.
+_TRIES = 3
+
+
+def prove(bench: Bench, targets: Sequence[Target], asked: Callable[[Target], bool] | None = None) -> dict[str, Any]:
+    """Set one tensor after the other until a change is seen, by each kind of route that there is.
+
+    Those with the most elements first: most trials strike there, so what is opened for the canary is used again.
+    `asked` asks elsewhere, where what is struck could hang or kill this process. CampaignError where none is seen.
+    """
+    seen, unseen, routes, tries = None, list[str](), dict[str, str](), Counter[str]()
+    for target in sorted(targets, key=lambda target: -target.size):
+        kind = _kind(bench, target)
+        if seen is not None and (kind == "plain" or kind in routes or tries[kind] == _TRIES):
+            continue
+        tries[kind] += 1
+        if asked(target) if asked is not None else notices(bench, target):
+            seen, routes = seen or target.id, {**routes, kind: target.id}
+        elif seen is None:
+            unseen.append(target.id)
+    if seen is not None:
+        return {"seen": seen, "unseen": unseen, "routes": routes}
+    raise CampaignError(
+        f"no canary was seen: all exponent bits set in {', '.join(unseen[:5])} changed nothing in "
+        f"{f'output {bench.output!r}' if bench.output else 'the outputs'}, so faults there cannot either; "
+        f"select other targets, or score another --output"
+    )
+
+
+def notices(bench: Bench, target: Target) -> bool:
+    """Whether a canary changes an answer; ShortcutError where a shortcut does not show it."""
+    canary = bench.reach.by_step(set_exponents(target))
+    cuts = bench.reach.steps_of.get(target.id, (target.id,))
+    flown = bench.flown(cuts) if target.in_flight else None
+    golden = bench.first() if flown is None else flown.scores(None, batches=1)
+    try:
+        struck = bench.scores(bench.struck(canary), batches=1) if flown is None else flown.scores(canary, batches=1)
+    except (EngineError, MemoryError):
+        seen = True
+    else:
+        seen = not same_bytes(struck, golden)
+    if seen and bench.shortcuts is not None:
+        if flown is None:
+            bench.shortcuts.show(canary)
+        elif (rerun := bench.flying(canary, cuts)) is not None:
+            bench.shortcuts.show(canary, rerun, bench.flown_change(canary))
+    return seen
+
+
+def may_hang(bench: Bench, target: Target) -> bool:
+    """Whether a fault in a target could hang or kill who asks: in what is structural, or where there is a loop."""
+    proto = bench.model.proto
+    looped = _has_loop(proto.graph.node) or any(_has_loop(function.node) for function in proto.functions)
+    return target.structural or looped
+
+
+def _kind(bench: Bench, target: Target) -> str:
+    """By which kind of route faults in a target go."""
+    if target.in_flight:
+        return "downstream" if bench.routes is not None and bench.routes.steps else SPLIT
+    route = bench.routes.of([target]) if bench.routes is not None else None
+    return "plain" if route is None else route.name
 
 
 @dataclass(frozen=True)
@@ -41,9 +107,9 @@ def set_exponents(target: Target) -> Faults:
     return Faults((target,), sites, (Set(1.0) if target.role == "spike" else _Canary(),))
 
 
-def has_loop(nodes: Iterable[Any]) -> bool:
+def _has_loop(nodes: Iterable[Any]) -> bool:
     """Whether there is a loop among these nodes, or in their bodies."""
     return any(
-        node.op_type == "Loop" or any(has_loop(graph.node) for a in node.attribute for graph in (a.g, *a.graphs))
+        node.op_type == "Loop" or any(_has_loop(graph.node) for a in node.attribute for graph in (a.g, *a.graphs))
         for node in nodes
     )

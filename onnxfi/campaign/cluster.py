@@ -22,7 +22,8 @@ from typing import Any
 
 from onnxfi.campaign.bench import Bench, CampaignError
 from onnxfi.campaign.crew import begin
-from onnxfi.campaign.workers import Died, Job, versions
+from onnxfi.campaign.work import Job
+from onnxfi.campaign.workers import Died, versions
 from onnxfi.errors import InputError, OnnxfiError, OutputError
 from onnxfi.runtime.engines import OrtEngine
 

@@ -9,10 +9,14 @@ import atexit
 import os
 import signal
 import threading
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 
@@ -35,42 +39,190 @@ def begin() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _begin() -> None:
+def _serve(pipe: Any) -> None:
+    """In a worker: do what is asked, so much of it at a time as is said first, and answer."""
     atexit.register(os._exit, 0)  # what a worker holds goes with its process, not piece by piece, which takes longer
     begin()
+    import onnxfi.campaign.work  # noqa: F401 (what it is started for)
+
+    speaking = threading.Lock()
+
+    def do(number: int, call: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        try:
+            answer: tuple[int, Any, BaseException | None] = number, call(*given, **named), None
+        except BaseException as error:
+            answer = number, None, _told(error)
+        with speaking:
+            pipe.send(answer)
+
+    with suppress(EOFError), ThreadPoolExecutor(pipe.recv()) as threads:
+        while (asked := pipe.recv()) is not None:
+            threads.submit(do, *asked)
 
 
-def processes(size: int) -> ProcessPoolExecutor:
-    """Worker processes of our own, each with a clean interpreter."""
-    import multiprocessing
+def _told(error: BaseException) -> BaseException:
+    """What went wrong in a worker, so that it can be sent."""
+    said = traceback.format_exc()
+    error.add_note(said)
+    try:
+        return copy(error)  # which is made as the one that arrives
+    except Exception:
+        return RuntimeError(said)
 
-    return ProcessPoolExecutor(size, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+
+@dataclass
+class _Worker:
+    """A worker process, what is said to it, and what it does, at most `lanes` things at a time."""
+
+    process: Any
+    pipe: Any
+    lanes: int
+    doing: dict[int, Future[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls) -> _Worker:
+        """Start a process that is to be told first how many lanes it has."""
+        import multiprocessing
+
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()
+        return cls(process, ours, 0)
 
 
-def dismiss(crew: ProcessPoolExecutor) -> None:
-    """End worker processes at once, whatever they do: what they hold is in no file."""
-    for process in list((crew._processes or {}).values()):
-        process.terminate()
-    crew.shutdown(cancel_futures=True)
+_spare: list[_Worker] = []
+
+
+@contextmanager
+def hatched() -> Iterator[None]:
+    """Start a worker process before it is known what for, so that it loads what it needs while this one does."""
+    _spare.append(_Worker.start())
+    try:
+        yield
+    finally:
+        while _spare:
+            _spare.pop().process.kill()
+
+
+class Crew(Executor):
+    """So many workers, up to `lanes` of them threads of one process that share what it has open.
+
+    Processes have a clean interpreter, and start when there is something to do. Where one dies, all end, and who waits
+    for any of them gets BrokenExecutor.
+    """
+
+    def __init__(self, size: int, lanes: int = 1) -> None:
+        many = -(-size // lanes)
+        self._to_start = deque(len(range(k, size, many)) for k in range(many))
+        self._workers: list[_Worker] = []
+        self._waiting: deque[tuple[Future[Any], tuple[Any, ...]]] = deque()
+        self._numbers = count()
+        self._lock = threading.RLock()
+        self._broken = self._over = False
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Have a worker do something; BrokenExecutor where one has died."""
+        future: Future[Any] = Future()
+        with self._lock:
+            if self._broken or self._over:
+                raise BrokenExecutor("a worker has died" if self._broken else "the workers have gone")
+            self._waiting.append((future, (fn, args, kwargs)))
+            self._deal()
+        return future
+
+    def _deal(self) -> None:
+        """Give what waits to workers that are free, and let those go whom nobody needs any more."""
+        while self._waiting and (free := self._free()) is not None:
+            future, asked = self._waiting.popleft()
+            if future.set_running_or_notify_cancel():
+                number = next(self._numbers)
+                free.doing[number] = future
+                with suppress(OSError):  # it has died; who listens to it finds out
+                    free.pipe.send((number, *asked))
+        if self._over and not self._waiting:
+            for worker in self._workers:
+                if not worker.doing:
+                    with suppress(OSError):
+                        worker.pipe.send(None)
+
+    def _free(self) -> _Worker | None:
+        for worker in self._workers:
+            if len(worker.doing) < worker.lanes:
+                return worker
+        if not self._to_start:
+            return None
+        worker = _spare.pop() if _spare else _Worker.start()
+        worker.lanes = self._to_start.popleft()
+        with suppress(OSError):  # as below
+            worker.pipe.send(worker.lanes)
+        self._workers.append(worker)
+        threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
+        return worker
+
+    def _listen(self, worker: _Worker) -> None:
+        """Hand on what a worker answers, until it ends."""
+        with suppress(EOFError, OSError):
+            while True:
+                number, found, error = worker.pipe.recv()
+                with self._lock:
+                    future = worker.doing.pop(number, None)
+                    self._deal()
+                if future is not None and error is None:
+                    future.set_result(found)
+                elif future is not None:
+                    future.set_exception(error)
+        if worker.doing or not self._over:
+            self._break()
+
+    def dismiss(self) -> None:
+        """End the workers at once, whatever they do: what they hold is in no file."""
+        self._break()
+        for worker in self._workers:
+            worker.process.join()
+
+    def _break(self) -> None:
+        with self._lock:
+            self._broken = True
+            for worker in self._workers:
+                worker.process.kill()
+            lost = [future for worker in self._workers for future in worker.doing.values()]
+            lost += [future for future, _ in self._waiting if future.set_running_or_notify_cancel()]
+            for worker in self._workers:
+                worker.doing.clear()
+            self._waiting.clear()
+        for future in lost:
+            future.set_exception(BrokenExecutor("a worker has died"))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Let the workers go when they have done what they were asked, or what they do just now."""
+        with self._lock:
+            self._over = True
+            while cancel_futures and self._waiting:
+                self._waiting.popleft()[0].cancel()
+            self._deal()
+        for worker in self._workers if wait else ():
+            worker.process.join()
 
 
 @contextmanager
 def begun(
-    size: int, task: Callable[..., Any], *args: Any, instead_of: ProcessPoolExecutor | None = None
-) -> Iterator[ProcessPoolExecutor | None]:
-    """So many worker processes, which each do a task already; they end where what follows here goes wrong."""
+    size: int, task: Callable[..., Any], *args: Any, lanes: int = 1, instead_of: Crew | None = None
+) -> Iterator[Crew | None]:
+    """So many workers, who each do a task already; they end where what follows here goes wrong."""
     if instead_of is not None:
-        dismiss(instead_of)
+        instead_of.dismiss()
     if not size:
         yield None
         return
-    crew = processes(size)
+    crew = Crew(size, lanes)
     try:
         for _ in range(size):
             crew.submit(task, *args)
         yield crew
     except BaseException:
-        dismiss(crew)
+        crew.dismiss()
         raise
 
 

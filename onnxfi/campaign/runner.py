@@ -7,19 +7,20 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import ExitStack, closing
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from onnxfi.campaign import canary
 from onnxfi.campaign.bench import Bench, CampaignError, digest
 from onnxfi.campaign.cluster import Cluster
-from onnxfi.campaign.crew import begun, dismiss, lasting, processes
-from onnxfi.campaign.flown import bake_trial
+from onnxfi.campaign.crew import Crew, begun, lasting
 from onnxfi.campaign.limits import can_limit_memory
-from onnxfi.campaign.opening import open_model, reopen
+from onnxfi.campaign.opening import open_model
 from onnxfi.campaign.outcomes import Golden, judge
 from onnxfi.campaign.plan import Plan, Planned, enough, make_plan
 from onnxfi.campaign.rates import missing
@@ -28,22 +29,14 @@ from onnxfi.campaign.rounds import Look, turns
 from onnxfi.campaign.shortcuts import KEPT_BYTES
 from onnxfi.campaign.spec import LENGTH, Campaign
 from onnxfi.campaign.specfile import print_spec
-from onnxfi.campaign.store import Result, Store, StoreError, set_aside
+from onnxfi.campaign.store import Result, Store, set_aside
 from onnxfi.campaign.tasks import Task, gathered, ordered
 from onnxfi.campaign.values import SpecError
-from onnxfi.campaign.workers import (
-    Job,
-    UnderWay,
-    ahead,
-    asks,
-    run_here,
-    run_pooled,
-    under_way,
-    versions,
-)
+from onnxfi.campaign.work import Job, ahead, run_here
+from onnxfi.campaign.workers import UnderWay, asks, lanes, run_pooled, under_way, versions
 from onnxfi.errors import InputError
-from onnxfi.faults.faultlist import FaultList, Header, Lines
-from onnxfi.graph.mutate import Edits, Progress, edits, place, write
+from onnxfi.faults.faultlist import FaultList
+from onnxfi.graph.mutate import Progress
 from onnxfi.runtime.npz import memory_bytes
 
 #: Results are written when so many wait, or so many seconds have gone.
@@ -74,7 +67,7 @@ class Running:
     golden_s: float
     results: Generator[Result, None, None] = field(repr=False)
     look: Look | None = None
-    crew: ProcessPoolExecutor | None = field(default=None, repr=False)
+    crew: Crew | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[Result]:
         return self.results
@@ -83,7 +76,7 @@ class Running:
         """Stop; what came back is in the store."""
         self.results.close()
         if self.crew is not None:  # where it was never asked for a result
-            dismiss(self.crew)
+            self.crew.dismiss()
 
 
 def default_store(model: str) -> Path:
@@ -102,7 +95,7 @@ def run(
     executor: Callable[[], Executor] | Cluster | None = None,
     timeout_s: float | None = None,
     worker_memory_bytes: int | None = None,
-    golden: Callable[[Bench], tuple[Golden, float]] = Bench.golden,
+    golden: Callable[[Bench], tuple[Golden, float]] | None = None,
     progress: Progress | None = None,
 ) -> Running:
     """Run a campaign into a store; iterate over what comes back for the results, as they come.
@@ -129,7 +122,8 @@ def run(
     own = workers if executor is None else 0
     with ExitStack() as stack:
         soon = own if (fresh or not file.exists()) and enough(campaign, shard, own) else 0
-        early = stack.enter_context(begun(soon, *_soon(campaign, kept_bytes, worker_memory_bytes)))
+        shape = soon, lanes(campaign, worker_memory_bytes)
+        early = stack.enter_context(_early(campaign, kept_bytes, worker_memory_bytes, shape))
         bench = Bench.open(campaign, kept_bytes)
         _refuse(campaign, bench, shard)
         plan = make_plan(campaign, bench.reach)
@@ -138,21 +132,20 @@ def run(
         if fresh:
             set_aside(file)
         opened = stack.enter_context(Store.open(file, create=True))
-        opened.bind(identity(bench, plan))
         _prepare(opened, bench, plan, progress)
         asked = wanted(plan, shard)
         outcomes = Counter(outcome for trial, outcome in opened.done() if asked(trial))
         total = None if campaign.adaptive else sum(map(asked, opened.trials()))
-        pool, size = _crew(executor, workers, None if total is None else total - outcomes.total())
-        needed, known = size if own and isinstance(size, int) else 0, worker_memory_bytes or opened.get("memory_bytes")
-        if needed != soon:
-            early = stack.enter_context(begun(needed, *_soon(campaign, kept_bytes, known), instead_of=early))
-        truth, golden_s = golden(bench)
-        _agree(opened, bench, plan, truth)
+        share = lanes(campaign, known := worker_memory_bytes or _limit(opened), bench)
+        pool, size = _crew(executor, workers, None if total is None else total - outcomes.total(), share)
+        if (needed := (size if own and isinstance(size, int) else 0, share)) != shape:
+            early = stack.enter_context(_early(campaign, kept_bytes, known, needed, early))
+        truth, golden_s = bench.golden(again=not own) if golden is None else golden(bench)
         _keep_limits(opened, given, golden_s)
         job = _job(opened, bench, plan, (truth, golden_s), executor)
-        soonest = islice(gathered(opened.pending(asked), job.trials_a_task, needed), needed)
+        soonest = islice(gathered(opened.pending(asked), job.trials_a_task, needed[0]), needed[0])
         first = _prove(opened, bench, plan, job if own else None, None if worker_memory_bytes else early, soonest)
+        _agree(opened, bench, plan, truth)
 
     def results() -> Generator[Result, None, None]:
         with Store.open(file, create=True) as target, lasting(pool, early) as crew:
@@ -170,20 +163,24 @@ def run(
     return running
 
 
-def _soon(campaign: Campaign, kept_bytes: int, limit: int | None) -> tuple[Any, ...]:
-    """What workers do before there is a job: nothing where memory may be tight, for golden must run under the limit."""
-    return (ahead, campaign, kept_bytes) if limit is None else (int,)
+def _early(
+    campaign: Campaign, kept_bytes: int, limit: int | None, shape: tuple[int, int], instead_of: Crew | None = None
+) -> AbstractContextManager[Crew | None]:
+    """Workers that open the campaign before there is a job; not where memory may be tight, since golden must run under
+    the limit."""
+    what = (ahead, campaign, kept_bytes) if limit is None else (int,)
+    return begun(shape[0], *what, lanes=shape[1], instead_of=instead_of)
 
 
 def _crew(
-    executor: Callable[[], Executor] | Cluster | None, workers: int, left: int | None
+    executor: Callable[[], Executor] | Cluster | None, workers: int, left: int | None, share: int
 ) -> tuple[Callable[[int], Executor], int | Callable[[], int]]:
     """What makes the workers, and how many there are (0: none but this process), no more than trials `left`."""
     if isinstance(executor, Cluster):
         return executor.pool, executor.size
     if executor is not None:
         return (lambda size: executor()), workers or 1
-    return processes, workers if left is None else min(workers, left)
+    return partial(Crew, lanes=share), workers if left is None else min(workers, left)
 
 
 def wanted(plan: Plan, shard: tuple[int, int] | None = None) -> Callable[[int], bool]:
@@ -239,6 +236,7 @@ def _sha256(file: str | Path) -> str:
 
 def _prepare(store: Store, bench: Bench, plan: Plan, progress: Progress | None) -> None:
     """Keep what the campaign is, and its trials that are not there yet: all chance is spent before anything runs."""
+    store.bind(identity(bench, plan))
     store.put(
         header=plan.header.line(),
         spec=print_spec(bench.campaign),
@@ -276,13 +274,23 @@ def _check_limits(given: dict[str, Any], *, watched: bool, owned: bool) -> None:
         raise InputError(f"a worker's memory of {size:,} bytes is out of range; give 1 MB or more")
 
 
+def _usual_memory() -> int | None:
+    return int(_MEMORY_SHARE * memory_bytes()) if can_limit_memory() else None
+
+
+def _limit(store: Store) -> int | None:
+    """The limit of memory that was asked for when the campaign began."""
+    kept: int | None = store.get("memory_bytes")
+    return None if kept == _usual_memory() else kept
+
+
 def _keep_limits(store: Store, given: dict[str, Any], golden_s: float) -> None:
     """Keep the limits of a trial: what is given, else what the store has, else what golden and the machine say."""
     seconds = given["timeout_s"]
     if seconds is not None and seconds < golden_s:
         raise InputError(f"timeout {seconds:g} s is less than golden itself takes, {golden_s:.2g} s; give a longer one")
     usual: dict[str, Any] = {"timeout_s": max(_TIMEOUT_S, _TIMEOUT_GOLDEN * golden_s)}
-    usual["memory_bytes"] = int(_MEMORY_SHARE * memory_bytes()) if can_limit_memory() else None
+    usual["memory_bytes"] = _usual_memory()
     store.put(**{name: given[name] or store.get(name) or usual[name] for name in given})
 
 
@@ -329,7 +337,7 @@ def _prove(
 
     if store.get("canary") is None:
         targets = [target for target in plan.targets if target.size]
-        store.put(canary=bench.canary(targets, asks(bench, job, crew, go)))
+        store.put(canary=canary.prove(bench, targets, asks(bench, job, crew, go)))
     return first
 
 
@@ -375,24 +383,3 @@ def _flies(campaign: Campaign) -> bool:
     if campaign.faults is not None:
         return FaultList.open(campaign.faults).header.flight is not None
     return any(aim.flies for aim in campaign.aims)
-
-
-def export_trial(store: str | Path, trial: int, out: str | Path) -> None:
-    """Write the faulty model of one trial; StoreError where the model is another one by now."""
-    import yaml
-
-    with Store.open(store) as opened:
-        header = Header.parse(opened.get("header"), str(store))
-        lines = opened.trial(trial)["lines"].splitlines()
-        said = yaml.safe_load(opened.get("spec"))
-    model = reopen(header.file, said)
-    if model.digest != header.model:
-        raise StoreError(f"{store} is of the model {header.model}, {header.file} is {model.digest} now")
-    reach = Reach.told(model, header)
-    reader = Lines(header, reach.targets, str(store), lambda: reach.listed(header))
-    [(_, faults)] = reader.trials(enumerate(lines, 1))
-    here = reach.in_flight(faults)
-    if here.any():
-        bake_trial(reach, faults.pick(here), faults.pick(~here), Path(out))
-        return
-    write(model, edits(model, faults, place(model, faults)[1]) if len(faults) else Edits(), Path(out))

@@ -33,6 +33,7 @@ from onnxfi.runtime.onesample import OneSample
 from onnxfi.runtime.ports import Array, Port, same_bytes
 from onnxfi.runtime.rerun import Baked, Change, Flying, Rerun, Resumed, golden_scores, opened
 from onnxfi.runtime.spine import Patch, Spine
+from onnxfi.runtime.turns import claim
 
 #: Bytes of golden values and sessions that a process keeps, where nothing else is said.
 KEPT_BYTES = 1 << 30
@@ -114,20 +115,21 @@ class Shortcuts:
     def _open_route(self, route: Route) -> Rerun | None:
         pieces = [head.piece for head in route.heads]
         key = f"{route.name} {route.home.fed if len(route.homes) == 1 else pieces}"
-        if key not in self._open:
-            self._open[key] = self._tried(lambda: opened(self.spine, route, self.output))
-            self._bound()
-        self._open.move_to_end(key)
-        return self._open[key]
+        return self._kept(key, lambda: opened(self.spine, route, self.output))
 
     def of_flying(self, values: Sequence[str], *, any_of: bool = False) -> Rerun | None:
         """The open route of a trial that strikes these values in flight, or `any_of` them; None where there is none."""
         key = f"{'any of' if any_of else 'flying'} {' '.join(values)}"
-        if key not in self._open:
-            self._open[key] = self._tried(lambda: Flying(self.spine, values, self.output, any_of=any_of))
-            self._bound()
-        self._open.move_to_end(key)
-        return self._open[key]
+        return self._kept(key, lambda: Flying(self.spine, values, self.output, any_of=any_of))
+
+    def _kept(self, key: str, make: Callable[[], Rerun]) -> Rerun | None:
+        """The route of that key, opened where it is not."""
+        with claim((id(self), key)):
+            if key not in self._open:
+                self._open[key] = self._tried(make)
+                self._bound()
+            self._open.move_to_end(key)
+            return self._open[key]
 
     def _tried(self, make: Callable[[], Rerun]) -> Rerun | None:
         """A route that has run golden; None where that cannot be."""
@@ -289,13 +291,14 @@ class Shortcuts:
     def _sample_route(self, value: str) -> OneSample | None:
         """The open route of one sample from a value on; None where that was tried in vain."""
         self.golden.release()
-        if value not in self._samples:
-            while sum(one.cost_bytes for one in self._samples.values() if one) > self.sessions_bytes:
-                self._samples.popitem(last=False)
-            self._samples[value] = None
-            self._samples[value] = OneSample(self.spine, value, self.output)
-        self._samples.move_to_end(value)
-        return self._samples[value]
+        with claim((id(self), value)):
+            if value not in self._samples:
+                while sum(one.cost_bytes for one in self._samples.values() if one) > self.sessions_bytes:
+                    self._samples.popitem(last=False)
+                self._samples[value] = None
+                self._samples[value] = OneSample(self.spine, value, self.output)
+            self._samples.move_to_end(value)
+            return self._samples[value]
 
     def show(self, faults: Faults, rerun: Rerun | None = None, change: Change | None = None) -> None:
         """Hold a route to what the whole model has seen in the first batch; ShortcutError where it sees no change."""

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,43 +89,53 @@ def command(
     """
     # Before numpy is loaded: the threads of its BLAS, which nothing here needs, spin at first on all cores.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from onnxfi.campaign.cluster import cluster
-    from onnxfi.campaign.report import report
-    from onnxfi.campaign.runner import default_store, run
-    from onnxfi.campaign.workers import cores
-    from onnxfi.cli.report import print_report
-    from onnxfi.cli.show import count, document, note, progress
+    from onnxfi.campaign.crew import hatched
 
-    wanted = campaign(source, given)
-    if (workers is not None) + (scheduler is not None) + (local_cluster is not None) > 1:
-        raise click.UsageError("--workers, --scheduler and --local-cluster each say where trials run; give one of them")
-    store = out or default_store(wanted.model)
-    with ExitStack() as stack:
-        far = stack.enter_context(cluster(scheduler, local=local_cluster or 0)) if scheduler or local_cluster else None
-        crew = far.size() if far is not None else cores() if workers is None else workers
-        with progress("planning") as told:
-            running = run(
-                wanted, store, workers=crew, shard=_shard(shard), fresh=fresh, progress=told, executor=far,
-                timeout_s=timeout_s, worker_memory_bytes=_size(worker_memory),
-                kept_bytes=_size(memory, "memory") or 0,
-            )  # fmt: skip
-        if not as_json:
-            for line in _begin(running, crew):
-                note(line)
-        errors = _follow(running)
-    if errors:
-        note(
-            f"{count(errors, 'trial')} ended in an error of the harness, not in an outcome; "
-            f"onnxfi show {store} TRIAL says why, the same command runs them again"
-        )
-    if running.total is None or errors < running.total or running.outcomes:
-        found = report(store)
-        if as_json:
-            document(found.summary())
-        else:
-            print_report(found)
-    if errors:
-        raise SystemExit(3)
+    own = workers != 0 and scheduler is None and local_cluster is None
+    with hatched() if own else nullcontext():
+        from onnxfi.campaign.cluster import cluster
+        from onnxfi.campaign.report import report
+        from onnxfi.campaign.runner import default_store, run
+        from onnxfi.campaign.workers import cores
+        from onnxfi.cli.report import print_report
+        from onnxfi.cli.show import count, document, note, progress
+
+        wanted = campaign(source, given)
+        if (workers is not None) + (scheduler is not None) + (local_cluster is not None) > 1:
+            raise click.UsageError(
+                "--workers, --scheduler and --local-cluster each say where trials run; give one of them"
+            )
+        store = out or default_store(wanted.model)
+        with ExitStack() as stack:
+            far = (
+                stack.enter_context(cluster(scheduler, local=local_cluster or 0))
+                if scheduler or local_cluster
+                else None
+            )
+            crew = far.size() if far is not None else cores() if workers is None else workers
+            with progress("planning") as told:
+                running = run(
+                    wanted, store, workers=crew, shard=_shard(shard), fresh=fresh, progress=told, executor=far,
+                    timeout_s=timeout_s, worker_memory_bytes=_size(worker_memory),
+                    kept_bytes=_size(memory, "memory") or 0,
+                )  # fmt: skip
+            if not as_json:
+                for line in _begin(running, crew):
+                    note(line)
+            errors = _follow(running)
+        if errors:
+            note(
+                f"{count(errors, 'trial')} ended in an error of the harness, not in an outcome; "
+                f"onnxfi show {store} TRIAL says why, the same command runs them again"
+            )
+        if running.total is None or errors < running.total or running.outcomes:
+            found = report(store)
+            if as_json:
+                document(found.summary())
+            else:
+                print_report(found)
+        if errors:
+            raise SystemExit(3)
 
 
 def _follow(running: Running) -> int:

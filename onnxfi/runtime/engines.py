@@ -36,6 +36,7 @@ from onnxfi.runtime.ports import (
     shape_text,
     type_name,
 )
+from onnxfi.runtime.turns import others
 
 __all__ = [
     "Engine",
@@ -221,7 +222,8 @@ class OrtEngine:
         behind = {"TensorrtExecutionProvider": [_CUDA, _CPU], _CPU: []}.get(name, [_CPU])
         providers = [(name, dict(self.provider_options)), *behind]
         # Its fall-back would print, and run on another provider than the one asked for.
-        return ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
+        with others():
+            return ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
 
 
 @cache
@@ -285,7 +287,8 @@ class OrtSession:
             if on_cuda or touched & ONNX_NUMBER.keys():
                 device = ("cuda", self._device_id) if on_cuda else ("cpu", 0)
                 return self._run_bound(checked, wanted, types, device)
-            return dict(zip(wanted, self._ort.run(wanted, checked), strict=True))
+            with others():
+                return dict(zip(wanted, self._ort.run(wanted, checked), strict=True))
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed on this batch: {one_line(error)}") from error
 
@@ -308,7 +311,8 @@ class OrtSession:
                 binding.bind_cpu_input(name, array)
         for name in wanted:
             binding.bind_output(name, *(("cpu", 0) if types[name] in ONNX_NUMBER else device))
-        self._ort.run_with_iobinding(binding)
+        with others():
+            self._ort.run_with_iobinding(binding)
         found = zip(wanted, binding.get_outputs(), strict=True)
         return {
             name: _words(value, types[name]) if types[name] in ONNX_NUMBER else value.numpy() for name, value in found

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from functools import cached_property
+from threading import get_ident
 from typing import Any
 
 from onnxfi.errors import EngineError
@@ -22,6 +22,7 @@ from onnxfi.runtime.batches import Batch, Feeds
 from onnxfi.runtime.data import Data
 from onnxfi.runtime.engines import OrtEngine, Session
 from onnxfi.runtime.ports import Array, Port, element_type
+from onnxfi.runtime.turns import claim
 
 Values = dict[str, Array]
 #: TensorProto's number of each element type.
@@ -94,18 +95,22 @@ class GoldenValues:
     ) -> None:
         self.chain, self.data, self.size, self.budget_bytes, self.axes = chain, data, size, budget_bytes, axes
         self.kept_bytes = 0
-        self._in_use: set[tuple[int, Hashable]] = set()
+        self._in_use: dict[int, set[tuple[int, Hashable]]] = {}  # by thread
         self._kept: OrderedDict[tuple[int, Hashable], Array] = OrderedDict()
         self._stream: Iterator[Batch] = iter(())
         self._next = 0
         self._pieces: list[Batch] = []
         self._whole = False
+        self._fits: bool | None = None
 
-    @cached_property
+    @property
     def fits(self) -> bool:
         """Whether all values of all batches may be kept: then each is computed once for all."""
-        first = self._read(0)
-        return first is not None and self._fit(first.feeds)
+        with claim((id(self), "fits")):
+            if self._fits is None:
+                first = self._read(0)
+                self._fits = first is not None and self._fit(first.feeds)
+            return self._fits
 
     def piece(self, k: int) -> Batch | None:
         """The k-th batch without its feeds; None behind the last one."""
@@ -126,14 +131,16 @@ class GoldenValues:
 
     def values(self, k: int, names: Sequence[str]) -> Values:
         """Golden values of batch k: the model's inputs, what goes on from its pieces, and what routes take in them."""
+        found = {}
         for name in names:
             if (k, name) not in self._kept:
                 self._fetch(k, name)
-        return {name: self.kept(k, name) for name in names}
+            found[name] = self.kept(k, name)
+        return found
 
     def release(self) -> None:
         """What was taken so far is in use no longer, and goes where there is no room for it."""
-        self._in_use.clear()
+        self._in_use.pop(get_ident(), None)
         self._bound()
 
     def has(self, k: int, name: Hashable) -> bool:
@@ -149,7 +156,7 @@ class GoldenValues:
     def kept(self, k: int, name: Hashable) -> Array:
         """A value that is at hand; KeyError where it is not."""
         self._kept.move_to_end((k, name))
-        self._in_use.add((k, name))
+        self._use(k, name)
         return self._kept[k, name]
 
     def _fetch(self, k: int, name: str) -> None:
@@ -180,14 +187,17 @@ class GoldenValues:
             if (k, name) not in self._kept:
                 self.kept_bytes += array.nbytes
             self._kept[k, name] = array
-            self._in_use.add((k, name))
+            self._use(k, name)
         self._bound()
+
+    def _use(self, k: int, name: Hashable) -> None:
+        self._in_use.setdefault(get_ident(), set()).add((k, name))
 
     def _bound(self) -> None:
         for key in list(self._kept) if self.kept_bytes > self.budget_bytes else ():
             if self.kept_bytes <= self.budget_bytes:
                 return
-            if key not in self._in_use:
+            if not any(key in used for used in self._in_use.values()):
                 self.kept_bytes -= self._kept.pop(key).nbytes
 
     def _fit(self, feeds: Feeds) -> bool:

@@ -22,6 +22,7 @@ from onnxfi.runtime.golden import UnlikeError, array_feed
 from onnxfi.runtime.heads import OpenHead, Strike, drift
 from onnxfi.runtime.ports import Array, same_by, words_of
 from onnxfi.runtime.spine import Rows, Spine, among
+from onnxfi.runtime.turns import claim
 
 
 @dataclass
@@ -29,12 +30,13 @@ class Change:
     """What becomes of the tensors of a trial: by home the elements (flat, row-major; each once) and their words.
 
     `flying` are changes of values in flight, for the batch that they are given. `sessions` are those of the faulty
-    copies, by piece and cut, where the route makes some.
+    copies, by piece and cut, where the route makes some; `ahead` is what was made ready, by batch.
     """
 
     words: Mapping[Home, tuple[NDArray[np.int64], Words]]
     flying: Mapping[str, Callable[[Batch, Array], Array]] = field(default_factory=dict, repr=False)
     sessions: dict[int, dict[int, Session]] = field(default_factory=dict, repr=False)
+    ahead: dict[int, Array] = field(default_factory=dict, repr=False)
 
     def of(self, home: Home) -> tuple[NDArray[np.int64], Words]:
         """Elements and words of one tensor."""
@@ -142,6 +144,11 @@ class Fed(Rerun):
         self.tensor = array_of(spine.routes.wiring, route.home)
         self.heads = [self._opened(head, {route.home.fed: self.tensor}, route.home) for head in route.heads]
 
+    def scores(self, k: int, change: Change | None = None) -> Array:
+        """The scored output of batch k, golden where nothing changes; the tensor is struck where it lies."""
+        with claim(self):
+            return super().scores(k, change)
+
     def _run(self, k: int, change: Change) -> Found:
         self._disarm(k)
         struck = {head.head.piece: Strike(head) for head in self.heads}
@@ -187,7 +194,6 @@ class Resumed(Rerun):
         self.tensors = {name: array_of(routes.wiring, Home(name)) for name in self.channels.sliced}
         self.tensor = self.tensors[route.home.fed]
         self._into = spine.chain.feeds([*self.apart.crossings, self.channels.output])
-        self._ahead: dict[int, Array] = {}
         self._channels = self._prepared(self._part(None) if route.baked else self._fed_part())
         self.piece = routes.within[self.channels.output]
         heads = () if routes.goes_on(self.channels.output) else routes.in_flight([self.channels.output]) or ()
@@ -225,7 +231,6 @@ class Resumed(Rerun):
 
     def ready(self, k: int, changes: Sequence[Change]) -> None:
         """Compute the channels of all these changes in one run: what a runtime makes of the input is shared."""
-        self._ahead.clear()
         if self.route.baked or len(changes) < 2:
             return
         golden, name, axis = self.golden, self.channels.output, self.channels.axis
@@ -242,7 +247,8 @@ class Resumed(Rerun):
         made = np.split(self._channels.run(feeds)[name], ends[:-1], axis)
         for (key, one), array in zip(own.items(), made, strict=False):
             golden.derived(k, (name, key), lambda one=one, array=array: self._alike(k, one, array))  # type: ignore[misc]
-        self._ahead = {id(change): array for change, array in zip(changes, made[len(own) :], strict=True)}
+        for change, array in zip(changes, made[len(own) :], strict=True):
+            change.ahead[k] = array
 
     def _computing(self, change: Change) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The channels that a change strikes, and those that are computed for it."""
@@ -253,10 +259,8 @@ class Resumed(Rerun):
     def _run(self, k: int, change: Change) -> Found:
         self._disarm(k)
         struck, computed = self._computing(change)
-        own, faulty = self._own(k, computed), self._ahead.pop(id(change), None)
-        if faulty is None:
-            with _Struck(self.tensor, change, self.route.home):
-                faulty = self._computed(k, computed, change)
+        own, faulty = self._own(k, computed), change.ahead.pop(k, None)
+        faulty = self._computed(k, computed, change) if faulty is None else faulty
         same = same_by(own, faulty, self.channels.axis)
         if not same[~np.isin(computed, struck)].all():
             raise UnlikeError(f"channels of {self.channels.output!r} apart have other bits than in the whole")
@@ -303,14 +307,15 @@ class Resumed(Rerun):
             name = self.channels.output
             whole = self.golden.derived(k, (name, "apart"), lambda: np.array(session.run(feeds)[name]))
             return np.take(whole, computed, self.channels.axis)
-        if self.route.baked and change is not None:
-            made = change.sessions.setdefault(self.piece, {})
-            if 0 not in made:
-                made[0] = self._once(self._part(computed))
-            session = made[0]
-        else:
-            feeds |= {name: self._slice(name, computed) for name in self.channels.sliced}
-        return session.run(feeds)[self.channels.output]
+        made = change.sessions.setdefault(self.piece, {}) if change is not None else {}
+        if self.route.baked and 0 not in made:
+            with _Struck(self.tensor, change, self.route.home):
+                part = self._part(computed)
+            made[0] = self._once(part)
+        elif not self.route.baked:
+            with _Struck(self.tensor, change, self.route.home):
+                feeds |= {name: self._slice(name, computed) for name in self.channels.sliced}
+        return made.get(0, session).run(feeds)[self.channels.output]
 
 
 class _Struck:

@@ -15,7 +15,7 @@ from onnxfi.campaign.bench import CampaignError
 from onnxfi.campaign.runner import run
 from onnxfi.campaign.spec import Campaign
 from onnxfi.campaign.store import Store
-from onnxfi.campaign.workers import ahead
+from onnxfi.campaign.work import ahead
 from onnxfi.errors import InputError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to a limit of its memory")

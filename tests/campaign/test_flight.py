@@ -12,10 +12,11 @@ from onnx.reference import ReferenceEvaluator
 from tiny import chance, ran, samples, save, tables
 
 from onnxfi.campaign.bench import Bench
+from onnxfi.campaign.export import export_trial
 from onnxfi.campaign.plan import Plan, make_plan, write_plan
 from onnxfi.campaign.reach import Reach
 from onnxfi.campaign.report import classes, report
-from onnxfi.campaign.runner import export_trial, plan, run
+from onnxfi.campaign.runner import plan, run
 from onnxfi.campaign.spec import Campaign, Part
 from onnxfi.campaign.specfile import load_spec, print_spec
 from onnxfi.campaign.store import Store, merge

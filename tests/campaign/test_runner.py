@@ -23,8 +23,9 @@ from tiny import mlp, ran, samples, save, tables
 import onnxfi
 from onnxfi.campaign import runner
 from onnxfi.campaign.bench import Bench, CampaignError
+from onnxfi.campaign.export import export_trial
 from onnxfi.campaign.plan import make_plan, write_plan
-from onnxfi.campaign.runner import export_trial, plan, run
+from onnxfi.campaign.runner import plan, run
 from onnxfi.campaign.spec import Campaign, Part
 from onnxfi.campaign.store import Store, StoreError
 from onnxfi.errors import DataError, EngineError, OnnxfiError

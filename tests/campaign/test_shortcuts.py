@@ -17,6 +17,7 @@ from nets import STEPS, Net, nets
 from tiny import chance, ran, save
 
 from onnxfi.campaign.bench import Bench
+from onnxfi.campaign.canary import prove
 from onnxfi.campaign.outcomes import Golden
 from onnxfi.campaign.plan import make_plan
 from onnxfi.campaign.shortcuts import ShortcutError
@@ -393,10 +394,10 @@ def test_a_cache_that_forgets_the_fault_is_seen_by_the_canary(
     net_bench: tuple[Bench, Golden], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, _ = net_bench
-    assert set(bench.canary(strikable(bench))["routes"]) == {"downstream", "resumed"}
+    assert set(prove(bench, strikable(bench))["routes"]) == {"downstream", "resumed"}
     monkeypatch.setattr("onnxfi.runtime.rerun._Struck.__enter__", forgetful)
     with pytest.raises(ShortcutError, match="is seen by the whole model, and not by the route"):
-        bench.canary(strikable(bench))
+        prove(bench, strikable(bench))
 
 
 def test_a_cache_that_keeps_another_batch_is_seen_by_its_golden_run(

@@ -14,8 +14,9 @@ import pytest
 from tiny import ran, tables
 
 from onnxfi.campaign.bench import Bench
+from onnxfi.campaign.export import export_trial
 from onnxfi.campaign.plan import make_plan, write_plan
-from onnxfi.campaign.runner import export_trial, plan
+from onnxfi.campaign.runner import plan
 from onnxfi.campaign.spec import Campaign
 from onnxfi.campaign.store import Store
 from onnxfi.errors import InputError, SelectorError

@@ -17,6 +17,7 @@ from onnx import TensorProto, parser
 from schemes import X, draw, node, tensor
 
 from onnxfi.campaign.bench import Bench
+from onnxfi.campaign.canary import prove
 from onnxfi.campaign.spec import Campaign
 from onnxfi.errors import SelectorError
 from onnxfi.faults.faultlist import FaultList
@@ -82,7 +83,7 @@ def test_the_canary_is_seen(make: Callable[[], schemes.OneLayer], tmp_path: Path
     bench = Bench.open(Campaign(str(path), str(tmp_path / "data.npz"), single=True, trials=1, provider="cpu"))
     for target in bench.model.targets:
         if target.role in ("weight", "bias") and target.scheme is not None and target.id != "r":  # r meets a zero state
-            seen = bench.canary([target])
+            seen = prove(bench, [target])
             assert (seen["seen"], seen["unseen"], list(seen["routes"].values())) == (target.id, [], [target.id])
 
 

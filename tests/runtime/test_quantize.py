@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxfi.campaign.bench import Bench
+from onnxfi.campaign.canary import prove
 from onnxfi.campaign.runner import run
 from onnxfi.campaign.spec import Campaign
 from onnxfi.errors import DataError, InputError, OnnxfiError, OutputError, SelectorError
@@ -84,7 +85,7 @@ def test_every_mode_makes_a_model_that_answers_and_whose_weights_can_be_struck(
     assert done.words >= 100_352 + 640 and done.clipped < 0.01 * done.words
     bench = Bench.open(Campaign(str(out), str(TEST), samples=50, single=True, trials=1, provider="cpu"))
     for target in weights:
-        assert bench.canary([target])["seen"] == target.id
+        assert prove(bench, [target])["seen"] == target.id
 
 
 @pytest.mark.parametrize(
