@@ -35,9 +35,9 @@ from onnxfi.runtime.golden import UnlikeError
 from onnxfi.runtime.metrics import scored_output
 from onnxfi.runtime.ports import Array, Port, same_bytes
 from onnxfi.runtime.rerun import Change, Rerun, golden_scores
+from onnxfi.runtime.sharing import claim
 from onnxfi.runtime.spine import Patch
 from onnxfi.runtime.staged import strike
-from onnxfi.runtime.turns import claim
 
 #: The route of trials that strike values in flight: the model is cut there.
 SPLIT = "split"

@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from copy import copy
 from dataclasses import dataclass, field
 from itertools import count
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 
@@ -47,27 +47,43 @@ def _serve(pipe: Any) -> None:
 
     speaking = threading.Lock()
 
-    def do(number: int, call: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def do(number: int, asked: bytes) -> None:
         try:
-            answer: tuple[int, Any, BaseException | None] = number, call(*given, **named), None
+            call, given, named = ForkingPickler.loads(asked)
+            answer = _packed(call(*given, **named), None)
         except BaseException as error:
-            answer = number, None, _told(error)
+            answer = _told(error)
         with speaking:
-            pipe.send(answer)
+            pipe.send((number, answer))
 
     with suppress(EOFError), ThreadPoolExecutor(pipe.recv()) as threads:
         while (asked := pipe.recv()) is not None:
             threads.submit(do, *asked)
 
 
-def _told(error: BaseException) -> BaseException:
-    """What went wrong in a worker, so that it can be sent."""
+def _packed(found: Any, error: BaseException | None) -> bytes:
+    """An answer as it is sent; raises where that cannot be."""
+    return bytes(ForkingPickler.dumps((found, error)))
+
+
+def _unpacked(answer: bytes) -> tuple[Any, BaseException | None]:
+    """What was found, or what went wrong, be it here."""
+    try:
+        found, error = ForkingPickler.loads(answer)
+    except Exception as wrong:
+        return None, wrong
+    return found, error
+
+
+def _told(error: BaseException) -> bytes:
+    """What went wrong in a worker, as it is sent: itself, or its words where it does not arrive."""
     said = traceback.format_exc()
     error.add_note(said)
-    try:
-        return copy(error)  # which is made as the one that arrives
-    except Exception:
-        return RuntimeError(said)
+    with suppress(Exception):
+        answer = _packed(None, error)
+        if type(_unpacked(answer)[1]) is type(error):
+            return answer
+    return _packed(None, RuntimeError(said))
 
 
 @dataclass
@@ -117,18 +133,19 @@ class Crew(Executor):
         many = -(-size // lanes)
         self._to_start = deque(len(range(k, size, many)) for k in range(many))
         self._workers: list[_Worker] = []
-        self._waiting: deque[tuple[Future[Any], tuple[Any, ...]]] = deque()
+        self._waiting: deque[tuple[Future[Any], bytes]] = deque()
+        self._listeners: list[threading.Thread] = []
         self._numbers = count()
         self._lock = threading.RLock()
         self._broken = self._over = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Have a worker do something; BrokenExecutor where one has died."""
-        future: Future[Any] = Future()
+        future, asked = Future[Any](), bytes(ForkingPickler.dumps((fn, args, kwargs)))
         with self._lock:
             if self._broken or self._over:
                 raise BrokenExecutor("a worker has died" if self._broken else "the workers have gone")
-            self._waiting.append((future, (fn, args, kwargs)))
+            self._waiting.append((future, asked))
             self._deal()
         return future
 
@@ -140,7 +157,7 @@ class Crew(Executor):
                 number = next(self._numbers)
                 free.doing[number] = future
                 with suppress(OSError):  # it has died; who listens to it finds out
-                    free.pipe.send((number, *asked))
+                    free.pipe.send((number, asked))
         if self._over and not self._waiting:
             for worker in self._workers:
                 if not worker.doing:
@@ -158,14 +175,16 @@ class Crew(Executor):
         with suppress(OSError):  # as below
             worker.pipe.send(worker.lanes)
         self._workers.append(worker)
-        threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
+        self._listeners.append(threading.Thread(target=self._listen, args=(worker,), daemon=True))
+        self._listeners[-1].start()
         return worker
 
     def _listen(self, worker: _Worker) -> None:
         """Hand on what a worker answers, until it ends."""
         with suppress(EOFError, OSError):
             while True:
-                number, found, error = worker.pipe.recv()
+                number, answer = worker.pipe.recv()
+                found, error = _unpacked(answer)
                 with self._lock:
                     future = worker.doing.pop(number, None)
                     self._deal()
@@ -202,8 +221,9 @@ class Crew(Executor):
             while cancel_futures and self._waiting:
                 self._waiting.popleft()[0].cancel()
             self._deal()
-        for worker in self._workers if wait else ():
+        for worker, listener in zip(self._workers, self._listeners, strict=True) if wait else ():
             worker.process.join()
+            listener.join()
 
 
 @contextmanager

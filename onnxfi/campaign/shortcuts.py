@@ -29,11 +29,12 @@ from onnxfi.runtime.data import Data
 from onnxfi.runtime.evaluation import stacked
 from onnxfi.runtime.golden import Chain, GoldenValues, UnlikeError
 from onnxfi.runtime.heads import drift
+from onnxfi.runtime.narrow import FirstPieces
 from onnxfi.runtime.onesample import OneSample
 from onnxfi.runtime.ports import Array, Port, same_bytes
 from onnxfi.runtime.rerun import Baked, Change, Flying, Rerun, Resumed, golden_scores, opened
+from onnxfi.runtime.sharing import claim
 from onnxfi.runtime.spine import Patch, Spine
-from onnxfi.runtime.turns import claim
 
 #: Bytes of golden values and sessions that a process keeps, where nothing else is said.
 KEPT_BYTES = 1 << 30
@@ -85,6 +86,7 @@ class Shortcuts:
             try:
                 golden = GoldenValues(Chain(engine, cut, inputs), data, size, kept_bytes // 2, axes)
                 spine = Spine(golden, late=cut.late, exact=exact)
+                spine.first = FirstPieces(spine) if cut.late else None
                 golden_scores(spine, 0, output)
             except _NOT_SO as error:  # what goes on at a front is no tensor, or not of the shape that it should have
                 why = error

@@ -25,7 +25,7 @@ from onnxfi.campaign.store import Result
 from onnxfi.campaign.tasks import Task
 from onnxfi.errors import EngineError
 from onnxfi.faults.faultlist import Header
-from onnxfi.runtime.turns import claim, turn
+from onnxfi.runtime.sharing import claim, turn
 
 Results = Generator[Result, None, None]
 _MOST_TRIALS_A_TASK = 32

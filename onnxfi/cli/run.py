@@ -69,7 +69,7 @@ _LOOK_S, _LINE_S = 0.5, 60.0
     metavar="SIZE",
     default="1GiB",
     show_default=True,
-    help="What each worker keeps of golden values and sessions; what is beyond is computed again.",
+    help="What each worker process keeps of golden values and sessions; what is beyond is computed again.",
 )
 @click.option("--fresh", is_flag=True, help="Move an existing store to STORE.old and start anew.")
 @JSON

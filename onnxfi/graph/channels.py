@@ -82,16 +82,17 @@ def _only_user(wiring: Wiring, name: str) -> int | None:
     return users[0] if len(users) == 1 and name not in wiring.outputs else None
 
 
-def _integer(node: onnx.NodeProto, name: str, default: int) -> int:
+def integer(node: onnx.NodeProto, name: str, default: int) -> int:
+    """An attribute of a node."""
     return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
 def _laid_out(wiring: Wiring, node: onnx.NodeProto) -> Channels | None:
     """What a node computes channel by channel, without what stands behind it; None where a tensor is not stored."""
     axes, axis = _AXES[node.op_type]
-    if _integer(node, "group", 1) != 1:
+    if integer(node, "group", 1) != 1:
         return None
-    if node.op_type == "Gemm" and _integer(node, "transB", 0):
+    if node.op_type == "Gemm" and integer(node, "transB", 0):
         axes = {**axes, 1: 0}
     weight = _WEIGHT.get(node.op_type, 1)
     sliced: dict[str, int] = {}
@@ -116,7 +117,7 @@ def _laid_out(wiring: Wiring, node: onnx.NodeProto) -> Channels | None:
             return None
         if size == count:
             sliced[name] = axes[position]
-        along = _integer(wiring.proto.graph.node[maker], "axis", 1) if maker is not None and scales else 0
+        along = integer(wiring.proto.graph.node[maker], "axis", 1) if maker is not None and scales else 0
         rank = len(tensor.dims)
         for one in scales:
             if not _single(wiring, one):

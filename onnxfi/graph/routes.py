@@ -21,6 +21,7 @@ from onnxfi.graph.channels import Channels, channels
 from onnxfi.graph.downstream import Cut, Home, Wiring, backward, crossing, cut, forward, home
 from onnxfi.graph.fronts import Fronts, everything, pieces
 from onnxfi.graph.model import Model
+from onnxfi.graph.sums import Sum, largest_sum
 
 #: Fewer output channels are not worth a model of their own; so many at least are computed together.
 LEAST_CHANNELS = 8
@@ -112,6 +113,7 @@ class Routes:
         """By piece the values in it that some route takes: a function of the model and of what may be struck in flight,
         so that they have the same bits whatever a trial strikes."""
         found: list[dict[str, None]] = [{} for _ in self.pieces]
+        firsts = [Head(number, (piece,)) for number, piece in enumerate(self.pieces)]
 
         def note(piece: int, names: Iterable[str]) -> None:
             found[piece].update(dict.fromkeys(name for name in names if self.within.get(name) == piece))
@@ -121,9 +123,14 @@ class Routes:
                 note(head.piece, head.takes)
             if route.apart is not None and route.channels is not None:
                 note(self.within[route.channels.output], (*route.apart.crossings, route.channels.output))
+            if route.channels is not None:
+                firsts += self.in_flight([route.channels.output]) or ()
         for values in self.flown:
             for head in self.in_flight(values) or ():
                 note(head.piece, (*head.takes, *head.fed))
+        for head in firsts:
+            narrow = self.narrowed(head)
+            note(head.piece, () if narrow is None else (*narrow[1].takes, narrow[0].given, narrow[0].taken))
         return tuple(tuple(name for name in some if name not in self.makers) for some in found)
 
     @cached_property
@@ -223,6 +230,20 @@ class Routes:
             inner = sorted((self.wiring.makers[name], name) for name in names if name not in fed)
             found += self._head(number, reached, fed, tuple((name,) for _, name in inner)) if names else ()
         return tuple(found)
+
+    def narrowed(self, head: Head) -> tuple[Sum, Head] | None:
+        """The largest convolution that takes as it is what differs in a head, and the head without it, to which its
+        output is fed; None where there is none."""
+        if len(head.cuts) > 1:
+            return None
+        [part] = head.cuts
+        one = largest_sum(self.wiring, part.nodes, head.fed or part.crossings)
+        if one is None:
+            return None
+        fed = (*head.fed, one.given)
+        needed = backward(self.wiring, part.outputs, {*part.nodes} - {one.node}, fed)
+        rest = Cut(*crossing(self.wiring, needed, frozenset(fed)), part.outputs)
+        return one, Head(head.piece, (rest,), fed)
 
     def goes_on(self, name: str) -> bool:
         """Whether a value is used behind the piece that makes it alone."""

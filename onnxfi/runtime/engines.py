@@ -36,7 +36,7 @@ from onnxfi.runtime.ports import (
     shape_text,
     type_name,
 )
-from onnxfi.runtime.turns import others
+from onnxfi.runtime.sharing import others
 
 __all__ = [
     "Engine",

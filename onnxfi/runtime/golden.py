@@ -22,7 +22,7 @@ from onnxfi.runtime.batches import Batch, Feeds
 from onnxfi.runtime.data import Data
 from onnxfi.runtime.engines import OrtEngine, Session
 from onnxfi.runtime.ports import Array, Port, element_type
-from onnxfi.runtime.turns import claim
+from onnxfi.runtime.sharing import claim
 
 Values = dict[str, Array]
 #: TensorProto's number of each element type.

@@ -20,9 +20,10 @@ from onnxfi.runtime.engines import Session
 from onnxfi.runtime.evaluation import scored
 from onnxfi.runtime.golden import UnlikeError, array_feed
 from onnxfi.runtime.heads import OpenHead, Strike, drift
+from onnxfi.runtime.narrow import narrowed
 from onnxfi.runtime.ports import Array, same_by, words_of
+from onnxfi.runtime.sharing import claim
 from onnxfi.runtime.spine import Rows, Spine, among
-from onnxfi.runtime.turns import claim
 
 
 @dataclass
@@ -198,6 +199,7 @@ class Resumed(Rerun):
         self.piece = routes.within[self.channels.output]
         heads = () if routes.goes_on(self.channels.output) else routes.in_flight([self.channels.output]) or ()
         self.heads = [self._opened(head) for head in heads]
+        self._narrow = narrowed(spine, heads[0], self._prepared) if heads else None
 
     @property
     def fallback(self) -> Route:
@@ -215,14 +217,14 @@ class Resumed(Rerun):
         return extract(self.spine.routes.wiring, self.apart.nodes, feeds, [self.channels.output])
 
     def _part(self, computed: NDArray[np.int64] | None) -> Part:
-        """A model of the operator with these channels of its tensors as they are now."""
-        faulty = {Home(name): self._slice(name, computed) for name in self.channels.sliced}
+        """A model of the operator as it is, or with these channels of its tensors as they are now."""
+        sliced = self.channels.sliced
+        faulty = {Home(name): self._slice(name, computed) for name in sliced} if computed is not None else {}
         feeds = {name: self._into[name] for name in self.apart.crossings}
         return extract(self.spine.routes.wiring, self.apart.nodes, feeds, [self.channels.output], faulty=faulty)
 
-    def _slice(self, name: str, computed: NDArray[np.int64] | None) -> Array:
-        whole = self.tensors[name]
-        return whole if computed is None else np.take(whole, computed, self.channels.sliced[name])
+    def _slice(self, name: str, computed: NDArray[np.int64]) -> Array:
+        return np.take(self.tensors[name], computed, self.channels.sliced[name])
 
     @property
     def at_once(self) -> int:  # type: ignore[override]
@@ -284,8 +286,9 @@ class Resumed(Rerun):
         value[tuple(where)] = np.where(differs, faulty, value[tuple(where)])
         if not self.heads:
             return self.spine.follow(rows, {name: value}, piece + 1)
+        narrow = self._narrow.strike(rows, {name: value}) if self._narrow is not None else None
         struck = {head.head.piece: Strike(head, {name: value}) for head in self.heads}
-        return self.spine.follow(rows, {}, piece, struck)
+        return self.spine.follow(rows, {}, piece, struck if narrow is None else {piece: narrow})
 
     def _own(self, k: int, computed: NDArray[np.int64]) -> Array:
         """Golden's channels as they come out apart."""

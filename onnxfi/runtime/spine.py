@@ -45,9 +45,15 @@ class Rows:
             piece = self.golden.piece(k)
             if without := [n for n, a in values.items() if piece is None or not a.ndim or len(a) != piece.size]:
                 raise UnlikeError(f"{without[0]!r} has no row for each sample")
-        if len(batches) == 1:
-            return {name: array[self.places] for name, array in batches[self.some[0][0]].items()}
-        return {name: np.stack([batches[k][name][row] for k, row, _ in self.some]) for name in names}
+        return {name: self.pick_of(lambda k, name=name: batches[k][name]) for name in names}  # type: ignore[misc]
+
+    def pick_of(self, whole: Callable[[int], Array]) -> Array:
+        """Their rows of what there is of each batch."""
+        if self.some is None:
+            return whole(self.k)
+        if len({k for k, _, _ in self.some}) == 1:
+            return whole(self.some[0][0])[self.places]
+        return np.stack([whole(k)[row] for k, row, _ in self.some])
 
     @property
     def places(self) -> NDArray[np.int64]:
@@ -75,6 +81,14 @@ class Struck(Protocol):
         ...
 
 
+class First(Protocol):
+    """What stands in the place of the piece that a trial comes to first."""
+
+    def run(self, number: int, rows: Rows, live: Mapping[str, Array]) -> dict[str, Array] | None:
+        """What the piece hands on; None where it runs as a whole."""
+        ...
+
+
 class Spine:
     """The pieces of a model. `late` starts at the fault; `exact` asks that no part of a model rounds another way."""
 
@@ -83,6 +97,7 @@ class Spine:
         self.chain, self.routes = golden.chain, golden.chain.routes
         self.outputs = self.routes.outputs or self.routes.wiring.outputs
         self._apart: dict[tuple[int, int], bool] = {}
+        self.first: First | None = None
 
     def follow(
         self,
@@ -100,13 +115,19 @@ class Spine:
         struck, patches, live = struck or {}, dict(patches or {}), dict(live)
         last = max([start - 1, *struck, *(self.routes.makers[name] for name in patches if name in self.routes.makers)])
         self._patch(rows, live, patches, -1)
+        first = self.first
         for number in range(start if self.late else 0, len(self.routes.pieces)):
             piece, head = self.routes.pieces[number], struck.get(number)
             begun = number >= start
             if head is not None or not (begun and live.keys().isdisjoint(piece.crossings)):
                 if number > last:
                     rows, live = self._fewer(rows, live, number)
-                found = head.run(rows, live) if head is not None else self._run(number, rows, live)
+                found = None
+                if head is not None:
+                    found = head.run(rows, live)
+                elif first is not None:
+                    found, first = first.run(number, rows, live), None
+                found = self._run(number, rows, live) if found is None else found
                 for name, array in rows.values(list(found)).items():
                     if same_bytes(found[name], array):
                         live.pop(name, None)

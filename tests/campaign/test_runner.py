@@ -224,6 +224,7 @@ from pathlib import Path
 import numpy as np
 from onnxfi.campaign.bench import Bench
 from onnxfi.errors import EngineError
+from onnxfi.runtime.sharing import others
 
 def data():
     with np.load("d.npz") as held:

@@ -1,4 +1,4 @@
-"""Turns: threads that share what is open use it one at a time, and let each other go while the runtime computes.
+"""Sharing: threads that share what is open use it by turns, and let each other go while the runtime computes.
 
 Who has the turn may read and change all that is shared. The turn passes on only in `others`, around what the runtime
 does by itself, and in `claim`; so what lies between two such places needs no lock. Threads that never took a turn, as
