@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ from onnxfi.runtime.engines import OrtEngine
 
 #: Seconds in which a scheduler answers and has a worker.
 _ANSWER_S = 10.0
+#: Seconds after which one looks again for a worker that is free.
+_AGAIN_S = 0.1
 #: Seconds in which a worker is started anew.
 _RESTART_S = 60.0
 _LOST = "the scheduler is lost; what was done is in the store, and the same command, with another scheduler, goes on"
@@ -59,13 +62,21 @@ class Cluster:
             return _Tasks(self, self._anew() if size == 1 else None)
 
     def _anew(self) -> str | None:
-        """Start a worker that has nothing to do anew; its address, or None where there is none with a nanny."""
-        busy, told = self.client.processing(), self._told()
-        for address in self._taking():
-            nanny = told.get(address, {}).get("nanny")
-            if nanny and not busy.get(address):
-                self.client.restart_workers([address], timeout=_RESTART_S, raise_for_error=False)
-                return next((new for new, worker in self._told().items() if worker["nanny"] == nanny), None)
+        """Start a worker that has nothing to do anew; its address, or None where there is none with a nanny.
+
+        One that has just died comes back by itself, and one may be at its last task: so it waits a while.
+        """
+        until = time.monotonic() + _ANSWER_S
+        while time.monotonic() < until:
+            busy, told = self.client.processing(), self._told()
+            if told and not any(worker["nanny"] for worker in told.values()):
+                return None
+            for address in self._taking():
+                nanny = told.get(address, {}).get("nanny")
+                if nanny and not busy.get(address):
+                    self.client.restart_workers([address], timeout=_RESTART_S, raise_for_error=False)
+                    return next((new for new, worker in self._told().items() if worker["nanny"] == nanny), None)
+            time.sleep(_AGAIN_S)
         return None
 
     def _taking(self) -> list[str]:

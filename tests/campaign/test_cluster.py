@@ -37,10 +37,17 @@ def campaign(**fields: Any) -> Campaign:
 
 
 @pytest.fixture(scope="module")
-def workers() -> Iterator[Cluster]:
+def two() -> Iterator[Cluster]:
     """Two worker processes, for all tests of this file."""
     with cluster(local=2) as far:
         yield far
+
+
+@pytest.fixture
+def workers(two: Cluster) -> Cluster:
+    """Both, also where one was ended by the test before."""
+    two.client.wait_for_workers(2)
+    return two
 
 
 def test_the_rows_are_those_of_one_process_and_files_travel_by_content(
