@@ -101,13 +101,14 @@ def run(
     """Run a campaign into a store; iterate over what comes back for the results, as they come.
 
     An existing store of the same campaign is resumed, or extended where more trials are asked for; of another one it is
-    refused (`fresh` moves it to STORE.old). `workers` are processes of one session each; 0 runs the trials in this
-    process, where a fault that crashes the runtime takes the program with it. `shard` (i, n) runs every n-th trial from
-    the i-th on. Each process keeps up to `kept_bytes` of golden values and sessions; what is beyond is computed again,
-    to the same values. `executor` makes any other `concurrent.futures.Executor`, or is a `Cluster`. A trial in a worker
-    process of ours hangs after `timeout_s` (10 s and 20 golden runs), and is out of memory beyond `worker_memory_bytes`
-    (on Linux, three quarters of the machine's); what is given is kept in the store. `golden` finds the golden run, and
-    `progress` is told how many trials are planned. InputError for a limit that golden itself does not keep.
+    refused (`fresh` moves it to STORE.old). `workers` are processes, or threads of processes where a model is large; 0
+    runs the trials in this process, where a fault that crashes the runtime takes the program with it. `shard` (i, n)
+    runs every n-th trial from the i-th on. Each process keeps up to `kept_bytes` of golden values and sessions; what is
+    beyond is computed again, to the same values. `executor` makes any other `concurrent.futures.Executor`, or is a
+    `Cluster`. A trial in a worker process of ours hangs after `timeout_s` (10 s and 20 golden runs), and is out of
+    memory beyond `worker_memory_bytes` (on Linux, three quarters of the machine's); what is given is kept in the store.
+    `golden` finds the golden run, and `progress` is told how many trials are planned. InputError for a limit that
+    golden itself does not keep.
 
     >>> import tempfile
     >>> campaign = Campaign("models/fashion_cnn.onnx", "models/fashion_test.npz", samples=50, ber=1e-4, repeat=2)

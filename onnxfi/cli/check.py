@@ -28,7 +28,7 @@ _OPTIONS = (
     click.option("-o", "--out", type=_PATH, metavar="STORE", help="Keep every trial there, and go on where a check was (default: a temporary store)."),
     click.option("--seed", type=click.IntRange(0), metavar="N", help="Another seed than the budget's."),
     click.option("--time", "time_s", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="A time box: what has not been measured by then is not decided."),
-    click.option("--workers", type=click.IntRange(0), metavar="N", help="Worker processes; 0 runs trials in this one (default: the cores)."),
+    click.option("--workers", type=click.IntRange(0), metavar="N", help="Workers, in processes of their own; 0 runs trials in this one (default: the cores)."),
 )  # fmt: skip
 
 

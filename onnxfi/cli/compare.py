@@ -47,7 +47,9 @@ _LABELS = {"top1": "top-1", "sdc1": "SDC-1", "sdc_samples": "changed samples", "
     metavar="DIR",
     help="Write accuracy over bit error rate for all as SVG and PNG; needs the extra `report`.",
 )
-@click.option("--workers", type=click.IntRange(1), metavar="N", help="Worker processes (default: the cores).")
+@click.option(
+    "--workers", type=click.IntRange(1), metavar="N", help="Workers, in processes of their own (default: the cores)."
+)
 @JSON
 def command(
     models: tuple[Path, ...], out: Path | None, figure_folder: Path | None, workers: int | None, as_json: bool,

@@ -36,7 +36,7 @@ _LOOK_S, _LINE_S = 0.5, 60.0
     "--workers",
     type=click.IntRange(0),
     metavar="N",
-    help="Worker processes; 0 runs trials in this one (default: the cores).",
+    help="Workers, in processes of their own; 0 runs trials in this one (default: the cores).",
 )
 @click.option(
     "--timeout",
@@ -192,7 +192,8 @@ def _begin(running: Running, workers: int) -> Iterator[str]:
     if left := running.total - done:
         crew = max(1, workers)
         seconds = duration(left * running.golden_s / crew)
-        yield f"one trial takes about {running.golden_s:.2g} s, the {left:,} to run some {seconds} on {count(crew, 'core')}"
+        much = f"the {left:,} to run some {seconds} on {count(crew, 'core')}, or less by shorter routes"
+        yield f"one trial takes about {running.golden_s:.2g} s, {much}"
 
 
 def duration(seconds: float) -> str:

@@ -43,14 +43,16 @@ class Narrow:
         held = wiring.weights.get(one.weight)
         self._weight = array_of(wiring, Home(one.weight)) if held is None else held
         self._bias = array_of(wiring, Home(one.bias)) if one.bias else None
-        #: Channels that are summed at a time: what may be, what is left of that when batches were looked at.
-        self._sizes = blocks(wiring, one)
+        #: Channels that are summed at a time, as the first batch says (0: none; None: it was not asked yet).
+        self._size: int | None = None
+        #: The batches for which the sum is not golden. By batch, so that it is the same whatever runs first.
+        self._unlike: set[int] = set()
         self._sessions: dict[tuple[int, int], Session] = {}  # by size and block
 
     def strike(self, rows: Rows, values: Mapping[str, Array]) -> Strike | None:
         """What strikes the head, given what differs from golden; None where the convolution runs as a whole."""
         value = values.get(self.one.taken)
-        if value is None or rows.alone or not self._sizes or not self.golden.fits:
+        if value is None or rows.alone or self._size == 0 or rows.k in self._unlike or not self.golden.fits:
             return None
         try:
             if not self._worth(rows) or (rows.some is not None and not self.head.can(among(len(rows.some)))):
@@ -58,7 +60,7 @@ class Narrow:
             self.head.disarmed(Rows(self.golden, rows.k))
             given = self._given(rows, value)
         except (EngineError, MemoryError):  # nothing of this is the fault's doing
-            self._sizes = ()
+            self._unlike.add(rows.k)
             return None
         fed = {name: values[name] for name in self.head.values if name in values}
         return None if given is None else Strike(self.head, {**fed, self.one.given: given})
@@ -75,11 +77,13 @@ class Narrow:
         if value.shape != known.shape:
             return None
         differs = np.flatnonzero(~same_by(value, known, 1))
-        with claim((id(self), rows.k)):
-            terms_of = self._terms(rows.k)
-        if terms_of is None:
+        with claim((id(self), "terms")):
+            if self._size is None:
+                self._size = self._size_of_blocks()
+            size, golden = self._size, self._terms(rows.k, self._size) if self._size else None
+        if golden is None:
+            self._unlike.add(rows.k)
             return None
-        size, golden = terms_of
         struck = dict.fromkeys((differs // size).tolist())
         if not struck or 2 * len(struck) > len(golden):
             return None
@@ -89,25 +93,29 @@ class Narrow:
         of = range(first, len(golden))
         return self._sum([made[n] if n in made else rows.pick_of(partial(_one_of, golden, n)) for n in of], before)
 
-    def _terms(self, k: int) -> tuple[int, list[Array]] | None:
-        """Golden's terms of a batch, and of how many channels each is; None where their sum is not golden."""
-        while self._sizes:
-            size, golden, name = self._sizes[0], self.golden, self.one.given
-            numbers = range(-(-self._weight.shape[1] // size))
-            if all(golden.has(k, (name, size, number)) for number in numbers):
-                return size, [golden.kept(k, (name, size, number)) for number in numbers]
-            into, whole = golden.values(k, [self.one.taken, name]).values()
-            if len(numbers) * whole.nbytes * -(-golden.data.samples // golden.size) * _SHARE > golden.budget_bytes:
-                self._sizes = ()
-                return None
-            feeds = {term_input(n): np.ascontiguousarray(into[:, n * size : (n + 1) * size]) for n in numbers}
-            found = self._opened(size, numbers).run(feeds)
-            made = [found[term_output(number)] for number in numbers]
-            if same_bytes(self._sum(made), whole):
-                kept = [golden.derived(k, (name, size, n), partial(made.__getitem__, n)) for n in numbers]
-                return size, kept
-            self._sizes = self._sizes[1:]
-        return None
+    def _size_of_blocks(self) -> int:
+        """How many channels the runtime sums at a time; 0 where that is not known, or the terms would take too much."""
+        whole = self.golden.values(0, [self.one.given])[self.one.given]
+        batches = -(-self.golden.data.samples // self.golden.size)
+        for size in blocks(self.spine.routes.wiring, self.one):
+            many = -(-self._weight.shape[1] // size) * batches
+            if many * whole.nbytes * _SHARE <= self.golden.budget_bytes and self._terms(0, size) is not None:
+                return size
+        return 0
+
+    def _terms(self, k: int, size: int) -> list[Array] | None:
+        """Golden's terms of a batch, of so many channels each; None where their sum is not golden."""
+        golden, name = self.golden, self.one.given
+        numbers = range(-(-self._weight.shape[1] // size))
+        if all(golden.has(k, (name, size, number)) for number in numbers):
+            return [golden.kept(k, (name, size, number)) for number in numbers]
+        into, whole = golden.values(k, [self.one.taken, name]).values()
+        feeds = {term_input(n): np.ascontiguousarray(into[:, n * size : (n + 1) * size]) for n in numbers}
+        found = self._opened(size, numbers).run(feeds)
+        made = [found[term_output(number)] for number in numbers]
+        if not same_bytes(self._sum(made), whole):
+            return None
+        return [golden.derived(k, (name, size, n), partial(made.__getitem__, n)) for n in numbers]
 
     def _opened(self, size: int, numbers: Sequence[int]) -> Session:
         """What computes these terms."""
