@@ -102,8 +102,9 @@ class _Worker:
 
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        process = context.Process(target=_serve, args=(theirs,))
         process.start()
+        atexit.register(process.kill)  # a daemon would end too, but its data could have no processes of its own
         theirs.close()
         return cls(process, ours, 0)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import operator
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from onnxfi.campaign.crew import Crew, begun, hatched, lasting
 LONG = 60.0
 
 CHORES = """
-import os, threading, time
+import multiprocessing, os, threading, time
 from pathlib import Path
 
 met = threading.Barrier(2)
@@ -65,6 +67,13 @@ def inner():
     class Inner(Exception):
         pass
     raise Inner("known nowhere else")
+
+def nested():
+    child = multiprocessing.get_context("spawn").Process(target=os.getpid)
+    child.start()
+    child.join()
+    return child.exitcode
+
 
 def returns():
     raise Returns()
@@ -200,3 +209,22 @@ def test_a_lasting_crew_is_lent_and_made_anew_where_it_has_died() -> None:
         assert lent(1).submit(os.getpid).result(LONG) == pid and len(made) == 1
         assert broken(lent(1).submit(os._exit, 1))
         assert lent(1).submit(os.getpid).result(LONG) != pid and len(made) == 2
+
+
+def test_what_a_worker_is_asked_may_have_processes_of_its_own(chores: Any) -> None:
+    """As a source of data may."""
+    crew = Crew(1)
+    assert crew.submit(chores.nested).result() == 0
+    crew.shutdown()
+
+
+def test_a_crew_that_nobody_lets_go_ends_with_the_program(chores: Any, here: Path) -> None:
+    script = here / "script.py"
+    script.write_text(
+        "from onnxfi.campaign.crew import Crew\nimport os\n"
+        "if __name__ == '__main__':\n    print(Crew(1).submit(os.getpid).result())\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)
