@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +66,7 @@ class Bench:
     _flown: dict[tuple[tuple[str, ...], bool], Flown] = field(default_factory=dict, repr=False, compare=False)
     _first: list[Array] = field(default_factory=list, repr=False, compare=False)
     _served: list[Session] = field(default_factory=list, repr=False, compare=False)
+    _shortcuts: list[Shortcuts | None] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def open(cls, campaign: Campaign, kept_bytes: int = KEPT_BYTES, *, runs: bool = True) -> Bench:
@@ -185,13 +186,21 @@ class Bench:
         except (ModelError, MemoryError):  # too large for one message
             return None
 
-    @cached_property
+    @property
     def shortcuts(self) -> Shortcuts | None:
         """The same, opened."""
+        # No cached_property: in Python 3.11 that has a lock of its own, which would be held while others have the turn.
+        with claim((id(self), "shortcuts")):
+            if not self._shortcuts:
+                self._shortcuts.append(self._opened())
+            return self._shortcuts[0]
+
+    def _opened(self) -> Shortcuts | None:
+        if self.routes is None:
+            return None
         known = self.data, self.size, self.output, self.inputs, self.axes
         try:
-            over = partial(Shortcuts.over, self.campaign, kept_bytes=self.kept_bytes)
-            return over(self.routes, *known) if self.routes is not None else None
+            return Shortcuts.over(self.campaign, self.routes, *known, kept_bytes=self.kept_bytes)
         except (EngineError, ModelError, MemoryError):  # the runtime does not take the pieces
             return None
 

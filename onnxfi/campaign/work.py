@@ -136,8 +136,6 @@ def _open(job: Job) -> tuple[Bench, Golden, Header]:
             "--threads 1, or another --provider), or its runtime or machine is not the same"
         )
     bench.first(golden)
-    if bench.shortcuts is not None:  # opened before others come, who would wait for the property with the turn in hand
-        bench.shortcuts.golden.release()
     return bench, golden, header
 
 

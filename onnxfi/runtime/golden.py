@@ -15,7 +15,7 @@ from threading import get_ident
 from typing import Any
 
 from onnxfi.errors import EngineError
-from onnxfi.graph.parts import Feed, extract
+from onnxfi.graph.parts import Feed, Part, extract
 from onnxfi.graph.routes import Routes
 from onnxfi.graph.targets import DATA_TYPES
 from onnxfi.runtime.batches import Batch, Feeds
@@ -57,6 +57,10 @@ class Chain:
         self.sessions = [self._opened(number, ()) for number in range(len(routes.pieces))]
         self._inner: dict[int, Session] = {}
 
+    def prepare(self, part: Part) -> Session:
+        """A session of a part of the model."""
+        return self.engine.prepare_part(part.data, part.stored)
+
     def inner(self, number: int) -> Session:
         """The session of a piece that shows what lies within it."""
         if number not in self._inner:
@@ -79,7 +83,7 @@ class Chain:
         if len(feeds) < len(piece.crossings):
             raise EngineError(f"what goes into piece {number} is no tensor")
         part = extract(self.routes.wiring, piece.nodes, feeds, inner or piece.outputs)
-        session = self.engine.prepare_part(part.data, part.stored)
+        session = self.prepare(part)
         self.ports |= {port.name: port for port in session.outputs}
         return session
 

@@ -168,13 +168,12 @@ class FirstPieces:
         """What a piece hands on; None where it runs as a whole."""
         with claim((id(self), number)):
             if number not in self._open:
-                self._open[number] = narrowed(self.spine, Head(number, (self.spine.routes.pieces[number],)), self._made)
+                self._open[number] = narrowed(
+                    self.spine, Head(number, (self.spine.routes.pieces[number],)), self.spine.chain.prepare
+                )
         narrow = self._open[number]
         strike = None if narrow is None else narrow.strike(rows, live)
         return None if strike is None else strike.run(rows, live)
-
-    def _made(self, part: Part) -> Session:
-        return self.spine.chain.engine.prepare_part(part.data, part.stored)
 
 
 def narrowed(spine: Spine, head: Head, prepare: Callable[[Part], Session]) -> Narrow | None:

@@ -51,7 +51,7 @@ class OneSample:
 
     def _prepared(self, part: Part) -> Session:
         self.cost_bytes += part.size_bytes
-        return self.spine.chain.engine.prepare_part(part.data, part.stored)
+        return self.spine.chain.prepare(part)
 
     def scores(self, sample: int, change: Patch | None = None) -> Array:
         """The scored output of one sample ([1, …]), its value struck."""

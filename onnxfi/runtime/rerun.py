@@ -86,10 +86,7 @@ class Rerun:
 
     def _prepared(self, part: Part) -> Session:
         self.cost_bytes += part.size_bytes
-        return self._once(part)
-
-    def _once(self, part: Part) -> Session:
-        return self.spine.chain.engine.prepare_part(part.data, part.stored)
+        return self.spine.chain.prepare(part)
 
     def _opened(self, head: Head, stored: Mapping[str, Array] | None = None, home: Home | None = None) -> OpenHead:
         return OpenHead(self.spine, head, self._prepared, stored or {}, home)
@@ -126,7 +123,7 @@ class Baked(Rerun):
             for number in range(len(head.head.cuts)):
                 here = {home: array for home, array in faulty.items() if head.holds(number, home)}
                 if here and number not in made:
-                    made[number] = self._once(head.part(number, here))
+                    made[number] = self.spine.chain.prepare(head.part(number, here))
         return change.sessions
 
     def _run(self, k: int, change: Change) -> Found:
@@ -314,7 +311,7 @@ class Resumed(Rerun):
         if self.route.baked and 0 not in made:
             with _Struck(self.tensor, change, self.route.home):
                 part = self._part(computed)
-            made[0] = self._once(part)
+            made[0] = self.spine.chain.prepare(part)
         elif not self.route.baked:
             with _Struck(self.tensor, change, self.route.home):
                 feeds |= {name: self._slice(name, computed) for name in self.channels.sliced}

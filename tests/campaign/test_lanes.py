@@ -125,6 +125,18 @@ def test_what_several_need_is_opened_once(here: Path, monkeypatch: pytest.Monkey
     assert {result.route for [result] in found} == {"resumed"} and set(opened.values()) == {1}
 
 
+def test_a_process_that_replaces_a_dead_one_opens_under_its_limit(
+    here: Path, monkeypatch: pytest.MonkeyPatch, interleaved: None
+) -> None:
+    """It has a job from the start, and golden by a run of the whole model: the first trials open what they share."""
+    net(here, "conv", "relu", "depthwise")
+    monkeypatch.setattr(worker, "limit_memory", lambda size: None)
+    _, job, tasks = asked(here, single=True, trials=8)
+    with four() as pool:
+        found = list(pool.map(partial(work, replace(job, memory_bytes=1 << 60)), tasks))
+    assert [result.trial for [result] in found] == list(range(1, 9)) and not any(r.error for [r] in found)
+
+
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(model=nets(), kept_bytes=st.sampled_from([1 << 30, 0]), flying=st.booleans())
 def test_any_network_shared_by_four_threads(
