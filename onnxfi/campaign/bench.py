@@ -107,8 +107,9 @@ class Bench:
         """
         begun = time.perf_counter()
         if not again:
-            first = self._as_it_lies()
-            return self._golden(first), self.opened_s + time.perf_counter() - begun
+            found = self._golden(self._as_it_lies())
+            self.first(found)
+            return found, self.opened_s + time.perf_counter() - begun
         second = self.golden_again().scores
         golden_s = time.perf_counter() - begun
         first = kept if kept is not None and same_bytes(kept, second) else self._as_it_lies()
@@ -117,7 +118,9 @@ class Bench:
             raise CampaignError(
                 "two golden runs differ, so no trial could be told from chance; use --threads 1, or another --provider"
             )
-        return self._golden(first), golden_s
+        found = self._golden(first)
+        self.first(found)
+        return found, golden_s
 
     def _as_it_lies(self) -> Array:
         """Golden's scores from the model's own file."""

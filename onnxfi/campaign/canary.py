@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxfi.campaign.bench import SPLIT, Bench, CampaignError
+from onnxfi.campaign.shortcuts import ShortcutError
 from onnxfi.errors import EngineError
 from onnxfi.faults.models import FaultModel, Set
 from onnxfi.faults.space import Sites, Target
@@ -50,22 +51,51 @@ def prove(bench: Bench, targets: Sequence[Target], asked: Callable[[Target], boo
 
 def notices(bench: Bench, target: Target) -> bool:
     """Whether a canary changes an answer; ShortcutError where a shortcut does not show it."""
-    canary = bench.reach.by_step(set_exponents(target))
-    cuts = bench.reach.steps_of.get(target.id, (target.id,))
-    flown = bench.flown(cuts) if target.in_flight else None
-    golden = bench.first() if flown is None else flown.scores(None, batches=1)
+    seen = changes(bench, target)
+    return held(target, seen, seen and not shown(bench, target))
+
+
+def changes(bench: Bench, target: Target) -> bool:
+    """Whether a canary changes an answer of the whole model."""
+    canary, flown = _canary(bench, target)
     try:
-        struck = bench.scores(bench.struck(canary), batches=1) if flown is None else flown.scores(canary, batches=1)
+        if target.in_flight:
+            whole = bench.flown(flown)
+            return not same_bytes(whole.scores(canary, batches=1), whole.scores(None, batches=1))
+        golden = bench.first()
+        return not same_bytes(bench.scores(bench.struck(canary), batches=1), golden)
     except (EngineError, MemoryError):
-        seen = True
-    else:
-        seen = not same_bytes(struck, golden)
-    if seen and bench.shortcuts is not None:
-        if flown is None:
-            bench.shortcuts.show(canary)
-        elif (rerun := bench.flying(canary, cuts)) is not None:
-            bench.shortcuts.show(canary, rerun, bench.flown_change(canary))
+        return True
+
+
+def shown(bench: Bench, target: Target) -> bool:
+    """Whether the shorter route of a target, where it has one, shows a canary there."""
+    canary, flown = _canary(bench, target)
+    if bench.shortcuts is None:
+        return True
+    rerun = bench.flying(canary, flown) if target.in_flight else bench.shortcuts.of(canary)
+    if rerun is None:
+        return True
+    change = bench.flown_change(canary) if target.in_flight else bench.shortcuts.change(canary)
+    try:
+        return not same_bytes(rerun.scores(0, change), rerun.scores(0))
+    except (EngineError, MemoryError):
+        return True
+
+
+def held(target: Target, seen: bool, blind: bool) -> bool:
+    """Whether it was `seen`; ShortcutError where it was, and the route is `blind` to it."""
+    if seen and blind:
+        raise ShortcutError(
+            f"a canary in {target.id!r} is seen by the whole model, and not by the shorter route of faults there; "
+            f"run the campaign with --route plain"
+        )
     return seen
+
+
+def _canary(bench: Bench, target: Target) -> tuple[Faults, tuple[str, ...]]:
+    """A canary in a target, and the values in flight through which its route leads."""
+    return bench.reach.by_step(set_exponents(target)), bench.reach.steps_of.get(target.id, (target.id,))
 
 
 def may_hang(bench: Bench, target: Target) -> bool:

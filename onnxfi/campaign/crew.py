@@ -197,7 +197,9 @@ class Crew(Executor):
             self._break()
 
     def dismiss(self) -> None:
-        """End the workers at once, whatever they do: what they hold is in no file."""
+        """End the workers at once, whatever they do: what they hold is in no file. Who has done all goes by itself."""
+        if self._over and not any(worker.doing for worker in self._workers):
+            return
         self._break()
         for worker in self._workers:
             worker.process.join()

@@ -31,7 +31,7 @@ from onnxfi.runtime.golden import Chain, GoldenValues, UnlikeError
 from onnxfi.runtime.heads import drift
 from onnxfi.runtime.narrow import FirstPieces
 from onnxfi.runtime.onesample import OneSample
-from onnxfi.runtime.ports import Array, Port, same_bytes
+from onnxfi.runtime.ports import Array, Port
 from onnxfi.runtime.rerun import Baked, Change, Flying, Rerun, Resumed, golden_scores, opened
 from onnxfi.runtime.sharing import claim
 from onnxfi.runtime.spine import Patch, Spine
@@ -301,19 +301,6 @@ class Shortcuts:
                 self._samples[value] = OneSample(self.spine, value, self.output)
             self._samples.move_to_end(value)
             return self._samples[value]
-
-    def show(self, faults: Faults, rerun: Rerun | None = None, change: Change | None = None) -> None:
-        """Hold a route to what the whole model has seen in the first batch; ShortcutError where it sees no change."""
-        rerun = rerun or self.of(faults)
-        try:
-            blind = rerun is not None and same_bytes(rerun.scores(0, change or self.change(faults)), rerun.scores(0))
-        except (EngineError, MemoryError):
-            blind = False
-        if blind and rerun is not None:
-            raise ShortcutError(
-                f"a canary in {faults.targets[0].id!r} is seen by the whole model, and not by the route {rerun.name}; "
-                f"run the campaign with --route plain"
-            )
 
     def change(self, faults: Faults) -> Change:
         """What becomes of the tensors that are struck."""

@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
@@ -176,10 +176,16 @@ def work(job: Job, tasks: list[Task]) -> list[Result]:
     return found
 
 
-def notices(job: Job, target: str, *, watched: bool) -> bool:
-    """Whether a canary in a target is seen in a worker; where it is `watched`, it may not take longer than a trial."""
-    with _held(job) as (bench, _, _), _watched(job) if watched else nullcontext():
+def notices(job: Job, target: str) -> bool:
+    """Whether a canary in a target is seen in a worker, in no more time than a trial may take."""
+    with _held(job) as (bench, _, _), _watched(job):
         return canary.notices(bench, bench.reach.targets[bench.reach.by_id[target]])
+
+
+def shown(job: Job, target: str) -> bool:
+    """Whether the shorter route of a target shows a canary in a worker."""
+    with _held(job) as (bench, _, _):
+        return canary.shown(bench, bench.reach.targets[bench.reach.by_id[target]])
 
 
 _watch = threading.Lock()

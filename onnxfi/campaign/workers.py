@@ -22,7 +22,7 @@ from onnxfi.campaign.outcomes import Golden, failed
 from onnxfi.campaign.spec import Campaign
 from onnxfi.campaign.store import Result
 from onnxfi.campaign.tasks import Task
-from onnxfi.campaign.work import Job, Results, notices, work
+from onnxfi.campaign.work import Job, Results, notices, shown, work
 from onnxfi.faults.space import Target
 from onnxfi.runtime.engines import installed_runtimes, no_cuda
 
@@ -75,7 +75,7 @@ def _survives(job: Job, target: Target) -> bool:
     """Whether a canary is seen, asked in a worker of its own: it may hang or kill the one that asks."""
     crew = _ready(job, Crew)
     try:
-        return crew.submit(notices, job, target.id, watched=True).result()
+        return crew.submit(notices, job, target.id).result()
     except BrokenExecutor:
         return True
     finally:
@@ -83,9 +83,8 @@ def _survives(job: Job, target: Target) -> bool:
 
 
 def asks(bench: Bench, job: Job | None, crew: Executor | None, go: Callable[[], None]) -> Callable[[Target], bool]:
-    """What says whether a canary is seen: one of the `crew`, who needs what it opens; then others may `go`.
-
-    Without a crew it is this process; what could end who is asked (where there is a job) goes to a worker of its own.
+    """What says whether a canary is seen: this process does, and one of the `crew` whether shorter routes show it, who
+    needs what that opens; then others may `go`. What could end who is asked goes to a worker of its own.
     """
 
     def asked(target: Target) -> bool:
@@ -93,9 +92,10 @@ def asks(bench: Bench, job: Job | None, crew: Executor | None, go: Callable[[], 
             return _survives(job, target)
         if job is not None and crew is not None:
             with suppress(BrokenExecutor):
-                seen = crew.submit(notices, job, target.id, watched=False)
+                there = crew.submit(shown, job, target.id)
                 go()
-                return seen.result()
+                seen = canary.changes(bench, target)
+                return canary.held(target, seen, seen and not there.result())
         return canary.notices(bench, target)
 
     return asked

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import io
 import logging
@@ -63,6 +65,7 @@ def main() -> None:
     """Run the command line: exit 0 when done, 2 for bad input, with one line that says what to do."""
     from onnxfi.errors import OnnxfiError
 
+    atexit.register(gc.freeze)  # what is left then goes with the process, and is not looked through before
     for stream in (sys.stdout, sys.stderr):  # what a terminal of another alphabet cannot show is written out
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -186,6 +186,16 @@ def test_dismissed_workers_end_at_once(chores: Any) -> None:
     crew.shutdown()
 
 
+def test_who_has_done_all_is_not_dismissed(chores: Any) -> None:
+    crew = Crew(1)
+    assert crew.submit(int, "3").result() == 3
+    crew.shutdown(wait=False)
+    crew.dismiss()
+    [worker] = crew._workers
+    worker.process.join(LONG)
+    assert worker.process.exitcode == 0, "it went by itself"
+
+
 def test_the_first_crew_takes_who_is_hatched(chores: Any) -> None:
     with hatched():
         [child] = multiprocessing.active_children()

@@ -396,7 +396,7 @@ def test_a_cache_that_forgets_the_fault_is_seen_by_the_canary(
     bench, _ = net_bench
     assert set(prove(bench, strikable(bench))["routes"]) == {"downstream", "resumed"}
     monkeypatch.setattr("onnxfi.runtime.rerun._Struck.__enter__", forgetful)
-    with pytest.raises(ShortcutError, match="is seen by the whole model, and not by the route"):
+    with pytest.raises(ShortcutError, match="is seen by the whole model, and not by the shorter route"):
         prove(bench, strikable(bench))
 
 
