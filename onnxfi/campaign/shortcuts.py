@@ -50,7 +50,8 @@ class ShortcutError(OnnxfiError):
 
 def routes_of(campaign: Campaign, model: Model, reach: Reach, output: str | None, provider: str) -> Routes:
     """The routes of a campaign's trials; ModelError where there can be none, MemoryError where it is too large."""
-    wiring = wire(model, halves=provider != "CPUExecutionProvider")
+    on_cpu = provider == "CPUExecutionProvider"
+    wiring = wire(model, halves=not on_cpu, blocks=on_cpu and campaign.optimization == "all")
     outputs = () if output is None else (output,)
     spikes = fronts(model)
     # Without early stop there is one piece.

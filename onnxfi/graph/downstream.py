@@ -70,7 +70,8 @@ class Wiring:
     """A model's top graph as a net: who makes, who reads.
 
     `proto` is the whole model but for the large stored tensors, which are `weights`: each is in memory once, whatever
-    is cut out of the model. `uncut` are values at which it must not be cut.
+    is cut out of the model. `uncut` are values at which it must not be cut. Where it runs, images lie in `blocks` of
+    channels, or they do not.
     """
 
     proto: onnx.ModelProto = field(repr=False)
@@ -80,6 +81,7 @@ class Wiring:
     homes: Mapping[int, Home] = field(repr=False)
     weights: Mapping[str, NDArray[Any]] = field(repr=False)
     uncut: frozenset[str] = field(default=frozenset(), repr=False)
+    blocks: bool = False
 
     @cached_property
     def users(self) -> dict[str, tuple[int, ...]]:
@@ -116,8 +118,8 @@ class Wiring:
         return self.proto.graph.node[node].op_type == "DequantizeLinear"
 
 
-def wire(model: Model, *, halves: bool = False) -> Wiring:
-    """The net of a model, which may be cut at 16-bit floats (`halves`) or not.
+def wire(model: Model, *, halves: bool = False, blocks: bool = False) -> Wiring:
+    """The net of a model, which may be cut at 16-bit floats (`halves`) or not, and runs in `blocks` of channels or not.
 
     Raises ModelError where it is too large for one message.
     """
@@ -129,7 +131,7 @@ def wire(model: Model, *, halves: bool = False) -> Wiring:
     outer = {*makers, *stored, *(i.name for i in graph.input)}
     reads = tuple((*node.input, *(name for name in captured(node) if name in outer)) for node in graph.node)
     uncut = frozenset() if halves else _halves(model.proto)
-    wiring = Wiring(proto, reads, makers, stored, homes, {}, uncut)
+    wiring = Wiring(proto, reads, makers, stored, homes, {}, uncut, blocks)
     return replace(wiring, weights=_weights(model, wiring))
 
 

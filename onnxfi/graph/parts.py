@@ -13,6 +13,12 @@ from onnxfi.graph.downstream import LARGE_BYTES, Home, Wiring, at, body, hollow
 if TYPE_CHECKING:
     import onnx
 
+#: TensorProto's number of float32.
+_FLOAT = 1
+#: Samples, channels, height and width.
+_IMAGE_DIMS = 4
+#: Operators that runtimes make one with the convolution in front of them.
+ADDS = frozenset(("Add", "Sum"))
 #: A value that is fed: its element type's number, and its shape (None: open).
 Feed = tuple[int, Sequence[int | str | None] | None]
 
@@ -69,7 +75,39 @@ def extract(
                 hollow(tensor)
     if lifted is not None:
         _lift(graph.node[keep.index(lifted.node)], lifted)
+    if wiring.blocks:
+        _block(graph, feeds)
     return Part(made.SerializeToString(), stored)
+
+
+def _block(graph: onnx.GraphProto, feeds: Mapping[str, Feed]) -> None:
+    """Let a part sum as the whole model does, where images lie in blocks of channels.
+
+    On these a runtime makes one of a convolution and what is added to it, and takes means in another order. So what is
+    fed there goes through an operator that runs on blocks and leaves all as it is (but for −0, which becomes 0).
+    """
+    from onnx import helper
+
+    images = {name for name, (kind, shape) in feeds.items() if kind == _FLOAT and len(shape or ()) == _IMAGE_DIMS}
+    makers = {name: node for node in graph.node for name in node.output}
+    given = {o.name for o in graph.output}
+
+    def fed(name: str) -> str:
+        """What a value is made of, one by one of its numbers."""
+        while name in makers and len(makers[name].input) == 1:
+            name = makers[name].input[0]
+        return name
+
+    laid = dict[str, str]()
+    for node in graph.node:
+        of_convolutions = any(n in makers and makers[n].op_type == "Conv" and n not in given for n in node.input)
+        names = [*node.input] if node.op_type in ADDS and of_convolutions else []
+        names += [fed(node.input[0])] if node.op_type == "GlobalAveragePool" else []
+        laid |= {name: f"{name} in blocks" for name in names if name in images}
+    for node in graph.node if laid else ():
+        node.input[:] = [laid.get(name, name) for name in node.input]
+    for name, other in laid.items():
+        graph.node.insert(0, helper.make_node("AveragePool", [name], [other], kernel_shape=[1, 1]))
 
 
 def _held(graph: onnx.GraphProto, nodes: Sequence[int], where: Home) -> onnx.TensorProto:

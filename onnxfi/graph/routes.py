@@ -130,7 +130,7 @@ class Routes:
                 note(head.piece, (*head.takes, *head.fed))
         for head in firsts:
             narrow = self.narrowed(head)
-            note(head.piece, () if narrow is None else (*narrow[1].takes, narrow[0].given, narrow[0].taken))
+            note(head.piece, () if narrow is None else (*narrow[1].takes, *narrow[0].values))
         return tuple(tuple(name for name in some if name not in self.makers) for some in found)
 
     @cached_property

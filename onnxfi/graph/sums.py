@@ -7,19 +7,16 @@ by block, so with blocks of their size the sum has the very bits that the convol
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Container, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Container
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.graph.channels import integer
 from onnxfi.graph.downstream import LARGE_BYTES, Wiring, hollow
-from onnxfi.graph.parts import Part
-
-if TYPE_CHECKING:
-    pass
+from onnxfi.graph.parts import ADDS, Part
 
 #: TensorProto's number of float32.
 _FLOAT = 1
@@ -29,13 +26,22 @@ _LEAST_CHANNELS = 32
 
 @dataclass(frozen=True)
 class Sum:
-    """A convolution: its node, what it takes and gives, its stored weights and bias ("": none)."""
+    """A convolution: its node, what it takes and gives, its stored weights and bias ("": none).
+
+    Where the runtime makes it one with an addition behind it, that is meant as well: what is `added` it sums first.
+    """
 
     node: int
     taken: str
     given: str
     weight: str
     bias: str
+    added: str = ""
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The values that it takes and gives."""
+        return tuple(filter(None, (self.taken, self.added, self.given)))
 
 
 def largest_sum(wiring: Wiring, nodes: Collection[int], taken: Container[str]) -> Sum | None:
@@ -53,7 +59,19 @@ def largest_sum(wiring: Wiring, nodes: Collection[int], taken: Container[str]) -
         plain = integer(node, "group", 1) == 1 and "QuantizeLinear" not in users
         if plain and weight.dims[1] >= _LEAST_CHANNELS and node.output[0] not in wiring.uncut:
             found.append((math.prod(weight.dims), Sum(k, node.input[0], node.output[0], node.input[1], bias)))
-    return max(found, key=lambda one: one[0])[1] if found else None
+    return _with_addition(wiring, nodes, max(found, key=lambda one: one[0])[1]) if found else None
+
+
+def _with_addition(wiring: Wiring, nodes: Collection[int], one: Sum) -> Sum:
+    """The convolution with the addition behind it, where the runtime makes one of both."""
+    users = wiring.users.get(one.given, ())
+    if not wiring.blocks or len(users) != 1 or users[0] not in nodes or one.given in wiring.outputs:
+        return one
+    node = wiring.proto.graph.node[users[0]]
+    others = [name for name in node.input if name != one.given]
+    if node.op_type not in ADDS or len(node.input) != 2 or len(others) != 1 or others[0] in wiring.stored:
+        return one
+    return replace(one, given=node.output[0], added=others[0])
 
 
 def blocks(wiring: Wiring, one: Sum) -> tuple[int, ...]:
@@ -63,9 +81,9 @@ def blocks(wiring: Wiring, one: Sum) -> tuple[int, ...]:
     return tuple(size for size in sizes if size < dims[1])
 
 
-def terms(wiring: Wiring, one: Sum, weight: NDArray[Any], size: int, numbers: Sequence[int]) -> Part:
-    """A model of the terms of these blocks of a convolution with this weight, of `size` channels each: a block is the
-    input `term_input(number)`, its term the output `term_output(number)`."""
+def terms(wiring: Wiring, one: Sum, weight: NDArray[Any], size: int) -> Part:
+    """A model of the terms of a convolution with this weight, of `size` channels each: a block of them is the input
+    `term_input(number)`, its term the output `term_output(number)`."""
     import onnx
     from onnx import helper, numpy_helper
 
@@ -73,7 +91,7 @@ def terms(wiring: Wiring, one: Sum, weight: NDArray[Any], size: int, numbers: Se
     made = onnx.ModelProto(ir_version=max(whole.ir_version, 4))
     made.opset_import.extend(whole.opset_import)
     made.graph.name = "terms"
-    for number in numbers:
+    for number in range(-(-weight.shape[1] // size)):
         node = onnx.NodeProto()
         node.CopyFrom(whole.graph.node[one.node])
         names = term_input(number), f"weight {number}", term_output(number)

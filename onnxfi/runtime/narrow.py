@@ -47,12 +47,14 @@ class Narrow:
         self._size: int | None = None
         #: The batches for which the sum is not golden. By batch, so that it is the same whatever runs first.
         self._unlike: set[int] = set()
-        self._sessions: dict[tuple[int, int], Session] = {}  # by size and block
+        self._sessions: dict[int, Session] = {}  # by size
 
     def strike(self, rows: Rows, values: Mapping[str, Array]) -> Strike | None:
         """What strikes the head, given what differs from golden; None where the convolution runs as a whole."""
         value = values.get(self.one.taken)
         if value is None or rows.alone or self._size == 0 or rows.k in self._unlike or not self.golden.fits:
+            return None
+        if self.one.added in values:
             return None
         try:
             if not self._worth(rows) or (rows.some is not None and not self.head.can(among(len(rows.some)))):
@@ -63,7 +65,7 @@ class Narrow:
             self._unlike.add(rows.k)
             return None
         fed = {name: values[name] for name in self.head.values if name in values}
-        return None if given is None else Strike(self.head, {**fed, self.one.given: given})
+        return None if given is None else Strike(self.head, {**fed, self.one.given: given}, exact=bool(self.one.added))
 
     def _worth(self, rows: Rows) -> bool:
         """Whether the whole convolution takes longer than what is done here instead."""
@@ -81,17 +83,16 @@ class Narrow:
             if self._size is None:
                 self._size = self._size_of_blocks()
             size, golden = self._size, self._terms(rows.k, self._size) if self._size else None
-        if golden is None:
+            session = self._opened(size) if golden is not None else None
+        if golden is None or session is None:
             self._unlike.add(rows.k)
             return None
         struck = dict.fromkeys((differs // size).tolist())
         if not struck or 2 * len(struck) > len(golden):
             return None
-        first = min(struck)
-        before = self._before(rows, size, golden[:first])
-        made = {number: self._term(rows, value, size, number) for number in struck}
-        of = range(first, len(golden))
-        return self._sum([made[n] if n in made else rows.pick_of(partial(_one_of, golden, n)) for n in of], before)
+        made = _struck(session, rows, value, size, [*struck])
+        every = (made[n] if n in made else rows.pick_of(partial(_one_of, golden, n)) for n in range(len(golden)))
+        return self._sum(rows, [*every])
 
     def _size_of_blocks(self) -> int:
         """How many channels the runtime sums at a time; 0 where that is not known, or the terms would take too much."""
@@ -101,6 +102,7 @@ class Narrow:
             many = -(-self._weight.shape[1] // size) * batches
             if many * whole.nbytes * _SHARE <= self.golden.budget_bytes and self._terms(0, size) is not None:
                 return size
+            self._sessions.clear()
         return 0
 
     def _terms(self, k: int, size: int) -> list[Array] | None:
@@ -109,42 +111,53 @@ class Narrow:
         numbers = range(-(-self._weight.shape[1] // size))
         if all(golden.has(k, (name, size, number)) for number in numbers):
             return [golden.kept(k, (name, size, number)) for number in numbers]
-        into, whole = golden.values(k, [self.one.taken, name]).values()
+        into = golden.values(k, [self.one.taken])[self.one.taken]
         feeds = {term_input(n): np.ascontiguousarray(into[:, n * size : (n + 1) * size]) for n in numbers}
-        found = self._opened(size, numbers).run(feeds)
-        made = [found[term_output(number)] for number in numbers]
-        if not same_bytes(self._sum(made), whole):
+        made = [*self._opened(size).run(feeds).values()]
+        if not self._alike(k, self._sum(Rows(golden, k), made)):
             return None
         return [golden.derived(k, (name, size, n), partial(made.__getitem__, n)) for n in numbers]
 
-    def _opened(self, size: int, numbers: Sequence[int]) -> Session:
-        """What computes these terms."""
-        return self._prepare(terms(self.spine.routes.wiring, self.one, self._weight, size, numbers))
+    def _opened(self, size: int) -> Session:
+        """What computes terms of so many channels each."""
+        if size not in self._sessions:
+            self._sessions[size] = self._prepare(terms(self.spine.routes.wiring, self.one, self._weight, size))
+        return self._sessions[size]
 
-    def _term(self, rows: Rows, value: Array, size: int, number: int) -> Array:
-        """The term of a block for values that differ from golden."""
-        if (size, number) not in self._sessions:
-            self._sessions[size, number] = self._opened(size, (number,))
-        run = self._sessions[size, number].run
-        feeds = {term_input(number): np.ascontiguousarray(value[:, number * size : (number + 1) * size])}
-        found = run(feeds) if rows.some is None else padded(run, feeds, len(rows.some))
-        return found[term_output(number)]
+    def _alike(self, k: int, given: Array) -> bool:
+        """Whether the sum of golden's terms is what the convolution gives.
 
-    def _before(self, rows: Rows, size: int, golden: Sequence[Array]) -> Array | None:
-        """The sum of golden's terms in front of a block."""
-        if not golden:
-            return None
+        With an addition behind it, that is no value that a runtime shows: what the head makes of it must be golden.
+        """
+        if not self.one.added:
+            return same_bytes(given, self.golden.values(k, [self.one.given])[self.one.given])
+        rows = Rows(self.golden, k)
+        found = self.head.outputs(rows, {}, Strike(self.head, {self.one.given: given}))
+        return all(same_bytes(found[name], array) for name, array in rows.values(self.head.given).items())
 
-        name = self.one.given, size, "before", len(golden)
-        return rows.pick_of(lambda k: self.golden.derived(k, name, lambda: _added(golden)))
-
-    def _sum(self, of: Sequence[Array], before: Array | None = None) -> Array:
-        """The sum of these terms, those `before` and the bias."""
+    def _sum(self, rows: Rows, of: Sequence[Array]) -> Array:
+        """The sum of these terms, of what is added and of the bias, as the runtime adds them."""
+        added = list(rows.values([self.one.added]).values()) if self.one.added else []
         bias = [] if self._bias is None else [self._bias.reshape(-1, *[1] * (of[0].ndim - 2))]
-        return _added([*([] if before is None else [before]), *of, *bias])
+        return _sum([*added, *of, *bias])
 
 
-def _added(arrays: Sequence[Array]) -> Array:
+def _struck(session: Session, rows: Rows, value: Array, size: int, struck: Sequence[int]) -> dict[int, Array]:
+    """The terms of these blocks for values that differ from golden."""
+    names = [term_output(number) for number in struck]
+    every = {n: value[:, n * size : (n + 1) * size] for n in range(-(-value.shape[1] // size))}
+    # Of the other blocks no sample: a runtime takes all inputs that a model has.
+    none = {term_input(n): block[:0] for n, block in every.items() if n not in struck}
+
+    def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return session.run({**none, **feeds}, names)
+
+    feeds = {term_input(n): np.ascontiguousarray(every[n]) for n in struck}
+    found = run(feeds) if rows.some is None else padded(run, feeds, len(rows.some))
+    return dict(zip(struck, found.values(), strict=True))
+
+
+def _sum(arrays: Sequence[Array]) -> Array:
     """The sum of arrays from the first to the last, in memory of its own."""
     with others(), np.errstate(all="ignore"):
         total = np.array(arrays[0])

@@ -18,9 +18,11 @@ from onnxfi.campaign.shortcuts import Shortcuts
 from onnxfi.campaign.spec import Campaign
 from onnxfi.graph.downstream import wire
 from onnxfi.graph.model import load
+from onnxfi.graph.routes import Head
 from onnxfi.graph.sums import largest_sum
 from onnxfi.runtime import narrow
 from onnxfi.runtime.engines import OrtEngine
+from onnxfi.runtime.heads import OpenHead
 from onnxfi.runtime.narrow import FirstPieces, Narrow
 from onnxfi.runtime.ports import same_bytes
 from onnxfi.runtime.spine import Rows
@@ -135,11 +137,50 @@ def test_the_sum_has_the_bits_of_the_convolution(tmp_path: Path, how: Mapping[st
             assert np.array_equal(np.isnan(given), ~finite) and same_bytes(given[finite], known[finite])
 
 
+@pytest.mark.parametrize("how", [{}, {"bias": False}, {"channels": 48}, {"strides": [2, 2]}], ids=str)
+def test_pieces_have_the_bits_of_golden(tmp_path: Path, how: Mapping[str, Any]) -> None:
+    file = net(tmp_path, **how)
+    for optimization in ("all", "extended", "basic", "off"):
+        given: dict[str, Any] = {"single": True, "trials": 4, "provider": "cpu", "optimization": optimization}
+        bench = Bench.open(Campaign(file, str(tmp_path / "d.npz"), batch=8, **given))
+        pieces = bench.golden_in_pieces()
+        assert pieces is not None and same_bytes(pieces.scores, bench.golden()[0].scores), optimization
+        assert bench.shortcuts is not None and len(bench.shortcuts.routes.pieces) > 1
+
+
+def test_what_is_added_is_summed_first(tmp_path: Path) -> None:
+    net(tmp_path)
+    found = shortcuts(tmp_path)
+    one = opened(found, "w1")
+    assert one is not None and one.one.added == "r0"
+    for k, some in ((0, None), (0, (6, 1)), (1, None)):
+        rows = Rows(found.golden, k, None if some is None else tuple((k, row, row) for row in some))
+        value = np.array(rows.values(["r1"])["r1"])
+        value[:, 5] *= np.float32(-1.5)
+        strike = one.strike(rows, {"r1": value})
+        if one._size == 0:
+            pytest.skip("this machine sums in another order")
+        assert strike is not None and strike.exact
+        whole = found.spine.chain.prepare(
+            OpenHead(found.spine, one_with(found, "r1"), found.spine.chain.prepare, {}).part(0)
+        )
+        known = whole.run({"r1": value, "r0": rows.values(["r0"])["r0"]})
+        assert all(same_bytes(array, known[name]) for name, array in strike.run(rows, {}).items())
+        assert one.strike(rows, {"r1": value, "r0": value}) is None, "what is added differs as well"
+
+
+def one_with(found: Shortcuts, value: str) -> Head:
+    """What a fault in a value in flight meets in its piece."""
+    heads = found.routes.in_flight([value])
+    assert heads is not None
+    return heads[0]
+
+
 def test_a_convolution_that_sees_many_channels_runs_as_a_whole(tmp_path: Path) -> None:
     net(tmp_path)
     found = shortcuts(tmp_path)
     one = opened(found, "w1")
-    assert one is not None and one.one.given == "c2"
+    assert one is not None and one.one.given == "s"
     rows = Rows(found.golden, 0)
     value = rows.values(["r1"])["r1"]
     assert one.strike(rows, {"r1": value + 1}) is None
