@@ -34,8 +34,8 @@ ORT_TYPES: Mapping[str, tuple[str, int | None]] = MappingProxyType(
     }
 )
 ONNX_NUMBER = {name: number for name, number in ORT_TYPES.values() if number is not None}
-#: Words that are compared first.
-_GLANCE = 1024
+#: Words that are compared first, and at a time.
+_GLANCE, _LOOK = 1 << 10, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,17 @@ def same_bytes(one: Array, other: Array) -> bool:
     """Whether two arrays have the same type, shape and bytes."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    if one is other:
-        return True
-    ours, theirs = words_of(one).reshape(-1), words_of(other).reshape(-1)
-    # Values that differ mostly do so from the start.
-    return bool((ours[:_GLANCE] == theirs[:_GLANCE]).all()) and bool((ours == theirs).all())
+    return one is other or _equal(words_of(one).reshape(-1), words_of(other).reshape(-1))
+
+
+def _equal(ours: Array, theirs: Array) -> bool:
+    """Whether rows of words are equal, looked at piece by piece: what differs mostly does so from the start."""
+    at, step = 0, _GLANCE
+    while at < len(ours):
+        if not (ours[at : at + step] == theirs[at : at + step]).all():
+            return False
+        at, step = at + step, _LOOK
+    return True
 
 
 def same_by(one: Array, other: Array, axis: int) -> NDArray[np.bool_]:
@@ -181,9 +187,7 @@ def same_by(one: Array, other: Array, axis: int) -> NDArray[np.bool_]:
         return np.zeros(one.shape[axis], np.bool_)
     ours, theirs, along = words_of(one), words_of(other), axis % one.ndim
     if along == 0 and one.size > len(one) * _GLANCE:
-        ours, theirs = ours.reshape(len(one), -1), theirs.reshape(len(one), -1)
-        found = np.asarray((ours[:, :_GLANCE] == theirs[:, :_GLANCE]).all(1))
-        found[found] = [bool((ours[row] == theirs[row]).all()) for row in np.flatnonzero(found)]
-        return found
+        rows = zip(ours.reshape(len(one), -1), theirs.reshape(len(one), -1), strict=True)
+        return np.array([_equal(*row) for row in rows])
     equal = ours == theirs
     return np.asarray(equal.all(axis=tuple(a for a in range(equal.ndim) if a != along)))

@@ -61,12 +61,14 @@ class Taken:
 def figures(trials: int) -> dict[str, Figure]:
     """The figures by name."""
     single = ("--single", "--trials", str(trials))
+    layered = ("--single", "--margin", LAYER_MARGIN, "--per", "layer")
     return {
         "network": Figure(single, 0.20),
-        "layers": Figure(("--single", "--margin", LAYER_MARGIN, "--per", "layer"), 0.45),
+        "layers": Figure(layered, 0.45),
         "network, one worker": Figure(single, workers=1),
+        "layers, one worker": Figure(layered, workers=1),
         "network, plain route": Figure(("--single", "--trials", str(max(10, trials // 25)), "--route", "plain")),
-        "activations": Figure(("--target", "activations", *single), 0.25),
+        "activations": Figure(("--target", "activations", *single), 0.15),
         "sweep": Figure(("--ber", "1e-8:1e-4", "--repeat", "20"), 1.10, batches=8),
     }
 
@@ -199,9 +201,10 @@ def main() -> None:
     wanted = {name: every[name] for name in given.only} if given.only else every
     golden_s, taken = take(given.model, wanted, given.rounds, given.batch)
     fine = show(golden_s, taken, wanted)
-    if {"network", "network, one worker"} <= taken.keys():
-        pairs = zip(taken["network, one worker"].trial_s, taken["network"].trial_s, strict=True)
-        print(f"two workers against one: {statistics.median(one / two for one, two in pairs):.2f} x")
+    for name in ("network", "layers"):
+        if {name, f"{name}, one worker"} <= taken.keys():
+            pairs = zip(taken[f"{name}, one worker"].trial_s, taken[name].trial_s, strict=True)
+            print(f"two workers against one, {name}: {statistics.median(one / two for one, two in pairs):.2f} x")
     if given.peers:
         ran = subprocess.run([given.peers, str(PEERS), str(given.batch)], capture_output=True, text=True, check=True)
         for name, ratio in json.loads(ran.stdout.splitlines()[-1]).items():
