@@ -25,6 +25,8 @@ def begin() -> None:
     import multiprocessing
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # The threads of numpy's BLAS, which is not asked for anything here, spin at first: 0.1 s of a core in each worker.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
@@ -37,6 +39,22 @@ def begin() -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Hold Ctrl-C back meanwhile: a process begins with what is held back where it is started."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # else it starts with the process, and lets Ctrl-C come before that has begun
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _serve(pipe: Any) -> None:
@@ -103,7 +121,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs,))
-        process.start()
+        with _held_back():
+            process.start()
         atexit.register(process.kill)  # a daemon would end too, but its data could have no processes of its own
         theirs.close()
         return cls(process, ours, 0)

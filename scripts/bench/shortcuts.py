@@ -1,11 +1,11 @@
 """What each shortcut of a campaign gains: the same trials with shortcuts added one by one, in one process.
 
-    python scripts/bench/shortcuts.py MODEL… [--trials 120] [--batch 8] [--threads 1]
+    python scripts/bench/shortcuts.py MODEL… [--trials 120] [--layers] [--batch 8] [--threads 1]
 
-The trials are single faults in stored words, uniform over the network, on one batch of made-up inputs. Each variant
-runs all of them once, so that sessions are open and golden values at hand, and then once more, timed. Reported is the
-CPU time of a trial against a golden run of the same batch on as many threads. `plain` runs a tenth of the trials, since
-each makes a session of the whole model.
+The trials are single faults in stored words, uniform over the network, or six in each layer (`--layers`), on one batch
+of made-up inputs. Each variant runs all of them once, so that sessions are open and golden values at hand, and then
+once more, timed. Reported is the CPU time of a trial against a golden run of the same batch on as many threads. `plain`
+runs a tenth of the trials, since each makes a session of the whole model.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from onnxfi.runtime.engines import OrtEngine
 from onnxfi.runtime.narrow import Narrow
 from onnxfi.runtime.spine import Spine
 
+#: The margin at which a layer of a large network gets 6 trials.
+LAYER_MARGIN = 0.526
 #: What a variant leaves out, by the name of the function and what stands in its place.
 Without = tuple[tuple[object, str, Callable[..., object]], ...]
 WHOLE_OPERATOR = (Routes, "_route", lambda self, whole: whole)
@@ -83,6 +85,7 @@ def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("models", nargs="+", type=Path)
     parse.add_argument("--trials", type=int, default=120)
+    parse.add_argument("--layers", action="store_true")
     parse.add_argument("--batch", type=int, default=8)
     parse.add_argument("--threads", type=int, default=1)
     given = parse.parse_args()
@@ -91,10 +94,10 @@ def main() -> None:
             inputs = OrtEngine(provider="cpu").prepare(model).inputs
             data = Path(folder) / "data.npz"
             np.savez(data, **{p.name: made_up(p, given.batch) for p in inputs})
+            which = {"per": "layer", "margin": LAYER_MARGIN} if given.layers else {"trials": given.trials}
             campaign = Campaign(
-                str(model), str(data), single=True, trials=given.trials, batch=given.batch, provider="cpu",
-                threads=given.threads,
-            )  # fmt: skip
+                str(model), str(data), single=True, batch=given.batch, provider="cpu", threads=given.threads, **which
+            )
             for name, (route, without) in VARIANTS.items():
                 golden_s, trial_s, routes = variant(campaign, route, without, together=name in TOGETHER)
                 said = ", ".join(f"{n} {route}" for route, n in sorted(routes.items(), key=str))

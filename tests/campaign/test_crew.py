@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import operator
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from onnxfi.campaign import crew as crews
 from onnxfi.campaign.crew import Crew, begun, hatched, lasting
 
 #: Seconds that nobody waits in vain, unless a test fails.
@@ -209,6 +211,17 @@ def test_the_first_crew_takes_who_is_hatched(chores: Any) -> None:
         assert len(multiprocessing.active_children()) == 1
         with begun(0, int) as none:
             assert none is None
+
+
+def test_ctrl_c_does_not_reach_who_just_begins() -> None:
+    with hatched():
+        [worker] = crews._spare
+        for _ in range(20):
+            os.kill(worker.process.pid, signal.SIGINT)
+            time.sleep(0.01)
+        crew = Crew(1)
+        assert crew.submit(int, "3").result() == 3
+        crew.shutdown()
 
 
 def test_a_lasting_crew_is_lent_and_made_anew_where_it_has_died() -> None:
