@@ -315,6 +315,10 @@ class Bench:
                 self._flown[key] = made
             return self._flown[key]
 
+    def let_go(self) -> None:
+        """Close what is open for trials, which others run."""
+        self._flown.clear()
+
     def _faults(self, header: Header, lines: Sequence[str]) -> Faults:
         reader = Lines(header, self.reach.targets, "the store", lambda: self.reach.listed(header))
         [(_, faults)] = reader.trials(enumerate(lines, 1))

@@ -95,6 +95,7 @@ def asks(bench: Bench, job: Job | None, crew: Executor | None, go: Callable[[], 
                 there = crew.submit(shown, job, target.id)
                 go()
                 seen = canary.changes(bench, target)
+                bench.let_go()
                 return canary.held(target, seen, seen and not there.result())
         return canary.notices(bench, target)
 

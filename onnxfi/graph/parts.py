@@ -93,13 +93,15 @@ def _block(graph: onnx.GraphProto, feeds: Mapping[str, Feed]) -> None:
     given = {o.name for o in graph.output}
 
     def fed(name: str) -> str:
-        """What a value is made of, one by one of its numbers."""
-        while name in makers and len(makers[name].input) == 1:
+        """What a value is made of, by operators that take nothing else."""
+        for _ in graph.node:  # in a circle no end would come
+            if name not in makers or len(makers[name].input) != 1:
+                break
             name = makers[name].input[0]
         return name
 
     laid = dict[str, str]()
-    for node in graph.node:
+    for node in (node for node in graph.node if node.domain in ("", "ai.onnx")):
         of_convolutions = any(n in makers and makers[n].op_type == "Conv" and n not in given for n in node.input)
         names = [*node.input] if node.op_type in ADDS and of_convolutions else []
         names += [fed(node.input[0])] if node.op_type == "GlobalAveragePool" else []

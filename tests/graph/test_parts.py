@@ -1,0 +1,66 @@
+"""Parts: models of some nodes of another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx.parser
+import pytest
+
+from onnxfi.graph.downstream import wire
+from onnxfi.graph.model import load
+from onnxfi.graph.parts import extract
+
+BLOCK = """
+<ir_version: 10, opset_import: ["" : 20]>
+block (float[N,16,5,5] x) => (float[N,16,1,1] y) <float[16,16,1,1] w> {
+  c = Conv(x, w)
+  s = Add(c, x)
+  r = Relu(s)
+  y = GlobalAveragePool(r)
+}
+"""
+SHAPE = (1, ["N", 16, 5, 5])
+
+
+def operators(
+    folder: Path, nodes: list[int], feeds: list[str], outputs: list[str], *, blocks: bool = True
+) -> list[str]:
+    """The operators of a part of the block that is fed these images."""
+    model = onnx.parser.parse_model(BLOCK)
+    model.graph.initializer.append(onnx.helper.make_tensor("w", 1, [16, 16, 1, 1], [0.5] * 256))
+    onnx.save(model, folder / "block.onnx")
+    part = extract(wire(load(folder / "block.onnx"), blocks=blocks), nodes, dict.fromkeys(feeds, SHAPE), outputs)
+    return [node.op_type for node in onnx.ModelProto.FromString(part.data).graph.node]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "feeds", "outputs", "laid"),
+    [
+        ([0, 1, 2, 3], ["x"], ["y"], 1),
+        ([0, 1], ["x"], ["s"], 1),
+        ([0, 1], ["x"], ["c", "s"], 0),
+        ([1, 2], ["c", "x"], ["r"], 0),
+        ([0], ["x"], ["c"], 0),
+        ([2, 3], ["s"], ["y"], 1),
+        ([3], ["r"], ["y"], 1),
+    ],
+    ids=str,
+)
+def test_images_lie_in_blocks_where_that_makes_sums_others(
+    tmp_path: Path, nodes: list[int], feeds: list[str], outputs: list[str], laid: int
+) -> None:
+    found = operators(tmp_path, nodes, feeds, outputs)
+    assert found.count("AveragePool") == laid and len(found) == len(nodes) + laid
+    assert "AveragePool" not in operators(tmp_path, nodes, feeds, outputs, blocks=False)
+
+
+def test_a_circle_has_an_end(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(BLOCK)
+    model.graph.initializer.append(onnx.helper.make_tensor("w", 1, [16, 16, 1, 1], [0.5] * 256))
+    model.graph.node[2].input[0] = "t"
+    model.graph.node.append(onnx.helper.make_node("Relu", ["r"], ["t"]))
+    onnx.save(model, tmp_path / "circle.onnx")
+    part = extract(wire(load(tmp_path / "circle.onnx"), blocks=True), [2, 3, 4], {"x": SHAPE}, ["y"])
+    assert len(onnx.ModelProto.FromString(part.data).graph.node) == 3
