@@ -28,4 +28,6 @@ def main(armed_file: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit("name the armed file: python examples/armed_file.py armed.onnx")
     main(sys.argv[1])
