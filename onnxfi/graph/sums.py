@@ -63,13 +63,18 @@ def largest_sum(wiring: Wiring, nodes: Collection[int], taken: Container[str]) -
 
 
 def _with_addition(wiring: Wiring, nodes: Collection[int], one: Sum) -> Sum:
-    """The convolution with the addition behind it, where the runtime makes one of both."""
+    """The convolution with the addition behind it, where the runtime makes one of both.
+
+    Only what these nodes do not make themselves: what they make of a struck value is golden no more.
+    """
     users = wiring.users.get(one.given, ())
     if not wiring.blocks or len(users) != 1 or users[0] not in nodes or one.given in wiring.outputs:
         return one
     node = wiring.proto.graph.node[users[0]]
     others = [name for name in node.input if name != one.given]
     if node.op_type not in ADDS or len(node.input) != 2 or len(others) != 1 or others[0] in wiring.stored:
+        return one
+    if wiring.makers.get(others[0]) in nodes:
         return one
     return replace(one, given=node.output[0], added=others[0])
 

@@ -45,8 +45,9 @@ class Narrow:
         self._bias = array_of(wiring, Home(one.bias)) if one.bias else None
         #: Channels that are summed at a time, as the first batch says (0: none; None: it was not asked yet).
         self._size: int | None = None
-        #: The batches for which the sum is not golden. By batch, so that it is the same whatever runs first.
-        self._unlike: set[int] = set()
+        #: The batches for which the sum is golden, and for which not. By batch, so that it is the same whatever runs
+        #: first.
+        self._alike_in, self._unlike = set[int](), set[int]()
         self._sessions: dict[int, Session] = {}  # by size
 
     def strike(self, rows: Rows, values: Mapping[str, Array]) -> Strike | None:
@@ -59,7 +60,8 @@ class Narrow:
         try:
             if not self._worth(rows) or (rows.some is not None and not self.head.can(among(len(rows.some)))):
                 return None
-            self.head.disarmed(Rows(self.golden, rows.k))
+            if not self.one.added:
+                self.head.disarmed(Rows(self.golden, rows.k))
             given = self._given(rows, value)
         except (EngineError, MemoryError):  # nothing of this is the fault's doing
             self._unlike.add(rows.k)
@@ -110,12 +112,15 @@ class Narrow:
         golden, name = self.golden, self.one.given
         numbers = range(-(-self._weight.shape[1] // size))
         if all(golden.has(k, (name, size, number)) for number in numbers):
-            return [golden.kept(k, (name, size, number)) for number in numbers]
-        into = golden.values(k, [self.one.taken])[self.one.taken]
-        feeds = {term_input(n): np.ascontiguousarray(into[:, n * size : (n + 1) * size]) for n in numbers}
-        made = [*self._opened(size).run(feeds).values()]
-        if not self._alike(k, self._sum(Rows(golden, k), made)):
-            return None
+            made = [golden.kept(k, (name, size, number)) for number in numbers]
+        else:
+            into = golden.values(k, [self.one.taken])[self.one.taken]
+            feeds = {term_input(n): np.ascontiguousarray(into[:, n * size : (n + 1) * size]) for n in numbers}
+            made = [*self._opened(size).run(feeds).values()]
+        if k not in self._alike_in:  # another head's terms are the same, what it makes of their sum may be not
+            if not self._alike(k, self._sum(Rows(golden, k), made)):
+                return None
+            self._alike_in.add(k)
         return [golden.derived(k, (name, size, n), partial(made.__getitem__, n)) for n in numbers]
 
     def _opened(self, size: int) -> Session:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,48 @@ def test_what_is_added_is_summed_first(tmp_path: Path) -> None:
         known = whole.run({"r1": value, "r0": rows.values(["r0"])["r0"]})
         assert all(same_bytes(array, known[name]) for name, array in strike.run(rows, {}).items())
         assert one.strike(rows, {"r1": value, "r0": value}) is None, "what is added differs as well"
+
+
+def branches(folder: Path, other: str) -> str:
+    """A convolution of an image, and what another operator makes of the same image is added: both differ with it."""
+    weights = {
+        "w0": numbers(64, 3, 3, 3, seed=1), "w1": numbers(64, 64, 3, 3, seed=3), "w2": numbers(64, 64, 1, 1, seed=5),
+        "w3": numbers(64, 10, seed=7),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["c0"], pads=[1] * 4),
+        helper.make_node("Relu", ["c0"], ["r0"]),
+        helper.make_node("Conv", ["r0", "w1"], ["c1"], pads=[1] * 4),
+        *([] if other == "" else [helper.make_node(other, ["r0", *(["w2"] if other == "Conv" else [])], ["c2"])]),
+        helper.make_node("Add", ["c1", "c2" if other else "r0"], ["s"]),
+        helper.make_node("Relu", ["s"], ["r1"]),
+        helper.make_node("GlobalAveragePool", ["r1"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "w3"], ["y"]),
+    ]
+    kept = [numpy_helper.from_array(a, name) for name, a in weights.items() if name != "w2" or other == "Conv"]
+    ports = [helper.make_tensor_value_info("x", 1, ["N", 3, 9, 9])], [helper.make_tensor_value_info("y", 1, ["N", 10])]
+    graph = helper.make_graph(nodes, "net", *ports, kept)
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)]), folder / "net.onnx")
+    np.savez(folder / "d.npz", x=numbers(12, 3, 9, 9, seed=9), labels=np.arange(12) % 10)
+    return str(folder / "net.onnx")
+
+
+@pytest.mark.parametrize("other", ["Conv", "Tanh", ""])
+def test_what_is_added_and_differs_itself_is_not_golden(tmp_path: Path, other: str) -> None:
+    how: dict[str, Any] = {
+        "single": True,
+        "trials": 60,
+        "provider": "cpu",
+        "batch": 8,
+        "include": ("w0",),
+        "bits": "20-30",
+    }
+    wanted = Campaign(branches(tmp_path, other), str(tmp_path / "d.npz"), **how)
+    found = {r.trial: r.metrics for r in run(wanted, tmp_path / "short.db")}
+    plain = {r.trial: r.metrics for r in run(replace(wanted, route="plain"), tmp_path / "plain.db")}
+    for trial, metrics in found.items():
+        assert float(metrics["max_abs"]) == pytest.approx(float(plain[trial]["max_abs"]), rel=1e-3, abs=1e-6), trial
 
 
 def one_with(found: Shortcuts, value: str) -> Head:
