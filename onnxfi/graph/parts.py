@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import onnx
 
 #: TensorProto's number of float32.
-_FLOAT = 1
+FLOAT = 1
 #: Samples, channels, height and width.
 _IMAGE_DIMS = 4
 #: Operators that runtimes make one with the convolution in front of them.
@@ -88,7 +88,7 @@ def _block(graph: onnx.GraphProto, feeds: Mapping[str, Feed]) -> None:
     """
     from onnx import helper
 
-    images = {name for name, (kind, shape) in feeds.items() if kind == _FLOAT and len(shape or ()) == _IMAGE_DIMS}
+    images = {name for name, (kind, shape) in feeds.items() if kind == FLOAT and len(shape or ()) == _IMAGE_DIMS}
     makers = {name: node for node in graph.node for name in node.output}
     given = {o.name for o in graph.output}
 

@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 
 from onnxfi.graph.channels import integer
 from onnxfi.graph.downstream import LARGE_BYTES, Wiring, hollow
-from onnxfi.graph.parts import ADDS, Part
+from onnxfi.graph.parts import ADDS, FLOAT, Part
 
-#: TensorProto's number of float32.
-_FLOAT = 1
 #: Input channels from which on there is something to be left out.
 _LEAST_CHANNELS = 32
 
@@ -52,7 +50,7 @@ def largest_sum(wiring: Wiring, nodes: Collection[int], taken: Container[str]) -
         if node.op_type != "Conv" or node.domain not in ("", "ai.onnx") or node.input[0] not in taken:
             continue
         weight, bias = wiring.stored.get(node.input[1]), node.input[2] if len(node.input) > 2 else ""
-        if weight is None or weight.data_type != _FLOAT or (bias and bias not in wiring.stored):
+        if weight is None or weight.data_type != FLOAT or (bias and bias not in wiring.stored):
             continue
         # What is quantised behind it the runtime fuses with it.
         users = {wiring.proto.graph.node[u].op_type for u in wiring.users.get(node.output[0], ())}
@@ -111,7 +109,7 @@ def terms(wiring: Wiring, one: Sum, weight: NDArray[Any], size: int) -> Part:
             hollow(made.graph.initializer[-1])
             stored[names[1]] = mine
         shape = [None, mine.shape[1], *[None] * (weight.ndim - 2)]
-        made.graph.input.append(helper.make_tensor_value_info(names[0], _FLOAT, shape))
+        made.graph.input.append(helper.make_tensor_value_info(names[0], FLOAT, shape))
         made.graph.output.append(onnx.ValueInfoProto(name=names[2]))
     return Part(made.SerializeToString(), stored)
 

@@ -48,7 +48,7 @@ class Narrow:
         #: The batches for which the sum is golden, and for which not. By batch, so that it is the same whatever runs
         #: first.
         self._alike_in, self._unlike = set[int](), set[int]()
-        self._sessions: dict[int, Session] = {}  # by size
+        self._session: Session | None = None
 
     def strike(self, rows: Rows, values: Mapping[str, Array]) -> Strike | None:
         """What strikes the head, given what differs from golden; None where the convolution runs as a whole."""
@@ -104,7 +104,7 @@ class Narrow:
             many = -(-self._weight.shape[1] // size) * batches
             if many * whole.nbytes * _SHARE <= self.golden.budget_bytes and self._terms(0, size) is not None:
                 return size
-            self._sessions.clear()
+            self._session = None
         return 0
 
     def _terms(self, k: int, size: int) -> list[Array] | None:
@@ -125,9 +125,9 @@ class Narrow:
 
     def _opened(self, size: int) -> Session:
         """What computes terms of so many channels each."""
-        if size not in self._sessions:
-            self._sessions[size] = self._prepare(terms(self.spine.routes.wiring, self.one, self._weight, size))
-        return self._sessions[size]
+        if self._session is None:
+            self._session = self._prepare(terms(self.spine.routes.wiring, self.one, self._weight, size))
+        return self._session
 
     def _alike(self, k: int, given: Array) -> bool:
         """Whether the sum of golden's terms is what the convolution gives.
