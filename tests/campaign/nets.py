@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from tiny import chance
 
+from onnxfi.faults.models import parse_fault
+from onnxfi.faults.space import Sites, Target
+from onnxfi.faults.trials import Faults
+
 CHANNELS, SIDE, CLASSES = 16, 4, 5
 STEPS = ("conv", "relu", "skip", "norm", "branch", "loop", "scan", "quantised", "shared", "constant", "depthwise")
 
@@ -138,3 +142,10 @@ def nets(draw: st.DrawFn) -> onnx.ModelProto:
     for kind, at, other in draw(st.lists(row, min_size=1, max_size=8)):
         net.step(kind, at, other)
     return net.model(draw(st.lists(st.integers(0, 8), max_size=2)))
+
+
+def flips(targets: Sequence[Target], picks: Sequence[tuple[int, int]]) -> Faults:
+    """A flip in each of these targets: any element, any bit."""
+    rows = [(k, i % t.size, b % t.word.bits) for k, (t, (i, b)) in enumerate(zip(targets, picks, strict=True))]
+    columns = [np.array(c, d) for c, d in zip(zip(*rows, strict=True), (np.int64, np.int64, np.int16), strict=True)]
+    return Faults(tuple(targets), Sites(*columns), (parse_fault("flip"),))

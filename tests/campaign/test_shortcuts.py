@@ -13,7 +13,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import STEPS, Net, nets
+from nets import STEPS, Net, flips, nets
 from tiny import chance, ran, save
 
 from onnxfi.campaign.bench import Bench
@@ -22,8 +22,7 @@ from onnxfi.campaign.outcomes import Golden
 from onnxfi.campaign.plan import make_plan
 from onnxfi.campaign.shortcuts import ShortcutError
 from onnxfi.campaign.spec import Campaign
-from onnxfi.faults.models import parse_fault
-from onnxfi.faults.space import Sites, Target
+from onnxfi.faults.space import Target
 from onnxfi.faults.trials import Faults
 from onnxfi.runtime.engines import OrtSession
 from onnxfi.runtime.evaluation import stacked
@@ -42,13 +41,6 @@ def bench_of(model: onnx.ModelProto, folder: Path, **more: Any) -> Bench:
     np.savez(folder / "x.npz", x=chance(more.get("samples", SAMPLES), 16, 4, 4, seed=7))
     given = {"single": True, "trials": 1, "batch": 2, "optimization": "off", **more}
     return Bench.open(Campaign(str(folder / "net.onnx"), str(folder / "x.npz"), **given))
-
-
-def flips(targets: Sequence[Target], picks: Sequence[tuple[int, int]]) -> Faults:
-    """A flip in each of these targets: any element, any bit."""
-    rows = [(k, i % t.size, b % t.word.bits) for k, (t, (i, b)) in enumerate(zip(targets, picks, strict=True))]
-    columns = [np.array(c, d) for c, d in zip(zip(*rows, strict=True), (np.int64, np.int64, np.int16), strict=True)]
-    return Faults(tuple(targets), Sites(*columns), (parse_fault("flip"),))
 
 
 def routed(bench: Bench, faults: Faults) -> tuple[str, np.ndarray | None]:

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from nets import flips
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
@@ -291,3 +294,55 @@ def test_campaigns_come_to_the_same_with_and_without(tmp_path: Path, monkeypatch
         assert sum(made) > 20 or target == "activations"
         monkeypatch.setattr(Narrow, "strike", lambda self, *given: None)
         assert found == [(r.trial, r.outcome, r.metrics, r.route) for r in run(wanted, tmp_path / f"{target}2.db")]
+
+
+@st.composite
+def images(draw: st.DrawFn) -> onnx.ModelProto:
+    """A network of convolutions, with something added to most of them, and activations."""
+    nodes, weights = list[onnx.NodeProto](), {"w": numbers(32, 3, 3, 3, seed=1)}
+
+    def given(kind: str, *taken: str, **how: Any) -> str:
+        nodes.append(helper.make_node(kind, taken, [f"v{len(nodes)}"], **how))
+        return str(nodes[-1].output[0])
+
+    def convolved(value: str) -> str:
+        name = f"w{len(nodes)}"
+        weights[name] = numbers(32, 32, 3, 3, seed=len(nodes) + 2)
+        return given("Conv", value, name, pads=[1] * 4)
+
+    values = [given("Conv", "x", "w", pads=[1] * 4)]
+    for _ in range(draw(st.integers(1, 4))):
+        value, made = values[-1], convolved(values[-1])
+        other = draw(st.sampled_from(["none", "itself", "earlier", "Tanh", "Conv"]))
+        if other != "none":
+            beside = {"itself": value, "earlier": draw(st.sampled_from(values))}.get(other)
+            beside = beside or (convolved(value) if other == "Conv" else given("Tanh", value))
+            made = given("Add", *draw(st.permutations([made, beside])))
+        values.append(given("Relu", made) if draw(st.booleans()) else made)
+    given("GlobalAveragePool", values[-1])
+    nodes.append(helper.make_node("Flatten", [nodes[-1].output[0]], ["y"]))
+    ports = [helper.make_tensor_value_info("x", 1, ["N", 3, 6, 6])], [helper.make_tensor_value_info("y", 1, ["N", 32])]
+    graph = helper.make_graph(nodes, "net", *ports, [numpy_helper.from_array(a, name) for name, a in weights.items()])
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(model=images(), bit=st.integers(21, 27))  # behind it another order of sums may overflow
+def test_networks_with_optimisation_come_to_what_the_whole_comes_to(
+    model: onnx.ModelProto, bit: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("net")
+    onnx.save(model, folder / "net.onnx")
+    np.savez(folder / "d.npz", x=numbers(5, 3, 6, 6, seed=9))
+    how: dict[str, Any] = {"single": True, "trials": 4, "provider": "cpu", "batch": 5}
+    bench = Bench.open(Campaign(str(folder / "net.onnx"), str(folder / "d.npz"), **how))
+    golden = bench.golden()[0].scores
+    assert bench.shortcuts is not None
+    for target in bench.model.targets:
+        faults = flips([target], [(target.size // 2, bit)])
+        rerun = bench.shortcuts.of(faults)
+        if rerun is None:  # it reaches no output
+            continue
+        found, whole = rerun.scores(0, bench.shortcuts.change(faults)), bench.scores(bench.struck(faults))
+        near = 1e-5 * max(1.0, float(np.abs(whole).max()), float(np.abs(golden).max()))
+        assert np.abs(found - whole).max() <= near, (target.id, rerun.name)
