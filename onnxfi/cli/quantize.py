@@ -111,7 +111,7 @@ def _document(
         "format": r.format or None, "weights": r.weights or None, "activations": r.activations or None, "per_channel": r.per_channel,
         "calibration": r.calibration or None, "size_before_bytes": done.size_before_bytes, "size_after_bytes": done.size_after_bytes,
         "quantised": [{"op": op, "tensors": n} for op, n in done.layers.items()], "left_in_float": [{"node": node, "op": op} for node, op in done.left], "excluded": list(done.excluded),
-        "words": done.words, "clipped": done.clipped, "flushed": done.flushed, "notes": list(done.notes),
+        "words": done.words, "clipped": done.clipped, "flushed": done.flushed, "relative_error": done.relative_error, "notes": list(done.notes),
     }  # fmt: skip
     if golden is not None and after is not None:
         values |= {"before": golden.summary(), "after": after.summary()}
@@ -139,6 +139,8 @@ def _print(model: str, done: Quantised, golden: Evaluation | None, after: Evalua
         )
         say(f"left in float, since this mode cannot quantise it: {named}")
     say(f"of {count(done.words, 'stored number')} {done.clipped:,} were clipped and {done.flushed:,} flushed to zero")
+    if done.relative_error is not None:
+        say(f"outputs differ from the float model's by {done.relative_error:.2%} (relative L2)")
     rows: list[tuple[str, ...]] = [("size, bytes", f"{done.size_before_bytes:,}", f"{done.size_after_bytes:,}")]
     if golden is not None and after is not None:
         rows += [

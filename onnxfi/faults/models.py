@@ -18,6 +18,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from importlib.metadata import entry_points
 from types import MappingProxyType
@@ -265,7 +266,7 @@ class Scale(FaultModel):
         _check(not math.isnan(self.factor), "scale", "factor", self.factor, "a number; set:value=nan sets NaN")
 
     def rule(self, values: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(_wide(values) * self.factor)
+        return np.asarray(_wide(values) * _exact(self.factor, values))
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,7 @@ class Add(FaultModel):
         _check(not math.isnan(self.value), "add", "value", self.value, "a number; set:value=nan sets NaN")
 
     def rule(self, values: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(_wide(values) + self.value)
+        return np.asarray(_wide(values) + _exact(self.value, values))
 
 
 @dataclass(frozen=True)
@@ -339,7 +340,6 @@ def parse_fault(text: str) -> FaultModel:
     """Read `NAME[:key=value,…]`.
 
     Raises FaultError for a name or key that does not exist (with the closest) and for a value out of range.
-
     >>> parse_fault("set:value=nan")
     Set(value=nan)
     """
@@ -388,6 +388,11 @@ def _numbers(word: Word, words: Words) -> NDArray[Any]:
 def _wide(values: NDArray[Any]) -> NDArray[Any]:
     """64-bit integers as Python's, which neither round nor overflow; all else as it is."""
     return values.astype(object) if values.dtype.kind in "iu" else values
+
+
+def _exact(number: float, values: NDArray[Any]) -> float | Fraction:
+    """Return a parameter for exact arithmetic with 64-bit integers: as a fraction, where it is finite."""
+    return Fraction(number) if values.dtype.kind in "iu" and math.isfinite(number) else number
 
 
 def _check(good: bool, fault: str, key: str, given: object, allowed: str) -> None:

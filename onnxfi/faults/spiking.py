@@ -50,12 +50,20 @@ class Saturated(FaultModel):
             raise FaultError(f"fault 'saturated': side={self.side!r} is unknown; give positive or negative")
 
     def bind(self, values: NDArray[Any]) -> Set:
-        known = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-        if not known.size:
+        whole = values.dtype.kind in "biu" or "int" in values.dtype.name  # ml_dtypes' formats have a kind of their own
+        share = (self.percentile if self.side == "positive" else 100.0 - self.percentile) / 100
+        if not whole:
+            with np.errstate(invalid="ignore"):  # signalling NaN
+                known = values[np.isfinite(values)].astype(np.float64)
+            return Set(float(np.quantile(known, share)) if known.size else 1.0)
+        if not values.size:
             return Set(1.0)
-        share = self.percentile if self.side == "positive" else 100.0 - self.percentile
-        found = float(np.percentile(known.astype(np.float64), share))
-        return Set(found if values.dtype.kind == "f" else round(found))
+        # In whole numbers: float64 would round those of 64 bits that lie beyond 2**53.
+        place = share * (values.size - 1)
+        below, above = int(place), -int(-place // 1)
+        exact = values.ravel().astype(np.uint64 if values.dtype == np.uint64 else np.int64)
+        low, high = (int(n) for n in np.partition(exact, (below, above))[[below, above]])
+        return Set(low + round((high - low) * (place - below)))
 
     def mask(self, word: Word, bit: int) -> Mask:
         return Set(1.0).mask(word, bit)  # unbound, as in flight, where it is a spike

@@ -18,6 +18,7 @@ from onnxfi.errors import InputError, ModelError
 from onnxfi.runtime.data import Data
 from onnxfi.runtime.ports import Array, one_line
 from onnxfi.runtime.recipes import Recipe
+from onnxfi.runtime.shared_weights import drop_twins
 
 if TYPE_CHECKING:
     import onnx
@@ -148,6 +149,7 @@ def weight_only(model: onnx.ModelProto, recipe: Recipe, exclude: Sequence[str]) 
     )  # fmt: skip
     quantizer.process()
     made: onnx.ModelProto = quantizer.model.model
+    drop_twins(made.graph)
     return made
 
 

@@ -69,6 +69,11 @@ class Recipe:
         narrow = [n for n in ("weights", "activations") if getattr(self, n) and getattr(self, n)[-1] in "46"]
         if self.mode == "static" and self.format == "qoperator" and narrow:
             raise InputError(f"--{narrow[0]} {getattr(self, narrow[0])} has no QOperator form; use --format qdq")
+        if self.mode == "weight-only" and self.format == "qdq" and self.weights.endswith("8"):
+            raise InputError(
+                f"--weights {self.weights} has no QDQ form in mode weight-only, int4 and uint4 have; "
+                f"use --format qoperator, or --mode dynamic"
+            )
         if self.block not in (16, 32, 64, 128, 256):
             raise InputError(f"--block {self.block} is not for MatMulNBits; give 16, 32, 64, 128 or 256")
         if self.block != 32 and self.mode != "weight-only":

@@ -36,10 +36,8 @@ def decode(word: Word, bits: int) -> float | int | bool:
     return sign * float(whole * Fraction(2) ** (max(exponent, 1) - bias))
 
 
-def encode(word: Word, number: float) -> int:
+def encode(word: Word, number: float | Fraction) -> int:
     """The bits of the number of this format that is nearest; NaN without sign or payload."""
-    if word.name == "bool":
-        return int(bool(number))
     if word.is_float:
         with np.errstate(all="ignore"):
             near = np.array([math.nan if math.isnan(number) else float(number)]).astype(word.dtype)
@@ -49,6 +47,11 @@ def encode(word: Word, number: float) -> int:
     low, high = (-(1 << (word.bits - 1)), word.full >> 1) if word.signed else (0, word.full)
     held = high if number >= high else low if number <= low else round(number)
     return held % (1 << word.bits)
+
+
+def exact(word: Word, number: float) -> float | Fraction:
+    """A parameter that loses nothing beside whole numbers of 64 bits."""
+    return number if word.is_float or not math.isfinite(number) else Fraction(number)
 
 
 def struck(model: models.FaultModel, word: Word, before: int, bit: int) -> int | None:
@@ -76,7 +79,7 @@ def struck(model: models.FaultModel, word: Word, before: int, bit: int) -> int |
             lost = math.isnan(held) != math.isnan(value) or (math.isinf(value) and not math.isinf(held))
             return None if lost else encode(word, value)
         case models.Scale(factor):
-            return encode(word, decode(word, before) * factor)
+            return encode(word, decode(word, before) * exact(word, factor))
         case models.Add(value):
-            return encode(word, decode(word, before) + value)
+            return encode(word, decode(word, before) + exact(word, value))
     raise NotImplementedError(f"no oracle for {model}")

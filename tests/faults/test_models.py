@@ -441,6 +441,40 @@ def test_saturation_goes_to_a_percentile_of_the_tensor() -> None:
     assert parse_fault("saturated").bind(np.array([np.nan, np.inf, 0.5])) == Set(0.5)
     assert parse_fault("saturated").bind(np.full(3, np.nan)) == Set(1.0)  # what neurons compute: a spike
     assert parse_fault("saturated").bind(np.array([-3, 9], np.int8)) == Set(9)
+    odd = np.array([2**62 + 1, 2**62 + 3, -(2**53) - 1], np.int64)
+    assert parse_fault("saturated").bind(odd) == Set(2**62 + 3)
+    assert parse_fault("saturated:side=negative").bind(odd) == Set(-(2**53) - 1)
+    assert parse_fault("saturated:percentile=75").bind(odd) == Set(2**62 + 2)
+    assert parse_fault("saturated").bind(np.array([1, 2**64 - 1], np.uint64)) == Set(2**64 - 1)
+    assert parse_fault("saturated").bind(np.array([False, True])) == Set(1)
+
+
+@pytest.mark.parametrize("word", [w for w in WORDS.values() if w.bits <= 16], ids=lambda w: w.name)
+def test_saturation_takes_the_largest_number_of_every_format(word: Word) -> None:
+    numbers = word.values(np.arange(1 << word.bits, dtype=np.uint64))
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        wide = numbers.astype(np.float64)
+    ends = [f(wide[np.isfinite(wide)]).item() for f in (np.max, np.min)]
+    high, low = ends if word.is_float else map(int, ends)
+    assert parse_fault("saturated").bind(numbers) == Set(high)
+    assert parse_fault("saturated:side=negative").bind(numbers) == Set(low)
+
+
+def test_arithmetic_on_whole_numbers_of_64_bits_is_exact() -> None:
+    word, numbers = WORDS["int64"], np.array([2**53 + 1, -(2**53) - 1, 2**62 + 1], np.int64)
+    bits = np.full(3, -1, np.int16)
+    for text, wanted in (
+        ("scale:factor=-1", [-(2**53) - 1, 2**53 + 1, -(2**62) - 1]),
+        ("scale:factor=2", [2**54 + 2, -(2**54) - 2, 2**63 - 1]),
+        ("add:value=0.25", numbers.tolist()),
+    ):
+        assert word.values(parse_fault(text).strike(word, word.words(numbers), bits)).tolist() == wanted
+
+
+def test_a_bool_takes_the_nearer_of_its_two_numbers() -> None:
+    word, bits = WORDS["bool"], np.full(2, -1, np.int16)
+    for text, wanted in (("add:value=0.25", [0, 1]), ("scale:factor=0.3", [0, 0]), ("set:value=0.75", [1, 1])):
+        assert parse_fault(text).strike(word, np.array([0, 1], np.uint64), bits).tolist() == wanted
 
 
 @given(st.integers(2, 16), st.data())

@@ -15,7 +15,7 @@ from onnxfi.campaign.bench import Bench
 from onnxfi.campaign.canary import prove
 from onnxfi.campaign.runner import run
 from onnxfi.campaign.spec import Campaign
-from onnxfi.errors import DataError, InputError, OnnxfiError, OutputError, SelectorError
+from onnxfi.errors import DataError, EngineError, InputError, OnnxfiError, OutputError, SelectorError
 from onnxfi.graph.model import load
 from onnxfi.runtime.data import Data, open_data
 from onnxfi.runtime.engines import OrtEngine
@@ -117,7 +117,15 @@ def test_clipped_and_flushed_are_counted(tmp_path: Path) -> None:
     weight[0, :3] = [1e6, -70000, 65504]  # two beyond float16
     weight[1, :4] = [1e-9, -2e-8, 6e-8, 0.0]  # two below its smallest number
     path = saved(tmp_path / "m.onnx", linear(weight))
-    half = quantize(load(path), Recipe("fp16"), tmp_path / "h.onnx")
+    with pytest.raises(
+        EngineError, match=r"what mode fp16 made lie 93% away from the float model's .* nothing was written"
+    ):
+        quantize(load(path), Recipe("fp16"), tmp_path / "h.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    fed = np.ones((4, 16), np.float32)
+    fed[:, :2] = 0  # what is clipped changes no answer here
+    data = open_data({"x": fed}, OrtEngine(provider="cpu").prepare(path).inputs)
+    half = quantize(load(path), Recipe("fp16"), tmp_path / "h.onnx", data=data)
     assert (half.words, half.clipped, half.flushed) == (128, 2, 2)
     stored = numpy_helper.to_array(onnx.load(tmp_path / "h.onnx").graph.initializer[0]).astype(np.float64)
     assert stored[0, :3].tolist() == [65504, -65504, 65504]
@@ -226,6 +234,54 @@ def test_a_model_with_external_data_keeps_it_outside(images: Data, tmp_path: Pat
         assert evaluate(tmp_path / "q.onnx", images).metrics["top1"] > 0.88
 
 
+def shared(*nodes: onnx.NodeProto, feed: str = "x", dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    """Nodes that share a square weight W and a bias b, from `feed` to y."""
+    rng = np.random.default_rng(0)
+    stored = [
+        numpy_helper.from_array((rng.standard_normal(s) / 4).astype(np.float32), n)
+        for s, n in (((32, 32), "W"), ((32,), "b"))
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [value(feed, dtype, ["N", 32][: 2 if dtype == TensorProto.FLOAT else 1])],
+        [value("y", TensorProto.FLOAT, ["N", 32])], stored,
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def gemm(x: str, y: str, **more: float) -> onnx.NodeProto:
+    return helper.make_node("Gemm", [x, "W", "b"], [y], f"gemm_{y}", **more)
+
+
+SHARED = {
+    "two transposed": shared(gemm("x", "h", transB=1), gemm("h", "y", transB=1)),
+    "three transposed": shared(gemm("x", "h", transB=1), gemm("h", "k", transB=1), gemm("k", "y", transB=1)),
+    "one of two transposed": shared(gemm("x", "h", transB=1), gemm("h", "y")),
+    "a product and a Gemm": shared(helper.make_node("MatMul", ["x", "W"], ["h"], "mm"), gemm("h", "y", transB=1)),
+    "with alpha": shared(gemm("x", "h", transB=1, alpha=2.0), gemm("h", "y", transB=1)),
+    "tied embeddings": shared(
+        helper.make_node("Gather", ["W", "x"], ["h"], "e"), gemm("h", "y", transB=1), dtype=TensorProto.INT64
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_weights_and_biases_that_nodes_share_stay_what_they_are_for_each(name: str, tmp_path: Path) -> None:
+    path, rng = saved(tmp_path / "m.onnx", SHARED[name]), np.random.default_rng(1)
+    fed = rng.integers(0, 32, 16) if name == "tied embeddings" else rng.standard_normal((16, 32)).astype(np.float32)
+    data = open_data({"x": fed}, OrtEngine(provider="cpu").prepare(path).inputs)
+    wanted = OrtEngine(provider="cpu").prepare(path).run({"x": fed}, None)
+    for recipe in (
+        Recipe("dynamic"), Recipe("weight-only", weights="int8"), Recipe("weight-only", format="qdq"),
+        Recipe("static", calibration_samples=16), Recipe("static", format="qoperator", calibration_samples=16),
+    ):  # fmt: skip
+        done = quantize(load(path), recipe, tmp_path / "q.onnx", data=data)
+        found = OrtEngine(provider="cpu").prepare(tmp_path / "q.onnx").run({"x": fed}, None)
+        away = np.linalg.norm(found["y"] - wanted["y"]) / np.linalg.norm(wanted["y"])
+        assert away < (0.25 if "qdq" in recipe.format and recipe.mode == "weight-only" else 0.1), recipe
+        assert done.relative_error == pytest.approx(away, rel=1e-3)
+
+
 # Refused
 
 
@@ -242,6 +298,11 @@ def test_a_model_with_external_data_keeps_it_outside(images: Data, tmp_path: Pat
         ({"mode": "weight-only", "per_channel": True}, "--per-channel says nothing in mode weight-only"),
         ({"mode": "static", "format": "onnx"}, "--format 'onnx' is not for mode static; give qdq or qoperator"),
         ({"mode": "static", "format": "qoperator", "weights": "int4"}, "has no QOperator form"),
+        (
+            {"mode": "weight-only", "format": "qdq", "weights": "int8"},
+            "--weights int8 has no QDQ form in mode weight-only",
+        ),
+        ({"mode": "weight-only", "format": "qdq", "weights": "uint8"}, "use --format qoperator, or --mode dynamic"),
         ({"mode": "static", "block": 64}, "--block says nothing in mode static"),
         ({"mode": "weight-only", "block": 33}, "--block 33 is not for MatMulNBits"),
         ({"mode": "static", "calibration_samples": 0}, "--calibration-samples 0 is out of range"),
