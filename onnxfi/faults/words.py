@@ -122,7 +122,7 @@ class Word:
         with np.errstate(all="ignore"):
             if self.is_float and given.dtype == object:  # whole numbers of more than 64 bits
                 given = given.astype(np.float64)
-            if not self.is_float and given.dtype != self.dtype:
+            if not self.is_float and given.dtype != self.dtype and self.name != "bool":
                 given = _to_integers(given, self)
             exact = np.ascontiguousarray(given.astype(self.dtype))
         if self.name == "bool":

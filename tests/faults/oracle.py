@@ -38,6 +38,8 @@ def decode(word: Word, bits: int) -> float | int | bool:
 
 def encode(word: Word, number: float | Fraction) -> int:
     """The bits of the number of this format that is nearest; NaN without sign or payload."""
+    if word.name == "bool":
+        return int(bool(number))
     if word.is_float:
         with np.errstate(all="ignore"):
             near = np.array([math.nan if math.isnan(number) else float(number)]).astype(word.dtype)
@@ -50,8 +52,8 @@ def encode(word: Word, number: float | Fraction) -> int:
 
 
 def exact(word: Word, number: float) -> float | Fraction:
-    """A parameter that loses nothing beside whole numbers of 64 bits."""
-    return number if word.is_float or not math.isfinite(number) else Fraction(number)
+    """A parameter that loses nothing beside whole numbers of 64 bits; narrower ones are exact as floats."""
+    return number if word.is_float or word.bits <= 32 or not math.isfinite(number) else Fraction(number)
 
 
 def struck(model: models.FaultModel, word: Word, before: int, bit: int) -> int | None:

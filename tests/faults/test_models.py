@@ -471,12 +471,6 @@ def test_arithmetic_on_whole_numbers_of_64_bits_is_exact() -> None:
         assert word.values(parse_fault(text).strike(word, word.words(numbers), bits)).tolist() == wanted
 
 
-def test_a_bool_takes_the_nearer_of_its_two_numbers() -> None:
-    word, bits = WORDS["bool"], np.full(2, -1, np.int16)
-    for text, wanted in (("add:value=0.25", [0, 1]), ("scale:factor=0.3", [0, 0]), ("set:value=0.75", [1, 1])):
-        assert parse_fault(text).strike(word, np.array([0, 1], np.uint64), bits).tolist() == wanted
-
-
 @given(st.integers(2, 16), st.data())
 def test_a_flip_in_a_quantised_view_moves_by_a_power_of_two_steps(bits: int, data: st.DataObject) -> None:
     bit = data.draw(st.integers(0, bits - 1))
