@@ -1,8 +1,8 @@
 """A cluster of Dask distributed, behind the protocol of `concurrent.futures.Executor` that the runner speaks.
 
 Model and data travel to each worker once, by content, unless it sees the same files at the same paths. A worker that
-dies is Dask's to replace; what it was doing is run once more, alone, in a process that has started anew for it. The
-extra `distributed`.
+dies is Dask's to replace; what it was doing is run once more, alone, in a process that has started anew for it. Where
+none starts again, a campaign goes on with those that are left. The extra `distributed`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from typing import Any
 
 from onnxfi.campaign.bench import Bench, CampaignError
 from onnxfi.campaign.crew import begin
+from onnxfi.campaign.nannies import NONE_LEFT, started
 from onnxfi.campaign.work import Job
 from onnxfi.campaign.workers import Died, versions
 from onnxfi.errors import InputError, OnnxfiError, OutputError
 from onnxfi.runtime.engines import OrtEngine
 
+_LOG = logging.getLogger(__name__)
 #: Seconds in which a scheduler answers and has a worker.
-_ANSWER_S = 10.0
-#: Seconds after which one looks again for a worker that is free.
+_ANSWER_S = 30.0
+#: Seconds after which one looks again for a worker that is free, or has come back.
 _AGAIN_S = 0.1
-#: Seconds in which a worker is started anew.
-_RESTART_S = 60.0
+#: Seconds in which a worker ends and comes back, and in which one of a foreign scheduler has nothing to do.
+_RESTART_S = 120.0
 _LOST = "the scheduler is lost; what was done is in the store, and the same command, with another scheduler, goes on"
 #: Providers whose trials go to workers that offer the resource GPU, one at a time for each, where there are such.
 _ON_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
@@ -43,40 +45,92 @@ _ONE_AT_A_TIME = threading.Lock()
 
 @dataclass
 class Cluster:
-    """Workers of a scheduler; `owned` where they were started for this campaign. Made by `cluster`."""
+    """Workers of a scheduler; `own` starts those that were made for this campaign. Made by `cluster`."""
 
     client: Any = field(repr=False)
-    owned: bool
+    own: Any = field(default=None, repr=False)
     parcel: str | None = None
     provider: str = "auto"
     asks: dict[str, float] = field(default_factory=dict)
+    restarts_fail: bool = False
+
+    @property
+    def owned(self) -> bool:
+        """Whether the workers were started for this campaign."""
+        return self.own is not None
 
     def size(self) -> int:
         """Workers that are there now; later more or fewer."""
-        with _reached():
+        with self.reached():
             return max(1, len(self._taking()))
 
     def pool(self, size: int) -> Executor:
         """An executor over all workers; of size 1 over one that has started anew, where a nanny can do that."""
-        with _reached():
+        with self.reached():
             return _Tasks(self, self._anew() if size == 1 else None)
 
-    def _anew(self) -> str | None:
-        """Start a worker that has nothing to do anew; its address, or None where there is none with a nanny.
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """Say so where the scheduler is gone, or no worker of ours starts."""
+        try:
+            self._answers()
+            yield
+        except (OSError, TimeoutError):
+            raise CampaignError(self.lost) from None
 
-        One that has just died comes back by itself, and one may be at its last task: so it waits a while.
+    def _answers(self) -> None:
+        if self.client.status in ("closing", "closed"):
+            raise CampaignError(self.lost)
+
+    @property
+    def lost(self) -> str:
+        """What is said where no worker can be asked any more."""
+        return NONE_LEFT if self.owned else _LOST
+
+    def _anew(self) -> str | None:
+        """Start a worker that has nothing to do anew; its address, or None where none can be, which is said.
+
+        One that has just died comes back by itself, so while there is none it waits. Where one did not start again,
+        the others are left as they are: they may not either.
         """
-        until = time.monotonic() + _ANSWER_S
-        while time.monotonic() < until:
+        until = time.monotonic() + _RESTART_S
+        while True:
+            self._answers()
             busy, told = self.client.processing(), self._told()
-            if told and not any(worker["nanny"] for worker in told.values()):
+            here = [told[address] | {"address": address} for address in self._taking() if address in told]
+            can = [worker for worker in here if worker["nanny"]]
+            # What is under way on workers of ours belongs to nobody any more.
+            free = next((worker for worker in can if self.owned or not busy.get(worker["address"])), None)
+            if here and (not can or self.restarts_fail or (self.owned and self.own.replaced)):
                 return None
-            for address in self._taking():
-                nanny = told.get(address, {}).get("nanny")
-                if nanny and not busy.get(address):
-                    self.client.restart_workers([address], timeout=_RESTART_S, raise_for_error=False)
-                    return next((new for new, worker in self._told().items() if worker["nanny"] == nanny), None)
+            if free is not None:
+                return self._restarted(free)
+            if can and time.monotonic() > until:
+                _LOG.warning("no worker is without work: what ended one is run again in one that was used before")
+                return None
             time.sleep(_AGAIN_S)
+
+    def _restarted(self, worker: dict[str, Any]) -> str | None:
+        """Have a nanny start its worker anew; the address of the new one, or None where none came, which is said."""
+        until = time.monotonic() + _RESTART_S
+        try:
+            # Not the client's method, which waits for a number of workers: another that comes back makes it up.
+            self.client.sync(
+                self.client.scheduler.restart_workers, workers=[worker["address"]], timeout=_RESTART_S,
+                wait_for_workers=False, on_error="return", stimulus_id=f"onnxfi-{time.time()}",
+            )  # fmt: skip
+        except Exception as error:  # whatever went wrong at the scheduler, or in the nanny
+            self._answers()
+            _LOG.info("restarting worker %s: %s", worker["address"], error)
+        while time.monotonic() < until and not (self.owned and not self.own.has(worker["nanny"])):
+            self._answers()
+            for address, new in self._told().items():
+                back = new["nanny"] == worker["nanny"] and new["local_directory"] != worker["local_directory"]
+                if back and new["status"] == "running":  # before that, what is sent to it goes to another one
+                    return address
+            time.sleep(_AGAIN_S)
+        self.restarts_fail = True
+        _LOG.warning("worker %s did not start again; going on with the others, as they are", worker["address"])
         return None
 
     def _taking(self) -> list[str]:
@@ -98,7 +152,7 @@ class Cluster:
         self.parcel, self.provider, shared = None, bench.provider, _files(bench)
         digests = {str(path): _sha256(path) for path in [*shared.values(), *map(Path, bench.campaign.custom_ops)]}
         engine = replace(bench.campaign.engine(), provider=bench.provider)
-        with _reached():
+        with self.reached():
             self.asks = {"GPU": 1.0} if bench.provider in _ON_GPU else {}
             self.asks = self.asks if self._taking() else {}
             try:
@@ -128,15 +182,6 @@ class Cluster:
             self.client.register_plugin(_plugin(arrive), name=f"onnxfi-{name}")
 
 
-@contextmanager
-def _reached() -> Iterator[None]:
-    """Say so where the scheduler is gone."""
-    try:
-        yield
-    except (OSError, TimeoutError):
-        raise CampaignError(_LOST) from None
-
-
 class _Tasks(Executor):
     """What the runner submits, as tasks of Dask."""
 
@@ -156,7 +201,7 @@ class _Tasks(Executor):
         def done(task: Any) -> None:
             self.running.discard(task)
             if answer.set_running_or_notify_cancel():
-                _tell(task, answer)
+                _tell(task, answer, cluster.lost)
 
         task.add_done_callback(done)
         return answer
@@ -167,7 +212,7 @@ class _Tasks(Executor):
             self.cluster.client.cancel(list(self.running), force=True)
 
 
-def _tell(task: Any, answer: Future[Any]) -> None:
+def _tell(task: Any, answer: Future[Any], lost: str) -> None:
     from distributed.scheduler import KilledWorker
 
     if task.status == "finished":
@@ -175,7 +220,7 @@ def _tell(task: Any, answer: Future[Any]) -> None:
         return
     error = task.exception() if task.status == "error" else None
     if error is None:
-        answer.set_exception(CampaignError(_LOST))
+        answer.set_exception(CampaignError(lost))
     elif isinstance(error, KilledWorker):
         answer.set_exception(Died(str(error), error.allowed_failures + 1))
     else:
@@ -277,24 +322,13 @@ def cluster(scheduler: str | None = None, *, local: int = 0) -> Iterator[Cluster
     """
     if importlib.util.find_spec("distributed") is None:
         raise OutputError("distributed is not installed; pip install 'onnxfi[distributed]'")
-    import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     if scheduler is None:
-        # One death is enough to ask for: the runner runs what was under way once more itself, alone.
-        how = {"distributed.scheduler.allowed-failures": 0}
-        with (
-            dask.config.set(how),
-            LocalCluster(
-                n_workers=local, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0,
-                silence_logs=logging.CRITICAL, host="127.0.0.1",
-                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # a fixed port may be taken
-            ) as own,
-            Client(own) as client,
-        ):  # fmt: skip
+        with started(local) as (own, client):
             client.register_plugin(_plugin(lambda worker: begin()), name="onnxfi")
-            yield Cluster(client, owned=True)
+            yield Cluster(client, own)
         return
     try:
         _knock(scheduler)
@@ -311,7 +345,7 @@ def cluster(scheduler: str | None = None, *, local: int = 0) -> Iterator[Cluster
             raise InputError(
                 f"the scheduler {scheduler!r} has no worker; start one with `dask worker {scheduler}`"
             ) from None
-        yield Cluster(client, owned=False)
+        yield Cluster(client)
 
 
 def _knock(scheduler: str) -> None:

@@ -104,6 +104,14 @@ def _told(error: BaseException) -> bytes:
     return _packed(None, RuntimeError(said))
 
 
+class Ended(BrokenExecutor):
+    """A worker process has ended; `exit_code` is how, as `Process.exitcode` has it (None: nobody knows)."""
+
+    def __init__(self, exit_code: int | None) -> None:
+        super().__init__("a worker has died")
+        self.exit_code = exit_code
+
+
 @dataclass
 class _Worker:
     """A worker process, what is said to it, and what it does, at most `lanes` things at a time."""
@@ -213,7 +221,7 @@ class Crew(Executor):
                 elif future is not None:
                     future.set_exception(error)
         if worker.doing or not self._over:
-            self._break()
+            self._break(worker)
 
     def dismiss(self) -> None:
         """End the workers at once, whatever they do: what they hold is in no file. Who has done all goes by itself."""
@@ -223,8 +231,9 @@ class Crew(Executor):
         for worker in self._workers:
             worker.process.join()
 
-    def _break(self) -> None:
+    def _break(self, first: _Worker | None = None) -> None:
         with self._lock:
+            first = None if self._broken else first  # it was ended by us, and who did waits for it
             self._broken = True
             for worker in self._workers:
                 worker.process.kill()
@@ -233,8 +242,10 @@ class Crew(Executor):
             for worker in self._workers:
                 worker.doing.clear()
             self._waiting.clear()
+        if first is not None:
+            first.process.join()
         for future in lost:
-            future.set_exception(BrokenExecutor("a worker has died"))
+            future.set_exception(Ended(None if first is None else first.process.exitcode))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Let the workers go when they have done what they were asked, or what they do just now."""

@@ -30,6 +30,8 @@ from onnxfi.runtime.sharing import claim, turn
 Results = Generator[Result, None, None]
 _MOST_TRIALS_A_TASK = 32
 _TASK_S = 8.0
+#: How a process ends whose watch has run out: faulthandler's exit.
+WATCH_EXIT = 1
 
 
 @dataclass(frozen=True)

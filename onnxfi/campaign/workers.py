@@ -17,12 +17,12 @@ from platform import python_version
 
 from onnxfi.campaign import canary
 from onnxfi.campaign.bench import Bench, CampaignError
-from onnxfi.campaign.crew import Crew
+from onnxfi.campaign.crew import Crew, Ended
 from onnxfi.campaign.outcomes import Golden, failed
 from onnxfi.campaign.spec import Campaign
 from onnxfi.campaign.store import Result
 from onnxfi.campaign.tasks import Task
-from onnxfi.campaign.work import Job, Results, notices, shown, work
+from onnxfi.campaign.work import WATCH_EXIT, Job, Results, notices, shown, work
 from onnxfi.faults.space import Target
 from onnxfi.runtime.engines import installed_runtimes, no_cuda
 
@@ -214,7 +214,9 @@ def _once(job: Job, golden: Golden, task: Task, crew: Executor) -> Result:
         return result
     except BrokenExecutor as error:
         seconds = (time.perf_counter() - begun) / (error.tries if isinstance(error, Died) else 1)
-        cause = "timeout" if job.timeout_s is not None and seconds >= job.timeout_s else "crash"
+        # A signal is no watch, however late it comes on a slow machine; who ran elsewhere tells by the time alone.
+        watched = not isinstance(error, Ended) or error.exit_code in (None, WATCH_EXIT)
+        cause = "timeout" if watched and job.timeout_s is not None and seconds >= job.timeout_s else "crash"
         found = failed(golden, cause)
         return Result(task[0], found.outcome, cause, found.metrics, seconds, found.changed)
 
