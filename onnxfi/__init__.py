@@ -12,7 +12,12 @@ The names below are resolved when they are used: importing onnxfi loads neither 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# From 1.29 on ONNX Runtime reports its use to its maker once it is imported, and leaves a device id and a queue of
+# events on disk. It looks at this once, so it is said before any module of ours imports it; what the user says counts.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _NAMES = {
     "campaign.budget": ("Budget", "Limit", "load_budget"),

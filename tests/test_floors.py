@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -119,6 +120,25 @@ def test_importing_onnxfi_loads_nothing_heavy() -> None:
     code = f"import sys, onnxfi; dir(onnxfi); print([m for m in {heavy} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert ran.stdout.strip() == "[]"
+
+
+def test_the_runtime_reports_nothing_to_its_maker(tmp_path: Path) -> None:
+    """Not from a program that imports onnxfi: no device id or queue of events is left, in the home folder or elsewhere."""
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT")}
+    places = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "LOCALAPPDATA", "TEMP"), str(tmp_path))
+    code = "import onnxfi.pytest_plugin, onnxruntime, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=kept | places
+    )
+    assert ran.stdout == "1\n"
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_what_a_user_says_of_reports_to_the_runtimes_maker_counts() -> None:
+    code = "import onnxfi, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    said = os.environ | {"ORT_DISABLE_TELEMETRY": "0"}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=said)
+    assert ran.stdout == "0\n"
 
 
 def test_floor_one_works_without_onnx_and_scipy() -> None:
