@@ -29,7 +29,8 @@ from onnxfi.graph.activations import Activation
 from onnxfi.graph.arming import columns
 from onnxfi.graph.instrument import Armed, Strike
 from onnxfi.graph.model import load
-from onnxfi.runtime.batches import Data, Layout
+from onnxfi.graph.samples import Layout
+from onnxfi.runtime.batches import Data
 from onnxfi.runtime.data import open_data
 from onnxfi.runtime.engines import OrtEngine
 from onnxfi.runtime.inflight import instrument
@@ -129,7 +130,7 @@ def check(case: Case) -> Verdict:
         return Verdict(case.name, "its inputs are no tensors", str(error))
     if not golden:
         return Verdict(case.name, "no output that is a tensor of numbers")
-    data = Data.of_arrays(feeds, None, Layout(0, frozenset(), None), "the case's own")
+    data = Data.of_arrays(feeds, None, Layout(0, (), None), "the case's own")
     try:
         done = instrument(load(case.model), all=True, data=data)
     except OnnxfiError as error:

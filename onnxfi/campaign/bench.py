@@ -27,11 +27,12 @@ from onnxfi.graph.activations import Activation
 from onnxfi.graph.model import Model
 from onnxfi.graph.mutate import Edits, edits, faulty_bytes, place, write
 from onnxfi.graph.routes import Routes
+from onnxfi.graph.samples import SampleAxis
 from onnxfi.runtime.batches import Batch
 from onnxfi.runtime.data import Data, open_data
 from onnxfi.runtime.engines import Session
 from onnxfi.runtime.evaluation import run_scores, sample_axes, stacked
-from onnxfi.runtime.golden import UnlikeError
+from onnxfi.runtime.golden import UnlikeError, of_golden_shapes
 from onnxfi.runtime.metrics import scored_output
 from onnxfi.runtime.ports import Array, Port, same_bytes
 from onnxfi.runtime.rerun import Change, Rerun, golden_scores
@@ -63,7 +64,7 @@ class Bench:
     inputs: tuple[Port, ...]
     opened_s: float = 0.0
     kept_bytes: int = KEPT_BYTES
-    _flown: dict[tuple[tuple[str, ...], bool], Flown] = field(default_factory=dict, repr=False, compare=False)
+    _flown: dict[tuple[tuple[str, ...], bool, bool], Flown] = field(default_factory=dict, repr=False, compare=False)
     _first: list[Array] = field(default_factory=list, repr=False, compare=False)
     _served: list[Session] = field(default_factory=list, repr=False, compare=False)
     _shortcuts: list[Shortcuts | None] = field(default_factory=list, repr=False, compare=False)
@@ -217,15 +218,13 @@ class Bench:
             alone = self._one_sample(header, faults, golden)
             return alone or self._behind(header, faults, golden) or self._in_flight(header, faults)
         shortcut = self.shortcuts.of(faults) if self.shortcuts is not None else None
+        if self.shortcuts is not None and shortcut is not None:
+            with suppress(EngineError, MemoryError):  # whether the model gives no answer, the whole of it says
+                return self.shortcuts.judge(shortcut, golden, faults)
         try:
-            if self.shortcuts is not None and shortcut is not None:
-                with suppress(UnlikeError):
-                    return self.shortcuts.judge(shortcut, golden, faults)
-                shortcut = None
             return judge(golden, self.scores(self.struck(faults)))
         except (EngineError, MemoryError) as error:
-            lost = failed(golden, "memory" if out_of_memory(error) else "error")
-            return lost if shortcut is None else replace(lost, route=shortcut.name)
+            return failed(golden, "memory" if out_of_memory(error) else "error")
 
     def _one_sample(self, header: Header, faults: Faults, golden: Golden) -> Judgement | None:
         """A trial that strikes one value in flight of one sample, where that sample can run alone."""
@@ -241,9 +240,10 @@ class Bench:
         if sample is None or len(struck) != 1 or self.data.layout.fixed is not None:
             return None
         value = self.reach.flying.get(faults.targets[int(struck[0])].id)
-        if value is None or value.path or value.axis != 0:
+        if value is None or value.path or value.place != SampleAxis(0):
             return None
-        return value.name, (sample, lambda array: strike(array, value.target, 0, faults, start=sample, size=1))
+        own = value.target, value.place, faults
+        return value.name, (sample, lambda array: strike(array, *own, start=sample, size=1))
 
     def _behind(self, header: Header, faults: Faults, golden: Golden) -> Judgement | None:
         """A trial that strikes values in flight, run behind them; None where no route does that."""
@@ -254,10 +254,8 @@ class Bench:
         try:
             one = None if sample is None else self.shortcuts.in_batch(rerun, golden, sample, change)
             return one if sample is not None else self.shortcuts.judge(rerun, golden, faults, change)
-        except UnlikeError:
+        except (EngineError, MemoryError):
             return None
-        except (EngineError, MemoryError) as error:
-            return replace(failed(golden, "memory" if out_of_memory(error) else "error"), route=rerun.name)
 
     def flying(self, faults: Faults, cuts: Sequence[str], *, any_of: bool = False) -> Rerun | None:
         """The open route of a trial of faults in flight, in these values or `any_of` them."""
@@ -271,15 +269,18 @@ class Bench:
         """What becomes of the values in flight of a trial."""
 
         def strikes(a: Activation, mine: Faults) -> Callable[[Batch, Array], Array]:
-            return lambda batch, array: strike(array, a.target, a.axis, mine, start=batch.start, size=batch.size)
+            return lambda batch, array: strike(array, a.target, a.place, mine, start=batch.start, size=batch.size)
 
         rows = [(self.reach.flying[name], mine) for name, mine in by_id(faults).items()]
         return Change({}, {a.name: strikes(a, mine) for a, mine in rows})
 
-    def _in_flight(self, header: Header, faults: Faults) -> Judgement:
-        """A trial that strikes values in flight, against the golden run of the route that it takes."""
+    def _in_flight(self, header: Header, faults: Faults, *, loose: bool = False) -> Judgement:
+        """A trial that strikes values in flight, against the golden run of the route that it takes.
+
+        Where it changes shapes, the parts are opened once more, `loose`, so that they take any.
+        """
         here = self.reach.in_flight(faults)
-        flown = self.flown(self.cuts(header, faults), values=valued(self.reach, faults))
+        flown = self.flown(self.cuts(header, faults), values=valued(self.reach, faults), loose=loose)
         golden = self._golden(flown.golden)
         only = one_sample(header, faults)
         rows = slice(None) if only is None else slice(only, only + 1)
@@ -288,7 +289,12 @@ class Bench:
             golden = replace(golden, scores=golden.scores[rows], labels=labels)
         try:
             stored = None if here.all() else faults.pick(~here)
-            faulty = flown.scores(faults.pick(here), stored)
+            with of_golden_shapes():
+                faulty = flown.scores(faults.pick(here), stored)
+        except UnlikeError:
+            if flown.loose:
+                raise
+            return self._in_flight(header, faults, loose=True)
         except (EngineError, MemoryError) as error:
             return replace(failed(golden, "memory" if out_of_memory(error) else "error"), route=SPLIT)
         found = judge(golden, faulty[rows] if len(faulty) == self.data.samples else faulty)
@@ -303,16 +309,16 @@ class Bench:
         struck = np.unique(faults.sites.target[self.reach.in_flight(faults)]).tolist()
         return tuple(faults.targets[k].id for k in struck)
 
-    def flown(self, cuts: tuple[str, ...], *, values: bool = False) -> Flown:
-        """The model cut at these values in flight, ready to run; a few are kept. `values`: see Flown."""
-        key, engine = (cuts, values), self.campaign.engine()
+    def flown(self, cuts: tuple[str, ...], *, values: bool = False, loose: bool = False) -> Flown:
+        """The model cut at these values in flight, ready to run; a few are kept. `values` and `loose`: see Flown."""
+        key, engine = (cuts, values, loose), self.campaign.engine()
         with claim((id(self), key)):
             if key not in self._flown:
                 most = max(1, self.kept_bytes // max(1, sum(source.size for source in self.model.sources)))
                 while len(self._flown) >= most:
                     del self._flown[next(iter(self._flown))]
-                made = Flown.open(self.reach, cuts, engine, self.data, self.size, self.output, self.axes, values=values)
-                self._flown[key] = made
+                known = self.data, self.size, self.output, self.axes
+                self._flown[key] = Flown.open(self.reach, cuts, engine, *known, values=values, loose=loose)
             return self._flown[key]
 
     def let_go(self) -> None:

@@ -56,19 +56,20 @@ class Flown:
     turns: Mapping[str, str] = field(repr=False)
     golden: Array = field(repr=False)
     values: bool = False
+    loose: bool = False
 
     @classmethod
     def open(
         cls, reach: Reach, cuts: tuple[str, ...], engine: Engine, data: Data, size: int, output: str | None,
-        axes: Mapping[str, tuple[int, ...]], *, values: bool = False,
+        axes: Mapping[str, tuple[int, ...]], *, values: bool = False, loose: bool = False,
     ) -> Flown:  # fmt: skip
         """Cut the model at these targets, and run golden; `axes` say where outputs hold samples.
 
-        `values` lets faults in bodies that are no masks strike.
+        `values` lets faults in bodies that are no masks strike; `loose` lets any shape go from part to part.
         """
-        staged, armed, turns = _staged(reach, cuts, engine, parse(reach.model), values)
+        staged, armed, turns = _staged(reach, cuts, engine, parse(reach.model), values, loose)
         none = np.zeros((0, 0))
-        flown = cls(reach, cuts, engine, data, size, output, axes, staged, armed, turns, none, values)
+        flown = cls(reach, cuts, engine, data, size, output, axes, staged, armed, turns, none, values, loose)
         return replace(flown, golden=flown.scores(None))
 
     def scores(self, faults: Faults | None, stored: Faults | None = None, *, batches: int | None = None) -> Array:
@@ -97,7 +98,7 @@ class Flown:
             if name not in struck:
                 return array
             a = flying[name]
-            return strike(array, a.target, a.axis, struck[name], **sizes)
+            return strike(array, a.target, a.place, struck[name], **sizes)
 
         feeds = dict(batch.feeds)
         inside = {name: mine for name, mine in struck.items() if flying[name].path}
@@ -143,12 +144,12 @@ class Flown:
             faulty = write(model, change, Path(folder) / "faulty.onnx" if model.external else None)
             proto = parse(load(faulty.path or faulty.data or b""))
             where = Path(folder) if model.external else None
-            staged, armed, turns = _staged(self.reach, self.cuts, self.engine, proto, self.values, where)
+            staged, armed, turns = _staged(self.reach, self.cuts, self.engine, proto, self.values, self.loose, where)
         return replace(self, staged=staged, armed=armed, turns=turns)
 
 
 def _staged(
-    reach: Reach, cuts: tuple[str, ...], engine: Engine, proto: onnx.ModelProto, values: bool,
+    reach: Reach, cuts: tuple[str, ...], engine: Engine, proto: onnx.ModelProto, values: bool, loose: bool,
     folder: Path | None = None,
 ) -> tuple[Staged, tuple[Armed, ...], dict[str, str]]:  # fmt: skip
     """The stages of a model cut at these targets; where there are bodies, operators and the counters of loops."""
@@ -164,7 +165,7 @@ def _staged(
         proto = _fed(armed)
     if folder is None and reach.model.path is not None:
         folder = reach.model.path.parent
-    staged = prepare_stages(proto, [a.name for a in rows if not a.path], engine, folder)
+    staged = prepare_stages(proto, [a.name for a in rows if not a.path], engine, folder, loose=loose)
     return staged, tuple(armed), turns
 
 

@@ -25,9 +25,10 @@ from onnxfi.graph.instrument import numbered, reachable
 from onnxfi.graph.model import Model, parse
 from onnxfi.graph.mutate import bound, place
 from onnxfi.graph.reals import with_reals
+from onnxfi.graph.samples import SampleAxis
 from onnxfi.runtime.asking import asked, counted
 from onnxfi.runtime.data import Data
-from onnxfi.runtime.ports import ORT_TYPES
+from onnxfi.runtime.ports import ORT_TYPES, shape_text
 
 _READ = {name for name, _ in ORT_TYPES.values()}
 
@@ -63,13 +64,14 @@ class Reach:
             aims = () if listed.flight is None else (listed.flight.aim,)
         if not any(aim.flies for aim in aims):
             return cls(model, model.targets)
-        plain = {a.target.id for a in activations(model) if a.shaped}
-        rows = _readable(model, asked(model, parse(model), activations(model), data, custom_ops))
+        plain = {a.target.id: a for a in activations(model)}
+        rows = _readable(model, asked(model, parse(model), _rows(model, data), data, custom_ops))
         steps = _steps(model, rows, data, custom_ops)
         steps |= {name: len(one) for name, one in series(model.proto).items()}
-        shapes = {a.target.id: a.target.shape for a in rows if a.shaped and a.target.id not in plain}
+        shapes = {a.target.id: a.target.shape for a in rows if a.shaped and not _alike(a, plain.get(a.target.id))}
+        places = {a.target.id: _place(a) for a in rows if a.target.id in shapes and not a.unplaced}
         aim = Aim(tuple(dict.fromkeys(t for aim in aims for t in aim.target)), aims[0].persistence, aims[0].all)
-        found = Flight(aim, data.samples if data else 0, steps, shapes)
+        found = Flight(aim, data.samples if data else 0, steps, shapes, places)
         if listed is not None and listed.flight is not None:
             if listed.flight.samples > found.samples:
                 raise FaultListError(
@@ -87,9 +89,8 @@ class Reach:
             return cls(model, model.targets)
         rows = []
         for a in _readable(model, activations(model)):
-            shape = flight.shapes.get(a.target.id)
-            known = a if shape is None else replace(a, dims=_dims(a, shape), target=replace(a.target, shape=shape))
-            rows.append(known)
+            shape, held = flight.shapes.get(a.target.id), flight.places.get(a.target.id)
+            rows.append(a if shape is None else _said(a, shape, held))
         return cls._flying(model, rows, flight)
 
     @classmethod
@@ -103,7 +104,7 @@ class Reach:
             for name, steps in rolls.items()
         }
         targets = [replace(a.target, structural=False) for a in (*kept, *rolled.values())]
-        missed = sum(a.default and not a.shaped and not a.why_not for a in rows)
+        missed = sum(a.default and not a.shaped and (not a.why_not or bool(a.unplaced)) for a in rows)
         return cls(model, (*model.targets, *targets), flown, flight, rolled, rolls, missed)
 
     @cached_property
@@ -201,6 +202,11 @@ class Reach:
     def _timed(self, a: Activation, aim: Aim) -> Target:
         assert self.flight is not None
         target = replace(a.target, structural=False)
+        if a.unplaced and aim.persistence == "transient":
+            raise SelectorError(
+                f"no sample of {target.id!r} ({shape_text(a.dims)}) can be named: {a.unplaced}; "
+                f"leave it out with --exclude, or use --persistence permanent"
+            )
         steps = self.flight.steps.get(target.id, 0)
         if a.loop and not steps and aim.persistence != "permanent":
             raise SelectorError(
@@ -227,11 +233,31 @@ class Reach:
         return kinds[faults.sites.target] if len(faults) else np.zeros(0, np.bool_)
 
 
-def _dims(a: Activation, shape: tuple[int, ...]) -> tuple[int | str | None, ...]:
-    """A shape of one sample as that of the whole tensor."""
-    if a.axis is None:
-        return shape
-    return (*shape[: a.axis], None, *shape[a.axis :])
+def _rows(model: Model, data: Data | None) -> tuple[Activation, ...]:
+    """The activations, as the data says which inputs hold samples."""
+    return activations(model, None if data is None else data.layout)
+
+
+def _place(a: Activation) -> tuple[int, ...]:
+    """Where samples lie, as a list keeps it."""
+    return () if a.place is None else (a.place.axis, a.place.outer, a.place.inner)
+
+
+def _alike(a: Activation, plain: Activation | None) -> bool:
+    """Whether the file alone says of an activation what is known of it."""
+    same = plain is not None and plain.shaped and plain.target.shape == a.target.shape
+    return same and plain is not None and (plain.place, plain.unplaced) == (a.place, a.unplaced)
+
+
+def _said(a: Activation, shape: tuple[int, ...], held: tuple[int, ...] | None) -> Activation:
+    """An activation with the shape of a sample, and the place of the samples, that a list tells."""
+    place = a.place if held is None else SampleAxis(*held) if held else None
+    dims: tuple[int | None, ...] = shape
+    if place is not None:
+        own = 1 if place.rows > 1 else 0
+        dims = (*shape[: place.axis], None, *shape[place.axis + own :])
+    unplaced = a.unplaced if held is None else ""
+    return replace(a, dims=dims, place=place, unplaced=unplaced, target=replace(a.target, shape=shape))
 
 
 def _readable(model: Model, rows: Sequence[Activation]) -> list[Activation]:

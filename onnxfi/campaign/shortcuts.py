@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxfi.campaign.outcomes import Golden, Judgement, failed, judge
+from onnxfi.campaign.outcomes import Golden, Judgement, judge
 from onnxfi.campaign.reach import Reach
 from onnxfi.campaign.spec import Campaign
 from onnxfi.errors import DataError, EngineError, OnnxfiError
@@ -235,11 +235,8 @@ class Shortcuts:
             return None
         try:
             return replace(judge(truth, alone.scores(sample, strike)), route=alone.name)
-        except UnlikeError:
+        except (EngineError, MemoryError):  # whether there is no answer, longer routes say
             return None
-        except (EngineError, MemoryError) as error:
-            memory = isinstance(error, MemoryError)
-            return replace(failed(truth, "memory" if memory else "error"), route=alone.name)
 
     def in_batch(self, rerun: Rerun, golden: Golden, sample: int, change: Change) -> Judgement | None:
         """A fault in flight in one sample, judged on that sample alone, its whole batch being run; None where scores
@@ -256,11 +253,8 @@ class Shortcuts:
         truth = replace(golden, scores=own[row], labels=labels)
         try:
             found = rerun.scores(k, change)
-        except UnlikeError:
+        except (EngineError, MemoryError):
             return None
-        except (EngineError, MemoryError) as error:
-            lost = failed(truth, "memory" if isinstance(error, MemoryError) else "error")
-            return replace(lost, route=rerun.name)
         found = found[row] if found.ndim and len(found) == len(own) else found
         return replace(judge(truth, found), route=rerun.name, changed=None)
 

@@ -56,35 +56,45 @@ class Aim:
 class Flight:
     """What binds faults in flight to their run: how many samples there are, and what only a run tells.
 
-    `steps` are the iterations of the loops around targets, `shapes` the shapes of a sample, both by target id and only
-    where the file does not say them.
+    `steps` are the iterations of the loops around targets, `shapes` the shapes of a sample, `places` the axis of the
+    samples with the rows of each before and behind (`SampleAxis`; none: []), all by target id and only where the file
+    does not say them.
     """
 
     aim: Aim = field(default_factory=Aim)
     samples: int = 0
     steps: Mapping[str, int] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    places: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
         """As plain values for JSON."""
+        told = {"places": {name: list(place) for name, place in self.places.items()}} if self.places else {}
         return {
             "target": list(self.aim.target), "persistence": self.aim.persistence, "all": self.aim.all,
             "samples": self.samples, "steps": dict(self.steps),
-            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()}, **told,
         }  # fmt: skip
 
     @classmethod
     def parse(cls, row: Any) -> Flight:
         """Read what `row` gave; ValueError, KeyError or TypeError where that is damaged."""
-        texts = [row["persistence"], *row["target"], *row["steps"], *row["shapes"]]
+        places = row.get("places", {})
+        texts = [row["persistence"], *row["target"], *row["steps"], *row["shapes"], *places]
         numbers = [row["samples"], *row["steps"].values(), *(n for shape in row["shapes"].values() for n in shape)]
+        numbers += [n for place in places.values() for n in place]
         if not all(isinstance(one, str) for one in texts) or isinstance(row["target"], str):
             raise TypeError("what is struck in flight is damaged")
-        if not all(type(one) is int and one >= 0 for one in numbers) or type(row["all"]) is not bool:
+        if (
+            not all(type(one) is int and one >= 0 for one in numbers)
+            or type(row["all"]) is not bool
+            or any(len(one) not in (0, 3) or 0 in one[1:] for one in places.values())
+        ):
             raise TypeError("what is struck in flight is damaged")
         return cls(
             Aim(tuple(row["target"]), row["persistence"], row["all"]), row["samples"], dict(row["steps"]),
             {name: tuple(shape) for name, shape in row["shapes"].items()},
+            {name: tuple(place) for name, place in places.items()},
         )  # fmt: skip
 
 

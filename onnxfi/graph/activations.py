@@ -17,6 +17,8 @@ from onnxfi.faults.words import WORDS, Word
 from onnxfi.graph.exposed import shapes
 from onnxfi.graph.inference import inferred
 from onnxfi.graph.layers import node_label
+from onnxfi.graph.places import MANY, UNTOLD, Found, inferred_places
+from onnxfi.graph.samples import Dims, Layout, SampleAxis, dims_of, layout_in, types_in
 from onnxfi.graph.targets import DATA_TYPES, Place, Walk
 from onnxfi.graph.wire import text
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
     from onnxfi.graph.model import Model
 
-Dims = tuple[int | str | None, ...]
 _UNKNOWN = WORDS["float32"]
 #: Activation functions: what stands between a layer and what it is meant to put out.
 ACTIVATIONS = frozenset((
@@ -48,25 +49,36 @@ _RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
 class Activation:
     """A value in flight: the target that it is, and what the graph says of it.
 
-    `dims` is its whole shape with the batch axis, None where the rank is open; `axis` the batch axis, None where it has
-    none; `loop` the nearest loop around it (`Loop`, `Scan`); `default` whether the default selection takes it; `after`
-    the tensor that stands for it there, since nothing but an activation function, or a normalisation that the runtime
-    folds into a convolution, lies between them; `quantized` the
-    integer tensor of the QDQ group in which it lies; `why_not` why it cannot be struck; `sure` whether the shape
-    follows from the inputs, rather than from what the file declares or one run showed.
+    `dims` is its whole shape with the batch axis, None where the rank is open; `place` where it holds samples, None
+    where it has none, or where that cannot be told, for the reason that `unplaced` gives; `loop` the nearest loop
+    around it (`Loop`, `Scan`); `default` whether the default selection takes it; `after` the tensor that stands for it
+    there, since nothing but an activation function, or a normalisation that the runtime folds into a convolution, lies
+    between them; `quantized` the integer tensor of the QDQ group in which it lies; `why_not` why it cannot be struck;
+    `sure` whether the shape follows from the inputs, rather than from what the file declares or one run showed.
     """
 
     target: Target
     path: str
     name: str
     dims: Dims | None = None
-    axis: int | None = None
+    place: SampleAxis | None = None
+    unplaced: str = ""
     loop: str = ""
     default: bool = False
     after: str = ""
     quantized: str = ""
     why_not: str = ""
     sure: bool = False
+
+    @property
+    def axis(self) -> int | None:
+        """The batch axis, None where it has none."""
+        return None if self.place is None else self.place.axis
+
+    @property
+    def unaxed(self) -> str:
+        """What it has in the place of a batch axis, for messages."""
+        return f"no batch axis that is known ({self.unplaced})" if self.unplaced else "no batch axis"
 
     @property
     def shaped(self) -> bool:
@@ -111,8 +123,10 @@ def labels(nodes: Sequence[onnx.NodeProto]) -> list[str]:
     return list(seen)
 
 
-def activations(model: Model) -> tuple[Activation, ...]:
+def activations(model: Model, layout: Layout | None = None) -> tuple[Activation, ...]:
     """The values in flight of a model, in file order: graph inputs, then what nodes put out.
+
+    `layout` says which inputs hold samples along which axis; without one, the file does.
 
     >>> from onnxfi.graph.model import load
     >>> [a.target.id for a in activations(load("models/fashion_cnn.onnx")) if a.default][:2]
@@ -121,17 +135,30 @@ def activations(model: Model) -> tuple[Activation, ...]:
     proto, declared = inferred(model.proto), _declared(model.proto.graph)
     walk = Walk(model.proto, model.records, lambda *_: Place(0, (), 0))
     found = {path: _Facts.of(graph, around) for path, graph, around in graphs(proto)}
-    batch = _batch(proto.graph)
-    rows = [_activation(found[path], path, row, batch, declared) for path, *row in walk.flowing() if path in found]
-    return of_neurons(model, _unique(_placed(rows, found)))
+    layout = layout or layout_in(proto.graph)
+    many = graphs(inferred(model.proto, layout.batched, MANY))
+    held = inferred_places([(path, g) for path, g, _ in graphs(proto)], [g for _, g, _ in many], layout)
+    rows = [_activation(found[path], path, row, held[path], declared) for path, *row in walk.flowing() if path in found]
+    return of_neurons(model, _unique(_placed([alone(a) if layout.fixed == 1 else a for a in rows], found)))
+
+
+def alone(a: Activation) -> Activation:
+    """A value of a model that takes one sample at a time, which is all of that sample's."""
+    if a.place is not None or not a.dims:
+        return a
+    rows = a.dims[0]
+    place = SampleAxis(0, inner=rows) if isinstance(rows, int) and rows else None
+    if place is None:
+        return a
+    return replace(a, place=place, unplaced="", target=replace(a.target, shape=sample_shape(a.dims, place)))
 
 
 def of_neurons(model: Model, rows: Sequence[Activation]) -> tuple[Activation, ...]:
     """The activations, those of exposed neurons with samples first, wherever the model's inputs hold theirs."""
     known = shapes(model.proto)
     return tuple(
-        replace(a, axis=0, target=replace(a.target, shape=shape))
-        if (shape := known.get(a.target.id)) is not None and a.axis is None and a.dims and a.dims[1:] == shape
+        replace(a, place=SampleAxis(0), unplaced="", target=replace(a.target, shape=shape))
+        if (shape := known.get(a.target.id)) is not None and a.place is None and a.dims and a.dims[1:] == shape
         else a
         for a in rows
     )
@@ -153,7 +180,7 @@ class _Facts:
 
     @classmethod
     def of(cls, graph: onnx.GraphProto, around: tuple[onnx.NodeProto, ...]) -> _Facts:
-        types = {text(v.name): v.type for v in (*graph.value_info, *graph.output, *graph.input) if v.HasField("type")}
+        types = types_in(graph)
         users: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
             for name in [*node.input, *captured(node)]:
@@ -173,50 +200,33 @@ def captured(node: onnx.NodeProto) -> Iterator[str]:
             yield from (o.name for o in body.output)
 
 
-def _batch(graph: onnx.GraphProto) -> int | str | None:
-    """The size or symbol of the batch axis: the first dimension of the first input that has one."""
-    stored = {text(t.name) for t in graph.initializer}
-    for value in graph.input:
-        dims = _dims(value.type) if value.name not in stored else None
-        if dims:
-            return dims[0] if dims[0] is not None else ""
-    return None
-
-
-def _dims(kind: onnx.TypeProto | None) -> Dims | None:
-    if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
-        return None
-    return tuple(
-        d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else text(d.dim_param) or None
-        for d in kind.tensor_type.shape.dim
-    )
-
-
 def _activation(
-    facts: _Facts, path: str, row: Sequence[object], batch: int | str | None, declared: Mapping[str, onnx.TypeProto]
+    facts: _Facts, path: str, row: Sequence[object], held: Mapping[str, Found], declared: Mapping[str, onnx.TypeProto]
 ) -> Activation:
     name, op, label, layer, data = row
     assert isinstance(name, str) and isinstance(op, str) and isinstance(label, str) and isinstance(layer, str)
     kind = facts.types.get(name)
-    sure = _dims(kind) is not None
-    stated = _dims(declared.get(name)) if not path else None
+    sure = dims_of(kind) is not None
+    stated = dims_of(declared.get(name)) if not path else None
     if not path and not sure:
         kind = declared.get(name, kind)
     word, why = _word(kind)
-    dims = _dims(kind)
+    dims = dims_of(kind)
     if dims is not None and stated is not None and len(stated) == len(dims):
         known = tuple(
             s if isinstance(s, int) and not isinstance(d, int) else d for d, s in zip(dims, stated, strict=True)
         )
         sure, dims = sure and known == dims, known
     maker = facts.makers.get(name)
-    axis = _axis(dims, batch, maker, name)
+    found = held.get(name, Found(why_not=UNTOLD))
+    place = found.place if dims is not None and found.place is not None and found.place.axis < len(dims) else None
+    unplaced = found.why_not or (UNTOLD if place is not found.place else "")
     structural = not data and word.name in ("int64", "int32", "bool") and not why
     target = Target(
-        path + name, word, sample_shape(dims, axis), "activation" if op else "input", op, label, layer, structural
+        path + name, word, sample_shape(dims, place), "activation" if op else "input", op, label, layer, structural
     )
     default = op in LAYERS and not structural and not why and _is_result(maker, name)
-    return Activation(target, path, name, dims, axis, facts.loop, default, why_not=why, sure=sure)
+    return Activation(target, path, name, dims, place, unplaced, facts.loop, default, why_not=why, sure=sure)
 
 
 def _is_result(maker: onnx.NodeProto | None, name: str) -> bool:
@@ -237,22 +247,9 @@ def _word(kind: onnx.TypeProto | None) -> tuple[Word, str]:
     return DATA_TYPES[number], ""
 
 
-def _axis(dims: Dims | None, batch: int | str | None, maker: onnx.NodeProto | None, name: str) -> int | None:
-    if dims is None or not dims or batch is None:
-        return None
-    if maker is not None and maker.op_type in _RECURRENT and maker.domain in ("", "ai.onnx"):
-        if any(a.name == "layout" and a.i for a in maker.attribute):
-            return 0
-        return min(2 if text(maker.output[0]) == name else 1, len(dims) - 1)
-    first = dims[0]
-    if isinstance(batch, int):
-        return 0 if first == batch or not isinstance(first, int) else None
-    return None if isinstance(first, int) else 0
-
-
-def sample_shape(dims: Dims | None, axis: int | None) -> tuple[int, ...]:
+def sample_shape(dims: Dims | None, place: SampleAxis | None) -> tuple[int, ...]:
     """The shape of one sample; () while a dimension is open."""
-    rest = [n for k, n in enumerate(dims or ()) if k != axis]
+    rest = (dims or ()) if place is None else place.shape(dims or ())
     return tuple(n for n in rest if isinstance(n, int)) if all(isinstance(n, int) for n in rest) else ()
 
 
@@ -318,15 +315,16 @@ def _unique(rows: Sequence[Activation]) -> tuple[Activation, ...]:
     return tuple(out)
 
 
-def told(a: Activation, word: Word | None, dims: Sequence[int] | None, batch: int | None) -> Activation:
-    """The activation with what a run told of it: its format, its shape, and the batch size of that run."""
-    given = tuple(dims) if dims is not None else a.dims
+def told(a: Activation, word: Word | None, dims: Dims | None, found: Found | None) -> Activation:
+    """The activation with what runs told of it: its format, its shape, None where it grows, and its samples' place."""
+    given, place, unplaced = a.dims if dims is None else dims, a.place, a.unplaced
     why = "" if word is not None and "type is not known" in a.why_not else a.why_not
-    axis = a.axis
-    if a.dims is None and dims is not None:
-        axis = 0 if dims and batch is not None and dims[0] == batch else None
-    target = replace(a.target, word=word or a.target.word, shape=sample_shape(given, axis))
-    return replace(a, sure=False, target=target, dims=given, axis=axis, why_not=why,
+    if found is not None and (place is None or place.axis >= len(given or ())):
+        place, unplaced = found.place, found.why_not
+    if unplaced and given is not None and None in given and not why:
+        why = unplaced
+    target = replace(a.target, word=word or a.target.word, shape=sample_shape(given, place))
+    return replace(a, sure=False, target=target, dims=given, place=place, unplaced=unplaced, why_not=why,
                    default=a.default or (bool(a.why_not) and not why and target.op in LAYERS))  # fmt: skip
 
 

@@ -147,7 +147,7 @@ def check_place(a: Activation, s: Strike, batch: int | None) -> None:
     if s.element < 0 or (a.shaped and s.element >= a.target.size):
         raise SelectorError(f"{where}: elements of {a.target.id!r} are 0 to {a.target.size - 1}")
     if s.sample is not None and a.axis is None:
-        raise SelectorError(f"{where}: {a.target.id!r} has no batch axis, so no sample can be named; leave it out")
+        raise SelectorError(f"{where}: {a.target.id!r} has {a.unaxed}, so no sample can be named; leave it out")
     if s.sample is not None and (batch is None or not 0 <= s.sample < batch):
         allowed = "give the batch size" if batch is None else f"samples are 0 to {batch - 1}"
         raise SelectorError(f"{where}: no sample {s.sample}; {allowed}")

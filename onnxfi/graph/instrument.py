@@ -8,7 +8,8 @@ out is called `NAME.golden`. A struck graph input keeps its name too, and its us
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from onnxfi.graph.activations import Activation
 from onnxfi.graph.bodies import NUMBER, Nodes, body_for, opset_of, plane_values, planes, tensor
 from onnxfi.graph.operators import DOMAIN, Operator, check_values
 from onnxfi.graph.rewire import Insert, edit
+from onnxfi.graph.samples import SampleAxis
 
 if TYPE_CHECKING:
     import onnx
@@ -125,7 +127,10 @@ def arm(proto: onnx.ModelProto, sites: Sequence[Activation], *, body: str = "aut
 def _row(number: int, a: Activation) -> dict[str, object]:
     """One line of the table that the armed file holds."""
     row = {"site": number, "tensor": a.target.id, "dtype": a.target.dtype, "bits": a.target.word.bits}
-    return row | {"shape": list(a.dims or ()), "batch_axis": a.axis, "loop": a.loop or None}
+    row |= {"shape": list(a.dims or ()), "batch_axis": a.axis}
+    if a.place is not None and a.place.rows > 1:
+        row["rows"] = [a.place.outer, a.place.inner]
+    return row | {"loop": a.loop or None}
 
 
 def bake(
@@ -192,7 +197,7 @@ def _baked_step(
     if not a.loop and (head.first, head.last) != (0, FOREVER):
         raise FaultError(f"{a.target.id!r} lies in no loop, so it has no step; leave @step out")
     if head.sample is not None and a.axis is None:
-        raise FaultError(f"{a.target.id!r} has no batch axis, so no sample of it can be named; leave @sample out")
+        raise FaultError(f"{a.target.id!r} has {a.unaxed}, so no sample of it can be named; leave @sample out")
     valued = head.mask is None
     if valued:
         check_values(a.target.word)
@@ -245,8 +250,11 @@ def _armed_site(name: str, operator: Operator, a: Activation, number: int, prefi
 
 
 def _call(g: Nodes, name: str, a: Activation, value: str, result: str, given: Sequence[str], **attributes: Any) -> None:
-    """Call an operator; a batch axis that is not the first is brought there and back."""
+    """Call an operator; samples that do not come first are brought there and back."""
     attributes["domain"] = DOMAIN
+    if a.place is not None and a.place.rows > 1:
+        _call_apart(g, name, a, a.place, value, result, given, attributes)
+        return
     if not a.axis:
         g.add(name, value, *given, name=result, **attributes)
         return
@@ -255,6 +263,22 @@ def _call(g: Nodes, name: str, a: Activation, value: str, result: str, given: Se
     back = [there.index(k) for k in range(rank)]
     struck = g.add(name, g.add("Transpose", value, perm=there), *given, **attributes)
     g.add("Transpose", struck, name=result, perm=back)
+
+
+def _call_apart(
+    g: Nodes, name: str, a: Activation, held: SampleAxis, value: str, result: str, given: Sequence[str],
+    attributes: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Call an operator on a tensor that has several rows a sample: those are laid apart, and back."""
+    own = a.target.shape
+    if not a.shaped:
+        raise ModelError(f"the shape of {a.target.id!r} is not known, so its samples cannot be told apart; give --data")
+    before = math.prod(own[: held.axis]) * held.outer
+    behind = held.inner * math.prod(own[held.axis + 1 :])
+    shape = g.add("Shape", value)
+    apart = g.reshape(value, g.constant([before, -1, behind]))
+    struck = g.add(name, g.add("Transpose", apart, perm=[1, 0, 2]), *given, **attributes)
+    g.restore(g.add("Transpose", struck, perm=[1, 0, 2]), shape, name=result)
 
 
 def _function(proto: onnx.ModelProto, functions: dict[str, onnx.FunctionProto], operator: Operator) -> str:

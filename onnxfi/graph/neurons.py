@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import ModelError
-from onnxfi.graph.activations import Dims, activations, graphs, labels
+from onnxfi.graph.activations import activations, graphs, labels
 from onnxfi.graph.cones import Cone, Fire, Use
 from onnxfi.graph.layers import layer_of, owner_in_name
 from onnxfi.graph.model import Model, parse
+from onnxfi.graph.samples import Dims
 from onnxfi.graph.wire import text
 
 if TYPE_CHECKING:

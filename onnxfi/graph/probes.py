@@ -1,4 +1,4 @@
-"""Shapes of values in bodies: a copy of a model that also puts them out, so that a run can tell them."""
+"""Shapes of values: a copy of a model that also puts them out, so that a run can tell them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Probing:
             if node.op_type in LOOPS or node.op_type == "If":
                 found |= self._node(node, f"{path}{label}")
             for name in node.output:
-                if path and (path, name) in self.ranks:
+                if (path, name) in self.ranks:
                     found[path, name] = g.add("Shape", name, name=self.fresh())
         graph.node.extend(g.nodes)
         return found
@@ -69,7 +69,7 @@ class _Probing:
 
 
 def with_shapes(proto: onnx.ModelProto, ranks: Mapping[Place, int | None]) -> tuple[onnx.ModelProto, dict[Place, str]]:
-    """A copy of a model that also puts out the shapes of these values in bodies; the names of those outputs.
+    """A copy of a model that also puts out the shapes of these values; the names of those outputs.
 
     `ranks` gives each value's rank, None where it is open. What comes out has the shape last; before it an axis for
     each loop around the value, and -1 where a branch was not taken.

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import DataError
+from onnxfi.graph.samples import Layout, layout_of
 from onnxfi.runtime.ports import Array, Port, native, type_name
 
 Labels = NDArray[np.int64]
@@ -48,53 +49,15 @@ class Batch:
         }
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Which inputs hold one row per sample along `axis`; the others go whole into every batch.
-
-    `fixed` is the one batch size that the model takes, None where it takes any.
-    """
-
-    axis: int
-    batched: frozenset[str]
-    fixed: int | None
-
-    def rows(self, feeds: Feeds) -> int:
-        """Samples in these feeds; 1 where no input has the batch axis."""
-        return min((feeds[name].shape[self.axis] for name in self.batched), default=1)
-
-    def part(self, feeds: Feeds, start: int, stop: int) -> dict[str, Array]:
-        """The samples from `start` up to `stop`."""
-        rows = (slice(None),) * self.axis + (slice(start, stop),)
-        return {name: array[rows] if name in self.batched else array for name, array in feeds.items()}
-
-    def pad(self, feeds: Feeds, size: int) -> dict[str, Array]:
-        """The feeds with the last sample repeated until there are `size`."""
-        index = np.minimum(np.arange(size), self.rows(feeds) - 1)
-        return {n: array.take(index, self.axis) if n in self.batched else array for n, array in feeds.items()}
-
-
-def layout(inputs: Sequence[Port], batch_axis: int, ranks: Mapping[str, int] | None = None) -> Layout:
-    """Find the inputs that hold samples along `batch_axis`.
-
-    They are those whose size there is open. Where all are fixed, the first input's is the batch size, and
-    those of the same size hold samples. `ranks` tells the rank of inputs whose shape is open.
+def layout(inputs: Sequence[Port], batch_axis: int, given: Mapping[str, Sequence[int]] | None = None) -> Layout:
+    """Find the inputs that hold samples along `batch_axis`; `given` are the shapes of arrays (see `layout_of`).
 
     >>> layout([Port("x", "float32", ("N", 3)), Port("rate", "int64", ())], 0)
-    Layout(axis=0, batched=frozenset({'x'}), fixed=None)
+    Layout(axis=0, axes=(('x', 0),), fixed=None)
     >>> layout([Port("x", "float32", (4, 3))], 0).fixed
     4
     """
-    sizes: dict[str, int | str | None] = {}
-    for port in inputs:
-        shape = (None,) * (ranks or {}).get(port.name, 0) if port.shape is None else port.shape
-        if len(shape) > batch_axis:
-            sizes[port.name] = shape[batch_axis]
-    open_ = [name for name, size in sizes.items() if not isinstance(size, int)]
-    first = next(iter(sizes.values()), None)
-    if open_ or not isinstance(first, int):
-        return Layout(batch_axis, frozenset(open_), None)
-    return Layout(batch_axis, frozenset(name for name, size in sizes.items() if size == first), first)
+    return layout_of({port.name: port.shape for port in inputs}, batch_axis, given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +125,7 @@ class Data:
         for feeds in self._cut(self.layout.fixed or 64):
             for name, hashed in hashes.items():
                 if name in self.layout.batched:
-                    for sample in np.moveaxis(feeds[name], self.layout.axis, 0):
+                    for sample in np.moveaxis(feeds[name], self.layout.batched[name], 0):
                         hashed.update(_content(np.asarray(sample)))
                 elif whole.get(name) != (content := _content(feeds[name])):
                     whole[name] = content

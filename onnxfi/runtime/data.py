@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, closest
-from onnxfi.runtime.batches import Batch, Data, Labels, Layout, layout
+from onnxfi.graph.samples import Layout
+from onnxfi.runtime.batches import Batch, Data, Labels, layout
 from onnxfi.runtime.images import open_folder
 from onnxfi.runtime.npz import memory_bytes, read_npz
 from onnxfi.runtime.ports import ONNX_NUMBER, Array, Port, element_type, fits, one_line, shape_text, type_name
@@ -91,7 +92,7 @@ def _from_folder(
     found = open_folder(path, ports, preprocess, limit, batch_axis)
     name, samples = found.port.name, len(found.files)
     of = f"{samples} images of {len(found.classes)} classes in {str(path)!r}"
-    place = layout(ports, batch_axis, {name: 4})
+    place = layout(ports, batch_axis, {name: (1,) * 4})
     return Data((name,), samples, found.labels, False, of, place, found.cut)
 
 
@@ -176,9 +177,9 @@ def _checked(
         raise DataError(f"{what}: {extra[0]!r} is no input{closest(extra[0], names)}; leave it out")
     if missing:
         raise DataError(f"{what}: input {missing[0]} has no array")
-    place = layout(ports, batch_axis, {name: array.ndim for name, array in arrays.items()})
+    place = layout(ports, batch_axis, {name: array.shape for name, array in arrays.items()})
     fitted = {port.name: _fitted(arrays[port.name], port, place, what) for port in ports}
-    sizes = [(name, array.shape[batch_axis]) for name, array in fitted.items() if name in place.batched]
+    sizes = [(name, fitted[name].shape[axis]) for name, axis in place.axes]
     for (one, many), (other, more) in pairwise(sizes):
         if many != more:
             raise DataError(f"{what}: {many} samples in {one!r} but {more} in {other!r}")
@@ -197,7 +198,7 @@ def _fitted(array: Array, port: Port, place: Layout, what: str) -> Array:
         if port.dtype in ONNX_NUMBER:
             line = f"data[{port.name!r}].astype(ml_dtypes.{port.dtype}).view('V{element.itemsize}')"
         raise DataError(f"{what}: {port.name!r} is {type_name(array)}, input {port} takes {line}")
-    free = place.axis if port.name in place.batched else None
+    free = place.batched.get(port.name)
     if not fits(array.shape, port, free=free):
         raise DataError(f"{what}: {port.name!r} has shape {shape_text(array.shape)}, the input is {port}")
     return array
@@ -231,16 +232,16 @@ def synthetic(ports: Sequence[Port], samples: int, seed: int, batch_axis: int = 
     arrays: dict[str, Array] = {}
     for number, port in enumerate(ports):
         shape = [dim if isinstance(dim, int) else _OPEN_DIMENSION for dim in port.shape or ()]
-        batched = port.name in place.batched
-        if batched:
-            del shape[batch_axis]
+        axis = place.batched.get(port.name)
+        if axis is not None:
+            del shape[axis]
             shape.insert(0, samples)
         count = math.prod(shape)
         if 8 * count > memory_bytes():
             raise DataError(f"input {port} is too large to be made up; give data")
         words = np.random.Philox(key=np.array([seed, number], np.uint64)).random_raw(count)
         array = _values(np.asarray(words, np.uint64).reshape(shape), port)
-        arrays[port.name] = np.moveaxis(array, 0, batch_axis) if batched else array
+        arrays[port.name] = array if axis is None else np.moveaxis(array, 0, axis)
     many = place.rows(arrays)
     of = f"{many} synthetic samples of seed {seed}, unlabelled; floats in [0, 1), open dimensions of 32"
     return Data.of_arrays(arrays, None, place, of, synthetic=True)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from threading import get_ident
 from typing import Any
 
-from onnxfi.errors import EngineError
+from onnxfi.errors import DataError, EngineError
 from onnxfi.graph.parts import Feed, Part, extract
 from onnxfi.graph.routes import Routes
 from onnxfi.graph.targets import DATA_TYPES
@@ -43,6 +44,22 @@ def array_feed(array: Array) -> Feed:
 
 class UnlikeError(EngineError):
     """A part of a model does not do what the whole of it does; the next longer route does."""
+
+
+@contextmanager
+def of_golden_shapes() -> Iterator[None]:
+    """Run parts of a model, which take values of the shapes that they have in golden: UnlikeError for others."""
+    try:
+        yield
+    except DataError as error:
+        raise UnlikeError(f"a fault changes a shape between the parts of the model: {error}") from error
+
+
+def check_shapes(found: Mapping[str, Array], golden: Mapping[str, Array]) -> None:
+    """UnlikeError where a fault changes the shape of what goes on from a part of a model."""
+    for name, array in golden.items():
+        if found[name].shape != array.shape:
+            raise UnlikeError(f"a fault changes the shape of {name!r}")
 
 
 class Chain:

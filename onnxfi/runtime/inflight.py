@@ -25,7 +25,7 @@ from onnxfi.graph.operators import DOMAIN
 from onnxfi.graph.save import save
 from onnxfi.runtime.asking import asked, counted, first_run, opened
 from onnxfi.runtime.data import Data
-from onnxfi.runtime.ports import Array, same_bytes
+from onnxfi.runtime.ports import Array, same_bytes, shape_text
 
 if TYPE_CHECKING:
     import onnx
@@ -77,8 +77,8 @@ def prepare(
         proto = _raised(model, proto, wanted, data, custom_ops)
         current = load(proto)
         notes.append(f"opset raised from {own} to {wanted}; outputs stayed the same byte for byte")
-    rows, guessed = activations(current), False
-    if any("type is not known" in a.why_not or (shapes and not a.shaped) for a in rows):
+    rows, guessed = activations(current, None if data is None else data.layout), False
+    if any("type is not known" in a.why_not or (shapes and (not a.shaped or a.unplaced)) for a in rows):
         known = asked(model, proto, rows, data, custom_ops)
         guessed, rows = data is None and known != rows, known
     return Flow(model, proto, reachable(rows, opset_of(proto), body), body, tuple(notes), guessed)
@@ -281,6 +281,12 @@ def inject_flow(
 
 
 def _space(chosen: Chosen, selector: Selector, event: FaultModel, samples: int = 0) -> FaultSpace:
+    for a in chosen.activations:
+        if samples and a.unplaced:
+            raise SelectorError(
+                f"no sample of {a.target.id!r} ({shape_text(a.dims)}) can be named: {a.unplaced}; "
+                f"leave it out with --exclude, or draw with --count, which strikes every sample"
+            )
     targets = [
         replace(a.target, structural=False, samples=0 if a.axis is None else samples) for a in chosen.activations
     ]

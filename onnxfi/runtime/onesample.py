@@ -12,7 +12,7 @@ from onnxfi.graph.parts import Part
 from onnxfi.runtime.batches import Batch
 from onnxfi.runtime.engines import Session
 from onnxfi.runtime.evaluation import scored
-from onnxfi.runtime.golden import UnlikeError
+from onnxfi.runtime.golden import UnlikeError, check_shapes, of_golden_shapes
 from onnxfi.runtime.heads import OpenHead, Strike
 from onnxfi.runtime.ports import Array, same_bytes
 from onnxfi.runtime.rerun import golden_scores
@@ -89,10 +89,11 @@ class OneSample:
             return {}
         if self._head is None:
             return {self.value: after}
-        found = Strike(self._head, {self.value: after}).run(rows, {})
-        return {
-            name: found[name] for name, array in rows.values([*found]).items() if not same_bytes(found[name], array)
-        }
+        with of_golden_shapes():
+            found = Strike(self._head, {self.value: after}).run(rows, {})
+        golden = rows.values([*found])
+        check_shapes(found, golden)
+        return {name: found[name] for name, array in golden.items() if not same_bytes(found[name], array)}
 
     def _behind(self, places: Sequence[_Place], lives: Sequence[Mapping[str, Array]]) -> list[Array | None]:
         """The scores of each, several to a run; None for those that are golden again."""
@@ -103,7 +104,8 @@ class OneSample:
         for number, one in enumerate(lives):
             for name, array in one.items():
                 live[name][number] = array[0]
-        ended, found = self.spine.follow(rows, live, self.start)
+        with of_golden_shapes():
+            ended, found = self.spine.follow(rows, live, self.start)
         assert ended.some is not None
         size = len(ended.some)
         wanted = [self.output] if self.output is not None else list(self.spine.outputs)

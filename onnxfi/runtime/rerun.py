@@ -18,7 +18,7 @@ from onnxfi.graph.routes import LEAST_CHANNELS, Head, Route
 from onnxfi.runtime.batches import Batch
 from onnxfi.runtime.engines import Session
 from onnxfi.runtime.evaluation import scored
-from onnxfi.runtime.golden import UnlikeError, array_feed
+from onnxfi.runtime.golden import UnlikeError, array_feed, of_golden_shapes
 from onnxfi.runtime.heads import OpenHead, Strike, drift
 from onnxfi.runtime.narrow import narrowed
 from onnxfi.runtime.ports import Array, same_by, words_of
@@ -64,7 +64,8 @@ class Rerun:
         if change is None:
             self._disarm(k)
             return golden_scores(self.spine, k, self.output)
-        rows, found = self._run(k, change)
+        with of_golden_shapes():
+            rows, found = self._run(k, change)
         if not found:
             return golden_scores(self.spine, k, self.output)
         whole = self.spine.whole(rows, found) if rows.some is not None else found

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, EngineError
-from onnxfi.runtime.golden import GoldenValues, UnlikeError
+from onnxfi.runtime.golden import GoldenValues, UnlikeError, check_shapes
 from onnxfi.runtime.ports import Array, same_by, same_bytes
 
 #: Operators that decide for all samples together.
@@ -128,7 +128,9 @@ class Spine:
                 elif first is not None:
                     found, first = first.run(number, rows, live), None
                 found = self._run(number, rows, live) if found is None else found
-                for name, array in rows.values(list(found)).items():
+                golden = rows.values(list(found))
+                check_shapes(found, golden)
+                for name, array in golden.items():
                     if same_bytes(found[name], array):
                         live.pop(name, None)
                     else:

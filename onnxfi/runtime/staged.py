@@ -17,6 +17,7 @@ from onnxfi.faults.sites import Index, Sites, Target
 from onnxfi.faults.trials import Faults, resolve
 from onnxfi.graph.bodies import NUMBER
 from onnxfi.graph.inference import inferred
+from onnxfi.graph.samples import SampleAxis
 from onnxfi.graph.stages import Stage, crossing, stages
 from onnxfi.runtime.engines import Engine, OrtEngine, Session
 from onnxfi.runtime.ports import Array
@@ -48,15 +49,22 @@ class Staged:
         return {name: live[name] for name in (self.outputs if outputs is None else outputs)}
 
 
-def prepare_stages(proto: onnx.ModelProto, cuts: Sequence[str], engine: Engine, folder: Path | None = None) -> Staged:
+def prepare_stages(
+    proto: onnx.ModelProto, cuts: Sequence[str], engine: Engine, folder: Path | None = None, *, loose: bool = False
+) -> Staged:
     """Sessions of a model that is cut behind these tensors; `folder` is where its external data lies.
+
+    The shapes that are inferred hold between the stages; `loose` takes any, as where a fault changes one.
 
     Raises ModelError for a tensor that is not in the top graph, EngineError where the runtime refuses a part, or what
     goes from one part to the next is no tensor.
     """
     proto = _whole(proto, folder)
     parts = []
-    for stage in stages(proto, cuts, _types(proto, cuts, engine)):
+    types = _types(proto, cuts, engine)
+    for kind in types.values() if loose else ():
+        kind.tensor_type.ClearField("shape")
+    for stage in stages(proto, cuts, types):
         session = None if stage.proto is None else engine.prepare(stage.proto.SerializeToString())
         parts.append((session, stage))
     given = {port.name for session, _ in parts if session for port in session.outputs}
@@ -107,13 +115,15 @@ def _types(proto: onnx.ModelProto, cuts: Sequence[str], engine: Engine) -> dict[
     return found
 
 
-def strike(array: Array, target: Target, axis: int | None, faults: Faults, *, start: int, size: int) -> Array:
+def strike(array: Array, target: Target, held: SampleAxis | None, faults: Faults, *, start: int, size: int) -> Array:
     """A value in flight with the words changed that its faults name; the array given stays as it is.
 
-    `axis` is its batch axis, `start` the number of the first of the `size` samples that run. Faults of other samples
-    are left out. Raises SelectorError for an element that is not there, and where rows along the axis are no samples.
+    `held` is where it holds its samples, `start` the number of the first of the `size` samples that run. Faults of
+    other samples are left out. Raises SelectorError for an element that is not there, and where rows are no samples.
     """
-    moved = array[None] if axis is None else np.moveaxis(array, axis, 0)
+    if held is not None and (array.ndim <= held.axis or array.shape[held.axis] % held.rows):
+        raise SelectorError(f"{target.id!r} has the shape {array.shape} here, not {held.rows:,} rows a sample")
+    moved = array[None] if held is None else held.first(array)
     flat = np.array(moved, order="C").reshape(len(moved), -1)
     words = flat.view(target.word.dtype) if target.word.parts > 1 else flat
     rows, samples = _rows(faults, len(moved), start, size, target)
@@ -130,7 +140,7 @@ def strike(array: Array, target: Target, axis: int | None, faults: Faults, *, st
     _, final = resolve(here, target.word.words(values[index]))
     values[index] = target.word.values(final)
     struck = flat.reshape(moved.shape)
-    return np.ascontiguousarray(struck[0] if axis is None else np.moveaxis(struck, 0, axis))
+    return np.ascontiguousarray(struck[0] if held is None else held.back(struck))
 
 
 def _rows(faults: Faults, held: int, start: int, size: int, target: Target) -> tuple[Index, Index]:

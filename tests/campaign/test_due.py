@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
-from tiny import ran, save, tables
+from onnx import numpy_helper, parser
+from tiny import HEAD, chance, ran, save, tables
 
 from onnxfi.campaign import runner
 from onnxfi.campaign.bench import CampaignError
@@ -167,3 +170,33 @@ def test_with_a_limit_of_memory_workers_open_nothing_before_it_holds(
 def test_limits_that_cannot_be(here: Path, how: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         run(campaign("m.onnx"), here / "s.db", **how)
+
+
+RESHAPING = {
+    "scales of a Resize": """g (float[N,2,4,4] x) => (float[N,2] y) <float[4] s = {1,1,2,2}> {
+        a = Relu(x) u = Resize<mode="nearest">(a, , s) p = GlobalAveragePool(u) y = Flatten(p) }""",
+    "the end of a Range": """g (float[N,2,4,4] x) => (float[N,M] y) <float zero = {0}, float s = {4}, float one = {1}> {
+        a = Relu(x) r = Range(zero, s, one) b = Mul(a, r) p = ReduceMean(b) q = Add(b, p) y = Flatten(q) }""",
+    "what is counted": """g (float[N,2,4,4] x) => (float[N,M] y) <float s = {0.5}, int64[2] axes = {2,3}> {
+        b = Greater(x, s) n = NonZero(b) c = Shape(n) f = Cast<to=1>(c) t = ReduceSum(f) m = Mul(x, t) q = Flatten(m)
+        y = Relu(q) }""",
+    "rows that are kept": """g (float[N,2,4,4] x) => (float[M,16] y) <float s = {0.1}, int64[2] rows = {-1,16}> {
+        f = Reshape(x, rows) m = ReduceMean<keepdims=0>(f, last) k = Greater(m, s) c = Compress<axis=0>(f, k)
+        y = Relu(c) }""",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("graph", RESHAPING.values(), ids=RESHAPING)
+def test_a_fault_that_changes_shapes_has_the_outcome_of_the_whole_by_every_route(here: Path, graph: str) -> None:
+    model = parser.parse_model(HEAD + graph)
+    if "last" in graph:
+        model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "last"))
+    onnx.save(model, here / "g.onnx")
+    np.savez(here / "d.npz", x=chance(6, 2, 4, 4))
+    found = {}
+    for route in ("plain", "auto", "late", "early"):
+        asked = campaign(exhaustive=True, include="=s", bits="20-24,31", route=route, batch=3)
+        done = sorted(run(asked, here / f"{route}.db", workers=0), key=lambda r: r.trial)
+        found[route] = [(r.trial, r.outcome, r.cause, r.error) for r in done]
+    assert all(each == found["plain"] for each in found.values())
+    assert {outcome for _, outcome, *_ in found["plain"]} - {"masked"}

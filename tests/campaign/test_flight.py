@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
-from tiny import chance, ran, samples, save, tables
+from tiny import HEAD, chance, ran, samples, save, tables
 
 from onnxfi.campaign.bench import Bench
 from onnxfi.campaign.export import export_trial
@@ -387,13 +389,42 @@ def test_a_selection_that_finds_nothing_is_told(here: Path, fields: dict[str, An
     assert says in str(told.value)
 
 
-def test_rows_that_are_no_samples_are_refused_where_one_is_named(here: Path) -> None:
-    save(
-        here, "g (float[N,4] x) => (float[M,2] y, float[N,4] z) <int64[2] s = {-1,2}> { y = Reshape(x, s) z = Relu(x) }"
-    )
-    samples(here, labels=False)
-    results = ran(campaign(model="g.onnx", include="=y", output="y", target="activations", trials=2), here / "s.db")
-    assert all("y' has 10 rows for 5 samples" in str(r.error) for r in results)
+TOKENS = """g (float[N,5,4] x) => (float[N,3] y) <int64[2] flat = {-1,4}, int64[3] back = {-1,5,4}> {
+    t = Transpose<perm=[1,0,2]>(x) h = Relu(t) u = Transpose<perm=[1,0,2]>(h) f = Reshape(u, flat) r = Abs(f)
+    v = Reshape(r, back) s = Flatten<axis=1>(v) y = MatMul(s, w) }"""
+
+
+def tokens(folder: Path, graph: str = TOKENS, samples: int = 7) -> None:
+    """Sequences of five tokens, in a network that takes time first and then flattens them into the batch."""
+    model = parser.parse_model(HEAD + graph)
+    model.graph.initializer.append(numpy_helper.from_array(chance(20, 3, seed=5), "w"))
+    onnx.save(model, folder / "g.onnx")
+    np.savez(folder / "d.npz", x=chance(samples, 5, 4, seed=9))
+
+
+@pytest.mark.parametrize("value", ["h", "r"])
+def test_one_sample_is_struck_wherever_a_value_holds_its_samples(here: Path, value: str) -> None:
+    tokens(here)
+    found = {}
+    for route in ("auto", "late", "early", "plain"):
+        asked = campaign(model="g.onnx", include=f"={value}", bits="sign", exhaustive=True, route=route, batch=3)
+        done = ran(asked, here / f"{route}.db")
+        assert len(done) == 7 * 5 * 4, "elements of seven samples"
+        found[route] = [(r.trial, r.outcome, r.metrics) for r in sorted(done, key=lambda r: r.trial)]
+    export_trial(here / "auto.db", 1, here / "one.onnx")
+    x = np.load("d.npz")["x"]
+    golden, faulty = (OrtEngine("cpu").prepare(m).run({"x": x})["y"] for m in ("g.onnx", "one.onnx"))
+    [line] = rows(here / "auto.db")[:1]
+    assert set(np.flatnonzero((golden != faulty).any(1))) <= {line["sample"]}
+    assert all(each == found["plain"] for each in found.values())
+
+
+def test_samples_that_cannot_be_told_are_refused_where_one_is_named(here: Path) -> None:
+    tokens(here, TOKENS.replace("r = Abs(f)", "q = Gather<axis=0>(f, pick) r = Abs(q)").replace(
+        "int64[3] back", "int64[35] pick = {" + ",".join(map(str, range(35))) + "}, int64[3] back"
+    ))  # fmt: skip
+    with pytest.raises(SelectorError, match="the graph picks rows there"):
+        planned(model="g.onnx", include="=r")
 
 
 def test_without_values_in_flight_nothing_is_looked_at(here: Path) -> None:

@@ -297,4 +297,4 @@ def test_formats_without_a_body_say_why() -> None:
     with pytest.raises(FaultError, match="no step"):
         bake(plain, [Strike(target(plain), 0, Mask(1, 1), first=1, last=1)])
     with pytest.raises(FaultError, match="no batch axis"):
-        bake(plain, [Strike(replace(target(plain), axis=None), 0, Mask(1, 1), sample=0)])
+        bake(plain, [Strike(replace(target(plain), place=None), 0, Mask(1, 1), sample=0)])
