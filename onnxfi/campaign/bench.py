@@ -24,6 +24,7 @@ from onnxfi.errors import EngineError, ModelError, OnnxfiError
 from onnxfi.faults.faultlist import FaultList, Header, Lines
 from onnxfi.faults.trials import RATES, Faults
 from onnxfi.graph.activations import Activation
+from onnxfi.graph.chance import random_node
 from onnxfi.graph.model import Model
 from onnxfi.graph.mutate import Edits, edits, faulty_bytes, place, write
 from onnxfi.graph.routes import Routes
@@ -111,8 +112,10 @@ class Bench:
             found = self._golden(self._as_it_lies())
             self.first(found)
             return found, self.opened_s + time.perf_counter() - begun
-        second = self.golden_again().scores
+        session = self._session(Edits())
+        second = self._ran(session)
         golden_s = time.perf_counter() - begun
+        self._steady(session, second)
         first = kept if kept is not None and same_bytes(kept, second) else self._as_it_lies()
         self._served.clear()
         if not same_bytes(first, second):
@@ -125,7 +128,10 @@ class Bench:
 
     def _as_it_lies(self) -> Array:
         """Golden's scores from the model's own file."""
-        return self._ran(self._served.pop() if self._served else self.campaign.engine().prepare(served(self.model)))
+        session = self._served.pop() if self._served else self.campaign.engine().prepare(served(self.model))
+        scores = self._ran(session)
+        self._steady(session, scores)
+        return scores
 
     def golden_again(self) -> Golden:
         """One golden run of the whole model through the door of every trial."""
@@ -145,13 +151,28 @@ class Bench:
         return self._golden(stacked(parts))
 
     def _ran(self, session: Session) -> Array:
-        """Golden's scores from a session."""
+        """The golden scores from a session."""
         try:
             return self.scores(session)
         except EngineError as error:
             if self.data.synthetic:
                 raise EngineError(f"{error}; these are synthetic inputs, give real ones with --data") from None
             raise
+
+    def _steady(self, session: Session, scores: Array) -> None:
+        """Refuse a model that does not answer the same each time: one that draws random numbers, or whose first batch,
+        run once more in the session that gave these scores, comes out as another one."""
+        if (node := random_node(self.model.proto, () if self.output is None else (self.output,))) is not None:
+            raise CampaignError(
+                f"the model draws random numbers in {node}, so no trial could be told from chance: fault-free runs "
+                f"must give the same each time; export the model for inference, or put a stored tensor there"
+            )
+        again = self.scores(session, batches=1).reshape(-1)
+        if not same_bytes(again, scores.reshape(-1)[: len(again)]):
+            raise CampaignError(
+                "two golden runs differ, in one session, so no trial could be told from chance: an operator draws "
+                "random numbers or keeps a state, or use --threads 1, or another --provider"
+            )
 
     def first(self, golden: Golden | None = None) -> Array:
         """Golden's scores of the first batch, which may be known."""

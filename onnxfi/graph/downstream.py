@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnxfi.errors import ModelError
 from onnxfi.faults.space import Target
 from onnxfi.graph.activations import captured
+from onnxfi.graph.chance import RANDOM
 from onnxfi.graph.model import Model, parse
 from onnxfi.graph.source import shown
 from onnxfi.graph.targets import DATA_TYPES
@@ -35,10 +36,6 @@ LARGE_BYTES = 1 << 12
 _NATIVE = frozenset((1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13))
 #: TensorProto's numbers of float16 and bfloat16.
 _HALVES = frozenset((10, 16))
-#: Operators whose output is another one each time.
-_CHANCE = frozenset(
-    ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
-)
 #: Where a tensor stands inside a node: attribute, graph in it, inner node, …, and at last its place among the
 #: initializers or, negative, the Constant node.
 _Path = tuple[int, ...]
@@ -108,7 +105,7 @@ class Wiring:
         found: set[int] = set()
         known = {*self.stored, ""}
         for k, node in enumerate(self.proto.graph.node):
-            if node.op_type not in _CHANCE and known.issuperset(self.reads[k]):
+            if node.op_type not in RANDOM and known.issuperset(self.reads[k]):
                 found.add(k)
                 known.update(node.output)
         return frozenset(found)

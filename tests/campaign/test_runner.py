@@ -12,13 +12,14 @@ import tracemalloc
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from tiny import mlp, ran, samples, save, tables
+from tiny import chance, mlp, ran, samples, save, tables
 
 import onnxfi
 from onnxfi.campaign import runner
@@ -557,3 +558,48 @@ def test_what_cannot_be_run_makes_no_store(here: Path, fields: dict[str, Any], m
     with pytest.raises(onnxfi.OnnxfiError, match=message):
         run(campaign(**fields), here / "s.db")
     assert not (here / "s.db").exists()
+
+
+RANDOM = {
+    "in the graph": "{ n = RandomNormalLike <seed = 3.0> (x) y = Add(x, n) }",
+    "in a body": """{ b = Constant <value_float = 1.0> () c = Cast <to = 9> (b)
+        y = If (c) <then_branch = t () => (float[N,3] a) { n = RandomUniformLike <seed = 3.0> (x) a = Add(x, n) },
+        else_branch = e () => (float[N,3] d) { d = Identity(x) }> }""",
+    "dropped": """<float r = {0.5}, bool t = {1}> { y = Dropout <seed = 3> (x, r, t) }""",
+    "drawn": "{ p = Softmax(x) y = Bernoulli <seed = 3.0> (p) }",
+}
+
+
+@pytest.mark.parametrize(("kind", "workers"), [*((kind, 0) for kind in RANDOM), ("drawn", 2)])
+def test_a_model_that_draws_random_numbers_is_refused(tmp_path: Path, kind: str, workers: int) -> None:
+    model = save(tmp_path, "g (float[N,3] x) => (float[N,3] y) " + RANDOM[kind])
+    np.savez(tmp_path / "x.npz", x=chance(4, 3))
+    asked = Campaign(model, str(tmp_path / "x.npz"), target="inputs", single=True, trials=2)
+    with pytest.raises(CampaignError, match=r"draws random numbers in \w+ \('\w+'\), so no trial could be told"):
+        run(asked, tmp_path / "s.db", workers=workers)
+
+
+def test_random_numbers_that_are_not_scored_or_drop_nothing_are_no_matter(tmp_path: Path) -> None:
+    graph = """g (float[N,3] x) => (float[N,3] y, float[N,3] z) <float r = {0.5}, bool t = {0}, float[1,3] w = {1,2,3}>
+        { n = RandomNormalLike(x) z = Add(x, n) m = Mul(x, w) y = Dropout(m, r, t) }"""
+    np.savez(tmp_path / "x.npz", x=chance(4, 3))
+    asked = Campaign(save(tmp_path, graph), str(tmp_path / "x.npz"), single=True, trials=2, output="y")
+    assert len(ran(asked, tmp_path / "s.db")) == 2
+
+
+def test_an_operator_that_keeps_a_state_is_found_in_one_session(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = OrtEngine.prepare
+
+    def counted(self: OrtEngine, model: Any) -> Any:
+        """A session that answers another way from its third run on, as any other session of it does."""
+        session, runs = prepare(self, model), itertools.count()
+        return SimpleNamespace(
+            inputs=session.inputs, outputs=session.outputs, provider="P", note="P",
+            run=lambda feeds, names=None: {
+                k: v + np.float32(next(runs) >= 2) for k, v in session.run(feeds, names).items()
+            },
+        )  # fmt: skip
+
+    monkeypatch.setattr(OrtEngine, "prepare", counted)
+    with pytest.raises(CampaignError, match="two golden runs differ, in one session"):
+        run(campaign(batch=6), here / "s.db")
