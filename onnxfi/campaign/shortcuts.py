@@ -118,7 +118,8 @@ class Shortcuts:
     def _open_route(self, route: Route) -> Rerun | None:
         pieces = [head.piece for head in route.heads]
         key = f"{route.name} {route.home.fed if len(route.homes) == 1 else pieces}"
-        return self._kept(key, lambda: opened(self.spine, route, self.output))
+        found = self._kept(key, lambda: opened(self.spine, route, self.output))
+        return self._open_route(route.without_channels) if found is None and route.channels is not None else found
 
     def of_flying(self, values: Sequence[str], *, any_of: bool = False) -> Rerun | None:
         """The open route of a trial that strikes these values in flight, or `any_of` them; None where there is none."""

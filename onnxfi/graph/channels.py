@@ -34,6 +34,8 @@ _ELEMENTWISE = frozenset((
     "QuantizeLinear", "Identity",
 ))  # fmt: skip
 _MOST_BEHIND = 3
+#: Fewer output channels are not worth a model of their own; so many at least are computed together.
+_LEAST, _LEAST_IN_BLOCKS = 8, 16
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Channels:
     """The nodes that compute `output` channel by channel.
 
     `sliced` are the stored tensors that hold a slice for each of the `count` channels, with their axis; `axis` is that
-    of the output. `constant` says that some are scales, which runtimes want constant.
+    of the output. `constant` says that some are scales, which runtimes want constant. What lies `beside` is
+    a value that is added, of which the same channels are taken.
     """
 
     nodes: tuple[int, ...]
@@ -50,6 +53,12 @@ class Channels:
     axis: int
     count: int
     constant: bool = False
+    beside: str = ""
+
+    @property
+    def least(self) -> int:
+        """How many channels at least are computed together."""
+        return _LEAST_IN_BLOCKS if self.beside else _LEAST
 
 
 def channels(wiring: Wiring, struck: str) -> Channels | None:
@@ -72,9 +81,12 @@ def channels(wiring: Wiring, struck: str) -> Channels | None:
     laid = _laid_out(wiring, nodes[at])
     if laid is None or struck not in laid.sliced:
         return None
-    behind = _behind(wiring, nodes[at].output[0])
-    every = tuple(sorted({*laid.nodes, at, *behind}))
-    return replace(laid, nodes=every, output=nodes[behind[-1] if behind else at].output[0])
+    last, beside = wiring.joined.get(at, (at, ""))
+    if beside and beside in nodes[at].input:  # fed whole, and a part of it
+        return None
+    behind = _behind(wiring, nodes[last].output[0])
+    every = tuple(sorted({*laid.nodes, at, last, *behind}))
+    return replace(laid, nodes=every, output=nodes[behind[-1] if behind else last].output[0], beside=beside)
 
 
 def _only_user(wiring: Wiring, name: str) -> int | None:

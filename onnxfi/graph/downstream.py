@@ -30,10 +30,13 @@ from onnxfi.graph.wire import token
 if TYPE_CHECKING:
     import onnx
 
+_TWO = 2
 #: Tensors from this size on are given to a session beside its model.
 LARGE_BYTES = 1 << 12
 #: TensorProto's numbers of the types that numpy has: float32, integers to 64 bits, float16, float64.
 _NATIVE = frozenset((1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13))
+#: Operators that runtimes make one with the convolution in front of them.
+ADDS = frozenset(("Add", "Sum"))
 #: TensorProto's numbers of float16 and bfloat16.
 _HALVES = frozenset((10, 16))
 #: Where a tensor stands inside a node: attribute, graph in it, inner node, …, and at last its place among the
@@ -87,6 +90,23 @@ class Wiring:
         for k, names in enumerate(self.reads):
             for name in dict.fromkeys(names):
                 found[name] = (*found.get(name, ()), k)
+        return found
+
+    @cached_property
+    def joined(self) -> dict[int, tuple[int, str]]:
+        """The convolutions that runtimes make one with the addition behind them, where images lie in blocks: for each
+        the node that adds, and what it adds. What they give by themselves is then never made."""
+        found: dict[int, tuple[int, str]] = {}
+        nodes = self.proto.graph.node
+        for k, node in enumerate(nodes):
+            if not self.blocks or node.op_type not in ADDS or len(node.input) != _TWO:
+                continue
+            for name, other in (node.input, reversed(node.input)):
+                maker = self.makers.get(name, -1) if other not in self.stored else -1
+                alone = self.users.get(name) == (k,) and name not in self.outputs and name != other
+                if alone and maker >= 0 and nodes[maker].op_type == "Conv" and maker not in found:
+                    found[maker] = k, other
+                    break
         return found
 
     @cached_property
@@ -294,15 +314,24 @@ def backward(wiring: Wiring, names: Iterable[str], among: Container[int], fed: C
     return needed
 
 
-def crossing(wiring: Wiring, nodes: set[int], fed: frozenset[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The nodes with those that are taken along, and the names that cross into them."""
+def crossing(
+    wiring: Wiring, nodes: set[int], fed: frozenset[str], *, joined: bool = False
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The nodes with those that are taken along, also convolutions that are `joined` with one of them, and the names
+    that cross into them."""
     every, crossings, todo = set(nodes), dict[str, None](), sorted(nodes)
     for k in todo:  # grows while it is read
         for name in wiring.reads[k]:
             maker = wiring.makers.get(name)
             if not name or name in fed or name in wiring.stored or maker in every:
                 continue
-            if maker is not None and (maker in wiring.constant or wiring.dequantises(maker) or name in wiring.uncut):
+            along = maker is not None and (
+                maker in wiring.constant
+                or wiring.dequantises(maker)
+                or name in wiring.uncut
+                or (joined and wiring.joined.get(maker, (-1, ""))[0] == k)
+            )
+            if maker is not None and along:
                 every.add(maker)
                 todo.append(maker)
             else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from onnxfi.graph.downstream import LARGE_BYTES, Home, Wiring, at, body, hollow
+from onnxfi.graph.downstream import ADDS, LARGE_BYTES, Home, Wiring, at, body, hollow
 
 if TYPE_CHECKING:
     import onnx
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 FLOAT = 1
 #: Samples, channels, height and width.
 _IMAGE_DIMS = 4
-#: Operators that runtimes make one with the convolution in front of them.
-ADDS = frozenset(("Add", "Sum"))
 #: A value that is fed: its element type's number, and its shape (None: open).
 Feed = tuple[int, Sequence[int | str | None] | None]
 

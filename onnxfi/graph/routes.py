@@ -23,11 +23,10 @@ from onnxfi.graph.fronts import Fronts, everything, pieces
 from onnxfi.graph.model import Model
 from onnxfi.graph.sums import Sum, largest_sum
 
-#: Fewer output channels are not worth a model of their own; so many at least are computed together.
-LEAST_CHANNELS = 8
 #: Numbers in a tensor from which on the whole operator costs more than a session for its struck channels.
 _WORTH_A_SESSION = 1 << 18
-#: Operators whose weights a runtime packs where they are constant; where they are fed it sums in another order.
+#: Operators whose weights a runtime packs where they are constant; where they are fed it sums in another order. So it
+#: does with those of convolutions, where images lie in blocks of channels.
 _PACKED = frozenset(("Gemm", "MatMul", "LSTM", "GRU", "RNN", "ConvTranspose", "Einsum", "Attention"))
 
 
@@ -73,7 +72,12 @@ class Route:
     @property
     def shares(self) -> bool:
         """Whether one run computes the channels of several trials."""
-        return self.channels is not None and not self.baked
+        return self.channels is not None
+
+    @property
+    def without_channels(self) -> Route:
+        """The route through the heads alone."""
+        return replace(self, channels=None, apart=None)
 
     @property
     def home(self) -> Home:
@@ -156,7 +160,8 @@ class Routes:
                 continue
             inside = where.node >= 0
             users = [target.op] if inside else [self._operator(k) for k in self.wiring.users.get(where.fed, ())]
-            baked = target.role in ("scale", "zero-point") or not _PACKED.isdisjoint(users)
+            laid = self.wiring.blocks and "Conv" in users
+            baked = laid or target.role in ("scale", "zero-point") or not _PACKED.isdisjoint(users)
             ends = self._ends(where) if baked else ()
             heads = self.heads([where.fed], [where.node] if inside else (), ends, fed=not baked)
             if heads:
@@ -201,7 +206,7 @@ class Routes:
         if not outputs:
             return
         needed = backward(self.wiring, outputs, nodes, fed)
-        part = Cut(*crossing(self.wiring, needed, frozenset(fed)), outputs)
+        part = Cut(*crossing(self.wiring, needed, frozenset(fed), joined=True), outputs)
         yield Head(number, pieces(self.wiring, part, fed, ends) if ends else (part,), tuple(fed))
 
     def _reached(self, struck: Sequence[str], inside: Sequence[int], number: int) -> frozenset[int]:
@@ -242,7 +247,7 @@ class Routes:
             return None
         fed = (*head.fed, one.given)
         needed = backward(self.wiring, part.outputs, {*part.nodes} - {one.node}, fed)
-        rest = Cut(*crossing(self.wiring, needed, frozenset(fed)), part.outputs)
+        rest = Cut(*crossing(self.wiring, needed, frozenset(fed), joined=True), part.outputs)
         return one, Head(head.piece, (rest,), fed)
 
     def goes_on(self, name: str) -> bool:
@@ -268,7 +273,7 @@ class Routes:
             or lined.output in self.wiring.uncut
             or len({self.within.get(n) for k in lined.nodes for n in self.wiring.proto.graph.node[k].output} - {None})
             > 1
-            or (not whole.baked and lined.count < LEAST_CHANNELS)
+            or (not whole.baked and lined.count < lined.least)
         ):
             return whole
         if lined.constant and not whole.baked and math.prod(self.wiring.stored[where.fed].dims) < _WORTH_A_SESSION:
@@ -277,4 +282,4 @@ class Routes:
         along = {*lined.nodes, *self.wiring.constant, *filter(self.wiring.dequantises, apart.nodes)}
         if not along.issuperset(apart.nodes):
             return whole
-        return replace(whole, baked=whole.baked or lined.constant, channels=lined, apart=apart)
+        return replace(whole, channels=lined, apart=apart)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxfi.graph.channels import integer
 from onnxfi.graph.downstream import LARGE_BYTES, Wiring, hollow
-from onnxfi.graph.parts import ADDS, FLOAT, Part
+from onnxfi.graph.parts import FLOAT, Part
 
 #: Input channels from which on there is something to be left out.
 _LEAST_CHANNELS = 32
@@ -65,16 +65,10 @@ def _with_addition(wiring: Wiring, nodes: Collection[int], one: Sum) -> Sum:
 
     Only what these nodes do not make themselves: what they make of a struck value is golden no more.
     """
-    users = wiring.users.get(one.given, ())
-    if not wiring.blocks or len(users) != 1 or users[0] not in nodes or one.given in wiring.outputs:
+    behind, added = wiring.joined.get(one.node, (-1, ""))
+    if behind not in nodes or wiring.makers.get(added) in nodes:
         return one
-    node = wiring.proto.graph.node[users[0]]
-    others = [name for name in node.input if name != one.given]
-    if node.op_type not in ADDS or len(node.input) != 2 or len(others) != 1 or others[0] in wiring.stored:
-        return one
-    if wiring.makers.get(others[0]) in nodes:
-        return one
-    return replace(one, given=node.output[0], added=others[0])
+    return replace(one, given=wiring.proto.graph.node[behind].output[0], added=added)
 
 
 def blocks(wiring: Wiring, one: Sum) -> tuple[int, ...]:

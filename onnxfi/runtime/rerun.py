@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,16 +12,17 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import EngineError
 from onnxfi.faults.words import Words
+from onnxfi.graph.channels import Channels
 from onnxfi.graph.downstream import Home, array_of
 from onnxfi.graph.parts import Part, extract
-from onnxfi.graph.routes import LEAST_CHANNELS, Head, Route
+from onnxfi.graph.routes import Head, Route
 from onnxfi.runtime.batches import Batch
 from onnxfi.runtime.engines import Session
 from onnxfi.runtime.evaluation import scored
-from onnxfi.runtime.golden import UnlikeError, array_feed, of_golden_shapes
-from onnxfi.runtime.heads import OpenHead, Strike, drift
+from onnxfi.runtime.golden import UnlikeError, of_golden_shapes
+from onnxfi.runtime.heads import OpenHead, Strike
 from onnxfi.runtime.narrow import narrowed
-from onnxfi.runtime.ports import Array, same_by, words_of
+from onnxfi.runtime.ports import Array, same_by, same_bytes, words_of
 from onnxfi.runtime.sharing import claim
 from onnxfi.runtime.spine import Rows, Spine, among
 
@@ -180,9 +181,11 @@ class Flying(Rerun):
 
 
 class Resumed(Rerun):
-    """The struck channels of one operator apart, and then what its output reaches.
+    """The channels of one operator that hold faults apart, and then what its output reaches.
 
-    Samples whose channels come out as golden are masked and stop there.
+    They are computed by a small operator that stores slices of the tensors, as the whole one stores all of them, so
+    that the runtime takes the same kernel. Samples whose channels come out as in the golden run are masked and stop
+    there. Raises UnlikeError where channels without a fault have other bits than in the whole.
     """
 
     def __init__(self, spine: Spine, route: Route, output: str | None) -> None:
@@ -193,78 +196,89 @@ class Resumed(Rerun):
         self.tensors = {name: array_of(routes.wiring, Home(name)) for name in self.channels.sliced}
         self.tensor = self.tensors[route.home.fed]
         self._into = spine.chain.feeds([*self.apart.crossings, self.channels.output])
-        self._channels = self._prepared(self._part(None) if route.baked else self._fed_part())
         self.piece = routes.within[self.channels.output]
         heads = () if routes.goes_on(self.channels.output) else routes.in_flight([self.channels.output]) or ()
         self.heads = [self._opened(head) for head in heads]
         self._narrow = narrowed(spine, heads[0], self._prepared) if heads else None
+        self._disarmed = False
 
     @property
     def fallback(self) -> Route:
         """The route for a trial whose slice is not what it is in the whole."""
-        return replace(self.route, channels=None, apart=None)
-
-    def _fed_part(self) -> Part:
-        """A model of the operator that takes any number of channels."""
-        feeds = {name: self._into[name] for name in self.apart.crossings}
-        for name, axis in self.channels.sliced.items():
-            kind, shape = array_feed(self.tensors[name])
-            assert shape is not None
-            along = axis % len(shape)
-            feeds[name] = kind, [None if a == along else d for a, d in enumerate(shape)]
-        return extract(self.spine.routes.wiring, self.apart.nodes, feeds, [self.channels.output])
-
-    def _part(self, computed: NDArray[np.int64] | None) -> Part:
-        """A model of the operator as it is, or with these channels of its tensors as they are now."""
-        sliced = self.channels.sliced
-        faulty = {Home(name): self._slice(name, computed) for name in sliced} if computed is not None else {}
-        feeds = {name: self._into[name] for name in self.apart.crossings}
-        return extract(self.spine.routes.wiring, self.apart.nodes, feeds, [self.channels.output], faulty=faulty)
-
-    def _slice(self, name: str, computed: NDArray[np.int64]) -> Array:
-        return np.take(self.tensors[name], computed, self.channels.sliced[name])
+        return self.route.without_channels
 
     @property
     def at_once(self) -> int:  # type: ignore[override]
         """As many changes as together make no more channels than the operator has."""
-        return 1 if self.route.baked else max(1, self.channels.count // LEAST_CHANNELS)
+        return max(1, self.channels.count // self.channels.least)
 
     def ready(self, k: int, changes: Sequence[Change]) -> None:
         """Compute the channels of all these changes in one run: what a runtime makes of the input is shared."""
-        if self.route.baked or len(changes) < 2:
-            return
-        golden, name, axis = self.golden, self.channels.output, self.channels.axis
-        own = {one.tobytes(): one for one in (self._computing(change)[1] for change in changes)}
-        own = {key: one for key, one in own.items() if not golden.has(k, (name, key))}
-        parts = [{name: self._slice(name, one) for name in self.channels.sliced} for one in own.values()]
-        for change in changes:
-            with _Struck(self.tensor, change, self.route.home):
-                computed = self._computing(change)[1]
-                parts.append({name: self._slice(name, computed) for name in self.channels.sliced})
-        feeds = dict(golden.values(k, self.apart.crossings))
-        feeds |= {n: np.concatenate([part[n] for part in parts], a) for n, a in self.channels.sliced.items()}
-        ends = np.cumsum([part[self.route.home.fed].shape[self.channels.sliced[self.route.home.fed]] for part in parts])
-        made = np.split(self._channels.run(feeds)[name], ends[:-1], axis)
-        for (key, one), array in zip(own.items(), made, strict=False):
-            golden.derived(k, (name, key), lambda one=one, array=array: self._alike(k, one, array))  # type: ignore[misc]
-        for change, array in zip(changes, made[len(own) :], strict=True):
+        made = changes[0].sessions.setdefault(self.piece, {})
+        every = [self._computing(change)[1] for change in changes]
+        if len(changes) not in made:
+            parts = [self._slices(one, change) for one, change in zip(every, changes, strict=True)]
+            made[len(changes)] = self._opened_apart(parts)
+        ends = np.cumsum([len(one) for one in every])[:-1]
+        found = made[len(changes)].run(self._fed(k, every))[self.channels.output]
+        for change, array in zip(changes, np.split(found, ends, self.channels.axis), strict=True):
             change.ahead[k] = array
 
+    def _disarm(self, k: int) -> None:
+        super()._disarm(k)
+        if not self._disarmed:
+            first = _blocks(np.zeros(1, np.int64), self.channels)
+            found = self._opened_apart([self._slices(first)]).run(self._fed(k, [first]))
+            if not same_bytes(found[self.channels.output], self._golden_of(k, first)):
+                raise UnlikeError(f"channels of {self.channels.output!r} apart have other bits than in the whole")
+            self._disarmed = True
+
+    def _slices(self, computed: NDArray[np.int64], change: Change | None = None) -> dict[str, Array]:
+        """These channels of the stored tensors, with the faults of a change."""
+        with _Struck(self.tensor, change, self.route.home):
+            return {name: np.take(self.tensors[name], computed, axis) for name, axis in self.channels.sliced.items()}
+
+    def _opened_apart(self, parts: Sequence[Mapping[str, Array]]) -> Session:
+        """A session of the operator that stores these slices, one behind the other."""
+        sliced = self.channels.sliced
+        stored = {Home(name): np.concatenate([part[name] for part in parts], axis) for name, axis in sliced.items()}
+        feeds = {name: self._into[name] for name in self.apart.crossings}
+        if (beside := self.channels.beside) in feeds:
+            kind, shape = feeds[beside]
+            count = sum(len(next(iter(part.values()))) for part in parts)
+            feeds[beside] = kind, [count if axis == self.channels.axis else d for axis, d in enumerate(shape or ())]
+        wiring = self.spine.routes.wiring
+        return self.spine.chain.prepare(extract(wiring, self.apart.nodes, feeds, [self.channels.output], faulty=stored))
+
+    def _fed(self, k: int, computed: Sequence[NDArray[np.int64]]) -> dict[str, Array]:
+        """What the operator takes of a batch for these channels."""
+        feeds = dict(self.golden.values(k, self.apart.crossings))
+        if (beside := self.channels.beside) in feeds:
+            if feeds[beside].shape != self.golden.values(k, [self.channels.output])[self.channels.output].shape:
+                raise UnlikeError(f"{beside!r} is added to all channels alike")
+            feeds[beside] = np.take(feeds[beside], np.concatenate(computed), self.channels.axis)
+        return feeds
+
     def _computing(self, change: Change) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The channels that a change strikes, and those that are computed for it."""
+        """The channels that hold faults of a change, and those that are computed for it."""
         axis = self.channels.sliced[self.route.home.fed]
-        struck = np.unique(np.unravel_index(change.of(self.route.home)[0], self.tensor.shape)[axis])
-        return struck, _blocks(struck, self.channels.count)
+        faulty = np.unique(np.unravel_index(change.of(self.route.home)[0], self.tensor.shape)[axis])
+        return faulty, _blocks(faulty, self.channels)
+
+    def _golden_of(self, k: int, computed: NDArray[np.int64]) -> Array:
+        """The golden values of these channels."""
+        name = self.channels.output
+        return np.take(self.golden.values(k, [name])[name], computed, self.channels.axis)
 
     def _run(self, k: int, change: Change) -> Found:
         self._disarm(k)
-        struck, computed = self._computing(change)
-        own, faulty = self._own(k, computed), change.ahead.pop(k, None)
-        faulty = self._computed(k, computed, change) if faulty is None else faulty
-        same = same_by(own, faulty, self.channels.axis)
-        if not same[~np.isin(computed, struck)].all():
+        if k not in change.ahead:
+            self.ready(k, [change])
+        faulty, computed = self._computing(change)
+        own, found = self._golden_of(k, computed), change.ahead.pop(k)
+        if not same_by(own, found, self.channels.axis)[~np.isin(computed, faulty)].all():
             raise UnlikeError(f"channels of {self.channels.output!r} apart have other bits than in the whole")
-        return self._resumed(Rows(self.golden, k), computed, words_of(faulty) != words_of(own), faulty)
+        return self._resumed(Rows(self.golden, k), computed, words_of(found) != words_of(own), found)
 
     def _resumed(self, rows: Rows, computed: NDArray[np.int64], differs: NDArray[np.bool_], faulty: Array) -> Found:
         """What becomes of the samples in which these channels differ."""
@@ -287,36 +301,6 @@ class Resumed(Rerun):
         narrow = self._narrow.strike(rows, {name: value}) if self._narrow is not None else None
         struck = {head.head.piece: Strike(head, {name: value}) for head in self.heads}
         return self.spine.follow(rows, {}, piece, struck if narrow is None else {piece: narrow})
-
-    def _own(self, k: int, computed: NDArray[np.int64]) -> Array:
-        """Golden's channels as they come out apart."""
-        key = self.channels.output, computed.tobytes()
-        return self.golden.derived(k, key, lambda: self._alike(k, computed, self._computed(k, computed)))
-
-    def _alike(self, k: int, computed: NDArray[np.int64], own: Array) -> Array:
-        """Golden's channels as they came out apart; UnlikeError where that is far from what they are in the whole."""
-        whole = self.golden.values(k, [self.channels.output])[self.channels.output]
-        if drift(own, np.take(whole, computed, self.channels.axis), exact=self.spine.exact):
-            raise UnlikeError(f"channels of {self.channels.output!r} apart are not those of the whole")
-        return np.array(own)
-
-    def _computed(self, k: int, computed: NDArray[np.int64], change: Change | None = None) -> Array:
-        """Output channels of batch k, with the tensors as they are now."""
-        feeds = dict(self.golden.values(k, self.apart.crossings))
-        session = self._channels
-        if self.route.baked and change is None:
-            name = self.channels.output
-            whole = self.golden.derived(k, (name, "apart"), lambda: np.array(session.run(feeds)[name]))
-            return np.take(whole, computed, self.channels.axis)
-        made = change.sessions.setdefault(self.piece, {}) if change is not None else {}
-        if self.route.baked and 0 not in made:
-            with _Struck(self.tensor, change, self.route.home):
-                part = self._part(computed)
-            made[0] = self.spine.chain.prepare(part)
-        elif not self.route.baked:
-            with _Struck(self.tensor, change, self.route.home):
-                feeds |= {name: self._slice(name, computed) for name in self.channels.sliced}
-        return made.get(0, session).run(feeds)[self.channels.output]
 
 
 class _Struck:
@@ -342,10 +326,11 @@ def opened(spine: Spine, route: Route, output: str | None) -> Rerun:
     return kind(spine, route, output)
 
 
-def _blocks(struck: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Channels that are computed for the struck ones: whole blocks, and all where that is most of them."""
-    if count <= 2 * LEAST_CHANNELS:
+def _blocks(faulty: NDArray[np.int64], channels: Channels) -> NDArray[np.int64]:
+    """Channels that are computed for the faulty ones: whole blocks, and all where that is most of them."""
+    count, least = channels.count, channels.least
+    if count <= 2 * least:
         return np.arange(count)
-    starts = np.unique(np.minimum(struck // LEAST_CHANNELS * LEAST_CHANNELS, count - LEAST_CHANNELS))
-    found = np.unique((starts[:, None] + np.arange(LEAST_CHANNELS)).ravel())
+    starts = np.unique(np.minimum(faulty // least * least, count - least))
+    found = np.unique((starts[:, None] + np.arange(least)).ravel())
     return np.arange(count) if 2 * len(found) > count else found

@@ -223,7 +223,8 @@ def test_trials_run_batch_by_batch_where_golden_values_do_not_fit(here: Path, mo
     )
     found = narrow.together(plan.header, golden, lines)
     assert runs[1] == runs[2] == 4, "each of four tensors asks once for the values of a batch"
-    assert len(found) > 20 and bench.together(plan.header, golden, lines) == {}
+    shared = bench.together(plan.header, golden, lines)
+    assert len(found) > 20 and shared == {k: found[k] for k in shared}
     assert found == {k: bench.trial(plan.header, golden, lines[k]) for k in found}
     workers = ran(campaign, here / "s.db", workers=1, kept_bytes=0)
     assert {r.trial: r.metrics for r in workers} == {
@@ -406,3 +407,19 @@ def test_a_cache_that_keeps_another_batch_is_seen_by_its_golden_run(
     monkeypatch.setattr(GoldenValues, "values", first_batch)
     with pytest.raises(ShortcutError, match="another golden run than the whole model"):
         bench.shortcuts.judge(rerun, golden, faults)
+
+
+@pytest.mark.parametrize("kinds", [("conv", "relu", "conv"), ("conv", "conv", "skip", "relu", "conv", "skip")])
+def test_convolutions_have_the_bits_of_the_whole_model_also_where_they_are_fused(
+    kinds: tuple[str, ...], tmp_path: Path
+) -> None:
+    net = Net()
+    for kind in kinds:
+        net.step(kind, len(net.values) - 1, 1)
+    bench = bench_of(net.model([]), tmp_path, optimization="all")
+    for target in strikable(bench):
+        for bit in range(12):
+            faults = flips([target], [(97 * bit, bit)])
+            name, found = routed(bench, faults)
+            assert found is not None and name in ("resumed", "baked")
+            assert found.tobytes() == bench.scores(bench.struck(faults)).tobytes(), (target.id, bit)
