@@ -10,16 +10,15 @@ from onnxfi.campaign.reach import Reach
 from onnxfi.campaign.store import Store, StoreError
 from onnxfi.faults.faultlist import Header, Lines
 from onnxfi.graph.mutate import Edits, edits, place, write
+from onnxfi.runtime.yaml_file import parse_yaml
 
 
 def export_trial(store: str | Path, trial: int, out: str | Path) -> None:
     """Write the faulty model of one trial; StoreError where the model is another one by now."""
-    import yaml
-
     with Store.open(store) as opened:
         header = Header.parse(opened.get("header"), str(store))
         lines = opened.trial(trial)["lines"].splitlines()
-        said = yaml.safe_load(opened.get("spec"))
+        said = parse_yaml(opened.get("spec").encode(), str(store), "campaign", StoreError)
     model = reopen(header.file, said)
     if model.digest != header.model:
         raise StoreError(f"{store} is of the model {header.model}, {header.file} is {model.digest} now")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -13,10 +14,12 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, closest
 from onnxfi.runtime.ports import Array, Port, element_type, fits, one_line, shape_text
+from onnxfi.runtime.yaml_file import load_yaml
 
 if TYPE_CHECKING:
     from PIL import Image
 
+_LARGEST_NUMBER = sys.float_info.max
 _EXAMPLE = "version: 1 / resize: 256 / crop: 224 / mean: [0.485, 0.456, 0.406] / std: [0.229, 0.224, 0.225]"
 
 
@@ -42,23 +45,19 @@ class Preprocess:
 
 def read_preprocess(path: Path) -> Preprocess:
     """The preprocessing that a YAML file describes; `DataError` names the file and the key."""
-    import yaml
-
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        raise DataError(f"{str(path)!r} is no readable YAML file: {one_line(error)}") from error
-    if not isinstance(given, dict) or given.pop("version", None) != 1:
+    given = load_yaml(path, "preprocessing", DataError)
+    if not isinstance(given, dict) or (version := given.pop("version", None)) is True or version != 1:
         raise DataError(f"{str(path)!r} is no preprocessing of version 1; an example: {_EXAMPLE}")
     known = [one.name for one in fields(Preprocess)]
     values = {}
     for key, value in given.items():
         if key not in known:
-            raise DataError(f"{str(path)!r} has the unknown key {key!r}{closest(str(key), known)}")
+            name = str(key)[:60]
+            raise DataError(f"{str(path)!r} has the unknown key {name!r}{closest(name, known)}")
         try:
             values[key] = _FIELD[key](value)
         except ValueError as error:
-            raise DataError(f"{str(path)!r}: {key} is {one_line(value)!r}; it takes {error}") from error
+            raise DataError(f"{str(path)!r}: {key} is {one_line(value, limit=80)!r}; it takes {error}") from error
     made = Preprocess(**values)
     for key, numbers in (("mean", made.mean), ("std", made.std)):
         if len(numbers) not in (0, 1, made.channels):
@@ -108,7 +107,7 @@ def _crop(value: Any) -> tuple[int, int]:
 
 
 def _number(value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not np.isfinite(value):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _LARGEST_NUMBER:
         raise ValueError("a number")
     return float(value)
 

@@ -15,11 +15,10 @@ from onnxfi.graph.mapping import spiking_layers
 from onnxfi.graph.model import Model, load
 from onnxfi.graph.neurons import Spiking, SpikingLayer, find
 from onnxfi.graph.save import save
+from onnxfi.runtime.yaml_file import load_yaml
 
 if TYPE_CHECKING:
     import onnx
-
-_LARGEST_FILE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -38,18 +37,7 @@ class Exposed:
 
 def read_mapping(path: str | Path) -> list[Mapping[str, Any]]:
     """The layers that a mapping file (YAML, docs/spiking.md) says; InputError for what is none."""
-    import yaml
-
-    try:
-        data = Path(path).read_bytes()[: _LARGEST_FILE + 1]
-    except OSError as error:
-        raise InputError(f"cannot read the mapping {str(path)!r}: {error.strerror}") from None
-    if len(data) > _LARGEST_FILE:
-        raise InputError(f"the mapping {str(path)!r} is larger than {_LARGEST_FILE:,} bytes; it is none")
-    try:
-        said = yaml.safe_load(data)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise InputError(f"the mapping {str(path)!r} is no YAML: {str(error).splitlines()[0]}") from None
+    said = load_yaml(path, "mapping")
     layers = said.get("layers") if isinstance(said, dict) else None
     if not isinstance(layers, list) or not layers or set(said) - {"layers", "version"}:
         raise InputError(f"the mapping {str(path)!r} needs a list `layers:`, and nothing else but `version: 1`")

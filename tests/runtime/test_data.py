@@ -703,7 +703,7 @@ def test_the_description_may_lie_elsewhere(photos: Path, tmp_path: Path) -> None
         ("input: 5", "input is '5'; it takes a name"),
         ("input: imago", "the model has no input 'imago'; closest: 'image'"),
         ("classes: cat", "classes is 'cat'; it takes a list of folder names"),
-        ("version: 2", "is no preprocessing of version 1; an example: version: 1 / "),
+        ("version: 2", "is no readable YAML file: line 2: 'version' is given twice"),
         ("- 1", "is no readable YAML file: "),
         ("mean: !!python/object/apply:os.system [ls]", "is no readable YAML file: "),
         ("mean: " + "[" * 5000, "is no readable YAML file: "),
@@ -716,10 +716,10 @@ def test_a_description_that_is_wrong_names_the_key(text: str, says: str, photos:
     assert says.replace("''", "'") in line.replace('"', "'")
 
 
-@pytest.mark.parametrize("text", ["", "- 1", "5", "resize: 4", "version: x"])
+@pytest.mark.parametrize("text", ["", "- 1", "5", "resize: 4", "version: x", "version: 2", "version: true"])
 def test_a_description_without_its_version(text: str, photos: Path) -> None:
     (photos / "preprocess.yaml").write_text(text)
-    assert "is no preprocessing of version 1" in refused(photos, IMAGE)
+    assert "is no preprocessing of version 1; an example: version: 1 / " in refused(photos, IMAGE)
 
 
 def test_a_file_that_is_no_image_is_named(photos: Path) -> None:

@@ -1,0 +1,173 @@
+"""YAML that nobody vouches for: plain values, and bounded. Every YAML file that onnxfi reads is read here.
+
+What is refused before it costs anything: more than 1 MB, more values than a page holds (an alias counts as all that it
+stands for), deep nesting, aliases inside what they stand for, numbers of very many digits, tags of other types. A date
+is the text that it is written as; `1e-3` is a number, as in YAML 1.2.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from onnxfi.errors import InputError
+
+LARGEST_FILE = 1 << 20
+#: Values in a file, and lists and mappings around one.
+_MOST_VALUES, _DEEPEST = 20_000, 50
+_LONGEST_NUMBER = 100
+_TAG = "tag:yaml.org,2002:"
+_TEXTS = ("str", "timestamp", "value", "merge")
+_NUMBERS = ("int", "float", "bool", "null")
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+
+def load_yaml(path: str | Path, what: str, error: type[InputError] = InputError) -> Any:
+    """Return the content of a YAML file as plain values; `error` says in one line what is wrong with it.
+
+    Parameters
+    ----------
+    path
+        The file, of at most 1 MB.
+    what
+        The noun for it in messages: a "campaign", a "preprocessing".
+    error
+        The kind of error to raise.
+
+    Returns
+    -------
+    Any
+        Mappings as dicts, lists, and values of type str, int, float, bool or None.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "p.yaml")
+    ...     _ = file.write_text("scale: 1e-3\\ndate: 2001-02-03\\nsize: &s [4, 5]\\nalso: *s\\n")
+    ...     load_yaml(file, "preprocessing")
+    {'scale': 0.001, 'date': '2001-02-03', 'size': [4, 5], 'also': [4, 5]}
+    """
+    return parse_yaml(read_text(path, what, error), str(path), what, error)
+
+
+def parse_yaml(text: bytes, file: str, what: str, error: type[InputError] = InputError) -> Any:
+    """Return the plain values that YAML text holds; as `load_yaml`, of the text of `file`.
+
+    >>> parse_yaml(b"seed: 1", "s.yaml", "campaign")
+    {'seed': 1}
+    """
+    root = compose_yaml(text, file, what, error)
+    try:
+        return None if root is None else _values(root)
+    except ValueError as why:
+        raise error(f"{file!r} is no readable YAML file: {why}") from None
+
+
+def read_text(path: str | Path, what: str, error: type[InputError] = InputError) -> bytes:
+    """Return the bytes of a file of at most 1 MB."""
+    try:
+        with Path(path).open("rb") as stream:
+            text = stream.read(LARGEST_FILE + 1)
+    except (OSError, ValueError) as why:
+        raise error(f"cannot read {str(path)!r}: {getattr(why, 'strerror', None) or why}") from None
+    if len(text) > LARGEST_FILE:
+        raise error(f"{path} has more than {LARGEST_FILE:,} bytes; a {what} is a page")
+    return text
+
+
+def compose_yaml(text: bytes, file: str, what: str, error: type[InputError] = InputError) -> yaml.Node | None:
+    """Return YAML text as yaml's nodes, within the limits; None where it is empty.
+
+    `file` and `what` name it in messages. The nodes tell line and column; `scalar` reads one.
+
+    >>> compose_yaml(b"a: [1, 2]", "p.yaml", "page").value[0][0].value
+    'a'
+    """
+    try:
+        decoded = text.decode("utf-8")
+        _bounded(decoded, what)
+        return yaml.compose(decoded, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as why:
+        raise error(f"{file!r} is no readable YAML file: {' '.join(str(why).split())[:200]}") from None
+
+
+def _bounded(text: str, what: str) -> None:
+    """Raise ValueError where the values, aliases written out, are too many, too deep or without end."""
+    sizes: dict[str, int | None] = {}  # by anchor; None while that is being read
+    open_: list[tuple[str | None, int]] = []
+    total = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            size = sizes.get(str(event.anchor), 1)  # an unknown one is refused when it is composed
+            if size is None:
+                raise ValueError(f"line {_line(event)}: *{str(event.anchor)[:60]} stands within itself")
+            total += size
+        elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_.append((event.anchor, total))
+            if event.anchor is not None:
+                sizes[event.anchor] = 1 if isinstance(event, yaml.ScalarEvent) else None
+            total += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_.pop()
+            if anchor is not None:
+                sizes[anchor] = total - before
+        if total > _MOST_VALUES or len(open_) > _DEEPEST:
+            many = f"{_MOST_VALUES:,} values, aliases written out, and {_DEEPEST} lists in each other"
+            raise ValueError(f"line {_line(event)}: a {what} holds at most {many}")
+
+
+def _line(place: yaml.Event | yaml.Node) -> int:
+    """The line, counted from 1, on which something starts."""
+    return place.start_mark.line + 1 if place.start_mark is not None else 1
+
+
+def scalar(node: yaml.Node) -> str | int | float | bool | None:
+    """Return the value of a node that is no list or mapping; ValueError where it has none that is allowed.
+
+    >>> scalar(yaml.compose("0x10")), scalar(yaml.compose("2001-13-45"))
+    (16, '2001-13-45')
+    >>> scalar(yaml.compose("0x" + "f" * 5000))
+    Traceback (most recent call last):
+    ValueError: a number of 5,002 characters; at most 100 are read
+    """
+    if not isinstance(node, yaml.ScalarNode):
+        raise ValueError("a list or mapping where a plain value is expected")
+    tag, text = node.tag.removeprefix(_TAG), str(node.value)
+    if tag in _TEXTS:
+        plain = tag == "str" and node.style is None and len(text) <= _LONGEST_NUMBER
+        return float(text) if plain and _EXPONENT.fullmatch(text) else text
+    if tag not in _NUMBERS:
+        raise ValueError(f"the tag {node.tag[:60]!r} is not allowed; give a plain value")
+    if len(text) > _LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(text):,} characters; at most {_LONGEST_NUMBER} are read")
+    try:
+        value: int | float | bool | None = yaml.constructor.SafeConstructor().construct_object(node)
+    except (ValueError, LookupError, OverflowError, yaml.YAMLError):
+        raise ValueError(f"{text[:60]!r} is no value of YAML") from None
+    return value
+
+
+def _values(node: yaml.Node) -> Any:
+    """A node as plain values; ValueError begins with the line."""
+    if isinstance(node, yaml.ScalarNode):
+        try:
+            return scalar(node)
+        except ValueError as why:
+            raise ValueError(f"line {_line(node)}: {why}") from None
+    if node.tag not in (f"{_TAG}seq", f"{_TAG}map"):
+        raise ValueError(f"line {_line(node)}: the tag {node.tag[:60]!r} is not allowed; leave it out")
+    if isinstance(node, yaml.SequenceNode):
+        return [_values(item) for item in node.value]
+    found: dict[Any, Any] = {}
+    for key, value in node.value:
+        name = _values(key) if isinstance(key, yaml.ScalarNode) else None
+        if name is None or name in found:
+            problem = "a key is no plain value" if name is None else f"{str(name)[:60]!r} is given twice"
+            raise ValueError(f"line {_line(key)}: {problem}")
+        found[name] = _values(value)
+    return found
