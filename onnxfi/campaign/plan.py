@@ -29,6 +29,7 @@ from onnxfi.faults.models import FaultModel, parse_fault
 from onnxfi.faults.space import FaultSpace, Target
 from onnxfi.faults.statistics import margin_of_error, sample_size
 from onnxfi.faults.trials import Draw, Faults, concat, draw, singles
+from onnxfi.graph import aliases
 from onnxfi.graph.model import Model
 from onnxfi.graph.mutate import Progress, check_place, temporary
 
@@ -108,11 +109,13 @@ class Plan:
             text.append(f"margin at p = 0.5: ±{100 * self.margin:.4g} %")
         elif c.margin is not None:
             text.append(f"margin ±{100 * c.margin:.4g} % in each of {len(self.groups):,} strata")
+        if c.trials is not None and c.way == "single" and n < c.trials:
+            text.append(f"{c.trials:,} trials were asked for; there are {n:,} sites, each of which has one trial")
         if self.reach.missed:
             text.append(
                 f"{self.reach.missed:,} outputs of layers are out of reach: on this data their shape is not known"
             )
-        return text
+        return text + aliases.notes(self.model.targets)
 
     def _describe_rounds(self) -> list[str]:
         """What can be said before the first round of an adaptive campaign."""
@@ -130,6 +133,7 @@ class Plan:
             f"one fault a trial, in rounds over {len(self.groups):,} strata, until {c.rate} is known to {wanted}",
             f"population N = {population:,} {self.header.unit}s, confidence {c.confidence:g}, {c.method} ({method})",
             f"at least {self.fewest:,} trials{size}",
+            *aliases.notes(self.model.targets),
         ]
 
     @property

@@ -16,7 +16,7 @@ from onnxfi.errors import EngineError, FaultListError, SelectorError
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.flight import Aim, Flight, timed
 from onnxfi.faults.models import Add, FaultModel, Scale, parse_fault
-from onnxfi.faults.space import FOREVER, FaultSpace, Selector, Target
+from onnxfi.faults.space import FOREVER, FaultSpace, Selector, Target, check_apart
 from onnxfi.faults.trials import Faults, apart
 from onnxfi.graph.activations import Activation, activations, choose, of_neurons
 from onnxfi.graph.bodies import opset_of
@@ -109,8 +109,8 @@ class Reach:
 
     @cached_property
     def by_id(self) -> dict[str, int]:
-        """The ordinal of each target."""
-        return {target.id: k for k, target in enumerate(self.targets)}
+        """The ordinal of each target, by all its ids."""
+        return {name: k for k, target in enumerate(self.targets) for name in target.ids}
 
     def onto(self, faults: Faults) -> Faults:
         """The same faults over all targets."""
@@ -126,6 +126,7 @@ class Reach:
         chosen = self._chosen(flying, selector, aim)
         self._check(chosen, event)
         kept = [t for t in stored if selector.keeps(t)] + [self._timed(a, aim) for a in chosen]
+        check_apart(kept)
         if not kept:
             selector.space([*stored, *(a.target for a in flying)], event)  # says what matches nothing
             raise SelectorError(

@@ -218,7 +218,7 @@ def _print(
     how = header.draw
     rate = f"at a rate of {how.rate:g} per {header.unit}" if how.kind == "ber" else f"{how.kind} {how.n:,}"
     say(f"{model}: {header.fault}, {rate}, seed {how.seed}")
-    spread = f", striking {len(drawn.faults):,} words" if len(drawn.faults) != drawn.drawn else ""
+    spread = f", in {count(drawn.faults.words, 'word')}" if drawn.faults.words != drawn.drawn else ""
     say(
         f"population {count(header.population, header.unit)}, expected {drawn.expected:,.2f} faults, drawn {drawn.drawn:,}{spread}"
     )

@@ -48,8 +48,22 @@ def command(model: Path, as_json: bool, allow_links: bool, neurons: Path | None,
         say(
             f"{count(found['left_out'], 'integer tensor')} left out, for shapes or indices only; --include '=NAME' names one"
         )
+    _shared(found["targets"])
     for text in found["notes"]:
         note(text)
+
+
+def _shared(targets: list[dict[str, Any]]) -> None:
+    """Say which weights several layers or operators use: the table names the first."""
+    from onnxfi.cli.show import say
+
+    uses = {t["target"]: list(dict.fromkeys(f"{u['layer']} ({u['op']})" for u in t["users"])) for t in targets}
+    shared = [name for name, users in uses.items() if len(users) > 1]
+    if shared:
+        users = uses[shared[0]]
+        many = f"{len(shared):,} targets have" if len(shared) > 1 else "1 target has"
+        more = ", …" if len(users) > 3 else ""
+        say(f"{many} several users, each of which selects it: {shared[0]} of {', '.join(users[:3])}{more}")
 
 
 def _spiking(found: dict[str, Any]) -> None:

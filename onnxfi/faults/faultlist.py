@@ -224,7 +224,7 @@ class Lines:
 
     @cached_property
     def _known(self) -> dict[str, int]:
-        return {t.id: k for k, t in enumerate(self.targets)}
+        return {name: k for k, t in enumerate(self.targets) for name in t.ids}
 
     def trials(self, numbered: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Faults]]:
         """The trials of some lines, in order; each is (number of the line, its text)."""

@@ -21,6 +21,7 @@ class Scheme:
     Mul`. `scales` are the ids of the targets whose product is the scale; none where it is only known at run time.
     `zero_point` is the id of the zero points, '' where there are none: then it is `offset`. Scales lie along `axes` of
     the tensor (() for one scale), `axis` is the one that blocks of `block` elements divide, or the only one.
+    `others` are there where other nodes scale the same integers in another way.
     """
 
     name: str
@@ -30,6 +31,12 @@ class Scheme:
     axis: int | None = None
     block: int = 0
     offset: int = 0
+    others: tuple[Scheme, ...] = ()
+
+    def means(self, other: Scheme) -> bool:
+        """Return whether two schemes give each integer the same number, by the tensors that they name."""
+        mine, theirs = ((one.scales, one.zero_point, one.axes, one.block) for one in (self, other))
+        return mine == theirs
 
     def place(self, shape: tuple[int, ...], held: tuple[int, ...], index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the scale (or zero point) of each element (`index`, flat, [n]) lies in a tensor of shape `held`.

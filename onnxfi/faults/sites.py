@@ -30,6 +30,15 @@ IN_FLIGHT = ("activation", "input")
 
 
 @dataclass(frozen=True)
+class User:
+    """A node that uses a stored tensor: its operator, its label and its layer."""
+
+    op: str
+    node: str
+    layer: str
+
+
+@dataclass(frozen=True)
 class Target:
     """A tensor of a model whose words can be struck.
 
@@ -39,6 +48,11 @@ class Target:
     indices: they are left out unless named. `role` is weight, bias, scale, zero-point or '', `scheme` how its integers
     stand for real numbers. Of a value in flight `shape` is that of one sample; where faults shall name one of so many
     `samples` or `steps` these are not 0, and `onwards` says that a fault lasts from its step on.
+
+    A stored tensor may have several `users` (the first of them is `op`, `node` and `layer`) and `roles`, and be stored
+    under further ids, its `aliases`: a selector finds it by each. Where another target shares some of its bytes, `span`
+    is where they lie (file, start, end). `unused` says that no output of the model depends on its words, so that it is
+    left out unless named.
     """
 
     id: str
@@ -54,6 +68,27 @@ class Target:
     samples: int = 0
     steps: int = 0
     onwards: bool = False
+    users: tuple[User, ...] = ()
+    roles: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    span: tuple[int, ...] = ()
+    unused: bool = False
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids under which it is stored."""
+        return (self.id, *self.aliases)
+
+    @cached_property
+    def ops(self) -> tuple[str, ...]:
+        """The operators that use it."""
+        return tuple(dict.fromkeys(op for op in (self.op, *(user.op for user in self.users)) if op))
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """All that a selector finds it by: its ids, and the nodes and layers that use it."""
+        users = (name for user in self.users for name in (user.node, user.layer))
+        return tuple(dict.fromkeys(name for name in (*self.ids, self.node, self.layer, *users) if name))
 
     @property
     def dtype(self) -> str:
@@ -126,7 +161,7 @@ def parse_site(text: str, targets: Sequence[Target]) -> Site:
     match = _SITE.fullmatch(text.rstrip())
     if match is None or len(text) > 100_000:
         raise SelectorError(f"site {text[:80]!r} is not of the form NAME[index]:bit, as conv1.weight[3,0,1,2]:30")
-    known = {t.id: t for t in targets}
+    known = {name: t for t in targets for name in t.ids}
     target = known.get(match["id"]) or known.get(match["id"].lstrip())
     if target is None:
         raise SelectorError(f"no target {match['id']!r} in this model{closest(match['id'], known)}")

@@ -9,9 +9,10 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -19,12 +20,12 @@ from onnxfi.errors import SelectorError, closest
 from onnxfi.faults.models import FaultModel, Flip
 from onnxfi.faults.sampling import Numbers
 from onnxfi.faults.scheme import ROLES
-from onnxfi.faults.sites import FOREVER, IN_FLIGHT, Index, Site, Sites, Target, always, moment, parse_site
+from onnxfi.faults.sites import FOREVER, IN_FLIGHT, Index, Site, Sites, Target, User, always, moment, parse_site
 from onnxfi.faults.words import WORDS, parse_bits, select_bits
 
 __all__ = [
-    "FOREVER", "IN_FLIGHT", "FaultSpace", "Index", "Selector", "Site", "Sites", "Target", "always", "matches",
-    "moment", "parse_site",
+    "FOREVER", "IN_FLIGHT", "FaultSpace", "Index", "Selector", "Site", "Sites", "Target", "User", "always",
+    "check_apart", "matches", "moment", "parse_site",
 ]  # fmt: skip
 
 
@@ -68,22 +69,26 @@ class Selector:
     role: tuple[str, ...] = ()
 
     def keeps(self, target: Target) -> bool:
-        """Whether a target passes; shapes and indices pass only where `include` names them exactly."""
-        texts = [name for name in (target.id, target.node, target.layer) if name]
-        if target.structural and "=" + target.id not in self.include:
+        """Whether a target passes; shapes, indices and what is unused only where `include` names them exactly."""
+        if (target.structural or target.unused) and not any("=" + name in self.include for name in target.ids):
             return False
+        return self._fits(target)
+
+    def _fits(self, target: Target) -> bool:
+        """Whether a target passes, were it one that is never left out by itself."""
+        texts = target.names
         return (
             (not self.include or any(matches(p, texts) for p in self.include))
-            and (not self.op or any(matches(p, (target.op,)) for p in self.op))
+            and (not self.op or any(matches(p, target.ops) for p in self.op))
             and (not self.dtype or target.dtype in self.dtype)
-            and (not self.role or target.role in self.role)
+            and (not self.role or not {target.role, *target.roles}.isdisjoint(self.role))
             and not any(matches(p, texts) for p in self.exclude)
         )
 
     def space(self, targets: Sequence[Target], model: FaultModel | None = None) -> FaultSpace:
         """The sites that are left, for faults of this model (default: flips).
 
-        Raises SelectorError where nothing is left, naming the closest.
+        Raises SelectorError where nothing is left, naming the closest, and where targets that are left share bytes.
         """
         model = model or Flip()
         if "" in (*self.include, *self.exclude, *self.op):
@@ -95,6 +100,7 @@ class Selector:
             if role not in ROLES:
                 raise SelectorError(f"unknown role {role!r}{closest(role, ROLES)}")
         kept = [t for t in targets if self.keeps(t)]
+        check_apart(kept)
         space = FaultSpace.over(kept, model, bits=self.bits, elements=self.elements)
         if space.size == 0:
             self._explain(targets, kept, model)
@@ -109,17 +115,24 @@ class Selector:
                 f"{self.bits or 'all'} finds no place in {', '.join(sorted({t.dtype for t in kept}))}, "
                 f"or they are empty"
             )
-        names = [name for t in targets for name in (t.id, t.node, t.layer) if name]
+        names = [name for t in targets for name in t.names]
         for option, patterns, known in (
             ("--include", self.include, names),
-            ("--op", self.op, [t.op for t in targets if t.op]),
+            ("--op", self.op, [op for t in targets for op in t.ops]),
             ("--dtype", self.dtype, [t.dtype for t in targets]),
-            ("--role", self.role, [t.role for t in targets if t.role]),
+            ("--role", self.role, [role for t in targets for role in (t.role, *t.roles) if role]),
         ):
             for pattern in patterns:
                 if pattern not in known if option in ("--dtype", "--role") else not matches(pattern, known):
                     hint = closest(pattern.lstrip("="), known)
                     raise SelectorError(f"{option} {pattern!r} matches nothing in this model{hint}")
+        unused = [t for t in targets if t.unused and self._fits(t)]
+        if unused and not any(t.structural and self._fits(t) for t in targets):
+            more = f" and {len(unused) - 1:,} more" if len(unused) > 1 else ""
+            raise SelectorError(
+                f"all that is selected is unused: no output of the model depends on {unused[0].id!r}{more}, so no "
+                f"fault there can be seen; select others (--include '={unused[0].id}' takes it all the same)"
+            )
         raise SelectorError(
             "the selectors together leave no tensor; each matches something, but never the same one "
             "(onnxfi inspect lists the targets; shapes and indices are left out unless --include '=NAME' names them)"
@@ -239,6 +252,17 @@ class FaultSpace:
             index[here] = _spread(self.elements, self.targets[ordinal], element.astype(np.int64))
             bit[here] = places[place.astype(np.int64)]
         return Sites(target, index, bit, times)
+
+
+def check_apart(targets: Iterable[Target]) -> None:
+    """Raise SelectorError where two of these targets share bytes: they would count twice, and hold two faults."""
+    shared = sorted((target.span, target.id) for target in targets if target.span)
+    for (one, name), (other, second) in pairwise(shared):
+        if one[0] == other[0] and other[1] < one[2]:
+            raise SelectorError(
+                f"{name!r} and {second!r} share some of their bytes, which would be counted twice; "
+                f"leave one of them out, as with --exclude '={second}'"
+            )
 
 
 def _times(target: Target, time: Index) -> Index:

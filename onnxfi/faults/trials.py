@@ -131,10 +131,28 @@ class Faults(Sequence[Fault]):
 
     @cached_property
     def changed(self) -> int:
-        """How many words of the rows differ afterwards."""
+        """How many faults made their word another one, at their turn."""
         if self.before is None or self.after is None:
             return 0
         return int(np.count_nonzero(self.before != self.after))
+
+    @cached_property
+    def words(self) -> int:
+        """How many words the faults lie in, each counted once."""
+        return int(np.unique(np.stack([self.sites.target, self.sites.index]), axis=1).shape[1])
+
+    def changed_by_target(self) -> NDArray[np.int64]:
+        """Return how many words of each target are others after all faults ([targets]), each counted once."""
+        found = np.zeros(len(self.targets), np.int64)
+        if self.before is None or self.after is None:
+            return found
+        place = np.lexsort((np.arange(len(self)), self.sites.index, self.sites.target))
+        target, index = self.sites.target[place], self.sites.index[place]
+        # Faults of one word follow one another: the first has the word as it is stored, the last as it is at the end.
+        edge = np.ones(len(place) + 1, np.bool_)
+        edge[1:-1] = (target[1:] != target[:-1]) | (index[1:] != index[:-1])
+        moved = self.before[place][edge[:-1]] != self.after[place][edge[1:]]
+        return found + np.bincount(target[edge[:-1]][moved], minlength=len(found))
 
 
 def concat(parts: Sequence[Faults]) -> Faults:

@@ -235,11 +235,12 @@ def _inside(node: onnx.NodeProto, before: _Path = ()) -> Iterator[tuple[int, _Pa
 
 
 def home(wiring: Wiring, model: Model, target: Target) -> Home | None:
-    """Where a target can be fed from outside; None where it cannot (functions, lists, packed or sparse tensors)."""
+    """Where a target can be fed from outside; None where it cannot (functions, lists, packed or sparse tensors, bytes
+    that are other tensors too)."""
     place = model.places[model.by_id[target.id]]
     found = wiring.homes.get(place.record)
     fits = target.word.storage >= 8 and target.word.parts == 1 and target.kind in ("initializer", "constant")
-    if found is None or not fits or target.structural:
+    if found is None or not fits or target.structural or target.aliases or target.span:
         return None
     tensor = payload(wiring, found)
     alike = DATA_TYPES.get(tensor.data_type) == target.word and tuple(tensor.dims) == target.shape

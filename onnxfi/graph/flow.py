@@ -25,9 +25,13 @@ _MOST_PARTS = 64
 
 @dataclass(frozen=True)
 class Part:
-    """What a stored tensor is for. `word` and `shape` are there where its bytes hold several smaller integers."""
+    """What a stored tensor is for, first and in all (`roles`).
+
+    `word` and `shape` are there where its bytes hold several smaller integers.
+    """
 
     role: str = ""
+    roles: tuple[str, ...] = ()
     scheme: Scheme | None = None
     word: Word | None = None
     shape: tuple[int, ...] | None = None
@@ -77,13 +81,13 @@ class Flow:
         return part.shape or (draft.shape if draft is not None else ())
 
     def mark(self, value: Value, role: str) -> None:
-        """Give a stored value a role; the first one stays."""
+        """Give a stored value a role; the first one stays its own, where several nodes use it in several."""
         part = self.parts.get(value.target, Part())
-        if role and not part.role:
-            self.parts[value.target] = replace(part, role=role)
+        if role and role not in part.roles:
+            self.parts[value.target] = replace(part, role=part.role or role, roles=(*part.roles, role))
 
     def quantised(self, value: Value, scheme: Scheme) -> None:
-        """Say how a stored value's integers are meant; the first scheme with scales stays.
+        """Say how a stored value's integers are meant; the first scheme with scales stays, with others beside it.
 
         Scales or zero points of shapes that cannot belong to it leave the scale unknown; runtimes refuse such a model.
         """
@@ -93,8 +97,13 @@ class Flow:
         if not all(scheme.fits(shape, self._held(name)) for name in ids):
             scheme = replace(scheme, scales=())
         part = self.parts.get(value.target, Part())
-        if not self.word(value).is_float and (part.scheme is None or not part.scheme.scales):
+        if self.word(value).is_float:
+            return
+        if part.scheme is None or not part.scheme.scales:
             self.parts[value.target] = replace(part, scheme=scheme)
+        elif scheme.scales and all(not scheme.means(one) for one in (part.scheme, *part.scheme.others)):
+            known = replace(part.scheme, others=(*part.scheme.others, scheme))
+            self.parts[value.target] = replace(part, scheme=known)
 
     def stored(self, value: Value | None, depth: int = 0) -> Value | None:
         """The stored value that an operand is, looking through what only converts or reshapes it."""

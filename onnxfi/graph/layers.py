@@ -45,6 +45,17 @@ def layer_of(node: onnx.NodeProto, label: str, parameter: str = "") -> str:
     return layer or label
 
 
+def graph_of(node: onnx.NodeProto, layer: str, label: str, path: str, stored_in: str) -> str:
+    """Return the path of the graph whose layer is meant by a name that `layer_of` gave for a node.
+
+    A label names a layer of the node's own graph, at `path`; a parameter one of the graph that it is `stored_in`; a
+    name that the framework gave is one layer wherever it stands, and so ''.
+    """
+    if layer == _layer_of(node):
+        return ""
+    return path if layer == label else stored_in
+
+
 def _layer_of(node: onnx.NodeProto) -> str:
     for entry in node.metadata_props:
         if entry.key == RECORDED and entry.value:

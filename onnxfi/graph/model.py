@@ -13,7 +13,6 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from onnxfi.errors import ModelError
 from onnxfi.faults.space import Index, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Words
+from onnxfi.graph import aliases
 from onnxfi.graph.source import Read, Source, shown
 from onnxfi.graph.targets import Place, Walk
 from onnxfi.graph.wire import Record, numbers_in, scan, text, token
@@ -81,8 +81,8 @@ class Model:
 
     @cached_property
     def by_id(self) -> dict[str, int]:
-        """The ordinal of each target."""
-        return {target.id: k for k, target in enumerate(self.targets)}
+        """The ordinal of each target, by all its ids."""
+        return {name: k for k, target in enumerate(self.targets) for name in target.ids}
 
     def words(self, target: Target, index: Index) -> Words:
         """The stored words of some elements (flat, row-major; [n]) of a target."""
@@ -199,11 +199,11 @@ def _opened(source: Source, allow_links: bool) -> Model:
     proto = _parse(skeleton)
     data = _External(source.path, allow_links)
     walk = Walk(proto, records, data.place)
-    rows = list(walk.targets())
+    rows = aliases.merged(list(walk.targets()))
     targets, places = (tuple(column) for column in zip(*rows, strict=True)) if rows else ((), ())
     if any(record.locations and number not in data.files for number, record in records.items()):
         data.rest(proto)
-    notes = [*_version_notes(proto), *walk.notes, *_shared_notes(targets, places)]
+    notes = [*_version_notes(proto), *walk.notes, *aliases.notes(targets)]
     if len(notes) > _MOST_NOTES:
         notes[_MOST_NOTES:] = [f"{len(notes) - _MOST_NOTES:,} more of such notes"]
     return Model(source, proto, targets, places, records, tuple(data.sources), data.files, tuple(notes))
@@ -250,15 +250,6 @@ def _version_notes(proto: onnx.ModelProto) -> Iterable[str]:
     for opset in opsets:
         if opset.version > newest:
             yield f"opset {opset.version} is newer than the {newest} that onnx {onnx.__version__} knows"
-
-
-def _shared_notes(targets: Sequence[Target], places: Sequence[Place]) -> Iterable[str]:
-    """Tensors whose external data overlap: a fault in one is a fault in the other."""
-    apart = sorted((p.file, *p.runs[0][:2], k) for k, p in enumerate(places) if p.file and targets[k].size)
-    shared = [(a[3], b[3]) for a, b in pairwise(apart) if a[0] == b[0] and b[1] < a[2]]
-    if shared:
-        one, other = (targets[k].id for k in shared[0])
-        yield f"{len(shared)} tensors share bytes of external data with another, as {shown(other)} with {shown(one)}"
 
 
 class _External:

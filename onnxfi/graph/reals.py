@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxfi.faults.scheme import Scheme
 from onnxfi.faults.space import Index, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Words
@@ -44,7 +45,16 @@ def reals(model: Model, target: Target, index: Index, words: Words) -> Reals | N
     """What these words stand for at these elements, as float32; None where the target is not quantised.
 
     Computed as DequantizeLinear does: (integer − zero point) × scale, with the scales and zero points of the file.
+    NaN where several nodes scale the target and do not agree.
     """
+    scheme = target.scheme
+    if scheme is not None and scheme.others:
+        ways = [replace(target, scheme=replace(one, others=())) for one in (scheme, *scheme.others)]
+        first, *others = (reals(model, way, index, words) for way in ways)
+        for other in others:
+            if first is not None and other is not None:
+                first = np.where(first == other, first, np.float32(np.nan))
+        return first
     scale = scale_of(model, target, index)
     if scale is None:
         return None
@@ -67,6 +77,8 @@ def with_reals(model: Model, faults: Faults) -> Faults:
             real = reals(model, target, faults.sites.index[here], words[here])
             if real is not None:
                 found[row, here] = real
+        if target.scheme.others:  # one number without the other would be no change
+            found[:, here] = np.where(np.isnan(found[:, here]).any(axis=0), np.float32(np.nan), found[:, here])
     return replace(faults, reals=found)
 
 
@@ -75,16 +87,22 @@ def describe(model: Model, target: Target) -> dict[str, Any]:
     scheme = target.scheme
     if scheme is None:
         return {}
-    row: dict[str, Any] = {
-        "scheme": scheme.name, "scale": None, "scales": list(scheme.scales), "zero_point": scheme.zero_point or None,
-        "axis": scheme.axis, "block": scheme.block or None,
+    ends = [end for one in (scheme, *scheme.others) for end in _scales(model, one)]
+    return {
+        "scheme": scheme.name, "scale": [min(ends), max(ends)] if ends else None, "scales": list(scheme.scales),
+        "zero_point": scheme.zero_point or None, "axis": scheme.axis, "block": scheme.block or None,
+        "ways": 1 + len(scheme.others),
     }  # fmt: skip
+
+
+def _scales(model: Model, scheme: Scheme) -> tuple[float, ...]:
+    """The least and the largest scale of a scheme; nothing where they are only known at run time."""
     held = [model.targets[model.by_id[name]] for name in scheme.scales]
-    if held and all(t.size for t in held):
-        values = [_values(model, t) for t in held]
-        ends = np.prod([[v.min(), v.max()] for v in values], axis=0) if len(values) > 1 else _ends(values)
-        row["scale"] = [float(str(np.float32(end))) for end in ends]
-    return row
+    if not held or not all(t.size for t in held):
+        return ()
+    values = [_values(model, t) for t in held]
+    ends = np.prod([[v.min(), v.max()] for v in values], axis=0) if len(values) > 1 else _ends(values)
+    return tuple(float(str(np.float32(end))) for end in ends)
 
 
 def _ends(values: Sequence[Reals]) -> tuple[np.float32, np.float32]:

@@ -159,9 +159,10 @@ class Routes:
             if where is None:
                 continue
             inside = where.node >= 0
-            users = [target.op] if inside else [self._operator(k) for k in self.wiring.users.get(where.fed, ())]
+            users = [*target.ops] if inside else [self._operator(k) for k in self.wiring.users.get(where.fed, ())]
             laid = self.wiring.blocks and "Conv" in users
-            baked = laid or target.role in ("scale", "zero-point") or not _PACKED.isdisjoint(users)
+            scales = not {"scale", "zero-point"}.isdisjoint((target.role, *target.roles))
+            baked = laid or scales or not _PACKED.isdisjoint(users)
             ends = self._ends(where) if baked else ()
             heads = self.heads([where.fed], [where.node] if inside else (), ends, fed=not baked)
             if heads:

@@ -11,18 +11,19 @@ graph), a tensor without a name `initializer#k` or `sparse#k`, and any other id 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from onnxfi.errors import ModelError
-from onnxfi.faults.space import Target
+from onnxfi.faults.space import Target, User
 from onnxfi.faults.words import WORDS, Word
 from onnxfi.graph.exposed import roles
 from onnxfi.graph.flow import Part
-from onnxfi.graph.layers import layer_of, node_label
+from onnxfi.graph.layers import graph_of, layer_of, node_label
 from onnxfi.graph.roles import assign
 from onnxfi.graph.shapes import HAND_ON, INDEX_INPUTS
 from onnxfi.graph.source import shown
+from onnxfi.graph.uses import Key, consumers, key, mark_used
 from onnxfi.graph.wire import Record, Run, text, token
 
 if TYPE_CHECKING:
@@ -44,12 +45,9 @@ _CONSTANTS = {"value_float": _FLOAT, "value_int": _INT, "value_floats": _FLOATS,
 _LISTS = {6: _FLOATS, 7: _INTS}
 #: More than any memory holds, and its bits still count in 64.
 _MOST_ELEMENTS = 1 << 56
-#: Operators between a stored word and the layer that it belongs to.
-_LOOK_THROUGH = frozenset(("DequantizeLinear", "Cast", "Transpose", "Identity", "Reshape", "Squeeze", "Unsqueeze"))
 
 
 External = Callable[["onnx.TensorProto", str, int, int], "Place"]
-_Owner = tuple[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -69,12 +67,13 @@ class Place:
 
 @dataclass(slots=True, eq=False)
 class _Value:
-    """A name in one graph: its target, its first user, the node that puts it out, and whether it is data."""
+    """A name in one graph: its target, its users, the node that puts it out; whether it is data, and used at all."""
 
     target: int = -1
-    user: _Node | None = None
+    users: list[_Node] = field(default_factory=list)
     maker: _Node | None = None
     data: bool = False
+    used: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -87,6 +86,7 @@ class _Node:
     #: What the inner graphs put out.
     bodies: tuple[_Value, ...] = ()
     path: str = ""
+    used: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -112,8 +112,10 @@ class _Draft:
     shape: tuple[int, ...]
     kind: str
     place: Place
-    #: Operator and layer of a number list, which belongs to its own node.
-    owner: tuple[str, str] | None = None
+    #: Where it is stored: the path of the graph.
+    path: str
+    #: The node of a number list, which belongs to it.
+    owner: _Node | None = None
 
 
 class Walk:
@@ -129,11 +131,22 @@ class Walk:
         self._ids: set[str] = set()
         self._inputs: dict[str, _Value] = {}
         outputs = self.graph(proto.graph, "", None)
+        functions: dict[Key, list[_Value]] = {}
         for function in proto.functions:
             names = (text(function.domain), text(function.name), text(function.overload))
             path = f"function:{':'.join(name for name in names if name)}::"
-            outputs += self.nodes(function.node, path, _Scope({}), function.output)
-        self._data_flow(outputs)
+            functions[key(*names)] = self.nodes(function.node, path, _Scope({}), function.output)
+        if outputs:  # of a graph that puts nothing out, nothing can be said
+            mark_used(outputs, functions)
+        else:
+            mark_used(self.values, functions)
+        self._data_flow([*outputs, *(value for some in functions.values() for value in some)])
+        self._users = {v.target: consumers(v) for v in self.values if v.target >= 0}
+        self._paths: dict[str, set[str]] = {}
+        uses = [(node, self.drafts[number]) for number, nodes in self._users.items() for node in nodes]
+        for node, draft in (*((node, None) for node in self.every), *uses):
+            layer, path = self._layer_in(node, draft)
+            self._paths.setdefault(layer, set()).add(path)
         self._neurons = roles(proto)
 
     def targets(self) -> Iterator[tuple[Target, Place]]:
@@ -143,21 +156,35 @@ class Walk:
             if draft is None:
                 continue
             value = values.get(number)
-            node = _consumer(value) if value else None
-            op, label, layer, structural = "", "", draft.name, False
-            if node is not None and value is not None:
-                op, label = node.op, node.label
-                layer = layer_of(node.proto, label, draft.name.rpartition("::")[2])
+            nodes = self._users.get(number, [])
+            users: tuple[User, ...] = (User("", "", draft.name),)
+            structural, used = False, value is None or value.used
+            if nodes and value is not None:
+                users = tuple(User(n.op, n.label, self._layer(n, draft)) for n in nodes)
                 structural = draft.word.name in ("int64", "int32") and not value.data
             elif draft.owner:
-                op, layer = draft.owner
-                label, structural = draft.name.rpartition(".")[0], draft.word.name == "int64"
+                owner, used = draft.owner, draft.owner.used
+                users = (User(owner.op, draft.name.rpartition(".")[0], self._layer(owner)),)
+                structural = draft.word.name == "int64"
             part = parts.get(number, Part())
             word, shape, place = part.word or draft.word, part.shape or draft.shape, draft.place
             if word != draft.word and place.varint:
                 place = replace(place, per_entry=place.per_entry * draft.word.bits // word.bits)
             role = self._neurons.get(draft.name, part.role)
-            yield Target(draft.name, word, shape, draft.kind, op, label, layer, structural, role, part.scheme), place
+            first, several = users[0], users if len(users) > 1 else ()
+            yield Target(
+                draft.name, word, shape, draft.kind, first.op, first.node, first.layer, structural, role, part.scheme,
+                users=several, roles=part.roles if len(part.roles) > 1 else (), unused=not used,
+            ), place  # fmt: skip
+
+    def _layer_in(self, node: _Node, draft: _Draft | None = None) -> tuple[str, str]:
+        layer = layer_of(node.proto, node.label, "" if draft is None else draft.name.rpartition("::")[2])
+        return layer, graph_of(node.proto, layer, node.label, node.path, "" if draft is None else draft.path)
+
+    def _layer(self, node: _Node, draft: _Draft | None = None) -> str:
+        """The layer of a node, or of a tensor that it uses; one of several graphs' layers of one name by its path."""
+        layer, path = self._layer_in(node, draft)
+        return path + layer if len(self._paths[layer]) > 1 else layer
 
     def flowing(self) -> Iterator[tuple[str, str, str, str, str, bool]]:
         """The values in flight: inputs, then what nodes put out, constants left out.
@@ -170,7 +197,7 @@ class Walk:
         for node in self.every:
             if node.op == "Constant":
                 continue
-            layer = layer_of(node.proto, node.label)
+            layer = self._layer(node)
             named = [text(name) for name in node.proto.output if name]
             for name, value in zip(named, node.outputs, strict=True):
                 yield node.path, name, node.op, node.label, layer, value.data
@@ -213,7 +240,8 @@ class Walk:
             node.inputs = [scope.find(text(name)) if name else None for name in node.proto.input]
             for k, value in enumerate(node.inputs):
                 if value is not None:
-                    value.user = value.user or node
+                    if node not in value.users[-1:]:
+                        value.users.append(node)
                     value.data = value.data or _is_data(node, k)
         self.every += made
         for node in made:
@@ -243,60 +271,61 @@ class Walk:
     def _declare(self, tensor: onnx.TensorProto, path: str, unnamed: str, kind: str, scope: _Scope) -> None:
         name = text(tensor.name)
         self._drop(scope, name)
-        value = self._value(self._add_tensor(tensor, path + (name or unnamed), kind))
+        value = self._value(self._add_tensor(tensor, path, name or unnamed, kind))
         if name:
             scope.names[name] = value
 
-    def _add_tensor(self, tensor: onnx.TensorProto, name: str, kind: str, owner: _Owner = None) -> int:
-        word = DATA_TYPES.get(tensor.data_type)
+    def _add_tensor(self, tensor: onnx.TensorProto, path: str, name: str, kind: str, owner: _Node | None = None) -> int:
+        word, id_ = DATA_TYPES.get(tensor.data_type), path + name
         if word is None:
             if tensor.data_type != 8:
                 what = f"the number format {tensor.data_type}, which onnxfi does not know"
-                self.notes.append(f"{shown(name)} has {what}; it cannot be struck")
+                self.notes.append(f"{shown(id_)} has {what}; it cannot be struck")
             return -1
         shape = tuple(tensor.dims)
-        elements = _elements(shape, name) * word.parts
+        elements = _elements(shape, id_) * word.parts
         number = token(tensor.doc_string)
         if tensor.data_location == 1:
-            place = self.external(tensor, name, word.size_bytes(elements), number)
+            place = self.external(tensor, id_, word.size_bytes(elements), number)
         else:
-            place = _inside(self.records[number], number, word, elements, name)
-        return self._add(name, word, shape, kind, place, owner)
+            place = _inside(self.records[number], number, word, elements, id_)
+        return self._add(path, name, word, shape, kind, place, owner)
 
-    def _add(self, name: str, word: Word, shape: tuple[int, ...], kind: str, place: Place, owner: _Owner = None) -> int:
-        unique = name
+    def _add(
+        self, path: str, name: str, word: Word, shape: tuple[int, ...], kind: str, place: Place, owner: _Node | None
+    ) -> int:
+        unique = path + name
         while unique in self._ids:
             unique += f"#{len(self.drafts)}"
         self._ids.add(unique)
-        self.drafts.append(_Draft(unique, word, shape, kind, place, owner))
+        self.drafts.append(_Draft(unique, word, shape, kind, place, path, owner))
         return len(self.drafts) - 1
 
     def _constant(self, node: _Node, path: str, outputs: Sequence[str], scope: _Scope) -> None:
         name, number = outputs[0] if outputs else "", -1
         self._drop(scope, name)
-        id_ = path + (name or node.label)
+        named = name or node.label
         for attribute in node.proto.attribute:
             if attribute.HasField("t"):
-                number = self._add_tensor(attribute.t, id_, "constant")
+                number = self._add_tensor(attribute.t, path, named, "constant")
             elif attribute.HasField("sparse_tensor"):
-                number = self._add_tensor(attribute.sparse_tensor.values, id_, "sparse")
+                number = self._add_tensor(attribute.sparse_tensor.values, path, named, "sparse")
             elif attribute.name in _CONSTANTS:
-                number = self._number_list(attribute, id_, "constant", _CONSTANTS[attribute.name])
+                number = self._number_list(attribute, path, named, "constant", _CONSTANTS[attribute.name])
         if name:
             scope.names[name] = self._value(number)
 
     def _lists(self, node: _Node, path: str) -> None:
         """Number lists of classical models: float lists and tensors are their weights, integers their structure."""
-        owner = (node.op, layer_of(node.proto, node.label))
         for attribute in node.proto.attribute:
-            name = f"{path}{node.label}.{text(attribute.name)}"
+            name = f"{node.label}.{text(attribute.name)}"
             if attribute.HasField("t"):
-                self._add_tensor(attribute.t, name, "attribute", owner)
+                self._add_tensor(attribute.t, path, name, "attribute", node)
             elif attribute.type in _LISTS:
-                self._number_list(attribute, name, "attribute", _LISTS[attribute.type], owner)
+                self._number_list(attribute, path, name, "attribute", _LISTS[attribute.type], node)
 
     def _number_list(
-        self, attribute: onnx.AttributeProto, name: str, kind: str, number: int, owner: _Owner = None
+        self, attribute: onnx.AttributeProto, path: str, name: str, kind: str, number: int, owner: _Node | None = None
     ) -> int:
         """Add the numbers in an attribute's field of this number, where it has any."""
         record = token(attribute.doc_string)
@@ -307,7 +336,7 @@ class Walk:
         scalar = number in (_FLOAT, _INT)
         place = Place(0, tuple(runs[-1:] if scalar else runs), record, varint=number in (_INT, _INTS))
         shape = () if scalar else (self.records[record].counts[number],)
-        return self._add(name, word, shape, kind, place, owner)
+        return self._add(path, name, word, shape, kind, place, owner)
 
     def _data_flow(self, outputs: Iterable[_Value]) -> None:
         """Mark the values that are data, from the outputs back; each edge is looked at once."""
@@ -332,16 +361,6 @@ class Walk:
 
 def _is_data(node: _Node, position: int) -> bool:
     return node.op not in HAND_ON and position not in INDEX_INPUTS.get(node.op, frozenset())
-
-
-def _consumer(value: _Value) -> _Node | None:
-    """The node that a stored tensor belongs to: its first user, looking through what only converts it."""
-    node = value.user
-    for _ in range(8):
-        if node is None or node.op not in _LOOK_THROUGH or not node.outputs or node.outputs[0].user is None:
-            break
-        node = node.outputs[0].user
-    return node
 
 
 def _elements(shape: tuple[int, ...], name: str) -> int:

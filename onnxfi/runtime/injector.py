@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from onnxfi.errors import FaultListError, InputError, OutputError
 from onnxfi.faults.faultlist import MOST_LINES, FaultList, Header, lines, sites_digest
 from onnxfi.faults.models import FaultModel, Flip
-from onnxfi.faults.space import FaultSpace, Selector, Sites
+from onnxfi.faults.space import FaultSpace, Selector, Sites, User, check_apart
 from onnxfi.faults.trials import Draw, Faults, at_sites, concat, draw, fault_model
 from onnxfi.graph.model import Model, load
 from onnxfi.graph.mutate import Progress, Written, bound, check_place, edits, place, restore, temporary, write
@@ -42,9 +42,7 @@ class Sample:
         table: dict[str, dict[str, int]] = {}
         selector, targets = self.header.selector, self.faults.targets
         counts = np.bincount(self.faults.sites.target, minlength=len(targets)).tolist()
-        before, after = self.faults.before, self.faults.after
-        moved = before != after if before is not None and after is not None else np.zeros(len(self.faults), bool)
-        changed = np.bincount(self.faults.sites.target[moved], minlength=len(targets)).tolist()
+        changed = self.faults.changed_by_target().tolist()
         kept = [t for t, struck in zip(targets, counts, strict=True) if struck or selector.keeps(t)]
         space = FaultSpace.over(kept, fault_model(self.header.fault), bits=selector.bits, elements=selector.elements)
         sizes = {t.id: size for t, size in zip(space.targets, space.sizes, strict=True)}
@@ -121,7 +119,9 @@ def sample(
 def _space(model: Model, selector: Selector, event: FaultModel, named: Faults) -> FaultSpace:
     """What sites that were named are a part of: the tensors in which they lie."""
     struck = tuple("=" + named.targets[k].id for k in np.unique(named.sites.target).tolist())
-    return replace(selector, include=struck).space(model.targets, event)
+    named_alone = replace(selector, include=struck)
+    kept = [t for t in model.targets if named_alone.keeps(t)]
+    return FaultSpace.over(kept, event, bits=selector.bits, elements=selector.elements)
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,8 @@ def inspect(model: Model, selector: Selector | None = None, *, neurons: str | Pa
 
     Elements and bits are those that the selector leaves: the bits in all are the population of single flips.
 
-    Integer tensors that only carry shapes or indices are counted in `left_out` unless the selector names them.
+    Integer tensors that only carry shapes or indices are counted in `left_out` unless the selector names them, tensors
+    that no output depends on in `unused`.
     `neurons` is a mapping file for spiking layers that no pattern finds.
 
     >>> inspect(load("models/fashion_cnn.onnx"))["totals"]
@@ -287,13 +288,16 @@ def inspect(model: Model, selector: Selector | None = None, *, neurons: str | Pa
     spiking = describe_neurons(model, neurons)
     kept = [t for t in model.targets if chosen.keeps(t)]
     # A selection that finds nothing is an error here too; a whole model may well hold nothing.
+    check_apart(kept)
     space = FaultSpace.over(kept, Flip()) if chosen == Selector() else chosen.space(model.targets)
     struck = {t.id: sizes for t, *sizes in zip(space.targets, space.chosen, space.sizes, strict=True)}
     rows = [
         {
             "target": t.id, "layer": t.layer, "op": t.op, "node": t.node, "kind": t.kind, "dtype": t.dtype,
             "shape": list(t.shape), "elements": words // t.word.parts, "bits": bits, "role": t.role,
-            "quantised": describe(model, t) or None,
+            "quantised": describe(model, t) or None, "aliases": list(t.aliases),
+            "roles": list(t.roles or [t.role] * bool(t.role)),
+            "users": [asdict(user) for user in t.users or [User(t.op, t.node, t.layer)] * bool(t.op)],
         }
         for t in kept
         for words, bits in (struck.get(t.id, (0, 0)),)
@@ -311,6 +315,7 @@ def inspect(model: Model, selector: Selector | None = None, *, neurons: str | Pa
             "bits": sum(r["bits"] for r in rows),
         },
         "left_out": sum(t.structural and not chosen.keeps(t) for t in model.targets),
+        "unused": sum(t.unused and not t.structural and not chosen.keeps(t) for t in model.targets),
         "spiking": spiking,
         "notes": [*model.notes, *spiking.pop("notes")],
     }

@@ -31,7 +31,8 @@ INT8 = """g (float[N,4] x) => (float[N,4] y)
     <int8[2,4] w = {1,2,3,4,5,6,7,-8}, float16[4] h = {1,2,3,4}, bool[4] mask = {1,0,1,0}, int64[4] big = {1,2,3,4},
      double[4] d = {1,2,3,4}, uint8 zero = {0}>
     { a = Cast<to = 1>(w) b = ReduceSum(a) c = Cast<to = 1>(h) e = Where(mask, c, b) f = Cast<to = 1>(big)
-      k = Cast<to = 1>(d) m = Add(e, f) n = Mul(m, k) y = Add(x, n) }"""
+      k = Cast<to = 1>(d) m = Add(e, f) n = Mul(m, k) o = Cast<to = 1>(zero)
+      p = Add(x, n) y = Add(p, o) }"""
 DETECTOR = """g (float[N,3,8,8] image) => (float[N,4,8,8] boxes, float[N,8,8] scores, int64[N] count)
     <float[4,3,1,1] w = {1,2,3,4,5,6,7,8,9,10,11,12}, int64[3] shape = {-1,8,8}, float[1] half = {0.5}>
     { boxes = Conv(image, w) s = ReduceMax<keepdims = 0>(boxes, axes) axes = Constant<value_ints = [1]>()

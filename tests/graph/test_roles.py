@@ -239,6 +239,7 @@ def test_inspect_shows_scheme_scale_and_axis() -> None:
     rows = {row["target"]: row for row in inspect(load(schemes.qlinear_conv().model))["targets"]}
     assert rows["w"]["quantised"] == {
         "scheme": "QOperator", "scale": [0.01, 0.03], "scales": ["ws"], "zero_point": "wz", "axis": 0, "block": None,
+        "ways": 1,
     }  # fmt: skip
     assert rows["b"]["quantised"]["scale"] == pytest.approx([1e-4, 3e-4])
     assert rows["xs"]["quantised"] is None and rows["xs"]["role"] == "scale"

@@ -151,11 +151,12 @@ def test_the_largest_changes_come_first() -> None:
 
 def test_faults_are_counted_by_layer() -> None:
     found = onnxfi.sample(onnxfi.load(CNN), count=10, per_tensor=True, selector=onnxfi.Selector(exclude=("fc2",)))
-    assert found.by_layer() == {
-        "conv1": {"targets": 2, "population": 5120, "faults": 20, "changed": 20},
-        "conv2": {"targets": 2, "population": 148_480, "faults": 20, "changed": 20},
+    assert found.by_layer() == {  # the biases have few words, so some hold two faults
+        "conv1": {"targets": 2, "population": 5120, "faults": 20, "changed": 17},
+        "conv2": {"targets": 2, "population": 148_480, "faults": 20, "changed": 18},
         "fc1": {"targets": 2, "population": 3_213_312, "faults": 20, "changed": 20},
     }
+    assert sum(row["changed"] for row in found.by_layer().values()) == len({(f.target, f.index) for f in found.faults})
     signs = onnxfi.sample(onnxfi.load(CNN), count=1, selector=onnxfi.Selector(include=("conv1",), bits="sign"))
     assert signs.by_layer() == {"conv1": {"targets": 2, "population": 160, "faults": 1, "changed": 1}}
 
