@@ -13,7 +13,7 @@ from onnxfi.campaign.reach import Reach
 from onnxfi.campaign.spec import Campaign
 from onnxfi.campaign.values import SpecError
 from onnxfi.faults.models import FaultModel, parse_fault
-from onnxfi.faults.space import FaultSpace
+from onnxfi.faults.space import FaultSpace, check_apart
 from onnxfi.faults.statistics import Per, allocate, data_aware_p
 from onnxfi.faults.words import Word
 
@@ -50,6 +50,7 @@ def lay_out(campaign: Campaign, reach: Reach) -> tuple[Group, ...]:
     event = parse_fault(campaign.fault)
     if campaign.mix:  # no population of its own: that of the first part stands for it
         spaces = [reach.space(part.selector, part.aim, parse_fault(part.fault)) for part in campaign.mix]
+        check_apart({t.id: t for space in spaces for t in space.targets}.values())
         return (Group("mix", spaces[0], campaign.repeat),)
     space = reach.space(campaign.selector, campaign.aim, event)
     if campaign.adaptive:

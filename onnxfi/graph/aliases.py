@@ -35,12 +35,12 @@ def notes(targets: Sequence[Target]) -> list[str]:
     if aliased:
         one = aliased[0]
         out.append(
-            f"{sum(len(t.aliases) for t in aliased):,} tensors lie in the bytes of another in external data and are "
-            f"one weight with it, as {shown(one.aliases[0])} with {shown(one.id)}: their bits count once"
+            f"external data holds {len(aliased):,} weights under several names, as {shown(one.id)}, which is also "
+            f"{shown(one.aliases[0])}: their bits count once"
         )
     crossed = [t for t in targets if t.span]
     if crossed:
-        one, other = sorted(crossed, key=lambda t: t.span)[:2]
+        one, other = sorted(crossed, key=lambda t: t.span)[:2]  # the first is never alone
         out.append(
             f"{len(crossed):,} tensors share some of their bytes of external data with another, as {shown(other.id)} "
             f"with {shown(one.id)}; faults are drawn where no two of those are selected"

@@ -156,14 +156,13 @@ def _weights(model: Model, wiring: Wiring) -> dict[str, NDArray[Any]]:
     """Take the large tensors out of the net's model, and what lies in external data into it."""
     from onnx import numpy_helper
 
-    places = {place.record: place for place in model.places}
     found = {}
     for number, where in wiring.homes.items():
         tensor = payload(wiring, where)
         if tensor.data_location == 1:
-            if number not in places:
+            if number not in model.by_record:
                 raise ModelError(f"{shown(tensor.name)} lies in external data in a way that cannot be followed")
-            place = places[number]
+            place = model.by_record[number]
             with model.sources[place.file].reading() as read:
                 tensor.raw_data = read(*place.runs[0][:2])
             tensor.ClearField("external_data")

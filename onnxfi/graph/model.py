@@ -42,7 +42,8 @@ class Model:
 
     `proto` is the structure without the large payloads; `targets` every stored tensor and number list in file
     order; `external` the data files in order of first reference; `files` which of them (1…) each record of a tensor in
-    external data names; `notes` what a reader should know.
+    external data names; `by_record` where each record's words lie, also of names that are aliases of a target; `notes`
+    what a reader should know.
     """
 
     source: Source
@@ -52,6 +53,7 @@ class Model:
     records: Mapping[int, Record] = field(repr=False)
     external: tuple[Source, ...] = ()
     files: Mapping[int, int] = field(default_factory=dict, repr=False)
+    by_record: Mapping[int, Place] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
 
     @property
@@ -199,14 +201,25 @@ def _opened(source: Source, allow_links: bool) -> Model:
     proto = _parse(skeleton)
     data = _External(source.path, allow_links)
     walk = Walk(proto, records, data.place)
-    rows = aliases.merged(list(walk.targets()))
+    every = list(walk.targets())
+    rows = aliases.merged(every)
     targets, places = (tuple(column) for column in zip(*rows, strict=True)) if rows else ((), ())
     if any(record.locations and number not in data.files for number, record in records.items()):
         data.rest(proto)
     notes = [*_version_notes(proto), *walk.notes, *aliases.notes(targets)]
     if len(notes) > _MOST_NOTES:
         notes[_MOST_NOTES:] = [f"{len(notes) - _MOST_NOTES:,} more of such notes"]
-    return Model(source, proto, targets, places, records, tuple(data.sources), data.files, tuple(notes))
+    return Model(
+        source,
+        proto,
+        targets,
+        places,
+        records,
+        tuple(data.sources),
+        data.files,
+        {place.record: place for _, place in every},
+        tuple(notes),
+    )
 
 
 def parse(model: Model) -> onnx.ModelProto:

@@ -272,6 +272,7 @@ class Routes:
             not self.late
             or lined is None
             or lined.output in self.wiring.uncut
+            or lined.output not in self.within  # made of stored values alone
             or len({self.within.get(n) for k in lined.nodes for n in self.wiring.proto.graph.node[k].output} - {None})
             > 1
             or (not whole.baked and lined.count < lined.least)

@@ -363,6 +363,42 @@ def test_what_cannot_be_planned(here: Path, fields: dict[str, Any], kind: type[E
         list(planned(**fields).trials())
 
 
+def test_more_trials_than_there_are_sites_are_said(here: Path) -> None:
+    made = planned(single=True, trials=SITES + 1)
+    assert len(made) == SITES
+    assert (
+        f"{SITES + 1:,} trials were asked for; there are {SITES:,} sites, each of which has one trial"
+        in made.describe()
+    )
+    assert not any("asked for" in line for line in planned(single=True, trials=SITES).describe())
+
+
+def test_a_plan_says_what_is_left_out_of_its_population(here: Path) -> None:
+    held = onnx.load("m.onnx")
+    held.graph.initializer.append(numpy_helper.from_array(np.ones(500, np.float32), "aux"))
+    onnx.save(held, "aux.onnx")
+    made = planned("aux.onnx", single=True, trials=9)
+    assert made.header.population == SITES
+    assert any("1 tensor is unused (500 words)" in line and "'aux'" in line for line in made.describe())
+    with pytest.raises(SelectorError, match="all that is selected is unused"):
+        planned("aux.onnx", single=True, trials=9, include="aux")
+
+
+def test_parts_of_a_mix_that_share_bytes_are_refused(here: Path) -> None:
+    held = onnx.load("m.onnx")
+    for at, tensor in enumerate(held.graph.initializer[:2]):
+        tensor.data_location, size = onnx.TensorProto.EXTERNAL, len(tensor.raw_data)  # type: ignore[assignment]
+        tensor.ClearField("raw_data")
+        for key, value in (("location", "w.bin"), ("offset", str(4 * at)), ("length", str(size))):
+            tensor.external_data.add(key=key, value=value)
+    Path("crossed.onnx").write_bytes(held.SerializeToString())
+    Path("w.bin").write_bytes(bytes(100))
+    one, other = (Part(count=1, include=f"={t.name}") for t in held.graph.initializer[:2])
+    assert planned("crossed.onnx", mix=(one,))
+    with pytest.raises(SelectorError, match="share some of their bytes"):
+        planned("crossed.onnx", mix=(one, other))
+
+
 def test_a_model_without_weights_has_no_plan(here: Path) -> None:
     save(here, "g (float[N,3] x) => (float[N,3] y) { y = Relu(x) }")
     with pytest.raises(SelectorError, match="no tensor that can be struck"):

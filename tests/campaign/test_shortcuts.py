@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import STEPS, Net, flips, nets
+from onnx import numpy_helper
 from tiny import chance, ran, save
 
 from onnxfi.campaign.bench import Bench
@@ -151,6 +152,48 @@ def test_each_kind_of_node_is_cut_out(kind: str, tmp_path: Path) -> None:
     assert bench.shortcuts is not None
     plain = [t.id for t in strikable(bench) if bench.shortcuts.of(flips([t], [(0, 0)])) is None]
     assert plain == []
+
+
+def vectors(folder: Path, *nodes: str, **stored: np.ndarray) -> Bench:
+    """A network over vectors of 8, whose stored tensors lie in one file of external data where they have an offset."""
+    graph = f"<ir_version: 10, opset_import: ['': 21]> g (float[N,8] x) => (float[N,8] y) {{ {' '.join(nodes)} }}"
+    model = onnx.parser.parse_model(graph.replace("'", '"'))
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in stored.items())
+    np.savez(folder / "x.npz", x=chance(SAMPLES, 8, seed=7))
+    onnx.save(model, folder / "net.onnx")
+    files = (str(folder / "net.onnx"), str(folder / "x.npz"))
+    return Bench.open(Campaign(*files, single=True, trials=1, batch=2, optimization="off"))
+
+
+def test_a_weight_that_is_made_of_itself_alone_runs_by_some_route(tmp_path: Path) -> None:
+    w = chance(8, 8, seed=3)
+    bench = vectors(tmp_path, "w2 = MatMul(w, w) h = MatMul(x, w2) y = Relu(h)", w=w)
+    faults = flips([bench.model.targets[0]], [(9, 30)])
+    _, found = routed(bench, faults)
+    assert found is None or found.tobytes() == bench.scores(bench.struck(faults)).tobytes()
+
+
+@pytest.mark.parametrize("names", [("w", "v"), ("v", "w")])
+def test_one_weight_under_two_names_is_faulty_under_both(names: tuple[str, str], tmp_path: Path) -> None:
+    w = chance(8, 8, seed=3)
+    vectors(tmp_path, "h = MatMul(x, w) r = Relu(h) y = MatMul(r, v)", w=w, v=w)
+    model = onnx.load(tmp_path / "net.onnx")
+    model.graph.initializer.sort(key=lambda t: names.index(t.name))
+    for tensor in model.graph.initializer:
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL  # type: ignore[assignment]
+        tensor.external_data.add(key="location", value="w.bin")
+    (tmp_path / "w.bin").write_bytes(w.tobytes())
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    files = (str(tmp_path / "net.onnx"), str(tmp_path / "x.npz"))
+    bench = Bench.open(Campaign(*files, single=True, trials=1, batch=2, optimization="off"))
+    [target] = bench.model.targets
+    faults = flips([target], [(9, 24)])
+    w.reshape(-1).view(np.uint32)[9] ^= 1 << 24
+    expected = np.maximum(chance(SAMPLES, 8, seed=7) @ w, 0) @ w
+    kind, found = routed(bench, faults)
+    np.testing.assert_allclose(bench.scores(bench.struck(faults)) if found is None else found, expected, rtol=1e-4)
+    assert kind == "plain"
 
 
 @pytest.mark.parametrize("optimization", ["off", "all"])

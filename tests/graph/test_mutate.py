@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,13 +21,14 @@ import reader
 from build import chunk, floats, graph, ints, model, model_bytes, node, scalar, tensor_bytes, varint
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from onnxfi.errors import FaultListError, ModelError, OutputError
+from onnxfi.errors import FaultListError, ModelError, OutputError, SelectorError
 from onnxfi.faults.faultlist import FaultList
+from onnxfi.faults.space import Selector
 from onnxfi.graph import mutate
 from onnxfi.graph.model import Model, load
-from onnxfi.runtime.injector import inject, replay, sample, undo
+from onnxfi.runtime.injector import inject, inspect, replay, sample, undo
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,10 +41,10 @@ def external(name: str, location: str, dims: list[int], data_type: int = 1, **mo
     return held
 
 
-def saved(folder: Path, tensors: list[TensorProto], **files: bytes) -> Path:
-    """A model with these initializers, each used once, and its data files beside it."""
+def saved(folder: Path, tensors: list[TensorProto], nodes: Sequence[NodeProto] = (), **files: bytes) -> Path:
+    """A model with these initializers, each used once or by these nodes, and its data files beside it."""
     folder.mkdir(exist_ok=True)
-    nodes = [node("Identity", [t.name], [f"y{k}"]) for k, t in enumerate(tensors)]
+    nodes = nodes or [node("Identity", [t.name], [f"y{k}"]) for k, t in enumerate(tensors)]
     (folder / "m.onnx").write_bytes(model(nodes, tensors).SerializeToString())
     for name, data in files.items():
         path = folder / name.replace("__", "/").replace("_dot_", ".")
@@ -263,8 +264,46 @@ def test_tensors_that_share_their_bytes_are_noted_and_never_struck_in_contradict
     with pytest.raises(ModelError, match="struck through two of them"):
         inject(held, sample(held, sites=["a[1]:0", "b[0]:1"]), tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
+    for selector in (Selector(), Selector(include=("=b", "=a"))):  # the word that is both would count twice
+        with pytest.raises(SelectorError, match=r"'a' and 'b' share some of their bytes.*leave one of them out"):
+            sample(held, ber=0.5, selector=selector)
+        with pytest.raises(SelectorError, match="share some of their bytes"):
+            inspect(held, selector)
+    assert inspect(held, Selector(exclude=("=b",)))["totals"]["bits"] == 64
     inject(held, sample(held, sites=["a[1]:31", "b[1]:31"]), tmp_path / "out.onnx")
     assert (tmp_path / "out.onnx.data").read_bytes() == np.array([1, -2, -3], "<f4").tobytes()
+
+
+def test_one_weight_under_several_names_counts_once_and_is_found_by_each(tmp_path: Path) -> None:
+    body = graph(
+        [node("Mul", ["x", "c"], ["z"], name="inner")], [external("c", "w.bin", [4])], inputs=(), outputs=["z"]
+    )
+    nodes = [
+        node("MatMul", ["x", "a"], ["h"], name="first"), node("Add", ["h", "b"], ["i"], name="second"),
+        node("If", ["i"], name="if", then_branch=body, else_branch=body),
+    ]  # fmt: skip
+    stored = [external(name, "w.bin", shape) for name, shape in (("dead", [4]), ("a", [2, 2]), ("b", [4]))]
+    held = load(saved(tmp_path, [*stored, external("d", "w.bin", [4], offset=16)], nodes, w_dot_bin=numbers(8)))
+    one, other = held.targets
+    assert (one.id, one.aliases) == ("dead", ("a", "b", "if.else_branch::c", "if.then_branch::c"))
+    assert (one.op, one.layer, one.unused, other.unused) == ("MatMul", "first", False, True)
+    assert one.ops == ("MatMul", "Add", "Mul")
+    for selector in ("=b", "if.then_branch::c", "second", "inner"):
+        assert Selector(include=(selector,)).space(held.targets).targets == (one,)
+    assert inspect(held)["totals"]["bits"] == 4 * 32
+    assert "also 'a'" in held.notes[0] and "'d'" in held.notes[1]
+    done = inject(held, sample(held, sites=["b[3]:31"]), tmp_path / "out.onnx")
+    assert (done.sample.faults[0].target, done.sample.header.population) == ("dead", 128)
+    assert reader.read(tmp_path / "out.onnx")["a"].words.tolist()[3] == reader.read(tmp_path / "out.onnx")["b"].words[3]
+    with pytest.raises(SelectorError, match="named twice"):
+        sample(held, sites=["b[3]:31", "a[3]:31"])
+
+
+def test_bytes_read_as_two_number_formats_are_not_one_weight(tmp_path: Path) -> None:
+    held = load(saved(tmp_path, [external("a", "w.bin", [2]), external("b", "w.bin", [2], 12)], w_dot_bin=numbers(2)))
+    assert [t.aliases for t in held.targets] == [(), ()]
+    with pytest.raises(SelectorError, match="share some of their bytes"):
+        sample(held, count=1)
 
 
 def test_tensors_that_are_no_targets_keep_their_external_data_too(tmp_path: Path) -> None:

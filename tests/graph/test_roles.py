@@ -245,6 +245,40 @@ def test_inspect_shows_scheme_scale_and_axis() -> None:
     assert rows["xs"]["quantised"] is None and rows["xs"]["role"] == "scale"
 
 
+def dequantised_twice(second: float, extra: str = "") -> Model:
+    return load(parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["": 21]> g (float[1,2] x) => (float[1,2] y)
+        <int8[2,2] q = {{4, 0, -3, 1}}, float s = {{0.5}}, float t = {{{second}}}>
+        {{ a = DequantizeLinear(q, s)  b = DequantizeLinear(q, t)  h = MatMul(x, a)  y = MatMul(h, b) {extra} }}"""
+    ))  # fmt: skip
+
+
+def test_integers_that_are_scaled_in_two_ways_stand_for_no_one_number() -> None:
+    model = dequantised_twice(0.25)
+    row = inspect(model)["targets"][0]
+    assert (row["quantised"]["ways"], row["quantised"]["scale"]) == (2, [0.25, 0.5])
+    fault = sample(model, sites=["q[0]:0"]).faults[0]
+    assert (fault.before_real, fault.after_real) == (None, None)
+    fault = sample(model, sites=["q[1]:0"]).faults[0]  # 0 is the same number by both, 1 is not
+    assert (fault.before_real, fault.after_real) == (None, None)
+    same = dequantised_twice(0.5)  # by another tensor of the same number
+    fault = sample(same, sites=["q[0]:0"]).faults[0]
+    assert (fault.before_real, fault.after_real) == (2.0, 2.5)
+
+
+def test_a_tensor_of_several_roles_is_found_by_each() -> None:
+    made = parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 21]> g (float[1,2] x) => (float[1,2] y)
+        <float[2] w = {1.0, 2.0}, float[2] s = {0.5, 0.5}>
+        { n = LayerNormalization(x, s, w)  y = PRelu(n, w) }"""
+    )
+    shared = load(made).targets[0]
+    assert (shared.role, shared.roles) == ("bias", ("bias", "weight"))
+    for role in ("bias", "weight"):
+        assert Selector(role=(role,)).keeps(shared)
+    assert not Selector(role=("scale",)).keeps(shared)
+
+
 def test_a_float_weight_behind_quantize_linear_is_said() -> None:
     made = parser.parse_model(
         """<ir_version: 10, opset_import: ["": 21]> g (float[1,2] x) => (float[1,1] y)

@@ -29,7 +29,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from onnxfi.errors import ModelError
+from onnxfi.errors import ModelError, SelectorError
 from onnxfi.faults.space import Selector, Target
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.model import Model, load
@@ -141,6 +141,107 @@ def test_a_tensor_belongs_to_the_operator_behind_what_only_converts_it() -> None
     found = by_id(model(nodes, [ints("q", [[1, 2]], "int8"), floats("scale")]))
     assert (found["q"].op, found["q"].node, found["q"].layer) == ("MatMul", "/layer1/fc/MatMul", "layer1.fc")
     assert (found["scale"].op, found["scale"].layer) == ("MatMul", "layer1.fc")
+
+
+def test_every_user_of_a_shared_weight_selects_it() -> None:
+    nodes = [
+        node("Gather", ["e", "x"], ["a"], name="embed"),
+        node("Transpose", ["e"], ["et"], name="t"),
+        node("Identity", ["et"], ["again"]),
+        node("If", ["c"], ["b"], name="if", then_branch=graph(
+            [node("Add", ["et", "e"], ["z"], name="inside")], inputs=(), outputs=["z"]
+        )),
+        node("MatMul", ["a", "again"], name="lm_head"),
+    ]  # fmt: skip
+    (target,) = load(model([*nodes], [floats("e", 2, 2)], outputs=["y", "b"])).targets
+    assert [user.node for user in target.users] == ["embed", "lm_head", "inside"]
+    assert (target.op, target.node, target.layer) == ("Gather", "embed", "embed")
+    for selector in (
+        *(Selector(op=(op,)) for op in ("Gather", "MatMul", "Add")),
+        *(Selector(include=(name,)) for name in ("embed", "lm_head", "=inside", "=e")),
+    ):
+        assert selector.keeps(target)
+    assert not Selector(op=("Transpose",)).keeps(target)
+    assert not Selector(exclude=("lm_head",)).keeps(target)
+
+
+def test_a_node_that_takes_a_tensor_twice_is_one_user() -> None:
+    (target,) = load(model([node("MatMul", ["w", "w"], name="square")], [floats("w", 2, 2)])).targets
+    assert (target.node, target.users) == ("square", ())
+
+
+def test_layers_of_equal_names_in_several_graphs_are_several_layers() -> None:
+    def body(name: str) -> onnx.GraphProto:
+        nodes = [node("MatMul", ["x", name], ["h"], name="fc"), node("Add", ["h", "own.weight"], ["z"])]
+        return graph(nodes, [floats(name, 2, 2), floats("own.weight", 2)], inputs=(), outputs=["z"])
+
+    nodes = [
+        node("MatMul", ["x", "w"], ["h"], name="fc"),
+        node("If", ["c"], ["i"], name="if", then_branch=body("w"), else_branch=body("v")),
+        node("Mul", ["i", "only"], ["j"], name="alone"),
+        node("Add", ["j", "h"]),
+    ]
+    found = load(model(nodes, [floats("w", 2, 2), floats("only", 1)])).targets
+    assert {t.id: t.layer for t in found} == {
+        "w": "fc", "only": "alone",
+        "if.else_branch::v": "if.else_branch::fc", "if.else_branch::own.weight": "if.else_branch::own",
+        "if.then_branch::w": "if.then_branch::fc", "if.then_branch::own.weight": "if.then_branch::own",
+    }  # fmt: skip
+    assert len(Selector(include=("fc",)).space(found).layers()) == 3
+
+
+def test_a_layer_that_the_framework_names_is_one_wherever_it_stands() -> None:
+    inside = node("MatMul", ["x", "w"], ["z"], name="/fc/MatMul_1")
+    body = graph([inside], [floats("w", 2, 2)], inputs=(), outputs=["z"])
+    nodes = [node("MatMul", ["x", "w"], ["h"], name="/fc/MatMul"), node("If", ["h"], name="if", then_branch=body)]
+    assert {t.layer for t in load(model(nodes, [floats("w", 2, 2)])).targets} == {"fc"}
+
+
+# What no output depends on
+
+
+def test_what_no_output_depends_on_is_unused() -> None:
+    own = [helper.make_opsetid("", 20)]
+    functions = [
+        helper.make_function("own", name, ["x"], ["y"], [
+            node("Constant", outputs=["k"], value=floats("k", 1)), node("Constant", outputs=["dead"], value_float=1.0),
+            node("Inner" if name == "Called" else "Add", ["x", "k"], domain="own" if name == "Called" else ""),
+        ], own)
+        for name in ("Called", "Inner", "Never")
+    ]  # fmt: skip
+    then = graph([node("Add", ["outer", "in_then"], ["z"]), node("Neg", ["in_dead"], ["dead"])],
+                 [floats("in_then", 1), floats("in_dead", 1)], inputs=(), outputs=["z"])  # fmt: skip
+    nodes = [
+        node("Shape", ["only_its_shape"], ["s"]), node("Reshape", ["x", "s"], ["r"]),
+        node("CastLike", ["r", "only_its_type"], ["q"]),
+        node("If", ["c"], ["p"], name="if", then_branch=then, else_branch=then),
+        node("Called", ["p"], ["o"], domain="own"), node("Mul", ["o", "q"]),
+        node("Gemm", ["x", "aux"], ["head"]), node("Never", ["head"], ["gone"], domain="own"),
+        node("LinearRegressor", ["head"], ["v"], name="linear", domain="ai.onnx.ml", coefficients=[0.5]),
+    ]  # fmt: skip
+    stored = [floats(n, 1) for n in ("only_its_shape", "only_its_type", "c", "outer", "aux", "nothing", "put_out")]
+    held = load(model(nodes, stored, outputs=["y", "put_out"], functions=functions))
+    assert {t.id for t in held.targets if not t.unused} == {
+        "c", "outer", "put_out", "if.else_branch::in_then", "if.then_branch::in_then",
+        "function:own:Called::k", "function:own:Inner::k",
+    }  # fmt: skip
+    space = Selector().space(held.targets)
+    assert space.size == 7 * 32 and not any(t.unused for t in space.targets)
+    assert [note for note in held.notes if "unused" in note and "'only_its_shape'" in note]
+
+
+def test_what_is_unused_is_struck_only_when_it_is_named() -> None:
+    held = load(model([node("Mul", ["x", "w"])], [floats("w", 2), floats("aux", 3)]))
+    assert Selector().space(held.targets).size == 64
+    assert Selector(include=("=aux",)).space(held.targets).size == 96
+    assert sample(held, sites=["aux[0]:1"]).header.population == 96
+    for selector in (Selector(include=("aux",)), Selector(include=("au*",), bits="sign")):
+        with pytest.raises(SelectorError, match=r"is unused: no output of the model depends on 'aux'.*select others"):
+            selector.space(held.targets)
+
+
+def test_of_a_graph_that_puts_nothing_out_nothing_is_said_to_be_unused() -> None:
+    assert not load(model([node("Mul", ["x", "w"])], [floats("w", 2)], outputs=())).targets[0].unused
 
 
 def test_a_tensor_that_nobody_uses_is_its_own_layer() -> None:

@@ -161,6 +161,20 @@ def test_faults_are_counted_by_layer() -> None:
     assert signs.by_layer() == {"conv1": {"targets": 2, "population": 160, "faults": 1, "changed": 1}}
 
 
+def test_words_that_several_faults_change_count_once() -> None:
+    every = onnxfi.sample(model(MATMUL), ber=1.0)
+    words = len({(f.target, f.index) for f in every.faults})
+    assert (every.drawn, every.faults.words) == (32 * words, words)
+    assert sum(row["changed"] for row in every.by_layer().values()) == words
+    back = onnxfi.sample(model(MATMUL), sites=["w[0]:3", "w[0]:4", "w[1]:5"], fault="stuck-at-0")
+    stored = [f.before for f in back.faults]
+    assert (
+        sum(row["changed"] for row in back.by_layer().values())
+        == len({f.index for f in back.faults if f.before != f.after})
+        and len(stored) == 3
+    )
+
+
 # Injecting
 
 
