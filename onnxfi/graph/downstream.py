@@ -110,6 +110,11 @@ class Wiring:
         return found
 
     @cached_property
+    def declared(self) -> dict[str, onnx.ValueInfoProto]:
+        """What the model declares of the values between its nodes: a runtime goes by it, in the whole and in parts."""
+        return {value.name: value for value in self.proto.graph.value_info}
+
+    @cached_property
     def outputs(self) -> tuple[str, ...]:
         """The model's outputs."""
         return tuple(o.name for o in self.proto.graph.output)

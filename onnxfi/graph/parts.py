@@ -56,7 +56,9 @@ def extract(
     graph = made.graph
     graph.name = "part"
     for name, (kind, shape) in feeds.items():
-        graph.input.append(helper.make_tensor_value_info(name, kind, shape))
+        graph.input.append(helper.make_tensor_value_info(name, kind, _declared(wiring, name, kind, shape)))
+    made_here = {name for k in keep for name in whole.graph.node[k].output}.difference(outputs)
+    graph.value_info.extend(wiring.declared[name] for name in made_here & wiring.declared.keys())
     graph.node.extend(whole.graph.node[k] for k in keep)
     read = {name for k in keep for name in wiring.reads[k]} - feeds.keys()
     graph.initializer.extend(t for t in whole.graph.initializer if t.name in read)
@@ -76,6 +78,17 @@ def extract(
     if wiring.blocks:
         _block(graph, feeds)
     return Part(made.SerializeToString(), stored)
+
+
+def _declared(
+    wiring: Wiring, name: str, kind: int, shape: Sequence[int | str | None] | None
+) -> Sequence[int | str | None] | None:
+    """The shape of a value that is fed, with the symbols that the model declares for it: some fusions ask whether two
+    sizes are the same."""
+    said = wiring.declared[name].type.tensor_type if name in wiring.declared else None
+    if shape is None or said is None or said.elem_type != kind or len(said.shape.dim) != len(shape):
+        return shape
+    return [(dim.dim_param or None) if own is None else own for own, dim in zip(shape, said.shape.dim, strict=True)]
 
 
 def _block(graph: onnx.GraphProto, feeds: Mapping[str, Feed]) -> None:

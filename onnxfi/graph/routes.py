@@ -75,11 +75,6 @@ class Route:
         return self.channels is not None
 
     @property
-    def without_channels(self) -> Route:
-        """The route through the heads alone."""
-        return replace(self, channels=None, apart=None)
-
-    @property
     def home(self) -> Home:
         """Where the tensor is, of a route for one."""
         return self.homes[0]
@@ -185,6 +180,14 @@ class Routes:
         struck = sorted({head.piece for route in known for head in route.heads})
         whole = tuple(Head(number, (self.pieces[number],)) for number in struck)
         return Route(tuple(route.home for route in known), whole, True)
+
+    def longer(self, route: Route) -> Route | None:
+        """The next longer route, where one rounds another way than the whole model: through the heads, then from faulty
+        copies of whole pieces; None where only the plain one is left."""
+        if route.channels is not None:
+            return replace(route, channels=None, apart=None)
+        whole = tuple(Head(head.piece, (self.pieces[head.piece],)) for head in route.heads)
+        return Route(route.homes, whole, True) if whole != route.heads and len(self.pieces) > 1 else None
 
     def heads(
         self, struck: Sequence[str], inside: Sequence[int] = (), ends: Fronts = (), *, fed: bool = True

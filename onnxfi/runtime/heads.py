@@ -1,52 +1,22 @@
-"""Heads, opened: what runs of a piece in the place of the piece, where something in it is struck.
+"""Heads, opened: what runs of a piece in the place of the piece, where something in it is faulty.
 
-A head fuses other nodes than its piece and may round another way, so it has a disarmed run of its own: what differs
-from that is put into the golden values that the piece hands on, and behind it all trials share golden.
+A head fuses other nodes than its piece and may round another way. So it runs once without a fault: only where it then
+gives golden itself, bit for bit, its kernels are those of the whole model, and what it gives with a fault is what the
+whole model gives. Where it does not, it is not taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-
-import numpy as np
 
 from onnxfi.graph.downstream import Cut, Home
 from onnxfi.graph.parts import Part, extract
 from onnxfi.graph.routes import Head
 from onnxfi.runtime.engines import Session
 from onnxfi.runtime.golden import UnlikeError, array_feed, feed_of
-from onnxfi.runtime.ports import Array, same_bytes, words_of
+from onnxfi.runtime.ports import Array, same_bytes
 from onnxfi.runtime.spine import Patch, Rows, Spine, padded
-
-#: How far a disarmed run may lie from golden, as a share of golden's range: other optimisations round otherwise.
-DRIFT = 0.1
-
-
-def drift(own: Array, golden: Array, *, exact: bool) -> float:
-    """How far a disarmed run lies from golden; 0 where that is no more than rounding may do."""
-    if same_bytes(own, golden):
-        return 0.0
-    if own.shape != golden.shape or own.dtype != golden.dtype or own.dtype.kind == "O":
-        return float("inf")
-    with np.errstate(all="ignore"):
-        wide = golden if golden.dtype.kind == "f" and golden.itemsize >= 4 else golden.astype(np.float64)
-        reach = float(np.abs(wide).max(initial=0.0, where=np.isfinite(wide)))
-        far = float(np.nanmax(np.abs(own.astype(wide.dtype) - wide), initial=0.0))
-    return max(far, 1e-300) if exact or far > DRIFT * reach else 0.0
-
-
-def moved(found: Array, own: Array, golden: Array) -> Array:
-    """What differs from a disarmed run, put into golden."""
-    if own is golden or same_bytes(own, golden):
-        return found
-    if found.shape != own.shape or found.dtype != own.dtype or found.dtype.kind == "O":
-        return golden if same_bytes(found, own) else found
-    differs = words_of(found) != words_of(own)
-    if differs.ndim > found.ndim:
-        differs = differs.any(-1)
-    return np.where(differs, found, golden)
 
 
 def _as_it_is(array: Array) -> Array:
@@ -56,8 +26,8 @@ def _as_it_is(array: Array) -> Array:
 @dataclass(frozen=True)
 class Strike:
     """A head with what strikes there in one trial: values that are fed, changes of values in flight, and sessions in
-    the place of those of cuts. Struck tensors that are fed change where they are. With the values that it is fed the
-    head gives golden itself (`exact`), or rounds another way."""
+    the place of those of cuts. Struck tensors that are fed change where they are. `exact` says that it is known to give
+    golden with the values that it is fed."""
 
     head: OpenHead
     values: Mapping[str, Array] = field(default_factory=dict)
@@ -72,11 +42,9 @@ class Strike:
 
     def run(self, rows: Rows, live: Mapping[str, Array]) -> dict[str, Array]:
         """What the piece hands on, where `live` differs from golden."""
-        found = self.head.outputs(rows, live, self)
-        if self.exact or self.head.gives_golden(rows):
-            return found
-        own, known = self.head.disarmed(rows), rows.values([*found])
-        return {name: moved(array, own[name], known[name]) for name, array in found.items()}
+        if not self.exact:
+            self.head.hold(rows)
+        return self.head.outputs(rows, live, self)
 
 
 class OpenHead:
@@ -100,9 +68,9 @@ class OpenHead:
         self.whole = head.cuts == (piece,) and not head.fed
         self._between = {name: array_feed(array) for name, array in stored.items()}
         self._between |= spine.chain.feeds([*head.takes, *self.values])
-        self._key = head.piece, hash(head)
         self._sessions: list[Session] = []
         self._apart: dict[int, bool] = {}
+        self._alike: dict[tuple[int, int], bool] = {}
         for number in range(len(head.cuts)):
             session = spine.chain.sessions[head.piece] if self.whole else prepare(self.part(number))
             self._between |= {port.name: feed_of(port) for port in session.outputs}
@@ -146,53 +114,24 @@ class OpenHead:
             at |= {n: strike.patches.get(n, _as_it_is)(array) for n, array in found.items()}
         return {name: at[name] for name in self.given}
 
-    def disarmed(self, rows: Rows) -> dict[str, Array]:
-        """What the head hands on without a fault, from golden values; UnlikeError where that is far from golden."""
+    def hold(self, rows: Rows) -> None:
+        """Hold what it gives of these rows without a fault to golden; UnlikeError where that differs in any bit."""
         if self.whole:
-            return rows.values(self.given)
-        golden = rows.golden
-        if rows.some is None:
-            return self._kept(rows, "")
-        found = []
-        for k, row, _ in rows.some:
-            if all(golden.has(k, (self._key, name, "")) for name in self.given):
-                whole = self._kept(Rows(golden, k), "")
-                found.append({name: array[row : row + 1] for name, array in whole.items()})
-            else:
-                found.append(self._kept(Rows(golden, k, ((k, row, row),)), str(row)))
-        return {name: np.concatenate([one[name] for one in found]) for name in self.given}
-
-    def gives_golden(self, rows: Rows) -> bool:
-        """Whether it is known to give golden itself without a fault, bit for bit."""
-        golden = rows.golden
-        batches = {rows.k} if rows.some is None else {k for k, _, _ in rows.some}
-        return self.whole or all(
-            golden.has(k, (self._key, name, ""))
-            and golden.kept(k, (self._key, name, "")) is golden.values(k, [name])[name]
-            for k in batches
-            for name in self.given
-        )
-
-    def _kept(self, rows: Rows, which: str) -> dict[str, Array]:
-        """A disarmed run, kept as golden values are."""
-        golden = rows.golden
-        if not all(golden.has(rows.k, (self._key, name, which)) for name in self.given):
-            found, known = self.outputs(rows, {}), rows.values(self.given)
-            for name, array in found.items():
-                if far := drift(array, known[name], exact=self.spine.exact):
-                    raise UnlikeError(
-                        f"the part of the model behind {self.head.fed} gives {name!r} otherwise ({far:.3g})"
-                    )
-                alike = same_bytes(array, known[name])
-                golden.derived(rows.k, (self._key, name, which), partial(np.asarray, known[name] if alike else array))
-        return {name: golden.kept(rows.k, (self._key, name, which)) for name in self.given}
+            return
+        keys = [(rows.k, -1)] if not rows.alone or rows.some is None else [(k, row) for k, row, _ in rows.some]
+        for k, row in keys:
+            if (k, row) not in self._alike:
+                one = Rows(rows.golden, k, None if row < 0 else ((k, row, row),), rows.alone)
+                found, known = self.outputs(one, {}), one.values(self.given)
+                self._alike[k, row] = all(same_bytes(found[name], known[name]) for name in self.given)
+            if not self._alike[k, row]:
+                raise UnlikeError(f"the part of the model behind {self.head.fed} rounds another way than the whole")
 
     def can(self, few: int) -> bool:
         """Whether it gives so many samples the bits that they have in their batch."""
         if few not in self._apart:
             taken = dict.fromkeys((*self.head.takes, *self.values))
             self._apart[few] = self.spine.apart(self.head.piece, few) and self.spine.tried(
-                lambda feeds: self._through({**self.stored, **feeds}, Strike(self)), [*taken], self.given, few,
-                lambda k, names: self.disarmed(Rows(self.spine.golden, k)),
-            )  # fmt: skip
+                lambda feeds: self._through({**self.stored, **feeds}, Strike(self)), [*taken], self.given, few
+            )
         return self._apart[few]

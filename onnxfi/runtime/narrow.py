@@ -61,7 +61,7 @@ class Narrow:
             if not self._worth(rows) or (rows.some is not None and not self.head.can(among(len(rows.some)))):
                 return None
             if not self.one.added:
-                self.head.disarmed(Rows(self.golden, rows.k))
+                self.head.hold(Rows(self.golden, rows.k))
             given = self._given(rows, value)
         except (EngineError, MemoryError):  # nothing of this is the fault's doing
             self._unlike.add(rows.k)

@@ -171,6 +171,21 @@ def same_bytes(one: Array, other: Array) -> bool:
     return one is other or _equal(words_of(one).reshape(-1), words_of(other).reshape(-1))
 
 
+def drift(one: Array, other: Array) -> float:
+    """How far numbers lie from others at most, as a share of the range of these; infinite for another shape or type.
+
+    >>> drift(np.array([1.0, 4.5]), np.array([1.0, 5.0]))
+    0.1
+    """
+    if one.dtype != other.dtype or one.shape != other.shape or one.dtype.kind in "OSU":
+        return 0.0 if one.dtype.kind in "OSU" and np.array_equal(one, other) else float("inf")
+    with np.errstate(all="ignore"):
+        wide = other.astype(np.float64)
+        reach = float(np.abs(wide).max(initial=0.0, where=np.isfinite(wide)))
+        far = float(np.nanmax(np.abs(one.astype(np.float64) - wide), initial=0.0))
+    return far / reach if reach else far
+
+
 def _equal(ours: Array, theirs: Array) -> bool:
     """Whether rows of words are equal, looked at piece by piece: what differs mostly does so from the start."""
     at, step = 0, _GLANCE

@@ -55,8 +55,8 @@ class Rerun:
     `cost_bytes` is about what its sessions take. Opening raises EngineError where the runtime does not take the parts.
     """
 
-    def __init__(self, spine: Spine, name: str, output: str | None) -> None:
-        self.spine, self.golden, self.name, self.output = spine, spine.golden, name, output
+    def __init__(self, spine: Spine, name: str, output: str | None, route: Route | None = None) -> None:
+        self.spine, self.golden, self.name, self.output, self.route = spine, spine.golden, name, output, route
         self.heads: list[OpenHead] = []
         self.cost_bytes = 0
 
@@ -79,9 +79,9 @@ class Rerun:
         """Compute for batch k what these changes, `at_once` of them at most, can share."""
 
     def _disarm(self, k: int) -> None:
-        """Run the heads without a fault, which the others are held against."""
+        """Hold the heads to golden; UnlikeError where one of them gives other bits without a fault."""
         for head in self.heads:
-            head.disarmed(Rows(self.golden, k))
+            head.hold(Rows(self.golden, k))
 
     def _run(self, k: int, change: Change) -> Found:
         raise NotImplementedError
@@ -113,7 +113,7 @@ class Baked(Rerun):
     """The pieces that several tensors lie in, from faulty copies."""
 
     def __init__(self, spine: Spine, route: Route, output: str | None) -> None:
-        super().__init__(spine, route.name, output)
+        super().__init__(spine, route.name, output, route)
         self.heads = [self._opened(head) for head in route.heads]
 
     def _faulty(self, change: Change) -> dict[int, dict[int, Session]]:
@@ -139,7 +139,7 @@ class Fed(Rerun):
     """What one tensor reaches, the tensor being fed."""
 
     def __init__(self, spine: Spine, route: Route, output: str | None) -> None:
-        super().__init__(spine, route.name, output)
+        super().__init__(spine, route.name, output, route)
         self.home = route.home
         self.tensor = array_of(spine.routes.wiring, route.home)
         self.heads = [self._opened(head, {route.home.fed: self.tensor}, route.home) for head in route.heads]
@@ -189,23 +189,18 @@ class Resumed(Rerun):
     """
 
     def __init__(self, spine: Spine, route: Route, output: str | None) -> None:
-        super().__init__(spine, route.name, output)
+        super().__init__(spine, route.name, output, route)
         routes = spine.routes
         assert route.channels is not None and route.apart is not None
-        self.route, self.channels, self.apart = route, route.channels, route.apart
+        self.home, self.channels, self.apart = route.home, route.channels, route.apart
         self.tensors = {name: array_of(routes.wiring, Home(name)) for name in self.channels.sliced}
-        self.tensor = self.tensors[route.home.fed]
+        self.tensor = self.tensors[self.home.fed]
         self._into = spine.chain.feeds([*self.apart.crossings, self.channels.output])
         self.piece = routes.within[self.channels.output]
         heads = () if routes.goes_on(self.channels.output) else routes.in_flight([self.channels.output]) or ()
         self.heads = [self._opened(head) for head in heads]
         self._narrow = narrowed(spine, heads[0], self._prepared) if heads else None
         self._disarmed = False
-
-    @property
-    def fallback(self) -> Route:
-        """The route for a trial whose slice is not what it is in the whole."""
-        return self.route.without_channels
 
     @property
     def at_once(self) -> int:  # type: ignore[override]
@@ -235,7 +230,7 @@ class Resumed(Rerun):
 
     def _slices(self, computed: NDArray[np.int64], change: Change | None = None) -> dict[str, Array]:
         """These channels of the stored tensors, with the faults of a change."""
-        with _Struck(self.tensor, change, self.route.home):
+        with _Struck(self.tensor, change, self.home):
             return {name: np.take(self.tensors[name], computed, axis) for name, axis in self.channels.sliced.items()}
 
     def _opened_apart(self, parts: Sequence[Mapping[str, Array]]) -> Session:
@@ -261,8 +256,8 @@ class Resumed(Rerun):
 
     def _computing(self, change: Change) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The channels that hold faults of a change, and those that are computed for it."""
-        axis = self.channels.sliced[self.route.home.fed]
-        faulty = np.unique(np.unravel_index(change.of(self.route.home)[0], self.tensor.shape)[axis])
+        axis = self.channels.sliced[self.home.fed]
+        faulty = np.unique(np.unravel_index(change.of(self.home)[0], self.tensor.shape)[axis])
         return faulty, _blocks(faulty, self.channels)
 
     def _golden_of(self, k: int, computed: NDArray[np.int64]) -> Array:

@@ -204,10 +204,13 @@ class Spine:
         return self._apart[number, few]
 
     def tried(
-        self, run: Callable[[Mapping[str, Array]], Mapping[str, Array]], taken: Sequence[str], given: Sequence[str],
-        few: int, values: Callable[[int, Sequence[str]], Mapping[str, Array]] | None = None,
-    ) -> bool:  # fmt: skip
-        """Whether runs of the first batch's first samples, and of its last, give the `values` of the batch.
+        self,
+        run: Callable[[Mapping[str, Array]], Mapping[str, Array]],
+        taken: Sequence[str],
+        given: Sequence[str],
+        few: int,
+    ) -> bool:
+        """Whether runs of the first batch's first samples, and of its last, give the golden values of the batch.
 
         In another order, and both ends of it: what hangs on all samples together, as their largest value does, does not
         come out the same in both.
@@ -216,7 +219,7 @@ class Spine:
         if self.golden.data.layout.fixed is not None or first is None or few > first.size:
             return False
         into = self.golden.values(0, taken)
-        known = (values or self.golden.values)(0, given)
+        known = self.golden.values(0, given)
         if any(not array.ndim or len(array) != first.size for array in (*into.values(), *known.values())):
             return False
         try:
