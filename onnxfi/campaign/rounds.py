@@ -224,18 +224,15 @@ def _draw(store: Store, plan: Plan, seen: Seen, number: int, aim: float) -> tupl
 
 def _write_round(store: Store, number: int, before: int, draws: Draws, played: Round, trials: list[int]) -> None:
     d = draws
-    store.db.execute(
-        "INSERT INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (number, len(trials), d.aim, d.variance, d.weight, d.below, d.above),
-    )
+    store.insert("rounds", [(number, len(trials), d.aim, d.variance, d.weight, d.below, d.above)])
     chances = zip(played.left.tolist(), played.probability.tolist(), strict=True)
-    store.db.executemany(
-        "INSERT INTO allocations VALUES (?, ?, ?, ?)",
+    store.insert(
+        "allocations",
         ((number, s, int(left), chance) for s, (left, chance) in enumerate(chances)),
     )
     columns = (column.tolist() for column in (d.here, d.left, d.probability, d.expected, d.base))
-    store.db.executemany(
-        "INSERT INTO draws VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    store.insert(
+        "draws",
         (
             (trial, before + k, number, int(here), int(left), *rest)
             for k, (trial, here, left, *rest) in enumerate(zip(trials, *columns, strict=True), 1)

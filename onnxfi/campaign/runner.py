@@ -149,7 +149,7 @@ def run(
         _agree(opened, bench, plan, truth)
 
     def results() -> Generator[Result, None, None]:
-        with Store.open(file, create=True) as target, lasting(pool, early) as crew:
+        with Store.open(file, create=True, checked=True) as target, lasting(pool, early) as crew:
             for running.look, pending in _turns(target, plan, shard, first):
                 if size:
                     lent = None if far is not None else crew

@@ -1,4 +1,4 @@
-"""The store of a campaign: one SQLite file. The format, version 2, is in docs/store.md.
+"""The store of a campaign: one SQLite file. The format, version 3, is in docs/store.md.
 
 Written in batches, in WAL mode, so that a kill at any moment loses at most the last batch and never the file; a run
 that ends leaves one plain file. A result's key is its trial, the store's is the campaign: merging is set union, and
@@ -17,40 +17,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxfi.campaign.checksums import Schema
 from onnxfi.campaign.plan import Planned
 from onnxfi.campaign.strata import Group
 from onnxfi.errors import InputError, OutputError
+from onnxfi.graph.mutate import check_place
 
-VERSION = 2
+VERSION = 3
 _APPLICATION_ID = 0x6F6E6678  # "onfx"
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+_SCHEMA = Schema.of("""
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE strata (
   stratum INTEGER PRIMARY KEY, label TEXT NOT NULL, population TEXT NOT NULL, trials INTEGER NOT NULL,
-  layer TEXT, bit INTEGER, ber REAL);
+  layer TEXT, bit INTEGER, ber REAL, checksum INTEGER NOT NULL);
 CREATE TABLE plan (
   trial INTEGER PRIMARY KEY, stratum INTEGER NOT NULL, faults INTEGER NOT NULL, layer TEXT, bit INTEGER,
-  lines TEXT NOT NULL);
+  lines TEXT NOT NULL, checksum INTEGER NOT NULL);
 CREATE TABLE results (
   trial INTEGER PRIMARY KEY, outcome TEXT NOT NULL, cause TEXT, metrics TEXT NOT NULL, changed BLOB,
-  time_s REAL NOT NULL, route TEXT NOT NULL);
-CREATE TABLE errors (trial INTEGER PRIMARY KEY, error TEXT NOT NULL);
+  time_s REAL NOT NULL, route TEXT NOT NULL, checksum INTEGER NOT NULL);
+CREATE TABLE errors (trial INTEGER PRIMARY KEY, error TEXT NOT NULL, checksum INTEGER NOT NULL);
 CREATE TABLE rounds (
   round INTEGER PRIMARY KEY, draws INTEGER NOT NULL, aim REAL NOT NULL, variance REAL NOT NULL, weight REAL NOT NULL,
-  below REAL NOT NULL, above REAL NOT NULL);
+  below REAL NOT NULL, above REAL NOT NULL, checksum INTEGER NOT NULL);
 CREATE TABLE allocations (
-  round INTEGER, stratum INTEGER, population INTEGER NOT NULL, probability REAL NOT NULL,
+  round INTEGER, stratum INTEGER, population INTEGER NOT NULL, probability REAL NOT NULL, checksum INTEGER NOT NULL,
   PRIMARY KEY (round, stratum)) WITHOUT ROWID;
 CREATE TABLE draws (
   trial INTEGER PRIMARY KEY, draw INTEGER NOT NULL UNIQUE, round INTEGER NOT NULL, stratum_population INTEGER NOT NULL,
-  population INTEGER NOT NULL, probability REAL NOT NULL, expected REAL NOT NULL, base REAL NOT NULL);
+  population INTEGER NOT NULL, probability REAL NOT NULL, expected REAL NOT NULL, base REAL NOT NULL,
+  checksum INTEGER NOT NULL);
 CREATE INDEX draws_of_a_round ON draws (round);
-"""
+CREATE TABLE totals (name TEXT PRIMARY KEY, rows INTEGER NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;
+""")
+_STRATA = "stratum, label, population, trials, layer, bit, ber"
+_OTHER_PLAN = "take stores of one version of onnxfi, or run the campaign again with --fresh"
 _BATCH = 2000
+#: Seconds to wait for another run that writes the same store.
+_WAIT_S = 60.0
 
 
 class StoreError(InputError):
-    """A file that is no store, of a newer version, or of another campaign."""
+    """A file that is no store, is damaged, of a newer version, or of another campaign."""
 
 
 @dataclass(frozen=True)
@@ -92,57 +100,76 @@ class Store:
 
     def __init__(self, path: Path, db: sqlite3.Connection) -> None:
         self.path, self.db = path, db
+        status = path.stat()
+        self._stamp = status.st_dev, status.st_ino
 
     @classmethod
     @contextmanager
-    def open(cls, path: str | Path, *, create: bool = False) -> Iterator[Store]:
-        """Open a store; with `create` make one where there is none. StoreError or OutputError where that cannot be."""
+    def open(cls, path: str | Path, *, create: bool = False, checked: bool = False) -> Iterator[Store]:
+        """Open a store; with `create` make one where there is none. StoreError or OutputError where that cannot be.
+
+        All of it is held against its checksums, unless this program has `checked` it just now.
+        """
         place = Path(path)
         if not place.is_file():
             if not create:
-                raise StoreError(f"no store {str(place)!r}; onnxfi run makes one")
-            if not place.parent.is_dir():
-                raise OutputError(f"no folder {str(place.parent)!r} to write {place.name!r} into; make it first")
-            if place.is_dir():
-                raise OutputError(f"the store {str(place)!r} is a directory; give a file name")
+                raise StoreError(_no_store(place))
+            check_place(None, [place], copy=False)
         db, ours = None, False
         try:
-            db = sqlite3.connect(place if create else f"{place.absolute().as_uri()}?mode=ro", uri=not create)
-            cls._prepare(db, place, create)
+            where = place if create else f"{place.absolute().as_uri()}?mode=ro"
+            db = sqlite3.connect(where, uri=not create, timeout=_WAIT_S)
+            if not cls._begun(db, place):
+                if not create:
+                    raise StoreError(f"{str(place)!r} holds no campaign yet; onnxfi run fills it")
+            elif not checked and (found := _SCHEMA.damage(db)) is not None:
+                raise StoreError(
+                    f"the store {str(place)!r} is damaged: {found}; take a copy that is whole, or run the campaign "
+                    f"again (onnxfi run --fresh moves this one aside)"
+                )
+            if create:
+                cls._prepare(db, place)
             ours = create
             yield cls(place, db)
         except sqlite3.DatabaseError as error:
-            raise _explain(error, place) from None
+            raise _explain(error, place, create) from None
         finally:
             if db is not None:
                 _close(db, ours)
 
     @staticmethod
-    def _prepare(db: sqlite3.Connection, place: Path, create: bool) -> None:
+    def _begun(db: sqlite3.Connection, place: Path) -> bool:
+        """Whether there is something in the file; StoreError where that is no store of this version."""
         empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
         mark = db.execute("PRAGMA application_id").fetchone()[0]
         version = db.execute("PRAGMA user_version").fetchone()[0]
-        if empty and create and mark == version == 0:  # no file yet, or a run was killed before its first transaction
-            db.execute("PRAGMA journal_mode = WAL")
-            db.executescript(
-                f"BEGIN; PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {VERSION}; {_SCHEMA} COMMIT;"
-            )
-        elif empty and mark == version == 0:
-            raise StoreError(f"{str(place)!r} holds no campaign yet; onnxfi run fills it")
-        elif mark != _APPLICATION_ID:
+        if empty and mark == version == 0:  # no file yet, or a run was killed before its first transaction
+            return False
+        if mark != _APPLICATION_ID:
             raise StoreError(f"{str(place)!r} is SQLite, but no store of onnxfi; give one that onnxfi run made")
-        elif version > VERSION:
+        if version > VERSION:
             raise StoreError(
                 f"{str(place)!r} has version {version} of the store, this onnxfi reads {VERSION}; update it"
             )
-        elif version < VERSION:
+        if version < VERSION:
             raise StoreError(
                 f"{str(place)!r} has version {version} of the store, which no release wrote; "
                 f"run the campaign again, into another file"
             )
-        if create:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
+        return True
+
+    @classmethod
+    def _prepare(cls, db: sqlite3.Connection, place: Path) -> None:
+        """Make ready to write, and the tables where there are none."""
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("BEGIN IMMEDIATE")  # another run may be about to make the same store
+        if not cls._begun(db, place):
+            db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {VERSION}")
+            _SCHEMA.make(db)
+        db.commit()
+        _SCHEMA.count_changes(db)
 
     def get(self, key: str) -> Any:
         """A value kept about the campaign; None where there is none."""
@@ -151,9 +178,30 @@ class Store:
 
     def put(self, **values: Any) -> None:
         """Keep values about the campaign."""
-        rows = [(key, json.dumps(value, sort_keys=True)) for key, value in values.items()]
+        self.check_place()
         with self.db:
-            self.db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
+            self.insert("meta", ((k, json.dumps(value, sort_keys=True)) for k, value in values.items()), "REPLACE")
+
+    def insert(self, table: str, rows: Iterable[Sequence[Any]], conflict: str = "ABORT") -> None:
+        """Write rows with their checksums, within a transaction of the caller."""
+        self.copy(table, _SCHEMA.summed(table, rows), conflict)
+
+    def copy(self, table: str, rows: Iterable[Sequence[Any]], conflict: str = "ABORT") -> None:
+        """Write rows that have their checksums already, within a transaction of the caller."""
+        marks = ", ".join("?" * (len(_SCHEMA.kinds[table]) + 1))
+        self.db.executemany(f"INSERT OR {conflict} INTO {table} VALUES ({marks})", rows)
+
+    def check_place(self) -> None:
+        """Refuse to go on where the file was moved, deleted or replaced: what is written would be lost."""
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            status = None
+        if status is None or (status.st_dev, status.st_ino) != self._stamp:
+            raise OutputError(
+                f"the store {str(self.path)!r} is not there any more: it was moved, deleted or replaced while it was "
+                f"written; put it back and go on with the same command, or run the campaign again"
+            )
 
     def bind(self, identity: Mapping[str, Any]) -> None:
         """Take the campaign's identity, or refuse one that is not this store's, naming the fields that differ."""
@@ -172,16 +220,45 @@ class Store:
             )
 
     def plan(self, groups: Sequence[Group], planned: Iterable[Planned]) -> None:
-        """Write the strata and the trials that are not there yet, in one transaction."""
+        """Write the strata and the trials that are not there yet, in one transaction.
+
+        StoreError where one that is there was planned otherwise.
+        """
         with self.db:
-            for number, g in enumerate(groups):
-                self.db.execute(
-                    "INSERT INTO strata VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (stratum) DO UPDATE "
-                    "SET trials = max(trials, excluded.trials)",
-                    (number, g.label, str(g.population), g.trials, g.layer, g.bit, g.ber),
-                )
+            self.strata_of(
+                (n, g.label, str(g.population), g.trials, g.layer, g.bit, g.ber) for n, g in enumerate(groups)
+            )
             rows = ((p.trial, p.stratum, p.faults, p.layer, p.bit, p.lines) for p in planned)
-            self.db.executemany("INSERT OR IGNORE INTO plan VALUES (?, ?, ?, ?, ?, ?)", rows)
+            self.trials_of(_SCHEMA.summed("plan", rows))
+
+    def strata_of(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Write strata, the longer of each; StoreError where one that is there is another one."""
+        held = {row[0]: row for row in self.db.execute(f"SELECT {_STRATA} FROM strata")}
+        new = []
+        for row in rows:
+            number, *_, trials, layer, bit, ber = row
+            old = held.get(number, row)
+            if (*old[1:3], *old[4:]) != (*row[1:3], layer, bit, ber):
+                raise StoreError(f"stratum {number} is another one than in {str(self.path)!r}; {_OTHER_PLAN}")
+            new.append((*row[:3], max(trials, old[3]), layer, bit, ber))
+        self.insert("strata", new, "REPLACE")
+
+    def trials_of(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Write planned trials with their checksums; StoreError where one that is there was planned otherwise."""
+        last = None
+
+        def noted() -> Iterator[tuple[Any, ...]]:
+            nonlocal last
+            for row in rows:
+                last = row[0]
+                yield row
+
+        # Where the checksum is another one, the row is set to what it cannot be, and SQLite refuses.
+        asked = "INSERT INTO plan VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (trial) DO UPDATE SET lines = NULL "
+        try:
+            self.db.executemany(asked + "WHERE checksum <> excluded.checksum", noted())
+        except sqlite3.IntegrityError:
+            raise StoreError(f"trial {last} is planned otherwise in {str(self.path)!r}; {_OTHER_PLAN}") from None
 
     def pending(self, wanted: Callable[[int], bool] = lambda trial: True) -> Iterator[tuple[int, str]]:
         """Trials that are wanted and have no result, in order, with their lines."""
@@ -211,15 +288,17 @@ class Store:
 
     def add(self, results: Iterable[Result]) -> None:
         """Write results in one transaction; those that are there stay. A harness error is kept apart."""
+        self.check_place()
         with self.db:
             for r in results:
                 if r.error is not None:
-                    self.db.execute("INSERT OR REPLACE INTO errors VALUES (?, ?)", (r.trial, r.error))
+                    self.insert("errors", [(r.trial, r.error)], "REPLACE")
                     continue
                 metrics = json.dumps(r.metrics, sort_keys=True, allow_nan=False)
                 row = (r.trial, r.outcome, r.cause, metrics, r.changed, r.time_s, r.route)
-                self.db.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+                self.insert("results", [row], "IGNORE")
                 self.db.execute("DELETE FROM errors WHERE trial = ?", (r.trial,))
+        _settle(self.db)
 
     def ran(self) -> dict[int, int]:
         """How many trials of each stratum have a result."""
@@ -248,10 +327,8 @@ class Store:
 
     def strata(self) -> list[dict[str, Any]]:
         """The strata in order, as plain values."""
-        cursor = self.db.execute(
-            "SELECT stratum, label, population, trials, layer, bit, ber FROM strata ORDER BY stratum"
-        )
-        names = ("stratum", "label", "population", "trials", "layer", "bit", "ber")
+        cursor = self.db.execute(f"SELECT {_STRATA} FROM strata ORDER BY stratum")
+        names = _STRATA.split(", ")
         return [{**dict(zip(names, row, strict=True)), "population": int(row[2])} for row in cursor]
 
     def trial(self, number: int) -> dict[str, Any]:
@@ -327,14 +404,14 @@ def _copy(one: Store, target: Store) -> None:
     told = "SELECT * FROM meta WHERE key NOT IN ('identity', 'campaign') ORDER BY key"
     given, held = ((s.count("plan"), s.db.execute(told).fetchall()) for s in (one, target))
     if given > held:
-        target.db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", given[1])
-    for table, columns in (("strata", 7), ("plan", 6), ("results", 7), ("errors", 2)):
-        marks = ", ".join("?" * columns)
-        target.db.executemany(
-            f"INSERT OR IGNORE INTO {table} VALUES ({marks})", one.db.execute(f"SELECT * FROM {table}")
-        )
-    for row in one.db.execute("SELECT trials, stratum FROM strata"):
-        target.db.execute("UPDATE strata SET trials = max(trials, ?) WHERE stratum = ?", row)
+        target.copy("meta", given[1], "REPLACE")
+    try:
+        target.strata_of(one.db.execute(f"SELECT {_STRATA} FROM strata"))
+        target.trials_of(one.db.execute("SELECT * FROM plan"))
+    except StoreError as error:
+        raise StoreError(f"{str(one.path)!r} does not go with the others: {error}") from None
+    for table in ("results", "errors"):
+        target.copy(table, one.db.execute(f"SELECT * FROM {table}"), "IGNORE")
     target.db.execute("DELETE FROM errors WHERE trial IN (SELECT trial FROM results)")
     same = "SELECT trial, outcome, cause, metrics, changed, route FROM results"
     for row in one.db.execute(same):
@@ -343,11 +420,15 @@ def _copy(one: Store, target: Store) -> None:
 
 
 def set_aside(path: Path) -> Path | None:
-    """Move a store to STORE.old, for a fresh start; None where there is none. What is no store stays where it is."""
+    """Move a store to STORE.old, for a fresh start, be it damaged; None where there is none. What is no store stays."""
     if not path.exists():
         return None
-    if path.is_dir() or path.stat().st_size:
-        with Store.open(path):
+    if not path.is_file():
+        check_place(None, [path], copy=False)
+    with path.open("rb") as stream:
+        head = stream.read(72)
+    if head and head[68:] != _APPLICATION_ID.to_bytes(4, "big"):  # a damaged one may go, and one of another version
+        with Store.open(path, checked=True):
             pass
     old = path.with_name(path.name + ".old")
     _remove(old)
@@ -374,19 +455,38 @@ def _close(db: sqlite3.Connection, written: bool) -> None:
     db.close()
 
 
+def _settle(db: sqlite3.Connection) -> None:
+    """Bring what was written from the log into the file itself, unless somebody reads it just now."""
+    with suppress(sqlite3.OperationalError):
+        db.execute("PRAGMA busy_timeout = 0")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    db.execute(f"PRAGMA busy_timeout = {int(1000 * _WAIT_S)}")
+
+
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else text[:12] + "…" + text[-6:]
 
 
-def _explain(error: sqlite3.DatabaseError, place: Path) -> InputError:
+def _no_store(place: Path) -> str:
+    if place.is_dir():
+        return f"{str(place)!r} is a folder, no store; give the file that onnxfi run made"
+    if place.exists():
+        return f"{str(place)!r} is a device or pipe, no store; give the file that onnxfi run made"
+    return f"no store {str(place)!r}; onnxfi run makes one"
+
+
+def _explain(error: sqlite3.DatabaseError, place: Path, create: bool) -> InputError:
     text = str(error)
     if "not a database" in text or "malformed" in text:
-        return StoreError(f"{str(place)!r} is no store: {text}; give one that onnxfi run made")
+        what = "is no store" if "not a database" in text else "is damaged"
+        return StoreError(f"{str(place)!r} {what}: {text}; give one that onnxfi run made")
+    if "locked" in text:
+        return OutputError(f"{str(place)!r} is in use by another run; wait for it, or name another store with -o")
+    if not create:
+        return StoreError(f"{str(place)!r} cannot be read: {text}")
     if "readonly" in text or "unable to open" in text:
         return OutputError(f"cannot write {str(place)!r}: {text}; choose another place with -o, or copy it to one")
     if "full" in text or "disk I/O" in text:
         return OutputError(f"the disk is full; {str(place)!r} holds what was done, the same command goes on from there")
-    if "locked" in text:
-        return OutputError(f"{str(place)!r} is in use by another run; wait for it, or name another store with -o")
     return StoreError(f"{str(place)!r}: {text}")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from tiny import mlp, ran, samples, save
+from tiny import altered, mlp, ran, samples, save
 
 from onnxfi.campaign.outcomes import CLASSES, unpacked
 from onnxfi.campaign.rates import SHARES, YES_NO
@@ -151,9 +151,8 @@ def test_a_stratum_that_has_not_run_yet_widens_the_interval(here: Path) -> None:
     running.close()
     found = report(here / "s.db")
     assert (found.everything.trials, found.planned) == (40, len(running.plan))
-    with sqlite3.connect(here / "s.db") as db:
+    with altered(here / "s.db") as db:
         db.execute("DELETE FROM results WHERE trial % 2 = 0")
-    db.close()
     half = report(here / "s.db")
     check(half.everything, rows_of(here / "s.db"), {0: LAYERS["fc1"], 1: LAYERS["fc2"]})
     wide, narrow = half.everything.rate("sdc"), found.everything.rate("sdc")
@@ -371,24 +370,21 @@ def test_stores_without_results(here: Path) -> None:
     run(campaign(single=True, trials=3), here / "s.db").close()
     with pytest.raises(StoreError, match=r"s\.db' holds no result yet; onnxfi run goes on with it"):
         report(here / "s.db")
-    with sqlite3.connect(here / "s.db") as db:
-        db.execute("INSERT INTO errors VALUES (1, 'x')")
-    db.close()
+    with altered(here / "s.db") as db:
+        db.execute("INSERT INTO errors VALUES (1, 'x', 0)")
     with pytest.raises(StoreError, match="holds no result yet; its trials ended in errors of the harness"):
         report(here / "s.db")
-    with sqlite3.connect(here / "s.db") as db:
+    with altered(here / "s.db") as db:
         db.execute("DELETE FROM meta")
-    db.close()
     with pytest.raises(StoreError, match="holds no result yet"):
         report(here / "s.db")
 
 
 def test_errors_of_the_harness_count_in_no_rate(here: Path) -> None:
     ran(campaign(single=True, trials=30), here / "s.db")
-    with sqlite3.connect(here / "s.db") as db:
+    with altered(here / "s.db") as db:
         db.execute("DELETE FROM results WHERE trial <= 5")
-        db.execute("INSERT INTO errors SELECT trial, 'x' FROM plan WHERE trial <= 5")
-    db.close()
+        db.execute("INSERT INTO errors SELECT trial, 'x', 0 FROM plan WHERE trial <= 5")
     found: Report = report(here / "s.db")
     assert (found.errors, found.everything.trials, found.planned) == (5, 25, 30)
     check(found.everything, rows_of(here / "s.db"), {0: 1376})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import mlp, ran, samples, tables
+from tiny import altered, mlp, ran, samples, tables
 
 from onnxfi.campaign.bench import CampaignError
 from onnxfi.campaign.report import report
@@ -25,7 +26,7 @@ from onnxfi.campaign.store import Result, Store, StoreError, merge, set_aside
 from onnxfi.campaign.values import SpecError
 from onnxfi.errors import OutputError
 
-TABLES = {"meta", "strata", "plan", "results", "errors", "rounds", "allocations", "draws"}
+TABLES = {"totals", "meta", "strata", "plan", "results", "errors", "rounds", "allocations", "draws"}
 
 
 def campaign(**fields: Any) -> Campaign:
@@ -203,9 +204,8 @@ def test_what_cannot_be_merged_leaves_nothing_behind(here: Path) -> None:
         ("UPDATE meta SET value = '{\"scores\": \"x\"}' WHERE key = 'golden'", "3.db' has another golden run"),
         ("DELETE FROM meta", "holds no campaign yet; run it first"),
     ):
-        with sqlite3.connect(here / "3.db") as db:
+        with altered(here / "3.db") as db:
             db.execute(statement)
-        db.close()
         with pytest.raises(StoreError, match=message):
             merge(here / "out.db", [here / "1.db", here / "3.db"])
         assert not (here / "out.db").exists()
@@ -219,6 +219,58 @@ def test_what_cannot_be_merged_leaves_nothing_behind(here: Path) -> None:
     with pytest.raises(StoreError, match="seed: 0"):
         merge(here / "1.db", [here / "2.db"])
     assert tables(here / "1.db") == before
+
+
+def test_another_plan_for_the_same_trial_is_refused(here: Path) -> None:
+    for name in ("1.db", "2.db"):
+        ran(campaign(single=True, trials=6), here / name)
+    for statement, message in (
+        ("UPDATE plan SET lines = replace(lines, 'flip', 'zero') WHERE trial = 4", "trial 4 is planned otherwise"),
+        ("UPDATE strata SET population = '7' WHERE stratum = 0", "stratum 0 is another one"),
+    ):
+        with altered(here / "2.db") as db:
+            db.execute(statement)
+        before = tables(here / "1.db")
+        for out, stores in (("out.db", ["1.db", "2.db"]), ("out.db", ["2.db", "1.db"]), ("1.db", ["2.db"])):
+            with pytest.raises(StoreError, match=f"'.*.db' does not go with the others: {message}"):
+                merge(here / out, [here / name for name in stores])
+        assert not (here / "out.db").exists() and tables(here / "1.db") == before
+        with pytest.raises(StoreError, match=f"{message}.*; take stores of one version of onnxfi"):
+            run(campaign(single=True, trials=9), here / "2.db")
+        assert counted(here / "2.db", "plan") == 6
+
+
+@pytest.mark.parametrize("gone", ["deleted", "moved", "replaced"])
+def test_a_store_that_goes_away_under_a_run_ends_it_at_once(
+    here: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    monkeypatch.setattr("onnxfi.campaign.runner._WRITE_EVERY", 5)
+    running, came = run(campaign(single=True, trials=200), here / "s.db"), 0
+    with pytest.raises(OutputError, match=r"the store '.*s.db' is not there any more: it was moved, deleted"):
+        for _ in running:
+            came += 1
+            if came == 20:
+                (here / "s.db").rename(here / "t.db") if gone == "moved" else (here / "s.db").unlink()
+                if gone == "replaced":
+                    ran(campaign(single=True, trials=3), here / "s.db")
+    assert came < 30, "it is noticed when results are written next"
+    if gone == "moved":
+        assert (held := counted(here / "t.db", "results")) >= 15
+        assert len(ran(campaign(single=True, trials=200), here / "t.db")) == 200 - held
+    assert (here / "s.db").exists() == (gone == "replaced")
+
+
+def test_a_run_that_is_killed_leaves_all_that_it_wrote_in_the_file_itself(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxfi.campaign.runner._WRITE_EVERY", 5)
+    running = run(campaign(single=True, trials=50), here / "s.db")
+    for _, result in zip(range(21), running, strict=False):
+        assert result.error is None
+    shutil.copy(here / "s.db", here / "copy.db")  # without its journal
+    with Store.open(here / "copy.db") as opened:
+        assert opened.count("results") == 20
+    running.close()
 
 
 # Longer and shorter
@@ -316,9 +368,8 @@ def test_other_places_and_lengths_are_the_same_campaign(here: Path) -> None:
 
 def test_another_golden_is_refused(here: Path) -> None:
     ran(campaign(single=True, trials=5), here / "s.db")
-    with sqlite3.connect(here / "s.db") as db:
+    with altered(here / "s.db") as db:
         db.execute("UPDATE meta SET value = json_set(value, '$.scores', 'other') WHERE key = 'golden'")
-    db.close()
     with pytest.raises(CampaignError, match=r"golden is another one than in .*s.db"):
         run(campaign(single=True, trials=5), here / "s.db")
 
@@ -358,10 +409,10 @@ def test_a_newer_store_is_refused(here: Path) -> None:
     ran(campaign(single=True, trials=3), here / "s.db")
     with sqlite3.connect(here / "s.db") as db:
         assert db.execute("PRAGMA application_id").fetchone()[0] == int.from_bytes(b"onfx", "big")
-        assert db.execute("PRAGMA user_version").fetchone()[0] == 2
-        db.execute("PRAGMA user_version = 3")
+        assert db.execute("PRAGMA user_version").fetchone()[0] == 3
+        db.execute("PRAGMA user_version = 4")
     db.close()
-    with pytest.raises(StoreError, match="has version 3 of the store, this onnxfi reads 2; update it"):
+    with pytest.raises(StoreError, match="has version 4 of the store, this onnxfi reads 3; update it"):
         run(campaign(single=True, trials=3), here / "s.db")
 
 
@@ -393,8 +444,8 @@ def test_a_full_disk_loses_nothing_that_was_written(here: Path, monkeypatch: pyt
     ran(campaign(single=True, trials=400), here / "whole.db")
     open_ = Store._prepare
 
-    def small(db: sqlite3.Connection, place: Path, create: bool) -> None:
-        open_(db, place, create)
+    def small(db: sqlite3.Connection, place: Path) -> None:
+        open_(db, place)
         pages = db.execute("PRAGMA page_count").fetchone()[0]
         db.execute(f"PRAGMA max_page_count = {max(pages, 60) + 20}")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
+from onnxfi.campaign.checksums import checksum
 from onnxfi.campaign.runner import run
 from onnxfi.campaign.spec import Campaign
 from onnxfi.campaign.store import Result
@@ -69,10 +72,27 @@ def tables(store: Path) -> dict[str, list[Any]]:
     found = {}
     for (table,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
         columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
-        kept = ", ".join(c for c in columns if not c.endswith("_s"))
+        kept = ", ".join(c for c in columns if not c.endswith("_s") and c != "checksum")
         found[table] = db.execute(f"SELECT {kept} FROM {table} ORDER BY 1").fetchall()
     db.close()
     found["meta"] = [
         (k, v) for k, v in found["meta"] if not k.endswith("_s") and k not in ("environment", "memory_bytes")
     ]
     return found
+
+
+@contextmanager
+def altered(store: str | Path) -> Iterator[sqlite3.Connection]:
+    """A store's database, to be changed by hand; its checksums are made anew, as if a run had written it so."""
+    db = sqlite3.connect(store)
+    with db:
+        yield db
+        tables = [name for (name,) in db.execute("SELECT name FROM totals").fetchall()]
+        for table in tables:
+            rows = [(*row[:-1], checksum(row[:-1])) for row in db.execute(f"SELECT * FROM {table}").fetchall()]
+            db.execute(f"DELETE FROM {table}")
+            for row in rows:
+                db.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+            total = sum(row[-1] for row in rows)
+            db.execute("UPDATE totals SET rows = ?, checksum = ? WHERE name = ?", (len(rows), total, table))
+    db.close()

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ import pytest
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 from onnx import numpy_helper
-from tiny import chance, mlp, samples, save, tables
+from tiny import altered, chance, mlp, samples, save, tables
 
 from onnxfi.campaign.report import report
 from onnxfi.campaign.store import Store
@@ -498,9 +497,8 @@ def test_bad_input(run: Run, tiny: Path, words: str, message: str) -> None:
 def test_a_large_campaign_is_reckoned_from_a_small_one(run: Run, tiny: Path) -> None:
     million = ("plan", "m.onnx", "--single", "--trials", 1376, "--times", "s.db")
     assert run("run", "m.onnx", *DATA, *SINGLE, "--trials", 5, "--workers", 0, "-o", "s.db").code == 0
-    with sqlite3.connect("s.db") as db:
+    with altered("s.db") as db:
         db.execute("UPDATE results SET time_s = trial")  # 1, 2, 3, 4, 5 s: 3 s, and Student's t is 4.604 at 99 %
-    db.close()
     last = run(*million).out.splitlines()[-1]
     assert last == "5 trials of s.db on 12 samples took 3 s each [0, 6.26], all of them some 1.1 hours on one core"
     told = checked(run(*million, "--json"), "plan")
@@ -509,9 +507,8 @@ def test_a_large_campaign_is_reckoned_from_a_small_one(run: Run, tiny: Path) -> 
     refused = run("plan", "n.onnx", *million[2:])
     assert (refused.code, refused.out) == (2, "")
     assert "the times in s.db are of another model, 'm.onnx'; give a store of this one" in refused.err
-    with sqlite3.connect("s.db") as db:
+    with altered("s.db") as db:
         db.execute("DELETE FROM results WHERE trial > 1")
-    db.close()
     assert "too few results in s.db (1) for the time of a trial; run 2 trials or more" in run(*million).err
     assert "no store 'none.db'" in run(*million[:-1], "none.db").err
 
