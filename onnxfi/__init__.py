@@ -27,7 +27,8 @@ _NAMES = {
     "campaign.runner": ("plan", "run"),
     "campaign.spec": ("Campaign", "Part"),
     "campaign.specfile": ("load_spec",),
-    "campaign.store": ("Result", "merge"),
+    "campaign.merge": ("merge",),
+    "campaign.store": ("Result",),
     "errors": ("OnnxfiError", "InputError"),
     "faults.faultlist": ("FaultList",),
     "faults.models": ("FaultModel", "fault_models", "parse_fault"),
@@ -100,11 +101,12 @@ if TYPE_CHECKING:
     from onnxfi.campaign.budget import Budget, Limit, load_budget
     from onnxfi.campaign.check import Checked, check
     from onnxfi.campaign.compare import Comparison, compare
+    from onnxfi.campaign.merge import merge
     from onnxfi.campaign.report import Report, report
     from onnxfi.campaign.runner import plan, run
     from onnxfi.campaign.spec import Campaign, Part
     from onnxfi.campaign.specfile import load_spec
-    from onnxfi.campaign.store import Result, merge
+    from onnxfi.campaign.store import Result
     from onnxfi.errors import InputError, OnnxfiError
     from onnxfi.faults.faultlist import FaultList
     from onnxfi.faults.models import FaultModel, fault_models, parse_fault

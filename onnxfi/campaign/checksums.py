@@ -1,4 +1,4 @@
-"""Checksums of a store: one in each row, and for each table how many rows there are and what theirs add up to.
+"""The tables of a store and their checksums: one in each row, and for each table how many rows there are and what theirs add up to.
 
 SQLite's own `integrity_check` looks at how pages hang together; a bit that changes inside a number, or rows that are no
 longer there, it does not see.
@@ -109,3 +109,31 @@ def checksum(row: Sequence[Any]) -> int:
     True
     """
     return crc32(ascii(tuple(row)).encode())
+
+
+#: The tables of a store, as docs/store.md has them.
+STORE = Schema.of("""
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE strata (
+  stratum INTEGER PRIMARY KEY, label TEXT NOT NULL, population TEXT NOT NULL, trials INTEGER NOT NULL,
+  layer TEXT, bit INTEGER, ber REAL, checksum INTEGER NOT NULL);
+CREATE TABLE plan (
+  trial INTEGER PRIMARY KEY, stratum INTEGER NOT NULL, faults INTEGER NOT NULL, layer TEXT, bit INTEGER,
+  lines TEXT NOT NULL, checksum INTEGER NOT NULL);
+CREATE TABLE results (
+  trial INTEGER PRIMARY KEY, outcome TEXT NOT NULL, cause TEXT, metrics TEXT NOT NULL, changed BLOB,
+  time_s REAL NOT NULL, route TEXT NOT NULL, checksum INTEGER NOT NULL);
+CREATE TABLE errors (trial INTEGER PRIMARY KEY, error TEXT NOT NULL, checksum INTEGER NOT NULL);
+CREATE TABLE rounds (
+  round INTEGER PRIMARY KEY, draws INTEGER NOT NULL, aim REAL NOT NULL, variance REAL NOT NULL, weight REAL NOT NULL,
+  below REAL NOT NULL, above REAL NOT NULL, checksum INTEGER NOT NULL);
+CREATE TABLE allocations (
+  round INTEGER, stratum INTEGER, population INTEGER NOT NULL, probability REAL NOT NULL, checksum INTEGER NOT NULL,
+  PRIMARY KEY (round, stratum)) WITHOUT ROWID;
+CREATE TABLE draws (
+  trial INTEGER PRIMARY KEY, draw INTEGER NOT NULL UNIQUE, round INTEGER NOT NULL, stratum_population INTEGER NOT NULL,
+  population INTEGER NOT NULL, probability REAL NOT NULL, expected REAL NOT NULL, base REAL NOT NULL,
+  checksum INTEGER NOT NULL);
+CREATE INDEX draws_of_a_round ON draws (round);
+CREATE TABLE totals (name TEXT PRIMARY KEY, rows INTEGER NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;
+""")

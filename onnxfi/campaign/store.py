@@ -12,12 +12,12 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxfi.campaign.checksums import Schema
+from onnxfi.campaign.checksums import STORE
 from onnxfi.campaign.plan import Planned
 from onnxfi.campaign.strata import Group
 from onnxfi.errors import InputError, OutputError
@@ -25,32 +25,7 @@ from onnxfi.graph.mutate import check_place
 
 VERSION = 3
 _APPLICATION_ID = 0x6F6E6678  # "onfx"
-_SCHEMA = Schema.of("""
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE strata (
-  stratum INTEGER PRIMARY KEY, label TEXT NOT NULL, population TEXT NOT NULL, trials INTEGER NOT NULL,
-  layer TEXT, bit INTEGER, ber REAL, checksum INTEGER NOT NULL);
-CREATE TABLE plan (
-  trial INTEGER PRIMARY KEY, stratum INTEGER NOT NULL, faults INTEGER NOT NULL, layer TEXT, bit INTEGER,
-  lines TEXT NOT NULL, checksum INTEGER NOT NULL);
-CREATE TABLE results (
-  trial INTEGER PRIMARY KEY, outcome TEXT NOT NULL, cause TEXT, metrics TEXT NOT NULL, changed BLOB,
-  time_s REAL NOT NULL, route TEXT NOT NULL, checksum INTEGER NOT NULL);
-CREATE TABLE errors (trial INTEGER PRIMARY KEY, error TEXT NOT NULL, checksum INTEGER NOT NULL);
-CREATE TABLE rounds (
-  round INTEGER PRIMARY KEY, draws INTEGER NOT NULL, aim REAL NOT NULL, variance REAL NOT NULL, weight REAL NOT NULL,
-  below REAL NOT NULL, above REAL NOT NULL, checksum INTEGER NOT NULL);
-CREATE TABLE allocations (
-  round INTEGER, stratum INTEGER, population INTEGER NOT NULL, probability REAL NOT NULL, checksum INTEGER NOT NULL,
-  PRIMARY KEY (round, stratum)) WITHOUT ROWID;
-CREATE TABLE draws (
-  trial INTEGER PRIMARY KEY, draw INTEGER NOT NULL UNIQUE, round INTEGER NOT NULL, stratum_population INTEGER NOT NULL,
-  population INTEGER NOT NULL, probability REAL NOT NULL, expected REAL NOT NULL, base REAL NOT NULL,
-  checksum INTEGER NOT NULL);
-CREATE INDEX draws_of_a_round ON draws (round);
-CREATE TABLE totals (name TEXT PRIMARY KEY, rows INTEGER NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;
-""")
-_STRATA = "stratum, label, population, trials, layer, bit, ber"
+STRATA = "stratum, label, population, trials, layer, bit, ber"
 _OTHER_PLAN = "take stores of one version of onnxfi, or run the campaign again with --fresh"
 _BATCH = 2000
 #: Seconds to wait for another run that writes the same store.
@@ -122,7 +97,7 @@ class Store:
             if not cls._begun(db, place):
                 if not create:
                     raise StoreError(f"{str(place)!r} holds no campaign yet; onnxfi run fills it")
-            elif not checked and (found := _SCHEMA.damage(db)) is not None:
+            elif not checked and (found := STORE.damage(db)) is not None:
                 raise StoreError(
                     f"the store {str(place)!r} is damaged: {found}; take a copy that is whole, or run the campaign "
                     f"again (onnxfi run --fresh moves this one aside)"
@@ -167,9 +142,9 @@ class Store:
         if not cls._begun(db, place):
             db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {VERSION}")
-            _SCHEMA.make(db)
+            STORE.make(db)
         db.commit()
-        _SCHEMA.count_changes(db)
+        STORE.count_changes(db)
 
     def get(self, key: str) -> Any:
         """A value kept about the campaign; None where there is none."""
@@ -184,11 +159,11 @@ class Store:
 
     def insert(self, table: str, rows: Iterable[Sequence[Any]], conflict: str = "ABORT") -> None:
         """Write rows with their checksums, within a transaction of the caller."""
-        self.copy(table, _SCHEMA.summed(table, rows), conflict)
+        self.copy(table, STORE.summed(table, rows), conflict)
 
     def copy(self, table: str, rows: Iterable[Sequence[Any]], conflict: str = "ABORT") -> None:
         """Write rows that have their checksums already, within a transaction of the caller."""
-        marks = ", ".join("?" * (len(_SCHEMA.kinds[table]) + 1))
+        marks = ", ".join("?" * (len(STORE.kinds[table]) + 1))
         self.db.executemany(f"INSERT OR {conflict} INTO {table} VALUES ({marks})", rows)
 
     def check_place(self) -> None:
@@ -229,11 +204,11 @@ class Store:
                 (n, g.label, str(g.population), g.trials, g.layer, g.bit, g.ber) for n, g in enumerate(groups)
             )
             rows = ((p.trial, p.stratum, p.faults, p.layer, p.bit, p.lines) for p in planned)
-            self.trials_of(_SCHEMA.summed("plan", rows))
+            self.trials_of(STORE.summed("plan", rows))
 
     def strata_of(self, rows: Iterable[tuple[Any, ...]]) -> None:
         """Write strata, the longer of each; StoreError where one that is there is another one."""
-        held = {row[0]: row for row in self.db.execute(f"SELECT {_STRATA} FROM strata")}
+        held = {row[0]: row for row in self.db.execute(f"SELECT {STRATA} FROM strata")}
         new = []
         for row in rows:
             number, *_, trials, layer, bit, ber = row
@@ -327,8 +302,8 @@ class Store:
 
     def strata(self) -> list[dict[str, Any]]:
         """The strata in order, as plain values."""
-        cursor = self.db.execute(f"SELECT {_STRATA} FROM strata ORDER BY stratum")
-        names = _STRATA.split(", ")
+        cursor = self.db.execute(f"SELECT {STRATA} FROM strata ORDER BY stratum")
+        names = STRATA.split(", ")
         return [{**dict(zip(names, row, strict=True)), "population": int(row[2])} for row in cursor]
 
     def trial(self, number: int) -> dict[str, Any]:
@@ -351,74 +326,6 @@ class Store:
         return found | {"trial": number, "error": error[0] if error else None}
 
 
-def merge(out: str | Path, stores: Sequence[str | Path]) -> int:
-    """Put the union of several stores of one campaign into `out`; the number of results there.
-
-    Raises StoreError where they are of different campaigns (the fields named), or differ in a trial's result; `out` is
-    then as it was.
-
-    >>> import tempfile
-    >>> from onnxfi.campaign.runner import run
-    >>> from onnxfi.campaign.spec import Campaign
-    >>> campaign = Campaign("models/fashion_cnn.onnx", "models/fashion_test.npz", samples=50, single=True, trials=4)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     halves = [folder + "/1.db", folder + "/2.db"]
-    ...     done = [list(run(campaign, half, shard=(k, 2))) for k, half in enumerate(halves, 1)]
-    ...     merge(folder + "/all.db", halves)
-    4
-    """
-    for source in stores:
-        if os.path.realpath(source) == os.path.realpath(out):
-            raise StoreError(f"the output {str(out)!r} is one of the inputs; give another name")
-    with ExitStack() as stack:
-        ones = [stack.enter_context(Store.open(source)) for source in stores]
-        for one in ones:
-            if one.get("identity") is None or one.get("golden") is None:
-                raise StoreError(f"{str(one.path)!r} holds no campaign yet; run it first")
-            if one.get("identity").get("adaptive"):
-                raise StoreError(
-                    f"{str(one.path)!r} is of an adaptive campaign, whose rounds rest on those before them: it has one "
-                    f"store and no shards; take that with the most trials"
-                )
-            ones[0].bind(one.get("identity"))
-        existed = Path(out).exists()
-        try:
-            with Store.open(out, create=True) as target:
-                target.bind(ones[0].get("identity"))
-                with target.db:
-                    for one in ones:
-                        _copy(one, target)
-                return target.count("results")
-        except BaseException:
-            if not existed:
-                _remove(Path(out))
-            raise
-
-
-def _copy(one: Store, target: Store) -> None:
-    """Add what one store holds to the other, within a transaction of the caller."""
-    kept = target.get("golden")
-    if kept is not None and kept["scores"] != one.get("golden")["scores"]:
-        raise StoreError(f"{str(one.path)!r} has another golden run than the others; the engines differ")
-    # Where two stores tell something else, the one with more trials is right; of equal ones always the same.
-    told = "SELECT * FROM meta WHERE key NOT IN ('identity', 'campaign') ORDER BY key"
-    given, held = ((s.count("plan"), s.db.execute(told).fetchall()) for s in (one, target))
-    if given > held:
-        target.copy("meta", given[1], "REPLACE")
-    try:
-        target.strata_of(one.db.execute(f"SELECT {_STRATA} FROM strata"))
-        target.trials_of(one.db.execute("SELECT * FROM plan"))
-    except StoreError as error:
-        raise StoreError(f"{str(one.path)!r} does not go with the others: {error}") from None
-    for table in ("results", "errors"):
-        target.copy(table, one.db.execute(f"SELECT * FROM {table}"), "IGNORE")
-    target.db.execute("DELETE FROM errors WHERE trial IN (SELECT trial FROM results)")
-    same = "SELECT trial, outcome, cause, metrics, changed, route FROM results"
-    for row in one.db.execute(same):
-        if target.db.execute(f"{same} WHERE trial = ?", row[:1]).fetchone() != row:
-            raise StoreError(f"trial {row[0]} has another result in {one.path} than in the others; the engines differ")
-
-
 def set_aside(path: Path) -> Path | None:
     """Move a store to STORE.old, for a fresh start, be it damaged; None where there is none. What is no store stays."""
     if not path.exists():
@@ -431,7 +338,7 @@ def set_aside(path: Path) -> Path | None:
         with Store.open(path, checked=True):
             pass
     old = path.with_name(path.name + ".old")
-    _remove(old)
+    remove(old)
     for tail in _TAILS:
         if (source := path.with_name(path.name + tail)).exists():
             os.replace(source, old.with_name(old.name + tail))
@@ -441,7 +348,8 @@ def set_aside(path: Path) -> Path | None:
 _TAILS = ("", "-wal", "-shm")
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a store, and what SQLite keeps beside it."""
     for tail in _TAILS:
         path.with_name(path.name + tail).unlink(missing_ok=True)
 

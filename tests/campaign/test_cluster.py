@@ -20,9 +20,10 @@ from tiny import mlp, ran, tables
 from onnxfi.campaign import cluster as module
 from onnxfi.campaign import nannies
 from onnxfi.campaign.cluster import Cluster, cluster
+from onnxfi.campaign.merge import merge
 from onnxfi.campaign.runner import run
 from onnxfi.campaign.spec import Campaign
-from onnxfi.campaign.store import Store, merge
+from onnxfi.campaign.store import Store
 from onnxfi.campaign.workers import versions
 from onnxfi.errors import InputError, OnnxfiError, OutputError
 

@@ -19,6 +19,7 @@ from tiny import mlp, ran, samples, save, tables
 from onnxfi.campaign.budget import Budget, Limit
 from onnxfi.campaign.check import check, decide
 from onnxfi.campaign.measured import Measured
+from onnxfi.campaign.merge import merge
 from onnxfi.campaign.plan import make_plan, write_plan
 from onnxfi.campaign.rates import RATES, value
 from onnxfi.campaign.reach import Reach
@@ -27,7 +28,7 @@ from onnxfi.campaign.rounds import Layout, complete_rounds, look_at
 from onnxfi.campaign.runner import plan, run
 from onnxfi.campaign.scored import Drawn, Record
 from onnxfi.campaign.spec import Campaign
-from onnxfi.campaign.store import Store, StoreError, merge
+from onnxfi.campaign.store import Store, StoreError
 from onnxfi.campaign.strata import bit_fields, field_of
 from onnxfi.campaign.values import SpecError
 from onnxfi.faults import sampling

@@ -19,10 +19,11 @@ import pytest
 from tiny import altered, mlp, ran, samples, tables
 
 from onnxfi.campaign.bench import CampaignError
+from onnxfi.campaign.merge import merge
 from onnxfi.campaign.report import report
 from onnxfi.campaign.runner import run
 from onnxfi.campaign.spec import Campaign, Part
-from onnxfi.campaign.store import Result, Store, StoreError, merge, set_aside
+from onnxfi.campaign.store import Result, Store, StoreError, set_aside
 from onnxfi.campaign.values import SpecError
 from onnxfi.errors import OutputError
 
