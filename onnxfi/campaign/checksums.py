@@ -1,4 +1,4 @@
-"""The tables of a store and their checksums: one in each row, and for each table how many rows there are and what theirs add up to.
+"""The tables of a store, with checksums: one in each row, and for each table a count of rows and the sum of theirs.
 
 SQLite's own `integrity_check` looks at how pages hang together; a bit that changes inside a number, or rows that are no
 longer there, it does not see.
