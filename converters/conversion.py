@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 
 from onnxfi.errors import ConversionError, EngineError, InputError, OutputError
 from onnxfi.graph.model import Model, load
-from onnxfi.graph.mutate import check_place
+from onnxfi.graph.output import check_place, scratch, written
 from onnxfi.runtime.batches import Data
 from onnxfi.runtime.data import open_data
 from onnxfi.runtime.engines import OrtEngine, OrtSession
@@ -94,7 +93,7 @@ class Check:
 def check_output(out: str | Path) -> Path:
     """The place to write to; OutputError, before any work, where nothing can be written."""
     place = Path(out)
-    check_place(None, [place])
+    check_place(None, written(place, 1))
     return place
 
 
@@ -114,8 +113,8 @@ def finish(exported: Exported, place: Path, check: Check) -> Converted:
     exported.proto.ir_version = max(_IR_VERSION, exported.proto.ir_version)
     exported.proto.producer_name, exported.proto.producer_version = exported.framework, exported.version
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{place.name[:40]}.", dir=place.parent) as folder:
-            draft = Path(folder) / place.name
+        with scratch(place.parent) as folder:
+            draft = folder / place.name
             files = _written(exported.proto, draft)
             model = load(draft)
             try:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
 from onnxfi.campaign.flown import Flown, by_id, one_sample, valued
-from onnxfi.campaign.opening import open_model, output_of, served
+from onnxfi.campaign.opening import changed, open_model, output_of, served
 from onnxfi.campaign.outcomes import Golden, Judgement, failed, judge
 from onnxfi.campaign.reach import Reach
 from onnxfi.campaign.shortcuts import KEPT_BYTES, Shortcuts, routes_of
@@ -26,7 +24,7 @@ from onnxfi.faults.trials import RATES, Faults
 from onnxfi.graph.activations import Activation
 from onnxfi.graph.chance import random_node
 from onnxfi.graph.model import Model
-from onnxfi.graph.mutate import Edits, edits, faulty_bytes, place, write
+from onnxfi.graph.mutate import Edits, edits, place
 from onnxfi.graph.routes import Routes
 from onnxfi.graph.samples import SampleAxis
 from onnxfi.runtime.batches import Batch
@@ -190,13 +188,7 @@ class Bench:
 
     def _session(self, change: Edits) -> Session:
         """A session of the model with this change."""
-        engine = self.campaign.engine()
-        if not self.model.external:
-            return engine.prepare(faulty_bytes(self.model, change))
-        with tempfile.TemporaryDirectory(prefix="onnxfi-", ignore_cleanup_errors=True) as folder:
-            copy = Path(folder) / "faulty.onnx"
-            write(self.model, change, copy)
-            return engine.prepare(copy)
+        return changed(self.campaign.engine(), self.model, change)
 
     def struck(self, faults: Faults) -> Session:
         """A session of the model with these faults."""

@@ -22,7 +22,7 @@ import numpy as np
 from onnxfi.campaign.bench import Bench
 from onnxfi.campaign.outcomes import Golden
 from onnxfi.errors import InputError
-from onnxfi.graph.mutate import temporary
+from onnxfi.graph.output import temporary
 from onnxfi.runtime.npz import read_npz
 from onnxfi.runtime.ports import Array, element_type, type_name
 

@@ -8,7 +8,6 @@ confidence sequence, which holds at every moment, by the rounds that are complet
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from onnxfi.errors import InputError, closest
 from onnxfi.faults.space import matches
 from onnxfi.faults.statistics import Interval
 from onnxfi.faults.trials import json_value
+from onnxfi.graph.output import scratch
 
 PASS, FAIL, UNDECIDED = "pass", "fail", "not decided"
 EXIT_CODES: Mapping[str, int] = {PASS: 0, FAIL: 1, UNDECIDED: 3}
@@ -165,8 +165,8 @@ def opened_store(store: str | Path | None) -> Iterator[Path]:
     if store is not None:
         yield Path(store)
         return
-    with tempfile.TemporaryDirectory(prefix="onnxfi-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder) / "check.db"
+    with scratch() as folder:
+        yield folder / "check.db"
 
 
 def start(model: str | Path, budget: Budget, file: Path, workers: int) -> Running:

@@ -14,6 +14,7 @@ from onnxfi.campaign.values import SpecError
 from onnxfi.errors import DataError
 from onnxfi.faults.statistics import Interval
 from onnxfi.faults.trials import json_value
+from onnxfi.graph.output import make_folder
 
 #: What is compared, the first that all have: accuracy, else the share of answers that stay.
 _MEASURES = ("top1", "sdc1", "sdc_samples")
@@ -132,7 +133,7 @@ def _has(version: Version, name: str) -> bool:
 
 def _places(models: Sequence[str], folder: Path) -> list[Path]:
     """A store for each model, named after it; SpecError where two would share one."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     places = [folder / f"{Path(model).stem}.onnxfi.db" for model in models]
     for k, place in enumerate(places):
         if place in places[:k]:

@@ -28,7 +28,7 @@ from onnxfi.campaign.store import Store
 from onnxfi.errors import OutputError
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.statistics import Interval
-from onnxfi.graph.mutate import temporary
+from onnxfi.graph.output import make_folder, temporary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,10 +110,7 @@ def write_figures(found: Sequence[Report], folder: str | Path) -> list[Path]:
     """Write the figures that can be drawn into a folder, each as SVG and PNG; returns what was written."""
     place, written = Path(folder), []
     drawn = [figure for figure in figures(found) if figure.draw is not None]
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write into {str(folder)!r}: {error.strerror}") from None
+    make_folder(place)
     for figure in drawn:
         for kind in ("svg", "png"):
             file = place / f"{figure.name}.{kind}"

@@ -6,7 +6,6 @@ route has a golden run of its own, since a runtime fuses across no cut.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -24,6 +23,7 @@ from onnxfi.graph.arming import columns
 from onnxfi.graph.instrument import Armed, Strike, arm, numbered
 from onnxfi.graph.model import load, parse
 from onnxfi.graph.mutate import edits, place, write
+from onnxfi.graph.output import scratch
 from onnxfi.graph.turns import count_steps
 from onnxfi.runtime.batches import Batch, Data
 from onnxfi.runtime.engines import Engine
@@ -140,10 +140,10 @@ class Flown:
         """The same through a model whose stored words are struck."""
         model = self.reach.model
         change = edits(model, stored, place(model, stored)[1])
-        with tempfile.TemporaryDirectory(prefix="onnxfi-", ignore_cleanup_errors=True) as folder:
-            faulty = write(model, change, Path(folder) / "faulty.onnx" if model.external else None)
+        with scratch() as folder:
+            faulty = write(model, change, folder / "faulty.onnx" if model.external else None)
             proto = parse(load(faulty.path or faulty.data or b""))
-            where = Path(folder) if model.external else None
+            where = folder if model.external else None
             staged, armed, turns = _staged(self.reach, self.cuts, self.engine, proto, self.values, self.loose, where)
         return replace(self, staged=staged, armed=armed, turns=turns)
 

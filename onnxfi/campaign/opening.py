@@ -9,7 +9,10 @@ from typing import Any
 
 from onnxfi.campaign.spec import Campaign
 from onnxfi.graph.model import Model, load
+from onnxfi.graph.mutate import Edits, faulty_bytes, write
+from onnxfi.graph.output import scratch
 from onnxfi.graph.times import count_over, counts_of
+from onnxfi.runtime.engines import Engine, Session
 from onnxfi.runtime.spiking import opened
 
 #: The fields of a campaign that say how its model is opened.
@@ -41,6 +44,15 @@ def reopen(path: str, said: Mapping[str, Any]) -> Model:
 def output_of(campaign: Campaign, model: Model) -> str | None:
     """The output that a campaign asks to be scored: of spikes over time their counts."""
     return campaign.output if campaign.time_axis is None else counts_of(model.proto)
+
+
+def changed(engine: Engine, model: Model, change: Edits) -> Session:
+    """A session of a model with this change; no copy of the model is left."""
+    if not model.external:
+        return engine.prepare(faulty_bytes(model, change))
+    with scratch() as folder:
+        write(model, change, folder / "faulty.onnx")
+        return engine.prepare(folder / "faulty.onnx")
 
 
 def served(model: Model) -> Path | bytes:

@@ -24,7 +24,7 @@ from onnxfi.campaign.specfile import command_line, parse_spec
 from onnxfi.campaign.store import Row, Store, digest_of
 from onnxfi.errors import InputError
 from onnxfi.faults.statistics import Interval
-from onnxfi.graph.mutate import temporary
+from onnxfi.graph.output import temporary
 
 #: Rates that tables show, and what they are called there.
 RATES = (

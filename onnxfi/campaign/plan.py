@@ -31,7 +31,8 @@ from onnxfi.faults.statistics import margin_of_error, sample_size
 from onnxfi.faults.trials import Draw, Faults, concat, draw, singles
 from onnxfi.graph import aliases
 from onnxfi.graph.model import Model
-from onnxfi.graph.mutate import Progress, check_place, temporary
+from onnxfi.graph.mutate import Progress
+from onnxfi.graph.output import check_place, temporary
 
 #: Single faults that are planned together.
 _BLOCK = 1 << 14

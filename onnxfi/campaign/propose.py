@@ -17,7 +17,7 @@ from onnxfi.faults.models import Flip
 from onnxfi.faults.space import Selector
 from onnxfi.faults.statistics import Interval, clopper_pearson
 from onnxfi.graph.model import load
-from onnxfi.graph.mutate import temporary
+from onnxfi.graph.output import check_place, temporary
 
 #: Arms of today's interval between the measured value and its limit: one for today's sample, one for tomorrow's, and
 #: one since tomorrow's interval has to lie wholly on the good side.
@@ -61,8 +61,7 @@ def base_budget(model: str | Path, path: str | Path, said: Mapping[str, Any], *,
     OutputError where the file is there and `force` is not given, or where no file can be written.
     """
     place = Path(path)
-    if place.is_dir() or not place.parent.is_dir():
-        raise OutputError(f"cannot write the budget {str(path)!r}: it is a folder, or its folder does not exist")
+    check_place(None, [place])
     if not place.exists():
         return default_budget(model, said)
     if not force:

@@ -28,7 +28,7 @@ from onnxfi.campaign.store import Store, StoreError
 from onnxfi.errors import OutputError
 from onnxfi.faults.statistics import Interval, Stratum, clopper_pearson, sample_error, stratified_interval
 from onnxfi.faults.trials import json_value
-from onnxfi.graph.mutate import temporary
+from onnxfi.graph.output import make_folder, temporary
 
 #: Sums over trials: how many have a rate, the sum of its values and of their squares ([rates, 3]).
 Sums = NDArray[np.float64]
@@ -329,11 +329,8 @@ def write_csv(found: Report, folder: str | Path) -> list[Path]:
         "bits": [_flat("bit", fold, found) for fold in found.by_bit],
         "classes": classes(found),
     }
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        return [_table(place / f"{name}.csv", rows) for name, rows in tables.items() if rows]
-    except OSError as error:
-        raise OutputError(f"cannot write into {str(folder)!r}: {error.strerror}") from None
+    make_folder(place)
+    return [_table(place / f"{name}.csv", rows) for name, rows in tables.items() if rows]
 
 
 def _flat(key: str, fold: Fold, found: Report) -> dict[str, Any]:

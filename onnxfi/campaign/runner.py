@@ -37,6 +37,7 @@ from onnxfi.campaign.workers import UnderWay, asks, lanes, run_pooled, under_way
 from onnxfi.errors import InputError
 from onnxfi.faults.faultlist import FaultList
 from onnxfi.graph.mutate import Progress
+from onnxfi.graph.output import check_place
 from onnxfi.runtime.npz import memory_bytes
 
 #: Results are written when so many wait, or so many seconds have gone.
@@ -116,7 +117,7 @@ def run(
     ...     [result.outcome for result in run(campaign, folder + "/store.db")]
     ['sdc', 'sdc']
     """
-    file = Path(store) if store is not None else default_store(campaign.model)
+    file = _place(campaign, store)
     given = {"timeout_s": timeout_s, "memory_bytes": worker_memory_bytes}
     far = executor if isinstance(executor, Cluster) else None
     _check_limits(given, watched=far is not None or (bool(workers) and executor is None), owned=not far or far.owned)
@@ -162,6 +163,14 @@ def run(
         plan, file, f"{bench.data.description}; {bench.note}", total, outcomes, golden_s, results(), crew=early
     )
     return running
+
+
+def _place(campaign: Campaign, store: str | Path | None) -> Path:
+    """Where results go; OutputError, before anything is run, where no file can be."""
+    file = Path(store) if store is not None else default_store(campaign.model)
+    if not file.is_file():
+        check_place(None, [file])
+    return file
 
 
 def _early(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import tempfile
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from onnxfi.campaign.report import Fold, Report, write_csv
-from onnxfi.errors import OutputError
+from onnxfi.graph.output import make_folder, scratch, temporary
 
 
 @dataclass(frozen=True)
@@ -45,27 +45,26 @@ def write_csv_of_all(found: Sequence[Report], folder: str | Path) -> list[Path]:
     Columns that only some of them have are empty for the others. OutputError where the folder cannot be written.
     """
     tables: dict[str, list[tuple[str, Path]]] = {}
-    with tempfile.TemporaryDirectory(prefix="onnxfi-") as scratch:
+    with scratch() as drafts:
         for number, one in enumerate(found):
-            for file in write_csv(one, Path(scratch, str(number))):
+            for file in write_csv(one, Path(drafts, str(number))):
                 tables.setdefault(file.name, []).append((str(one.store), file))
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            return [_joined(Path(folder, name), parts) for name, parts in tables.items()]
-        except OSError as error:
-            raise OutputError(f"cannot write into {str(folder)!r}: {error.strerror}") from None
+        make_folder(Path(folder))
+        return [_joined(Path(folder, name), parts) for name, parts in tables.items()]
 
 
 def _joined(path: Path, parts: Sequence[tuple[str, Path]]) -> Path:
     columns = dict.fromkeys(name for _, file in parts for name in next(_read(file), []))
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
+    with temporary([path]) as (stream,):
+        text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
+        table = csv.writer(text)
         table.writerow(["store", *columns])
         for store, file in parts:
             head, *rows = _read(file)
             for row in rows:
                 held = dict(zip(head, row, strict=True))
                 table.writerow([store, *(held.get(name, "") for name in columns)])
+        text.detach()
     return path
 
 

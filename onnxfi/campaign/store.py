@@ -21,7 +21,7 @@ from onnxfi.campaign.checksums import STORE
 from onnxfi.campaign.plan import Planned
 from onnxfi.campaign.strata import Group
 from onnxfi.errors import InputError, OutputError
-from onnxfi.graph.mutate import check_place
+from onnxfi.graph.output import check_place
 
 VERSION = 3
 _APPLICATION_ID = 0x6F6E6678  # "onfx"

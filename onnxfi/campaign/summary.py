@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from onnxfi.campaign.check import FAIL, PASS, UNDECIDED, Checked
 from onnxfi.errors import OutputError
-from onnxfi.graph.mutate import temporary
+from onnxfi.graph.output import check_place, temporary
 
 #: What XML 1.0 cannot hold.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -77,10 +77,7 @@ def writer(path: str | Path, inputs: Iterable[str | Path] = ()) -> Callable[[str
     place = Path(path)
     if place.resolve() in [Path(one).resolve() for one in inputs]:
         raise OutputError(f"the output {str(place)!r} is an input as well; name another file")
-    if place.is_dir():
-        raise OutputError(f"the output {str(place)!r} is a folder; give a file name")
-    if not place.parent.is_dir():
-        raise OutputError(f"no folder {str(place.parent)!r} to write {place.name!r} into; make it first")
+    check_place(None, [place])
 
     def write(content: str | bytes) -> None:
         with temporary([place]) as (stream,):

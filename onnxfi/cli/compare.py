@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +65,7 @@ def command(
     """
     from onnxfi.campaign.compare import compare
     from onnxfi.cli.show import document, note, say
+    from onnxfi.graph.output import check_folder, scratch
 
     if len(models) < 2:
         raise click.UsageError("compare takes two models or more; for one use onnxfi run")
@@ -74,6 +74,10 @@ def command(
 
         needs("matplotlib")
 
+    for place in (out, figure_folder):
+        if place is not None:
+            check_folder(place)
+
     def tell(running: Running) -> None:
         if not as_json:
             note(
@@ -81,7 +85,7 @@ def command(
             )
 
     with ExitStack() as stack:
-        folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxfi-")))
+        folder = out or stack.enter_context(scratch())
         found = compare(
             [str(m) for m in models], _sweep(models[0], given), folder,
             workers=workers or os.cpu_count() or 1, tell=tell,

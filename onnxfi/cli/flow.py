@@ -24,7 +24,7 @@ def inject_activations(model: Path, given: dict[str, Any], *, as_json: bool, all
     from onnxfi.cli.show import document, note, progress
     from onnxfi.errors import EngineError
     from onnxfi.graph.model import load
-    from onnxfi.graph.mutate import check_place
+    from onnxfi.graph.output import check_place
     from onnxfi.runtime.evaluation import evaluate
     from onnxfi.runtime.inflight import inject_flow
 

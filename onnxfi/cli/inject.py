@@ -97,7 +97,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     from onnxfi.cli.show import document, note, progress
     from onnxfi.errors import EngineError
     from onnxfi.graph.model import load
-    from onnxfi.graph.mutate import check_place
+    from onnxfi.graph.output import check_place
     from onnxfi.runtime.evaluation import evaluate
     from onnxfi.runtime.injector import inject, undo
 

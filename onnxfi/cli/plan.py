@@ -43,6 +43,7 @@ def command(source: Path, out: Path | None, times: Path | None, print_spec: bool
     from onnxfi.campaign.runner import plan, planned
     from onnxfi.cli.run import duration
     from onnxfi.cli.show import document, progress, say
+    from onnxfi.graph.output import check_place
 
     wanted = campaign(source, given)
     if print_spec:
@@ -50,6 +51,8 @@ def command(source: Path, out: Path | None, times: Path | None, print_spec: bool
             raise click.UsageError("--print-spec goes with none of --out, --times and --json")
         click.echo(specfile.print_spec(wanted), nl=False)
         return
+    if out is not None:  # said before anything is run
+        check_place(None, [out])
     cost, trial_s = None, None
     if times is None:
         made, trial_s = plan(wanted)

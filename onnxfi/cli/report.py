@@ -48,7 +48,11 @@ def command(
     from onnxfi.campaign.report import report, write_csv
     from onnxfi.campaign.sides import write_csv_of_all
     from onnxfi.cli.show import document, say
+    from onnxfi.graph.output import check_folder
 
+    for folder in (figure_folder, csv_folder):
+        if folder is not None:
+            check_folder(folder)
     if html is not None or figure_folder is not None:
         _drawable(html, stores)
     found = [report(store) for store in stores]

@@ -10,13 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
-import shutil
-import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -28,6 +24,7 @@ from onnxfi.faults.models import FaultModel
 from onnxfi.faults.trials import Faults, concat, resolve
 from onnxfi.faults.words import Words
 from onnxfi.graph.model import Model, by_target
+from onnxfi.graph.output import check_place, temporary, written
 from onnxfi.graph.patch import Patch, Splice, byte_edits, varint_edits
 from onnxfi.graph.source import Source
 from onnxfi.graph.wire import Frame, varint
@@ -243,10 +240,7 @@ def write(
             hashing.feed(old, new)
             parts.append(bytes(new))
         return Written(*hashing.digests(), None, b"".join(parts), change.resized)
-    files = [
-        out,
-        *(out.with_name(f"{out.name}.data" + (f".{k}" if k else "")) for k in range(len(model.external))),
-    ]
+    files = written(out, len(model.external))
     check_place(model, files)
     splices = [
         *change.splices,
@@ -285,78 +279,6 @@ def _put(stream: IO[bytes], piece: Any) -> None:
             stream.seek(len(_HOLE), os.SEEK_CUR)
             done = high
     stream.write(view[done:])
-
-
-def check_place(model: Model | None, files: Sequence[Path], *, copy: bool = True) -> None:
-    """Refuse an output that is one of the model's files, in a folder that is not there, a directory, or a device.
-
-    Where a `copy` of the model is written, also one for which the disk has no room.
-    """
-    sources = model.sources if model is not None else ()
-    try:
-        _check_place(sources, files, sum(map(_on_disk, sources)) if copy else 0)
-    except (OSError, ValueError) as error:  # a name that the system does not take, as one that is too long
-        what = error.strerror if isinstance(error, OSError) else str(error)
-        raise OutputError(f"the output {str(files[0])!r} cannot be written: {what}") from None
-
-
-def _check_place(sources: Sequence[Source], files: Sequence[Path], needed: int) -> None:
-    folder = files[0].parent
-    if not folder.is_dir():
-        raise OutputError(f"no folder {str(folder)!r} to write {files[0].name!r} into; make it first")
-    for file in files:
-        try:
-            status = file.stat()
-        except FileNotFoundError:
-            continue
-        if stat.S_ISDIR(status.st_mode):
-            raise OutputError(f"the output {str(file)!r} is a directory; give a file name")
-        if not stat.S_ISREG(status.st_mode):  # a rename would put a file in place of a device or a pipe
-            raise OutputError(f"the output {str(file)!r} is a device or pipe; give the name of a file")
-        if any(source.stamp[:2] == (status.st_dev, status.st_ino) for source in sources):
-            raise OutputError(f"the output {str(file)!r} is the input itself; give another name with -o")
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"the folder {str(folder)!r} cannot be written; choose another with -o")
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OutputError(f"the disk is full: {needed:,} bytes are needed in {str(folder)!r}, {free:,} are free")
-
-
-def _on_disk(source: Source) -> int:
-    blocks = getattr(source.path.stat(), "st_blocks", None) if source.path else None
-    return source.size if blocks is None else min(source.size, blocks * 512)
-
-
-@contextmanager
-def temporary(files: Sequence[Path]) -> Iterator[list[IO[bytes]]]:
-    """Streams that become `files` only when all is written: data first, the model last; else nothing is left."""
-    # Not the whole name: it may be as long as the system takes.
-    drafts = [f.with_name(f".{f.name[:40]}.{secrets.token_hex(4)}.tmp") for f in files]
-    streams: list[IO[bytes]] = []
-    try:
-        for draft in drafts:
-            streams.append(draft.open("wb"))
-        yield streams
-        for stream in streams:
-            stream.flush()
-            os.fsync(stream.fileno())
-            stream.close()
-        for draft, file in reversed(list(zip(drafts, files, strict=True))):
-            os.replace(draft, file)
-    except OSError as error:
-        raise OutputError(f"cannot write {str(files[0])!r}: {error.strerror}; nothing was written") from None
-    finally:
-        for stream in streams:
-            _close(stream)
-        for draft in drafts[: len(streams)]:
-            draft.unlink(missing_ok=True)
-
-
-def _close(stream: IO[bytes]) -> None:
-    try:
-        stream.close()
-    except OSError:  # a full disk may refuse the last flush; the draft is removed anyway
-        stream.raw.close() if hasattr(stream, "raw") else None
 
 
 def restore(model: Model, trials: Sequence[Faults]) -> tuple[Faults, Words]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxfi.errors import OutputError
 from onnxfi.graph.model import Model
-from onnxfi.graph.mutate import check_place, temporary
+from onnxfi.graph.output import check_place, temporary, written
 
 if TYPE_CHECKING:
     import onnx
@@ -21,10 +21,10 @@ def save(model: Model, proto: onnx.ModelProto, out: Path) -> None:
 
     A temporary name, fsync and rename leave no half file. Raises OutputError for a place that cannot be written.
     """
-    data = [out.with_name(f"{out.name}.data" + (f".{k}" if k else "")) for k in range(len(model.external))]
-    check_place(model, [out, *data])
-    renamed = _renamed(model, proto, [file.name for file in data])
-    with temporary([out, *data]) as (stream, *rest):
+    files = written(out, len(model.external))
+    check_place(model, files)
+    renamed = _renamed(model, proto, [file.name for file in files[1:]])
+    with temporary(files) as (stream, *rest):
         stream.write(renamed.SerializeToString(deterministic=True))
         for source, copy in zip(model.external, rest, strict=True):
             with source.reading() as read:

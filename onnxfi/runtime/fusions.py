@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from onnxfi.errors import EngineError
+from onnxfi.graph.output import scratch
 from onnxfi.runtime.ports import one_line
 
 _FATAL = 4
@@ -36,10 +35,10 @@ def fused(model: bytes, custom_ops: Sequence[str] = ()) -> Counter[str]:
     import onnxruntime as ort
 
     own = {node.op_type for node in onnx.ModelProto.FromString(model).graph.node}
-    with tempfile.TemporaryDirectory(prefix="onnxfi-", ignore_cleanup_errors=True) as folder:
+    with scratch() as folder:
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL
-        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        options.optimized_model_filepath = str(folder / "optimised.onnx")
         try:
             for library in custom_ops:
                 options.register_custom_ops_library(library)

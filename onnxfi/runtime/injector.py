@@ -15,7 +15,8 @@ from onnxfi.faults.models import FaultModel, Flip
 from onnxfi.faults.space import FaultSpace, Selector, Sites, User, check_apart
 from onnxfi.faults.trials import Draw, Faults, at_sites, concat, draw, fault_model
 from onnxfi.graph.model import Model, load
-from onnxfi.graph.mutate import Progress, Written, bound, check_place, edits, place, restore, temporary, write
+from onnxfi.graph.mutate import Progress, Written, bound, edits, place, restore, write
+from onnxfi.graph.output import check_place, temporary, written
 from onnxfi.graph.reals import describe, with_reals
 from onnxfi.runtime.spiking import describe as describe_neurons
 
@@ -166,7 +167,7 @@ def inject(
         return _injection(drawn, write(model, change, _path(out), progress=progress))
     listed = Path(save_faults)
     check_place(model, [listed], copy=False)
-    if out is not None and listed.resolve() in [file.resolve() for file in _files(model, Path(out))]:
+    if out is not None and listed.resolve() in [file.resolve() for file in written(Path(out), len(model.external))]:
         raise OutputError(f"the fault list and the faulty model cannot both be {str(listed)!r}; name another")
     with temporary([listed]) as (stream,):
         # The list comes first, with room for the digests: a disk that it fills is met before the model is there.
@@ -201,12 +202,6 @@ def _told(model: Model, drawn: Sample) -> tuple[Draw, list[int]]:
 
 def _injection(drawn: Sample, written: Written) -> Injection:
     return Injection(drawn, written.model, written.faulty, written.path, written.data, written.resized)
-
-
-def _files(model: Model, out: Path) -> list[Path]:
-    """The files that an output is made of: `OUT`, and `OUT.data`, … where the model has external data."""
-    data = [out.with_name(f"{out.name}.data" + (f".{k}" if k else "")) for k in range(len(model.external))]
-    return [out, *data]
 
 
 def _path(out: str | Path | None) -> Path | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from onnxfi.errors import EngineError, InputError, OnnxfiError, OutputError, Sel
 from onnxfi.faults.space import Target, matches
 from onnxfi.graph.layers import layer_of, node_label
 from onnxfi.graph.model import Model, load
-from onnxfi.graph.mutate import check_place
+from onnxfi.graph.output import check_place, scratch, written
 from onnxfi.graph.reals import reals, scale_of
 from onnxfi.runtime import quantizers
 from onnxfi.runtime.data import Data
@@ -75,11 +74,11 @@ def quantize(model: Model, recipe: Recipe, out: str | Path, *, data: Data | None
     """
     place = Path(out)
     _check(model, recipe, data)
-    check_place(model, [place])
+    check_place(model, written(place, 1))
     settled, notes = recipe.settled()
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as scratch:
-            work = _Work(model, settled, Path(scratch), notes)
+        with scratch(place.parent) as folder:
+            work = _Work(model, settled, folder, notes)
             with quantizers.captured():
                 work.prepare()
                 excluded = work.excluded()

@@ -26,8 +26,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnxfi.errors import FaultListError, ModelError, OutputError, SelectorError
 from onnxfi.faults.faultlist import FaultList
 from onnxfi.faults.space import Selector
-from onnxfi.graph import mutate
+from onnxfi.graph import output
 from onnxfi.graph.model import Model, load
+from onnxfi.graph.output import temporary
 from onnxfi.runtime.injector import inject, inspect, replay, sample, undo
 
 ROOT = Path(__file__).parents[2]
@@ -512,7 +513,7 @@ def test_a_disk_that_fills_up_while_it_is_written(
     small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = saved(tmp_path / "in", [external("w", "w.bin", [500_000])], w_dot_bin=numbers(500_000))
-    monkeypatch.setattr(mutate.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1 << 40}))
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1 << 40}))
     refused(path, small_disk / "o.onnx", "cannot write .*No space left on device; nothing was written")
     assert not list(small_disk.iterdir())
 
@@ -639,7 +640,7 @@ def test_a_kill_in_the_middle_leaves_no_half_file(tmp_path: Path) -> None:
     process = start(path, tmp_path / "o.onnx")
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    drafts: Callable[[], list[Path]] = lambda: list(tmp_path.glob(".o.onnx.data.*.tmp"))  # noqa: E731
+    drafts: Callable[[], list[Path]] = lambda: list(tmp_path.glob(".onnxfi-*/1"))  # noqa: E731
     while process.poll() is None and not (drafts() and drafts()[0].stat().st_size > 100 << 20):
         time.sleep(0.01)
     assert process.poll() is None
@@ -649,8 +650,10 @@ def test_a_kill_in_the_middle_leaves_no_half_file(tmp_path: Path) -> None:
     assert not (tmp_path / "o.onnx").exists()
     assert not (tmp_path / "o.onnx.data").exists()
     assert before == (hashlib.sha256(path.read_bytes()).hexdigest(), (tmp_path / "in/w.bin").stat().st_mtime_ns)
-    for draft in drafts():
-        draft.unlink()
+    assert drafts(), "a process that is killed cannot remove them"
+    with temporary([tmp_path / "other.txt"]) as (stream,):
+        stream.write(b"whoever writes here next does")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["in", "other.txt"]
 
 
 def test_the_words_of_a_large_tensor_are_the_same_picked_or_read_one_by_one() -> None:
