@@ -10,6 +10,7 @@ OnnxfiError
 │   ├── ConversionError   what a framework or its exporter refuses, with the foreign text as `details`
 │   └── OutputError       a place that cannot be written
 └── EngineError           the runtime refuses the model, or a provider does not load
+    └── ProviderError     a provider that has run does not load any more: no outcome of a fault
 """
 
 from __future__ import annotations
@@ -60,6 +61,10 @@ class OutputError(InputError):
 
 class EngineError(OnnxfiError):
     """The runtime refuses the model or the feeds, or an execution provider does not load."""
+
+
+class ProviderError(EngineError):
+    """An execution provider loads no model at all, not even one that every provider runs: no outcome of a fault."""
 
 
 def closest(name: str, known: Iterable[str], *, most: int = 3) -> str:

@@ -18,7 +18,7 @@ from onnxfi.campaign.outcomes import Golden, Judgement, failed, judge
 from onnxfi.campaign.reach import Reach
 from onnxfi.campaign.shortcuts import KEPT_BYTES, Shortcuts, routes_of
 from onnxfi.campaign.spec import Campaign
-from onnxfi.errors import EngineError, ModelError, OnnxfiError
+from onnxfi.errors import EngineError, ModelError, OnnxfiError, ProviderError
 from onnxfi.faults.faultlist import FaultList, Header, Lines
 from onnxfi.faults.trials import RATES, Faults
 from onnxfi.graph.activations import Activation
@@ -29,7 +29,7 @@ from onnxfi.graph.routes import Routes
 from onnxfi.graph.samples import SampleAxis
 from onnxfi.runtime.batches import Batch
 from onnxfi.runtime.data import Data, open_data
-from onnxfi.runtime.engines import Session
+from onnxfi.runtime.engines import Session, short_name
 from onnxfi.runtime.evaluation import run_scores, sample_axes, stacked
 from onnxfi.runtime.golden import UnlikeError, of_golden_shapes
 from onnxfi.runtime.metrics import scored_output
@@ -78,6 +78,8 @@ class Bench:
         begun = time.perf_counter()
         session = _asked(campaign, model) if not runs else campaign.engine().prepare(served(model))
         opened_s = time.perf_counter() - begun
+        if campaign.provider.lower() == "auto":  # one campaign, one provider, whatever later sessions would get
+            campaign = replace(campaign, provider=short_name(session.provider))
         data = open_data(
             campaign.data, session.inputs, preprocess=campaign.preprocess, limit=campaign.samples,
             batch_axis=campaign.batch_axis,
@@ -237,7 +239,7 @@ class Bench:
         try:
             return judge(golden, self.scores(self.struck(faults)))
         except (EngineError, MemoryError) as error:
-            return failed(golden, "memory" if out_of_memory(error) else "error")
+            return failed(golden, cause_of(error))
 
     def _one_sample(self, header: Header, faults: Faults, golden: Golden) -> Judgement | None:
         """A trial that strikes one value in flight of one sample, where that sample can run alone."""
@@ -309,7 +311,7 @@ class Bench:
                 raise
             return self._in_flight(header, faults, loose=True)
         except (EngineError, MemoryError) as error:
-            return replace(failed(golden, "memory" if out_of_memory(error) else "error"), route=SPLIT)
+            return replace(failed(golden, cause_of(error)), route=SPLIT)
         found = judge(golden, faulty[rows] if len(faulty) == self.data.samples else faulty)
         # Which samples change their top-1 is no matter of the samples where each trial has one of its own.
         return replace(found, route=SPLIT, changed=found.changed if only is None else None)
@@ -386,6 +388,13 @@ def _asked(campaign: Campaign, model: Model) -> Session:
     with suppress(EngineError):
         return replace(campaign.engine(), optimization="off").prepare(served(model))
     return campaign.engine().prepare(served(model))
+
+
+def cause_of(error: Exception) -> str:
+    """The cause of a trial that gave no answer; raises what is no fault's doing."""
+    if isinstance(error, ProviderError):
+        raise error
+    return "memory" if out_of_memory(error) else "error"
 
 
 def out_of_memory(error: Exception) -> bool:

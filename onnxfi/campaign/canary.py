@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxfi.campaign.bench import SPLIT, Bench, CampaignError
+from onnxfi.campaign.bench import SPLIT, Bench, CampaignError, cause_of
 from onnxfi.campaign.shortcuts import ShortcutError
 from onnxfi.errors import EngineError
 from onnxfi.faults.models import FaultModel, Set
@@ -64,7 +64,8 @@ def changes(bench: Bench, target: Target) -> bool:
             return not same_bytes(whole.scores(canary, batches=1), whole.scores(None, batches=1))
         golden = bench.first()
         return not same_bytes(bench.scores(bench.struck(canary), batches=1), golden)
-    except (EngineError, MemoryError):
+    except (EngineError, MemoryError) as error:
+        cause_of(error)
         return True
 
 
@@ -79,7 +80,8 @@ def shown(bench: Bench, target: Target) -> bool:
     change = bench.flown_change(canary) if target.in_flight else bench.shortcuts.change(canary)
     try:
         return not same_bytes(rerun.scores(0, change), rerun.scores(0))
-    except (EngineError, MemoryError):
+    except (EngineError, MemoryError) as error:
+        cause_of(error)
         return True
 
 

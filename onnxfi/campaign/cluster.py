@@ -27,7 +27,7 @@ from onnxfi.campaign.nannies import NONE_LEFT, started
 from onnxfi.campaign.work import Job
 from onnxfi.campaign.workers import Died, versions
 from onnxfi.errors import InputError, OnnxfiError, OutputError
-from onnxfi.runtime.engines import OrtEngine
+from onnxfi.runtime.engines import OrtEngine, smallest
 
 _LOG = logging.getLogger(__name__)
 #: Seconds in which a scheduler answers and has a worker.
@@ -50,7 +50,6 @@ class Cluster:
     client: Any = field(repr=False)
     own: Any = field(default=None, repr=False)
     parcel: str | None = None
-    provider: str = "auto"
     asks: dict[str, float] = field(default_factory=dict)
     restarts_fail: bool = False
 
@@ -149,14 +148,14 @@ class Cluster:
 
     def send(self, bench: Bench) -> None:
         """Give every worker model and data; CampaignError for one whose versions, provider or libraries are others."""
-        self.parcel, self.provider, shared = None, bench.provider, _files(bench)
+        self.parcel, shared = None, _files(bench)
         digests = {str(path): _sha256(path) for path in [*shared.values(), *map(Path, bench.campaign.custom_ops)]}
-        engine = replace(bench.campaign.engine(), provider=bench.provider)
+        engine = bench.campaign.engine()
         with self.reached():
             self.asks = {"GPU": 1.0} if bench.provider in _ON_GPU else {}
             self.asks = self.asks if self._taking() else {}
             try:
-                told = self.client.run(survey, digests, engine, _smallest(), workers=self._taking())
+                told = self.client.run(survey, digests, engine, smallest(), workers=self._taking())
             except (ImportError, AttributeError, TypeError):  # none, or one that does not know what is asked
                 raise CampaignError("a worker has no onnxfi of this version; install the same one there") from None
         for address, (found, lacks, refusal) in told.items():
@@ -195,7 +194,7 @@ class _Tasks(Executor):
         answer: Future[Any] = Future()
         cluster = self.cluster
         how = {"pure": False, "resources": cluster.asks, **self.where}
-        task = cluster.client.submit(_far, fn, cluster.parcel, cluster.provider, *args, **how)
+        task = cluster.client.submit(_far, fn, cluster.parcel, *args, **how)
         self.running.add(task)
 
         def done(task: Any) -> None:
@@ -227,12 +226,12 @@ def _tell(task: Any, answer: Future[Any], lost: str) -> None:
         answer.set_exception(error)
 
 
-def _far(fn: Callable[..., Any], parcel: str | None, provider: str, job: Job, *args: Any) -> Any:
-    """On a worker: run what was submitted, with the model and the data that were sent, on the same provider."""
+def _far(fn: Callable[..., Any], parcel: str | None, job: Job, *args: Any) -> Any:
+    """On a worker: run what was submitted, with the model and the data that were sent."""
     from distributed import get_worker
 
     worker = get_worker()
-    campaign = replace(job.campaign, provider=provider) if job.campaign.provider == "auto" else job.campaign
+    campaign = job.campaign
     if parcel is not None:
         folder = _folder(worker, parcel)
         names: dict[str, Any] = {
@@ -296,14 +295,6 @@ def survey(digests: dict[str, str], engine: OrtEngine, model: bytes) -> tuple[di
     except OnnxfiError as error:
         return versions(), lacks, str(error)
     return versions(), lacks, ""
-
-
-def _smallest() -> bytes:
-    """A model that every provider runs."""
-    from onnx import parser
-
-    model = '<ir_version: 8, opset_import: ["": 13]> same (float[1] x) => (float[1] y) { y = Identity(x) }'
-    return parser.parse_model(model).SerializeToString()
 
 
 def _sha256(path: Path) -> str:

@@ -23,7 +23,7 @@ from onnxfi.campaign.shortcuts import KEPT_BYTES
 from onnxfi.campaign.spec import Campaign
 from onnxfi.campaign.store import Result
 from onnxfi.campaign.tasks import Task
-from onnxfi.errors import EngineError
+from onnxfi.errors import EngineError, ProviderError
 from onnxfi.faults.faultlist import Header
 from onnxfi.runtime.sharing import claim, turn
 
@@ -83,6 +83,8 @@ def _one(bench: Bench, golden: Golden, header: Header, task: Task) -> Result:
     begun = time.perf_counter()
     try:
         found = bench.trial(header, golden, lines.splitlines())
+    except ProviderError:  # nor would the next trial have one
+        raise
     except Exception:  # a harness error is no outcome
         return Result(trial, "", None, {}, time.perf_counter() - begun, error=traceback.format_exc(limit=20))
     return _result(trial, found, time.perf_counter() - begun)
@@ -115,7 +117,7 @@ def ahead(campaign: Campaign, kept_bytes: int) -> None:
     with turn(), claim("bench"):
         if not _ahead and not _opened:  # a quick worker may get what another one should have
             bench = Bench.open(campaign, kept_bytes, runs=False)
-            _ahead.append((campaign, kept_bytes, bench, bench.golden_in_pieces()))
+            _ahead.append((bench.campaign, kept_bytes, bench, bench.golden_in_pieces()))
 
 
 def _open(job: Job) -> tuple[Bench, Golden, Header]:

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onnxfi.errors import DataError, EngineError, InputError, ModelError, closest
+from onnxfi.errors import DataError, EngineError, InputError, ModelError, ProviderError, closest
 from onnxfi.runtime.installed import both_runtimes_warning, installed_runtimes
 from onnxfi.runtime.ports import (
     ONNX_NUMBER,
@@ -167,12 +167,14 @@ class OrtEngine:
         try:
             session = self._load(ort, model, options, name)
         except Exception as error:
+            if name != _CPU and not self._loads(ort, name):
+                raise ProviderError(f"provider {self.provider!r} does not load: {one_line(error)}") from error
             own = "; --custom-ops names the library that has it" if "not a registered function/op" in str(error) else ""
             raise EngineError(f"ONNX Runtime refuses the model under {name}: {one_line(error)}{own}") from error
         used = session.get_providers()[0]
         _LOG.info("session under %s, optimization %s, threads %d", used, self.optimization, self.threads)
         if used != name:
-            raise EngineError(f"provider {self.provider!r} did not load: {_why_missing(ort, name)}")
+            raise ProviderError(f"provider {self.provider!r} did not load: {_why_missing(ort, name)}")
         made = OrtSession.over(session, used, int(dict(self.provider_options).get("device_id", "0")))
         return replace(made, _stored=values)
 
@@ -188,16 +190,16 @@ class OrtEngine:
     def _provider_name(self, ort: Any) -> str:
         """ONNX Runtime's name of the provider asked for, which this build has and which has a device."""
         here = ort.get_available_providers()
-        known = {_short(name): name for name in (*ort.get_all_providers(), *here)}
-        name: str | None = known.get(_short(self.provider))
+        known = {short_name(name): name for name in (*ort.get_all_providers(), *here)}
+        name: str | None = known.get(short_name(self.provider))
         if name is None:
             near = closest(self.provider.lower(), ["auto", *known])
             raise InputError(f"no provider {self.provider!r}{near}")
         if name not in here:
-            has = ", ".join(_short(one) for one in here)
+            has = ", ".join(short_name(one) for one in here)
             raise EngineError(f"provider {self.provider!r} is not in the installed ONNX Runtime, which has {has}")
         if name in _ON_CUDA and (missing := no_cuda()):
-            raise EngineError(f"provider {self.provider!r} did not load: {missing}")
+            raise ProviderError(f"provider {self.provider!r} did not load: {missing}")
         return name
 
     def _options(self, ort: Any) -> Any:
@@ -214,6 +216,13 @@ class OrtEngine:
             except Exception as error:
                 raise EngineError(f"custom operators {library!r} do not load: {one_line(error)}") from error
         return options
+
+    def _loads(self, ort: Any, name: str) -> bool:
+        """Whether a provider still loads a model that every provider runs."""
+        try:
+            return bool(self._load(ort, smallest(), self._options(ort), name).get_providers()[0] == name)
+        except Exception:
+            return False
 
     def _load(self, ort: Any, model: str | bytes, options: Any, name: str) -> Any:
         if name in _ON_CUDA:
@@ -366,7 +375,16 @@ def _words(value: Any, dtype: str) -> Array:
     return np.frombuffer(bytearray(raw), np.uint8).view(element).reshape(shape)
 
 
-def _short(provider: str) -> str:
+def smallest() -> bytes:
+    """A model that every provider runs."""
+    from onnx import parser
+
+    model = '<ir_version: 8, opset_import: ["": 13]> same (float[1] x) => (float[1] y) { y = Identity(x) }'
+    return parser.parse_model(model).SerializeToString()
+
+
+def short_name(provider: str) -> str:
+    """A provider's name as it is given on the command line."""
     return provider.lower().removesuffix("executionprovider")
 
 
@@ -388,7 +406,7 @@ def no_cuda() -> str | None:
 def _why_missing(ort: Any, provider: str) -> str:
     """Why ONNX Runtime left a provider out; it says so on stderr only."""
     pattern = {"win32": "onnxruntime_providers_{}.dll", "darwin": "libonnxruntime_providers_{}.dylib"}
-    name = pattern.get(sys.platform, "libonnxruntime_providers_{}.so").format(_short(provider))
+    name = pattern.get(sys.platform, "libonnxruntime_providers_{}.so").format(short_name(provider))
     library = Path(ort.__file__).parent / "capi" / name
     if library.is_file():
         try:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 from tiny import chance, mlp, ran, samples, save, tables
@@ -29,10 +30,10 @@ from onnxfi.campaign.plan import make_plan, write_plan
 from onnxfi.campaign.runner import plan, run
 from onnxfi.campaign.spec import Campaign, Part
 from onnxfi.campaign.store import Store, StoreError
-from onnxfi.errors import DataError, EngineError, OnnxfiError
+from onnxfi.errors import DataError, EngineError, OnnxfiError, ProviderError
 from onnxfi.graph.model import load
 from onnxfi.runtime.data import open_data
-from onnxfi.runtime.engines import OrtEngine
+from onnxfi.runtime.engines import OrtEngine, OrtSession
 from onnxfi.runtime.evaluation import evaluate
 from onnxfi.runtime.metrics import METRICS, Metric
 
@@ -603,3 +604,56 @@ def test_an_operator_that_keeps_a_state_is_found_in_one_session(here: Path, monk
     monkeypatch.setattr(OrtEngine, "prepare", counted)
     with pytest.raises(CampaignError, match="two golden runs differ, in one session"):
         run(campaign(batch=6), here / "s.db")
+
+
+class OneOf:
+    """ONNX Runtime's session, which says that it is CUDA's as long as that loads: for so many sessions."""
+
+    left = 4
+
+    def __init__(self, model: Any, options: Any, providers: Any, **how: Any) -> None:
+        self.name = providers[0][0]
+        if self.name == "CUDAExecutionProvider":
+            OneOf.left -= 1
+            if OneOf.left < 0:
+                raise RuntimeError("CUDA failure 2: out of memory")
+        self.session = ORT_SESSION(model, options, providers=["CPUExecutionProvider"], **how)
+
+    def get_providers(self) -> list[str]:
+        return [self.name]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+
+ORT_SESSION = onnxruntime.InferenceSession
+
+
+@pytest.mark.parametrize("route", ["plain", "auto"])
+@pytest.mark.parametrize("loads", [1, 2, 5, 9])
+def test_a_provider_that_loads_no_more_ends_the_campaign(
+    route: str, loads: int, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran_on = list[str]()
+    monkeypatch.setattr(onnxruntime, "InferenceSession", OneOf)
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr("onnxfi.runtime.engines.no_cuda", lambda: None)
+    monkeypatch.setattr("onnxfi.runtime.engines._ON_CUDA", ("CUDAExecutionProvider",))
+    monkeypatch.setattr(
+        OrtSession,
+        "_run_bound",
+        lambda self, feeds, wanted, types, device: (
+            ran_on.append(self.provider) or dict(zip(wanted, self._ort.run(wanted, feeds), strict=True))
+        ),
+    )
+    monkeypatch.setattr(OneOf, "left", loads)
+    with pytest.raises(ProviderError, match="provider 'cuda' does not load: CUDA failure 2: out of memory"):
+        ran(campaign(provider="auto", route=route), here / "s.db")
+    assert set(ran_on) <= {"CUDAExecutionProvider"}, "none on another provider"
+    monkeypatch.setattr(OneOf, "left", 0)
+    assert ran(campaign(provider="auto", route=route), here / "cpu.db")[0].outcome
+    assert meta(here / "cpu.db", "environment")["provider"] == "CPUExecutionProvider"
+    assert "provider: cpu" in meta(here / "cpu.db", "spec"), "what workers are told"
