@@ -25,7 +25,7 @@ def main(folder: Path) -> None:
     def tell(what: str, file: bytes | Path | None) -> None:
         assert file is not None
         faulty = onnxfi.evaluate(file, data, golden=golden).metrics
-        print(f"{what}: accuracy {faulty['top1']:.1%}, {faulty['sdc1']:.1%} of the answers changed")
+        print(f"{what}: accuracy {faulty['top1']:.1%}, {faulty['top1_changed']:.1%} of the answers changed")
 
     # declare_weight_fault_injection(layer_num=[1], k=[15], dim1=[4], dim2=[2], dim3=[1], value=[10000.0])
     drawn = onnxfi.sample(model, sites=["conv2.weight[15,4,2,1]"], fault="set:value=10000")

@@ -22,7 +22,10 @@ BOUNDS = ("min", "max", "max_drop", "max_rise")
 #: Outcomes that exclude each other and leave nothing else: their rates sum to 1.
 _PARTS = (("masked", "sdc", "due"), ("masked_samples", "sdc_samples", "due_samples"), CLASSES)
 #: The first is never above the second.
-_ORDER = (("top1", "top5"), ("sdc5", "sdc1"), ("sdc1", "any_sdc1"))
+_ORDER = (
+    ("top1", "top5"), ("sdc5", "sdc1"), ("critical", "sdc1"), ("sdc1", "any_sdc1"), ("sdc1", "top1_changed"),
+    ("sdc1", "sdc_samples"),
+)  # fmt: skip
 #: Fields of a campaign that a budget leaves open, and why.
 _OPEN = {
     "model": "the command names it",

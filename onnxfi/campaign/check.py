@@ -18,7 +18,7 @@ from typing import Any
 from onnxfi.campaign.budget import Budget, Limit, exclusive
 from onnxfi.campaign.cache import cached_golden
 from onnxfi.campaign.measured import Measured, difference, exact
-from onnxfi.campaign.rates import given
+from onnxfi.campaign.rates import YES_NO, given
 from onnxfi.campaign.runner import Running, run
 from onnxfi.campaign.store import Store, StoreError
 from onnxfi.campaign.values import SpecError
@@ -115,7 +115,9 @@ class Checked:
         m = self.measured
         ran = f"{m.trials:,} trials" if m.trials == m.planned else f"{m.trials:,} of {m.planned:,} trials"
         each = f"each interval holds with {m.confidence:.6g}, all together with {self.confidence:.6g}"
-        return f"{ran} on {m.data}; {each}"
+        counted = dict.fromkeys(f.limit.rate for f in self.findings if f.limit.rate in YES_NO)
+        these = f"; {', '.join(counted)}: of trials on these {m.samples:,} samples, others with more" if counted else ""
+        return f"{ran} on {m.data}; {each}{these}"
 
     def document(self) -> dict[str, Any]:
         """As plain values for JSON; what `--baseline` reads."""

@@ -17,7 +17,7 @@ from onnxfi.faults.trials import json_value
 from onnxfi.graph.output import make_folder
 
 #: What is compared, the first that all have: accuracy, else the share of answers that stay.
-_MEASURES = ("top1", "sdc1", "sdc_samples")
+_MEASURES = ("top1", "top1_changed", "sdc_samples")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.campaign.grid import grid
+from onnxfi.campaign.rates import LABELS
 from onnxfi.campaign.report import Fold, Report
 from onnxfi.campaign.sides import labels
 from onnxfi.campaign.store import Store
@@ -46,8 +47,8 @@ _STYLE: Any = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
 }  # fmt: skip
 #: What the rates are called on axes, each with its unit; the first that a report has is shown.
-ACCURACY = {"top1": "Top-1 accuracy (%)", "sdc1": "SDC-1: answers changed (%)", "sdc": "SDC: trials (%)"}
-PANELS = {"sdc1": "SDC-1\n(% of answers)", "sdc": "SDC\n(% of trials)", "due": "DUE\n(% of trials)"}
+ACCURACY = {"top1": "Top-1 accuracy (%)", "top1_changed": "Top-1 changed (%)", "sdc": "SDC: trials (%)"}
+PANELS = {"sdc1": "SDC-1, silent\n(% of answers)", "sdc": "SDC\n(% of trials)", "due": "DUE\n(% of trials)"}
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _accuracy(found: Sequence[Report]) -> Figure:
         return Figure("accuracy", title, "No bit error rates here: run a sweep with --ber for accuracy over rates.")
     name = next((n for n in ACCURACY if all(_with(one.by_rate, n) for one, _ in swept)), "sdc")
     if name != "top1":
-        title = f"{name.upper()} over bit error rate"
+        title = f"{LABELS[name][0].upper()}{LABELS[name][1:]} over bit error rate"
     series = [(one, label, _with(one.by_rate, name)) for one, label in swept]
     text = " ".join(f"{label}: {_said(rows)}." for _, label, rows in series)
     drawn = "bands" if len(series) <= _MOST_BANDS else "whiskers"
@@ -229,13 +230,14 @@ def _bars(found: Sequence[Report], by: str) -> Figure:
     panels = [n for n in PANELS if any(fold.rate(n) for folds in keyed for fold in folds.values())]
     shown, caption = keys, f"Bars are estimates, whiskers intervals at {_level(found)}."
     if what == "layer" and len(keys) > _MOST_LAYERS:
-        worst = {k: max((i.estimate for f in keyed if k in f and (i := f[k].rate(panels[0]))), default=0) for k in keys}
+        rates = [{k: i.estimate for k, fold in f.items() if (i := fold.estimated(panels[0]))} for f in keyed]
+        worst = {k: max(each.get(k, 0) for each in rates) for k in keys}
         kept = set(sorted(keys, key=lambda k: -worst[k])[:_MOST_LAYERS])
         shown = [key for key in keys if key in kept]
         caption += f" {_MOST_LAYERS} of {len(keys):,} layers, those with the highest rates; the table has all."
     names = labels(found)
     text = " ".join(
-        f"{label}, {n}: {_said([(k, i) for k in shown if k in folds and (i := folds[k].rate(n))])}."
+        f"{label}, {n}: {_said([(k, i) for k in shown if k in folds and (i := folds[k].estimated(n))])}."
         for label, folds in zip(names, keyed, strict=True)
         for n in panels
     )
@@ -247,7 +249,7 @@ def _rows(keyed: Sequence[dict[str, Fold]], keys: Sequence[str], name: str) -> I
     """For each report its bars: where they stand beside the key's place, their values and whiskers."""
     width = 0.8 / len(keyed)
     for k, folds in enumerate(keyed):
-        bars = [(at, i) for at, key in enumerate(keys) if key in folds and (i := folds[key].rate(name))]
+        bars = [(at, i) for at, key in enumerate(keys) if key in folds and (i := folds[key].estimated(name))]
         offset = (k - (len(keyed) - 1) / 2) * width
         yield k, width, np.array([at + offset for at, _ in bars]), [i for _, i in bars]
 

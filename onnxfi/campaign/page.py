@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.figures import Figure, figures, needs, plain, unit
+from onnxfi.campaign.notes import notes
+from onnxfi.campaign.rates import LABELS
 from onnxfi.campaign.report import Fold, Report
 from onnxfi.campaign.sides import labels, sides
 from onnxfi.campaign.specfile import command_line, parse_spec
@@ -27,10 +29,7 @@ from onnxfi.faults.statistics import Interval
 from onnxfi.graph.output import temporary
 
 #: Rates that tables show, and what they are called there.
-RATES = (
-    ("top1", "Top-1"), ("sdc1", "SDC-1"), ("any_sdc1", "Any SDC-1"), ("sdc", "SDC"), ("due", "DUE"),
-    ("masked", "Masked"),
-)  # fmt: skip
+SHOWN = tuple((name, LABELS[name]) for name in ("top1", "top1_changed", "sdc1", "any_sdc1", "sdc", "due", "masked"))
 _MOST_HARMFUL, _MOST_FAULTS = 20, 3
 
 
@@ -114,7 +113,7 @@ def page(found: Sequence[Report]) -> str:
     frame.filters |= {"share": _share, "plain": lambda text: plain(str(text), 1 << 20), "image": _image}
     digests = {name: _digest(text) for name, text in (("style", style), ("script", script))}
     return frame.from_string(body).render(
-        style=style, script=script, digests=digests, figures=figures(found), shows=shows, rates=RATES,
+        style=style, script=script, digests=digests, figures=figures(found), shows=shows, rates=SHOWN,
         sides=[(side, _line(side.fold)) for side in sides(found)] if len(found) > 1 else [],
         title=" and ".join(labels(found)) if len(found) < 3 else f"{len(found)} campaigns",
     )  # fmt: skip
@@ -129,7 +128,7 @@ def _image(figure: Figure) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f} %"
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.2f} %"
 
 
 def _shown(one: Report, label: str) -> dict[str, Any]:
@@ -145,12 +144,12 @@ def _shown(one: Report, label: str) -> dict[str, Any]:
     return {
         "label": label, "report": one, "harmful": harmful(one.store), "command": _command(spec, one.store),
         "tables": [(title, key, [_line(fold) for fold in folds]) for title, key, folds in tables if folds],
-        "settings": _settings(one, canary, limits),
+        "settings": _settings(one, canary, limits), "notes": list(notes(one)),
     }  # fmt: skip
 
 
 def _line(fold: Fold) -> tuple[Fold, list[Interval | None]]:
-    return fold, [fold.rate(name) for name, _ in RATES]
+    return fold, [fold.rate(name) for name, _ in SHOWN]
 
 
 def _command(spec: str | None, store: Path) -> str:

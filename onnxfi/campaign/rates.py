@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from onnxfi.campaign.store import Row
 
 OUTCOMES = ("masked", "sdc", "due")
-#: Yes/no outcomes of trials: the rate at which any sample's top-1 changes depends on the number of samples.
+#: Yes/no outcomes of trials. Each depends on the number of samples: of more of them, one is sooner another.
 YES_NO: dict[str, Callable[[Row], bool]] = {
     "masked": lambda row: row.outcome == "masked",
     "sdc": lambda row: row.outcome == "sdc",
@@ -24,6 +24,7 @@ SHARES = (
     "top5",
     "sdc1",
     "sdc5",
+    "top1_changed",
     "critical",
     "nonfinite",
     "masked_samples",
@@ -32,6 +33,11 @@ SHARES = (
     *CLASSES,
 )
 RATES = (*YES_NO, *SHARES)
+#: What rates are called for people; each name has one definition (docs/campaigns.md).
+LABELS = {
+    "top1": "top-1", "top5": "top-5", "top1_changed": "top-1 changed", "sdc1": "SDC-1 (silent)",
+    "any_sdc1": "any SDC-1", "sdc": "SDC", "due": "DUE", "masked": "masked", "sdc_samples": "changed samples",
+}  # fmt: skip
 _LABELLED = ("top1", "top5", "critical")
 #: Rates that need no classifier.
 _ANY_OUTPUT = (*OUTCOMES, "nonfinite", "masked_samples", "sdc_samples", "due_samples")

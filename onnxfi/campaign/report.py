@@ -8,30 +8,36 @@ memory are sums.
 
 from __future__ import annotations
 
-import csv
-import io
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.campaign.outcomes import CLASSES, unpacked
+from onnxfi.campaign.outcomes import unpacked
 from onnxfi.campaign.rates import OUTCOMES, RATES, SHARES, YES_NO, value
 from onnxfi.campaign.rounds import Look, look_at
 from onnxfi.campaign.scored import Record
 from onnxfi.campaign.store import Store, StoreError
 from onnxfi.errors import OutputError
-from onnxfi.faults.statistics import Interval, Stratum, clopper_pearson, sample_error, stratified_interval
+from onnxfi.faults.statistics import (
+    Interval,
+    Stratum,
+    clopper_pearson,
+    sample_error,
+    stratified_interval,
+)
 from onnxfi.faults.trials import json_value
-from onnxfi.graph.output import make_folder, temporary
 
 #: Sums over trials: how many have a rate, the sum of its values and of their squares ([rates, 3]).
 Sums = NDArray[np.float64]
+#: Trials of an adaptive campaign from which the rate in a part of its faults is estimated.
+FEWEST = 30
 #: Where a trial belongs: its stratum, and its layer and bit.
 Key = tuple[int, str | None, int | None]
 
@@ -47,7 +53,8 @@ class Rate:
     def row(self) -> dict[str, Any]:
         """As plain values for JSON."""
         i = self.interval
-        ends = {"value": json_value(i.estimate), "low": json_value(i.low), "high": json_value(i.high)}
+        value = None if math.isnan(i.estimate) else i.estimate
+        ends = {"value": value, "low": json_value(i.low), "high": json_value(i.high)}
         return {"name": self.name, "of": self.of, **ends}
 
 
@@ -65,6 +72,11 @@ class Fold:
         """The interval of a rate; None where these trials do not have it."""
         return next((r.interval for r in self.rates if r.name == name), None)
 
+    def estimated(self, name: str) -> Interval | None:
+        """The interval of a rate that has an estimate; in an adaptive campaign some have none."""
+        found = self.rate(name)
+        return None if found is None or math.isnan(found.estimate) else found
+
     def row(self) -> dict[str, Any]:
         """As plain values for JSON."""
         return {
@@ -75,7 +87,10 @@ class Fold:
 
 @dataclass(frozen=True)
 class Report:
-    """A campaign's results, folded. `samples` is what the choice of samples adds to the SDC-1 rate.
+    """A campaign's results, folded.
+
+    `samples` is what the choice of samples adds to the SDC-1 rate: the interval of its mean over all samples of this
+    kind; `others` where as many other samples would put it (None where these tell nothing of that).
 
     Of an adaptive campaign `look` is what it measures; `by_bit` goes by the fields of bits that it drew from, and only
     trials of complete rounds count.
@@ -93,8 +108,14 @@ class Report:
     by_layer: tuple[Fold, ...]
     by_bit: tuple[Fold, ...]
     samples: Interval | None
+    others: Interval | None
     strata: tuple[dict[str, Any], ...]
     look: Look | None = None
+
+    @property
+    def judged(self) -> int:
+        """How many samples each trial is judged on."""
+        return int(self.golden.get("judged", self.golden["samples"]))
 
     def details(self) -> Iterator[dict[str, Any]]:
         """One row a trial, read from the store: what it was, its outcome, its metrics."""
@@ -122,7 +143,8 @@ class Report:
             "store": str(self.store), "trials": self.everything.trials, "planned": self.planned,
             "errors": self.errors, "confidence": self.confidence, "outcomes": self.everything.outcomes,
             "rates": [rate.row() for rate in self.everything.rates],
-            "golden": self.golden["metrics"], "samples": self.golden["samples"], "data": self.golden["data"],
+            "golden": self.golden["metrics"], "samples": self.golden["samples"], "judged": self.judged,
+            "data": self.golden["data"], "scores": self.golden.get("kind"),
             "adaptive": None if self.look is None else self.look.row(),
         }  # fmt: skip
 
@@ -130,7 +152,8 @@ class Report:
         """Everything, as plain values for JSON."""
         folds = {name: [fold.row() for fold in getattr(self, name)] for name in ("by_rate", "by_layer", "by_bit")}
         spread = None if self.samples is None else Rate("sdc1", "samples", self.samples).row()
-        return {**self.summary(), **folds, "sample_error": spread}
+        others = None if self.others is None else Rate("sdc1", "samples", self.others).row()
+        return {**self.summary(), **folds, "sample_error": spread, "other_samples": others}
 
 
 def report(store: str | Path, *, confidence: float | None = None) -> Report:
@@ -172,22 +195,31 @@ def report(store: str | Path, *, confidence: float | None = None) -> Report:
         tuple(fold(layer, layer=layer) for layer in dict.fromkeys(layer for layer, _, _ in cells)),
         tuple(fold(str(bit), bit=bit) for bit in sorted({bit for _, bit, _ in cells if bit is not None})),
         None if samples is None or len(rates) > 1 else sample_error(samples, confidence),
+        None if samples is None or len(rates) > 1 else _others(samples, confidence),
         strata,
         look,
     )  # fmt: skip
 
 
+def _others(samples: NDArray[np.float64], confidence: float) -> Interval | None:
+    """Where as many other samples would put the rate; None where all of these are alike, which tells nothing."""
+    return sample_error(samples, confidence, again=True) if np.ptp(samples) > 0 else None
+
+
 def _scored(
     store: Store, samples: int, confidence: float
-) -> tuple[Fold, tuple[Fold, ...], tuple[Fold, ...], tuple[Fold, ...], Interval | None]:
-    """All, by rate, by layer and by bit of an adaptive campaign, and what the choice of samples adds."""
+) -> tuple[Fold, tuple[Fold, ...], tuple[Fold, ...], tuple[Fold, ...], Interval | None, Interval | None]:
+    """All, by rate, by layer and by bit of an adaptive campaign, and the two intervals over samples."""
     record = Record.of(store)
 
     def fold(key: str, inside: Iterable[bool]) -> Fold:
         strata = np.flatnonzero(list(inside))
         values = record.values[record.within(strata)]
         outcomes = {name: int(values[:, RATES.index(name)].sum()) for name in OUTCOMES}
-        rates = tuple(Rate(name, _of(name), i) for name, i in record.intervals(strata, confidence).items())
+        rates = tuple(
+            Rate(name, _of(name), _told(i, values[:, RATES.index(name)], whole=key == "all"))
+            for name, i in record.intervals(strata, confidence).items()
+        )
         return Fold(key, len(values), int(record.layout.sizes[strata].sum()), outcomes, rates)
 
     everything = fold("all", [True] * len(record.layers))
@@ -195,11 +227,28 @@ def _scored(
     fields = [name for name in dict.fromkeys(record.fields) if not name.endswith("words")]
     by_bit = tuple(fold(name, [name == one for one in record.fields]) for name in fields)
     each, rate = record.samples(store, samples), everything.rate("sdc1")
-    if each is None or rate is None:
-        return everything, (), by_layer, by_bit, None
-    spread, p = sample_error(each, confidence), rate.estimate
+    if each is None or rate is None or math.isnan(rate.estimate):
+        return everything, (), by_layer, by_bit, None, None
+    spread, others = sample_error(each, confidence), _others(each, confidence)
+    around = partial(_around, rate.estimate)
+    return everything, (), by_layer, by_bit, around(spread), None if others is None else around(others)
+
+
+def _told(i: Interval, seen: NDArray[np.float64], *, whole: bool) -> Interval:
+    """An interval of an adaptive campaign without its estimate (NaN) where that rests on what was expected, not seen.
+
+    The estimate starts from what trials of the same bits in other layers gave. Of a part of the faults it is shown from
+    30 trials on, and nowhere beyond all that the trials showed; its ends hold all the same.
+    """
+    enough = whole or len(seen) >= FEWEST
+    within = seen.min() - 1e-9 <= i.estimate <= seen.max() + 1e-9
+    return i if enough and within else replace(i, estimate=math.nan)
+
+
+def _around(p: float, spread: Interval) -> Interval:
+    """An interval as wide, about another estimate."""
     low, high = max(p - spread.half_width, 0.0), min(p + spread.half_width, 1.0)
-    return everything, (), by_layer, by_bit, replace(spread, low=low, high=high, estimate=p)
+    return replace(spread, low=low, high=high, estimate=p)
 
 
 def _of(name: str) -> str:
@@ -287,71 +336,3 @@ class _Folder:
             return clopper_pearson(round(hits), int(n), self.confidence, population=population)
         strata = [Stratum(population, int(n), total, squares) for (n, total, squares), population in parts]
         return stratified_interval(strata, self.confidence)
-
-
-def classes(found: Report) -> list[dict[str, Any]]:
-    """The table of Gogebakan et al. (SpikingJET, 2024): a row a layer; the shares from fully masked to DUE sum to 1.
-
-    `faults` counts the trials, `injections` the samples that were run under them. Empty where nothing is classified,
-    trials strike many layers at once, or an adaptive campaign estimates each class by itself, so that they sum to 1
-    only about.
-    """
-    golden = found.golden["metrics"].get("top1")
-    rows: list[dict[str, Any]] = []
-    if found.look is not None:
-        return rows
-    for fold in found.by_layer:
-        shares = [fold.rate(name) for name in CLASSES]
-        if all(shares) and fold.trials:
-            row: dict[str, Any] = {
-                "layer": fold.key, "faults": fold.trials,
-                "injections": fold.trials * found.golden.get("judged", found.golden["samples"]),
-            }  # fmt: skip
-            row |= {name.removeprefix("class_"): i.estimate for name, i in zip(CLASSES, shares, strict=True) if i}
-            accuracy = fold.rate("top1")
-            rows.append(row | ({"faulty_accuracy": accuracy.estimate, "golden_accuracy": golden} if accuracy else {}))
-    return rows
-
-
-def write_csv(found: Report, folder: str | Path) -> list[Path]:
-    """Write the report as CSV files into a folder; returns what was written.
-
-    `detail.csv` has a line a trial, `summary.csv` the rates of all trials with the ends of their intervals; the same by
-    rate, layer and bit stands in `rates.csv`, `layers.csv` and `bits.csv`, where there are such, and what `classes`
-    says in `classes.csv`.
-    """
-    place = Path(folder)
-    tables: dict[str, Iterable[dict[str, Any]]] = {
-        "detail": found.details(),
-        "summary": [_flat("", found.everything, found)],
-        "rates": [_flat("ber", fold, found) for fold in found.by_rate],
-        "layers": [_flat("layer", fold, found) for fold in found.by_layer],
-        "bits": [_flat("bit", fold, found) for fold in found.by_bit],
-        "classes": classes(found),
-    }
-    make_folder(place)
-    return [_table(place / f"{name}.csv", rows) for name, rows in tables.items() if rows]
-
-
-def _flat(key: str, fold: Fold, found: Report) -> dict[str, Any]:
-    """A fold as one line: what it is, its counts, golden's accuracy, then value and ends of each rate."""
-    row: dict[str, Any] = {key: fold.key} if key else {}
-    row |= {"trials": fold.trials, "population": fold.population}
-    row |= {f"trials_{name}": n for name, n in fold.outcomes.items()}
-    row |= {f"golden_{name}": found.golden["metrics"].get(name) for name in ("top1", "top5")}
-    for name in (*SHARES, *YES_NO):
-        i = fold.rate(name)
-        row |= {name: i and i.estimate, f"{name}_low": i and i.low, f"{name}_high": i and i.high}
-    return row
-
-
-def _table(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
-    with temporary([path]) as (stream,):
-        text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
-        table = csv.writer(text)
-        for number, row in enumerate(rows):
-            if not number:
-                table.writerow(row)
-            table.writerow(f"{v:.12g}" if isinstance(v, float) else "" if v is None else v for v in row.values())
-        text.detach()
-    return path

@@ -315,7 +315,8 @@ def _agree(store: Store, bench: Bench, plan: Plan, golden: Golden) -> None:
     found |= {"samples": bench.data.samples, "data": bench.data.description, "synthetic": bench.data.synthetic}
     # Where each trial is one fault in one sample, it is judged on that sample alone.
     judged = 1 if plan.of_singles and all(t.samples for t in plan.targets) else bench.data.samples
-    store.put(golden=found | {"output": bench.output, "judged": judged})
+    kind = golden.kind if golden.classifier else None
+    store.put(golden=found | {"output": bench.output, "judged": judged, "kind": kind})
 
 
 def _job(

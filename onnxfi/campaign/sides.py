@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxfi.campaign.report import Fold, Report, write_csv
+from onnxfi.campaign.report import Fold, Report
+from onnxfi.campaign.tables import write_csv
 from onnxfi.graph.output import make_folder, scratch, temporary
 
 

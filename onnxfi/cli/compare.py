@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from onnxfi.campaign.runner import Running
     from onnxfi.campaign.spec import Campaign
 
-_LABELS = {"top1": "top-1", "sdc1": "SDC-1", "sdc_samples": "changed samples", "sdc": "SDC"}
-
 
 @click.command("compare", short_help="Run the same sweep on several versions of a network.")
 @click.argument("models", metavar="MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -116,6 +114,7 @@ def _sweep(model: Path, given: dict[str, Any]) -> Campaign:
 
 
 def _print(found: Comparison) -> None:
+    from onnxfi.campaign.rates import LABELS
     from onnxfi.cli.show import number, say, table
 
     names = [Path(v.model).stem for v in found.versions]
@@ -129,7 +128,7 @@ def _print(found: Comparison) -> None:
         cells = [found.cell(v, rate) for v in found.versions]
         texts = ["-" if i is None else f"{i.estimate:.2%} [{i.low:.2%}, {i.high:.2%}]" for i in cells]
         rows.append((f"{rate:g}", *texts))
-    title = f"{_LABELS[found.measure]} over rate per {found.versions[0].unit}, intervals at {found.confidence:.4g}"
+    title = f"{LABELS[found.measure]} over rate per {found.versions[0].unit}, intervals at {found.confidence:.4g}"
     table(title, ("Rate", *(f">{name}" for name in names)), rows)
     first = found.versions[0].found
     fewest = min((f.trials for v in found.versions for f in v.found.by_rate), default=0)

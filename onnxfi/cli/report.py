@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,8 +46,9 @@ def command(
     onnxfi report net.onnxfi.db --html net.html
     onnxfi report fp32.db int8.db --figures figures
     """
-    from onnxfi.campaign.report import report, write_csv
+    from onnxfi.campaign.report import report
     from onnxfi.campaign.sides import write_csv_of_all
+    from onnxfi.campaign.tables import write_csv
     from onnxfi.cli.show import document, say
     from onnxfi.graph.output import check_folder
 
@@ -95,11 +97,12 @@ def _drawable(html: Path | None, stores: tuple[Path, ...]) -> None:
 
 def _print_sides(found: Sequence[Report]) -> None:
     """Several reports, a line each."""
+    from onnxfi.campaign.notes import of_trials
     from onnxfi.campaign.sides import sides
-    from onnxfi.cli.show import number, table
+    from onnxfi.cli.show import number, say, table
 
     lines = sides(found)
-    shown = [(name, label) for name, label in _COLUMNS if any(side.fold.rate(name) for side in lines)]
+    shown = _columns([side.fold for side in lines])
     rows = [
         (
             side.label, side.ber or "-", f"{side.fold.trials:,}",
@@ -112,11 +115,14 @@ def _print_sides(found: Sequence[Report]) -> None:
         f"Side by side, intervals at {levels}",
         ("Campaign", ">Rate", ">Trials", ">Golden top-1", *(f">{label}" for _, label in shown)), rows,
     )  # fmt: skip
+    if told := of_trials([one.judged for one in found]):
+        say(told)
 
 
 def print_report(found: Report) -> None:
     """Print a report to the terminal."""
-    from onnxfi.campaign.report import classes
+    from onnxfi.campaign.notes import notes
+    from onnxfi.campaign.tables import classes
     from onnxfi.cli.show import count, note, number, say, table
 
     metrics, level = found.golden["metrics"], f"intervals at {100 * found.confidence:.4g} %"
@@ -141,9 +147,8 @@ def print_report(found: Report) -> None:
         table("Classes by layer, shares of the injections", _CLASSES[: len(shares[0])], shares)
     if found.by_bit:
         _table(f"By bit, {level}", ">Bit", [fold for fold in found.by_bit if fold.trials])
-    if found.samples is not None and found.look is None:
-        low, high = _share(found.samples.low), _share(found.samples.high)
-        say(f"other samples of this kind, {found.golden['samples']:,} again, would put SDC-1 between {low} and {high}")
+    for line in notes(found):
+        say(line)
     if found.errors:
         note(
             f"{count(found.errors, 'trial')} ended in an error of the harness and count in no rate; run again to repeat"
@@ -177,17 +182,20 @@ def _told(found: Report, look: Look) -> Iterator[str]:
     if look.rate == "any_sdc1":
         yield f"  any_sdc1 depends on the number of samples: it is that of these {samples:,}, and grows with more"
     if found.samples is not None:
-        yield f"  the choice of these {samples:,} samples adds ±{100 * found.samples.half_width:.3g} points to SDC-1, however many trials run"
+        yield (
+            f"  the choice of these {samples:,} samples adds ±{100 * found.samples.half_width:.3g} points to SDC-1, "
+            f"however many trials run"
+        )
 
 
-_COLUMNS = (("top1", "top-1"), ("sdc1", "SDC-1"), ("any_sdc1", "any SDC-1"), ("sdc", "SDC"), ("due", "DUE"))
+_COLUMNS = ("top1", "sdc1", "any_sdc1", "sdc", "due")
 _CLASSES = (
     *(
         "Layer",
         ">Faults",
         ">Injections",
         ">Fully masked",
-        ">SDC-1",
+        ">SDC-1 (silent)",
         ">0-5 %",
         ">5-10 %",
         ">10-20 %",
@@ -198,10 +206,19 @@ _CLASSES = (
 )
 
 
+def _columns(folds: Sequence[Fold]) -> list[tuple[str, str]]:
+    """The rates that a table shows, and what they are called; without accuracies how often the top-1 is another."""
+    from onnxfi.campaign.rates import LABELS
+
+    labelled = any(fold.rate("top1") for fold in folds)
+    names = _COLUMNS if labelled else ("top1_changed", *_COLUMNS[1:])
+    return [(name, LABELS[name]) for name in names if any(fold.rate(name) for fold in folds)]
+
+
 def _table(title: str, key: str, folds: Sequence[Fold]) -> None:
     from onnxfi.cli.show import table
 
-    shown = [(name, label) for name, label in _COLUMNS if any(fold.rate(name) for fold in folds)]
+    shown = _columns(folds)
     rows = [(fold.key, f"{fold.trials:,}", *(_cell(fold.rate(name)) for name, _ in shown)) for fold in folds]
     table(title, (key, ">Trials", *(f">{label}" for _, label in shown)), rows)
 
@@ -211,8 +228,11 @@ def _share(value: float) -> str:
 
 
 def _cells(i: Interval) -> tuple[str, str, str]:
-    return _share(i.estimate), _share(i.low), _share(i.high)
+    return "-" if math.isnan(i.estimate) else _share(i.estimate), _share(i.low), _share(i.high)
 
 
 def _cell(i: Interval | None) -> str:
-    return "-" if i is None else f"{100 * i.estimate:.2f} % [{100 * i.low:.2f}, {100 * i.high:.2f}]"
+    if i is None:
+        return "-"
+    value = "-" if math.isnan(i.estimate) else f"{100 * i.estimate:.2f} %"
+    return f"{value} [{100 * i.low:.2f}, {100 * i.high:.2f}]"

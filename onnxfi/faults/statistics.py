@@ -364,10 +364,9 @@ def mean_interval(
 def t_interval(values: ArrayLike, confidence: float = 0.99) -> Interval:
     """Return Student's interval of the mean of a metric without bounds, such as a largest deviation.
 
-    mean ± t s / sqrt(n), n - 1 degrees of freedom, in the metric's unit. It presumes about normal means and
-    is blind to rare events not yet met: use `mean_interval` for rates and accuracies. A NaN or an infinity
-    leaves no mean: a NaN estimate and infinite ends (count such trials as DUE, leave them out to describe the
-    rest). Fewer than two values have infinite ends too.
+    mean ± t s / sqrt(n), n - 1 degrees of freedom, in the metric's unit. It presumes about normal means and is
+    blind to rare events not yet met: use `mean_interval` for rates and accuracies. A NaN or an infinity leaves no
+    mean: a NaN estimate and infinite ends (count such trials as DUE). Fewer than two values have such ends too.
 
     >>> found = t_interval([1.0, 2.0, 3.0, 4.0], 0.95)
     >>> round(found.low, 3), found.estimate, round(found.high, 3)
@@ -385,15 +384,17 @@ def t_interval(values: ArrayLike, confidence: float = 0.99) -> Interval:
     return Interval(mean - reach, mean + reach, mean, "t", confidence)
 
 
-def sample_error(rates: ArrayLike, confidence: float = 0.99) -> Interval:
+def sample_error(rates: ArrayLike, confidence: float = 0.99, *, again: bool = False) -> Interval:
     """Return the second interval of a rate: what the choice of test samples adds, however many trials ran.
 
     `rates` [n_samples] is one rate a sample: the share of trials in which its answer failed. mean ± t s /
-    sqrt(n_samples), cut to [0, 1], says how far the rate would move with other samples of the same kind; the
-    interval over trials holds for these samples alone. InputError for a rate outside [0, 1].
+    sqrt(n_samples), cut to [0, 1], holds the mean over *all* samples of this kind. With `again` that of as many
+    others: sqrt(2) wider, and [0, 1] where all rates are equal, which tells nothing. The interval over trials
+    holds for these samples alone. InputError for a rate outside [0, 1].
 
     >>> round(sample_error([0.01, 0.02, 0.01, 0.0, 0.03, 0.01], 0.95).half_width, 4)
     0.0108
     """
     found = t_interval(_inside(rates, 0.0, 1.0), confidence)
-    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0), method="t over samples")
+    more = (math.sqrt(2) - 1) * found.half_width or math.inf if again else 0.0
+    return replace(found, low=max(found.low - more, 0.0), high=min(found.high + more, 1.0), method="t over samples")

@@ -18,11 +18,12 @@ from onnxfi.campaign.export import export_trial
 from onnxfi.campaign.merge import merge
 from onnxfi.campaign.plan import Plan, make_plan, write_plan
 from onnxfi.campaign.reach import Reach
-from onnxfi.campaign.report import classes, report
+from onnxfi.campaign.report import report
 from onnxfi.campaign.runner import plan, run
 from onnxfi.campaign.spec import Campaign, Part
 from onnxfi.campaign.specfile import load_spec, print_spec
 from onnxfi.campaign.store import Store
+from onnxfi.campaign.tables import classes
 from onnxfi.campaign.values import SpecError
 from onnxfi.errors import FaultListError, InputError, SelectorError
 from onnxfi.faults.faultlist import Lines

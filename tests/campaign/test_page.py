@@ -184,7 +184,7 @@ def test_axes_have_names_and_units_and_colours_differ_in_grey(here: Path) -> Non
 def test_what_a_figure_needs_and_a_store_lacks_is_said(here: Path) -> None:
     samples(here, labels=False)
     swept = figures([sweep(here)])
-    assert "Without labels there is no accuracy" in swept[0].caption and swept[0].title == "SDC1 over bit error rate"
+    assert "Without labels there is no accuracy" in swept[0].caption and swept[0].title.startswith("Top-1 changed over")
     assert [figure.draw is None for figure in swept] == [False, True, True, True]
     words = figures([singles(here, "zero.db", fault="zero")])
     assert words[1].draw is not None and "these faults strike whole words" in words[2].caption + words[3].caption

@@ -20,10 +20,11 @@ from tiny import altered, mlp, ran, samples, save
 
 from onnxfi.campaign.outcomes import CLASSES, unpacked
 from onnxfi.campaign.rates import SHARES, YES_NO
-from onnxfi.campaign.report import Fold, Report, classes, report, write_csv
+from onnxfi.campaign.report import Fold, Report, report
 from onnxfi.campaign.runner import run
 from onnxfi.campaign.spec import Campaign, Part
 from onnxfi.campaign.store import StoreError
+from onnxfi.campaign.tables import classes, write_csv
 from onnxfi.errors import OutputError
 from onnxfi.faults.statistics import Stratum, clopper_pearson, stratified_interval
 

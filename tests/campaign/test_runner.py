@@ -154,10 +154,10 @@ def test_a_metric_that_raises_is_no_outcome_and_its_trial_runs_again(
     ran(campaign(), here / "whole.db")
     calls = itertools.count()
 
-    def breaks(golden: Any, faulty: Any, labels: Any) -> float:
+    def breaks(pair: Any) -> float:
         if next(calls) % 3 == 2:
             raise ZeroDivisionError("a metric went wrong")
-        return METRICS_CHANGED(golden, faulty, labels)
+        return METRICS_CHANGED(pair)
 
     METRICS_CHANGED = METRICS["changed"].function
     broken = Metric("changed", breaks, unchanged=0.0, reshaped=1.0)

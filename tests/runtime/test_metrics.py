@@ -167,12 +167,23 @@ def test_the_top_five_hold_the_top_one(pair: Pair) -> None:
 
 @laws
 @given(pair=outputs())
-def test_sdc1_is_the_accuracy_lost_on_golden_answers(pair: Pair) -> None:
+def test_another_top_1_is_the_accuracy_lost_on_golden_answers(pair: Pair) -> None:
     golden, faulty, _ = pair
     assume(not np.isnan(golden).any())
-    assert METRICS["sdc1"](golden, faulty) == pytest.approx(
+    assert METRICS["top1_changed"](golden, faulty) == pytest.approx(
         1 - METRICS["top1"](golden, faulty, golden.argmax(1).astype(np.int64))
     )
+
+
+@laws
+@given(pair=outputs())
+def test_sdc1_is_silent(pair: Pair) -> None:
+    golden, faulty, _ = pair
+    assert METRICS["sdc1"](golden, faulty) <= METRICS["top1_changed"](golden, faulty)
+    finite = np.isfinite(faulty).all(axis=1)
+    assert METRICS["sdc1"](golden[finite], faulty[finite]) == METRICS["top1_changed"](golden[finite], faulty[finite])
+    told = ~finite & np.isfinite(golden).all(axis=1)
+    assert METRICS["sdc1"](golden[told], faulty[told]) == 0.0
 
 
 @laws
@@ -216,23 +227,33 @@ def test_accuracy_with_ties_and_nan(faulty: list[float], label: int, top1: float
     assert measure("top5", [ROW], [faulty], labels) == top5
 
 
+NAN_LAST = [0, 0, 0, 0, 0, NAN]
+
+
 @pytest.mark.parametrize(
-    ("golden", "faulty", "sdc1", "sdc5"),
+    ("golden", "faulty", "sdc1", "sdc5", "top1_changed"),
     [
-        (FIVE, FIVE, 0.0, 0.0),
-        (FIVE, [9, 4, 3, 2, 1, 0], 0.0, 0.0),
-        (FIVE, [4, 5, 3, 2, 1, 0], 1.0, 0.0),
-        (FIVE, [-1, 5, 4, 3, 2, 1], 1.0, 1.0),
-        (FIVE, [1, 5, 4, 3, 2, 1], 1.0, 0.0),
-        (FIVE, [5, 4, 3, 2, 1, NAN], 1.0, 1.0),
-        ([0, 0, 0, 0, 0, NAN], FIVE, 1.0, 1.0),
-        ([0, 0, 0, 0, 0, NAN], [0, 0, 0, 0, 0, NAN], 0.0, 0.0),
-        ([0, 0, 0, 0, 0, NAN], [0, 0, 0, 0, 1, NAN], 1.0, 1.0),
+        (FIVE, FIVE, 0.0, 0.0, 0.0),
+        (FIVE, [9, 4, 3, 2, 1, 0], 0.0, 0.0, 0.0),
+        (FIVE, [4, 5, 3, 2, 1, 0], 1.0, 0.0, 1.0),
+        (FIVE, [-1, 5, 4, 3, 2, 1], 1.0, 1.0, 1.0),
+        (FIVE, [1, 5, 4, 3, 2, 1], 1.0, 0.0, 1.0),
+        (FIVE, [5, 4, 3, 2, 1, NAN], 0.0, 0.0, 1.0),  # another top-1, but detected
+        (FIVE, [5, INF, 3, 2, 1, 0], 0.0, 0.0, 1.0),
+        (FIVE, [INF, 4, 3, 2, 1, 0], 0.0, 0.0, 0.0),
+        ([5, INF, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0], 1.0, 0.0, 1.0),
+        ([5, 4, 3, 2, 1, -INF], [4, 5, 3, 2, 1, -INF], 1.0, 0.0, 1.0),  # golden's own infinity tells nothing
+        (NAN_LAST, FIVE, 1.0, 1.0, 1.0),
+        (NAN_LAST, NAN_LAST, 0.0, 0.0, 0.0),
+        (NAN_LAST, [0, 0, 0, 0, 1, NAN], 1.0, 1.0, 1.0),
     ],
 )
-def test_silent_corruption(golden: list[float], faulty: list[float], sdc1: float, sdc5: float) -> None:
+def test_silent_corruption(
+    golden: list[float], faulty: list[float], sdc1: float, sdc5: float, top1_changed: float
+) -> None:
     assert measure("sdc1", [golden], [faulty]) == sdc1
     assert measure("sdc5", [golden], [faulty]) == sdc5
+    assert measure("top1_changed", [golden], [faulty]) == top1_changed
 
 
 def test_shares_are_over_samples_or_elements() -> None:
@@ -382,8 +403,28 @@ def test_kinds_of_scores() -> None:
     assert score_kind(half) == "probabilities"
     assert score_kind(np.array([[0.5, 0.5], [0.5, 0.6]])) == "logits"
     assert score_kind(np.array([[NAN, 1.0]])) == "logits"
+    np.testing.assert_array_equal(probabilities(counts), [[3.0, 5.0, 0.0]])
     with pytest.raises(InputError, match="no kind of scores 'logit'; closest: 'logits'"):
         probabilities(counts, "logit")
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [
+        ([[8, 0, 3], [0, 0, 0]], "counts"),
+        ([[8, 0, 1024], [0, 0, 1]], "counts"),
+        ([[-0.0, 2.0, 0.0]], "counts"),
+        ([[8, 0, 3], [0, 0, 0.5]], "logits"),
+        ([[8, 0, 3], [0, 0, -1]], "logits"),
+        ([[8, 0, 1025]], "logits"),
+        ([[8, 0, INF]], "logits"),
+        ([[1, 0, 0], [0, 0, 1]], "probabilities"),  # either is read as it is
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16])
+def test_small_whole_numbers_are_spike_counts(rows: list[list[float]], kind: str, dtype: Any) -> None:
+    scores = np.array(rows).astype(dtype)
+    assert score_kind(scores) == ("counts" if dtype is ml_dtypes.bfloat16 and rows[0][2] == 1025 else kind)
 
 
 def test_scores_that_are_not_finite() -> None:

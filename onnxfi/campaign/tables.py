@@ -1,0 +1,82 @@
+"""A report as tables: the classes of published ones by layer, and CSV files."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from onnxfi.campaign.outcomes import CLASSES
+from onnxfi.campaign.rates import SHARES, YES_NO
+from onnxfi.campaign.report import Fold, Report
+from onnxfi.graph.output import make_folder, temporary
+
+
+def classes(found: Report) -> list[dict[str, Any]]:
+    """The table of Gogebakan et al. (SpikingJET, 2024): a row a layer; the shares from fully masked to DUE sum to 1.
+
+    `faults` counts the trials, `injections` the samples that were run under them. Empty where nothing is classified,
+    trials strike many layers at once, or an adaptive campaign estimates each class by itself, so that they sum to 1
+    only about.
+    """
+    golden = found.golden["metrics"].get("top1")
+    rows: list[dict[str, Any]] = []
+    if found.look is not None:
+        return rows
+    for fold in found.by_layer:
+        shares = [fold.rate(name) for name in CLASSES]
+        if all(shares) and fold.trials:
+            row: dict[str, Any] = {
+                "layer": fold.key, "faults": fold.trials,
+                "injections": fold.trials * found.judged,
+            }  # fmt: skip
+            row |= {name.removeprefix("class_"): i.estimate for name, i in zip(CLASSES, shares, strict=True) if i}
+            accuracy = fold.rate("top1")
+            rows.append(row | ({"faulty_accuracy": accuracy.estimate, "golden_accuracy": golden} if accuracy else {}))
+    return rows
+
+
+def write_csv(found: Report, folder: str | Path) -> list[Path]:
+    """Write the report as CSV files into a folder; returns what was written.
+
+    `detail.csv` has a line a trial, `summary.csv` the rates of all trials with the ends of their intervals; the same by
+    rate, layer and bit stands in `rates.csv`, `layers.csv` and `bits.csv`, where there are such, and what `classes`
+    says in `classes.csv`.
+    """
+    place = Path(folder)
+    tables: dict[str, Iterable[dict[str, Any]]] = {
+        "detail": found.details(),
+        "summary": [_flat("", found.everything, found)],
+        "rates": [_flat("ber", fold, found) for fold in found.by_rate],
+        "layers": [_flat("layer", fold, found) for fold in found.by_layer],
+        "bits": [_flat("bit", fold, found) for fold in found.by_bit],
+        "classes": classes(found),
+    }
+    make_folder(place)
+    return [_table(place / f"{name}.csv", rows) for name, rows in tables.items() if rows]
+
+
+def _flat(key: str, fold: Fold, found: Report) -> dict[str, Any]:
+    """A fold as one line: what it is, its counts, golden's accuracy, then value and ends of each rate."""
+    row: dict[str, Any] = {key: fold.key} if key else {}
+    row |= {"trials": fold.trials, "population": fold.population}
+    row |= {f"trials_{name}": n for name, n in fold.outcomes.items()}
+    row |= {f"golden_{name}": found.golden["metrics"].get(name) for name in ("top1", "top5")}
+    for name in (*SHARES, *YES_NO):
+        i, told = fold.rate(name), fold.estimated(name)
+        row |= {name: told and told.estimate, f"{name}_low": i and i.low, f"{name}_high": i and i.high}
+    return row
+
+
+def _table(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    with temporary([path]) as (stream,):
+        text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
+        table = csv.writer(text)
+        for number, row in enumerate(rows):
+            if not number:
+                table.writerow(row)
+            table.writerow(f"{v:.12g}" if isinstance(v, float) else "" if v is None else v for v in row.values())
+        text.detach()
+    return path
