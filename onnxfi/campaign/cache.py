@@ -63,8 +63,8 @@ def _key(bench: Bench) -> str:
     c = bench.campaign
     values = {
         "model": bench.model.digest, "data": bench.data.digest, "output": bench.output, "batch": c.batch,
-        "batch_axis": c.batch_axis, "provider": bench.provider, "provider_option": c.provider_option,
-        "optimization": c.optimization, "threads": c.threads,
+        "time_axis": c.time_axis, "batch_axis": c.batch_axis, "provider": bench.provider,
+        "provider_option": c.provider_option, "optimization": c.optimization, "threads": c.threads,
         "custom_ops": [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in c.custom_ops],
         "versions": [version("onnxfi"), _runtime_version(), np.__version__],
         "machine": [platform.system(), platform.machine(), _processor()],

@@ -19,7 +19,7 @@ def export_trial(store: str | Path, trial: int, out: str | Path) -> None:
         header = Header.parse(opened.get("header"), str(store))
         lines = opened.trial(trial)["lines"].splitlines()
         said = parse_yaml(opened.get("spec").encode(), str(store), "campaign", StoreError)
-    model = reopen(header.file, said)
+    model = reopen(header.file, said | {"time_axis": None})  # the counts are scored, and no part of the model
     if model.digest != header.model:
         raise StoreError(f"{store} is of the model {header.model}, {header.file} is {model.digest} now")
     reach = Reach.told(model, header)

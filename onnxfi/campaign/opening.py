@@ -11,7 +11,7 @@ from onnxfi.campaign.spec import Campaign
 from onnxfi.graph.model import Model, load
 from onnxfi.graph.mutate import Edits, faulty_bytes, write
 from onnxfi.graph.output import scratch
-from onnxfi.graph.times import count_over, counts_of
+from onnxfi.graph.times import counted, counts_of
 from onnxfi.runtime.engines import Engine, Session
 from onnxfi.runtime.spiking import opened
 
@@ -35,7 +35,7 @@ def reopen(path: str, said: Mapping[str, Any]) -> Model:
     if said.get("expose", False):
         model = opened(model, said.get("neurons"))
     if said.get("time_axis") is not None:
-        model = load(count_over(model, said.get("output"), said["time_axis"]))
+        model = counted(model, said.get("output"), said["time_axis"])
     if said.get("layers", "modules") == "tensors":
         model = replace(model, targets=tuple(replace(target, layer=target.id) for target in model.targets))
     return model

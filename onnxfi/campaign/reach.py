@@ -20,7 +20,7 @@ from onnxfi.faults.space import FOREVER, FaultSpace, Selector, Target, check_apa
 from onnxfi.faults.trials import Faults, apart
 from onnxfi.graph.activations import Activation, activations, choose, of_neurons
 from onnxfi.graph.bodies import opset_of
-from onnxfi.graph.exposed import series
+from onnxfi.graph.exposed import refuse_binding, series
 from onnxfi.graph.instrument import numbered, reachable
 from onnxfi.graph.model import Model, parse
 from onnxfi.graph.mutate import bound, place
@@ -186,10 +186,7 @@ class Reach:
 
     def _check(self, chosen: Sequence[Activation], event: FaultModel) -> None:
         """Refuse what looks at whole stored tensors, and in bodies, where the operator strikes, what it cannot do."""
-        if event.binds and chosen:
-            raise SelectorError(
-                f"{event} looks at the numbers of a whole stored tensor; choose another fault in flight"
-            )
+        refuse_binding(self.model.proto, event, [a.target.id for a in chosen])
         for a in chosen:
             spent = event.spend(1, a.target.word) if event.draws else event.each
             places = range(a.target.word.bits - spent.width() + 1) if spent.unit == "bit" else (0,)

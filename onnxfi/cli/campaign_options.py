@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from onnxfi.cli.options import LINKS, NEURONS, PATH, TIME_AXIS, run_options, select_options
+from onnxfi.cli.options import LINKS, NEURONS, PATH, run_options, select_options
 
 if TYPE_CHECKING:
     from onnxfi.campaign.spec import Campaign
@@ -47,7 +47,6 @@ _TRIALS = (
 )  # fmt: skip
 _JUDGE = (
     click.option("--scores", type=click.Choice(["auto", "logits", "probabilities", "counts"]), metavar="KIND", default="auto", show_default=True, help="What the scored output holds, for score shifts: auto, logits, probabilities or counts."),
-    TIME_AXIS,
     click.option("--tolerance", type=float, default=0.0, metavar="T", show_default=True, help="An output this near golden's is masked."),
     click.option("--due", default="error,timeout,crash,memory,nonfinite", metavar="CAUSES", help="What counts as DUE, by comma (default: error,timeout,crash,memory,nonfinite)."),
     click.option("--route", type=click.Choice(["auto", "late", "early", "plain"]), metavar="ROUTE", default="auto", show_default=True, help="auto runs again only what a fault can change, and stops where all is golden again; late does the first alone, early the second; plain runs the whole model each time."),

@@ -8,35 +8,29 @@ from typing import Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.options import JSON, LINKS, MODEL, TIME_AXIS, run_options
+from onnxfi.cli.options import JSON, LINKS, MODEL, run_options
 
 
 @click.command("eval", short_help="Run MODEL on data and print its metrics.")
 @MODEL
 @run_options
-@TIME_AXIS
 @LINKS
 @JSON
-def command(model: Path, as_json: bool, allow_links: bool, time_axis: int | None, **given: Any) -> None:
+def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None:
     """Run MODEL on data and print its metrics: top-1 and top-5 with labels, the share of non-finite answers always.
 
     Without --data it runs on seeded synthetic inputs, which only shows that it runs.
     """
     from onnxfi.cli.show import document, note, number, progress, say, table
     from onnxfi.graph.model import load
-    from onnxfi.graph.times import count_over, counts_of
     from onnxfi.runtime.evaluation import evaluate
     from onnxfi.runtime.metrics import METRICS
 
     opened = load(model, allow_links=allow_links)
     how = options.engine(given)
-    fed, output = options.data(given, opened, how), given["output"]
-    served: Path | bytes = model
-    if time_axis is not None:
-        counted = count_over(opened, output, time_axis)
-        served, output = counted.SerializeToString(), counts_of(counted)
+    fed = options.data(given, opened, how)
     with progress("running") as tell:
-        found = evaluate(served, fed, engine=how, batch=given["batch"], output=output, progress=tell)
+        found = evaluate(model, fed, engine=how, **options.scored(given), progress=tell)
     if as_json:
         conditions = {"samples": found.samples, "data": found.data, "output": found.output, "provider": found.provider}
         document({"model": str(model), "digest": opened.digest, "golden": found.summary(), **conditions})

@@ -40,7 +40,7 @@ def inject_activations(model: Path, given: dict[str, Any], *, as_json: bool, all
         how = options.engine(given)
         fed = options.data(given, opened, how)
         with progress("golden") as tell:
-            golden = evaluate(model, fed, engine=how, batch=given["batch"], output=given["output"], progress=tell)
+            golden = evaluate(model, fed, engine=how, **options.scored(given), progress=tell)
     rates = {name: None if given[name] is None else _rate(name, given[name]) for name in ("ber", "per_sample")}
     batch = 1 if fed is None else fed.layout.fixed or min(given["batch"], fed.samples)
     if fed is not None and given["per_sample"] is not None and fed.samples % batch:
@@ -56,7 +56,7 @@ def inject_activations(model: Path, given: dict[str, Any], *, as_json: bool, all
     if golden is not None and fed is not None:
         try:
             with progress("faulty") as tell:
-                faulty = evaluate(out, fed, golden=golden, engine=how, batch=given["batch"], progress=tell)
+                faulty = evaluate(out, fed, golden=golden, engine=how, **options.scored(given), progress=tell)
         except EngineError as error:
             failed = str(error)
     if as_json:

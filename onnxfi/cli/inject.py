@@ -120,13 +120,13 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
             how = options.engine(given)
             fed = options.data(given, opened, how)
             with progress("golden") as tell:
-                golden = evaluate(model, fed, engine=how, batch=given["batch"], output=given["output"], progress=tell)
+                golden = evaluate(model, fed, engine=how, **options.scored(given), progress=tell)
         with progress("writing") as tell:
             done = inject(opened, drawn, out, save_faults=given["save_faults"], progress=tell)
         if golden is not None:
             try:
                 with progress("faulty") as tell:
-                    faulty = evaluate(out, fed, golden=golden, engine=how, batch=given["batch"], progress=tell)
+                    faulty = evaluate(out, fed, golden=golden, engine=how, **options.scored(given), progress=tell)
             except EngineError as error:  # an answer, and no bad input: faults may leave a model that does not run
                 failed = str(error)
     if as_json:

@@ -37,6 +37,7 @@ _DATA = (
     click.option("--batch", type=click.IntRange(1), metavar="N", default=32, show_default=True, help="Samples run together."),
     click.option("--batch-axis", type=click.IntRange(0), metavar="N", default=0, show_default=True, help="Axis of the inputs that counts samples."),
     click.option("--output", metavar="NAME", help="The output that is scored (default: the only 2-D float one)."),
+    click.option("--time-axis", type=click.IntRange(0), metavar="N", help="Axis of the scored output that counts time steps: spikes are counted along it, and the counts are scored."),
 )  # fmt: skip
 CUSTOM_OPS = click.option(
     "--custom-ops", multiple=True, metavar="LIB", help="A library of custom operators. Repeatable."
@@ -51,16 +52,13 @@ _ENGINE = (
 #: The parameters of the selectors, and of what needs something to run.
 SELECTORS = ("include", "exclude", "op", "dtype", "role", "bits", "elements")
 RUNNING = (
-    *("preprocess", "samples", "batch", "batch_axis", "output"),
+    *("preprocess", "samples", "batch", "batch_axis", "output", "time_axis"),
     *("provider", "provider_option", "threads", "optimization", "custom_ops"),
 )
 LINKS = click.option("--allow-links", is_flag=True, help="Follow symbolic and hard links to external data.")
 NEURONS = click.option(
     "--neurons", type=PATH, metavar="FILE", help="A mapping (YAML) of spiking layers that no pattern finds."
 )
-TIME_AXIS = click.option(
-    "--time-axis", type=click.IntRange(0), metavar="N", help="Axis of the scored output that counts time steps: spikes are counted along it, and the counts are scored."
-)  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 
 
@@ -121,6 +119,11 @@ def data(given: Mapping[str, Any], model: Model, how: OrtEngine) -> Data:
     return open_data(
         spec, ports, preprocess=given["preprocess"], limit=given["samples"], batch_axis=given["batch_axis"]
     )
+
+
+def scored(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `evaluate` takes of the flags: how many samples run together, and what is scored."""
+    return {name: given[name] for name in ("batch", "output", "time_axis")}
 
 
 def refuse(names: Iterable[str], why: str) -> None:

@@ -90,10 +90,10 @@ def command(model: Path, mode: str, out: Path, as_json: bool, allow_links: bool,
     if given["data"] is not None:
         how = options.engine(given)
         fed = options.data(given, opened, how)
-        golden = evaluate(model, fed, engine=how, batch=given["batch"], output=given["output"])
+        golden = evaluate(model, fed, engine=how, **options.scored(given))
     done = quantize(opened, recipe, out, data=fed)
     if fed is not None:
-        after = evaluate(out, fed, golden=golden, engine=how, batch=given["batch"], output=given["output"])
+        after = evaluate(out, fed, golden=golden, engine=how, **options.scored(given))
     if as_json:
         document(_document(str(model), opened.digest, done, golden, after))
     else:

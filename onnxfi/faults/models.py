@@ -52,6 +52,8 @@ class FaultModel:
     spreads: ClassVar[bool] = False
     #: What happens depends on the numbers of the whole tensor: `bind` looks at them once, before anything is struck.
     binds: ClassVar[bool] = False
+    #: The word after does not depend on the word before: such faults also go where a word stands for "as computed".
+    replaces: ClassVar[bool] = False
 
     @property
     def each(self) -> FaultModel:
@@ -175,6 +177,7 @@ class SetWord(FaultModel):
 
     word: int = 0
     name = "set-word"
+    replaces = True
     examples = ("set-word:word=0x1", "set-word")
 
     def __post_init__(self) -> None:
@@ -191,6 +194,7 @@ class RandomWord(FaultModel):
     """The word becomes random bits, each word its own."""
 
     name = "random-word"
+    replaces = True
     draws = True
     examples = ("random-word",)
 
@@ -203,6 +207,7 @@ class Zero(FaultModel):
     """All bits become 0: the number +0 (in float8_e8m0fnu, which has no zero, the smallest number)."""
 
     name = "zero"
+    replaces = True
     examples = ("zero",)
 
     def mask(self, word: Word, bit: int) -> Mask:
@@ -237,6 +242,7 @@ class Set(FaultModel):
 
     value: float = 0.0
     name = "set"
+    replaces = True
     examples = ("set:value=1", "set:value=-0.5", "set:value=nan")
 
     def __eq__(self, other: object) -> bool:

@@ -99,8 +99,15 @@ class Selector:
         for role in self.role:
             if role not in ROLES:
                 raise SelectorError(f"unknown role {role!r}{closest(role, ROLES)}")
-        kept = [t for t in targets if self.keeps(t)]
-        check_apart(kept)
+        chosen = [t for t in targets if self.keeps(t)]
+        check_apart(chosen)
+        kept = [t for t in chosen if t.role != "spike" or model.each.replaces]
+        if chosen and not kept:
+            raise SelectorError(
+                f"{chosen[0].id!r} holds what a neuron is made to put out, NaN for what it computes, so "
+                f"{model} cannot happen there; take dead, saturated or set, or inject into the spikes themselves with "
+                f"--target activations"
+            )
         space = FaultSpace.over(kept, model, bits=self.bits, elements=self.elements)
         if space.size == 0:
             self._explain(targets, kept, model)
@@ -158,15 +165,23 @@ class FaultSpace:
 
     @classmethod
     def over(cls, targets: Sequence[Target], model: FaultModel, *, bits: str = "", elements: str = "") -> FaultSpace:
-        """Sites of `model` over these targets; those without a site (no such field, size 0) are left out."""
+        """Return the sites of `model` over these targets.
+
+        Targets without a site are left out: those of no element, and those whose format has neither the fields nor,
+        each as a whole, the positions and ranges of `bits`.
+        """
         parts = parse_bits(bits) if bits else ()
+        widest = max((t.word for t in targets), key=lambda word: word.bits, default=None)
+        if widest is not None:
+            select_bits(parts, widest)  # a position that no format has is a mistake
         rows: list[tuple[Target, tuple[int, ...], int]] = []
         for target in targets:
             if model.unit == "word":
                 places: tuple[int, ...] = (-1,)
             else:
                 top = target.word.bits - model.width()
-                allowed = select_bits(parts, target.word) if parts else range(target.word.bits)
+                held = [p for p in parts if isinstance(p, str) or p[1] < target.word.bits]
+                allowed = select_bits(held, target.word) if parts else range(target.word.bits)
                 places = tuple(b for b in allowed if b <= top)
             chosen = _chosen(elements, target) if places and model.fits(target.axes) else 0
             if chosen:

@@ -23,6 +23,7 @@ class Dead(FaultModel):
     """A neuron that never spikes, a synapse that carries nothing: the number becomes 0."""
 
     name = "dead"
+    replaces = True
     examples = ("dead",)
 
     def mask(self, word: Word, bit: int) -> Mask:
@@ -40,6 +41,7 @@ class Saturated(FaultModel):
     percentile: float = 100.0
     side: str = "positive"
     name = "saturated"
+    replaces = True
     binds = True
     examples = ("saturated", "saturated:percentile=99", "saturated:percentile=95,side=negative")
 

@@ -297,6 +297,8 @@ def at_sites(
             raise SelectorError(
                 f"{model} at {str(site)!r} reaches beyond the {target.word.bits} bits of {target.dtype}"
             )
+        if target.role == "spike" and not model.each.replaces:
+            chosen.space([target], model)  # says why there is no such fault
         if (site.sample is not None or site.step is not None) and not target.in_flight:
             raise SelectorError(f"site {str(site)!r}: a stored word has neither sample nor step; leave them out")
         if site not in space:

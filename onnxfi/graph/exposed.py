@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from onnxfi.errors import SelectorError
 
 if TYPE_CHECKING:
     import onnx
+
+    from onnxfi.faults.models import FaultModel
 
 #: Where the table stands.
 TABLE = "onnxfi.neurons"
@@ -35,6 +37,19 @@ def roles(proto: onnx.ModelProto) -> dict[str, str]:
 def shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """The shape of one sample of each value in flight of a neuron, by target id."""
     return {str(name): tuple(row["shape"]) for row in table(proto) for name in (*row["membrane"], *row["spike"])}
+
+
+def refuse_binding(proto: onnx.ModelProto, event: FaultModel, ids: Iterable[str]) -> None:
+    """Refuse a fault of whole stored tensors on activations (by target id); spikes alone saturate, at 1."""
+    if not event.binds:
+        return
+    spikes = {name for row in table(proto) for name in row["spike"]}
+    for name in ids:
+        if name not in spikes or not event.replaces:
+            raise SelectorError(
+                f"{event} looks at the numbers of a whole stored tensor, and {name!r} is computed; "
+                f"choose another fault for activations"
+            )
 
 
 def series(proto: onnx.ModelProto) -> dict[str, tuple[str, ...]]:

@@ -43,7 +43,8 @@ class Model:
     `proto` is the structure without the large payloads; `targets` every stored tensor and number list in file
     order; `external` the data files in order of first reference; `files` which of them (1…) each record of a tensor in
     external data names; `by_record` where each record's words lie, also of names that are aliases of a target; `notes`
-    what a reader should know.
+    what a reader should know; `origin` is the digest of the model that this one was made of, where only an output was
+    added to it: faults in one are faults in the other.
     """
 
     source: Source
@@ -55,6 +56,7 @@ class Model:
     files: Mapping[int, int] = field(default_factory=dict, repr=False)
     by_record: Mapping[int, Place] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
+    origin: str = ""
 
     @property
     def path(self) -> Path | None:
@@ -74,6 +76,8 @@ class Model:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the model file followed by its data files: `cat m.onnx m.onnx.data | sha256sum`."""
+        if self.origin:
+            return self.origin
         total = hashlib.sha256()
         for source in self.sources:
             with source.reading() as read:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -117,6 +118,13 @@ def counts_of(proto: onnx.ModelProto) -> str:
     return text(proto.graph.output[-1].name)
 
 
+def counted(model: Model, output: str | None, axis: int) -> Model:
+    """Return the model with the counts of `count_over` as a further output; its faults and its digest stay its own."""
+    from onnxfi.graph.model import load
+
+    return replace(load(count_over(model, output, axis)), origin=model.digest)
+
+
 def count_over(model: Model, output: str | None, axis: int) -> onnx.ModelProto:
     """The model with a further output, its last: spikes that are stacked over time, counted along that axis.
 
@@ -153,7 +161,9 @@ def count_over(model: Model, output: str | None, axis: int) -> onnx.ModelProto:
     made, real = name + _COUNTS, name + _COUNTS + "/float"
     graph.node.append(helper.make_node("Cast", [name], [real], f"/time{real}", to=_FLOAT))
     if opset_of(proto) >= 13:
-        graph.initializer.append(numpy_helper.from_array(np.array([axis]), f"{made}/axis"))
+        # The last node but one, so that no other tensor gets another number among the targets.
+        value = numpy_helper.from_array(np.array([axis]))
+        graph.node.append(helper.make_node("Constant", [], [f"{made}/axis"], f"/time{made}/axis", value=value))
         node = helper.make_node("ReduceSum", [real, f"{made}/axis"], [made], f"/time{made}", keepdims=0)
     else:
         node = helper.make_node("ReduceSum", [real], [made], f"/time{made}", axes=[axis], keepdims=0)

@@ -12,7 +12,9 @@ import numpy as np
 
 from onnxfi.errors import DataError, EngineError
 from onnxfi.faults.trials import json_value
+from onnxfi.graph.model import load
 from onnxfi.graph.mutate import Progress
+from onnxfi.graph.times import counted, counts_of
 from onnxfi.runtime.batches import Batch
 from onnxfi.runtime.data import Data, open_data
 from onnxfi.runtime.engines import Engine, OrtEngine, Session
@@ -60,13 +62,15 @@ def evaluate(
     engine: Engine | None = None,
     batch: int = 32,
     output: str | None = None,
+    time_axis: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Run a model over data; where `golden` is given, also against that evaluation of the model without faults.
 
     `batch` samples run together (a model that takes one size only gets that). With labels and a 2-D float output: top-1
     and top-5, and against golden SDC-1; for any other model how far the outputs deviate. Raises DataError where labels
-    or outputs do not fit, EngineError where the runtime refuses.
+    or outputs do not fit, EngineError where the runtime refuses. With `time_axis` the spikes of `output` are counted
+    along that axis, and the counts are scored.
 
     >>> data = open_data("models/fashion_test.npz", OrtEngine().prepare("models/fashion_cnn.onnx").inputs, limit=200)
     >>> golden = evaluate("models/fashion_cnn.onnx", data)
@@ -75,6 +79,9 @@ def evaluate(
     >>> evaluate("models/fashion_cnn.onnx", data, golden=golden).metrics["sdc1"]
     0.0
     """
+    if time_axis is not None:
+        spikes = counted(load(model, allow_links=True), output, time_axis)
+        model, output = spikes.source.data or b"", counts_of(spikes.proto)
     session = (engine or OrtEngine()).prepare(model)
     if golden is not None and golden.samples != data.samples:
         raise DataError(f"golden was taken on {golden.samples:,} samples, the data has {data.samples:,}; take the same")

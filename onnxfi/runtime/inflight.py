@@ -18,7 +18,7 @@ from onnxfi.faults.trials import Draw, Faults, at_sites, draw, fault_model
 from onnxfi.graph.activations import Activation, Chosen, activations, choose
 from onnxfi.graph.arming import check_place, check_step
 from onnxfi.graph.bodies import opset_of
-from onnxfi.graph.exposed import by_step
+from onnxfi.graph.exposed import by_step, refuse_binding
 from onnxfi.graph.instrument import Armed, Strike, arm, bake, numbered, reachable
 from onnxfi.graph.model import Model, load, parse
 from onnxfi.graph.operators import DOMAIN
@@ -261,14 +261,14 @@ def inject_flow(
         faults = at_sites(sites, [_open(a) for a in chosen.activations], event, selector, seed)
         struck = strikes(faults, {a.target.id: a for a in chosen.activations})
         _check_places(flow, struck, data, custom_ops)
-        space, how = _space(chosen, selector, event), Draw("sites", n=len(sites), seed=seed)
+        space, how = _space(model.proto, chosen, selector, event), Draw("sites", n=len(sites), seed=seed)
     else:
         chosen = _chosen(flow, selector, every=all)
         chosen = replace(chosen, activations=_shaped(chosen.activations))
         if flow.guessed:
             told = "shapes that the file leaves open are those of made-up inputs; --data tells the real ones"
             chosen = replace(chosen, notes=(*chosen.notes, told))
-        space = _space(chosen, selector, event, batch if per_sample is not None else 0)
+        space = _space(model.proto, chosen, selector, event, batch if per_sample is not None else 0)
         kind = "per-tensor" if per_tensor else "per-sample" if given == ["per_sample"] else given[0]
         how = Draw(kind, rate=ber or per_sample or 0.0, n=count or 0, seed=seed)
         faults = draw(space, how, event)
@@ -280,7 +280,10 @@ def inject_flow(
     return Injected(made, tuple(struck), faults, space, how, place, (*flow.notes, *chosen.notes))
 
 
-def _space(chosen: Chosen, selector: Selector, event: FaultModel, samples: int = 0) -> FaultSpace:
+def _space(
+    proto: onnx.ModelProto, chosen: Chosen, selector: Selector, event: FaultModel, samples: int = 0
+) -> FaultSpace:
+    refuse_binding(proto, event, [a.target.id for a in chosen.activations])
     for a in chosen.activations:
         if samples and a.unplaced:
             raise SelectorError(

@@ -20,6 +20,7 @@ from onnxfi.campaign.runner import plan
 from onnxfi.campaign.spec import Campaign
 from onnxfi.campaign.store import Store
 from onnxfi.errors import InputError, SelectorError
+from onnxfi.faults.faultlist import Header
 from onnxfi.graph.model import load
 from onnxfi.runtime.engines import OrtEngine, OrtSession
 from onnxfi.runtime.inflight import inject_flow
@@ -234,7 +235,17 @@ def test_spikes_over_time_are_counted(here: Path) -> None:
         found[name] = results(here / f"{name}.db")
         export_trial(here / f"{name}.db", 1, here / f"{name}.onnx")
     assert found["counts"] == found["spikes2"] and "class_sdc_1" in str(found)
-    assert "spikes2/counts" in {o.name for o in onnx.load(here / "spikes2.onnx").graph.output}
+    assert (here / "spikes2.onnx").read_bytes() == (here / "counts.onnx").read_bytes()
+
+
+def test_a_store_whose_spikes_are_counted_is_bound_to_the_file(here: Path) -> None:
+    np.savez("x.npz", x=np.load(EXPORTED.with_suffix(".npz"))["x"])
+    fields = {"data": "x.npz", "role": "weight", "output": "spikes2", "time_axis": 0, "expose": False}
+    asked = campaign(model=str(EXPORTED.with_suffix("")), single=True, trials=2, **fields)
+    ran(asked, here / "s.db")
+    with Store.open(here / "s.db") as store:
+        header = Header.parse(store.get("header"), "s.db")
+    assert header.model == load(EXPORTED).digest
 
 
 @pytest.mark.parametrize(

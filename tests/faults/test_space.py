@@ -13,6 +13,7 @@ from strategies import bit_selections, element_selections, names, targets
 from onnxfi.errors import SelectorError
 from onnxfi.faults.models import Burst, FaultModel, Flip, StuckAt0, Zero, parse_fault
 from onnxfi.faults.space import FaultSpace, Selector, Site, Target, matches, parse_site
+from onnxfi.faults.trials import at_sites
 from onnxfi.faults.words import FIELDS, WORDS
 
 Case = tuple[tuple[Target, ...], FaultModel, str, str]
@@ -156,6 +157,28 @@ def test_elements_may_run_backwards() -> None:
 PAIR = [Target("w", WORDS["float32"], (4, 3)), Target("b", WORDS["float16"], (4,))]
 
 
+def test_positions_leave_formats_out_that_do_not_hold_them() -> None:
+    mixed = [Target("w", WORDS["float32"], (2,)), Target("q", WORDS["int8"], (3,)), Target("h", WORDS["float16"], (4,))]
+    for bits, wanted in (("30", {"w": 2}), ("7", {"w": 2, "q": 3, "h": 4}), ("0-9,7", {"w": 20, "q": 3, "h": 40})):
+        space = Selector(bits=bits).space(mixed)
+        assert dict(zip([t.id for t in space.targets], space.sizes, strict=True)) == wanted
+
+
+def test_flips_are_not_drawn_where_a_word_stands_for_what_is_computed() -> None:
+    words = [
+        Target("lif/threshold", WORDS["float32"], (2,), role="threshold"),
+        Target("lif/spike", WORDS["float32"], (2,), role="spike"),
+    ]
+    assert [t.id for t in Selector().space(words).targets] == ["lif/threshold"]
+    for fault in ("dead", "saturated", "set:value=1", "random-word"):
+        assert len(Selector(role=("spike",)).space(words, parse_fault(fault))) == 2
+    for fault in ("flip", "stuck-at-1", "scale:factor=2", "noise:sigma=0.1"):
+        with pytest.raises(SelectorError, match=r"'lif/spike' holds what a neuron is made to put out, .* take dead"):
+            Selector(role=("spike",)).space(words, parse_fault(fault))
+    with pytest.raises(SelectorError, match="'lif/spike' holds what a neuron is made to put out"):
+        at_sites(["lif/spike[0]:30"], words, parse_fault("flip"), Selector())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -167,7 +190,7 @@ PAIR = [Target("w", WORDS["float32"], (4, 3)), Target("b", WORDS["float16"], (4,
         ({"elements": "::0"}, r"'::0' is no Python slice"),
         ({"elements": "9" * 5000}, r"is no Python slice"),
         ({"elements": "1.5"}, r"'1.5' is no Python slice"),
-        ({"bits": "31"}, r"bit 31 is beyond float16, whose bits are 0 to 15"),
+        ({"bits": "32"}, r"bit 32 is beyond float32, whose bits are 0 to 31"),
         ({"bits": "top"}, r"bits 'top' are neither"),
         ({"include": ("=w",), "elements": "4:"}, r"1 tensors are selected, but no site is left in them"),
         ({"include": ("nothing",)}, r"--include 'nothing' matches nothing in this model; known: 'w', 'b'"),
