@@ -102,6 +102,7 @@ def _module(source: Any, factory: str | None) -> Any:
     elif isinstance(source, str | Path):
         path = existing(source)
         if factory is None:
+            _weights(path)  # a pickled module is refused as one: a factory alone would not help
             raise InputError(
                 f"{str(path)!r} holds weights alone; --factory module:function says what makes the module for them"
             )

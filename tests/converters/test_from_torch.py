@@ -113,6 +113,8 @@ def test_checkpoints_that_are_refused(here: Path, run: Run) -> None:
     ):
         code, out, err = run("convert", file, "--factory", "factories:residual", *words)
         assert (code, out) == (2, "") and said in err, err
+    code, _, err = run("convert", "whole.pt", *words)
+    assert code == 2 and "holds code and not weights alone, and is not opened" in err
     code, _, err = run("convert", "misfit.pt", *words)
     assert code == 2 and "--factory module:function says what makes the module" in err
     assert not Path("out.onnx").exists()
