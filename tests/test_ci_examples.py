@@ -42,9 +42,7 @@ def shell(lines: list[str], folder: Path, **variables: str) -> int:
     """The exit code of lines that a server runs one after the other, in one shell that stops at the first failure."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "ONNXFI_CACHE": str(folder / "cache"), **variables}
     env["PATH"] = f"{folder / 'bin'}{os.pathsep}{env['PATH']}"
-    return subprocess.run(
-        ["bash", "-e", "-c", "\n".join(lines)], cwd=folder, env=env, check=False, timeout=200
-    ).returncode
+    return subprocess.run(["bash", "-e", "-c", "\n".join(lines)], cwd=folder, env=env, check=False).returncode
 
 
 def shorten(folder: Path, golden: float) -> None:

@@ -133,7 +133,7 @@ def shell(command: str, folder: Path) -> str:
     for name in ("ONNXFI_LOG_LEVEL", "FORCE_COLOR", "COLUMNS"):
         env.pop(name, None)
     env["PATH"] = f"{folder / 'bin'}{os.pathsep}{env['PATH']}"
-    how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": 120}
+    how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     how |= {"preexec_fn": on_one_core} if sys.platform == "linux" else {}
     done = subprocess.run(["bash", "-c", command], cwd=folder, env=env, check=False, **how)
     assert done.returncode == (2 if "onnxfi: error:" in done.stdout else 0), f"{command}\n{done.stdout}"

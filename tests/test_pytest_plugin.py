@@ -39,7 +39,7 @@ def place(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.
 
 def ran(place: pytest.Pytester, test: str, *words: str) -> pytest.RunResult:
     place.makepyfile(test)
-    return place.runpytest_subprocess("-p", "onnxfi.pytest_plugin", *words, timeout=120)
+    return place.runpytest_subprocess("-p", "onnxfi.pytest_plugin", *words)
 
 
 def test_it_is_found_by_pytest() -> None:

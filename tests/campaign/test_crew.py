@@ -21,7 +21,7 @@ from onnxfi.campaign import crew as crews
 from onnxfi.campaign.crew import Crew, begun, hatched, lasting
 
 #: Seconds that nobody waits in vain, unless a test fails.
-LONG = 60.0
+LONG = 200.0
 
 CHORES = """
 import multiprocessing, os, threading, time
@@ -247,7 +247,7 @@ def test_a_crew_that_nobody_lets_go_ends_with_the_program(chores: Any, here: Pat
         "from onnxfi.campaign.crew import Crew\nimport os\n"
         "if __name__ == '__main__':\n    print(Crew(1).submit(os.getpid).result())\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     with pytest.raises(ProcessLookupError):
         os.kill(int(done.stdout), 0)

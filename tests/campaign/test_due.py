@@ -85,11 +85,11 @@ COUNTS = """net (float[N,4] x) => (float[N,4] y)
 
 def test_a_loop_whose_trips_never_end(here: Path) -> None:
     save(here, COUNTS)
-    ran(campaign(include="=trips", bits="0,2,40,63"), here / "s.db", workers=2, timeout_s=1.0)
+    ran(campaign(include="=trips", bits="0,2,40,63"), here / "s.db", workers=2, timeout_s=2.0)
     found = by_site(here / "s.db")
     assert found == {(0, 0): SDC, (0, 2): SDC, (0, 40): ("due", "timeout"), (0, 63): SDC}
     with Store.open(here / "s.db") as opened:
-        assert opened.get("timeout_s") == 1.0
+        assert opened.get("timeout_s") == 2.0
 
 
 WAITS = """net (float[N,4] x) => (float[N,4] y)
@@ -101,7 +101,7 @@ WAITS = """net (float[N,4] x) => (float[N,4] y)
 
 def test_a_loop_whose_condition_never_fails_and_a_canary_that_meets_it(here: Path) -> None:
     save(here, WAITS)
-    ran(campaign(include="=go"), here / "s.db", workers=1, timeout_s=1.0)
+    ran(campaign(include="=go"), here / "s.db", workers=1, timeout_s=2.0)
     assert by_site(here / "s.db") == {(0, 0): ("due", "timeout")}
     with Store.open(here / "s.db") as opened:
         assert opened.get("canary")["seen"] == "go", "what does not come back is seen"

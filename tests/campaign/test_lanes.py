@@ -181,7 +181,7 @@ def test_a_trial_that_hangs_in_a_process_that_others_share(
     here: Path, large: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran(campaign(), here / "alone.db")
-    monkeypatch.setattr(runner, "_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(runner, "_TIMEOUT_S", 3.0)
     monkeypatch.setattr(runner, "_TIMEOUT_GOLDEN", 0)
     trial = """
 if number == 20:

@@ -313,7 +313,7 @@ def look(folder: Path, *pages: str) -> tuple[list[Any], str]:
         "--virtual-time-budget=10000", "--dump-dom", (folder / "look.html").as_uri(),
     ]  # fmt: skip
     env = {**os.environ, "HOME": str(folder)}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     match = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
     assert match is not None, done.stderr[-2000:]
     return json.loads(html.unescape(match[1])), done.stderr

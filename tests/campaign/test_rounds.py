@@ -7,14 +7,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny import mlp, ran, samples, save, tables
+from tiny import dying, mlp, ran, samples, save, tables
 
 from onnxfi.campaign.budget import Budget, Limit
 from onnxfi.campaign.check import check, decide
@@ -86,13 +85,8 @@ def test_killed_and_started_again_it_holds_the_same_rows(place: Path) -> None:
     assert total > 128, "more than two rounds"
     words = ["run", "m.onnx", "--data", "d.npz", "--provider", "cpu", "--workers", "0"]
     words += ["--single", "--adaptive", "--margin", "0.04", "-o", str(store)]
-    often = "import onnxfi.campaign.runner as r; r._WRITE_EVERY = 5; from onnxfi.cli import main; main()"
-    process = subprocess.Popen([sys.executable, "-c", often, *words], cwd=place, stderr=subprocess.DEVNULL)
-    while _done(store) < 90:
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = subprocess.run(dying(90, words), cwd=place, stderr=subprocess.DEVNULL, check=False)
+    assert process.returncode == -signal.SIGKILL
     assert 90 <= _done(store) < total
     line = [sys.executable, "-m", "onnxfi", *words]
     again = subprocess.run(line, cwd=place, capture_output=True, text=True, check=True)

@@ -8,6 +8,7 @@ import multiprocessing
 import subprocess
 import sys
 import textwrap
+import time
 import tracemalloc
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -305,11 +306,11 @@ if number == 12 and again(12) == 1:
 
 def test_a_trial_that_hangs_is_ended_and_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran(campaign(), here / "whole.db")
-    monkeypatch.setattr(runner, "_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(runner, "_TIMEOUT_S", 3.0)
     monkeypatch.setattr(runner, "_TIMEOUT_GOLDEN", 0)
     ran(deadly("if number == 5:\n    time.sleep(600)"), here / "s.db", workers=1)
     same_but(here / "s.db", here / "whole.db", {5: ("due", "timeout")})
-    assert meta(here / "s.db", "timeout_s") == 1.0
+    assert meta(here / "s.db", "timeout_s") == 3.0
     assert meta(here / "whole.db", "timeout_s") >= 10
 
 
@@ -338,16 +339,12 @@ if __name__ == "__main__":
     os.kill(os.getpid(), 9)
 """
     Path("script.py").write_text(script)
-    done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, check=False)
     assert done.returncode == -9, done.stderr
     children = [int(word) for word in done.stdout.split()]
     assert len(children) == 2
-    for _ in range(200):
-        left = [pid for pid in children if _alive(pid)]
-        if not left:
-            break
-        subprocess.run(["sleep", "0.05"], check=True)
-    assert not left
+    while any(map(_alive, children)):  # or the test takes too long
+        time.sleep(0.02)
 
 
 def test_workers_that_began_early_end_without_a_word_where_the_campaign_cannot_be(

@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import altered, mlp, ran, samples, tables
+from tiny import altered, dying, mlp, ran, samples, tables
 
 from onnxfi.campaign.bench import CampaignError
 from onnxfi.campaign.merge import merge
@@ -69,15 +68,8 @@ def test_killed_and_started_again_it_holds_the_same_rows(whole: Path, share: flo
     words += ["--workers", str(workers), "-o", str(store)]
     total = counted(whole / "whole.db", "results")
     assert total > 300
-    often = "import onnxfi.campaign.runner as r; r._WRITE_EVERY = 5; from onnxfi.cli import main; main()"
-    process = subprocess.Popen([sys.executable, "-c", often, *words[3:]], stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    while counted(store, "results") < share * total:
-        assert process.poll() is None, process.stderr.read().decode()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
+    process = subprocess.run(dying(share * total, words[3:]), capture_output=True, text=True, check=False)
+    assert process.returncode == -signal.SIGKILL, process.stderr
     done = counted(store, "results")
     assert share * total <= done < total
     again = subprocess.run(words, capture_output=True, text=True, check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,25 @@ def save(folder: Path, graph: str, name: str = "g.onnx") -> str:
 def ran(campaign: Campaign, store: Path, **how: Any) -> list[Result]:
     """Run a campaign to its end."""
     return list(run(campaign, store, **how))
+
+
+def dying(rows: float, words: list[str]) -> list[str]:
+    """A command line that runs onnxfi with these words until its store has so many results, and is then killed."""
+    program = f"""
+import os, signal
+from onnxfi.campaign import runner
+from onnxfi.campaign.store import Store
+from onnxfi.cli import main
+
+def dies(self, results, add=Store.add):
+    add(self, results)
+    if self.count("results") >= {rows}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Store.add, runner._WRITE_EVERY = dies, 5
+main()
+"""
+    return [sys.executable, "-c", program, *words]
 
 
 def tables(store: Path) -> dict[str, list[Any]]:

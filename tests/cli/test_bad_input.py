@@ -523,7 +523,7 @@ def test_a_folder_that_cannot_be_written(run: Run, shared: Path, monkeypatch: py
 def command(words: Iterable[object], **options: Any) -> subprocess.CompletedProcess[str]:
     """The command as a process of its own."""
     line = [sys.executable, "-m", "onnxfi", *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=60, **options)
+    return subprocess.run(line, capture_output=True, text=True, check=False, **options)
 
 
 @pytest.mark.parametrize(("limit", "flags"), [(1000, []), (4000, ["--save-faults", "l.jsonl"])])

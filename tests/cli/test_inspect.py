@@ -29,7 +29,7 @@ EVIL = "\x1b[31mred\x1b]0;title\x07:x:[bold]\u202eevil\x9b2J\n"
 def command(*words: object, **options: object) -> subprocess.CompletedProcess[bytes]:
     """The command as a process of its own."""
     line = [sys.executable, "-m", "onnxfi", *map(str, words)]
-    return subprocess.run(line, stdin=subprocess.DEVNULL, check=False, timeout=60, **options)  # type: ignore[call-overload]
+    return subprocess.run(line, stdin=subprocess.DEVNULL, check=False, **options)  # type: ignore[call-overload]
 
 
 # What inspect says

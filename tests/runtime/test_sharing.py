@@ -14,7 +14,7 @@ from onnxfi.runtime import sharing
 from onnxfi.runtime.sharing import claim, others, turn
 
 #: Seconds that nobody waits in vain, unless a test fails.
-LONG = 30.0
+LONG = 200.0
 
 
 def waits(done: Future[object]) -> bool:
