@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Every test that needs no training framework: style, types, floors, doctests, core tests.
+# Every test that needs no training framework and is not marked slow: style, types, floors, doctests, core tests.
 #   bash scripts/test.sh [PYTEST ARGUMENTS]
+# Those marked slow, which look at what seldom changes:
+#   bash scripts/test.sh slow [PYTEST ARGUMENTS]
 # Those that need one, in an environment of their own (.venv-frameworks, 2.5 GB) with the versions of frameworks.txt:
 #   bash scripts/test.sh frameworks [PYTEST ARGUMENTS]
 source "$(dirname "$0")/venv.sh"
@@ -27,11 +29,22 @@ if [ "${1:-}" = frameworks ]; then
 fi
 venv .venv "[test]"
 PATH="$PWD/.venv/bin:$PATH"
+# Hundreds of processes import what is here and what pytest makes of it: compiled once, also where Python is told to leave
+# no byte code behind by itself.
+unset PYTHONDONTWRITEBYTECODE
+# Two workers: the suite is made for two cores. One thread each, so that they do not fight over them. The one that has
+# nothing left to do takes from the other.
+export OMP_NUM_THREADS=1
+two=(pytest -q -n 2 --dist worksteal)
+
+if [ "${1:-}" = slow ]; then
+  shift
+  exec "${two[@]}" -m slow "$@"
+fi
+python -m compileall -q onnxfi converters
+pytest -q --collect-only -m "not slow" "$@" > /dev/null 2>&1 & # the tests, compiled beside what follows
 ruff check .
 ruff format --check --quiet .
 mypy
-# Hundreds of processes import it: compiled once, also where Python is told to leave no byte code behind by itself.
-python -m compileall -q onnxfi converters
-# Two workers: the suite is made for two cores. One thread each, so that they do not fight over them. The one that has
-# nothing left to do takes from the other.
-OMP_NUM_THREADS=1 pytest -q -n 2 --dist worksteal "$@"
+wait
+"${two[@]}" -m "not slow" "$@"

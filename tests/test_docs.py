@@ -1,7 +1,7 @@
 """The documents cannot drift: what they show runs, what they list exists, what they link to is there.
 
-Every ```console block of README.md and docs/usage.md is run line by line in a folder that has the models, and what it
-prints is compared with what the block shows: line by line, blanks apart, where
+Every ```console block of README.md and, among the slow tests, of docs/ is run line by line in a folder that has the
+models, and what it prints is compared with what the block shows: line by line, blanks apart, where
 
 - a line `...` stands for any number of lines, and `...` inside a line for anything;
 - a number with a point or a percent sign may be off by a little, since another processor may round otherwise.
@@ -140,7 +140,9 @@ def shell(command: str, folder: Path) -> str:
     return str(done.stdout).replace(f"{folder}/", "").replace(f"{ROOT}/", "")
 
 
-@pytest.mark.parametrize("page", SHOWN)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[] if page == "README.md" else pytest.mark.slow) for page in SHOWN]
+)
 def test_console_blocks_print_what_they_show(page: str, work: Path) -> None:
     ran = list(commands(read(page)))
     assert ran, f"{page} shows no command"
@@ -175,6 +177,7 @@ def figures() -> Any:
     return figure
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="figures are drawn in a pseudo-terminal")
 def test_figures_are_of_today(work: Path) -> None:
     figure = figures()
@@ -186,6 +189,7 @@ def test_figures_are_of_today(work: Path) -> None:
         assert "http" not in re.sub(r'xmlns="[^"]*"|<!--.*?-->', "", read(f"docs/figures/{name}")), "it loads a font"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="the script needs a pseudo-terminal")
 def test_curves_are_of_today(work: Path) -> None:
     pytest.importorskip("matplotlib", reason="curves are drawn with the extra report")

@@ -44,7 +44,9 @@ def test_ci_runs_the_readmes_commands() -> None:
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     for command in ("bash scripts/demo.sh", "bash scripts/test.sh"):
         assert f"$ {command}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
-        assert f"\n{command}" in ci
+        assert f"\n{command}\n" in ci
+    for more in ("slow", "frameworks"):
+        assert f"\nbash scripts/test.sh {more}\n" in ci, "what the core leaves out"
 
 
 def test_checksums_are_those_of_the_files() -> None:

@@ -31,6 +31,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+@pytest.mark.slow
 def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -40,6 +41,7 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert files == {name.replace("\\", "/") for name in expected}
 
 
+@pytest.mark.slow
 def test_it_works_alone(wheel: Path, tmp_path: Path) -> None:
     installed = tmp_path / "installed"
     with zipfile.ZipFile(wheel) as archive:

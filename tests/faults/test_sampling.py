@@ -176,6 +176,7 @@ def test_a_permutation_maps_each_number_by_itself(population: int, numbers: list
     assert np.array_equal(some, given_), "what is given is not changed"
 
 
+@pytest.mark.slow
 def test_every_order_of_four_is_as_likely() -> None:
     orders = Counter(tuple(permute(4, seed, 1, first(4)).tolist()) for seed in range(240))
     assert fits([orders[p] for p in permutations(range(4))], [10.0] * 24) > UNLIKELY
@@ -216,6 +217,7 @@ def test_a_longer_sample_extends_a_shorter_one(population: int, data: st.DataObj
     assert set(count(population, short, seed).tolist()) <= set(count(population, long, seed).tolist())
 
 
+@pytest.mark.slow
 def test_every_site_is_as_likely() -> None:
     population, n, trials = 60, 7, 3000
     seen = np.bincount(np.concatenate([count(population, n, 4, t) for t in range(trials)]).astype(int))
@@ -362,6 +364,7 @@ def test_rates_that_are_no_probability_are_refused(rate: float) -> None:
 # ------------------------------------------------------------------------------------------------ rates
 
 
+@pytest.mark.slow
 def test_a_rate_strikes_each_site_with_that_probability() -> None:
     population, rate, trials = 40, 0.1, 2500
     drawn = [ber(population, rate, 6, t) for t in range(trials)]

@@ -455,6 +455,7 @@ def same_named_nodes(count: int) -> bytes:
     return scalar(1, 10) + chunk(7, chunk(1, chunk(3, b"same") + chunk(4, b"If") + body) * count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "few"),
     [
@@ -551,6 +552,7 @@ def quick() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32))
 @settings(max_examples=300)
 @example(646)
@@ -580,6 +582,7 @@ def test_a_rich_model_with_any_bytes_changed(changes: list[tuple[float, int, byt
         assert outcome(data) in {"accepted", "ModelError", "SelectorError"}
 
 
+@pytest.mark.slow
 def test_the_fuzzers_own_limits_work() -> None:
     # A worker that takes too much memory or time, and one that dies, are findings: the fuzzer must see them.
     code = f"import sys; sys.argv = ['fuzz']; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import fuzz\n"

@@ -200,6 +200,7 @@ def prove_all(models: Iterator[tuple[str, bytes]], folder: Path) -> tuple[int, i
     return struck, changed
 
 
+@pytest.mark.slow
 def test_the_model_files_of_the_onnx_wheel(tmp_path: Path) -> None:
     files = sorted(WHEEL.rglob("*.onnx"))
     struck, changed = prove_all(((str(file), file.read_bytes()) for file in files), tmp_path)
@@ -208,6 +209,7 @@ def test_the_model_files_of_the_onnx_wheel(tmp_path: Path) -> None:
     assert changed > struck
 
 
+@pytest.mark.slow
 def test_the_node_models_of_the_onnx_wheel(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some cases overflow on purpose while they are built
