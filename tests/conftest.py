@@ -19,7 +19,7 @@ FRAMEWORKS = ("torch", "tensorflow", "sklearn")
 
 # No deadline: a slow example is no wrong one. The same examples in every run, so that CI does not depend on luck.
 settings.register_profile(
-    "onnxfi", max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    "onnxfi", max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("onnxfi")
 
@@ -46,8 +46,13 @@ def _absent(mark: str, wanted: tuple[str, ...]) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked `cuda`, `fetched` or `frameworks("torch", …)` where that is absent, and say why."""
+    """Skip what is marked `cuda`, `fetched` or `frameworks("torch", …)` where that is absent, and say why.
+
+    What is marked `slow` has more time.
+    """
     for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(1200))
         for mark in ("cuda", "fetched", "frameworks"):
             for found in item.iter_markers(mark):
                 if reason := _absent(mark, found.args):

@@ -61,6 +61,7 @@ def test_the_budget_is_that_of_the_shipped_model() -> None:
     assert any(limit.golden for limit in budget.limits)
 
 
+@pytest.mark.slow
 def test_the_github_workflow(checkout: Path) -> None:
     flow = read("github-actions.yml")
     assert set(flow) == {"name", True, "permissions", "jobs"}, "YAML reads `on` as true, as GitHub knows"

@@ -144,6 +144,8 @@ class Cluster:
             told = self.client.scheduler_info(n_workers=-1)
         except TypeError:  # an older Dask tells of all
             told = self.client.scheduler_info()
+        if "workers" not in told:  # the client was closed meanwhile
+            raise CampaignError(self.lost)
         return dict(told["workers"])
 
     def send(self, bench: Bench) -> None:

@@ -687,6 +687,7 @@ def twenty(tmp_path_factory: pytest.TempPathFactory) -> Twenty:
     return budget, checked, metrics
 
 
+@pytest.mark.slow
 def test_the_unchanged_model_passes_with_20_of_20_seeds(twenty: Twenty) -> None:
     budget, checked, _ = twenty
     assert budget.confidence == 0.99
@@ -695,6 +696,7 @@ def test_the_unchanged_model_passes_with_20_of_20_seeds(twenty: Twenty) -> None:
     assert len({one.findings[1].interval.estimate for one in checked}) > 15, "other seeds strike other places"
 
 
+@pytest.mark.slow
 def test_three_arms_are_enough_for_any_20_seeds(twenty: Twenty) -> None:
     """400 budgets by resampling 1,200 real trials, each held against 20 more samples: 99 % are passed by all of them."""
     random = np.random.Generator(np.random.Philox(5))

@@ -73,7 +73,7 @@ def test_a_struck_shape_that_asks_for_100_gigabytes(here: Path) -> None:
         assert opened.get("memory_bytes") == 1 << 29
         [row] = [row for row in opened.rows() if row.bit == 27]
         assert row.metrics["due_samples"] == 1.0
-    ran(campaign(**{**fields, "bits": "27"}), here / "enough.db", workers=1)
+    ran(campaign(**{**fields, "bits": "27"}), here / "enough.db", workers=1, timeout_s=200.0)
     assert by_site(here / "enough.db") == {(0, 27): MASKED}, "the default limit lets it be"
 
 

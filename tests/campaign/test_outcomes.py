@@ -99,7 +99,7 @@ def runs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return golden, faulty
 
 
-@settings(max_examples=600)
+@settings(max_examples=200)
 @given(
     runs(),
     st.sampled_from(["auto", "logits", "counts"]),

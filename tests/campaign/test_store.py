@@ -61,7 +61,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("share", "workers"), [(0.25, 1), (0.5, 2), (0.75, 0)])
+@pytest.mark.parametrize(("share", "workers"), [pytest.param(0.25, 1, marks=pytest.mark.slow), (0.5, 2), (0.75, 0)])
 def test_killed_and_started_again_it_holds_the_same_rows(whole: Path, share: float, workers: int) -> None:
     store = whole / f"killed-{workers}.db"
     words = command(whole / "m.onnx", "--data", whole / "d.npz", *["--single", "--margin", "0.09", "--per", "layer"])
@@ -445,6 +445,7 @@ def test_a_full_disk_loses_nothing_that_was_written(here: Path, monkeypatch: pyt
     run(campaign(single=True, trials=400), here / "s.db").close()
     monkeypatch.setattr(Store, "_prepare", staticmethod(small))
     monkeypatch.setattr("onnxfi.campaign.runner._WRITE_EVERY", 20)
+    monkeypatch.setattr("onnxfi.campaign.runner._WRITE_EVERY_S", 1e9)
     with pytest.raises(OutputError, match=r"the disk is full; .* holds what was done, the same command goes on"):
         ran(campaign(single=True, trials=400), here / "s.db")
     monkeypatch.undo()

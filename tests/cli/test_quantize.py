@@ -110,6 +110,7 @@ def test_compare_prints_one_table_and_one_document(run: Run, here: Path) -> None
     assert {p.name for p in (here / "stores").glob("*.db")} == {f"{Path(v).stem}.onnxfi.db" for v in versions()}
 
 
+@pytest.mark.slow
 def test_compare_draws_one_figure_for_all(run: Run, here: Path) -> None:
     pytest.importorskip("matplotlib", reason="figures need the extra report")
     words = ("compare", *versions(), *ON, "--ber", "1e-6:1e-4", "--repeat", "2", "--workers", "1")

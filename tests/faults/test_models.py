@@ -115,7 +115,7 @@ def test_texts_and_values_are_one(model: FaultModel, word: Word, data: st.DataOb
 # ------------------------------------------------------------------------------------------------ what they do
 
 
-@settings(max_examples=600)
+@settings(max_examples=200)
 @given(models, formats, U64, st.data())
 def test_strike_does_what_the_oracle_does(model: FaultModel, word: Word, raw: int, data: st.DataObject) -> None:
     spent = model.spend(raw, word)

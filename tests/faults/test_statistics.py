@@ -469,7 +469,7 @@ def test_bounds_scale_the_interval() -> None:
     assert (empty.low, empty.high) == (-10, 10)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     st.lists(st.floats(0, 1), min_size=1, max_size=60),
     st.sampled_from([0.5, 0.9, 0.99, 0.99999]),

@@ -184,7 +184,7 @@ def test_one_model_for_all_rows_stays_one() -> None:
 # ------------------------------------------------------------------------------------------------ before and after
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(targets(), st.data())
 def test_several_faults_on_one_word_act_in_order(among: tuple[Target, ...], data: st.DataObject) -> None:
     chosen, memory = data.draw(rows(among)), data.draw(stored(among))

@@ -42,7 +42,13 @@ def test_the_notebooks_are_as_their_scripts() -> None:
     assert done.returncode == 0, f"{done.stdout!r}: run python scripts/notebooks.py"
 
 
-@pytest.mark.parametrize("name", sorted(set(SHOWN) - TORCH))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("optimisations", "parametric") else ())
+        for name in sorted(set(SHOWN) - TORCH)
+    ],
+)
 def test_it_runs(name: str, tmp_path: Path) -> None:
     book = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
     assert (book["nbformat"], book["cells"][0]["cell_type"]) == (4, "markdown")
