@@ -28,6 +28,7 @@ from onnxfi.campaign.store import Store
 from onnxfi.faults import sampling
 from onnxfi.graph.model import Model, load
 
+pytestmark = pytest.mark.slow
 CAMPAIGNS = 1000
 RATES = ("sdc", "due", "any_sdc1", "sdc1", "top1", "class_fully_masked")
 
