@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from onnxfi.campaign.store import STRATA, Store, StoreError, remove
+from onnxfi.campaign.store import STRATA, Store, StoreError, differences, remove
 
 
 def merge(out: str | Path, stores: Sequence[str | Path]) -> int:
@@ -39,11 +39,13 @@ def merge(out: str | Path, stores: Sequence[str | Path]) -> int:
                     f"{str(one.path)!r} is of an adaptive campaign, whose rounds rest on those before them: it has one "
                     f"store and no shards; take that with the most trials"
                 )
-            ones[0].bind(one.get("identity"))
+            _alike(ones[0], one)
         existed = Path(out).exists()
         try:
             with Store.open(out, create=True) as target:
-                target.bind(ones[0].get("identity"))
+                if target.get("identity") is None:
+                    target.bind(ones[0].get("identity"))
+                _alike(target, ones[0])
                 with target.db:
                     for one in ones:
                         _copy(one, target)
@@ -52,6 +54,15 @@ def merge(out: str | Path, stores: Sequence[str | Path]) -> int:
             if not existed:
                 remove(Path(out))
             raise
+
+
+def _alike(one: Store, other: Store) -> None:
+    """Refuse stores of different campaigns, naming the fields that differ (StoreError)."""
+    if changes := differences(one.get("identity"), other.get("identity"), "{} and {}"):
+        raise StoreError(
+            f"{one.path} and {other.path} are of different campaigns: {changes}; merge takes stores of one campaign, "
+            f"as runs with --shard make them"
+        )
 
 
 def _copy(one: Store, target: Store) -> None:

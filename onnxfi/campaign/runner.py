@@ -244,6 +244,14 @@ def _sha256(file: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _environment(store: Store, bench: Bench) -> dict[str, str]:
+    """On what the trials run, and beside it on what those ran that are there already, where that was something else."""
+    now = versions() | {"machine": platform.machine(), "provider": bench.provider}
+    before = store.get("environment") if store.count("results") else None
+    known = {name: str((before or {}).get(name, value)).split(" and ") for name, value in now.items()}
+    return {name: " and ".join(dict.fromkeys([*known[name], value])) for name, value in now.items()}
+
+
 def _prepare(store: Store, bench: Bench, plan: Plan, progress: Progress | None) -> None:
     """Keep what the campaign is, and its trials that are not there yet: all chance is spent before anything runs."""
     store.bind(identity(bench, plan))
@@ -252,11 +260,7 @@ def _prepare(store: Store, bench: Bench, plan: Plan, progress: Progress | None) 
         spec=print_spec(bench.campaign),
         cells=plan.cells(),
         length={name: getattr(bench.campaign, name) for name in LENGTH},
-        environment=versions()
-        | {
-            "machine": platform.machine(),
-            "provider": bench.provider,
-        },
+        environment=_environment(store, bench),
     )
 
     def told() -> Iterator[Planned]:

@@ -184,15 +184,9 @@ class Store:
         if kept is None:
             self.put(identity=identity, campaign=digest_of(identity))
             return
-        given = json.loads(json.dumps(identity))
-        names = [k for k in sorted({*kept, *given}) if kept.get(k) != given.get(k)]
-        if names:
-            changes = "; ".join(
-                f"{n}: {_short(kept.get(n))} in the store, now {_short(given.get(n))}" for n in names[:4]
-            )
-            raise StoreError(
-                f"{self.path} holds another campaign: {changes}; name another store with -o, or use --fresh"
-            )
+        if changes := differences(kept, json.loads(json.dumps(identity)), "{} in the store, now {}"):
+            hint = "name another store with -o, or use --fresh"
+            raise StoreError(f"{self.path} holds another campaign: {changes}; {hint}")
 
     def plan(self, groups: Sequence[Group], planned: Iterable[Planned]) -> None:
         """Write the strata and the trials that are not there yet, in one transaction.
@@ -369,6 +363,12 @@ def _settle(db: sqlite3.Connection) -> None:
         db.execute("PRAGMA busy_timeout = 0")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     db.execute(f"PRAGMA busy_timeout = {int(1000 * _WAIT_S)}")
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], said: str) -> str:
+    """Where two campaigns differ, up to four fields by name; nothing where they are the same."""
+    names = [k for k in sorted({*one, *other}) if one.get(k) != other.get(k)]
+    return "; ".join(f"{n}: {said.format(_short(one.get(n)), _short(other.get(n)))}" for n in names[:4])
 
 
 def _short(value: Any) -> str:

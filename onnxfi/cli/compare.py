@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +44,10 @@ if TYPE_CHECKING:
     help="Write accuracy over bit error rate for all as SVG and PNG; needs the extra `report`.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1), metavar="N", help="Workers, in processes of their own (default: the cores)."
+    "--workers",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Workers, in processes of their own; 0 runs trials in this one (default: the cores).",
 )
 @JSON
 def command(
@@ -62,6 +64,7 @@ def command(
     onnxfi compare cnn.onnx cnn_int8.onnx --data images.npz --ber 1e-6:1e-3 --figures figures
     """
     from onnxfi.campaign.compare import compare
+    from onnxfi.campaign.workers import cores
     from onnxfi.cli.show import document, note, say
     from onnxfi.graph.output import check_folder, scratch
 
@@ -86,7 +89,7 @@ def command(
         folder = out or stack.enter_context(scratch())
         found = compare(
             [str(m) for m in models], _sweep(models[0], given), folder,
-            workers=workers or os.cpu_count() or 1, tell=tell,
+            workers=cores() if workers is None else workers, tell=tell,
         )  # fmt: skip
         reports = [version.found for version in found.versions]
         written = [] if figure_folder is None else write_figures(reports, figure_folder)

@@ -126,7 +126,9 @@ def _print(model: str, done: Quantised, golden: Evaluation | None, after: Evalua
     words = [r.mode, r.format, r.weights and f"{r.weights} weights", r.activations and f"{r.activations} activations"]
     words += [
         "per channel" if r.per_channel else "",
-        r.calibration and f"{r.calibration} on {r.calibration_samples} samples",
+        f"{r.calibration} on {min(r.calibration_samples, golden.samples):,} samples"
+        if r.calibration and golden
+        else "",
     ]
     say(f"{model}: {', '.join(word for word in words if word)}")
     tensors = ", ".join(f"{op} {n}" for op, n in done.layers.items())

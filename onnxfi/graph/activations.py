@@ -383,7 +383,13 @@ def _explain(rows: Sequence[Activation], selector: Selector) -> None:
         if not any(Selector(op=(pattern,)).keeps(replace(a.target, structural=False)) for a in rows):
             near = closest(pattern, [a.target.op for a in rows if a.target.op])
             raise SelectorError(f"--op {pattern!r} matches no node of this model{near}")
-    raise SelectorError(
-        "the selectors together leave no tensor in flight; shapes and indices are left out unless "
-        "--include '=NAME' names them or --all takes everything"
-    )
+    known = sorted({a.target.dtype for a in rows})
+    for dtype in selector.dtype:
+        if dtype not in known:
+            raise SelectorError(
+                f"--dtype {dtype!r} matches no tensor in flight of this model; known: {', '.join(known)}"
+            )
+    hint = "each matches something, but never the same one"
+    if any(a.target.structural for a in rows):
+        hint = "shapes and indices are left out unless --include '=NAME' names them or --all takes everything"
+    raise SelectorError(f"the selectors together leave no tensor in flight; {hint}")

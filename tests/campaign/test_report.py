@@ -18,6 +18,7 @@ import pytest
 from scipy import stats
 from tiny import altered, mlp, ran, samples, save
 
+from onnxfi.campaign.notes import notes
 from onnxfi.campaign.outcomes import CLASSES, unpacked
 from onnxfi.campaign.rates import SHARES, YES_NO
 from onnxfi.campaign.report import Fold, Report, report
@@ -389,3 +390,43 @@ def test_errors_of_the_harness_count_in_no_rate(here: Path) -> None:
     found: Report = report(here / "s.db")
     assert (found.errors, found.everything.trials, found.planned) == (5, 25, 30)
     check(found.everything, rows_of(here / "s.db"), {0: 1376})
+
+
+# One name, one definition
+
+
+def test_sdc1_is_one_number_in_every_table_and_file(here: Path) -> None:
+    ran(campaign(single=True, trials=300, bits="exponent"), here / "s.db")
+    rows, found = rows_of(here / "s.db"), report(here / "s.db")
+    for row in rows:
+        assert row["critical"] <= row["sdc1"] == row["class_sdc_1"] <= min(row["sdc_samples"], row["top1_changed"])
+        assert row["class_due"] == row["due_samples"]
+        assert found.golden["metrics"]["top1"] - row["top1"] <= row["critical"] + row["due_samples"] + 1e-12
+    assert any(row["top1_changed"] > row["sdc1"] for row in rows), "a NaN makes another top-1, and is detected"
+    for fold, shares in zip(found.by_layer, classes(found), strict=True):
+        rate, same = fold.rate("sdc1"), fold.rate("class_sdc_1")
+        assert rate is not None and rate == same and rate.estimate == shares["sdc_1"]
+    write_csv(found, here / "csv")
+    files = {
+        name: list(csv.DictReader((here / "csv" / f"{name}.csv").read_text().splitlines()))
+        for name in ("layers", "classes")
+    }
+    assert [row["sdc1"] for row in files["layers"]] == [row["sdc_1"] for row in files["classes"]]
+
+
+def test_notes_say_what_the_numbers_hold_for(here: Path) -> None:
+    ran(campaign(single=True, trials=60, bits="30"), here / "s.db")
+    found = report(here / "s.db")
+    first, second = notes(found)
+    assert first.startswith("masked, sdc, due and any_sdc1 count trials by the gravest of their 12 samples")
+    assert found.samples is not None and found.others is not None
+    assert found.others.half_width > found.samples.half_width or found.others.low == 0
+    assert (
+        f"12 again, would put SDC-1 between {100 * found.others.low:.3f} % and {100 * found.others.high:.3f} %"
+        in second
+    )
+    assert f"together between {100 * found.samples.low:.3f} % and" in second and second.endswith("(99 %)")
+    ran(campaign(single=True, trials=3, bits="0", include=("w1",)), here / "quiet.db")
+    quiet = report(here / "quiet.db")
+    assert quiet.others is None and quiet.document()["other_samples"] is None
+    assert "all 12 samples fared alike" in list(notes(quiet))[-1]

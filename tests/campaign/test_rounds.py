@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 import signal
 import sqlite3
 import subprocess
@@ -19,6 +21,7 @@ from onnxfi.campaign.budget import Budget, Limit
 from onnxfi.campaign.check import check, decide
 from onnxfi.campaign.measured import Measured
 from onnxfi.campaign.merge import merge
+from onnxfi.campaign.notes import notes
 from onnxfi.campaign.plan import make_plan, write_plan
 from onnxfi.campaign.rates import RATES, value
 from onnxfi.campaign.reach import Reach
@@ -397,3 +400,21 @@ def test_another_rate_or_method_is_another_campaign(place: Path, monkeypatch: py
     for fields, said in (({"rate": "due"}, 'rate: "sdc1" in the store, now "due"'), ({"method": "simple"}, "method: ")):
         with pytest.raises(StoreError, match=said):
             run(campaign(**fields), place / "whole.db")
+
+
+def test_a_part_with_few_trials_has_an_interval_and_no_estimate(place: Path) -> None:
+    found = report(place / "whole.db")
+    assert {fold.trials < 30 for fold in (*found.by_layer, *found.by_bit)} == {True, False}
+    with sqlite3.connect(place / "whole.db") as db:
+        rows = db.execute("SELECT layer, metrics FROM results JOIN plan USING (trial)").fetchall()
+    db.close()
+    seen = {fold.key: [json.loads(m)["top1"] for layer, m in rows if layer == fold.key] for fold in found.by_layer}
+    for fold in (*found.by_layer, *found.by_bit):
+        for rate in fold.rates:
+            if fold.trials < 30:
+                assert math.isnan(rate.interval.estimate) and rate.row()["value"] is None
+            assert 0 <= rate.interval.low <= rate.interval.high <= 1
+    for fold in found.by_layer:
+        i = fold.estimated("top1")
+        assert i is None or min(seen[fold.key]) <= i.estimate <= max(seen[fold.key])
+    assert "fewer than 30 trials" in list(notes(found))[-1]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -547,3 +548,27 @@ def test_samples_without_labels_make_the_same_store_twice(here: Path) -> None:
     ran(campaign(), here / "1.db")
     ran(campaign(), here / "2.db")
     assert tables(here / "1.db") == tables(here / "2.db")
+
+
+def test_a_store_that_went_on_elsewhere_names_all_that_it_ran_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign = Campaign("m.onnx", "d.npz", provider="cpu", single=True, trials=4)
+    ran(campaign, here / "s.db")
+    with Store.open(here / "s.db") as opened:
+        before = opened.get("environment")
+    other = {**before, "runtime": "onnxruntime 9.9"}
+    kept = {name: before[name] for name in ("onnxfi", "runtime", "numpy", "python")}
+    monkeypatch.setattr("onnxfi.campaign.runner.versions", lambda: {**kept, "runtime": other["runtime"]})
+    for trials in (6, 8):
+        ran(replace(campaign, trials=trials), here / "s.db")
+        with Store.open(here / "s.db") as opened:
+            assert opened.get("environment") == {**before, "runtime": f"{before['runtime']} and onnxruntime 9.9"}
+
+
+def test_merge_says_what_to_merge_and_not_what_run_would_do(here: Path) -> None:
+    for name, seed in (("a", 0), ("b", 2)):
+        ran(Campaign("m.onnx", "d.npz", provider="cpu", single=True, trials=2, seed=seed), here / f"{name}.db")
+    for out, stores in (("c.db", ["a.db", "b.db"]), ("a.db", ["b.db"])):
+        with pytest.raises(StoreError, match=r"a\.db and b\.db are of different campaigns: seed: 0 and 2") as caught:
+            merge(out, stores)
+        assert "--fresh" not in str(caught.value)
+    assert not (here / "c.db").exists()

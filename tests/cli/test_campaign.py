@@ -633,3 +633,32 @@ def test_membrane_potentials_are_struck_from_a_step_on(run: Run, models: Path, t
     found = run("report", tmp_path / "snn.db", "--json").json
     assert {fold["key"] for fold in found["by_layer"]} == {f"lif{k}/membrane" for k in (1, 2, 3)}
     assert found["outcomes"]["sdc"] > 2
+
+
+def test_compare_runs_in_its_own_process_too(run: Run, tiny: Path) -> None:
+    mlp(tiny, name="other.onnx", seed=3)
+    words = ["compare", "m.onnx", "other.onnx", *DATA, "--ber", "1e-2", "--repeat", 2, "--json"]
+    alone, pooled = run(*words, "--workers", 0), run(*words, "--workers", 1)
+    assert alone.code == 0 and alone.json == pooled.json
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--dtype", "int8"), "--dtype 'int8' matches no tensor in flight of this model; known: float32"),
+        (("--exclude", "x"), "leave no tensor in flight; each matches something, but never the same one"),
+    ],
+)
+def test_a_selection_of_inputs_that_is_empty_says_what_there_is(run: Run, tiny: Path, words: Any, says: str) -> None:
+    found = run("run", "m.onnx", *DATA, "--single", "--trials", 2, "--target", "inputs", *words, "-o", "s.db")
+    assert found.code == 2 and says in found.err and "--all" not in found.err
+
+
+def test_every_name_is_the_same_on_the_terminal_the_page_and_in_json(run: Run, tiny: Path) -> None:
+    told = run("run", "m.onnx", *DATA, "--single", "--trials", 60, "--bits", "exponent", "-o", "s.db").out
+    assert "SDC-1 (silent)" in told and not re.search(r"SDC-1(?! \(silent\)| between)", told.replace("any SDC-1", ""))
+    page = run("report", "s.db", "--html", "p.html", "--json")
+    names = [rate["name"] for rate in page.json["rates"]]
+    text = (tiny / "p.html").read_text()
+    assert {"sdc1", "top1_changed", "critical"} <= set(names) and "SDC-1 (silent)" in text and "top-1 changed" in text
+    assert "count trials by the gravest of their 12 samples" in text and page.json["judged"] == 12

@@ -516,6 +516,24 @@ def test_sample_error_covers_another_choice_of_samples() -> None:
     assert coverage(found, 2 / 22) >= 0.98
 
 
+@pytest.mark.parametrize("n", [5, 20, 200])
+def test_another_choice_of_samples_lies_inside(n: int) -> None:
+    """As many other samples, of rates that are mostly 0: the interval of their mean, not of all samples' mean."""
+    rng, inside, narrow = np.random.default_rng(11), 0, 0
+    for _ in range(RUNS):
+        mine, others = rng.beta(2, 20, (2, n))
+        again, once = sample_error(mine, again=True), sample_error(mine)
+        inside += again.low <= others.mean() <= again.high
+        narrow += once.low <= others.mean() <= once.high
+        assert again.low <= once.low <= once.estimate == again.estimate <= once.high <= again.high
+    assert inside >= 0.975 * RUNS > narrow
+
+
+def test_equal_samples_tell_nothing_of_others() -> None:
+    found = sample_error([0.25] * 50, again=True)
+    assert (found.low, found.estimate, found.high) == (0.0, 0.25, 1.0)
+
+
 # ------------------------------------------------------------------------------------------------- bad requests
 
 
