@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from onnxfi.faults.space import Target
 from onnxfi.graph.activations import captured
 from onnxfi.graph.chance import RANDOM
 from onnxfi.graph.model import Model, parse
+from onnxfi.graph.rewire import taken
 from onnxfi.graph.source import shown
 from onnxfi.graph.targets import DATA_TYPES
 from onnxfi.graph.wire import token
@@ -203,13 +205,15 @@ def _halves(skeleton: onnx.ModelProto) -> frozenset[str]:
 
 def _homes(skeleton: onnx.ModelProto) -> Iterator[tuple[int, Home]]:
     """The home of each dense tensor by its record's number, which the skeleton bears."""
+    names = taken(skeleton)
+    prefix = next(name for k in count(1) for name in [f"onnxfi.inside{k}"] if name not in names)
     for tensor in skeleton.graph.initializer:
         yield token(tensor.doc_string), Home(tensor.name)
     for k, node in enumerate(skeleton.graph.node):
         if (number := _constant(node)) is not None:
             yield number, Home(node.output[0])
         for number, path in _inside(node):
-            yield number, Home(f"onnxfi.struck.{number}", k, path)
+            yield number, Home(f"{prefix}.{number}", k, path)
 
 
 def _constant(node: onnx.NodeProto) -> int | None:

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from onnxfi.faults.words import Mask
 from onnxfi.graph.activations import Activation
 from onnxfi.graph.bodies import NUMBER, Nodes, body_for, opset_of, plane_values, planes, tensor
 from onnxfi.graph.operators import DOMAIN, Operator, check_values
-from onnxfi.graph.rewire import Insert, edit
+from onnxfi.graph.rewire import Insert, edit, taken
 from onnxfi.graph.samples import SampleAxis
 
 if TYPE_CHECKING:
@@ -287,9 +288,9 @@ def _function(proto: onnx.ModelProto, functions: dict[str, onnx.FunctionProto], 
     if name in functions:
         return name
     made = operator.function()
-    taken = {f.name: f for f in proto.functions if f.domain == DOMAIN}
-    while made.name in taken:
-        if taken[made.name].SerializeToString(deterministic=True) == made.SerializeToString(deterministic=True):
+    there = {f.name: f for f in proto.functions if f.domain == DOMAIN}
+    while made.name in there:
+        if there[made.name].SerializeToString(deterministic=True) == made.SerializeToString(deterministic=True):
             return made.name
         number += 1
         made.name = f"{name}_{number}"
@@ -312,12 +313,10 @@ def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _prefix(proto: onnx.ModelProto) -> str:
-    """`onnxfi`, or `onnxfi2`, … where the model is armed already."""
-    taken = {v.name.split(".")[0] for v in proto.graph.input if v.name.startswith(DOMAIN)}
-    number = 1
-    while (name := DOMAIN + (str(number) if number > 1 else "")) in taken:
-        number += 1
-    return name
+    """`onnxfi`, or `onnxfi2`, … where the model has such names: it is armed already, or came so."""
+    names, keys = taken(proto), {entry.key for entry in proto.metadata_props}
+    wanted = (DOMAIN + (str(number) if number > 1 else "") for number in count(1))
+    return next(name for name in wanted if name not in names and f"{name}.sites" not in keys)
 
 
 def _import(proto: onnx.ModelProto) -> None:

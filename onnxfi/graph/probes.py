@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxfi.graph.activations import labels
 from onnxfi.graph.bodies import NUMBER, Nodes, opset_of
-from onnxfi.graph.rewire import names_in
+from onnxfi.graph.rewire import taken
 from onnxfi.graph.turns import LOOPS
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class _Probing:
     """One pass over the graphs of a model, which is changed: whose shapes are wanted, and which names are taken."""
 
     def __init__(self, proto: onnx.ModelProto, ranks: Mapping[Place, int | None]) -> None:
-        self.opset, self.taken, self.ranks = opset_of(proto), set(names_in(proto.graph)), ranks
+        self.opset, self.taken, self.ranks = opset_of(proto), taken(proto), ranks
         self.paths = {path for path, _ in ranks}
 
     def fresh(self) -> str:

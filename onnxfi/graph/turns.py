@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxfi.graph.activations import graphs, labels
 from onnxfi.graph.bodies import NUMBER, Nodes, opset_of
-from onnxfi.graph.rewire import carry, names_in
+from onnxfi.graph.rewire import carry, taken
 
 if TYPE_CHECKING:
     import onnx
@@ -21,7 +21,7 @@ class _Counting:
     """One pass over the graphs of a model, which is changed: what it puts in, and which names are taken."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
-        self.opset, self.taken = opset_of(proto), set(names_in(proto.graph))
+        self.opset, self.taken = opset_of(proto), taken(proto)
 
     def fresh(self, name: str) -> str:
         made = next(n for k in count(1) for n in [name if k == 1 else f"{name}{k}"] if n not in self.taken)

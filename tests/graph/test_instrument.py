@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from google.protobuf import text_format
 from numpy.typing import NDArray
 from onnx import helper, parser
 from onnx.reference import ReferenceEvaluator
@@ -206,6 +207,37 @@ def test_armed_again_without_a_clash() -> None:
     assert run(second.proto, {"x": np.ones((1, 2), "f4")} | fed)["y"].tolist() == [[-1, -1]]
     table = {entry.key: json.loads(entry.value) for entry in second.proto.metadata_props}
     assert table["onnxfi.sites"][0]["tensor"] == "t" and table["onnxfi2.sites"][0]["tensor"] == "y"
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        "g (float[N,2] x) => (float[N,2] y) { onnxfi__flip = Neg(x)  t = Relu(onnxfi__flip)  y = Neg(t) }",
+        "g (float[N,2] onnxfi__element) => (float[N,2] y) { t = Relu(onnxfi__element)  y = Neg(t) }",
+        "g (float[N,2] x) => (float[N,2] y) <float[2] onnxfi__checked = {1.0, 2.0}>"
+        " { t = Relu(x)  y = Mul(t, onnxfi__checked) }",
+        "g (float[N,2] x) => (float[N,2] y) { t = Relu(x)  t__golden = Neg(t)  t__onnxfi__reshape_0 = Neg(t__golden)"
+        " onnxfi__check_constant_0 = Neg(t__onnxfi__reshape_0)  y = Neg(onnxfi__check_constant_0) }",
+        "g (float[N,2] x) => (float[N,2] y) { t = Relu(x)  c = Constant<value_int=1>()  b = Cast<to=9>(c)"
+        " y = If(b) <then_branch = th () => (o) { onnxfi__site = Neg(t) o = Neg(onnxfi__site) },"
+        " else_branch = el () => (o) { o = Neg(t) }> }",
+        "g (float[N,2] x) => (float[N,2] onnxfi__keep) { t = Relu(x)  onnxfi__keep = Neg(t) }",
+        "g (float[N,2] x) => (float[N,2] onnxfi) { t = Relu(x)  onnxfi = Neg(t) }",
+    ],
+)
+def test_names_like_those_that_arming_makes_do_not_clash(graph: str) -> None:
+    said = text_format.MessageToString(model(graph)).replace("__", ".")  # the parser takes no name with a dot
+    plain = text_format.Parse(said, onnx.ModelProto())
+    [fed], [out] = plain.graph.input, plain.graph.output
+    x = np.array([[1, -2], [-3, 4]], "f4")
+    golden = run(plain, {fed.name: x})[out.name]
+    armed = arm(plain, [named(plain, "t")])
+    onnx.checker.check_model(armed.proto)
+    assert run(armed.proto, {fed.name: x})[out.name].tobytes() == golden.tobytes()
+    strike = Strike(armed.sites[0], 0, NEGATE)
+    faulty = run(armed.proto, {fed.name: x} | columns(armed, [strike]))[out.name]
+    baked = run(bake(plain, [strike]), {fed.name: x})[out.name]
+    assert (faulty != golden).any() and faulty.tobytes() == baked.tobytes()
 
 
 def test_the_model_given_is_not_changed_and_nothing_to_arm_is_a_copy() -> None:
