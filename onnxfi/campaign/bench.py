@@ -354,9 +354,11 @@ class Bench:
         """Whether trials of a plan may share runs: see `together`."""
         if self.routes is None:
             return False
-        known = [self.routes.by_target.get(target.id) for target in self.reach.listed(header).targets]
-        alone = bool(self.reach.flying) or any(route is not None and route.shares for route in known)
-        return (alone and header.of_singles and self.routes.late) or self.apart
+        if header.of_singles and self.routes.late:
+            known = map(self.routes.alone, self.reach.listed(header).targets)
+            if self.reach.flying or any(route is not None and route.shares for route in known):
+                return True
+        return self.apart
 
     def together(self, header: Header, golden: Golden, trials: Sequence[Sequence[str]]) -> dict[int, Judgement]:
         """Trials by their place that share runs: those of one sample each, those whose struck channels one run can

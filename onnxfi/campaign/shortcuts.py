@@ -60,7 +60,10 @@ def routes_of(campaign: Campaign, model: Model, reach: Reach, output: str | None
     ends = () if campaign.route == "late" else spikes or narrows(wiring, everything(wiring, outputs))
     flown: set[tuple[str, ...]] = {(a.name,) for a in reach.flying.values() if not a.path}
     flown |= {steps[k:] for steps in reach.steps_of.values() for k in range(len(steps))}
-    return Routes(model, wiring, outputs, ends, bool(spikes), tuple(sorted(flown)), campaign.route != "early")
+    selectors = [part.selector for part in campaign.mix] or [campaign.selector]
+    chosen = frozenset(t.id for t in model.targets if any(selector.keeps(t) for selector in selectors))
+    ready = None if campaign.faults is not None else chosen  # a list may name any
+    return Routes(model, wiring, outputs, ends, bool(spikes), tuple(sorted(flown)), campaign.route != "early", ready)
 
 
 @dataclass
@@ -325,5 +328,7 @@ class Shortcuts:
         words = {}
         for target, rows in by_target(faults):
             index, first = np.unique(faults.sites.index[rows], return_index=True)
-            words[self.routes.by_target[target.id].home] = index, final[rows][first]
+            route = self.routes.alone(target)
+            assert route is not None  # or the trial would take the plain one
+            words[route.home] = index, final[rows][first]
         return Change(words)

@@ -88,11 +88,29 @@ class Wiring:
     @cached_property
     def users(self) -> dict[str, tuple[int, ...]]:
         """The nodes that read each name, in file order."""
-        found: dict[str, tuple[int, ...]] = {}
+        found: dict[str, list[int]] = {}
         for k, names in enumerate(self.reads):
             for name in dict.fromkeys(names):
-                found[name] = (*found.get(name, ()), k)
-        return found
+                found.setdefault(name, []).append(k)
+        return {name: tuple(nodes) for name, nodes in found.items()}
+
+    @cached_property
+    def after(self) -> tuple[tuple[int, ...], ...]:
+        """By node the nodes that read what it puts out."""
+        nodes = self.proto.graph.node
+        return tuple(
+            tuple(dict.fromkeys(k for name in node.output for k in self.users.get(name, ()))) for node in nodes
+        )
+
+    @cached_property
+    def before(self) -> tuple[tuple[tuple[str, int], ...], ...]:
+        """By node what it reads of others, each name with the node that makes it."""
+        return tuple(tuple((name, self.makers[name]) for name in names if name in self.makers) for names in self.reads)
+
+    @cached_property
+    def dequantisers(self) -> frozenset[int]:
+        """The nodes that turn integers into the real numbers that they stand for."""
+        return frozenset(k for k, node in enumerate(self.proto.graph.node) if node.op_type == "DequantizeLinear")
 
     @cached_property
     def joined(self) -> dict[int, tuple[int, str]]:
@@ -139,7 +157,7 @@ class Wiring:
 
     def dequantises(self, node: int) -> bool:
         """Whether a node turns integers into the real numbers that they stand for."""
-        return self.proto.graph.node[node].op_type == "DequantizeLinear"
+        return node in self.dequantisers
 
 
 def wire(model: Model, *, halves: bool = False, blocks: bool = False) -> Wiring:
@@ -307,7 +325,7 @@ def forward(wiring: Wiring, struck: Iterable[str], inside: Iterable[int], among:
         k = todo.pop()
         if k not in reached and k in among:
             reached.add(k)
-            todo += [u for name in wiring.proto.graph.node[k].output for u in wiring.users.get(name, ())]
+            todo += wiring.after[k]
     return reached
 
 
@@ -319,7 +337,7 @@ def backward(wiring: Wiring, names: Iterable[str], among: Container[int], fed: C
         k = todo.pop()
         if k not in needed:
             needed.add(k)
-            todo += [m for n in wiring.reads[k] if n not in fed and (m := wiring.makers.get(n, -1)) in among]
+            todo += [maker for name, maker in wiring.before[k] if name not in fed and maker in among]
     return needed
 
 

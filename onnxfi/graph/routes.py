@@ -84,8 +84,9 @@ class Route:
 class Routes:
     """The routes of a model's tensors, as far as the outputs that are scored need them (all, where none is named).
 
-    `fronts` are where the model is cut in pieces, `steps` says that these lie behind all steps of a layer; `flown` are
-    values in flight that may be struck, those together that one trial strikes. Without `late` all runs from the start.
+    `chosen` are the ids of the targets whose routes are made ready (None: all). `fronts` are where the model is cut in
+    pieces, `steps` says that these lie behind all steps of a layer; `flown` are values in flight that may be struck,
+    those together that one trial strikes. Without `late` all runs from the start.
     """
 
     model: Model = field(repr=False)
@@ -95,6 +96,8 @@ class Routes:
     steps: bool = False
     flown: tuple[tuple[str, ...], ...] = ()
     late: bool = True
+    chosen: frozenset[str] | None = None
+    _alone: dict[str, Route | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def pieces(self) -> tuple[Cut, ...]:
@@ -109,7 +112,7 @@ class Routes:
 
     @cached_property
     def inner(self) -> tuple[tuple[str, ...], ...]:
-        """By piece the values in it that some route takes: a function of the model and of what may be struck in flight,
+        """By piece the values in it that some route takes: a function of the model and of what the campaign may strike,
         so that they have the same bits whatever a trial strikes."""
         found: list[dict[str, None]] = [{} for _ in self.pieces]
         firsts = [Head(number, (piece,)) for number, piece in enumerate(self.pieces)]
@@ -117,7 +120,8 @@ class Routes:
         def note(piece: int, names: Iterable[str]) -> None:
             found[piece].update(dict.fromkeys(name for name in names if self.within.get(name) == piece))
 
-        for route in self.by_target.values():
+        ready = [t for t in self.model.targets if self.chosen is None or t.id in self.chosen]
+        for route in filter(None, map(self.alone, ready)):
             for head in route.heads:
                 note(head.piece, head.takes)
             if route.apart is not None and route.channels is not None:
@@ -145,24 +149,24 @@ class Routes:
         mine = ((one, frozenset(one.nodes) - self.wiring.constant) for one in self.pieces)
         return tuple(frozenset(backward(self.wiring, one.outputs, nodes)) for one, nodes in mine)
 
-    @cached_property
-    def by_target(self) -> dict[str, Route]:
-        """The route of each target that has another one than the plain."""
-        found = {}
-        for target in self.model.targets:
-            where = home(self.wiring, self.model, target) if target.size else None
-            if where is None:
-                continue
-            inside = where.node >= 0
-            users = [*target.ops] if inside else [self._operator(k) for k in self.wiring.users.get(where.fed, ())]
-            laid = self.wiring.blocks and "Conv" in users
-            scales = not {"scale", "zero-point"}.isdisjoint((target.role, *target.roles))
-            baked = laid or scales or not _PACKED.isdisjoint(users)
-            ends = self._ends(where) if baked else ()
-            heads = self.heads([where.fed], [where.node] if inside else (), ends, fed=not baked)
-            if heads:
-                found[target.id] = self._route(Route((where,), heads, baked))
-        return found
+    def alone(self, target: Target) -> Route | None:
+        """The route of faults in one target; None where that is the plain one. Each is looked for once."""
+        if target.id not in self._alone:
+            self._alone[target.id] = self._look(target)
+        return self._alone[target.id]
+
+    def _look(self, target: Target) -> Route | None:
+        where = home(self.wiring, self.model, target) if target.size and not target.in_flight else None
+        if where is None:
+            return None
+        inside = where.node >= 0
+        users = [*target.ops] if inside else [self._operator(k) for k in self.wiring.users.get(where.fed, ())]
+        laid = self.wiring.blocks and "Conv" in users
+        scales = not {"scale", "zero-point"}.isdisjoint((target.role, *target.roles))
+        baked = laid or scales or not _PACKED.isdisjoint(users)
+        ends = self._ends(where) if baked else ()
+        heads = self.heads([where.fed], [where.node] if inside else (), ends, fed=not baked)
+        return self._route(Route((where,), heads, baked)) if heads else None
 
     def _ends(self, where: Home) -> Fronts:
         """Where what a baked route makes anew for each trial ends: behind the operators that use the tensor."""
@@ -173,7 +177,7 @@ class Routes:
 
     def of(self, targets: Sequence[Target]) -> Route | None:
         """The route of a trial that strikes these tensors; None where it is the plain one."""
-        found = [self.by_target.get(target.id) for target in targets]
+        found = [self.alone(target) for target in targets]
         known = [route for route in found if route is not None]
         if len(known) <= 1 or len(known) < len(found):
             return known[0] if len(found) == 1 and known else None
@@ -215,8 +219,12 @@ class Routes:
 
     def _reached(self, struck: Sequence[str], inside: Sequence[int], number: int) -> frozenset[int]:
         """The nodes of a piece that change with these names, through nothing but the piece and stored values."""
-        mine = self._nodes[number]
-        return mine & forward(self.wiring, struck, inside, mine | self.wiring.constant)
+        return self._nodes[number] & forward(self.wiring, struck, inside, self._among[number])
+
+    @cached_property
+    def _among(self) -> tuple[frozenset[int], ...]:
+        """By piece its nodes and those of stored values alone."""
+        return tuple(nodes | self.wiring.constant for nodes in self._nodes)
 
     def in_flight(self, values: Sequence[str], *, any_of: bool = False) -> tuple[Head, ...] | None:
         """What runs of each piece that makes some of these values in flight; None where the model cannot be cut there.

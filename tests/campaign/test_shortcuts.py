@@ -522,3 +522,16 @@ def test_what_rounds_another_way_takes_the_next_longer_route(here: Path, monkeyp
             lines = [planned.lines.splitlines() for planned in plan.trials()]
             routes.append({bench.trial(plan.header, golden, one).route for one in lines})
     assert routes[0] <= {"resumed", "baked"} and "baked" in routes[0] and routes[1] == {"plain"}
+
+
+def test_routes_are_made_ready_for_what_the_campaign_may_strike(tmp_path: Path) -> None:
+    nodes = [f"h{k + 1} = Add(h{k}, b{k})" for k in range(30)]
+    bias = {f"b{k}": chance(8, seed=k) for k in range(30)}
+    vectors(tmp_path, "h0 = MatMul(x, w)", *nodes, "y = Relu(h30)", w=chance(8, 8, seed=3), **bias)
+    files = (str(tmp_path / "net.onnx"), str(tmp_path / "x.npz"))
+    bench = Bench.open(Campaign(*files, single=True, trials=1, include=("=b29",), optimization="off"))
+    assert bench.shortcuts is not None and bench.routes is not None
+    assert bench.routes.inner == (("h29",),)
+    other = flips([t for t in bench.model.targets if t.id == "b3"], [(2, 25)])
+    _, found = routed(bench, other)  # what is not made ready runs all the same
+    assert found is None or found.tobytes() == bench.scores(bench.struck(other)).tobytes()
