@@ -17,6 +17,7 @@ import yaml
 
 from onnxfi.campaign.budget import load_budget
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 CI = ROOT / "examples" / "ci"
 
@@ -61,7 +62,6 @@ def test_the_budget_is_that_of_the_shipped_model() -> None:
     assert any(limit.golden for limit in budget.limits)
 
 
-@pytest.mark.slow
 def test_the_github_workflow(checkout: Path) -> None:
     flow = read("github-actions.yml")
     assert set(flow) == {"name", True, "permissions", "jobs"}, "YAML reads `on` as true, as GitHub knows"

@@ -386,6 +386,7 @@ def test_the_command_with_a_cluster_of_its_own(here: Path) -> None:
     assert tables(here / "s.db") == tables(here / "whole.db")
 
 
+@pytest.mark.slow
 def test_three_shards_in_three_processes(here: Path) -> None:
     words = ["m.onnx", "--data", "d.npz", "--provider", "cpu", "--single", "--trials", "60"]
     onnxfi = [sys.executable, "-m", "onnxfi"]

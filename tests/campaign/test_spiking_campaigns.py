@@ -174,7 +174,14 @@ STRUCK: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("fields", STRUCK.values(), ids=STRUCK)
+#: Those of the core tests: one of neurons, one of activations from a step on and one in a step, and one that is as it was.
+CORE = ("neurons", "membranes", "one step", "not exposed")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [pytest.param(STRUCK[name], id=name, marks=() if name in CORE else pytest.mark.slow) for name in STRUCK],
+)
 def test_late_start_and_early_stop_change_no_bit(here: Path, fields: dict[str, Any]) -> None:
     found, routes = {}, {}
     for route in ("plain", "auto", "late", "early"):

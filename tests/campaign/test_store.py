@@ -62,7 +62,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("share", "workers"), [pytest.param(0.25, 1, marks=pytest.mark.slow), (0.5, 2), (0.75, 0)])
+@pytest.mark.parametrize(
+    ("share", "workers"), [(0.5, 2), *(pytest.param(*more, marks=pytest.mark.slow) for more in ((0.25, 1), (0.75, 0)))]
+)
 def test_killed_and_started_again_it_holds_the_same_rows(whole: Path, share: float, workers: int) -> None:
     store = whole / f"killed-{workers}.db"
     words = command(whole / "m.onnx", "--data", whole / "d.npz", *["--single", "--margin", "0.09", "--per", "layer"])

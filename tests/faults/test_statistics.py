@@ -309,6 +309,7 @@ def test_clopper_pearson_coverage(rate: float, size: int, n: int) -> None:
     assert coverage([table[k] for k in counts.tolist()], rate) >= 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.001, 0.01, 0.1, 0.5])
 @pytest.mark.parametrize("kind", ["yes/no", "0.3", "skewed"])
 @pytest.mark.parametrize(("size", "n"), [(5000, 100), (5000, 1000), (5000, 4700), (100_000, 1000)])
@@ -319,6 +320,7 @@ def test_mean_coverage(rate: float, kind: str, size: int, n: int) -> None:
     assert coverage(found, x.mean()) >= 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [10, 100, 1000])
 @pytest.mark.parametrize("hit", [0.001, 0.01, 0.1, 0.5])
 @pytest.mark.parametrize("drop", [0.736, 0.1, "uniform"])
@@ -345,6 +347,7 @@ def plan(name: str, sizes: list[int]) -> tuple[int, ...]:
     return allocate(sizes, {"layer-bit": 0.05, "network": 0.01, "network ±5 %": 0.05}[name], per=per)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["yes/no", "0.3", "skewed"])
 @pytest.mark.parametrize("name", ["network", "network ±5 %", "layer-bit", "data-aware", "one each"])
 def test_stratified_coverage(name: str, kind: str) -> None:
