@@ -30,11 +30,11 @@ from onnxfi.graph.samples import SampleAxis
 from onnxfi.runtime.batches import Batch
 from onnxfi.runtime.data import Data, open_data
 from onnxfi.runtime.engines import Session, short_name
-from onnxfi.runtime.evaluation import run_scores, sample_axes, stacked
+from onnxfi.runtime.evaluation import run_scores, sample_axes, scored_port, stacked
 from onnxfi.runtime.golden import UnlikeError, of_golden_shapes
-from onnxfi.runtime.metrics import scored_output
 from onnxfi.runtime.ports import Array, Port, same_bytes
 from onnxfi.runtime.rerun import Change, Rerun, golden_scores
+from onnxfi.runtime.scores import classifies
 from onnxfi.runtime.sharing import claim
 from onnxfi.runtime.spine import Patch
 from onnxfi.runtime.staged import strike
@@ -84,7 +84,7 @@ class Bench:
             campaign.data, session.inputs, preprocess=campaign.preprocess, limit=campaign.samples,
             batch_axis=campaign.batch_axis,
         )  # fmt: skip
-        output = scored_output(session.outputs, output_of(campaign, model), labelled=data.labels is not None)
+        output = scored_port(session, output_of(campaign, model), data, kind_of(campaign))
         listed = None if campaign.faults is None else FaultList.open(campaign.faults).header
         reach, axes = Reach.of(model, campaign.aims, data, listed, campaign.custom_ops), sample_axes(session, data)
         return cls(
@@ -185,8 +185,8 @@ class Bench:
 
     def _golden(self, scores: Array) -> Golden:
         c = self.campaign
-        kind = "counts" if c.time_axis is not None and c.scores == "auto" else c.scores
-        return Golden.of(scores, self.data.labels, self.output, kind, c.tolerance, c.due)
+        output = self.output if classifies(scores, self.output, self.data, kind_of(c)) else None
+        return Golden.of(scores, self.data.labels, output, kind_of(c), c.tolerance, c.due)
 
     def _session(self, change: Edits) -> Session:
         """A session of the model with this change."""
@@ -383,6 +383,11 @@ class Bench:
         found = {number: replace(judgement, changed=None) for number, judgement in found.items()}
         resumed = self.shortcuts.together(golden, [every[number] for number in stored])
         return found | {stored[number]: judgement for number, judgement in resumed.items()}
+
+
+def kind_of(campaign: Campaign) -> str:
+    """What the scores are: of spikes over time their counts, unless something else is said."""
+    return "counts" if campaign.time_axis is not None and campaign.scores == "auto" else campaign.scores
 
 
 def _asked(campaign: Campaign, model: Model) -> Session:

@@ -52,7 +52,7 @@ class Golden:
     def of(
         cls, scores: Array, labels: Labels | None, output: str | None, kind: str, tolerance: float, due: tuple[str, ...]
     ) -> Golden:
-        """A golden run; the kind of scores is settled once, on golden."""
+        """A golden run; the kind of scores is settled once, on golden. `output` is None where no classes are scored."""
         classifier = output is not None and scores.ndim == 2
         settled = score_kind(scores) if classifier and kind == "auto" else kind
         return cls(scores, labels, classifier, settled, tolerance, due)

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign import canary
-from onnxfi.campaign.bench import Bench, CampaignError, digest
+from onnxfi.campaign.bench import Bench, CampaignError, digest, kind_of
 from onnxfi.campaign.cluster import Cluster
 from onnxfi.campaign.crew import Crew, begun, lasting
 from onnxfi.campaign.limits import can_limit_memory
 from onnxfi.campaign.opening import open_model
 from onnxfi.campaign.outcomes import Golden, judge
 from onnxfi.campaign.plan import Plan, Planned, enough, make_plan
+from onnxfi.campaign.rates import given as measured
 from onnxfi.campaign.rates import missing
 from onnxfi.campaign.reach import Reach
 from onnxfi.campaign.rounds import Look, turns
@@ -39,6 +40,7 @@ from onnxfi.faults.faultlist import FaultList
 from onnxfi.graph.mutate import Progress
 from onnxfi.graph.output import check_place
 from onnxfi.runtime.npz import memory_bytes
+from onnxfi.runtime.scores import reading
 
 #: Results are written when so many wait, or so many seconds have gone.
 _WRITE_EVERY = 500
@@ -315,12 +317,17 @@ def _agree(store: Store, bench: Bench, plan: Plan, golden: Golden) -> None:
         raise CampaignError(
             f"golden is another one than in {store.path}: the runtime or the machine changed; start anew with --fresh"
         )
-    found = {"scores": scores, "rows": len(golden.scores), "metrics": judge(golden, golden.scores).metrics}
+    metrics = judge(golden, golden.scores).metrics
+    found: dict[str, Any] = {"scores": scores, "rows": len(golden.scores), "metrics": metrics}
+    if bench.campaign.adaptive and not measured(bench.campaign.rate, metrics):
+        why = missing(bench.campaign.rate, classifier=golden.classifier, labelled=golden.labels is not None)
+        raise SpecError(f"rate {bench.campaign.rate!r} cannot be measured: {why}", "rate")
     found |= {"samples": bench.data.samples, "data": bench.data.description, "synthetic": bench.data.synthetic}
     # Where each trial is one fault in one sample, it is judged on that sample alone.
     judged = 1 if plan.of_singles and all(t.samples for t in plan.targets) else bench.data.samples
     kind = golden.kind if golden.classifier else None
-    store.put(golden=found | {"output": bench.output, "judged": judged, "kind": kind})
+    read = reading(golden.scores, bench.output, bench.data.samples, kind_of(bench.campaign))
+    store.put(golden=found | {"output": bench.output, "judged": judged, "kind": kind, "reading": read})
 
 
 def _job(

@@ -128,9 +128,11 @@ def print_report(found: Report) -> None:
     metrics, level = found.golden["metrics"], f"intervals at {100 * found.confidence:.4g} %"
     say(f"{found.store}: {found.everything.trials:,} of {found.planned:,} trials, {found.golden['data']}")
     accuracy = [f"{name} {number(metrics[name], share=True)}" for name in ("top1", "top5") if name in metrics]
-    say(
-        f"golden: {', '.join(accuracy) or 'no labels, so rates say how often answers change, not how often they are wrong'}"
-    )
+    unlabelled = "no labels, so rates say how often answers change, not how often they are wrong"
+    read = found.golden.get("reading", "")
+    say(f"golden: {', '.join(accuracy) or (unlabelled if 'sdc1' in metrics else 'compared as numbers')}")
+    if read:
+        say(read)
     if found.golden.get("synthetic"):
         say("synthetic inputs: how often real ones change may be something else")
     if found.look is not None:

@@ -76,6 +76,8 @@ class Data:
     description: str
     layout: Layout
     _cut: Callable[[int], Iterator[Feeds]] = field(repr=False)
+    #: Classes that the labels count, where they are numbered by what the data holds; None where the labels say.
+    classes: int | None = None
 
     @classmethod
     def of_arrays(

@@ -258,7 +258,8 @@ class OrtSession:
     overridable: tuple[Port, ...]
     provider: str
     note: str
-    _left_out: Mapping[str, str] = field(repr=False)
+    #: Outputs that are no tensors, by name their type.
+    unread: Mapping[str, str] = field(repr=False)
     _device_id: int = field(repr=False)
     _ort: Any = field(repr=False)
     #: What was given beside the model: the runtime may compute with the caller's memory.
@@ -274,7 +275,7 @@ class OrtSession:
             overridable=tuple(_port(arg) for arg in ort_session.get_overridable_initializers()),
             provider=provider,
             note=provider,
-            _left_out={port.name: port.dtype for port in given if not port.is_tensor},
+            unread={port.name: port.dtype for port in given if not port.is_tensor},
             _device_id=device_id,
             _ort=ort_session,
         )
@@ -330,8 +331,8 @@ class OrtSession:
     def _wanted(self, outputs: Sequence[str] | None) -> list[str]:
         names = [port.name for port in self.outputs]
         for name in outputs or ():
-            if name in self._left_out:
-                raise EngineError(f"output {name!r} is a {self._left_out[name]}; only plain tensors can be read")
+            if name in self.unread:
+                raise EngineError(f"output {name!r} is a {self.unread[name]}; only plain tensors can be read")
             if name not in names:
                 raise EngineError(f"the model has no output {name!r}{closest(name, names)}")
         return names if outputs is None else list(outputs)

@@ -18,8 +18,9 @@ from onnxfi.graph.times import counted, counts_of
 from onnxfi.runtime.batches import Batch
 from onnxfi.runtime.data import Data, open_data
 from onnxfi.runtime.engines import Engine, OrtEngine, Session
-from onnxfi.runtime.metrics import applicable, scored_output
+from onnxfi.runtime.metrics import applicable
 from onnxfi.runtime.ports import Array
+from onnxfi.runtime.scores import check_port, classifies, reading, scored_output, without_ones
 
 __all__ = ["Evaluation", "evaluate", "open_data", "run_scores"]
 
@@ -42,6 +43,8 @@ class Evaluation:
     provider: str
     note: str
     synthetic: bool = False
+    #: A remark on how the scored output is read.
+    reading: str = ""
 
     def summary(self) -> dict[str, Any]:
         """The metrics as strict JSON takes them."""
@@ -51,7 +54,8 @@ class Evaluation:
         """The conditions in one line."""
         scored = f"output {self.output!r}" if self.output else "all outputs"
         made_up = "; synthetic inputs say nothing about accuracy" if self.synthetic else ""
-        return f"{self.data}; {scored}; {self.note}{made_up}"
+        read = f"; {self.reading}" if self.reading else ""
+        return f"{self.data}; {scored}; {self.note}{made_up}{read}"
 
 
 def evaluate(
@@ -67,10 +71,10 @@ def evaluate(
 ) -> Evaluation:
     """Run a model over data; where `golden` is given, also against that evaluation of the model without faults.
 
-    `batch` samples run together (a model that takes one size only gets that). With labels and a 2-D float output: top-1
-    and top-5, and against golden SDC-1; for any other model how far the outputs deviate. Raises DataError where labels
-    or outputs do not fit, EngineError where the runtime refuses. With `time_axis` the spikes of `output` are counted
-    along that axis, and the counts are scored.
+    `batch` samples run together (a model that takes one size only gets that). With scores of classes ([N, C], C of 2
+    or more) and labels: top-1 and top-5, and against golden SDC-1; for any other output how far it deviates. Raises
+    DataError where labels or outputs do not fit, EngineError where the runtime refuses. With
+    `time_axis` the spikes of `output` are counted along that axis, and the counts are scored.
 
     >>> data = open_data("models/fashion_test.npz", OrtEngine().prepare("models/fashion_cnn.onnx").inputs, limit=200)
     >>> golden = evaluate("models/fashion_cnn.onnx", data)
@@ -85,21 +89,33 @@ def evaluate(
     session = (engine or OrtEngine()).prepare(model)
     if golden is not None and golden.samples != data.samples:
         raise DataError(f"golden was taken on {golden.samples:,} samples, the data has {data.samples:,}; take the same")
-    name = golden.output if golden else scored_output(session.outputs, output, labelled=data.labels is not None)
+    name = golden.output if golden else scored_port(session, output, data)
     try:
         scores = run_scores(session, data, data.layout.fixed or batch, name, progress=progress)
     except EngineError as error:
         if data.synthetic:
             raise EngineError(f"{error}; these are synthetic inputs, give real ones with --data") from None
         raise
-    metrics = _metrics(golden.scores if golden else scores, scores, data, name)
+    truth = golden.scores if golden else scores
+    metrics = _metrics(truth, scores, data, name)
     return Evaluation(
-        metrics, scores, data.samples, data.description, name, session.provider, session.note, data.synthetic
-    )
+        metrics, scores, data.samples, data.description, name, session.provider, session.note, data.synthetic,
+        reading(truth, name, data.samples),
+    )  # fmt: skip
+
+
+def scored_port(session: Session, name: str | None, data: Data, kind: str = "auto") -> str | None:
+    """The scored output of a session, None where all count; DataError where the labels cannot fit it."""
+    unread = getattr(session, "unread", None)  # engines of others have none
+    found = scored_output(session.outputs, name, labelled=data.labels is not None, unread=unread)
+    for port in session.outputs:
+        if port.name == found:
+            check_port(port, data, kind)
+    return found
 
 
 def _metrics(golden: Array, faulty: Array, data: Data, name: str | None) -> dict[str, float]:
-    classifier = name is not None and golden.ndim == 2
+    classifier = classifies(golden, name, data)
     wanted = applicable(classifier=classifier, labelled=data.labels is not None)
     alone = golden is faulty
     return {
@@ -175,7 +191,7 @@ def scored(piece: Batch, outputs: dict[str, Array], axes: Mapping[str, tuple[int
 
 def _joined(outputs: dict[str, Array], name: str | None, samples: int) -> Array:
     if name is not None:
-        return outputs[name]
+        return without_ones(outputs[name])
     numbers = [a for a in outputs.values() if a.dtype.kind not in "OSU"]
     if not numbers:
         raise DataError("the model has no output of numbers that could be compared")

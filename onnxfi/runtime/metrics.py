@@ -16,7 +16,7 @@ A new metric is one row in `METRICS`; the tests of all metrics pick it up from t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, InputError, closest
 from onnxfi.runtime.comparison import Answers, Comparison, Labels, differing, float64, share, softmax
-from onnxfi.runtime.ports import Array, Port
+from onnxfi.runtime.ports import Array
 
 __all__ = [
     "KINDS",
@@ -36,7 +36,6 @@ __all__ = [
     "differing",
     "probabilities",
     "score_kind",
-    "scored_output",
 ]
 
 Function = Callable[[Comparison], float]
@@ -185,33 +184,6 @@ def applicable(*, classifier: bool, labelled: bool) -> tuple[Metric, ...]:
     return tuple(
         metric for metric in METRICS.values() if classifier >= metric.classifier and labelled >= metric.needs_labels
     )
-
-
-def scored_output(outputs: Sequence[Port], name: str | None = None, *, labelled: bool = False) -> str | None:
-    """The output that holds the scores: `name`, else the only float output of two dimensions.
-
-    Where a model has none, and no labels ask for one, it is None: only metrics of any shape apply then. With
-    labels, a single float output of undeclared rank will do. Else a `DataError` lists the outputs.
-
-    >>> scored_output([Port("boxes", "float32", ("N", 4, 4)), Port("scores", "float32", ("N", 10))])
-    'scores'
-    """
-    if name is not None:
-        known = [port.name for port in outputs]
-        if name not in known:
-            raise DataError(f"the model has no output {name!r}{closest(name, known)}")
-        return name
-    floats = [port for port in outputs if "float" in port.dtype]
-    fitting = [port for port in floats if port.shape is not None and len(port.shape) == 2]
-    if labelled and not fitting:
-        fitting = [port for port in floats if port.shape is None]
-    if len(fitting) == 1:
-        return fitting[0].name
-    if not fitting and not labelled:
-        return None
-    what = "several outputs could" if fitting else "no output is sure to"
-    listed = "; ".join(map(str, fitting or outputs)) or "none"
-    raise DataError(f"{what} hold the scores; name one with --output: {listed}")
 
 
 KINDS = ("auto", "logits", "probabilities", "counts")

@@ -21,9 +21,7 @@ from onnxfi.runtime.metrics import (
     differing,
     probabilities,
     score_kind,
-    scored_output,
 )
-from onnxfi.runtime.ports import Port
 
 laws = settings(max_examples=40)  # drawn once for all metrics: to draw costs more than to measure
 every_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS.keys())
@@ -343,44 +341,6 @@ def test_metrics_by_what_model_and_data_allow() -> None:
     assert free == METRICS.keys() - {"top1", "top5"}
     plain = {metric.name for metric in applicable(classifier=False, labelled=True)}
     assert plain == {"nonfinite", "changed", "changed_samples", "max_abs", "rel_l2", "cosine"}
-
-
-SCORES = Port("scores", "float32", ("N", 10))
-BOXES = Port("boxes", "float32", ("N", 5, 4))
-CLASS = Port("class", "int64", ("N", 1))
-OPEN = Port("open", "float16", None)
-
-
-@pytest.mark.parametrize(
-    ("ports", "name", "labelled", "found"),
-    [
-        ([SCORES], None, True, "scores"),
-        ([CLASS, BOXES, SCORES, OPEN], None, True, "scores"),
-        ([BOXES, OPEN], None, True, "open"),
-        ([BOXES, OPEN], None, False, None),
-        ([BOXES], None, False, None),
-        ([], None, False, None),
-        ([BOXES, SCORES], "boxes", True, "boxes"),
-    ],
-)
-def test_the_scored_output(ports: list[Port], name: str | None, labelled: bool, found: str | None) -> None:
-    assert scored_output(ports, name, labelled=labelled) == found
-
-
-@pytest.mark.parametrize(
-    ("ports", "name", "labelled", "says"),
-    [
-        ([SCORES, Port("b", "bfloat16", ("N", 2))], None, False, "several outputs could hold the scores; name one"),
-        ([BOXES, CLASS], None, True, "no output is sure to hold the scores; name one with --output: 'boxes' (float32"),
-        ([CLASS], None, True, "'class' (int64 [N,1])"),
-        ([], None, True, "name one with --output: none"),
-        ([SCORES], "score", True, "the model has no output 'score'; closest: 'scores'"),
-    ],
-)
-def test_an_output_that_cannot_be_chosen(ports: list[Port], name: str | None, labelled: bool, says: str) -> None:
-    with pytest.raises(DataError) as caught:
-        scored_output(ports, name, labelled=labelled)
-    assert says in str(caught.value)
 
 
 # Probabilities
