@@ -84,7 +84,7 @@ class Bench:
             campaign.data, session.inputs, preprocess=campaign.preprocess, limit=campaign.samples,
             batch_axis=campaign.batch_axis,
         )  # fmt: skip
-        output = scored_port(session, output_of(campaign, model), data, kind_of(campaign))
+        output = scored_port(session, output_of(campaign, model), data, kind_of(campaign), whole=True)
         listed = None if campaign.faults is None else FaultList.open(campaign.faults).header
         reach, axes = Reach.of(model, campaign.aims, data, listed, campaign.custom_ops), sample_axes(session, data)
         return cls(

@@ -25,13 +25,14 @@ from onnxfi.errors import DataError, closest
 from onnxfi.graph.samples import Layout
 from onnxfi.runtime.batches import Batch, Data, Labels, layout
 from onnxfi.runtime.images import open_folder
-from onnxfi.runtime.npz import memory_bytes, read_npz
+from onnxfi.runtime.npz import memory_bytes, read_headers, read_npz
 from onnxfi.runtime.ports import ONNX_NUMBER, Array, Port, element_type, fits, one_line, shape_text, type_name
 
 __all__ = ["Batch", "Data", "open_data", "synthetic"]
 
 _OPEN_DIMENSION = 32  # synthetic size where a model says none: whole strides of an image net, a short text
 _SYNTHETIC_SAMPLES = 8
+_SMALL_LABELS = 1 << 26
 
 
 def open_data(
@@ -75,7 +76,7 @@ def open_data(
     if isinstance(spec, Mapping):
         return _from_arrays(spec, ports, batch_axis, limit, "the arrays given")
     if path is not None and path.is_file():
-        return _from_arrays(read_npz(path), ports, batch_axis, limit, repr(str(path)))
+        return _from_archive(path, ports, batch_axis, limit)
     if isinstance(spec, str) and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", spec):
         return _from_function(spec, ports, batch_axis, limit)
     kinds = "an .npz archive, a folder of images by class, or module:function"
@@ -91,9 +92,10 @@ def _from_folder(
 ) -> Data:
     found = open_folder(path, ports, preprocess, limit, batch_axis)
     name, samples = found.port.name, len(found.files)
-    of = f"{samples} images of {len(found.classes)} classes in {str(path)!r}"
+    many = "unlabelled images" if found.labels is None else f"images of {len(found.folders)} classes"
+    of = f"{samples} {many} in {str(path)!r}"
     place = layout(ports, batch_axis, {name: (1,) * 4})
-    return Data((name,), samples, found.labels, False, of, place, found.cut)
+    return Data((name,), samples, found.labels, False, of, place, found.cut, found.classes)
 
 
 def _from_arrays(
@@ -104,6 +106,17 @@ def _from_arrays(
         arrays = place.part(arrays, 0, limit)
         labels = labels if labels is None else labels[:limit]
     return Data.of_arrays(arrays, labels, place, _describe(place.rows(arrays), labels, what))
+
+
+def _from_archive(path: Path, ports: Sequence[Port], batch_axis: int, limit: int | None) -> Data:
+    """Read an archive once its headers have been found to fit: what does not is refused before it is unpacked."""
+    claims, what = read_headers(path), repr(str(path))
+    labels = claims.get("labels") if "labels" not in [port.name for port in ports] else None
+    counted = labels is None or (labels.ndim == 1 and labels.dtype.kind in "iu")
+    if labels is not None and not counted and labels.nbytes <= _SMALL_LABELS:
+        del claims["labels"]  # refused by their values, which tell the remedy
+    _checked(claims, ports, batch_axis, what)
+    return _from_arrays(read_npz(path), ports, batch_axis, limit, what)
 
 
 def _from_function(spec: str, ports: Sequence[Port], batch_axis: int, limit: int | None) -> Data:
@@ -174,6 +187,9 @@ def _checked(
     if extra and missing:
         raise DataError(f"{what}: {extra[0]!r} is no input, and input {missing[0]} has no array; name it so")
     if extra:
+        meant = arrays[extra[0]]
+        if labels is None and meant.ndim == 1 and meant.dtype.kind in "iu" and "labels" not in names:
+            raise DataError(f"{what}: {extra[0]!r} is no input; call it 'labels' if it holds them, else leave it out")
         raise DataError(f"{what}: {extra[0]!r} is no input{closest(extra[0], names)}; leave it out")
     if missing:
         raise DataError(f"{what}: input {missing[0]} has no array")
@@ -207,14 +223,33 @@ def _fitted(array: Array, port: Port, place: Layout, what: str) -> Array:
 def _labels(labels: Array, rows: int, what: str) -> Labels:
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         given = f"{type_name(labels)} {shape_text(labels.shape)}"
-        remedy = "; of one-hot ones take labels.argmax(1)" if labels.ndim == 2 else ""
-        raise DataError(f"{what}: labels are {given}; they must be integers, one a sample{remedy}")
+        raise DataError(f"{what}: labels are {given}; they must be integers, one a sample{_remedy(labels)}")
     if len(labels) != rows:
         raise DataError(f"{what}: {len(labels)} labels for {rows} samples")
     for label in (int(labels.min()), int(labels.max())):
         if not 0 <= label < 1 << 63:
             raise DataError(f"{what}: a label is {label}; labels count the classes from 0")
     return labels.astype(np.int64)
+
+
+def _remedy(labels: Array) -> str:
+    """How labels of another shape or type become class numbers, where that can be told."""
+    if labels.nbytes > _SMALL_LABELS:
+        return ""
+    if labels.dtype.kind in "USOT":
+        return "; of names take their places in the list of the model's classes"
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        with np.errstate(all="ignore"):
+            one_hot = bool(((labels == 0) | (labels == 1)).all() and (labels.astype(np.float64).sum(axis=1) == 1).all())
+        return "; of one-hot ones take labels.argmax(1)" if one_hot else "; rows of several classes are not read"
+    whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and bool((labels == np.floor(labels)).all()))
+    if labels.ndim == 0 or labels.size != len(labels) or not whole:
+        return ""
+    return (
+        "; take "
+        + ("labels" if labels.ndim == 1 else "labels.reshape(-1)")
+        + ("" if labels.dtype.kind in "iu" else ".astype('int64')")
+    )
 
 
 def synthetic(ports: Sequence[Port], samples: int, seed: int, batch_axis: int = 0) -> Data:

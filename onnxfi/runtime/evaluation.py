@@ -100,14 +100,30 @@ def evaluate(
     metrics = _metrics(truth, scores, data, name)
     return Evaluation(
         metrics, scores, data.samples, data.description, name, session.provider, session.note, data.synthetic,
-        reading(truth, name, data.samples),
+        reading(truth, name, data.samples) or _passed_over(session, name),
     )  # fmt: skip
 
 
-def scored_port(session: Session, name: str | None, data: Data, kind: str = "auto") -> str | None:
-    """The scored output of a session, None where all count; DataError where the labels cannot fit it."""
-    unread = getattr(session, "unread", None)  # engines of others have none
-    found = scored_output(session.outputs, name, labelled=data.labels is not None, unread=unread)
+def _passed_over(session: Session, name: str | None) -> str:
+    """A remark on the outputs that do not count since they are no tensors."""
+    listed = ", ".join(f"{other!r} ({dtype})" for other, dtype in _unread(session).items())
+    return f"passed over, since they are no tensors: {listed}" if listed and name is None else ""
+
+
+def _unread(session: Session) -> Mapping[str, str]:
+    """Outputs that are no tensors, by name their type; engines of others tell none."""
+    return getattr(session, "unread", {})
+
+
+def scored_port(
+    session: Session, name: str | None, data: Data, kind: str = "auto", *, whole: bool = False
+) -> str | None:
+    """The scored output of a session, None where all count; DataError where the labels cannot fit it.
+
+    With `whole`, outputs of maps are not passed over.
+    """
+    labelled, unread = data.labels is not None, _unread(session)
+    found = scored_output(session.outputs, name, labelled=labelled, unread=unread, whole=whole)
     for port in session.outputs:
         if port.name == found:
             check_port(port, data, kind)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _LARGEST_NUMBER = sys.float_info.max
+#: The formats that are opened; others of Pillow's run programs (EPS) or are seldom tried.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+#: Pixels of an image as it lies or resized, and as the model gets it; bytes of a batch.
+_MOST_PIXELS, _MOST_FINAL, _MOST_BYTES = 1 << 26, 1 << 24, 1 << 31
+_NUMBERED = re.compile(r"(\D*)(\d{1,9})(\D*)", re.ASCII)
 _EXAMPLE = "version: 1 / resize: 256 / crop: 224 / mean: [0.485, 0.456, 0.406] / std: [0.229, 0.224, 0.225]"
 
 
@@ -143,13 +150,16 @@ class ImageFolder:
     port: Port
     preprocess: Preprocess
     files: tuple[Path, ...]
-    labels: NDArray[np.int64]
-    classes: tuple[str, ...]
+    labels: NDArray[np.int64] | None
+    folders: tuple[str, ...]
+    #: Classes by the number of folders; None where their names or nothing says them.
+    classes: int | None
     batch_axis: int
 
     def cut(self, size: int) -> Iterator[dict[str, Array]]:
         """Feeds of `size` images each, read as they are asked for."""
         for start in range(0, len(self.files), size):
+            _check_bytes(self.files[start : start + size], self.preprocess, self.port)
             images = [_read(file, self.preprocess, self.port) for file in self.files[start : start + size]]
             yield {self.port.name: np.stack(images, axis=self.batch_axis)}
 
@@ -168,14 +178,58 @@ def open_folder(
     how = read_preprocess(path)
     port = _image_port(inputs, how, path)
     found = _find(root, how)
-    order = sorted((rank, label) for label, files in enumerate(found.values()) for rank in range(len(files)))
-    lists = list(found.values())
+    numbers = _class_numbers(root, tuple(found), listed=bool(how.classes))
+    lists = dict(enumerate(found.values()) if numbers is None else zip(numbers, found.values(), strict=True))
+    order = sorted((rank, label) for label, files in lists.items() for rank in range(len(files)))
     files = tuple(lists[label][rank] for rank, label in order[:limit])
     if not files:
         raise DataError(f"no images in {str(root)!r}: it holds one folder per class, with the images in it")
     _check_sizes(files, how, port, batch_axis)
-    labels = np.array([label for _, label in order[:limit]], np.int64)
-    return ImageFolder(port, how, files, labels, tuple(found), batch_axis)
+    labels = None if numbers is None else np.array([label for _, label in order[:limit]], np.int64)
+    classes = len(found) if numbers == tuple(range(len(found))) and not all(map(_is_number, found)) else None
+    return ImageFolder(port, how, files, labels, tuple(found), classes, batch_axis)
+
+
+def _is_number(name: str) -> bool:
+    return re.fullmatch(r"\d{1,9}", name, re.ASCII) is not None
+
+
+def _class_numbers(root: Path, names: tuple[str, ...], *, listed: bool) -> tuple[int, ...] | None:
+    """The class of each folder: its place in `classes:`, the number that it is named by, else its place by name.
+
+    None for one folder with another name, which tells no classes. DataError where names and numbers disagree.
+    """
+    if listed:
+        return tuple(range(len(names)))
+    if names and all(map(_is_number, names)):
+        numbers = tuple(map(int, names))
+        if len(set(numbers)) < len(numbers):
+            raise DataError(f"two folders in {str(root)!r} name one class number; keep one")
+        return numbers
+    if len(names) < 2:
+        return None
+    parts = [_NUMBERED.fullmatch(name) for name in names]
+    known = [part for part in parts if part is not None]
+    if len(known) == len(names) and len({(part[1], part[3]) for part in known}) == 1:
+        in_order = [int(part[2]) for part in known]
+        if in_order != sorted(in_order):
+            raise DataError(
+                f"folders {names[0]!r}, {names[1]!r}, … in {str(root)!r} have another order as texts than as numbers; "
+                "list them in `classes:` of the preprocessing, in the order of the model's classes"
+            )
+    return tuple(range(len(names)))
+
+
+def _check_bytes(files: Sequence[Path], how: Preprocess, port: Port) -> None:
+    """Refuse a batch of more bytes than images need, before any is decoded."""
+    with _open(files[0]) as image:
+        pixels = math.prod(_final_size(files[0], image.size, how))
+    size_bytes = len(files) * pixels * how.channels * element_type(port.dtype).itemsize
+    if size_bytes > _MOST_BYTES:
+        raise DataError(
+            f"a batch of {len(files)} images as {str(files[0])!r} takes {size_bytes:,} bytes, and {_MOST_BYTES:,} are "
+            "allowed; give a smaller --batch, or set resize or crop in the preprocessing"
+        )
 
 
 def _check_sizes(files: Sequence[Path], how: Preprocess, port: Port, batch_axis: int) -> None:
@@ -258,9 +312,13 @@ def _open(file: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(file)
+            image = Image.open(file, formats=_FORMATS)
     except Exception as error:
-        raise DataError(f"{str(file)!r} is no readable image: {one_line(error)}") from error
+        read = f"{', '.join(_FORMATS)} are read"
+        raise DataError(f"{str(file)!r} is no readable image: {one_line(error)}; {read}") from error
+    if math.prod(image.size) > _MOST_PIXELS:
+        image.close()
+        raise DataError(f"{str(file)!r} has {math.prod(image.size):,} pixels; at most {_MOST_PIXELS:,} are read")
     if image.mode[0] in "IF":
         image.close()
         raise DataError(f"{str(file)!r} has pixels of more than 8 bits (mode {image.mode}); convert it")
@@ -281,6 +339,12 @@ def _resized(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
 def _final_size(file: Path, size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
     """Height and width that the model gets."""
     wide, high = _resized(size, how)
+    final = how.crop or (high, wide)
+    if wide * high > _MOST_PIXELS or math.prod(final) > _MOST_FINAL:
+        raise DataError(
+            f"{str(file)!r} becomes {high}x{wide}, for the model {final[0]}x{final[1]}; at most {_MOST_PIXELS:,} and "
+            f"{_MOST_FINAL:,} pixels are allowed: set a smaller resize or crop in the preprocessing"
+        )
     if how.crop is None:
         return high, wide
     if how.crop[0] > high or how.crop[1] > wide:

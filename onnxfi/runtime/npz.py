@@ -6,11 +6,13 @@ header claims is checked against the archive before memory is taken.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -18,6 +20,9 @@ from onnxfi.errors import DataError
 from onnxfi.runtime.ports import Array, one_line
 
 _CHUNK_BYTES = 1 << 24
+#: numpy reads none that is longer than 10,000 bytes, but takes the memory for it first.
+_LONGEST_HEADER = 1 << 14
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def memory_bytes() -> int:
@@ -28,15 +33,32 @@ def memory_bytes() -> int:
         return 1 << 34
 
 
-def read_npz(path: Path) -> dict[str, Array]:
-    """The arrays of an archive by name; `DataError` names the archive and what is wrong with it.
+def read_headers(path: Path) -> dict[str, Array]:
+    """Return what an archive claims to hold: by name an array of that type and shape, all zeros, that takes no memory.
 
-    >>> import io, tempfile
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez_compressed(Path(folder, "d.npz"), image=np.ones((2000, 3), np.float32))
+    ...     read_headers(Path(folder, "d.npz"))["image"].strides
+    (0, 0)
+    """
+    return _each(path, lambda file, size, what: _claimed(*_header(file, size, what)[:3]))
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """Return the arrays of an archive by name; `DataError` names the archive and what is wrong with it.
+
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     np.savez(Path(folder, "d.npz"), image=np.zeros((2, 3), np.float32), labels=[0, 1])
     ...     [(name, array.shape) for name, array in read_npz(Path(folder, "d.npz")).items()]
     [('image', (2, 3)), ('labels', (2,))]
     """
+    return _each(path, _read_array)
+
+
+def _each(path: Path, read: Callable[[IO[bytes], int, str], Array]) -> dict[str, Array]:
+    """Read each member of an archive, once their sizes have been found to be ones that this machine can hold."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -49,8 +71,10 @@ def read_npz(path: Path) -> dict[str, Array]:
                 if name in arrays or name == member.filename:
                     problem = "twice" if name in arrays else "which is no .npy array"
                     raise DataError(f"{str(path)!r} holds {member.filename!r} {problem}")
+                if member.compress_type not in _METHODS:
+                    raise ValueError(f"{name!r} is compressed by a method that numpy does not write")
                 with archive.open(member) as file:
-                    arrays[name] = _read_array(file, member.file_size, f"{name!r} in {str(path)!r}")
+                    arrays[name] = read(file, member.file_size, f"{name!r} in {str(path)!r}")
     except DataError:
         raise
     except Exception as error:  # zipfile, zlib and numpy's header parser raise a dozen kinds on damage
@@ -59,21 +83,34 @@ def read_npz(path: Path) -> dict[str, Array]:
     return arrays
 
 
-def _read_array(file: IO[bytes], size: int, what: str) -> Array:
-    """One array out of a member of `size` bytes, once its header has been found to tell the truth."""
+def _header(file: IO[bytes], size: int, what: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], bytes]:
+    """Shape, order and type of a member of `size` bytes, found to tell the truth, and what was read of its data."""
     header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    version = np.lib.format.read_magic(file)
+    start = io.BytesIO(file.read(_LONGEST_HEADER))
+    version = np.lib.format.read_magic(start)
     if version not in header:
         raise ValueError(f"{what} has format version {version}")
-    shape, fortran, dtype = header[version](file)
+    shape, fortran, dtype = header[version](start)
     if dtype.hasobject:
         raise DataError(f"{what} holds Python objects, which are not loaded; save numbers or text")
-    data_bytes = size - file.tell()
+    data_bytes = size - start.tell()
     if dtype.itemsize == 0 or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != data_bytes:
         raise ValueError(f"{what} claims {dtype} of shape {shape} but holds {data_bytes} bytes")
+    return shape, fortran, dtype, start.read()
+
+
+def _claimed(shape: tuple[int, ...], fortran: bool, dtype: np.dtype[Any]) -> Array:
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def _read_array(file: IO[bytes], size: int, what: str) -> Array:
+    """One array out of a member of `size` bytes."""
+    shape, fortran, dtype, begun = _header(file, size, what)
+    data_bytes = math.prod(shape) * dtype.itemsize
     data = bytearray(data_bytes)
     view = memoryview(data)
-    for start in range(0, data_bytes, _CHUNK_BYTES):
+    view[: len(begun)] = begun
+    for start in range(len(begun), data_bytes, _CHUNK_BYTES):
         part = file.read(min(_CHUNK_BYTES, data_bytes - start))
         view[start : start + len(part)] = part
         if not part:

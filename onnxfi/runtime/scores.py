@@ -32,13 +32,14 @@ def scored_output(
     *,
     labelled: bool = False,
     unread: Mapping[str, str] | None = None,
+    whole: bool = False,
 ) -> str | None:
     """Return the output that holds the scores: `name`, else the only float output of two dimensions.
 
     Dimensions of 1 behind the second of four or more do not count. Where a model has no such output, and no labels ask
     for one, it is None: only metrics of any shape apply then. With labels, a single float output of undeclared rank
-    will do. `unread` are the outputs that are no tensors, by name their type. DataError lists what there is, where
-    that leaves a choice.
+    will do. `unread` are the outputs that are no tensors, by name their type; with `whole`, or labels, none of them
+    that holds maps is passed over. DataError lists what there is, where that leaves a choice.
 
     >>> scored_output([Port("boxes", "float32", ("N", 4, 4)), Port("scores", "float32", ("N", 10))])
     'scores'
@@ -58,7 +59,7 @@ def scored_output(
     if len(fitting) == 1:
         return fitting[0].name
     for other, dtype in unread.items():
-        if not fitting and "map(" in dtype:
+        if not fitting and (labelled or whole) and "map(" in dtype:
             raise DataError(_maps(other, dtype))
     if not fitting and not labelled:
         return None

@@ -160,6 +160,9 @@ def test_outputs_that_are_no_tensors_are_passed_over(run: Run, save: Callable[..
     np.savez("d.npz", x=np.eye(3, dtype=np.float32))
     found = run("eval", "m.onnx", "--data", "d.npz", "--json").json
     assert found["output"] is None and found["golden"] == {"nonfinite": 0.0}
+    assert "passed over, since they are no tensors: 'probabilities' (seq(map(int64,tensor(float))))" in run(
+        "eval", "m.onnx", "--data", "d.npz"
+    ).out.replace("\n", " ")
 
 
 def test_external_data_is_found_beside_the_model(run: Run, here: Path, models: Path) -> None:

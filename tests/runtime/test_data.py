@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import itertools
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -237,7 +238,48 @@ BAD_ARRAYS: list[tuple[str, dict[str, Any], str]] = [
     (
         "float labels",
         {"x": ROWS, "labels": np.zeros(5)},
+        "labels are float64 [5]; they must be integers, one a sample; take labels.astype('int64')",
+    ),
+    (
+        "labels that are no numbers of classes",
+        {"x": ROWS, "labels": np.array([0.5, 1, 2, 3, np.nan])},
         "labels are float64 [5]; they must be integers, one a sample",
+    ),
+    (
+        "labels of yes and no",
+        {"x": ROWS, "labels": np.array([True, False, True, True, False])},
+        "labels are bool [5]; they must be integers, one a sample; take labels.astype('int64')",
+    ),
+    (
+        "labels in a column",
+        {"x": ROWS, "labels": np.array([[3], [1], [4], [1], [5]])},
+        "labels are int64 [5,1]; they must be integers, one a sample; take labels.reshape(-1)",
+    ),
+    (
+        "float labels in a column",
+        {"x": ROWS, "labels": np.array([[3.0], [1], [4], [1], [5]])},
+        "labels are float64 [5,1]; they must be integers, one a sample; take labels.reshape(-1).astype('int64')",
+    ),
+    (
+        "labels of several classes",
+        {"x": ROWS, "labels": np.ones((5, 3), np.int64)},
+        "labels are int64 [5,3]; they must be integers, one a sample; rows of several classes are not read",
+    ),
+    (
+        "names as labels",
+        {"x": ROWS, "labels": np.array(list("abcde"))},
+        "labels are string [5]; they must be integers, one a sample; of names take their places in the list of the "
+        "model's classes",
+    ),
+    (
+        "one label for all",
+        {"x": ROWS, "labels": np.array(3)},
+        "labels are int64 []; they must be integers, one a sample",
+    ),
+    (
+        "labels under another name",
+        {"x": ROWS, "y": np.arange(5)},
+        "'y' is no input; call it 'labels' if it holds them, else leave it out",
     ),
     (
         "one-hot labels",
@@ -390,6 +432,45 @@ def test_an_archive_of_other_things(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"):
         twice = archive(tmp_path / "b.npz", member, member)
     assert "holds 'x.npy' twice" in refused(twice, X)
+
+
+def _peak_bytes(path: Path, says: str) -> int:
+    """What it takes at most to refuse an archive."""
+    tracemalloc.start()
+    try:
+        assert says in refused(path, X)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "says"),
+    [
+        ("more", (1 << 22,), "'more' is no input"),
+        ("x", (1 << 20, 4), "'x' has shape [1048576,4], the input is"),
+        ("labels", (1 << 22,), "4194304 labels for 5 samples"),
+        ("labels", (5, 1 << 21), "labels are int64 [5,2097152]; they must be integers, one a sample"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_it_is_unpacked(
+    name: str, shape: tuple[int, ...], says: str, tmp_path: Path
+) -> None:
+    """Arrays of 16 or 32 MB that pack to a thousandth."""
+    zeros = np.zeros(shape, np.int64 if name == "labels" else np.float32)
+    np.savez_compressed(tmp_path / "d.npz", **({"x": ROWS} | {name: zeros}))
+    assert _peak_bytes(tmp_path / "d.npz", says) < 1 << 21
+
+
+def test_a_header_that_is_longer_than_any_is_not_read(tmp_path: Path) -> None:
+    member = b"\x93NUMPY\x02\x00" + (1 << 24).to_bytes(4, "little") + b" " * (1 << 24)
+    path = archive(tmp_path / "d.npz", ("x.npy", member))
+    assert _peak_bytes(path, "is no readable .npz archive") < 1 << 20
+
+
+def test_a_member_that_numpy_would_not_write_is_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "d.npz", ("x.npy", b"1"), method=zipfile.ZIP_LZMA)
+    assert "'x' is compressed by a method that numpy does not write" in refused(path, X)
 
 
 def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
@@ -816,6 +897,82 @@ def test_images_without_pillow_say_what_to_install(photos: Path, monkeypatch: py
 
     monkeypatch.setattr(builtins, "__import__", without)
     assert refused(photos, IMAGE) == "reading images needs Pillow: pip install onnxfi[images]"
+
+
+@pytest.mark.parametrize("format", ["EPS", "PDF", "ICO", "TGA", "PCX"])
+def test_formats_beside_the_usual_ones_are_not_opened(format: str, photos: Path) -> None:
+    Image.new("RGB", (4, 4)).save(photos / "cat" / "a.png", format)
+    line = refused(photos, IMAGE)
+    assert line.startswith(f"'{photos / 'cat' / 'a.png'}' is no readable image: ")
+    assert line.endswith("BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP are read")
+
+
+@pytest.mark.parametrize("format", ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"])
+def test_the_usual_formats_are_opened_without_an_ending(format: str, photos: Path) -> None:
+    Image.new("RGB", (4, 4), "white").save(photos / "cat" / "none", format)
+    assert images(photos).shape == (4, 3, 4, 4)
+
+
+OPEN_IMAGE = Port("image", "float32", ("N", 3, "H", "W"))
+
+
+@pytest.mark.parametrize(
+    ("size", "text", "says"),
+    [
+        ((4, 4), "resize: 65536", "a.png' becomes 65536x65536, for the model 65536x65536; at most 67,108,864 and"),
+        (
+            (4, 4),
+            "resize: 65536\ncrop: 4",
+            "at most 67,108,864 and 16,777,216 pixels are allowed: set a smaller resize",
+        ),
+        ((4000, 1), "resize: 224", "a.png' becomes 224x896000, for the model 224x896000"),
+        ((4, 4), "resize: 5000", "a.png' becomes 5000x5000, for the model 5000x5000"),
+        ((9000, 9000), "crop: 4", "a.png' has 81,000,000 pixels; at most 67,108,864 are read"),
+    ],
+)
+def test_sizes_that_take_all_memory_are_one_line(size: tuple[int, int], text: str, says: str, photos: Path) -> None:
+    Image.new("1", size).save(photos / "cat" / "a.png")
+    describe(photos, text)
+    assert says in refused(photos, OPEN_IMAGE)
+
+
+def test_a_batch_that_takes_all_memory_is_one_line(photos: Path) -> None:
+    for number in range(20):
+        Image.new("1", (1, 1)).save(photos / "cat" / f"{number}.png")
+    describe(photos, "resize: [4000, 4000]")
+    with pytest.raises(DataError, match=r"a batch of 23 images .* takes 4,416,000,000 bytes, .* a smaller --batch"):
+        next(open_data(photos, [OPEN_IMAGE]).batches(32))
+
+
+def folders(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(root / name / "a.png")
+    describe(root)
+    return root
+
+
+def test_folders_named_by_numbers_are_those_classes(tmp_path: Path) -> None:
+    found = open_data(folders(tmp_path, *map(str, range(12))), [IMAGE])
+    assert found.labels is not None and sorted(found.labels.tolist()) == list(range(12)) and found.classes is None
+    some = open_data(folders(tmp_path / "some", "7", "10", "003"), [IMAGE])
+    assert some.labels is not None and sorted(some.labels.tolist()) == [3, 7, 10]
+    assert refused(folders(tmp_path / "twice", "1", "01"), IMAGE).endswith("name one class number; keep one")
+
+
+def test_folders_whose_order_is_not_sure_are_listed_first(tmp_path: Path) -> None:
+    root = folders(tmp_path, *(f"class {number}" for number in range(11)))
+    assert "'class 0', 'class 1', … in" in refused(root, IMAGE) and "list them in `classes:`" in refused(root, IMAGE)
+    describe(root, f"classes: {[f'class {number}' for number in range(11)]}")
+    found = open_data(root, [IMAGE])
+    assert found.labels is not None and found.labels.tolist() == list(range(11)) and found.classes == 11
+    padded = open_data(folders(tmp_path / "padded", *(f"n{number:04}" for number in (9, 10, 100))), [IMAGE])
+    assert padded.labels is not None and padded.labels.tolist() == [0, 1, 2] and padded.classes == 3
+
+
+def test_one_folder_tells_no_classes(tmp_path: Path) -> None:
+    found = open_data(folders(tmp_path, "images"), [IMAGE])
+    assert found.labels is None and found.description == f"1 unlabelled images in '{tmp_path}'"
 
 
 def test_images_are_read_batch_by_batch(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
