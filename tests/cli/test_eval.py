@@ -226,3 +226,62 @@ def test_a_model_that_needs_a_library_of_operators(run: Run, here: Path) -> None
     flies = ("--target", "activations", "--custom-ops", library)
     assert run("inject", "m.onnx", *flies, "--site", "positive[0]:31", "--json").json["faults_total"] == 1
     assert run("run", "m.onnx", *flies, "--single", "--trials", 3, *words, "--fresh").json["trials"] == 3
+
+
+# Outputs that are no scores of classes
+
+
+ONE_COLUMN = """g (float[N,3] x) => (float[N,1] y)
+    <float[3,1] w = {0.5, 0.5, 0.5}> { h = MatMul(x, w) y = Sigmoid(h) }"""
+
+
+def test_one_column_has_no_top_1_in_any_verb(run: Run, save: Callable[..., str]) -> None:
+    """Every decision by the threshold 0.5 flips, and the highest of one column stays the highest."""
+    save("m.onnx", ONE_COLUMN)
+    x = np.ones((4, 3), np.float32)
+    np.savez("d.npz", x=x)
+    np.savez("l.npz", x=x, labels=[1, 1, 1, 0])
+    signs = [word for index in range(3) for word in ("--site", f"w[{index}]:31")]
+    found = run("inject", "m.onnx", *signs, "--data", "d.npz", "-o", "f.onnx", "--json").json
+    assert "sdc1" not in found["faulty"] and found["faulty"]["changed_samples"] == 1.0
+    assert "no top-1 or SDC-1" in run("eval", "m.onnx", "--data", "d.npz").out.replace("\n", " ")
+    campaign = ["--single", "--trials", 4, "--workers", 0]
+    assert run("run", "m.onnx", "--data", "d.npz", *campaign, "-o", "s.db").code == 0
+    assert "sdc1" not in run("report", "s.db", "--json").out
+    shown = run("report", "s.db").out.replace("\n", " ")
+    assert "no labels" not in shown and "no top-1 or SDC-1" in shown
+    budget = "version: 1\ncampaign: {data: d.npz, single: true, trials: 4}\nlimits: [{rate: sdc1, max: 0.5}]\n"
+    Path("b.yaml").write_text(budget)
+    assert run("check", "m.onnx", "--budget", "b.yaml", "--workers", 0).code == 2
+    adaptive = run("run", "m.onnx", "--data", "d.npz", "--single", "--adaptive", "--workers", 0, "-o", "a.db")
+    assert adaptive.code == 2 and "rate 'sdc1' cannot be measured" in adaptive.err
+    for verb in (
+        ["eval", "m.onnx", "--data", "l.npz"],
+        ["inject", "m.onnx", *signs, "--data", "l.npz", "-o", "g.onnx"],
+        ["run", "m.onnx", "--data", "l.npz", *campaign, "-o", "l.db"],
+    ):
+        refused = run(*verb)
+        assert refused.code == 2 and "the labels ask for accuracy, and output 'y' has one column" in refused.err
+    assert not Path("g.onnx").exists() and not Path("l.db").exists()
+
+
+def test_ones_behind_the_classes_are_left_out(run: Run, save: Callable[..., str]) -> None:
+    save("m.onnx", "g (float[1,3,2,2] x) => (float[1,3,1,1] y) { y = GlobalAveragePool(x) }")
+    x = np.eye(3, dtype=np.float32)[:, :, None, None] * np.ones((1, 1, 2, 2), np.float32)
+    np.savez("d.npz", x=x, labels=[0, 1, 0])
+    assert run("eval", "m.onnx", "--data", "d.npz", "--json").json["golden"]["top1"] == pytest.approx(2 / 3)
+
+
+def test_boxes_are_no_samples_by_classes(run: Run, save: Callable[..., str]) -> None:
+    """A detector of two boxes an image, whose boxes are the only float output of two dimensions."""
+    graph = """g (float[1,2,4] x) => (float[M,4] boxes, float[M] scores, int64[M] labels)
+        <float[4] w = {1, 1, 1, 1}, int64[1] axis = {0}, int64[1] last = {1}> {
+          f = Squeeze(x, axis) boxes = Mul(f, w) scores = ReduceMax<keepdims = 0>(boxes, last)
+          labels = ArgMax<axis = 1, keepdims = 0>(boxes) }"""
+    save("m.onnx", graph)
+    np.savez("d.npz", x=np.arange(24, dtype=np.float32).reshape(3, 2, 4))
+    for words in ([], ["--output", "boxes"]):
+        found = run("inject", "m.onnx", "--site", "w[3]:31", "--data", "d.npz", *words, "-o", "f.onnx", "--json").json
+        assert "sdc1" not in found["faulty"] and found["faulty"]["changed"] > 0
+    np.savez("l.npz", x=np.ones((3, 2, 4), np.float32), labels=[0, 1, 2])
+    assert "no output is sure to hold the scores" in run("eval", "m.onnx", "--data", "l.npz").err
