@@ -73,8 +73,8 @@ def evaluate(
 
     `batch` samples run together (a model that takes one size only gets that). With scores of classes ([N, C], C of 2
     or more) and labels: top-1 and top-5, and against golden SDC-1; for any other output how far it deviates. Raises
-    DataError where labels or outputs do not fit, EngineError where the runtime refuses. With
-    `time_axis` the spikes of `output` are counted along that axis, and the counts are scored.
+    DataError where labels or outputs do not fit, EngineError where the runtime refuses. With `time_axis` the
+    spikes of `output` are counted along that axis, and the counts are scored.
 
     >>> data = open_data("models/fashion_test.npz", OrtEngine().prepare("models/fashion_cnn.onnx").inputs, limit=200)
     >>> golden = evaluate("models/fashion_cnn.onnx", data)
@@ -86,10 +86,11 @@ def evaluate(
     if time_axis is not None:
         spikes = counted(load(model, allow_links=True), output, time_axis)
         model, output = spikes.source.data or b"", counts_of(spikes.proto)
+    kind = "auto" if time_axis is None else "counts"
     session = (engine or OrtEngine()).prepare(model)
     if golden is not None and golden.samples != data.samples:
         raise DataError(f"golden was taken on {golden.samples:,} samples, the data has {data.samples:,}; take the same")
-    name = golden.output if golden else scored_port(session, output, data)
+    name = golden.output if golden else scored_port(session, output, data, kind)
     try:
         scores = run_scores(session, data, data.layout.fixed or batch, name, progress=progress)
     except EngineError as error:
@@ -97,10 +98,10 @@ def evaluate(
             raise EngineError(f"{error}; these are synthetic inputs, give real ones with --data") from None
         raise
     truth = golden.scores if golden else scores
-    metrics = _metrics(truth, scores, data, name)
+    metrics = _metrics(truth, scores, data, name, kind)
     return Evaluation(
         metrics, scores, data.samples, data.description, name, session.provider, session.note, data.synthetic,
-        reading(truth, name, data.samples) or _passed_over(session, name),
+        reading(truth, name, data.samples, kind) or _passed_over(session, name),
     )  # fmt: skip
 
 
@@ -130,8 +131,8 @@ def scored_port(
     return found
 
 
-def _metrics(golden: Array, faulty: Array, data: Data, name: str | None) -> dict[str, float]:
-    classifier = classifies(golden, name, data)
+def _metrics(golden: Array, faulty: Array, data: Data, name: str | None, kind: str) -> dict[str, float]:
+    classifier = classifies(golden, name, data, kind)
     wanted = applicable(classifier=classifier, labelled=data.labels is not None)
     alone = golden is faulty
     return {
