@@ -48,6 +48,12 @@ def counted(store: Path, table: str) -> int:
         return 0
 
 
+def written_by(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let results be written so many at a time, however long they take."""
+    monkeypatch.setattr("onnxfi.campaign.runner._WRITE_EVERY", many)
+    monkeypatch.setattr("onnxfi.campaign.runner._WRITE_EVERY_S", float("inf"))
+
+
 # Killed
 
 
@@ -240,7 +246,7 @@ def test_another_plan_for_the_same_trial_is_refused(here: Path) -> None:
 def test_a_store_that_goes_away_under_a_run_ends_it_at_once(
     here: Path, monkeypatch: pytest.MonkeyPatch, gone: str
 ) -> None:
-    monkeypatch.setattr("onnxfi.campaign.runner._WRITE_EVERY", 5)
+    written_by(5, monkeypatch)
     running, came = run(campaign(single=True, trials=200), here / "s.db"), 0
     with pytest.raises(OutputError, match=r"the store '.*s.db' is not there any more: it was moved, deleted"):
         for _ in running:
@@ -259,7 +265,7 @@ def test_a_store_that_goes_away_under_a_run_ends_it_at_once(
 def test_a_run_that_is_killed_leaves_all_that_it_wrote_in_the_file_itself(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxfi.campaign.runner._WRITE_EVERY", 5)
+    written_by(5, monkeypatch)
     running = run(campaign(single=True, trials=50), here / "s.db")
     for _, result in zip(range(21), running, strict=False):
         assert result.error is None
@@ -447,8 +453,7 @@ def test_a_full_disk_loses_nothing_that_was_written(here: Path, monkeypatch: pyt
 
     run(campaign(single=True, trials=400), here / "s.db").close()
     monkeypatch.setattr(Store, "_prepare", staticmethod(small))
-    monkeypatch.setattr("onnxfi.campaign.runner._WRITE_EVERY", 20)
-    monkeypatch.setattr("onnxfi.campaign.runner._WRITE_EVERY_S", 1e9)
+    written_by(20, monkeypatch)
     with pytest.raises(OutputError, match=r"the disk is full; .* holds what was done, the same command goes on"):
         ran(campaign(single=True, trials=400), here / "s.db")
     monkeypatch.undo()
