@@ -300,9 +300,10 @@ class Lines:
                     raise ValueError(f"a word has more than the {target.word.bits} bits of {target.dtype}")
                 columns.append((ordinal, index, _lowest(row["bits"], model, target.word), model, old, new, times))
             except KeyError as error:
-                raise FaultListError(
-                    f"{where}: no {error.args[0]!r} in this line or model; the list is damaged"
-                ) from None
+                why = "the list is damaged"
+                if error.args[0] == row.get("target"):
+                    why = "is it a list of another model, or of inputs, which onnxfi run replays?"
+                raise FaultListError(f"{where}: no {error.args[0]!r} in this line or model; {why}") from None
             except (TypeError, ValueError, IndexError, AttributeError, FaultError) as error:
                 raise FaultListError(f"{where}: the line is damaged: {_say(error)}") from None
         target_, index_, bit_, models_, before, after, when_ = zip(*columns, strict=True)

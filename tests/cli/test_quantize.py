@@ -51,6 +51,7 @@ def test_size_and_accuracy_before_and_after_are_printed(run: Run, here: Path) ->
     ran = run("quantize", CNN, "--mode", "static", *ON, "-o", "q.onnx")
     assert ran.code == 0
     assert "static, qdq, int8 weights" in ran.out and "quantised weights: Conv 2, Gemm 2" in ran.out
+    assert "minmax on 60 samples" in ran.out, "there are no 200"
     assert re.search(r"size, bytes +427,790 +\d{3},\d{3}", ran.out) and re.search(r"top1 +\d+\.\d\d % +\d", ran.out)
     assert "of 105,866 stored numbers 0 were clipped" in ran.out
     shown = run("inspect", "q.onnx").out

@@ -458,7 +458,7 @@ def good() -> dict[str, Any]:
         ({"trial": True}, "trial True is no whole number"),
         ({"trial": 1.0}, "trial 1.0 is no whole number"),
         ({"trial": "1"}, "trial '1' is no whole number"),
-        ({"target": "fc.wieght"}, "no 'fc.wieght' in this line or model"),
+        ({"target": "fc.wieght"}, "no 'fc.wieght' in this line or model; is it a list of another model, or of inputs"),
         ({"target": ["fc.weight"]}, "the line is damaged"),
         ({"index": 1280}, "'fc.weight' has no element 1280"),
         ({"index": -1}, "has no element -1"),
