@@ -71,9 +71,12 @@ def run_here(bench: Bench, golden: Golden, header: Header, pending: Iterator[lis
 
 
 def _together(bench: Bench, golden: Golden, header: Header, tasks: list[Task]) -> dict[int, Result]:
-    """What trials that share runs come to, by their place."""
+    """What trials that share runs come to, by their place; nothing where one fails, so that each is run alone."""
     begun = time.perf_counter()
-    found = bench.together(header, golden, [lines.splitlines() for _, lines in tasks]) if len(tasks) > 1 else {}
+    try:
+        found = bench.together(header, golden, [lines.splitlines() for _, lines in tasks]) if len(tasks) > 1 else {}
+    except Exception:  # alone it is told of which trial that is
+        return {}
     seconds = (time.perf_counter() - begun) / max(1, len(found))
     return {number: _result(tasks[number][0], judgement, seconds) for number, judgement in found.items()}
 
