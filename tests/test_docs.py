@@ -29,7 +29,7 @@ import click
 import pytest
 
 import onnxfi
-from onnxfi.cli import VERBS, group
+from onnxfi.cli.verbs import VERBS, group
 from onnxfi.faults.models import fault_models, parse_fault
 from onnxfi.faults.words import WORDS
 from onnxfi.runtime.metrics import METRICS

@@ -131,9 +131,18 @@ class _Worker:
         process = context.Process(target=_serve, args=(theirs,))
         with _held_back():
             process.start()
-        atexit.register(process.kill)  # a daemon would end too, but its data could have no processes of its own
+        atexit.register(_end, process)  # a daemon would end too, but its data could have no processes of its own
         theirs.close()
         return cls(process, ours, 0)
+
+
+def _end(process: Any) -> None:
+    """End a worker process, and remove what it could not: copies of a model that it was about to open."""
+    from onnxfi.graph.output import sweep
+
+    process.kill()
+    process.join()
+    sweep()
 
 
 _spare: list[_Worker] = []
@@ -229,7 +238,7 @@ class Crew(Executor):
             return
         self._break()
         for worker in self._workers:
-            worker.process.join()
+            _end(worker.process)
 
     def _break(self, first: _Worker | None = None) -> None:
         with self._lock:

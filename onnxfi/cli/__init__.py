@@ -1,125 +1,101 @@
-"""The command line: each verb parses, calls one function, and prints. Verbs are loaded when they are called."""
+"""The command line: each verb parses, calls one function, and prints.
+
+`main` stands here and loads little, so that a signal finds it ready; `verbs` has the group of verbs, a module for each.
+"""
 
 from __future__ import annotations
 
+import _thread
 import atexit
-import gc
-import importlib
-import io
-import logging
 import os
 import signal
 import sys
-from typing import Any
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.machinery import ExtensionFileLoader
+from types import FrameType
 
-import click
-
-#: The verbs and their modules, in the order in which a user meets them.
-VERBS = {
-    verb: verb
-    for verb in (
-        *("convert", "inspect", "inject", "eval", "instrument", "quantize", "compare"),
-        *("plan", "run", "report", "show", "merge", "check"),
-    )
-} | {"show": "trial"}
-_LOG = logging.getLogger("onnxfi")
-
-
-class _Lazy(click.Group):
-    """A group whose verbs are imported when they are needed, so that `--help` stays quick."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
-            return None
-        command = importlib.import_module(f"onnxfi.cli.{VERBS[cmd_name]}").command
-        assert isinstance(command, click.Command)
-        return command
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and args[0] not in VERBS and not args[0].startswith("-"):
-            from onnxfi.errors import closest
-
-            raise click.UsageError(f"no command {args[0]!r}{closest(args[0], VERBS)}")
-        return super().resolve_command(ctx, args)
-
-
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="onnxfi")
-def group() -> None:
-    """What happens to a deployed neural network's answers when bits go wrong?
-
-    onnxfi works on the ONNX file, whatever framework made it: it flips bits in stored weights, writes the faulty
-    model, and runs both with ONNX Runtime.
-
-    \b
-    onnxfi inspect model.onnx
-    onnxfi inject model.onnx --ber 1e-6
-    onnxfi eval model.onnx --data images.npz
-    """
+#: The exit code of what was stopped by Ctrl-C or a signal, as shells have it.
+STOPPED = 130
+#: Seconds after which it is looked again whether a native module has been loaded.
+_AGAIN_S = 0.02
 
 
 def main() -> None:
-    """Run the command line: exit 0 when done, 2 for bad input, with one line that says what to do."""
-    from onnxfi.errors import OnnxfiError
+    """Run the command line: exit 0 when done, 2 for bad input, 130 when stopped; then with one line that says why."""
+    _open_streams()
+    with _listening() as stops:
+        try:
+            from onnxfi.cli import verbs
 
-    atexit.register(gc.freeze)  # what is left then goes with the process, and is not looked through before
-    for stream in (sys.stdout, sys.stderr):  # what a terminal of another alphabet cannot show is written out
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: what is half written is taken away
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, signal.default_int_handler)
-    try:
-        _logging()
-        # Not group.main, which ends a broken pipe with 1: here that says that a check failed.
-        with group.make_context("onnxfi", sys.argv[1:] or ["--help"]) as context:
-            group.invoke(context)
-    except OnnxfiError as error:
-        _fail(str(error))
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.UsageError as error:
-        where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
-        _fail(error.format_message().rstrip(".") + where)
-    except click.ClickException as error:
-        _fail(error.format_message())
-    except KeyboardInterrupt:
-        click.echo("onnxfi: stopped; no half file is left", err=True)
-        sys.exit(130)
-    except BrokenPipeError:
-        _silence()
-        sys.exit(141)
-    except OSError as error:
-        if error.filename is not None:
-            what = repr(os.fsdecode(error.filename))
-        elif isinstance(error, FileNotFoundError):
-            what = "the working directory"  # it was removed
+            try:
+                verbs.invoke(sys.argv[1:])
+            except Exception as error:
+                if not stops:  # else it says what a stop came to, as a module that could not be loaded
+                    verbs.end(error)
+        except SystemExit as end:
+            if not stops or end.code in (None, 0, STOPPED):
+                raise
+        except KeyboardInterrupt:
+            stops.append(signal.SIGINT)
+        if stops:
+            with suppress(OSError):
+                sys.stderr.write("onnxfi: stopped; no half file is left\n")
+                sys.stderr.flush()
+            sys.exit(STOPPED)
+
+
+@contextmanager
+def _listening() -> Iterator[list[int]]:
+    """Let signals that end a program raise KeyboardInterrupt, so that what is half written is taken away; those seen."""
+    stops: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stops.append(number)
+        if _loads(frame):  # it would end as an error of the module, or be lost
+            again = threading.Timer(_AGAIN_S, _thread.interrupt_main, (number,))
+            again.daemon = True
+            again.start()
+            return
+        raise KeyboardInterrupt
+
+    def lost(found: sys.UnraisableHookArgs) -> None:
+        if issubclass(found.exc_type, KeyboardInterrupt):  # it came where none can be raised, as in a finaliser
+            _thread.interrupt_main()
         else:
-            what = "standard output"  # a full disk behind `> FILE`, most likely
-            _silence()
-        _fail(f"cannot use {what}: {error.strerror}; choose another place or name")
+            before(found)
+
+    before, sys.unraisablehook = sys.unraisablehook, lost
+    kept = {}
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            kept[number] = signal.signal(number, stop)
+    try:
+        yield stops
+    finally:
+        sys.unraisablehook = before
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+            atexit.register(signal.signal, number, signal.SIG_DFL)  # what comes while the interpreter ends is no error
 
 
-def _silence() -> None:
-    """Let what is left for standard output go nowhere, so that the interpreter does not fail on it in the end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _loads(frame: FrameType | None) -> bool:
+    """Whether a native module is being loaded."""
+    while frame is not None:
+        named = frame.f_code.co_name in ("create_module", "exec_module")
+        if named and isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
+            return True
+        frame = frame.f_back
+    return False
 
 
-def _logging() -> None:
-    level = os.environ.get("ONNXFI_LOG_LEVEL", "").upper() or "WARNING"
-    if level not in logging.getLevelNamesMapping():
-        raise click.ClickException(f"ONNXFI_LOG_LEVEL={level!r}; use DEBUG, INFO, WARNING or ERROR")
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
-    _LOG.setLevel(level)
-
-
-def _fail(message: str) -> None:
-    from onnxfi.cli.show import safe
-
-    _LOG.debug("where it was found:", exc_info=True)
-    click.echo(f"onnxfi: error: {safe(message)}", err=True)
-    sys.exit(2)
+def _open_streams() -> None:
+    """Open standard streams that were closed on nothing: else the next file that is opened would take their place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115

@@ -42,6 +42,14 @@ def hold(number):
 def stay():
     time.sleep(600)
 
+def draft():
+    from onnxfi.graph.output import scratch
+
+    with scratch() as folder:
+        (folder / "faulty.onnx").touch()
+        Path("drafted").touch()
+        stay()
+
 class Odd(Exception):
     def __init__(self, one, other):
         super().__init__(f"{one} and {other}")
@@ -186,6 +194,22 @@ def test_dismissed_workers_end_at_once(chores: Any) -> None:
     assert all(map(broken, held))
     crew.dismiss()
     crew.shutdown()
+
+
+def test_nothing_is_left_of_what_dismissed_workers_wrote(
+    chores: Any, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(here / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    crew = Crew(1)
+    future = crew.submit(chores.draft)
+    while not (here / "drafted").exists():
+        assert not future.done(), future.exception()
+        time.sleep(0.01)
+    assert list((here / "tmp").glob("onnxfi-*/faulty.onnx"))
+    crew.dismiss()
+    assert not list((here / "tmp").glob("onnxfi-*"))
 
 
 def test_who_has_done_all_is_not_dismissed(chores: Any) -> None:

@@ -132,7 +132,7 @@ def test_the_command_gives_the_campaign(here: Path, fields: dict[str, Any], monk
 
     from onnxfi.campaign.spec import Part
     from onnxfi.campaign.specfile import print_spec
-    from onnxfi.cli import group
+    from onnxfi.cli.verbs import group
 
     if "mix" in fields:
         fields = {**fields, "mix": tuple(Part(**part) for part in fields["mix"])}

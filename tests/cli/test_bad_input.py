@@ -580,6 +580,64 @@ def test_an_interrupt_leaves_no_half_file(
     assert contents(place) == before
 
 
+LOADING = """
+import importlib.machinery as m, os, signal, sys
+load = m.ExtensionFileLoader.exec_module
+def exec_module(self, module):
+    if module.__name__.endswith("onnxruntime_pybind11_state"):
+        try:
+            os.kill(os.getpid(), signal.{name})
+        except KeyboardInterrupt:
+            if "{kind}" == "ImportError":
+                raise ImportError("initialization failed")
+    load(self, module)
+m.ExtensionFileLoader.exec_module = exec_module
+from onnxfi.cli import main
+sys.argv = ["onnxfi", "eval", "m.onnx"]
+main()
+"""
+
+
+@pytest.mark.parametrize(("name", "kind"), [("SIGINT", "ImportError"), ("SIGTERM", "ImportError"), ("SIGINT", "lost")])
+def test_a_stop_while_a_native_module_loads_is_a_stop(place: Path, name: str, kind: str) -> None:
+    program = LOADING.format(name=name, kind=kind)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (130, "onnxfi: stopped; no half file is left\n")
+
+
+CLOSED = (
+    "import os, sys; [os.close(int(n)) for n in sys.argv[1]]; os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+)
+
+
+@pytest.mark.parametrize("closed", ["1", "2", "12", "012"])
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["inspect", "m.onnx"], 0),
+        (["inspect", "none.onnx"], 2),
+        (["inspect", "--nothing"], 2),
+        (["inject", "m.onnx", "--count", "1", "--json"], 0),
+    ],
+)
+def test_streams_that_are_closed_change_no_exit_code(place: Path, closed: str, words: list[str], code: int) -> None:
+    command = [sys.executable, "-c", CLOSED, closed, "-m", "onnxfi", *words]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == code
+    assert "Traceback" not in ran.stdout + ran.stderr
+    if code == 2 and "2" not in closed:
+        assert ran.stderr.startswith("onnxfi: error: ") and ran.stderr.count("\n") == 1
+
+
+def test_a_reader_who_goes_away_ends_it_without_a_word(place: Path) -> None:
+    for words, code in ((["inspect", "m.onnx", "--json"], 141), (["inspect", "none.onnx"], 2)):
+        read, write = os.pipe()
+        os.close(read)
+        ran = subprocess.run([sys.executable, "-m", "onnxfi", *words], stdout=write, stderr=write, check=False)
+        os.close(write)
+        assert ran.returncode == code, words
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_a_kill_leaves_no_half_file(place: Path, name: str) -> None:
     """The process ends itself in the middle of writing, as a scheduler or a closed terminal would end it."""

@@ -27,9 +27,9 @@ from tiny import altered, chance, mlp, samples, save, tables
 
 from onnxfi.campaign.report import report
 from onnxfi.campaign.store import Store
-from onnxfi.cli import VERBS
 from onnxfi.cli import run as run_module
 from onnxfi.cli.campaign_options import campaign_options
+from onnxfi.cli.verbs import VERBS
 from onnxfi.errors import OnnxfiError
 from onnxfi.runtime.metrics import METRICS, Metric
 

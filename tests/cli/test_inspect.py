@@ -17,8 +17,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnxfi.cli import VERBS, options
+from onnxfi.cli import options
 from onnxfi.cli.inject import command as inject_command
+from onnxfi.cli.verbs import VERBS
 from onnxfi.faults.models import fault_models
 
 Run = Callable[..., Any]

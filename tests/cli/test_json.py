@@ -17,7 +17,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from onnx import parser
 
-from onnxfi.cli import VERBS
+from onnxfi.cli.verbs import VERBS
 from onnxfi.runtime.metrics import METRICS
 
 Run = Callable[..., Any]
