@@ -18,6 +18,7 @@ from onnxfi.faults.flight import Aim, Flight, timed
 from onnxfi.faults.models import Add, FaultModel, Scale, parse_fault
 from onnxfi.faults.space import FOREVER, FaultSpace, Selector, Target, check_apart
 from onnxfi.faults.trials import Faults, apart
+from onnxfi.faults.words import WORDS
 from onnxfi.graph.activations import Activation, activations, choose, of_neurons
 from onnxfi.graph.bodies import opset_of
 from onnxfi.graph.exposed import refuse_binding, series
@@ -71,7 +72,9 @@ class Reach:
         shapes = {a.target.id: a.target.shape for a in rows if a.shaped and not _alike(a, plain.get(a.target.id))}
         places = {a.target.id: _place(a) for a in rows if a.target.id in shapes and not a.unplaced}
         aim = Aim(tuple(dict.fromkeys(t for aim in aims for t in aim.target)), aims[0].persistence, aims[0].all)
-        found = Flight(aim, data.samples if data else 0, steps, shapes, places)
+        untyped = {name for name, a in plain.items() if a.why_not}
+        types = {a.target.id: a.target.dtype for a in rows if a.target.id in untyped and not a.why_not}
+        found = Flight(aim, data.samples if data else 0, steps, shapes, places, types)
         if listed is not None and listed.flight is not None:
             if listed.flight.samples > found.samples:
                 raise FaultListError(
@@ -88,7 +91,7 @@ class Reach:
         if flight is None:
             return cls(model, model.targets)
         rows = []
-        for a in _readable(model, activations(model)):
+        for a in _readable(model, [_typed(a, flight.types) for a in activations(model)]):
             shape, held = flight.shapes.get(a.target.id), flight.places.get(a.target.id)
             rows.append(a if shape is None else _said(a, shape, held))
         return cls._flying(model, rows, flight)
@@ -245,6 +248,12 @@ def _alike(a: Activation, plain: Activation | None) -> bool:
     """Whether the file alone says of an activation what is known of it."""
     same = plain is not None and plain.shaped and plain.target.shape == a.target.shape
     return same and plain is not None and (plain.place, plain.unplaced) == (a.place, a.unplaced)
+
+
+def _typed(a: Activation, types: Mapping[str, str]) -> Activation:
+    """An activation with the number format that a list tells, where the file does not say it."""
+    dtype = types.get(a.target.id)
+    return a if dtype is None else replace(a, why_not="", target=replace(a.target, word=WORDS[dtype]))
 
 
 def _said(a: Activation, shape: tuple[int, ...], held: tuple[int, ...] | None) -> Activation:

@@ -12,6 +12,7 @@ from typing import Any
 
 from onnxfi.errors import InputError, closest
 from onnxfi.faults.sites import Target
+from onnxfi.faults.words import WORDS
 
 TARGETS = ("weights", "activations", "inputs")
 PERSISTENCE = ("transient", "from", "permanent")
@@ -57,8 +58,8 @@ class Flight:
     """What binds faults in flight to their run: how many samples there are, and what only a run tells.
 
     `steps` are the iterations of the loops around targets, `shapes` the shapes of a sample, `places` the axis of the
-    samples with the rows of each before and behind (`SampleAxis`; none: []), all by target id and only where the file
-    does not say them.
+    samples with the rows of each before and behind (`SampleAxis`; none: []), `types` number formats, all by target id
+    and only where the file does not say them.
     """
 
     aim: Aim = field(default_factory=Aim)
@@ -66,10 +67,15 @@ class Flight:
     steps: Mapping[str, int] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     places: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    types: Mapping[str, str] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        told = {"places": {name: list(place) for name, place in self.places.items()}} if self.places else {}
+        told: dict[str, Any] = {}
+        if self.places:
+            told["places"] = {name: list(place) for name, place in self.places.items()}
+        if self.types:
+            told["types"] = dict(self.types)
         return {
             "target": list(self.aim.target), "persistence": self.aim.persistence, "all": self.aim.all,
             "samples": self.samples, "steps": dict(self.steps),
@@ -79,8 +85,8 @@ class Flight:
     @classmethod
     def parse(cls, row: Any) -> Flight:
         """Read what `row` gave; ValueError, KeyError or TypeError where that is damaged."""
-        places = row.get("places", {})
-        texts = [row["persistence"], *row["target"], *row["steps"], *row["shapes"], *places]
+        places, types = row.get("places", {}), row.get("types", {})
+        texts = [row["persistence"], *row["target"], *row["steps"], *row["shapes"], *places, *types]
         numbers = [row["samples"], *row["steps"].values(), *(n for shape in row["shapes"].values() for n in shape)]
         numbers += [n for place in places.values() for n in place]
         if not all(isinstance(one, str) for one in texts) or isinstance(row["target"], str):
@@ -88,6 +94,7 @@ class Flight:
         if (
             not all(type(one) is int and one >= 0 for one in numbers)
             or type(row["all"]) is not bool
+            or any(one not in WORDS for one in types.values())
             or any(len(one) not in (0, 3) or 0 in one[1:] for one in places.values())
         ):
             raise TypeError("what is struck in flight is damaged")
@@ -95,6 +102,7 @@ class Flight:
             Aim(tuple(row["target"]), row["persistence"], row["all"]), row["samples"], dict(row["steps"]),
             {name: tuple(shape) for name, shape in row["shapes"].items()},
             {name: tuple(place) for name, place in places.items()},
+            dict(types),
         )  # fmt: skip
 
 

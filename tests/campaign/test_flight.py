@@ -148,6 +148,22 @@ def test_each_trial_is_the_model_that_it_exports(here: Path, fields: dict[str, A
     assert changed
 
 
+def test_trials_are_exported_from_models_whose_types_only_a_run_tells(here: Path) -> None:
+    """As the runtime's optimisers write them: operators of com.microsoft, and no value_info behind those."""
+    proto = onnx.load("m.onnx")
+    proto.opset_import.add(domain="com.microsoft", version=1)
+    made = proto.graph.node[0]
+    made.op_type, made.domain = "FusedMatMul", "com.microsoft"
+    del proto.graph.value_info[:]
+    onnx.save(proto, here / "m.onnx")
+    results = ran(campaign(all=True), here / "s.db")
+    targets = {row["target"] for row in rows(here / "s.db")}
+    assert {"a", "b"} <= targets
+    for trial in range(1, len(results) + 1):
+        export_trial(here / "s.db", trial, here / "f.onnx")
+    ran(campaign(all=True, trials=26), here / "s.db")
+
+
 def test_a_single_transient_is_judged_on_its_sample(here: Path) -> None:
     results = ran(campaign(bits="exponent"), here / "s.db")
     assert {r.metrics["masked_samples"] for r in results} <= {0.0, 1.0}
