@@ -286,7 +286,7 @@ def test_files_of_models_without_classes(here: Path) -> None:
 def test_a_folder_that_cannot_be_written(here: Path) -> None:
     ran(campaign(single=True, trials=3), here / "s.db")
     (here / "file").touch()
-    with pytest.raises(OutputError, match=r"cannot write into .*file': "):
+    with pytest.raises(OutputError, match=r"the output folder .*file' cannot be made"):
         write_csv(report(here / "s.db"), here / "file")
 
 
