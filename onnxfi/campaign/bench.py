@@ -354,10 +354,9 @@ class Bench:
         """Whether trials of a plan may share runs: see `together`."""
         if self.routes is None:
             return False
-        if header.of_singles and self.routes.late:
-            known = map(self.routes.alone, self.reach.listed(header).targets)
-            if self.reach.flying or any(route is not None and route.shares for route in known):
-                return True
+        alone = header.of_singles and self.routes.late
+        if alone and (self.reach.flying or self.routes.shares(self.reach.listed(header).targets)):
+            return True
         return self.apart
 
     def together(self, header: Header, golden: Golden, trials: Sequence[Sequence[str]]) -> dict[int, Judgement]:

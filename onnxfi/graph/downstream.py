@@ -155,6 +155,20 @@ class Wiring:
                 known.update(node.output)
         return frozenset(found)
 
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether each node comes after those that it needs, as in nearly all files."""
+        return all(maker < k for k, needs in enumerate(self.before) for _, maker in needs)
+
+    def along(self, name: str, maker: int, reader: int, *, joined: bool = True) -> bool:
+        """Whether the node that makes a name is taken along with one that reads it."""
+        return (
+            maker in self.constant
+            or self.dequantises(maker)
+            or name in self.uncut
+            or (joined and self.joined.get(maker, (-1, ""))[0] == reader)
+        )
+
     def dequantises(self, node: int) -> bool:
         """Whether a node turns integers into the real numbers that they stand for."""
         return node in self.dequantisers
@@ -312,7 +326,9 @@ def cut(wiring: Wiring, struck: Iterable[str], *, inside: Iterable[int] = (), ou
     >>> [wiring.proto.graph.node[k].op_type for k in found.nodes], found.crossings
     (['Gemm'], ('relu_2',))
     """
-    reached = forward(wiring, struck, inside, range(len(wiring.reads)))
+    # In files that are in order no node behind the outputs matters.
+    last = max((wiring.makers.get(name, -1) for name in outputs), default=-1) if wiring.in_order else -1
+    reached = forward(wiring, struck, inside, range(last + 1 if last >= 0 else len(wiring.reads)))
     wanted = tuple(name for name in (outputs or wiring.outputs) if wiring.makers.get(name, -1) in reached)
     return Cut(*crossing(wiring, backward(wiring, wanted, reached), frozenset(struck)), wanted)
 
@@ -352,13 +368,7 @@ def crossing(
             maker = wiring.makers.get(name)
             if not name or name in fed or name in wiring.stored or maker in every:
                 continue
-            along = maker is not None and (
-                maker in wiring.constant
-                or wiring.dequantises(maker)
-                or name in wiring.uncut
-                or (joined and wiring.joined.get(maker, (-1, ""))[0] == k)
-            )
-            if maker is not None and along:
+            if maker is not None and wiring.along(name, maker, k, joined=joined):
                 every.add(maker)
                 todo.append(maker)
             else:

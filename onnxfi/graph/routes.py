@@ -18,6 +18,7 @@ from functools import cached_property
 
 from onnxfi.faults.space import Target
 from onnxfi.graph.channels import Channels, channels
+from onnxfi.graph.crossings import crossings, reached
 from onnxfi.graph.downstream import Cut, Home, Wiring, backward, crossing, cut, forward, home
 from onnxfi.graph.fronts import Fronts, everything, pieces
 from onnxfi.graph.model import Model
@@ -120,10 +121,10 @@ class Routes:
         def note(piece: int, names: Iterable[str]) -> None:
             found[piece].update(dict.fromkeys(name for name in names if self.within.get(name) == piece))
 
-        ready = [t for t in self.model.targets if self.chosen is None or t.id in self.chosen]
-        for route in filter(None, map(self.alone, ready)):
-            for head in route.heads:
-                note(head.piece, head.takes)
+        routes, taken = self._ready
+        for number, names in enumerate(taken):
+            note(number, sorted(names))
+        for route in routes.values():
             if route.apart is not None and route.channels is not None:
                 note(self.within[route.channels.output], (*route.apart.crossings, route.channels.output))
             if route.channels is not None:
@@ -135,6 +136,45 @@ class Routes:
             narrow = self.narrowed(head)
             note(head.piece, () if narrow is None else (*narrow[1].takes, *narrow[0].values))
         return tuple(tuple(name for name in some if name not in self.makers) for some in found)
+
+    def shares(self, targets: Iterable[Target]) -> bool:
+        """Whether one run computes the channels of several trials, of faults in some of these targets."""
+        routes = self._ready[0]
+        return any(target.id in routes and routes[target.id].shares for target in targets)
+
+    @cached_property
+    def _ready(self) -> tuple[dict[str, Route], list[set[str]]]:
+        """The routes that are made ready, by target, not all with their heads; and by piece the values that the heads
+        take from outside."""
+        ready = [t for t in self.model.targets if self.chosen is None or t.id in self.chosen]
+        taken: list[set[str]] = [set() for _ in self.pieces]
+        if self.steps or not self.wiring.in_order:
+            routes = {t.id: route for t in ready if (route := self.alone(t)) is not None}
+            for head in (head for route in routes.values() for head in route.heads):
+                taken[head.piece].update(head.takes)
+            return routes, taken
+        # Of many targets at once: of each by itself the work would grow with targets times nodes.
+        known = [(t, where) for t in ready if (where := self._home(t)) is not None]
+        starts = [([where.fed], [where.node] if where.node >= 0 else []) for _, where in known]
+        seen = 0
+        for number, nodes in enumerate(self._nodes):
+            marks = reached(self.wiring, starts, self._among[number])
+            here = 0
+            for k in nodes:
+                here |= marks[k]
+            first = here & ~seen if self.late else 0
+            if first:
+                mine = [mark & first if k in nodes else 0 for k, mark in enumerate(marks)]
+                taken[number] |= crossings(self.wiring, mine)
+            if here & ~first:
+                taken[number].update(crossing(self.wiring, set(nodes), frozenset(), joined=True)[1])
+            seen |= here
+        routes = {
+            t.id: self._route(Route((where,), (), self._baked(t, where)))
+            for number, (t, where) in enumerate(known)
+            if seen >> number & 1
+        }
+        return routes, taken
 
     @cached_property
     def within(self) -> dict[str, int]:
@@ -156,17 +196,24 @@ class Routes:
         return self._alone[target.id]
 
     def _look(self, target: Target) -> Route | None:
-        where = home(self.wiring, self.model, target) if target.size and not target.in_flight else None
+        where = self._home(target)
         if where is None:
             return None
+        inside, baked = where.node >= 0, self._baked(target, where)
+        ends = self._ends(where) if baked else ()
+        heads = self.heads([where.fed], [where.node] if inside else (), ends, fed=not baked)
+        return self._route(Route((where,), heads, baked)) if heads else None
+
+    def _home(self, target: Target) -> Home | None:
+        return home(self.wiring, self.model, target) if target.size and not target.in_flight else None
+
+    def _baked(self, target: Target, where: Home) -> bool:
+        """Whether a target has to be constant where it runs."""
         inside = where.node >= 0
         users = [*target.ops] if inside else [self._operator(k) for k in self.wiring.users.get(where.fed, ())]
         laid = self.wiring.blocks and "Conv" in users
         scales = not {"scale", "zero-point"}.isdisjoint((target.role, *target.roles))
-        baked = laid or scales or not _PACKED.isdisjoint(users)
-        ends = self._ends(where) if baked else ()
-        heads = self.heads([where.fed], [where.node] if inside else (), ends, fed=not baked)
-        return self._route(Route((where,), heads, baked)) if heads else None
+        return laid or scales or not _PACKED.isdisjoint(users)
 
     def _ends(self, where: Home) -> Fronts:
         """Where what a baked route makes anew for each trial ends: behind the operators that use the tensor."""

@@ -26,6 +26,10 @@ from onnxfi.campaign.shortcuts import ShortcutError
 from onnxfi.campaign.spec import Campaign
 from onnxfi.faults.space import Target
 from onnxfi.faults.trials import Faults
+from onnxfi.graph.downstream import wire
+from onnxfi.graph.fronts import everything, narrows
+from onnxfi.graph.model import load
+from onnxfi.graph.routes import Routes
 from onnxfi.runtime.engines import OrtSession
 from onnxfi.runtime.evaluation import stacked
 from onnxfi.runtime.golden import Chain, GoldenValues, UnlikeError
@@ -535,3 +539,35 @@ def test_routes_are_made_ready_for_what_the_campaign_may_strike(tmp_path: Path) 
     other = flips([t for t in bench.model.targets if t.id == "b3"], [(2, 25)])
     _, found = routed(bench, other)  # what is not made ready runs all the same
     assert found is None or found.tobytes() == bench.scores(bench.struck(other)).tobytes()
+
+
+@settings(max_examples=40, deadline=None)
+@given(model=nets(), half=st.booleans(), late=st.booleans(), blocks=st.booleans())
+def test_what_many_routes_take_together_is_what_each_takes(
+    model: onnx.ModelProto, half: bool, late: bool, blocks: bool
+) -> None:
+    held = load(model)
+    wiring = wire(held, blocks=blocks)
+    chosen = held.targets[:: 2 if half else 1]
+    for ends in ((), narrows(wiring, everything(wiring, ()))):
+        routes = Routes(held, wiring, (), ends, late=late, chosen=frozenset(t.id for t in chosen))
+        each = {t.id: route for t in chosen if (route := routes.alone(t)) is not None}
+        found, taken = routes._ready
+        assert {name: replace(route, heads=()) for name, route in each.items()} == found
+        for number in range(len(routes.pieces)):
+            of_each = {n for route in each.values() for head in route.heads if head.piece == number for n in head.takes}
+            inside = {name for name, piece in routes.within.items() if piece == number}
+            assert taken[number] & inside == of_each & inside
+
+
+def test_what_is_prepared_for_many_tensors_looks_at_each_node_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [f"h{k + 1} = Add(h{k}, b{k})" for k in range(200)]
+    bias = {f"b{k}": chance(1, seed=k) for k in range(200)}
+    bench = vectors(tmp_path, "h0 = MatMul(x, w)", *nodes, "y = Relu(h200)", w=chance(8, 8, seed=3), **bias)
+    routes = bench.routes
+    assert routes is not None
+    monkeypatch.setattr(Routes, "heads", None)  # what is looked for in one tensor after the other
+    assert {f"h{k}" for k in range(200)} <= {name for names in routes.inner for name in names}
+    assert not routes.shares(t for t in bench.model.targets if t.id != "w")
