@@ -24,6 +24,7 @@ from onnxfi.graph.instrument import Armed, Strike, arm, numbered
 from onnxfi.graph.model import load, parse
 from onnxfi.graph.mutate import edits, place, write
 from onnxfi.graph.output import scratch
+from onnxfi.graph.samples import layout_in
 from onnxfi.graph.turns import count_steps
 from onnxfi.runtime.batches import Batch, Data
 from onnxfi.runtime.engines import Engine
@@ -216,14 +217,22 @@ def one_sample(header: Header, faults: Faults) -> int | None:
 def bake_trial(reach: Reach, faults: Faults, stored: Faults, out: Path) -> None:
     """Write the model of one trial: its stored words struck, and its faults in flight as operators in the graph.
 
-    A sample is then that row of the batch which is fed. Raises FaultError for a fault that no graph can do.
+    A sample is then that row of the batch which is fed; where the model takes one size, of the batch in which it comes.
+    Raises FaultError for a fault that no graph can do.
     """
     model = reach.model
     rows: Mapping[str, Activation] = reach.flying
-    faults = reach.by_step(faults)
+    faults, fixed = reach.by_step(faults), _batch(reach)
     if len(stored):
         if model.external:
             raise FaultError("faults in stored words and in flight cannot be exported together with external data")
         faulty = write(model, edits(model, stored, place(model, stored)[1]), None).data
         model = load(faulty or b"")
-    bake_into(model, strikes(faults, rows), out)
+    struck = strikes(faults, rows)
+    bake_into(model, [s if s.sample is None or not fixed else replace(s, sample=s.sample % fixed) for s in struck], out)
+
+
+def _batch(reach: Reach) -> int | None:
+    """The one batch size that the model takes, as far as its file tells."""
+    told = reach.flight is not None and bool(reach.flight.places)  # another axis than the file tells
+    return None if told else layout_in(reach.model.proto.graph).fixed

@@ -41,7 +41,8 @@ class Reach:
     `targets` are all stored tensors and values in flight, `flying` what the graph says of the latter, by id. `flight`
     binds faults in flight to their run (None: there are none). `series` are targets that are one value in each step of
     an unrolled network, and `steps_of` says which. `missed` counts values that layers put out and no fault reaches: the
-    file does not say their shape, and the run on the data does not come to them, or finds several.
+    file does not say their shape, and the run on the data does not come to them, or finds several. `beyond` are all
+    values in flight that no fault reaches.
     """
 
     model: Model
@@ -51,6 +52,7 @@ class Reach:
     series: Mapping[str, Activation] = field(default_factory=dict, repr=False)
     steps_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     missed: int = 0
+    beyond: tuple[Activation, ...] = field(default=(), repr=False)
 
     @classmethod
     def of(
@@ -108,7 +110,8 @@ class Reach:
         }
         targets = [replace(a.target, structural=False) for a in (*kept, *rolled.values())]
         missed = sum(a.default and not a.shaped and (not a.why_not or bool(a.unplaced)) for a in rows)
-        return cls(model, (*model.targets, *targets), flown, flight, rolled, rolls, missed)
+        beyond = tuple(a for a in rows if a.target.id not in flown and a.target.id not in stored)
+        return cls(model, (*model.targets, *targets), flown, flight, rolled, rolls, missed, beyond)
 
     @cached_property
     def by_id(self) -> dict[str, int]:
@@ -185,6 +188,10 @@ class Reach:
         except SelectorError:
             if "weights" in aim.target:  # the selection may be meant for those
                 return ()
+            for a in self.beyond if selector.include else ():
+                if selector.keeps(replace(a.target, structural=False)):
+                    why = a.why_not or "its shape on this data is not known, or not one"
+                    raise SelectorError(f"{a.target.id!r} ({shape_text(a.dims)}) cannot be struck: {why}") from None
             raise
 
     def _check(self, chosen: Sequence[Activation], event: FaultModel) -> None:
@@ -211,7 +218,8 @@ class Reach:
         steps = self.flight.steps.get(target.id, 0)
         if a.loop and not steps and aim.persistence != "permanent":
             raise SelectorError(
-                f"how often the loop around {target.id!r} turns cannot be told, so no step of it can be drawn; "
+                f"how often the loop around {target.id!r} turns cannot be told, or changes with the number of samples, "
+                f"so no step of it can be drawn; "
                 f"leave it out with --exclude, or use --persistence permanent"
             )
         return timed(target, aim.persistence, self.flight.samples, steps, batched=a.axis is not None)
@@ -282,11 +290,11 @@ def _readable(model: Model, rows: Sequence[Activation]) -> list[Activation]:
 
 
 def _steps(model: Model, rows: Sequence[Activation], data: Data | None, custom_ops: Sequence[str]) -> dict[str, int]:
-    """How often the loops around targets turn, by target id; none where that cannot be told."""
+    """How often the loops around targets turn, by target id; none where that cannot be told, or hangs on the batch."""
     if not any(a.loop for a in rows):
         return {}
     try:
-        turns = counted(model, data, custom_ops)
+        turns = counted(model, data, custom_ops, steady=True)
     except EngineError:
         return {}
     return {a.target.id: turns[a.path] for a in rows if turns.get(a.path)}

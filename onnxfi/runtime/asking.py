@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 from onnxfi.errors import EngineError, OnnxfiError
@@ -133,14 +134,17 @@ def _one_shape(rows: Array) -> tuple[int, ...] | None:
     return tuple(flat[0].tolist()) if len(flat) and (flat == flat[0]).all() else None
 
 
-def counted(model: Model, data: Data | None, custom_ops: Sequence[str] = ()) -> dict[str, int]:
-    """How often loops turn on the first samples, by the path of each graph inside one; the most, if it is run often."""
+def counted(model: Model, data: Data | None, custom_ops: Sequence[str] = (), *, steady: bool = False) -> dict[str, int]:
+    """How often loops turn on the first samples, by the path of each graph inside one; the most, if it is run often.
+
+    `steady` leaves out those that turn otherwise when one sample more runs, as a scan over the samples does.
+    """
     proto, counters = count_steps(parse(model))
     if not counters:
         return {}
-    session = opened(model, proto, custom_ops)
-    _, found, _ = first_run(session, data, sorted(set(counters.values())))
-    return {path: int(found[name]) for path, name in counters.items()}
+    runs = _grown(opened(model, proto, custom_ops), data, sorted(set(counters.values())))
+    turns = [{path: int(found[name]) for path, name in counters.items()} for _, found in islice(runs, 1 + steady)]
+    return {path: many for path, many in turns[0].items() if many == turns[-1][path]}
 
 
 def opened(model: Model, proto: onnx.ModelProto, custom_ops: Sequence[str] = ()) -> OrtSession:
@@ -153,9 +157,8 @@ def opened(model: Model, proto: onnx.ModelProto, custom_ops: Sequence[str] = ())
 def first_run(
     session: OrtSession, data: Data | None, names: Sequence[str] | None = None
 ) -> tuple[Mapping[str, Array], dict[str, Array], Layout]:
-    """What the first samples of the data, or made-up ones, are as inputs, and what these outputs (None: all) are then.
-
-    And which of these inputs hold samples.
+    """What the first samples of the data, or made-up ones, are as inputs, what these outputs (None: all) are then, and
+    which inputs hold samples.
 
     Two samples, where the batch is not fixed; more where those cannot run, as beside states that come with the data.
     """
