@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -13,7 +12,8 @@ from functools import cached_property
 import numpy as np
 
 from onnxfi.campaign.flown import Flown, by_id, one_sample, valued
-from onnxfi.campaign.opening import changed, open_model, output_of, served
+from onnxfi.campaign.limits import out_of_memory
+from onnxfi.campaign.opening import changed, open_model, output_of, served, told
 from onnxfi.campaign.outcomes import Golden, Judgement, failed, judge
 from onnxfi.campaign.reach import Reach
 from onnxfi.campaign.shortcuts import KEPT_BYTES, Shortcuts, routes_of
@@ -41,7 +41,6 @@ from onnxfi.runtime.staged import strike
 
 #: The route of trials that strike values in flight: the model is cut there.
 SPLIT = "split"
-_MEMORY = re.compile(r"bad.?alloc|failed to allocate|out of memory", re.I)
 
 
 class CampaignError(OnnxfiError):
@@ -76,7 +75,7 @@ class Bench:
         """
         model = open_model(campaign)
         begun = time.perf_counter()
-        session = _asked(campaign, model) if not runs else campaign.engine().prepare(served(model))
+        session = told(campaign, model) if not runs else campaign.engine().prepare(served(model))
         opened_s = time.perf_counter() - begun
         if campaign.provider.lower() == "auto":  # one campaign, one provider, whatever later sessions would get
             campaign = replace(campaign, provider=short_name(session.provider))
@@ -86,10 +85,10 @@ class Bench:
         )  # fmt: skip
         output = scored_port(session, output_of(campaign, model), data, kind_of(campaign), whole=True)
         listed = None if campaign.faults is None else FaultList.open(campaign.faults).header
-        reach, axes = Reach.of(model, campaign.aims, data, listed, campaign.custom_ops), sample_axes(session, data)
+        reach = Reach.of(model, campaign.aims, data, listed, campaign.custom_ops)
         return cls(
-            campaign, model, data, output, session.provider, session.note, reach, axes, session.inputs, opened_s,
-            kept_bytes, _served=[session] if runs else [],
+            campaign, model, data, output, session.provider, session.note, reach, sample_axes(session, data, model),
+            session.inputs, opened_s, kept_bytes, _served=[session] if runs else [],
         )  # fmt: skip
 
     @property
@@ -99,7 +98,7 @@ class Bench:
 
     def scores(self, session: Session, *, batches: int | None = None) -> Array:
         """The scored output over all samples, or over the first batches."""
-        return run_scores(session, self.data, self.size, self.output, batches=batches)
+        return run_scores(session, self.data, self.size, self.output, batches=batches, axes=self.axes)
 
     def golden(self, kept: Array | None = None, *, again: bool = True) -> tuple[Golden, float]:
         """Golden, and the seconds that one run takes with all that a trial needs.
@@ -232,8 +231,7 @@ class Bench:
             faults = self.reach.by_step(faults)
             alone = self._one_sample(header, faults, golden)
             return alone or self._behind(header, faults, golden) or self._in_flight(header, faults)
-        shortcut = self.shortcuts.of(faults) if self.shortcuts is not None else None
-        if self.shortcuts is not None and shortcut is not None:
+        if self.shortcuts is not None and (shortcut := self.shortcuts.of(faults)) is not None:
             with suppress(EngineError, MemoryError):  # whether the model gives no answer, the whole of it says
                 return self.shortcuts.judge(shortcut, golden, faults)
         try:
@@ -326,14 +324,14 @@ class Bench:
 
     def flown(self, cuts: tuple[str, ...], *, values: bool = False, loose: bool = False) -> Flown:
         """The model cut at these values in flight, ready to run; a few are kept. `values` and `loose`: see Flown."""
-        key, engine = (cuts, values, loose), self.campaign.engine()
+        key = cuts, values, loose
         with claim((id(self), key)):
             if key not in self._flown:
                 most = max(1, self.kept_bytes // max(1, sum(source.size for source in self.model.sources)))
                 while len(self._flown) >= most:
                     del self._flown[next(iter(self._flown))]
-                known = self.data, self.size, self.output, self.axes
-                self._flown[key] = Flown.open(self.reach, cuts, engine, *known, values=values, loose=loose)
+                known = self.campaign.engine(), self.data, self.size, self.output, self.axes
+                self._flown[key] = Flown.open(self.reach, cuts, *known, values=values, loose=loose)
             return self._flown[key]
 
     def let_go(self) -> None:
@@ -389,23 +387,11 @@ def kind_of(campaign: Campaign) -> str:
     return "counts" if campaign.time_axis is not None and campaign.scores == "auto" else campaign.scores
 
 
-def _asked(campaign: Campaign, model: Model) -> Session:
-    """A session that tells what a model takes and gives: without optimisation, where the runtime can do without."""
-    with suppress(EngineError):
-        return replace(campaign.engine(), optimization="off").prepare(served(model))
-    return campaign.engine().prepare(served(model))
-
-
 def cause_of(error: Exception) -> str:
     """The cause of a trial that gave no answer; raises what is no fault's doing."""
     if isinstance(error, ProviderError):
         raise error
     return "memory" if out_of_memory(error) else "error"
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out."""
-    return isinstance(error, MemoryError) or _MEMORY.search(str(error)) is not None
 
 
 def digest(golden: Golden) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
+
+_MEMORY = re.compile(r"bad.?alloc|failed to allocate|out of memory", re.I)
 
 
 def can_limit_memory() -> bool:
@@ -23,3 +26,8 @@ def memory_held() -> int:
     """Bytes that count against the limit by now."""
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:"))
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out."""
+    return isinstance(error, MemoryError) or _MEMORY.search(str(error)) is not None

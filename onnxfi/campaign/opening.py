@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.spec import Campaign
+from onnxfi.errors import EngineError
 from onnxfi.graph.model import Model, load
 from onnxfi.graph.mutate import Edits, faulty_bytes, write
 from onnxfi.graph.output import scratch
@@ -58,3 +60,10 @@ def changed(engine: Engine, model: Model, change: Edits) -> Session:
 def served(model: Model) -> Path | bytes:
     """What the runtime is given of a model without faults."""
     return model.path if model.path is not None else model.source.data or b""
+
+
+def told(campaign: Campaign, model: Model) -> Session:
+    """A session that tells what a model takes and gives: without optimisation, where the runtime can do without."""
+    with suppress(EngineError):
+        return replace(campaign.engine(), optimization="off").prepare(served(model))
+    return campaign.engine().prepare(served(model))

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import IO
 
 from onnxfi.campaign import canary
-from onnxfi.campaign.bench import Bench, CampaignError, digest, out_of_memory
-from onnxfi.campaign.limits import limit_memory, memory_held
+from onnxfi.campaign.bench import Bench, CampaignError, digest
+from onnxfi.campaign.limits import limit_memory, memory_held, out_of_memory
 from onnxfi.campaign.outcomes import Golden, Judgement
 from onnxfi.campaign.shortcuts import KEPT_BYTES
 from onnxfi.campaign.spec import Campaign

@@ -202,7 +202,25 @@ def _checked(
     rows = place.rows(fitted)
     if not rows:
         raise DataError(f"{what}: no samples")
+    _settled(ports, place, fitted, what)
     return fitted, None if labels is None else _labels(labels, rows, what), place
+
+
+def _settled(ports: Sequence[Port], place: Layout, arrays: Mapping[str, Array], what: str) -> None:
+    """Refuse a row of numbers that may be one a sample, or one for each place along another axis of as many."""
+    rows, shapes = place.rows(arrays), {port.name: port.shape or () for port in ports}
+    symbols = [shapes[name][axis] for name, axis in place.axes if shapes[name]]
+    for name in (n for n in place.batched if len(shapes[n]) == 1 and rows > 1):
+        if shapes[name][0] is not None and symbols.count(shapes[name][0]) > 1:
+            continue
+        for other, axis in place.axes:
+            sizes = zip(shapes[other], arrays[other].shape, strict=False)
+            if any(k != axis and size == rows and not isinstance(dim, int) for k, (dim, size) in enumerate(sizes)):
+                raise DataError(
+                    f"{what}: {name!r} may hold a number for each of the {rows} samples, or for each place along an "
+                    f"axis of {other!r}, which has as many; name the dimensions alike in the model, or take another "
+                    f"number of samples"
+                )
 
 
 def _fitted(array: Array, port: Port, place: Layout, what: str) -> Array:

@@ -12,7 +12,8 @@ import numpy as np
 
 from onnxfi.errors import DataError, EngineError
 from onnxfi.faults.trials import json_value
-from onnxfi.graph.model import load
+from onnxfi.graph.activations import activations
+from onnxfi.graph.model import Model, load
 from onnxfi.graph.mutate import Progress
 from onnxfi.graph.times import counted, counts_of
 from onnxfi.runtime.batches import Batch
@@ -91,8 +92,9 @@ def evaluate(
     if golden is not None and golden.samples != data.samples:
         raise DataError(f"golden was taken on {golden.samples:,} samples, the data has {data.samples:,}; take the same")
     name = golden.output if golden else scored_port(session, output, data, kind)
+    axes = sample_axes(session, data, model)
     try:
-        scores = run_scores(session, data, data.layout.fixed or batch, name, progress=progress)
+        scores = run_scores(session, data, data.layout.fixed or batch, name, progress=progress, axes=axes)
     except EngineError as error:
         if data.synthetic:
             raise EngineError(f"{error}; these are synthetic inputs, give real ones with --data") from None
@@ -148,17 +150,17 @@ def run_scores(
     *,
     batches: int | None = None,
     progress: Progress | None = None,
+    axes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Array:
     """The scored output over all samples, or over the first `batches` of `size` ([N, …]).
 
-    Samples come first, wherever the output holds them. Where `name` is None all outputs count, laid side by side; where
-    their shapes vary, as one row.
+    Samples come first, wherever the output holds them (`axes`: see `sample_axes`). Where `name` is None all outputs
+    count, laid side by side; where their shapes vary, as one row.
     """
     parts: list[Array] = []
     total = 0
-    axes = sample_axes(session, data)
     for piece in islice(data.batches(size), batches):
-        scores = scored(piece, session.run(piece.feeds, None if name is None else [name]), axes, name)
+        scores = scored(piece, session.run(piece.feeds, None if name is None else [name]), axes or {}, name)
         total += scores.nbytes
         if total > _MOST_OUTPUT_BYTES // 2:
             raise DataError(
@@ -178,26 +180,35 @@ def stacked(parts: Sequence[Array]) -> Array:
     return np.concatenate([part.ravel() for part in parts])[None]
 
 
-def sample_axes(session: Session, data: Data) -> dict[str, tuple[int, ...]]:
+def sample_axes(session: Session, data: Data, model: str | Path | bytes | Model) -> dict[str, tuple[int, ...]]:
     """Where each output may hold its samples, the likeliest place first.
 
-    The shapes may say it, by the symbol that stands for the samples of the inputs. Else it is the axis of the inputs,
-    but of scores in two dimensions rather the first: there the axes before the samples are gone.
+    The shapes may say it, by the symbol that stands for the samples of the inputs, or the graph. Else it is the axis of
+    the inputs, but of scores in two dimensions rather the first: there the axes before the samples are gone. What a
+    model that takes one sample at a time puts out without such an axis is that sample's (-1).
     """
-    axis = data.layout.axis
-    symbols = {p.shape[axis] for p in session.inputs if p.name in data.layout.batched and p.shape is not None}
-    found = {}
+    layout, found = data.layout, dict[str, tuple[int, ...]]()
+    symbols = {p.shape[layout.batched[p.name]] for p in session.inputs if p.name in layout.batched and p.shape}
+    untold = list[str]()
     for port in session.outputs:
         shape = port.shape or ()
         said = [k for k, dim in enumerate(shape) if isinstance(dim, str) and dim in symbols]
-        found[port.name] = (*said[:1], *((0, axis) if len(shape) <= 2 else (axis, 0)))
+        if not said and (len(shape) != 2 or layout.axis) and layout.fixed != 1:
+            untold.append(port.name)
+        usual = (0, layout.axis) if len(shape) <= 2 else (layout.axis, 0)
+        found[port.name] = (*said[:1], *usual, *((-1,) if layout.fixed == 1 else ()))
+    if untold:
+        opened = model if isinstance(model, Model) else load(model, allow_links=True)
+        for a in activations(opened, layout):
+            if not a.path and a.name in untold and a.place is not None and a.place.rows == 1:
+                found[a.name] = (a.place.axis, *found[a.name])
     return found
 
 
 def _samples_first(array: Array, axes: Sequence[int], size: int) -> Array:
     """An output with its `size` samples along the first axis; as it is where none has so many."""
-    axis = next((k for k in axes if k < array.ndim and array.shape[k] == size), 0)
-    return np.moveaxis(array, axis, 0) if axis else array
+    axis = next((k for k in axes if k < 0 or (k < array.ndim and array.shape[k] == size)), 0)
+    return array[None] if axis < 0 else np.moveaxis(array, axis, 0) if axis else array
 
 
 def scored(piece: Batch, outputs: dict[str, Array], axes: Mapping[str, tuple[int, ...]], name: str | None) -> Array:

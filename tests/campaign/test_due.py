@@ -200,3 +200,28 @@ def test_a_fault_that_changes_shapes_has_the_outcome_of_the_whole_by_every_route
         found[route] = [(r.trial, r.outcome, r.cause, r.error) for r in done]
     assert all(each == found["plain"] for each in found.values())
     assert {outcome for _, outcome, *_ in found["plain"]} - {"masked"}
+
+
+FLOWING = {
+    "target of a reshape": """{ c = Mul(back, one) f = Reshape(x, c) g = Flatten(f) y = Abs(g) }""",
+    "end of a slice": """{ c = Abs(end) f = Slice(x, zero, c, end2) g = Flatten(f) y = Abs(g) }""",
+    "count of a top-k": """{ c = Abs(end) f, i = TopK(x, c) g = Flatten(f) y = Abs(g) }""",
+    "repeats of a tile": """{ c = Abs(times) f = Tile(x, c) g = Flatten(f) y = Abs(g) }""",
+    "scales of a resize": """{ c = Abs(scales) u = Resize<mode="nearest">(x, , c) r = Relu(u) y = Flatten(r) }""",
+}  # fmt: skip
+STORED = """<int64[4] back = {-1,2,4,4}, int64[1] end = {2}, int64[1] zero = {0}, int64[1] one = {1}, int64[1] end2 = {2},
+    int64[4] times = {1,1,1,2}, float[4] scales = {1,1,2,2}>"""
+
+
+@pytest.mark.parametrize("graph", FLOWING.values(), ids=FLOWING)
+def test_a_shape_in_flight_that_changes_has_an_outcome_by_every_route(here: Path, graph: str) -> None:
+    save(here, f"g (float[N,2,4,4] x) => (float[N,M] y) {STORED} {graph}")
+    np.savez(here / "d.npz", x=chance(6, 2, 4, 4))
+    bits = "21-24" if "Resize" in graph else "0-2,62-63"
+    found = {}
+    for route in ("plain", "auto", "late", "early"):
+        asked = campaign(include="=c", bits=bits, route=route, batch=3, target="activations", persistence="permanent")
+        done = sorted(run(asked, here / f"{route}.db", workers=0), key=lambda r: r.trial)
+        found[route] = [(r.trial, r.outcome, r.cause, r.error) for r in done]
+    assert all(each == found["plain"] for each in found.values())
+    assert all(error is None for *_, error in found["plain"])

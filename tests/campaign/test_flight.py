@@ -445,5 +445,33 @@ def test_samples_that_cannot_be_told_are_refused_where_one_is_named(here: Path) 
         planned(model="g.onnx", include="=r")
 
 
+ALONE = """g (float[1,5,4] x) => (float[3] y) <int64[2] rows = {5,4}, int64[1] flat = {20}> {
+    a = Reshape(x, rows) r = Abs(a) f = Reshape(r, flat) y = MatMul(f, w) }"""
+
+
+def test_all_of_a_value_is_the_samples_where_a_model_takes_one_at_a_time(here: Path) -> None:
+    tokens(here, ALONE, samples=3)
+    found = {}
+    for route in ("auto", "plain"):
+        asked = campaign(model="g.onnx", include="=r", bits="30", exhaustive=True, route=route)
+        found[route] = sorted((r.trial, r.outcome) for r in ran(asked, here / f"{route}.db"))
+    assert found["auto"] == found["plain"] and len(found["auto"]) == 3 * 20
+    export_trial(here / "auto.db", 60, here / "one.onnx")
+    assert rows(here / "auto.db")[59]["sample"] is not None
+    x = np.load("d.npz")["x"][:1]
+    golden, faulty = (OrtEngine("cpu").prepare(m).run({"x": x})["y"] for m in ("g.onnx", "one.onnx"))
+    assert golden.shape == faulty.shape == (3,) and (golden != faulty).any()
+    assert Bench.open(campaign(model="g.onnx")).first().shape == (1, 3), "a row for each sample"
+
+
+def test_a_scan_over_samples_has_no_step_that_could_be_drawn(here: Path) -> None:
+    graph = """g (float[N,4] x) => (float[N,4] y) { y = Scan<num_scan_inputs=1,
+        body = each (float[4] h) => (float[4] o) { o = Relu(h) }>(x) }"""
+    save(here, graph)
+    with pytest.raises(SelectorError, match="changes with the number of samples"):
+        planned(model="g.onnx", include="o")
+    assert len(planned(model="g.onnx", include="o", persistence="permanent", exhaustive=True, bits="sign")) == 4
+
+
 def test_without_values_in_flight_nothing_is_looked_at(here: Path) -> None:
     assert Reach.of(load("m.onnx")).targets == load("m.onnx").targets

@@ -21,6 +21,7 @@ from onnxfi.graph.activations import Activation, activations, choose
 from onnxfi.graph.arming import columns
 from onnxfi.graph.instrument import Armed, Strike, arm, bake
 from onnxfi.graph.model import load
+from onnxfi.graph.samples import SampleAxis
 from onnxfi.runtime.engines import OrtEngine
 from onnxfi.runtime.inflight import inject_flow, instrument
 
@@ -387,3 +388,22 @@ def test_what_cannot_be_struck_says_why() -> None:
     with pytest.raises(ModelError, match="input and output of the graph at once"):
         same = model("g (float[N] x) => (float[N] x, float[N] y) { y = Neg(x) }")
         arm(same, [named(same, "x")])
+
+
+FLAT = """net (float[N,5,4] x) => (float[N,20] y) <int64[2] rows = {-1,4}, int64[2] back = {-1,20}> {
+    t = Reshape(x, rows) r = Abs(t) y = Reshape(r, back) }"""
+
+
+@pytest.mark.parametrize("opset", [13, 21])
+def test_rows_of_a_sample_that_are_flattened_into_the_batch(opset: int) -> None:
+    plain = model(FLAT, opset)
+    a = named(plain, "r")
+    assert (a.target.shape, a.place) == ((5, 4), SampleAxis(0, inner=5))
+    feeds = {"x": np.random.default_rng(0).normal(size=(3, 5, 4)).astype("f4")}
+    golden = run(plain, feeds)["y"]
+    for strikes, places in (
+        ([Strike(a, 7, NEGATE, sample=2), Strike(a, 19, NEGATE, sample=0)], [[0, 19], [2, 7]]),
+        ([Strike(a, 7, NEGATE)], [[0, 7], [1, 7], [2, 7]]),
+    ):
+        found = both(plain, arm(plain, [a]), strikes, feeds, batch=3)["y"]
+        assert np.argwhere(found != golden).tolist() == places

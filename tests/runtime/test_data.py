@@ -123,6 +123,21 @@ def test_an_input_without_the_batch_axis_goes_whole_into_every_batch() -> None:
     assert found.samples == 5
 
 
+def test_a_row_of_numbers_that_may_be_one_a_sample_or_not_is_refused() -> None:
+    ids, at = Port("ids", "int64", (None, None)), Port("at", "int64", (None,))
+    for samples, fits in ((5, False), (4, True)):
+        arrays = {"ids": np.zeros((samples, 5), np.int64), "at": np.arange(samples)}
+        if fits:
+            assert open_data(arrays, [ids, at]).samples == samples
+        else:
+            with pytest.raises(DataError, match="'at' may hold a number for each of the 5 samples, or for each place"):
+                open_data(arrays, [ids, at])
+    named = [Port("ids", "int64", ("batch", "seq")), Port("at", "int64", ("seq",)), Port("n", "int64", ("batch",))]
+    found = open_data({"ids": np.zeros((5, 5), np.int64), "at": np.arange(5), "n": np.arange(5)}, named)
+    assert [sorted(batch.feeds["at"].tolist()) for batch in found.batches(2)] == [[0, 1, 2, 3, 4]] * 3
+    assert [batch.feeds["n"].tolist() for batch in found.batches(2)] == [[0, 1], [2, 3], [4]]
+
+
 def test_a_model_without_inputs_has_one_sample() -> None:
     assert [dict(batch.feeds) for batch in open_data({}, []).batches(4)] == [{}]
 
