@@ -25,9 +25,8 @@ from onnxfi.campaign.grid import grid
 from onnxfi.campaign.rates import LABELS
 from onnxfi.campaign.report import Fold, Report
 from onnxfi.campaign.sides import labels
-from onnxfi.campaign.store import Store
+from onnxfi.campaign.tables import rate_name, swept_over
 from onnxfi.errors import OutputError
-from onnxfi.faults.faultlist import Header
 from onnxfi.faults.statistics import Interval
 from onnxfi.graph.output import make_folder, temporary
 
@@ -121,12 +120,6 @@ def write_figures(found: Sequence[Report], folder: str | Path) -> list[Path]:
     return written
 
 
-def unit(one: Report) -> str:
-    """The unit of a report's rates: bit or word."""
-    with Store.open(one.store) as opened:
-        return Header.parse(opened.get("header"), str(one.store)).unit
-
-
 def plain(text: str, most: int = _LONGEST_NAME) -> str:
     """A name on one line, without control characters, cut in its middle where it is long."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -162,13 +155,14 @@ def _with(folds: Sequence[Fold], name: str) -> list[tuple[str, Interval]]:
 
 
 def _accuracy(found: Sequence[Report]) -> Figure:
-    title = "Accuracy over bit error rate"
     swept = [(one, label) for one, label in zip(found, labels(found), strict=True) if one.by_rate]
+    over = " or ".join(dict.fromkeys(swept_over(one) for one, _ in swept)) or "bit error rate"
+    title = f"Accuracy over {over}"
     if not swept:
         return Figure("accuracy", title, "No bit error rates here: run a sweep with --ber for accuracy over rates.")
     name = next((n for n in ACCURACY if all(_with(one.by_rate, n) for one, _ in swept)), "sdc")
     if name != "top1":
-        title = f"{LABELS[name][0].upper()}{LABELS[name][1:]} over bit error rate"
+        title = f"{LABELS[name][0].upper()}{LABELS[name][1:]} over {over}"
     series = [(one, label, _with(one.by_rate, name)) for one, label in swept]
     text = " ".join(f"{label}: {_said(rows)}." for _, label, rows in series)
     drawn = "bands" if len(series) <= _MOST_BANDS else "whiskers"
@@ -202,8 +196,8 @@ def _curves(series: Sequence[tuple[Report, str, list[tuple[str, Interval]]]], na
         axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-") if x else "0")
     axes.xaxis.set_minor_formatter(lambda x, _: "")
-    units = " or ".join(dict.fromkeys(unit(one) for one, _, _ in series))
-    axes.set(xlabel=f"Bit error rate (faults per {units})", ylabel=ACCURACY[name], ylim=(-3, 103))
+    rates = " or ".join(dict.fromkeys(rate_name(one) for one, _, _ in series))
+    axes.set(xlabel=rates, ylabel=ACCURACY[name], ylim=(-3, 103))
     axes.grid(alpha=0.25, linewidth=0.5)
     handles, told = axes.get_legend_handles_labels()
     order = sorted({name: k for k, name in enumerate(told)}.values(), key=lambda k: told[k] == "golden")

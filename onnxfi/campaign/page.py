@@ -17,13 +17,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from onnxfi.campaign.figures import Figure, figures, needs, plain, unit
+from onnxfi.campaign.figures import Figure, figures, needs, plain
 from onnxfi.campaign.notes import notes
 from onnxfi.campaign.rates import LABELS
 from onnxfi.campaign.report import Fold, Report
 from onnxfi.campaign.sides import labels, sides
 from onnxfi.campaign.specfile import command_line, parse_spec
 from onnxfi.campaign.store import Row, Store, digest_of
+from onnxfi.campaign.tables import rate_name, swept_over
 from onnxfi.errors import InputError
 from onnxfi.faults.statistics import Interval
 from onnxfi.graph.output import temporary
@@ -137,7 +138,7 @@ def _shown(one: Report, label: str) -> dict[str, Any]:
         spec, canary = opened.get("spec"), opened.get("canary")
         limits = {name: opened.get(name) for name in ("timeout_s", "memory_bytes")}
     tables: list[tuple[str, str, Sequence[Fold]]] = [
-        ("By bit error rate", f"Rate per {unit(one)}", one.by_rate),
+        (f"By {swept_over(one)}", rate_name(one), one.by_rate),
         ("By layer", "Layer", [fold for fold in one.by_layer if fold.trials]),
         ("By bit", "Bit", [fold for fold in one.by_bit if fold.trials]),
     ]

@@ -11,6 +11,8 @@ from typing import Any
 from onnxfi.campaign.outcomes import CLASSES
 from onnxfi.campaign.rates import SHARES, YES_NO
 from onnxfi.campaign.report import Fold, Report
+from onnxfi.campaign.store import Store
+from onnxfi.faults.faultlist import Header
 from onnxfi.graph.output import make_folder, temporary
 
 
@@ -38,6 +40,25 @@ def classes(found: Report) -> list[dict[str, Any]]:
     return rows
 
 
+def swept_over(found: Report) -> str:
+    """Return what a sweep goes over, in words: bit error rates, rates per word, or probabilities per sample."""
+    if found.campaign["way"] == "per_sample":
+        return "fault probability per sample"
+    return "bit error rate" if unit(found) == "bit" else "fault rate per word"
+
+
+def rate_name(found: Report) -> str:
+    """Return the name of a sweep's rates with their unit, as the head of a column or an axis."""
+    heads = {"bit error rate": "Bit error rate (faults per bit)", "fault rate per word": "Rate (faults per word)"}
+    return heads.get(swept_over(found), "Probability of a fault per sample")
+
+
+def unit(found: Report) -> str:
+    """Return the unit of a report's rates: bit or word."""
+    with Store.open(found.store) as opened:
+        return Header.parse(opened.get("header"), str(found.store)).unit
+
+
 def write_csv(found: Report, folder: str | Path) -> list[Path]:
     """Write the report as CSV files into a folder; returns what was written.
 
@@ -46,10 +67,11 @@ def write_csv(found: Report, folder: str | Path) -> list[Path]:
     says in `classes.csv`.
     """
     place = Path(folder)
+    rates = "per_sample" if found.campaign["way"] == "per_sample" else "ber"
     tables: dict[str, Iterable[dict[str, Any]]] = {
         "detail": found.details(),
         "summary": [_flat("", found.everything, found)],
-        "rates": [_flat("ber", fold, found) for fold in found.by_rate],
+        "rates": [_flat(rates, fold, found) for fold in found.by_rate],
         "layers": [_flat("layer", fold, found) for fold in found.by_layer],
         "bits": [_flat("bit", fold, found) for fold in found.by_bit],
         "classes": classes(found),

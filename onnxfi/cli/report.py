@@ -122,7 +122,7 @@ def _print_sides(found: Sequence[Report]) -> None:
 def print_report(found: Report) -> None:
     """Print a report to the terminal."""
     from onnxfi.campaign.notes import notes
-    from onnxfi.campaign.tables import classes
+    from onnxfi.campaign.tables import classes, rate_name, swept_over
     from onnxfi.cli.show import count, note, number, say, table
 
     metrics, level = found.golden["metrics"], f"intervals at {100 * found.confidence:.4g} %"
@@ -142,7 +142,7 @@ def print_report(found: Report) -> None:
         rows = [(r.name, r.of, *_cells(r.interval)) for r in found.everything.rates if not r.name.startswith("class_")]
         table(f"All trials, {level}", ("Rate", "Share of", ">Value", ">Low", ">High"), rows)
     else:
-        _table(f"By bit error rate, {level}", ">BER", found.by_rate)
+        _table(f"By {swept_over(found)}, {level}", ">" + rate_name(found).partition(" (")[0], found.by_rate)
     if found.by_layer:
         _table(f"By layer, {level}", "Layer", found.by_layer)
     if shares := [[_share(v) if isinstance(v, float) else v for v in row.values()] for row in classes(found)]:
