@@ -32,7 +32,7 @@ from onnxfi.runtime.data import Data, open_data
 from onnxfi.runtime.engines import Session, short_name
 from onnxfi.runtime.evaluation import run_scores, sample_axes, scored_port, stacked
 from onnxfi.runtime.golden import UnlikeError, of_golden_shapes
-from onnxfi.runtime.ports import Array, Port, same_bytes
+from onnxfi.runtime.ports import Array, Port, same_by, same_bytes
 from onnxfi.runtime.rerun import Change, Rerun, golden_scores
 from onnxfi.runtime.scores import classifies
 from onnxfi.runtime.sharing import claim
@@ -230,7 +230,7 @@ class Bench:
         if self.reach.in_flight(faults).any():
             faults = self.reach.by_step(faults)
             alone = self._one_sample(header, faults, golden)
-            return alone or self._behind(header, faults, golden) or self._in_flight(header, faults)
+            return alone or self._behind(header, faults, golden) or self._in_flight(header, faults, golden)
         if self.shortcuts is not None and (shortcut := self.shortcuts.of(faults)) is not None:
             with suppress(EngineError, MemoryError):  # whether the model gives no answer, the whole of it says
                 return self.shortcuts.judge(shortcut, golden, faults)
@@ -287,14 +287,15 @@ class Bench:
         rows = [(self.reach.flying[name], mine) for name, mine in by_id(faults).items()]
         return Change({}, {a.name: strikes(a, mine) for a, mine in rows})
 
-    def _in_flight(self, header: Header, faults: Faults, *, loose: bool = False) -> Judgement:
-        """A trial that strikes values in flight, against the golden run of the route that it takes.
+    def _in_flight(self, header: Header, faults: Faults, whole: Golden, *, loose: bool = False) -> Judgement:
+        """A trial that strikes values in flight, against the golden run of the route that it takes; samples that it
+        leaves as they are there have the answers of the whole model.
 
         Where it changes shapes, the parts are opened once more, `loose`, so that they take any.
         """
         here = self.reach.in_flight(faults)
         flown = self.flown(self.cuts(header, faults), values=valued(self.reach, faults), loose=loose)
-        golden = self._golden(flown.golden)
+        golden = replace(whole, scores=flown.golden)
         only = one_sample(header, faults)
         rows = slice(None) if only is None else slice(only, only + 1)
         if only is not None and len(golden.scores) == self.data.samples:
@@ -304,10 +305,12 @@ class Bench:
             stored = None if here.all() else faults.pick(~here)
             with of_golden_shapes():
                 faulty = flown.scores(faults.pick(here), stored)
+            truth, faulty = whole_where_same(whole.scores, flown.golden, faulty)
+            golden = replace(golden, scores=truth[rows] if len(truth) == self.data.samples else truth)
         except UnlikeError:
             if flown.loose:
                 raise
-            return self._in_flight(header, faults, loose=True)
+            return self._in_flight(header, faults, whole, loose=True)
         except (EngineError, MemoryError) as error:
             return replace(failed(golden, cause_of(error)), route=SPLIT)
         found = judge(golden, faulty[rows] if len(faulty) == self.data.samples else faulty)
@@ -385,6 +388,19 @@ class Bench:
 def kind_of(campaign: Campaign) -> str:
     """What the scores are: of spikes over time their counts, unless something else is said."""
     return "counts" if campaign.time_axis is not None and campaign.scores == "auto" else campaign.scores
+
+
+def whole_where_same(whole: Array, own: Array, faulty: Array) -> tuple[Array, Array]:
+    """A route's golden and faulty scores, with those of the whole model where the route's two are the same.
+
+    >>> own, faulty = np.array([[1.0], [2.0]]), np.array([[1.0], [9.0]])
+    >>> [one.ravel().tolist() for one in whole_where_same(own + 0.1, own, faulty)]
+    [[1.1, 2.0], [1.1, 9.0]]
+    """
+    if not own.shape == faulty.shape == whole.shape or not own.ndim or not own.dtype == faulty.dtype == whole.dtype:
+        return own, faulty
+    same = same_by(own, faulty, 0).reshape(-1, *[1] * (own.ndim - 1))
+    return np.where(same, whole, own), np.where(same, whole, faulty)
 
 
 def cause_of(error: Exception) -> str:

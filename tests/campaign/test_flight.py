@@ -29,6 +29,7 @@ from onnxfi.errors import FaultListError, InputError, SelectorError
 from onnxfi.faults.faultlist import Lines
 from onnxfi.graph.model import load
 from onnxfi.runtime.engines import OrtEngine
+from onnxfi.runtime.staged import Staged
 
 
 def campaign(**fields: Any) -> Campaign:
@@ -475,3 +476,27 @@ def test_a_scan_over_samples_has_no_step_that_could_be_drawn(here: Path) -> None
 
 def test_without_values_in_flight_nothing_is_looked_at(here: Path) -> None:
     assert Reach.of(load("m.onnx")).targets == load("m.onnx").targets
+
+
+def test_a_sample_that_a_fault_leaves_alone_has_the_answer_of_the_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut at its activations a model may round another way, and near a tie answer otherwise."""
+    graph = "g (float[N,3] x) => (float[N,3] y) <float[3] w = {1,1,1}> { h = Mul(x, w) y = Mul(h, w) }"
+    rows = np.array([[1, 2, 3], [3, 1, 2], [5, 5, 1]], np.float32)
+    np.savez(tmp_path / "t.npz", x=rows, labels=np.array([2, 0, 0]))
+    run = Staged.run
+
+    def rounded(self: Staged, *given: Any) -> dict[str, Any]:
+        """The tie of the last sample goes the other way."""
+        tie = np.float32([[0, 0, 0], [0, 0, 0], [0, 1e-6, 0]])
+        return {name: array + tie for name, array in run(self, *given).items()}
+
+    monkeypatch.setattr(Staged, "run", rounded)
+    fields: dict[str, Any] = {"persistence": "permanent", "route": "plain", "batch": 3, "fault": "scale:factor=1"}
+    fields["include"] = ("=h",)
+    asked = Campaign(
+        save(tmp_path, graph), str(tmp_path / "t.npz"), target="activations", single=True, trials=4, **fields
+    )
+    for result in ran(asked, tmp_path / "s.db"):
+        assert (result.outcome, result.route, result.metrics["top1"]) == ("masked", "split", 1.0)
