@@ -23,6 +23,7 @@ from onnxfi.errors import ModelError
 from onnxfi.faults.space import Target
 from onnxfi.graph.activations import captured
 from onnxfi.graph.chance import RANDOM
+from onnxfi.graph.inference import inferred
 from onnxfi.graph.model import Model, parse
 from onnxfi.graph.rewire import taken
 from onnxfi.graph.source import shown
@@ -229,10 +230,11 @@ def _halves(skeleton: onnx.ModelProto) -> frozenset[str]:
     types = (i.type.tensor_type.elem_type for i in graph.input)
     if _HALVES.isdisjoint((*casts, *types, *(t.data_type for t in graph.initializer))):
         return frozenset()
-    import onnx
-
-    known = onnx.shape_inference.infer_shapes(skeleton).graph
-    return frozenset(v.name for v in known.value_info if v.type.tensor_type.elem_type in _HALVES)
+    known = {v.name: v.type.tensor_type.elem_type for v in inferred(skeleton).graph.value_info}
+    ends = {o.name for o in graph.output}
+    # A value of which nothing follows may be one.
+    made = (name for node in graph.node for name in node.output if name and name not in ends)
+    return frozenset(name for name in made if known.get(name, 0) in (*_HALVES, 0))
 
 
 def _homes(skeleton: onnx.ModelProto) -> Iterator[tuple[int, Home]]:

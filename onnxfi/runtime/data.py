@@ -290,7 +290,7 @@ def synthetic(ports: Sequence[Port], samples: int, seed: int, batch_axis: int = 
             del shape[axis]
             shape.insert(0, samples)
         count = math.prod(shape)
-        if 8 * count > memory_bytes():
+        if 32 * count > memory_bytes():  # words, numbers, and what lies between them
             raise DataError(f"input {port} is too large to be made up; give data")
         words = np.random.Philox(key=np.array([seed, number], np.uint64)).random_raw(count)
         array = _values(np.asarray(words, np.uint64).reshape(shape), port)

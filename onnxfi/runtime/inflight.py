@@ -19,7 +19,9 @@ from onnxfi.graph.activations import Activation, Chosen, activations, choose
 from onnxfi.graph.arming import check_place, check_step
 from onnxfi.graph.bodies import opset_of
 from onnxfi.graph.exposed import by_step, refuse_binding
+from onnxfi.graph.inference import raised
 from onnxfi.graph.instrument import Armed, Strike, arm, bake, numbered, reachable
+from onnxfi.graph.isolation import IsolationError
 from onnxfi.graph.model import Model, load, parse
 from onnxfi.graph.operators import DOMAIN
 from onnxfi.graph.save import save
@@ -102,26 +104,24 @@ def _raised(
     model: Model, proto: onnx.ModelProto, opset: int, data: Data | None, custom_ops: Sequence[str]
 ) -> onnx.ModelProto:
     """The model at another opset by the official converter, its outputs proven the same."""
-    import onnx
-
     where = f"{model.name} cannot be raised to opset {opset}"
     if model.external:
         raise ModelError(f"{where}: its weights are in external data; convert it with onnx.version_converter first")
     try:
-        made: onnx.ModelProto = onnx.version_converter.convert_version(proto, opset)
-    except Exception as error:
-        raise ModelError(f"{where}: the converter says {str(error).splitlines()[0][:200]}") from None
+        made = raised(proto, opset)
+    except IsolationError as error:
+        raise ModelError(f"{where}: onnx's converter: {error}") from None
     made.ir_version = proto.ir_version
     kept = {entry.key for entry in made.metadata_props}
     for entry in proto.metadata_props:
         if entry.key not in kept:
             made.metadata_props.append(entry)
     try:
-        golden, raised = (_outputs(model, p, data, custom_ops) for p in (proto, made))
+        golden, after = (_outputs(model, p, data, custom_ops) for p in (proto, made))
     except OnnxfiError as error:
         raise ModelError(f"{where}, since that cannot be tried: {error}") from None
     for name, array in golden.items():
-        if name not in raised or not same_bytes(array, raised[name]):
+        if name not in after or not same_bytes(array, after[name]):
             remedy = "leave the opset (--opset keep)" if opset_of(proto) >= _LOWEST else "onnxfi run needs no raise"
             raise ModelError(f"{where}: output {name!r} is another one then; {remedy}")
     return made

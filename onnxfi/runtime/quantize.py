@@ -13,6 +13,8 @@ import numpy as np
 
 from onnxfi.errors import EngineError, InputError, OnnxfiError, OutputError, SelectorError, closest
 from onnxfi.faults.space import Target, matches
+from onnxfi.graph.inference import raised
+from onnxfi.graph.isolation import IsolationError
 from onnxfi.graph.layers import layer_of, node_label
 from onnxfi.graph.model import Model, load
 from onnxfi.graph.output import check_place, scratch, written
@@ -159,7 +161,7 @@ class _Work:
         for k, node in enumerate(proto.graph.node):
             node.name = node.name or node_label(node, k)
         if self.recipe.opset is not None and self.recipe.opset > _opset(proto):
-            proto = _raised(proto, self.recipe.opset)
+            proto = _at_opset(proto, self.recipe.opset)
         if self.recipe.mode in ("static", "dynamic"):
             source = self.folder / "named.onnx"
             _save(proto, source, external=self.external)
@@ -259,16 +261,14 @@ class _Work:
         )  # fmt: skip
 
 
-def _raised(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+def _at_opset(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """The model at a higher opset, by the official converter, which drops what nodes say about their origin."""
-    from onnx import version_converter
-
     try:
-        raised = version_converter.convert_version(proto, opset)
-    except Exception as error:
-        raise InputError(f"the model cannot be raised to opset {opset}: {one_line(error)}") from None
-    _restore_layers(raised, proto)
-    return raised
+        made = raised(proto, opset)
+    except IsolationError as error:
+        raise InputError(f"the model cannot be raised to opset {opset}: onnx's converter: {error}") from None
+    _restore_layers(made, proto)
+    return made
 
 
 def _parts(names: Sequence[str]) -> list[str]:
