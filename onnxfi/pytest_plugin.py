@@ -96,7 +96,8 @@ def onnxfi_check(request: pytest.FixtureRequest) -> Check:
     ) -> Outcome:
         """Run the budget's campaign on the model.
 
-        `baseline`, `store` and `workers` are those of `onnxfi.campaign.check.check`; `data`, `samples`, `batch` and
+        `baseline`, `store` and `workers` are those of `onnxfi.campaign.check.check`; `allow_code` lets the budget have
+        code run that it names, as `onnxfi_check(…, allow_code=True)`; `data`, `samples`, `batch` and
         every other field of a campaign outdo the budget's.
         """
         from onnxfi.errors import OnnxfiError
@@ -122,5 +123,6 @@ def _run(config: pytest.Config, model: str | Path, budget: str | Path | Budget, 
     own = {name: given.pop(name) for name in ("baseline", "store", "workers") if name in given}
     seed, time_s = config.getoption("--onnxfi-seed"), config.getoption("--onnxfi-time")
     given |= {} if seed is None else {"seed": seed}
-    wanted = budget if isinstance(budget, Budget) else load_budget(budget)
+    allowed = given.pop("allow_code", False)
+    wanted = budget if isinstance(budget, Budget) else load_budget(budget, allow_code=allowed, instead=given)
     return Outcome(check(model, wanted.outdo(given, time_s=time_s), **own))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from onnxfi.campaign.fields import Place, built, plain, read_fields, read_part, 
 from onnxfi.campaign.outcomes import CLASSES
 from onnxfi.campaign.rates import RATES
 from onnxfi.campaign.spec import Campaign
-from onnxfi.campaign.values import SpecError, check_types, typed
+from onnxfi.campaign.trust import refuse_code
+from onnxfi.campaign.values import SpecError, brief, check_types, typed
 from onnxfi.errors import closest
 
 VERSION = 1
@@ -216,17 +217,19 @@ def _room(here: Mapping[tuple[str, str], tuple[str, Limit]], parts: Sequence[str
             raise SpecError(f"no model can keep all of: {said}; {', '.join(parts)} sum to 100 %", last)
 
 
-def load_budget(path: str | Path) -> Budget:
+def load_budget(path: str | Path, *, allow_code: bool = False, instead: Collection[str] = ()) -> Budget:
     """Read a budget; every field is checked by name, type and range, with line and column (SpecError).
 
-    Loading is safe, as of a campaign's spec. Paths in it are taken as they stand there. Limits may be missing: then it
-    can be written anew, but not checked.
+    Loading is safe, as of a campaign's spec, and what has code run is refused as there, unless `allow_code` or other
+    values `instead`. Paths in it are taken as they stand there. Limits may be missing: then it can be written anew, but
+    not checked.
 
     >>> load_budget("examples/ci/budget.yaml").confidence
     0.99
     """
     whole = read_yaml(path, "budget")
-    parts = {"Campaign": _read_campaign, "Limit": _read_limit}
+    refused = None if allow_code else instead
+    parts = {"Campaign": lambda place: _read_campaign(place, refused), "Limit": _read_limit}
     given, places = read_fields(whole, Budget, extra=("version",), parts=parts)
     if "version" not in given:
         raise whole.error(f"a budget names its version; add version: {VERSION}")
@@ -234,7 +237,7 @@ def load_budget(path: str | Path) -> Budget:
     if version is True or version != VERSION:
         newer = isinstance(version, int) and version > VERSION
         raise places["version"].error(
-            f"version {str(version)[:20]} of a budget; this onnxfi reads version {VERSION}"
+            f"version {brief(version)[:20]} of a budget; this onnxfi reads version {VERSION}"
             + ("; update onnxfi, or write the budget anew" if newer else "")
         )
     if "campaign" not in given:
@@ -243,8 +246,11 @@ def load_budget(path: str | Path) -> Budget:
     return budget
 
 
-def _read_campaign(place: Place) -> Campaign:
+def _read_campaign(place: Place, instead: Collection[str] | None) -> Campaign:
+    """The campaign of a budget; it may name code where `instead` is None."""
     given, places = read_fields(place, Campaign, parts={"Part": read_part})
+    if instead is not None:
+        refuse_code(given, places, instead)
     for name, why in _OPEN.items():
         if name in given:
             raise places[name].error(f"the campaign of a budget takes no {name}: {why}; leave it out here")

@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from onnxfi.campaign.spec import Part
 from onnxfi.campaign.values import SpecError, differs, parse_rates
 from onnxfi.errors import closest
+from onnxfi.runtime.yaml_file import compose_yaml, read_text, scalar
 
-_LARGEST_FILE = 1 << 20
-_TAGS = ("str", "int", "float", "bool", "null", "seq", "map", "timestamp", "value", "merge")
+#: What stands for a text where one is wanted; a null is none.
+_WRITTEN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "timestamp", "value", "merge"))
+_NULL = "tag:yaml.org,2002:null"
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,6 @@ class Place:
 
     def entries(self) -> Iterator[tuple[str, Place, Place]]:
         """Name, key and value of each field of a mapping; SpecError where it is none."""
-        import yaml
-
         if not isinstance(self.node, yaml.MappingNode):
             raise self.error("takes field names and their values, as ber: 1e-6")
         for key, value in self.node.value:
@@ -40,57 +42,33 @@ class Place:
 
     def items(self) -> list[Place]:
         """The items of a list; anything else is a list of one."""
-        import yaml
-
         listed = self.node.value if isinstance(self.node, yaml.SequenceNode) else [self.node]
         return [Place(self.file, node) for node in listed]
 
     def scalar(self, name: str, kind: str) -> Any:
-        """A plain value: texts as they are written, the rest as YAML reads it (and 1e-6 as the number that it is)."""
-        import yaml
-
+        """Return a plain value: texts as they are written, the rest as YAML reads it."""
         node = self.node
         if not isinstance(node, yaml.ScalarNode):
             raise self.error(f"{name} takes a plain value, not a list or mapping")
-        tag = node.tag.removeprefix("tag:yaml.org,2002:")
-        if tag not in _TAGS:
+        if node.tag not in (*_WRITTEN, _NULL):
             raise self.error(f"the tag {node.tag[:60]!r} is not allowed; give a plain value")
-        if kind.startswith("str") and tag != "null":
-            return node.value
-        if kind.startswith("float") and tag == "str" and node.style is None:
-            try:
-                return float(node.value)
-            except ValueError:
-                return node.value  # refused by its type
         try:
-            return yaml.constructor.SafeConstructor().construct_object(node)
-        except (ValueError, yaml.YAMLError):
-            raise self.error(f"{name}: {node.value[:60]!r} is no value of YAML") from None
+            return node.value if kind.startswith("str") and node.tag != _NULL else scalar(node)
+        except ValueError as why:
+            raise self.error(f"{name}: {why}") from None
 
 
 Parts = Mapping[str, Callable[[Place], Any]]
 
 
 def read_yaml(path: str | Path, what: str) -> Place:
-    """A YAML file whose fields make `what` it is: no tags but those of plain values, no more than 1 MB."""
-    try:
-        with Path(path).open("rb") as stream:
-            text = stream.read(_LARGEST_FILE + 1)
-    except OSError as error:
-        raise SpecError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    if len(text) > _LARGEST_FILE:
-        raise SpecError(f"{path} has more than {_LARGEST_FILE:,} bytes; a {what} is a page")
-    return compose(text, str(path), what)
+    """Return a YAML file whose fields make `what` it is, read within limits (`onnxfi.runtime.yaml_file`)."""
+    return compose(read_text(path, what, SpecError), str(path), what)
 
 
 def compose(text: bytes, file: str, what: str) -> Place:
-    """YAML text as a place; SpecError where it is none, or maps no names to values."""
-    import yaml
-
-    try:
-        root = yaml.compose(text.decode("utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise SpecError(f"{file} is no YAML: {' '.join(str(error).split())[:200]}") from None
+    """Return YAML text as a place; SpecError where it is none, or maps no names to values."""
+    root = compose_yaml(text, file, what, SpecError)
     if not isinstance(root, yaml.MappingNode):
         raise SpecError(f"{file} holds no {what}; a {what} maps field names to values, as version: 1")
     return Place(file, root)
@@ -119,8 +97,6 @@ def read_fields(
 
 
 def _value(place: Place, kind: str, name: str, parts: Parts) -> Any:
-    import yaml
-
     inner = kind.removeprefix("tuple[").partition(",")[0]
     read = parts.get(inner) or (lambda item: item.scalar(name, inner))
     if inner == kind:

@@ -29,6 +29,7 @@ from onnxfi.campaign.tables import rate_name, swept_over
 from onnxfi.errors import OutputError
 from onnxfi.faults.statistics import Interval
 from onnxfi.graph.output import make_folder, temporary
+from onnxfi.graph.source import safe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,7 +123,7 @@ def write_figures(found: Sequence[Report], folder: str | Path) -> list[Path]:
 
 def plain(text: str, most: int = _LONGEST_NAME) -> str:
     """A name on one line, without control characters, cut in its middle where it is long."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    text = safe(text)
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most - most // 2) :]}"
 
 

@@ -55,7 +55,9 @@ def default_budget(model: str | Path, said: Mapping[str, Any]) -> Budget:
     return Budget(Campaign("", **{"samples": _SAMPLES, **sweep, **said}))
 
 
-def base_budget(model: str | Path, path: str | Path, said: Mapping[str, Any], *, force: bool = False) -> Budget:
+def base_budget(
+    model: str | Path, path: str | Path, said: Mapping[str, Any], *, force: bool = False, allow_code: bool = False
+) -> Budget:
     """What is measured for the budget at `path`: as the file says where there is one, else the default.
 
     OutputError where the file is there and `force` is not given, or where no file can be written.
@@ -66,7 +68,7 @@ def base_budget(model: str | Path, path: str | Path, said: Mapping[str, Any], *,
         return default_budget(model, said)
     if not force:
         raise OutputError(f"the budget {str(path)!r} exists; --force measures its limits anew, or name another file")
-    return load_budget(place).outdo(said)
+    return load_budget(place, allow_code=allow_code, instead=said).outdo(said)
 
 
 def write_budget(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxfi.campaign.report import Fold, Report
-from onnxfi.campaign.tables import write_csv
+from onnxfi.campaign.tables import cell, write_csv
 from onnxfi.graph.output import make_folder, scratch, temporary
 
 
@@ -64,7 +64,7 @@ def _joined(path: Path, parts: Sequence[tuple[str, Path]]) -> Path:
             head, *rows = _read(file)
             for row in rows:
                 held = dict(zip(head, row, strict=True))
-                table.writerow([store, *(held.get(name, "") for name in columns)])
+                table.writerow([cell(store), *(held.get(name, "") for name in columns)])
         text.detach()
     return path
 

@@ -50,6 +50,9 @@ _STORED = {"target": ("weights",), "persistence": "transient", "all": False, "pe
 _MARGIN = 0.01
 #: Of an adaptive campaign whose margin is relative: below it no rate is measured, or one of 0 would never be done.
 _FINEST_MARGIN = 1e-4
+#: Trials and samples, whatever a file says: a store holds a row for each.
+_MOST = 10**12
+_MOST_AXES = 64
 #: Fields that say something only of an adaptive campaign.
 _ADAPTIVE = ("relative_margin", "rate", "method")
 
@@ -83,7 +86,7 @@ class Part:
             raise SpecError("each part of mix takes ber or count: at which rate, or how many")
         if self.ber is not None:
             named("ber", check_rate, self.ber)
-        check(self.count is None or self.count >= 0, "count", self.count, "a whole number from 0")
+        check(self.count is None or 0 <= self.count < 1 << 63, "count", self.count, "a whole number from 0")
         named("fault", parse_fault, self.fault)
 
     @property
@@ -286,7 +289,10 @@ class Campaign:
 
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     *((name, lambda n: n >= 1, "1 or more") for name in ("repeat", "trials", "samples", "batch", "threads")),
+    *((name, lambda n: n <= _MOST, f"at most {_MOST:,}") for name in ("repeat", "trials", "samples", "batch")),
+    ("threads", lambda n: n < 1 << 64, "at most 1,024"),
     *((name, lambda n: n >= 0, "0 or more") for name in ("batch_axis", "time_axis")),
+    *((name, lambda n: n < _MOST_AXES, f"at most {_MOST_AXES - 1}") for name in ("batch_axis", "time_axis")),
     ("margin", lambda e: 0 < e < 1, "a share between 0 and 1, as 0.01"),
     ("relative_margin", lambda e: 0 < e < 1, "a share of the rate between 0 and 1, as 0.1"),
     ("confidence", lambda c: 0 < c < 1, "a share between 0 and 1, as 0.99"),

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.fields import Place, built, compose, plain, read_fields, read_part, read_yaml
 from onnxfi.campaign.spec import Campaign, Part
-from onnxfi.campaign.values import differs
+from onnxfi.campaign.trust import refuse_code
+from onnxfi.campaign.values import brief, differs
 
 VERSION = 1
 
 
-def load_spec(path: str | Path) -> Campaign:
+def load_spec(path: str | Path, *, allow_code: bool = False, instead: Collection[str] = ()) -> Campaign:
     """Read a campaign from a YAML file; every field is checked by name, type and range, with line and column.
 
     Loading is safe: no tags but those of plain values, nothing that grows, no more than 1 MB. Paths are taken as they
-    stand there.
+    stand there. A file whose fields have code run (data as module:function, custom_ops) is refused unless
+    `allow_code`, or the caller puts other values `instead` of those fields.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -27,14 +30,17 @@ def load_spec(path: str | Path) -> Campaign:
     ...     load_spec(file).ber
     (1e-07, 1e-06, 1e-05)
     """
-    return _campaign(read_yaml(path, "campaign"))
+    return _campaign(read_yaml(path, "campaign"), None if allow_code else instead)
 
 
-def _campaign(whole: Place) -> Campaign:
+def _campaign(whole: Place, instead: Collection[str] | None) -> Campaign:
+    """The campaign that a file says; it may name code where `instead` is None."""
     given, places = read_fields(whole, Campaign, extra=("version",), parts={"Part": read_part})
+    if instead is not None:
+        refuse_code(given, places, instead)
     version = given.pop("version", VERSION)
     if version is True or version != VERSION:
-        raise places["version"].error(f"version {version} of a campaign; this onnxfi reads version {VERSION}")
+        raise places["version"].error(f"version {brief(version)} of a campaign; this onnxfi reads version {VERSION}")
     if "model" not in given:
         raise whole.error("a campaign names its model; add model: FILE.onnx")
     campaign: Campaign = built(Campaign, given, places, whole)
@@ -102,5 +108,5 @@ def _on_one_line(part: Part) -> str:
 
 
 def parse_spec(text: str, name: str = "the spec") -> Campaign:
-    """Read a campaign from the text of a spec, as a store keeps it."""
-    return _campaign(compose(text.encode(), name, "campaign"))
+    """Read a campaign from the text of a spec, as a store keeps it; it is not for running."""
+    return _campaign(compose(text.encode(), name, "campaign"), None)

@@ -10,9 +10,8 @@ from xml.etree import ElementTree
 from onnxfi.campaign.check import FAIL, PASS, UNDECIDED, Checked
 from onnxfi.errors import OutputError
 from onnxfi.graph.output import check_place, temporary
+from onnxfi.graph.source import safe
 
-#: What XML 1.0 cannot hold.
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~&])")
 _SIGNS = {PASS: "✅", FAIL: "❌", UNDECIDED: "❔"}
 
@@ -47,8 +46,8 @@ def junit(checked: Checked) -> bytes:
 
 
 def _xml(text: str) -> str:
-    """Text without the characters that XML cannot hold; those are written out."""
-    return _NOT_XML.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    """Text without the characters that XML cannot hold or that steer what shows it; those are written out."""
+    return "\n".join(map(safe, text.split("\n")))
 
 
 def markdown(checked: Checked) -> str:

@@ -14,6 +14,10 @@ from onnxfi.campaign.report import Fold, Report
 from onnxfi.campaign.store import Store
 from onnxfi.faults.faultlist import Header
 from onnxfi.graph.output import make_folder, temporary
+from onnxfi.graph.source import safe
+
+#: What begins a formula, also as wide letters.
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 
 def classes(found: Report) -> list[dict[str, Any]]:
@@ -92,6 +96,20 @@ def _flat(key: str, fold: Fold, found: Report) -> dict[str, Any]:
     return row
 
 
+def cell(value: Any) -> Any:
+    """Return a value as a cell; a text that a spreadsheet would take for a formula has an apostrophe before it.
+
+    >>> cell("=HYPERLINK(1)"), cell("-conv"), cell(-3), cell(None), cell("a\\x1bb")
+    ("'=HYPERLINK(1)", "'-conv", -3, '', 'a\\\\x1bb')
+    """
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    if not isinstance(value, str):
+        return "" if value is None else value
+    mark = "'" if value.lstrip().startswith(_FORMULA) else ""
+    return mark + "\n".join(map(safe, value.split("\n")))  # a break of lines is a cell's own matter
+
+
 def _table(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     with temporary([path]) as (stream,):
         text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
@@ -99,6 +117,6 @@ def _table(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
         for number, row in enumerate(rows):
             if not number:
                 table.writerow(row)
-            table.writerow(f"{v:.12g}" if isinstance(v, float) else "" if v is None else v for v in row.values())
+            table.writerow(map(cell, row.values()))
         text.detach()
     return path

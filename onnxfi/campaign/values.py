@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
@@ -10,6 +11,8 @@ from typing import Any
 
 from onnxfi.errors import InputError
 
+#: Bits of a whole number that is written out in a message, and letters of any other value.
+_WRITTEN_BITS, _LONGEST = 200, 60
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "Part": "a part"}
 
 
@@ -27,7 +30,22 @@ class SpecError(InputError):
 def check(good: bool, name: str, given: object, allowed: str) -> None:
     """SpecError for a value out of range."""
     if not good:
-        raise SpecError(f"{name} {given} is out of range; give {allowed}", name)
+        raise SpecError(f"{name} {brief(given)} is out of range; give {allowed}", name)
+
+
+def brief(value: object) -> str:
+    """Return a value for a message, cut where it is long.
+
+    >>> brief(-3), brief(1 << 100_000)
+    ('-3', 'of 30,103 digits')
+    """
+    if isinstance(value, int) and value.bit_length() > _WRITTEN_BITS:  # of some thousands Python writes none
+        return f"of {math.ceil(value.bit_length() * math.log10(2)):,} digits"
+    try:
+        text = str(value)
+    except ValueError:  # such a number in a list
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def named(name: str, call: Callable[[Any], Any], value: Any) -> Any:
@@ -64,7 +82,7 @@ def typed(value: Any, kind: str, name: str) -> Any:
             return value.__index__() if kind == "int" else float(value)
         except (AttributeError, TypeError, OverflowError):
             pass
-    raise SpecError(f"{name} must be {_TYPES[kind]}; given {str(value)[:60]!r}", name)
+    raise SpecError(f"{name} must be {_TYPES[kind]}; given {brief(value)!r}", name)
 
 
 def parse_rates(text: str, name: str = "ber") -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from onnxfi.cli.options import LINKS, NEURONS, PATH, run_options, select_options
+from onnxfi.cli.options import CODE, LINKS, NEURONS, PATH, run_options, select_options
 
 if TYPE_CHECKING:
     from onnxfi.campaign.spec import Campaign
@@ -55,7 +55,7 @@ _JUDGE = (
 
 def campaign_options(function: F) -> F:
     """Trials, selectors, data, engine and judgement."""
-    function = select_options(run_options(LINKS(function)))
+    function = select_options(run_options(LINKS(CODE(function))))
     for option in reversed((*_TRIALS, *_JUDGE)):
         function = option(function)
     return function
@@ -83,7 +83,7 @@ def campaign(source: Path, given: dict[str, Any]) -> Campaign:
     }
     said |= {name: read(said[name]) for name, read in readers.items() if name in said}
     if source.suffix.lower() in (".yaml", ".yml"):
-        return outdo(load_spec(source), said)
+        return outdo(load_spec(source, allow_code=given["allow_code"], instead=said), said)
     if source.suffix.lower() == ".jsonl":
         if said.get("faults"):
             raise click.UsageError(f"{source} is a fault list itself; leave --faults out")

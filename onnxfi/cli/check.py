@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from onnxfi.cli.options import JSON, LINKS, MODEL, run_options, stack
+from onnxfi.cli.options import CODE, JSON, LINKS, MODEL, run_options, stack
 
 if TYPE_CHECKING:
     from onnxfi.campaign.check import Checked
@@ -37,10 +37,11 @@ _OPTIONS = (
 @stack(_OPTIONS)
 @run_options
 @LINKS
+@CODE
 @JSON
 def command(
     model: Path, budget: Path, write_budget: bool, force: bool, out: Path | None, workers: int | None, as_json: bool,
-    **given: Any,
+    allow_code: bool,     **given: Any,
 ) -> None:  # fmt: skip
     """Run the campaign that a budget names on MODEL, and compare what it measures with each limit.
 
@@ -79,12 +80,13 @@ def command(
     fields = _campaign_fields(said)
     crew = os.cpu_count() or 1 if workers is None else workers
     if write_budget:
-        base = propose.base_budget(model, budget, fields, force=force)
+        base = propose.base_budget(model, budget, fields, force=force, allow_code=allow_code)
         written = propose.write_budget(model, base, budget, store=out, workers=crew)
         checked, notes = written.checked, [f"wrote {budget}"]
         notes += [f"left out, as it would allow everything: {limit}" for limit in written.left_out]
     else:
-        wanted = load_budget(budget).outdo(fields, time_s=given["time_s"])
+        asked = load_budget(budget, allow_code=allow_code, instead=fields)
+        wanted = asked.outdo(fields, time_s=given["time_s"])
         checked, notes = check(model, wanted, baseline=given["baseline"], store=out, workers=crew), []
     for write, name in outputs:
         write(summary.junit(checked) if name == "junit" else summary.markdown(checked))

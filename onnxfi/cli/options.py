@@ -56,6 +56,11 @@ RUNNING = (
     *("provider", "provider_option", "threads", "optimization", "custom_ops"),
 )
 LINKS = click.option("--allow-links", is_flag=True, help="Follow symbolic and hard links to external data.")
+CODE = click.option(
+    "--allow-code",
+    is_flag=True,
+    help="Let a spec or budget have code run that it names: data as module:function, libraries.",
+)
 NEURONS = click.option(
     "--neurons", type=PATH, metavar="FILE", help="A mapping (YAML) of spiking layers that no pattern finds."
 )

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks at how it goes: on a terminal, and elsewhere.
 _LOOK_S, _LINE_S = 0.5, 60.0
+#: Letters of I/N.
+_LONGEST_SHARD = 40
 
 
 @click.command("run", short_help="Run a campaign on MODEL: many trials on labelled data.")
@@ -161,7 +163,8 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     first, slash, last = text.partition("/")
-    if not (slash and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+    whole = first.isdecimal() and last.isdecimal() and len(text) < _LONGEST_SHARD
+    if not (slash and whole and 1 <= int(first) <= int(last)):
         raise click.UsageError(f"--shard {text!r} is not of the form I/N with I from 1 to N, as 1/3")
     return int(first), int(last)
 
@@ -172,7 +175,10 @@ def _size(text: str | None, flag: str = "worker-memory") -> int | None:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip(), re.I)
     if match is None:
         raise click.UsageError(f"--{flag} {text!r} is no size; write 800MB, 4GB or 4GiB")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** (" kmgt".index(match[2].lower() or " ")))
+    size = float(match[1]) * (1024 if match[3] else 1000) ** (" kmgt".index(match[2].lower() or " "))
+    if size >= 1 << 63:
+        raise click.UsageError(f"--{flag} {text[:40]!r} is more than any machine has; write 800MB, 4GB or 4GiB")
+    return int(size)
 
 
 def _begin(running: Running, workers: int) -> Iterator[str]:

@@ -15,25 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxfi.graph.source import safe
+
 if TYPE_CHECKING:
     from onnxfi.graph.mutate import Progress
 
 #: Texts up to this length stay on one line.
 _FOLDABLE = 16
-
-
-def safe(text: object) -> str:
-    """Text with control, escape and direction characters written out, so that a name cannot steer a terminal.
-
-    >>> safe("conv\\x1b[31m")
-    'conv\\\\x1b[31m'
-    """
-    text = str(text)
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c == " " or unicodedata.category(c)[0] not in "CZ" else c.encode("unicode_escape").decode() for c in text
-    )
 
 
 def table(

@@ -306,6 +306,8 @@ class Noise(FaultModel):
         return Add(float(normal(np.array([raw], np.uint64))[0]) * self.sigma)
 
 
+#: Letters of a whole number; a word has 64 bits.
+_LONGEST_NUMBER = 80
 _OWN: tuple[type[FaultModel], ...] = (
     *(Flip, Burst, StuckAt0, StuckAt1),
     *(SetWord, RandomWord, Zero, SignFlip, Set, Scale, Add, Noise),
@@ -368,6 +370,8 @@ def parse_fault(text: str) -> FaultModel:
 
 def _read(text: str, kind: Any, where: str) -> Any:
     whole = kind in ("int", int)
+    if whole and len(text) >= _LONGEST_NUMBER:
+        raise FaultError(f"{where[:80]}… is no number of a word; give fewer digits")
     try:
         if whole:
             return int(text, 0)

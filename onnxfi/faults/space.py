@@ -40,8 +40,9 @@ def matches(pattern: str, texts: Sequence[str]) -> bool:
     if pattern.startswith("re:"):
         try:
             expression = re.compile(pattern[3:])
-        except re.error as error:
-            raise SelectorError(f"{pattern!r} is no regular expression: {error}") from None
+        except (re.error, RecursionError, OverflowError) as error:
+            why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+            raise SelectorError(f"{pattern[:80]!r} is no regular expression: {why}") from None
         return any(expression.search(text) for text in texts)
     if any(c in pattern for c in "*?["):
         return any(fnmatch.fnmatchcase(text, pattern) for text in texts)

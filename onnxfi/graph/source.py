@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,20 @@ def shown(name: str | Path) -> str:
     """
     whole = str(name)
     return repr(whole if len(whole) <= _LONGEST_NAME else whole[: _LONGEST_NAME - 1] + "…")
+
+
+def safe(text: object) -> str:
+    """Return text with control, escape and direction characters written out, so that a name cannot steer what shows it.
+
+    >>> safe("conv\\x1b[31m")
+    'conv\\\\x1b[31m'
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c == " " or unicodedata.category(c)[0] not in "CZ" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 @dataclass(frozen=True)

@@ -77,10 +77,19 @@ def open_data(
         return _from_arrays(spec, ports, batch_axis, limit, "the arrays given")
     if path is not None and path.is_file():
         return _from_archive(path, ports, batch_axis, limit)
-    if isinstance(spec, str) and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", spec):
+    if isinstance(spec, str) and names_function(spec):
         return _from_function(spec, ports, batch_axis, limit)
     kinds = "an .npz archive, a folder of images by class, or module:function"
     raise DataError(f"no data at {str(spec)!r}; give {kinds}")
+
+
+def names_function(spec: str) -> bool:
+    """Whether data is given as `module:function`, which is imported and called.
+
+    >>> names_function("own.data:test_set"), names_function("images.npz")
+    (True, False)
+    """
+    return re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", spec) is not None
 
 
 def _describe(samples: int, labels: Labels | None, what: str) -> str:

@@ -761,6 +761,13 @@ def test_names_from_strangers_break_no_file() -> None:
     markdown(checked).encode("utf-8")
 
 
+def test_names_that_steer_what_shows_them_are_written_out() -> None:
+    checked = told(("a\x1b[2J\x9b31m\u202eb\u2028c", "fail"))
+    for text in (junit(checked).decode(), markdown(checked)):
+        assert all(c.isprintable() or c == "\n" for c in text)
+        assert "x1b[2J" in text.replace("\\[", "[")
+
+
 def test_markdown_is_a_table_under_the_verdict() -> None:
     lines = markdown(told(("conv", "fail"), ("fc", "not decided"), reason="too few")).splitlines()
     assert lines[0] == "### ❌ Resilience of m.onnx: FAIL, 1 of 2 limits"

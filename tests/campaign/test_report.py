@@ -306,18 +306,29 @@ def test_a_file_that_cannot_be_finished_is_not_there(here: Path, monkeypatch: py
     assert [(p.name, p.read_text()) for p in (here / "csv").iterdir()] == [("detail.csv", "an older one")]
 
 
-def test_names_that_need_quotes(here: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ('a,"b\n', 'a,"b\n'),
+        ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
+        (" +1+1", "' +1+1"),
+        ("＠SUM(1)", "'＠SUM(1)"),
+        ("-\x1b]0;x\x07\x9b31m\u202e", "'-\\x1b]0;x\\x07\\x9b31m\\u202e"),
+    ],
+    ids=["quotes", "formula", "space", "wide", "escapes"],
+)
+def test_names_that_need_quotes_or_would_be_formulas(name: str, cell: str, here: Path) -> None:
     samples(here)
     mlp(here)
     import onnx
 
     model = onnx.load("m.onnx")
     for node in model.graph.node:
-        node.name = node.name.replace("fc1", 'a,"b\n')
+        node.name = node.name.replace("fc1", name)
     onnx.save(model, "m.onnx")
-    ran(campaign(single=True, trials=30), here / "s.db")
+    ran(campaign(single=True, trials=4), here / "s.db")
     write_csv(report(here / "s.db"), here)
-    assert read(here / "layers.csv")[0]["layer"] == 'a,"b\n'
+    assert read(here / "layers.csv")[0]["layer"] == cell
 
 
 # JSON and pandas

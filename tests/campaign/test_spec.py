@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxfi.campaign.budget import load_budget
 from onnxfi.campaign.spec import DUE, WAYS, Campaign, Part, outdo
 from onnxfi.campaign.specfile import load_spec, parse_part, print_spec
 from onnxfi.campaign.values import SpecError, parse_rates
@@ -116,7 +118,8 @@ def test_python_yaml_and_flags_say_the_same(name: str, here: Path, flags: Callab
     printed = flags("net.onnx", *words)
     (here / "flags.yaml").write_text(printed)
     (here / "python.yaml").write_text(print_spec(wanted))
-    assert load_spec(here / "flags.yaml") == wanted == load_spec(here / "python.yaml")
+    flagged, written = (load_spec(here / name, allow_code=True) for name in ("flags.yaml", "python.yaml"))
+    assert flagged == wanted == written
     assert printed == print_spec(wanted)
     assert (name in yaml.safe_load(printed)) or name == "model"
 
@@ -154,7 +157,7 @@ def test_a_printed_spec_is_read_back_as_the_same_campaign(
     campaign = Campaign(**way, **other)
     file = tmp_path_factory.mktemp("spec") / "c.yaml"
     file.write_text(print_spec(campaign), encoding="utf-8", newline="")
-    assert load_spec(file) == campaign
+    assert load_spec(file, allow_code=True) == campaign
 
 
 def test_yaml_takes_what_people_write(tmp_path: Path) -> None:
@@ -210,7 +213,7 @@ BAD: list[tuple[str, str]] = [
     ("ber: 1e-6\nfault: filp", "line 3, column 8: fault: unknown fault 'filp'; closest: 'flip'"),
     ("ber: 1e-6\noptimization: some", "line 3, column 15: optimization: no optimization 'some'"),
     ("ber: 1e-6\nthreads: 0", "line 3, column 10: threads 0 is out of range"),
-    ("ber: 1e-6\ncustom_ops: none.so", "line 3, column 13: custom_ops: no library of custom operators at 'none.so'"),
+    ("ber: 1e-6\ncustom_ops: none.so", "line 3, column 13: custom_ops has code run that this file names ('none.so')"),
     ("ber: 1e-6\nprovider_option: [a]", "line 3, column 18: provider_option 'a' is out of range; give KEY=VALUE"),
     ("ber: 1e-6\nprovider_option: a=b", "line 3, column 18: provider_option: provider 'auto' takes no options"),
     ("ber: 1e-5,1e-6", "line 2, column 6: ber 1e-05, 1e-06 is out of order; give rising rates, each once"),
@@ -257,7 +260,6 @@ BAD: list[tuple[str, str]] = [
     ("ber: 1e-6\ndata: !mine x", "line 3, column 7: the tag '!mine' is not allowed"),
     ("ber: 1e-6\nseed: !!binary aGk=", "line 3, column 7: the tag 'tag:yaml.org,2002:binary' is not allowed"),
     ("ber: 1e-6\n<<: {seed: 1}", "line 3, column 1: unknown field '<<'"),
-    ("ber: 1e-6\ninclude: &a [*a]", "line 3, column 10: include takes a plain value"),
 ]
 
 
@@ -276,11 +278,12 @@ WHOLE = [
     (b"", "holds no campaign"),
     (b"- a\n", "holds no campaign; a campaign maps field names to values"),
     (b"just text", "holds no campaign"),
-    (b"\xff\xfe\x00", "is no YAML"),
-    (b"model: [", "is no YAML"),
-    (b"model: \x00", "is no YAML"),
-    (b"model: a\n---\nmodel: b\n", "is no YAML"),
-    (b"a: " + b"[" * 100_000, "is no YAML"),
+    (b"\xff\xfe\x00", "is no readable YAML"),
+    (b"model: [", "is no readable YAML"),
+    (b"model: \x00", "is no readable YAML"),
+    (b"model: a\n---\nmodel: b\n", "is no readable YAML"),
+    (b"a: " + b"[" * 100_000, "is no readable YAML"),
+    (b"model: m.onnx\nber: 1e-6\ninclude: &a [*a]\n", r"line 3: \*a stands within itself"),
     (b"ber: 1e-6\n", "a campaign names its model; add model: FILE.onnx"),
     (b"model: m.onnx\n" + b"#" * (1 << 20), "has more than 1,048,576 bytes"),
 ]
@@ -303,7 +306,7 @@ def test_an_anchor_bomb_is_refused_at_once(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     bomb = "include:\n- &a0 [x, x]\n" + "".join(f"- &a{k} [*a{k - 1}, *a{k - 1}]\n" for k in range(1, 64))
     file.write_text(f"model: m.onnx\nber: 1e-6\n{bomb}")
-    with pytest.raises(SpecError, match="line 4, column 3: include takes a plain value"):
+    with pytest.raises(SpecError, match="a campaign holds at most 20,000 values, aliases written out"):
         load_spec(file)
 
 
@@ -357,7 +360,7 @@ def test_a_part_by_flag_is_told_by_its_place() -> None:
         ("cuont: 1", "--mix {cuont: 1}, line 1, column 2: unknown field 'cuont'; closest: 'count'"),
         ("count: x", "--mix {count: x}, line 1, column 9: count must be a whole number"),
         ("fault: flip, ber: 3", "--mix {fault: flip, ber: 3}, line 1, column 20: ber: rate 3.0 is no probability"),
-        ("}", "is no YAML"),
+        ("}", "is no readable YAML"),
         ("", "each part of mix takes ber or count"),
     ):
         with pytest.raises(SpecError) as told:
@@ -456,6 +459,79 @@ def test_the_spec_in_the_document_is_one(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(block)
     campaign = load_spec(tmp_path / "c.yaml")
     assert (campaign.way, len(campaign.mix), campaign.repeat) == ("mix", 2, 20)
+
+
+#: What a file may hold that has code of its author run, and whether naming something else by a flag is enough.
+CODE = {
+    "data: own.module:function": "data",
+    "data: own:function\nsamples: 3": "data",
+    "custom_ops: [ops.so]": "custom_ops",
+    "provider: tensorrt\nprovider_option: [device_id=0, trt_extra_plugin_lib_paths=own.so]": "provider_option",
+    "provider: cuda\nprovider_option: gpu_external_alloc=1": "provider_option",
+    "provider: qnn\nprovider_option: x=/tmp/own.so": "provider_option",
+}
+
+
+@pytest.mark.parametrize("text", CODE)
+def test_a_file_has_code_run_only_where_that_is_allowed(text: str, tmp_path: Path) -> None:
+    (tmp_path / "ops.so").touch()
+    text = text.replace("ops.so", str(tmp_path / "ops.so"))
+    name = next(name for said, name in CODE.items() if said.split("[")[0] == text.split("[")[0])
+    file = tmp_path / "c.yaml"
+    file.write_text(f"model: m.onnx\nber: 1e-6\n{text}\n")
+    wrong = rf"c.yaml, line \d, column \d+: {name} has code run that this file names .* add --allow-code"
+    with pytest.raises(SpecError, match=wrong):
+        load_spec(file)
+    with pytest.raises(SpecError, match=wrong):
+        load_spec(file, instead=["model", "seed"])
+    assert load_spec(file, allow_code=True) == load_spec(file, instead=[name])
+    budget = tmp_path / "b.yaml"
+    inner = text.replace("\n", "\n  ")
+    budget.write_text(f"version: 1\ncampaign:\n  ber: 1e-6\n  {inner}\n")
+    with pytest.raises(SpecError, match=wrong.replace("c.yaml", "b.yaml")):
+        load_budget(budget)
+    assert load_budget(budget, allow_code=True) == load_budget(budget, instead=[name])
+
+
+def test_options_and_data_that_run_nothing_are_not_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("model: m.onnx\nber: 1e-6\ndata: a/b.npz\nprovider: cuda\nprovider_option: device_id=1\n")
+    assert load_spec(file).provider_option == ("device_id=1",)
+
+
+#: Values of which Python writes no digits, or that take minutes to read.
+HUGE = (
+    "0x" + "f" * 5000,
+    "9" * 5000,
+    "-" + "9" * 5000,
+    "1" + ":59" * 3000,
+    "0b" + "1" * 30_000,
+    "1e999",
+    ".inf",
+    ".nan",
+)
+
+
+@pytest.mark.parametrize("number", HUGE, ids=lambda number: number[:6])
+def test_numbers_of_any_length_are_told_in_one_line(number: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    for name in ("seed", "trials", "samples", "batch_axis", "margin", "confidence", "tolerance", "version"):
+        way = "single: true" if name in ("trials", "margin") else "ber: 1e-6"
+        file.write_text(f"model: m.onnx\n{way}\n{name}: {number}\n")
+        with pytest.raises(SpecError) as told:
+            load_spec(file)
+        assert "\n" not in str(told.value)
+        assert len(str(told.value)) < 300 + len(str(file))
+
+
+@pytest.mark.parametrize("kind", ["large", "below 0", "many", "listed", "infinite", "none"])
+def test_numbers_of_any_length_from_python_too(kind: str) -> None:
+    large: Any = {"large": 1 << 20_000, "below 0": -(1 << 20_000), "many": 10**13, "listed": [1 << 20_000]}
+    number = (large | {"infinite": math.inf, "none": math.nan})[kind]
+    for name in ("seed", "repeat", "samples", "batch", "batch_axis", "threads", "time_axis", "confidence", "tolerance"):
+        if (name, number) not in (("seed", 10**13), ("tolerance", 10**13)):
+            with pytest.raises(SpecError):
+                Campaign("m.onnx", ber=1e-6, **{name: number})
 
 
 def test_single_alone_is_sized_for_one_percentage_point() -> None:

@@ -187,7 +187,7 @@ def test_writing_says_what_it_left_out(run: Run) -> None:
         (["--budget", "b.yaml", "--junit", "m.onnx"], "the output 'm.onnx' is an input as well; name another file"),
         (["--budget", "b.yaml", "--markdown", "b.yaml"], "the output 'b.yaml' is an input as well; name another file"),
         (["--budget", "b.yaml", "--junit", "x", "--markdown", "x"], "both outputs are 'x'; name another file"),
-        (["--budget", "d.npz"], "d.npz is no YAML"),
+        (["--budget", "d.npz"], "'d.npz' is no readable YAML"),
         (["--budget", "b.yaml", "--baseline", "m.onnx"], "'m.onnx' is no baseline"),
         (["--budget", "b.yaml", "--data", "none.npz"], "none.npz"),
         (["--budget", "b.yaml", "-o", "m.onnx"], "m.onnx"),
