@@ -310,7 +310,7 @@ def test_a_file_that_cannot_be_finished_is_not_there(here: Path, monkeypatch: py
     ("name", "cell"),
     [
         ('a,"b\n', 'a,"b\n'),
-        ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
+        ("=cmd|' calc'!A0", "'=cmd|' calc'!A0"),
         (" +1+1", "' +1+1"),
         ("＠SUM(1)", "'＠SUM(1)"),
         ("-\x1b]0;x\x07\x9b31m\u202e", "'-\\x1b]0;x\\x07\\x9b31m\\u202e"),

@@ -657,3 +657,53 @@ main()
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "onnxfi: stopped; no half file is left\n")
     assert contents(place) == before
+
+
+#: How each verb meets a file that has code run, and the flag that names something else.
+STRANGERS = (
+    "run c.yaml --workers 0",
+    "plan c.yaml",
+    "plan c.yaml --print-spec",
+    "check m.onnx --budget b.yaml --workers 0",
+    "check m.onnx --budget b.yaml --write-budget --force --workers 0",
+)
+
+
+@pytest.mark.parametrize("words", STRANGERS)
+def test_a_file_of_a_stranger_has_no_code_run_unless_that_is_allowed(
+    words: str, run: Run, models: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(here)
+    monkeypatch.setenv("ONNXFI_CACHE", "off")
+    shutil.copy(models / "fashion_cnn.onnx", here / "m.onnx")
+    name = f"strange_{STRANGERS.index(words)}"
+    (here / f"{name}.py").write_text(
+        "import numpy as np; open('ran', 'w').close()\n"
+        "def data(): return {'image': np.zeros((4, 1, 28, 28), np.float32), 'labels': np.arange(4)}\n"
+    )
+    (here / "c.yaml").write_text(f"model: m.onnx\nsingle: true\ntrials: 2\ndata: {name}:data\n")
+    fields = f"{{single: true, trials: 2, data: '{name}:data'}}"
+    (here / "b.yaml").write_text(f"version: 1\ncampaign: {fields}\nlimits: [{{rate: due, max: 1.0}}]\n")
+    there = sorted(here.iterdir())
+    refused = run(*words.split())
+    assert (refused.code, refused.out) == (2, "")
+    assert f"data has code run that this file names ('{name}:data')" in refused.err
+    assert refused.err.count("\n") == 1
+    assert sorted(here.iterdir()) == there
+    assert "has code run" not in run(*words.split(), "--data", "synthetic").err
+    assert not (here / "ran").exists()
+    (here / "m.onnxfi.db").unlink(missing_ok=True)
+    assert "has code run" not in run(*words.split(), "--allow-code").err
+    assert (here / "ran").exists() or words.endswith("spec")
+
+
+@pytest.mark.parametrize(
+    "flag", ["--memory", "--worker-memory", "--shard", "--seed", "--trials", "--elements", "--bits"]
+)
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_numbers_of_any_length_on_the_command_line(flag: str, digits: int, run: Run, models: Path) -> None:
+    number = "9" * digits + ("GB" if flag.endswith("memory") else "/1" if flag == "--shard" else "")
+    ran = run("run", models / "fashion_cnn.onnx", "--single", "--workers", 0, flag, number)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.count("\n") == 1
+    assert len(ran.err) < 800
