@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import threading
@@ -89,8 +88,6 @@ def command(
     onnxfi run model.onnx --data images.npz --single --margin 0.01 --per layer
     onnxfi run campaign.yaml
     """
-    # Before numpy is loaded: the threads of its BLAS, which nothing here needs, spin at first on all cores.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from onnxfi.campaign.crew import hatched
 
     own = workers != 0 and scheduler is None and local_cluster is None

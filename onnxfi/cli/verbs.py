@@ -8,6 +8,7 @@ import importlib
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -22,6 +23,8 @@ VERBS = {
         *("plan", "run", "report", "show", "merge", "check"),
     )
 } | {"show": "trial"}
+#: Address space in which numpy and onnx are loaded, with some to spare.
+_LEAST_ROOM = 256 << 20
 _LOG = logging.getLogger("onnxfi")
 
 
@@ -68,9 +71,25 @@ def invoke(words: Sequence[str]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     _logging()
+    _check_room()
     # Not group.main, which ends a broken pipe with 1: here that says that a check failed.
     with group.make_context("onnxfi", list(words) or ["--help"]) as context:
         group.invoke(context)
+
+
+def _check_room() -> None:
+    """Refuse too little address space, in which libraries end or wait for ever as they start; ask for less of it."""
+    # Before numpy is loaded: the threads of its BLAS, which nothing here needs, take memory each and spin at first.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if sys.platform == "win32":
+        return
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < _LEAST_ROOM:
+        raise click.ClickException(
+            f"the address space is limited to {limit >> 20} MiB (ulimit -v); onnxfi takes {_LEAST_ROOM >> 20} MiB and more"
+        )
 
 
 def end(error: Exception) -> NoReturn:
@@ -86,6 +105,10 @@ def end(error: Exception) -> NoReturn:
         _fail(error.format_message().rstrip(".") + where)
     if isinstance(error, click.ClickException):
         _fail(error.format_message())
+    if isinstance(error, MemoryError):
+        _fail(f"there is not enough memory ({str(error) or 'none is left'}); take a smaller model or less data at once")
+    if isinstance(error, ImportError) and "failed to map" in str(error):  # the dynamic linker's words for it
+        _fail(f"a library finds no room in memory ({str(error)[-100:]}); raise the limit of address space (ulimit -v)")
     if isinstance(error, BrokenPipeError):
         _silence()
         sys.exit(141)
@@ -120,11 +143,13 @@ def _logging() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    from onnxfi.cli.show import safe
+    from onnxfi.graph.source import safe
 
     _LOG.debug("where it was found:", exc_info=True)
     try:
-        click.echo(f"onnxfi: error: {safe(message)}", err=True)
+        # Of a word of thousands of digits the first will do.
+        short = re.sub(r"\S{400,}", lambda word: word[0][:200] + "…", safe(message))
+        click.echo(f"onnxfi: error: {short}", err=True)
     except OSError:  # nobody reads it
         _silence()
     sys.exit(2)

@@ -161,7 +161,8 @@ def _to_integers(values: NDArray[Any], word: Word) -> NDArray[Any]:
     low = -(1 << (word.bits - 1)) if word.signed else 0
     high = (1 << (word.bits - int(word.signed))) - 1
     if word.bits <= 32 and values.dtype.kind in "iu":
-        return np.asarray(np.clip(values, low, high))
+        ends = np.iinfo(values.dtype)  # numpy before 2.1 takes no bound beyond the values' own format
+        return np.asarray(np.clip(values, max(low, ends.min), min(high, ends.max)))
     if word.bits <= 32:
         rounded = np.nan_to_num(np.rint(values.astype(np.float64)), nan=0.0)
         return np.asarray(np.clip(rounded, low, high).astype(np.int64))

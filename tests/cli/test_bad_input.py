@@ -707,3 +707,25 @@ def test_numbers_of_any_length_on_the_command_line(flag: str, digits: int, run: 
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.count("\n") == 1
     assert len(ran.err) < 800
+
+
+def test_too_little_address_space_is_told_before_a_library_meets_it(models: Path) -> None:
+    """numpy's BLAS ends the process with 1, which would say that a check failed, or waits for ever."""
+    room = 100 << 20
+    code = f"import resource as r; r.setrlimit(r.RLIMIT_AS, ({room}, {room})); from onnxfi.cli import main; main()"
+    words = [sys.executable, "-c", code, "inspect", models / "fashion_cnn.onnx"]
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == (
+        "onnxfi: error: the address space is limited to 100 MiB (ulimit -v); onnxfi takes 256 MiB and more\n"
+    )
+
+
+def test_memory_that_is_not_there_is_one_line(run: Run, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object, **more: object) -> None:
+        raise MemoryError("Unable to allocate 16.0 GiB")
+
+    monkeypatch.setattr("onnxfi.runtime.injector.inspect", full)
+    ran = run("inspect", models / "fashion_cnn.onnx")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("onnxfi: error: there is not enough memory (Unable to allocate 16.0 GiB)")

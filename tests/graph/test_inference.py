@@ -60,10 +60,8 @@ def types(proto: onnx.ModelProto) -> dict[str, list[Size]]:
 
 @pytest.mark.parametrize("size", [-1, -(1 << 63)])
 def test_a_size_below_0_is_an_unknown_one(size: int) -> None:
-    """onnx takes it for a length, and its C++ stops the process."""
+    """Some releases of onnx take it for a length, and their C++ stops the process."""
     proto = sliced(size)
-    with pytest.raises(IsolationError, match="SIG"):
-        isolated(lambda: onnx.shape_inference.infer_shapes(proto, data_prop=True).SerializeToString())
     assert types(proto) == {"y": ["N", 4]}
     assert [a.target.id for a in activations(load(proto)) if a.default] == ["z"]
 
@@ -95,11 +93,12 @@ def test_what_is_isolated_fails_with_its_own_words_and_leaves_no_process() -> No
         os.waitpid(-1, os.WNOHANG)
 
 
-def test_a_model_that_ends_the_converter_is_refused() -> None:
-    with pytest.raises(IsolationError):
-        raised(sliced(-1), 21)
+def test_a_model_that_ends_the_converter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx.version_converter, "convert_version", lambda *given: os.abort())
+    with pytest.raises(IsolationError, match="ended with SIGABRT"):
+        raised(sliced(4), 21)
     with pytest.raises(ModelError, match="cannot be raised to opset 21: onnx's converter: it ended with SIGABRT"):
-        prepare(load(sliced(-1)), opset=21)
+        prepare(load(sliced(4)), opset=21)
 
 
 def test_stale_declarations_of_16_bit_floats_are_no_matter() -> None:
