@@ -91,7 +91,7 @@ class Selector:
 
         Raises SelectorError where nothing is left, naming the closest, and where targets that are left share bytes.
         """
-        model = model or Flip()
+        asked, model = model, model or Flip()
         if "" in (*self.include, *self.exclude, *self.op):
             raise SelectorError("an empty selector fits everything; leave it out, or name what is meant")
         for dtype in self.dtype:
@@ -102,7 +102,7 @@ class Selector:
                 raise SelectorError(f"unknown role {role!r}{closest(role, ROLES)}")
         chosen = [t for t in targets if self.keeps(t)]
         check_apart(chosen)
-        kept = [t for t in chosen if t.role != "spike" or model.each.replaces]
+        kept = [t for t in chosen if t.role != "spike" or asked is None or model.each.replaces]
         if chosen and not kept:
             raise SelectorError(
                 f"{chosen[0].id!r} holds what a neuron is made to put out, NaN for what it computes, so "

@@ -108,6 +108,8 @@ def _spread(held: NDArray[np.float32], shape: tuple[int, ...], axis: int, block:
 def _sweep(graph: onnx.GraphProto) -> None:
     """Take out stored tensors that nothing uses any more, and their inputs."""
     used = {value.name for value in graph.output} | _names(graph)
+    for node in [node for node in graph.node if node.op_type == "Constant" and node.output[0] not in used]:
+        graph.node.remove(node)
     gone = {tensor.name for tensor in graph.initializer if tensor.name not in used}
     for field in (graph.initializer, graph.input):
         for item in [item for item in field if item.name in gone]:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, closest
 from onnxfi.runtime.ports import Array, Port, element_type, fits, one_line, shape_text
-from onnxfi.runtime.yaml_file import load_yaml
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,6 +51,8 @@ class Preprocess:
 
 def read_preprocess(path: Path) -> Preprocess:
     """The preprocessing that a YAML file describes; `DataError` names the file and the key."""
+    from onnxfi.runtime.yaml_file import load_yaml
+
     given = load_yaml(path, "preprocessing", DataError)
     if not isinstance(given, dict) or (version := given.pop("version", None)) is True or version != 1:
         raise DataError(f"{str(path)!r} is no preprocessing of version 1; an example: {_EXAMPLE}")

@@ -69,6 +69,7 @@ def quantize(model: Model, recipe: Recipe, out: str | Path, *, data: Data | None
     `data` is what a static recipe is calibrated on. Raises InputError where recipe, model and data do not go together,
     EngineError where ONNX Runtime refuses what was made; then nothing is written.
 
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     done = quantize(load("models/fashion_cnn.onnx"), Recipe("bf16"), folder + "/cnn.onnx")
     >>> done.words, done.clipped, done.flushed, done.size_after_bytes < 0.6 * done.size_before_bytes

