@@ -42,9 +42,14 @@ if [ "${1:-}" = slow ]; then
   exec "${two[@]}" -m slow "$@"
 fi
 python -m compileall -q onnxfi converters
-pytest -q --collect-only -m "not slow" "$@" > /dev/null 2>&1 & # the tests, compiled beside what follows
 ruff check .
 ruff format --check --quiet .
-mypy
-wait
-"${two[@]}" -m "not slow" "$@"
+# Types are looked at beside the tests, so that neither core waits for the other; what is wrong with them is told last.
+types=$(mktemp)
+trap 'rm -f "$types"' EXIT
+mypy > "$types" 2>&1 &
+failed=0
+"${two[@]}" -m "not slow" "$@" || failed=$?
+wait $! || failed=1
+cat "$types"
+exit "$failed"

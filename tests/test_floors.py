@@ -7,7 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import FunctionType
@@ -19,7 +19,6 @@ import onnxfi
 ROOT = Path(__file__).parents[1]
 FLOORS = ("faults", "graph", "runtime", "campaign", "cli")
 FILES = sorted(path for folder in ("onnxfi", "converters") for path in (ROOT / folder).rglob("*.py"))
-every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 
 #: The lowest floor that may import a package; below it nothing does, above it everything may.
 FROM_FLOOR = {"onnx": "graph", "onnx_ir": "graph", "onnxconverter_common": "graph", "yaml": "runtime", "PIL": "runtime"}
@@ -48,6 +47,21 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree(path)))
+
+
+def every_file(rule: Callable[[Path], None]) -> Callable[[], None]:
+    """One test of a rule that holds for each file."""
+
+    def each() -> None:
+        for path in FILES:
+            rule(path)
+
+    return each
+
+
 def floor(path: Path) -> str:
     """The folder of onnxfi that a file lies in; "" for those at the top, "converters" for the converters."""
     parts = path.relative_to(ROOT).parts
@@ -56,7 +70,7 @@ def floor(path: Path) -> str:
 
 def imported(path: Path) -> Iterator[str]:
     """Every module that a file imports, wherever it does, also by name (`import_module("…")`)."""
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -72,7 +86,7 @@ def imported(path: Path) -> Iterator[str]:
 
 def attributes(path: Path) -> Iterator[tuple[int, str]]:
     """Every dotted name that a file uses (`np.random.Philox`), with its line."""
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Attribute):
             yield node.lineno, ast.unparse(node)
 
@@ -169,7 +183,7 @@ def test_no_print_no_shared_chance_no_unsafe_formats(path: Path) -> None:
         assert not name.endswith((".Generator", ".default_rng", ".RandomState")), (
             f"{where}; all chance is Philox raw words"
         )
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         where = f"{path}, line {getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
@@ -181,7 +195,7 @@ def test_no_print_no_shared_chance_no_unsafe_formats(path: Path) -> None:
 @every_file
 def test_names_say_what_a_thing_is(path: Path) -> None:
     names = [path.stem]
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
             names.append(node.name)
     for name in names:
@@ -196,7 +210,7 @@ def test_names_say_what_a_thing_is(path: Path) -> None:
 def test_modules_and_functions_fit_the_eye(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= MOST_LINES, f"{path} has {lines} lines; {MOST_LINES} is the alarm"
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             length = (node.end_lineno or 0) - node.lineno + 1
             if ast.get_docstring(node) is not None:

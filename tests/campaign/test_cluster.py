@@ -74,6 +74,7 @@ def test_the_rows_are_those_of_one_process_and_files_travel_by_content(
     assert tables(here / "other.db") == tables(here / "whole2.db")
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_changes_nothing(here: Path, workers: Cluster) -> None:
     ran(campaign(), here / "whole.db")
     running = run(campaign(), here / "s.db", executor=workers)
@@ -154,6 +155,7 @@ def lethal(here: Path) -> Campaign:
     return campaign(model=str(here / "m.onnx"), trials=3, data="deadly_far:data")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the trials look at limits of Linux")
 def test_where_no_worker_starts_again_a_campaign_goes_on_with_those_that_are_left(
     here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -220,6 +222,7 @@ class _Path:
         return Path_()
 
 
+@pytest.mark.slow
 def test_a_worker_can_come_later(here: Path, workers: Cluster) -> None:
     ran(campaign(), here / "whole.db")
     running = run(campaign(), here / "s.db", executor=workers)
@@ -232,6 +235,7 @@ def test_a_worker_can_come_later(here: Path, workers: Cluster) -> None:
     workers.own.scale(2)
 
 
+@pytest.mark.slow
 def test_trials_for_a_gpu_go_to_workers_that_offer_one(
     here: Path, workers: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,6 +348,7 @@ def test_the_extra_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 # A scheduler of one's own, and none at all
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_is_lost_is_told_and_the_store_goes_on_with_another(here: Path, workers: Cluster) -> None:
     folder = {"cwd": here, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     host = ("--host", "127.0.0.1")
@@ -377,6 +382,7 @@ def test_a_scheduler_that_is_lost_is_told_and_the_store_goes_on_with_another(her
     assert tables(here / "s.db") == tables(here / "whole.db")
 
 
+@pytest.mark.slow
 def test_the_command_with_a_cluster_of_its_own(here: Path) -> None:
     words = "run m.onnx --data d.npz --provider cpu --single --trials 60 -o s.db --json --local-cluster 2"
     command = [sys.executable, "-m", "onnxfi", *words.split()]

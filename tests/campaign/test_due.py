@@ -61,6 +61,7 @@ GROWS = """net (float[N,4] x) => (float[N,4] y)
     { zeros = ConstantOfShape(size) none = ReduceSum<keepdims = 0>(zeros) y = Add(x, none) }"""
 
 
+@pytest.mark.slow
 @linux
 def test_a_struck_shape_that_asks_for_100_gigabytes(here: Path) -> None:
     """2³⁵ numbers are 137 GB, more than this machine has; 2²⁷ are half a gigabyte, more than the worker may take."""
@@ -99,6 +100,7 @@ WAITS = """net (float[N,4] x) => (float[N,4] y)
         { still = Identity(on) b = Identity(a) }> }"""
 
 
+@pytest.mark.slow
 def test_a_loop_whose_condition_never_fails_and_a_canary_that_meets_it(here: Path) -> None:
     save(here, WAITS)
     ran(campaign(include="=go"), here / "s.db", workers=1, timeout_s=2.0)

@@ -83,7 +83,9 @@ CAMPAIGNS: dict[str, tuple[dict[str, Any], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize(("optimization", "kept_bytes"), [("off", 1 << 30), ("all", 0)])
+@pytest.mark.parametrize(
+    ("optimization", "kept_bytes"), [("off", 1 << 30), pytest.param("all", 0, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", CAMPAIGNS)
 def test_lanes_find_what_one_alone_finds(
     here: Path, name: str, kept_bytes: int, optimization: str, interleaved: None

@@ -319,6 +319,7 @@ def look(folder: Path, *pages: str) -> tuple[list[Any], str]:
     return json.loads(html.unescape(match[1])), done.stderr
 
 
+@pytest.mark.slow
 @browser
 def test_a_person_would_not_frown(here: Path) -> None:
     """No console error, nothing overlaps or sticks out at 1,280 and at 400 pixels, figures are there, tables sort."""
@@ -344,6 +345,7 @@ def test_a_person_would_not_frown(here: Path) -> None:
             assert [float(v) if v else float("-inf") for v in table["down"]] == sorted(values, reverse=True)
 
 
+@pytest.mark.slow
 @browser
 @pytest.mark.skipif(sys.platform == "win32", reason="names of files")
 def test_the_look_sees_what_is_wrong(here: Path) -> None:

@@ -83,6 +83,7 @@ def test_workers_change_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert tables(place / "two.db") == tables(place / "whole.db")
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_holds_the_same_rows(place: Path) -> None:
     store, total = place / "killed.db", len(tables(place / "whole.db")["results"])
     assert total > 128, "more than two rounds"

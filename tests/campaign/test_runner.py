@@ -321,7 +321,7 @@ def test_workers_that_cannot_work_end_the_run_and_are_no_outcome(here: Path) -> 
         ("raise ValueError('no data here')", "no data here"),
     ):
         with pytest.raises((CampaignError, DataError), match=message):
-            ran(deadly(begin=begin), here / "s.db", workers=2)
+            ran(deadly(begin=begin), here / "s.db", workers=1)
         assert not outcomes(here / "s.db")
 
 
@@ -470,7 +470,9 @@ def test_int8_models(here: Path) -> None:
         assert row.metrics["sdc1"] == pytest.approx(np.mean(scores.argmax(axis=1) != golden), abs=0.09)
 
 
-@pytest.mark.parametrize("name", ["fashion_gru", "fashion_attention", "fashion_cnn"])
+@pytest.mark.parametrize(
+    "name", ["fashion_gru", "fashion_cnn", pytest.param("fashion_attention", marks=pytest.mark.slow)]
+)
 def test_the_shipped_models(here: Path, name: str) -> None:
     model, data = str(ROOT / "models" / f"{name}.onnx"), str(ROOT / "models" / "fashion_test.npz")
     ran(campaign(model=model, data=data, samples=20, single=True, trials=12, bits="30"), here / "s.db")
@@ -627,7 +629,7 @@ ORT_SESSION = onnxruntime.InferenceSession
 
 
 @pytest.mark.parametrize("route", ["plain", "auto"])
-@pytest.mark.parametrize("loads", [1, 2, 5, 9])
+@pytest.mark.parametrize("loads", [1, 5, *(pytest.param(some, marks=pytest.mark.slow) for some in (2, 9))])
 def test_a_provider_that_loads_no_more_ends_the_campaign(
     route: str, loads: int, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

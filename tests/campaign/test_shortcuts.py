@@ -40,6 +40,8 @@ from onnxfi.runtime.rerun import golden_scores
 from onnxfi.runtime.spine import Rows, Spine
 
 SHIPPED = ("cnn", "attention", "gru", "cnn_fp16", "cnn_int8_qdq", "cnn_int8_qoperator")
+#: Those of the core tests: floats, half floats and integers, as they lie and as they are fused.
+CORE = (("cnn", "off"), ("gru", "all"), ("cnn_fp16", "off"), ("cnn_int8_qdq", "all"))
 SAMPLES = 5
 
 
@@ -64,7 +66,7 @@ def strikable(bench: Bench) -> list[Target]:
     return [t for t in bench.model.targets if t.size and not t.structural]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(model=nets(), data=st.data())
 def test_every_route_gives_the_bits_of_the_whole_model(
     model: onnx.ModelProto, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -202,8 +204,14 @@ def test_one_weight_under_two_names_is_faulty_under_both(names: tuple[str, str],
     assert kind == "plain"
 
 
-@pytest.mark.parametrize("optimization", ["off", "all"])
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize(
+    ("name", "optimization"),
+    [
+        pytest.param(name, how, marks=() if (name, how) in CORE else pytest.mark.slow)
+        for name in SHIPPED
+        for how in ("off", "all")
+    ],
+)
 def test_shipped_models_answer_alike_by_every_route(name: str, optimization: str) -> None:
     files = (f"models/fashion_{name}.onnx", "models/fashion_test.npz")
     bench = Bench.open(Campaign(*files, single=True, trials=1, samples=20, batch=8, optimization=optimization))

@@ -67,8 +67,15 @@ def results(store: Path) -> list[tuple[Any, ...]]:
 # One name for a variable of a layer, in whichever form
 
 
-@pytest.mark.parametrize("persistence", ["transient", "from", "permanent"])
-@pytest.mark.parametrize("include", ["*/membrane", "*/spiking"])
+@pytest.mark.parametrize(
+    ("include", "persistence"),
+    [
+        ("*/membrane", "from"), ("*/spiking", "transient"),
+        *(pytest.param(*more, marks=pytest.mark.slow) for more in (
+            ("*/membrane", "transient"), ("*/membrane", "permanent"), ("*/spiking", "from"), ("*/spiking", "permanent"),
+        )),
+    ],
+)  # fmt: skip
 def test_both_forms_are_struck_alike(here: Path, persistence: str, include: str) -> None:
     asked = {"persistence": persistence, "include": include}
     lengths = []
@@ -174,8 +181,8 @@ STRUCK: dict[str, dict[str, Any]] = {
 }
 
 
-#: Those of the core tests: one of neurons, one of activations from a step on and one in a step, and one that is as it was.
-CORE = ("neurons", "membranes", "one step", "not exposed")
+#: Those of the core tests: one of neurons, and one of activations from a step on.
+CORE = ("neurons", "membranes")
 
 
 @pytest.mark.parametrize(

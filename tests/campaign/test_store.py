@@ -155,7 +155,9 @@ def test_stopped_by_hand_and_by_an_error_it_keeps_what_was_done(here: Path) -> N
 # Workers and shards
 
 
-@pytest.mark.parametrize("fields", [{}, {"mix": (Part(count=3), Part(ber=0.01)), "repeat": 40}])
+@pytest.mark.parametrize(
+    "fields", [{}, pytest.param({"mix": (Part(count=3), Part(ber=0.01)), "repeat": 40}, marks=pytest.mark.slow)]
+)
 def test_one_worker_or_three_give_the_same_rows(here: Path, fields: dict[str, Any]) -> None:
     for workers in (0, 1, 3):
         ran(campaign(**fields), here / f"{workers}.db", workers=workers)

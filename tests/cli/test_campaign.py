@@ -394,6 +394,7 @@ def test_a_line_now_and_then_where_there_is_no_terminal(run: Run, tiny: Path, mo
     assert f"due {100 * found.outcomes['due'] / 25:.1f} % [" in lines[-1]
 
 
+@pytest.mark.slow
 def test_a_bar_on_a_terminal(tiny: Path) -> None:
     pty = pytest.importorskip("pty")
     master, slave = pty.openpty()

@@ -135,9 +135,13 @@ def test_strike_does_what_the_oracle_does(model: FaultModel, word: Word, raw: in
     assert np.array_equal(before, given_), "what is given is not changed"
 
 
-@pytest.mark.parametrize("text", [text for name, text in EXAMPLES if fault_models()[name] in registry._OWN])
 @pytest.mark.parametrize("word", WORDS.values(), ids=WORDS)
-def test_examples_do_what_the_oracle_does(text: str, word: Word) -> None:
+def test_examples_do_what_the_oracle_does(word: Word) -> None:
+    for text in (text for name, text in EXAMPLES if fault_models()[name] in registry._OWN):
+        does_what_the_oracle_does(text, word)
+
+
+def does_what_the_oracle_does(text: str, word: Word) -> None:
     # A new model of onnxfi's own fails here until the oracle says, one number at a time, what it does.
     raw = raw_words(7, 7, 7, 100).tolist()
     model = parse_fault(text).spend(raw.pop(), word)

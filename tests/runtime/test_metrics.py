@@ -137,13 +137,13 @@ def test_nothing_to_compare_is_no_deviation(metric: Metric, shape: tuple[int, in
 
 
 @pytest.mark.parametrize("name", sorted(name for name in METRICS if not METRICS[name].classifier))
-@pytest.mark.parametrize("shape", [(), (4,), (4, 2), (2, 3, 4, 5)])
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.int8, np.uint64, np.bool_, np.complex64])
-def test_outputs_of_any_shape_and_type_are_measured(name: str, shape: tuple[int, ...], dtype: Any) -> None:
+def test_outputs_of_any_shape_and_type_are_measured(name: str, dtype: Any) -> None:
     metric = METRICS[name]
-    golden, faulty = np.ones(shape).astype(dtype), np.zeros(shape).astype(dtype)
-    assert metric(golden, golden) == metric.unchanged
-    assert metric(golden, faulty) == {"nonfinite": 0.0, "cosine": 0.0}.get(name, 1.0)
+    for shape in ((), (4,), (4, 2), (2, 3, 4, 5)):
+        golden, faulty = np.ones(shape).astype(dtype), np.zeros(shape).astype(dtype)
+        assert metric(golden, golden) == metric.unchanged, shape
+        assert metric(golden, faulty) == {"nonfinite": 0.0, "cosine": 0.0}.get(name, 1.0), shape
 
 
 @laws
