@@ -13,7 +13,8 @@ import numpy as np
 
 from onnxfi.errors import ConversionError, EngineError, InputError, OutputError
 from onnxfi.graph.model import Model, load
-from onnxfi.graph.output import check_place, scratch, written
+from onnxfi.graph.output import check_place, written
+from onnxfi.graph.scratch import scratch
 from onnxfi.runtime.batches import Data
 from onnxfi.runtime.data import open_data
 from onnxfi.runtime.engines import OrtEngine, OrtSession

@@ -26,7 +26,7 @@ from onnxfi.errors import InputError, closest
 from onnxfi.faults.space import matches
 from onnxfi.faults.statistics import Interval
 from onnxfi.faults.trials import json_value
-from onnxfi.graph.output import scratch
+from onnxfi.graph.scratch import scratch
 
 PASS, FAIL, UNDECIDED = "pass", "fail", "not decided"
 EXIT_CODES: Mapping[str, int] = {PASS: 0, FAIL: 1, UNDECIDED: 3}

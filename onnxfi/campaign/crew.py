@@ -19,6 +19,8 @@ from itertools import count
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+from onnxfi.graph.scratch import sweep
+
 
 def begin() -> None:
     """A worker process ends with its parent, leaves Ctrl-C to it, and is the first to go where memory ends."""
@@ -138,8 +140,6 @@ class _Worker:
 
 def _end(process: Any) -> None:
     """End a worker process, and remove what it could not: copies of a model that it was about to open."""
-    from onnxfi.graph.output import sweep
-
     process.kill()
     process.join()
     sweep()

@@ -23,8 +23,8 @@ from onnxfi.graph.arming import columns
 from onnxfi.graph.instrument import Armed, Strike, arm, numbered
 from onnxfi.graph.model import load, parse
 from onnxfi.graph.mutate import edits, place, write
-from onnxfi.graph.output import scratch
 from onnxfi.graph.samples import layout_in
+from onnxfi.graph.scratch import scratch
 from onnxfi.graph.turns import count_steps
 from onnxfi.runtime.batches import Batch, Data
 from onnxfi.runtime.engines import Engine

@@ -12,7 +12,7 @@ from onnxfi.campaign.spec import Campaign
 from onnxfi.errors import EngineError
 from onnxfi.graph.model import Model, load
 from onnxfi.graph.mutate import Edits, faulty_bytes, write
-from onnxfi.graph.output import scratch
+from onnxfi.graph.scratch import scratch
 from onnxfi.graph.times import counted, counts_of
 from onnxfi.runtime.engines import Engine, Session
 from onnxfi.runtime.spiking import opened

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from onnxfi.campaign.report import Fold, Report
 from onnxfi.campaign.tables import cell, write_csv
-from onnxfi.graph.output import make_folder, scratch, temporary
+from onnxfi.graph.output import make_folder, temporary
+from onnxfi.graph.scratch import scratch
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import _thread
-import atexit
 import os
 import signal
 import sys
@@ -20,6 +19,14 @@ from types import FrameType
 STOPPED = 130
 #: Seconds after which it is looked again whether a native module has been loaded.
 _AGAIN_S = 0.02
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or a signal like it.
+
+    Of a class of its own: a plain KeyboardInterrupt that passes an `exec` of text, as a dataclass has it while its
+    module is imported, makes CPython end the process by SIGINT, whatever the exit code was to be.
+    """
 
 
 def main() -> None:
@@ -58,7 +65,7 @@ def _listening() -> Iterator[list[int]]:
             again.daemon = True
             again.start()
             return
-        raise KeyboardInterrupt
+        raise Stopped
 
     def lost(found: sys.UnraisableHookArgs) -> None:
         if issubclass(found.exc_type, KeyboardInterrupt):  # it came where none can be raised, as in a finaliser
@@ -67,18 +74,18 @@ def _listening() -> Iterator[list[int]]:
             before(found)
 
     before, sys.unraisablehook = sys.unraisablehook, lost
-    kept = {}
+    heard = []
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-            kept[number] = signal.signal(number, stop)
+            signal.signal(number, stop)
+            heard.append(number)
     try:
         yield stops
     finally:
         sys.unraisablehook = before
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-            atexit.register(signal.signal, number, signal.SIG_DFL)  # what comes while the interpreter ends is no error
+        for number in heard:  # what comes while the interpreter ends, ends it at once
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _loads(frame: FrameType | None) -> bool:

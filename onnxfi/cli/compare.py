@@ -66,7 +66,8 @@ def command(
     from onnxfi.campaign.compare import compare
     from onnxfi.campaign.workers import cores
     from onnxfi.cli.show import document, note, say
-    from onnxfi.graph.output import check_folder, scratch
+    from onnxfi.graph.output import check_folder
+    from onnxfi.graph.scratch import scratch
 
     if len(models) < 2:
         raise click.UsageError("compare takes two models or more; for one use onnxfi run")

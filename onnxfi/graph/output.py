@@ -1,4 +1,4 @@
-"""Outputs: checked before anything is written, drafts until all is written, and folders that nothing outlives.
+"""Outputs: checked before anything is written, and drafts until all is written.
 
 Whatever writes a file goes through `temporary`, so no verb puts a file in the place of a device or a pipe.
 """
@@ -6,28 +6,17 @@ Whatever writes a file goes through `temporary`, so no verb puts a file in the p
 from __future__ import annotations
 
 import os
-import re
-import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from onnxfi.errors import OutputError
 from onnxfi.graph.model import Model
+from onnxfi.graph.scratch import scratch
 from onnxfi.graph.source import Source
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-#: The names of folders made here, and the file in each that its owner holds locked.
-_SCRATCH = re.compile(r"\.?onnxfi-[0-9a-f]{16}")
-_LOCK = "in-use"
 
 
 def written(out: Path, data_files: int) -> list[Path]:
@@ -152,49 +141,3 @@ def _close(stream: IO[bytes]) -> None:
         stream.close()
     except OSError:  # a full disk may refuse the last flush; the draft is removed anyway
         stream.raw.close() if hasattr(stream, "raw") else None
-
-
-@contextmanager
-def scratch(parent: Path | None = None) -> Iterator[Path]:
-    """A folder for drafts in `parent` (the system's for temporary files), removed in the end.
-
-    Those that processes left there which were killed are removed too.
-    """
-    place = Path(tempfile.gettempdir() if parent is None else parent)
-    sweep(place)
-    folder = place / f"{'' if parent is None else '.'}onnxfi-{secrets.token_hex(8)}"
-    folder.mkdir(mode=0o700)
-    lock = None
-    try:
-        if fcntl is not None:
-            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-            with suppress(OSError):  # a file system without locks: then nobody takes it for left behind
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                os.write(lock, b"\n")  # from now on, who finds it unlocked may remove it
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-
-
-def sweep(place: Path | None = None) -> None:
-    """Remove what `scratch` made in a folder for processes that have been killed since."""
-    if fcntl is None:
-        return
-    with suppress(OSError), os.scandir(place or tempfile.gettempdir()) as found:
-        for entry in found:
-            if _SCRATCH.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-                with suppress(OSError):
-                    _remove_left(Path(entry.path))
-
-
-def _remove_left(folder: Path) -> None:
-    """Remove a folder that nobody holds; OSError where somebody does, or it is not ours."""
-    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(lock).st_size and folder.stat().st_uid == os.geteuid():
-            shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(lock)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxfi.errors import EngineError
-from onnxfi.graph.output import scratch
+from onnxfi.graph.scratch import scratch
 from onnxfi.runtime.ports import one_line
 
 _FATAL = 4

@@ -17,8 +17,9 @@ from onnxfi.graph.inference import raised
 from onnxfi.graph.isolation import IsolationError
 from onnxfi.graph.layers import layer_of, node_label
 from onnxfi.graph.model import Model, load
-from onnxfi.graph.output import check_place, scratch, written
+from onnxfi.graph.output import check_place, written
 from onnxfi.graph.reals import reals, scale_of
+from onnxfi.graph.scratch import scratch
 from onnxfi.runtime import quantizers
 from onnxfi.runtime.data import Data
 from onnxfi.runtime.ports import Array, one_line

@@ -43,7 +43,7 @@ def stay():
     time.sleep(600)
 
 def draft():
-    from onnxfi.graph.output import scratch
+    from onnxfi.graph.scratch import scratch
 
     with scratch() as folder:
         (folder / "faulty.onnx").touch()

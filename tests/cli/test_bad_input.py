@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -604,6 +605,27 @@ def test_a_stop_while_a_native_module_loads_is_a_stop(place: Path, name: str, ki
     program = LOADING.format(name=name, kind=kind)
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (130, "onnxfi: stopped; no half file is left\n")
+
+
+def test_a_stop_that_passes_text_that_is_executed_has_its_exit_code(place: Path) -> None:
+    program = (
+        "import os, signal, sys\nfrom onnxfi.graph import model\n"
+        "model.load = lambda *a, **k: exec('import os, signal; os.kill(os.getpid(), signal.SIGTERM)')\n"
+        "from onnxfi.cli import main\nsys.argv = ['onnxfi', 'inspect', 'm.onnx']\nmain()"
+    )
+    (place / "early.py").write_text(program)
+    ran = subprocess.run([sys.executable, "-m", "early"], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (130, "onnxfi: stopped; no half file is left\n")
+
+
+def test_a_stop_while_the_interpreter_ends_says_nothing(place: Path) -> None:
+    program = (
+        "import atexit, os, signal, sys\nfrom onnxfi.cli import main\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT)\nsys.argv = ['onnxfi', 'inspect', 'm.onnx', '--json']\nmain()"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (-signal.SIGINT, "")
+    assert json.loads(ran.stdout)
 
 
 CLOSED = (

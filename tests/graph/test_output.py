@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from onnxfi.errors import OutputError
-from onnxfi.graph.output import check_folder, check_place, make_folder, scratch, sweep, temporary
+from onnxfi.graph.output import check_folder, check_place, make_folder, temporary
+from onnxfi.graph.scratch import scratch, sweep
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
 
@@ -103,7 +104,7 @@ def test_folders_that_cannot_be(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from onnxfi.graph.output import scratch
+from onnxfi.graph.scratch import scratch
 with scratch(Path(sys.argv[1])) as folder:
     (folder / "draft").write_bytes(b"x" * 1000)
     print(folder, flush=True)
