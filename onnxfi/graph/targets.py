@@ -42,6 +42,8 @@ _RAW, _VARINTS = 9, (5, 7, 11)
 _FLOAT, _INT, _FLOATS, _INTS = 2, 3, 7, 8
 #: The field of a Constant's attribute, and of a list by its AttributeType.
 _CONSTANTS = {"value_float": _FLOAT, "value_int": _INT, "value_floats": _FLOATS, "value_ints": _INTS}
+#: AttributeProto.INT.
+_WHOLE_NUMBER = 2
 _LISTS = {6: _FLOATS, 7: _INTS}
 #: More than any memory holds, and its bits still count in 64.
 _MOST_ELEMENTS = 1 << 56
@@ -246,6 +248,9 @@ class Walk:
         self.every += made
         for node in made:
             for attribute in node.proto.attribute:
+                if attribute.name == "group" and attribute.type == _WHOLE_NUMBER and attribute.i < 1:
+                    # ONNX Runtime divides by it, which ends the process with a signal.
+                    raise ModelError(f"node {shown(node.label)} has group {attribute.i}; it must be 1 or more")
                 bodies = [attribute.g] if attribute.HasField("g") else []
                 for k, body in enumerate([*bodies, *attribute.graphs]):
                     step = f"{node.label}.{text(attribute.name)}" + (f"#{k}" if len(attribute.graphs) > 1 else "")

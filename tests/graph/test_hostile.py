@@ -21,7 +21,7 @@ from build import chunk, floats, graph, ints, model, model_bytes, node, scalar, 
 from google.protobuf.message import EncodeError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from test_mutate import external, numbers, saved
 
 from onnxfi.errors import ModelError, OnnxfiError
@@ -318,6 +318,14 @@ def test_shapes_that_no_tensor_has(tmp_path: Path, dims: list[int], form: str) -
         refused(path, "no tensor has it|is too short")
     else:
         refused(model_bytes(tensor_bytes("w", 1, dims, [0] * 4, form)), r"declares the shape \[.*\]; no tensor has it")
+
+
+def test_groups_that_a_runtime_would_divide_by() -> None:
+    node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], "up", group=0)
+    weight = numpy_helper.from_array(np.ones((1, 1, 2, 2), np.float32), "w")
+    graph = helper.make_graph([node], "g", [], [], [weight])
+    with pytest.raises(ModelError, match="node 'up' has group 0; it must be 1 or more"):
+        load(helper.make_model(graph))
 
 
 @pytest.mark.parametrize("dims", [[10**6, 10**6], [2**40], [2**55]])
