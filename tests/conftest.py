@@ -21,7 +21,7 @@ FRAMEWORKS = ("torch", "tensorflow", "sklearn")
 
 # No deadline: a slow example is no wrong one. The same examples in every run, so that CI does not depend on luck.
 settings.register_profile(
-    "onnxfi", max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    "onnxfi", max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("onnxfi")
 

@@ -113,9 +113,11 @@ def test_with_a_probability_one_site_in_each_sample(here: Path) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {}, {"persistence": "permanent"}, {"target": "inputs"}, {"target": ["weights", "activations"]},
-        {"fault": "scale:factor=-3"}, {"fault": "random-word"}, {"ber": 0.01, "repeat": 6},
-        {"per_sample": 0.5, "repeat": 6}, {"op": "Add"},
+        {}, {"target": ["weights", "activations"]}, {"per_sample": 0.5, "repeat": 6}, {"persistence": "permanent"},
+        *(pytest.param(more, marks=pytest.mark.slow) for more in (
+            {"target": "inputs"}, {"fault": "scale:factor=-3"}, {"fault": "random-word"}, {"ber": 0.01, "repeat": 6},
+            {"op": "Add"},
+        )),
     ],
     ids=str,
 )  # fmt: skip

@@ -181,6 +181,7 @@ def test_workers_share_a_process(here: Path, large: None) -> None:
     assert tables(here / "s.db") == tables(here / "alone.db")
 
 
+@pytest.mark.slow
 def test_a_trial_that_hangs_in_a_process_that_others_share(
     here: Path, large: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
 # Nothing but complete rounds decides what is drawn
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     ran(campaign(), place / "two.db", workers=2)
@@ -215,6 +216,7 @@ def test_the_rate_that_is_measured_is_the_same_in_all_places(place: Path) -> Non
 # The whole population, and rates that never show
 
 
+@pytest.mark.slow
 def test_a_width_that_no_sample_has_runs_the_whole_population(truth: tuple[Path, Report], tmp_path: Path) -> None:
     folder, _ = truth
     for method in ("guaranteed", "asymptotic", "simple"):

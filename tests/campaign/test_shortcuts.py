@@ -482,7 +482,13 @@ def test_convolutions_have_the_bits_of_the_whole_model_also_where_they_are_fused
 
 
 @pytest.mark.parametrize("optimization", ["off", "all"])
-@pytest.mark.parametrize("kinds", [("conv", "relu", "conv", "skip", "norm"), ("depthwise", "norm", "constant", "conv")])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("conv", "relu", "conv", "skip", "norm"),
+        pytest.param(("depthwise", "norm", "constant", "conv"), marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_masked_is_what_the_faulty_file_alone_says(
     kinds: tuple[str, ...], optimization: str, here: Path
 ) -> None:

@@ -633,7 +633,7 @@ CLOSED = (
 )
 
 
-@pytest.mark.parametrize("closed", ["1", "2", "12", "012"])
+@pytest.mark.parametrize("closed", ["2", "012", *(pytest.param(some, marks=pytest.mark.slow) for some in ("1", "12"))])
 @pytest.mark.parametrize(
     ("words", "code"),
     [
@@ -661,7 +661,9 @@ def test_a_reader_who_goes_away_ends_it_without_a_word(place: Path) -> None:
         assert ran.returncode == code, words
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", *(pytest.param(some, marks=pytest.mark.slow) for some in ("SIGHUP", "SIGINT"))]
+)
 def test_a_kill_leaves_no_half_file(place: Path, name: str) -> None:
     """The process ends itself in the middle of writing, as a scheduler or a closed terminal would end it."""
     program = f"""

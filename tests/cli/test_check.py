@@ -71,7 +71,10 @@ def test_the_table_says_measured_interval_limit_and_verdict(run: Run) -> None:
     )
 
 
-@pytest.mark.parametrize(("most", "drop", "code"), [(1, 1, 0), (0, 1, 1), (1, 0, 3)])
+@pytest.mark.parametrize(
+    ("most", "drop", "code"),
+    [(1, 0, 3), *(pytest.param(*more, marks=pytest.mark.slow) for more in ((1, 1, 0), (0, 1, 1)))],
+)
 def test_the_json_fits_its_schema(run: Run, most: float, drop: float, code: int) -> None:
     wanted = budget(
         "j.yaml", {"rate": "sdc1", "max": most}, {"rate": "due", "max": 1}, {"rate": "top1", "golden": True, "min": 0},

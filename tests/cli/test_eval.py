@@ -18,7 +18,9 @@ TOP1 = {"fashion_cnn": 0.9115, "fashion_attention": 0.8780, "fashion_gru": 0.899
 MATMUL = "g (float[N,3] x) => (float[N,3] y) <float[3,3] w = {1,2,3,4,5,6,7,8,9}> { y = MatMul(x, w) }"
 
 
-@pytest.mark.parametrize("name", TOP1)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "fashion_cnn" else pytest.mark.slow) for name in TOP1]
+)
 def test_the_accuracy_is_that_of_the_card(run: Run, models: Path, name: str) -> None:
     path, archive = models / f"{name}.onnx", np.load(models / "fashion_test.npz")
     found = run("eval", path, "--data", models / "fashion_test.npz", "--json").json

@@ -210,7 +210,12 @@ def test_external_data_runs(run: Run, external: Path, models: Path) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(
-    "flags", ["--count 5", "--count 1500", "--ber 3e-3 --include conv", "--count 200 --per-tensor"]
+    "flags",
+    [
+        "--count 5",
+        "--count 200 --per-tensor",
+        *(pytest.param(more, marks=pytest.mark.slow) for more in ("--count 1500", "--ber 3e-3 --include conv")),
+    ],
 )
 def test_a_list_replays_and_undoes_byte_for_byte(run: Run, here: Path, models: Path, fault: str, flags: str) -> None:
     path = models / "fashion_cnn.onnx"

@@ -231,12 +231,14 @@ def in_columns(faults: Faults) -> list[Any]:
 @pytest.mark.parametrize(
     "how",
     [
-        Draw("ber", rate=0.9, seed=3),
-        Draw("count", n=1100, seed=3),
-        Draw("per-tensor", n=1100, seed=3),
-        Draw("exhaustive"),
+        pytest.param(how, id=how.kind, marks=marks)
+        for marks, how in (
+            ((), Draw("ber", rate=0.9, seed=3)),
+            (pytest.mark.slow, Draw("count", n=1100, seed=3)),
+            (pytest.mark.slow, Draw("per-tensor", n=1100, seed=3)),
+            ((), Draw("exhaustive")),
+        )
     ],
-    ids=lambda how: how.kind,
 )
 def test_recipes_give_the_same_faults_again(written: Written, text: str, how: Draw) -> None:
     model = parse_fault(text)

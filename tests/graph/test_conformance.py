@@ -21,7 +21,10 @@ def _script() -> object:
     return module
 
 
-@pytest.mark.parametrize(("kind", "every", "least"), [("node", 40, 30), ("files", 10, 8)])
+@pytest.mark.parametrize(
+    ("kind", "every", "least"),
+    [pytest.param("node", 40, 30, marks=pytest.mark.slow), ("node", 160, 8), ("files", 10, 8)],
+)
 def test_disarmed_is_plain_and_armed_is_numpy(kind: str, every: int, least: int) -> None:
     script = _script()
     verdicts = script.run([kind], every)[kind]  # type: ignore[attr-defined]

@@ -360,7 +360,9 @@ def test_every_format_in_every_form(data_type: int, form: str) -> None:
     assert reader.read(data)["w"].words.tolist() == held
 
 
-@pytest.mark.parametrize("form", ["raw", "packed", "unpacked"])
+@pytest.mark.parametrize(
+    "form", ["raw", *(pytest.param(some, marks=pytest.mark.slow) for some in ("packed", "unpacked"))]
+)
 @pytest.mark.parametrize("data_type", FORMATS)
 def test_bits_of_every_format_can_be_flipped_and_back(data_type: int, form: str) -> None:
     held = corner_words(data_type)

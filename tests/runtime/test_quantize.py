@@ -45,6 +45,8 @@ RECIPES = {
     "fp16": Recipe("fp16"),
     "bf16": Recipe("bf16"),
 }
+#: Those of the core tests: one of each mode.
+CORE = ("static", "static qoperator", "static int4", "dynamic", "weight-only int4", "fp16", "bf16")
 #: What the number formats of the weights are, and the scheme.
 FORMATS = {
     "static uint8 weights": ("uint8", "QDQ"), "static qoperator": ("int8", "QOperator"), "static int4": ("int4", "QDQ"),
@@ -60,7 +62,9 @@ def images() -> Data:
     return open_data(TEST, OrtEngine(provider="cpu").prepare(CNN).inputs, limit=300)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in CORE else pytest.mark.slow) for name in RECIPES]
+)
 def test_every_mode_makes_a_model_that_answers_and_whose_weights_can_be_struck(
     name: str, images: Data, tmp_path: Path
 ) -> None:
@@ -382,7 +386,9 @@ def test_a_failure_on_the_way_leaves_nothing(images: Data, tmp_path: Path, monke
 # Campaigns
 
 
-@pytest.mark.parametrize("name", ["int8_qdq", "int8_qoperator", "fp16"])
+@pytest.mark.parametrize(
+    "name", ["int8_qoperator", *(pytest.param(some, marks=pytest.mark.slow) for some in ("int8_qdq", "fp16"))]
+)
 def test_campaigns_run_on_the_shipped_versions(name: str, tmp_path: Path) -> None:
     model = str(ROOT / f"models/fashion_cnn_{name}.onnx")
     campaign = Campaign(model, str(TEST), samples=100, ber=(1e-5, 1e-3), repeat=4, provider="cpu")

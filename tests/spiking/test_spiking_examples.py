@@ -45,7 +45,7 @@ def test_the_notebooks_are_as_their_scripts() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if name in ("optimisations", "parametric") else ())
+        pytest.param(name, marks=pytest.mark.slow if name in ("bit_flips", "optimisations", "parametric") else ())
         for name in sorted(set(SHOWN) - TORCH)
     ],
 )
