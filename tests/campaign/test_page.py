@@ -288,7 +288,7 @@ addEventListener("load", () => { for (const frame of document.querySelectorAll("
   told.tables = [...page.querySelectorAll("table.sorts")].map((table) => {
     const column = (k) => [...table.tBodies[0].rows].map((r) => r.cells[k].dataset.v ?? r.cells[k].textContent);
     const heads = [...table.tHead.rows[0].cells], before = column(0), k = heads.length - 1;
-    const at = heads.findIndex((h) => h.textContent === "SDC-1" || h.textContent === "Value");
+    const at = heads.findIndex((h) => h.textContent.startsWith("SDC-1") || h.textContent === "Value");
     heads[at].querySelector("button").click();
     const up = column(at);
     heads[at].querySelector("button").click();
