@@ -274,7 +274,7 @@ def test_numpy_numbers_are_written_plainly() -> None:
         ("burst:k=", r"k='' is no whole number"),
         ("burst:k=0", r"fault 'burst': k=0 is out of range; give a whole number from 1"),
         ("burst:k=-1", r"k=-1 is out of range"),
-        ("burst:k=" + "9" * 5000, r"is no whole number"),
+        ("burst:k=" + "9" * 5000, r"is no number of a word; give fewer digits"),
         ("set-word:word=-1", r"word=-0x1 is out of range; give a word from 0x0 on"),
         ("set-word:word=0x10000000000000000", r"word=0x10000000000000000 is out of range"),
         ("set-word:word=1.0", r"word='1.0' is no whole number"),

@@ -169,7 +169,7 @@ def test_flips_are_not_drawn_where_a_word_stands_for_what_is_computed() -> None:
         Target("lif/threshold", WORDS["float32"], (2,), role="threshold"),
         Target("lif/spike", WORDS["float32"], (2,), role="spike"),
     ]
-    assert [t.id for t in Selector().space(words).targets] == ["lif/threshold"]
+    assert [t.id for t in Selector().space(words, parse_fault("flip")).targets] == ["lif/threshold"]
     for fault in ("dead", "saturated", "set:value=1", "random-word"):
         assert len(Selector(role=("spike",)).space(words, parse_fault(fault))) == 2
     for fault in ("flip", "stuck-at-1", "scale:factor=2", "noise:sigma=0.1"):
