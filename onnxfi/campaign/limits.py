@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
+from contextlib import suppress
 
+#: glibc's number of the size from which on a block is mapped by itself.
+_MMAP_THRESHOLD = -3
 _MEMORY = re.compile(r"bad.?alloc|failed to allocate|out of memory", re.I)
 
 
@@ -20,6 +24,17 @@ def limit_memory(memory_bytes: int | None) -> None:
     most = resource.getrlimit(resource.RLIMIT_DATA)[1]
     # What is written to, not what is only reserved: a GPU's driver reserves more than any machine has.
     resource.setrlimit(resource.RLIMIT_DATA, (most if memory_bytes is None else memory_bytes, most))
+
+
+def give_back() -> None:
+    """Have blocks of 1 MB or more go back to the system as soon as they are free, where the C library can do that.
+
+    Else glibc keeps up to 32 MB of each, in pieces between others: of the weights of one session after another as much
+    again as what is in use. That is quicker, so it stays so where models are small.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 20)
 
 
 def memory_held() -> int:

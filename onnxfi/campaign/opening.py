@@ -8,15 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from onnxfi.campaign.limits import give_back
 from onnxfi.campaign.spec import Campaign
-from onnxfi.errors import EngineError
+from onnxfi.errors import EngineError, OutputError
 from onnxfi.graph.model import Model, load
-from onnxfi.graph.mutate import Edits, faulty_bytes, write
+from onnxfi.graph.mutate import Edits, faulty_bytes, write_draft
 from onnxfi.graph.scratch import scratch
 from onnxfi.graph.times import counted, counts_of
 from onnxfi.runtime.engines import Engine, Session
 from onnxfi.runtime.spiking import opened
 
+#: From this size on, a model's memory matters more than the time that it takes to have it from the system.
+LARGE_BYTES = 64 << 20
 #: The fields of a campaign that say how its model is opened.
 FIELDS = ("allow_links", "expose", "neurons", "layers", "time_axis", "output")
 
@@ -34,6 +37,8 @@ def open_model(campaign: Campaign) -> Model:
 def reopen(path: str, said: Mapping[str, Any]) -> Model:
     """The model as these fields of a campaign say."""
     model = load(path, allow_links=said.get("allow_links", False))
+    if sum(source.size for source in model.sources) >= LARGE_BYTES:
+        give_back()
     if said.get("expose", False):
         model = opened(model, said.get("neurons"))
     if said.get("time_axis") is not None:
@@ -50,10 +55,19 @@ def output_of(campaign: Campaign, model: Model) -> str | None:
 
 def changed(engine: Engine, model: Model, change: Edits) -> Session:
     """A session of a model with this change; no copy of the model is left."""
-    if not model.external:
-        return engine.prepare(faulty_bytes(model, change))
+    # Of a file the runtime holds less than of bytes, which it parses beside them.
+    if model.external or model.source.size >= LARGE_BYTES:
+        try:
+            return _drafted(engine, model, change)
+        except (OutputError, OSError):
+            if model.external:
+                raise
+    return engine.prepare(faulty_bytes(model, change))
+
+
+def _drafted(engine: Engine, model: Model, change: Edits) -> Session:
     with scratch() as folder:
-        write(model, change, folder / "faulty.onnx")
+        write_draft(model, change, folder / "faulty.onnx")
         return engine.prepare(folder / "faulty.onnx")
 
 

@@ -90,7 +90,8 @@ class Shortcuts:
         for some in dict.fromkeys((routes.fronts, ())):
             cut = routes if some == routes.fronts else replace(routes, fronts=some)
             try:
-                golden = GoldenValues(Chain(engine, cut, inputs), data, size, kept_bytes // 2, axes)
+                chain = Chain(engine, cut, inputs, kept_bytes // 2)
+                golden = GoldenValues(chain, data, size, kept_bytes // 2, axes)
                 spine = Spine(golden, late=cut.late, exact=exact)
                 spine.first = FirstPieces(spine) if cut.late else None
                 golden_scores(spine, 0, output)

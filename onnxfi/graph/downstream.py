@@ -11,7 +11,7 @@ often than the parts.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,8 @@ from onnxfi.graph.inference import inferred
 from onnxfi.graph.model import Model, parse
 from onnxfi.graph.rewire import taken
 from onnxfi.graph.source import shown
-from onnxfi.graph.targets import DATA_TYPES
+from onnxfi.graph.targets import DATA_TYPES, Place
+from onnxfi.graph.weights import Stored, Weights
 from onnxfi.graph.wire import token
 
 if TYPE_CHECKING:
@@ -180,7 +181,8 @@ def wire(model: Model, *, halves: bool = False, blocks: bool = False) -> Wiring:
 
     Raises ModelError where it is too large for one message.
     """
-    proto, homes = parse(model), dict(_homes(model.proto))
+    homes = dict(_homes(model.proto))
+    proto, weights = _hollowed(model, homes)
     graph = proto.graph
     makers = {name: k for k, node in enumerate(graph.node) for name in node.output if name}
     stored = {tensor.name: tensor for tensor in graph.initializer}
@@ -188,38 +190,58 @@ def wire(model: Model, *, halves: bool = False, blocks: bool = False) -> Wiring:
     outer = {*makers, *stored, *(i.name for i in graph.input)}
     reads = tuple((*node.input, *(name for name in captured(node) if name in outer)) for node in graph.node)
     uncut = frozenset() if halves else _halves(model.proto)
-    wiring = Wiring(proto, reads, makers, stored, homes, {}, uncut, blocks)
-    return replace(wiring, weights=_weights(model, wiring))
+    return Wiring(proto, reads, makers, stored, homes, weights, uncut, blocks)
 
 
-def _weights(model: Model, wiring: Wiring) -> dict[str, NDArray[Any]]:
-    """Take the large tensors out of the net's model, and what lies in external data into it."""
-    from onnx import numpy_helper
+def _hollowed(model: Model, homes: Mapping[int, Home]) -> tuple[onnx.ModelProto, Weights]:
+    """The whole model but for its large tensors, and these; what else lies in external data is taken into it."""
+    import onnx
 
-    found = {}
-    for number, where in wiring.homes.items():
-        tensor = payload(wiring, where)
-        if tensor.data_location == 1:
-            if number not in model.by_record:
+    proto, found = parse(model), dict[str, Stored]()
+    graph = proto.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output if name}
+    for number, where in homes.items():
+        place = model.by_record.get(number)
+        if where.node >= 0:
+            tensor = at(graph.node[where.node], where.path)
+        else:
+            tensor = stored[where.fed] if where.fed in stored else makers[where.fed].attribute[0].t
+            kept = _stored(model, tensor, place) if where.fed in stored else None
+            if kept is not None:
+                found[where.fed] = kept
+                hollow(tensor, kept.nbytes)
+                continue
+        if tensor.data_location == 1 and where.fed not in found:
+            if place is None:
                 raise ModelError(f"{shown(tensor.name)} lies in external data in a way that cannot be followed")
-            place = model.by_record[number]
             with model.sources[place.file].reading() as read:
                 tensor.raw_data = read(*place.runs[0][:2])
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
-        large = tensor.data_type in _NATIVE and len(tensor.raw_data) >= LARGE_BYTES
-        if large and where.node < 0 and where.fed in wiring.stored:
-            found[where.fed] = numpy_helper.to_array(tensor)
-            hollow(tensor)
-    return found
+    if found and proto.ByteSize() < 1 << 31:  # what was taken out of a message stays in its memory until all of it goes
+        proto = onnx.ModelProto.FromString(proto.SerializeToString())
+    return proto, Weights(found)
 
 
-def hollow(tensor: onnx.TensorProto) -> None:
-    """Leave of a tensor its name, type and shape: its numbers are given when a session is made."""
-    size = len(tensor.raw_data)
+def _stored(model: Model, tensor: onnx.TensorProto, place: Place | None) -> Stored | None:
+    """Where a tensor lies that is given beside a model; None for one that is small, or is not there as it is."""
+    from onnx import helper
+
+    if place is None or len(place.runs) != 1 or place.varint or tensor.data_type not in _NATIVE:
+        return None
+    (start, end, lead), dtype = place.runs[0], helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    kept = Stored(model.sources[place.file], start, dtype, tuple(tensor.dims))
+    here = place.file > 0 if tensor.data_location == 1 else place.file == 0 and len(tensor.raw_data) == end - start
+    return kept if here and not lead and end - start == kept.nbytes >= LARGE_BYTES else None
+
+
+def hollow(tensor: onnx.TensorProto, nbytes: int) -> None:
+    """Leave of a tensor its name, type and shape: its numbers, so many bytes, are given when a session is made."""
     tensor.ClearField("raw_data")
+    tensor.ClearField("external_data")
     tensor.data_location = 1  # type: ignore[assignment]
-    for key, value in (("location", "given"), ("offset", "0"), ("length", str(size))):
+    for key, value in (("location", "given"), ("offset", "0"), ("length", str(nbytes))):
         tensor.external_data.add(key=key, value=value)
 
 

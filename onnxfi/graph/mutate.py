@@ -269,6 +269,20 @@ def faulty_bytes(model: Model, change: Edits) -> bytes:
     return b"".join(bytes(new) for _, new in pieces)
 
 
+def write_draft(model: Model, change: Edits, out: Path) -> None:
+    """Write the changed copy as `write` does, without digests and for nobody to keep: what a session is made from."""
+    files = written(out, len(model.external))
+    splices = [*change.splices, *_renamed(model, [file.name for file in files[1:]])]
+    try:
+        for number, (source, file) in enumerate(zip(model.sources, files, strict=True)):
+            with file.open("wb") as stream:
+                for _, new in _pieces(source, change.bytes_of(number), [] if number else _lengths(splices)):
+                    _put(stream, new)
+                stream.truncate()
+    except OSError as error:
+        raise OutputError(f"cannot write {str(out)!r}: {error.strerror}") from None
+
+
 def _put(stream: IO[bytes], piece: Any) -> None:
     """Write a piece; stretches of zeros are left as holes, so that a sparse file stays one."""
     view, done = memoryview(piece), 0

@@ -64,15 +64,17 @@ def extract(
     graph.initializer.extend(t for t in whole.graph.initializer if t.name in read)
     graph.sparse_initializer.extend(t for t in whole.graph.sparse_initializer if t.values.name in read)
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    stored = {name: array for name, array in wiring.weights.items() if name in read}
+    stored = {name: wiring.weights[name] for name in wiring.weights if name in read}
     for where, array in (faulty or {}).items():
         tensor = _held(graph, keep, where)
-        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-        if where.fed in stored:
+        if where.fed in stored and array.nbytes >= LARGE_BYTES:
             del stored[where.fed]
-            if array.nbytes >= LARGE_BYTES:
-                stored[where.fed] = array
-                hollow(tensor)
+            stored[where.fed] = array
+            tensor.dims[:] = array.shape
+            hollow(tensor, array.nbytes)
+            continue
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        stored.pop(where.fed, None)
     if lifted is not None:
         _lift(graph.node[keep.index(lifted.node)], lifted)
     if wiring.blocks:

@@ -100,7 +100,7 @@ def terms(wiring: Wiring, one: Sum, weight: NDArray[Any], size: int) -> Part:
         mine = np.ascontiguousarray(weight[:, number * size : (number + 1) * size])
         made.graph.initializer.append(numpy_helper.from_array(mine, names[1]))
         if mine.nbytes >= LARGE_BYTES:
-            hollow(made.graph.initializer[-1])
+            hollow(made.graph.initializer[-1], mine.nbytes)
             stored[names[1]] = mine
         shape = [None, mine.shape[1], *[None] * (weight.ndim - 2)]
         made.graph.input.append(helper.make_tensor_value_info(names[0], FLOAT, shape))

@@ -65,14 +65,16 @@ def check_shapes(found: Mapping[str, Array], golden: Mapping[str, Array]) -> Non
 class Chain:
     """A model in pieces, each opened once for all that runs through it.
 
-    Opening raises EngineError where the runtime does not take a piece, or what goes on from one is no tensor.
+    Of the sessions that show what lies within pieces, those that fit into `inner_bytes` stay open, the last one in any
+    case; others are opened again. Opening raises EngineError where the runtime does not take a piece, or what goes on
+    from one is no tensor.
     """
 
-    def __init__(self, engine: OrtEngine, routes: Routes, inputs: Sequence[Port]) -> None:
-        self.engine, self.routes = engine, routes
+    def __init__(self, engine: OrtEngine, routes: Routes, inputs: Sequence[Port], inner_bytes: int) -> None:
+        self.engine, self.routes, self.inner_bytes = engine, routes, inner_bytes
         self.ports: dict[str, Port] = {port.name: port for port in inputs}
-        self.sessions = [self._opened(number, ()) for number in range(len(routes.pieces))]
-        self._inner: dict[int, Session] = {}
+        self.sessions = [self._opened(number, ())[0] for number in range(len(routes.pieces))]
+        self._inner: OrderedDict[int, tuple[Session, int]] = OrderedDict()
 
     def prepare(self, part: Part) -> Session:
         """A session of a part of the model."""
@@ -82,7 +84,10 @@ class Chain:
         """The session of a piece that shows what lies within it."""
         if number not in self._inner:
             self._inner[number] = self._opened(number, self.routes.inner[number])
-        return self._inner[number]
+        self._inner.move_to_end(number)
+        while len(self._inner) > 1 and sum(size for _, size in self._inner.values()) > self.inner_bytes:
+            self._inner.popitem(last=False)
+        return self._inner[number][0]
 
     def feeds(self, names: Sequence[str]) -> dict[str, Feed]:
         """How values are fed."""
@@ -94,7 +99,8 @@ class Chain:
             raise EngineError(f"{missing[0]!r} is not kept")
         return {name: feed_of(self.ports[name]) for name in names}
 
-    def _opened(self, number: int, inner: Sequence[str]) -> Session:
+    def _opened(self, number: int, inner: Sequence[str]) -> tuple[Session, int]:
+        """A session of a piece, and about the bytes that it takes."""
         piece = self.routes.pieces[number]
         feeds = {name: feed_of(self.ports[name]) for name in piece.crossings if name in self.ports}
         if len(feeds) < len(piece.crossings):
@@ -102,7 +108,7 @@ class Chain:
         part = extract(self.routes.wiring, piece.nodes, feeds, inner or piece.outputs)
         session = self.prepare(part)
         self.ports |= {port.name: port for port in session.outputs}
-        return session
+        return session, part.size_bytes
 
 
 class GoldenValues:
