@@ -260,6 +260,12 @@ def test_golden_values_beyond_the_budget_are_computed_again(tmp_path: Path) -> N
     assert wide.shortcuts is not None and narrow.shortcuts is not None
     narrow.shortcuts.golden.release()
     assert narrow.shortcuts.golden.kept_bytes <= 2048 < wide.shortcuts.golden.kept_bytes
+    pieces = range(len(narrow.shortcuts.routes.pieces))
+    for bench in (wide, narrow):
+        chain = bench.shortcuts.golden.chain
+        assert chain.inner(0) is chain.inner(0)
+        opened = [chain.inner(number) for number in pieces]
+        assert (chain.inner(0) is opened[0]) == (bench is wide or len(pieces) == 1)
 
 
 def test_trials_run_batch_by_batch_where_golden_values_do_not_fit(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx.parser
 import pytest
 
+from onnxfi.errors import ModelError
 from onnxfi.graph.downstream import wire
 from onnxfi.graph.model import load
 from onnxfi.graph.parts import extract
@@ -64,3 +66,23 @@ def test_a_circle_has_an_end(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "circle.onnx")
     part = extract(wire(load(tmp_path / "circle.onnx"), blocks=True), [2, 3, 4], {"x": SHAPE}, ["y"])
     assert len(onnx.ModelProto.FromString(part.data).graph.node) == 3
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["in the file", "beside it"])
+def test_large_tensors_are_read_when_they_are_needed_and_held_once(tmp_path: Path, beside: bool) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal((64, 64)).astype(np.float32) for name in "vw"}
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 20]> m (float[N,64] x) => (float[N,64] y) { h = MatMul(x, v) y = MatMul(h, w) }'
+    )
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=beside, location="m.data", size_threshold=0)
+    wiring = wire(load(tmp_path / "m.onnx"))
+    assert wiring.proto.ByteSize() < 1000 and [*wiring.weights] == ["v", "w"]
+    parts = [extract(wiring, [1], {"h": (1, ["N", 64])}, ["y"]) for _ in range(2)]
+    assert [*parts[0].stored] == ["w"] and np.array_equal(parts[0].stored["w"], arrays["w"])
+    assert parts[0].stored["w"] is parts[1].stored["w"]
+    file = tmp_path / ("m.data" if beside else "m.onnx")
+    file.write_bytes(file.read_bytes() + b"\0")
+    with pytest.raises(ModelError, match="changed while it was being read"):
+        extract(wiring, [0], {"x": (1, ["N", 64])}, ["h"])
