@@ -24,14 +24,14 @@ from onnx import numpy_helper
 from tiny import chance, mlp, ran, samples, save, tables
 
 import onnxfi
-from onnxfi.campaign import runner
+from onnxfi.campaign import opening, runner
 from onnxfi.campaign.bench import Bench, CampaignError
 from onnxfi.campaign.export import export_trial
 from onnxfi.campaign.plan import make_plan, write_plan
 from onnxfi.campaign.runner import plan, run
 from onnxfi.campaign.spec import Campaign, Part
 from onnxfi.campaign.store import Store, StoreError
-from onnxfi.errors import DataError, EngineError, OnnxfiError, ProviderError
+from onnxfi.errors import DataError, EngineError, OnnxfiError, OutputError, ProviderError
 from onnxfi.graph.model import load
 from onnxfi.runtime.data import open_data
 from onnxfi.runtime.engines import OrtEngine, OrtSession
@@ -108,6 +108,31 @@ def test_kept_scores_stand_for_the_first_run_only_where_they_agree(here: Path) -
     assert bench.golden(golden.scores)[0].scores is golden.scores and seconds > 0
     wrong = golden.scores + 1
     assert np.array_equal(bench.golden(wrong)[0].scores, golden.scores)
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["in the file", "beside it"])
+def test_a_large_model_is_opened_from_a_draft_and_answers_alike(
+    here: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    plain = campaign(route="plain", trials=5)
+    small = [(r.outcome, r.metrics) for r in run(plain, here / "small.db")]
+    if beside:
+        onnx.save(onnx.load("m.onnx"), "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    asked: list[bool] = []
+    monkeypatch.setattr(opening, "LARGE_BYTES", 1)
+    monkeypatch.setattr(opening, "give_back", lambda: asked.append(True))
+    monkeypatch.setattr(opening, "faulty_bytes", lambda *_: pytest.fail("the whole model was put into memory"))
+    assert [(r.outcome, r.metrics) for r in run(plain, here / "large.db")] == small and asked
+
+
+def test_where_there_is_no_room_for_a_draft_bytes_do(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OutputError("cannot write it: No space left on device")
+
+    monkeypatch.setattr(opening, "LARGE_BYTES", 1)
+    monkeypatch.setattr(opening, "give_back", lambda: None)
+    monkeypatch.setattr(opening, "write_draft", full)
+    assert len([*run(campaign(route="plain", trials=2), here / "s.db")]) == 2
 
 
 UNREACHED = """net (float[N,4] x) => (float[N,3] y, float[N,4] z) <float[4] far = {1,2,3,4}, float[1,3] near = {1,2,3}>
