@@ -40,7 +40,7 @@ def brief(value: object) -> str:
     ('-3', 'of 30,103 digits')
     """
     if isinstance(value, int) and value.bit_length() > _WRITTEN_BITS:  # of some thousands Python writes none
-        return f"of {math.ceil(value.bit_length() * math.log10(2)):,} digits"
+        return f"of {math.floor((value.bit_length() - 1) * math.log10(2)) + 1:,} digits"
     try:
         text = str(value)
     except ValueError:  # such a number in a list
