@@ -3,7 +3,7 @@
     def test_resilience(onnxfi_check):
         assert onnxfi_check("model.onnx", "budget.yaml")
 
-docs/ci.md tells the rest.
+docs/how-to/ci.md tells the rest.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ every output must be the plain model's, byte for byte; then one fault sets all e
 one element of one value, which must read back as numpy predicts. Models: the node tests of the onnx package, generated
 in memory, its light, simple and pytorch models, and the shipped and fetched ones.
 
-python scripts/conformance.py [--report docs/activations.md] [--every N] [--kind node,files,models]
+python scripts/conformance.py [--report docs/how-to/activations.md] [--every N] [--kind node,files,models]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Mutate real models; onnxfi must accept each or refuse it with an error of its own: no traceback, hang or leak.
 
-    python scripts/fuzz.py --count 100000 --report docs/fuzz.md   # as the tests' figures were taken
+    python scripts/fuzz.py --count 100000 --report docs/explanation/fuzz.md   # as the tests' figures were taken
     python scripts/fuzz.py --one 12345                            # one mutation again, with its traceback
 
 Each mutation is opened, inspected, sampled and injected. One that is accepted must also be right: exactly the bits of
@@ -408,7 +408,8 @@ Of the refused:
 
 Taken over {len(corpus())} models with
 
-    python scripts/fuzz.py --count {args.count} --seed {args.seed} --workers {args.workers} --report docs/fuzz.md
+    python scripts/fuzz.py --count {args.count} --seed {args.seed} --workers {args.workers} \\
+        --report docs/explanation/fuzz.md
 
 in {took_s / 60:.0f} minutes; onnxfi {version}, onnx {onnx.__version__}, Python {sys.version.split()[0]}.
 Mutation number i is a function of the seed and i: `--one I` looks at it again. The core tests try a few hundred more

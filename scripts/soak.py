@@ -8,7 +8,7 @@
     python scripts/soak.py memory --count 20000  # a long campaign takes no more memory than a short one
 
 Each prints what it did and what it found, and ends with exit code 1 where a promise was not kept. Moments are drawn
-from --seed. docs/robustness.md has the figures.
+from --seed. docs/explanation/robustness.md has the figures.
 """
 
 import argparse

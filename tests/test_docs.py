@@ -35,9 +35,9 @@ from onnxfi.faults.words import WORDS
 from onnxfi.runtime.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
-SHOWN = ("README.md", "docs/campaigns.md", "docs/usage.md", "docs/quantised.md", "docs/spiking.md")
+SHOWN = ("README.md", *(f"docs/how-to/{name}.md" for name in ("campaigns", "usage", "quantised", "spiking")))
 OURS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-PAGES = [*OURS, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "models").glob("*.md"))]
+PAGES = [*OURS, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "models").glob("*.md"))]
 #: The README's two commands make environments and run these tests: here stand what they do in the end.
 STAND_INS = {
     "bash scripts/demo.sh": "python examples/accuracy_over_ber.py models/fashion_cnn.onnx models/fashion_test.npz",
@@ -243,7 +243,7 @@ def test_the_readmes_verbs_do_the_same_on_both_sides(work: Path, monkeypatch: py
 
 def test_usage_lists_every_fault_model_with_its_unit_and_defaults() -> None:
     listed = {}
-    for cell, unit, _ in table(read("docs/usage.md"), "fault"):
+    for cell, unit, _ in table(read("docs/how-to/usage.md"), "fault"):
         (text,) = code(cell)
         model = parse_fault(text)
         if "=" in text and "…" not in text:
@@ -254,7 +254,7 @@ def test_usage_lists_every_fault_model_with_its_unit_and_defaults() -> None:
 
 
 def test_usage_lists_every_number_format() -> None:
-    rows = {code(row[0])[0]: row[1:] for row in table(read("docs/usage.md"), "format")}
+    rows = {code(row[0])[0]: row[1:] for row in table(read("docs/how-to/usage.md"), "format")}
 
     def span(word: Any, name: str) -> str:
         bits = word.field(name)
@@ -265,20 +265,20 @@ def test_usage_lists_every_number_format() -> None:
 
 
 def test_usage_lists_every_metric() -> None:
-    assert [code(row[0])[0] for row in table(read("docs/usage.md"), "metric")] == list(METRICS)
+    assert [code(row[0])[0] for row in table(read("docs/how-to/usage.md"), "metric")] == list(METRICS)
 
 
 @pytest.mark.parametrize("verb", ["inspect", "inject", "eval"])
 def test_usage_tells_every_option(verb: str) -> None:
     command = group.get_command(click.Context(group), verb)
     assert command is not None and verb in VERBS
-    usage = read("docs/usage.md")
+    usage = read("docs/how-to/usage.md")
     options = [o for p in command.params if isinstance(p, click.Option) for o in p.opts if o.startswith("--")]
     assert not [o for o in options if not re.search(rf"`[^`]*{o}\b[^`]*`", usage)]
 
 
 def test_every_public_name_of_the_verbs_is_told() -> None:
-    usage = read("docs/usage.md")
+    usage = read("docs/how-to/usage.md")
     names = [name for name, home in onnxfi._HOME.items() if not home.startswith("campaign.")]
     assert not [name for name in names if not re.search(rf"\b{name}\b", usage)]
 
@@ -323,8 +323,9 @@ def test_the_changelog_has_this_version() -> None:
 
 
 def test_the_index_lists_every_document() -> None:
-    listed = set(re.findall(r"\]\(([\w-]+\.md)\)", read("docs/README.md")))
-    assert listed == {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    listed = set(re.findall(r"\]\(([\w/-]+\.md)\)", read("docs/index.md")))
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert listed == pages - {"index.md"}
 
 
 def slug(heading: str) -> str:

@@ -34,7 +34,7 @@ def test_shell_scripts_can_be_read_and_run(script: Path) -> None:
 
 
 def test_scripts_that_documents_and_scripts_name_exist() -> None:
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *MODELS.glob("*.md"), *SHELL]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *MODELS.glob("*.md"), *SHELL]
     named_in = {page: re.findall(r"(?:scripts|examples)/[\w/]+\.(?:sh|py)", page.read_text("utf-8")) for page in pages}
     assert not [(page.name, name) for page, names in named_in.items() for name in names if not (ROOT / name).is_file()]
     assert any(named_in.values())

@@ -1,4 +1,4 @@
-"""The cache of golden runs: scores by the digest of all that fixes them. Described in docs/ci.md.
+"""The cache of golden runs: scores by the digest of all that fixes them. Described in docs/how-to/ci.md.
 
 A file holds the bytes of one array, with its type, shape and SHA-256. What is damaged, or cannot be read or written,
 counts as not there: a cache may cost time, never an answer.

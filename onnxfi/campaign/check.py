@@ -1,4 +1,4 @@
-"""The gate: a small seeded campaign against a budget's limits. Verdicts and their statistics: docs/ci.md.
+"""The gate: a small seeded campaign against a budget's limits. Verdicts and their statistics: docs/how-to/ci.md.
 
 Trials and looks are fixed by the budget: one look, when all trials have run. A time box, or a trial on which the
 harness failed, leaves limits not decided; it never turns pass into fail or back. An adaptive campaign is judged by its

@@ -111,7 +111,7 @@ def checksum(row: Sequence[Any]) -> int:
     return crc32(ascii(tuple(row)).encode())
 
 
-#: The tables of a store, as docs/store.md has them.
+#: The tables of a store, as docs/reference/store.md has them.
 STORE = Schema.of("""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE strata (

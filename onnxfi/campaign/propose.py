@@ -1,4 +1,4 @@
-"""Writing a budget: the limits that today's model meets with room to spare. How much room: docs/ci.md."""
+"""Writing a budget: the limits that today's model meets with room to spare. How much room: docs/how-to/ci.md."""
 
 from __future__ import annotations
 

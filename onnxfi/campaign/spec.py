@@ -110,8 +110,8 @@ class Campaign:
     `trials` of them, or as many as `margin` (0.01) at `confidence` asks for, drawn `per` network, layer, layer-bit, or
     data-aware. `adaptive` draws them in rounds where they tell most of `rate`, until half the width of its interval is
     `margin` or less, or `relative_margin` times the rate where that is more; `method` is guaranteed, asymptotic or
-    simple (docs/statistics.md). `exhaustive` strikes every site once. `faults` replays a list. `mix` puts several draws
-    into each trial.
+    simple (docs/explanation/statistics.md). `exhaustive` strikes every site once. `faults` replays a list. `mix` puts
+    several draws into each trial.
     `data` None are synthetic inputs. A sample is masked where its output is golden's within `tolerance` (absolute);
     `due` names what counts as DUE. `expose` gives each neuron of a spiking network words of its own, `neurons` is a
     mapping of those that no pattern finds; `time_axis` counts spikes over that axis of the output, and scores the

@@ -1,4 +1,4 @@
-"""The store of a campaign: one SQLite file. The format, version 3, is in docs/store.md.
+"""The store of a campaign: one SQLite file. The format, version 3, is in docs/reference/store.md.
 
 Written in batches, in WAL mode, so that a kill at any moment loses at most the last batch and never the file; a run
 that ends leaves one plain file. A result's key is its trial, the store's is the campaign: merging is set union, and

@@ -15,7 +15,7 @@ the last fault of a stratum, so that q is positive exactly where a fault is left
 `confidence_sequence` bets against each candidate mean (Waudby-Smith and Ramdas, Journal of the Royal Statistical
 Society B 86, 2024): it holds at every moment at once, however one decides to stop, and presumes nothing but values in
 [0, 1]. `asymptotic_interval` and `simple_interval` are narrower, and right as far as they were measured
-(docs/statistics.md). Everything here is a pure function; chance is spent in `sampling.choose`.
+(docs/explanation/statistics.md). Everything here is a pure function; chance is spent in `sampling.choose`.
 """
 
 from __future__ import annotations

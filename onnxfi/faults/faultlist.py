@@ -1,4 +1,4 @@
-"""The fault list: an experiment as a text file. The format, version 1, is in docs/fault-list.md.
+"""The fault list: an experiment as a text file. The format, version 1, is in docs/reference/fault-list.md.
 
 Writing and reading are streams: a list of ten million trials is never held in memory.
 """

@@ -1,7 +1,7 @@
 """Patterns: one event that strikes many elements of a tensor, described by a small file.
 
 What an accelerator does when one of its parts fails (a row of a systolic array, every 16th channel, a tile) is
-measured, not derived. So a pattern is data: a JSON file, version 1, described in docs/patterns.md, used as
+measured, not derived. So a pattern is data: a JSON file, version 1, described in docs/how-to/patterns.md, used as
 `pattern:file=PATTERN.json`.
 """
 
@@ -75,7 +75,7 @@ class Pattern(FaultModel):
 
     def __post_init__(self) -> None:
         if not self.file:
-            raise FaultError("pattern takes file=PATTERN.json; docs/patterns.md says what stands in it")
+            raise FaultError("pattern takes file=PATTERN.json; docs/how-to/patterns.md says what stands in it")
         found = _read(self.file)
         if self.sha256 not in ("", found.digest):
             raise FaultError(f"pattern {self.file!r} has the content {found.digest}, not {self.sha256}; it was changed")
@@ -113,9 +113,9 @@ def _parse(text: bytes, file: str) -> _Description:
     try:
         row = json.loads(text)
     except (ValueError, RecursionError):
-        raise FaultError(f"pattern {file!r} is no JSON; docs/patterns.md says what stands in it") from None
+        raise FaultError(f"pattern {file!r} is no JSON; docs/how-to/patterns.md says what stands in it") from None
     if not isinstance(row, dict):
-        raise FaultError(f"pattern {file!r} holds no object; docs/patterns.md says what stands in it")
+        raise FaultError(f"pattern {file!r} holds no object; docs/how-to/patterns.md says what stands in it")
     for key in row:
         if key not in _KEYS:
             raise FaultError(f"pattern {file!r}: unknown key {key!r}{closest(key, _KEYS)}")

@@ -2,7 +2,7 @@
 
 A dead neuron or synapse, a saturated one, and a bit flipped in a quantised view of weights that are stored as floats.
 Others have names already: a stuck neuron is `set:value=…`, a perturbed synapse or parameter `scale:factor=…`, a bit
-flip `flip`. docs/spiking.md has the table.
+flip `flip`. docs/how-to/spiking.md has the table.
 """
 
 from __future__ import annotations

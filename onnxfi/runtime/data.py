@@ -1,7 +1,7 @@
 """Opening what a model is fed: labelled samples from an archive, a folder of images, a function, or made up.
 
 `open_data` reads any of them into one `Data`, checked against the model's inputs. What a `Data` is stands in
-batches.py; npz.py and images.py read two of the kinds; docs/data.md describes all for users.
+batches.py; npz.py and images.py read two of the kinds; docs/how-to/data.md describes all for users.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ _EXAMPLE = "version: 1 / resize: 256 / crop: 224 / mean: [0.485, 0.456, 0.406] /
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From an image file to a model's input; docs/data.md describes the fields, in the order they apply."""
+    """From an image file to a model's input; docs/how-to/data.md describes the fields, in the order they apply."""
 
     input: str | None = None
     classes: tuple[str, ...] = ()

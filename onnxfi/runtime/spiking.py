@@ -35,7 +35,7 @@ class Exposed:
 
 
 def read_mapping(path: str | Path) -> list[Mapping[str, Any]]:
-    """The layers that a mapping file (YAML, docs/spiking.md) says; InputError for what is none."""
+    """The layers that a mapping file (YAML, docs/how-to/spiking.md) says; InputError for what is none."""
     from onnxfi.runtime.yaml_file import load_yaml
 
     said = load_yaml(path, "mapping")

@@ -6,7 +6,8 @@
 
 The table is made with numpy: only what lies behind the struck weight is computed again. A campaign of the study draws
 with onnxfi's own rounds, scores and intervals; only the value of a trial is looked up instead of run. The last column
-of the study is the share of the campaigns whose interval held the true rate. docs/statistics.md holds the last results.
+of the study is the share of the campaigns whose interval held the true rate. The last results:
+docs/explanation/statistics.md.
 The exit status of `check` and `study` says whether the targets were met: 0 yes, 1 no.
 """
 

@@ -2,7 +2,7 @@
 
     python scripts/bench/inject.py [--rounds 5] [--folder FOLDER] [--json]
 
-Three figures, each with its target; docs/performance.md explains them and holds the last results:
+Three figures, each with its target; docs/explanation/performance.md explains them and holds the last results:
 
 1. a 1 GB model with external data, its digest included, against `cp` of the same files, round by round;
 2. a 100 MB model in one file;

@@ -13,7 +13,7 @@ from onnxfi.campaign.rates import SHARES, YES_NO
 from onnxfi.campaign.spec import Campaign
 from onnxfi.campaign.values import SpecError
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "ci.md").read_text(encoding="utf-8")
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "how-to" / "ci.md").read_text(encoding="utf-8")
 SWEEP = "campaign: {ber: '1e-5,1e-4', repeat: 3}\n"
 SINGLE = "campaign: {single: true, trials: 10}\n"
 

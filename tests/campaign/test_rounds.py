@@ -40,7 +40,7 @@ from onnxfi.faults.words import WORDS
 from onnxfi.graph.model import load
 from onnxfi.runtime.metrics import METRICS, Metric
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "store.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "store.md"
 
 
 def campaign(**fields: Any) -> Campaign:

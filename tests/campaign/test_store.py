@@ -515,7 +515,7 @@ def test_fresh_moves_nothing_where_the_campaign_cannot_be(here: Path) -> None:
 
 
 def test_the_format_is_that_of_its_document(here: Path) -> None:
-    document = (Path(__file__).parents[2] / "docs" / "store.md").read_text(encoding="utf-8")
+    document = (Path(__file__).parents[2] / "docs" / "reference" / "store.md").read_text(encoding="utf-8")
     ran(campaign(single=True, trials=3), here / "s.db")
     with sqlite3.connect(here / "s.db") as db:
         names = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

@@ -34,7 +34,7 @@ from onnxfi.errors import OnnxfiError
 from onnxfi.runtime.metrics import METRICS, Metric
 
 Run = Callable[..., Any]
-DOCUMENT = Path(__file__).parents[2] / "docs" / "json.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "json.md"
 SCHEMAS = {
     schema["title"].removeprefix("onnxfi "): schema
     for schema in map(json.loads, re.findall(r"```json\n(.*?)\n```", DOCUMENT.read_text(encoding="utf-8"), re.S))

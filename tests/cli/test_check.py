@@ -16,7 +16,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 Run = Callable[..., Any]
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "json.md").read_text(encoding="utf-8")
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "reference" / "json.md").read_text(encoding="utf-8")
 SCHEMA = next(
     schema
     for schema in map(json.loads, re.findall(r"```json\n(.*?)\n```", DOCUMENT, re.S))

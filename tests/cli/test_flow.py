@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 CPU = OrtEngine(provider="cpu")
 SCHEMAS = {
     schema["title"].removeprefix("onnxfi "): schema
-    for schema in map(json.loads, re.findall(r"```json\n(.*?)\n```", (ROOT / "docs" / "json.md").read_text(), re.S))
+    for schema in map(
+        json.loads, re.findall(r"```json\n(.*?)\n```", (ROOT / "docs" / "reference" / "json.md").read_text(), re.S)
+    )
 }
 
 

@@ -1,4 +1,4 @@
-"""`--json`: what each command prints fits the schema of docs/json.md, is strict JSON, and is all that is printed."""
+"""`--json`: what each command prints fits the schema of docs/reference/json.md, is strict JSON, and is all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from onnxfi.cli.verbs import VERBS
 from onnxfi.runtime.metrics import METRICS
 
 Run = Callable[..., Any]
-DOCUMENT = Path(__file__).parents[2] / "docs" / "json.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "json.md"
 SCHEMAS: dict[str, Any] = {
     schema["title"].removeprefix("onnxfi "): schema
     for schema in map(json.loads, re.findall(r"```json\n(.*?)\n```", DOCUMENT.read_text(encoding="utf-8"), re.S))

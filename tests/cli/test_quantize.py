@@ -18,7 +18,9 @@ CNN, TEST = str(ROOT / "models/fashion_cnn.onnx"), str(ROOT / "models/fashion_te
 Run = Callable[..., Any]
 SCHEMAS: dict[str, Any] = {
     schema["title"].removeprefix("onnxfi "): schema
-    for schema in map(json.loads, re.findall(r"```json\n(.*?)\n```", (ROOT / "docs/json.md").read_text(), re.S))
+    for schema in map(
+        json.loads, re.findall(r"```json\n(.*?)\n```", (ROOT / "docs/reference/json.md").read_text(), re.S)
+    )
 }
 ON = ("--data", TEST, "--samples", "60", "--provider", "cpu")
 

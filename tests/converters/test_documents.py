@@ -1,4 +1,4 @@
-"""What docs/converters.md says: its commands where the frameworks are, its versions everywhere."""
+"""What docs/how-to/converters.md says: its commands where the frameworks are, its versions everywhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from test_docs import blocks, code, commands, lines_of, read, same, shell, table
 
 ROOT = Path(__file__).parents[2]
-PAGE = "docs/converters.md"
+PAGE = "docs/how-to/converters.md"
 PINS = dict(line.split("==") for line in read("scripts/frameworks.txt").splitlines() if not line.startswith("#"))
 PACKAGES = ("torch", "onnxscript", "safetensors", "keras", "tensorflow", "tf2onnx", "sklearn", "skl2onnx")
 
@@ -54,7 +54,9 @@ def test_the_environment_has_the_pinned_versions() -> None:
 
 
 @pytest.mark.frameworks(*PACKAGES)
-@pytest.mark.parametrize("page", [PAGE, *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("from-*.md"))])
+@pytest.mark.parametrize(
+    "page", [PAGE, *sorted(f"docs/how-to/{page.name}" for page in (ROOT / "docs" / "how-to").glob("from-*.md"))]
+)
 def test_console_blocks_print_what_they_show(peers: Path, page: str) -> None:
     ran = list(commands(read(page)))
     assert ran

@@ -18,7 +18,7 @@ from onnxfi.errors import InputError
 pytestmark = [pytest.mark.frameworks("keras", "tensorflow", "tf2onnx"), pytest.mark.filterwarnings("ignore")]
 Layers = Callable[[Path], dict[str, str]]
 Run = Callable[..., tuple[int, str, str]]
-JSON = Path(__file__).parents[2] / "docs" / "json.md"
+JSON = Path(__file__).parents[2] / "docs" / "reference" / "json.md"
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,7 @@ def test_the_docstrings_examples_run() -> None:
 
 def test_the_pages_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "training.md").read_text(encoding="utf-8")
     program = page.split("```python\n")[2].split("```")[0]
     model = cnn()
     exec(program, {"model": model, "images": image(32), "labels": np.arange(32) % 10})

@@ -320,7 +320,7 @@ def test_the_docstrings_examples_run() -> None:
 
 def test_the_pages_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "training.md").read_text(encoding="utf-8")
     program = page.split("```python\n")[1].split("```")[0].replace("N,1,28,28", "N,1,8,8")
     model = cnn()
     exec(program, {"model": model, "batches": [(image(8), torch.arange(8) % 10)] * 2})

@@ -1,7 +1,7 @@
 """Proof by an independent reader: exactly the listed bits change, nothing else differs, and undo restores the bytes.
 
 The models are the shipped ones, the fetched ones and all of the `onnx` wheel. What is expected is computed from the
-fault list on disk by the definitions of docs/fault-list.md, not by onnxfi.
+fault list on disk by the definitions of docs/reference/fault-list.md, not by onnxfi.
 """
 
 from __future__ import annotations
