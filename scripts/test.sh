@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every test that needs no training framework and is not marked slow: style, types, floors, doctests, core tests.
+# Every test that needs no training framework and is not marked slow: style, spelling, types, floors, doctests, core tests.
 #   bash scripts/test.sh [PYTEST ARGUMENTS]
 # Those marked slow, which look at what seldom changes:
 #   bash scripts/test.sh slow [PYTEST ARGUMENTS]
@@ -27,7 +27,7 @@ if [ "${1:-}" = frameworks ]; then
   # A framework is imported once in a worker: tests of a file stay together.
   OMP_NUM_THREADS=1 exec .venv-frameworks/bin/python -m pytest -q -n 2 --dist loadfile -m frameworks tests "$@"
 fi
-venv .venv "[test]"
+venv .venv "[test,docs]"
 PATH="$PWD/.venv/bin:$PATH"
 # Hundreds of processes import what is here and what pytest makes of it: compiled once, also where Python is told to leave
 # no byte code behind by itself.
@@ -44,6 +44,7 @@ fi
 python -m compileall -q onnxfi converters
 ruff check .
 ruff format --check --quiet .
+codespell
 # Types are looked at beside the tests, so that neither core waits for the other; what is wrong with them is told last.
 types=$(mktemp)
 trap 'rm -f "$types"' EXIT

@@ -1,0 +1,67 @@
+"""The site: mkdocs builds it without a warning, and it has every verb, public name and figure with its source."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import onnxfi
+from onnxfi.cli.verbs import VERBS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
+    pytest.importorskip("mkdocs", reason="the site is built with the extra docs")
+    out = tmp_path_factory.mktemp("site")
+    env = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def test_it_has_every_option_of_every_verb(site: Path) -> None:
+    page = (site / "reference" / "cli.html").read_text(encoding="utf-8")
+    assert [verb for verb in VERBS if f'id="{verb}"' not in page] == []
+    assert "<code>--save-faults FILE</code>" in page and "Sentinel" not in page
+
+
+def test_it_documents_every_public_name(site: Path) -> None:
+    page = (site / "reference" / "python.html").read_text(encoding="utf-8")
+    assert [name for name in onnxfi.__all__ if f'id="onnxfi.{name}"' not in page] == []
+    assert "&gt;&gt;&gt; " not in re.sub(r"<pre>.*?</pre>|<code>.*?</code>", "", page, flags=re.S), (
+        "an unfenced example"
+    )
+
+
+def test_its_links_lead_somewhere(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        if page.name == "404.html":
+            continue
+        for link in re.findall(r'(?:href|src)="([^"#]+)', page.read_text(encoding="utf-8")):
+            if not link.startswith(("http://", "https://", "mailto:", "data:")):
+                assert (page.parent / link).exists(), f"{page.relative_to(site)}: {link}"
+
+
+def test_it_loads_nothing_from_elsewhere(site: Path) -> None:
+    for page in [*site.rglob("*.html"), *site.rglob("*.css")]:
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r'<(?:script|img|iframe)[^>]*src="(?:https?:)?//[^"]*"|<link[^>]*href="https?:[^"]*"', text)
+        assert not [tag for tag in loaded if 'rel="canonical"' not in tag], page.name
+
+
+def test_the_references_list_every_verb_and_public_name() -> None:
+    assert re.findall(r"^\| `onnxfi (\w+)", (DOCS / "reference" / "cli.md").read_text(encoding="utf-8"), re.M) == list(
+        VERBS
+    )
+    listed = re.findall(r"^::: onnxfi\.(\w+)$", (DOCS / "reference" / "python.md").read_text(encoding="utf-8"), re.M)
+    assert sorted(listed) == sorted(onnxfi.__all__)
