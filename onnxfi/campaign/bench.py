@@ -29,6 +29,7 @@ from onnxfi.graph.routes import Routes
 from onnxfi.graph.samples import SampleAxis
 from onnxfi.runtime.batches import Batch
 from onnxfi.runtime.data import Data, open_data
+from onnxfi.runtime.dry_run import dry_run
 from onnxfi.runtime.engines import Session, short_name
 from onnxfi.runtime.evaluation import run_scores, sample_axes, scored_port, stacked
 from onnxfi.runtime.golden import UnlikeError, of_golden_shapes
@@ -74,6 +75,7 @@ class Bench:
         Where the model as it lies is not to run, it is only asked what it takes and gives, which is done sooner.
         """
         model = open_model(campaign)
+        dry_run(campaign.engine(), served(model))
         begun = time.perf_counter()
         session = told(campaign, model) if not runs else campaign.engine().prepare(served(model))
         opened_s = time.perf_counter() - begun
@@ -83,6 +85,8 @@ class Bench:
             campaign.data, session.inputs, preprocess=campaign.preprocess, limit=campaign.samples,
             batch_axis=campaign.batch_axis,
         )  # fmt: skip
+        if runs:
+            dry_run(campaign.engine(), served(model), data)
         output = scored_port(session, output_of(campaign, model), data, kind_of(campaign), whole=True)
         listed = None if campaign.faults is None else FaultList.open(campaign.faults).header
         reach = Reach.of(model, campaign.aims, data, listed, campaign.custom_ops)

@@ -97,6 +97,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     from onnxfi.cli.show import document, note
     from onnxfi.graph.model import load
     from onnxfi.runtime.data import open_data
+    from onnxfi.runtime.dry_run import dry_run
     from onnxfi.runtime.engines import OrtEngine
     from onnxfi.runtime.inflight import instrument
 
@@ -105,6 +106,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     fed = None
     if given["data"] is not None:
         engine = OrtEngine(provider="cpu", custom_ops=given["custom_ops"])
+        dry_run(engine, opened.path or b"")
         fed = open_data(given["data"], engine.prepare(opened.path or b"").inputs)
     asked = {name: given[name] for name in ("all", "body", "values", "custom_ops")}
     done = instrument(opened, options.selector(given), out, opset=opset(given), data=fed, **asked)

@@ -118,8 +118,10 @@ def engine(given: Mapping[str, Any]) -> OrtEngine:
 def data(given: Mapping[str, Any], model: Model, how: OrtEngine) -> Data:
     """The data that the flags say, checked against the model's inputs."""
     from onnxfi.runtime.data import open_data
+    from onnxfi.runtime.dry_run import dry_run
 
     spec = None if given["data"] in (None, "synthetic") else given["data"]
+    dry_run(how, model.path or b"")
     ports = how.prepare(model.path or b"").inputs
     return open_data(
         spec, ports, preprocess=given["preprocess"], limit=given["samples"], batch_axis=given["batch_axis"]

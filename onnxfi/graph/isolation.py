@@ -1,8 +1,8 @@
 """Native calls that a hostile model can end, held in a copy of the process: what happens there ends a copy only.
 
 onnx's shape inference and its version converter stop the process (an assertion of C++, a stray pointer) on some models,
-or take as much time and memory as numbers in the model say. A copy by `fork` costs some milliseconds, since memory is
-shared until it is written. Where there is no `fork` the call is made in this process.
+or take as much time and memory as numbers in the model say; so does a runtime. A copy by `fork` costs some
+milliseconds, since memory is shared until it is written. Where there is no `fork` the call is made in this process.
 """
 
 from __future__ import annotations
@@ -27,18 +27,25 @@ class IsolationError(Exception):
     """A call that raised, or ended the copy of the process in which it was made; the text says how."""
 
 
-def isolated(call: Callable[[], bytes], *, spare_bytes: int = 0) -> bytes:
+class CrashError(IsolationError):
+    """A call that ended the copy by a signal; the text says by which."""
+
+
+def isolated(
+    call: Callable[[], bytes], *, spare_bytes: int = 0, limited: bool = True, longest_s: float | None = _LONGEST_S
+) -> bytes:
     """Return what a native call gives, made in a copy of this process and within limits of time and memory.
 
-    `spare_bytes` is memory beyond the limit that a call on a large model needs.
+    `spare_bytes` is memory beyond the limit that a call on a large model needs. Without `limited` it may take as much
+    memory and time of a processor as this process, and `longest_s` seconds of the clock (None: any number).
 
-    Raises IsolationError where the call raises, ends the copy, or goes beyond a limit.
+    Raises IsolationError where the call raises or goes beyond a limit, CrashError where a signal ends the copy.
 
     >>> isolated(lambda: b"shapes")
     b'shapes'
     >>> isolated(lambda: os.abort())
     Traceback (most recent call last):
-    onnxfi.graph.isolation.IsolationError: it ended with SIGABRT
+    onnxfi.graph.isolation.CrashError: it ended with SIGABRT
     """
     if not hasattr(os, "fork"):
         try:
@@ -52,11 +59,11 @@ def isolated(call: Callable[[], bytes], *, spare_bytes: int = 0) -> bytes:
         child = os.fork()
     if not child:
         os.close(receiving)
-        _serve(call, sending, _LIMIT_BYTES + spare_bytes)
+        _serve(call, sending, _LIMIT_BYTES + spare_bytes if limited else None)
     os.close(sending)
     status = None
     try:
-        answer = _read(receiving)
+        answer = _read(receiving, longest_s)
         status = os.waitpid(child, 0)[1]
     finally:
         os.close(receiving)
@@ -68,12 +75,14 @@ def isolated(call: Callable[[], bytes], *, spare_bytes: int = 0) -> bytes:
         return answer
     if code > 0:
         raise IsolationError(answer.decode("utf-8", "replace"))
+    if -code in (signal.SIGXCPU, signal.SIGKILL) and not limited:  # not by a limit of ours: the system took its memory
+        raise IsolationError("the system ended it, as where memory runs out")
     if -code in (signal.SIGXCPU, signal.SIGKILL):
         raise IsolationError(f"it takes more than {_LIMIT_S} s or {_LIMIT_BYTES >> 30} GiB")
-    raise IsolationError(f"it ended with {signal.Signals(-code).name}")
+    raise CrashError(f"it ended with {signal.Signals(-code).name}")
 
 
-def _serve(call: Callable[[], bytes], sending: int, limit_bytes: int) -> NoReturn:
+def _serve(call: Callable[[], bytes], sending: int, limit_bytes: int | None) -> NoReturn:
     """In the copy: make the call, send what it gives or how it failed, and end without what the process does last."""
     code = 1
     try:
@@ -93,10 +102,12 @@ def _serve(call: Callable[[], bytes], sending: int, limit_bytes: int) -> NoRetur
     os._exit(1)
 
 
-def _limit(limit_bytes: int) -> None:
+def _limit(limit_bytes: int | None) -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if limit_bytes is None:
+        return
     _lower(resource.RLIMIT_CPU, _LIMIT_S)
     with suppress(OSError):  # Linux alone says how much address space there is already
         pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -111,17 +122,17 @@ def _lower(kind: int, limit: int) -> None:
         resource.setrlimit(kind, (limit, hard))
 
 
-def _read(receiving: int) -> bytes:
+def _read(receiving: int, longest_s: float | None) -> bytes:
     """What the copy sends until it ends."""
     pieces: list[bytes] = []
-    until, pipe = time.monotonic() + _LONGEST_S, select.poll()
+    until, pipe = time.monotonic() + (longest_s or 0.0), select.poll()
     pipe.register(receiving, select.POLLIN)
-    while pipe.poll(max(0.0, 1000 * (until - time.monotonic()))):
+    while pipe.poll(None if longest_s is None else max(0.0, 1000 * (until - time.monotonic()))):
         piece = os.read(receiving, 1 << 20)
         if not piece:
             return b"".join(pieces)
         pieces.append(piece)
-    raise IsolationError(f"it does not end within {_LONGEST_S} s")
+    raise IsolationError(f"it does not end within {longest_s} s")
 
 
 def _words(error: BaseException) -> str:

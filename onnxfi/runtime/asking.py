@@ -16,6 +16,7 @@ from onnxfi.graph.probes import Place, with_shapes
 from onnxfi.graph.samples import Layout, layout_in
 from onnxfi.graph.turns import count_steps
 from onnxfi.runtime.data import Data, open_data
+from onnxfi.runtime.dry_run import dry_run
 from onnxfi.runtime.engines import OrtEngine, OrtSession
 from onnxfi.runtime.ports import Array
 
@@ -151,6 +152,7 @@ def opened(model: Model, proto: onnx.ModelProto, custom_ops: Sequence[str] = ())
     """A session of a changed copy of a model, on the CPU and without optimisation."""
     folder = model.path.parent if model.external and model.path is not None else None
     engine = OrtEngine(provider="cpu", optimization="off", custom_ops=tuple(custom_ops))
+    dry_run(engine, model.path or model.source.data or b"")
     return engine.prepare(proto.SerializeToString(), folder)
 
 

@@ -18,6 +18,7 @@ from onnxfi.graph.mutate import Progress
 from onnxfi.graph.times import counted, counts_of
 from onnxfi.runtime.batches import Batch
 from onnxfi.runtime.data import Data, open_data
+from onnxfi.runtime.dry_run import dry_run
 from onnxfi.runtime.engines import Engine, OrtEngine, Session
 from onnxfi.runtime.metrics import applicable
 from onnxfi.runtime.ports import Array
@@ -88,7 +89,9 @@ def evaluate(
         spikes = counted(load(model, allow_links=True), output, time_axis)
         model, output = spikes.source.data or b"", counts_of(spikes.proto)
     kind = "auto" if time_axis is None else "counts"
-    session = (engine or OrtEngine()).prepare(model)
+    engine = engine or OrtEngine()
+    dry_run(engine, model, data)
+    session = engine.prepare(model)
     if golden is not None and golden.samples != data.samples:
         raise DataError(f"golden was taken on {golden.samples:,} samples, the data has {data.samples:,}; take the same")
     name = golden.output if golden else scored_port(session, output, data, kind)

@@ -8,6 +8,8 @@ from typing import Any
 
 from onnxfi.errors import EngineError
 from onnxfi.graph.scratch import scratch
+from onnxfi.runtime.dry_run import dry_run
+from onnxfi.runtime.engines import OrtEngine
 from onnxfi.runtime.ports import one_line
 
 _FATAL = 4
@@ -34,6 +36,7 @@ def fused(model: bytes, custom_ops: Sequence[str] = ()) -> Counter[str]:
     import onnx
     import onnxruntime as ort
 
+    dry_run(OrtEngine(custom_ops=tuple(custom_ops)), model)
     own = {node.op_type for node in onnx.ModelProto.FromString(model).graph.node}
     with scratch() as folder:
         options = ort.SessionOptions()

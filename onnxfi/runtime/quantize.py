@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -11,10 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxfi.errors import EngineError, InputError, OnnxfiError, OutputError, SelectorError, closest
+from onnxfi.errors import (
+    DataError,
+    EngineError,
+    InputError,
+    ModelError,
+    OnnxfiError,
+    OutputError,
+    SelectorError,
+    closest,
+)
 from onnxfi.faults.space import Target, matches
 from onnxfi.graph.inference import raised
-from onnxfi.graph.isolation import IsolationError
+from onnxfi.graph.isolation import IsolationError, isolated
 from onnxfi.graph.layers import layer_of, node_label
 from onnxfi.graph.model import Model, load
 from onnxfi.graph.output import check_place, written
@@ -22,6 +32,8 @@ from onnxfi.graph.reals import reals, scale_of
 from onnxfi.graph.scratch import scratch
 from onnxfi.runtime import quantizers
 from onnxfi.runtime.data import Data
+from onnxfi.runtime.dry_run import dry_run
+from onnxfi.runtime.engines import OrtEngine
 from onnxfi.runtime.ports import Array, one_line
 from onnxfi.runtime.quantized_outputs import distance_to_float
 from onnxfi.runtime.recipes import Recipe
@@ -35,6 +47,10 @@ _LARGEST_FILE = 1 << 31
 _NARROW = {"fp16": "float16", "bf16": "bfloat16"}
 #: Suffixes that the quantisers append to a weight's name.
 _SUFFIXES = ("_quantized", "_bf16", "_transposed", "_DQ_Q4", "_DQ_Q8", "_Q4", "_Q8")
+#: The errors of ours that a copy of the process names; any other is an InputError.
+_KINDS: dict[str, type[OnnxfiError]] = {
+    kind.__name__: kind for kind in (DataError, EngineError, ModelError, OutputError, SelectorError)
+}
 #: Operators whose product a quantiser would turn to integers; what of them is left in float is named.
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum", "Gather")
 
@@ -79,21 +95,12 @@ def quantize(model: Model, recipe: Recipe, out: str | Path, *, data: Data | None
     place = Path(out)
     _check(model, recipe, data)
     check_place(model, written(place, 1))
+    dry_run(OrtEngine(provider="cpu"), model.path or model.source.data or b"")
     settled, notes = recipe.settled()
     try:
         with scratch(place.parent) as folder:
             work = _Work(model, settled, folder, notes)
-            with quantizers.captured():
-                work.prepare()
-                excluded = work.excluded()
-                try:
-                    made = work.quantise(excluded, data)
-                except OnnxfiError:
-                    raise
-                except Exception as error:
-                    raise EngineError(f"the quantiser refuses the model: {one_line(error)}") from error
-                work.save(made)
-            return work.finish(place, excluded, data)
+            return work.finish(place, work.apart(data), data)
     except OSError as error:
         raise OutputError(f"cannot write {str(place)!r}: {error.strerror}; nothing was written") from None
 
@@ -153,6 +160,43 @@ class _Work:
     def made(self) -> Path:
         """What it makes."""
         return self.folder / "made.onnx"
+
+    def apart(self, data: Data | None) -> list[str]:
+        """Quantise in a copy of the process, since quantisers call onnx's inference; returns the nodes left in float.
+
+        What they refuse, and what ends the copy, is an EngineError.
+        """
+        quantizers.load_library(self.recipe.mode)
+        refused = "the quantiser refuses the model"
+        try:
+            told = json.loads(isolated(lambda: json.dumps(self._answer(data)).encode(), limited=False, longest_s=None))
+        except IsolationError as error:
+            raise EngineError(f"{refused}: {error}") from None
+        if "broken" in told:
+            raise EngineError(f"{refused}: {told['broken']}")
+        if "refused" in told:
+            kind, message = told["refused"]
+            raise _KINDS.get(kind, InputError)(message)
+        if "unwritten" in told:
+            raise OSError(*told["unwritten"])
+        self.notes[:] = told["notes"]
+        excluded: list[str] = told["excluded"]
+        return excluded
+
+    def _answer(self, data: Data | None) -> dict[str, Any]:
+        """What the copy has to tell: the nodes left in float with the notes, or what went wrong."""
+        try:
+            with quantizers.captured():
+                self.prepare()
+                excluded = self.excluded()
+                self.save(self.quantise(excluded, data))
+        except OnnxfiError as error:
+            return {"refused": (type(error).__name__, str(error))}
+        except OSError as error:
+            return {"unwritten": (error.errno, error.strerror)}
+        except Exception as error:
+            return {"broken": one_line(error)}
+        return {"excluded": excluded, "notes": self.notes}
 
     def prepare(self) -> None:
         """A copy with every node named, at the opset asked for, pre-processed where integers are made."""

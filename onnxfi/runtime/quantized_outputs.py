@@ -11,6 +11,7 @@ import numpy as np
 from onnxfi.errors import EngineError, OnnxfiError
 from onnxfi.graph.model import Model
 from onnxfi.runtime.data import Data, open_data
+from onnxfi.runtime.dry_run import dry_run
 from onnxfi.runtime.engines import OrtEngine
 from onnxfi.runtime.ports import Array, one_line
 
@@ -29,9 +30,11 @@ def distance_to_float(model: Model, made: Path, mode: str, data: Data | None, no
     """
     engine = OrtEngine(provider="cpu")
     try:
+        dry_run(engine, made)
         quantised = engine.prepare(made)
     except EngineError as error:
-        reason = one_line(str(error).partition(": ")[2].replace(str(made), "it"), limit=200)
+        message = str(error)
+        reason = one_line((message.partition(": ")[2] or message).replace(str(made), "it"), limit=200)
         raise EngineError(
             f"ONNX Runtime refuses what mode {mode} made: {reason}; leave the node out with --exclude"
         ) from None

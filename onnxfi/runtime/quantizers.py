@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import warnings
@@ -57,6 +58,12 @@ def captured() -> Iterator[list[str]]:
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
+
+
+def load_library(mode: str) -> None:
+    """Load what the quantiser of a mode needs, once for all copies of this process in which it runs."""
+    own = {"weight-only": "onnxruntime.quantization.matmul_nbits_quantizer", "fp16": "onnxconverter_common.float16"}
+    importlib.import_module(own.get(mode, "onnxruntime.quantization.shape_inference"))
 
 
 class _Reader:
