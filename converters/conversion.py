@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxfi.errors import ConversionError, EngineError, InputError, OutputError
-from onnxfi.graph.model import Model, load
-from onnxfi.graph.output import check_place, written
-from onnxfi.graph.scratch import scratch
-from onnxfi.runtime.batches import Data
-from onnxfi.runtime.data import open_data
-from onnxfi.runtime.engines import OrtEngine, OrtSession
-from onnxfi.runtime.ports import Array, Port, one_line
+from onnxfi.graph.model.loading import Model, load
+from onnxfi.graph.write.output_file import check_place, written
+from onnxfi.graph.write.scratch_folder import scratch
+from onnxfi.runtime.data.batches import Data
+from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.engine.engines import OrtEngine, OrtSession
+from onnxfi.runtime.engine.model_io import Array, Port, one_line
 
 from . import naming
 from .frameworks import quiet

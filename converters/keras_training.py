@@ -14,8 +14,8 @@ from onnxfi.errors import InputError
 from onnxfi.faults.models import FaultModel
 from onnxfi.faults.space import Selector, Target
 from onnxfi.faults.trials import Faults
-from onnxfi.graph.model import Model
-from onnxfi.runtime.ports import Array
+from onnxfi.graph.model.loading import Model
+from onnxfi.runtime.engine.model_io import Array
 
 from .training import Exposure, NonFiniteLoss, Plan, carried, outcome, read_array, refusal, target_of, write_array
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxfi.graph.layers import RECORDED
-from onnxfi.runtime.ports import Array
+from onnxfi.graph.model.layers import RECORDED
+from onnxfi.runtime.engine.model_io import Array
 
 if TYPE_CHECKING:
     import onnx

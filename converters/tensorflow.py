@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxfi.errors import ConversionError, InputError
-from onnxfi.graph.layers import scope_in_name
-from onnxfi.runtime.ports import Array, Port, one_line
+from onnxfi.graph.model.layers import scope_in_name
+from onnxfi.runtime.engine.model_io import Array, Port, one_line
 
 from . import naming, shapes
 from .conversion import (

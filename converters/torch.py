@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxfi.errors import ConversionError, InputError
-from onnxfi.runtime.data import open_data
-from onnxfi.runtime.ports import Array, Port, one_line
+from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.engine.model_io import Array, Port, one_line
 
 from . import shapes
 from .conversion import (

@@ -14,8 +14,8 @@ from onnxfi.faults.models import FaultModel
 from onnxfi.faults.space import Index, Selector, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Words
-from onnxfi.graph.model import Model
-from onnxfi.runtime.ports import Array
+from onnxfi.graph.model.loading import Model
+from onnxfi.runtime.engine.model_io import Array
 
 from .training import Exposure, Plan, carried, outcome, refusal, target_of
 

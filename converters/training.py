@@ -21,8 +21,8 @@ from onnxfi.faults.models import FaultModel, parse_fault
 from onnxfi.faults.space import FaultSpace, Index, Selector, Sites, Target
 from onnxfi.faults.trials import Draw, Faults, draw, resolve, strike
 from onnxfi.faults.words import WORDS, Word, Words
-from onnxfi.graph.model import Model
-from onnxfi.runtime.ports import Array
+from onnxfi.graph.model.loading import Model
+from onnxfi.runtime.engine.model_io import Array
 
 PLACES = ("weights", "activations")
 _LOG = logging.getLogger(__name__)

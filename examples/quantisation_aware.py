@@ -16,7 +16,7 @@ from torch.nn import functional
 
 import onnxfi
 from onnxfi.converters.torch import convert
-from onnxfi.graph.fold import fold_weight_quantize
+from onnxfi.graph.passes.fold_quantize import fold_weight_quantize
 
 
 class FakeQuantised(nn.Module):

@@ -20,31 +20,31 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _NAMES = {
-    "campaign.budget": ("Budget", "Limit", "load_budget"),
-    "campaign.check": ("Checked", "check"),
-    "campaign.compare": ("Comparison", "compare"),
-    "campaign.report": ("Report", "report"),
-    "campaign.runner": ("plan", "run"),
-    "campaign.spec": ("Campaign", "Part"),
-    "campaign.specfile": ("load_spec",),
-    "campaign.merge": ("merge",),
-    "campaign.store": ("Result",),
+    "campaign.gate.budget": ("Budget", "Limit", "load_budget"),
+    "campaign.gate.check": ("Checked", "check"),
+    "campaign.report.compare": ("Comparison", "compare"),
+    "campaign.report.report": ("Report", "report"),
+    "campaign.execute.runner": ("plan", "run"),
+    "campaign.spec.campaign": ("Campaign", "Part"),
+    "campaign.spec.spec_file": ("load_spec",),
+    "campaign.results.merge": ("merge",),
+    "campaign.results.store": ("Result",),
     "errors": ("OnnxfiError", "InputError"),
     "faults.faultlist": ("FaultList",),
     "faults.models": ("FaultModel", "fault_models", "parse_fault"),
     "faults.space": ("FaultSpace", "Selector", "Site", "Target"),
     "faults.trials": ("Fault", "Faults"),
     "faults.words": ("Mask", "Word"),
-    "graph.model": ("Model", "load"),
-    "runtime.data": ("open_data",),
-    "runtime.engines": ("OrtEngine",),
-    "runtime.evaluation": ("evaluate",),
-    "runtime.quantize": ("Quantised", "quantize"),
-    "runtime.recipes": ("Recipe",),
-    "runtime.feeding": ("redrawn",),
-    "runtime.inflight": ("inject_flow", "instrument"),
-    "runtime.spiking": ("expose_neurons",),
-    "runtime.injector": ("inject", "inspect", "replay", "sample", "undo"),
+    "graph.model.loading": ("Model", "load"),
+    "runtime.data.sources": ("open_data",),
+    "runtime.engine.engines": ("OrtEngine",),
+    "tasks.evaluation": ("evaluate",),
+    "runtime.quantize.quantize": ("Quantised", "quantize"),
+    "runtime.quantize.recipe": ("Recipe",),
+    "runtime.inject.redraw": ("redrawn",),
+    "runtime.inject.activations": ("inject_flow", "instrument"),
+    "runtime.inject.neurons": ("expose_neurons",),
+    "runtime.inject.weights": ("inject", "inspect", "replay", "sample", "undo"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
@@ -98,31 +98,31 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from onnxfi.campaign.budget import Budget, Limit, load_budget
-    from onnxfi.campaign.check import Checked, check
-    from onnxfi.campaign.compare import Comparison, compare
-    from onnxfi.campaign.merge import merge
-    from onnxfi.campaign.report import Report, report
-    from onnxfi.campaign.runner import plan, run
-    from onnxfi.campaign.spec import Campaign, Part
-    from onnxfi.campaign.specfile import load_spec
-    from onnxfi.campaign.store import Result
+    from onnxfi.campaign.execute.runner import plan, run
+    from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
+    from onnxfi.campaign.gate.check import Checked, check
+    from onnxfi.campaign.report.compare import Comparison, compare
+    from onnxfi.campaign.report.report import Report, report
+    from onnxfi.campaign.results.merge import merge
+    from onnxfi.campaign.results.store import Result
+    from onnxfi.campaign.spec.campaign import Campaign, Part
+    from onnxfi.campaign.spec.spec_file import load_spec
     from onnxfi.errors import InputError, OnnxfiError
     from onnxfi.faults.faultlist import FaultList
     from onnxfi.faults.models import FaultModel, fault_models, parse_fault
     from onnxfi.faults.space import FaultSpace, Selector, Site, Target
     from onnxfi.faults.trials import Fault, Faults
     from onnxfi.faults.words import Mask, Word
-    from onnxfi.graph.model import Model, load
-    from onnxfi.runtime.data import open_data
-    from onnxfi.runtime.engines import OrtEngine
-    from onnxfi.runtime.evaluation import evaluate
-    from onnxfi.runtime.feeding import redrawn
-    from onnxfi.runtime.inflight import inject_flow, instrument
-    from onnxfi.runtime.injector import inject, inspect, replay, sample, undo
-    from onnxfi.runtime.quantize import Quantised, quantize
-    from onnxfi.runtime.recipes import Recipe
-    from onnxfi.runtime.spiking import expose_neurons
+    from onnxfi.graph.model.loading import Model, load
+    from onnxfi.runtime.data.sources import open_data
+    from onnxfi.runtime.engine.engines import OrtEngine
+    from onnxfi.runtime.inject.activations import inject_flow, instrument
+    from onnxfi.runtime.inject.neurons import expose_neurons
+    from onnxfi.runtime.inject.redraw import redrawn
+    from onnxfi.runtime.inject.weights import inject, inspect, replay, sample, undo
+    from onnxfi.runtime.quantize.quantize import Quantised, quantize
+    from onnxfi.runtime.quantize.recipe import Recipe
+    from onnxfi.tasks.evaluation import evaluate
 
 
 def __getattr__(name: str) -> Any:

@@ -17,8 +17,8 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from onnxfi.campaign.budget import Budget
-    from onnxfi.campaign.check import Checked, Finding
+    from onnxfi.campaign.gate.budget import Budget
+    from onnxfi.campaign.gate.check import Checked, Finding
 
 #: pytest shows this much of a value that an assertion holds.
 _SHOWN = 230
@@ -96,9 +96,9 @@ def onnxfi_check(request: pytest.FixtureRequest) -> Check:
     ) -> Outcome:
         """Run the budget's campaign on the model.
 
-        `baseline`, `store` and `workers` are those of `onnxfi.campaign.check.check`; `allow_code` lets the budget have
-        code run that it names, as `onnxfi_check(…, allow_code=True)`; `data`, `samples`, `batch` and
-        every other field of a campaign outdo the budget's.
+        `baseline`, `store` and `workers` are those of `onnxfi.campaign.gate.check.check`; `allow_code` lets the budget
+        run code that it names, as `onnxfi_check(…, allow_code=True)`; `data`, `samples`, `batch` and every other field
+        of a campaign override the budget's.
         """
         from onnxfi.errors import OnnxfiError
 
@@ -117,8 +117,8 @@ def onnxfi_check(request: pytest.FixtureRequest) -> Check:
 
 
 def _run(config: pytest.Config, model: str | Path, budget: str | Path | Budget, given: dict[str, Any]) -> Outcome:
-    from onnxfi.campaign.budget import Budget, load_budget
-    from onnxfi.campaign.check import check
+    from onnxfi.campaign.gate.budget import Budget, load_budget
+    from onnxfi.campaign.gate.check import check
 
     own = {name: given.pop(name) for name in ("baseline", "store", "workers") if name in given}
     seed, time_s = config.getoption("--onnxfi-seed"), config.getoption("--onnxfi-time")

@@ -25,16 +25,16 @@ from onnx import numpy_helper
 
 from onnxfi.errors import EngineError, OnnxfiError
 from onnxfi.faults.words import Mask, Word
-from onnxfi.graph.activations import Activation
-from onnxfi.graph.arming import columns
-from onnxfi.graph.instrument import Armed, Strike
-from onnxfi.graph.model import load
-from onnxfi.graph.samples import Layout
-from onnxfi.runtime.batches import Data
-from onnxfi.runtime.data import open_data
-from onnxfi.runtime.engines import OrtEngine
-from onnxfi.runtime.inflight import instrument
-from onnxfi.runtime.ports import same_bytes
+from onnxfi.graph.dataflow.activation_targets import Activation
+from onnxfi.graph.dataflow.sample_axis import Layout
+from onnxfi.graph.model.loading import load
+from onnxfi.graph.passes.fault_inputs import columns
+from onnxfi.graph.passes.instrument import Armed, Strike
+from onnxfi.runtime.data.batches import Data
+from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.engine.model_io import same_bytes
+from onnxfi.runtime.inject.activations import instrument
 
 ROOT = Path(__file__).parents[1]
 OFF = OrtEngine(provider="cpu", optimization="off")

@@ -191,7 +191,7 @@ def corpus() -> tuple[tuple[str, bytes, tuple[Field, ...]], ...]:
     """The models that are mutated: those shipped, those of the onnx wheel, and one that uses every feature."""
     import onnx
 
-    from onnxfi.graph.model import load
+    from onnxfi.graph.model.loading import load
 
     paths = [*sorted((ROOT / "models").glob("*.onnx"))]
     paths += sorted((Path(onnx.__file__).parent / "backend/test/data").rglob("*.onnx"))
@@ -258,8 +258,8 @@ def attempt(data: bytes, folder: Path, seed: int) -> str:
     """
     from onnxfi.errors import OnnxfiError
     from onnxfi.faults.space import Selector
-    from onnxfi.graph.model import load
-    from onnxfi.runtime.injector import inject, inspect, sample
+    from onnxfi.graph.model.loading import load
+    from onnxfi.runtime.inject.weights import inject, inspect, sample
 
     path, out, back = (folder / name for name in ("m.onnx", "faulty.onnx", "back.onnx"))
     path.write_bytes(data)

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxfi.campaign.store import Store
+from onnxfi.campaign.results.store import Store
 from onnxfi.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from onnxfi.campaign.budget import load_budget
+from onnxfi.campaign.gate.budget import load_budget
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]

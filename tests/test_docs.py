@@ -32,7 +32,7 @@ import onnxfi
 from onnxfi.cli.verbs import VERBS, group
 from onnxfi.faults.models import fault_models, parse_fault
 from onnxfi.faults.words import WORDS
-from onnxfi.runtime.metrics import METRICS
+from onnxfi.tasks.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
 SHOWN = ("README.md", *(f"docs/how-to/{name}.md" for name in ("campaigns", "usage", "quantised", "spiking")))
@@ -284,7 +284,7 @@ def test_every_public_name_of_the_verbs_is_told() -> None:
 
 
 def test_contributing_shows_the_fault_model_that_the_tests_run() -> None:
-    example = read("tests/faults/own_fault_model.py")
+    example = read("tests/support/own_fault_model.py")
     assert example in blocks(read("CONTRIBUTING.md"), "python")
     tree = ast.parse(example)
     (model,) = (node for node in tree.body if isinstance(node, ast.ClassDef))
@@ -294,19 +294,18 @@ def test_contributing_shows_the_fault_model_that_the_tests_run() -> None:
 def test_contributing_draws_folders_that_are_there() -> None:
     (picture,) = (b for b in blocks(read("CONTRIBUTING.md"), "text") if b.startswith("onnxfi/\n"))
     names: list[str] = []
-    folder = ""
+    folders: list[tuple[int, str]] = []
     for line in picture.splitlines():
-        if not line.startswith(" "):
-            folder = ""
         indent, words = len(line) - len(line.lstrip()), line.split()
-        inner = next((w for w in words[:1] if w.endswith("/")), None)
-        if inner is not None:
-            folder = inner if indent == 0 else f"{folder.split('/')[0]}/{inner}"
-            names.append(folder)
-        names += [folder + w for w in words if re.fullmatch(r"\w+\.(py|sh)", w)]
+        while folders and folders[-1][0] >= indent:
+            folders.pop()
+        if words[:1] and words[0].endswith("/"):
+            folders.append((indent, words[0]))
+            names.append("".join(name for _, name in folders))
+        names += ["".join(name for _, name in folders) + w for w in words if re.fullmatch(r"\w+\.(py|sh)", w)]
     assert not [name for name in names if not (ROOT / name).exists()]
-    floors = {f"onnxfi/{p.parent.name}/" for p in (ROOT / "onnxfi").glob("*/__init__.py")}
-    assert floors <= set(names), "a floor is missing in the picture"
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "onnxfi").rglob("*.py") if "__" not in path.name}
+    assert {name for name in modules if "/cli/" not in name} <= set(names), "a module is missing in the picture"
 
 
 def test_contributing_tells_what_each_dependency_is_for() -> None:

@@ -145,7 +145,7 @@ def test_seeds_keywords_and_the_markers_defaults(place: pytest.Pytester) -> None
             assert seed_and_samples(onnxfi_check("m.onnx", "good.yaml", samples=4, seed=1)) == (7, 4)
 
         def test_baseline_and_store(onnxfi_check, tmp_path):
-            from onnxfi.campaign.budget import Limit, load_budget
+            from onnxfi.campaign.gate.budget import Limit, load_budget
             from dataclasses import replace
 
             assert onnxfi_check("m.onnx", "good.yaml", store=tmp_path / "base.db")

@@ -14,7 +14,7 @@ import nets
 import torch
 
 import onnxfi
-from onnxfi.campaign.tables import write_csv
+from onnxfi.campaign.report.tables import write_csv
 from onnxfi.converters import torch as from_torch
 
 # The settings at the top of weight-error-injection.py

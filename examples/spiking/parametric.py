@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import onnxfi
-from onnxfi.campaign.figures import heat_map
+from onnxfi.campaign.report.figures import heat_map
 
 ROOT = next(place for place in (Path.cwd(), *Path.cwd().parents) if (place / "models" / "fashion_snn.onnx").exists())
 SAMPLES, OUT = int(os.environ.get("SAMPLES", "300")), Path(os.environ.get("OUT", "out"))

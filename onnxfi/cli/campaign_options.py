@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from onnxfi.cli.options import CODE, LINKS, NEURONS, PATH, run_options, select_options
 
 if TYPE_CHECKING:
-    from onnxfi.campaign.spec import Campaign
+    from onnxfi.campaign.spec.campaign import Campaign
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,11 +63,11 @@ def campaign_options(function: F) -> F:
 
 def campaign(source: Path, given: dict[str, Any]) -> Campaign:
     """The campaign that the source and the flags say; flags that are given outdo the spec."""
-    from onnxfi.campaign.spec import WAYS, Campaign, outdo
-    from onnxfi.campaign.specfile import load_spec, parse_part
-    from onnxfi.campaign.values import SpecError, parse_rates
+    from onnxfi.campaign.spec.campaign import WAYS, Campaign, outdo
+    from onnxfi.campaign.spec.field_types import SpecError, parse_rates
+    from onnxfi.campaign.spec.spec_file import load_spec, parse_part
     from onnxfi.cli.show import note
-    from onnxfi.runtime.engines import both_runtimes_warning
+    from onnxfi.runtime.engine.engines import both_runtimes_warning
 
     if warning := both_runtimes_warning():
         note(warning)

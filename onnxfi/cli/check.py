@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from onnxfi.cli.options import CODE, JSON, LINKS, MODEL, run_options, stack
 
 if TYPE_CHECKING:
-    from onnxfi.campaign.check import Checked
+    from onnxfi.campaign.gate.check import Checked
 
 _PATH = click.Path(path_type=Path)
 
@@ -65,9 +65,10 @@ def command(
     - {rate: sdc1, max: 0.45}
     - {rate: top1, max_drop: 0.1}
     """
-    from onnxfi.campaign import propose, summary
-    from onnxfi.campaign.budget import load_budget
-    from onnxfi.campaign.check import check
+    from onnxfi.campaign.gate import ci_report as summary
+    from onnxfi.campaign.gate import write_budget as propose
+    from onnxfi.campaign.gate.budget import load_budget
+    from onnxfi.campaign.gate.check import check
 
     ctx = click.get_current_context()
     said = {n: v for n, v in given.items() if ctx.get_parameter_source(n) is not ParameterSource.DEFAULT}
@@ -107,7 +108,7 @@ def _campaign_fields(said: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a campaign among the options that were given."""
     from dataclasses import fields
 
-    from onnxfi.campaign.spec import Campaign
+    from onnxfi.campaign.spec.campaign import Campaign
 
     return {f.name: said[f.name] for f in fields(Campaign) if f.name in said}
 

@@ -12,9 +12,9 @@ import click
 from onnxfi.cli.options import JSON, LINKS, run_options, select_options
 
 if TYPE_CHECKING:
-    from onnxfi.campaign.compare import Comparison
-    from onnxfi.campaign.runner import Running
-    from onnxfi.campaign.spec import Campaign
+    from onnxfi.campaign.execute.runner import Running
+    from onnxfi.campaign.report.compare import Comparison
+    from onnxfi.campaign.spec.campaign import Campaign
 
 
 @click.command("compare", short_help="Run the same sweep on several versions of a network.")
@@ -63,16 +63,16 @@ def command(
     onnxfi compare cnn.onnx cnn_fp16.onnx cnn_int8.onnx --data images.npz --ber 1e-6:1e-3
     onnxfi compare cnn.onnx cnn_int8.onnx --data images.npz --ber 1e-6:1e-3 --figures figures
     """
-    from onnxfi.campaign.compare import compare
-    from onnxfi.campaign.workers import cores
+    from onnxfi.campaign.execute.scheduling import cores
+    from onnxfi.campaign.report.compare import compare
     from onnxfi.cli.show import document, note, say
-    from onnxfi.graph.output import check_folder
-    from onnxfi.graph.scratch import scratch
+    from onnxfi.graph.write.output_file import check_folder
+    from onnxfi.graph.write.scratch_folder import scratch
 
     if len(models) < 2:
         raise click.UsageError("compare takes two models or more; for one use onnxfi run")
     if figure_folder is not None:
-        from onnxfi.campaign.figures import needs, write_figures
+        from onnxfi.campaign.report.figures import needs, write_figures
 
         needs("matplotlib")
 
@@ -107,8 +107,8 @@ def command(
 
 def _sweep(model: Path, given: dict[str, Any]) -> Campaign:
     """The campaign that the flags say."""
-    from onnxfi.campaign.spec import Campaign
-    from onnxfi.campaign.values import parse_rates
+    from onnxfi.campaign.spec.campaign import Campaign
+    from onnxfi.campaign.spec.field_types import parse_rates
 
     values = {f.name: given[f.name] for f in dataclasses.fields(Campaign) if f.name in given}
     values |= {"ber": parse_rates(given["ber"]), "data": None if given["data"] == "synthetic" else given["data"]}
@@ -118,7 +118,7 @@ def _sweep(model: Path, given: dict[str, Any]) -> Campaign:
 
 
 def _print(found: Comparison) -> None:
-    from onnxfi.campaign.rates import LABELS
+    from onnxfi.campaign.spec.rates import LABELS
     from onnxfi.cli.show import number, say, table
 
     names = [Path(v.model).stem for v in found.versions]

@@ -110,7 +110,7 @@ def _silenced() -> Iterator[None]:
 
 def _frame(error: ConversionError) -> None:
     """The framework's or the factory's own words, framed, before our line."""
-    from onnxfi.graph.source import safe
+    from onnxfi.graph.model.byte_source import safe
 
     lines = [safe(line) for line in error.details.splitlines()]
     if len(lines) < 2:

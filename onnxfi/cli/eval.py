@@ -22,9 +22,9 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     Without --data it runs on seeded synthetic inputs, which only shows that it runs.
     """
     from onnxfi.cli.show import document, note, number, progress, say, table
-    from onnxfi.graph.model import load
-    from onnxfi.runtime.evaluation import evaluate
-    from onnxfi.runtime.metrics import METRICS
+    from onnxfi.graph.model.loading import load
+    from onnxfi.tasks.evaluation import evaluate
+    from onnxfi.tasks.metrics import METRICS
 
     opened = load(model, allow_links=allow_links)
     how = options.engine(given)

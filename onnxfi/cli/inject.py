@@ -14,9 +14,9 @@ from onnxfi.cli.instrument import flow_options
 from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, run_options, select_options
 
 if TYPE_CHECKING:
-    from onnxfi.graph.model import Model
-    from onnxfi.runtime.evaluation import Evaluation
-    from onnxfi.runtime.injector import Injection, Sample
+    from onnxfi.graph.model.loading import Model
+    from onnxfi.runtime.inject.weights import Injection, Sample
+    from onnxfi.tasks.evaluation import Evaluation
 
 #: Faults listed in the JSON document; the rest is counted.
 _MOST_LISTED = 10_000
@@ -89,17 +89,17 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     """
     _check(given)
     if given["target"] == "activations":
-        from onnxfi.cli.flow import inject_activations
+        from onnxfi.cli.inject_activations import inject_activations
 
         inject_activations(model, given, as_json=as_json, allow_links=allow_links)
         return
     options.refuse(("all", "inline", "opset", "body"), "without --target activations")
     from onnxfi.cli.show import document, note, progress
     from onnxfi.errors import EngineError
-    from onnxfi.graph.model import load
-    from onnxfi.graph.output import check_place
-    from onnxfi.runtime.evaluation import evaluate
-    from onnxfi.runtime.injector import inject, undo
+    from onnxfi.graph.model.loading import load
+    from onnxfi.graph.write.output_file import check_place
+    from onnxfi.runtime.inject.weights import inject, undo
+    from onnxfi.tasks.evaluation import evaluate
 
     out = given["out"] or Path(f"{model.stem}.{'restored' if given['undo'] else 'faulty'}.onnx")
     _spare(given, (out, given["save_faults"]))
@@ -173,7 +173,7 @@ def _spare(given: dict[str, Any], outputs: Iterable[Path | None]) -> None:
 
 def _drawn(model: Model, given: dict[str, Any]) -> Sample:
     from onnxfi.faults.faultlist import FaultList
-    from onnxfi.runtime.injector import replay, sample
+    from onnxfi.runtime.inject.weights import replay, sample
 
     if given["faults"] is not None:
         return replay(model, FaultList.open(given["faults"]))
@@ -190,7 +190,7 @@ def _drawn(model: Model, given: dict[str, Any]) -> Sample:
 def _document(
     model: str, done: Injection, golden: Evaluation | None, faulty: Evaluation | None, failed: str
 ) -> dict[str, Any]:
-    from onnxfi.cli.flow import answers
+    from onnxfi.cli.inject_activations import answers
     from onnxfi.faults.faultlist import fault_row
 
     drawn, header = done.sample, done.sample.header
@@ -209,7 +209,7 @@ def _print(
 ) -> None:
     from onnxfi.cli.show import change, count, number, say, table
     from onnxfi.faults.faultlist import fault_row
-    from onnxfi.runtime.metrics import METRICS
+    from onnxfi.tasks.metrics import METRICS
 
     drawn, header = done.sample, done.sample.header
     if undone:

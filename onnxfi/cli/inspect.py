@@ -23,8 +23,8 @@ def command(model: Path, as_json: bool, allow_links: bool, neurons: Path | None,
     only carry shapes or indices are counted apart; --include '=NAME' names one that shall be struck all the same.
     """
     from onnxfi.cli.show import count, document, note, say, table
-    from onnxfi.graph.model import load
-    from onnxfi.runtime.injector import inspect
+    from onnxfi.graph.model.loading import load
+    from onnxfi.runtime.inject.weights import inspect
 
     found = inspect(load(model, allow_links=allow_links), selector(given), neurons=neurons)
     if as_json:

@@ -12,8 +12,8 @@ from onnxfi.cli import options
 from onnxfi.cli.options import CUSTOM_OPS, JSON, LINKS, MODEL, NEURONS, PATH, select_options
 
 if TYPE_CHECKING:
-    from onnxfi.graph.model import Model
-    from onnxfi.runtime.inflight import Instrumented
+    from onnxfi.graph.model.loading import Model
+    from onnxfi.runtime.inject.activations import Instrumented
 
 _MEANING = {
     "site": "whose: the number in the table",
@@ -95,11 +95,11 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
         if given[name]:
             raise click.UsageError(f"--{name} says nothing here, as faults are chosen when they are fed; leave it out")
     from onnxfi.cli.show import document, note
-    from onnxfi.graph.model import load
-    from onnxfi.runtime.data import open_data
-    from onnxfi.runtime.dry_run import dry_run
-    from onnxfi.runtime.engines import OrtEngine
-    from onnxfi.runtime.inflight import instrument
+    from onnxfi.graph.model.loading import load
+    from onnxfi.runtime.data.sources import open_data
+    from onnxfi.runtime.engine.dry_run import dry_run
+    from onnxfi.runtime.engine.engines import OrtEngine
+    from onnxfi.runtime.inject.activations import instrument
 
     out = given["out"] or Path(f"{model.stem}.armed.onnx")
     opened = load(model, allow_links=allow_links)
@@ -121,8 +121,8 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
 
 def fusions(model: Model, made: bytes, sites: int, custom_ops: tuple[str, ...]) -> tuple[str, ...]:
     """What is said of fusions that the runtime loses; nothing of models with external data, which are not loaded."""
-    from onnxfi.graph.model import parse
-    from onnxfi.runtime.fusions import fusions_note
+    from onnxfi.graph.model.loading import parse
+    from onnxfi.runtime.engine.fusions import fusions_note
 
     if model.external or not sites:
         return ()
@@ -136,9 +136,9 @@ def _neurons(model: Path, given: dict[str, Any], *, as_json: bool, allow_links: 
         "with --target neurons, which exposes all of them",
     )
     from onnxfi.cli.show import document, note, say, table
-    from onnxfi.graph.exposed import table as exposed
-    from onnxfi.graph.model import load
-    from onnxfi.runtime.spiking import expose_neurons
+    from onnxfi.graph.model.loading import load
+    from onnxfi.graph.model.neuron_table import table as exposed
+    from onnxfi.runtime.inject.neurons import expose_neurons
 
     out = given["out"] or Path(f"{model.stem}.exposed.onnx")
     opened = load(model, allow_links=allow_links)
@@ -180,7 +180,7 @@ def _document(model: str, done: Instrumented) -> dict[str, Any]:
 
 def _print(done: Instrumented) -> None:
     from onnxfi.cli.show import count, say, table
-    from onnxfi.runtime.ports import shape_text
+    from onnxfi.runtime.engine.model_io import shape_text
 
     sites = done.armed.sites
     if not sites:

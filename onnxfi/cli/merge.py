@@ -18,8 +18,8 @@ def command(out: Path, stores: tuple[Path, ...], as_json: bool) -> None:
 
     An OUT that is there already keeps what it has.
     """
-    from onnxfi.campaign.merge import merge
-    from onnxfi.campaign.store import Store
+    from onnxfi.campaign.results.merge import merge
+    from onnxfi.campaign.results.store import Store
     from onnxfi.cli.show import count, document, say
 
     results = merge(out, stores)

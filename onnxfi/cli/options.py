@@ -11,9 +11,9 @@ from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from onnxfi.faults.space import Selector
-    from onnxfi.graph.model import Model
-    from onnxfi.runtime.data import Data
-    from onnxfi.runtime.engines import OrtEngine
+    from onnxfi.graph.model.loading import Model
+    from onnxfi.runtime.data.sources import Data
+    from onnxfi.runtime.engine.engines import OrtEngine
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -98,7 +98,7 @@ def selector(given: Mapping[str, Any]) -> Selector:
 def engine(given: Mapping[str, Any]) -> OrtEngine:
     """The engine that the flags say; two runtimes installed side by side are pointed out."""
     from onnxfi.cli.show import note
-    from onnxfi.runtime.engines import OrtEngine, both_runtimes_warning
+    from onnxfi.runtime.engine.engines import OrtEngine, both_runtimes_warning
 
     if warning := both_runtimes_warning():
         note(warning)
@@ -117,8 +117,8 @@ def engine(given: Mapping[str, Any]) -> OrtEngine:
 
 def data(given: Mapping[str, Any], model: Model, how: OrtEngine) -> Data:
     """The data that the flags say, checked against the model's inputs."""
-    from onnxfi.runtime.data import open_data
-    from onnxfi.runtime.dry_run import dry_run
+    from onnxfi.runtime.data.sources import open_data
+    from onnxfi.runtime.engine.dry_run import dry_run
 
     spec = None if given["data"] in (None, "synthetic") else given["data"]
     dry_run(how, model.path or b"")

@@ -11,7 +11,7 @@ from onnxfi.cli.campaign_options import SOURCE, campaign, campaign_options
 from onnxfi.cli.options import JSON, PATH
 
 if TYPE_CHECKING:
-    from onnxfi.campaign.cost import Cost
+    from onnxfi.campaign.report.cost_estimate import Cost
 
 
 @click.command("plan", short_help="Say which trials a campaign on MODEL has, and what they cost.")
@@ -37,19 +37,19 @@ def command(source: Path, out: Path | None, times: Path | None, print_spec: bool
     onnxfi plan model.onnx --data images.npz --ber 1e-7:1e-3 --print-spec > campaign.yaml
     onnxfi plan model.onnx --single --trials 1000000 --times small.onnxfi.db
     """
-    from onnxfi.campaign import specfile
-    from onnxfi.campaign.cost import recorded
-    from onnxfi.campaign.plan import write_plan
-    from onnxfi.campaign.runner import plan, planned
+    from onnxfi.campaign.execute.runner import plan, planned
+    from onnxfi.campaign.plan.plan import write_plan
+    from onnxfi.campaign.report.cost_estimate import recorded
+    from onnxfi.campaign.spec import spec_file
     from onnxfi.cli.run import duration
     from onnxfi.cli.show import document, progress, say
-    from onnxfi.graph.output import check_place
+    from onnxfi.graph.write.output_file import check_place
 
     wanted = campaign(source, given)
     if print_spec:
         if out is not None or times is not None or as_json:
             raise click.UsageError("--print-spec goes with none of --out, --times and --json")
-        click.echo(specfile.print_spec(wanted), nl=False)
+        click.echo(spec_file.print_spec(wanted), nl=False)
         return
     if out is not None:  # said before anything is run
         check_place(None, [out])

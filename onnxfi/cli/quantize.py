@@ -11,8 +11,8 @@ from onnxfi.cli import options
 from onnxfi.cli.options import JSON, LINKS, MODEL, run_options
 
 if TYPE_CHECKING:
-    from onnxfi.runtime.evaluation import Evaluation
-    from onnxfi.runtime.quantize import Quantised
+    from onnxfi.runtime.quantize.quantize import Quantised
+    from onnxfi.tasks.evaluation import Evaluation
 
 _NAMED = (
     "format",
@@ -75,10 +75,10 @@ def command(model: Path, mode: str, out: Path, as_json: bool, allow_links: bool,
     onnxfi quantize cnn.onnx --mode weight-only --weights int4 -o cnn_int4.onnx
     """
     from onnxfi.cli.show import document, note
-    from onnxfi.graph.model import load
-    from onnxfi.runtime.evaluation import evaluate
-    from onnxfi.runtime.quantize import quantize
-    from onnxfi.runtime.recipes import Recipe
+    from onnxfi.graph.model.loading import load
+    from onnxfi.runtime.quantize.quantize import quantize
+    from onnxfi.runtime.quantize.recipe import Recipe
+    from onnxfi.tasks.evaluation import evaluate
 
     if given["data"] is None:
         options.refuse(options.RUNNING, "without --data, as nothing is run")
@@ -120,7 +120,7 @@ def _document(
 
 def _print(model: str, done: Quantised, golden: Evaluation | None, after: Evaluation | None) -> None:
     from onnxfi.cli.show import count, number, say, table
-    from onnxfi.runtime.metrics import METRICS
+    from onnxfi.tasks.metrics import METRICS
 
     r = done.recipe
     words = [r.mode, r.format, r.weights and f"{r.weights} weights", r.activations and f"{r.activations} activations"]

@@ -12,9 +12,9 @@ import click
 from onnxfi.cli.options import JSON, PATH
 
 if TYPE_CHECKING:
-    from onnxfi.campaign.report import Fold, Report
-    from onnxfi.campaign.rounds import Look
-    from onnxfi.faults.statistics import Interval
+    from onnxfi.campaign.execute.adaptive_rounds import Look
+    from onnxfi.campaign.report.report import Fold, Report
+    from onnxfi.statistics.intervals import Interval
 
 
 @click.command("report", short_help="Print what a campaign found; as a page, figures or tables.")
@@ -46,11 +46,11 @@ def command(
     onnxfi report net.onnxfi.db --html net.html
     onnxfi report fp32.db int8.db --figures figures
     """
-    from onnxfi.campaign.report import report
-    from onnxfi.campaign.sides import write_csv_of_all
-    from onnxfi.campaign.tables import write_csv
+    from onnxfi.campaign.report.report import report
+    from onnxfi.campaign.report.side_by_side import write_csv_of_all
+    from onnxfi.campaign.report.tables import write_csv
     from onnxfi.cli.show import document, say
-    from onnxfi.graph.output import check_folder
+    from onnxfi.graph.write.output_file import check_folder
 
     for folder in (figure_folder, csv_folder):
         if folder is not None:
@@ -63,12 +63,12 @@ def command(
         written += write_csv(found[0], csv_folder) if len(found) == 1 else write_csv_of_all(found, csv_folder)
     told = []
     if figure_folder is not None:
-        from onnxfi.campaign.figures import figures, write_figures
+        from onnxfi.campaign.report.figures import figures, write_figures
 
         written += write_figures(found, figure_folder)
         told = [figure.caption for figure in figures(found) if figure.draw is None]
     if html is not None:
-        from onnxfi.campaign.page import write_page
+        from onnxfi.campaign.report.html_page import write_page
 
         written.append(write_page(found, html))
     if as_json:
@@ -86,8 +86,8 @@ def command(
 
 def _drawable(html: Path | None, stores: tuple[Path, ...]) -> None:
     """Refuse a place for the page that cannot be, and extras that are not there, before anything is read."""
-    from onnxfi.campaign.figures import needs
-    from onnxfi.campaign.summary import writer
+    from onnxfi.campaign.gate.ci_report import writer
+    from onnxfi.campaign.report.figures import needs
 
     needs("matplotlib")
     if html is not None:
@@ -97,8 +97,8 @@ def _drawable(html: Path | None, stores: tuple[Path, ...]) -> None:
 
 def _print_sides(found: Sequence[Report]) -> None:
     """Several reports, a line each."""
-    from onnxfi.campaign.notes import of_trials
-    from onnxfi.campaign.sides import sides
+    from onnxfi.campaign.report.notes import of_trials
+    from onnxfi.campaign.report.side_by_side import sides
     from onnxfi.cli.show import number, say, table
 
     lines = sides(found)
@@ -121,8 +121,8 @@ def _print_sides(found: Sequence[Report]) -> None:
 
 def print_report(found: Report) -> None:
     """Print a report to the terminal."""
-    from onnxfi.campaign.notes import notes
-    from onnxfi.campaign.tables import classes, rate_name, swept_over
+    from onnxfi.campaign.report.notes import notes
+    from onnxfi.campaign.report.tables import classes, rate_name, swept_over
     from onnxfi.cli.show import count, note, number, say, table
 
     metrics, level = found.golden["metrics"], f"intervals at {100 * found.confidence:.4g} %"
@@ -210,7 +210,7 @@ _CLASSES = (
 
 def _columns(folds: Sequence[Fold]) -> list[tuple[str, str]]:
     """The rates that a table shows, and what they are called; without accuracies how often the top-1 is another."""
-    from onnxfi.campaign.rates import LABELS
+    from onnxfi.campaign.spec.rates import LABELS
 
     labelled = any(fold.rate("top1") for fold in folds)
     names = _COLUMNS if labelled else ("top1_changed", *_COLUMNS[1:])

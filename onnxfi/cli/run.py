@@ -18,8 +18,8 @@ from onnxfi.cli.campaign_options import SOURCE, campaign, campaign_options
 from onnxfi.cli.options import JSON, PATH
 
 if TYPE_CHECKING:
-    from onnxfi.campaign.runner import Running
-    from onnxfi.campaign.store import Result
+    from onnxfi.campaign.execute.runner import Running
+    from onnxfi.campaign.results.store import Result
 
 #: Seconds between two looks at how it goes: on a terminal, and elsewhere.
 _LOOK_S, _LINE_S = 0.5, 60.0
@@ -88,14 +88,14 @@ def command(
     onnxfi run model.onnx --data images.npz --single --margin 0.01 --per layer
     onnxfi run campaign.yaml
     """
-    from onnxfi.campaign.crew import hatched
+    from onnxfi.campaign.execute.process_pool import hatched
 
     own = workers != 0 and scheduler is None and local_cluster is None
     with hatched() if own else nullcontext():
-        from onnxfi.campaign.cluster import cluster
-        from onnxfi.campaign.report import report
-        from onnxfi.campaign.runner import default_store, run
-        from onnxfi.campaign.workers import cores
+        from onnxfi.campaign.execute.dask_cluster import cluster
+        from onnxfi.campaign.execute.runner import default_store, run
+        from onnxfi.campaign.execute.scheduling import cores
+        from onnxfi.campaign.report.report import report
         from onnxfi.cli.report import print_report
         from onnxfi.cli.show import count, document, note, progress
 
@@ -140,7 +140,7 @@ def command(
 def _follow(running: Running, crew: int) -> int:
     """Run to the end, and show how it goes; how many trials ended in an error of the harness."""
     from onnxfi.cli.show import note
-    from onnxfi.faults.statistics import clopper_pearson
+    from onnxfi.statistics.intervals import clopper_pearson
 
     # The report's intervals load scipy, which takes as long as some trials: that is done while workers run them.
     threading.Thread(target=clopper_pearson, args=(0, 1)).start()
@@ -265,7 +265,7 @@ def pace(done: int, elapsed_s: float, busy_s: float, crew: int) -> float:
 
 def _state(running: Running, counts: Counter[str], done: int, rate: float) -> str:
     from onnxfi.cli.report import seen
-    from onnxfi.faults.statistics import clopper_pearson
+    from onnxfi.statistics.intervals import clopper_pearson
 
     n, before = counts.total(), running.outcomes.total()
     if running.total is None:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxfi.graph.source import safe
+from onnxfi.graph.model.byte_source import safe
 
 if TYPE_CHECKING:
-    from onnxfi.graph.mutate import Progress
+    from onnxfi.graph.write.faulty_copy import Progress
 
 #: Texts up to this length stay on one line.
 _FOLDABLE = 16

@@ -19,8 +19,8 @@ from onnxfi.cli.options import JSON, PATH
 @JSON
 def command(store: Path, trial: int, export: Path | None, as_json: bool) -> None:
     """Print what a trial struck, word by word, and what came of it."""
-    from onnxfi.campaign.export import export_trial
-    from onnxfi.campaign.store import Store
+    from onnxfi.campaign.execute.export_trial import export_trial
+    from onnxfi.campaign.results.store import Store
     from onnxfi.cli.show import document, say
 
     with Store.open(store) as opened:

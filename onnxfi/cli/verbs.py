@@ -143,7 +143,7 @@ def _logging() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    from onnxfi.graph.source import safe
+    from onnxfi.graph.model.byte_source import safe
 
     _LOG.debug("where it was found:", exc_info=True)
     try:

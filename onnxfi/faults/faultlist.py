@@ -20,8 +20,8 @@ from typing import IO, Any
 import numpy as np
 
 from onnxfi.errors import FaultError, FaultListError, InputError
-from onnxfi.faults.flight import Flight
 from onnxfi.faults.models import FaultModel, parse_fault
+from onnxfi.faults.scope import Flight
 from onnxfi.faults.space import FOREVER, FaultSpace, Selector, Sites, Target, moment
 from onnxfi.faults.trials import KINDS, RATES, Draw, Fault, Faults, concat, draw, json_value
 from onnxfi.faults.words import Word

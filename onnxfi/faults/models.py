@@ -322,8 +322,8 @@ def fault_models() -> Mapping[str, type[FaultModel]]:
     >>> sorted(fault_models())[:3]
     ['add', 'burst', 'dead']
     """
+    from onnxfi.faults.neuron_models import Dead, FlipQuantised, Saturated
     from onnxfi.faults.patterns import Pattern
-    from onnxfi.faults.spiking import Dead, FlipQuantised, Saturated
 
     own: tuple[type[FaultModel], ...] = (*_OWN, Dead, Saturated, FlipQuantised, Pattern)
     found = {model.name: model for model in own}

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import SelectorError, closest
-from onnxfi.faults.scheme import Scheme
+from onnxfi.faults.quantization import Scheme
 from onnxfi.faults.words import Word
 
 Index = NDArray[np.int64]

@@ -18,8 +18,8 @@ import numpy as np
 
 from onnxfi.errors import SelectorError, closest
 from onnxfi.faults.models import FaultModel, Flip
+from onnxfi.faults.quantization import ROLES
 from onnxfi.faults.sampling import Numbers
-from onnxfi.faults.scheme import ROLES
 from onnxfi.faults.sites import FOREVER, IN_FLIGHT, Index, Site, Sites, Target, User, always, moment, parse_site
 from onnxfi.faults.words import WORDS, parse_bits, select_bits
 

@@ -22,16 +22,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onnxfi.campaign.reach import Reach
-from onnxfi.campaign.rounds import Layout, Seen
-from onnxfi.campaign.runner import run
-from onnxfi.campaign.spec import Campaign
-from onnxfi.campaign.store import Store
-from onnxfi.campaign.strata import Group, lay_out
+from onnxfi.campaign.execute.adaptive_rounds import Layout, Seen
+from onnxfi.campaign.execute.runner import run
+from onnxfi.campaign.plan.fault_targets import Reach
+from onnxfi.campaign.plan.strata import Group, lay_out
+from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.faults import sampling
-from onnxfi.faults.adaptive import Moments, lay, next_round, round_size, until_empty, weight_after
-from onnxfi.faults.statistics import Interval, sample_error, sample_size
-from onnxfi.graph.model import load
+from onnxfi.graph.model.loading import load
+from onnxfi.statistics.adaptive import Moments, lay, next_round, round_size, until_empty, weight_after
+from onnxfi.statistics.intervals import Interval, sample_error, sample_size
 
 ROOT = Path(__file__).parents[2]
 MODEL, DATA = ROOT / "models" / "fashion_cnn.onnx", ROOT / "models" / "fashion_test.npz"

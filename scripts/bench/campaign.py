@@ -30,8 +30,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnxfi.runtime.engines import OrtEngine, Session
-from onnxfi.runtime.ports import Port
+from onnxfi.runtime.engine.engines import OrtEngine, Session
+from onnxfi.runtime.engine.model_io import Port
 
 PEERS = Path(__file__).with_name("peers.py")
 #: The margin at which a layer of a large network gets 24 trials.

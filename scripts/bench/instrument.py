@@ -25,11 +25,11 @@ from onnx import helper
 
 from onnxfi.faults.space import Selector
 from onnxfi.faults.words import Mask
-from onnxfi.graph.arming import columns
-from onnxfi.graph.instrument import Strike
-from onnxfi.graph.model import load
-from onnxfi.runtime.engines import OrtEngine
-from onnxfi.runtime.inflight import inject_flow, instrument
+from onnxfi.graph.model.loading import load
+from onnxfi.graph.passes.fault_inputs import columns
+from onnxfi.graph.passes.instrument import Strike
+from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.inject.activations import inject_flow, instrument
 
 ENGINE = OrtEngine(provider="cpu")
 

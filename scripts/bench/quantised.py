@@ -29,7 +29,7 @@ import onnx
 import onnxruntime as ort
 
 import onnxfi
-from onnxfi.runtime.inflight import instrument
+from onnxfi.runtime.inject.activations import instrument
 
 MODELS = [Path("models") / f"fashion_cnn_int8_{name}.onnx" for name in ("qdq", "qoperator")]
 SLOWER = 1.1

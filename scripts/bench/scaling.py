@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from onnxfi.campaign.cluster import cluster
-from onnxfi.campaign.runner import run
-from onnxfi.campaign.spec import Campaign
-from onnxfi.runtime.data import open_data
-from onnxfi.runtime.engines import OrtEngine
+from onnxfi.campaign.execute.dask_cluster import cluster
+from onnxfi.campaign.execute.runner import run
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.engine.engines import OrtEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Seconds for which plain inference is timed.

@@ -22,13 +22,13 @@ from unittest.mock import patch
 import numpy as np
 from campaign import made_up
 
-from onnxfi.campaign.bench import Bench
-from onnxfi.campaign.plan import make_plan
-from onnxfi.campaign.spec import Campaign
-from onnxfi.graph.routes import Routes
-from onnxfi.runtime.engines import OrtEngine
-from onnxfi.runtime.narrow import Narrow
-from onnxfi.runtime.spine import Spine
+from onnxfi.campaign.execute.trial_executor import Bench
+from onnxfi.campaign.plan.plan import make_plan
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.graph.partition.route import Routes
+from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.partial.conv_delta import Narrow
+from onnxfi.runtime.partial.segmented_model import Spine
 
 #: The margin at which a layer of a large network gets 6 trials.
 LAYER_MARGIN = 0.526

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny import mlp, samples
+from tiny_campaigns import mlp, samples
 
 
 @pytest.fixture

@@ -476,7 +476,7 @@ def test_runs(run: Run, shared: Path, verb: str, line: str, monkeypatch: pytest.
 
 
 def test_a_provider_without_its_device(run: Run, shared: Path) -> None:
-    from onnxfi.runtime.engines import no_cuda
+    from onnxfi.runtime.engine.engines import no_cuda
 
     if not no_cuda():
         pytest.skip("there is a CUDA device")
@@ -567,13 +567,13 @@ def test_real_processes(place: Path, words: list[str], says: str) -> None:
 def test_an_interrupt_leaves_no_half_file(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onnxfi.graph import mutate
+    from onnxfi.graph.write import faulty_copy
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     before = contents(place)
-    monkeypatch.setattr(mutate, "_put", interrupted)
+    monkeypatch.setattr(faulty_copy, "_put", interrupted)
     monkeypatch.setattr(sys, "argv", ["onnxfi", "inject", "m.onnx", "--count", "1", "--save-faults", "l.jsonl"])
     with pytest.raises(SystemExit) as stop:
         main()
@@ -669,7 +669,7 @@ def test_a_kill_leaves_no_half_file(place: Path, name: str) -> None:
     program = f"""
 import os, signal, sys
 from onnxfi.cli import main
-from onnxfi.graph import mutate
+from onnxfi.graph.write import faulty_copy
 put = mutate._put
 def half(*given):
     put(*given)
@@ -750,7 +750,7 @@ def test_memory_that_is_not_there_is_one_line(run: Run, models: Path, monkeypatc
     def full(*given: object, **more: object) -> None:
         raise MemoryError("Unable to allocate 16.0 GiB")
 
-    monkeypatch.setattr("onnxfi.runtime.injector.inspect", full)
+    monkeypatch.setattr("onnxfi.runtime.inject.weights.inspect", full)
     ran = run("inspect", models / "fashion_cnn.onnx")
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("onnxfi: error: there is not enough memory (Unable to allocate 16.0 GiB)")

@@ -23,15 +23,15 @@ import pytest
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 from onnx import numpy_helper
-from tiny import altered, chance, mlp, samples, save, tables
+from tiny_campaigns import altered, chance, mlp, samples, save, tables
 
-from onnxfi.campaign.report import report
-from onnxfi.campaign.store import Store
+from onnxfi.campaign.report.report import report
+from onnxfi.campaign.results.store import Store
 from onnxfi.cli import run as run_module
 from onnxfi.cli.campaign_options import campaign_options
 from onnxfi.cli.verbs import VERBS
 from onnxfi.errors import OnnxfiError
-from onnxfi.runtime.metrics import METRICS, Metric
+from onnxfi.tasks.metrics import METRICS, Metric
 
 Run = Callable[..., Any]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "json.md"
@@ -341,7 +341,7 @@ def test_errors_of_the_harness_are_counted(run: Run, tiny: Path, monkeypatch: py
         return 0.0
 
     monkeypatch.setattr(
-        "onnxfi.runtime.metrics.METRICS", {**METRICS, "changed": Metric("changed", breaks, unchanged=0.0, reshaped=1.0)}
+        "onnxfi.tasks.metrics.METRICS", {**METRICS, "changed": Metric("changed", breaks, unchanged=0.0, reshaped=1.0)}
     )
     ran = run("run", "m.onnx", *DATA, "--ber", "1e-4,1e-2", "--repeat", 10, "-o", "s.db")
     assert ran.code == 3
@@ -521,7 +521,7 @@ def test_labels_beyond_the_classes_are_told(run: Run, tiny: Path) -> None:
 
 
 def test_two_runtimes_side_by_side_are_pointed_out(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxfi.runtime.engines.both_runtimes_warning", lambda: "both are installed; remove one")
+    monkeypatch.setattr("onnxfi.runtime.engine.engines.both_runtimes_warning", lambda: "both are installed; remove one")
     assert "onnxfi: both are installed; remove one" in run("plan", "m.onnx", *SINGLE).err
 
 
@@ -581,7 +581,7 @@ def test_help_tells_every_field_and_verb(run: Run) -> None:
 
 
 def test_flags_have_the_defaults_of_the_fields() -> None:
-    from onnxfi.campaign.spec import Campaign
+    from onnxfi.campaign.spec.campaign import Campaign
 
     @click.command()
     @campaign_options

@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 from onnx import parser
 
 from onnxfi.cli.verbs import VERBS
-from onnxfi.runtime.metrics import METRICS
+from onnxfi.tasks.metrics import METRICS
 
 Run = Callable[..., Any]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "json.md"

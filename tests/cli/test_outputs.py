@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import mlp, ran, samples
+from tiny_campaigns import mlp, ran, samples
 
-from onnxfi.campaign.spec import Campaign
-from onnxfi.graph.model import load
-from onnxfi.runtime.injector import inject, sample
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.graph.model.loading import load
+from onnxfi.runtime.inject.weights import inject, sample
 
 Run = Callable[..., Any]
 CAMPAIGN = ("--data", "d.npz", "--single", "--trials", 3, "--workers", 0)

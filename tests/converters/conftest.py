@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxfi.graph.model import load
+from onnxfi.graph.model.loading import load
 
 
 @pytest.fixture

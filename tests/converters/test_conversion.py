@@ -17,8 +17,8 @@ from onnxfi.converters.conversion import Check, Exported, difference_of, finish
 from onnxfi.converters.frameworks import require
 from onnxfi.converters.sources import framework_of, made
 from onnxfi.errors import ConversionError, InputError, OutputError
-from onnxfi.graph.model import load
-from onnxfi.runtime.engines import OrtEngine
+from onnxfi.graph.model.loading import load
+from onnxfi.runtime.engine.engines import OrtEngine
 
 Run = Callable[..., tuple[int, str, str]]
 HEAD = '<ir_version: 8, opset_import: ["": 18, "": 18], producer_name: "x">'

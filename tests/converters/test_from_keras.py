@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import factories
+import framework_models
 import pytest
 from jsonschema import Draft202012Validator
 
@@ -64,7 +64,7 @@ def test_inputs_and_outputs_keep_their_names_and_layers_their_order(here: Path) 
 
 
 def test_the_model_stays_as_it_was(here: Path) -> None:
-    model = factories.keras_cnn()
+    model = framework_models.keras_cnn()
     convert(model, "out.onnx")
     assert not [layer.name for layer in model.layers if "call" in vars(layer)]
     model.save("after.keras")
@@ -72,7 +72,7 @@ def test_the_model_stays_as_it_was(here: Path) -> None:
 
 @pytest.mark.parametrize("file", ["model.keras", "model.h5"])
 def test_files_and_what_is_printed(here: Path, run: Run, file: str) -> None:
-    factories.keras_cnn().save(file)
+    framework_models.keras_cnn().save(file)
     code, out, err = run("convert", file, "-o", "out.onnx", "--json")
     assert (code, err) == (0, "")
     found = json.loads(out)

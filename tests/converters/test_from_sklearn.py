@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import factories
+import framework_models
 import numpy as np
 import pytest
 
 from onnxfi.converters import convert
 from onnxfi.errors import InputError
-from onnxfi.graph.model import load
+from onnxfi.graph.model.loading import load
 
 pytestmark = [pytest.mark.frameworks("sklearn", "skl2onnx"), pytest.mark.filterwarnings("ignore")]
 Layers = Callable[[Path], dict[str, str]]
@@ -48,7 +48,7 @@ def test_all_real_samples_and_another_type(here: Path) -> None:
 
     pixels, labels = load_digits(return_X_y=True)
     data = {"X": pixels, "labels": labels}
-    done = convert(factories.digits_linear(), "out.onnx", input_shape="N,64:float64", data=data, samples=1797)
+    done = convert(framework_models.digits_linear(), "out.onnx", input_shape="N,64:float64", data=data, samples=1797)
     assert done.inputs[0].dtype == "float64" and done.samples == 1797
     assert done.opset <= 18 and convert("factories:digits_linear", "o.onnx", opset=17).opset == 17
     data = {"X": pixels.astype(np.float32)}

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import factories
+import framework_models
 import numpy as np
 import pytest
 
 from onnxfi.converters import convert
 from onnxfi.errors import InputError
-from onnxfi.runtime.engines import OrtEngine
+from onnxfi.runtime.engine.engines import OrtEngine
 
 pytestmark = [pytest.mark.frameworks("keras", "tensorflow", "tf2onnx"), pytest.mark.filterwarnings("ignore")]
 Layers = Callable[[Path], dict[str, str]]
 
 
 def test_a_saved_model_of_keras_keeps_its_layers(here: Path, layers: Layers) -> None:
-    factories.keras_cnn().export("saved", verbose=False)
+    framework_models.keras_cnn().export("saved", verbose=False)
     done = convert("saved", "out.onnx")
     named = {
         "conv2d_3/kernel": "conv2d_3",
@@ -34,7 +34,7 @@ def test_a_saved_model_of_keras_keeps_its_layers(here: Path, layers: Layers) -> 
 def test_a_module_of_ones_own(here: Path, layers: Layers) -> None:
     import tensorflow as tf
 
-    tf.saved_model.save(factories.tf_module(), "saved")
+    tf.saved_model.save(framework_models.tf_module(), "saved")
     done = convert("saved", "out.onnx")
     assert layers(done.out) == {"linear/kernel": "linear", "linear/bias": "linear"}
     answer = OrtEngine(provider="cpu").prepare(done.out).run({"x": np.eye(4, dtype=np.float32)})["scores"]

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import factories
+import framework_models
 import numpy as np
 import pytest
 
 from onnxfi.converters import convert
 from onnxfi.errors import ConversionError, InputError
-from onnxfi.graph.model import load
-from onnxfi.runtime.engines import OrtEngine
+from onnxfi.graph.model.loading import load
+from onnxfi.runtime.engine.engines import OrtEngine
 
 pytestmark = [pytest.mark.frameworks("torch", "onnxscript", "safetensors"), pytest.mark.filterwarnings("ignore")]
 Layers = Callable[[Path], dict[str, str]]
@@ -49,7 +49,7 @@ def test_layers_and_weights_bear_the_names_of_the_source(
 
 
 def test_the_batch_may_vary_and_the_module_stays_as_it_was(here: Path) -> None:
-    module = factories.residual().train()
+    module = framework_models.residual().train()
     module.layer1[0].eval()
     before = [part.training for part in module.modules()]
     done = convert(module, here / "out.onnx", input_shape=IMAGE)
@@ -77,7 +77,7 @@ def test_a_checkpoint_with_its_factory(here: Path, kind: str) -> None:
     import torch
     from safetensors.torch import save_file
 
-    module = factories.residual()
+    module = framework_models.residual()
     with torch.no_grad():
         module.fc.bias += 1
     weights = module.state_dict()
@@ -173,7 +173,7 @@ def test_a_spiking_network_keeps_its_neurons_and_gives_the_same_spikes(here: Pat
     import torch
     from torch import nn
 
-    from onnxfi.graph.neurons import find
+    from onnxfi.graph.spiking.detect_neurons import find
 
     class Spiking(nn.Module):
         def __init__(self) -> None:

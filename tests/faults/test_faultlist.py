@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracle import struck
 from strategies import U64, models, names, targets
+from word_oracle import struck
 
 from onnxfi.errors import FaultListError
 from onnxfi.faults import faultlist

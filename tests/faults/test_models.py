@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import struck
 from strategies import U64, formats, models, words_of
+from word_oracle import struck
 
 from onnxfi.errors import FaultError
 from onnxfi.faults import models as registry
@@ -321,7 +321,7 @@ def test_blanks_around_the_parts_are_read_over() -> None:
 
 # ------------------------------------------------------------------------------------------------ a user's own
 
-OWN = Path(__file__).with_name("own_fault_model.py")
+OWN = Path(__file__).parents[1] / "support" / "own_fault_model.py"
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import decode, struck
 from strategies import U64, formats, models, targets, words_of
+from word_oracle import decode, struck
 
 from onnxfi.errors import InputError, SelectorError
 from onnxfi.faults import sampling, trials

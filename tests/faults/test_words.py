@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from oracle import decode
 from strategies import U64, bit_selections, formats, masks, words_of
+from word_oracle import decode
 
 from onnxfi.errors import SelectorError
 from onnxfi.faults.words import FIELDS, WORDS, Mask, Word, parse_bits, select_bits

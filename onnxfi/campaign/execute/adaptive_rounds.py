@@ -1,0 +1,260 @@
+"""The rounds of an adaptive campaign: each is drawn by what the complete ones before it found, and by nothing else.
+
+So neither workers nor a stop change what is drawn. A round is written with all chance spent before its first trial
+runs; its results count when every trial of it has one. A trial on which the harness fails leaves its round open: it is
+run again, never left out, as that would choose by outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from onnxfi.campaign.plan.plan import Plan, Planned
+from onnxfi.campaign.plan.strata import field_of
+from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.spec.field_types import SpecError
+from onnxfi.campaign.spec.rates import given, value
+from onnxfi.faults import sampling
+from onnxfi.faults.trials import json_value
+from onnxfi.statistics.adaptive import (
+    Draws,
+    Floats,
+    Moments,
+    Numbers,
+    Round,
+    Scores,
+    asymptotic_interval,
+    confidence_sequence,
+    join,
+    lay,
+    next_round,
+    round_size,
+    score,
+    simple_interval,
+    until_empty,
+    weight_after,
+)
+from onnxfi.statistics.intervals import Interval
+
+#: Draws of the first round, and of a later one at least, of a campaign that draws evenly.
+_FIRST_SIMPLE, _NEXT_SIMPLE = 100, 10
+#: What a rate is taken for before the first round.
+_GUESS = 0.02
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the complete rounds say of the rate that is measured, and what was asked for.
+
+    `trials` were run of `population` faults in `strata` strata; `margin` and `relative_margin` are half the width that
+    is wanted, of 1 and of the rate.
+    """
+
+    rate: str
+    method: str
+    interval: Interval
+    rounds: int
+    trials: int
+    strata: int
+    population: int
+    margin: float
+    relative_margin: float | None
+
+    @property
+    def wanted(self) -> float:
+        """Half the width that the interval may have."""
+        rate = _GUESS if np.isnan(self.interval.estimate) else self.interval.estimate
+        return max(self.margin, (self.relative_margin or 0.0) * rate)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every fault was run: then the rate is exact."""
+        return self.trials == self.population
+
+    @property
+    def reached(self) -> bool:
+        """Whether the interval is as narrow as was asked for."""
+        return self.rounds > 0 and (self.exhausted or self.interval.half_width <= self.wanted)
+
+    def row(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        i = self.interval
+        return {
+            "rate": self.rate, "method": self.method, "interval": i.method, "value": json_value(i.estimate),
+            "low": i.low, "high": i.high, "margin": self.margin, "relative_margin": self.relative_margin,
+            "reached": self.reached, "rounds": self.rounds, "trials": self.trials, "strata": self.strata,
+            "population": self.population,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The strata of an adaptive campaign: how many faults each has ([strata]), and which are alike."""
+
+    sizes: Floats
+    parents: Numbers
+
+    @classmethod
+    def of(cls, strata: list[dict[str, Any]]) -> Layout:
+        """Those of a store."""
+        fields = [field_of(s["label"], s["layer"]) for s in strata]
+        numbers = {name: k for k, name in enumerate(dict.fromkeys(fields))}
+        sizes = np.array([s["population"] for s in strata], np.float64)
+        return cls(sizes, np.array([numbers[name] for name in fields], np.int64))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What complete rounds found: the moments of each stratum, and the scores of all draws."""
+
+    moments: Moments
+    scores: Scores | None = None
+    rounds: int = 0
+
+    @property
+    def trials(self) -> int:
+        """Trials of complete rounds."""
+        return int(self.moments.n.sum())
+
+    def plus(self, draws: Draws, values: Floats) -> Seen:
+        """With another round."""
+        before = self.scores
+        total = 0.0 if before is None else float(before.total[-1] + before.value[-1])
+        scores = score(draws, values, total)
+        return Seen(
+            self.moments.plus(draws.stratum, values),
+            scores if before is None else join([before, scores]),
+            self.rounds + 1,
+        )
+
+    def interval(self, method: str, confidence: float) -> Interval:
+        """The rate and its interval; all of [0, 1] before the first round."""
+        m = self.moments
+        if self.scores is None:
+            return Interval(0.0, 1.0, np.nan, "none", confidence)
+        if method == "guaranteed":
+            return confidence_sequence(self.scores, confidence)
+        if method == "asymptotic":
+            return asymptotic_interval(self.scores, len(m.n), confidence)
+        population = int(self.scores.population)
+        return simple_interval(self.trials, float(m.total.sum()), float(m.squares.sum()), population, confidence)
+
+
+def turns(store: Store, plan: Plan) -> Iterator[tuple[Look, list[int]]]:
+    """What is known before each round, and the trials of the round; the caller runs those that have no result yet.
+
+    Ends where the interval is narrow enough, all faults were run, or trials of a round have no result.
+    """
+    seen, rate = Seen(Moments.none(len(plan.groups))), plan.campaign.rate
+    if not given(rate, store.get("golden")["metrics"]):
+        raise SpecError(f"rate {rate!r} cannot be measured on this output; take sdc_samples, with --fresh", "rate")
+    for number in count(1):
+        found = read_round(store, number)
+        if found is None:
+            look = look_at(store, seen)
+            if look.reached:
+                return
+            found = _draw(store, plan, seen, number, look.wanted)
+        draws, trials = found
+        if store.results(number) < len(trials):
+            yield look_at(store, seen), trials
+            if store.results(number) < len(trials):
+                return
+        seen = seen.plus(draws, _values(store, number, trials, rate))
+
+
+def complete_rounds(store: Store) -> Iterator[tuple[Draws, list[int]]]:
+    """The complete rounds of a store, each with its trials in the order of the draws."""
+    for number in count(1):
+        found = read_round(store, number)
+        if found is None or store.results(number) < len(found[1]):
+            return
+        yield found
+
+
+def look_at(store: Store, seen: Seen | None = None, confidence: float | None = None) -> Look:
+    """What a store says of the rate that is measured, at its confidence or another; `seen` where that is known."""
+    identity, length, strata = store.get("identity"), store.get("length"), store.strata()
+    if seen is None:
+        seen = Seen(Moments.none(len(strata)))
+        for number, (draws, trials) in enumerate(complete_rounds(store), 1):
+            seen = seen.plus(draws, _values(store, number, trials, identity["rate"]))
+    interval = seen.interval(identity["method"], confidence or float(length["confidence"]))
+    population = sum(s["population"] for s in strata)
+    return Look(
+        identity["rate"], identity["method"], interval, seen.rounds, seen.trials, len(strata), population,
+        float(length["margin"]), length["relative_margin"],
+    )  # fmt: skip
+
+
+def _values(store: Store, number: int, trials: list[int], rate: str) -> Floats:
+    """What the trials of a round add to a rate, in the order of its draws."""
+    found = {row.trial: value(row, rate) for row in store.rows(number)}
+    return np.array([found[trial] for trial in trials], np.float64)
+
+
+def _draw(store: Store, plan: Plan, seen: Seen, number: int, aim: float) -> tuple[Draws, list[int]]:
+    """Draw a round and write it, all in one transaction."""
+    layout = Layout.of(store.strata())
+    played = next_round(layout.sizes, layout.parents, seen.moments)
+    size = round_size(seen.trials)
+    if plan.campaign.method == "simple":
+        size = round_size(seen.trials, first=_NEXT_SIMPLE if number > 1 else _FIRST_SIMPLE)
+    chosen = sampling.choose(played.probability, size, plan.campaign.seed, number)
+    draws = lay(played, until_empty(chosen, played.left), aim, weight_after(seen.trials))
+    strata, groups, planned = len(plan.groups), list(plan.groups), list[Planned]()
+    trials = np.zeros(len(draws.stratum), np.int64)
+    for s in np.unique(draws.stratum).tolist():
+        here = draws.stratum == s
+        first = int(seen.moments.n[s])
+        j = np.arange(first, first + int(here.sum()), dtype=np.uint64)
+        trials[here] = 1 + j.astype(np.int64) * strata + s
+        planned += plan.nth(s, j)
+        groups[s] = replace(groups[s], trials=first + len(j))
+    with store.db:
+        _write_round(store, number, seen.trials, draws, played, trials.tolist())
+        store.plan(groups, sorted(planned, key=lambda row: row.trial))
+    return draws, trials.tolist()
+
+
+def _write_round(store: Store, number: int, before: int, draws: Draws, played: Round, trials: list[int]) -> None:
+    d = draws
+    store.insert("rounds", [(number, len(trials), d.aim, d.variance, d.weight, d.below, d.above)])
+    chances = zip(played.left.tolist(), played.probability.tolist(), strict=True)
+    store.insert(
+        "allocations",
+        ((number, s, int(left), chance) for s, (left, chance) in enumerate(chances)),
+    )
+    columns = (column.tolist() for column in (d.here, d.left, d.probability, d.expected, d.base))
+    store.insert(
+        "draws",
+        (
+            (trial, before + k, number, int(here), int(left), *rest)
+            for k, (trial, here, left, *rest) in enumerate(zip(trials, *columns, strict=True), 1)
+        ),
+    )
+
+
+def read_round(store: Store, number: int) -> tuple[Draws, list[int]] | None:
+    """A round as it was drawn, and its trials in the order of the draws; None where it was not drawn yet."""
+    row = store.db.execute(
+        "SELECT below, above, variance, aim, weight FROM rounds WHERE round = ?", (number,)
+    ).fetchone()  # fmt: skip
+    if row is None:
+        return None
+    cursor = store.db.execute(
+        "SELECT draws.trial, stratum, stratum_population, population, base, probability, expected "
+        "FROM draws JOIN plan USING (trial) WHERE round = ? ORDER BY draw",
+        (number,),
+    )
+    trials, stratum, *columns = zip(*cursor, strict=True)
+    here, left, base, probability, expected = (np.array(column, np.float64) for column in columns)
+    draws = Draws(
+        np.array(stratum, np.int64), here, left, base, probability, expected, *row
+    )  # fmt: skip
+    return draws, list(trials)

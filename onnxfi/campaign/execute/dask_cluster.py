@@ -1,0 +1,354 @@
+"""A cluster of Dask distributed, behind the protocol of `concurrent.futures.Executor` that the runner speaks.
+
+Model and data travel to each worker once, by content, unless it sees the same files at the same paths. A worker that
+dies is Dask's to replace; what it was doing is run once more, alone, in a process that has started anew for it. Where
+none starts again, a campaign goes on with those that are left. The extra `distributed`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib.util
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from onnxfi.campaign.execute.dask_workers import NONE_LEFT, started
+from onnxfi.campaign.execute.process_pool import begin
+from onnxfi.campaign.execute.scheduling import Died, versions
+from onnxfi.campaign.execute.trial_executor import Bench, CampaignError
+from onnxfi.campaign.execute.worker import Job
+from onnxfi.errors import InputError, OnnxfiError, OutputError
+from onnxfi.runtime.engine.engines import OrtEngine, smallest
+
+_LOG = logging.getLogger(__name__)
+#: Seconds in which a scheduler answers and has a worker.
+_ANSWER_S = 30.0
+#: Seconds after which one looks again for a worker that is free, or has come back.
+_AGAIN_S = 0.1
+#: Seconds in which a worker ends and comes back, and in which one of a foreign scheduler has nothing to do.
+_RESTART_S = 120.0
+_LOST = "the scheduler is lost; what was done is in the store, and the same command, with another scheduler, goes on"
+#: Providers whose trials go to workers that offer the resource GPU, one at a time for each, where there are such.
+_ON_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+#: A worker process runs one task at a time, whatever threads Dask gives it: a trial that hangs ends the process.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@dataclass
+class Cluster:
+    """Workers of a scheduler; `own` starts those that were made for this campaign. Made by `cluster`."""
+
+    client: Any = field(repr=False)
+    own: Any = field(default=None, repr=False)
+    parcel: str | None = None
+    asks: dict[str, float] = field(default_factory=dict)
+    restarts_fail: bool = False
+
+    @property
+    def owned(self) -> bool:
+        """Whether the workers were started for this campaign."""
+        return self.own is not None
+
+    def size(self) -> int:
+        """Workers that are there now; later more or fewer."""
+        with self.reached():
+            return max(1, len(self._taking()))
+
+    def pool(self, size: int) -> Executor:
+        """An executor over all workers; of size 1 over one that has started anew, where a nanny can do that."""
+        with self.reached():
+            return _Tasks(self, self._anew() if size == 1 else None)
+
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """Say so where the scheduler is gone, or no worker of ours starts."""
+        try:
+            self._answers()
+            yield
+        except (OSError, TimeoutError):
+            raise CampaignError(self.lost) from None
+
+    def _answers(self) -> None:
+        if self.client.status in ("closing", "closed"):
+            raise CampaignError(self.lost)
+
+    @property
+    def lost(self) -> str:
+        """What is said where no worker can be asked any more."""
+        return NONE_LEFT if self.owned else _LOST
+
+    def _anew(self) -> str | None:
+        """Start a worker that has nothing to do anew; its address, or None where none can be, which is said.
+
+        One that has just died comes back by itself, so while there is none it waits. Where one did not start again,
+        the others are left as they are: they may not either.
+        """
+        until = time.monotonic() + _RESTART_S
+        while True:
+            self._answers()
+            busy, told = self.client.processing(), self._told()
+            here = [told[address] | {"address": address} for address in self._taking() if address in told]
+            can = [worker for worker in here if worker["nanny"]]
+            # What is under way on workers of ours belongs to nobody any more.
+            free = next((worker for worker in can if self.owned or not busy.get(worker["address"])), None)
+            if here and (not can or self.restarts_fail or (self.owned and self.own.replaced)):
+                return None
+            if free is not None:
+                return self._restarted(free)
+            if can and time.monotonic() > until:
+                _LOG.warning("no worker is without work: what ended one is run again in one that was used before")
+                return None
+            time.sleep(_AGAIN_S)
+
+    def _restarted(self, worker: dict[str, Any]) -> str | None:
+        """Have a nanny start its worker anew; the address of the new one, or None where none came, which is said."""
+        until = time.monotonic() + _RESTART_S
+        try:
+            # Not the client's method, which waits for a number of workers: another that comes back makes it up.
+            self.client.sync(
+                self.client.scheduler.restart_workers, workers=[worker["address"]], timeout=_RESTART_S,
+                wait_for_workers=False, on_error="return", stimulus_id=f"onnxfi-{time.time()}",
+            )  # fmt: skip
+        except Exception as error:  # whatever went wrong at the scheduler, or in the nanny
+            self._answers()
+            _LOG.info("restarting worker %s: %s", worker["address"], error)
+        while time.monotonic() < until and not (self.owned and not self.own.has(worker["nanny"])):
+            self._answers()
+            for address, new in self._told().items():
+                back = new["nanny"] == worker["nanny"] and new["local_directory"] != worker["local_directory"]
+                if back and new["status"] == "running":  # before that, what is sent to it goes to another one
+                    return address
+            time.sleep(_AGAIN_S)
+        self.restarts_fail = True
+        _LOG.warning("worker %s did not start again; going on with the others, as they are", worker["address"])
+        return None
+
+    def _taking(self) -> list[str]:
+        """The workers that trials go to."""
+        if not self.asks:
+            return list(self.client.nthreads())
+        return [address for address, worker in self._told().items() if self.asks.keys() <= worker["resources"].keys()]
+
+    def _told(self) -> dict[str, Any]:
+        """What the scheduler knows of each worker."""
+        try:
+            told = self.client.scheduler_info(n_workers=-1)
+        except TypeError:  # an older Dask tells of all
+            told = self.client.scheduler_info()
+        if "workers" not in told:  # the client was closed meanwhile
+            raise CampaignError(self.lost)
+        return dict(told["workers"])
+
+    def send(self, bench: Bench) -> None:
+        """Give every worker model and data; CampaignError for one whose versions, provider or libraries are others."""
+        self.parcel, shared = None, _files(bench)
+        digests = {str(path): _sha256(path) for path in [*shared.values(), *map(Path, bench.campaign.custom_ops)]}
+        engine = bench.campaign.engine()
+        with self.reached():
+            self.asks = {"GPU": 1.0} if bench.provider in _ON_GPU else {}
+            self.asks = self.asks if self._taking() else {}
+            try:
+                told = self.client.run(survey, digests, engine, smallest(), workers=self._taking())
+            except (ImportError, AttributeError, TypeError):  # none, or one that does not know what is asked
+                raise CampaignError("a worker has no onnxfi of this version; install the same one there") from None
+        for address, (found, lacks, refusal) in told.items():
+            for name, here in versions().items():
+                if found.get(name) != here:
+                    raise CampaignError(
+                        f"worker {address} has {name} {found.get(name)}, this process {here}; install the same versions"
+                    )
+            for library in bench.campaign.custom_ops:
+                if str(Path(library)) in lacks:
+                    raise CampaignError(
+                        f"worker {address} lacks the custom operators {library!r}; put the library at that path there"
+                    )
+            if refusal:
+                raise CampaignError(f"worker {address}: {refusal}")
+        if any(lacks for _, lacks, _ in told.values()):
+            self.parcel = name = hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:32]
+            contents = {place: path.read_bytes() for place, path in shared.items()}
+
+            def arrive(worker: Any) -> None:
+                unpack(_folder(worker, name), contents)
+
+            self.client.register_plugin(_plugin(arrive), name=f"onnxfi-{name}")
+
+
+class _Tasks(Executor):
+    """What the runner submits, as tasks of Dask."""
+
+    def __init__(self, cluster: Cluster, preferred: str | None = None) -> None:
+        self.cluster = cluster
+        self.where = {} if preferred is None else {"workers": [preferred], "allow_other_workers": True}
+        self.running: set[Any] = set()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run a function on a worker; `Died` where the worker dies of it."""
+        answer: Future[Any] = Future()
+        cluster = self.cluster
+        how = {"pure": False, "resources": cluster.asks, **self.where}
+        task = cluster.client.submit(_far, fn, cluster.parcel, *args, **how)
+        self.running.add(task)
+
+        def done(task: Any) -> None:
+            self.running.discard(task)
+            if answer.set_running_or_notify_cancel():
+                _tell(task, answer, cluster.lost)
+
+        task.add_done_callback(done)
+        return answer
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take back what has not run."""
+        if self.running and self.cluster.client.status == "running":
+            self.cluster.client.cancel(list(self.running), force=True)
+
+
+def _tell(task: Any, answer: Future[Any], lost: str) -> None:
+    from distributed.scheduler import KilledWorker
+
+    if task.status == "finished":
+        answer.set_result(task.result())
+        return
+    error = task.exception() if task.status == "error" else None
+    if error is None:
+        answer.set_exception(CampaignError(lost))
+    elif isinstance(error, KilledWorker):
+        answer.set_exception(Died(str(error), error.allowed_failures + 1))
+    else:
+        answer.set_exception(error)
+
+
+def _far(fn: Callable[..., Any], parcel: str | None, job: Job, *args: Any) -> Any:
+    """On a worker: run what was submitted, with the model and the data that were sent."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    campaign = job.campaign
+    if parcel is not None:
+        folder = _folder(worker, parcel)
+        names: dict[str, Any] = {
+            name: str(folder / name / Path(given).name) for name, given in _given(campaign) if given
+        }
+        campaign = replace(campaign, **{name: path for name, path in names.items() if Path(path).is_file()})
+    with _ONE_AT_A_TIME:
+        try:
+            return fn(replace(job, campaign=campaign), *args)
+        except OnnxfiError as error:
+            raise CampaignError(f"worker {worker.address}: {error}") from None
+
+
+def _given(campaign: Any) -> Iterator[tuple[str, str | None]]:
+    return ((name, getattr(campaign, name)) for name in ("model", "data", "preprocess", "neurons"))
+
+
+def _folder(worker: Any, parcel: str) -> Path:
+    return Path(worker.local_directory) / f"onnxfi-{os.getpid()}-{parcel}"
+
+
+def _files(bench: Bench) -> dict[str, Path]:
+    """The files that a worker needs, by where they lie in its folder; folders of images are not among them."""
+    file = Path(bench.campaign.model)
+    folder = file.parent
+    # A model whose neurons are exposed is in memory; workers make it of the file that it comes from.
+    paths = [source.path for source in bench.model.sources if source.path is not None] or [file]
+    found = {f"model/{os.path.relpath(path, folder)}": Path(path) for path in paths}
+    for name, given in _given(bench.campaign):
+        if name != "model" and given and Path(given).is_file():
+            found[f"{name}/{Path(given).name}"] = Path(given)
+    return found
+
+
+def _plugin(setup: Callable[[Any], None]) -> Any:
+    """What Dask runs once on each worker, also on those that come later."""
+    from distributed import WorkerPlugin
+
+    class Plugin(WorkerPlugin):  # type: ignore[misc]
+        """Does what was given."""
+
+        def setup(self, worker: Any) -> None:
+            setup(worker)
+
+    return Plugin()
+
+
+def unpack(folder: Path, files: dict[str, bytes]) -> None:
+    """Write files into a folder, on a worker."""
+    for place, content in files.items():
+        file = folder / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+
+
+def survey(digests: dict[str, str], engine: OrtEngine, model: bytes) -> tuple[dict[str, str], list[str], str]:
+    """On a worker: its versions, the files that it lacks as they are (by SHA-256), and why it runs no model."""
+    lacks = [path for path, digest in digests.items() if _sha256(Path(path)) != digest]
+    try:
+        engine.prepare(model)
+    except OnnxfiError as error:
+        return versions(), lacks, str(error)
+    return versions(), lacks, ""
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+@contextmanager
+def cluster(scheduler: str | None = None, *, local: int = 0) -> Iterator[Cluster]:
+    """Workers of a scheduler (`tcp://host:8786`), or so many `local` ones, started for this campaign.
+
+    Raises OutputError where Dask is not installed, InputError where no scheduler answers, or it has no worker.
+    """
+    if importlib.util.find_spec("distributed") is None:
+        raise OutputError("distributed is not installed; pip install 'onnxfi[distributed]'")
+    from distributed import Client
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    if scheduler is None:
+        with started(local) as (own, client):
+            client.register_plugin(_plugin(lambda worker: begin()), name="onnxfi")
+            yield Cluster(client, own)
+        return
+    try:
+        _knock(scheduler)
+        client = Client(scheduler, timeout=_ANSWER_S, set_as_default=False)
+    except (OSError, ValueError, TimeoutError):
+        raise InputError(
+            f"no scheduler answers at {scheduler!r} within {_ANSWER_S:.0f} s; write tcp://host:8786 as `dask "
+            f"scheduler` tells it, or take --local-cluster N"
+        ) from None
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=_ANSWER_S)
+        except TimeoutError:
+            raise InputError(
+                f"the scheduler {scheduler!r} has no worker; start one with `dask worker {scheduler}`"
+            ) from None
+        yield Cluster(client)
+
+
+def _knock(scheduler: str) -> None:
+    """Connect and hang up: a client that was made for nobody hangs, or complains, when it is collected."""
+    from distributed.comm import connect
+    from distributed.security import Security
+
+    async def knock() -> None:
+        comm = await connect(scheduler, timeout=_ANSWER_S, **Security().get_connection_args("client"))
+        await comm.close()
+
+    with ThreadPoolExecutor(1) as thread:  # whoever asks may have a loop of their own
+        thread.submit(asyncio.run, knock()).result()

@@ -1,0 +1,32 @@
+"""Exporting a trial of a store: the faulty model that it ran."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onnxfi.campaign.execute.activation_faults import bake_trial
+from onnxfi.campaign.plan.fault_targets import Reach
+from onnxfi.campaign.plan.open_model import reopen
+from onnxfi.campaign.results.store import Store, StoreError
+from onnxfi.faults.faultlist import Header, Lines
+from onnxfi.graph.write.faulty_copy import Edits, edits, place, write
+from onnxfi.runtime.data.yaml_file import parse_yaml
+
+
+def export_trial(store: str | Path, trial: int, out: str | Path) -> None:
+    """Write the faulty model of one trial; StoreError where the model is another one by now."""
+    with Store.open(store) as opened:
+        header = Header.parse(opened.get("header"), str(store))
+        lines = opened.trial(trial)["lines"].splitlines()
+        said = parse_yaml(opened.get("spec").encode(), str(store), "campaign", StoreError)
+    model = reopen(header.file, said | {"time_axis": None})  # the counts are scored, and no part of the model
+    if model.digest != header.model:
+        raise StoreError(f"{store} is of the model {header.model}, {header.file} is {model.digest} now")
+    reach = Reach.told(model, header)
+    reader = Lines(header, reach.targets, str(store), lambda: reach.listed(header))
+    [(_, faults)] = reader.trials(enumerate(lines, 1))
+    here = reach.in_flight(faults)
+    if here.any():
+        bake_trial(reach, faults.pick(here), faults.pick(~here), Path(out))
+        return
+    write(model, edits(model, faults, place(model, faults)[1]) if len(faults) else Edits(), Path(out))

@@ -1,0 +1,137 @@
+"""The cache of golden runs: scores by the digest of all that fixes them. Described in docs/how-to/ci.md.
+
+A file holds the bytes of one array, with its type, shape and SHA-256. What is damaged, or cannot be read or written,
+counts as not there: a cache may cost time, never an answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import sys
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from onnxfi.campaign.execute.trial_executor import Bench
+from onnxfi.errors import InputError
+from onnxfi.graph.write.output_file import temporary
+from onnxfi.runtime.data.npz import read_npz
+from onnxfi.runtime.engine.model_io import Array, element_type, type_name
+from onnxfi.tasks.outcomes import Golden
+
+_LARGEST_FILE = 64 << 20
+_LARGEST_CACHE = 256 << 20
+_LOG = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path | None:
+    """Where golden runs are kept: `ONNXFI_CACHE`, else in the user's cache folder; None where that says `off`."""
+    named = os.environ.get("ONNXFI_CACHE", "")
+    if named == "off":
+        return None
+    if named:
+        return Path(named)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local").expanduser() / "onnxfi" / "cache"
+    if sys.platform == "darwin":
+        return Path("~/Library/Caches/onnxfi").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "onnxfi"
+
+
+def cached_golden(bench: Bench) -> tuple[Golden, float]:
+    """Golden as `Bench.golden` finds it, where the kept scores stand for its first run if the second agrees."""
+    folder = cache_folder()
+    if folder is None:
+        return bench.golden()
+    file = folder / f"golden-{_key(bench)[:32]}.npz"
+    kept = _read(file)
+    golden, golden_s = bench.golden(kept)
+    if kept is None or golden.scores is not kept:
+        _write(file, golden.scores)
+    return golden, golden_s
+
+
+def _key(bench: Bench) -> str:
+    """The digest of all that fixes the scores, bit for bit, as far as one can know."""
+    c = bench.campaign
+    values = {
+        "model": bench.model.digest, "data": bench.data.digest, "output": bench.output, "batch": c.batch,
+        "time_axis": c.time_axis, "batch_axis": c.batch_axis, "provider": bench.provider,
+        "provider_option": c.provider_option, "optimization": c.optimization, "threads": c.threads,
+        "custom_ops": [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in c.custom_ops],
+        "versions": [version("onnxfi"), _runtime_version(), np.__version__],
+        "machine": [platform.system(), platform.machine(), _processor()],
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _runtime_version() -> str:
+    from onnxfi.runtime.engine.engines import installed_runtimes
+
+    return " ".join(f"{name} {version(name)}" for name in installed_runtimes())
+
+
+def _processor() -> str:
+    """The processor's name and abilities, by which a runtime chooses its kernels."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
+        told = dict(line.partition(":")[::2] for line in lines)
+        found = {name.strip(): value.strip() for name, value in told.items()}
+        return " ".join(found.get(name, "") for name in ("model name", "flags", "Features"))
+    return platform.processor()
+
+
+def _read(file: Path) -> Array | None:
+    try:
+        if file.stat().st_size > 2 * _LARGEST_FILE:
+            return None
+        held = read_npz(file)
+        data, kind, shape = held["data"], element_type(str(held["type"])), tuple(held["shape"].tolist())
+        sound = str(held["sha256"]) == hashlib.sha256(data.tobytes()).hexdigest()
+        if not sound or data.nbytes != math.prod(shape) * kind.itemsize:
+            return None
+        with suppress(OSError):
+            os.utime(file)  # the oldest go first
+        return data.view(kind).reshape(shape)
+    except FileNotFoundError:
+        return None
+    except (OSError, InputError, KeyError, TypeError, ValueError) as error:
+        _LOG.debug("the cached golden run %s is not used: %s", file, error)
+        return None
+
+
+def _write(file: Path, scores: Array) -> None:
+    if scores.nbytes > _LARGEST_FILE or scores.dtype.hasobject:
+        return
+    data = np.frombuffer(scores.tobytes(), np.uint8)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with temporary([file]) as (stream,):
+            np.savez(
+                stream, data=data, type=type_name(scores), shape=np.array(scores.shape, np.int64),
+                sha256=hashlib.sha256(data.tobytes()).hexdigest(),
+            )  # fmt: skip
+        _trim(file.parent)
+    except (OSError, InputError) as error:
+        _LOG.debug("the golden run is not cached: %s", error)
+
+
+def _trim(folder: Path) -> None:
+    """Remove the oldest files until the rest is within bounds."""
+    found = []
+    for file in folder.glob("golden-*.npz"):
+        with suppress(OSError):
+            found.append((file.stat().st_mtime, file.stat().st_size, file))
+    total = sum(size for _, size, _ in found)
+    for _, size, file in sorted(found):
+        if total <= _LARGEST_CACHE:
+            return
+        file.unlink(missing_ok=True)
+        total -= size

@@ -1,0 +1,329 @@
+"""Crews: worker processes of our own, from their start until the last one who needs them is done.
+
+What a worker imports first is this module, which loads little: so that what it says of the process comes in time.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+from onnxfi.graph.write.scratch_folder import sweep
+
+
+def begin() -> None:
+    """A worker process ends with its parent, leaves Ctrl-C to it, and is the first to go where memory ends."""
+    import multiprocessing
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    # The threads of numpy's BLAS, which is not asked for anything here, spin at first: 0.1 s of a core in each worker.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write("500")
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Hold Ctrl-C back meanwhile: a process begins with what is held back where it is started."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # else it starts with the process, and lets Ctrl-C come before that has begun
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _serve(pipe: Any) -> None:
+    """In a worker: do what is asked, so much of it at a time as is said first, and answer."""
+    atexit.register(os._exit, 0)  # what a worker holds goes with its process, not piece by piece, which takes longer
+    begin()
+    import onnxfi.campaign.execute.worker  # noqa: F401 (what it is started for)
+
+    speaking = threading.Lock()
+
+    def do(number: int, asked: bytes) -> None:
+        try:
+            call, given, named = ForkingPickler.loads(asked)
+            answer = _packed(call(*given, **named), None)
+        except BaseException as error:
+            answer = _told(error)
+        with speaking:
+            pipe.send((number, answer))
+
+    with suppress(EOFError), ThreadPoolExecutor(pipe.recv()) as threads:
+        while (asked := pipe.recv()) is not None:
+            threads.submit(do, *asked)
+
+
+def _packed(found: Any, error: BaseException | None) -> bytes:
+    """An answer as it is sent; raises where that cannot be."""
+    return bytes(ForkingPickler.dumps((found, error)))
+
+
+def _unpacked(answer: bytes) -> tuple[Any, BaseException | None]:
+    """What was found, or what went wrong, be it here."""
+    try:
+        found, error = ForkingPickler.loads(answer)
+    except Exception as wrong:
+        return None, wrong
+    return found, error
+
+
+def _told(error: BaseException) -> bytes:
+    """What went wrong in a worker, as it is sent: itself, or its words where it does not arrive."""
+    said = traceback.format_exc()
+    error.add_note(said)
+    with suppress(Exception):
+        answer = _packed(None, error)
+        if type(_unpacked(answer)[1]) is type(error):
+            return answer
+    return _packed(None, RuntimeError(said))
+
+
+class Ended(BrokenExecutor):
+    """A worker process has ended; `exit_code` is how, as `Process.exitcode` has it (None: nobody knows)."""
+
+    def __init__(self, exit_code: int | None) -> None:
+        super().__init__("a worker has died")
+        self.exit_code = exit_code
+
+
+@dataclass
+class _Worker:
+    """A worker process, what is said to it, and what it does, at most `lanes` things at a time."""
+
+    process: Any
+    pipe: Any
+    lanes: int
+    doing: dict[int, Future[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls) -> _Worker:
+        """Start a process that is to be told first how many lanes it has."""
+        import multiprocessing
+
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs,))
+        with _held_back():
+            process.start()
+        atexit.register(_end, process)  # a daemon would end too, but its data could have no processes of its own
+        theirs.close()
+        return cls(process, ours, 0)
+
+
+def _end(process: Any) -> None:
+    """End a worker process, and remove what it could not: copies of a model that it was about to open."""
+    process.kill()
+    process.join()
+    sweep()
+
+
+_spare: list[_Worker] = []
+
+
+@contextmanager
+def hatched() -> Iterator[None]:
+    """Start a worker process before it is known what for, so that it loads what it needs while this one does."""
+    _spare.append(_Worker.start())
+    try:
+        yield
+    finally:
+        while _spare:
+            _spare.pop().process.kill()
+
+
+class Crew(Executor):
+    """So many workers, up to `lanes` of them threads of one process that share what it has open.
+
+    Processes have a clean interpreter, and start when there is something to do. Where one dies, all end, and who waits
+    for any of them gets BrokenExecutor.
+    """
+
+    def __init__(self, size: int, lanes: int = 1) -> None:
+        many = -(-size // lanes)
+        self._to_start = deque(len(range(k, size, many)) for k in range(many))
+        self._workers: list[_Worker] = []
+        self._waiting: deque[tuple[Future[Any], bytes]] = deque()
+        self._listeners: list[threading.Thread] = []
+        self._numbers = count()
+        self._lock = threading.RLock()
+        self._broken = self._over = False
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Have a worker do something; BrokenExecutor where one has died."""
+        future, asked = Future[Any](), bytes(ForkingPickler.dumps((fn, args, kwargs)))
+        with self._lock:
+            if self._broken or self._over:
+                raise BrokenExecutor("a worker has died" if self._broken else "the workers have gone")
+            self._waiting.append((future, asked))
+            self._deal()
+        return future
+
+    def _deal(self) -> None:
+        """Give what waits to workers that are free, and let those go whom nobody needs any more."""
+        while self._waiting and (free := self._free()) is not None:
+            future, asked = self._waiting.popleft()
+            if future.set_running_or_notify_cancel():
+                number = next(self._numbers)
+                free.doing[number] = future
+                with suppress(OSError):  # it has died; who listens to it finds out
+                    free.pipe.send((number, asked))
+        if self._over and not self._waiting:
+            for worker in self._workers:
+                if not worker.doing:
+                    with suppress(OSError):
+                        worker.pipe.send(None)
+
+    def _free(self) -> _Worker | None:
+        for worker in self._workers:
+            if len(worker.doing) < worker.lanes:
+                return worker
+        if not self._to_start:
+            return None
+        worker = _spare.pop() if _spare else _Worker.start()
+        worker.lanes = self._to_start.popleft()
+        with suppress(OSError):  # as below
+            worker.pipe.send(worker.lanes)
+        self._workers.append(worker)
+        self._listeners.append(threading.Thread(target=self._listen, args=(worker,), daemon=True))
+        self._listeners[-1].start()
+        return worker
+
+    def _listen(self, worker: _Worker) -> None:
+        """Hand on what a worker answers, until it ends."""
+        with suppress(EOFError, OSError):
+            while True:
+                number, answer = worker.pipe.recv()
+                found, error = _unpacked(answer)
+                with self._lock:
+                    future = worker.doing.pop(number, None)
+                    self._deal()
+                if future is not None and error is None:
+                    future.set_result(found)
+                elif future is not None:
+                    future.set_exception(error)
+        if worker.doing or not self._over:
+            self._break(worker)
+
+    def dismiss(self) -> None:
+        """End the workers at once, whatever they do: what they hold is in no file. Who has done all goes by itself."""
+        if self._over and not any(worker.doing for worker in self._workers):
+            return
+        self._break()
+        for worker in self._workers:
+            _end(worker.process)
+
+    def _break(self, first: _Worker | None = None) -> None:
+        with self._lock:
+            first = None if self._broken else first  # it was ended by us, and who did waits for it
+            self._broken = True
+            for worker in self._workers:
+                worker.process.kill()
+            lost = [future for worker in self._workers for future in worker.doing.values()]
+            lost += [future for future, _ in self._waiting if future.set_running_or_notify_cancel()]
+            for worker in self._workers:
+                worker.doing.clear()
+            self._waiting.clear()
+        if first is not None:
+            first.process.join()
+        for future in lost:
+            future.set_exception(Ended(None if first is None else first.process.exitcode))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Let the workers go when they have done what they were asked, or what they do just now."""
+        with self._lock:
+            self._over = True
+            while cancel_futures and self._waiting:
+                self._waiting.popleft()[0].cancel()
+            self._deal()
+        for worker, listener in zip(self._workers, self._listeners, strict=True) if wait else ():
+            worker.process.join()
+            listener.join()
+
+
+@contextmanager
+def begun(
+    size: int, task: Callable[..., Any], *args: Any, lanes: int = 1, instead_of: Crew | None = None
+) -> Iterator[Crew | None]:
+    """So many workers, who each do a task already; they end where what follows here goes wrong."""
+    if instead_of is not None:
+        instead_of.dismiss()
+    if not size:
+        yield None
+        return
+    crew = Crew(size, lanes)
+    try:
+        for _ in range(size):
+            crew.submit(task, *args)
+        yield crew
+    except BaseException:
+        crew.dismiss()
+        raise
+
+
+@contextmanager
+def lasting(pool: Callable[[int], Executor], early: Executor | None = None) -> Iterator[Callable[[int], Executor]]:
+    """A pool of workers that outlives those who use it: shut down at the end, and made anew where it breaks.
+
+    `early` is one that was begun already.
+    """
+    kept = [early] if early is not None else []
+
+    def lent(size: int) -> Executor:
+        if not (kept and _lives(kept[-1])):
+            kept.append(pool(size))
+        return _Lent(kept[-1])
+
+    try:
+        yield lent
+    finally:
+        for crew in kept:
+            crew.shutdown(wait=False, cancel_futures=True)
+
+
+def _lives(crew: Executor) -> bool:
+    try:
+        crew.submit(int)
+    except BrokenExecutor:
+        return False
+    return True
+
+
+@dataclass
+class _Lent(Executor):
+    """An executor that belongs to somebody else: who shuts it down gives it back."""
+
+    crew: Executor
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return self.crew.submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        pass

@@ -1,0 +1,407 @@
+"""Running a campaign: golden twice, the canary, then every trial that has no result yet."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from onnxfi.campaign.execute import canary
+from onnxfi.campaign.execute.adaptive_rounds import Look, turns
+from onnxfi.campaign.execute.dask_cluster import Cluster
+from onnxfi.campaign.execute.memory_limit import can_limit_memory
+from onnxfi.campaign.execute.process_pool import Crew, begun, lasting
+from onnxfi.campaign.execute.route_cache import KEPT_BYTES
+from onnxfi.campaign.execute.scheduling import UnderWay, asks, lanes, run_pooled, under_way, versions
+from onnxfi.campaign.execute.task_batches import Task, gathered, ordered
+from onnxfi.campaign.execute.trial_executor import Bench, CampaignError, digest, kind_of
+from onnxfi.campaign.execute.worker import Job, ahead, run_here
+from onnxfi.campaign.plan.fault_targets import Reach
+from onnxfi.campaign.plan.open_model import open_model
+from onnxfi.campaign.plan.plan import Plan, Planned, enough, make_plan
+from onnxfi.campaign.results.store import Result, Store, set_aside
+from onnxfi.campaign.spec.campaign import LENGTH, Campaign
+from onnxfi.campaign.spec.field_types import SpecError
+from onnxfi.campaign.spec.rates import given as measured
+from onnxfi.campaign.spec.rates import missing
+from onnxfi.campaign.spec.spec_file import print_spec
+from onnxfi.errors import InputError
+from onnxfi.faults.faultlist import FaultList
+from onnxfi.graph.write.faulty_copy import Progress
+from onnxfi.graph.write.output_file import check_place
+from onnxfi.runtime.data.npz import memory_bytes
+from onnxfi.tasks.outcomes import Golden, judge
+from onnxfi.tasks.scores import reading
+
+#: Results are written when so many wait, or so many seconds have gone.
+_WRITE_EVERY = 500
+_WRITE_EVERY_S = 1.0
+#: A trial hangs when it takes longer than this, and than so many golden runs.
+_TIMEOUT_S = 10.0
+_TIMEOUT_GOLDEN = 20
+_LONGEST_TIMEOUT_S = 1e6
+#: The share of the machine's memory that one worker may take.
+_MEMORY_SHARE = 0.75
+
+
+@dataclass
+class Running:
+    """A campaign under way: what was planned and found before the trials. Iterate over it for the results.
+
+    `total` trials are asked for here (None: as many as it takes), of which `outcomes` counts those that the store has
+    already; `note` says on what they run, `golden_s` how long one run takes; `look` is what the complete rounds of an
+    adaptive campaign say.
+    """
+
+    plan: Plan
+    store: Path
+    note: str
+    total: int | None
+    outcomes: Counter[str]
+    golden_s: float
+    results: Generator[Result, None, None] = field(repr=False)
+    look: Look | None = None
+    crew: Crew | None = field(default=None, repr=False)
+
+    def __iter__(self) -> Iterator[Result]:
+        return self.results
+
+    def close(self) -> None:
+        """Stop; what came back is in the store."""
+        self.results.close()
+        if self.crew is not None:  # where it was never asked for a result
+            self.crew.dismiss()
+
+
+def default_store(model: str) -> Path:
+    """Where the results of a model's campaign go unless said otherwise."""
+    return Path(f"{Path(model).stem}.onnxfi.db")
+
+
+def run(
+    campaign: Campaign,
+    store: str | Path | None = None,
+    *,
+    workers: int = 0,
+    shard: tuple[int, int] | None = None,
+    fresh: bool = False,
+    kept_bytes: int = KEPT_BYTES,
+    executor: Callable[[], Executor] | Cluster | None = None,
+    timeout_s: float | None = None,
+    worker_memory_bytes: int | None = None,
+    golden: Callable[[Bench], tuple[Golden, float]] | None = None,
+    progress: Progress | None = None,
+) -> Running:
+    """Run a campaign into a store; iterate over what comes back for the results, as they come.
+
+    An existing store of the same campaign is resumed, or extended where more trials are asked for; of another one it is
+    refused (`fresh` moves it to STORE.old). `workers` are processes, or threads of processes where a model is large; 0
+    runs the trials in this process, where a fault that crashes the runtime takes the program with it. `shard` (i, n)
+    runs every n-th trial from the i-th on. Each process keeps up to `kept_bytes` of golden values and sessions; what is
+    beyond is computed again, to the same values. `executor` makes any other `concurrent.futures.Executor`, or is a
+    `Cluster`. A trial in a worker process of ours hangs after `timeout_s` (10 s and 20 golden runs), and is out of
+    memory beyond `worker_memory_bytes` (on Linux, three quarters of the machine's); what is given is kept in the store.
+    `golden` finds the golden run, and `progress` is told how many trials are planned. InputError for a limit that
+    golden itself does not keep.
+
+    >>> import tempfile
+    >>> campaign = Campaign("models/fashion_cnn.onnx", "models/fashion_test.npz", samples=50, ber=1e-4, repeat=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     [result.outcome for result in run(campaign, folder + "/store.db")]
+    ['sdc', 'sdc']
+    """
+    file = _place(campaign, store)
+    given = {"timeout_s": timeout_s, "memory_bytes": worker_memory_bytes}
+    far = executor if isinstance(executor, Cluster) else None
+    _check_limits(given, watched=far is not None or (bool(workers) and executor is None), owned=not far or far.owned)
+    own = workers if executor is None else 0
+    with ExitStack() as stack:
+        soon = own if (fresh or not file.exists()) and enough(campaign, shard, own) else 0
+        shape = soon, lanes(campaign, worker_memory_bytes)
+        early = stack.enter_context(_early(campaign, kept_bytes, worker_memory_bytes, shape))
+        bench = Bench.open(campaign, kept_bytes)
+        _refuse(campaign, bench, shard)
+        plan = make_plan(campaign, bench.reach)
+        if far is not None:
+            far.send(bench)
+        if fresh:
+            set_aside(file)
+        opened = stack.enter_context(Store.open(file, create=True))
+        _prepare(opened, bench, plan, progress)
+        asked = wanted(plan, shard)
+        outcomes = Counter(outcome for trial, outcome in opened.done() if asked(trial))
+        total = None if campaign.adaptive else sum(map(asked, opened.trials()))
+        share = lanes(campaign, known := worker_memory_bytes or _limit(opened), bench)
+        pool, size = _crew(executor, workers, None if total is None else total - outcomes.total(), share)
+        if (needed := (size if own and isinstance(size, int) else 0, share)) != shape:
+            early = stack.enter_context(_early(campaign, kept_bytes, known, needed, early))
+        truth, golden_s = bench.golden(again=not own) if golden is None else golden(bench)
+        _keep_limits(opened, given, golden_s)
+        job = _job(opened, bench, plan, (truth, golden_s), executor)
+        soonest = islice(gathered(opened.pending(asked), job.trials_a_task, needed[0]), needed[0])
+        first = _prove(opened, bench, plan, job if own else None, None if worker_memory_bytes else early, soonest)
+        _agree(opened, bench, plan, truth)
+
+    def results() -> Generator[Result, None, None]:
+        with Store.open(file, create=True, checked=True) as target, lasting(pool, early) as crew:
+            for running.look, pending in _turns(target, plan, shard, first):
+                if size:
+                    lent = None if far is not None else crew
+                    stream = run_pooled(job, truth, gathered(pending, job.trials_a_task, size), size, pool, lent, first)
+                else:
+                    stream = run_here(bench, truth, plan.header, ordered(pending, job.trials_a_task))
+                yield from _kept(target, stream)
+
+    running = Running(
+        plan, file, f"{bench.data.description}; {bench.note}", total, outcomes, golden_s, results(), crew=early
+    )
+    return running
+
+
+def _place(campaign: Campaign, store: str | Path | None) -> Path:
+    """Where results go; OutputError, before anything is run, where no file can be."""
+    file = Path(store) if store is not None else default_store(campaign.model)
+    if not file.is_file():
+        check_place(None, [file])
+    return file
+
+
+def _early(
+    campaign: Campaign, kept_bytes: int, limit: int | None, shape: tuple[int, int], instead_of: Crew | None = None
+) -> AbstractContextManager[Crew | None]:
+    """Workers that open the campaign before there is a job; not where memory may be tight, since golden must run under
+    the limit."""
+    what = (ahead, campaign, kept_bytes) if limit is None else (int,)
+    return begun(shape[0], *what, lanes=shape[1], instead_of=instead_of)
+
+
+def _crew(
+    executor: Callable[[], Executor] | Cluster | None, workers: int, left: int | None, share: int
+) -> tuple[Callable[[int], Executor], int | Callable[[], int]]:
+    """What makes the workers, and how many there are (0: none but this process), no more than trials `left`."""
+    if isinstance(executor, Cluster):
+        return executor.pool, executor.size
+    if executor is not None:
+        return (lambda size: executor()), workers or 1
+    return partial(Crew, lanes=share), workers if left is None else min(workers, left)
+
+
+def wanted(plan: Plan, shard: tuple[int, int] | None = None) -> Callable[[int], bool]:
+    """Whether a trial is asked for: by the campaign, which may be shorter than its store, and by the shard."""
+    lengths = [group.trials for group in plan.groups]
+
+    def asked(trial: int) -> bool:
+        j, stratum = divmod(trial - 1, len(lengths))
+        mine = shard is None or trial % shard[1] == shard[0] % shard[1]
+        return mine and (plan.listed is not None or plan.campaign.adaptive or j < lengths[stratum])
+
+    return asked
+
+
+def _turns(
+    store: Store, plan: Plan, shard: tuple[int, int] | None, first: UnderWay
+) -> Iterator[tuple[Look | None, Iterator[Task]]]:
+    """The trials to run: all but the `first`, or round by round, each drawn when those before are written."""
+    if not plan.campaign.adaptive:
+        asked, taken = wanted(plan, shard), {trial for tasks in first.values() for trial, _ in tasks}
+        yield None, store.pending(lambda trial: trial not in taken and asked(trial))
+        return
+    for look, trials in turns(store, plan):
+        yield look, store.pending(set(trials).__contains__)
+
+
+def _refuse(campaign: Campaign, bench: Bench, shard: tuple[int, int] | None) -> None:
+    """Refuse what an adaptive campaign cannot be."""
+    if not campaign.adaptive:
+        return
+    if shard is not None:
+        raise SpecError("an adaptive campaign draws each round by all of the one before: it has no shards; use workers")
+    labelled = bench.data.labels is not None
+    if why := missing(campaign.rate, classifier=bench.output is not None, labelled=labelled):
+        raise SpecError(f"rate {campaign.rate!r} cannot be measured: {why}", "rate")
+
+
+def identity(bench: Bench, plan: Plan) -> dict[str, Any]:
+    """All that fixes the campaign's answers: the spec, and the digests of model, data and list."""
+    kept = bench.campaign.identity() | {
+        "model": bench.model.digest, "data": bench.data.digest, "provider": bench.provider, "output": bench.output,
+    }  # fmt: skip
+    if plan.listed is not None:
+        kept["faults"] = _sha256(plan.listed.path)
+    kept["custom_ops"] = [_sha256(file) for file in bench.campaign.custom_ops]
+    return kept | {"strata": [group.label for group in plan.groups]}
+
+
+def _sha256(file: str | Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _environment(store: Store, bench: Bench) -> dict[str, str]:
+    """On what the trials run, and beside it on what those ran that are there already, where that was something else."""
+    now = versions() | {"machine": platform.machine(), "provider": bench.provider}
+    before = store.get("environment") if store.count("results") else None
+    known = {name: str((before or {}).get(name, value)).split(" and ") for name, value in now.items()}
+    return {name: " and ".join(dict.fromkeys([*known[name], value])) for name, value in now.items()}
+
+
+def _prepare(store: Store, bench: Bench, plan: Plan, progress: Progress | None) -> None:
+    """Keep what the campaign is, and its trials that are not there yet: all chance is spent before anything runs."""
+    store.bind(identity(bench, plan))
+    store.put(
+        header=plan.header.line(),
+        spec=print_spec(bench.campaign),
+        cells=plan.cells(),
+        length={name: getattr(bench.campaign, name) for name in LENGTH},
+        environment=_environment(store, bench),
+    )
+
+    def told() -> Iterator[Planned]:
+        for number, planned in enumerate(plan.trials(), 1):
+            yield planned
+            if progress is not None:
+                progress(number, len(plan))
+
+    if store.count("plan") < len(plan) or plan.campaign.adaptive:
+        store.plan(plan.groups, told())
+
+
+def _check_limits(given: dict[str, Any], *, watched: bool, owned: bool) -> None:
+    """Refuse limits that say nothing, or that no trial could keep."""
+    if not watched and any(value is not None for value in given.values()):
+        raise InputError("a limit of time or memory says nothing without worker processes of our own; leave it out")
+    seconds, size = given["timeout_s"], given["memory_bytes"]
+    if seconds is not None and not 0 < seconds <= _LONGEST_TIMEOUT_S:
+        raise InputError(f"timeout {seconds:g} is out of range; give seconds above 0, up to {_LONGEST_TIMEOUT_S:,.0f}")
+    if size is not None and not owned:
+        raise InputError("workers of a scheduler have limits of their own (dask worker --memory-limit); leave it out")
+    if size is not None and not can_limit_memory():
+        raise InputError("a limit of memory can be held on Linux alone; leave --worker-memory out")
+    if size is not None and not 0 < size < 1 << 62:
+        raise InputError(f"a worker's memory of {size:,} bytes is out of range; give 1 MB or more")
+
+
+def _usual_memory() -> int | None:
+    return int(_MEMORY_SHARE * memory_bytes()) if can_limit_memory() else None
+
+
+def _limit(store: Store) -> int | None:
+    """The limit of memory that was asked for when the campaign began."""
+    kept: int | None = store.get("memory_bytes")
+    return None if kept == _usual_memory() else kept
+
+
+def _keep_limits(store: Store, given: dict[str, Any], golden_s: float) -> None:
+    """Keep the limits of a trial: what is given, else what the store has, else what golden and the machine say."""
+    seconds = given["timeout_s"]
+    if seconds is not None and seconds < golden_s:
+        raise InputError(f"timeout {seconds:g} s is less than golden itself takes, {golden_s:.2g} s; give a longer one")
+    usual: dict[str, Any] = {"timeout_s": max(_TIMEOUT_S, _TIMEOUT_GOLDEN * golden_s)}
+    usual["memory_bytes"] = _usual_memory()
+    store.put(**{name: given[name] or store.get(name) or usual[name] for name in given})
+
+
+def _agree(store: Store, bench: Bench, plan: Plan, golden: Golden) -> None:
+    """Keep what golden said; CampaignError where the store knows another golden."""
+    kept, scores = store.get("golden"), digest(golden)
+    if kept is not None and kept["scores"] != scores:
+        raise CampaignError(
+            f"golden is another one than in {store.path}: the runtime or the machine changed; start anew with --fresh"
+        )
+    metrics = judge(golden, golden.scores).metrics
+    found: dict[str, Any] = {"scores": scores, "rows": len(golden.scores), "metrics": metrics}
+    if bench.campaign.adaptive and not measured(bench.campaign.rate, metrics):
+        why = missing(bench.campaign.rate, classifier=golden.classifier, labelled=golden.labels is not None)
+        raise SpecError(f"rate {bench.campaign.rate!r} cannot be measured: {why}", "rate")
+    found |= {"samples": bench.data.samples, "data": bench.data.description, "synthetic": bench.data.synthetic}
+    # Where each trial is one fault in one sample, it is judged on that sample alone.
+    judged = 1 if plan.of_singles and all(t.samples for t in plan.targets) else bench.data.samples
+    kind = golden.kind if golden.classifier else None
+    read = reading(golden.scores, bench.output, bench.data.samples, kind_of(bench.campaign))
+    store.put(golden=found | {"output": bench.output, "judged": judged, "kind": kind, "reading": read})
+
+
+def _job(
+    store: Store,
+    bench: Bench,
+    plan: Plan,
+    golden: tuple[Golden, float],
+    executor: Callable[[], Executor] | Cluster | None,
+) -> Job:
+    """What workers need to know; limits hold in processes of our own."""
+    far = isinstance(executor, Cluster)
+    limits = {name: store.get(name) if far or executor is None else None for name in ("timeout_s", "memory_bytes")}
+    if isinstance(executor, Cluster) and not executor.owned:
+        limits["memory_bytes"] = None
+    line, shared = plan.header.line(), bench.shares(plan.header)
+    truth, golden_s = digest(golden[0]), golden[1]
+    return Job(bench.campaign, line, truth, golden_s, kept_bytes=bench.kept_bytes, together=shared, **limits)
+
+
+def _prove(
+    store: Store, bench: Bench, plan: Plan, job: Job | None, crew: Executor | None, tasks: Iterator[list[Task]]
+) -> UnderWay:
+    """Prove once that faults reach what the runtime computes with; the tasks that the crew was given meanwhile."""
+    first: UnderWay = {}
+
+    def go() -> None:
+        if job is not None and crew is not None and not plan.campaign.adaptive and not first:
+            first.update(under_way(crew, job, tasks))
+
+    if store.get("canary") is None:
+        targets = [target for target in plan.targets if target.size]
+        store.put(canary=canary.prove(bench, targets, asks(bench, job, crew, go)))
+    return first
+
+
+def _kept(store: Store, stream: Generator[Result, None, None]) -> Generator[Result, None, None]:
+    """The results of a stream, written in batches and handed on."""
+    waiting: list[Result] = []
+    written = time.monotonic()
+    with closing(stream):
+        try:
+            for result in stream:
+                waiting.append(result)
+                if time.monotonic() - written > _WRITE_EVERY_S or len(waiting) >= _WRITE_EVERY:
+                    store.add(waiting)
+                    waiting, written = [], time.monotonic()
+                yield result
+        finally:
+            store.add(waiting)
+
+
+def plan(campaign: Campaign) -> tuple[Plan, float | None]:
+    """A campaign's plan, and the seconds that one trial takes where data is named.
+
+    >>> made, seconds = plan(Campaign("models/fashion_cnn.onnx", single=True, margin=0.05))
+    >>> len(made), seconds
+    (664, None)
+    """
+    if campaign.data is None:
+        return planned(campaign), None
+    bench = Bench.open(campaign)
+    made = make_plan(campaign, bench.reach)
+    return made, bench.golden()[1]
+
+
+def planned(campaign: Campaign) -> Plan:
+    """A campaign's plan alone; where values in flight are struck, a run tells what there is of them."""
+    if _flies(campaign):
+        return make_plan(campaign, Bench.open(campaign).reach)
+    return make_plan(campaign, Reach.of(open_model(campaign)))
+
+
+def _flies(campaign: Campaign) -> bool:
+    """Whether values in flight are struck, so that only a run tells what there is."""
+    if campaign.faults is not None:
+        return FaultList.open(campaign.faults).header.flight is not None
+    return any(aim.flies for aim in campaign.aims)

@@ -1,0 +1,238 @@
+"""Workers: where trials run. Their number and order change nothing, since a trial is a pure function of its lines.
+
+A trial whose worker dies, hangs or runs out of memory is run once more, alone in a fresh worker; only the same end
+twice is its outcome. What the harness itself gets wrong is no outcome: it is kept with its traceback, and run again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from platform import python_version
+
+from onnxfi.campaign.execute import canary
+from onnxfi.campaign.execute.process_pool import Crew, Ended
+from onnxfi.campaign.execute.task_batches import Task
+from onnxfi.campaign.execute.trial_executor import Bench, CampaignError
+from onnxfi.campaign.execute.worker import WATCH_EXIT, Job, Results, notices, shown, work
+from onnxfi.campaign.results.store import Result
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.faults.space import Target
+from onnxfi.runtime.engine.engines import installed_runtimes, no_cuda
+from onnxfi.tasks.outcomes import Golden, failed
+
+#: Tasks that workers have, by what tells when they are done.
+UnderWay = dict[Future[list[Result]], list[Task]]
+#: Workers that share a process at most, and the size of a model from which on they do.
+_LANES = 4
+_LARGE_BYTES = 8 << 20
+#: Workers that may die before one is known to live.
+_READY_TRIES = 3
+
+
+class Died(BrokenExecutor):
+    """The worker that ran this died, in each of so many tries; the others live on, which a broken pool's do not."""
+
+    def __init__(self, said: str, tries: int = 1) -> None:
+        super().__init__(said)
+        self.tries = tries
+
+
+def versions() -> dict[str, str]:
+    """What must be the same wherever trials of one campaign run."""
+    runtime = " ".join(f"{name} {version(name)}" for name in installed_runtimes())
+    return {"onnxfi": version("onnxfi"), "runtime": runtime, "numpy": version("numpy"), "python": python_version()}
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def lanes(campaign: Campaign, limit_bytes: int | None, bench: Bench | None = None) -> int:
+    """How many workers are threads of one process, and share what it has open; `bench` knows what else is a guess.
+
+    One where a limit of memory is each worker's own, and where the model is small: that is quickly opened, and what
+    Python does for a trial takes as long as what the runtime does.
+    """
+    if bench is None:
+        on_cpu = campaign.provider.lower() == "cpu" or no_cuda() is not None
+        file = Path(campaign.model)
+        size_bytes = file.stat().st_size if file.is_file() else 0
+    else:
+        on_cpu = bench.provider == "CPUExecutionProvider"
+        size_bytes = sum(source.size for source in bench.model.sources)
+    shared = on_cpu and campaign.threads == 1 and limit_bytes is None and size_bytes >= _LARGE_BYTES
+    return _LANES if shared else 1
+
+
+def _survives(job: Job, target: Target) -> bool:
+    """Whether a canary is seen, asked in a worker of its own: it may hang or kill the one that asks."""
+    crew = _ready(job, Crew)
+    try:
+        return crew.submit(notices, job, target.id).result()
+    except BrokenExecutor:
+        return True
+    finally:
+        crew.shutdown(wait=False)
+
+
+def asks(bench: Bench, job: Job | None, crew: Executor | None, go: Callable[[], None]) -> Callable[[Target], bool]:
+    """What says whether a canary is seen: this process does, and one of the `crew` whether shorter routes show it, who
+    needs what that opens; then others may `go`. What could end who is asked goes to a worker of its own.
+    """
+
+    def asked(target: Target) -> bool:
+        if job is not None and canary.may_hang(bench, target):
+            return _survives(job, target)
+        if job is not None and crew is not None:
+            with suppress(BrokenExecutor):
+                there = crew.submit(shown, job, target.id)
+                go()
+                seen = canary.changes(bench, target)
+                bench.let_go()
+                return canary.held(target, seen, seen and not there.result())
+        return canary.notices(bench, target)
+
+    return asked
+
+
+def run_pooled(
+    job: Job,
+    golden: Golden,
+    pending: Iterator[list[Task]],
+    workers: int | Callable[[], int],
+    pool: Callable[[int], Executor] = Crew,
+    crew: Callable[[int], Executor] | None = None,
+    running: UnderWay | None = None,
+) -> Results:
+    """Run trials in so many workers (asked again where they come and go), in the order in which they come back.
+
+    `pool` makes them; `crew` lends those that outlive the call (see `lasting`), where `running` are under way already.
+    """
+    suspects: list[Task] = []
+    running = running or {}
+    broken = True
+    while broken:
+        broken, came = False, 0
+        try:
+            for result, task in _stream(job, pending, workers, crew or pool, suspects, running):
+                came += 1
+                if result.cause == "memory":
+                    suspects.append(task)
+                else:
+                    yield result
+        except BrokenExecutor:
+            broken = True
+            if not came:  # is it the trials, or does no worker live at all?
+                _ready(job, pool).shutdown()
+    yield from _alone(job, golden, suspects, pool)
+
+
+def under_way(crew: Executor, job: Job, tasks: Iterator[list[Task]]) -> UnderWay:
+    """Give tasks to workers before anybody waits for the results; none are under way where the workers died."""
+    running: UnderWay = {}
+    try:
+        for some in tasks:
+            running[crew.submit(work, job, some)] = some
+    except BrokenExecutor:
+        return {}
+    return running
+
+
+def _stream(
+    job: Job,
+    pending: Iterator[list[Task]],
+    workers: int | Callable[[], int],
+    pool: Callable[[int], Executor],
+    lost: list[Task],
+    running: UnderWay,
+) -> Iterator[tuple[Result, Task]]:
+    """Results with their tasks from one pool; what died goes to `lost`, and where the pool breaks all under way."""
+    alive = True
+    crew = pool(workers if isinstance(workers, int) else 0)
+    tasks: list[Task] = []
+    try:
+        while True:
+            most = 2 * (workers if isinstance(workers, int) else workers())
+            while len(running) < most and (tasks := next(pending, [])):
+                running[crew.submit(work, job, tasks)] = tasks
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                tasks = running[future]
+                try:
+                    results = future.result()
+                except Died:
+                    if not alive:  # two in a row: perhaps no worker lives at all
+                        raise
+                    results, alive = [], False
+                    lost += tasks
+                else:
+                    alive = True
+                del running[future]
+                yield from zip(results, tasks, strict=alive)
+    except BrokenExecutor:
+        lost += dict.fromkeys([*(task for some in running.values() for task in some), *tasks])
+        running.clear()
+        raise
+    finally:
+        crew.shutdown(wait=False, cancel_futures=True)
+
+
+def _alone(job: Job, golden: Golden, suspects: list[Task], pool: Callable[[int], Executor]) -> Results:
+    """Each suspect once more, one at a time; what ends badly in a worker that others have used, in a fresh one."""
+    crew: Executor | None = None
+    try:
+        for task in suspects:
+            for _ in range(2):
+                fresh = crew is None
+                crew = crew or _ready(job, pool)
+                result = _once(job, golden, task, crew)
+                bad = result.cause in ("timeout", "crash", "memory")
+                if bad:
+                    crew.shutdown(wait=False)
+                    crew = None
+                if fresh or not bad:
+                    yield result
+                    break
+    finally:
+        if crew is not None:
+            crew.shutdown(wait=False)
+
+
+def _once(job: Job, golden: Golden, task: Task, crew: Executor) -> Result:
+    """A trial in a worker that does nothing else; what it is where the worker dies."""
+    begun = time.perf_counter()
+    try:
+        [result] = crew.submit(work, job, [task]).result()
+        return result
+    except BrokenExecutor as error:
+        seconds = (time.perf_counter() - begun) / (error.tries if isinstance(error, Died) else 1)
+        # A signal is no watch, however late it comes on a slow machine; who ran elsewhere tells by the time alone.
+        watched = not isinstance(error, Ended) or error.exit_code in (None, WATCH_EXIT)
+        cause = "timeout" if watched and job.timeout_s is not None and seconds >= job.timeout_s else "crash"
+        found = failed(golden, cause)
+        return Result(task[0], found.outcome, cause, found.metrics, seconds, found.changed)
+
+
+def _ready(job: Job, pool: Callable[[int], Executor]) -> Executor:
+    """One worker that has run golden; CampaignError where it does not live that long."""
+    for _ in range(_READY_TRIES):
+        crew = pool(1)
+        try:
+            crew.submit(work, job, []).result()
+        except Died:  # perhaps of a trial that still ran there
+            continue
+        except BrokenExecutor:
+            break
+        return crew
+    raise CampaignError(
+        "a worker process dies before its first trial: there is no memory for it (use fewer workers, or raise "
+        "--worker-memory), or the program that uses workers lacks its `if __name__ == '__main__':`"
+    )

@@ -1,0 +1,228 @@
+"""Work: what a worker does with trials, whatever executor it belongs to.
+
+Workers that are threads of one process share what it has open, by turns.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import threading
+import time
+import traceback
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO
+
+from onnxfi.campaign.execute import canary
+from onnxfi.campaign.execute.memory_limit import limit_memory, memory_held, out_of_memory
+from onnxfi.campaign.execute.route_cache import KEPT_BYTES
+from onnxfi.campaign.execute.task_batches import Task
+from onnxfi.campaign.execute.trial_executor import Bench, CampaignError, digest
+from onnxfi.campaign.results.store import Result
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.errors import EngineError, ProviderError
+from onnxfi.faults.faultlist import Header
+from onnxfi.runtime.engine.turn_taking import claim, turn
+from onnxfi.tasks.outcomes import Golden, Judgement
+
+Results = Generator[Result, None, None]
+_MOST_TRIALS_A_TASK = 32
+_TASK_S = 8.0
+#: How a process ends whose watch has run out: faulthandler's exit.
+WATCH_EXIT = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know before its first trial; small, so that it goes with every task.
+
+    `header` is the line of the fault list, `golden` the digest that the worker's own golden run must have. A trial that
+    takes longer than `timeout_s` ends its process, and a worker gets no more than `memory_bytes` (None: no limit), of
+    which it keeps `kept_bytes` of golden values and sessions. `together` sends it more trials at a time.
+    """
+
+    campaign: Campaign
+    header: str
+    golden: str
+    golden_s: float
+    timeout_s: float | None = None
+    memory_bytes: int | None = None
+    kept_bytes: int = KEPT_BYTES
+    together: bool = False
+
+    @property
+    def trials_a_task(self) -> int:
+        """Trials that are sent to a worker together: some seconds of work, if each ran the whole model."""
+        return (
+            _MOST_TRIALS_A_TASK
+            if self.together
+            else max(1, min(_MOST_TRIALS_A_TASK, int(_TASK_S / max(self.golden_s, 1e-3))))
+        )
+
+
+def run_here(bench: Bench, golden: Golden, header: Header, pending: Iterator[list[Task]]) -> Results:
+    """Run trials in this process, in their order: a fault that kills or hangs the runtime does so to this process."""
+    for tasks in pending:
+        found = _together(bench, golden, header, tasks)
+        for number, task in enumerate(tasks):
+            yield found[number] if number in found else _one(bench, golden, header, task)
+
+
+def _together(bench: Bench, golden: Golden, header: Header, tasks: list[Task]) -> dict[int, Result]:
+    """What trials that share runs come to, by their place; nothing where one fails, so that each is run alone."""
+    begun = time.perf_counter()
+    try:
+        found = bench.together(header, golden, [lines.splitlines() for _, lines in tasks]) if len(tasks) > 1 else {}
+    except Exception:  # alone it is told of which trial that is
+        return {}
+    seconds = (time.perf_counter() - begun) / max(1, len(found))
+    return {number: _result(tasks[number][0], judgement, seconds) for number, judgement in found.items()}
+
+
+def _one(bench: Bench, golden: Golden, header: Header, task: Task) -> Result:
+    trial, lines = task
+    begun = time.perf_counter()
+    try:
+        found = bench.trial(header, golden, lines.splitlines())
+    except ProviderError:  # nor would the next trial have one
+        raise
+    except Exception:  # a harness error is no outcome
+        return Result(trial, "", None, {}, time.perf_counter() - begun, error=traceback.format_exc(limit=20))
+    return _result(trial, found, time.perf_counter() - begun)
+
+
+def _result(trial: int, found: Judgement, seconds: float) -> Result:
+    return Result(trial, found.outcome, found.cause, found.metrics, seconds, found.changed, route=found.route)
+
+
+_opened: list[tuple[Job, tuple[Bench, Golden, Header]]] = []
+
+
+@contextmanager
+def _held(job: Job) -> Iterator[tuple[Bench, Golden, Header]]:
+    """A worker's bench: opened with its first task, and kept; shared by the threads of a process, by turns."""
+    with turn():
+        with claim("bench"):
+            if not _opened or _opened[0][0] != job:
+                _opened[:] = [(job, _open(job))]
+            held = _opened[0][1]
+        yield held
+
+
+_ahead: list[tuple[Campaign, int, Bench, Golden | None]] = []
+
+
+def ahead(campaign: Campaign, kept_bytes: int) -> None:
+    """Open a campaign in a worker and run golden before there is a job; what that says against it, it says again with
+    the job."""
+    with turn(), claim("bench"):
+        if not _ahead and not _opened:  # a quick worker may get what another one should have
+            bench = Bench.open(campaign, kept_bytes, runs=False)
+            _ahead.append((bench.campaign, kept_bytes, bench, bench.golden_in_pieces()))
+
+
+def _open(job: Job) -> tuple[Bench, Golden, Header]:
+    known = [
+        (bench, golden)
+        for campaign, size, bench, golden in _ahead
+        if (campaign, size) == (job.campaign, job.kept_bytes)
+    ]
+    _ahead.clear()
+    header = Header.parse(job.header, "the plan")
+    bench, golden = known[0] if known else (Bench.open(job.campaign, job.kept_bytes, runs=False), None)
+    if job.memory_bytes is not None:
+        golden = _golden_within(job.memory_bytes, bench, golden)
+    golden = golden or bench.golden_in_pieces()
+    if golden is None or digest(golden) != job.golden:  # pieces may round another way
+        golden = bench.golden_again()
+    if digest(golden) != job.golden:
+        raise CampaignError(
+            "a worker has another golden run, so no trial could be told from chance: two golden runs differ (use "
+            "--threads 1, or another --provider), or its runtime or machine is not the same"
+        )
+    bench.first(golden)
+    return bench, golden, header
+
+
+def _golden_within(memory_bytes: int, bench: Bench, known: Golden | None) -> Golden:
+    """Golden under the limit of memory that holds from now on; CampaignError where it does not suffice.
+
+    What is `known` already is as good where twice what it took is within the limit.
+    """
+    held = memory_held()
+    try:
+        limit_memory(memory_bytes)
+        if known is not None and 2 * held < memory_bytes:
+            return known
+        if held < memory_bytes:
+            return bench.golden_again()
+    except (EngineError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    limit_memory(None)  # to have room to say so
+    raise CampaignError(
+        f"a worker may take {memory_bytes / 1e6:,.0f} MB of memory, which is less than the model itself needs: it has "
+        f"{held / 1e6:,.0f} MB before it runs; give it more with --worker-memory, or take a smaller --batch"
+    )
+
+
+def work(job: Job, tasks: list[Task]) -> list[Result]:
+    """Run some trials in a worker, whatever executor it belongs to."""
+    with _held(job) as (bench, golden, header):
+        with _watched(job, max(1, len(tasks))):
+            known = _together(bench, golden, header, tasks)
+        found = []
+        for number, task in enumerate(tasks):
+            if number in known:
+                found.append(known[number])
+            else:
+                with _watched(job):
+                    found.append(_one(bench, golden, header, task))
+    return found
+
+
+def notices(job: Job, target: str) -> bool:
+    """Whether a canary in a target is seen in a worker, in no more time than a trial may take."""
+    with _held(job) as (bench, _, _), _watched(job):
+        return canary.notices(bench, bench.reach.targets[bench.reach.by_id[target]])
+
+
+def shown(job: Job, target: str) -> bool:
+    """Whether the shorter route of a target shows a canary in a worker."""
+    with _held(job) as (bench, _, _):
+        return canary.shown(bench, bench.reach.targets[bench.reach.by_id[target]])
+
+
+_watch = threading.Lock()
+_ends: dict[object, float] = {}
+_nowhere: list[IO[str]] = []
+
+
+@contextmanager
+def _watched(job: Job, trials: int = 1) -> Iterator[None]:
+    """End this process where what is done takes longer than so many trials may."""
+    if job.timeout_s is None:
+        yield
+        return
+    mine = object()
+    with _watch:
+        _ends[mine] = time.monotonic() + job.timeout_s * trials
+        _look_out()
+    try:
+        yield
+    finally:
+        with _watch:
+            del _ends[mine]
+            _look_out()
+
+
+def _look_out() -> None:
+    """Watch for the first of the ends that may come."""
+    # The runtime cannot be interrupted, and may hold the interpreter: a watch that needs neither ends both.
+    faulthandler.cancel_dump_traceback_later()
+    if _ends:
+        left = max(1e-3, min(_ends.values()) - time.monotonic())
+        _nowhere[:] = _nowhere or [open(os.devnull, "w")]  # noqa: SIM115 (as long as the process)
+        faulthandler.dump_traceback_later(left, exit=True, file=_nowhere[0])

@@ -1,0 +1,291 @@
+"""The budget: what a model is allowed under faults. A YAML file; the format, version 1, is in docs/how-to/ci.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.code_trust import refuse_code
+from onnxfi.campaign.spec.field_types import SpecError, brief, check_types, typed
+from onnxfi.campaign.spec.rates import RATES
+from onnxfi.campaign.spec.yaml_fields import Place, built, plain, read_fields, read_part, read_yaml
+from onnxfi.errors import closest
+from onnxfi.tasks.outcomes import CLASSES
+
+VERSION = 1
+#: Rates that say something without faults: the others are 0 or 1 there.
+GOLDEN = ("top1", "top5", "nonfinite")
+BOUNDS = ("min", "max", "max_drop", "max_rise")
+#: Outcomes that exclude each other and leave nothing else: their rates sum to 1.
+_PARTS = (("masked", "sdc", "due"), ("masked_samples", "sdc_samples", "due_samples"), CLASSES)
+#: The first is never above the second.
+_ORDER = (
+    ("top1", "top5"), ("sdc5", "sdc1"), ("critical", "sdc1"), ("sdc1", "any_sdc1"), ("sdc1", "top1_changed"),
+    ("sdc1", "sdc_samples"),
+)  # fmt: skip
+#: Fields of a campaign that a budget leaves open, and why.
+_OPEN = {
+    "model": "the command names it",
+    "faults": "a fault list is bound to one model",
+    "confidence": "it stands above, beside the limits",
+}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One bound on one rate.
+
+    `rate` is a yes/no outcome of trials or a share of samples (docs/how-to/ci.md has the table). `ber` says at which
+    rate of a sweep, `layer` in which layers (a pattern: the limit holds for each that matches), `golden` that the value
+    without faults is meant. Exactly one bound, a share from 0 to 1: `min` and `max` of the value, `max_drop` and
+    `max_rise` of its change against a baseline.
+
+    >>> print(Limit("top1", ber=1e-5, min=0.6))
+    top1 at 1e-05: at least 60 %
+    >>> print(Limit("sdc1", layer="conv1", max_rise=0.1))
+    sdc1 in conv1: rises by at most 10 points
+    """
+
+    rate: str
+    ber: float | None = None
+    layer: str | None = None
+    golden: bool = False
+    min: float | None = None
+    max: float | None = None
+    max_drop: float | None = None
+    max_rise: float | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.rate not in RATES:
+            raise SpecError(f"no rate {str(self.rate)[:60]!r}{closest(str(self.rate)[:60], RATES)}", "rate")
+        given = [name for name in BOUNDS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise SpecError(
+                f"a limit takes exactly one of {', '.join(BOUNDS)}; given: {' and '.join(given) or 'none'}", *given[1:2]
+            )
+        if not 0 <= self.value <= 1:  # also NaN
+            raise SpecError(f"{given[0]} {self.value:g} is out of range; give a share from 0 to 1, as 0.05", given[0])
+        if self.golden and self.rate not in GOLDEN:
+            raise SpecError(
+                f"golden {self.rate} says nothing, as there are no faults; golden takes {', '.join(GOLDEN)}", "golden"
+            )
+        for name in ("ber", "layer"):
+            if self.golden and getattr(self, name) is not None:
+                raise SpecError(f"golden and {name} exclude each other: golden is the run without faults", name)
+
+    @property
+    def bound(self) -> str:
+        """Which bound it is: min, max, max_drop or max_rise."""
+        return next(name for name in BOUNDS if getattr(self, name) is not None)
+
+    @property
+    def value(self) -> float:
+        """The bound's value."""
+        return float(getattr(self, self.bound))
+
+    @property
+    def change(self) -> bool:
+        """Whether it is about the change against a baseline."""
+        return self.bound in ("max_drop", "max_rise")
+
+    @property
+    def what(self) -> str:
+        """What is measured."""
+        where = "" if self.ber is None else f" at {self.ber:g}"
+        return ("golden " if self.golden else "") + self.rate + where + (f" in {self.layer}" if self.layer else "")
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed."""
+        said = {"min": "at least", "max": "at most", "max_drop": "drops by at most", "max_rise": "rises by at most"}
+        share = f"{100 * self.value:.10g}"
+        return f"{said[self.bound]} {share} {'%' if not self.change else 'point' if share == '1' else 'points'}"
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.allowed}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A campaign whose model is left open, and the limits that a model has to keep, jointly with `confidence`.
+
+    `time_s` is the time box: where it ends before the trials do, nothing that rests on trials is decided.
+
+    >>> sweep = Campaign("", data="images.npz", ber=1e-5, repeat=200)
+    >>> Budget(sweep, (Limit("top1", min=0.6), Limit("sdc1", max=0.3))).limits[0].ber
+    1e-05
+    """
+
+    campaign: Campaign
+    limits: tuple[Limit, ...] = ()
+    confidence: float = 0.99
+    time_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind in (("confidence", "float"), ("time_s", "float | None")):
+            object.__setattr__(self, name, typed(getattr(self, name), kind, name))
+        if not 0 < self.confidence < 1:
+            raise SpecError(
+                f"confidence {self.confidence:g} is out of range; give a share between 0 and 1, as 0.99", "confidence"
+            )
+        if self.time_s is not None and not 0 < self.time_s < math.inf:
+            raise SpecError(f"time_s {self.time_s:g} is out of range; give seconds above 0, or leave it out", "time_s")
+        if self.campaign.faults is not None:
+            raise SpecError(f"a budget takes no faults: {_OPEN['faults']}", "faults")
+        if self.campaign.adaptive and self.campaign.method != "guaranteed":
+            raise SpecError(
+                f"method {self.campaign.method!r} holds where one stops by the width of the interval, not by where it "
+                f"lies; a budget takes guaranteed, or trials whose number is fixed",
+                "campaign",
+            )
+        object.__setattr__(self, "limits", tuple(_placed(limit, n, self.campaign) for n, limit in _counted(self)))
+        exclusive(self.limits)
+
+    def outdo(self, said: Mapping[str, Any], time_s: float | None = None) -> Budget:
+        """The budget with other values for fields of its campaign, and another time box where one is given."""
+        for name in said:
+            if name in _OPEN:
+                raise SpecError(f"the campaign of a budget takes no {name}: {_OPEN[name]}", name)
+            if name not in (known := [f.name for f in fields(Campaign)]):
+                raise SpecError(f"unknown field {name!r}{closest(name, known)}", name)
+        campaign = replace(self.campaign, **said)
+        return replace(self, campaign=campaign, time_s=self.time_s if time_s is None else time_s)
+
+    def on(self, model: str | Path) -> Campaign:
+        """Its campaign on a model."""
+        return replace(self.campaign, model=str(model), confidence=self.confidence)
+
+
+def _counted(budget: Budget) -> Iterator[tuple[str, Limit]]:
+    return ((f"limits[{n}]", limit) for n, limit in enumerate(budget.limits))
+
+
+def _placed(limit: Limit, name: str, campaign: Campaign) -> Limit:
+    """The limit with the rate of the sweep where there is only one; SpecError where the campaign cannot give it."""
+    if limit.golden:
+        return limit
+    rates = ", ".join(f"{rate:g}" for rate in campaign.ber)
+    if limit.layer is not None and campaign.way not in ("single", "exhaustive"):
+        raise SpecError(
+            f"{limit.what}: a trial of this campaign strikes many layers at once; layer goes with single and "
+            f"exhaustive, or take the layer into the campaign with include",
+            name,
+        )
+    if not campaign.ber:
+        if limit.ber is not None:
+            raise SpecError(f"{limit.what}: the campaign has no bit error rates; leave ber out", name)
+        return limit
+    if limit.ber is None and len(campaign.ber) > 1:
+        raise SpecError(f"{limit.what}: at which rate? give ber, one of {rates}", name)
+    if limit.ber is not None and limit.ber not in campaign.ber:
+        raise SpecError(f"{limit.what}: the campaign has no such rate; give one of {rates}", name)
+    return replace(limit, ber=campaign.ber[0]) if limit.ber is None else limit
+
+
+def exclusive(limits: Sequence[Limit]) -> None:
+    """Refuse limits that are given twice, and such that no model can keep together (SpecError)."""
+    scopes: dict[tuple[Any, ...], dict[tuple[str, str], tuple[str, Limit]]] = {}
+    for number, limit in enumerate(limits):
+        name = f"limits[{number}]"
+        here = scopes.setdefault((limit.golden, limit.ber, limit.layer), {})
+        if (limit.rate, limit.bound) in here:
+            raise SpecError(f"{limit} is the second {limit.bound} for {limit.what}; leave one", name)
+        here[limit.rate, limit.bound] = name, limit
+    for here in scopes.values():
+        for low, high in (*((rate, rate) for rate in RATES), *_ORDER):
+            (_, least), (name, most) = here.get((low, "min"), ("", None)), here.get((high, "max"), ("", None))
+            if least is not None and most is not None and least.value > most.value:
+                why = "" if low == high else f", and {low} is never above {high}"
+                raise SpecError(f"no model can keep both: {least}; {most}{why}", name)
+        for parts in _PARTS:
+            _room(here, parts)
+
+
+def _room(here: Mapping[tuple[str, str], tuple[str, Limit]], parts: Sequence[str]) -> None:
+    """Refuse limits on rates that sum to 1 where all their `max` stay below, or all their `min` go beyond."""
+    for bound, open_, beyond in (("max", 1.0, -1), ("min", 0.0, 1)):
+        found = [here.get((part, bound), ("", None)) for part in parts]
+        total = math.fsum(open_ if limit is None else limit.value for _, limit in found)
+        if beyond * (total - 1) > 1e-9:
+            said = "; ".join(str(limit) for _, limit in found if limit is not None)
+            last = [name for name, limit in found if limit is not None][-1]
+            raise SpecError(f"no model can keep all of: {said}; {', '.join(parts)} sum to 100 %", last)
+
+
+def load_budget(path: str | Path, *, allow_code: bool = False, instead: Collection[str] = ()) -> Budget:
+    """Read a budget; every field is checked by name, type and range, with line and column (SpecError).
+
+    Loading is safe, as of a campaign's spec, and what has code run is refused as there, unless `allow_code` or other
+    values `instead`. Paths in it are taken as they stand there. Limits may be missing: then it can be written anew, but
+    not checked.
+
+    >>> load_budget("examples/ci/budget.yaml").confidence
+    0.99
+    """
+    whole = read_yaml(path, "budget")
+    refused = None if allow_code else instead
+    parts = {"Campaign": lambda place: _read_campaign(place, refused), "Limit": _read_limit}
+    given, places = read_fields(whole, Budget, extra=("version",), parts=parts)
+    if "version" not in given:
+        raise whole.error(f"a budget names its version; add version: {VERSION}")
+    version = given.pop("version")
+    if version is True or version != VERSION:
+        newer = isinstance(version, int) and version > VERSION
+        raise places["version"].error(
+            f"version {brief(version)[:20]} of a budget; this onnxfi reads version {VERSION}"
+            + ("; update onnxfi, or write the budget anew" if newer else "")
+        )
+    if "campaign" not in given:
+        raise whole.error("a budget names its campaign; add campaign: with ber or single, and with data")
+    budget: Budget = built(Budget, given, places, whole)
+    return budget
+
+
+def _read_campaign(place: Place, instead: Collection[str] | None) -> Campaign:
+    """The campaign of a budget; it may name code where `instead` is None."""
+    given, places = read_fields(place, Campaign, parts={"Part": read_part})
+    if instead is not None:
+        refuse_code(given, places, instead)
+    for name, why in _OPEN.items():
+        if name in given:
+            raise places[name].error(f"the campaign of a budget takes no {name}: {why}; leave it out here")
+    campaign: Campaign = built(Campaign, {"model": "", **given}, places, place)
+    return campaign
+
+
+def _read_limit(place: Place) -> Limit:
+    given, places = read_fields(place, Limit)
+    if "rate" not in given:
+        raise place.error("a limit names its rate; add rate: sdc1, say")
+    limit: Limit = built(Limit, given, places, place)
+    return limit
+
+
+def print_budget(budget: Budget) -> str:
+    """The budget as a YAML file that `load_budget` reads back: every field that is not at its default.
+
+    >>> print(print_budget(Budget(Campaign("", ber=(1e-5,)), (Limit("top1", min=0.6),))), end="")
+    version: 1
+    confidence: 0.99
+    campaign:
+      ber:
+      - 1.0e-05
+    limits:
+    - rate: top1
+      ber: 1.0e-05
+      min: 0.6
+    """
+    import yaml
+
+    campaign = plain(budget.campaign)
+    campaign.pop("model")
+    values: dict[str, Any] = {"version": VERSION, "confidence": budget.confidence}
+    if budget.time_s is not None:
+        values["time_s"] = budget.time_s
+    values |= {"campaign": campaign, "limits": [plain(limit) for limit in budget.limits]}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,286 @@
+"""The gate: a small seeded campaign against a budget's limits. Verdicts and their statistics: docs/how-to/ci.md.
+
+Trials and looks are fixed by the budget: one look, when all trials have run. A time box, or a trial on which the
+harness failed, leaves limits not decided; it never turns pass into fail or back. An adaptive campaign is judged by its
+confidence sequence, which holds at every moment, by the rounds that are complete.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onnxfi.campaign.execute.golden_run_cache import cached_golden
+from onnxfi.campaign.execute.runner import Running, run
+from onnxfi.campaign.gate.budget import Budget, Limit, exclusive
+from onnxfi.campaign.gate.measurement import Measured, difference, exact
+from onnxfi.campaign.results.store import Store, StoreError
+from onnxfi.campaign.spec.field_types import SpecError
+from onnxfi.campaign.spec.rates import YES_NO, given
+from onnxfi.errors import InputError, closest
+from onnxfi.faults.space import matches
+from onnxfi.faults.trials import json_value
+from onnxfi.graph.write.scratch_folder import scratch
+from onnxfi.statistics.intervals import Interval
+
+PASS, FAIL, UNDECIDED = "pass", "fail", "not decided"
+EXIT_CODES: Mapping[str, int] = {PASS: 0, FAIL: 1, UNDECIDED: 3}
+#: Rounding in sums of shares: no limit is missed by less.
+_SLACK = 1e-12
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A limit, what was measured (of a change: the change), and the verdict; `reason` says why it is not decided."""
+
+    limit: Limit
+    interval: Interval
+    verdict: str
+    reason: str = ""
+
+    @property
+    def measured(self) -> str:
+        """The value for people."""
+        value = self.interval.estimate
+        return "-" if math.isnan(value) else f"{self._number(value)} {self._unit}"
+
+    @property
+    def ends(self) -> str:
+        """The interval for people."""
+        i = self.interval
+        return "exact" if i.method == "exact" else f"[{self._number(i.low)}, {self._number(i.high)}] {self._unit}"
+
+    def _number(self, value: float) -> str:
+        return f"{100 * value:+.2f}" if self.limit.change else f"{100 * value:.2f}"
+
+    @property
+    def _unit(self) -> str:
+        return "points" if self.limit.change else "%"
+
+    def __str__(self) -> str:
+        why = f" ({self.reason})" if self.reason else ""
+        ends = "" if self.interval.method == "exact" else f" {self.ends}"
+        return f"{self.limit.what}: measured {self.measured}{ends}, allowed {self.limit.allowed}: {self.verdict}{why}"
+
+    def document(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        one, i = self.limit, self.interval
+        ends = {"value": json_value(i.estimate), "low": json_value(i.low), "high": json_value(i.high)}
+        return {
+            "name": str(one), "rate": one.rate, "ber": one.ber, "layer": one.layer, "golden": one.golden,
+            "bound": one.bound, "limit": one.value, **ends, "verdict": self.verdict, "reason": self.reason,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A model against a budget: the verdict, and what was found for each limit."""
+
+    model: str
+    findings: tuple[Finding, ...]
+    measured: Measured
+    confidence: float
+    baseline: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        """`fail` where any limit failed, else `not decided` where any is, else `pass`."""
+        verdicts = {finding.verdict for finding in self.findings}
+        return FAIL if FAIL in verdicts else UNDECIDED if UNDECIDED in verdicts else PASS
+
+    @property
+    def exit_code(self) -> int:
+        """What the command exits with: 0 pass, 1 fail, 3 not decided."""
+        return EXIT_CODES[self.verdict]
+
+    def count(self, verdict: str) -> int:
+        """How many limits have that verdict."""
+        return sum(finding.verdict == verdict for finding in self.findings)
+
+    def summary(self) -> str:
+        """The verdict in a few words.
+
+        The limits that were missed, or else those that are not decided, are counted.
+        """
+        n, of = self.count(self.verdict), len(self.findings)
+        return self.verdict.upper() + ("" if self.verdict == PASS else f", {n} of {of} limits")
+
+    def conditions(self) -> str:
+        """On what, and how sure."""
+        m = self.measured
+        ran = f"{m.trials:,} trials" if m.trials == m.planned else f"{m.trials:,} of {m.planned:,} trials"
+        each = f"each interval holds with {m.confidence:.6g}, all together with {self.confidence:.6g}"
+        counted = dict.fromkeys(f.limit.rate for f in self.findings if f.limit.rate in YES_NO)
+        these = f"; {', '.join(counted)}: of trials on these {m.samples:,} samples, others with more" if counted else ""
+        return f"{ran} on {m.data}; {each}{these}"
+
+    def document(self) -> dict[str, Any]:
+        """As plain values for JSON; what `--baseline` reads."""
+        return {
+            "verdict": self.verdict, "confidence": self.confidence, "baseline": self.baseline,
+            "limits": [finding.document() for finding in self.findings], **self.measured.document(),
+            "model": self.model,
+        }  # fmt: skip
+
+
+def check(
+    model: str | Path,
+    budget: Budget,
+    *,
+    baseline: str | Path | None = None,
+    store: str | Path | None = None,
+    workers: int = 0,
+) -> Checked:
+    """Run a budget's campaign on a model, and compare what it measures with each limit.
+
+    `baseline` is a store, or the JSON of a check, for limits on changes. Results go into a temporary store, or into
+    `store`, where a check whose time ran out goes on. `workers` as in `run`. Raises InputError for limits that this
+    model or its data cannot give, and for a baseline of another campaign, data set or network.
+
+    >>> from onnxfi.campaign.gate.budget import load_budget
+    >>> print(check("models/fashion_cnn.onnx", load_budget("examples/ci/budget.yaml")).findings[0])
+    golden top1: measured 91.50 %, allowed at least 85.13 %: pass
+    """
+    if not budget.limits:
+        raise SpecError("the budget holds no limit; add limits, or let --write-budget --force write them")
+    deadline = None if budget.time_s is None else time.monotonic() + budget.time_s
+    with opened_store(store) as file:
+        running = start(model, budget, file, workers)
+        limits = applied(budget.limits, file)
+        each = joint(limits, budget.confidence)
+        before = None if baseline is None else Measured.open(baseline, each)
+        if before is not None:
+            Measured.of_store(file, each).comparable(before)
+        stopped = finish(running, deadline)
+        now = Measured.of_store(file, each)
+    return judged(str(model), budget.confidence, limits, now, before, stopped)
+
+
+@contextmanager
+def opened_store(store: str | Path | None) -> Iterator[Path]:
+    """The file that results go into; a temporary one where none is named."""
+    if store is not None:
+        yield Path(store)
+        return
+    with scratch() as folder:
+        yield folder / "check.db"
+
+
+def start(model: str | Path, budget: Budget, file: Path, workers: int) -> Running:
+    """Golden, the canary and the plan; StoreError where the store holds trials beyond the budget's."""
+    running = run(budget.on(model), file, workers=workers, golden=cached_golden)
+    with Store.open(file) as opened:
+        planned = opened.count("plan")
+    if planned > len(running.plan) and not running.plan.campaign.adaptive:
+        running.close()
+        raise StoreError(
+            f"{file} plans {planned:,} trials, the budget {len(running.plan):,}, and a verdict takes just these; "
+            f"name another store"
+        )
+    return running
+
+
+def finish(running: Running, deadline: float | None) -> bool:
+    """Run the trials; True where the deadline (of the monotonic clock) came before the last."""
+    if deadline is not None and time.monotonic() >= deadline:
+        running.close()
+        return True
+    for _ in running:
+        if deadline is not None and time.monotonic() >= deadline:
+            running.close()
+            return True
+    return False
+
+
+def applied(limits: Sequence[Limit], file: Path) -> tuple[Limit, ...]:
+    """The limits on a model: one for each layer that a pattern matches. InputError where it cannot give a rate."""
+    with Store.open(file) as opened:
+        golden, cells = opened.get("golden"), opened.get("cells")
+    metrics, layers = golden["metrics"], list(dict.fromkeys(cell[0] for cell in cells))
+    found: list[Limit] = []
+    for limit in limits:
+        _available(limit, metrics)
+        if limit.layer is None:
+            found.append(limit)
+            continue
+        here = [layer for layer in layers if matches(limit.layer, [layer])]
+        if not here:
+            raise InputError(f"{limit}: no layer of the model matches{closest(limit.layer, layers)}")
+        found += [replace(limit, layer=layer) for layer in here]
+    exclusive(found)
+    return tuple(found)
+
+
+def _available(limit: Limit, metrics: Mapping[str, Any]) -> None:
+    if given(limit.rate, metrics):
+        return
+    if limit.rate in ("top1", "top5", "critical") and "sdc1" in metrics:
+        raise InputError(f"{limit}: the data has no labels; name labelled data with --data, or limit sdc1")
+    raise InputError(f"{limit}: the scored output is no classifier's; name one with --output, or limit sdc_samples")
+
+
+def joint(limits: Sequence[Limit], confidence: float) -> float:
+    """The confidence of each interval, so that all hold together with the one that is stated (Bonferroni).
+
+    >>> sure = joint([Limit("top1", golden=True, min=0.9), Limit("sdc1", max=0.1), Limit("due", max=0.1)], 0.99)
+    >>> round(sure, 6)
+    0.995
+    """
+    return 1 - (1 - confidence) / max(1, sum(not limit.golden for limit in limits))
+
+
+def judged(
+    model: str, confidence: float, limits: Sequence[Limit], now: Measured, before: Measured | None, stopped: bool
+) -> Checked:
+    """Each limit against what was measured; nothing that rests on trials is decided where some are missing."""
+    missing = ""
+    # The sequence of intervals of an adaptive campaign holds at every moment, so also at that when time ran out.
+    if now.trials < now.planned and not now.identity.get("adaptive"):
+        left = now.planned - now.trials
+        missing = f"{left:,} of {now.planned:,} trials have no outcome: "
+        missing += "time ran out" if stopped else "the harness failed on them"
+    findings = tuple(_finding(limit, now, before, missing) for limit in limits)
+    return Checked(model, findings, now, confidence, None if before is None else before.source)
+
+
+def _finding(limit: Limit, now: Measured, before: Measured | None, missing: str) -> Finding:
+    value = value_of(limit, now)
+    if limit.change:
+        earlier = None if before is None else value_of(limit, before)
+        if earlier is None or math.isnan(earlier.estimate):
+            unknown = Interval(-1.0, 1.0, math.nan, "none", now.confidence)
+            why = "no baseline was given" if earlier is None else "the baseline has no such rate"
+            return Finding(limit, unknown, UNDECIDED, why)
+        value = exact(value.estimate - earlier.estimate) if limit.golden else difference(value, earlier)
+    if missing and not limit.golden:
+        return Finding(limit, value, UNDECIDED, missing)
+    verdict = decide(limit, value)
+    return Finding(limit, value, verdict, "the interval lies across the limit" if verdict == UNDECIDED else "")
+
+
+def value_of(limit: Limit, measured: Measured) -> Interval:
+    """What was measured for a limit; where no trial tells, all of [0, 1]."""
+    if limit.golden:
+        return exact(measured.golden.get(limit.rate, math.nan))
+    found = measured.interval(limit.rate, limit.ber, limit.layer)
+    return found or Interval(0.0, 1.0, math.nan, "none", measured.confidence)
+
+
+def decide(limit: Limit, value: Interval) -> str:
+    """Pass where the whole interval is on the good side of the limit, fail where on the bad side, else not decided.
+
+    >>> decide(Limit("sdc1", max=0.1), Interval(0.02, 0.1, 0.05, "", 0.99))
+    'pass'
+    >>> decide(Limit("top1", max_drop=0.1), Interval(-0.3, 0.0, -0.2, "", 0.99))
+    'not decided'
+    """
+    bound = -limit.value if limit.bound == "max_drop" else limit.value
+    low, high = value.low - bound, value.high - bound
+    if limit.bound in ("max", "max_rise"):
+        low, high = -high, -low
+    return PASS if low >= -_SLACK else FAIL if high < -_SLACK else UNDECIDED

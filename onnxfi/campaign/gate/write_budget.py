@@ -1,0 +1,150 @@
+"""Writing a budget: the limits that today's model meets with room to spare. How much room: docs/how-to/ci.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onnxfi.campaign.gate.budget import Budget, Limit, load_budget, print_budget
+from onnxfi.campaign.gate.check import Checked, applied, finish, joint, judged, opened_store, start, value_of
+from onnxfi.campaign.gate.measurement import Measured
+from onnxfi.campaign.spec.campaign import WAYS, Campaign
+from onnxfi.errors import InputError, OutputError
+from onnxfi.faults.models import Flip
+from onnxfi.faults.space import Selector
+from onnxfi.graph.model.loading import load
+from onnxfi.graph.write.output_file import check_place, temporary
+from onnxfi.statistics.intervals import Interval, clopper_pearson
+
+#: Arms of today's interval between the measured value and its limit: one for today's sample, one for tomorrow's, and
+#: one since tomorrow's interval has to lie wholly on the good side.
+ARMS = 3
+_TRIALS = 200
+_SAMPLES = 200
+#: Faults that a trial of the default sweep has at most; at least a tenth of it.
+_FAULTS = 100
+_MOST_BER = 0.01
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """A budget that was written, today's model against it, and what was left out since it would allow everything."""
+
+    budget: Budget
+    checked: Checked
+    left_out: tuple[Limit, ...]
+
+
+def default_rate(population: int) -> float:
+    """The decade of bit error rates that puts between 10 and 100 faults into a trial.
+
+    >>> default_rate(3_387_712), default_rate(816_000_000), default_rate(64)
+    (1e-05, 1e-07, 0.01)
+    """
+    return min(_MOST_BER, float(f"1e{math.floor(math.log10(_FAULTS / max(population, 1)))}"))
+
+
+def default_budget(model: str | Path, said: Mapping[str, Any]) -> Budget:
+    """A sweep of 200 trials at one rate, on 200 samples, unless fields of the campaign are said; no limits yet."""
+    opened = load(model, allow_links=bool(said.get("allow_links")))
+    population = Selector().space(opened.targets, Flip()).size
+    sweep = {} if any(said.get(way) for way in WAYS) else {"ber": default_rate(population), "repeat": _TRIALS}
+    return Budget(Campaign("", **{"samples": _SAMPLES, **sweep, **said}))
+
+
+def base_budget(
+    model: str | Path, path: str | Path, said: Mapping[str, Any], *, force: bool = False, allow_code: bool = False
+) -> Budget:
+    """What is measured for the budget at `path`: as the file says where there is one, else the default.
+
+    OutputError where the file is there and `force` is not given, or where no file can be written.
+    """
+    place = Path(path)
+    check_place(None, [place])
+    if not place.exists():
+        return default_budget(model, said)
+    if not force:
+        raise OutputError(f"the budget {str(path)!r} exists; --force measures its limits anew, or name another file")
+    return load_budget(place, allow_code=allow_code, instead=said).outdo(said)
+
+
+def write_budget(
+    model: str | Path, base: Budget, path: str | Path, *, store: str | Path | None = None, workers: int = 0
+) -> Proposed:
+    """Measure a model, and write a budget with the campaign and the choice of limits of `base`, or the usual ones.
+
+    Raises InputError where trials are missing in the end, or no limit would say anything.
+    """
+    with opened_store(store) as file:
+        running = start(model, base, file, workers)
+        wanted = base.limits or usual(Measured.of_store(file, base.confidence))
+        limits = [(limit, applied([limit], file)) for limit in wanted]
+        each = joint([one for _, here in limits for one in here], base.confidence)
+        finish(running, None)
+        now = Measured.of_store(file, each)
+        if now.trials < now.planned:
+            raise InputError(
+                f"{now.planned - now.trials:,} of {now.planned:,} trials have no outcome, as the harness failed on "
+                f"them; no budget is written (with -o STORE, onnxfi show says more)"
+            )
+        kept = [_moved(limit, _bound(limit, here, now)) for limit, here in limits]
+        budget, left_out = _sayings(base, kept, now.trials)
+        checked = judged(str(model), budget.confidence, applied(budget.limits, file), now, None, stopped=False)
+    with temporary([Path(path)]) as (stream,):
+        stream.write(print_budget(budget).encode())
+    return Proposed(budget, checked, left_out)
+
+
+def _sayings(base: Budget, limits: Sequence[Limit], trials: int) -> tuple[Budget, tuple[Limit, ...]]:
+    """The budget with the limits that say something, and those that would allow everything."""
+    idle = tuple(limit for limit in limits if not limit.change and limit.value == (limit.bound == "max"))
+    kept = tuple(limit for limit in limits if limit not in idle)
+    if not kept:
+        raise InputError(
+            f"no limit would say anything: with {trials:,} trials every interval reaches from end to end; take more "
+            f"(repeat or trials in the budget's campaign)"
+        )
+    return replace(base, limits=kept), idle
+
+
+def _moved(limit: Limit, value: float) -> Limit:
+    """The limit at another value; one on a change stays."""
+    if limit.change:
+        return limit
+    return replace(limit, min=value) if limit.bound == "min" else replace(limit, max=value)
+
+
+def _bound(limit: Limit, here: Sequence[Limit], now: Measured) -> float:
+    """The value of a limit: the worst of those that the layers which it matches would get."""
+    least = limit.bound == "min"
+    found = [_room(one, value_of(one, now), now.samples, least) for one in here]
+    worst = min(found) if least else max(found)
+    return max(0.0, math.floor(worst * 1e4) / 1e4) if least else min(1.0, math.ceil(worst * 1e4) / 1e4)
+
+
+def _room(limit: Limit, value: Interval, samples: int, least: bool) -> float:
+    """The measured value and three arms of its interval; of golden, which has none, an end of that over the samples."""
+    if math.isnan(value.estimate):
+        return 0.0 if least else 1.0
+    if limit.golden:
+        ends = clopper_pearson(round(value.estimate * samples), samples)
+        return ends.low if least else ends.high
+    return value.estimate + ARMS * ((value.low if least else value.high) - value.estimate)
+
+
+def usual(measured: Measured) -> tuple[Limit, ...]:
+    """The limits that a model gets where nobody has chosen any; their values are open."""
+    metrics, bers = measured.golden, measured.identity.get("ber") or [None]
+    names = [("sdc1", "max") if "sdc1" in metrics else ("sdc_samples", "max"), ("due", "max")]
+    found: list[Limit] = []
+    if "top1" in metrics:
+        found.append(Limit("top1", golden=True, min=0.0))
+        names.insert(0, ("top1", "min"))
+    return (*found, *(_open(name, bound, ber) for ber in bers for name, bound in names))
+
+
+def _open(rate: str, bound: str, ber: float | None) -> Limit:
+    return Limit(rate, ber=ber, min=0.0) if bound == "min" else Limit(rate, ber=ber, max=1.0)

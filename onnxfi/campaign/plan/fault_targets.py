@@ -1,0 +1,300 @@
+"""The reach of a campaign: all that its faults can strike in a model, as one row of targets.
+
+Stored words first, in file order; then, where a campaign asks for them, the values in flight of a run on its data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.errors import EngineError, FaultListError, SelectorError
+from onnxfi.faults.faultlist import Header
+from onnxfi.faults.models import Add, FaultModel, Scale, parse_fault
+from onnxfi.faults.scope import Aim, Flight, timed
+from onnxfi.faults.space import FOREVER, FaultSpace, Selector, Target, check_apart
+from onnxfi.faults.trials import Faults, apart
+from onnxfi.faults.words import WORDS
+from onnxfi.graph.dataflow.activation_targets import Activation, activations, choose, of_neurons
+from onnxfi.graph.dataflow.sample_axis import SampleAxis
+from onnxfi.graph.model.dequantize import with_reals
+from onnxfi.graph.model.loading import Model, parse
+from onnxfi.graph.model.neuron_table import refuse_binding, series
+from onnxfi.graph.passes.bit_arithmetic import opset_of
+from onnxfi.graph.passes.instrument import numbered, reachable
+from onnxfi.graph.write.faulty_copy import bound, place
+from onnxfi.runtime.data.sources import Data
+from onnxfi.runtime.engine.model_io import ORT_TYPES, shape_text
+from onnxfi.runtime.inject.shape_query import asked, counted
+
+_READ = {name for name, _ in ORT_TYPES.values()}
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What faults can strike in a model.
+
+    `targets` are all stored tensors and values in flight, `flying` what the graph says of the latter, by id. `flight`
+    binds faults in flight to their run (None: there are none). `series` are targets that are one value in each step of
+    an unrolled network, and `steps_of` says which. `missed` counts values that layers put out and no fault reaches: the
+    file does not say their shape, and the run on the data does not come to them, or finds several. `beyond` are all
+    values in flight that no fault reaches.
+    """
+
+    model: Model
+    targets: tuple[Target, ...] = field(repr=False)
+    flying: Mapping[str, Activation] = field(default_factory=dict, repr=False)
+    flight: Flight | None = None
+    series: Mapping[str, Activation] = field(default_factory=dict, repr=False)
+    steps_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    missed: int = 0
+    beyond: tuple[Activation, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def of(
+        cls, model: Model, aims: Sequence[Aim] = (), data: Data | None = None, listed: Header | None = None,
+        custom_ops: Sequence[str] = (),
+    ) -> Reach:  # fmt: skip
+        """What a campaign with these aims can reach; values in flight are looked at in a run on its data.
+
+        Where a list is replayed its header says the aims, and for how many samples it was drawn.
+        """
+        if listed is not None:
+            aims = () if listed.flight is None else (listed.flight.aim,)
+        if not any(aim.flies for aim in aims):
+            return cls(model, model.targets)
+        plain = {a.target.id: a for a in activations(model)}
+        rows = _readable(model, asked(model, parse(model), _rows(model, data), data, custom_ops))
+        steps = _steps(model, rows, data, custom_ops)
+        steps |= {name: len(one) for name, one in series(model.proto).items()}
+        shapes = {a.target.id: a.target.shape for a in rows if a.shaped and not _alike(a, plain.get(a.target.id))}
+        places = {a.target.id: _place(a) for a in rows if a.target.id in shapes and not a.unplaced}
+        aim = Aim(tuple(dict.fromkeys(t for aim in aims for t in aim.target)), aims[0].persistence, aims[0].all)
+        untyped = {name for name, a in plain.items() if a.why_not}
+        types = {a.target.id: a.target.dtype for a in rows if a.target.id in untyped and not a.why_not}
+        found = Flight(aim, data.samples if data else 0, steps, shapes, places, types)
+        if listed is not None and listed.flight is not None:
+            if listed.flight.samples > found.samples:
+                raise FaultListError(
+                    f"the list was drawn for {listed.flight.samples:,} samples, the data has {found.samples:,}; "
+                    f"give the data that it was drawn for"
+                )
+            found = listed.flight
+        return cls._flying(model, rows, found)
+
+    @classmethod
+    def told(cls, model: Model, header: Header) -> Reach:
+        """What the faults of a list can reach, by what its header tells of the run."""
+        flight = header.flight
+        if flight is None:
+            return cls(model, model.targets)
+        rows = []
+        for a in _readable(model, [_typed(a, flight.types) for a in activations(model)]):
+            shape, held = flight.shapes.get(a.target.id), flight.places.get(a.target.id)
+            rows.append(a if shape is None else _said(a, shape, held))
+        return cls._flying(model, rows, flight)
+
+    @classmethod
+    def _flying(cls, model: Model, rows: Sequence[Activation], flight: Flight) -> Reach:
+        stored, rows = {t.id for t in model.targets}, of_neurons(model, rows)
+        kept = [a for a in rows if a.shaped and not a.why_not and a.target.id not in stored]
+        flown = {a.target.id: a for a in kept}
+        rolls = {name: steps for name, steps in series(model.proto).items() if flown.keys() >= set(steps)}
+        rolled = {
+            name: replace(flown[steps[0]], target=replace(flown[steps[0]].target, id=name, node=""))
+            for name, steps in rolls.items()
+        }
+        targets = [replace(a.target, structural=False) for a in (*kept, *rolled.values())]
+        missed = sum(a.default and not a.shaped and (not a.why_not or bool(a.unplaced)) for a in rows)
+        beyond = tuple(a for a in rows if a.target.id not in flown and a.target.id not in stored)
+        return cls(model, (*model.targets, *targets), flown, flight, rolled, rolls, missed, beyond)
+
+    @cached_property
+    def by_id(self) -> dict[str, int]:
+        """The ordinal of each target, by all its ids."""
+        return {name: k for k, target in enumerate(self.targets) for name in target.ids}
+
+    def onto(self, faults: Faults) -> Faults:
+        """The same faults over all targets."""
+        ordinals = np.array([self.by_id[t.id] for t in faults.targets], np.int64)
+        return replace(faults, targets=self.targets, sites=faults.sites.onto(ordinals))
+
+    def space(self, selector: Selector, aim: Aim, event: FaultModel) -> FaultSpace:
+        """The sites that a selection leaves; SelectorError where there are none."""
+        stored = self.model.targets if "weights" in aim.target else ()
+        if not aim.flies:
+            return selector.space(stored, event)
+        flying = [a for a in self._rolled(selector) if aim.takes(a.target)]
+        chosen = self._chosen(flying, selector, aim)
+        self._check(chosen, event)
+        kept = [t for t in stored if selector.keeps(t)] + [self._timed(a, aim) for a in chosen]
+        check_apart(kept)
+        if not kept:
+            selector.space([*stored, *(a.target for a in flying)], event)  # says what matches nothing
+            raise SelectorError(
+                "the selectors leave no value in flight; the outputs of layers are taken unless --include names "
+                "others or --all takes every one"
+            )
+        space = FaultSpace.over(kept, event, bits=selector.bits, elements=selector.elements)
+        if not space.size:
+            replace(selector, include=(), op=(), exclude=(), role=()).space(kept, event)
+        if aim.persistence == "from" and not any(t.steps for t in space.targets):
+            raise SelectorError(
+                "nothing that is selected lies in a loop, so no fault can begin at a step; "
+                "use --persistence permanent or transient"
+            )
+        return space
+
+    def _rolled(self, selector: Selector) -> Iterator[Activation]:
+        """The values in flight; where a selection takes a series it stands for its steps."""
+        taken = {name: steps for name, steps in self.steps_of.items() if selector.keeps(self.series[name].target)}
+        first = {steps[0]: name for name, steps in taken.items()}
+        aside = {step for steps in taken.values() for step in steps}
+        for name, a in self.flying.items():
+            if name in first:
+                yield self.series[first[name]]
+            elif name not in aside:
+                yield a
+
+    def by_step(self, faults: Faults) -> Faults:
+        """The same faults, those in a series as faults in its steps; SelectorError for a step that it does not have."""
+        if self.steps_of.keys().isdisjoint(faults.targets[k].id for k in np.unique(faults.sites.target).tolist()):
+            return faults
+        rows, ordinals, when = list[int](), list[int](), list[tuple[int, int, int]]()
+        columns = zip(faults.sites.target.tolist(), faults.sites.times().tolist(), strict=True)
+        for row, (target, (sample, first, last)) in enumerate(columns):
+            name = faults.targets[target].id
+            steps = self.steps_of.get(name)
+            if steps is not None and first >= len(steps):
+                raise SelectorError(f"{name}@step={first}: there are {len(steps)} steps, 0 to {len(steps) - 1}")
+            struck = (name,) if steps is None else steps[first : last + 1]
+            rows += [row] * len(struck)
+            ordinals += [self.by_id[one] for one in struck]
+            when += [(sample, first, last) if steps is None else (sample, 0, FOREVER)] * len(struck)
+        found = faults.pick(np.array(rows, np.int64))
+        sites = replace(found.sites, target=np.array(ordinals, np.int64), when=np.array(when, np.int64).reshape(-1, 3))
+        return replace(found, targets=self.targets, sites=sites)
+
+    def _chosen(self, flying: Sequence[Activation], selector: Selector, aim: Aim) -> Sequence[Activation]:
+        """The values in flight that a selector takes: inputs all, of what nodes put out those of layers unless said."""
+        # An input is struck itself, also where a QDQ group follows; and it counts as what a layer puts out.
+        flying = [replace(a, default=True, quantized="") if a.target.kind == "input" else a for a in flying]
+        try:
+            return choose(flying, selector, every=aim.all).activations
+        except SelectorError:
+            if "weights" in aim.target:  # the selection may be meant for those
+                return ()
+            for a in self.beyond if selector.include else ():
+                if selector.keeps(replace(a.target, structural=False)):
+                    why = a.why_not or "its shape on this data is not known, or not one"
+                    raise SelectorError(f"{a.target.id!r} ({shape_text(a.dims)}) cannot be struck: {why}") from None
+            raise
+
+    def _check(self, chosen: Sequence[Activation], event: FaultModel) -> None:
+        """Refuse what looks at whole stored tensors, and in bodies, where the operator strikes, what it cannot do."""
+        refuse_binding(self.model.proto, event, [a.target.id for a in chosen])
+        for a in chosen:
+            spent = event.spend(1, a.target.word) if event.draws else event.each
+            places = range(a.target.word.bits - spent.width() + 1) if spent.unit == "bit" else (0,)
+            able = isinstance(spent, (Scale, Add)) and not numbered([a])[0].why_not
+            if a.path and not able and any(spent.mask(a.target.word, bit) is None for bit in places):
+                raise SelectorError(
+                    f"{a.target.id!r} lies in a body, where {event} on {a.target.dtype} cannot be fed; leave it out "
+                    f"with --exclude, or choose a fault that changes bits, as flip or set-word"
+                )
+
+    def _timed(self, a: Activation, aim: Aim) -> Target:
+        assert self.flight is not None
+        target = replace(a.target, structural=False)
+        if a.unplaced and aim.persistence == "transient":
+            raise SelectorError(
+                f"no sample of {target.id!r} ({shape_text(a.dims)}) can be named: {a.unplaced}; "
+                f"leave it out with --exclude, or use --persistence permanent"
+            )
+        steps = self.flight.steps.get(target.id, 0)
+        if a.loop and not steps and aim.persistence != "permanent":
+            raise SelectorError(
+                f"how often the loop around {target.id!r} turns cannot be told, or changes with the number of samples, "
+                f"so no step of it can be drawn; "
+                f"leave it out with --exclude, or use --persistence permanent"
+            )
+        return timed(target, aim.persistence, self.flight.samples, steps, batched=a.axis is not None)
+
+    def listed(self, header: Header) -> FaultSpace:
+        """The sites that the recipes of a list draw from."""
+        aim = header.flight.aim if header.flight else Aim()
+        return self.space(header.selector, aim, parse_fault(header.fault))
+
+    def placed(self, faults: Faults, *, each: bool = False) -> Faults:
+        """The faults with the words before and after, where all are stored; `each` on its own, unseen by the others."""
+        if self.in_flight(faults).any():
+            return faults
+        found = apart(bound(self.model, faults), self.model.stored(faults)) if each else place(self.model, faults)[0]
+        return with_reals(self.model, found)
+
+    def in_flight(self, faults: Faults) -> NDArray[np.bool_]:
+        """Which of the faults strike values in flight ([n])."""
+        kinds = np.array([t.in_flight for t in faults.targets], np.bool_)
+        return kinds[faults.sites.target] if len(faults) else np.zeros(0, np.bool_)
+
+
+def _rows(model: Model, data: Data | None) -> tuple[Activation, ...]:
+    """The activations, as the data says which inputs hold samples."""
+    return activations(model, None if data is None else data.layout)
+
+
+def _place(a: Activation) -> tuple[int, ...]:
+    """Where samples lie, as a list keeps it."""
+    return () if a.place is None else (a.place.axis, a.place.outer, a.place.inner)
+
+
+def _alike(a: Activation, plain: Activation | None) -> bool:
+    """Whether the file alone says of an activation what is known of it."""
+    same = plain is not None and plain.shaped and plain.target.shape == a.target.shape
+    return same and plain is not None and (plain.place, plain.unplaced) == (a.place, a.unplaced)
+
+
+def _typed(a: Activation, types: Mapping[str, str]) -> Activation:
+    """An activation with the number format that a list tells, where the file does not say it."""
+    dtype = types.get(a.target.id)
+    return a if dtype is None else replace(a, why_not="", target=replace(a.target, word=WORDS[dtype]))
+
+
+def _said(a: Activation, shape: tuple[int, ...], held: tuple[int, ...] | None) -> Activation:
+    """An activation with the shape of a sample, and the place of the samples, that a list tells."""
+    place = a.place if held is None else SampleAxis(*held) if held else None
+    dims: tuple[int | None, ...] = shape
+    if place is not None:
+        own = 1 if place.rows > 1 else 0
+        dims = (*shape[: place.axis], None, *shape[place.axis + own :])
+    unplaced = a.unplaced if held is None else ""
+    return replace(a, dims=dims, place=place, unplaced=unplaced, target=replace(a.target, shape=shape))
+
+
+def _readable(model: Model, rows: Sequence[Activation]) -> list[Activation]:
+    """The activations, those marked that no run can strike: some formats, and what lies in bodies of old opsets."""
+    opset = opset_of(model.proto)
+    out = []
+    for a in rows:
+        if a.why_not:
+            out.append(a)
+        elif a.path:
+            out += reachable([a], opset) if opset >= 11 else [replace(a, why_not=f"it lies in a body of opset {opset}")]
+        else:
+            out.append(a if a.target.dtype in _READ else replace(a, why_not="its format cannot be read from a run"))
+    return out
+
+
+def _steps(model: Model, rows: Sequence[Activation], data: Data | None, custom_ops: Sequence[str]) -> dict[str, int]:
+    """How often the loops around targets turn, by target id; none where that cannot be told, or hangs on the batch."""
+    if not any(a.loop for a in rows):
+        return {}
+    try:
+        turns = counted(model, data, custom_ops, steady=True)
+    except EngineError:
+        return {}
+    return {a.target.id: turns[a.path] for a in rows if turns.get(a.path)}

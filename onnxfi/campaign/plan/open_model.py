@@ -1,0 +1,83 @@
+"""Opening the model of a campaign: as it lies, or with its neurons exposed; by modules, or each tensor a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from onnxfi.campaign.execute.memory_limit import give_back
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.errors import EngineError, OutputError
+from onnxfi.graph.model.loading import Model, load
+from onnxfi.graph.spiking.time_axes import counted, counts_of
+from onnxfi.graph.write.faulty_copy import Edits, faulty_bytes, write_draft
+from onnxfi.graph.write.scratch_folder import scratch
+from onnxfi.runtime.engine.engines import Engine, Session
+from onnxfi.runtime.inject.neurons import opened
+
+#: From this size on, a model's memory matters more than the time that it takes to have it from the system.
+LARGE_BYTES = 64 << 20
+#: The fields of a campaign that say how its model is opened.
+FIELDS = ("allow_links", "expose", "neurons", "layers", "time_axis", "output")
+
+
+def open_model(campaign: Campaign) -> Model:
+    """The model that a campaign strikes.
+
+    >>> found = open_model(Campaign("models/fashion_snn.onnx", single=True, expose=True, layers="tensors"))
+    >>> [target.layer for target in found.targets][-2:]
+    ['lif3/reset', 'lif3/spike']
+    """
+    return reopen(campaign.model, {name: getattr(campaign, name) for name in FIELDS})
+
+
+def reopen(path: str, said: Mapping[str, Any]) -> Model:
+    """The model as these fields of a campaign say."""
+    model = load(path, allow_links=said.get("allow_links", False))
+    if sum(source.size for source in model.sources) >= LARGE_BYTES:
+        give_back()
+    if said.get("expose", False):
+        model = opened(model, said.get("neurons"))
+    if said.get("time_axis") is not None:
+        model = counted(model, said.get("output"), said["time_axis"])
+    if said.get("layers", "modules") == "tensors":
+        model = replace(model, targets=tuple(replace(target, layer=target.id) for target in model.targets))
+    return model
+
+
+def output_of(campaign: Campaign, model: Model) -> str | None:
+    """The output that a campaign asks to be scored: of spikes over time their counts."""
+    return campaign.output if campaign.time_axis is None else counts_of(model.proto)
+
+
+def changed(engine: Engine, model: Model, change: Edits) -> Session:
+    """A session of a model with this change; no copy of the model is left."""
+    # Of a file the runtime holds less than of bytes, which it parses beside them.
+    if model.external or model.source.size >= LARGE_BYTES:
+        try:
+            return _drafted(engine, model, change)
+        except (OutputError, OSError):
+            if model.external:
+                raise
+    return engine.prepare(faulty_bytes(model, change))
+
+
+def _drafted(engine: Engine, model: Model, change: Edits) -> Session:
+    with scratch() as folder:
+        write_draft(model, change, folder / "faulty.onnx")
+        return engine.prepare(folder / "faulty.onnx")
+
+
+def served(model: Model) -> Path | bytes:
+    """What the runtime is given of a model without faults."""
+    return model.path if model.path is not None else model.source.data or b""
+
+
+def told(campaign: Campaign, model: Model) -> Session:
+    """A session that tells what a model takes and gives: without optimisation, where the runtime can do without."""
+    with suppress(EngineError):
+        return replace(campaign.engine(), optimization="off").prepare(served(model))
+    return campaign.engine().prepare(served(model))

@@ -1,0 +1,332 @@
+"""The plan: a campaign's trials as fault list lines, all chance spent, before anything runs.
+
+Trials lie in strata. Trial j of stratum s of S has the number 1 + j·S + s, so that a longer campaign keeps the numbers,
+and with them the faults, of a shorter one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby, islice
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from onnxfi.campaign.plan.fault_targets import Reach
+from onnxfi.campaign.plan.strata import Group, lay_out
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.field_types import SpecError
+from onnxfi.errors import FaultListError
+from onnxfi.faults import sampling
+from onnxfi.faults.faultlist import FaultList, Header, Lines, lines
+from onnxfi.faults.models import FaultModel, parse_fault
+from onnxfi.faults.space import FaultSpace, Target
+from onnxfi.faults.trials import Draw, Faults, concat, draw, singles
+from onnxfi.graph.model import weight_aliases
+from onnxfi.graph.model.loading import Model
+from onnxfi.graph.write.faulty_copy import Progress
+from onnxfi.graph.write.output_file import check_place, temporary
+from onnxfi.statistics.adaptive import NAMES, Method, fewest_trials
+from onnxfi.statistics.intervals import margin_of_error, sample_size
+
+#: Single faults that are planned together.
+_BLOCK = 1 << 14
+#: A trial that drew no fault still is a trial: this draw gives none.
+_NOTHING = Draw("count", n=0)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One trial: its number, its stratum, its lines; its layer and bit where all its faults share them."""
+
+    trial: int
+    stratum: int
+    faults: int
+    lines: str
+    layer: str | None = None
+    bit: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All trials of a campaign on one model."""
+
+    campaign: Campaign
+    reach: Reach
+    groups: tuple[Group, ...]
+    header: Header
+    listed: FaultList | None = None
+    struck: tuple[Target, ...] = ()
+
+    @property
+    def model(self) -> Model:
+        """The model."""
+        return self.reach.model
+
+    def __len__(self) -> int:
+        return sum(group.trials for group in self.groups)
+
+    @property
+    def of_singles(self) -> bool:
+        """Whether each trial is one event, drawn from its stratum without repetition, also where that is replayed."""
+        return self.header.of_singles
+
+    @property
+    def margin(self) -> float | None:
+        """Half the width of an interval at p = 0.5 that a network-wise sample buys; None for other plans."""
+        n, population = len(self), self.groups[0].population
+        if not self.of_singles or len(self.groups) > 1 or self.campaign.adaptive:
+            return None
+        return margin_of_error(n, population, self.campaign.confidence) if n < population else 0.0
+
+    @cached_property
+    def targets(self) -> tuple[Target, ...]:
+        """The tensors that its faults may strike; of a list those that they do."""
+        spaces = [space for space, _, _ in self._parts] or [group.space for group in self.groups]
+        return self.struck or tuple({t.id: t for space in spaces for t in space.targets}.values())
+
+    def describe(self) -> list[str]:
+        """What a reader of a paper asks: population, trials, margin, confidence."""
+        c, n, unit = self.campaign, len(self), self.header.unit
+        if c.adaptive:
+            return self._describe_rounds()
+        what = {
+            "ber": f"sweep, {c.repeat:,} trials at each of {len(c.ber):,} rates per {unit}",
+            "per_sample": f"sweep, {c.repeat:,} trials at each of {len(c.per_sample):,} rates per sample",
+            "mix": f"{len(c.mix)} draws together in each trial",
+            "single": f"one fault a trial, drawn per {c.per}",
+            "exhaustive": "one fault a trial, every site once",
+            "faults": f"replay of {c.faults}",
+        }[c.way]
+        text = [f"{what}: n = {n:,} trials"]
+        if c.way != "mix":
+            text.append(f"population N = {self.header.population:,} {unit}s, confidence {c.confidence:g}")
+        if self.margin is not None:
+            text.append(f"margin at p = 0.5: ±{100 * self.margin:.4g} %")
+        elif c.margin is not None:
+            text.append(f"margin ±{100 * c.margin:.4g} % in each of {len(self.groups):,} strata")
+        if c.trials is not None and c.way == "single" and n < c.trials:
+            text.append(f"{c.trials:,} trials were asked for; there are {n:,} sites, each of which has one trial")
+        if self.reach.missed:
+            text.append(
+                f"{self.reach.missed:,} outputs of layers are out of reach: on this data their shape is not known"
+            )
+        return text + weight_aliases.notes(self.model.targets)
+
+    def _describe_rounds(self) -> list[str]:
+        """What can be said before the first round of an adaptive campaign."""
+        c, population = self.campaign, self.header.population
+        margin = wanted = f"±{100 * (c.margin or 0):.4g} %"
+        if c.relative_margin is not None:
+            wanted = f"±{100 * c.relative_margin:.4g} % of it, or {margin} where that is more"
+        method = NAMES[cast(Method, c.method)]
+        size = (
+            ""
+            if self.fixed_size is None
+            else f"; of fixed size, for {margin} at p = 0.5, it would be {self.fixed_size:,}"
+        )
+        return [
+            f"one fault a trial, in rounds over {len(self.groups):,} strata, until {c.rate} is known to {wanted}",
+            f"population N = {population:,} {self.header.unit}s, confidence {c.confidence:g}, {c.method} ({method})",
+            f"at least {self.fewest:,} trials{size}",
+            *weight_aliases.notes(self.model.targets),
+        ]
+
+    @property
+    def fewest(self) -> int:
+        """The trials that an adaptive campaign has at least: as many as where no fault does anything."""
+        c = self.campaign
+        margin = max(c.margin or 0.0, c.relative_margin or 0.0)
+        return min(fewest_trials(margin, c.confidence, cast(Method, c.method)), self.header.population)
+
+    @property
+    def fixed_size(self) -> int | None:
+        """The trials that a sample of fixed size would have for the same margin at p = 0.5; None of a relative one."""
+        c = self.campaign
+        return None if c.relative_margin else sample_size(self.header.population, c.margin or 0.0, c.confidence)
+
+    def trials(self) -> Iterator[Planned]:
+        """The trials in the order of their numbers; a stream."""
+        if self.listed is not None:
+            yield from self._replayed(self.listed)
+        elif self.of_singles:
+            yield from self._singles()
+        else:
+            yield from self._drawn()
+
+    def cells(self) -> list[tuple[str, int | None, int]]:
+        """Sites by layer and bit position (None: whole words): what the strata and the report's rows are made of."""
+        if not self.of_singles:
+            return []
+        space = self.reach.listed(self.header)
+        found: Counter[tuple[str, int | None]] = Counter()
+        for target, places, chosen in zip(space.targets, space.positions, space.chosen, strict=True):
+            for bit in places:
+                found[target.layer, None if bit < 0 else bit] += chosen * target.times
+        return [(layer, bit, n) for (layer, bit), n in found.items()]
+
+    def _drawn(self) -> Iterator[Planned]:
+        """Trials of many faults: sweeps and mixes."""
+        c, event = self.campaign, parse_fault(self.campaign.fault)
+        kind = "sites" if c.mix else self.header.draw.kind
+        for j in range(max(group.trials for group in self.groups)):
+            for s, group in enumerate(self.groups):
+                trial = 1 + j * len(self.groups) + s
+                how = Draw(kind, rate=group.ber or 0.0, seed=c.seed)
+                faults = self._mixed(trial) if c.mix else draw(group.space, how, event, trial)
+                ordinals = [self.reach.by_id[t.id] for t in faults.targets]
+                placed = self.reach.placed(faults)
+                yield _planned(trial, s, placed, _text(trial, placed, how, ordinals))
+
+    @cached_property
+    def _parts(self) -> list[tuple[FaultSpace, Draw, FaultModel]]:
+        found = []
+        for part in self.campaign.mix:
+            event = parse_fault(part.fault)
+            how = Draw("count" if part.ber is None else "ber", part.ber or 0.0, part.count or 0, self.campaign.seed)
+            found.append((self.reach.space(part.selector, part.aim, event), how, event))
+        return found
+
+    def _mixed(self, trial: int) -> Faults:
+        """All draws of a mixed trial, in the order of its parts, over the model's targets."""
+        drawn = []
+        for number, (space, how, event) in enumerate(self._parts):
+            drawn.append(self.reach.onto(draw(space, how, event, trial, part=number)))
+        return concat(drawn)
+
+    def _singles(self) -> Iterator[Planned]:
+        """Trials of one event each, planned in blocks."""
+        step = max(16, _BLOCK // len(self.groups))
+        for first in range(0, max(group.trials for group in self.groups), step):
+            rows: list[Planned] = []
+            for s, group in enumerate(self.groups):
+                j = np.arange(first, min(first + step, group.trials), dtype=np.uint64)
+                rows += self.nth(s, j) if len(j) else []
+            yield from sorted(rows, key=lambda row: row.trial)
+
+    def nth(self, s: int, j: sampling.Numbers) -> Iterator[Planned]:
+        """The trials of these numbers (from 0, [n]) of stratum s, one event each."""
+        group, event, seed = self.groups[s], parse_fault(self.campaign.fault), self.campaign.seed
+        # Also an exhaustive plan is in random order: what is done when it is stopped is a fair sample.
+        numbers = sampling.permute(group.population, seed, s, j)
+        trials = (1 + j.astype(np.int64) * len(self.groups) + s).tolist()
+        faults, lengths = singles(group.space, numbers, event, seed, trials)
+        start = 0
+        if not self.reach.in_flight(faults).any():  # the words of all at once
+            faults = self.reach.placed(faults, each=True)
+        for trial, length in zip(trials, lengths, strict=True):
+            one = faults.pick(slice(start, start + length))
+            if one.before is None:
+                one = self.reach.placed(one, each=True)
+            yield _planned(trial, s, one, _text(trial, one, Draw("sites"), ()))
+            start += length
+
+    def _replayed(self, listed: FaultList) -> Iterator[Planned]:
+        """The trials of a list, their lines with the words before and after; recipes stay as they are."""
+        reader = Lines(listed.header, self.reach.targets, str(listed.path), lambda: self.reach.listed(listed.header))
+        for trial, rows in _by_trial(listed):
+            [(_, faults)] = reader.trials(rows)
+            placed = self.reach.placed(faults)
+            for said, held in ((faults.before, placed.before), (faults.after, placed.after)):
+                if said is not None and held is not None and not np.array_equal(said, held):
+                    raise FaultListError(
+                        f"{listed.path}: trial {trial} records other words than the model holds; it was changed by hand"
+                    )
+            recipe = any("sampler" in json.loads(text) for _, text in rows)
+            text = "\n".join(row.strip() for _, row in rows) if recipe else _text(trial, placed, Draw("sites"), ())
+            yield _planned(trial, (trial - 1) % len(self.groups), placed, text)
+
+
+def _text(trial: int, faults: Faults, how: Draw, ordinals: list[int] | tuple[int, ...]) -> str:
+    """The lines of a trial; where it has no fault, the recipe for none."""
+    if len(faults):
+        return "\n".join(lines(trial, faults, how, ordinals))
+    row = {"trial": trial, "sampler": _NOTHING.kind, "per": 0, "seed": how.seed, "n": 0}
+    return json.dumps({**row, "sha256": _NO_SITES})
+
+
+_NO_SITES = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # SHA-256 of nothing
+
+
+def _planned(trial: int, stratum: int, faults: Faults, text: str) -> Planned:
+    layers = {faults.targets[k].layer for k in set(faults.sites.target.tolist())}
+    bits = set(faults.sites.bit.tolist())
+    return Planned(
+        trial, stratum, len(faults), text,
+        layers.pop() if len(layers) == 1 else None,
+        bits.pop() if len(bits) == 1 and bits != {-1} else None,
+    )  # fmt: skip
+
+
+def _by_trial(listed: FaultList) -> Iterator[tuple[int, list[tuple[int, str]]]]:
+    """The numbered lines of a list that was read before, trial by trial."""
+    with listed.path.open(encoding="utf-8") as stream:
+        numbered = islice(enumerate(stream, 1), 1, None)
+        for trial, rows in groupby(numbered, key=lambda row: json.loads(row[1])["trial"]):
+            yield trial, list(rows)
+
+
+def enough(campaign: Campaign, shard: tuple[int, int] | None, workers: int) -> bool:
+    """Whether a campaign has a trial for each worker, as far as one knows before its model is opened."""
+    told = campaign.trials or campaign.repeat * (len(campaign.rates) + bool(campaign.mix))
+    return campaign.faults is None and (not told or told >= workers * (shard[1] if shard else 1))
+
+
+def make_plan(campaign: Campaign, reach: Reach) -> Plan:
+    """Lay out the strata of a campaign on what it can reach; nothing is drawn yet.
+
+    Raises SelectorError for a selection that leaves no site, SpecError for a plan without trials, FaultListError for
+    a list of another model.
+    """
+    if campaign.faults is not None:
+        return _replay(campaign, reach)
+    groups = lay_out(campaign, reach)
+    kinds = {"single": "count", "exhaustive": "exhaustive", "ber": "ber", "per_sample": "per-sample"}
+    kind = kinds.get(campaign.way, "sites")
+    how = Draw(kind, rate=campaign.rates[0] if campaign.rates else 0.0, n=int(campaign.single), seed=campaign.seed)
+    event = parse_fault(campaign.fault)
+    population = sum(g.population for g in (groups if campaign.single else groups[:1]))
+    header = Header(
+        reach.model.digest, str(event), campaign.selector, how, population=population, unit=event.unit,
+        file=campaign.model, strata=tuple(group.told() for group in groups), flight=reach.flight,
+    )  # fmt: skip
+    return Plan(campaign, reach, groups, header)
+
+
+def _replay(campaign: Campaign, reach: Reach) -> Plan:
+    """The trials of a list, in the strata that it was planned in."""
+    listed = FaultList.open(str(campaign.faults))
+    header = listed.header
+    listed.bind(reach.model.digest)
+    strata = header.strata or ({"label": "list", "layer": None, "bit": None, "ber": None},)
+    counts: Counter[int] = Counter()
+    struck: set[int] = set()
+    for trial, faults in listed.trials(reach.targets, lambda: reach.listed(header)):
+        reach.by_step(faults)  # or it has a step that is not there
+        counts[(trial - 1) % len(strata)] += 1
+        struck.update(np.unique(faults.sites.target).tolist())
+    if not counts:
+        raise SpecError(f"{campaign.faults} holds no trial; there is nothing to run", "faults")
+    space = reach.listed(header)
+    parts = [space if (s["layer"], s["bit"]) == (None, None) else space.part(s["layer"], s["bit"]) for s in strata]
+    groups = tuple(Group(trials=counts[k], space=parts[k], **stratum) for k, stratum in enumerate(strata))
+    return Plan(campaign, reach, groups, header, listed, tuple(reach.targets[k] for k in sorted(struck)))
+
+
+def write_plan(made: Plan, out: str | Path, *, progress: Progress | None = None) -> None:
+    """Write a plan as a fault list file, trial by trial; OutputError where the place cannot be written."""
+    if made.campaign.adaptive:
+        raise SpecError("an adaptive campaign draws each round by what the one before found; there is no list to write")
+    file = Path(out)
+    check_place(made.model, [file], copy=False)
+    with temporary([file]) as (stream,):
+        stream.write((made.header.line() + "\n").encode())
+        for number, planned in enumerate(made.trials(), 1):
+            stream.write((planned.lines + "\n").encode())
+            if progress is not None:
+                progress(number, len(made))

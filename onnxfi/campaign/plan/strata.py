@@ -1,0 +1,158 @@
+"""Strata: the rates of a sweep, or the layers and bits that a sample of single faults is sized for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.campaign.plan.fault_targets import Reach
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.field_types import SpecError
+from onnxfi.faults.models import FaultModel, parse_fault
+from onnxfi.faults.space import FaultSpace, check_apart
+from onnxfi.faults.words import Word
+from onnxfi.statistics.intervals import Per, allocate, data_aware_p
+
+#: Elements of a tensor that a data-aware plan looks at.
+_LOOKED_AT = 1 << 16
+
+
+@dataclass(frozen=True)
+class Group:
+    """A stratum of the plan: what it is called, the sites it draws from, how many trials it has.
+
+    `layer` and `bit` say what it is made of (None: all); `ber` is the rate of a sweep.
+    """
+
+    label: str
+    space: FaultSpace
+    trials: int
+    layer: str | None = None
+    bit: int | None = None
+    ber: float | None = None
+
+    @property
+    def population(self) -> int:
+        """Sites that it draws from."""
+        return self.space.size
+
+    def told(self) -> dict[str, Any]:
+        """As the header of a fault list has it."""
+        return {"label": self.label, "layer": self.layer, "bit": self.bit, "ber": self.ber}
+
+
+def lay_out(campaign: Campaign, reach: Reach) -> tuple[Group, ...]:
+    """The strata of a campaign that draws its trials; SelectorError where a selection leaves no site."""
+    event = parse_fault(campaign.fault)
+    if campaign.mix:  # no population of its own: that of the first part stands for it
+        spaces = [reach.space(part.selector, part.aim, parse_fault(part.fault)) for part in campaign.mix]
+        check_apart({t.id: t for space in spaces for t in space.targets}.values())
+        return (Group("mix", spaces[0], campaign.repeat),)
+    space = reach.space(campaign.selector, campaign.aim, event)
+    if campaign.adaptive:
+        return (Group("all", space, 0),) if campaign.method == "simple" else tuple(_fields(space))
+    if campaign.rates:
+        return tuple(Group(f"{rate:g}", space, campaign.repeat, ber=rate) for rate in campaign.rates)
+    if campaign.exhaustive or campaign.trials is not None:
+        return (Group("all", space, min(campaign.trials or space.size, space.size)),)
+    assert campaign.margin is not None
+    spots = _spots(campaign, space, event)
+    p: float | list[float] = 0.5
+    if campaign.per == "data-aware":
+        by_bit = _expected_rates(reach, space, event)
+        p = [by_bit[bit or 0] for _, _, _, bit in spots]
+    sizes = [part.size for _, part, _, _ in spots]
+    trials = allocate(sizes, campaign.margin, campaign.confidence, per=cast(Per, campaign.per), p=p)
+    return tuple(Group(label, part, n, layer, bit) for (label, part, layer, bit), n in zip(spots, trials, strict=True))
+
+
+def _fields(space: FaultSpace) -> Iterator[Group]:
+    """Strata of an adaptive campaign: in each layer each field of bits of each number format."""
+    alone = len({target.word for target in space.targets}) == 1
+    for layer in space.layers():
+        whole = zip(space.targets, space.positions, space.chosen, strict=True)
+        here = [row for row in whole if row[0].layer == layer]
+        for word in dict.fromkeys(target.word for target, _, _ in here):
+            for bits in bit_fields(word) if space.unit == "bit" else [(-1,)]:
+                rows = [
+                    (target, kept, n)
+                    for target, places, n in here
+                    if target.word == word and (kept := tuple(bit for bit in places if bit in bits))
+                ]
+                if not rows:
+                    continue
+                said = "words" if bits == (-1,) else f"{bits[0]}" if len(bits) == 1 else f"{bits[0]}-{bits[-1]}"
+                field = said if alone else f"{word.name} {said}"
+                bit = bits[0] if len(bits) == 1 and bits != (-1,) else None
+                targets, places, chosen = zip(*rows, strict=True)
+                part = replace(space, targets=targets, positions=places, chosen=chosen)
+                yield Group(f"{layer} {field}", part, 0, layer, bit)
+
+
+def field_of(label: str, layer: str | None) -> str:
+    """What an adaptive campaign's stratum has in common with those of other layers: the bits, and their format.
+
+    >>> field_of("conv1 16-19", "conv1")
+    '16-19'
+    """
+    return label.removeprefix(f"{layer} ")
+
+
+def bit_fields(word: Word) -> list[tuple[int, ...]]:
+    """The bits of a word in fields that do about the same harm: up to 16 bits each alone; of longer words the lowest.
+
+    Of a longer float the sign, each exponent bit and the three highest of the mantissa are alone, the next four
+    together, and the rest; of a longer integer the 16 highest are alone, and the rest together.
+
+    >>> from onnxfi.faults.words import WORDS
+    >>> [f"{bits[0]}-{bits[-1]}" for bits in bit_fields(WORDS["float32"])][:4]
+    ['0-15', '16-19', '20-20', '21-21']
+    """
+    if word.bits <= 16:
+        return [(bit,) for bit in range(word.bits)]
+    mantissa = word.field("mantissa")
+    top = len(mantissa) - 3
+    low = [range(top - 4), range(top - 4, top)] if mantissa else [range(word.bits - 16)]
+    return [*map(tuple, low), *((bit,) for bit in range(low[-1].stop, word.bits))]
+
+
+def _spots(
+    campaign: Campaign, space: FaultSpace, event: FaultModel
+) -> list[tuple[str, FaultSpace, str | None, int | None]]:
+    """What the margin holds for: a name, its sites, its layer and its bit."""
+    if campaign.per == "network":
+        return [("all", space, None, None)]
+    layers = [(layer, space.part(layer)) for layer in space.layers()]
+    if campaign.per == "layer":
+        return [(layer, part, layer, None) for layer, part in layers]
+    if event.unit != "bit":
+        raise SpecError(f"per {campaign.per!r} goes by bits, but {event} strikes whole words; use per layer", "per")
+    return [
+        (f"{layer} bit {bit}", part.part(layer, bit), layer, bit)
+        for layer, part in layers
+        for bit in sorted({bit for places in part.positions for bit in places})
+    ]
+
+
+def _expected_rates(reach: Reach, space: FaultSpace, event: FaultModel) -> dict[int, float]:
+    """How likely an event at each bit position is to be seen, guessed from how far it moves the stored numbers.
+
+    Mean |faulty − golden| by position over the selected weights; of a large tensor evenly spread elements are read.
+    """
+    moved: dict[int, list[NDArray[np.float64]]] = {}
+    for target, places in zip(space.targets, space.positions, strict=True):
+        index = np.unique(np.linspace(0, target.size - 1, min(target.size, _LOOKED_AT)).astype(np.int64))
+        words = reach.model.words(target, index)
+        old = target.word.values(words).astype(np.float64)
+        for bit in places:
+            with np.errstate(all="ignore"):
+                struck = event.each.strike(target.word, words, np.full(len(words), bit, np.int16))
+                moved.setdefault(bit, []).append(np.abs(target.word.values(struck).astype(np.float64) - old))
+    bits = sorted(moved)
+    with np.errstate(all="ignore"):
+        rates = data_aware_p([float(np.concatenate(moved[bit]).mean()) for bit in bits])
+    return dict(zip(bits, rates.tolist(), strict=True))

@@ -1,0 +1,141 @@
+"""Comparing: the same sweep on several versions of a network, at equal rate per bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onnxfi.campaign.execute.runner import Running, planned, run
+from onnxfi.campaign.report.report import Fold, Report, report
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.field_types import SpecError
+from onnxfi.errors import DataError
+from onnxfi.faults.trials import json_value
+from onnxfi.graph.write.output_file import make_folder
+from onnxfi.statistics.intervals import Interval
+
+#: What is compared, the first that all have: accuracy, else the share of answers that stay.
+_MEASURES = ("top1", "top1_changed", "sdc_samples")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of the network: how many sites the sweep had there, and its report."""
+
+    model: str
+    digest: str
+    population: int
+    unit: str
+    size_bytes: int
+    found: Report
+
+    def at(self, rate: float) -> Fold | None:
+        """The trials at a rate."""
+        return next((fold for fold in self.found.by_rate if fold.key == f"{rate:g}"), None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several versions of a network under the same sweep; `measure` is what all have."""
+
+    versions: tuple[Version, ...]
+    rates: tuple[float, ...]
+    measure: str
+    confidence: float
+
+    def cell(self, version: Version, rate: float) -> Interval | None:
+        """The measure of a version at a rate, with its interval."""
+        fold = version.at(rate)
+        return None if fold is None else fold.rate(self.measure)
+
+    def golden(self, version: Version) -> float | None:
+        """The measure without faults: the accuracy; of shares that say how much changes, 0."""
+        if self.measure != "top1":
+            return 0.0
+        value = version.found.golden["metrics"].get(self.measure)
+        return None if value is None else float(value)
+
+    def document(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {
+            "measure": self.measure, "confidence": self.confidence, "rates": list(self.rates),
+            "models": [
+                {
+                    "model": v.model, "digest": v.digest, "population": v.population, "unit": v.unit,
+                    "size_bytes": v.size_bytes, "store": str(v.found.store), "golden": self.golden(v),
+                    "samples": v.found.golden["samples"],
+                    "by_rate": [_row(rate, v, self.cell(v, rate)) for rate in self.rates],
+                }
+                for v in self.versions
+            ],
+        }  # fmt: skip
+
+
+def _row(rate: float, version: Version, interval: Interval | None) -> dict[str, Any]:
+    fold = version.at(rate)
+    row: dict[str, Any] = {
+        "ber": rate, "trials": 0 if fold is None else fold.trials, "expected": rate * version.population,
+        "outcomes": None if fold is None else fold.outcomes,
+    }  # fmt: skip
+    ends = {"value": "estimate", "low": "low", "high": "high"}
+    return row | {k: None if interval is None else json_value(getattr(interval, v)) for k, v in ends.items()}
+
+
+def compare(
+    models: Sequence[str],
+    campaign: Campaign,
+    stores: str | Path,
+    *,
+    workers: int = 0,
+    tell: Callable[[Running], None] | None = None,
+) -> Comparison:
+    """Run the campaign's sweep on each model, into a store each in the folder `stores`, and put the results together.
+
+    Each version is judged against its own golden run, on the same samples; `tell` is handed each campaign before its
+    trials, which run when it returns. Raises SpecError where the campaign is no sweep, or a model is there twice.
+
+    >>> import tempfile
+    >>> sweep = Campaign(model="", data="models/fashion_test.npz", samples=50, ber=(1e-4,), repeat=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     found = compare(["models/fashion_cnn.onnx", "models/fashion_gru.onnx"], sweep, folder)
+    >>> [round(found.golden(version), 2) for version in found.versions]
+    [0.88, 0.86]
+    """
+    if campaign.way != "ber":
+        raise SpecError("compare runs a sweep; give ber, as 1e-6:1e-3")
+    if len(models) < 2:
+        raise SpecError(f"compare takes two models or more; given {len(models)}")
+    for model in models:  # what is wrong with the last one shall not show after hours
+        planned(replace(campaign, model=model))
+    places = _places(models, Path(stores))
+    versions = []
+    for model, place in zip(models, places, strict=True):
+        running = run(replace(campaign, model=model), place, workers=workers)
+        if tell is not None:
+            tell(running)
+        for _ in running:
+            pass
+        opened, header = running.plan.model, running.plan.header
+        size_bytes = sum(source.size for source in opened.sources)
+        versions.append(Version(model, opened.digest, header.population, header.unit, size_bytes, report(place)))
+    samples = {v.model: v.found.golden["samples"] for v in versions}
+    if len(set(samples.values())) > 1:
+        raise DataError(f"the models ran on different numbers of samples: {samples}; give --samples")
+    measure = next((name for name in _MEASURES if all(_has(v, name) for v in versions)), "sdc")
+    return Comparison(tuple(versions), campaign.ber, measure, campaign.confidence)
+
+
+def _has(version: Version, name: str) -> bool:
+    return version.found.everything.rate(name) is not None
+
+
+def _places(models: Sequence[str], folder: Path) -> list[Path]:
+    """A store for each model, named after it; SpecError where two would share one."""
+    make_folder(folder)
+    places = [folder / f"{Path(model).stem}.onnxfi.db" for model in models]
+    for k, place in enumerate(places):
+        if place in places[:k]:
+            raise SpecError(f"{models[k]!r} and {models[places.index(place)]!r} have the same name; rename one")
+    return places

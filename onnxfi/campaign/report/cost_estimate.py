@@ -1,0 +1,39 @@
+"""What a trial costs, by the times that a store recorded: a large campaign is reckoned from a small one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxfi.campaign.results.store import Store
+from onnxfi.errors import InputError
+from onnxfi.faults.faultlist import Header
+from onnxfi.statistics.intervals import Interval, t_interval
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds that one core takes for a trial, as `trials` of a store on so many `samples` took them."""
+
+    store: str
+    trials: int
+    samples: int
+    seconds: Interval
+
+    def row(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        ends = {"low_s": self.seconds.low, "high_s": self.seconds.high}
+        return {"store": self.store, "trials": self.trials, "samples": self.samples} | ends
+
+
+def recorded(store: str | Path, digest: str, confidence: float = 0.99) -> Cost:
+    """What trials of the model with this digest cost; InputError where the store is of another, or has too few."""
+    with Store.open(store) as opened:
+        header = Header.parse(opened.get("header"), str(store))
+        if header.model != digest:
+            raise InputError(f"the times in {store} are of another model, {header.file!r}; give a store of this one")
+        times = opened.times()
+        if len(times) < 2:
+            raise InputError(f"too few results in {store} ({len(times)}) for the time of a trial; run 2 trials or more")
+        return Cost(str(store), len(times), opened.get("golden")["samples"], t_interval(times, confidence))

@@ -1,0 +1,392 @@
+"""Figures of reports, as SVG and PNG: accuracy over bit error rates, rates by layer and bit, a map of both.
+
+Drawn with matplotlib, the extra `report`. Colours are told apart by colour-blind people (Okabe and Ito; cividis for the
+map) and differ in grey; lines also differ in mark and dash. Text is drawn as outlines, so that a figure looks the same
+everywhere, and no name in it is read as markup or mathematics.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.campaign.report.layer_bit_map import grid
+from onnxfi.campaign.report.report import Fold, Report
+from onnxfi.campaign.report.side_by_side import labels
+from onnxfi.campaign.report.tables import rate_name, swept_over
+from onnxfi.campaign.spec.rates import LABELS
+from onnxfi.errors import OutputError
+from onnxfi.graph.model.byte_source import safe
+from onnxfi.graph.write.output_file import make_folder, temporary
+from onnxfi.statistics.intervals import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+#: Shares by row and column.
+Table = Mapping[str, Mapping[str, float]]
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9")
+_MARKS, _DASHES = "os^Dv*", ("-", "--", "-.", ":")
+_WIDTH_IN, _ROW_IN = 4.8, 0.17
+_MOST_BANDS, _MOST_LAYERS, _LONGEST_NAME, _ANY = 2, 60, 24, 1 << 20
+_STYLE: Any = {
+    "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8, "svg.fonttype": "path", "svg.hashsalt": "onnxfi",
+    "text.parse_math": False, "axes.formatter.use_mathtext": False, "text.usetex": False, "hatch.linewidth": 0.5,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+}  # fmt: skip
+#: What the rates are called on axes, each with its unit; the first that a report has is shown.
+ACCURACY = {"top1": "Top-1 accuracy (%)", "top1_changed": "Top-1 changed (%)", "sdc": "SDC: trials (%)"}
+PANELS = {"sdc1": "SDC-1, silent\n(% of answers)", "sdc": "SDC\n(% of trials)", "due": "DUE\n(% of trials)"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure, or (`draw` None) why there is none, in `caption`. `text` says what it shows, number by number."""
+
+    name: str
+    title: str
+    caption: str
+    text: str = ""
+    draw: Callable[[], Canvas] | None = None
+
+    def bytes(self, kind: str = "svg") -> bytes:
+        """The drawn figure as SVG, or as PNG of 300 dots an inch."""
+        assert self.draw is not None
+        stream = io.BytesIO()
+        with _style():
+            canvas = self.draw()
+            told: dict[str, Any] = {"Title": plain(self.title, _ANY), "Description": plain(self.text, _ANY)}
+            told |= {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+            canvas.savefig(stream, format=kind, dpi=300, metadata=told, bbox_inches="tight", pad_inches=0.05)
+        return stream.getvalue()
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    import matplotlib
+
+    log = logging.getLogger("matplotlib")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that its font lacks
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+
+
+def needs(package: str) -> None:
+    """Raise OutputError where a package of the extra `report` is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise OutputError(f"{package} is not installed; pip install 'onnxfi[report]'")
+
+
+def figures(found: Sequence[Report]) -> list[Figure]:
+    """The figures of one report, or of several side by side; where one cannot be drawn, its caption says why.
+
+    Raises OutputError where matplotlib is not installed.
+    """
+    needs("matplotlib")
+    maps = [
+        _map(one, f"map-{k}" if len(found) > 1 else "map", f" of {label}" if len(found) > 1 else "")
+        for k, (one, label) in enumerate(zip(found, labels(found), strict=True), 1)
+    ]
+    return [_accuracy(found), _bars(found, "layers"), _bars(found, "bits"), *maps]
+
+
+def write_figures(found: Sequence[Report], folder: str | Path) -> list[Path]:
+    """Write the figures that can be drawn into a folder, each as SVG and PNG; returns what was written."""
+    place, written = Path(folder), []
+    drawn = [figure for figure in figures(found) if figure.draw is not None]
+    make_folder(place)
+    for figure in drawn:
+        for kind in ("svg", "png"):
+            file = place / f"{figure.name}.{kind}"
+            with temporary([file]) as (stream,):
+                stream.write(figure.bytes(kind))
+            written.append(file)
+    return written
+
+
+def plain(text: str, most: int = _LONGEST_NAME) -> str:
+    """A name on one line, without control characters, cut in its middle where it is long."""
+    text = safe(text)
+    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most - most // 2) :]}"
+
+
+def _canvas(width: float, height: float) -> Canvas:
+    from matplotlib.figure import Figure as Drawn
+
+    return Drawn(figsize=(width, height))
+
+
+def _ends(intervals: Sequence[Interval]) -> Any:
+    """How far the ends lie below and above the values, in percent ([2, n])."""
+    return 100 * np.array(
+        [[max(0, i.estimate - i.low) for i in intervals], [max(0, i.high - i.estimate) for i in intervals]]
+    )
+
+
+def _said(rows: Sequence[tuple[str, Interval]]) -> str:
+    return "; ".join(f"{key}: {100 * i.estimate:.2f} % [{100 * i.low:.2f}, {100 * i.high:.2f}]" for key, i in rows)
+
+
+def _level(found: Sequence[Report]) -> str:
+    return ", ".join(dict.fromkeys(f"{100 * one.confidence:.4g} %" for one in found))
+
+
+def _with(folds: Sequence[Fold], name: str) -> list[tuple[str, Interval]]:
+    return [(fold.key, i) for fold in folds if (i := fold.rate(name)) is not None]
+
+
+# Over the rates of a sweep
+
+
+def _accuracy(found: Sequence[Report]) -> Figure:
+    swept = [(one, label) for one, label in zip(found, labels(found), strict=True) if one.by_rate]
+    over = " or ".join(dict.fromkeys(swept_over(one) for one, _ in swept)) or "bit error rate"
+    title = f"Accuracy over {over}"
+    if not swept:
+        return Figure("accuracy", title, "No bit error rates here: run a sweep with --ber for accuracy over rates.")
+    name = next((n for n in ACCURACY if all(_with(one.by_rate, n) for one, _ in swept)), "sdc")
+    if name != "top1":
+        title = f"{LABELS[name][0].upper()}{LABELS[name][1:]} over {over}"
+    series = [(one, label, _with(one.by_rate, name)) for one, label in swept]
+    text = " ".join(f"{label}: {_said(rows)}." for _, label, rows in series)
+    drawn = "bands" if len(series) <= _MOST_BANDS else "whiskers"
+    caption = f"Means over trials; {drawn} are intervals at {_level(found)}, dashed lines golden."
+    if name != "top1":
+        caption = f"Means over trials; {drawn} are intervals at {_level(found)}. Without labels there is no accuracy."
+    return Figure("accuracy", title, caption, text, lambda: _curves(series, name))
+
+
+def _curves(series: Sequence[tuple[Report, str, list[tuple[str, Interval]]]], name: str) -> Canvas:
+    canvas = _canvas(_WIDTH_IN, 3.2)
+    axes = canvas.add_subplot()
+    styles = cycle(zip(_COLOURS, _MARKS, cycle(_DASHES), strict=False))
+    lowest = min((float(key) for _, _, rows in series for key, _ in rows if float(key) > 0), default=1e-9)
+    many = len(series) > _MOST_BANDS
+    for k, ((one, label, rows), (colour, mark, dash)) in enumerate(zip(series, styles, strict=False)):
+        beside = 10 ** (0.06 * (k - (len(series) - 1) / 2)) if many else 1.0  # so that whiskers stand side by side
+        x = [float(key) * beside for key, _ in rows]
+        y, low, high = (100 * np.array([getattr(i, end) for _, i in rows]) for end in ("estimate", "low", "high"))
+        axes.plot(x, y, dash, marker=mark, color=colour, markersize=4, linewidth=1.4, label=plain(label, 40))
+        if not many:  # more of them run into one grey
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.errorbar(x, y, [y - low, high - y], fmt="none", ecolor=colour, elinewidth=0.7, capsize=2, alpha=0.8)
+        golden = one.golden["metrics"].get("top1") if name == "top1" else None
+        if golden is not None:
+            axes.axhline(100 * golden, color=colour, linewidth=0.8, linestyle=(0, (6, 3)), zorder=0, label="golden")
+    zero = any(float(key) == 0 for _, _, rows in series for key, _ in rows)
+    if zero:
+        axes.set_xscale("symlog", linthresh=lowest, linscale=0.5)
+    else:
+        axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-") if x else "0")
+    axes.xaxis.set_minor_formatter(lambda x, _: "")
+    rates = " or ".join(dict.fromkeys(rate_name(one) for one, _, _ in series))
+    axes.set(xlabel=rates, ylabel=ACCURACY[name], ylim=(-3, 103))
+    axes.grid(alpha=0.25, linewidth=0.5)
+    handles, told = axes.get_legend_handles_labels()
+    order = sorted({name: k for k, name in enumerate(told)}.values(), key=lambda k: told[k] == "golden")
+    if len(order) > 1:
+        shown = [handles[k] for k in order], [told[k] if told[k] != "golden" else "golden, dashed" for k in order]
+        axes.legend(*shown, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    return canvas
+
+
+# By layer and bit
+
+
+def _bars(found: Sequence[Report], by: str) -> Figure:
+    what, title = ("layer", "Outcome rates by layer") if by == "layers" else ("bit", "Outcome rates by bit")
+    keyed = [{f.key: f for f in (one.by_layer if by == "layers" else one.by_bit) if f.trials} for one in found]
+    keys = list(dict.fromkeys(key for folds in keyed for key in folds))
+    if not keys:
+        hint = "a trial of many faults lies in no one " + what
+        if any(one.by_layer for one in found):
+            hint = "these faults strike whole words"
+        return Figure(by, title, f"No rates by {what} here: {hint}. Run single faults with --single.")
+    if what == "bit" and all(key.isdecimal() for key in keys):  # else they are fields of bits
+        keys = [str(bit) for bit in range(min(map(int, keys)), max(map(int, keys)) + 1)]
+    panels = [n for n in PANELS if any(fold.rate(n) for folds in keyed for fold in folds.values())]
+    shown, caption = keys, f"Bars are estimates, whiskers intervals at {_level(found)}."
+    if what == "layer" and len(keys) > _MOST_LAYERS:
+        rates = [{k: i.estimate for k, fold in f.items() if (i := fold.estimated(panels[0]))} for f in keyed]
+        worst = {k: max(each.get(k, 0) for each in rates) for k in keys}
+        kept = set(sorted(keys, key=lambda k: -worst[k])[:_MOST_LAYERS])
+        shown = [key for key in keys if key in kept]
+        caption += f" {_MOST_LAYERS} of {len(keys):,} layers, those with the highest rates; the table has all."
+    names = labels(found)
+    text = " ".join(
+        f"{label}, {n}: {_said([(k, i) for k in shown if k in folds and (i := folds[k].estimated(n))])}."
+        for label, folds in zip(names, keyed, strict=True)
+        for n in panels
+    )
+    draw = _by_layer if what == "layer" else _by_bit
+    return Figure(by, title, caption, text, lambda: draw(keyed, names, shown, panels))
+
+
+def _rows(keyed: Sequence[dict[str, Fold]], keys: Sequence[str], name: str) -> Iterator[Any]:
+    """For each report its bars: where they stand beside the key's place, their values and whiskers."""
+    width = 0.8 / len(keyed)
+    for k, folds in enumerate(keyed):
+        bars = [(at, i) for at, key in enumerate(keys) if key in folds and (i := folds[key].estimated(name))]
+        offset = (k - (len(keyed) - 1) / 2) * width
+        yield k, width, np.array([at + offset for at, _ in bars]), [i for _, i in bars]
+
+
+def _by_layer(
+    keyed: Sequence[dict[str, Fold]], names: Sequence[str], keys: Sequence[str], panels: Sequence[str]
+) -> Canvas:
+    row = max(_ROW_IN, 0.1 * len(keyed))
+    canvas = _canvas(_WIDTH_IN, 1.1 + row * len(keys) + 0.2 * (len(keyed) > 1))
+    axes = np.atleast_1d(canvas.subplots(1, len(panels), sharey=True, gridspec_kw={"wspace": 0.22}))
+    for ax, name in zip(axes, panels, strict=True):
+        for k, width, at, intervals in _rows(keyed, keys, name):
+            values = [100 * i.estimate for i in intervals]
+            ax.barh(at, values, width, xerr=_ends(intervals), **_bar(k, names))
+        ax.set(xlabel=PANELS[name], xlim=(0, _top(keyed, keys, name)))
+        ax.tick_params(axis="x", labelsize=7)
+        ax.grid(axis="x", alpha=0.25, linewidth=0.5)
+    axes[0].set_yticks(range(len(keys)), [plain(key) for key in keys], fontsize=8)
+    axes[0].set_ylim(len(keys) - 0.4, -0.6)
+    axes[0].set_ylabel("Layer (name)")
+    _legend(canvas, axes[0], names)
+    return canvas
+
+
+def _by_bit(
+    keyed: Sequence[dict[str, Fold]], names: Sequence[str], keys: Sequence[str], panels: Sequence[str]
+) -> Canvas:
+    canvas = _canvas(_WIDTH_IN, 0.6 + 1.15 * len(panels))
+    axes = np.atleast_1d(canvas.subplots(len(panels), 1, sharex=True, gridspec_kw={"hspace": 0.18}))
+    for ax, name in zip(axes, panels, strict=True):
+        for k, width, at, intervals in _rows(keyed, keys, name):
+            values = [100 * i.estimate for i in intervals]
+            ax.bar(at, values, width, yerr=_ends(intervals), **_bar(k, names))
+        ax.set(ylim=(0, _top(keyed, keys, name)))
+        ax.set_ylabel(PANELS[name], fontsize=8)
+        ax.grid(axis="y", alpha=0.25, linewidth=0.5)
+    step = 1 if len(keys) <= 12 else 2 if len(keys) <= 20 else 4
+    marked = [k for k, bit in enumerate(keys) if not bit.isdecimal() or int(bit) % step == 0]
+    fields = not all(key.isdecimal() for key in keys)
+    axes[-1].set_xticks(marked, [plain(keys[k]) for k in marked], rotation=60 if fields else 0)
+    named = "Bits (field of the word)" if fields else "Bit (position, 0 is the lowest)"
+    axes[-1].set(xlabel=named, xlim=(-0.7, len(keys) - 0.3))
+    canvas.align_ylabels()
+    _legend(canvas, axes[-1], names)
+    return canvas
+
+
+def _bar(k: int, names: Sequence[str]) -> dict[str, Any]:
+    hatches = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")
+    return {
+        "color": _COLOURS[k % len(_COLOURS)], "hatch": hatches[k % len(hatches)], "edgecolor": "white", "linewidth": 0,
+        "label": plain(names[k], 40), "error_kw": {"elinewidth": 0.8, "capsize": 1.5, "ecolor": "#222222"},
+    }  # fmt: skip
+
+
+def _top(keyed: Sequence[dict[str, Fold]], keys: Sequence[str], name: str) -> float:
+    """Where an axis ends: at 100 %, or nearer where no whisker goes that far."""
+    highest = max((i.high for folds in keyed for k in keys if k in folds and (i := folds[k].rate(name))), default=1.0)
+    return next(end for end in (2.0, 5.0, 10.0, 20.0, 50.0, 102.0) if 100 * highest <= end or end > 100)
+
+
+def _legend(canvas: Canvas, axes: Axes, names: Sequence[str]) -> None:
+    if len(names) > 1:
+        handles, told = axes.get_legend_handles_labels()
+        canvas.legend(handles, told, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3)
+
+
+# Layer × bit
+
+
+def _map(one: Report, name: str, whose: str) -> Figure:
+    title = f"Layer by bit{whose}"
+    cells = grid(one.store)
+    if not cells:
+        hint = "these faults strike whole words" if one.by_layer else "a trial of many faults lies in no one cell"
+        return Figure(name, title, f"No map of layers and bits here: {hint}. Run single faults of bits with --single.")
+    rate = "sdc1" if all("sdc1" in cell.means for cell in cells) else "sdc"
+    worst: dict[str, float] = {}
+    for cell in cells:
+        worst[cell.layer] = max(worst.get(cell.layer, 0.0), cell.means[rate])
+    layers = [fold.key for fold in one.by_layer if fold.key in worst]
+    caption = "Mean over the trials of a cell; hatched cells have none yet, or nothing to strike."
+    if len(layers) > _MOST_LAYERS:
+        kept = set(sorted(layers, key=lambda layer: -worst[layer])[:_MOST_LAYERS])
+        caption += f" {_MOST_LAYERS} of {len(layers):,} layers, those with the highest rates."
+        layers = [layer for layer in layers if layer in kept]
+    told = sorted((c for c in cells if c.layer in layers), key=lambda c: -c.means[rate])[:10]
+    text = "Highest cells: " + "; ".join(f"{c.layer} bit {c.bit}: {100 * c.means[rate]:.2f} %" for c in told) + "."
+    values = {(c.layer, c.bit): 100 * c.means[rate] for c in cells}
+    return Figure(name, title, caption, text, lambda: _cells(values, layers, rate))
+
+
+def _cells(values: dict[tuple[str, int], float], layers: Sequence[str], rate: str) -> Canvas:
+    last = max(bit for _, bit in values)
+    shares = np.array([[values.get((layer, bit), np.nan) for bit in range(last + 1)] for layer in layers])
+    ticks = {bit: str(bit) for bit in range(0, last + 1, 1 if last < 12 else 4)}
+    named = ("Layer (name)", "Bit (position, 0 is the lowest)", PANELS[rate].replace("\n", " "))
+    return _heat(shares, layers, ticks, named, _end(float(np.nanmax(shares))))
+
+
+def heat_map(name: str, title: str, values: Table, named: tuple[str, str, str]) -> Figure:
+    """A map of shares: `values` by row and column ({row: {column: share}}), `named` what rows, columns and shares are.
+
+    Raises OutputError where matplotlib is not installed.
+
+    >>> map_ = heat_map("leaks", "Leaks", {"lif1": {"0.5": 0.12, "2": 0.5}}, ("Layer", "Factor", "Top-1 (%)"))
+    >>> map_.text, map_.bytes("png")[1:4]
+    ('lif1: 0.5 12.0 %, 2 50.0 %.', b'PNG')
+    """
+    needs("matplotlib")
+    columns = list(dict.fromkeys(column for row in values.values() for column in row))
+    shares = np.array([[100 * row.get(column, np.nan) for column in columns] for row in values.values()])
+    rows = (f"{row}: " + ", ".join(f"{c} {100 * x:.1f} %" for c, x in cells.items()) for row, cells in values.items())
+    text, ticks = "; ".join(rows) + ".", dict(enumerate(map(plain, columns)))
+    return Figure(name, title, title, text, lambda: _heat(shares, list(values), ticks, named, 100.0, told=True))
+
+
+def _heat(
+    shares: NDArray[np.float64], rows: Sequence[str], ticks: Mapping[int, str], named: tuple[str, str, str], end: float,
+    *, told: bool = False,
+) -> Canvas:  # fmt: skip
+    """A map of shares in percent ([rows, columns]) from 0 to `end`; with `told` each cell bears its number."""
+    canvas = _canvas(_WIDTH_IN, 1.3 + max(_ROW_IN, 1.2 / len(rows)) * len(rows))
+    axes = canvas.add_subplot()
+    axes.set_facecolor("white")
+    axes.patch.set(hatch="//////", edgecolor="#bbbbbb")
+    down, across = shares.shape
+    image = axes.pcolormesh(
+        np.arange(across + 1) - 0.5, np.arange(down + 1) - 0.5, np.ma.masked_invalid(shares), cmap="cividis",
+        vmin=0, vmax=end, edgecolors="white", linewidth=0.3,
+    )  # fmt: skip
+    for (y, x), share in np.ndenumerate(shares) if told else ():
+        if np.isfinite(share):
+            axes.text(x, y, f"{share:.0f}", ha="center", va="center", color="black" if share > end / 2 else "white")
+    axes.set_yticks(range(down), [plain(row) for row in rows], fontsize=8)
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.set(xlabel=named[1], ylabel=named[0], ylim=(down - 0.5, -0.5))
+    pad = 0.62 / canvas.get_figheight()
+    bar = canvas.colorbar(image, ax=axes, orientation="horizontal", pad=pad, fraction=0.05, aspect=40)
+    bar.set_label(named[2])
+    return canvas
+
+
+def _end(highest: float) -> float:
+    return next((end for end in (1.0, 2.0, 5.0, 10.0, 20.0, 50.0) if highest <= end), 100.0)

@@ -1,0 +1,184 @@
+"""A report as one HTML page that needs nothing else: figures, tables that sort, the worst faults, how to repeat it.
+
+Made with jinja2, the extra `report`. Everything that comes from a store is escaped, and the page forbids itself to load
+or run anything but its own style, script and figures.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import heapq
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from onnxfi.campaign.report.figures import Figure, figures, needs, plain
+from onnxfi.campaign.report.notes import notes
+from onnxfi.campaign.report.report import Fold, Report
+from onnxfi.campaign.report.side_by_side import labels, sides
+from onnxfi.campaign.report.tables import rate_name, swept_over
+from onnxfi.campaign.results.store import Row, Store, digest_of
+from onnxfi.campaign.spec.rates import LABELS
+from onnxfi.campaign.spec.spec_file import command_line, parse_spec
+from onnxfi.errors import InputError
+from onnxfi.graph.write.output_file import temporary
+from onnxfi.statistics.intervals import Interval
+
+#: Rates that tables show, and what they are called there.
+SHOWN = tuple((name, LABELS[name]) for name in ("top1", "top1_changed", "sdc1", "any_sdc1", "sdc", "due", "masked"))
+_MOST_HARMFUL, _MOST_FAULTS = 20, 3
+
+
+@dataclass(frozen=True)
+class Harm:
+    """A trial that did much: its result, how many faults it had, and those that moved their number most."""
+
+    trial: int
+    ber: float | None
+    outcome: str
+    cause: str | None
+    sdc1: float | None
+    top1: float | None
+    faults: int
+    rows: tuple[dict[str, Any], ...]
+
+
+def harmful(store: str | Path, most: int = _MOST_HARMFUL) -> list[Harm]:
+    """The trials that changed most answers, worst first; of each the faults that moved their number most.
+
+    >>> import tempfile
+    >>> from onnxfi.campaign.execute.runner import run
+    >>> from onnxfi.campaign.spec.campaign import Campaign
+    >>> campaign = Campaign("models/fashion_cnn.onnx", "models/fashion_test.npz", samples=50, ber=1e-4, repeat=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     results = list(run(campaign, folder + "/store.db"))
+    ...     [(harm.outcome, harm.rows[0]["bits"]) for harm in harmful(folder + "/store.db")]
+    [('sdc', [30]), ('sdc', [30])]
+    """
+    with Store.open(store) as opened:
+        rates = {s["stratum"]: s["ber"] for s in opened.strata()}
+        worst = heapq.nsmallest(most, (row for row in opened.rows() if row.outcome != "masked" and row.faults), _order)
+        return [
+            Harm(
+                row.trial, rates.get(row.stratum), row.outcome, row.cause, row.metrics.get("sdc1"),
+                row.metrics.get("top1"), row.faults, _largest(opened.trial(row.trial)["lines"]),
+            )
+            for row in worst
+        ]  # fmt: skip
+
+
+def _order(row: Row) -> tuple[float, float, float, int]:
+    """Worst first: by changed answers, by those not given, by how few are right."""
+    told = row.metrics
+    return -float(told.get("sdc1", 0)), -float(told["due_samples"]), float(told.get("top1", 1)), row.trial
+
+
+def _largest(text: str) -> tuple[dict[str, Any], ...]:
+    """The faults of a trial that moved their number most; none of a trial that is kept as a recipe."""
+    rows = [row for row in map(json.loads, text.splitlines()) if "target" in row]
+
+    def moved(row: dict[str, Any]) -> float:
+        try:
+            step = abs(float(row["after_value"]) - float(row["before_value"]))
+        except (TypeError, ValueError):
+            return math.inf
+        return math.inf if math.isnan(step) else step
+
+    return tuple(sorted(rows, key=moved, reverse=True)[:_MOST_FAULTS])
+
+
+def write_page(found: Sequence[Report], file: str | Path) -> Path:
+    """Write the page of one report, or of several side by side.
+
+    Raises OutputError where jinja2 or matplotlib is not installed, or the file cannot be written.
+    """
+    needs("jinja2")
+    text = page(found)
+    with temporary([Path(file)]) as (stream,):
+        stream.write(text.encode())
+    return Path(file)
+
+
+def page(found: Sequence[Report]) -> str:
+    """The page as text."""
+    from jinja2 import Environment, StrictUndefined
+
+    style, script, body = (
+        (files("onnxfi.campaign.report") / f"page.{e}").read_text("utf-8") for e in ("css", "js", "html")
+    )
+    shows = [_shown(one, label) for one, label in zip(found, labels(found), strict=True)]
+    frame = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    frame.filters |= {"share": _share, "plain": lambda text: plain(str(text), 1 << 20), "image": _image}
+    digests = {name: _digest(text) for name, text in (("style", style), ("script", script))}
+    return frame.from_string(body).render(
+        style=style, script=script, digests=digests, figures=figures(found), shows=shows, rates=SHOWN,
+        sides=[(side, _line(side.fold)) for side in sides(found)] if len(found) > 1 else [],
+        title=" and ".join(labels(found)) if len(found) < 3 else f"{len(found)} campaigns",
+    )  # fmt: skip
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _image(figure: Figure) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(figure.bytes("svg")).decode()
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.2f} %"
+
+
+def _shown(one: Report, label: str) -> dict[str, Any]:
+    """What the page says of one report."""
+    with Store.open(one.store) as opened:
+        spec, canary = opened.get("spec"), opened.get("canary")
+        limits = {name: opened.get(name) for name in ("timeout_s", "memory_bytes")}
+    tables: list[tuple[str, str, Sequence[Fold]]] = [
+        (f"By {swept_over(one)}", rate_name(one), one.by_rate),
+        ("By layer", "Layer", [fold for fold in one.by_layer if fold.trials]),
+        ("By bit", "Bit", [fold for fold in one.by_bit if fold.trials]),
+    ]
+    return {
+        "label": label, "report": one, "harmful": harmful(one.store), "command": _command(spec, one.store),
+        "tables": [(title, key, [_line(fold) for fold in folds]) for title, key, folds in tables if folds],
+        "settings": _settings(one, canary, limits), "notes": list(notes(one)),
+    }  # fmt: skip
+
+
+def _line(fold: Fold) -> tuple[Fold, list[Interval | None]]:
+    return fold, [fold.rate(name) for name, _ in SHOWN]
+
+
+def _command(spec: str | None, store: Path) -> str:
+    """How to run it again; empty where the store does not say, or says it in words of another version."""
+    try:
+        return command_line(parse_spec(spec or ""), store.name)
+    except InputError:
+        return ""
+
+
+def _settings(one: Report, canary: Any, limits: dict[str, Any]) -> dict[str, str]:
+    """What fixes the answers, and where they were found, for people."""
+    told = {"data": one.golden["data"], "scored output": one.golden.get("output") or "all outputs"}
+    told |= {"campaign (SHA-256)": digest_of(one.campaign)}
+    names = {"model": "model (SHA-256)", "data": "data (SHA-256)", "way": "trials"}
+    for name, value in sorted(one.campaign.items()):
+        if value not in ([], "", None, False) and name not in ("strata", "output", one.campaign["way"]):
+            told[names.get(name, name)] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if one.campaign["way"] == "ber":
+        told["ber"] = ", ".join(f"{rate:g}" for rate in one.campaign["ber"])
+    if canary:
+        told["canary"] = f"seen in {canary['seen']}" + (
+            f" after {', '.join(canary['unseen'])}" if canary["unseen"] else ""
+        )
+    if limits["timeout_s"]:
+        told["time limit of a trial"] = f"{limits['timeout_s']:.4g} s"
+    if limits["memory_bytes"]:
+        told["memory of a worker"] = f"{limits['memory_bytes'] / 1e6:,.0f} MB"
+    return told | {f"environment: {name}": str(value) for name, value in sorted((one.environment or {}).items())}

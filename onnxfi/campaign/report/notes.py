@@ -1,0 +1,49 @@
+"""Notes to a report: what its numbers hold for, in the same words on the terminal and on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from onnxfi.campaign.report.report import FEWEST, Report
+
+
+def notes(found: Report) -> Iterator[str]:
+    """What the numbers of a report hold for, a line each."""
+    if found.golden.get("kind") == "counts":
+        yield "scores are read as spike counts: score shifts are relative changes of a count (--scores says otherwise)"
+    if told := of_trials([found.judged]):
+        yield told
+    if found.look is not None and found.look.method != "simple":
+        yield (
+            f"of a layer or of bits with fewer than {FEWEST} trials, or where the estimate lies beyond all that they "
+            f"showed, the interval alone is given"
+        )
+    elif found.samples is not None:
+        yield _elsewhere(found)
+
+
+def of_trials(judged: Sequence[int]) -> str:
+    """That rates of whole trials depend on how many samples each was judged on; nothing where on one.
+
+    >>> of_trials([1])
+    ''
+    """
+    if max(judged) == 1:
+        return ""
+    many = " and ".join(f"{n:,}" for n in dict.fromkeys(judged))
+    return (
+        f"masked, sdc, due and any_sdc1 count trials by the gravest of their {many} samples: with more samples masked "
+        f"falls, due and any_sdc1 rise"
+    )
+
+
+def _elsewhere(found: Report) -> str:
+    """What other samples would say, where these tell."""
+    samples, level = found.golden["samples"], f"{100 * found.confidence:.4g} %"
+    if found.others is None or found.samples is None:
+        return f"all {samples:,} samples fared alike: what others of this kind would say is not known"
+    ends = [f"{100 * end:.3f} %" for i in (found.others, found.samples) for end in (i.low, i.high)]
+    return (
+        f"other samples of this kind, {samples:,} again, would put SDC-1 between {ends[0]} and {ends[1]}, "
+        f"and all of that kind together between {ends[2]} and {ends[3]} ({level})"
+    )

@@ -1,0 +1,338 @@
+"""The report: results folded by rate, layer and bit, each rate with its interval.
+
+The trial is the unit of statistics. Yes/no outcomes of trials get exact binomial intervals; per-sample rates and
+accuracies get theirs from the spread between trials, weighted by stratum where the plan drew so. Both hold for the
+samples that were run; what the choice of samples adds is stated apart. Results are read as a stream: what is held in
+memory are sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.campaign.execute.adaptive_rounds import Look, look_at
+from onnxfi.campaign.report.adaptive_estimates import Record
+from onnxfi.campaign.results.store import Store, StoreError
+from onnxfi.campaign.spec.rates import OUTCOMES, RATES, SHARES, YES_NO, value
+from onnxfi.errors import OutputError
+from onnxfi.faults.trials import json_value
+from onnxfi.statistics.intervals import (
+    Interval,
+    Stratum,
+    clopper_pearson,
+    sample_error,
+    stratified_interval,
+)
+from onnxfi.tasks.outcomes import unpacked
+
+#: Sums over trials: how many have a rate, the sum of its values and of their squares ([rates, 3]).
+Sums = NDArray[np.float64]
+#: Trials of an adaptive campaign from which the rate in a part of its faults is estimated.
+FEWEST = 30
+#: Where a trial belongs: its stratum, and its layer and bit.
+Key = tuple[int, str | None, int | None]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A rate with its interval; `of` is what it is a share of: trials, or samples."""
+
+    name: str
+    of: str
+    interval: Interval
+
+    def row(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        i = self.interval
+        value = None if math.isnan(i.estimate) else i.estimate
+        ends = {"value": value, "low": json_value(i.low), "high": json_value(i.high)}
+        return {"name": self.name, "of": self.of, **ends}
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Trials that belong together: all, those of one rate, layer or bit; `population` are the sites they stand for."""
+
+    key: str
+    trials: int
+    population: int | None
+    outcomes: dict[str, int]
+    rates: tuple[Rate, ...]
+
+    def rate(self, name: str) -> Interval | None:
+        """The interval of a rate; None where these trials do not have it."""
+        return next((r.interval for r in self.rates if r.name == name), None)
+
+    def estimated(self, name: str) -> Interval | None:
+        """The interval of a rate that has an estimate; in an adaptive campaign some have none."""
+        found = self.rate(name)
+        return None if found is None or math.isnan(found.estimate) else found
+
+    def row(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {
+            "key": self.key, "trials": self.trials, "population": self.population, "outcomes": self.outcomes,
+            "rates": [rate.row() for rate in self.rates],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Report:
+    """A campaign's results, folded.
+
+    `samples` is what the choice of samples adds to the SDC-1 rate: the interval of its mean over all samples of this
+    kind; `others` where as many other samples would put it (None where these tell nothing of that).
+
+    Of an adaptive campaign `look` is what it measures; `by_bit` goes by the fields of bits that it drew from, and only
+    trials of complete rounds count.
+    """
+
+    store: Path
+    campaign: dict[str, Any]
+    golden: dict[str, Any]
+    environment: dict[str, Any]
+    confidence: float
+    planned: int
+    errors: int
+    everything: Fold
+    by_rate: tuple[Fold, ...]
+    by_layer: tuple[Fold, ...]
+    by_bit: tuple[Fold, ...]
+    samples: Interval | None
+    others: Interval | None
+    strata: tuple[dict[str, Any], ...]
+    look: Look | None = None
+
+    @property
+    def judged(self) -> int:
+        """How many samples each trial is judged on."""
+        return int(self.golden.get("judged", self.golden["samples"]))
+
+    def details(self) -> Iterator[dict[str, Any]]:
+        """One row a trial, read from the store: what it was, its outcome, its metrics."""
+        rates = {s["stratum"]: s["ber"] for s in self.strata}
+        names = dict.fromkeys(name for name in (*SHARES, *self.golden["metrics"]) if name in self.golden["metrics"])
+        with Store.open(self.store) as opened:
+            for row in opened.rows():
+                yield {
+                    "trial": row.trial, "ber": rates[row.stratum], "faults": row.faults, "layer": row.layer,
+                    "bit": row.bit, "outcome": row.outcome, "cause": row.cause,
+                    **{name: row.metrics.get(name) for name in names},
+                }  # fmt: skip
+
+    def to_pandas(self) -> Any:
+        """One line a trial, as a pandas DataFrame; OutputError where pandas is not installed."""
+        try:
+            import pandas  # type: ignore[import-untyped,unused-ignore]
+        except ImportError:
+            raise OutputError("pandas is not installed; pip install pandas, or use --csv") from None
+        return pandas.DataFrame(list(self.details()))
+
+    def summary(self) -> dict[str, Any]:
+        """All trials together, as plain values for JSON."""
+        return {
+            "store": str(self.store), "trials": self.everything.trials, "planned": self.planned,
+            "errors": self.errors, "confidence": self.confidence, "outcomes": self.everything.outcomes,
+            "rates": [rate.row() for rate in self.everything.rates],
+            "golden": self.golden["metrics"], "samples": self.golden["samples"], "judged": self.judged,
+            "data": self.golden["data"], "scores": self.golden.get("kind"),
+            "adaptive": None if self.look is None else self.look.row(),
+        }  # fmt: skip
+
+    def document(self) -> dict[str, Any]:
+        """Everything, as plain values for JSON."""
+        folds = {name: [fold.row() for fold in getattr(self, name)] for name in ("by_rate", "by_layer", "by_bit")}
+        spread = None if self.samples is None else Rate("sdc1", "samples", self.samples).row()
+        others = None if self.others is None else Rate("sdc1", "samples", self.others).row()
+        return {**self.summary(), **folds, "sample_error": spread, "other_samples": others}
+
+
+def report(store: str | Path, *, confidence: float | None = None) -> Report:
+    """Fold the results of a store; a campaign that is not finished is reported as far as it is.
+
+    `confidence` is that of every interval (default: what the campaign asks for). Raises StoreError for what is no
+    store, or one without a result.
+
+    >>> import tempfile
+    >>> from onnxfi.campaign.execute.runner import run
+    >>> from onnxfi.campaign.spec.campaign import Campaign
+    >>> campaign = Campaign("models/fashion_cnn.onnx", "models/fashion_test.npz", samples=50, single=True, trials=20)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     results = list(run(campaign, folder + "/store.db"))
+    ...     found = report(folder + "/store.db")
+    >>> found.everything.trials, found.everything.rate("sdc1").high < 0.5
+    (20, True)
+    """
+    with Store.open(store) as opened:
+        campaign, golden = opened.get("identity"), opened.get("golden")
+        if campaign is None or golden is None or not opened.count("results"):
+            hint = "; its trials ended in errors of the harness" if opened.count("errors") else ""
+            raise StoreError(f"{str(store)!r} holds no result yet{hint}; onnxfi run goes on with it")
+        strata = tuple(opened.strata())
+        cells = [tuple(cell) for cell in opened.get("cells")]
+        confidence = confidence or float(opened.get("length")["confidence"])
+        planned, errors, environment = opened.count("plan"), opened.count("errors"), opened.get("environment")
+        told = (Path(store), campaign, golden, environment, confidence, planned, errors)
+        look = look_at(opened, confidence=confidence) if campaign.get("adaptive") else None
+        if look is not None and look.method != "simple":
+            return Report(*told, *_scored(opened, golden["rows"], confidence), strata, look)
+        fold = _Folder(strata, cells, confidence, look)
+        samples = fold.read(opened, golden["rows"])
+    rates = sorted({s["ber"] for s in strata if s["ber"] is not None})
+    return Report(
+        *told,
+        fold("all"),
+        tuple(fold(f"{rate:g}", strata=[s["stratum"] for s in strata if s["ber"] == rate]) for rate in rates),
+        tuple(fold(layer, layer=layer) for layer in dict.fromkeys(layer for layer, _, _ in cells)),
+        tuple(fold(str(bit), bit=bit) for bit in sorted({bit for _, bit, _ in cells if bit is not None})),
+        None if samples is None or len(rates) > 1 else sample_error(samples, confidence),
+        None if samples is None or len(rates) > 1 else _others(samples, confidence),
+        strata,
+        look,
+    )  # fmt: skip
+
+
+def _others(samples: NDArray[np.float64], confidence: float) -> Interval | None:
+    """Where as many other samples would put the rate; None where all of these are alike, which tells nothing."""
+    return sample_error(samples, confidence, again=True) if np.ptp(samples) > 0 else None
+
+
+def _scored(
+    store: Store, samples: int, confidence: float
+) -> tuple[Fold, tuple[Fold, ...], tuple[Fold, ...], tuple[Fold, ...], Interval | None, Interval | None]:
+    """All, by rate, by layer and by bit of an adaptive campaign, and the two intervals over samples."""
+    record = Record.of(store)
+
+    def fold(key: str, inside: Iterable[bool]) -> Fold:
+        strata = np.flatnonzero(list(inside))
+        values = record.values[record.within(strata)]
+        outcomes = {name: int(values[:, RATES.index(name)].sum()) for name in OUTCOMES}
+        rates = tuple(
+            Rate(name, _of(name), _told(i, values[:, RATES.index(name)], whole=key == "all"))
+            for name, i in record.intervals(strata, confidence).items()
+        )
+        return Fold(key, len(values), int(record.layout.sizes[strata].sum()), outcomes, rates)
+
+    everything = fold("all", [True] * len(record.layers))
+    by_layer = tuple(fold(name, [name == one for one in record.layers]) for name in dict.fromkeys(record.layers))
+    fields = [name for name in dict.fromkeys(record.fields) if not name.endswith("words")]
+    by_bit = tuple(fold(name, [name == one for one in record.fields]) for name in fields)
+    each, rate = record.samples(store, samples), everything.rate("sdc1")
+    if each is None or rate is None or math.isnan(rate.estimate):
+        return everything, (), by_layer, by_bit, None, None
+    spread, others = sample_error(each, confidence), _others(each, confidence)
+    around = partial(_around, rate.estimate)
+    return everything, (), by_layer, by_bit, around(spread), None if others is None else around(others)
+
+
+def _told(i: Interval, seen: NDArray[np.float64], *, whole: bool) -> Interval:
+    """An interval of an adaptive campaign without its estimate (NaN) where that rests on what was expected, not seen.
+
+    The estimate starts from what trials of the same bits in other layers gave. Of a part of the faults it is shown from
+    30 trials on, and nowhere beyond all that the trials showed; its ends hold all the same.
+    """
+    enough = whole or len(seen) >= FEWEST
+    within = seen.min() - 1e-9 <= i.estimate <= seen.max() + 1e-9
+    return i if enough and within else replace(i, estimate=math.nan)
+
+
+def _around(p: float, spread: Interval) -> Interval:
+    """An interval as wide, about another estimate."""
+    low, high = max(p - spread.half_width, 0.0), min(p + spread.half_width, 1.0)
+    return replace(spread, low=low, high=high, estimate=p)
+
+
+def _of(name: str) -> str:
+    return "trials" if name in YES_NO else "samples"
+
+
+def _none() -> Sums:
+    return np.zeros((len(RATES), 3))
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """Sums become rates: by stratum, each with the number of faults that it was drawn from (none: endless)."""
+
+    strata: tuple[dict[str, Any], ...]
+    cells: list[tuple[Any, ...]]
+    confidence: float
+    look: Look | None = None
+    sums: dict[Key, Sums] = field(default_factory=lambda: defaultdict(_none))
+
+    def read(self, store: Store, samples: int) -> NDArray[np.float64] | None:
+        """Sum up the results; for each sample how often its top-1 changed, where there is one ([samples])."""
+        ran = store.ran()
+        sites = self._sites(None, None)
+        weight = {
+            s: sites[s] / sum(sites[r] for r in ran) / n if sites else 1 / sum(ran.values()) for s, n in ran.items()
+        }
+        changed = None
+        for row in store.rows():
+            values = [value(row, name) for name in RATES]
+            x = np.array([np.nan if one is None else one for one in values])
+            here = ~np.isnan(x)
+            self.sums[row.stratum, row.layer, row.bit][here] += np.stack([np.ones_like(x), x, x * x], axis=1)[here]
+            if row.changed is not None and samples > 1:
+                changed = np.zeros(samples) if changed is None else changed
+                changed += weight[row.stratum] * unpacked(row.changed, samples)
+        return None if changed is None else np.clip(changed, 0, 1)
+
+    def __call__(
+        self, key: str, *, strata: list[int] | None = None, layer: str | None = None, bit: int | None = None
+    ) -> Fold:
+        parts = self._parts(strata, layer, bit)
+        total = np.sum([sums for sums, _ in parts], axis=0)
+        outcomes = {name: int(total[RATES.index(name), 1]) for name in OUTCOMES}
+        rates = tuple(
+            Rate(name, _of(name), self._interval(name, [(s[k], n) for s, n in parts], whole=key == "all"))
+            for k, name in enumerate(RATES)
+            if total[k, 0]
+        )
+        population = sum(n for _, n in parts if n) or None
+        return Fold(key, int(total[0, 0]), population, outcomes, rates)
+
+    def _parts(self, strata: list[int] | None, layer: str | None, bit: int | None) -> list[tuple[Sums, int | None]]:
+        """The sums of each stratum inside a fold, and the sites of the fold there."""
+        found: dict[int, Sums] = defaultdict(_none)
+        for (stratum, row_layer, row_bit), sums in self.sums.items():
+            inside = layer in (None, row_layer) and bit in (None, row_bit)
+            if inside and (strata is None or stratum in strata):
+                found[stratum] += sums
+        if not self.cells:  # sweeps and mixes: trials of an endless population
+            return [(np.sum([_none(), *found.values()], axis=0), None)]
+        return [(found[stratum], n) for stratum, n in sorted(self._sites(layer, bit).items())]
+
+    def _sites(self, layer: str | None, bit: int | None) -> dict[int, int]:
+        """The sites of a layer and bit (None: of all) in each stratum."""
+        sites: dict[int, int] = defaultdict(int)
+        for cell_layer, cell_bit, n in self.cells:
+            if layer in (None, cell_layer) and bit in (None, cell_bit):
+                sites[self._drawn_from(cell_layer, cell_bit)] += n
+        return sites
+
+    def _drawn_from(self, layer: str, bit: int | None) -> int:
+        """The stratum that the sites of a layer and bit belong to."""
+        return next(self._homes[key] for key in ((layer, bit), (layer, None), (None, None)) if key in self._homes)
+
+    @cached_property
+    def _homes(self) -> dict[tuple[str | None, int | None], int]:
+        return {(s["layer"], s["bit"]): s["stratum"] for s in self.strata}
+
+    def _interval(self, name: str, parts: list[tuple[Any, int | None]], *, whole: bool = False) -> Interval:
+        if whole and self.look is not None and self.look.rate == name:
+            return self.look.interval
+        if name in YES_NO and len(parts) == 1:
+            ((n, hits, _), population), *_ = parts
+            return clopper_pearson(round(hits), int(n), self.confidence, population=population)
+        strata = [Stratum(population, int(n), total, squares) for (n, total, squares), population in parts]
+        return stratified_interval(strata, self.confidence)

@@ -1,0 +1,122 @@
+"""A report as tables: the classes of published ones by layer, and CSV files."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from onnxfi.campaign.report.report import Fold, Report
+from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.spec.rates import SHARES, YES_NO
+from onnxfi.faults.faultlist import Header
+from onnxfi.graph.model.byte_source import safe
+from onnxfi.graph.write.output_file import make_folder, temporary
+from onnxfi.tasks.outcomes import CLASSES
+
+#: What begins a formula, also as wide letters.
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+
+
+def classes(found: Report) -> list[dict[str, Any]]:
+    """The table of Gogebakan et al. (SpikingJET, 2024): a row a layer; the shares from fully masked to DUE sum to 1.
+
+    `faults` counts the trials, `injections` the samples that were run under them. Empty where nothing is classified,
+    trials strike many layers at once, or an adaptive campaign estimates each class by itself, so that they sum to 1
+    only about.
+    """
+    golden = found.golden["metrics"].get("top1")
+    rows: list[dict[str, Any]] = []
+    if found.look is not None:
+        return rows
+    for fold in found.by_layer:
+        shares = [fold.rate(name) for name in CLASSES]
+        if all(shares) and fold.trials:
+            row: dict[str, Any] = {
+                "layer": fold.key, "faults": fold.trials,
+                "injections": fold.trials * found.judged,
+            }  # fmt: skip
+            row |= {name.removeprefix("class_"): i.estimate for name, i in zip(CLASSES, shares, strict=True) if i}
+            accuracy = fold.rate("top1")
+            rows.append(row | ({"faulty_accuracy": accuracy.estimate, "golden_accuracy": golden} if accuracy else {}))
+    return rows
+
+
+def swept_over(found: Report) -> str:
+    """Return what a sweep goes over, in words: bit error rates, rates per word, or probabilities per sample."""
+    if found.campaign["way"] == "per_sample":
+        return "fault probability per sample"
+    return "bit error rate" if unit(found) == "bit" else "fault rate per word"
+
+
+def rate_name(found: Report) -> str:
+    """Return the name of a sweep's rates with their unit, as the head of a column or an axis."""
+    heads = {"bit error rate": "Bit error rate (faults per bit)", "fault rate per word": "Rate (faults per word)"}
+    return heads.get(swept_over(found), "Probability of a fault per sample")
+
+
+def unit(found: Report) -> str:
+    """Return the unit of a report's rates: bit or word."""
+    with Store.open(found.store) as opened:
+        return Header.parse(opened.get("header"), str(found.store)).unit
+
+
+def write_csv(found: Report, folder: str | Path) -> list[Path]:
+    """Write the report as CSV files into a folder; returns what was written.
+
+    `detail.csv` has a line a trial, `summary.csv` the rates of all trials with the ends of their intervals; the same by
+    rate, layer and bit stands in `rates.csv`, `layers.csv` and `bits.csv`, where there are such, and what `classes`
+    says in `classes.csv`.
+    """
+    place = Path(folder)
+    rates = "per_sample" if found.campaign["way"] == "per_sample" else "ber"
+    tables: dict[str, Iterable[dict[str, Any]]] = {
+        "detail": found.details(),
+        "summary": [_flat("", found.everything, found)],
+        "rates": [_flat(rates, fold, found) for fold in found.by_rate],
+        "layers": [_flat("layer", fold, found) for fold in found.by_layer],
+        "bits": [_flat("bit", fold, found) for fold in found.by_bit],
+        "classes": classes(found),
+    }
+    make_folder(place)
+    return [_table(place / f"{name}.csv", rows) for name, rows in tables.items() if rows]
+
+
+def _flat(key: str, fold: Fold, found: Report) -> dict[str, Any]:
+    """A fold as one line: what it is, its counts, golden's accuracy, then value and ends of each rate."""
+    row: dict[str, Any] = {key: fold.key} if key else {}
+    row |= {"trials": fold.trials, "population": fold.population}
+    row |= {f"trials_{name}": n for name, n in fold.outcomes.items()}
+    row |= {f"golden_{name}": found.golden["metrics"].get(name) for name in ("top1", "top5")}
+    for name in (*SHARES, *YES_NO):
+        i, told = fold.rate(name), fold.estimated(name)
+        row |= {name: told and told.estimate, f"{name}_low": i and i.low, f"{name}_high": i and i.high}
+    return row
+
+
+def cell(value: Any) -> Any:
+    """Return a value as a cell; a text that a spreadsheet would take for a formula has an apostrophe before it.
+
+    >>> cell("=HYPERLINK(1)"), cell("-conv"), cell(-3), cell(None), cell("a\\x1bb")
+    ("'=HYPERLINK(1)", "'-conv", -3, '', 'a\\\\x1bb')
+    """
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    if not isinstance(value, str):
+        return "" if value is None else value
+    mark = "'" if value.lstrip().startswith(_FORMULA) else ""
+    return mark + "\n".join(map(safe, value.split("\n")))  # a break of lines is a cell's own matter
+
+
+def _table(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    with temporary([path]) as (stream,):
+        text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
+        table = csv.writer(text)
+        for number, row in enumerate(rows):
+            if not number:
+                table.writerow(row)
+            table.writerow(map(cell, row.values()))
+        text.detach()
+    return path

@@ -1,0 +1,44 @@
+"""Code that a file names. A campaign or a budget may be a stranger's, so it runs none unless the caller allows it.
+
+What a caller says himself (a flag, an argument) is not asked for again. SECURITY.md says what is trusted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from onnxfi.campaign.spec.yaml_fields import Place
+from onnxfi.runtime.data.sources import names_function
+
+#: Words in the name of a provider's option that loads a library or an engine, or takes an address in memory.
+_LOADS = re.compile(r"path|lib|plugin|alloc|free|stream|backend|context|cache|engine|file|dir", re.I)
+
+
+def refuse_code(given: Mapping[str, Any], places: Mapping[str, Place], instead: Collection[str]) -> None:
+    """Raise SpecError for a field that has code run, as a file gives it; fields in `instead` get other values."""
+    for name, item, what in _code(given):
+        if name not in instead:
+            flag = "--" + name.replace("_", "-")
+            raise places.get(item, places[name]).error(
+                f"{name} has code run that this file names ({what[:80]!r}); if you trust it, add --allow-code (in "
+                f"Python allow_code=True), or name it yourself with {flag}"
+            )
+
+
+def _code(given: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The fields that have code run, the place of the item at fault, and what it says."""
+    found = []
+    data = given.get("data")
+    if isinstance(data, str) and names_function(data):
+        found.append(("data", "data", data))
+    for name, loads in (("custom_ops", lambda _: True), ("provider_option", _is_loaded)):
+        items = given.get(name) or ()
+        found += [(name, f"{name}[{k}]", str(text)) for k, text in enumerate(items) if loads(str(text))]
+    return found
+
+
+def _is_loaded(option: str) -> bool:
+    key, _, value = option.partition("=")
+    return bool(_LOADS.search(key)) or "/" in value or "\\" in value

@@ -1,0 +1,112 @@
+"""A campaign as a YAML file: reading is safe, and says line and column of what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from onnxfi.campaign.spec.campaign import Campaign, Part
+from onnxfi.campaign.spec.code_trust import refuse_code
+from onnxfi.campaign.spec.field_types import brief, differs
+from onnxfi.campaign.spec.yaml_fields import Place, built, compose, plain, read_fields, read_part, read_yaml
+
+VERSION = 1
+
+
+def load_spec(path: str | Path, *, allow_code: bool = False, instead: Collection[str] = ()) -> Campaign:
+    """Read a campaign from a YAML file; every field is checked by name, type and range, with line and column.
+
+    Loading is safe: no tags but those of plain values, nothing that grows, no more than 1 MB. Paths are taken as they
+    stand there. A file whose fields have code run (data as module:function, custom_ops) is refused unless
+    `allow_code`, or the caller puts other values `instead` of those fields.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "campaign.yaml")
+    ...     _ = file.write_text("model: m.onnx\\nber: 1e-7:1e-5\\nrepeat: 3\\n")
+    ...     load_spec(file).ber
+    (1e-07, 1e-06, 1e-05)
+    """
+    return _campaign(read_yaml(path, "campaign"), None if allow_code else instead)
+
+
+def _campaign(whole: Place, instead: Collection[str] | None) -> Campaign:
+    """The campaign that a file says; it may name code where `instead` is None."""
+    given, places = read_fields(whole, Campaign, extra=("version",), parts={"Part": read_part})
+    if instead is not None:
+        refuse_code(given, places, instead)
+    version = given.pop("version", VERSION)
+    if version is True or version != VERSION:
+        raise places["version"].error(f"version {brief(version)} of a campaign; this onnxfi reads version {VERSION}")
+    if "model" not in given:
+        raise whole.error("a campaign names its model; add model: FILE.onnx")
+    campaign: Campaign = built(Campaign, given, places, whole)
+    return campaign
+
+
+def parse_part(text: str) -> Part:
+    """Read a part of a mix from one line of YAML, as `--mix` takes it.
+
+    >>> part = parse_part("fault: stuck-at-1, count: 2, include: conv1")
+    >>> part.fault, part.count, part.include
+    ('stuck-at-1', 2, ('conv1',))
+    """
+    whole = f"{{{text}}}"
+    return read_part(compose(whole.encode(), f"--mix {whole[:80]}", "part"))
+
+
+def print_spec(campaign: Campaign) -> str:
+    """The campaign as a YAML file that `load_spec` reads back: every field that is not at its default.
+
+    >>> print(print_spec(Campaign(model="m.onnx", ber=(1e-6,))), end="")
+    version: 1
+    model: m.onnx
+    ber:
+    - 1.0e-06
+    """
+    return _dumped({"version": VERSION, **plain(campaign)})
+
+
+def _dumped(values: dict[str, Any], **how: Any) -> str:
+    """YAML in plain letters, unless there are line breaks among them that YAML would fold."""
+    import yaml
+
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, **how)
+    if any(c in text for c in "\x85\u2028\u2029\ufeff"):
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=False, **how)
+    return text
+
+
+def command_line(campaign: Campaign, store: str = "") -> str:
+    """The command that runs the campaign, for a shell.
+
+    >>> print(command_line(Campaign(model="my net.onnx", data="d.npz", ber=(1e-7, 1e-6), include=("conv",)), "s.db"))
+    onnxfi run 'my net.onnx' --data d.npz --ber 1e-07,1e-06 --include conv -o s.db
+    """
+    words = ["onnxfi", "run", campaign.model]
+    for f in dataclasses.fields(campaign):
+        value, flag = getattr(campaign, f.name), "--" + f.name.replace("_", "-")
+        if f.name == "model" or not differs(campaign, f):
+            continue
+        if f.name in ("ber", "due"):
+            words += [flag, ",".join(f"{one!r}" if f.name == "ber" else one for one in value)]
+        elif f.name == "mix":
+            words += [word for part in value for word in (flag, _on_one_line(part))]
+        elif isinstance(value, tuple):
+            words += [word for one in value for word in (flag, one)]
+        else:
+            words += [flag] if value is True else [flag, str(value)]
+    return shlex.join([*words, *(("-o", store) if store else ())])
+
+
+def _on_one_line(part: Part) -> str:
+    text = _dumped(plain(part), default_flow_style=True, width=1 << 20)
+    return text.strip().removeprefix("{").removesuffix("}")
+
+
+def parse_spec(text: str, name: str = "the spec") -> Campaign:
+    """Read a campaign from the text of a spec, as a store keeps it; it is not for running."""
+    return _campaign(compose(text.encode(), name, "campaign"), None)

@@ -1,0 +1,130 @@
+"""Fields read from YAML: loading is safe, and an error says line and column. Campaigns and budgets are read so."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from onnxfi.campaign.spec.campaign import Part
+from onnxfi.campaign.spec.field_types import SpecError, differs, parse_rates
+from onnxfi.errors import closest
+from onnxfi.runtime.data.yaml_file import compose_yaml, read_text, scalar
+
+#: What stands for a text where one is wanted; a null is none.
+_WRITTEN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "timestamp", "value", "merge"))
+_NULL = "tag:yaml.org,2002:null"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A value in a file: what it holds, and where it stands."""
+
+    file: str
+    node: Any = field(repr=False)
+
+    def error(self, text: str) -> SpecError:
+        """What is wrong with it, with line and column."""
+        mark = self.node.start_mark
+        return SpecError(f"{self.file}, line {mark.line + 1}, column {mark.column + 1}: {text}")
+
+    def entries(self) -> Iterator[tuple[str, Place, Place]]:
+        """Name, key and value of each field of a mapping; SpecError where it is none."""
+        if not isinstance(self.node, yaml.MappingNode):
+            raise self.error("takes field names and their values, as ber: 1e-6")
+        for key, value in self.node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else ""
+            yield name, Place(self.file, key), Place(self.file, value)
+
+    def items(self) -> list[Place]:
+        """The items of a list; anything else is a list of one."""
+        listed = self.node.value if isinstance(self.node, yaml.SequenceNode) else [self.node]
+        return [Place(self.file, node) for node in listed]
+
+    def scalar(self, name: str, kind: str) -> Any:
+        """Return a plain value: texts as they are written, the rest as YAML reads it."""
+        node = self.node
+        if not isinstance(node, yaml.ScalarNode):
+            raise self.error(f"{name} takes a plain value, not a list or mapping")
+        if node.tag not in (*_WRITTEN, _NULL):
+            raise self.error(f"the tag {node.tag[:60]!r} is not allowed; give a plain value")
+        try:
+            return node.value if kind.startswith("str") and node.tag != _NULL else scalar(node)
+        except ValueError as why:
+            raise self.error(f"{name}: {why}") from None
+
+
+Parts = Mapping[str, Callable[[Place], Any]]
+
+
+def read_yaml(path: str | Path, what: str) -> Place:
+    """Return a YAML file whose fields make `what` it is, read within limits (`onnxfi.runtime.data.yaml_file`)."""
+    return compose(read_text(path, what, SpecError), str(path), what)
+
+
+def compose(text: bytes, file: str, what: str) -> Place:
+    """Return YAML text as a place; SpecError where it is none, or maps no names to values."""
+    root = compose_yaml(text, file, what, SpecError)
+    if not isinstance(root, yaml.MappingNode):
+        raise SpecError(f"{file} holds no {what}; a {what} maps field names to values, as version: 1")
+    return Place(file, root)
+
+
+def read_fields(
+    whole: Place, kind: type, *, extra: tuple[str, ...] = (), parts: Parts | None = None
+) -> tuple[dict[str, Any], dict[str, Place]]:
+    """The fields of a dataclass that a mapping gives, by name, and where each stands.
+
+    `extra` are whole numbers that it may hold besides; `parts` read what is of a type of its own. An item of a list
+    stands at `name[number]`.
+    """
+    known = {f.name: str(f.type) for f in dataclasses.fields(kind)} | dict.fromkeys(extra, "int")
+    given: dict[str, Any] = {}
+    places: dict[str, Place] = {}
+    for name, key, value in whole.entries():
+        if name not in known:
+            raise key.error(f"unknown field {name[:60]!r}{closest(name[:60], known)}")
+        if name in given:
+            raise key.error(f"{name} is given twice")
+        places[name] = value
+        places |= {f"{name}[{number}]": item for number, item in enumerate(value.items())}
+        given[name] = _value(value, known[name], name, parts or {})
+    return given, places
+
+
+def _value(place: Place, kind: str, name: str, parts: Parts) -> Any:
+    inner = kind.removeprefix("tuple[").partition(",")[0]
+    read = parts.get(inner) or (lambda item: item.scalar(name, inner))
+    if inner == kind:
+        return read(place)
+    if inner == "float" and isinstance(place.node, yaml.ScalarNode):
+        try:
+            return parse_rates(place.node.value, name)
+        except SpecError as error:
+            raise place.error(str(error)) from None
+    return tuple(read(item) for item in place.items())
+
+
+def built(kind: type, given: Mapping[str, Any], places: Mapping[str, Place], whole: Place) -> Any:
+    """The value of these fields; what it has against one of them is told with that field's place."""
+    try:
+        return kind(**given)
+    except SpecError as error:
+        raise places.get(error.field, whole).error(str(error)) from None
+
+
+def read_part(place: Place) -> Part:
+    """A part of a mix."""
+    part: Part = built(Part, *read_fields(place, Part), place)
+    return part
+
+
+def plain(value: Any) -> Any:
+    """A dataclass as plain values for YAML: every field that is not at its default."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if differs(value, f)}
+    return [plain(one) for one in value] if isinstance(value, tuple) else value

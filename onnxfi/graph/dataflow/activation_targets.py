@@ -1,0 +1,395 @@
+"""Activations: the values in flight that a fault can strike, as targets.
+
+An activation's id is its path and tensor name, as for stored tensors; its elements count within one sample where it has
+a batch axis, and in the whole tensor where it has none. Number format and shape come from shape inference; what that
+leaves open a run can tell (`told`). What cannot be struck says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from onnxfi.errors import SelectorError, closest
+from onnxfi.faults.space import Selector, Target
+from onnxfi.faults.words import WORDS, Word
+from onnxfi.graph.dataflow.sample_axis import Dims, Layout, SampleAxis, dims_of, layout_in, types_in
+from onnxfi.graph.dataflow.sample_layout import MANY, UNTOLD, Found, inferred_places
+from onnxfi.graph.dataflow.type_inference import inferred
+from onnxfi.graph.model.layers import node_label
+from onnxfi.graph.model.neuron_table import shapes
+from onnxfi.graph.model.protobuf_scan import text
+from onnxfi.graph.model.targets import DATA_TYPES, Place, Walk
+
+if TYPE_CHECKING:
+    import onnx
+
+    from onnxfi.graph.model.loading import Model
+
+_UNKNOWN = WORDS["float32"]
+#: Activation functions: what stands between a layer and what it is meant to put out.
+ACTIVATIONS = frozenset((
+    "Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Gelu", "Sigmoid", "HardSigmoid", "HardSwish", "Swish", "Mish",
+    "Softplus", "Softsign", "Tanh", "ThresholdedRelu", "Clip", "FastGelu", "QuickGelu", "BiasGelu",
+))  # fmt: skip
+#: Operators whose outputs the default selection takes.
+LAYERS = ACTIVATIONS | frozenset((
+    "Conv", "ConvTranspose", "ConvInteger", "DeformConv", "Gemm", "MatMul", "MatMulInteger", "MatMulNBits", "Einsum",
+    "QLinearConv", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "FusedConv",
+    "FusedMatMul", "FusedGemm", "Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention", "LSTM", "GRU",
+    "RNN", "BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization",
+    "RMSNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization", "LpNormalization",
+    "MeanVarianceNormalization", "LRN", "Softmax", "LogSoftmax",
+))  # fmt: skip
+_RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A value in flight: the target that it is, and what the graph says of it.
+
+    `dims` is its whole shape with the batch axis, None where the rank is open; `place` where it holds samples, None
+    where it has none, or where that cannot be told, for the reason that `unplaced` gives; `loop` the nearest loop
+    around it (`Loop`, `Scan`); `default` whether the default selection takes it; `after` the tensor that stands for it
+    there, since nothing but an activation function, or a normalisation that the runtime folds into a convolution, lies
+    between them; `quantized` the integer tensor of the QDQ group in which it lies; `why_not` why it cannot be struck;
+    `sure` whether the shape follows from the inputs, rather than from what the file declares or one run showed.
+    """
+
+    target: Target
+    path: str
+    name: str
+    dims: Dims | None = None
+    place: SampleAxis | None = None
+    unplaced: str = ""
+    loop: str = ""
+    default: bool = False
+    after: str = ""
+    quantized: str = ""
+    why_not: str = ""
+    sure: bool = False
+
+    @property
+    def axis(self) -> int | None:
+        """The batch axis, None where it has none."""
+        return None if self.place is None else self.place.axis
+
+    @property
+    def unaxed(self) -> str:
+        """What it has in the place of a batch axis, for messages."""
+        return f"no batch axis that is known ({self.unplaced})" if self.unplaced else "no batch axis"
+
+    @property
+    def shaped(self) -> bool:
+        """Whether every dimension of a sample is known, so that elements can be counted."""
+        return self.dims is not None and all(isinstance(n, int) for k, n in enumerate(self.dims) if k != self.axis)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """One graph of the model: its path, what encloses it, and who uses each name in it."""
+
+    path: str
+    proto: onnx.GraphProto
+    loop: str
+
+
+def graphs(proto: onnx.ModelProto) -> Iterator[tuple[str, onnx.GraphProto, tuple[onnx.NodeProto, ...]]]:
+    """Every graph, outer before inner: its path, itself, and the nodes around it, outermost first."""
+
+    def inside(
+        path: str, graph: onnx.GraphProto, around: tuple[onnx.NodeProto, ...]
+    ) -> Iterator[tuple[str, onnx.GraphProto, tuple[onnx.NodeProto, ...]]]:
+        yield path, graph, around
+        for node, label in zip(graph.node, labels(graph.node), strict=True):
+            for attribute in node.attribute:
+                bodies = [attribute.g] if attribute.HasField("g") else []
+                for k, body in enumerate([*bodies, *attribute.graphs]):
+                    step = f"{label}.{text(attribute.name)}" + (f"#{k}" if len(attribute.graphs) > 1 else "")
+                    yield from inside(f"{path}{step}::", body, (*around, node))
+
+    return inside("", proto.graph, ())
+
+
+def labels(nodes: Sequence[onnx.NodeProto]) -> list[str]:
+    """What each node is called in paths: its name or `OpType#k`, made different where names repeat."""
+    seen: dict[str, None] = {}
+    for k, node in enumerate(nodes):
+        label = node_label(node, k)
+        while label in seen:
+            label += f"#{k}"
+        seen[label] = None
+    return list(seen)
+
+
+def activations(model: Model, layout: Layout | None = None) -> tuple[Activation, ...]:
+    """The values in flight of a model, in file order: graph inputs, then what nodes put out.
+
+    `layout` says which inputs hold samples along which axis; without one, the file does.
+
+    >>> from onnxfi.graph.model.loading import load
+    >>> [a.target.id for a in activations(load("models/fashion_cnn.onnx")) if a.default][:2]
+    ['relu', 'relu_1']
+    """
+    proto, declared = inferred(model.proto), _declared(model.proto.graph)
+    walk = Walk(model.proto, model.records, lambda *_: Place(0, (), 0))
+    found = {path: _Facts.of(graph, around) for path, graph, around in graphs(proto)}
+    layout = layout or layout_in(proto.graph)
+    many = graphs(inferred(model.proto, layout.batched, MANY))
+    held = inferred_places([(path, g) for path, g, _ in graphs(proto)], [g for _, g, _ in many], layout)
+    rows = [_activation(found[path], path, row, held[path], declared) for path, *row in walk.flowing() if path in found]
+    return of_neurons(model, _unique(_placed([alone(a) if layout.fixed == 1 else a for a in rows], found)))
+
+
+def alone(a: Activation) -> Activation:
+    """A value of a model that takes one sample at a time, which is all of that sample's."""
+    if a.place is not None or not a.dims:
+        return a
+    rows = a.dims[0]
+    place = SampleAxis(0, inner=rows) if isinstance(rows, int) and rows else None
+    if place is None:
+        return a
+    return replace(a, place=place, unplaced="", target=replace(a.target, shape=sample_shape(a.dims, place)))
+
+
+def of_neurons(model: Model, rows: Sequence[Activation]) -> tuple[Activation, ...]:
+    """The activations, those of exposed neurons with samples first, wherever the model's inputs hold theirs."""
+    known = shapes(model.proto)
+    return tuple(
+        replace(a, place=SampleAxis(0), unplaced="", target=replace(a.target, shape=shape))
+        if (shape := known.get(a.target.id)) is not None and a.place is None and a.dims and a.dims[1:] == shape
+        else a
+        for a in rows
+    )
+
+
+def _declared(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
+    return {text(v.name): v.type for v in (*graph.value_info, *graph.output) if v.HasField("type")}
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What one graph says: the type of each name, how often each is used and by which node, and its outputs."""
+
+    types: dict[str, onnx.TypeProto]
+    users: dict[str, list[onnx.NodeProto]]
+    makers: dict[str, onnx.NodeProto]
+    outputs: frozenset[str]
+    loop: str
+
+    @classmethod
+    def of(cls, graph: onnx.GraphProto, around: tuple[onnx.NodeProto, ...]) -> _Facts:
+        types = types_in(graph)
+        users: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.node:
+            for name in [*node.input, *captured(node)]:
+                users.setdefault(text(name), []).append(node)
+        makers = {text(name): node for node in graph.node for name in node.output if name}
+        loop = next((n.op_type for n in reversed(around) if n.op_type in ("Loop", "Scan")), "")
+        return cls(types, users, makers, frozenset(text(o.name) for o in graph.output), loop)
+
+
+def captured(node: onnx.NodeProto) -> Iterator[str]:
+    """The names that the bodies of a node use: their own, and those of the graphs around them."""
+    for attribute in node.attribute:
+        for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+            for inner in body.node:
+                yield from inner.input
+                yield from captured(inner)
+            yield from (o.name for o in body.output)
+
+
+def _activation(
+    facts: _Facts, path: str, row: Sequence[object], held: Mapping[str, Found], declared: Mapping[str, onnx.TypeProto]
+) -> Activation:
+    name, op, label, layer, data = row
+    assert isinstance(name, str) and isinstance(op, str) and isinstance(label, str) and isinstance(layer, str)
+    kind = facts.types.get(name)
+    sure = dims_of(kind) is not None
+    stated = dims_of(declared.get(name)) if not path else None
+    if not path and not sure:
+        kind = declared.get(name, kind)
+    word, why = _word(kind)
+    dims = dims_of(kind)
+    if dims is not None and stated is not None and len(stated) == len(dims):
+        known = tuple(
+            s if isinstance(s, int) and not isinstance(d, int) else d for d, s in zip(dims, stated, strict=True)
+        )
+        sure, dims = sure and known == dims, known
+    maker = facts.makers.get(name)
+    found = held.get(name, Found(why_not=UNTOLD))
+    place = found.place if dims is not None and found.place is not None and found.place.axis < len(dims) else None
+    unplaced = found.why_not or (UNTOLD if place is not found.place else "")
+    structural = not data and word.name in ("int64", "int32", "bool") and not why
+    target = Target(
+        path + name, word, sample_shape(dims, place), "activation" if op else "input", op, label, layer, structural
+    )
+    default = op in LAYERS and not structural and not why and _is_result(maker, name)
+    return Activation(target, path, name, dims, place, unplaced, facts.loop, default, why_not=why, sure=sure)
+
+
+def _is_result(maker: onnx.NodeProto | None, name: str) -> bool:
+    """Not what BatchNormalization, Dropout and the like put out for training, nor a mask."""
+    return maker is None or maker.op_type in _RECURRENT or text(maker.output[0]) == name
+
+
+def _word(kind: onnx.TypeProto | None) -> tuple[Word, str]:
+    if kind is None or kind.WhichOneof("value") is None:
+        return _UNKNOWN, "its type is not known"
+    if not kind.HasField("tensor_type"):
+        return _UNKNOWN, f"it is a {kind.WhichOneof('value').removesuffix('_type').replace('_', ' ')}, no tensor"
+    number = kind.tensor_type.elem_type
+    if number == 0:
+        return _UNKNOWN, "its type is not known"
+    if number not in DATA_TYPES:
+        return _UNKNOWN, "it holds text" if number == 8 else f"it has the unknown number format {number}"
+    return DATA_TYPES[number], ""
+
+
+def sample_shape(dims: Dims | None, place: SampleAxis | None) -> tuple[int, ...]:
+    """The shape of one sample; () while a dimension is open."""
+    rest = (dims or ()) if place is None else place.shape(dims or ())
+    return tuple(n for n in rest if isinstance(n, int)) if all(isinstance(n, int) for n in rest) else ()
+
+
+def _placed(rows: list[Activation], found: Mapping[str, _Facts]) -> list[Activation]:
+    """Find for each value what stands for it: the activation function right behind it, the integer of its QDQ group."""
+    out = []
+    known = {(a.path, a.name) for a in rows if not a.why_not}
+    moved: dict[tuple[str, str], tuple[str, str]] = {}
+    for a in rows:
+        facts, after = found[a.path], a.name
+        for _ in range(8):
+            user = _only_user(facts, after)
+            if user is None or not _joins(facts, after, user) or text(user.input[0]) != after or not user.output:
+                break
+            after = text(user.output[0])
+        quantized = _group(facts, a.name)
+        row = replace(
+            a,
+            after=after if after != a.name and (a.path, after) in known else "",
+            quantized=quantized if (a.path, quantized) in known else "",
+        )
+        out.append(row)
+        end = _group(facts, after) or after
+        if a.default and end != a.name and (a.path, end) in known:
+            moved[a.path, a.name] = (a.path, end)
+    ends = set(moved.values())
+    return [replace(a, default=((a.path, a.name) in ends or a.default) and (a.path, a.name) not in moved) for a in out]
+
+
+def _joins(facts: _Facts, name: str, user: onnx.NodeProto) -> bool:
+    """Whether a node is one with what puts out its input: an activation function, or what is folded into a Conv."""
+    maker = facts.makers.get(name)
+    folded = user.op_type == "BatchNormalization" and maker is not None and maker.op_type == "Conv"
+    return folded or user.op_type in ACTIVATIONS
+
+
+def _only_user(facts: _Facts, name: str) -> onnx.NodeProto | None:
+    users = facts.users.get(name, [])
+    return users[0] if len(users) == 1 and name not in facts.outputs else None
+
+
+def _group(facts: _Facts, name: str) -> str:
+    """The integer that a QDQ group around this value puts out; '' where there is none."""
+    user = _only_user(facts, name)
+    if user is not None and user.op_type == "QuantizeLinear" and text(user.input[0]) == name:
+        return text(user.output[0])
+    maker = facts.makers.get(name)
+    if maker is not None and maker.op_type == "DequantizeLinear":
+        inner = facts.makers.get(text(maker.input[0]))
+        if inner is not None and inner.op_type == "QuantizeLinear":
+            return text(maker.input[0])
+    return ""
+
+
+def _unique(rows: Sequence[Activation]) -> tuple[Activation, ...]:
+    """Names repeat across bodies and shadow one another in damaged files; a later one of the same id cannot be told."""
+    seen: set[str] = set()
+    out = []
+    for a in rows:
+        if a.target.id not in seen:
+            seen.add(a.target.id)
+            out.append(a)
+    return tuple(out)
+
+
+def told(a: Activation, word: Word | None, dims: Dims | None, found: Found | None) -> Activation:
+    """The activation with what runs told of it: its format, its shape, None where it grows, and its samples' place."""
+    given, place, unplaced = a.dims if dims is None else dims, a.place, a.unplaced
+    why = "" if word is not None and "type is not known" in a.why_not else a.why_not
+    if found is not None and (place is None or place.axis >= len(given or ())):
+        place, unplaced = found.place, found.why_not
+    if unplaced and given is not None and None in given and not why:
+        why = unplaced
+    target = replace(a.target, word=word or a.target.word, shape=sample_shape(given, place))
+    return replace(a, sure=False, target=target, dims=given, place=place, unplaced=unplaced, why_not=why,
+                   default=a.default or (bool(a.why_not) and not why and target.op in LAYERS))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a selection takes, in file order, and what there is to say about it."""
+
+    activations: tuple[Activation, ...]
+    notes: tuple[str, ...] = ()
+
+
+def choose(rows: Sequence[Activation], selector: Selector, *, every: bool = False) -> Chosen:
+    """The activations that a selector takes; without `include` or `op` the default ones, with `every` all.
+
+    Raises SelectorError where an explicit selection finds nothing that can be struck, naming the closest.
+    """
+    explicit = bool(selector.include or selector.op)
+    able = [a for a in rows if not a.why_not]
+    picked = [a for a in able if (every or explicit or a.default) and _keeps(selector, a, every)]
+    named = {p[1:] for p in selector.include if p.startswith("=")}
+    picked_ids = {(a.path, a.name) for a in picked}
+    by_name = {(a.path, a.name): a for a in able}
+    notes, out = [], {}
+    for a in picked:
+        if a.quantized and not every and (a.path, a.quantized) in by_name:
+            end = by_name[a.path, a.quantized]
+            notes.append(f"{a.target.id!r} lies in a QDQ group: its integer {end.target.id!r} is struck instead")
+            out[end.target.id] = end
+        elif a.after and not every and a.target.id not in named and (a.path, a.after) in picked_ids:
+            continue  # both are meant alike: the fusion of the two survives where the fault comes after it
+        else:
+            out[a.target.id] = a
+    order = {a.target.id: k for k, a in enumerate(rows)}
+    kept = tuple(sorted(out.values(), key=lambda a: order[a.target.id]))
+    if not kept and (explicit or selector != Selector(bits=selector.bits, elements=selector.elements)):
+        _explain(rows, selector)
+    return Chosen(kept, tuple(notes))
+
+
+def _keeps(selector: Selector, a: Activation, every: bool) -> bool:
+    return selector.keeps(replace(a.target, structural=False) if every else a.target)
+
+
+def _explain(rows: Sequence[Activation], selector: Selector) -> None:
+    """Say why an explicit selection finds nothing."""
+    struck = replace(selector, include=selector.include)
+    for a in rows:
+        if a.why_not and struck.keeps(a.target):
+            raise SelectorError(f"{a.target.id!r} cannot be struck: {a.why_not}")
+    ids = [name for a in rows for name in (a.target.id, a.target.node, a.target.layer) if name]
+    for pattern in selector.include:
+        if not any(replace(Selector(), include=(pattern,)).keeps(replace(a.target, structural=False)) for a in rows):
+            near = closest(pattern.lstrip("="), ids)
+            raise SelectorError(f"--include {pattern!r} matches no tensor in flight of this model{near}")
+    for pattern in selector.op:
+        if not any(Selector(op=(pattern,)).keeps(replace(a.target, structural=False)) for a in rows):
+            near = closest(pattern, [a.target.op for a in rows if a.target.op])
+            raise SelectorError(f"--op {pattern!r} matches no node of this model{near}")
+    known = sorted({a.target.dtype for a in rows})
+    for dtype in selector.dtype:
+        if dtype not in known:
+            raise SelectorError(
+                f"--dtype {dtype!r} matches no tensor in flight of this model; known: {', '.join(known)}"
+            )
+    hint = "each matches something, but never the same one"
+    if any(a.target.structural for a in rows):
+        hint = "shapes and indices are left out unless --include '=NAME' names them or --all takes everything"
+    raise SelectorError(f"the selectors together leave no tensor in flight; {hint}")

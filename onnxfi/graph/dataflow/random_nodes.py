@@ -1,0 +1,95 @@
+"""Chance: nodes whose outputs are other ones each time, also with a seed, since that is used once for a session."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from onnxfi.graph.dataflow.activation_targets import captured
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Operators that draw random numbers.
+RANDOM = frozenset(
+    ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
+)
+_SAMPLING = ("com.microsoft", "Sampling")
+_STANDARD = ("", "ai.onnx")
+#: The inputs of a Dropout that say how much it drops, and whether it does.
+_RATIO, _TRAINING = 1, 2
+_Stored = Mapping[str, "onnx.TensorProto"]
+
+
+def random_node(proto: onnx.ModelProto, outputs: Collection[str] = ()) -> str | None:
+    """Return the first node that draws random numbers which reach these outputs (all by default); None without one.
+
+    Bodies and local functions count with the node that runs them.
+
+    >>> from onnx import parser
+    >>> random_node(parser.parse_model('''<ir_version: 10, opset_import: ["": 21]>
+    ...     noisy (float[N] x) => (float[N] y) { n = RandomUniformLike(x) y = Add(x, n) }'''))
+    "RandomUniformLike ('n')"
+    """
+    graph, functions = proto.graph, {(f.domain, f.name): f for f in proto.functions}
+    makers = {name: node for node in graph.node for name in node.output if name}
+    stored = _stored(graph.node) | {tensor.name: tensor for tensor in graph.initializer}
+    todo, seen = list(outputs or (o.name for o in graph.output)), set[str]()
+    while todo:
+        name = todo.pop()
+        if name in seen or name not in makers:
+            continue
+        seen.add(name)
+        node = makers[name]
+        if (found := next(_random(node, stored, functions, frozenset()), None)) is not None:
+            return found
+        todo += [*node.input, *captured(node)]
+    return None
+
+
+def _random(
+    node: onnx.NodeProto,
+    stored: _Stored,
+    functions: Mapping[tuple[str, str], onnx.FunctionProto],
+    within: frozenset[tuple[str, str]],
+) -> Iterator[str]:
+    """The nodes that draw random numbers: this one, and those in its bodies and in the function that it calls."""
+    domain, kind = node.domain, node.op_type
+    if (domain, kind) == _SAMPLING or (domain in _STANDARD and (kind in RANDOM or _drops(node, stored))):
+        yield f"{kind} ({node.name or next(iter(node.output), '')!r})"
+    for attribute in node.attribute:
+        for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+            known = {**stored, **_stored(body.node), **{tensor.name: tensor for tensor in body.initializer}}
+            for inner in body.node:
+                yield from _random(inner, known, functions, within)
+    if (domain, kind) in functions and (domain, kind) not in within:
+        called = functions[domain, kind]
+        for inner in called.node:
+            yield from _random(inner, _stored(called.node), functions, within | {(domain, kind)})
+
+
+def _stored(nodes: Collection[onnx.NodeProto]) -> dict[str, onnx.TensorProto]:
+    """The tensors of Constant nodes by the names that they give them."""
+    return {
+        node.output[0]: node.attribute[0].t
+        for node in nodes
+        if node.op_type == "Constant" and node.attribute and node.output and node.attribute[0].HasField("t")
+    }
+
+
+def _drops(node: onnx.NodeProto, stored: _Stored) -> bool:
+    """Whether this is a Dropout that is known to be in training mode, and to drop something."""
+    if node.op_type != "Dropout":
+        return False
+    mode, ratio = (_number(node, at, stored) for at in (_TRAINING, _RATIO))
+    return bool(mode) and (ratio is None or ratio > 0)
+
+
+def _number(node: onnx.NodeProto, at: int, stored: _Stored) -> float | None:
+    """The stored number that is this input; None where it is none."""
+    from onnx import numpy_helper
+
+    tensor = stored.get(node.input[at]) if at < len(node.input) else None
+    if tensor is None or tensor.data_location == 1 or list(tensor.dims) not in ([], [1]):
+        return None
+    return float(numpy_helper.to_array(tensor).reshape(-1)[0])

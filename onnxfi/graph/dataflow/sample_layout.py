@@ -1,0 +1,320 @@
+"""Where each tensor of a model holds its samples, from shapes at two batch sizes and from the operators between.
+
+A dimension that grows with the batch holds the samples. Where it has several rows for each, or where a shape is
+written into the graph for one batch size, the operators say how rows lie: a reshape keeps the order of elements, a
+transposition moves the axis, most others keep it. What neither tells is refused where a sample has to be named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from onnxfi.graph.dataflow.sample_axis import Dims, Layout, SampleAxis, dims_of, types_in
+from onnxfi.graph.model.protobuf_scan import text
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Operators that put elements out in the order in which they take them.
+_RESHAPES = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze"))
+#: Operators whose outputs have rows where their inputs have them, shapes being aligned at their ends.
+_ALIGNED = frozenset((
+    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "AveragePool", "BatchNormalization",
+    "BiasGelu", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil",
+    "Celu", "Clip", "Conv", "ConvInteger", "ConvTranspose", "Cos", "Cosh", "CumSum", "DequantizeLinear", "Div",
+    "Dropout", "DynamicQuantizeMatMul", "Elu", "Equal", "Erf", "Exp", "FastGelu", "Floor", "FusedConv",
+    "FusedMatMul", "Gelu", "Gemm", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "Greater",
+    "GreaterOrEqual", "GroupNormalization", "HardSigmoid", "HardSwish", "Hardmax", "Identity",
+    "InstanceNormalization", "IsInf", "IsNaN", "LRN", "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual",
+    "Log", "LogSoftmax", "LpNormalization", "LpPool", "MatMul", "MatMulInteger", "MatMulIntegerToFloat",
+    "MatMulNBits", "Max", "MaxPool", "Mean", "MeanVarianceNormalization", "Min", "Mish", "Mod", "Mul", "Neg", "Not",
+    "Or", "PRelu", "Pad", "Pow", "QLinearAdd", "QLinearConv", "QLinearMatMul", "QLinearMul", "QuantizeLinear",
+    "QuickGelu", "RMSNormalization", "Reciprocal", "Relu", "Resize", "Round", "Selu", "Shrink", "Sigmoid", "Sign",
+    "SimplifiedLayerNormalization", "Sin", "Sinh", "SkipLayerNormalization", "Softmax", "Softplus", "Softsign",
+    "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Upsample", "Where", "Xor",
+))  # fmt: skip
+_PRODUCTS = frozenset(("MatMul", "FusedMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"))
+#: Operators that pick rows by what is in them, so that a place says nothing of the sample.
+_PICKS = frozenset(("GatherND", "NonZero", "NonMaxSuppression", "Unique", "Compress", "ScatterND"))
+#: The same along their axis alone.
+_PICKS_ALONG = frozenset(("Gather", "GatherElements", "TopK", "ReverseSequence", "ScatterElements"))
+
+#: The shape of each tensor of a graph at two batch sizes.
+Shapes = Mapping[str, tuple[Dims | None, Dims | None]]
+#: A batch size that no dimension has by accident.
+MANY = 10_007
+
+UNTOLD = "the axis of its samples does not follow from the graph"
+_MOVED = "the graph picks rows there, so that they need not be the samples in their order"
+_SEVERAL = "more than one of its axes grows with the batch"
+_ORDER = "it has several rows a sample, in an order that does not follow from the graph"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where one tensor holds its samples (None: it has none), or why that cannot be told.
+
+    `written` says that a shape in the graph is written for one batch size, so that shapes show nothing.
+    """
+
+    place: SampleAxis | None = None
+    why_not: str = ""
+    written: bool = False
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Two batch sizes and the shapes of tensors at each, by name: symbols where the first is open (None).
+
+    `symbols` are those of the inputs; among them `batch` stands for the samples.
+    """
+
+    sizes: tuple[int | None, int]
+    shapes: Shapes = field(default_factory=dict, repr=False)
+    symbols: frozenset[str] = frozenset()
+    batch: frozenset[str] = frozenset()
+
+    def grown(self, name: str) -> tuple[int, int] | str | None:
+        """The axis that holds the samples of a tensor and its rows for each; None: it has none; or why not."""
+        one, other = self.shapes.get(name, (None, None))
+        if one is None or other is None or len(one) != len(other):
+            return UNTOLD
+        rows = [self._rows(a, b) for a, b in zip(one, other, strict=True)]
+        if None in rows:
+            return UNTOLD
+        found = [(axis, many) for axis, many in enumerate(rows) if many]
+        return (found[0] if len(found) == 1 else _SEVERAL) if found else None
+
+    def _rows(self, one: int | str | None, other: int | str | None) -> int | None:
+        """Rows of each sample along a dimension; 0 where it does not grow, None where that is open."""
+        first, second = self.sizes
+        if isinstance(one, str) and one in self.batch and not isinstance(other, int):
+            return 1
+        if one == other:
+            return 0 if isinstance(one, int) or one in self.symbols else None
+        if not isinstance(other, int) or other % second or not other:
+            return None
+        many = other // second
+        return many if (first is None and not isinstance(one, int)) or one == many * (first or 0) else None
+
+    def at(self, name: str, *, written: bool) -> Dims | None:
+        """The shape of a tensor at the second size; at the first where shapes are written for that."""
+        return self.shapes.get(name, (None, None))[0 if written else 1]
+
+    def size(self, *, written: bool) -> int:
+        """The batch size to that."""
+        return (self.sizes[0] or 0) if written else self.sizes[1]
+
+
+def places(graph: onnx.GraphProto, layout: Layout, sizes: Sizes, outer: Mapping[str, Found]) -> dict[str, Found]:
+    """Where the tensors of one graph hold their samples; `outer` are those of the graphs around it."""
+    found = dict(outer)
+    for value in graph.input:
+        name = text(value.name)
+        if outer:  # of a body
+            found[name] = _by_shape(sizes.grown(name))
+        else:
+            axis = layout.batched.get(name)
+            found[name] = Found(None if axis is None else SampleAxis(axis))
+    for tensor in graph.initializer:
+        found[text(tensor.name)] = Found()
+    for node in graph.node:
+        for name in map(text, node.output):
+            if name:
+                found[name] = _Step(node, name, found, sizes).found()
+    return found
+
+
+def placed(
+    every: Iterable[tuple[str, onnx.GraphProto]], layout: Layout, shapes: Mapping[str, Shapes], sizes: Sizes
+) -> dict[str, dict[str, Found]]:
+    """Where the tensors of each graph hold their samples, by its path; `shapes` are those of each, by path and name."""
+    found: dict[str, dict[str, Found]] = {}
+    for path, graph in every:
+        around = max((one for one in found if path.startswith(one)), key=len, default=None)
+        here = replace(sizes, shapes=shapes.get(path, {}))
+        found[path] = places(graph, layout, here, {} if around is None else found[around])
+    return found
+
+
+def inferred_places(
+    every: Sequence[tuple[str, onnx.GraphProto]], many: Sequence[onnx.GraphProto], layout: Layout
+) -> dict[str, dict[str, Found]]:
+    """Where tensors hold their samples, by path, as far as that follows from the inputs: from the graphs of a model
+    with the shapes that are inferred, and from the same with those inferred for `MANY` samples."""
+    dims = {text(v.name): dims_of(v.type) or () for v in every[0][1].input}
+    batch = {dims[name][axis] for name, axis in layout.axes if axis < len(dims.get(name, ()))}
+    symbols = frozenset(d for each in dims.values() for d in each if isinstance(d, str))
+    shapes: dict[str, Shapes] = {}
+    for (path, graph), grown in zip(every, many, strict=True):
+        other = types_in(grown)
+        shapes[path] = {name: (dims_of(kind), dims_of(other.get(name))) for name, kind in types_in(graph).items()}
+    return placed(every, layout, shapes, Sizes((layout.fixed, MANY), {}, symbols, symbols & batch))
+
+
+def _by_shape(grown: tuple[int, int] | str | None) -> Found:
+    if grown is None:
+        return Found()
+    if isinstance(grown, str):
+        return Found(why_not=grown)
+    return Found(SampleAxis(grown[0])) if grown[1] == 1 else Found(why_not=_ORDER)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One output of a node, and what is known of what goes into it."""
+
+    node: onnx.NodeProto
+    name: str
+    known: Mapping[str, Found]
+    sizes: Sizes
+
+    def found(self) -> Found:
+        """Where the samples of the output lie."""
+        taken = [self.known[name] for name in self._inputs if name in self.known]
+        if any(one.why_not == _MOVED for one in taken) or self._picks():
+            return Found(why_not=_MOVED)
+        written = any(one.written for one in taken) or self._broken()
+        if written:
+            place = self._followed(written=True) if self.sizes.sizes[0] else None
+            if place is not None:
+                return Found(place, written=True)
+            return Found(why_not=UNTOLD)
+        grown = self.sizes.grown(self.name)
+        if grown is None and any(one.why_not for one in taken) and self.node.op_type not in ("Shape", "Size"):
+            return Found(why_not=UNTOLD)
+        if isinstance(grown, tuple) and grown[1] > 1:
+            place = self._followed(written=False)
+            if place is not None and (place.axis, place.rows) == grown:
+                return Found(place)
+        return _by_shape(grown)
+
+    @property
+    def _inputs(self) -> list[str]:
+        return [text(name) for name in self.node.input]
+
+    def _place(self, number: int = 0) -> SampleAxis | None:
+        name = self._inputs[number] if number < len(self._inputs) else ""
+        return self.known[name].place if name in self.known else None
+
+    def _number(self, name: str, default: int) -> int:
+        return next((a.i for a in self.node.attribute if text(a.name) == name), default)
+
+    def _picks(self) -> bool:
+        """Whether the node takes rows of samples by what is in them."""
+        op, place = self.node.op_type, self._place()
+        if place is None:
+            return False
+        dims = self.sizes.at(self._inputs[0], written=False) or ()
+        along = self._number("batch_axis" if op == "ReverseSequence" else "axis", -1 if op == "TopK" else 0)
+        if op == "ReverseSequence":  # time runs along the other of the first two axes
+            return place.axis == self._number("time_axis", 0)
+        return op in _PICKS or (op in _PICKS_ALONG and along % max(1, len(dims)) == place.axis)
+
+    def _broken(self) -> bool:
+        """Whether a shape does not go with another batch size: it is written into the graph."""
+        if self.node.op_type not in _RESHAPES or self._place() is None:
+            return False
+        shapes = [self.sizes.at(name, written=False) for name in (self._inputs[0], self.name)]
+        totals = [_total(dims) for dims in shapes if dims is not None]
+        return len(totals) == 2 and None not in totals and totals[0] != totals[1]
+
+    def _followed(self, *, written: bool) -> SampleAxis | None:
+        """Where the samples of the output lie by what the node does with those of its inputs; None: not known."""
+        op, dims = self.node.op_type, self.sizes.at(self.name, written=written)
+        if dims is None:
+            return None
+        shapes = [self.sizes.at(name, written=written) for name in self._inputs]
+        if op in _RESHAPES:
+            size = self.sizes.size(written=written)
+            return reshaped(self._place(), shapes[0], dims, size)
+        if op == "Transpose":
+            return self._transposed(len(dims))
+        if op == "Concat":
+            return self._joined(dims)
+        if op == "Tile":
+            return self._tiled(shapes[0], dims)
+        if op in _ALIGNED or (op == "Slice" and len(self._inputs) < 5) or op.startswith("Reduce"):
+            return self._aligned(shapes, dims)
+        return None
+
+    def _transposed(self, rank: int) -> SampleAxis | None:
+        place = self._place()
+        order = next((list(a.ints) for a in self.node.attribute if text(a.name) == "perm"), [*reversed(range(rank))])
+        if place is None or place.axis not in order:
+            return None
+        return SampleAxis(order.index(place.axis), place.outer, place.inner)
+
+    def _joined(self, dims: Dims) -> SampleAxis | None:
+        along, parts = self._number("axis", 0) % max(1, len(dims)), [self._place(k) for k in range(len(self._inputs))]
+        held = [one for one in parts if one is not None]
+        if not held or len({(one.axis, one.inner) for one in held}) > 1:
+            return None
+        first = held[0]
+        if along != first.axis:
+            return first if all(one == first for one in held) else None
+        return SampleAxis(along, sum(one.outer for one in held), first.inner) if len(held) == len(parts) else None
+
+    def _tiled(self, before: Dims | None, dims: Dims) -> SampleAxis | None:
+        place = self._place()
+        if place is None or before is None or len(before) != len(dims):
+            return None
+        one, many = before[place.axis], dims[place.axis]
+        if not isinstance(one, int) or not isinstance(many, int) or not one or many % one:
+            return None
+        return SampleAxis(place.axis, place.outer * (many // one), place.inner)
+
+    def _aligned(self, shapes: Sequence[Dims | None], dims: Dims) -> SampleAxis | None:
+        """The place that all inputs with samples have in the output."""
+        found = set()
+        for number, shape in enumerate(shapes):
+            place = self._place(number)
+            if place is None:
+                continue
+            if shape is None or self._summed(number, place, len(shape)):
+                return None
+            if self.node.op_type.startswith("Reduce") and len(shape) != len(dims):
+                return None
+            axis = place.axis + len(dims) - len(shape)
+            if not 0 <= axis < len(dims) or dims[axis] != shape[place.axis] or not isinstance(dims[axis], int):
+                return None
+            found.add(SampleAxis(axis, place.outer, place.inner))
+        return found.pop() if len(found) == 1 else None
+
+    def _summed(self, number: int, place: SampleAxis, rank: int) -> bool:
+        """Whether a product sums over the axis of the samples."""
+        op = self.node.op_type
+        if op == "Gemm":
+            return number == 1 or (number == 0 and self._number("transA", 0) != 0)
+        if op in _PRODUCTS:
+            return rank < 2 or place.axis == rank - 1 - number % 2
+        return op in ("Conv", "ConvTranspose") and number > 0
+
+
+def reshaped(place: SampleAxis | None, before: Dims | None, after: Dims, size: int) -> SampleAxis | None:
+    """Where samples lie when elements get another shape in the same order; None where no axis holds them.
+
+    >>> reshaped(SampleAxis(1), (5, 8, 6), (40, 6), 8)
+    SampleAxis(axis=0, outer=5, inner=1)
+    """
+    if place is None or before is None or _total(before) != _total(after) or _total(after) is None:
+        return None
+    behind = _total(before[place.axis + 1 :])
+    assert behind is not None
+    stride = place.inner * behind  # elements from one sample to the next
+    for axis in reversed(range(len(after))):
+        step, many = _total(after[axis + 1 :]), after[axis]
+        assert step is not None and isinstance(many, int)
+        inner = stride // max(1, step)
+        if step and stride % step == 0 and inner and many % (inner * size) == 0:
+            return SampleAxis(axis, many // (inner * size), inner)
+    return None
+
+
+def _total(dims: Sequence[int | str | None]) -> int | None:
+    """Elements of a shape; None while it is open."""
+    numbers = [d for d in dims if isinstance(d, int)]
+    return math.prod(numbers) if len(numbers) == len(dims) else None

@@ -1,0 +1,78 @@
+"""What onnx's C++ makes of a model: the types and shapes that follow from its inputs, and itself at another opset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from onnxfi.graph.model.isolation import IsolationError, isolated
+from onnxfi.graph.model.protobuf_scan import text
+
+if TYPE_CHECKING:
+    import onnx
+
+#: No shape follows from a tensor of more bytes than this.
+_SMALL = 1 << 10
+#: How many times a model's own size it takes in memory until it is another one.
+_COPIES = 8
+
+
+def inferred(proto: onnx.ModelProto, batch: Mapping[str, int] | None = None, size: int = 0) -> onnx.ModelProto:
+    """Return the model with the types that follow from its inputs, without its large tensors.
+
+    What it declares of other values may be wrong and is left out, as is a size that none can be. Where onnx can infer
+    nothing (it refuses the model, or ends, or does not come to an end) the types are missing. With `batch`, inputs by
+    name and the axis along which each holds samples, their size there is taken for `size`.
+    """
+    import onnx
+
+    bare = onnx.ModelProto()
+    bare.CopyFrom(proto)
+    del bare.graph.value_info[:]
+    for output in bare.graph.output:
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
+    for tensor in bare.graph.initializer:
+        if len(tensor.raw_data) > _SMALL:
+            tensor.ClearField("raw_data")
+    _see_through(bare.graph)
+    for value in bare.graph.input:
+        axis, dims = (batch or {}).get(text(value.name)), value.type.tensor_type.shape.dim
+        if axis is not None and axis < len(dims):
+            dims[axis].dim_value = size
+    try:
+        return onnx.ModelProto.FromString(isolated(lambda: _infer(bare)))
+    except IsolationError:  # what onnx cannot infer a run may still tell
+        return bare
+
+
+def _infer(proto: onnx.ModelProto) -> bytes:
+    import onnx
+
+    return onnx.shape_inference.infer_shapes(proto, data_prop=True).SerializeToString()
+
+
+def raised(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Return the model at a higher opset by onnx's converter; IsolationError with its reason where it cannot be."""
+    import onnx
+
+    def convert() -> bytes:
+        return onnx.version_converter.convert_version(proto, opset).SerializeToString()
+
+    return onnx.ModelProto.FromString(isolated(convert, spare_bytes=_COPIES * proto.ByteSize()))
+
+
+def _see_through(graph: onnx.GraphProto) -> None:
+    """Let a fault operator be what it is for types, nothing, and a size below 0 be what writers mean by it, unknown."""
+    for value in graph.input:
+        for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+            if dim.dim_value < 0:
+                dim.ClearField("dim_value")
+    for node in graph.node:
+        if node.domain == "onnxfi":
+            node.op_type, node.domain = "Identity", ""
+            del node.input[1:]
+            del node.attribute[:]
+        for attribute in node.attribute:
+            for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                _see_through(body)

@@ -1,0 +1,140 @@
+"""Native calls that a hostile model can end, held in a copy of the process: what happens there ends a copy only.
+
+onnx's shape inference and its version converter stop the process (an assertion of C++, a stray pointer) on some models,
+or take as much time and memory as numbers in the model say; so does a runtime. A copy by `fork` costs some
+milliseconds, since memory is shared until it is written. Where there is no `fork` the call is made in this process.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import select
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+#: What one call may take: seconds of a processor, seconds of the clock where it waits for something that never comes,
+#: and bytes beyond what the process holds. A model of 100,000 nodes takes a tenth of it.
+_LIMIT_S, _LONGEST_S, _LIMIT_BYTES = 20, 600, 1 << 30
+
+
+class IsolationError(Exception):
+    """A call that raised, or ended the copy of the process in which it was made; the text says how."""
+
+
+class CrashError(IsolationError):
+    """A call that ended the copy by a signal; the text says by which."""
+
+
+def isolated(
+    call: Callable[[], bytes], *, spare_bytes: int = 0, limited: bool = True, longest_s: float | None = _LONGEST_S
+) -> bytes:
+    """Return what a native call gives, made in a copy of this process and within limits of time and memory.
+
+    `spare_bytes` is memory beyond the limit that a call on a large model needs. Without `limited` it may take as much
+    memory and time of a processor as this process, and `longest_s` seconds of the clock (None: any number).
+
+    Raises IsolationError where the call raises or goes beyond a limit, CrashError where a signal ends the copy.
+
+    >>> isolated(lambda: b"shapes")
+    b'shapes'
+    >>> isolated(lambda: os.abort())
+    Traceback (most recent call last):
+    onnxfi.graph.model.isolation.CrashError: it ended with SIGABRT
+    """
+    if not hasattr(os, "fork"):
+        try:
+            return call()
+        except Exception as error:
+            raise IsolationError(_words(error)) from None
+    receiving, sending = os.pipe()
+    with warnings.catch_warnings():
+        # Python 3.12 warns of threads that the copy does not have; it makes one call that needs none, and ends.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        os.close(receiving)
+        _serve(call, sending, _LIMIT_BYTES + spare_bytes if limited else None)
+    os.close(sending)
+    status = None
+    try:
+        answer = _read(receiving, longest_s)
+        status = os.waitpid(child, 0)[1]
+    finally:
+        os.close(receiving)
+        if status is None:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code == 0:
+        return answer
+    if code > 0:
+        raise IsolationError(answer.decode("utf-8", "replace"))
+    if -code in (signal.SIGXCPU, signal.SIGKILL) and not limited:  # not by a limit of ours: the system took its memory
+        raise IsolationError("the system ended it, as where memory runs out")
+    if -code in (signal.SIGXCPU, signal.SIGKILL):
+        raise IsolationError(f"it takes more than {_LIMIT_S} s or {_LIMIT_BYTES >> 30} GiB")
+    raise CrashError(f"it ended with {signal.Signals(-code).name}")
+
+
+def _serve(call: Callable[[], bytes], sending: int, limit_bytes: int | None) -> NoReturn:
+    """In the copy: make the call, send what it gives or how it failed, and end without what the process does last."""
+    code = 1
+    try:
+        faulthandler.disable()
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):  # what a library says as it stops is no line of ours
+            os.dup2(nowhere, stream)
+        _limit(limit_bytes)
+        code, answer = 0, call()
+    except BaseException as error:
+        code, answer = 1, _words(error).encode()
+    with suppress(BaseException):
+        rest = memoryview(answer)
+        while rest:
+            rest = rest[os.write(sending, rest) :]
+        os._exit(code)
+    os._exit(1)
+
+
+def _limit(limit_bytes: int | None) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if limit_bytes is None:
+        return
+    _lower(resource.RLIMIT_CPU, _LIMIT_S)
+    with suppress(OSError):  # Linux alone says how much address space there is already
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        _lower(resource.RLIMIT_AS, pages * resource.getpagesize() + limit_bytes)
+
+
+def _lower(kind: int, limit: int) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(kind)
+    if soft == resource.RLIM_INFINITY or limit < soft:
+        resource.setrlimit(kind, (limit, hard))
+
+
+def _read(receiving: int, longest_s: float | None) -> bytes:
+    """What the copy sends until it ends."""
+    pieces: list[bytes] = []
+    until, pipe = time.monotonic() + (longest_s or 0.0), select.poll()
+    pipe.register(receiving, select.POLLIN)
+    while pipe.poll(None if longest_s is None else max(0.0, 1000 * (until - time.monotonic()))):
+        piece = os.read(receiving, 1 << 20)
+        if not piece:
+            return b"".join(pieces)
+        pieces.append(piece)
+    raise IsolationError(f"it does not end within {longest_s} s")
+
+
+def _words(error: BaseException) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return "it takes too much memory" if isinstance(error, MemoryError) else lines[0][:200]

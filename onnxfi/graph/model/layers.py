@@ -1,0 +1,115 @@
+"""Layers: which module of the source framework a node came from.
+
+The sources, the surest first: what our converters recorded, the scopes that the PyTorch exporter writes into a node's
+`metadata_props`, the scopes that other exporters write into node names (`/layer1/conv/Conv`, `model/conv2d_3/Conv2D`),
+the parameter's own dotted name, and the node itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from onnxfi.graph.model.protobuf_scan import text
+
+if TYPE_CHECKING:
+    import onnx
+
+#: The key under which a converter records the layer of a node whose exporter does not say it.
+RECORDED = "onnxfi.layer"
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_PARAMETER = re.compile(
+    r"weight|bias|gamma|beta|running_(mean|var)|\w+_proj_(weight|bias)|(weight|bias)_(ih|hh)\w*|threshold"
+)
+_NAMESPACE = "namespace"
+#: A string in a Python list as the exporter prints it; never evaluated, since a stranger may have written it.
+_QUOTED = re.compile(r"""'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)\"""")
+_WRAPPERS = ("StatefulPartitionedCall", "PartitionedCall")
+
+
+def node_label(node: onnx.NodeProto, number: int) -> str:
+    """The node's name, or `OpType#k` where it has none (k counts the nodes of its graph in file order)."""
+    return text(node.name) or f"{text(node.op_type)}#{number}"
+
+
+def layer_of(node: onnx.NodeProto, label: str, parameter: str = "") -> str:
+    """The layer of a node, or of a parameter that it uses; the node's label where nothing says more.
+
+    An exporter that folds a normalisation into the convolution before it leaves the names of both: the parameter's
+    where they are siblings (`block.conv.weight` in `block.norm`).
+    """
+    layer, own = _layer_of(node), owner_in_name(parameter)
+    if own and (not layer or layer.rpartition(".")[0] == own.rpartition(".")[0]):
+        return own
+    return layer or label
+
+
+def graph_of(node: onnx.NodeProto, layer: str, label: str, path: str, stored_in: str) -> str:
+    """Return the path of the graph whose layer is meant by a name that `layer_of` gave for a node.
+
+    A label names a layer of the node's own graph, at `path`; a parameter one of the graph that it is `stored_in`; a
+    name that the framework gave is one layer wherever it stands, and so ''.
+    """
+    if layer == _layer_of(node):
+        return ""
+    return path if layer == label else stored_in
+
+
+def _layer_of(node: onnx.NodeProto) -> str:
+    for entry in node.metadata_props:
+        if entry.key == RECORDED and entry.value:
+            return text(entry.value)
+    for entry in node.metadata_props:
+        if entry.key == _SCOPES:
+            scopes = _scopes(text(entry.value))
+            if scopes:
+                return scopes
+    for entry in node.metadata_props:
+        if entry.key == _NAMESPACE:
+            parts = [p.split(":")[0].strip() for p in text(entry.value).split("/")]
+            if any(parts[:-1]):
+                return join_scopes(parts[:-1], ".")
+    return scope_in_name(text(node.name))
+
+
+def owner_in_name(parameter: str) -> str:
+    """The module in a parameter's name, '' where there is none.
+
+    >>> owner_in_name("layer1.0.conv1.weight"), owner_in_name("val_11")
+    ('layer1.0.conv1', '')
+    """
+    owner, _, name = parameter.rpartition(".")
+    return owner if _PARAMETER.fullmatch(name) else ""
+
+
+def _scopes(listed: str) -> str:
+    """The innermost module of `['', 'layer1', 'layer1.conv', 'conv2d']`, whose last entry is the operator itself."""
+    if len(listed) > 10_000 or not listed.startswith("["):
+        return ""
+    names = [single or double for single, double in _QUOTED.findall(listed)]
+    return next((name for name in reversed(names[:-1]) if name), "")
+
+
+def scope_in_name(name: str) -> str:
+    """The module path in a node name, '' where there is none.
+
+    >>> scope_in_name("/layer1/layer1.0/conv1/Conv"), scope_in_name("model/conv2d_3/Conv2D"), scope_in_name("Conv_7")
+    ('layer1.0.conv1', 'model/conv2d_3', '')
+    """
+    parts = [p for p in name.split("/") if p and p not in _WRAPPERS]
+    return join_scopes(parts[:-1], "." if name.startswith("/") else "/")
+
+
+def join_scopes(parts: Iterable[str], separator: str) -> str:
+    """Join nested scopes; one that repeats the path above it (`layer1`, `layer1.0`) replaces it.
+
+    >>> join_scopes(["layer1", "layer1.0", "conv1"], ".")
+    'layer1.0.conv1'
+    """
+    path = ""
+    for part in parts:
+        if not part:
+            continue
+        path = part if not path or part.startswith(path + separator) else path + separator + part
+    return path

@@ -1,0 +1,366 @@
+"""Opening a model: its structure, its targets, and where their words lie. Nothing here changes a file.
+
+Opening means the same in every command: external data inside the model's folder, no links to data unless they are
+allowed, lengths checked before memory is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.errors import ModelError
+from onnxfi.faults.space import Index, Target
+from onnxfi.faults.trials import Faults
+from onnxfi.faults.words import Words
+from onnxfi.graph.model import weight_aliases
+from onnxfi.graph.model.byte_source import Read, Source, shown
+from onnxfi.graph.model.protobuf_scan import Record, numbers_in, scan, text, token
+from onnxfi.graph.model.targets import Place, Walk
+
+if TYPE_CHECKING:
+    import onnx
+
+_LOG = logging.getLogger(__name__)
+_CHUNK = 1 << 22
+_MOST_NOTES = 20
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as it lies on disk or in memory: what can be struck, and where it is.
+
+    `proto` is the structure without the large payloads; `targets` every stored tensor and number list in file
+    order; `external` the data files in order of first reference; `files` which of them (1…) each record of a tensor in
+    external data names; `by_record` where each record's words lie, also of names that are aliases of a target; `notes`
+    what a reader should know; `origin` is the digest of the model that this one was made of, where only an output was
+    added to it: faults in one are faults in the other.
+    """
+
+    source: Source
+    proto: onnx.ModelProto = field(repr=False)
+    targets: tuple[Target, ...] = field(repr=False)
+    places: tuple[Place, ...] = field(repr=False)
+    records: Mapping[int, Record] = field(repr=False)
+    external: tuple[Source, ...] = ()
+    files: Mapping[int, int] = field(default_factory=dict, repr=False)
+    by_record: Mapping[int, Place] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
+    origin: str = ""
+
+    @property
+    def path(self) -> Path | None:
+        """The model file; None for a model in memory."""
+        return self.source.path
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+        return str(self.path) if self.path else "the model in memory"
+
+    @cached_property
+    def sources(self) -> tuple[Source, ...]:
+        """The model file and its data files."""
+        return (self.source, *self.external)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the model file followed by its data files: `cat m.onnx m.onnx.data | sha256sum`."""
+        if self.origin:
+            return self.origin
+        total = hashlib.sha256()
+        for source in self.sources:
+            with source.reading() as read:
+                for start in range(0, source.size, _CHUNK):
+                    total.update(read(start, min(start + _CHUNK, source.size)))
+        return total.hexdigest()
+
+    @cached_property
+    def by_id(self) -> dict[str, int]:
+        """The ordinal of each target, by all its ids."""
+        return {name: k for k, target in enumerate(self.targets) for name in target.ids}
+
+    def words(self, target: Target, index: Index) -> Words:
+        """The stored words of some elements (flat, row-major; [n]) of a target."""
+        place = self.places[self.by_id[target.id]]
+        out = np.zeros(len(index), np.uint64)
+        if not len(index):
+            return out
+        with self.sources[place.file].reading() as read:
+            if place.varint:
+                return _listed(read, place, target, index)
+            if len(index) * 64 > target.size and len(place.runs) == 1 and not place.runs[0][2]:
+                return _pick(read, place, target, index)
+            offsets, shifts = byte_offsets(target, place, index)
+            for k, (at, shift) in enumerate(zip(offsets.tolist(), shifts.tolist(), strict=True)):
+                out[k] = int.from_bytes(read(at, at + (shift + target.word.storage + 7) // 8), "little") >> shift
+        return out & np.uint64(target.word.full)
+
+    def stored(self, faults: Faults) -> Words:
+        """The stored word under each fault, in the order of the faults ([n])."""
+        out = np.zeros(len(faults), np.uint64)
+        for target, rows in by_target(faults):
+            out[rows] = self.words(target, faults.sites.index[rows])
+        return out
+
+
+def by_target(faults: Faults) -> Iterator[tuple[Target, Index]]:
+    """Each struck target with the rows of its faults, in their order."""
+    order = np.argsort(faults.sites.target, kind="stable")
+    ordinals, starts = np.unique(faults.sites.target[order], return_index=True)
+    for ordinal, rows in zip(ordinals.tolist(), np.split(order, starts[1:]), strict=False):
+        yield faults.targets[ordinal], rows
+
+
+def byte_offsets(target: Target, place: Place, index: Index) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each element: the file offset of its first byte, and how many bits of that byte come before it."""
+    if target.word.storage < 8:  # raw, and so in one run
+        bit = index * target.word.storage
+        return place.runs[0][0] + bit // 8, bit % 8
+    starts, ends, leads = np.array(place.runs, np.int64).reshape(-1, 3).T
+    strides = leads + target.word.storage // 8
+    upto = np.cumsum((ends - starts) // strides)
+    run = np.searchsorted(upto, index, side="right")
+    before = np.concatenate([[0], upto])[run]
+    return starts[run] + (index - before) * strides[run] + leads[run], np.zeros_like(index)
+
+
+def _pick(read: Read, place: Place, target: Target, index: Index) -> Words:
+    """Words of a tensor of which many are wanted: it is read in pieces, and they are picked from those."""
+    out = np.zeros(len(index), np.uint64)
+    start = place.runs[0][0]
+    per_piece = _CHUNK // target.word.storage * 8
+    for first in range(0, target.size, per_piece):
+        count = min(per_piece, target.size - first)
+        here = (index >= first) & (index < first + count)
+        if here.any():
+            at = start + target.word.size_bytes(first)
+            words = target.word.unpack(read(at, at + target.word.size_bytes(count)), first, count)
+            out[here] = words[index[here] - first]
+    return out & np.uint64(target.word.full)
+
+
+def _listed(read: Read, place: Place, target: Target, index: Index) -> Words:
+    """Words of a list of varints, whose places show only while it is read."""
+    out = np.zeros(len(index), np.uint64)
+    entry, position = np.divmod(index, place.per_entry)
+    done = 0
+    for run in place.runs:
+        for values, _, _ in numbers_in(read, run):
+            here = (entry >= done) & (entry < done + len(values))
+            out[here] = values[entry[here] - done]
+            done += len(values)
+    return (out >> (position * target.word.storage).astype(np.uint64)) & np.uint64(target.word.full)
+
+
+def load(model: str | Path | bytes | onnx.ModelProto, *, allow_links: bool = False) -> Model:
+    """Open a model: a path, its serialised bytes, or an `onnx.ModelProto`.
+
+    Raises ModelError for what is no ONNX model, is damaged, or whose external data is missing, too short, outside
+    the model's folder, or behind a link (unless `allow_links`).
+
+    >>> model = load("models/fashion_cnn.onnx")
+    >>> len(model.targets), model.targets[0].id, model.digest[:8]
+    (9, 'conv1.weight', '6a9d8077')
+    """
+    if isinstance(model, (str, Path)):
+        source = Source.file(Path(model))
+    elif isinstance(model, bytes):
+        source = Source.memory(model)
+    else:
+        source = Source.memory(_serialised(model))
+    try:
+        opened = _opened(source, allow_links)
+    except ModelError as error:
+        raise ModelError(f"{shown(source.path) if source.path else 'the model'}: {error}") from None
+    _LOG.info("opened %s: %d targets, %d files", opened.name, len(opened.targets), len(opened.sources))
+    return opened
+
+
+def _serialised(model: onnx.ModelProto) -> bytes:
+    from google.protobuf.message import EncodeError
+
+    try:
+        return bytes(model.SerializeToString(deterministic=True))
+    except (EncodeError, ValueError) as error:
+        raise ModelError(
+            f"the model in memory is too large to serialise ({error}); save it with external data"
+        ) from None
+
+
+def _opened(source: Source, allow_links: bool) -> Model:
+    if source.size == 0:
+        raise ModelError("the file is empty; give an ONNX file")
+    skeleton, records = scan(source)
+    proto = _parse(skeleton)
+    data = _External(source.path, allow_links)
+    walk = Walk(proto, records, data.place)
+    every = list(walk.targets())
+    rows = weight_aliases.merged(every)
+    targets, places = (tuple(column) for column in zip(*rows, strict=True)) if rows else ((), ())
+    if any(record.locations and number not in data.files for number, record in records.items()):
+        data.rest(proto)
+    notes = [*_version_notes(proto), *walk.notes, *weight_aliases.notes(targets)]
+    if len(notes) > _MOST_NOTES:
+        notes[_MOST_NOTES:] = [f"{len(notes) - _MOST_NOTES:,} more of such notes"]
+    return Model(
+        source,
+        proto,
+        targets,
+        places,
+        records,
+        tuple(data.sources),
+        data.files,
+        {place.record: place for _, place in every},
+        tuple(notes),
+    )
+
+
+def parse(model: Model) -> onnx.ModelProto:
+    """The whole model as onnx reads it, small and large payloads alike; external data stays outside.
+
+    Raises ModelError for a file that is larger than onnx can read in one piece.
+    """
+    if model.source.size >= 1 << 31:
+        raise ModelError(
+            f"{model.name} takes {model.source.size:,} bytes in one file, more than onnx can read; "
+            f"move its weights into external data first"
+        )
+    with model.source.reading() as read:
+        return _parse(read(0, model.source.size))
+
+
+def _parse(skeleton: bytes) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(skeleton)
+        if not proto.HasField("graph"):
+            raise ModelError("not an ONNX model: it holds no graph")
+        return proto
+    except DecodeError as error:
+        raise ModelError(f"not an ONNX model: {str(error)[:120]}") from None
+
+
+def _version_notes(proto: onnx.ModelProto) -> Iterable[str]:
+    import onnx
+
+    if proto.ir_version > onnx.IR_VERSION:
+        yield f"IR version {proto.ir_version} is newer than the {onnx.IR_VERSION} that onnx {onnx.__version__} knows"
+    newest = onnx.defs.onnx_opset_version()
+    opsets = [o for o in proto.opset_import if o.domain in ("", "ai.onnx")]
+    if not opsets and any(node.domain in ("", "ai.onnx") for node in proto.graph.node):
+        yield "no default opset is imported, though operators of it are used; most runtimes refuse such a file"
+    if len(opsets) > 1:
+        yield f"the default opset is imported {len(opsets)} times: {', '.join(str(o.version) for o in opsets)}"
+    for opset in opsets:
+        if opset.version > newest:
+            yield f"opset {opset.version} is newer than the {newest} that onnx {onnx.__version__} knows"
+
+
+class _External:
+    """The data files of one model, opened once each, by the rules of a careful host."""
+
+    def __init__(self, path: Path | None, allow_links: bool) -> None:
+        self.path, self.allow_links = path, allow_links
+        self.sources: list[Source] = []
+        self.files: dict[int, int] = {}
+        self._names: dict[str, int] = {}
+        self._stamps: dict[tuple[int, ...], int] = {}
+
+    def place(self, tensor: onnx.TensorProto, name: str, size_bytes: int, record: int) -> Place:
+        """Where a tensor of this size lies; ModelError where its file does not hold it."""
+        entries = _entries(tensor)
+        location = entries.get("location", "")
+        number = self.files[record] = self._number(location, name)
+        offset = _whole(entries.get("offset", "0"), "offset", name)
+        length = _whole(entries.get("length", str(size_bytes)), "length", name)
+        if length != size_bytes:
+            raise ModelError(f"{shown(name)} needs {size_bytes:,} bytes, but its external data has length {length:,}")
+        held = self.sources[number - 1].size
+        if offset + length > held:
+            raise ModelError(
+                f"external data {shown(location)} is too short: {shown(name)} lies at {offset:,} to "
+                f"{offset + length:,}, the file has {held:,} bytes; fetch the file again"
+            )
+        return Place(number, ((offset, offset + length, 0),), record)
+
+    def rest(self, proto: onnx.ModelProto) -> None:
+        """Open also the files that only tensors name which are no targets (indices, training, attributes)."""
+        for tensor in _tensors(proto):
+            record = token(tensor.doc_string)
+            if tensor.data_location == 1 and record not in self.files:
+                self.files[record] = self._number(_entries(tensor).get("location", ""), text(tensor.name))
+
+    def _number(self, location: str, name: str) -> int:
+        """The number of a data file; one file under two names is one."""
+        if location not in self._names:
+            source = Source.file(self._check(location, name))
+            if source.stamp not in self._stamps:
+                self.sources.append(source)
+                self._stamps[source.stamp] = len(self.sources)
+            self._names[location] = self._stamps[source.stamp]
+        return self._names[location]
+
+    def _check(self, location: str, name: str) -> Path:
+        what = f"external data {shown(location)} of {shown(name)}"
+        if self.path is None:
+            raise ModelError(f"{what}: a model in memory has no folder; load it from its file")
+        pure, windows = PurePosixPath(location), PureWindowsPath(location)
+        if not location or "\0" in location:
+            raise ModelError(f"{what} names no file; the model is damaged")
+        if pure.is_absolute() or windows.drive or windows.root:
+            raise ModelError(f"{what} is an absolute path; it must lie inside the model's folder")
+        if ".." in pure.parts or ".." in windows.parts:
+            raise ModelError(f"{what} leaves the model's folder with '..'; it must lie inside it")
+        place = self.path.parent
+        try:
+            for part in pure.parts:
+                place = place / part
+                if place.is_symlink() and not self.allow_links:
+                    raise ModelError(f"{what} is behind the symbolic link {shown(place)}; --allow-links follows it")
+            status = os.stat(place)
+        except OSError as error:
+            raise ModelError(
+                f"{what} is missing: no file {shown(place)} ({error.strerror}); put it beside the model"
+            ) from None
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError(f"{what} is no regular file; the model is damaged")
+        if status.st_nlink > 1 and not self.allow_links:
+            raise ModelError(f"{what} is a hard link ({status.st_nlink} names); --allow-links follows it")
+        return place
+
+
+def _entries(tensor: onnx.TensorProto) -> dict[str, str]:
+    return {text(entry.key): text(entry.value) for entry in tensor.external_data}
+
+
+def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+    """Every tensor inside a message, wherever it is."""
+    for field_, value in message.ListFields():
+        if field_.message_type is None:
+            continue
+        for inner in value if isinstance(value, Sequence) else [value]:
+            if field_.message_type.name == "TensorProto":
+                yield inner
+            else:
+                yield from _tensors(inner)
+
+
+def _whole(text: str, key: str, name: str) -> int:
+    if not text.isdecimal() or len(text) > 18:
+        raise ModelError(
+            f"external data of {shown(name)}: {key} {shown(text)} is no whole number; the model is damaged"
+        )
+    return int(text)

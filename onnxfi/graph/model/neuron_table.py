@@ -1,0 +1,100 @@
+"""What an exposed model says of its neurons (expose_neurons.py): a table in its metadata."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from onnxfi.errors import SelectorError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from onnxfi.faults.models import FaultModel
+
+#: Where the table stands.
+TABLE = "onnxfi.neurons"
+_LARGEST = 1 << 24
+
+
+def table(proto: onnx.ModelProto) -> list[dict[str, Any]]:
+    """The spiking layers of an exposed model, as it says them itself; [] for other models."""
+    said = next((entry.value for entry in proto.metadata_props if entry.key == TABLE), "")
+    try:
+        rows = json.loads(said) if 0 < len(said) < _LARGEST else []
+        return [row for row in rows if isinstance(row["layer"], str) and isinstance(row["words"], dict)]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
+def roles(proto: onnx.ModelProto) -> dict[str, str]:
+    """What each word of a neuron is for, by target id: threshold, leak, refractory, reset or spike."""
+    return {str(target): str(role) for row in table(proto) for role, target in row["words"].items()}
+
+
+def shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """The shape of one sample of each value in flight of a neuron, by target id."""
+    return {str(name): tuple(row["shape"]) for row in table(proto) for name in (*row["membrane"], *row["spike"])}
+
+
+def refuse_binding(proto: onnx.ModelProto, event: FaultModel, ids: Iterable[str]) -> None:
+    """Refuse a fault of whole stored tensors on activations (by target id); spikes alone saturate, at 1."""
+    if not event.binds:
+        return
+    spikes = {name for row in table(proto) for name in row["spike"]}
+    for name in ids:
+        if name not in spikes or not event.replaces:
+            raise SelectorError(
+                f"{event} looks at the numbers of a whole stored tensor, and {name!r} is computed; "
+                f"choose another fault for activations"
+            )
+
+
+def series(proto: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
+    """The values in flight of an unrolled layer's neurons, step by step, under the names that they have in a loop.
+
+    >>> from onnxfi.graph.model.loading import load
+    >>> from onnxfi.graph.spiking.detect_neurons import find
+    >>> from onnxfi.graph.passes.expose_neurons import expose
+    >>> made = expose(load(model := "models/fashion_snn.onnx"), find(load(model)))
+    >>> [(name, len(steps), steps[-1]) for name, steps in series(made).items()][-2:]
+    [('lif3/membrane', 8, 'lif3/membrane/7'), ('lif3/spiking', 8, 'lif3/spike/7')]
+    """
+    return {
+        f"{row['layer']}/{name}": tuple(map(str, row[key]))
+        for row in table(proto)
+        for key, name in (("membrane", "membrane"), ("spike", "spiking"))
+        if not row["loop"] and len(row[key]) > 1
+    }
+
+
+_TIMED = re.compile(
+    r"(?P<id>.*)(?P<index>\[[^\[\]]*\])(?P<sample>(?:@sample=\d+)?)(?:@(?P<how>step|from)=(?P<step>\d+))?(?P<bit>(?::\d+)?)",
+    re.S,
+)
+
+
+def by_step(proto: onnx.ModelProto, sites: Sequence[str]) -> list[str]:
+    """Sites as they are written, those in a series as sites in its steps; SelectorError for a step that is not there.
+
+    >>> from onnxfi.graph.model.loading import load
+    >>> from onnxfi.graph.spiking.detect_neurons import find
+    >>> from onnxfi.graph.passes.expose_neurons import expose
+    >>> by_step(expose(load(model := "models/fashion_snn.onnx"), find(load(model))), ["lif2/membrane[100]@from=6:30"])
+    ['lif2/membrane/6[100]:30', 'lif2/membrane/7[100]:30']
+    """
+    known, out = series(proto), list[str]()
+    for text in sites:
+        found = _TIMED.fullmatch(text.strip())
+        steps = known.get(found["id"]) if found else None
+        if found is None or steps is None:
+            out.append(text)
+            continue
+        first = int(found["step"][:9]) if found["how"] else 0
+        if first >= len(steps):
+            raise SelectorError(f"{text.strip()[:80]}: there are {len(steps)} steps, 0 to {len(steps) - 1}")
+        struck = steps[first : first + 1] if found["how"] == "step" else steps[first:]
+        out += [f"{step}{found['index']}{found['sample']}{found['bit']}" for step in struck]
+    return out

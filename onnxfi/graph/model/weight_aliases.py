@@ -1,0 +1,105 @@
+"""What counts as a weight: stored tensors that lie in the same bytes of external data are one under several names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from onnxfi.faults.space import Target, User
+from onnxfi.graph.model.byte_source import shown
+from onnxfi.graph.model.targets import Place
+
+_Row = tuple[Target, Place]
+
+
+def merged(rows: Sequence[_Row]) -> list[_Row]:
+    """Return the targets with those that lie in just the same bytes as one: the first, with the ids and users of all.
+
+    Those that share some bytes and not all, or in another number format, say which in `span`.
+    """
+    groups: dict[object, list[Target]] = {}
+    for target, place in rows:
+        groups.setdefault(_bytes_of(target, place), []).append(target)
+    out: list[_Row] = []
+    for target, place in rows:
+        group = groups[_bytes_of(target, place)]
+        if group[0] is target:
+            out.append((_as_one(group), place))
+    return _with_spans(out)
+
+
+def notes(targets: Sequence[Target]) -> list[str]:
+    """Return what a reader of a population should know: what counts once, what cannot be counted, what is left out."""
+    out = []
+    aliased = [t for t in targets if t.aliases]
+    if aliased:
+        one = aliased[0]
+        out.append(
+            f"external data holds {len(aliased):,} weights under several names, as {shown(one.id)}, which is also "
+            f"{shown(one.aliases[0])}: their bits count once"
+        )
+    crossed = [t for t in targets if t.span]
+    if crossed:
+        one, other = sorted(crossed, key=lambda t: t.span)[:2]  # the first is never alone
+        out.append(
+            f"{len(crossed):,} tensors share some of their bytes of external data with another, as {shown(other.id)} "
+            f"with {shown(one.id)}; faults are drawn where no two of those are selected"
+        )
+    unused = [t for t in targets if t.unused and t.size and not t.structural]
+    if unused:
+        many = f"{len(unused):,} tensors are" if len(unused) > 1 else "1 tensor is"
+        out.append(
+            f"{many} unused ({sum(t.size for t in unused):,} words): no output of the model depends on "
+            f"{', '.join(shown(t.id) for t in unused[:3])}{', …' if unused[3:] else ''}; left out unless named, as by "
+            f"--include '={unused[0].id}'"
+        )
+    return out
+
+
+def _bytes_of(target: Target, place: Place) -> object:
+    """The bytes of a target as they are read; only those in external data can belong to several."""
+    if not place.file or not target.size:
+        return target.id
+    return place.file, place.runs, target.word.name, target.size
+
+
+def _as_one(group: Sequence[Target]) -> Target:
+    """Several names of one weight as one target, which belongs where the first of them that is used belongs."""
+    if len(group) == 1:
+        return group[0]
+    used = next((t for t in group if t.op), group[0])
+    users = [user for t in group if t.op for user in (t.users or (User(t.op, t.node, t.layer),))]
+    roles = tuple(dict.fromkeys(role for t in group for role in (t.roles or (t.role,)) if role))
+    schemes = [one for t in group if t.scheme for one in (replace(t.scheme, others=()), *t.scheme.others)]
+    return replace(
+        group[0],
+        op=used.op,
+        node=used.node,
+        layer=used.layer,
+        users=tuple(dict.fromkeys(users)) if len(users) > 1 else (),
+        role=next(iter(roles), ""),
+        roles=roles if len(roles) > 1 else (),
+        scheme=replace(schemes[0], others=tuple(dict.fromkeys(schemes[1:]))) if schemes else None,
+        aliases=tuple(t.id for t in group[1:]),
+        structural=all(t.structural for t in group),
+        unused=all(t.unused for t in group),
+    )
+
+
+def _with_spans(rows: Sequence[_Row]) -> list[_Row]:
+    """The targets, those that share some of their bytes with another with the bytes that they take."""
+    spans = sorted(
+        (place.file, *place.runs[0][:2], number)
+        for number, (target, place) in enumerate(rows)
+        if place.file and target.size
+    )
+    shared: dict[int, tuple[int, int, int]] = {}
+    last = (0, 0, 0, 0)
+    for span in spans:
+        if last[0] == span[0] and span[1] < last[2]:
+            shared |= {one[3]: one[:3] for one in (last, span)}
+        last = max(last, span, key=lambda one: (one[0], one[2]))
+    return [
+        (replace(target, span=shared[number]) if number in shared else target, place)
+        for number, (target, place) in enumerate(rows)
+    ]

@@ -1,0 +1,175 @@
+"""Channels: operators each of whose output channels depends on one slice of their stored tensors.
+
+A fault in a weight of a convolution or a matrix product changes one output channel. What computes that channel and a
+few beside it is a model of its own, small and quick: the operator on golden inputs and slices of its stored tensors,
+with the DequantizeLinear nodes before it and the elementwise nodes behind it that runtimes fuse with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from onnxfi.graph.partition.subgraph import Wiring
+
+if TYPE_CHECKING:
+    import onnx
+
+#: By operator: which inputs hold a slice for each output channel, and along which axis; and the output's channel axis.
+_AXES: Mapping[str, tuple[Mapping[int, int], int]] = {
+    "Conv": ({1: 0, 2: 0}, 1),
+    "ConvInteger": ({1: 0}, 1),
+    "QLinearConv": ({3: 0, 8: 0}, 1),
+    "Gemm": ({1: 1, 2: -1}, -1),
+    "MatMul": ({1: -1}, -1),
+    "MatMulInteger": ({1: -1}, -1),
+    "QLinearMatMul": ({3: -1}, -1),
+}
+#: The input whose axis says how many channels there are.
+_WEIGHT = {"QLinearConv": 3, "QLinearMatMul": 3}
+#: Elementwise operators of one input; any others they have must be single numbers.
+_ELEMENTWISE = frozenset((
+    "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "HardSwish", "HardSigmoid", "Elu", "Selu", "Gelu", "Softplus",
+    "QuantizeLinear", "Identity",
+))  # fmt: skip
+_MOST_BEHIND = 3
+#: Fewer output channels are not worth a model of their own; so many at least are computed together.
+_LEAST, _LEAST_IN_BLOCKS = 8, 16
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The nodes that compute `output` channel by channel.
+
+    `sliced` are the stored tensors that hold a slice for each of the `count` channels, with their axis; `axis` is that
+    of the output. `constant` says that some are scales, which runtimes want constant. What lies `beside` is
+    a value that is added, of which the same channels are taken.
+    """
+
+    nodes: tuple[int, ...]
+    sliced: Mapping[str, int]
+    output: str
+    axis: int
+    count: int
+    constant: bool = False
+    beside: str = ""
+
+    @property
+    def least(self) -> int:
+        """How many channels at least are computed together."""
+        return _LEAST_IN_BLOCKS if self.beside else _LEAST
+
+
+def channels(wiring: Wiring, struck: str) -> Channels | None:
+    """What computes the output channels that faults in a stored tensor change; None where it is not so simple.
+
+    >>> from onnxfi.graph.partition.subgraph import wire
+    >>> from onnxfi.graph.model.loading import load
+    >>> found = channels(wire(load("models/fashion_cnn.onnx")), "conv1.weight")
+    >>> found.sliced, found.output, found.axis, found.count
+    ({'conv1.weight': 0, 'conv1.bias': 0}, 'relu', 1, 16)
+    """
+    nodes = wiring.proto.graph.node
+    at = _only_user(wiring, struck)
+    before: list[int] = []
+    if at is not None and nodes[at].op_type == "DequantizeLinear":
+        before.append(at)
+        at = _only_user(wiring, nodes[at].output[0])
+    if at is None or nodes[at].op_type not in _AXES or nodes[at].domain not in ("", "ai.onnx"):
+        return None
+    laid = _laid_out(wiring, nodes[at])
+    if laid is None or struck not in laid.sliced:
+        return None
+    last, beside = wiring.joined.get(at, (at, ""))
+    if beside and beside in nodes[at].input:  # fed whole, and a part of it
+        return None
+    behind = _behind(wiring, nodes[last].output[0])
+    every = tuple(sorted({*laid.nodes, at, last, *behind}))
+    return replace(laid, nodes=every, output=nodes[behind[-1] if behind else last].output[0], beside=beside)
+
+
+def _only_user(wiring: Wiring, name: str) -> int | None:
+    users = wiring.users.get(name, ())
+    return users[0] if len(users) == 1 and name not in wiring.outputs else None
+
+
+def integer(node: onnx.NodeProto, name: str, default: int) -> int:
+    """An attribute of a node."""
+    return next((int(a.i) for a in node.attribute if a.name == name), default)
+
+
+def _laid_out(wiring: Wiring, node: onnx.NodeProto) -> Channels | None:
+    """What a node computes channel by channel, without what stands behind it; None where a tensor is not stored."""
+    axes, axis = _AXES[node.op_type]
+    if integer(node, "group", 1) != 1:
+        return None
+    if node.op_type == "Gemm" and integer(node, "transB", 0):
+        axes = {**axes, 1: 0}
+    weight = _WEIGHT.get(node.op_type, 1)
+    sliced: dict[str, int] = {}
+    constants: dict[str, int] = {}
+    before: list[int] = []
+    count = 0
+    for position in (weight, *(p for p in axes if p != weight)):
+        name = node.input[position] if position < len(node.input) else ""
+        maker = wiring.makers.get(name)
+        scales: list[str] = []
+        if maker is not None and wiring.dequantises(maker):
+            before.append(maker)
+            name, *scales = wiring.proto.graph.node[maker].input
+        tensor = wiring.stored.get(name)
+        if not name or (position != weight and _single(wiring, name)):
+            continue
+        if tensor is None or (position == weight and len(tensor.dims) < 2):
+            return None
+        size = tensor.dims[axes[position]]
+        count = count or size
+        if size not in (count, 1):
+            return None
+        if size == count:
+            sliced[name] = axes[position]
+        along = integer(wiring.proto.graph.node[maker], "axis", 1) if maker is not None and scales else 0
+        rank = len(tensor.dims)
+        for one in scales:
+            if not _single(wiring, one):
+                if not _row(wiring, one, count) or along % rank != axes[position] % rank:
+                    return None
+                constants[one] = 0
+    if node.op_type in _WEIGHT:
+        for k, one in enumerate(node.input):
+            if k not in (0, *axes) and not _single(wiring, one):
+                if k not in (weight + 1, weight + 2) or not _row(wiring, one, count):
+                    return None
+                constants[one] = 0
+    return Channels(tuple(before), sliced | constants, node.output[0], axis, count, bool(constants))
+
+
+def _row(wiring: Wiring, name: str, count: int) -> bool:
+    """Whether a name is a stored row of so many numbers."""
+    tensor = wiring.stored.get(name)
+    return tensor is not None and list(tensor.dims) == [count]
+
+
+def _single(wiring: Wiring, name: str) -> bool:
+    """Whether a name is absent, or a single stored number."""
+    tensor = wiring.stored.get(name)
+    return not name or (tensor is not None and list(tensor.dims) in ([], [1]))
+
+
+def _behind(wiring: Wiring, name: str) -> list[int]:
+    """The elementwise nodes behind a value that nothing else reads."""
+    found: list[int] = []
+    while len(found) < _MOST_BEHIND and (at := _only_user(wiring, name)) is not None:
+        node = wiring.proto.graph.node[at]
+        single = all(_single(wiring, n) for n in node.input[1:])
+        if (
+            node.op_type not in _ELEMENTWISE
+            or node.domain not in ("", "ai.onnx")
+            or not single
+            or node.input[0] != name
+        ):
+            break
+        found.append(at)
+        name = node.output[0]
+    return found

@@ -1,0 +1,392 @@
+"""Bodies of the fault operators: nodes that turn the numbers in `v` into the numbers that `(word & keep) ^ flip` makes.
+
+Two bodies, one meaning. *Native* (opset 26 on) reads the words with BitCast. *Portable* (opset 11 on; 13 for bfloat16,
+19 for float8, 21 and 25 for the integers of 4 and 2 bits) is plain arithmetic: it finds the exponent by comparing
+with powers of two and the mantissa by scaling, which is exact, splits the word into planes of one bit on a leading
+axis, and puts the number together again. Values stay below 2^24 in float32 (2^53 in float64), so nothing rounds.
+
+Armed files, which are loaded and run with many sites, hold a shorter portable body: for floats of 32 bits and less in
+float64, and from opset 18 on with BitwiseAnd and BitwiseXor. Baked ones keep to what every runtime computes; OpenVINO
+takes float32 for float64.
+
+Where the arithmetic meets its limits: a NaN that comes in counts as the canonical one (quiet, positive), since
+arithmetic sees neither its sign nor its payload. Signed numbers never pass through Where, whose kernel in ONNX Runtime
+turns -0 into +0, and integers are never summed by ReduceSum, which adds them in floating point there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.errors import ModelError
+from onnxfi.faults.words import WORDS, Word, Words
+from onnxfi.graph.model.targets import DATA_TYPES
+
+if TYPE_CHECKING:
+    import onnx
+
+#: The number of each word in TensorProto.DataType.
+NUMBER: dict[str, int] = {word.name: number for number, word in DATA_TYPES.items()}
+#: From which opset each body runs; formats that are not listed have none.
+_NATIVE = 26
+_PORTABLE = {
+    **dict.fromkeys(("float16", "float32", "float64", "bool"), 11),
+    **{f"{sign}int{bits}": 11 for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **dict.fromkeys(("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"), 19),
+    **{"bfloat16": 13, "int4": 21, "uint4": 21, "int2": 25, "uint2": 25},
+}
+_REFUSED = {
+    "float4_e2m1fn": "no runtime has kernels for it",
+    "float8_e8m0fnu": "it holds scales alone, which runtimes convert and do nothing else with",
+    "complex64": "runtimes have hardly a kernel for complex numbers",
+    "complex128": "runtimes have hardly a kernel for complex numbers",
+}
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    """The default opset of a model; 0 where it imports none."""
+    return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
+
+
+def body_for(word: Word, opset: int, body: str = "auto") -> str:
+    """Which body strikes words of this format at this opset: `native` or `portable`; ModelError where none does.
+
+    >>> body_for(WORDS["float32"], 26), body_for(WORDS["float32"], 17)
+    ('native', 'portable')
+    """
+    if word.name in _REFUSED:
+        raise ModelError(f"{word.name} cannot be struck in the graph: {_REFUSED[word.name]}; strike the stored words")
+    native = word.name in _PORTABLE and word.bits >= 8 and not word.name.startswith("float8")
+    if body == "native" and native and opset < _NATIVE:
+        raise ModelError(f"the native body needs opset {_NATIVE}, the model has {opset}; raise it, or take portable")
+    if body != "portable" and native and opset >= _NATIVE:
+        return "native"
+    least = _PORTABLE.get(word.name, _NATIVE + 1)
+    if opset < least:
+        raise ModelError(
+            f"{word.name} can be struck from opset {least} on, the model has {opset}; raise it with --opset"
+        )
+    return "portable"
+
+
+@dataclass
+class Nodes:
+    """Nodes under construction in a function or graph: `add` appends one and returns the name of its output."""
+
+    opset: int
+    prefix: str = ""
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    #: Constants are made once.
+    known: dict[bytes, str] = field(default_factory=dict)
+
+    def add(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+        """Append a node; its output is `name`, or one that says its operator."""
+        from onnx import helper
+
+        made = name or f"{self.prefix}{op.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, list(inputs), [made], **attributes))
+        return made
+
+    def constant(self, values: Any, word: str = "int64", name: str = "") -> str:
+        """A constant tensor of this format."""
+        value = tensor(values, word)
+        key = value.SerializeToString(deterministic=True)
+        if name or key not in self.known:
+            self.known[key] = self.add("Constant", name=name, value=value)
+        return self.known[key]
+
+    def cast(self, value: str, word: str, **attributes: Any) -> str:
+        """Convert to another format."""
+        return self.add("Cast", value, to=NUMBER[word], **attributes)
+
+    def sum_planes(self, value: str) -> str:
+        """The sum over the leading axis, which is dropped."""
+        if self.opset < 13:
+            return self.add("ReduceSum", value, axes=[0], keepdims=0)
+        return self.add("ReduceSum", value, self.constant([0]), keepdims=0)
+
+    def reshape(self, value: str, shape: str, name: str = "") -> str:
+        """Reshape; a zero in the shape is a size where the opset can say so."""
+        zero = {"allowzero": 1} if self.opset >= 14 else {}
+        return self.add("Reshape", value, shape, name=name, **zero)
+
+    def restore(self, value: str, shape: str, name: str = "") -> str:
+        """Give a tensor its shape again, which may have a zero; below opset 14 that is left to be inferred."""
+        if self.opset < 14:
+            shape = self.add("Sub", shape, self.cast(self.add("Equal", shape, self.constant(0)), "int64"))
+        return self.reshape(value, shape, name)
+
+
+def tensor(values: Any, word: str = "int64") -> onnx.TensorProto:
+    """Numbers as a TensorProto of this format."""
+    from onnx import helper
+
+    array = np.asarray(values).astype(WORDS[word].dtype)
+    return helper.make_tensor("", NUMBER[word], array.shape, array.tobytes(), raw=True)
+
+
+def strike(g: Nodes, word: Word, body: str, value: str, keep: str, flip: str, *, short: bool = False) -> str:
+    """Add the body: `value` [N,K] of this format, masks int64 [S,K] with S 1 or N; returns the struck numbers [N,K].
+
+    In the portable body of floats and integers `keep` and `flip` are planes (`planes`), bool [bits,S,K], true where the
+    bit is 0. Bits of a mask beyond the word do not count. `short` takes about half the nodes, of operators and in
+    formats that ONNX Runtime alone computes exactly; see `takes_words` for the masks then.
+    """
+    if short and body == "portable" and takes_words(word, g.opset):
+        return _words(g, word, value, keep, flip) if word.is_float else _native(g, word, value, keep, flip)
+    if body == "native":
+        return _native(g, word, value, keep, flip)
+    if word.name == "bool":
+        return g.add("Xor", g.add("And", value, g.add("Not", _plane(g, keep))), g.add("Not", _plane(g, flip)))
+    if not word.is_float:
+        return _integer(g, word, value, keep, flip)
+    if word.bits == 8:
+        return _float8(g, word, value, keep, flip)
+    return _float(g, word, value, keep, flip, "float64" if short or word.bits == 64 else "float32")
+
+
+def takes_words(word: Word, opset: int) -> bool:
+    """Whether the short portable body takes masks as words (from opset 18 on), those of floats cut to the word."""
+    return opset >= 18 and (8 < word.bits < 64 if word.is_float else word.bits >= 8 and word.name != "bool")
+
+
+def _plane(g: Nodes, planes: str) -> str:
+    """The only plane of a bool."""
+    return g.add("Gather", planes, g.constant(0), axis=0)
+
+
+def planes(g: Nodes, mask: str, bits: int) -> str:
+    """A mask (int64 [S,K]) as planes: bool [bits,S,K], true where the bit is 0; a negative mask is two's complement."""
+    if bits < 64:
+        low = g.add("Mod", mask, g.constant(1 << bits))
+        return _zero_bits(g, low, bits)
+    # Division of negative integers rounds towards 0, so the sign goes apart: INT64_MIN + its 63 other bits.
+    negative = g.add("Less", mask, g.constant(0))
+    low = g.add("Where", negative, g.add("Sub", mask, g.constant(-(1 << 63))), mask)
+    positive = g.add("Not", negative)
+    low = _zero_bits(g, low, 63)
+    if g.opset < 13:
+        return g.add("Concat", low, g.add("Unsqueeze", positive, axes=[0]), axis=0)
+    return g.add("Concat", low, g.add("Unsqueeze", positive, g.constant([0])), axis=0)
+
+
+def _zero_bits(g: Nodes, number: str, bits: int) -> str:
+    """Planes of non-negative int64 numbers."""
+    weights = g.constant(np.array([1 << i for i in range(bits)], np.int64).reshape(-1, 1, 1))
+    bit = g.add("Mod", g.add("Div", number, weights), g.constant(2))
+    return g.add("Equal", bit, g.constant(0))
+
+
+def plane_values(masks: Words, bits: int) -> NDArray[np.bool_]:
+    """What `planes` gives, computed here: masks (`uint64`, [S,K]) as bool [bits,S,K], for baked files.
+
+    >>> plane_values(np.array([[6]], np.uint64), 4).ravel().tolist()
+    [True, False, False, True]
+    """
+    places = np.arange(bits, dtype=np.uint64).reshape(-1, 1, 1)
+    return np.asarray((masks >> places) & np.uint64(1) == 0)
+
+
+def _struck(g: Nodes, zeros: str, keep: str, flip: str) -> str:
+    """Planes of the faulty word: a bit is 0 where it was, or is not kept, unless it is flipped."""
+    return g.add("Equal", g.add("Or", zeros, keep), flip)
+
+
+def _native(g: Nodes, word: Word, value: str, keep: str, flip: str) -> str:
+    if word.name == "bool":
+        one = g.constant(1)
+        kept, flipped = (g.cast(g.add("BitwiseAnd", m, one), "bool") for m in (keep, flip))
+        return g.add("Xor", g.add("And", value, kept), flipped)
+    carrier = f"int{word.bits}" if word.is_float else word.name
+    number = g.add("BitCast", value, to=NUMBER[carrier]) if word.is_float else value
+    kept, flipped = (m if carrier == "int64" else g.cast(m, carrier) for m in (keep, flip))
+    result = g.add("BitwiseXor", g.add("BitwiseAnd", number, kept), flipped)
+    return g.add("BitCast", result, to=NUMBER[word.name]) if word.is_float else result
+
+
+def _weighted(g: Nodes, zeros: str, weights: Sequence[float], word: str) -> str:
+    """The sum of the weights of the bits that are 1."""
+    column = g.constant(np.array(weights).reshape(-1, 1, 1), word)
+    return g.sum_planes(g.add("Where", zeros, g.constant(0, word), column))
+
+
+def _integer(g: Nodes, word: Word, value: str, keep: str, flip: str) -> str:
+    bits = word.bits
+    zeros = _struck(g, planes(g, g.cast(value, "int64"), bits), keep, flip)
+    low = [float(1 << i) for i in range(min(bits, 32))] + [0.0] * (bits - min(bits, 32))
+    high = [0.0] * 32 + [float(1 << i) for i in range(bits - 32)]
+    if word.signed or bits == 64:  # a uint64 travels as the int64 of the same bits
+        (high if bits > 32 else low)[-1] *= -1
+    number = g.cast(_weighted(g, zeros, low, "float64"), "int64")
+    if bits > 32:
+        upper = g.cast(_weighted(g, zeros, high, "float64"), "int64")
+        number = g.add("Add", g.add("Mul", upper, g.constant(1 << 32)), number)
+    return g.cast(number, carried(word))
+
+
+def _sign(g: Nodes, value: str, word: str) -> str:
+    """Whether the sign is set: less than 0, or the -0 whose reciprocal is."""
+    zero = g.constant(0, word)
+    inverse = g.add("Div", g.constant(1, word), value)
+    return g.add("Or", g.add("Less", value, zero), g.add("Less", inverse, zero))
+
+
+def _words(g: Nodes, word: Word, value: str, keep: str, flip: str) -> str:
+    """Floats of at most 32 bits, masks applied to whole words in int64; `flip` has no bits beyond the word."""
+    struck = g.add("BitwiseXor", g.add("BitwiseAnd", _whole(g, word, g.cast(value, "float64"), "float64"), keep), flip)
+    m = word.mantissa
+    mantissa = g.add("BitwiseAnd", g.add("Mul", struck, g.constant(4)), g.constant(4 * ((1 << m) - 1)))
+    return _number(g, word, g.add("Div", struck, g.constant(1 << m)), g.cast(mantissa, "float64"))
+
+
+def _float(g: Nodes, word: Word, value: str, keep: str, flip: str, wide: str) -> str:
+    number = value if word.name == wide else g.cast(value, wide)
+    short = wide == "float64" and word.bits < 64
+    split = _whole_planes if short else _float_planes
+    zeros = _struck(g, split(g, word, number, wide), keep, flip)
+    m, e = word.mantissa, word.exponent
+    half = 1 << e  # exponents 0 … half - 1 of positive numbers, then those of negative ones
+    bias = (half >> 1) - 1
+    top = _weighted(g, zeros, [0.0] * m + [2.0**i for i in range(e + 1)], wide)
+    q = g.cast(top, "int64")
+    if short:
+        return _number(g, word, q, _weighted(g, zeros, [2.0 ** (i + 2) for i in range(m)] + [0.0] * (e + 1), wide))
+    mantissa = _weighted(g, zeros, [2.0**i for i in range(m)] + [0.0] * (e + 1), wide)
+    power = np.array([2.0 ** (max(k, 1) - bias - m) if k < half - 1 else np.inf for k in range(half)])
+    implicit = np.array([0.0] + [2.0**m] * (half - 1))
+    most = np.array([2.0**m] * (half - 1) + [0.0])  # a mantissa beyond it, at the top, is NaN
+    powers = g.add("Gather", g.constant(np.concatenate([power, -power]), wide), q)
+    whole = g.add("Add", mantissa, g.add("Gather", g.constant(np.concatenate([implicit, implicit]), wide), q))
+    nan = g.add("Greater", mantissa, g.add("Gather", g.constant(np.concatenate([most, most]), wide), q))
+    result = g.add("Mul", g.add("Where", nan, g.constant(np.nan, wide), whole), powers)
+    return result if word.name == wide else g.cast(result, word.name)
+
+
+def _number(g: Nodes, word: Word, q: str, mantissa: str) -> str:
+    """Floats of at most 32 bits of these signs and exponents (int64) and four times these mantissas (float64)."""
+    m, half = word.mantissa, 1 << word.exponent
+    bias = (half >> 1) - 1
+    # The value is its binade's start and so many steps. At the top the start is infinite and a step would be -2^1025,
+    # which overflows: infinity less infinity is NaN, but no step at all leaves infinity.
+    step = np.array([2.0 ** (max(k, 1) - bias - m - 2) for k in range(half - 1)] + [-(2.0**1023)])
+    start = np.array([0.0, *(2.0 ** (k - bias) for k in range(1, half - 1)), np.inf])
+    steps, starts = (g.constant(np.concatenate([t, -t]), "float64") for t in (step, start))
+    result = g.add("Add", g.add("Mul", mantissa, g.add("Gather", steps, q)), g.add("Gather", starts, q))
+    return g.cast(result, word.name)
+
+
+def _whole_planes(g: Nodes, word: Word, number: str, wide: str) -> str:
+    """Planes of the words of floats of at most 32 bits, given in float64."""
+    bits = np.array([1 << i for i in range(word.bits)], np.int64).reshape(-1, 1, 1)
+    return g.add("Less", g.add("Mod", _whole(g, word, number, wide), g.constant(bits * 2)), g.constant(bits))
+
+
+def _whole(g: Nodes, word: Word, number: str, wide: str) -> str:
+    """The words (int64) of floats of at most 32 bits, given in float64, where a whole word is exact.
+
+    The word of a positive number grows in straight pieces between powers of two, so it is the sum of the pieces.
+    """
+    m, bias, top = word.mantissa, (1 << (word.exponent - 1)) - 1, (1 << word.exponent) - 1
+    ends = np.array([0.0, *(2.0 ** (k - bias) for k in range(2, top + 1))]).reshape(-1, 1, 1)
+    slopes = np.array([2.0 ** (m - (max(k, 1) - bias)) for k in range(1, top)]).reshape(-1, 1, 1)
+    low, high, rise = (g.constant(t, wide) for t in (ends[:-1], ends[1:], slopes))
+    pieces = g.sum_planes(g.add("Mul", g.add("Max", g.add("Min", g.add("Abs", number), high), low), rise))
+    base = float(np.sum(ends[:-1] * slopes))
+    # -0 is below zero by its reciprocal, -infinity by itself; adding the two keeps either.
+    minus = g.add("Less", g.add("Add", number, g.add("Reciprocal", number)), g.constant(0, wide))
+    sign = (2.0 ** (word.bits - 1) - base, -base)
+    signed = g.add("Add", pieces, g.add("Where", minus, *(g.constant(s, wide) for s in sign)))
+    quiet = g.constant(float((top << m) + (1 << (m - 1))), wide)
+    return g.cast(g.add("Where", g.add("IsNaN", number), quiet, signed), "int64")
+
+
+def _float_planes(g: Nodes, word: Word, number: str, wide: str) -> str:
+    """Planes of the words of floats, given in float32 or float64."""
+    m, e = word.mantissa, word.exponent
+    half, bias = 1 << e, (1 << (e - 1)) - 1
+    size = g.add("Abs", number)
+    thresholds = np.array([2.0 ** (k - bias) for k in range(2, half - 1)]).reshape(-1, 1, 1)
+    below = g.add("Less", size, g.constant(thresholds, wide))
+    count = g.sum_planes(g.add("Where", below, g.constant(0, wide), g.constant(1, wide)))
+    # size · 2^m / 2^(count + 1 - bias) in two steps, since that factor alone may be out of range
+    factors = [m - (k + 1 - bias) for k in range(half - 2)]
+    at = g.cast(count, "int64")
+    for part in ([2.0 ** (f // 2) for f in factors], [2.0 ** (f - f // 2) for f in factors]):
+        size = g.add("Mul", size, g.add("Gather", g.constant(part, wide), at))
+    special = g.add("Not", g.add("Less", g.add("Abs", number), g.constant(np.inf, wide)))
+    nan = g.add("IsNaN", number)
+    width = min(word.bits, 32 if wide == "float64" else 16)
+    split = word.bits > width
+    step = 2.0**width
+    upper = g.add("Floor", g.add("Mul", size, g.constant(1 / step, wide))) if split else size
+    infinity = ((half - 1) << m) >> (width if split else 0)
+    quiet = infinity + (1 << (m - 1 - (width if split else 0)))
+    high = g.add("Add", upper, g.add("Mul", count, g.constant(2.0 ** (m - (width if split else 0)), wide)))
+    patch = g.add("Where", nan, g.constant(quiet, wide), g.constant(infinity, wide))
+    high = g.add("Where", special, patch, high)
+    minus = g.add("Where", _sign(g, number, wide), g.constant(2.0 ** (word.bits - 1 - (width if split else 0)), wide),
+                  g.constant(0, wide))  # fmt: skip
+    planes_ = _bits_of(g, g.add("Add", high, minus), width if split else word.bits, wide)
+    if not split:
+        return planes_
+    low = g.add("Sub", size, g.add("Mul", upper, g.constant(step, wide)))
+    low = g.add("Where", special, g.constant(0, wide), low)
+    return g.add("Concat", _bits_of(g, low, width, wide), planes_, axis=0)
+
+
+def _bits_of(g: Nodes, number: str, bits: int, wide: str) -> str:
+    """Planes of whole numbers that are held as floats: the bit is 0 where the half's fraction is below one half."""
+    shifted = g.add("Mul", number, g.constant(np.array([2.0 ** -(i + 1) for i in range(bits)]).reshape(-1, 1, 1), wide))
+    fraction = g.add("Sub", shifted, g.add("Floor", shifted))
+    return g.add("Less", fraction, g.constant(0.5, wide))
+
+
+def _float8(g: Nodes, word: Word, value: str, keep: str, flip: str) -> str:
+    """Floats of 8 bits, given in float32: the word of a positive number is its rank among all of them."""
+    table = word.values(np.arange(256, dtype=np.uint64)).astype(np.float32)
+    positive = table[1:128]
+    ranks = positive[~np.isnan(positive)].reshape(-1, 1, 1)
+    below = g.add("Less", g.add("Abs", value), g.constant(ranks, "float32"))
+    count = g.sum_planes(g.add("Where", below, g.constant(0, "float32"), g.constant(1, "float32")))
+    minus = g.add("Where", _sign(g, value, "float32"), g.constant(128, "float32"), g.constant(0, "float32"))
+    nan = int(word.words(np.array([np.nan]))[0])
+    number = g.add("Where", g.add("IsNaN", value), g.constant(nan, "float32"), g.add("Add", count, minus))
+    zeros = _struck(g, _bits_of(g, number, 8, "float32"), keep, flip)
+    result = g.cast(_weighted(g, zeros, [2.0**i for i in range(8)], "float32"), "int64")
+    return g.add("Gather", g.constant(table, "float32"), result)
+
+
+def carried(word: Word) -> str:
+    """The format in which a tensor travels through gather and scatter, which have no kernels for narrow ones."""
+    if word.is_float and word.bits == 8:
+        return "float32"
+    if word.bits < 8 and word.name != "bool":
+        return "int8" if word.signed else "uint8"
+    return word.name
+
+
+def there_and_back(g: Nodes, word: Word, value: str, *, back: bool = False, name: str = "") -> str:
+    """Convert a whole tensor to the format in which it travels, or back from it."""
+    if carried(word) == word.name:
+        return value
+    exact = {"saturate": 0} if back and word.is_float else {}
+    return g.add("Cast", value, to=NUMBER[word.name if back else carried(word)], name=name, **exact)
+
+
+__all__ = [
+    "NUMBER",
+    "Nodes",
+    "body_for",
+    "carried",
+    "opset_of",
+    "plane_values",
+    "planes",
+    "strike",
+    "tensor",
+    "there_and_back",
+]

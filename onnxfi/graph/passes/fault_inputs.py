@@ -1,0 +1,164 @@
+"""Arming: the columns that an armed model is fed, made of faults.
+
+A column is one slot of one site: `site` [F] says whose, `element` [S,F] which element, `keep` and `flip` [S,F] what
+becomes of its word (or `scale` and `shift`, what of its number), `first` and `last` [F] in which iterations. S is 1
+where every sample is struck alike, else a row a sample. The graph cannot see that one element is named twice (one of
+the two faults would be lost), that an index is negative (it would count from the end), or that a step never comes: all
+three are settled here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.errors import FaultError, SelectorError
+from onnxfi.faults.words import Mask
+from onnxfi.graph.dataflow.activation_targets import Activation
+from onnxfi.graph.passes.instrument import FOREVER, Armed, Strike
+
+Columns = dict[str, NDArray[Any]]
+#: What becomes of elements: a mask for the word, or a scale and a shift for the number.
+_Cell = dict[int, Mask | tuple[float, float]]
+
+
+def columns(
+    armed: Armed, strikes: Sequence[Strike], *, batch: int | None = None, trips: Mapping[str, int] | None = None
+) -> Columns:
+    """What to feed so that these faults strike; nothing but empty columns where there are none.
+
+    `batch` is the number of samples that will run, needed where a fault names its sample; `trips` the iterations of
+    the loops around targets, by target id. Raises SelectorError for an element, sample or step that is not there, and
+    FaultError for a fault that is no mask (where numbers change: no scale and shift); both name the site.
+
+    >>> from onnxfi.faults.space import Selector
+    >>> from onnxfi.graph.dataflow.activation_targets import activations, choose
+    >>> from onnxfi.graph.passes.instrument import arm
+    >>> from onnxfi.graph.model.loading import load, parse
+    >>> model = load("models/fashion_cnn.onnx")
+    >>> armed = arm(parse(model), choose(activations(model), Selector(include=("=relu",))).activations)
+    >>> fed = columns(armed, [Strike(armed.sites[0], 7, Mask(0xFFFFFFFF, 1 << 30))])
+    >>> {name: column.tolist() for name, column in fed.items()}["onnxfi.flip"]
+    [[1073741824]]
+    """
+    number = {(a.path, a.name): k for k, a in enumerate(armed.sites)}
+    by_site: dict[int, list[Strike]] = {}
+    for strike in strikes:
+        a = strike.activation
+        if (a.path, a.name) not in number:
+            raise SelectorError(f"{a.target.id!r} is not armed in this model; instrument it with --include '={a.name}'")
+        _check(armed, strike, batch, (trips or {}).get(a.target.id))
+        by_site.setdefault(number[a.path, a.name], []).append(strike)
+    rows = 1 if all(s.sample is None for s in strikes) else batch or 1
+    slots = [
+        (site, first, last, cells)
+        for site, mine in sorted(by_site.items())
+        for first, last, now in _intervals(mine)
+        for cells in [_rows(now, rows)]
+    ]
+    return _laid_out(armed, slots, rows)
+
+
+def _laid_out(armed: Armed, slots: Sequence[tuple[int, int, int, list[_Cell]]], rows: int) -> Columns:
+    widths = [max(len(cell) for cell in cells) for *_, cells in slots]
+    total = sum(widths)
+    change, kind = (("scale", "shift"), np.float64) if armed.values else (("keep", "flip"), np.uint64)
+    nothing = (1.0, -0.0) if armed.values else Mask((1 << 64) - 1, 0)
+    pair: list[NDArray[Any]] = [np.zeros((rows, total), kind) for _ in change]
+    element = np.zeros((rows, total), np.int64)
+    steps = {name: np.zeros(total, np.int64) for name in ("site", "first", "last")}
+    at = 0
+    for (site, first, last, cells), width in zip(slots, widths, strict=True):
+        here = slice(at, at + width)
+        for name, value in (("site", site), ("first", first), ("last", last)):
+            steps[name][here] = value
+        for row, cell in enumerate(cells):
+            # A row with fewer faults says its last one again, which writes the same; one without says nothing.
+            known = list(cell.items()) or [(0, nothing)]
+            known += [known[-1]] * (width - len(known))
+            element[row, here] = [element for element, _ in known]
+            words = [(word.keep, word.flip) if isinstance(word, Mask) else word for _, word in known]
+            for column, k in zip(pair, (0, 1), strict=True):
+                column[row, here] = np.array([word[k] for word in words], kind)
+        at += width
+    told = [column if armed.values else column.view(np.int64) for column in pair]
+    made = {"element": element, **dict(zip(change, told, strict=True))}
+    wanted = [name.rpartition(".")[2] for name in armed.inputs]
+    return {f"{armed.prefix}.{name}": (made | steps)[name] for name in wanted}
+
+
+def _intervals(strikes: Sequence[Strike]) -> list[tuple[int, int, list[Strike]]]:
+    """The iterations cut where some fault begins or ends, and the faults of each piece."""
+    edges = sorted({s.first for s in strikes} | {s.last + 1 for s in strikes})
+    pieces = []
+    for start, end in pairwise(edges):
+        now = [s for s in strikes if s.first <= start and end - 1 <= s.last]
+        if now:
+            pieces.append((start, end - 1, now))
+    return pieces
+
+
+def _rows(strikes: Sequence[Strike], rows: int) -> list[_Cell]:
+    """For each row what becomes of every struck element, faults of one element merged in order."""
+    cells: list[_Cell] = [{} for _ in range(rows)]
+    for s in strikes:
+        for row in range(rows) if s.sample is None else [s.sample]:
+            old = cells[row].get(s.element)
+            if s.mask is not None:
+                cells[row][s.element] = old.then(s.mask) if isinstance(old, Mask) else s.mask
+            else:
+                cells[row][s.element] = (s.scale, s.shift)
+                if isinstance(old, tuple):
+                    cells[row][s.element] = (old[0] * s.scale, old[1] * s.scale + s.shift)
+    return cells
+
+
+def _check(armed: Armed, s: Strike, batch: int | None, trips: int | None) -> None:
+    a = s.activation
+    where = site_text(s)
+    if s.mask is None and not armed.values:
+        raise FaultError(
+            f"{where}: a value fault cannot be fed to a file whose words are struck; instrument it with --values, "
+            f"bake it (onnxfi inject), or use a mask, as set-word"
+        )
+    if s.mask is not None and armed.values:
+        raise FaultError(f"{where}: a mask cannot be fed to a file whose numbers are changed; instrument it without")
+    if s.mask is not None and (s.mask.keep >> a.target.word.bits or s.mask.flip >> a.target.word.bits):
+        raise FaultError(f"{where}: the mask has more than the {a.target.word.bits} bits of {a.target.dtype}")
+    check_place(a, s, batch)
+    check_step(s, trips)
+
+
+def check_step(s: Strike, trips: int | None) -> None:
+    """Refuse a step that does not come, where it is known how often the loop turns."""
+    if trips == 0:
+        raise SelectorError(f"{site_text(s)}: the loop does not turn on this data, so it has no step")
+    if trips is not None and s.first >= trips:
+        raise SelectorError(f"{site_text(s)}: the loop has {trips} iterations, steps are 0 to {trips - 1}")
+
+
+def check_place(a: Activation, s: Strike, batch: int | None) -> None:
+    """Refuse an element, sample or step that is not there."""
+    where = site_text(s)
+    if s.element < 0 or (a.shaped and s.element >= a.target.size):
+        raise SelectorError(f"{where}: elements of {a.target.id!r} are 0 to {a.target.size - 1}")
+    if s.sample is not None and a.axis is None:
+        raise SelectorError(f"{where}: {a.target.id!r} has {a.unaxed}, so no sample can be named; leave it out")
+    if s.sample is not None and (batch is None or not 0 <= s.sample < batch):
+        allowed = "give the batch size" if batch is None else f"samples are 0 to {batch - 1}"
+        raise SelectorError(f"{where}: no sample {s.sample}; {allowed}")
+    if not a.loop and (s.first, s.last) != (0, FOREVER):
+        raise SelectorError(f"{where}: {a.target.id!r} lies in no loop, so it has no step; leave @step out")
+    if not 0 <= s.first <= s.last:
+        raise SelectorError(f"{where}: steps count from 0")
+
+
+def site_text(s: Strike) -> str:
+    """How a message names the place of a fault."""
+    sample = "" if s.sample is None else f"@sample={s.sample}"
+    step = "" if (s.first, s.last) == (0, FOREVER) else f"@step={s.first}"
+    return f"{s.activation.target.id}[{s.element}]{sample}{step}"

@@ -1,0 +1,353 @@
+"""Neurons: the spiking layers of a model, found in its graph.
+
+A step of integrate-and-fire neurons is a comparison of a membrane potential with a constant, whose outcome becomes a
+number, where the potential comes from the potential of the step before by elementwise operators alone. Unrolled graphs
+have a copy of it for each step; in the body of a Scan or Loop the potential before is a state. Steps are grouped over
+time into layers, and in each the places are known where threshold, leak, reset and spikes enter.
+
+Neurons of other kinds are said by a mapping (`mapped`): their tensors by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.errors import ModelError
+from onnxfi.graph.dataflow.activation_targets import activations, graphs, labels
+from onnxfi.graph.dataflow.sample_axis import Dims
+from onnxfi.graph.model.layers import layer_of, owner_in_name
+from onnxfi.graph.model.loading import Model, parse
+from onnxfi.graph.model.protobuf_scan import text
+from onnxfi.graph.spiking.membrane_steps import Chain, carried, chained, class_of, initial, spiking_class, threshold_of
+from onnxfi.graph.spiking.pattern_graph import Cone, Fire, Use
+
+if TYPE_CHECKING:
+    import onnx
+
+_DAMAGE = (IndexError, KeyError, ValueError, TypeError, AttributeError, StopIteration, RecursionError)
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A parameter of a layer's neurons: its value, the stored tensors that it comes from, and where it is used."""
+
+    name: str
+    value: NDArray[Any] = field(repr=False, compare=False)
+    origins: tuple[str, ...] = ()
+    uses: tuple[Use, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a layer: the tensors of its membrane potential and of its spikes.
+
+    `inner` are the uses of both by the layer itself: those in the next step. `resets` are those of them through which
+    a spike resets its neuron.
+    """
+
+    membrane: str
+    spike: str
+    inner: tuple[Use, ...] = field(default=(), repr=False)
+    resets: tuple[Use, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class SpikingLayer:
+    """Neurons that spike, all of them in all their steps.
+
+    `shape` are the neurons of one sample (None: the file does not say it), `path` the graph that they lie in, `trips`
+    how many steps there are (None: only a run tells), `reset` subtract, zero or none.
+    """
+
+    name: str
+    kind: str
+    path: str
+    shape: tuple[int, ...] | None
+    steps: tuple[Step, ...]
+    trips: int | None
+    variables: tuple[Variable, ...]
+    reset: str
+    loop: str = ""
+
+    @property
+    def neurons(self) -> int | None:
+        """How many neurons a sample has."""
+        return None if self.shape is None else int(np.prod(self.shape, dtype=np.int64))
+
+    def variable(self, name: str) -> Variable | None:
+        """A parameter by its name: threshold, leak or refractory."""
+        return next((v for v in self.variables if v.name == name), None)
+
+
+@dataclass(frozen=True)
+class TimeAxis:
+    """An axis that counts the steps: of an input, of an output, or of a tensor inside that is folded over time."""
+
+    tensor: str
+    axis: int
+    role: str
+
+
+@dataclass(frozen=True)
+class Spiking:
+    """What a search found: the layers in file order, the axes of time, and what there is to say."""
+
+    layers: tuple[SpikingLayer, ...]
+    axes: tuple[TimeAxis, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def find(model: Model) -> Spiking:
+    """The spiking layers of a model, by pattern; their names are those of the source framework's modules.
+
+    ModelError for a damaged graph.
+
+    >>> from onnxfi.graph.model.loading import load
+    >>> found = find(load("models/fashion_snn.onnx"))
+    >>> [(layer.name, layer.shape, layer.trips, layer.reset) for layer in found.layers][-1]
+    ('lif3', (10,), 8, 'subtract')
+    """
+    proto = parse(model)
+    try:
+        return _found(model, proto)
+    except _DAMAGE as error:  # a node without the inputs or attributes that its operator has
+        what = f"{type(error).__name__} {error}"[:120]
+        raise ModelError(f"{model.name}: neurons cannot be looked for, since the graph is damaged ({what})") from None
+
+
+def _found(model: Model, proto: onnx.ModelProto) -> Spiking:
+    from onnxfi.graph.spiking.time_axes import time_axes, trips_of
+
+    cones: dict[str, Cone] = {}
+    layers: list[SpikingLayer] = []
+    strangers: dict[str, str] = {}
+    notes: list[str] = []
+    for path, graph, around in graphs(proto):
+        outer = cones.get(path.rpartition("::")[0].rpartition("::")[0] + "::" if path.count("::") > 1 else "")
+        cone = cones[path] = Cone(path, graph, outer if path else None)
+        fires: dict[str, list[Fire]] = {}
+        for fire in cone.fires():
+            fires.setdefault(fire.membrane, []).append(fire)
+        loop = around[-1] if around and around[-1].op_type in ("Scan", "Loop") else None
+        chains = carried(cone, fires, loop) if loop is not None else chained(cone, fires)
+        found = [_layer(cone, chain, fires, loop) for chain in chains]
+        if loop is not None and found:
+            trips = trips_of(loop, cone.outer or cone, proto)
+            found = [replace(layer, trips=trips) for layer in found]
+        found, partly = _whole(cone, fires, chains, _merged(found))
+        layers += found
+        strangers |= _strangers(graph, [*found, *partly])
+        notes += [
+            f"{layer.name!r}: steps of its neurons were found in part only; describe them in a mapping file"
+            for layer in partly
+        ]
+    named = _shaped(model, _named(layers))
+    notes += [
+        f"{scope!r} is a {kind} of snntorch, but its neurons were not found; describe them in a mapping file"
+        for scope, kind in strangers.items()
+    ]
+    return Spiking(tuple(named), time_axes(proto, named) if named else (), tuple(notes))
+
+
+def _layer(cone: Cone, chain: Chain, fires: Mapping[str, list[Fire]], loop: onnx.NodeProto | None) -> SpikingLayer:
+    """A chain as a layer, with the places where its parameters enter."""
+    threshold, leak, resets = list[Use](), list[Use](), set[str]()
+    steps: list[Step] = []
+    for k, name in enumerate(chain.membranes):
+        own, before = chain.nodes[k], chain.before[k]
+        later = [fire for one in chain.later(k) for fire in fires[one]]
+        threshold += [fire.threshold for fire in (*fires[name], *later)]
+        following = chain.after if loop is not None else chain.nodes[k + 1] if k + 1 < len(chain.nodes) else frozenset()
+        steps.append(_step(cone, fires[name], later, name, following))
+        if not before:
+            if len(chain.membranes) > 1 and initial(cone, name):
+                steps = []  # the potential before the first step
+            continue
+        earlier = (before, *chain.later(k - 1)) if loop is None else (before,)
+        fired = {fire.spike for one in earlier for fire in fires.get(one, [])} | (
+            {f.spike for f in fires[name]} if chain.after else set()
+        )
+        if loop is not None:
+            threshold += [fire.threshold for fire in fires.get(before, [])]
+            extra = tuple(_uses(cone, fired, own | chain.after))
+            steps[-1] = replace(steps[-1], resets=tuple(dict.fromkeys((*steps[-1].resets, *extra))))
+        way = cone.between(before, set(own))
+        leak += [use for n in sorted(way) for use in cone.factor(n)][:1]
+        kind, amounts = _reset(cone, fired, own | chain.after)
+        resets |= {kind}
+        threshold += [use for use in amounts if _same(cone, use, threshold[0])]
+    kinds = resets - {"none"}
+    first = fires[chain.membranes[0]][0]
+    node = cone.graph.node[first.compare]
+    label = labels(cone.graph.node)[first.compare]
+    layer, kind = layer_of(node, label), spiking_class(cone, first)
+    owner = owner_in_name(cone.origin(text(cone.graph.node[threshold[0].node].input[threshold[0].input])))
+    layer = owner if owner.endswith(f".{layer}") else layer  # the older exporter loses the names of containers
+    variables = [_variable(cone, n, uses) for n, uses in (("threshold", threshold), ("leak", leak)) if uses]
+    return SpikingLayer(
+        layer, kind or "integrate-and-fire", cone.path, None, tuple(steps), len(steps) if loop is None else None,
+        tuple(v for v in variables if v is not None), min(kinds) if kinds else "none",
+        loop.op_type if loop is not None else "",
+    )  # fmt: skip
+
+
+def _step(cone: Cone, fires: Sequence[Fire], later: Sequence[Fire], membrane: str, following: frozenset[int]) -> Step:
+    """The spikes that leave a layer, and what of them and of the potential stays in it; `later` are of its reset."""
+    names = {fire.spike for fire in (*fires, *later)}
+    ends = {o.name for o in cone.graph.output}
+
+    def leaving(name: str) -> list[Use]:
+        return [use for use in cone.users.get(name, []) if use.node not in following]
+
+    def grades(name: str) -> list[int]:
+        """Factors behind the spikes; some lead back into the layer as well."""
+        found = [use.node for use in cone.users.get(name, []) if use.input >= 0 and cone.factor(use.node)]
+        outputs = ((node, text(cone.graph.node[node].output[0])) for node in found)
+        return [node for node, made in outputs if leaving(made) or made in ends]
+
+    spike = next((f.spike for f in fires if leaving(f.spike) or f.spike in ends), "")
+    inner = list(following)
+    if not spike:
+        graded = [(f.spike, node) for f in fires for node in grades(f.spike)]
+        spike = graded[0][0] if graded else fires[0].spike
+    graders = grades(spike) if spike not in ends else []
+    others = [use for use in leaving(spike) if use.node not in graders]
+    if len(graders) == 1 and not others:
+        names.add(spike := text(cone.graph.node[graders[0]].output[0]))
+        inner = [node for node in following if node != graders[0]]
+    uses = _uses(cone, names, inner)
+    mine = {*inner, *(n for fire in fires for n in fire.nodes)}
+    return Step(
+        membrane, spike, tuple(_uses(cone, {membrane, *names}, mine)), tuple(use for use in uses if _resets(cone, use))
+    )
+
+
+def _resets(cone: Cone, use: Use) -> bool:
+    """Whether a spike that is used so lowers the potential, or clears it; one that raises it is a recurrent synapse."""
+    seen: set[Use] = set()
+    todo = [use]
+    while todo:
+        now = todo.pop()
+        if now in seen or now.input < 0:
+            continue
+        seen.add(now)
+        node = cone.graph.node[now.node]
+        if node.op_type in ("Where", "Not", "Neg") or (node.op_type == "Sub" and now.input == 1):
+            return True
+        if node.op_type in ("Sub", "Mul", "Div", "Cast", "Identity"):
+            todo += cone.users.get(text(node.output[0]), [])
+    return False
+
+
+def _uses(cone: Cone, names: Iterable[str], nodes: Iterable[int]) -> list[Use]:
+    inside = set(nodes)
+    return [use for name in sorted(names) for use in cone.users.get(name, []) if use.node in inside and use.input >= 0]
+
+
+def _reset(cone: Cone, spikes: set[str], nodes: frozenset[int]) -> tuple[str, list[Use]]:
+    """How spikes reset: subtract (with the constants that they are multiplied with), zero, or none."""
+    kind, amounts = "none", list[Use]()
+    for use in _uses(cone, spikes, nodes):
+        node = cone.graph.node[use.node]
+        if node.op_type == "Mul" and cone.factor(use.node):
+            kind, amounts = "subtract", amounts + cone.factor(use.node)
+        elif node.op_type == "Sub" and use.input == 1:
+            kind = "zero" if cone.constant(text(node.input[0])) is not None else "subtract"
+    if kind == "none" and any(cone.graph.node[n].op_type == "Where" for n in nodes):
+        kind = "zero"
+    return kind, amounts
+
+
+def _same(cone: Cone, use: Use, other: Use) -> bool:
+    one, two = (cone.origin(text(cone.graph.node[u.node].input[u.input])) for u in (use, other))
+    return one == two
+
+
+def _variable(cone: Cone, name: str, uses: Sequence[Use]) -> Variable | None:
+    names = [text(cone.graph.node[u.node].input[u.input]) for u in uses]
+    value = cone.constant(names[0])
+    if value is None:
+        return None
+    kept = [use for use, one in zip(uses, names, strict=True) if _equal(cone.constant(one), value)]
+    return Variable(name, value, tuple(dict.fromkeys(cone.origin(n) for n in names)), tuple(dict.fromkeys(kept)))
+
+
+def _equal(one: NDArray[Any] | None, other: NDArray[Any]) -> bool:
+    return one is not None and one.shape == other.shape and one.tobytes() == other.tobytes()
+
+
+def _strangers(graph: onnx.GraphProto, found: Sequence[SpikingLayer]) -> dict[str, str]:
+    """Modules of snntorch that no layer was found in."""
+    known = {layer.name for layer in found}
+    told = {layer_of(node, ""): class_of(node) for node in graph.node if class_of(node)}
+    inside = tuple(f"{name}." for name in known)  # a module of a neuron's own, as its recurrent synapses
+    return {s: kind for s, kind in told.items() if s and s not in known and not s.startswith(inside)}
+
+
+def _merged(layers: Sequence[SpikingLayer]) -> list[SpikingLayer]:
+    """Layers of which no step comes from another, as without a reset: those of one module are its steps."""
+    out: dict[object, SpikingLayer] = {}
+    for k, layer in enumerate(layers):
+        alone = layer.trips == 1 and not layer.loop and layer.name
+        key = (layer.name, layer.path, *(v.origins for v in layer.variables)) if alone else k
+        first = out.get(key)
+        if first is None:
+            out[key] = layer
+            continue
+        variables = zip(first.variables, layer.variables, strict=True)
+        out[key] = replace(
+            first, steps=(*first.steps, *layer.steps), trips=len(first.steps) + 1,
+            variables=tuple(replace(one, uses=(*one.uses, *two.uses)) for one, two in variables),
+        )  # fmt: skip
+    return list(out.values())
+
+
+def _whole(
+    cone: Cone, fires: Mapping[str, list[Fire]], chains: Sequence[Chain], layers: Sequence[SpikingLayer]
+) -> tuple[list[SpikingLayer], list[SpikingLayer]]:
+    """The layers with all their steps, and those with whose threshold potentials of no step are compared as well."""
+    known = {
+        name for chain in chains for name in (*chain.membranes, *chain.before, *(n for a in chain.again for n in a))
+    }
+    missed = {
+        threshold_of(cone, fires, name)[0]
+        for name, here in fires.items()
+        if name not in known and any(cone.users.get(fire.spike) for fire in here) and not initial(cone, name)
+    }
+    partly = [one for one in layers if any(v.name == "threshold" and missed & {*v.origins} for v in one.variables)]
+    return [layer for layer in layers if layer not in partly], partly
+
+
+def _named(layers: Sequence[SpikingLayer]) -> list[SpikingLayer]:
+    """Give each layer a name of its own."""
+    seen: set[str] = set()
+    out = []
+    for k, layer in enumerate(layers):
+        name = layer.name or f"spiking{k}"
+        while name in seen:
+            name += f"#{k}"
+        seen.add(name)
+        out.append(replace(layer, name=name))
+    return out
+
+
+def _shaped(model: Model, layers: Sequence[SpikingLayer]) -> list[SpikingLayer]:
+    """The layers with their neurons counted, as far as shapes can be inferred."""
+    if not layers:
+        return []
+    known: dict[tuple[str, str], Dims | None] = {(a.path, a.name): a.dims for a in activations(model)}
+
+    def shape(layer: SpikingLayer) -> tuple[int, ...] | None:
+        for step in reversed(layer.steps):
+            for name in (step.membrane, step.spike):
+                dims = known.get((layer.path, name))
+                if dims and all(isinstance(n, int) for n in dims[1:]):
+                    return tuple(n for n in (dims[1:] if len(dims) > 1 else dims) if isinstance(n, int))
+        return None
+
+    return [replace(layer, shape=shape(layer)) for layer in layers]

@@ -1,0 +1,166 @@
+"""The membrane potentials of a layer of neurons, step after step, as they come from one another in a graph."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from onnxfi.graph.model.protobuf_scan import text
+from onnxfi.graph.spiking.pattern_graph import Cone, Fire
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Operators that record a membrane potential over time, and do not compute with it.
+_RECORDERS = frozenset((
+    "Unsqueeze", "Concat", "Identity", "Reshape", "SequenceInsert", "SequenceConstruct", "Flatten", "Squeeze",
+))  # fmt: skip
+_HIERARCHY = "pkg.torch.onnx.class_hierarchy"
+_CLASS = re.compile(r"snntorch\.[\w.]*\.(\w+)")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The membrane potentials of a layer in the order of its steps, and the nodes of each step."""
+
+    membranes: tuple[str, ...]
+    nodes: tuple[frozenset[int], ...]
+    #: What each step comes from: the potential before, or the state.
+    before: tuple[str, ...]
+    #: In a body: the nodes between the potential and the state that is handed on.
+    after: frozenset[int] = frozenset()
+    #: The potentials of each step after its reset, where they are compared once more.
+    again: tuple[tuple[str, ...], ...] = ()
+
+    def later(self, k: int) -> tuple[str, ...]:
+        """The potentials of a step after its reset."""
+        return self.again[k] if self.again else ()
+
+
+def chained(cone: Cone, fires: Mapping[str, list[Fire]]) -> list[Chain]:
+    """Return the potentials that come from one another, in an unrolled graph."""
+    before: dict[str, str] = {}
+    nodes: dict[str, frozenset[int]] = {}
+    again: dict[str, tuple[str, ...]] = {}
+    for name in sorted(fires, key=lambda one: cone.maker.get(one, -1)):
+        way, leaves = cone.back(name, fires)
+        nodes[name] = frozenset(way)
+        mine = [leaf for leaf in leaves if leaf in fires and _leads(cone, leaf, way)]
+        # Where a potential is computed anew in each step, the spikes of the step before reset what it is computed from.
+        mine = mine or [one for one in fires if one != name and any(fire.compare in way for fire in fires[one])]
+        if not mine:
+            continue
+        # The latest: a state of the first step may reach into all of them.
+        old = max(
+            mine,
+            key=lambda one: (
+                threshold_of(cone, fires, one) == threshold_of(cone, fires, name),
+                cone.maker.get(one, -1),
+            ),
+        )
+        if _within_step(cone, fires, old, way, leaves):
+            again[old] = (*again.get(old, ()), name)
+            continue
+        step = next((one for one, later in again.items() if old in later), old)
+        for later in again.get(step, ()):
+            nodes[name] |= nodes[later]
+        before[name] = step
+    later_ones = {name for names in again.values() for name in names}
+    after = {old: new for new, old in before.items()}
+    chains = []
+    for head in (name for name in fires if name not in before and name not in later_ones):
+        names = [head]
+        while names[-1] in after and len(names) <= len(fires):
+            names.append(after[names[-1]])
+        fits = len(names) > 1 and all(_only_neurons(cone, fires, nodes, names, k) for k in range(1, len(names)))
+        if fits or (len(names) == 1 and spiking_class(cone, fires[head][0])):
+            steps = (frozenset[int]() if _heavy(cone, head) else nodes[head], *(nodes[n] for n in names[1:]))
+            chains.append(Chain(tuple(names), steps, ("", *names[:-1]), again=tuple(again.get(n, ()) for n in names)))
+    return chains
+
+
+def _within_step(cone: Cone, fires: Mapping[str, list[Fire]], old: str, way: set[int], leaves: set[str]) -> bool:
+    """Whether a potential is the one before, after its reset in the same step: no current and no leak lie between."""
+    current = any(leaf not in fires and cone.constant(leaf) is None for leaf in leaves)
+    return not current and not any(cone.factor(n) for n in cone.between(old, way)) and bool(cone.between(old, way))
+
+
+def initial(cone: Cone, name: str) -> bool:
+    """Whether a potential is that before the first step: no number of the model's inputs goes into it."""
+    seen: set[str] = set()
+    todo = [name]
+    while todo:
+        now = todo.pop()
+        if now in seen or cone.constant(now) is not None:
+            continue
+        seen.add(now)
+        if now not in cone.maker:
+            return False
+        node = cone.graph.node[cone.maker[now]]
+        if node.op_type not in ("Shape", "Size"):
+            todo += [text(one) for one in node.input if one]
+    return True
+
+
+def _heavy(cone: Cone, name: str) -> bool:
+    return name in cone.maker and not cone.back(name, {})[0]
+
+
+def _leads(cone: Cone, start: str, way: set[int]) -> bool:
+    return bool(cone.between(start, way))
+
+
+def threshold_of(cone: Cone, fires: Mapping[str, list[Fire]], name: str) -> tuple[str, tuple[int, ...]]:
+    """Return the stored tensor that a potential is compared with, and its shape."""
+    fire = fires[name][0]
+    limit = text(cone.graph.node[fire.threshold.node].input[fire.threshold.input])
+    value = cone.constant(limit)
+    return cone.origin(limit), () if value is None else value.shape
+
+
+def _only_neurons(
+    cone: Cone, fires: Mapping[str, list[Fire]], nodes: Mapping[str, frozenset[int]], names: Sequence[str], k: int
+) -> bool:
+    """Whether a potential goes nowhere but into its comparisons, the next step, and records."""
+    allowed = {n for fire in fires[names[k]] for n in fire.nodes}
+    allowed |= nodes[names[k + 1]] if k + 1 < len(names) else set()
+    users = {use.node for use in cone.users.get(names[k], [])}
+    return all(n in allowed or cone.graph.node[n].op_type in _RECORDERS for n in users)
+
+
+def carried(cone: Cone, fires: Mapping[str, list[Fire]], loop: onnx.NodeProto) -> list[Chain]:
+    """Potentials that a loop carries from step to step."""
+    body = cone.graph
+    skip = 0
+    if loop.op_type == "Scan":
+        scanned = next(a.i for a in loop.attribute if a.name == "num_scan_inputs")
+        states = [text(v.name) for v in body.input[: len(body.input) - scanned]]
+    else:
+        states, skip = [text(v.name) for v in body.input[2:]], 1
+    handed = [text(v.name) for v in body.output[skip : skip + len(states)]]
+    chains = []
+    for name in (n for n in fires if n not in states):
+        others = {n: None for n in (*states, *fires)}
+        way, leaves = cone.back(name, others)
+        for state, out in zip(states, handed, strict=False):
+            rest, ends = cone.back(out, {name: None}, first=False)
+            if state in leaves and (out == name or name in ends):
+                after = frozenset(rest) if out != name else frozenset[int]()
+                chains.append(Chain((name,), (frozenset(way),), (state,), after))
+                break
+    return chains
+
+
+def spiking_class(cone: Cone, fire: Fire) -> str:
+    """The neuron class of the source framework that a node tells; '' where it tells none."""
+    return class_of(cone.graph.node[fire.compare])
+
+
+def class_of(node: onnx.NodeProto) -> str:
+    """Return the neuron class of snntorch that a node comes from; \'\' where it says none."""
+    for entry in node.metadata_props:
+        if entry.key == _HIERARCHY and (match := _CLASS.search(text(entry.value))):
+            return match[1]
+    return ""

@@ -1,0 +1,228 @@
+"""What the search for neurons asks of one graph: constants, comparisons, and the elementwise way back from a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.graph.dataflow.activation_targets import captured
+from onnxfi.graph.model.protobuf_scan import text
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Operators between a state and the next one: each neuron for itself.
+ELEMENTWISE = frozenset(
+    ["Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Clip", "Neg", "Max", "Min", "Sum", "Not"]
+)
+_COMPARE = {"Greater": 0, "GreaterOrEqual": 0, "Less": 1, "LessOrEqual": 1}
+#: What every model with spikes has one of.
+MAKES_SPIKES = frozenset(_COMPARE)
+#: Operators that a constant may pass before it is used.
+_FOLDED = frozenset((
+    "Identity", "Cast", "Clip", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Flatten", "Neg", "Exp", "Sigmoid", "Add",
+    "Sub", "Mul", "Div",
+))  # fmt: skip
+#: Elements of a constant that the search looks at.
+_MOST_ELEMENTS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Use:
+    """Where a value enters a node: the number of the node in its graph, and of the input."""
+
+    node: int
+    input: int
+
+
+@dataclass(frozen=True)
+class Fire:
+    """A comparison of a membrane potential with a threshold, and what becomes of it: 0 or 1, as a number."""
+
+    compare: int
+    membrane: str
+    threshold: Use
+    nodes: frozenset[int]
+    spike: str
+
+
+@dataclass
+class Cone:
+    """One graph: who makes and uses each name, and what is constant in it."""
+
+    path: str
+    graph: onnx.GraphProto
+    outer: Cone | None = None
+    _known: dict[str, NDArray[Any] | None] = field(default_factory=dict)
+
+    @cached_property
+    def maker(self) -> dict[str, int]:
+        """The node that puts out each name."""
+        return {text(name): k for k, node in enumerate(self.graph.node) for name in node.output if name}
+
+    @cached_property
+    def users(self) -> dict[str, list[Use]]:
+        """Where each name is used; a body that captures it counts as input −1."""
+        found: dict[str, list[Use]] = {}
+        for k, node in enumerate(self.graph.node):
+            for place, name in enumerate(node.input):
+                found.setdefault(text(name), []).append(Use(k, place))
+            for name in set(captured(node)):
+                found.setdefault(text(name), []).append(Use(k, -1))
+        return found
+
+    @cached_property
+    def _stored(self) -> dict[str, onnx.TensorProto]:
+        held = {text(t.name): t for t in self.graph.initializer}
+        for node in self.graph.node:
+            if node.op_type == "Constant":
+                held |= {text(node.output[0]): a.t for a in node.attribute if a.HasField("t")}
+        return held
+
+    def constant(self, name: str, depth: int = 0) -> NDArray[Any] | None:
+        """The value of a name that no input of the model changes; None for all others."""
+        if name not in self._known:
+            self._known[name] = None  # where a damaged graph goes in circles
+            self._known[name] = self._constant(name, depth)
+        return self._known[name]
+
+    def _constant(self, name: str, depth: int) -> NDArray[Any] | None:
+        from onnx import numpy_helper
+
+        if name in self._stored:
+            tensor = self._stored[name]
+            small = np.prod([float(n) for n in tensor.dims]) <= _MOST_ELEMENTS
+            return np.asarray(numpy_helper.to_array(tensor)) if small and tensor.data_location != 1 else None
+        if name not in self.maker:
+            here = name in {i.name for i in self.graph.input}
+            return None if here or self.outer is None else self.outer.constant(name)
+        node = self.graph.node[self.maker[name]]
+        if node.op_type not in _FOLDED or depth > 8:
+            return None
+        given = [self.constant(text(n), depth + 1) if n else None for n in node.input]
+        if any(value is None and n for value, n in zip(given, node.input, strict=True)):
+            return None
+        return _computed(node, {text(n): v for n, v in zip(node.input, given, strict=True) if v is not None})
+
+    def origin(self, name: str) -> str:
+        """The stored tensor that a constant comes from, through what only converts it."""
+        for _ in range(8):
+            if name in self._stored or name not in self.maker:
+                break
+            node = self.graph.node[self.maker[name]]
+            live = [text(n) for n in node.input if n]
+            if node.op_type not in _FOLDED or not live:
+                break
+            name = live[0]
+        return name
+
+    def factor(self, number: int) -> list[Use]:
+        """Return the constant that a node multiplies with; nothing for other nodes."""
+        node = self.graph.node[number]
+        if node.op_type != "Mul":
+            return []
+        return [Use(number, k) for k, name in enumerate(node.input) if self.constant(text(name)) is not None]
+
+    def fires(self) -> Iterator[Fire]:
+        """Every comparison with a constant whose outcome becomes a number."""
+        for k, node in enumerate(self.graph.node):
+            side = _COMPARE.get(node.op_type)
+            if side is None or len(node.input) != 2:
+                continue
+            value, limit = text(node.input[side]), text(node.input[1 - side])
+            given = self.constant(limit)
+            if given is None or self.constant(value) is not None:
+                continue
+            spike = self._number(text(node.output[0]))
+            if spike is None:
+                continue
+            maker = self.maker.get(value, -1)
+            shifted = self.graph.node[maker] if maker >= 0 else None
+            lowered = shifted is not None and shifted.op_type == "Sub" and not given.any()
+            if shifted is not None and lowered and self.constant(text(shifted.input[1])) is not None:
+                yield Fire(k, text(shifted.input[0]), Use(maker, 1), frozenset((k, maker, spike[0])), spike[1])
+                continue
+            yield Fire(k, value, Use(k, 1 - side), frozenset((k, spike[0])), spike[1])
+
+    def _number(self, truth: str) -> tuple[int, str] | None:
+        """The node that makes 0 or 1 of a truth value, and its output."""
+        for use in self.users.get(truth, []):
+            node = self.graph.node[use.node]
+            if node.op_type == "Cast" and any(a.name == "to" and a.i in (1, 10, 11, 16) for a in node.attribute):
+                return use.node, text(node.output[0])
+            choices = [self.constant(text(n)) for n in node.input[1:]] if node.op_type == "Where" else []
+            if use.input == 0 and choices and all(c is not None and np.isin(c, (0, 1)).all() for c in choices):
+                return use.node, text(node.output[0])
+        return None
+
+    def back(self, name: str, ends: Mapping[str, Any], *, first: bool = True) -> tuple[set[int], set[str]]:
+        """The elementwise nodes on the way back from a value, and the `ends` and bare names that it comes to.
+
+        Comparisons belong to the way, but nobody goes on behind them.
+        """
+        nodes: set[int] = set()
+        leaves: set[str] = set()
+        todo = [name]
+        while todo:
+            now = todo.pop()
+            if now in ends and not (first and now == name):
+                leaves.add(now)
+                continue
+            maker = self.maker.get(now)
+            if maker is None:
+                leaves.add(now)
+                continue
+            node = self.graph.node[maker]
+            if maker in nodes or self.constant(now) is not None:
+                continue
+            if node.op_type in _COMPARE:
+                nodes.add(maker)
+                before = self.maker.get(text(node.input[_COMPARE[node.op_type]]), -1)
+                if before >= 0 and self.graph.node[before].op_type == "Sub":
+                    nodes.add(before)
+                continue
+            if node.op_type not in ELEMENTWISE:
+                leaves.add(now)
+                continue
+            nodes.add(maker)
+            todo += [text(n) for n in node.input if n]
+        return nodes, leaves
+
+    def between(self, start: str, nodes: set[int]) -> set[int]:
+        """Those of the nodes that change with `start` without a comparison between."""
+        reached: set[int] = set()
+        todo = [start]
+        while todo:
+            for use in self.users.get(todo.pop(), []):
+                node = self.graph.node[use.node]
+                if use.node in nodes and use.node not in reached and node.op_type not in _COMPARE:
+                    reached.add(use.node)
+                    todo += [text(n) for n in node.output]
+        return reached
+
+
+def _computed(node: onnx.NodeProto, given: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
+    """What a node makes of constants; None where onnx's reference cannot say it."""
+    import onnx
+    from onnx import helper
+    from onnx.reference import ReferenceEvaluator
+
+    if any(value.size > _MOST_ELEMENTS for value in given.values()):
+        return None
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), None)
+        for name, value in given.items()
+    ]
+    output = onnx.ValueInfoProto(name=node.output[0])
+    graph = helper.make_graph([node], "constant", inputs, [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    try:
+        found: list[Any] = list(ReferenceEvaluator(model).run(None, dict(given)))
+    except Exception:  # an operator that onnx's reference does not compute so: then it is no constant to us
+        return None
+    return np.asarray(found[0])

@@ -1,0 +1,78 @@
+"""The bytes that make a stored word another: overwritten where they lie, or put in and taken out."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.faults.space import Index, Target
+from onnxfi.faults.words import Words
+from onnxfi.graph.model.byte_source import Read
+from onnxfi.graph.model.loading import byte_offsets
+from onnxfi.graph.model.protobuf_scan import Frame, Record, numbers_in, varint
+from onnxfi.graph.model.targets import Place
+
+#: Offsets in a file, and the bytes that they take.
+Patch = tuple[NDArray[np.int64], NDArray[np.uint8]]
+#: The messages around, whose lengths follow; start and end of what goes; and what comes in its place.
+Splice = tuple[tuple[Frame, ...], int, int, bytes]
+
+
+def byte_edits(read: Read, target: Target, spot: Place, index: Index, words: Words) -> Patch:
+    """Words that lie as they are: the offset and value of each byte that they take."""
+    offsets, shifts = byte_offsets(target, spot, index)
+    if target.word.bits >= 8:
+        size = target.word.storage // 8
+        values = words.astype(target.word.carrier).view(np.uint8).reshape(-1, size)
+        return (offsets[:, None] + np.arange(size)).ravel(), values.ravel()
+    cells: dict[int, int] = {}
+    for at, shift, word in zip(offsets.tolist(), shifts.tolist(), words.tolist(), strict=True):
+        reach = range(at, at + (shift + target.word.storage + 7) // 8)
+        old = bytes(cells[byte] if byte in cells else read(byte, byte + 1)[0] for byte in reach)
+        new = _within(int.from_bytes(old, "little"), shift, word, target)
+        cells.update(zip(reach, new.to_bytes(len(old), "little"), strict=True))
+    return np.array(list(cells), np.int64), np.array(list(cells.values()), np.uint8)
+
+
+def _within(number: int, shift: int, word: int, target: Target) -> int:
+    """A number with the word that begins at bit `shift` of it replaced, all its other bits as they are."""
+    return number & ~(target.word.full << shift) | (word << shift)
+
+
+def varint_edits(
+    read: Read, target: Target, spot: Place, record: Record, index: Index, words: Words
+) -> tuple[list[Patch], list[Splice]]:
+    """Words in a list of varints: overwritten where the length stays, else spliced. `index` ascends."""
+    patches: list[Patch] = []
+    splices: list[Splice] = []
+    entries, positions = np.divmod(index, spot.per_entry)
+    done = 0
+    for run in spot.runs:
+        frames = record.frames + ((record.packed[run[0]],) if run[0] in record.packed else ())
+        for values, starts, ends in numbers_in(read, run):
+            low, high = np.searchsorted(entries, [done, done + len(values)]).tolist()
+            numbers: dict[int, int] = {}
+            for k in range(low, high):
+                entry = int(entries[k]) - done
+                old = numbers.get(entry, int(values[entry]))
+                numbers[entry] = _entry(old, int(positions[k]), int(words[k]), target)
+            for entry, number in numbers.items():
+                start, end, new = int(starts[entry]), int(ends[entry]), varint(number)
+                if len(new) == end - start == 10:  # the last byte holds one bit; what else is there, parsers skip
+                    new = new[:9] + bytes([new[9] | read(end - 1, end)[0] & 0x7E])
+                if len(new) == end - start:
+                    patches.append((np.arange(start, end), np.frombuffer(new, np.uint8)))
+                elif number != int(values[entry]):
+                    splices.append((frames, start, end, new))
+            done += len(values)
+    return patches, splices
+
+
+def _entry(number: int, position: int, word: int, target: Target) -> int:
+    """One number of a typed field with one of its words replaced; a signed one keeps its sign extension."""
+    new, bits = _within(number, position * target.word.storage, word, target), target.word.bits
+    if target.word.signed and not target.word.is_float and 8 <= bits < 64:
+        above = number >> (bits - 1)
+        if above in (0, (1 << (65 - bits)) - 1):
+            return word - (1 << bits) if word >> (bits - 1) else word
+    return new

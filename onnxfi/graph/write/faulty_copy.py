@@ -1,0 +1,317 @@
+"""Mutating: write a copy of a model in which some words are others, and nothing else is.
+
+The copy is made byte for byte and patched where the struck words lie. Only where a number of variable length changes
+its length (weights in typed integer fields), or external data gets a new name, are bytes put in or taken out, and the
+lengths of the messages around them written anew. External data is copied and patched piece by piece. Nothing is
+written before everything is checked; a temporary name, fsync and rename leave no half file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from onnxfi.errors import FaultListError, ModelError, OutputError
+from onnxfi.faults.models import FaultModel
+from onnxfi.faults.trials import Faults, concat, resolve
+from onnxfi.faults.words import Words
+from onnxfi.graph.model.byte_source import Source
+from onnxfi.graph.model.loading import Model, by_target
+from onnxfi.graph.model.protobuf_scan import Frame, varint
+from onnxfi.graph.write.byte_edits import Patch, Splice, byte_edits, varint_edits
+from onnxfi.graph.write.output_file import check_place, temporary, written
+
+#: Told how much is done, and how much there is.
+Progress = Callable[[int, int], None]
+#: A piece is read, hashed twice, patched and written while it is in the processor's cache.
+_CHUNK = 1 << 20
+#: Zeros of this length are not written: more than a file system's block, so that few holes cost few calls.
+_HOLE = bytes(1 << 16)
+#: Pieces below this are hashed where they are: handing them to threads costs more.
+_SMALL = 1 << 16
+
+
+@dataclass
+class Edits:
+    """What becomes of each file: bytes to overwrite, and stretches of the model file to replace.
+
+    `patches` maps a file's number to (offset, byte) columns; `splices` are (frames, start, end, new bytes), the frames
+    being those whose lengths follow.
+    """
+
+    patches: dict[int, list[Patch]] = field(default_factory=lambda: defaultdict(list))
+    splices: list[Splice] = field(default_factory=list)
+
+    @property
+    def resized(self) -> bool:
+        """Whether a number changed its length, so that the message around it is written anew."""
+        return any(end - start != len(new) for _, start, end, new in self.splices)
+
+    def bytes_of(self, file: int) -> Patch:
+        """The patches of one file as ascending columns; ModelError where tensors share bytes that both are struck."""
+        parts = self.patches.get(file) or [(np.zeros(0, np.int64), np.zeros(0, np.uint8))]
+        offsets, values = (np.concatenate(column) for column in zip(*parts, strict=True))
+        order = np.argsort(offsets, kind="stable")
+        offsets, values = offsets[order], values[order]
+        twice = np.flatnonzero(offsets[1:] == offsets[:-1])
+        if (values[twice] != values[twice + 1]).any():
+            raise ModelError(
+                f"tensors share their external data, and byte {offsets[twice[0]]:,} is struck through two of them; "
+                f"leave one out with --exclude"
+            )
+        return offsets, values
+
+
+def place(model: Model, faults: Faults) -> tuple[Faults, Words]:
+    """Look up the stored words: the faults with their words before and after, and each row's final word."""
+    faults = bound(model, faults)
+    return resolve(faults, model.stored(faults))
+
+
+def bound(model: Model, faults: Faults) -> Faults:
+    """The faults with what their models have to know of the numbers of whole tensors (`FaultModel.bind`)."""
+    if not any(event.binds for event in faults.models):
+        return faults
+    known: dict[tuple[int, FaultModel], FaultModel] = {}
+    models = []
+    for row, ordinal in enumerate(faults.sites.target.tolist()):
+        key = ordinal, faults.model(row)
+        if key not in known:
+            target = faults.targets[ordinal]
+            every = model.words(target, np.arange(target.size, dtype=np.int64))
+            known[key] = key[1].bind(target.word.values(every))
+        models.append(known[key])
+    return replace(faults, models=tuple(models))
+
+
+def edits(model: Model, faults: Faults, final: Words) -> Edits:
+    """The bytes that make each fault's place hold its final word."""
+    out = Edits()
+    for target, rows in by_target(faults):
+        index, first = np.unique(faults.sites.index[rows], return_index=True)
+        words = final[rows][first]
+        spot = model.places[model.by_id[target.id]]
+        with model.sources[spot.file].reading() as read:
+            if spot.varint:
+                patches, splices = varint_edits(read, target, spot, model.records[spot.record], index, words)
+                out.patches[0] += patches
+                out.splices += splices
+            else:
+                out.patches[spot.file].append(byte_edits(read, target, spot, index, words))
+    return out
+
+
+def _renamed(model: Model, names: Sequence[str]) -> Iterator[Splice]:
+    """Splices that give every tensor in external data the new name of its file."""
+    for number, file in model.files.items():
+        record = model.records[number]
+        if not record.locations:
+            raise ModelError("a tensor names its external data in a way that cannot be rewritten")
+        entry, value = record.locations[-1]
+        yield (*record.frames, entry, value), value[1], value[2], names[file - 1].encode()
+
+
+def _lengths(splices: Iterable[Splice]) -> list[tuple[int, int, bytes]]:
+    """All replacements in the model file: the splices, and the lengths of the messages around them, ascending."""
+    edits_ = [(start, end, new) for _, start, end, new in splices]
+    growth: dict[Frame, int] = defaultdict(int)
+    parent: dict[Frame, tuple[int, Frame | None]] = {}
+    for frames, start, end, new in splices:
+        for depth, frame in enumerate(frames):
+            parent[frame] = (depth, frames[depth - 1] if depth else None)
+        growth[frames[-1]] += len(new) - (end - start)
+    for frame, (_, outer) in sorted(parent.items(), key=lambda item: -item[1][0]):
+        at, start, end = frame
+        if not growth[frame]:
+            continue
+        length = varint(end - start + growth[frame])
+        edits_.append((at, start, length))
+        if outer is not None:
+            growth[outer] += growth[frame] + len(length) - (start - at)
+    return sorted(edits_)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: the digests of the model and of the faulty model, the file, and what there is to say."""
+
+    model: str
+    faulty: str
+    path: Path | None
+    data: bytes | None = None
+    resized: bool = False
+
+
+class _Hashing:
+    """Two running digests, each fed in order, large pieces by a thread each while the next is read and written."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(2)
+        self.model, self.faulty = hashlib.sha256(), hashlib.sha256()
+        self.waiting: list[Future[None]] = []
+
+    def feed(self, old: Any, new: Any) -> None:
+        for future in self.waiting:
+            future.result()
+        self.waiting = []
+        if len(old) + len(new) < _SMALL:
+            self.model.update(old)
+            self.faulty.update(new)
+            return
+        self.waiting = [self.pool.submit(self.model.update, old), self.pool.submit(self.faulty.update, new)]
+
+    def digests(self) -> tuple[str, str]:
+        self.feed(b"", b"")
+        self.pool.shutdown()
+        return self.model.hexdigest(), self.faulty.hexdigest()
+
+
+def _pieces(source: Source, patches: Patch, replaced: Sequence[tuple[int, int, bytes]]) -> Iterator[tuple[Any, Any]]:
+    """The file in pieces, each as it was and as it becomes; each is good until two more have been asked for."""
+    offsets, values = patches
+    # Fresh memory for every piece costs a page fault each 4 kB, more than the hashing. The digests run one piece
+    # behind, so that a buffer is free again after two.
+    buffers = [memoryview(bytearray(2 * min(_CHUNK, source.size))) for _ in range(3)]
+    with source.filling() as fill:
+        at = 0
+        for start, end, new in [*replaced, (source.size, source.size, b"")]:
+            for low in range(at, start, _CHUNK):
+                size = min(_CHUNK, start - low)
+                buffers.append(buffers.pop(0))
+                old, changed = buffers[0][:size], buffers[0][size : 2 * size]
+                fill(low, old)
+                a, b = np.searchsorted(offsets, [low, low + size])
+                if a < b:
+                    changed[:] = old
+                    np.frombuffer(changed, np.uint8)[offsets[a:b] - low] = values[a:b]
+                yield old, changed if a < b else old
+            if end > start or new:
+                gone = bytearray(end - start)
+                fill(start, memoryview(gone))
+                yield gone, new
+            at = end
+
+
+def _joined(pieces: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    """Small pieces joined to larger ones, so that a million of them cost as a few."""
+    old, new = bytearray(), bytearray()
+    for a, b in pieces:
+        small = len(a) < _CHUNK
+        if small:
+            old += a
+            new += b
+        if old and (not small or len(old) >= _CHUNK):
+            yield bytes(old), bytes(new)
+            old, new = bytearray(), bytearray()
+        if not small:
+            yield a, b
+    if old or new:
+        yield bytes(old), bytes(new)
+
+
+def write(
+    model: Model,
+    change: Edits,
+    out: Path | None,
+    *,
+    expect: str | None = None,
+    progress: Progress | None = None,
+) -> Written:
+    """Write the changed copy to `out`, or return its bytes where `out` is None (a model without external data).
+
+    With external data also `OUT.data` (`OUT.data.1`, …); only their names change in the model. `expect` is the digest
+    that the result must have; `progress` is told bytes done and in all. Raises OutputError for a place that cannot be
+    written.
+    """
+    hashing = _Hashing()
+    if out is None:
+        if model.external:
+            raise OutputError("a model with external data cannot be written into memory; give an output file")
+        parts = []
+        for old, new in _joined(_pieces(model.source, change.bytes_of(0), _lengths(change.splices))):
+            hashing.feed(old, new)
+            parts.append(bytes(new))
+        return Written(*hashing.digests(), None, b"".join(parts), change.resized)
+    files = written(out, len(model.external))
+    check_place(model, files)
+    splices = [
+        *change.splices,
+        *_renamed(model, [f.name for f in files[1:]]),
+    ]
+    done, total = 0, sum(source.size for source in model.sources)
+    with temporary(files) as streams:
+        for number, (source, stream) in enumerate(zip(model.sources, streams, strict=True)):
+            replaced = _lengths(splices) if number == 0 else []
+            for old, new in _joined(_pieces(source, change.bytes_of(number), replaced)):
+                hashing.feed(old, new)
+                _put(stream, new)
+                done += len(old)
+                if progress is not None:
+                    progress(done, total)
+            stream.truncate()
+        digests = hashing.digests()
+        if expect is not None and digests[1] != expect:
+            raise FaultListError(f"the result would be {digests[1]}, not {expect}; nothing was written")
+    return Written(*digests, out, None, change.resized)
+
+
+def faulty_bytes(model: Model, change: Edits) -> bytes:
+    """The changed model file as bytes, without digests: what a session is made from, trial after trial."""
+    pieces = _pieces(model.source, change.bytes_of(0), _lengths(change.splices))
+    return b"".join(bytes(new) for _, new in pieces)
+
+
+def write_draft(model: Model, change: Edits, out: Path) -> None:
+    """Write the changed copy as `write` does, without digests and for nobody to keep: what a session is made from."""
+    files = written(out, len(model.external))
+    splices = [*change.splices, *_renamed(model, [file.name for file in files[1:]])]
+    try:
+        for number, (source, file) in enumerate(zip(model.sources, files, strict=True)):
+            with file.open("wb") as stream:
+                for _, new in _pieces(source, change.bytes_of(number), [] if number else _lengths(splices)):
+                    _put(stream, new)
+                stream.truncate()
+    except OSError as error:
+        raise OutputError(f"cannot write {str(out)!r}: {error.strerror}") from None
+
+
+def _put(stream: IO[bytes], piece: Any) -> None:
+    """Write a piece; stretches of zeros are left as holes, so that a sparse file stays one."""
+    view, done = memoryview(piece), 0
+    for low in range(0, len(view), len(_HOLE)):
+        high = low + len(_HOLE)
+        if view[low] == 0 and bytes(view[low:high]) == _HOLE:
+            stream.write(view[done:low])
+            stream.seek(len(_HOLE), os.SEEK_CUR)
+            done = high
+    stream.write(view[done:])
+
+
+def restore(model: Model, trials: Sequence[Faults]) -> tuple[Faults, Words]:
+    """The words that undo these trials, last fault first, on the faulty model; checked against what it holds.
+
+    Raises FaultListError where the model does not hold what the faults left there.
+    """
+    rows = concat([faults.pick(np.arange(len(faults))[::-1]) for faults in reversed(trials)])
+    held = model.stored(rows)
+    places, newest, group = np.unique(
+        np.stack([rows.sites.target, rows.sites.index]), axis=1, return_index=True, return_inverse=True
+    )
+    if rows.after is not None:
+        wrong = newest[held[newest] != rows.after[newest]]
+        if len(wrong):
+            fault = rows[int(wrong.min())]
+            raise FaultListError(f"{fault.site} does not hold {fault.after:#x}; the list did not make this model")
+    if rows.before is None:
+        return resolve(rows, held)
+    original = np.zeros(places.shape[1], np.uint64)
+    original[group.ravel()] = rows.before  # rows run backwards in time, and the last assignment stays
+    return rows, original[group.ravel()]

@@ -1,0 +1,67 @@
+"""Saving a model that was rewritten as a whole: as careful as a patched copy (faulty_copy.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxfi.errors import OutputError
+from onnxfi.graph.model.loading import Model
+from onnxfi.graph.write.output_file import check_place, temporary, written
+
+if TYPE_CHECKING:
+    import onnx
+
+_CHUNK = 1 << 22
+
+
+def save(model: Model, proto: onnx.ModelProto, out: Path) -> None:
+    """Write `proto`, made from `model`, to `out`; external data is copied as it is to `OUT.data`, `OUT.data.1`, …
+
+    A temporary name, fsync and rename leave no half file. Raises OutputError for a place that cannot be written.
+    """
+    files = written(out, len(model.external))
+    check_place(model, files)
+    renamed = _renamed(model, proto, [file.name for file in files[1:]])
+    with temporary(files) as (stream, *rest):
+        stream.write(renamed.SerializeToString(deterministic=True))
+        for source, copy in zip(model.external, rest, strict=True):
+            with source.reading() as read:
+                for start in range(0, source.size, _CHUNK):
+                    copy.write(read(start, min(start + _CHUNK, source.size)))
+
+
+def _renamed(model: Model, proto: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    """The model with the new names of its data files; their order is that of first reference in the file."""
+    import onnx
+
+    if not names:
+        return proto
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    assert model.path is not None
+    by_place = {source.path.resolve(): name for source, name in zip(model.external, names, strict=True) if source.path}
+    for tensor in _external(made):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                place = (model.path.parent / entry.value).resolve()
+                if place not in by_place:
+                    raise OutputError(
+                        f"external data {entry.value!r} is none of the files that the model was opened with"
+                    )
+                entry.value = by_place[place]
+    return made
+
+
+def _external(message: Any) -> Iterator[Any]:
+    """Every tensor that lies in external data, wherever it is."""
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for inner in value if hasattr(value, "__len__") and not hasattr(value, "ListFields") else [value]:
+            if field.message_type.name == "TensorProto":
+                if inner.data_location == 1:
+                    yield inner
+            else:
+                yield from _external(inner)

@@ -1,0 +1,143 @@
+"""Outputs: checked before anything is written, and drafts until all is written.
+
+Whatever writes a file goes through `temporary`, so no verb puts a file in the place of a device or a pipe.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from onnxfi.errors import OutputError
+from onnxfi.graph.model.byte_source import Source
+from onnxfi.graph.model.loading import Model
+from onnxfi.graph.write.scratch_folder import scratch
+
+
+def written(out: Path, data_files: int) -> list[Path]:
+    """The files that a model is written to: `OUT`, and `OUT.data`, `OUT.data.1`, … for its external data.
+
+    >>> [file.name for file in written(Path("m.onnx"), 2)]
+    ['m.onnx', 'm.onnx.data', 'm.onnx.data.1']
+    """
+    return [out, *(out.parent / (f"{out.name}.data" + (f".{k}" if k else "")) for k in range(data_files))]
+
+
+def check_place(model: Model | None, files: Sequence[Path], *, copy: bool = True) -> None:
+    """Refuse an output that is one of the model's files, in a folder that is not there, a directory or a device.
+
+    Where a `copy` of the model is written, also one for which the disk has no room.
+    """
+    sources = model.sources if model is not None else ()
+    with _told(files[0]):
+        _check_folder(files[0])
+        for file in files:
+            _check_file(file, sources)
+        folder, needed = files[0].parent, sum(map(_on_disk, sources)) if copy else 0
+        if not os.access(folder, os.W_OK):
+            raise OutputError(f"the folder {str(folder)!r} cannot be written; choose another with -o")
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OutputError(f"the disk is full: {needed:,} bytes are needed in {str(folder)!r}, {free:,} are free")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse an output folder that is something else, or cannot be made or written; it need not be there yet."""
+    with _told(folder):
+        if folder.name == "-":
+            raise OutputError("an output folder cannot be '-'; give the name of a folder")
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists() or place.is_symlink())
+        if not there.is_dir():
+            raise OutputError(f"the output folder {str(folder)!r} cannot be made: {str(there)!r} is no folder")
+        if not os.access(there, os.W_OK):
+            raise OutputError(f"the folder {str(there)!r} cannot be written; choose another place")
+
+
+def make_folder(folder: Path) -> None:
+    """Make an output folder where it is not there yet; OutputError where that cannot be."""
+    check_folder(folder)
+    with _told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _told(place: Path) -> Iterator[None]:
+    """Errors of the system as ours, as for a name that is too long."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        what = error.strerror if isinstance(error, OSError) else str(error)
+        raise OutputError(f"the output {str(place)!r} cannot be written: {what}") from None
+
+
+def _check_folder(file: Path) -> None:
+    if file.name == "-":
+        raise OutputError("the output cannot be '-', as it takes a file that can be named; give the name of a file")
+    if not file.parent.is_dir():
+        raise OutputError(f"no folder {str(file.parent)!r} to write {file.name!r} into; make it first")
+
+
+def _check_file(file: Path, sources: Sequence[Source]) -> None:
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(status.st_mode):
+        raise OutputError(f"the output {str(file)!r} is a directory; give a file name")
+    # A rename would put a file in place of a device or a pipe, or of the link /dev/stdout where that is a file.
+    if not stat.S_ISREG(status.st_mode) or _of_process(file):
+        raise OutputError(f"the output {str(file)!r} is a device or pipe; give the name of a file")
+    if any(source.stamp[:2] == (status.st_dev, status.st_ino) for source in sources):
+        raise OutputError(f"the output {str(file)!r} is the input itself; give another name with -o")
+
+
+def _of_process(file: Path) -> bool:
+    """Whether a path is, or links to, what a process has open, as /dev/stdout and /dev/fd/3 do."""
+    while True:
+        if os.path.realpath(file.parent).startswith("/proc/"):
+            return True
+        if not file.is_symlink():
+            return False
+        file = file.parent / os.readlink(file)
+
+
+def _on_disk(source: Source) -> int:
+    blocks = getattr(source.path.stat(), "st_blocks", None) if source.path else None
+    return source.size if blocks is None else min(source.size, blocks * 512)
+
+
+@contextmanager
+def temporary(files: Sequence[Path]) -> Iterator[list[IO[bytes]]]:
+    """Streams that become `files` only when all is written: data first, the model last; else nothing is left."""
+    check_place(None, files)
+    streams: list[IO[bytes]] = []
+    try:
+        with scratch(files[0].parent) as folder:
+            drafts = [folder / str(number) for number in range(len(files))]
+            try:
+                for draft in drafts:
+                    streams.append(draft.open("wb"))
+                yield streams
+                for stream in streams:
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                    stream.close()
+            finally:
+                for stream in streams:
+                    _close(stream)
+            for draft, file in reversed(list(zip(drafts, files, strict=True))):
+                os.replace(draft, file)
+    except OSError as error:
+        raise OutputError(f"cannot write {str(files[0])!r}: {error.strerror}; nothing was written") from None
+
+
+def _close(stream: IO[bytes]) -> None:
+    try:
+        stream.close()
+    except OSError:  # a full disk may refuse the last flush; the draft is removed anyway
+        stream.raw.close() if hasattr(stream, "raw") else None

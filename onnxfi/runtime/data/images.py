@@ -1,0 +1,378 @@
+"""A folder of images, one subfolder a class, as data. Apart from sources.py because only this needs Pillow."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.errors import DataError, closest
+from onnxfi.runtime.engine.model_io import Array, Port, element_type, fits, one_line, shape_text
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_LARGEST_NUMBER = sys.float_info.max
+#: The formats that are opened; others of Pillow's run programs (EPS) or are seldom tried.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+#: Pixels of an image as it lies or resized, and as the model gets it; bytes of a batch.
+_MOST_PIXELS, _MOST_FINAL, _MOST_BYTES = 1 << 26, 1 << 24, 1 << 31
+_NUMBERED = re.compile(r"(\D*)(\d{1,9})(\D*)", re.ASCII)
+_EXAMPLE = "version: 1 / resize: 256 / crop: 224 / mean: [0.485, 0.456, 0.406] / std: [0.229, 0.224, 0.225]"
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """From an image file to a model's input; docs/how-to/data.md describes the fields, in the order they apply."""
+
+    input: str | None = None
+    classes: tuple[str, ...] = ()
+    color: str = "rgb"
+    resize: int | tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    scale: float | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    layout: str = "nchw"
+
+    @property
+    def channels(self) -> int:
+        """Colours of a pixel."""
+        return 1 if self.color == "gray" else 3
+
+
+def read_preprocess(path: Path) -> Preprocess:
+    """The preprocessing that a YAML file describes; `DataError` names the file and the key."""
+    from onnxfi.runtime.data.yaml_file import load_yaml
+
+    given = load_yaml(path, "preprocessing", DataError)
+    if not isinstance(given, dict) or (version := given.pop("version", None)) is True or version != 1:
+        raise DataError(f"{str(path)!r} is no preprocessing of version 1; an example: {_EXAMPLE}")
+    known = [one.name for one in fields(Preprocess)]
+    values = {}
+    for key, value in given.items():
+        if key not in known:
+            name = str(key)[:60]
+            raise DataError(f"{str(path)!r} has the unknown key {name!r}{closest(name, known)}")
+        try:
+            values[key] = _FIELD[key](value)
+        except ValueError as error:
+            raise DataError(f"{str(path)!r}: {key} is {one_line(value, limit=80)!r}; it takes {error}") from error
+    made = Preprocess(**values)
+    for key, numbers in (("mean", made.mean), ("std", made.std)):
+        if len(numbers) not in (0, 1, made.channels):
+            raise DataError(f"{str(path)!r}: {key} has {len(numbers)} numbers for {made.channels} channels")
+    return made
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a name")
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ValueError("a list of folder names")
+    return tuple(value)
+
+
+def _one_of(*allowed: str) -> Any:
+    def read(value: object) -> object:
+        if value not in allowed:
+            raise ValueError(" or ".join(allowed))
+        return value
+
+    return read
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1 << 16
+
+
+def _resize(value: Any) -> int | tuple[int, int]:
+    if _is_size(value):
+        return int(value)
+    if isinstance(value, list) and len(value) == 2 and all(map(_is_size, value)):
+        return value[0], value[1]
+    raise ValueError("pixels of the shorter side, or [height, width]")
+
+
+def _crop(value: Any) -> tuple[int, int]:
+    try:
+        size = _resize(value)
+    except ValueError:
+        raise ValueError("pixels of a square, or [height, width]") from None
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _LARGEST_NUMBER:
+        raise ValueError("a number")
+    return float(value)
+
+
+def _numbers(value: object) -> tuple[float, ...]:
+    return tuple(map(_number, value if isinstance(value, list) else [value]))
+
+
+def _positive(value: object) -> tuple[float, ...]:
+    numbers = _numbers(value)
+    if min(numbers, default=0.0) <= 0:
+        raise ValueError("numbers above 0")
+    return numbers
+
+
+_FIELD = {
+    "input": _text,
+    "classes": _texts,
+    "color": _one_of("rgb", "bgr", "gray"),
+    "resize": _resize,
+    "crop": _crop,
+    "scale": _number,
+    "mean": _numbers,
+    "std": _positive,
+    "layout": _one_of("nchw", "nhwc"),
+}
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Images ready to be read: the k-th of each class in turn, so that a first few are of all classes."""
+
+    port: Port
+    preprocess: Preprocess
+    files: tuple[Path, ...]
+    labels: NDArray[np.int64] | None
+    folders: tuple[str, ...]
+    #: Classes by the number of folders; None where their names or nothing says them.
+    classes: int | None
+    batch_axis: int
+
+    def cut(self, size: int) -> Iterator[dict[str, Array]]:
+        """Feeds of `size` images each, read as they are asked for."""
+        for start in range(0, len(self.files), size):
+            _check_bytes(self.files[start : start + size], self.preprocess, self.port)
+            images = [_read(file, self.preprocess, self.port) for file in self.files[start : start + size]]
+            yield {self.port.name: np.stack(images, axis=self.batch_axis)}
+
+
+def open_folder(
+    root: Path, inputs: Sequence[Port], preprocess: Path | None, limit: int | None, batch_axis: int
+) -> ImageFolder:
+    """Find the images under `root` and check, from their headers, that all fit the model."""
+    try:
+        import PIL  # noqa: F401
+    except ImportError as error:
+        raise DataError("reading images needs Pillow: pip install onnxfi[images]") from error
+    path = preprocess or root / "preprocess.yaml"
+    if not path.is_file():
+        raise DataError(f"no preprocessing at {str(path)!r}: write one, or name it; an example: {_EXAMPLE}")
+    how = read_preprocess(path)
+    port = _image_port(inputs, how, path)
+    found = _find(root, how)
+    numbers = _class_numbers(root, tuple(found), listed=bool(how.classes))
+    lists = dict(enumerate(found.values()) if numbers is None else zip(numbers, found.values(), strict=True))
+    order = sorted((rank, label) for label, files in lists.items() for rank in range(len(files)))
+    files = tuple(lists[label][rank] for rank, label in order[:limit])
+    if not files:
+        raise DataError(f"no images in {str(root)!r}: it holds one folder per class, with the images in it")
+    _check_sizes(files, how, port, batch_axis)
+    labels = None if numbers is None else np.array([label for _, label in order[:limit]], np.int64)
+    classes = len(found) if numbers == tuple(range(len(found))) and not all(map(_is_number, found)) else None
+    return ImageFolder(port, how, files, labels, tuple(found), classes, batch_axis)
+
+
+def _is_number(name: str) -> bool:
+    return re.fullmatch(r"\d{1,9}", name, re.ASCII) is not None
+
+
+def _class_numbers(root: Path, names: tuple[str, ...], *, listed: bool) -> tuple[int, ...] | None:
+    """The class of each folder: its place in `classes:`, the number that it is named by, else its place by name.
+
+    None for one folder with another name, which tells no classes. DataError where names and numbers disagree.
+    """
+    if listed:
+        return tuple(range(len(names)))
+    if names and all(map(_is_number, names)):
+        numbers = tuple(map(int, names))
+        if len(set(numbers)) < len(numbers):
+            raise DataError(f"two folders in {str(root)!r} name one class number; keep one")
+        return numbers
+    if len(names) < 2:
+        return None
+    parts = [_NUMBERED.fullmatch(name) for name in names]
+    known = [part for part in parts if part is not None]
+    if len(known) == len(names) and len({(part[1], part[3]) for part in known}) == 1:
+        in_order = [int(part[2]) for part in known]
+        if in_order != sorted(in_order):
+            raise DataError(
+                f"folders {names[0]!r}, {names[1]!r}, … in {str(root)!r} have another order as texts than as numbers; "
+                "list them in `classes:` of the preprocessing, in the order of the model's classes"
+            )
+    return tuple(range(len(names)))
+
+
+def _check_bytes(files: Sequence[Path], how: Preprocess, port: Port) -> None:
+    """Refuse a batch of more bytes than images need, before any is decoded."""
+    with _open(files[0]) as image:
+        pixels = math.prod(_final_size(files[0], image.size, how))
+    size_bytes = len(files) * pixels * how.channels * element_type(port.dtype).itemsize
+    if size_bytes > _MOST_BYTES:
+        raise DataError(
+            f"a batch of {len(files)} images as {str(files[0])!r} takes {size_bytes:,} bytes, and {_MOST_BYTES:,} are "
+            "allowed; give a smaller --batch, or set resize or crop in the preprocessing"
+        )
+
+
+def _check_sizes(files: Sequence[Path], how: Preprocess, port: Port, batch_axis: int) -> None:
+    first: tuple[int, int] | None = None
+    for file in files:
+        with _open(file) as image:
+            size = _final_size(file, image.size, how)
+        first = first or size
+        shape = (how.channels, *size) if how.layout == "nchw" else (*size, how.channels)
+        if not fits((*shape[:batch_axis], 1, *shape[batch_axis:]), port, free=batch_axis):
+            raise DataError(
+                f"{str(file)!r} becomes {shape_text(shape)}, which does not fit input {port}: "
+                "set resize, crop, color or layout in the preprocessing"
+            )
+        if size != first:
+            raise DataError(
+                f"{str(file)!r} becomes {size[0]}x{size[1]} and {str(files[0])!r} {first[0]}x{first[1]}: "
+                "set resize or crop in the preprocessing"
+            )
+
+
+def _image_port(inputs: Sequence[Port], how: Preprocess, path: Path) -> Port:
+    """The one input that images feed."""
+    names = [port.name for port in inputs]
+    if how.input is not None and how.input not in names:
+        raise DataError(f"{str(path)!r}: the model has no input {how.input!r}{closest(how.input, names)}")
+    fitting = [
+        port
+        for port in inputs
+        if (port.dtype == "uint8" or "float" in port.dtype)
+        and (port.shape is None or len(port.shape) == 4)
+        and how.input in (None, port.name)
+    ]
+    if len(fitting) != 1:
+        has = "; ".join(map(str, inputs)) or "none"
+        raise DataError(f"images feed one input of 4 dimensions, named by `input:`; the model has {has}")
+    others = [port.name for port in inputs if port != fitting[0]]
+    if others:
+        raise DataError(
+            f"a folder of images feeds {fitting[0].name!r} alone, and the model also takes "
+            f"{', '.join(map(repr, others))}: give the data as .npz or module:function"
+        )
+    if fitting[0].dtype == "uint8" and (how.scale is not None or how.mean or how.std):
+        raise DataError(f"{str(path)!r}: input {fitting[0]} takes bytes: leave out scale, mean and std")
+    return fitting[0]
+
+
+def _find(root: Path, how: Preprocess) -> dict[str, list[Path]]:
+    """The image files of each class, in label order."""
+    place = root.resolve()
+    found: dict[str, list[Path]] = {name: [] for name in how.classes}
+    for folder in _visible(root):
+        if folder.name == "preprocess.yaml":
+            continue
+        if not folder.is_dir():
+            raise DataError(f"{str(folder)!r} lies beside the class folders; move it into one, or away")
+        if how.classes and folder.name not in found:
+            raise DataError(f"folder {str(folder)!r} is none of the classes{closest(folder.name, how.classes)}")
+        files = found.setdefault(folder.name, [])
+        for file in _visible(folder):
+            if not file.is_file():
+                raise DataError(f"{str(file)!r} is no image file")
+            if not file.resolve().is_relative_to(place):
+                raise DataError(f"{str(file)!r} links to a place outside {str(root)!r}")
+            files.append(file)
+    return found
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"folder {str(folder)!r} cannot be read: {one_line(error)}") from error
+
+
+def _open(file: Path) -> Image.Image:
+    """The image, its pixels not yet decoded; Pillow's limit on their number is an error, not a warning."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(file, formats=_FORMATS)
+    except Exception as error:
+        read = f"{', '.join(_FORMATS)} are read"
+        raise DataError(f"{str(file)!r} is no readable image: {one_line(error)}; {read}") from error
+    if math.prod(image.size) > _MOST_PIXELS:
+        image.close()
+        raise DataError(f"{str(file)!r} has {math.prod(image.size):,} pixels; at most {_MOST_PIXELS:,} are read")
+    if image.mode[0] in "IF":
+        image.close()
+        raise DataError(f"{str(file)!r} has pixels of more than 8 bits (mode {image.mode}); convert it")
+    return image
+
+
+def _resized(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
+    """Width and height after `resize`; a single number is the shorter side, the ratio kept."""
+    if how.resize is None:
+        return size
+    if isinstance(how.resize, tuple):
+        return how.resize[1], how.resize[0]
+    short = min(size)
+    wide, high = (how.resize if side == short else int(how.resize * side / short) for side in size)
+    return wide, high
+
+
+def _final_size(file: Path, size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
+    """Height and width that the model gets."""
+    wide, high = _resized(size, how)
+    final = how.crop or (high, wide)
+    if wide * high > _MOST_PIXELS or math.prod(final) > _MOST_FINAL:
+        raise DataError(
+            f"{str(file)!r} becomes {high}x{wide}, for the model {final[0]}x{final[1]}; at most {_MOST_PIXELS:,} and "
+            f"{_MOST_FINAL:,} pixels are allowed: set a smaller resize or crop in the preprocessing"
+        )
+    if how.crop is None:
+        return high, wide
+    if how.crop[0] > high or how.crop[1] > wide:
+        crop = f"{how.crop[0]}x{how.crop[1]}"
+        raise DataError(f"{str(file)!r} is {high}x{wide} where the crop takes {crop}: set resize")
+    return how.crop
+
+
+def _read(file: Path, how: Preprocess, port: Port) -> Array:
+    """Decode, resize, crop, scale, normalise and lay out one image."""
+    from PIL import Image
+
+    with _open(file) as image:
+        try:
+            pixels = image.convert("L" if how.color == "gray" else "RGB")
+        except Exception as error:
+            raise DataError(f"{str(file)!r} is no readable image: {one_line(error)}") from error
+    if how.resize is not None:
+        pixels = pixels.resize(_resized(pixels.size, how), Image.Resampling.BILINEAR)
+    high, wide = _final_size(file, pixels.size, replace(how, resize=None))
+    left, top = round((pixels.width - wide) / 2), round((pixels.height - high) / 2)
+    array: Array = np.asarray(pixels.crop((left, top, left + wide, top + high)))
+    array = array.reshape(high, wide, how.channels)
+    if how.color == "bgr":
+        array = array[..., ::-1]
+    if port.dtype != "uint8":
+        values = array.astype(np.float64) * (1 / 255 if how.scale is None else how.scale)
+        values = (values - np.array(how.mean or 0.0)) / np.array(how.std or 1.0)
+        array = values.astype(np.float32).astype(element_type(port.dtype))
+    return np.ascontiguousarray(array.transpose(2, 0, 1) if how.layout == "nchw" else array)

@@ -1,0 +1,322 @@
+"""Opening what a model is fed: labelled samples from an archive, a folder of images, a function, or made up.
+
+`open_data` reads any of them into one `Data`, checked against the model's inputs. What a `Data` is stands in
+batches.py; npz.py and images.py read two of the kinds; docs/how-to/data.md describes all for users.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.errors import DataError, closest
+from onnxfi.graph.dataflow.sample_axis import Layout
+from onnxfi.runtime.data.batches import Batch, Data, Labels, layout
+from onnxfi.runtime.data.images import open_folder
+from onnxfi.runtime.data.npz import memory_bytes, read_headers, read_npz
+from onnxfi.runtime.engine.model_io import ONNX_NUMBER, Array, Port, element_type, fits, one_line, shape_text, type_name
+
+__all__ = ["Batch", "Data", "open_data", "synthetic"]
+
+_OPEN_DIMENSION = 32  # synthetic size where a model says none: whole strides of an image net, a short text
+_SYNTHETIC_SAMPLES = 8
+_SMALL_LABELS = 1 << 26
+
+
+def open_data(
+    spec: str | Path | Mapping[str, Array] | None,
+    inputs: Sequence[Port],
+    *,
+    preprocess: str | Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_axis: int = 0,
+) -> Data:
+    """Open labelled data for a model with these inputs.
+
+    `spec` is an `.npz` archive, a folder of images by class (with `preprocess`, a YAML file, or a
+    `preprocess.yaml` in it), a `module:function`, a dict of arrays, or None for synthetic inputs drawn from
+    `seed`. `limit` keeps the first samples; of synthetic ones it is the number. `batch_axis` counts samples.
+
+    Raises `DataError`: the data is missing or damaged, or its names, types, shapes or numbers do not fit.
+
+    >>> port = Port("x", "float32", ("N", 3))
+    >>> data = open_data({"x": np.ones((5, 3), np.float32), "labels": np.arange(5)}, [port], limit=4)
+    >>> data.samples, data.labels, data.description
+    (4, array([0, 1, 2, 3]), '4 labelled samples of the arrays given')
+    >>> open_data({"x": np.ones((5, 4), np.float32)}, [port])
+    Traceback (most recent call last):
+    onnxfi.errors.DataError: the arrays given: 'x' has shape [5,4], the input is 'x' (float32 [N,3])
+    """
+    ports = tuple(port for port in inputs if not port.dtype.startswith("optional"))
+    for port in ports:
+        if not port.is_tensor:
+            raise DataError(f"input {port.name!r} is a {port.dtype}; only models fed with tensors can be run")
+    if limit is not None and limit < 1:
+        raise DataError(f"limit is {limit}; it takes 1 or more")
+    path = Path(spec) if isinstance(spec, str | Path) else None
+    if path is not None and path.is_dir():
+        return _from_folder(path, ports, Path(preprocess) if preprocess else None, limit, batch_axis)
+    if preprocess is not None:
+        raise DataError("preprocessing is for a folder of images; this data takes none")
+    if spec is None:
+        return synthetic(ports, limit or _SYNTHETIC_SAMPLES, seed, batch_axis)
+    if isinstance(spec, Mapping):
+        return _from_arrays(spec, ports, batch_axis, limit, "the arrays given")
+    if path is not None and path.is_file():
+        return _from_archive(path, ports, batch_axis, limit)
+    if isinstance(spec, str) and names_function(spec):
+        return _from_function(spec, ports, batch_axis, limit)
+    kinds = "an .npz archive, a folder of images by class, or module:function"
+    raise DataError(f"no data at {str(spec)!r}; give {kinds}")
+
+
+def names_function(spec: str) -> bool:
+    """Whether data is given as `module:function`, which is imported and called.
+
+    >>> names_function("own.data:test_set"), names_function("images.npz")
+    (True, False)
+    """
+    return re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", spec) is not None
+
+
+def _describe(samples: int, labels: Labels | None, what: str) -> str:
+    return f"{samples} {'un' if labels is None else ''}labelled samples of {what}"
+
+
+def _from_folder(
+    path: Path, ports: Sequence[Port], preprocess: Path | None, limit: int | None, batch_axis: int
+) -> Data:
+    found = open_folder(path, ports, preprocess, limit, batch_axis)
+    name, samples = found.port.name, len(found.files)
+    many = "unlabelled images" if found.labels is None else f"images of {len(found.folders)} classes"
+    of = f"{samples} {many} in {str(path)!r}"
+    place = layout(ports, batch_axis, {name: (1,) * 4})
+    return Data((name,), samples, found.labels, False, of, place, found.cut, found.classes)
+
+
+def _from_arrays(
+    given: Mapping[str, Any], ports: Sequence[Port], batch_axis: int, limit: int | None, what: str
+) -> Data:
+    arrays, labels, place = _checked(given, ports, batch_axis, what)
+    if limit is not None:
+        arrays = place.part(arrays, 0, limit)
+        labels = labels if labels is None else labels[:limit]
+    return Data.of_arrays(arrays, labels, place, _describe(place.rows(arrays), labels, what))
+
+
+def _from_archive(path: Path, ports: Sequence[Port], batch_axis: int, limit: int | None) -> Data:
+    """Read an archive once its headers have been found to fit: what does not is refused before it is unpacked."""
+    claims, what = read_headers(path), repr(str(path))
+    labels = claims.get("labels") if "labels" not in [port.name for port in ports] else None
+    counted = labels is None or (labels.ndim == 1 and labels.dtype.kind in "iu")
+    if labels is not None and not counted and labels.nbytes <= _SMALL_LABELS:
+        del claims["labels"]  # refused by their values, which tell the remedy
+    _checked(claims, ports, batch_axis, what)
+    return _from_arrays(read_npz(path), ports, batch_axis, limit, what)
+
+
+def _from_function(spec: str, ports: Sequence[Port], batch_axis: int, limit: int | None) -> Data:
+    """Call a user's function; what goes wrong in it is told as a `DataError`."""
+    module, _, function = spec.partition(":")
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        importlib.invalidate_caches()
+        made = getattr(importlib.import_module(module), function)()
+        if isinstance(made, Mapping):
+            return _from_arrays(made, ports, batch_axis, limit, repr(spec))
+        # An onnxruntime CalibrationDataReader has get_next(), which ends with None.
+        batches = iter(made.get_next, None) if hasattr(made, "get_next") else iter(made)
+        return _from_batches(batches, ports, batch_axis, limit, repr(spec))
+    except DataError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise DataError(f"{spec!r} failed: {type(error).__name__}: {one_line(error)}") from error
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(here)
+
+
+def _from_batches(made: Iterator[Any], ports: Sequence[Port], batch_axis: int, limit: int | None, what: str) -> Data:
+    """Batches as a function made them, read to the end, or to `limit`, and kept: every run sees the same."""
+    batches: list[dict[str, Array]] = []
+    marks: list[Labels | None] = []
+    places: list[Layout] = []
+    samples = 0
+    for feeds in made:
+        name = f"batch {len(batches)} of {what}"
+        if not isinstance(feeds, Mapping):
+            raise DataError(f"{name} is a {type(feeds).__name__}; a batch is a dict of arrays")
+        arrays, labels, place = _checked(feeds, ports, batch_axis, name)
+        rows = place.rows(arrays)
+        if place.fixed is not None and rows > place.fixed:
+            raise DataError(f"{name} has {rows} samples; the model takes {place.fixed} at a time")
+        stop = rows if limit is None else min(rows, limit - samples)
+        batches.append({key: array.copy() for key, array in place.part(arrays, 0, stop).items()})
+        marks.append(None if labels is None else labels[:stop])
+        places.append(place)
+        samples += stop
+        if samples == limit:
+            break
+    if not batches:
+        raise DataError(f"{what} gave no batches")
+    known = [one for one in marks if one is not None]
+    if len(known) not in (0, len(marks)) or len(set(places)) > 1:
+        raise DataError(f"{what}: either all batches have labels or none, and inputs keep their rank")
+    all_labels = np.concatenate(known) if known else None
+    of = _describe(samples, all_labels, what)
+    return Data(tuple(batches[0]), samples, all_labels, False, of, places[0], lambda _: iter(batches))
+
+
+def _checked(
+    given: Mapping[str, Any], ports: Sequence[Port], batch_axis: int, what: str
+) -> tuple[dict[str, Array], Labels | None, Layout]:
+    """The arrays in the model's order, the labels, and where the samples lie; or how they do not fit."""
+    try:
+        arrays = {name: np.asarray(array) for name, array in given.items()}
+    except ValueError as error:
+        raise DataError(f"{what}: not an array: {one_line(error)}") from error
+    names = [port.name for port in ports]
+    labels = None if "labels" in names else arrays.pop("labels", None)
+    extra = [name for name in arrays if name not in names]
+    missing = [port for port in ports if port.name not in arrays]
+    if extra and missing:
+        raise DataError(f"{what}: {extra[0]!r} is no input, and input {missing[0]} has no array; name it so")
+    if extra:
+        meant = arrays[extra[0]]
+        if labels is None and meant.ndim == 1 and meant.dtype.kind in "iu" and "labels" not in names:
+            raise DataError(f"{what}: {extra[0]!r} is no input; call it 'labels' if it holds them, else leave it out")
+        raise DataError(f"{what}: {extra[0]!r} is no input{closest(extra[0], names)}; leave it out")
+    if missing:
+        raise DataError(f"{what}: input {missing[0]} has no array")
+    place = layout(ports, batch_axis, {name: array.shape for name, array in arrays.items()})
+    fitted = {port.name: _fitted(arrays[port.name], port, place, what) for port in ports}
+    sizes = [(name, fitted[name].shape[axis]) for name, axis in place.axes]
+    for (one, many), (other, more) in pairwise(sizes):
+        if many != more:
+            raise DataError(f"{what}: {many} samples in {one!r} but {more} in {other!r}")
+    rows = place.rows(fitted)
+    if not rows:
+        raise DataError(f"{what}: no samples")
+    _settled(ports, place, fitted, what)
+    return fitted, None if labels is None else _labels(labels, rows, what), place
+
+
+def _settled(ports: Sequence[Port], place: Layout, arrays: Mapping[str, Array], what: str) -> None:
+    """Refuse a row of numbers that may be one a sample, or one for each place along another axis of as many."""
+    rows, shapes = place.rows(arrays), {port.name: port.shape or () for port in ports}
+    symbols = [shapes[name][axis] for name, axis in place.axes if shapes[name]]
+    for name in (n for n in place.batched if len(shapes[n]) == 1 and rows > 1):
+        if shapes[name][0] is not None and symbols.count(shapes[name][0]) > 1:
+            continue
+        for other, axis in place.axes:
+            sizes = zip(shapes[other], arrays[other].shape, strict=False)
+            if any(k != axis and size == rows and not isinstance(dim, int) for k, (dim, size) in enumerate(sizes)):
+                raise DataError(
+                    f"{what}: {name!r} may hold a number for each of the {rows} samples, or for each place along an "
+                    f"axis of {other!r}, which has as many; name the dimensions alike in the model, or take another "
+                    f"number of samples"
+                )
+
+
+def _fitted(array: Array, port: Port, place: Layout, what: str) -> Array:
+    element = element_type(port.dtype)
+    if array.dtype == f"V{element.itemsize}":  # what numpy's files make of the types of ml_dtypes
+        array = array.view(element)
+    if type_name(array) != port.dtype:
+        line = f"data[{port.name!r}].astype({'str' if port.dtype == 'string' else repr(port.dtype)})"
+        if port.dtype in ONNX_NUMBER:
+            line = f"data[{port.name!r}].astype(ml_dtypes.{port.dtype}).view('V{element.itemsize}')"
+        raise DataError(f"{what}: {port.name!r} is {type_name(array)}, input {port} takes {line}")
+    free = place.batched.get(port.name)
+    if not fits(array.shape, port, free=free):
+        raise DataError(f"{what}: {port.name!r} has shape {shape_text(array.shape)}, the input is {port}")
+    return array
+
+
+def _labels(labels: Array, rows: int, what: str) -> Labels:
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        given = f"{type_name(labels)} {shape_text(labels.shape)}"
+        raise DataError(f"{what}: labels are {given}; they must be integers, one a sample{_remedy(labels)}")
+    if len(labels) != rows:
+        raise DataError(f"{what}: {len(labels)} labels for {rows} samples")
+    for label in (int(labels.min()), int(labels.max())):
+        if not 0 <= label < 1 << 63:
+            raise DataError(f"{what}: a label is {label}; labels count the classes from 0")
+    return labels.astype(np.int64)
+
+
+def _remedy(labels: Array) -> str:
+    """How labels of another shape or type become class numbers, where that can be told."""
+    if labels.nbytes > _SMALL_LABELS:
+        return ""
+    if labels.dtype.kind in "USOT":
+        return "; of names take their places in the list of the model's classes"
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        with np.errstate(all="ignore"):
+            one_hot = bool(((labels == 0) | (labels == 1)).all() and (labels.astype(np.float64).sum(axis=1) == 1).all())
+        return "; of one-hot ones take labels.argmax(1)" if one_hot else "; rows of several classes are not read"
+    whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and bool((labels == np.floor(labels)).all()))
+    if labels.ndim == 0 or labels.size != len(labels) or not whole:
+        return ""
+    return (
+        "; take "
+        + ("labels" if labels.ndim == 1 else "labels.reshape(-1)")
+        + ("" if labels.dtype.kind in "iu" else ".astype('int64')")
+    )
+
+
+def synthetic(ports: Sequence[Port], samples: int, seed: int, batch_axis: int = 0) -> Data:
+    """Inputs made up from Philox words keyed by the seed and the input's number; more extend fewer.
+
+    Floats are uniform in [0, 1), 8-bit integers uniform over their range, other integers and booleans 0 or 1,
+    which every embedding and mask takes. An open dimension has 32; an input of open rank is a scalar.
+
+    >>> data = synthetic([Port("x", "float32", ("N", 2))], samples=2, seed=0)
+    >>> next(data.batches(2)).feeds["x"]
+    array([[0.01154673, 0.2415492 ],
+           [0.11142582, 0.5644146 ]], dtype=float32)
+    """
+    place = layout(ports, batch_axis)
+    arrays: dict[str, Array] = {}
+    for number, port in enumerate(ports):
+        shape = [dim if isinstance(dim, int) else _OPEN_DIMENSION for dim in port.shape or ()]
+        axis = place.batched.get(port.name)
+        if axis is not None:
+            del shape[axis]
+            shape.insert(0, samples)
+        count = math.prod(shape)
+        if 32 * count > memory_bytes():  # words, numbers, and what lies between them
+            raise DataError(f"input {port} is too large to be made up; give data")
+        words = np.random.Philox(key=np.array([seed, number], np.uint64)).random_raw(count)
+        array = _values(np.asarray(words, np.uint64).reshape(shape), port)
+        arrays[port.name] = array if axis is None else np.moveaxis(array, 0, axis)
+    many = place.rows(arrays)
+    of = f"{many} synthetic samples of seed {seed}, unlabelled; floats in [0, 1), open dimensions of 32"
+    return Data.of_arrays(arrays, None, place, of, synthetic=True)
+
+
+def _values(words: NDArray[np.uint64], port: Port) -> Array:
+    """Words as values of the port's type."""
+    if port.dtype == "string":
+        raise DataError(f"input {port} takes text, which is not made up; give data")
+    element = element_type(port.dtype)
+    if element.kind in "iub":
+        return (words & np.uint64(255 if port.dtype in ("int8", "uint8") else 1)).astype(element)
+    # As many bits as the type holds, so that none rounds up to 1.
+    bits = int(ml_dtypes.finfo(element).nmant) + 1  # type: ignore[no-untyped-call]
+    values: Array = ((words >> np.uint64(64 - bits)) * 2.0**-bits).astype(element)
+    return values

@@ -1,0 +1,4 @@
+"""Engines: `prepare(model)` gives a session, the session's `run(feeds, outputs)` gives arrays.
+
+Start with `engines.py`.
+"""

@@ -1,0 +1,78 @@
+"""A dry run of a model in a copy of the process: what crashes the runtime ends the copy, and is told in one line.
+
+ONNX Runtime stops the process that opens some models (a division of integers in a kernel, an assertion of C++). The
+copy opens a model as it will be opened and runs it on a sample, once in each process; it is on the CPU, since a copy
+cannot use a GPU that this process uses. What the dry run refuses without a crash is told where the model is opened
+in earnest. Worker processes do without: what ends one of them is told by the process that started it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from onnxfi.errors import EngineError
+from onnxfi.graph.model.byte_source import shown
+from onnxfi.graph.model.isolation import CrashError, IsolationError, isolated
+from onnxfi.runtime.data.sources import Data, open_data
+from onnxfi.runtime.engine.engines import Engine, OrtEngine
+
+#: A model that takes longer is opened without it.
+_LONGEST_S = 30
+#: Models that came through in this process, with the libraries of operators that they had.
+_passed: set[tuple[object, ...]] = set()
+
+
+def dry_run(engine: Engine, model: str | Path | bytes, data: Data | None = None) -> None:
+    """Open a model in a copy of this process and run it there, before ONNX Runtime opens it here for the first time.
+
+    It runs on the first sample of `data`, or on a made-up one. EngineError where that crashes the copy. Does nothing
+    where processes cannot be copied safely, in worker processes, and for other engines.
+
+    >>> dry_run(OrtEngine(), "models/fashion_cnn.onnx")
+    """
+    if not sys.platform.startswith("linux") or not isinstance(engine, OrtEngine):
+        return
+    if multiprocessing.parent_process() is not None:
+        return
+    with suppress(OSError):  # that there is no such file is told where it is opened
+        real = None if data is None or data.synthetic else data
+        known = (*_identity(model), *engine.custom_ops, "" if real is None else real.description)
+        if known not in _passed:
+            _copy_runs(engine, model, real)
+            _passed.add(known)
+
+
+def _identity(model: str | Path | bytes) -> tuple[object, ...]:
+    if isinstance(model, bytes):
+        return (hashlib.sha256(model).digest(),)
+    found = Path(model).stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _copy_runs(engine: OrtEngine, model: str | Path | bytes, data: Data | None) -> None:
+    import onnxruntime  # here, so that the copy need not
+
+    on_cpu = replace(engine, provider="cpu", provider_options=())
+
+    def run() -> bytes:
+        session = on_cpu.prepare(model)
+        fed = data or open_data(None, session.inputs, limit=1)
+        session.run(next(fed.batches(fed.layout.fixed or 1)).feeds)
+        return b""
+
+    try:
+        isolated(run, limited=False, longest_s=_LONGEST_S)
+    except CrashError as error:
+        name = "the model" if isinstance(model, bytes) else shown(str(model))
+        how = str(error).removeprefix("it ended with ")
+        raise EngineError(
+            f"ONNX Runtime {onnxruntime.__version__} crashes ({how}) when it opens or runs {name}; look for sizes and "
+            f"attributes that no operator takes, or use another release of the runtime"
+        ) from None
+    except IsolationError:
+        pass

@@ -1,0 +1,394 @@
+"""The verbs on values in flight: arm a model so that faults can be fed, or write a model that has them.
+
+The graph pass (graph/instrument.py) does the work; here a run tells what the file leaves open (number formats, shapes),
+and proves that raising the opset changed no output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxfi.errors import InputError, ModelError, OnnxfiError, SelectorError
+from onnxfi.faults.models import Add, FaultModel, Scale
+from onnxfi.faults.space import FaultSpace, Selector, parse_site
+from onnxfi.faults.trials import Draw, Faults, at_sites, draw, fault_model
+from onnxfi.graph.dataflow.activation_targets import Activation, Chosen, activations, choose
+from onnxfi.graph.dataflow.type_inference import raised
+from onnxfi.graph.model.isolation import IsolationError
+from onnxfi.graph.model.loading import Model, load, parse
+from onnxfi.graph.model.neuron_table import by_step, refuse_binding
+from onnxfi.graph.passes.bit_arithmetic import opset_of
+from onnxfi.graph.passes.fault_inputs import check_place, check_step
+from onnxfi.graph.passes.fault_operators import DOMAIN
+from onnxfi.graph.passes.instrument import Armed, Strike, arm, bake, numbered, reachable
+from onnxfi.graph.write.model_file import save
+from onnxfi.runtime.data.sources import Data
+from onnxfi.runtime.engine.model_io import Array, same_bytes, shape_text
+from onnxfi.runtime.inject.shape_query import asked, counted, first_run, opened
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Flow", "Injected", "Instrumented", "inject_flow", "instrument", "prepare"]
+
+_LOWEST, _RAISED, _NATIVE = 11, 13, 26
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A model ready for the pass: its proto at the opset that was chosen, its values in flight, and what was done.
+
+    `guessed` says that made-up inputs told what the file leaves open.
+    """
+
+    model: Model
+    proto: onnx.ModelProto = field(repr=False)
+    activations: tuple[Activation, ...] = field(repr=False)
+    body: str
+    notes: tuple[str, ...]
+    guessed: bool = False
+
+
+def prepare(
+    model: Model, *, opset: int | str = "auto", body: str = "auto", data: Data | None = None, shapes: bool = False,
+    custom_ops: Sequence[str] = (),
+) -> Flow:  # fmt: skip
+    """Bring a model to an opset at which its values in flight can be struck, and list them.
+
+    `opset` is a number, `keep`, or `auto`: the file's own from 11 on, else 13; 26 where `body` is native. A raise is
+    kept only where the outputs on `data` (default: made-up inputs) stay the same byte for byte with optimisation off;
+    else ModelError says what differs. `shapes` runs the model where the file leaves shapes open. `custom_ops` are
+    libraries of operators.
+    """
+    if body not in ("auto", "native", "portable"):
+        raise InputError(f"no body {body!r}; give auto, native or portable")
+    proto, notes = parse(model), []
+    own, wanted = opset_of(proto), _wanted(opset_of(proto), opset, body)
+    current = model
+    if proto.ir_version < 8:
+        listed = {v.name for v in proto.graph.input} & {t.name for t in proto.graph.initializer}
+        also = "; weights are no inputs any more" if listed else ""
+        notes.append(f"IR version raised from {proto.ir_version} to 8{also}")
+    if own == 0:
+        entry = proto.opset_import.add()
+        entry.domain, entry.version = "", 17
+    elif wanted != own:
+        proto = _raised(model, proto, wanted, data, custom_ops)
+        current = load(proto)
+        notes.append(f"opset raised from {own} to {wanted}; outputs stayed the same byte for byte")
+    rows, guessed = activations(current, None if data is None else data.layout), False
+    if any("type is not known" in a.why_not or (shapes and (not a.shaped or a.unplaced)) for a in rows):
+        known = asked(model, proto, rows, data, custom_ops)
+        guessed, rows = data is None and known != rows, known
+    return Flow(model, proto, reachable(rows, opset_of(proto), body), body, tuple(notes), guessed)
+
+
+def _wanted(own: int, opset: int | str, body: str) -> int:
+    if isinstance(opset, int):
+        if opset < own:
+            raise InputError(f"--opset {opset} is below the model's own {own}; an opset is only raised")
+        return opset
+    if opset not in ("auto", "keep"):
+        raise InputError(f"--opset {opset!r} is neither a number nor keep")
+    if own == 0 or opset == "keep":
+        return own
+    if body == "native":
+        return max(own, _NATIVE)
+    return own if own >= _LOWEST else _RAISED
+
+
+def _raised(
+    model: Model, proto: onnx.ModelProto, opset: int, data: Data | None, custom_ops: Sequence[str]
+) -> onnx.ModelProto:
+    """The model at another opset by the official converter, its outputs proven the same."""
+    where = f"{model.name} cannot be raised to opset {opset}"
+    if model.external:
+        raise ModelError(f"{where}: its weights are in external data; convert it with onnx.version_converter first")
+    try:
+        made = raised(proto, opset)
+    except IsolationError as error:
+        raise ModelError(f"{where}: onnx's converter: {error}") from None
+    made.ir_version = proto.ir_version
+    kept = {entry.key for entry in made.metadata_props}
+    for entry in proto.metadata_props:
+        if entry.key not in kept:
+            made.metadata_props.append(entry)
+    try:
+        golden, after = (_outputs(model, p, data, custom_ops) for p in (proto, made))
+    except OnnxfiError as error:
+        raise ModelError(f"{where}, since that cannot be tried: {error}") from None
+    for name, array in golden.items():
+        if name not in after or not same_bytes(array, after[name]):
+            remedy = "leave the opset (--opset keep)" if opset_of(proto) >= _LOWEST else "onnxfi run needs no raise"
+            raise ModelError(f"{where}: output {name!r} is another one then; {remedy}")
+    return made
+
+
+def _outputs(model: Model, proto: onnx.ModelProto, data: Data | None, custom_ops: Sequence[str]) -> dict[str, Array]:
+    session = opened(model, proto, custom_ops)
+    return first_run(session, data)[1]
+
+
+@dataclass(frozen=True)
+class Instrumented:
+    """An armed model, where it was written, how many values stay out of reach and why, and what there is to say."""
+
+    armed: Armed
+    out: Path | None
+    left_out: Mapping[str, int]
+    notes: tuple[str, ...]
+
+    @property
+    def data(self) -> bytes:
+        """The armed model, serialised."""
+        return self.armed.proto.SerializeToString(deterministic=True)
+
+
+def instrument(
+    model: Model,
+    selector: Selector | None = None,
+    out: str | Path | None = None,
+    *,
+    all: bool = False,
+    opset: int | str = "auto",
+    body: str = "auto",
+    data: Data | None = None,
+    values: bool = False,
+    custom_ops: Sequence[str] = (),
+) -> Instrumented:
+    """Arm a model: golden until faults are fed, one session for every trial (`columns` makes what is fed).
+
+    Without `include` or `op` in the selector the outputs of layers are armed; with `all` all that can be struck. A
+    default selection that finds nothing gives an unchanged model. With `values` faults say what a number becomes, not a
+    word; formats whose numbers cannot be changed so are left out. `custom_ops` are libraries of operators. Raises
+    SelectorError where an explicit selection finds nothing, ModelError where the opset cannot be raised, OutputError
+    for a place that cannot be written.
+
+    >>> done = instrument(load("models/fashion_cnn.onnx"))
+    >>> [a.target.id for a in done.armed.sites], done.armed.inputs[:2]
+    (['relu', 'relu_1', 'relu_2', 'logits'], ('onnxfi.site', 'onnxfi.element'))
+    """
+    flow = prepare(model, opset=opset, body=body, data=data, custom_ops=custom_ops)
+    if values:
+        flow = replace(flow, activations=numbered(flow.activations))
+    chosen = _chosen(flow, selector or Selector(), every=all)
+    armed = arm(flow.proto if chosen.activations else parse(model), chosen.activations, body=body, values=values)
+    place = None if out is None else Path(out)
+    if place is not None:
+        save(model, armed.proto, place)
+    said = (*flow.notes, *chosen.notes) if chosen.activations else ()
+    return Instrumented(armed, place, left_out(flow.activations, model), said)
+
+
+def left_out(rows: Sequence[Activation], model: Model) -> dict[str, int]:
+    """How many values cannot be struck, by reason."""
+    own = [function for function in model.proto.functions if function.domain != DOMAIN]  # its values are no model's
+    inside = sum(len(node.output) for function in own for node in function.node)
+    reasons = {"it lies in a local function; inline those first (onnx.inliner)": inside} if inside else {}
+    for a in rows:
+        if a.why_not:
+            reasons[a.why_not] = reasons.get(a.why_not, 0) + 1
+    return reasons
+
+
+@dataclass(frozen=True)
+class Injected:
+    """A model that has faults in its values in flight: what was struck, and where it was written."""
+
+    proto: onnx.ModelProto = field(repr=False)
+    strikes: tuple[Strike, ...]
+    faults: Faults = field(repr=False)
+    space: FaultSpace = field(repr=False)
+    draw: Draw
+    out: Path | None
+    notes: tuple[str, ...]
+
+    @property
+    def population(self) -> int:
+        """The sites of one sample."""
+        return self.space.size // max(1, *(t.samples for t in self.space.targets), 1)
+
+    @property
+    def data(self) -> bytes:
+        """The faulty model, serialised."""
+        return self.proto.SerializeToString(deterministic=True)
+
+
+def inject_flow(
+    model: Model,
+    out: str | Path | None = None,
+    *,
+    ber: float | None = None,
+    count: int | None = None,
+    per_tensor: bool = False,
+    sites: Sequence[str] = (),
+    per_sample: float | None = None,
+    batch: int = 1,
+    fault: str | FaultModel = "flip",
+    selector: Selector | None = None,
+    seed: int = 0,
+    all: bool = False,
+    inline: bool = False,
+    opset: int | str = "auto",
+    body: str = "auto",
+    data: Data | None = None,
+    custom_ops: Sequence[str] = (),
+) -> Injected:
+    """Write a model that has faults in its values in flight, for any batch size: an index counts within one sample.
+
+    Exactly one of `ber`, `count`, `sites` (`ID[i]@sample=k@step=t:B`) and `per_sample` says how many; drawn faults
+    strike every sample and step, but those of `per_sample`: with that probability one site in each of the first `batch`
+    rows that are fed together. `inline` writes no local functions, `custom_ops` are libraries of operators. Raises as
+    `sample` and `instrument` do.
+
+    >>> from onnxfi.graph.model.loading import load
+    >>> done = inject_flow(load("models/fashion_cnn.onnx"), sites=["relu[3]@sample=0:30"])
+    >>> done.strikes[0].element, done.strikes[0].sample, done.strikes[0].mask
+    (3, 0, Mask(keep=4294967295, flip=1073741824))
+    """
+    ways = {"ber": ber, "count": count, "sites": sites or None, "per_sample": per_sample}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) != 1:
+        raise InputError(f"exactly one of {', '.join(ways)} says how many faults; given: {given or 'none'}")
+    event, selector = fault_model(fault), selector or Selector()
+    flow = prepare(model, opset=opset, body=body, data=data, shapes=True, custom_ops=custom_ops)
+    if sites:
+        sites = by_step(model.proto, sites)
+        chosen = _named(flow, sites)
+        faults = at_sites(sites, [_open(a) for a in chosen.activations], event, selector, seed)
+        struck = strikes(faults, {a.target.id: a for a in chosen.activations})
+        _check_places(flow, struck, data, custom_ops)
+        space, how = _space(model.proto, chosen, selector, event), Draw("sites", n=len(sites), seed=seed)
+    else:
+        chosen = _chosen(flow, selector, every=all)
+        chosen = replace(chosen, activations=_shaped(chosen.activations))
+        if flow.guessed:
+            told = "shapes that the file leaves open are those of made-up inputs; --data tells the real ones"
+            chosen = replace(chosen, notes=(*chosen.notes, told))
+        space = _space(model.proto, chosen, selector, event, batch if per_sample is not None else 0)
+        kind = "per-tensor" if per_tensor else "per-sample" if given == ["per_sample"] else given[0]
+        how = Draw(kind, rate=ber or per_sample or 0.0, n=count or 0, seed=seed)
+        faults = draw(space, how, event)
+        struck = strikes(faults, {a.target.id: a for a in chosen.activations})
+    made = bake(flow.proto, struck, body=body, inline=inline)
+    place = None if out is None else Path(out)
+    if place is not None:
+        save(model, made, place)
+    return Injected(made, tuple(struck), faults, space, how, place, (*flow.notes, *chosen.notes))
+
+
+def _space(
+    proto: onnx.ModelProto, chosen: Chosen, selector: Selector, event: FaultModel, samples: int = 0
+) -> FaultSpace:
+    refuse_binding(proto, event, [a.target.id for a in chosen.activations])
+    for a in chosen.activations:
+        if samples and a.unplaced:
+            raise SelectorError(
+                f"no sample of {a.target.id!r} ({shape_text(a.dims)}) can be named: {a.unplaced}; "
+                f"leave it out with --exclude, or draw with --count, which strikes every sample"
+            )
+    targets = [
+        replace(a.target, structural=False, samples=0 if a.axis is None else samples) for a in chosen.activations
+    ]
+    return FaultSpace.over(targets, event, bits=selector.bits, elements=selector.elements)
+
+
+def _shaped(rows: Sequence[Activation]) -> tuple[Activation, ...]:
+    for a in rows:
+        if not a.shaped:
+            raise SelectorError(
+                f"the shape of {a.target.id!r} is not known, so its elements cannot be drawn; "
+                f"name it in --site, give --data, or leave it out with --exclude"
+            )
+    return tuple(rows)
+
+
+def _chosen(flow: Flow, selector: Selector, *, every: bool) -> Chosen:
+    """What a selector takes."""
+    try:
+        return choose(flow.activations, selector, every=every)
+    except SelectorError:
+        names = {name for a in flow.activations for name in (a.target.id, a.target.node, a.target.layer)}
+        _refuse_hidden(flow.model, [pattern.lstrip("=") for pattern in selector.include], names)
+        raise
+
+
+def _named(flow: Flow, sites: Sequence[str]) -> Chosen:
+    """The activations that sites name; a float inside a QDQ group is an error that names its integer."""
+    by_id = {a.target.id: a for a in flow.activations}
+    named: dict[str, Activation] = {}
+    _refuse_hidden(flow.model, [text.partition("[")[0] for text in sites], by_id)
+    for text in sites:
+        name, _, place = text.partition("[")
+        if name in by_id and not by_id[name].shaped and "," in place.partition("]")[0]:
+            raise SelectorError(f"the shape of {name!r} is not known: give a flat index, as {name}[5], or --data")
+        found = parse_site(text, [_open(a) for a in flow.activations]).target
+        a = by_id[found]
+        if a.why_not:
+            raise SelectorError(f"{found!r} cannot be struck: {a.why_not}")
+        named[found] = a
+    notes = [
+        f"{a.target.id!r} lies in a QDQ group; striking its integer {a.quantized!r} instead keeps the integer kernels"
+        for a in named.values()
+        if a.quantized
+    ]
+    return Chosen(tuple(named.values()), tuple(notes))
+
+
+def _refuse_hidden(model: Model, names: Iterable[str], known: Container[str]) -> None:
+    """Say of a name that is not found, but is one of a local function's, that it lies there."""
+    for name in names:
+        for function in model.proto.functions:
+            made = {output for node in function.node for output in node.output}
+            if name not in known and name.rpartition("::")[2] in made:
+                raise SelectorError(
+                    f"{name!r} lies in the local function {function.name!r}, which is out of reach; inline that first "
+                    f"(onnx.inliner.inline_local_functions)"
+                )
+
+
+def _open(a: Activation) -> Any:
+    """The target, with room for any flat index while its shape is not known."""
+    return replace(a.target, structural=False, shape=a.target.shape if a.shaped else (1 << 40,))
+
+
+def _check_places(flow: Flow, struck: Sequence[Strike], data: Data | None, custom_ops: Sequence[str]) -> None:
+    """Refuse an element or sample that is not there, and with data a step that does not come."""
+    looped = data is not None and any(s.activation.loop for s in struck)
+    turns = counted(flow.model, data, custom_ops) if looped else {}
+    for s in struck:
+        check_place(s.activation, s, 1 << 62)
+        check_step(s, turns.get(s.activation.path))
+
+
+def strikes(faults: Faults, rows: Mapping[str, Activation]) -> list[Strike]:
+    """Faults as what the pass bakes or feeds: masks, or a scale and a shift; `rows` are the activations by target id.
+
+    Raises FaultError for a fault that is neither.
+    """
+    out = []
+    sites = faults.sites
+    columns = zip(sites.target.tolist(), sites.index.tolist(), sites.bit.tolist(), sites.times().tolist(), strict=True)
+    for row, (target, index, bit, (sample, first, last)) in enumerate(columns):
+        a, model = rows[faults.targets[target].id], faults.model(row)
+        mask = model.mask(a.target.word, bit)
+        times: dict[str, Any] = {"sample": None if sample < 0 else sample, "first": first, "last": last}
+        if mask is not None:
+            out.append(Strike(a, index, mask, **times))
+        elif isinstance(model, Scale):
+            out.append(Strike(a, index, None, scale=float(model.factor), **times))
+        elif isinstance(model, Add):
+            out.append(Strike(a, index, None, shift=float(model.value), **times))
+        else:
+            raise InputError(
+                f"{model} is neither a mask nor scale nor add, so no graph can do it; choose another fault"
+            )
+    return out
+
+
+def bake_into(model: Model, faults: Sequence[Strike], out: Path) -> None:
+    """Write a model that has these faults; its opset is raised where that is needed."""
+    save(model, bake(prepare(model).proto, faults), out)

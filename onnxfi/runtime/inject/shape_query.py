@@ -1,0 +1,181 @@
+"""What one run tells of values in flight: number formats, shapes, and how often loops turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
+
+from onnxfi.errors import EngineError, OnnxfiError
+from onnxfi.faults.words import WORDS
+from onnxfi.graph.dataflow.activation_targets import Activation, alone, graphs, told
+from onnxfi.graph.dataflow.sample_axis import Layout, layout_in
+from onnxfi.graph.dataflow.sample_layout import Found, Sizes, placed
+from onnxfi.graph.model.loading import Model, parse
+from onnxfi.graph.passes.loop_counters import count_steps
+from onnxfi.graph.passes.shape_probes import Place, with_shapes
+from onnxfi.runtime.data.sources import Data, open_data
+from onnxfi.runtime.engine.dry_run import dry_run
+from onnxfi.runtime.engine.engines import OrtEngine, OrtSession
+from onnxfi.runtime.engine.model_io import Array
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Samples that are run, and where those do not run.
+_SAMPLES, _MOST_SAMPLES = 2, 32
+
+
+def asked(
+    model: Model, proto: onnx.ModelProto, rows: Sequence[Activation], data: Data | None, custom_ops: Sequence[str] = ()
+) -> tuple[Activation, ...]:
+    """The activations with what runs tell of those that the file leaves open; what cannot be run stays open.
+
+    One run tells formats and shapes, another with one sample more where samples lie. `proto` is the model, whose opset
+    may have been raised; `custom_ops` are libraries of operators.
+    """
+    layout = data.layout if data is not None else layout_in(model.proto.graph)
+    if not any(_open(a, layout) for a in rows):
+        return tuple(rows)
+    for inside in (True, False):  # what is asked inside may be what does not run
+        here = [a for a in rows if inside or not a.path]
+        with suppress(OnnxfiError):
+            found = _answers(model, proto, here, data, layout, custom_ops)
+            return tuple(found.get(a.target.id, a) for a in rows)
+    return tuple(rows)
+
+
+def _open(a: Activation, layout: Layout) -> bool:
+    """Whether the file leaves something of a value open that a run may tell."""
+    unplaced = bool(a.unplaced) and layout.fixed is None and not a.why_not
+    return "type is not known" in a.why_not or not a.shaped or unplaced
+
+
+def _answers(
+    model: Model, proto: onnx.ModelProto, rows: Sequence[Activation], data: Data | None, layout: Layout,
+    custom_ops: Sequence[str],
+) -> dict[str, Activation]:  # fmt: skip
+    """What runs tell of activations, by target id."""
+    wanted = {a.name for a in rows if not a.path and "type is not known" in a.why_not}
+    probed = {(a.path, a.name): a for a in rows if (_open(a, layout) or not a.path) and a.name not in wanted}
+    ranks = {place: None if a.dims is None else len(a.dims) for place, a in probed.items()}
+    session, shapes = _telling(model, proto, wanted, ranks, custom_ops)
+    runs = [*_grown(session, data, sorted({*shapes.values(), *wanted}))]
+    types = {port.name: port.dtype for port in (*session.outputs, *session.inputs)}
+    told_by = [{place: _one_shape(run[name]) for place, name in shapes.items()} for _, run in runs]
+    for (_, run), known in zip(runs, told_by, strict=True):
+        known |= {("", name): array.shape for name, array in run.items() if name not in shapes.values()}
+    places = _places(model, layout, [size for size, _ in runs], told_by)
+    out = {}
+    for a in rows:
+        dims = [known.get((a.path, a.name)) for known in told_by]
+        if _open(a, layout) and dims[0] is not None:
+            word = WORDS.get(types[a.name]) if a.name in wanted and not a.path else None
+            found = places.get(a.path, {}).get(a.name)
+            one = told(a, word, _common(a, found, dims), found)
+            out[a.target.id] = alone(one) if layout.fixed == 1 else one
+    return out
+
+
+def _common(a: Activation, found: Found | None, dims: Sequence[tuple[int, ...] | None]) -> tuple[int | None, ...]:
+    """The shape of a value in all runs, None where it grows."""
+    first, last = dims[0] or (), dims[-1]
+    place = a.place if a.place is not None or found is None else found.place
+    if last is None or len(last) != len(first):
+        return (None,) * len(first)
+    alike = [one if one == other else None for one, other in zip(first, last, strict=True)]
+    if place is not None and place.axis < len(alike):
+        alike[place.axis] = None
+    return tuple(alike)
+
+
+def _places(
+    model: Model, layout: Layout, sizes: Sequence[int], known: Sequence[Mapping[Place, tuple[int, ...] | None]]
+) -> dict[str, dict[str, Found]]:
+    """Where samples lie by the shapes of two runs; nothing where there is one."""
+    if len(sizes) < 2:
+        return {}
+    shapes: dict[str, dict[str, tuple[tuple[int, ...] | None, ...]]] = {}
+    for (path, name), one in known[0].items():
+        shapes.setdefault(path, {})[name] = (one, known[1].get((path, name)))
+    every = [(path, graph) for path, graph, _ in graphs(model.proto)]
+    return placed(every, layout, cast("Any", shapes), Sizes((sizes[0], sizes[1])))
+
+
+def _grown(session: OrtSession, data: Data | None, names: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Array]]]:
+    """What the first samples give, and then those with the last of them once more, where the batch is not fixed."""
+    feeds, found, layout = first_run(session, data, names)
+    yield layout.rows(feeds), {**feeds, **found}
+    if layout.fixed is None and layout.axes:
+        more = layout.pad(feeds, layout.rows(feeds) + 1)
+        with suppress(EngineError):
+            yield layout.rows(more), {**more, **session.run(more, names)}
+
+
+def _telling(
+    model: Model, proto: onnx.ModelProto, names: Set[str], ranks: Mapping[Place, int | None], custom_ops: Sequence[str]
+) -> tuple[OrtSession, dict[Place, str]]:
+    """A session that puts out these values too, and the shapes of others; the names of those shapes."""
+    import onnx
+
+    made, shapes = with_shapes(proto, ranks)
+    have = {o.name for o in made.graph.output} | {i.name for i in made.graph.input}
+    made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(names - have))
+    made.ir_version = max(made.ir_version, 4)
+    return opened(model, made, custom_ops), shapes
+
+
+def _one_shape(rows: Array) -> tuple[int, ...] | None:
+    """The shape that a value has in every iteration; None where it has several, or was not reached."""
+    if not rows.shape[-1]:
+        return () if rows.ndim == 1 else None
+    flat = rows.reshape(-1, rows.shape[-1])
+    flat = flat[(flat >= 0).all(axis=1)]
+    return tuple(flat[0].tolist()) if len(flat) and (flat == flat[0]).all() else None
+
+
+def counted(model: Model, data: Data | None, custom_ops: Sequence[str] = (), *, steady: bool = False) -> dict[str, int]:
+    """How often loops turn on the first samples, by the path of each graph inside one; the most, if it is run often.
+
+    `steady` leaves out those that turn otherwise when one sample more runs, as a scan over the samples does.
+    """
+    proto, counters = count_steps(parse(model))
+    if not counters:
+        return {}
+    runs = _grown(opened(model, proto, custom_ops), data, sorted(set(counters.values())))
+    turns = [{path: int(found[name]) for path, name in counters.items()} for _, found in islice(runs, 1 + steady)]
+    return {path: many for path, many in turns[0].items() if many == turns[-1][path]}
+
+
+def opened(model: Model, proto: onnx.ModelProto, custom_ops: Sequence[str] = ()) -> OrtSession:
+    """A session of a changed copy of a model, on the CPU and without optimisation."""
+    folder = model.path.parent if model.external and model.path is not None else None
+    engine = OrtEngine(provider="cpu", optimization="off", custom_ops=tuple(custom_ops))
+    dry_run(engine, model.path or model.source.data or b"")
+    return engine.prepare(proto.SerializeToString(), folder)
+
+
+def first_run(
+    session: OrtSession, data: Data | None, names: Sequence[str] | None = None
+) -> tuple[Mapping[str, Array], dict[str, Array], Layout]:
+    """What the first samples of the data, or made-up ones, are as inputs, what these outputs (None: all) are then, and
+    which inputs hold samples.
+
+    Two samples, where the batch is not fixed; more where those cannot run, as beside states that come with the data.
+    """
+    fed = data or open_data(None, session.inputs, limit=_SAMPLES)
+    few, more = (fed.layout.fixed or min(n, fed.samples) for n in (_SAMPLES, _MOST_SAMPLES))
+    try:
+        return _run(session, fed, few, names)
+    except EngineError:
+        if few == more:
+            raise
+    return _run(session, fed, more, names)
+
+
+def _run(
+    session: OrtSession, fed: Data, size: int, names: Sequence[str] | None
+) -> tuple[Mapping[str, Array], dict[str, Array], Layout]:
+    feeds = next(iter(fed.batches(size))).feeds
+    return feeds, session.run(feeds, names), fed.layout

@@ -1,0 +1,316 @@
+"""The verbs on stored words: inspect a model, sample faults, inject them, replay a list, undo it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxfi.errors import FaultListError, InputError, OutputError
+from onnxfi.faults.faultlist import MOST_LINES, FaultList, Header, lines, sites_digest
+from onnxfi.faults.models import FaultModel, Flip
+from onnxfi.faults.space import FaultSpace, Selector, Sites, User, check_apart
+from onnxfi.faults.trials import Draw, Faults, at_sites, concat, draw, fault_model
+from onnxfi.graph.model.dequantize import describe, with_reals
+from onnxfi.graph.model.loading import Model, load
+from onnxfi.graph.write.faulty_copy import Progress, Written, bound, edits, place, restore, write
+from onnxfi.graph.write.output_file import check_place, temporary, written
+from onnxfi.runtime.inject.neurons import describe as describe_neurons
+
+__all__ = ["Injection", "Sample", "inject", "inspect", "load", "replay", "sample", "undo"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Drawn faults with their words, and all that binds them: what was selected, how it was drawn, out of how many."""
+
+    faults: Faults
+    header: Header
+    expected: float
+    population_bits: int
+    trial: int = 1
+
+    @property
+    def drawn(self) -> int:
+        """How many sites were drawn; a pattern strikes several words at each."""
+        return self.faults.events
+
+    def by_layer(self) -> dict[str, dict[str, int]]:
+        """Faults and changed words by layer, in file order; targets and population are those of the selection."""
+        table: dict[str, dict[str, int]] = {}
+        selector, targets = self.header.selector, self.faults.targets
+        counts = np.bincount(self.faults.sites.target, minlength=len(targets)).tolist()
+        changed = self.faults.changed_by_target().tolist()
+        kept = [t for t, struck in zip(targets, counts, strict=True) if struck or selector.keeps(t)]
+        space = FaultSpace.over(kept, fault_model(self.header.fault), bits=selector.bits, elements=selector.elements)
+        sizes = {t.id: size for t, size in zip(space.targets, space.sizes, strict=True)}
+        for target, struck, differ in zip(targets, counts, changed, strict=True):
+            if struck or target.id in sizes:
+                row = table.setdefault(target.layer, {"targets": 0, "population": 0, "faults": 0, "changed": 0})
+                row["targets"] += 1
+                row["population"] += sizes.get(target.id, 0)
+                row["faults"] += struck
+                row["changed"] += differ
+        return table
+
+    def largest(self, most: int = 5) -> list[Any]:
+        """The faults that change their number most, non-finite ones first."""
+        if not len(self.faults) or self.faults.before is None or self.faults.after is None:
+            return []
+        distance = np.zeros(len(self.faults))
+        for ordinal in np.unique(self.faults.sites.target).tolist():
+            here = self.faults.sites.target == ordinal
+            word = self.faults.targets[ordinal].word
+            with np.errstate(all="ignore"):
+                old, new = (word.values(w[here]).astype(np.float64) for w in (self.faults.before, self.faults.after))
+                if self.faults.reals is not None and not np.isnan(self.faults.reals[0, here]).any():
+                    old, new = self.faults.reals[:, here].astype(np.float64)
+                distance[here] = np.nan_to_num(np.abs(new - old), nan=np.inf, posinf=np.inf)
+        order = np.argsort(-distance, kind="stable")[:most]
+        return [self.faults[int(row)] for row in order if distance[row] > 0]
+
+
+def sample(
+    model: Model,
+    *,
+    ber: float | None = None,
+    count: int | None = None,
+    per_tensor: bool = False,
+    sites: Sequence[str] = (),
+    fault: str | FaultModel = "flip",
+    selector: Selector | None = None,
+    seed: int = 0,
+    trial: int = 1,
+) -> Sample:
+    """Draw the faults of one trial, and look up the words that they strike.
+
+    Exactly one of `ber` (the rate per site), `count` (different sites; with `per_tensor` in each tensor) and `sites`
+    (`ID[i]:B`) says how. Raises InputError for a rate or count out of range, SelectorError where nothing is selected.
+
+    >>> model = load("models/fashion_cnn.onnx")
+    >>> str(sample(model, count=2, seed=1).faults[0].site)
+    'fc1.weight[28063]:14'
+    """
+    given = [name for name, value in (("ber", ber), ("count", count), ("sites", sites or None)) if value is not None]
+    if len(given) != 1:
+        what = " and ".join(given) if given else "none"
+        raise InputError(f"exactly one of ber, count and sites says how many faults; given: {what}")
+    if per_tensor and count is None:
+        raise InputError("per_tensor goes with count; give both")
+    if trial < 1:
+        raise InputError(f"trial {trial} is out of range; trials count from 1, as trial 0 is the golden run")
+    event, selector = fault_model(fault), selector or Selector()
+    if sites:
+        how = Draw("sites", n=len(sites), seed=seed)
+        faults = at_sites(sites, model.targets, event, selector, seed)
+        space = _space(model, selector, event, faults)
+    else:
+        kind = "ber" if ber is not None else "per-tensor" if per_tensor else "count"
+        how = Draw(kind, rate=ber or 0.0, n=count or 0, seed=seed)
+        space = selector.space(model.targets, event)
+        faults = draw(space, how, event, trial)
+    faults = with_reals(model, place(model, faults)[0])
+    header = Header("", str(event), selector, how, population=space.size, unit=event.unit, faulty=None)
+    return Sample(faults, header, how.expected(space), space.bits, trial)
+
+
+def _space(model: Model, selector: Selector, event: FaultModel, named: Faults) -> FaultSpace:
+    """What sites that were named are a part of: the tensors in which they lie."""
+    struck = tuple("=" + named.targets[k].id for k in np.unique(named.sites.target).tolist())
+    named_alone = replace(selector, include=struck)
+    kept = [t for t in model.targets if named_alone.keeps(t)]
+    return FaultSpace.over(kept, event, bits=selector.bits, elements=selector.elements)
+
+
+@dataclass(frozen=True)
+class Injection:
+    """A faulty model that was written: what was struck, where it lies, and both digests.
+
+    `data` holds its bytes where no output was named; `resized` says that numbers of variable length changed theirs.
+    """
+
+    sample: Sample
+    digest: str
+    faulty_digest: str
+    out: Path | None
+    data: bytes | None = field(default=None, repr=False)
+    resized: bool = False
+
+
+def inject(
+    model: Model,
+    drawn: Sample,
+    out: str | Path | None = None,
+    *,
+    save_faults: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Injection:
+    """Write the faulty model: `out` (with external data also `OUT.data`), or its bytes where None.
+
+    All that is not struck stays byte for byte. `save_faults` writes the fault list beside it. Raises OutputError for a
+    place that cannot be written, before anything is, and InputError for faults that were drawn from another model.
+
+    >>> model = load("models/fashion_cnn.onnx")
+    >>> inject(model, sample(model, sites=["conv1.weight[0]:31"])).faulty_digest[:8]
+    '19e9da44'
+    """
+    for target in drawn.faults.targets:
+        ordinal = model.by_id.get(target.id)
+        if ordinal is None or model.targets[ordinal] != target:
+            raise InputError(f"the faults were drawn from another model: {model.name} has no such target {target.id!r}")
+    faults, final = place(model, drawn.faults)
+    drawn, change = replace(drawn, faults=faults), edits(model, faults, final)
+    if save_faults is None:
+        return _injection(drawn, write(model, change, _path(out), progress=progress))
+    listed = Path(save_faults)
+    check_place(model, [listed], copy=False)
+    if out is not None and listed.resolve() in [file.resolve() for file in written(Path(out), len(model.external))]:
+        raise OutputError(f"the fault list and the faulty model cannot both be {str(listed)!r}; name another")
+    with temporary([listed]) as (stream,):
+        # The list comes first, with room for the digests: a disk that it fills is met before the model is there.
+        how, ordinals = _told(model, drawn)
+        header = replace(drawn.header, model="0" * 64, faulty="0" * 64, draw=how)
+        for line in (header.line(), *lines(drawn.trial, drawn.faults, how, ordinals)):
+            stream.write((line + "\n").encode())
+        stream.flush()
+        done = _injection(drawn, write(model, change, _path(out), progress=progress))
+        stream.seek(0)
+        stream.write(replace(header, model=done.digest, faulty=done.faulty_digest).line().encode())
+    return done
+
+
+def _told(model: Model, drawn: Sample) -> tuple[Draw, list[int]]:
+    """How the list says that the faults were drawn, and the ordinals of their targets.
+
+    Where the draw does not give just these faults again (several trials together, rows taken out by hand), and they
+    are too many to be listed otherwise, they are said to be sites that were named.
+    """
+    how, faults = drawn.header.draw, drawn.faults
+    ordinals = [model.by_id[t.id] for t in faults.targets]
+    if len(faults) <= MOST_LINES or how.kind == "sites":
+        return how, ordinals
+    event = fault_model(drawn.header.fault)
+    space = drawn.header.selector.space(model.targets, event)
+    again = bound(model, draw(space, how, event, drawn.trial))
+    digest = sites_digest(again, [model.by_id[t.id] for t in space.targets])
+    same = again.models == faults.models and digest == sites_digest(faults, ordinals)
+    return how if same else Draw("sites", n=len(faults), seed=how.seed), ordinals
+
+
+def _injection(drawn: Sample, written: Written) -> Injection:
+    return Injection(drawn, written.model, written.faulty, written.path, written.data, written.resized)
+
+
+def _path(out: str | Path | None) -> Path | None:
+    return None if out is None else Path(out)
+
+
+def replay(model: Model, faults: FaultList) -> Sample:
+    """The faults of a list, all its trials together, on the model that the list is bound to.
+
+    Raises FaultListError for another model (with both digests) or where the model does not hold the recorded words.
+
+    >>> import tempfile
+    >>> model, place = load("models/fashion_cnn.onnx"), Path(tempfile.mkdtemp())
+    >>> _ = inject(model, sample(model, count=3), place / "faulty.onnx", save_faults=place / "faults.jsonl")
+    >>> [str(fault.site) for fault in replay(model, FaultList.open(place / "faults.jsonl")).faults][0]
+    'fc1.weight[26]:13'
+    """
+    faults.bind(model.digest)
+    trials = _trials(model, faults)
+    struck = concat([rows for _, rows in trials])
+    placed, _ = place(model, struck)
+    for said, is_ in ((struck.before, placed.before), (struck.after, placed.after)):
+        if said is not None and is_ is not None and not np.array_equal(said, is_):
+            row = int(np.flatnonzero(said != is_)[0])
+            raise FaultListError(
+                f"{faults.path}: {placed[row].site} is {is_[row]:#x} where the list says {said[row]:#x}; "
+                f"it was changed by hand, or holds trials that do not go together"
+            )
+    header, event = faults.header, fault_model(faults.header.fault)
+    named = header.draw.kind == "sites"
+    space = _space(model, header.selector, event, placed) if named else header.selector.space(model.targets, event)
+    return Sample(with_reals(model, placed), header, header.draw.expected(space), space.bits, trials[0][0])
+
+
+def undo(model: Model, faults: FaultList, out: str | Path, *, progress: Progress | None = None) -> Injection:
+    """Restore the original from the faulty model and the list that made it; checked against the original's digest.
+
+    A model with external data keeps its data's new name, so there the words are checked, not the digest.
+
+    >>> import tempfile
+    >>> model, place = load("models/fashion_cnn.onnx"), Path(tempfile.mkdtemp())
+    >>> _ = inject(model, sample(model, count=3), place / "faulty.onnx", save_faults=place / "faults.jsonl")
+    >>> faulty, listed = load(place / "faulty.onnx"), FaultList.open(place / "faults.jsonl")
+    >>> undo(faulty, listed, place / "restored.onnx").faulty_digest == model.digest
+    True
+    """
+    faults.bind(model.digest, undo=True)
+    rows, final = restore(model, [rows for _, rows in _trials(model, faults)])
+    expect = None if model.external else faults.header.model
+    written = write(model, edits(model, rows, final), Path(out), expect=expect, progress=progress)
+    return _injection(Sample(rows, faults.header, len(rows), 0), written)
+
+
+def _trials(model: Model, faults: FaultList) -> list[tuple[int, Faults]]:
+    """The trials of a list; one that drew no fault has none, and is known by its model, which is not changed."""
+    trials = list(faults.trials(model.targets))
+    if trials:
+        return trials
+    if faults.header.faulty != faults.header.model:
+        raise FaultListError(f"{faults.path} holds no trial; it was cut short, or there is nothing to inject")
+    none = np.zeros(0, np.int64)
+    event, words = fault_model(faults.header.fault), np.zeros(0, np.uint64)
+    return [(1, Faults(model.targets, Sites(none, none, none.astype(np.int16)), (event,), words, words))]
+
+
+def inspect(model: Model, selector: Selector | None = None, *, neurons: str | Path | None = None) -> dict[str, Any]:
+    """What can be struck, as plain values: targets in file order, totals, opsets, digest, spiking layers.
+
+    Elements and bits are those that the selector leaves: the bits in all are the population of single flips.
+
+    Integer tensors that only carry shapes or indices are counted in `left_out` unless the selector names them, tensors
+    that no output depends on in `unused`.
+    `neurons` is a mapping file for spiking layers that no pattern finds.
+
+    >>> inspect(load("models/fashion_cnn.onnx"))["totals"]
+    {'targets': 8, 'elements': 105866, 'bits': 3387712}
+    """
+    chosen = selector or Selector()
+    spiking = describe_neurons(model, neurons)
+    kept = [t for t in model.targets if chosen.keeps(t)]
+    # A selection that finds nothing is an error here too; a whole model may well hold nothing.
+    check_apart(kept)
+    space = FaultSpace.over(kept, Flip()) if chosen == Selector() else chosen.space(model.targets)
+    struck = {t.id: sizes for t, *sizes in zip(space.targets, space.chosen, space.sizes, strict=True)}
+    rows = [
+        {
+            "target": t.id, "layer": t.layer, "op": t.op, "node": t.node, "kind": t.kind, "dtype": t.dtype,
+            "shape": list(t.shape), "elements": words // t.word.parts, "bits": bits, "role": t.role,
+            "quantised": describe(model, t) or None, "aliases": list(t.aliases),
+            "roles": list(t.roles or [t.role] * bool(t.role)),
+            "users": [asdict(user) for user in t.users or [User(t.op, t.node, t.layer)] * bool(t.op)],
+        }
+        for t in kept
+        for words, bits in (struck.get(t.id, (0, 0)),)
+    ]  # fmt: skip
+    return {
+        "model": model.name,
+        "digest": model.digest,
+        "ir": model.proto.ir_version,
+        "opsets": [{"domain": o.domain, "version": o.version} for o in model.proto.opset_import],
+        "producer": f"{model.proto.producer_name} {model.proto.producer_version}".strip(),
+        "targets": rows,
+        "totals": {
+            "targets": len(kept),
+            "elements": sum(r["elements"] for r in rows),
+            "bits": sum(r["bits"] for r in rows),
+        },
+        "left_out": sum(t.structural and not chosen.keeps(t) for t in model.targets),
+        "unused": sum(t.unused and not t.structural and not chosen.keeps(t) for t in model.targets),
+        "spiking": spiking,
+        "notes": [*model.notes, *spiking.pop("notes")],
+    }

@@ -1,0 +1,4 @@
+"""Post-training quantisation, compared with the float model.
+
+Start with `quantize.py`.
+"""

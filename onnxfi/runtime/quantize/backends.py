@@ -1,0 +1,270 @@
+"""The quantisers themselves: ONNX Runtime's, onnxconverter-common's, and bfloat16 storage. Each from file to file."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+
+from onnxfi.errors import InputError, ModelError
+from onnxfi.runtime.data.sources import Data
+from onnxfi.runtime.engine.model_io import Array, one_line
+from onnxfi.runtime.quantize.recipe import Recipe
+from onnxfi.runtime.quantize.shared_weights import drop_twins
+
+if TYPE_CHECKING:
+    import onnx
+
+_LARGEST_FLOAT16 = 65504.0
+_FLOAT, _FLOAT16, _BFLOAT16 = 1, 10, 16
+#: Calibration batches: small, since ranges of every activation are kept.
+_BATCH = 32
+
+
+class _Quiet(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            self.lines.append(one_line(record.getMessage()))
+
+
+@contextlib.contextmanager
+def captured() -> Iterator[list[str]]:
+    """Keep to ourselves what the quantisers print and log, and hand out their warnings; logging is left as it was."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(4)
+    quiet, root = _Quiet(), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers[:] = [quiet]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            yield quiet.lines
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+def load_library(mode: str) -> None:
+    """Load what the quantiser of a mode needs, once for all copies of this process in which it runs."""
+    own = {"weight-only": "onnxruntime.quantization.matmul_nbits_quantizer", "fp16": "onnxconverter_common.float16"}
+    importlib.import_module(own.get(mode, "onnxruntime.quantization.shape_inference"))
+
+
+class _Reader:
+    """Calibration data as ONNX Runtime reads it: one batch after the other, then None."""
+
+    def __init__(self, data: Data, samples: int) -> None:
+        size = data.layout.fixed or min(_BATCH, samples)
+        self._batches = (dict(batch.feeds) for batch in islice(data.batches(size), max(1, -(-samples // size))))
+
+    def get_next(self) -> dict[str, Array] | None:
+        return next(self._batches, None)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        raise NotImplementedError
+
+
+def preprocess(source: Path, out: Path, *, external: bool) -> list[str]:
+    """ONNX Runtime's own pre-processing: fold constants, fuse normalisations, infer shapes; what it could not do."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    ways: tuple[dict[str, bool], ...] = (
+        {},
+        {"skip_symbolic_shape": True},
+        {"skip_optimization": True, "skip_symbolic_shape": True},
+    )
+    kept: dict[str, Any] = {"save_as_external_data": True} if external else {}
+    reason, folder = "", source.parent.resolve()
+    for way in ways:
+        try:
+            # Its symbolic shape inference leaves temporary files in the current folder where it fails.
+            with contextlib.chdir(folder):
+                quant_pre_process(folder / source.name, folder / out.name, **way, **kept)
+        except Exception as error:
+            reason = reason or one_line(error, limit=120) or type(error).__name__
+            continue
+        left = ", ".join(name.removeprefix("skip_").replace("_", " ") for name in way)
+        return [f"pre-processing without {left}: {reason}"] if way else []
+    raise ModelError(f"ONNX Runtime's pre-processing refuses the model: {reason}")
+
+
+def static(source: Path, out: Path, recipe: Recipe, data: Data, exclude: Sequence[str], *, external: bool) -> None:
+    """Integers for weights and activations, with ranges found by running the data."""
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    kinds = {name: getattr(QuantType, _type(name)) for name in (recipe.weights, recipe.activations)}
+    ways = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+    quantize_static(
+        source, out, _Reader(data, recipe.calibration_samples),
+        quant_format=QuantFormat.QDQ if recipe.format == "qdq" else QuantFormat.QOperator,
+        per_channel=recipe.per_channel, weight_type=kinds[recipe.weights], activation_type=kinds[recipe.activations],
+        nodes_to_exclude=list(exclude), calibrate_method=getattr(CalibrationMethod, ways[recipe.calibration]),
+        use_external_data_format=external,
+    )  # fmt: skip
+
+
+def _type(name: str) -> str:
+    """`QInt8` for int8, `QUInt4` for uint4."""
+    return "Q" + name.replace("uint", "UInt").replace("int", "Int")
+
+
+def dynamic(source: Path, out: Path, recipe: Recipe, exclude: Sequence[str], *, external: bool) -> None:
+    """Integers for weights; activations are quantised when the model runs."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        source, out, per_channel=recipe.per_channel, weight_type=getattr(QuantType, _type(recipe.weights)),
+        nodes_to_exclude=list(exclude), use_external_data_format=external,
+        extra_options={"MatMulConstBOnly": True},
+    )  # fmt: skip
+
+
+def weight_only(model: onnx.ModelProto, recipe: Recipe, exclude: Sequence[str]) -> onnx.ModelProto:
+    """Blocks of integers for the weights of matrix products; all else stays float."""
+    from onnxruntime.quantization import QuantFormat
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    for node in [node for node in model.graph.node if node.op_type == "Constant"]:
+        tensor = next((a.t for a in node.attribute if a.HasField("t")), None)
+        if tensor is not None:  # MatMulNBitsQuantizer looks for weights among initializers only
+            model.graph.initializer.add().CopyFrom(tensor)
+            model.graph.initializer[-1].name = node.output[0]
+            model.graph.node.remove(node)
+    wrapped = ONNXModel(model)
+    wrapped.replace_gemm_with_matmul()
+    quantizer = MatMulNBitsQuantizer(
+        wrapped.model, bits=int(recipe.weights.removeprefix("u").removeprefix("int")), block_size=recipe.block,
+        is_symmetric=not recipe.weights.startswith("u"), nodes_to_exclude=list(exclude),
+        quant_format=QuantFormat.QDQ if recipe.format == "qdq" else QuantFormat.QOperator,
+    )  # fmt: skip
+    quantizer.process()
+    made: onnx.ModelProto = quantizer.model.model
+    drop_twins(made.graph)
+    return made
+
+
+def half(model: onnx.ModelProto, exclude: Sequence[str]) -> onnx.ModelProto:
+    """float16 throughout, inputs and outputs excepted. Weights beyond its range are held at its ends."""
+    import onnx
+    from onnxconverter_common import float16
+
+    source = onnx.ModelProto()
+    source.CopyFrom(model)
+    widened = {node.output[0] for node in _nodes(source.graph) if _is_cast(node, _FLOAT)}
+    made: onnx.ModelProto = float16.convert_float_to_float16(
+        model, min_positive_val=0.0, max_finite_val=_LARGEST_FLOAT16, keep_io_types=True,
+        node_block_list=list(exclude), check_fp16_ready=False,
+    )  # fmt: skip
+    for node in _nodes(made.graph):  # the converter takes these for float16 and leaves them as they are
+        if _is_cast(node, _FLOAT) and node.output[0] in widened:
+            next(a for a in node.attribute if a.name == "to").i = _FLOAT16
+    if exclude:
+        _keep_float(made.graph, source.graph, exclude)
+    return made
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of those inside it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in [attribute.g, *attribute.graphs]:
+                yield from _nodes(inner)
+
+
+def _is_cast(node: onnx.NodeProto, to: int) -> bool:
+    return node.op_type == "Cast" and any(a.name == "to" and a.i == to for a in node.attribute)
+
+
+def _keep_float(graph: onnx.GraphProto, source: onnx.GraphProto, exclude: Sequence[str]) -> None:
+    """Give excluded nodes their float32 weights and outputs back: the converter narrows these and casts them up."""
+    originals = {node.name: node for node in source.node if node.name in exclude}
+    stored = {tensor.name: tensor for tensor in source.initializer}
+    for node in graph.node:
+        for k, name in enumerate(originals[node.name].input if node.name in originals else ()):
+            if name in stored and node.input[k] != name:
+                node.input[k] = f"{name}_float32"
+                if node.input[k] not in {tensor.name for tensor in graph.initializer}:
+                    graph.initializer.add().CopyFrom(stored[name])
+                    graph.initializer[-1].name = node.input[k]
+    _keep_outputs(graph)
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    for node in [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in used]:
+        graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name in stored and tensor.name not in used]:
+        graph.initializer.remove(tensor)
+
+
+def _keep_outputs(graph: onnx.GraphProto) -> None:
+    """Outputs that an excluded node puts out stay float32, without the Cast that would narrow them."""
+    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
+    for value in graph.output:
+        cast = casts.get(value.name)
+        if cast is not None and value.type.tensor_type.elem_type == _FLOAT16:
+            maker = next(node for node in graph.node if cast.input[0] in node.output)
+            maker.output[[*maker.output].index(cast.input[0])] = value.name
+            graph.node.remove(cast)
+            value.type.tensor_type.elem_type = _FLOAT
+
+
+def brain(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """The float32 tensors of these names stored as bfloat16, each behind a Cast to float32; computation stays float32.
+
+    Values beyond the largest bfloat16 are held at it.
+    """
+    from onnx import helper
+
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if opset < 13:
+        raise InputError(f"bf16 needs opset 13, the model has {opset}; --opset 13 raises it")
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.name in names:
+            casts.append(_stored_narrow(tensor))
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.output[0] in names:
+            tensor = next(a.t for a in node.attribute if a.HasField("t"))
+            tensor.name = node.output[0]
+            casts.append(_stored_narrow(tensor))
+            node.output[0] = tensor.name
+    kept = [value for value in model.graph.input if value.name not in names]
+    nodes = [*model.graph.node]
+    del model.graph.node[:], model.graph.input[:]
+    made = [helper.make_node("Cast", [f"{name}_bf16"], [name], name=f"{name}_cast", to=_FLOAT) for name in casts]
+    constants = [node for node in nodes if node.op_type == "Constant"]
+    model.graph.node.extend([*constants, *made, *(node for node in nodes if node.op_type != "Constant")])
+    model.graph.input.extend(kept)
+    return model
+
+
+def _stored_narrow(tensor: onnx.TensorProto) -> str:
+    """Rewrite a float32 tensor as bfloat16 under a new name; returns the old one."""
+    from onnx import numpy_helper
+
+    name, values = tensor.name, numpy_helper.to_array(tensor).astype(np.float32)
+    top = np.float32(ml_dtypes.finfo(ml_dtypes.bfloat16).max)  # type: ignore[no-untyped-call]
+    finite = np.isfinite(values)
+    narrow = np.where(finite, np.clip(values, -top, top), values).astype(ml_dtypes.bfloat16)
+    dims = list(tensor.dims)
+    tensor.Clear()
+    tensor.name, tensor.data_type, tensor.raw_data = f"{name}_bf16", _BFLOAT16, narrow.tobytes()
+    tensor.dims.extend(dims)
+    return name

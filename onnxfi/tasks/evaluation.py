@@ -1,0 +1,138 @@
+"""Evaluating: what a model answers on data, alone or against its golden self."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnxfi.errors import DataError, EngineError
+from onnxfi.faults.trials import json_value
+from onnxfi.graph.model.loading import load
+from onnxfi.graph.spiking.time_axes import counted, counts_of
+from onnxfi.graph.write.faulty_copy import Progress
+from onnxfi.runtime.data.sample_outputs import run_scores, sample_axes
+from onnxfi.runtime.data.sources import Data, open_data
+from onnxfi.runtime.engine.dry_run import dry_run
+from onnxfi.runtime.engine.engines import Engine, OrtEngine, Session
+from onnxfi.runtime.engine.model_io import Array
+from onnxfi.tasks.metrics import applicable
+from onnxfi.tasks.scores import check_port, classifies, reading, scored_output
+
+__all__ = ["Evaluation", "evaluate", "open_data", "run_scores"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model answers on data: metrics by name, and the conditions under which they were taken.
+
+    `scores` is the scored output over all samples ([N, …]); `output` its name, None where all outputs count.
+    """
+
+    metrics: dict[str, float]
+    scores: Array = field(repr=False)
+    samples: int
+    data: str
+    output: str | None
+    provider: str
+    note: str
+    synthetic: bool = False
+    #: A remark on how the scored output is read.
+    reading: str = ""
+
+    def summary(self) -> dict[str, Any]:
+        """The metrics as strict JSON takes them."""
+        return {name: json_value(value) for name, value in self.metrics.items()}
+
+    def conditions(self) -> str:
+        """The conditions in one line."""
+        scored = f"output {self.output!r}" if self.output else "all outputs"
+        made_up = "; synthetic inputs say nothing about accuracy" if self.synthetic else ""
+        read = f"; {self.reading}" if self.reading else ""
+        return f"{self.data}; {scored}; {self.note}{made_up}{read}"
+
+
+def evaluate(
+    model: str | Path | bytes,
+    data: Data,
+    *,
+    golden: Evaluation | None = None,
+    engine: Engine | None = None,
+    batch: int = 32,
+    output: str | None = None,
+    time_axis: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Run a model over data; where `golden` is given, also against that evaluation of the model without faults.
+
+    `batch` samples run together (a model that takes one size only gets that). With scores of classes ([N, C], C of 2
+    or more) and labels: top-1 and top-5, and against golden SDC-1; for any other output how far it deviates. Raises
+    DataError where labels or outputs do not fit, EngineError where the runtime refuses. With `time_axis` the
+    spikes of `output` are counted along that axis, and the counts are scored.
+
+    >>> data = open_data("models/fashion_test.npz", OrtEngine().prepare("models/fashion_cnn.onnx").inputs, limit=200)
+    >>> golden = evaluate("models/fashion_cnn.onnx", data)
+    >>> golden.metrics["top1"]
+    0.915
+    >>> evaluate("models/fashion_cnn.onnx", data, golden=golden).metrics["sdc1"]
+    0.0
+    """
+    if time_axis is not None:
+        spikes = counted(load(model, allow_links=True), output, time_axis)
+        model, output = spikes.source.data or b"", counts_of(spikes.proto)
+    kind = "auto" if time_axis is None else "counts"
+    engine = engine or OrtEngine()
+    dry_run(engine, model, data)
+    session = engine.prepare(model)
+    if golden is not None and golden.samples != data.samples:
+        raise DataError(f"golden was taken on {golden.samples:,} samples, the data has {data.samples:,}; take the same")
+    name = golden.output if golden else scored_port(session, output, data, kind)
+    axes = sample_axes(session, data, model)
+    try:
+        scores = run_scores(session, data, data.layout.fixed or batch, name, progress=progress, axes=axes)
+    except EngineError as error:
+        if data.synthetic:
+            raise EngineError(f"{error}; these are synthetic inputs, give real ones with --data") from None
+        raise
+    truth = golden.scores if golden else scores
+    metrics = _metrics(truth, scores, data, name, kind)
+    return Evaluation(
+        metrics, scores, data.samples, data.description, name, session.provider, session.note, data.synthetic,
+        reading(truth, name, data.samples, kind) or _passed_over(session, name),
+    )  # fmt: skip
+
+
+def _passed_over(session: Session, name: str | None) -> str:
+    """A remark on the outputs that do not count since they are no tensors."""
+    listed = ", ".join(f"{other!r} ({dtype})" for other, dtype in _unread(session).items())
+    return f"passed over, since they are no tensors: {listed}" if listed and name is None else ""
+
+
+def _unread(session: Session) -> Mapping[str, str]:
+    """Outputs that are no tensors, by name their type; engines of others tell none."""
+    return getattr(session, "unread", {})
+
+
+def scored_port(
+    session: Session, name: str | None, data: Data, kind: str = "auto", *, whole: bool = False
+) -> str | None:
+    """The scored output of a session, None where all count; DataError where the labels cannot fit it.
+
+    With `whole`, outputs of maps are not passed over.
+    """
+    labelled, unread = data.labels is not None, _unread(session)
+    found = scored_output(session.outputs, name, labelled=labelled, unread=unread, whole=whole)
+    for port in session.outputs:
+        if port.name == found:
+            check_port(port, data, kind)
+    return found
+
+
+def _metrics(golden: Array, faulty: Array, data: Data, name: str | None, kind: str) -> dict[str, float]:
+    classifier = classifies(golden, name, data, kind)
+    wanted = applicable(classifier=classifier, labelled=data.labels is not None)
+    alone = golden is faulty
+    return {
+        m.name: m(golden, faulty, data.labels) for m in wanted if not alone or m.needs_labels or m.name == "nonfinite"
+    }

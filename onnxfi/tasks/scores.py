@@ -1,0 +1,169 @@
+"""The meaning of the scored output: scores of classes, one row a sample, or numbers that are only compared.
+
+Class metrics (top-1, SDC-1 and all that rests on them) are taken of scores [N, C] with C of 2 or more, and of nothing
+else; [N, C, 1, 1] is [N, C]. What has another shape, holds class numbers or is named as boxes are gets the metrics of
+any output. Where labels ask for top-1 of such an output, that is an error which says what would fit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxfi.errors import DataError, closest
+from onnxfi.runtime.data.batches import Data
+from onnxfi.runtime.data.sample_outputs import Dim, class_axes
+from onnxfi.runtime.engine.model_io import Array, Port, element_type, shape_text
+
+#: Parts of the names of outputs whose columns are no classes, however many.
+_OTHER_NAMES = re.compile(
+    r"(?<![a-z])(b?box(es)?|coord(inate)?s?|landmarks?|keypoints?|offsets?|anchors?|embeddings?)(?![a-z])", re.I
+)
+_REMEDY = "name another output with --output, or leave the labels out to see how far outputs deviate"
+
+
+def scored_output(
+    outputs: Sequence[Port],
+    name: str | None = None,
+    *,
+    labelled: bool = False,
+    unread: Mapping[str, str] | None = None,
+    whole: bool = False,
+) -> str | None:
+    """Return the output that holds the scores: `name`, else the only float output of two dimensions.
+
+    Dimensions of 1 behind the second of four or more do not count. Where a model has no such output, and no labels ask
+    for one, it is None: only metrics of any shape apply then. With labels, a single float output of undeclared rank
+    will do. `unread` are the outputs that are no tensors, by name their type; with `whole`, or labels, none of them
+    that holds maps is passed over. DataError lists what there is, where that leaves a choice.
+
+    >>> scored_output([Port("boxes", "float32", ("N", 4, 4)), Port("scores", "float32", ("N", 10))])
+    'scores'
+    """
+    unread = unread or {}
+    if name is not None:
+        if name in unread:
+            raise DataError(_maps(name, unread[name]))
+        known = [port.name for port in outputs]
+        if name not in known:
+            raise DataError(f"the model has no output {name!r}{closest(name, known)}")
+        return name
+    floats = [port for port in outputs if "float" in port.dtype]
+    fitting = [port for port in floats if _may_score(port)]
+    if labelled and not fitting:
+        fitting = [port for port in floats if port.shape is None]
+    if len(fitting) == 1:
+        return fitting[0].name
+    for other, dtype in unread.items():
+        if not fitting and (labelled or whole) and "map(" in dtype:
+            raise DataError(_maps(other, dtype))
+    if not fitting and not labelled:
+        return None
+    what = "several outputs could" if fitting else "no output is sure to"
+    listed = "; ".join(map(str, fitting or outputs)) or "none"
+    raise DataError(f"{what} hold the scores; name one with --output: {listed}")
+
+
+def _may_score(port: Port) -> bool:
+    """Whether the shape is that of scores, and the name does not say otherwise."""
+    return len(class_axes(port.shape or ())) == 2 and _OTHER_NAMES.search(port.name) is None
+
+
+def _maps(name: str, dtype: str) -> str:
+    return (
+        f"output {name!r} is a {dtype}, as ZipMap makes it, and no tensor, so scores in it are not read; export the "
+        f"scores as a tensor (skl2onnx: options={{'zipmap': False}}), or name a tensor with --output"
+    )
+
+
+def no_class_scores(
+    shape: Sequence[Dim], element: np.dtype[Any], name: str | None, samples: int | None, kind: str = "auto"
+) -> str:
+    """Return why an output of this shape ([N, …]) and element type holds no scores of classes; nothing where it does.
+
+    A `kind` other than auto says that they are: then neither name nor element type matter.
+
+    >>> no_class_scores((4, 1), np.dtype("float32"), "y", 4)
+    "output 'y' has one column: the score of one class, of which no top-1 is taken; one column a class would do"
+    >>> no_class_scores((4, 3), np.dtype("float32"), "y", 4)
+    ''
+    """
+    if name is None:
+        return "no output is sure to hold scores"
+    what = f"output {name!r}"
+    if len(shape) != 2:
+        return f"{what} has shape {shape_text(shape)}, and scores of classes have [N,classes]"
+    rows, columns = shape
+    if samples is not None and rows != samples:
+        return f"{what} has {rows} rows for {samples} samples, and scores of classes have one a sample"
+    if isinstance(columns, int) and columns < 2:
+        return f"{what} has one column: the score of one class, of which no top-1 is taken; one column a class would do"
+    if kind != "auto":
+        return ""
+    if element.kind in "bcOUST" or (element.kind in "iu" and element.itemsize > 2):
+        return f"{what} is {element.name}, which holds class numbers or text, no scores"
+    if _OTHER_NAMES.search(name):
+        return f"{what} holds no scores of classes by its name"
+    return ""
+
+
+def classifies(scores: Array, name: str | None, data: Data, kind: str = "auto") -> bool:
+    """Return whether golden values ([N, …]) are scores of classes.
+
+    DataError where the data has labels and they are not, or labels and classes do not fit.
+
+    >>> data = Data((), 4, None, False, "", None, None)
+    >>> classifies(np.zeros((4, 3), np.float32), "y", data), classifies(np.zeros((4, 1), np.float32), "y", data)
+    (True, False)
+    """
+    why = no_class_scores(scores.shape, scores.dtype, name, data.samples, kind)
+    if data.labels is None:
+        return not why
+    if why:
+        raise DataError(f"the labels ask for accuracy, and {why}; {_REMEDY}")
+    _fit(scores.shape[1], name, data)
+    return True
+
+
+def check_port(port: Port, data: Data, kind: str = "auto") -> None:
+    """Raise DataError where labels cannot fit an output as it is declared, as `classifies` does by its values."""
+    if data.labels is None or port.shape is None:
+        return
+    shape = class_axes(port.shape)
+    if why := no_class_scores(shape, element_type(port.dtype), port.name, None, kind):
+        raise DataError(f"the labels ask for accuracy, and {why}; {_REMEDY}")
+    if isinstance(shape[1], int):
+        _fit(shape[1], port.name, data)
+
+
+def _fit(columns: int, name: str | None, data: Data) -> None:
+    """Raise DataError where labels do not fit as many classes."""
+    assert data.labels is not None
+    if data.classes is not None and data.classes != columns:
+        raise DataError(
+            f"the data has {data.classes:,} class folders, and output {name!r} scores {columns:,} classes: which class "
+            "a folder is cannot be told; list a folder for each class in `classes:` of the preprocessing, in the "
+            "model's order, or name the folders by the numbers of their classes"
+        )
+    if data.labels.size and not 0 <= data.labels.min() <= data.labels.max() < columns:
+        found = f"{data.labels.min()} to {data.labels.max()}"
+        raise DataError(f"labels go from {found}, but the model scores {columns} classes, counted from 0")
+
+
+def reading(scores: Array, name: str | None, samples: int, kind: str = "auto") -> str:
+    """Return a remark on how the scored output is read; nothing where there is no doubt.
+
+    >>> reading(np.array([[0.9, 0.8], [0.1, 0.3]]), "y", 2)
+    'top-1 is the highest score: rows in [0, 1] that do not sum to 1 are not read by a threshold'
+    """
+    if why := no_class_scores(scores.shape, scores.dtype, name, samples, kind):
+        return "" if name is None else f"no top-1 or SDC-1, since {why}"
+    with np.errstate(all="ignore"):
+        wide = scores.astype(np.float64)
+        shares = bool(((wide >= 0) & (wide <= 1)).all())
+        if kind == "auto" and shares and not bool((np.abs(wide.sum(axis=1) - 1) <= 0.01).all()):
+            return "top-1 is the highest score: rows in [0, 1] that do not sum to 1 are not read by a threshold"
+    return ""

@@ -1,0 +1,504 @@
+"""Campaigns over values in flight: what is drawn, recorded and judged, and that faults reach where they should."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper, parser
+from onnx.reference import ReferenceEvaluator
+from tiny_campaigns import HEAD, chance, ran, samples, save, tables
+
+from onnxfi.campaign.execute.export_trial import export_trial
+from onnxfi.campaign.execute.runner import plan, run
+from onnxfi.campaign.execute.trial_executor import Bench
+from onnxfi.campaign.plan.fault_targets import Reach
+from onnxfi.campaign.plan.plan import Plan, make_plan, write_plan
+from onnxfi.campaign.report.report import report
+from onnxfi.campaign.report.tables import classes
+from onnxfi.campaign.results.merge import merge
+from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.spec.campaign import Campaign, Part
+from onnxfi.campaign.spec.field_types import SpecError
+from onnxfi.campaign.spec.spec_file import load_spec, print_spec
+from onnxfi.errors import FaultListError, InputError, SelectorError
+from onnxfi.faults.faultlist import Lines
+from onnxfi.graph.model.loading import load
+from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.partial.split_execution import Staged
+
+
+def campaign(**fields: Any) -> Campaign:
+    way = {} if {"ber", "single", "exhaustive", "mix", "faults", "per_sample"} & set(fields) else {"single": True}
+    length = {"trials": 24} if way else {}
+    aim = {} if {"mix", "faults"} & set(fields) else {"target": "activations"}
+    given: dict[str, Any] = {"model": "m.onnx", "data": "d.npz", "provider": "cpu", "batch": 5, **aim, **way, **length}
+    return Campaign(**(given | fields))
+
+
+def rows(store: Path) -> list[dict[str, Any]]:
+    """All lines of the trials that a store planned."""
+    with Store.open(store) as opened:
+        return [json.loads(line) for n in opened.trials() for line in opened.trial(n)["lines"].splitlines()]
+
+
+def meta(store: Path, key: str) -> Any:
+    with Store.open(store) as opened:
+        return opened.get(key)
+
+
+def planned(**fields: Any) -> Plan:
+    return plan(campaign(**fields))[0]
+
+
+# What is drawn
+
+
+def test_a_transient_fault_names_its_sample_and_the_population_counts_them(here: Path) -> None:
+    made = planned(exhaustive=True, bits="sign")
+    found = [json.loads(p.lines) for p in made.trials()]
+    # What the two products put out, and the hidden layer after its activation, for 12 samples.
+    assert len(made) == 12 * (5 + 5 + 3)
+    assert {(r["target"], r["index"], r["sample"]) for r in found} == {
+        (name, i, k) for name, n in (("a", 5), ("c", 5), ("d", 3)) for i in range(n) for k in range(12)
+    }
+    assert all(r["before"] is None and r["changed"] is None and "step" not in r for r in found)
+    assert sum(n for *_, n in made.cells()) == len(made)
+
+
+def test_a_permanent_fault_is_there_in_every_sample(here: Path) -> None:
+    made = planned(exhaustive=True, bits="sign", persistence="permanent")
+    assert len(made) == 5 + 5 + 3
+    assert not any("sample" in json.loads(p.lines) for p in made.trials())
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({}, {"a", "c", "d"}),
+        ({"all": True}, {"a", "b", "c", "d", "y"}),
+        ({"include": "=a"}, {"a"}),
+        ({"op": "Add"}, {"b", "y"}),
+        ({"target": "inputs"}, {"x"}),
+        ({"target": ["weights", "activations"]}, {"w1", "b1", "w2", "b2", "a", "c", "d"}),
+        ({"target": ["activations", "inputs"], "exclude": "=d"}, {"x", "a", "c"}),
+        ({"target": ["weights", "activations"], "include": "w1"}, {"w1"}),
+    ],
+)
+def test_targets_are_selected_as_everywhere(here: Path, fields: dict[str, Any], names: set[str]) -> None:
+    assert {t.id for t in planned(**fields).targets} == names
+
+
+def test_with_a_probability_one_site_in_each_sample(here: Path) -> None:
+    made = planned(per_sample=(0.25, 1), repeat=8, bits="30")
+    drawn: dict[int, list[dict[str, Any]]] = {
+        p.trial: [json.loads(line) for line in p.lines.splitlines()] for p in made.trials()
+    }
+    half, every = ([drawn[t] for t in sorted(drawn) if t % 2 == odd] for odd in (1, 0))
+    for faults in every:
+        assert sorted(f["sample"] for f in faults) == list(range(12)) and {f["bits"][0] for f in faults} == {30}
+    hit = [f["sample"] for faults in half for f in faults if "sample" in f]
+    assert 8 < len(hit) < 48 and len(set(hit)) > 5
+    assert all(len({f["sample"] for f in faults if "n" not in f}) == len(faults) or "n" in faults[0] for faults in half)
+    assert {f["target"] for faults in every for f in faults} == {"a", "c", "d"}
+
+
+# What becomes of it
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {}, {"target": ["weights", "activations"]}, {"per_sample": 0.5, "repeat": 6}, {"persistence": "permanent"},
+        *(pytest.param(more, marks=pytest.mark.slow) for more in (
+            {"target": "inputs"}, {"fault": "scale:factor=-3"}, {"fault": "random-word"}, {"ber": 0.01, "repeat": 6},
+            {"op": "Add"},
+        )),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_each_trial_is_the_model_that_it_exports(here: Path, fields: dict[str, Any]) -> None:
+    """Differential: cut, patched and resumed, against operators baked into the graph, fed all samples at once."""
+    asked = campaign(optimization="off", batch=32, **fields)
+    ran(asked, here / "s.db")
+    bench = Bench.open(asked)
+    header = make_plan(asked, bench.reach).header
+    x = np.load(here / "d.npz")["x"]
+    changed = 0
+    with Store.open(here / "s.db") as opened:
+        for trial, lines in [(t, opened.trial(t)["lines"]) for t in opened.trials()]:
+            reader = Lines(header, bench.reach.targets, "the store")
+            [(_, faults)] = reader.trials(enumerate(lines.splitlines(), 1))
+            flying = bench.reach.in_flight(faults)
+            if not flying.any():
+                continue
+            stored = None if flying.all() else faults.pick(~flying)
+            flown = bench.flown(bench.cuts(header, faults))
+            got = flown.scores(faults.pick(flying), stored)
+            export_trial(here / "s.db", trial, here / "f.onnx")
+            baked = OrtEngine("cpu", optimization="off").prepare(here / "f.onnx").run({"x": x})["y"]
+            # What is NaN has another payload where the portable body makes it.
+            assert np.where(np.isnan(got), 0, got).tobytes() == np.where(np.isnan(baked), 0, baked).tobytes()
+            assert np.array_equal(np.isnan(got), np.isnan(baked))
+            with np.errstate(all="ignore"):
+                reference = ReferenceEvaluator(str(here / "f.onnx")).run(None, {"x": x})[0]
+            assert np.allclose(got, reference, rtol=1e-5, atol=1e-5, equal_nan=True)
+            changed += got.tobytes() != flown.golden.tobytes()
+    assert changed
+
+
+def test_trials_are_exported_from_models_whose_types_only_a_run_tells(here: Path) -> None:
+    """As the runtime's optimisers write them: operators of com.microsoft, and no value_info behind those."""
+    proto = onnx.load("m.onnx")
+    proto.opset_import.add(domain="com.microsoft", version=1)
+    made = proto.graph.node[0]
+    made.op_type, made.domain = "FusedMatMul", "com.microsoft"
+    del proto.graph.value_info[:]
+    onnx.save(proto, here / "m.onnx")
+    results = ran(campaign(all=True), here / "s.db")
+    targets = {row["target"] for row in rows(here / "s.db")}
+    assert {"a", "b"} <= targets
+    for trial in range(1, len(results) + 1):
+        export_trial(here / "s.db", trial, here / "f.onnx")
+    ran(campaign(all=True, trials=26), here / "s.db")
+
+
+def test_a_single_transient_is_judged_on_its_sample(here: Path) -> None:
+    results = ran(campaign(bits="exponent"), here / "s.db")
+    assert {r.metrics["masked_samples"] for r in results} <= {0.0, 1.0}
+    assert {r.metrics["sdc1"] for r in results} == {0.0, 1.0}
+    found = report(here / "s.db")
+    assert found.samples is None, "each trial has its own sample, so no other choice of them is to be told apart"
+    assert sum(row["injections"] for row in classes(found)) == 24
+    assert sum(float(row["fully_masked"]) for row in classes(found)) < 2
+
+
+def test_a_sweep_is_judged_on_all_samples(here: Path) -> None:
+    results = ran(campaign(ber=1e-3, repeat=5), here / "s.db")
+    assert any(0 < r.metrics["masked_samples"] < 1 for r in results)
+    assert "sdc1" in {rate.name for rate in report(here / "s.db").everything.rates}
+
+
+def test_batches_change_nothing(here: Path) -> None:
+    for size in (1, 5, 12):
+        ran(campaign(batch=size, optimization="off"), here / f"{size}.db")
+    one, five, all_ = (tables(here / f"{size}.db")["results"] for size in (1, 5, 12))
+    assert one == five == all_
+
+
+# Stop, go on, extend, share out, replay
+
+
+@pytest.mark.parametrize("fields", [{"trials": 20}, {"ber": 0.02, "repeat": 6}], ids=["single", "sweep"])
+def test_resumed_shared_out_and_replayed_it_is_the_same(here: Path, fields: dict[str, Any]) -> None:
+    asked = campaign(**({"single": True} if "trials" in fields else {}), **fields)
+    ran(asked, here / "whole.db")
+    short = {k: max(1, v // 2) if k in ("trials", "repeat") else v for k, v in fields.items()}
+    ran(campaign(**({"single": True} if "trials" in fields else {}), **short), here / "s.db")
+    ran(asked, here / "s.db")
+    assert tables(here / "s.db")["results"] == tables(here / "whole.db")["results"]
+    for k in (1, 2):
+        ran(asked, here / f"{k}.db", shard=(k, 2))
+    merge(here / "all.db", [here / "2.db", here / "1.db"])
+    assert tables(here / "all.db") == tables(here / "whole.db")
+    write_plan(plan(asked)[0], here / "p.jsonl")
+    ran(campaign(faults="p.jsonl"), here / "r.db")
+    assert tables(here / "r.db")["results"] == tables(here / "whole.db")["results"]
+
+
+def test_workers_change_nothing(here: Path) -> None:
+    ran(campaign(trials=6, single=True), here / "one.db")
+    ran(campaign(trials=6, single=True), here / "two.db", workers=1)
+    assert tables(here / "one.db") == tables(here / "two.db")
+
+
+def test_trials_of_many_faults_are_recipes_that_replay(here: Path) -> None:
+    asked = campaign(ber=0.7, repeat=2)
+    ran(asked, here / "s.db")
+    recipes = rows(here / "s.db")
+    assert [r["sampler"] for r in recipes] == ["ber", "ber"] and all(r["n"] > 1000 for r in recipes)
+    write_plan(plan(asked)[0], here / "p.jsonl")
+    ran(campaign(faults="p.jsonl"), here / "r.db")
+    assert tables(here / "r.db")["results"] == tables(here / "s.db")["results"]
+    samples(here, 4, name="few.npz")
+    with pytest.raises(FaultListError, match="drawn for 12 samples, the data has 4; give the data"):
+        run(campaign(faults="p.jsonl", data="few.npz"), here / "t.db")
+
+
+def test_several_draws_in_one_trial(here: Path) -> None:
+    parts = (
+        Part("stuck-at-1", count=1, include=("w1",)),
+        Part(count=2, target=("activations",), include=("=c",), bits="exponent"),
+        Part("zero", ber=0.5, target=("inputs",), persistence="permanent"),
+    )
+    asked = campaign(mix=parts, repeat=4)
+    assert load_spec(_spec(here, asked)) == asked
+    ran(asked, here / "s.db")
+    found = rows(here / "s.db")
+    assert {r["target"] for r in found} == {"w1", "c", "x"}
+    assert all(("sample" in r) == (r["target"] == "c") for r in found)
+    ran(campaign(faults=_plan(here, asked)), here / "r.db")
+    assert tables(here / "r.db")["results"] == tables(here / "s.db")["results"]
+
+
+def _spec(folder: Path, asked: Campaign) -> Path:
+    (folder / "c.yaml").write_text(print_spec(asked))
+    return folder / "c.yaml"
+
+
+def _plan(folder: Path, asked: Campaign) -> str:
+    write_plan(plan(asked)[0], folder / "p.jsonl")
+    return str(folder / "p.jsonl")
+
+
+def test_the_canary_flies(here: Path) -> None:
+    ran(campaign(), here / "s.db")
+    assert meta(here / "s.db", "canary") == {"seen": "a", "unseen": [], "routes": {"split": "a"}}
+
+
+def test_a_store_of_weights_keeps_its_identity(here: Path) -> None:
+    kept = Campaign("m.onnx", single=True, trials=3).identity()
+    assert not {"target", "persistence", "all", "per_sample"} & set(kept)
+
+
+# Loops
+
+LOOP = """net (float[N,3] x, int64 turns) => (float[N,3] y, float[N,3] z) <float one = {1}, bool on = {1}> {
+    y = Loop (turns, on, x) <body = inside (int64 i, bool go, float[N,3] h) => (bool on_, float[N,3] h_) {
+        t = Mul(h, one) h_ = Add(t, one) on_ = Identity(go) }>
+    z = Relu(y) }"""
+
+
+def loop(folder: Path, turns: int = 4, n: int = 6) -> None:
+    save(folder, LOOP)
+    np.savez(folder / "l.npz", x=chance(n, 3, seed=7), turns=np.array(turns))
+
+
+def looping(**fields: Any) -> Campaign:
+    return campaign(**({"model": "g.onnx", "data": "l.npz", "output": "y", "include": "::t"} | fields))
+
+
+def test_a_value_in_a_loop_is_struck_in_one_step(here: Path) -> None:
+    loop(here)
+    made = plan(looping(exhaustive=True, bits="sign"))[0]
+    assert len(made) == 6 * 4 * 3, "samples, steps, elements"
+    found = [json.loads(p.lines) for p in made.trials()]
+    assert {(r["sample"], r["step"], r["index"]) for r in found} == {
+        (k, t, i) for k in range(6) for t in range(4) for i in range(3)
+    }
+    asked = looping(single=True, trials=20, bits="sign", optimization="off")
+    bench = Bench.open(asked)
+    header = make_plan(asked, bench.reach).header
+    x = np.load(here / "l.npz")["x"]
+    for row in make_plan(asked, bench.reach).trials():
+        [(_, faults)] = Lines(header, bench.reach.targets, "the plan").trials([(1, row.lines)])
+        want, fault = x.copy(), faults[0]
+        for t in range(4):
+            if t == fault.step:
+                want[fault.sample, fault.index] *= -1
+            want += np.float32(1)
+        assert bench.flown(bench.cuts(header, faults)).scores(faults).tobytes() == want.tobytes()
+
+
+def test_from_a_step_on_and_in_every_step(here: Path) -> None:
+    loop(here)
+    made = plan(looping(exhaustive=True, bits="sign", persistence="from"))[0]
+    assert len(made) == 4 * 3 and {"from"} <= set(json.loads(next(made.trials()).lines))
+    assert len(plan(looping(exhaustive=True, bits="sign", persistence="permanent"))[0]) == 3
+    ran(looping(persistence="from"), here / "s.db")
+    export_trial(here / "s.db", 1, here / "f.onnx")
+
+
+def test_a_step_that_the_loop_does_not_come_to_is_told_with_its_site(here: Path) -> None:
+    loop(here, turns=4)
+    write_plan(plan(looping(exhaustive=True, bits="sign"))[0], here / "p.jsonl")
+    loop(here, turns=2)
+    results = ran(looping(faults="p.jsonl", target="weights", include=()), here / "s.db")
+    errors = [r.error for r in results if r.error]
+    assert errors and all("::t@step=3: the loop has 2 iterations" in e or "@step=2:" in e for e in errors)
+    assert len(errors) == 6 * 2 * 3, "steps 2 and 3; the others have outcomes"
+
+
+NESTED = LOOP.replace("t = Mul(h, one)", """t = Loop (two, on, h) <body = deep (int64 j, bool g, float[N,3] k) =>
+    (bool g_, float[N,3] k_) { q = Relu(k) k_ = Add(q, one) g_ = Identity(g) }>""").replace(
+    "bool on = {1}>", "bool on = {1}, int64 two = {2}>"
+)  # fmt: skip
+
+
+def test_a_step_of_a_loop_in_a_loop_is_one_of_the_inner(here: Path) -> None:
+    save(here, NESTED)
+    x = np.abs(chance(6, 3, seed=7))
+    np.savez(here / "l.npz", x=x, turns=np.array(3))
+    asked = looping(include="::q", exhaustive=True, bits="sign", optimization="off")
+    bench = Bench.open(asked)
+    made = make_plan(asked, bench.reach)
+    assert len(made) == 6 * 2 * 3, "samples, steps of the inner loop, elements"
+    for row in list(made.trials())[::5]:
+        [(_, faults)] = Lines(made.header, bench.reach.targets, "the plan").trials([(1, row.lines)])
+        want, fault = x.copy(), faults[0]
+        for _ in range(3):
+            for t in range(2):
+                want = np.maximum(want, 0)
+                if t == fault.step:
+                    want[fault.sample, fault.index] *= -1
+                want += np.float32(1)
+            want += np.float32(1)
+        assert bench.flown(bench.cuts(made.header, faults)).scores(faults).tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("fault", ["scale:factor=-3", "noise:sigma=2"])
+def test_a_number_in_a_body_is_changed_as_numpy_does(here: Path, fault: str) -> None:
+    loop(here)
+    asked = looping(single=True, trials=12, fault=fault, optimization="off")
+    assert [r.error for r in ran(asked, here / "s.db") if r.error] == []
+    bench = Bench.open(asked)
+    made = make_plan(asked, bench.reach)
+    x = np.load(here / "l.npz")["x"]
+    for row in made.trials():
+        [(_, faults)] = Lines(made.header, bench.reach.targets, "the plan").trials([(1, row.lines)])
+        want, one, model = x.copy(), faults[0], faults.model(0)
+        for t in range(4):
+            if t == one.step:
+                want[one.sample, one.index] = model.rule(want[one.sample, one.index].astype(np.float64))
+            want += np.float32(1)
+        flown = bench.flown(bench.cuts(made.header, faults), values=True)
+        assert flown.scores(faults).tobytes() == want.tobytes()
+        assert flown.golden.tobytes() == bench.flown(flown.cuts).golden.tobytes()
+    with pytest.raises(SelectorError, match=r"lies in a body, where sign-flip on int32 cannot be fed"):
+        save(here, LOOP.replace("t = Mul(h, one)", "c = Cast<to=6>(h) t = Cast<to=1>(c)"))
+        plan(looping(include="=Loop#0.body::c", fault="sign-flip"))
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"target": "wights"}, "target: target 'wights' is unknown; closest: 'weights'"),
+        ({"target": "weights", "persistence": "permanent"}, "persistence says nothing for weights"),
+        ({"target": "weights", "all": True}, "all says nothing for weights"),
+        ({"persistence": "always"}, "persistence 'always' is unknown"),
+        ({"role": "weight"}, "role is a matter of weights"),
+        ({"per_sample": 0.5, "target": "weights"}, "per_sample strikes values in flight"),
+        ({"per_sample": 2.0}, "per_sample: rate 2.0 is no probability"),
+        ({"single": True, "margin": 0.1, "per": "data-aware"}, "looks at stored numbers; use layer-bit"),
+    ],
+)
+def test_a_campaign_that_cannot_be_is_told(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(SpecError) as told:
+        campaign(**fields)
+    assert says in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"include": "=cc"}, "matches no tensor in flight"),
+        ({"include": "=w1"}, "matches no tensor in flight"),
+        ({"persistence": "from"}, "nothing that is selected lies in a loop"),
+        ({"target": ["weights", "activations"], "include": "nowhere"}, "'nowhere' matches nothing in this model"),
+    ],
+)
+def test_a_selection_that_finds_nothing_is_told(here: Path, fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError) as told:
+        planned(**fields)
+    assert says in str(told.value)
+
+
+TOKENS = """g (float[N,5,4] x) => (float[N,3] y) <int64[2] flat = {-1,4}, int64[3] back = {-1,5,4}> {
+    t = Transpose<perm=[1,0,2]>(x) h = Relu(t) u = Transpose<perm=[1,0,2]>(h) f = Reshape(u, flat) r = Abs(f)
+    v = Reshape(r, back) s = Flatten<axis=1>(v) y = MatMul(s, w) }"""
+
+
+def tokens(folder: Path, graph: str = TOKENS, samples: int = 7) -> None:
+    """Sequences of five tokens, in a network that takes time first and then flattens them into the batch."""
+    model = parser.parse_model(HEAD + graph)
+    model.graph.initializer.append(numpy_helper.from_array(chance(20, 3, seed=5), "w"))
+    onnx.save(model, folder / "g.onnx")
+    np.savez(folder / "d.npz", x=chance(samples, 5, 4, seed=9))
+
+
+@pytest.mark.parametrize("value", ["h", "r"])
+def test_one_sample_is_struck_wherever_a_value_holds_its_samples(here: Path, value: str) -> None:
+    tokens(here)
+    found = {}
+    for route in ("auto", "late", "early", "plain"):
+        asked = campaign(model="g.onnx", include=f"={value}", bits="sign", exhaustive=True, route=route, batch=3)
+        done = ran(asked, here / f"{route}.db")
+        assert len(done) == 7 * 5 * 4, "elements of seven samples"
+        found[route] = [(r.trial, r.outcome, r.metrics) for r in sorted(done, key=lambda r: r.trial)]
+    export_trial(here / "auto.db", 1, here / "one.onnx")
+    x = np.load("d.npz")["x"]
+    golden, faulty = (OrtEngine("cpu").prepare(m).run({"x": x})["y"] for m in ("g.onnx", "one.onnx"))
+    [line] = rows(here / "auto.db")[:1]
+    assert set(np.flatnonzero((golden != faulty).any(1))) <= {line["sample"]}
+    assert all(each == found["plain"] for each in found.values())
+
+
+def test_samples_that_cannot_be_told_are_refused_where_one_is_named(here: Path) -> None:
+    tokens(here, TOKENS.replace("r = Abs(f)", "q = Gather<axis=0>(f, pick) r = Abs(q)").replace(
+        "int64[3] back", "int64[35] pick = {" + ",".join(map(str, range(35))) + "}, int64[3] back"
+    ))  # fmt: skip
+    with pytest.raises(SelectorError, match="the graph picks rows there"):
+        planned(model="g.onnx", include="=r")
+
+
+ALONE = """g (float[1,5,4] x) => (float[3] y) <int64[2] rows = {5,4}, int64[1] flat = {20}> {
+    a = Reshape(x, rows) r = Abs(a) f = Reshape(r, flat) y = MatMul(f, w) }"""
+
+
+def test_all_of_a_value_is_the_samples_where_a_model_takes_one_at_a_time(here: Path) -> None:
+    tokens(here, ALONE, samples=3)
+    found = {}
+    for route in ("auto", "plain"):
+        asked = campaign(model="g.onnx", include="=r", bits="30", exhaustive=True, route=route)
+        found[route] = sorted((r.trial, r.outcome) for r in ran(asked, here / f"{route}.db"))
+    assert found["auto"] == found["plain"] and len(found["auto"]) == 3 * 20
+    export_trial(here / "auto.db", 60, here / "one.onnx")
+    assert rows(here / "auto.db")[59]["sample"] is not None
+    x = np.load("d.npz")["x"][:1]
+    golden, faulty = (OrtEngine("cpu").prepare(m).run({"x": x})["y"] for m in ("g.onnx", "one.onnx"))
+    assert golden.shape == faulty.shape == (3,) and (golden != faulty).any()
+    assert Bench.open(campaign(model="g.onnx")).first().shape == (1, 3), "a row for each sample"
+
+
+def test_a_scan_over_samples_has_no_step_that_could_be_drawn(here: Path) -> None:
+    graph = """g (float[N,4] x) => (float[N,4] y) { y = Scan<num_scan_inputs=1,
+        body = each (float[4] h) => (float[4] o) { o = Relu(h) }>(x) }"""
+    save(here, graph)
+    with pytest.raises(SelectorError, match="changes with the number of samples"):
+        planned(model="g.onnx", include="o")
+    assert len(planned(model="g.onnx", include="o", persistence="permanent", exhaustive=True, bits="sign")) == 4
+
+
+def test_without_values_in_flight_nothing_is_looked_at(here: Path) -> None:
+    assert Reach.of(load("m.onnx")).targets == load("m.onnx").targets
+
+
+def test_a_sample_that_a_fault_leaves_alone_has_the_answer_of_the_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut at its activations a model may round another way, and near a tie answer otherwise."""
+    graph = "g (float[N,3] x) => (float[N,3] y) <float[3] w = {1,1,1}> { h = Mul(x, w) y = Mul(h, w) }"
+    rows = np.array([[1, 2, 3], [3, 1, 2], [5, 5, 1]], np.float32)
+    np.savez(tmp_path / "t.npz", x=rows, labels=np.array([2, 0, 0]))
+    run = Staged.run
+
+    def rounded(self: Staged, *given: Any) -> dict[str, Any]:
+        """The tie of the last sample goes the other way."""
+        tie = np.float32([[0, 0, 0], [0, 0, 0], [0, 1e-6, 0]])
+        return {name: array + tie for name, array in run(self, *given).items()}
+
+    monkeypatch.setattr(Staged, "run", rounded)
+    fields: dict[str, Any] = {"persistence": "permanent", "route": "plain", "batch": 3, "fault": "scale:factor=1"}
+    fields["include"] = ("=h",)
+    asked = Campaign(
+        save(tmp_path, graph), str(tmp_path / "t.npz"), target="activations", single=True, trials=4, **fields
+    )
+    for result in ran(asked, tmp_path / "s.db"):
+        assert (result.outcome, result.route, result.metrics["top1"]) == ("masked", "split", 1.0)

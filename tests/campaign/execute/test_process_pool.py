@@ -1,0 +1,277 @@
+"""Crews: what worker processes answer comes back, whatever it is, and nothing is left of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import operator
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, CancelledError, Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnxfi.campaign.execute import process_pool as crews
+from onnxfi.campaign.execute.process_pool import Crew, begun, hatched, lasting
+
+#: Seconds that nobody waits in vain, unless a test fails.
+LONG = 200.0
+
+CHORES = """
+import multiprocessing, os, threading, time
+from pathlib import Path
+
+met = threading.Barrier(2)
+
+def meet():
+    met.wait(30)
+    return os.getpid()
+
+def hold(number):
+    Path(f"began-{number}").touch()
+    while not Path("go").exists():
+        time.sleep(0.01)
+    return os.getpid()
+
+def stay():
+    time.sleep(600)
+
+def draft():
+    from onnxfi.graph.write.scratch_folder import scratch
+
+    with scratch() as folder:
+        (folder / "faulty.onnx").touch()
+        Path("drafted").touch()
+        stay()
+
+class Odd(Exception):
+    def __init__(self, one, other):
+        super().__init__(f"{one} and {other}")
+        self.one = one
+
+class Locked(Exception):
+    def __init__(self, said):
+        super().__init__(said)
+        self.lock = threading.Lock()
+
+class Returns(Exception):
+    def __reduce__(self):
+        return fails, ()
+
+def fails():
+    raise KeyError("not made again")
+
+def odd():
+    raise Odd(1, 2)
+
+def locked():
+    raise Locked("no copy of a lock")
+
+def inner():
+    class Inner(Exception):
+        pass
+    raise Inner("known nowhere else")
+
+def nested():
+    child = multiprocessing.get_context("spawn").Process(target=os.getpid)
+    child.start()
+    child.join()
+    return child.exitcode
+
+
+def returns():
+    raise Returns()
+
+def ends():
+    raise SystemExit(3)
+
+class Unmade:
+    def __reduce__(self):
+        return fails, ()
+
+def thing(kind):
+    return {"lock": threading.Lock, "lambda": lambda: lambda: 0, "unmade": Unmade}[kind]()
+"""
+
+
+@pytest.fixture
+def chores(here: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module of things to do that workers can import, in the current folder."""
+    (here / "crew_chores.py").write_text(CHORES)
+    monkeypatch.syspath_prepend(here)
+    import crew_chores  # type: ignore[import-not-found]
+
+    return crew_chores
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """No process is there before, and none is left."""
+    assert not multiprocessing.active_children()
+    yield
+    ended = time.monotonic() + LONG
+    while left := multiprocessing.active_children():
+        assert time.monotonic() < ended, left
+        time.sleep(0.01)
+
+
+def began(*numbers: int) -> None:
+    ended = time.monotonic() + LONG
+    while not all(Path(f"began-{number}").exists() for number in numbers):
+        assert time.monotonic() < ended
+        time.sleep(0.01)
+
+
+def broken(future: Future[Any]) -> bool:
+    return isinstance(future.exception(LONG), BrokenExecutor)
+
+
+def test_what_workers_answer_comes_back_whatever_it_is(chores: Any) -> None:
+    with Crew(2, lanes=2) as crew:
+        assert not multiprocessing.active_children(), "there is nothing to do"
+        assert crew.submit(pow, 7, -1, mod=11).result(LONG) == 8
+        error = crew.submit(operator.truediv, 1, 0).exception(LONG)
+        assert isinstance(error, ZeroDivisionError) and "in do" in "".join(error.__notes__), "with its traceback there"
+        for chore, said in (
+            (chores.odd, "Odd: 1 and 2"),
+            (chores.locked, "no copy of a lock"),
+            (chores.inner, "known nowhere else"),
+            (chores.returns, "Returns"),
+        ):
+            error = crew.submit(chore).exception(LONG)
+            assert isinstance(error, Exception) and said in f"{error} {getattr(error, '__notes__', '')}", chore
+        assert isinstance(crew.submit(chores.ends).exception(LONG), SystemExit)
+        for kind in ("lock", "lambda", "unmade"):
+            assert isinstance(crew.submit(chores.thing, kind).exception(LONG), Exception), kind
+        pids = {crew.submit(chores.meet), crew.submit(chores.meet)}
+        [pid] = {future.result(LONG) for future in pids}
+        assert pid != os.getpid(), "two at a time, in one process"
+        last = [crew.submit(pow, 2, k) for k in range(20)]
+    assert [future.result(LONG) for future in last] == [2**k for k in range(20)], "all that was asked is done"
+    with pytest.raises(BrokenExecutor):
+        crew.submit(int)
+
+
+def test_as_many_processes_as_lanes_ask_for_and_what_waits_is_cancelled(chores: Any, here: Path) -> None:
+    crew = Crew(3, lanes=2)
+    held = [crew.submit(chores.hold, number) for number in range(3)]
+    waiting = [crew.submit(chores.hold, number) for number in range(3, 6)]
+    began(0, 1, 2)
+    assert len(multiprocessing.active_children()) == 2
+    assert waiting[0].cancel()
+    crew.shutdown(wait=False, cancel_futures=True)
+    assert all(future.cancelled() for future in waiting)
+    with pytest.raises(CancelledError):
+        waiting[2].result()
+    (here / "go").touch()
+    found = Counter(future.result(LONG) for future in held)
+    assert sorted(found.values()) == [1, 2]
+    assert not Path("began-3").exists()
+
+
+def test_a_worker_that_dies_ends_all(chores: Any) -> None:
+    crew = Crew(2)
+    held, dies = crew.submit(chores.hold, 0), crew.submit(os._exit, 1)
+    waiting = crew.submit(chores.hold, 1)
+    assert broken(dies) and broken(held) and broken(waiting)
+    with pytest.raises(BrokenExecutor, match="a worker has died"):
+        crew.submit(int)
+    crew.shutdown(cancel_futures=True)
+
+
+def test_dismissed_workers_end_at_once(chores: Any) -> None:
+    crew = Crew(2, lanes=2)
+    held = [crew.submit(chores.hold, number) for number in range(3)]
+    began(0, 1)
+    crew.dismiss()
+    assert not multiprocessing.active_children()
+    assert all(map(broken, held))
+    crew.dismiss()
+    crew.shutdown()
+
+
+def test_nothing_is_left_of_what_dismissed_workers_wrote(
+    chores: Any, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(here / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    crew = Crew(1)
+    future = crew.submit(chores.draft)
+    while not (here / "drafted").exists():
+        assert not future.done(), future.exception()
+        time.sleep(0.01)
+    assert list((here / "tmp").glob("onnxfi-*/faulty.onnx"))
+    crew.dismiss()
+    assert not list((here / "tmp").glob("onnxfi-*"))
+
+
+def test_who_has_done_all_is_not_dismissed(chores: Any) -> None:
+    crew = Crew(1)
+    assert crew.submit(int, "3").result() == 3
+    crew.shutdown(wait=False)
+    crew.dismiss()
+    [worker] = crew._workers
+    worker.process.join(LONG)
+    assert worker.process.exitcode == 0, "it went by itself"
+
+
+def test_the_first_crew_takes_who_is_hatched(chores: Any) -> None:
+    with hatched():
+        [child] = multiprocessing.active_children()
+        with pytest.raises(ValueError, match="stop"), begun(2, chores.hold, 0, lanes=2) as early:
+            assert early is not None
+            began(0)
+            assert multiprocessing.active_children() == [child]
+            raise ValueError("stop")
+        assert not multiprocessing.active_children(), "they end where what follows goes wrong"
+    with hatched():
+        assert len(multiprocessing.active_children()) == 1
+        with begun(0, int) as none:
+            assert none is None
+
+
+def test_ctrl_c_does_not_reach_who_just_begins() -> None:
+    with hatched():
+        [worker] = crews._spare
+        for _ in range(20):
+            os.kill(worker.process.pid, signal.SIGINT)
+            time.sleep(0.01)
+        crew = Crew(1)
+        assert crew.submit(int, "3").result() == 3
+        crew.shutdown()
+
+
+def test_a_lasting_crew_is_lent_and_made_anew_where_it_has_died() -> None:
+    made: list[Crew] = []
+    with lasting(lambda size: made.append(Crew(size)) or made[-1]) as lent:  # type: ignore[func-returns-value]
+        with lent(1) as crew:
+            pid = crew.submit(os.getpid).result(LONG)
+        assert lent(1).submit(os.getpid).result(LONG) == pid and len(made) == 1
+        assert broken(lent(1).submit(os._exit, 1))
+        assert lent(1).submit(os.getpid).result(LONG) != pid and len(made) == 2
+
+
+def test_what_a_worker_is_asked_may_have_processes_of_its_own(chores: Any) -> None:
+    """As a source of data may."""
+    crew = Crew(1)
+    assert crew.submit(chores.nested).result() == 0
+    crew.shutdown()
+
+
+def test_a_crew_that_nobody_lets_go_ends_with_the_program(chores: Any, here: Path) -> None:
+    script = here / "script.py"
+    script.write_text(
+        "from onnxfi.campaign.execute.process_pool import Crew\nimport os\n"
+        "if __name__ == '__main__':\n    print(Crew(1).submit(os.getpid).result())\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)

@@ -1,0 +1,213 @@
+"""Lanes: workers that are threads of one process share what it has open, and find what one alone finds."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from campaign_networks import Net, nets
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_runner import campaign, deadly, same_but
+from tiny_campaigns import chance, ran, tables
+
+from onnxfi.campaign.execute import runner, scheduling, worker
+from onnxfi.campaign.execute.activation_faults import Flown
+from onnxfi.campaign.execute.route_cache import Shortcuts
+from onnxfi.campaign.execute.runner import run
+from onnxfi.campaign.execute.scheduling import lanes
+from onnxfi.campaign.execute.task_batches import Task
+from onnxfi.campaign.execute.trial_executor import Bench, digest
+from onnxfi.campaign.execute.worker import Job, run_here, work
+from onnxfi.campaign.plan.plan import make_plan
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.faults.faultlist import Header
+from onnxfi.runtime.engine import engines, turn_taking
+
+
+@pytest.fixture
+def interleaved(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Threads of this process stand for lanes, and pass the turn on wherever they may; nothing is left open."""
+    pauses = cycle((0.0, 3e-4, 0.0, 1e-4, 0.0))
+
+    @contextmanager
+    def slowly() -> Iterator[None]:
+        with turn_taking.others():
+            yield
+            sleep(next(pauses))
+
+    monkeypatch.setattr(engines, "others", slowly)
+    worker._opened.clear()
+    yield
+    assert not turn_taking._claimed and turn_taking._turn.acquire(blocking=False)
+    turn_taking._turn.release()
+    worker._opened.clear()
+
+
+def four() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(4)
+
+
+def net(folder: Path, *kinds: str) -> None:
+    made = Net()
+    for kind in kinds:
+        made.step(kind, len(made.values) - 1, 1)
+    onnx.save(made.model([]), folder / "net.onnx")
+    np.savez(folder / "x.npz", x=chance(7, 16, 4, 4, seed=7))
+
+
+ONE, FLYING = {"single": True, "trials": 30}, {"target": ("activations",)}
+#: Fields of a campaign, and routes that some of its trials take.
+CAMPAIGNS: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "stored": (ONE, {"resumed", "downstream", "baked"}),
+    "one tensor that is fed": (ONE | {"include": ("=w2",)}, {"downstream"}),
+    "one tensor by its channels": (ONE | {"include": ("=w0",)}, {"resumed"}),
+    "sweep": ({"ber": (1e-5, 1e-3), "repeat": 8}, {"baked"}),
+    "samples": (ONE | FLYING, {"sample"}),
+    "one value": ({**ONE, **FLYING, "trials": 20, "persistence": "permanent"}, {"downstream"}),
+    "several values": ({"ber": (1e-4,), "repeat": 8, **FLYING}, {"downstream"}),
+    "both": ({"ber": (1e-4,), "repeat": 6, "target": ("weights", "activations")}, {"split"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("optimization", "kept_bytes"), [("off", 1 << 30), pytest.param("all", 0, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("name", CAMPAIGNS)
+def test_lanes_find_what_one_alone_finds(
+    here: Path, name: str, kept_bytes: int, optimization: str, interleaved: None
+) -> None:
+    net(here, "conv", "relu", "depthwise", "quantised", "skip", "norm")
+    fields, routes = CAMPAIGNS[name]
+    wanted = Campaign("net.onnx", "x.npz", provider="cpu", batch=2, optimization=optimization, **fields)
+    alone = ran(wanted, here / "alone.db", kept_bytes=kept_bytes)
+    assert not any(r.error for r in alone)
+    if optimization == "off":  # with it a part may round another way, and its trials take the next longer route
+        assert {r.route for r in alone} >= routes
+    ran(wanted, here / "lanes.db", kept_bytes=kept_bytes, executor=four, workers=4)
+    assert tables(here / "lanes.db") == tables(here / "alone.db")
+
+
+def asked(folder: Path, kept_bytes: int = 1 << 30, **fields: Any) -> tuple[Bench, Job, list[list[Task]]]:
+    """A campaign on net.onnx as workers know it, and its trials one by one."""
+    bench = Bench.open(Campaign(str(folder / "net.onnx"), str(folder / "x.npz"), provider="cpu", **fields), kept_bytes)
+    plan, (golden, golden_s) = make_plan(bench.campaign, bench.reach), bench.golden()
+    job = Job(bench.campaign, plan.header.line(), digest(golden), golden_s, kept_bytes=kept_bytes)
+    return bench, job, [[(trial.trial, trial.lines)] for trial in plan.trials()]
+
+
+def test_what_several_need_is_opened_once(here: Path, monkeypatch: pytest.MonkeyPatch, interleaved: None) -> None:
+    net(here, "conv", "relu", "depthwise")
+    opened, kept, cut = Counter[str](), Shortcuts._kept, Flown.open
+
+    def keeps(self: Shortcuts, key: str, make: Callable[[], Any]) -> Any:
+        return kept(self, key, lambda: (opened.update([key]), make())[1])
+
+    monkeypatch.setattr(Shortcuts, "_kept", keeps)
+    monkeypatch.setattr(Flown, "open", lambda *given, **more: (opened.update(["cut"]), cut(*given, **more))[1])
+    _, job, tasks = asked(here, ber=(1e-4,), repeat=8, target=("weights", "activations"))
+    with four() as pool:
+        found = list(pool.map(partial(work, job), tasks))
+    assert len(found) == 8 and opened.pop("cut") == 1
+    worker._opened.clear()
+    _, job, tasks = asked(here, single=True, trials=8, include=("=w0",))
+    with four() as pool:
+        found = list(pool.map(partial(work, job), tasks))
+    assert {result.route for [result] in found} == {"resumed"} and set(opened.values()) == {1}
+
+
+def test_a_process_that_replaces_a_dead_one_opens_under_its_limit(
+    here: Path, monkeypatch: pytest.MonkeyPatch, interleaved: None
+) -> None:
+    """It has a job from the start, and golden by a run of the whole model: the first trials open what they share."""
+    net(here, "conv", "relu", "depthwise")
+    monkeypatch.setattr(worker, "limit_memory", lambda size: None)
+    _, job, tasks = asked(here, single=True, trials=8)
+    with four() as pool:
+        found = list(pool.map(partial(work, replace(job, memory_bytes=1 << 60)), tasks))
+    assert [result.trial for [result] in found] == list(range(1, 9)) and not any(r.error for [r] in found)
+
+
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(model=nets(), kept_bytes=st.sampled_from([1 << 30, 0]), flying=st.booleans())
+def test_any_network_shared_by_four_threads(
+    model: onnx.ModelProto,
+    kept_bytes: int,
+    flying: bool,
+    interleaved: None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("net")
+    onnx.save(model, folder / "net.onnx")
+    np.savez(folder / "x.npz", x=chance(5, 16, 4, 4, seed=7))
+    target = ("activations",) if flying else ("weights",)
+    bench, job, tasks = asked(folder, kept_bytes, batch=2, single=True, trials=32, target=target)
+    pending = [[task for [task] in tasks[k : k + 3]] for k in range(0, len(tasks), 3)]
+    golden, header = bench.golden()[0], Header.parse(job.header, "the plan")
+    alone = list(run_here(bench, golden, header, iter(pending)))
+    with four() as pool:
+        found = [result for some in pool.map(partial(work, job), pending) for result in some]
+    assert [replace(r, time_s=0.0) for r in found] == [replace(r, time_s=0.0) for r in alone]
+
+
+# In processes
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model is large enough for lanes."""
+    monkeypatch.setattr(scheduling, "_LARGE_BYTES", 0)
+
+
+def test_workers_share_a_process(here: Path, large: None) -> None:
+    wanted = campaign(trials=40)
+    ran(wanted, here / "alone.db")
+    running = run(wanted, here / "s.db", workers=4)
+    assert len(multiprocessing.active_children()) == 1
+    assert len(list(running)) == 40
+    assert tables(here / "s.db") == tables(here / "alone.db")
+
+
+@pytest.mark.slow
+def test_a_trial_that_hangs_in_a_process_that_others_share(
+    here: Path, large: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran(campaign(), here / "alone.db")
+    monkeypatch.setattr(runner, "_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(runner, "_TIMEOUT_GOLDEN", 0)
+    trial = """
+if number == 20:
+    with others():  # as where the runtime does not come back
+        time.sleep(600)
+"""
+    results = ran(deadly(trial), here / "s.db", workers=4)
+    assert sorted(r.trial for r in results) == list(range(1, 25))
+    same_but(here / "s.db", here / "alone.db", {20: ("due", "timeout")})
+
+
+def test_which_campaigns_have_lanes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = campaign()
+    assert lanes(wanted, None) == lanes(wanted, None, Bench.open(wanted)) == 1, "a small model"
+    size = (here / "m.onnx").stat().st_size
+    monkeypatch.setattr(scheduling, "_LARGE_BYTES", 100)
+    assert lanes(wanted, None) == lanes(wanted, None, Bench.open(wanted)) == 4 and size > 100
+    assert lanes(wanted, 1 << 30) == lanes(wanted, 1 << 30, Bench.open(wanted)) == 1, "a limit is each worker's own"
+    assert lanes(replace(wanted, threads=2), None) == 1
+    assert lanes(replace(wanted, model="none.onnx"), None) == 1
+    for none, known in (("no driver", 4), (None, 1)):
+        monkeypatch.setattr(scheduling, "no_cuda", lambda none=none: none)
+        assert lanes(replace(wanted, provider="auto"), None) == known, "as far as one can say before it runs"
+    monkeypatch.undo()
+    assert scheduling._LARGE_BYTES == 8 << 20

@@ -1,0 +1,357 @@
+"""The page and the figures: whole without a network, read and clicked in a browser at two widths, closed to hostile names."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from tiny_campaigns import mlp, ran, samples, save
+
+from onnxfi.campaign.report.html_page import harmful, page, write_page
+from onnxfi.campaign.report.layer_bit_map import grid
+from onnxfi.campaign.report.report import Report, report
+from onnxfi.campaign.report.side_by_side import labels, sides, write_csv_of_all
+from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.spec_file import command_line, parse_spec
+from onnxfi.errors import OutputError
+
+pytest.importorskip("jinja2", reason="pages need the extra report")
+pytest.importorskip("matplotlib", reason="figures need the extra report")
+from onnxfi.campaign.report.figures import figures, plain, write_figures
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+browser = pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is installed")
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def campaign(**fields: Any) -> Campaign:
+    return Campaign(**{"model": "m.onnx", "data": "d.npz", "provider": "cpu", **fields})
+
+
+def singles(here: Path, name: str = "s.db", **fields: Any) -> Report:
+    ran(campaign(**{"single": True, "margin": 0.1, **fields}), here / name)
+    return report(here / name)
+
+
+def sweep(here: Path, name: str = "sweep.db", **fields: Any) -> Report:
+    ran(campaign(**{"ber": (1e-4, 1e-3, 1e-2), "repeat": 5, **fields}), here / name)
+    return report(here / name)
+
+
+class Tags(HTMLParser):
+    """What a page is made of: its tags with their attributes, in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+# What it says
+
+
+def test_the_page_needs_nothing_else_and_tells_everything(here: Path) -> None:
+    found = singles(here)
+    text = page([found])
+    for tag, attributes in Tags(text).found:
+        assert tag not in ("iframe", "object", "embed", "base", "form")
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "data:").startswith("data:"), attributes
+    assert "http" not in re.sub(r"http-equiv|data:image\S+", "", text)
+    assert html.unescape(text).count(command_line(campaign(single=True, margin=0.1), "s.db")) == 1
+    with Store.open(here / "s.db") as opened:
+        assert opened.get("campaign") in text
+        for value in opened.get("environment").values():
+            assert html.escape(value) in text
+    for fold in (*found.by_layer, *(fold for fold in found.by_bit if fold.trials)):
+        assert f">{fold.key}</td>" in text
+    [worst, *_] = harmful(here / "s.db")
+    for word in (worst.rows[0]["before"], worst.rows[0]["after"], str(worst.trial)):
+        assert word in text
+    images = [a for tag, a in Tags(text).found if tag == "img"]
+    assert len(images) == 3 and all("%" in (image["alt"] or "") for image in images)
+    assert "run a sweep with --ber for accuracy over rates" in text, "what is not drawn is said in its place"
+
+
+def test_the_most_harmful_are_the_most_harmful(here: Path) -> None:
+    singles(here)
+    with Store.open(here / "s.db") as opened:
+        rows = [row for row in opened.rows() if row.outcome != "masked"]
+        best = sorted((row.metrics["sdc1"] for row in rows), reverse=True)[:20]
+        found = harmful(here / "s.db")
+        assert [harm.sdc1 for harm in found] == best
+        for harm in found:
+            assert [row["trial"] for row in harm.rows] == [harm.trial] and harm.faults == 1
+    sweep(here)
+    for harm in harmful(here / "sweep.db"):
+        assert harm.ber in (1e-4, 1e-3, 1e-2) and len(harm.rows) == min(3, harm.faults)
+
+
+def test_cells_are_means_of_their_trials(here: Path) -> None:
+    singles(here)
+    with Store.open(here / "s.db") as opened:
+        rows = list(opened.rows())
+    found = grid(here / "s.db")
+    assert sum(cell.trials for cell in found) == len(rows)
+    for cell in found:
+        mine = [row.metrics["sdc1"] for row in rows if (row.layer, row.bit) == (cell.layer, cell.bit)]
+        assert cell.trials == len(mine) and cell.means["sdc1"] == pytest.approx(sum(mine) / len(mine))
+    sweep(here)
+    assert grid(here / "sweep.db") == ()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"single": True, "margin": 0.02, "per": "layer", "confidence": 0.9, "seed": 3},
+        {"ber": (1e-7, 0.3), "repeat": 2, "include": ("conv 1", "re:$x"), "due": ("error", "crash"), "samples": 9},
+        {"exhaustive": True, "bits": "0-3", "allow_links": True, "tolerance": 0.5, "model": "it's.onnx"},
+        {"mix": ({"fault": "stuck-at-1", "count": 2, "include": ("a, b", "c: d")}, {"ber": 1e-6}), "repeat": 3},
+    ],
+)
+def test_the_command_gives_the_campaign(here: Path, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    import shlex
+
+    from click.testing import CliRunner
+
+    from onnxfi.campaign.spec.campaign import Part
+    from onnxfi.campaign.spec.spec_file import print_spec
+    from onnxfi.cli.verbs import group
+
+    if "mix" in fields:
+        fields = {**fields, "mix": tuple(Part(**part) for part in fields["mix"])}
+    wanted = campaign(**fields)
+    assert parse_spec(print_spec(wanted)) == wanted
+    words = shlex.split(command_line(wanted))
+    assert words[:2] == ["onnxfi", "run"]
+    done = CliRunner().invoke(group, ["plan", *words[2:], "--print-spec"])
+    assert done.exit_code == 0, done.output
+    assert parse_spec(done.output) == wanted
+
+
+# Figures
+
+
+def test_figures_are_drawn_the_same_every_time_and_say_their_numbers(here: Path) -> None:
+    found = [singles(here), sweep(here)]
+    names = [path.name for path in write_figures(found, here / "figures")]
+    assert names == [f"{name}.{kind}" for name in ("accuracy", "layers", "bits", "map-1") for kind in ("svg", "png")]
+    for figure in figures(found):
+        if figure.draw is None:
+            assert figure.name == "map-2" and "a trial of many faults" in figure.caption
+            continue
+        again = figure.bytes("svg")
+        assert again == (here / "figures" / f"{figure.name}.svg").read_bytes()
+        root = ET.fromstring(again)
+        assert root.tag == f"{SVG}svg" and not list(root.iter(f"{SVG}script")) and not list(root.iter(f"{SVG}text"))
+        assert figure.text.count("%") >= 3 and figure.text in "".join(root.itertext())
+        png = (here / "figures" / f"{figure.name}.png").read_bytes()
+        assert png.startswith(b"\x89PNG") and int.from_bytes(png[16:20], "big") > 1000
+    top1 = found[1].by_rate[1].rate("top1")
+    assert top1 is not None
+    assert f"0.001: {100 * top1.estimate:.2f} % [{100 * top1.low:.2f}, {100 * top1.high:.2f}]" in figures(found)[0].text
+
+
+def test_axes_have_names_and_units_and_colours_differ_in_grey(here: Path) -> None:
+    from onnxfi.campaign.report import figures as drawing
+
+    for figure in figures([singles(here), sweep(here)]):
+        if figure.draw is None:
+            continue
+        canvas = figure.draw()
+        named = [text for ax in canvas.axes for text in (ax.get_xlabel(), ax.get_ylabel()) if text]
+        assert len(named) >= 2 and all(re.search(r"\(.+\)", text, re.S) for text in named), named
+    greys = [0.299 * int(c[1:3], 16) + 0.587 * int(c[3:5], 16) + 0.114 * int(c[5:7], 16) for c in drawing._COLOURS[:2]]
+    assert abs(greys[0] - greys[1]) > 25 or drawing._MARKS[0] != drawing._MARKS[1]
+
+
+def test_what_a_figure_needs_and_a_store_lacks_is_said(here: Path) -> None:
+    samples(here, labels=False)
+    swept = figures([sweep(here)])
+    assert "Without labels there is no accuracy" in swept[0].caption and swept[0].title.startswith("Top-1 changed over")
+    assert [figure.draw is None for figure in swept] == [False, True, True, True]
+    words = figures([singles(here, "zero.db", fault="zero")])
+    assert words[1].draw is not None and "these faults strike whole words" in words[2].caption + words[3].caption
+    save(
+        here,
+        """g (float[N,4] x) => (float[N,4,1] y) <float[4] w = {1,2,3,4}>
+        { two = Constant<value_ints = [2]>() a = Mul(x, w) y = Unsqueeze(a, two) }""",
+    )
+    ran(campaign(model="g.onnx", data=None, single=True, trials=20), here / "g.db")
+    text = page([report(here / "g.db")])
+    assert "synthetic" in text and "Golden top-1" not in text
+    with Store.open(here / "g.db", create=True) as opened:
+        opened.put(spec=None, canary=None, cells=[])
+    older = page([report(here / "g.db")])
+    assert "The store does not say which campaign it was" in older and "No map of layers and bits here" in older
+
+
+def test_many_layers_and_long_names(here: Path) -> None:
+    assert plain("features.block.conv2.weight.of.a.long.name") == "features.bl….a.long.name"
+    assert len(plain("x" * 100)) == 24 and plain("a\nb\x1b") == "a\\nb\\x1b"
+
+
+def test_a_missing_extra_is_told_before_anything_is_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = singles(here)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for call in (lambda: write_page([found], here / "p.html"), lambda: write_figures([found], here / "f")):
+        with pytest.raises(OutputError, match=r"is not installed; pip install 'onnxfi\[report\]'"):
+            call()
+    assert not (here / "p.html").exists() and not (here / "f").exists()
+
+
+# Several
+
+
+def test_several_side_by_side(here: Path) -> None:
+    one, other = sweep(here, "a.db"), singles(here, "b.db")
+    assert labels([one, other]) == ["a", "b"] and labels([one, one]) == [str(one.store)] * 2
+    lines = sides([one, other])
+    assert [(s.label, s.ber, s.fold.trials) for s in lines] == [
+        ("a", "0.0001", 5), ("a", "0.001", 5), ("a", "0.01", 5), ("b", None, other.everything.trials),
+    ]  # fmt: skip
+    text = page([one, other])
+    assert "Side by side" in text and text.count("Run it again") == 2
+    written = write_csv_of_all([one, other], here / "csv")
+    assert [file.name for file in written] == [
+        "detail.csv", "summary.csv", "rates.csv", "layers.csv", "bits.csv", "classes.csv",
+    ]  # fmt: skip
+    summary = (here / "csv" / "summary.csv").read_text().splitlines()
+    assert summary[0].startswith("store,trials,") and [line.split(",")[0] for line in summary[1:]] == [
+        str(here / "a.db"), str(here / "b.db"),
+    ]  # fmt: skip
+
+
+# Hostile names
+
+
+HOSTILE = ("</script><script>alert(1)</script>", "--><img src=x onerror=alert(2)>", "$\\frac{$", "\x1b[31m\u202eevil\n")
+
+
+def test_hostile_names_stay_text(here: Path) -> None:
+    mlp(here)
+    model = onnx.load("m.onnx")
+    for node, name in zip(model.graph.node, HOSTILE, strict=False):
+        node.name = name
+    initializer = model.graph.initializer[0]
+    old, initializer.name = initializer.name, '"><svg onload=alert(3)>'
+    for node in model.graph.node:
+        node.input[:] = [initializer.name if name == old else name for name in node.input]
+    onnx.save(model, "m.onnx")
+    found = singles(here)
+    text = page([found])
+    tags = Tags(text).found
+    assert sum(tag == "script" for tag, _ in tags) == 1 and not [1 for tag, _ in tags if tag == "svg"]
+    assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
+    assert "\x1b" not in text and "\u202e" not in text
+    for figure in figures([found]):
+        if figure.draw is not None:
+            root = ET.fromstring(figure.bytes("svg"))
+            assert not [1 for element in root.iter() if element.tag.endswith("}script") or element.tag == f"{SVG}img"]
+
+
+# In a browser
+
+
+LOOK = """<!doctype html><body>%s<script>
+const found = [];
+const boxes = (root) => [...root.querySelectorAll("h1,h2,h3,p,figure,.tile,.wide,pre,dl,figcaption,img")];
+addEventListener("load", () => { for (const frame of document.querySelectorAll("iframe")) {
+  const page = frame.contentDocument, root = page.documentElement, told = {width: frame.clientWidth};
+  told.overflow = root.scrollWidth - root.clientWidth;
+  told.overlaps = [];
+  const all = boxes(page);
+  for (const [k, a] of all.entries()) for (const b of all.slice(k + 1)) {
+    if (a.contains(b) || b.contains(a)) continue;
+    const p = a.getBoundingClientRect(), q = b.getBoundingClientRect();
+    if (p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 1 && q.top < p.bottom - 1)
+      told.overlaps.push(a.textContent.slice(0, 30) + " / " + b.textContent.slice(0, 30));
+  }
+  told.outside = all.filter((e) => e.getBoundingClientRect().right > root.clientWidth + 1).length;
+  told.images = [...page.images].map((i) => [i.complete, i.naturalWidth, i.getBoundingClientRect().width]);
+  told.tables = [...page.querySelectorAll("table.sorts")].map((table) => {
+    const column = (k) => [...table.tBodies[0].rows].map((r) => r.cells[k].dataset.v ?? r.cells[k].textContent);
+    const heads = [...table.tHead.rows[0].cells], before = column(0), k = heads.length - 1;
+    const at = heads.findIndex((h) => h.textContent.startsWith("SDC-1") || h.textContent === "Value");
+    heads[at].querySelector("button").click();
+    const up = column(at);
+    heads[at].querySelector("button").click();
+    return {up, down: column(at), rows: before.length, sort: heads[at].getAttribute("aria-sort")};
+  });
+  found.push(told);
+}
+const out = document.createElement("pre"); out.id = "found"; out.textContent = JSON.stringify(found);
+document.body.replaceChildren(out); });
+</script></body>"""
+
+
+def look(folder: Path, *pages: str) -> tuple[list[Any], str]:
+    """Open pages at 1,280 and 400 pixels in a browser: what was measured there, and what its console said."""
+    frames = "".join(
+        f'<iframe src="{p}" width={w} height=900 style="border:0"></iframe>' for p in pages for w in (1280, 400)
+    )
+    (folder / "look.html").write_text(LOOK % frames, encoding="utf-8")
+    command = [
+        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--no-first-run",
+        "--disable-dev-shm-usage", "--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}",
+        "--virtual-time-budget=10000", "--dump-dom", (folder / "look.html").as_uri(),
+    ]  # fmt: skip
+    env = {**os.environ, "HOME": str(folder)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    match = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
+    assert match is not None, done.stderr[-2000:]
+    return json.loads(html.unescape(match[1])), done.stderr
+
+
+@pytest.mark.slow
+@browser
+def test_a_person_would_not_frown(here: Path) -> None:
+    """No console error, nothing overlaps or sticks out at 1,280 and at 400 pixels, figures are there, tables sort."""
+    model = onnx.load("m.onnx")
+    for node in model.graph.node:
+        node.name = node.name.replace("fc1", "a_rather_long_name_of_a_module_that_nobody_would_break.fc1")
+    onnx.save(model, "m.onnx")
+    one, other = singles(here), sweep(here)
+    write_page([one], here / "one.html")
+    write_page([one, other], here / "two.html")
+    found, console = look(here, "one.html", "two.html")
+    assert not [line for line in console.splitlines() if "CONSOLE" in line]
+    assert [told["width"] for told in found] == [1280, 400, 1280, 400]
+    for told in found:
+        assert told["overflow"] <= 0 and told["outside"] == 0 and told["overlaps"] == []
+        assert len(told["images"]) >= 3
+        for complete, natural, width in told["images"]:
+            assert complete and natural > 300 and 250 < width <= 560
+        assert len(told["tables"]) >= 4
+        for table in told["tables"]:
+            values = [float(v) if v else float("-inf") for v in table["up"]]
+            assert values == sorted(values) and table["sort"] == "descending" and len(values) == table["rows"] > 0
+            assert [float(v) if v else float("-inf") for v in table["down"]] == sorted(values, reverse=True)
+
+
+@pytest.mark.slow
+@browser
+@pytest.mark.skipif(sys.platform == "win32", reason="names of files")
+def test_the_look_sees_what_is_wrong(here: Path) -> None:
+    (here / "bad.html").write_text(
+        '<body><h1 style="width:5000px">wide</h1><p style="margin-top:-2em">over</p><script>nothing()</script></body>'
+    )
+    found, console = look(here, "bad.html")
+    assert all(told["overflow"] > 0 and told["overlaps"] for told in found)
+    assert "nothing is not defined" in console

@@ -1,0 +1,167 @@
+"""Where tensors hold their samples, held against what each sample changes when it runs beside others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper, parser
+
+from onnxfi.graph.dataflow.activation_targets import Activation, activations
+from onnxfi.graph.dataflow.sample_axis import SampleAxis, layout_of
+from onnxfi.graph.model.loading import load, parse
+from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.engine.model_io import Array
+from onnxfi.runtime.inject.shape_query import asked
+
+HEAD = '<ir_version: 10, opset_import: ["": 21]>'
+
+
+def placed(graph: str, **weights: Array) -> dict[str, Activation]:
+    """The activations of a model in ONNX's text form, by name."""
+    model = parser.parse_model(HEAD + graph)
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+    return {a.name: a for a in activations(load(model))}
+
+
+def values(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """What every node puts out."""
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    del made.graph.output[:]
+    made.graph.output.extend(onnx.ValueInfoProto(name=name) for node in made.graph.node for name in node.output)
+    return OrtEngine("cpu", optimization="off").prepare(made.SerializeToString()).run(feeds)
+
+
+def holds_samples(a: Activation, proto: onnx.ModelProto, feeds: Mapping[str, Array], alone: list[Any]) -> None:
+    """Each sample alone gives what it gives at its place among the others."""
+    whole = values(proto, feeds)[a.name]
+    assert a.place is not None, a.unplaced
+    first = a.place.first(whole)
+    assert first.shape == (len(alone), *a.target.shape), a.name
+    assert np.array_equal(a.place.back(first), whole)
+    for k, one in enumerate(alone):
+        np.testing.assert_allclose(a.place.first(one[a.name])[0], first[k], rtol=1e-5, err_msg=a.name)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.permutations(range(3)).map(lambda order: ("Transpose", order)),
+        st.sampled_from([("Flatten", 0), ("Flatten", 1), ("Flatten", 2)]),
+        st.sampled_from([("Reshape", "rows"), ("Reshape", "back"), ("Reshape", "split")]),
+        st.sampled_from([("Concat", 0), ("Concat", 1), ("Concat", 2), ("Tile", 0), ("Relu", 0), ("Add", 0)]),
+    ),
+    min_size=1, max_size=7,
+)  # fmt: skip
+
+
+def network(steps: list[Any]) -> onnx.ModelProto:
+    """A chain of these steps behind x [N,5,4]; ranks stay 3, a flattened tensor gets an axis of 1 in front."""
+    nodes, stored, last = [], [], "x"
+    for k, (step, how) in enumerate(steps):
+        name, taken, op = f"t{k}", [last], step
+        fields: dict[str, Any] = {}
+        if op == "Transpose":
+            fields["perm"] = list(how)
+        elif op == "Flatten":
+            nodes.append(helper.make_node("Flatten", [last], [f"{name}f"], axis=how))
+            op, taken = "Unsqueeze", [f"{name}f", "zero"]
+        elif op == "Reshape":
+            taken.append({"rows": "rows", "back": "back", "split": "split"}[how])
+        elif op == "Concat":
+            taken, fields["axis"] = [last, last], how
+        elif op == "Tile":
+            taken.append("twice")
+        elif op == "Add":
+            taken.append("one")
+        nodes.append(helper.make_node(op, taken, [name], **fields))
+        last = name
+    for name, array in {
+        "rows": [1, -1, 4], "back": [-1, 5, 4], "split": [2, -1, 2], "zero": [0], "twice": [2, 1, 1],
+    }.items():  # fmt: skip
+        stored.append(numpy_helper.from_array(np.array(array), name))
+    stored.append(numpy_helper.from_array(np.float32(1), "one"))
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(nodes, "g", [info("x", 1, ["N", 5, 4])], [info(last, 1, None)], stored)
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS)
+def test_each_sample_lies_where_it_is_said_to(steps: list[Any]) -> None:
+    proto, x = network(steps), np.random.default_rng(0).normal(size=(3, 5, 4)).astype("f4")
+    alone = [values(proto, {"x": x[k : k + 1]}) for k in range(3)]
+    told = [a for a in activations(load(proto)) if a.target.op and a.target.word.is_float]
+    for a in told:
+        if a.place is not None:
+            holds_samples(a, proto, {"x": x}, alone)
+        else:
+            assert a.unplaced, "what comes of x holds samples"
+
+
+@pytest.mark.parametrize(
+    ("graph", "name", "place"),
+    [
+        ("g (float[N,5,4] x) => (float[A,B,C] y) { y = Transpose<perm=[1,0,2]>(x) }", "y", (1, 1, 1)),
+        ("g (float[N,5,4] x) => (float[A,B] y) <int64[2] s = {-1,4}> { y = Reshape(x, s) }", "y", (0, 1, 5)),
+        ("g (float[N,4] x) => (float[A,B] y) { y = Concat<axis=0>(x, x) }", "y", (0, 2, 1)),
+        ("g (float[N,4] x) => (float[B,A] y) { y = Flatten<axis=2>(x) }", "y", (0, 1, 4)),
+        ("g (float[8,5,4] x) => (float[8,20] y) <int64[2] s = {8,20}> { z = Reshape(x, s) y = Relu(z) }", "y", (0, 1, 1)),
+        ("g (float[8,5,4] x) => (float[B,A] y) <int64[3] s = {8,5,4}> { r = Reshape(x, s) y = Transpose<perm=[1,0,2]>(r) }",
+         "y", (1, 1, 1)),
+        ("g (float[1,5,4] x) => (float[B,A] y) <int64[2] s = {5,4}> { y = Reshape(x, s) }", "y", (0, 1, 5)),
+        ("g (float[N,5,4] x) => (float[A] y) <float[5,4] w = {" + "1," * 19 + "1}> { y = Add(w, w) z = Add(y, x) }",
+         "y", None),
+    ],
+)  # fmt: skip
+def test_places(graph: str, name: str, place: tuple[int, int, int] | None) -> None:
+    found = placed(graph)[name]
+    assert found.place == (None if place is None else SampleAxis(*place)) and not found.unplaced
+
+
+def test_what_cannot_be_told_says_why() -> None:
+    mixed = placed("g (float[N,4] x) => (float[N,M] y) { t = Transpose(x) y = MatMul(x, t) }")
+    assert mixed["t"].place == SampleAxis(1) and "more than one of its axes" in mixed["y"].unplaced
+    picked = placed("g (float[N,4] x, int64[N] k) => (float[N,4] y) { g = Gather(x, k) y = Relu(g) }")
+    assert "picks rows" in picked["y"].unplaced
+    found = placed("g (float[N,4] x) => (float[A,B] y) { y = own.unknown(x) }".replace("own.unknown", "Sum"))
+    assert found["y"].place == SampleAxis(0)
+
+
+def test_runs_tell_where_the_file_leaves_shapes_open() -> None:
+    graph = """g (float[N,L,4] x) => (float[A,B] y) <int64[2] s = {-1,4}, int64 zero = {0}> {
+        r = Reshape(x, s) t = Transpose<perm=[1,0,2]>(x) m = Greater(r, f) n = NonZero(m) y = Relu(r) }"""
+    model = parser.parse_model(HEAD + graph)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0), "f"))
+    opened = load(model)
+    ports = OrtEngine("cpu").prepare(model.SerializeToString()).inputs
+    data = open_data({"x": np.random.default_rng(0).normal(size=(4, 6, 4)).astype("f4")}, ports)
+    found = {a.name: a for a in asked(opened, parse(opened), activations(opened), data)}
+    assert (found["y"].place, found["y"].target.shape) == (SampleAxis(0, inner=6), (6, 4))
+    assert (found["t"].place, found["t"].target.shape) == (SampleAxis(1), (6, 4))
+    assert found["n"].why_not and not found["n"].shaped
+
+
+@pytest.mark.parametrize(
+    ("shapes", "given", "axes"),
+    [
+        ({"ids": ("B", "S"), "at": ("S",)}, {}, {"ids": 0}),
+        ({"at": ("S",), "ids": ("B", "S")}, {"at": (5,), "ids": (5, 5)}, {"ids": 0}),
+        ({"x": ("N", "L", 3), "h": (1, "N", 8)}, {}, {"x": 0, "h": 1}),
+        ({"x": ("N", 3), "scale": (1,)}, {}, {"x": 0}),
+        ({"x": ("N", 3), "scale": ("M",)}, {"x": (7, 3), "scale": (1,)}, {"x": 0}),
+        ({"x": ("N", 3), "long": ("N",)}, {"x": (7, 3), "long": (1,)}, {"x": 0, "long": 0}),
+        ({"x": (8, 3), "anchors": (8,)}, {"x": (16, 3), "anchors": (8,)}, {"x": 0}),
+        ({"scale": (1,), "x": (4, 3)}, {}, {"x": 0}),
+        ({"nodes": ("N", 3), "edges": ("N", "N")}, {}, {"nodes": 0, "edges": 0}),
+        ({"rate": (), "x": ("N", 3)}, {}, {"x": 0}),
+    ],
+)
+def test_inputs_with_samples(shapes: Any, given: Any, axes: dict[str, int]) -> None:
+    assert layout_of(shapes, 0, given).batched == axes

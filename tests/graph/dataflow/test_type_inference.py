@@ -1,0 +1,128 @@
+"""What onnx infers, and that models which end or exhaust its C++ end a copy of the process only."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxfi.errors import ModelError
+from onnxfi.graph.dataflow.activation_targets import activations
+from onnxfi.graph.dataflow.type_inference import inferred, raised
+from onnxfi.graph.model import isolation
+from onnxfi.graph.model.isolation import IsolationError, isolated
+from onnxfi.graph.model.loading import load
+from onnxfi.graph.partition.subgraph import wire
+from onnxfi.runtime.inject.activations import prepare
+
+Size = int | str
+
+
+def sliced(size: Size, opset: int = 17, number: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    """A layer, and beside it a Slice of an input of one axis of this size."""
+    bounds = [numpy_helper.from_array(np.array([v], np.int64), n) for n, v in (("from", 0), ("to", 2), ("of", 0))]
+    return made(
+        [
+            helper.make_node("Slice", ["e", "from", "to", "of"], ["s"]),
+            helper.make_node("MatMul", ["x", "w"], ["y"]),
+            helper.make_node("Relu", ["y"], ["z"]),
+        ],
+        {"x": ["N", 4], "e": [size]}, {"z": ["N", 4], "s": ["M"]}, bounds, opset, number,
+    )  # fmt: skip
+
+
+def made(
+    nodes: Sequence[onnx.NodeProto], inputs: dict[str, list[Size]], outputs: dict[str, list[Size]],
+    stored: Sequence[TensorProto] = (), opset: int = 17, number: int = TensorProto.FLOAT,
+) -> onnx.ModelProto:  # fmt: skip
+    kind = helper.tensor_dtype_to_np_dtype(number)
+    weight = numpy_helper.from_array(np.ones((4, 4), kind), "w")
+    ports = [[helper.make_tensor_value_info(n, number, s) for n, s in some.items()] for some in (inputs, outputs)]
+    graph = helper.make_graph(list(nodes), "g", *ports, [weight, *stored])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    model.ir_version = 8
+    return model
+
+
+def types(proto: onnx.ModelProto) -> dict[str, list[Size]]:
+    return {
+        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in inferred(proto).graph.value_info
+    }
+
+
+@pytest.mark.parametrize("size", [-1, -(1 << 63)])
+def test_a_size_below_0_is_an_unknown_one(size: int) -> None:
+    """Some releases of onnx take it for a length, and their C++ stops the process."""
+    proto = sliced(size)
+    assert types(proto) == {"y": ["N", 4]}
+    assert [a.target.id for a in activations(load(proto)) if a.default] == ["z"]
+
+
+def test_memory_and_time_of_inference_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A size is a number in the file: onnx makes a list of so many entries of it."""
+    monkeypatch.setattr(isolation, "_LIMIT_BYTES", 1 << 27)
+    assert types(sliced(1 << 40)) == {}
+    monkeypatch.setattr(isolation, "_LIMIT_S", 1)
+
+    def forever() -> bytes:
+        while True:
+            pass
+
+    with pytest.raises(IsolationError, match="more than 1 s"):
+        isolated(forever)
+
+
+def test_what_is_isolated_fails_with_its_own_words_and_leaves_no_process() -> None:
+    def fails() -> bytes:
+        raise ValueError("no such thing\nand more")
+
+    with pytest.raises(IsolationError, match=r"^no such thing$"):
+        isolated(fails)
+    with pytest.raises(IsolationError, match="ended with SIGSEGV"):
+        isolated(lambda: os.kill(os.getpid(), 11) or b"")
+    assert isolated(lambda: b"x" * (1 << 22)) == b"x" * (1 << 22)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_model_that_ends_the_converter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx.version_converter, "convert_version", lambda *given: os.abort())
+    with pytest.raises(IsolationError, match="ended with SIGABRT"):
+        raised(sliced(4), 21)
+    with pytest.raises(ModelError, match="cannot be raised to opset 21: onnx's converter: it ended with SIGABRT"):
+        prepare(load(sliced(4)), opset=21)
+
+
+def test_stale_declarations_of_16_bit_floats_are_no_matter() -> None:
+    """What writers leave behind after they changed a graph: shapes that contradict what follows from the inputs."""
+    proto = made([helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Relu", ["y"], ["z"])],
+                 {"x": ["N", 4]}, {"z": ["N", 7]}, number=TensorProto.FLOAT16)  # fmt: skip
+    for number, shape in ((TensorProto.FLOAT16, [3, 9, 9]), (TensorProto.FLOAT, ["N", 4])):
+        del proto.graph.value_info[:]
+        proto.graph.value_info.append(helper.make_tensor_value_info("y", number, shape))
+        assert wire(load(proto)).uncut == {"y"}
+
+
+def test_a_value_of_which_nothing_follows_may_be_of_16_bits() -> None:
+    proto = made([helper.make_node("Own", ["x", "w"], ["y"], domain="own"), helper.make_node("Relu", ["y"], ["z"])],
+                 {"x": ["N", 4]}, {"z": ["N", 4]}, number=TensorProto.FLOAT16)  # fmt: skip
+    assert wire(load(proto)).uncut == {"y"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_copy_says_nothing_and_leaves_what_was_said_to_the_process(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; sys.stdout.write('once'); from onnxfi.graph.model.isolation import isolated\n"
+        "try: isolated(lambda: os.write(2, b'noise') and os.abort())\n"
+        "except Exception as error: print(':', error)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert (ran.stdout, ran.stderr) == ("once: it ended with SIGABRT\n", "")

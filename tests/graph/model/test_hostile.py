@@ -1,0 +1,607 @@
+"""Files that a stranger hands over: refused with one clear line, or opened, and never anything else."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import protobuf_reader
+import pytest
+from build_models import chunk, floats, graph, ints, model, model_bytes, node, scalar, tensor_bytes, value, varint
+from google.protobuf.message import EncodeError
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from test_faulty_copy import external, numbers, saved
+
+from onnxfi.errors import ModelError, OnnxfiError
+from onnxfi.graph.model.loading import load
+from onnxfi.runtime.inject.weights import inject, inspect, sample
+
+ROOT = Path(__file__).parents[3]
+
+
+def refused(given: Path | bytes | ModelProto, message: str, **more: Any) -> str:
+    """The model is refused with this message, which is one line and harmless on a terminal."""
+    with pytest.raises(ModelError, match=message) as error:
+        load(given, **more)
+    text = str(error.value)
+    assert text.isprintable()
+    assert len(text) < 1000
+    return text
+
+
+# External data
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("/etc/passwd", "is an absolute path"),
+        ("//etc/passwd", "is an absolute path"),
+        ("C:\\secret.bin", "is an absolute path"),
+        ("C:secret.bin", "is an absolute path"),
+        ("c:/secret.bin", "is an absolute path"),
+        ("\\\\host\\share\\w.bin", "is an absolute path"),
+        ("\\secret.bin", "is an absolute path"),
+        ("\\\\?\\C:\\secret.bin", "is an absolute path"),
+        ("../secret.bin", r"leaves the model's folder with '\.\.'"),
+        ("sub/../../secret.bin", r"leaves the model's folder with '\.\.'"),
+        ("sub/..", r"leaves the model's folder with '\.\.'"),
+        ("..", r"leaves the model's folder with '\.\.'"),
+        ("sub\\..\\..\\secret.bin", r"leaves the model's folder with '\.\.'"),
+        ("..\\secret.bin", r"leaves the model's folder with '\.\.'"),
+        ("", "names no file"),
+        ("w.bin\0.txt", "names no file"),
+        ("\0", "names no file"),
+        (".", "is no regular file"),
+        ("sub", "is no regular file"),
+        ("./sub/", "is no regular file"),
+        ("fifo", "is no regular file"),
+        ("missing.bin", "is missing: no file .* put it beside the model"),
+        ("m.onnx/w.bin", r"is missing.*\(Not a directory\)"),
+        ("n" * 300, r"is missing.*\(File name too long\)"),
+        ("d/" * 3000 + "w.bin", "is missing"),
+        ("link.bin", "is behind the symbolic link .* --allow-links follows it"),
+        ("linked/inner.bin", "is behind the symbolic link"),
+        ("dangling.bin", "is behind the symbolic link"),
+        ("loop.bin", "is behind the symbolic link"),
+        ("hard.bin", r"is a hard link \(2 names\); --allow-links follows it"),
+        ("\x1b[2J", "is missing"),
+    ],
+)
+def test_places_of_external_data_that_are_refused(tmp_path: Path, location: str, message: str) -> None:
+    (tmp_path / "secret.bin").write_bytes(numbers(4))
+    path = saved(tmp_path / "in", [external("w", location, [4])], sub__inner_dot_bin=numbers(4))
+    folder = path.parent
+    os.mkfifo(folder / "fifo")
+    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
+    (folder / "linked").symlink_to(folder / "sub")
+    (folder / "dangling.bin").symlink_to("nowhere")
+    (folder / "loop.bin").symlink_to("loop.bin")
+    os.link(tmp_path / "secret.bin", folder / "hard.bin")
+    refused(path, message)
+
+
+def test_links_are_followed_where_they_are_allowed(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(numbers(4))
+    tensors = [external(name, location, [4]) for name, location in (("a", "link"), ("b", "hard"), ("c", "dir/w"))]
+    path = saved(tmp_path / "in", tensors)
+    (path.parent / "link").symlink_to(tmp_path / "blob")
+    os.link(tmp_path / "blob", path.parent / "hard")
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far/w").write_bytes(numbers(4, 9.0))
+    (path.parent / "dir").symlink_to(tmp_path / "far")
+    held = load(path, allow_links=True)
+    assert len(held.external) == 2  # the blob under two names is one file
+    inject(held, sample(held, sites=["c[0]:31"]), tmp_path / "o.onnx")
+    assert (tmp_path / "far/w").read_bytes() == numbers(4, 9.0)
+    assert protobuf_reader.read(tmp_path / "o.onnx")["c"].words.tolist()[0] == 0xC1100000
+    for location in ("/etc/passwd", "../blob", "dangling"):
+        bad = saved(tmp_path / "bad", [external("w", location, [1])])
+        if location == "dangling":
+            (bad.parent / location).symlink_to("nowhere")
+        refused(bad, "absolute|leaves|missing", allow_links=True)
+
+
+def test_a_model_cache_of_links_into_one_folder_of_blobs(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots/1"
+    snapshot.mkdir(parents=True)
+    made = saved(blobs, [external("w", "m.onnx.data", [2])], aaaa=numbers(2))
+    (snapshot / "m.onnx").symlink_to(made)
+    (snapshot / "m.onnx.data").symlink_to(blobs / "aaaa")
+    refused(snapshot / "m.onnx", "is behind the symbolic link")
+    assert [t.id for t in load(snapshot / "m.onnx", allow_links=True).targets] == ["w"]
+
+
+def test_a_model_without_external_data_may_be_any_link(tmp_path: Path) -> None:
+    path = saved(tmp_path / "in", [floats("w", 1)])
+    (tmp_path / "soft.onnx").symlink_to(path)
+    os.link(path, tmp_path / "hard.onnx")
+    for link in ("soft.onnx", "hard.onnx"):
+        assert [t.id for t in load(tmp_path / link).targets] == ["w"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"offset": "-1"}, "offset '-1' is no whole number"),
+        ({"length": "-16"}, "length '-16' is no whole number"),
+        ({"offset": "1.0"}, "is no whole number"),
+        ({"offset": "0x10"}, "is no whole number"),
+        ({"offset": "1e3"}, "is no whole number"),
+        ({"offset": ""}, "is no whole number"),
+        ({"offset": "text\x1b[31m"}, "is no whole number"),
+        ({"length": "9" * 19}, "is no whole number"),
+        ({"length": "9" * 100_000}, "is no whole number"),
+        ({"offset": "9" * 18}, "is too short"),
+        ({"offset": "1"}, r"is too short: 'w' lies at 1 to 17, the file has 16 bytes"),
+        ({"length": "8"}, "needs 16 bytes, but its external data has length 8"),
+        ({"length": "17"}, "needs 16 bytes, but its external data has length 17"),
+    ],
+)
+def test_offsets_and_lengths_that_are_refused(tmp_path: Path, entries: dict[str, str], message: str) -> None:
+    path = saved(tmp_path, [external("w", "w.bin", [4], **entries)], w_dot_bin=numbers(4))
+    refused(path, message)
+
+
+def test_external_data_without_a_location_or_a_folder(tmp_path: Path) -> None:
+    held = TensorProto(name="w", data_type=1, dims=[1], data_location=TensorProto.EXTERNAL)
+    refused(saved(tmp_path, [held]), "names no file")
+    path = saved(tmp_path / "in", [external("w", "w.bin", [1])], w_dot_bin=numbers(1))
+    refused(path.read_bytes(), "a model in memory has no folder; load it from its file")
+    refused(ModelProto.FromString(path.read_bytes()), "a model in memory has no folder")
+
+
+def test_external_data_in_the_model_file_itself(tmp_path: Path) -> None:
+    # Odd, but inside the folder and no link: the copy gets a data file of its own, and the model stays as it is.
+    path = saved(tmp_path / "in", [external("w", "m.onnx", [2])])
+    held = load(path)
+    before = path.read_bytes()
+    inject(held, sample(held, sites=["w[0]:0"]), tmp_path / "o.onnx")
+    data = (tmp_path / "o.onnx.data").read_bytes()
+    assert len(data) == len(before)
+    assert [k for k, (a, b) in enumerate(zip(before, data, strict=True)) if a != b] == [0]
+    assert path.read_bytes() == before
+
+
+# Files that are no models
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"hello, this is no model at all\n",
+        b"{}",
+        b"\x89PNG\r\n\x1a\n" + bytes(100),
+        b"PK\x03\x04" + bytes(100),
+        b"\x7fELF" + bytes(100),
+        b"\x80\x04\x95" + bytes(100),
+        bytes(1000),
+        b"\xff" * 1000,
+        b"\x08",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        "名前".encode("utf-16"),
+    ],
+)
+def test_files_of_other_kinds(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(data)
+    refused(path, "not an ONNX model")
+    refused(data, "not an ONNX model")
+
+
+def test_protobuf_messages_that_are_no_models() -> None:
+    held = graph([node("Mul", ["x", "w"])], [floats("w", 2)])
+    for message in (held.initializer[0], held.node[0], value("x", [1]), helper.make_opsetid("", 20), ModelProto()):
+        data = message.SerializeToString() or scalar(1, 8)
+        with pytest.raises(ModelError):
+            load(data)
+
+
+def test_a_model_in_memory_that_is_too_large_to_serialise() -> None:
+    class Large:  # what onnx says of two gigabytes, which take too long to make here
+        def SerializeToString(self, **_: Any) -> bytes:
+            raise EncodeError("Failed to serialize proto")
+
+    refused(Large(), "too large to serialise .*; save it with external data")  # type: ignore[arg-type]
+
+
+def test_empty_directory_device_and_missing_files(tmp_path: Path) -> None:
+    (tmp_path / "empty.onnx").touch()
+    os.mkfifo(tmp_path / "fifo.onnx")
+    (tmp_path / "loop.onnx").symlink_to("loop.onnx")
+    refused(tmp_path / "empty.onnx", "is empty; give an ONNX file")
+    refused(b"", "is empty; give an ONNX file")
+    refused(tmp_path, "is a directory; give the .onnx file inside it")
+    refused(tmp_path / "fifo.onnx", "is no regular file")
+    refused(Path("/dev/zero"), "is no regular file")
+    refused(tmp_path / "missing.onnx", "cannot read .*No such file")
+    refused(tmp_path / "empty.onnx/inside", "cannot read .*Not a directory")
+    refused(tmp_path / "loop.onnx", "cannot read .*symbolic links")
+    refused(tmp_path / ("n" * 300), "cannot read .*File name too long")
+    refused(tmp_path / "a\0b", "cannot read .*null")
+
+
+def test_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path, [external("w", "w.bin", [1])], w_dot_bin=numbers(1))
+    opened = Path.open
+    for name in ("m.onnx", "w.bin"):
+
+        def shut(place: Path, *more: Any, name: str = name, **named: Any) -> Any:
+            if place.name == name:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return opened(place, *more, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", shut)
+            refused(path, rf"cannot read .*{name}': Permission denied; give a readable file")
+    if os.geteuid():  # root may read anything
+        path.chmod(0)
+        refused(path, "Permission denied")
+
+
+def rich_model() -> bytes:
+    """A small model with a little of everything."""
+    inner = graph([node("Constant", outputs=["k"], value_ints=[1, -2])], [floats("w", 2)], inputs=(), outputs=["k"])
+    nodes = [
+        node("If", ["c"], name="if", then_branch=inner, else_branch=inner),
+        node("TreeEnsembleRegressor", ["x"], ["t"], domain="ai.onnx.ml", nodes_values=[0.5, 1.5]),
+        node("Reshape", ["x", "q"], ["r"]),
+    ]
+    return model(
+        nodes, [floats("w", 3), helper.make_tensor("q", 3, [3], [-1, 2, 3]), ints("i", [4])]
+    ).SerializeToString()
+
+
+def outcome(data: bytes) -> str:
+    """Open, inspect, sample and inject: `accepted`, or the class of onnxfi's own error; anything else is raised."""
+    try:
+        held = load(data)
+        inspect(held)
+        drawn = sample(held, count=1)
+        done = inject(held, drawn)
+    except OnnxfiError as error:
+        assert str(error).isprintable()
+        return type(error).__name__
+    assert done.data is not None
+    if not done.resized:
+        old, new = np.frombuffer(data, np.uint8), np.frombuffer(done.data, np.uint8)
+        assert np.bitwise_count(old ^ new).sum() == 1
+        again = load(done.data)
+        assert inject(again, sample(again, sites=[str(drawn.faults[0].site)])).data == data
+    return "accepted"
+
+
+def test_a_model_cut_short_at_every_byte() -> None:
+    data = rich_model()
+    assert outcome(data) == "accepted"
+    ends = [outcome(data[:end]) for end in range(len(data))]
+    assert set(ends) == {"ModelError", "accepted"}
+    assert ends.count("accepted") <= 3  # cut between two fields of the model itself, behind the graph
+
+
+def test_every_byte_of_a_model_changed() -> None:
+    data = rich_model()
+    ends = []
+    for at in range(len(data)):
+        for flip in (0x01, 0x80):
+            ends.append(outcome(data[:at] + bytes([data[at] ^ flip]) + data[at + 1 :]))
+    assert set(ends) <= {"ModelError", "SelectorError", "accepted"}
+    assert min(ends.count("accepted"), ends.count("ModelError")) > 100
+
+
+# Sizes that ask for more than there is
+
+
+SHAPES: list[list[int]] = [
+    [-1], [3, -4], [-1, -1], [0, -1], [-(2**63)], [2**62], [2**31, 2**31], [10**12, 10**12], [2**63 - 1] * 40,
+    [2] * 100_000, [1] * 100_000 + [2**60],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dims", SHAPES, ids=lambda dims: f"{dims[0]}x{len(dims)}")
+@pytest.mark.parametrize("form", ["raw", "packed", "unpacked", "external"])
+def test_shapes_that_no_tensor_has(tmp_path: Path, dims: list[int], form: str) -> None:
+    if form == "external":
+        path = saved(tmp_path, [external("w", "w.bin", dims)], w_dot_bin=numbers(4))
+        refused(path, "no tensor has it|is too short")
+    else:
+        refused(model_bytes(tensor_bytes("w", 1, dims, [0] * 4, form)), r"declares the shape \[.*\]; no tensor has it")
+
+
+def test_groups_that_a_runtime_would_divide_by() -> None:
+    node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], "up", group=0)
+    weight = numpy_helper.from_array(np.ones((1, 1, 2, 2), np.float32), "w")
+    graph = helper.make_graph([node], "g", [], [], [weight])
+    with pytest.raises(ModelError, match="node 'up' has group 0; it must be 1 or more"):
+        load(helper.make_model(graph))
+
+
+@pytest.mark.parametrize("dims", [[10**6, 10**6], [2**40], [2**55]])
+def test_shapes_that_ask_for_terabytes(tmp_path: Path, dims: list[int]) -> None:
+    for form in ("raw", "packed", "unpacked"):
+        refused(
+            model_bytes(tensor_bytes("w", 11, dims, [0] * 4, form)), "declares .* but holds .*; the file is damaged"
+        )
+    path = saved(tmp_path, [external("w", "w.bin", dims)], w_dot_bin=numbers(4))
+    refused(path, "is too short: 'w' lies at 0 to .*, the file has 16 bytes")
+
+
+def test_a_shape_of_size_0_is_a_tensor_of_size_0_however_large_its_other_axes_are() -> None:
+    held = load(model_bytes(tensor_bytes("w", 1, [2**63 - 1, 0, 2**62], [], "raw")))
+    assert [(t.size, t.bits) for t in held.targets] == [(0, 0)]
+
+
+HOSTILE = """
+import sys
+from onnxfi.errors import OnnxfiError
+from onnxfi.graph.model.loading import load
+import onnx
+
+def peak():
+    return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+
+data = sys.stdin.buffer.read()
+load(onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [])))
+before = peak()
+try:
+    load(data)
+except OnnxfiError as error:
+    print(type(error).__name__)
+else:
+    print("accepted")
+print((peak() - before) // 1024)
+"""
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        model_bytes(tensor_bytes("w", 1, [2**55], [0] * 4, "raw")),
+        chunk(7, chunk(5, scalar(1, 2**50) + scalar(2, 3) + chunk(8, b"w") + varint(5 << 3 | 2) + varint(2**40))),
+        chunk(7, chunk(5, scalar(1, 8) * 300_000 + scalar(2, 1))),
+        chunk(7, chunk(1, chunk(5, chunk(1, b"a") + scalar(8, 1) * 1_000_000))),
+        chunk(7, b"".join(chunk(5, scalar(1, 1) + scalar(2, 8) + chunk(6, b"text" * 100_000)) for _ in range(20))),
+    ],
+    ids=["shape", "length", "rank", "list", "strings"],
+)
+def test_memory_is_taken_for_what_is_there_not_for_what_is_declared(data: bytes) -> None:
+    done = subprocess.run([sys.executable, "-c", HOSTILE], input=data, capture_output=True, check=True)
+    end, memory_mb = done.stdout.decode().split()
+    assert end in {"ModelError", "accepted"}
+    assert int(memory_mb) < 40 + 8 * len(data) // 2**20
+
+
+# Depth and number
+
+
+def branches(levels: int, last: bytes = b"") -> bytes:
+    body = last
+    for _ in range(levels):
+        body = chunk(1, chunk(4, b"If") + chunk(5, chunk(1, b"then_branch") + scalar(20, 5) + chunk(6, body)))
+    return scalar(1, 10) + chunk(7, body)
+
+
+def test_branches_as_deep_as_parsers_go() -> None:
+    # 33 levels of three messages each, and in the last graph a tensor: the hundredth message.
+    held = load(branches(32, chunk(5, tensor_bytes("w", 1, [1], [1], "raw"))))
+    assert [t.id.count("::") for t in held.targets] == [32]
+    (target,) = held.targets
+    done = inject(held, sample(held, sites=[f"{target.id}[0]:31"]))
+    assert load(done.data or b"").words(target, np.array([0])).tolist() == [0x80000001]
+    for levels in (34, 100, 3000):
+        refused(branches(levels), "more than 100 deep|not an ONNX model")
+
+
+def test_types_nested_deep_in_a_declaration() -> None:
+    kind = helper.make_tensor_type_proto(1, [1]).SerializeToString()
+    for levels, good in ((10, True), (5000, False)):
+        nested = kind
+        for _ in range(levels):
+            nested = chunk(4, chunk(1, nested))
+        data = model_bytes(tensor_bytes("w", 1, [1], [1], "raw"), inside=chunk(11, chunk(1, b"x") + chunk(2, nested)))
+        if good:
+            assert [t.id for t in load(data).targets] == ["w"]
+        else:
+            refused(data, "not an ONNX model: .*MaxDepth")
+
+
+def ratio(make: Callable[[int], bytes], few: int) -> float:
+    """How much longer four times as many take, in CPU time; 4 where it is linear."""
+
+    def took(data: bytes) -> float:
+        start = time.process_time()
+        load(data)
+        return time.process_time() - start
+
+    small, large = make(few), make(4 * few)
+    gc.collect()
+    gc.disable()  # the collector walks all that the tests before this one left behind
+    try:
+        pairs = [(took(large), took(small)) for _ in range(5)]
+    finally:
+        gc.enable()
+    return min(large for large, _ in pairs) / min(small for _, small in pairs)
+
+
+def chain(count: int) -> bytes:
+    nodes = b"".join(
+        chunk(1, chunk(1, b"v%d" % k) + chunk(2, b"v%d" % (k + 1)) + chunk(4, b"Relu")) for k in range(count)
+    )
+    return scalar(1, 10) + chunk(7, nodes)
+
+
+def many_branches(count: int) -> bytes:
+    body = chunk(5, chunk(1, b"then_branch") + scalar(20, 5) + chunk(6, chunk(1, chunk(1, b"x") + chunk(2, b"y"))))
+    nodes = b"".join(chunk(1, chunk(2, b"v%d" % k) + chunk(4, b"If") + body) for k in range(count))
+    return scalar(1, 10) + chunk(7, nodes)
+
+
+def many_tensors(name: bytes) -> Callable[[int], bytes]:
+    def make(count: int) -> bytes:
+        tensors = b"".join(
+            chunk(5, tensor_bytes((name or b"w%d" % k).decode(), 1, [1], [1], "raw")) for k in range(count)
+        )
+        return scalar(1, 10) + chunk(7, tensors)
+
+    return make
+
+
+def same_named_nodes(count: int) -> bytes:
+    body = chunk(5, chunk(1, b"b") + scalar(20, 5) + chunk(6, chunk(5, tensor_bytes("w", 1, [1], [1], "raw"))))
+    return scalar(1, 10) + chunk(7, chunk(1, chunk(3, b"same") + chunk(4, b"If") + body) * count)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "few"),
+    [
+        (chain, 4000),
+        (many_branches, 1000),
+        (many_tensors(b""), 1500),
+        (many_tensors(b"same"), 1500),
+        (same_named_nodes, 1000),
+    ],
+    ids=["nodes", "branches", "tensors", "one name", "one label"],
+)  # fmt: skip
+def test_time_is_linear_in_nodes_branches_and_names(make: Callable[[int], bytes], few: int) -> None:
+    assert ratio(make, few) < 9  # linear is 4, quadratic 16
+
+
+# Names
+
+
+def test_names_that_are_no_utf8() -> None:
+    # ONNX Runtime loads such models; odd bytes are shown written out and stay in the file as they are.
+    constant = [node("Constant", outputs=["b"], value_float=1.0)]
+    held = model(
+        [node("Mul", ["x", "weight_"], name="node_name", doc_string="doc_str"),
+         node("TreeEnsembleRegressor", ["x"], ["z"], domain="ai.onnx.ml", nodes_values=[1.0])],
+        [floats("weight_", 2)],
+        functions=[helper.make_function("own", "func_name", [], ["b"], constant, [helper.make_opsetid("", 20)])],
+    )  # fmt: skip
+    held.producer_name, held.graph.name = "producer", "graphname"
+    held.metadata_props.add(key="metakey", value="metaval")
+    helper.set_metadata_props(held.graph.node[0], {"pkg.torch.onnx.name_scopes": "['', 'conv1', 'op']"})
+    data = held.SerializeToString()
+    names = ("node_name", "doc_str", "weight_", "func_name", "producer", "graphname", "metakey", "metaval", "conv1",
+             "Mul", "nodes_values", "own", "name_scopes")  # fmt: skip
+    for name in names:
+        odd = b"\xff\xc3" + name.encode()[2:]
+        changed = data.replace(name.encode(), odd)
+        assert changed != data
+        found = load(changed)
+        drawn = sample(found, count=2)
+        inspect(found)
+        done = inject(found, drawn)
+        assert (done.data or b"").count(odd) == changed.count(odd)
+    found = load(data.replace(b"weight_", b"wei\xffht_"))
+    assert found.targets[0].id == "wei\\xffht_"
+    assert found.targets[0].op == "Mul"  # the node's input is the same odd name
+
+
+def test_names_with_terminal_escapes_are_shown_harmless_in_errors_and_notes() -> None:
+    name = "\x1b]0;title\x07\x1b[2Jw\r\n\u202e"
+    tensor = tensor_bytes(name, 1, [3], [1], "raw")
+    assert "\\x1b]0;title" in refused(model_bytes(tensor), "the file is damaged")
+    refused(model_bytes(tensor_bytes(name, 1, [-3], [1], "raw")), "no tensor has it")
+    twice = model(
+        [node("Mul", ["x", name])], [floats(name, 1), floats(name, 1), TensorProto(name=name + "2", data_type=77)]
+    )
+    found = load(twice)
+    assert len(found.notes) == 2
+    assert all(note.isprintable() for note in found.notes)
+    with pytest.raises(OnnxfiError) as error:
+        sample(found, sites=[f"{name}[7]:1"])
+    assert str(error.value).isprintable()
+
+
+def test_names_without_end_are_cut_in_messages_and_notes_are_few() -> None:
+    name = "n" * 1_000_000
+    refused(model_bytes(tensor_bytes(name, 1, [3], [1], "raw")), "the file is damaged")
+    odd = [TensorProto(name=f"{name}{k}", data_type=77) for k in range(30)]
+    notes = load(model([node("Relu", ["x"])], odd)).notes
+    assert notes[-1] == "10 more of such notes"
+    assert sum(map(len, notes)) < 10_000
+
+
+# Fuzzing: a few hundred examples here, 100,000 in scripts/fuzz.py
+
+
+def fuzz() -> Any:
+    spec = importlib.util.spec_from_file_location("fuzz", ROOT / "scripts/fuzz.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fuzz"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+FUZZ = fuzz()
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[None]:
+    """Hundreds of small files need not reach the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.mark.slow
+@given(st.integers(0, 2**32))
+@settings(max_examples=300)
+@example(646)
+@example(678)
+@pytest.mark.usefixtures("quick")
+def test_mutated_models_are_accepted_or_refused(tmp_path_factory: pytest.TempPathFactory, number: int) -> None:
+    folder = tmp_path_factory.getbasetemp() / "fuzz"
+    folder.mkdir(exist_ok=True)
+    for left in folder.iterdir():
+        left.unlink()
+    (folder / "w.bin").write_bytes(bytes(range(32)))
+    _, data = FUZZ.mutation(number, seed=0)
+    assert FUZZ.attempt(data, folder, number) in {"accepted", "ModelError", "SelectorError"}
+
+
+edits = st.tuples(st.floats(0, 1), st.integers(0, 4), st.binary(max_size=6))
+
+
+@given(st.lists(edits, min_size=1, max_size=4))
+@settings(max_examples=150)
+def test_a_rich_model_with_any_bytes_changed(changes: list[tuple[float, int, bytes]]) -> None:
+    data = rich_model()
+    for place, gone, new in changes:
+        at = int(place * len(data))
+        data = data[:at] + new + data[at + gone :]
+    if data:
+        assert outcome(data) in {"accepted", "ModelError", "SelectorError"}
+
+
+@pytest.mark.slow
+def test_the_fuzzers_own_limits_work() -> None:
+    # A worker that takes too much memory or time, and one that dies, are findings: the fuzzer must see them.
+    code = f"import sys; sys.argv = ['fuzz']; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import fuzz\n"
+    for attempt, wanted in (
+        ("bytearray(1 << 30)", "finding: MemoryError"),
+        ("[None for _ in iter(int, 1)]", "finding: "),
+        ("1 / 0", "finding: ZeroDivisionError"),
+    ):
+        more = f"fuzz.LIMIT_S = 1\nfirst = []\nfuzz.attempt = lambda *a: {attempt} if first else first.append(1)\n"
+        done = subprocess.run(
+            [sys.executable, "-c", code + more + "fuzz.work(0, 1, 0)"], capture_output=True, text=True, check=True
+        )
+        assert wanted in done.stdout, done
+    assert onnx.__version__

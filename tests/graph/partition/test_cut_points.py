@@ -1,0 +1,79 @@
+"""Fronts: where a model is cut in pieces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import parser
+
+from onnxfi.errors import ModelError
+from onnxfi.graph.model.loading import load
+from onnxfi.graph.partition.cut_points import everything, narrows, pieces
+from onnxfi.graph.partition.subgraph import Wiring, wire
+
+HEAD = '<ir_version: 10, opset_import: ["": 21]>'
+SIGNS = "float[4,4] w = {1,-1,1,1,1,1,-1,1,1,1,1,-1,-1,1,1,1}"
+SHIPPED = sorted(Path("models").glob("*.onnx"))
+
+
+def wired(graph: str, folder: Path) -> Wiring:
+    onnx.save(parser.parse_model(HEAD + graph), folder / "m.onnx")
+    return wire(load(folder / "m.onnx"))
+
+
+def places(graph: str, folder: Path) -> list[str]:
+    net = wired(graph, folder)
+    return [name for (name,) in narrows(net, everything(net, ()))]
+
+
+def test_a_residual_network_is_cut_behind_its_blocks(tmp_path: Path) -> None:
+    blocks = "".join(
+        f"a{k} = MatMul(x{k}, w) b{k} = Relu(a{k}) c{k} = MatMul(b{k}, w) d{k} = Add(c{k}, x{k}) x{k + 1} = Relu(d{k}) "
+        for k in range(3)
+    )
+    graph = f"net (float[N,4] x) => (float[N,4] y) <{SIGNS}> {{ x0 = MatMul(x, w) {blocks} y = MatMul(x3, w) }}"
+    assert places(graph, tmp_path) == ["x0", "x1", "x2", "x3"]
+
+
+def test_where_values_wait_for_the_way_back_it_is_cut_as_well(tmp_path: Path) -> None:
+    graph = f"""net (float[N,4] x) => (float[N,4] y) <{SIGNS}>
+        {{ a = MatMul(x, w) b = MatMul(a, w) c = MatMul(b, w) d = MatMul(c, w) e = Add(d, b) f = MatMul(e, w)
+           g = Add(f, a) y = MatMul(g, w) }}"""
+    found = places(graph, tmp_path)
+    assert found[0] == "a" and found[-1] == "g"
+
+
+def test_what_becomes_integers_stays_with_the_operator_before_it(tmp_path: Path) -> None:
+    graph = f"""net (float[N,4] x) => (float[N,4] y) <{SIGNS}, float s = {{0.1}}, uint8 z = {{128}}>
+        {{ a = MatMul(x, w) q = QuantizeLinear(a, s, z) d = DequantizeLinear(q, s, z) y = MatMul(d, w) }}"""
+    net = wired(graph, tmp_path)
+    whole = everything(net, ())
+    assert narrows(net, whole) == (("d",),)
+    first, second = pieces(net, whole, (), narrows(net, whole))
+    assert first.outputs == second.crossings == ("q",), "the integers go on"
+
+
+def test_one_operator_is_one_piece(tmp_path: Path) -> None:
+    assert places(f"net (float[N,4] x) => (float[N,4] y) <{SIGNS}> {{ y = MatMul(x, w) }}", tmp_path) == []
+
+
+def test_an_output_that_is_stored_cannot_be_run_in_pieces(tmp_path: Path) -> None:
+    net = wired(f"net (float[N,4] x) => (float[N,4] y, float[4,4] v) <{SIGNS}> {{ y = Relu(x) v = Abs(w) }}", tmp_path)
+    with pytest.raises(ModelError, match="no function of the inputs"):
+        everything(net, ())
+    assert everything(net, ("y",)).outputs == ("y",)
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_pieces_take_what_earlier_ones_make_and_make_all_outputs(file: Path) -> None:
+    net = wire(load(file))
+    whole = everything(net, ())
+    at_hand = set(net.inputs)
+    found = pieces(net, whole, (), narrows(net, whole))
+    for piece in found:
+        assert at_hand.issuperset(piece.crossings)
+        at_hand.update(piece.outputs)
+    assert at_hand.issuperset(net.outputs)
+    assert {k for piece in found for k in piece.nodes} == set(whole.nodes)

@@ -1,0 +1,88 @@
+"""Parts: models of some nodes of another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from onnxfi.errors import ModelError
+from onnxfi.graph.model.loading import load
+from onnxfi.graph.partition.subgraph import wire
+from onnxfi.graph.partition.subgraph_model import extract
+
+BLOCK = """
+<ir_version: 10, opset_import: ["" : 20]>
+block (float[N,16,5,5] x) => (float[N,16,1,1] y) <float[16,16,1,1] w> {
+  c = Conv(x, w)
+  s = Add(c, x)
+  r = Relu(s)
+  y = GlobalAveragePool(r)
+}
+"""
+SHAPE = (1, ["N", 16, 5, 5])
+
+
+def operators(
+    folder: Path, nodes: list[int], feeds: list[str], outputs: list[str], *, blocks: bool = True
+) -> list[str]:
+    """The operators of a part of the block that is fed these images."""
+    model = onnx.parser.parse_model(BLOCK)
+    model.graph.initializer.append(onnx.helper.make_tensor("w", 1, [16, 16, 1, 1], [0.5] * 256))
+    onnx.save(model, folder / "block.onnx")
+    part = extract(wire(load(folder / "block.onnx"), blocks=blocks), nodes, dict.fromkeys(feeds, SHAPE), outputs)
+    return [node.op_type for node in onnx.ModelProto.FromString(part.data).graph.node]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "feeds", "outputs", "laid"),
+    [
+        ([0, 1, 2, 3], ["x"], ["y"], 1),
+        ([0, 1], ["x"], ["s"], 1),
+        ([0, 1], ["x"], ["c", "s"], 0),
+        ([1, 2], ["c", "x"], ["r"], 0),
+        ([0], ["x"], ["c"], 0),
+        ([2, 3], ["s"], ["y"], 1),
+        ([3], ["r"], ["y"], 1),
+    ],
+    ids=str,
+)
+def test_images_lie_in_blocks_where_that_makes_sums_others(
+    tmp_path: Path, nodes: list[int], feeds: list[str], outputs: list[str], laid: int
+) -> None:
+    found = operators(tmp_path, nodes, feeds, outputs)
+    assert found.count("AveragePool") == laid and len(found) == len(nodes) + laid
+    assert "AveragePool" not in operators(tmp_path, nodes, feeds, outputs, blocks=False)
+
+
+def test_a_circle_has_an_end(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(BLOCK)
+    model.graph.initializer.append(onnx.helper.make_tensor("w", 1, [16, 16, 1, 1], [0.5] * 256))
+    model.graph.node[2].input[0] = "t"
+    model.graph.node.append(onnx.helper.make_node("Relu", ["r"], ["t"]))
+    onnx.save(model, tmp_path / "circle.onnx")
+    part = extract(wire(load(tmp_path / "circle.onnx"), blocks=True), [2, 3, 4], {"x": SHAPE}, ["y"])
+    assert len(onnx.ModelProto.FromString(part.data).graph.node) == 3
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["in the file", "beside it"])
+def test_large_tensors_are_read_when_they_are_needed_and_held_once(tmp_path: Path, beside: bool) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal((64, 64)).astype(np.float32) for name in "vw"}
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 20]> m (float[N,64] x) => (float[N,64] y) { h = MatMul(x, v) y = MatMul(h, w) }'
+    )
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=beside, location="m.data", size_threshold=0)
+    wiring = wire(load(tmp_path / "m.onnx"))
+    assert wiring.proto.ByteSize() < 1000 and [*wiring.weights] == ["v", "w"]
+    parts = [extract(wiring, [1], {"h": (1, ["N", 64])}, ["y"]) for _ in range(2)]
+    assert [*parts[0].stored] == ["w"] and np.array_equal(parts[0].stored["w"], arrays["w"])
+    assert parts[0].stored["w"] is parts[1].stored["w"]
+    file = tmp_path / ("m.data" if beside else "m.onnx")
+    file.write_bytes(file.read_bytes() + b"\0")
+    with pytest.raises(ModelError, match="changed while it was being read"):
+        extract(wiring, [0], {"x": (1, ["N", 64])}, ["h"])

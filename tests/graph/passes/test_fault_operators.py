@@ -1,0 +1,300 @@
+"""The fault operators, bit for bit against numpy: every format, body, form, and both runtimes."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from onnxfi.errors import FaultError, ModelError
+from onnxfi.faults.models import Add, Scale
+from onnxfi.faults.words import WORDS, Mask, Word, Words
+from onnxfi.graph.dataflow.activation_targets import Activation, activations
+from onnxfi.graph.model.loading import load
+from onnxfi.graph.passes.bit_arithmetic import NUMBER, Nodes, body_for, plane_values, planes
+from onnxfi.graph.passes.fault_inputs import columns
+from onnxfi.graph.passes.instrument import Strike, arm, bake
+
+WIDE = ("float64", "float32", "float16", "bfloat16")
+FLOAT8 = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
+INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+#: (format, opset, body): every body at its lowest opset, at one between, and at the newest.
+CASES = [
+    *[(n, opset, "portable") for n in ("float16", "float32", "int64", "uint8") for opset in (11, 17, 26)],
+    *[(n, 11, "portable") for n in ("float64", "int8", "int16", "int32", "uint16", "uint32", "uint64", "bool")],
+    *[(n, 17, "portable") for n in ("int32", "uint64", "bool")],
+    *[("bfloat16", opset, "portable") for opset in (13, 17, 18)],
+    *[(n, 18, "portable") for n in ("float32", "float64", "int16", "uint64", "bool")],
+    *[(n, opset, "portable") for n in FLOAT8 for opset in (19, 26)],
+    *[(n, 26, "native") for n in (*WIDE, *INTEGERS, "bool")],
+]
+SAMPLES = 2
+LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+
+
+def identity(word: Word, opset: int, axes: list[Any]) -> onnx.ModelProto:
+    """y = Identity(x) of a format and shape."""
+    x, y = (helper.make_tensor_value_info(n, NUMBER[word.name], axes) for n in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [x], [y])
+    ir = 8 if opset < 19 else 9 if opset < 21 else 10 if opset < 25 else 13
+    return helper.make_model(graph, ir_version=ir, opset_imports=[helper.make_opsetid("", opset)])
+
+
+def target(proto: onnx.ModelProto, name: str = "y") -> Activation:
+    """The activation of this name."""
+    return next(a for a in activations(load(proto)) if a.target.id == name)
+
+
+def run(proto: onnx.ModelProto, feeds: dict[str, NDArray[Any]], word: Word, level: Any = LEVELS[1]) -> Words:
+    """Run in ONNX Runtime; the words of the output, flat. Formats that numpy lacks are passed as words."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level, options.log_severity_level = level, 4
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    binding = session.io_binding()
+    for name, array in feeds.items():
+        if name == "x" and array.dtype.type.__module__ != "numpy":
+            value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(f"u{array.itemsize}"), NUMBER[word.name])
+        else:  # bind_cpu_input does not know initializers that can be fed
+            value = ort.OrtValue.ortvalue_from_numpy(array)
+        binding.bind_ortvalue_input(name, value)
+    binding.bind_output("y")
+    session.run_with_iobinding(binding)
+    found = binding.get_outputs()[0]
+    raw = ctypes.string_at(found.data_ptr(), int(np.prod(found.shape())) * word.storage // 8)
+    return np.frombuffer(raw, word.carrier).astype(np.uint64)
+
+
+def corners(word: Word) -> Words:
+    """Every exponent with the least, the next and the largest mantissa and both signs; and random words."""
+    raw = np.random.default_rng(1).integers(0, 2**64, 300, dtype=np.uint64)
+    random = raw >> np.uint64(64 - word.bits)
+    if not word.is_float:
+        return np.concatenate([random, np.array([0, 1, word.full, word.full >> 1], np.uint64)])
+    mantissas = (0, 1, (1 << word.mantissa) - 1) if word.bits < 64 else (1,)
+    fields = [e << word.mantissa | m for e in range(1 << word.exponent) for m in mantissas]
+    signs = (0, 1 << (word.bits - 1))
+    return np.concatenate([random, np.array([f | s for f in fields for s in signs], np.uint64)])
+
+
+def masks(word: Word, count: int) -> tuple[Words, Words]:
+    """Flips, stuck-at-0, stuck-at-1 of one bit, and any masks: keep and flip [1,count]."""
+    rng = np.random.default_rng(2)
+    bit = np.uint64(1) << rng.integers(0, word.bits, count).astype(np.uint64)
+    keep, flip = (rng.integers(0, 2**64, count, dtype=np.uint64) & np.uint64(word.full) for _ in range(2))
+    kind = rng.integers(0, 4, count)
+    keep = np.select([kind == 0, kind > 2], [np.uint64(word.full), keep], ~bit & np.uint64(word.full))
+    flip = np.select([kind == 1, kind > 2], [np.uint64(0), flip], bit)
+    return keep[None], flip[None]
+
+
+def wanted(word: Word, before: Words, keep: Words, flip: Words, body: str) -> Words:
+    """What numpy makes of it; in the portable body a NaN that comes in counts as the canonical one."""
+    if word.is_float and body == "portable":
+        canonical = int(word.words(np.array([np.nan]))[0])
+        with np.errstate(invalid="ignore"):
+            nan = np.isnan(word.values(before).astype(np.float64))
+        before = np.where(nan, np.uint64(canonical), before)
+    return (before & keep) ^ flip
+
+
+def differing(word: Word, found: Words, expected: Words, body: str) -> int:
+    """Words that differ; in the portable body NaN is NaN, payload free."""
+    differ = found != expected
+    if word.is_float and body == "portable":
+        with np.errstate(invalid="ignore"):
+            both = [np.isnan(word.values(w.copy()).astype(np.float64)) for w in (found, expected)]
+        differ &= ~(both[0] & both[1])
+    return int(np.count_nonzero(differ))
+
+
+@pytest.mark.parametrize(("name", "opset", "body"), CASES)
+def test_every_word_is_struck_as_numpy_says(name: str, opset: int, body: str) -> None:
+    word = WORDS[name]
+    words = corners(word)
+    before = np.stack([np.roll(words, k) for k in range(SAMPLES)])
+    x = word.values(before)
+    keep, flip = masks(word, len(words))
+    expected = wanted(word, before, keep, flip, body)
+    plain = identity(word, opset, ["N", len(words)])
+    site = target(plain)
+    armed = arm(plain, [site], body=body)
+    onnx.checker.check_model(armed.proto)
+    columns = {"site": np.zeros(len(words), np.int64), "element": np.arange(len(words))[None]}
+    fed = {f"onnxfi.{n}": v for n, v in (columns | {"keep": keep.view(np.int64), "flip": flip.view(np.int64)}).items()}
+    for level in LEVELS:
+        assert differing(word, run(armed.proto, {"x": x} | fed, word, level), expected.ravel(), body) == 0
+        disarmed = run(armed.proto, {"x": x}, word, level)
+        assert differing(word, disarmed, before.ravel(), "portable" if name in FLOAT8 else "native") == 0
+    faults = [Strike(site, k, Mask(int(keep[0, k]), int(flip[0, k]))) for k in range(len(words))]
+    baked = bake(plain, faults, body=body)
+    onnx.checker.check_model(baked)
+    assert differing(word, run(baked, {"x": x}, word), expected.ravel(), body) == 0
+    with np.errstate(all="ignore"):
+        reference = word.words(ReferenceEvaluator(baked).run(None, {"x": x})[0])
+    assert differing(word, reference.ravel(), expected.ravel(), body) == 0
+
+
+@pytest.mark.parametrize(("name", "body"), [("float32", "portable"), ("float32", "native"), ("int8", "native")])
+def test_one_sample_each_is_struck(name: str, body: str) -> None:
+    word = WORDS[name]
+    plain = identity(word, 26, ["N", 5])
+    words = corners(word)[:15].reshape(3, 5)
+    faults = [Strike(target(plain), k, Mask(word.full, 1 << k), sample=k % 3) for k in range(5)]
+    expected = words.copy()
+    for k in range(5):
+        expected[k % 3, k] ^= np.uint64(1 << k)
+    baked = bake(plain, faults, body=body)
+    assert differing(word, run(baked, {"x": word.values(words)}, word), expected.ravel(), body) == 0
+    with pytest.raises(Exception, match="index"):  # a sample beyond the batch is loud
+        run(baked, {"x": word.values(words[:2])}, word)
+    armed = arm(plain, [target(plain)], body=body).proto
+    element = np.array([[0, 3], [1, 4], [2, 2]])  # a row a sample; what is struck twice is said twice
+    flip = np.int64(1) << element
+    fed = {"onnxfi.site": np.zeros(2, np.int64), "onnxfi.element": element, "onnxfi.flip": flip}
+    fed["onnxfi.keep"] = np.full((3, 2), -1)
+    assert differing(word, run(armed, {"x": word.values(words)} | fed, word), expected.ravel(), body) == 0
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16", "float64", "int8", "uint32", "int64"])
+@pytest.mark.parametrize("axes", [[], [1], [4], [2, 3], [1, 2, 3, 1, 2], [2, 0], [0, 3]])
+def test_ranks_and_empty_tensors(name: str, axes: list[int]) -> None:
+    word = WORDS[name]
+    plain = identity(word, 18, axes)
+    size = int(np.prod(axes, dtype=int))
+    words = np.resize(corners(word), size).reshape(axes)
+    site = target(plain)
+    armed = arm(plain, [site]).proto
+    assert (run(armed, {"x": word.values(words)}, word) == words.ravel()).all()
+    if size:
+        last = size // (axes[0] if site.axis == 0 else 1) - 1
+        fed = {"onnxfi.site": np.array([0]), "onnxfi.element": np.array([[last]]), "onnxfi.keep": np.array([[-1]])}
+        found = run(armed, {"x": word.values(words)} | fed | {"onnxfi.flip": np.array([[1]])}, word)
+        expected = words.copy().reshape(-1, last + 1)
+        expected[:, last] ^= np.uint64(1)
+        assert differing(word, found, expected.ravel(), "portable") == 0
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4", "int2", "uint2"])
+def test_integers_of_four_and_two_bits(name: str) -> None:
+    word = WORDS[name]
+    opset = 21 if word.bits == 4 else 25
+    wide = "int8" if word.signed else "uint8"
+    graph = [
+        helper.make_node("Cast", ["x"], ["t"], to=NUMBER[name]),
+        helper.make_node("Cast", ["t"], ["y"], to=NUMBER[wide]),
+    ]
+    x, y = (helper.make_tensor_value_info(n, NUMBER[wide], ["N", 1 << word.bits]) for n in "xy")
+    opsets = [helper.make_opsetid("", opset)]
+    plain = helper.make_model(helper.make_graph(graph, "g", [x], [y]), ir_version=13, opset_imports=opsets)
+    words = np.arange(1 << word.bits, dtype=np.uint64)[None]
+    numbers = word.values(words).astype(wide)
+    site = target(plain, "t")
+    for keep, flip in ((word.full, 1), (word.full & ~2, 0), (word.full & ~2, 2), (0, word.full)):
+        faults = [Strike(site, k, Mask(keep, flip)) for k in range(1 << word.bits)]
+        found = run(bake(plain, faults), {"x": numbers}, WORDS[wide])
+        expected = word.values((words & np.uint64(keep)) ^ np.uint64(flip)).astype(wide)
+        assert (WORDS[wide].values(found) == expected.ravel()).all()
+
+
+@pytest.mark.parametrize("name", ["float32", "float64", "bfloat16", "int8", "uint16"])
+@pytest.mark.parametrize("fault", [Scale(0.5), Scale(-3), Add(0.25), Add(-1e3)])
+def test_value_faults_are_those_of_the_fault_models(name: str, fault: Scale | Add) -> None:
+    word = WORDS[name]
+    words = corners(word)
+    plain = identity(word, 18, [1, len(words)])
+    scale, shift = (fault.factor, -0.0) if isinstance(fault, Scale) else (1.0, fault.value)
+    site = target(plain)
+    faults = [Strike(site, k, None, scale, shift) for k in range(len(words))]
+    expected = fault.strike(word, words, np.full(len(words), -1, np.int16))
+    found = run(bake(plain, faults), {"x": word.values(words)[None]}, word)
+    assert differing(word, found, expected, "portable") == 0
+
+
+def test_faults_of_one_word_are_merged_in_order() -> None:
+    word = WORDS["float32"]
+    plain = identity(word, 17, [1, 2])
+    site = target(plain)
+    stuck, flip = Mask(word.full & ~1, 1), Mask(word.full, 3)
+    found = run(bake(plain, [Strike(site, 1, stuck), Strike(site, 1, flip)]), {"x": np.zeros((1, 2), "f4")}, word)
+    assert found.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("values", [False, True])
+@pytest.mark.parametrize(("name", "opset"), [("float32", 17), ("float32", 26), ("bfloat16", 17), ("int8", 17)])
+def test_an_armed_file_gives_the_same_in_the_reference(name: str, opset: int, values: bool) -> None:
+    word = WORDS[name]
+    plain = identity(word, opset, ["N", 6])
+    armed = arm(plain, [target(plain)], values=values)
+    words = corners(word)[:12]
+    x = {"x": word.values(words.reshape(2, 6))}
+    strikes = [Strike(armed.sites[0], k, None if values else Mask(word.full, 1 << k), 3.0, 1.0) for k in (1, 4)]
+    reference = ReferenceEvaluator(armed.proto)
+    for fed in (x, x | columns(armed, strikes)):
+        with np.errstate(all="ignore"):
+            found = word.words(reference.run(None, fed)[0]).ravel()
+        assert differing(word, found, run(armed.proto, fed, word), "portable") == 0
+        assert (differing(word, found, words, "portable") == 0) == (fed is x)
+
+
+def test_columns_that_do_not_go_together_are_loud() -> None:
+    plain = identity(WORDS["float32"], 17, ["N", 4])
+    armed = arm(plain, [target(plain)]).proto
+    x = np.ones((2, 4), np.float32)
+    good = {
+        "onnxfi.site": np.array([0]),
+        "onnxfi.element": np.array([[3]]),
+        "onnxfi.keep": np.array([[-1]]),
+        "onnxfi.flip": np.array([[1]]),
+    }
+    run(armed, {"x": x} | good, WORDS["float32"])
+    for left in good:
+        with pytest.raises(Exception, match=r"."):
+            run(armed, {"x": x} | {k: v for k, v in good.items() if k != left}, WORDS["float32"])
+    for wrong in (
+        {"onnxfi.site": np.array([1])},
+        {"onnxfi.element": np.array([[4]])},
+        {"onnxfi.flip": np.ones((3, 1), "i8")},
+    ):
+        with pytest.raises(Exception, match=r"."):
+            run(armed, {"x": x} | good | wrong, WORDS["float32"])
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.sampled_from([1, 4, 8, 16, 32, 64]))
+def test_planes_in_the_graph_are_planes_on_the_host(mask: int, bits: int) -> None:
+    g = Nodes(17)
+    g.add("Identity", planes(g, "x", bits), name="y")
+    x = helper.make_tensor_value_info("x", NUMBER["int64"], [1, 1])
+    y = helper.make_tensor_value_info("y", NUMBER["bool"], [bits, 1, 1])
+    opsets = [helper.make_opsetid("", 17)]
+    model = helper.make_model(helper.make_graph(g.nodes, "g", [x], [y]), ir_version=8, opset_imports=opsets)
+    given_ = np.array([[mask]])
+    expected = plane_values(given_.view(np.uint64), bits)
+    assert (run(model, {"x": given_}, WORDS["bool"]).reshape(expected.shape) == expected).all()
+
+
+def test_formats_without_a_body_say_why() -> None:
+    for name, why in (("float4_e2m1fn", "no runtime"), ("float8_e8m0fnu", "scales"), ("complex64", "complex")):
+        with pytest.raises(ModelError, match=why):
+            body_for(WORDS[name], 26)
+    with pytest.raises(ModelError, match="from opset 13 on, the model has 11"):
+        body_for(WORDS["bfloat16"], 11)
+    with pytest.raises(ModelError, match="needs opset 26"):
+        body_for(WORDS["float32"], 18, "native")
+    plain = identity(WORDS["int64"], 18, [3])
+    with pytest.raises(FaultError, match="value fault on int64"):
+        bake(plain, [Strike(target(plain), 0, None, 2.0)])
+    with pytest.raises(FaultError, match="no step"):
+        bake(plain, [Strike(target(plain), 0, Mask(1, 1), first=1, last=1)])
+    with pytest.raises(FaultError, match="no batch axis"):
+        bake(plain, [Strike(replace(target(plain), place=None), 0, Mask(1, 1), sample=0)])

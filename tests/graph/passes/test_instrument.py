@@ -1,0 +1,409 @@
+"""The pass on whole models: bodies, steps, batch axes, quantised groups, names, opsets; by operator and by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from google.protobuf import text_format
+from numpy.typing import NDArray
+from onnx import helper, parser
+from onnx.reference import ReferenceEvaluator
+
+from onnxfi.errors import FaultError, InputError, ModelError, SelectorError
+from onnxfi.faults.space import Selector
+from onnxfi.faults.words import Mask
+from onnxfi.graph.dataflow.activation_targets import Activation, activations, choose
+from onnxfi.graph.dataflow.sample_axis import SampleAxis
+from onnxfi.graph.model.loading import load
+from onnxfi.graph.passes.fault_inputs import columns
+from onnxfi.graph.passes.instrument import Armed, Strike, arm, bake
+from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.inject.activations import inject_flow, instrument
+
+OFF = OrtEngine(provider="cpu", optimization="off")
+MODELS = Path(__file__).parents[3] / "models"
+FULL = 0xFFFFFFFF
+NEGATE = Mask(FULL, 1 << 31)
+Arrays = dict[str, NDArray[Any]]
+
+
+def model(text: str, opset: int = 17, ir: int = 8) -> onnx.ModelProto:
+    return parser.parse_model(f'<ir_version: {ir}, opset_import: ["": {opset}]> {text}')
+
+
+def named(proto: onnx.ModelProto, name: str) -> Activation:
+    return next(a for a in activations(load(proto)) if a.target.id == name)
+
+
+def run(proto: onnx.ModelProto | bytes, feeds: Arrays) -> Arrays:
+    data = proto if isinstance(proto, bytes) else proto.SerializeToString()
+    return OFF.prepare(data).run(feeds)
+
+
+def both(
+    proto: onnx.ModelProto, armed: Armed, strikes: list[Strike], feeds: Arrays, batch: int | None = None
+) -> Arrays:
+    """The outputs under these faults, which must be the same armed and baked; and disarmed those of the plain model."""
+    onnx.checker.check_model(armed.proto)
+    golden, disarmed = run(proto, feeds), run(armed.proto, feeds)
+    assert all(golden[n].tobytes() == disarmed[n].tobytes() for n in golden)
+    fed = columns(armed, strikes, batch=batch)
+    found = run(armed.proto, feeds | fed)
+    baked = bake(proto, strikes)
+    onnx.checker.check_model(baked)
+    again = run(baked, feeds)
+    assert all(found[n].tobytes() == again[n].tobytes() for n in found)
+    return found
+
+
+LOOP = """
+g (float[N,3] x) => (float[N,3] y, float[T,N,3] each) {
+  count = Constant<value_int=4>()
+  yes = Cast<to=9>(count)
+  y, each = Loop(count, yes, x) <body = b (int64 i, bool c, float[N,3] s) => (bool co, float[N,3] so, float[N,3] out) {
+    co = Identity(c)
+    one = Constant<value_float=1.0>()
+    t = Add(s, one)
+    so = Identity(t)
+    out = If(c) <then_branch = th () => (float[N,3] o) { u = Identity(t)  o = Identity(u) },
+                 else_branch = el () => (float[N,3] p) { p = Neg(t) }>
+  }>
+}"""
+SCAN = """
+g (float[5,2] x) => (float[2] last, float[5,2] each) {
+  zero = Constant<value_floats=[0.0, 0.0]>()
+  last, each = Scan<num_scan_inputs=1, body = b (float[2] s, float[2] v) => (float[2] so, float[2] out) {
+    so = Add(s, v)
+    out = Identity(so)
+  }>(zero, x)
+}"""
+
+
+def test_in_a_loop_the_named_steps_are_struck() -> None:
+    plain = model(LOOP)
+    body = next(a.path for a in activations(load(plain)) if a.name == "t")
+    site = named(plain, f"{body}t")
+    assert site.loop == "Loop"
+    armed = arm(plain, [site])
+    assert armed.inputs[-2:] == ("onnxfi.first", "onnxfi.last")
+    x = np.zeros((2, 3), np.float32)
+    one = both(plain, armed, [Strike(site, 1, NEGATE, first=1, last=1)], {"x": x})
+    assert one["each"][:, 0, 1].tolist() == [1, -2, -1, 0]
+    assert one["each"][:, 0, 0].tolist() == [1, 2, 3, 4]
+    late = both(plain, armed, [Strike(site, 1, NEGATE, first=2)], {"x": x})
+    assert late["each"][:, 1, 1].tolist() == [1, 2, -3, 2]
+    # Of two faults on one element, one in every step and one in a step, both strike in that step.
+    two = [Strike(site, 0, Mask(FULL & ~(1 << 31), 1 << 31), sample=0), Strike(site, 0, NEGATE, first=1, last=1)]
+    mixed = both(plain, armed, two, {"x": x}, batch=2)
+    assert mixed["each"][:, 0, 0].tolist() == [-1, 0, -1, -0.0]
+
+
+def test_in_a_branch_inside_a_loop() -> None:
+    plain = model(LOOP)
+    site = next(a for a in activations(load(plain)) if a.name == "u")
+    assert site.loop == "Loop" and site.path.count("::") == 2
+    found = both(plain, arm(plain, [site]), [Strike(site, 2, NEGATE, first=3, last=3)], {"x": np.zeros((1, 3), "f4")})
+    assert found["each"][:, 0, 2].tolist() == [1, 2, 3, -4]
+
+
+def test_a_scan_counts_its_iterations() -> None:
+    plain = model(SCAN)
+    site = next(a for a in activations(load(plain)) if a.name == "so")
+    assert site.loop == "Scan"
+    x = np.ones((5, 2), np.float32)
+    found = both(plain, arm(plain, [site]), [Strike(site, 1, NEGATE, first=2, last=2)], {"x": x})
+    assert found["each"][:, 1].tolist() == [1, 2, -3, -2, -1]
+    assert found["each"][:, 0].tolist() == [1, 2, 3, 4, 5]
+    with pytest.raises(SelectorError, match="the loop has 5 iterations"):
+        columns(arm(plain, [site]), [Strike(site, 0, NEGATE, first=5, last=5)], trips={site.target.id: 5})
+
+
+def test_outputs_inputs_and_captured_tensors() -> None:
+    plain = model("""
+    g (float[N,2] x, bool c) => (float[N,2] y, float[N,2] z) {
+      y = Identity(x)
+      z = If(c) <then_branch = a () => (float[N,2] p) { p = Add(y, x) },
+                 else_branch = b () => (float[N,2] q) { q = Abs(y) }>
+    }""")
+    x = np.array([[1, 2], [3, 4]], np.float32)
+    feeds = {"x": x, "c": np.array(True)}
+    y = named(plain, "y")
+    armed = arm(plain, [y])
+    assert [o.name for o in armed.proto.graph.output] == ["y", "z"]
+    found = both(plain, armed, [Strike(y, 1, NEGATE, sample=1)], feeds, batch=2)
+    assert found["y"].tolist() == [[1, 2], [3, -4]] and found["z"].tolist() == [[2, 4], [6, 0]]
+    given = named(plain, "x")
+    assert given.target.kind == "input"
+    found = both(plain, arm(plain, [given]), [Strike(given, 0, NEGATE)], feeds)
+    assert found["z"].tolist() == [[-2, 4], [-6, 8]]
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+def test_recurrent_outputs_have_their_batch_inside(op: str) -> None:
+    gates = 4 if op == "LSTM" else 3
+    rng = np.random.default_rng(0)
+    stored = [
+        onnx.numpy_helper.from_array(rng.normal(size=(1, gates * 4, 3)).astype("f4"), "w"),
+        onnx.numpy_helper.from_array(rng.normal(size=(1, gates * 4, 4)).astype("f4"), "r"),
+    ]
+    info = [
+        helper.make_tensor_value_info(n, 1, s)
+        for n, s in (("x", [5, "N", 3]), ("y", [5, 1, "N", 4]), ("h", [1, "N", 4]))
+    ]
+    node = helper.make_node(op, ["x", "w", "r"], ["y", "h"], hidden_size=4)
+    graph = helper.make_graph([node], "g", info[:1], info[1:], stored)
+    plain = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    feeds = {"x": rng.normal(size=(5, 2, 3)).astype("f4")}
+    golden = run(plain, feeds)
+    y, h = named(plain, "y"), named(plain, "h")
+    assert (y.axis, h.axis, y.target.shape, h.target.shape) == (2, 1, (5, 1, 4), (1, 4))
+    index = int(np.ravel_multi_index((3, 0, 2), y.target.shape))
+    found = both(plain, arm(plain, [y, h]), [Strike(y, index, NEGATE, sample=1), Strike(h, 3, NEGATE)], feeds, batch=2)
+    golden["y"][3, 0, 1, 2] *= -1
+    golden["h"][0, :, 3] *= -1
+    assert (found["y"] == golden["y"]).all() and (found["h"] == golden["h"]).all()
+
+
+def test_a_quantised_group_is_struck_at_its_integer() -> None:
+    plain = model("""
+    g (float[N,4] x, float[4,4] w) => (float[N,4] y) {
+      s = Constant<value_float=0.1>()
+      z = Constant<value=uint8 {128}>()
+      a = MatMul(x, w)
+      r = Relu(a)
+      q = QuantizeLinear(r, s, z)
+      d = DequantizeLinear(q, s, z)
+      y = Identity(d)
+    }""")
+    rows = activations(load(plain))
+    assert [a.name for a in rows if a.default] == ["q"]
+    assert [a.target.id for a in choose(rows, Selector()).activations] == ["q"]
+    chosen = choose(rows, Selector(include=("=r",)))
+    assert chosen.activations[0].name == "q" and "'q' is struck instead" in chosen.notes[0]
+    assert choose(rows, Selector(include=("=d",))).activations[0].target.word.name == "uint8"
+    assert [a.name for a in choose(rows, Selector(include=("=a",))).activations] == ["a"]
+
+
+def test_where_activation_and_layer_are_meant_alike_the_fault_comes_after_both() -> None:
+    rows = activations(load(MODELS / "fashion_cnn.onnx"))
+    both_ = choose(rows, Selector(op=("Conv", "Relu"))).activations
+    assert {a.target.op for a in both_} == {"Relu"}
+    convs = choose(rows, Selector(op=("Conv",))).activations
+    assert convs and {a.target.op for a in convs} == {"Conv"}
+
+
+def test_armed_again_without_a_clash() -> None:
+    plain = model("g (float[N,2] x) => (float[N,2] y) { t = Relu(x)  y = Identity(t) }")
+    first = arm(plain, [named(plain, "t")])
+    second = arm(first.proto, [named(first.proto, "y")])
+    onnx.checker.check_model(second.proto)
+    assert (first.prefix, second.prefix) == ("onnxfi", "onnxfi2")
+    assert len(second.proto.functions) == 1
+    fed = columns(first, [Strike(first.sites[0], 0, NEGATE)]) | columns(second, [Strike(second.sites[0], 1, NEGATE)])
+    assert run(second.proto, {"x": np.ones((1, 2), "f4")} | fed)["y"].tolist() == [[-1, -1]]
+    table = {entry.key: json.loads(entry.value) for entry in second.proto.metadata_props}
+    assert table["onnxfi.sites"][0]["tensor"] == "t" and table["onnxfi2.sites"][0]["tensor"] == "y"
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        "g (float[N,2] x) => (float[N,2] y) { onnxfi__flip = Neg(x)  t = Relu(onnxfi__flip)  y = Neg(t) }",
+        "g (float[N,2] onnxfi__element) => (float[N,2] y) { t = Relu(onnxfi__element)  y = Neg(t) }",
+        "g (float[N,2] x) => (float[N,2] y) <float[2] onnxfi__checked = {1.0, 2.0}>"
+        " { t = Relu(x)  y = Mul(t, onnxfi__checked) }",
+        "g (float[N,2] x) => (float[N,2] y) { t = Relu(x)  t__golden = Neg(t)  t__onnxfi__reshape_0 = Neg(t__golden)"
+        " onnxfi__check_constant_0 = Neg(t__onnxfi__reshape_0)  y = Neg(onnxfi__check_constant_0) }",
+        "g (float[N,2] x) => (float[N,2] y) { t = Relu(x)  c = Constant<value_int=1>()  b = Cast<to=9>(c)"
+        " y = If(b) <then_branch = th () => (o) { onnxfi__site = Neg(t) o = Neg(onnxfi__site) },"
+        " else_branch = el () => (o) { o = Neg(t) }> }",
+        "g (float[N,2] x) => (float[N,2] onnxfi__keep) { t = Relu(x)  onnxfi__keep = Neg(t) }",
+        "g (float[N,2] x) => (float[N,2] onnxfi) { t = Relu(x)  onnxfi = Neg(t) }",
+    ],
+)
+def test_names_like_those_that_arming_makes_do_not_clash(graph: str) -> None:
+    said = text_format.MessageToString(model(graph)).replace("__", ".")  # the parser takes no name with a dot
+    plain = text_format.Parse(said, onnx.ModelProto())
+    [fed], [out] = plain.graph.input, plain.graph.output
+    x = np.array([[1, -2], [-3, 4]], "f4")
+    golden = run(plain, {fed.name: x})[out.name]
+    armed = arm(plain, [named(plain, "t")])
+    onnx.checker.check_model(armed.proto)
+    assert run(armed.proto, {fed.name: x})[out.name].tobytes() == golden.tobytes()
+    strike = Strike(armed.sites[0], 0, NEGATE)
+    faulty = run(armed.proto, {fed.name: x} | columns(armed, [strike]))[out.name]
+    baked = run(bake(plain, [strike]), {fed.name: x})[out.name]
+    assert (faulty != golden).any() and faulty.tobytes() == baked.tobytes()
+
+
+def test_the_model_given_is_not_changed_and_nothing_to_arm_is_a_copy() -> None:
+    plain = model("g (float[N,2] x) => (float[N,2] y) { y = Add(x, x) }")
+    before = plain.SerializeToString(deterministic=True)
+    arm(plain, [named(plain, "y")])
+    bake(plain, [Strike(named(plain, "y"), 0, NEGATE)])
+    assert plain.SerializeToString(deterministic=True) == before
+    done = instrument(load(plain))
+    assert done.armed.sites == () and done.data == before
+    with pytest.raises(SelectorError, match="closest: 'y'"):
+        instrument(load(plain), Selector(include=("=yy",)))
+
+
+def test_old_files_are_raised_and_their_weights_leave_the_inputs() -> None:
+    plain = model("g (float[N,2] x, float[2] w) => (float[N,2] y) { t = Add(x, w)  y = Relu(t) }", opset=9, ir=3)
+    plain.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(2, np.float32), "w"))
+    done = instrument(load(plain))
+    assert [o.version for o in done.armed.proto.opset_import if o.domain == ""] == [13]
+    assert done.armed.proto.ir_version >= 8 and "w" not in [i.name for i in done.armed.proto.graph.input]
+    assert any("opset raised from 9 to 13" in n for n in done.notes)
+    kept = instrument(load(model("g (float[N,2] x) => (float[N,2] y) { y = Relu(x) }", opset=11)))
+    assert [o.version for o in kept.armed.proto.opset_import if o.domain == ""] == [11]
+    native = instrument(load(model("g (float[N,2] x) => (float[N,2] y) { y = Relu(x) }")), body="native")
+    assert any(
+        n.op_type == "BitCast"
+        for f in native.armed.proto.functions
+        for b in f.node
+        for a in b.attribute
+        for n in a.g.node
+    )
+    with pytest.raises(InputError, match="below the model's own 17"):
+        instrument(load(model("g (float[N,2] x) => (float[N,2] y) { y = Relu(x) }")), opset=13)
+    with pytest.raises(SelectorError, match="opset 13"):
+        half = model("g (bfloat16[N,2] x) => (bfloat16[N,2] y) { y = Identity(x) }", opset=14)
+        half.opset_import[0].version = 11
+        instrument(load(half), Selector(include=("=y",)), opset="keep")
+
+
+def test_columns_merge_and_refuse() -> None:
+    plain = model("g (float[N,3] x) => (float[N,3] y) { y = Identity(x) }")
+    armed = arm(plain, [named(plain, "y")])
+    site = armed.sites[0]
+    x = np.ones((2, 3), np.float32)
+    twice = [Strike(site, 1, NEGATE), Strike(site, 1, NEGATE, sample=1), Strike(site, 2, NEGATE, sample=0)]
+    found = run(armed.proto, {"x": x} | columns(armed, twice, batch=2))["y"]
+    assert found.tolist() == [[1, -1, -1], [1, 1, 1]]
+    assert all(c.size == 0 for c in columns(armed, []).values())
+    for strike, why in (
+        (Strike(site, -1, NEGATE), "elements of 'y' are 0 to 2"),
+        (Strike(site, 3, NEGATE), "elements of 'y' are 0 to 2"),
+        (Strike(site, 0, NEGATE, sample=2), "samples are 0 to 1"),
+        (Strike(site, 0, NEGATE, first=1, last=1), "lies in no loop"),
+        (Strike(site, 0, Mask(FULL, 1 << 40)), "32 bits of float32"),
+        (Strike(site, 0, None, 2.0), "value fault cannot be fed"),
+        (Strike(named(plain, "x"), 0, NEGATE), "not armed"),
+    ):
+        with pytest.raises((SelectorError, FaultError), match=why):
+            columns(armed, [strike], batch=2)
+
+
+@pytest.mark.parametrize("name", ["fashion_cnn", "fashion_gru", "fashion_attention"])
+def test_by_operator_and_by_split_and_patch(name: str) -> None:
+    """Every default site: the operator gives what cutting the model and patching the tensor with numpy gives."""
+    path = MODELS / f"{name}.onnx"
+    plain, armed = onnx.load(path), instrument(load(path)).armed
+    session = OFF.prepare(armed.proto.SerializeToString())
+    x = np.random.default_rng(0).random((2, *_sample(plain)), dtype=np.float32)
+    feeds = {plain.graph.input[0].name: x}
+    for k, site in enumerate(armed.sites):
+        golden = run(_also(plain, site.name), feeds)[site.name]
+        rows = np.moveaxis(golden, site.axis or 0, 0).copy()
+        element = (k * 7919) % int(np.prod(rows.shape[1:]))
+        flat = rows.reshape(2, -1)
+        flat.view(np.uint32)[1, element] ^= np.uint32(1 << 30)
+        patched = np.moveaxis(rows, 0, site.axis or 0)
+        expected = run(_cut(plain, site.name), feeds | {site.name: np.ascontiguousarray(patched)})
+        fed = columns(armed, [Strike(site, element, Mask(FULL, 1 << 30), sample=1)], batch=2)
+        found = session.run(feeds | fed)
+        for n, array in expected.items():  # NaN is NaN: the portable body keeps no payload
+            assert np.array_equal(found[n.removesuffix(".out")], array, equal_nan=True), site.target.id
+
+
+def _sample(proto: onnx.ModelProto) -> list[int]:
+    return [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim][1:]
+
+
+def _also(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    if name not in [o.name for o in made.graph.output]:
+        made.graph.output.append(onnx.ValueInfoProto(name=name))
+    return made
+
+
+def _cut(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """The model in which a tensor is an input instead of what its node puts out."""
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    for node in made.graph.node:
+        for k, output in enumerate(node.output):
+            if output == name:
+                node.output[k] = f"{name}.unused"
+    outputs = [o for o in made.graph.output if o.name != name]
+    if len(outputs) < len(made.graph.output):
+        made.graph.node.append(helper.make_node("Identity", [name], [f"{name}.out"]))
+        for o in made.graph.output:
+            o.name = f"{name}.out" if o.name == name else o.name
+    made.graph.input.append(helper.make_tensor_value_info(name, 1, None))
+    return made
+
+
+def test_a_faulty_file_is_the_same_in_the_reference_evaluator_and_without_functions() -> None:
+    sites = ["relu[3]:30", "relu_1[100]@sample=1:31", "logits[2]:22"]
+    plain = load(MODELS / "fashion_cnn.onnx")
+    done, inlined = inject_flow(plain, sites=sites), inject_flow(plain, sites=sites, inline=True)
+    assert len(done.proto.functions) == 2 and not inlined.proto.functions
+    assert {o.domain for o in inlined.proto.opset_import} == {""}
+    x = np.random.default_rng(0).random((2, 1, 28, 28), dtype=np.float32)
+    feeds = {plain.proto.graph.input[0].name: x}
+    found = run(done.data, feeds)["logits"]
+    assert found.tobytes() == run(inlined.data, feeds)["logits"].tobytes()
+    with np.errstate(all="ignore"):
+        reference = ReferenceEvaluator(done.proto).run(None, feeds)[0]
+    np.testing.assert_allclose(reference, found, rtol=1e-4, atol=1e-5)
+
+
+def test_openvino_runs_the_inlined_file() -> None:
+    openvino = pytest.importorskip("openvino")
+    plain = load(MODELS / "fashion_cnn.onnx")
+    sites = ["relu[3]:30", "logits[2]:31"]
+    inlined = inject_flow(plain, sites=sites, inline=True)
+    x = np.random.default_rng(0).random((2, 1, 28, 28), dtype=np.float32)
+    compiled = openvino.compile_model(
+        openvino.Core().read_model(inlined.data), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    found = next(iter(compiled({plain.proto.graph.input[0].name: x}).values()))
+    np.testing.assert_allclose(found, run(inlined.data, {plain.proto.graph.input[0].name: x})["logits"], rtol=1e-3)
+
+
+def test_what_cannot_be_struck_says_why() -> None:
+    plain = model(
+        "g (seq(float[N]) s, int64 i) => (float[N] y, seq(float[N]) t) { y = SequenceAt(s, i)  t = Identity(s) }"
+    )
+    with pytest.raises(SelectorError, match="sequence, no tensor"):
+        instrument(load(plain), Selector(include=("=t",)))
+    with pytest.raises(ModelError, match="input and output of the graph at once"):
+        same = model("g (float[N] x) => (float[N] x, float[N] y) { y = Neg(x) }")
+        arm(same, [named(same, "x")])
+
+
+FLAT = """net (float[N,5,4] x) => (float[N,20] y) <int64[2] rows = {-1,4}, int64[2] back = {-1,20}> {
+    t = Reshape(x, rows) r = Abs(t) y = Reshape(r, back) }"""
+
+
+@pytest.mark.parametrize("opset", [13, 21])
+def test_rows_of_a_sample_that_are_flattened_into_the_batch(opset: int) -> None:
+    plain = model(FLAT, opset)
+    a = named(plain, "r")
+    assert (a.target.shape, a.place) == ((5, 4), SampleAxis(0, inner=5))
+    feeds = {"x": np.random.default_rng(0).normal(size=(3, 5, 4)).astype("f4")}
+    golden = run(plain, feeds)["y"]
+    for strikes, places in (
+        ([Strike(a, 7, NEGATE, sample=2), Strike(a, 19, NEGATE, sample=0)], [[0, 19], [2, 7]]),
+        ([Strike(a, 7, NEGATE)], [[0, 7], [1, 7], [2, 7]]),
+    ):
+        found = both(plain, arm(plain, [a]), strikes, feeds, batch=3)["y"]
+        assert np.argwhere(found != golden).tolist() == places

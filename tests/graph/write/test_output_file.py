@@ -1,0 +1,146 @@
+"""Places to write: what is refused, what is left after a kill, and what is nobody's to remove."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from onnxfi.errors import OutputError
+from onnxfi.graph.write.output_file import check_folder, check_place, make_folder, temporary
+from onnxfi.graph.write.scratch_folder import scratch, sweep
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+
+
+def refused(place: Path, message: str) -> None:
+    """The place is refused, before a byte is written and at the latest where it is."""
+    with pytest.raises(OutputError, match=message) as told:
+        check_place(None, [place])
+    assert "\n" not in str(told.value)
+    with pytest.raises(OutputError, match=message), temporary([place]) as (stream,):
+        stream.write(b"x")
+
+
+def test_what_is_no_file_is_refused_and_stays(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to-pipe").symlink_to("pipe")
+    (tmp_path / "to-link").symlink_to("to-pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "to-pipe", "to-link", "null"):
+        refused(tmp_path / name, "is a device or pipe; give the name of a file")
+    refused(tmp_path / "folder", "is a directory; give a file name")
+    refused(tmp_path / "none" / "x", "no folder .*none' to write 'x' into; make it first")
+    refused(tmp_path / "-", "the output cannot be '-'.*give the name of a file")
+    refused(tmp_path / ("x" * 300), "cannot be written: File name too long")
+    refused(tmp_path / "a\0b", "cannot be written: embedded null")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "null", "pipe", "to-link", "to-pipe"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root makes devices")
+def test_a_device_stays_a_device(tmp_path: Path) -> None:
+    try:
+        os.mknod(tmp_path / "dev", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("no devices can be made here")
+    (tmp_path / "link").symlink_to("dev")
+    for name in ("dev", "link"):
+        refused(tmp_path / name, "is a device or pipe")
+    assert stat.S_ISCHR((tmp_path / "dev").lstat().st_mode) and (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc here")
+def test_what_a_process_has_open_is_no_place_even_where_it_is_a_file(tmp_path: Path) -> None:
+    with (tmp_path / "out.txt").open("w") as stream:
+        own = Path(f"/proc/self/fd/{stream.fileno()}")  # as /dev/stdout leads to behind `> out.txt`
+        (tmp_path / "stdout").symlink_to(own)
+        (tmp_path / "far").symlink_to("stdout")
+        for place in (own, tmp_path / "stdout", tmp_path / "far"):
+            refused(place, "is a device or pipe")
+    assert os.readlink(tmp_path / "stdout") == str(own)
+
+
+def test_a_link_to_a_file_becomes_a_file_and_what_it_led_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("kept")
+    for name, to in (("link", "kept"), ("dangling", "none")):
+        (tmp_path / name).symlink_to(to)
+        with temporary([tmp_path / name]) as (stream,):
+            stream.write(b"new")
+        assert (tmp_path / name).read_text() == "new" and not (tmp_path / name).is_symlink()
+    assert (tmp_path / "kept").read_text() == "kept" and not (tmp_path / "none").exists()
+
+
+def test_folders_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    (tmp_path / "dangling").symlink_to("none")
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in (
+        ("file", "cannot be made: .*file' is no folder"),
+        ("file/below", "cannot be made: .*file' is no folder"),
+        ("pipe", "pipe' is no folder"),
+        ("dangling", "dangling' is no folder"),
+        ("-", "an output folder cannot be '-'"),
+        ("x" * 300, "File name too long"),
+    ):
+        for refuse in (check_folder, make_folder):
+            with pytest.raises(OutputError, match=message):
+                refuse(tmp_path / name)
+    for name in ("there", "link", "new/and/deep", "there/."):
+        check_folder(tmp_path / name)
+    assert not (tmp_path / "new").exists()
+    make_folder(tmp_path / "new/and/deep")
+    assert (tmp_path / "new/and/deep").is_dir()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from onnxfi.graph.write.scratch_folder import scratch
+with scratch(Path(sys.argv[1])) as folder:
+    (folder / "draft").write_bytes(b"x" * 1000)
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_uses_stays(tmp_path: Path) -> None:
+    mine = tmp_path / ".onnxfi-0123456789abcdef"  # of that name, but not made here
+    other = tmp_path / "onnxfi-results"
+    for folder in (mine, other):
+        folder.mkdir()
+        (folder / "kept").write_text("kept")
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None and process.stdout is not None
+    left = Path(process.stdout.readline().strip())
+    with scratch(tmp_path) as own:
+        sweep(tmp_path)
+        assert (left / "draft").exists() and own.exists(), "both are in use"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+        assert left.exists(), "a process that is killed removes nothing"
+        with scratch(tmp_path):
+            assert not left.exists()
+        assert own.exists()
+    assert not own.exists()
+    assert (mine / "kept").exists() and (other / "kept").exists()
+
+
+def test_a_folder_for_drafts_is_ours_alone_and_goes_whatever_happens(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), scratch(tmp_path) as folder:
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        raise KeyboardInterrupt
+    with pytest.raises(OutputError, match="No such file"), temporary([tmp_path / "x"]) as _:
+        raise FileNotFoundError(2, "No such file")
+    assert not list(tmp_path.iterdir())

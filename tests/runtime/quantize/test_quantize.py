@@ -1,0 +1,413 @@
+"""Quantising: every mode on a shipped model, what it reports checked by hand, and everything that is refused."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxfi.campaign.execute.canary import prove
+from onnxfi.campaign.execute.runner import run
+from onnxfi.campaign.execute.trial_executor import Bench
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.errors import DataError, EngineError, InputError, OnnxfiError, OutputError, SelectorError
+from onnxfi.graph.model.loading import load
+from onnxfi.runtime.data.sources import Data, open_data
+from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.quantize.quantize import quantize
+from onnxfi.runtime.quantize.recipe import Recipe
+from onnxfi.tasks.evaluation import evaluate
+
+ROOT = Path(__file__).parents[3]
+CNN, TEST = ROOT / "models/fashion_cnn.onnx", ROOT / "models/fashion_test.npz"
+ATTENTION, GRU = (ROOT / f"models/fashion_{name}.onnx" for name in ("attention", "gru"))
+RECIPES = {
+    "static": Recipe("static", calibration_samples=40),
+    "static per channel": Recipe("static", per_channel=True, calibration_samples=40),
+    "static qoperator": Recipe("static", format="qoperator", calibration_samples=40),
+    "static uint8 weights": Recipe("static", weights="uint8", calibration_samples=40),
+    "static int8 activations": Recipe("static", activations="int8", calibration_samples=40),
+    "static percentile": Recipe("static", calibration="percentile", calibration_samples=40),
+    "static entropy": Recipe("static", calibration="entropy", calibration_samples=40),
+    "static int4": Recipe("static", weights="int4", opset=21, calibration_samples=40),
+    "dynamic": Recipe("dynamic"),
+    "dynamic uint8": Recipe("dynamic", weights="uint8"),
+    "dynamic per channel": Recipe("dynamic", per_channel=True),
+    "weight-only int4": Recipe("weight-only"),
+    "weight-only uint4": Recipe("weight-only", weights="uint4", block=64),
+    "weight-only int8": Recipe("weight-only", weights="int8"),
+    "weight-only qdq": Recipe("weight-only", format="qdq", opset=21),
+    "fp16": Recipe("fp16"),
+    "bf16": Recipe("bf16"),
+}
+#: Those of the core tests: one of each mode.
+CORE = ("static", "static qoperator", "static int4", "dynamic", "weight-only int4", "fp16", "bf16")
+#: What the number formats of the weights are, and the scheme.
+FORMATS = {
+    "static uint8 weights": ("uint8", "QDQ"), "static qoperator": ("int8", "QOperator"), "static int4": ("int4", "QDQ"),
+    "dynamic": ("int8", "dynamic"), "dynamic uint8": ("uint8", "dynamic"), "dynamic per channel": ("int8", "dynamic"),
+    "weight-only int4": ("uint4", "MatMulNBits"), "weight-only uint4": ("uint4", "MatMulNBits"),
+    "weight-only int8": ("uint8", "MatMulNBits"), "weight-only qdq": ("int4", "QDQ"), "fp16": ("float16", None),
+    "bf16": ("bfloat16", None),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def images() -> Data:
+    return open_data(TEST, OrtEngine(provider="cpu").prepare(CNN).inputs, limit=300)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in CORE else pytest.mark.slow) for name in RECIPES]
+)
+def test_every_mode_makes_a_model_that_answers_and_whose_weights_can_be_struck(
+    name: str, images: Data, tmp_path: Path
+) -> None:
+    recipe, out = RECIPES[name], tmp_path / "q.onnx"
+    before = CNN.read_bytes()
+    done = quantize(load(CNN), recipe, out, data=images)
+    assert CNN.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["q.onnx"]
+    golden, found = (evaluate(p, images, engine=OrtEngine(provider="cpu")) for p in (CNN, out))
+    assert found.metrics["top1"] > golden.metrics["top1"] - (0.12 if name == "static int4" else 0.03)
+    assert done.size_after_bytes == out.stat().st_size < 0.55 * done.size_before_bytes
+    proto, model = onnx.load(out), load(out)
+    for value in (*proto.graph.input, *proto.graph.output):
+        assert value.type.tensor_type.elem_type == TensorProto.FLOAT
+    used = {node.domain for node in proto.graph.node}
+    assert {o.domain for o in proto.opset_import} == used | {""}
+    dtype, scheme = FORMATS.get(name, ("int8", "QDQ"))
+    weights = [t for t in model.targets if t.role == "weight" and t.dtype != "float32"]
+    assert {(t.dtype, t.scheme and t.scheme.name) for t in weights} == {(dtype, scheme)}
+    assert {t.layer for t in weights} == ({"fc1", "fc2"} if "only" in name else {"conv1", "conv2", "fc1", "fc2"})
+    assert [op for _, op in done.left] == (["Conv", "Conv"] if "only" in name else [])
+    assert done.words >= 100_352 + 640 and done.clipped < 0.01 * done.words
+    bench = Bench.open(Campaign(str(out), str(TEST), samples=50, single=True, trials=1, provider="cpu"))
+    for target in weights:
+        assert prove(bench, [target])["seen"] == target.id
+
+
+@pytest.mark.parametrize(
+    "name", ["static per channel", "static entropy", "dynamic", "weight-only int4", "fp16", "bf16"]
+)
+def test_the_same_twice_is_the_same_bytes(name: str, images: Data, tmp_path: Path) -> None:
+    digests = [quantize(load(CNN), RECIPES[name], tmp_path / f"{k}.onnx", data=images).digest for k in range(2)]
+    assert digests[0] == digests[1]
+
+
+def linear(weight: np.ndarray, *, op: str = "MatMul", opset: int = 18, name: str = "fc") -> onnx.ModelProto:
+    """One layer from `x` to `y`."""
+    graph = helper.make_graph(
+        [helper.make_node(op, ["x", "w"], ["y"], name=name)], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", weight.shape[0]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", weight.shape[1]])],
+        [numpy_helper.from_array(weight.astype(np.float32), "w")],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def saved(path: Path, model: onnx.ModelProto) -> Path:
+    onnx.save(model, path)
+    return path
+
+
+def test_clipped_and_flushed_are_counted(tmp_path: Path) -> None:
+    weight = np.full((16, 8), 0.5)
+    weight[0, :3] = [1e6, -70000, 65504]  # two beyond float16
+    weight[1, :4] = [1e-9, -2e-8, 6e-8, 0.0]  # two below its smallest number
+    path = saved(tmp_path / "m.onnx", linear(weight))
+    with pytest.raises(
+        EngineError, match=r"what mode fp16 made lie 93% away from the float model's .* nothing was written"
+    ):
+        quantize(load(path), Recipe("fp16"), tmp_path / "h.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    fed = np.ones((4, 16), np.float32)
+    fed[:, :2] = 0  # what is clipped changes no answer here
+    data = open_data({"x": fed}, OrtEngine(provider="cpu").prepare(path).inputs)
+    half = quantize(load(path), Recipe("fp16"), tmp_path / "h.onnx", data=data)
+    assert (half.words, half.clipped, half.flushed) == (128, 2, 2)
+    stored = numpy_helper.to_array(onnx.load(tmp_path / "h.onnx").graph.initializer[0]).astype(np.float64)
+    assert stored[0, :3].tolist() == [65504, -65504, 65504]
+    brain = quantize(load(path), Recipe("bf16"), tmp_path / "b.onnx")
+    assert (brain.clipped, brain.flushed) == (0, 0)
+    integers = quantize(load(path), Recipe("dynamic"), tmp_path / "i.onnx")
+    step = 2 * 1e6 / 254
+    assert integers.flushed == int(np.count_nonzero((weight != 0) & (np.abs(weight) < step / 2)))
+    assert integers.clipped == 0
+
+
+def test_bfloat16_is_held_at_its_largest(tmp_path: Path) -> None:
+    weight = np.full((4, 4), 1.0)
+    weight[0, 0] = 3.4e38
+    path = saved(tmp_path / "m.onnx", linear(weight))
+    done = quantize(load(path), Recipe("bf16"), tmp_path / "b.onnx")
+    session = ort.InferenceSession(tmp_path / "b.onnx", providers=["CPUExecutionProvider"])
+    assert np.isfinite(session.run(None, {"x": np.eye(4, dtype=np.float32)})[0]).all()
+    assert (done.words, done.flushed) == (16, 0)
+
+
+def test_excluded_nodes_stay_in_float(images: Data, tmp_path: Path) -> None:
+    for recipe in (Recipe("dynamic", exclude=("fc2",)), Recipe("weight-only", exclude=("fc2",)),
+                   Recipe("bf16", exclude=("fc2",)), Recipe("fp16", exclude=("fc2",)),
+                   Recipe("static", exclude=("=node_linear_1",), calibration_samples=20)):  # fmt: skip
+        done = quantize(load(CNN), recipe, tmp_path / "q.onnx", data=images)
+        assert done.excluded == ("node_linear_1",)
+        weights = {t.layer: t.dtype for t in load(tmp_path / "q.onnx").targets if t.role == "weight"}
+        assert weights["fc2"] == "float32" and weights["fc1"] != "float32", recipe
+        assert "node_linear_1" not in dict(done.left)
+
+
+def test_what_cannot_be_quantised_is_named(tmp_path: Path) -> None:
+    done = quantize(load(GRU), Recipe("dynamic"), tmp_path / "q.onnx")
+    assert [op for _, op in done.left] == ["GRU"]
+    done = quantize(load(ATTENTION), Recipe("weight-only"), tmp_path / "q.onnx")
+    assert [op for _, op in done.left] == ["Conv"]
+
+
+def test_nothing_is_printed_or_logged_and_logging_is_left_as_it_was(
+    images: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level)
+    for recipe in (Recipe("static", calibration="percentile", calibration_samples=20), Recipe("weight-only")):
+        quantize(load(CNN), recipe, tmp_path / "q.onnx", data=images)
+    assert (root.handlers, root.level) == before
+    assert capsys.readouterr() == ("", "")
+
+
+def test_no_temporary_file_is_left_where_shape_inference_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    proto = onnx.load(CNN)
+    proto.graph.node.append(helper.make_node("NonZero", ["logits"], ["found"], name="found"))
+    proto.graph.node.append(helper.make_node("Reshape", ["found", "four"], ["odd"], name="odd"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([-1, 2, 3]), "four"))
+    proto.graph.output.append(helper.make_tensor_value_info("odd", TensorProto.INT64, None))
+    done = quantize(load(saved(tmp_path / "m.onnx", proto)), Recipe("dynamic"), "q.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "q.onnx"]
+    assert done.layers == {"ConvInteger": 2, "MatMulInteger": 2}
+
+
+def test_a_cast_to_float_inside_a_model_goes_along_to_float16(tmp_path: Path) -> None:
+    proto = linear(np.eye(4))
+    proto.graph.node[0].output[0] = "m"
+    proto.graph.node.extend(
+        [
+            helper.make_node("Greater", ["m", "w0"], ["above"]),
+            helper.make_node("Cast", ["above"], ["as_float"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["m", "as_float"], ["y"]),
+        ]
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "w0"))
+    quantize(load(saved(tmp_path / "m.onnx", proto)), Recipe("fp16"), tmp_path / "h.onnx")
+    session = ort.InferenceSession(tmp_path / "h.onnx", providers=["CPUExecutionProvider"])
+    x = np.array([[0.25, 1, -1, 0.75]], np.float32)
+    assert session.run(None, {"x": x})[0].tolist() == [[0, 1, 0, 0.75]]
+
+
+def test_weights_in_constants_are_found(tmp_path: Path) -> None:
+    for recipe in (Recipe("weight-only"), Recipe("dynamic"), Recipe("bf16"), Recipe("fp16")):
+        proto = linear(np.linspace(-1, 1, 64 * 8).reshape(64, 8))
+        tensor = proto.graph.initializer.pop()
+        proto.graph.node.insert(0, helper.make_node("Constant", [], ["w"], name="c", value=tensor))
+        done = quantize(load(saved(tmp_path / "m.onnx", proto)), recipe, tmp_path / "q.onnx")
+        assert done.words == 512, recipe
+
+
+def test_on_x86_activations_are_uint8_and_this_is_said(
+    images: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for machine, wanted, said in (("x86_64", "uint8", True), ("aarch64", "int8", False)):
+        monkeypatch.setattr("platform.machine", lambda name=machine: name)
+        done = quantize(load(CNN), Recipe("static", calibration_samples=20), tmp_path / "q.onnx", data=images)
+        assert done.recipe.activations == wanted
+        assert any("activations are uint8" in note for note in done.notes) is said
+
+
+def test_a_model_with_external_data_keeps_it_outside(images: Data, tmp_path: Path) -> None:
+    proto = onnx.load(CNN)
+    onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    for recipe in (Recipe("dynamic"), Recipe("static", calibration_samples=20), Recipe("bf16"), Recipe("fp16")):
+        done = quantize(load(tmp_path / "m.onnx"), recipe, tmp_path / "q.onnx", data=images)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["m.data", "m.onnx", "q.onnx", "q.onnx.data"]
+        assert done.size_after_bytes == sum((tmp_path / n).stat().st_size for n in ("q.onnx", "q.onnx.data"))
+        assert evaluate(tmp_path / "q.onnx", images).metrics["top1"] > 0.88
+
+
+def shared(*nodes: onnx.NodeProto, feed: str = "x", dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    """Nodes that share a square weight W and a bias b, from `feed` to y."""
+    rng = np.random.default_rng(0)
+    stored = [
+        numpy_helper.from_array((rng.standard_normal(s) / 4).astype(np.float32), n)
+        for s, n in (((32, 32), "W"), ((32,), "b"))
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [value(feed, dtype, ["N", 32][: 2 if dtype == TensorProto.FLOAT else 1])],
+        [value("y", TensorProto.FLOAT, ["N", 32])], stored,
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def gemm(x: str, y: str, **more: float) -> onnx.NodeProto:
+    return helper.make_node("Gemm", [x, "W", "b"], [y], f"gemm_{y}", **more)
+
+
+SHARED = {
+    "two transposed": shared(gemm("x", "h", transB=1), gemm("h", "y", transB=1)),
+    "three transposed": shared(gemm("x", "h", transB=1), gemm("h", "k", transB=1), gemm("k", "y", transB=1)),
+    "one of two transposed": shared(gemm("x", "h", transB=1), gemm("h", "y")),
+    "a product and a Gemm": shared(helper.make_node("MatMul", ["x", "W"], ["h"], "mm"), gemm("h", "y", transB=1)),
+    "with alpha": shared(gemm("x", "h", transB=1, alpha=2.0), gemm("h", "y", transB=1)),
+    "tied embeddings": shared(
+        helper.make_node("Gather", ["W", "x"], ["h"], "e"), gemm("h", "y", transB=1), dtype=TensorProto.INT64
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_weights_and_biases_that_nodes_share_stay_what_they_are_for_each(name: str, tmp_path: Path) -> None:
+    path, rng = saved(tmp_path / "m.onnx", SHARED[name]), np.random.default_rng(1)
+    fed = rng.integers(0, 32, 16) if name == "tied embeddings" else rng.standard_normal((16, 32)).astype(np.float32)
+    data = open_data({"x": fed}, OrtEngine(provider="cpu").prepare(path).inputs)
+    wanted = OrtEngine(provider="cpu").prepare(path).run({"x": fed}, None)
+    for recipe in (
+        Recipe("dynamic"), Recipe("weight-only", weights="int8"), Recipe("weight-only", format="qdq"),
+        Recipe("static", calibration_samples=16), Recipe("static", format="qoperator", calibration_samples=16),
+    ):  # fmt: skip
+        done = quantize(load(path), recipe, tmp_path / "q.onnx", data=data)
+        found = OrtEngine(provider="cpu").prepare(tmp_path / "q.onnx").run({"x": fed}, None)
+        away = np.linalg.norm(found["y"] - wanted["y"]) / np.linalg.norm(wanted["y"])
+        assert away < (0.25 if "qdq" in recipe.format and recipe.mode == "weight-only" else 0.1), recipe
+        assert done.relative_error == pytest.approx(away, rel=1e-3)
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mode": "statik"}, "no mode 'statik'; closest: 'static'"),
+        ({"mode": "dynamic", "calibration": "entropy"}, "--calibration says nothing in mode dynamic"),
+        ({"mode": "dynamic", "format": "qdq"}, "--format says nothing in mode dynamic"),
+        ({"mode": "dynamic", "activations": "uint8"}, "--activations says nothing in mode dynamic"),
+        ({"mode": "dynamic", "weights": "int4"}, "--weights 'int4' is not for mode dynamic; give int8 or uint8"),
+        ({"mode": "fp16", "weights": "int8"}, "--weights says nothing in mode fp16"),
+        ({"mode": "bf16", "per_channel": True}, "--per-channel says nothing in mode bf16"),
+        ({"mode": "weight-only", "per_channel": True}, "--per-channel says nothing in mode weight-only"),
+        ({"mode": "static", "format": "onnx"}, "--format 'onnx' is not for mode static; give qdq or qoperator"),
+        ({"mode": "static", "format": "qoperator", "weights": "int4"}, "has no QOperator form"),
+        (
+            {"mode": "weight-only", "format": "qdq", "weights": "int8"},
+            "--weights int8 has no QDQ form in mode weight-only",
+        ),
+        ({"mode": "weight-only", "format": "qdq", "weights": "uint8"}, "use --format qoperator, or --mode dynamic"),
+        ({"mode": "static", "block": 64}, "--block says nothing in mode static"),
+        ({"mode": "weight-only", "block": 33}, "--block 33 is not for MatMulNBits"),
+        ({"mode": "static", "calibration_samples": 0}, "--calibration-samples 0 is out of range"),
+    ],
+)
+def test_recipes_that_mean_nothing_are_refused(given: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Recipe(**given)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (Recipe("static"), "static mode calibrates activations on data; give --data"),
+        (Recipe("static", weights="int4"), r"int4 in QDQ form needs opset 21, the model has 18; --opset 21 raises it"),
+        (Recipe("weight-only", format="qdq"), "needs opset 21, the model has 18"),
+        (Recipe("bf16", opset=17), "--opset 17 is below the model's 18"),
+        (Recipe("dynamic", exclude=("conv9",)), r"--exclude 'conv9' matches no node, layer or weight; closest: 'conv"),
+    ],
+)
+def test_what_does_not_go_with_the_model_is_refused(recipe: Recipe, message: str, images: Data, tmp_path: Path) -> None:
+    with pytest.raises((InputError, SelectorError), match=message):
+        quantize(load(CNN), recipe, tmp_path / "q.onnx", data=None if message.startswith("static") else images)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("name", ["int8_qdq", "int8_qoperator", "fp16"])
+def test_quantising_twice_is_said(name: str, tmp_path: Path) -> None:
+    message = "has no float32 weights" if name == "fp16" else "is quantised already: 8 tensors"
+    with pytest.raises(InputError, match=message):
+        quantize(load(ROOT / f"models/fashion_cnn_{name}.onnx"), Recipe("dynamic"), tmp_path / "q.onnx")
+
+
+def test_a_model_without_anything_to_quantise_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.onnx", linear(np.ones((4, 4)), op="Add"))
+    with pytest.raises(InputError, match="no float32 weights to quantise"):
+        quantize(load(path), Recipe("dynamic"), tmp_path / "q.onnx")
+    done = tmp_path / "prelu.onnx"
+    saved(done, linear(np.ones((4, 4)), op="PRelu"))
+    with pytest.raises(InputError, match="nothing could be quantised in mode dynamic"):
+        quantize(load(done), Recipe("dynamic"), tmp_path / "q.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "prelu.onnx"]
+
+
+def test_bf16_below_opset_13_is_refused_and_can_be_raised(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.onnx", linear(np.ones((4, 4)), opset=11))
+    with pytest.raises(InputError, match=r"bf16 needs opset 13, the model has 11; --opset 13 raises it"):
+        quantize(load(path), Recipe("bf16"), tmp_path / "q.onnx")
+    assert quantize(load(path), Recipe("bf16", opset=13), tmp_path / "q.onnx").words == 16
+
+
+def test_calibration_data_of_a_wrong_shape_is_refused() -> None:
+    inputs = OrtEngine(provider="cpu").prepare(CNN).inputs
+    with pytest.raises(DataError, match=r"'image' has shape \[4,1,14,14\]"):
+        open_data({"image": np.zeros((4, 1, 14, 14), np.float32)}, inputs)
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no folder"):
+        quantize(load(CNN), Recipe("fp16"), tmp_path / "no/q.onnx")
+    with pytest.raises(OutputError, match="is the input itself"):
+        quantize(load(CNN), Recipe("fp16"), CNN)
+
+
+def test_a_failure_on_the_way_leaves_nothing(images: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("the\nquantiser\x1b broke")
+
+    monkeypatch.setattr("onnxruntime.quantization.quantize_static", broken)
+    out = tmp_path / "q.onnx"
+    out.write_text("what was there")
+    with pytest.raises(OnnxfiError, match=r"the quantiser refuses the model: the quantiser\\x1b broke"):
+        quantize(load(CNN), Recipe("static"), out, data=images)
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["what was there"]
+
+
+# Campaigns
+
+
+@pytest.mark.parametrize(
+    "name", ["int8_qoperator", *(pytest.param(some, marks=pytest.mark.slow) for some in ("int8_qdq", "fp16"))]
+)
+def test_campaigns_run_on_the_shipped_versions(name: str, tmp_path: Path) -> None:
+    model = str(ROOT / f"models/fashion_cnn_{name}.onnx")
+    campaign = Campaign(model, str(TEST), samples=100, ber=(1e-5, 1e-3), repeat=4, provider="cpu")
+    results = list(run(campaign, tmp_path / "s.db"))
+    assert len(results) == 8 and not any(r.error for r in results)
+    assert {r.outcome for r in results} <= {"masked", "sdc", "due"}
+    weights = Campaign(model, str(TEST), samples=100, single=True, trials=20, role=("weight",), provider="cpu")
+    assert not any(r.error for r in run(weights, tmp_path / "w.db"))
+
+
+@pytest.mark.fetched
+@pytest.mark.parametrize("name", ["smart_turn_int8", "ddddocr_int8", "minilm_int8"])
+def test_campaigns_run_on_models_that_ship_quantised(name: str, tmp_path: Path) -> None:
+    path = ROOT / f"fetched/{name}.onnx"
+    if not path.exists():
+        pytest.skip(f"no {name}")
+    campaign = Campaign(
+        str(path), samples=1, single=True, trials=6, role=("weight",), dtype=("int8", "uint8"), provider="cpu"
+    )
+    running = run(campaign, tmp_path / "s.db")
+    results = list(running)
+    assert len(results) == 6 and not any(r.error for r in results)
