@@ -13,7 +13,7 @@ import pytest
 from onnx import parser
 
 from onnxfi.campaign.execute.trial_executor import Bench
-from onnxfi.campaign.spec import Campaign
+from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import EngineError
 from onnxfi.graph.model import load
 from onnxfi.runtime import dry_run as module
