@@ -96,10 +96,11 @@ def evaluate(
             raise EngineError(f"{error}; these are synthetic inputs, give real ones with --data") from None
         raise
     truth = golden.scores if golden else scores
+    sure = golden is None or data.labels is not None  # no class metric, or labels that say what the scores are
     metrics = _metrics(truth, scores, data, name, kind)
     return Evaluation(
         metrics, scores, data.samples, data.description, name, session.provider, session.note, data.synthetic,
-        reading(truth, name, data.samples, kind) or _passed_over(session, name),
+        reading(truth, name, data.samples, kind, labelled=sure) or _passed_over(session, name),
     )  # fmt: skip
 
 

@@ -153,8 +153,10 @@ def _fit(columns: int, name: str | None, data: Data) -> None:
         raise DataError(f"labels go from {found}, but the model scores {columns} classes, counted from 0")
 
 
-def reading(scores: Array, name: str | None, samples: int, kind: str = "auto") -> str:
+def reading(scores: Array, name: str | None, samples: int, kind: str = "auto", *, labelled: bool = True) -> str:
     """Return a remark on how the scored output is read; nothing where there is no doubt.
+
+    Without labels it is doubtful whether rows that are no probabilities (sum 1) nor their logarithms are scores at all.
 
     >>> reading(np.array([[0.9, 0.8], [0.1, 0.3]]), "y", 2)
     'top-1 is the highest score: rows in [0, 1] that do not sum to 1 are not read by a threshold'
@@ -166,4 +168,9 @@ def reading(scores: Array, name: str | None, samples: int, kind: str = "auto") -
         shares = bool(((wide >= 0) & (wide <= 1)).all())
         if kind == "auto" and shares and not bool((np.abs(wide.sum(axis=1) - 1) <= 0.01).all()):
             return "top-1 is the highest score: rows in [0, 1] that do not sum to 1 are not read by a threshold"
-    return ""
+        if labelled or kind != "auto" or shares or bool((np.abs(np.exp(wide).sum(axis=1) - 1) <= 0.01).all()):
+            return ""
+    return (
+        f"no labels say what output {name!r} holds: its rows of {scores.shape[1]:,} numbers are read as scores of as "
+        f"many classes; if they are something else, top-1 and SDC-1 mean nothing, and the deviations alone hold"
+    )

@@ -156,6 +156,16 @@ def test_the_rule_is_said_where_rows_may_be_decisions_of_their_own() -> None:
     assert reading(sigmoid, None, 2) == ""
 
 
+def test_rows_that_may_be_anything_are_told_where_no_labels_say_that_they_are_scores() -> None:
+    rows = np.array([[3.0, -1.5, 0.2], [0.4, 2.0, 9.0]])
+    told = reading(rows, "y", 2, labelled=False)
+    assert told.startswith("no labels say what output 'y' holds: its rows of 3 numbers are read as scores of as many")
+    softmax = np.exp(rows) / np.exp(rows).sum(axis=1, keepdims=True)
+    for sure, kind in ((softmax, "auto"), (np.log(softmax), "auto"), (rows, "logits")):
+        assert reading(sure, "y", 2, kind, labelled=False) == ""
+    assert reading(rows, "y", 2) == reading(rows, None, 2, labelled=False) == ""
+
+
 def test_only_ones_behind_the_classes_are_left_out() -> None:
     shapes = [(2, 5, 1, 1), (2, 5, 1, 1, 1), (2, 5, 1, 3), (2, 5, 1), (2, 5), ()]
     assert [without_ones(np.zeros(s)).shape for s in shapes] == [(2, 5), (2, 5), (2, 5, 1, 3), (2, 5, 1), (2, 5), ()]

@@ -161,9 +161,8 @@ def run(
                     stream = run_here(bench, truth, plan.header, ordered(pending, job.trials_a_task))
                 yield from _kept(target, stream)
 
-    running = Running(
-        plan, file, f"{bench.data.description}; {bench.note}", total, outcomes, golden_s, results(), crew=early
-    )
+    note = "; ".join(filter(None, (bench.data.description, bench.note, _read(bench, truth))))
+    running = Running(plan, file, note, total, outcomes, golden_s, results(), crew=early)
     return running
 
 
@@ -326,8 +325,14 @@ def _agree(store: Store, bench: Bench, plan: Plan, golden: Golden) -> None:
     # Where each trial is one fault in one sample, it is judged on that sample alone.
     judged = 1 if plan.of_singles and all(t.samples for t in plan.targets) else bench.data.samples
     kind = golden.kind if golden.classifier else None
-    read = reading(golden.scores, bench.output, bench.data.samples, kind_of(bench.campaign))
+    read = _read(bench, golden)
     store.put(golden=found | {"output": bench.output, "judged": judged, "kind": kind, "reading": read})
+
+
+def _read(bench: Bench, golden: Golden) -> str:
+    """A remark on how golden's scores are read."""
+    labelled = golden.labels is not None
+    return reading(golden.scores, bench.output, bench.data.samples, kind_of(bench.campaign), labelled=labelled)
 
 
 def _job(

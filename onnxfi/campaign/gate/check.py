@@ -117,7 +117,8 @@ class Checked:
         each = f"each interval holds with {m.confidence:.6g}, all together with {self.confidence:.6g}"
         counted = dict.fromkeys(f.limit.rate for f in self.findings if f.limit.rate in YES_NO)
         these = f"; {', '.join(counted)}: of trials on these {m.samples:,} samples, others with more" if counted else ""
-        return f"{ran} on {m.data}; {each}{these}"
+        read = f"; {m.reading}" if m.reading else ""
+        return f"{ran} on {m.data}; {each}{these}{read}"
 
     def document(self) -> dict[str, Any]:
         """As plain values for JSON; what `--baseline` reads."""

@@ -63,6 +63,8 @@ class Measured:
     errors: int
     confidence: float
     rates: tuple[Rate, ...]
+    #: A remark on how the scored output is read.
+    reading: str = ""
 
     @classmethod
     def of_store(cls, store: str | Path, confidence: float) -> Measured:
@@ -77,6 +79,7 @@ class Measured:
         return cls(
             str(store), header.file, header.model, identity, header.population, header.unit, golden["metrics"],
             golden["samples"], golden["data"], planned, trials, errors, confidence, rates,
+            golden.get("reading", ""),
         )  # fmt: skip
 
     @classmethod

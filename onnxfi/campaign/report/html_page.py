@@ -147,7 +147,8 @@ def _shown(one: Report, label: str) -> dict[str, Any]:
     return {
         "label": label, "report": one, "harmful": harmful(one.store), "command": _command(spec, one.store),
         "tables": [(title, key, [_line(fold) for fold in folds]) for title, key, folds in tables if folds],
-        "settings": _settings(one, canary, limits), "notes": list(notes(one)),
+        "settings": _settings(one, canary, limits),
+        "notes": list(filter(None, (one.golden.get("reading"), *notes(one)))),
     }  # fmt: skip
 
 
