@@ -7,7 +7,8 @@ probabilities divided by their sum.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,7 @@ class Record:
     rounds: tuple[Drawn, ...]
     trials: tuple[int, ...]
     values: Floats
+    _rounds: dict[int, tuple[tuple[Round, Floats], ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, store: Store) -> Record:
@@ -85,30 +87,48 @@ class Record:
         drawn = [one.stratum for one in self.rounds]
         return np.isin(np.concatenate(drawn), strata) if drawn else np.zeros(0, np.bool_)
 
+    @cached_property
+    def _columns(self) -> tuple[int, ...]:
+        """The first of the rates that has the same value in every trial, for each of `RATES`."""
+        columns = [column.tobytes() for column in self.values.T]
+        return tuple(columns.index(column) for column in columns)
+
+    def _played(self, column: int) -> tuple[tuple[Round, Floats], ...]:
+        """What was fixed before each round by the values of a rate, and its values; the same for all strata."""
+        if column not in self._rounds:
+            seen, first, played = Moments.none(len(self.layers)), 0, list[tuple[Round, Floats]]()
+            for one in self.rounds:
+                x = self.values[first : first + len(one.stratum), column]
+                known = Round(self.layout.sizes - seen.n, one.probability, *expect(self.layout.parents, seen))
+                played.append((known, x))
+                seen, first = seen.plus(one.stratum, x), first + len(one.stratum)
+            self._rounds[column] = tuple(played)
+        return self._rounds[column]
+
     def scores(self, rate: str, strata: Numbers) -> Scores | None:
         """The draws that fell into the strata, scored for a rate; None where there are none, or they do not have it."""
-        values = self.values[:, RATES.index(rate)]
-        if np.isnan(values).any() or not self.within(strata).any():
+        column = self._columns[RATES.index(rate)]
+        if np.isnan(self.values[:, column]).any():
             return None
         place = np.full(len(self.layers), -1)
         place[strata] = np.arange(len(strata))
-        seen, first, total, parts = Moments.none(len(self.layers)), 0, 0.0, list[Scores]()
-        for one in self.rounds:
-            x = values[first : first + len(one.stratum)]
-            inside = place[one.stratum] >= 0
+        total, parts = 0.0, list[Scores]()
+        for one, (known, x) in zip(self.rounds, self._played(column), strict=True):
+            drawn = place[one.stratum]
+            inside = drawn >= 0
             if inside.any():
-                left = self.layout.sizes - seen.n
-                played = Round(left, one.probability, *expect(self.layout.parents, seen)).part(strata)
-                draws = lay(played, place[one.stratum[inside]], one.aim, one.weight)
+                draws = lay(known.part(strata), drawn[inside], one.aim, one.weight)
                 parts.append(score(draws, x[inside], total))
                 total += float(x[inside].sum())
-            seen, first = seen.plus(one.stratum, x), first + len(one.stratum)
-        return join(parts)
+        return join(parts) if parts else None
 
     def intervals(self, strata: Numbers, confidence: float) -> dict[str, Interval]:
         """Every rate that the trials have, over the faults of some of the strata."""
-        found = {}
-        for rate in RATES:
+        found: dict[str, Interval] = {}
+        for rate, column in zip(RATES, self._columns, strict=True):
+            if RATES[column] in found:
+                found[rate] = found[RATES[column]]
+                continue
             scores = self.scores(rate, strata)
             if scores is None:
                 continue
