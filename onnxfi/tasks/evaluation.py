@@ -92,9 +92,7 @@ def evaluate(
     try:
         scores = run_scores(session, data, data.layout.fixed or batch, name, progress=progress, axes=axes)
     except EngineError as error:
-        if data.synthetic:
-            raise EngineError(f"{error}; these are synthetic inputs, give real ones with --data") from None
-        raise
+        raise (does_not_run(error, data, batch) if golden is None else error) from None
     truth = golden.scores if golden else scores
     sure = golden is None or data.labels is not None  # no class metric, or labels that say what the scores are
     metrics = _metrics(truth, scores, data, name, kind)
@@ -102,6 +100,14 @@ def evaluate(
         metrics, scores, data.samples, data.description, name, session.provider, session.note, data.synthetic,
         reading(truth, name, data.samples, kind, labelled=sure) or _passed_over(session, name),
     )  # fmt: skip
+
+
+def does_not_run(error: EngineError, data: Data, size: int) -> EngineError:
+    """Return the error of a fault-free model on batches of `size`, with what may help."""
+    helps = "; these are synthetic inputs, give real ones with --data" if data.synthetic else ""
+    if data.layout.fixed is None and min(size, data.samples) > 1:
+        helps += "; a model that takes one sample at a time runs with --batch 1"
+    return type(error)(f"{error}{helps}")
 
 
 def _passed_over(session: Session, name: str | None) -> str:

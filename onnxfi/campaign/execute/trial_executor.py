@@ -37,7 +37,7 @@ from onnxfi.runtime.partial.golden_cache import UnlikeError, of_golden_shapes
 from onnxfi.runtime.partial.reexecution import Change, Rerun, golden_scores
 from onnxfi.runtime.partial.segmented_model import Patch
 from onnxfi.runtime.partial.split_execution import strike
-from onnxfi.tasks.evaluation import scored_port
+from onnxfi.tasks.evaluation import does_not_run, scored_port
 from onnxfi.tasks.outcomes import Golden, Judgement, failed, judge
 from onnxfi.tasks.scores import classifies
 
@@ -162,9 +162,7 @@ class Bench:
         try:
             return self.scores(session)
         except EngineError as error:
-            if self.data.synthetic:
-                raise EngineError(f"{error}; these are synthetic inputs, give real ones with --data") from None
-            raise
+            raise does_not_run(error, self.data, self.size) from None
 
     def _steady(self, session: Session, scores: Array) -> None:
         """Refuse a model that does not answer the same each time: one that draws random numbers, or whose first batch,

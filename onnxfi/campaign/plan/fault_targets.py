@@ -21,6 +21,7 @@ from onnxfi.faults.trials import Faults, apart
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.dataflow.activation_targets import Activation, activations, choose, of_neurons
 from onnxfi.graph.dataflow.sample_axis import SampleAxis
+from onnxfi.graph.dataflow.sample_layout import one_at_a_time
 from onnxfi.graph.model.dequantize import with_reals
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.model.neuron_table import refuse_binding, series
@@ -213,7 +214,7 @@ class Reach:
         if a.unplaced and aim.persistence == "transient":
             raise SelectorError(
                 f"no sample of {target.id!r} ({shape_text(a.dims)}) can be named: {a.unplaced}; "
-                f"leave it out with --exclude, or use --persistence permanent"
+                f"leave it out with --exclude, or use --persistence permanent{one_at_a_time(a.dims)}"
             )
         steps = self.flight.steps.get(target.id, 0)
         if a.loop and not steps and aim.persistence != "permanent":

@@ -318,3 +318,17 @@ def _total(dims: Sequence[int | str | None]) -> int | None:
     """Elements of a shape; None while it is open."""
     numbers = [d for d in dims if isinstance(d, int)]
     return math.prod(numbers) if len(numbers) == len(dims) else None
+
+
+def one_at_a_time(dims: Sequence[int | str | None] | None) -> str:
+    """Return what else helps where no sample of a value can be named: its one row may be that of the only sample.
+
+    >>> one_at_a_time((8, 10))
+    ''
+    """
+    if not dims or dims[0] != 1:
+        return ""
+    return (
+        "; if the model takes one sample at a time, let its inputs say so: "
+        "python -m onnxruntime.tools.make_dynamic_shape_fixed --input_name X --input_shape 1,… IN.onnx OUT.onnx"
+    )

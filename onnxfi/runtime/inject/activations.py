@@ -16,6 +16,7 @@ from onnxfi.faults.models import Add, FaultModel, Scale
 from onnxfi.faults.space import FaultSpace, Selector, parse_site
 from onnxfi.faults.trials import Draw, Faults, at_sites, draw, fault_model
 from onnxfi.graph.dataflow.activation_targets import Activation, Chosen, activations, choose
+from onnxfi.graph.dataflow.sample_layout import one_at_a_time
 from onnxfi.graph.dataflow.type_inference import raised
 from onnxfi.graph.model.isolation import IsolationError
 from onnxfi.graph.model.loading import Model, load, parse
@@ -288,7 +289,7 @@ def _space(
         if samples and a.unplaced:
             raise SelectorError(
                 f"no sample of {a.target.id!r} ({shape_text(a.dims)}) can be named: {a.unplaced}; "
-                f"leave it out with --exclude, or draw with --count, which strikes every sample"
+                f"leave it out with --exclude, or draw with --count, which strikes every sample{one_at_a_time(a.dims)}"
             )
     targets = [
         replace(a.target, structural=False, samples=0 if a.axis is None else samples) for a in chosen.activations

@@ -25,7 +25,7 @@ from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign, Part
 from onnxfi.campaign.spec.field_types import SpecError
 from onnxfi.campaign.spec.spec_file import load_spec, print_spec
-from onnxfi.errors import FaultListError, InputError, SelectorError
+from onnxfi.errors import EngineError, FaultListError, InputError, SelectorError
 from onnxfi.faults.faultlist import Lines
 from onnxfi.graph.model.loading import load
 from onnxfi.runtime.engine.engines import OrtEngine
@@ -91,6 +91,25 @@ def test_a_permanent_fault_is_there_in_every_sample(here: Path) -> None:
 )
 def test_targets_are_selected_as_everywhere(here: Path, fields: dict[str, Any], names: set[str]) -> None:
     assert {t.id for t in planned(**fields).targets} == names
+
+
+@pytest.mark.parametrize(("batch", "says"), [("N", "let its inputs say so: python -m onnxruntime.tools"), ("1", "")])
+def test_a_model_that_takes_one_sample_though_it_declares_n(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: str, says: str
+) -> None:
+    """Its inner shapes are those of one sample; which of N the only row is, nothing tells."""
+    monkeypatch.chdir(tmp_path)
+    text = f"""<ir_version: 8, opset_import: ["": 17]> g (float[{batch},2] x) => (float[1,2] y)
+    <float[2,2] w = {{1, 2, 3, 4}}, int64[2] one = {{1, 2}}> {{ a = MatMul(x, w) b = Reshape(a, one) y = MatMul(b, w) }}"""
+    onnx.save(parser.parse_model(text), "m.onnx")
+    np.savez("d.npz", x=np.ones((3, 2), np.float32))
+    if not says:
+        assert {r.outcome for r in run(campaign(trials=4, batch=1), "s.db")} <= {"masked", "sdc", "due"}
+        return
+    with pytest.raises(SelectorError, match=says):
+        run(campaign(batch=1), "s.db")
+    with pytest.raises(EngineError, match="a model that takes one sample at a time runs with --batch 1"):
+        run(campaign(target="weights"), "s.db")
 
 
 def test_with_a_probability_one_site_in_each_sample(here: Path) -> None:
