@@ -65,3 +65,36 @@ def test_the_references_list_every_verb_and_public_name() -> None:
     )
     listed = re.findall(r"^::: onnxfi\.(\w+)$", (DOCS / "reference" / "python.md").read_text(encoding="utf-8"), re.M)
     assert sorted(listed) == sorted(onnxfi.__all__)
+
+
+def claims() -> list[list[str]]:
+    """The rows of the table of claims: claim, pages, commands."""
+    lines = [line for line in (DOCS / "claims.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    return [
+        [cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines[1:] if not line.startswith("|---")
+    ]
+
+
+def test_every_claim_has_a_page_and_a_command_that_are_there() -> None:
+    for claim, pages, commands in claims():
+        assert all((ROOT / page).is_file() for page in pages.split(", ")), claim
+        assert "`" in commands, claim
+        for command in re.findall(r"`([^`]+)`", commands):
+            words = [word for word in command.split() if not re.match(r"[A-Z_]+=", word)]
+            if words[0] == "onnxfi":
+                assert words[1] in VERBS, command
+            else:
+                assert words[0] in ("python", "bash", "pytest") and (ROOT / words[1]).exists(), command
+
+
+def test_every_measurement_and_figure_is_a_claim() -> None:
+    table = " ".join(commands for _, _, commands in claims())
+    assert [p.name for p in (ROOT / "scripts" / "bench").glob("*.py") if f"scripts/bench/{p.name}" not in table] == []
+    pages = {page for _, pages, _ in claims() for page in pages.split(", ")}
+    for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        if (
+            re.search(r"python (scripts|examples)/(?!docs_site|fetch|notebooks)|!\[", text)
+            and page != DOCS / "claims.md"
+        ):
+            assert page.relative_to(ROOT).as_posix() in pages, f"{page.name} prints figures that are no claim"

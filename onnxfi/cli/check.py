@@ -54,7 +54,7 @@ def command(
     onnxfi check model.onnx --budget budget.yaml --junit onnxfi.xml --markdown onnxfi.md
 
     --write-budget takes 200 trials at one bit error rate on 200 samples. Change its campaign or limits by hand, and write
-    the numbers anew with --force. A budget (docs/how-to/ci.md has all fields and rates):
+    the numbers anew with --force. A budget (docs/reference/budget.md has all fields and rates):
 
     \b
     version: 1

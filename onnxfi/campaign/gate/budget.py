@@ -1,4 +1,4 @@
-"""The budget: what a model is allowed under faults. A YAML file; the format, version 1, is in docs/how-to/ci.md."""
+"""The budget: what a model is allowed under faults. A YAML file; format, version 1: docs/reference/budget.md."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _OPEN = {
 class Limit:
     """One bound on one rate.
 
-    `rate` is a yes/no outcome of trials or a share of samples (docs/how-to/ci.md has the table). `ber` says at which
-    rate of a sweep, `layer` in which layers (a pattern: the limit holds for each that matches), `golden` that the value
-    without faults is meant. Exactly one bound, a share from 0 to 1: `min` and `max` of the value, `max_drop` and
+    `rate` is a yes/no outcome of trials or a share of samples (docs/reference/budget.md has the table). `ber` says at
+    which rate of a sweep, `layer` in which layers (a pattern: the limit holds for each that matches), `golden` that the
+    value without faults is meant. Exactly one bound, a share from 0 to 1: `min` and `max` of the value, `max_drop` and
     `max_rise` of its change against a baseline.
 
     >>> print(Limit("top1", ber=1e-5, min=0.6))

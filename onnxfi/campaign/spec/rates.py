@@ -33,7 +33,7 @@ SHARES = (
     *CLASSES,
 )
 RATES = (*YES_NO, *SHARES)
-#: What rates are called for people; each name has one definition (docs/how-to/campaigns.md).
+#: What rates are called for people; each name has one definition (docs/reference/outcomes.md).
 LABELS = {
     "top1": "top-1", "top5": "top-5", "top1_changed": "top-1 changed", "sdc1": "SDC-1 (silent)",
     "any_sdc1": "any SDC-1", "sdc": "SDC", "due": "DUE", "masked": "masked", "sdc_samples": "changed samples",

@@ -13,7 +13,7 @@ from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.field_types import SpecError
 from onnxfi.campaign.spec.rates import SHARES, YES_NO
 
-DOCUMENT = (Path(__file__).parents[3] / "docs" / "how-to" / "ci.md").read_text(encoding="utf-8")
+DOCUMENT = (Path(__file__).parents[3] / "docs" / "reference" / "budget.md").read_text(encoding="utf-8")
 SWEEP = "campaign: {ber: '1e-5,1e-4', repeat: 3}\n"
 SINGLE = "campaign: {single: true, trials: 10}\n"
 

@@ -433,7 +433,7 @@ def test_the_identity_of_a_pattern_holds_its_content(tmp_path: Path) -> None:
 
 
 def test_the_document_lists_every_field_with_its_type_and_default() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "how-to" / "campaigns.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "reference" / "spec.md").read_text(encoding="utf-8")
     lines = text[text.index("| field |") :].partition("\n\n")[0].splitlines()[2:]
     told = {}
     for line in lines:
@@ -454,7 +454,7 @@ def test_the_document_lists_every_field_with_its_type_and_default() -> None:
 
 
 def test_the_spec_in_the_document_is_one(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[3] / "docs" / "how-to" / "campaigns.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "reference" / "spec.md").read_text(encoding="utf-8")
     (block,) = (part.partition("```")[0] for part in text.split("```yaml\n")[1:])
     (tmp_path / "c.yaml").write_text(block)
     campaign = load_spec(tmp_path / "c.yaml")
