@@ -20,5 +20,5 @@ PIP_CONSTRAINT=$lowest venv .venv-floor "[images,report,distributed]"
   .venv-floor/bin/python -m pip install --quiet --disable-pip-version-check hypothesis pytest pytest-timeout
   touch .venv-floor/.tests
 }
-[ "$#" -gt 0 ] || set -- tests/faults/test_words.py tests/graph/test_inference.py tests/cli/test_eval.py
+[ "$#" -gt 0 ] || set -- tests/faults/test_words.py tests/graph/dataflow/test_type_inference.py tests/cli/test_eval.py
 OMP_NUM_THREADS=1 .venv-floor/bin/python -m pytest -q "$@"

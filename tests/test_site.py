@@ -98,3 +98,10 @@ def test_every_measurement_and_figure_is_a_claim() -> None:
             and page != DOCS / "claims.md"
         ):
             assert page.relative_to(ROOT).as_posix() in pages, f"{page.name} prints figures that are no claim"
+
+
+def test_files_that_pages_name_are_there() -> None:
+    for page in [ROOT / "README.md", ROOT / "SECURITY.md", *DOCS.rglob("*.md"), *(ROOT / "scripts").glob("*.sh")]:
+        text = page.read_text(encoding="utf-8")
+        named = re.findall(r"(?<![\w/.])((?:tests|onnxfi|scripts|examples|converters)/[\w/.-]+\.(?:py|sh|yaml))", text)
+        assert [name for name in named if not (ROOT / name).exists()] == [], page.name
