@@ -25,6 +25,8 @@ from onnx import TensorProto, helper
 
 _PAUSE_S = 0.05
 _MB = 1e6
+#: Protobuf writes no more into one file.
+_MOST_IN_ONE_FILE = (1 << 31) - (1 << 20)
 
 
 def chain(path: Path, layers: int, width: int, *, external: bool) -> None:
@@ -86,7 +88,8 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
     samples = np.random.default_rng(1).standard_normal((16, args.width)).astype(np.float32)
     np.savez(folder / "d.npz", x=samples)
     print("| file | workers | peak | × the model | own | × the model | seconds |\n|---|---|---|---|---|---|---|")
-    for external in (False, True):
+    forms = (False, True) if 4 * args.layers * args.width**2 < _MOST_IN_ONE_FILE else (True,)
+    for external in forms:
         model = folder / ("external.onnx" if external else "one.onnx")
         if not model.exists():
             chain(model, args.layers, args.width, external=external)

@@ -26,7 +26,7 @@ from onnxfi.campaign.execute.task_batches import Task, gathered, ordered
 from onnxfi.campaign.execute.trial_executor import Bench, CampaignError, digest, kind_of
 from onnxfi.campaign.execute.worker import Job, ahead, run_here
 from onnxfi.campaign.plan.fault_targets import Reach
-from onnxfi.campaign.plan.open_model import open_model
+from onnxfi.campaign.plan.open_model import beside, open_model
 from onnxfi.campaign.plan.plan import Plan, Planned, enough, make_plan
 from onnxfi.campaign.results.store import Result, Store, set_aside
 from onnxfi.campaign.spec.campaign import LENGTH, Campaign
@@ -36,6 +36,7 @@ from onnxfi.campaign.spec.rates import missing
 from onnxfi.campaign.spec.spec_file import print_spec
 from onnxfi.errors import InputError
 from onnxfi.faults.faultlist import FaultList
+from onnxfi.graph.model.loading import Model
 from onnxfi.graph.write.faulty_copy import Progress
 from onnxfi.graph.write.output_file import check_place
 from onnxfi.runtime.data.npz import memory_bytes
@@ -119,7 +120,7 @@ def run(
     ...     [result.outcome for result in run(campaign, folder + "/store.db")]
     ['sdc', 'sdc']
     """
-    file = _place(campaign, store)
+    file, model = _place(campaign, store), open_model(campaign)
     given = {"timeout_s": timeout_s, "memory_bytes": worker_memory_bytes}
     far = executor if isinstance(executor, Cluster) else None
     _check_limits(given, watched=far is not None or (bool(workers) and executor is None), owned=not far or far.owned)
@@ -127,8 +128,8 @@ def run(
     with ExitStack() as stack:
         soon = own if (fresh or not file.exists()) and enough(campaign, shard, own) else 0
         shape = soon, lanes(campaign, worker_memory_bytes)
-        early = stack.enter_context(_early(campaign, kept_bytes, worker_memory_bytes, shape))
-        bench = Bench.open(campaign, kept_bytes)
+        early = stack.enter_context(_early(campaign, model, kept_bytes, worker_memory_bytes, shape))
+        bench = Bench.open(campaign, kept_bytes, model=model)
         _refuse(campaign, bench, shard)
         plan = make_plan(campaign, bench.reach)
         if far is not None:
@@ -143,7 +144,7 @@ def run(
         share = lanes(campaign, known := worker_memory_bytes or _limit(opened), bench)
         pool, size = _crew(executor, workers, None if total is None else total - outcomes.total(), share)
         if (needed := (size if own and isinstance(size, int) else 0, share)) != shape:
-            early = stack.enter_context(_early(campaign, kept_bytes, known, needed, early))
+            early = stack.enter_context(_early(campaign, model, kept_bytes, known, needed, early))
         truth, golden_s = bench.golden(again=not own) if golden is None else golden(bench)
         _keep_limits(opened, given, golden_s)
         job = _job(opened, bench, plan, (truth, golden_s), executor)
@@ -175,11 +176,16 @@ def _place(campaign: Campaign, store: str | Path | None) -> Path:
 
 
 def _early(
-    campaign: Campaign, kept_bytes: int, limit: int | None, shape: tuple[int, int], instead_of: Crew | None = None
+    campaign: Campaign,
+    model: Model,
+    kept_bytes: int,
+    limit: int | None,
+    shape: tuple[int, int],
+    instead_of: Crew | None = None,
 ) -> AbstractContextManager[Crew | None]:
-    """Workers that open the campaign before there is a job; not where memory may be tight, since golden must run under
-    the limit."""
-    what = (ahead, campaign, kept_bytes) if limit is None else (int,)
+    """Workers that begin before there is a job, and open the campaign; not where memory may be tight, since golden must
+    run under the limit, and a large model is open in one process at a time."""
+    what = (ahead, campaign, kept_bytes) if limit is None and beside(model, kept_bytes) else (int,)
     return begun(shape[0], *what, lanes=shape[1], instead_of=instead_of)
 
 
@@ -364,7 +370,11 @@ def _prove(
 
     if store.get("canary") is None:
         targets = [target for target in plan.targets if target.size]
-        store.put(canary=canary.prove(bench, targets, asks(bench, job, crew, go)))
+        store.put(
+            canary=canary.prove(
+                bench, targets, asks(bench, job, crew, go, beside=beside(bench.model, bench.kept_bytes))
+            )
+        )
     return first
 
 

@@ -82,21 +82,29 @@ def _survives(job: Job, target: Target) -> bool:
         crew.shutdown(wait=False)
 
 
-def asks(bench: Bench, job: Job | None, crew: Executor | None, go: Callable[[], None]) -> Callable[[Target], bool]:
+def asks(
+    bench: Bench, job: Job | None, crew: Executor | None, go: Callable[[], None], *, beside: bool = True
+) -> Callable[[Target], bool]:
     """What says whether a canary is seen: this process does, and one of the `crew` whether shorter routes show it, who
-    needs what that opens; then others may `go`. What could end who is asked goes to a worker of its own.
+    needs what that opens; then others may `go`. What could end who is asked goes to a worker of its own. Where they may
+    not have the model open `beside` each other, one is asked after the other.
     """
+
+    def there(of: Executor, known: Job, target: Target) -> Future[bool]:
+        answer = of.submit(shown, known, target.id)
+        go()
+        return answer
 
     def asked(target: Target) -> bool:
         if job is not None and canary.may_hang(bench, target):
             return _survives(job, target)
         if job is not None and crew is not None:
             with suppress(BrokenExecutor):
-                there = crew.submit(shown, job, target.id)
-                go()
+                answer = there(crew, job, target) if beside else None
                 seen = canary.changes(bench, target)
                 bench.let_go()
-                return canary.held(target, seen, seen and not there.result())
+                answer = answer or there(crew, job, target)
+                return canary.held(target, seen, seen and not answer.result())
         return canary.notices(bench, target)
 
     return asked

@@ -15,7 +15,7 @@ from onnxfi.campaign.execute.activation_faults import Flown, by_id, one_sample, 
 from onnxfi.campaign.execute.memory_limit import out_of_memory
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES, Shortcuts, routes_of
 from onnxfi.campaign.plan.fault_targets import Reach
-from onnxfi.campaign.plan.open_model import changed, open_model, output_of, served, told
+from onnxfi.campaign.plan.open_model import beside, changed, open_model, output_of, served, told
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import EngineError, ModelError, OnnxfiError, ProviderError
 from onnxfi.faults.faultlist import FaultList, Header, Lines
@@ -70,12 +70,14 @@ class Bench:
     _shortcuts: list[Shortcuts | None] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
-    def open(cls, campaign: Campaign, kept_bytes: int = KEPT_BYTES, *, runs: bool = True) -> Bench:
-        """Open everything that the campaign names; raises what is wrong with it.
+    def open(
+        cls, campaign: Campaign, kept_bytes: int = KEPT_BYTES, *, model: Model | None = None, runs: bool = True
+    ) -> Bench:
+        """Open everything that the campaign names, but for a `model` that is open; raises what is wrong with it.
 
         Where the model as it lies is not to run, it is only asked what it takes and gives, which is done sooner.
         """
-        model = open_model(campaign)
+        model = model or open_model(campaign)
         dry_run(campaign.engine(), served(model))
         begun = time.perf_counter()
         session = told(campaign, model) if not runs else campaign.engine().prepare(served(model))
@@ -86,8 +88,13 @@ class Bench:
             campaign.data, session.inputs, preprocess=campaign.preprocess, limit=campaign.samples,
             batch_axis=campaign.batch_axis,
         )  # fmt: skip
+        alone = runs and not beside(model, kept_bytes)
+        if alone:
+            del session  # the dry run opens the model too
         if runs:
             dry_run(campaign.engine(), served(model), data)
+        if alone:
+            session = campaign.engine().prepare(served(model))
         output = scored_port(session, output_of(campaign, model), data, kind_of(campaign), whole=True)
         listed = None if campaign.faults is None else FaultList.open(campaign.faults).header
         reach = Reach.of(model, campaign.aims, data, listed, campaign.custom_ops)

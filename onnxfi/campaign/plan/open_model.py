@@ -48,6 +48,12 @@ def reopen(path: str, said: Mapping[str, Any]) -> Model:
     return model
 
 
+def beside(model: Model, kept_bytes: int) -> bool:
+    """Whether two processes may have a model open at a time: it is small, or half of what each may keep holds it."""
+    size = sum(source.size for source in model.sources)
+    return size < LARGE_BYTES or 2 * size <= kept_bytes
+
+
 def output_of(campaign: Campaign, model: Model) -> str | None:
     """The output that a campaign asks to be scored: of spikes over time their counts."""
     return campaign.output if campaign.time_axis is None else counts_of(model.proto)

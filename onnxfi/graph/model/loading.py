@@ -202,7 +202,7 @@ def _opened(source: Source, allow_links: bool) -> Model:
     if source.size == 0:
         raise ModelError("the file is empty; give an ONNX file")
     skeleton, records = scan(source)
-    proto = _parse(skeleton)
+    proto = parsed(skeleton)
     data = _External(source.path, allow_links)
     walk = Walk(proto, records, data.place)
     every = list(walk.targets())
@@ -237,10 +237,11 @@ def parse(model: Model) -> onnx.ModelProto:
             f"move its weights into external data first"
         )
     with model.source.reading() as read:
-        return _parse(read(0, model.source.size))
+        return parsed(read(0, model.source.size))
 
 
-def _parse(skeleton: bytes) -> onnx.ModelProto:
+def parsed(skeleton: bytes) -> onnx.ModelProto:
+    """Return a serialised model as onnx reads it; ModelError where it is none."""
     import onnx
     from google.protobuf.message import DecodeError
 

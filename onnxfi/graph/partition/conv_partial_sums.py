@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxfi.graph.partition.hollow_model import LARGE_BYTES, hollow
 from onnxfi.graph.partition.output_channels import integer
-from onnxfi.graph.partition.subgraph import LARGE_BYTES, Wiring, hollow
+from onnxfi.graph.partition.subgraph import Wiring
 from onnxfi.graph.partition.subgraph_model import FLOAT, Part
 
 #: Input channels from which on there is something to be left out.

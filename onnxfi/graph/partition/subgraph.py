@@ -25,20 +25,19 @@ from onnxfi.graph.dataflow.activation_targets import captured
 from onnxfi.graph.dataflow.random_nodes import RANDOM
 from onnxfi.graph.dataflow.type_inference import inferred
 from onnxfi.graph.model.byte_source import shown
-from onnxfi.graph.model.loading import Model, parse
+from onnxfi.graph.model.loading import Model, parse, parsed
 from onnxfi.graph.model.protobuf_scan import token
-from onnxfi.graph.model.targets import DATA_TYPES, Place
-from onnxfi.graph.model.weight_arrays import Stored, Weights
+from onnxfi.graph.model.targets import DATA_TYPES
+from onnxfi.graph.model.weight_arrays import Stored
+from onnxfi.graph.partition.hollow_model import hollow, where_it_lies
 from onnxfi.graph.passes.insert_nodes import taken
+from onnxfi.graph.write.byte_edits import Splice
+from onnxfi.graph.write.faulty_copy import Edits, faulty_bytes
 
 if TYPE_CHECKING:
     import onnx
 
 _TWO = 2
-#: Tensors from this size on are given to a session beside its model.
-LARGE_BYTES = 1 << 12
-#: TensorProto's numbers of the types that numpy has: float32, integers to 64 bits, float16, float64.
-_NATIVE = frozenset((1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13))
 #: Operators that runtimes make one with the convolution in front of them.
 ADDS = frozenset(("Add", "Sum"))
 #: TensorProto's numbers of float16 and bfloat16.
@@ -73,9 +72,8 @@ class Cut:
 class Wiring:
     """A model's top graph as a net: who makes, who reads.
 
-    `proto` is the whole model but for the large stored tensors, which are `weights`: each is in memory once, whatever
-    is cut out of the model. `uncut` are values at which it must not be cut. Where it runs, images lie in `blocks` of
-    channels, or they do not.
+    `proto` is the whole model but for the large stored tensors: of these `weights` say where they lie. `uncut` are
+    values at which it must not be cut. Where it runs, images lie in `blocks` of channels, or they do not.
     """
 
     proto: onnx.ModelProto = field(repr=False)
@@ -83,7 +81,7 @@ class Wiring:
     makers: Mapping[str, int]
     stored: Mapping[str, onnx.TensorProto] = field(repr=False)
     homes: Mapping[int, Home] = field(repr=False)
-    weights: Mapping[str, NDArray[Any]] = field(repr=False)
+    weights: Mapping[str, Stored] = field(repr=False)
     uncut: frozenset[str] = field(default=frozenset(), repr=False)
     blocks: bool = False
 
@@ -193,56 +191,33 @@ def wire(model: Model, *, halves: bool = False, blocks: bool = False) -> Wiring:
     return Wiring(proto, reads, makers, stored, homes, weights, uncut, blocks)
 
 
-def _hollowed(model: Model, homes: Mapping[int, Home]) -> tuple[onnx.ModelProto, Weights]:
+def _hollowed(model: Model, homes: Mapping[int, Home]) -> tuple[onnx.ModelProto, dict[str, Stored]]:
     """The whole model but for its large tensors, and these; what else lies in external data is taken into it."""
-    import onnx
-
-    proto, found = parse(model), dict[str, Stored]()
+    found, payloads = dict[str, Stored](), list[Splice]()
+    for tensor in {tensor.name: tensor for tensor in model.proto.graph.initializer}.values():
+        if (lies := where_it_lies(model, tensor)) is not None:
+            found[tensor.name], splices = lies
+            payloads += splices
+    proto = parsed(faulty_bytes(model, Edits(splices=payloads))) if payloads else parse(model)
     graph = proto.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output if name}
+    for name, kept in found.items():
+        hollow(stored[name], kept.nbytes)
     for number, where in homes.items():
-        place = model.by_record.get(number)
         if where.node >= 0:
             tensor = at(graph.node[where.node], where.path)
         else:
             tensor = stored[where.fed] if where.fed in stored else makers[where.fed].attribute[0].t
-            kept = _stored(model, tensor, place) if where.fed in stored else None
-            if kept is not None:
-                found[where.fed] = kept
-                hollow(tensor, kept.nbytes)
-                continue
-        if tensor.data_location == 1 and where.fed not in found:
+        if tensor.data_location == 1 and (where.node >= 0 or where.fed not in found):
+            place = model.by_record.get(number)
             if place is None:
                 raise ModelError(f"{shown(tensor.name)} lies in external data in a way that cannot be followed")
             with model.sources[place.file].reading() as read:
                 tensor.raw_data = read(*place.runs[0][:2])
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
-    if found and proto.ByteSize() < 1 << 31:  # what was taken out of a message stays in its memory until all of it goes
-        proto = onnx.ModelProto.FromString(proto.SerializeToString())
-    return proto, Weights(found)
-
-
-def _stored(model: Model, tensor: onnx.TensorProto, place: Place | None) -> Stored | None:
-    """Where a tensor lies that is given beside a model; None for one that is small, or is not there as it is."""
-    from onnx import helper
-
-    if place is None or len(place.runs) != 1 or place.varint or tensor.data_type not in _NATIVE:
-        return None
-    (start, end, lead), dtype = place.runs[0], helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    kept = Stored(model.sources[place.file], start, dtype, tuple(tensor.dims))
-    here = place.file > 0 if tensor.data_location == 1 else place.file == 0 and len(tensor.raw_data) == end - start
-    return kept if here and not lead and end - start == kept.nbytes >= LARGE_BYTES else None
-
-
-def hollow(tensor: onnx.TensorProto, nbytes: int) -> None:
-    """Leave of a tensor its name, type and shape: its numbers, so many bytes, are given when a session is made."""
-    tensor.ClearField("raw_data")
-    tensor.ClearField("external_data")
-    tensor.data_location = 1  # type: ignore[assignment]
-    for key, value in (("location", "given"), ("offset", "0"), ("length", str(nbytes))):
-        tensor.external_data.add(key=key, value=value)
+    return proto, found
 
 
 def _halves(skeleton: onnx.ModelProto) -> frozenset[str]:
@@ -316,7 +291,7 @@ def array_of(wiring: Wiring, where: Home) -> NDArray[Any]:
     from onnx import numpy_helper
 
     held = wiring.weights.get(where.fed) if where.node < 0 else None
-    return np.array(numpy_helper.to_array(payload(wiring, where)) if held is None else held, order="C")
+    return np.array(numpy_helper.to_array(payload(wiring, where)), order="C") if held is None else held.read()
 
 
 def payload(wiring: Wiring, where: Home) -> onnx.TensorProto:

@@ -23,7 +23,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxfi.errors import DataError, EngineError, InputError, ModelError, ProviderError, closest
+from onnxfi.graph.model.weight_arrays import Stored
 from onnxfi.runtime.engine.installed_runtime import both_runtimes_warning, installed_runtimes
+from onnxfi.runtime.engine.lending import Loan
 from onnxfi.runtime.engine.model_io import (
     ONNX_NUMBER,
     ORT_TYPES,
@@ -144,14 +146,16 @@ class OrtEngine:
                 raise ModelError(f"{model!r} is {what}; give the path of an .onnx file")
         return self._prepare(model, {}, folder)
 
-    def prepare_part(self, model: bytes, stored: Mapping[str, Array]) -> OrtSession:
-        """Load a serialised model whose larger tensors are given beside it, by name: they are not copied or parsed.
+    def prepare_part(self, model: bytes, stored: Mapping[str, Array | Stored]) -> OrtSession:
+        """Load a serialised model whose larger tensors, or the places where they lie, are given beside it by name.
 
         For the model they lie in external data, which need not be there. Raises as `prepare` does.
         """
         return self._prepare(model, stored)
 
-    def _prepare(self, model: str | bytes, stored: Mapping[str, Array], folder: Path | None = None) -> OrtSession:
+    def _prepare(
+        self, model: str | bytes, stored: Mapping[str, Array | Stored], folder: Path | None = None
+    ) -> OrtSession:
         if self.provider.lower() == "auto":
             return self._prepare_auto(model, stored, folder)
         import onnxruntime as ort
@@ -159,7 +163,8 @@ class OrtEngine:
         ort.set_default_logger_severity(_FATAL)
         name = self._provider_name(ort)
         options = self._options(ort)
-        values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for array in stored.values()]
+        loan = Loan(stored)
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in loan.arrays]
         if stored:
             options.add_external_initializers(list(stored), values)
         if folder is not None:
@@ -176,9 +181,13 @@ class OrtEngine:
         if used != name:
             raise ProviderError(f"provider {self.provider!r} did not load: {_why_missing(ort, name)}")
         made = OrtSession.over(session, used, int(dict(self.provider_options).get("device_id", "0")))
-        return replace(made, _stored=values)
+        if used == _CPU:  # others may copy to a device when they first run
+            loan.end()
+        return replace(made, _lent=(loan, values))
 
-    def _prepare_auto(self, model: str | bytes, stored: Mapping[str, Array], folder: Path | None) -> OrtSession:
+    def _prepare_auto(
+        self, model: str | bytes, stored: Mapping[str, Array | Stored], folder: Path | None
+    ) -> OrtSession:
         """CUDA, or the CPU with a note that says why not CUDA."""
         try:
             return replace(self, provider="cuda")._prepare(model, stored, folder)
@@ -262,8 +271,8 @@ class OrtSession:
     unread: Mapping[str, str] = field(repr=False)
     _device_id: int = field(repr=False)
     _ort: Any = field(repr=False)
-    #: What was given beside the model: the runtime may compute with the caller's memory.
-    _stored: Any = field(default=(), repr=False)
+    #: What was given beside the model: the runtime knows where it lay.
+    _lent: Any = field(default=(), repr=False)
 
     @classmethod
     def over(cls, ort_session: Any, provider: str, device_id: int = 0) -> OrtSession:

@@ -7,6 +7,7 @@ bit for bit, is seen for each batch; where it is not, the convolution runs as a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -40,8 +41,7 @@ class Narrow:
         self.head = OpenHead(spine, head, prepare, {})
         wiring = spine.routes.wiring
         self._prepare = prepare
-        held = wiring.weights.get(one.weight)
-        self._weight = array_of(wiring, Home(one.weight)) if held is None else held
+        self._shape = tuple(wiring.stored[one.weight].dims)
         self._bias = array_of(wiring, Home(one.bias)) if one.bias else None
         #: Channels that are summed at a time, as the first batch says (0: none; None: it was not asked yet).
         self._size: int | None = None
@@ -73,7 +73,7 @@ class Narrow:
         """Whether the whole convolution takes longer than what is done here instead."""
         whole = self.golden.values(rows.k, [self.one.given])[self.one.given]
         share = 1.0 if rows.some is None else len(rows.some) / max(1, len(whole))
-        return bool(whole.size * share * self._weight[0].size >= _WORTH)
+        return bool(whole.size * share * math.prod(self._shape[1:]) >= _WORTH)
 
     def _given(self, rows: Rows, value: Array) -> Array | None:
         """What the convolution gives for these samples."""
@@ -101,7 +101,7 @@ class Narrow:
         whole = self.golden.values(0, [self.one.given])[self.one.given]
         batches = -(-self.golden.data.samples // self.golden.size)
         for size in blocks(self.spine.routes.wiring, self.one):
-            many = -(-self._weight.shape[1] // size) * batches
+            many = -(-self._shape[1] // size) * batches
             if many * whole.nbytes * _SHARE <= self.golden.budget_bytes and self._terms(0, size) is not None:
                 return size
             self._session = None
@@ -110,7 +110,7 @@ class Narrow:
     def _terms(self, k: int, size: int) -> list[Array] | None:
         """Golden's terms of a batch, of so many channels each; None where their sum is not golden."""
         golden, name = self.golden, self.one.given
-        numbers = range(-(-self._weight.shape[1] // size))
+        numbers = range(-(-self._shape[1] // size))
         if all(golden.has(k, (name, size, number)) for number in numbers):
             made = [golden.kept(k, (name, size, number)) for number in numbers]
         else:
@@ -126,7 +126,8 @@ class Narrow:
     def _opened(self, size: int) -> Session:
         """What computes terms of so many channels each."""
         if self._session is None:
-            self._session = self._prepare(terms(self.spine.routes.wiring, self.one, self._weight, size))
+            wiring = self.spine.routes.wiring
+            self._session = self._prepare(terms(wiring, self.one, array_of(wiring, Home(self.one.weight)), size))
         return self._session
 
     def _alike(self, k: int, given: Array) -> bool:

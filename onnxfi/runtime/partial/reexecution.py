@@ -52,7 +52,8 @@ Found = tuple[Rows, dict[str, Array]]
 class Rerun:
     """A route, opened: sessions of its heads, and the tensors themselves.
 
-    `cost_bytes` is about what its sessions take. Opening raises EngineError where the runtime does not take the parts.
+    `cost_bytes` is about what its sessions and tensors take. Opening raises EngineError where the runtime does not take
+    the parts.
     """
 
     def __init__(self, spine: Spine, name: str, output: str | None, route: Route | None = None) -> None:
@@ -142,6 +143,7 @@ class Fed(Rerun):
         super().__init__(spine, route.name, output, route)
         self.home = route.home
         self.tensor = array_of(spine.routes.wiring, route.home)
+        self.cost_bytes += self.tensor.nbytes
         self.heads = [self._opened(head, {route.home.fed: self.tensor}, route.home) for head in route.heads]
 
     def scores(self, k: int, change: Change | None = None) -> Array:
@@ -195,6 +197,7 @@ class Resumed(Rerun):
         self.home, self.channels, self.apart = route.home, route.channels, route.apart
         self.tensors = {name: array_of(routes.wiring, Home(name)) for name in self.channels.sliced}
         self.tensor = self.tensors[self.home.fed]
+        self.cost_bytes += sum(tensor.nbytes for tensor in self.tensors.values())
         self._into = spine.chain.feeds([*self.apart.crossings, self.channels.output])
         self.piece = routes.within[self.channels.output]
         heads = () if routes.goes_on(self.channels.output) else routes.in_flight([self.channels.output]) or ()

@@ -24,8 +24,9 @@ from onnx import numpy_helper
 from tiny_campaigns import chance, mlp, ran, samples, save, tables
 
 import onnxfi
-from onnxfi.campaign.execute import runner
+from onnxfi.campaign.execute import canary, runner
 from onnxfi.campaign.execute.export_trial import export_trial
+from onnxfi.campaign.execute.process_pool import Crew
 from onnxfi.campaign.execute.runner import plan, run
 from onnxfi.campaign.execute.trial_executor import Bench, CampaignError
 from onnxfi.campaign.plan import open_model
@@ -33,9 +34,13 @@ from onnxfi.campaign.plan.plan import make_plan, write_plan
 from onnxfi.campaign.results.store import Store, StoreError
 from onnxfi.campaign.spec.campaign import Campaign, Part
 from onnxfi.errors import DataError, EngineError, OnnxfiError, OutputError, ProviderError
+from onnxfi.faults.space import Target
+from onnxfi.graph.model import weight_arrays
 from onnxfi.graph.model.loading import load
 from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.engine import engines
 from onnxfi.runtime.engine.engines import OrtEngine, OrtSession
+from onnxfi.runtime.engine.lending import Loan
 from onnxfi.tasks.evaluation import evaluate
 from onnxfi.tasks.metrics import METRICS, Metric
 
@@ -124,6 +129,66 @@ def test_a_large_model_is_opened_from_a_draft_and_answers_alike(
     monkeypatch.setattr(open_model, "give_back", lambda: asked.append(True))
     monkeypatch.setattr(open_model, "faulty_bytes", lambda *_: pytest.fail("the whole model was put into memory"))
     assert [(r.outcome, r.metrics) for r in run(plain, here / "large.db")] == small and asked
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["in the file", "beside it"])
+def test_weights_are_held_by_the_runtime_alone(here: Path, monkeypatch: pytest.MonkeyPatch, beside: bool) -> None:
+    rng, width, layers = np.random.default_rng(0), 256, 12
+    body = " ".join(f"m{k} = MatMul(y{k}, w{k}) y{k + 1} = Relu(m{k})" for k in range(layers))
+    save(here, f"net (float[N,{width}] y0) => (float[N,{width}] y{layers}) {{ {body} }}")
+    net = onnx.load("g.onnx")
+    for k in range(layers):
+        weight = rng.standard_normal((width, width)).astype(np.float32) / 16
+        net.graph.initializer.append(numpy_helper.from_array(weight, f"w{k}"))
+    onnx.save(net, "g.onnx", save_as_external_data=beside, location="g.data", size_threshold=0)
+    np.savez("wide.npz", y0=rng.standard_normal((4, width)).astype(np.float32))
+    size, loans = layers * width * width * 4, list[Loan]()
+    monkeypatch.setattr(engines, "Loan", lambda given: loans.append(Loan(given)) or loans[-1])
+    wanted = campaign(model="g.onnx", data="wide.npz", trials=2 * layers)
+    usual = [(r.outcome, r.metrics, r.route) for r in run(wanted, here / "usual.db")]
+    loans.clear()
+    tracemalloc.start()
+    try:
+        running, found = run(wanted, here / "tight.db", kept_bytes=size // 4), []
+        for result in running:
+            found.append((result.outcome, result.metrics, result.route))
+            if len(found) == layers:
+                read = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, weight_arrays.__file__)])
+    finally:
+        tracemalloc.stop()
+    assert found == usual and {route for _, _, route in found} != {None}
+    lent = sum(array.nbytes for loan in loans for array in loan.arrays)
+    assert lent >= size and not any(array.any() for loan in loans for array in loan.arrays if array.nbytes >= 1 << 16)
+    assert sum(trace.size for trace in read.traces) <= size // 2, "of what was read, a few that are struck are kept"
+
+
+def test_processes_have_a_model_open_beside_each_other_where_there_is_room(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load("m.onnx")
+    assert open_model.beside(model, 1), "a small one always"
+    monkeypatch.setattr(open_model, "LARGE_BYTES", 1)
+    monkeypatch.setattr(open_model, "give_back", lambda: None)
+    assert open_model.beside(model, 2 * model.source.size) and not open_model.beside(model, 2 * model.source.size - 1)
+    order: list[str] = []
+    changes, submit = canary.changes, Crew.submit
+
+    def seen(bench: Bench, target: Target) -> bool:
+        order.append("here")
+        return changes(bench, target)
+
+    def given(crew: Crew, call: Any, *args: Any) -> Any:
+        order.append(call.__name__)
+        return submit(crew, call, *args)
+
+    monkeypatch.setattr(canary, "changes", seen)
+    monkeypatch.setattr(Crew, "submit", given)
+    ran(campaign(trials=4), here / "wide.db", workers=1)
+    assert order[:3] == ["ahead", "shown", "work"] and "here" in order
+    order.clear()
+    ran(campaign(trials=4), here / "tight.db", workers=1, kept_bytes=1)
+    assert order[:4] == ["int", "here", "shown", "work"]
+    assert tables(here / "tight.db") == tables(here / "wide.db")
 
 
 def test_where_there_is_no_room_for_a_draft_bytes_do(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
