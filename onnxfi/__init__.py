@@ -42,7 +42,7 @@ _NAMES = {
     "runtime.quantize.quantize": ("Quantised", "quantize"),
     "runtime.quantize.recipe": ("Recipe",),
     "runtime.inject.redraw": ("redrawn",),
-    "runtime.inject.activations": ("inject_flow", "instrument"),
+    "runtime.inject.activations": ("inject_activations", "instrument"),
     "runtime.inject.neurons": ("expose_neurons",),
     "runtime.inject.weights": ("inject", "inspect", "replay", "sample", "undo"),
 }
@@ -78,7 +78,7 @@ __all__ = [
     "expose_neurons",
     "fault_models",
     "inject",
-    "inject_flow",
+    "inject_activations",
     "inspect",
     "instrument",
     "load",
@@ -116,7 +116,7 @@ if TYPE_CHECKING:
     from onnxfi.graph.model.loading import Model, load
     from onnxfi.runtime.data.sources import open_data
     from onnxfi.runtime.engine.engines import OrtEngine
-    from onnxfi.runtime.inject.activations import inject_flow, instrument
+    from onnxfi.runtime.inject.activations import inject_activations, instrument
     from onnxfi.runtime.inject.neurons import expose_neurons
     from onnxfi.runtime.inject.redraw import redrawn
     from onnxfi.runtime.inject.weights import inject, inspect, replay, sample, undo

@@ -29,7 +29,7 @@ from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.dataflow.sample_axis import Layout
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.passes.fault_inputs import columns
-from onnxfi.graph.passes.instrument import Armed, Strike
+from onnxfi.graph.passes.instrument import ActivationFault, Armed
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.sources import open_data
 from onnxfi.runtime.engine.engines import OrtEngine
@@ -204,7 +204,7 @@ def _struck(
     flat = rows.reshape(len(rows), -1)
     element = flat.shape[1] // 2
     bits = sum(1 << k for k in (word.field("exponent") if word.is_float else range(word.bits)))
-    fed = columns(armed, [Strike(site, element, Mask(word.full & ~bits, bits))])
+    fed = columns(armed, [ActivationFault(site, element, Mask(word.full & ~bits, bits))])
     try:
         after = session.run(feeds | fed, [site.name])[site.name]
     except EngineError as error:

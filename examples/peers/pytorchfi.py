@@ -40,11 +40,11 @@ def main(folder: Path) -> None:
     tell(f"{drawn.drawn} weights set to zero", onnxfi.inject(model, drawn).data)
 
     # declare_neuron_fault_injection(batch=[3], layer_num=[0], dim1=[5], dim2=[6], dim3=[6], value=[1e4])
-    neurons = onnxfi.inject_flow(model, sites=["relu[5,6,6]@sample=3"], fault="set:value=10000")
+    neurons = onnxfi.inject_activations(model, sites=["relu[5,6,6]@sample=3"], fault="set:value=10000")
     tell("neuron relu[5,6,6] of sample 3 set to 10000", neurons.data)
 
     # random_inj_per_layer: a random neuron of every layer, in all samples
-    neurons = onnxfi.inject_flow(model, count=1, per_tensor=True, fault="set:value=1000", seed=3)
+    neurons = onnxfi.inject_activations(model, count=1, per_tensor=True, fault="set:value=1000", seed=3)
     tell("one neuron of each layer set to 1000", neurons.data)
 
 

@@ -12,8 +12,8 @@ from onnxfi.cli import options
 from onnxfi.cli.instrument import fusions, opset
 
 if TYPE_CHECKING:
-    from onnxfi.graph.passes.instrument import Strike
-    from onnxfi.runtime.inject.activations import Injected
+    from onnxfi.graph.passes.instrument import ActivationFault
+    from onnxfi.runtime.inject.activations import ActivationInjection
     from onnxfi.tasks.evaluation import Evaluation
 
 _MOST_LISTED = 10_000
@@ -25,7 +25,7 @@ def inject_activations(model: Path, given: dict[str, Any], *, as_json: bool, all
     from onnxfi.errors import EngineError
     from onnxfi.graph.model.loading import load
     from onnxfi.graph.write.output_file import check_place
-    from onnxfi.runtime.inject.activations import inject_flow
+    from onnxfi.runtime.inject.activations import inject_activations
     from onnxfi.tasks.evaluation import evaluate
 
     for name in ("faults", "save_faults"):
@@ -50,8 +50,8 @@ def inject_activations(model: Path, given: dict[str, Any], *, as_json: bool, all
     names = ("count", "per_tensor", "sites", "fault", "seed", "all", "inline", "body", "custom_ops")
     asked = {name: given[name] for name in names}
     asked |= {"selector": options.selector(given), "opset": opset(given), "data": fed, "batch": batch, **rates}
-    done = inject_flow(opened, out, **asked)
-    struck = {(s.activation.path, s.activation.name) for s in done.strikes}
+    done = inject_activations(opened, out, **asked)
+    struck = {(s.activation.path, s.activation.name) for s in done.inserted}
     done = replace(done, notes=(*done.notes, *fusions(opened, done.data, len(struck), given["custom_ops"])))
     if golden is not None and fed is not None:
         try:
@@ -76,8 +76,8 @@ def _rate(name: str, text: str) -> float:
         ) from None
 
 
-def _row(strike: Strike) -> dict[str, Any]:
-    from onnxfi.graph.passes.instrument import FOREVER
+def _row(strike: ActivationFault) -> dict[str, Any]:
+    from onnxfi.faults.sites import FOREVER
 
     a, mask = strike.activation, strike.mask
     row: dict[str, Any] = {"target": a.target.id, "index": strike.element, "sample": strike.sample}
@@ -86,7 +86,9 @@ def _row(strike: Strike) -> dict[str, Any]:
     return row
 
 
-def _document(model: str, digest: str, done: Injected, golden: Any, faulty: Any, failed: str) -> dict[str, Any]:
+def _document(
+    model: str, digest: str, done: ActivationInjection, golden: Any, faulty: Any, failed: str
+) -> dict[str, Any]:
     from onnxfi.graph.model.loading import load
 
     assert done.out is not None
@@ -94,7 +96,7 @@ def _document(model: str, digest: str, done: Injected, golden: Any, faulty: Any,
         "model": model, "digest": digest, "faulty_digest": load(done.out, allow_links=True).digest,
         "output": str(done.out), "seed": done.draw.seed, "population": done.population, "unit": done.space.unit,
         "population_bits": done.space.bits, "expected": done.draw.expected(done.space), "drawn": done.faults.events,
-        "faults": [_row(s) for s in done.strikes[:_MOST_LISTED]], "faults_total": len(done.strikes),
+        "faults": [_row(s) for s in done.inserted[:_MOST_LISTED]], "faults_total": len(done.inserted),
         "notes": list(done.notes),
     }  # fmt: skip
     return values | answers(golden, faulty, failed)
@@ -108,7 +110,7 @@ def answers(golden: Evaluation | None, faulty: Evaluation | None, failed: str) -
     return {"golden": golden.summary(), "faulty": faulty.summary() if faulty else {"error": failed}, **conditions}
 
 
-def _print(model: str, done: Injected, golden: Any, faulty: Any, failed: str) -> None:
+def _print(model: str, done: ActivationInjection, golden: Any, faulty: Any, failed: str) -> None:
     from onnxfi.cli.show import count, number, say, table
     from onnxfi.graph.passes.fault_inputs import site_text
     from onnxfi.tasks.metrics import METRICS
@@ -119,8 +121,8 @@ def _print(model: str, done: Injected, golden: Any, faulty: Any, failed: str) ->
     }.get(how.kind, f"{how.kind} {how.n:,}")  # fmt: skip
     say(f"{model}: values in flight, {rate}, seed {how.seed}")
     say(f"population {count(done.population, unit)} a sample, drawn {done.faults.events:,}")
-    rows = [(site_text(s), s.activation.target.dtype, _what(s)) for s in done.strikes[:10]]
-    table("Faults" + (" (the first 10)" if len(done.strikes) > 10 else ""), ("Site", "Dtype", "Becomes"), rows)
+    rows = [(site_text(s), s.activation.target.dtype, _what(s)) for s in done.inserted[:10]]
+    table("Faults" + (" (the first 10)" if len(done.inserted) > 10 else ""), ("Site", "Dtype", "Becomes"), rows)
     if golden is not None and faulty is not None:
         values = [
             (name, *(number(found.metrics.get(name), share=METRICS[name].share) for found in (golden, faulty)))
@@ -133,7 +135,7 @@ def _print(model: str, done: Injected, golden: Any, faulty: Any, failed: str) ->
     say(f"wrote {done.out}")
 
 
-def _what(strike: Strike) -> str:
+def _what(strike: ActivationFault) -> str:
     if strike.mask is None:
         return f"number * {strike.scale:g} + {strike.shift:g}"
     return f"(word & {strike.mask.keep:#x}) ^ {strike.mask.flip:#x}"

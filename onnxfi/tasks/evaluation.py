@@ -10,7 +10,7 @@ from typing import Any
 from onnxfi.errors import DataError, EngineError
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.model.loading import load
-from onnxfi.graph.spiking.time_axes import counted, counts_of
+from onnxfi.graph.spiking.time_axes import spike_count_output, with_spike_counts
 from onnxfi.graph.write.faulty_copy import Progress
 from onnxfi.runtime.data.sample_outputs import run_scores, sample_axes
 from onnxfi.runtime.data.sources import Data, open_data
@@ -79,8 +79,8 @@ def evaluate(
     0.0
     """
     if time_axis is not None:
-        spikes = counted(load(model, allow_links=True), output, time_axis)
-        model, output = spikes.source.data or b"", counts_of(spikes.proto)
+        spikes = with_spike_counts(load(model, allow_links=True), output, time_axis)
+        model, output = spikes.source.data or b"", spike_count_output(spikes.proto)
     kind = "auto" if time_axis is None else "counts"
     engine = engine or OrtEngine()
     dry_run(engine, model, data)

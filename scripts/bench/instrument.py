@@ -27,9 +27,9 @@ from onnxfi.faults.space import Selector
 from onnxfi.faults.words import Mask
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.passes.fault_inputs import columns
-from onnxfi.graph.passes.instrument import Strike
+from onnxfi.graph.passes.instrument import ActivationFault
 from onnxfi.runtime.engine.engines import OrtEngine
-from onnxfi.runtime.inject.activations import inject_flow, instrument
+from onnxfi.runtime.inject.activations import inject_activations, instrument
 
 ENGINE = OrtEngine(provider="cpu")
 
@@ -67,7 +67,7 @@ def network(path: Path, rounds: int, batch: int) -> None:
     for label, selector in selections.items():
         done = instrument(model, selector)
         session, armed = ENGINE.prepare(done.data), done.armed
-        strikes = [Strike(a, 7, Mask(0xFFFFFFFF, 1 << 20)) for a in armed.sites]
+        strikes = [ActivationFault(a, 7, Mask(0xFFFFFFFF, 1 << 20)) for a in armed.sites]
         states = {"disarmed": [], "one fault": strikes[len(strikes) // 2 :][:1], "all struck": strikes}
         for state, struck in states.items():
             if state != "all struck" or len(strikes) > 1:
@@ -114,8 +114,8 @@ def against_new_sessions(path: Path, rounds: int) -> None:
     session, armed = ENGINE.prepare(done.data), done.armed
     feeds = {session.inputs[0].name: np.random.default_rng(0).random((1, 3, 224, 224), dtype=np.float32)}
     site = armed.sites[len(armed.sites) // 2]
-    fed = columns(armed, [Strike(site, 7, Mask(0xFFFFFFFF, 1 << 20))])
-    faulty = inject_flow(model, sites=[f"{site.target.id}[7]:20"]).data
+    fed = columns(armed, [ActivationFault(site, 7, Mask(0xFFFFFFFF, 1 << 20))])
+    faulty = inject_activations(model, sites=[f"{site.target.id}[7]:20"]).data
     once = statistics.median(timed(lambda: session.run(feeds | fed)) for _ in range(rounds))
     anew = statistics.median(timed(lambda: ENGINE.prepare(faulty).run(feeds)) for _ in range(rounds))
     ratio = anew / once

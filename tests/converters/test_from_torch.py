@@ -173,7 +173,7 @@ def test_a_spiking_network_keeps_its_neurons_and_gives_the_same_spikes(here: Pat
     import torch
     from torch import nn
 
-    from onnxfi.graph.spiking.detect_neurons import find
+    from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
 
     class Spiking(nn.Module):
         def __init__(self) -> None:
@@ -189,5 +189,5 @@ def test_a_spiking_network_keeps_its_neurons_and_gives_the_same_spikes(here: Pat
 
     done = convert(Spiking(), here / "out.onnx", input_shape="N,6")
     assert done.largest == 0.0 and done.inputs[0].shape == ("N", 6)
-    assert [(layer.name, layer.trips) for layer in find(load(done.out)).layers] == [("lif1", 4)]
+    assert [(layer.name, layer.trips) for layer in find_spiking_layers(load(done.out)).layers] == [("lif1", 4)]
     assert {"fc1.weight": "fc1", "lif1.threshold": "lif1"}.items() <= layers(done.out).items()

@@ -22,15 +22,15 @@ from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.dataflow.sample_axis import layout_in
 from onnxfi.graph.model.loading import load, parse
 from onnxfi.graph.passes.fault_inputs import columns
-from onnxfi.graph.passes.instrument import Armed, Strike, arm, numbered
-from onnxfi.graph.passes.loop_counters import count_steps
+from onnxfi.graph.passes.instrument import ActivationFault, Armed, arm, check_value_formats
+from onnxfi.graph.passes.loop_counters import add_iteration_counts
 from onnxfi.graph.write.faulty_copy import edits, place, write
 from onnxfi.graph.write.scratch_folder import scratch
 from onnxfi.runtime.data.batches import Batch, Data
 from onnxfi.runtime.data.sample_outputs import scored, stacked
 from onnxfi.runtime.engine.engines import Engine
 from onnxfi.runtime.engine.model_io import Array
-from onnxfi.runtime.inject.activations import bake_into, strikes
+from onnxfi.runtime.inject.activations import activation_faults, bake_into
 from onnxfi.runtime.partial.split_execution import Staged, prepare_stages, strike
 
 if TYPE_CHECKING:
@@ -112,11 +112,11 @@ class Flown:
         self._check_steps(inside, found, batch)
         return {name: found[name] for name in wanted}
 
-    def _strikes(self, inside: Mapping[str, Faults], batch: Batch) -> list[Strike]:
+    def _strikes(self, inside: Mapping[str, Faults], batch: Batch) -> list[ActivationFault]:
         """The faults in bodies, their samples counted within the batch."""
         out = []
         for mine in inside.values():
-            for one in strikes(mine, self.reach.flying):
+            for one in activation_faults(mine, self.reach.flying):
                 if one.sample is None:
                     out.append(one)
                 elif batch.start <= one.sample < batch.start + batch.size:
@@ -158,11 +158,11 @@ def _staged(
     inside, turns = [a for a in rows if a.path], dict[str, str]()
     armed: list[Armed] = []
     if inside:
-        proto, counters = count_steps(proto)
+        proto, counters = add_iteration_counts(proto)
         turns = {a.target.id: counters[a.path] for a in inside if a.path in counters}
         armed.append(arm(proto, inside))
         if values:
-            armed.append(arm(armed[0].proto, [a for a in numbered(inside) if not a.why_not], values=True))
+            armed.append(arm(armed[0].proto, [a for a in check_value_formats(inside) if not a.why_not], values=True))
         proto = _fed(armed)
     if folder is None and reach.model.path is not None:
         folder = reach.model.path.parent
@@ -228,7 +228,7 @@ def bake_trial(reach: Reach, faults: Faults, stored: Faults, out: Path) -> None:
             raise FaultError("faults in stored words and in flight cannot be exported together with external data")
         faulty = write(model, edits(model, stored, place(model, stored)[1]), None).data
         model = load(faulty or b"")
-    struck = strikes(faults, rows)
+    struck = activation_faults(faults, rows)
     bake_into(model, [s if s.sample is None or not fixed else replace(s, sample=s.sample % fixed) for s in struck], out)
 
 

@@ -26,11 +26,11 @@ from onnxfi.graph.model.dequantize import with_reals
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.model.neuron_table import refuse_binding, series
 from onnxfi.graph.passes.bit_arithmetic import opset_of
-from onnxfi.graph.passes.instrument import numbered, reachable
+from onnxfi.graph.passes.instrument import check_value_formats, check_word_formats
 from onnxfi.graph.write.faulty_copy import bound, place
 from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.model_io import ORT_TYPES, shape_text
-from onnxfi.runtime.inject.shape_query import asked, counted
+from onnxfi.runtime.inject.shape_query import complete_by_running, loop_iterations
 
 _READ = {name for name, _ in ORT_TYPES.values()}
 
@@ -69,7 +69,7 @@ class Reach:
         if not any(aim.flies for aim in aims):
             return cls(model, model.targets)
         plain = {a.target.id: a for a in activations(model)}
-        rows = _readable(model, asked(model, parse(model), _rows(model, data), data, custom_ops))
+        rows = _readable(model, complete_by_running(model, parse(model), _rows(model, data), data, custom_ops))
         steps = _steps(model, rows, data, custom_ops)
         steps |= {name: len(one) for name, one in series(model.proto).items()}
         shapes = {a.target.id: a.target.shape for a in rows if a.shaped and not _alike(a, plain.get(a.target.id))}
@@ -201,7 +201,7 @@ class Reach:
         for a in chosen:
             spent = event.spend(1, a.target.word) if event.draws else event.each
             places = range(a.target.word.bits - spent.width() + 1) if spent.unit == "bit" else (0,)
-            able = isinstance(spent, (Scale, Add)) and not numbered([a])[0].why_not
+            able = isinstance(spent, (Scale, Add)) and not check_value_formats([a])[0].why_not
             if a.path and not able and any(spent.mask(a.target.word, bit) is None for bit in places):
                 raise SelectorError(
                     f"{a.target.id!r} lies in a body, where {event} on {a.target.dtype} cannot be fed; leave it out "
@@ -284,7 +284,11 @@ def _readable(model: Model, rows: Sequence[Activation]) -> list[Activation]:
         if a.why_not:
             out.append(a)
         elif a.path:
-            out += reachable([a], opset) if opset >= 11 else [replace(a, why_not=f"it lies in a body of opset {opset}")]
+            out += (
+                check_word_formats([a], opset)
+                if opset >= 11
+                else [replace(a, why_not=f"it lies in a body of opset {opset}")]
+            )
         else:
             out.append(a if a.target.dtype in _READ else replace(a, why_not="its format cannot be read from a run"))
     return out
@@ -295,7 +299,7 @@ def _steps(model: Model, rows: Sequence[Activation], data: Data | None, custom_o
     if not any(a.loop for a in rows):
         return {}
     try:
-        turns = counted(model, data, custom_ops, steady=True)
+        turns = loop_iterations(model, data, custom_ops, steady=True)
     except EngineError:
         return {}
     return {a.target.id: turns[a.path] for a in rows if turns.get(a.path)}

@@ -12,11 +12,11 @@ from onnxfi.campaign.execute.memory_limit import give_back
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import EngineError, OutputError
 from onnxfi.graph.model.loading import Model, load
-from onnxfi.graph.spiking.time_axes import counted, counts_of
+from onnxfi.graph.spiking.time_axes import spike_count_output, with_spike_counts
 from onnxfi.graph.write.faulty_copy import Edits, faulty_bytes, write_draft
 from onnxfi.graph.write.scratch_folder import scratch
 from onnxfi.runtime.engine.engines import Engine, Session
-from onnxfi.runtime.inject.neurons import opened
+from onnxfi.runtime.inject.neurons import with_exposed_neurons
 
 #: From this size on, a model's memory matters more than the time that it takes to have it from the system.
 LARGE_BYTES = 64 << 20
@@ -40,9 +40,9 @@ def reopen(path: str, said: Mapping[str, Any]) -> Model:
     if sum(source.size for source in model.sources) >= LARGE_BYTES:
         give_back()
     if said.get("expose", False):
-        model = opened(model, said.get("neurons"))
+        model = with_exposed_neurons(model, said.get("neurons"))
     if said.get("time_axis") is not None:
-        model = counted(model, said.get("output"), said["time_axis"])
+        model = with_spike_counts(model, said.get("output"), said["time_axis"])
     if said.get("layers", "modules") == "tensors":
         model = replace(model, targets=tuple(replace(target, layer=target.id) for target in model.targets))
     return model
@@ -56,7 +56,7 @@ def beside(model: Model, kept_bytes: int) -> bool:
 
 def output_of(campaign: Campaign, model: Model) -> str | None:
     """The output that a campaign asks to be scored: of spikes over time their counts."""
-    return campaign.output if campaign.time_axis is None else counts_of(model.proto)
+    return campaign.output if campaign.time_axis is None else spike_count_output(model.proto)
 
 
 def changed(engine: Engine, model: Model, change: Edits) -> Session:

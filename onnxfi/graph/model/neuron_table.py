@@ -56,9 +56,9 @@ def series(proto: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
     """The values in flight of an unrolled layer's neurons, step by step, under the names that they have in a loop.
 
     >>> from onnxfi.graph.model.loading import load
-    >>> from onnxfi.graph.spiking.detect_neurons import find
+    >>> from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
     >>> from onnxfi.graph.passes.expose_neurons import expose
-    >>> made = expose(load(model := "models/fashion_snn.onnx"), find(load(model)))
+    >>> made = expose(load(model := "models/fashion_snn.onnx"), find_spiking_layers(load(model)))
     >>> [(name, len(steps), steps[-1]) for name, steps in series(made).items()][-2:]
     [('lif3/membrane', 8, 'lif3/membrane/7'), ('lif3/spiking', 8, 'lif3/spike/7')]
     """
@@ -80,9 +80,10 @@ def by_step(proto: onnx.ModelProto, sites: Sequence[str]) -> list[str]:
     """Sites as they are written, those in a series as sites in its steps; SelectorError for a step that is not there.
 
     >>> from onnxfi.graph.model.loading import load
-    >>> from onnxfi.graph.spiking.detect_neurons import find
+    >>> from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
     >>> from onnxfi.graph.passes.expose_neurons import expose
-    >>> by_step(expose(load(model := "models/fashion_snn.onnx"), find(load(model))), ["lif2/membrane[100]@from=6:30"])
+    >>> model = load("models/fashion_snn.onnx")
+    >>> by_step(expose(model, find_spiking_layers(model)), ["lif2/membrane[100]@from=6:30"])
     ['lif2/membrane/6[100]:30', 'lif2/membrane/7[100]:30']
     """
     known, out = series(proto), list[str]()

@@ -15,7 +15,7 @@ from onnxfi.graph.dataflow.activation_targets import graphs
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.model.neuron_table import table
 from onnxfi.graph.partition.subgraph import Cut, Wiring, backward, crossing
-from onnxfi.graph.spiking.detect_neurons import find
+from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
 from onnxfi.graph.spiking.pattern_graph import MAKES_SPIKES
 
 Fronts = tuple[tuple[str, ...], ...]
@@ -42,7 +42,9 @@ def fronts(model: Model) -> Fronts:
     if MAKES_SPIKES.isdisjoint(node.op_type for _, graph, _ in graphs(model.proto) for node in graph.node):
         return ()
     try:
-        return tuple(tuple(step.spike for step in layer.steps) for layer in find(model).layers if not layer.path)
+        return tuple(
+            tuple(step.spike for step in layer.steps) for layer in find_spiking_layers(model).layers if not layer.path
+        )
     except ModelError:
         return ()
 

@@ -30,7 +30,7 @@ from onnxfi.graph.model.protobuf_scan import token
 from onnxfi.graph.model.targets import DATA_TYPES
 from onnxfi.graph.model.weight_arrays import Stored
 from onnxfi.graph.partition.hollow_model import hollow, where_it_lies
-from onnxfi.graph.passes.insert_nodes import taken
+from onnxfi.graph.passes.insert_nodes import used_names
 from onnxfi.graph.write.byte_edits import Splice
 from onnxfi.graph.write.faulty_copy import Edits, faulty_bytes
 
@@ -236,7 +236,7 @@ def _halves(skeleton: onnx.ModelProto) -> frozenset[str]:
 
 def _homes(skeleton: onnx.ModelProto) -> Iterator[tuple[int, Home]]:
     """The home of each dense tensor by its record's number, which the skeleton bears."""
-    names = taken(skeleton)
+    names = used_names(skeleton)
     prefix = next(name for k in count(1) for name in [f"onnxfi.inside{k}"] if name not in names)
     for tensor in skeleton.graph.initializer:
         yield token(tensor.doc_string), Home(tensor.name)

@@ -130,7 +130,7 @@ def tensor(values: Any, word: str = "int64") -> onnx.TensorProto:
     return helper.make_tensor("", NUMBER[word], array.shape, array.tobytes(), raw=True)
 
 
-def strike(g: Nodes, word: Word, body: str, value: str, keep: str, flip: str, *, short: bool = False) -> str:
+def apply_mask(g: Nodes, word: Word, body: str, value: str, keep: str, flip: str, *, short: bool = False) -> str:
     """Add the body: `value` [N,K] of this format, masks int64 [S,K] with S 1 or N; returns the struck numbers [N,K].
 
     In the portable body of floats and integers `keep` and `flip` are planes (`planes`), bool [bits,S,K], true where the
@@ -226,7 +226,7 @@ def _integer(g: Nodes, word: Word, value: str, keep: str, flip: str) -> str:
     if bits > 32:
         upper = g.cast(_weighted(g, zeros, high, "float64"), "int64")
         number = g.add("Add", g.add("Mul", upper, g.constant(1 << 32)), number)
-    return g.cast(number, carried(word))
+    return g.cast(number, transport_format(word))
 
 
 def _sign(g: Nodes, value: str, word: str) -> str:
@@ -361,7 +361,7 @@ def _float8(g: Nodes, word: Word, value: str, keep: str, flip: str) -> str:
     return g.add("Gather", g.constant(table, "float32"), result)
 
 
-def carried(word: Word) -> str:
+def transport_format(word: Word) -> str:
     """The format in which a tensor travels through gather and scatter, which have no kernels for narrow ones."""
     if word.is_float and word.bits == 8:
         return "float32"
@@ -370,23 +370,23 @@ def carried(word: Word) -> str:
     return word.name
 
 
-def there_and_back(g: Nodes, word: Word, value: str, *, back: bool = False, name: str = "") -> str:
+def convert_transport(g: Nodes, word: Word, value: str, *, back: bool = False, name: str = "") -> str:
     """Convert a whole tensor to the format in which it travels, or back from it."""
-    if carried(word) == word.name:
+    if transport_format(word) == word.name:
         return value
     exact = {"saturate": 0} if back and word.is_float else {}
-    return g.add("Cast", value, to=NUMBER[word.name if back else carried(word)], name=name, **exact)
+    return g.add("Cast", value, to=NUMBER[word.name if back else transport_format(word)], name=name, **exact)
 
 
 __all__ = [
     "NUMBER",
     "Nodes",
+    "apply_mask",
     "body_for",
-    "carried",
+    "convert_transport",
     "opset_of",
     "plane_values",
     "planes",
-    "strike",
     "tensor",
-    "there_and_back",
+    "transport_format",
 ]

@@ -25,18 +25,18 @@ from onnxfi.graph.dataflow.activation_targets import graphs
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.model.neuron_table import TABLE, table
 from onnxfi.graph.model.protobuf_scan import text
-from onnxfi.graph.spiking.detect_neurons import Spiking, SpikingLayer, Step, Variable
+from onnxfi.graph.spiking.detect_neurons import SpikingLayer, SpikingLayers, Step, Variable
 
 if TYPE_CHECKING:
     import onnx
 
 
-def expose(model: Model, found: Spiking) -> onnx.ModelProto:
+def expose(model: Model, found: SpikingLayers) -> onnx.ModelProto:
     """The model with its neurons exposed. Raises ModelError where that is done, or a layer's shape is not known.
 
     >>> from onnxfi.graph.model.loading import load
-    >>> from onnxfi.graph.spiking.detect_neurons import find
-    >>> made = expose(load(model := "models/fashion_snn.onnx"), find(load(model)))
+    >>> from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
+    >>> made = expose(load(model := "models/fashion_snn.onnx"), find_spiking_layers(load(model)))
     >>> [target.id for target in load(made).targets if target.id.startswith("lif3/")]
     ['lif3/threshold', 'lif3/leak', 'lif3/reset', 'lif3/spike']
     """

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import FaultError, SelectorError
+from onnxfi.faults.sites import FOREVER
 from onnxfi.faults.words import Mask
 from onnxfi.graph.dataflow.activation_targets import Activation
-from onnxfi.graph.passes.instrument import FOREVER, Armed, Strike
+from onnxfi.graph.passes.instrument import ActivationFault, Armed
 
 Columns = dict[str, NDArray[Any]]
 #: What becomes of elements: a mask for the word, or a scale and a shift for the number.
@@ -27,7 +28,11 @@ _Cell = dict[int, Mask | tuple[float, float]]
 
 
 def columns(
-    armed: Armed, strikes: Sequence[Strike], *, batch: int | None = None, trips: Mapping[str, int] | None = None
+    armed: Armed,
+    strikes: Sequence[ActivationFault],
+    *,
+    batch: int | None = None,
+    trips: Mapping[str, int] | None = None,
 ) -> Columns:
     """What to feed so that these faults strike; nothing but empty columns where there are none.
 
@@ -37,16 +42,16 @@ def columns(
 
     >>> from onnxfi.faults.space import Selector
     >>> from onnxfi.graph.dataflow.activation_targets import activations, choose
-    >>> from onnxfi.graph.passes.instrument import arm
+    >>> from onnxfi.graph.passes.instrument import ActivationFault, arm
     >>> from onnxfi.graph.model.loading import load, parse
     >>> model = load("models/fashion_cnn.onnx")
     >>> armed = arm(parse(model), choose(activations(model), Selector(include=("=relu",))).activations)
-    >>> fed = columns(armed, [Strike(armed.sites[0], 7, Mask(0xFFFFFFFF, 1 << 30))])
+    >>> fed = columns(armed, [ActivationFault(armed.sites[0], 7, Mask(0xFFFFFFFF, 1 << 30))])
     >>> {name: column.tolist() for name, column in fed.items()}["onnxfi.flip"]
     [[1073741824]]
     """
     number = {(a.path, a.name): k for k, a in enumerate(armed.sites)}
-    by_site: dict[int, list[Strike]] = {}
+    by_site: dict[int, list[ActivationFault]] = {}
     for strike in strikes:
         a = strike.activation
         if (a.path, a.name) not in number:
@@ -91,7 +96,7 @@ def _laid_out(armed: Armed, slots: Sequence[tuple[int, int, int, list[_Cell]]], 
     return {f"{armed.prefix}.{name}": (made | steps)[name] for name in wanted}
 
 
-def _intervals(strikes: Sequence[Strike]) -> list[tuple[int, int, list[Strike]]]:
+def _intervals(strikes: Sequence[ActivationFault]) -> list[tuple[int, int, list[ActivationFault]]]:
     """The iterations cut where some fault begins or ends, and the faults of each piece."""
     edges = sorted({s.first for s in strikes} | {s.last + 1 for s in strikes})
     pieces = []
@@ -102,7 +107,7 @@ def _intervals(strikes: Sequence[Strike]) -> list[tuple[int, int, list[Strike]]]
     return pieces
 
 
-def _rows(strikes: Sequence[Strike], rows: int) -> list[_Cell]:
+def _rows(strikes: Sequence[ActivationFault], rows: int) -> list[_Cell]:
     """For each row what becomes of every struck element, faults of one element merged in order."""
     cells: list[_Cell] = [{} for _ in range(rows)]
     for s in strikes:
@@ -117,7 +122,7 @@ def _rows(strikes: Sequence[Strike], rows: int) -> list[_Cell]:
     return cells
 
 
-def _check(armed: Armed, s: Strike, batch: int | None, trips: int | None) -> None:
+def _check(armed: Armed, s: ActivationFault, batch: int | None, trips: int | None) -> None:
     a = s.activation
     where = site_text(s)
     if s.mask is None and not armed.values:
@@ -129,11 +134,11 @@ def _check(armed: Armed, s: Strike, batch: int | None, trips: int | None) -> Non
         raise FaultError(f"{where}: a mask cannot be fed to a file whose numbers are changed; instrument it without")
     if s.mask is not None and (s.mask.keep >> a.target.word.bits or s.mask.flip >> a.target.word.bits):
         raise FaultError(f"{where}: the mask has more than the {a.target.word.bits} bits of {a.target.dtype}")
-    check_place(a, s, batch)
-    check_step(s, trips)
+    check_location(a, s, batch)
+    check_iteration(s, trips)
 
 
-def check_step(s: Strike, trips: int | None) -> None:
+def check_iteration(s: ActivationFault, trips: int | None) -> None:
     """Refuse a step that does not come, where it is known how often the loop turns."""
     if trips == 0:
         raise SelectorError(f"{site_text(s)}: the loop does not turn on this data, so it has no step")
@@ -141,7 +146,7 @@ def check_step(s: Strike, trips: int | None) -> None:
         raise SelectorError(f"{site_text(s)}: the loop has {trips} iterations, steps are 0 to {trips - 1}")
 
 
-def check_place(a: Activation, s: Strike, batch: int | None) -> None:
+def check_location(a: Activation, s: ActivationFault, batch: int | None) -> None:
     """Refuse an element, sample or step that is not there."""
     where = site_text(s)
     if s.element < 0 or (a.shaped and s.element >= a.target.size):
@@ -157,7 +162,7 @@ def check_place(a: Activation, s: Strike, batch: int | None) -> None:
         raise SelectorError(f"{where}: steps count from 0")
 
 
-def site_text(s: Strike) -> str:
+def site_text(s: ActivationFault) -> str:
     """How a message names the place of a fault."""
     sample = "" if s.sample is None else f"@sample={s.sample}"
     step = "" if (s.first, s.last) == (0, FOREVER) else f"@step={s.first}"

@@ -1,6 +1,6 @@
 """The fault operators: model-local functions in the domain `onnxfi`, made of standard nodes alone.
 
-`Strike` takes a tensor and gives it back with some of its words changed to `(word & keep) ^ flip`. It gathers the
+`InjectFault` takes a tensor and gives it back with some of its words changed to `(word & keep) ^ flip`. It gathers the
 faulty elements, runs the body (bit_arithmetic.py) on those, and scatters them back, in place where the runtime can
 prove that it may.
 
@@ -12,7 +12,8 @@ Three forms, one operator per number format, body and place of the batch axis:
 - *sampled*: baked, each fault in one sample of the batch; a sample beyond the batch fails loudly.
 
 Each may have a gate: the iteration of the loop in which it sits, with the first and last one that is struck. And each
-exists for values as well (`Scale`, `Scaled`): the number becomes `number * scale + shift`, where no mask says a fault.
+exists for values as well (`InjectScale`, `FixedScale`): the number becomes `number * scale + shift`, where no mask
+describes a fault.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from onnxfi.faults.words import Word
 from onnxfi.graph.passes.bit_arithmetic import (
     NUMBER,
     Nodes,
+    apply_mask,
     body_for,
-    carried,
-    strike,
+    convert_transport,
     takes_words,
     tensor,
-    there_and_back,
+    transport_format,
 )
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Operator:
 
     >>> from onnxfi.faults.words import WORDS
     >>> Operator(WORDS["float32"], 17).name
-    'Strike_float32'
+    'InjectFault_float32'
     """
 
     word: Word
@@ -64,7 +65,7 @@ class Operator:
     @property
     def name(self) -> str:
         """The function's name: what it does to which format."""
-        verbs = ("Scale", "Scaled") if self.valued else ("Strike", "Struck")
+        verbs = ("InjectScale", "FixedScale") if self.valued else ("InjectFault", "FixedFault")
         verb = verbs[self.form != "armed"]
         verb += "Sample" if self.form == "sampled" else ""
         tail = ("_whole" if self.whole else "") + ("_step" if self.gated else "")
@@ -109,10 +110,10 @@ class Operator:
         from onnx import helper
 
         g = Nodes(self.opset)
-        x = there_and_back(g, self.word, "x")
+        x = convert_transport(g, self.word, "x")
         {"armed": self._armed, "baked": self._baked, "sampled": self._sampled}[self.form](g, x)
         if g.nodes[-1].output[0] != "y":
-            there_and_back(g, self.word, g.nodes[-1].output[0], back=True, name="y")
+            convert_transport(g, self.word, g.nodes[-1].output[0], back=True, name="y")
         opset = helper.make_opsetid("", self.opset)
         attributes = ["number"] if self.form == "armed" else []
         return helper.make_function(
@@ -122,7 +123,7 @@ class Operator:
 
     @property
     def _end(self) -> str:
-        return "y" if carried(self.word) == self.word.name else ""
+        return "y" if transport_format(self.word) == self.word.name else ""
 
     def _flat(self, g: Nodes, x: str) -> str:
         return g.add("Flatten", x, axis=0 if self.whole else 1)
@@ -154,7 +155,9 @@ class Operator:
             struck = then.cast(struck, "float32")
         idle = Nodes(self.opset, "idle_")
         nowhere = idle.constant(np.zeros((0, 0)), name="idle_at")
-        nothing = idle.constant(np.zeros((0, 0)), "float32" if self._widens else carried(self.word), name="idle_value")
+        nothing = idle.constant(
+            np.zeros((0, 0)), "float32" if self._widens else transport_format(self.word), name="idle_value"
+        )
         pair = [g.prefix + "at", g.prefix + "struck"]
         g.nodes.append(
             helper.make_node(
@@ -174,7 +177,7 @@ class Operator:
     def _branch(self, g: Nodes, name: str, at: str, value: str) -> onnx.GraphProto:
         from onnx import helper
 
-        word = "float32" if self._widens else carried(self.word)
+        word = "float32" if self._widens else transport_format(self.word)
         outputs = [helper.make_tensor_value_info(n, NUMBER[w], [None, None]) for n, w in ((at, "int64"), (value, word))]
         return helper.make_graph(g.nodes, name, [], outputs)
 
@@ -222,7 +225,7 @@ class Operator:
         if not self.gated:
             return self._change(g, value)
         then, other = Nodes(self.opset, "now_"), Nodes(self.opset, "later_")
-        word = "float32" if self._widens else carried(self.word)
+        word = "float32" if self._widens else transport_format(self.word)
         struck, same = self._change(then, value), other.add("Identity", value)
         if self._widens:
             struck, same = then.cast(struck, word), other.cast(same, word)
@@ -236,7 +239,7 @@ class Operator:
     def _change(self, g: Nodes, value: str, given: Sequence[str] = (), *, short: bool = False) -> str:
         first, second = given or self.change
         if not self.valued:
-            return strike(g, self.word, self.kind, value, first, second, short=short)
+            return apply_mask(g, self.word, self.kind, value, first, second, short=short)
         word = self.word
         exact = value if word.name == "float64" else g.cast(value, "float64")
         number = g.add("Add", g.add("Mul", exact, first), second)
@@ -245,7 +248,7 @@ class Operator:
             high = (1 << (word.bits - int(word.signed))) - 1
             number = g.add("Where", g.add("IsNaN", number), g.constant(0, "float64"), g.add("Round", number))
             number = g.add("Max", g.add("Min", number, g.constant(high, "float64")), g.constant(low, "float64"))
-        return number if word.name == "float64" else g.cast(number, carried(word))
+        return number if word.name == "float64" else g.cast(number, transport_format(word))
 
 
 _DOCS = {

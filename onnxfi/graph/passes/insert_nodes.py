@@ -1,6 +1,6 @@
 """Rewiring: insert nodes behind tensors of a graph and of the bodies inside it, so that every user sees the new value.
 
-A tensor keeps its name behind what is inserted; what its node puts out becomes `NAME.golden`. Inside a body the
+A tensor keeps its name behind what is inserted; what its node puts out becomes `NAME.fault_free`. Inside a body the
 iteration of the nearest loop is at hand: a Loop has it, a Scan is given a state that counts.
 """
 
@@ -27,7 +27,7 @@ class _Edit:
 
     inserts: Mapping[tuple[str, str], Insert]
     types: Mapping[tuple[str, str], onnx.TypeProto]
-    taken: set[str]
+    used_names: set[str]
     opset: int
     placed: set[tuple[str, str]] = field(default_factory=set)
     #: What value_info says already, at the top.
@@ -35,9 +35,9 @@ class _Edit:
 
     def fresh(self, name: str) -> str:
         unique, number = name, 2
-        while unique in self.taken:
+        while unique in self.used_names:
             unique, number = f"{name}{number}", number + 1
-        self.taken.add(unique)
+        self.used_names.add(unique)
         return unique
 
 
@@ -48,7 +48,7 @@ def edit(
 
     `types` says what value_info is to tell of both sides.
     """
-    state = _Edit(inserts, types, taken(proto), opset_of(proto))
+    state = _Edit(inserts, types, used_names(proto), opset_of(proto))
     graph = proto.graph
     state.said.update(v.name for v in (*graph.value_info, *graph.output, *graph.input))
     _edit_graph(state, proto.graph, "", "")
@@ -57,11 +57,11 @@ def edit(
         raise ModelError(f"{missing[0]!r} was not found in the graph, so it cannot be struck; inline functions first")
 
 
-def taken(proto: onnx.ModelProto) -> set[str]:
+def used_names(proto: onnx.ModelProto) -> set[str]:
     """Return all names that a model uses, and what they begin with before a dot: no new name, and no new prefix.
 
     >>> import onnx
-    >>> {"conv1", "conv1.weight", "relu"} <= taken(onnx.load("models/fashion_cnn.onnx"))
+    >>> {"conv1", "conv1.weight", "relu"} <= used_names(onnx.load("models/fashion_cnn.onnx"))
     True
     """
     found = set[str]()
@@ -97,9 +97,9 @@ def _edit_graph(state: _Edit, graph: onnx.GraphProto, path: str, step: str) -> N
         out.append(node)
         for k, name in enumerate(node.output):
             if name in here and (path, name) not in state.placed:
-                golden = state.fresh(f"{name}.golden")
-                node.output[k] = golden
-                out += _behind(state, graph, path, name, golden, name, step)
+                fault_free = state.fresh(f"{name}.fault_free")
+                node.output[k] = fault_free
+                out += _behind(state, graph, path, name, fault_free, name, step)
     if len(out) > len(graph.node):
         kept = [_clone(n) for n in out]
         del graph.node[:]
@@ -142,7 +142,7 @@ def _inputs(state: _Edit, graph: onnx.GraphProto, here: set[str], step: str) -> 
             continue
         if value.name in outputs:
             raise ModelError(f"{value.name!r} is input and output of the graph at once, so it cannot be struck")
-        struck = state.fresh(f"{value.name}.struck")
+        struck = state.fresh(f"{value.name}.faulty")
         for node in graph.node:
             _rename(node, value.name, struck)
         out += _behind(state, graph, "", value.name, value.name, struck, step)

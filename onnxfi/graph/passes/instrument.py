@@ -2,7 +2,7 @@
 
 The result is a plain ONNX model: standard nodes and model-local functions (fault_operators.py). A faulty tensor keeps
 its name, so that every user, every graph output and every body that captures it sees the faulty value; the output of
-its node is renamed `NAME.golden`. A faulty graph input keeps its name too, and its users read `NAME.struck`.
+its node is renamed `NAME.fault_free`. A faulty graph input keeps its name too, and its users read `NAME.faulty`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxfi.errors import FaultError, ModelError
+from onnxfi.faults.sites import FOREVER
 from onnxfi.faults.words import Mask
 from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.dataflow.sample_axis import SampleAxis
 from onnxfi.graph.passes.bit_arithmetic import NUMBER, Nodes, body_for, opset_of, plane_values, planes, tensor
 from onnxfi.graph.passes.fault_operators import DOMAIN, Operator, check_values
-from onnxfi.graph.passes.insert_nodes import Insert, edit, taken
+from onnxfi.graph.passes.insert_nodes import Insert, edit, used_names
 
 if TYPE_CHECKING:
     import onnx
 
-#: The last iteration of any loop.
-FOREVER = (1 << 63) - 1
 _STEPS = ("first", "last")
 _LARGEST = (1 << 31) - 1
 
@@ -55,7 +54,7 @@ class Armed:
 
 
 @dataclass(frozen=True)
-class Strike:
+class ActivationFault:
     """One fault that the file is to have: an element of a tensor in flight (flat; within a sample where it has a batch
     axis), and a mask, or `scale` and `shift`; in all samples or one; in the iterations from `first` to `last`."""
 
@@ -69,7 +68,7 @@ class Strike:
     last: int = FOREVER
 
 
-def reachable(rows: Iterable[Activation], opset: int, body: str = "auto") -> tuple[Activation, ...]:
+def check_word_formats(rows: Iterable[Activation], opset: int, body: str = "auto") -> tuple[Activation, ...]:
     """The activations with those marked whose format no body strikes at this opset."""
     return tuple(a if a.why_not else replace(a, why_not=_unreachable(a, opset, body)) for a in rows)
 
@@ -82,7 +81,7 @@ def _unreachable(a: Activation, opset: int, body: str) -> str:
     return ""
 
 
-def numbered(rows: Iterable[Activation]) -> tuple[Activation, ...]:
+def check_value_formats(rows: Iterable[Activation]) -> tuple[Activation, ...]:
     """The activations with those marked whose numbers no scale and shift can change."""
     return tuple(a if a.why_not else replace(a, why_not=_unnumbered(a)) for a in rows)
 
@@ -135,7 +134,7 @@ def _row(number: int, a: Activation) -> dict[str, object]:
 
 
 def bake(
-    proto: onnx.ModelProto, faults: Sequence[Strike], *, body: str = "auto", inline: bool = False
+    proto: onnx.ModelProto, faults: Sequence[ActivationFault], *, body: str = "auto", inline: bool = False
 ) -> onnx.ModelProto:
     """A copy of a model that has these faults: indices and masks are constants.
 
@@ -169,9 +168,9 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     return made
 
 
-def _groups(faults: Sequence[Strike]) -> list[list[Strike]]:
+def _groups(faults: Sequence[ActivationFault]) -> list[list[ActivationFault]]:
     """Faults of one tensor that one operator strikes; faults of one word are merged, in order."""
-    groups: dict[tuple[bool, bool, int, int], dict[tuple[int | None, int], Strike]] = {}
+    groups: dict[tuple[bool, bool, int, int], dict[tuple[int | None, int], ActivationFault]] = {}
     for f in faults:
         group = groups.setdefault((f.sample is not None, f.mask is None, f.first, f.last), {})
         place = (f.sample, f.element)
@@ -189,7 +188,7 @@ def _baked_step(
     proto: onnx.ModelProto,
     functions: dict[str, onnx.FunctionProto],
     a: Activation,
-    group: list[Strike],
+    group: list[ActivationFault],
     opset: int,
     body: str,
 ) -> Insert:
@@ -216,7 +215,7 @@ def _baked_step(
     return insert
 
 
-def _masks(g: Nodes, operator: Operator, group: list[Strike]) -> list[str]:
+def _masks(g: Nodes, operator: Operator, group: list[ActivationFault]) -> list[str]:
     if operator.valued:
         return [g.constant([[getattr(f, n) for f in group]], "float64") for n in ("scale", "shift")]
     rows = [[f.mask or Mask(operator.word.full, 0) for f in group]]
@@ -314,7 +313,7 @@ def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def _prefix(proto: onnx.ModelProto) -> str:
     """`onnxfi`, or `onnxfi2`, … where the model has such names: it is armed already, or came so."""
-    names, keys = taken(proto), {entry.key for entry in proto.metadata_props}
+    names, keys = used_names(proto), {entry.key for entry in proto.metadata_props}
     wanted = (DOMAIN + (str(number) if number > 1 else "") for number in count(1))
     return next(name for name in wanted if name not in names and f"{name}.sites" not in keys)
 
@@ -387,4 +386,4 @@ def _check(proto: onnx.ModelProto) -> None:
         )
 
 
-__all__ = ["FOREVER", "Armed", "Strike", "arm", "bake", "numbered", "opset_of", "reachable"]
+__all__ = ["ActivationFault", "Armed", "arm", "bake", "check_value_formats", "check_word_formats", "opset_of"]

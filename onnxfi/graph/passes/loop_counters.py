@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxfi.graph.dataflow.activation_targets import graphs, labels
 from onnxfi.graph.passes.bit_arithmetic import NUMBER, Nodes, opset_of
-from onnxfi.graph.passes.insert_nodes import carry, taken
+from onnxfi.graph.passes.insert_nodes import carry, used_names
 
 if TYPE_CHECKING:
     import onnx
@@ -21,11 +21,11 @@ class _Counting:
     """One pass over the graphs of a model, which is changed: what it puts in, and which names are taken."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
-        self.opset, self.taken = opset_of(proto), taken(proto)
+        self.opset, self.used_names = opset_of(proto), used_names(proto)
 
     def fresh(self, name: str) -> str:
-        made = next(n for k in count(1) for n in [name if k == 1 else f"{name}{k}"] if n not in self.taken)
-        self.taken.add(made)
+        made = next(n for k in count(1) for n in [name if k == 1 else f"{name}{k}"] if n not in self.used_names)
+        self.used_names.add(made)
         return made
 
     def graph(self, graph: onnx.GraphProto, path: str) -> dict[str, str]:
@@ -78,7 +78,7 @@ class _Counting:
         return found
 
 
-def count_steps(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
+def add_iteration_counts(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
     """A copy of a model that also puts out how often its loops turn; where one is run often, the most.
 
     Returns it, and by the path of each graph that lies in a loop the name of the output that counts the nearest.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxfi.graph.dataflow.activation_targets import labels
 from onnxfi.graph.passes.bit_arithmetic import NUMBER, Nodes, opset_of
-from onnxfi.graph.passes.insert_nodes import taken
+from onnxfi.graph.passes.insert_nodes import used_names
 from onnxfi.graph.passes.loop_counters import LOOPS
 
 if TYPE_CHECKING:
@@ -21,14 +21,14 @@ class _Probing:
     """One pass over the graphs of a model, which is changed: whose shapes are wanted, and which names are taken."""
 
     def __init__(self, proto: onnx.ModelProto, ranks: Mapping[Place, int | None]) -> None:
-        self.opset, self.taken, self.ranks = opset_of(proto), taken(proto), ranks
+        self.opset, self.used_names, self.ranks = opset_of(proto), used_names(proto), ranks
         self.paths = {path for path, _ in ranks}
 
     def fresh(self) -> str:
-        name = f"onnxfi.shape.{len(self.taken)}"
-        while name in self.taken:
+        name = f"onnxfi.shape.{len(self.used_names)}"
+        while name in self.used_names:
             name += "_"
-        self.taken.add(name)
+        self.used_names.add(name)
         return name
 
     def graph(self, graph: onnx.GraphProto, path: str) -> dict[Place, str]:
@@ -68,7 +68,9 @@ class _Probing:
         return found
 
 
-def with_shapes(proto: onnx.ModelProto, ranks: Mapping[Place, int | None]) -> tuple[onnx.ModelProto, dict[Place, str]]:
+def add_shape_outputs(
+    proto: onnx.ModelProto, ranks: Mapping[Place, int | None]
+) -> tuple[onnx.ModelProto, dict[Place, str]]:
     """A copy of a model that also puts out the shapes of these values; the names of those outputs.
 
     `ranks` gives each value's rank, None where it is open. What comes out has the shape last; before it an axis for
@@ -85,4 +87,4 @@ def with_shapes(proto: onnx.ModelProto, ranks: Mapping[Place, int | None]) -> tu
     return made, found
 
 
-__all__ = ["Place", "with_shapes"]
+__all__ = ["Place", "add_shape_outputs"]

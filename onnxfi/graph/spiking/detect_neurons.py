@@ -5,7 +5,7 @@ number, where the potential comes from the potential of the step before by eleme
 have a copy of it for each step; in the body of a Scan or Loop the potential before is a state. Steps are grouped over
 time into layers, and in each the places are known where threshold, leak, reset and spikes enter.
 
-Neurons of other kinds are said by a mapping (`mapped`): their tensors by name.
+Neurons of other kinds are said by a mapping (`mapped_layers`): their tensors by name.
 """
 
 from __future__ import annotations
@@ -23,8 +23,16 @@ from onnxfi.graph.dataflow.sample_axis import Dims
 from onnxfi.graph.model.layers import layer_of, owner_in_name
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.model.protobuf_scan import text
-from onnxfi.graph.spiking.membrane_steps import Chain, carried, chained, class_of, initial, spiking_class, threshold_of
-from onnxfi.graph.spiking.pattern_graph import Cone, Fire, Use
+from onnxfi.graph.spiking.membrane_steps import (
+    MembraneChain,
+    carried_membranes,
+    class_of,
+    initial,
+    spiking_class,
+    threshold_of,
+    unrolled_membranes,
+)
+from onnxfi.graph.spiking.pattern_graph import PatternGraph, SpikeComparison, Use
 
 if TYPE_CHECKING:
     import onnx
@@ -94,7 +102,7 @@ class TimeAxis:
 
 
 @dataclass(frozen=True)
-class Spiking:
+class SpikingLayers:
     """What a search found: the layers in file order, the axes of time, and what there is to say."""
 
     layers: tuple[SpikingLayer, ...]
@@ -102,13 +110,13 @@ class Spiking:
     notes: tuple[str, ...] = ()
 
 
-def find(model: Model) -> Spiking:
+def find_spiking_layers(model: Model) -> SpikingLayers:
     """The spiking layers of a model, by pattern; their names are those of the source framework's modules.
 
     ModelError for a damaged graph.
 
     >>> from onnxfi.graph.model.loading import load
-    >>> found = find(load("models/fashion_snn.onnx"))
+    >>> found = find_spiking_layers(load("models/fashion_snn.onnx"))
     >>> [(layer.name, layer.shape, layer.trips, layer.reset) for layer in found.layers][-1]
     ('lif3', (10,), 8, 'subtract')
     """
@@ -120,26 +128,26 @@ def find(model: Model) -> Spiking:
         raise ModelError(f"{model.name}: neurons cannot be looked for, since the graph is damaged ({what})") from None
 
 
-def _found(model: Model, proto: onnx.ModelProto) -> Spiking:
+def _found(model: Model, proto: onnx.ModelProto) -> SpikingLayers:
     from onnxfi.graph.spiking.time_axes import time_axes, trips_of
 
-    cones: dict[str, Cone] = {}
+    cones: dict[str, PatternGraph] = {}
     layers: list[SpikingLayer] = []
     strangers: dict[str, str] = {}
     notes: list[str] = []
     for path, graph, around in graphs(proto):
         outer = cones.get(path.rpartition("::")[0].rpartition("::")[0] + "::" if path.count("::") > 1 else "")
-        cone = cones[path] = Cone(path, graph, outer if path else None)
-        fires: dict[str, list[Fire]] = {}
-        for fire in cone.fires():
+        pattern = cones[path] = PatternGraph(path, graph, outer if path else None)
+        fires: dict[str, list[SpikeComparison]] = {}
+        for fire in pattern.fires():
             fires.setdefault(fire.membrane, []).append(fire)
         loop = around[-1] if around and around[-1].op_type in ("Scan", "Loop") else None
-        chains = carried(cone, fires, loop) if loop is not None else chained(cone, fires)
-        found = [_layer(cone, chain, fires, loop) for chain in chains]
+        chains = carried_membranes(pattern, fires, loop) if loop is not None else unrolled_membranes(pattern, fires)
+        found = [_layer(pattern, chain, fires, loop) for chain in chains]
         if loop is not None and found:
-            trips = trips_of(loop, cone.outer or cone, proto)
+            trips = trips_of(loop, pattern.outer or pattern, proto)
             found = [replace(layer, trips=trips) for layer in found]
-        found, partly = _whole(cone, fires, chains, _merged(found))
+        found, partly = _whole(pattern, fires, chains, _merged(found))
         layers += found
         strangers |= _strangers(graph, [*found, *partly])
         notes += [
@@ -151,10 +159,15 @@ def _found(model: Model, proto: onnx.ModelProto) -> Spiking:
         f"{scope!r} is a {kind} of snntorch, but its neurons were not found; describe them in a mapping file"
         for scope, kind in strangers.items()
     ]
-    return Spiking(tuple(named), time_axes(proto, named) if named else (), tuple(notes))
+    return SpikingLayers(tuple(named), time_axes(proto, named) if named else (), tuple(notes))
 
 
-def _layer(cone: Cone, chain: Chain, fires: Mapping[str, list[Fire]], loop: onnx.NodeProto | None) -> SpikingLayer:
+def _layer(
+    pattern: PatternGraph,
+    chain: MembraneChain,
+    fires: Mapping[str, list[SpikeComparison]],
+    loop: onnx.NodeProto | None,
+) -> SpikingLayer:
     """A chain as a layer, with the places where its parameters enter."""
     threshold, leak, resets = list[Use](), list[Use](), set[str]()
     steps: list[Step] = []
@@ -163,9 +176,9 @@ def _layer(cone: Cone, chain: Chain, fires: Mapping[str, list[Fire]], loop: onnx
         later = [fire for one in chain.later(k) for fire in fires[one]]
         threshold += [fire.threshold for fire in (*fires[name], *later)]
         following = chain.after if loop is not None else chain.nodes[k + 1] if k + 1 < len(chain.nodes) else frozenset()
-        steps.append(_step(cone, fires[name], later, name, following))
+        steps.append(_step(pattern, fires[name], later, name, following))
         if not before:
-            if len(chain.membranes) > 1 and initial(cone, name):
+            if len(chain.membranes) > 1 and initial(pattern, name):
                 steps = []  # the potential before the first step
             continue
         earlier = (before, *chain.later(k - 1)) if loop is None else (before,)
@@ -174,40 +187,46 @@ def _layer(cone: Cone, chain: Chain, fires: Mapping[str, list[Fire]], loop: onnx
         )
         if loop is not None:
             threshold += [fire.threshold for fire in fires.get(before, [])]
-            extra = tuple(_uses(cone, fired, own | chain.after))
+            extra = tuple(_uses(pattern, fired, own | chain.after))
             steps[-1] = replace(steps[-1], resets=tuple(dict.fromkeys((*steps[-1].resets, *extra))))
-        way = cone.between(before, set(own))
-        leak += [use for n in sorted(way) for use in cone.factor(n)][:1]
-        kind, amounts = _reset(cone, fired, own | chain.after)
+        way = pattern.between(before, set(own))
+        leak += [use for n in sorted(way) for use in pattern.factor(n)][:1]
+        kind, amounts = _reset(pattern, fired, own | chain.after)
         resets |= {kind}
-        threshold += [use for use in amounts if _same(cone, use, threshold[0])]
+        threshold += [use for use in amounts if _same(pattern, use, threshold[0])]
     kinds = resets - {"none"}
     first = fires[chain.membranes[0]][0]
-    node = cone.graph.node[first.compare]
-    label = labels(cone.graph.node)[first.compare]
-    layer, kind = layer_of(node, label), spiking_class(cone, first)
-    owner = owner_in_name(cone.origin(text(cone.graph.node[threshold[0].node].input[threshold[0].input])))
+    node = pattern.graph.node[first.compare]
+    label = labels(pattern.graph.node)[first.compare]
+    layer, kind = layer_of(node, label), spiking_class(pattern, first)
+    owner = owner_in_name(pattern.origin(text(pattern.graph.node[threshold[0].node].input[threshold[0].input])))
     layer = owner if owner.endswith(f".{layer}") else layer  # the older exporter loses the names of containers
-    variables = [_variable(cone, n, uses) for n, uses in (("threshold", threshold), ("leak", leak)) if uses]
+    variables = [_variable(pattern, n, uses) for n, uses in (("threshold", threshold), ("leak", leak)) if uses]
     return SpikingLayer(
-        layer, kind or "integrate-and-fire", cone.path, None, tuple(steps), len(steps) if loop is None else None,
+        layer, kind or "integrate-and-fire", pattern.path, None, tuple(steps), len(steps) if loop is None else None,
         tuple(v for v in variables if v is not None), min(kinds) if kinds else "none",
         loop.op_type if loop is not None else "",
     )  # fmt: skip
 
 
-def _step(cone: Cone, fires: Sequence[Fire], later: Sequence[Fire], membrane: str, following: frozenset[int]) -> Step:
+def _step(
+    pattern: PatternGraph,
+    fires: Sequence[SpikeComparison],
+    later: Sequence[SpikeComparison],
+    membrane: str,
+    following: frozenset[int],
+) -> Step:
     """The spikes that leave a layer, and what of them and of the potential stays in it; `later` are of its reset."""
     names = {fire.spike for fire in (*fires, *later)}
-    ends = {o.name for o in cone.graph.output}
+    ends = {o.name for o in pattern.graph.output}
 
     def leaving(name: str) -> list[Use]:
-        return [use for use in cone.users.get(name, []) if use.node not in following]
+        return [use for use in pattern.users.get(name, []) if use.node not in following]
 
     def grades(name: str) -> list[int]:
         """Factors behind the spikes; some lead back into the layer as well."""
-        found = [use.node for use in cone.users.get(name, []) if use.input >= 0 and cone.factor(use.node)]
-        outputs = ((node, text(cone.graph.node[node].output[0])) for node in found)
+        found = [use.node for use in pattern.users.get(name, []) if use.input >= 0 and pattern.factor(use.node)]
+        outputs = ((node, text(pattern.graph.node[node].output[0])) for node in found)
         return [node for node, made in outputs if leaving(made) or made in ends]
 
     spike = next((f.spike for f in fires if leaving(f.spike) or f.spike in ends), "")
@@ -218,16 +237,19 @@ def _step(cone: Cone, fires: Sequence[Fire], later: Sequence[Fire], membrane: st
     graders = grades(spike) if spike not in ends else []
     others = [use for use in leaving(spike) if use.node not in graders]
     if len(graders) == 1 and not others:
-        names.add(spike := text(cone.graph.node[graders[0]].output[0]))
+        names.add(spike := text(pattern.graph.node[graders[0]].output[0]))
         inner = [node for node in following if node != graders[0]]
-    uses = _uses(cone, names, inner)
+    uses = _uses(pattern, names, inner)
     mine = {*inner, *(n for fire in fires for n in fire.nodes)}
     return Step(
-        membrane, spike, tuple(_uses(cone, {membrane, *names}, mine)), tuple(use for use in uses if _resets(cone, use))
+        membrane,
+        spike,
+        tuple(_uses(pattern, {membrane, *names}, mine)),
+        tuple(use for use in uses if _resets(pattern, use)),
     )
 
 
-def _resets(cone: Cone, use: Use) -> bool:
+def _resets(pattern: PatternGraph, use: Use) -> bool:
     """Whether a spike that is used so lowers the potential, or clears it; one that raises it is a recurrent synapse."""
     seen: set[Use] = set()
     todo = [use]
@@ -236,45 +258,47 @@ def _resets(cone: Cone, use: Use) -> bool:
         if now in seen or now.input < 0:
             continue
         seen.add(now)
-        node = cone.graph.node[now.node]
+        node = pattern.graph.node[now.node]
         if node.op_type in ("Where", "Not", "Neg") or (node.op_type == "Sub" and now.input == 1):
             return True
         if node.op_type in ("Sub", "Mul", "Div", "Cast", "Identity"):
-            todo += cone.users.get(text(node.output[0]), [])
+            todo += pattern.users.get(text(node.output[0]), [])
     return False
 
 
-def _uses(cone: Cone, names: Iterable[str], nodes: Iterable[int]) -> list[Use]:
+def _uses(pattern: PatternGraph, names: Iterable[str], nodes: Iterable[int]) -> list[Use]:
     inside = set(nodes)
-    return [use for name in sorted(names) for use in cone.users.get(name, []) if use.node in inside and use.input >= 0]
+    return [
+        use for name in sorted(names) for use in pattern.users.get(name, []) if use.node in inside and use.input >= 0
+    ]
 
 
-def _reset(cone: Cone, spikes: set[str], nodes: frozenset[int]) -> tuple[str, list[Use]]:
+def _reset(pattern: PatternGraph, spikes: set[str], nodes: frozenset[int]) -> tuple[str, list[Use]]:
     """How spikes reset: subtract (with the constants that they are multiplied with), zero, or none."""
     kind, amounts = "none", list[Use]()
-    for use in _uses(cone, spikes, nodes):
-        node = cone.graph.node[use.node]
-        if node.op_type == "Mul" and cone.factor(use.node):
-            kind, amounts = "subtract", amounts + cone.factor(use.node)
+    for use in _uses(pattern, spikes, nodes):
+        node = pattern.graph.node[use.node]
+        if node.op_type == "Mul" and pattern.factor(use.node):
+            kind, amounts = "subtract", amounts + pattern.factor(use.node)
         elif node.op_type == "Sub" and use.input == 1:
-            kind = "zero" if cone.constant(text(node.input[0])) is not None else "subtract"
-    if kind == "none" and any(cone.graph.node[n].op_type == "Where" for n in nodes):
+            kind = "zero" if pattern.constant(text(node.input[0])) is not None else "subtract"
+    if kind == "none" and any(pattern.graph.node[n].op_type == "Where" for n in nodes):
         kind = "zero"
     return kind, amounts
 
 
-def _same(cone: Cone, use: Use, other: Use) -> bool:
-    one, two = (cone.origin(text(cone.graph.node[u.node].input[u.input])) for u in (use, other))
+def _same(pattern: PatternGraph, use: Use, other: Use) -> bool:
+    one, two = (pattern.origin(text(pattern.graph.node[u.node].input[u.input])) for u in (use, other))
     return one == two
 
 
-def _variable(cone: Cone, name: str, uses: Sequence[Use]) -> Variable | None:
-    names = [text(cone.graph.node[u.node].input[u.input]) for u in uses]
-    value = cone.constant(names[0])
+def _variable(pattern: PatternGraph, name: str, uses: Sequence[Use]) -> Variable | None:
+    names = [text(pattern.graph.node[u.node].input[u.input]) for u in uses]
+    value = pattern.constant(names[0])
     if value is None:
         return None
-    kept = [use for use, one in zip(uses, names, strict=True) if _equal(cone.constant(one), value)]
-    return Variable(name, value, tuple(dict.fromkeys(cone.origin(n) for n in names)), tuple(dict.fromkeys(kept)))
+    kept = [use for use, one in zip(uses, names, strict=True) if _equal(pattern.constant(one), value)]
+    return Variable(name, value, tuple(dict.fromkeys(pattern.origin(n) for n in names)), tuple(dict.fromkeys(kept)))
 
 
 def _equal(one: NDArray[Any] | None, other: NDArray[Any]) -> bool:
@@ -308,16 +332,19 @@ def _merged(layers: Sequence[SpikingLayer]) -> list[SpikingLayer]:
 
 
 def _whole(
-    cone: Cone, fires: Mapping[str, list[Fire]], chains: Sequence[Chain], layers: Sequence[SpikingLayer]
+    pattern: PatternGraph,
+    fires: Mapping[str, list[SpikeComparison]],
+    chains: Sequence[MembraneChain],
+    layers: Sequence[SpikingLayer],
 ) -> tuple[list[SpikingLayer], list[SpikingLayer]]:
     """The layers with all their steps, and those with whose threshold potentials of no step are compared as well."""
     known = {
         name for chain in chains for name in (*chain.membranes, *chain.before, *(n for a in chain.again for n in a))
     }
     missed = {
-        threshold_of(cone, fires, name)[0]
+        threshold_of(pattern, fires, name)[0]
         for name, here in fires.items()
-        if name not in known and any(cone.users.get(fire.spike) for fire in here) and not initial(cone, name)
+        if name not in known and any(pattern.users.get(fire.spike) for fire in here) and not initial(pattern, name)
     }
     partly = [one for one in layers if any(v.name == "threshold" and missed & {*v.origins} for v in one.variables)]
     return [layer for layer in layers if layer not in partly], partly

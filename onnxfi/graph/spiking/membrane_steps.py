@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onnxfi.graph.model.protobuf_scan import text
-from onnxfi.graph.spiking.pattern_graph import Cone, Fire
+from onnxfi.graph.spiking.pattern_graph import PatternGraph, SpikeComparison
 
 if TYPE_CHECKING:
     import onnx
@@ -22,7 +22,7 @@ _CLASS = re.compile(r"snntorch\.[\w.]*\.(\w+)")
 
 
 @dataclass(frozen=True)
-class Chain:
+class MembraneChain:
     """The membrane potentials of a layer in the order of its steps, and the nodes of each step."""
 
     membranes: tuple[str, ...]
@@ -39,15 +39,15 @@ class Chain:
         return self.again[k] if self.again else ()
 
 
-def chained(cone: Cone, fires: Mapping[str, list[Fire]]) -> list[Chain]:
+def unrolled_membranes(pattern: PatternGraph, fires: Mapping[str, list[SpikeComparison]]) -> list[MembraneChain]:
     """Return the potentials that come from one another, in an unrolled graph."""
     before: dict[str, str] = {}
     nodes: dict[str, frozenset[int]] = {}
     again: dict[str, tuple[str, ...]] = {}
-    for name in sorted(fires, key=lambda one: cone.maker.get(one, -1)):
-        way, leaves = cone.back(name, fires)
+    for name in sorted(fires, key=lambda one: pattern.maker.get(one, -1)):
+        way, leaves = pattern.back(name, fires)
         nodes[name] = frozenset(way)
-        mine = [leaf for leaf in leaves if leaf in fires and _leads(cone, leaf, way)]
+        mine = [leaf for leaf in leaves if leaf in fires and _leads(pattern, leaf, way)]
         # Where a potential is computed anew in each step, the spikes of the step before reset what it is computed from.
         mine = mine or [one for one in fires if one != name and any(fire.compare in way for fire in fires[one])]
         if not mine:
@@ -56,11 +56,11 @@ def chained(cone: Cone, fires: Mapping[str, list[Fire]]) -> list[Chain]:
         old = max(
             mine,
             key=lambda one: (
-                threshold_of(cone, fires, one) == threshold_of(cone, fires, name),
-                cone.maker.get(one, -1),
+                threshold_of(pattern, fires, one) == threshold_of(pattern, fires, name),
+                pattern.maker.get(one, -1),
             ),
         )
-        if _within_step(cone, fires, old, way, leaves):
+        if _within_step(pattern, fires, old, way, leaves):
             again[old] = (*again.get(old, ()), name)
             continue
         step = next((one for one, later in again.items() if old in later), old)
@@ -74,65 +74,81 @@ def chained(cone: Cone, fires: Mapping[str, list[Fire]]) -> list[Chain]:
         names = [head]
         while names[-1] in after and len(names) <= len(fires):
             names.append(after[names[-1]])
-        fits = len(names) > 1 and all(_only_neurons(cone, fires, nodes, names, k) for k in range(1, len(names)))
-        if fits or (len(names) == 1 and spiking_class(cone, fires[head][0])):
-            steps = (frozenset[int]() if _heavy(cone, head) else nodes[head], *(nodes[n] for n in names[1:]))
-            chains.append(Chain(tuple(names), steps, ("", *names[:-1]), again=tuple(again.get(n, ()) for n in names)))
+        fits = len(names) > 1 and all(_only_neurons(pattern, fires, nodes, names, k) for k in range(1, len(names)))
+        if fits or (len(names) == 1 and spiking_class(pattern, fires[head][0])):
+            steps = (frozenset[int]() if _heavy(pattern, head) else nodes[head], *(nodes[n] for n in names[1:]))
+            chains.append(
+                MembraneChain(tuple(names), steps, ("", *names[:-1]), again=tuple(again.get(n, ()) for n in names))
+            )
     return chains
 
 
-def _within_step(cone: Cone, fires: Mapping[str, list[Fire]], old: str, way: set[int], leaves: set[str]) -> bool:
+def _within_step(
+    pattern: PatternGraph, fires: Mapping[str, list[SpikeComparison]], old: str, way: set[int], leaves: set[str]
+) -> bool:
     """Whether a potential is the one before, after its reset in the same step: no current and no leak lie between."""
-    current = any(leaf not in fires and cone.constant(leaf) is None for leaf in leaves)
-    return not current and not any(cone.factor(n) for n in cone.between(old, way)) and bool(cone.between(old, way))
+    current = any(leaf not in fires and pattern.constant(leaf) is None for leaf in leaves)
+    return (
+        not current
+        and not any(pattern.factor(n) for n in pattern.between(old, way))
+        and bool(pattern.between(old, way))
+    )
 
 
-def initial(cone: Cone, name: str) -> bool:
+def initial(pattern: PatternGraph, name: str) -> bool:
     """Whether a potential is that before the first step: no number of the model's inputs goes into it."""
     seen: set[str] = set()
     todo = [name]
     while todo:
         now = todo.pop()
-        if now in seen or cone.constant(now) is not None:
+        if now in seen or pattern.constant(now) is not None:
             continue
         seen.add(now)
-        if now not in cone.maker:
+        if now not in pattern.maker:
             return False
-        node = cone.graph.node[cone.maker[now]]
+        node = pattern.graph.node[pattern.maker[now]]
         if node.op_type not in ("Shape", "Size"):
             todo += [text(one) for one in node.input if one]
     return True
 
 
-def _heavy(cone: Cone, name: str) -> bool:
-    return name in cone.maker and not cone.back(name, {})[0]
+def _heavy(pattern: PatternGraph, name: str) -> bool:
+    return name in pattern.maker and not pattern.back(name, {})[0]
 
 
-def _leads(cone: Cone, start: str, way: set[int]) -> bool:
-    return bool(cone.between(start, way))
+def _leads(pattern: PatternGraph, start: str, way: set[int]) -> bool:
+    return bool(pattern.between(start, way))
 
 
-def threshold_of(cone: Cone, fires: Mapping[str, list[Fire]], name: str) -> tuple[str, tuple[int, ...]]:
+def threshold_of(
+    pattern: PatternGraph, fires: Mapping[str, list[SpikeComparison]], name: str
+) -> tuple[str, tuple[int, ...]]:
     """Return the stored tensor that a potential is compared with, and its shape."""
     fire = fires[name][0]
-    limit = text(cone.graph.node[fire.threshold.node].input[fire.threshold.input])
-    value = cone.constant(limit)
-    return cone.origin(limit), () if value is None else value.shape
+    limit = text(pattern.graph.node[fire.threshold.node].input[fire.threshold.input])
+    value = pattern.constant(limit)
+    return pattern.origin(limit), () if value is None else value.shape
 
 
 def _only_neurons(
-    cone: Cone, fires: Mapping[str, list[Fire]], nodes: Mapping[str, frozenset[int]], names: Sequence[str], k: int
+    pattern: PatternGraph,
+    fires: Mapping[str, list[SpikeComparison]],
+    nodes: Mapping[str, frozenset[int]],
+    names: Sequence[str],
+    k: int,
 ) -> bool:
     """Whether a potential goes nowhere but into its comparisons, the next step, and records."""
     allowed = {n for fire in fires[names[k]] for n in fire.nodes}
     allowed |= nodes[names[k + 1]] if k + 1 < len(names) else set()
-    users = {use.node for use in cone.users.get(names[k], [])}
-    return all(n in allowed or cone.graph.node[n].op_type in _RECORDERS for n in users)
+    users = {use.node for use in pattern.users.get(names[k], [])}
+    return all(n in allowed or pattern.graph.node[n].op_type in _RECORDERS for n in users)
 
 
-def carried(cone: Cone, fires: Mapping[str, list[Fire]], loop: onnx.NodeProto) -> list[Chain]:
+def carried_membranes(
+    pattern: PatternGraph, fires: Mapping[str, list[SpikeComparison]], loop: onnx.NodeProto
+) -> list[MembraneChain]:
     """Potentials that a loop carries from step to step."""
-    body = cone.graph
+    body = pattern.graph
     skip = 0
     if loop.op_type == "Scan":
         scanned = next(a.i for a in loop.attribute if a.name == "num_scan_inputs")
@@ -143,19 +159,19 @@ def carried(cone: Cone, fires: Mapping[str, list[Fire]], loop: onnx.NodeProto) -
     chains = []
     for name in (n for n in fires if n not in states):
         others = {n: None for n in (*states, *fires)}
-        way, leaves = cone.back(name, others)
+        way, leaves = pattern.back(name, others)
         for state, out in zip(states, handed, strict=False):
-            rest, ends = cone.back(out, {name: None}, first=False)
+            rest, ends = pattern.back(out, {name: None}, first=False)
             if state in leaves and (out == name or name in ends):
                 after = frozenset(rest) if out != name else frozenset[int]()
-                chains.append(Chain((name,), (frozenset(way),), (state,), after))
+                chains.append(MembraneChain((name,), (frozenset(way),), (state,), after))
                 break
     return chains
 
 
-def spiking_class(cone: Cone, fire: Fire) -> str:
+def spiking_class(pattern: PatternGraph, fire: SpikeComparison) -> str:
     """The neuron class of the source framework that a node tells; '' where it tells none."""
-    return class_of(cone.graph.node[fire.compare])
+    return class_of(pattern.graph.node[fire.compare])
 
 
 def class_of(node: onnx.NodeProto) -> str:

@@ -20,19 +20,19 @@ from onnxfi.errors import ModelError, closest
 from onnxfi.graph.dataflow.activation_targets import Activation, activations, graphs
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.model.protobuf_scan import text
-from onnxfi.graph.spiking.detect_neurons import Spiking, SpikingLayer, Step, Variable, find
-from onnxfi.graph.spiking.pattern_graph import Cone, Use
+from onnxfi.graph.spiking.detect_neurons import SpikingLayer, SpikingLayers, Step, Variable, find_spiking_layers
+from onnxfi.graph.spiking.pattern_graph import PatternGraph, Use
 
 _KEYS = ("name", "membrane", "spike", "threshold", "leak", "refractory", "reset")
 PARAMETERS = ("threshold", "leak", "refractory")
 
 
-def mapped(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[SpikingLayer]:
+def mapped_layers(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[SpikingLayer]:
     """The layers that a mapping says; ModelError for a key or a tensor that does not exist, with the closest."""
     if not rows:
         return []
     proto = parse(model)
-    cones = {path: Cone(path, graph) for path, graph, _ in graphs(proto)}
+    cones = {path: PatternGraph(path, graph) for path, graph, _ in graphs(proto)}
     loops = {path: around[-1].op_type for path, _, around in graphs(proto) if around}
     known = {a.target.id: a for a in activations(model)}
     out = []
@@ -51,13 +51,13 @@ def mapped(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[SpikingLayer
         path = spikes[0].path
         if any(a.path != path for a in (*spikes, *membranes)):
             raise ModelError(f"the mapping of {row['name']!r} names tensors of several graphs; a layer lies in one")
-        cone = cones[path]
+        pattern = cones[path]
         reset = str(row.get("reset", "none"))
         if reset not in ("subtract", "zero", "none"):
             raise ModelError(f"the mapping of {row['name']!r} has the reset {reset!r}; give subtract, zero or none")
         potentials = [a.name for a in membranes] or [""] * len(spikes)
-        steps = tuple(Step(m, s.name, _read(cone, m)) for m, s in zip(potentials, spikes, strict=True))
-        variables = tuple(_variable(model, cone, row, key) for key in PARAMETERS if key in row)
+        steps = tuple(Step(m, s.name, _read(pattern, m)) for m, s in zip(potentials, spikes, strict=True))
+        variables = tuple(_variable(model, pattern, row, key) for key in PARAMETERS if key in row)
         dims = spikes[0].dims or ()
         shape = tuple(n for n in (dims[1:] if len(dims) > 1 else dims) if isinstance(n, int))
         out.append(
@@ -69,9 +69,9 @@ def mapped(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[SpikingLayer
     return out
 
 
-def _read(cone: Cone, membrane: str) -> tuple[Use, ...]:
+def _read(pattern: PatternGraph, membrane: str) -> tuple[Use, ...]:
     """Where a membrane potential is read: what lies in the layer a mapping does not say, so everywhere."""
-    return tuple(use for use in cone.users.get(text(membrane), []) if membrane and use.input >= 0)
+    return tuple(use for use in pattern.users.get(text(membrane), []) if membrane and use.input >= 0)
 
 
 def _tensors(row: Mapping[str, Any], key: str, known: Mapping[str, Activation]) -> list[Activation]:
@@ -86,24 +86,24 @@ def _tensors(row: Mapping[str, Any], key: str, known: Mapping[str, Activation]) 
     return [known[name] for name in names]
 
 
-def _variable(model: Model, cone: Cone, row: Mapping[str, Any], key: str) -> Variable:
+def _variable(model: Model, pattern: PatternGraph, row: Mapping[str, Any], key: str) -> Variable:
     names = [row[key]] if isinstance(row[key], str) else list(row[key])
     stored = [t.id for t in model.targets]
     uses: list[Use] = []
     value = None
     for name in names:
-        value = cone.constant(str(name).rpartition("::")[2])
+        value = pattern.constant(str(name).rpartition("::")[2])
         if value is None:
             raise ModelError(
                 f"the mapping of {row['name']!r} names the {key} {name!r}, which is no stored tensor of this model"
                 f"{closest(str(name), stored)}"
             )
-        uses += [u for u in cone.users.get(text(str(name).rpartition("::")[2]), []) if u.input >= 0]
+        uses += [u for u in pattern.users.get(text(str(name).rpartition("::")[2]), []) if u.input >= 0]
     assert value is not None
     return Variable(key, value, tuple(map(str, names)), tuple(uses))
 
 
-def spiking_layers(model: Model, mapping: Sequence[Mapping[str, Any]] = ()) -> Spiking:
+def spiking_layers(model: Model, mapping: Sequence[Mapping[str, Any]] = ()) -> SpikingLayers:
     """The layers that a mapping says, and those that are found beside them; ModelError where there is none.
 
     >>> from onnxfi.graph.model.loading import load
@@ -111,8 +111,8 @@ def spiking_layers(model: Model, mapping: Sequence[Mapping[str, Any]] = ()) -> S
     Traceback (most recent call last):
     onnxfi.errors.ModelError: models/fashion_cnn.onnx has no spiking layer: ...
     """
-    found = find(model)
-    said = mapped(model, mapping)
+    found = find_spiking_layers(model)
+    said = mapped_layers(model, mapping)
     taken = {step.membrane for layer in said for step in layer.steps} | {layer.name for layer in said}
     rest = [x for x in found.layers if x.name not in taken and not any(s.membrane in taken for s in x.steps)]
     layers = (*said, *rest)

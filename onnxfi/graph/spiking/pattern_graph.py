@@ -41,7 +41,7 @@ class Use:
 
 
 @dataclass(frozen=True)
-class Fire:
+class SpikeComparison:
     """A comparison of a membrane potential with a threshold, and what becomes of it: 0 or 1, as a number."""
 
     compare: int
@@ -52,12 +52,12 @@ class Fire:
 
 
 @dataclass
-class Cone:
+class PatternGraph:
     """One graph: who makes and uses each name, and what is constant in it."""
 
     path: str
     graph: onnx.GraphProto
-    outer: Cone | None = None
+    outer: PatternGraph | None = None
     _known: dict[str, NDArray[Any] | None] = field(default_factory=dict)
 
     @cached_property
@@ -128,7 +128,7 @@ class Cone:
             return []
         return [Use(number, k) for k, name in enumerate(node.input) if self.constant(text(name)) is not None]
 
-    def fires(self) -> Iterator[Fire]:
+    def fires(self) -> Iterator[SpikeComparison]:
         """Every comparison with a constant whose outcome becomes a number."""
         for k, node in enumerate(self.graph.node):
             side = _COMPARE.get(node.op_type)
@@ -145,9 +145,11 @@ class Cone:
             shifted = self.graph.node[maker] if maker >= 0 else None
             lowered = shifted is not None and shifted.op_type == "Sub" and not given.any()
             if shifted is not None and lowered and self.constant(text(shifted.input[1])) is not None:
-                yield Fire(k, text(shifted.input[0]), Use(maker, 1), frozenset((k, maker, spike[0])), spike[1])
+                yield SpikeComparison(
+                    k, text(shifted.input[0]), Use(maker, 1), frozenset((k, maker, spike[0])), spike[1]
+                )
                 continue
-            yield Fire(k, value, Use(k, 1 - side), frozenset((k, spike[0])), spike[1])
+            yield SpikeComparison(k, value, Use(k, 1 - side), frozenset((k, spike[0])), spike[1])
 
     def _number(self, truth: str) -> tuple[int, str] | None:
         """The node that makes 0 or 1 of a truth value, and its output."""

@@ -11,7 +11,7 @@ import numpy as np
 from onnxfi.errors import ModelError, closest
 from onnxfi.graph.dataflow.activation_targets import graphs
 from onnxfi.graph.model.protobuf_scan import text
-from onnxfi.graph.spiking.pattern_graph import Cone
+from onnxfi.graph.spiking.pattern_graph import PatternGraph
 
 if TYPE_CHECKING:
     import onnx
@@ -24,14 +24,14 @@ _COUNTS = "/counts"
 _FLOAT = 1
 
 
-def trips_of(loop: onnx.NodeProto, cone: Cone, proto: onnx.ModelProto) -> int | None:
+def trips_of(loop: onnx.NodeProto, pattern: PatternGraph, proto: onnx.ModelProto) -> int | None:
     """How often a loop in this graph runs; None where only a run tells."""
     if loop.op_type == "Loop":
-        count = cone.constant(text(loop.input[0])) if loop.input and loop.input[0] else None
+        count = pattern.constant(text(loop.input[0])) if loop.input and loop.input[0] else None
         return None if count is None or count.size != 1 else int(count.reshape(-1)[0])
     sizes = {text(v.name): v.type for v in (*proto.graph.input, *proto.graph.value_info)}
     for name, axis in scanned(loop):
-        value = cone.constant(name)
+        value = pattern.constant(name)
         if value is not None and value.ndim > axis:
             return int(value.shape[axis])
         dims = sizes[name].tensor_type.shape.dim if name in sizes else []
@@ -61,8 +61,8 @@ def time_axes(proto: onnx.ModelProto, layers: Sequence[SpikingLayer]) -> tuple[T
 
     steps = {layer.trips for layer in layers if layer.trips and not layer.loop}
     loops = {layer.path for layer in layers if layer.loop}
-    cone = Cone("", proto.graph)
-    for tensor, axis, many in _cuts(cone, inputs):
+    pattern = PatternGraph("", proto.graph)
+    for tensor, axis, many in _cuts(pattern, inputs):
         if many in steps:
             add(tensor, axis)
     for path, _, around in graphs(proto):
@@ -73,7 +73,7 @@ def time_axes(proto: onnx.ModelProto, layers: Sequence[SpikingLayer]) -> tuple[T
             for tensor, axis in _gathered(around[-1]):
                 add(tensor, axis)
     for node in proto.graph.node:
-        made = [cone.maker.get(text(name)) for name in node.input]
+        made = [pattern.maker.get(text(name)) for name in node.input]
         if (
             node.op_type == "Concat"
             and len(made) in steps
@@ -83,22 +83,22 @@ def time_axes(proto: onnx.ModelProto, layers: Sequence[SpikingLayer]) -> tuple[T
     return tuple(found.values())
 
 
-def _cuts(cone: Cone, inputs: set[str]) -> list[tuple[str, int, int]]:
+def _cuts(pattern: PatternGraph, inputs: set[str]) -> list[tuple[str, int, int]]:
     """Inputs that are cut along an axis: the input, the axis, into how many pieces."""
     pieces: dict[tuple[str, int], set[int]] = {}
-    for node in cone.graph.node:
+    for node in pattern.graph.node:
         name = text(node.input[0]) if node.input else ""
         axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
         if name not in inputs:
             continue
         if node.op_type == "Gather":
-            index = cone.constant(text(node.input[1]))
+            index = pattern.constant(text(node.input[1]))
             if index is not None and index.size == 1:
                 pieces.setdefault((name, axis), set()).add(int(index.reshape(-1)[0]))
         elif node.op_type == "Split":
             pieces[name, axis] = set(range(len(node.output)))
         elif node.op_type == "Slice" and len(node.input) > 3:
-            start, along = (cone.constant(text(node.input[k])) for k in (1, 3))
+            start, along = (pattern.constant(text(node.input[k])) for k in (1, 3))
             if start is not None and along is not None and start.size == along.size == 1:
                 pieces.setdefault((name, int(along.reshape(-1)[0])), set()).add(int(start.reshape(-1)[0]))
     return [(name, axis, len(seen)) for (name, axis), seen in pieces.items()]
@@ -113,19 +113,19 @@ def _gathered(scan: onnx.NodeProto) -> list[tuple[str, int]]:
     return [(name, int(np.int64(axis))) for name, axis in zip(names, axes, strict=True) if name]
 
 
-def counts_of(proto: onnx.ModelProto) -> str:
-    """The output of counts that `count_over` made."""
+def spike_count_output(proto: onnx.ModelProto) -> str:
+    """The output of counts that `add_spike_counts` made."""
     return text(proto.graph.output[-1].name)
 
 
-def counted(model: Model, output: str | None, axis: int) -> Model:
-    """Return the model with the counts of `count_over` as a further output; its faults and its digest stay its own."""
+def with_spike_counts(model: Model, output: str | None, axis: int) -> Model:
+    """Return the model with spike counts as a further output; its faults and its digest stay its own."""
     from onnxfi.graph.model.loading import load
 
-    return replace(load(count_over(model, output, axis)), origin=model.digest)
+    return replace(load(add_spike_counts(model, output, axis)), origin=model.digest)
 
 
-def count_over(model: Model, output: str | None, axis: int) -> onnx.ModelProto:
+def add_spike_counts(model: Model, output: str | None, axis: int) -> onnx.ModelProto:
     """The model with a further output, its last: spikes that are stacked over time, counted along that axis.
 
     `output` are the spikes (None: the only output of three dimensions or more). Raises ModelError where there is none,
@@ -133,7 +133,7 @@ def count_over(model: Model, output: str | None, axis: int) -> onnx.ModelProto:
 
     >>> from onnxfi.graph.model.loading import load
     >>> model = load("tests/graph/spiking/subtract_dynamo.onnx")
-    >>> counts_of(count_over(model, "spikes2", 0))
+    >>> spike_count_output(add_spike_counts(model, "spikes2", 0))
     'spikes2/counts'
     """
     from onnx import helper, numpy_helper

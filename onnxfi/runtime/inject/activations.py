@@ -22,24 +22,24 @@ from onnxfi.graph.model.isolation import IsolationError
 from onnxfi.graph.model.loading import Model, load, parse
 from onnxfi.graph.model.neuron_table import by_step, refuse_binding
 from onnxfi.graph.passes.bit_arithmetic import opset_of
-from onnxfi.graph.passes.fault_inputs import check_place, check_step
+from onnxfi.graph.passes.fault_inputs import check_iteration, check_location
 from onnxfi.graph.passes.fault_operators import DOMAIN
-from onnxfi.graph.passes.instrument import Armed, Strike, arm, bake, numbered, reachable
+from onnxfi.graph.passes.instrument import ActivationFault, Armed, arm, bake, check_value_formats, check_word_formats
 from onnxfi.graph.write.model_file import save
 from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.model_io import Array, same_bytes, shape_text
-from onnxfi.runtime.inject.shape_query import asked, counted, first_run, opened
+from onnxfi.runtime.inject.shape_query import complete_by_running, loop_iterations, open_session, run_first_samples
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Flow", "Injected", "Instrumented", "inject_flow", "instrument", "prepare"]
+__all__ = ["ActivationInjection", "Instrumented", "PreparedModel", "inject_activations", "instrument", "prepare"]
 
 _LOWEST, _RAISED, _NATIVE = 11, 13, 26
 
 
 @dataclass(frozen=True)
-class Flow:
+class PreparedModel:
     """A model ready for the pass: its proto at the opset that was chosen, its values in flight, and what was done.
 
     `guessed` says that made-up inputs told what the file leaves open.
@@ -56,7 +56,7 @@ class Flow:
 def prepare(
     model: Model, *, opset: int | str = "auto", body: str = "auto", data: Data | None = None, shapes: bool = False,
     custom_ops: Sequence[str] = (),
-) -> Flow:  # fmt: skip
+) -> PreparedModel:  # fmt: skip
     """Bring a model to an opset at which its values in flight can be struck, and list them.
 
     `opset` is a number, `keep`, or `auto`: the file's own from 11 on, else 13; 26 where `body` is native. A raise is
@@ -82,9 +82,9 @@ def prepare(
         notes.append(f"opset raised from {own} to {wanted}; outputs stayed the same byte for byte")
     rows, guessed = activations(current, None if data is None else data.layout), False
     if any("type is not known" in a.why_not or (shapes and (not a.shaped or a.unplaced)) for a in rows):
-        known = asked(model, proto, rows, data, custom_ops)
+        known = complete_by_running(model, proto, rows, data, custom_ops)
         guessed, rows = data is None and known != rows, known
-    return Flow(model, proto, reachable(rows, opset_of(proto), body), body, tuple(notes), guessed)
+    return PreparedModel(model, proto, check_word_formats(rows, opset_of(proto), body), body, tuple(notes), guessed)
 
 
 def _wanted(own: int, opset: int | str, body: str) -> int:
@@ -129,8 +129,8 @@ def _raised(
 
 
 def _outputs(model: Model, proto: onnx.ModelProto, data: Data | None, custom_ops: Sequence[str]) -> dict[str, Array]:
-    session = opened(model, proto, custom_ops)
-    return first_run(session, data)[1]
+    session = open_session(model, proto, custom_ops)
+    return run_first_samples(session, data)[1]
 
 
 @dataclass(frozen=True)
@@ -172,16 +172,16 @@ def instrument(
     >>> [a.target.id for a in done.armed.sites], done.armed.inputs[:2]
     (['relu', 'relu_1', 'relu_2', 'logits'], ('onnxfi.site', 'onnxfi.element'))
     """
-    flow = prepare(model, opset=opset, body=body, data=data, custom_ops=custom_ops)
+    prepared = prepare(model, opset=opset, body=body, data=data, custom_ops=custom_ops)
     if values:
-        flow = replace(flow, activations=numbered(flow.activations))
-    chosen = _chosen(flow, selector or Selector(), every=all)
-    armed = arm(flow.proto if chosen.activations else parse(model), chosen.activations, body=body, values=values)
+        prepared = replace(prepared, activations=check_value_formats(prepared.activations))
+    chosen = _chosen(prepared, selector or Selector(), every=all)
+    armed = arm(prepared.proto if chosen.activations else parse(model), chosen.activations, body=body, values=values)
     place = None if out is None else Path(out)
     if place is not None:
         save(model, armed.proto, place)
-    said = (*flow.notes, *chosen.notes) if chosen.activations else ()
-    return Instrumented(armed, place, left_out(flow.activations, model), said)
+    said = (*prepared.notes, *chosen.notes) if chosen.activations else ()
+    return Instrumented(armed, place, left_out(prepared.activations, model), said)
 
 
 def left_out(rows: Sequence[Activation], model: Model) -> dict[str, int]:
@@ -196,11 +196,11 @@ def left_out(rows: Sequence[Activation], model: Model) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Injected:
+class ActivationInjection:
     """A model that has faults in its values in flight: what was struck, and where it was written."""
 
     proto: onnx.ModelProto = field(repr=False)
-    strikes: tuple[Strike, ...]
+    inserted: tuple[ActivationFault, ...]
     faults: Faults = field(repr=False)
     space: FaultSpace = field(repr=False)
     draw: Draw
@@ -218,7 +218,7 @@ class Injected:
         return self.proto.SerializeToString(deterministic=True)
 
 
-def inject_flow(
+def inject_activations(
     model: Model,
     out: str | Path | None = None,
     *,
@@ -237,7 +237,7 @@ def inject_flow(
     body: str = "auto",
     data: Data | None = None,
     custom_ops: Sequence[str] = (),
-) -> Injected:
+) -> ActivationInjection:
     """Write a model that has faults in its values in flight, for any batch size: an index counts within one sample.
 
     Exactly one of `ber`, `count`, `sites` (`ID[i]@sample=k@step=t:B`) and `per_sample` says how many; drawn faults
@@ -246,8 +246,8 @@ def inject_flow(
     `sample` and `instrument` do.
 
     >>> from onnxfi.graph.model.loading import load
-    >>> done = inject_flow(load("models/fashion_cnn.onnx"), sites=["relu[3]@sample=0:30"])
-    >>> done.strikes[0].element, done.strikes[0].sample, done.strikes[0].mask
+    >>> done = inject_activations(load("models/fashion_cnn.onnx"), sites=["relu[3]@sample=0:30"])
+    >>> done.inserted[0].element, done.inserted[0].sample, done.inserted[0].mask
     (3, 0, Mask(keep=4294967295, flip=1073741824))
     """
     ways = {"ber": ber, "count": count, "sites": sites or None, "per_sample": per_sample}
@@ -255,30 +255,30 @@ def inject_flow(
     if len(given) != 1:
         raise InputError(f"exactly one of {', '.join(ways)} says how many faults; given: {given or 'none'}")
     event, selector = fault_model(fault), selector or Selector()
-    flow = prepare(model, opset=opset, body=body, data=data, shapes=True, custom_ops=custom_ops)
+    prepared = prepare(model, opset=opset, body=body, data=data, shapes=True, custom_ops=custom_ops)
     if sites:
         sites = by_step(model.proto, sites)
-        chosen = _named(flow, sites)
+        chosen = _named(prepared, sites)
         faults = at_sites(sites, [_open(a) for a in chosen.activations], event, selector, seed)
-        struck = strikes(faults, {a.target.id: a for a in chosen.activations})
-        _check_places(flow, struck, data, custom_ops)
+        struck = activation_faults(faults, {a.target.id: a for a in chosen.activations})
+        _check_places(prepared, struck, data, custom_ops)
         space, how = _space(model.proto, chosen, selector, event), Draw("sites", n=len(sites), seed=seed)
     else:
-        chosen = _chosen(flow, selector, every=all)
+        chosen = _chosen(prepared, selector, every=all)
         chosen = replace(chosen, activations=_shaped(chosen.activations))
-        if flow.guessed:
+        if prepared.guessed:
             told = "shapes that the file leaves open are those of made-up inputs; --data tells the real ones"
             chosen = replace(chosen, notes=(*chosen.notes, told))
         space = _space(model.proto, chosen, selector, event, batch if per_sample is not None else 0)
         kind = "per-tensor" if per_tensor else "per-sample" if given == ["per_sample"] else given[0]
         how = Draw(kind, rate=ber or per_sample or 0.0, n=count or 0, seed=seed)
         faults = draw(space, how, event)
-        struck = strikes(faults, {a.target.id: a for a in chosen.activations})
-    made = bake(flow.proto, struck, body=body, inline=inline)
+        struck = activation_faults(faults, {a.target.id: a for a in chosen.activations})
+    made = bake(prepared.proto, struck, body=body, inline=inline)
     place = None if out is None else Path(out)
     if place is not None:
         save(model, made, place)
-    return Injected(made, tuple(struck), faults, space, how, place, (*flow.notes, *chosen.notes))
+    return ActivationInjection(made, tuple(struck), faults, space, how, place, (*prepared.notes, *chosen.notes))
 
 
 def _space(
@@ -307,26 +307,26 @@ def _shaped(rows: Sequence[Activation]) -> tuple[Activation, ...]:
     return tuple(rows)
 
 
-def _chosen(flow: Flow, selector: Selector, *, every: bool) -> Chosen:
+def _chosen(prepared: PreparedModel, selector: Selector, *, every: bool) -> Chosen:
     """What a selector takes."""
     try:
-        return choose(flow.activations, selector, every=every)
+        return choose(prepared.activations, selector, every=every)
     except SelectorError:
-        names = {name for a in flow.activations for name in (a.target.id, a.target.node, a.target.layer)}
-        _refuse_hidden(flow.model, [pattern.lstrip("=") for pattern in selector.include], names)
+        names = {name for a in prepared.activations for name in (a.target.id, a.target.node, a.target.layer)}
+        _refuse_hidden(prepared.model, [pattern.lstrip("=") for pattern in selector.include], names)
         raise
 
 
-def _named(flow: Flow, sites: Sequence[str]) -> Chosen:
+def _named(prepared: PreparedModel, sites: Sequence[str]) -> Chosen:
     """The activations that sites name; a float inside a QDQ group is an error that names its integer."""
-    by_id = {a.target.id: a for a in flow.activations}
+    by_id = {a.target.id: a for a in prepared.activations}
     named: dict[str, Activation] = {}
-    _refuse_hidden(flow.model, [text.partition("[")[0] for text in sites], by_id)
+    _refuse_hidden(prepared.model, [text.partition("[")[0] for text in sites], by_id)
     for text in sites:
         name, _, place = text.partition("[")
         if name in by_id and not by_id[name].shaped and "," in place.partition("]")[0]:
             raise SelectorError(f"the shape of {name!r} is not known: give a flat index, as {name}[5], or --data")
-        found = parse_site(text, [_open(a) for a in flow.activations]).target
+        found = parse_site(text, [_open(a) for a in prepared.activations]).target
         a = by_id[found]
         if a.why_not:
             raise SelectorError(f"{found!r} cannot be struck: {a.why_not}")
@@ -356,16 +356,18 @@ def _open(a: Activation) -> Any:
     return replace(a.target, structural=False, shape=a.target.shape if a.shaped else (1 << 40,))
 
 
-def _check_places(flow: Flow, struck: Sequence[Strike], data: Data | None, custom_ops: Sequence[str]) -> None:
+def _check_places(
+    prepared: PreparedModel, struck: Sequence[ActivationFault], data: Data | None, custom_ops: Sequence[str]
+) -> None:
     """Refuse an element or sample that is not there, and with data a step that does not come."""
     looped = data is not None and any(s.activation.loop for s in struck)
-    turns = counted(flow.model, data, custom_ops) if looped else {}
+    turns = loop_iterations(prepared.model, data, custom_ops) if looped else {}
     for s in struck:
-        check_place(s.activation, s, 1 << 62)
-        check_step(s, turns.get(s.activation.path))
+        check_location(s.activation, s, 1 << 62)
+        check_iteration(s, turns.get(s.activation.path))
 
 
-def strikes(faults: Faults, rows: Mapping[str, Activation]) -> list[Strike]:
+def activation_faults(faults: Faults, rows: Mapping[str, Activation]) -> list[ActivationFault]:
     """Faults as what the pass bakes or feeds: masks, or a scale and a shift; `rows` are the activations by target id.
 
     Raises FaultError for a fault that is neither.
@@ -378,11 +380,11 @@ def strikes(faults: Faults, rows: Mapping[str, Activation]) -> list[Strike]:
         mask = model.mask(a.target.word, bit)
         times: dict[str, Any] = {"sample": None if sample < 0 else sample, "first": first, "last": last}
         if mask is not None:
-            out.append(Strike(a, index, mask, **times))
+            out.append(ActivationFault(a, index, mask, **times))
         elif isinstance(model, Scale):
-            out.append(Strike(a, index, None, scale=float(model.factor), **times))
+            out.append(ActivationFault(a, index, None, scale=float(model.factor), **times))
         elif isinstance(model, Add):
-            out.append(Strike(a, index, None, shift=float(model.value), **times))
+            out.append(ActivationFault(a, index, None, shift=float(model.value), **times))
         else:
             raise InputError(
                 f"{model} is neither a mask nor scale nor add, so no graph can do it; choose another fault"
@@ -390,6 +392,6 @@ def strikes(faults: Faults, rows: Mapping[str, Activation]) -> list[Strike]:
     return out
 
 
-def bake_into(model: Model, faults: Sequence[Strike], out: Path) -> None:
+def bake_into(model: Model, faults: Sequence[ActivationFault], out: Path) -> None:
     """Write a model that has these faults; its opset is raised where that is needed."""
     save(model, bake(prepare(model).proto, faults), out)

@@ -11,7 +11,7 @@ from onnxfi.errors import InputError, ModelError
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.model.neuron_table import table
 from onnxfi.graph.passes.expose_neurons import expose
-from onnxfi.graph.spiking.detect_neurons import Spiking, SpikingLayer, find
+from onnxfi.graph.spiking.detect_neurons import SpikingLayer, SpikingLayers, find_spiking_layers
 from onnxfi.graph.spiking.neuron_mapping import spiking_layers
 from onnxfi.graph.spiking.pattern_graph import MAKES_SPIKES
 from onnxfi.graph.write.model_file import save
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Exposed:
+class ExposedNeurons:
     """A model with its neurons exposed: a word of each parameter and of the spike for every neuron."""
 
     proto: onnx.ModelProto = field(repr=False)
-    spiking: Spiking
+    spiking: SpikingLayers
     out: Path | None
 
     @property
@@ -47,7 +47,7 @@ def read_mapping(path: str | Path) -> list[Mapping[str, Any]]:
     return layers
 
 
-def expose_neurons(model: Model, out: str | Path | None = None, *, neurons: str | Path | None = None) -> Exposed:
+def expose_neurons(model: Model, out: str | Path | None = None, *, neurons: str | Path | None = None) -> ExposedNeurons:
     """Give every neuron of a spiking network stored words of its own, and write the model (None: nowhere).
 
     `neurons` is a mapping file for layers that no pattern finds. Golden stays the same bit for bit. Raises ModelError
@@ -65,10 +65,10 @@ def expose_neurons(model: Model, out: str | Path | None = None, *, neurons: str 
     place = None if out is None else Path(out)
     if place is not None:
         save(model, made, place)
-    return Exposed(made, found, place)
+    return ExposedNeurons(made, found, place)
 
 
-def opened(model: Model, neurons: str | Path | None = None) -> Model:
+def with_exposed_neurons(model: Model, neurons: str | Path | None = None) -> Model:
     """The model with its neurons exposed, in memory; as it is where they are."""
     return model if table(model.proto) else load(expose_neurons(model, neurons=neurons).data)
 
@@ -86,7 +86,7 @@ def describe(model: Model, neurons: str | Path | None = None) -> dict[str, Any]:
     if not MAKES_SPIKES & operators(model.proto) and neurons is None:
         return {"layers": [], "time_axes": [], "notes": []}
     try:
-        found = spiking_layers(model, read_mapping(neurons)) if neurons is not None else find(model)
+        found = spiking_layers(model, read_mapping(neurons)) if neurons is not None else find_spiking_layers(model)
     except ModelError as error:
         if neurons is not None:
             raise

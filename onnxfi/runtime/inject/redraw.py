@@ -10,7 +10,7 @@ from onnxfi.faults.space import FaultSpace, Selector
 from onnxfi.faults.trials import Draw, draw, fault_model
 from onnxfi.graph.passes.fault_inputs import Columns, columns
 from onnxfi.graph.passes.instrument import Armed
-from onnxfi.runtime.inject.activations import strikes
+from onnxfi.runtime.inject.activations import activation_faults
 
 __all__ = ["redrawn"]
 
@@ -32,7 +32,7 @@ def redrawn(
     Exactly one of `ber` (per site of each of the `batch` samples), `count` (sites in all of them) and `per_sample`
     (one site, with this probability in each) says how many; `trial`, from 1, tells one run from another. A value in a
     loop is struck in every turn. Raises SelectorError for a site whose shape the file does not say, InputError and
-    FaultError as `inject_flow` does.
+    FaultError as `inject_activations` does.
 
     >>> from onnxfi import OrtEngine, instrument, load
     >>> import numpy as np
@@ -58,5 +58,5 @@ def redrawn(
     targets = [replace(a.target, structural=False, samples=0 if a.axis is None else batch) for a in kept]
     space = FaultSpace.over(targets, event, bits=selector.bits, elements=selector.elements)
     how = Draw(given[0], rate=ber or per_sample or 0.0, n=count or 0, seed=seed)
-    found = strikes(draw(space, how, event, trial), {a.target.id: a for a in armed.sites})
+    found = activation_faults(draw(space, how, event, trial), {a.target.id: a for a in armed.sites})
     return columns(armed, found, batch=batch)

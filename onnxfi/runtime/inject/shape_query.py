@@ -13,8 +13,8 @@ from onnxfi.graph.dataflow.activation_targets import Activation, alone, graphs, 
 from onnxfi.graph.dataflow.sample_axis import Layout, layout_in
 from onnxfi.graph.dataflow.sample_layout import Found, Sizes, placed
 from onnxfi.graph.model.loading import Model, parse
-from onnxfi.graph.passes.loop_counters import count_steps
-from onnxfi.graph.passes.shape_probes import Place, with_shapes
+from onnxfi.graph.passes.loop_counters import add_iteration_counts
+from onnxfi.graph.passes.shape_probes import Place, add_shape_outputs
 from onnxfi.runtime.data.sources import Data, open_data
 from onnxfi.runtime.engine.dry_run import dry_run
 from onnxfi.runtime.engine.engines import OrtEngine, OrtSession
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SAMPLES, _MOST_SAMPLES = 2, 32
 
 
-def asked(
+def complete_by_running(
     model: Model, proto: onnx.ModelProto, rows: Sequence[Activation], data: Data | None, custom_ops: Sequence[str] = ()
 ) -> tuple[Activation, ...]:
     """The activations with what runs tell of those that the file leaves open; what cannot be run stays open.
@@ -105,7 +105,7 @@ def _places(
 
 def _grown(session: OrtSession, data: Data | None, names: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Array]]]:
     """What the first samples give, and then those with the last of them once more, where the batch is not fixed."""
-    feeds, found, layout = first_run(session, data, names)
+    feeds, found, layout = run_first_samples(session, data, names)
     yield layout.rows(feeds), {**feeds, **found}
     if layout.fixed is None and layout.axes:
         more = layout.pad(feeds, layout.rows(feeds) + 1)
@@ -119,11 +119,11 @@ def _telling(
     """A session that puts out these values too, and the shapes of others; the names of those shapes."""
     import onnx
 
-    made, shapes = with_shapes(proto, ranks)
+    made, shapes = add_shape_outputs(proto, ranks)
     have = {o.name for o in made.graph.output} | {i.name for i in made.graph.input}
     made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(names - have))
     made.ir_version = max(made.ir_version, 4)
-    return opened(model, made, custom_ops), shapes
+    return open_session(model, made, custom_ops), shapes
 
 
 def _one_shape(rows: Array) -> tuple[int, ...] | None:
@@ -135,20 +135,22 @@ def _one_shape(rows: Array) -> tuple[int, ...] | None:
     return tuple(flat[0].tolist()) if len(flat) and (flat == flat[0]).all() else None
 
 
-def counted(model: Model, data: Data | None, custom_ops: Sequence[str] = (), *, steady: bool = False) -> dict[str, int]:
+def loop_iterations(
+    model: Model, data: Data | None, custom_ops: Sequence[str] = (), *, steady: bool = False
+) -> dict[str, int]:
     """How often loops turn on the first samples, by the path of each graph inside one; the most, if it is run often.
 
     `steady` leaves out those that turn otherwise when one sample more runs, as a scan over the samples does.
     """
-    proto, counters = count_steps(parse(model))
+    proto, counters = add_iteration_counts(parse(model))
     if not counters:
         return {}
-    runs = _grown(opened(model, proto, custom_ops), data, sorted(set(counters.values())))
+    runs = _grown(open_session(model, proto, custom_ops), data, sorted(set(counters.values())))
     turns = [{path: int(found[name]) for path, name in counters.items()} for _, found in islice(runs, 1 + steady)]
     return {path: many for path, many in turns[0].items() if many == turns[-1][path]}
 
 
-def opened(model: Model, proto: onnx.ModelProto, custom_ops: Sequence[str] = ()) -> OrtSession:
+def open_session(model: Model, proto: onnx.ModelProto, custom_ops: Sequence[str] = ()) -> OrtSession:
     """A session of a changed copy of a model, on the CPU and without optimisation."""
     folder = model.path.parent if model.external and model.path is not None else None
     engine = OrtEngine(provider="cpu", optimization="off", custom_ops=tuple(custom_ops))
@@ -156,7 +158,7 @@ def opened(model: Model, proto: onnx.ModelProto, custom_ops: Sequence[str] = ())
     return engine.prepare(proto.SerializeToString(), folder)
 
 
-def first_run(
+def run_first_samples(
     session: OrtSession, data: Data | None, names: Sequence[str] | None = None
 ) -> tuple[Mapping[str, Array], dict[str, Array], Layout]:
     """What the first samples of the data, or made-up ones, are as inputs, what these outputs (None: all) are then, and

@@ -23,7 +23,7 @@ from onnxfi.errors import InputError, SelectorError
 from onnxfi.faults.faultlist import Header
 from onnxfi.graph.model.loading import load
 from onnxfi.runtime.engine.engines import OrtEngine, OrtSession
-from onnxfi.runtime.inject.activations import inject_flow
+from onnxfi.runtime.inject.activations import inject_activations
 from onnxfi.runtime.inject.neurons import expose_neurons
 
 sys.path.append(str(Path(__file__).parents[3] / "scripts"))
@@ -101,8 +101,11 @@ def test_a_fault_from_a_step_on_is_one_in_each_of_its_steps(here: Path) -> None:
     export_trial(here / "s.db", first, here / "f.onnx")
     exposed = load(expose_neurons(load("flat.onnx")).data)
     steps = [f"{row['target']}/{t}[{row['index']}]:{row['bits'][0]}" for t in (2, 3)]
-    alone = inject_flow(exposed, sites=steps)
-    assert alone.data == inject_flow(exposed, sites=[f"{row['target']}[{row['index']}]@from=2:{row['bits'][0]}"]).data
+    alone = inject_activations(exposed, sites=steps)
+    assert (
+        alone.data
+        == inject_activations(exposed, sites=[f"{row['target']}[{row['index']}]@from=2:{row['bits'][0]}"]).data
+    )
     counts = [
         OrtEngine(provider="cpu").prepare(data).run({"image": np.load("d.npz")["image"]})["counts"]
         for data in ((here / "f.onnx").read_bytes(), alone.data)
@@ -141,7 +144,7 @@ def test_a_place_that_is_not_there_is_told(here: Path, site: str, says: str) -> 
     for name in ("flat", "frames"):
         exposed = load(expose_neurons(load(f"{name}.onnx")).data)
         with pytest.raises(SelectorError, match=re.escape(says)):
-            inject_flow(exposed, sites=[site])
+            inject_activations(exposed, sites=[site])
 
 
 def test_neurons_that_are_dead_are_seen_by_the_canary(here: Path) -> None:

@@ -18,7 +18,7 @@ from onnxfi.graph.model.loading import load, parse
 from onnxfi.runtime.data.sources import open_data
 from onnxfi.runtime.engine.engines import OrtEngine
 from onnxfi.runtime.engine.model_io import Array
-from onnxfi.runtime.inject.shape_query import asked
+from onnxfi.runtime.inject.shape_query import complete_by_running
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
 
@@ -142,7 +142,7 @@ def test_runs_tell_where_the_file_leaves_shapes_open() -> None:
     opened = load(model)
     ports = OrtEngine("cpu").prepare(model.SerializeToString()).inputs
     data = open_data({"x": np.random.default_rng(0).normal(size=(4, 6, 4)).astype("f4")}, ports)
-    found = {a.name: a for a in asked(opened, parse(opened), activations(opened), data)}
+    found = {a.name: a for a in complete_by_running(opened, parse(opened), activations(opened), data)}
     assert (found["y"].place, found["y"].target.shape) == (SampleAxis(0, inner=6), (6, 4))
     assert (found["t"].place, found["t"].target.shape) == (SampleAxis(1), (6, 4))
     assert found["n"].why_not and not found["n"].shaped

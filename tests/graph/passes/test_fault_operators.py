@@ -23,7 +23,7 @@ from onnxfi.graph.dataflow.activation_targets import Activation, activations
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.passes.bit_arithmetic import NUMBER, Nodes, body_for, plane_values, planes
 from onnxfi.graph.passes.fault_inputs import columns
-from onnxfi.graph.passes.instrument import Strike, arm, bake
+from onnxfi.graph.passes.instrument import ActivationFault, arm, bake
 
 WIDE = ("float64", "float32", "float16", "bfloat16")
 FLOAT8 = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
@@ -136,7 +136,7 @@ def test_every_word_is_struck_as_numpy_says(name: str, opset: int, body: str) ->
         assert differing(word, run(armed.proto, {"x": x} | fed, word, level), expected.ravel(), body) == 0
         disarmed = run(armed.proto, {"x": x}, word, level)
         assert differing(word, disarmed, before.ravel(), "portable" if name in FLOAT8 else "native") == 0
-    faults = [Strike(site, k, Mask(int(keep[0, k]), int(flip[0, k]))) for k in range(len(words))]
+    faults = [ActivationFault(site, k, Mask(int(keep[0, k]), int(flip[0, k]))) for k in range(len(words))]
     baked = bake(plain, faults, body=body)
     onnx.checker.check_model(baked)
     assert differing(word, run(baked, {"x": x}, word), expected.ravel(), body) == 0
@@ -150,7 +150,7 @@ def test_one_sample_each_is_struck(name: str, body: str) -> None:
     word = WORDS[name]
     plain = identity(word, 26, ["N", 5])
     words = corners(word)[:15].reshape(3, 5)
-    faults = [Strike(target(plain), k, Mask(word.full, 1 << k), sample=k % 3) for k in range(5)]
+    faults = [ActivationFault(target(plain), k, Mask(word.full, 1 << k), sample=k % 3) for k in range(5)]
     expected = words.copy()
     for k in range(5):
         expected[k % 3, k] ^= np.uint64(1 << k)
@@ -201,7 +201,7 @@ def test_integers_of_four_and_two_bits(name: str) -> None:
     numbers = word.values(words).astype(wide)
     site = target(plain, "t")
     for keep, flip in ((word.full, 1), (word.full & ~2, 0), (word.full & ~2, 2), (0, word.full)):
-        faults = [Strike(site, k, Mask(keep, flip)) for k in range(1 << word.bits)]
+        faults = [ActivationFault(site, k, Mask(keep, flip)) for k in range(1 << word.bits)]
         found = run(bake(plain, faults), {"x": numbers}, WORDS[wide])
         expected = word.values((words & np.uint64(keep)) ^ np.uint64(flip)).astype(wide)
         assert (WORDS[wide].values(found) == expected.ravel()).all()
@@ -215,7 +215,7 @@ def test_value_faults_are_those_of_the_fault_models(name: str, fault: Scale | Ad
     plain = identity(word, 18, [1, len(words)])
     scale, shift = (fault.factor, -0.0) if isinstance(fault, Scale) else (1.0, fault.value)
     site = target(plain)
-    faults = [Strike(site, k, None, scale, shift) for k in range(len(words))]
+    faults = [ActivationFault(site, k, None, scale, shift) for k in range(len(words))]
     expected = fault.strike(word, words, np.full(len(words), -1, np.int16))
     found = run(bake(plain, faults), {"x": word.values(words)[None]}, word)
     assert differing(word, found, expected, "portable") == 0
@@ -226,7 +226,11 @@ def test_faults_of_one_word_are_merged_in_order() -> None:
     plain = identity(word, 17, [1, 2])
     site = target(plain)
     stuck, flip = Mask(word.full & ~1, 1), Mask(word.full, 3)
-    found = run(bake(plain, [Strike(site, 1, stuck), Strike(site, 1, flip)]), {"x": np.zeros((1, 2), "f4")}, word)
+    found = run(
+        bake(plain, [ActivationFault(site, 1, stuck), ActivationFault(site, 1, flip)]),
+        {"x": np.zeros((1, 2), "f4")},
+        word,
+    )
     assert found.tolist() == [0, 2]
 
 
@@ -238,7 +242,9 @@ def test_an_armed_file_gives_the_same_in_the_reference(name: str, opset: int, va
     armed = arm(plain, [target(plain)], values=values)
     words = corners(word)[:12]
     x = {"x": word.values(words.reshape(2, 6))}
-    strikes = [Strike(armed.sites[0], k, None if values else Mask(word.full, 1 << k), 3.0, 1.0) for k in (1, 4)]
+    strikes = [
+        ActivationFault(armed.sites[0], k, None if values else Mask(word.full, 1 << k), 3.0, 1.0) for k in (1, 4)
+    ]
     reference = ReferenceEvaluator(armed.proto)
     for fed in (x, x | columns(armed, strikes)):
         with np.errstate(all="ignore"):
@@ -293,8 +299,8 @@ def test_formats_without_a_body_say_why() -> None:
         body_for(WORDS["float32"], 18, "native")
     plain = identity(WORDS["int64"], 18, [3])
     with pytest.raises(FaultError, match="value fault on int64"):
-        bake(plain, [Strike(target(plain), 0, None, 2.0)])
+        bake(plain, [ActivationFault(target(plain), 0, None, 2.0)])
     with pytest.raises(FaultError, match="no step"):
-        bake(plain, [Strike(target(plain), 0, Mask(1, 1), first=1, last=1)])
+        bake(plain, [ActivationFault(target(plain), 0, Mask(1, 1), first=1, last=1)])
     with pytest.raises(FaultError, match="no batch axis"):
-        bake(plain, [Strike(replace(target(plain), place=None), 0, Mask(1, 1), sample=0)])
+        bake(plain, [ActivationFault(replace(target(plain), place=None), 0, Mask(1, 1), sample=0)])

@@ -17,9 +17,9 @@ from onnxfi.graph.model.loading import load, parse
 from onnxfi.runtime.data.sources import open_data
 from onnxfi.runtime.engine.engines import OrtEngine
 from onnxfi.runtime.engine.fusions import fused, fusions_lost, fusions_note
-from onnxfi.runtime.inject.activations import inject_flow, instrument
+from onnxfi.runtime.inject.activations import inject_activations, instrument
 from onnxfi.runtime.inject.redraw import redrawn
-from onnxfi.runtime.inject.shape_query import asked, counted
+from onnxfi.runtime.inject.shape_query import complete_by_running, loop_iterations
 
 CNN = "models/fashion_cnn.onnx"
 HEAD = '<ir_version: 10, opset_import: ["": 21, "own": 1]>'
@@ -33,23 +33,25 @@ LOCAL = """net (float[N,3] x) => (float[N,3] y) { z = own.twice(x) y = Relu(z) }
 
 def test_one_site_in_each_row_with_a_probability() -> None:
     model = load(CNN)
-    every = inject_flow(model, per_sample=1.0, batch=6).strikes
+    every = inject_activations(model, per_sample=1.0, batch=6).inserted
     assert [s.sample for s in sorted(every, key=lambda s: s.sample or 0)] == list(range(6))
-    some = {s.sample for seed in range(20) for s in inject_flow(model, per_sample=0.3, batch=6, seed=seed).strikes}
-    many = sum(len(inject_flow(model, per_sample=0.3, batch=6, seed=seed).strikes) for seed in range(20))
+    some = {
+        s.sample for seed in range(20) for s in inject_activations(model, per_sample=0.3, batch=6, seed=seed).inserted
+    }
+    many = sum(len(inject_activations(model, per_sample=0.3, batch=6, seed=seed).inserted) for seed in range(20))
     assert some == set(range(6)) and 18 < many < 54, "36 are expected"
-    done = inject_flow(model, per_sample=1.0, batch=6)
-    assert done.population == inject_flow(model, count=1).population == done.space.size // 6
+    done = inject_activations(model, per_sample=1.0, batch=6)
+    assert done.population == inject_activations(model, count=1).population == done.space.size // 6
     with pytest.raises(InputError, match="exactly one of ber, count, sites, per_sample"):
-        inject_flow(model, per_sample=0.5, ber=0.1)
+        inject_activations(model, per_sample=0.5, ber=0.1)
 
 
 def test_a_row_changes_nothing_but_its_own_sample() -> None:
     model, x = load(CNN), np.load("models/fashion_test.npz")
     images = next(iter(open_data("models/fashion_test.npz", OrtEngine("cpu").prepare(CNN).inputs).batches(4))).feeds
     assert len(x.files)
-    done = inject_flow(model, per_sample=0.4, batch=4, fault="set:value=nan", seed=1)
-    struck = {s.sample for s in done.strikes}
+    done = inject_activations(model, per_sample=0.4, batch=4, fault="set:value=nan", seed=1)
+    struck = {s.sample for s in done.inserted}
     answers = OrtEngine("cpu").prepare(done.data).run(images)["logits"]
     assert {k for k in range(4) if np.isnan(answers[k]).any()} == struck and struck
 
@@ -58,10 +60,10 @@ def test_a_step_beyond_the_loop_is_refused_where_a_run_tells() -> None:
     model = load(parser.parse_model(HEAD + LOOP))
     data = open_data(None, OrtEngine("cpu").prepare(model_bytes(model)).inputs, limit=2)
     site = "Loop#0.body::t[0]@step={}:31"
-    inject_flow(model, sites=[site.format(3)], data=data)
+    inject_activations(model, sites=[site.format(3)], data=data)
     with pytest.raises(SelectorError, match=r"t\[0\]@step=4: the loop has 4 iterations, steps are 0 to 3"):
-        inject_flow(model, sites=[site.format(4)], data=data)
-    inject_flow(model, sites=[site.format(4)])
+        inject_activations(model, sites=[site.format(4)], data=data)
+    inject_activations(model, sites=[site.format(4)])
 
 
 DEEP = """net (float[N,3] x, bool often) => (float[N,3] y) <int64 two = {2}, int64 three = {3}, float one = {1}, bool on = {1}> {
@@ -86,12 +88,12 @@ def test_turns_are_counted_in_loops_and_branches(tmp_path: Path, external: bool)
     ports = OrtEngine("cpu").prepare(tmp_path / "m.onnx").inputs
     for often, turns in ((True, 3), (False, 0)):
         np.savez(tmp_path / "d.npz", x=np.ones((2, 3), np.float32), often=np.array(often))
-        found = counted(model, open_data(tmp_path / "d.npz", ports))
+        found = loop_iterations(model, open_data(tmp_path / "d.npz", ports))
         assert found["Loop#0.body::"] == found["Loop#0.body::If#0.else_branch::"] == 2
         assert found["Loop#0.body::If#0.then_branch::Loop#0.body::"] == turns
     site = "Loop#0.body::If#0.then_branch::Loop#0.body::k_[1]@step={}:31"
     with pytest.raises(SelectorError, match="the loop does not turn on this data, so it has no step"):
-        inject_flow(model, sites=[site.format(0)], data=open_data(tmp_path / "d.npz", ports))
+        inject_activations(model, sites=[site.format(0)], data=open_data(tmp_path / "d.npz", ports))
 
 
 OPEN = """net (float[N,3] x, bool fine, int64[1] wide) => (float[N,M] y) <int64 two = {2}, bool on = {1}, int64[1] rows = {0}> {
@@ -112,7 +114,7 @@ def test_shapes_in_bodies_are_those_of_a_run(tmp_path: Path) -> None:
     shapes = {}
     for fine in (True, False):
         np.savez(tmp_path / "d.npz", x=np.ones((2, 3), np.float32), fine=np.array(fine), wide=np.array([-1]))
-        found = asked(model, parse(model), plain, open_data(tmp_path / "d.npz", ports))
+        found = complete_by_running(model, parse(model), plain, open_data(tmp_path / "d.npz", ports))
         shapes[fine] = {a.name: a.target.shape for a in found if a.path and a.shaped and a.target.word.is_float}
         assert all(a.axis == 0 for a in found if a.path and a.name in shapes[fine])
     assert shapes[True] == {"a": (3,), "p": (3,)}, "the other branch is not taken"
@@ -129,7 +131,7 @@ def test_faults_drawn_anew_are_those_that_a_file_of_its_own_would_have() -> None
     session = OrtEngine("cpu").prepare(done.data)
     for per_sample in (0.0, 0.5, 1.0):
         fed = redrawn(done.armed, 1, per_sample=per_sample, batch=4, seed=7)
-        baked = inject_flow(load(CNN), per_sample=per_sample, batch=4, seed=7).data
+        baked = inject_activations(load(CNN), per_sample=per_sample, batch=4, seed=7).data
         answers = [s.run(f)["logits"] for s, f in ((session, images | fed), (OrtEngine("cpu").prepare(baked), images))]
         assert np.array_equal(*answers, equal_nan=True)
     assert redrawn(done.armed, 1, count=5)["onnxfi.site"].shape == (5,)
@@ -150,16 +152,16 @@ def test_values_in_local_functions_are_told() -> None:
 def test_what_is_out_of_reach_or_has_no_shape_says_so() -> None:
     model = load(parser.parse_model(HEAD + LOCAL))
     for act in (
-        lambda: inject_flow(model, sites=["c[0]:30"]),
+        lambda: inject_activations(model, sites=["c[0]:30"]),
         lambda: instrument(model, Selector(include=("=c",))),
-        lambda: inject_flow(model, count=1, selector=Selector(include=("=c",))),
+        lambda: inject_activations(model, count=1, selector=Selector(include=("=c",))),
     ):
         with pytest.raises(SelectorError, match="'c' lies in the local function 'twice', which is out of reach"):
             act()
     model = load(parser.parse_model(HEAD + RANK))
     with pytest.raises(SelectorError, match=r"the shape of 'u' is not known: give a flat index, as u\[5\]"):
-        inject_flow(model, sites=["u[0,1]:30"])
-    assert inject_flow(model, sites=["u[5]:30"]).strikes[0].element == 5
+        inject_activations(model, sites=["u[0,1]:30"])
+    assert inject_activations(model, sites=["u[5]:30"]).inserted[0].element == 5
 
 
 def test_fusions_that_are_lost_are_counted() -> None:

@@ -21,9 +21,9 @@ from onnxfi.graph.dataflow.activation_targets import Activation, activations, ch
 from onnxfi.graph.dataflow.sample_axis import SampleAxis
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.passes.fault_inputs import columns
-from onnxfi.graph.passes.instrument import Armed, Strike, arm, bake
+from onnxfi.graph.passes.instrument import ActivationFault, Armed, arm, bake
 from onnxfi.runtime.engine.engines import OrtEngine
-from onnxfi.runtime.inject.activations import inject_flow, instrument
+from onnxfi.runtime.inject.activations import inject_activations, instrument
 
 OFF = OrtEngine(provider="cpu", optimization="off")
 MODELS = Path(__file__).parents[3] / "models"
@@ -46,7 +46,7 @@ def run(proto: onnx.ModelProto | bytes, feeds: Arrays) -> Arrays:
 
 
 def both(
-    proto: onnx.ModelProto, armed: Armed, strikes: list[Strike], feeds: Arrays, batch: int | None = None
+    proto: onnx.ModelProto, armed: Armed, strikes: list[ActivationFault], feeds: Arrays, batch: int | None = None
 ) -> Arrays:
     """The outputs under these faults, which must be the same armed and baked; and disarmed those of the plain model."""
     onnx.checker.check_model(armed.proto)
@@ -92,13 +92,16 @@ def test_in_a_loop_the_named_steps_are_struck() -> None:
     armed = arm(plain, [site])
     assert armed.inputs[-2:] == ("onnxfi.first", "onnxfi.last")
     x = np.zeros((2, 3), np.float32)
-    one = both(plain, armed, [Strike(site, 1, NEGATE, first=1, last=1)], {"x": x})
+    one = both(plain, armed, [ActivationFault(site, 1, NEGATE, first=1, last=1)], {"x": x})
     assert one["each"][:, 0, 1].tolist() == [1, -2, -1, 0]
     assert one["each"][:, 0, 0].tolist() == [1, 2, 3, 4]
-    late = both(plain, armed, [Strike(site, 1, NEGATE, first=2)], {"x": x})
+    late = both(plain, armed, [ActivationFault(site, 1, NEGATE, first=2)], {"x": x})
     assert late["each"][:, 1, 1].tolist() == [1, 2, -3, 2]
     # Of two faults on one element, one in every step and one in a step, both strike in that step.
-    two = [Strike(site, 0, Mask(FULL & ~(1 << 31), 1 << 31), sample=0), Strike(site, 0, NEGATE, first=1, last=1)]
+    two = [
+        ActivationFault(site, 0, Mask(FULL & ~(1 << 31), 1 << 31), sample=0),
+        ActivationFault(site, 0, NEGATE, first=1, last=1),
+    ]
     mixed = both(plain, armed, two, {"x": x}, batch=2)
     assert mixed["each"][:, 0, 0].tolist() == [-1, 0, -1, -0.0]
 
@@ -107,7 +110,9 @@ def test_in_a_branch_inside_a_loop() -> None:
     plain = model(LOOP)
     site = next(a for a in activations(load(plain)) if a.name == "u")
     assert site.loop == "Loop" and site.path.count("::") == 2
-    found = both(plain, arm(plain, [site]), [Strike(site, 2, NEGATE, first=3, last=3)], {"x": np.zeros((1, 3), "f4")})
+    found = both(
+        plain, arm(plain, [site]), [ActivationFault(site, 2, NEGATE, first=3, last=3)], {"x": np.zeros((1, 3), "f4")}
+    )
     assert found["each"][:, 0, 2].tolist() == [1, 2, 3, -4]
 
 
@@ -116,11 +121,11 @@ def test_a_scan_counts_its_iterations() -> None:
     site = next(a for a in activations(load(plain)) if a.name == "so")
     assert site.loop == "Scan"
     x = np.ones((5, 2), np.float32)
-    found = both(plain, arm(plain, [site]), [Strike(site, 1, NEGATE, first=2, last=2)], {"x": x})
+    found = both(plain, arm(plain, [site]), [ActivationFault(site, 1, NEGATE, first=2, last=2)], {"x": x})
     assert found["each"][:, 1].tolist() == [1, 2, -3, -2, -1]
     assert found["each"][:, 0].tolist() == [1, 2, 3, 4, 5]
     with pytest.raises(SelectorError, match="the loop has 5 iterations"):
-        columns(arm(plain, [site]), [Strike(site, 0, NEGATE, first=5, last=5)], trips={site.target.id: 5})
+        columns(arm(plain, [site]), [ActivationFault(site, 0, NEGATE, first=5, last=5)], trips={site.target.id: 5})
 
 
 def test_outputs_inputs_and_captured_tensors() -> None:
@@ -135,11 +140,11 @@ def test_outputs_inputs_and_captured_tensors() -> None:
     y = named(plain, "y")
     armed = arm(plain, [y])
     assert [o.name for o in armed.proto.graph.output] == ["y", "z"]
-    found = both(plain, armed, [Strike(y, 1, NEGATE, sample=1)], feeds, batch=2)
+    found = both(plain, armed, [ActivationFault(y, 1, NEGATE, sample=1)], feeds, batch=2)
     assert found["y"].tolist() == [[1, 2], [3, -4]] and found["z"].tolist() == [[2, 4], [6, 0]]
     given = named(plain, "x")
     assert given.target.kind == "input"
-    found = both(plain, arm(plain, [given]), [Strike(given, 0, NEGATE)], feeds)
+    found = both(plain, arm(plain, [given]), [ActivationFault(given, 0, NEGATE)], feeds)
     assert found["z"].tolist() == [[-2, 4], [-6, 8]]
 
 
@@ -163,7 +168,13 @@ def test_recurrent_outputs_have_their_batch_inside(op: str) -> None:
     y, h = named(plain, "y"), named(plain, "h")
     assert (y.axis, h.axis, y.target.shape, h.target.shape) == (2, 1, (5, 1, 4), (1, 4))
     index = int(np.ravel_multi_index((3, 0, 2), y.target.shape))
-    found = both(plain, arm(plain, [y, h]), [Strike(y, index, NEGATE, sample=1), Strike(h, 3, NEGATE)], feeds, batch=2)
+    found = both(
+        plain,
+        arm(plain, [y, h]),
+        [ActivationFault(y, index, NEGATE, sample=1), ActivationFault(h, 3, NEGATE)],
+        feeds,
+        batch=2,
+    )
     golden["y"][3, 0, 1, 2] *= -1
     golden["h"][0, :, 3] *= -1
     assert (found["y"] == golden["y"]).all() and (found["h"] == golden["h"]).all()
@@ -204,7 +215,9 @@ def test_armed_again_without_a_clash() -> None:
     onnx.checker.check_model(second.proto)
     assert (first.prefix, second.prefix) == ("onnxfi", "onnxfi2")
     assert len(second.proto.functions) == 1
-    fed = columns(first, [Strike(first.sites[0], 0, NEGATE)]) | columns(second, [Strike(second.sites[0], 1, NEGATE)])
+    fed = columns(first, [ActivationFault(first.sites[0], 0, NEGATE)]) | columns(
+        second, [ActivationFault(second.sites[0], 1, NEGATE)]
+    )
     assert run(second.proto, {"x": np.ones((1, 2), "f4")} | fed)["y"].tolist() == [[-1, -1]]
     table = {entry.key: json.loads(entry.value) for entry in second.proto.metadata_props}
     assert table["onnxfi.sites"][0]["tensor"] == "t" and table["onnxfi2.sites"][0]["tensor"] == "y"
@@ -235,7 +248,7 @@ def test_names_like_those_that_arming_makes_do_not_clash(graph: str) -> None:
     armed = arm(plain, [named(plain, "t")])
     onnx.checker.check_model(armed.proto)
     assert run(armed.proto, {fed.name: x})[out.name].tobytes() == golden.tobytes()
-    strike = Strike(armed.sites[0], 0, NEGATE)
+    strike = ActivationFault(armed.sites[0], 0, NEGATE)
     faulty = run(armed.proto, {fed.name: x} | columns(armed, [strike]))[out.name]
     baked = run(bake(plain, [strike]), {fed.name: x})[out.name]
     assert (faulty != golden).any() and faulty.tobytes() == baked.tobytes()
@@ -245,7 +258,7 @@ def test_the_model_given_is_not_changed_and_nothing_to_arm_is_a_copy() -> None:
     plain = model("g (float[N,2] x) => (float[N,2] y) { y = Add(x, x) }")
     before = plain.SerializeToString(deterministic=True)
     arm(plain, [named(plain, "y")])
-    bake(plain, [Strike(named(plain, "y"), 0, NEGATE)])
+    bake(plain, [ActivationFault(named(plain, "y"), 0, NEGATE)])
     assert plain.SerializeToString(deterministic=True) == before
     done = instrument(load(plain))
     assert done.armed.sites == () and done.data == before
@@ -283,18 +296,22 @@ def test_columns_merge_and_refuse() -> None:
     armed = arm(plain, [named(plain, "y")])
     site = armed.sites[0]
     x = np.ones((2, 3), np.float32)
-    twice = [Strike(site, 1, NEGATE), Strike(site, 1, NEGATE, sample=1), Strike(site, 2, NEGATE, sample=0)]
+    twice = [
+        ActivationFault(site, 1, NEGATE),
+        ActivationFault(site, 1, NEGATE, sample=1),
+        ActivationFault(site, 2, NEGATE, sample=0),
+    ]
     found = run(armed.proto, {"x": x} | columns(armed, twice, batch=2))["y"]
     assert found.tolist() == [[1, -1, -1], [1, 1, 1]]
     assert all(c.size == 0 for c in columns(armed, []).values())
     for strike, why in (
-        (Strike(site, -1, NEGATE), "elements of 'y' are 0 to 2"),
-        (Strike(site, 3, NEGATE), "elements of 'y' are 0 to 2"),
-        (Strike(site, 0, NEGATE, sample=2), "samples are 0 to 1"),
-        (Strike(site, 0, NEGATE, first=1, last=1), "lies in no loop"),
-        (Strike(site, 0, Mask(FULL, 1 << 40)), "32 bits of float32"),
-        (Strike(site, 0, None, 2.0), "value fault cannot be fed"),
-        (Strike(named(plain, "x"), 0, NEGATE), "not armed"),
+        (ActivationFault(site, -1, NEGATE), "elements of 'y' are 0 to 2"),
+        (ActivationFault(site, 3, NEGATE), "elements of 'y' are 0 to 2"),
+        (ActivationFault(site, 0, NEGATE, sample=2), "samples are 0 to 1"),
+        (ActivationFault(site, 0, NEGATE, first=1, last=1), "lies in no loop"),
+        (ActivationFault(site, 0, Mask(FULL, 1 << 40)), "32 bits of float32"),
+        (ActivationFault(site, 0, None, 2.0), "value fault cannot be fed"),
+        (ActivationFault(named(plain, "x"), 0, NEGATE), "not armed"),
     ):
         with pytest.raises((SelectorError, FaultError), match=why):
             columns(armed, [strike], batch=2)
@@ -316,7 +333,7 @@ def test_by_operator_and_by_split_and_patch(name: str) -> None:
         flat.view(np.uint32)[1, element] ^= np.uint32(1 << 30)
         patched = np.moveaxis(rows, 0, site.axis or 0)
         expected = run(_cut(plain, site.name), feeds | {site.name: np.ascontiguousarray(patched)})
-        fed = columns(armed, [Strike(site, element, Mask(FULL, 1 << 30), sample=1)], batch=2)
+        fed = columns(armed, [ActivationFault(site, element, Mask(FULL, 1 << 30), sample=1)], batch=2)
         found = session.run(feeds | fed)
         for n, array in expected.items():  # NaN is NaN: the portable body keeps no payload
             assert np.array_equal(found[n.removesuffix(".out")], array, equal_nan=True), site.target.id
@@ -354,7 +371,7 @@ def _cut(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
 def test_a_faulty_file_is_the_same_in_the_reference_evaluator_and_without_functions() -> None:
     sites = ["relu[3]:30", "relu_1[100]@sample=1:31", "logits[2]:22"]
     plain = load(MODELS / "fashion_cnn.onnx")
-    done, inlined = inject_flow(plain, sites=sites), inject_flow(plain, sites=sites, inline=True)
+    done, inlined = inject_activations(plain, sites=sites), inject_activations(plain, sites=sites, inline=True)
     assert len(done.proto.functions) == 2 and not inlined.proto.functions
     assert {o.domain for o in inlined.proto.opset_import} == {""}
     x = np.random.default_rng(0).random((2, 1, 28, 28), dtype=np.float32)
@@ -370,7 +387,7 @@ def test_openvino_runs_the_inlined_file() -> None:
     openvino = pytest.importorskip("openvino")
     plain = load(MODELS / "fashion_cnn.onnx")
     sites = ["relu[3]:30", "logits[2]:31"]
-    inlined = inject_flow(plain, sites=sites, inline=True)
+    inlined = inject_activations(plain, sites=sites, inline=True)
     x = np.random.default_rng(0).random((2, 1, 28, 28), dtype=np.float32)
     compiled = openvino.compile_model(
         openvino.Core().read_model(inlined.data), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
@@ -402,8 +419,8 @@ def test_rows_of_a_sample_that_are_flattened_into_the_batch(opset: int) -> None:
     feeds = {"x": np.random.default_rng(0).normal(size=(3, 5, 4)).astype("f4")}
     golden = run(plain, feeds)["y"]
     for strikes, places in (
-        ([Strike(a, 7, NEGATE, sample=2), Strike(a, 19, NEGATE, sample=0)], [[0, 19], [2, 7]]),
-        ([Strike(a, 7, NEGATE)], [[0, 7], [1, 7], [2, 7]]),
+        ([ActivationFault(a, 7, NEGATE, sample=2), ActivationFault(a, 19, NEGATE, sample=0)], [[0, 19], [2, 7]]),
+        ([ActivationFault(a, 7, NEGATE)], [[0, 7], [1, 7], [2, 7]]),
     ):
         found = both(plain, arm(plain, [a]), strikes, feeds, batch=3)["y"]
         assert np.argwhere(found != golden).tolist() == places

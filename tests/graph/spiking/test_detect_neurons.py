@@ -17,10 +17,10 @@ from onnx import helper, numpy_helper
 from onnxfi.errors import InputError, ModelError, SelectorError
 from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.model.loading import Model, load
-from onnxfi.graph.spiking.detect_neurons import find
+from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
 from onnxfi.graph.spiking.neuron_mapping import spiking_layers
 from onnxfi.runtime.engine.engines import OrtEngine
-from onnxfi.runtime.inject.activations import inject_flow
+from onnxfi.runtime.inject.activations import inject_activations
 from onnxfi.runtime.inject.neurons import describe, expose_neurons, read_mapping
 from onnxfi.runtime.inject.weights import inject, inspect, sample
 
@@ -59,7 +59,7 @@ IMAGE = (np.arange(5 * 64, dtype=np.float32) % 7 / 4).reshape(5, 1, 8, 8)
 
 @every_network
 def test_layers_of_exported_networks(name: str) -> None:
-    found = find(load(FOLDER / f"{name}.onnx"))
+    found = find_spiking_layers(load(FOLDER / f"{name}.onnx"))
     modules = ["retina.1", "cortex.cells"] if "named" in name else ["lif1", "lif2"]
     assert [layer.name for layer in found.layers] == modules
     assert [layer.shape for layer in found.layers] == [(2, 4, 4) if "conv" in name else (5,), (4,)]
@@ -80,7 +80,7 @@ def test_layers_of_exported_networks(name: str) -> None:
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_layers_of_built_networks(build: object, layers: int, reset: str) -> None:
     model = load(build(wild(layers, reset), 6, (1, 8, 8)))  # type: ignore[operator]
-    found = find(model).layers
+    found = find_spiking_layers(model).layers
     assert [(x.name, x.shape, x.trips) for x in found] == [
         ("lif1", (4, 4, 4), 6),
         ("lif2", (3,), 6),
@@ -92,7 +92,7 @@ def test_layers_of_built_networks(build: object, layers: int, reset: str) -> Non
 
 @pytest.mark.parametrize("file", sorted((ROOT / "models").glob("fashion_[acg]*.onnx")), ids=lambda file: file.stem)
 def test_networks_that_do_not_spike_have_no_neurons(file: Path) -> None:
-    assert find(load(file)).layers == ()
+    assert find_spiking_layers(load(file)).layers == ()
     with pytest.raises(ModelError, match="no spiking layer: looked in every graph"):
         spiking_layers(load(file))
 
@@ -103,7 +103,7 @@ def test_comparisons_alone_are_no_neurons() -> None:
       <float z = {0.0}, float a = {0.1}> {
         p = Greater(x, z)  pf = Cast<to = 1>(p)  h = Mul(x, pf)
         q = Greater(h, a)  qf = Cast<to = 1>(q)  m = Mul(h, qf)  y = Add(m, x) }""")
-    assert find(load(made)).layers == ()
+    assert find_spiking_layers(load(made)).layers == ()
 
 
 def test_a_damaged_graph_is_said_to_be_one() -> None:
@@ -111,7 +111,7 @@ def test_a_damaged_graph_is_said_to_be_one() -> None:
     (scan,) = (node for node in made.graph.node if node.op_type == "Scan")
     del scan.attribute[[a.name for a in scan.attribute].index("num_scan_inputs")]
     with pytest.raises(ModelError, match="neurons cannot be looked for"):
-        find(load(made))
+        find_spiking_layers(load(made))
     found = inspect(load(made))
     assert (found["spiking"]["layers"], len(found["targets"])) == ([], 13)
     assert "graph is damaged" in found["notes"][-1]
@@ -136,7 +136,7 @@ def test_a_loop_carries_its_neurons() -> None:
         "g", [helper.make_tensor_value_info("x", 1, ["N", 3])], [helper.make_tensor_value_info("y", 1, None)], stored,
     )  # fmt: skip
     model = load(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)]))
-    (layer,) = find(model).layers
+    (layer,) = find_spiking_layers(model).layers
     assert (layer.shape, layer.trips, layer.reset, layer.loop, layer.path) == (
         (3,),
         5,
@@ -224,8 +224,8 @@ def test_both_forms_of_the_shipped_network_answer_alike_also_when_struck() -> No
         told += not np.array_equal(counts[0], golden[0])
     assert told >= 2
     steps = [
-        inject_flow(load(forms[0]), sites=["lif3/membrane/5[2]:30"]),
-        inject_flow(load(forms[1]), sites=["steps.body::lif3/membrane[2]@step=5:30"]),
+        inject_activations(load(forms[0]), sites=["lif3/membrane/5[2]:30"]),
+        inject_activations(load(forms[1]), sites=["steps.body::lif3/membrane[2]@step=5:30"]),
     ]
     counts = [run(s.data, x)["counts"] for s in steps]
     assert np.array_equal(*counts)
@@ -260,7 +260,7 @@ class Case:
         if self.variable == "membrane" or (self.variable == "spike" and self.fault == "flip"):
             steps = range(self.first, self.last + 1)
             sites = [f"{layers[self.layer]}/{self.variable}/{t}{tail}" for t in steps]
-            return inject_flow(exposed, sites=sites, fault=self.fault).data
+            return inject_activations(exposed, sites=sites, fault=self.fault).data
         site = f"{layers[self.layer]}/{self.variable}{tail}"
         return inject(exposed, sample(exposed, sites=[site], fault=self.fault)).data or b""
 
@@ -274,7 +274,7 @@ def cases(name: str) -> list[str]:
 def test_every_fault_gives_the_spikes_of_plain_snntorch(name: str) -> None:
     model = load(FOLDER / f"{name}.onnx")
     exposed = load(expose_neurons(model).data)
-    layers = [layer.name for layer in find(model).layers]
+    layers = [layer.name for layer in find_spiking_layers(model).layers]
     held = dict(np.load(FOLDER / f"{name}.npz"))
     told = 0
     for key in cases(name):
@@ -294,7 +294,7 @@ def test_every_fault_gives_the_spikes_of_plain_snntorch(name: str) -> None:
 @pytest.mark.parametrize("file", sorted((FOLDER / "neurons").glob("*.onnx")), ids=lambda file: file.stem)
 def test_neurons_of_other_kinds_are_dead_in_all_their_steps(file: Path) -> None:
     plain, said = load(file), np.load(file.with_suffix(".npz"))
-    found = find(plain)
+    found = find_spiking_layers(plain)
     assert [layer.trips for layer in found.layers] == [5]
     assert not found.notes
     exposed = load(expose_neurons(plain).data)
@@ -318,7 +318,7 @@ def test_a_layer_of_which_steps_are_missing_is_said_and_not_exposed() -> None:
         helper.make_node("Identity", ["stray_spike"], ["stray_out"]),
     ])  # fmt: skip
     proto.graph.output.append(helper.make_tensor_value_info("stray_out", 1, None))
-    found = find(load(proto))
+    found = find_spiking_layers(load(proto))
     assert not found.layers
     assert found.notes[0] == "'lif': steps of its neurons were found in part only; describe them in a mapping file"
 
@@ -361,7 +361,7 @@ layers:
 
 def test_a_mapping_tells_of_other_neurons(tmp_path: Path) -> None:
     model = load(adaptive())
-    assert find(model).layers == ()
+    assert find_spiking_layers(model).layers == ()
     (file := tmp_path / "cells.yaml").write_text(MAPPING)
     (row,) = describe(model, file)["layers"]
     assert (row["layer"], row["kind"], row["neurons"], row["steps"], row["refractory"]) == (
@@ -413,4 +413,4 @@ def test_a_neuron_beyond_the_layer_and_a_step_beyond_the_last() -> None:
     with pytest.raises(SelectorError, match="beyond 'lif3/spike' of shape 10"):
         sample(exposed, sites=["lif3/spike[10]"], fault="dead")
     with pytest.raises(SelectorError, match=r"no target 'lif3/membrane/8'.*lif3/membrane/7"):
-        inject_flow(exposed, sites=["lif3/membrane/8[0]:30"])
+        inject_activations(exposed, sites=["lif3/membrane/8[0]:30"])

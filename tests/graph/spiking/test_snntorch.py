@@ -18,9 +18,9 @@ sys.path.append(str(Path(__file__).parents[3] / "scripts"))
 from snntorch_models import CASES, NEURONS, STEPS, Case, Kind, OneLayer, build, export, one_layer, patched
 
 from onnxfi.graph.model.loading import Model, load
-from onnxfi.graph.spiking.detect_neurons import find
+from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
 from onnxfi.runtime.engine.engines import OrtEngine
-from onnxfi.runtime.inject.activations import inject_flow
+from onnxfi.runtime.inject.activations import inject_activations
 from onnxfi.runtime.inject.neurons import expose_neurons
 from onnxfi.runtime.inject.weights import inject, sample
 
@@ -31,11 +31,11 @@ KINDS = [Kind(reset, *flags) for reset, *flags in FLAGS]
 
 def struck(plain: Model, exposed: Model, case: Case) -> bytes:
     """The faulty network, by onnxfi."""
-    layer = find(plain).layers[case.layer].name
+    layer = find_spiking_layers(plain).layers[case.layer].name
     tail = f"[{case.neuron}]" + (f":{case.bit}" if case.bit >= 0 else "")
     if case.variable == "membrane" or (case.variable == "spike" and case.fault == "flip"):
         sites = [f"{layer}/{case.variable}/{t}{tail}" for t in range(case.first, case.last + 1)]
-        return inject_flow(exposed, sites=sites, fault=case.fault).data
+        return inject_activations(exposed, sites=sites, fault=case.fault).data
     weights = [t.id for t in plain.targets if t.id.endswith("weight")]
     site = weights[case.layer] if case.variable == "synapse" else f"{layer}/{case.variable}"
     return inject(exposed, sample(exposed, sites=[site + tail], fault=case.fault)).data or b""
@@ -45,7 +45,7 @@ def struck(plain: Model, exposed: Model, case: Case) -> bytes:
 def test_every_fault_gives_the_spikes_of_plain_snntorch(kind: Kind) -> None:
     net, x = build(kind, seed=3)
     plain = load(export(net, x, kind))
-    found = find(plain)
+    found = find_spiking_layers(plain)
     assert [(layer.trips, layer.reset) for layer in found.layers] == [(STEPS, kind.reset)] * 2
     exposed = load(expose_neurons(plain).data)
     for case in CASES:
@@ -63,7 +63,7 @@ def test_neurons_of_every_kind_are_dead_in_all_their_steps(name: str, last: bool
         pytest.skip("torch cannot export it: the reset depends on data")
     model, said = one_layer(name, last=last, dynamo=dynamo)
     plain = load(model)
-    (layer,) = find(plain).layers
+    (layer,) = find_spiking_layers(plain).layers
     assert layer.trips == OneLayer.steps
     exposed = load(expose_neurons(plain).data)
     for k in range(4):
