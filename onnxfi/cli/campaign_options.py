@@ -49,7 +49,7 @@ _JUDGE = (
     click.option("--scores", type=click.Choice(["auto", "logits", "probabilities", "counts"]), metavar="KIND", default="auto", show_default=True, help="What the scored output holds, for score shifts: auto, logits, probabilities or counts."),
     click.option("--tolerance", type=float, default=0.0, metavar="T", show_default=True, help="An output this near golden's is masked."),
     click.option("--due", default="error,timeout,crash,memory,nonfinite", metavar="CAUSES", help="What counts as DUE, by comma (default: error,timeout,crash,memory,nonfinite)."),
-    click.option("--route", type=click.Choice(["auto", "late", "early", "plain"]), metavar="ROUTE", default="auto", show_default=True, help="auto runs again only what a fault can change, and stops where all is golden again; late does the first alone, early the second; plain runs the whole model each time."),
+    click.option("--route", type=click.Choice(["auto", "late-start", "early-stop", "full"]), metavar="ROUTE", default="auto", show_default=True, help="auto executes only what a fault can reach, and stops where the fault is masked; late-start does the first alone, early-stop the second; full executes the whole model each time."),
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from onnxfi.faults.trials import json_value
+from onnxfi.graph.partition.route import Route
 from onnxfi.runtime.engine.model_io import Array
 from onnxfi.tasks.comparison import Answers, Comparison, Flags, share
 from onnxfi.tasks.metrics import Labels, applicable, score_kind
@@ -83,7 +84,7 @@ class Judgement:
     #: Samples of SDC-1 ([N] as packed bits, zlib); None where there is no top-1.
     changed: bytes | None = None
     #: How it was run.
-    route: str = "plain"
+    route: Route = Route.FULL
 
 
 def judge(golden: Golden, faulty: Array) -> Judgement:

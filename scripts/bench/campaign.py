@@ -67,7 +67,7 @@ def figures(trials: int) -> dict[str, Figure]:
         "layers": Figure(layered, 0.45),
         "network, one worker": Figure(single, workers=1),
         "layers, one worker": Figure(layered, workers=1),
-        "network, plain route": Figure(("--single", "--trials", str(max(10, trials // 25)), "--route", "plain")),
+        "network, plain route": Figure(("--single", "--trials", str(max(10, trials // 25)), "--route", "full")),
         "activations": Figure(("--target", "activations", *single), 0.15),
         "sweep": Figure(("--ber", "1e-8:1e-4", "--repeat", "20"), 1.10, batches=8),
     }

@@ -4,7 +4,7 @@
 
 The trials are single faults in stored words, uniform over the network, or six in each layer (`--layers`), on one batch
 of made-up inputs. Each variant runs all of them once, so that sessions are open and golden values at hand, and then
-once more, timed. Reported is the CPU time of a trial against a golden run of the same batch on as many threads. `plain`
+once more, timed. Reported is the CPU time of a trial against a golden run of the same batch on as many threads. `full`
 runs a tenth of the trials, since each makes a session of the whole model.
 """
 
@@ -25,7 +25,7 @@ from campaign import made_up
 from onnxfi.campaign.execute.trial_executor import Bench
 from onnxfi.campaign.plan.plan import make_plan
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.graph.partition.route import Routes
+from onnxfi.graph.partition.segmentation import Segmentation
 from onnxfi.runtime.engine.engines import OrtEngine
 from onnxfi.runtime.partial.conv_delta import Narrow
 from onnxfi.runtime.partial.segmented_model import Spine
@@ -34,14 +34,14 @@ from onnxfi.runtime.partial.segmented_model import Spine
 LAYER_MARGIN = 0.526
 #: What a variant leaves out, by the name of the function and what stands in its place.
 Without = tuple[tuple[object, str, Callable[..., object]], ...]
-WHOLE_OPERATOR = (Routes, "_route", lambda self, whole: whole)
+WHOLE_OPERATOR = (Segmentation, "_route", lambda self, whole: whole)
 WHOLE_SUM = (Narrow, "strike", lambda self, *given: None)
 ALL_SAMPLES = (Spine, "tried", lambda self, *given: False)
 
 VARIANTS: dict[str, tuple[str, Without]] = {
-    "plain": ("plain", ()),
-    "downstream": ("late", (WHOLE_OPERATOR, WHOLE_SUM)),
-    "+ resume after the node": ("late", (ALL_SAMPLES, WHOLE_SUM)),
+    "full": ("full", ()),
+    "partial": ("late-start", (WHOLE_OPERATOR, WHOLE_SUM)),
+    "+ resume after the node": ("late-start", (ALL_SAMPLES, WHOLE_SUM)),
     "+ pieces, early stop": ("auto", (ALL_SAMPLES, WHOLE_SUM)),
     "+ early stop of samples": ("auto", (WHOLE_SUM,)),
     "+ channels together": ("auto", (WHOLE_SUM,)),
@@ -67,7 +67,7 @@ def variant(
             bench.scores(session)
             times.append(time.process_time() - begun)
         trials = [planned.lines.splitlines() for planned in plan.trials()]
-        trials = trials[: max(5, len(trials) // 10)] if route == "plain" else trials
+        trials = trials[: max(5, len(trials) // 10)] if route == "full" else trials
 
         def run_all() -> Counter[str | None]:
             found = bench.together(plan.header, golden, trials) if together else {}

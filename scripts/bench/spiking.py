@@ -5,9 +5,9 @@
 Whole processes of `onnxfi run --expose` on models/fashion_snn.onnx, without worker processes: a bit of a membrane
 potential flips in one step, one flips from a step on, a neuron is dead, a bit of a threshold flips, a bit of a synapse
 flips; a fifth of the faults each, drawn over the network, there in every image. Each campaign is run with late start
-and early stop both (`--route auto`), one of them (`late`, `early`) and none (`plain`); all must find the same outcomes.
-Published for comparison: SpikingJET, about 0.9 faults a second (Gogebakan et al., 2024, another machine and other
-networks).
+and early stop both (`--route auto`), one of them (`late-start`, `early-stop`) and none (`full`); all must find the same
+outcomes. Published for comparison: SpikingJET, about 0.9 faults a second (Gogebakan et al., 2024, another machine
+and other networks).
 """
 
 import argparse
@@ -28,7 +28,7 @@ KINDS = {
     "threshold bit": ("--role", "threshold"),
     "synapse bit": ("--role", "weight"),
 }
-ROUTES = {"neither": "plain", "late start": "late", "early stop": "early", "both": "auto"}
+ROUTES = {"neither": "full", "late start": "late-start", "early stop": "early-stop", "both": "auto"}
 #: A trial, its outcome and what was measured of it.
 Row = tuple[int, str, str]
 

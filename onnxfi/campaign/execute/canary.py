@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from onnxfi.campaign.execute.route_cache import ShortcutError
-from onnxfi.campaign.execute.trial_executor import SPLIT, Bench, CampaignError, cause_of
+from onnxfi.campaign.execute.trial_executor import Bench, CampaignError, cause_of
 from onnxfi.errors import EngineError
 from onnxfi.faults.models import FaultModel, Set
 from onnxfi.faults.space import Sites, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Mask, Word
+from onnxfi.graph.partition.route import Route
 from onnxfi.runtime.engine.model_io import same_bytes
 
 #: Elements of a tensor that the canary sets, at most.
@@ -33,7 +34,7 @@ def prove(bench: Bench, targets: Sequence[Target], asked: Callable[[Target], boo
     seen, unseen, routes, tries = None, list[str](), dict[str, str](), Counter[str]()
     for target in sorted(targets, key=lambda target: -target.size):
         kind = _kind(bench, target)
-        if seen is not None and (kind == "plain" or kind in routes or tries[kind] == _TRIES):
+        if seen is not None and (kind == Route.FULL or kind in routes or tries[kind] == _TRIES):
             continue
         tries[kind] += 1
         if asked(target) if asked is not None else notices(bench, target):
@@ -90,7 +91,7 @@ def held(target: Target, seen: bool, blind: bool) -> bool:
     if seen and blind:
         raise ShortcutError(
             f"a canary in {target.id!r} is seen by the whole model, and not by the shorter route of faults there; "
-            f"run the campaign with --route plain"
+            f"run the campaign with --route full"
         )
     return seen
 
@@ -107,12 +108,12 @@ def may_hang(bench: Bench, target: Target) -> bool:
     return target.structural or looped
 
 
-def _kind(bench: Bench, target: Target) -> str:
+def _kind(bench: Bench, target: Target) -> Route:
     """By which kind of route faults in a target go."""
     if target.in_flight:
-        return "downstream" if bench.routes is not None and bench.routes.steps else SPLIT
+        return Route.PARTIAL if bench.routes is not None and bench.routes.steps else Route.SPLIT
     route = bench.routes.of([target]) if bench.routes is not None else None
-    return "plain" if route is None else route.name
+    return Route.FULL if route is None else route.route
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from onnxfi.faults.space import Target
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.model.loading import Model, by_target
 from onnxfi.graph.partition.cut_points import everything, fronts, narrows
-from onnxfi.graph.partition.route import Route, Routes
+from onnxfi.graph.partition.segmentation import FaultPath, Segmentation
 from onnxfi.graph.partition.subgraph import wire
 from onnxfi.graph.write.faulty_copy import place
 from onnxfi.runtime.data.sample_outputs import stacked
@@ -50,20 +50,22 @@ class ShortcutError(OnnxfiError):
     """A shortcut does not answer as the whole model does."""
 
 
-def routes_of(campaign: Campaign, model: Model, reach: Reach, output: str | None, provider: str) -> Routes:
+def routes_of(campaign: Campaign, model: Model, reach: Reach, output: str | None, provider: str) -> Segmentation:
     """The routes of a campaign's trials; ModelError where there can be none, MemoryError where it is too large."""
     on_cpu = provider == "CPUExecutionProvider"
     wiring = wire(model, halves=not on_cpu, blocks=on_cpu and campaign.optimization == "all")
     outputs = () if output is None else (output,)
     spikes = fronts(model)
     # Without early stop there is one piece.
-    ends = () if campaign.route == "late" else spikes or narrows(wiring, everything(wiring, outputs))
+    ends = () if campaign.route == "late-start" else spikes or narrows(wiring, everything(wiring, outputs))
     flown: set[tuple[str, ...]] = {(a.name,) for a in reach.flying.values() if not a.path}
     flown |= {steps[k:] for steps in reach.steps_of.values() for k in range(len(steps))}
     selectors = [part.selector for part in campaign.mix] or [campaign.selector]
     chosen = frozenset(t.id for t in model.targets if any(selector.keeps(t) for selector in selectors))
     ready = None if campaign.faults is not None else chosen  # a list may name any
-    return Routes(model, wiring, outputs, ends, bool(spikes), tuple(sorted(flown)), campaign.route != "early", ready)
+    return Segmentation(
+        model, wiring, outputs, ends, bool(spikes), tuple(sorted(flown)), campaign.route != "early-stop", ready
+    )
 
 
 @dataclass
@@ -79,8 +81,8 @@ class Shortcuts:
 
     @classmethod
     def over(
-        cls, campaign: Campaign, routes: Routes, data: Data, size: int, output: str | None, inputs: Sequence[Port],
-        axes: Mapping[str, tuple[int, ...]], *, kept_bytes: int,
+        cls, campaign: Campaign, routes: Segmentation, data: Data, size: int, output: str | None,
+        inputs: Sequence[Port], axes: Mapping[str, tuple[int, ...]], *, kept_bytes: int,
     ) -> Shortcuts:  # fmt: skip
         """Open the pieces of a model; raises EngineError where the runtime does not take them.
 
@@ -102,7 +104,7 @@ class Shortcuts:
         raise EngineError(f"the model cannot be run in pieces: {why}")
 
     @property
-    def routes(self) -> Routes:
+    def routes(self) -> Segmentation:
         """The routes of the model."""
         return self.spine.routes
 
@@ -121,10 +123,10 @@ class Shortcuts:
             return None
         return self._open_route(route)
 
-    def _open_route(self, route: Route | None) -> Rerun | None:
+    def _open_route(self, route: FaultPath | None) -> Rerun | None:
         """The open route, or the next longer one that does without a fault what the whole model does."""
         while route is not None:
-            key = f"{route.name} {[home.fed for home in route.homes]} {hash(route.heads)}"
+            key = f"{route.route} {[home.fed for home in route.homes]} {hash(route.heads)}"
             if (found := self._kept(key, lambda route=route: opened(self.spine, route, self.output))) is not None:  # type: ignore[misc]
                 return found
             route = self.routes.longer(route)
@@ -237,7 +239,7 @@ class Shortcuts:
             if self._checked and drift(own, whole) > _ANOTHER:
                 raise ShortcutError(
                     "the model in pieces has another golden run than the whole model; run the campaign with "
-                    "--route plain"
+                    "--route full"
                 )
             raise UnlikeError("the model in pieces rounds another way than the whole model")
         self._checked[k] = own, golden.scores

@@ -24,7 +24,8 @@ from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.dataflow.random_nodes import random_node
 from onnxfi.graph.dataflow.sample_axis import SampleAxis
 from onnxfi.graph.model.loading import Model
-from onnxfi.graph.partition.route import Routes
+from onnxfi.graph.partition.route import Route
+from onnxfi.graph.partition.segmentation import Segmentation
 from onnxfi.graph.write.faulty_copy import Edits, edits, place
 from onnxfi.runtime.data.batches import Batch
 from onnxfi.runtime.data.sample_outputs import run_scores, sample_axes, stacked
@@ -40,9 +41,6 @@ from onnxfi.runtime.partial.split_execution import strike
 from onnxfi.tasks.evaluation import does_not_run, scored_port
 from onnxfi.tasks.outcomes import Golden, Judgement, failed, judge
 from onnxfi.tasks.scores import classifies
-
-#: The route of trials that strike values in flight: the model is cut there.
-SPLIT = "split"
 
 
 class CampaignError(OnnxfiError):
@@ -209,10 +207,10 @@ class Bench:
         return self._session(edits(self.model, faults, place(self.model, faults)[1]))
 
     @cached_property
-    def routes(self) -> Routes | None:
+    def routes(self) -> Segmentation | None:
         """The shorter routes of the campaign's trials; None where all take the plain one."""
         try:
-            plain = self.campaign.route == "plain"
+            plain = self.campaign.route == Route.FULL
             return None if plain else routes_of(self.campaign, self.model, self.reach, self.output, self.provider)
         except (ModelError, MemoryError):  # too large for one message
             return None
@@ -325,10 +323,10 @@ class Bench:
                 raise
             return self._in_flight(header, faults, whole, loose=True)
         except (EngineError, MemoryError) as error:
-            return replace(failed(golden, cause_of(error)), route=SPLIT)
+            return replace(failed(golden, cause_of(error)), route=Route.SPLIT)
         found = judge(golden, faulty[rows] if len(faulty) == self.data.samples else faulty)
         # Which samples change their top-1 is no matter of the samples where each trial has one of its own.
-        return replace(found, route=SPLIT, changed=found.changed if only is None else None)
+        return replace(found, route=Route.SPLIT, changed=found.changed if only is None else None)
 
     def cuts(self, header: Header, faults: Faults) -> tuple[str, ...]:
         """The values in flight through which a trial's route leads: those that it strikes, or all that a sweep may."""

@@ -21,6 +21,7 @@ from onnxfi.campaign.plan.plan import Planned
 from onnxfi.campaign.plan.strata import Group
 from onnxfi.campaign.results.checksums import STORE
 from onnxfi.errors import InputError, OutputError
+from onnxfi.graph.partition.route import Route
 from onnxfi.graph.write.output_file import check_place
 
 VERSION = 3
@@ -47,7 +48,7 @@ class Result:
     time_s: float
     changed: bytes | None = None
     error: str | None = None
-    route: str = "plain"
+    route: str = Route.FULL
 
 
 @dataclass(frozen=True)

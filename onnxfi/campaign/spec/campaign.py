@@ -26,7 +26,7 @@ from onnxfi.statistics.intervals import Per
 from onnxfi.tasks.metrics import KINDS
 
 DUE = ("error", "timeout", "crash", "memory", "nonfinite")
-ROUTES = ("auto", "late", "early", "plain")
+ROUTES = ("auto", "late-start", "early-stop", "full")
 #: What counts as a layer: the modules of the source framework, or every tensor.
 LAYERS = ("modules", "tensors")
 WAYS = ("ber", "per_sample", "single", "exhaustive", "faults", "mix")

@@ -15,13 +15,13 @@ import numpy as np
 
 from onnxfi.errors import EngineError
 from onnxfi.graph.partition.conv_partial_sums import Sum, blocks, term_input, term_output, terms
-from onnxfi.graph.partition.route import Head
+from onnxfi.graph.partition.segmentation import EntrySubgraph
 from onnxfi.graph.partition.subgraph import Home, array_of
 from onnxfi.graph.partition.subgraph_model import Part
 from onnxfi.runtime.engine.engines import Session
 from onnxfi.runtime.engine.model_io import Array, same_by, same_bytes
 from onnxfi.runtime.engine.turn_taking import claim, others
-from onnxfi.runtime.partial.entry_subgraph import OpenHead, Strike
+from onnxfi.runtime.partial.entry_subgraph import EntrySession, Strike
 from onnxfi.runtime.partial.segmented_model import Rows, Spine, among, padded
 
 #: The share of what golden values may take that the terms of one convolution may.
@@ -36,9 +36,9 @@ class Narrow:
     Opening raises EngineError where the runtime does not take a part.
     """
 
-    def __init__(self, spine: Spine, one: Sum, head: Head, prepare: Callable[[Part], Session]) -> None:
+    def __init__(self, spine: Spine, one: Sum, head: EntrySubgraph, prepare: Callable[[Part], Session]) -> None:
         self.spine, self.one, self.golden = spine, one, spine.golden
-        self.head = OpenHead(spine, head, prepare, {})
+        self.head = EntrySession(spine, head, prepare, {})
         wiring = spine.routes.wiring
         self._prepare = prepare
         self._shape = tuple(wiring.stored[one.weight].dims)
@@ -188,14 +188,14 @@ class FirstPieces:
         with claim((id(self), number)):
             if number not in self._open:
                 self._open[number] = narrowed(
-                    self.spine, Head(number, (self.spine.routes.pieces[number],)), self.spine.chain.prepare
+                    self.spine, EntrySubgraph(number, (self.spine.routes.pieces[number],)), self.spine.chain.prepare
                 )
         narrow = self._open[number]
         strike = None if narrow is None else narrow.strike(rows, live)
         return None if strike is None else strike.run(rows, live)
 
 
-def narrowed(spine: Spine, head: Head, prepare: Callable[[Part], Session]) -> Narrow | None:
+def narrowed(spine: Spine, head: EntrySubgraph, prepare: Callable[[Part], Session]) -> Narrow | None:
     """A head that may be struck in few channels, opened; None where it has no convolution that takes what is struck."""
     found = spine.routes.narrowed(head)
     if found is None or spine.exact:

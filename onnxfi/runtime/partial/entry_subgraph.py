@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from onnxfi.graph.partition.route import Head
+from onnxfi.graph.partition.segmentation import EntrySubgraph
 from onnxfi.graph.partition.subgraph import Cut, Home
 from onnxfi.graph.partition.subgraph_model import Part, extract
 from onnxfi.runtime.engine.engines import Session
@@ -29,7 +29,7 @@ class Strike:
     the place of those of cuts. Struck tensors that are fed change where they are. `exact` says that it is known to give
     golden with the values that it is fed."""
 
-    head: OpenHead
+    head: EntrySession
     values: Mapping[str, Array] = field(default_factory=dict)
     patches: Mapping[str, Patch] = field(default_factory=dict)
     sessions: Mapping[int, Session] = field(default_factory=dict)
@@ -47,14 +47,14 @@ class Strike:
         return self.head.outputs(rows, live, self)
 
 
-class OpenHead:
+class EntrySession:
     """A head with its sessions. `stored` are the stored tensors that are fed; `prepare` makes a session of a part.
 
     Opening raises EngineError where the runtime does not take a part.
     """
 
     def __init__(
-        self, spine: Spine, head: Head, prepare: Callable[[Part], Session], stored: Mapping[str, Array],
+        self, spine: Spine, head: EntrySubgraph, prepare: Callable[[Part], Session], stored: Mapping[str, Array],
         home: Home | None = None,
     ) -> None:  # fmt: skip
         self.spine, self.head, self.stored = spine, head, stored

@@ -17,7 +17,7 @@ from typing import Any
 
 from onnxfi.errors import DataError, EngineError
 from onnxfi.graph.model.targets import DATA_TYPES
-from onnxfi.graph.partition.route import Routes
+from onnxfi.graph.partition.segmentation import Segmentation
 from onnxfi.graph.partition.subgraph_model import Feed, Part, extract
 from onnxfi.runtime.data.batches import Batch, Feeds
 from onnxfi.runtime.data.sources import Data
@@ -70,7 +70,7 @@ class Chain:
     from one is no tensor.
     """
 
-    def __init__(self, engine: OrtEngine, routes: Routes, inputs: Sequence[Port], inner_bytes: int) -> None:
+    def __init__(self, engine: OrtEngine, routes: Segmentation, inputs: Sequence[Port], inner_bytes: int) -> None:
         self.engine, self.routes, self.inner_bytes = engine, routes, inner_bytes
         self.ports: dict[str, Port] = {port.name: port for port in inputs}
         self.sessions = [self._opened(number, ())[0] for number in range(len(routes.pieces))]

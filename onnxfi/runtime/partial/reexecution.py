@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from onnxfi.errors import EngineError
 from onnxfi.faults.words import Words
 from onnxfi.graph.partition.output_channels import Channels
-from onnxfi.graph.partition.route import Head, Route
+from onnxfi.graph.partition.route import Route
+from onnxfi.graph.partition.segmentation import EntrySubgraph, FaultPath
 from onnxfi.graph.partition.subgraph import Home, array_of
 from onnxfi.graph.partition.subgraph_model import Part, extract
 from onnxfi.runtime.data.batches import Batch
@@ -22,7 +23,7 @@ from onnxfi.runtime.engine.engines import Session
 from onnxfi.runtime.engine.model_io import Array, same_by, same_bytes, words_of
 from onnxfi.runtime.engine.turn_taking import claim
 from onnxfi.runtime.partial.conv_delta import narrowed
-from onnxfi.runtime.partial.entry_subgraph import OpenHead, Strike
+from onnxfi.runtime.partial.entry_subgraph import EntrySession, Strike
 from onnxfi.runtime.partial.golden_cache import UnlikeError, of_golden_shapes
 from onnxfi.runtime.partial.segmented_model import Rows, Spine, among
 
@@ -56,9 +57,9 @@ class Rerun:
     the parts.
     """
 
-    def __init__(self, spine: Spine, name: str, output: str | None, route: Route | None = None) -> None:
+    def __init__(self, spine: Spine, name: Route, output: str | None, route: FaultPath | None = None) -> None:
         self.spine, self.golden, self.name, self.output, self.route = spine, spine.golden, name, output, route
-        self.heads: list[OpenHead] = []
+        self.heads: list[EntrySession] = []
         self.cost_bytes = 0
 
     def scores(self, k: int, change: Change | None = None) -> Array:
@@ -91,8 +92,10 @@ class Rerun:
         self.cost_bytes += part.size_bytes
         return self.spine.chain.prepare(part)
 
-    def _opened(self, head: Head, stored: Mapping[str, Array] | None = None, home: Home | None = None) -> OpenHead:
-        return OpenHead(self.spine, head, self._prepared, stored or {}, home)
+    def _opened(
+        self, head: EntrySubgraph, stored: Mapping[str, Array] | None = None, home: Home | None = None
+    ) -> EntrySession:
+        return EntrySession(self.spine, head, self._prepared, stored or {}, home)
 
 
 def golden_scores(spine: Spine, k: int, output: str | None) -> Array:
@@ -113,8 +116,8 @@ def scored_batch(spine: Spine, k: int, outputs: Mapping[str, Array], output: str
 class Baked(Rerun):
     """The pieces that several tensors lie in, from faulty copies."""
 
-    def __init__(self, spine: Spine, route: Route, output: str | None) -> None:
-        super().__init__(spine, route.name, output, route)
+    def __init__(self, spine: Spine, route: FaultPath, output: str | None) -> None:
+        super().__init__(spine, route.route, output, route)
         self.heads = [self._opened(head) for head in route.heads]
 
     def _faulty(self, change: Change) -> dict[int, dict[int, Session]]:
@@ -139,8 +142,8 @@ class Baked(Rerun):
 class Fed(Rerun):
     """What one tensor reaches, the tensor being fed."""
 
-    def __init__(self, spine: Spine, route: Route, output: str | None) -> None:
-        super().__init__(spine, route.name, output, route)
+    def __init__(self, spine: Spine, route: FaultPath, output: str | None) -> None:
+        super().__init__(spine, route.route, output, route)
         self.home = route.home
         self.tensor = array_of(spine.routes.wiring, route.home)
         self.cost_bytes += self.tensor.nbytes
@@ -162,7 +165,7 @@ class Flying(Rerun):
     """What values in flight reach, behind the first of them that is struck: all of them, or `any_of` them."""
 
     def __init__(self, spine: Spine, values: Sequence[str], output: str | None, *, any_of: bool = False) -> None:
-        super().__init__(spine, "downstream", output)
+        super().__init__(spine, Route.PARTIAL, output)
         found = spine.routes.in_flight(values, any_of=any_of)
         if found is None:
             raise EngineError(f"the model cannot be cut at {values[0]!r}")
@@ -190,8 +193,8 @@ class Resumed(Rerun):
     there. Raises UnlikeError where channels without a fault have other bits than in the whole.
     """
 
-    def __init__(self, spine: Spine, route: Route, output: str | None) -> None:
-        super().__init__(spine, route.name, output, route)
+    def __init__(self, spine: Spine, route: FaultPath, output: str | None) -> None:
+        super().__init__(spine, route.route, output, route)
         routes = spine.routes
         assert route.channels is not None and route.apart is not None
         self.home, self.channels, self.apart = route.home, route.channels, route.apart
@@ -318,7 +321,7 @@ class _Struck:
         self.held[self.index] = self.kept
 
 
-def opened(spine: Spine, route: Route, output: str | None) -> Rerun:
+def opened(spine: Spine, route: FaultPath, output: str | None) -> Rerun:
     """A route ready to run; EngineError where the runtime does not take its parts."""
     kind = Resumed if route.channels is not None else Baked if route.baked else Fed
     return kind(spine, route, output)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from onnxfi.graph.partition.route import Route
 from onnxfi.graph.partition.subgraph_model import Part
 from onnxfi.runtime.data.batches import Batch
 from onnxfi.runtime.data.sample_outputs import scored
 from onnxfi.runtime.engine.engines import Session
 from onnxfi.runtime.engine.model_io import Array, same_bytes
-from onnxfi.runtime.partial.entry_subgraph import OpenHead, Strike
+from onnxfi.runtime.partial.entry_subgraph import EntrySession, Strike
 from onnxfi.runtime.partial.golden_cache import UnlikeError, check_shapes, of_golden_shapes
 from onnxfi.runtime.partial.reexecution import golden_scores
 from onnxfi.runtime.partial.segmented_model import Patch, Rows, Spine
@@ -30,7 +31,7 @@ class OneSample:
     Opening raises UnlikeError where the model cannot be cut there, or where it does not keep samples apart.
     """
 
-    name = "sample"
+    name = Route.SINGLE_SAMPLE
 
     def __init__(self, spine: Spine, value: str, output: str | None) -> None:
         self.spine, self.value, self.golden, self.output = spine, value, spine.golden, output
@@ -39,7 +40,7 @@ class OneSample:
         if found is None or len(found) > 1 or not (found or routes.goes_on(value)):
             raise UnlikeError(f"the model cannot be cut at {value!r}")
         self.start = (found[0].piece if found else routes.makers[value]) + 1
-        self._head = OpenHead(spine, found[0], self._prepared, {}) if found else None
+        self._head = EntrySession(spine, found[0], self._prepared, {}) if found else None
         first = self.start - 1 if found else self.start
         apart = first >= len(routes.pieces) or spine.apart(first, 1)
         if apart and self._head is not None:

@@ -446,7 +446,7 @@ def tokens(folder: Path, graph: str = TOKENS, samples: int = 7) -> None:
 def test_one_sample_is_struck_wherever_a_value_holds_its_samples(here: Path, value: str) -> None:
     tokens(here)
     found = {}
-    for route in ("auto", "late", "early", "plain"):
+    for route in ("auto", "late-start", "early-stop", "full"):
         asked = campaign(model="g.onnx", include=f"={value}", bits="sign", exhaustive=True, route=route, batch=3)
         done = ran(asked, here / f"{route}.db")
         assert len(done) == 7 * 5 * 4, "elements of seven samples"
@@ -456,7 +456,7 @@ def test_one_sample_is_struck_wherever_a_value_holds_its_samples(here: Path, val
     golden, faulty = (OrtEngine("cpu").prepare(m).run({"x": x})["y"] for m in ("g.onnx", "one.onnx"))
     [line] = rows(here / "auto.db")[:1]
     assert set(np.flatnonzero((golden != faulty).any(1))) <= {line["sample"]}
-    assert all(each == found["plain"] for each in found.values())
+    assert all(each == found["full"] for each in found.values())
 
 
 def test_samples_that_cannot_be_told_are_refused_where_one_is_named(here: Path) -> None:
@@ -474,10 +474,10 @@ ALONE = """g (float[1,5,4] x) => (float[3] y) <int64[2] rows = {5,4}, int64[1] f
 def test_all_of_a_value_is_the_samples_where_a_model_takes_one_at_a_time(here: Path) -> None:
     tokens(here, ALONE, samples=3)
     found = {}
-    for route in ("auto", "plain"):
+    for route in ("auto", "full"):
         asked = campaign(model="g.onnx", include="=r", bits="30", exhaustive=True, route=route)
         found[route] = sorted((r.trial, r.outcome) for r in ran(asked, here / f"{route}.db"))
-    assert found["auto"] == found["plain"] and len(found["auto"]) == 3 * 20
+    assert found["auto"] == found["full"] and len(found["auto"]) == 3 * 20
     export_trial(here / "auto.db", 60, here / "one.onnx")
     assert rows(here / "auto.db")[59]["sample"] is not None
     x = np.load("d.npz")["x"][:1]
@@ -514,7 +514,7 @@ def test_a_sample_that_a_fault_leaves_alone_has_the_answer_of_the_whole_model(
         return {name: array + tie for name, array in run(self, *given).items()}
 
     monkeypatch.setattr(Staged, "run", rounded)
-    fields: dict[str, Any] = {"persistence": "permanent", "route": "plain", "batch": 3, "fault": "scale:factor=1"}
+    fields: dict[str, Any] = {"persistence": "permanent", "route": "full", "batch": 3, "fault": "scale:factor=1"}
     fields["include"] = ("=h",)
     asked = Campaign(
         save(tmp_path, graph), str(tmp_path / "t.npz"), target="activations", single=True, trials=4, **fields

@@ -196,12 +196,12 @@ def test_a_fault_that_changes_shapes_has_the_outcome_of_the_whole_by_every_route
     onnx.save(model, here / "g.onnx")
     np.savez(here / "d.npz", x=chance(6, 2, 4, 4))
     found = {}
-    for route in ("plain", "auto", "late", "early"):
+    for route in ("full", "auto", "late-start", "early-stop"):
         asked = campaign(exhaustive=True, include="=s", bits="20-24,31", route=route, batch=3)
         done = sorted(run(asked, here / f"{route}.db", workers=0), key=lambda r: r.trial)
         found[route] = [(r.trial, r.outcome, r.cause, r.error) for r in done]
-    assert all(each == found["plain"] for each in found.values())
-    assert {outcome for _, outcome, *_ in found["plain"]} - {"masked"}
+    assert all(each == found["full"] for each in found.values())
+    assert {outcome for _, outcome, *_ in found["full"]} - {"masked"}
 
 
 FLOWING = {
@@ -221,9 +221,9 @@ def test_a_shape_in_flight_that_changes_has_an_outcome_by_every_route(here: Path
     np.savez(here / "d.npz", x=chance(6, 2, 4, 4))
     bits = "21-24" if "Resize" in graph else "0-2,62-63"
     found = {}
-    for route in ("plain", "auto", "late", "early"):
+    for route in ("full", "auto", "late-start", "early-stop"):
         asked = campaign(include="=c", bits=bits, route=route, batch=3, target="activations", persistence="permanent")
         done = sorted(run(asked, here / f"{route}.db", workers=0), key=lambda r: r.trial)
         found[route] = [(r.trial, r.outcome, r.cause, r.error) for r in done]
-    assert all(each == found["plain"] for each in found.values())
-    assert all(error is None for *_, error in found["plain"])
+    assert all(each == found["full"] for each in found.values())
+    assert all(error is None for *_, error in found["full"])

@@ -27,12 +27,12 @@ from onnxfi.faults.space import Target
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.partition.cut_points import everything, narrows
-from onnxfi.graph.partition.route import Routes
+from onnxfi.graph.partition.segmentation import Segmentation
 from onnxfi.graph.partition.subgraph import wire
 from onnxfi.runtime.data.sample_outputs import stacked
 from onnxfi.runtime.engine.engines import OrtSession
 from onnxfi.runtime.engine.model_io import Array
-from onnxfi.runtime.partial.entry_subgraph import OpenHead
+from onnxfi.runtime.partial.entry_subgraph import EntrySession
 from onnxfi.runtime.partial.golden_cache import Chain, GoldenValues, UnlikeError
 from onnxfi.runtime.partial.reexecution import golden_scores
 from onnxfi.runtime.partial.segmented_model import Rows, Spine
@@ -57,7 +57,7 @@ def routed(bench: Bench, faults: Faults) -> tuple[str, np.ndarray | None]:
     assert bench.shortcuts is not None
     rerun = bench.shortcuts.of(faults)
     if rerun is None:
-        return "plain", None
+        return "full", None
     change = bench.shortcuts.change(faults)
     return rerun.name, stacked([rerun.scores(k, change) for k, _ in bench.shortcuts.golden.pieces()])
 
@@ -98,7 +98,7 @@ def test_faults_in_flight_by_every_route_do_what_they_do_in_the_whole_model(
     lines = [planned.lines.splitlines() for planned in plan.trials()]
     found = {k: bench.trial(plan.header, golden, one) for k, one in enumerate(lines)}
     found |= bench.together(plan.header, golden, lines)
-    whole = Bench.open(replace(bench.campaign, route="plain"))
+    whole = Bench.open(replace(bench.campaign, route="full"))
     for k, one in enumerate(lines):
         plain = whole.trial(plan.header, golden, one)
         assert (found[k].outcome, found[k].metrics) == (plain.outcome, plain.metrics), (one, found[k].route)
@@ -147,7 +147,7 @@ def test_trials_of_one_tensor_have_their_channels_computed_together(here: Path, 
     golden, _ = bench.golden()
     lines = [planned.lines.splitlines() for planned in plan.trials()]
     found = bench.together(plan.header, golden, lines)
-    assert len(found) > 20 and {judgement.route for judgement in found.values()} == {"resumed"}
+    assert len(found) > 20 and {judgement.route for judgement in found.values()} == {"channel-delta"}
     assert found == {k: bench.trial(plan.header, golden, lines[k]) for k in found}
 
 
@@ -201,7 +201,7 @@ def test_one_weight_under_two_names_is_faulty_under_both(names: tuple[str, str],
     expected = np.maximum(chance(SAMPLES, 8, seed=7) @ w, 0) @ w
     kind, found = routed(bench, faults)
     np.testing.assert_allclose(bench.scores(bench.struck(faults)) if found is None else found, expected, rtol=1e-4)
-    assert kind == "plain"
+    assert kind == "full"
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_shipped_models_answer_alike_by_every_route(name: str, optimization: str
                 continue
             plain = bench.scores(bench.struck(faults))
             assert found.tobytes() == plain.tobytes(), (target.id, bit)
-    assert kinds - {"plain"}
+    assert kinds - {"full"}
 
 
 def test_campaigns_take_shortcuts_and_end_alike(here: Path) -> None:
@@ -236,10 +236,10 @@ def test_campaigns_take_shortcuts_and_end_alike(here: Path) -> None:
     onnx.save(net.model([]), "net.onnx")
     np.savez("x.npz", x=chance(SAMPLES, 16, 4, 4, seed=7))
     given: dict[str, Any] = {"single": True, "trials": 60, "batch": 2, "optimization": "off"}
-    fast, whole = (Campaign("net.onnx", "x.npz", route=route, **given) for route in ("auto", "plain"))
+    fast, whole = (Campaign("net.onnx", "x.npz", route=route, **given) for route in ("auto", "full"))
     one, other = ({r.trial: r for r in ran(campaign, here / f"{campaign.route}.db")} for campaign in (fast, whole))
-    assert {r.route for r in one.values()} == {"resumed"}
-    assert {r.route for r in other.values()} == {"plain"}
+    assert {r.route for r in one.values()} == {"channel-delta"}
+    assert {r.route for r in other.values()} == {"full"}
     assert all(r.error is None for r in one.values())
     assert [(r.outcome, r.cause, r.metrics, r.changed) for _, r in sorted(one.items())] == [
         (r.outcome, r.cause, r.metrics, r.changed) for _, r in sorted(other.items())
@@ -311,9 +311,9 @@ def test_a_fault_in_flight_of_one_sample_runs_that_sample_alone(
             r.trial: r
             for r in ran(Campaign("net.onnx", "x.npz", route=route, optimization=optimization, **given), here / route)
         }
-        for route in ("auto", "plain")
+        for route in ("auto", "full")
     )
-    assert "sample" in {r.route for r in one.values()} and {r.route for r in other.values()} == {"split"}
+    assert "single-sample" in {r.route for r in one.values()} and {r.route for r in other.values()} == {"split"}
     assert all(r.error is None for r in one.values())
     assert rows[8] > 3 and sum(n for size, n in rows.items() if size < 8) > 3, (
         "some share a run with many, some with few"
@@ -339,9 +339,9 @@ def test_a_fault_in_flight_of_all_samples_runs_what_lies_behind(here: Path, opti
                 Campaign("net.onnx", "x.npz", route=route, optimization=optimization, batch=4, **given), here / route
             )
         }
-        for route in ("auto", "plain")
+        for route in ("auto", "full")
     )
-    assert {r.route for r in one.values()} >= {"downstream"} and {r.route for r in other.values()} == {"split"}
+    assert {r.route for r in one.values()} >= {"partial"} and {r.route for r in other.values()} == {"split"}
     assert [one[k].outcome for k in sorted(one)] == [other[k].outcome for k in sorted(one)]
     if optimization == "off":
         assert [one[k].metrics for k in sorted(one)] == [other[k].metrics for k in sorted(one)]
@@ -362,10 +362,10 @@ def test_a_sweep_over_values_in_flight_runs_from_the_first_that_is_struck(here: 
     }
     one, other = (
         {r.trial: r for r in ran(Campaign("net.onnx", "x.npz", route=route, batch=4, **given), here / route)}
-        for route in ("auto", "plain")
+        for route in ("auto", "full")
     )
     # Cut at all values, what is fused rounds another way than the whole: then the route behind them is not taken.
-    taken = "downstream" if optimization == "off" else "split"
+    taken = "partial" if optimization == "off" else "split"
     assert {r.route for r in one.values()} >= {taken} and {r.route for r in other.values()} == {"split"}
     assert [one[k].outcome for k in sorted(one)] == [other[k].outcome for k in sorted(one)]
     if optimization == "off":
@@ -394,7 +394,7 @@ def test_a_shape_with_as_many_numbers_as_there_are_samples_has_no_rows(here: Pat
     given: dict[str, Any] = {"target": "activations", "single": True, "trials": 60, "batch": 2, "optimization": "off"}
     one, other = (
         {r.trial: r for r in ran(Campaign("g.onnx", "x.npz", route=route, **given), here / route)}
-        for route in ("auto", "plain")
+        for route in ("auto", "full")
     )
     assert all(r.error is None for r in one.values())
     assert [(one[k].outcome, one[k].metrics) for k in sorted(one)] == [
@@ -421,7 +421,7 @@ def test_a_run_is_shared_only_where_samples_have_the_bits_that_they_have_in_thei
 
     monkeypatch.setattr(OrtSession, "run", mixing)
     results = ran(campaign, here / "mixing")
-    assert {r.trial: r.metrics for r in results} == alone and {r.route for r in results} == {"sample"}
+    assert {r.trial: r.metrics for r in results} == alone and {r.route for r in results} == {"single-sample"}
     assert {2, 4} & set(runs), "it was tried"
 
 
@@ -449,7 +449,7 @@ def test_a_cache_that_forgets_the_fault_is_seen_by_the_canary(
     net_bench: tuple[Bench, Golden], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, _ = net_bench
-    assert set(prove(bench, strikable(bench))["routes"]) == {"downstream", "resumed"}
+    assert set(prove(bench, strikable(bench))["routes"]) == {"partial", "channel-delta"}
     monkeypatch.setattr("onnxfi.runtime.partial.reexecution._Struck.__enter__", forgetful)
     with pytest.raises(ShortcutError, match="is seen by the whole model, and not by the shorter route"):
         prove(bench, strikable(bench))
@@ -483,7 +483,7 @@ def test_convolutions_have_the_bits_of_the_whole_model_also_where_they_are_fused
         for bit in range(12):
             faults = flips([target], [(97 * bit, bit)])
             name, found = routed(bench, faults)
-            assert found is not None and name in ("resumed", "baked")
+            assert found is not None and name in ("channel-delta", "rebuilt")
             assert found.tobytes() == bench.scores(bench.struck(faults)).tobytes(), (target.id, bit)
 
 
@@ -509,7 +509,7 @@ def test_what_is_masked_is_what_the_faulty_file_alone_says(
             r.trial: (r.outcome, r.metrics)
             for r in ran(Campaign("net.onnx", "x.npz", route=route, **given), here / route)
         }
-        for route in ("auto", "plain")
+        for route in ("auto", "full")
     )
     assert one == other and len({outcome for outcome, _ in one.values()}) == 2
 
@@ -522,9 +522,9 @@ def test_what_rounds_another_way_takes_the_next_longer_route(here: Path, monkeyp
     np.savez("x.npz", x=chance(6, 16, 4, 4, seed=7))
     campaign = Campaign("net.onnx", "x.npz", single=True, trials=20, batch=4)
     routes = list[set[str]]()
-    held, prepared = OpenHead.hold, Chain.prepare
+    held, prepared = EntrySession.hold, Chain.prepare
 
-    def unlike(self: OpenHead, rows: Rows) -> None:
+    def unlike(self: EntrySession, rows: Rows) -> None:
         if not self.whole:
             raise UnlikeError("rounds another way")
         held(self, rows)
@@ -537,7 +537,7 @@ def test_what_rounds_another_way_takes_the_next_longer_route(here: Path, monkeyp
             run=lambda feeds, names=None: {k: v * np.float32(1 + 2e-7) for k, v in run(feeds, names).items()},
         )  # fmt: skip
 
-    for patch in ((OpenHead, "hold", unlike), (Chain, "prepare", nudged)):
+    for patch in ((EntrySession, "hold", unlike), (Chain, "prepare", nudged)):
         with monkeypatch.context() as patched:
             patched.setattr(*patch)
             bench = Bench.open(campaign)
@@ -545,7 +545,7 @@ def test_what_rounds_another_way_takes_the_next_longer_route(here: Path, monkeyp
             plan = make_plan(campaign, bench.reach)
             lines = [planned.lines.splitlines() for planned in plan.trials()]
             routes.append({bench.trial(plan.header, golden, one).route for one in lines})
-    assert routes[0] <= {"resumed", "baked"} and "baked" in routes[0] and routes[1] == {"plain"}
+    assert routes[0] <= {"channel-delta", "rebuilt"} and "rebuilt" in routes[0] and routes[1] == {"full"}
 
 
 def test_routes_are_made_ready_for_what_the_campaign_may_strike(tmp_path: Path) -> None:
@@ -570,7 +570,7 @@ def test_what_many_routes_take_together_is_what_each_takes(
     wiring = wire(held, blocks=blocks)
     chosen = held.targets[:: 2 if half else 1]
     for ends in ((), narrows(wiring, everything(wiring, ()))):
-        routes = Routes(held, wiring, (), ends, late=late, chosen=frozenset(t.id for t in chosen))
+        routes = Segmentation(held, wiring, (), ends, late=late, chosen=frozenset(t.id for t in chosen))
         each = {t.id: route for t in chosen if (route := routes.alone(t)) is not None}
         found, taken = routes._ready
         assert {name: replace(route, heads=()) for name, route in each.items()} == found
@@ -588,6 +588,6 @@ def test_what_is_prepared_for_many_tensors_looks_at_each_node_once(
     bench = vectors(tmp_path, "h0 = MatMul(x, w)", *nodes, "y = Relu(h200)", w=chance(8, 8, seed=3), **bias)
     routes = bench.routes
     assert routes is not None
-    monkeypatch.setattr(Routes, "heads", None)  # what is looked for in one tensor after the other
+    monkeypatch.setattr(Segmentation, "heads", None)  # what is looked for in one tensor after the other
     assert {f"h{k}" for k in range(200)} <= {name for names in routes.inner for name in names}
     assert not routes.shares(t for t in bench.model.targets if t.id != "w")

@@ -120,7 +120,7 @@ def test_kept_scores_stand_for_the_first_run_only_where_they_agree(here: Path) -
 def test_a_large_model_is_opened_from_a_draft_and_answers_alike(
     here: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
 ) -> None:
-    plain = campaign(route="plain", trials=5)
+    plain = campaign(route="full", trials=5)
     small = [(r.outcome, r.metrics) for r in run(plain, here / "small.db")]
     if beside:
         onnx.save(onnx.load("m.onnx"), "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
@@ -198,7 +198,7 @@ def test_where_there_is_no_room_for_a_draft_bytes_do(here: Path, monkeypatch: py
     monkeypatch.setattr(open_model, "LARGE_BYTES", 1)
     monkeypatch.setattr(open_model, "give_back", lambda: None)
     monkeypatch.setattr(open_model, "write_draft", full)
-    assert len([*run(campaign(route="plain", trials=2), here / "s.db")]) == 2
+    assert len([*run(campaign(route="full", trials=2), here / "s.db")]) == 2
 
 
 UNREACHED = """net (float[N,4] x) => (float[N,3] y, float[N,4] z) <float[4] far = {1,2,3,4}, float[1,3] near = {1,2,3}>
@@ -209,7 +209,7 @@ def test_the_canary_must_be_seen(here: Path) -> None:
     save(here, UNREACHED)
     both = campaign(model="g.onnx", output="y", single=True, trials=20, bits="exponent")
     ran(both, here / "s.db")
-    assert meta(here / "s.db", "canary") == {"seen": "near", "unseen": ["far"], "routes": {"downstream": "near"}}
+    assert meta(here / "s.db", "canary") == {"seen": "near", "unseen": ["far"], "routes": {"partial": "near"}}
     with pytest.raises(
         CampaignError, match="no canary was seen: all exponent bits set in far changed nothing in"
     ) as told:
@@ -221,7 +221,7 @@ def test_the_canary_looks_at_every_part_of_a_mix_and_at_what_a_list_strikes(here
     save(here, UNREACHED)
     parts = (Part(count=1, include=("far",)), Part(count=1, include=("near",)))
     ran(campaign(model="g.onnx", output="y", mix=parts, repeat=2), here / "s.db")
-    assert meta(here / "s.db", "canary") == {"seen": "near", "unseen": ["far"], "routes": {"downstream": "near"}}
+    assert meta(here / "s.db", "canary") == {"seen": "near", "unseen": ["far"], "routes": {"partial": "near"}}
     write_plan(plan(campaign(model="g.onnx", data=None, single=True, trials=2, include="far"))[0], "far.jsonl")
     with pytest.raises(CampaignError, match="no canary was seen"):
         run(campaign(model="g.onnx", output="y", faults="far.jsonl"), here / "t.db")
@@ -304,7 +304,7 @@ def test_python_that_runs_out_of_memory_is_due_to_the_fault(here: Path, monkeypa
 
         monkeypatch.setattr(Bench, "struck", struck)
         store = here / f"{type(error).__name__}.db"
-        ran(campaign(route="plain"), store)
+        ran(campaign(route="full"), store)
         assert [trial for trial, found in outcomes(store).items() if found == ("due", "memory")] == [3]
     monkeypatch.undo()
 
@@ -719,7 +719,7 @@ class OneOf:
 ORT_SESSION = onnxruntime.InferenceSession
 
 
-@pytest.mark.parametrize("route", ["plain", "auto"])
+@pytest.mark.parametrize("route", ["full", "auto"])
 @pytest.mark.parametrize("loads", [1, 5, *(pytest.param(some, marks=pytest.mark.slow) for some in (2, 9))])
 def test_a_provider_that_loads_no_more_ends_the_campaign(
     route: str, loads: int, here: Path, monkeypatch: pytest.MonkeyPatch

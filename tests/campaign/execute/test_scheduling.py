@@ -71,13 +71,13 @@ def net(folder: Path, *kinds: str) -> None:
 ONE, FLYING = {"single": True, "trials": 30}, {"target": ("activations",)}
 #: Fields of a campaign, and routes that some of its trials take.
 CAMPAIGNS: dict[str, tuple[dict[str, Any], set[str]]] = {
-    "stored": (ONE, {"resumed", "downstream", "baked"}),
-    "one tensor that is fed": (ONE | {"include": ("=w2",)}, {"downstream"}),
-    "one tensor by its channels": (ONE | {"include": ("=w0",)}, {"resumed"}),
-    "sweep": ({"ber": (1e-5, 1e-3), "repeat": 8}, {"baked"}),
-    "samples": (ONE | FLYING, {"sample"}),
-    "one value": ({**ONE, **FLYING, "trials": 20, "persistence": "permanent"}, {"downstream"}),
-    "several values": ({"ber": (1e-4,), "repeat": 8, **FLYING}, {"downstream"}),
+    "stored": (ONE, {"channel-delta", "partial", "rebuilt"}),
+    "one tensor that is fed": (ONE | {"include": ("=w2",)}, {"partial"}),
+    "one tensor by its channels": (ONE | {"include": ("=w0",)}, {"channel-delta"}),
+    "sweep": ({"ber": (1e-5, 1e-3), "repeat": 8}, {"rebuilt"}),
+    "samples": (ONE | FLYING, {"single-sample"}),
+    "one value": ({**ONE, **FLYING, "trials": 20, "persistence": "permanent"}, {"partial"}),
+    "several values": ({"ber": (1e-4,), "repeat": 8, **FLYING}, {"partial"}),
     "both": ({"ber": (1e-4,), "repeat": 6, "target": ("weights", "activations")}, {"split"}),
 }
 
@@ -125,7 +125,7 @@ def test_what_several_need_is_opened_once(here: Path, monkeypatch: pytest.Monkey
     _, job, tasks = asked(here, single=True, trials=8, include=("=w0",))
     with four() as pool:
         found = list(pool.map(partial(work, job), tasks))
-    assert {result.route for [result] in found} == {"resumed"} and set(opened.values()) == {1}
+    assert {result.route for [result] in found} == {"channel-delta"} and set(opened.values()) == {1}
 
 
 def test_a_process_that_replaces_a_dead_one_opens_under_its_limit(

@@ -194,13 +194,13 @@ CORE = ("neurons", "membranes")
 )
 def test_late_start_and_early_stop_change_no_bit(here: Path, fields: dict[str, Any]) -> None:
     found, routes = {}, {}
-    for route in ("plain", "auto", "late", "early"):
+    for route in ("full", "auto", "late-start", "early-stop"):
         ran(campaign(route=route, **fields), here / f"{route}.db")
         rows = tables(here / f"{route}.db")["results"]
         found[route], routes[route] = [row[:-1] for row in rows], {row[-1] for row in rows}
-    assert found["plain"] == found["auto"] == found["late"] == found["early"]
-    assert routes["plain"] <= {"plain", "split"}
-    assert not routes["auto"] & {"plain", "split"}, "the engine chooses the shorter way by itself"
+    assert found["full"] == found["auto"] == found["late-start"] == found["early-stop"]
+    assert routes["full"] <= {"full", "split"}
+    assert not routes["auto"] & {"full", "split"}, "the engine chooses the shorter way by itself"
 
 
 def test_nothing_runs_before_the_fault_and_nothing_after_the_spikes_came_back(
@@ -215,7 +215,7 @@ def test_nothing_runs_before_the_fault_and_nothing_after_the_spikes_came_back(
 
     monkeypatch.setattr(OrtSession, "run", counted)
     runs = {}
-    for route in ("auto", "late", "early"):
+    for route in ("auto", "late-start", "early-stop"):
         bench = Bench.open(in_flight(route=route, include="/membrane/", persistence="permanent", batch=SAMPLES))
         header, golden = make_plan(bench.campaign, bench.reach).header, bench.golden()[0]
         bench.trial(header, golden, [line(0)])
@@ -227,8 +227,8 @@ def test_nothing_runs_before_the_fault_and_nothing_after_the_spikes_came_back(
     assert runs["auto"] == [1, 3], (
         "lif2 from its third step on; then, where a spike differs, lif3 and what counts its spikes"
     )
-    assert runs["late"] == [1, 1], "all that is behind the fault at once"
-    assert runs["early"] == [3, 5], "lif1 and what is in front of the fault in lif2 as well"
+    assert runs["late-start"] == [1, 1], "all that is behind the fault at once"
+    assert runs["early-stop"] == [3, 5], "lif1 and what is in front of the fault in lif2 as well"
 
 
 def line(bit: int) -> str:

@@ -76,7 +76,7 @@ EXAMPLES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "provider_option": (("device_id=1",), ["--provider-option", "device_id=1"], {**SWEEP, "provider": "cuda"}),
     "threads": (2, ["--threads", "2"], SWEEP),
     "optimization": ("off", ["--optimization", "off"], SWEEP),
-    "route": ("plain", ["--route", "plain"], SWEEP),
+    "route": ("full", ["--route", "full"], SWEEP),
     "custom_ops": (("ops.so",), ["--custom-ops", "ops.so"], SWEEP),
     "allow_links": (True, ["--allow-links"], SWEEP),
     "expose": (True, ["--expose"], SWEEP),

@@ -22,13 +22,13 @@ from onnxfi.campaign.execute.trial_executor import Bench
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.partition.conv_partial_sums import largest_sum
-from onnxfi.graph.partition.route import Head
+from onnxfi.graph.partition.segmentation import EntrySubgraph
 from onnxfi.graph.partition.subgraph import wire
 from onnxfi.runtime.engine.engines import OrtEngine
 from onnxfi.runtime.engine.model_io import same_bytes
 from onnxfi.runtime.partial import conv_delta
 from onnxfi.runtime.partial.conv_delta import FirstPieces, Narrow
-from onnxfi.runtime.partial.entry_subgraph import OpenHead
+from onnxfi.runtime.partial.entry_subgraph import EntrySession
 from onnxfi.runtime.partial.segmented_model import Rows
 
 
@@ -166,7 +166,7 @@ def test_what_is_added_is_summed_first(tmp_path: Path) -> None:
             pytest.skip("this machine sums in another order")
         assert strike is not None and strike.exact
         whole = found.spine.chain.prepare(
-            OpenHead(found.spine, one_with(found, "r1"), found.spine.chain.prepare, {}).part(0)
+            EntrySession(found.spine, one_with(found, "r1"), found.spine.chain.prepare, {}).part(0)
         )
         known = whole.run({"r1": value, "r0": rows.values(["r0"])["r0"]})
         assert all(same_bytes(array, known[name]) for name, array in strike.run(rows, {}).items())
@@ -210,12 +210,12 @@ def test_what_is_added_and_differs_itself_is_not_golden(tmp_path: Path, other: s
     }
     wanted = Campaign(branches(tmp_path, other), str(tmp_path / "d.npz"), **how)
     found = {r.trial: r.metrics for r in run(wanted, tmp_path / "short.db")}
-    plain = {r.trial: r.metrics for r in run(replace(wanted, route="plain"), tmp_path / "plain.db")}
+    plain = {r.trial: r.metrics for r in run(replace(wanted, route="full"), tmp_path / "plain.db")}
     for trial, metrics in found.items():
         assert float(metrics["max_abs"]) == pytest.approx(float(plain[trial]["max_abs"]), rel=1e-3, abs=1e-6), trial
 
 
-def one_with(found: Shortcuts, value: str) -> Head:
+def one_with(found: Shortcuts, value: str) -> EntrySubgraph:
     """What a fault in a value in flight meets in its piece."""
     heads = found.routes.in_flight([value])
     assert heads is not None
