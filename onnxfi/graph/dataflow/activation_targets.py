@@ -31,10 +31,12 @@ _UNKNOWN = WORDS["float32"]
 #: Activation functions: what stands between a layer and what it is meant to put out.
 ACTIVATIONS = frozenset((
     "Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Gelu", "Sigmoid", "HardSigmoid", "HardSwish", "Swish", "Mish",
-    "Softplus", "Softsign", "Tanh", "ThresholdedRelu", "Clip", "FastGelu", "QuickGelu", "BiasGelu",
+    "Softplus", "Softsign", "Tanh", "ThresholdedRelu", "FastGelu", "QuickGelu", "BiasGelu",
 ))  # fmt: skip
+#: Operators that hold numbers in a range, as ReLU6 and protections do: a fault lands before them, so that they see it.
+RANGE_RESTRICTIONS = frozenset(("Clip",))
 #: Operators whose outputs the default selection takes.
-LAYERS = ACTIVATIONS | frozenset((
+LAYERS = ACTIVATIONS | RANGE_RESTRICTIONS | frozenset((
     "Conv", "ConvTranspose", "ConvInteger", "DeformConv", "Gemm", "MatMul", "MatMulInteger", "MatMulNBits", "Einsum",
     "QLinearConv", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "FusedConv",
     "FusedMatMul", "FusedGemm", "Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention", "LSTM", "GRU",
@@ -53,8 +55,9 @@ class Activation:
     where it has none, or where that cannot be told, for the reason that `unplaced` gives; `loop` the nearest loop
     around it (`Loop`, `Scan`); `default` whether the default selection takes it; `after` the tensor that stands for it
     there, since nothing but an activation function, or a normalisation that the runtime folds into a convolution, lies
-    between them; `quantized` the integer tensor of the QDQ group in which it lies; `why_not` why it cannot be struck;
-    `sure` whether the shape follows from the inputs, rather than from what the file declares or one run showed.
+    between them; `unrestricted` the tensor that stands for it since this one is that tensor held in a range;
+    `quantized` the integer tensor of the QDQ group in which it lies; `why_not` why it cannot be a target; `sure`
+    whether the shape follows from the inputs, rather than from what the file declares or one run showed.
     """
 
     target: Target
@@ -66,6 +69,7 @@ class Activation:
     loop: str = ""
     default: bool = False
     after: str = ""
+    unrestricted: str = ""
     quantized: str = ""
     why_not: str = ""
     sure: bool = False
@@ -259,31 +263,51 @@ def _placed(rows: list[Activation], found: Mapping[str, _Facts]) -> list[Activat
     known = {(a.path, a.name) for a in rows if not a.why_not}
     moved: dict[tuple[str, str], tuple[str, str]] = {}
     for a in rows:
-        facts, after = found[a.path], a.name
-        for _ in range(8):
-            user = _only_user(facts, after)
-            if user is None or not _joins(facts, after, user) or text(user.input[0]) != after or not user.output:
-                break
-            after = text(user.output[0])
+        facts = found[a.path]
+        after = _followed(facts, a.name, ACTIVATIONS)
         quantized = _group(facts, a.name)
+        before = _unrestricted(facts, a.name) if a.target.op in RANGE_RESTRICTIONS else ""
         row = replace(
             a,
             after=after if after != a.name and (a.path, after) in known else "",
+            unrestricted=before if before in facts.makers and (a.path, before) in known else "",
             quantized=quantized if (a.path, quantized) in known else "",
         )
         out.append(row)
-        end = _group(facts, after) or after
+        end = _group(facts, _followed(facts, after, ACTIVATIONS | RANGE_RESTRICTIONS)) or after
+        if a.target.op in RANGE_RESTRICTIONS:
+            end = _group(facts, a.name) or row.unrestricted
         if a.default and end != a.name and (a.path, end) in known:
             moved[a.path, a.name] = (a.path, end)
     ends = set(moved.values())
     return [replace(a, default=((a.path, a.name) in ends or a.default) and (a.path, a.name) not in moved) for a in out]
 
 
-def _joins(facts: _Facts, name: str, user: onnx.NodeProto) -> bool:
-    """Whether a node is one with what puts out its input: an activation function, or what is folded into a Conv."""
+def _followed(facts: _Facts, name: str, operators: frozenset[str]) -> str:
+    """Return the last tensor of the chain of such operators behind a tensor, each the only reader of the one before."""
+    for _ in range(8):
+        user = _only_user(facts, name)
+        if user is None or not _joins(facts, name, user, operators) or text(user.input[0]) != name or not user.output:
+            break
+        name = text(user.output[0])
+    return name
+
+
+def _unrestricted(facts: _Facts, name: str) -> str:
+    """Return the tensor before the range restrictions that make a tensor, or the integer of its QDQ group."""
+    for _ in range(8):
+        maker = facts.makers.get(name)
+        if maker is None or maker.op_type not in RANGE_RESTRICTIONS or not maker.input:
+            break
+        name = text(maker.input[0])
+    return _group(facts, name) or name
+
+
+def _joins(facts: _Facts, name: str, user: onnx.NodeProto, operators: frozenset[str]) -> bool:
+    """Return whether a node is one of these operators, or a normalisation that is folded into the Conv before it."""
     maker = facts.makers.get(name)
     folded = user.op_type == "BatchNormalization" and maker is not None and maker.op_type == "Conv"
-    return folded or user.op_type in ACTIVATIONS
+    return folded or user.op_type in operators
 
 
 def _only_user(facts: _Facts, name: str) -> onnx.NodeProto | None:
@@ -355,6 +379,8 @@ def choose(rows: Sequence[Activation], selector: Selector, *, every: bool = Fals
             out[end.target.id] = end
         elif a.after and not every and a.target.id not in named and (a.path, a.after) in picked_ids:
             continue  # both are meant alike: the fusion of the two survives where the fault comes after it
+        elif a.unrestricted and not every and a.target.id not in named and (a.path, a.unrestricted) in picked_ids:
+            continue  # a fault behind a range restriction would escape it
         else:
             out[a.target.id] = a
     order = {a.target.id: k for k, a in enumerate(rows)}

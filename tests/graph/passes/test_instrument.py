@@ -208,6 +208,62 @@ def test_where_activation_and_layer_are_meant_alike_the_fault_comes_after_both()
     assert convs and {a.target.op for a in convs} == {"Conv"}
 
 
+CLIP = "lo = Constant<value_float=0.0>() hi = Constant<value_float=6.0>()"
+RESTRICTED = {
+    # A layer with ReLU6, one with an activation function and a protection, both at once, and a residual sum.
+    "a = MatMul(x, w) y = Clip(a, lo, hi)": ["a"],
+    "a = MatMul(x, w) r = Relu(a) y = Clip(r, lo, hi)": ["r"],
+    "a = MatMul(x, w) c = Clip(a, lo, hi) y = Relu(c)": ["a", "y"],
+    "a = MatMul(x, w) c = Clip(a, lo, hi) y = Clip(c, lo, hi)": ["a"],
+    "a = MatMul(x, w) c = Clip(a, lo, hi) y = Add(a, c)": ["a"],
+    "s = Add(x, x) y = Clip(s, lo, hi)": ["s"],
+    "c = Clip(x, lo, hi) y = Identity(c)": ["c"],
+    # A protection behind a QDQ group, and a ReLU6 inside one, which the integer kernel takes in.
+    "a = MatMul(x, w) q = QuantizeLinear(a, s, z) d = DequantizeLinear(q, s, z) y = Clip(d, lo, hi)": ["q"],
+    "a = MatMul(x, w) c = Clip(a, lo, hi) q = QuantizeLinear(c, s, z) y = DequantizeLinear(q, s, z)": ["q"],
+}
+
+
+@pytest.mark.parametrize(("nodes", "default"), RESTRICTED.items(), ids=range(len(RESTRICTED)))
+def test_by_default_a_fault_lands_before_a_range_restriction(nodes: str, default: list[str]) -> None:
+    quantisation = "s = Constant<value_float=0.1>() z = Constant<value=uint8 {128}>()" if "Quantize" in nodes else ""
+    plain = model(f"g (float[N,4] x, float[4,4] w) => (float[N,4] y) {{ {CLIP} {quantisation} {nodes} }}")
+    rows = activations(load(plain))
+    assert [a.target.id for a in choose(rows, Selector()).activations] == default
+    for end in (a for a in rows if a.target.op == "Clip"):  # by its own name it is a target all the same
+        assert choose(rows, Selector(include=(f"={end.name}",))).activations[0].name in (end.name, end.quantized)
+
+
+def test_a_selected_layer_gets_its_fault_before_its_range_restriction() -> None:
+    rows = activations(
+        load(
+            model(f"g (float[N,4] x, float[4,4] w) => (float[N,4] y) {{ {CLIP} a = MatMul(x, w) y = Clip(a, lo, hi) }}")
+        )
+    )
+    for selector in (Selector(op=("MatMul", "Clip")), Selector(include=("[ay]",))):
+        assert [a.name for a in choose(rows, selector).activations] == ["a"]
+    both_ = choose(rows, Selector(include=("=a", "=y"))).activations
+    assert [a.name for a in both_] == ["a", "y"]
+    assert "y" in [a.name for a in choose(rows, Selector(), every=True).activations]
+
+
+@pytest.mark.parametrize("form", ["armed", "baked", "inlined"])
+@pytest.mark.parametrize("function", ["", "r = Relu(a)"], ids=["relu6", "protected"])
+def test_a_range_restriction_holds_what_a_fault_before_it_makes_large(function: str, form: str) -> None:
+    plain = model(f"""g (float[N,1,4,4] x, float[2,1,3,3] w) => (float[N,2,2,2] y)
+        {{ {CLIP} a = Conv(x, w) {function} y = Clip({"r" if function else "a"}, lo, hi) }}""")
+    feeds = {"x": np.ones((3, 1, 4, 4), "f4"), "w": np.full((2, 1, 3, 3), 0.1, "f4")}
+    large = "set:value=1000"
+    if form == "armed":
+        armed = instrument(load(plain), body="portable").armed
+        fault = ActivationFault(armed.sites[0], 1, Mask(0, int(np.float32(1000).view(np.uint32))))
+        faulty = run(armed.proto, feeds | columns(armed, [fault]))["y"]
+    else:
+        faulty = run(inject_activations(load(plain), count=1, fault=large, inline=form == "inlined").data, feeds)["y"]
+    changed = faulty != run(plain, feeds)["y"]
+    assert changed.sum() == 3 and (faulty[changed] == 6).all()
+
+
 def test_armed_again_without_a_clash() -> None:
     plain = model("g (float[N,2] x) => (float[N,2] y) { t = Relu(x)  y = Identity(t) }")
     first = arm(plain, [named(plain, "t")])
