@@ -10,14 +10,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from onnxfi.errors import InputError
-from onnxfi.faults.models import FaultModel
+from onnxfi.errors import InputError, NonFiniteLossError
+from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.space import Selector, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.model.loading import Model
 from onnxfi.runtime.engine.model_io import Array
 
-from .training import Exposure, NonFiniteLoss, Plan, carried, outcome, read_array, refusal, target_of, write_array
+from .training import Exposure, Plan, carried, outcome, read_array, refusal, target_of, write_array
 
 
 class FaultAwareTraining(keras.Model):
@@ -91,7 +91,7 @@ class FaultAwareTraining(keras.Model):
         super().compile(*args, **kwargs)
 
     def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`. Raises NonFiniteLoss where a gradient is not finite, before any weight changes."""
+        """As `keras.Model.fit`. Raises NonFiniteLossError where a gradient is not finite, before any weight changes."""
         given = [] if callbacks is None else callbacks if isinstance(callbacks, list) else [callbacks]
         begins = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs=None: self.begin_epoch(epoch))
         self._state.refused = None
@@ -281,7 +281,7 @@ class _State:
     def __init__(self) -> None:
         self.epoch: int | None = None
         self.last: list[Faults] = []
-        self.refused: NonFiniteLoss | InputError | None = None
+        self.refused: NonFiniteLossError | InputError | None = None
 
 
 _NAMED = {"weights": "weights in a float format", "activations": "layers inside it"}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from onnxfi.errors import InputError
-from onnxfi.faults.models import FaultModel
+from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.space import Index, Selector, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Words
@@ -34,7 +34,7 @@ class FaultAwareTraining(torch.nn.Module):
     numbers within ±clip.
 
     Raises SelectorError where nothing is selected, InputError for a module that cannot be wrapped, and in the backward
-    pass NonFiniteLoss where a gradient is not finite, before any parameter changes.
+    pass NonFiniteLossError where a gradient is not finite, before any parameter changes.
 
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
     >>> training = FaultAwareTraining(model, ber=0.01, selector=Selector(include=("0.weight",), bits="0-29"), seed=1)

@@ -15,9 +15,10 @@ from itertools import permutations
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.errors import FaultListError, InputError, OnnxfiError
+from onnxfi.errors import FaultListError, InputError, NonFiniteLossError
 from onnxfi.faults import sampling
-from onnxfi.faults.models import FaultModel, parse_fault
+from onnxfi.faults.fault_model import FaultModel
+from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.space import FaultSpace, Index, Selector, Sites, Target
 from onnxfi.faults.trials import Draw, Faults, draw, resolve, strike
 from onnxfi.faults.words import WORDS, Word, Words
@@ -30,10 +31,6 @@ _LOG = logging.getLogger(__name__)
 _STREAM = 40
 #: Reads the words of some elements (flat, row-major) of the target of this number.
 Reader = Callable[[int, Index], Words]
-
-
-class NonFiniteLoss(OnnxfiError):
-    """Faults drove the loss, or a gradient, out of the finite numbers; no parameter was changed by that step."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +87,11 @@ class Exposure:
         sites = space.locate(inside)
         whole = replace(target, shape=(samples, *target.shape))
         start, index, bit, event = sample.astype(np.int64) * target.size, sites.index, sites.bit, self.event
-        if event.spreads:  # inside a sample, not from one to the next
+        if event.multi_element:  # inside a sample, not from one to the next
             reached = [event.elements(target.axes, at) for at in index.tolist()]
             lengths = [len(part) for part in reached]
             index = np.concatenate([np.zeros(0, np.int64), *reached])
-            start, bit, event = np.repeat(start, lengths), np.repeat(bit, lengths), event.each
+            start, bit, event = np.repeat(start, lengths), np.repeat(bit, lengths), event.element_model
         return strike((whole,), Sites(np.zeros(len(index), np.int64), start + index, bit), event, self.seed, stream)
 
 
@@ -194,7 +191,7 @@ def _held(word: Word, words: Words, clip: float | None) -> Words:
     return np.where(beyond, word.words(np.clip(np.nan_to_num(numbers, nan=0.0), -clip, clip)), words)
 
 
-def refusal(exposure: Exposure, step: int, name: str, faults: Sequence[Faults]) -> NonFiniteLoss:
+def refusal(exposure: Exposure, step: int, name: str, faults: Sequence[Faults]) -> NonFiniteLossError:
     """The error for a step whose gradient is not finite: what was struck, what is worst in it, what to do."""
     struck = sum(len(part) for part in faults)
     worst, size = "", -1.0
@@ -210,7 +207,7 @@ def refusal(exposure: Exposure, step: int, name: str, faults: Sequence[Faults]) 
                 worst = f", the worst leaves {part[row].value('after')} at {part[row].site}"
     remedy = "lower ber, or leave the highest exponent bit out (bits='0-29,31' for float32)"
     held = "" if exposure.clip is not None else "give clip=1.0, say, to hold struck numbers within ±1, "
-    return NonFiniteLoss(
+    return NonFiniteLossError(
         f"step {step}: the loss is not finite, as the gradient of {name!r} shows: {struck:,} faults were there{worst}; "
         f"{held}{remedy}"
     )

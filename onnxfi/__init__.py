@@ -31,7 +31,8 @@ _NAMES = {
     "campaign.results.store": ("Result",),
     "errors": ("OnnxfiError", "InputError"),
     "faults.faultlist": ("FaultList",),
-    "faults.models": ("FaultModel", "fault_models", "parse_fault"),
+    "faults.fault_model": ("FaultModel",),
+    "faults.fault_registry": ("fault_models", "parse_fault"),
     "faults.space": ("FaultSpace", "Selector", "Site", "Target"),
     "faults.trials": ("Fault", "Faults"),
     "faults.words": ("Mask", "Word"),
@@ -108,8 +109,9 @@ if TYPE_CHECKING:
     from onnxfi.campaign.spec.campaign import Campaign, Part
     from onnxfi.campaign.spec.spec_file import load_spec
     from onnxfi.errors import InputError, OnnxfiError
+    from onnxfi.faults.fault_model import FaultModel
+    from onnxfi.faults.fault_registry import fault_models, parse_fault
     from onnxfi.faults.faultlist import FaultList
-    from onnxfi.faults.models import FaultModel, fault_models, parse_fault
     from onnxfi.faults.space import FaultSpace, Selector, Site, Target
     from onnxfi.faults.trials import Fault, Faults
     from onnxfi.faults.words import Mask, Word

@@ -1,16 +1,28 @@
-"""One exception tree. Every message says what was given, what is allowed, and what to do.
+"""Exceptions that onnxfi raises on purpose, in one tree.
 
-OnnxfiError
-├── InputError            the request or a file is wrong: the command line exits with 2
-│   ├── ModelError        not a model, a hostile or damaged one, or one that cannot be used so
-│   ├── SelectorError     a selector, site, bit or element that names nothing
-│   ├── FaultError        a fault model or its parameters
-│   ├── FaultListError    a fault list that is none, of another model, or of another version
-│   ├── DataError         labelled data that does not fit the model
-│   ├── ConversionError   what a framework or its exporter refuses, with the foreign text as `details`
-│   └── OutputError       a place that cannot be written
-└── EngineError           the runtime refuses the model, or a provider does not load
-    └── ProviderError     a provider that has run does not load any more: no outcome of a fault
+Every message is one line that says what is wrong, what is allowed, and what to do::
+
+    OnnxfiError
+    ├── InputError              the request or a file is wrong; the command line exits with 2
+    │   ├── ModelError          the model file is damaged, hostile, or lacks what is needed
+    │   ├── SelectorError       a selector, site, bit or element matches nothing
+    │   ├── FaultError          an unknown fault model, or invalid parameters
+    │   ├── FaultListError      a damaged fault list, or one of another model or version
+    │   ├── DataError           labelled data that does not fit the model
+    │   ├── SpecError           an invalid campaign specification; `field` names the field
+    │   ├── StoreError          a damaged result store, or one of another campaign
+    │   ├── BaselineError       a gate baseline that is damaged or not comparable
+    │   ├── ConversionError     a framework or its exporter refuses; `details` is its own text
+    │   └── OutputError         the output cannot be written
+    ├── CampaignError           the golden run is not deterministic, or a canary fault stays masked
+    ├── RouteError              partial execution and the full model disagree
+    ├── NonFiniteLossError      faults made a training loss or gradient infinite or NaN
+    └── EngineError             the runtime refuses the model or its inputs
+        ├── ProviderError       an execution provider fails for every model
+        └── SegmentMismatchError  a segment of the model rounds differently from the full model
+
+>>> issubclass(SelectorError, InputError)
+True
 """
 
 from __future__ import annotations
@@ -20,35 +32,77 @@ from collections.abc import Iterable
 
 
 class OnnxfiError(Exception):
-    """Base of everything that onnxfi raises on purpose."""
+    """Base class of every exception that onnxfi raises on purpose.
+
+    Examples
+    --------
+    >>> import onnxfi
+    >>> try:
+    ...     onnxfi.parse_fault("filp")
+    ... except onnxfi.OnnxfiError as error:
+    ...     print(error)
+    unknown fault 'filp'; closest: 'flip'
+    """
 
 
 class InputError(OnnxfiError):
-    """The request cannot be met as it stands; the message says what would be accepted."""
+    """Invalid request or file; the message says what is accepted, and the command line exits with 2."""
 
 
 class ModelError(InputError):
-    """The file is no model, is damaged or hostile, or does not have what was asked for."""
+    """Model file that is damaged, hostile, or lacks what the request needs."""
 
 
 class SelectorError(InputError):
-    """A selector, site, bit or element names nothing in this model."""
+    """Selector, site, bit or element that matches nothing in the model."""
 
 
 class FaultError(InputError):
-    """A fault model that does not exist, or parameters that it does not take."""
+    """Unknown fault model, or parameters that it does not accept."""
 
 
 class FaultListError(InputError):
-    """A file that is no fault list, belongs to another model, or has another version."""
+    """Fault list that is damaged, belongs to another model, or has an unsupported version."""
 
 
 class DataError(InputError):
     """Labelled data that is missing, damaged, or does not fit the model."""
 
 
+class SpecError(InputError):
+    """Invalid campaign specification: an unknown field, a wrong type, or a value out of range.
+
+    Parameters
+    ----------
+    message : str
+        The error message.
+    field : str, optional
+        Name of the invalid field, from which the line of a specification file is found.
+    """
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class StoreError(InputError):
+    """Result store that is damaged, has a newer version, or belongs to another campaign."""
+
+
+class BaselineError(InputError):
+    """Gate baseline that is damaged, or belongs to another campaign, data set or network."""
+
+
 class ConversionError(InputError):
-    """A framework, its exporter or a factory refuses; `details` is its own text, of many lines, or empty."""
+    """Refusal by a framework, its exporter, or a model factory.
+
+    Parameters
+    ----------
+    message : str
+        The error message, one line.
+    details : str, optional
+        The framework's own text, of any number of lines.
+    """
 
     def __init__(self, message: str, details: str = "") -> None:
         super().__init__(message)
@@ -56,19 +110,35 @@ class ConversionError(InputError):
 
 
 class OutputError(InputError):
-    """The output cannot be written where it was asked for."""
+    """Output path that cannot be written."""
+
+
+class CampaignError(OnnxfiError):
+    """Campaign that cannot be trusted: the golden run is not deterministic, or a canary fault stays masked."""
+
+
+class RouteError(OnnxfiError):
+    """Disagreement between partial execution and the full model: the route must not be used."""
+
+
+class NonFiniteLossError(OnnxfiError):
+    """Training step whose loss or gradient is infinite or NaN because of faults; no parameter was changed."""
 
 
 class EngineError(OnnxfiError):
-    """The runtime refuses the model or the feeds, or an execution provider does not load."""
+    """Refusal of a model or its inputs by the runtime, or an execution provider that does not load."""
 
 
 class ProviderError(EngineError):
-    """An execution provider loads no model at all, not even one that every provider runs: no outcome of a fault."""
+    """Execution provider that loads no model at all: never an outcome of a fault."""
+
+
+class SegmentMismatchError(EngineError):
+    """Segment whose outputs differ from the full model's; the trial runs by the next longer route."""
 
 
 def closest(name: str, known: Iterable[str], *, most: int = 3) -> str:
-    """Say which known names come closest to `name`, as the tail of an error message.
+    """Return the known names closest to `name`, as the tail of an error message.
 
     >>> closest("filp", ["flip", "zero"])
     "; closest: 'flip'"
@@ -78,9 +148,9 @@ def closest(name: str, known: Iterable[str], *, most: int = 3) -> str:
     ''
     """
     names = list(dict.fromkeys(known))
-    near = difflib.get_close_matches(name, names[:5000], n=most, cutoff=0.5)
-    if near:
-        return "; closest: " + ", ".join(repr(n) for n in near)
+    similar = difflib.get_close_matches(name, names[:5000], n=most, cutoff=0.5)
+    if similar:
+        return "; closest: " + ", ".join(repr(n) for n in similar)
     if not names:
         return ""
     more = f", … ({len(names)} in all)" if len(names) > 8 else ""

@@ -30,7 +30,7 @@ import pytest
 
 import onnxfi
 from onnxfi.cli.verbs import VERBS, group
-from onnxfi.faults.models import fault_models, parse_fault
+from onnxfi.faults.fault_registry import fault_models, parse_fault
 from onnxfi.faults.words import WORDS
 from onnxfi.tasks.metrics import METRICS
 

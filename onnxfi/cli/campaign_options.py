@@ -64,9 +64,10 @@ def campaign_options(function: F) -> F:
 def campaign(source: Path, given: dict[str, Any]) -> Campaign:
     """The campaign that the source and the flags say; flags that are given outdo the spec."""
     from onnxfi.campaign.spec.campaign import WAYS, Campaign, outdo
-    from onnxfi.campaign.spec.field_types import SpecError, parse_rates
+    from onnxfi.campaign.spec.field_types import parse_rates
     from onnxfi.campaign.spec.spec_file import load_spec, parse_part
     from onnxfi.cli.show import note
+    from onnxfi.errors import SpecError
     from onnxfi.runtime.engine.engines import both_runtimes_warning
 
     if warning := both_runtimes_warning():

@@ -20,7 +20,8 @@ from typing import IO, Any
 import numpy as np
 
 from onnxfi.errors import FaultError, FaultListError, InputError
-from onnxfi.faults.models import FaultModel, parse_fault
+from onnxfi.faults.fault_model import FaultModel
+from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.scope import Flight
 from onnxfi.faults.space import FOREVER, FaultSpace, Selector, Sites, Target, moment
 from onnxfi.faults.trials import KINDS, RATES, Draw, Fault, Faults, concat, draw, json_value
@@ -333,7 +334,7 @@ _NO_SITES = Sites(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.i
 
 def _lowest(bits: list[int] | None, model: FaultModel, word: Word) -> int:
     """The lowest of the struck bits (−1: the whole word); ValueError where a fault of this model strikes others."""
-    if model.draws:
+    if model.is_random:
         raise ValueError(f"{model} has not spent its chance")
     if model.unit == "word" and bits is None:
         return -1

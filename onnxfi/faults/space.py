@@ -17,7 +17,8 @@ from itertools import pairwise
 import numpy as np
 
 from onnxfi.errors import SelectorError, closest
-from onnxfi.faults.models import FaultModel, Flip
+from onnxfi.faults.fault_model import FaultModel
+from onnxfi.faults.models import Flip
 from onnxfi.faults.quantization import ROLES
 from onnxfi.faults.sampling import Numbers
 from onnxfi.faults.sites import FOREVER, IN_FLIGHT, Index, Site, Sites, Target, User, always, moment, parse_site
@@ -102,7 +103,7 @@ class Selector:
                 raise SelectorError(f"unknown role {role!r}{closest(role, ROLES)}")
         chosen = [t for t in targets if self.keeps(t)]
         check_apart(chosen)
-        kept = [t for t in chosen if t.role != "spike" or asked is None or model.each.replaces]
+        kept = [t for t in chosen if t.role != "spike" or asked is None or model.element_model.overwrites]
         if chosen and not kept:
             raise SelectorError(
                 f"{chosen[0].id!r} holds what a neuron is made to put out, NaN for what it computes, so "
@@ -184,7 +185,7 @@ class FaultSpace:
                 held = [p for p in parts if isinstance(p, str) or p[1] < target.word.bits]
                 allowed = select_bits(held, target.word) if parts else range(target.word.bits)
                 places = tuple(b for b in allowed if b <= top)
-            chosen = _chosen(elements, target) if places and model.fits(target.axes) else 0
+            chosen = _chosen(elements, target) if places and model.applies_to(target.axes) else 0
             if chosen:
                 rows.append((target, places, chosen))
         if model.unit == "word" and bits:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import InputError, SelectorError, closest
 from onnxfi.faults import sampling
-from onnxfi.faults.models import FaultModel, parse_fault
+from onnxfi.faults.fault_model import FaultModel
+from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.space import FaultSpace, Selector, Site, Sites, Target, moment, parse_site
 from onnxfi.faults.words import Word, Words
 
@@ -251,13 +252,13 @@ def draw(space: FaultSpace, how: Draw, model: FaultModel, trial: int = 1, *, par
 def strike(targets: tuple[Target, ...], sites: Sites, model: FaultModel, seed: int, trial: int) -> Faults:
     """The faults of events at these sites, all chance spent: one a site, or all that each event spreads to."""
     events = len(sites)
-    if model.spreads:
-        sites, model = _spread_out(targets, sites, model), model.each
-    if not model.draws:
+    if model.multi_element:
+        sites, model = _spread_out(targets, sites, model), model.element_model
+    if not model.is_random:
         return Faults(targets, sites, (model,), events=events)
     raw = sampling.raw_words(seed, trial, sampling.VALUE, len(sites)).tolist()
     words = (targets[t].word for t in sites.target.tolist())
-    spent = tuple(model.spend(r, w) for r, w in zip(raw, words, strict=True))
+    spent = tuple(model.draw_parameters(r, w) for r, w in zip(raw, words, strict=True))
     return Faults(targets, sites, spent, events=events)
 
 
@@ -297,7 +298,7 @@ def at_sites(
             raise SelectorError(
                 f"{model} at {str(site)!r} reaches beyond the {target.word.bits} bits of {target.dtype}"
             )
-        if target.role == "spike" and not model.each.replaces:
+        if target.role == "spike" and not model.element_model.overwrites:
             chosen.space([target], model)  # says why there is no such fault
         if (site.sample is not None or site.step is not None) and not target.in_flight:
             raise SelectorError(f"site {str(site)!r}: a stored word has neither sample nor step; leave them out")
@@ -325,7 +326,7 @@ def singles(
     Returns the faults, trial after trial, and how many each trial has.
     """
     sites = space.locate(numbers)
-    if not (model.draws or model.each.draws or model.spreads):
+    if not (model.is_random or model.element_model.is_random or model.multi_element):
         return Faults(space.targets, sites, (model,)), [1] * len(sites)
     rows = (slice(k, k + 1) for k in range(len(sites)))
     parts = [strike(space.targets, sites.pick(k), model, seed, trial) for k, trial in zip(rows, trials, strict=True)]
@@ -368,13 +369,13 @@ def _strike(faults: Faults, rows: Any, before: Words) -> Words:
     if len(faults.models) > 1:
         for k, row in enumerate(rows.tolist()):
             word = faults.targets[int(target[k])].word
-            after[k] = faults.models[row].strike(word, before[k : k + 1], bits[k : k + 1])[0]
+            after[k] = faults.models[row].apply(word, before[k : k + 1], bits[k : k + 1])[0]
         return after
     layouts = {word: k for k, word in enumerate(dict.fromkeys(t.word for t in faults.targets))}
     layout = np.array([layouts[t.word] for t in faults.targets], np.int64)[target]
     for word, k in layouts.items():
         here = layout == k
-        after[here] = faults.models[0].strike(word, before[here], bits[here])
+        after[here] = faults.models[0].apply(word, before[here], bits[here])
     return after
 
 

@@ -22,7 +22,7 @@ import tensorflow as tf  # noqa: E402
 
 from onnxfi.converters import keras_training  # noqa: E402
 from onnxfi.converters.keras import FaultAwareTraining, convert  # noqa: E402
-from onnxfi.converters.training import NonFiniteLoss  # noqa: E402
+from onnxfi.errors import NonFiniteLossError  # noqa: E402
 
 LOW = Selector(bits="0-29,31")
 
@@ -234,7 +234,7 @@ def test_a_loss_that_is_not_finite_is_said_before_it_does_harm_and_a_clip_holds_
     before = named(model)
     training = FaultAwareTraining(model, ber=1.0, selector=selector, seed=1)
     training.compile("sgd", "mse")
-    with pytest.raises(NonFiniteLoss) as error:
+    with pytest.raises(NonFiniteLossError) as error:
         training.fit(image(), np.zeros((4, 10)), verbose=0)
     text = str(error.value)
     assert "step 1: the loss is not finite" in text and "70 faults were there, the worst leaves" in text

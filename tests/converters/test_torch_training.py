@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.frameworks("torch"), pytest.mark.filterwarnings("ignor
 
 from onnxfi.converters import torch_training  # noqa: E402
 from onnxfi.converters.torch import FaultAwareTraining, convert  # noqa: E402
-from onnxfi.converters.training import NonFiniteLoss  # noqa: E402
+from onnxfi.errors import NonFiniteLossError  # noqa: E402
 
 
 class Block(torch.nn.Module):
@@ -255,7 +255,7 @@ def test_a_loss_that_is_not_finite_is_said_before_it_does_harm_and_a_clip_holds_
     optimizer = torch.optim.SGD(training.parameters(), 0.1)
     kept = copy.deepcopy(model.state_dict())
     loss = training(image()).square().mean()
-    with pytest.raises(NonFiniteLoss) as error:
+    with pytest.raises(NonFiniteLossError) as error:
         loss.backward()
         optimizer.step()
     assert "step 1: the loss is not finite" in str(error.value) and "960 faults were there, the worst leaves" in str(

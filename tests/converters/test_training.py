@@ -11,7 +11,7 @@ import pytest
 from onnxfi import Selector, load, sample
 from onnxfi.converters.training import Exposure, Plan, carried, outcome, read_array, target_of, write_array
 from onnxfi.errors import FaultListError, InputError, SelectorError
-from onnxfi.faults.models import fault_models, parse_fault
+from onnxfi.faults.fault_registry import fault_models, parse_fault
 from onnxfi.faults.space import Target
 from onnxfi.faults.words import WORDS
 

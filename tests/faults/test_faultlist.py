@@ -17,12 +17,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import U64, models, names, targets
-from word_oracle import struck
+from word_oracle import faulty
 
 from onnxfi.errors import FaultListError
 from onnxfi.faults import faultlist
+from onnxfi.faults.fault_model import FaultModel
+from onnxfi.faults.fault_registry import fault_models, parse_fault
 from onnxfi.faults.faultlist import MOST_LINES, FaultList, Header, fault_row, lines
-from onnxfi.faults.models import FaultModel, Flip, fault_models, parse_fault
+from onnxfi.faults.models import Flip
 from onnxfi.faults.space import FaultSpace, Selector, Sites, Target
 from onnxfi.faults.trials import Draw, Fault, Faults, at_sites, draw, resolve
 from onnxfi.faults.words import WORDS, Words
@@ -173,8 +175,8 @@ def test_faults_are_read_as_they_are_written(
     chosen, memory = [], []
     for model, at, bit, raw, word in rows:
         target = among[at % len(among)]
-        spent, top = model.spend(raw, target.word), target.word.bits - model.width()
-        if target.size and top >= 0 and struck(spent, target.word, 0, 0) is not None:
+        spent, top = model.draw_parameters(raw, target.word), target.word.bits - model.width()
+        if target.size and top >= 0 and faulty(spent, target.word, 0, 0) is not None:
             chosen.append((at % len(among), at % target.size, spent, bit % (top + 1) if model.unit == "bit" else -1))
             memory.append(word & target.word.full)
     columns = [

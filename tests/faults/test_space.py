@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from strategies import bit_selections, element_selections, names, targets
 
 from onnxfi.errors import SelectorError
-from onnxfi.faults.models import Burst, FaultModel, Flip, StuckAt0, Zero, parse_fault
+from onnxfi.faults.fault_model import FaultModel
+from onnxfi.faults.fault_registry import parse_fault
+from onnxfi.faults.models import Burst, Flip, StuckAt0, Zero
 from onnxfi.faults.space import FaultSpace, Selector, Site, Target, matches, parse_site
 from onnxfi.faults.trials import at_sites
 from onnxfi.faults.words import FIELDS, WORDS

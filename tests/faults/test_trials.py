@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import U64, formats, models, targets, words_of
-from word_oracle import decode, struck
+from word_oracle import decode, faulty
 
 from onnxfi.errors import InputError, SelectorError
 from onnxfi.faults import sampling, trials
-from onnxfi.faults.models import Burst, FaultModel, Flip, SetWord, Zero, parse_fault
+from onnxfi.faults.fault_model import FaultModel
+from onnxfi.faults.fault_registry import parse_fault
+from onnxfi.faults.models import Burst, Flip, SetWord, Zero
 from onnxfi.faults.space import FaultSpace, Selector, Site, Sites, Target
 from onnxfi.faults.trials import (
     KINDS,
@@ -56,9 +58,9 @@ def rows(draw: st.DrawFn, among: tuple[Target, ...], most: int = 12) -> list[Row
     for _ in range(draw(st.integers(0, most))):
         ordinal = draw(st.integers(0, len(among) - 1))
         word = among[ordinal].word
-        model = draw(models).spend(draw(U64), word)
+        model = draw(models).draw_parameters(draw(U64), word)
         top = word.bits - model.width()
-        if among[ordinal].size and top >= 0 and struck(model, word, 0, 0) is not None:
+        if among[ordinal].size and top >= 0 and faulty(model, word, 0, 0) is not None:
             bit = draw(st.integers(0, top)) if model.unit == "bit" else -1
             drawn.append((ordinal, draw(st.integers(0, min(2, among[ordinal].size - 1))), model, bit))
     return drawn
@@ -192,7 +194,7 @@ def test_several_faults_on_one_word_act_in_order(among: tuple[Target, ...], data
     before, after = [], []
     for t, i, model, bit in chosen:  # one after the other, as in memory
         before.append(memory[t][i])
-        new = struck(model, among[t].word, memory[t][i], bit)
+        new = faulty(model, among[t].word, memory[t][i], bit)
         assert new is not None
         memory[t][i] = new
         after.append(new)
@@ -211,7 +213,7 @@ def test_faults_apart_do_not_see_each_other(data: st.DataObject) -> None:
     given_ = np.array([memory[t][i] for t, i, _, _ in chosen], np.uint64)
     known = apart(faults_of(chosen, NET), given_)
     assert known.after is not None
-    assert known.after.tolist() == [struck(m, NET[t].word, memory[t][i], b) for t, i, m, b in chosen]
+    assert known.after.tolist() == [faulty(m, NET[t].word, memory[t][i], b) for t, i, m, b in chosen]
 
 
 def test_one_model_on_several_formats() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from onnxfi.faults.models import FaultModel, fault_models, parse_fault
+from onnxfi.faults.fault_model import FaultModel
+from onnxfi.faults.fault_registry import fault_models, parse_fault
 from onnxfi.faults.space import Target
 from onnxfi.faults.words import FIELDS, WORDS, Mask, Word
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 
 from onnxfi.faults import models
+from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.words import Word
 
 
@@ -56,7 +57,7 @@ def exact(word: Word, number: float) -> float | Fraction:
     return number if word.is_float or word.bits <= 32 or not math.isfinite(number) else Fraction(number)
 
 
-def struck(model: models.FaultModel, word: Word, before: int, bit: int) -> int | None:
+def faulty(model: FaultModel, word: Word, before: int, bit: int) -> int | None:
     """The word after a fault of onnxfi's own; None where the format cannot have such a fault."""
     match model:
         case models.Flip():

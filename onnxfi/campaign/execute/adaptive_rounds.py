@@ -17,8 +17,8 @@ import numpy as np
 from onnxfi.campaign.plan.plan import Plan, Planned
 from onnxfi.campaign.plan.strata import field_of
 from onnxfi.campaign.results.store import Store
-from onnxfi.campaign.spec.field_types import SpecError
 from onnxfi.campaign.spec.rates import given, value
+from onnxfi.errors import SpecError
 from onnxfi.faults import sampling
 from onnxfi.faults.trials import json_value
 from onnxfi.statistics.adaptive import (

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxfi.campaign.execute.route_cache import ShortcutError
-from onnxfi.campaign.execute.trial_executor import Bench, CampaignError, cause_of
-from onnxfi.errors import EngineError
-from onnxfi.faults.models import FaultModel, Set
+from onnxfi.campaign.execute.trial_executor import Bench, cause_of
+from onnxfi.errors import CampaignError, EngineError, RouteError
+from onnxfi.faults.fault_model import FaultModel
+from onnxfi.faults.models import Set
 from onnxfi.faults.space import Sites, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Mask, Word
@@ -51,7 +51,7 @@ def prove(bench: Bench, targets: Sequence[Target], asked: Callable[[Target], boo
 
 
 def notices(bench: Bench, target: Target) -> bool:
-    """Whether a canary changes an answer; ShortcutError where a shortcut does not show it."""
+    """Whether a canary changes an answer; RouteError where a shortcut does not show it."""
     seen = changes(bench, target)
     return held(target, seen, seen and not shown(bench, target))
 
@@ -87,9 +87,9 @@ def shown(bench: Bench, target: Target) -> bool:
 
 
 def held(target: Target, seen: bool, blind: bool) -> bool:
-    """Whether it was `seen`; ShortcutError where it was, and the route is `blind` to it."""
+    """Whether it was `seen`; RouteError where it was, and the route is `blind` to it."""
     if seen and blind:
-        raise ShortcutError(
+        raise RouteError(
             f"a canary in {target.id!r} is seen by the whole model, and not by the shorter route of faults there; "
             f"run the campaign with --route full"
         )

@@ -24,9 +24,9 @@ from typing import Any
 from onnxfi.campaign.execute.dask_workers import NONE_LEFT, started
 from onnxfi.campaign.execute.process_pool import begin
 from onnxfi.campaign.execute.scheduling import Died, versions
-from onnxfi.campaign.execute.trial_executor import Bench, CampaignError
+from onnxfi.campaign.execute.trial_executor import Bench
 from onnxfi.campaign.execute.worker import Job
-from onnxfi.errors import InputError, OnnxfiError, OutputError
+from onnxfi.errors import CampaignError, InputError, OnnxfiError, OutputError
 from onnxfi.runtime.engine.engines import OrtEngine, smallest
 
 _LOG = logging.getLogger(__name__)

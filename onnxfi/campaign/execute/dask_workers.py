@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnxfi.campaign.execute.trial_executor import CampaignError
-from onnxfi.errors import OutputError
+from onnxfi.errors import CampaignError, OutputError
 
 _LOG = logging.getLogger(__name__)
 #: Milliseconds after which one looks again for nannies that gave up, and how many of them are replaced.

@@ -7,7 +7,8 @@ from pathlib import Path
 from onnxfi.campaign.execute.activation_faults import bake_trial
 from onnxfi.campaign.plan.fault_targets import Reach
 from onnxfi.campaign.plan.open_model import reopen
-from onnxfi.campaign.results.store import Store, StoreError
+from onnxfi.campaign.results.store import Store
+from onnxfi.errors import StoreError
 from onnxfi.faults.faultlist import Header, Lines
 from onnxfi.graph.write.faulty_copy import Edits, edits, place, write
 from onnxfi.runtime.data.yaml_file import parse_yaml

@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxfi.campaign.plan.fault_targets import Reach
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.errors import DataError, EngineError, OnnxfiError
+from onnxfi.errors import DataError, EngineError, OnnxfiError, RouteError, SegmentMismatchError
 from onnxfi.faults.space import Target
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.model.loading import Model, by_target
@@ -30,7 +30,7 @@ from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.model_io import Array, Port, drift, same_bytes
 from onnxfi.runtime.engine.turn_taking import claim
 from onnxfi.runtime.partial.conv_delta import FirstPieces
-from onnxfi.runtime.partial.golden_cache import Chain, GoldenValues, UnlikeError
+from onnxfi.runtime.partial.golden_cache import Chain, GoldenValues
 from onnxfi.runtime.partial.reexecution import Baked, Change, Flying, Rerun, golden_scores, opened
 from onnxfi.runtime.partial.segmented_model import Patch, Spine
 from onnxfi.runtime.partial.single_sample import OneSample
@@ -44,10 +44,6 @@ KEPT_BYTES = 1 << 30
 _ANOTHER = 0.1
 #: What says that a model cannot be cut so.
 _NOT_SO = (EngineError, DataError, KeyError)
-
-
-class ShortcutError(OnnxfiError):
-    """A shortcut does not answer as the whole model does."""
 
 
 def routes_of(campaign: Campaign, model: Model, reach: Reach, output: str | None, provider: str) -> Segmentation:
@@ -168,7 +164,7 @@ class Shortcuts:
     def judge(self, rerun: Rerun, golden: Golden, faults: Faults, change: Change | None = None) -> Judgement:
         """Run one trial and compare it with golden; raises what the runtime has against it."""
         [found] = self.judged(rerun, golden, [change or self.change(faults)])
-        while isinstance(found, UnlikeError) and rerun.route is not None:
+        while isinstance(found, SegmentMismatchError) and rerun.route is not None:
             longer = self._open_route(self.routes.longer(rerun.route))
             if longer is None:
                 break
@@ -228,8 +224,10 @@ class Shortcuts:
                 yield replace(judge(golden, stacked(part)), route=rerun.name)
 
     def _check(self, k: int, own: Array, golden: Golden) -> None:
-        """Hold the golden run of the pieces to that of the whole model, bit for bit: UnlikeError where they round
-        another way, ShortcutError where they are of another model or data."""
+        """Compare the golden run of the segments with that of the full model, bit for bit.
+
+        Raises SegmentMismatchError if they round differently, RouteError if they are of another model or data.
+        """
         known = self._checked.get(k, (None, None))
         if known[0] is own and known[1] is golden.scores:
             return
@@ -237,11 +235,11 @@ class Shortcuts:
         whole = golden.scores.reshape(-1)[place : place + own.size].reshape(own.shape)
         if not same_bytes(own, whole):
             if self._checked and drift(own, whole) > _ANOTHER:
-                raise ShortcutError(
+                raise RouteError(
                     "the model in pieces has another golden run than the whole model; run the campaign with "
                     "--route full"
                 )
-            raise UnlikeError("the model in pieces rounds another way than the whole model")
+            raise SegmentMismatchError("the model in pieces rounds another way than the whole model")
         self._checked[k] = own, golden.scores
 
     def _place(self, k: int, own: Array, golden: Golden) -> int:

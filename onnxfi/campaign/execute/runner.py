@@ -23,18 +23,17 @@ from onnxfi.campaign.execute.process_pool import Crew, begun, lasting
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES
 from onnxfi.campaign.execute.scheduling import UnderWay, asks, lanes, run_pooled, under_way, versions
 from onnxfi.campaign.execute.task_batches import Task, gathered, ordered
-from onnxfi.campaign.execute.trial_executor import Bench, CampaignError, digest, kind_of
+from onnxfi.campaign.execute.trial_executor import Bench, digest, kind_of
 from onnxfi.campaign.execute.worker import Job, ahead, run_here
 from onnxfi.campaign.plan.fault_targets import Reach
 from onnxfi.campaign.plan.open_model import beside, open_model
 from onnxfi.campaign.plan.plan import Plan, Planned, enough, make_plan
 from onnxfi.campaign.results.store import Result, Store, set_aside
 from onnxfi.campaign.spec.campaign import LENGTH, Campaign
-from onnxfi.campaign.spec.field_types import SpecError
 from onnxfi.campaign.spec.rates import given as measured
 from onnxfi.campaign.spec.rates import missing
 from onnxfi.campaign.spec.spec_file import print_spec
-from onnxfi.errors import InputError
+from onnxfi.errors import CampaignError, InputError, SpecError
 from onnxfi.faults.faultlist import FaultList
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.write.faulty_copy import Progress

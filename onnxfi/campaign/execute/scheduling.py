@@ -18,10 +18,11 @@ from platform import python_version
 from onnxfi.campaign.execute import canary
 from onnxfi.campaign.execute.process_pool import Crew, Ended
 from onnxfi.campaign.execute.task_batches import Task
-from onnxfi.campaign.execute.trial_executor import Bench, CampaignError
+from onnxfi.campaign.execute.trial_executor import Bench
 from onnxfi.campaign.execute.worker import WATCH_EXIT, Job, Results, notices, shown, work
 from onnxfi.campaign.results.store import Result
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.errors import CampaignError
 from onnxfi.faults.space import Target
 from onnxfi.runtime.engine.engines import installed_runtimes, no_cuda
 from onnxfi.tasks.outcomes import Golden, failed

@@ -17,7 +17,7 @@ from onnxfi.campaign.execute.route_cache import KEPT_BYTES, Shortcuts, routes_of
 from onnxfi.campaign.plan.fault_targets import Reach
 from onnxfi.campaign.plan.open_model import beside, changed, open_model, output_of, served, told
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.errors import EngineError, ModelError, OnnxfiError, ProviderError
+from onnxfi.errors import CampaignError, EngineError, ModelError, ProviderError, SegmentMismatchError
 from onnxfi.faults.faultlist import FaultList, Header, Lines
 from onnxfi.faults.trials import RATES, Faults
 from onnxfi.graph.dataflow.activation_targets import Activation
@@ -34,17 +34,13 @@ from onnxfi.runtime.engine.dry_run import dry_run
 from onnxfi.runtime.engine.engines import Session, short_name
 from onnxfi.runtime.engine.model_io import Array, Port, same_by, same_bytes
 from onnxfi.runtime.engine.turn_taking import claim
-from onnxfi.runtime.partial.golden_cache import UnlikeError, of_golden_shapes
+from onnxfi.runtime.partial.golden_cache import of_golden_shapes
 from onnxfi.runtime.partial.reexecution import Change, Rerun, golden_scores
 from onnxfi.runtime.partial.segmented_model import Patch
 from onnxfi.runtime.partial.split_execution import strike
 from onnxfi.tasks.evaluation import does_not_run, scored_port
 from onnxfi.tasks.outcomes import Golden, Judgement, failed, judge
 from onnxfi.tasks.scores import classifies
-
-
-class CampaignError(OnnxfiError):
-    """The campaign cannot be trusted: golden is not deterministic, or no fault reaches the runtime's weights."""
 
 
 @dataclass(frozen=True)
@@ -318,7 +314,7 @@ class Bench:
                 faulty = flown.scores(faults.pick(here), stored)
             truth, faulty = whole_where_same(whole.scores, flown.golden, faulty)
             golden = replace(golden, scores=truth[rows] if len(truth) == self.data.samples else truth)
-        except UnlikeError:
+        except SegmentMismatchError:
             if flown.loose:
                 raise
             return self._in_flight(header, faults, whole, loose=True)

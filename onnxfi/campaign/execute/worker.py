@@ -19,10 +19,10 @@ from onnxfi.campaign.execute import canary
 from onnxfi.campaign.execute.memory_limit import limit_memory, memory_held, out_of_memory
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES
 from onnxfi.campaign.execute.task_batches import Task
-from onnxfi.campaign.execute.trial_executor import Bench, CampaignError, digest
+from onnxfi.campaign.execute.trial_executor import Bench, digest
 from onnxfi.campaign.results.store import Result
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.errors import EngineError, ProviderError
+from onnxfi.errors import CampaignError, EngineError, ProviderError
 from onnxfi.faults.faultlist import Header
 from onnxfi.runtime.engine.turn_taking import claim, turn
 from onnxfi.tasks.outcomes import Golden, Judgement

@@ -10,10 +10,10 @@ from typing import Any
 
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.code_trust import refuse_code
-from onnxfi.campaign.spec.field_types import SpecError, brief, check_types, typed
+from onnxfi.campaign.spec.field_types import brief, check_types, typed
 from onnxfi.campaign.spec.rates import RATES
 from onnxfi.campaign.spec.yaml_fields import Place, built, plain, read_fields, read_part, read_yaml
-from onnxfi.errors import closest
+from onnxfi.errors import SpecError, closest
 from onnxfi.tasks.outcomes import CLASSES
 
 VERSION = 1

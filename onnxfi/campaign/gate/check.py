@@ -19,10 +19,9 @@ from onnxfi.campaign.execute.golden_run_cache import cached_golden
 from onnxfi.campaign.execute.runner import Running, run
 from onnxfi.campaign.gate.budget import Budget, Limit, exclusive
 from onnxfi.campaign.gate.measurement import Measured, difference, exact
-from onnxfi.campaign.results.store import Store, StoreError
-from onnxfi.campaign.spec.field_types import SpecError
+from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.rates import YES_NO, given
-from onnxfi.errors import InputError, closest
+from onnxfi.errors import InputError, SpecError, StoreError, closest
 from onnxfi.faults.space import matches
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.write.scratch_folder import scratch

@@ -10,8 +10,8 @@ from typing import Any
 
 from onnxfi.campaign.gate.budget import GOLDEN
 from onnxfi.campaign.report.report import Fold, report
-from onnxfi.campaign.results.store import Store, StoreError
-from onnxfi.errors import InputError
+from onnxfi.campaign.results.store import Store
+from onnxfi.errors import BaselineError, StoreError
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.trials import json_value
 from onnxfi.statistics.intervals import Interval
@@ -21,10 +21,6 @@ _SAME_NETWORK = 0.1
 #: Fields of a campaign's identity in which a baseline may differ: the model is what changed, seeds only choose.
 _FREE = ("model", "seed", "strata")
 _LARGEST_FILE = 1 << 26
-
-
-class BaselineError(InputError):
-    """A baseline that is none, or of another campaign, data set or network."""
 
 
 @dataclass(frozen=True)

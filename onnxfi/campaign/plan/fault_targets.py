@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import EngineError, FaultListError, SelectorError
+from onnxfi.faults.fault_model import FaultModel
+from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.faultlist import Header
-from onnxfi.faults.models import Add, FaultModel, Scale, parse_fault
+from onnxfi.faults.models import Add, Scale
 from onnxfi.faults.scope import Aim, Flight, timed
 from onnxfi.faults.space import FOREVER, FaultSpace, Selector, Target, check_apart
 from onnxfi.faults.trials import Faults, apart
@@ -199,7 +201,7 @@ class Reach:
         """Refuse what looks at whole stored tensors, and in bodies, where the operator strikes, what it cannot do."""
         refuse_binding(self.model.proto, event, [a.target.id for a in chosen])
         for a in chosen:
-            spent = event.spend(1, a.target.word) if event.draws else event.each
+            spent = event.draw_parameters(1, a.target.word) if event.is_random else event.element_model
             places = range(a.target.word.bits - spent.width() + 1) if spent.unit == "bit" else (0,)
             able = isinstance(spent, (Scale, Add)) and not check_value_formats([a])[0].why_not
             if a.path and not able and any(spent.mask(a.target.word, bit) is None for bit in places):

@@ -20,11 +20,11 @@ import numpy as np
 from onnxfi.campaign.plan.fault_targets import Reach
 from onnxfi.campaign.plan.strata import Group, lay_out
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.spec.field_types import SpecError
-from onnxfi.errors import FaultListError
+from onnxfi.errors import FaultListError, SpecError
 from onnxfi.faults import sampling
+from onnxfi.faults.fault_model import FaultModel
+from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.faultlist import FaultList, Header, Lines, lines
-from onnxfi.faults.models import FaultModel, parse_fault
 from onnxfi.faults.space import FaultSpace, Target
 from onnxfi.faults.trials import Draw, Faults, concat, draw, singles
 from onnxfi.graph.model import weight_aliases

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from onnxfi.campaign.plan.fault_targets import Reach
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.spec.field_types import SpecError
-from onnxfi.faults.models import FaultModel, parse_fault
+from onnxfi.errors import SpecError
+from onnxfi.faults.fault_model import FaultModel
+from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.space import FaultSpace, check_apart
 from onnxfi.faults.words import Word
 from onnxfi.statistics.intervals import Per, allocate, data_aware_p
@@ -150,7 +151,7 @@ def _expected_rates(reach: Reach, space: FaultSpace, event: FaultModel) -> dict[
         old = target.word.values(words).astype(np.float64)
         for bit in places:
             with np.errstate(all="ignore"):
-                struck = event.each.strike(target.word, words, np.full(len(words), bit, np.int16))
+                struck = event.element_model.apply(target.word, words, np.full(len(words), bit, np.int16))
                 moved.setdefault(bit, []).append(np.abs(target.word.values(struck).astype(np.float64) - old))
     bits = sorted(moved)
     with np.errstate(all="ignore"):

@@ -10,8 +10,7 @@ from typing import Any
 from onnxfi.campaign.execute.runner import Running, planned, run
 from onnxfi.campaign.report.report import Fold, Report, report
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.spec.field_types import SpecError
-from onnxfi.errors import DataError
+from onnxfi.errors import DataError, SpecError
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.write.output_file import make_folder
 from onnxfi.statistics.intervals import Interval

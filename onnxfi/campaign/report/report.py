@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from onnxfi.campaign.execute.adaptive_rounds import Look, look_at
 from onnxfi.campaign.report.adaptive_estimates import Record
-from onnxfi.campaign.results.store import Store, StoreError
+from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.rates import OUTCOMES, RATES, SHARES, YES_NO, value
-from onnxfi.errors import OutputError
+from onnxfi.errors import OutputError, StoreError
 from onnxfi.faults.trials import json_value
 from onnxfi.statistics.intervals import (
     Interval,

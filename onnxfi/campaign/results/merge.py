@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from onnxfi.campaign.results.store import STRATA, Store, StoreError, differences, remove
+from onnxfi.campaign.results.store import STRATA, Store, differences, remove
+from onnxfi.errors import StoreError
 
 
 def merge(out: str | Path, stores: Sequence[str | Path]) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 from onnxfi.campaign.plan.plan import Planned
 from onnxfi.campaign.plan.strata import Group
 from onnxfi.campaign.results.checksums import STORE
-from onnxfi.errors import InputError, OutputError
+from onnxfi.errors import InputError, OutputError, StoreError
 from onnxfi.graph.partition.route import Route
 from onnxfi.graph.write.output_file import check_place
 
@@ -31,10 +31,6 @@ _OTHER_PLAN = "take stores of one version of onnxfi, or run the campaign again w
 _BATCH = 2000
 #: Seconds to wait for another run that writes the same store.
 _WAIT_S = 60.0
-
-
-class StoreError(InputError):
-    """A file that is no store, is damaged, of a newer version, or of another campaign."""
 
 
 @dataclass(frozen=True)

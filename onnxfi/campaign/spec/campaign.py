@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from onnxfi.campaign.spec.field_types import SpecError, check, check_types, differs, named
+from onnxfi.campaign.spec.field_types import check, check_types, differs, named
 from onnxfi.campaign.spec.rates import RATES
-from onnxfi.errors import closest
-from onnxfi.faults.models import parse_fault
+from onnxfi.errors import SpecError, closest
+from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.sampling import check_rate
 from onnxfi.faults.scope import Aim
 from onnxfi.faults.space import Selector

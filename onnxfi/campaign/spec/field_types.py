@@ -9,22 +9,11 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from onnxfi.errors import InputError
+from onnxfi.errors import InputError, SpecError
 
 #: Bits of a whole number that is written out in a message, and letters of any other value.
 _WRITTEN_BITS, _LONGEST = 200, 60
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "Part": "a part"}
-
-
-class SpecError(InputError):
-    """A campaign that cannot be: an unknown field, a wrong type, a value out of range, fields at odds.
-
-    `field` names the field at fault, so that a file's line can be told.
-    """
-
-    def __init__(self, text: str, field: str = "") -> None:
-        super().__init__(text)
-        self.field = field
 
 
 def check(good: bool, name: str, given: object, allowed: str) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from onnxfi.campaign.spec.campaign import Part
-from onnxfi.campaign.spec.field_types import SpecError, differs, parse_rates
-from onnxfi.errors import closest
+from onnxfi.campaign.spec.field_types import differs, parse_rates
+from onnxfi.errors import SpecError, closest
 from onnxfi.runtime.data.yaml_file import compose_yaml, read_text, scalar
 
 #: What stands for a text where one is wanted; a null is none.

@@ -12,7 +12,7 @@ from onnxfi.errors import SelectorError
 if TYPE_CHECKING:
     import onnx
 
-    from onnxfi.faults.models import FaultModel
+    from onnxfi.faults.fault_model import FaultModel
 
 #: Where the table stands.
 TABLE = "onnxfi.neurons"
@@ -41,11 +41,11 @@ def shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 def refuse_binding(proto: onnx.ModelProto, event: FaultModel, ids: Iterable[str]) -> None:
     """Refuse a fault of whole stored tensors on activations (by target id); spikes alone saturate, at 1."""
-    if not event.binds:
+    if not event.depends_on_tensor:
         return
     spikes = {name for row in table(proto) for name in row["spike"]}
     for name in ids:
-        if name not in spikes or not event.replaces:
+        if name not in spikes or not event.overwrites:
             raise SelectorError(
                 f"{event} looks at the numbers of a whole stored tensor, and {name!r} is computed; "
                 f"choose another fault for activations"

@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from onnxfi.errors import FaultListError, ModelError, OutputError
-from onnxfi.faults.models import FaultModel
+from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.trials import Faults, concat, resolve
 from onnxfi.faults.words import Words
 from onnxfi.graph.model.byte_source import Source
@@ -77,8 +77,8 @@ def place(model: Model, faults: Faults) -> tuple[Faults, Words]:
 
 
 def bound(model: Model, faults: Faults) -> Faults:
-    """The faults with what their models have to know of the numbers of whole tensors (`FaultModel.bind`)."""
-    if not any(event.binds for event in faults.models):
+    """The faults with what their models have to know of the numbers of whole tensors (`FaultModel.for_tensor`)."""
+    if not any(event.depends_on_tensor for event in faults.models):
         return faults
     known: dict[tuple[int, FaultModel], FaultModel] = {}
     models = []
@@ -87,7 +87,7 @@ def bound(model: Model, faults: Faults) -> Faults:
         if key not in known:
             target = faults.targets[ordinal]
             every = model.words(target, np.arange(target.size, dtype=np.int64))
-            known[key] = key[1].bind(target.word.values(every))
+            known[key] = key[1].for_tensor(target.word.values(every))
         models.append(known[key])
     return replace(faults, models=tuple(models))
 

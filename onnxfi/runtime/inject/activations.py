@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxfi.errors import InputError, ModelError, OnnxfiError, SelectorError
-from onnxfi.faults.models import Add, FaultModel, Scale
+from onnxfi.faults.fault_model import FaultModel
+from onnxfi.faults.models import Add, Scale
 from onnxfi.faults.space import FaultSpace, Selector, parse_site
 from onnxfi.faults.trials import Draw, Faults, at_sites, draw, fault_model
 from onnxfi.graph.dataflow.activation_targets import Activation, Chosen, activations, choose

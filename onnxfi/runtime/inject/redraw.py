@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnxfi.errors import InputError, SelectorError
-from onnxfi.faults.models import FaultModel
+from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.space import FaultSpace, Selector
 from onnxfi.faults.trials import Draw, draw, fault_model
 from onnxfi.graph.passes.fault_inputs import Columns, columns

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from onnxfi.errors import FaultListError, InputError, OutputError
+from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.faultlist import MOST_LINES, FaultList, Header, lines, sites_digest
-from onnxfi.faults.models import FaultModel, Flip
+from onnxfi.faults.models import Flip
 from onnxfi.faults.space import FaultSpace, Selector, Sites, User, check_apart
 from onnxfi.faults.trials import Draw, Faults, at_sites, concat, draw, fault_model
 from onnxfi.graph.model.dequantize import describe, with_reals

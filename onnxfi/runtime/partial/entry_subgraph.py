@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from onnxfi.errors import SegmentMismatchError
 from onnxfi.graph.partition.segmentation import EntrySubgraph
 from onnxfi.graph.partition.subgraph import Cut, Home
 from onnxfi.graph.partition.subgraph_model import Part, extract
 from onnxfi.runtime.engine.engines import Session
 from onnxfi.runtime.engine.model_io import Array, same_bytes
-from onnxfi.runtime.partial.golden_cache import UnlikeError, array_feed, feed_of
+from onnxfi.runtime.partial.golden_cache import array_feed, feed_of
 from onnxfi.runtime.partial.segmented_model import Patch, Rows, Spine, padded
 
 
@@ -115,7 +116,7 @@ class EntrySession:
         return {name: at[name] for name in self.given}
 
     def hold(self, rows: Rows) -> None:
-        """Hold what it gives of these rows without a fault to golden; UnlikeError where that differs in any bit."""
+        """Compare its fault-free outputs of these rows with golden ones; SegmentMismatchError if any bit differs."""
         if self.whole:
             return
         keys = [(rows.k, -1)] if not rows.alone or rows.some is None else [(k, row) for k, row, _ in rows.some]
@@ -125,7 +126,9 @@ class EntrySession:
                 found, known = self.outputs(one, {}), one.values(self.given)
                 self._alike[k, row] = all(same_bytes(found[name], known[name]) for name in self.given)
             if not self._alike[k, row]:
-                raise UnlikeError(f"the part of the model behind {self.head.fed} rounds another way than the whole")
+                raise SegmentMismatchError(
+                    f"the part of the model behind {self.head.fed} rounds another way than the whole"
+                )
 
     def can(self, few: int) -> bool:
         """Whether it gives so many samples the bits that they have in their batch."""

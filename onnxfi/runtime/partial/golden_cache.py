@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Any
 
-from onnxfi.errors import DataError, EngineError
+from onnxfi.errors import DataError, EngineError, SegmentMismatchError
 from onnxfi.graph.model.targets import DATA_TYPES
 from onnxfi.graph.partition.segmentation import Segmentation
 from onnxfi.graph.partition.subgraph_model import Feed, Part, extract
@@ -42,24 +42,20 @@ def array_feed(array: Array) -> Feed:
     return NUMBERS[array.dtype.name], list(array.shape)
 
 
-class UnlikeError(EngineError):
-    """A part of a model does not do what the whole of it does; the next longer route does."""
-
-
 @contextmanager
 def of_golden_shapes() -> Iterator[None]:
-    """Run parts of a model, which take values of the shapes that they have in golden: UnlikeError for others."""
+    """Run segments on tensors of the golden run's shapes; SegmentMismatchError for other shapes."""
     try:
         yield
     except DataError as error:
-        raise UnlikeError(f"a fault changes a shape between the parts of the model: {error}") from error
+        raise SegmentMismatchError(f"a fault changes a shape between the parts of the model: {error}") from error
 
 
 def check_shapes(found: Mapping[str, Array], golden: Mapping[str, Array]) -> None:
-    """UnlikeError where a fault changes the shape of what goes on from a part of a model."""
+    """SegmentMismatchError where a fault changes the shape of what goes on from a part of a model."""
     for name, array in golden.items():
         if found[name].shape != array.shape:
-            raise UnlikeError(f"a fault changes the shape of {name!r}")
+            raise SegmentMismatchError(f"a fault changes the shape of {name!r}")
 
 
 class Chain:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.errors import EngineError
+from onnxfi.errors import EngineError, SegmentMismatchError
 from onnxfi.faults.words import Words
 from onnxfi.graph.partition.output_channels import Channels
 from onnxfi.graph.partition.route import Route
@@ -24,7 +24,7 @@ from onnxfi.runtime.engine.model_io import Array, same_by, same_bytes, words_of
 from onnxfi.runtime.engine.turn_taking import claim
 from onnxfi.runtime.partial.conv_delta import narrowed
 from onnxfi.runtime.partial.entry_subgraph import EntrySession, Strike
-from onnxfi.runtime.partial.golden_cache import UnlikeError, of_golden_shapes
+from onnxfi.runtime.partial.golden_cache import of_golden_shapes
 from onnxfi.runtime.partial.segmented_model import Rows, Spine, among
 
 
@@ -81,7 +81,7 @@ class Rerun:
         """Compute for batch k what these changes, `at_once` of them at most, can share."""
 
     def _disarm(self, k: int) -> None:
-        """Hold the heads to golden; UnlikeError where one of them gives other bits without a fault."""
+        """Hold the heads to golden; SegmentMismatchError where one of them gives other bits without a fault."""
         for head in self.heads:
             head.hold(Rows(self.golden, k))
 
@@ -190,7 +190,7 @@ class Resumed(Rerun):
 
     They are computed by a small operator that stores slices of the tensors, as the whole one stores all of them, so
     that the runtime takes the same kernel. Samples whose channels come out as in the golden run are masked and stop
-    there. Raises UnlikeError where channels without a fault have other bits than in the whole.
+    there. Raises SegmentMismatchError where channels without a fault have other bits than in the whole.
     """
 
     def __init__(self, spine: Spine, route: FaultPath, output: str | None) -> None:
@@ -231,7 +231,9 @@ class Resumed(Rerun):
             first = _blocks(np.zeros(1, np.int64), self.channels)
             found = self._opened_apart([self._slices(first)]).run(self._fed(k, [first]))
             if not same_bytes(found[self.channels.output], self._golden_of(k, first)):
-                raise UnlikeError(f"channels of {self.channels.output!r} apart have other bits than in the whole")
+                raise SegmentMismatchError(
+                    f"channels of {self.channels.output!r} apart have other bits than in the whole"
+                )
             self._disarmed = True
 
     def _slices(self, computed: NDArray[np.int64], change: Change | None = None) -> dict[str, Array]:
@@ -256,7 +258,7 @@ class Resumed(Rerun):
         feeds = dict(self.golden.values(k, self.apart.crossings))
         if (beside := self.channels.beside) in feeds:
             if feeds[beside].shape != self.golden.values(k, [self.channels.output])[self.channels.output].shape:
-                raise UnlikeError(f"{beside!r} is added to all channels alike")
+                raise SegmentMismatchError(f"{beside!r} is added to all channels alike")
             feeds[beside] = np.take(feeds[beside], np.concatenate(computed), self.channels.axis)
         return feeds
 
@@ -278,7 +280,7 @@ class Resumed(Rerun):
         faulty, computed = self._computing(change)
         own, found = self._golden_of(k, computed), change.ahead.pop(k)
         if not same_by(own, found, self.channels.axis)[~np.isin(computed, faulty)].all():
-            raise UnlikeError(f"channels of {self.channels.output!r} apart have other bits than in the whole")
+            raise SegmentMismatchError(f"channels of {self.channels.output!r} apart have other bits than in the whole")
         return self._resumed(Rows(self.golden, k), computed, words_of(found) != words_of(own), found)
 
     def _resumed(self, rows: Rows, computed: NDArray[np.int64], differs: NDArray[np.bool_], faulty: Array) -> Found:

@@ -16,9 +16,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.errors import DataError, EngineError
+from onnxfi.errors import DataError, EngineError, SegmentMismatchError
 from onnxfi.runtime.engine.model_io import Array, same_by, same_bytes
-from onnxfi.runtime.partial.golden_cache import GoldenValues, UnlikeError, check_shapes
+from onnxfi.runtime.partial.golden_cache import GoldenValues, check_shapes
 
 #: Operators that decide for all samples together.
 _TOGETHER = frozenset(("If", "Loop"))
@@ -44,7 +44,7 @@ class Rows:
         for k, values in batches.items():
             piece = self.golden.piece(k)
             if without := [n for n, a in values.items() if piece is None or not a.ndim or len(a) != piece.size]:
-                raise UnlikeError(f"{without[0]!r} has no row for each sample")
+                raise SegmentMismatchError(f"{without[0]!r} has no row for each sample")
         return {name: self.pick_of(lambda k, name=name: batches[k][name]) for name in names}  # type: ignore[misc]
 
     def pick_of(self, whole: Callable[[int], Array]) -> Array:
@@ -110,7 +110,7 @@ class Spine:
         """The values among the model's outputs that come to differ, and for which samples, from a piece on.
 
         `live` differs from golden where that begins, `struck` stand for pieces, `patches` change values on their way.
-        Raises UnlikeError where samples cannot run alone.
+        Raises SegmentMismatchError where samples cannot run alone.
         """
         struck, patches, live = struck or {}, dict(patches or {}), dict(live)
         last = max([start - 1, *struck, *(self.routes.makers[name] for name in patches if name in self.routes.makers)])
@@ -174,7 +174,7 @@ class Spine:
         if rows.some is None or self.apart(number, among(size)):
             return rows, live
         if rows.alone:
-            raise UnlikeError(f"piece {number} does not keep samples apart")
+            raise SegmentMismatchError(f"piece {number} does not keep samples apart")
         return Rows(self.golden, rows.k), self.whole(rows, live)
 
     def _can(self, number: int, few: int, size: int) -> bool:

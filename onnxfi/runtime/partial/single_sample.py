@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from onnxfi.errors import SegmentMismatchError
 from onnxfi.graph.partition.route import Route
 from onnxfi.graph.partition.subgraph_model import Part
 from onnxfi.runtime.data.batches import Batch
@@ -15,7 +16,7 @@ from onnxfi.runtime.data.sample_outputs import scored
 from onnxfi.runtime.engine.engines import Session
 from onnxfi.runtime.engine.model_io import Array, same_bytes
 from onnxfi.runtime.partial.entry_subgraph import EntrySession, Strike
-from onnxfi.runtime.partial.golden_cache import UnlikeError, check_shapes, of_golden_shapes
+from onnxfi.runtime.partial.golden_cache import check_shapes, of_golden_shapes
 from onnxfi.runtime.partial.reexecution import golden_scores
 from onnxfi.runtime.partial.segmented_model import Patch, Rows, Spine
 
@@ -28,7 +29,7 @@ _ROWS = 8
 class OneSample:
     """What one value in flight reaches, ready to run for any one sample.
 
-    Opening raises UnlikeError where the model cannot be cut there, or where it does not keep samples apart.
+    Opening raises SegmentMismatchError where the model cannot be cut there, or where it does not keep samples apart.
     """
 
     name = Route.SINGLE_SAMPLE
@@ -38,7 +39,7 @@ class OneSample:
         routes, self.cost_bytes = spine.routes, 0
         found = routes.in_flight([value])
         if found is None or len(found) > 1 or not (found or routes.goes_on(value)):
-            raise UnlikeError(f"the model cannot be cut at {value!r}")
+            raise SegmentMismatchError(f"the model cannot be cut at {value!r}")
         self.start = (found[0].piece if found else routes.makers[value]) + 1
         self._head = EntrySession(spine, found[0], self._prepared, {}) if found else None
         first = self.start - 1 if found else self.start
@@ -48,7 +49,7 @@ class OneSample:
             taken = self.golden.values(0, [*self._head.head.takes]).values()
             apart = all(array.ndim > 1 for array in taken) or self._head.can(1)
         if not apart:
-            raise UnlikeError(f"samples are not apart behind {value!r}")
+            raise SegmentMismatchError(f"samples are not apart behind {value!r}")
 
     def _prepared(self, part: Part) -> Session:
         self.cost_bytes += part.size_bytes
@@ -78,7 +79,7 @@ class OneSample:
         k, row = self.golden.place(sample)
         piece, whole = self.golden.piece(k), golden_scores(self.spine, k, self.output)
         if piece is None or not whole.ndim or len(whole) != piece.valid:
-            raise UnlikeError("the scores have no row for each sample")
+            raise SegmentMismatchError("the scores have no row for each sample")
         return whole[row : row + 1]
 
     def _struck(self, place: _Place, change: Patch) -> dict[str, Array]:
@@ -113,7 +114,7 @@ class OneSample:
         outputs = {**ended.values([name for name in wanted if name not in found]), **found}
         scores = scored(Batch(0, {}, None, size, size), outputs, self.golden.axes, self.output)
         if not scores.ndim or len(scores) != size:
-            raise UnlikeError("the scores of one sample are not one row")
+            raise SegmentMismatchError("the scores of one sample are not one row")
         out: list[Array | None] = [None] * len(lives)
         for at, (_, _, number) in enumerate(ended.some):
             out[number] = scores[at : at + 1]

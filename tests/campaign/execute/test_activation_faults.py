@@ -23,9 +23,8 @@ from onnxfi.campaign.report.tables import classes
 from onnxfi.campaign.results.merge import merge
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign, Part
-from onnxfi.campaign.spec.field_types import SpecError
 from onnxfi.campaign.spec.spec_file import load_spec, print_spec
-from onnxfi.errors import EngineError, FaultListError, InputError, SelectorError
+from onnxfi.errors import EngineError, FaultListError, InputError, SelectorError, SpecError
 from onnxfi.faults.faultlist import Lines
 from onnxfi.graph.model.loading import load
 from onnxfi.runtime.engine.engines import OrtEngine

@@ -30,10 +30,10 @@ from onnxfi.campaign.report.notes import notes
 from onnxfi.campaign.report.report import Report, report
 from onnxfi.campaign.report.tables import classes
 from onnxfi.campaign.results.merge import merge
-from onnxfi.campaign.results.store import Store, StoreError
+from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.spec.field_types import SpecError
 from onnxfi.campaign.spec.rates import RATES, value
+from onnxfi.errors import SpecError, StoreError
 from onnxfi.faults import sampling
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.model.loading import load

@@ -19,10 +19,10 @@ from onnx import numpy_helper
 from tiny_campaigns import chance, ran, save
 
 from onnxfi.campaign.execute.canary import prove
-from onnxfi.campaign.execute.route_cache import ShortcutError
 from onnxfi.campaign.execute.trial_executor import Bench
 from onnxfi.campaign.plan.plan import make_plan
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.errors import RouteError, SegmentMismatchError
 from onnxfi.faults.space import Target
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.model.loading import load
@@ -33,7 +33,7 @@ from onnxfi.runtime.data.sample_outputs import stacked
 from onnxfi.runtime.engine.engines import OrtSession
 from onnxfi.runtime.engine.model_io import Array
 from onnxfi.runtime.partial.entry_subgraph import EntrySession
-from onnxfi.runtime.partial.golden_cache import Chain, GoldenValues, UnlikeError
+from onnxfi.runtime.partial.golden_cache import Chain, GoldenValues
 from onnxfi.runtime.partial.reexecution import golden_scores
 from onnxfi.runtime.partial.segmented_model import Rows, Spine
 from onnxfi.runtime.partial.single_sample import OneSample
@@ -451,7 +451,7 @@ def test_a_cache_that_forgets_the_fault_is_seen_by_the_canary(
     bench, _ = net_bench
     assert set(prove(bench, strikable(bench))["routes"]) == {"partial", "channel-delta"}
     monkeypatch.setattr("onnxfi.runtime.partial.reexecution._Struck.__enter__", forgetful)
-    with pytest.raises(ShortcutError, match="is seen by the whole model, and not by the shorter route"):
+    with pytest.raises(RouteError, match="is seen by the whole model, and not by the shorter route"):
         prove(bench, strikable(bench))
 
 
@@ -467,7 +467,7 @@ def test_a_cache_that_keeps_another_batch_is_seen_by_its_golden_run(
     bench.shortcuts.judge(rerun, golden, faults)
     bench.shortcuts.golden._kept.clear()
     monkeypatch.setattr(GoldenValues, "values", first_batch)
-    with pytest.raises(ShortcutError, match="another golden run than the whole model"):
+    with pytest.raises(RouteError, match="another golden run than the whole model"):
         bench.shortcuts.judge(rerun, golden, faults)
 
 
@@ -526,7 +526,7 @@ def test_what_rounds_another_way_takes_the_next_longer_route(here: Path, monkeyp
 
     def unlike(self: EntrySession, rows: Rows) -> None:
         if not self.whole:
-            raise UnlikeError("rounds another way")
+            raise SegmentMismatchError("rounds another way")
         held(self, rows)
 
     def nudged(self: Chain, part: Any) -> Any:

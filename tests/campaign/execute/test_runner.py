@@ -28,12 +28,12 @@ from onnxfi.campaign.execute import canary, runner
 from onnxfi.campaign.execute.export_trial import export_trial
 from onnxfi.campaign.execute.process_pool import Crew
 from onnxfi.campaign.execute.runner import plan, run
-from onnxfi.campaign.execute.trial_executor import Bench, CampaignError
+from onnxfi.campaign.execute.trial_executor import Bench
 from onnxfi.campaign.plan import open_model
 from onnxfi.campaign.plan.plan import make_plan, write_plan
-from onnxfi.campaign.results.store import Store, StoreError
+from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign, Part
-from onnxfi.errors import DataError, EngineError, OnnxfiError, OutputError, ProviderError
+from onnxfi.errors import CampaignError, DataError, EngineError, OnnxfiError, OutputError, ProviderError, StoreError
 from onnxfi.faults.space import Target
 from onnxfi.graph.model import weight_arrays
 from onnxfi.graph.model.loading import load

@@ -10,8 +10,8 @@ import yaml
 
 from onnxfi.campaign.gate.budget import BOUNDS, GOLDEN, RATES, Budget, Limit, load_budget, print_budget
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.spec.field_types import SpecError
 from onnxfi.campaign.spec.rates import SHARES, YES_NO
+from onnxfi.errors import SpecError
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "reference" / "budget.md").read_text(encoding="utf-8")
 SWEEP = "campaign: {ber: '1e-5,1e-4', repeat: 3}\n"

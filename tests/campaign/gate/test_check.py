@@ -27,12 +27,11 @@ from onnxfi.campaign.gate import check as gate
 from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
 from onnxfi.campaign.gate.check import EXIT_CODES, Checked, Finding, check, decide, joint
 from onnxfi.campaign.gate.ci_report import junit, markdown
-from onnxfi.campaign.gate.measurement import BaselineError, Measured, difference
+from onnxfi.campaign.gate.measurement import Measured, difference
 from onnxfi.campaign.gate.write_budget import ARMS, base_budget, write_budget
-from onnxfi.campaign.results.store import Store, StoreError
+from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.spec.field_types import SpecError
-from onnxfi.errors import InputError, OutputError
+from onnxfi.errors import BaselineError, InputError, OutputError, SpecError, StoreError
 from onnxfi.runtime.engine.engines import OrtEngine
 from onnxfi.statistics.intervals import Interval, clopper_pearson, mean_interval
 

@@ -19,8 +19,7 @@ from tiny_campaigns import mlp, ran, save, tables
 from onnxfi.campaign.plan.fault_targets import Reach
 from onnxfi.campaign.plan.plan import Plan, Planned, make_plan, write_plan
 from onnxfi.campaign.spec.campaign import Campaign, Part
-from onnxfi.campaign.spec.field_types import SpecError
-from onnxfi.errors import FaultListError, InputError, OutputError, SelectorError
+from onnxfi.errors import FaultListError, InputError, OutputError, SelectorError, SpecError
 from onnxfi.faults.faultlist import FaultList
 from onnxfi.graph.model.loading import load
 from onnxfi.statistics.intervals import allocate, data_aware_p, margin_of_error, sample_size

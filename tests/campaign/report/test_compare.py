@@ -10,7 +10,7 @@ from onnxfi.campaign.execute.runner import run
 from onnxfi.campaign.report.compare import compare
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.spec.field_types import SpecError
+from onnxfi.errors import SpecError
 
 ROOT = Path(__file__).parents[3]
 MODELS = [str(ROOT / f"models/fashion_cnn{tail}.onnx") for tail in ("", "_fp16", "_int8_qdq", "_int8_qoperator")]

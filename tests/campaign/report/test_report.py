@@ -22,10 +22,9 @@ from onnxfi.campaign.execute.runner import run
 from onnxfi.campaign.report.notes import notes
 from onnxfi.campaign.report.report import Fold, Report, report
 from onnxfi.campaign.report.tables import classes, write_csv
-from onnxfi.campaign.results.store import StoreError
 from onnxfi.campaign.spec.campaign import Campaign, Part
 from onnxfi.campaign.spec.rates import SHARES, YES_NO
-from onnxfi.errors import OutputError
+from onnxfi.errors import OutputError, StoreError
 from onnxfi.statistics.intervals import Stratum, clopper_pearson, stratified_interval
 from onnxfi.tasks.outcomes import CLASSES, unpacked
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from tiny_campaigns import altered, mlp, ran, samples
 
-from onnxfi.campaign.results.store import Store, StoreError, set_aside
+from onnxfi.campaign.results.store import Store, set_aside
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.errors import InputError
+from onnxfi.errors import InputError, StoreError
 
 Run = Callable[..., Any]
 

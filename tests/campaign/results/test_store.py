@@ -19,13 +19,11 @@ import pytest
 from tiny_campaigns import altered, dying, mlp, ran, samples, tables
 
 from onnxfi.campaign.execute.runner import run
-from onnxfi.campaign.execute.trial_executor import CampaignError
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.results.merge import merge
-from onnxfi.campaign.results.store import Result, Store, StoreError, set_aside
+from onnxfi.campaign.results.store import Result, Store, set_aside
 from onnxfi.campaign.spec.campaign import Campaign, Part
-from onnxfi.campaign.spec.field_types import SpecError
-from onnxfi.errors import OutputError
+from onnxfi.errors import CampaignError, OutputError, SpecError, StoreError
 
 TABLES = {"totals", "meta", "strata", "plan", "results", "errors", "rounds", "allocations", "draws"}
 

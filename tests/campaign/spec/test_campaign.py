@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from onnxfi.campaign.gate.budget import load_budget
 from onnxfi.campaign.spec.campaign import DUE, WAYS, Campaign, Part, outdo
-from onnxfi.campaign.spec.field_types import SpecError, parse_rates
+from onnxfi.campaign.spec.field_types import parse_rates
 from onnxfi.campaign.spec.spec_file import load_spec, parse_part, print_spec
 from onnxfi.cli import main
-from onnxfi.errors import InputError
+from onnxfi.errors import InputError, SpecError
 
 SWEEP: dict[str, Any] = {"ber": (1e-6,)}
 SINGLE: dict[str, Any] = {"single": True, "margin": 0.25}

@@ -216,7 +216,7 @@ def test_value_faults_are_those_of_the_fault_models(name: str, fault: Scale | Ad
     scale, shift = (fault.factor, -0.0) if isinstance(fault, Scale) else (1.0, fault.value)
     site = target(plain)
     faults = [ActivationFault(site, k, None, scale, shift) for k in range(len(words))]
-    expected = fault.strike(word, words, np.full(len(words), -1, np.int16))
+    expected = fault.apply(word, words, np.full(len(words), -1, np.int16))
     found = run(bake(plain, faults), {"x": word.values(words)[None]}, word)
     assert differing(word, found, expected, "portable") == 0
 

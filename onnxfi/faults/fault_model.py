@@ -1,0 +1,223 @@
+"""Base class of fault models, their text form, and those that installed packages offer.
+
+A fault model says how one fault event changes one stored word or activation. Models are frozen and written as
+`NAME[:key=value,…]`, the same string on the command line, in files and in Python. onnxfi's own are in `models.py`,
+`neuron_models.py` and `patterns.py`; `fault_registry.py` lists them all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.errors import FaultError, closest
+from onnxfi.faults.words import Mask, Word, Words
+
+Bits = NDArray[np.int16]
+#: Entry point group by which packages offer fault models.
+ENTRY_POINTS = "onnxfi.fault_models"
+#: Maximum number of characters in a whole number; a word has 64 bits.
+_MAX_NUMBER_LENGTH = 80
+
+
+@dataclass(frozen=True)
+class FaultModel:
+    """Effect of one fault event on one word; the base class of all fault models.
+
+    A subclass is a frozen dataclass with a `name`, `examples`, and either `mask` (the effect bit by bit) or `rule` (the
+    effect on the number). Its fields are the parameters of the text form. A package offers one by an entry point of the
+    group `onnxfi.fault_models`.
+
+    Attributes
+    ----------
+    name : str
+        Name in the text form.
+    unit : {"word", "bit"}
+        What a site of the model is: a whole word, or a bit of it (for a burst the lowest bit).
+    is_random : bool
+        True if each fault draws random parameters; `draw_parameters` then gives the model of one fault.
+    self_inverse : bool
+        True if the same fault a second time restores the word, whatever it was.
+    examples : tuple of str
+        Text forms that the tests run.
+    multi_element : bool
+        True if one event affects several elements: `elements` lists them, `element_model` acts on each.
+    depends_on_tensor : bool
+        True if the effect depends on the numbers of the whole tensor; `for_tensor` then gives the model for it.
+    overwrites : bool
+        True if the faulty word does not depend on the original one.
+
+    Examples
+    --------
+    Bits that a low-power memory no longer retains read 0:
+
+    >>> from dataclasses import dataclass
+    >>> from onnxfi import FaultModel, Mask
+    >>> @dataclass(frozen=True)
+    ... class LostBits(FaultModel):
+    ...     k: int = 4
+    ...     name = "lost-bits"
+    ...     examples = ("lost-bits:k=8",)
+    ...     def mask(self, word, bit):
+    ...         return Mask(keep=word.full & ~((1 << self.k) - 1), flip=0)
+    >>> str(LostBits(8))
+    'lost-bits:k=8'
+    """
+
+    name: ClassVar[str] = ""
+    unit: ClassVar[Literal["bit", "word"]] = "word"
+    is_random: ClassVar[bool] = False
+    self_inverse: ClassVar[bool] = False
+    examples: ClassVar[tuple[str, ...]] = ()
+    multi_element: ClassVar[bool] = False
+    depends_on_tensor: ClassVar[bool] = False
+    overwrites: ClassVar[bool] = False
+
+    @property
+    def element_model(self) -> FaultModel:
+        """Effect on one affected element: the model itself, unless an event affects several."""
+        return self
+
+    def applies_to(self, shape: tuple[int, ...]) -> bool:
+        """Return True if a tensor of this shape (in words) has sites for the event."""
+        return True
+
+    def elements(self, shape: tuple[int, ...], index: int) -> NDArray[np.int64]:
+        """Return the flat indices that an event at element `index` of a tensor of this shape affects."""
+        return np.array([index], np.int64)
+
+    def width(self) -> int:
+        """Return the number of bits that one event covers; its lowest bit is at most the word's width minus this."""
+        return 1
+
+    def mask(self, word: Word, bit: int) -> Mask | None:
+        """Return the event as a mask on words of this format; None if only `rule` can express it.
+
+        Parameters
+        ----------
+        word : Word
+            Format of the word.
+        bit : int
+            Position of the lowest faulty bit; -1 for a model whose unit is the word.
+        """
+        return None
+
+    def rule(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return the faulty numbers of `values`: float64, or exact integers for integer words of 64 bits."""
+        raise NotImplementedError(f"{type(self).__name__} gives neither a mask nor a value rule")
+
+    def draw_parameters(self, raw: int, word: Word) -> FaultModel:
+        """Return the model of one fault, its random parameters drawn from one raw 64-bit random word."""
+        return self
+
+    def for_tensor(self, values: NDArray[Any]) -> FaultModel:
+        """Return the model for a tensor of these numbers ([n]); itself unless `depends_on_tensor`."""
+        return self
+
+    def apply(self, word: Word, before: Words, bits: Bits) -> Words:
+        """Return the words after the event.
+
+        Parameters
+        ----------
+        word : Word
+            Format of the words.
+        before : ndarray of uint64, shape (n,)
+            Words before the event.
+        bits : ndarray of int16, shape (n,)
+            Lowest faulty bit of each word; -1 for a model whose unit is the word.
+
+        Returns
+        -------
+        ndarray of uint64, shape (n,)
+            Words after the event.
+        """
+        after = before.copy()
+        for bit in np.unique(bits).tolist():
+            rows = bits == bit
+            mask = self.mask(word, bit)
+            if mask is None:
+                with np.errstate(all="ignore"):  # inf × 0 and signalling NaN are what faults make of numbers
+                    numbers = self.rule(_numbers(word, before[rows]))
+                    if word.is_float:  # the sign and payload of a computed NaN depend on the machine: use one for all
+                        numbers = np.where(np.isnan(numbers), np.nan, numbers)
+                    after[rows] = word.words(numbers)
+            else:
+                after[rows] = (before[rows] & np.uint64(mask.keep)) ^ np.uint64(mask.flip)
+        return after
+
+    def __str__(self) -> str:
+        """Return the text form, defaults included: a file keeps its meaning if a default changes later."""
+        pairs = [f"{f.name}={_format(f, getattr(self, f.name))}" for f in dataclasses.fields(self) if f.init]
+        return self.name + (":" + ",".join(pairs) if pairs else "")
+
+
+def parse_model(text: str, known: Mapping[str, type[FaultModel]]) -> FaultModel:
+    """Return the fault model that `NAME[:key=value,…]` describes, among the known ones."""
+    name, colon, rest = text.strip().partition(":")
+    if name not in known:
+        raise FaultError(f"unknown fault {name!r}{closest(name, known)}")
+    fields = {f.name: f for f in dataclasses.fields(known[name]) if f.init}
+    given: dict[str, Any] = {}
+    for pair in rest.split(",") if colon else ():
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or key not in fields:
+            what = f"takes {', '.join(fields)} as key=value" if fields else "takes no parameters"
+            raise FaultError(f"fault {name!r} {what}; given {pair!r}")
+        if key in given:
+            raise FaultError(f"fault {name!r}: {key} is given twice")
+        given[key] = _parse_value(value, fields[key].type, f"fault {name!r}: {key}={value!r}")
+    return known[name](**given)
+
+
+def with_installed(models: Iterable[type[FaultModel]]) -> Mapping[str, type[FaultModel]]:
+    """Return these fault models and those that installed packages offer, by name."""
+    found = {model.name: model for model in models}
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            model: Any = point.load()
+        except Exception as error:  # whatever the package raises when it is imported
+            raise FaultError(
+                f"entry point {point.value!r} does not load: {error}; repair or remove its package"
+            ) from error
+        if not (isinstance(model, type) and dataclasses.is_dataclass(model) and issubclass(model, FaultModel)):
+            raise FaultError(f"entry point {point.value!r} is not a frozen dataclass derived from onnxfi.FaultModel")
+        if not model.name:
+            raise FaultError(f"entry point {point.value!r} has no name; give the class a `name`")
+        if model.name in found:
+            raise FaultError(f"entry point {point.value!r} has the name {model.name!r}, which is already taken")
+        found[model.name] = model
+    return MappingProxyType(found)
+
+
+def _parse_value(text: str, kind: Any, where: str) -> Any:
+    whole = kind in ("int", int)
+    if whole and len(text) >= _MAX_NUMBER_LENGTH:
+        raise FaultError(f"{where[:80]}… is too long for the number of a word; give fewer digits")
+    try:
+        if whole:
+            return int(text, 0)
+        if kind in ("float", float):
+            # Whole numbers stay exact integers, so that 64-bit words can be set to any value; 0 does not: -0 is one.
+            return (text.lstrip("+-").isdecimal() and len(text) < 25 and int(text)) or float(text)
+    except ValueError:
+        raise FaultError(f"{where} is not a {'whole ' if whole else ''}number") from None
+    return text
+
+
+def _format(field: dataclasses.Field[Any], value: Any) -> str:
+    plain = value.item() if isinstance(value, np.generic) else value
+    if plain == 0 and field.type in ("float", float):  # as it is parsed: 0 and 0.0 are one, -0.0 is another word
+        plain = float(plain)
+    return hex(plain) if field.name == "word" else plain if isinstance(plain, str) else repr(plain)
+
+
+def _numbers(word: Word, words: Words) -> NDArray[Any]:
+    values = word.values(words)
+    return values if values.dtype.kind in "iu" and word.bits > 32 else values.astype(np.float64)

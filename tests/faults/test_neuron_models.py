@@ -1,0 +1,67 @@
+"""Fault models of neurons and synapses: saturation and flips in a quantised view."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxfi.errors import FaultError
+from onnxfi.faults.fault_registry import parse_fault
+from onnxfi.faults.models import Set
+from onnxfi.faults.words import WORDS, Word
+
+
+def test_saturation_goes_to_a_percentile_of_the_tensor() -> None:
+    numbers = np.arange(101, dtype=np.float64) / 8 - 3
+    assert parse_fault("saturated").for_tensor(numbers) == Set(9.5)
+    assert parse_fault("saturated:percentile=90").for_tensor(numbers) == Set(8.25)
+    assert parse_fault("saturated:percentile=90,side=negative").for_tensor(numbers) == Set(-1.75)
+    assert parse_fault("saturated").for_tensor(np.array([np.nan, np.inf, 0.5])) == Set(0.5)
+    assert parse_fault("saturated").for_tensor(np.full(3, np.nan)) == Set(1.0)  # what neurons compute: a spike
+    assert parse_fault("saturated").for_tensor(np.array([-3, 9], np.int8)) == Set(9)
+    odd = np.array([2**62 + 1, 2**62 + 3, -(2**53) - 1], np.int64)
+    assert parse_fault("saturated").for_tensor(odd) == Set(2**62 + 3)
+    assert parse_fault("saturated:side=negative").for_tensor(odd) == Set(-(2**53) - 1)
+    assert parse_fault("saturated:percentile=75").for_tensor(odd) == Set(2**62 + 2)
+    assert parse_fault("saturated").for_tensor(np.array([1, 2**64 - 1], np.uint64)) == Set(2**64 - 1)
+    assert parse_fault("saturated").for_tensor(np.array([False, True])) == Set(1)
+
+
+@pytest.mark.parametrize("word", [w for w in WORDS.values() if w.bits <= 16], ids=lambda w: w.name)
+def test_saturation_takes_the_largest_number_of_every_format(word: Word) -> None:
+    numbers = word.values(np.arange(1 << word.bits, dtype=np.uint64))
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        wide = numbers.astype(np.float64)
+    ends = [f(wide[np.isfinite(wide)]).item() for f in (np.max, np.min)]
+    high, low = ends if word.is_float else map(int, ends)
+    assert parse_fault("saturated").for_tensor(numbers) == Set(high)
+    assert parse_fault("saturated:side=negative").for_tensor(numbers) == Set(low)
+
+
+@given(st.integers(2, 16), st.data())
+def test_a_flip_in_a_quantised_view_moves_by_a_power_of_two_steps(bits: int, data: st.DataObject) -> None:
+    bit = data.draw(st.integers(0, bits - 1))
+    numbers = np.array(data.draw(st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=20)))
+    model = parse_fault(f"flip-quantised:bits={bits},bit={bit}").for_tensor(numbers)
+    largest = np.abs(numbers).max()
+    assert model.scale == (largest / ((1 << (bits - 1)) - 1) or 1.0)  # type: ignore[attr-defined]
+    stored = np.rint(numbers / model.scale)  # type: ignore[attr-defined]
+    moved = np.rint((model.rule(numbers)) / model.scale) - stored  # type: ignore[attr-defined]
+    assert (np.abs(moved) == 1 << bit).all()
+    sign = -1 if bit == bits - 1 else 1  # the highest bit of two's complement counts negative
+    up = ((stored.astype(np.int64) >> bit) & 1) == 0
+    assert (np.sign(moved) == np.where(up, sign, -sign)).all()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "saturated:percentile=101", "saturated:side=left", "flip-quantised:bits=1", "flip-quantised:bits=17",
+        "flip-quantised:bits=8,bit=8", "flip-quantised:scale=-1", "dead:value=1",
+    ],
+)  # fmt: skip
+def test_neuron_faults_that_cannot_be(text: str) -> None:
+    with pytest.raises(FaultError, match=text.partition(":")[0]):
+        parse_fault(text)
