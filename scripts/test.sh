@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every test that needs no training framework and is not marked slow: style, spelling, types, floors, doctests, core tests.
 #   bash scripts/test.sh [PYTEST ARGUMENTS]
-# Those marked slow, which look at what seldom changes:
+# Those marked slow, which look at what seldom changes, and every property once more with ten times the inputs:
 #   bash scripts/test.sh slow [PYTEST ARGUMENTS]
 # Those that need one, in an environment of their own (.venv-frameworks, 2.5 GB) with the versions of frameworks.txt:
 #   bash scripts/test.sh frameworks [PYTEST ARGUMENTS]
@@ -39,7 +39,7 @@ two=(pytest -q -n 2 --dist worksteal)
 
 if [ "${1:-}" = slow ]; then
   shift
-  exec "${two[@]}" -m slow "$@"
+  exec "${two[@]}" -m "slow or hypothesis" --hypothesis-profile=thorough --timeout=1200 "$@"
 fi
 python -m compileall -q onnxfi converters
 ruff check .

@@ -23,6 +23,7 @@ FRAMEWORKS = ("torch", "tensorflow", "sklearn")
 settings.register_profile(
     "onnxfi", max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
+settings.register_profile("thorough", settings.get_profile("onnxfi"), max_examples=200)
 settings.load_profile("onnxfi")
 
 

@@ -27,6 +27,9 @@ from tiny_campaigns import altered, chance, mlp, samples, save, tables
 
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.plan.plan import write_plan
+from onnxfi.campaign.execute.runner import plan
+from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.cli import run as run_module
 from onnxfi.cli.campaign_options import campaign_options
 from onnxfi.cli.verbs import VERBS
@@ -420,6 +423,28 @@ def test_a_bar_on_a_terminal(tiny: Path) -> None:
 # Bad input
 
 
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, data, a spec that is none, a plan, and one whose model is not here; to be copied."""
+    folder = tmp_path_factory.mktemp("listed")
+    mlp(folder)
+    samples(folder)
+    (folder / "bad.yaml").write_text("model: m.onnx\nbrr: 1e-3\n")
+    made, _ = plan(Campaign(str(folder / "m.onnx"), single=True, trials=25))
+    write_plan(made, folder / "p.jsonl")
+    header, *lines = (folder / "p.jsonl").read_text().splitlines()
+    lost = json.dumps(json.loads(header) | {"file": "gone.onnx"})
+    (folder / "lost.jsonl").write_text("\n".join([lost, *lines]) + "\n")
+    return folder
+
+
+@pytest.fixture
+def planned(here: Path, listed: Path) -> dict[Path, bytes]:
+    """What lies in the current folder: those files."""
+    shutil.copytree(listed, here, dirs_exist_ok=True)
+    return {path: path.read_bytes() for path in Path().iterdir()}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -481,18 +506,12 @@ def test_a_bar_on_a_terminal(tiny: Path) -> None:
         ("merge out.db none.db", "no store 'none.db'"),
     ],
 )
-def test_bad_input(run: Run, tiny: Path, words: str, message: str) -> None:
-    (tiny / "bad.yaml").write_text("model: m.onnx\nbrr: 1e-3\n")
-    assert run("plan", "m.onnx", *SINGLE, "-o", "p.jsonl").code == 0
-    header, *lines = (tiny / "p.jsonl").read_text().splitlines()
-    lost = json.dumps(json.loads(header) | {"file": "gone.onnx"})
-    (tiny / "lost.jsonl").write_text("\n".join([lost, *lines]) + "\n")
-    before = {path: path.read_bytes() for path in tiny.iterdir()}
+def test_bad_input(run: Run, planned: dict[Path, bytes], words: str, message: str) -> None:
     ran = run(*words.split())
     assert (ran.code, ran.out) == (2, "")
     assert message in ran.err
     assert ran.err.startswith("onnxfi: error: ") and ran.err.count("\n") == 1
-    assert {path: path.read_bytes() for path in tiny.iterdir()} == before
+    assert {path: path.read_bytes() for path in Path().iterdir()} == planned
 
 
 def test_a_large_campaign_is_reckoned_from_a_small_one(run: Run, tiny: Path) -> None:
@@ -583,6 +602,9 @@ def test_help_tells_every_field_and_verb(run: Run) -> None:
 def test_flags_have_the_defaults_of_the_fields() -> None:
     from onnxfi.campaign.spec.campaign import Campaign
 
+from onnxfi.campaign.plan.plan import write_plan
+from onnxfi.campaign.execute.runner import plan
+from onnxfi.campaign.spec.campaign import Campaign
     @click.command()
     @campaign_options
     def command(**given: Any) -> None:
@@ -644,6 +666,9 @@ def test_compare_runs_in_its_own_process_too(run: Run, tiny: Path) -> None:
     words = ["compare", "m.onnx", "other.onnx", *DATA, "--ber", "1e-2", "--repeat", 2, "--json"]
     alone, pooled = run(*words, "--workers", 0), run(*words, "--workers", 1)
     assert alone.code == 0 and alone.json == pooled.json
+    assert {path.name for path in tiny.iterdir()} == {"m.onnx", "other.onnx", "d.npz"}, (
+        "no store where none was asked for"
+    )
 
 
 @pytest.mark.parametrize(

@@ -668,7 +668,7 @@ def test_a_space_of_the_header_is_the_space_of_the_model() -> None:
     assert len(faults) == 3
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_whatever_is_changed_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
     """No change of a list's bytes ends in anything but a list or the one error that says what is wrong."""

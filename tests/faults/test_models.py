@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import U64, formats, models, words_of
 from word_oracle import faulty
@@ -37,7 +37,6 @@ def after(model: FaultModel, word: Word, before: int, bit: int) -> int:
 # ------------------------------------------------------------------------------------------------ what they do
 
 
-@settings(max_examples=200)
 @given(models, formats, U64, st.data())
 def test_strike_does_what_the_oracle_does(model: FaultModel, word: Word, raw: int, data: st.DataObject) -> None:
     spent = model.draw_parameters(raw, word)

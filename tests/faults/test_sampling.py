@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from strategies import U64
@@ -422,7 +422,6 @@ def test_normal_numbers_invert_the_distribution() -> None:
         np.testing.assert_allclose(normal(part), wanted, rtol=2e-15 * 50, atol=1e-15)
 
 
-@settings(max_examples=100)
 @given(U64)
 def test_normal_numbers_mirror_and_keep_their_order(word: int) -> None:
     raw = np.array([word], np.uint64)

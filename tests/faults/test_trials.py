@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import U64, formats, models, targets, words_of
 from word_oracle import decode, faulty
@@ -186,7 +186,6 @@ def test_one_model_for_all_rows_stays_one() -> None:
 # ------------------------------------------------------------------------------------------------ before and after
 
 
-@settings(max_examples=100)
 @given(targets(), st.data())
 def test_several_faults_on_one_word_act_in_order(among: tuple[Target, ...], data: st.DataObject) -> None:
     chosen, memory = data.draw(rows(among)), data.draw(stored(among))
@@ -244,7 +243,6 @@ def test_a_stuck_at_that_meets_its_own_value_is_kept() -> None:
 
 @pytest.mark.parametrize("kind", ["ber", "count", "per-tensor", "exhaustive"])
 @given(seed=U64, trial=st.integers(1, 10**9))
-@settings(max_examples=20)
 def test_a_draw_is_a_pure_function(kind: str, seed: int, trial: int) -> None:
     space = FaultSpace.over(NET[:3], Flip())
     how = Draw(kind, rate=0.01, n=5, seed=seed)

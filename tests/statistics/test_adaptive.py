@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -56,7 +56,6 @@ shares = st.floats(0, 1).map(lambda x: round(x, 3))
 
 
 @given(data=st.data(), strata=st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
 def test_whatever_was_guessed_the_mean_of_a_score_is_the_mean_of_what_is_left(data: Any, strata: int) -> None:
     faults = [data.draw(st.lists(shares, min_size=1, max_size=4)) for _ in range(strata)]
     chance = np.array([data.draw(st.floats(0.05, 1)) for _ in faults])

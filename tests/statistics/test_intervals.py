@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
@@ -472,7 +472,6 @@ def test_bounds_scale_the_interval() -> None:
     assert (empty.low, empty.high) == (-10, 10)
 
 
-@settings(max_examples=100)
 @given(
     st.lists(st.floats(0, 1), min_size=1, max_size=60),
     st.sampled_from([0.5, 0.9, 0.99, 0.99999]),

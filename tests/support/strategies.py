@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from onnxfi.faults.fault_model import FaultModel
@@ -9,6 +10,8 @@ from onnxfi.faults.fault_registry import fault_models, parse_fault
 from onnxfi.faults.space import Target
 from onnxfi.faults.words import FIELDS, WORDS, Mask, Word
 
+#: 1 in the core tests, more in thorough ones: a property whose examples take long runs so many times its own few.
+TIMES = settings.default.max_examples // 20
 U64 = st.integers(0, 2**64 - 1)
 #: Every number format; the narrow ones first, since hypothesis shrinks towards the front.
 formats = st.sampled_from(sorted(WORDS.values(), key=lambda w: (w.bits, w.name)))

@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxfi.campaign.spec.campaign import DUE
@@ -99,7 +99,6 @@ def runs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return golden, faulty
 
 
-@settings(max_examples=200)
 @given(
     runs(),
     st.sampled_from(["auto", "logits", "counts"]),

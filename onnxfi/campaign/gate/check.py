@@ -142,9 +142,12 @@ def check(
     `store`, where a check whose time ran out goes on. `workers` as in `run`. Raises InputError for limits that this
     model or its data cannot give, and for a baseline of another campaign, data set or network.
 
-    >>> from onnxfi.campaign.gate.budget import load_budget
-    >>> print(check("models/fashion_cnn.onnx", load_budget("examples/ci/budget.yaml")).findings[0])
-    golden top1: measured 91.50 %, allowed at least 85.13 %: pass
+    >>> from onnxfi.campaign.gate.budget import Budget, Limit
+    >>> from onnxfi.campaign.spec.campaign import Campaign
+    >>> campaign = Campaign("", data="models/fashion_test.npz", samples=20, ber=1e-5, repeat=2)
+    >>> budget = Budget(campaign, (Limit("top1", golden=True, min=0.8),))
+    >>> print(check("models/fashion_cnn.onnx", budget).findings[0])
+    golden top1: measured 95.00 %, allowed at least 80 %: pass
     """
     if not budget.limits:
         raise SpecError("the budget holds no limit; add limits, or let --write-budget --force write them")

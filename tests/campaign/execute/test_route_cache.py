@@ -16,6 +16,7 @@ from campaign_networks import STEPS, Net, flips, nets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from strategies import TIMES
 from tiny_campaigns import chance, ran, save
 
 from onnxfi.campaign.execute.canary import prove
@@ -66,7 +67,7 @@ def strikable(bench: Bench) -> list[Target]:
     return [t for t in bench.model.targets if t.size and not t.structural]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12 * TIMES)
 @given(model=nets(), data=st.data())
 def test_every_route_gives_the_bits_of_the_whole_model(
     model: onnx.ModelProto, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -85,7 +86,7 @@ def test_every_route_gives_the_bits_of_the_whole_model(
         assert found.tobytes() == bench.scores(bench.struck(faults)).tobytes(), name
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6 * TIMES)
 @given(model=nets(), batch=st.sampled_from([2, 5]), persistence=st.sampled_from(["transient", "permanent"]))
 def test_faults_in_flight_by_every_route_do_what_they_do_in_the_whole_model(
     model: onnx.ModelProto, batch: int, persistence: str, tmp_path_factory: pytest.TempPathFactory
@@ -104,7 +105,7 @@ def test_faults_in_flight_by_every_route_do_what_they_do_in_the_whole_model(
         assert (found[k].outcome, found[k].metrics) == (plain.outcome, plain.metrics), (one, found[k].route)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12 * TIMES)
 @given(model=nets(), outputs=st.booleans())
 def test_the_model_in_pieces_gives_the_bits_of_the_whole(
     model: onnx.ModelProto, outputs: bool, tmp_path_factory: pytest.TempPathFactory
@@ -561,7 +562,7 @@ def test_routes_are_made_ready_for_what_the_campaign_may_strike(tmp_path: Path) 
     assert found is None or found.tobytes() == bench.scores(bench.struck(other)).tobytes()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12 * TIMES)
 @given(model=nets(), half=st.booleans(), late=st.booleans(), blocks=st.booleans())
 def test_what_many_routes_take_together_is_what_each_takes(
     model: onnx.ModelProto, half: bool, late: bool, blocks: bool

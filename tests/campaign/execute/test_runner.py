@@ -395,6 +395,7 @@ if number == 12 and again(12) == 1:
     assert Path("seen-11").stat().st_size >= 2 and Path("seen-12").stat().st_size == 2
 
 
+@pytest.mark.slow
 def test_a_trial_that_hangs_is_ended_and_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran(campaign(), here / "whole.db")
     monkeypatch.setattr(runner, "_TIMEOUT_S", 3.0)

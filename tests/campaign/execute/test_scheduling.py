@@ -20,6 +20,7 @@ import pytest
 from campaign_networks import Net, nets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from strategies import TIMES
 from test_runner import campaign, deadly, same_but
 from tiny_campaigns import chance, ran, tables
 
@@ -140,7 +141,7 @@ def test_a_process_that_replaces_a_dead_one_opens_under_its_limit(
     assert [result.trial for [result] in found] == list(range(1, 9)) and not any(r.error for [r] in found)
 
 
-@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4 * TIMES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(model=nets(), kept_bytes=st.sampled_from([1 << 30, 0]), flying=st.booleans())
 def test_any_network_shared_by_four_threads(
     model: onnx.ModelProto,

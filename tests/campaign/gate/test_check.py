@@ -37,7 +37,8 @@ from onnxfi.statistics.intervals import Interval, clopper_pearson, mean_interval
 
 MODELS = Path(__file__).parents[3] / "models"
 CNN, DATA = MODELS / "fashion_cnn.onnx", MODELS / "fashion_test.npz"
-SWEEP = Campaign("", data="d.npz", ber=0.01, repeat=40)
+TRIALS = 16
+SWEEP = Campaign("", data="d.npz", ber=0.01, repeat=TRIALS)
 SINGLE = Campaign("", data="d.npz", single=True, trials=60)
 
 
@@ -214,7 +215,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 @pytest.mark.parametrize("limit", [PASSING, FAILING])
-@pytest.mark.parametrize("trials", [0, 39, 40, *(pytest.param(some, marks=pytest.mark.slow) for some in (1, 20))])
+@pytest.mark.parametrize(
+    "trials", [0, TRIALS - 1, TRIALS, *(pytest.param(some, marks=pytest.mark.slow) for some in (1, 8))]
+)
 def test_a_time_box_only_ever_leaves_open(here: Path, clock: Callable[[int], None], limit: Limit, trials: int) -> None:
     decided = check("m.onnx", only(SWEEP, limit)).verdict
     assert decided == ("pass" if limit is PASSING else "fail")
@@ -222,10 +225,10 @@ def test_a_time_box_only_ever_leaves_open(here: Path, clock: Callable[[int], Non
     boxed = check("m.onnx", only(SWEEP, limit, Limit("top1", golden=True, min=0), time_s=1))
     assert boxed.measured.trials == trials
     assert boxed.findings[1].verdict == "pass", "golden does not rest on trials"
-    if trials < 40:
+    if trials < TRIALS:
         assert (boxed.verdict, boxed.exit_code) == ("not decided", 3)
-        assert boxed.findings[0].reason == f"{40 - trials} of 40 trials have no outcome: time ran out"
-        assert ("40 trials" if trials == 40 else f"{trials} of 40 trials") in boxed.conditions()
+        assert boxed.findings[0].reason == f"{TRIALS - trials} of {TRIALS} trials have no outcome: time ran out"
+        assert (f"{TRIALS} trials" if trials == TRIALS else f"{trials} of {TRIALS} trials") in boxed.conditions()
     else:
         assert boxed.verdict == decided
 
@@ -240,14 +243,14 @@ def test_a_kept_store_goes_on_and_ends_as_if_undisturbed(here: Path, clock: Call
     whole = check("m.onnx", only(SWEEP, PASSING))
     clock(10)
     part = check("m.onnx", only(SWEEP, PASSING, time_s=1), store="kept.db")
-    assert 0 < part.measured.trials < 40
+    assert 0 < part.measured.trials < TRIALS
     again = check("m.onnx", only(SWEEP, PASSING), store="kept.db")
     assert again.document() == whole.document()
 
 
 def test_a_store_with_more_trials_is_refused(here: Path) -> None:
-    list(run(replace(SWEEP, model="m.onnx", repeat=41), "long.db"))
-    with pytest.raises(StoreError, match=r"long\.db plans 41 trials, the budget 40"):
+    list(run(replace(SWEEP, model="m.onnx", repeat=TRIALS + 1), "long.db"))
+    with pytest.raises(StoreError, match=rf"long\.db plans {TRIALS + 1} trials, the budget {TRIALS}"):
         check("m.onnx", only(SWEEP, PASSING), store="long.db")
 
 
@@ -258,14 +261,14 @@ def test_a_trial_on_which_the_harness_fails_leaves_open(
     judge, calls = route_cache.judge, iter(range(1000))
 
     def fragile(*given: Any) -> Any:
-        if next(calls) == 25:
+        if next(calls) == 10:
             raise RuntimeError("out of luck")
         return judge(*given)
 
     monkeypatch.setattr(route_cache, "judge", fragile)
     checked = check("m.onnx", only(SWEEP, limit))
-    assert (checked.measured.trials, checked.measured.errors) == (39, 1)
-    assert checked.findings[0].reason == "1 of 40 trials have no outcome: the harness failed on them"
+    assert (checked.measured.trials, checked.measured.errors) == (TRIALS - 1, 1)
+    assert checked.findings[0].reason == f"1 of {TRIALS} trials have no outcome: the harness failed on them"
     assert checked.exit_code == 3
 
 
@@ -377,7 +380,7 @@ def test_a_baseline_that_is_none(here: Path) -> None:
     for name, said in (
         ("none.db", "cannot read the baseline"), (".", "cannot read the baseline"), ("list.json", "is no baseline; g"),
         ("report.json", "is no baseline"), ("m.onnx", "is no baseline"), ("deep.json", "is no baseline"),
-        ("text.json", "is no baseline"), ("other.db", "no store of onnxfi"), ("part.db", "is not complete: 1 of 40 trials"),
+        ("text.json", "is no baseline"), ("other.db", "no store of onnxfi"), ("part.db", f"is not complete: 1 of {TRIALS} trials"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=said):
             check("m.onnx", wanted, baseline=name)

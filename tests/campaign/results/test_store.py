@@ -310,6 +310,14 @@ def test_a_shorter_campaign_runs_its_own_trials_only(here: Path) -> None:
 # Another campaign
 
 
+@pytest.fixture(scope="module")
+def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of five trials of `campaign`, to be copied."""
+    folder = tmp_path_factory.mktemp("five")
+    ran(campaign(model=mlp(folder), data=samples(folder), trials=5, single=True), folder / "s.db")
+    return folder / "s.db"
+
+
 def other_model(here: Path) -> None:
     mlp(here, seed=5)
 
@@ -346,9 +354,9 @@ CHANGES: list[tuple[dict[str, Any], Callable[[Path], None] | None, str]] = [
 
 @pytest.mark.parametrize(("fields", "change", "message"), CHANGES, ids=[m for _, _, m in CHANGES])
 def test_another_campaign_is_refused_and_the_field_named(
-    here: Path, fields: dict[str, Any], change: Callable[[Path], None] | None, message: str
+    here: Path, five: Path, fields: dict[str, Any], change: Callable[[Path], None] | None, message: str
 ) -> None:
-    ran(campaign(single=True, trials=5), here / "s.db")
+    shutil.copy(five, here / "s.db")
     before = tables(here / "s.db")
     if change is not None:
         change(here)
@@ -443,24 +451,24 @@ def test_a_store_that_cannot_be_written(here: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_full_disk_loses_nothing_that_was_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran(campaign(single=True, trials=400), here / "whole.db")
+    ran(campaign(single=True, trials=120), here / "whole.db")
     open_ = Store._prepare
 
     def small(db: sqlite3.Connection, place: Path) -> None:
         open_(db, place)
         pages = db.execute("PRAGMA page_count").fetchone()[0]
-        db.execute(f"PRAGMA max_page_count = {max(pages, 60) + 20}")
+        db.execute(f"PRAGMA max_page_count = {pages + 8}")
 
-    run(campaign(single=True, trials=400), here / "s.db").close()
+    run(campaign(single=True, trials=120), here / "s.db").close()
     monkeypatch.setattr(Store, "_prepare", staticmethod(small))
     written_by(20, monkeypatch)
     with pytest.raises(OutputError, match=r"the disk is full; .* holds what was done, the same command goes on"):
-        ran(campaign(single=True, trials=400), here / "s.db")
+        ran(campaign(single=True, trials=120), here / "s.db")
     monkeypatch.undo()
     monkeypatch.chdir(here)
     done = counted(here / "s.db", "results")
-    assert 0 < done < 400 and done % 20 == 0
-    assert len(ran(campaign(single=True, trials=400), here / "s.db")) == 400 - done
+    assert 0 < done < 120 and done % 20 == 0
+    assert len(ran(campaign(single=True, trials=120), here / "s.db")) == 120 - done
     assert tables(here / "s.db") == tables(here / "whole.db")
 
 

@@ -580,7 +580,6 @@ edits = st.tuples(st.floats(0, 1), st.integers(0, 4), st.binary(max_size=6))
 
 
 @given(st.lists(edits, min_size=1, max_size=4))
-@settings(max_examples=150)
 def test_a_rich_model_with_any_bytes_changed(changes: list[tuple[float, int, bytes]]) -> None:
     data = rich_model()
     for place, gone, new in changes:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from strategies import TIMES
 
 from onnxfi.campaign.execute.route_cache import Shortcuts
 from onnxfi.campaign.execute.runner import run
@@ -326,7 +327,7 @@ def images(draw: st.DrawFn) -> onnx.ModelProto:
     return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12 * TIMES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(model=images(), bit=st.integers(21, 27))  # behind it another order of sums may overflow
 def test_networks_with_optimisation_come_to_what_the_whole_comes_to(
     model: onnx.ModelProto, bit: int, tmp_path_factory: pytest.TempPathFactory
