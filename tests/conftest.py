@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 FRAMEWORKS = ("torch", "tensorflow", "sklearn")
 
 # No deadline: a slow example is no wrong one. The same examples in every run, so that CI does not depend on luck.
+# `bash scripts/test.sh slow` takes the thorough profile.
 settings.register_profile(
     "onnxfi", max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )

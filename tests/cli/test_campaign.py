@@ -25,10 +25,10 @@ from jsonschema import Draft202012Validator
 from onnx import numpy_helper
 from tiny_campaigns import altered, chance, mlp, samples, save, tables
 
+from onnxfi.campaign.execute.runner import plan
+from onnxfi.campaign.plan.plan import write_plan
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.results.store import Store
-from onnxfi.campaign.plan.plan import write_plan
-from onnxfi.campaign.execute.runner import plan
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.cli import run as run_module
 from onnxfi.cli.campaign_options import campaign_options
@@ -600,11 +600,6 @@ def test_help_tells_every_field_and_verb(run: Run) -> None:
 
 
 def test_flags_have_the_defaults_of_the_fields() -> None:
-    from onnxfi.campaign.spec.campaign import Campaign
-
-from onnxfi.campaign.plan.plan import write_plan
-from onnxfi.campaign.execute.runner import plan
-from onnxfi.campaign.spec.campaign import Campaign
     @click.command()
     @campaign_options
     def command(**given: Any) -> None:

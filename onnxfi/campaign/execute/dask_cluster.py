@@ -76,6 +76,9 @@ class Cluster:
             yield
         except (OSError, TimeoutError):
             raise CampaignError(self.lost) from None
+        except RuntimeError:  # a connection that the client closes while it is in use
+            self._answers()
+            raise
 
     def _answers(self) -> None:
         if self.client.status in ("closing", "closed"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from onnxfi.graph.model.isolation import IsolationError, isolated
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 _SMALL = 1 << 10
 #: How many times a model's own size it takes in memory until it is another one.
 _COPIES = 8
+#: What was inferred of the last models is kept where they are no larger, without their tensors.
+_KEPT_BYTES = 1 << 20
 
 
 def inferred(proto: onnx.ModelProto, batch: Mapping[str, int] | None = None, size: int = 0) -> onnx.ModelProto:
@@ -41,15 +44,23 @@ def inferred(proto: onnx.ModelProto, batch: Mapping[str, int] | None = None, siz
         if axis is not None and axis < len(dims):
             dims[axis].dim_value = size
     try:
-        return onnx.ModelProto.FromString(isolated(lambda: _infer(bare)))
+        if bare.ByteSize() > _KEPT_BYTES:
+            return onnx.ModelProto.FromString(isolated(lambda: _infer(bare)))
+        return onnx.ModelProto.FromString(_known(bare.SerializeToString()))
     except IsolationError:  # what onnx cannot infer a run may still tell
         return bare
 
 
-def _infer(proto: onnx.ModelProto) -> bytes:
+@lru_cache(maxsize=16)
+def _known(content: bytes) -> bytes:
+    """What onnx infers of a model, asked for once: each time a copy of the process is made, and several ask."""
+    return isolated(lambda: _infer(content))
+
+
+def _infer(model: onnx.ModelProto | bytes) -> bytes:
     import onnx
 
-    return onnx.shape_inference.infer_shapes(proto, data_prop=True).SerializeToString()
+    return onnx.shape_inference.infer_shapes(model, data_prop=True).SerializeToString()
 
 
 def raised(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:

@@ -133,7 +133,7 @@ def test_what_ends_a_worker_is_run_again_alone_in_a_fresh_one(here: Path, worker
     ends = {1: ("due", "crash"), 3: ("due", "memory")} | ({2: ("due", "timeout")} if hangs else {})
     with Store.open(here / "s.db") as opened:
         found = {row.trial: (row.outcome, row.cause) for row in opened.rows()}
-    assert found == {2: ("masked", None)} | ends
+    assert found == {2: ("sdc", None)} | ends
     seen = [line.split() for line in (here / "ran.txt").read_text().splitlines()]
     for number in ends:
         times = [at for at, (trial, _) in enumerate(seen) if trial == str(number)]
@@ -188,6 +188,18 @@ def test_where_no_worker_is_left_a_campaign_ends_with_one_line(here: Path, monke
             ran(lethal(here), here / "s.db", executor=few)
         with pytest.raises(OnnxfiError, match="no worker process starts any more"):
             few.size()
+
+
+def test_a_client_that_closes_while_it_is_asked_is_one_line() -> None:
+    class Closing:
+        status = "running"
+
+        def nthreads(self) -> Any:
+            self.status = "closed"
+            raise RuntimeError("ConnectionPool is closed")
+
+    with pytest.raises(OnnxfiError, match="the scheduler is lost"):
+        Cluster(Closing()).size()
 
 
 def test_others_workers_that_do_not_start_again_are_used_as_they_are(
