@@ -236,7 +236,7 @@ def test_campaigns_take_shortcuts_and_end_alike(here: Path) -> None:
         net.step(kind, len(net.values) - 1, 1)
     onnx.save(net.model([]), "net.onnx")
     np.savez("x.npz", x=chance(SAMPLES, 16, 4, 4, seed=7))
-    given: dict[str, Any] = {"single": True, "trials": 60, "batch": 2, "optimization": "off"}
+    given: dict[str, Any] = {"single": True, "trials": 24, "batch": 2, "optimization": "off"}
     fast, whole = (Campaign("net.onnx", "x.npz", route=route, **given) for route in ("auto", "full"))
     one, other = ({r.trial: r for r in ran(campaign, here / f"{campaign.route}.db")} for campaign in (fast, whole))
     assert {r.route for r in one.values()} == {"channel-delta"}
@@ -302,7 +302,7 @@ def test_a_fault_in_flight_of_one_sample_runs_that_sample_alone(
         net.step(kind, len(net.values) - 1, 1)
     onnx.save(net.model([]), "net.onnx")
     np.savez("x.npz", x=chance(20, 16, 4, 4, seed=7))
-    given: dict[str, Any] = {"target": "activations", "single": True, "trials": 200, "batch": 8}
+    given: dict[str, Any] = {"target": "activations", "single": True, "trials": 140, "batch": 8}
     rows, run = Counter[int](), OneSample._behind
     monkeypatch.setattr(
         OneSample, "_behind", lambda self, places, lives: rows.update([len(places)]) or run(self, places, lives)
@@ -332,7 +332,7 @@ def test_a_fault_in_flight_of_all_samples_runs_what_lies_behind(here: Path, opti
         net.step(kind, len(net.values) - 1, 1)
     onnx.save(net.model([]), "net.onnx")
     np.savez("x.npz", x=chance(7, 16, 4, 4, seed=7))
-    given: dict[str, Any] = {"target": "activations", "persistence": "permanent", "single": True, "trials": 60}
+    given: dict[str, Any] = {"target": "activations", "persistence": "permanent", "single": True, "trials": 24}
     one, other = (
         {
             r.trial: r
@@ -392,7 +392,7 @@ def test_a_shape_with_as_many_numbers_as_there_are_samples_has_no_rows(here: Pat
         {{ s = Shape(x) a = MatMul(x, w) b = Reshape(a, s) c = MatMul(b, w) d = Reshape(c, s) y = MatMul(d, w) }}""",
     )
     np.savez("x.npz", x=chance(6, 4, seed=7))
-    given: dict[str, Any] = {"target": "activations", "single": True, "trials": 60, "batch": 2, "optimization": "off"}
+    given: dict[str, Any] = {"target": "activations", "single": True, "trials": 24, "batch": 2, "optimization": "off"}
     one, other = (
         {r.trial: r for r in ran(Campaign("g.onnx", "x.npz", route=route, **given), here / route)}
         for route in ("auto", "full")
@@ -504,7 +504,7 @@ def test_what_is_masked_is_what_the_faulty_file_alone_says(
         net.step(kind, len(net.values) - 1, 1)
     onnx.save(net.model([]), "net.onnx")
     np.savez("x.npz", x=chance(6, 16, 4, 4, seed=7))
-    given: dict[str, Any] = {"single": True, "bits": "0-2", "trials": 80, "batch": 4, "optimization": optimization}
+    given: dict[str, Any] = {"single": True, "bits": "0-2", "trials": 30, "batch": 4, "optimization": optimization}
     one, other = (
         {
             r.trial: (r.outcome, r.metrics)

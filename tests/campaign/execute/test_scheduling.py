@@ -69,16 +69,16 @@ def net(folder: Path, *kinds: str) -> None:
     np.savez(folder / "x.npz", x=chance(7, 16, 4, 4, seed=7))
 
 
-ONE, FLYING = {"single": True, "trials": 30}, {"target": ("activations",)}
+ONE, FLYING = {"single": True, "trials": 16}, {"target": ("activations",)}
 #: Fields of a campaign, and routes that some of its trials take.
 CAMPAIGNS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "stored": (ONE, {"channel-delta", "partial", "rebuilt"}),
     "one tensor that is fed": (ONE | {"include": ("=w2",)}, {"partial"}),
     "one tensor by its channels": (ONE | {"include": ("=w0",)}, {"channel-delta"}),
-    "sweep": ({"ber": (1e-5, 1e-3), "repeat": 8}, {"rebuilt"}),
+    "sweep": ({"ber": (1e-5, 1e-3), "repeat": 5}, {"rebuilt"}),
     "samples": (ONE | FLYING, {"single-sample"}),
-    "one value": ({**ONE, **FLYING, "trials": 20, "persistence": "permanent"}, {"partial"}),
-    "several values": ({"ber": (1e-4,), "repeat": 8, **FLYING}, {"partial"}),
+    "one value": ({**ONE, **FLYING, "trials": 12, "persistence": "permanent"}, {"partial"}),
+    "several values": ({"ber": (1e-4,), "repeat": 5, **FLYING}, {"partial"}),
     "both": ({"ber": (1e-4,), "repeat": 6, "target": ("weights", "activations")}, {"split"}),
 }
 

@@ -42,7 +42,7 @@ def campaign(**fields: Any) -> Campaign:
 
 
 def singles(here: Path, name: str = "s.db", **fields: Any) -> Report:
-    ran(campaign(**{"single": True, "margin": 0.1, **fields}), here / name)
+    ran(campaign(**{"single": True, "margin": 0.2, **fields}), here / name)
     return report(here / name)
 
 
@@ -74,7 +74,7 @@ def test_the_page_needs_nothing_else_and_tells_everything(here: Path) -> None:
         for name in ("src", "href"):
             assert (attributes.get(name) or "data:").startswith("data:"), attributes
     assert "http" not in re.sub(r"http-equiv|data:image\S+", "", text)
-    assert html.unescape(text).count(command_line(campaign(single=True, margin=0.1), "s.db")) == 1
+    assert html.unescape(text).count(command_line(campaign(single=True, margin=0.2), "s.db")) == 1
     with Store.open(here / "s.db") as opened:
         assert opened.get("campaign") in text
         for value in opened.get("environment").values():

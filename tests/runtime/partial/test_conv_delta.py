@@ -281,7 +281,7 @@ def test_campaigns_come_to_the_same_with_and_without(tmp_path: Path, monkeypatch
     file = net(tmp_path)
     struck = Narrow.strike
     for target in ("weights", "activations"):
-        how: dict[str, Any] = {"single": True, "trials": 150, "provider": "cpu", "batch": 8, "target": target}
+        how: dict[str, Any] = {"single": True, "trials": 60, "provider": "cpu", "batch": 8, "target": target}
         wanted = Campaign(file, str(tmp_path / "d.npz"), **how)
         made: list[bool] = []
 
