@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper, parser
 
@@ -92,6 +92,7 @@ def network(steps: list[Any]) -> onnx.ModelProto:
     return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
 
 
+@settings(max_examples=60)
 @given(STEPS)
 def test_each_sample_lies_where_it_is_said_to(steps: list[Any]) -> None:
     proto, x = network(steps), np.random.default_rng(0).normal(size=(3, 5, 4)).astype("f4")
