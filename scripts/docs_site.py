@@ -19,7 +19,7 @@ from onnxfi.cli.verbs import VERBS, group
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Pages beside docs/ that the site has too.
-PROJECT = ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
+PROJECT = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
 PROJECT += [f"models/{page.name}" for page in sorted((ROOT / "models").glob("*.md"))]
 #: Where a page wants the reference of all commands.
 COMMANDS = "<!-- commands -->"
@@ -31,8 +31,6 @@ def at_site(file: str) -> str | None:
     """Return the place of a file of the repository on the site, None where the site does not have it."""
     if file.startswith("docs/"):
         return file.removeprefix("docs/")
-    if file == "README.md":
-        return "index.md"
     if (ROOT / file).is_dir():
         return at_site(f"{file}/README.md")
     return f"project/{file}" if (ROOT / file).is_file() else None
