@@ -166,6 +166,18 @@ def test_console_blocks_print_what_they_show(page: str, work: Path) -> None:
         assert same(expected, printed), "\n".join((f"{page}: $ {command}", *printed))
 
 
+@pytest.mark.slow
+@pytest.mark.fetched
+def test_the_photo_tutorial_prints_what_it_shows(work: Path) -> None:
+    pytest.importorskip("matplotlib", reason="figures are drawn with the extra report")
+    if not (ROOT / "fetched" / "photos").is_dir() or not (ROOT / "fetched" / "open_nsfw.onnx").is_file():
+        pytest.skip("python scripts/fetch_models.py --only open_nsfw --only photos")
+    (work / "fetched").symlink_to(ROOT / "fetched")
+    for command, shown in commands(read("docs/tutorial/photo-classifier.md")):
+        printed = lines_of(shell(command, work))
+        assert same(lines_of("\n".join(shown)), printed), "\n".join((f"$ {command}", *printed))
+
+
 def test_the_readmes_commands_are_what_is_run_in_their_place() -> None:
     assert [c for c, _ in commands(read("README.md"))][:2] == list(STAND_INS)
     assert read("scripts/demo.sh").splitlines()[-1] == f".venv/bin/{STAND_INS['bash scripts/demo.sh']}"
