@@ -82,7 +82,7 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
     expected = {str(p.relative_to(ROOT)) for p in (ROOT / "onnxfi").rglob("*.py")} | {"onnxfi/py.typed"}
-    expected |= {f"onnxfi/campaign/page.{end}" for end in ("css", "html", "js")}
+    expected |= {f"onnxfi/campaign/report/page.{end}" for end in ("css", "html", "js")}
     expected |= {f"onnxfi/{p.relative_to(ROOT)}" for p in (ROOT / "converters").rglob("*.py")}
     assert files == {name.replace("\\", "/") for name in expected}
 
