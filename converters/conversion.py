@@ -13,8 +13,8 @@ import numpy as np
 
 from onnxfi.errors import ConversionError, EngineError, InputError, OutputError
 from onnxfi.graph.model.loading import Model, load
-from onnxfi.graph.write.output_file import check_place, written
-from onnxfi.graph.write.scratch_folder import scratch
+from onnxfi.graph.write.output_file import check_output_files, output_files
+from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.sources import open_data
 from onnxfi.runtime.engine.engines import OrtEngine, OrtSession
@@ -94,7 +94,7 @@ class Check:
 def check_output(out: str | Path) -> Path:
     """The place to write to; OutputError, before any work, where nothing can be written."""
     place = Path(out)
-    check_place(None, written(place, 1))
+    check_output_files(None, output_files(place, 1))
     return place
 
 
@@ -114,7 +114,7 @@ def finish(exported: Exported, place: Path, check: Check) -> Converted:
     exported.proto.ir_version = max(_IR_VERSION, exported.proto.ir_version)
     exported.proto.producer_name, exported.proto.producer_version = exported.framework, exported.version
     try:
-        with scratch(place.parent) as folder:
+        with scratch_folder(place.parent) as folder:
             draft = folder / place.name
             files = _written(exported.proto, draft)
             model = load(draft)

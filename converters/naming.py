@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxfi.graph.model.layers import RECORDED
+from onnxfi.graph.model.layers import LAYER_KEY
 from onnxfi.runtime.engine.model_io import Array
 
 if TYPE_CHECKING:
     import onnx
 
 #: Metadata of the PyTorch exporter that says where a node comes from; its stack traces hold paths of the machine.
-_KEPT = {RECORDED, "namespace", "pkg.torch.onnx.class_hierarchy", "pkg.torch.onnx.name_scopes"}
+_KEPT = {LAYER_KEY, "namespace", "pkg.torch.onnx.class_hierarchy", "pkg.torch.onnx.name_scopes"}
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -58,7 +58,7 @@ def record(proto: onnx.ModelProto, layer: Callable[[onnx.NodeProto], str]) -> No
     for graph in graphs(proto.graph):
         for node in graph.node:
             if name := layer(node):
-                node.metadata_props.add(key=RECORDED, value=name)
+                node.metadata_props.add(key=LAYER_KEY, value=name)
 
 
 def record_owners(proto: onnx.ModelProto, variables: Mapping[str, str]) -> None:
@@ -66,8 +66,8 @@ def record_owners(proto: onnx.ModelProto, variables: Mapping[str, str]) -> None:
     for graph in graphs(proto.graph):
         for node in graph.node:
             owners = [variables[value].rpartition("/")[0] for value in node.input if value in variables]
-            if any(owners) and all(entry.key != RECORDED for entry in node.metadata_props):
-                node.metadata_props.add(key=RECORDED, value=next(owner for owner in owners if owner))
+            if any(owners) and all(entry.key != LAYER_KEY for entry in node.metadata_props):
+                node.metadata_props.add(key=LAYER_KEY, value=next(owner for owner in owners if owner))
 
 
 def rename(proto: onnx.ModelProto, new: Mapping[str, str]) -> None:

@@ -26,7 +26,7 @@ from onnx import numpy_helper
 from onnxfi.errors import EngineError, OnnxfiError
 from onnxfi.faults.words import Mask, Word
 from onnxfi.graph.dataflow.activation_targets import Activation
-from onnxfi.graph.dataflow.sample_axis import Layout
+from onnxfi.graph.dataflow.sample_axis import BatchLayout
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.passes.fault_inputs import columns
 from onnxfi.graph.passes.instrument import ActivationFault, Armed
@@ -130,7 +130,7 @@ def check(case: Case) -> Verdict:
         return Verdict(case.name, "its inputs are no tensors", str(error))
     if not golden:
         return Verdict(case.name, "no output that is a tensor of numbers")
-    data = Data.of_arrays(feeds, None, Layout(0, (), None), "the case's own")
+    data = Data.of_arrays(feeds, None, BatchLayout(0, (), None), "the case's own")
     try:
         done = instrument(load(case.model), all=True, data=data)
     except OnnxfiError as error:

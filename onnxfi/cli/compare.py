@@ -67,7 +67,7 @@ def command(
     from onnxfi.campaign.report.compare import compare
     from onnxfi.cli.show import document, note, say
     from onnxfi.graph.write.output_file import check_folder
-    from onnxfi.graph.write.scratch_folder import scratch
+    from onnxfi.graph.write.scratch_folder import scratch_folder
 
     if len(models) < 2:
         raise click.UsageError("compare takes two models or more; for one use onnxfi run")
@@ -87,7 +87,7 @@ def command(
             )
 
     with ExitStack() as stack:
-        folder = out or stack.enter_context(scratch())
+        folder = out or stack.enter_context(scratch_folder())
         found = compare(
             [str(m) for m in models], _sweep(models[0], given), folder,
             workers=cores() if workers is None else workers, tell=tell,

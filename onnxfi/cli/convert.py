@@ -110,9 +110,9 @@ def _silenced() -> Iterator[None]:
 
 def _frame(error: ConversionError) -> None:
     """The framework's or the factory's own words, framed, before our line."""
-    from onnxfi.graph.model.byte_source import safe
+    from onnxfi.graph.model.byte_source import printable
 
-    lines = [safe(line) for line in error.details.splitlines()]
+    lines = [printable(line) for line in error.details.splitlines()]
     if len(lines) < 2:
         return
     shown = lines if len(lines) <= 24 else [*lines[:12], "…", *lines[-11:]]

@@ -97,7 +97,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     from onnxfi.cli.show import document, note, progress
     from onnxfi.errors import EngineError
     from onnxfi.graph.model.loading import load
-    from onnxfi.graph.write.output_file import check_place
+    from onnxfi.graph.write.output_file import check_output_files
     from onnxfi.runtime.inject.weights import inject, undo
     from onnxfi.tasks.evaluation import evaluate
 
@@ -114,9 +114,9 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     else:
         drawn = _drawn(opened, given)
         if given["data"] is not None:  # golden comes first: what does not run or fit is said before anything is written
-            check_place(opened, [out])
+            check_output_files(opened, [out])
             if given["save_faults"]:
-                check_place(opened, [given["save_faults"]], copy=False)
+                check_output_files(opened, [given["save_faults"]], copy=False)
             how = options.engine(given)
             fed = options.data(given, opened, how)
             with progress("golden") as tell:

@@ -24,7 +24,7 @@ def inject_activations(model: Path, given: dict[str, Any], *, as_json: bool, all
     from onnxfi.cli.show import document, note, progress
     from onnxfi.errors import EngineError
     from onnxfi.graph.model.loading import load
-    from onnxfi.graph.write.output_file import check_place
+    from onnxfi.graph.write.output_file import check_output_files
     from onnxfi.runtime.inject.activations import inject_activations
     from onnxfi.tasks.evaluation import evaluate
 
@@ -33,7 +33,7 @@ def inject_activations(model: Path, given: dict[str, Any], *, as_json: bool, all
             raise click.UsageError(f"--{name.replace('_', '-')} is for stored words; leave it out with activations")
     out = given["out"] or Path(f"{model.stem}.faulty.onnx")
     opened = load(model, allow_links=allow_links)
-    check_place(opened, [out])
+    check_output_files(opened, [out])
     golden = faulty = fed = None
     failed = ""
     if given["data"] is not None:

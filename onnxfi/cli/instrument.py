@@ -137,7 +137,7 @@ def _neurons(model: Path, given: dict[str, Any], *, as_json: bool, allow_links: 
     )
     from onnxfi.cli.show import document, note, say, table
     from onnxfi.graph.model.loading import load
-    from onnxfi.graph.model.neuron_table import table as exposed
+    from onnxfi.graph.model.neuron_table import read_neuron_table as exposed
     from onnxfi.runtime.inject.neurons import expose_neurons
 
     out = given["out"] or Path(f"{model.stem}.exposed.onnx")

@@ -43,7 +43,7 @@ def command(source: Path, out: Path | None, times: Path | None, print_spec: bool
     from onnxfi.campaign.spec import spec_file
     from onnxfi.cli.run import duration
     from onnxfi.cli.show import document, progress, say
-    from onnxfi.graph.write.output_file import check_place
+    from onnxfi.graph.write.output_file import check_output_files
 
     wanted = campaign(source, given)
     if print_spec:
@@ -52,7 +52,7 @@ def command(source: Path, out: Path | None, times: Path | None, print_spec: bool
         click.echo(spec_file.print_spec(wanted), nl=False)
         return
     if out is not None:  # said before anything is run
-        check_place(None, [out])
+        check_output_files(None, [out])
     cost, trial_s = None, None
     if times is None:
         made, trial_s = plan(wanted)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxfi.graph.model.byte_source import safe
+from onnxfi.graph.model.byte_source import printable
 
 if TYPE_CHECKING:
-    from onnxfi.graph.write.faulty_copy import Progress
+    from onnxfi.graph.write.faulty_copy import OnProgress
 
 #: Texts up to this length stay on one line.
 _FOLDABLE = 16
@@ -32,7 +32,10 @@ def table(
     On a terminal long texts fold inside their columns, numbers and short texts never; elsewhere nothing does.
     """
     numbers = [name.startswith(">") for name in columns]
-    texts = [[name.lstrip(">") for name in columns], *([safe(cell) for cell in row] for row in (*rows, footer) if row)]
+    texts = [
+        [name.lstrip(">") for name in columns],
+        *([printable(cell) for cell in row] for row in (*rows, footer) if row),
+    ]
     longest = [max(map(_wide, column)) for column in zip(*texts, strict=True)]
     widths = _fitted(longest, [n if number else min(n, _FOLDABLE) for n, number in zip(longest, numbers, strict=True)])
     head, *body = (_lines(row, widths, numbers) for row in texts)
@@ -93,12 +96,12 @@ def _lines(row: Sequence[str], widths: Sequence[int], numbers: Sequence[bool]) -
 
 def say(text: str) -> None:
     """Print a line as it is."""
-    click.echo(safe(text))
+    click.echo(printable(text))
 
 
 def note(text: str) -> None:
     """Print a line to standard error: what a reader should know, but a program need not."""
-    click.echo(f"onnxfi: {safe(text)}", err=True)
+    click.echo(f"onnxfi: {printable(text)}", err=True)
 
 
 def document(values: dict[str, Any]) -> None:
@@ -137,7 +140,7 @@ def change(row: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Progress | None]:
+def progress(what: str) -> Iterator[OnProgress | None]:
     """A progress bar on standard error for what takes longer than a second, where that is a terminal."""
     if not sys.stderr.isatty():
         yield None

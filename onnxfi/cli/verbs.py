@@ -143,12 +143,12 @@ def _logging() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    from onnxfi.graph.model.byte_source import safe
+    from onnxfi.graph.model.byte_source import printable
 
     _LOG.debug("where it was found:", exc_info=True)
     try:
         # Of a word of thousands of digits the first will do.
-        short = re.sub(r"\S{400,}", lambda word: word[0][:200] + "…", safe(message))
+        short = re.sub(r"\S{400,}", lambda word: word[0][:200] + "…", printable(message))
         click.echo(f"onnxfi: error: {short}", err=True)
     except OSError:  # nobody reads it
         _silence()

@@ -11,7 +11,7 @@ from onnxfi.errors import DataError, EngineError
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.spiking.time_axes import spike_count_output, with_spike_counts
-from onnxfi.graph.write.faulty_copy import Progress
+from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.runtime.data.sample_outputs import run_scores, sample_axes
 from onnxfi.runtime.data.sources import Data, open_data
 from onnxfi.runtime.engine.dry_run import dry_run
@@ -62,7 +62,7 @@ def evaluate(
     batch: int = 32,
     output: str | None = None,
     time_axis: int | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Evaluation:
     """Run a model over data; where `golden` is given, also against that evaluation of the model without faults.
 

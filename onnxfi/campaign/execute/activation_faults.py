@@ -19,13 +19,13 @@ from onnxfi.errors import FaultError, SelectorError
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.dataflow.activation_targets import Activation
-from onnxfi.graph.dataflow.sample_axis import layout_in
+from onnxfi.graph.dataflow.sample_axis import graph_batch_layout
 from onnxfi.graph.model.loading import load, parse
 from onnxfi.graph.passes.fault_inputs import columns
 from onnxfi.graph.passes.instrument import ActivationFault, Armed, arm, check_value_formats
 from onnxfi.graph.passes.loop_counters import add_iteration_counts
-from onnxfi.graph.write.faulty_copy import edits, place, write
-from onnxfi.graph.write.scratch_folder import scratch
+from onnxfi.graph.write.faulty_copy import find_edits, look_up_words, write_copy
+from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.runtime.data.batches import Batch, Data
 from onnxfi.runtime.data.sample_outputs import scored, stacked
 from onnxfi.runtime.engine.engines import Engine
@@ -140,9 +140,9 @@ class Flown:
     def _with(self, stored: Faults) -> Flown:
         """The same through a model whose stored words are struck."""
         model = self.reach.model
-        change = edits(model, stored, place(model, stored)[1])
-        with scratch() as folder:
-            faulty = write(model, change, folder / "faulty.onnx" if model.external else None)
+        change = find_edits(model, stored, look_up_words(model, stored)[1])
+        with scratch_folder() as folder:
+            faulty = write_copy(model, change, folder / "faulty.onnx" if model.external else None)
             proto = parse(load(faulty.path or faulty.data or b""))
             where = folder if model.external else None
             staged, armed, turns = _staged(self.reach, self.cuts, self.engine, proto, self.values, self.loose, where)
@@ -226,7 +226,7 @@ def bake_trial(reach: Reach, faults: Faults, stored: Faults, out: Path) -> None:
     if len(stored):
         if model.external:
             raise FaultError("faults in stored words and in flight cannot be exported together with external data")
-        faulty = write(model, edits(model, stored, place(model, stored)[1]), None).data
+        faulty = write_copy(model, find_edits(model, stored, look_up_words(model, stored)[1]), None).data
         model = load(faulty or b"")
     struck = activation_faults(faults, rows)
     bake_into(model, [s if s.sample is None or not fixed else replace(s, sample=s.sample % fixed) for s in struck], out)
@@ -235,4 +235,4 @@ def bake_trial(reach: Reach, faults: Faults, stored: Faults, out: Path) -> None:
 def _batch(reach: Reach) -> int | None:
     """The one batch size that the model takes, as far as its file tells."""
     told = reach.flight is not None and bool(reach.flight.places)  # another axis than the file tells
-    return None if told else layout_in(reach.model.proto.graph).fixed
+    return None if told else graph_batch_layout(reach.model.proto.graph).fixed

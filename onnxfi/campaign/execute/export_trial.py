@@ -10,7 +10,7 @@ from onnxfi.campaign.plan.open_model import reopen
 from onnxfi.campaign.results.store import Store
 from onnxfi.errors import StoreError
 from onnxfi.faults.faultlist import Header, Lines
-from onnxfi.graph.write.faulty_copy import Edits, edits, place, write
+from onnxfi.graph.write.faulty_copy import FileEdits, find_edits, look_up_words, write_copy
 from onnxfi.runtime.data.yaml_file import parse_yaml
 
 
@@ -30,4 +30,6 @@ def export_trial(store: str | Path, trial: int, out: str | Path) -> None:
     if here.any():
         bake_trial(reach, faults.pick(here), faults.pick(~here), Path(out))
         return
-    write(model, edits(model, faults, place(model, faults)[1]) if len(faults) else Edits(), Path(out))
+    write_copy(
+        model, find_edits(model, faults, look_up_words(model, faults)[1]) if len(faults) else FileEdits(), Path(out)
+    )

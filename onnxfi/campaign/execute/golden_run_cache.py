@@ -21,7 +21,7 @@ import numpy as np
 
 from onnxfi.campaign.execute.trial_executor import Bench
 from onnxfi.errors import InputError
-from onnxfi.graph.write.output_file import temporary
+from onnxfi.graph.write.output_file import atomic_files
 from onnxfi.runtime.data.npz import read_npz
 from onnxfi.runtime.engine.model_io import Array, element_type, type_name
 from onnxfi.tasks.outcomes import Golden
@@ -113,7 +113,7 @@ def _write(file: Path, scores: Array) -> None:
     data = np.frombuffer(scores.tobytes(), np.uint8)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary([file]) as (stream,):
+        with atomic_files([file]) as (stream,):
             np.savez(
                 stream, data=data, type=type_name(scores), shape=np.array(scores.shape, np.int64),
                 sha256=hashlib.sha256(data.tobytes()).hexdigest(),

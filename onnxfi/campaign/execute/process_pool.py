@@ -19,7 +19,7 @@ from itertools import count
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from onnxfi.graph.write.scratch_folder import sweep
+from onnxfi.graph.write.scratch_folder import remove_abandoned
 
 
 def begin() -> None:
@@ -142,7 +142,7 @@ def _end(process: Any) -> None:
     """End a worker process, and remove what it could not: copies of a model that it was about to open."""
     process.kill()
     process.join()
-    sweep()
+    remove_abandoned()
 
 
 _spare: list[_Worker] = []

@@ -24,7 +24,7 @@ from onnxfi.graph.model.loading import Model, by_target
 from onnxfi.graph.partition.cut_points import everything, fronts, narrows
 from onnxfi.graph.partition.segmentation import FaultPath, Segmentation
 from onnxfi.graph.partition.subgraph import wire
-from onnxfi.graph.write.faulty_copy import place
+from onnxfi.graph.write.faulty_copy import look_up_words
 from onnxfi.runtime.data.sample_outputs import stacked
 from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.model_io import Array, Port, drift, same_bytes
@@ -325,7 +325,7 @@ class Shortcuts:
 
     def change(self, faults: Faults) -> Change:
         """What becomes of the tensors that are struck."""
-        _, final = place(self.routes.model, faults)
+        _, final = look_up_words(self.routes.model, faults)
         words = {}
         for target, rows in by_target(faults):
             index, first = np.unique(faults.sites.index[rows], return_index=True)

@@ -36,8 +36,8 @@ from onnxfi.campaign.spec.spec_file import print_spec
 from onnxfi.errors import CampaignError, InputError, SpecError
 from onnxfi.faults.faultlist import FaultList
 from onnxfi.graph.model.loading import Model
-from onnxfi.graph.write.faulty_copy import Progress
-from onnxfi.graph.write.output_file import check_place
+from onnxfi.graph.write.faulty_copy import OnProgress
+from onnxfi.graph.write.output_file import check_output_files
 from onnxfi.runtime.data.npz import memory_bytes
 from onnxfi.tasks.outcomes import Golden, judge
 from onnxfi.tasks.scores import reading
@@ -99,7 +99,7 @@ def run(
     timeout_s: float | None = None,
     worker_memory_bytes: int | None = None,
     golden: Callable[[Bench], tuple[Golden, float]] | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Running:
     """Run a campaign into a store; iterate over what comes back for the results, as they come.
 
@@ -170,7 +170,7 @@ def _place(campaign: Campaign, store: str | Path | None) -> Path:
     """Where results go; OutputError, before anything is run, where no file can be."""
     file = Path(store) if store is not None else default_store(campaign.model)
     if not file.is_file():
-        check_place(None, [file])
+        check_output_files(None, [file])
     return file
 
 
@@ -258,7 +258,7 @@ def _environment(store: Store, bench: Bench) -> dict[str, str]:
     return {name: " and ".join(dict.fromkeys([*known[name], value])) for name, value in now.items()}
 
 
-def _prepare(store: Store, bench: Bench, plan: Plan, progress: Progress | None) -> None:
+def _prepare(store: Store, bench: Bench, plan: Plan, progress: OnProgress | None) -> None:
     """Keep what the campaign is, and its trials that are not there yet: all chance is spent before anything runs."""
     store.bind(identity(bench, plan))
     store.put(

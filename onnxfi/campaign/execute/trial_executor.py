@@ -21,12 +21,12 @@ from onnxfi.errors import CampaignError, EngineError, ModelError, ProviderError,
 from onnxfi.faults.faultlist import FaultList, Header, Lines
 from onnxfi.faults.trials import RATES, Faults
 from onnxfi.graph.dataflow.activation_targets import Activation
-from onnxfi.graph.dataflow.random_nodes import random_node
+from onnxfi.graph.dataflow.random_nodes import find_random_node
 from onnxfi.graph.dataflow.sample_axis import SampleAxis
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.partition.route import Route
 from onnxfi.graph.partition.segmentation import Segmentation
-from onnxfi.graph.write.faulty_copy import Edits, edits, place
+from onnxfi.graph.write.faulty_copy import FileEdits, find_edits, look_up_words
 from onnxfi.runtime.data.batches import Batch
 from onnxfi.runtime.data.sample_outputs import run_scores, sample_axes, stacked
 from onnxfi.runtime.data.sources import Data, open_data
@@ -119,7 +119,7 @@ class Bench:
             return found, self.opened_s + time.perf_counter() - begun
         first = self._as_it_lies() if kept is None else kept  # and then it is closed: one session at a time
         begun = time.perf_counter()
-        session = self._session(Edits())
+        session = self._session(FileEdits())
         second = self._ran(session)
         golden_s = time.perf_counter() - begun
         self._steady(session, second)
@@ -143,7 +143,7 @@ class Bench:
 
     def golden_again(self) -> Golden:
         """One golden run of the whole model through the door of every trial."""
-        return self._golden(self._ran(self._session(Edits())))
+        return self._golden(self._ran(self._session(FileEdits())))
 
     def golden_in_pieces(self) -> Golden | None:
         """Golden as the model's pieces give it, which opens them; None where there are none."""
@@ -168,7 +168,7 @@ class Bench:
     def _steady(self, session: Session, scores: Array) -> None:
         """Refuse a model that does not answer the same each time: one that draws random numbers, or whose first batch,
         run once more in the session that gave these scores, comes out as another one."""
-        if (node := random_node(self.model.proto, () if self.output is None else (self.output,))) is not None:
+        if (node := find_random_node(self.model.proto, () if self.output is None else (self.output,))) is not None:
             raise CampaignError(
                 f"the model draws random numbers in {node}, so no trial could be told from chance: fault-free runs "
                 f"must give the same each time; export the model for inference, or put a stored tensor there"
@@ -186,7 +186,7 @@ class Bench:
         if known is not None and known.ndim and len(known) == self.data.samples:
             self._first[:] = [known[: self.size]]
         if not self._first:
-            self._first[:] = [self.scores(self._session(Edits()), batches=1)]
+            self._first[:] = [self.scores(self._session(FileEdits()), batches=1)]
         return self._first[0]
 
     def _golden(self, scores: Array) -> Golden:
@@ -194,13 +194,13 @@ class Bench:
         output = self.output if classifies(scores, self.output, self.data, kind_of(c)) else None
         return Golden.of(scores, self.data.labels, output, kind_of(c), c.tolerance, c.due)
 
-    def _session(self, change: Edits) -> Session:
+    def _session(self, change: FileEdits) -> Session:
         """A session of the model with this change."""
         return changed(self.campaign.engine(), self.model, change)
 
     def struck(self, faults: Faults) -> Session:
         """A session of the model with these faults."""
-        return self._session(edits(self.model, faults, place(self.model, faults)[1]))
+        return self._session(find_edits(self.model, faults, look_up_words(self.model, faults)[1]))
 
     @cached_property
     def routes(self) -> Segmentation | None:

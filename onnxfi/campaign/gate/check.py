@@ -24,7 +24,7 @@ from onnxfi.campaign.spec.rates import YES_NO, given
 from onnxfi.errors import InputError, SpecError, StoreError, closest
 from onnxfi.faults.space import matches
 from onnxfi.faults.trials import json_value
-from onnxfi.graph.write.scratch_folder import scratch
+from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.statistics.intervals import Interval
 
 PASS, FAIL, UNDECIDED = "pass", "fail", "not decided"
@@ -170,7 +170,7 @@ def opened_store(store: str | Path | None) -> Iterator[Path]:
     if store is not None:
         yield Path(store)
         return
-    with scratch() as folder:
+    with scratch_folder() as folder:
         yield folder / "check.db"
 
 

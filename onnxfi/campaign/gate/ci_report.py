@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 
 from onnxfi.campaign.gate.check import FAIL, PASS, UNDECIDED, Checked
 from onnxfi.errors import OutputError
-from onnxfi.graph.model.byte_source import safe
-from onnxfi.graph.write.output_file import check_place, temporary
+from onnxfi.graph.model.byte_source import printable
+from onnxfi.graph.write.output_file import atomic_files, check_output_files
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~&])")
 _SIGNS = {PASS: "✅", FAIL: "❌", UNDECIDED: "❔"}
@@ -47,7 +47,7 @@ def junit(checked: Checked) -> bytes:
 
 def _xml(text: str) -> str:
     """Text without the characters that XML cannot hold or that steer what shows it; those are written out."""
-    return "\n".join(map(safe, text.split("\n")))
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def markdown(checked: Checked) -> str:
@@ -76,10 +76,10 @@ def writer(path: str | Path, inputs: Iterable[str | Path] = ()) -> Callable[[str
     place = Path(path)
     if place.resolve() in [Path(one).resolve() for one in inputs]:
         raise OutputError(f"the output {str(place)!r} is an input as well; name another file")
-    check_place(None, [place])
+    check_output_files(None, [place])
 
     def write(content: str | bytes) -> None:
-        with temporary([place]) as (stream,):
+        with atomic_files([place]) as (stream,):
             stream.write(content.encode() if isinstance(content, str) else content)
 
     return write

@@ -16,7 +16,7 @@ from onnxfi.errors import InputError, OutputError
 from onnxfi.faults.models import Flip
 from onnxfi.faults.space import Selector
 from onnxfi.graph.model.loading import load
-from onnxfi.graph.write.output_file import check_place, temporary
+from onnxfi.graph.write.output_file import atomic_files, check_output_files
 from onnxfi.statistics.intervals import Interval, clopper_pearson
 
 #: Arms of today's interval between the measured value and its limit: one for today's sample, one for tomorrow's, and
@@ -63,7 +63,7 @@ def base_budget(
     OutputError where the file is there and `force` is not given, or where no file can be written.
     """
     place = Path(path)
-    check_place(None, [place])
+    check_output_files(None, [place])
     if not place.exists():
         return default_budget(model, said)
     if not force:
@@ -93,7 +93,7 @@ def write_budget(
         kept = [_moved(limit, _bound(limit, here, now)) for limit, here in limits]
         budget, left_out = _sayings(base, kept, now.trials)
         checked = judged(str(model), budget.confidence, applied(budget.limits, file), now, None, stopped=False)
-    with temporary([Path(path)]) as (stream,):
+    with atomic_files([Path(path)]) as (stream,):
         stream.write(print_budget(budget).encode())
     return Proposed(budget, checked, left_out)
 

@@ -21,15 +21,15 @@ from onnxfi.faults.scope import Aim, Flight, timed
 from onnxfi.faults.space import FOREVER, FaultSpace, Selector, Target, check_apart
 from onnxfi.faults.trials import Faults, apart
 from onnxfi.faults.words import WORDS
-from onnxfi.graph.dataflow.activation_targets import Activation, activations, choose, of_neurons
+from onnxfi.graph.dataflow.activation_targets import Activation, activations, select_activations, with_neuron_axes
 from onnxfi.graph.dataflow.sample_axis import SampleAxis
 from onnxfi.graph.dataflow.sample_layout import one_at_a_time
-from onnxfi.graph.model.dequantize import with_reals
+from onnxfi.graph.model.dequantize import with_dequantized
 from onnxfi.graph.model.loading import Model, parse
-from onnxfi.graph.model.neuron_table import refuse_binding, series
+from onnxfi.graph.model.neuron_table import refuse_whole_tensor_models, step_tensors
 from onnxfi.graph.passes.bit_arithmetic import opset_of
 from onnxfi.graph.passes.instrument import check_value_formats, check_word_formats
-from onnxfi.graph.write.faulty_copy import bound, place
+from onnxfi.graph.write.faulty_copy import bind_models, look_up_words
 from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.model_io import ORT_TYPES, shape_text
 from onnxfi.runtime.inject.shape_query import complete_by_running, loop_iterations
@@ -73,7 +73,7 @@ class Reach:
         plain = {a.target.id: a for a in activations(model)}
         rows = _readable(model, complete_by_running(model, parse(model), _rows(model, data), data, custom_ops))
         steps = _steps(model, rows, data, custom_ops)
-        steps |= {name: len(one) for name, one in series(model.proto).items()}
+        steps |= {name: len(one) for name, one in step_tensors(model.proto).items()}
         shapes = {a.target.id: a.target.shape for a in rows if a.shaped and not _alike(a, plain.get(a.target.id))}
         places = {a.target.id: _place(a) for a in rows if a.target.id in shapes and not a.unplaced}
         aim = Aim(tuple(dict.fromkeys(t for aim in aims for t in aim.target)), aims[0].persistence, aims[0].all)
@@ -103,10 +103,10 @@ class Reach:
 
     @classmethod
     def _flying(cls, model: Model, rows: Sequence[Activation], flight: Flight) -> Reach:
-        stored, rows = {t.id for t in model.targets}, of_neurons(model, rows)
+        stored, rows = {t.id for t in model.targets}, with_neuron_axes(model, rows)
         kept = [a for a in rows if a.shaped and not a.why_not and a.target.id not in stored]
         flown = {a.target.id: a for a in kept}
-        rolls = {name: steps for name, steps in series(model.proto).items() if flown.keys() >= set(steps)}
+        rolls = {name: steps for name, steps in step_tensors(model.proto).items() if flown.keys() >= set(steps)}
         rolled = {
             name: replace(flown[steps[0]], target=replace(flown[steps[0]].target, id=name, node=""))
             for name, steps in rolls.items()
@@ -187,7 +187,7 @@ class Reach:
         # An input is struck itself, also where a QDQ group follows; and it counts as what a layer puts out.
         flying = [replace(a, default=True, quantized="") if a.target.kind == "input" else a for a in flying]
         try:
-            return choose(flying, selector, every=aim.all).activations
+            return select_activations(flying, selector, every=aim.all).activations
         except SelectorError:
             if "weights" in aim.target:  # the selection may be meant for those
                 return ()
@@ -199,7 +199,7 @@ class Reach:
 
     def _check(self, chosen: Sequence[Activation], event: FaultModel) -> None:
         """Refuse what looks at whole stored tensors, and in bodies, where the operator strikes, what it cannot do."""
-        refuse_binding(self.model.proto, event, [a.target.id for a in chosen])
+        refuse_whole_tensor_models(self.model.proto, event, [a.target.id for a in chosen])
         for a in chosen:
             spent = event.draw_parameters(1, a.target.word) if event.is_random else event.element_model
             places = range(a.target.word.bits - spent.width() + 1) if spent.unit == "bit" else (0,)
@@ -236,8 +236,12 @@ class Reach:
         """The faults with the words before and after, where all are stored; `each` on its own, unseen by the others."""
         if self.in_flight(faults).any():
             return faults
-        found = apart(bound(self.model, faults), self.model.stored(faults)) if each else place(self.model, faults)[0]
-        return with_reals(self.model, found)
+        found = (
+            apart(bind_models(self.model, faults), self.model.stored(faults))
+            if each
+            else look_up_words(self.model, faults)[0]
+        )
+        return with_dequantized(self.model, found)
 
     def in_flight(self, faults: Faults) -> NDArray[np.bool_]:
         """Which of the faults strike values in flight ([n])."""

@@ -13,8 +13,8 @@ from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import EngineError, OutputError
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.spiking.time_axes import spike_count_output, with_spike_counts
-from onnxfi.graph.write.faulty_copy import Edits, faulty_bytes, write_draft
-from onnxfi.graph.write.scratch_folder import scratch
+from onnxfi.graph.write.faulty_copy import FileEdits, faulty_bytes, write_scratch_copy
+from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.runtime.engine.engines import Engine, Session
 from onnxfi.runtime.inject.neurons import with_exposed_neurons
 
@@ -59,7 +59,7 @@ def output_of(campaign: Campaign, model: Model) -> str | None:
     return campaign.output if campaign.time_axis is None else spike_count_output(model.proto)
 
 
-def changed(engine: Engine, model: Model, change: Edits) -> Session:
+def changed(engine: Engine, model: Model, change: FileEdits) -> Session:
     """A session of a model with this change; no copy of the model is left."""
     # Of a file the runtime holds less than of bytes, which it parses beside them.
     if model.external or model.source.size >= LARGE_BYTES:
@@ -71,9 +71,9 @@ def changed(engine: Engine, model: Model, change: Edits) -> Session:
     return engine.prepare(faulty_bytes(model, change))
 
 
-def _drafted(engine: Engine, model: Model, change: Edits) -> Session:
-    with scratch() as folder:
-        write_draft(model, change, folder / "faulty.onnx")
+def _drafted(engine: Engine, model: Model, change: FileEdits) -> Session:
+    with scratch_folder() as folder:
+        write_scratch_copy(model, change, folder / "faulty.onnx")
         return engine.prepare(folder / "faulty.onnx")
 
 

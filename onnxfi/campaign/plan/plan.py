@@ -29,8 +29,8 @@ from onnxfi.faults.space import FaultSpace, Target
 from onnxfi.faults.trials import Draw, Faults, concat, draw, singles
 from onnxfi.graph.model import weight_aliases
 from onnxfi.graph.model.loading import Model
-from onnxfi.graph.write.faulty_copy import Progress
-from onnxfi.graph.write.output_file import check_place, temporary
+from onnxfi.graph.write.faulty_copy import OnProgress
+from onnxfi.graph.write.output_file import atomic_files, check_output_files
 from onnxfi.statistics.adaptive import NAMES, Method, fewest_trials
 from onnxfi.statistics.intervals import margin_of_error, sample_size
 
@@ -116,7 +116,7 @@ class Plan:
             text.append(
                 f"{self.reach.missed:,} outputs of layers are out of reach: on this data their shape is not known"
             )
-        return text + weight_aliases.notes(self.model.targets)
+        return text + weight_aliases.target_notes(self.model.targets)
 
     def _describe_rounds(self) -> list[str]:
         """What can be said before the first round of an adaptive campaign."""
@@ -134,7 +134,7 @@ class Plan:
             f"one fault a trial, in rounds over {len(self.groups):,} strata, until {c.rate} is known to {wanted}",
             f"population N = {population:,} {self.header.unit}s, confidence {c.confidence:g}, {c.method} ({method})",
             f"at least {self.fewest:,} trials{size}",
-            *weight_aliases.notes(self.model.targets),
+            *weight_aliases.target_notes(self.model.targets),
         ]
 
     @property
@@ -318,13 +318,13 @@ def _replay(campaign: Campaign, reach: Reach) -> Plan:
     return Plan(campaign, reach, groups, header, listed, tuple(reach.targets[k] for k in sorted(struck)))
 
 
-def write_plan(made: Plan, out: str | Path, *, progress: Progress | None = None) -> None:
+def write_plan(made: Plan, out: str | Path, *, progress: OnProgress | None = None) -> None:
     """Write a plan as a fault list file, trial by trial; OutputError where the place cannot be written."""
     if made.campaign.adaptive:
         raise SpecError("an adaptive campaign draws each round by what the one before found; there is no list to write")
     file = Path(out)
-    check_place(made.model, [file], copy=False)
-    with temporary([file]) as (stream,):
+    check_output_files(made.model, [file], copy=False)
+    with atomic_files([file]) as (stream,):
         stream.write((made.header.line() + "\n").encode())
         for number, planned in enumerate(made.trials(), 1):
             stream.write((planned.lines + "\n").encode())

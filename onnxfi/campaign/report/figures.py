@@ -27,8 +27,8 @@ from onnxfi.campaign.report.side_by_side import labels
 from onnxfi.campaign.report.tables import rate_name, swept_over
 from onnxfi.campaign.spec.rates import LABELS
 from onnxfi.errors import OutputError
-from onnxfi.graph.model.byte_source import safe
-from onnxfi.graph.write.output_file import make_folder, temporary
+from onnxfi.graph.model.byte_source import printable
+from onnxfi.graph.write.output_file import atomic_files, make_folder
 from onnxfi.statistics.intervals import Interval
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def write_figures(found: Sequence[Report], folder: str | Path) -> list[Path]:
     for figure in drawn:
         for kind in ("svg", "png"):
             file = place / f"{figure.name}.{kind}"
-            with temporary([file]) as (stream,):
+            with atomic_files([file]) as (stream,):
                 stream.write(figure.bytes(kind))
             written.append(file)
     return written
@@ -123,7 +123,7 @@ def write_figures(found: Sequence[Report], folder: str | Path) -> list[Path]:
 
 def plain(text: str, most: int = _LONGEST_NAME) -> str:
     """A name on one line, without control characters, cut in its middle where it is long."""
-    text = safe(text)
+    text = printable(text)
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most - most // 2) :]}"
 
 

@@ -26,7 +26,7 @@ from onnxfi.campaign.results.store import Row, Store, digest_of
 from onnxfi.campaign.spec.rates import LABELS
 from onnxfi.campaign.spec.spec_file import command_line, parse_spec
 from onnxfi.errors import InputError
-from onnxfi.graph.write.output_file import temporary
+from onnxfi.graph.write.output_file import atomic_files
 from onnxfi.statistics.intervals import Interval
 
 #: Rates that tables show, and what they are called there.
@@ -99,7 +99,7 @@ def write_page(found: Sequence[Report], file: str | Path) -> Path:
     """
     needs("jinja2")
     text = page(found)
-    with temporary([Path(file)]) as (stream,):
+    with atomic_files([Path(file)]) as (stream,):
         stream.write(text.encode())
     return Path(file)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from onnxfi.campaign.report.report import Fold, Report
 from onnxfi.campaign.report.tables import cell, write_csv
-from onnxfi.graph.write.output_file import make_folder, temporary
-from onnxfi.graph.write.scratch_folder import scratch
+from onnxfi.graph.write.output_file import atomic_files, make_folder
+from onnxfi.graph.write.scratch_folder import scratch_folder
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def write_csv_of_all(found: Sequence[Report], folder: str | Path) -> list[Path]:
     Columns that only some of them have are empty for the others. OutputError where the folder cannot be written.
     """
     tables: dict[str, list[tuple[str, Path]]] = {}
-    with scratch() as drafts:
+    with scratch_folder() as drafts:
         for number, one in enumerate(found):
             for file in write_csv(one, Path(drafts, str(number))):
                 tables.setdefault(file.name, []).append((str(one.store), file))
@@ -57,7 +57,7 @@ def write_csv_of_all(found: Sequence[Report], folder: str | Path) -> list[Path]:
 
 def _joined(path: Path, parts: Sequence[tuple[str, Path]]) -> Path:
     columns = dict.fromkeys(name for _, file in parts for name in next(_read(file), []))
-    with temporary([path]) as (stream,):
+    with atomic_files([path]) as (stream,):
         text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
         table = csv.writer(text)
         table.writerow(["store", *columns])

@@ -12,8 +12,8 @@ from onnxfi.campaign.report.report import Fold, Report
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.rates import SHARES, YES_NO
 from onnxfi.faults.faultlist import Header
-from onnxfi.graph.model.byte_source import safe
-from onnxfi.graph.write.output_file import make_folder, temporary
+from onnxfi.graph.model.byte_source import printable
+from onnxfi.graph.write.output_file import atomic_files, make_folder
 from onnxfi.tasks.outcomes import CLASSES
 
 #: What begins a formula, also as wide letters.
@@ -107,11 +107,11 @@ def cell(value: Any) -> Any:
     if not isinstance(value, str):
         return "" if value is None else value
     mark = "'" if value.lstrip().startswith(_FORMULA) else ""
-    return mark + "\n".join(map(safe, value.split("\n")))  # a break of lines is a cell's own matter
+    return mark + "\n".join(map(printable, value.split("\n")))  # a break of lines is a cell's own matter
 
 
 def _table(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
-    with temporary([path]) as (stream,):
+    with atomic_files([path]) as (stream,):
         text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
         table = csv.writer(text)
         for number, row in enumerate(rows):

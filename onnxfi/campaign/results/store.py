@@ -22,7 +22,7 @@ from onnxfi.campaign.plan.strata import Group
 from onnxfi.campaign.results.checksums import STORE
 from onnxfi.errors import InputError, OutputError, StoreError
 from onnxfi.graph.partition.route import Route
-from onnxfi.graph.write.output_file import check_place
+from onnxfi.graph.write.output_file import check_output_files
 
 VERSION = 3
 _APPLICATION_ID = 0x6F6E6678  # "onfx"
@@ -86,7 +86,7 @@ class Store:
         if not place.is_file():
             if not create:
                 raise StoreError(_no_store(place))
-            check_place(None, [place], copy=False)
+            check_output_files(None, [place], copy=False)
         db, ours = None, False
         try:
             where = place if create else f"{place.absolute().as_uri()}?mode=ro"
@@ -322,7 +322,7 @@ def set_aside(path: Path) -> Path | None:
     if not path.exists():
         return None
     if not path.is_file():
-        check_place(None, [path], copy=False)
+        check_output_files(None, [path], copy=False)
     with path.open("rb") as stream:
         head = stream.read(72)
     if head and head[68:] != _APPLICATION_ID.to_bytes(4, "big"):  # a damaged one may go, and one of another version

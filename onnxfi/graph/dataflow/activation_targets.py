@@ -2,7 +2,7 @@
 
 An activation's id is its path and tensor name, as for stored tensors; its elements count within one sample where it has
 a batch axis, and in the whole tensor where it has none. Number format and shape come from shape inference; what that
-leaves open a run can tell (`told`). What cannot be struck says why.
+leaves open a run can tell (`with_observed_facts`). What cannot be struck says why.
 """
 
 from __future__ import annotations
@@ -14,13 +14,20 @@ from typing import TYPE_CHECKING
 from onnxfi.errors import SelectorError, closest
 from onnxfi.faults.space import Selector, Target
 from onnxfi.faults.words import WORDS, Word
-from onnxfi.graph.dataflow.sample_axis import Dims, Layout, SampleAxis, dims_of, layout_in, types_in
-from onnxfi.graph.dataflow.sample_layout import MANY, UNTOLD, Found, inferred_places
-from onnxfi.graph.dataflow.type_inference import inferred
+from onnxfi.graph.dataflow.sample_axis import (
+    BatchLayout,
+    Dims,
+    SampleAxis,
+    declared_types,
+    graph_batch_layout,
+    tensor_dims,
+)
+from onnxfi.graph.dataflow.sample_layout import LARGE_BATCH, UNKNOWN_AXIS, SamplePlacement, inferred_placements
+from onnxfi.graph.dataflow.type_inference import infer_types
 from onnxfi.graph.model.layers import node_label
-from onnxfi.graph.model.neuron_table import shapes
+from onnxfi.graph.model.neuron_table import neuron_shapes
 from onnxfi.graph.model.protobuf_scan import text
-from onnxfi.graph.model.targets import DATA_TYPES, Place, Walk
+from onnxfi.graph.model.targets import DATA_TYPES, Walk, WordLocation
 
 if TYPE_CHECKING:
     import onnx
@@ -29,14 +36,14 @@ if TYPE_CHECKING:
 
 _UNKNOWN = WORDS["float32"]
 #: Activation functions: what stands between a layer and what it is meant to put out.
-ACTIVATIONS = frozenset((
+ACTIVATION_FUNCTIONS = frozenset((
     "Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Gelu", "Sigmoid", "HardSigmoid", "HardSwish", "Swish", "Mish",
     "Softplus", "Softsign", "Tanh", "ThresholdedRelu", "FastGelu", "QuickGelu", "BiasGelu",
 ))  # fmt: skip
 #: Operators that hold numbers in a range, as ReLU6 and protections do: a fault lands before them, so that they see it.
 RANGE_RESTRICTIONS = frozenset(("Clip",))
 #: Operators whose outputs the default selection takes.
-LAYERS = ACTIVATIONS | RANGE_RESTRICTIONS | frozenset((
+LAYER_OPERATORS = ACTIVATION_FUNCTIONS | RANGE_RESTRICTIONS | frozenset((
     "Conv", "ConvTranspose", "ConvInteger", "DeformConv", "Gemm", "MatMul", "MatMulInteger", "MatMulNBits", "Einsum",
     "QLinearConv", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "FusedConv",
     "FusedMatMul", "FusedGemm", "Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention", "LSTM", "GRU",
@@ -127,7 +134,7 @@ def labels(nodes: Sequence[onnx.NodeProto]) -> list[str]:
     return list(seen)
 
 
-def activations(model: Model, layout: Layout | None = None) -> tuple[Activation, ...]:
+def activations(model: Model, layout: BatchLayout | None = None) -> tuple[Activation, ...]:
     """The values in flight of a model, in file order: graph inputs, then what nodes put out.
 
     `layout` says which inputs hold samples along which axis; without one, the file does.
@@ -136,17 +143,19 @@ def activations(model: Model, layout: Layout | None = None) -> tuple[Activation,
     >>> [a.target.id for a in activations(load("models/fashion_cnn.onnx")) if a.default][:2]
     ['relu', 'relu_1']
     """
-    proto, declared = inferred(model.proto), _declared(model.proto.graph)
-    walk = Walk(model.proto, model.records, lambda *_: Place(0, (), 0))
+    proto, declared = infer_types(model.proto), _declared(model.proto.graph)
+    walk = Walk(model.proto, model.records, lambda *_: WordLocation(0, (), 0))
     found = {path: _Facts.of(graph, around) for path, graph, around in graphs(proto)}
-    layout = layout or layout_in(proto.graph)
-    many = graphs(inferred(model.proto, layout.batched, MANY))
-    held = inferred_places([(path, g) for path, g, _ in graphs(proto)], [g for _, g, _ in many], layout)
+    layout = layout or graph_batch_layout(proto.graph)
+    many = graphs(infer_types(model.proto, layout.batched, LARGE_BATCH))
+    held = inferred_placements([(path, g) for path, g, _ in graphs(proto)], [g for _, g, _ in many], layout)
     rows = [_activation(found[path], path, row, held[path], declared) for path, *row in walk.flowing() if path in found]
-    return of_neurons(model, _unique(_placed([alone(a) if layout.fixed == 1 else a for a in rows], found)))
+    return with_neuron_axes(
+        model, _unique(_placed([of_single_sample_model(a) if layout.fixed == 1 else a for a in rows], found))
+    )
 
 
-def alone(a: Activation) -> Activation:
+def of_single_sample_model(a: Activation) -> Activation:
     """A value of a model that takes one sample at a time, which is all of that sample's."""
     if a.place is not None or not a.dims:
         return a
@@ -157,9 +166,9 @@ def alone(a: Activation) -> Activation:
     return replace(a, place=place, unplaced="", target=replace(a.target, shape=sample_shape(a.dims, place)))
 
 
-def of_neurons(model: Model, rows: Sequence[Activation]) -> tuple[Activation, ...]:
+def with_neuron_axes(model: Model, rows: Sequence[Activation]) -> tuple[Activation, ...]:
     """The activations, those of exposed neurons with samples first, wherever the model's inputs hold theirs."""
-    known = shapes(model.proto)
+    known = neuron_shapes(model.proto)
     return tuple(
         replace(a, place=SampleAxis(0), unplaced="", target=replace(a.target, shape=shape))
         if (shape := known.get(a.target.id)) is not None and a.place is None and a.dims and a.dims[1:] == shape
@@ -184,7 +193,7 @@ class _Facts:
 
     @classmethod
     def of(cls, graph: onnx.GraphProto, around: tuple[onnx.NodeProto, ...]) -> _Facts:
-        types = types_in(graph)
+        types = declared_types(graph)
         users: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
             for name in [*node.input, *captured(node)]:
@@ -205,31 +214,35 @@ def captured(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def _activation(
-    facts: _Facts, path: str, row: Sequence[object], held: Mapping[str, Found], declared: Mapping[str, onnx.TypeProto]
+    facts: _Facts,
+    path: str,
+    row: Sequence[object],
+    held: Mapping[str, SamplePlacement],
+    declared: Mapping[str, onnx.TypeProto],
 ) -> Activation:
     name, op, label, layer, data = row
     assert isinstance(name, str) and isinstance(op, str) and isinstance(label, str) and isinstance(layer, str)
     kind = facts.types.get(name)
-    sure = dims_of(kind) is not None
-    stated = dims_of(declared.get(name)) if not path else None
+    sure = tensor_dims(kind) is not None
+    stated = tensor_dims(declared.get(name)) if not path else None
     if not path and not sure:
         kind = declared.get(name, kind)
     word, why = _word(kind)
-    dims = dims_of(kind)
+    dims = tensor_dims(kind)
     if dims is not None and stated is not None and len(stated) == len(dims):
         known = tuple(
             s if isinstance(s, int) and not isinstance(d, int) else d for d, s in zip(dims, stated, strict=True)
         )
         sure, dims = sure and known == dims, known
     maker = facts.makers.get(name)
-    found = held.get(name, Found(why_not=UNTOLD))
+    found = held.get(name, SamplePlacement(why_not=UNKNOWN_AXIS))
     place = found.place if dims is not None and found.place is not None and found.place.axis < len(dims) else None
-    unplaced = found.why_not or (UNTOLD if place is not found.place else "")
+    unplaced = found.why_not or (UNKNOWN_AXIS if place is not found.place else "")
     structural = not data and word.name in ("int64", "int32", "bool") and not why
     target = Target(
         path + name, word, sample_shape(dims, place), "activation" if op else "input", op, label, layer, structural
     )
-    default = op in LAYERS and not structural and not why and _is_result(maker, name)
+    default = op in LAYER_OPERATORS and not structural and not why and _is_result(maker, name)
     return Activation(target, path, name, dims, place, unplaced, facts.loop, default, why_not=why, sure=sure)
 
 
@@ -264,7 +277,7 @@ def _placed(rows: list[Activation], found: Mapping[str, _Facts]) -> list[Activat
     moved: dict[tuple[str, str], tuple[str, str]] = {}
     for a in rows:
         facts = found[a.path]
-        after = _followed(facts, a.name, ACTIVATIONS)
+        after = _followed(facts, a.name, ACTIVATION_FUNCTIONS)
         quantized = _group(facts, a.name)
         before = _unrestricted(facts, a.name) if a.target.op in RANGE_RESTRICTIONS else ""
         row = replace(
@@ -274,7 +287,7 @@ def _placed(rows: list[Activation], found: Mapping[str, _Facts]) -> list[Activat
             quantized=quantized if (a.path, quantized) in known else "",
         )
         out.append(row)
-        end = _group(facts, _followed(facts, after, ACTIVATIONS | RANGE_RESTRICTIONS)) or after
+        end = _group(facts, _followed(facts, after, ACTIVATION_FUNCTIONS | RANGE_RESTRICTIONS)) or after
         if a.target.op in RANGE_RESTRICTIONS:
             end = _group(facts, a.name) or row.unrestricted
         if a.default and end != a.name and (a.path, end) in known:
@@ -339,7 +352,9 @@ def _unique(rows: Sequence[Activation]) -> tuple[Activation, ...]:
     return tuple(out)
 
 
-def told(a: Activation, word: Word | None, dims: Dims | None, found: Found | None) -> Activation:
+def with_observed_facts(
+    a: Activation, word: Word | None, dims: Dims | None, found: SamplePlacement | None
+) -> Activation:
     """The activation with what runs told of it: its format, its shape, None where it grows, and its samples' place."""
     given, place, unplaced = a.dims if dims is None else dims, a.place, a.unplaced
     why = "" if word is not None and "type is not known" in a.why_not else a.why_not
@@ -349,18 +364,18 @@ def told(a: Activation, word: Word | None, dims: Dims | None, found: Found | Non
         why = unplaced
     target = replace(a.target, word=word or a.target.word, shape=sample_shape(given, place))
     return replace(a, sure=False, target=target, dims=given, place=place, unplaced=unplaced, why_not=why,
-                   default=a.default or (bool(a.why_not) and not why and target.op in LAYERS))  # fmt: skip
+                   default=a.default or (bool(a.why_not) and not why and target.op in LAYER_OPERATORS))  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ActivationSelection:
     """What a selection takes, in file order, and what there is to say about it."""
 
     activations: tuple[Activation, ...]
     notes: tuple[str, ...] = ()
 
 
-def choose(rows: Sequence[Activation], selector: Selector, *, every: bool = False) -> Chosen:
+def select_activations(rows: Sequence[Activation], selector: Selector, *, every: bool = False) -> ActivationSelection:
     """The activations that a selector takes; without `include` or `op` the default ones, with `every` all.
 
     Raises SelectorError where an explicit selection finds nothing that can be struck, naming the closest.
@@ -387,7 +402,7 @@ def choose(rows: Sequence[Activation], selector: Selector, *, every: bool = Fals
     kept = tuple(sorted(out.values(), key=lambda a: order[a.target.id]))
     if not kept and (explicit or selector != Selector(bits=selector.bits, elements=selector.elements)):
         _explain(rows, selector)
-    return Chosen(kept, tuple(notes))
+    return ActivationSelection(kept, tuple(notes))
 
 
 def _keeps(selector: Selector, a: Activation, every: bool) -> bool:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import onnx
 
 #: Operators that draw random numbers.
-RANDOM = frozenset(
+RANDOM_OPERATORS = frozenset(
     ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
 )
 _SAMPLING = ("com.microsoft", "Sampling")
@@ -21,13 +21,13 @@ _RATIO, _TRAINING = 1, 2
 _Stored = Mapping[str, "onnx.TensorProto"]
 
 
-def random_node(proto: onnx.ModelProto, outputs: Collection[str] = ()) -> str | None:
+def find_random_node(proto: onnx.ModelProto, outputs: Collection[str] = ()) -> str | None:
     """Return the first node that draws random numbers which reach these outputs (all by default); None without one.
 
     Bodies and local functions count with the node that runs them.
 
     >>> from onnx import parser
-    >>> random_node(parser.parse_model('''<ir_version: 10, opset_import: ["": 21]>
+    >>> find_random_node(parser.parse_model('''<ir_version: 10, opset_import: ["": 21]>
     ...     noisy (float[N] x) => (float[N] y) { n = RandomUniformLike(x) y = Add(x, n) }'''))
     "RandomUniformLike ('n')"
     """
@@ -55,7 +55,7 @@ def _random(
 ) -> Iterator[str]:
     """The nodes that draw random numbers: this one, and those in its bodies and in the function that it calls."""
     domain, kind = node.domain, node.op_type
-    if (domain, kind) == _SAMPLING or (domain in _STANDARD and (kind in RANDOM or _drops(node, stored))):
+    if (domain, kind) == _SAMPLING or (domain in _STANDARD and (kind in RANDOM_OPERATORS or _drops(node, stored))):
         yield f"{kind} ({node.name or next(iter(node.output), '')!r})"
     for attribute in node.attribute:
         for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:

@@ -64,7 +64,7 @@ class SampleAxis:
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """Which inputs hold one row per sample, and along which axis; the others go whole into every batch.
 
     `axis` is the one that was asked for; `fixed` is the one batch size that the model takes, None where it takes any.
@@ -96,7 +96,9 @@ class Layout:
         return {**feeds, **{name: feeds[name].take(index, axis) for name, axis in self.axes}}
 
 
-def layout_of(shapes: Mapping[str, Dims | None], axis: int, given: Mapping[str, Sequence[int]] | None = None) -> Layout:
+def find_batch_layout(
+    shapes: Mapping[str, Dims | None], axis: int, given: Mapping[str, Sequence[int]] | None = None
+) -> BatchLayout:
     """Find the inputs that hold samples along `axis`, by their shapes in the order of the inputs.
 
     They are those whose size there is open. Where inputs name their dimensions, one that is named as another dimension
@@ -106,7 +108,7 @@ def layout_of(shapes: Mapping[str, Dims | None], axis: int, given: Mapping[str, 
     tell the rank; one that holds a single number, or exactly what a fixed input takes, beside another number of
     samples goes whole into every batch.
 
-    >>> layout_of({"ids": ("batch", "seq"), "position": ("seq",), "state": (2, "batch", 8)}, 0).axes
+    >>> find_batch_layout({"ids": ("batch", "seq"), "position": ("seq",), "state": (2, "batch", 8)}, 0).axes
     (('ids', 0), ('state', 1))
     """
     given = given or {}
@@ -134,40 +136,40 @@ def layout_of(shapes: Mapping[str, Dims | None], axis: int, given: Mapping[str, 
             for name, k in found.items()
             if samples.get(name) != 1 or len(known[name]) > 1 or (known[name][k] and batch.count(known[name][k]) > 1)
         }
-    return Layout(axis, tuple((name, found[name]) for name in known if name in found), None)
+    return BatchLayout(axis, tuple((name, found[name]) for name in known if name in found), None)
 
 
-def _fixed(there: Mapping[str, Dims], axis: int, given: Mapping[str, Sequence[int]]) -> Layout:
+def _fixed(there: Mapping[str, Dims], axis: int, given: Mapping[str, Sequence[int]]) -> BatchLayout:
     """The layout of inputs whose sizes are all fixed."""
     wide = [dims for dims in there.values() if len(dims) > 1] or [*there.values()]
     size = wide[0][axis] if wide else None
     if not isinstance(size, int):
-        return Layout(axis, (), None)
+        return BatchLayout(axis, (), None)
     alike = [name for name, dims in there.items() if dims[axis] == size]
     more = [name for name in alike if tuple(given.get(name, ())) != there[name]]
     # What is given exactly as it is declared, beside inputs with more samples, is the same for all of them.
     kept = more if more and all(name in given for name in alike) else alike
-    return Layout(axis, tuple((name, axis) for name in kept), size)
+    return BatchLayout(axis, tuple((name, axis) for name in kept), size)
 
 
-def layout_in(graph: onnx.GraphProto) -> Layout:
+def graph_batch_layout(graph: onnx.GraphProto) -> BatchLayout:
     """The layout that the file alone tells: samples come first, or behind the time where a recurrent layer takes it."""
     stored = {text(t.name) for t in graph.initializer}
-    shapes = {text(v.name): dims_of(v.type) for v in graph.input if text(v.name) not in stored}
+    shapes = {text(v.name): tensor_dims(v.type) for v in graph.input if text(v.name) not in stored}
     timed = [
         node.op_type in ("LSTM", "GRU", "RNN") and not any(a.name == "layout" and a.i for a in node.attribute)
         for node in graph.node
         if node.input and text(node.input[0]) in shapes
     ]
-    return layout_of(shapes, int(any(timed)))
+    return find_batch_layout(shapes, int(any(timed)))
 
 
-def types_in(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
+def declared_types(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
     """The type of each name that a graph says it of."""
     return {text(v.name): v.type for v in (*graph.value_info, *graph.output, *graph.input) if v.HasField("type")}
 
 
-def dims_of(kind: onnx.TypeProto | None) -> Dims | None:
+def tensor_dims(kind: onnx.TypeProto | None) -> Dims | None:
     """The dimensions of a tensor type: numbers, symbols, or None for neither; None where the rank is open."""
     if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
         return None

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from onnxfi.graph.dataflow.sample_axis import Dims, Layout, SampleAxis, dims_of, types_in
+from onnxfi.graph.dataflow.sample_axis import BatchLayout, Dims, SampleAxis, declared_types, tensor_dims
 from onnxfi.graph.model.protobuf_scan import text
 
 if TYPE_CHECKING:
@@ -45,16 +45,16 @@ _PICKS_ALONG = frozenset(("Gather", "GatherElements", "TopK", "ReverseSequence",
 #: The shape of each tensor of a graph at two batch sizes.
 Shapes = Mapping[str, tuple[Dims | None, Dims | None]]
 #: A batch size that no dimension has by accident.
-MANY = 10_007
+LARGE_BATCH = 10_007
 
-UNTOLD = "the axis of its samples does not follow from the graph"
+UNKNOWN_AXIS = "the axis of its samples does not follow from the graph"
 _MOVED = "the graph picks rows there, so that they need not be the samples in their order"
 _SEVERAL = "more than one of its axes grows with the batch"
 _ORDER = "it has several rows a sample, in an order that does not follow from the graph"
 
 
 @dataclass(frozen=True)
-class Found:
+class SamplePlacement:
     """Where one tensor holds its samples (None: it has none), or why that cannot be told.
 
     `written` says that a shape in the graph is written for one batch size, so that shapes show nothing.
@@ -81,10 +81,10 @@ class Sizes:
         """The axis that holds the samples of a tensor and its rows for each; None: it has none; or why not."""
         one, other = self.shapes.get(name, (None, None))
         if one is None or other is None or len(one) != len(other):
-            return UNTOLD
+            return UNKNOWN_AXIS
         rows = [self._rows(a, b) for a, b in zip(one, other, strict=True)]
         if None in rows:
-            return UNTOLD
+            return UNKNOWN_AXIS
         found = [(axis, many) for axis, many in enumerate(rows) if many]
         return (found[0] if len(found) == 1 else _SEVERAL) if found else None
 
@@ -109,7 +109,9 @@ class Sizes:
         return (self.sizes[0] or 0) if written else self.sizes[1]
 
 
-def places(graph: onnx.GraphProto, layout: Layout, sizes: Sizes, outer: Mapping[str, Found]) -> dict[str, Found]:
+def graph_placements(
+    graph: onnx.GraphProto, layout: BatchLayout, sizes: Sizes, outer: Mapping[str, SamplePlacement]
+) -> dict[str, SamplePlacement]:
     """Where the tensors of one graph hold their samples; `outer` are those of the graphs around it."""
     found = dict(outer)
     for value in graph.input:
@@ -118,9 +120,9 @@ def places(graph: onnx.GraphProto, layout: Layout, sizes: Sizes, outer: Mapping[
             found[name] = _by_shape(sizes.grown(name))
         else:
             axis = layout.batched.get(name)
-            found[name] = Found(None if axis is None else SampleAxis(axis))
+            found[name] = SamplePlacement(None if axis is None else SampleAxis(axis))
     for tensor in graph.initializer:
-        found[text(tensor.name)] = Found()
+        found[text(tensor.name)] = SamplePlacement()
     for node in graph.node:
         for name in map(text, node.output):
             if name:
@@ -128,39 +130,41 @@ def places(graph: onnx.GraphProto, layout: Layout, sizes: Sizes, outer: Mapping[
     return found
 
 
-def placed(
-    every: Iterable[tuple[str, onnx.GraphProto]], layout: Layout, shapes: Mapping[str, Shapes], sizes: Sizes
-) -> dict[str, dict[str, Found]]:
+def model_placements(
+    every: Iterable[tuple[str, onnx.GraphProto]], layout: BatchLayout, shapes: Mapping[str, Shapes], sizes: Sizes
+) -> dict[str, dict[str, SamplePlacement]]:
     """Where the tensors of each graph hold their samples, by its path; `shapes` are those of each, by path and name."""
-    found: dict[str, dict[str, Found]] = {}
+    found: dict[str, dict[str, SamplePlacement]] = {}
     for path, graph in every:
         around = max((one for one in found if path.startswith(one)), key=len, default=None)
         here = replace(sizes, shapes=shapes.get(path, {}))
-        found[path] = places(graph, layout, here, {} if around is None else found[around])
+        found[path] = graph_placements(graph, layout, here, {} if around is None else found[around])
     return found
 
 
-def inferred_places(
-    every: Sequence[tuple[str, onnx.GraphProto]], many: Sequence[onnx.GraphProto], layout: Layout
-) -> dict[str, dict[str, Found]]:
+def inferred_placements(
+    every: Sequence[tuple[str, onnx.GraphProto]], many: Sequence[onnx.GraphProto], layout: BatchLayout
+) -> dict[str, dict[str, SamplePlacement]]:
     """Where tensors hold their samples, by path, as far as that follows from the inputs: from the graphs of a model
-    with the shapes that are inferred, and from the same with those inferred for `MANY` samples."""
-    dims = {text(v.name): dims_of(v.type) or () for v in every[0][1].input}
+    with the shapes that are inferred, and from the same with those inferred for `LARGE_BATCH` samples."""
+    dims = {text(v.name): tensor_dims(v.type) or () for v in every[0][1].input}
     batch = {dims[name][axis] for name, axis in layout.axes if axis < len(dims.get(name, ()))}
     symbols = frozenset(d for each in dims.values() for d in each if isinstance(d, str))
     shapes: dict[str, Shapes] = {}
     for (path, graph), grown in zip(every, many, strict=True):
-        other = types_in(grown)
-        shapes[path] = {name: (dims_of(kind), dims_of(other.get(name))) for name, kind in types_in(graph).items()}
-    return placed(every, layout, shapes, Sizes((layout.fixed, MANY), {}, symbols, symbols & batch))
+        other = declared_types(grown)
+        shapes[path] = {
+            name: (tensor_dims(kind), tensor_dims(other.get(name))) for name, kind in declared_types(graph).items()
+        }
+    return model_placements(every, layout, shapes, Sizes((layout.fixed, LARGE_BATCH), {}, symbols, symbols & batch))
 
 
-def _by_shape(grown: tuple[int, int] | str | None) -> Found:
+def _by_shape(grown: tuple[int, int] | str | None) -> SamplePlacement:
     if grown is None:
-        return Found()
+        return SamplePlacement()
     if isinstance(grown, str):
-        return Found(why_not=grown)
-    return Found(SampleAxis(grown[0])) if grown[1] == 1 else Found(why_not=_ORDER)
+        return SamplePlacement(why_not=grown)
+    return SamplePlacement(SampleAxis(grown[0])) if grown[1] == 1 else SamplePlacement(why_not=_ORDER)
 
 
 @dataclass(frozen=True)
@@ -169,27 +173,27 @@ class _Step:
 
     node: onnx.NodeProto
     name: str
-    known: Mapping[str, Found]
+    known: Mapping[str, SamplePlacement]
     sizes: Sizes
 
-    def found(self) -> Found:
+    def found(self) -> SamplePlacement:
         """Where the samples of the output lie."""
         taken = [self.known[name] for name in self._inputs if name in self.known]
         if any(one.why_not == _MOVED for one in taken) or self._picks():
-            return Found(why_not=_MOVED)
+            return SamplePlacement(why_not=_MOVED)
         written = any(one.written for one in taken) or self._broken()
         if written:
             place = self._followed(written=True) if self.sizes.sizes[0] else None
             if place is not None:
-                return Found(place, written=True)
-            return Found(why_not=UNTOLD)
+                return SamplePlacement(place, written=True)
+            return SamplePlacement(why_not=UNKNOWN_AXIS)
         grown = self.sizes.grown(self.name)
         if grown is None and any(one.why_not for one in taken) and self.node.op_type not in ("Shape", "Size"):
-            return Found(why_not=UNTOLD)
+            return SamplePlacement(why_not=UNKNOWN_AXIS)
         if isinstance(grown, tuple) and grown[1] > 1:
             place = self._followed(written=False)
             if place is not None and (place.axis, place.rows) == grown:
-                return Found(place)
+                return SamplePlacement(place)
         return _by_shape(grown)
 
     @property
@@ -230,7 +234,7 @@ class _Step:
         shapes = [self.sizes.at(name, written=written) for name in self._inputs]
         if op in _RESHAPES:
             size = self.sizes.size(written=written)
-            return reshaped(self._place(), shapes[0], dims, size)
+            return reshaped_axis(self._place(), shapes[0], dims, size)
         if op == "Transpose":
             return self._transposed(len(dims))
         if op == "Concat":
@@ -294,10 +298,10 @@ class _Step:
         return op in ("Conv", "ConvTranspose") and number > 0
 
 
-def reshaped(place: SampleAxis | None, before: Dims | None, after: Dims, size: int) -> SampleAxis | None:
+def reshaped_axis(place: SampleAxis | None, before: Dims | None, after: Dims, size: int) -> SampleAxis | None:
     """Where samples lie when elements get another shape in the same order; None where no axis holds them.
 
-    >>> reshaped(SampleAxis(1), (5, 8, 6), (40, 6), 8)
+    >>> reshaped_axis(SampleAxis(1), (5, 8, 6), (40, 6), 8)
     SampleAxis(axis=0, outer=5, inner=1)
     """
     if place is None or before is None or _total(before) != _total(after) or _total(after) is None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from onnxfi.graph.model.isolation import IsolationError, isolated
+from onnxfi.graph.model.isolation import IsolationError, run_isolated
 from onnxfi.graph.model.protobuf_scan import text
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _COPIES = 8
 _KEPT_BYTES = 1 << 20
 
 
-def inferred(proto: onnx.ModelProto, batch: Mapping[str, int] | None = None, size: int = 0) -> onnx.ModelProto:
+def infer_types(proto: onnx.ModelProto, batch: Mapping[str, int] | None = None, size: int = 0) -> onnx.ModelProto:
     """Return the model with the types that follow from its inputs, without its large tensors.
 
     What it declares of other values may be wrong and is left out, as is a size that none can be. Where onnx can infer
@@ -45,7 +45,7 @@ def inferred(proto: onnx.ModelProto, batch: Mapping[str, int] | None = None, siz
             dims[axis].dim_value = size
     try:
         if bare.ByteSize() > _KEPT_BYTES:
-            return onnx.ModelProto.FromString(isolated(lambda: _infer(bare)))
+            return onnx.ModelProto.FromString(run_isolated(lambda: _infer(bare)))
         return onnx.ModelProto.FromString(_known(bare.SerializeToString()))
     except IsolationError:  # what onnx cannot infer a run may still tell
         return bare
@@ -54,7 +54,7 @@ def inferred(proto: onnx.ModelProto, batch: Mapping[str, int] | None = None, siz
 @lru_cache(maxsize=16)
 def _known(content: bytes) -> bytes:
     """What onnx infers of a model, asked for once: each time a copy of the process is made, and several ask."""
-    return isolated(lambda: _infer(content))
+    return run_isolated(lambda: _infer(content))
 
 
 def _infer(model: onnx.ModelProto | bytes) -> bytes:
@@ -63,14 +63,14 @@ def _infer(model: onnx.ModelProto | bytes) -> bytes:
     return onnx.shape_inference.infer_shapes(model, data_prop=True).SerializeToString()
 
 
-def raised(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+def convert_opset(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """Return the model at a higher opset by onnx's converter; IsolationError with its reason where it cannot be."""
     import onnx
 
     def convert() -> bytes:
         return onnx.version_converter.convert_version(proto, opset).SerializeToString()
 
-    return onnx.ModelProto.FromString(isolated(convert, spare_bytes=_COPIES * proto.ByteSize()))
+    return onnx.ModelProto.FromString(run_isolated(convert, spare_bytes=_COPIES * proto.ByteSize()))
 
 
 def _see_through(graph: onnx.GraphProto) -> None:

@@ -11,25 +11,25 @@ from pathlib import Path
 
 from onnxfi.errors import ModelError
 
-Read = Callable[[int, int], bytes]
-Fill = Callable[[int, memoryview], None]
+ReadBytes = Callable[[int, int], bytes]
+FillBuffer = Callable[[int, memoryview], None]
 _LONGEST_NAME = 200
 
 
-def shown(name: str | Path) -> str:
+def quoted(name: str | Path) -> str:
     """A name from a file for a message or note: quoted, its control characters written out, cut where it is long.
 
-    >>> shown("w\\x1b[2J"), len(shown("n" * 10_000))
+    >>> quoted("w\\x1b[2J"), len(quoted("n" * 10_000))
     ("'w\\\\x1b[2J'", 202)
     """
     whole = str(name)
     return repr(whole if len(whole) <= _LONGEST_NAME else whole[: _LONGEST_NAME - 1] + "…")
 
 
-def safe(text: object) -> str:
+def printable(text: object) -> str:
     """Return text with control, escape and direction characters written out, so that a name cannot steer what shows it.
 
-    >>> safe("conv\\x1b[31m")
+    >>> printable("conv\\x1b[31m")
     'conv\\\\x1b[31m'
     """
     text = str(text)
@@ -41,7 +41,7 @@ def safe(text: object) -> str:
 
 
 @dataclass(frozen=True)
-class Source:
+class ByteSource:
     """Bytes to read from: a file, or a model in memory."""
 
     path: Path | None
@@ -50,27 +50,27 @@ class Source:
     stamp: tuple[int, ...] = ()
 
     @classmethod
-    def file(cls, path: Path) -> Source:
+    def file(cls, path: Path) -> ByteSource:
         """A regular file as it is now; ModelError where it is none or cannot be read."""
         try:
             status = path.stat()
             if path.is_dir():
-                raise ModelError(f"{shown(path)} is a directory; give the .onnx file inside it")
+                raise ModelError(f"{quoted(path)} is a directory; give the .onnx file inside it")
             if not path.is_file():
-                raise ModelError(f"{shown(path)} is no regular file; give a file on disk")
+                raise ModelError(f"{quoted(path)} is no regular file; give a file on disk")
             with path.open("rb"):
                 return cls(path, None, status.st_size, _stamp(status))
         except (OSError, ValueError) as error:  # ValueError: a name with a NUL
             what = error.strerror if isinstance(error, OSError) else str(error)
-            raise ModelError(f"cannot read {shown(path)}: {what}; give a readable file") from None
+            raise ModelError(f"cannot read {quoted(path)}: {what}; give a readable file") from None
 
     @classmethod
-    def memory(cls, data: bytes) -> Source:
+    def memory(cls, data: bytes) -> ByteSource:
         """A serialised model in memory."""
         return cls(None, data, len(data))
 
     @contextmanager
-    def filling(self) -> Iterator[Fill]:
+    def filling(self) -> Iterator[FillBuffer]:
         """A function `fill(start, buffer)` that reads into a buffer; ModelError where the file changed meanwhile."""
         path = self.path
         if path is None:
@@ -84,22 +84,22 @@ class Source:
         try:
             with path.open("rb", buffering=0) as stream:
                 if _stamp(os.fstat(stream.fileno())) != self.stamp:
-                    raise ModelError(f"{shown(path)} changed while it was being read; try again")
+                    raise ModelError(f"{quoted(path)} changed while it was being read; try again")
 
                 def fill(start: int, buffer: memoryview) -> None:
                     end = stream.seek(start) + len(buffer)
                     while buffer:
                         size = stream.readinto(buffer)
                         if not size:
-                            raise ModelError(f"{shown(path)} ends before byte {end}; it was cut while being read")
+                            raise ModelError(f"{quoted(path)} ends before byte {end}; it was cut while being read")
                         buffer = buffer[size:]
 
                 yield fill
         except OSError as error:
-            raise ModelError(f"cannot read {shown(path)}: {error.strerror}") from None
+            raise ModelError(f"cannot read {quoted(path)}: {error.strerror}") from None
 
     @contextmanager
-    def reading(self) -> Iterator[Read]:
+    def reading(self) -> Iterator[ReadBytes]:
         """A function `read(start, end)` on the bytes; else as `filling`."""
         if self.path is None:
             data = self.data or b""

@@ -15,10 +15,10 @@ from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Words
 from onnxfi.graph.model.loading import Model
 
-Reals = NDArray[np.float32]
+RealValues = NDArray[np.float32]
 
 
-def scale_of(model: Model, target: Target, index: Index) -> Reals | None:
+def scales_at(model: Model, target: Target, index: Index) -> RealValues | None:
     """The scale of some elements (flat, [n]) of a quantised target; None where it is only known at run time."""
     scheme = target.scheme
     if scheme is None or not scheme.scales:
@@ -31,7 +31,7 @@ def scale_of(model: Model, target: Target, index: Index) -> Reals | None:
     return product
 
 
-def zero_of(model: Model, target: Target, index: Index) -> NDArray[np.float64]:
+def zero_points_at(model: Model, target: Target, index: Index) -> NDArray[np.float64]:
     """The zero point of some elements of a quantised target."""
     scheme = target.scheme
     if scheme is None or not scheme.zero_point:
@@ -41,7 +41,7 @@ def zero_of(model: Model, target: Target, index: Index) -> NDArray[np.float64]:
     return held.word.values(model.words(held, here)).astype(np.float64)[inverse]
 
 
-def reals(model: Model, target: Target, index: Index, words: Words) -> Reals | None:
+def dequantized(model: Model, target: Target, index: Index, words: Words) -> RealValues | None:
     """What these words stand for at these elements, as float32; None where the target is not quantised.
 
     Computed as DequantizeLinear does: (integer − zero point) × scale, with the scales and zero points of the file.
@@ -50,20 +50,20 @@ def reals(model: Model, target: Target, index: Index, words: Words) -> Reals | N
     scheme = target.scheme
     if scheme is not None and scheme.others:
         ways = [replace(target, scheme=replace(one, others=())) for one in (scheme, *scheme.others)]
-        first, *others = (reals(model, way, index, words) for way in ways)
+        first, *others = (dequantized(model, way, index, words) for way in ways)
         for other in others:
             if first is not None and other is not None:
                 first = np.where(first == other, first, np.float32(np.nan))
         return first
-    scale = scale_of(model, target, index)
+    scale = scales_at(model, target, index)
     if scale is None:
         return None
     with np.errstate(all="ignore"):
-        away = target.word.values(words).astype(np.float64) - zero_of(model, target, index)
+        away = target.word.values(words).astype(np.float64) - zero_points_at(model, target, index)
         return away.astype(np.float32) * scale
 
 
-def with_reals(model: Model, faults: Faults) -> Faults:
+def with_dequantized(model: Model, faults: Faults) -> Faults:
     """The faults with the real numbers before and after; as they are where the model is not quantised."""
     if faults.before is None or faults.after is None or not any(t.scheme for t in faults.targets):
         return faults
@@ -74,7 +74,7 @@ def with_reals(model: Model, faults: Faults) -> Faults:
             continue
         here = faults.sites.target == ordinal
         for row, words in enumerate((faults.before, faults.after)):
-            real = reals(model, target, faults.sites.index[here], words[here])
+            real = dequantized(model, target, faults.sites.index[here], words[here])
             if real is not None:
                 found[row, here] = real
         if target.scheme.others:  # one number without the other would be no change
@@ -82,7 +82,7 @@ def with_reals(model: Model, faults: Faults) -> Faults:
     return replace(faults, reals=found)
 
 
-def describe(model: Model, target: Target) -> dict[str, Any]:
+def describe_scheme(model: Model, target: Target) -> dict[str, Any]:
     """The scheme of a target as plain values: its name, the least and the largest scale, where they lie."""
     scheme = target.scheme
     if scheme is None:
@@ -105,10 +105,10 @@ def _scales(model: Model, scheme: Scheme) -> tuple[float, ...]:
     return tuple(float(str(np.float32(end))) for end in ends)
 
 
-def _ends(values: Sequence[Reals]) -> tuple[np.float32, np.float32]:
+def _ends(values: Sequence[RealValues]) -> tuple[np.float32, np.float32]:
     return values[0].min(), values[0].max()
 
 
-def _values(model: Model, target: Target) -> Reals:
+def _values(model: Model, target: Target) -> RealValues:
     words = model.words(target, np.arange(target.size))
     return np.nan_to_num(target.word.values(words).astype(np.float32))

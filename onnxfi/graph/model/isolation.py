@@ -31,7 +31,7 @@ class CrashError(IsolationError):
     """A call that ended the copy by a signal; the text says by which."""
 
 
-def isolated(
+def run_isolated(
     call: Callable[[], bytes], *, spare_bytes: int = 0, limited: bool = True, longest_s: float | None = _LONGEST_S
 ) -> bytes:
     """Return what a native call gives, made in a copy of this process and within limits of time and memory.
@@ -41,9 +41,9 @@ def isolated(
 
     Raises IsolationError where the call raises or goes beyond a limit, CrashError where a signal ends the copy.
 
-    >>> isolated(lambda: b"shapes")
+    >>> run_isolated(lambda: b"shapes")
     b'shapes'
-    >>> isolated(lambda: os.abort())
+    >>> run_isolated(lambda: os.abort())
     Traceback (most recent call last):
     onnxfi.graph.model.isolation.CrashError: it ended with SIGABRT
     """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx
 
 #: The key under which a converter records the layer of a node whose exporter does not say it.
-RECORDED = "onnxfi.layer"
+LAYER_KEY = "onnxfi.layer"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _PARAMETER = re.compile(
     r"weight|bias|gamma|beta|running_(mean|var)|\w+_proj_(weight|bias)|(weight|bias)_(ih|hh)\w*|threshold"
@@ -39,13 +39,13 @@ def layer_of(node: onnx.NodeProto, label: str, parameter: str = "") -> str:
     An exporter that folds a normalisation into the convolution before it leaves the names of both: the parameter's
     where they are siblings (`block.conv.weight` in `block.norm`).
     """
-    layer, own = _layer_of(node), owner_in_name(parameter)
+    layer, own = _layer_of(node), module_in_parameter_name(parameter)
     if own and (not layer or layer.rpartition(".")[0] == own.rpartition(".")[0]):
         return own
     return layer or label
 
 
-def graph_of(node: onnx.NodeProto, layer: str, label: str, path: str, stored_in: str) -> str:
+def layer_scope(node: onnx.NodeProto, layer: str, label: str, path: str, stored_in: str) -> str:
     """Return the path of the graph whose layer is meant by a name that `layer_of` gave for a node.
 
     A label names a layer of the node's own graph, at `path`; a parameter one of the graph that it is `stored_in`; a
@@ -58,7 +58,7 @@ def graph_of(node: onnx.NodeProto, layer: str, label: str, path: str, stored_in:
 
 def _layer_of(node: onnx.NodeProto) -> str:
     for entry in node.metadata_props:
-        if entry.key == RECORDED and entry.value:
+        if entry.key == LAYER_KEY and entry.value:
             return text(entry.value)
     for entry in node.metadata_props:
         if entry.key == _SCOPES:
@@ -73,10 +73,10 @@ def _layer_of(node: onnx.NodeProto) -> str:
     return scope_in_name(text(node.name))
 
 
-def owner_in_name(parameter: str) -> str:
+def module_in_parameter_name(parameter: str) -> str:
     """The module in a parameter's name, '' where there is none.
 
-    >>> owner_in_name("layer1.0.conv1.weight"), owner_in_name("val_11")
+    >>> module_in_parameter_name("layer1.0.conv1.weight"), module_in_parameter_name("val_11")
     ('layer1.0.conv1', '')
     """
     owner, _, name = parameter.rpartition(".")

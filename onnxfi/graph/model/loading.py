@@ -24,9 +24,9 @@ from onnxfi.faults.space import Index, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Words
 from onnxfi.graph.model import weight_aliases
-from onnxfi.graph.model.byte_source import Read, Source, shown
-from onnxfi.graph.model.protobuf_scan import Record, numbers_in, scan, text, token
-from onnxfi.graph.model.targets import Place, Walk
+from onnxfi.graph.model.byte_source import ByteSource, ReadBytes, quoted
+from onnxfi.graph.model.protobuf_scan import TensorRecord, read_varints, record_number, scan, text
+from onnxfi.graph.model.targets import Walk, WordLocation
 
 if TYPE_CHECKING:
     import onnx
@@ -47,14 +47,14 @@ class Model:
     added to it: faults in one are faults in the other.
     """
 
-    source: Source
+    source: ByteSource
     proto: onnx.ModelProto = field(repr=False)
     targets: tuple[Target, ...] = field(repr=False)
-    places: tuple[Place, ...] = field(repr=False)
-    records: Mapping[int, Record] = field(repr=False)
-    external: tuple[Source, ...] = ()
+    places: tuple[WordLocation, ...] = field(repr=False)
+    records: Mapping[int, TensorRecord] = field(repr=False)
+    external: tuple[ByteSource, ...] = ()
     files: Mapping[int, int] = field(default_factory=dict, repr=False)
-    by_record: Mapping[int, Place] = field(default_factory=dict, repr=False)
+    by_record: Mapping[int, WordLocation] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
     origin: str = ""
 
@@ -69,7 +69,7 @@ class Model:
         return str(self.path) if self.path else "the model in memory"
 
     @cached_property
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[ByteSource, ...]:
         """The model file and its data files."""
         return (self.source, *self.external)
 
@@ -122,7 +122,7 @@ def by_target(faults: Faults) -> Iterator[tuple[Target, Index]]:
         yield faults.targets[ordinal], rows
 
 
-def byte_offsets(target: Target, place: Place, index: Index) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def byte_offsets(target: Target, place: WordLocation, index: Index) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For each element: the file offset of its first byte, and how many bits of that byte come before it."""
     if target.word.storage < 8:  # raw, and so in one run
         bit = index * target.word.storage
@@ -135,7 +135,7 @@ def byte_offsets(target: Target, place: Place, index: Index) -> tuple[NDArray[np
     return starts[run] + (index - before) * strides[run] + leads[run], np.zeros_like(index)
 
 
-def _pick(read: Read, place: Place, target: Target, index: Index) -> Words:
+def _pick(read: ReadBytes, place: WordLocation, target: Target, index: Index) -> Words:
     """Words of a tensor of which many are wanted: it is read in pieces, and they are picked from those."""
     out = np.zeros(len(index), np.uint64)
     start = place.runs[0][0]
@@ -150,13 +150,13 @@ def _pick(read: Read, place: Place, target: Target, index: Index) -> Words:
     return out & np.uint64(target.word.full)
 
 
-def _listed(read: Read, place: Place, target: Target, index: Index) -> Words:
+def _listed(read: ReadBytes, place: WordLocation, target: Target, index: Index) -> Words:
     """Words of a list of varints, whose places show only while it is read."""
     out = np.zeros(len(index), np.uint64)
     entry, position = np.divmod(index, place.per_entry)
     done = 0
     for run in place.runs:
-        for values, _, _ in numbers_in(read, run):
+        for values, _, _ in read_varints(read, run):
             here = (entry >= done) & (entry < done + len(values))
             out[here] = values[entry[here] - done]
             done += len(values)
@@ -174,15 +174,15 @@ def load(model: str | Path | bytes | onnx.ModelProto, *, allow_links: bool = Fal
     (9, 'conv1.weight', '6a9d8077')
     """
     if isinstance(model, (str, Path)):
-        source = Source.file(Path(model))
+        source = ByteSource.file(Path(model))
     elif isinstance(model, bytes):
-        source = Source.memory(model)
+        source = ByteSource.memory(model)
     else:
-        source = Source.memory(_serialised(model))
+        source = ByteSource.memory(_serialised(model))
     try:
         opened = _opened(source, allow_links)
     except ModelError as error:
-        raise ModelError(f"{shown(source.path) if source.path else 'the model'}: {error}") from None
+        raise ModelError(f"{quoted(source.path) if source.path else 'the model'}: {error}") from None
     _LOG.info("opened %s: %d targets, %d files", opened.name, len(opened.targets), len(opened.sources))
     return opened
 
@@ -198,7 +198,7 @@ def _serialised(model: onnx.ModelProto) -> bytes:
         ) from None
 
 
-def _opened(source: Source, allow_links: bool) -> Model:
+def _opened(source: ByteSource, allow_links: bool) -> Model:
     if source.size == 0:
         raise ModelError("the file is empty; give an ONNX file")
     skeleton, records = scan(source)
@@ -206,11 +206,11 @@ def _opened(source: Source, allow_links: bool) -> Model:
     data = _External(source.path, allow_links)
     walk = Walk(proto, records, data.place)
     every = list(walk.targets())
-    rows = weight_aliases.merged(every)
+    rows = weight_aliases.merge_aliases(every)
     targets, places = (tuple(column) for column in zip(*rows, strict=True)) if rows else ((), ())
     if any(record.locations and number not in data.files for number, record in records.items()):
         data.rest(proto)
-    notes = [*_version_notes(proto), *walk.notes, *weight_aliases.notes(targets)]
+    notes = [*_version_notes(proto), *walk.notes, *weight_aliases.target_notes(targets)]
     if len(notes) > _MOST_NOTES:
         notes[_MOST_NOTES:] = [f"{len(notes) - _MOST_NOTES:,} more of such notes"]
     return Model(
@@ -275,12 +275,12 @@ class _External:
 
     def __init__(self, path: Path | None, allow_links: bool) -> None:
         self.path, self.allow_links = path, allow_links
-        self.sources: list[Source] = []
+        self.sources: list[ByteSource] = []
         self.files: dict[int, int] = {}
         self._names: dict[str, int] = {}
         self._stamps: dict[tuple[int, ...], int] = {}
 
-    def place(self, tensor: onnx.TensorProto, name: str, size_bytes: int, record: int) -> Place:
+    def place(self, tensor: onnx.TensorProto, name: str, size_bytes: int, record: int) -> WordLocation:
         """Where a tensor of this size lies; ModelError where its file does not hold it."""
         entries = _entries(tensor)
         location = entries.get("location", "")
@@ -288,26 +288,26 @@ class _External:
         offset = _whole(entries.get("offset", "0"), "offset", name)
         length = _whole(entries.get("length", str(size_bytes)), "length", name)
         if length != size_bytes:
-            raise ModelError(f"{shown(name)} needs {size_bytes:,} bytes, but its external data has length {length:,}")
+            raise ModelError(f"{quoted(name)} needs {size_bytes:,} bytes, but its external data has length {length:,}")
         held = self.sources[number - 1].size
         if offset + length > held:
             raise ModelError(
-                f"external data {shown(location)} is too short: {shown(name)} lies at {offset:,} to "
+                f"external data {quoted(location)} is too short: {quoted(name)} lies at {offset:,} to "
                 f"{offset + length:,}, the file has {held:,} bytes; fetch the file again"
             )
-        return Place(number, ((offset, offset + length, 0),), record)
+        return WordLocation(number, ((offset, offset + length, 0),), record)
 
     def rest(self, proto: onnx.ModelProto) -> None:
         """Open also the files that only tensors name which are no targets (indices, training, attributes)."""
         for tensor in _tensors(proto):
-            record = token(tensor.doc_string)
+            record = record_number(tensor.doc_string)
             if tensor.data_location == 1 and record not in self.files:
                 self.files[record] = self._number(_entries(tensor).get("location", ""), text(tensor.name))
 
     def _number(self, location: str, name: str) -> int:
         """The number of a data file; one file under two names is one."""
         if location not in self._names:
-            source = Source.file(self._check(location, name))
+            source = ByteSource.file(self._check(location, name))
             if source.stamp not in self._stamps:
                 self.sources.append(source)
                 self._stamps[source.stamp] = len(self.sources)
@@ -315,7 +315,7 @@ class _External:
         return self._names[location]
 
     def _check(self, location: str, name: str) -> Path:
-        what = f"external data {shown(location)} of {shown(name)}"
+        what = f"external data {quoted(location)} of {quoted(name)}"
         if self.path is None:
             raise ModelError(f"{what}: a model in memory has no folder; load it from its file")
         pure, windows = PurePosixPath(location), PureWindowsPath(location)
@@ -330,11 +330,11 @@ class _External:
             for part in pure.parts:
                 place = place / part
                 if place.is_symlink() and not self.allow_links:
-                    raise ModelError(f"{what} is behind the symbolic link {shown(place)}; --allow-links follows it")
+                    raise ModelError(f"{what} is behind the symbolic link {quoted(place)}; --allow-links follows it")
             status = os.stat(place)
         except OSError as error:
             raise ModelError(
-                f"{what} is missing: no file {shown(place)} ({error.strerror}); put it beside the model"
+                f"{what} is missing: no file {quoted(place)} ({error.strerror}); put it beside the model"
             ) from None
         if not stat.S_ISREG(status.st_mode):
             raise ModelError(f"{what} is no regular file; the model is damaged")
@@ -362,6 +362,6 @@ def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
 def _whole(text: str, key: str, name: str) -> int:
     if not text.isdecimal() or len(text) > 18:
         raise ModelError(
-            f"external data of {shown(name)}: {key} {shown(text)} is no whole number; the model is damaged"
+            f"external data of {quoted(name)}: {key} {quoted(text)} is no whole number; the model is damaged"
         )
     return int(text)

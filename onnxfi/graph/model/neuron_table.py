@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from onnxfi.faults.fault_model import FaultModel
 
 #: Where the table stands.
-TABLE = "onnxfi.neurons"
+NEURON_TABLE_KEY = "onnxfi.neurons"
 _LARGEST = 1 << 24
 
 
-def table(proto: onnx.ModelProto) -> list[dict[str, Any]]:
+def read_neuron_table(proto: onnx.ModelProto) -> list[dict[str, Any]]:
     """The spiking layers of an exposed model, as it says them itself; [] for other models."""
-    said = next((entry.value for entry in proto.metadata_props if entry.key == TABLE), "")
+    said = next((entry.value for entry in proto.metadata_props if entry.key == NEURON_TABLE_KEY), "")
     try:
         rows = json.loads(said) if 0 < len(said) < _LARGEST else []
         return [row for row in rows if isinstance(row["layer"], str) and isinstance(row["words"], dict)]
@@ -29,21 +29,23 @@ def table(proto: onnx.ModelProto) -> list[dict[str, Any]]:
         return []
 
 
-def roles(proto: onnx.ModelProto) -> dict[str, str]:
+def neuron_roles(proto: onnx.ModelProto) -> dict[str, str]:
     """What each word of a neuron is for, by target id: threshold, leak, refractory, reset or spike."""
-    return {str(target): str(role) for row in table(proto) for role, target in row["words"].items()}
+    return {str(target): str(role) for row in read_neuron_table(proto) for role, target in row["words"].items()}
 
 
-def shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+def neuron_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """The shape of one sample of each value in flight of a neuron, by target id."""
-    return {str(name): tuple(row["shape"]) for row in table(proto) for name in (*row["membrane"], *row["spike"])}
+    return {
+        str(name): tuple(row["shape"]) for row in read_neuron_table(proto) for name in (*row["membrane"], *row["spike"])
+    }
 
 
-def refuse_binding(proto: onnx.ModelProto, event: FaultModel, ids: Iterable[str]) -> None:
+def refuse_whole_tensor_models(proto: onnx.ModelProto, event: FaultModel, ids: Iterable[str]) -> None:
     """Refuse a fault of whole stored tensors on activations (by target id); spikes alone saturate, at 1."""
     if not event.depends_on_tensor:
         return
-    spikes = {name for row in table(proto) for name in row["spike"]}
+    spikes = {name for row in read_neuron_table(proto) for name in row["spike"]}
     for name in ids:
         if name not in spikes or not event.overwrites:
             raise SelectorError(
@@ -52,19 +54,19 @@ def refuse_binding(proto: onnx.ModelProto, event: FaultModel, ids: Iterable[str]
             )
 
 
-def series(proto: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
+def step_tensors(proto: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
     """The values in flight of an unrolled layer's neurons, step by step, under the names that they have in a loop.
 
     >>> from onnxfi.graph.model.loading import load
     >>> from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
     >>> from onnxfi.graph.passes.expose_neurons import expose
     >>> made = expose(load(model := "models/fashion_snn.onnx"), find_spiking_layers(load(model)))
-    >>> [(name, len(steps), steps[-1]) for name, steps in series(made).items()][-2:]
+    >>> [(name, len(steps), steps[-1]) for name, steps in step_tensors(made).items()][-2:]
     [('lif3/membrane', 8, 'lif3/membrane/7'), ('lif3/spiking', 8, 'lif3/spike/7')]
     """
     return {
         f"{row['layer']}/{name}": tuple(map(str, row[key]))
-        for row in table(proto)
+        for row in read_neuron_table(proto)
         for key, name in (("membrane", "membrane"), ("spike", "spiking"))
         if not row["loop"] and len(row[key]) > 1
     }
@@ -76,17 +78,17 @@ _TIMED = re.compile(
 )
 
 
-def by_step(proto: onnx.ModelProto, sites: Sequence[str]) -> list[str]:
+def expand_steps(proto: onnx.ModelProto, sites: Sequence[str]) -> list[str]:
     """Sites as they are written, those in a series as sites in its steps; SelectorError for a step that is not there.
 
     >>> from onnxfi.graph.model.loading import load
     >>> from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
     >>> from onnxfi.graph.passes.expose_neurons import expose
     >>> model = load("models/fashion_snn.onnx")
-    >>> by_step(expose(model, find_spiking_layers(model)), ["lif2/membrane[100]@from=6:30"])
+    >>> expand_steps(expose(model, find_spiking_layers(model)), ["lif2/membrane[100]@from=6:30"])
     ['lif2/membrane/6[100]:30', 'lif2/membrane/7[100]:30']
     """
-    known, out = series(proto), list[str]()
+    known, out = step_tensors(proto), list[str]()
     for text in sites:
         found = _TIMED.fullmatch(text.strip())
         steps = known.get(found["id"]) if found else None

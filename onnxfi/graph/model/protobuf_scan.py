@@ -1,9 +1,10 @@
 """The file's own bytes: where each stored number lies, without reading the numbers.
 
 An ONNX file is a protobuf message. `scan` walks it field by field and gives two things: a *skeleton*, the same
-message without its large payloads (which `onnx` then parses as usual), and for each tensor and number list a `Record`
-of the byte ranges that hold its words. The record's number travels in the skeleton as the `doc_string` of that tensor
-or attribute, so that whatever the parser makes of repeated or merged fields, a tensor finds its own bytes again.
+message without its large payloads (which `onnx` then parses as usual), and for each tensor and number list a
+`TensorRecord` of the byte ranges that hold its words. The record's number travels in the skeleton as the `doc_string`
+of that tensor or attribute, so that whatever the parser makes of repeated or merged fields, a tensor finds its own
+bytes again.
 
 So a weight can be struck by patching bytes of a copy: what another writer put into the file, known to onnx or not,
 stays as it is, and memory holds the structure only. Source: the protobuf encoding guide and onnx.proto.
@@ -18,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import ModelError
-from onnxfi.graph.model.byte_source import Read, Source
+from onnxfi.graph.model.byte_source import ByteSource, ReadBytes
 
 #: Where numbers lie: start, end, and the bytes of the tag before each of them (0 where they lie side by side).
-Run = tuple[int, int, int]
-Frame = tuple[int, int, int]
+ByteRun = tuple[int, int, int]
+MessageFrame = tuple[int, int, int]
 
 _WINDOW = 1 << 18
 #: Payloads up to this size stay in the skeleton: shapes, axes and scalars, which graph analyses need. Of larger ones
@@ -63,7 +64,7 @@ _PREFIX = "onnxfi:"
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class TensorRecord:
     """Where the numbers of one tensor or attribute lie.
 
     `fields` maps a field number to its runs, in order; `counts` says how many numbers they hold (bytes, where they are
@@ -72,13 +73,13 @@ class Record:
     of packed varint lists by their start.
     """
 
-    fields: dict[int, list[Run]]
-    frames: tuple[Frame, ...]
-    locations: list[tuple[Frame, Frame]] = field(default_factory=list)
+    fields: dict[int, list[ByteRun]]
+    frames: tuple[MessageFrame, ...]
+    locations: list[tuple[MessageFrame, MessageFrame]] = field(default_factory=list)
     counts: dict[int, int] = field(default_factory=dict)
-    packed: dict[int, Frame] = field(default_factory=dict)
+    packed: dict[int, MessageFrame] = field(default_factory=dict)
 
-    def add(self, number: int, run: Run, count: int) -> None:
+    def add(self, number: int, run: ByteRun, count: int) -> None:
         """Note a run; one that goes on where the last one ended, with the same tags, is part of it."""
         runs = self.fields.setdefault(number, [])
         self.counts[number] = self.counts.get(number, 0) + count
@@ -102,7 +103,7 @@ def text(field: str | bytes) -> str:
     return field if isinstance(field, str) else field.decode("utf-8", "backslashreplace")
 
 
-def token(doc_string: str) -> int:
+def record_number(doc_string: str) -> int:
     """The record's number that the scan wrote there; −1 where it found no numbers."""
     return int(doc_string[len(_PREFIX) :]) if doc_string else -1
 
@@ -141,7 +142,9 @@ def split_varints(data: bytes) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     return values, starts
 
 
-def numbers_in(read: Read, run: Run) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]]:
+def read_varints(
+    read: ReadBytes, run: ByteRun
+) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]]:
     """The varints of a run, piece by piece: the numbers, and where each starts and ends in the file."""
     start, end, lead = run
     while start < end:
@@ -162,10 +165,10 @@ def numbers_in(read: Read, run: Run) -> Iterator[tuple[NDArray[np.uint64], NDArr
 class _Scanner:
     """One walk over one file. The window over its bytes moves forward only."""
 
-    def __init__(self, read: Read, size: int) -> None:
+    def __init__(self, read: ReadBytes, size: int) -> None:
         self.read, self.size = read, size
         self.buffer, self.base = b"", 0
-        self.records: dict[int, Record] = {}
+        self.records: dict[int, TensorRecord] = {}
         self.kept = self.numbered = 0
 
     def take(self, start: int, end: int) -> bytes:
@@ -233,13 +236,13 @@ class _Scanner:
             pass
         raise ModelError("not an ONNX model, or cut short: a number runs over its end")
 
-    def message(self, kind: str, start: int, end: int, frames: tuple[Frame, ...]) -> bytes:
+    def message(self, kind: str, start: int, end: int, frames: tuple[MessageFrame, ...]) -> bytes:
         """The skeleton of one message; records what it holds."""
         if len(frames) > _DEEPEST:
             raise ModelError(f"the model nests messages more than {_DEEPEST} deep; no runtime loads that")
         children, numbers = _CHILDREN.get(kind, {}), _NUMBERS.get(kind, {})
         strings, doc_string = _STRINGS.get(kind), _TOKEN.get(kind)
-        record, first = Record({}, frames), self.numbered
+        record, first = TensorRecord({}, frames), self.numbered
         op = domain = b""
         out: list[bytes] = []
         at = copied = start
@@ -279,7 +282,7 @@ class _Scanner:
                     del self.records[held]
         return b"".join(out)
 
-    def _numbers(self, kind: str, record: Record, where: tuple[int, int, int, int, int, int], end: int) -> int:
+    def _numbers(self, kind: str, record: TensorRecord, where: tuple[int, int, int, int, int, int], end: int) -> int:
         """Record a field that holds numbers, and those of the same tag behind it; returns where they end."""
         number, wire, at, behind, payload, stop = where
         form = _NUMBERS[kind][number]
@@ -321,9 +324,9 @@ class _Scanner:
         pieces = (self.take(at, min(at + _WINDOW, end)) for at in range(start, end, _WINDOW))
         return sum(int(np.count_nonzero(np.frombuffer(piece, np.int8) >= 0)) for piece in pieces)
 
-    def _location(self, entry: Frame) -> list[tuple[Frame, Frame]]:
+    def _location(self, entry: MessageFrame) -> list[tuple[MessageFrame, MessageFrame]]:
         """The frames of an external_data entry whose key is `location`, and of the name in it."""
-        found: dict[int, Frame] = {}
+        found: dict[int, MessageFrame] = {}
         at = entry[1]
         while at < entry[2]:
             number, wire, behind, payload, at = self.field(at, entry[2])
@@ -333,7 +336,7 @@ class _Scanner:
         return [(entry, value)] if key and value and self.take(*key[1:]) == b"location" else []
 
 
-def scan(source: Source) -> tuple[bytes, dict[int, Record]]:
+def scan(source: ByteSource) -> tuple[bytes, dict[int, TensorRecord]]:
     """The skeleton of an ONNX file and the records of its tensors, Constants and classical models' lists, by number.
 
     ModelError where it is no protobuf message.

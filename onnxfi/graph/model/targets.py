@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 from onnxfi.errors import ModelError
 from onnxfi.faults.space import Target, User
 from onnxfi.faults.words import WORDS, Word
-from onnxfi.graph.model.byte_source import shown
+from onnxfi.graph.model.byte_source import quoted
 from onnxfi.graph.model.index_operands import HAND_ON, INDEX_INPUTS
-from onnxfi.graph.model.layers import graph_of, layer_of, node_label
-from onnxfi.graph.model.neuron_table import roles
-from onnxfi.graph.model.protobuf_scan import Record, Run, text, token
-from onnxfi.graph.model.tensor_roles import assign
-from onnxfi.graph.model.weight_dataflow import Part
+from onnxfi.graph.model.layers import layer_of, layer_scope, node_label
+from onnxfi.graph.model.neuron_table import neuron_roles
+from onnxfi.graph.model.protobuf_scan import ByteRun, TensorRecord, record_number, text
+from onnxfi.graph.model.tensor_roles import assign_roles
+from onnxfi.graph.model.weight_dataflow import TensorRole
 from onnxfi.graph.model.weight_uses import Key, consumers, key, mark_used
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ _LISTS = {6: _FLOATS, 7: _INTS}
 _MOST_ELEMENTS = 1 << 56
 
 
-External = Callable[["onnx.TensorProto", str, int, int], "Place"]
+External = Callable[["onnx.TensorProto", str, int, int], "WordLocation"]
 
 
 @dataclass(frozen=True)
-class Place:
+class WordLocation:
     """Where a target's words lie: `file` 0 is the model, 1… its external data files in order of first reference.
 
     `runs` are the byte ranges in order. A `varint` list holds `per_entry` words in each of its numbers; otherwise the
@@ -61,7 +61,7 @@ class Place:
     """
 
     file: int
-    runs: tuple[Run, ...]
+    runs: tuple[ByteRun, ...]
     record: int
     varint: bool = False
     per_entry: int = 1
@@ -113,7 +113,7 @@ class _Draft:
     word: Word
     shape: tuple[int, ...]
     kind: str
-    place: Place
+    place: WordLocation
     #: Where it is stored: the path of the graph.
     path: str
     #: The node of a number list, which belongs to it.
@@ -123,7 +123,7 @@ class _Draft:
 class Walk:
     """One walk over a model's skeleton. `external` gives the place of a tensor in another file."""
 
-    def __init__(self, proto: onnx.ModelProto, records: Mapping[int, Record], external: External) -> None:
+    def __init__(self, proto: onnx.ModelProto, records: Mapping[int, TensorRecord], external: External) -> None:
         self.records, self.external = records, external
         #: None where a later tensor of the same name took its place.
         self.drafts: list[_Draft | None] = []
@@ -149,11 +149,11 @@ class Walk:
         for node, draft in (*((node, None) for node in self.every), *uses):
             layer, path = self._layer_in(node, draft)
             self._paths.setdefault(layer, set()).add(path)
-        self._neurons = roles(proto)
+        self._neurons = neuron_roles(proto)
 
-    def targets(self) -> Iterator[tuple[Target, Place]]:
+    def targets(self) -> Iterator[tuple[Target, WordLocation]]:
         """The targets in order, each with its place."""
-        values, parts = {v.target: v for v in self.values if v.target >= 0}, assign(self)
+        values, parts = {v.target: v for v in self.values if v.target >= 0}, assign_roles(self)
         for number, draft in enumerate(self.drafts):
             if draft is None:
                 continue
@@ -168,7 +168,7 @@ class Walk:
                 owner, used = draft.owner, draft.owner.used
                 users = (User(owner.op, draft.name.rpartition(".")[0], self._layer(owner)),)
                 structural = draft.word.name == "int64"
-            part = parts.get(number, Part())
+            part = parts.get(number, TensorRole())
             word, shape, place = part.word or draft.word, part.shape or draft.shape, draft.place
             if word != draft.word and place.varint:
                 place = replace(place, per_entry=place.per_entry * draft.word.bits // word.bits)
@@ -181,7 +181,7 @@ class Walk:
 
     def _layer_in(self, node: _Node, draft: _Draft | None = None) -> tuple[str, str]:
         layer = layer_of(node.proto, node.label, "" if draft is None else draft.name.rpartition("::")[2])
-        return layer, graph_of(node.proto, layer, node.label, node.path, "" if draft is None else draft.path)
+        return layer, layer_scope(node.proto, layer, node.label, node.path, "" if draft is None else draft.path)
 
     def _layer(self, node: _Node, draft: _Draft | None = None) -> str:
         """The layer of a node, or of a tensor that it uses; one of several graphs' layers of one name by its path."""
@@ -250,7 +250,7 @@ class Walk:
             for attribute in node.proto.attribute:
                 if attribute.name == "group" and attribute.type == _WHOLE_NUMBER and attribute.i < 1:
                     # ONNX Runtime divides by it, which ends the process with a signal.
-                    raise ModelError(f"node {shown(node.label)} has group {attribute.i}; it must be 1 or more")
+                    raise ModelError(f"node {quoted(node.label)} has group {attribute.i}; it must be 1 or more")
                 bodies = [attribute.g] if attribute.HasField("g") else []
                 for k, body in enumerate([*bodies, *attribute.graphs]):
                     step = f"{node.label}.{text(attribute.name)}" + (f"#{k}" if len(attribute.graphs) > 1 else "")
@@ -268,7 +268,7 @@ class Walk:
         draft = self.drafts[old.target] if old is not None and old.target >= 0 else None
         if old is not None and draft is not None:
             self.notes.append(
-                f"{shown(draft.name)} is there twice; runtimes use the last one, so the first is left out"
+                f"{quoted(draft.name)} is there twice; runtimes use the last one, so the first is left out"
             )
             self.drafts[old.target] = None
             self._ids.discard(draft.name)
@@ -285,11 +285,11 @@ class Walk:
         if word is None:
             if tensor.data_type != 8:
                 what = f"the number format {tensor.data_type}, which onnxfi does not know"
-                self.notes.append(f"{shown(id_)} has {what}; it cannot be struck")
+                self.notes.append(f"{quoted(id_)} has {what}; it cannot be struck")
             return -1
         shape = tuple(tensor.dims)
         elements = _elements(shape, id_) * word.parts
-        number = token(tensor.doc_string)
+        number = record_number(tensor.doc_string)
         if tensor.data_location == 1:
             place = self.external(tensor, id_, word.size_bytes(elements), number)
         else:
@@ -297,7 +297,14 @@ class Walk:
         return self._add(path, name, word, shape, kind, place, owner)
 
     def _add(
-        self, path: str, name: str, word: Word, shape: tuple[int, ...], kind: str, place: Place, owner: _Node | None
+        self,
+        path: str,
+        name: str,
+        word: Word,
+        shape: tuple[int, ...],
+        kind: str,
+        place: WordLocation,
+        owner: _Node | None,
     ) -> int:
         unique = path + name
         while unique in self._ids:
@@ -333,13 +340,13 @@ class Walk:
         self, attribute: onnx.AttributeProto, path: str, name: str, kind: str, number: int, owner: _Node | None = None
     ) -> int:
         """Add the numbers in an attribute's field of this number, where it has any."""
-        record = token(attribute.doc_string)
+        record = record_number(attribute.doc_string)
         runs = self.records[record].fields.get(number, ()) if record >= 0 else ()
         if not runs:
             return -1
         word = WORDS["float32" if number in (_FLOAT, _FLOATS) else "int64"]
         scalar = number in (_FLOAT, _INT)
-        place = Place(0, tuple(runs[-1:] if scalar else runs), record, varint=number in (_INT, _INTS))
+        place = WordLocation(0, tuple(runs[-1:] if scalar else runs), record, varint=number in (_INT, _INTS))
         shape = () if scalar else (self.records[record].counts[number],)
         return self._add(path, name, word, shape, kind, place, owner)
 
@@ -374,27 +381,27 @@ def _elements(shape: tuple[int, ...], name: str) -> int:
     for n in shape:
         elements *= n
         if n < 0 or elements > _MOST_ELEMENTS:
-            raise ModelError(f"{shown(name)} declares the shape {list(shape[:16])}; no tensor has it")
+            raise ModelError(f"{quoted(name)} declares the shape {list(shape[:16])}; no tensor has it")
     return elements
 
 
-def _inside(record: Record, number: int, word: Word, elements: int, name: str) -> Place:
+def _inside(record: TensorRecord, number: int, word: Word, elements: int, name: str) -> WordLocation:
     """Where the words of a tensor lie in the model file itself; checked against the declared shape."""
     if _RAW in record.fields:
         run = record.fields[_RAW][-1]
         held = run[1] - run[0]
         if held != word.size_bytes(elements):
             raise ModelError(
-                f"{shown(name)} declares {elements:,} × {word.name}, {word.size_bytes(elements):,} bytes, "
+                f"{quoted(name)} declares {elements:,} × {word.name}, {word.size_bytes(elements):,} bytes, "
                 f"but holds {held:,}; the file is damaged"
             )
-        return Place(0, (run,), number)
+        return WordLocation(0, (run,), number)
     typed = _typed_field(word)
     per_entry = max(1, 8 // word.storage)
     held = record.counts.get(typed, 0)
     if held != -(-elements // per_entry):
-        raise ModelError(f"{shown(name)} declares {elements:,} × {word.name}, but holds {held:,}; the file is damaged")
-    return Place(0, tuple(record.fields.get(typed, ())), number, typed in _VARINTS, per_entry)
+        raise ModelError(f"{quoted(name)} declares {elements:,} × {word.name}, but holds {held:,}; the file is damaged")
+    return WordLocation(0, tuple(record.fields.get(typed, ())), number, typed in _VARINTS, per_entry)
 
 
 def _typed_field(word: Word) -> int:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from onnxfi.faults.quantization import Scheme
 from onnxfi.faults.words import WORDS
-from onnxfi.graph.model.byte_source import shown
+from onnxfi.graph.model.byte_source import quoted
 from onnxfi.graph.model.protobuf_scan import text
-from onnxfi.graph.model.weight_dataflow import DEEPEST, QDQ, THROUGH, Flow, Part, from_right
+from onnxfi.graph.model.weight_dataflow import DEEPEST, QDQ, THROUGH, TensorRole, WeightDataflow, from_right
 
 if TYPE_CHECKING:
     from onnxfi.graph.model.targets import Walk
@@ -73,9 +73,9 @@ _PRODUCERS = frozenset(
 )
 
 
-def assign(walk: Walk) -> dict[int, Part]:
+def assign_roles(walk: Walk) -> dict[int, TensorRole]:
     """The part of every stored tensor that has one, by the number of its draft; notes are added to the walk's."""
-    flow = Flow(walk)
+    flow = WeightDataflow(walk)
     for node in flow.nodes:
         if node.op in QDQ or node.op in _QOPERATORS or node.op == "QLinearConcat":
             _linear(flow, node)
@@ -112,7 +112,7 @@ def _triples(kinds: str) -> Iterator[int]:
 
 
 def _scheme(
-    flow: Flow, name: str, value: Value, scale: Value | None, zero: Value | None, axis: int, block: int = 0
+    flow: WeightDataflow, name: str, value: Value, scale: Value | None, zero: Value | None, axis: int, block: int = 0
 ) -> Scheme:
     """A scheme with its scale and zero point marked; without scales where they are not stored or do not fit."""
     kept, none = flow.stored(scale), flow.stored(zero)
@@ -132,7 +132,7 @@ def _scheme(
     return replace(scheme, scales=(flow.name(kept),)) if scheme.fits(shape, held) else scheme
 
 
-def _linear(flow: Flow, node: Node) -> None:
+def _linear(flow: WeightDataflow, node: Node) -> None:
     """QuantizeLinear, DequantizeLinear and the QLinear operators: scale and zero point stand behind each operand."""
     kinds = _kinds(node)
     for k, kind in enumerate(kinds):
@@ -147,7 +147,7 @@ def _linear(flow: Flow, node: Node) -> None:
         if node.op == "QuantizeLinear":
             if flow.word(value).is_float:
                 flow.notes.append(
-                    f"{shown(flow.name(value))} is stored as {flow.word(value).name} and quantised at run time; "
+                    f"{quoted(flow.name(value))} is stored as {flow.word(value).name} and quantised at run time; "
                     f"onnxfi.graph.passes.fold_quantize.fold_weight_quantize stores the integers"
                 )
             continue
@@ -168,7 +168,7 @@ def _linear(flow: Flow, node: Node) -> None:
         )
 
 
-def _gathered(flow: Flow, value: Value | None) -> Value | None:
+def _gathered(flow: WeightDataflow, value: Value | None) -> Value | None:
     """The stored operand of a DequantizeLinear; rows of a table may be picked from it first."""
     maker = None if value is None else value.maker
     if maker is not None and maker.op == "Gather":
@@ -176,7 +176,7 @@ def _gathered(flow: Flow, value: Value | None) -> Value | None:
     return flow.stored(value)
 
 
-def _axis(flow: Flow, node: Node, position: int, value: Value) -> int:
+def _axis(flow: WeightDataflow, node: Node, position: int, value: Value) -> int:
     """The axis of a weight's channels."""
     if node.op == "DequantizeLinear":
         return _attribute(node, "axis", 1)
@@ -185,7 +185,7 @@ def _axis(flow: Flow, node: Node, position: int, value: Value) -> int:
     return 0 if node.op.startswith("QLinearConv") else len(flow.shape(value)) - (1 if position else 2)
 
 
-def _integer(flow: Flow, node: Node) -> None:
+def _integer(flow: WeightDataflow, node: Node) -> None:
     """MatMulInteger and ConvInteger: the scale is multiplied in afterwards."""
     scale = _scale_after(flow, node)
     for k, zero in ((0, 2), (1, 3)):
@@ -197,7 +197,7 @@ def _integer(flow: Flow, node: Node) -> None:
             flow.quantised(value, _scheme(flow, "dynamic", value, scale, _input(node, zero), axis))
 
 
-def _scale_after(flow: Flow, node: Node) -> Value | None:
+def _scale_after(flow: WeightDataflow, node: Node) -> Value | None:
     """The stored factor of the Mul that follows an integer product, alone or multiplied with the input's scale."""
     value = node.outputs[0] if node.outputs else None
     for _ in range(DEEPEST):
@@ -218,7 +218,7 @@ def _scale_after(flow: Flow, node: Node) -> Value | None:
     return None
 
 
-def _to_float(flow: Flow, node: Node) -> None:
+def _to_float(flow: WeightDataflow, node: Node) -> None:
     """MatMulIntegerToFloat, DynamicQuantizeMatMul, QAttention: scales and zero points each at their place."""
     wide = node.op == "MatMulIntegerToFloat"
     scale, zero = {"MatMulIntegerToFloat": (3, 5), "DynamicQuantizeMatMul": (2, 3), "QAttention": (4, 7)}[node.op]
@@ -231,7 +231,7 @@ def _to_float(flow: Flow, node: Node) -> None:
         flow.quantised(value, _scheme(flow, "dynamic", value, _input(node, scale), _input(node, zero), -1))
 
 
-def _lstm(flow: Flow, node: Node) -> None:
+def _lstm(flow: WeightDataflow, node: Node) -> None:
     """DynamicQuantizeLSTM: W and R [directions, …, 4 × hidden], scaled by direction, or by it and column."""
     for k, scale in ((1, 8), (2, 10)):
         value, kept = flow.stored(_input(node, k)), flow.stored(_input(node, scale))
@@ -252,7 +252,7 @@ def _lstm(flow: Flow, node: Node) -> None:
             flow.quantised(value, scheme if scheme.fits(flow.shape(value), held) else replace(scheme, scales=()))
 
 
-def _blocks(flow: Flow, node: Node) -> None:
+def _blocks(flow: WeightDataflow, node: Node) -> None:
     """MatMulNBits: several integers in each byte, [N, blocks, block size]; scales [N × blocks]."""
     value, scale, zero = (flow.stored(_input(node, k)) for k in (1, 2, 3))
     bits, block = _attribute(node, "bits", 4), _attribute(node, "block_size", 0)
@@ -270,7 +270,7 @@ def _blocks(flow: Flow, node: Node) -> None:
         block=block,
         offset=1 << (bits - 1),
     )
-    flow.parts[value.target] = replace(flow.parts.get(value.target, Part()), word=word, shape=shape)
+    flow.parts[value.target] = replace(flow.parts.get(value.target, TensorRole()), word=word, shape=shape)
     if scale is not None:
         flow.mark(scale, "scale")
     if zero is not None:
@@ -281,7 +281,7 @@ def _blocks(flow: Flow, node: Node) -> None:
     flow.quantised(value, scheme)
 
 
-def _gather_blocks(flow: Flow, node: Node) -> None:
+def _gather_blocks(flow: WeightDataflow, node: Node) -> None:
     value = flow.stored(_input(node, 0))
     if value is not None:
         axis, block = _attribute(node, "quantize_axis", 1), _attribute(node, "block_size", 128)
@@ -299,7 +299,7 @@ _LATER = {
 }
 
 
-def _weights(flow: Flow, node: Node) -> None:
+def _weights(flow: WeightDataflow, node: Node) -> None:
     """The weights and biases of one operator, back to where they are stored."""
     for k, kind in enumerate(_kinds(node)):
         if kind not in "wb":
@@ -307,12 +307,12 @@ def _weights(flow: Flow, node: Node) -> None:
         for found in flow.sources(_input(node, k)):
             if found.scheme is not None:
                 flow.quantised(found.value, found.scheme)
-            part = flow.parts.get(found.value.target, Part())
+            part = flow.parts.get(found.value.target, TensorRole())
             if flow.word(found.value).is_float or part.scheme is not None:
                 flow.mark(found.value, "weight" if kind == "w" else "bias")
 
 
-def _added(flow: Flow, node: Node) -> None:
+def _added(flow: WeightDataflow, node: Node) -> None:
     """A stored operand that is added to the product of a layer is its bias."""
     first, second = (0, 1) if node.op == "Add" else (0, 3)
     for one, other in ((first, second), (second, first)):

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from onnxfi.faults.space import Target, User
-from onnxfi.graph.model.byte_source import shown
-from onnxfi.graph.model.targets import Place
+from onnxfi.graph.model.byte_source import quoted
+from onnxfi.graph.model.targets import WordLocation
 
-_Row = tuple[Target, Place]
+_Row = tuple[Target, WordLocation]
 
 
-def merged(rows: Sequence[_Row]) -> list[_Row]:
+def merge_aliases(rows: Sequence[_Row]) -> list[_Row]:
     """Return the targets with those that lie in just the same bytes as one: the first, with the ids and users of all.
 
     Those that share some bytes and not all, or in another number format, say which in `span`.
@@ -28,35 +28,35 @@ def merged(rows: Sequence[_Row]) -> list[_Row]:
     return _with_spans(out)
 
 
-def notes(targets: Sequence[Target]) -> list[str]:
+def target_notes(targets: Sequence[Target]) -> list[str]:
     """Return what a reader of a population should know: what counts once, what cannot be counted, what is left out."""
     out = []
     aliased = [t for t in targets if t.aliases]
     if aliased:
         one = aliased[0]
         out.append(
-            f"external data holds {len(aliased):,} weights under several names, as {shown(one.id)}, which is also "
-            f"{shown(one.aliases[0])}: their bits count once"
+            f"external data holds {len(aliased):,} weights under several names, as {quoted(one.id)}, which is also "
+            f"{quoted(one.aliases[0])}: their bits count once"
         )
     crossed = [t for t in targets if t.span]
     if crossed:
         one, other = sorted(crossed, key=lambda t: t.span)[:2]  # the first is never alone
         out.append(
-            f"{len(crossed):,} tensors share some of their bytes of external data with another, as {shown(other.id)} "
-            f"with {shown(one.id)}; faults are drawn where no two of those are selected"
+            f"{len(crossed):,} tensors share some of their bytes of external data with another, as {quoted(other.id)} "
+            f"with {quoted(one.id)}; faults are drawn where no two of those are selected"
         )
     unused = [t for t in targets if t.unused and t.size and not t.structural]
     if unused:
         many = f"{len(unused):,} tensors are" if len(unused) > 1 else "1 tensor is"
         out.append(
             f"{many} unused ({sum(t.size for t in unused):,} words): no output of the model depends on "
-            f"{', '.join(shown(t.id) for t in unused[:3])}{', …' if unused[3:] else ''}; left out unless named, as by "
+            f"{', '.join(quoted(t.id) for t in unused[:3])}{', …' if unused[3:] else ''}; left out unless named, as by "
             f"--include '={unused[0].id}'"
         )
     return out
 
 
-def _bytes_of(target: Target, place: Place) -> object:
+def _bytes_of(target: Target, place: WordLocation) -> object:
     """The bytes of a target as they are read; only those in external data can belong to several."""
     if not place.file or not target.size:
         return target.id

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.graph.model.byte_source import Source
+from onnxfi.graph.model.byte_source import ByteSource
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredArray:
     """Where a tensor lies: its bytes from `start` on, little-endian and packed.
 
-    >>> from onnxfi.graph.model.byte_source import Source
-    >>> Stored(Source.memory(bytes(range(8))), 4, np.dtype(np.uint8), (2, 2)).read().tolist()
+    >>> from onnxfi.graph.model.byte_source import ByteSource
+    >>> StoredArray(ByteSource.memory(bytes(range(8))), 4, np.dtype(np.uint8), (2, 2)).read().tolist()
     [[4, 5], [6, 7]]
     """
 
-    source: Source
+    source: ByteSource
     start: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]

@@ -24,7 +24,7 @@ _MOST_PARTS = 64
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorRole:
     """What a stored tensor is for, first and in all (`roles`).
 
     `word` and `shape` are there where its bytes hold several smaller integers.
@@ -38,7 +38,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Found:
+class StoredOperand:
     """A stored value behind an operand, and what lies between: whether the shape stays, and how it is scaled."""
 
     value: Value
@@ -46,18 +46,18 @@ class Found:
     scheme: Scheme | None = None
 
 
-class Flow:
+class WeightDataflow:
     """The uses and makers of one walk's values, and the parts found so far."""
 
     def __init__(self, walk: Walk) -> None:
         self.drafts, self.nodes = walk.drafts, walk.every
-        self.parts: dict[int, Part] = {}
+        self.parts: dict[int, TensorRole] = {}
         self.uses: dict[int, list[tuple[Node, int]]] = {}
         self._numbers = {draft.name: k for k, draft in enumerate(self.drafts) if draft is not None}
         self.notes: list[str] = []
         # What was looked up, since a hostile graph has exponentially many ways from one value to another.
-        self._behind: dict[int, Found | None] = {}
-        self._sources: dict[int, list[Found]] = {}
+        self._behind: dict[int, StoredOperand | None] = {}
+        self._sources: dict[int, list[StoredOperand]] = {}
         for node in self.nodes:
             for k, value in enumerate(node.inputs):
                 if value is not None:
@@ -77,12 +77,12 @@ class Flow:
 
     def _held(self, name: str) -> tuple[int, ...]:
         number = self._numbers[name]
-        part, draft = self.parts.get(number, Part()), self.drafts[number]
+        part, draft = self.parts.get(number, TensorRole()), self.drafts[number]
         return part.shape or (draft.shape if draft is not None else ())
 
     def mark(self, value: Value, role: str) -> None:
         """Give a stored value a role; the first one stays its own, where several nodes use it in several."""
-        part = self.parts.get(value.target, Part())
+        part = self.parts.get(value.target, TensorRole())
         if role and role not in part.roles:
             self.parts[value.target] = replace(part, role=part.role or role, roles=(*part.roles, role))
 
@@ -91,12 +91,12 @@ class Flow:
 
         Scales or zero points of shapes that cannot belong to it leave the scale unknown; runtimes refuse such a model.
         """
-        part = self.parts.get(value.target, Part())
+        part = self.parts.get(value.target, TensorRole())
         shape = part.shape or self.shape(value)
         ids = (*scheme.scales, *((scheme.zero_point,) if scheme.zero_point else ()))
         if not all(scheme.fits(shape, self._held(name)) for name in ids):
             scheme = replace(scheme, scales=())
-        part = self.parts.get(value.target, Part())
+        part = self.parts.get(value.target, TensorRole())
         if self.word(value).is_float:
             return
         if part.scheme is None or not part.scheme.scales:
@@ -116,7 +116,7 @@ class Flow:
             return None
         return self.stored(node.inputs[0], depth + 1)
 
-    def behind(self, value: Value | None, depth: int = 0) -> Found | None:
+    def behind(self, value: Value | None, depth: int = 0) -> StoredOperand | None:
         """As `stored`, and also through quantisation, and through a Mul, Div or Sub with another stored value."""
         if value is None or depth > DEEPEST:
             return None
@@ -127,9 +127,9 @@ class Flow:
             self._behind[id(value)] = found
         return found
 
-    def _trace(self, value: Value, depth: int) -> Found | None:
+    def _trace(self, value: Value, depth: int) -> StoredOperand | None:
         if value.target >= 0:
-            return Found(value)
+            return StoredOperand(value)
         node = value.maker
         if node is None or not node.inputs:
             return None
@@ -141,7 +141,7 @@ class Flow:
             return self._by_hand(node, depth)
         return None
 
-    def sources(self, value: Value | None, depth: int = 0) -> list[Found]:
+    def sources(self, value: Value | None, depth: int = 0) -> list[StoredOperand]:
         """The stored values that an operand is cut from or put together of; none where a part is computed, or many."""
         if value is None or depth > DEEPEST:
             return []
@@ -149,7 +149,7 @@ class Flow:
             self._sources[id(value)] = self._look(value, depth)
         return self._sources[id(value)]
 
-    def _look(self, value: Value, depth: int) -> list[Found]:
+    def _look(self, value: Value, depth: int) -> list[StoredOperand]:
         found, maker = self.behind(value), value.maker
         if found is not None:
             return [found]
@@ -159,7 +159,7 @@ class Flow:
         each = {id(one.value): replace(one, direct=False) for part in parts for one in part}
         return [*each.values()] if all(parts) and len(each) <= _MOST_PARTS else []
 
-    def _by_hand(self, node: Node, depth: int) -> Found | None:
+    def _by_hand(self, node: Node, depth: int) -> StoredOperand | None:
         """Constants put together by arithmetic: integers with a zero point (Sub) and a scale (Mul)."""
         first = self.behind(node.inputs[0], depth + 1)
         if node.op == "Div":  # a float bias over its scale, before it is rounded

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from onnxfi.errors import ModelError
 from onnxfi.graph.dataflow.activation_targets import graphs
 from onnxfi.graph.model.loading import Model
-from onnxfi.graph.model.neuron_table import table
+from onnxfi.graph.model.neuron_table import read_neuron_table
 from onnxfi.graph.partition.subgraph import Cut, Wiring, backward, crossing
 from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
 from onnxfi.graph.spiking.pattern_graph import MAKES_SPIKES
@@ -37,7 +37,7 @@ def fronts(model: Model) -> Fronts:
     >>> [(len(spikes), spikes[0]) for spikes in fronts(load("models/fashion_snn.onnx"))][:2]
     [(8, 'lif1_spike_0'), (8, 'lif2_spike_0')]
     """
-    if rows := table(model.proto):
+    if rows := read_neuron_table(model.proto):
         return tuple(tuple(map(str, row["spike"])) for row in rows if not row["loop"])
     if MAKES_SPIKES.isdisjoint(node.op_type for _, graph, _ in graphs(model.proto) for node in graph.node):
         return ()

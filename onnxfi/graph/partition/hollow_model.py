@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnxfi.graph.model.loading import Model
-from onnxfi.graph.model.protobuf_scan import token, varint
-from onnxfi.graph.model.weight_arrays import Stored
-from onnxfi.graph.write.byte_edits import Splice
+from onnxfi.graph.model.protobuf_scan import record_number, varint
+from onnxfi.graph.model.weight_arrays import StoredArray
+from onnxfi.graph.write.byte_edits import ByteSplice
 
 if TYPE_CHECKING:
     import onnx
@@ -20,19 +20,19 @@ _NATIVE = frozenset((1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13))
 _RAW = 9
 
 
-def where_it_lies(model: Model, tensor: onnx.TensorProto) -> tuple[Stored, list[Splice]] | None:
+def where_it_lies(model: Model, tensor: onnx.TensorProto) -> tuple[StoredArray, list[ByteSplice]] | None:
     """Return where a tensor of a model's structure lies, and what takes its numbers out of the model file.
 
     None for one that is small, or does not lie there as it is in memory.
     """
     from onnx import helper
 
-    number = token(tensor.doc_string)
+    number = record_number(tensor.doc_string)
     place = model.by_record.get(number)
     if place is None or len(place.runs) != 1 or place.varint or tensor.data_type not in _NATIVE:
         return None
     (start, end, lead), dtype = place.runs[0], helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    found = Stored(model.sources[place.file], start, dtype, tuple(tensor.dims))
+    found = StoredArray(model.sources[place.file], start, dtype, tuple(tensor.dims))
     if lead or not end - start == found.nbytes >= LARGE_BYTES:
         return None
     if tensor.data_location == 1:

@@ -22,17 +22,17 @@ from numpy.typing import NDArray
 from onnxfi.errors import ModelError
 from onnxfi.faults.space import Target
 from onnxfi.graph.dataflow.activation_targets import captured
-from onnxfi.graph.dataflow.random_nodes import RANDOM
-from onnxfi.graph.dataflow.type_inference import inferred
-from onnxfi.graph.model.byte_source import shown
+from onnxfi.graph.dataflow.random_nodes import RANDOM_OPERATORS
+from onnxfi.graph.dataflow.type_inference import infer_types
+from onnxfi.graph.model.byte_source import quoted
 from onnxfi.graph.model.loading import Model, parse, parsed
-from onnxfi.graph.model.protobuf_scan import token
+from onnxfi.graph.model.protobuf_scan import record_number
 from onnxfi.graph.model.targets import DATA_TYPES
-from onnxfi.graph.model.weight_arrays import Stored
+from onnxfi.graph.model.weight_arrays import StoredArray
 from onnxfi.graph.partition.hollow_model import hollow, where_it_lies
 from onnxfi.graph.passes.insert_nodes import used_names
-from onnxfi.graph.write.byte_edits import Splice
-from onnxfi.graph.write.faulty_copy import Edits, faulty_bytes
+from onnxfi.graph.write.byte_edits import ByteSplice
+from onnxfi.graph.write.faulty_copy import FileEdits, faulty_bytes
 
 if TYPE_CHECKING:
     import onnx
@@ -81,7 +81,7 @@ class Wiring:
     makers: Mapping[str, int]
     stored: Mapping[str, onnx.TensorProto] = field(repr=False)
     homes: Mapping[int, Home] = field(repr=False)
-    weights: Mapping[str, Stored] = field(repr=False)
+    weights: Mapping[str, StoredArray] = field(repr=False)
     uncut: frozenset[str] = field(default=frozenset(), repr=False)
     blocks: bool = False
 
@@ -150,7 +150,7 @@ class Wiring:
         found: set[int] = set()
         known = {*self.stored, ""}
         for k, node in enumerate(self.proto.graph.node):
-            if node.op_type not in RANDOM and known.issuperset(self.reads[k]):
+            if node.op_type not in RANDOM_OPERATORS and known.issuperset(self.reads[k]):
                 found.add(k)
                 known.update(node.output)
         return frozenset(found)
@@ -191,14 +191,14 @@ def wire(model: Model, *, halves: bool = False, blocks: bool = False) -> Wiring:
     return Wiring(proto, reads, makers, stored, homes, weights, uncut, blocks)
 
 
-def _hollowed(model: Model, homes: Mapping[int, Home]) -> tuple[onnx.ModelProto, dict[str, Stored]]:
+def _hollowed(model: Model, homes: Mapping[int, Home]) -> tuple[onnx.ModelProto, dict[str, StoredArray]]:
     """The whole model but for its large tensors, and these; what else lies in external data is taken into it."""
-    found, payloads = dict[str, Stored](), list[Splice]()
+    found, payloads = dict[str, StoredArray](), list[ByteSplice]()
     for tensor in {tensor.name: tensor for tensor in model.proto.graph.initializer}.values():
         if (lies := where_it_lies(model, tensor)) is not None:
             found[tensor.name], splices = lies
             payloads += splices
-    proto = parsed(faulty_bytes(model, Edits(splices=payloads))) if payloads else parse(model)
+    proto = parsed(faulty_bytes(model, FileEdits(splices=payloads))) if payloads else parse(model)
     graph = proto.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output if name}
@@ -212,7 +212,7 @@ def _hollowed(model: Model, homes: Mapping[int, Home]) -> tuple[onnx.ModelProto,
         if tensor.data_location == 1 and (where.node >= 0 or where.fed not in found):
             place = model.by_record.get(number)
             if place is None:
-                raise ModelError(f"{shown(tensor.name)} lies in external data in a way that cannot be followed")
+                raise ModelError(f"{quoted(tensor.name)} lies in external data in a way that cannot be followed")
             with model.sources[place.file].reading() as read:
                 tensor.raw_data = read(*place.runs[0][:2])
             tensor.ClearField("external_data")
@@ -227,7 +227,7 @@ def _halves(skeleton: onnx.ModelProto) -> frozenset[str]:
     types = (i.type.tensor_type.elem_type for i in graph.input)
     if _HALVES.isdisjoint((*casts, *types, *(t.data_type for t in graph.initializer))):
         return frozenset()
-    known = {v.name: v.type.tensor_type.elem_type for v in inferred(skeleton).graph.value_info}
+    known = {v.name: v.type.tensor_type.elem_type for v in infer_types(skeleton).graph.value_info}
     ends = {o.name for o in graph.output}
     # A value of which nothing follows may be one.
     made = (name for node in graph.node for name in node.output if name and name not in ends)
@@ -239,7 +239,7 @@ def _homes(skeleton: onnx.ModelProto) -> Iterator[tuple[int, Home]]:
     names = used_names(skeleton)
     prefix = next(name for k in count(1) for name in [f"onnxfi.inside{k}"] if name not in names)
     for tensor in skeleton.graph.initializer:
-        yield token(tensor.doc_string), Home(tensor.name)
+        yield record_number(tensor.doc_string), Home(tensor.name)
     for k, node in enumerate(skeleton.graph.node):
         if (number := _constant(node)) is not None:
             yield number, Home(node.output[0])
@@ -251,7 +251,7 @@ def _constant(node: onnx.NodeProto) -> int | None:
     """The record of a Constant node's tensor; None for any other node."""
     if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or not node.attribute:
         return None
-    return token(node.attribute[0].t.doc_string) if node.attribute[0].HasField("t") else None
+    return record_number(node.attribute[0].t.doc_string) if node.attribute[0].HasField("t") else None
 
 
 def _graphs(node: onnx.NodeProto) -> Iterator[tuple[_Path, onnx.GraphProto]]:
@@ -266,7 +266,7 @@ def _inside(node: onnx.NodeProto, before: _Path = ()) -> Iterator[tuple[int, _Pa
     for step, graph in _graphs(node):
         here = (*before, *step)
         for k, tensor in enumerate(graph.initializer):
-            yield token(tensor.doc_string), (*here, k)
+            yield record_number(tensor.doc_string), (*here, k)
         for k, inner in enumerate(graph.node):
             if (number := _constant(inner)) is not None:
                 yield number, (*here, -1 - k)
@@ -319,11 +319,12 @@ def body(node: onnx.NodeProto, path: _Path) -> tuple[onnx.GraphProto, int]:
 def cut(wiring: Wiring, struck: Iterable[str], *, inside: Iterable[int] = (), outputs: Sequence[str] = ()) -> Cut:
     """What these tensors, and the nodes whose bodies are struck, can change of the outputs (all by default).
 
-    >>> from onnxfi.graph.model.loading import load
-    >>> wiring = wire(load("models/fashion_cnn.onnx"))
-    >>> found = cut(wiring, ["fc2.weight"])
-    >>> [wiring.proto.graph.node[k].op_type for k in found.nodes], found.crossings
-    (['Gemm'], ('relu_2',))
+        >>> from onnxfi.graph.model.byte_source import quoted
+    from onnxfi.graph.model.loading import load
+        >>> wiring = wire(load("models/fashion_cnn.onnx"))
+        >>> found = cut(wiring, ["fc2.weight"])
+        >>> [wiring.proto.graph.node[k].op_type for k in found.nodes], found.crossings
+        (['Gemm'], ('relu_2',))
     """
     # In files that are in order no node behind the outputs matters.
     last = max((wiring.makers.get(name, -1) for name in outputs), default=-1) if wiring.in_order else -1

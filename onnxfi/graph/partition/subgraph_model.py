@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from onnxfi.graph.model.weight_arrays import Stored
+from onnxfi.graph.model.weight_arrays import StoredArray
 from onnxfi.graph.partition.hollow_model import LARGE_BYTES, hollow
 from onnxfi.graph.partition.subgraph import ADDS, Home, Wiring, at, body
 
@@ -28,7 +28,7 @@ class Part:
     """A model, serialised, and the stored tensors that it names and does not hold, or where they lie."""
 
     data: bytes = field(repr=False)
-    stored: Mapping[str, NDArray[Any] | Stored] = field(repr=False)
+    stored: Mapping[str, NDArray[Any] | StoredArray] = field(repr=False)
 
     @property
     def size_bytes(self) -> int:
@@ -66,7 +66,9 @@ def extract(
     graph.initializer.extend(t for t in whole.graph.initializer if t.name in read)
     graph.sparse_initializer.extend(t for t in whole.graph.sparse_initializer if t.values.name in read)
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    stored: dict[str, NDArray[Any] | Stored] = {name: where for name, where in wiring.weights.items() if name in read}
+    stored: dict[str, NDArray[Any] | StoredArray] = {
+        name: where for name, where in wiring.weights.items() if name in read
+    }
     for where, array in (faulty or {}).items():
         tensor = _held(graph, keep, where)
         if where.fed in stored and array.nbytes >= LARGE_BYTES:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnxfi.errors import ModelError
 from onnxfi.graph.dataflow.activation_targets import graphs
 from onnxfi.graph.model.loading import Model, parse
-from onnxfi.graph.model.neuron_table import TABLE, table
+from onnxfi.graph.model.neuron_table import NEURON_TABLE_KEY, read_neuron_table
 from onnxfi.graph.model.protobuf_scan import text
 from onnxfi.graph.spiking.detect_neurons import SpikingLayer, SpikingLayers, Step, Variable
 
@@ -41,7 +41,7 @@ def expose(model: Model, found: SpikingLayers) -> onnx.ModelProto:
     ['lif3/threshold', 'lif3/leak', 'lif3/reset', 'lif3/spike']
     """
     proto = parse(model)
-    if table(proto):
+    if read_neuron_table(proto):
         raise ModelError(f"{model.name} has its neurons exposed already; strike its words as they are")
     places = {path: graph for path, graph, _ in graphs(proto)}
     edits = {path: _Edit(graph, proto.graph) for path, graph in places.items()}
@@ -52,7 +52,7 @@ def expose(model: Model, found: SpikingLayers) -> onnx.ModelProto:
         edits[path].write()
     _prune(proto, {name for layer in found.layers for v in layer.variables for name in v.origins})
     entry = proto.metadata_props.add()
-    entry.key, entry.value = TABLE, json.dumps(rows)
+    entry.key, entry.value = NEURON_TABLE_KEY, json.dumps(rows)
     proto.ir_version = max(proto.ir_version, 4)
     return proto
 

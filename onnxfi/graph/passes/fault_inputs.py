@@ -41,7 +41,7 @@ def columns(
     FaultError for a fault that is no mask (where numbers change: no scale and shift); both name the site.
 
     >>> from onnxfi.faults.space import Selector
-    >>> from onnxfi.graph.dataflow.activation_targets import activations, choose
+    >>> from onnxfi.graph.dataflow.activation_targets import activations, select_activations
     >>> from onnxfi.graph.passes.instrument import ActivationFault, arm
     >>> from onnxfi.graph.model.loading import load, parse
     >>> model = load("models/fashion_cnn.onnx")

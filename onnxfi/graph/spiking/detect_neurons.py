@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnxfi.errors import ModelError
 from onnxfi.graph.dataflow.activation_targets import activations, graphs, labels
 from onnxfi.graph.dataflow.sample_axis import Dims
-from onnxfi.graph.model.layers import layer_of, owner_in_name
+from onnxfi.graph.model.layers import layer_of, module_in_parameter_name
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.model.protobuf_scan import text
 from onnxfi.graph.spiking.membrane_steps import (
@@ -199,7 +199,9 @@ def _layer(
     node = pattern.graph.node[first.compare]
     label = labels(pattern.graph.node)[first.compare]
     layer, kind = layer_of(node, label), spiking_class(pattern, first)
-    owner = owner_in_name(pattern.origin(text(pattern.graph.node[threshold[0].node].input[threshold[0].input])))
+    owner = module_in_parameter_name(
+        pattern.origin(text(pattern.graph.node[threshold[0].node].input[threshold[0].input]))
+    )
     layer = owner if owner.endswith(f".{layer}") else layer  # the older exporter loses the names of containers
     variables = [_variable(pattern, n, uses) for n, uses in (("threshold", threshold), ("leak", leak)) if uses]
     return SpikingLayer(

@@ -138,7 +138,7 @@ def add_spike_counts(model: Model, output: str | None, axis: int) -> onnx.ModelP
     """
     from onnx import helper, numpy_helper
 
-    from onnxfi.graph.dataflow.type_inference import inferred
+    from onnxfi.graph.dataflow.type_inference import infer_types
     from onnxfi.graph.model.loading import parse
     from onnxfi.graph.passes.bit_arithmetic import opset_of
 
@@ -146,7 +146,7 @@ def add_spike_counts(model: Model, output: str | None, axis: int) -> onnx.ModelP
         raise ModelError(f"{model.name} has external data, so nothing can be counted in it; write it as one file first")
     proto = parse(model)
     graph = proto.graph
-    kinds = {text(o.name): o.type.tensor_type for o in (*inferred(proto).graph.output, *graph.output)}
+    kinds = {text(o.name): o.type.tensor_type for o in (*infer_types(proto).graph.output, *graph.output)}
     sizes = {name: len(kind.shape.dim) for name, kind in kinds.items() if kind.HasField("shape")}
     ranks = {text(o.name): sizes.get(text(o.name)) for o in graph.output}
     if output is not None and output not in ranks:

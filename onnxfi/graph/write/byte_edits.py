@@ -7,18 +7,18 @@ from numpy.typing import NDArray
 
 from onnxfi.faults.space import Index, Target
 from onnxfi.faults.words import Words
-from onnxfi.graph.model.byte_source import Read
+from onnxfi.graph.model.byte_source import ReadBytes
 from onnxfi.graph.model.loading import byte_offsets
-from onnxfi.graph.model.protobuf_scan import Frame, Record, numbers_in, varint
-from onnxfi.graph.model.targets import Place
+from onnxfi.graph.model.protobuf_scan import MessageFrame, TensorRecord, read_varints, varint
+from onnxfi.graph.model.targets import WordLocation
 
 #: Offsets in a file, and the bytes that they take.
-Patch = tuple[NDArray[np.int64], NDArray[np.uint8]]
+ByteEdit = tuple[NDArray[np.int64], NDArray[np.uint8]]
 #: The messages around, whose lengths follow; start and end of what goes; and what comes in its place.
-Splice = tuple[tuple[Frame, ...], int, int, bytes]
+ByteSplice = tuple[tuple[MessageFrame, ...], int, int, bytes]
 
 
-def byte_edits(read: Read, target: Target, spot: Place, index: Index, words: Words) -> Patch:
+def plain_edits(read: ReadBytes, target: Target, spot: WordLocation, index: Index, words: Words) -> ByteEdit:
     """Words that lie as they are: the offset and value of each byte that they take."""
     offsets, shifts = byte_offsets(target, spot, index)
     if target.word.bits >= 8:
@@ -40,16 +40,16 @@ def _within(number: int, shift: int, word: int, target: Target) -> int:
 
 
 def varint_edits(
-    read: Read, target: Target, spot: Place, record: Record, index: Index, words: Words
-) -> tuple[list[Patch], list[Splice]]:
+    read: ReadBytes, target: Target, spot: WordLocation, record: TensorRecord, index: Index, words: Words
+) -> tuple[list[ByteEdit], list[ByteSplice]]:
     """Words in a list of varints: overwritten where the length stays, else spliced. `index` ascends."""
-    patches: list[Patch] = []
-    splices: list[Splice] = []
+    patches: list[ByteEdit] = []
+    splices: list[ByteSplice] = []
     entries, positions = np.divmod(index, spot.per_entry)
     done = 0
     for run in spot.runs:
         frames = record.frames + ((record.packed[run[0]],) if run[0] in record.packed else ())
-        for values, starts, ends in numbers_in(read, run):
+        for values, starts, ends in read_varints(read, run):
             low, high = np.searchsorted(entries, [done, done + len(values)]).tolist()
             numbers: dict[int, int] = {}
             for k in range(low, high):

@@ -23,14 +23,14 @@ from onnxfi.errors import FaultListError, ModelError, OutputError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.trials import Faults, concat, resolve
 from onnxfi.faults.words import Words
-from onnxfi.graph.model.byte_source import Source
+from onnxfi.graph.model.byte_source import ByteSource
 from onnxfi.graph.model.loading import Model, by_target
-from onnxfi.graph.model.protobuf_scan import Frame, varint
-from onnxfi.graph.write.byte_edits import Patch, Splice, byte_edits, varint_edits
-from onnxfi.graph.write.output_file import check_place, temporary, written
+from onnxfi.graph.model.protobuf_scan import MessageFrame, varint
+from onnxfi.graph.write.byte_edits import ByteEdit, ByteSplice, plain_edits, varint_edits
+from onnxfi.graph.write.output_file import atomic_files, check_output_files, output_files
 
 #: Told how much is done, and how much there is.
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 #: A piece is read, hashed twice, patched and written while it is in the processor's cache.
 _CHUNK = 1 << 20
 #: Zeros of this length are not written: more than a file system's block, so that few holes cost few calls.
@@ -40,22 +40,22 @@ _SMALL = 1 << 16
 
 
 @dataclass
-class Edits:
+class FileEdits:
     """What becomes of each file: bytes to overwrite, and stretches of the model file to replace.
 
     `patches` maps a file's number to (offset, byte) columns; `splices` are (frames, start, end, new bytes), the frames
     being those whose lengths follow.
     """
 
-    patches: dict[int, list[Patch]] = field(default_factory=lambda: defaultdict(list))
-    splices: list[Splice] = field(default_factory=list)
+    patches: dict[int, list[ByteEdit]] = field(default_factory=lambda: defaultdict(list))
+    splices: list[ByteSplice] = field(default_factory=list)
 
     @property
     def resized(self) -> bool:
         """Whether a number changed its length, so that the message around it is written anew."""
         return any(end - start != len(new) for _, start, end, new in self.splices)
 
-    def bytes_of(self, file: int) -> Patch:
+    def bytes_of(self, file: int) -> ByteEdit:
         """The patches of one file as ascending columns; ModelError where tensors share bytes that both are struck."""
         parts = self.patches.get(file) or [(np.zeros(0, np.int64), np.zeros(0, np.uint8))]
         offsets, values = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -70,13 +70,13 @@ class Edits:
         return offsets, values
 
 
-def place(model: Model, faults: Faults) -> tuple[Faults, Words]:
+def look_up_words(model: Model, faults: Faults) -> tuple[Faults, Words]:
     """Look up the stored words: the faults with their words before and after, and each row's final word."""
-    faults = bound(model, faults)
+    faults = bind_models(model, faults)
     return resolve(faults, model.stored(faults))
 
 
-def bound(model: Model, faults: Faults) -> Faults:
+def bind_models(model: Model, faults: Faults) -> Faults:
     """The faults with what their models have to know of the numbers of whole tensors (`FaultModel.for_tensor`)."""
     if not any(event.depends_on_tensor for event in faults.models):
         return faults
@@ -92,9 +92,9 @@ def bound(model: Model, faults: Faults) -> Faults:
     return replace(faults, models=tuple(models))
 
 
-def edits(model: Model, faults: Faults, final: Words) -> Edits:
+def find_edits(model: Model, faults: Faults, final: Words) -> FileEdits:
     """The bytes that make each fault's place hold its final word."""
-    out = Edits()
+    out = FileEdits()
     for target, rows in by_target(faults):
         index, first = np.unique(faults.sites.index[rows], return_index=True)
         words = final[rows][first]
@@ -105,11 +105,11 @@ def edits(model: Model, faults: Faults, final: Words) -> Edits:
                 out.patches[0] += patches
                 out.splices += splices
             else:
-                out.patches[spot.file].append(byte_edits(read, target, spot, index, words))
+                out.patches[spot.file].append(plain_edits(read, target, spot, index, words))
     return out
 
 
-def _renamed(model: Model, names: Sequence[str]) -> Iterator[Splice]:
+def _renamed(model: Model, names: Sequence[str]) -> Iterator[ByteSplice]:
     """Splices that give every tensor in external data the new name of its file."""
     for number, file in model.files.items():
         record = model.records[number]
@@ -119,11 +119,11 @@ def _renamed(model: Model, names: Sequence[str]) -> Iterator[Splice]:
         yield (*record.frames, entry, value), value[1], value[2], names[file - 1].encode()
 
 
-def _lengths(splices: Iterable[Splice]) -> list[tuple[int, int, bytes]]:
+def _lengths(splices: Iterable[ByteSplice]) -> list[tuple[int, int, bytes]]:
     """All replacements in the model file: the splices, and the lengths of the messages around them, ascending."""
     edits_ = [(start, end, new) for _, start, end, new in splices]
-    growth: dict[Frame, int] = defaultdict(int)
-    parent: dict[Frame, tuple[int, Frame | None]] = {}
+    growth: dict[MessageFrame, int] = defaultdict(int)
+    parent: dict[MessageFrame, tuple[int, MessageFrame | None]] = {}
     for frames, start, end, new in splices:
         for depth, frame in enumerate(frames):
             parent[frame] = (depth, frames[depth - 1] if depth else None)
@@ -140,7 +140,7 @@ def _lengths(splices: Iterable[Splice]) -> list[tuple[int, int, bytes]]:
 
 
 @dataclass(frozen=True)
-class Written:
+class FaultyCopy:
     """What was written: the digests of the model and of the faulty model, the file, and what there is to say."""
 
     model: str
@@ -174,7 +174,9 @@ class _Hashing:
         return self.model.hexdigest(), self.faulty.hexdigest()
 
 
-def _pieces(source: Source, patches: Patch, replaced: Sequence[tuple[int, int, bytes]]) -> Iterator[tuple[Any, Any]]:
+def _pieces(
+    source: ByteSource, patches: ByteEdit, replaced: Sequence[tuple[int, int, bytes]]
+) -> Iterator[tuple[Any, Any]]:
     """The file in pieces, each as it was and as it becomes; each is good until two more have been asked for."""
     offsets, values = patches
     # Fresh memory for every piece costs a page fault each 4 kB, more than the hashing. The digests run one piece
@@ -217,14 +219,14 @@ def _joined(pieces: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
         yield bytes(old), bytes(new)
 
 
-def write(
+def write_copy(
     model: Model,
-    change: Edits,
+    change: FileEdits,
     out: Path | None,
     *,
     expect: str | None = None,
-    progress: Progress | None = None,
-) -> Written:
+    progress: OnProgress | None = None,
+) -> FaultyCopy:
     """Write the changed copy to `out`, or return its bytes where `out` is None (a model without external data).
 
     With external data also `OUT.data` (`OUT.data.1`, …); only their names change in the model. `expect` is the digest
@@ -239,15 +241,15 @@ def write(
         for old, new in _joined(_pieces(model.source, change.bytes_of(0), _lengths(change.splices))):
             hashing.feed(old, new)
             parts.append(bytes(new))
-        return Written(*hashing.digests(), None, b"".join(parts), change.resized)
-    files = written(out, len(model.external))
-    check_place(model, files)
+        return FaultyCopy(*hashing.digests(), None, b"".join(parts), change.resized)
+    files = output_files(out, len(model.external))
+    check_output_files(model, files)
     splices = [
         *change.splices,
         *_renamed(model, [f.name for f in files[1:]]),
     ]
     done, total = 0, sum(source.size for source in model.sources)
-    with temporary(files) as streams:
+    with atomic_files(files) as streams:
         for number, (source, stream) in enumerate(zip(model.sources, streams, strict=True)):
             replaced = _lengths(splices) if number == 0 else []
             for old, new in _joined(_pieces(source, change.bytes_of(number), replaced)):
@@ -260,18 +262,18 @@ def write(
         digests = hashing.digests()
         if expect is not None and digests[1] != expect:
             raise FaultListError(f"the result would be {digests[1]}, not {expect}; nothing was written")
-    return Written(*digests, out, None, change.resized)
+    return FaultyCopy(*digests, out, None, change.resized)
 
 
-def faulty_bytes(model: Model, change: Edits) -> bytes:
+def faulty_bytes(model: Model, change: FileEdits) -> bytes:
     """The changed model file as bytes, without digests: what a session is made from, trial after trial."""
     pieces = _pieces(model.source, change.bytes_of(0), _lengths(change.splices))
     return b"".join(bytes(new) for _, new in pieces)
 
 
-def write_draft(model: Model, change: Edits, out: Path) -> None:
-    """Write the changed copy as `write` does, without digests and for nobody to keep: what a session is made from."""
-    files = written(out, len(model.external))
+def write_scratch_copy(model: Model, change: FileEdits, out: Path) -> None:
+    """Write the changed copy as `write_copy` does, without digests: a draft from which a session is made."""
+    files = output_files(out, len(model.external))
     splices = [*change.splices, *_renamed(model, [file.name for file in files[1:]])]
     try:
         for number, (source, file) in enumerate(zip(model.sources, files, strict=True)):
@@ -295,7 +297,7 @@ def _put(stream: IO[bytes], piece: Any) -> None:
     stream.write(view[done:])
 
 
-def restore(model: Model, trials: Sequence[Faults]) -> tuple[Faults, Words]:
+def undo_words(model: Model, trials: Sequence[Faults]) -> tuple[Faults, Words]:
     """The words that undo these trials, last fault first, on the faulty model; checked against what it holds.
 
     Raises FaultListError where the model does not hold what the faults left there.

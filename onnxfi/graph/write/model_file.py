@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxfi.errors import OutputError
 from onnxfi.graph.model.loading import Model
-from onnxfi.graph.write.output_file import check_place, temporary, written
+from onnxfi.graph.write.output_file import atomic_files, check_output_files, output_files
 
 if TYPE_CHECKING:
     import onnx
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 22
 
 
-def save(model: Model, proto: onnx.ModelProto, out: Path) -> None:
+def save_model(model: Model, proto: onnx.ModelProto, out: Path) -> None:
     """Write `proto`, made from `model`, to `out`; external data is copied as it is to `OUT.data`, `OUT.data.1`, …
 
     A temporary name, fsync and rename leave no half file. Raises OutputError for a place that cannot be written.
     """
-    files = written(out, len(model.external))
-    check_place(model, files)
+    files = output_files(out, len(model.external))
+    check_output_files(model, files)
     renamed = _renamed(model, proto, [file.name for file in files[1:]])
-    with temporary(files) as (stream, *rest):
+    with atomic_files(files) as (stream, *rest):
         stream.write(renamed.SerializeToString(deterministic=True))
         for source, copy in zip(model.external, rest, strict=True):
             with source.reading() as read:

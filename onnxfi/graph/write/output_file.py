@@ -1,6 +1,6 @@
 """Outputs: checked before anything is written, and drafts until all is written.
 
-Whatever writes a file goes through `temporary`, so no verb puts a file in the place of a device or a pipe.
+Whatever writes a file goes through `atomic_files`, so no verb puts a file in the place of a device or a pipe.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import IO
 
 from onnxfi.errors import OutputError
-from onnxfi.graph.model.byte_source import Source
+from onnxfi.graph.model.byte_source import ByteSource
 from onnxfi.graph.model.loading import Model
-from onnxfi.graph.write.scratch_folder import scratch
+from onnxfi.graph.write.scratch_folder import scratch_folder
 
 
-def written(out: Path, data_files: int) -> list[Path]:
+def output_files(out: Path, data_files: int) -> list[Path]:
     """The files that a model is written to: `OUT`, and `OUT.data`, `OUT.data.1`, … for its external data.
 
-    >>> [file.name for file in written(Path("m.onnx"), 2)]
+    >>> [file.name for file in output_files(Path("m.onnx"), 2)]
     ['m.onnx', 'm.onnx.data', 'm.onnx.data.1']
     """
     return [out, *(out.parent / (f"{out.name}.data" + (f".{k}" if k else "")) for k in range(data_files))]
 
 
-def check_place(model: Model | None, files: Sequence[Path], *, copy: bool = True) -> None:
+def check_output_files(model: Model | None, files: Sequence[Path], *, copy: bool = True) -> None:
     """Refuse an output that is one of the model's files, in a folder that is not there, a directory or a device.
 
     Where a `copy` of the model is written, also one for which the disk has no room.
@@ -82,7 +82,7 @@ def _check_folder(file: Path) -> None:
         raise OutputError(f"no folder {str(file.parent)!r} to write {file.name!r} into; make it first")
 
 
-def _check_file(file: Path, sources: Sequence[Source]) -> None:
+def _check_file(file: Path, sources: Sequence[ByteSource]) -> None:
     try:
         status = file.stat()
     except FileNotFoundError:
@@ -106,18 +106,18 @@ def _of_process(file: Path) -> bool:
         file = file.parent / os.readlink(file)
 
 
-def _on_disk(source: Source) -> int:
+def _on_disk(source: ByteSource) -> int:
     blocks = getattr(source.path.stat(), "st_blocks", None) if source.path else None
     return source.size if blocks is None else min(source.size, blocks * 512)
 
 
 @contextmanager
-def temporary(files: Sequence[Path]) -> Iterator[list[IO[bytes]]]:
+def atomic_files(files: Sequence[Path]) -> Iterator[list[IO[bytes]]]:
     """Streams that become `files` only when all is written: data first, the model last; else nothing is left."""
-    check_place(None, files)
+    check_output_files(None, files)
     streams: list[IO[bytes]] = []
     try:
-        with scratch(files[0].parent) as folder:
+        with scratch_folder(files[0].parent) as folder:
             drafts = [folder / str(number) for number in range(len(files))]
             try:
                 for draft in drafts:

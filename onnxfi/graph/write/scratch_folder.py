@@ -22,13 +22,13 @@ _LOCK = "in-use"
 
 
 @contextmanager
-def scratch(parent: Path | None = None) -> Iterator[Path]:
+def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
     """A folder for drafts in `parent` (the system's for temporary files), removed in the end.
 
     Those that processes left there which were killed are removed too.
     """
     place = Path(tempfile.gettempdir() if parent is None else parent)
-    sweep(place)
+    remove_abandoned(place)
     folder = place / f"{'' if parent is None else '.'}onnxfi-{secrets.token_hex(8)}"
     folder.mkdir(mode=0o700)
     lock = None
@@ -45,8 +45,8 @@ def scratch(parent: Path | None = None) -> Iterator[Path]:
             os.close(lock)
 
 
-def sweep(place: Path | None = None) -> None:
-    """Remove what `scratch` made in a folder for processes that have been killed since."""
+def remove_abandoned(place: Path | None = None) -> None:
+    """Remove what `scratch_folder` made in a folder for processes that have been killed since."""
     if fcntl is None:
         return
     with suppress(OSError), os.scandir(place or tempfile.gettempdir()) as found:

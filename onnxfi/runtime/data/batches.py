@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import DataError
-from onnxfi.graph.dataflow.sample_axis import Layout, layout_of
+from onnxfi.graph.dataflow.sample_axis import BatchLayout, find_batch_layout
 from onnxfi.runtime.engine.model_io import Array, Port, native, type_name
 
 Labels = NDArray[np.int64]
@@ -49,15 +49,15 @@ class Batch:
         }
 
 
-def layout(inputs: Sequence[Port], batch_axis: int, given: Mapping[str, Sequence[int]] | None = None) -> Layout:
-    """Find the inputs that hold samples along `batch_axis`; `given` are the shapes of arrays (see `layout_of`).
+def layout(inputs: Sequence[Port], batch_axis: int, given: Mapping[str, Sequence[int]] | None = None) -> BatchLayout:
+    """Find the inputs that hold samples along `batch_axis`; `given` are the shapes of arrays (see `find_batch_layout`).
 
     >>> layout([Port("x", "float32", ("N", 3)), Port("rate", "int64", ())], 0)
     Layout(axis=0, axes=(('x', 0),), fixed=None)
     >>> layout([Port("x", "float32", (4, 3))], 0).fixed
     4
     """
-    return layout_of({port.name: port.shape for port in inputs}, batch_axis, given)
+    return find_batch_layout({port.name: port.shape for port in inputs}, batch_axis, given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,14 +74,14 @@ class Data:
     labels: Labels | None
     synthetic: bool
     description: str
-    layout: Layout
+    layout: BatchLayout
     _cut: Callable[[int], Iterator[Feeds]] = field(repr=False)
     #: Classes that the labels count, where they are numbered by what the data holds; None where the labels say.
     classes: int | None = None
 
     @classmethod
     def of_arrays(
-        cls, arrays: Feeds, labels: Labels | None, place: Layout, description: str, *, synthetic: bool = False
+        cls, arrays: Feeds, labels: Labels | None, place: BatchLayout, description: str, *, synthetic: bool = False
     ) -> Data:
         """Data that lies in memory, cut to any size."""
         samples = place.rows(arrays)

@@ -11,7 +11,7 @@ import numpy as np
 from onnxfi.errors import DataError
 from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.model.loading import Model, load
-from onnxfi.graph.write.faulty_copy import Progress
+from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.runtime.data.batches import Batch, Data
 from onnxfi.runtime.engine.engines import Session
 from onnxfi.runtime.engine.model_io import Array
@@ -28,7 +28,7 @@ def run_scores(
     name: str | None,
     *,
     batches: int | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     axes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Array:
     """The scored output over all samples, or over the first `batches` of `size` ([N, …]).

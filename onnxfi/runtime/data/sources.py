@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, closest
-from onnxfi.graph.dataflow.sample_axis import Layout
+from onnxfi.graph.dataflow.sample_axis import BatchLayout
 from onnxfi.runtime.data.batches import Batch, Data, Labels, layout
 from onnxfi.runtime.data.images import open_folder
 from onnxfi.runtime.data.npz import memory_bytes, read_headers, read_npz
@@ -154,7 +154,7 @@ def _from_batches(made: Iterator[Any], ports: Sequence[Port], batch_axis: int, l
     """Batches as a function made them, read to the end, or to `limit`, and kept: every run sees the same."""
     batches: list[dict[str, Array]] = []
     marks: list[Labels | None] = []
-    places: list[Layout] = []
+    places: list[BatchLayout] = []
     samples = 0
     for feeds in made:
         name = f"batch {len(batches)} of {what}"
@@ -183,7 +183,7 @@ def _from_batches(made: Iterator[Any], ports: Sequence[Port], batch_axis: int, l
 
 def _checked(
     given: Mapping[str, Any], ports: Sequence[Port], batch_axis: int, what: str
-) -> tuple[dict[str, Array], Labels | None, Layout]:
+) -> tuple[dict[str, Array], Labels | None, BatchLayout]:
     """The arrays in the model's order, the labels, and where the samples lie; or how they do not fit."""
     try:
         arrays = {name: np.asarray(array) for name, array in given.items()}
@@ -215,7 +215,7 @@ def _checked(
     return fitted, None if labels is None else _labels(labels, rows, what), place
 
 
-def _settled(ports: Sequence[Port], place: Layout, arrays: Mapping[str, Array], what: str) -> None:
+def _settled(ports: Sequence[Port], place: BatchLayout, arrays: Mapping[str, Array], what: str) -> None:
     """Refuse a row of numbers that may be one a sample, or one for each place along another axis of as many."""
     rows, shapes = place.rows(arrays), {port.name: port.shape or () for port in ports}
     symbols = [shapes[name][axis] for name, axis in place.axes if shapes[name]]
@@ -232,7 +232,7 @@ def _settled(ports: Sequence[Port], place: Layout, arrays: Mapping[str, Array], 
                 )
 
 
-def _fitted(array: Array, port: Port, place: Layout, what: str) -> Array:
+def _fitted(array: Array, port: Port, place: BatchLayout, what: str) -> Array:
     element = element_type(port.dtype)
     if array.dtype == f"V{element.itemsize}":  # what numpy's files make of the types of ml_dtypes
         array = array.view(element)

@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from onnxfi.errors import EngineError
-from onnxfi.graph.model.byte_source import shown
-from onnxfi.graph.model.isolation import CrashError, IsolationError, isolated
+from onnxfi.graph.model.byte_source import quoted
+from onnxfi.graph.model.isolation import CrashError, IsolationError, run_isolated
 from onnxfi.runtime.data.sources import Data, open_data
 from onnxfi.runtime.engine.engines import Engine, OrtEngine
 
@@ -66,9 +66,9 @@ def _copy_runs(engine: OrtEngine, model: str | Path | bytes, data: Data | None) 
         return b""
 
     try:
-        isolated(run, limited=False, longest_s=_LONGEST_S)
+        run_isolated(run, limited=False, longest_s=_LONGEST_S)
     except CrashError as error:
-        name = "the model" if isinstance(model, bytes) else shown(str(model))
+        name = "the model" if isinstance(model, bytes) else quoted(str(model))
         how = str(error).removeprefix("it ended with ")
         raise EngineError(
             f"ONNX Runtime {onnxruntime.__version__} crashes ({how}) when it opens or runs {name}; look for sizes and "

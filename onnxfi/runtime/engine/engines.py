@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxfi.errors import DataError, EngineError, InputError, ModelError, ProviderError, closest
-from onnxfi.graph.model.weight_arrays import Stored
+from onnxfi.graph.model.weight_arrays import StoredArray
 from onnxfi.runtime.engine.installed_runtime import both_runtimes_warning, installed_runtimes
 from onnxfi.runtime.engine.lending import Loan
 from onnxfi.runtime.engine.model_io import (
@@ -146,7 +146,7 @@ class OrtEngine:
                 raise ModelError(f"{model!r} is {what}; give the path of an .onnx file")
         return self._prepare(model, {}, folder)
 
-    def prepare_part(self, model: bytes, stored: Mapping[str, Array | Stored]) -> OrtSession:
+    def prepare_part(self, model: bytes, stored: Mapping[str, Array | StoredArray]) -> OrtSession:
         """Load a serialised model whose larger tensors, or the places where they lie, are given beside it by name.
 
         For the model they lie in external data, which need not be there. Raises as `prepare` does.
@@ -154,7 +154,7 @@ class OrtEngine:
         return self._prepare(model, stored)
 
     def _prepare(
-        self, model: str | bytes, stored: Mapping[str, Array | Stored], folder: Path | None = None
+        self, model: str | bytes, stored: Mapping[str, Array | StoredArray], folder: Path | None = None
     ) -> OrtSession:
         if self.provider.lower() == "auto":
             return self._prepare_auto(model, stored, folder)
@@ -186,7 +186,7 @@ class OrtEngine:
         return replace(made, _lent=(loan, values))
 
     def _prepare_auto(
-        self, model: str | bytes, stored: Mapping[str, Array | Stored], folder: Path | None
+        self, model: str | bytes, stored: Mapping[str, Array | StoredArray], folder: Path | None
     ) -> OrtSession:
         """CUDA, or the CPU with a note that says why not CUDA."""
         try:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxfi.errors import EngineError
-from onnxfi.graph.write.scratch_folder import scratch
+from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.runtime.engine.dry_run import dry_run
 from onnxfi.runtime.engine.engines import OrtEngine
 from onnxfi.runtime.engine.model_io import one_line
@@ -38,7 +38,7 @@ def fused(model: bytes, custom_ops: Sequence[str] = ()) -> Counter[str]:
 
     dry_run(OrtEngine(custom_ops=tuple(custom_ops)), model)
     own = {node.op_type for node in onnx.ModelProto.FromString(model).graph.node}
-    with scratch() as folder:
+    with scratch_folder() as folder:
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL
         options.optimized_model_filepath = str(folder / "optimised.onnx")

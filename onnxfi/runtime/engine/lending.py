@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxfi.graph.model.weight_arrays import Stored
+from onnxfi.graph.model.weight_arrays import StoredArray
 from onnxfi.runtime.engine.model_io import Array
 
 #: What is less in all is not worth memory of its own.
@@ -31,12 +31,12 @@ class Loan:
     [262143.0, 1]
     """
 
-    def __init__(self, given: Mapping[str, Array | Stored]) -> None:
+    def __init__(self, given: Mapping[str, Array | StoredArray]) -> None:
         sizes = [-(-one.nbytes // _ALIGNED) * _ALIGNED for one in given.values()]
         self._pages: mmap.mmap | None = None
         if not _CAN_END or sum(sizes) < _LEAST_BYTES:
             self.arrays = [
-                one.read() if isinstance(one, Stored) else np.ascontiguousarray(one) for one in given.values()
+                one.read() if isinstance(one, StoredArray) else np.ascontiguousarray(one) for one in given.values()
             ]
             return
         self.arrays = []
@@ -44,7 +44,7 @@ class Loan:
         start = 0
         for one, size in zip(given.values(), sizes, strict=True):
             array = np.frombuffer(self._pages, np.uint8, one.nbytes, start).view(one.dtype).reshape(one.shape)
-            if isinstance(one, Stored):
+            if isinstance(one, StoredArray):
                 one.into(array)
             else:
                 array[...] = one

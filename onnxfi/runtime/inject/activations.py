@@ -16,17 +16,17 @@ from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.models import Add, Scale
 from onnxfi.faults.space import FaultSpace, Selector, parse_site
 from onnxfi.faults.trials import Draw, Faults, at_sites, draw, fault_model
-from onnxfi.graph.dataflow.activation_targets import Activation, Chosen, activations, choose
+from onnxfi.graph.dataflow.activation_targets import Activation, ActivationSelection, activations, select_activations
 from onnxfi.graph.dataflow.sample_layout import one_at_a_time
-from onnxfi.graph.dataflow.type_inference import raised
+from onnxfi.graph.dataflow.type_inference import convert_opset
 from onnxfi.graph.model.isolation import IsolationError
 from onnxfi.graph.model.loading import Model, load, parse
-from onnxfi.graph.model.neuron_table import by_step, refuse_binding
+from onnxfi.graph.model.neuron_table import expand_steps, refuse_whole_tensor_models
 from onnxfi.graph.passes.bit_arithmetic import opset_of
 from onnxfi.graph.passes.fault_inputs import check_iteration, check_location
 from onnxfi.graph.passes.fault_operators import DOMAIN
 from onnxfi.graph.passes.instrument import ActivationFault, Armed, arm, bake, check_value_formats, check_word_formats
-from onnxfi.graph.write.model_file import save
+from onnxfi.graph.write.model_file import save_model
 from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.model_io import Array, same_bytes, shape_text
 from onnxfi.runtime.inject.shape_query import complete_by_running, loop_iterations, open_session, run_first_samples
@@ -110,7 +110,7 @@ def _raised(
     if model.external:
         raise ModelError(f"{where}: its weights are in external data; convert it with onnx.version_converter first")
     try:
-        made = raised(proto, opset)
+        made = convert_opset(proto, opset)
     except IsolationError as error:
         raise ModelError(f"{where}: onnx's converter: {error}") from None
     made.ir_version = proto.ir_version
@@ -180,7 +180,7 @@ def instrument(
     armed = arm(prepared.proto if chosen.activations else parse(model), chosen.activations, body=body, values=values)
     place = None if out is None else Path(out)
     if place is not None:
-        save(model, armed.proto, place)
+        save_model(model, armed.proto, place)
     said = (*prepared.notes, *chosen.notes) if chosen.activations else ()
     return Instrumented(armed, place, left_out(prepared.activations, model), said)
 
@@ -258,7 +258,7 @@ def inject_activations(
     event, selector = fault_model(fault), selector or Selector()
     prepared = prepare(model, opset=opset, body=body, data=data, shapes=True, custom_ops=custom_ops)
     if sites:
-        sites = by_step(model.proto, sites)
+        sites = expand_steps(model.proto, sites)
         chosen = _named(prepared, sites)
         faults = at_sites(sites, [_open(a) for a in chosen.activations], event, selector, seed)
         struck = activation_faults(faults, {a.target.id: a for a in chosen.activations})
@@ -278,14 +278,14 @@ def inject_activations(
     made = bake(prepared.proto, struck, body=body, inline=inline)
     place = None if out is None else Path(out)
     if place is not None:
-        save(model, made, place)
+        save_model(model, made, place)
     return ActivationInjection(made, tuple(struck), faults, space, how, place, (*prepared.notes, *chosen.notes))
 
 
 def _space(
-    proto: onnx.ModelProto, chosen: Chosen, selector: Selector, event: FaultModel, samples: int = 0
+    proto: onnx.ModelProto, chosen: ActivationSelection, selector: Selector, event: FaultModel, samples: int = 0
 ) -> FaultSpace:
-    refuse_binding(proto, event, [a.target.id for a in chosen.activations])
+    refuse_whole_tensor_models(proto, event, [a.target.id for a in chosen.activations])
     for a in chosen.activations:
         if samples and a.unplaced:
             raise SelectorError(
@@ -308,17 +308,17 @@ def _shaped(rows: Sequence[Activation]) -> tuple[Activation, ...]:
     return tuple(rows)
 
 
-def _chosen(prepared: PreparedModel, selector: Selector, *, every: bool) -> Chosen:
+def _chosen(prepared: PreparedModel, selector: Selector, *, every: bool) -> ActivationSelection:
     """What a selector takes."""
     try:
-        return choose(prepared.activations, selector, every=every)
+        return select_activations(prepared.activations, selector, every=every)
     except SelectorError:
         names = {name for a in prepared.activations for name in (a.target.id, a.target.node, a.target.layer)}
         _refuse_hidden(prepared.model, [pattern.lstrip("=") for pattern in selector.include], names)
         raise
 
 
-def _named(prepared: PreparedModel, sites: Sequence[str]) -> Chosen:
+def _named(prepared: PreparedModel, sites: Sequence[str]) -> ActivationSelection:
     """The activations that sites name; a float inside a QDQ group is an error that names its integer."""
     by_id = {a.target.id: a for a in prepared.activations}
     named: dict[str, Activation] = {}
@@ -337,7 +337,7 @@ def _named(prepared: PreparedModel, sites: Sequence[str]) -> Chosen:
         for a in named.values()
         if a.quantized
     ]
-    return Chosen(tuple(named.values()), tuple(notes))
+    return ActivationSelection(tuple(named.values()), tuple(notes))
 
 
 def _refuse_hidden(model: Model, names: Iterable[str], known: Container[str]) -> None:
@@ -395,4 +395,4 @@ def activation_faults(faults: Faults, rows: Mapping[str, Activation]) -> list[Ac
 
 def bake_into(model: Model, faults: Sequence[ActivationFault], out: Path) -> None:
     """Write a model that has these faults; its opset is raised where that is needed."""
-    save(model, bake(prepare(model).proto, faults), out)
+    save_model(model, bake(prepare(model).proto, faults), out)

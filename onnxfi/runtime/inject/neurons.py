@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from onnxfi.errors import InputError, ModelError
 from onnxfi.graph.model.loading import Model, load
-from onnxfi.graph.model.neuron_table import table
+from onnxfi.graph.model.neuron_table import read_neuron_table
 from onnxfi.graph.passes.expose_neurons import expose
 from onnxfi.graph.spiking.detect_neurons import SpikingLayer, SpikingLayers, find_spiking_layers
 from onnxfi.graph.spiking.neuron_mapping import spiking_layers
 from onnxfi.graph.spiking.pattern_graph import MAKES_SPIKES
-from onnxfi.graph.write.model_file import save
+from onnxfi.graph.write.model_file import save_model
 
 if TYPE_CHECKING:
     import onnx
@@ -58,19 +58,19 @@ def expose_neurons(model: Model, out: str | Path | None = None, *, neurons: str 
     >>> [(target.id, target.shape) for target in load(done.data).targets if target.layer == "lif3"][-1]
     ('lif3/spike', (10,))
     """
-    if table(model.proto):
+    if read_neuron_table(model.proto):
         raise ModelError(f"{model.name} has its neurons exposed already; strike its words as they are")
     found = spiking_layers(model, read_mapping(neurons) if neurons is not None else ())
     made = expose(model, found)
     place = None if out is None else Path(out)
     if place is not None:
-        save(model, made, place)
+        save_model(model, made, place)
     return ExposedNeurons(made, found, place)
 
 
 def with_exposed_neurons(model: Model, neurons: str | Path | None = None) -> Model:
     """The model with its neurons exposed, in memory; as it is where they are."""
-    return model if table(model.proto) else load(expose_neurons(model, neurons=neurons).data)
+    return model if read_neuron_table(model.proto) else load(expose_neurons(model, neurons=neurons).data)
 
 
 def describe(model: Model, neurons: str | Path | None = None) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def describe(model: Model, neurons: str | Path | None = None) -> dict[str, Any]:
     >>> [(row["layer"], row["neurons"], row["steps"]) for row in found["layers"]]
     [('lif1', 1568, 8), ('lif2', 784, 8), ('lif3', 10, 8)]
     """
-    if rows := table(model.proto):
+    if rows := read_neuron_table(model.proto):
         return {"layers": [_told(row) for row in rows], "time_axes": [], "notes": []}
     if not MAKES_SPIKES & operators(model.proto) and neurons is None:
         return {"layers": [], "time_axes": [], "notes": []}

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from onnxfi.errors import EngineError, OnnxfiError
 from onnxfi.faults.words import WORDS
-from onnxfi.graph.dataflow.activation_targets import Activation, alone, graphs, told
-from onnxfi.graph.dataflow.sample_axis import Layout, layout_in
-from onnxfi.graph.dataflow.sample_layout import Found, Sizes, placed
+from onnxfi.graph.dataflow.activation_targets import Activation, graphs, of_single_sample_model, with_observed_facts
+from onnxfi.graph.dataflow.sample_axis import BatchLayout, graph_batch_layout
+from onnxfi.graph.dataflow.sample_layout import SamplePlacement, Sizes, model_placements
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.passes.loop_counters import add_iteration_counts
 from onnxfi.graph.passes.shape_probes import Place, add_shape_outputs
@@ -35,7 +35,7 @@ def complete_by_running(
     One run tells formats and shapes, another with one sample more where samples lie. `proto` is the model, whose opset
     may have been raised; `custom_ops` are libraries of operators.
     """
-    layout = data.layout if data is not None else layout_in(model.proto.graph)
+    layout = data.layout if data is not None else graph_batch_layout(model.proto.graph)
     if not any(_open(a, layout) for a in rows):
         return tuple(rows)
     for inside in (True, False):  # what is asked inside may be what does not run
@@ -46,14 +46,14 @@ def complete_by_running(
     return tuple(rows)
 
 
-def _open(a: Activation, layout: Layout) -> bool:
+def _open(a: Activation, layout: BatchLayout) -> bool:
     """Whether the file leaves something of a value open that a run may tell."""
     unplaced = bool(a.unplaced) and layout.fixed is None and not a.why_not
     return "type is not known" in a.why_not or not a.shaped or unplaced
 
 
 def _answers(
-    model: Model, proto: onnx.ModelProto, rows: Sequence[Activation], data: Data | None, layout: Layout,
+    model: Model, proto: onnx.ModelProto, rows: Sequence[Activation], data: Data | None, layout: BatchLayout,
     custom_ops: Sequence[str],
 ) -> dict[str, Activation]:  # fmt: skip
     """What runs tell of activations, by target id."""
@@ -73,12 +73,14 @@ def _answers(
         if _open(a, layout) and dims[0] is not None:
             word = WORDS.get(types[a.name]) if a.name in wanted and not a.path else None
             found = places.get(a.path, {}).get(a.name)
-            one = told(a, word, _common(a, found, dims), found)
-            out[a.target.id] = alone(one) if layout.fixed == 1 else one
+            one = with_observed_facts(a, word, _common(a, found, dims), found)
+            out[a.target.id] = of_single_sample_model(one) if layout.fixed == 1 else one
     return out
 
 
-def _common(a: Activation, found: Found | None, dims: Sequence[tuple[int, ...] | None]) -> tuple[int | None, ...]:
+def _common(
+    a: Activation, found: SamplePlacement | None, dims: Sequence[tuple[int, ...] | None]
+) -> tuple[int | None, ...]:
     """The shape of a value in all runs, None where it grows."""
     first, last = dims[0] or (), dims[-1]
     place = a.place if a.place is not None or found is None else found.place
@@ -91,8 +93,8 @@ def _common(a: Activation, found: Found | None, dims: Sequence[tuple[int, ...] |
 
 
 def _places(
-    model: Model, layout: Layout, sizes: Sequence[int], known: Sequence[Mapping[Place, tuple[int, ...] | None]]
-) -> dict[str, dict[str, Found]]:
+    model: Model, layout: BatchLayout, sizes: Sequence[int], known: Sequence[Mapping[Place, tuple[int, ...] | None]]
+) -> dict[str, dict[str, SamplePlacement]]:
     """Where samples lie by the shapes of two runs; nothing where there is one."""
     if len(sizes) < 2:
         return {}
@@ -100,7 +102,7 @@ def _places(
     for (path, name), one in known[0].items():
         shapes.setdefault(path, {})[name] = (one, known[1].get((path, name)))
     every = [(path, graph) for path, graph, _ in graphs(model.proto)]
-    return placed(every, layout, cast("Any", shapes), Sizes((sizes[0], sizes[1])))
+    return model_placements(every, layout, cast("Any", shapes), Sizes((sizes[0], sizes[1])))
 
 
 def _grown(session: OrtSession, data: Data | None, names: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Array]]]:
@@ -160,7 +162,7 @@ def open_session(model: Model, proto: onnx.ModelProto, custom_ops: Sequence[str]
 
 def run_first_samples(
     session: OrtSession, data: Data | None, names: Sequence[str] | None = None
-) -> tuple[Mapping[str, Array], dict[str, Array], Layout]:
+) -> tuple[Mapping[str, Array], dict[str, Array], BatchLayout]:
     """What the first samples of the data, or made-up ones, are as inputs, what these outputs (None: all) are then, and
     which inputs hold samples.
 
@@ -178,6 +180,6 @@ def run_first_samples(
 
 def _run(
     session: OrtSession, fed: Data, size: int, names: Sequence[str] | None
-) -> tuple[Mapping[str, Array], dict[str, Array], Layout]:
+) -> tuple[Mapping[str, Array], dict[str, Array], BatchLayout]:
     feeds = next(iter(fed.batches(size))).feeds
     return feeds, session.run(feeds, names), fed.layout

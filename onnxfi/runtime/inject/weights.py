@@ -15,10 +15,18 @@ from onnxfi.faults.faultlist import MOST_LINES, FaultList, Header, lines, sites_
 from onnxfi.faults.models import Flip
 from onnxfi.faults.space import FaultSpace, Selector, Sites, User, check_apart
 from onnxfi.faults.trials import Draw, Faults, at_sites, concat, draw, fault_model
-from onnxfi.graph.model.dequantize import describe, with_reals
+from onnxfi.graph.model.dequantize import describe_scheme, with_dequantized
 from onnxfi.graph.model.loading import Model, load
-from onnxfi.graph.write.faulty_copy import Progress, Written, bound, edits, place, restore, write
-from onnxfi.graph.write.output_file import check_place, temporary, written
+from onnxfi.graph.write.faulty_copy import (
+    FaultyCopy,
+    OnProgress,
+    bind_models,
+    find_edits,
+    look_up_words,
+    undo_words,
+    write_copy,
+)
+from onnxfi.graph.write.output_file import atomic_files, check_output_files, output_files
 from onnxfi.runtime.inject.neurons import describe as describe_neurons
 
 __all__ = ["Injection", "Sample", "inject", "inspect", "load", "replay", "sample", "undo"]
@@ -113,7 +121,7 @@ def sample(
         how = Draw(kind, rate=ber or 0.0, n=count or 0, seed=seed)
         space = selector.space(model.targets, event)
         faults = draw(space, how, event, trial)
-    faults = with_reals(model, place(model, faults)[0])
+    faults = with_dequantized(model, look_up_words(model, faults)[0])
     header = Header("", str(event), selector, how, population=space.size, unit=event.unit, faulty=None)
     return Sample(faults, header, how.expected(space), space.bits, trial)
 
@@ -147,7 +155,7 @@ def inject(
     out: str | Path | None = None,
     *,
     save_faults: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Injection:
     """Write the faulty model: `out` (with external data also `OUT.data`), or its bytes where None.
 
@@ -162,22 +170,24 @@ def inject(
         ordinal = model.by_id.get(target.id)
         if ordinal is None or model.targets[ordinal] != target:
             raise InputError(f"the faults were drawn from another model: {model.name} has no such target {target.id!r}")
-    faults, final = place(model, drawn.faults)
-    drawn, change = replace(drawn, faults=faults), edits(model, faults, final)
+    faults, final = look_up_words(model, drawn.faults)
+    drawn, change = replace(drawn, faults=faults), find_edits(model, faults, final)
     if save_faults is None:
-        return _injection(drawn, write(model, change, _path(out), progress=progress))
+        return _injection(drawn, write_copy(model, change, _path(out), progress=progress))
     listed = Path(save_faults)
-    check_place(model, [listed], copy=False)
-    if out is not None and listed.resolve() in [file.resolve() for file in written(Path(out), len(model.external))]:
+    check_output_files(model, [listed], copy=False)
+    if out is not None and listed.resolve() in [
+        file.resolve() for file in output_files(Path(out), len(model.external))
+    ]:
         raise OutputError(f"the fault list and the faulty model cannot both be {str(listed)!r}; name another")
-    with temporary([listed]) as (stream,):
+    with atomic_files([listed]) as (stream,):
         # The list comes first, with room for the digests: a disk that it fills is met before the model is there.
         how, ordinals = _told(model, drawn)
         header = replace(drawn.header, model="0" * 64, faulty="0" * 64, draw=how)
         for line in (header.line(), *lines(drawn.trial, drawn.faults, how, ordinals)):
             stream.write((line + "\n").encode())
         stream.flush()
-        done = _injection(drawn, write(model, change, _path(out), progress=progress))
+        done = _injection(drawn, write_copy(model, change, _path(out), progress=progress))
         stream.seek(0)
         stream.write(replace(header, model=done.digest, faulty=done.faulty_digest).line().encode())
     return done
@@ -195,14 +205,14 @@ def _told(model: Model, drawn: Sample) -> tuple[Draw, list[int]]:
         return how, ordinals
     event = fault_model(drawn.header.fault)
     space = drawn.header.selector.space(model.targets, event)
-    again = bound(model, draw(space, how, event, drawn.trial))
+    again = bind_models(model, draw(space, how, event, drawn.trial))
     digest = sites_digest(again, [model.by_id[t.id] for t in space.targets])
     same = again.models == faults.models and digest == sites_digest(faults, ordinals)
     return how if same else Draw("sites", n=len(faults), seed=how.seed), ordinals
 
 
-def _injection(drawn: Sample, written: Written) -> Injection:
-    return Injection(drawn, written.model, written.faulty, written.path, written.data, written.resized)
+def _injection(drawn: Sample, copy: FaultyCopy) -> Injection:
+    return Injection(drawn, copy.model, copy.faulty, copy.path, copy.data, copy.resized)
 
 
 def _path(out: str | Path | None) -> Path | None:
@@ -223,7 +233,7 @@ def replay(model: Model, faults: FaultList) -> Sample:
     faults.bind(model.digest)
     trials = _trials(model, faults)
     struck = concat([rows for _, rows in trials])
-    placed, _ = place(model, struck)
+    placed, _ = look_up_words(model, struck)
     for said, is_ in ((struck.before, placed.before), (struck.after, placed.after)):
         if said is not None and is_ is not None and not np.array_equal(said, is_):
             row = int(np.flatnonzero(said != is_)[0])
@@ -234,10 +244,10 @@ def replay(model: Model, faults: FaultList) -> Sample:
     header, event = faults.header, fault_model(faults.header.fault)
     named = header.draw.kind == "sites"
     space = _space(model, header.selector, event, placed) if named else header.selector.space(model.targets, event)
-    return Sample(with_reals(model, placed), header, header.draw.expected(space), space.bits, trials[0][0])
+    return Sample(with_dequantized(model, placed), header, header.draw.expected(space), space.bits, trials[0][0])
 
 
-def undo(model: Model, faults: FaultList, out: str | Path, *, progress: Progress | None = None) -> Injection:
+def undo(model: Model, faults: FaultList, out: str | Path, *, progress: OnProgress | None = None) -> Injection:
     """Restore the original from the faulty model and the list that made it; checked against the original's digest.
 
     A model with external data keeps its data's new name, so there the words are checked, not the digest.
@@ -250,10 +260,10 @@ def undo(model: Model, faults: FaultList, out: str | Path, *, progress: Progress
     True
     """
     faults.bind(model.digest, undo=True)
-    rows, final = restore(model, [rows for _, rows in _trials(model, faults)])
+    rows, final = undo_words(model, [rows for _, rows in _trials(model, faults)])
     expect = None if model.external else faults.header.model
-    written = write(model, edits(model, rows, final), Path(out), expect=expect, progress=progress)
-    return _injection(Sample(rows, faults.header, len(rows), 0), written)
+    copy = write_copy(model, find_edits(model, rows, final), Path(out), expect=expect, progress=progress)
+    return _injection(Sample(rows, faults.header, len(rows), 0), copy)
 
 
 def _trials(model: Model, faults: FaultList) -> list[tuple[int, Faults]]:
@@ -291,7 +301,7 @@ def inspect(model: Model, selector: Selector | None = None, *, neurons: str | Pa
         {
             "target": t.id, "layer": t.layer, "op": t.op, "node": t.node, "kind": t.kind, "dtype": t.dtype,
             "shape": list(t.shape), "elements": words // t.word.parts, "bits": bits, "role": t.role,
-            "quantised": describe(model, t) or None, "aliases": list(t.aliases),
+            "quantised": describe_scheme(model, t) or None, "aliases": list(t.aliases),
             "roles": list(t.roles or [t.role] * bool(t.role)),
             "users": [asdict(user) for user in t.users or [User(t.op, t.node, t.layer)] * bool(t.op)],
         }

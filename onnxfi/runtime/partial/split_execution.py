@@ -16,7 +16,7 @@ from onnxfi.errors import EngineError, SelectorError
 from onnxfi.faults.sites import Index, Sites, Target
 from onnxfi.faults.trials import Faults, resolve
 from onnxfi.graph.dataflow.sample_axis import SampleAxis
-from onnxfi.graph.dataflow.type_inference import inferred
+from onnxfi.graph.dataflow.type_inference import infer_types
 from onnxfi.graph.partition.split_model import Stage, crossing, stages
 from onnxfi.graph.passes.bit_arithmetic import NUMBER
 from onnxfi.runtime.engine.engines import Engine, OrtEngine, Session
@@ -99,7 +99,7 @@ def _types(proto: onnx.ModelProto, cuts: Sequence[str], engine: Engine) -> dict[
     from onnx import helper
 
     wanted = crossing(proto, cuts)
-    graph = inferred(proto).graph
+    graph = infer_types(proto).graph
     found = {v.name: v.type for v in (*graph.value_info, *graph.output) if v.type.tensor_type.elem_type}
     left = [name for name in wanted if name not in found]
     if left:

@@ -23,13 +23,13 @@ from onnxfi.errors import (
     closest,
 )
 from onnxfi.faults.space import Target, matches
-from onnxfi.graph.dataflow.type_inference import raised
-from onnxfi.graph.model.dequantize import reals, scale_of
-from onnxfi.graph.model.isolation import IsolationError, isolated
+from onnxfi.graph.dataflow.type_inference import convert_opset
+from onnxfi.graph.model.dequantize import dequantized, scales_at
+from onnxfi.graph.model.isolation import IsolationError, run_isolated
 from onnxfi.graph.model.layers import layer_of, node_label
 from onnxfi.graph.model.loading import Model, load
-from onnxfi.graph.write.output_file import check_place, written
-from onnxfi.graph.write.scratch_folder import scratch
+from onnxfi.graph.write.output_file import check_output_files, output_files
+from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.dry_run import dry_run
 from onnxfi.runtime.engine.engines import OrtEngine
@@ -94,11 +94,11 @@ def quantize(model: Model, recipe: Recipe, out: str | Path, *, data: Data | None
     """
     place = Path(out)
     _check(model, recipe, data)
-    check_place(model, written(place, 1))
+    check_output_files(model, output_files(place, 1))
     dry_run(OrtEngine(provider="cpu"), model.path or model.source.data or b"")
     settled, notes = recipe.settled()
     try:
-        with scratch(place.parent) as folder:
+        with scratch_folder(place.parent) as folder:
             work = _Work(model, settled, folder, notes)
             return work.finish(place, work.apart(data), data)
     except OSError as error:
@@ -169,7 +169,9 @@ class _Work:
         backends.load_library(self.recipe.mode)
         refused = "the quantiser refuses the model"
         try:
-            told = json.loads(isolated(lambda: json.dumps(self._answer(data)).encode(), limited=False, longest_s=None))
+            told = json.loads(
+                run_isolated(lambda: json.dumps(self._answer(data)).encode(), limited=False, longest_s=None)
+            )
         except IsolationError as error:
             raise EngineError(f"{refused}: {error}") from None
         if "broken" in told:
@@ -310,7 +312,7 @@ class _Work:
 def _at_opset(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """The model at a higher opset, by the official converter, which drops what nodes say about their origin."""
     try:
-        made = raised(proto, opset)
+        made = convert_opset(proto, opset)
     except IsolationError as error:
         raise InputError(f"the model cannot be raised to opset {opset}: onnx's converter: {error}") from None
     _restore_layers(made, proto)
@@ -424,7 +426,7 @@ def _values(made: Model, target: Target, like: Array) -> Sequence[Any]:
         new = target.word.values(words).astype(np.float64).reshape(target.shape)
         with np.errstate(all="ignore"):
             return new, np.maximum(np.abs(like) * 2.0**-target.word.mantissa, 2.0**-24) * 2
-    scale, real = scale_of(made, target, index), reals(made, target, index, words)
+    scale, real = scales_at(made, target, index), dequantized(made, target, index, words)
     if scale is None or real is None:
         return None, 0.0
     pair = [a.astype(np.float64).reshape(target.shape) for a in (real, np.abs(scale))]

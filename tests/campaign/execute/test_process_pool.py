@@ -43,9 +43,9 @@ def stay():
     time.sleep(600)
 
 def draft():
-    from onnxfi.graph.write.scratch_folder import scratch
+    from onnxfi.graph.write.scratch_folder import scratch_folder
 
-    with scratch() as folder:
+    with scratch_folder() as folder:
         (folder / "faulty.onnx").touch()
         Path("drafted").touch()
         stay()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper, parser
 
 from onnxfi.graph.dataflow.activation_targets import Activation, activations
-from onnxfi.graph.dataflow.sample_axis import SampleAxis, layout_of
+from onnxfi.graph.dataflow.sample_axis import SampleAxis, find_batch_layout
 from onnxfi.graph.model.loading import load, parse
 from onnxfi.runtime.data.sources import open_data
 from onnxfi.runtime.engine.engines import OrtEngine
@@ -164,4 +164,4 @@ def test_runs_tell_where_the_file_leaves_shapes_open() -> None:
     ],
 )
 def test_inputs_with_samples(shapes: Any, given: Any, axes: dict[str, int]) -> None:
-    assert layout_of(shapes, 0, given).batched == axes
+    assert find_batch_layout(shapes, 0, given).batched == axes

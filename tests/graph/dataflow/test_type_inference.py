@@ -15,9 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxfi.errors import ModelError
 from onnxfi.graph.dataflow.activation_targets import activations
-from onnxfi.graph.dataflow.type_inference import inferred, raised
+from onnxfi.graph.dataflow.type_inference import convert_opset, infer_types
 from onnxfi.graph.model import isolation
-from onnxfi.graph.model.isolation import IsolationError, isolated
+from onnxfi.graph.model.isolation import IsolationError, run_isolated
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.partition.subgraph import wire
 from onnxfi.runtime.inject.activations import prepare
@@ -54,7 +54,7 @@ def made(
 def types(proto: onnx.ModelProto) -> dict[str, list[Size]]:
     return {
         v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in inferred(proto).graph.value_info
+        for v in infer_types(proto).graph.value_info
     }
 
 
@@ -77,7 +77,7 @@ def test_memory_and_time_of_inference_have_an_end(monkeypatch: pytest.MonkeyPatc
             pass
 
     with pytest.raises(IsolationError, match="more than 1 s"):
-        isolated(forever)
+        run_isolated(forever)
 
 
 def test_what_is_isolated_fails_with_its_own_words_and_leaves_no_process() -> None:
@@ -85,10 +85,10 @@ def test_what_is_isolated_fails_with_its_own_words_and_leaves_no_process() -> No
         raise ValueError("no such thing\nand more")
 
     with pytest.raises(IsolationError, match=r"^no such thing$"):
-        isolated(fails)
+        run_isolated(fails)
     with pytest.raises(IsolationError, match="ended with SIGSEGV"):
-        isolated(lambda: os.kill(os.getpid(), 11) or b"")
-    assert isolated(lambda: b"x" * (1 << 22)) == b"x" * (1 << 22)
+        run_isolated(lambda: os.kill(os.getpid(), 11) or b"")
+    assert run_isolated(lambda: b"x" * (1 << 22)) == b"x" * (1 << 22)
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 
@@ -96,7 +96,7 @@ def test_what_is_isolated_fails_with_its_own_words_and_leaves_no_process() -> No
 def test_a_model_that_ends_the_converter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx.version_converter, "convert_version", lambda *given: os.abort())
     with pytest.raises(IsolationError, match="ended with SIGABRT"):
-        raised(sliced(4), 21)
+        convert_opset(sliced(4), 21)
     with pytest.raises(ModelError, match="cannot be raised to opset 21: onnx's converter: it ended with SIGABRT"):
         prepare(load(sliced(4)), opset=21)
 
@@ -120,8 +120,8 @@ def test_a_value_of_which_nothing_follows_may_be_of_16_bits() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_copy_says_nothing_and_leaves_what_was_said_to_the_process(tmp_path: Path) -> None:
     code = (
-        "import os, sys; sys.stdout.write('once'); from onnxfi.graph.model.isolation import isolated\n"
-        "try: isolated(lambda: os.write(2, b'noise') and os.abort())\n"
+        "import os, sys; sys.stdout.write('once'); from onnxfi.graph.model.isolation import run_isolated\n"
+        "try: run_isolated(lambda: os.write(2, b'noise') and os.abort())\n"
         "except Exception as error: print(':', error)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)

@@ -10,7 +10,7 @@ from hypothesis import given
 from onnx import ModelProto, NodeProto, StringStringEntryProto, helper
 from strategies import names
 
-from onnxfi.graph.model.layers import join_scopes, layer_of, node_label, owner_in_name, scope_in_name
+from onnxfi.graph.model.layers import join_scopes, layer_of, module_in_parameter_name, node_label, scope_in_name
 from onnxfi.graph.model.loading import load
 
 ROOT = Path(__file__).parents[3]
@@ -103,7 +103,12 @@ def test_scopes_and_owners() -> None:
     assert scope_in_name("a") == scope_in_name("") == scope_in_name("/") == ""
     assert join_scopes(["a", "", "a.b", "c"], ".") == "a.b.c"
     assert join_scopes(["a", "ab"], ".") == "a.ab"
-    assert owner_in_name("weight") == owner_in_name("a.weights") == owner_in_name("") == ""
+    assert (
+        module_in_parameter_name("weight")
+        == module_in_parameter_name("a.weights")
+        == module_in_parameter_name("")
+        == ""
+    )
 
 
 def test_layers_of_real_models() -> None:

@@ -16,8 +16,8 @@ from strategies import U64
 
 from onnxfi.errors import ModelError
 from onnxfi.graph.model import protobuf_scan
-from onnxfi.graph.model.byte_source import Source
-from onnxfi.graph.model.protobuf_scan import numbers_in, scan, split_varints, text
+from onnxfi.graph.model.byte_source import ByteSource
+from onnxfi.graph.model.protobuf_scan import read_varints, scan, split_varints, text
 
 ROOT = Path(__file__).parents[3]
 lists = st.lists(st.sampled_from([0, 1, 127, 128, 2**63, 2**64 - 1]) | U64, max_size=40)
@@ -25,17 +25,17 @@ GROUP = 100 << 3
 
 
 def skeleton(data: bytes) -> ModelProto:
-    return ModelProto.FromString(scan(Source.memory(data))[0])
+    return ModelProto.FromString(scan(ByteSource.memory(data))[0])
 
 
-def recorded(data: bytes) -> list[protobuf_scan.Record]:
-    return [*scan(Source.memory(data))[1].values()]
+def recorded(data: bytes) -> list[protobuf_scan.TensorRecord]:
+    return [*scan(ByteSource.memory(data))[1].values()]
 
 
-def values(data: bytes, run: protobuf_scan.Run) -> tuple[list[int], list[bytes]]:
+def values(data: bytes, run: protobuf_scan.ByteRun) -> tuple[list[int], list[bytes]]:
     """The numbers of a run, and the bytes that each takes."""
-    with Source.memory(data).reading() as read:
-        pieces = [*numbers_in(read, run)]
+    with ByteSource.memory(data).reading() as read:
+        pieces = [*read_varints(read, run)]
     spans = [(a, b) for _, starts, ends in pieces for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
     return [n for numbers, _, _ in pieces for n in numbers.tolist()], [data[a:b] for a, b in spans]
 
@@ -108,7 +108,7 @@ def test_the_skeleton_is_the_message_without_its_large_payloads() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "models").glob("*.onnx")), ids=lambda path: path.stem)
 def test_the_skeleton_of_a_real_model_is_small_and_complete(path: Path) -> None:
-    data, records = scan(Source.file(path))
+    data, records = scan(ByteSource.file(path))
     proto, whole = ModelProto.FromString(data), ModelProto.FromString(path.read_bytes())
     kept = sum(len(t.raw_data) for t in whole.graph.initializer)
     assert len(data) < path.stat().st_size - 0.9 * kept
@@ -206,7 +206,7 @@ def test_lists_that_alternate_take_linear_time() -> None:
 def test_a_packed_list_that_ends_inside_a_number_is_refused(width: int) -> None:
     data = model_bytes(inside=chunk(5, scalar(1, 1) + scalar(2, 1) + chunk(8, b"w") + chunk(width, bytes(6))))
     with pytest.raises(ModelError, match="ends inside a number"):
-        scan(Source.memory(data))
+        scan(ByteSource.memory(data))
 
 
 def nested(depth: int, inner: bytes = b"") -> bytes:
@@ -242,7 +242,7 @@ def test_unknown_groups_are_skipped_as_parsers_do(depth: int) -> None:
 def test_what_is_no_protobuf_message_is_refused(tail: bytes, message: str) -> None:
     data = model_bytes(tensor_bytes("w", 1, [1], [7], "raw"), behind=tail)
     with pytest.raises(ModelError, match=message):
-        scan(Source.memory(data))
+        scan(ByteSource.memory(data))
 
 
 def deep_graph(levels: int) -> bytes:
@@ -255,10 +255,10 @@ def deep_graph(levels: int) -> bytes:
 
 def test_graphs_nest_as_deep_as_the_parser_goes_and_no_deeper() -> None:
     # Each level is three messages: graph, node, attribute; onnx's parser gives up at a hundred.
-    scan(Source.memory(chunk(7, deep_graph(33))))
+    scan(ByteSource.memory(chunk(7, deep_graph(33))))
     ModelProto.FromString(chunk(7, deep_graph(33)))
     with pytest.raises(ModelError, match="more than 100 deep"):
-        scan(Source.memory(chunk(7, deep_graph(2000))))
+        scan(ByteSource.memory(chunk(7, deep_graph(2000))))
 
 
 def test_fields_that_are_larger_than_the_window_and_lie_across_its_border() -> None:
@@ -266,7 +266,7 @@ def test_fields_that_are_larger_than_the_window_and_lie_across_its_border() -> N
     sizes = [protobuf_scan._WINDOW - 40 + k for k in range(0, 80, 3)]
     held = model([], [ints(f"t{k}", np.arange(n) % 251, "uint8") for k, n in enumerate(sizes)])
     data = held.SerializeToString()
-    found, records = scan(Source.memory(data))[0], recorded(data)
+    found, records = scan(ByteSource.memory(data))[0], recorded(data)
     assert len(found) < 10_000
     for record, size in zip(records, sizes, strict=True):
         (a, b, _) = record.fields[9][0]
@@ -279,13 +279,13 @@ def test_a_structure_of_more_than_a_gigabyte_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(protobuf_scan, "_LARGEST_SKELETON", 2000)
     data = model([node("Relu", ["x"], doc_string="d" * 3000)]).SerializeToString()
     with pytest.raises(ModelError, match="structure alone"):
-        scan(Source.memory(data))
+        scan(ByteSource.memory(data))
 
 
 def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(b"0123456789")
-    source = Source.file(path)
+    source = ByteSource.file(path)
     with source.reading() as read:
         assert read(2, 5) == b"234"
         os.truncate(path, 4)

@@ -11,7 +11,7 @@ import pytest
 
 from onnxfi.errors import ModelError
 from onnxfi.graph.model.loading import load
-from onnxfi.graph.model.weight_arrays import Stored
+from onnxfi.graph.model.weight_arrays import StoredArray
 from onnxfi.graph.partition.subgraph import wire
 from onnxfi.graph.partition.subgraph_model import extract
 from onnxfi.runtime.engine.engines import OrtEngine
@@ -84,7 +84,7 @@ def test_large_tensors_are_read_when_they_are_needed_and_held_once(tmp_path: Pat
     parts = [extract(wiring, [1], {"h": (1, ["N", 64])}, ["y"]) for _ in range(2)]
     held = [stored for part in parts for stored in part.stored.values()]
     assert [[*part.stored] for part in parts] == [["w"], ["w"]] and not any(isinstance(one, np.ndarray) for one in held)
-    assert all(isinstance(one, Stored) and np.array_equal(one.read(), arrays["w"]) for one in held)
+    assert all(isinstance(one, StoredArray) and np.array_equal(one.read(), arrays["w"]) for one in held)
     file = tmp_path / ("m.data" if beside else "m.onnx")
     file.write_bytes(file.read_bytes() + b"\0")
     with pytest.raises(ModelError, match="changed while it was being read"):

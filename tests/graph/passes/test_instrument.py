@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from onnxfi.errors import FaultError, InputError, ModelError, SelectorError
 from onnxfi.faults.space import Selector
 from onnxfi.faults.words import Mask
-from onnxfi.graph.dataflow.activation_targets import Activation, activations, choose
+from onnxfi.graph.dataflow.activation_targets import Activation, activations, select_activations
 from onnxfi.graph.dataflow.sample_axis import SampleAxis
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.passes.fault_inputs import columns
@@ -193,18 +193,18 @@ def test_a_quantised_group_is_struck_at_its_integer() -> None:
     }""")
     rows = activations(load(plain))
     assert [a.name for a in rows if a.default] == ["q"]
-    assert [a.target.id for a in choose(rows, Selector()).activations] == ["q"]
-    chosen = choose(rows, Selector(include=("=r",)))
+    assert [a.target.id for a in select_activations(rows, Selector()).activations] == ["q"]
+    chosen = select_activations(rows, Selector(include=("=r",)))
     assert chosen.activations[0].name == "q" and "'q' is struck instead" in chosen.notes[0]
-    assert choose(rows, Selector(include=("=d",))).activations[0].target.word.name == "uint8"
-    assert [a.name for a in choose(rows, Selector(include=("=a",))).activations] == ["a"]
+    assert select_activations(rows, Selector(include=("=d",))).activations[0].target.word.name == "uint8"
+    assert [a.name for a in select_activations(rows, Selector(include=("=a",))).activations] == ["a"]
 
 
 def test_where_activation_and_layer_are_meant_alike_the_fault_comes_after_both() -> None:
     rows = activations(load(MODELS / "fashion_cnn.onnx"))
-    both_ = choose(rows, Selector(op=("Conv", "Relu"))).activations
+    both_ = select_activations(rows, Selector(op=("Conv", "Relu"))).activations
     assert {a.target.op for a in both_} == {"Relu"}
-    convs = choose(rows, Selector(op=("Conv",))).activations
+    convs = select_activations(rows, Selector(op=("Conv",))).activations
     assert convs and {a.target.op for a in convs} == {"Conv"}
 
 
@@ -229,9 +229,12 @@ def test_by_default_a_fault_lands_before_a_range_restriction(nodes: str, default
     quantisation = "s = Constant<value_float=0.1>() z = Constant<value=uint8 {128}>()" if "Quantize" in nodes else ""
     plain = model(f"g (float[N,4] x, float[4,4] w) => (float[N,4] y) {{ {CLIP} {quantisation} {nodes} }}")
     rows = activations(load(plain))
-    assert [a.target.id for a in choose(rows, Selector()).activations] == default
+    assert [a.target.id for a in select_activations(rows, Selector()).activations] == default
     for end in (a for a in rows if a.target.op == "Clip"):  # by its own name it is a target all the same
-        assert choose(rows, Selector(include=(f"={end.name}",))).activations[0].name in (end.name, end.quantized)
+        assert select_activations(rows, Selector(include=(f"={end.name}",))).activations[0].name in (
+            end.name,
+            end.quantized,
+        )
 
 
 def test_a_selected_layer_gets_its_fault_before_its_range_restriction() -> None:
@@ -241,10 +244,10 @@ def test_a_selected_layer_gets_its_fault_before_its_range_restriction() -> None:
         )
     )
     for selector in (Selector(op=("MatMul", "Clip")), Selector(include=("[ay]",))):
-        assert [a.name for a in choose(rows, selector).activations] == ["a"]
-    both_ = choose(rows, Selector(include=("=a", "=y"))).activations
+        assert [a.name for a in select_activations(rows, selector).activations] == ["a"]
+    both_ = select_activations(rows, Selector(include=("=a", "=y"))).activations
     assert [a.name for a in both_] == ["a", "y"]
-    assert "y" in [a.name for a in choose(rows, Selector(), every=True).activations]
+    assert "y" in [a.name for a in select_activations(rows, Selector(), every=True).activations]
 
 
 @pytest.mark.parametrize("form", ["armed", "baked", "inlined"])

@@ -28,7 +28,7 @@ from onnxfi.faults.faultlist import FaultList
 from onnxfi.faults.space import Selector
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.write import output_file
-from onnxfi.graph.write.output_file import temporary
+from onnxfi.graph.write.output_file import atomic_files
 from onnxfi.runtime.inject.weights import inject, inspect, replay, sample, undo
 
 ROOT = Path(__file__).parents[3]
@@ -650,7 +650,7 @@ def test_a_kill_in_the_middle_leaves_no_half_file(tmp_path: Path) -> None:
     assert not (tmp_path / "o.onnx.data").exists()
     assert before == (hashlib.sha256(path.read_bytes()).hexdigest(), (tmp_path / "in/w.bin").stat().st_mtime_ns)
     assert list(tmp_path.glob(".onnxfi-*/1")), "a process that is killed cannot remove them"
-    with temporary([tmp_path / "other.txt"]) as (stream,):
+    with atomic_files([tmp_path / "other.txt"]) as (stream,):
         stream.write(b"whoever writes here next does")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in", "other.txt"]
 

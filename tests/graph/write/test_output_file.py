@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from onnxfi.errors import OutputError
-from onnxfi.graph.write.output_file import check_folder, check_place, make_folder, temporary
-from onnxfi.graph.write.scratch_folder import scratch, sweep
+from onnxfi.graph.write.output_file import atomic_files, check_folder, check_output_files, make_folder
+from onnxfi.graph.write.scratch_folder import remove_abandoned, scratch_folder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
 
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with
 def refused(place: Path, message: str) -> None:
     """The place is refused, before a byte is written and at the latest where it is."""
     with pytest.raises(OutputError, match=message) as told:
-        check_place(None, [place])
+        check_output_files(None, [place])
     assert "\n" not in str(told.value)
-    with pytest.raises(OutputError, match=message), temporary([place]) as (stream,):
+    with pytest.raises(OutputError, match=message), atomic_files([place]) as (stream,):
         stream.write(b"x")
 
 
@@ -71,7 +71,7 @@ def test_a_link_to_a_file_becomes_a_file_and_what_it_led_to_stays(tmp_path: Path
     (tmp_path / "kept").write_text("kept")
     for name, to in (("link", "kept"), ("dangling", "none")):
         (tmp_path / name).symlink_to(to)
-        with temporary([tmp_path / name]) as (stream,):
+        with atomic_files([tmp_path / name]) as (stream,):
             stream.write(b"new")
         assert (tmp_path / name).read_text() == "new" and not (tmp_path / name).is_symlink()
     assert (tmp_path / "kept").read_text() == "kept" and not (tmp_path / "none").exists()
@@ -104,8 +104,8 @@ def test_folders_that_cannot_be(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from onnxfi.graph.write.scratch_folder import scratch
-with scratch(Path(sys.argv[1])) as folder:
+from onnxfi.graph.write.scratch_folder import scratch_folder
+with scratch_folder(Path(sys.argv[1])) as folder:
     (folder / "draft").write_bytes(b"x" * 1000)
     print(folder, flush=True)
     sys.stdin.read()
@@ -122,15 +122,15 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_uses_stays(tmp_pa
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None and process.stdout is not None
     left = Path(process.stdout.readline().strip())
-    with scratch(tmp_path) as own:
-        sweep(tmp_path)
+    with scratch_folder(tmp_path) as own:
+        remove_abandoned(tmp_path)
         assert (left / "draft").exists() and own.exists(), "both are in use"
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdin.close()
         process.stdout.close()
         assert left.exists(), "a process that is killed removes nothing"
-        with scratch(tmp_path):
+        with scratch_folder(tmp_path):
             assert not left.exists()
         assert own.exists()
     assert not own.exists()
@@ -138,9 +138,9 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_uses_stays(tmp_pa
 
 
 def test_a_folder_for_drafts_is_ours_alone_and_goes_whatever_happens(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), scratch(tmp_path) as folder:
+    with pytest.raises(KeyboardInterrupt), scratch_folder(tmp_path) as folder:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         raise KeyboardInterrupt
-    with pytest.raises(OutputError, match="No such file"), temporary([tmp_path / "x"]) as _:
+    with pytest.raises(OutputError, match="No such file"), atomic_files([tmp_path / "x"]) as _:
         raise FileNotFoundError(2, "No such file")
     assert not list(tmp_path.iterdir())

@@ -21,7 +21,7 @@ from onnxfi.runtime.engine import dry_run as module
 from onnxfi.runtime.engine.dry_run import dry_run
 from onnxfi.runtime.engine.engines import OrtEngine
 from onnxfi.runtime.engine.model_io import Port
-from onnxfi.runtime.quantize import quantize
+from onnxfi.runtime.quantize.quantize import quantize
 from onnxfi.runtime.quantize.recipe import Recipe
 from onnxfi.tasks.evaluation import evaluate
 
@@ -82,7 +82,7 @@ def test_what_a_model_is_refused_for_is_told_by_the_runtime(tmp_path: Path) -> N
 def test_a_model_is_run_once_in_a_process_and_by_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_passed", set())
     copies: list[object] = []
-    monkeypatch.setattr(module, "isolated", lambda call, **limits: copies.append(limits) or b"")
+    monkeypatch.setattr(module, "run_isolated", lambda call, **limits: copies.append(limits) or b"")
     small = crashing("y = Relu(z)").SerializeToString()
     for model in (small, small, crashing("y = Abs(z)").SerializeToString()):
         dry_run(OrtEngine(provider="cpu"), model)

@@ -10,9 +10,9 @@ import onnx
 import onnx.parser
 import pytest
 
-from onnxfi.graph.model.byte_source import Source
+from onnxfi.graph.model.byte_source import ByteSource
 from onnxfi.graph.model.loading import load
-from onnxfi.graph.model.weight_arrays import Stored
+from onnxfi.graph.model.weight_arrays import StoredArray
 from onnxfi.graph.partition.subgraph import wire
 from onnxfi.graph.partition.subgraph_model import extract
 from onnxfi.runtime.engine.engines import OrtEngine
@@ -26,10 +26,10 @@ def test_what_is_lent_is_what_was_given(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     given = {word: rng.integers(0, 2, shape).astype(word) for word, shape in WORDS.items()}
     (tmp_path / "odd.bin").write_bytes(b"odd" + b"".join(array.tobytes() for array in given.values()))
-    source, start = Source.file(tmp_path / "odd.bin"), 3
-    stored: dict[str, np.ndarray | Stored] = {}
+    source, start = ByteSource.file(tmp_path / "odd.bin"), 3
+    stored: dict[str, np.ndarray | StoredArray] = {}
     for word, array in given.items():
-        stored[word], start = Stored(source, start, array.dtype, array.shape), start + array.nbytes
+        stored[word], start = StoredArray(source, start, array.dtype, array.shape), start + array.nbytes
     mixed = stored | {"f2": given["f2"], "few": np.arange(12).reshape(3, 4).T}
     for some in (stored, mixed, {"i1": given["i1"][:9]}, {}):
         for name, array in zip(some, Loan(some).arrays, strict=True):
