@@ -1,7 +1,9 @@
 """The trials that strike values in flight: the model cut where they strike, patched there, and resumed.
 
-A value inside a body (`If`, `Loop`, `Scan`) cannot be cut out: there the fault operator strikes, which is fed. Each
-route has a golden run of its own, since a runtime fuses across no cut.
+A value inside a body (`If`, `Loop`, `Scan`) cannot be cut out: there the fault operator injects, which is fed. So it
+does at every value where a model must not be cut (`whole`): where 16-bit floats are computed in float32, which a cut
+would round. It then rounds as the model does that a trial exports. Each route has a golden run of its own, since a
+runtime fuses across no cut.
 """
 
 from __future__ import annotations
@@ -41,8 +43,9 @@ if TYPE_CHECKING:
 class Flown:
     """A model cut at some of its values in flight, ready to run on a campaign's data, `size` samples together.
 
-    `armed` are the operators that strike values in bodies: their words, and where `values` their numbers; `turns` says
-    by target which output counts the turns of the loop around it; `golden` are the scores of its own disarmed run.
+    `armed` are the operators that inject into values in bodies, and where `whole` into all: their words, and where
+    `values` their numbers; `turns` says by target which output counts the turns of the loop around it; `golden` are the
+    scores of its own disarmed run.
     """
 
     reach: Reach
@@ -58,19 +61,21 @@ class Flown:
     golden: Array = field(repr=False)
     values: bool = False
     loose: bool = False
+    whole: bool = False
 
     @classmethod
     def open(
         cls, reach: Reach, cuts: tuple[str, ...], engine: Engine, data: Data, size: int, output: str | None,
-        axes: Mapping[str, tuple[int, ...]], *, values: bool = False, loose: bool = False,
+        axes: Mapping[str, tuple[int, ...]], *, values: bool = False, loose: bool = False, whole: bool = False,
     ) -> Flown:  # fmt: skip
         """Cut the model at these targets, and run golden; `axes` say where outputs hold samples.
 
-        `values` lets faults in bodies that are no masks strike; `loose` lets any shape go from part to part.
+        `whole` cuts it nowhere: operators inject into the targets. `values` lets operators inject faults that are no
+        masks; `loose` lets any shape go from part to part.
         """
-        staged, armed, turns = _staged(reach, cuts, engine, parse(reach.model), values, loose)
+        staged, armed, turns = _staged(reach, cuts, engine, parse(reach.model), values, loose, whole)
         none = np.zeros((0, 0))
-        flown = cls(reach, cuts, engine, data, size, output, axes, staged, armed, turns, none, values, loose)
+        flown = cls(reach, cuts, engine, data, size, output, axes, staged, armed, turns, none, values, loose, whole)
         return replace(flown, golden=flown.scores(None))
 
     def scores(self, faults: Faults | None, stored: Faults | None = None, *, batches: int | None = None) -> Array:
@@ -102,7 +107,7 @@ class Flown:
             return strike(array, a.target, a.place, struck[name], **sizes)
 
         feeds = dict(batch.feeds)
-        inside = {name: mine for name, mine in struck.items() if flying[name].path}
+        inside = {name: mine for name, mine in struck.items() if flying[name].path or self.whole}
         fed = self._strikes(inside, batch)
         for armed in self.armed:
             feeds |= columns(armed, [s for s in fed if (s.mask is None) == armed.values], batch=batch.size)
@@ -145,17 +150,18 @@ class Flown:
             faulty = write_copy(model, change, folder / "faulty.onnx" if model.external else None)
             proto = parse(load(faulty.path or faulty.data or b""))
             where = folder if model.external else None
-            staged, armed, turns = _staged(self.reach, self.cuts, self.engine, proto, self.values, self.loose, where)
+            how = self.values, self.loose, self.whole
+            staged, armed, turns = _staged(self.reach, self.cuts, self.engine, proto, *how, where)
         return replace(self, staged=staged, armed=armed, turns=turns)
 
 
 def _staged(
     reach: Reach, cuts: tuple[str, ...], engine: Engine, proto: onnx.ModelProto, values: bool, loose: bool,
-    folder: Path | None = None,
+    whole: bool, folder: Path | None = None,
 ) -> tuple[Staged, tuple[Armed, ...], dict[str, str]]:  # fmt: skip
-    """The stages of a model cut at these targets; where there are bodies, operators and the counters of loops."""
+    """The stages of a model cut at these targets (`whole`: at none), operators at the others, and counters of loops."""
     rows = [reach.flying[name] for name in cuts]
-    inside, turns = [a for a in rows if a.path], dict[str, str]()
+    inside, turns = [a for a in rows if a.path or whole], dict[str, str]()
     armed: list[Armed] = []
     if inside:
         proto, counters = add_iteration_counts(proto)
@@ -166,7 +172,7 @@ def _staged(
         proto = _fed(armed)
     if folder is None and reach.model.path is not None:
         folder = reach.model.path.parent
-    staged = prepare_stages(proto, [a.name for a in rows if not a.path], engine, folder, loose=loose)
+    staged = prepare_stages(proto, [a.name for a in rows if not (a.path or whole)], engine, folder, loose=loose)
     return staged, tuple(armed), turns
 
 
@@ -183,10 +189,10 @@ def _fed(armed: Sequence[Armed]) -> onnx.ModelProto:
     return made
 
 
-def valued(reach: Reach, faults: Faults) -> bool:
-    """Whether some fault in a body is no mask, so that the operator there must change numbers."""
+def valued(reach: Reach, faults: Faults, *, whole: bool = False) -> bool:
+    """Return whether some fault that an operator injects is no mask, so that it must change numbers."""
     sites = faults.sites
-    bodies = {name for name, a in reach.flying.items() if a.path}
+    bodies = {name for name, a in reach.flying.items() if a.path or whole}
     inside = [k for k, target in enumerate(faults.targets) if target.id in bodies]
     rows = np.flatnonzero(np.isin(sites.target, inside))
     if len(faults.models) == 1:  # what it does hangs on the word and the bit alone

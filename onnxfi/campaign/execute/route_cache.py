@@ -38,7 +38,8 @@ from onnxfi.tasks.outcomes import Golden, Judgement, judge
 
 #: Bytes of golden values and sessions that a process keeps, where nothing else is said.
 KEPT_BYTES = 1 << 30
-
+#: The provider that computes 16-bit floats in float32, and lays images in blocks of channels.
+CPU = "CPUExecutionProvider"
 
 #: How far golden runs of one model on the same data never lie apart, as a share of their range.
 _ANOTHER = 0.1
@@ -48,7 +49,7 @@ _NOT_SO = (EngineError, DataError, KeyError)
 
 def routes_of(campaign: Campaign, model: Model, reach: Reach, output: str | None, provider: str) -> Segmentation:
     """The routes of a campaign's trials; ModelError where there can be none, MemoryError where it is too large."""
-    on_cpu = provider == "CPUExecutionProvider"
+    on_cpu = provider == CPU
     wiring = wire(model, halves=not on_cpu, blocks=on_cpu and campaign.optimization == "all")
     outputs = () if output is None else (output,)
     spikes = fronts(model)

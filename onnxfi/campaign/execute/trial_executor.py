@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxfi.campaign.execute.activation_faults import Flown, by_id, one_sample, valued
 from onnxfi.campaign.execute.memory_limit import out_of_memory
-from onnxfi.campaign.execute.route_cache import KEPT_BYTES, Shortcuts, routes_of
+from onnxfi.campaign.execute.route_cache import CPU, KEPT_BYTES, Shortcuts, routes_of
 from onnxfi.campaign.plan.fault_targets import Reach
 from onnxfi.campaign.plan.open_model import beside, changed, open_model, output_of, served, told
 from onnxfi.campaign.spec.campaign import Campaign
@@ -26,6 +26,7 @@ from onnxfi.graph.dataflow.sample_axis import SampleAxis
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.partition.route import Route
 from onnxfi.graph.partition.segmentation import Segmentation
+from onnxfi.graph.partition.subgraph import half_floats
 from onnxfi.graph.write.faulty_copy import FileEdits, find_edits, look_up_words
 from onnxfi.runtime.data.batches import Batch
 from onnxfi.runtime.data.sample_outputs import run_scores, sample_axes, stacked
@@ -294,6 +295,11 @@ class Bench:
         rows = [(self.reach.flying[name], mine) for name, mine in by_id(faults).items()]
         return Change({}, {a.name: strikes(a, mine) for a, mine in rows})
 
+    @cached_property
+    def whole(self) -> bool:
+        """Whether the model must be cut nowhere where a fault in an activation cannot run behind it."""
+        return self.provider == CPU and bool(half_floats(self.model.proto))
+
     def _in_flight(self, header: Header, faults: Faults, whole: Golden, *, loose: bool = False) -> Judgement:
         """A trial that strikes values in flight, against the golden run of the route that it takes; samples that it
         leaves as they are there have the answers of the whole model.
@@ -301,7 +307,7 @@ class Bench:
         Where it changes shapes, the parts are opened once more, `loose`, so that they take any.
         """
         here = self.reach.in_flight(faults)
-        flown = self.flown(self.cuts(header, faults), values=valued(self.reach, faults), loose=loose)
+        flown = self.flown(self.cuts(header, faults), values=valued(self.reach, faults, whole=self.whole), loose=loose)
         golden = replace(whole, scores=flown.golden)
         only = one_sample(header, faults)
         rows = slice(None) if only is None else slice(only, only + 1)
@@ -325,8 +331,10 @@ class Bench:
         return replace(found, route=Route.SPLIT, changed=found.changed if only is None else None)
 
     def cuts(self, header: Header, faults: Faults) -> tuple[str, ...]:
-        """The values in flight through which a trial's route leads: those that it strikes, or all that a sweep may."""
-        if header.draw.kind in RATES:
+        """The values in flight through which a trial's route leads: those that it names, or all that a sweep
+        may, but where operators inject: these round, so there are no others than in the model that the trial exports.
+        """
+        if header.draw.kind in RATES and not self.whole:
             listed = [t.id for t in self.reach.listed(header).targets if t.in_flight]
             return tuple(step for name in listed for step in self.reach.steps_of.get(name, (name,)))
         struck = np.unique(faults.sites.target[self.reach.in_flight(faults)]).tolist()
@@ -341,7 +349,7 @@ class Bench:
                 while len(self._flown) >= most:
                     del self._flown[next(iter(self._flown))]
                 known = self.campaign.engine(), self.data, self.size, self.output, self.axes
-                self._flown[key] = Flown.open(self.reach, cuts, *known, values=values, loose=loose)
+                self._flown[key] = Flown.open(self.reach, cuts, *known, values=values, loose=loose, whole=self.whole)
             return self._flown[key]
 
     def let_go(self) -> None:

@@ -27,6 +27,7 @@ from onnxfi.graph.dataflow.sample_layout import one_at_a_time
 from onnxfi.graph.model.dequantize import with_dequantized
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.model.neuron_table import refuse_whole_tensor_models, step_tensors
+from onnxfi.graph.partition.subgraph import half_floats
 from onnxfi.graph.passes.bit_arithmetic import opset_of
 from onnxfi.graph.passes.instrument import check_value_formats, check_word_formats
 from onnxfi.graph.write.faulty_copy import bind_models, look_up_words
@@ -200,13 +201,15 @@ class Reach:
     def _check(self, chosen: Sequence[Activation], event: FaultModel) -> None:
         """Refuse what looks at whole stored tensors, and in bodies, where the operator strikes, what it cannot do."""
         refuse_whole_tensor_models(self.model.proto, event, [a.target.id for a in chosen])
+        halves = bool(half_floats(self.model.proto))
         for a in chosen:
             spent = event.draw_parameters(1, a.target.word) if event.is_random else event.element_model
             places = range(a.target.word.bits - spent.width() + 1) if spent.unit == "bit" else (0,)
             able = isinstance(spent, (Scale, Add)) and not check_value_formats([a])[0].why_not
-            if a.path and not able and any(spent.mask(a.target.word, bit) is None for bit in places):
+            if (a.path or halves) and not able and any(spent.mask(a.target.word, bit) is None for bit in places):
+                where = "body" if a.path else "model of 16-bit floats"
                 raise SelectorError(
-                    f"{a.target.id!r} lies in a body, where {event} on {a.target.dtype} cannot be fed; leave it out "
+                    f"{a.target.id!r} lies in a {where}, where {event} on {a.target.dtype} cannot be fed; leave it out "
                     f"with --exclude, or choose a fault that changes bits, as flip or set-word"
                 )
 
@@ -283,18 +286,18 @@ def _said(a: Activation, shape: tuple[int, ...], held: tuple[int, ...] | None) -
 
 
 def _readable(model: Model, rows: Sequence[Activation]) -> list[Activation]:
-    """The activations, those marked that no run can strike: some formats, and what lies in bodies of old opsets."""
-    opset = opset_of(model.proto)
+    """The activations, those marked that no run can inject into: some formats, and what lies in bodies of old opsets.
+
+    In a model of 16-bit floats every value counts as in a body, since it may have to run as a whole.
+    """
+    opset, halves = opset_of(model.proto), bool(half_floats(model.proto))
     out = []
     for a in rows:
         if a.why_not:
             out.append(a)
-        elif a.path:
-            out += (
-                check_word_formats([a], opset)
-                if opset >= 11
-                else [replace(a, why_not=f"it lies in a body of opset {opset}")]
-            )
+        elif a.path or halves:
+            where = f"it lies in a {'body' if a.path else 'model of 16-bit floats'} of opset {opset}"
+            out += check_word_formats([a], opset) if opset >= 11 else [replace(a, why_not=where)]
         else:
             out.append(a if a.target.dtype in _READ else replace(a, why_not="its format cannot be read from a run"))
     return out

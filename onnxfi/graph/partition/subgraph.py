@@ -187,7 +187,7 @@ def wire(model: Model, *, halves: bool = False, blocks: bool = False) -> Wiring:
     stored |= dict.fromkeys((tensor.values.name for tensor in graph.sparse_initializer), None)  # type: ignore[arg-type]
     outer = {*makers, *stored, *(i.name for i in graph.input)}
     reads = tuple((*node.input, *(name for name in captured(node) if name in outer)) for node in graph.node)
-    uncut = frozenset() if halves else _halves(model.proto)
+    uncut = frozenset() if halves else half_floats(model.proto)
     return Wiring(proto, reads, makers, stored, homes, weights, uncut, blocks)
 
 
@@ -220,12 +220,18 @@ def _hollowed(model: Model, homes: Mapping[int, Home]) -> tuple[onnx.ModelProto,
     return proto, found
 
 
-def _halves(skeleton: onnx.ModelProto) -> frozenset[str]:
-    """The values that are 16-bit floats."""
+def half_floats(skeleton: onnx.ModelProto) -> frozenset[str]:
+    """Return the activations of the top graph that are 16-bit floats.
+
+    A processor computes them in float32 and rounds them where something takes 16 bits, as the end of a part does: cut
+    at one of them, a model gives other numbers.
+    """
     graph = skeleton.graph
     casts = (a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to")
     types = (i.type.tensor_type.elem_type for i in graph.input)
-    if _HALVES.isdisjoint((*casts, *types, *(t.data_type for t in graph.initializer))):
+    stored = (t.data_type for t in graph.initializer)
+    constants = (a.t.data_type for node in graph.node if node.op_type == "Constant" for a in node.attribute)
+    if _HALVES.isdisjoint((*casts, *types, *stored, *constants)):
         return frozenset()
     known = {v.name: v.type.tensor_type.elem_type for v in infer_types(skeleton).graph.value_info}
     ends = {o.name for o in graph.output}

@@ -13,6 +13,7 @@ from onnx import numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 from tiny_campaigns import HEAD, chance, ran, samples, save, tables
 
+from onnxfi.campaign.execute.activation_faults import valued
 from onnxfi.campaign.execute.export_trial import export_trial
 from onnxfi.campaign.execute.runner import plan, run
 from onnxfi.campaign.execute.trial_executor import Bench
@@ -521,3 +522,71 @@ def test_a_sample_that_a_fault_leaves_alone_has_the_answer_of_the_whole_model(
     )
     for result in ran(asked, tmp_path / "s.db"):
         assert (result.outcome, result.route, result.metrics["top1"]) == ("masked", "split", 1.0)
+
+
+# 16-bit floats
+
+HALVES = """g (float[N,4] x) => (float[N,3] y) {
+    h = Cast<to=10>(x) a = MatMul(h, w1) s = Softmax(a) p = MatMul(s, w1t) r = Add(p, h) c = MatMul(r, w2)
+    y = Cast<to=1>(c) }"""
+
+
+def halved(folder: Path, dtype: Any = np.float16) -> None:
+    """A block with a residual connection, computed in 16 bits; with bfloat16, of which runtimes compute nothing, moved
+    in it."""
+    shapes = {"w1": (4, 16), "w1t": (16, 4), "w2": (4, 3)}
+    model = parser.parse_model(HEAD + (HALVES if dtype is np.float16 else BFLOAT))
+    for k, (name, shape) in enumerate(shapes.items()):
+        held = chance(*shape, seed=k).astype(dtype if dtype is np.float16 else np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(held, name))
+    onnx.save(model, folder / "m.onnx")
+
+
+BFLOAT = """g (float[N,4] x) => (float[N,3] y) {
+    a = MatMul(x, w1) h = Cast<to=16>(a) t = Transpose<perm=[1,0]>(h) u = Transpose<perm=[1,0]>(t) b = Cast<to=1>(u)
+    s = Softmax(b) p = MatMul(s, w1t) r = Add(p, x) y = MatMul(r, w2) }"""
+
+
+@pytest.mark.parametrize("dtype", [np.float16, "bfloat16"])
+@pytest.mark.parametrize(
+    "fields",
+    [{"ber": 0.003, "repeat": 8, "persistence": "permanent"}, {"persistence": "permanent"}, {"per_sample": 0.5, "repeat": 4}, {"fault": "scale:factor=-3"}],
+    ids=str,
+)  # fmt: skip
+def test_16_bit_floats_are_rounded_where_the_exported_model_rounds_them(
+    here: Path, fields: dict[str, Any], dtype: Any
+) -> None:
+    """A model that is cut rounds what crosses, wherever that is; the exported one where a fault is alone."""
+    halved(here, dtype)
+    ways = {} if {"ber", "per_sample"} & set(fields) else {"single": True, "trials": 12}
+    asked = Campaign("m.onnx", "d.npz", target="activations", all=True, batch=32, route="full", **ways, **fields)
+    results = {r.trial: r for r in ran(asked, here / "s.db")}
+    bench = Bench.open(asked)
+    golden = bench.golden()[0].scores
+    x = np.load(here / "d.npz")["x"]
+    header = make_plan(asked, bench.reach).header
+    with Store.open(here / "s.db") as opened:
+        every = {trial: opened.trial(trial)["lines"].splitlines() for trial in results}
+    for trial, lines in every.items():
+        [(_, faults)] = Lines(header, bench.reach.targets, "the store").trials(enumerate(lines, 1))
+        export_trial(here / "s.db", trial, here / "f.onnx")
+        file = OrtEngine("cpu").prepare(here / "f.onnx").run({"x": x})["y"]
+        if len(faults):
+            values = valued(bench.reach, faults, whole=bench.whole)
+            assert np.array_equal(
+                bench.flown(bench.cuts(header, faults), values=values).scores(faults), file, equal_nan=True
+            )
+        if not header.of_singles or asked.persistence == "permanent":
+            other = (file.argmax(1) != golden.argmax(1)) & np.isfinite(file).all(1)
+            assert results[trial].metrics["sdc1"] == other.mean()
+
+
+def test_16_bit_floats_of_old_opsets_are_no_targets(here: Path) -> None:
+    halved(here)
+    proto = onnx.load(here / "m.onnx")
+    proto.opset_import[0].version = 10
+    onnx.save(proto, here / "m.onnx")
+    with pytest.raises(
+        SelectorError, match=r"'a' .* cannot be struck: it lies in a model of 16-bit floats of opset 10"
+    ):
+        planned(include="=a")
