@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +16,7 @@ from itertools import pairwise
 import numpy as np
 
 from onnxfi.errors import SelectorError, closest
+from onnxfi.faults.expressions import expression
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.models import Flip
 from onnxfi.faults.quantization import ROLES
@@ -39,12 +39,7 @@ def matches(pattern: str, texts: Sequence[str]) -> bool:
     if pattern.startswith("="):
         return pattern[1:] in texts
     if pattern.startswith("re:"):
-        try:
-            expression = re.compile(pattern[3:])
-        except (re.error, RecursionError, OverflowError) as error:
-            why = "it is nested too deeply" if isinstance(error, RecursionError) else error
-            raise SelectorError(f"{pattern[:80]!r} is no regular expression: {why}") from None
-        return any(expression.search(text) for text in texts)
+        return expression(pattern[3:]).fits(texts)
     if any(c in pattern for c in "*?["):
         return any(fnmatch.fnmatchcase(text, pattern) for text in texts)
     return any(pattern in text for text in texts)

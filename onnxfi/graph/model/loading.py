@@ -25,6 +25,7 @@ from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Words
 from onnxfi.graph.model import weight_aliases
 from onnxfi.graph.model.byte_source import ByteSource, ReadBytes, quoted
+from onnxfi.graph.model.functions import check_unfolded
 from onnxfi.graph.model.protobuf_scan import TensorRecord, read_varints, record_number, scan, text
 from onnxfi.graph.model.targets import Walk, WordLocation
 
@@ -203,6 +204,7 @@ def _opened(source: ByteSource, allow_links: bool) -> Model:
         raise ModelError("the file is empty; give an ONNX file")
     skeleton, records = scan(source)
     proto = parsed(skeleton)
+    check_unfolded(proto)
     data = _External(source.path, allow_links)
     walk = Walk(proto, records, data.place)
     every = list(walk.targets())

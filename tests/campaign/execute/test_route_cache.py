@@ -15,7 +15,7 @@ import pytest
 from campaign_networks import STEPS, Net, flips, nets
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import numpy_helper
+from onnx import numpy_helper, parser
 from strategies import TIMES
 from tiny_campaigns import chance, ran, save
 
@@ -31,13 +31,15 @@ from onnxfi.graph.partition.cut_points import everything, narrows
 from onnxfi.graph.partition.segmentation import Segmentation
 from onnxfi.graph.partition.subgraph import wire
 from onnxfi.runtime.data.sample_outputs import stacked
-from onnxfi.runtime.engine.engines import OrtSession
+from onnxfi.runtime.engine.engines import OrtEngine, OrtSession
 from onnxfi.runtime.engine.model_io import Array
 from onnxfi.runtime.partial.entry_subgraph import EntrySession
 from onnxfi.runtime.partial.golden_cache import Chain, GoldenValues
 from onnxfi.runtime.partial.reexecution import golden_scores
 from onnxfi.runtime.partial.segmented_model import Rows, Spine
 from onnxfi.runtime.partial.single_sample import OneSample
+from onnxfi.runtime.quantize.quantize import quantize
+from onnxfi.runtime.quantize.recipe import Recipe
 from onnxfi.tasks.outcomes import Golden
 
 SHIPPED = ("cnn", "attention", "gru", "cnn_fp16", "cnn_int8_qdq", "cnn_int8_qoperator")
@@ -592,3 +594,37 @@ def test_what_is_prepared_for_many_tensors_looks_at_each_node_once(
     monkeypatch.setattr(Segmentation, "heads", None)  # what is looked for in one tensor after the other
     assert {f"h{k}" for k in range(200)} <= {name for names in routes.inner for name in names}
     assert not routes.shares(t for t in bench.model.targets if t.id != "w")
+
+
+WAYS_OF_BLOCKS: tuple[dict[str, Any], ...] = (
+    {"single": True, "trials": 20}, {"ber": (1e-3,), "repeat": 4},
+    {"single": True, "trials": 12, "target": "activations"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["qoperator", "qdq"])
+def test_weights_in_blocks_of_four_bits_run_by_routes_as_by_the_whole(tmp_path: Path, form: str) -> None:
+    """A product of blocks sums in another way where it is cut; an answer that stays leaves every metric as it is."""
+    proto = parser.parse_model("""<ir_version: 10, opset_import: ["": 21]> g (float[N,16] x) => (float[N,4] y) {
+        a = MatMul(x, w1) b = Relu(a) c = MatMul(b, w2) d = Add(c, x) n = Softmax(d) y = MatMul(n, w3) }""")
+    for k, (name, shape) in enumerate({"w1": (16, 32), "w2": (32, 16), "w3": (16, 4)}.items()):
+        proto.graph.initializer.append(numpy_helper.from_array(chance(*shape, seed=k), name))
+    onnx.save(proto, tmp_path / "m.onnx")
+    quantize(
+        load(tmp_path / "m.onnx"), Recipe("weight-only", weights="int4", block=16, format=form), tmp_path / "q.onnx"
+    )
+    x = chance(12, 16, seed=9)
+    golden = OrtEngine("cpu").prepare(tmp_path / "q.onnx").run({"x": x})["y"]
+    np.savez(tmp_path / "d.npz", x=x, labels=golden.argmax(1))
+    for number, ways in enumerate(WAYS_OF_BLOCKS):
+        asked = Campaign(str(tmp_path / "q.onnx"), str(tmp_path / "d.npz"), batch=5, **ways)
+        auto, whole = (
+            {r.trial: r for r in ran(replace(asked, route=route), tmp_path / f"{route}{number}.db")}
+            for route in ("auto", "plain")
+        )
+        for trial, result in auto.items():
+            assert (result.outcome, result.changed) == (whole[trial].outcome, whole[trial].changed), result.route
+            if asked.target == ("weights",):
+                assert result.metrics == whole[trial].metrics, result.route
+            if result.outcome == "masked":
+                assert result.metrics["top1"] == 1.0, "the labels are golden's answers"

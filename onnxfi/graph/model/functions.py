@@ -1,0 +1,70 @@
+"""Local functions: how many nodes a model has once they are unfolded, as a runtime does before anything else.
+
+A function that calls another one twice, and that a third one twice, doubles the nodes with each: thirty lines of a file
+are then 2^30 nodes, for which no machine has the memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from onnxfi.errors import ModelError
+from onnxfi.graph.model.protobuf_scan import text
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Nodes of a model whose functions are unfolded, and functions that call each other.
+_MOST_NODES, _DEEPEST = 1 << 18, 100
+_Key = tuple[str, str, str]
+#: The graph itself, which no function calls.
+_GRAPH: _Key = ("", "", "")
+
+
+def check_unfolded(proto: onnx.ModelProto) -> None:
+    """Refuse a model whose local functions unfold to more nodes than a runtime can hold, or without end: ModelError."""
+    functions = {_key(f.domain, f.name, f.overload): f.node for f in proto.functions}
+    if not functions:
+        return
+    bodies = {name: Counter(_called(nodes)) for name, nodes in (*functions.items(), (_GRAPH, proto.graph.node))}
+    sizes, depths, waiting = dict[_Key, int](), dict[_Key, int](), [_GRAPH]
+    begun = set[_Key]()
+    while waiting:
+        name = waiting[-1]
+        called = [one for one in bodies[name] if one in functions]
+        left = [one for one in called if one not in sizes]
+        if not left:
+            sizes[name] = min(sum(n * sizes.get(one, 1) for one, n in bodies[name].items()), _MOST_NODES + 1)
+            depths[name] = 1 + max((depths[one] for one in called), default=0)
+            begun.discard(name)
+            waiting.pop()
+            continue
+        begun.add(name)
+        if not begun.isdisjoint(left):
+            raise ModelError("a local function calls itself, through others or not, which no model may do")
+        waiting += left
+    if sizes[_GRAPH] > _MOST_NODES:
+        raise ModelError(
+            f"its local functions unfold to more than {_MOST_NODES:,} nodes, which no runtime can open; call fewer "
+            f"functions from functions"
+        )
+    if depths[_GRAPH] > _DEEPEST:
+        raise ModelError(
+            f"its local functions call each other more than {_DEEPEST} deep; inline them first "
+            f"(onnx.inliner.inline_local_functions)"
+        )
+
+
+def _called(nodes: Iterable[onnx.NodeProto]) -> Iterable[_Key]:
+    """Return what each node runs, those of its bodies with it."""
+    for node in nodes:
+        yield _key(node.domain, node.op_type, node.overload)
+        for attribute in node.attribute:
+            for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                yield from _called(body.node)
+
+
+def _key(domain: str, name: str, overload: str) -> _Key:
+    return text(domain), text(name), text(overload)

@@ -1,0 +1,50 @@
+"""Regular expressions of selectors: what they find, and what they may take."""
+
+from __future__ import annotations
+
+import signal
+from threading import Thread
+
+import pytest
+
+from onnxfi.errors import SelectorError
+from onnxfi.faults import expressions
+from onnxfi.faults.expressions import Expression
+from onnxfi.faults.space import matches
+
+NAMES = ["layer1.weight", "a" * 60 + "!"]
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expressions, "_LONGEST_S", 0.05)
+    expressions.expression.cache_clear()
+
+
+def test_an_expression_that_goes_back_for_ever_is_stopped_and_said() -> None:
+    before = signal.getsignal(signal.SIGVTALRM)
+    for pattern in ("(a|aa)+$", "^(a+)+$", r"(\w+\.?)+="):
+        with pytest.raises(SelectorError, match=r"takes more than 0.05 s to be matched .* use a glob"):
+            matches("re:" + pattern, NAMES)
+    assert signal.getsignal(signal.SIGVTALRM) is before and signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+
+
+def test_what_it_takes_counts_over_all_names() -> None:
+    slow = Expression("^(a+)+$")
+    with pytest.raises(SelectorError, match="takes more than"):
+        for _ in range(1000):
+            slow.fits(["a" * 17 + "!"])
+
+
+def test_the_length_of_an_expression_is_bounded() -> None:
+    assert matches("re:" + "|".join(["x"] * 400 + ["conv"]), ["conv1"])
+    with pytest.raises(SelectorError, match="at most 1,000 letters, this one has 1,001"):
+        matches("re:" + "x" * 1001, ["conv1"])
+
+
+def test_beside_the_main_thread_it_is_matched_without_a_timer() -> None:
+    found: list[bool] = []
+    thread = Thread(target=lambda: found.append(matches("re:^conv[0-9]$", ["fc", "conv1"])))
+    thread.start()
+    thread.join()
+    assert found == [True]
