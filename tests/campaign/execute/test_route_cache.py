@@ -620,7 +620,7 @@ def test_weights_in_blocks_of_four_bits_run_by_routes_as_by_the_whole(tmp_path: 
         asked = Campaign(str(tmp_path / "q.onnx"), str(tmp_path / "d.npz"), batch=5, **ways)
         auto, whole = (
             {r.trial: r for r in ran(replace(asked, route=route), tmp_path / f"{route}{number}.db")}
-            for route in ("auto", "plain")
+            for route in ("auto", "full")
         )
         for trial, result in auto.items():
             assert (result.outcome, result.changed) == (whole[trial].outcome, whole[trial].changed), result.route
