@@ -10,7 +10,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from protobuf_reader import LAYOUT
 
-from onnxfi.graph.model.targets import DATA_TYPES
+from onnxfi.graph.model.stored_tensors import DATA_TYPES
 
 #: Formats that onnxfi knows.
 FORMATS = tuple(sorted(set(LAYOUT) & set(DATA_TYPES)))

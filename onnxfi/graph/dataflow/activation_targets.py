@@ -7,7 +7,7 @@ leaves open a run can tell (`with_observed_facts`). What cannot be struck says w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,10 +24,11 @@ from onnxfi.graph.dataflow.sample_axis import (
 )
 from onnxfi.graph.dataflow.sample_layout import LARGE_BATCH, UNKNOWN_AXIS, SamplePlacement, inferred_placements
 from onnxfi.graph.dataflow.type_inference import infer_types
-from onnxfi.graph.model.layers import node_label
+from onnxfi.graph.model.graph_index import Scope, all_graphs
 from onnxfi.graph.model.neuron_table import neuron_shapes
 from onnxfi.graph.model.protobuf_scan import text
-from onnxfi.graph.model.targets import DATA_TYPES, Walk, WordLocation
+from onnxfi.graph.model.stored_tensors import DATA_TYPES, StoredTensors, WordLocation
+from onnxfi.graph.model.targets import ComputedValue, computed_values
 
 if TYPE_CHECKING:
     import onnx
@@ -97,43 +98,6 @@ class Activation:
         return self.dims is not None and all(isinstance(n, int) for k, n in enumerate(self.dims) if k != self.axis)
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """One graph of the model: its path, what encloses it, and who uses each name in it."""
-
-    path: str
-    proto: onnx.GraphProto
-    loop: str
-
-
-def graphs(proto: onnx.ModelProto) -> Iterator[tuple[str, onnx.GraphProto, tuple[onnx.NodeProto, ...]]]:
-    """Every graph, outer before inner: its path, itself, and the nodes around it, outermost first."""
-
-    def inside(
-        path: str, graph: onnx.GraphProto, around: tuple[onnx.NodeProto, ...]
-    ) -> Iterator[tuple[str, onnx.GraphProto, tuple[onnx.NodeProto, ...]]]:
-        yield path, graph, around
-        for node, label in zip(graph.node, labels(graph.node), strict=True):
-            for attribute in node.attribute:
-                bodies = [attribute.g] if attribute.HasField("g") else []
-                for k, body in enumerate([*bodies, *attribute.graphs]):
-                    step = f"{label}.{text(attribute.name)}" + (f"#{k}" if len(attribute.graphs) > 1 else "")
-                    yield from inside(f"{path}{step}::", body, (*around, node))
-
-    return inside("", proto.graph, ())
-
-
-def labels(nodes: Sequence[onnx.NodeProto]) -> list[str]:
-    """What each node is called in paths: its name or `OpType#k`, made different where names repeat."""
-    seen: dict[str, None] = {}
-    for k, node in enumerate(nodes):
-        label = node_label(node, k)
-        while label in seen:
-            label += f"#{k}"
-        seen[label] = None
-    return list(seen)
-
-
 def activations(model: Model, layout: BatchLayout | None = None) -> tuple[Activation, ...]:
     """The values in flight of a model, in file order: graph inputs, then what nodes put out.
 
@@ -143,16 +107,27 @@ def activations(model: Model, layout: BatchLayout | None = None) -> tuple[Activa
     >>> [a.target.id for a in activations(load("models/fashion_cnn.onnx")) if a.default][:2]
     ['relu', 'relu_1']
     """
-    proto, declared = infer_types(model.proto), _declared(model.proto.graph)
-    walk = Walk(model.proto, model.records, lambda *_: WordLocation(0, (), 0))
-    found = {path: _Facts.of(graph, around) for path, graph, around in graphs(proto)}
-    layout = layout or graph_batch_layout(proto.graph)
-    many = graphs(infer_types(model.proto, layout.batched, LARGE_BATCH))
-    held = inferred_placements([(path, g) for path, g, _ in graphs(proto)], [g for _, g, _ in many], layout)
-    rows = [_activation(found[path], path, row, held[path], declared) for path, *row in walk.flowing() if path in found]
-    return with_neuron_axes(
-        model, _unique(_placed([of_single_sample_model(a) if layout.fixed == 1 else a for a in rows], found))
-    )
+    inferred, index = infer_types(model.proto), model.index
+    graphs = [*all_graphs(inferred.graph)]
+    scopes = {
+        scope.path: _TypedScope(scope, declared_types(graph)) for scope, graph in zip(index.graphs, graphs, strict=True)
+    }
+    layout = layout or graph_batch_layout(inferred.graph)
+    many = [*all_graphs(infer_types(model.proto, layout.batched, LARGE_BATCH).graph)]
+    paths = [scope.path for scope in index.graphs]
+    placements = inferred_placements([*zip(paths, graphs, strict=True)], many, layout)
+    declared = _declared(model.proto.graph)
+    rows = [
+        _activation(scopes[value.path], value, placements[value.path], declared)
+        for value in computed_values(index, StoredTensors.find(index, model.records, _no_location))
+        if value.path in scopes
+    ]
+    rows = [of_single_sample_model(a) if layout.fixed == 1 else a for a in rows]
+    return with_neuron_axes(model, _unique(_placed(rows, scopes)))
+
+
+def _no_location(*_: object) -> WordLocation:
+    return WordLocation(0, (), 0)
 
 
 def of_single_sample_model(a: Activation) -> Activation:
@@ -182,46 +157,31 @@ def _declared(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
 
 
 @dataclass(frozen=True)
-class _Facts:
-    """What one graph says: the type of each name, how often each is used and by which node, and its outputs."""
+class _TypedScope:
+    """A graph and the inferred types of its values by name."""
 
-    types: dict[str, onnx.TypeProto]
-    users: dict[str, list[onnx.NodeProto]]
-    makers: dict[str, onnx.NodeProto]
-    outputs: frozenset[str]
-    loop: str
+    scope: Scope
+    types: Mapping[str, onnx.TypeProto]
 
-    @classmethod
-    def of(cls, graph: onnx.GraphProto, around: tuple[onnx.NodeProto, ...]) -> _Facts:
-        types = declared_types(graph)
-        users: dict[str, list[onnx.NodeProto]] = {}
-        for node in graph.node:
-            for name in [*node.input, *captured(node)]:
-                users.setdefault(text(name), []).append(node)
-        makers = {text(name): node for node in graph.node for name in node.output if name}
-        loop = next((n.op_type for n in reversed(around) if n.op_type in ("Loop", "Scan")), "")
-        return cls(types, users, makers, frozenset(text(o.name) for o in graph.output), loop)
+    def producer(self, name: str) -> onnx.NodeProto | None:
+        """Return the node that produces a value; None for inputs and stored values."""
+        number = self.scope.producers.get(name)
+        return None if number is None else self.scope.graph.node[number]
 
-
-def captured(node: onnx.NodeProto) -> Iterator[str]:
-    """The names that the bodies of a node use: their own, and those of the graphs around them."""
-    for attribute in node.attribute:
-        for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-            for inner in body.node:
-                yield from inner.input
-                yield from captured(inner)
-            yield from (o.name for o in body.output)
+    def only_consumer(self, name: str) -> onnx.NodeProto | None:
+        """Return the node that consumes a value where there is one only, and the value is no output of the graph."""
+        numbers = self.scope.consumers.get(name, ())
+        alone = len(numbers) == 1 and name not in self.scope.output_names
+        return self.scope.graph.node[numbers[0]] if alone else None
 
 
 def _activation(
-    facts: _Facts,
-    path: str,
-    row: Sequence[object],
-    held: Mapping[str, SamplePlacement],
+    facts: _TypedScope,
+    value: ComputedValue,
+    placements: Mapping[str, SamplePlacement],
     declared: Mapping[str, onnx.TypeProto],
 ) -> Activation:
-    name, op, label, layer, data = row
-    assert isinstance(name, str) and isinstance(op, str) and isinstance(label, str) and isinstance(layer, str)
+    path, name, op = value.path, value.name, value.op
     kind = facts.types.get(name)
     sure = tensor_dims(kind) is not None
     stated = tensor_dims(declared.get(name)) if not path else None
@@ -234,16 +194,17 @@ def _activation(
             s if isinstance(s, int) and not isinstance(d, int) else d for d, s in zip(dims, stated, strict=True)
         )
         sure, dims = sure and known == dims, known
-    maker = facts.makers.get(name)
-    found = held.get(name, SamplePlacement(why_not=UNKNOWN_AXIS))
+    producer = facts.producer(name)
+    found = placements.get(name, SamplePlacement(why_not=UNKNOWN_AXIS))
     place = found.place if dims is not None and found.place is not None and found.place.axis < len(dims) else None
     unplaced = found.why_not or (UNKNOWN_AXIS if place is not found.place else "")
-    structural = not data and word.name in ("int64", "int32", "bool") and not why
+    structural = not value.is_data and word.name in ("int64", "int32", "bool") and not why
     target = Target(
-        path + name, word, sample_shape(dims, place), "activation" if op else "input", op, label, layer, structural
-    )
-    default = op in LAYER_OPERATORS and not structural and not why and _is_result(maker, name)
-    return Activation(target, path, name, dims, place, unplaced, facts.loop, default, why_not=why, sure=sure)
+        path + name, word, sample_shape(dims, place), "activation" if op else "input", op, value.node, value.layer,
+        structural,
+    )  # fmt: skip
+    default = op in LAYER_OPERATORS and not structural and not why and _is_result(producer, name)
+    return Activation(target, path, name, dims, place, unplaced, facts.scope.loop, default, why_not=why, sure=sure)
 
 
 def _is_result(maker: onnx.NodeProto | None, name: str) -> bool:
@@ -270,7 +231,7 @@ def sample_shape(dims: Dims | None, place: SampleAxis | None) -> tuple[int, ...]
     return tuple(n for n in rest if isinstance(n, int)) if all(isinstance(n, int) for n in rest) else ()
 
 
-def _placed(rows: list[Activation], found: Mapping[str, _Facts]) -> list[Activation]:
+def _placed(rows: list[Activation], found: Mapping[str, _TypedScope]) -> list[Activation]:
     """Find for each value what stands for it: the activation function right behind it, the integer of its QDQ group."""
     out = []
     known = {(a.path, a.name) for a in rows if not a.why_not}
@@ -283,7 +244,7 @@ def _placed(rows: list[Activation], found: Mapping[str, _Facts]) -> list[Activat
         row = replace(
             a,
             after=after if after != a.name and (a.path, after) in known else "",
-            unrestricted=before if before in facts.makers and (a.path, before) in known else "",
+            unrestricted=before if before in facts.scope.producers and (a.path, before) in known else "",
             quantized=quantized if (a.path, quantized) in known else "",
         )
         out.append(row)
@@ -296,46 +257,41 @@ def _placed(rows: list[Activation], found: Mapping[str, _Facts]) -> list[Activat
     return [replace(a, default=((a.path, a.name) in ends or a.default) and (a.path, a.name) not in moved) for a in out]
 
 
-def _followed(facts: _Facts, name: str, operators: frozenset[str]) -> str:
+def _followed(facts: _TypedScope, name: str, operators: frozenset[str]) -> str:
     """Return the last tensor of the chain of such operators behind a tensor, each the only reader of the one before."""
     for _ in range(8):
-        user = _only_user(facts, name)
+        user = facts.only_consumer(name)
         if user is None or not _joins(facts, name, user, operators) or text(user.input[0]) != name or not user.output:
             break
         name = text(user.output[0])
     return name
 
 
-def _unrestricted(facts: _Facts, name: str) -> str:
+def _unrestricted(facts: _TypedScope, name: str) -> str:
     """Return the tensor before the range restrictions that make a tensor, or the integer of its QDQ group."""
     for _ in range(8):
-        maker = facts.makers.get(name)
+        maker = facts.producer(name)
         if maker is None or maker.op_type not in RANGE_RESTRICTIONS or not maker.input:
             break
         name = text(maker.input[0])
     return _group(facts, name) or name
 
 
-def _joins(facts: _Facts, name: str, user: onnx.NodeProto, operators: frozenset[str]) -> bool:
+def _joins(facts: _TypedScope, name: str, user: onnx.NodeProto, operators: frozenset[str]) -> bool:
     """Return whether a node is one of these operators, or a normalisation that is folded into the Conv before it."""
-    maker = facts.makers.get(name)
+    maker = facts.producer(name)
     folded = user.op_type == "BatchNormalization" and maker is not None and maker.op_type == "Conv"
     return folded or user.op_type in operators
 
 
-def _only_user(facts: _Facts, name: str) -> onnx.NodeProto | None:
-    users = facts.users.get(name, [])
-    return users[0] if len(users) == 1 and name not in facts.outputs else None
-
-
-def _group(facts: _Facts, name: str) -> str:
+def _group(facts: _TypedScope, name: str) -> str:
     """The integer that a QDQ group around this value puts out; '' where there is none."""
-    user = _only_user(facts, name)
+    user = facts.only_consumer(name)
     if user is not None and user.op_type == "QuantizeLinear" and text(user.input[0]) == name:
         return text(user.output[0])
-    maker = facts.makers.get(name)
+    maker = facts.producer(name)
     if maker is not None and maker.op_type == "DequantizeLinear":
-        inner = facts.makers.get(text(maker.input[0]))
+        inner = facts.producer(text(maker.input[0]))
         if inner is not None and inner.op_type == "QuantizeLinear":
             return text(maker.input[0])
     return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from onnxfi.graph.dataflow.activation_targets import captured
+from onnxfi.graph.model.graph_index import read_names, subgraphs
 
 if TYPE_CHECKING:
     import onnx
@@ -43,7 +43,7 @@ def find_random_node(proto: onnx.ModelProto, outputs: Collection[str] = ()) -> s
         node = makers[name]
         if (found := next(_random(node, stored, functions, frozenset()), None)) is not None:
             return found
-        todo += [*node.input, *captured(node)]
+        todo += read_names(node)
     return None
 
 
@@ -57,11 +57,10 @@ def _random(
     domain, kind = node.domain, node.op_type
     if (domain, kind) == _SAMPLING or (domain in _STANDARD and (kind in RANDOM_OPERATORS or _drops(node, stored))):
         yield f"{kind} ({node.name or next(iter(node.output), '')!r})"
-    for attribute in node.attribute:
-        for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-            known = {**stored, **_stored(body.node), **{tensor.name: tensor for tensor in body.initializer}}
-            for inner in body.node:
-                yield from _random(inner, known, functions, within)
+    for _, graph in subgraphs(node):
+        known = {**stored, **_stored(graph.node), **{tensor.name: tensor for tensor in graph.initializer}}
+        for inner in graph.node:
+            yield from _random(inner, known, functions, within)
     if (domain, kind) in functions and (domain, kind) not in within:
         called = functions[domain, kind]
         for inner in called.node:

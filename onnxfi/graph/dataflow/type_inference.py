@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from onnxfi.graph.model.graph_index import subgraphs
 from onnxfi.graph.model.isolation import IsolationError, run_isolated
 from onnxfi.graph.model.protobuf_scan import text
 
@@ -84,6 +85,5 @@ def _see_through(graph: onnx.GraphProto) -> None:
             node.op_type, node.domain = "Identity", ""
             del node.input[1:]
             del node.attribute[:]
-        for attribute in node.attribute:
-            for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                _see_through(body)
+        for _, inner in subgraphs(node):
+            _see_through(inner)

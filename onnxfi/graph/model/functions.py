@@ -7,30 +7,31 @@ are then 2^30 nodes, for which no machine has the memory.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from onnxfi.errors import ModelError
-from onnxfi.graph.model.protobuf_scan import text
+from onnxfi.graph.model.graph_index import FunctionKey, all_nodes, function_key
 
 if TYPE_CHECKING:
     import onnx
 
 #: Nodes of a model whose functions are unfolded, and functions that call each other.
 _MOST_NODES, _DEEPEST = 1 << 18, 100
-_Key = tuple[str, str, str]
 #: The graph itself, which no function calls.
-_GRAPH: _Key = ("", "", "")
+_GRAPH: FunctionKey = ("", "", "")
 
 
 def check_unfolded(proto: onnx.ModelProto) -> None:
     """Refuse a model whose local functions unfold to more nodes than a runtime can hold, or without end: ModelError."""
-    functions = {_key(f.domain, f.name, f.overload): f.node for f in proto.functions}
+    functions = {function_key(f.domain, f.name, f.overload): f.node for f in proto.functions}
     if not functions:
         return
-    bodies = {name: Counter(_called(nodes)) for name, nodes in (*functions.items(), (_GRAPH, proto.graph.node))}
-    sizes, depths, waiting = dict[_Key, int](), dict[_Key, int](), [_GRAPH]
-    begun = set[_Key]()
+    bodies = {
+        name: Counter(function_key(node.domain, node.op_type, node.overload) for node in all_nodes(nodes))
+        for name, nodes in (*functions.items(), (_GRAPH, proto.graph.node))
+    }
+    sizes, depths, waiting = dict[FunctionKey, int](), dict[FunctionKey, int](), [_GRAPH]
+    begun = set[FunctionKey]()
     while waiting:
         name = waiting[-1]
         called = [one for one in bodies[name] if one in functions]
@@ -55,16 +56,3 @@ def check_unfolded(proto: onnx.ModelProto) -> None:
             f"its local functions call each other more than {_DEEPEST} deep; inline them first "
             f"(onnx.inliner.inline_local_functions)"
         )
-
-
-def _called(nodes: Iterable[onnx.NodeProto]) -> Iterable[_Key]:
-    """Return what each node runs, those of its bodies with it."""
-    for node in nodes:
-        yield _key(node.domain, node.op_type, node.overload)
-        for attribute in node.attribute:
-            for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                yield from _called(body.node)
-
-
-def _key(domain: str, name: str, overload: str) -> _Key:
-    return text(domain), text(name), text(overload)

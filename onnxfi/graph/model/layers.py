@@ -28,11 +28,6 @@ _QUOTED = re.compile(r"""'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)\"""")
 _WRAPPERS = ("StatefulPartitionedCall", "PartitionedCall")
 
 
-def node_label(node: onnx.NodeProto, number: int) -> str:
-    """The node's name, or `OpType#k` where it has none (k counts the nodes of its graph in file order)."""
-    return text(node.name) or f"{text(node.op_type)}#{number}"
-
-
 def layer_of(node: onnx.NodeProto, label: str, parameter: str = "") -> str:
     """The layer of a node, or of a parameter that it uses; the node's label where nothing says more.
 

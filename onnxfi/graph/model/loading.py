@@ -26,8 +26,10 @@ from onnxfi.faults.words import Words
 from onnxfi.graph.model import weight_aliases
 from onnxfi.graph.model.byte_source import ByteSource, ReadBytes, quoted
 from onnxfi.graph.model.functions import check_unfolded
+from onnxfi.graph.model.graph_index import GraphIndex
 from onnxfi.graph.model.protobuf_scan import TensorRecord, read_varints, record_number, scan, text
-from onnxfi.graph.model.targets import Walk, WordLocation
+from onnxfi.graph.model.stored_tensors import StoredTensors, WordLocation
+from onnxfi.graph.model.targets import find_targets
 
 if TYPE_CHECKING:
     import onnx
@@ -41,15 +43,16 @@ _MOST_NOTES = 20
 class Model:
     """A model as it lies on disk or in memory: what can be struck, and where it is.
 
-    `proto` is the structure without the large payloads; `targets` every stored tensor and number list in file
-    order; `external` the data files in order of first reference; `files` which of them (1…) each record of a tensor in
-    external data names; `by_record` where each record's words lie, also of names that are aliases of a target; `notes`
-    what a reader should know; `origin` is the digest of the model that this one was made of, where only an output was
-    added to it: faults in one are faults in the other.
+    `proto` is the structure without the large payloads, `index` what produces and consumes its values; `targets` every
+    stored tensor and number list in file order; `external` the data files in order of first reference; `files` which of
+    them (1…) each record of a tensor in external data names; `by_record` the location of each record's words, also of
+    names that are aliases of a target; `notes` what a reader should know; `origin` is the digest of the model that this
+    one was made from, where only an output was added to it: faults in one are faults in the other.
     """
 
     source: ByteSource
     proto: onnx.ModelProto = field(repr=False)
+    index: GraphIndex = field(repr=False)
     targets: tuple[Target, ...] = field(repr=False)
     places: tuple[WordLocation, ...] = field(repr=False)
     records: Mapping[int, TensorRecord] = field(repr=False)
@@ -206,18 +209,20 @@ def _opened(source: ByteSource, allow_links: bool) -> Model:
     proto = parsed(skeleton)
     check_unfolded(proto)
     data = _External(source.path, allow_links)
-    walk = Walk(proto, records, data.place)
-    every = list(walk.targets())
+    index = GraphIndex.of(proto)
+    stored = StoredTensors.find(index, records, data.place)
+    every = find_targets(index, stored)
     rows = weight_aliases.merge_aliases(every)
     targets, places = (tuple(column) for column in zip(*rows, strict=True)) if rows else ((), ())
     if any(record.locations and number not in data.files for number, record in records.items()):
         data.rest(proto)
-    notes = [*_version_notes(proto), *walk.notes, *weight_aliases.target_notes(targets)]
+    notes = [*_version_notes(proto), *stored.notes, *weight_aliases.target_notes(targets)]
     if len(notes) > _MOST_NOTES:
         notes[_MOST_NOTES:] = [f"{len(notes) - _MOST_NOTES:,} more of such notes"]
     return Model(
         source,
         proto,
+        index,
         targets,
         places,
         records,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from onnxfi.faults.space import Target, User
 from onnxfi.graph.model.byte_source import quoted
-from onnxfi.graph.model.targets import WordLocation
+from onnxfi.graph.model.stored_tensors import WordLocation
 
 _Row = tuple[Target, WordLocation]
 

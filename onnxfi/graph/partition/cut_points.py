@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxfi.errors import ModelError
-from onnxfi.graph.dataflow.activation_targets import graphs
+from onnxfi.graph.model.graph_index import all_nodes
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.model.neuron_table import read_neuron_table
 from onnxfi.graph.partition.subgraph import Cut, Wiring, backward, crossing
@@ -39,7 +39,7 @@ def fronts(model: Model) -> Fronts:
     """
     if rows := read_neuron_table(model.proto):
         return tuple(tuple(map(str, row["spike"])) for row in rows if not row["loop"])
-    if MAKES_SPIKES.isdisjoint(node.op_type for _, graph, _ in graphs(model.proto) for node in graph.node):
+    if MAKES_SPIKES.isdisjoint(node.op_type for node in all_nodes(model.proto.graph.node)):
         return ()
     try:
         return tuple(

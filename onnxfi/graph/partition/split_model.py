@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from onnxfi.errors import ModelError, closest
-from onnxfi.graph.dataflow.activation_targets import captured
-from onnxfi.graph.model.protobuf_scan import text
+from onnxfi.graph.model.graph_index import read_names
 
 if TYPE_CHECKING:
     import onnx
@@ -70,7 +69,7 @@ def _pieces(proto: onnx.ModelProto, cuts: Sequence[str]) -> list[_Piece]:
     rows = list(_rows(proto, cuts))
     stored = {t.name for t in proto.graph.initializer} | {t.values.name for t in proto.graph.sparse_initializer}
     ends = [o.name for o in proto.graph.output]
-    used = [frozenset(n for node in nodes for n in (*node.input, *captured(node)) if n) for nodes, _ in rows]
+    used = [frozenset(n for node in nodes for n in read_names(node) if n) for nodes, _ in rows]
     at_hand, out = {i.name for i in proto.graph.input} - stored, []
     for k, (nodes, behind) in enumerate(rows):
         made = [name for node in nodes for name in node.output if name]
@@ -103,8 +102,7 @@ def _sorted(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
     """The nodes, each after those that it needs; the order of the file wherever that is one."""
     maker = {name: k for k, node in enumerate(nodes) for name in node.output if name}
     needs = [
-        sorted({maker[n] for n in (*map(text, node.input), *captured(node)) if n in maker and maker[n] != k})
-        for k, node in enumerate(nodes)
+        sorted({maker[n] for n in read_names(node) if n in maker and maker[n] != k}) for k, node in enumerate(nodes)
     ]
     if all(not need or need[-1] < k for k, need in enumerate(needs)):
         return list(nodes)

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import ModelError
 from onnxfi.faults.space import Target
-from onnxfi.graph.dataflow.activation_targets import captured
 from onnxfi.graph.dataflow.random_nodes import RANDOM_OPERATORS
 from onnxfi.graph.dataflow.type_inference import infer_types
 from onnxfi.graph.model.byte_source import quoted
+from onnxfi.graph.model.graph_index import Scope
 from onnxfi.graph.model.loading import Model, parse, parsed
 from onnxfi.graph.model.protobuf_scan import record_number
-from onnxfi.graph.model.targets import DATA_TYPES
+from onnxfi.graph.model.stored_tensors import DATA_TYPES
 from onnxfi.graph.model.weight_arrays import StoredArray
 from onnxfi.graph.partition.hollow_model import hollow, where_it_lies
 from onnxfi.graph.passes.insert_nodes import used_names
@@ -77,22 +77,27 @@ class Wiring:
     """
 
     proto: onnx.ModelProto = field(repr=False)
-    reads: tuple[tuple[str, ...], ...]
-    makers: Mapping[str, int]
+    main: Scope = field(repr=False)
     stored: Mapping[str, onnx.TensorProto] = field(repr=False)
     homes: Mapping[int, Home] = field(repr=False)
     weights: Mapping[str, StoredArray] = field(repr=False)
     uncut: frozenset[str] = field(default=frozenset(), repr=False)
     blocks: bool = False
 
-    @cached_property
-    def users(self) -> dict[str, tuple[int, ...]]:
+    @property
+    def reads(self) -> tuple[tuple[str, ...], ...]:
+        """By node the names that it reads, itself or in its bodies."""
+        return self.main.reads
+
+    @property
+    def makers(self) -> Mapping[str, int]:
+        """The node that makes each name."""
+        return self.main.producers
+
+    @property
+    def users(self) -> Mapping[str, tuple[int, ...]]:
         """The nodes that read each name, in file order."""
-        found: dict[str, list[int]] = {}
-        for k, names in enumerate(self.reads):
-            for name in dict.fromkeys(names):
-                found.setdefault(name, []).append(k)
-        return {name: tuple(nodes) for name, nodes in found.items()}
+        return self.main.consumers
 
     @cached_property
     def after(self) -> tuple[tuple[int, ...], ...]:
@@ -182,13 +187,10 @@ def wire(model: Model, *, halves: bool = False, blocks: bool = False) -> Wiring:
     homes = dict(_homes(model.proto))
     proto, weights = _hollowed(model, homes)
     graph = proto.graph
-    makers = {name: k for k, node in enumerate(graph.node) for name in node.output if name}
     stored = {tensor.name: tensor for tensor in graph.initializer}
     stored |= dict.fromkeys((tensor.values.name for tensor in graph.sparse_initializer), None)  # type: ignore[arg-type]
-    outer = {*makers, *stored, *(i.name for i in graph.input)}
-    reads = tuple((*node.input, *(name for name in captured(node) if name in outer)) for node in graph.node)
     uncut = frozenset() if halves else half_floats(model.proto)
-    return Wiring(proto, reads, makers, stored, homes, weights, uncut, blocks)
+    return Wiring(proto, model.index.main, stored, homes, weights, uncut, blocks)
 
 
 def _hollowed(model: Model, homes: Mapping[int, Home]) -> tuple[onnx.ModelProto, dict[str, StoredArray]]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import ModelError
 from onnxfi.faults.words import WORDS, Word, Words
-from onnxfi.graph.model.targets import DATA_TYPES
+from onnxfi.graph.model.stored_tensors import DATA_TYPES
 
 if TYPE_CHECKING:
     import onnx

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import ModelError
-from onnxfi.graph.dataflow.activation_targets import graphs
+from onnxfi.graph.model.graph_index import GraphIndex, all_graphs, subgraphs
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.model.neuron_table import NEURON_TABLE_KEY, read_neuron_table
 from onnxfi.graph.model.protobuf_scan import text
@@ -43,7 +43,7 @@ def expose(model: Model, found: SpikingLayers) -> onnx.ModelProto:
     proto = parse(model)
     if read_neuron_table(proto):
         raise ModelError(f"{model.name} has its neurons exposed already; strike its words as they are")
-    places = {path: graph for path, graph, _ in graphs(proto)}
+    places = {scope.path: scope.graph for scope in GraphIndex.of(proto).graphs}
     edits = {path: _Edit(graph, proto.graph) for path, graph in places.items()}
     rows = []
     for layer in found.layers:
@@ -210,19 +210,20 @@ def _hand_on(edit: _Edit, old: str, new: str) -> None:
 
 def _rename_captured(node: Any, old: str, new: str) -> None:
     """Let the bodies of a node read another name."""
-    for attribute in node.attribute:
-        for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-            own = {v.name for v in (*body.input, *body.initializer)} | {o for n in body.node for o in n.output}
-            for inner in body.node if old not in own else ():
-                for k, name in enumerate(inner.input):
-                    if name == old:
-                        inner.input[k] = new
-                _rename_captured(inner, old, new)
+    for _, body in subgraphs(node):
+        own = (
+            {v.name for v in body.input} | {t.name for t in body.initializer} | {o for n in body.node for o in n.output}
+        )
+        for inner in body.node if old not in own else ():
+            for k, name in enumerate(inner.input):
+                if name == old:
+                    inner.input[k] = new
+            _rename_captured(inner, old, new)
 
 
 def _prune(proto: onnx.ModelProto, origins: set[str]) -> None:
     """Drop the parameters of whole layers that nothing uses any more, and what only converted them."""
-    for _, graph, _ in reversed(list(graphs(proto))):
+    for graph in reversed(list(all_graphs(proto.graph))):
         gone = True
         while gone:
             used = _used(proto)
@@ -245,6 +246,6 @@ def _converts(node: onnx.NodeProto, origins: set[str]) -> bool:
 
 def _used(proto: onnx.ModelProto) -> set[str]:
     names = set()
-    for _, graph, _ in graphs(proto):
+    for graph in all_graphs(proto.graph):
         names |= {text(o.name) for o in graph.output} | {text(n) for node in graph.node for n in node.input if n}
     return names

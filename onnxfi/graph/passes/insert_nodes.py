@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from onnxfi.errors import ModelError
-from onnxfi.graph.dataflow.activation_targets import captured, labels
+from onnxfi.graph.model.graph_index import captured_names, node_labels, subgraphs
 from onnxfi.graph.passes.bit_arithmetic import NUMBER, Nodes, opset_of
 
 if TYPE_CHECKING:
@@ -81,9 +81,8 @@ def names_in(graph: Any) -> Iterator[str]:
         yield node.name
         yield from node.input
         yield from node.output
-        for attribute in node.attribute:
-            for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                yield from names_in(body)
+        for _, body in subgraphs(node):
+            yield from names_in(body)
 
 
 def _edit_graph(state: _Edit, graph: onnx.GraphProto, path: str, step: str) -> None:
@@ -92,7 +91,7 @@ def _edit_graph(state: _Edit, graph: onnx.GraphProto, path: str, step: str) -> N
     here = {name for p, name in state.inserts if p == path}
     if not path:
         out += _inputs(state, graph, here, step)
-    for node, label in zip(graph.node, labels(graph.node), strict=True):
+    for node, label in zip(graph.node, node_labels(graph.node), strict=True):
         out += _bodies(state, node, path, label, step)
         out.append(node)
         for k, name in enumerate(node.output):
@@ -154,37 +153,36 @@ def _rename(node: Any, old: str, new: str) -> None:
     for k, name in enumerate(node.input):
         if name == old:
             node.input[k] = new
-    if old not in captured(node):
+    if old not in captured_names(node):
         return
-    for attribute in node.attribute:
-        for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-            own = {v.name for v in (*body.input, *body.initializer)} | {o for n in body.node for o in n.output}
-            if old in own:
-                continue
-            for inner in body.node:
-                _rename(inner, old, new)
-            for output in body.output:
-                if output.name == old:
-                    output.name = new
+    for _, body in subgraphs(node):
+        own = (
+            {v.name for v in body.input} | {t.name for t in body.initializer} | {o for n in body.node for o in n.output}
+        )
+        if old in own:
+            continue
+        for inner in body.node:
+            _rename(inner, old, new)
+        for output in body.output:
+            if output.name == old:
+                output.name = new
 
 
 def _bodies(state: _Edit, node: onnx.NodeProto, around: str, label: str, step: str) -> list[onnx.NodeProto]:
     """Go into the bodies of a node; returns what must come before it."""
     before: list[onnx.NodeProto] = []
-    for attribute in node.attribute:
-        bodies = [attribute.g] if attribute.HasField("g") else []
-        for k, body in enumerate([*bodies, *attribute.graphs]):
-            path = f"{around}{label}.{attribute.name}" + (f"#{k}" if len(attribute.graphs) > 1 else "") + "::"
-            if not any(p.startswith(path) for p, _ in state.inserts):
-                continue
-            node.name = label  # so that what lies in it keeps its path, whatever nodes come before it now
-            inside = step
-            if node.op_type == "Loop":
-                inside = body.input[0].name
-            elif node.op_type == "Scan":
-                inside, start = _counter(state, node, body)
-                before.append(start)
-            _edit_graph(state, body, path, inside)
+    for name, body in subgraphs(node):
+        path = f"{around}{label}.{name}::"
+        if not any(p.startswith(path) for p, _ in state.inserts):
+            continue
+        node.name = label  # so that what lies in it keeps its path, whatever nodes come before it now
+        inside = step
+        if node.op_type == "Loop":
+            inside = body.input[0].name
+        elif node.op_type == "Scan":
+            inside, start = _counter(state, node, body)
+            before.append(start)
+        _edit_graph(state, body, path, inside)
     return before
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from onnxfi.graph.dataflow.activation_targets import graphs, labels
+from onnxfi.graph.model.graph_index import GraphIndex, node_labels
 from onnxfi.graph.passes.bit_arithmetic import NUMBER, Nodes, opset_of
 from onnxfi.graph.passes.insert_nodes import carry, used_names
 
@@ -32,7 +32,7 @@ class _Counting:
         """Count in a graph: by the path of each loop's body in it, the name of its scalar there."""
         found: dict[str, str] = {}
         nodes = list(graph.node)
-        for node, label in zip(nodes, labels(nodes), strict=True):
+        for node, label in zip(nodes, node_labels(nodes), strict=True):
             if node.op_type in LOOPS and self.opset >= _LEAST_OPSET:
                 found |= self._loop(graph, node, f"{path}{label}")
             elif node.op_type == "If":
@@ -92,5 +92,6 @@ def add_iteration_counts(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[
     found = _Counting(made).graph(made.graph, "")
     for name in sorted(set(found.values())):
         made.graph.output.append(helper.make_tensor_value_info(name, NUMBER["int64"], []))
-    around = {path: max((p for p in found if path.startswith(p)), key=len, default="") for path, *_ in graphs(proto)}
+    paths = [scope.path for scope in GraphIndex.of(proto).graphs]
+    around = {path: max((p for p in found if path.startswith(p)), key=len, default="") for path in paths}
     return made, {path: found[loop] for path, loop in around.items() if loop}

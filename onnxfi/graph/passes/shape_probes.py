@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from onnxfi.graph.dataflow.activation_targets import labels
+from onnxfi.graph.model.graph_index import node_labels
 from onnxfi.graph.passes.bit_arithmetic import NUMBER, Nodes, opset_of
 from onnxfi.graph.passes.insert_nodes import used_names
 from onnxfi.graph.passes.loop_counters import LOOPS
@@ -35,7 +35,7 @@ class _Probing:
         """Add to a graph the shapes of what is wanted in it and in its bodies; their names there."""
         found: dict[Place, str] = {}
         nodes, g = list(graph.node), Nodes(self.opset)
-        for node, label in zip(nodes, labels(nodes), strict=True):
+        for node, label in zip(nodes, node_labels(nodes), strict=True):
             if node.op_type in LOOPS or node.op_type == "If":
                 found |= self._node(node, f"{path}{label}")
             for name in node.output:

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import ModelError
-from onnxfi.graph.dataflow.activation_targets import activations, graphs, labels
+from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.dataflow.sample_axis import Dims
+from onnxfi.graph.model.graph_index import GraphIndex, node_labels
 from onnxfi.graph.model.layers import layer_of, module_in_parameter_name
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.model.protobuf_scan import text
@@ -135,13 +136,15 @@ def _found(model: Model, proto: onnx.ModelProto) -> SpikingLayers:
     layers: list[SpikingLayer] = []
     strangers: dict[str, str] = {}
     notes: list[str] = []
-    for path, graph, around in graphs(proto):
+    for scope in GraphIndex.of(proto).graphs:
+        path = scope.path
         outer = cones.get(path.rpartition("::")[0].rpartition("::")[0] + "::" if path.count("::") > 1 else "")
-        pattern = cones[path] = PatternGraph(path, graph, outer if path else None)
+        pattern = cones[path] = PatternGraph(path, scope.graph, outer if path else None)
         fires: dict[str, list[SpikeComparison]] = {}
         for fire in pattern.fires():
             fires.setdefault(fire.membrane, []).append(fire)
-        loop = around[-1] if around and around[-1].op_type in ("Scan", "Loop") else None
+        enclosing = scope.enclosing[-1] if scope.enclosing else None
+        loop = enclosing.proto if enclosing is not None and enclosing.op in ("Scan", "Loop") else None
         chains = carried_membranes(pattern, fires, loop) if loop is not None else unrolled_membranes(pattern, fires)
         found = [_layer(pattern, chain, fires, loop) for chain in chains]
         if loop is not None and found:
@@ -149,7 +152,7 @@ def _found(model: Model, proto: onnx.ModelProto) -> SpikingLayers:
             found = [replace(layer, trips=trips) for layer in found]
         found, partly = _whole(pattern, fires, chains, _merged(found))
         layers += found
-        strangers |= _strangers(graph, [*found, *partly])
+        strangers |= _strangers(scope.graph, [*found, *partly])
         notes += [
             f"{layer.name!r}: steps of its neurons were found in part only; describe them in a mapping file"
             for layer in partly
@@ -197,7 +200,7 @@ def _layer(
     kinds = resets - {"none"}
     first = fires[chain.membranes[0]][0]
     node = pattern.graph.node[first.compare]
-    label = labels(pattern.graph.node)[first.compare]
+    label = node_labels(pattern.graph.node)[first.compare]
     layer, kind = layer_of(node, label), spiking_class(pattern, first)
     owner = module_in_parameter_name(
         pattern.origin(text(pattern.graph.node[threshold[0].node].input[threshold[0].input]))

@@ -17,7 +17,8 @@ from dataclasses import replace
 from typing import Any
 
 from onnxfi.errors import ModelError, closest
-from onnxfi.graph.dataflow.activation_targets import Activation, activations, graphs
+from onnxfi.graph.dataflow.activation_targets import Activation, activations
+from onnxfi.graph.model.graph_index import GraphIndex
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.model.protobuf_scan import text
 from onnxfi.graph.spiking.detect_neurons import SpikingLayer, SpikingLayers, Step, Variable, find_spiking_layers
@@ -32,8 +33,9 @@ def mapped_layers(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[Spiki
     if not rows:
         return []
     proto = parse(model)
-    cones = {path: PatternGraph(path, graph) for path, graph, _ in graphs(proto)}
-    loops = {path: around[-1].op_type for path, _, around in graphs(proto) if around}
+    scopes = GraphIndex.of(proto).graphs
+    cones = {scope.path: PatternGraph(scope.path, scope.graph) for scope in scopes}
+    loops = {scope.path: scope.enclosing[-1].op for scope in scopes if scope.enclosing}
     known = {a.target.id: a for a in activations(model)}
     out = []
     for row in rows:

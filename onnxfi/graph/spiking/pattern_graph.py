@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.graph.dataflow.activation_targets import captured
+from onnxfi.graph.model.graph_index import captured_names
 from onnxfi.graph.model.protobuf_scan import text
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ class PatternGraph:
         for k, node in enumerate(self.graph.node):
             for place, name in enumerate(node.input):
                 found.setdefault(text(name), []).append(Use(k, place))
-            for name in set(captured(node)):
-                found.setdefault(text(name), []).append(Use(k, -1))
+            for name in captured_names(node):
+                found.setdefault(name, []).append(Use(k, -1))
         return found
 
     @cached_property

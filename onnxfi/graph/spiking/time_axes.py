@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxfi.errors import ModelError, closest
-from onnxfi.graph.dataflow.activation_targets import graphs
+from onnxfi.graph.model.graph_index import GraphIndex
 from onnxfi.graph.model.protobuf_scan import text
 from onnxfi.graph.spiking.pattern_graph import PatternGraph
 
@@ -65,12 +65,13 @@ def time_axes(proto: onnx.ModelProto, layers: Sequence[SpikingLayer]) -> tuple[T
     for tensor, axis, many in _cuts(pattern, inputs):
         if many in steps:
             add(tensor, axis)
-    for path, _, around in graphs(proto):
-        if path in loops and around[-1].op_type == "Scan" and len(around) == 1:
-            for tensor, axis in scanned(around[-1]):
+    for scope in GraphIndex.of(proto).graphs:
+        if scope.path in loops and scope.enclosing[-1].op == "Scan" and len(scope.enclosing) == 1:
+            scan = scope.enclosing[-1].proto
+            for tensor, axis in scanned(scan):
                 if tensor in inputs:
                     add(tensor, axis)
-            for tensor, axis in _gathered(around[-1]):
+            for tensor, axis in _gathered(scan):
                 add(tensor, axis)
     for node in proto.graph.node:
         made = [pattern.maker.get(text(name)) for name in node.input]

@@ -10,7 +10,7 @@ from onnxfi.faults.words import Words
 from onnxfi.graph.model.byte_source import ReadBytes
 from onnxfi.graph.model.loading import byte_offsets
 from onnxfi.graph.model.protobuf_scan import MessageFrame, TensorRecord, read_varints, varint
-from onnxfi.graph.model.targets import WordLocation
+from onnxfi.graph.model.stored_tensors import WordLocation
 
 #: Offsets in a file, and the bytes that they take.
 ByteEdit = tuple[NDArray[np.int64], NDArray[np.uint8]]

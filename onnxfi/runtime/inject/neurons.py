@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxfi.errors import InputError, ModelError
+from onnxfi.graph.model.graph_index import all_nodes
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.model.neuron_table import read_neuron_table
 from onnxfi.graph.passes.expose_neurons import expose
@@ -100,9 +101,7 @@ def describe(model: Model, neurons: str | Path | None = None) -> dict[str, Any]:
 
 def operators(proto: onnx.ModelProto) -> set[str]:
     """The operators of a model's graphs."""
-    from onnxfi.graph.dataflow.activation_targets import graphs
-
-    return {node.op_type for _, graph, _ in graphs(proto) for node in graph.node}
+    return {node.op_type for node in all_nodes(proto.graph.node)}
 
 
 def _row(layer: SpikingLayer) -> dict[str, Any]:

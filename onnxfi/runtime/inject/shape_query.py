@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from onnxfi.errors import EngineError, OnnxfiError
 from onnxfi.faults.words import WORDS
-from onnxfi.graph.dataflow.activation_targets import Activation, graphs, of_single_sample_model, with_observed_facts
+from onnxfi.graph.dataflow.activation_targets import Activation, of_single_sample_model, with_observed_facts
 from onnxfi.graph.dataflow.sample_axis import BatchLayout, graph_batch_layout
 from onnxfi.graph.dataflow.sample_layout import SamplePlacement, Sizes, model_placements
 from onnxfi.graph.model.loading import Model, parse
@@ -101,7 +101,7 @@ def _places(
     shapes: dict[str, dict[str, tuple[tuple[int, ...] | None, ...]]] = {}
     for (path, name), one in known[0].items():
         shapes.setdefault(path, {})[name] = (one, known[1].get((path, name)))
-    every = [(path, graph) for path, graph, _ in graphs(model.proto)]
+    every = [(scope.path, scope.graph) for scope in model.index.graphs]
     return model_placements(every, layout, cast("Any", shapes), Sizes((sizes[0], sizes[1])))
 
 

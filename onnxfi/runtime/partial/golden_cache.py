@@ -16,7 +16,7 @@ from threading import get_ident
 from typing import Any
 
 from onnxfi.errors import DataError, EngineError, SegmentMismatchError
-from onnxfi.graph.model.targets import DATA_TYPES
+from onnxfi.graph.model.stored_tensors import DATA_TYPES
 from onnxfi.graph.partition.segmentation import Segmentation
 from onnxfi.graph.partition.subgraph_model import Feed, Part, extract
 from onnxfi.runtime.data.batches import Batch, Feeds

@@ -25,8 +25,9 @@ from onnxfi.errors import (
 from onnxfi.faults.space import Target, matches
 from onnxfi.graph.dataflow.type_inference import convert_opset
 from onnxfi.graph.model.dequantize import dequantized, scales_at
+from onnxfi.graph.model.graph_index import node_label
 from onnxfi.graph.model.isolation import IsolationError, run_isolated
-from onnxfi.graph.model.layers import layer_of, node_label
+from onnxfi.graph.model.layers import layer_of
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.write.output_file import check_output_files, output_files
 from onnxfi.graph.write.scratch_folder import scratch_folder

@@ -10,7 +10,8 @@ from hypothesis import given
 from onnx import ModelProto, NodeProto, StringStringEntryProto, helper
 from strategies import names
 
-from onnxfi.graph.model.layers import join_scopes, layer_of, module_in_parameter_name, node_label, scope_in_name
+from onnxfi.graph.model.graph_index import node_label
+from onnxfi.graph.model.layers import join_scopes, layer_of, module_in_parameter_name, scope_in_name
 from onnxfi.graph.model.loading import load
 
 ROOT = Path(__file__).parents[3]

@@ -33,7 +33,7 @@ from onnxfi.errors import ModelError, SelectorError
 from onnxfi.faults.space import Selector, Target
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.model.loading import Model, load
-from onnxfi.graph.model.targets import DATA_TYPES
+from onnxfi.graph.model.stored_tensors import DATA_TYPES
 from onnxfi.runtime.inject.weights import inject, sample
 
 

@@ -24,7 +24,7 @@ from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.faultlist import FaultList
 from onnxfi.faults.space import Selector
 from onnxfi.graph.model.loading import Model, load
-from onnxfi.graph.model.targets import DATA_TYPES
+from onnxfi.graph.model.stored_tensors import DATA_TYPES
 from onnxfi.runtime.inject.weights import Sample, inject, replay, sample, undo
 
 ROOT = Path(__file__).parents[3]
