@@ -15,14 +15,14 @@ from markdown import Extension, Markdown
 from markdown.preprocessors import Preprocessor
 from mkdocs.structure.files import File, Files
 
-from onnxfi.cli.verbs import VERBS, group
+from onnxfi.cli.commands import COMMANDS, group
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Pages beside docs/ that the site has too.
 PROJECT = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
 PROJECT += [f"models/{page.name}" for page in sorted((ROOT / "models").glob("*.md"))]
 #: Where a page wants the reference of all commands.
-COMMANDS = "<!-- commands -->"
+PLACEHOLDER = "<!-- commands -->"
 _LINK = re.compile(r"\[([^][]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 _FENCE = re.compile(r"(^```.*?^```$)", re.M | re.S)
 
@@ -78,13 +78,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
     parts = _FENCE.split(markdown)
     text = "".join(part if k % 2 else _LINK.sub(moved, part) for k, part in enumerate(parts))
-    return text.replace(COMMANDS, "\n".join(commands())) if COMMANDS in text else text
+    return text.replace(PLACEHOLDER, "\n".join(commands())) if PLACEHOLDER in text else text
 
 
 def commands() -> Iterator[str]:
     """Yield the lines of the reference of all commands, from what `--help` prints."""
     top = click.Context(group, info_name="onnxfi")
-    for verb in VERBS:
+    for verb in COMMANDS:
         command = group.get_command(top, verb)
         assert command is not None
         context = click.Context(command, info_name=verb, parent=top)

@@ -29,7 +29,7 @@ import click
 import pytest
 
 import onnxfi
-from onnxfi.cli.verbs import VERBS, group
+from onnxfi.cli.commands import COMMANDS, group
 from onnxfi.faults.fault_registry import fault_models, parse_fault
 from onnxfi.faults.words import WORDS
 from onnxfi.tasks.metrics import METRICS
@@ -304,7 +304,7 @@ def test_the_reference_lists_every_metric() -> None:
 @pytest.mark.parametrize("verb", ["inspect", "inject", "eval"])
 def test_the_guides_name_every_option(verb: str) -> None:
     command = group.get_command(click.Context(group), verb)
-    assert command is not None and verb in VERBS
+    assert command is not None and verb in COMMANDS
     usage = guides()
     options = [o for p in command.params if isinstance(p, click.Option) for o in p.opts if o.startswith("--")]
     assert not [o for o in options if not re.search(rf"`[^`]*{o}\b[^`]*`", usage)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import onnxfi
-from onnxfi.cli.verbs import VERBS
+from onnxfi.cli.commands import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -31,7 +31,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_has_every_option_of_every_verb(site: Path) -> None:
     page = (site / "reference" / "cli.html").read_text(encoding="utf-8")
-    assert [verb for verb in VERBS if f'id="{verb}"' not in page] == []
+    assert [verb for verb in COMMANDS if f'id="{verb}"' not in page] == []
     assert "<code>--save-faults FILE</code>" in page and "Sentinel" not in page
 
 
@@ -61,7 +61,7 @@ def test_it_loads_nothing_from_elsewhere(site: Path) -> None:
 
 def test_the_references_list_every_verb_and_public_name() -> None:
     assert re.findall(r"^\| `onnxfi (\w+)", (DOCS / "reference" / "cli.md").read_text(encoding="utf-8"), re.M) == list(
-        VERBS
+        COMMANDS
     )
     listed = re.findall(r"^::: onnxfi\.(\w+)$", (DOCS / "reference" / "python.md").read_text(encoding="utf-8"), re.M)
     assert sorted(listed) == sorted(onnxfi.__all__)
@@ -82,7 +82,7 @@ def test_every_claim_has_a_page_and_a_command_that_are_there() -> None:
         for command in re.findall(r"`([^`]+)`", commands):
             words = [word for word in command.split() if not re.match(r"[A-Z_]+=", word)]
             if words[0] == "onnxfi":
-                assert words[1] in VERBS, command
+                assert words[1] in COMMANDS, command
             else:
                 assert words[0] in ("python", "bash", "pytest") and (ROOT / words[1]).exists(), command
 

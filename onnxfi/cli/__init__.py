@@ -1,6 +1,6 @@
 """The command line: each verb parses, calls one function, and prints.
 
-`main` stands here and loads little, so that a signal finds it ready; `verbs` has the group of verbs, a module for each.
+`main` stands here and loads little, so that a signal finds it ready; `commands` has the group of commands, one module for each.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def main() -> None:
     _open_streams()
     with _listening() as stops:
         try:
-            from onnxfi.cli import verbs
+            from onnxfi.cli import commands
 
             try:
-                verbs.invoke(sys.argv[1:])
+                commands.run_command(sys.argv[1:])
             except Exception as error:
                 if not stops:  # else it says what a stop came to, as a module that could not be loaded
-                    verbs.end(error)
+                    commands.exit_with(error)
         except SystemExit as end:
             if not stops or end.code in (None, 0, STOPPED):
                 raise

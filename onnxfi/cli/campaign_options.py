@@ -66,7 +66,7 @@ def campaign(source: Path, given: dict[str, Any]) -> Campaign:
     from onnxfi.campaign.spec.campaign import WAYS, Campaign, outdo
     from onnxfi.campaign.spec.field_types import parse_rates
     from onnxfi.campaign.spec.spec_file import load_spec, parse_part
-    from onnxfi.cli.show import note
+    from onnxfi.cli.terminal import note
     from onnxfi.errors import SpecError
     from onnxfi.runtime.engine.engines import both_runtimes_warning
 

@@ -114,7 +114,7 @@ def _campaign_fields(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tell(checked: Checked, budget: Path, notes: list[str], as_json: bool) -> None:
-    from onnxfi.cli.show import document, say, table
+    from onnxfi.cli.terminal import document, say, table
 
     if as_json:
         document({**checked.document(), "budget": str(budget), "notes": notes})

@@ -65,7 +65,7 @@ def command(
     """
     from onnxfi.campaign.execute.scheduling import cores
     from onnxfi.campaign.report.compare import compare
-    from onnxfi.cli.show import document, note, say
+    from onnxfi.cli.terminal import document, note, say
     from onnxfi.graph.write.output_file import check_folder
     from onnxfi.graph.write.scratch_folder import scratch_folder
 
@@ -119,7 +119,7 @@ def _sweep(model: Path, given: dict[str, Any]) -> Campaign:
 
 def _print(found: Comparison) -> None:
     from onnxfi.campaign.spec.rates import LABELS
-    from onnxfi.cli.show import number, say, table
+    from onnxfi.cli.terminal import number, say, table
 
     names = [Path(v.model).stem for v in found.versions]
     rows: list[tuple[str, ...]] = [

@@ -63,7 +63,7 @@ def command(source: str, out: Path, framework: str | None, factory: str | None, 
     onnxfi convert cnn.pt --factory nets:make --input-shape N,1,28,28 -o cnn.onnx
     onnxfi convert cnn.keras --data images.npz -o cnn.onnx
     """
-    from onnxfi.cli.show import document, note
+    from onnxfi.cli.terminal import document, note
     from onnxfi.converters import convert
     from onnxfi.errors import ConversionError
 
@@ -133,7 +133,7 @@ def _document(done: Converted) -> dict[str, Any]:
 
 
 def _print(done: Converted) -> None:
-    from onnxfi.cli.show import count, say
+    from onnxfi.cli.terminal import count, say
 
     say(f"{done.source}: {done.framework} {done.version}, opset {done.opset}")
     say(f"inputs {', '.join(map(str, done.inputs))}; outputs {', '.join(map(str, done.outputs))}")

@@ -21,7 +21,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
 
     Without --data it runs on seeded synthetic inputs, which only shows that it runs.
     """
-    from onnxfi.cli.show import document, note, number, progress, say, table
+    from onnxfi.cli.terminal import document, note, number, progress, say, table
     from onnxfi.graph.model.loading import load
     from onnxfi.tasks.evaluation import evaluate
     from onnxfi.tasks.metrics import METRICS

@@ -94,7 +94,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
         inject_activations(model, given, as_json=as_json, allow_links=allow_links)
         return
     options.refuse(("all", "inline", "opset", "body"), "without --target activations")
-    from onnxfi.cli.show import document, note, progress
+    from onnxfi.cli.terminal import document, note, progress
     from onnxfi.errors import EngineError
     from onnxfi.graph.model.loading import load
     from onnxfi.graph.write.output_file import check_output_files
@@ -207,7 +207,7 @@ def _document(
 def _print(
     model: str, done: Injection, golden: Evaluation | None, faulty: Evaluation | None, failed: str, *, undone: bool
 ) -> None:
-    from onnxfi.cli.show import change, count, number, say, table
+    from onnxfi.cli.terminal import change, count, number, say, table
     from onnxfi.faults.faultlist import fault_row
     from onnxfi.tasks.metrics import METRICS
 

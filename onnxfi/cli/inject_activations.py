@@ -21,7 +21,7 @@ _MOST_LISTED = 10_000
 
 def inject_activations(model: Path, given: dict[str, Any], *, as_json: bool, allow_links: bool) -> None:
     """Draw or name faults, bake them, and show golden against faulty where there is data."""
-    from onnxfi.cli.show import document, note, progress
+    from onnxfi.cli.terminal import document, note, progress
     from onnxfi.errors import EngineError
     from onnxfi.graph.model.loading import load
     from onnxfi.graph.write.output_file import check_output_files
@@ -111,7 +111,7 @@ def answers(golden: Evaluation | None, faulty: Evaluation | None, failed: str) -
 
 
 def _print(model: str, done: ActivationInjection, golden: Any, faulty: Any, failed: str) -> None:
-    from onnxfi.cli.show import count, number, say, table
+    from onnxfi.cli.terminal import count, number, say, table
     from onnxfi.graph.passes.fault_inputs import site_text
     from onnxfi.tasks.metrics import METRICS
 

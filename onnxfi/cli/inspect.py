@@ -22,7 +22,7 @@ def command(model: Path, as_json: bool, allow_links: bool, neurons: Path | None,
     The selectors are those of `onnxfi inject`, so that a selection can be tried before it is used. Integer tensors that
     only carry shapes or indices are counted apart; --include '=NAME' names one that shall be struck all the same.
     """
-    from onnxfi.cli.show import count, document, note, say, table
+    from onnxfi.cli.terminal import count, document, note, say, table
     from onnxfi.graph.model.loading import load
     from onnxfi.runtime.inject.weights import inspect
 
@@ -55,7 +55,7 @@ def command(model: Path, as_json: bool, allow_links: bool, neurons: Path | None,
 
 def _shared(targets: list[dict[str, Any]]) -> None:
     """Say which weights several layers or operators use: the table names the first."""
-    from onnxfi.cli.show import say
+    from onnxfi.cli.terminal import say
 
     uses = {t["target"]: list(dict.fromkeys(f"{u['layer']} ({u['op']})" for u in t["users"])) for t in targets}
     shared = [name for name, users in uses.items() if len(users) > 1]
@@ -68,7 +68,7 @@ def _shared(targets: list[dict[str, Any]]) -> None:
 
 def _spiking(found: dict[str, Any]) -> None:
     """The spiking layers, and the axes that count their steps."""
-    from onnxfi.cli.show import say, table
+    from onnxfi.cli.terminal import say, table
 
     rows = [
         (

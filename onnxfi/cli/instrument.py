@@ -94,7 +94,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     for name in ("bits", "elements"):
         if given[name]:
             raise click.UsageError(f"--{name} says nothing here, as faults are chosen when they are fed; leave it out")
-    from onnxfi.cli.show import document, note
+    from onnxfi.cli.terminal import document, note
     from onnxfi.graph.model.loading import load
     from onnxfi.runtime.data.sources import open_data
     from onnxfi.runtime.engine.dry_run import dry_run
@@ -135,7 +135,7 @@ def _neurons(model: Path, given: dict[str, Any], *, as_json: bool, allow_links: 
         (*options.SELECTORS, "all", "opset", "body", "values", "data", "custom_ops"),
         "with --target neurons, which exposes all of them",
     )
-    from onnxfi.cli.show import document, note, say, table
+    from onnxfi.cli.terminal import document, note, say, table
     from onnxfi.graph.model.loading import load
     from onnxfi.graph.model.neuron_table import read_neuron_table as exposed
     from onnxfi.runtime.inject.neurons import expose_neurons
@@ -179,7 +179,7 @@ def _document(model: str, done: Instrumented) -> dict[str, Any]:
 
 
 def _print(done: Instrumented) -> None:
-    from onnxfi.cli.show import count, say, table
+    from onnxfi.cli.terminal import count, say, table
     from onnxfi.runtime.engine.model_io import shape_text
 
     sites = done.armed.sites

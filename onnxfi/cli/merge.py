@@ -20,7 +20,7 @@ def command(out: Path, stores: tuple[Path, ...], as_json: bool) -> None:
     """
     from onnxfi.campaign.results.merge import merge
     from onnxfi.campaign.results.store import Store
-    from onnxfi.cli.show import count, document, say
+    from onnxfi.cli.terminal import count, document, say
 
     results = merge(out, stores)
     with Store.open(out) as opened:

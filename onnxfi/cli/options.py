@@ -97,7 +97,7 @@ def selector(given: Mapping[str, Any]) -> Selector:
 
 def engine(given: Mapping[str, Any]) -> OrtEngine:
     """The engine that the flags say; two runtimes installed side by side are pointed out."""
-    from onnxfi.cli.show import note
+    from onnxfi.cli.terminal import note
     from onnxfi.runtime.engine.engines import OrtEngine, both_runtimes_warning
 
     if warning := both_runtimes_warning():

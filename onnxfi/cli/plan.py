@@ -42,7 +42,7 @@ def command(source: Path, out: Path | None, times: Path | None, print_spec: bool
     from onnxfi.campaign.report.cost_estimate import recorded
     from onnxfi.campaign.spec import spec_file
     from onnxfi.cli.run import duration
-    from onnxfi.cli.show import document, progress, say
+    from onnxfi.cli.terminal import document, progress, say
     from onnxfi.graph.write.output_file import check_output_files
 
     wanted = campaign(source, given)
@@ -93,7 +93,7 @@ def command(source: Path, out: Path | None, times: Path | None, print_spec: bool
 
 
 def _told(cost: Cost) -> str:
-    from onnxfi.cli.show import count
+    from onnxfi.cli.terminal import count
 
     i, of = cost.seconds, f"{count(cost.trials, 'trial')} of {cost.store} on {count(cost.samples, 'sample')}"
     return f"{of} took {i.estimate:.3g} s each [{max(0.0, i.low):.3g}, {i.high:.3g}]"

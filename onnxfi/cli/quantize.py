@@ -74,7 +74,7 @@ def command(model: Path, mode: str, out: Path, as_json: bool, allow_links: bool,
     onnxfi quantize cnn.onnx --mode static --per-channel --data images.npz -o cnn_int8.onnx
     onnxfi quantize cnn.onnx --mode weight-only --weights int4 -o cnn_int4.onnx
     """
-    from onnxfi.cli.show import document, note
+    from onnxfi.cli.terminal import document, note
     from onnxfi.graph.model.loading import load
     from onnxfi.runtime.quantize.quantize import quantize
     from onnxfi.runtime.quantize.recipe import Recipe
@@ -119,7 +119,7 @@ def _document(
 
 
 def _print(model: str, done: Quantised, golden: Evaluation | None, after: Evaluation | None) -> None:
-    from onnxfi.cli.show import count, number, say, table
+    from onnxfi.cli.terminal import count, number, say, table
     from onnxfi.tasks.metrics import METRICS
 
     r = done.recipe

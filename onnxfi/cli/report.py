@@ -49,7 +49,7 @@ def command(
     from onnxfi.campaign.report.report import report
     from onnxfi.campaign.report.side_by_side import write_csv_of_all
     from onnxfi.campaign.report.tables import write_csv
-    from onnxfi.cli.show import document, say
+    from onnxfi.cli.terminal import document, say
     from onnxfi.graph.write.output_file import check_folder
 
     for folder in (figure_folder, csv_folder):
@@ -99,7 +99,7 @@ def _print_sides(found: Sequence[Report]) -> None:
     """Several reports, a line each."""
     from onnxfi.campaign.report.notes import of_trials
     from onnxfi.campaign.report.side_by_side import sides
-    from onnxfi.cli.show import number, say, table
+    from onnxfi.cli.terminal import number, say, table
 
     lines = sides(found)
     shown = _columns([side.fold for side in lines])
@@ -123,7 +123,7 @@ def print_report(found: Report) -> None:
     """Print a report to the terminal."""
     from onnxfi.campaign.report.notes import notes
     from onnxfi.campaign.report.tables import classes, rate_name, swept_over
-    from onnxfi.cli.show import count, note, number, say, table
+    from onnxfi.cli.terminal import count, note, number, say, table
 
     metrics, level = found.golden["metrics"], f"intervals at {100 * found.confidence:.4g} %"
     say(f"{found.store}: {found.everything.trials:,} of {found.planned:,} trials, {found.golden['data']}")
@@ -218,7 +218,7 @@ def _columns(folds: Sequence[Fold]) -> list[tuple[str, str]]:
 
 
 def _table(title: str, key: str, folds: Sequence[Fold]) -> None:
-    from onnxfi.cli.show import table
+    from onnxfi.cli.terminal import table
 
     shown = _columns(folds)
     rows = [(fold.key, f"{fold.trials:,}", *(_cell(fold.rate(name)) for name, _ in shown)) for fold in folds]

@@ -97,7 +97,7 @@ def command(
         from onnxfi.campaign.execute.scheduling import cores
         from onnxfi.campaign.report.report import report
         from onnxfi.cli.report import print_report
-        from onnxfi.cli.show import count, document, note, progress
+        from onnxfi.cli.terminal import count, document, note, progress
 
         wanted = campaign(source, given)
         if (workers is not None) + (scheduler is not None) + (local_cluster is not None) > 1:
@@ -139,7 +139,7 @@ def command(
 
 def _follow(running: Running, crew: int) -> int:
     """Run to the end, and show how it goes; how many trials ended in an error of the harness."""
-    from onnxfi.cli.show import note
+    from onnxfi.cli.terminal import note
     from onnxfi.statistics.intervals import clopper_pearson
 
     # The report's intervals load scipy, which takes as long as some trials: that is done while workers run them.
@@ -180,7 +180,7 @@ def _size(text: str | None, flag: str = "worker-memory") -> int | None:
 
 def _begin(running: Running, workers: int) -> Iterator[str]:
     """What is known before the first trial."""
-    from onnxfi.cli.show import count
+    from onnxfi.cli.terminal import count
 
     yield from running.plan.describe()
     yield running.note
@@ -214,7 +214,7 @@ def duration(seconds: float) -> str:
 @contextmanager
 def _live(running: Running, crew: int) -> Iterator[Callable[[Result], None]]:
     """How it goes: trials done, rate, time left, outcome rates so far. A bar on a terminal, else a line a minute."""
-    from onnxfi.cli.show import note
+    from onnxfi.cli.terminal import note
 
     counts, begun, terminal = Counter(running.outcomes), time.monotonic(), sys.stderr.isatty()
     done, busy_s, told = 0, 0.0, begun - _LOOK_S if terminal else begun  # a bar tells from its first trial on

@@ -753,4 +753,4 @@ def test_memory_that_is_not_there_is_one_line(run: Run, models: Path, monkeypatc
     monkeypatch.setattr("onnxfi.runtime.inject.weights.inspect", full)
     ran = run("inspect", models / "fashion_cnn.onnx")
     assert (ran.code, ran.out) == (2, "")
-    assert ran.err.startswith("onnxfi: error: there is not enough memory (Unable to allocate 16.0 GiB)")
+    assert ran.err.startswith("onnxfi: error: not enough memory (Unable to allocate 16.0 GiB)")

@@ -32,7 +32,7 @@ from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.cli import run as run_module
 from onnxfi.cli.campaign_options import campaign_options
-from onnxfi.cli.verbs import VERBS
+from onnxfi.cli.commands import COMMANDS
 from onnxfi.errors import OnnxfiError
 from onnxfi.tasks.metrics import METRICS, Metric
 
@@ -595,7 +595,7 @@ def test_help_tells_every_field_and_verb(run: Run) -> None:
         "what is asked first stands first"
     )
     whole = run("--help").out
-    for verb in VERBS:
+    for verb in COMMANDS:
         assert re.search(rf"^  {verb} +\S", whole, re.M)
 
 

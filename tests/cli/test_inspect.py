@@ -18,8 +18,8 @@ import pytest
 from onnx import numpy_helper
 
 from onnxfi.cli import options
+from onnxfi.cli.commands import COMMANDS
 from onnxfi.cli.inject import command as inject_command
-from onnxfi.cli.verbs import VERBS
 from onnxfi.faults.fault_registry import fault_models
 
 Run = Callable[..., Any]
@@ -136,7 +136,7 @@ for words in ([], ["--help"], ["--version"], *([verb, "--help"] for verb in {ver
     heavy = {{"numpy", "onnx", "onnxruntime", "rich", "scipy", "yaml", "google"}} & set(sys.modules)
     assert not heavy, (words, heavy)
 """
-    line = [sys.executable, "-c", program.format(verbs=list(VERBS))]
+    line = [sys.executable, "-c", program.format(verbs=list(COMMANDS))]
     ran = subprocess.run(line, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("Usage: onnxfi") >= 5

@@ -17,7 +17,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from onnx import parser
 
-from onnxfi.cli.verbs import VERBS
+from onnxfi.cli.commands import COMMANDS
 from onnxfi.tasks.metrics import METRICS
 
 Run = Callable[..., Any]
@@ -66,7 +66,7 @@ def objects(schema: Any) -> Iterator[dict[str, Any]]:
 def test_there_is_one_schema_for_each_command_and_a_sentence_before_it() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     assert {"inspect", "inject", "eval"} <= set(SCHEMAS)
-    assert {title.partition(" --")[0] for title in SCHEMAS} <= set(VERBS)
+    assert {title.partition(" --")[0] for title in SCHEMAS} <= set(COMMANDS)
     for title in SCHEMAS:
         verb = title.partition(" --")[0]
         assert re.search(rf"^## {title}\n\n`onnxfi {verb} [A-Z](?:.|\n(?!\n))*\.\n\n```json\n", text, re.M)

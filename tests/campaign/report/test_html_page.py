@@ -132,7 +132,7 @@ def test_the_command_gives_the_campaign(here: Path, fields: dict[str, Any], monk
 
     from onnxfi.campaign.spec.campaign import Part
     from onnxfi.campaign.spec.spec_file import print_spec
-    from onnxfi.cli.verbs import group
+    from onnxfi.cli.commands import group
 
     if "mix" in fields:
         fields = {**fields, "mix": tuple(Part(**part) for part in fields["mix"])}
