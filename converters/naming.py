@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxfi.graph.model.graph_index import all_graphs, read_names
 from onnxfi.graph.model.layers import LAYER_KEY
 from onnxfi.runtime.engine.model_io import Array
 
@@ -19,16 +20,6 @@ if TYPE_CHECKING:
 _KEPT = {LAYER_KEY, "namespace", "pkg.torch.onnx.class_hierarchy", "pkg.torch.onnx.name_scopes"}
 
 
-def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and all graphs inside it."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.ByteSize():
-                    yield from graphs(inner)
-
-
 def _things(graph: onnx.GraphProto) -> Iterator[Any]:
     """What has a name in a graph, nodes apart."""
     yield from (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
@@ -37,7 +28,7 @@ def _things(graph: onnx.GraphProto) -> Iterator[Any]:
 def clean(proto: onnx.ModelProto) -> None:
     """Leave of the metadata only what tells layers, and import each operator set once."""
     del proto.metadata_props[:]
-    for graph in graphs(proto.graph):
+    for graph in all_graphs(proto.graph):
         del graph.metadata_props[:]
         graph.doc_string = ""
         for thing in _things(graph):
@@ -55,7 +46,7 @@ def clean(proto: onnx.ModelProto) -> None:
 
 def record(proto: onnx.ModelProto, layer: Callable[[onnx.NodeProto], str]) -> None:
     """Write the layer of each node into it, where there is one to write."""
-    for graph in graphs(proto.graph):
+    for graph in all_graphs(proto.graph):
         for node in graph.node:
             if name := layer(node):
                 node.metadata_props.add(key=LAYER_KEY, value=name)
@@ -63,7 +54,7 @@ def record(proto: onnx.ModelProto, layer: Callable[[onnx.NodeProto], str]) -> No
 
 def record_owners(proto: onnx.ModelProto, variables: Mapping[str, str]) -> None:
     """Record with nodes that have no layer yet that of the variable (`lstm/lstm_cell/kernel`) that they read."""
-    for graph in graphs(proto.graph):
+    for graph in all_graphs(proto.graph):
         for node in graph.node:
             owners = [variables[value].rpartition("/")[0] for value in node.input if value in variables]
             if any(owners) and all(entry.key != LAYER_KEY for entry in node.metadata_props):
@@ -78,7 +69,7 @@ def rename(proto: onnx.ModelProto, new: Mapping[str, str]) -> None:
         if old in taken and name not in taken:
             allowed[old] = name
             taken.add(name)
-    for graph in graphs(proto.graph):
+    for graph in all_graphs(proto.graph):
         for thing in _things(graph):
             thing.name = allowed.get(thing.name, thing.name)
         for node in graph.node:
@@ -89,7 +80,7 @@ def rename(proto: onnx.ModelProto, new: Mapping[str, str]) -> None:
 
 def names(proto: onnx.ModelProto) -> Iterator[str]:
     """The names of all values and nodes."""
-    for graph in graphs(proto.graph):
+    for graph in all_graphs(proto.graph):
         yield from (thing.name for thing in _things(graph))
         for node in graph.node:
             yield from (node.name, *node.output)
@@ -99,7 +90,7 @@ def sort_by_use(proto: onnx.ModelProto) -> None:
     """Put initializers into the order in which nodes use them, so that layers come in the order of the source."""
     place: dict[str, int] = {}
     for node in proto.graph.node:
-        for value in (*node.input, *_captured(node)):
+        for value in read_names(node):
             place.setdefault(value, len(place))
     kept = sorted(proto.graph.initializer, key=lambda tensor: place.get(tensor.name, len(place)))
     copies = [type(tensor).FromString(tensor.SerializeToString()) for tensor in kept]
@@ -107,17 +98,9 @@ def sort_by_use(proto: onnx.ModelProto) -> None:
     proto.graph.initializer.extend(copies)
 
 
-def _captured(node: onnx.NodeProto) -> Iterator[str]:
-    for attribute in node.attribute:
-        for inner in (attribute.g, *attribute.graphs):
-            for graph in graphs(inner):
-                for one in graph.node:
-                    yield from one.input
-
-
 def stored(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every initializer of the model, those of inner graphs too."""
-    for graph in graphs(proto.graph):
+    for graph in all_graphs(proto.graph):
         yield from graph.initializer
 
 

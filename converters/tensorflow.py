@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxfi.errors import ConversionError, InputError
+from onnxfi.graph.model.graph_index import all_graphs
 from onnxfi.graph.model.layers import scope_in_name
 from onnxfi.runtime.engine.model_io import Array, Port, one_line
 
@@ -162,7 +163,7 @@ def _check_operators(proto: onnx.ModelProto) -> None:
     known = {"", "ai.onnx", "ai.onnx.ml", *(function.domain for function in proto.functions)}
     foreign_ops = {
         node.op_type
-        for graph in naming.graphs(proto.graph)
+        for graph in all_graphs(proto.graph)
         for node in graph.node
         if node.domain not in known or (node.domain == "" and not defs.has(node.op_type))
     }
@@ -178,7 +179,7 @@ def _name_by_variables(proto: onnx.ModelProto, variables: Mapping[str, Array]) -
     model = f"{heads.pop()}/" if len(heads) == 1 else ""  # all in one model: its name says nothing
     matched = {old: name.removeprefix(model) for old, name in naming.matched(proto, variables).items()}
     owners: dict[str, str] = {}
-    for graph in naming.graphs(proto.graph):
+    for graph in all_graphs(proto.graph):
         for node in graph.node:
             for value in node.input:
                 owner, scope = matched.get(value, "").rpartition("/")[0], scope_in_name(node.name)

@@ -16,6 +16,8 @@ Every message is one line that says what is wrong, what is allowed, and what to 
     │   └── OutputError         the output cannot be written
     ├── CampaignError           the golden run is not deterministic, or a canary fault stays masked
     ├── RouteError              partial execution and the full model disagree
+    ├── IsolationError          a call in a copy of the process failed, or went beyond its limits
+    │   └── CrashError          a signal ended the copy
     ├── NonFiniteLossError      faults made a training loss or gradient infinite or NaN
     └── EngineError             the runtime refuses the model or its inputs
         ├── ProviderError       an execution provider fails for every model
@@ -123,6 +125,14 @@ class RouteError(OnnxfiError):
 
 class NonFiniteLossError(OnnxfiError):
     """Training step whose loss or gradient is infinite or NaN because of faults; no parameter was changed."""
+
+
+class IsolationError(OnnxfiError):
+    """Call that raised, or went beyond its limits, in a copy of the process; the message says how."""
+
+
+class CrashError(IsolationError):
+    """Call that ended the copy of the process by a signal; the message names it."""
 
 
 class EngineError(OnnxfiError):

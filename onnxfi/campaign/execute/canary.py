@@ -16,6 +16,7 @@ from onnxfi.faults.models import Set
 from onnxfi.faults.space import Sites, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Mask, Word
+from onnxfi.graph.model.graph_index import all_nodes
 from onnxfi.graph.partition.route import Route
 from onnxfi.runtime.engine.model_io import same_bytes
 
@@ -142,7 +143,4 @@ def set_exponents(target: Target) -> Faults:
 
 def _has_loop(nodes: Iterable[Any]) -> bool:
     """Whether there is a loop among these nodes, or in their bodies."""
-    return any(
-        node.op_type == "Loop" or any(_has_loop(graph.node) for a in node.attribute for graph in (a.g, *a.graphs))
-        for node in nodes
-    )
+    return any(node.op_type == "Loop" for node in all_nodes(nodes))

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from onnxfi.errors import IsolationError
+from onnxfi.graph.dataflow.isolation import run_isolated
 from onnxfi.graph.model.graph_index import subgraphs
-from onnxfi.graph.model.isolation import IsolationError, run_isolated
 from onnxfi.graph.model.protobuf_scan import text
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxfi.errors import ModelError
-from onnxfi.graph.model.graph_index import all_nodes
+from onnxfi.graph.model.graph_index import all_nodes, subgraphs
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.model.neuron_table import read_neuron_table
 from onnxfi.graph.partition.subgraph import Cut, Wiring, backward, crossing
@@ -82,7 +82,7 @@ def narrows(wiring: Wiring, whole: Cut) -> Fronts:
 def _works(wiring: Wiring, node: int) -> bool:
     """Whether a node does work that is worth a piece."""
     one = wiring.proto.graph.node[node]
-    return one.op_type in _WORK or any(a.HasField("g") for a in one.attribute)
+    return one.op_type in _WORK or next(subgraphs(one), None) is not None
 
 
 def _fit(wiring: Wiring, name: str) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from onnxfi.graph.model.byte_source import StoredArray
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.model.protobuf_scan import record_number, varint
-from onnxfi.graph.model.weight_arrays import StoredArray
 from onnxfi.graph.write.byte_edits import ByteSplice
 
 if TYPE_CHECKING:

@@ -23,12 +23,11 @@ from onnxfi.errors import ModelError
 from onnxfi.faults.space import Target
 from onnxfi.graph.dataflow.random_nodes import RANDOM_OPERATORS
 from onnxfi.graph.dataflow.type_inference import infer_types
-from onnxfi.graph.model.byte_source import quoted
+from onnxfi.graph.model.byte_source import StoredArray, quoted
 from onnxfi.graph.model.graph_index import Scope
 from onnxfi.graph.model.loading import Model, parse, parsed
 from onnxfi.graph.model.protobuf_scan import record_number
 from onnxfi.graph.model.stored_tensors import DATA_TYPES
-from onnxfi.graph.model.weight_arrays import StoredArray
 from onnxfi.graph.partition.hollow_model import hollow, where_it_lies
 from onnxfi.graph.passes.insert_nodes import used_names
 from onnxfi.graph.write.byte_edits import ByteSplice

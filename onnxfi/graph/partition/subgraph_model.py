@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from onnxfi.graph.model.weight_arrays import StoredArray
+from onnxfi.graph.model.byte_source import StoredArray
 from onnxfi.graph.partition.hollow_model import LARGE_BYTES, hollow
 from onnxfi.graph.partition.subgraph import ADDS, Home, Wiring, at, body
 

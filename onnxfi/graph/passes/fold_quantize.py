@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import ModelError
 from onnxfi.faults.words import WORDS, Word
+from onnxfi.graph.model.graph_index import subgraphs
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.model.stored_tensors import DATA_TYPES
 
@@ -121,7 +122,6 @@ def _names(graph: onnx.GraphProto) -> set[str]:
     found: set[str] = set()
     for node in graph.node:
         found |= set(node.input)
-        for attribute in node.attribute:
-            for inner in [attribute.g, *attribute.graphs]:
-                found |= _names(inner) | {value.name for value in inner.output}
+        for _, inner in subgraphs(node):
+            found |= _names(inner) | {value.name for value in inner.output}
     return found

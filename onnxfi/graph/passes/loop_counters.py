@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from onnxfi.graph.model.graph_index import GraphIndex, node_labels
+from onnxfi.graph.model.graph_index import GraphIndex, node_labels, subgraphs
 from onnxfi.graph.passes.bit_arithmetic import NUMBER, Nodes, opset_of
 from onnxfi.graph.passes.insert_nodes import carry, used_names
 
@@ -62,8 +62,8 @@ class _Counting:
         """What branches count; 0 where another one is taken."""
         from onnx import helper
 
-        branches: list[Any] = [a.g for a in node.attribute if a.HasField("g")]
-        inside = [self.graph(a.g, f"{path}.{a.name}::") for a in node.attribute if a.HasField("g")]
+        branches = [graph for _, graph in subgraphs(node)]
+        inside = [self.graph(graph, f"{path}.{name}::") for name, graph in subgraphs(node)]
         found: dict[str, str] = {}
         for mine, inner in zip(branches, inside, strict=True):
             for name in sorted(set(inner.values())):

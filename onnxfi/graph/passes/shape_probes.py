@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from onnxfi.graph.model.graph_index import node_labels
+from onnxfi.graph.model.graph_index import node_labels, subgraphs
 from onnxfi.graph.passes.bit_arithmetic import NUMBER, Nodes, opset_of
 from onnxfi.graph.passes.insert_nodes import used_names
 from onnxfi.graph.passes.loop_counters import LOOPS
@@ -48,7 +48,7 @@ class _Probing:
         """Put the shapes inside a node out of it: of a loop one row an iteration, of an untaken branch -1."""
         from onnx import helper
 
-        bodies = {f"{path}.{a.name}::": a.g for a in node.attribute if a.HasField("g")}
+        bodies = {f"{path}.{name}::": graph for name, graph in subgraphs(node)}
         inside = {
             place: self.graph(body, place)
             for place, body in bodies.items()

@@ -15,9 +15,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from onnxfi.errors import EngineError
+from onnxfi.errors import CrashError, EngineError, IsolationError
+from onnxfi.graph.dataflow.isolation import run_isolated
 from onnxfi.graph.model.byte_source import quoted
-from onnxfi.graph.model.isolation import CrashError, IsolationError, run_isolated
 from onnxfi.runtime.data.sources import Data, open_data
 from onnxfi.runtime.engine.engines import Engine, OrtEngine
 

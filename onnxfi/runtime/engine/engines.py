@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxfi.errors import DataError, EngineError, InputError, ModelError, ProviderError, closest
-from onnxfi.graph.model.weight_arrays import StoredArray
+from onnxfi.graph.model.byte_source import StoredArray
 from onnxfi.runtime.engine.installed_runtime import both_runtimes_warning, installed_runtimes
 from onnxfi.runtime.engine.lending import Loan
 from onnxfi.runtime.engine.model_io import (

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxfi.graph.model.weight_arrays import StoredArray
+from onnxfi.graph.model.byte_source import StoredArray
 from onnxfi.runtime.engine.model_io import Array
 
 #: What is less in all is not worth memory of its own.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxfi.errors import InputError, ModelError, OnnxfiError, SelectorError
+from onnxfi.errors import InputError, IsolationError, ModelError, OnnxfiError, SelectorError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.models import Add, Scale
 from onnxfi.faults.space import FaultSpace, Selector, parse_site
@@ -19,7 +19,6 @@ from onnxfi.faults.trials import Draw, Faults, at_sites, draw, fault_model
 from onnxfi.graph.dataflow.activation_targets import Activation, ActivationSelection, activations, select_activations
 from onnxfi.graph.dataflow.sample_layout import one_at_a_time
 from onnxfi.graph.dataflow.type_inference import convert_opset
-from onnxfi.graph.model.isolation import IsolationError
 from onnxfi.graph.model.loading import Model, load, parse
 from onnxfi.graph.model.neuron_table import expand_steps, refuse_whole_tensor_models
 from onnxfi.graph.passes.bit_arithmetic import opset_of

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from onnxfi.errors import InputError, ModelError
+from onnxfi.graph.model.graph_index import all_nodes
 from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.model_io import Array, one_line
 from onnxfi.runtime.quantize.recipe import Recipe
@@ -167,26 +168,17 @@ def half(model: onnx.ModelProto, exclude: Sequence[str]) -> onnx.ModelProto:
 
     source = onnx.ModelProto()
     source.CopyFrom(model)
-    widened = {node.output[0] for node in _nodes(source.graph) if _is_cast(node, _FLOAT)}
+    widened = {node.output[0] for node in all_nodes(source.graph.node) if _is_cast(node, _FLOAT)}
     made: onnx.ModelProto = float16.convert_float_to_float16(
         model, min_positive_val=0.0, max_finite_val=_LARGEST_FLOAT16, keep_io_types=True,
         node_block_list=list(exclude), check_fp16_ready=False,
     )  # fmt: skip
-    for node in _nodes(made.graph):  # the converter takes these for float16 and leaves them as they are
+    for node in all_nodes(made.graph.node):  # the converter takes these for float16 and leaves them as they are
         if _is_cast(node, _FLOAT) and node.output[0] in widened:
             next(a for a in node.attribute if a.name == "to").i = _FLOAT16
     if exclude:
         _keep_float(made.graph, source.graph, exclude)
     return made
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """The nodes of a graph and of those inside it."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in [attribute.g, *attribute.graphs]:
-                yield from _nodes(inner)
 
 
 def _is_cast(node: onnx.NodeProto, to: int) -> bool:

@@ -16,6 +16,7 @@ from onnxfi.errors import (
     DataError,
     EngineError,
     InputError,
+    IsolationError,
     ModelError,
     OnnxfiError,
     OutputError,
@@ -23,10 +24,10 @@ from onnxfi.errors import (
     closest,
 )
 from onnxfi.faults.space import Target, matches
+from onnxfi.graph.dataflow.isolation import run_isolated
 from onnxfi.graph.dataflow.type_inference import convert_opset
 from onnxfi.graph.model.dequantize import dequantized, scales_at
-from onnxfi.graph.model.graph_index import node_label
-from onnxfi.graph.model.isolation import IsolationError, run_isolated
+from onnxfi.graph.model.graph_index import all_nodes, node_label
 from onnxfi.graph.model.layers import layer_of
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.write.output_file import check_output_files, output_files
@@ -355,12 +356,8 @@ def _moved(made: Path, place: Path) -> list[Path]:
 
 def _domains(proto: onnx.ModelProto) -> set[str]:
     """The operator domains that a model uses, in functions and inner graphs too; the default one always."""
-    found, todo = {""}, [*proto.graph.node, *(node for f in proto.functions for node in f.node)]
-    while todo:
-        node = todo.pop()
-        found.add(node.domain)
-        for attribute in node.attribute:
-            todo += [*attribute.g.node, *(inner for graph in attribute.graphs for inner in graph.node)]
+    nodes = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
+    found = {"", *(node.domain for node in all_nodes(nodes))}
     return found | {function.domain for function in proto.functions}
 
 

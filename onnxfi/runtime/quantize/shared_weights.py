@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxfi.graph.model.graph_index import all_graphs, defined_names, subgraphs
+
 if TYPE_CHECKING:
     import onnx
 
@@ -118,9 +120,8 @@ def _uses(graph: onnx.GraphProto, outer: dict[str, tuple[onnx.GraphProto, onnx.T
         for place, name in enumerate(node.input):
             if (stored := scope.get(name)) is not None:
                 yield _Use(*stored, node, place)
-        for attribute in node.attribute:
-            for inner in ([attribute.g] if attribute.HasField("g") else []) + [*attribute.graphs]:
-                yield from _uses(inner, scope)
+        for _, inner in subgraphs(node):
+            yield from _uses(inner, scope)
     for place, value in enumerate(graph.output):
         if (stored := scope.get(value.name)) is not None:
             yield _Use(*stored, None, place)
@@ -142,7 +143,7 @@ def _copy(
     """Store a copy of a tensor, times a factor, beside it; return its name, which no value of the model has."""
     from onnx import numpy_helper
 
-    taken, name, k = _names(model.graph), f"{tensor.name}_{what}", 1
+    taken, name, k = set[str]().union(*map(defined_names, all_graphs(model.graph))), f"{tensor.name}_{what}", 1
     while name in taken:
         name, k = f"{tensor.name}_{what}_{k}", k + 1
     array = numpy_helper.to_array(tensor)
@@ -150,16 +151,6 @@ def _copy(
     stored = np.ascontiguousarray(array.T if transposed else array)
     owner.initializer.append(numpy_helper.from_array(stored, name))
     return name
-
-
-def _names(graph: onnx.GraphProto) -> set[str]:
-    names = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
-    for node in graph.node:
-        names |= set(node.output)
-        for attribute in node.attribute:
-            for inner in [attribute.g, *attribute.graphs]:
-                names |= _names(inner)
-    return names
 
 
 def _replace(use: _Use, name: str) -> None:

@@ -35,7 +35,7 @@ from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign, Part
 from onnxfi.errors import CampaignError, DataError, EngineError, OnnxfiError, OutputError, ProviderError, StoreError
 from onnxfi.faults.space import Target
-from onnxfi.graph.model import weight_arrays
+from onnxfi.graph.model import byte_source
 from onnxfi.graph.model.loading import load
 from onnxfi.runtime.data.sources import open_data
 from onnxfi.runtime.engine import engines
@@ -153,7 +153,7 @@ def test_weights_are_held_by_the_runtime_alone(here: Path, monkeypatch: pytest.M
         for result in running:
             found.append((result.outcome, result.metrics, result.route))
             if len(found) == layers:
-                read = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, weight_arrays.__file__)])
+                read = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, byte_source.__file__)])
     finally:
         tracemalloc.stop()
     assert found == usual and {route for _, _, route in found} != {None}

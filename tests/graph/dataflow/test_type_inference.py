@@ -13,11 +13,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxfi.errors import ModelError
+from onnxfi.errors import IsolationError, ModelError
+from onnxfi.graph.dataflow import isolation
 from onnxfi.graph.dataflow.activation_targets import activations
+from onnxfi.graph.dataflow.isolation import run_isolated
 from onnxfi.graph.dataflow.type_inference import convert_opset, infer_types
-from onnxfi.graph.model import isolation
-from onnxfi.graph.model.isolation import IsolationError, run_isolated
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.partition.subgraph import wire
 from onnxfi.runtime.inject.activations import prepare
@@ -120,7 +120,7 @@ def test_a_value_of_which_nothing_follows_may_be_of_16_bits() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_copy_says_nothing_and_leaves_what_was_said_to_the_process(tmp_path: Path) -> None:
     code = (
-        "import os, sys; sys.stdout.write('once'); from onnxfi.graph.model.isolation import run_isolated\n"
+        "import os, sys; sys.stdout.write('once'); from onnxfi.graph.dataflow.isolation import run_isolated\n"
         "try: run_isolated(lambda: os.write(2, b'noise') and os.abort())\n"
         "except Exception as error: print(':', error)"
     )

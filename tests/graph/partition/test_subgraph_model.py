@@ -10,8 +10,8 @@ import onnx.parser
 import pytest
 
 from onnxfi.errors import ModelError
+from onnxfi.graph.model.byte_source import StoredArray
 from onnxfi.graph.model.loading import load
-from onnxfi.graph.model.weight_arrays import StoredArray
 from onnxfi.graph.partition.subgraph import wire
 from onnxfi.graph.partition.subgraph_model import extract
 from onnxfi.runtime.engine.engines import OrtEngine

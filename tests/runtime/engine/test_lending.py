@@ -10,9 +10,8 @@ import onnx
 import onnx.parser
 import pytest
 
-from onnxfi.graph.model.byte_source import ByteSource
+from onnxfi.graph.model.byte_source import ByteSource, StoredArray
 from onnxfi.graph.model.loading import load
-from onnxfi.graph.model.weight_arrays import StoredArray
 from onnxfi.graph.partition.subgraph import wire
 from onnxfi.graph.partition.subgraph_model import extract
 from onnxfi.runtime.engine.engines import OrtEngine

@@ -18,17 +18,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from onnxfi.errors import CrashError, IsolationError
+
 #: What one call may take: seconds of a processor, seconds of the clock where it waits for something that never comes,
 #: and bytes beyond what the process holds. A model of 100,000 nodes takes a tenth of it.
 _LIMIT_S, _LONGEST_S, _LIMIT_BYTES = 20, 600, 1 << 30
-
-
-class IsolationError(Exception):
-    """A call that raised, or ended the copy of the process in which it was made; the text says how."""
-
-
-class CrashError(IsolationError):
-    """A call that ended the copy by a signal; the text says by which."""
 
 
 def run_isolated(
@@ -45,7 +39,7 @@ def run_isolated(
     b'shapes'
     >>> run_isolated(lambda: os.abort())
     Traceback (most recent call last):
-    onnxfi.graph.model.isolation.CrashError: it ended with SIGABRT
+    onnxfi.errors.CrashError: it ended with SIGABRT
     """
     if not hasattr(os, "fork"):
         try:
