@@ -232,7 +232,7 @@ class FaultAwareTraining(keras.Model):
                 return given
             shape = given.shape[1:]
             target = target_of(known.id, given.dtype.name, shape, "activation", known.op, known.layer)
-            if target is None or not self.exposure.selector.keeps(target):
+            if target is None or not self.exposure.selector.selects(target):
                 return given
             faults = self.exposure.activations(target, len(given), place, int(step))
             word = target.word

@@ -159,7 +159,7 @@ class FaultAwareTraining(torch.nn.Module):
         whole = value if value.dim() else value.reshape(1)
         known = next(t for t in self.plan.targets if t.id == name)
         target = target_of(name, _format(value), whole.shape[1:], "activation", known.op, known.layer)
-        if target is None or not self.exposure.selector.keeps(target) or not whole.numel():
+        if target is None or not self.exposure.selector.selects(target) or not whole.numel():
             return value
         faults = self.exposure.activations(target, len(whole), number, self.step)
         faults, ends = outcome(faults, lambda _, index: _words(whole, index), self.exposure.clip)

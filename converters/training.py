@@ -20,7 +20,7 @@ from onnxfi.faults import sampling
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.space import FaultSpace, Index, Selector, Sites, Target
-from onnxfi.faults.trials import Draw, Faults, draw, resolve, strike
+from onnxfi.faults.trials import Faults, Sampler, apply_faults, draw_faults, faults_at_sites
 from onnxfi.faults.words import WORDS, Word, Words
 from onnxfi.graph.model.loading import Model
 from onnxfi.runtime.engine.model_io import Array
@@ -72,7 +72,7 @@ class Exposure:
 
     def weights(self, space: FaultSpace, trial: int) -> Faults:
         """The faults of one trial in stored tensors: those that `onnxfi inject --ber` draws in a file with the same."""
-        return draw(space, Draw("ber", rate=self.ber, seed=self.seed), self.event, trial)
+        return draw_faults(space, Sampler("ber", rate=self.ber, seed=self.seed), self.event, trial)
 
     def activations(self, target: Target, samples: int, number: int, step: int) -> Faults:
         """The faults of one step in activation `number`: each of `samples` samples of `target` is struck by itself.
@@ -92,7 +92,9 @@ class Exposure:
             lengths = [len(part) for part in reached]
             index = np.concatenate([np.zeros(0, np.int64), *reached])
             start, bit, event = np.repeat(start, lengths), np.repeat(bit, lengths), event.element_model
-        return strike((whole,), Sites(np.zeros(len(index), np.int64), start + index, bit), event, self.seed, stream)
+        return faults_at_sites(
+            (whole,), Sites(np.zeros(len(index), np.int64), start + index, bit), event, self.seed, stream
+        )
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Plan:
             raise InputError(f"the model has no {self.named} that can be struck")
         selected = self.space
         if self.exposure.place == "weights":
-            words = sum(selected.chosen)
+            words = sum(selected.element_counts)
             expected = self.exposure.ber * selected.size
             if expected >= words:
                 _LOG.warning("%s", self.crowded)
@@ -128,9 +130,9 @@ class Plan:
     def crowded(self) -> str:
         """One line where the rate is so high that about every word is struck at each step; else empty."""
         if self.exposure.place != "weights":
-            each = max(map(len, self.space.positions)) * self.exposure.ber
+            each = max(map(len, self.space.bit_positions)) * self.exposure.ber
             return f"about {each:,.1f} faults strike each word at every step" if each >= 1 else ""
-        words, expected = sum(self.space.chosen), self.exposure.ber * self.space.size
+        words, expected = sum(self.space.element_counts), self.exposure.ber * self.space.size
         if expected < words:
             return ""
         return f"{expected:,.0f} faults are expected in {words:,} words at every step: about every word is struck"
@@ -174,7 +176,7 @@ def outcome(faults: Faults, read: Reader, clip: float | None = None) -> tuple[Fa
     rows = {int(k): np.flatnonzero(faults.sites.target == k) for k in np.unique(faults.sites.target)}
     for number, here in rows.items():
         stored[here] = read(number, faults.sites.index[here])
-    done, final = resolve(faults, stored)
+    done, final = apply_faults(faults, stored)
     ends = {}
     for number, here in rows.items():
         words = final[here]
@@ -228,7 +230,7 @@ def carried(model: Model, faults: Faults, targets: Sequence[Target], values: Map
         name, places = _found(model, struck, values)
         here = faults.sites.target == number
         target[here], index[here] = ordinal[name], places[faults.sites.index[here]]
-    return replace(faults, targets=tuple(targets), sites=Sites(target, index, faults.sites.bit), reals=None)
+    return replace(faults, targets=tuple(targets), sites=Sites(target, index, faults.sites.bit), real_values=None)
 
 
 def _found(model: Model, struck: Target, values: Mapping[str, Array]) -> tuple[str, Index]:

@@ -196,7 +196,7 @@ def _document(
     drawn, header = done.sample, done.sample.header
     values: dict[str, Any] = {
         "model": model, "digest": done.digest, "faulty_digest": done.faulty_digest, "output": str(done.out),
-        "fault": header.fault, "seed": header.draw.seed, "population": header.population, "unit": header.unit,
+        "fault": header.fault, "seed": header.sampler.seed, "population": header.population, "unit": header.unit,
         "population_bits": drawn.population_bits, "expected": drawn.expected, "drawn": drawn.drawn,
         "faults": [fault_row(drawn.trial, fault) for fault in drawn.faults[:_MOST_LISTED]], "faults_total": len(drawn.faults),
         "resized": done.resized,
@@ -215,10 +215,10 @@ def _print(
     if undone:
         say(f"undid {count(drawn.drawn, 'fault')}; wrote {done.out}, sha256 {done.faulty_digest}")
         return
-    how = header.draw
+    how = header.sampler
     rate = f"at a rate of {how.rate:g} per {header.unit}" if how.kind == "ber" else f"{how.kind} {how.n:,}"
     say(f"{model}: {header.fault}, {rate}, seed {how.seed}")
-    spread = f", in {count(drawn.faults.words, 'word')}" if drawn.faults.words != drawn.drawn else ""
+    spread = f", in {count(drawn.faults.word_count, 'word')}" if drawn.faults.word_count != drawn.drawn else ""
     say(
         f"population {count(header.population, header.unit)}, expected {drawn.expected:,.2f} faults, drawn {drawn.drawn:,}{spread}"
     )

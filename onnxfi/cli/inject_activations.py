@@ -77,11 +77,11 @@ def _rate(name: str, text: str) -> float:
 
 
 def _row(strike: ActivationFault) -> dict[str, Any]:
-    from onnxfi.faults.sites import FOREVER
+    from onnxfi.faults.sites import LAST_STEP
 
     a, mask = strike.activation, strike.mask
     row: dict[str, Any] = {"target": a.target.id, "index": strike.element, "sample": strike.sample}
-    row["steps"] = None if (strike.first, strike.last) == (0, FOREVER) else [strike.first, strike.last]
+    row["steps"] = None if (strike.first, strike.last) == (0, LAST_STEP) else [strike.first, strike.last]
     row |= {"keep": hex(mask.keep), "flip": hex(mask.flip)} if mask else {"scale": strike.scale, "shift": strike.shift}
     return row
 
@@ -95,7 +95,7 @@ def _document(
     values: dict[str, Any] = {
         "model": model, "digest": digest, "faulty_digest": load(done.out, allow_links=True).digest,
         "output": str(done.out), "seed": done.draw.seed, "population": done.population, "unit": done.space.unit,
-        "population_bits": done.space.bits, "expected": done.draw.expected(done.space), "drawn": done.faults.events,
+        "population_bits": done.space.bits, "expected": done.draw.expected_count(done.space), "drawn": done.faults.events,
         "faults": [_row(s) for s in done.inserted[:_MOST_LISTED]], "faults_total": len(done.inserted),
         "notes": list(done.notes),
     }  # fmt: skip

@@ -22,15 +22,15 @@ import numpy as np
 from onnxfi.errors import FaultError, FaultListError, InputError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.fault_registry import parse_fault
-from onnxfi.faults.scope import Flight
-from onnxfi.faults.space import FOREVER, FaultSpace, Selector, Sites, Target, moment
-from onnxfi.faults.trials import KINDS, RATES, Draw, Fault, Faults, concat, draw, json_value
+from onnxfi.faults.scope import ActivationSpace
+from onnxfi.faults.space import LAST_STEP, FaultSpace, Selector, Sites, Target, fault_time
+from onnxfi.faults.trials import RATE_SAMPLERS, SAMPLERS, Fault, Faults, Sampler, concatenate, draw_faults, json_value
 from onnxfi.faults.words import Word
 
 FORMAT = "onnxfi-fault-list"
 VERSION = 1
 #: Trials with more faults than this are written as a recipe.
-MOST_LINES = 1000
+MAX_LINES = 1000
 _LONGEST_LINE = 1 << 28
 
 
@@ -46,7 +46,7 @@ class Header:
     model: str
     fault: str = "flip"
     selector: Selector = field(default_factory=Selector)
-    draw: Draw = field(default_factory=lambda: Draw("sites"))
+    sampler: Sampler = field(default_factory=lambda: Sampler("sites"))
     population: int = 0
     unit: str = "bit"
     faulty: str | None = None
@@ -54,28 +54,28 @@ class Header:
     file: str = ""
     strata: tuple[dict[str, Any], ...] = ()
     #: What is struck in flight; None for lists of stored words alone.
-    flight: Flight | None = None
+    activations: ActivationSpace | None = None
     tool: str = field(default_factory=_installed)
 
     @property
-    def of_singles(self) -> bool:
+    def of_single_faults(self) -> bool:
         """Whether each trial of a plan is one event, drawn from its stratum without repetition."""
-        return self.draw.kind in ("count", "exhaustive") and bool(self.strata)
+        return self.sampler.kind in ("count", "exhaustive") and bool(self.strata)
 
     def line(self) -> str:
         """The header as one line of JSON."""
-        sampler: dict[str, Any] = {"kind": self.draw.kind}
-        sampler |= {"rate": self.draw.rate} if self.draw.kind in RATES else {"n": self.draw.n}
+        sampler: dict[str, Any] = {"kind": self.sampler.kind}
+        sampler |= {"rate": self.sampler.rate} if self.sampler.kind in RATE_SAMPLERS else {"n": self.sampler.n}
         chosen = asdict(self.selector)
         if not self.selector.role:  # optional, so that older readers take the lists that do not need it
             del chosen["role"]
         row = {
             "format": FORMAT, "version": VERSION, "tool": self.tool, "model": self.model, "faulty": self.faulty,
-            "selector": chosen, "sampler": sampler, "fault": self.fault, "seed": self.draw.seed,
+            "selector": chosen, "sampler": sampler, "fault": self.fault, "seed": self.sampler.seed,
             "population": self.population, "unit": self.unit,
         } | {key: value for key, value in (("file", self.file), ("strata", list(self.strata))) if value}  # fmt: skip
-        if self.flight is not None:
-            row["flight"] = self.flight.row()
+        if self.activations is not None:
+            row["activations"] = self.activations.row()
         return json.dumps(row, allow_nan=False)
 
     @classmethod
@@ -96,7 +96,7 @@ class Header:
                 raise TypeError("include, exclude, op, dtype and role are lists")
             lists["role"] = tuple(map(str, kept.get("role", ())))
             selector = Selector(**lists, bits=str(kept["bits"]), elements=str(kept["elements"]))
-            how = Draw(drawn["kind"], float(drawn.get("rate", 0)), int(drawn.get("n", 0)), int(row["seed"]))
+            how = Sampler(drawn["kind"], float(drawn.get("rate", 0)), int(drawn.get("n", 0)), int(row["seed"]))
             fault = str(parse_fault(row["fault"]))
             faulty = None if row["faulty"] is None else str(row["faulty"])
             return cls(
@@ -109,7 +109,7 @@ class Header:
                 faulty,
                 str(row.get("file", "")),
                 tuple(_stratum(s) for s in row.get("strata", ())),
-                None if row.get("flight") is None else Flight.parse(row["flight"]),
+                None if row.get("activations") is None else ActivationSpace.parse(row["activations"]),
                 str(row["tool"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError, InputError) as error:
@@ -137,16 +137,16 @@ def fault_row(trial: int, fault: Fault) -> dict[str, Any]:
     return row | {"changed": None if fault.before is None and fault.after is None else fault.changed}
 
 
-def lines(trial: int, faults: Faults, how: Draw, ordinals: Sequence[int]) -> Iterator[str]:
+def trial_lines(trial: int, faults: Faults, how: Sampler, ordinals: Sequence[int]) -> Iterator[str]:
     """The lines of one trial: its faults, or a recipe where they are many and drawn.
 
     `ordinals` gives for each target of `faults` its number among all targets of the model.
     """
-    if len(faults) <= MOST_LINES or how.kind == "sites":
+    if len(faults) <= MAX_LINES or how.kind == "sites":
         yield from (json.dumps(fault_row(trial, fault), allow_nan=False) for fault in faults)
         return
     row: dict[str, Any] = {"trial": trial, "sampler": how.kind}
-    row |= {"rate": how.rate} if how.kind in RATES else {"per": how.n}
+    row |= {"rate": how.rate} if how.kind in RATE_SAMPLERS else {"per": how.n}
     row |= {"seed": how.seed, "n": len(faults), "sha256": sites_digest(faults, ordinals)}
     if faults.before is not None and not (len(faults.models) == 1 and faults.models[0].self_inverse):
         row["before"] = base64.b64encode(zlib.compress(faults.before.astype("<u8").tobytes(), 6)).decode()
@@ -156,10 +156,10 @@ def lines(trial: int, faults: Faults, how: Draw, ordinals: Sequence[int]) -> Ite
 def sites_digest(faults: Faults, ordinals: Sequence[int]) -> str:
     """SHA-256 over the sites in order: target ordinal, element and bit, and in flight sample, first and last step."""
     columns: list[Any] = [("target", "<u4"), ("index", "<u8"), ("bit", "<i2")]
-    columns += [] if faults.sites.when is None else [("when", "<i8", (3,))]
+    columns += [] if faults.sites.times is None else [("when", "<i8", (3,))]
     rows = np.zeros(len(faults), dtype=np.dtype(columns))
-    if faults.sites.when is not None:
-        rows["when"] = faults.sites.when
+    if faults.sites.times is not None:
+        rows["when"] = faults.sites.times
     rows["target"] = np.array(ordinals, np.uint32)[faults.sites.target] if len(faults) else 0
     rows["index"], rows["bit"] = faults.sites.index, faults.sites.bit
     return hashlib.sha256(rows.tobytes()).hexdigest()
@@ -179,7 +179,7 @@ class FaultList:
         with _text(place) as stream:
             return cls(place, Header.parse(_line(stream, place), str(place)))
 
-    def bind(self, digest: str, *, undo: bool = False) -> None:
+    def check_model(self, digest: str, *, undo: bool = False) -> None:
         """Refuse a model that is not the list's own; both digests are in the message."""
         wanted = self.header.faulty if undo else self.header.model
         if undo and wanted is None:
@@ -196,11 +196,11 @@ class FaultList:
     def trials(
         self, targets: Sequence[Target], space: Callable[[], FaultSpace] | None = None
     ) -> Iterator[tuple[int, Faults]]:
-        """The trials in order with their recorded words, over the targets of the model; `space` as in `Lines`.
+        """The trials in order with their recorded words, over the targets of the model; `space` as in `LineReader`.
 
         A recipe's words before are there only where its faults cannot undo themselves.
         """
-        return Lines(self.header, tuple(targets), str(self.path), space).trials(self._lines())
+        return LineReader(self.header, tuple(targets), str(self.path), space).trials(self._lines())
 
     def _lines(self) -> Iterator[tuple[int, str]]:
         with _text(self.path) as stream:
@@ -212,7 +212,7 @@ class FaultList:
 
 
 @dataclass(frozen=True)
-class Lines:
+class LineReader:
     """What the lines of a list mean for a model with these targets; `where` says in messages where they stand.
 
     `space` gives the sites that recipes draw from; by default those that the header's selector leaves of the targets.
@@ -243,26 +243,26 @@ class Lines:
             for recipe, some in groupby(group, key=lambda row: "sampler" in row):
                 given = [*some]
                 parts += map(self._expand, given) if recipe else [self._read(given)]
-            yield trial, concat(parts)
+            yield trial, concatenate(parts)
 
     def _expand(self, row: dict[str, Any]) -> Faults:
         where = f"{self.where}, line {row['#']}"
         model = parse_fault(self.header.fault)
         try:
-            if row["sampler"] not in KINDS[:-1]:
+            if row["sampler"] not in SAMPLERS[:-1]:
                 raise FaultListError(f"{where}: unknown sampler {row['sampler']!r}")
             if (row["sampler"], row.get("per"), row["n"]) == ("count", 0, 0):
                 return Faults(self.targets, _NO_SITES, (model,))
-            how = Draw(row["sampler"], float(row.get("rate", 0)), int(row.get("per", 0)), int(row["seed"]))
+            how = Sampler(row["sampler"], float(row.get("rate", 0)), int(row.get("per", 0)), int(row["seed"]))
             space = self.space() if self.space else self.header.selector.space(self.targets, model)
-            if how.expected(space) > 2 * int(row["n"]) + 1000:
+            if how.expected_count(space) > 2 * int(row["n"]) + 1000:
                 raise FaultListError(f"{where}: the recipe does not give the {row['n']} faults that it names")
-            faults = draw(space, how, model, int(row["trial"]))
+            faults = draw_faults(space, how, model, int(row["trial"]))
             ordinals = np.array([self._known[t.id] for t in space.targets], np.int64)
             faults = replace(
                 faults,
                 targets=self.targets,
-                sites=faults.sites.onto(ordinals),
+                sites=faults.sites.retarget(ordinals),
             )
             if len(faults) != row["n"] or sites_digest(faults, range(len(self.targets))) != row["sha256"]:
                 raise FaultListError(
@@ -308,10 +308,10 @@ class Lines:
             except (TypeError, ValueError, IndexError, AttributeError, FaultError) as error:
                 raise FaultListError(f"{where}: the line is damaged: {_say(error)}") from None
         target_, index_, bit_, models_, before, after, when_ = zip(*columns, strict=True)
-        flies = any(self.targets[k].in_flight for k in set(target_))
+        computed = any(self.targets[k].is_activation for k in set(target_))
         sites = Sites(
             np.array(target_, np.int64), np.array(index_, np.int64), np.array(bit_, np.int16),
-            np.array(when_, np.int64) if flies else None,
+            np.array(when_, np.int64) if computed else None,
         )  # fmt: skip
         first, last = (None if None in c else np.array(c, np.uint64) for c in (before, after))
         return Faults(self.targets, sites, models_[:1] if len(models) == 1 else models_, first, last)
@@ -319,14 +319,14 @@ class Lines:
     def _when(self, row: dict[str, Any], target: Target) -> tuple[int, int, int]:
         """When a fault is there; ValueError for a sample or step that cannot be."""
         given: dict[str, int] = {key: row[key] for key in ("sample", "step", "from") if key in row}
-        if given and not target.in_flight:
+        if given and not target.is_activation:
             raise ValueError("a stored word has neither sample nor step")
-        if any(type(n) is not int or not 0 <= n < FOREVER for n in given.values()) or {"step", "from"} <= set(given):
+        if any(type(n) is not int or not 0 <= n < LAST_STEP for n in given.values()) or {"step", "from"} <= set(given):
             raise ValueError("sample and step are whole numbers from 0")
-        flight, sample = self.header.flight, given.get("sample")
-        if flight is not None and sample is not None and sample >= flight.samples:
-            raise ValueError(f"there is no sample {sample}, samples are 0 to {flight.samples - 1}")
-        return moment(sample, given.get("step", given.get("from")), onwards="from" in given)
+        space, sample = self.header.activations, given.get("sample")
+        if space is not None and sample is not None and sample >= space.samples:
+            raise ValueError(f"there is no sample {sample}, samples are 0 to {space.samples - 1}")
+        return fault_time(sample, given.get("step", given.get("from")), onwards="from" in given)
 
 
 _NO_SITES = Sites(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int16))

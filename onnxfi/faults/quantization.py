@@ -1,4 +1,4 @@
-"""Roles and schemes: what a stored tensor is for, and how a stored integer stands for a real number."""
+"""Roles and quantization: what a stored tensor is used for, and how a stored integer represents a real number."""
 
 from __future__ import annotations
 
@@ -9,19 +9,32 @@ from numpy.typing import NDArray
 
 ROLES = (
     *("weight", "bias", "scale", "zero-point"),
-    *("threshold", "leak", "refractory", "reset", "spike"),  # words of exposed neurons
+    *("threshold", "leak", "refractory", "reset", "spike"),  # parameters and spikes of exposed neurons
 )
 
 
 @dataclass(frozen=True)
-class Scheme:
-    """How the integers of a tensor stand for real numbers: (integer − zero point) × scale.
+class QuantizationScheme:
+    """Representation of real numbers by the integers of a tensor: (integer − zero point) × scale.
 
-    `name` says which operators take it: `QDQ`, `QOperator`, `dynamic`, `MatMulNBits`, `GatherBlockQuantized`, `Cast +
-    Mul`. `scales` are the ids of the targets whose product is the scale; none where it is only known at run time.
-    `zero_point` is the id of the zero points, '' where there are none: then it is `offset`. Scales lie along `axes` of
-    the tensor (() for one scale), `axis` is the one that blocks of `block` elements divide, or the only one.
-    `others` are there where other nodes scale the same integers in another way.
+    Attributes
+    ----------
+    name : str
+        Operators that read it: `QDQ`, `QOperator`, `dynamic`, `MatMulNBits`, `GatherBlockQuantized`, `Cast + Mul`.
+    scales : tuple of str
+        Ids of the targets whose product is the scale; empty if it is only known at run time.
+    zero_point : str
+        Id of the zero points; empty if there are none, and `offset` is subtracted instead.
+    axes : tuple of int
+        Axes of the tensor along which scales lie; empty for one scale.
+    axis : int, optional
+        The axis that blocks of `block` elements divide, or the only one.
+    block : int
+        Elements that share a scale along `axis`; 0 if scales are not blocked.
+    offset : int
+        Zero point that is not stored.
+    others : tuple of QuantizationScheme
+        Further schemes, if other nodes scale the same integers in another way.
     """
 
     name: str
@@ -31,50 +44,70 @@ class Scheme:
     axis: int | None = None
     block: int = 0
     offset: int = 0
-    others: tuple[Scheme, ...] = ()
+    others: tuple[QuantizationScheme, ...] = ()
 
-    def means(self, other: Scheme) -> bool:
-        """Return whether two schemes give each integer the same number, by the tensors that they name."""
-        mine, theirs = ((one.scales, one.zero_point, one.axes, one.block) for one in (self, other))
-        return mine == theirs
+    def equivalent_to(self, other: QuantizationScheme) -> bool:
+        """Return True if both give each integer the same number, judged by the tensors that they name."""
+        own, others = ((one.scales, one.zero_point, one.axes, one.block) for one in (self, other))
+        return own == others
 
-    def place(self, shape: tuple[int, ...], held: tuple[int, ...], index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the scale (or zero point) of each element (`index`, flat, [n]) lies in a tensor of shape `held`.
+    def scale_indices(
+        self, shape: tuple[int, ...], scale_shape: tuple[int, ...], index: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Return the flat index of the scale (or zero point) of each element.
 
-        >>> Scheme("QDQ", axes=(0,), axis=0).place((2, 3), (2,), np.array([0, 2, 3])).tolist()
+        Parameters
+        ----------
+        shape : tuple of int
+            Shape of the quantized tensor.
+        scale_shape : tuple of int
+            Shape of the tensor of scales.
+        index : ndarray of int64, shape (n,)
+            Flat indices of elements.
+
+        Returns
+        -------
+        ndarray of int64, shape (n,)
+
+        Examples
+        --------
+        >>> per_channel = QuantizationScheme("QDQ", axes=(0,), axis=0)
+        >>> per_channel.scale_indices((2, 3), (2,), np.array([0, 2, 3])).tolist()
         [0, 0, 1]
-        >>> Scheme("MatMulNBits", axes=(0, 1), block=4).place((2, 3, 4), (6,), np.array([3, 4, 12])).tolist()
+        >>> blocked = QuantizationScheme("MatMulNBits", axes=(0, 1), block=4)
+        >>> blocked.scale_indices((2, 3, 4), (6,), np.array([3, 4, 12])).tolist()
         [0, 1, 3]
         """
-        if int(np.prod(held, dtype=np.int64)) == 1:
+        if int(np.prod(scale_shape, dtype=np.int64)) == 1:
             return np.zeros_like(index)
         at = np.unravel_index(index, shape)
-        dims = held
+        dims = scale_shape
         if self.name == "MatMulNBits":  # rows of packed zero points may be longer than the blocks that they serve
             rows = shape[self.axes[0]]
-            dims = (rows, int(np.prod(held, dtype=np.int64)) // rows)
+            dims = (rows, int(np.prod(scale_shape, dtype=np.int64)) // rows)
         flat = np.zeros_like(index)
         for axis, n in zip(self.axes, dims, strict=True):
             step = at[axis] // self.block if self.block and axis == self.axis else at[axis]
             flat = flat * n + (step if n > 1 else 0)
         return flat
 
-    def fits(self, shape: tuple[int, ...], held: tuple[int, ...]) -> bool:
-        """Whether scales of shape `held` can belong to a tensor of this shape.
+    def accepts_scales(self, shape: tuple[int, ...], scale_shape: tuple[int, ...]) -> bool:
+        """Return True if scales of shape `scale_shape` can belong to a tensor of this shape.
 
-        >>> Scheme("QDQ", axes=(0,), axis=0).fits((2, 3), (3,))
+        >>> QuantizationScheme("QDQ", axes=(0,), axis=0).accepts_scales((2, 3), (3,))
         False
         """
-        if all(n == 1 for n in held):
+        if all(n == 1 for n in scale_shape):
             return True
         if any(not 0 <= axis < len(shape) for axis in self.axes):
             return False
         if self.name == "MatMulNBits":  # flat, or with rows that are padded
             rows, blocks = shape[:2]
-            return rows > 0 and int(np.prod(held)) % rows == 0 and int(np.prod(held)) // rows >= blocks
-        if len(held) != len(self.axes) or self.block < 0:
+            count = int(np.prod(scale_shape))
+            return rows > 0 and count % rows == 0 and count // rows >= blocks
+        if len(scale_shape) != len(self.axes) or self.block < 0:
             return False
         lengths = (
             -(-shape[axis] // self.block) if self.block and axis == self.axis else shape[axis] for axis in self.axes
         )
-        return all(n in (1, length) for n, length in zip(held, lengths, strict=True))
+        return all(n in (1, length) for n, length in zip(scale_shape, lengths, strict=True))

@@ -1,7 +1,7 @@
-"""What a draw strikes beside stored words: values in flight, and for how long a fault is there.
+"""Scope of faults: weights or activations, and for how long a fault is present.
 
-`transient` is one sample, and where there are steps one step; `from` is every sample, from a step onwards; `permanent`
-every sample and every step. A fault in a stored word is permanent.
+A `transient` fault is present in one sample, and in one step if the tensor is in a loop; `from` in every sample, from
+one step onwards; `permanent` in every sample and every step. A fault in a weight is permanent.
 """
 
 from __future__ import annotations
@@ -17,16 +17,25 @@ from onnxfi.faults.words import WORDS
 TARGETS = ("weights", "activations", "inputs")
 PERSISTENCE = ("transient", "from", "permanent")
 _KINDS = {"activation": "activations", "input": "inputs"}
+_DAMAGED = "the activations of the header are damaged"
 
 
 @dataclass(frozen=True)
-class Aim:
-    """What is struck, and how long a fault in flight is there.
+class FaultScope:
+    """Kinds of tensors into which faults are injected, and the persistence of faults in activations.
 
-    `target` names stored words (`weights`), values in flight (`activations`, `inputs`), or several; `all` lets every
-    value in flight count, also where nothing is selected, rather than those that layers put out.
+    Attributes
+    ----------
+    target : tuple of {"weights", "activations", "inputs"}
+        Kinds of tensors.
+    persistence : {"transient", "from", "permanent"}
+        Persistence of faults in activations and inputs.
+    all : bool
+        True if every activation counts without being selected, not only the outputs of layers.
 
-    >>> Aim(("activations",)).flies, Aim().flies
+    Examples
+    --------
+    >>> FaultScope(("activations",)).includes_activations, FaultScope().includes_activations
     (True, False)
     """
 
@@ -35,6 +44,7 @@ class Aim:
     all: bool = False
 
     def __post_init__(self) -> None:
+        """Check the values."""
         for one in self.target:
             if one not in TARGETS:
                 raise InputError(f"target {one!r} is unknown{closest(one, TARGETS)}")
@@ -44,73 +54,88 @@ class Aim:
             raise InputError(f"persistence {self.persistence!r} is unknown{closest(self.persistence, PERSISTENCE)}")
 
     @property
-    def flies(self) -> bool:
-        """Whether values in flight are struck."""
+    def includes_activations(self) -> bool:
+        """True if faults are injected into activations or inputs."""
         return self.target != ("weights",)
 
-    def takes(self, target: Target) -> bool:
-        """Whether a target is of a kind that is struck."""
+    def includes(self, target: Target) -> bool:
+        """Return True if a target is of one of the kinds."""
         return _KINDS.get(target.kind, "weights") in self.target
 
 
 @dataclass(frozen=True)
-class Flight:
-    """What binds faults in flight to their run: how many samples there are, and what only a run tells.
+class ActivationSpace:
+    """Scope of faults in activations, with the samples, steps and shapes that only a run of the model shows.
 
-    `steps` are the iterations of the loops around targets, `shapes` the shapes of a sample, `places` the axis of the
-    samples with the rows of each before and behind (`SampleAxis`; none: []), `types` number formats, all by target id
-    and only where the file does not say them.
+    Attributes
+    ----------
+    scope : FaultScope
+        Kinds of tensors, and the persistence.
+    samples : int
+        Number of samples of the data.
+    steps : mapping of str to int
+        Iterations of the loop around a target.
+    shapes : mapping of str to tuple of int
+        Shape of a target in one sample.
+    sample_axes : mapping of str to tuple of int
+        Axis of the samples, with the rows of each before and behind it (`SampleAxis`); empty if there is none.
+    types : mapping of str to str
+        Number format of a target.
+
+    Notes
+    -----
+    The mappings are by target id, and hold only what the model file does not say.
     """
 
-    aim: Aim = field(default_factory=Aim)
+    scope: FaultScope = field(default_factory=FaultScope)
     samples: int = 0
     steps: Mapping[str, int] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    places: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    sample_axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     types: Mapping[str, str] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
-        """As plain values for JSON."""
-        told: dict[str, Any] = {}
-        if self.places:
-            told["places"] = {name: list(place) for name, place in self.places.items()}
+        """Return the value as plain values for JSON."""
+        optional: dict[str, Any] = {}
+        if self.sample_axes:
+            optional["sample_axes"] = {name: list(axis) for name, axis in self.sample_axes.items()}
         if self.types:
-            told["types"] = dict(self.types)
+            optional["types"] = dict(self.types)
         return {
-            "target": list(self.aim.target), "persistence": self.aim.persistence, "all": self.aim.all,
+            "target": list(self.scope.target), "persistence": self.scope.persistence, "all": self.scope.all,
             "samples": self.samples, "steps": dict(self.steps),
-            "shapes": {name: list(shape) for name, shape in self.shapes.items()}, **told,
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()}, **optional,
         }  # fmt: skip
 
     @classmethod
-    def parse(cls, row: Any) -> Flight:
-        """Read what `row` gave; ValueError, KeyError or TypeError where that is damaged."""
-        places, types = row.get("places", {}), row.get("types", {})
-        texts = [row["persistence"], *row["target"], *row["steps"], *row["shapes"], *places, *types]
+    def parse(cls, row: Any) -> ActivationSpace:
+        """Return what `row` gave; ValueError, KeyError or TypeError if it is damaged."""
+        sample_axes, types = row.get("sample_axes", {}), row.get("types", {})
+        texts = [row["persistence"], *row["target"], *row["steps"], *row["shapes"], *sample_axes, *types]
         numbers = [row["samples"], *row["steps"].values(), *(n for shape in row["shapes"].values() for n in shape)]
-        numbers += [n for place in places.values() for n in place]
+        numbers += [n for axis in sample_axes.values() for n in axis]
         if not all(isinstance(one, str) for one in texts) or isinstance(row["target"], str):
-            raise TypeError("what is struck in flight is damaged")
+            raise TypeError(_DAMAGED)
         if (
             not all(type(one) is int and one >= 0 for one in numbers)
             or type(row["all"]) is not bool
             or any(one not in WORDS for one in types.values())
-            or any(len(one) not in (0, 3) or 0 in one[1:] for one in places.values())
+            or any(len(one) not in (0, 3) or 0 in one[1:] for one in sample_axes.values())
         ):
-            raise TypeError("what is struck in flight is damaged")
+            raise TypeError(_DAMAGED)
         return cls(
-            Aim(tuple(row["target"]), row["persistence"], row["all"]), row["samples"], dict(row["steps"]),
+            FaultScope(tuple(row["target"]), row["persistence"], row["all"]), row["samples"], dict(row["steps"]),
             {name: tuple(shape) for name, shape in row["shapes"].items()},
-            {name: tuple(place) for name, place in places.items()},
+            {name: tuple(axis) for name, axis in sample_axes.items()},
             dict(types),
         )  # fmt: skip
 
 
-def timed(target: Target, persistence: str, samples: int, steps: int, *, batched: bool) -> Target:
-    """A value in flight with the times at which it can be struck: of its samples one, of its steps one, or all.
+def with_times(target: Target, persistence: str, samples: int, steps: int, *, batched: bool) -> Target:
+    """Return an activation with the times at which it can be faulty: one or all of its samples, and of its steps.
 
     >>> from onnxfi.faults.words import WORDS
-    >>> timed(Target("h", WORDS["int8"], (4,), "activation"), "transient", 10, 3, batched=True).times
+    >>> with_times(Target("h", WORDS["int8"], (4,), "activation"), "transient", 10, 3, batched=True).times
     30
     """
     return replace(

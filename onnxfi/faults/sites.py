@@ -1,7 +1,7 @@
-"""Targets and sites: the tensors whose words can be struck, and the places in them.
+"""Targets and sites: the tensors that faults can be injected into, and the places in them.
 
-A stored word is there once. A value in flight is there once in every run: its sites may also name a sample of the data
-and a step of the loop around it.
+A weight is stored once. An activation is computed in every run: its sites may also name a sample of the data and a step
+of the loop around it.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import SelectorError, closest
-from onnxfi.faults.quantization import Scheme
+from onnxfi.faults.quantization import QuantizationScheme
 from onnxfi.faults.words import Word
 
 Index = NDArray[np.int64]
 Bits = NDArray[np.int16]
 
-#: The last step of any loop.
-FOREVER = (1 << 63) - 1
-#: Kinds of targets that are values in flight: what nodes put out, and inputs of the graph.
-IN_FLIGHT = ("activation", "input")
+#: Last step of a fault that lasts until the end of any loop.
+LAST_STEP = (1 << 63) - 1
+#: Kinds of targets that are computed at run time: outputs of nodes, and inputs of the graph.
+ACTIVATION_KINDS = ("activation", "input")
 
 
 @dataclass(frozen=True)
-class User:
-    """A node that uses a stored tensor: its operator, its label and its layer."""
+class Consumer:
+    """Node that uses a stored tensor: its operator, its label and its layer."""
 
     op: str
     node: str
@@ -40,19 +40,47 @@ class User:
 
 @dataclass(frozen=True)
 class Target:
-    """A tensor of a model whose words can be struck.
+    """Tensor of a model that faults can be injected into.
 
-    `id` is its path and name; `kind` initializer, constant, sparse, attribute, activation or input; `op` and `node`
-    the operator that uses it first; `layer` the source framework's module; `shape` in elements (a complex number is
-    one element of two words: its last axis is then the part). `structural` marks integers that only carry shapes or
-    indices: they are left out unless named. `role` is weight, bias, scale, zero-point or '', `scheme` how its integers
-    stand for real numbers. Of a value in flight `shape` is that of one sample; where faults shall name one of so many
-    `samples` or `steps` these are not 0, and `onwards` says that a fault lasts from its step on.
+    Attributes
+    ----------
+    id : str
+        Path and name in the model.
+    word : Word
+        Number format.
+    shape : tuple of int
+        Shape in elements; of an activation that of one sample. A complex number is one element of two words.
+    kind : str
+        `initializer`, `constant`, `sparse`, `attribute`, `activation` or `input`.
+    op, node, layer : str
+        Operator that uses it first, that node's name, and the module of the training framework.
+    structural : bool
+        True for integers that only hold shapes or indices; they are left out unless named.
+    role : str
+        `weight`, `bias`, `scale`, `zero-point`, a parameter of a neuron, or empty.
+    scheme : QuantizationScheme, optional
+        Real numbers that its integers represent.
+    samples, steps : int
+        Number of samples and of steps of which faults name one; 0 if faults are present in all.
+    onwards : bool
+        True if a fault lasts from its step on.
+    consumers : tuple of Consumer
+        Nodes that use a stored tensor; the first is `op`, `node` and `layer`.
+    roles : tuple of str
+        Every role that it has.
+    aliases : tuple of str
+        Further ids under which it is stored; selectors match each.
+    span : tuple
+        Location (file, start, end) if another target shares some of its bytes.
+    unused : bool
+        True if no output of the model depends on it; it is left out unless named.
 
-    A stored tensor may have several `users` (the first of them is `op`, `node` and `layer`) and `roles`, and be stored
-    under further ids, its `aliases`: a selector finds it by each. Where another target shares some of its bytes, `span`
-    is where they lie (file, start, end). `unused` says that no output of the model depends on its words, so that it is
-    left out unless named.
+    Examples
+    --------
+    >>> import onnxfi
+    >>> targets = onnxfi.load("models/fashion_cnn.onnx").targets
+    >>> targets[0].id, targets[0].dtype, targets[0].shape
+    ('conv1.weight', 'float32', (16, 1, 3, 3))
     """
 
     id: str
@@ -64,11 +92,11 @@ class Target:
     layer: str = ""
     structural: bool = False
     role: str = ""
-    scheme: Scheme | None = None
+    scheme: QuantizationScheme | None = None
     samples: int = 0
     steps: int = 0
     onwards: bool = False
-    users: tuple[User, ...] = ()
+    consumers: tuple[Consumer, ...] = ()
     roles: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     span: tuple[int, ...] = ()
@@ -76,58 +104,70 @@ class Target:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The ids under which it is stored."""
+        """Ids under which it is stored."""
         return (self.id, *self.aliases)
 
     @cached_property
     def ops(self) -> tuple[str, ...]:
-        """The operators that use it."""
-        return tuple(dict.fromkeys(op for op in (self.op, *(user.op for user in self.users)) if op))
+        """Operators that use it."""
+        return tuple(dict.fromkeys(op for op in (self.op, *(user.op for user in self.consumers)) if op))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """All that a selector finds it by: its ids, and the nodes and layers that use it."""
-        users = (name for user in self.users for name in (user.node, user.layer))
-        return tuple(dict.fromkeys(name for name in (*self.ids, self.node, self.layer, *users) if name))
+        """Names that selectors match: its ids, and the nodes and layers that use it."""
+        consumers = (name for user in self.consumers for name in (user.node, user.layer))
+        return tuple(dict.fromkeys(name for name in (*self.ids, self.node, self.layer, *consumers) if name))
 
     @property
     def dtype(self) -> str:
-        """The name of the number format."""
+        """Name of the number format."""
         return self.word.name
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The shape in words: as `shape`, with a last axis of 2 for complex numbers."""
+        """Shape in words: `shape`, with a last axis of 2 for complex numbers."""
         return (*self.shape, self.word.parts) if self.word.parts > 1 else self.shape
 
     @cached_property
     def size(self) -> int:
-        """Words in the tensor: 1 for rank 0, 0 where a dimension is 0."""
+        """Number of words: 1 for rank 0, 0 if a dimension is 0."""
         return math.prod(self.axes)
 
     @property
     def times(self) -> int:
-        """At how many times each word can be struck: samples by steps; 1 where faults name neither."""
+        """Number of times at which each word can be faulty: samples × steps; 1 if faults name neither."""
         return max(1, self.samples) * max(1, self.steps)
 
     @property
-    def in_flight(self) -> bool:
-        """Whether it is a value in flight rather than stored."""
-        return self.kind in IN_FLIGHT
+    def is_activation(self) -> bool:
+        """True if it is computed at run time (activation or input) rather than stored."""
+        return self.kind in ACTIVATION_KINDS
 
     @property
     def bits(self) -> int:
-        """Bits in the tensor's words."""
+        """Number of bits in its words."""
         return self.size * self.word.bits
 
 
 @dataclass(frozen=True)
 class Site:
-    """One place where a fault can sit: a target's element (flat index, row-major) and a bit of its word.
+    """Place of one fault: an element of a target, and a bit of its word.
 
-    `bit` is None for a fault of the whole word; `sample` and `step` say which sample of the data and which step of
-    a loop, for faults in flight (None: all); `onwards` means from that step on.
+    Attributes
+    ----------
+    target : str
+        Id of the target.
+    index : int
+        Flat index of the element, row-major.
+    bit : int, optional
+        Bit position, 0 is the least significant; None for a fault of the whole word.
+    sample, step : int, optional
+        Sample of the data and step of the loop, for faults in activations; None for all.
+    onwards : bool
+        True for a fault from `step` onwards.
 
+    Examples
+    --------
     >>> str(Site("conv1.weight", 7, 30)), str(Site("relu", 7, 30, sample=2)), str(Site("h", 7, step=3, onwards=True))
     ('conv1.weight[7]:30', 'relu[7]@sample=2:30', 'h[7]@from=3')
     """
@@ -140,6 +180,7 @@ class Site:
     onwards: bool = False
 
     def __str__(self) -> str:
+        """Return the text form, `ID[index]@sample=S@step=T:bit`."""
         named = (("sample", self.sample), ("from" if self.onwards else "step", self.step))
         at = "".join(f"@{k}={v}" for k, v in named if v is not None)
         return f"{self.target}[{self.index}]{at}" + ("" if self.bit is None else f":{self.bit}")
@@ -149,10 +190,10 @@ _SITE = re.compile(r"(?P<id>.*)\[(?P<index>[\d,\s]*)\](?P<at>(?:@(?:sample|step|
 
 
 def parse_site(text: str, targets: Sequence[Target]) -> Site:
-    """Read `ID[i]:B` or `ID[i,j,…]:B`, from the right, since names may hold `:` and `[`.
+    """Return the site that `ID[i]:B` or `ID[i,j,…]:B` names; parsed from the right, as names may hold `:` and `[`.
 
-    Raises SelectorError for a target that does not exist (with the closest), an index beyond its shape, and a bit
-    beyond its word.
+    Raises SelectorError for a target that does not exist (the message names the closest), an index beyond its shape,
+    and a bit beyond its word.
 
     >>> from onnxfi.faults.words import WORDS
     >>> str(parse_site("w[1,2]:31", [Target("w", WORDS["float32"], (2, 3))]))
@@ -169,7 +210,7 @@ def parse_site(text: str, targets: Sequence[Target]) -> Site:
         index = _flat([int(p) for p in match["index"].split(",")] if match["index"].strip() else [], target)
         at = {key: int(value) for key, value in re.findall(r"@(\w+)=(\d+)", match["at"])}
     except ValueError:  # "1 2", or more digits than Python reads
-        raise SelectorError(f"site {text[:80]!r} has an index that is no whole number") from None
+        raise SelectorError(f"site {text[:80]!r} has an index that is not a whole number") from None
     if len(at) < match["at"].count("@") or {"step", "from"} <= set(at):
         raise SelectorError(f"site {text[:80]!r} names its sample or step twice")
     bit = None if match["bit"] is None else int(match["bit"][:9])
@@ -197,65 +238,74 @@ def _flat(index: list[int], target: Target) -> int:
 
 @dataclass(frozen=True)
 class Sites:
-    """Many sites in columns: the ordinal of the target in its space, the element, and the bit (−1: whole word).
+    """Sites in columns.
 
-    `when` ([n, 3]) is there where values in flight are struck: the sample (−1: all), the first and the last step.
+    Attributes
+    ----------
+    target : ndarray of int64, shape (n,)
+        Position of the target in its space.
+    index : ndarray of int64, shape (n,)
+        Flat index of the element.
+    bit : ndarray of int16, shape (n,)
+        Bit position; -1 for the whole word.
+    times : ndarray of int64, shape (n, 3), optional
+        Sample (-1: all), first and last step, if there are activations among the targets.
     """
 
     target: NDArray[np.int64]
     index: Index
     bit: Bits
-    when: NDArray[np.int64] | None = None
+    times: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
 
     def pick(self, rows: Any) -> Sites:
-        """The sites of these rows (numbers, a mask or a slice), in that order."""
-        when = None if self.when is None else self.when[rows]
-        return Sites(self.target[rows], self.index[rows], self.bit[rows], when)
+        """Return the sites of these rows (numbers, a mask or a slice), in that order."""
+        times = None if self.times is None else self.times[rows]
+        return Sites(self.target[rows], self.index[rows], self.bit[rows], times)
 
-    def times(self) -> NDArray[np.int64]:
-        """`when`, also where it is not there: all samples, all steps."""
-        return always(len(self)) if self.when is None else self.when
+    def times_or_all(self) -> NDArray[np.int64]:
+        """Return `times`, or all samples and steps if there are none."""
+        return all_times(len(self)) if self.times is None else self.times
 
-    def named(self, row: int) -> dict[str, Any]:
-        """Sample and step of a row as `Site` and `Fault` have them."""
-        if self.when is None:
+    def sample_and_step(self, row: int) -> dict[str, Any]:
+        """Return sample and step of a row as fields of `Site` and `Fault`."""
+        if self.times is None:
             return {}
-        sample, first, last = self.when[row].tolist()
-        stepped = (first, last) != (0, FOREVER)
+        sample, first, last = self.times[row].tolist()
+        stepped = (first, last) != (0, LAST_STEP)
         return {
             "sample": None if sample < 0 else sample,
             "step": first if stepped else None,
-            "onwards": stepped and last == FOREVER,
+            "onwards": stepped and last == LAST_STEP,
         }
 
     @staticmethod
     def join(parts: Sequence[Sites]) -> Sites:
-        """Several columns one below the other."""
+        """Return several columns, one below the other."""
         target, index, bit = (np.concatenate([getattr(p, n) for p in parts]) for n in ("target", "index", "bit"))
-        timed = any(p.when is not None for p in parts)
-        return Sites(target, index, bit, np.concatenate([p.times() for p in parts]) if timed else None)
+        has_times = any(p.times is not None for p in parts)
+        return Sites(target, index, bit, np.concatenate([p.times_or_all() for p in parts]) if has_times else None)
 
-    def onto(self, ordinals: NDArray[np.int64]) -> Sites:
-        """The same sites over other targets: the new number of each."""
-        return replace(self, target=ordinals[self.target])
-
-
-def always(n: int) -> NDArray[np.int64]:
-    """The times of faults that are there in all samples and steps ([n, 3])."""
-    return np.tile(np.array([-1, 0, FOREVER], np.int64), (n, 1))
+    def retarget(self, positions: NDArray[np.int64]) -> Sites:
+        """Return the sites over another sequence of targets, given the new position of each."""
+        return replace(self, target=positions[self.target])
 
 
-def moment(sample: int | None, step: int | None, *, onwards: bool = False) -> tuple[int, int, int]:
-    """One row of `Sites.when`: the sample (None: all), and the step (None: all) or the one from which on.
+def all_times(n: int) -> NDArray[np.int64]:
+    """Return the times of `n` faults that are present in all samples and steps, shape (n, 3)."""
+    return np.tile(np.array([-1, 0, LAST_STEP], np.int64), (n, 1))
 
-    >>> moment(3, None)[0], moment(None, 2)[1:]
+
+def fault_time(sample: int | None, step: int | None, *, onwards: bool = False) -> tuple[int, int, int]:
+    """Return one row of `Sites.times`: the sample (None: all), the step (None: all) or the one from which on.
+
+    >>> fault_time(3, None)[0], fault_time(None, 2)[1:]
     (3, (2, 2))
     """
     return (
         -1 if sample is None else sample,
         0 if step is None else step,
-        FOREVER if step is None or onwards else step,
+        LAST_STEP if step is None or onwards else step,
     )

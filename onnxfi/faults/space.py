@@ -21,12 +21,35 @@ from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.models import Flip
 from onnxfi.faults.quantization import ROLES
 from onnxfi.faults.sampling import Numbers
-from onnxfi.faults.sites import FOREVER, IN_FLIGHT, Index, Site, Sites, Target, User, always, moment, parse_site
+from onnxfi.faults.sites import (
+    ACTIVATION_KINDS,
+    LAST_STEP,
+    Consumer,
+    Index,
+    Site,
+    Sites,
+    Target,
+    all_times,
+    fault_time,
+    parse_site,
+)
 from onnxfi.faults.words import WORDS, parse_bits, select_bits
 
 __all__ = [
-    "FOREVER", "IN_FLIGHT", "FaultSpace", "Index", "Selector", "Site", "Sites", "Target", "User", "always",
-    "check_apart", "matches", "moment", "parse_site",
+    "ACTIVATION_KINDS",
+    "LAST_STEP",
+    "Consumer",
+    "FaultSpace",
+    "Index",
+    "Selector",
+    "Site",
+    "Sites",
+    "Target",
+    "all_times",
+    "check_disjoint",
+    "fault_time",
+    "matches",
+    "parse_site",
 ]  # fmt: skip
 
 
@@ -65,7 +88,7 @@ class Selector:
     elements: str = ""
     role: tuple[str, ...] = ()
 
-    def keeps(self, target: Target) -> bool:
+    def selects(self, target: Target) -> bool:
         """Whether a target passes; shapes, indices and what is unused only where `include` names them exactly."""
         if (target.structural or target.unused) and not any("=" + name in self.include for name in target.ids):
             return False
@@ -96,8 +119,8 @@ class Selector:
         for role in self.role:
             if role not in ROLES:
                 raise SelectorError(f"unknown role {role!r}{closest(role, ROLES)}")
-        chosen = [t for t in targets if self.keeps(t)]
-        check_apart(chosen)
+        chosen = [t for t in targets if self.selects(t)]
+        check_disjoint(chosen)
         kept = [t for t in chosen if t.role != "spike" or asked is None or model.element_model.overwrites]
         if chosen and not kept:
             raise SelectorError(
@@ -156,9 +179,9 @@ class FaultSpace:
 
     targets: tuple[Target, ...]
     unit: str
-    positions: tuple[tuple[int, ...], ...]
+    bit_positions: tuple[tuple[int, ...], ...]
     elements: str = ""
-    chosen: tuple[int, ...] = field(default=(), repr=False)
+    element_counts: tuple[int, ...] = field(default=(), repr=False)
 
     @classmethod
     def over(cls, targets: Sequence[Target], model: FaultModel, *, bits: str = "", elements: str = "") -> FaultSpace:
@@ -191,7 +214,7 @@ class FaultSpace:
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Sites in each target."""
-        rows = zip(self.targets, self.chosen, self.positions, strict=True)
+        rows = zip(self.targets, self.element_counts, self.bit_positions, strict=True)
         return tuple(t.times * n * len(p) for t, n, p in rows)
 
     @cached_property
@@ -202,7 +225,7 @@ class FaultSpace:
     @property
     def bits(self) -> int:
         """Bits of the words that can be struck."""
-        return sum(t.times * n * t.word.bits for n, t in zip(self.chosen, self.targets, strict=True))
+        return sum(t.times * n * t.word.bits for n, t in zip(self.element_counts, self.targets, strict=True))
 
     def __len__(self) -> int:
         return self.size
@@ -215,22 +238,22 @@ class FaultSpace:
         sites = self.locate(np.array([place], np.uint64))
         bit = int(sites.bit[0])
         target = self.targets[int(sites.target[0])].id
-        return Site(target, int(sites.index[0]), None if bit < 0 else bit, **sites.named(0))
+        return Site(target, int(sites.index[0]), None if bit < 0 else bit, **sites.sample_and_step(0))
 
     def layers(self) -> tuple[str, ...]:
         """The layers of the targets, in file order."""
         return tuple(dict.fromkeys(t.layer for t in self.targets))
 
-    def part(self, layer: str | None = None, bit: int | None = None) -> FaultSpace:
+    def subspace(self, layer: str | None = None, bit: int | None = None) -> FaultSpace:
         """The sites in one layer, at one bit position, or both; empty where there are none.
 
         >>> space = FaultSpace.over([Target("w", WORDS["float32"], (2, 3), layer="conv")], Flip())
-        >>> len(space.part("conv", 31)), len(space.part("fc"))
+        >>> len(space.subspace("conv", 31)), len(space.subspace("fc"))
         (6, 0)
         """
         rows = [
             (target, places if bit is None else (bit,), chosen)
-            for target, places, chosen in zip(self.targets, self.positions, self.chosen, strict=True)
+            for target, places, chosen in zip(self.targets, self.bit_positions, self.element_counts, strict=True)
             if layer in (None, target.layer) and (bit is None or bit in places)
         ]
         columns = tuple(zip(*rows, strict=True)) or ((), (), ())
@@ -238,7 +261,7 @@ class FaultSpace:
 
     def __contains__(self, site: object) -> bool:
         """Whether a site is one of these; its sample and step do not count."""
-        for target, places in zip(self.targets, self.positions, strict=True):
+        for target, places in zip(self.targets, self.bit_positions, strict=True):
             if isinstance(site, Site) and site.target == target.id:
                 if (-1 if site.bit is None else site.bit) not in places or not 0 <= site.index < target.size:
                     return False
@@ -252,21 +275,21 @@ class FaultSpace:
         target = np.searchsorted(ends, numbers, side="right").astype(np.int64)
         index = np.zeros(len(numbers), np.int64)
         bit = np.zeros(len(numbers), np.int16)
-        times = always(len(numbers)) if any(t.in_flight for t in self.targets) else None
+        times = all_times(len(numbers)) if any(t.is_activation for t in self.targets) else None
         for ordinal in np.unique(target).tolist():
             here = target == ordinal
-            places = np.array(self.positions[ordinal], np.int16)
+            places = np.array(self.bit_positions[ordinal], np.int16)
             inside = numbers[here] - (ends[ordinal] - np.uint64(self.sizes[ordinal]))
             element, place = np.divmod(inside, np.uint64(len(places)))
             if times is not None and self.targets[ordinal].times > 1:
-                time, element = np.divmod(element, np.uint64(self.chosen[ordinal]))
+                time, element = np.divmod(element, np.uint64(self.element_counts[ordinal]))
                 times[here] = _times(self.targets[ordinal], time.astype(np.int64))
             index[here] = _spread(self.elements, self.targets[ordinal], element.astype(np.int64))
             bit[here] = places[place.astype(np.int64)]
         return Sites(target, index, bit, times)
 
 
-def check_apart(targets: Iterable[Target]) -> None:
+def check_disjoint(targets: Iterable[Target]) -> None:
     """Raise SelectorError where two of these targets share bytes: they would count twice, and hold two faults."""
     shared = sorted((target.span, target.id) for target in targets if target.span)
     for (one, name), (other, second) in pairwise(shared):
@@ -280,7 +303,7 @@ def check_apart(targets: Iterable[Target]) -> None:
 def _times(target: Target, time: Index) -> Index:
     """The sample, first and last step of each numbered time of a value in flight ([n, 3])."""
     sample, step = np.divmod(time, max(1, target.steps))
-    every = np.full_like(time, FOREVER)
+    every = np.full_like(time, LAST_STEP)
     columns = (
         sample if target.samples else np.full_like(time, -1),
         step,

@@ -1,8 +1,8 @@
-"""Faults and how a trial's faults are drawn.
+"""Faults, and the draw of a trial's faults.
 
-A `Fault` is a fault model at a site with all chance spent. A trial may hold millions, so they travel in columns:
-`Faults` is an immutable sequence of `Fault`. `Draw` says how sites are chosen; `draw` chooses them; `resolve`
-computes the words before and after once the stored words are known.
+A `Fault` is a fault model at a site with all random numbers drawn. A trial may hold millions, so they are stored in
+columns: `Faults` is an immutable sequence of `Fault`. A `Sampler` says how sites are chosen, `draw_faults` chooses
+them, and `apply_faults` computes the words before and after, given the stored words.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from onnxfi.errors import InputError, SelectorError, closest
 from onnxfi.faults import sampling
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.fault_registry import parse_fault
-from onnxfi.faults.space import FaultSpace, Selector, Site, Sites, Target, moment, parse_site
+from onnxfi.faults.space import FaultSpace, Selector, Site, Sites, Target, fault_time, parse_site
 from onnxfi.faults.words import Word, Words
 
 #: Faults that one trial may hold: some 50 bytes each in memory.
 MOST_FAULTS = 20_000_000
-KINDS = ("ber", "count", "per-tensor", "exhaustive", "per-sample", "sites")
+SAMPLERS = ("ber", "count", "per-tensor", "exhaustive", "per-sample", "sites")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Faults(Sequence[Fault]):
     before: Words | None = None
     after: Words | None = None
     events: int = -1
-    reals: NDArray[np.float32] | None = None
+    real_values: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if self.events < 0:
@@ -108,9 +108,9 @@ class Faults(Sequence[Fault]):
         bit, model = int(self.sites.bit[row]), self.model(row)
         before, after = (None if column is None else int(column[row]) for column in (self.before, self.after))
         bits = None if bit < 0 else tuple(range(bit, bit + model.width()))
-        real = self.sites.named(row)
-        if self.reals is not None and not np.isnan(self.reals[0, row]):  # the shortest decimal of a float32
-            real |= {f"{when}_real": float(str(self.reals[k, row])) for k, when in enumerate(("before", "after"))}
+        real = self.sites.sample_and_step(row)
+        if self.real_values is not None and not np.isnan(self.real_values[0, row]):  # the shortest decimal of a float32
+            real |= {f"{when}_real": float(str(self.real_values[k, row])) for k, when in enumerate(("before", "after"))}
         return Fault(target.id, int(self.sites.index[row]), bits, str(model), target.word, before, after, **real)
 
     def __iter__(self) -> Iterator[Fault]:
@@ -127,18 +127,18 @@ class Faults(Sequence[Fault]):
         sites = self.sites.pick(rows)
         models = self.models if len(self.models) == 1 else tuple(self.models[r] for r in np.arange(len(self))[rows])
         before, after = (None if c is None else c[rows] for c in (self.before, self.after))
-        reals = None if self.reals is None else self.reals[:, rows]
-        return Faults(self.targets, sites, models, before, after, reals=reals)
+        reals = None if self.real_values is None else self.real_values[:, rows]
+        return Faults(self.targets, sites, models, before, after, real_values=reals)
 
     @cached_property
-    def changed(self) -> int:
+    def changed_count(self) -> int:
         """How many faults made their word another one, at their turn."""
         if self.before is None or self.after is None:
             return 0
         return int(np.count_nonzero(self.before != self.after))
 
     @cached_property
-    def words(self) -> int:
+    def word_count(self) -> int:
         """How many words the faults lie in, each counted once."""
         return int(np.unique(np.stack([self.sites.target, self.sites.index]), axis=1).shape[1])
 
@@ -156,7 +156,7 @@ class Faults(Sequence[Fault]):
         return found + np.bincount(target[edge[:-1]][moved], minlength=len(found))
 
 
-def concat(parts: Sequence[Faults]) -> Faults:
+def concatenate(parts: Sequence[Faults]) -> Faults:
     """Several rows of faults over the same targets as one, in order. Words are kept where all parts have them."""
     if len(parts) == 1:
         return parts[0]
@@ -170,14 +170,14 @@ def concat(parts: Sequence[Faults]) -> Faults:
         None if any(getattr(p, when) is None for p in parts) else np.concatenate([getattr(p, when) for p in parts])
         for when in ("before", "after")
     )
-    known = [p.reals for p in parts if p.reals is not None]
+    known = [p.real_values for p in parts if p.real_values is not None]
     reals = np.concatenate(known, axis=1) if len(known) == len(parts) else None
     return Faults(parts[0].targets, Sites.join([p.sites for p in parts]), spread, before, after,
                   sum(p.events for p in parts), reals)  # fmt: skip
 
 
 #: Kinds that go by a rate.
-RATES = ("ber", "per-sample")
+RATE_SAMPLERS = ("ber", "per-sample")
 
 
 def _samples(space: FaultSpace) -> int:
@@ -186,14 +186,14 @@ def _samples(space: FaultSpace) -> int:
         if not target.samples:
             raise SelectorError(
                 f"{target.id!r} has no batch axis, so no sample of it can be struck; leave it out with --exclude"
-                if target.in_flight
+                if target.is_activation
                 else f"{target.id!r} is stored: its faults are there in every sample; use --ber or --count for weights"
             )
     return max((target.samples for target in space.targets), default=0)
 
 
 @dataclass(frozen=True)
-class Draw:
+class Sampler:
     """How sites are chosen: a kind, its number, and the seed.
 
     Kinds: `ber` (each site with probability `rate`), `count` (`n` different sites), `per-tensor` (`n` in each
@@ -207,25 +207,25 @@ class Draw:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InputError(f"unknown sampler {self.kind!r}{closest(self.kind, KINDS)}")
-        if self.kind in RATES:
+        if self.kind not in SAMPLERS:
+            raise InputError(f"unknown sampler {self.kind!r}{closest(self.kind, SAMPLERS)}")
+        if self.kind in RATE_SAMPLERS:
             sampling.check_rate(self.rate)
         elif self.n < 0:
             raise InputError(f"--count {self.n} is out of range; give a whole number from 0")
 
-    def expected(self, space: FaultSpace) -> float:
+    def expected_count(self, space: FaultSpace) -> float:
         """How many faults the draw is expected to give."""
         each = {"per-tensor": self.n * len(space.targets), "exhaustive": space.size}
         if self.kind == "per-sample":
             return self.rate * _samples(space)
         return self.rate * space.size if self.kind == "ber" else float(each.get(self.kind, self.n))
 
-    def numbers(self, space: FaultSpace, trial: int) -> sampling.Numbers:
+    def site_numbers(self, space: FaultSpace, trial: int) -> sampling.Numbers:
         """The site numbers of one trial, ascending within each target."""
-        if self.expected(space) > MOST_FAULTS:
+        if self.expected_count(space) > MOST_FAULTS:
             raise InputError(
-                f"{self.expected(space):,.0f} faults in one trial are expected, more than {MOST_FAULTS:,}; "
+                f"{self.expected_count(space):,.0f} faults in one trial are expected, more than {MOST_FAULTS:,}; "
                 f"lower the rate or count, or narrow the selection"
             )
         if self.kind == "ber":
@@ -239,17 +239,17 @@ class Draw:
         return sampling.exhaustive(space.size)
 
 
-def draw(space: FaultSpace, how: Draw, model: FaultModel, trial: int = 1, *, part: int = 0) -> Faults:
+def draw_faults(space: FaultSpace, how: Sampler, model: FaultModel, trial: int = 1, *, part: int = 0) -> Faults:
     """The faults of one trial: a pure function of the space, the draw and the trial's number.
 
     `part` keeps the chance of several draws in one trial apart.
     """
     trial |= part << 56
-    sites = space.locate(how.numbers(space, trial))
-    return strike(space.targets, sites, model, how.seed, trial)
+    sites = space.locate(how.site_numbers(space, trial))
+    return faults_at_sites(space.targets, sites, model, how.seed, trial)
 
 
-def strike(targets: tuple[Target, ...], sites: Sites, model: FaultModel, seed: int, trial: int) -> Faults:
+def faults_at_sites(targets: tuple[Target, ...], sites: Sites, model: FaultModel, seed: int, trial: int) -> Faults:
     """The faults of events at these sites, all chance spent: one a site, or all that each event spreads to."""
     events = len(sites)
     if model.multi_element:
@@ -274,7 +274,7 @@ def _spread_out(targets: tuple[Target, ...], sites: Sites, model: FaultModel) ->
     return replace(sites.pick(np.repeat(np.arange(len(sites)), lengths)), index=index)
 
 
-def at_sites(
+def faults_at_named_sites(
     texts: Sequence[str], targets: Sequence[Target], model: FaultModel, selector: Selector, seed: int = 0
 ) -> Faults:
     """The faults of one trial at the sites that are named (`ID[i]:B`).
@@ -285,7 +285,7 @@ def at_sites(
     ordinal = {t.id: k for k, t in enumerate(targets)}
     sites = [parse_site(text, targets) for text in texts]
     chosen = replace(selector, include=tuple(dict.fromkeys("=" + site.target for site in sites)))
-    named = [t for t in targets if chosen.keeps(t)]
+    named = [t for t in targets if chosen.selects(t)]
     space = FaultSpace.over(named, model, bits=selector.bits, elements=selector.elements)
     seen: set[Site] = set()
     for site in sites:
@@ -300,7 +300,7 @@ def at_sites(
             )
         if target.role == "spike" and not model.element_model.overwrites:
             chosen.space([target], model)  # says why there is no such fault
-        if (site.sample is not None or site.step is not None) and not target.in_flight:
+        if (site.sample is not None or site.step is not None) and not target.is_activation:
             raise SelectorError(f"site {str(site)!r}: a stored word has neither sample nor step; leave them out")
         if site not in space:
             raise SelectorError(f"site {str(site)!r} is left out by the other selectors")
@@ -311,14 +311,14 @@ def at_sites(
         np.array([ordinal[s.target] for s in sites], np.int64),
         np.array([s.index for s in sites], np.int64),
         np.array([-1 if s.bit is None else s.bit for s in sites], np.int16),
-        np.array([moment(s.sample, s.step, onwards=s.onwards) for s in sites], np.int64)
-        if any(targets[ordinal[s.target]].in_flight for s in sites)
+        np.array([fault_time(s.sample, s.step, onwards=s.onwards) for s in sites], np.int64)
+        if any(targets[ordinal[s.target]].is_activation for s in sites)
         else None,
     )
-    return strike(tuple(targets), columns, model, seed, 1)
+    return faults_at_sites(tuple(targets), columns, model, seed, 1)
 
 
-def singles(
+def single_faults(
     space: FaultSpace, numbers: sampling.Numbers, model: FaultModel, seed: int, trials: Sequence[int]
 ) -> tuple[Faults, list[int]]:
     """One event for each of many trials, each spending its own trial's chance.
@@ -329,16 +329,18 @@ def singles(
     if not (model.is_random or model.element_model.is_random or model.multi_element):
         return Faults(space.targets, sites, (model,)), [1] * len(sites)
     rows = (slice(k, k + 1) for k in range(len(sites)))
-    parts = [strike(space.targets, sites.pick(k), model, seed, trial) for k, trial in zip(rows, trials, strict=True)]
-    return concat(parts), [len(part) for part in parts]
+    parts = [
+        faults_at_sites(space.targets, sites.pick(k), model, seed, trial) for k, trial in zip(rows, trials, strict=True)
+    ]
+    return concatenate(parts), [len(part) for part in parts]
 
 
-def apart(faults: Faults, stored: Words) -> Faults:
+def apply_separately(faults: Faults, stored: Words) -> Faults:
     """The words before and after faults that belong to different trials, so that none sees another's."""
     return replace(faults, before=stored, after=_strike(faults, np.arange(len(faults)), stored))
 
 
-def resolve(faults: Faults, stored: Words) -> tuple[Faults, Words]:
+def apply_faults(faults: Faults, stored: Words) -> tuple[Faults, Words]:
     """Compute the words before and after each fault, given the stored word of each row.
 
     Several faults may hit one word: they act in the order of the rows, each on what the one before left. Returns the

@@ -141,11 +141,11 @@ class Word:
         flat = (raw[:, None] >> shifts) & np.uint8(self.full)
         return flat.reshape(-1)[skip : skip + count].astype(np.uint64)
 
-    def place(self, data: bytearray | memoryview, position: int, word: int) -> None:
+    def write(self, data: bytearray | memoryview, position: int, word: int) -> None:
         """Write one word at word number `position` of `data`, leaving its byte's other words as they are.
 
         >>> cell = bytearray([0x21])
-        >>> WORDS["uint4"].place(cell, 1, 0xF); cell.hex()
+        >>> WORDS["uint4"].write(cell, 1, 0xF); cell.hex()
         'f1'
         """
         if self.storage >= 8:

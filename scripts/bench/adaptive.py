@@ -201,7 +201,7 @@ class Table(NamedTuple):
     def values(self, group: Group, measure: str, hidden: bool) -> Array:
         """The values of the faults of a stratum, in the order of their numbers."""
         space, parts = group.space, []
-        for target, places in zip(space.targets, space.positions, strict=True):
+        for target, places in zip(space.targets, space.bit_positions, strict=True):
             parts.append(self.counts[target.id][:, list(places)].reshape(-1) / IMAGES)
         x = np.concatenate(parts)
         if hidden and group.label.endswith(" 0-15"):

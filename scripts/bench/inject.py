@@ -98,7 +98,7 @@ def draw_once(*, traced: bool) -> None:
 
     from onnxfi.faults.models import Flip
     from onnxfi.faults.space import FaultSpace, Target
-    from onnxfi.faults.trials import Draw, draw
+    from onnxfi.faults.trials import Sampler, draw_faults
     from onnxfi.faults.words import WORDS
 
     targets = [Target(f"layer{k}.weight", WORDS["float32"], (10_000, 10_000)) for k in range(75)]
@@ -106,7 +106,7 @@ def draw_once(*, traced: bool) -> None:
     if traced:
         tracemalloc.start()
     begun = time.perf_counter()
-    faults = draw(space, Draw("ber", rate=float(BER)), Flip())
+    faults = draw_faults(space, Sampler("ber", rate=float(BER)), Flip())
     wall_s = time.perf_counter() - begun
     peak = tracemalloc.get_traced_memory()[1] if traced else 0
     print(json.dumps({"sites": len(space), "drawn": len(faults), "wall_s": wall_s, "peak_bytes": peak}))

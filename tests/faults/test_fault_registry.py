@@ -21,10 +21,10 @@ from onnxfi.errors import FaultError
 from onnxfi.faults import fault_model
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.fault_registry import fault_models, parse_fault
-from onnxfi.faults.faultlist import FaultList, Header, lines
+from onnxfi.faults.faultlist import FaultList, Header, trial_lines
 from onnxfi.faults.models import Flip
 from onnxfi.faults.space import Selector, Target
-from onnxfi.faults.trials import Draw, draw, resolve
+from onnxfi.faults.trials import Sampler, apply_faults, draw_faults
 from onnxfi.faults.words import WORDS, Mask, Word
 
 EXAMPLES = [(name, text) for name, model in fault_models().items() for text in model.examples]
@@ -140,13 +140,13 @@ def test_an_own_model_is_a_model_like_the_others(tmp_path: Path) -> None:
         parse_fault("lost-bit")
 
     targets = [Target("w", WORDS["float32"], (3, 4))]
-    space, how = Selector().space(targets, model), Draw("count", n=5, seed=1)
+    space, how = Selector().space(targets, model), Sampler("count", n=5, seed=1)
     assert (space.unit, len(space)) == ("word", 12)
-    drawn, final = resolve(draw(space, how, model), np.arange(5, dtype=np.uint64) + np.uint64(0xFFFF))
+    drawn, final = apply_faults(draw_faults(space, how, model), np.arange(5, dtype=np.uint64) + np.uint64(0xFFFF))
     assert final.tolist() == [w & ~7 for w in range(0xFFFF, 0xFFFF + 5)]
     path = tmp_path / "faults.jsonl"
-    header = Header("digest", str(model), draw=how, population=12, unit="word")
-    path.write_text("\n".join([header.line(), *lines(1, drawn, how, [0])]) + "\n")
+    header = Header("digest", str(model), sampler=how, population=12, unit="word")
+    path.write_text("\n".join([header.line(), *trial_lines(1, drawn, how, [0])]) + "\n")
     assert FaultList.open(path).header == header
     assert dict(FaultList.open(path).trials(targets)) == {1: drawn}
 

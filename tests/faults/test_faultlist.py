@@ -23,10 +23,10 @@ from onnxfi.errors import FaultListError
 from onnxfi.faults import faultlist
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.fault_registry import fault_models, parse_fault
-from onnxfi.faults.faultlist import MOST_LINES, FaultList, Header, fault_row, lines
+from onnxfi.faults.faultlist import MAX_LINES, FaultList, Header, fault_row, trial_lines
 from onnxfi.faults.models import Flip
 from onnxfi.faults.space import FaultSpace, Selector, Sites, Target
-from onnxfi.faults.trials import Draw, Fault, Faults, at_sites, draw, resolve
+from onnxfi.faults.trials import Fault, Faults, Sampler, apply_faults, draw_faults, faults_at_named_sites
 from onnxfi.faults.words import WORDS, Words
 
 NET = (
@@ -64,14 +64,14 @@ def stored(faults: Faults) -> Words:
 
 
 def drawn(
-    model: FaultModel, how: Draw, selector: Selector | None = None, trial: int = 1
+    model: FaultModel, how: Sampler, selector: Selector | None = None, trial: int = 1
 ) -> tuple[Header, Faults, list[int]]:
     """A header, the faults of a trial over the selected targets, and those targets' numbers."""
     selector = selector or Selector()
     space = selector.space(NET, model)
-    faults = draw(space, how, model, trial)
+    faults = draw_faults(space, how, model, trial)
     header = Header(DIGEST, str(model), selector, how, population=space.size, unit=model.unit, faulty=FAULTY)
-    known, _ = resolve(faults, stored(faults))
+    known, _ = apply_faults(faults, stored(faults))
     return header, known, [NET.index(t) for t in space.targets]
 
 
@@ -103,11 +103,15 @@ PINNED = Path(__file__).with_name("pinned.jsonl")
 
 def example() -> list[str]:
     """A list of three trials of a few flips, of random words, and of so many flips that they are a recipe."""
-    how, many = Draw("count", n=3, seed=7), Draw("ber", rate=0.1, seed=7)
+    how, many = Sampler("count", n=3, seed=7), Sampler("ber", rate=0.1, seed=7)
     header, one, ordinals = drawn(Flip(), how, Selector(bits="exponent"))
     _, two, others = drawn(parse_fault("random-word"), how, trial=2)
     _, three, _ = drawn(Flip(), many, Selector(bits="exponent"), trial=3)
-    body = [*lines(1, one, how, ordinals), *lines(2, two, how, others), *lines(3, three, many, ordinals)]
+    body = [
+        *trial_lines(1, one, how, ordinals),
+        *trial_lines(2, two, how, others),
+        *trial_lines(3, three, many, ordinals),
+    ]
     return [dataclasses.replace(header, tool="0.1.0").line(), *body]
 
 
@@ -121,7 +125,7 @@ def test_the_pinned_list_is_read() -> None:
     assert {trial: len(faults) for trial, faults in trials.items()} == {1: 3, 2: 3, 3: 1032}
     assert all(line.startswith("{") and strict(line) for line in PINNED.read_text(encoding="utf-8").splitlines())
     assert FaultList.open(PINNED).header == Header(
-        DIGEST, "flip", Selector(bits="exponent"), Draw("count", n=3, seed=7), 10408, faulty=FAULTY, tool="0.1.0"
+        DIGEST, "flip", Selector(bits="exponent"), Sampler("count", n=3, seed=7), 10408, faulty=FAULTY, tool="0.1.0"
     )
 
 
@@ -140,10 +144,10 @@ HEADERS = st.builds(
         bits=st.text(max_size=5),
         elements=st.text(max_size=5),
     ),
-    draw=st.one_of(
-        st.builds(Draw, st.just("ber"), rate=st.floats(0, 1), seed=U64),
-        st.builds(Draw, st.sampled_from(["count", "per-tensor", "sites"]), n=st.integers(0, 10**9), seed=U64),
-        st.builds(Draw, st.just("exhaustive"), seed=U64),
+    sampler=st.one_of(
+        st.builds(Sampler, st.just("ber"), rate=st.floats(0, 1), seed=U64),
+        st.builds(Sampler, st.sampled_from(["count", "per-tensor", "sites"]), n=st.integers(0, 10**9), seed=U64),
+        st.builds(Sampler, st.just("exhaustive"), seed=U64),
     ),
     population=st.integers(0, 2**70),
     unit=st.sampled_from(["bit", "word"]),
@@ -160,7 +164,7 @@ def test_headers_are_read_as_they_are_written(header: Header) -> None:
 
 
 def test_a_header_says_who_wrote_it() -> None:
-    row = strict(Header(DIGEST, draw=Draw("ber", rate=1e-6, seed=3)).line())
+    row = strict(Header(DIGEST, sampler=Sampler("ber", rate=1e-6, seed=3)).line())
     assert row["tool"] == Header(DIGEST).tool
     assert row["sampler"] == {"kind": "ber", "rate": 1e-6}
     assert (row["seed"], row["faulty"]) == (3, None)
@@ -183,8 +187,8 @@ def test_faults_are_read_as_they_are_written(
         np.array([row[k] for row in chosen], dtype) for k, dtype in ((0, np.int64), (1, np.int64), (3, np.int16))
     ]
     faults = Faults(among, Sites(*columns), tuple(row[2] for row in chosen) or (Flip(),))
-    known, _ = resolve(faults, np.array(memory, np.uint64))
-    body = list(lines(5, known, Draw("sites"), range(len(among))))
+    known, _ = apply_faults(faults, np.array(memory, np.uint64))
+    body = list(trial_lines(5, known, Sampler("sites"), range(len(among))))
     path = written(Header(DIGEST), *body)
     assert read(path, among) == ({5: known} if chosen else {})
     for line, fault in zip(body, known, strict=True):
@@ -235,26 +239,26 @@ def in_columns(faults: Faults) -> list[Any]:
     [
         pytest.param(how, id=how.kind, marks=marks)
         for marks, how in (
-            ((), Draw("ber", rate=0.9, seed=3)),
-            (pytest.mark.slow, Draw("count", n=1100, seed=3)),
-            (pytest.mark.slow, Draw("per-tensor", n=1100, seed=3)),
-            ((), Draw("exhaustive")),
+            ((), Sampler("ber", rate=0.9, seed=3)),
+            (pytest.mark.slow, Sampler("count", n=1100, seed=3)),
+            (pytest.mark.slow, Sampler("per-tensor", n=1100, seed=3)),
+            ((), Sampler("exhaustive")),
         )
     ],
 )
-def test_recipes_give_the_same_faults_again(written: Written, text: str, how: Draw) -> None:
+def test_recipes_give_the_same_faults_again(written: Written, text: str, how: Sampler) -> None:
     model = parse_fault(text)
     selector = Selector(include=("conv.weight",))
     header, faults, ordinals = drawn(model, how, selector, trial=9)
-    (line,) = lines(9, faults, how, ordinals)
+    (line,) = trial_lines(9, faults, how, ordinals)
     row = strict(line)
     assert len(line) < 400 + 12 * len(faults)
-    assert row["n"] == len(faults) > MOST_LINES
+    assert row["n"] == len(faults) > MAX_LINES
     assert ("before" in row) == (not model.self_inverse)
     again = read(written(header, line))[9]
     wanted = over_all(faults, ordinals)
     assert again.targets == NET
-    known, _ = resolve(again, stored(again))
+    known, _ = apply_faults(again, stored(again))
     assert known[:100] == wanted[:100]
     assert in_columns(known) == in_columns(wanted)
     if not model.self_inverse:
@@ -264,20 +268,20 @@ def test_recipes_give_the_same_faults_again(written: Written, text: str, how: Dr
 
 
 def test_few_and_named_faults_are_lines() -> None:
-    how = Draw("count", n=MOST_LINES, seed=1)
+    how = Sampler("count", n=MAX_LINES, seed=1)
     _, faults, ordinals = drawn(Flip(), how)
-    assert len(list(lines(1, faults, how, ordinals))) == MOST_LINES
-    more = Draw("count", n=MOST_LINES + 1, seed=1)
+    assert len(list(trial_lines(1, faults, how, ordinals))) == MAX_LINES
+    more = Sampler("count", n=MAX_LINES + 1, seed=1)
     _, faults, ordinals = drawn(Flip(), more)
-    assert len(list(lines(1, faults, more, ordinals))) == 1
-    assert len(list(lines(1, faults, Draw("sites"), ordinals))) == MOST_LINES + 1
+    assert len(list(trial_lines(1, faults, more, ordinals))) == 1
+    assert len(list(trial_lines(1, faults, Sampler("sites"), ordinals))) == MAX_LINES + 1
 
 
 def test_lines_and_recipes_stand_in_one_trial(written: Written) -> None:
-    how = Draw("count", n=1200, seed=1)
+    how = Sampler("count", n=1200, seed=1)
     header, faults, ordinals = drawn(Flip(), how)
-    named, _ = resolve(at_sites(["fc.weight[3]:1"], NET, Flip(), Selector()), np.zeros(1, np.uint64))
-    (one,), (recipe,) = lines(1, named, Draw("sites"), ALL), lines(1, faults, how, ordinals)
+    named, _ = apply_faults(faults_at_named_sites(["fc.weight[3]:1"], NET, Flip(), Selector()), np.zeros(1, np.uint64))
+    (one,), (recipe,) = trial_lines(1, named, Sampler("sites"), ALL), trial_lines(1, faults, how, ordinals)
     trials = read(written(header, one, recipe, one))
     assert list(trials) == [1]
     assert len(trials[1]) == 1202
@@ -286,16 +290,16 @@ def test_lines_and_recipes_stand_in_one_trial(written: Written) -> None:
 
 
 def test_lists_of_one_fault_model_act_at_once(written: Written) -> None:
-    _, faults, ordinals = drawn(Flip(), Draw("count", n=50))
-    again = read(written(Header(DIGEST), *lines(1, faults, Draw("sites"), ordinals)))[1]
+    _, faults, ordinals = drawn(Flip(), Sampler("count", n=50))
+    again = read(written(Header(DIGEST), *trial_lines(1, faults, Sampler("sites"), ordinals)))[1]
     assert again.models == (Flip(),)
 
 
 def test_a_bool_of_another_byte_comes_back(written: Written) -> None:
     # A file may hold a bool as any byte that is not 0; undoing must give that byte again.
     bools = (Target("b", WORDS["bool"], (2,)),)
-    known, _ = resolve(at_sites(["b[1]:0"], bools, Flip(), Selector()), np.array([0x80], np.uint64))
-    again = read(written(Header(DIGEST), *lines(1, known, Draw("sites"), [0])), bools)[1]
+    known, _ = apply_faults(faults_at_named_sites(["b[1]:0"], bools, Flip(), Selector()), np.array([0x80], np.uint64))
+    again = read(written(Header(DIGEST), *trial_lines(1, known, Sampler("sites"), [0])), bools)[1]
     assert again.before is not None
     assert again.before.tolist() == [0x80]
 
@@ -304,7 +308,7 @@ def test_a_bool_of_another_byte_comes_back(written: Written) -> None:
 
 
 def test_trials_are_a_stream(written: Written) -> None:
-    (line,) = lines(1, drawn(Flip(), Draw("count", n=1))[1], Draw("sites"), ALL)
+    (line,) = trial_lines(1, drawn(Flip(), Sampler("count", n=1))[1], Sampler("sites"), ALL)
     rows = [line.replace('"trial": 1', f'"trial": {k}') for k in range(1, 5001)]
     listed = FaultList.open(written(Header(DIGEST), *rows, "garbage"))
     trials = listed.trials(NET)
@@ -336,21 +340,21 @@ def test_a_list_may_hold_no_trial(written: Written) -> None:
 
 def test_a_list_is_bound_to_its_model(tmp_path: Path) -> None:
     listed = FaultList(tmp_path / "list.jsonl", Header(DIGEST, faulty=FAULTY))
-    listed.bind(DIGEST)
-    listed.bind(FAULTY, undo=True)
+    listed.check_model(DIGEST)
+    listed.check_model(FAULTY, undo=True)
     other = "c" * 64
     with pytest.raises(FaultListError, match=f"list.jsonl belongs to the model {DIGEST}, this one is {other}$"):
-        listed.bind(other)
+        listed.check_model(other)
     with pytest.raises(FaultListError, match=f"belongs to the faulty model {FAULTY}, this one is {other}$"):
-        listed.bind(other, undo=True)
+        listed.check_model(other, undo=True)
     with pytest.raises(
         FaultListError, match="this is the faulty model that the list made: --undo restores the original"
     ):
-        listed.bind(FAULTY)
+        listed.check_model(FAULTY)
     with pytest.raises(FaultListError, match="this is the original: leave --undo out"):
-        listed.bind(DIGEST, undo=True)
+        listed.check_model(DIGEST, undo=True)
     with pytest.raises(FaultListError, match="was written without a faulty model, so there is nothing to undo"):
-        FaultList(tmp_path / "list.jsonl", Header(DIGEST)).bind(DIGEST, undo=True)
+        FaultList(tmp_path / "list.jsonl", Header(DIGEST)).check_model(DIGEST, undo=True)
 
 
 # ------------------------------------------------------------------------------------------------ refused: no list
@@ -450,7 +454,9 @@ def test_a_header_has_all_its_keys(key: str, written: Written) -> None:
 
 
 def good() -> dict[str, Any]:
-    known, _ = resolve(at_sites(["fc.weight[3]:1"], NET, Flip(), Selector()), np.array([0x5A], np.uint64))
+    known, _ = apply_faults(
+        faults_at_named_sites(["fc.weight[3]:1"], NET, Flip(), Selector()), np.array([0x5A], np.uint64)
+    )
     return fault_row(1, known[0])
 
 
@@ -563,9 +569,9 @@ def test_endless_lines_are_refused(written: Written, monkeypatch: pytest.MonkeyP
 
 def recipe(text: str = "zero", **change: Any) -> tuple[Header, str]:
     """The header and the recipe of 1,200 faults, changed."""
-    how = Draw("count", n=1200, seed=1)
+    how = Sampler("count", n=1200, seed=1)
     header, faults, ordinals = drawn(parse_fault(text), how)
-    (line,) = lines(1, faults, how, ordinals)
+    (line,) = trial_lines(1, faults, how, ordinals)
     return header, json.dumps(strict(line) | change)
 
 
@@ -663,7 +669,7 @@ def test_a_zlib_bomb_is_not_blown_up(written: Written) -> None:
 
 
 def test_a_space_of_the_header_is_the_space_of_the_model() -> None:
-    header, faults, ordinals = drawn(Flip(), Draw("count", n=3, seed=7), Selector(bits="exponent"))
+    header, faults, ordinals = drawn(Flip(), Sampler("count", n=3, seed=7), Selector(bits="exponent"))
     assert header.population == FaultSpace.over([NET[k] for k in ordinals], Flip(), bits="exponent").size
     assert len(faults) == 3
 

@@ -15,7 +15,7 @@ from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.models import Burst, Flip, StuckAt0, Zero
 from onnxfi.faults.space import FaultSpace, Selector, Site, Target, matches, parse_site
-from onnxfi.faults.trials import at_sites
+from onnxfi.faults.trials import faults_at_named_sites
 from onnxfi.faults.words import FIELDS, WORDS
 
 Case = tuple[tuple[Target, ...], FaultModel, str, str]
@@ -100,7 +100,7 @@ def test_populations_count_words_and_bits(case: Case) -> None:
     space = space_of(case)
     words = {(site.target, site.index) for site in listed(case)}
     by_id = {t.id: t for t in case[0]}
-    assert sum(space.chosen) == len(words)
+    assert sum(space.element_counts) == len(words)
     assert space.bits == sum(by_id[name].word.bits for name, _ in words)
 
 
@@ -110,7 +110,7 @@ def test_a_part_is_a_space_of_one_layer_and_bit(case: Case, data: st.DataObject)
     layer = data.draw(st.none() | st.sampled_from([t.layer for t in case[0]]))
     bit = data.draw(st.none() | st.integers(0, 33)) if case[1].unit == "bit" else None
     layers = {t.id: t.layer for t in case[0]}
-    part = space.part(layer, bit)
+    part = space.subspace(layer, bit)
     wanted = [s for s in listed(case) if layer in (None, layers[s.target]) and bit in (None, s.bit)]
     assert [part[i] for i in range(len(part))] == wanted
 
@@ -178,7 +178,7 @@ def test_flips_are_not_drawn_where_a_word_stands_for_what_is_computed() -> None:
         with pytest.raises(SelectorError, match=r"'lif/spike' holds what a neuron is made to put out, .* take dead"):
             Selector(role=("spike",)).space(words, parse_fault(fault))
     with pytest.raises(SelectorError, match="'lif/spike' holds what a neuron is made to put out"):
-        at_sites(["lif/spike[0]:30"], words, parse_fault("flip"), Selector())
+        faults_at_named_sites(["lif/spike[0]:30"], words, parse_fault("flip"), Selector())
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ NET = (
     ],
 )
 def test_what_a_selector_keeps(options: dict[str, Any], kept: str) -> None:
-    assert [t.id for t in NET if Selector(**options).keeps(t)] == kept.split()
+    assert [t.id for t in NET if Selector(**options).selects(t)] == kept.split()
 
 
 def test_shapes_are_explained_when_they_are_asked_for_loosely() -> None:
@@ -403,10 +403,10 @@ def test_sites_that_can_be_read(text: str, site: Site) -> None:
         ("w[1,3]:1", r"index \[1, 3\] is beyond 'w'"),
         ("w[1,1,1]:1", r"index \[1, 1, 1\] is beyond 'w'"),
         ("w[]:1", r"index \[\] is beyond 'w'"),
-        ("w[1 2]:1", r"has an index that is no whole number"),
-        ("w[1,,2]:1", r"has an index that is no whole number"),
-        ("w[" + "9" * 5000 + "]:1", r"has an index that is no whole number"),
-        ("w[0]@sample=" + "9" * 5000, r"has an index that is no whole number"),
+        ("w[1 2]:1", r"has an index that is not a whole number"),
+        ("w[1,,2]:1", r"has an index that is not a whole number"),
+        ("w[" + "9" * 5000 + "]:1", r"has an index that is not a whole number"),
+        ("w[0]@sample=" + "9" * 5000, r"has an index that is not a whole number"),
         ("w[0]@step=1@step=2:1", r"names its sample or step twice"),
         ("w[0]:32", r"bit 32 is beyond float32 of 'w': bits are 0 to 31"),
         ("b[0]:16", r"bit 16 is beyond float16 of 'b': bits are 0 to 15"),

@@ -21,17 +21,17 @@ from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.models import Burst, Flip, SetWord, Zero
 from onnxfi.faults.space import FaultSpace, Selector, Site, Sites, Target
 from onnxfi.faults.trials import (
-    KINDS,
-    Draw,
+    SAMPLERS,
     Fault,
     Faults,
-    apart,
-    at_sites,
-    concat,
-    draw,
+    Sampler,
+    apply_faults,
+    apply_separately,
+    concatenate,
+    draw_faults,
     fault_model,
+    faults_at_named_sites,
     json_value,
-    resolve,
 )
 from onnxfi.faults.words import WORDS, Word
 
@@ -161,26 +161,26 @@ def test_equal_faults_are_equal(data: st.DataObject) -> None:
     assert hash(one) == hash(other)
     assert one != faults_of([*chosen, (0, 0, Flip(), 3)], NET)
     assert one != list(one)
-    known, _ = resolve(one, np.zeros(len(one), np.uint64))
+    known, _ = apply_faults(one, np.zeros(len(one), np.uint64))
     assert (known == one) == (len(one) == 0)
 
 
 @given(st.data())
 def test_several_rows_are_one(data: st.DataObject) -> None:
     parts = [faults_of(data.draw(rows(NET, most=4)), NET) for _ in range(data.draw(st.integers(1, 4)))]
-    parts = [resolve(p, np.zeros(len(p), np.uint64))[0] for p in parts]
-    together = concat(parts)
+    parts = [apply_faults(p, np.zeros(len(p), np.uint64))[0] for p in parts]
+    together = concatenate(parts)
     assert list(together) == [fault for part in parts for fault in part]
-    assert together.changed == sum(part.changed for part in parts)
+    assert together.changed_count == sum(part.changed_count for part in parts)
     if len(parts) > 1:
         unknown = dataclasses.replace(parts[0], before=None, after=None)
-        assert concat([unknown, *parts[1:]]).before is None
+        assert concatenate([unknown, *parts[1:]]).before is None
 
 
 def test_one_model_for_all_rows_stays_one() -> None:
-    flips = [draw(FaultSpace.over(NET, Flip()), Draw("count", n=3, seed=s), Flip()) for s in range(3)]
-    assert concat(flips).models == (Flip(),)
-    assert list(concat(flips)) == [fault for part in flips for fault in part]
+    flips = [draw_faults(FaultSpace.over(NET, Flip()), Sampler("count", n=3, seed=s), Flip()) for s in range(3)]
+    assert concatenate(flips).models == (Flip(),)
+    assert list(concatenate(flips)) == [fault for part in flips for fault in part]
 
 
 # ------------------------------------------------------------------------------------------------ before and after
@@ -197,28 +197,28 @@ def test_several_faults_on_one_word_act_in_order(among: tuple[Target, ...], data
         assert new is not None
         memory[t][i] = new
         after.append(new)
-    known, final = resolve(faults_of(chosen, among), given_)
+    known, final = apply_faults(faults_of(chosen, among), given_)
     assert known.before is not None
     assert known.after is not None
     assert known.before.tolist() == before
     assert known.after.tolist() == after
     assert final.tolist() == [memory[t][i] for t, i, _, _ in chosen]
-    assert known.changed == sum(a != b for a, b in zip(after, before, strict=True))
+    assert known.changed_count == sum(a != b for a, b in zip(after, before, strict=True))
 
 
 @given(st.data())
 def test_faults_apart_do_not_see_each_other(data: st.DataObject) -> None:
     chosen, memory = data.draw(rows(NET)), data.draw(stored(NET))
     given_ = np.array([memory[t][i] for t, i, _, _ in chosen], np.uint64)
-    known = apart(faults_of(chosen, NET), given_)
+    known = apply_separately(faults_of(chosen, NET), given_)
     assert known.after is not None
     assert known.after.tolist() == [faulty(m, NET[t].word, memory[t][i], b) for t, i, m, b in chosen]
 
 
 def test_one_model_on_several_formats() -> None:
     space = FaultSpace.over(NET[:3], Flip(), bits="sign")
-    faults = draw(space, Draw("exhaustive"), Flip())
-    known, final = resolve(faults, np.arange(len(faults), dtype=np.uint64) % np.uint64(8))
+    faults = draw_faults(space, Sampler("exhaustive"), Flip())
+    known, final = apply_faults(faults, np.arange(len(faults), dtype=np.uint64) % np.uint64(8))
     wanted = [k % 8 ^ 1 << (f.word.bits - 1) for k, f in enumerate(faults)]
     assert final.tolist() == wanted
     assert [f.after for f in known] == wanted
@@ -226,16 +226,16 @@ def test_one_model_on_several_formats() -> None:
 
 def test_no_faults_resolve_to_none() -> None:
     for model in (Flip(), parse_fault("random-word")):
-        none = draw(FaultSpace.over(NET[:1], model), Draw("count", n=0), model)
-        known, final = resolve(none, np.zeros(0, np.uint64))
-        assert (len(known), len(final), known.changed) == (0, 0, 0)
+        none = draw_faults(FaultSpace.over(NET[:1], model), Sampler("count", n=0), model)
+        known, final = apply_faults(none, np.zeros(0, np.uint64))
+        assert (len(known), len(final), known.changed_count) == (0, 0, 0)
 
 
 def test_a_stuck_at_that_meets_its_own_value_is_kept() -> None:
-    faults = at_sites(["w[0]:3", "w[1]:3"], NET, parse_fault("stuck-at-0"), Selector())
-    known, _ = resolve(faults, np.array([0b0101, 0b1101], np.uint64))
+    faults = faults_at_named_sites(["w[0]:3", "w[1]:3"], NET, parse_fault("stuck-at-0"), Selector())
+    known, _ = apply_faults(faults, np.array([0b0101, 0b1101], np.uint64))
     assert [f.changed for f in known] == [False, True]
-    assert known.changed == 1
+    assert known.changed_count == 1
 
 
 # ------------------------------------------------------------------------------------------------ draws
@@ -245,9 +245,9 @@ def test_a_stuck_at_that_meets_its_own_value_is_kept() -> None:
 @given(seed=U64, trial=st.integers(1, 10**9))
 def test_a_draw_is_a_pure_function(kind: str, seed: int, trial: int) -> None:
     space = FaultSpace.over(NET[:3], Flip())
-    how = Draw(kind, rate=0.01, n=5, seed=seed)
-    drawn = draw(space, how, Flip(), trial)
-    assert drawn == draw(space, how, Flip(), trial)
+    how = Sampler(kind, rate=0.01, n=5, seed=seed)
+    drawn = draw_faults(space, how, Flip(), trial)
+    assert drawn == draw_faults(space, how, Flip(), trial)
     wanted = {
         "ber": lambda: sampling.ber(space.size, 0.01, seed, trial),
         "count": lambda: sampling.count(space.size, 5, seed, trial),
@@ -261,7 +261,7 @@ def test_trials_seeds_and_parts_draw_differently() -> None:
     space, word = FaultSpace.over(NET[:1], Zero()), parse_fault("random-word")
     space = FaultSpace.over([Target("w", WORDS["float32"], (10**6,))], Zero())
     draws = [
-        draw(space, Draw("count", n=20, seed=s), word, t, part=p)
+        draw_faults(space, Sampler("count", n=20, seed=s), word, t, part=p)
         for s, t, p in ((0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 1, 1))
     ]
     assert len({fault.site for drawn in draws for fault in drawn}) == 80
@@ -270,7 +270,7 @@ def test_trials_seeds_and_parts_draw_differently() -> None:
 
 def test_each_word_spends_its_own_chance() -> None:
     space = FaultSpace.over(NET[:2], Zero())
-    drawn = draw(space, Draw("exhaustive", seed=9), parse_fault("random-word"), trial=4)
+    drawn = draw_faults(space, Sampler("exhaustive", seed=9), parse_fault("random-word"), trial=4)
     raw = sampling.raw_words(9, 4, sampling.VALUE, 17).tolist()
     assert drawn.models == tuple(SetWord(r & f.word.full) for r, f in zip(raw, drawn, strict=True))
     assert str(drawn[0].fault).startswith("set-word:word=0x")
@@ -279,58 +279,58 @@ def test_each_word_spends_its_own_chance() -> None:
 @pytest.mark.parametrize(
     ("how", "wanted"),
     [
-        (Draw("ber", rate=0.25), 101.0),
-        (Draw("count", n=7), 7.0),
-        (Draw("per-tensor", n=2), 4.0),
-        (Draw("exhaustive"), 404.0),
-        (Draw("sites", n=3), 3.0),
+        (Sampler("ber", rate=0.25), 101.0),
+        (Sampler("count", n=7), 7.0),
+        (Sampler("per-tensor", n=2), 4.0),
+        (Sampler("exhaustive"), 404.0),
+        (Sampler("sites", n=3), 3.0),
     ],
 )
-def test_what_a_draw_is_expected_to_give(how: Draw, wanted: float) -> None:
-    assert how.expected(FaultSpace.over(NET[:2], Flip())) == wanted
+def test_what_a_draw_is_expected_to_give(how: Sampler, wanted: float) -> None:
+    assert how.expected_count(FaultSpace.over(NET[:2], Flip())) == wanted
 
 
 @pytest.mark.parametrize("rate", [math.nan, -1e-9, 1.5, math.inf])
 def test_rates_are_checked_when_they_are_given(rate: float) -> None:
     with pytest.raises(InputError, match="is no probability"):
-        Draw("ber", rate=rate)
+        Sampler("ber", rate=rate)
 
 
 def test_draws_that_cannot_be() -> None:
     with pytest.raises(InputError, match="--count -1 is out of range; give a whole number from 0"):
-        Draw("count", n=-1)
+        Sampler("count", n=-1)
     with pytest.raises(InputError, match="unknown sampler 'bre'; closest: 'ber'"):
-        Draw("bre", rate=0.5)
+        Sampler("bre", rate=0.5)
     with pytest.raises(InputError, match="--count 405 is out of range: the selection has 404 sites"):
-        draw(FaultSpace.over(NET[:2], Flip()), Draw("count", n=405), Flip())
-    assert KINDS == ("ber", "count", "per-tensor", "exhaustive", "per-sample", "sites")
+        draw_faults(FaultSpace.over(NET[:2], Flip()), Sampler("count", n=405), Flip())
+    assert SAMPLERS == ("ber", "count", "per-tensor", "exhaustive", "per-sample", "sites")
 
 
-@pytest.mark.parametrize("how", [Draw("ber", rate=0.01), Draw("count", n=20_000_001), Draw("exhaustive")])
-def test_more_faults_than_memory_holds_are_refused(how: Draw) -> None:
+@pytest.mark.parametrize("how", [Sampler("ber", rate=0.01), Sampler("count", n=20_000_001), Sampler("exhaustive")])
+def test_more_faults_than_memory_holds_are_refused(how: Sampler) -> None:
     space = FaultSpace.over([Target("w", WORDS["float32"], (10**10,))], Flip())
     with pytest.raises(
         InputError, match=r"faults in one trial are expected, more than 20,000,000; lower the rate or count"
     ):
-        draw(space, how, Flip())
+        draw_faults(space, how, Flip())
 
 
 # ------------------------------------------------------------------------------------------------ named sites
 
 
 def test_named_sites_are_struck_in_the_order_of_their_names() -> None:
-    faults = at_sites(["q[4]:0", "w[1,2]:31", "c[1,0]:5"], NET, Flip(), Selector())
+    faults = faults_at_named_sites(["q[4]:0", "w[1,2]:31", "c[1,0]:5"], NET, Flip(), Selector())
     assert [fault.site for fault in faults] == [Site("q", 4, 0), Site("w", 5, 31), Site("c", 2, 5)]
     assert faults.models == (Flip(),)
-    assert [f.bits for f in at_sites(["w[0]:5"], NET, Burst(3), Selector())] == [(5, 6, 7)]
-    assert at_sites(["shape[0]:1"], NET, Flip(), Selector())[0].site == Site("shape", 0, 1)
-    assert len(at_sites([], NET, Flip(), Selector())) == 0
+    assert [f.bits for f in faults_at_named_sites(["w[0]:5"], NET, Burst(3), Selector())] == [(5, 6, 7)]
+    assert faults_at_named_sites(["shape[0]:1"], NET, Flip(), Selector())[0].site == Site("shape", 0, 1)
+    assert len(faults_at_named_sites([], NET, Flip(), Selector())) == 0
 
 
 def test_named_sites_spend_chance_of_their_seed() -> None:
     word = parse_fault("random-word")
-    one, other = (at_sites(["w[0]", "q[1]"], NET, word, Selector(), seed) for seed in (1, 2))
-    assert one == at_sites(["w[0]", "q[1]"], NET, word, Selector(), 1)
+    one, other = (faults_at_named_sites(["w[0]", "q[1]"], NET, word, Selector(), seed) for seed in (1, 2))
+    assert one == faults_at_named_sites(["w[0]", "q[1]"], NET, word, Selector(), 1)
     assert [f.fault for f in one] != [f.fault for f in other]
 
 
@@ -353,12 +353,12 @@ def test_named_sites_spend_chance_of_their_seed() -> None:
 )
 def test_sites_that_cannot_be_struck(sites: list[str], fault: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(SelectorError, match=message):
-        at_sites(sites, NET, parse_fault(fault), Selector(**options))  # type: ignore[arg-type]
+        faults_at_named_sites(sites, NET, parse_fault(fault), Selector(**options))  # type: ignore[arg-type]
 
 
 def test_other_options_narrow_named_sites_and_include_does_not() -> None:
     selector = Selector(include=("q",), bits="23-30", elements=":,1:", dtype=("float32",))
-    assert [f.site for f in at_sites(["w[1]:23"], NET, Flip(), selector)] == [Site("w", 1, 23)]
+    assert [f.site for f in faults_at_named_sites(["w[1]:23"], NET, Flip(), selector)] == [Site("w", 1, 23)]
 
 
 def test_many_sites_are_named_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +372,7 @@ def test_many_sites_are_named_in_linear_time(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(Site, "__eq__", counted)
     wide = [Target("w", WORDS["float32"], (2000,))]
-    assert len(at_sites([f"w[{k}]:0" for k in range(2000)], wide, Flip(), Selector())) == 2000
+    assert len(faults_at_named_sites([f"w[{k}]:0" for k in range(2000)], wide, Flip(), Selector())) == 2000
     assert compared < 4000
 
 

@@ -173,7 +173,7 @@ def test_place_touches_only_its_own_part(word: Word, data: st.DataObject) -> Non
     raw = data.draw(st.binary(min_size=word.size_bytes(count), max_size=word.size_bytes(count)))
     at, new = data.draw(st.integers(0, count - 1)), data.draw(words_of(word))
     cell = bytearray(raw)
-    word.place(cell, at, new)
+    word.write(cell, at, new)
     field = (1 << word.storage) - 1 << at * word.storage
     big = int.from_bytes(raw, "little") & ~field | new << at * word.storage
     assert int.from_bytes(cell, "little") == big
@@ -182,7 +182,7 @@ def test_place_touches_only_its_own_part(word: Word, data: st.DataObject) -> Non
 
 def test_place_writes_through_a_view_and_takes_numpy_words() -> None:
     data = bytearray(8)
-    WORDS["float16"].place(memoryview(data)[4:], 1, np.uint64(0x3C00))
+    WORDS["float16"].write(memoryview(data)[4:], 1, np.uint64(0x3C00))
     assert data.hex() == "000000000000003c"
 
 

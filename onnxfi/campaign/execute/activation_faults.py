@@ -88,7 +88,7 @@ class Flown:
         for batch in islice(self.data.batches(self.size), batches):
             held = slice(batch.start, batch.start + batch.valid)
             if faults is not None and stored is None and len(self.golden) == self.data.samples:
-                sample = faults.sites.times()[:, 0]
+                sample = faults.sites.times_or_all()[:, 0]
                 if not ((sample < 0) | ((sample >= held.start) & (sample < held.stop))).any():
                     parts.append(self.golden[held])
                     continue
@@ -131,7 +131,7 @@ class Flown:
     def _check_steps(self, inside: Mapping[str, Faults], found: Mapping[str, Array], batch: Batch) -> None:
         """Refuse a step that the loop did not come to: the graph cannot tell."""
         for name, mine in inside.items():
-            times = mine.sites.times()
+            times = mine.sites.times_or_all()
             here = (times[:, 0] < 0) | ((times[:, 0] >= batch.start) & (times[:, 0] < batch.start + batch.valid))
             if name not in self.turns or not here.any():
                 continue
@@ -214,9 +214,9 @@ def by_id(faults: Faults) -> dict[str, Faults]:
 
 def one_sample(header: Header, faults: Faults) -> int | None:
     """The one sample that a trial of a single fault strikes, which alone it is judged on; None where it is none."""
-    if not header.of_singles or faults.sites.when is None:
+    if not header.of_single_faults or faults.sites.times is None:
         return None
-    samples = np.unique(faults.sites.when[:, 0])
+    samples = np.unique(faults.sites.times[:, 0])
     return int(samples[0]) if len(samples) == 1 and samples[0] >= 0 else None
 
 
@@ -240,5 +240,5 @@ def bake_trial(reach: Reach, faults: Faults, stored: Faults, out: Path) -> None:
 
 def _batch(reach: Reach) -> int | None:
     """The one batch size that the model takes, as far as its file tells."""
-    told = reach.flight is not None and bool(reach.flight.places)  # another axis than the file tells
+    told = reach.flight is not None and bool(reach.flight.sample_axes)  # another axis than the file tells
     return None if told else graph_batch_layout(reach.model.proto.graph).fixed

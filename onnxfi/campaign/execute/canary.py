@@ -61,7 +61,7 @@ def changes(bench: Bench, target: Target) -> bool:
     """Whether a canary changes an answer of the whole model."""
     canary, flown = _canary(bench, target)
     try:
-        if target.in_flight:
+        if target.is_activation:
             whole = bench.flown(flown)
             return not same_bytes(whole.scores(canary, batches=1), whole.scores(None, batches=1))
         golden = bench.first()
@@ -76,10 +76,10 @@ def shown(bench: Bench, target: Target) -> bool:
     canary, flown = _canary(bench, target)
     if bench.shortcuts is None:
         return True
-    rerun = bench.flying(canary, flown) if target.in_flight else bench.shortcuts.of(canary)
+    rerun = bench.flying(canary, flown) if target.is_activation else bench.shortcuts.of(canary)
     if rerun is None:
         return True
-    change = bench.flown_change(canary) if target.in_flight else bench.shortcuts.change(canary)
+    change = bench.flown_change(canary) if target.is_activation else bench.shortcuts.change(canary)
     try:
         return not same_bytes(rerun.scores(0, change), rerun.scores(0))
     except (EngineError, MemoryError) as error:
@@ -111,7 +111,7 @@ def may_hang(bench: Bench, target: Target) -> bool:
 
 def _kind(bench: Bench, target: Target) -> Route:
     """By which kind of route faults in a target go."""
-    if target.in_flight:
+    if target.is_activation:
         return Route.PARTIAL if bench.routes is not None and bench.routes.steps else Route.SPLIT
     route = bench.routes.of([target]) if bench.routes is not None else None
     return Route.FULL if route is None else route.route

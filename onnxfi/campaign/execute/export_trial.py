@@ -9,7 +9,7 @@ from onnxfi.campaign.plan.fault_targets import Reach
 from onnxfi.campaign.plan.open_model import reopen
 from onnxfi.campaign.results.store import Store
 from onnxfi.errors import StoreError
-from onnxfi.faults.faultlist import Header, Lines
+from onnxfi.faults.faultlist import Header, LineReader
 from onnxfi.graph.write.faulty_copy import FileEdits, find_edits, look_up_words, write_copy
 from onnxfi.runtime.data.yaml_file import parse_yaml
 
@@ -24,7 +24,7 @@ def export_trial(store: str | Path, trial: int, out: str | Path) -> None:
     if model.digest != header.model:
         raise StoreError(f"{store} is of the model {header.model}, {header.file} is {model.digest} now")
     reach = Reach.told(model, header)
-    reader = Lines(header, reach.targets, str(store), lambda: reach.listed(header))
+    reader = LineReader(header, reach.targets, str(store), lambda: reach.listed(header))
     [(_, faults)] = reader.trials(enumerate(lines, 1))
     here = reach.in_flight(faults)
     if here.any():

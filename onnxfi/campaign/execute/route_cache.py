@@ -58,7 +58,7 @@ def routes_of(campaign: Campaign, model: Model, reach: Reach, output: str | None
     flown: set[tuple[str, ...]] = {(a.name,) for a in reach.flying.values() if not a.path}
     flown |= {steps[k:] for steps in reach.steps_of.values() for k in range(len(steps))}
     selectors = [part.selector for part in campaign.mix] or [campaign.selector]
-    chosen = frozenset(t.id for t in model.targets if any(selector.keeps(t) for selector in selectors))
+    chosen = frozenset(t.id for t in model.targets if any(selector.selects(t) for selector in selectors))
     ready = None if campaign.faults is not None else chosen  # a list may name any
     return Segmentation(
         model, wiring, outputs, ends, bool(spikes), tuple(sorted(flown)), campaign.route != "early-stop", ready

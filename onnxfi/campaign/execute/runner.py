@@ -417,5 +417,5 @@ def planned(campaign: Campaign) -> Plan:
 def _flies(campaign: Campaign) -> bool:
     """Whether values in flight are struck, so that only a run tells what there is."""
     if campaign.faults is not None:
-        return FaultList.open(campaign.faults).header.flight is not None
-    return any(aim.flies for aim in campaign.aims)
+        return FaultList.open(campaign.faults).header.activations is not None
+    return any(aim.includes_activations for aim in campaign.aims)

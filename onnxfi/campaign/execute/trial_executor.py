@@ -18,8 +18,8 @@ from onnxfi.campaign.plan.fault_targets import Reach
 from onnxfi.campaign.plan.open_model import beside, changed, open_model, output_of, served, told
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import CampaignError, EngineError, ModelError, ProviderError, SegmentMismatchError
-from onnxfi.faults.faultlist import FaultList, Header, Lines
-from onnxfi.faults.trials import RATES, Faults
+from onnxfi.faults.faultlist import FaultList, Header, LineReader
+from onnxfi.faults.trials import RATE_SAMPLERS, Faults
 from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.dataflow.random_nodes import find_random_node
 from onnxfi.graph.dataflow.sample_axis import SampleAxis
@@ -268,7 +268,7 @@ class Bench:
 
     def _behind(self, header: Header, faults: Faults, golden: Golden) -> Judgement | None:
         """A trial that strikes values in flight, run behind them; None where no route does that."""
-        rerun = self.flying(faults, self.cuts(header, faults), any_of=header.draw.kind in RATES)
+        rerun = self.flying(faults, self.cuts(header, faults), any_of=header.sampler.kind in RATE_SAMPLERS)
         if self.shortcuts is None or rerun is None:
             return None
         sample, change = one_sample(header, faults), self.flown_change(faults)
@@ -334,8 +334,8 @@ class Bench:
         """The values in flight through which a trial's route leads: those that it names, or all that a sweep
         may, but where operators inject: these round, so there are no others than in the model that the trial exports.
         """
-        if header.draw.kind in RATES and not self.whole:
-            listed = [t.id for t in self.reach.listed(header).targets if t.in_flight]
+        if header.sampler.kind in RATE_SAMPLERS and not self.whole:
+            listed = [t.id for t in self.reach.listed(header).targets if t.is_activation]
             return tuple(step for name in listed for step in self.reach.steps_of.get(name, (name,)))
         struck = np.unique(faults.sites.target[self.reach.in_flight(faults)]).tolist()
         return tuple(faults.targets[k].id for k in struck)
@@ -357,7 +357,7 @@ class Bench:
         self._flown.clear()
 
     def _faults(self, header: Header, lines: Sequence[str]) -> Faults:
-        reader = Lines(header, self.reach.targets, "the store", lambda: self.reach.listed(header))
+        reader = LineReader(header, self.reach.targets, "the store", lambda: self.reach.listed(header))
         [(_, faults)] = reader.trials(enumerate(lines, 1))
         return faults
 
@@ -370,7 +370,7 @@ class Bench:
         """Whether trials of a plan may share runs: see `together`."""
         if self.routes is None:
             return False
-        alone = header.of_singles and self.routes.late
+        alone = header.of_single_faults and self.routes.late
         if alone and (self.reach.flying or self.routes.shares(self.reach.listed(header).targets)):
             return True
         return self.apart

@@ -17,9 +17,9 @@ from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.models import Add, Scale
-from onnxfi.faults.scope import Aim, Flight, timed
-from onnxfi.faults.space import FOREVER, FaultSpace, Selector, Target, check_apart
-from onnxfi.faults.trials import Faults, apart
+from onnxfi.faults.scope import ActivationSpace, FaultScope, with_times
+from onnxfi.faults.space import LAST_STEP, FaultSpace, Selector, Target, check_disjoint
+from onnxfi.faults.trials import Faults, apply_separately
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.dataflow.activation_targets import Activation, activations, select_activations, with_neuron_axes
 from onnxfi.graph.dataflow.sample_axis import SampleAxis
@@ -52,7 +52,7 @@ class Reach:
     model: Model
     targets: tuple[Target, ...] = field(repr=False)
     flying: Mapping[str, Activation] = field(default_factory=dict, repr=False)
-    flight: Flight | None = None
+    flight: ActivationSpace | None = None
     series: Mapping[str, Activation] = field(default_factory=dict, repr=False)
     steps_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     missed: int = 0
@@ -60,7 +60,7 @@ class Reach:
 
     @classmethod
     def of(
-        cls, model: Model, aims: Sequence[Aim] = (), data: Data | None = None, listed: Header | None = None,
+        cls, model: Model, aims: Sequence[FaultScope] = (), data: Data | None = None, listed: Header | None = None,
         custom_ops: Sequence[str] = (),
     ) -> Reach:  # fmt: skip
         """What a campaign with these aims can reach; values in flight are looked at in a run on its data.
@@ -68,8 +68,8 @@ class Reach:
         Where a list is replayed its header says the aims, and for how many samples it was drawn.
         """
         if listed is not None:
-            aims = () if listed.flight is None else (listed.flight.aim,)
-        if not any(aim.flies for aim in aims):
+            aims = () if listed.activations is None else (listed.activations.scope,)
+        if not any(aim.includes_activations for aim in aims):
             return cls(model, model.targets)
         plain = {a.target.id: a for a in activations(model)}
         rows = _readable(model, complete_by_running(model, parse(model), _rows(model, data), data, custom_ops))
@@ -77,33 +77,33 @@ class Reach:
         steps |= {name: len(one) for name, one in step_tensors(model.proto).items()}
         shapes = {a.target.id: a.target.shape for a in rows if a.shaped and not _alike(a, plain.get(a.target.id))}
         places = {a.target.id: _place(a) for a in rows if a.target.id in shapes and not a.unplaced}
-        aim = Aim(tuple(dict.fromkeys(t for aim in aims for t in aim.target)), aims[0].persistence, aims[0].all)
+        aim = FaultScope(tuple(dict.fromkeys(t for aim in aims for t in aim.target)), aims[0].persistence, aims[0].all)
         untyped = {name for name, a in plain.items() if a.why_not}
         types = {a.target.id: a.target.dtype for a in rows if a.target.id in untyped and not a.why_not}
-        found = Flight(aim, data.samples if data else 0, steps, shapes, places, types)
-        if listed is not None and listed.flight is not None:
-            if listed.flight.samples > found.samples:
+        found = ActivationSpace(aim, data.samples if data else 0, steps, shapes, places, types)
+        if listed is not None and listed.activations is not None:
+            if listed.activations.samples > found.samples:
                 raise FaultListError(
-                    f"the list was drawn for {listed.flight.samples:,} samples, the data has {found.samples:,}; "
+                    f"the list was drawn for {listed.activations.samples:,} samples, the data has {found.samples:,}; "
                     f"give the data that it was drawn for"
                 )
-            found = listed.flight
+            found = listed.activations
         return cls._flying(model, rows, found)
 
     @classmethod
     def told(cls, model: Model, header: Header) -> Reach:
         """What the faults of a list can reach, by what its header tells of the run."""
-        flight = header.flight
+        flight = header.activations
         if flight is None:
             return cls(model, model.targets)
         rows = []
         for a in _readable(model, [_typed(a, flight.types) for a in activations(model)]):
-            shape, held = flight.shapes.get(a.target.id), flight.places.get(a.target.id)
+            shape, held = flight.shapes.get(a.target.id), flight.sample_axes.get(a.target.id)
             rows.append(a if shape is None else _said(a, shape, held))
         return cls._flying(model, rows, flight)
 
     @classmethod
-    def _flying(cls, model: Model, rows: Sequence[Activation], flight: Flight) -> Reach:
+    def _flying(cls, model: Model, rows: Sequence[Activation], flight: ActivationSpace) -> Reach:
         stored, rows = {t.id for t in model.targets}, with_neuron_axes(model, rows)
         kept = [a for a in rows if a.shaped and not a.why_not and a.target.id not in stored]
         flown = {a.target.id: a for a in kept}
@@ -125,18 +125,18 @@ class Reach:
     def onto(self, faults: Faults) -> Faults:
         """The same faults over all targets."""
         ordinals = np.array([self.by_id[t.id] for t in faults.targets], np.int64)
-        return replace(faults, targets=self.targets, sites=faults.sites.onto(ordinals))
+        return replace(faults, targets=self.targets, sites=faults.sites.retarget(ordinals))
 
-    def space(self, selector: Selector, aim: Aim, event: FaultModel) -> FaultSpace:
+    def space(self, selector: Selector, aim: FaultScope, event: FaultModel) -> FaultSpace:
         """The sites that a selection leaves; SelectorError where there are none."""
         stored = self.model.targets if "weights" in aim.target else ()
-        if not aim.flies:
+        if not aim.includes_activations:
             return selector.space(stored, event)
-        flying = [a for a in self._rolled(selector) if aim.takes(a.target)]
+        flying = [a for a in self._rolled(selector) if aim.includes(a.target)]
         chosen = self._chosen(flying, selector, aim)
         self._check(chosen, event)
-        kept = [t for t in stored if selector.keeps(t)] + [self._timed(a, aim) for a in chosen]
-        check_apart(kept)
+        kept = [t for t in stored if selector.selects(t)] + [self._timed(a, aim) for a in chosen]
+        check_disjoint(kept)
         if not kept:
             selector.space([*stored, *(a.target for a in flying)], event)  # says what matches nothing
             raise SelectorError(
@@ -155,7 +155,7 @@ class Reach:
 
     def _rolled(self, selector: Selector) -> Iterator[Activation]:
         """The values in flight; where a selection takes a series it stands for its steps."""
-        taken = {name: steps for name, steps in self.steps_of.items() if selector.keeps(self.series[name].target)}
+        taken = {name: steps for name, steps in self.steps_of.items() if selector.selects(self.series[name].target)}
         first = {steps[0]: name for name, steps in taken.items()}
         aside = {step for steps in taken.values() for step in steps}
         for name, a in self.flying.items():
@@ -169,7 +169,7 @@ class Reach:
         if self.steps_of.keys().isdisjoint(faults.targets[k].id for k in np.unique(faults.sites.target).tolist()):
             return faults
         rows, ordinals, when = list[int](), list[int](), list[tuple[int, int, int]]()
-        columns = zip(faults.sites.target.tolist(), faults.sites.times().tolist(), strict=True)
+        columns = zip(faults.sites.target.tolist(), faults.sites.times_or_all().tolist(), strict=True)
         for row, (target, (sample, first, last)) in enumerate(columns):
             name = faults.targets[target].id
             steps = self.steps_of.get(name)
@@ -178,12 +178,12 @@ class Reach:
             struck = (name,) if steps is None else steps[first : last + 1]
             rows += [row] * len(struck)
             ordinals += [self.by_id[one] for one in struck]
-            when += [(sample, first, last) if steps is None else (sample, 0, FOREVER)] * len(struck)
+            when += [(sample, first, last) if steps is None else (sample, 0, LAST_STEP)] * len(struck)
         found = faults.pick(np.array(rows, np.int64))
-        sites = replace(found.sites, target=np.array(ordinals, np.int64), when=np.array(when, np.int64).reshape(-1, 3))
+        sites = replace(found.sites, target=np.array(ordinals, np.int64), times=np.array(when, np.int64).reshape(-1, 3))
         return replace(found, targets=self.targets, sites=sites)
 
-    def _chosen(self, flying: Sequence[Activation], selector: Selector, aim: Aim) -> Sequence[Activation]:
+    def _chosen(self, flying: Sequence[Activation], selector: Selector, aim: FaultScope) -> Sequence[Activation]:
         """The values in flight that a selector takes: inputs all, of what nodes put out those of layers unless said."""
         # An input is struck itself, also where a QDQ group follows; and it counts as what a layer puts out.
         flying = [replace(a, default=True, quantized="") if a.target.kind == "input" else a for a in flying]
@@ -193,7 +193,7 @@ class Reach:
             if "weights" in aim.target:  # the selection may be meant for those
                 return ()
             for a in self.beyond if selector.include else ():
-                if selector.keeps(replace(a.target, structural=False)):
+                if selector.selects(replace(a.target, structural=False)):
                     why = a.why_not or "its shape on this data is not known, or not one"
                     raise SelectorError(f"{a.target.id!r} ({shape_text(a.dims)}) cannot be struck: {why}") from None
             raise
@@ -213,7 +213,7 @@ class Reach:
                     f"with --exclude, or choose a fault that changes bits, as flip or set-word"
                 )
 
-    def _timed(self, a: Activation, aim: Aim) -> Target:
+    def _timed(self, a: Activation, aim: FaultScope) -> Target:
         assert self.flight is not None
         target = replace(a.target, structural=False)
         if a.unplaced and aim.persistence == "transient":
@@ -228,11 +228,11 @@ class Reach:
                 f"so no step of it can be drawn; "
                 f"leave it out with --exclude, or use --persistence permanent"
             )
-        return timed(target, aim.persistence, self.flight.samples, steps, batched=a.axis is not None)
+        return with_times(target, aim.persistence, self.flight.samples, steps, batched=a.axis is not None)
 
     def listed(self, header: Header) -> FaultSpace:
         """The sites that the recipes of a list draw from."""
-        aim = header.flight.aim if header.flight else Aim()
+        aim = header.activations.scope if header.activations else FaultScope()
         return self.space(header.selector, aim, parse_fault(header.fault))
 
     def placed(self, faults: Faults, *, each: bool = False) -> Faults:
@@ -240,7 +240,7 @@ class Reach:
         if self.in_flight(faults).any():
             return faults
         found = (
-            apart(bind_models(self.model, faults), self.model.stored(faults))
+            apply_separately(bind_models(self.model, faults), self.model.stored(faults))
             if each
             else look_up_words(self.model, faults)[0]
         )
@@ -248,7 +248,7 @@ class Reach:
 
     def in_flight(self, faults: Faults) -> NDArray[np.bool_]:
         """Which of the faults strike values in flight ([n])."""
-        kinds = np.array([t.in_flight for t in faults.targets], np.bool_)
+        kinds = np.array([t.is_activation for t in faults.targets], np.bool_)
         return kinds[faults.sites.target] if len(faults) else np.zeros(0, np.bool_)
 
 

@@ -24,9 +24,9 @@ from onnxfi.errors import FaultListError, SpecError
 from onnxfi.faults import sampling
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.fault_registry import parse_fault
-from onnxfi.faults.faultlist import FaultList, Header, Lines, lines
+from onnxfi.faults.faultlist import FaultList, Header, LineReader, trial_lines
 from onnxfi.faults.space import FaultSpace, Target
-from onnxfi.faults.trials import Draw, Faults, concat, draw, singles
+from onnxfi.faults.trials import Faults, Sampler, concatenate, draw_faults, single_faults
 from onnxfi.graph.model import weight_aliases
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.write.faulty_copy import OnProgress
@@ -37,7 +37,7 @@ from onnxfi.statistics.intervals import margin_of_error, sample_size
 #: Single faults that are planned together.
 _BLOCK = 1 << 14
 #: A trial that drew no fault still is a trial: this draw gives none.
-_NOTHING = Draw("count", n=0)
+_NOTHING = Sampler("count", n=0)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Plan:
     @property
     def of_singles(self) -> bool:
         """Whether each trial is one event, drawn from its stratum without repetition, also where that is replayed."""
-        return self.header.of_singles
+        return self.header.of_single_faults
 
     @property
     def margin(self) -> float | None:
@@ -165,7 +165,7 @@ class Plan:
             return []
         space = self.reach.listed(self.header)
         found: Counter[tuple[str, int | None]] = Counter()
-        for target, places, chosen in zip(space.targets, space.positions, space.chosen, strict=True):
+        for target, places, chosen in zip(space.targets, space.bit_positions, space.element_counts, strict=True):
             for bit in places:
                 found[target.layer, None if bit < 0 else bit] += chosen * target.times
         return [(layer, bit, n) for (layer, bit), n in found.items()]
@@ -173,22 +173,22 @@ class Plan:
     def _drawn(self) -> Iterator[Planned]:
         """Trials of many faults: sweeps and mixes."""
         c, event = self.campaign, parse_fault(self.campaign.fault)
-        kind = "sites" if c.mix else self.header.draw.kind
+        kind = "sites" if c.mix else self.header.sampler.kind
         for j in range(max(group.trials for group in self.groups)):
             for s, group in enumerate(self.groups):
                 trial = 1 + j * len(self.groups) + s
-                how = Draw(kind, rate=group.ber or 0.0, seed=c.seed)
-                faults = self._mixed(trial) if c.mix else draw(group.space, how, event, trial)
+                how = Sampler(kind, rate=group.ber or 0.0, seed=c.seed)
+                faults = self._mixed(trial) if c.mix else draw_faults(group.space, how, event, trial)
                 ordinals = [self.reach.by_id[t.id] for t in faults.targets]
                 placed = self.reach.placed(faults)
                 yield _planned(trial, s, placed, _text(trial, placed, how, ordinals))
 
     @cached_property
-    def _parts(self) -> list[tuple[FaultSpace, Draw, FaultModel]]:
+    def _parts(self) -> list[tuple[FaultSpace, Sampler, FaultModel]]:
         found = []
         for part in self.campaign.mix:
             event = parse_fault(part.fault)
-            how = Draw("count" if part.ber is None else "ber", part.ber or 0.0, part.count or 0, self.campaign.seed)
+            how = Sampler("count" if part.ber is None else "ber", part.ber or 0.0, part.count or 0, self.campaign.seed)
             found.append((self.reach.space(part.selector, part.aim, event), how, event))
         return found
 
@@ -196,8 +196,8 @@ class Plan:
         """All draws of a mixed trial, in the order of its parts, over the model's targets."""
         drawn = []
         for number, (space, how, event) in enumerate(self._parts):
-            drawn.append(self.reach.onto(draw(space, how, event, trial, part=number)))
-        return concat(drawn)
+            drawn.append(self.reach.onto(draw_faults(space, how, event, trial, part=number)))
+        return concatenate(drawn)
 
     def _singles(self) -> Iterator[Planned]:
         """Trials of one event each, planned in blocks."""
@@ -215,7 +215,7 @@ class Plan:
         # Also an exhaustive plan is in random order: what is done when it is stopped is a fair sample.
         numbers = sampling.permute(group.population, seed, s, j)
         trials = (1 + j.astype(np.int64) * len(self.groups) + s).tolist()
-        faults, lengths = singles(group.space, numbers, event, seed, trials)
+        faults, lengths = single_faults(group.space, numbers, event, seed, trials)
         start = 0
         if not self.reach.in_flight(faults).any():  # the words of all at once
             faults = self.reach.placed(faults, each=True)
@@ -223,12 +223,14 @@ class Plan:
             one = faults.pick(slice(start, start + length))
             if one.before is None:
                 one = self.reach.placed(one, each=True)
-            yield _planned(trial, s, one, _text(trial, one, Draw("sites"), ()))
+            yield _planned(trial, s, one, _text(trial, one, Sampler("sites"), ()))
             start += length
 
     def _replayed(self, listed: FaultList) -> Iterator[Planned]:
         """The trials of a list, their lines with the words before and after; recipes stay as they are."""
-        reader = Lines(listed.header, self.reach.targets, str(listed.path), lambda: self.reach.listed(listed.header))
+        reader = LineReader(
+            listed.header, self.reach.targets, str(listed.path), lambda: self.reach.listed(listed.header)
+        )
         for trial, rows in _by_trial(listed):
             [(_, faults)] = reader.trials(rows)
             placed = self.reach.placed(faults)
@@ -238,14 +240,14 @@ class Plan:
                         f"{listed.path}: trial {trial} records other words than the model holds; it was changed by hand"
                     )
             recipe = any("sampler" in json.loads(text) for _, text in rows)
-            text = "\n".join(row.strip() for _, row in rows) if recipe else _text(trial, placed, Draw("sites"), ())
+            text = "\n".join(row.strip() for _, row in rows) if recipe else _text(trial, placed, Sampler("sites"), ())
             yield _planned(trial, (trial - 1) % len(self.groups), placed, text)
 
 
-def _text(trial: int, faults: Faults, how: Draw, ordinals: list[int] | tuple[int, ...]) -> str:
+def _text(trial: int, faults: Faults, how: Sampler, ordinals: list[int] | tuple[int, ...]) -> str:
     """The lines of a trial; where it has no fault, the recipe for none."""
     if len(faults):
-        return "\n".join(lines(trial, faults, how, ordinals))
+        return "\n".join(trial_lines(trial, faults, how, ordinals))
     row = {"trial": trial, "sampler": _NOTHING.kind, "per": 0, "seed": how.seed, "n": 0}
     return json.dumps({**row, "sha256": _NO_SITES})
 
@@ -288,12 +290,12 @@ def make_plan(campaign: Campaign, reach: Reach) -> Plan:
     groups = lay_out(campaign, reach)
     kinds = {"single": "count", "exhaustive": "exhaustive", "ber": "ber", "per_sample": "per-sample"}
     kind = kinds.get(campaign.way, "sites")
-    how = Draw(kind, rate=campaign.rates[0] if campaign.rates else 0.0, n=int(campaign.single), seed=campaign.seed)
+    how = Sampler(kind, rate=campaign.rates[0] if campaign.rates else 0.0, n=int(campaign.single), seed=campaign.seed)
     event = parse_fault(campaign.fault)
     population = sum(g.population for g in (groups if campaign.single else groups[:1]))
     header = Header(
         reach.model.digest, str(event), campaign.selector, how, population=population, unit=event.unit,
-        file=campaign.model, strata=tuple(group.told() for group in groups), flight=reach.flight,
+        file=campaign.model, strata=tuple(group.told() for group in groups), activations=reach.flight,
     )  # fmt: skip
     return Plan(campaign, reach, groups, header)
 
@@ -302,7 +304,7 @@ def _replay(campaign: Campaign, reach: Reach) -> Plan:
     """The trials of a list, in the strata that it was planned in."""
     listed = FaultList.open(str(campaign.faults))
     header = listed.header
-    listed.bind(reach.model.digest)
+    listed.check_model(reach.model.digest)
     strata = header.strata or ({"label": "list", "layer": None, "bit": None, "ber": None},)
     counts: Counter[int] = Counter()
     struck: set[int] = set()
@@ -313,7 +315,7 @@ def _replay(campaign: Campaign, reach: Reach) -> Plan:
     if not counts:
         raise SpecError(f"{campaign.faults} holds no trial; there is nothing to run", "faults")
     space = reach.listed(header)
-    parts = [space if (s["layer"], s["bit"]) == (None, None) else space.part(s["layer"], s["bit"]) for s in strata]
+    parts = [space if (s["layer"], s["bit"]) == (None, None) else space.subspace(s["layer"], s["bit"]) for s in strata]
     groups = tuple(Group(trials=counts[k], space=parts[k], **stratum) for k, stratum in enumerate(strata))
     return Plan(campaign, reach, groups, header, listed, tuple(reach.targets[k] for k in sorted(struck)))
 

@@ -14,7 +14,7 @@ from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import SpecError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.fault_registry import parse_fault
-from onnxfi.faults.space import FaultSpace, check_apart
+from onnxfi.faults.space import FaultSpace, check_disjoint
 from onnxfi.faults.words import Word
 from onnxfi.statistics.intervals import Per, allocate, data_aware_p
 
@@ -51,7 +51,7 @@ def lay_out(campaign: Campaign, reach: Reach) -> tuple[Group, ...]:
     event = parse_fault(campaign.fault)
     if campaign.mix:  # no population of its own: that of the first part stands for it
         spaces = [reach.space(part.selector, part.aim, parse_fault(part.fault)) for part in campaign.mix]
-        check_apart({t.id: t for space in spaces for t in space.targets}.values())
+        check_disjoint({t.id: t for space in spaces for t in space.targets}.values())
         return (Group("mix", spaces[0], campaign.repeat),)
     space = reach.space(campaign.selector, campaign.aim, event)
     if campaign.adaptive:
@@ -75,7 +75,7 @@ def _fields(space: FaultSpace) -> Iterator[Group]:
     """Strata of an adaptive campaign: in each layer each field of bits of each number format."""
     alone = len({target.word for target in space.targets}) == 1
     for layer in space.layers():
-        whole = zip(space.targets, space.positions, space.chosen, strict=True)
+        whole = zip(space.targets, space.bit_positions, space.element_counts, strict=True)
         here = [row for row in whole if row[0].layer == layer]
         for word in dict.fromkeys(target.word for target, _, _ in here):
             for bits in bit_fields(word) if space.unit == "bit" else [(-1,)]:
@@ -90,7 +90,7 @@ def _fields(space: FaultSpace) -> Iterator[Group]:
                 field = said if alone else f"{word.name} {said}"
                 bit = bits[0] if len(bits) == 1 and bits != (-1,) else None
                 targets, places, chosen = zip(*rows, strict=True)
-                part = replace(space, targets=targets, positions=places, chosen=chosen)
+                part = replace(space, targets=targets, bit_positions=places, element_counts=chosen)
                 yield Group(f"{layer} {field}", part, 0, layer, bit)
 
 
@@ -127,15 +127,15 @@ def _spots(
     """What the margin holds for: a name, its sites, its layer and its bit."""
     if campaign.per == "network":
         return [("all", space, None, None)]
-    layers = [(layer, space.part(layer)) for layer in space.layers()]
+    layers = [(layer, space.subspace(layer)) for layer in space.layers()]
     if campaign.per == "layer":
         return [(layer, part, layer, None) for layer, part in layers]
     if event.unit != "bit":
         raise SpecError(f"per {campaign.per!r} goes by bits, but {event} strikes whole words; use per layer", "per")
     return [
-        (f"{layer} bit {bit}", part.part(layer, bit), layer, bit)
+        (f"{layer} bit {bit}", part.subspace(layer, bit), layer, bit)
         for layer, part in layers
-        for bit in sorted({bit for places in part.positions for bit in places})
+        for bit in sorted({bit for places in part.bit_positions for bit in places})
     ]
 
 
@@ -145,7 +145,7 @@ def _expected_rates(reach: Reach, space: FaultSpace, event: FaultModel) -> dict[
     Mean |faulty − golden| by position over the selected weights; of a large tensor evenly spread elements are read.
     """
     moved: dict[int, list[NDArray[np.float64]]] = {}
-    for target, places in zip(space.targets, space.positions, strict=True):
+    for target, places in zip(space.targets, space.bit_positions, strict=True):
         index = np.unique(np.linspace(0, target.size - 1, min(target.size, _LOOKED_AT)).astype(np.int64))
         words = reach.model.words(target, index)
         old = target.word.values(words).astype(np.float64)

@@ -18,7 +18,7 @@ from onnxfi.campaign.spec.rates import RATES
 from onnxfi.errors import SpecError, closest
 from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.sampling import check_rate
-from onnxfi.faults.scope import Aim
+from onnxfi.faults.scope import FaultScope
 from onnxfi.faults.space import Selector
 from onnxfi.runtime.engine.engines import OrtEngine
 from onnxfi.statistics.adaptive import Method
@@ -95,9 +95,9 @@ class Part:
         return Selector(self.include, self.exclude, self.op, self.dtype, self.bits, self.elements, self.role)
 
     @property
-    def aim(self) -> Aim:
+    def aim(self) -> FaultScope:
         """Whether it strikes stored words or values in flight, and for how long."""
-        return Aim(self.target, self.persistence, self.all)
+        return FaultScope(self.target, self.persistence, self.all)
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class Campaign:
                 "per_sample strikes values in flight of one sample each; give target activations or inputs, "
                 "and leave persistence out", "per_sample",
             )  # fmt: skip
-        if self.aim.flies and self.per == "data-aware":
+        if self.aim.includes_activations and self.per == "data-aware":
             raise SpecError("per 'data-aware' looks at stored numbers; use layer-bit for values in flight", "per")
 
     def _check_adaptive(self) -> None:
@@ -247,12 +247,12 @@ class Campaign:
         return Selector(self.include, self.exclude, self.op, self.dtype, self.bits, self.elements, self.role)
 
     @property
-    def aim(self) -> Aim:
+    def aim(self) -> FaultScope:
         """Whether stored words or values in flight are struck, and for how long."""
-        return Aim(self.target, self.persistence, self.all)
+        return FaultScope(self.target, self.persistence, self.all)
 
     @property
-    def aims(self) -> tuple[Aim, ...]:
+    def aims(self) -> tuple[FaultScope, ...]:
         """Those of all its draws."""
         return tuple(part.aim for part in self.mix) or (self.aim,)
 
@@ -303,11 +303,11 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 def _check_aim(value: Campaign | Part) -> None:
     for name, field in (("target", {"target": value.target}), ("persistence", {"persistence": value.persistence})):
-        named(name, lambda given: Aim(**given), field)
-    if not value.aim.flies and (value.persistence != "transient" or value.all):
+        named(name, lambda given: FaultScope(**given), field)
+    if not value.aim.includes_activations and (value.persistence != "transient" or value.all):
         name = "all" if value.all else "persistence"
         raise SpecError(f"{name} says nothing for weights, whose faults stay; give target activations or inputs", name)
-    if value.aim.flies and value.role:
+    if value.aim.includes_activations and value.role:
         raise SpecError("role is a matter of weights; leave it out with values in flight", "role")
 
 

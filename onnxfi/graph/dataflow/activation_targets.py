@@ -362,22 +362,22 @@ def select_activations(rows: Sequence[Activation], selector: Selector, *, every:
 
 
 def _keeps(selector: Selector, a: Activation, every: bool) -> bool:
-    return selector.keeps(replace(a.target, structural=False) if every else a.target)
+    return selector.selects(replace(a.target, structural=False) if every else a.target)
 
 
 def _explain(rows: Sequence[Activation], selector: Selector) -> None:
     """Say why an explicit selection finds nothing."""
     struck = replace(selector, include=selector.include)
     for a in rows:
-        if a.why_not and struck.keeps(a.target):
+        if a.why_not and struck.selects(a.target):
             raise SelectorError(f"{a.target.id!r} cannot be struck: {a.why_not}")
     ids = [name for a in rows for name in (a.target.id, a.target.node, a.target.layer) if name]
     for pattern in selector.include:
-        if not any(replace(Selector(), include=(pattern,)).keeps(replace(a.target, structural=False)) for a in rows):
+        if not any(replace(Selector(), include=(pattern,)).selects(replace(a.target, structural=False)) for a in rows):
             near = closest(pattern.lstrip("="), ids)
             raise SelectorError(f"--include {pattern!r} matches no tensor in flight of this model{near}")
     for pattern in selector.op:
-        if not any(Selector(op=(pattern,)).keeps(replace(a.target, structural=False)) for a in rows):
+        if not any(Selector(op=(pattern,)).selects(replace(a.target, structural=False)) for a in rows):
             near = closest(pattern, [a.target.op for a in rows if a.target.op])
             raise SelectorError(f"--op {pattern!r} matches no node of this model{near}")
     known = sorted({a.target.dtype for a in rows})

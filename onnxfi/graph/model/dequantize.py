@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.faults.quantization import Scheme
+from onnxfi.faults.quantization import QuantizationScheme
 from onnxfi.faults.space import Index, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Words
@@ -26,7 +26,7 @@ def scales_at(model: Model, target: Target, index: Index) -> RealValues | None:
     product = np.ones(len(index), np.float32)
     for name in scheme.scales:
         held = model.targets[model.by_id[name]]
-        here, inverse = np.unique(scheme.place(target.shape, held.axes, index), return_inverse=True)
+        here, inverse = np.unique(scheme.scale_indices(target.shape, held.axes, index), return_inverse=True)
         product *= held.word.values(model.words(held, here)).astype(np.float32)[inverse]
     return product
 
@@ -37,7 +37,7 @@ def zero_points_at(model: Model, target: Target, index: Index) -> NDArray[np.flo
     if scheme is None or not scheme.zero_point:
         return np.full(len(index), 0 if scheme is None else scheme.offset, np.float64)
     held = model.targets[model.by_id[scheme.zero_point]]
-    here, inverse = np.unique(scheme.place(target.shape, held.axes, index), return_inverse=True)
+    here, inverse = np.unique(scheme.scale_indices(target.shape, held.axes, index), return_inverse=True)
     return held.word.values(model.words(held, here)).astype(np.float64)[inverse]
 
 
@@ -79,7 +79,7 @@ def with_dequantized(model: Model, faults: Faults) -> Faults:
                 found[row, here] = real
         if target.scheme.others:  # one number without the other would be no change
             found[:, here] = np.where(np.isnan(found[:, here]).any(axis=0), np.float32(np.nan), found[:, here])
-    return replace(faults, reals=found)
+    return replace(faults, real_values=found)
 
 
 def describe_scheme(model: Model, target: Target) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def describe_scheme(model: Model, target: Target) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _scales(model: Model, scheme: Scheme) -> tuple[float, ...]:
+def _scales(model: Model, scheme: QuantizationScheme) -> tuple[float, ...]:
     """The least and the largest scale of a scheme; nothing where they are only known at run time."""
     held = [model.targets[model.by_id[name]] for name in scheme.scales]
     if not held or not all(t.size for t in held):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from onnxfi.errors import ModelError
-from onnxfi.faults.space import Target, User
+from onnxfi.faults.space import Consumer, Target
 from onnxfi.graph.model.byte_source import quoted
 from onnxfi.graph.model.graph_index import GraphIndex, Node
 from onnxfi.graph.model.layers import layer_of, layer_scope
@@ -51,14 +51,14 @@ def find_targets(index: GraphIndex, stored: StoredTensors) -> list[tuple[Target,
     found = []
     for tensor, value in stored.tensors.items():
         nodes = layers.users.get(tensor, [])
-        users: tuple[User, ...] = (User("", "", tensor.id),)
+        users: tuple[Consumer, ...] = (Consumer("", "", tensor.id),)
         structural, used = False, value is None or value in used_values or not index.main.outputs
         if nodes:
-            users = tuple(User(node.op, node.label, layers.of(node, tensor)) for node in nodes)
+            users = tuple(Consumer(node.op, node.label, layers.of(node, tensor)) for node in nodes)
             structural = tensor.word.name in _INTEGERS and value not in data
         elif tensor.owner is not None:
             owner, used = tensor.owner, tensor.owner in used_nodes
-            users = (User(owner.op, tensor.id.rpartition(".")[0], layers.of(owner)),)
+            users = (Consumer(owner.op, tensor.id.rpartition(".")[0], layers.of(owner)),)
             structural = tensor.word.name == "int64"
         role = roles.get(tensor, TensorRole())
         word, location = role.word or tensor.word, tensor.location
@@ -67,7 +67,7 @@ def find_targets(index: GraphIndex, stored: StoredTensors) -> list[tuple[Target,
         target = Target(
             tensor.id, word, role.shape or tensor.shape, tensor.kind,
             users[0].op, users[0].node, users[0].layer, structural, neurons.get(tensor.id, role.role), role.scheme,
-            users=users if len(users) > 1 else (), roles=role.roles if len(role.roles) > 1 else (), unused=not used,
+            consumers=users if len(users) > 1 else (), roles=role.roles if len(role.roles) > 1 else (), unused=not used,
         )  # fmt: skip
         found.append((target, location))
     return found

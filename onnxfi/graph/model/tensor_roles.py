@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from onnxfi.faults.quantization import Scheme
+from onnxfi.faults.quantization import QuantizationScheme
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.model.byte_source import quoted
 from onnxfi.graph.model.graph_index import GraphIndex, Node, Value
@@ -114,10 +114,10 @@ def _scheme(
     zero_point: StoredTensor | None,
     axis: int,
     block: int = 0,
-) -> Scheme:
+) -> QuantizationScheme:
     """Return a scheme, its scale and zero point given their roles; without scales that are not stored or do not fit."""
     axis = axis + len(shape) if axis < 0 else axis
-    scheme = Scheme(name, zero_point="" if zero_point is None else zero_point.id)
+    scheme = QuantizationScheme(name, zero_point="" if zero_point is None else zero_point.id)
     if zero_point is not None:
         flow.add_role(zero_point, "zero-point")
     if scale is None:
@@ -128,7 +128,7 @@ def _scheme(
     elif any(n > 1 for n in scale.shape):
         axes = (axis,) if len(scale.shape) == 1 else broadcast_axes(shape, scale.shape)
         scheme = replace(scheme, axes=axes, axis=axis)
-    return replace(scheme, scales=(scale.id,)) if scheme.fits(shape, scale.shape) else scheme
+    return replace(scheme, scales=(scale.id,)) if scheme.accepts_scales(shape, scale.shape) else scheme
 
 
 def _assign_linear(flow: WeightDataflow, node: Node) -> None:
@@ -160,7 +160,9 @@ def _assign_linear(flow: WeightDataflow, node: Node) -> None:
         ids = tuple(one.id for one in scales) if len(scales) == 2 else ()
         wide = any(n > 1 for one in scales for n in one.shape)
         last = len(bias.shape) - 1
-        flow.add_scheme(bias, Scheme("QOperator", ids, axes=(last,) if wide else (), axis=last if wide else None))
+        flow.add_scheme(
+            bias, QuantizationScheme("QOperator", ids, axes=(last,) if wide else (), axis=last if wide else None)
+        )
 
 
 def _dequantized_table(flow: WeightDataflow, node: Node) -> StoredTensor | None:
@@ -237,8 +239,8 @@ def _assign_lstm(flow: WeightDataflow, node: Node) -> None:
         if tensor is not None:
             held = () if scale is None else scale.shape
             axes, axis = ((0,), 0) if len(held) == 1 else ((0, 2), None)
-            scheme = Scheme("dynamic", _ids(scale), "".join(_ids(zero_point)), axes, axis)
-            flow.add_scheme(tensor, scheme if scheme.fits(tensor.shape, held) else replace(scheme, scales=()))
+            scheme = QuantizationScheme("dynamic", _ids(scale), "".join(_ids(zero_point)), axes, axis)
+            flow.add_scheme(tensor, scheme if scheme.accepts_scales(tensor.shape, held) else replace(scheme, scales=()))
 
 
 def _assign_blocks(flow: WeightDataflow, node: Node) -> None:
@@ -251,7 +253,9 @@ def _assign_blocks(flow: WeightDataflow, node: Node) -> None:
     if not rows:
         return
     word, shape = WORDS[f"uint{bits}"], (rows, blocks, size * 8 // bits)
-    scheme = Scheme("MatMulNBits", _ids(scale), "".join(_ids(zero_point)), (0, 1), block=block, offset=1 << (bits - 1))
+    scheme = QuantizationScheme(
+        "MatMulNBits", _ids(scale), "".join(_ids(zero_point)), (0, 1), block=block, offset=1 << (bits - 1)
+    )
     flow.roles[tensor] = replace(flow.role(tensor), word=word, shape=shape)
     if scale is not None:
         flow.add_role(scale, "scale")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from onnxfi.faults.space import Target, User
+from onnxfi.faults.space import Consumer, Target
 from onnxfi.graph.model.byte_source import quoted
 from onnxfi.graph.model.stored_tensors import WordLocation
 
@@ -68,7 +68,7 @@ def _as_one(group: Sequence[Target]) -> Target:
     if len(group) == 1:
         return group[0]
     used = next((t for t in group if t.op), group[0])
-    users = [user for t in group if t.op for user in (t.users or (User(t.op, t.node, t.layer),))]
+    users = [user for t in group if t.op for user in (t.consumers or (Consumer(t.op, t.node, t.layer),))]
     roles = tuple(dict.fromkeys(role for t in group for role in (t.roles or (t.role,)) if role))
     schemes = [one for t in group if t.scheme for one in (replace(t.scheme, others=()), *t.scheme.others)]
     return replace(
@@ -76,7 +76,7 @@ def _as_one(group: Sequence[Target]) -> Target:
         op=used.op,
         node=used.node,
         layer=used.layer,
-        users=tuple(dict.fromkeys(users)) if len(users) > 1 else (),
+        consumers=tuple(dict.fromkeys(users)) if len(users) > 1 else (),
         role=next(iter(roles), ""),
         roles=roles if len(roles) > 1 else (),
         scheme=replace(schemes[0], others=tuple(dict.fromkeys(schemes[1:]))) if schemes else None,

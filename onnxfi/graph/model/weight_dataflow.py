@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from onnxfi.faults.quantization import Scheme
+from onnxfi.faults.quantization import QuantizationScheme
 from onnxfi.faults.words import Word
 from onnxfi.graph.model.graph_index import GraphIndex, Node, Value
 from onnxfi.graph.model.stored_tensors import StoredTensor, StoredTensors
@@ -29,7 +29,7 @@ class TensorRole:
 
     role: str = ""
     roles: tuple[str, ...] = ()
-    scheme: Scheme | None = None
+    scheme: QuantizationScheme | None = None
     word: Word | None = None
     shape: tuple[int, ...] | None = None
 
@@ -40,7 +40,7 @@ class StoredOperand:
 
     tensor: StoredTensor
     direct: bool = True
-    scheme: Scheme | None = None
+    scheme: QuantizationScheme | None = None
 
 
 class WeightDataflow:
@@ -73,7 +73,7 @@ class WeightDataflow:
         if role and role not in known.roles:
             self.roles[tensor] = replace(known, role=known.role or role, roles=(*known.roles, role))
 
-    def add_scheme(self, tensor: StoredTensor, scheme: Scheme) -> None:
+    def add_scheme(self, tensor: StoredTensor, scheme: QuantizationScheme) -> None:
         """Note how a tensor's integers are quantised; the first scheme with scales stays, with others beside it.
 
         Scales or zero points of shapes that cannot belong to it leave the scale unknown; runtimes refuse such a model.
@@ -81,13 +81,13 @@ class WeightDataflow:
         known = self.role(tensor)
         shape = known.shape or tensor.shape
         ids = (*scheme.scales, *((scheme.zero_point,) if scheme.zero_point else ()))
-        if not all(scheme.fits(shape, self._shape_of(name)) for name in ids):
+        if not all(scheme.accepts_scales(shape, self._shape_of(name)) for name in ids):
             scheme = replace(scheme, scales=())
         if tensor.word.is_float:
             return
         if known.scheme is None or not known.scheme.scales:
             self.roles[tensor] = replace(known, scheme=scheme)
-        elif scheme.scales and all(not scheme.means(one) for one in (known.scheme, *known.scheme.others)):
+        elif scheme.scales and all(not scheme.equivalent_to(one) for one in (known.scheme, *known.scheme.others)):
             several = replace(known.scheme, others=(*known.scheme.others, scheme))
             self.roles[tensor] = replace(known, scheme=several)
 
@@ -161,7 +161,7 @@ class WeightDataflow:
             first, second = second, first
         if first.tensor.word.is_float or first.tensor.word.bits > 32:
             return None
-        scheme, other = first.scheme or Scheme("Cast + Mul"), second.tensor
+        scheme, other = first.scheme or QuantizationScheme("Cast + Mul"), second.tensor
         axes = broadcast_axes(first.tensor.shape, other.shape)
         if node.op == "Sub":
             self.add_role(other, "zero-point")
@@ -175,7 +175,7 @@ class WeightDataflow:
                 axes=axes,
                 axis=wide[0] if len(wide) == 1 else None,
             )
-            if not scheme.fits(first.tensor.shape, other.shape):
+            if not scheme.accepts_scales(first.tensor.shape, other.shape):
                 scheme = replace(scheme, scales=())
         return replace(first, scheme=scheme)
 

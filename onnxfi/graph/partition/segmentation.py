@@ -206,7 +206,7 @@ class Segmentation:
         return self._route(FaultPath((where,), heads, baked)) if heads else None
 
     def _home(self, target: Target) -> Home | None:
-        return home(self.wiring, self.model, target) if target.size and not target.in_flight else None
+        return home(self.wiring, self.model, target) if target.size and not target.is_activation else None
 
     def _baked(self, target: Target, where: Home) -> bool:
         """Whether a target has to be constant where it runs."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import FaultError, SelectorError
-from onnxfi.faults.sites import FOREVER
+from onnxfi.faults.sites import LAST_STEP
 from onnxfi.faults.words import Mask
 from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.passes.instrument import ActivationFault, Armed
@@ -156,7 +156,7 @@ def check_location(a: Activation, s: ActivationFault, batch: int | None) -> None
     if s.sample is not None and (batch is None or not 0 <= s.sample < batch):
         allowed = "give the batch size" if batch is None else f"samples are 0 to {batch - 1}"
         raise SelectorError(f"{where}: no sample {s.sample}; {allowed}")
-    if not a.loop and (s.first, s.last) != (0, FOREVER):
+    if not a.loop and (s.first, s.last) != (0, LAST_STEP):
         raise SelectorError(f"{where}: {a.target.id!r} lies in no loop, so it has no step; leave @step out")
     if not 0 <= s.first <= s.last:
         raise SelectorError(f"{where}: steps count from 0")
@@ -165,5 +165,5 @@ def check_location(a: Activation, s: ActivationFault, batch: int | None) -> None
 def site_text(s: ActivationFault) -> str:
     """How a message names the place of a fault."""
     sample = "" if s.sample is None else f"@sample={s.sample}"
-    step = "" if (s.first, s.last) == (0, FOREVER) else f"@step={s.first}"
+    step = "" if (s.first, s.last) == (0, LAST_STEP) else f"@step={s.first}"
     return f"{s.activation.target.id}[{s.element}]{sample}{step}"

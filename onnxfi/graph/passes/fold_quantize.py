@@ -83,7 +83,7 @@ def _integers(node: onnx.NodeProto, values: list[onnx.TensorProto]) -> onnx.Tens
         data = bytearray(words.astype(word.carrier).tobytes())
     else:
         for position, one in enumerate(words.ravel().tolist()):
-            word.place(data, position, one)
+            word.write(data, position, one)
     tensor = onnx.TensorProto(name=node.output[0], data_type=_OUTPUT_TYPE[word.name], raw_data=bytes(data))
     tensor.dims.extend(x.shape)
     return tensor

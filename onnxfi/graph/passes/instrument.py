@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxfi.errors import FaultError, ModelError
-from onnxfi.faults.sites import FOREVER
+from onnxfi.faults.sites import LAST_STEP
 from onnxfi.faults.words import Mask
 from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.dataflow.sample_axis import SampleAxis
@@ -65,7 +65,7 @@ class ActivationFault:
     shift: float = -0.0
     sample: int | None = None
     first: int = 0
-    last: int = FOREVER
+    last: int = LAST_STEP
 
 
 def check_word_formats(rows: Iterable[Activation], opset: int, body: str = "auto") -> tuple[Activation, ...]:
@@ -193,8 +193,8 @@ def _baked_step(
     body: str,
 ) -> Insert:
     head = group[0]
-    gated = bool(a.loop) and (head.first, head.last) != (0, FOREVER)
-    if not a.loop and (head.first, head.last) != (0, FOREVER):
+    gated = bool(a.loop) and (head.first, head.last) != (0, LAST_STEP)
+    if not a.loop and (head.first, head.last) != (0, LAST_STEP):
         raise FaultError(f"{a.target.id!r} lies in no loop, so it has no step; leave @step out")
     if head.sample is not None and a.axis is None:
         raise FaultError(f"{a.target.id!r} has {a.unaxed}, so no sample of it can be named; leave @sample out")

@@ -21,7 +21,7 @@ import numpy as np
 
 from onnxfi.errors import FaultListError, ModelError, OutputError
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.trials import Faults, concat, resolve
+from onnxfi.faults.trials import Faults, apply_faults, concatenate
 from onnxfi.faults.words import Words
 from onnxfi.graph.model.byte_source import ByteSource
 from onnxfi.graph.model.loading import Model, by_target
@@ -73,7 +73,7 @@ class FileEdits:
 def look_up_words(model: Model, faults: Faults) -> tuple[Faults, Words]:
     """Look up the stored words: the faults with their words before and after, and each row's final word."""
     faults = bind_models(model, faults)
-    return resolve(faults, model.stored(faults))
+    return apply_faults(faults, model.stored(faults))
 
 
 def bind_models(model: Model, faults: Faults) -> Faults:
@@ -302,7 +302,7 @@ def undo_words(model: Model, trials: Sequence[Faults]) -> tuple[Faults, Words]:
 
     Raises FaultListError where the model does not hold what the faults left there.
     """
-    rows = concat([faults.pick(np.arange(len(faults))[::-1]) for faults in reversed(trials)])
+    rows = concatenate([faults.pick(np.arange(len(faults))[::-1]) for faults in reversed(trials)])
     held = model.stored(rows)
     places, newest, group = np.unique(
         np.stack([rows.sites.target, rows.sites.index]), axis=1, return_index=True, return_inverse=True
@@ -313,7 +313,7 @@ def undo_words(model: Model, trials: Sequence[Faults]) -> tuple[Faults, Words]:
             fault = rows[int(wrong.min())]
             raise FaultListError(f"{fault.site} does not hold {fault.after:#x}; the list did not make this model")
     if rows.before is None:
-        return resolve(rows, held)
+        return apply_faults(rows, held)
     original = np.zeros(places.shape[1], np.uint64)
     original[group.ravel()] = rows.before  # rows run backwards in time, and the last assignment stays
     return rows, original[group.ravel()]

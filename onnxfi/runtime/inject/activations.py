@@ -15,7 +15,7 @@ from onnxfi.errors import InputError, IsolationError, ModelError, OnnxfiError, S
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.models import Add, Scale
 from onnxfi.faults.space import FaultSpace, Selector, parse_site
-from onnxfi.faults.trials import Draw, Faults, at_sites, draw, fault_model
+from onnxfi.faults.trials import Faults, Sampler, draw_faults, fault_model, faults_at_named_sites
 from onnxfi.graph.dataflow.activation_targets import Activation, ActivationSelection, activations, select_activations
 from onnxfi.graph.dataflow.sample_layout import one_at_a_time
 from onnxfi.graph.dataflow.type_inference import convert_opset
@@ -203,7 +203,7 @@ class ActivationInjection:
     inserted: tuple[ActivationFault, ...]
     faults: Faults = field(repr=False)
     space: FaultSpace = field(repr=False)
-    draw: Draw
+    draw: Sampler
     out: Path | None
     notes: tuple[str, ...]
 
@@ -259,10 +259,10 @@ def inject_activations(
     if sites:
         sites = expand_steps(model.proto, sites)
         chosen = _named(prepared, sites)
-        faults = at_sites(sites, [_open(a) for a in chosen.activations], event, selector, seed)
+        faults = faults_at_named_sites(sites, [_open(a) for a in chosen.activations], event, selector, seed)
         struck = activation_faults(faults, {a.target.id: a for a in chosen.activations})
         _check_places(prepared, struck, data, custom_ops)
-        space, how = _space(model.proto, chosen, selector, event), Draw("sites", n=len(sites), seed=seed)
+        space, how = _space(model.proto, chosen, selector, event), Sampler("sites", n=len(sites), seed=seed)
     else:
         chosen = _chosen(prepared, selector, every=all)
         chosen = replace(chosen, activations=_shaped(chosen.activations))
@@ -271,8 +271,8 @@ def inject_activations(
             chosen = replace(chosen, notes=(*chosen.notes, told))
         space = _space(model.proto, chosen, selector, event, batch if per_sample is not None else 0)
         kind = "per-tensor" if per_tensor else "per-sample" if given == ["per_sample"] else given[0]
-        how = Draw(kind, rate=ber or per_sample or 0.0, n=count or 0, seed=seed)
-        faults = draw(space, how, event)
+        how = Sampler(kind, rate=ber or per_sample or 0.0, n=count or 0, seed=seed)
+        faults = draw_faults(space, how, event)
         struck = activation_faults(faults, {a.target.id: a for a in chosen.activations})
     made = bake(prepared.proto, struck, body=body, inline=inline)
     place = None if out is None else Path(out)
@@ -374,7 +374,9 @@ def activation_faults(faults: Faults, rows: Mapping[str, Activation]) -> list[Ac
     """
     out = []
     sites = faults.sites
-    columns = zip(sites.target.tolist(), sites.index.tolist(), sites.bit.tolist(), sites.times().tolist(), strict=True)
+    columns = zip(
+        sites.target.tolist(), sites.index.tolist(), sites.bit.tolist(), sites.times_or_all().tolist(), strict=True
+    )
     for row, (target, index, bit, (sample, first, last)) in enumerate(columns):
         a, model = rows[faults.targets[target].id], faults.model(row)
         mask = model.mask(a.target.word, bit)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from onnxfi.errors import InputError, SelectorError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.space import FaultSpace, Selector
-from onnxfi.faults.trials import Draw, draw, fault_model
+from onnxfi.faults.trials import Sampler, draw_faults, fault_model
 from onnxfi.graph.passes.fault_inputs import Columns, columns
 from onnxfi.graph.passes.instrument import Armed
 from onnxfi.runtime.inject.activations import activation_faults
@@ -54,9 +54,9 @@ def redrawn(
     open_ones = [a.target.id for a in armed.sites if not a.shaped]
     if open_ones:
         raise SelectorError(f"the shape of {open_ones[0]!r} is not known, so its elements cannot be drawn")
-    kept = [a for a in armed.sites if selector.keeps(replace(a.target, structural=False))]
+    kept = [a for a in armed.sites if selector.selects(replace(a.target, structural=False))]
     targets = [replace(a.target, structural=False, samples=0 if a.axis is None else batch) for a in kept]
     space = FaultSpace.over(targets, event, bits=selector.bits, elements=selector.elements)
-    how = Draw(given[0], rate=ber or per_sample or 0.0, n=count or 0, seed=seed)
-    found = activation_faults(draw(space, how, event, trial), {a.target.id: a for a in armed.sites})
+    how = Sampler(given[0], rate=ber or per_sample or 0.0, n=count or 0, seed=seed)
+    found = activation_faults(draw_faults(space, how, event, trial), {a.target.id: a for a in armed.sites})
     return columns(armed, found, batch=batch)

@@ -11,10 +11,10 @@ import numpy as np
 
 from onnxfi.errors import FaultListError, InputError, OutputError
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.faultlist import MOST_LINES, FaultList, Header, lines, sites_digest
+from onnxfi.faults.faultlist import MAX_LINES, FaultList, Header, sites_digest, trial_lines
 from onnxfi.faults.models import Flip
-from onnxfi.faults.space import FaultSpace, Selector, Sites, User, check_apart
-from onnxfi.faults.trials import Draw, Faults, at_sites, concat, draw, fault_model
+from onnxfi.faults.space import Consumer, FaultSpace, Selector, Sites, check_disjoint
+from onnxfi.faults.trials import Faults, Sampler, concatenate, draw_faults, fault_model, faults_at_named_sites
 from onnxfi.graph.model.dequantize import describe_scheme, with_dequantized
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.write.faulty_copy import (
@@ -53,7 +53,7 @@ class Sample:
         selector, targets = self.header.selector, self.faults.targets
         counts = np.bincount(self.faults.sites.target, minlength=len(targets)).tolist()
         changed = self.faults.changed_by_target().tolist()
-        kept = [t for t, struck in zip(targets, counts, strict=True) if struck or selector.keeps(t)]
+        kept = [t for t, struck in zip(targets, counts, strict=True) if struck or selector.selects(t)]
         space = FaultSpace.over(kept, fault_model(self.header.fault), bits=selector.bits, elements=selector.elements)
         sizes = {t.id: size for t, size in zip(space.targets, space.sizes, strict=True)}
         for target, struck, differ in zip(targets, counts, changed, strict=True):
@@ -75,8 +75,8 @@ class Sample:
             word = self.faults.targets[ordinal].word
             with np.errstate(all="ignore"):
                 old, new = (word.values(w[here]).astype(np.float64) for w in (self.faults.before, self.faults.after))
-                if self.faults.reals is not None and not np.isnan(self.faults.reals[0, here]).any():
-                    old, new = self.faults.reals[:, here].astype(np.float64)
+                if self.faults.real_values is not None and not np.isnan(self.faults.real_values[0, here]).any():
+                    old, new = self.faults.real_values[:, here].astype(np.float64)
                 distance[here] = np.nan_to_num(np.abs(new - old), nan=np.inf, posinf=np.inf)
         order = np.argsort(-distance, kind="stable")[:most]
         return [self.faults[int(row)] for row in order if distance[row] > 0]
@@ -113,24 +113,24 @@ def sample(
         raise InputError(f"trial {trial} is out of range; trials count from 1, as trial 0 is the golden run")
     event, selector = fault_model(fault), selector or Selector()
     if sites:
-        how = Draw("sites", n=len(sites), seed=seed)
-        faults = at_sites(sites, model.targets, event, selector, seed)
+        how = Sampler("sites", n=len(sites), seed=seed)
+        faults = faults_at_named_sites(sites, model.targets, event, selector, seed)
         space = _space(model, selector, event, faults)
     else:
         kind = "ber" if ber is not None else "per-tensor" if per_tensor else "count"
-        how = Draw(kind, rate=ber or 0.0, n=count or 0, seed=seed)
+        how = Sampler(kind, rate=ber or 0.0, n=count or 0, seed=seed)
         space = selector.space(model.targets, event)
-        faults = draw(space, how, event, trial)
+        faults = draw_faults(space, how, event, trial)
     faults = with_dequantized(model, look_up_words(model, faults)[0])
     header = Header("", str(event), selector, how, population=space.size, unit=event.unit, faulty=None)
-    return Sample(faults, header, how.expected(space), space.bits, trial)
+    return Sample(faults, header, how.expected_count(space), space.bits, trial)
 
 
 def _space(model: Model, selector: Selector, event: FaultModel, named: Faults) -> FaultSpace:
     """What sites that were named are a part of: the tensors in which they lie."""
     struck = tuple("=" + named.targets[k].id for k in np.unique(named.sites.target).tolist())
     named_alone = replace(selector, include=struck)
-    kept = [t for t in model.targets if named_alone.keeps(t)]
+    kept = [t for t in model.targets if named_alone.selects(t)]
     return FaultSpace.over(kept, event, bits=selector.bits, elements=selector.elements)
 
 
@@ -183,8 +183,8 @@ def inject(
     with atomic_files([listed]) as (stream,):
         # The list comes first, with room for the digests: a disk that it fills is met before the model is there.
         how, ordinals = _told(model, drawn)
-        header = replace(drawn.header, model="0" * 64, faulty="0" * 64, draw=how)
-        for line in (header.line(), *lines(drawn.trial, drawn.faults, how, ordinals)):
+        header = replace(drawn.header, model="0" * 64, faulty="0" * 64, sampler=how)
+        for line in (header.line(), *trial_lines(drawn.trial, drawn.faults, how, ordinals)):
             stream.write((line + "\n").encode())
         stream.flush()
         done = _injection(drawn, write_copy(model, change, _path(out), progress=progress))
@@ -193,22 +193,22 @@ def inject(
     return done
 
 
-def _told(model: Model, drawn: Sample) -> tuple[Draw, list[int]]:
+def _told(model: Model, drawn: Sample) -> tuple[Sampler, list[int]]:
     """How the list says that the faults were drawn, and the ordinals of their targets.
 
     Where the draw does not give just these faults again (several trials together, rows taken out by hand), and they
     are too many to be listed otherwise, they are said to be sites that were named.
     """
-    how, faults = drawn.header.draw, drawn.faults
+    how, faults = drawn.header.sampler, drawn.faults
     ordinals = [model.by_id[t.id] for t in faults.targets]
-    if len(faults) <= MOST_LINES or how.kind == "sites":
+    if len(faults) <= MAX_LINES or how.kind == "sites":
         return how, ordinals
     event = fault_model(drawn.header.fault)
     space = drawn.header.selector.space(model.targets, event)
-    again = bind_models(model, draw(space, how, event, drawn.trial))
+    again = bind_models(model, draw_faults(space, how, event, drawn.trial))
     digest = sites_digest(again, [model.by_id[t.id] for t in space.targets])
     same = again.models == faults.models and digest == sites_digest(faults, ordinals)
-    return how if same else Draw("sites", n=len(faults), seed=how.seed), ordinals
+    return how if same else Sampler("sites", n=len(faults), seed=how.seed), ordinals
 
 
 def _injection(drawn: Sample, copy: FaultyCopy) -> Injection:
@@ -230,9 +230,9 @@ def replay(model: Model, faults: FaultList) -> Sample:
     >>> [str(fault.site) for fault in replay(model, FaultList.open(place / "faults.jsonl")).faults][0]
     'fc1.weight[26]:13'
     """
-    faults.bind(model.digest)
+    faults.check_model(model.digest)
     trials = _trials(model, faults)
-    struck = concat([rows for _, rows in trials])
+    struck = concatenate([rows for _, rows in trials])
     placed, _ = look_up_words(model, struck)
     for said, is_ in ((struck.before, placed.before), (struck.after, placed.after)):
         if said is not None and is_ is not None and not np.array_equal(said, is_):
@@ -242,9 +242,11 @@ def replay(model: Model, faults: FaultList) -> Sample:
                 f"it was changed by hand, or holds trials that do not go together"
             )
     header, event = faults.header, fault_model(faults.header.fault)
-    named = header.draw.kind == "sites"
+    named = header.sampler.kind == "sites"
     space = _space(model, header.selector, event, placed) if named else header.selector.space(model.targets, event)
-    return Sample(with_dequantized(model, placed), header, header.draw.expected(space), space.bits, trials[0][0])
+    return Sample(
+        with_dequantized(model, placed), header, header.sampler.expected_count(space), space.bits, trials[0][0]
+    )
 
 
 def undo(model: Model, faults: FaultList, out: str | Path, *, progress: OnProgress | None = None) -> Injection:
@@ -259,7 +261,7 @@ def undo(model: Model, faults: FaultList, out: str | Path, *, progress: OnProgre
     >>> undo(faulty, listed, place / "restored.onnx").faulty_digest == model.digest
     True
     """
-    faults.bind(model.digest, undo=True)
+    faults.check_model(model.digest, undo=True)
     rows, final = undo_words(model, [rows for _, rows in _trials(model, faults)])
     expect = None if model.external else faults.header.model
     copy = write_copy(model, find_edits(model, rows, final), Path(out), expect=expect, progress=progress)
@@ -292,18 +294,18 @@ def inspect(model: Model, selector: Selector | None = None, *, neurons: str | Pa
     """
     chosen = selector or Selector()
     spiking = describe_neurons(model, neurons)
-    kept = [t for t in model.targets if chosen.keeps(t)]
+    kept = [t for t in model.targets if chosen.selects(t)]
     # A selection that finds nothing is an error here too; a whole model may well hold nothing.
-    check_apart(kept)
+    check_disjoint(kept)
     space = FaultSpace.over(kept, Flip()) if chosen == Selector() else chosen.space(model.targets)
-    struck = {t.id: sizes for t, *sizes in zip(space.targets, space.chosen, space.sizes, strict=True)}
+    struck = {t.id: sizes for t, *sizes in zip(space.targets, space.element_counts, space.sizes, strict=True)}
     rows = [
         {
             "target": t.id, "layer": t.layer, "op": t.op, "node": t.node, "kind": t.kind, "dtype": t.dtype,
             "shape": list(t.shape), "elements": words // t.word.parts, "bits": bits, "role": t.role,
             "quantised": describe_scheme(model, t) or None, "aliases": list(t.aliases),
             "roles": list(t.roles or [t.role] * bool(t.role)),
-            "users": [asdict(user) for user in t.users or [User(t.op, t.node, t.layer)] * bool(t.op)],
+            "users": [asdict(user) for user in t.consumers or [Consumer(t.op, t.node, t.layer)] * bool(t.op)],
         }
         for t in kept
         for words, bits in (struck.get(t.id, (0, 0)),)
@@ -320,8 +322,8 @@ def inspect(model: Model, selector: Selector | None = None, *, neurons: str | Pa
             "elements": sum(r["elements"] for r in rows),
             "bits": sum(r["bits"] for r in rows),
         },
-        "left_out": sum(t.structural and not chosen.keeps(t) for t in model.targets),
-        "unused": sum(t.unused and not t.structural and not chosen.keeps(t) for t in model.targets),
+        "left_out": sum(t.structural and not chosen.selects(t) for t in model.targets),
+        "unused": sum(t.unused and not t.structural and not chosen.selects(t) for t in model.targets),
         "spiking": spiking,
         "notes": [*model.notes, *spiking.pop("notes")],
     }

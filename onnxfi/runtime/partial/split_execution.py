@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxfi.errors import EngineError, SelectorError
 from onnxfi.faults.sites import Index, Sites, Target
-from onnxfi.faults.trials import Faults, resolve
+from onnxfi.faults.trials import Faults, apply_faults
 from onnxfi.graph.dataflow.sample_axis import SampleAxis
 from onnxfi.graph.dataflow.type_inference import infer_types
 from onnxfi.graph.partition.split_model import Stage, crossing, stages
@@ -136,8 +136,8 @@ def strike(array: Array, target: Target, held: SampleAxis | None, faults: Faults
     index = samples * words.shape[1] + here.sites.index
     spots = Sites(np.zeros(len(rows), np.int64), index, here.sites.bit)
     values = words.reshape(-1)
-    here = replace(here, targets=(target,), sites=spots, before=None, after=None, reals=None)
-    _, final = resolve(here, target.word.words(values[index]))
+    here = replace(here, targets=(target,), sites=spots, before=None, after=None, real_values=None)
+    _, final = apply_faults(here, target.word.words(values[index]))
     values[index] = target.word.values(final)
     struck = flat.reshape(moved.shape)
     return np.ascontiguousarray(struck[0] if held is None else held.back(struck))
@@ -145,7 +145,7 @@ def strike(array: Array, target: Target, held: SampleAxis | None, faults: Faults
 
 def _rows(faults: Faults, held: int, start: int, size: int, target: Target) -> tuple[Index, Index]:
     """Which fault strikes in which row of the value, in the order of the faults."""
-    sample = faults.sites.times()[:, 0]
+    sample = faults.sites.times_or_all()[:, 0]
     named = sample >= 0
     if named.any() and held != size:
         raise SelectorError(

@@ -26,7 +26,7 @@ from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign, Part
 from onnxfi.campaign.spec.spec_file import load_spec, print_spec
 from onnxfi.errors import EngineError, FaultListError, InputError, SelectorError, SpecError
-from onnxfi.faults.faultlist import Lines
+from onnxfi.faults.faultlist import LineReader
 from onnxfi.graph.model.loading import load
 from onnxfi.runtime.engine.engines import OrtEngine
 from onnxfi.runtime.partial.split_execution import Staged
@@ -151,7 +151,7 @@ def test_each_trial_is_the_model_that_it_exports(here: Path, fields: dict[str, A
     changed = 0
     with Store.open(here / "s.db") as opened:
         for trial, lines in [(t, opened.trial(t)["lines"]) for t in opened.trials()]:
-            reader = Lines(header, bench.reach.targets, "the store")
+            reader = LineReader(header, bench.reach.targets, "the store")
             [(_, faults)] = reader.trials(enumerate(lines.splitlines(), 1))
             flying = bench.reach.in_flight(faults)
             if not flying.any():
@@ -315,7 +315,7 @@ def test_a_value_in_a_loop_is_struck_in_one_step(here: Path) -> None:
     header = make_plan(asked, bench.reach).header
     x = np.load(here / "l.npz")["x"]
     for row in make_plan(asked, bench.reach).trials():
-        [(_, faults)] = Lines(header, bench.reach.targets, "the plan").trials([(1, row.lines)])
+        [(_, faults)] = LineReader(header, bench.reach.targets, "the plan").trials([(1, row.lines)])
         want, fault = x.copy(), faults[0]
         for t in range(4):
             if t == fault.step:
@@ -358,7 +358,7 @@ def test_a_step_of_a_loop_in_a_loop_is_one_of_the_inner(here: Path) -> None:
     made = make_plan(asked, bench.reach)
     assert len(made) == 6 * 2 * 3, "samples, steps of the inner loop, elements"
     for row in list(made.trials())[::5]:
-        [(_, faults)] = Lines(made.header, bench.reach.targets, "the plan").trials([(1, row.lines)])
+        [(_, faults)] = LineReader(made.header, bench.reach.targets, "the plan").trials([(1, row.lines)])
         want, fault = x.copy(), faults[0]
         for _ in range(3):
             for t in range(2):
@@ -379,7 +379,7 @@ def test_a_number_in_a_body_is_changed_as_numpy_does(here: Path, fault: str) -> 
     made = make_plan(asked, bench.reach)
     x = np.load(here / "l.npz")["x"]
     for row in made.trials():
-        [(_, faults)] = Lines(made.header, bench.reach.targets, "the plan").trials([(1, row.lines)])
+        [(_, faults)] = LineReader(made.header, bench.reach.targets, "the plan").trials([(1, row.lines)])
         want, one, model = x.copy(), faults[0], faults.model(0)
         for t in range(4):
             if t == one.step:
@@ -568,7 +568,7 @@ def test_16_bit_floats_are_rounded_where_the_exported_model_rounds_them(
     with Store.open(here / "s.db") as opened:
         every = {trial: opened.trial(trial)["lines"].splitlines() for trial in results}
     for trial, lines in every.items():
-        [(_, faults)] = Lines(header, bench.reach.targets, "the store").trials(enumerate(lines, 1))
+        [(_, faults)] = LineReader(header, bench.reach.targets, "the store").trials(enumerate(lines, 1))
         export_trial(here / "s.db", trial, here / "f.onnx")
         file = OrtEngine("cpu").prepare(here / "f.onnx").run({"x": x})["y"]
         if len(faults):
@@ -576,7 +576,7 @@ def test_16_bit_floats_are_rounded_where_the_exported_model_rounds_them(
             assert np.array_equal(
                 bench.flown(bench.cuts(header, faults), values=values).scores(faults), file, equal_nan=True
             )
-        if not header.of_singles or asked.persistence == "permanent":
+        if not header.of_single_faults or asked.persistence == "permanent":
             other = (file.argmax(1) != golden.argmax(1)) & np.isfinite(file).all(1)
             assert results[trial].metrics["sdc1"] == other.mean()
 

@@ -277,8 +277,8 @@ def test_a_tensor_of_several_roles_is_found_by_each() -> None:
     shared = load(made).targets[0]
     assert (shared.role, shared.roles) == ("bias", ("bias", "weight"))
     for role in ("bias", "weight"):
-        assert Selector(role=(role,)).keeps(shared)
-    assert not Selector(role=("scale",)).keeps(shared)
+        assert Selector(role=(role,)).selects(shared)
+    assert not Selector(role=("scale",)).selects(shared)
 
 
 def test_a_float_weight_behind_quantize_linear_is_said() -> None:

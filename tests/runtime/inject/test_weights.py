@@ -146,7 +146,7 @@ def test_the_largest_changes_come_first() -> None:
     assert [str(f.site) for f in found.largest()] == ["bias[0]:30", "w[2]:31", "w[1]:30", "w[0]:0"]
     assert found.largest()[0].value("after") == float("inf")
     same = onnxfi.sample(model(MATMUL), sites=["w[0]:31"], fault="stuck-at-0")
-    assert same.largest() == [] and same.faults.changed == 0
+    assert same.largest() == [] and same.faults.changed_count == 0
 
 
 def test_faults_are_counted_by_layer() -> None:
@@ -164,7 +164,7 @@ def test_faults_are_counted_by_layer() -> None:
 def test_words_that_several_faults_change_count_once() -> None:
     every = onnxfi.sample(model(MATMUL), ber=1.0)
     words = len({(f.target, f.index) for f in every.faults})
-    assert (every.drawn, every.faults.words) == (32 * words, words)
+    assert (every.drawn, every.faults.word_count) == (32 * words, words)
     assert sum(row["changed"] for row in every.by_layer().values()) == words
     back = onnxfi.sample(model(MATMUL), sites=["w[0]:3", "w[0]:4", "w[1]:5"], fault="stuck-at-0")
     stored = [f.before for f in back.faults]
@@ -253,7 +253,7 @@ def test_rows_taken_out_of_a_sample_replay(tmp_path: Path) -> None:
     some = replace(drawn, faults=drawn.faults[::2])
     done = onnxfi.inject(opened, some, tmp_path / "f.onnx", save_faults=tmp_path / "l.jsonl")
     saved = onnxfi.FaultList.open(tmp_path / "l.jsonl")
-    assert (saved.header.draw.kind, saved.header.draw.n) == ("sites", 1500)
+    assert (saved.header.sampler.kind, saved.header.sampler.n) == ("sites", 1500)
     assert onnxfi.inject(opened, onnxfi.replay(opened, saved)).faulty_digest == done.faulty_digest
     onnxfi.undo(onnxfi.load(tmp_path / "f.onnx"), saved, tmp_path / "r.onnx")
     assert (tmp_path / "r.onnx").read_bytes() == CNN.read_bytes()
