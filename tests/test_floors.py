@@ -160,10 +160,10 @@ def test_floor_one_works_without_onnx_and_scipy() -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['onnx', 'onnx_ir', 'onnxruntime', 'scipy']))\n"
         "from onnxfi import Selector, Target, parse_fault\n"
-        "from onnxfi.faults.trials import Draw, draw\n"
+        "from onnxfi.faults.trials import Sampler, draw_faults\n"
         "from onnxfi.faults.words import WORDS\n"
         "space = Selector().space([Target('w', WORDS['bfloat16'], (100,))])\n"
-        "print(len(draw(space, Draw('ber', rate=0.1, seed=0), parse_fault('flip'))))"
+        "print(len(draw_faults(space, Sampler('ber', rate=0.1, seed=0), parse_fault('flip'))))"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert int(ran.stdout) > 100
