@@ -28,7 +28,7 @@ _NAMES = {
     "campaign.spec.campaign": ("Campaign", "Part"),
     "campaign.spec.spec_file": ("load_spec",),
     "campaign.results.merge": ("merge",),
-    "campaign.results.store": ("Result",),
+    "campaign.results.rows": ("Result",),
     "errors": ("OnnxfiError", "InputError"),
     "faults.faultlist": ("FaultList",),
     "faults.fault_model": ("FaultModel",),
@@ -105,7 +105,7 @@ if TYPE_CHECKING:
     from onnxfi.campaign.report.compare import Comparison, compare
     from onnxfi.campaign.report.report import Report, report
     from onnxfi.campaign.results.merge import merge
-    from onnxfi.campaign.results.store import Result
+    from onnxfi.campaign.results.rows import Result
     from onnxfi.campaign.spec.campaign import Campaign, Part
     from onnxfi.campaign.spec.spec_file import load_spec
     from onnxfi.errors import InputError, OnnxfiError

@@ -118,7 +118,6 @@ def _sweep(model: Path, given: dict[str, Any]) -> Campaign:
 
 
 def _print(found: Comparison) -> None:
-    from onnxfi.campaign.spec.rates import LABELS
     from onnxfi.cli.terminal import number, say, table
 
     names = [Path(v.model).stem for v in found.versions]
@@ -126,13 +125,14 @@ def _print(found: Comparison) -> None:
         ("size, bytes", *(f"{v.size_bytes:,}" for v in found.versions)),
         (f"population, {found.versions[0].unit}s", *(f"{v.population:,}" for v in found.versions)),
     ]
-    if found.measure == "top1":
+    metric = found.versions[0].found.task.metric(found.measure)
+    if metric.unchanged is None:
         rows.append(("golden", *(number(found.golden(v), share=True) for v in found.versions)))
     for rate in found.rates:
         cells = [found.cell(v, rate) for v in found.versions]
         texts = ["-" if i is None else f"{i.estimate:.2%} [{i.low:.2%}, {i.high:.2%}]" for i in cells]
         rows.append((f"{rate:g}", *texts))
-    title = f"{LABELS[found.measure]} over rate per {found.versions[0].unit}, intervals at {found.confidence:.4g}"
+    title = f"{metric.label} over rate per {found.versions[0].unit}, intervals at {found.confidence:.4g}"
     table(title, ("Rate", *(f">{name}" for name in names)), rows)
     first = found.versions[0].found
     fewest = min((f.trials for v in found.versions for f in v.found.by_rate), default=0)

@@ -24,7 +24,6 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     from onnxfi.cli.terminal import document, note, number, progress, say, table
     from onnxfi.graph.model.loading import load
     from onnxfi.tasks.evaluation import evaluate
-    from onnxfi.tasks.metrics import METRICS
 
     opened = load(model, allow_links=allow_links)
     how = options.engine(given)
@@ -35,7 +34,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
         conditions = {"samples": found.samples, "data": found.data, "output": found.output, "provider": found.provider}
         document({"model": str(model), "digest": opened.digest, "golden": found.summary(), **conditions})
     else:
-        rows = [(name, number(value, share=METRICS[name].share)) for name, value in found.metrics.items()]
+        rows = [(name, number(value, share=found.task.metric(name).share)) for name, value in found.metrics.items()]
         table(str(model), ("Metric", ">Value"), rows)
         say(found.conditions())
     for text in opened.notes:

@@ -209,7 +209,6 @@ def _print(
 ) -> None:
     from onnxfi.cli.terminal import change, count, number, say, table
     from onnxfi.faults.faultlist import fault_row
-    from onnxfi.tasks.metrics import METRICS
 
     drawn, header = done.sample, done.sample.header
     if undone:
@@ -236,7 +235,10 @@ def _print(
         table("Largest changes", ("Site", "Fault", "Value", "Word"), largest)
     if golden is not None and faulty is not None:
         values = [
-            (name, *(number(found.metrics.get(name), share=METRICS[name].share) for found in (golden, faulty)))
+            (
+                name,
+                *(number(found.metrics.get(name), share=golden.task.metric(name).share) for found in (golden, faulty)),
+            )
             for name in faulty.metrics
         ]
         table("Golden against faulty", ("Metric", ">Golden", ">Faulty"), values)

@@ -113,7 +113,6 @@ def answers(golden: Evaluation | None, faulty: Evaluation | None, failed: str) -
 def _print(model: str, done: ActivationInjection, golden: Any, faulty: Any, failed: str) -> None:
     from onnxfi.cli.terminal import count, number, say, table
     from onnxfi.graph.passes.fault_inputs import site_text
-    from onnxfi.tasks.metrics import METRICS
 
     how, unit = done.draw, done.space.unit
     rate = {
@@ -125,7 +124,10 @@ def _print(model: str, done: ActivationInjection, golden: Any, faulty: Any, fail
     table("Faults" + (" (the first 10)" if len(done.inserted) > 10 else ""), ("Site", "Dtype", "Becomes"), rows)
     if golden is not None and faulty is not None:
         values = [
-            (name, *(number(found.metrics.get(name), share=METRICS[name].share) for found in (golden, faulty)))
+            (
+                name,
+                *(number(found.metrics.get(name), share=golden.task.metric(name).share) for found in (golden, faulty)),
+            )
             for name in faulty.metrics
         ]
         table("Golden against faulty", ("Metric", ">Golden", ">Faulty"), values)

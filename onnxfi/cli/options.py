@@ -37,6 +37,8 @@ _DATA = (
     click.option("--batch", type=click.IntRange(1), metavar="N", default=32, show_default=True, help="Samples run together."),
     click.option("--batch-axis", type=click.IntRange(0), metavar="N", default=0, show_default=True, help="Axis of the inputs that counts samples."),
     click.option("--output", metavar="NAME", help="The output that is scored (default: the only 2-D float one)."),
+    click.option("--task", metavar="TASK", default="auto", show_default=True, help="What the output means: classification, deviation, NAME:key=value, module:name; auto takes class scores where the shape is that of some."),
+    click.option("--metric", multiple=True, metavar="METRIC", help="A further metric: module:name, or an installed one. Repeatable."),
     click.option("--time-axis", type=click.IntRange(0), metavar="N", help="Axis of the scored output that counts time steps: spikes are counted along it, and the counts are scored."),
 )  # fmt: skip
 CUSTOM_OPS = click.option(
@@ -52,14 +54,14 @@ _ENGINE = (
 #: The parameters of the selectors, and of what needs something to run.
 SELECTORS = ("include", "exclude", "op", "dtype", "role", "bits", "elements")
 RUNNING = (
-    *("preprocess", "samples", "batch", "batch_axis", "output", "time_axis"),
+    *("preprocess", "samples", "batch", "batch_axis", "output", "task", "metric", "time_axis"),
     *("provider", "provider_option", "threads", "optimization", "custom_ops"),
 )
 LINKS = click.option("--allow-links", is_flag=True, help="Follow symbolic and hard links to external data.")
 CODE = click.option(
     "--allow-code",
     is_flag=True,
-    help="Let a spec or budget have code run that it names: data as module:function, libraries.",
+    help="Let a spec or budget have code run that it names: data, task or metric as module:name, libraries.",
 )
 NEURONS = click.option(
     "--neurons", type=PATH, metavar="FILE", help="A mapping (YAML) of spiking layers that no pattern finds."
@@ -130,7 +132,7 @@ def data(given: Mapping[str, Any], model: Model, how: OrtEngine) -> Data:
 
 def scored(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return what `evaluate` takes of the flags: how many samples run together, and what is scored."""
-    return {name: given[name] for name in ("batch", "output", "time_axis")}
+    return {name: given[name] for name in ("batch", "output", "task", "metric", "time_axis")}
 
 
 def refuse(names: Iterable[str], why: str) -> None:

@@ -120,7 +120,6 @@ def _document(
 
 def _print(model: str, done: Quantised, golden: Evaluation | None, after: Evaluation | None) -> None:
     from onnxfi.cli.terminal import count, number, say, table
-    from onnxfi.tasks.metrics import METRICS
 
     r = done.recipe
     words = [r.mode, r.format, r.weights and f"{r.weights} weights", r.activations and f"{r.activations} activations"]
@@ -146,7 +145,10 @@ def _print(model: str, done: Quantised, golden: Evaluation | None, after: Evalua
     rows: list[tuple[str, ...]] = [("size, bytes", f"{done.size_before_bytes:,}", f"{done.size_after_bytes:,}")]
     if golden is not None and after is not None:
         rows += [
-            (name, *(number(found.metrics.get(name), share=METRICS[name].share) for found in (golden, after)))
+            (
+                name,
+                *(number(found.metrics.get(name), share=golden.task.metric(name).share) for found in (golden, after)),
+            )
             for name in after.metrics
         ]
     table("Before and after", ("Metric", ">Before", ">After"), rows)

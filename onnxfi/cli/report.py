@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from onnxfi.campaign.execute.adaptive_rounds import Look
     from onnxfi.campaign.report.report import Fold, Report
     from onnxfi.statistics.intervals import Interval
+    from onnxfi.tasks.task import Metric, Task
 
 
 @click.command("report", short_help="Print what a campaign found; as a page, figures or tables.")
@@ -101,21 +102,22 @@ def _print_sides(found: Sequence[Report]) -> None:
     from onnxfi.campaign.report.side_by_side import sides
     from onnxfi.cli.terminal import number, say, table
 
-    lines = sides(found)
-    shown = _columns([side.fold for side in lines])
+    lines, task = sides(found), found[0].task
+    shown, accuracy = _columns(task, [side.fold for side in lines]), task.accuracy
     rows = [
         (
             side.label, side.ber or "-", f"{side.fold.trials:,}",
-            number(side.report.golden["metrics"].get("top1"), share=True), *(_cell(side.fold.rate(n)) for n, _ in shown),
+            number(side.report.golden["metrics"].get(accuracy.name) if accuracy else None, share=True),
+            *(_cell(m, side.fold.rate(m.name)) for m in shown),
         )
         for side in lines
     ]  # fmt: skip
     levels = ", ".join(dict.fromkeys(f"{100 * one.confidence:.4g} %" for one in found))
     table(
         f"Side by side, intervals at {levels}",
-        ("Campaign", ">Rate", ">Trials", ">Golden top-1", *(f">{label}" for _, label in shown)), rows,
+        ("Campaign", ">Rate", ">Trials", f">Golden{f' {accuracy.label}' if accuracy else ''}", *(f">{m.label}" for m in shown)), rows,
     )  # fmt: skip
-    if told := of_trials([one.judged for one in found]):
+    if told := of_trials([one.judged for one in found], task):
         say(told)
 
 
@@ -127,10 +129,11 @@ def print_report(found: Report) -> None:
 
     metrics, level = found.golden["metrics"], f"intervals at {100 * found.confidence:.4g} %"
     say(f"{found.store}: {found.everything.trials:,} of {found.planned:,} trials, {found.golden['data']}")
-    accuracy = [f"{name} {number(metrics[name], share=True)}" for name in ("top1", "top5") if name in metrics]
+    task = found.task
+    accuracy = [f"{name} {number(metrics[name], share=True)}" for name in task.golden_names if name in metrics]
     unlabelled = "no labels, so rates say how often answers change, not how often they are wrong"
     read = found.golden.get("reading", "")
-    say(f"golden: {', '.join(accuracy) or (unlabelled if 'sdc1' in metrics else 'compared as numbers')}")
+    say(f"golden: {', '.join(accuracy) or (unlabelled if task.golden_names else 'compared as numbers')}")
     if read:
         say(read)
     if found.golden.get("synthetic"):
@@ -139,16 +142,20 @@ def print_report(found: Report) -> None:
         for line in _told(found, found.look):
             say(line)
     if len(found.by_rate) <= 1:
-        rows = [(r.name, r.of, *_cells(r.interval)) for r in found.everything.rates if not r.name.startswith("class_")]
+        rows = [
+            (r.name, r.of, *_cells(task.metric(r.name), r.interval))
+            for r in found.everything.rates
+            if r.name not in task.classes
+        ]
         table(f"All trials, {level}", ("Rate", "Share of", ">Value", ">Low", ">High"), rows)
     else:
-        _table(f"By {swept_over(found)}, {level}", ">" + rate_name(found).partition(" (")[0], found.by_rate)
+        _table(f"By {swept_over(found)}, {level}", ">" + rate_name(found).partition(" (")[0], found.by_rate, task)
     if found.by_layer:
-        _table(f"By layer, {level}", "Layer", found.by_layer)
+        _table(f"By layer, {level}", "Layer", found.by_layer, task)
     if shares := [[_share(v) if isinstance(v, float) else v for v in row.values()] for row in classes(found)]:
         table("Classes by layer, shares of the injections", _CLASSES[: len(shares[0])], shares)
     if found.by_bit:
-        _table(f"By bit, {level}", ">Bit", [fold for fold in found.by_bit if fold.trials])
+        _table(f"By bit, {level}", ">Bit", [fold for fold in found.by_bit if fold.trials], task)
     for line in notes(found):
         say(line)
     if found.errors:
@@ -168,6 +175,7 @@ def seen(look: Look) -> str:
 def _told(found: Report, look: Look) -> Iterator[str]:
     """What it was asked for, what it took, and what its interval does not cover."""
     i, samples = look.interval, found.golden["samples"]
+    headline = found.task.metric(found.task.headline).label.partition(" (")[0]
     strata = "drawn evenly" if look.strata == 1 else f"{look.strata:,} strata"
     yield f"adaptive, {look.method} ({i.method}), at {100 * found.confidence:.4g} %: {seen(look)}"
     yield f"  {look.trials:,} of {look.population:,} faults in {look.rounds:,} rounds, {strata}"
@@ -181,16 +189,15 @@ def _told(found: Report, look: Look) -> Iterator[str]:
         )
     if i.low == 0 < i.high and i.estimate == 0:
         yield f"  no trial showed it: the rate is below {_share(i.high)}, and may be 0"
-    if look.rate == "any_sdc1":
-        yield f"  any_sdc1 depends on the number of samples: it is that of these {samples:,}, and grows with more"
+    if found.task.metric(look.rate).any_of:
+        yield f"  {look.rate} depends on the number of samples: it is that of these {samples:,}, and grows with more"
     if found.samples is not None:
         yield (
-            f"  the choice of these {samples:,} samples adds ±{100 * found.samples.half_width:.3g} points to SDC-1, "
+            f"  the choice of these {samples:,} samples adds ±{100 * found.samples.half_width:.3g} points to {headline}, "
             f"however many trials run"
         )
 
 
-_COLUMNS = ("top1", "sdc1", "any_sdc1", "sdc", "due")
 _CLASSES = (
     *(
         "Layer",
@@ -208,33 +215,27 @@ _CLASSES = (
 )
 
 
-def _columns(folds: Sequence[Fold]) -> list[tuple[str, str]]:
-    """The rates that a table shows, and what they are called; without accuracies how often the top-1 is another."""
-    from onnxfi.campaign.spec.rates import LABELS
-
-    labelled = any(fold.rate("top1") for fold in folds)
-    names = _COLUMNS if labelled else ("top1_changed", *_COLUMNS[1:])
-    return [(name, LABELS[name]) for name in names if any(fold.rate(name) for fold in folds)]
+def _columns(task: Task, folds: Sequence[Fold]) -> tuple[Metric, ...]:
+    """Return the metrics that a table shows."""
+    return task.table({rate.name for fold in folds for rate in fold.rates})
 
 
-def _table(title: str, key: str, folds: Sequence[Fold]) -> None:
+def _table(title: str, key: str, folds: Sequence[Fold], task: Task) -> None:
     from onnxfi.cli.terminal import table
 
-    shown = _columns(folds)
-    rows = [(fold.key, f"{fold.trials:,}", *(_cell(fold.rate(name)) for name, _ in shown)) for fold in folds]
-    table(title, (key, ">Trials", *(f">{label}" for _, label in shown)), rows)
+    shown = _columns(task, folds)
+    rows = [(fold.key, f"{fold.trials:,}", *(_cell(m, fold.rate(m.name)) for m in shown)) for fold in folds]
+    table(title, (key, ">Trials", *(f">{m.label}" for m in shown)), rows)
 
 
 def _share(value: float) -> str:
     return f"{100 * value:.3f} %"
 
 
-def _cells(i: Interval) -> tuple[str, str, str]:
-    return "-" if math.isnan(i.estimate) else _share(i.estimate), _share(i.low), _share(i.high)
+def _cells(metric: Metric, i: Interval) -> tuple[str, ...]:
+    ends = (i.estimate, i.low, i.high)
+    return tuple("-" if math.isnan(end) else metric.text(end, digits=3) for end in ends)
 
 
-def _cell(i: Interval | None) -> str:
-    if i is None:
-        return "-"
-    value = "-" if math.isnan(i.estimate) else f"{100 * i.estimate:.2f} %"
-    return f"{value} [{100 * i.low:.2f}, {100 * i.high:.2f}]"
+def _cell(metric: Metric, i: Interval | None) -> str:
+    return "-" if i is None else metric.interval(i)

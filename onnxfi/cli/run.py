@@ -19,7 +19,7 @@ from onnxfi.cli.options import JSON, PATH
 
 if TYPE_CHECKING:
     from onnxfi.campaign.execute.runner import Running
-    from onnxfi.campaign.results.store import Result
+    from onnxfi.campaign.results.rows import Result
 
 #: Seconds between two looks at how it goes: on a terminal, and elsewhere.
 _LOOK_S, _LINE_S = 0.5, 60.0

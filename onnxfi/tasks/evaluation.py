@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,11 @@ from onnxfi.runtime.data.sources import Data, open_data
 from onnxfi.runtime.engine.dry_run import dry_run
 from onnxfi.runtime.engine.engines import Engine, OrtEngine, Session
 from onnxfi.runtime.engine.model_io import Array
-from onnxfi.tasks.metrics import applicable
-from onnxfi.tasks.scores import check_port, classifies, reading, scored_output
+from onnxfi.tasks.answers import AnswerPair, Answers
+from onnxfi.tasks.class_scores import check_port, scored_output
+from onnxfi.tasks.classification import CLASSIFICATION
+from onnxfi.tasks.registry import AUTO, choose_task, find_task, remark
+from onnxfi.tasks.task import Task
 
 __all__ = ["Evaluation", "evaluate", "open_data", "run_scores"]
 
@@ -37,6 +40,7 @@ class Evaluation:
     output: str | None
     provider: str
     note: str
+    task: Task
     synthetic: bool = False
     #: A remark on how the scored output is read.
     reading: str = ""
@@ -62,6 +66,8 @@ def evaluate(
     batch: int = 32,
     output: str | None = None,
     time_axis: int | None = None,
+    task: str = AUTO,
+    metric: Sequence[str] = (),
     progress: OnProgress | None = None,
 ) -> Evaluation:
     """Run a model over data; where `golden` is given, also against that evaluation of the model without faults.
@@ -87,7 +93,7 @@ def evaluate(
     session = engine.prepare(model)
     if golden is not None and golden.samples != data.samples:
         raise DataError(f"golden was taken on {golden.samples:,} samples, the data has {data.samples:,}; take the same")
-    name = golden.output if golden else scored_port(session, output, data, kind)
+    name = golden.output if golden else scored_port(session, output, data, kind, task=task)
     axes = sample_axes(session, data, model)
     try:
         scores = run_scores(session, data, data.layout.fixed or batch, name, progress=progress, axes=axes)
@@ -95,10 +101,11 @@ def evaluate(
         raise (does_not_run(error, data, batch) if golden is None else error) from None
     truth = golden.scores if golden else scores
     sure = golden is None or data.labels is not None  # no class metric, or labels that say what the scores are
-    metrics = _metrics(truth, scores, data, name, kind)
+    meaning = golden.task if golden else choose_task(task, scores, name, data, kind, metric)
+    read = remark(task, meaning, truth, name, data.samples, kind, labelled=sure)
     return Evaluation(
-        metrics, scores, data.samples, data.description, name, session.provider, session.note, data.synthetic,
-        reading(truth, name, data.samples, kind, labelled=sure) or _passed_over(session, name),
+        _metrics(meaning, truth, scores, data), scores, data.samples, data.description, name, session.provider,
+        session.note, meaning, data.synthetic, read or _passed_over(session, name),
     )  # fmt: skip
 
 
@@ -122,24 +129,27 @@ def _unread(session: Session) -> Mapping[str, str]:
 
 
 def scored_port(
-    session: Session, name: str | None, data: Data, kind: str = "auto", *, whole: bool = False
+    session: Session, name: str | None, data: Data, kind: str = "auto", *, task: str = AUTO, whole: bool = False
 ) -> str | None:
     """The scored output of a session, None where all count; DataError where the labels cannot fit it.
 
     With `whole`, outputs of maps are not passed over.
     """
-    labelled, unread = data.labels is not None, _unread(session)
+    chosen = CLASSIFICATION if task == AUTO else find_task(task)
+    labelled, unread = data.labels is not None and not chosen.takes_any_output, _unread(session)
+    if chosen.takes_any_output and name is None:
+        return None
     found = scored_output(session.outputs, name, labelled=labelled, unread=unread, whole=whole)
     for port in session.outputs:
-        if port.name == found:
+        if port.name == found and not chosen.takes_any_output:
             check_port(port, data, kind)
     return found
 
 
-def _metrics(golden: Array, faulty: Array, data: Data, name: str | None, kind: str) -> dict[str, float]:
-    classifier = classifies(golden, name, data, kind)
-    wanted = applicable(classifier=classifier, labelled=data.labels is not None)
-    alone = golden is faulty
-    return {
-        m.name: m(golden, faulty, data.labels) for m in wanted if not alone or m.needs_labels or m.name == "nonfinite"
-    }
+def _metrics(task: Task, golden: Array, faulty: Array, data: Data) -> dict[str, float]:
+    """Return the metrics that are shown without a campaign; of a golden run those that say something about it."""
+    wanted = [m for m in task.applicable(labelled=data.labels is not None) if m.name in task.evaluated]
+    pair = AnswerPair(Answers(golden, data.labels), Answers(faulty))
+    order = {name: k for k, name in enumerate(task.evaluated)}
+    wanted.sort(key=lambda m: order[m.name])
+    return {m.name: m.measure(pair) for m in wanted if golden is not faulty or m.golden}

@@ -34,7 +34,7 @@ from onnxfi.cli import run as run_module
 from onnxfi.cli.campaign_options import campaign_options
 from onnxfi.cli.commands import COMMANDS
 from onnxfi.errors import OnnxfiError
-from onnxfi.tasks.metrics import METRICS, Metric
+from tests.support.tasks import replace_metric
 
 Run = Callable[..., Any]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "json.md"
@@ -343,9 +343,7 @@ def test_errors_of_the_harness_are_counted(run: Run, tiny: Path, monkeypatch: py
             raise ValueError("this metric raises")
         return 0.0
 
-    monkeypatch.setattr(
-        "onnxfi.tasks.metrics.METRICS", {**METRICS, "changed": Metric("changed", breaks, unchanged=0.0, reshaped=1.0)}
-    )
+    replace_metric(monkeypatch, "changed", breaks)
     ran = run("run", "m.onnx", *DATA, "--ber", "1e-4,1e-2", "--repeat", 10, "-o", "s.db")
     assert ran.code == 3
     (line,) = (line for line in ran.err.splitlines() if "harness, not in an outcome" in line)

@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 from onnx import parser
 
 from onnxfi.cli.commands import COMMANDS
-from onnxfi.tasks.metrics import METRICS
+from onnxfi.tasks.classification import CLASSIFICATION
 
 Run = Callable[..., Any]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "json.md"
@@ -84,8 +84,8 @@ def test_the_schemas_are_closed_and_complete(verb: str) -> None:
 
 
 def test_the_metrics_are_those_there_are() -> None:
-    assert list(SCHEMAS["inject"]["$defs"]["metrics"]["properties"]) == list(METRICS)
-    alone = [name for name, metric in METRICS.items() if metric.needs_labels or name == "nonfinite"]
+    assert list(SCHEMAS["inject"]["$defs"]["metrics"]["properties"]) == list(CLASSIFICATION.evaluated)
+    alone = [metric.name for metric in CLASSIFICATION.view(CLASSIFICATION.evaluated) if metric.golden]
     assert list(SCHEMAS["eval"]["properties"]["golden"]["properties"]) == alone
 
 
@@ -213,7 +213,7 @@ def test_golden_against_faulty(run: Run, models: Path) -> None:
     words = ["--data", models / "fashion_test.npz", "--samples", 100, "--json"]
     found = checked(run("inject", models / "fashion_gru.onnx", "--ber", "1e-4", *words), "inject")
     assert list(found["golden"]) == ["top1", "top5", "nonfinite"]
-    assert list(found["faulty"]) == list(METRICS)
+    assert list(found["faulty"]) == list(CLASSIFICATION.evaluated)
     alone = checked(run("eval", models / "fashion_gru.onnx", *words), "eval")
     assert (found["golden"], found["scored"]) == (alone["golden"], alone["output"])
     assert [found[key] for key in ("samples", "data", "provider")] == [

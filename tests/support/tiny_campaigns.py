@@ -16,7 +16,7 @@ from onnx import numpy_helper, parser
 
 from onnxfi.campaign.execute.runner import run
 from onnxfi.campaign.results.checksums import checksum
-from onnxfi.campaign.results.store import Result
+from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.spec.campaign import Campaign
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'

@@ -14,14 +14,13 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, InputError
-from onnxfi.tasks.metrics import (
-    METRICS,
-    Metric,
-    applicable,
-    differing,
-    probabilities,
-    score_kind,
-)
+from onnxfi.tasks.answers import differing
+from onnxfi.tasks.classification import CLASSIFICATION, probabilities, score_kind
+from onnxfi.tasks.deviation import DEVIATION
+from onnxfi.tasks.task import Metric
+
+METRICS = {metric.name: metric for metric in CLASSIFICATION.view(CLASSIFICATION.evaluated)}
+OF_SCORES = METRICS.keys() - DEVIATION.by_name.keys()
 
 laws = settings(max_examples=40)  # drawn once for all metrics: to draw costs more than to measure
 every_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS.keys())
@@ -122,7 +121,7 @@ def test_shares_lie_between_none_and_all(pair: Pair) -> None:
 def test_outputs_of_other_shapes_are_the_worst_case(metric: Metric) -> None:
     golden, faulty = np.ones((4, 3), np.float32), np.ones((4, 2), np.float32)
     value = metric(golden, faulty, np.zeros(4, np.int64))
-    assert value == (0.0 if metric.reshaped is None else metric.reshaped)
+    assert value == (metric.failed or 0.0)
 
 
 @every_metric
@@ -136,7 +135,7 @@ def test_nothing_to_compare_is_no_deviation(metric: Metric, shape: tuple[int, in
         assert value == (0.0 if metric.needs_labels else metric.unchanged)
 
 
-@pytest.mark.parametrize("name", sorted(name for name in METRICS if not METRICS[name].classifier))
+@pytest.mark.parametrize("name", sorted(METRICS.keys() - OF_SCORES))
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.int8, np.uint64, np.bool_, np.complex64])
 def test_outputs_of_any_shape_and_type_are_measured(name: str, dtype: Any) -> None:
     metric = METRICS[name]
@@ -326,9 +325,9 @@ def test_labels_that_do_not_fit(name: str, labels: NDArray[np.int64] | None, say
         METRICS[name](np.zeros((2, 4)), np.zeros((2, 4)), labels)
 
 
-@pytest.mark.parametrize("name", [name for name in METRICS if METRICS[name].classifier])
+@pytest.mark.parametrize("name", sorted(OF_SCORES))
 def test_classifier_metrics_take_two_dimensions(name: str) -> None:
-    with pytest.raises(DataError, match=rf"{name} takes scores of shape \[N, classes\], given \[2, 3, 4\]"):
+    with pytest.raises(DataError, match=rf"{name}: top-1 takes scores of shape \[N, classes\], given \[2, 3, 4\]"):
         METRICS[name](np.zeros((2, 3, 4)), np.zeros((2, 3, 4)), np.zeros(2, np.int64))
 
 
@@ -336,10 +335,10 @@ def test_classifier_metrics_take_two_dimensions(name: str) -> None:
 
 
 def test_metrics_by_what_model_and_data_allow() -> None:
-    assert [metric.name for metric in applicable(classifier=True, labelled=True)] == list(METRICS)
-    free = {metric.name for metric in applicable(classifier=True, labelled=False)}
-    assert free == METRICS.keys() - {"top1", "top5"}
-    plain = {metric.name for metric in applicable(classifier=False, labelled=True)}
+    assert {metric.name for metric in CLASSIFICATION.applicable(labelled=True)} >= METRICS.keys()
+    free = {metric.name for metric in CLASSIFICATION.applicable(labelled=False)}
+    assert free & METRICS.keys() == METRICS.keys() - {"top1", "top5"}
+    plain = {metric.name for metric in DEVIATION.applicable(labelled=True)}
     assert plain == {"nonfinite", "changed", "changed_samples", "max_abs", "rel_l2", "cosine"}
 
 

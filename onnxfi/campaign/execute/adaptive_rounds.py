@@ -16,8 +16,7 @@ import numpy as np
 
 from onnxfi.campaign.plan.plan import Plan, Planned
 from onnxfi.campaign.plan.strata import field_of
-from onnxfi.campaign.results.store import Store
-from onnxfi.campaign.spec.rates import given, value
+from onnxfi.campaign.results.store import Store, declared_task
 from onnxfi.errors import SpecError
 from onnxfi.faults import sampling
 from onnxfi.faults.trials import json_value
@@ -151,7 +150,9 @@ def turns(store: Store, plan: Plan) -> Iterator[tuple[Look, list[int]]]:
     Ends where the interval is narrow enough, all faults were run, or trials of a round have no result.
     """
     seen, rate = Seen(Moments.none(len(plan.groups))), plan.campaign.rate
-    if not given(rate, store.get("golden")["metrics"]):
+    if rate not in (task := declared_task(store)).by_name or not task.metric(rate).measured_in(
+        store.get("golden")["metrics"]
+    ):
         raise SpecError(f"rate {rate!r} cannot be measured on this output; take sdc_samples, with --fresh", "rate")
     for number in count(1):
         found = read_round(store, number)
@@ -194,7 +195,8 @@ def look_at(store: Store, seen: Seen | None = None, confidence: float | None = N
 
 def _values(store: Store, number: int, trials: list[int], rate: str) -> Floats:
     """What the trials of a round add to a rate, in the order of its draws."""
-    found = {row.trial: value(row, rate) for row in store.rows(number)}
+    metric = declared_task(store).metric(rate)
+    found = {row.trial: metric.value(row.outcome, row.metrics) for row in store.rows(number)}
     return np.array([found[trial] for trial in trials], np.float64)
 
 

@@ -28,10 +28,9 @@ from onnxfi.campaign.execute.worker import Job, ahead, run_here
 from onnxfi.campaign.plan.fault_targets import Reach
 from onnxfi.campaign.plan.open_model import beside, open_model
 from onnxfi.campaign.plan.plan import Plan, Planned, enough, make_plan
-from onnxfi.campaign.results.store import Result, Store, set_aside
+from onnxfi.campaign.results.rows import Result
+from onnxfi.campaign.results.store import Store, set_aside
 from onnxfi.campaign.spec.campaign import LENGTH, Campaign
-from onnxfi.campaign.spec.rates import given as measured
-from onnxfi.campaign.spec.rates import missing
 from onnxfi.campaign.spec.spec_file import print_spec
 from onnxfi.errors import CampaignError, InputError, SpecError
 from onnxfi.faults.faultlist import FaultList
@@ -40,7 +39,7 @@ from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.graph.write.output_file import check_output_files
 from onnxfi.runtime.data.npz import memory_bytes
 from onnxfi.tasks.outcomes import Golden, judge
-from onnxfi.tasks.scores import reading
+from onnxfi.tasks.registry import expected_task, missing, remark
 
 #: Results are written when so many wait, or so many seconds have gone.
 _WRITE_EVERY = 500
@@ -230,7 +229,7 @@ def _refuse(campaign: Campaign, bench: Bench, shard: tuple[int, int] | None) -> 
     if shard is not None:
         raise SpecError("an adaptive campaign draws each round by all of the one before: it has no shards; use workers")
     labelled = bench.data.labels is not None
-    if why := missing(campaign.rate, classifier=bench.output is not None, labelled=labelled):
+    if why := missing(campaign.rate, expected_task(campaign.task, bench.output), labelled=labelled):
         raise SpecError(f"rate {campaign.rate!r} cannot be measured: {why}", "rate")
 
 
@@ -323,21 +322,24 @@ def _agree(store: Store, bench: Bench, plan: Plan, golden: Golden) -> None:
         )
     metrics = judge(golden, golden.scores).metrics
     found: dict[str, Any] = {"scores": scores, "rows": len(golden.scores), "metrics": metrics}
-    if bench.campaign.adaptive and not measured(bench.campaign.rate, metrics):
-        why = missing(bench.campaign.rate, classifier=golden.classifier, labelled=golden.labels is not None)
+    why = missing(bench.campaign.rate, golden.task, labelled=golden.labels is not None)
+    if bench.campaign.adaptive and why:
         raise SpecError(f"rate {bench.campaign.rate!r} cannot be measured: {why}", "rate")
     found |= {"samples": bench.data.samples, "data": bench.data.description, "synthetic": bench.data.synthetic}
     # Where each trial is one fault in one sample, it is judged on that sample alone.
     judged = 1 if plan.of_singles and all(t.samples for t in plan.targets) else bench.data.samples
-    kind = golden.kind if golden.classifier else None
     read = _read(bench, golden)
-    store.put(golden=found | {"output": bench.output, "judged": judged, "kind": kind, "reading": read})
+    store.put(
+        golden=found
+        | {"output": bench.output, "judged": judged, "kind": golden.read_as, "reading": read, "task": golden.task.row()}
+    )
 
 
 def _read(bench: Bench, golden: Golden) -> str:
     """A remark on how golden's scores are read."""
     labelled = golden.labels is not None
-    return reading(golden.scores, bench.output, bench.data.samples, kind_of(bench.campaign), labelled=labelled)
+    c = bench.campaign
+    return remark(c.task, golden.task, golden.scores, bench.output, bench.data.samples, kind_of(c), labelled=labelled)
 
 
 def _job(

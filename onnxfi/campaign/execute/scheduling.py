@@ -20,7 +20,7 @@ from onnxfi.campaign.execute.process_pool import Crew, Ended
 from onnxfi.campaign.execute.task_batches import Task
 from onnxfi.campaign.execute.trial_executor import Bench
 from onnxfi.campaign.execute.worker import WATCH_EXIT, Job, Results, notices, shown, work
-from onnxfi.campaign.results.store import Result
+from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import CampaignError
 from onnxfi.faults.space import Target

@@ -41,7 +41,7 @@ from onnxfi.runtime.partial.segmented_model import Patch
 from onnxfi.runtime.partial.split_execution import strike
 from onnxfi.tasks.evaluation import does_not_run, scored_port
 from onnxfi.tasks.outcomes import Golden, Judgement, failed, judge
-from onnxfi.tasks.scores import classifies
+from onnxfi.tasks.registry import choose_task
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,9 @@ class Bench:
             dry_run(campaign.engine(), served(model), data)
         if alone:
             session = campaign.engine().prepare(served(model))
-        output = scored_port(session, output_of(campaign, model), data, kind_of(campaign), whole=True)
+        output = scored_port(
+            session, output_of(campaign, model), data, kind_of(campaign), task=campaign.task, whole=True
+        )
         listed = None if campaign.faults is None else FaultList.open(campaign.faults).header
         reach = Reach.of(model, campaign.aims, data, listed, campaign.custom_ops)
         return cls(
@@ -192,8 +194,8 @@ class Bench:
 
     def _golden(self, scores: Array) -> Golden:
         c = self.campaign
-        output = self.output if classifies(scores, self.output, self.data, kind_of(c)) else None
-        return Golden.of(scores, self.data.labels, output, kind_of(c), c.tolerance, c.due)
+        task = choose_task(c.task, scores, self.output, self.data, kind_of(c), c.metric)
+        return Golden.of(scores, self.data.labels, task, kind_of(c), c.tolerance, c.due)
 
     def _session(self, change: FileEdits) -> Session:
         """A session of the model with this change."""

@@ -20,7 +20,7 @@ from onnxfi.campaign.execute.memory_limit import limit_memory, memory_held, out_
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES
 from onnxfi.campaign.execute.task_batches import Task
 from onnxfi.campaign.execute.trial_executor import Bench, digest
-from onnxfi.campaign.results.store import Result
+from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import CampaignError, EngineError, ProviderError
 from onnxfi.faults.faultlist import Header

@@ -11,22 +11,12 @@ from typing import Any
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.code_trust import refuse_code
 from onnxfi.campaign.spec.field_types import brief, check_types, typed
-from onnxfi.campaign.spec.rates import RATES
 from onnxfi.campaign.spec.yaml_fields import Place, built, plain, read_fields, read_part, read_yaml
 from onnxfi.errors import SpecError, closest
-from onnxfi.tasks.outcomes import CLASSES
+from onnxfi.tasks.registry import known_metric, known_tasks, metric_names
 
 VERSION = 1
-#: Rates that say something without faults: the others are 0 or 1 there.
-GOLDEN = ("top1", "top5", "nonfinite")
 BOUNDS = ("min", "max", "max_drop", "max_rise")
-#: Outcomes that exclude each other and leave nothing else: their rates sum to 1.
-_PARTS = (("masked", "sdc", "due"), ("masked_samples", "sdc_samples", "due_samples"), CLASSES)
-#: The first is never above the second.
-_ORDER = (
-    ("top1", "top5"), ("sdc5", "sdc1"), ("critical", "sdc1"), ("sdc1", "any_sdc1"), ("sdc1", "top1_changed"),
-    ("sdc1", "sdc_samples"),
-)  # fmt: skip
 #: Fields of a campaign that a budget leaves open, and why.
 _OPEN = {
     "model": "the command names it",
@@ -61,8 +51,9 @@ class Limit:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.rate not in RATES:
-            raise SpecError(f"no rate {str(self.rate)[:60]!r}{closest(str(self.rate)[:60], RATES)}", "rate")
+        metric = known_metric(str(self.rate))
+        if metric is None:
+            raise SpecError(f"no rate {str(self.rate)[:60]!r}{closest(str(self.rate)[:60], metric_names())}", "rate")
         given = [name for name in BOUNDS if getattr(self, name) is not None]
         if len(given) != 1:
             raise SpecError(
@@ -70,10 +61,10 @@ class Limit:
             )
         if not 0 <= self.value <= 1:  # also NaN
             raise SpecError(f"{given[0]} {self.value:g} is out of range; give a share from 0 to 1, as 0.05", given[0])
-        if self.golden and self.rate not in GOLDEN:
-            raise SpecError(
-                f"golden {self.rate} says nothing, as there are no faults; golden takes {', '.join(GOLDEN)}", "golden"
-            )
+        if self.golden and not metric.golden:
+            golden = (m for task in known_tasks() for m in task.metrics if m.golden)
+            takes = ", ".join(dict.fromkeys(m.name for m in sorted(golden, key=lambda m: not m.needs_labels)))
+            raise SpecError(f"golden {self.rate} says nothing, as there are no faults; golden takes {takes}", "golden")
         for name in ("ber", "layer"):
             if self.golden and getattr(self, name) is not None:
                 raise SpecError(f"golden and {name} exclude each other: golden is the run without faults", name)
@@ -197,13 +188,18 @@ def exclusive(limits: Sequence[Limit]) -> None:
             raise SpecError(f"{limit} is the second {limit.bound} for {limit.what}; leave one", name)
         here[limit.rate, limit.bound] = name, limit
     for here in scopes.values():
-        for low, high in (*((rate, rate) for rate in RATES), *_ORDER):
+        for low, high in dict.fromkeys((*((rate, rate) for rate, _ in here), *_declared("orders"))):
             (_, least), (name, most) = here.get((low, "min"), ("", None)), here.get((high, "max"), ("", None))
             if least is not None and most is not None and least.value > most.value:
                 why = "" if low == high else f", and {low} is never above {high}"
                 raise SpecError(f"no model can keep both: {least}; {most}{why}", name)
-        for parts in _PARTS:
+        for parts in _declared("sums"):
             _room(here, parts)
+
+
+def _declared(what: str) -> tuple[Any, ...]:
+    """Return what all known tasks declare of sums or orders, each once."""
+    return tuple(dict.fromkeys(one for task in known_tasks() for one in getattr(task, what)))
 
 
 def _room(here: Mapping[tuple[str, str], tuple[str, Limit]], parts: Sequence[str]) -> None:

@@ -20,12 +20,13 @@ from onnxfi.campaign.execute.runner import Running, run
 from onnxfi.campaign.gate.budget import Budget, Limit, exclusive
 from onnxfi.campaign.gate.measurement import Measured, difference, exact
 from onnxfi.campaign.results.store import Store
-from onnxfi.campaign.spec.rates import YES_NO, given
 from onnxfi.errors import InputError, SpecError, StoreError, closest
 from onnxfi.faults.space import matches
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.statistics.intervals import Interval
+from onnxfi.tasks.registry import missing
+from onnxfi.tasks.task import Task
 
 PASS, FAIL, UNDECIDED = "pass", "fail", "not decided"
 EXIT_CODES: Mapping[str, int] = {PASS: 0, FAIL: 1, UNDECIDED: 3}
@@ -114,7 +115,7 @@ class Checked:
         m = self.measured
         ran = f"{m.trials:,} trials" if m.trials == m.planned else f"{m.trials:,} of {m.planned:,} trials"
         each = f"each interval holds with {m.confidence:.6g}, all together with {self.confidence:.6g}"
-        counted = dict.fromkeys(f.limit.rate for f in self.findings if f.limit.rate in YES_NO)
+        counted = dict.fromkeys(f.limit.rate for f in self.findings if m.task.metric(f.limit.rate).fold == "count")
         these = f"; {', '.join(counted)}: of trials on these {m.samples:,} samples, others with more" if counted else ""
         read = f"; {m.reading}" if m.reading else ""
         return f"{ran} on {m.data}; {each}{these}{read}"
@@ -204,10 +205,11 @@ def applied(limits: Sequence[Limit], file: Path) -> tuple[Limit, ...]:
     """The limits on a model: one for each layer that a pattern matches. InputError where it cannot give a rate."""
     with Store.open(file) as opened:
         golden, cells = opened.get("golden"), opened.get("cells")
-    metrics, layers = golden["metrics"], list(dict.fromkeys(cell[0] for cell in cells))
+    task, layers = Task.declared(golden["task"]), list(dict.fromkeys(cell[0] for cell in cells))
     found: list[Limit] = []
     for limit in limits:
-        _available(limit, metrics)
+        if why := missing(limit.rate, task, labelled=_labelled(task, golden["metrics"])):
+            raise InputError(f"{limit}: {why}")
         if limit.layer is None:
             found.append(limit)
             continue
@@ -219,12 +221,9 @@ def applied(limits: Sequence[Limit], file: Path) -> tuple[Limit, ...]:
     return tuple(found)
 
 
-def _available(limit: Limit, metrics: Mapping[str, Any]) -> None:
-    if given(limit.rate, metrics):
-        return
-    if limit.rate in ("top1", "top5", "critical") and "sdc1" in metrics:
-        raise InputError(f"{limit}: the data has no labels; name labelled data with --data, or limit sdc1")
-    raise InputError(f"{limit}: the scored output is no classifier's; name one with --output, or limit sdc_samples")
+def _labelled(task: Task, metrics: Mapping[str, Any]) -> bool:
+    """Return true where the golden run has metrics that compare with labels, or the task has none."""
+    return all(m.name in metrics for m in task.metrics if m.needs_labels)
 
 
 def joint(limits: Sequence[Limit], confidence: float) -> float:

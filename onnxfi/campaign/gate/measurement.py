@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxfi.campaign.gate.budget import GOLDEN
 from onnxfi.campaign.report.report import Fold, report
 from onnxfi.campaign.results.store import Store
 from onnxfi.errors import BaselineError, StoreError
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.trials import json_value
 from onnxfi.statistics.intervals import Interval
+from onnxfi.tasks.task import Task
 
 #: Campaigns whose populations differ by more than this share are of different networks.
 _SAME_NETWORK = 0.1
@@ -59,6 +59,7 @@ class Measured:
     errors: int
     confidence: float
     rates: tuple[Rate, ...]
+    task: Task
     #: A remark on how the scored output is read.
     reading: str = ""
 
@@ -75,7 +76,7 @@ class Measured:
         return cls(
             str(store), header.file, header.model, identity, header.population, header.unit, golden["metrics"],
             golden["samples"], golden["data"], planned, trials, errors, confidence, rates,
-            golden.get("reading", ""),
+            Task.declared(golden["task"]), golden.get("reading", ""),
         )  # fmt: skip
 
     @classmethod
@@ -109,6 +110,7 @@ class Measured:
                 source, str(row["model"]), str(row["digest"]), dict(row["campaign"]), int(row["population"]),
                 str(row["unit"]), {str(k): float(v) for k, v in row["golden"].items()}, int(row["samples"]),
                 str(row["data"]), int(row["planned"]), int(row["trials"]), int(row["errors"]), each, rates,
+                Task.declared(row["task"]),
             )  # fmt: skip
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             raise BaselineError(
@@ -144,12 +146,13 @@ class Measured:
 
     def document(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        golden = {name: self.golden[name] for name in GOLDEN if name in self.golden}
+        golden = {m.name: self.golden[m.name] for m in self.task.metrics if m.golden and m.name in self.golden}
         return {
             "model": self.model, "digest": self.digest, "campaign": self.identity, "population": self.population,
             "unit": self.unit, "golden": golden, "samples": self.samples, "data": self.data,
             "planned": self.planned, "trials": self.trials, "errors": self.errors,
-            "interval_confidence": self.confidence, "rates": [rate.row() for rate in self.rates],
+            "interval_confidence": self.confidence, "task": self.task.row(),
+            "rates": [rate.row() for rate in self.rates],
         }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from onnxfi.faults.space import Selector
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.write.output_file import atomic_files, check_output_files
 from onnxfi.statistics.intervals import Interval, clopper_pearson
+from onnxfi.tasks.task import OUTCOMES
 
 #: Arms of today's interval between the measured value and its limit: one for today's sample, one for tomorrow's, and
 #: one since tomorrow's interval has to lie wholly on the good side.
@@ -137,12 +138,12 @@ def _room(limit: Limit, value: Interval, samples: int, least: bool) -> float:
 
 def usual(measured: Measured) -> tuple[Limit, ...]:
     """The limits that a model gets where nobody has chosen any; their values are open."""
-    metrics, bers = measured.golden, measured.identity.get("ber") or [None]
-    names = [("sdc1", "max") if "sdc1" in metrics else ("sdc_samples", "max"), ("due", "max")]
+    task, bers = measured.task, measured.identity.get("ber") or [None]
+    names = [(task.headline, "max"), (OUTCOMES[2], "max")]
     found: list[Limit] = []
-    if "top1" in metrics:
-        found.append(Limit("top1", golden=True, min=0.0))
-        names.insert(0, ("top1", "min"))
+    if task.accuracy is not None and task.accuracy.name in measured.golden:
+        found.append(Limit(task.accuracy.name, golden=True, min=0.0))
+        names.insert(0, (task.accuracy.name, "min"))
     return (*found, *(_open(name, bound, ber) for ber in bers for name, bound in names))
 
 

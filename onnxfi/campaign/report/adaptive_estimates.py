@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from onnxfi.campaign.execute.adaptive_rounds import Layout, complete_rounds
 from onnxfi.campaign.plan.strata import field_of
-from onnxfi.campaign.results.store import Store
-from onnxfi.campaign.spec.rates import RATES, value
+from onnxfi.campaign.results.store import Store, declared_task
 from onnxfi.statistics.adaptive import (
     Floats,
     Moments,
@@ -33,6 +32,7 @@ from onnxfi.statistics.adaptive import (
 )
 from onnxfi.statistics.intervals import Interval
 from onnxfi.tasks.outcomes import unpacked
+from onnxfi.tasks.task import Metric
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Drawn:
 class Record:
     """The complete rounds of a store; `layers` and `fields` name its strata.
 
-    `trials` and `values` are in the order of the draws ([T], [T, rates]): what each adds to each of `RATES`.
+    `trials` and `values` are in the order of the draws ([T], [T, rates]): what each adds to each of `metrics`.
     """
 
     method: str
@@ -58,6 +58,8 @@ class Record:
     fields: tuple[str, ...]
     rounds: tuple[Drawn, ...]
     trials: tuple[int, ...]
+    metrics: tuple[Metric, ...]
+    headline: str
     values: Floats
     _rounds: dict[int, tuple[tuple[Round, Floats], ...]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -70,8 +72,10 @@ class Record:
             chances = np.array([chance for (chance,) in store.db.execute(asked, (number,))])
             rounds.append(Drawn(chances, draws.stratum, draws.aim, draws.weight))
             trials += here
-        found = {row.trial: [value(row, name) for name in RATES] for row in store.rows()}
-        values = np.array([found[trial] for trial in trials], np.float64).reshape(-1, len(RATES))
+        task = declared_task(store)
+        metrics = tuple(metric for metric in task.reports if metric.bounds == (0, 1))
+        found = {row.trial: [m.value(row.outcome, row.metrics) for m in metrics] for row in store.rows()}
+        values = np.array([found[trial] for trial in trials], np.float64).reshape(-1, len(metrics))
         return cls(
             store.get("identity")["method"],
             Layout.of(strata),
@@ -79,6 +83,8 @@ class Record:
             tuple(field_of(s["label"], s["layer"]) for s in strata),
             tuple(rounds),
             tuple(trials),
+            metrics,
+            task.headline,
             values,
         )
 
@@ -89,7 +95,7 @@ class Record:
 
     @cached_property
     def _columns(self) -> tuple[int, ...]:
-        """The first of the rates that has the same value in every trial, for each of `RATES`."""
+        """The first of the rates that has the same value in every trial, for each of `metrics`."""
         columns = [column.tobytes() for column in self.values.T]
         return tuple(columns.index(column) for column in columns)
 
@@ -107,7 +113,7 @@ class Record:
 
     def scores(self, rate: str, strata: Numbers) -> Scores | None:
         """The draws that fell into the strata, scored for a rate; None where there are none, or they do not have it."""
-        column = self._columns[RATES.index(rate)]
+        column = self._columns[[m.name for m in self.metrics].index(rate)]
         if np.isnan(self.values[:, column]).any():
             return None
         place = np.full(len(self.layers), -1)
@@ -125,9 +131,9 @@ class Record:
     def intervals(self, strata: Numbers, confidence: float) -> dict[str, Interval]:
         """Every rate that the trials have, over the faults of some of the strata."""
         found: dict[str, Interval] = {}
-        for rate, column in zip(RATES, self._columns, strict=True):
-            if RATES[column] in found:
-                found[rate] = found[RATES[column]]
+        for rate, column in zip((m.name for m in self.metrics), self._columns, strict=True):
+            if self.metrics[column].name in found:
+                found[rate] = found[self.metrics[column].name]
                 continue
             scores = self.scores(rate, strata)
             if scores is None:
@@ -143,7 +149,7 @@ class Record:
 
         Without bias, but for what a rate cannot be: below 0 or above 1.
         """
-        scores = self.scores("sdc1", np.arange(len(self.layers)))
+        scores = self.scores(self.headline, np.arange(len(self.layers)))
         if scores is None or n < 2:
             return None
         counts = dict(zip(self.trials, coefficients(scores).tolist(), strict=True))

@@ -15,9 +15,6 @@ from onnxfi.faults.trials import json_value
 from onnxfi.graph.write.output_file import make_folder
 from onnxfi.statistics.intervals import Interval
 
-#: What is compared, the first that all have: accuracy, else the share of answers that stay.
-_MEASURES = ("top1", "top1_changed", "sdc_samples")
-
 
 @dataclass(frozen=True)
 class Version:
@@ -51,8 +48,9 @@ class Comparison:
 
     def golden(self, version: Version) -> float | None:
         """The measure without faults: the accuracy; of shares that say how much changes, 0."""
-        if self.measure != "top1":
-            return 0.0
+        metric = version.found.task.metric(self.measure)
+        if metric.unchanged is not None:
+            return metric.unchanged
         value = version.found.golden["metrics"].get(self.measure)
         return None if value is None else float(value)
 
@@ -122,8 +120,9 @@ def compare(
     samples = {v.model: v.found.golden["samples"] for v in versions}
     if len(set(samples.values())) > 1:
         raise DataError(f"the models ran on different numbers of samples: {samples}; give --samples")
-    measure = next((name for name in _MEASURES if all(_has(v, name) for v in versions)), "sdc")
-    return Comparison(tuple(versions), campaign.ber, measure, campaign.confidence)
+    task = versions[0].found.task
+    measure = task.first(task.compared, [name for name in task.compared if all(_has(v, name) for v in versions)])
+    return Comparison(tuple(versions), campaign.ber, measure.name, campaign.confidence)
 
 
 def _has(version: Version, name: str) -> bool:

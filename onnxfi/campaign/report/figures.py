@@ -25,11 +25,11 @@ from onnxfi.campaign.report.layer_bit_map import grid
 from onnxfi.campaign.report.report import Fold, Report
 from onnxfi.campaign.report.side_by_side import labels
 from onnxfi.campaign.report.tables import rate_name, swept_over
-from onnxfi.campaign.spec.rates import LABELS
 from onnxfi.errors import OutputError
 from onnxfi.graph.model.byte_source import printable
 from onnxfi.graph.write.output_file import atomic_files, make_folder
 from onnxfi.statistics.intervals import Interval
+from onnxfi.tasks.task import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,9 +46,6 @@ _STYLE: Any = {
     "text.parse_math": False, "axes.formatter.use_mathtext": False, "text.usetex": False, "hatch.linewidth": 0.5,
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
 }  # fmt: skip
-#: What the rates are called on axes, each with its unit; the first that a report has is shown.
-ACCURACY = {"top1": "Top-1 accuracy (%)", "top1_changed": "Top-1 changed (%)", "sdc": "SDC: trials (%)"}
-PANELS = {"sdc1": "SDC-1, silent\n(% of answers)", "sdc": "SDC\n(% of trials)", "due": "DUE\n(% of trials)"}
 
 
 @dataclass(frozen=True)
@@ -161,19 +158,22 @@ def _accuracy(found: Sequence[Report]) -> Figure:
     title = f"Accuracy over {over}"
     if not swept:
         return Figure("accuracy", title, "No bit error rates here: run a sweep with --ber for accuracy over rates.")
-    name = next((n for n in ACCURACY if all(_with(one.by_rate, n) for one, _ in swept)), "sdc")
-    if name != "top1":
-        title = f"{LABELS[name][0].upper()}{LABELS[name][1:]} over {over}"
+    task = swept[0][0].task
+    metric = task.first(task.curves, [n for n in task.curves if all(_with(one.by_rate, n) for one, _ in swept)])
+    name = metric.name
+    if metric != task.accuracy:
+        title = f"{metric.label[0].upper()}{metric.label[1:]} over {over}"
     series = [(one, label, _with(one.by_rate, name)) for one, label in swept]
     text = " ".join(f"{label}: {_said(rows)}." for _, label, rows in series)
     drawn = "bands" if len(series) <= _MOST_BANDS else "whiskers"
     caption = f"Means over trials; {drawn} are intervals at {_level(found)}, dashed lines golden."
-    if name != "top1":
-        caption = f"Means over trials; {drawn} are intervals at {_level(found)}. Without labels there is no accuracy."
-    return Figure("accuracy", title, caption, text, lambda: _curves(series, name))
+    if metric != task.accuracy:
+        caption = f"Means over trials; {drawn} are intervals at {_level(found)}."
+        caption += " Without labels there is no accuracy." if task.accuracy is not None else ""
+    return Figure("accuracy", title, caption, text, lambda: _curves(series, metric))
 
 
-def _curves(series: Sequence[tuple[Report, str, list[tuple[str, Interval]]]], name: str) -> Canvas:
+def _curves(series: Sequence[tuple[Report, str, list[tuple[str, Interval]]]], metric: Metric) -> Canvas:
     canvas = _canvas(_WIDTH_IN, 3.2)
     axes = canvas.add_subplot()
     styles = cycle(zip(_COLOURS, _MARKS, cycle(_DASHES), strict=False))
@@ -187,7 +187,7 @@ def _curves(series: Sequence[tuple[Report, str, list[tuple[str, Interval]]]], na
         if not many:  # more of them run into one grey
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.errorbar(x, y, [y - low, high - y], fmt="none", ecolor=colour, elinewidth=0.7, capsize=2, alpha=0.8)
-        golden = one.golden["metrics"].get("top1") if name == "top1" else None
+        golden = one.golden["metrics"].get(metric.name) if metric.needs_labels else None
         if golden is not None:
             axes.axhline(100 * golden, color=colour, linewidth=0.8, linestyle=(0, (6, 3)), zorder=0, label="golden")
     zero = any(float(key) == 0 for _, _, rows in series for key, _ in rows)
@@ -198,7 +198,7 @@ def _curves(series: Sequence[tuple[Report, str, list[tuple[str, Interval]]]], na
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-") if x else "0")
     axes.xaxis.set_minor_formatter(lambda x, _: "")
     rates = " or ".join(dict.fromkeys(rate_name(one) for one, _, _ in series))
-    axes.set(xlabel=rates, ylabel=ACCURACY[name], ylim=(-3, 103))
+    axes.set(xlabel=rates, ylabel=metric.axis, ylim=(-3, 103))
     axes.grid(alpha=0.25, linewidth=0.5)
     handles, told = axes.get_legend_handles_labels()
     order = sorted({name: k for k, name in enumerate(told)}.values(), key=lambda k: told[k] == "golden")
@@ -222,19 +222,20 @@ def _bars(found: Sequence[Report], by: str) -> Figure:
         return Figure(by, title, f"No rates by {what} here: {hint}. Run single faults with --single.")
     if what == "bit" and all(key.isdecimal() for key in keys):  # else they are fields of bits
         keys = [str(bit) for bit in range(min(map(int, keys)), max(map(int, keys)) + 1)]
-    panels = [n for n in PANELS if any(fold.rate(n) for folds in keyed for fold in folds.values())]
+    task = found[0].task
+    panels = [m for m in task.view(task.panels) if any(fold.rate(m.name) for folds in keyed for fold in folds.values())]
     shown, caption = keys, f"Bars are estimates, whiskers intervals at {_level(found)}."
     if what == "layer" and len(keys) > _MOST_LAYERS:
-        rates = [{k: i.estimate for k, fold in f.items() if (i := fold.estimated(panels[0]))} for f in keyed]
+        rates = [{k: i.estimate for k, fold in f.items() if (i := fold.estimated(panels[0].name))} for f in keyed]
         worst = {k: max(each.get(k, 0) for each in rates) for k in keys}
         kept = set(sorted(keys, key=lambda k: -worst[k])[:_MOST_LAYERS])
         shown = [key for key in keys if key in kept]
         caption += f" {_MOST_LAYERS} of {len(keys):,} layers, those with the highest rates; the table has all."
     names = labels(found)
     text = " ".join(
-        f"{label}, {n}: {_said([(k, i) for k in shown if k in folds and (i := folds[k].estimated(n))])}."
+        f"{label}, {m.name}: {_said([(k, i) for k in shown if k in folds and (i := folds[k].estimated(m.name))])}."
         for label, folds in zip(names, keyed, strict=True)
-        for n in panels
+        for m in panels
     )
     draw = _by_layer if what == "layer" else _by_bit
     return Figure(by, title, caption, text, lambda: draw(keyed, names, shown, panels))
@@ -250,16 +251,16 @@ def _rows(keyed: Sequence[dict[str, Fold]], keys: Sequence[str], name: str) -> I
 
 
 def _by_layer(
-    keyed: Sequence[dict[str, Fold]], names: Sequence[str], keys: Sequence[str], panels: Sequence[str]
+    keyed: Sequence[dict[str, Fold]], names: Sequence[str], keys: Sequence[str], panels: Sequence[Metric]
 ) -> Canvas:
     row = max(_ROW_IN, 0.1 * len(keyed))
     canvas = _canvas(_WIDTH_IN, 1.1 + row * len(keys) + 0.2 * (len(keyed) > 1))
     axes = np.atleast_1d(canvas.subplots(1, len(panels), sharey=True, gridspec_kw={"wspace": 0.22}))
-    for ax, name in zip(axes, panels, strict=True):
-        for k, width, at, intervals in _rows(keyed, keys, name):
+    for ax, metric in zip(axes, panels, strict=True):
+        for k, width, at, intervals in _rows(keyed, keys, metric.name):
             values = [100 * i.estimate for i in intervals]
             ax.barh(at, values, width, xerr=_ends(intervals), **_bar(k, names))
-        ax.set(xlabel=PANELS[name], xlim=(0, _top(keyed, keys, name)))
+        ax.set(xlabel=metric.axis, xlim=(0, _top(keyed, keys, metric.name)))
         ax.tick_params(axis="x", labelsize=7)
         ax.grid(axis="x", alpha=0.25, linewidth=0.5)
     axes[0].set_yticks(range(len(keys)), [plain(key) for key in keys], fontsize=8)
@@ -270,16 +271,16 @@ def _by_layer(
 
 
 def _by_bit(
-    keyed: Sequence[dict[str, Fold]], names: Sequence[str], keys: Sequence[str], panels: Sequence[str]
+    keyed: Sequence[dict[str, Fold]], names: Sequence[str], keys: Sequence[str], panels: Sequence[Metric]
 ) -> Canvas:
     canvas = _canvas(_WIDTH_IN, 0.6 + 1.15 * len(panels))
     axes = np.atleast_1d(canvas.subplots(len(panels), 1, sharex=True, gridspec_kw={"hspace": 0.18}))
-    for ax, name in zip(axes, panels, strict=True):
-        for k, width, at, intervals in _rows(keyed, keys, name):
+    for ax, metric in zip(axes, panels, strict=True):
+        for k, width, at, intervals in _rows(keyed, keys, metric.name):
             values = [100 * i.estimate for i in intervals]
             ax.bar(at, values, width, yerr=_ends(intervals), **_bar(k, names))
-        ax.set(ylim=(0, _top(keyed, keys, name)))
-        ax.set_ylabel(PANELS[name], fontsize=8)
+        ax.set(ylim=(0, _top(keyed, keys, metric.name)))
+        ax.set_ylabel(metric.axis, fontsize=8)
         ax.grid(axis="y", alpha=0.25, linewidth=0.5)
     step = 1 if len(keys) <= 12 else 2 if len(keys) <= 20 else 4
     marked = [k for k, bit in enumerate(keys) if not bit.isdecimal() or int(bit) % step == 0]
@@ -321,7 +322,9 @@ def _map(one: Report, name: str, whose: str) -> Figure:
     if not cells:
         hint = "these faults strike whole words" if one.by_layer else "a trial of many faults lies in no one cell"
         return Figure(name, title, f"No map of layers and bits here: {hint}. Run single faults of bits with --single.")
-    rate = "sdc1" if all("sdc1" in cell.means for cell in cells) else "sdc"
+    panels = one.task.view(one.task.panels)
+    metric = next(m for m in panels if all(m.name in cell.means for cell in cells))
+    rate = metric.name
     worst: dict[str, float] = {}
     for cell in cells:
         worst[cell.layer] = max(worst.get(cell.layer, 0.0), cell.means[rate])
@@ -334,14 +337,14 @@ def _map(one: Report, name: str, whose: str) -> Figure:
     told = sorted((c for c in cells if c.layer in layers), key=lambda c: -c.means[rate])[:10]
     text = "Highest cells: " + "; ".join(f"{c.layer} bit {c.bit}: {100 * c.means[rate]:.2f} %" for c in told) + "."
     values = {(c.layer, c.bit): 100 * c.means[rate] for c in cells}
-    return Figure(name, title, caption, text, lambda: _cells(values, layers, rate))
+    return Figure(name, title, caption, text, lambda: _cells(values, layers, metric))
 
 
-def _cells(values: dict[tuple[str, int], float], layers: Sequence[str], rate: str) -> Canvas:
+def _cells(values: dict[tuple[str, int], float], layers: Sequence[str], metric: Metric) -> Canvas:
     last = max(bit for _, bit in values)
     shares = np.array([[values.get((layer, bit), np.nan) for bit in range(last + 1)] for layer in layers])
     ticks = {bit: str(bit) for bit in range(0, last + 1, 1 if last < 12 else 4)}
-    named = ("Layer (name)", "Bit (position, 0 is the lowest)", PANELS[rate].replace("\n", " "))
+    named = ("Layer (name)", "Bit (position, 0 is the lowest)", metric.axis.replace("\n", " "))
     return _heat(shares, layers, ticks, named, _end(float(np.nanmax(shares))))
 
 

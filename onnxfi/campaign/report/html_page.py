@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,14 @@ from onnxfi.campaign.report.notes import notes
 from onnxfi.campaign.report.report import Fold, Report
 from onnxfi.campaign.report.side_by_side import labels, sides
 from onnxfi.campaign.report.tables import rate_name, swept_over
-from onnxfi.campaign.results.store import Row, Store, digest_of
-from onnxfi.campaign.spec.rates import LABELS
+from onnxfi.campaign.results.rows import Row
+from onnxfi.campaign.results.store import Store, declared_task, digest_of
 from onnxfi.campaign.spec.spec_file import command_line, parse_spec
 from onnxfi.errors import InputError
 from onnxfi.graph.write.output_file import atomic_files
 from onnxfi.statistics.intervals import Interval
+from onnxfi.tasks.task import OUTCOMES, Metric, Task
 
-#: Rates that tables show, and what they are called there.
-SHOWN = tuple((name, LABELS[name]) for name in ("top1", "top1_changed", "sdc1", "any_sdc1", "sdc", "due", "masked"))
 _MOST_HARMFUL, _MOST_FAULTS = 20, 3
 
 
@@ -42,8 +42,7 @@ class Harm:
     ber: float | None
     outcome: str
     cause: str | None
-    sdc1: float | None
-    top1: float | None
+    values: tuple[float | None, ...]
     faults: int
     rows: tuple[dict[str, Any], ...]
 
@@ -62,20 +61,32 @@ def harmful(store: str | Path, most: int = _MOST_HARMFUL) -> list[Harm]:
     """
     with Store.open(store) as opened:
         rates = {s["stratum"]: s["ber"] for s in opened.strata()}
-        worst = heapq.nsmallest(most, (row for row in opened.rows() if row.outcome != "masked" and row.faults), _order)
+        task = declared_task(opened)
+        shown = harm_metrics(task)
+        rows = (row for row in opened.rows() if row.outcome != OUTCOMES[0] and row.faults)
+        worst = heapq.nsmallest(most, rows, partial(_order, task))
         return [
             Harm(
-                row.trial, rates.get(row.stratum), row.outcome, row.cause, row.metrics.get("sdc1"),
-                row.metrics.get("top1"), row.faults, _largest(opened.trial(row.trial)["lines"]),
+                row.trial, rates.get(row.stratum), row.outcome, row.cause,
+                tuple(metric.value(row.outcome, row.metrics) for metric in shown), row.faults,
+                _largest(opened.trial(row.trial)["lines"]),
             )
             for row in worst
         ]  # fmt: skip
 
 
-def _order(row: Row) -> tuple[float, float, float, int]:
-    """Worst first: by changed answers, by those not given, by how few are right."""
-    told = row.metrics
-    return -float(told.get("sdc1", 0)), -float(told["due_samples"]), float(told.get("top1", 1)), row.trial
+def harm_metrics(task: Task) -> tuple[Metric, ...]:
+    """Return the metrics that the table of the most harmful trials shows."""
+    return tuple(m for m in (task.metric(task.headline), task.accuracy) if m is not None)
+
+
+def _order(task: Task, row: Row) -> tuple[float, float, float, int]:
+    """Return the order of trials, worst first: by the headline, by samples that are DUE, by how few are right."""
+    headline, lost = (
+        task.metric(name).value(row.outcome, row.metrics) or 0.0 for name in (task.headline, "due_samples")
+    )
+    right = 1.0 if task.accuracy is None else task.accuracy.value(row.outcome, row.metrics)
+    return -headline, -lost, 1.0 if right is None else right, row.trial
 
 
 def _largest(text: str) -> tuple[dict[str, Any], ...]:
@@ -112,12 +123,14 @@ def page(found: Sequence[Report]) -> str:
         (files("onnxfi.campaign.report") / f"page.{e}").read_text("utf-8") for e in ("css", "js", "html")
     )
     shows = [_shown(one, label) for one, label in zip(found, labels(found), strict=True)]
+    shown = found[0].task.view(found[0].task.page_columns)
     frame = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     frame.filters |= {"share": _share, "plain": lambda text: plain(str(text), 1 << 20), "image": _image}
     digests = {name: _digest(text) for name, text in (("style", style), ("script", script))}
     return frame.from_string(body).render(
-        style=style, script=script, digests=digests, figures=figures(found), shows=shows, rates=SHOWN,
-        sides=[(side, _line(side.fold)) for side in sides(found)] if len(found) > 1 else [],
+        style=style, script=script, digests=digests, figures=figures(found), shows=shows,
+        columns=[m.label for m in shown], accuracy=found[0].task.accuracy,
+        sides=[(side, _line(side.fold, shown)) for side in sides(found)] if len(found) > 1 else [],
         title=" and ".join(labels(found)) if len(found) < 3 else f"{len(found)} campaigns",
     )  # fmt: skip
 
@@ -144,16 +157,21 @@ def _shown(one: Report, label: str) -> dict[str, Any]:
         ("By layer", "Layer", [fold for fold in one.by_layer if fold.trials]),
         ("By bit", "Bit", [fold for fold in one.by_bit if fold.trials]),
     ]
+    task = one.task
+    shown = task.view(task.page_columns)
     return {
+        "columns": [m.label for m in shown], "golden": task.view(task.golden_names), "tiles": task.view(task.tiles),
+        "harms": [m.label for m in harm_metrics(task)],
         "label": label, "report": one, "harmful": harmful(one.store), "command": _command(spec, one.store),
-        "tables": [(title, key, [_line(fold) for fold in folds]) for title, key, folds in tables if folds],
+
+        "tables": [(title, key, [_line(fold, shown) for fold in folds]) for title, key, folds in tables if folds],
         "settings": _settings(one, canary, limits),
         "notes": list(filter(None, (one.golden.get("reading"), *notes(one)))),
     }  # fmt: skip
 
 
-def _line(fold: Fold) -> tuple[Fold, list[Interval | None]]:
-    return fold, [fold.rate(name) for name, _ in SHOWN]
+def _line(fold: Fold, shown: Sequence[Metric]) -> tuple[Fold, list[Interval | None]]:
+    return fold, [fold.rate(metric.name) for metric in shown]
 
 
 def _command(spec: str | None, store: Path) -> str:

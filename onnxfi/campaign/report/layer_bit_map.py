@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.results.store import Store, declared_task
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The trials in one bit position of one layer: how many, and means by name (`sdc`, and where there are, `sdc1`)."""
+    """The trials in one bit position of one layer: how many, and means by name, of the panels of the task."""
 
     layer: str
     bit: int
@@ -37,13 +37,15 @@ def grid(store: str | Path) -> tuple[Cell, ...]:
     with Store.open(store) as opened:
         if not opened.get("cells"):
             return ()
+        task = declared_task(opened)
+        shown = task.view(task.panels)
         for row in opened.rows():
             if row.layer is None or row.bit is None:
                 continue
             key = row.layer, row.bit
             counts[key] = counts.get(key, 0) + 1
-            told = sums.setdefault(key, {"sdc": 0.0})
-            told["sdc"] += row.outcome == "sdc"
-            if "sdc1" in row.metrics:
-                told["sdc1"] = told.get("sdc1", 0.0) + float(row.metrics["sdc1"])
+            told = sums.setdefault(key, {})
+            for metric in shown:
+                if (value := metric.value(row.outcome, row.metrics)) is not None:
+                    told[metric.name] = told.get(metric.name, 0.0) + value
     return tuple(Cell(*key, n, {name: x / n for name, x in sums[key].items()}) for key, n in sorted(counts.items()))

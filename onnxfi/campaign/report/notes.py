@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from onnxfi.campaign.report.report import FEWEST, Report
+from onnxfi.tasks.task import Task
 
 
 def notes(found: Report) -> Iterator[str]:
     """What the numbers of a report hold for, a line each."""
     if found.golden.get("kind") == "counts":
         yield "scores are read as spike counts: score shifts are relative changes of a count (--scores says otherwise)"
-    if told := of_trials([found.judged]):
+    if told := of_trials([found.judged], found.task):
         yield told
     if found.look is not None and found.look.method != "simple":
         yield (
@@ -22,19 +23,27 @@ def notes(found: Report) -> Iterator[str]:
         yield _elsewhere(found)
 
 
-def of_trials(judged: Sequence[int]) -> str:
+def of_trials(judged: Sequence[int], task: Task) -> str:
     """That rates of whole trials depend on how many samples each was judged on; nothing where on one.
 
-    >>> of_trials([1])
+    >>> from onnxfi.tasks.classification import CLASSIFICATION
+    >>> of_trials([1], CLASSIFICATION)
     ''
     """
     if max(judged) == 1:
         return ""
     many = " and ".join(f"{n:,}" for n in dict.fromkeys(judged))
+    counted = [m for m in task.reports if m.fold == "count"]
+    falling = _listed([m.name for m in counted if m.better == "higher"])
+    rising = [m.name for m in counted if m.detected or m.any_of]
     return (
-        f"masked, sdc, due and any_sdc1 count trials by the gravest of their {many} samples: with more samples masked "
-        f"falls, due and any_sdc1 rise"
+        f"{_listed([m.name for m in counted])} count trials by the gravest of their {many} samples: with more samples "
+        f"{falling} falls, {_listed(rising)} {'rise' if len(rising) > 1 else 'rises'}"
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _elsewhere(found: Report) -> str:
@@ -42,8 +51,9 @@ def _elsewhere(found: Report) -> str:
     samples, level = found.golden["samples"], f"{100 * found.confidence:.4g} %"
     if found.others is None or found.samples is None:
         return f"all {samples:,} samples fared alike: what others of this kind would say is not known"
+    headline = found.task.metric(found.task.headline).label.partition(" (")[0]
     ends = [f"{100 * end:.3f} %" for i in (found.others, found.samples) for end in (i.low, i.high)]
     return (
-        f"other samples of this kind, {samples:,} again, would put SDC-1 between {ends[0]} and {ends[1]}, "
+        f"other samples of this kind, {samples:,} again, would put {headline} between {ends[0]} and {ends[1]}, "
         f"and all of that kind together between {ends[2]} and {ends[3]} ({level})"
     )

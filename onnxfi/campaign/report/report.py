@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from onnxfi.campaign.execute.adaptive_rounds import Look, look_at
 from onnxfi.campaign.report.adaptive_estimates import Record
-from onnxfi.campaign.results.store import Store
-from onnxfi.campaign.spec.rates import OUTCOMES, RATES, SHARES, YES_NO, value
+from onnxfi.campaign.results.rows import Row
+from onnxfi.campaign.results.store import Store, declared_task
 from onnxfi.errors import OutputError, StoreError
 from onnxfi.faults.trials import json_value
 from onnxfi.statistics.intervals import (
@@ -32,7 +32,9 @@ from onnxfi.statistics.intervals import (
     sample_error,
     stratified_interval,
 )
+from onnxfi.statistics.medians import median_interval
 from onnxfi.tasks.outcomes import unpacked
+from onnxfi.tasks.task import OUTCOMES, Metric, Task
 
 #: Sums over trials: how many have a rate, the sum of its values and of their squares ([rates, 3]).
 Sums = NDArray[np.float64]
@@ -40,6 +42,8 @@ Sums = NDArray[np.float64]
 FEWEST = 30
 #: Where a trial belongs: its stratum, and its layer and bit.
 Key = tuple[int, str | None, int | None]
+#: A stratum of a fold (None: all as one), its sums, and the sites of the fold there.
+_Part = tuple[int | None, Sums, int | None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Rate:
     def row(self) -> dict[str, Any]:
         """As plain values for JSON."""
         i = self.interval
-        value = None if math.isnan(i.estimate) else i.estimate
+        value = None if math.isnan(i.estimate) else json_value(i.estimate)
         ends = {"value": value, "low": json_value(i.low), "high": json_value(i.high)}
         return {"name": self.name, "of": self.of, **ends}
 
@@ -112,6 +116,11 @@ class Report:
     strata: tuple[dict[str, Any], ...]
     look: Look | None = None
 
+    @cached_property
+    def task(self) -> Task:
+        """The task as the store declares it."""
+        return Task.declared(self.golden["task"])
+
     @property
     def judged(self) -> int:
         """How many samples each trial is judged on."""
@@ -120,7 +129,8 @@ class Report:
     def details(self) -> Iterator[dict[str, Any]]:
         """One row a trial, read from the store: what it was, its outcome, its metrics."""
         rates = {s["stratum"]: s["ber"] for s in self.strata}
-        names = dict.fromkeys(name for name in (*SHARES, *self.golden["metrics"]) if name in self.golden["metrics"])
+        measured = self.golden["metrics"]
+        names = [name for name in dict.fromkeys((*self.task.reported, *measured)) if name in measured]
         with Store.open(self.store) as opened:
             for row in opened.rows():
                 yield {
@@ -151,8 +161,9 @@ class Report:
     def document(self) -> dict[str, Any]:
         """Everything, as plain values for JSON."""
         folds = {name: [fold.row() for fold in getattr(self, name)] for name in ("by_rate", "by_layer", "by_bit")}
-        spread = None if self.samples is None else Rate("sdc1", "samples", self.samples).row()
-        others = None if self.others is None else Rate("sdc1", "samples", self.others).row()
+        headline = self.task.metric(self.task.headline)
+        spread = None if self.samples is None else Rate(headline.name, headline.of, self.samples).row()
+        others = None if self.others is None else Rate(headline.name, headline.of, self.others).row()
         return {**self.summary(), **folds, "sample_error": spread, "other_samples": others}
 
 
@@ -185,7 +196,7 @@ def report(store: str | Path, *, confidence: float | None = None) -> Report:
         look = look_at(opened, confidence=confidence) if campaign.get("adaptive") else None
         if look is not None and look.method != "simple":
             return Report(*told, *_scored(opened, golden["rows"], confidence), strata, look)
-        fold = _Folder(strata, cells, confidence, look)
+        fold = _Folder(declared_task(opened), strata, cells, confidence, look)
         samples = fold.read(opened, golden["rows"])
     rates = sorted({s["ber"] for s in strata if s["ber"] is not None})
     return Report(
@@ -210,14 +221,15 @@ def _scored(
     store: Store, samples: int, confidence: float
 ) -> tuple[Fold, tuple[Fold, ...], tuple[Fold, ...], tuple[Fold, ...], Interval | None, Interval | None]:
     """All, by rate, by layer and by bit of an adaptive campaign, and the two intervals over samples."""
-    record = Record.of(store)
+    record, task = Record.of(store), declared_task(store)
+    place = {metric.name: k for k, metric in enumerate(record.metrics)}
 
     def fold(key: str, inside: Iterable[bool]) -> Fold:
         strata = np.flatnonzero(list(inside))
         values = record.values[record.within(strata)]
-        outcomes = {name: int(values[:, RATES.index(name)].sum()) for name in OUTCOMES}
+        outcomes = {name: int(values[:, place[name]].sum()) for name in OUTCOMES}
         rates = tuple(
-            Rate(name, _of(name), _told(i, values[:, RATES.index(name)], whole=key == "all"))
+            Rate(name, task.metric(name).of, _told(i, values[:, place[name]], whole=key == "all"))
             for name, i in record.intervals(strata, confidence).items()
         )
         return Fold(key, len(values), int(record.layout.sizes[strata].sum()), outcomes, rates)
@@ -226,7 +238,7 @@ def _scored(
     by_layer = tuple(fold(name, [name == one for one in record.layers]) for name in dict.fromkeys(record.layers))
     fields = [name for name in dict.fromkeys(record.fields) if not name.endswith("words")]
     by_bit = tuple(fold(name, [name == one for one in record.fields]) for name in fields)
-    each, rate = record.samples(store, samples), everything.rate("sdc1")
+    each, rate = record.samples(store, samples), everything.rate(task.headline)
     if each is None or rate is None or math.isnan(rate.estimate):
         return everything, (), by_layer, by_bit, None, None
     spread, others = sample_error(each, confidence), _others(each, confidence)
@@ -251,23 +263,26 @@ def _around(p: float, spread: Interval) -> Interval:
     return replace(spread, low=low, high=high, estimate=p)
 
 
-def _of(name: str) -> str:
-    return "trials" if name in YES_NO else "samples"
-
-
-def _none() -> Sums:
-    return np.zeros((len(RATES), 3))
-
-
 @dataclass(frozen=True)
 class _Folder:
     """Sums become rates: by stratum, each with the number of faults that it was drawn from (none: endless)."""
 
+    task: Task
     strata: tuple[dict[str, Any], ...]
     cells: list[tuple[Any, ...]]
     confidence: float
     look: Look | None = None
-    sums: dict[Key, Sums] = field(default_factory=lambda: defaultdict(_none))
+    sums: dict[Key, Sums] = field(default_factory=dict)
+    #: The values of the metrics without bounds, by name, of which no sums are taken.
+    values: dict[str, dict[Key, list[float]]] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics that are folded, in the order of the sums."""
+        return self.task.reports
+
+    def _none(self) -> Sums:
+        return np.zeros((len(self.metrics), 3))
 
     def read(self, store: Store, samples: int) -> NDArray[np.float64] | None:
         """Sum up the results; for each sample how often its top-1 changed, where there is one ([samples])."""
@@ -278,39 +293,56 @@ class _Folder:
         }
         changed = None
         for row in store.rows():
-            values = [value(row, name) for name in RATES]
-            x = np.array([np.nan if one is None else one for one in values])
-            here = ~np.isnan(x)
-            self.sums[row.stratum, row.layer, row.bit][here] += np.stack([np.ones_like(x), x, x * x], axis=1)[here]
+            self._add((row.stratum, row.layer, row.bit), row)
             if row.changed is not None and samples > 1:
                 changed = np.zeros(samples) if changed is None else changed
                 changed += weight[row.stratum] * unpacked(row.changed, samples)
         return None if changed is None else np.clip(changed, 0, 1)
 
+    def _add(self, key: Key, row: Row) -> None:
+        """Add a trial: bounded values, scaled to [0, 1], to the sums, the others to the lists."""
+        values = [metric.value(row.outcome, row.metrics) for metric in self.metrics]
+        for k, metric in enumerate(self.metrics):
+            if metric.fold == "median" and (value := values[k]) is not None:
+                self.values.setdefault(metric.name, {}).setdefault(key, []).append(value)
+                values[k] = 0.0
+        low, width = self._scale
+        x = (np.array([np.nan if one is None else one for one in values]) - low) / width
+        here = ~np.isnan(x)
+        self.sums.setdefault(key, self._none())[here] += np.stack([np.ones_like(x), x, x * x], axis=1)[here]
+
+    @cached_property
+    def _scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The least value of each metric and the width of its bounds."""
+        ends = [(0.0, 1.0) if metric.fold == "median" else metric.bounds for metric in self.metrics]
+        return np.array([low for low, _ in ends]), np.array([high - low for low, high in ends])
+
     def __call__(
         self, key: str, *, strata: list[int] | None = None, layer: str | None = None, bit: int | None = None
     ) -> Fold:
-        parts = self._parts(strata, layer, bit)
-        total = np.sum([sums for sums, _ in parts], axis=0)
-        outcomes = {name: int(total[RATES.index(name), 1]) for name in OUTCOMES}
+        where = _Scope(None if strata is None else tuple(strata), layer, bit)
+        parts = self._parts(where)
+        total = np.sum([sums for _, sums, _ in parts], axis=0)
+        place = {metric.name: k for k, metric in enumerate(self.metrics)}
+        outcomes = {name: int(total[place[name], 1]) for name in OUTCOMES}
         rates = tuple(
-            Rate(name, _of(name), self._interval(name, [(s[k], n) for s, n in parts], whole=key == "all"))
-            for k, name in enumerate(RATES)
+            Rate(metric.name, metric.of, self._interval(k, where, parts, whole=key == "all"))
+            for k, metric in enumerate(self.metrics)
             if total[k, 0]
         )
-        population = sum(n for _, n in parts if n) or None
+        population = sum(n for _, _, n in parts if n) or None
         return Fold(key, int(total[0, 0]), population, outcomes, rates)
 
-    def _parts(self, strata: list[int] | None, layer: str | None, bit: int | None) -> list[tuple[Sums, int | None]]:
-        """The sums of each stratum inside a fold, and the sites of the fold there."""
-        found: dict[int, Sums] = defaultdict(_none)
-        for (stratum, row_layer, row_bit), sums in self.sums.items():
-            inside = layer in (None, row_layer) and bit in (None, row_bit)
-            if inside and (strata is None or stratum in strata):
-                found[stratum] += sums
+    def _parts(self, where: _Scope) -> list[_Part]:
+        """The strata of a fold (None: all as one), each with its sums and the sites of the fold there."""
+        found: dict[int, Sums] = defaultdict(self._none)
+        for key, sums in self.sums.items():
+            if where.holds(key):
+                found[key[0]] += sums
         if not self.cells:  # sweeps and mixes: trials of an endless population
-            return [(np.sum([_none(), *found.values()], axis=0), None)]
-        return [(found[stratum], n) for stratum, n in sorted(self._sites(layer, bit).items())]
+            return [(None, np.sum([self._none(), *found.values()], axis=0), None)]
+        sites = self._sites(where.layer, where.bit)
+        return [(stratum, found[stratum], n) for stratum, n in sorted(sites.items())]
 
     def _sites(self, layer: str | None, bit: int | None) -> dict[int, int]:
         """The sites of a layer and bit (None: of all) in each stratum."""
@@ -328,11 +360,45 @@ class _Folder:
     def _homes(self) -> dict[tuple[str | None, int | None], int]:
         return {(s["layer"], s["bit"]): s["stratum"] for s in self.strata}
 
-    def _interval(self, name: str, parts: list[tuple[Any, int | None]], *, whole: bool = False) -> Interval:
-        if whole and self.look is not None and self.look.rate == name:
+    def _interval(self, k: int, where: _Scope, parts: list[_Part], *, whole: bool = False) -> Interval:
+        """The interval of the k-th metric over the trials of a fold."""
+        metric = self.metrics[k]
+        if whole and self.look is not None and self.look.rate == metric.name:
             return self.look.interval
-        if name in YES_NO and len(parts) == 1:
-            ((n, hits, _), population), *_ = parts
-            return clopper_pearson(round(hits), int(n), self.confidence, population=population)
-        strata = [Stratum(population, int(n), total, squares) for (n, total, squares), population in parts]
-        return stratified_interval(strata, self.confidence)
+        if metric.fold == "median":
+            return median_interval(self._listed(metric, where, parts), self.confidence, bounds=metric.bounds)
+        strata = [Stratum(population, int(sums[k, 0]), *sums[k, 1:]) for _, sums, population in parts]
+        if metric.fold == "count" and len(strata) == 1:
+            one = strata[0]
+            return clopper_pearson(round(one.total), one.n, self.confidence, population=one.population)
+        found, low = stratified_interval(strata, self.confidence), metric.bounds[0]
+        if metric.bounds == (0.0, 1.0):
+            return found
+        width = metric.bounds[1] - low
+        ends = {name: low + getattr(found, name) * width for name in ("low", "high", "estimate")}
+        return replace(found, **ends)
+
+    def _listed(
+        self, metric: Metric, where: _Scope, parts: list[_Part]
+    ) -> list[tuple[NDArray[np.float64], int | None]]:
+        """The values of a metric in each stratum of a fold, with the sites of the fold there."""
+        found: dict[int | None, list[float]] = defaultdict(list)
+        for key, values in self.values.get(metric.name, {}).items():
+            if where.holds(key):
+                found[key[0] if self.cells else None] += values
+        return [(np.array(found[stratum]), n) for stratum, _, n in parts]
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """The trials of a fold: those in some strata, one layer, one bit; None stands for all."""
+
+    strata: tuple[int, ...] | None
+    layer: str | None
+    bit: int | None
+
+    def holds(self, key: Key) -> bool:
+        """Return true where trials of this stratum, layer and bit belong to the fold."""
+        stratum, layer, bit = key
+        inside = self.layer in (None, layer) and self.bit in (None, bit)
+        return inside and (self.strata is None or stratum in self.strata)

@@ -10,11 +10,9 @@ from typing import Any
 
 from onnxfi.campaign.report.report import Fold, Report
 from onnxfi.campaign.results.store import Store
-from onnxfi.campaign.spec.rates import SHARES, YES_NO
 from onnxfi.faults.faultlist import Header
 from onnxfi.graph.model.byte_source import printable
 from onnxfi.graph.write.output_file import atomic_files, make_folder
-from onnxfi.tasks.outcomes import CLASSES
 
 #: What begins a formula, also as wide letters.
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
@@ -27,20 +25,22 @@ def classes(found: Report) -> list[dict[str, Any]]:
     trials strike many layers at once, or an adaptive campaign estimates each class by itself, so that they sum to 1
     only about.
     """
-    golden = found.golden["metrics"].get("top1")
+    accuracy, names = found.task.accuracy, found.task.classes
     rows: list[dict[str, Any]] = []
-    if found.look is not None:
+    if found.look is not None or not names:
         return rows
     for fold in found.by_layer:
-        shares = [fold.rate(name) for name in CLASSES]
+        shares = [fold.rate(name) for name in names]
         if all(shares) and fold.trials:
             row: dict[str, Any] = {
                 "layer": fold.key, "faults": fold.trials,
                 "injections": fold.trials * found.judged,
             }  # fmt: skip
-            row |= {name.removeprefix("class_"): i.estimate for name, i in zip(CLASSES, shares, strict=True) if i}
-            accuracy = fold.rate("top1")
-            rows.append(row | ({"faulty_accuracy": accuracy.estimate, "golden_accuracy": golden} if accuracy else {}))
+            row |= {name.removeprefix("class_"): i.estimate for name, i in zip(names, shares, strict=True) if i}
+            if accuracy is not None and (faulty := fold.rate(accuracy.name)):
+                golden = found.golden["metrics"].get(accuracy.name)
+                row |= {"faulty_accuracy": faulty.estimate, "golden_accuracy": golden}
+            rows.append(row)
     return rows
 
 
@@ -89,8 +89,9 @@ def _flat(key: str, fold: Fold, found: Report) -> dict[str, Any]:
     row: dict[str, Any] = {key: fold.key} if key else {}
     row |= {"trials": fold.trials, "population": fold.population}
     row |= {f"trials_{name}": n for name, n in fold.outcomes.items()}
-    row |= {f"golden_{name}": found.golden["metrics"].get(name) for name in ("top1", "top5")}
-    for name in (*SHARES, *YES_NO):
+    row |= {f"golden_{name}": found.golden["metrics"].get(name) for name in found.task.golden_names}
+    shares = [m.name for m in found.task.reports if m.fold != "count"]
+    for name in (*shares, *(m.name for m in found.task.reports if m.fold == "count")):
         i, told = fold.rate(name), fold.estimated(name)
         row |= {name: told and told.estimate, f"{name}_low": i and i.low, f"{name}_high": i and i.high}
     return row

@@ -13,16 +13,16 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.plan.plan import Planned
 from onnxfi.campaign.plan.strata import Group
 from onnxfi.campaign.results.checksums import STORE
+from onnxfi.campaign.results.rows import Result, Row
 from onnxfi.errors import InputError, OutputError, StoreError
-from onnxfi.graph.partition.route import Route
 from onnxfi.graph.write.output_file import check_output_files
+from onnxfi.tasks.task import Task
 
 VERSION = 3
 _APPLICATION_ID = 0x6F6E6678  # "onfx"
@@ -31,35 +31,6 @@ _OTHER_PLAN = "take stores of one version of onnxfi, or run the campaign again w
 _BATCH = 2000
 #: Seconds to wait for another run that writes the same store.
 _WAIT_S = 60.0
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one trial did. `error` is the traceback of a harness error: then there is no outcome."""
-
-    trial: int
-    outcome: str
-    cause: str | None
-    metrics: dict[str, Any]
-    time_s: float
-    changed: bytes | None = None
-    error: str | None = None
-    route: str = Route.FULL
-
-
-@dataclass(frozen=True)
-class Row:
-    """A result beside what was planned."""
-
-    trial: int
-    stratum: int
-    faults: int
-    layer: str | None
-    bit: int | None
-    outcome: str
-    cause: str | None
-    changed: bytes | None
-    metrics: dict[str, Any]
 
 
 def digest_of(identity: Mapping[str, Any]) -> str:
@@ -315,6 +286,11 @@ class Store:
                 "outcome": done[0], "cause": done[1], "metrics": json.loads(done[2]), "route": done[3],
             }  # fmt: skip
         return found | {"trial": number, "error": error[0] if error else None}
+
+
+def declared_task(store: Store) -> Task:
+    """Return the task of a campaign as its store declares it; no code of a task runs."""
+    return Task.declared(store.get("golden")["task"])
 
 
 def set_aside(path: Path) -> Path | None:

@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from onnxfi.campaign.spec.field_types import check, check_types, differs, named
-from onnxfi.campaign.spec.rates import RATES
 from onnxfi.errors import SpecError, closest
 from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.sampling import check_rate
 from onnxfi.faults.scope import FaultScope
 from onnxfi.faults.space import Selector
+from onnxfi.runtime.data.sources import names_function
 from onnxfi.runtime.engine.engines import OrtEngine
 from onnxfi.statistics.adaptive import Method
 from onnxfi.statistics.intervals import Per
-from onnxfi.tasks.metrics import KINDS
+from onnxfi.tasks.classification import CLASSIFICATION, KINDS
+from onnxfi.tasks.registry import AUTO, known_metric, metric_names, task_names
 
 DUE = ("error", "timeout", "crash", "memory", "nonfinite")
 ROUTES = ("auto", "late-start", "early-stop", "full")
@@ -45,7 +46,10 @@ _ONLY = {
     "seed": (*_DRAWN, "mix"),
 }
 #: What is said of values in flight where stored words are struck.
-_STORED = {"target": ("weights",), "persistence": "transient", "all": False, "per_sample": (), "time_axis": None}
+_STORED = {
+    "target": ("weights",), "persistence": "transient", "all": False, "per_sample": (), "time_axis": None, "task": AUTO,
+    "metric": (),
+}  # fmt: skip
 #: Of single faults, where neither it nor their number is given.
 _MARGIN = 0.01
 #: Of an adaptive campaign whose margin is relative: below it no rate is measured, or one of 0 would never be done.
@@ -132,7 +136,7 @@ class Campaign:
     per: str = "network"
     adaptive: bool = False
     relative_margin: float | None = None
-    rate: str = "sdc1"
+    rate: str = CLASSIFICATION.headline
     method: str = "guaranteed"
     exhaustive: bool = False
     per_sample: tuple[float, ...] = ()
@@ -155,6 +159,8 @@ class Campaign:
     batch: int = 32
     batch_axis: int = 0
     output: str | None = None
+    task: str = AUTO
+    metric: tuple[str, ...] = ()
     scores: str = "auto"
     tolerance: float = 0.0
     due: tuple[str, ...] = DUE
@@ -174,8 +180,7 @@ class Campaign:
         check_types(self)
         if self.data == "synthetic":  # as the command line says it
             object.__setattr__(self, "data", None)
-        if self.rate == "any":  # as the command line says it
-            object.__setattr__(self, "rate", "any_sdc1")
+        self._check_task()
         _check_aim(self)
         self._check_ways()
         self._check_adaptive()
@@ -189,7 +194,7 @@ class Campaign:
         for name, fine, allowed in _RANGES:
             value = getattr(self, name)
             check(value is None or fine(value), name, value, allowed)
-        words = {"per": get_args(Per), "scores": KINDS, "due": DUE, "layers": LAYERS, "route": ROUTES, "rate": RATES}
+        words = {"per": get_args(Per), "scores": KINDS, "due": DUE, "layers": LAYERS, "route": ROUTES}
         for name, known in (*words.items(), ("method", get_args(Method))):
             value = getattr(self, name)
             for one in value if isinstance(value, tuple) else (value,):
@@ -201,6 +206,17 @@ class Campaign:
         for text in self.provider_option:
             check(text.find("=") > 0, "provider_option", repr(text), "KEY=VALUE")
         self.engine()
+
+    def _check_task(self) -> None:
+        if not names_function(self.task) and (head := self.task.partition(":")[0]) not in task_names():
+            raise SpecError(f"task {head!r} is unknown{closest(head, task_names())}, or give module:name", "task")
+        if self.rate == "any":  # as the command line says it
+            object.__setattr__(self, "rate", f"any_{CLASSIFICATION.headline}")
+        metric = named("rate", lambda given: known_metric(given, self.task, self.metric), self.rate)
+        if metric is None:
+            raise SpecError(f"rate {self.rate!r} is unknown{closest(self.rate, metric_names())}", "rate")
+        if metric.bounds != (0, 1):
+            raise SpecError(f"rate {self.rate!r} is no share; adaptive measures a metric between 0 and 1", "rate")
 
     def _check_ways(self) -> None:
         ways = [way for way in WAYS if getattr(self, way)]

@@ -30,10 +30,13 @@ def refuse_code(given: Mapping[str, Any], places: Mapping[str, Place], instead: 
 def _code(given: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The fields that have code run, the place of the item at fault, and what it says."""
     found = []
-    data = given.get("data")
-    if isinstance(data, str) and names_function(data):
-        found.append(("data", "data", data))
-    for name, loads in (("custom_ops", lambda _: True), ("provider_option", _is_loaded)):
+    for name in ("data", "task"):
+        text = given.get(name)
+        if isinstance(text, str) and names_function(text):
+            found.append((name, name, text))
+    for name, loads in (
+        ("metric", names_function), ("custom_ops", lambda _: True), ("provider_option", _is_loaded),
+    ):  # fmt: skip
         items = given.get(name) or ()
         found += [(name, f"{name}[{k}]", str(text)) for k, text in enumerate(items) if loads(str(text))]
     return found

@@ -32,13 +32,13 @@ from onnxfi.campaign.report.tables import classes
 from onnxfi.campaign.results.merge import merge
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.spec.rates import RATES, value
 from onnxfi.errors import SpecError, StoreError
 from onnxfi.faults import sampling
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.model.loading import load
 from onnxfi.statistics.adaptive import Moments, next_round, round_size, until_empty
-from onnxfi.tasks.metrics import METRICS, Metric
+from onnxfi.tasks.classification import CLASSIFICATION
+from tests.support.tasks import replace_metric
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "reference" / "store.md"
 
@@ -121,7 +121,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_rows(place: Path, monkeypatch: 
 
 def test_each_round_is_drawn_by_those_before_it(place: Path) -> None:
     with Store.open(place / "whole.db") as store:
-        layout, values = Layout.of(store.strata()), {row.trial: value(row, "sdc1") for row in store.rows()}
+        layout, values = Layout.of(store.strata()), {row.trial: row.metrics["sdc1"] for row in store.rows()}
         seen, number = Moments.none(len(layout.sizes)), 0
         for number, (draws, trials) in enumerate(complete_rounds(store), 1):
             played = next_round(layout.sizes, layout.parents, seen)
@@ -161,7 +161,8 @@ def test_an_error_of_the_harness_leaves_its_round_open_until_it_ran_again(
 ) -> None:
     monkeypatch.chdir(place)
     calls, broken_by = itertools.count(), list[bytes]()
-    changed = METRICS["changed"].function
+    changed = CLASSIFICATION.metric("changed").function
+    assert changed is not None
 
     def breaks(pair: Any) -> float:
         faulty = pair.faulty.scores.tobytes()
@@ -171,8 +172,7 @@ def test_an_error_of_the_harness_leaves_its_round_open_until_it_ran_again(
             raise ZeroDivisionError("a metric went wrong")
         return changed(pair)
 
-    broken = Metric("changed", breaks, unchanged=0.0, reshaped=1.0)
-    monkeypatch.setattr("onnxfi.tasks.metrics.METRICS", {**METRICS, "changed": broken})
+    replace_metric(monkeypatch, "changed", breaks)
     results = ran(campaign(), place / "broken.db")
     assert sum(r.error is not None for r in results) == 1 and len(results) == 128, "no third round"
     with Store.open(place / "broken.db") as store:
@@ -307,12 +307,22 @@ def simulated(seed: int, rates: list[list[float]], size: int, draws: int) -> Rec
         x = np.array([order[h][n[h] + np.count_nonzero(drawn[:k] == h)] for k, h in enumerate(drawn)])
         rounds.append(Drawn(played.probability, drawn, 0.02, float(np.sqrt(32 + len(values)))))
         seen, values = seen.plus(drawn, x), [*values, *x]
-    columns = np.full((len(values), len(RATES)), np.nan)
-    columns[:, RATES.index("sdc1")] = values
-    columns[:, RATES.index("sdc")] = 1.0 - np.array(values)
+    columns = np.full((len(values), len(CLASSIFICATION.reported)), np.nan)
+    columns[:, CLASSIFICATION.reported.index("sdc1")] = values
+    columns[:, CLASSIFICATION.reported.index("sdc")] = 1.0 - np.array(values)
     layers = tuple(f"l{k}" for k in range(len(rates)) for _ in range(fields))
     names = tuple(f"{k}" for _ in rates for k in range(fields))
-    return Record("guaranteed", layout, layers, names, tuple(rounds), tuple(range(1, len(values) + 1)), columns)
+    return Record(
+        "guaranteed",
+        layout,
+        layers,
+        names,
+        tuple(rounds),
+        tuple(range(1, len(values) + 1)),
+        CLASSIFICATION.reports,
+        "sdc1",
+        columns,
+    )
 
 
 def test_intervals_of_layers_fields_and_other_rates_hold_the_truth() -> None:

@@ -41,8 +41,9 @@ from onnxfi.runtime.data.sources import open_data
 from onnxfi.runtime.engine import engines
 from onnxfi.runtime.engine.engines import OrtEngine, OrtSession
 from onnxfi.runtime.engine.lending import Loan
+from onnxfi.tasks.classification import CLASSIFICATION
 from onnxfi.tasks.evaluation import evaluate
-from onnxfi.tasks.metrics import METRICS, Metric
+from tests.support.tasks import replace_metric
 
 ROOT = Path(__file__).parents[3]
 
@@ -249,11 +250,11 @@ def test_a_metric_that_raises_is_no_outcome_and_its_trial_runs_again(
     def breaks(pair: Any) -> float:
         if next(calls) % 3 == 2:
             raise ZeroDivisionError("a metric went wrong")
-        return METRICS_CHANGED(pair)
+        return changed(pair)
 
-    METRICS_CHANGED = METRICS["changed"].function
-    broken = Metric("changed", breaks, unchanged=0.0, reshaped=1.0)
-    monkeypatch.setattr("onnxfi.tasks.metrics.METRICS", {**METRICS, "changed": broken})
+    changed = CLASSIFICATION.metric("changed").function
+    assert changed is not None
+    replace_metric(monkeypatch, "changed", breaks)
     results = ran(campaign(), here / "s.db")
     failed = [r.trial for r in results if r.error is not None]
     assert 5 < len(failed) < 12 and len(results) == 24

@@ -34,6 +34,7 @@ from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import BaselineError, InputError, OutputError, SpecError, StoreError
 from onnxfi.runtime.engine.engines import OrtEngine
 from onnxfi.statistics.intervals import Interval, clopper_pearson, mean_interval
+from onnxfi.tasks.classification import CLASSIFICATION
 
 MODELS = Path(__file__).parents[3] / "models"
 CNN, DATA = MODELS / "fashion_cnn.onnx", MODELS / "fashion_test.npz"
@@ -720,7 +721,7 @@ def test_three_arms_are_enough_for_any_20_seeds(twenty: Twenty) -> None:
 
 def told(*findings: tuple[str, str], model: str = "models/m.onnx", reason: str = "") -> Checked:
     measured = Measured(
-        "s.db", model, "0" * 64, {}, 100, "bit", {}, 5, "5 samples of 'a|b'", 10, 10, 0, 0.995, ()
+        "s.db", model, "0" * 64, {}, 100, "bit", {}, 5, "5 samples of 'a|b'", 10, 10, 0, 0.995, (), CLASSIFICATION
     )  # fmt: skip
     rows = tuple(
         Finding(Limit("sdc1", layer=layer, max=0.1), interval(0.02, 0.2), verdict, reason)

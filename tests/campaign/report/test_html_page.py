@@ -95,7 +95,7 @@ def test_the_most_harmful_are_the_most_harmful(here: Path) -> None:
         rows = [row for row in opened.rows() if row.outcome != "masked"]
         best = sorted((row.metrics["sdc1"] for row in rows), reverse=True)[:20]
         found = harmful(here / "s.db")
-        assert [harm.sdc1 for harm in found] == best
+        assert [harm.values[0] for harm in found] == best
         for harm in found:
             assert [row["trial"] for row in harm.rows] == [harm.trial] and harm.faults == 1
     sweep(here)

@@ -23,10 +23,10 @@ from onnxfi.campaign.report.notes import notes
 from onnxfi.campaign.report.report import Fold, Report, report
 from onnxfi.campaign.report.tables import classes, write_csv
 from onnxfi.campaign.spec.campaign import Campaign, Part
-from onnxfi.campaign.spec.rates import SHARES, YES_NO
 from onnxfi.errors import OutputError, StoreError
 from onnxfi.statistics.intervals import Stratum, clopper_pearson, stratified_interval
-from onnxfi.tasks.outcomes import CLASSES, unpacked
+from onnxfi.tasks.classification import CLASSES, CLASSIFICATION
+from onnxfi.tasks.outcomes import unpacked
 
 LAYERS = {"fc1": 25 * 32, "fc2": 18 * 32}
 
@@ -56,7 +56,7 @@ def check(fold: Fold, rows: list[dict[str, Any]], weights: dict[int, int] | None
     strata = sorted(weights) if weights else [0]
     assert fold.population == (sum(weights.values()) if weights else None)
     for rate in fold.rates:
-        yes_no = rate.name in YES_NO
+        yes_no = CLASSIFICATION.metric(rate.name).fold == "count"
         assert rate.of == ("trials" if yes_no else "samples")
         x = [
             [
@@ -277,9 +277,10 @@ def test_files_of_models_without_classes(here: Path) -> None:
     assert classes(found) == [] and found.samples is None
     assert {rate.name for rate in found.everything.rates} == {
         "masked", "sdc", "due", "nonfinite", "masked_samples", "sdc_samples", "due_samples",
+        "changed", "changed_samples", "max_abs", "rel_l2", "cosine",
     }  # fmt: skip
     assert "classes.csv" not in [path.name for path in write_csv(found, here)]
-    assert read(here / "summary.csv")[0]["top1"] == ""
+    assert "top1" not in read(here / "summary.csv")[0], "a task's columns are the metrics that it declares"
 
 
 def test_a_folder_that_cannot_be_written(here: Path) -> None:
@@ -340,7 +341,7 @@ def test_the_document_is_strict_and_says_what_the_report_says(here: Path) -> Non
     assert document["outcomes"] == found.everything.outcomes
     assert (document["trials"], document["planned"], document["errors"]) == (found.everything.trials, found.planned, 0)
     rates = {rate["name"]: rate for rate in document["rates"]}
-    assert set(rates) == {*YES_NO, *SHARES}
+    assert set(rates) == set(CLASSIFICATION.reported)
     interval = found.everything.rate("critical")
     assert interval is not None
     assert (rates["critical"]["low"], rates["critical"]["value"], rates["critical"]["high"]) == (

@@ -23,10 +23,9 @@ from onnxfi.campaign.report import report as reports
 from onnxfi.campaign.report.report import Fold, Report, report
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.spec.rates import RATES as ALL_RATES
-from onnxfi.campaign.spec.rates import YES_NO
 from onnxfi.faults import sampling
 from onnxfi.graph.model.loading import Model, load
+from onnxfi.tasks.classification import CLASSIFICATION
 
 pytestmark = pytest.mark.slow
 CAMPAIGNS = 1000
@@ -51,7 +50,7 @@ class Truth:
                 line = json.loads(opened.trial(row.trial)["lines"])
                 k = number[f"{line['target']}[{line['index']}]:{line['bits'][0]}"]
                 self.layers[k], self.bits[k] = row.layer, row.bit
-                self.values[:, k] = [YES_NO[n](row) if n in YES_NO else row.metrics[n] for n in RATES]
+                self.values[:, k] = [CLASSIFICATION.metric(n).value(row.outcome, row.metrics) for n in RATES]
 
     def of(self, name: str, layer: str | None = None) -> float:
         """The true rate."""
@@ -83,18 +82,19 @@ def drawn(truth: Truth, plan: Plan, seed: int) -> list[NDArray[np.int64]]:
 def intervals(truth: Truth, plan: Plan, sites: list[NDArray[np.int64]], layers: list[str | None]) -> Any:
     """What the report would state of these trials: for each layer (None: all) and rate."""
     strata = tuple({"stratum": s, **group.told()} for s, group in enumerate(plan.groups))
-    fold = reports._Folder(strata, plan.cells(), plan.campaign.confidence)
-    places = [ALL_RATES.index(name) for name in RATES]
+    fold = reports._Folder(CLASSIFICATION, strata, plan.cells(), plan.campaign.confidence)
+    places = [CLASSIFICATION.reported.index(name) for name in RATES]
     for s, chosen in enumerate(sites):
         for layer in set(truth.layers):
             x = truth.values[:, chosen[truth.layers[chosen] == layer]]
-            fold.sums[s, layer, None][places] = np.stack(
+            fold.sums.setdefault((s, layer, None), fold._none())[places] = np.stack(
                 [np.full(len(x), x.shape[1]), x.sum(axis=1), (x * x).sum(axis=1)], axis=1
             )
     for layer in layers:
-        parts = fold._parts(None, layer, None)
+        where = reports._Scope(None, layer, None)
+        parts = fold._parts(where)
         for name, k in zip(RATES, places, strict=True):
-            yield layer, name, fold._interval(name, [(sums[k], n) for sums, n in parts])
+            yield layer, name, fold._interval(k, where, parts)
 
 
 def test_the_truth_is_whole(truth: Truth) -> None:

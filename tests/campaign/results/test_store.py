@@ -21,7 +21,8 @@ from tiny_campaigns import altered, dying, mlp, ran, samples, tables
 from onnxfi.campaign.execute.runner import run
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.results.merge import merge
-from onnxfi.campaign.results.store import Result, Store, set_aside
+from onnxfi.campaign.results.rows import Result
+from onnxfi.campaign.results.store import Store, set_aside
 from onnxfi.campaign.spec.campaign import Campaign, Part
 from onnxfi.errors import CampaignError, OutputError, SpecError, StoreError
 

@@ -13,7 +13,7 @@ from onnxfi.errors import DataError
 from onnxfi.runtime.data.batches import Data, layout
 from onnxfi.runtime.data.sample_outputs import without_ones
 from onnxfi.runtime.engine.model_io import Port
-from onnxfi.tasks.scores import check_port, classifies, no_class_scores, reading, scored_output
+from onnxfi.tasks.class_scores import check_port, classifies, no_class_scores, reading, scored_output
 
 SCORES = Port("scores", "float32", ("N", 10))
 BOXES = Port("boxes", "float32", ("N", 5, 4))

@@ -7,9 +7,10 @@ many classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 from onnxfi.errors import DataError
 from onnxfi.runtime.engine.model_io import Array
 
-Labels = NDArray[np.int64]
+LabelArray = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 Floats = NDArray[np.float64]
+Found = TypeVar("Found")
 #: Elements of a block: with a few float64 copies it still fits into a cache of 1 MB.
 _BLOCK = 1 << 15
 
@@ -72,7 +74,7 @@ class Answers:
     """
 
     scores: Array
-    labels: Labels | None = None
+    labels: LabelArray | None = None
     kind: str = "logits"
 
     @cached_property
@@ -96,8 +98,32 @@ class Answers:
 
     @cached_property
     def top(self) -> NDArray[np.int64]:
-        """The top-1 class of each sample, -1 where there is none ([N])."""
+        """The top-1 class of each sample, -1 where there is none ([N]); DataError where these are no class scores."""
+        self._check_rank()
         return self.tops(self.all)
+
+    def _check_rank(self) -> None:
+        if np.ndim(self.scores) != 2:
+            raise DataError(f"top-1 takes scores of shape [N, classes], given {list(np.shape(self.scores) or (1,))}")
+
+    @cached_property
+    def truth(self) -> LabelArray:
+        """The labels ([N]); DataError where there are none, or they do not fit the scores."""
+        self._check_rank()
+        if self.labels is None:
+            raise DataError("accuracy needs labels; the data has none")
+        if self.labels.shape != self.scores.shape[:1]:
+            raise DataError(f"{self.labels.size} labels for {len(self.scores)} samples")
+        classes = self.rows.shape[1]
+        if self.labels.size and not 0 <= self.labels.min() <= self.labels.max() < classes:
+            found = f"{self.labels.min()} to {self.labels.max()}"
+            raise DataError(f"labels go from {found}, but the model scores {classes} classes, counted from 0")
+        return self.labels
+
+    @cached_property
+    def right(self) -> Flags:
+        """Samples whose top-1 is their label ([N])."""
+        return np.asarray(self.top == self.truth)
 
     def tops(self, which: NDArray[np.int64]) -> NDArray[np.int64]:
         """The top-1 class of some samples, the lowest in a tie; -1 where there is a NaN, or no class."""
@@ -111,8 +137,7 @@ class Answers:
     @cached_property
     def five(self) -> Flags:
         """Samples whose label is in their top-5 ([N])."""
-        assert self.labels is not None
-        return self.hold(self.labels, self.all)
+        return self.hold(self.truth, self.all)
 
     def hold(self, classes: NDArray[np.int64], which: NDArray[np.int64], most: int = 5) -> Flags:
         """Whether some samples have each its class ([which], -1: none) among their `most` first."""
@@ -195,7 +220,7 @@ def _weights(values: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class AnswerPair:
     """Golden answers beside the faulty ones of the same samples and shape.
 
     `detects` says that a value that is not finite counts as detected (DUE), where it was not golden's.
@@ -204,9 +229,25 @@ class Comparison:
     golden: Answers
     faulty: Answers
     detects: bool = True
+    #: The largest difference of a masked sample, in the unit of the scores.
+    tolerance: float = 0.0
+
+    _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, function: Callable[[AnswerPair], Found]) -> Found:
+        """Return what a function finds of this pair; it is called once for all metrics that ask."""
+        if function not in self._found:
+            self._found[function] = function(self)
+        found: Found = self._found[function]
+        return found
 
     @property
-    def labels(self) -> Labels | None:
+    def same_shape(self) -> bool:
+        """True where golden and faulty answers have one shape."""
+        return (np.shape(self.golden.scores) or (1,)) == (np.shape(self.faulty.scores) or (1,))
+
+    @property
+    def labels(self) -> LabelArray | None:
         """The labels of the samples ([N])."""
         return self.golden.labels
 
@@ -262,9 +303,8 @@ class Comparison:
     @cached_property
     def label_five(self) -> Flags:
         """Samples in whose faulty top-5 their label is ([N])."""
-        assert self.labels is not None
         found = self.golden.five.copy()
-        found[self.changed] = self.faulty.hold(self.labels[self.changed], self.changed)
+        found[self.changed] = self.faulty.hold(self.golden.truth[self.changed], self.changed)
         return found
 
     @cached_property
@@ -285,6 +325,14 @@ class Comparison:
         found = np.zeros(len(self.differ))
         found[self.changed] = self._deviations.far
         return found
+
+    @cached_property
+    def within_tolerance(self) -> Flags:
+        """Samples that equal the golden ones in every bit, or deviate by no more than the tolerance ([N])."""
+        same = self.differ == 0
+        if self.tolerance > 0 and self.golden.scores.dtype.kind in "fiuV":
+            same |= self.distances <= self.tolerance
+        return np.asarray(same)
 
     @property
     def farthest(self) -> float:

@@ -1,0 +1,233 @@
+"""The tasks and metrics that are known: built in, from entry points, and a user's own as `module:name`.
+
+An entry point of the group `onnxfi.tasks` or `onnxfi.metrics`, like `module:name`, leads to a `Task` or a `Metric`, or
+to a function of keyword arguments that returns one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
+from typing import Any
+
+from onnxfi.errors import DataError, InputError, closest
+from onnxfi.runtime.data.batches import Data
+from onnxfi.runtime.data.sources import names_function
+from onnxfi.runtime.engine.model_io import Array, one_line
+from onnxfi.tasks.class_scores import classifies, reading
+from onnxfi.tasks.classification import CLASSIFICATION
+from onnxfi.tasks.deviation import DEVIATION
+from onnxfi.tasks.task import Metric, Task
+
+#: The name that leaves the choice of the task to the shape and the name of the scored output.
+AUTO = "auto"
+BUILT_IN: Mapping[str, Task] = MappingProxyType({task.name: task for task in (CLASSIFICATION, DEVIATION)})
+
+
+@cache
+def _installed(group: str) -> Mapping[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def task_names() -> tuple[str, ...]:
+    """Return the names that ``--task`` takes."""
+    return (AUTO, *BUILT_IN, *_installed("onnxfi.tasks"))
+
+
+def known_tasks(*specs: str) -> Iterator[Task]:
+    """Yield the built-in and installed tasks, and those of `specs`."""
+    yield from BUILT_IN.values()
+    yield from (find_task(spec) for spec in (*_installed("onnxfi.tasks"), *specs) if spec not in (AUTO, *BUILT_IN))
+
+
+def find_task(spec: str, metrics: Sequence[str] = ()) -> Task:
+    """Return the task of a specification ``NAME[:key=value,…]`` or ``module:name``, with other metrics added.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, a module that cannot be imported, or options that the task does not take.
+
+    Examples
+    --------
+    >>> find_task("deviation").headline
+    'sdc_samples'
+    """
+    head, _, tail = spec.partition(":")
+    if names_function(spec):
+        found = _own(spec, Task, {})
+    elif head in BUILT_IN or head in _installed("onnxfi.tasks"):
+        options = _options(spec, tail)
+        made = BUILT_IN.get(head) or _load(_installed("onnxfi.tasks")[head], "task")
+        found = _made(made, Task, spec, options)
+    else:
+        raise InputError(f"no task {head[:60]!r}{closest(head[:60], task_names())}, or give module:name")
+    own = [find_metric(one) for one in metrics]
+    return with_metrics(found, own) if own else found
+
+
+def find_metric(spec: str) -> Metric:
+    """Return a user's own metric: ``module:name``, or the name of an entry point of `onnxfi.metrics`."""
+    if names_function(spec):
+        found: Metric = _own(spec, Metric, {})
+        return found
+    installed = _installed("onnxfi.metrics")
+    if spec not in installed:
+        raise InputError(f"no metric {spec[:60]!r}{closest(spec[:60], installed)}, or give module:name")
+    made: Metric = _made(_load(installed[spec], "metric"), Metric, spec, {})
+    return made
+
+
+def with_metrics(task: Task, metrics: Sequence[Metric]) -> Task:
+    """Return a task that also has these metrics, in every report and beside its columns."""
+    names = tuple(m.name for m in metrics)
+    for number, name in enumerate(names):
+        if name in task.by_name or name in names[:number]:
+            raise InputError(f"the task {task.name} has a metric {name!r} already; give this one another name")
+    return replace(
+        task, metrics=(*task.metrics, *metrics), reported=(*task.reported, *names),
+        evaluated=(*task.evaluated, *names), columns=(*task.columns, *((name,) for name in names)),
+        page_columns=(*task.page_columns, *names),
+    )  # fmt: skip
+
+
+def choose_task(
+    spec: str, scores: Array, output: str | None, data: Data, kind: str = "auto", metrics: Sequence[str] = ()
+) -> Task:
+    """Return the task of golden scores ([N, …]): that of `spec`, or for ``auto`` classification where it is certain.
+
+    Raises
+    ------
+    DataError
+        Where the scores do not fit the task of `spec`, or the labels of the data ask for classes and there are none.
+    """
+    if spec == AUTO:
+        spec = CLASSIFICATION.name if classifies(scores, output, data, kind) else DEVIATION.name
+        return find_task(spec, metrics)
+    task = find_task(spec, metrics)
+    why = task.misfit(scores.shape, scores.dtype, output, data.samples, kind) if task.misfit else ""
+    if why:
+        raise DataError(f"task {spec} does not fit: {why}; tasks that fit: {DEVIATION.name}, or name another --output")
+    if task.name == CLASSIFICATION.name:
+        classifies(scores, output, data, kind)
+    return task
+
+
+def known_metric(name: str, task: str = AUTO, metrics: Sequence[str] = ()) -> Metric | None:
+    """Return the metric of a name in any known task, in that of the specification `task`, or among `metrics`."""
+    for known in known_tasks():
+        if name in known.by_name:
+            return known.metric(name)
+    if names_function(task) and name in (own := find_task(task)).by_name:
+        return own.metric(name)
+    return next((m for m in map(find_metric, metrics) if m.name == name), None)
+
+
+def metric_names() -> list[str]:
+    """Return the names of the metrics of all known tasks."""
+    return list(dict.fromkeys(name for task in known_tasks() for name in task.by_name))
+
+
+def expected_task(spec: str, output: str | None) -> Task:
+    """Return the task of a specification before the golden run: for ``auto`` by the scored output that was found."""
+    if spec != AUTO:
+        return find_task(spec)
+    return DEVIATION if output is None else CLASSIFICATION
+
+
+def remark(
+    spec: str, task: Task, scores: Array, output: str | None, samples: int, kind: str = "auto", *, labelled: bool
+) -> str:
+    """Return how the scored output is read, where that was guessed or is doubtful; empty where it is certain."""
+    if spec == AUTO:
+        return reading(scores, output, samples, kind, labelled=labelled)
+    return task.remark(scores, output, samples, kind, labelled=True) if task.remark else ""
+
+
+def missing(name: str, task: Task, *, labelled: bool) -> str:
+    """Return what a campaign lacks for a metric; empty where it lacks nothing.
+
+    >>> missing("critical", CLASSIFICATION, labelled=False)
+    'the data has no labels; name labelled data with --data, or take the rate sdc1'
+    """
+    metric = task.by_name.get(name)
+    if metric is not None:
+        if metric.needs_labels and not labelled:
+            return f"the data has no labels; name labelled data with --data, or take the rate {task.headline}"
+        return ""
+    owner = next((one for one in known_tasks() if name in one.by_name), None)
+    why = owner.absent if owner is not None else ""
+    return f"{why or f'the task {task.name} has no such metric'}, or take the rate sdc or {task.headline}"
+
+
+def _own(spec: str, kind: type, options: Mapping[str, Any]) -> Any:
+    """Return what `module:name` leads to."""
+    module, _, name = spec.partition(":")
+    what = kind.__name__.lower()
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        made = getattr(import_module(module), name)
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{what} {spec!r} cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(here)
+    return _made(made, kind, spec, options)
+
+
+def _load(point: EntryPoint, what: str) -> Any:
+    try:
+        return point.load()
+    except Exception as error:
+        raise InputError(f"{what} {point.name!r} cannot be loaded from {point.value}: {error}") from error
+
+
+def _made(found: Any, kind: type, spec: str, options: Mapping[str, Any]) -> Any:
+    """Return a value of a kind as it is, or as a function makes it of options."""
+    what = kind.__name__.lower()
+    if callable(found) and not isinstance(found, kind):
+        _check_options(found, options, spec)
+        found = found(**options)
+    elif options:
+        raise InputError(f"{what} {spec!r} takes no options; leave out {', '.join(options)}")
+    if not isinstance(found, kind):
+        raise InputError(
+            f"{spec!r} is a {type(found).__name__}; give a {kind.__name__}, or a function that returns one"
+        )
+    return found
+
+
+def _check_options(function: Callable[..., Any], options: Mapping[str, Any], spec: str) -> None:
+    known = list(inspect.signature(function).parameters)
+    for name in options:
+        if name not in known:
+            raise InputError(f"{spec!r}: no option {name!r}{closest(name, known)}")
+
+
+def _options(spec: str, text: str) -> dict[str, Any]:
+    """Return the options of ``key=value,…``; numbers are numbers."""
+    found: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not (equals and key and value):
+            raise InputError(f"task {spec!r}: options are key=value, separated by commas; given {part!r}")
+        found[key] = _number(value)
+    return found
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

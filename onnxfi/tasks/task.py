@@ -1,0 +1,335 @@
+"""The task of a network: the meaning of its answers, declared once for stores, reports, gates and figures.
+
+A `Task` declares `Metric` values. Everything outside this folder iterates over these declarations and knows no metric
+by name. They are plain data apart from the functions, so a store carries them and a report runs no code of a task.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from onnxfi.errors import DataError
+from onnxfi.faults.trials import json_value
+from onnxfi.runtime.engine.model_io import Array
+from onnxfi.statistics.intervals import Interval
+from onnxfi.tasks.answers import AnswerPair, Answers, Flags, LabelArray, share
+
+#: Outcomes of a trial, from its gravest sample: DUE before SDC before masked.
+OUTCOMES = ("masked", "sdc", "due")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A declared metric of one trial: its name, unit, bounds and direction, and the function that measures it.
+
+    Parameters
+    ----------
+    name : str
+        The name in stores, files, budgets and tables.
+    function : callable, optional
+        Measures an `AnswerPair` (golden and faulty answers of N samples) and returns a float. Metrics that follow
+        from the outcome of the trial, and those read from a store, have none.
+    label : str
+        The name for people; `name` by default.
+    axis : str
+        The label of a figure's axis with its unit; `label` and unit by default.
+    per : {"sample", "trial", "set"}
+        A share of the samples of a trial, a yes or no of the whole trial, or one number of the set of its samples.
+    unit : str
+        ``%`` for a share of 1 that people read as a percentage, else the unit of the number.
+    bounds : tuple of float
+        The least and the largest value. A metric with finite bounds is folded over trials as a mean, one without as
+        a median, which is defined where trials without an answer deviate infinitely.
+    better : {"lower", "higher"}
+        The direction of improvement.
+    unchanged : float or None
+        The value of an output that is the golden one bit for bit and finite; None where it depends on labels.
+    failed : float, callable or None
+        The value of a trial without an answer of the expected shape; as a callable, computed from the golden
+        `Answers`; None where the faulty answers alone say it.
+    needs_labels : bool
+        The metric compares with labels.
+    silent : bool
+        The metric counts only errors that nothing detects: it is 0 where the trial is DUE without an answer.
+    detected : bool
+        The metric counts detected errors: it is 0 where a trial without an answer is not DUE.
+    golden : bool
+        The metric says something about the golden run alone.
+    any_of : str
+        For a yes or no of a trial: the metric per sample that is above 0 in such a trial; an outcome has none.
+
+    Examples
+    --------
+    >>> worst = Metric("worst", lambda pair: float(pair.distances.max()), unit="K", bounds=(0.0, float("inf")))
+    >>> worst(np.array([[1.0], [2.0]]), np.array([[1.0], [5.0]]))
+    3.0
+    """
+
+    name: str
+    function: Callable[[AnswerPair], float] | None = field(default=None, compare=False, repr=False)
+    label: str = ""
+    axis: str = ""
+    per: Literal["sample", "trial", "set"] = "sample"
+    unit: str = "%"
+    bounds: tuple[float, float] = (0.0, 1.0)
+    better: Literal["lower", "higher"] = "lower"
+    unchanged: float | None = 0.0
+    failed: float | Callable[[Answers], float] | None = field(default=1.0, compare=False)
+    needs_labels: bool = False
+    silent: bool = False
+    detected: bool = False
+    golden: bool = False
+    any_of: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or self.name)
+        object.__setattr__(self, "axis", self.axis or f"{self.label} ({self.unit})".removesuffix(" ()"))
+
+    @property
+    def share(self) -> bool:
+        """True for a share of 1."""
+        return self.unit == "%"
+
+    @property
+    def of(self) -> str:
+        """The population that the metric is a share or a statistic of: trials or samples."""
+        return "samples" if self.per == "sample" else "trials"
+
+    @property
+    def fold(self) -> Literal["count", "mean", "median"]:
+        """The statistic over trials: a binomial count, a mean of bounded values, or a median."""
+        if self.per == "trial":
+            return "count"
+        return "mean" if np.isfinite(self.bounds).all() else "median"
+
+    def __call__(self, golden: Array, faulty: Array, labels: LabelArray | None = None) -> float:
+        """Measure arrays [N, …]; DataError where labels or shapes do not fit."""
+        return self.measure(AnswerPair(Answers(golden, labels), Answers(faulty)))
+
+    def measure(self, pair: AnswerPair) -> float:
+        """Measure golden and faulty answers; answers of different shapes give the value at failure."""
+        assert self.function is not None
+        if not pair.same_shape and self.failed is not None:
+            return self.at_failure(pair.golden, due=False)
+        try:
+            with np.errstate(all="ignore"):
+                return self.function(pair)
+        except DataError as error:
+            raise DataError(f"{self.name}: {error}") from None
+
+    def at_failure(self, golden: Answers, *, due: bool) -> float:
+        """Return the value of a trial without an answer of the expected shape."""
+        if (self.silent and due) or (self.detected and not due):
+            return 0.0
+        return self.failed(golden) if callable(self.failed) else (self.failed or 0.0)
+
+    def value(self, outcome: str, metrics: Mapping[str, Any]) -> float | None:
+        """Return the metric of a stored trial; None where the trial has no such value."""
+        if self.per == "trial" and not self.any_of:
+            return float(outcome == self.name)
+        found = metrics.get(self.any_of or self.name)
+        if found is None:
+            return None
+        return float(float(found) > 0) if self.any_of else float(found)
+
+    def measured_in(self, metrics: Mapping[str, Any]) -> bool:
+        """Return true where a campaign whose golden run has these metrics measures this one."""
+        return self.name in OUTCOMES or (self.any_of or self.name) in metrics
+
+    def text(self, value: float, digits: int = 2) -> str:
+        """Return a value for people, with its unit."""
+        if self.share:
+            return f"{100 * value:.{digits}f} %"
+        return f"{value:.4g} {self.unit}".rstrip()
+
+    def interval(self, i: Interval) -> str:
+        """Return an estimate with the ends of its interval for people."""
+        estimate = "-" if math.isnan(i.estimate) else self.text(i.estimate)
+        low, high = (self.text(end).removesuffix("%").removesuffix(self.unit).rstrip() for end in (i.low, i.high))
+        return f"{estimate} [{low}, {high}]"
+
+    def row(self) -> dict[str, Any]:
+        """Return the declaration as plain values for JSON."""
+        skipped = ("function", "failed")
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skipped}
+        return kept | {"bounds": [json_value(end) for end in self.bounds]}
+
+    @classmethod
+    def declared(cls, row: Mapping[str, Any]) -> Metric:
+        """Return the metric that `row` declares, without its function."""
+        known = {f.name for f in fields(cls)}
+        low, high = (float(end) for end in row["bounds"])
+        return cls(**{k: v for k, v in row.items() if k in known} | {"bounds": (low, high)})
+
+
+def _within_tolerance(pair: AnswerPair) -> Flags:
+    return pair.within_tolerance
+
+
+@dataclass(frozen=True)
+class Task:
+    """The meaning of a network's answers: metrics, the rule of a masked sample, and what reports show.
+
+    Parameters
+    ----------
+    name : str
+        The name that ``--task`` takes.
+    metrics : tuple of Metric
+        The metrics of the task, beside those that every task has (`COMMON`).
+    headline : str
+        The metric that stands for the task: adaptive campaigns measure it, maps and summaries show it.
+    reported, evaluated : tuple of str
+        Names of the metrics in reports (all by default) and of those without a campaign (all with a function).
+    columns : tuple of tuple of str
+        Columns of tables on the terminal; of each the first metric that the trials have.
+    page_columns, panels, tiles : tuple of str
+        Metrics as columns of tables on the page, as panels of bar charts (the first also as the map of layers and
+        bits), and beside the golden run.
+    curves, compared : tuple of str
+        Candidates for curves over rates and for comparisons of models: the first that all have is taken.
+    classes : tuple of str
+        Metrics of exclusive classes, for a table by layer.
+    sums : tuple of tuple of str
+        Metrics that sum to 1.
+    orders : tuple of tuple of str
+        Pairs of metrics: the first is never above the second.
+    absent : str
+        The reason, with a remedy, that a message gives where outputs have another task.
+    masked : callable
+        Returns the samples of an `AnswerPair` that count as golden ([N]).
+    wrong : callable, optional
+        Returns the samples whose answer is another one silently ([N]); reports say from them how much the choice of
+        samples adds to `headline`.
+    misfit : callable, optional
+        Returns why a golden output (values, name, data, kind of scores) does not fit the task; empty where it does.
+    score_kind, remark : callable, optional
+        Returns how golden scores are read, and what is doubtful about it.
+    takes_any_output : bool
+        Without ``--output`` all outputs count, else one output has to be found.
+
+    Examples
+    --------
+    >>> Task("thermometer", (Metric("error"),)).metric("sdc").label
+    'SDC'
+    """
+
+    name: str
+    metrics: tuple[Metric, ...]
+    headline: str = "sdc_samples"
+    reported: tuple[str, ...] = ()
+    evaluated: tuple[str, ...] = ()
+    columns: tuple[tuple[str, ...], ...] = ()
+    page_columns: tuple[str, ...] = ()
+    panels: tuple[str, ...] = ("sdc", "due")
+    curves: tuple[str, ...] = ("sdc",)
+    compared: tuple[str, ...] = ("sdc_samples", "sdc")
+    tiles: tuple[str, ...] = ("due",)
+    classes: tuple[str, ...] = ()
+    sums: tuple[tuple[str, ...], ...] = ()
+    orders: tuple[tuple[str, str], ...] = ()
+    absent: str = ""
+    takes_any_output: bool = True
+    masked: Callable[[AnswerPair], Flags] = field(default=_within_tolerance, compare=False, repr=False)
+    wrong: Callable[[AnswerPair], Flags] | None = field(default=None, compare=False, repr=False)
+    misfit: Callable[..., str] | None = field(default=None, compare=False, repr=False)
+    score_kind: Callable[[Array], str] | None = field(default=None, compare=False, repr=False)
+    remark: Callable[..., str] | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        own = tuple(m for m in self.metrics if m.name not in _COMMON_NAMES)
+        metrics = (*COMMON, *own)
+        shown = tuple((name,) for name in (*(m.name for m in own), "sdc", "due"))
+        columns = self.columns or shown
+        for name, value in {
+            "metrics": metrics,
+            "reported": self.reported or tuple(m.name for m in metrics),
+            "evaluated": self.evaluated or tuple(m.name for m in metrics if m.function is not None),
+            "columns": columns,
+            "page_columns": self.page_columns or (*(name for names in columns for name in names), "masked"),
+        }.items():
+            object.__setattr__(self, name, value)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Metric]:
+        """The metrics by name."""
+        return {m.name: m for m in self.metrics}
+
+    def metric(self, name: str) -> Metric:
+        """Return a metric by its name (KeyError)."""
+        return self.by_name[name]
+
+    def view(self, names: tuple[str, ...]) -> tuple[Metric, ...]:
+        """Return the metrics of these names, in their order."""
+        return tuple(self.by_name[name] for name in names)
+
+    @property
+    def reports(self) -> tuple[Metric, ...]:
+        """The metrics that reports fold over trials."""
+        return self.view(self.reported)
+
+    @property
+    def accuracy(self) -> Metric | None:
+        """The first metric that compares with labels and so says something about the golden run; None without one."""
+        return next((m for m in self.metrics if m.golden and m.needs_labels), None)
+
+    @property
+    def golden_names(self) -> tuple[str, ...]:
+        """The names of the metrics that say how right the golden run is."""
+        return tuple(m.name for m in self.metrics if m.golden and m.needs_labels)
+
+    def table(self, present: Collection[str]) -> tuple[Metric, ...]:
+        """Return the columns of a table on the terminal, of the metrics that are present."""
+        firsts = (next((name for name in names if name in present), None) for names in self.columns)
+        return self.view(tuple(name for name in firsts if name is not None))
+
+    def first(self, candidates: Sequence[str], present: Collection[str]) -> Metric:
+        """Return the first candidate that is present, else the share of trials that are SDC."""
+        return self.by_name[next((name for name in candidates if name in present), OUTCOMES[1])]
+
+    def applicable(self, *, labelled: bool) -> tuple[Metric, ...]:
+        """Return the metrics with a function that data with or without labels allows."""
+        return tuple(m for m in self.metrics if m.function is not None and labelled >= m.needs_labels)
+
+    def row(self) -> dict[str, Any]:
+        """Return the declaration as plain values for JSON."""
+        skipped = ("metrics", "masked", "wrong", "misfit", "score_kind", "remark")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skipped} | {
+            "metrics": [m.row() for m in self.metrics]
+        }
+
+    @classmethod
+    def declared(cls, row: Mapping[str, Any]) -> Task:
+        """Return the task that `row` declares, without its functions."""
+        known = {f.name for f in fields(cls)}
+        given = {name: _tuples(value) for name, value in row.items() if name in known and name != "metrics"}
+        return cls(**given, metrics=tuple(Metric.declared(one) for one in row["metrics"]))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def nonfinite(pair: AnswerPair) -> float:
+    """Share of samples in whose faulty output there is a NaN or an infinity; text has none."""
+    return share(pair.nonfinite)
+
+
+#: The metrics of every task.
+COMMON = (
+    Metric("masked", label="masked", per="trial", better="higher", unchanged=1.0),
+    Metric("sdc", label="SDC", axis="SDC\n(% of trials)", per="trial", silent=True),
+    Metric("due", label="DUE", axis="DUE\n(% of trials)", per="trial", detected=True),
+    Metric("nonfinite", nonfinite, golden=True, failed=None),
+    Metric("masked_samples", better="higher", unchanged=1.0, failed=0.0),
+    Metric("sdc_samples", label="changed samples", silent=True),
+    Metric("due_samples", detected=True),
+)
+_COMMON_NAMES = frozenset(m.name for m in COMMON)
+#: Outcomes exclude each other and leave nothing else.
+OUTCOME_SUMS = (OUTCOMES, ("masked_samples", "sdc_samples", "due_samples"))
