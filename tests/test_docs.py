@@ -326,6 +326,14 @@ def test_contributing_shows_the_fault_model_that_the_tests_run() -> None:
     assert model.end_lineno is not None and model.end_lineno - model.lineno < 15
 
 
+@pytest.mark.parametrize("name", ["own_metric.py", "own_task.py"])
+def test_contributing_shows_the_metric_and_the_task_that_the_tests_run(name: str) -> None:
+    example = read(f"examples/{name}")
+    assert example in blocks(read("CONTRIBUTING.md"), "python")
+    assert example in blocks(read("docs/reference/metrics.md"), "python")
+    assert example.count("\n") <= 25
+
+
 def test_contributing_draws_folders_that_are_there() -> None:
     (picture,) = (b for b in blocks(read("CONTRIBUTING.md"), "text") if b.startswith("onnxfi/\n"))
     names: list[str] = []

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from onnxfi.campaign.execute.runner import Running
     from onnxfi.campaign.report.compare import Comparison
     from onnxfi.campaign.spec.campaign import Campaign
+    from onnxfi.statistics.intervals import Interval
+    from onnxfi.tasks.task import Metric
 
 
 @click.command("compare", short_help="Run the same sweep on several versions of a network.")
@@ -130,10 +132,14 @@ def _print(found: Comparison) -> None:
         rows.append(("golden", *(number(found.golden(v), share=True) for v in found.versions)))
     for rate in found.rates:
         cells = [found.cell(v, rate) for v in found.versions]
-        texts = ["-" if i is None else f"{i.estimate:.2%} [{i.low:.2%}, {i.high:.2%}]" for i in cells]
+        texts = ["-" if i is None else _text(metric, i) for i in cells]
         rows.append((f"{rate:g}", *texts))
     title = f"{metric.label} over rate per {found.versions[0].unit}, intervals at {found.confidence:.4g}"
     table(title, ("Rate", *(f">{name}" for name in names)), rows)
     first = found.versions[0].found
     fewest = min((f.trials for v in found.versions for f in v.found.by_rate), default=0)
     say(f"{first.golden['data']}; {fewest} trials or more at each rate")
+
+
+def _text(metric: Metric, i: Interval) -> str:
+    return f"{i.estimate:.2%} [{i.low:.2%}, {i.high:.2%}]" if metric.share else metric.interval(i)

@@ -42,6 +42,16 @@ def task_names() -> tuple[str, ...]:
     return (AUTO, *BUILT_IN, *_installed("onnxfi.tasks"))
 
 
+def is_own(spec: str) -> bool:
+    """Return true for a task as ``module:name``, with or without options, which is imported.
+
+    >>> is_own("own_task:thermometer:limit=0.5"), is_own("deviation"), is_own("thermometer:limit=0.5")
+    (True, False, False)
+    """
+    head, *rest = spec.split(":")
+    return head not in task_names() and names_function(":".join([head, *rest[:1]]))
+
+
 def known_tasks(*specs: str) -> Iterator[Task]:
     """Yield the built-in and installed tasks, and those of `specs`."""
     yield from BUILT_IN.values()
@@ -49,7 +59,7 @@ def known_tasks(*specs: str) -> Iterator[Task]:
 
 
 def find_task(spec: str, metrics: Sequence[str] = ()) -> Task:
-    """Return the task of a specification ``NAME[:key=value,…]`` or ``module:name``, with other metrics added.
+    """Return the task of ``NAME[:key=value,…]`` or ``module:name[:key=value,…]``, with other metrics added.
 
     Raises
     ------
@@ -62,8 +72,9 @@ def find_task(spec: str, metrics: Sequence[str] = ()) -> Task:
     'sdc_samples'
     """
     head, _, tail = spec.partition(":")
-    if names_function(spec):
-        found = _own(spec, Task, {})
+    if is_own(spec):
+        name, _, text = tail.partition(":")
+        found = _own(f"{head}:{name}", Task, _options(spec, text))
     elif head in BUILT_IN or head in _installed("onnxfi.tasks"):
         options = _options(spec, tail)
         made = BUILT_IN.get(head) or _load(_installed("onnxfi.tasks")[head], "task")
@@ -126,7 +137,7 @@ def known_metric(name: str, task: str = AUTO, metrics: Sequence[str] = ()) -> Me
     for known in known_tasks():
         if name in known.by_name:
             return known.metric(name)
-    if names_function(task) and name in (own := find_task(task)).by_name:
+    if is_own(task) and name in (own := find_task(task)).by_name:
         return own.metric(name)
     return next((m for m in map(find_metric, metrics) if m.name == name), None)
 
@@ -196,7 +207,12 @@ def _made(found: Any, kind: type, spec: str, options: Mapping[str, Any]) -> Any:
     what = kind.__name__.lower()
     if callable(found) and not isinstance(found, kind):
         _check_options(found, options, spec)
-        found = found(**options)
+        try:
+            found = found(**options)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"{what} {spec!r} failed: {type(error).__name__}: {one_line(error)}") from error
     elif options:
         raise InputError(f"{what} {spec!r} takes no options; leave out {', '.join(options)}")
     if not isinstance(found, kind):

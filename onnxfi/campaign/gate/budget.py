@@ -14,6 +14,7 @@ from onnxfi.campaign.spec.field_types import brief, check_types, typed
 from onnxfi.campaign.spec.yaml_fields import Place, built, plain, read_fields, read_part, read_yaml
 from onnxfi.errors import SpecError, closest
 from onnxfi.tasks.registry import known_metric, known_tasks, metric_names
+from onnxfi.tasks.task import Metric
 
 VERSION = 1
 BOUNDS = ("min", "max", "max_drop", "max_rise")
@@ -51,16 +52,17 @@ class Limit:
 
     def __post_init__(self) -> None:
         check_types(self)
-        metric = known_metric(str(self.rate))
-        if metric is None:
-            raise SpecError(f"no rate {str(self.rate)[:60]!r}{closest(str(self.rate)[:60], metric_names())}", "rate")
+        metric = self.metric
         given = [name for name in BOUNDS if getattr(self, name) is not None]
         if len(given) != 1:
             raise SpecError(
                 f"a limit takes exactly one of {', '.join(BOUNDS)}; given: {' and '.join(given) or 'none'}", *given[1:2]
             )
-        if not 0 <= self.value <= 1:  # also NaN
-            raise SpecError(f"{given[0]} {self.value:g} is out of range; give a share from 0 to 1, as 0.05", given[0])
+        low, high = metric.bounds if not self.change else (0.0, metric.bounds[1] - metric.bounds[0])
+        if not (low <= self.value <= high and math.isfinite(self.value)):
+            allowed = f"a number from {low:g}" + ("" if math.isinf(high) else f" to {high:g}")
+            allowed = "a share from 0 to 1, as 0.05" if metric.share else allowed
+            raise SpecError(f"{given[0]} {self.value:g} is out of range; give {allowed}", given[0])
         if self.golden and not metric.golden:
             golden = (m for task in known_tasks() for m in task.metrics if m.golden)
             takes = ", ".join(dict.fromkeys(m.name for m in sorted(golden, key=lambda m: not m.needs_labels)))
@@ -70,8 +72,13 @@ class Limit:
                 raise SpecError(f"golden and {name} exclude each other: golden is the run without faults", name)
 
     @property
+    def metric(self) -> Metric:
+        """The metric that is limited; of a user's own, which the campaign names, only the name is known here."""
+        return known_metric(self.rate) or Metric(self.rate, unit="", bounds=(-math.inf, math.inf), golden=True)
+
+    @property
     def bound(self) -> str:
-        """Which bound it is: min, max, max_drop or max_rise."""
+        """The name of the bound: min, max, max_drop or max_rise."""
         return next(name for name in BOUNDS if getattr(self, name) is not None)
 
     @property
@@ -81,7 +88,7 @@ class Limit:
 
     @property
     def change(self) -> bool:
-        """Whether it is about the change against a baseline."""
+        """True for a bound on the change against a baseline."""
         return self.bound in ("max_drop", "max_rise")
 
     @property
@@ -94,6 +101,8 @@ class Limit:
     def allowed(self) -> str:
         """What is allowed."""
         said = {"min": "at least", "max": "at most", "max_drop": "drops by at most", "max_rise": "rises by at most"}
+        if not self.metric.share:
+            return f"{said[self.bound]} {self.value:.10g} {self.metric.unit}".rstrip()
         share = f"{100 * self.value:.10g}"
         return f"{said[self.bound]} {share} {'%' if not self.change else 'point' if share == '1' else 'points'}"
 
@@ -157,7 +166,9 @@ def _counted(budget: Budget) -> Iterator[tuple[str, Limit]]:
 
 
 def _placed(limit: Limit, name: str, campaign: Campaign) -> Limit:
-    """The limit with the rate of the sweep where there is only one; SpecError where the campaign cannot give it."""
+    """Return the limit with the rate of the only sweep; SpecError where the campaign cannot give it."""
+    if known_metric(limit.rate, campaign.task, campaign.metric) is None:
+        raise SpecError(f"no rate {limit.rate[:60]!r}{closest(limit.rate[:60], metric_names())}", f"{name}.rate")
     if limit.golden:
         return limit
     rates = ", ".join(f"{rate:g}" for rate in campaign.ber)
@@ -238,6 +249,9 @@ def load_budget(path: str | Path, *, allow_code: bool = False, instead: Collecti
         )
     if "campaign" not in given:
         raise whole.error("a budget names its campaign; add campaign: with ber or single, and with data")
+    for number in range(len(given.get("limits", ()))):
+        entries = places[f"limits[{number}]"].entries()
+        places |= {f"limits[{number}].{name}": value for name, _, value in entries}
     budget: Budget = built(Budget, given, places, whole)
     return budget
 

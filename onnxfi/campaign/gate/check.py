@@ -47,20 +47,25 @@ class Finding:
     def measured(self) -> str:
         """The value for people."""
         value = self.interval.estimate
-        return "-" if math.isnan(value) else f"{self._number(value)} {self._unit}"
+        return "-" if math.isnan(value) else f"{self._number(value)} {self._unit}".rstrip()
 
     @property
     def ends(self) -> str:
         """The interval for people."""
         i = self.interval
-        return "exact" if i.method == "exact" else f"[{self._number(i.low)}, {self._number(i.high)}] {self._unit}"
+        return (
+            "exact" if i.method == "exact" else f"[{self._number(i.low)}, {self._number(i.high)}] {self._unit}".rstrip()
+        )
 
     def _number(self, value: float) -> str:
+        if not self.limit.metric.share:
+            return f"{value:+.4g}" if self.limit.change else f"{value:.4g}"
         return f"{100 * value:+.2f}" if self.limit.change else f"{100 * value:.2f}"
 
     @property
     def _unit(self) -> str:
-        return "points" if self.limit.change else "%"
+        metric = self.limit.metric
+        return metric.unit if not metric.share else "points" if self.limit.change else "%"
 
     def __str__(self) -> str:
         why = f" ({self.reason})" if self.reason else ""
@@ -255,7 +260,8 @@ def _finding(limit: Limit, now: Measured, before: Measured | None, missing: str)
     if limit.change:
         earlier = None if before is None else value_of(limit, before)
         if earlier is None or math.isnan(earlier.estimate):
-            unknown = Interval(-1.0, 1.0, math.nan, "none", now.confidence)
+            low, high = now.task.metric(limit.rate).bounds
+            unknown = Interval(low - high, high - low, math.nan, "none", now.confidence)
             why = "no baseline was given" if earlier is None else "the baseline has no such rate"
             return Finding(limit, unknown, UNDECIDED, why)
         value = exact(value.estimate - earlier.estimate) if limit.golden else difference(value, earlier)
@@ -266,11 +272,11 @@ def _finding(limit: Limit, now: Measured, before: Measured | None, missing: str)
 
 
 def value_of(limit: Limit, measured: Measured) -> Interval:
-    """What was measured for a limit; where no trial tells, all of [0, 1]."""
+    """Return the measurement of a limit; without a trial, the bounds of the metric."""
     if limit.golden:
         return exact(measured.golden.get(limit.rate, math.nan))
     found = measured.interval(limit.rate, limit.ber, limit.layer)
-    return found or Interval(0.0, 1.0, math.nan, "none", measured.confidence)
+    return found or Interval(*measured.task.metric(limit.rate).bounds, math.nan, "none", measured.confidence)
 
 
 def decide(limit: Limit, value: Interval) -> str:

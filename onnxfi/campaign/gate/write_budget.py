@@ -101,7 +101,7 @@ def write_budget(
 
 def _sayings(base: Budget, limits: Sequence[Limit], trials: int) -> tuple[Budget, tuple[Limit, ...]]:
     """The budget with the limits that say something, and those that would allow everything."""
-    idle = tuple(limit for limit in limits if not limit.change and limit.value == (limit.bound == "max"))
+    idle = tuple(limit for limit in limits if not limit.change and limit.value == _loosest(limit))
     kept = tuple(limit for limit in limits if limit not in idle)
     if not kept:
         raise InputError(
@@ -123,13 +123,21 @@ def _bound(limit: Limit, here: Sequence[Limit], now: Measured) -> float:
     least = limit.bound == "min"
     found = [_room(one, value_of(one, now), now.samples, least) for one in here]
     worst = min(found) if least else max(found)
-    return max(0.0, math.floor(worst * 1e4) / 1e4) if least else min(1.0, math.ceil(worst * 1e4) / 1e4)
+    if math.isinf(worst):
+        raise InputError(f"no finite bound for {limit.what}: some trials deviate infinitely; take another rate")
+    low, high = now.task.metric(limit.rate).bounds
+    return max(low, math.floor(worst * 1e4) / 1e4) if least else min(high, math.ceil(worst * 1e4) / 1e4)
+
+
+def _loosest(limit: Limit) -> float:
+    """Return the value of the bound that allows everything."""
+    return limit.metric.bounds[1 if limit.bound == "max" else 0]
 
 
 def _room(limit: Limit, value: Interval, samples: int, least: bool) -> float:
     """The measured value and three arms of its interval; of golden, which has none, an end of that over the samples."""
     if math.isnan(value.estimate):
-        return 0.0 if least else 1.0
+        return limit.metric.bounds[0 if least else 1]
     if limit.golden:
         ends = clopper_pearson(round(value.estimate * samples), samples)
         return ends.low if least else ends.high

@@ -125,7 +125,7 @@ def page(found: Sequence[Report]) -> str:
     shows = [_shown(one, label) for one, label in zip(found, labels(found), strict=True)]
     shown = found[0].task.view(found[0].task.page_columns)
     frame = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    frame.filters |= {"share": _share, "plain": lambda text: plain(str(text), 1 << 20), "image": _image}
+    frame.filters |= {"value": _value, "plain": lambda text: plain(str(text), 1 << 20), "image": _image}
     digests = {name: _digest(text) for name, text in (("style", style), ("script", script))}
     return frame.from_string(body).render(
         style=style, script=script, digests=digests, figures=figures(found), shows=shows,
@@ -143,8 +143,8 @@ def _image(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(figure.bytes("svg")).decode()
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.2f} %"
+def _value(metric: Metric, value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else metric.text(value)
 
 
 def _shown(one: Report, label: str) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _shown(one: Report, label: str) -> dict[str, Any]:
     shown = task.view(task.page_columns)
     return {
         "columns": [m.label for m in shown], "golden": task.view(task.golden_names), "tiles": task.view(task.tiles),
-        "harms": [m.label for m in harm_metrics(task)],
+        "harms": harm_metrics(task),
         "label": label, "report": one, "harmful": harmful(one.store), "command": _command(spec, one.store),
 
         "tables": [(title, key, [_line(fold, shown) for fold in folds]) for title, key, folds in tables if folds],
@@ -170,8 +170,8 @@ def _shown(one: Report, label: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _line(fold: Fold, shown: Sequence[Metric]) -> tuple[Fold, list[Interval | None]]:
-    return fold, [fold.rate(metric.name) for metric in shown]
+def _line(fold: Fold, shown: Sequence[Metric]) -> tuple[Fold, list[tuple[Metric, Interval | None]]]:
+    return fold, [(metric, fold.rate(metric.name)) for metric in shown]
 
 
 def _command(spec: str | None, store: Path) -> str:

@@ -19,12 +19,11 @@ from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.sampling import check_rate
 from onnxfi.faults.scope import FaultScope
 from onnxfi.faults.space import Selector
-from onnxfi.runtime.data.sources import names_function
 from onnxfi.runtime.engine.engines import OrtEngine
 from onnxfi.statistics.adaptive import Method
 from onnxfi.statistics.intervals import Per
 from onnxfi.tasks.classification import CLASSIFICATION, KINDS
-from onnxfi.tasks.registry import AUTO, known_metric, metric_names, task_names
+from onnxfi.tasks.registry import AUTO, is_own, known_metric, metric_names, task_names
 
 DUE = ("error", "timeout", "crash", "memory", "nonfinite")
 ROUTES = ("auto", "late-start", "early-stop", "full")
@@ -208,7 +207,7 @@ class Campaign:
         self.engine()
 
     def _check_task(self) -> None:
-        if not names_function(self.task) and (head := self.task.partition(":")[0]) not in task_names():
+        if not is_own(self.task) and (head := self.task.partition(":")[0]) not in task_names():
             raise SpecError(f"task {head!r} is unknown{closest(head, task_names())}, or give module:name", "task")
         if self.rate == "any":  # as the command line says it
             object.__setattr__(self, "rate", f"any_{CLASSIFICATION.headline}")

@@ -11,6 +11,7 @@ from typing import Any
 
 from onnxfi.campaign.spec.yaml_fields import Place
 from onnxfi.runtime.data.sources import names_function
+from onnxfi.tasks.registry import is_own
 
 #: Words in the name of a provider's option that loads a library or an engine, or takes an address in memory.
 _LOADS = re.compile(r"path|lib|plugin|alloc|free|stream|backend|context|cache|engine|file|dir", re.I)
@@ -30,9 +31,9 @@ def refuse_code(given: Mapping[str, Any], places: Mapping[str, Place], instead: 
 def _code(given: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The fields that have code run, the place of the item at fault, and what it says."""
     found = []
-    for name in ("data", "task"):
+    for name, is_code in (("data", names_function), ("task", is_own)):
         text = given.get(name)
-        if isinstance(text, str) and names_function(text):
+        if isinstance(text, str) and is_code(text):
             found.append((name, name, text))
     for name, loads in (
         ("metric", names_function), ("custom_ops", lambda _: True), ("provider_option", _is_loaded),
