@@ -667,8 +667,8 @@ def test_compare_runs_in_its_own_process_too(run: Run, tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--dtype", "int8"), "--dtype 'int8' matches no tensor in flight of this model; known: float32"),
-        (("--exclude", "x"), "leave no tensor in flight; each matches something, but never the same one"),
+        (("--dtype", "int8"), "--dtype 'int8' matches no activation of this model; known: float32"),
+        (("--exclude", "x"), "leave no activation; each matches something, but never the same one"),
     ],
 )
 def test_a_selection_of_inputs_that_is_empty_says_what_there_is(run: Run, tiny: Path, words: Any, says: str) -> None:

@@ -95,7 +95,7 @@ def test_nothing_to_arm_is_no_error_unless_it_was_asked_for(run: Run, save: Save
     assert ran.code == 0 and "nothing to arm" in ran.out
     assert onnx.load(here / "out.onnx") == onnx.load(here / "m.onnx")
     ran = run("instrument", "m.onnx", "--include", "=z")
-    assert ran.code == 2 and "closest" in ran.err + "closest" and "matches no tensor in flight" in ran.err
+    assert ran.code == 2 and "closest" in ran.err + "closest" and "matches no activation" in ran.err
     assert run("instrument", "m.onnx", "--bits", "3").code == 2
     assert run("instrument", "m.onnx", "-o", "m.onnx").code == 2
 

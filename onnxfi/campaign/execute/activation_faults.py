@@ -168,7 +168,9 @@ def _staged(
         turns = {a.target.id: counters[a.path] for a in inside if a.path in counters}
         armed.append(arm(proto, inside))
         if values:
-            armed.append(arm(armed[0].proto, [a for a in check_value_formats(inside) if not a.why_not], values=True))
+            armed.append(
+                arm(armed[0].proto, [a for a in check_value_formats(inside) if not a.unsupported_reason], values=True)
+            )
         proto = _fed(armed)
     if folder is None and reach.model.path is not None:
         folder = reach.model.path.parent

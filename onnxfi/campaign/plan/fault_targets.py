@@ -75,11 +75,11 @@ class Reach:
         rows = _readable(model, complete_by_running(model, parse(model), _rows(model, data), data, custom_ops))
         steps = _steps(model, rows, data, custom_ops)
         steps |= {name: len(one) for name, one in step_tensors(model.proto).items()}
-        shapes = {a.target.id: a.target.shape for a in rows if a.shaped and not _alike(a, plain.get(a.target.id))}
-        places = {a.target.id: _place(a) for a in rows if a.target.id in shapes and not a.unplaced}
+        shapes = {a.target.id: a.target.shape for a in rows if a.shape_known and not _alike(a, plain.get(a.target.id))}
+        places = {a.target.id: _place(a) for a in rows if a.target.id in shapes and not a.axis_unknown_reason}
         aim = FaultScope(tuple(dict.fromkeys(t for aim in aims for t in aim.target)), aims[0].persistence, aims[0].all)
-        untyped = {name for name, a in plain.items() if a.why_not}
-        types = {a.target.id: a.target.dtype for a in rows if a.target.id in untyped and not a.why_not}
+        untyped = {name for name, a in plain.items() if a.unsupported_reason}
+        types = {a.target.id: a.target.dtype for a in rows if a.target.id in untyped and not a.unsupported_reason}
         found = ActivationSpace(aim, data.samples if data else 0, steps, shapes, places, types)
         if listed is not None and listed.activations is not None:
             if listed.activations.samples > found.samples:
@@ -105,7 +105,7 @@ class Reach:
     @classmethod
     def _flying(cls, model: Model, rows: Sequence[Activation], flight: ActivationSpace) -> Reach:
         stored, rows = {t.id for t in model.targets}, with_neuron_axes(model, rows)
-        kept = [a for a in rows if a.shaped and not a.why_not and a.target.id not in stored]
+        kept = [a for a in rows if a.shape_known and not a.unsupported_reason and a.target.id not in stored]
         flown = {a.target.id: a for a in kept}
         rolls = {name: steps for name, steps in step_tensors(model.proto).items() if flown.keys() >= set(steps)}
         rolled = {
@@ -113,7 +113,9 @@ class Reach:
             for name, steps in rolls.items()
         }
         targets = [replace(a.target, structural=False) for a in (*kept, *rolled.values())]
-        missed = sum(a.default and not a.shaped and (not a.why_not or bool(a.unplaced)) for a in rows)
+        missed = sum(
+            a.default and not a.shape_known and (not a.unsupported_reason or bool(a.axis_unknown_reason)) for a in rows
+        )
         beyond = tuple(a for a in rows if a.target.id not in flown and a.target.id not in stored)
         return cls(model, (*model.targets, *targets), flown, flight, rolled, rolls, missed, beyond)
 
@@ -194,7 +196,7 @@ class Reach:
                 return ()
             for a in self.beyond if selector.include else ():
                 if selector.selects(replace(a.target, structural=False)):
-                    why = a.why_not or "its shape on this data is not known, or not one"
+                    why = a.unsupported_reason or "its shape on this data is not known, or not one"
                     raise SelectorError(f"{a.target.id!r} ({shape_text(a.dims)}) cannot be struck: {why}") from None
             raise
 
@@ -205,7 +207,7 @@ class Reach:
         for a in chosen:
             spent = event.draw_parameters(1, a.target.word) if event.is_random else event.element_model
             places = range(a.target.word.bits - spent.width() + 1) if spent.unit == "bit" else (0,)
-            able = isinstance(spent, (Scale, Add)) and not check_value_formats([a])[0].why_not
+            able = isinstance(spent, (Scale, Add)) and not check_value_formats([a])[0].unsupported_reason
             if (a.path or halves) and not able and any(spent.mask(a.target.word, bit) is None for bit in places):
                 where = "body" if a.path else "model of 16-bit floats"
                 raise SelectorError(
@@ -216,9 +218,9 @@ class Reach:
     def _timed(self, a: Activation, aim: FaultScope) -> Target:
         assert self.flight is not None
         target = replace(a.target, structural=False)
-        if a.unplaced and aim.persistence == "transient":
+        if a.axis_unknown_reason and aim.persistence == "transient":
             raise SelectorError(
-                f"no sample of {target.id!r} ({shape_text(a.dims)}) can be named: {a.unplaced}; "
+                f"no sample of {target.id!r} ({shape_text(a.dims)}) can be named: {a.axis_unknown_reason}; "
                 f"leave it out with --exclude, or use --persistence permanent{one_at_a_time(a.dims)}"
             )
         steps = self.flight.steps.get(target.id, 0)
@@ -264,14 +266,14 @@ def _place(a: Activation) -> tuple[int, ...]:
 
 def _alike(a: Activation, plain: Activation | None) -> bool:
     """Whether the file alone says of an activation what is known of it."""
-    same = plain is not None and plain.shaped and plain.target.shape == a.target.shape
-    return same and plain is not None and (plain.place, plain.unplaced) == (a.place, a.unplaced)
+    same = plain is not None and plain.shape_known and plain.target.shape == a.target.shape
+    return same and plain is not None and (plain.place, plain.axis_unknown_reason) == (a.place, a.axis_unknown_reason)
 
 
 def _typed(a: Activation, types: Mapping[str, str]) -> Activation:
     """An activation with the number format that a list tells, where the file does not say it."""
     dtype = types.get(a.target.id)
-    return a if dtype is None else replace(a, why_not="", target=replace(a.target, word=WORDS[dtype]))
+    return a if dtype is None else replace(a, unsupported_reason="", target=replace(a.target, word=WORDS[dtype]))
 
 
 def _said(a: Activation, shape: tuple[int, ...], held: tuple[int, ...] | None) -> Activation:
@@ -281,8 +283,10 @@ def _said(a: Activation, shape: tuple[int, ...], held: tuple[int, ...] | None) -
     if place is not None:
         own = 1 if place.rows > 1 else 0
         dims = (*shape[: place.axis], None, *shape[place.axis + own :])
-    unplaced = a.unplaced if held is None else ""
-    return replace(a, dims=dims, place=place, unplaced=unplaced, target=replace(a.target, shape=shape))
+    axis_unknown_reason = a.axis_unknown_reason if held is None else ""
+    return replace(
+        a, dims=dims, place=place, axis_unknown_reason=axis_unknown_reason, target=replace(a.target, shape=shape)
+    )
 
 
 def _readable(model: Model, rows: Sequence[Activation]) -> list[Activation]:
@@ -293,13 +297,15 @@ def _readable(model: Model, rows: Sequence[Activation]) -> list[Activation]:
     opset, halves = opset_of(model.proto), bool(half_floats(model.proto))
     out = []
     for a in rows:
-        if a.why_not:
+        if a.unsupported_reason:
             out.append(a)
         elif a.path or halves:
             where = f"it lies in a {'body' if a.path else 'model of 16-bit floats'} of opset {opset}"
-            out += check_word_formats([a], opset) if opset >= 11 else [replace(a, why_not=where)]
+            out += check_word_formats([a], opset) if opset >= 11 else [replace(a, unsupported_reason=where)]
         else:
-            out.append(a if a.target.dtype in _READ else replace(a, why_not="its format cannot be read from a run"))
+            out.append(
+                a if a.target.dtype in _READ else replace(a, unsupported_reason="its format cannot be read from a run")
+            )
     return out
 
 

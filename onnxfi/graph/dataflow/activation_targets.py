@@ -1,8 +1,8 @@
-"""Activations: the values in flight that a fault can strike, as targets.
+"""Activations as targets: computed tensors into which faults can be injected.
 
 An activation's id is its path and tensor name, as for stored tensors; its elements count within one sample where it has
-a batch axis, and in the whole tensor where it has none. Number format and shape come from shape inference; what that
-leaves open a run can tell (`with_observed_facts`). What cannot be struck says why.
+a batch axis, and in the whole tensor where it has none. Number format and shape come from shape inference, or from a
+run where that leaves them open (`with_observed_facts`).
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ _RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
 
 @dataclass(frozen=True)
 class Activation:
-    """A value in flight: the target that it is, and what the graph says of it.
+    """Computed tensor: its target, and the facts that follow from the graph.
 
-    `dims` is its whole shape with the batch axis, None where the rank is open; `place` where it holds samples, None
-    where it has none, or where that cannot be told, for the reason that `unplaced` gives; `loop` the nearest loop
-    around it (`Loop`, `Scan`); `default` whether the default selection takes it; `after` the tensor that stands for it
+    `dims` is its whole shape with the batch axis, None where the rank is open; `place` the axis of its samples, None
+    where it has none or where it is unknown, for the reason in `axis_unknown_reason`; `loop` the nearest loop around it
+    (`Loop`, `Scan`); `default` is True where the default selection takes it; `after` the tensor that stands for it
     there, since nothing but an activation function, or a normalisation that the runtime folds into a convolution, lies
     between them; `unrestricted` the tensor that stands for it since this one is that tensor held in a range;
-    `quantized` the integer tensor of the QDQ group in which it lies; `why_not` why it cannot be a target; `sure`
-    whether the shape follows from the inputs, rather than from what the file declares or one run showed.
+    `quantized` the integer tensor of the QDQ group in which it lies; `unsupported_reason` why it cannot be a target;
+    `shape_inferred` is True where the shape follows from the inputs, rather than from a declaration or from one run.
     """
 
     target: Target
@@ -73,14 +73,14 @@ class Activation:
     name: str
     dims: Dims | None = None
     place: SampleAxis | None = None
-    unplaced: str = ""
+    axis_unknown_reason: str = ""
     loop: str = ""
     default: bool = False
     after: str = ""
     unrestricted: str = ""
     quantized: str = ""
-    why_not: str = ""
-    sure: bool = False
+    unsupported_reason: str = ""
+    shape_inferred: bool = False
 
     @property
     def axis(self) -> int | None:
@@ -88,18 +88,20 @@ class Activation:
         return None if self.place is None else self.place.axis
 
     @property
-    def unaxed(self) -> str:
-        """What it has in the place of a batch axis, for messages."""
-        return f"no batch axis that is known ({self.unplaced})" if self.unplaced else "no batch axis"
+    def no_axis_message(self) -> str:
+        """The reason for no batch axis, in messages."""
+        return (
+            f"no batch axis that is known ({self.axis_unknown_reason})" if self.axis_unknown_reason else "no batch axis"
+        )
 
     @property
-    def shaped(self) -> bool:
-        """Whether every dimension of a sample is known, so that elements can be counted."""
+    def shape_known(self) -> bool:
+        """True where every dimension of a sample is known, so that elements can be counted."""
         return self.dims is not None and all(isinstance(n, int) for k, n in enumerate(self.dims) if k != self.axis)
 
 
 def activations(model: Model, layout: BatchLayout | None = None) -> tuple[Activation, ...]:
-    """The values in flight of a model, in file order: graph inputs, then what nodes put out.
+    """Return the activations of a model in file order: graph inputs, then the outputs of nodes.
 
     `layout` says which inputs hold samples along which axis; without one, the file does.
 
@@ -131,21 +133,21 @@ def _no_location(*_: object) -> WordLocation:
 
 
 def of_single_sample_model(a: Activation) -> Activation:
-    """A value of a model that takes one sample at a time, which is all of that sample's."""
+    """Return an activation of a model that takes one sample at a time: all its rows are of that sample."""
     if a.place is not None or not a.dims:
         return a
     rows = a.dims[0]
     place = SampleAxis(0, inner=rows) if isinstance(rows, int) and rows else None
     if place is None:
         return a
-    return replace(a, place=place, unplaced="", target=replace(a.target, shape=sample_shape(a.dims, place)))
+    return replace(a, place=place, axis_unknown_reason="", target=replace(a.target, shape=sample_shape(a.dims, place)))
 
 
 def with_neuron_axes(model: Model, rows: Sequence[Activation]) -> tuple[Activation, ...]:
-    """The activations, those of exposed neurons with samples first, wherever the model's inputs hold theirs."""
+    """Return the activations, those of exposed neurons with samples along the first axis."""
     known = neuron_shapes(model.proto)
     return tuple(
-        replace(a, place=SampleAxis(0), unplaced="", target=replace(a.target, shape=shape))
+        replace(a, place=SampleAxis(0), axis_unknown_reason="", target=replace(a.target, shape=shape))
         if (shape := known.get(a.target.id)) is not None and a.place is None and a.dims and a.dims[1:] == shape
         else a
         for a in rows
@@ -158,7 +160,7 @@ def _declared(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
 
 @dataclass(frozen=True)
 class _TypedScope:
-    """A graph and the inferred types of its values by name."""
+    """Graph with the inferred types of its values by name."""
 
     scope: Scope
     types: Mapping[str, onnx.TypeProto]
@@ -195,20 +197,31 @@ def _activation(
         )
         sure, dims = sure and known == dims, known
     producer = facts.producer(name)
-    found = placements.get(name, SamplePlacement(why_not=UNKNOWN_AXIS))
+    found = placements.get(name, SamplePlacement(unknown_reason=UNKNOWN_AXIS))
     place = found.place if dims is not None and found.place is not None and found.place.axis < len(dims) else None
-    unplaced = found.why_not or (UNKNOWN_AXIS if place is not found.place else "")
+    axis_unknown_reason = found.unknown_reason or (UNKNOWN_AXIS if place is not found.place else "")
     structural = not value.is_data and word.name in ("int64", "int32", "bool") and not why
     target = Target(
         path + name, word, sample_shape(dims, place), "activation" if op else "input", op, value.node, value.layer,
         structural,
     )  # fmt: skip
     default = op in LAYER_OPERATORS and not structural and not why and _is_result(producer, name)
-    return Activation(target, path, name, dims, place, unplaced, facts.scope.loop, default, why_not=why, sure=sure)
+    return Activation(
+        target,
+        path,
+        name,
+        dims,
+        place,
+        axis_unknown_reason,
+        facts.scope.loop,
+        default,
+        unsupported_reason=why,
+        shape_inferred=sure,
+    )
 
 
 def _is_result(maker: onnx.NodeProto | None, name: str) -> bool:
-    """Not what BatchNormalization, Dropout and the like put out for training, nor a mask."""
+    """Return True for the result of a node: no mask, and no output for training, as of BatchNormalization."""
     return maker is None or maker.op_type in _RECURRENT or text(maker.output[0]) == name
 
 
@@ -226,7 +239,7 @@ def _word(kind: onnx.TypeProto | None) -> tuple[Word, str]:
 
 
 def sample_shape(dims: Dims | None, place: SampleAxis | None) -> tuple[int, ...]:
-    """The shape of one sample; () while a dimension is open."""
+    """Return the shape of one sample; () while a dimension is open."""
     rest = (dims or ()) if place is None else place.shape(dims or ())
     return tuple(n for n in rest if isinstance(n, int)) if all(isinstance(n, int) for n in rest) else ()
 
@@ -234,7 +247,7 @@ def sample_shape(dims: Dims | None, place: SampleAxis | None) -> tuple[int, ...]
 def _placed(rows: list[Activation], found: Mapping[str, _TypedScope]) -> list[Activation]:
     """Find for each value what stands for it: the activation function right behind it, the integer of its QDQ group."""
     out = []
-    known = {(a.path, a.name) for a in rows if not a.why_not}
+    known = {(a.path, a.name) for a in rows if not a.unsupported_reason}
     moved: dict[tuple[str, str], tuple[str, str]] = {}
     for a in rows:
         facts = found[a.path]
@@ -285,7 +298,7 @@ def _joins(facts: _TypedScope, name: str, user: onnx.NodeProto, operators: froze
 
 
 def _group(facts: _TypedScope, name: str) -> str:
-    """The integer that a QDQ group around this value puts out; '' where there is none."""
+    """Return the integer that a QDQ group around this value puts out; '' where there is none."""
     user = facts.only_consumer(name)
     if user is not None and user.op_type == "QuantizeLinear" and text(user.input[0]) == name:
         return text(user.output[0])
@@ -298,7 +311,7 @@ def _group(facts: _TypedScope, name: str) -> str:
 
 
 def _unique(rows: Sequence[Activation]) -> tuple[Activation, ...]:
-    """Names repeat across bodies and shadow one another in damaged files; a later one of the same id cannot be told."""
+    """Leave out later activations of the same id, as damaged files with repeated names have."""
     seen: set[str] = set()
     out = []
     for a in rows:
@@ -309,35 +322,42 @@ def _unique(rows: Sequence[Activation]) -> tuple[Activation, ...]:
 
 
 def with_observed_facts(
-    a: Activation, word: Word | None, dims: Dims | None, found: SamplePlacement | None
+    a: Activation, word: Word | None, dims: Dims | None, placement: SamplePlacement | None
 ) -> Activation:
-    """The activation with what runs told of it: its format, its shape, None where it grows, and its samples' place."""
-    given, place, unplaced = a.dims if dims is None else dims, a.place, a.unplaced
-    why = "" if word is not None and "type is not known" in a.why_not else a.why_not
-    if found is not None and (place is None or place.axis >= len(given or ())):
-        place, unplaced = found.place, found.why_not
-    if unplaced and given is not None and None in given and not why:
-        why = unplaced
-    target = replace(a.target, word=word or a.target.word, shape=sample_shape(given, place))
-    return replace(a, sure=False, target=target, dims=given, place=place, unplaced=unplaced, why_not=why,
-                   default=a.default or (bool(a.why_not) and not why and target.op in LAYER_OPERATORS))  # fmt: skip
+    """Return the activation with facts observed in runs: format, shape (None where it grows), sample axis."""
+    known, place, unknown = a.dims if dims is None else dims, a.place, a.axis_unknown_reason
+    unsupported = "" if word is not None and "type is not known" in a.unsupported_reason else a.unsupported_reason
+    if placement is not None and (place is None or place.axis >= len(known or ())):
+        place, unknown = placement.place, placement.unknown_reason
+    if unknown and known is not None and None in known and not unsupported:
+        unsupported = unknown
+    return replace(
+        a,
+        shape_inferred=False,
+        target=replace(a.target, word=word or a.target.word, shape=sample_shape(known, place)),
+        dims=known,
+        place=place,
+        axis_unknown_reason=unknown,
+        unsupported_reason=unsupported,
+        default=a.default or (bool(a.unsupported_reason) and not unsupported and a.target.op in LAYER_OPERATORS),
+    )
 
 
 @dataclass(frozen=True)
 class ActivationSelection:
-    """What a selection takes, in file order, and what there is to say about it."""
+    """Selected activations in file order, and notes on the selection."""
 
     activations: tuple[Activation, ...]
     notes: tuple[str, ...] = ()
 
 
 def select_activations(rows: Sequence[Activation], selector: Selector, *, every: bool = False) -> ActivationSelection:
-    """The activations that a selector takes; without `include` or `op` the default ones, with `every` all.
+    """Return the activations that a selector takes; without `include` or `op` the default ones, with `every` all.
 
-    Raises SelectorError where an explicit selection finds nothing that can be struck, naming the closest.
+    Raises SelectorError where an explicit selection takes none, naming the closest.
     """
     explicit = bool(selector.include or selector.op)
-    able = [a for a in rows if not a.why_not]
+    able = [a for a in rows if not a.unsupported_reason]
     picked = [a for a in able if (every or explicit or a.default) and _keeps(selector, a, every)]
     named = {p[1:] for p in selector.include if p.startswith("=")}
     picked_ids = {(a.path, a.name) for a in picked}
@@ -346,7 +366,8 @@ def select_activations(rows: Sequence[Activation], selector: Selector, *, every:
     for a in picked:
         if a.quantized and not every and (a.path, a.quantized) in by_name:
             end = by_name[a.path, a.quantized]
-            notes.append(f"{a.target.id!r} lies in a QDQ group: its integer {end.target.id!r} is struck instead")
+            integer = f"faults are injected into its integer {end.target.id!r} instead"
+            notes.append(f"{a.target.id!r} lies in a QDQ group: {integer}")
             out[end.target.id] = end
         elif a.after and not every and a.target.id not in named and (a.path, a.after) in picked_ids:
             continue  # both are meant alike: the fusion of the two survives where the fault comes after it
@@ -357,7 +378,7 @@ def select_activations(rows: Sequence[Activation], selector: Selector, *, every:
     order = {a.target.id: k for k, a in enumerate(rows)}
     kept = tuple(sorted(out.values(), key=lambda a: order[a.target.id]))
     if not kept and (explicit or selector != Selector(bits=selector.bits, elements=selector.elements)):
-        _explain(rows, selector)
+        _raise_nothing_selected(rows, selector)
     return ActivationSelection(kept, tuple(notes))
 
 
@@ -365,17 +386,16 @@ def _keeps(selector: Selector, a: Activation, every: bool) -> bool:
     return selector.selects(replace(a.target, structural=False) if every else a.target)
 
 
-def _explain(rows: Sequence[Activation], selector: Selector) -> None:
-    """Say why an explicit selection finds nothing."""
-    struck = replace(selector, include=selector.include)
+def _raise_nothing_selected(rows: Sequence[Activation], selector: Selector) -> None:
+    """Raise SelectorError with the reason why an explicit selection takes nothing."""
     for a in rows:
-        if a.why_not and struck.selects(a.target):
-            raise SelectorError(f"{a.target.id!r} cannot be struck: {a.why_not}")
+        if a.unsupported_reason and selector.selects(a.target):
+            raise SelectorError(f"cannot inject into {a.target.id!r}: {a.unsupported_reason}")
     ids = [name for a in rows for name in (a.target.id, a.target.node, a.target.layer) if name]
     for pattern in selector.include:
         if not any(replace(Selector(), include=(pattern,)).selects(replace(a.target, structural=False)) for a in rows):
             near = closest(pattern.lstrip("="), ids)
-            raise SelectorError(f"--include {pattern!r} matches no tensor in flight of this model{near}")
+            raise SelectorError(f"--include {pattern!r} matches no activation of this model{near}")
     for pattern in selector.op:
         if not any(Selector(op=(pattern,)).selects(replace(a.target, structural=False)) for a in rows):
             near = closest(pattern, [a.target.op for a in rows if a.target.op])
@@ -383,10 +403,8 @@ def _explain(rows: Sequence[Activation], selector: Selector) -> None:
     known = sorted({a.target.dtype for a in rows})
     for dtype in selector.dtype:
         if dtype not in known:
-            raise SelectorError(
-                f"--dtype {dtype!r} matches no tensor in flight of this model; known: {', '.join(known)}"
-            )
+            raise SelectorError(f"--dtype {dtype!r} matches no activation of this model; known: {', '.join(known)}")
     hint = "each matches something, but never the same one"
     if any(a.target.structural for a in rows):
         hint = "shapes and indices are left out unless --include '=NAME' names them or --all takes everything"
-    raise SelectorError(f"the selectors together leave no tensor in flight; {hint}")
+    raise SelectorError(f"the selectors together leave no activation; {hint}")

@@ -1,4 +1,4 @@
-"""Native calls that a hostile model can end, held in a copy of the process: what happens there ends a copy only.
+"""Native calls in a copy of the process: a hostile model that crashes onnx or a runtime ends the copy only.
 
 onnx's shape inference and its version converter stop the process (an assertion of C++, a stray pointer) on some models,
 or take as much time and memory as numbers in the model say; so does a runtime. A copy by `fork` costs some
@@ -22,16 +22,16 @@ from onnxfi.errors import CrashError, IsolationError
 
 #: What one call may take: seconds of a processor, seconds of the clock where it waits for something that never comes,
 #: and bytes beyond what the process holds. A model of 100,000 nodes takes a tenth of it.
-_LIMIT_S, _LONGEST_S, _LIMIT_BYTES = 20, 600, 1 << 30
+_LIMIT_S, _TIMEOUT_S, _LIMIT_BYTES = 20, 600, 1 << 30
 
 
 def run_isolated(
-    call: Callable[[], bytes], *, spare_bytes: int = 0, limited: bool = True, longest_s: float | None = _LONGEST_S
+    call: Callable[[], bytes], *, spare_bytes: int = 0, limited: bool = True, timeout_s: float | None = _TIMEOUT_S
 ) -> bytes:
     """Return what a native call gives, made in a copy of this process and within limits of time and memory.
 
     `spare_bytes` is memory beyond the limit that a call on a large model needs. Without `limited` it may take as much
-    memory and time of a processor as this process, and `longest_s` seconds of the clock (None: any number).
+    memory and time of a processor as this process, and `timeout_s` seconds of the clock (None: any number).
 
     Raises IsolationError where the call raises or goes beyond a limit, CrashError where a signal ends the copy.
 
@@ -57,7 +57,7 @@ def run_isolated(
     os.close(sending)
     status = None
     try:
-        answer = _read(receiving, longest_s)
+        answer = _read(receiving, timeout_s)
         status = os.waitpid(child, 0)[1]
     finally:
         os.close(receiving)
@@ -77,7 +77,7 @@ def run_isolated(
 
 
 def _serve(call: Callable[[], bytes], sending: int, limit_bytes: int | None) -> NoReturn:
-    """In the copy: make the call, send what it gives or how it failed, and end without what the process does last."""
+    """Make the call in the copy, send its result or its error, and exit without the process's own clean-up."""
     code = 1
     try:
         faulthandler.disable()
@@ -116,17 +116,17 @@ def _lower(kind: int, limit: int) -> None:
         resource.setrlimit(kind, (limit, hard))
 
 
-def _read(receiving: int, longest_s: float | None) -> bytes:
-    """What the copy sends until it ends."""
+def _read(receiving: int, timeout_s: float | None) -> bytes:
+    """Return all that the copy sends until it ends."""
     pieces: list[bytes] = []
-    until, pipe = time.monotonic() + (longest_s or 0.0), select.poll()
+    until, pipe = time.monotonic() + (timeout_s or 0.0), select.poll()
     pipe.register(receiving, select.POLLIN)
-    while pipe.poll(None if longest_s is None else max(0.0, 1000 * (until - time.monotonic()))):
+    while pipe.poll(None if timeout_s is None else max(0.0, 1000 * (until - time.monotonic()))):
         piece = os.read(receiving, 1 << 20)
         if not piece:
             return b"".join(pieces)
         pieces.append(piece)
-    raise IsolationError(f"it does not end within {longest_s} s")
+    raise IsolationError(f"it does not end within {timeout_s} s")
 
 
 def _words(error: BaseException) -> str:

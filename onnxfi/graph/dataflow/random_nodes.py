@@ -1,4 +1,4 @@
-"""Chance: nodes whose outputs are other ones each time, also with a seed, since that is used once for a session."""
+"""Random operators: nodes whose outputs differ from run to run, also with a seed, which a session uses once."""
 
 from __future__ import annotations
 
@@ -53,9 +53,11 @@ def _random(
     functions: Mapping[tuple[str, str], onnx.FunctionProto],
     within: frozenset[tuple[str, str]],
 ) -> Iterator[str]:
-    """The nodes that draw random numbers: this one, and those in its bodies and in the function that it calls."""
+    """Yield the nodes that draw random numbers: this one, and those in its bodies and in the function it calls."""
     domain, kind = node.domain, node.op_type
-    if (domain, kind) == _SAMPLING or (domain in _STANDARD and (kind in RANDOM_OPERATORS or _drops(node, stored))):
+    if (domain, kind) == _SAMPLING or (
+        domain in _STANDARD and (kind in RANDOM_OPERATORS or _is_training_dropout(node, stored))
+    ):
         yield f"{kind} ({node.name or next(iter(node.output), '')!r})"
     for _, graph in subgraphs(node):
         known = {**stored, **_stored(graph.node), **{tensor.name: tensor for tensor in graph.initializer}}
@@ -68,7 +70,7 @@ def _random(
 
 
 def _stored(nodes: Collection[onnx.NodeProto]) -> dict[str, onnx.TensorProto]:
-    """The tensors of Constant nodes by the names that they give them."""
+    """Return the tensors of Constant nodes by the names of their outputs."""
     return {
         node.output[0]: node.attribute[0].t
         for node in nodes
@@ -76,8 +78,8 @@ def _stored(nodes: Collection[onnx.NodeProto]) -> dict[str, onnx.TensorProto]:
     }
 
 
-def _drops(node: onnx.NodeProto, stored: _Stored) -> bool:
-    """Whether this is a Dropout that is known to be in training mode, and to drop something."""
+def _is_training_dropout(node: onnx.NodeProto, stored: _Stored) -> bool:
+    """Return True for a Dropout in training mode whose ratio is not known to be 0."""
     if node.op_type != "Dropout":
         return False
     mode, ratio = (_number(node, at, stored) for at in (_TRAINING, _RATIO))
@@ -85,7 +87,7 @@ def _drops(node: onnx.NodeProto, stored: _Stored) -> bool:
 
 
 def _number(node: onnx.NodeProto, at: int, stored: _Stored) -> float | None:
-    """The stored number that is this input; None where it is none."""
+    """Return the stored number that an input is; None where it is none."""
     from onnx import numpy_helper
 
     tensor = stored.get(node.input[at]) if at < len(node.input) else None

@@ -1,4 +1,4 @@
-"""Where the samples of a batch lie: in the inputs of a model, and in the tensors that it computes from them.
+"""Sample axes: the axis along which the inputs of a model, and the tensors computed from them, hold samples.
 
 A dimension that grows with the batch, by a whole number of rows for each sample, holds the samples; the shapes at two
 batch sizes show which. How several rows of a sample lie there follows from the operators (sample_layout.py).
@@ -36,16 +36,16 @@ class SampleAxis:
 
     @property
     def rows(self) -> int:
-        """Rows of one sample along the axis."""
+        """The rows of one sample along the axis."""
         return self.outer * self.inner
 
     def shape(self, dims: Sequence[int | str | None]) -> Dims:
-        """The shape of one sample of a tensor."""
+        """Return the shape of one sample of a tensor."""
         own = (self.rows,) if self.rows > 1 else ()
         return (*dims[: self.axis], *own, *dims[self.axis + 1 :])
 
     def first(self, array: Array) -> Array:
-        """An array with its samples along the first axis, [N, …], for reading; ValueError where none fit."""
+        """Return a view of an array with its samples first, [N, …]; ValueError where no number of samples fits."""
         if self.rows == 1:
             return np.moveaxis(array, self.axis, 0)
         before, behind = array.shape[: self.axis], array.shape[self.axis + 1 :]
@@ -54,7 +54,7 @@ class SampleAxis:
         return moved.reshape(len(moved), *before, self.rows, *behind)
 
     def back(self, array: Array) -> Array:
-        """What `first` gave, as it was."""
+        """Return an array from `first` in its own layout."""
         if self.rows == 1:
             return np.moveaxis(array, 0, self.axis)
         before, behind = array.shape[1 : self.axis + 1], array.shape[self.axis + 2 :]
@@ -65,9 +65,9 @@ class SampleAxis:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """Which inputs hold one row per sample, and along which axis; the others go whole into every batch.
+    """Inputs that hold one row a sample, with the axis of each; the others go whole into every batch.
 
-    `axis` is the one that was asked for; `fixed` is the one batch size that the model takes, None where it takes any.
+    `axis` is the requested one; `fixed` is the one batch size that the model takes, None where it takes any.
     """
 
     axis: int
@@ -80,18 +80,18 @@ class BatchLayout:
         return dict(self.axes)
 
     def rows(self, feeds: Mapping[str, Array]) -> int:
-        """Samples in these feeds; 1 where no input holds samples."""
+        """Return the number of samples in these feeds; 1 where no input holds samples."""
         return min((feeds[name].shape[axis] for name, axis in self.axes), default=1)
 
     def part(self, feeds: Mapping[str, Array], start: int, stop: int) -> dict[str, Array]:
-        """The samples from `start` up to `stop`."""
+        """Return the samples from `start` up to `stop`."""
         found = dict(feeds)
         for name, axis in self.axes:
             found[name] = feeds[name][(slice(None),) * axis + (slice(start, stop),)]
         return found
 
     def pad(self, feeds: Mapping[str, Array], size: int) -> dict[str, Array]:
-        """The feeds with the last sample repeated until there are `size`."""
+        """Return the feeds with the last sample repeated until there are `size`."""
         index = np.minimum(np.arange(size), self.rows(feeds) - 1)
         return {**feeds, **{name: feeds[name].take(index, axis) for name, axis in self.axes}}
 
@@ -140,7 +140,7 @@ def find_batch_layout(
 
 
 def _fixed(there: Mapping[str, Dims], axis: int, given: Mapping[str, Sequence[int]]) -> BatchLayout:
-    """The layout of inputs whose sizes are all fixed."""
+    """Return the layout of inputs whose sizes are all fixed."""
     wide = [dims for dims in there.values() if len(dims) > 1] or [*there.values()]
     size = wide[0][axis] if wide else None
     if not isinstance(size, int):
@@ -153,7 +153,7 @@ def _fixed(there: Mapping[str, Dims], axis: int, given: Mapping[str, Sequence[in
 
 
 def graph_batch_layout(graph: onnx.GraphProto) -> BatchLayout:
-    """The layout that the file alone tells: samples come first, or behind the time where a recurrent layer takes it."""
+    """Return the layout that follows from the file: samples come first, or after time before a recurrent layer."""
     stored = {text(t.name) for t in graph.initializer}
     shapes = {text(v.name): tensor_dims(v.type) for v in graph.input if text(v.name) not in stored}
     timed = [
@@ -165,12 +165,12 @@ def graph_batch_layout(graph: onnx.GraphProto) -> BatchLayout:
 
 
 def declared_types(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
-    """The type of each name that a graph says it of."""
+    """Return the types that a graph declares, by name."""
     return {text(v.name): v.type for v in (*graph.value_info, *graph.output, *graph.input) if v.HasField("type")}
 
 
 def tensor_dims(kind: onnx.TypeProto | None) -> Dims | None:
-    """The dimensions of a tensor type: numbers, symbols, or None for neither; None where the rank is open."""
+    """Return the dimensions of a tensor type: numbers, symbols, or None for neither; None where the rank is open."""
     if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
         return None
     return tuple(

@@ -1,8 +1,9 @@
-"""Where each tensor of a model holds its samples, from shapes at two batch sizes and from the operators between.
+"""Sample layout: the axis along which each tensor holds its samples, from shapes at two batch sizes and operators.
 
 A dimension that grows with the batch holds the samples. Where it has several rows for each, or where a shape is
 written into the graph for one batch size, the operators say how rows lie: a reshape keeps the order of elements, a
-transposition moves the axis, most others keep it. What neither tells is refused where a sample has to be named.
+transposition moves the axis, most others keep it. Tensors of which neither is known are refused where a fault names a
+sample.
 """
 
 from __future__ import annotations
@@ -49,19 +50,20 @@ LARGE_BATCH = 10_007
 
 UNKNOWN_AXIS = "the axis of its samples does not follow from the graph"
 _MOVED = "the graph picks rows there, so that they need not be the samples in their order"
+_MIXED = "a reshape before it puts elements of several samples into one row"
 _SEVERAL = "more than one of its axes grows with the batch"
 _ORDER = "it has several rows a sample, in an order that does not follow from the graph"
 
 
 @dataclass(frozen=True)
 class SamplePlacement:
-    """Where one tensor holds its samples (None: it has none), or why that cannot be told.
+    """Position of the samples in one tensor (None: it has none), or the reason why it is unknown.
 
     `written` says that a shape in the graph is written for one batch size, so that shapes show nothing.
     """
 
     place: SampleAxis | None = None
-    why_not: str = ""
+    unknown_reason: str = ""
     written: bool = False
 
 
@@ -78,7 +80,7 @@ class Sizes:
     batch: frozenset[str] = frozenset()
 
     def grown(self, name: str) -> tuple[int, int] | str | None:
-        """The axis that holds the samples of a tensor and its rows for each; None: it has none; or why not."""
+        """Return the axis that grows with the batch and its rows a sample, None without one, or why it is unknown."""
         one, other = self.shapes.get(name, (None, None))
         if one is None or other is None or len(one) != len(other):
             return UNKNOWN_AXIS
@@ -89,7 +91,7 @@ class Sizes:
         return (found[0] if len(found) == 1 else _SEVERAL) if found else None
 
     def _rows(self, one: int | str | None, other: int | str | None) -> int | None:
-        """Rows of each sample along a dimension; 0 where it does not grow, None where that is open."""
+        """Return the rows of each sample along a dimension; 0 where it does not grow, None where that is unknown."""
         first, second = self.sizes
         if isinstance(one, str) and one in self.batch and not isinstance(other, int):
             return 1
@@ -101,18 +103,18 @@ class Sizes:
         return many if (first is None and not isinstance(one, int)) or one == many * (first or 0) else None
 
     def at(self, name: str, *, written: bool) -> Dims | None:
-        """The shape of a tensor at the second size; at the first where shapes are written for that."""
+        """Return the shape of a tensor at the second size; at the first where shapes are written for that."""
         return self.shapes.get(name, (None, None))[0 if written else 1]
 
     def size(self, *, written: bool) -> int:
-        """The batch size to that."""
+        """Return the batch size to which `at` gives shapes."""
         return (self.sizes[0] or 0) if written else self.sizes[1]
 
 
 def graph_placements(
     graph: onnx.GraphProto, layout: BatchLayout, sizes: Sizes, outer: Mapping[str, SamplePlacement]
 ) -> dict[str, SamplePlacement]:
-    """Where the tensors of one graph hold their samples; `outer` are those of the graphs around it."""
+    """Return the placements of one graph's tensors; `outer` are those of the graphs around it."""
     found = dict(outer)
     for value in graph.input:
         name = text(value.name)
@@ -133,7 +135,7 @@ def graph_placements(
 def model_placements(
     every: Iterable[tuple[str, onnx.GraphProto]], layout: BatchLayout, shapes: Mapping[str, Shapes], sizes: Sizes
 ) -> dict[str, dict[str, SamplePlacement]]:
-    """Where the tensors of each graph hold their samples, by its path; `shapes` are those of each, by path and name."""
+    """Return the placements of each graph's tensors by its path; `shapes` are by path and name."""
     found: dict[str, dict[str, SamplePlacement]] = {}
     for path, graph in every:
         around = max((one for one in found if path.startswith(one)), key=len, default=None)
@@ -145,8 +147,10 @@ def model_placements(
 def inferred_placements(
     every: Sequence[tuple[str, onnx.GraphProto]], many: Sequence[onnx.GraphProto], layout: BatchLayout
 ) -> dict[str, dict[str, SamplePlacement]]:
-    """Where tensors hold their samples, by path, as far as that follows from the inputs: from the graphs of a model
-    with the shapes that are inferred, and from the same with those inferred for `LARGE_BATCH` samples."""
+    """Return the placements that follow from the inputs, by path.
+
+    `every` are the graphs of a model with inferred shapes, `many` the same with shapes for `LARGE_BATCH` samples.
+    """
     dims = {text(v.name): tensor_dims(v.type) or () for v in every[0][1].input}
     batch = {dims[name][axis] for name, axis in layout.axes if axis < len(dims.get(name, ()))}
     symbols = frozenset(d for each in dims.values() for d in each if isinstance(d, str))
@@ -163,8 +167,8 @@ def _by_shape(grown: tuple[int, int] | str | None) -> SamplePlacement:
     if grown is None:
         return SamplePlacement()
     if isinstance(grown, str):
-        return SamplePlacement(why_not=grown)
-    return SamplePlacement(SampleAxis(grown[0])) if grown[1] == 1 else SamplePlacement(why_not=_ORDER)
+        return SamplePlacement(unknown_reason=grown)
+    return SamplePlacement(SampleAxis(grown[0])) if grown[1] == 1 else SamplePlacement(unknown_reason=_ORDER)
 
 
 @dataclass(frozen=True)
@@ -177,19 +181,24 @@ class _Step:
     sizes: Sizes
 
     def found(self) -> SamplePlacement:
-        """Where the samples of the output lie."""
+        """Return the placement of the output."""
         taken = [self.known[name] for name in self._inputs if name in self.known]
-        if any(one.why_not == _MOVED for one in taken) or self._picks():
-            return SamplePlacement(why_not=_MOVED)
+        for reason in (_MOVED, _MIXED):
+            if any(one.unknown_reason == reason for one in taken):
+                return SamplePlacement(unknown_reason=reason)
+        if self._picks():
+            return SamplePlacement(unknown_reason=_MOVED)
         written = any(one.written for one in taken) or self._broken()
         if written:
             place = self._followed(written=True) if self.sizes.sizes[0] else None
             if place is not None:
                 return SamplePlacement(place, written=True)
-            return SamplePlacement(why_not=UNKNOWN_AXIS)
+            return SamplePlacement(unknown_reason=UNKNOWN_AXIS)
         grown = self.sizes.grown(self.name)
-        if grown is None and any(one.why_not for one in taken) and self.node.op_type not in ("Shape", "Size"):
-            return SamplePlacement(why_not=UNKNOWN_AXIS)
+        if grown is None and any(one.unknown_reason for one in taken) and self.node.op_type not in ("Shape", "Size"):
+            return SamplePlacement(unknown_reason=UNKNOWN_AXIS)
+        if isinstance(grown, tuple) and grown[1] == 1 and self._mixes(grown[0]):
+            return SamplePlacement(unknown_reason=_MIXED)
         if isinstance(grown, tuple) and grown[1] > 1:
             place = self._followed(written=False)
             if place is not None and (place.axis, place.rows) == grown:
@@ -208,7 +217,7 @@ class _Step:
         return next((a.i for a in self.node.attribute if text(a.name) == name), default)
 
     def _picks(self) -> bool:
-        """Whether the node takes rows of samples by what is in them."""
+        """Return True where the node picks rows by their content, so that they need not be the samples in order."""
         op, place = self.node.op_type, self._place()
         if place is None:
             return False
@@ -219,15 +228,27 @@ class _Step:
         return op in _PICKS or (op in _PICKS_ALONG and along % max(1, len(dims)) == place.axis)
 
     def _broken(self) -> bool:
-        """Whether a shape does not go with another batch size: it is written into the graph."""
+        """Return True where a shape holds for one batch size only, since it is written into the graph."""
         if self.node.op_type not in _RESHAPES or self._place() is None:
             return False
         shapes = [self.sizes.at(name, written=False) for name in (self._inputs[0], self.name)]
         totals = [_total(dims) for dims in shapes if dims is not None]
         return len(totals) == 2 and None not in totals and totals[0] != totals[1]
 
+    def _mixes(self, axis: int) -> bool:
+        """Return True where a reshape gives each index along this axis elements of several samples.
+
+        As elements keep their order, the distance between two samples must stay the same.
+        """
+        place = self._place()
+        if self.node.op_type not in _RESHAPES or place is None:
+            return False
+        before, after = (self.sizes.at(name, written=False) or () for name in (self._inputs[0], self.name))
+        strides = _total(before[place.axis + 1 :]), _total(after[axis + 1 :])
+        return None not in strides and place.inner * (strides[0] or 0) != strides[1]
+
     def _followed(self, *, written: bool) -> SampleAxis | None:
-        """Where the samples of the output lie by what the node does with those of its inputs; None: not known."""
+        """Return the sample axis of the output that follows from the node and those of its inputs; None: unknown."""
         op, dims = self.node.op_type, self.sizes.at(self.name, written=written)
         if dims is None:
             return None
@@ -272,7 +293,7 @@ class _Step:
         return SampleAxis(place.axis, place.outer * (many // one), place.inner)
 
     def _aligned(self, shapes: Sequence[Dims | None], dims: Dims) -> SampleAxis | None:
-        """The place that all inputs with samples have in the output."""
+        """Return the sample axis that all inputs with samples have in the output."""
         found = set()
         for number, shape in enumerate(shapes):
             place = self._place(number)
@@ -289,7 +310,7 @@ class _Step:
         return found.pop() if len(found) == 1 else None
 
     def _summed(self, number: int, place: SampleAxis, rank: int) -> bool:
-        """Whether a product sums over the axis of the samples."""
+        """Return True where a product sums over the axis of the samples."""
         op = self.node.op_type
         if op == "Gemm":
             return number == 1 or (number == 0 and self._number("transA", 0) != 0)
@@ -299,7 +320,7 @@ class _Step:
 
 
 def reshaped_axis(place: SampleAxis | None, before: Dims | None, after: Dims, size: int) -> SampleAxis | None:
-    """Where samples lie when elements get another shape in the same order; None where no axis holds them.
+    """Return the sample axis of elements in another shape, in the same order; None where no axis holds the samples.
 
     >>> reshaped_axis(SampleAxis(1), (5, 8, 6), (40, 6), 8)
     SampleAxis(axis=0, outer=5, inner=1)
@@ -319,7 +340,7 @@ def reshaped_axis(place: SampleAxis | None, before: Dims | None, after: Dims, si
 
 
 def _total(dims: Sequence[int | str | None]) -> int | None:
-    """Elements of a shape; None while it is open."""
+    """Return the elements of a shape; None while it is open."""
     numbers = [d for d in dims if isinstance(d, int)]
     return math.prod(numbers) if len(numbers) == len(dims) else None
 

@@ -1,4 +1,4 @@
-"""What onnx's C++ makes of a model: the types and shapes that follow from its inputs, and itself at another opset."""
+"""Types and shapes that onnx infers of a model, and the model at another opset, both in a copy of the process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def infer_types(proto: onnx.ModelProto, batch: Mapping[str, int] | None = None, 
     for tensor in bare.graph.initializer:
         if len(tensor.raw_data) > _SMALL:
             tensor.ClearField("raw_data")
-    _see_through(bare.graph)
+    _simplify(bare.graph)
     for value in bare.graph.input:
         axis, dims = (batch or {}).get(text(value.name)), value.type.tensor_type.shape.dim
         if axis is not None and axis < len(dims):
@@ -55,7 +55,7 @@ def infer_types(proto: onnx.ModelProto, batch: Mapping[str, int] | None = None, 
 
 @lru_cache(maxsize=16)
 def _known(content: bytes) -> bytes:
-    """What onnx infers of a model, asked for once: each time a copy of the process is made, and several ask."""
+    """Return the inferred model; the last results are kept, since several callers need them."""
     return run_isolated(lambda: _infer(content))
 
 
@@ -75,8 +75,8 @@ def convert_opset(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     return onnx.ModelProto.FromString(run_isolated(convert, spare_bytes=_COPIES * proto.ByteSize()))
 
 
-def _see_through(graph: onnx.GraphProto) -> None:
-    """Let a fault operator be what it is for types, nothing, and a size below 0 be what writers mean by it, unknown."""
+def _simplify(graph: onnx.GraphProto) -> None:
+    """Make each fault operator an Identity, which it is for types, and each size below 0 an unknown one."""
     for value in graph.input:
         for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
             if dim.dim_value < 0:
@@ -87,4 +87,4 @@ def _see_through(graph: onnx.GraphProto) -> None:
             del node.input[1:]
             del node.attribute[:]
         for _, inner in subgraphs(node):
-            _see_through(inner)
+            _simplify(inner)

@@ -1,5 +1,6 @@
-"""Reading an ONNX file without changing it: bytes, structure, stored tensors and what each is for.
+"""Reading an ONNX file: its bytes, its graphs, its stored tensors and their roles.
 
-Start with `loading.py`. `protobuf_scan.py` finds where each stored number lies, `targets.py` lists the stored tensors,
-`tensor_roles.py` says which are weights, biases, scales or zero points.
+Start with `loading.py`, which opens a model. `protobuf_scan.py` locates each stored number, `graph_index.py` resolves
+the names of all graphs, `targets.py` lists the stored tensors, `tensor_roles.py` tells weights, biases, scales and zero
+points apart.
 """

@@ -1,4 +1,4 @@
-"""Where bytes come from: a regular file as it was when it was opened, or a model in memory."""
+"""Sources of bytes: a regular file as it was when it was opened, or a model in memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LONGEST_NAME = 200
 
 
 def quoted(name: str | Path) -> str:
-    """A name from a file for a message or note: quoted, its control characters written out, cut where it is long.
+    """Return a name for a message: quoted, control characters escaped, cut where it is long.
 
     >>> quoted("w\\x1b[2J"), len(quoted("n" * 10_000))
     ("'w\\\\x1b[2J'", 202)
@@ -57,7 +57,7 @@ class ByteSource:
 
     @classmethod
     def file(cls, path: Path) -> ByteSource:
-        """A regular file as it is now; ModelError where it is none or cannot be read."""
+        """Open a regular file; ModelError where it is none or cannot be read."""
         try:
             status = path.stat()
             if path.is_dir():
@@ -72,12 +72,12 @@ class ByteSource:
 
     @classmethod
     def memory(cls, data: bytes) -> ByteSource:
-        """A serialised model in memory."""
+        """Take a serialised model in memory."""
         return cls(None, data, len(data))
 
     @contextmanager
     def filling(self) -> Iterator[FillBuffer]:
-        """A function `fill(start, buffer)` that reads into a buffer; ModelError where the file changed meanwhile."""
+        """Give a function `fill(start, buffer)` that reads into a buffer; ModelError where the file has changed."""
         path = self.path
         if path is None:
             data = memoryview(self.data or b"")
@@ -106,7 +106,7 @@ class ByteSource:
 
     @contextmanager
     def reading(self) -> Iterator[ReadBytes]:
-        """A function `read(start, end)` on the bytes; else as `filling`."""
+        """Give a function `read(start, end)` that returns bytes; ModelError where the file has changed."""
         if self.path is None:
             data = self.data or b""
             yield lambda start, end: data[start:end]
@@ -127,7 +127,7 @@ def _stamp(status: os.stat_result) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class StoredArray:
-    """Where a tensor lies: its bytes from `start` on, little-endian and packed.
+    """Tensor in a source: its bytes from `start` on, little-endian and packed.
 
     >>> from onnxfi.graph.model.byte_source import ByteSource
     >>> StoredArray(ByteSource.memory(bytes(range(8))), 4, np.dtype(np.uint8), (2, 2)).read().tolist()
@@ -141,11 +141,11 @@ class StoredArray:
 
     @property
     def nbytes(self) -> int:
-        """What it takes in memory."""
+        """The size in memory."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> NDArray[Any]:
-        """The tensor, in memory of its own; ModelError where the file is another one by now."""
+        """Return the tensor in memory of its own; ModelError where the file has changed."""
         array = np.empty(self.shape, self.dtype)
         self.into(array)
         return array

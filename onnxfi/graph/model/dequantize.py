@@ -19,7 +19,7 @@ RealValues = NDArray[np.float32]
 
 
 def scales_at(model: Model, target: Target, index: Index) -> RealValues | None:
-    """The scale of some elements (flat, [n]) of a quantised target; None where it is only known at run time."""
+    """Return the scale of some elements (flat, [n]) of a quantised target; None where it is only known at run time."""
     scheme = target.scheme
     if scheme is None or not scheme.scales:
         return None
@@ -32,7 +32,7 @@ def scales_at(model: Model, target: Target, index: Index) -> RealValues | None:
 
 
 def zero_points_at(model: Model, target: Target, index: Index) -> NDArray[np.float64]:
-    """The zero point of some elements of a quantised target."""
+    """Return the zero point of some elements of a quantised target."""
     scheme = target.scheme
     if scheme is None or not scheme.zero_point:
         return np.full(len(index), 0 if scheme is None else scheme.offset, np.float64)
@@ -42,7 +42,7 @@ def zero_points_at(model: Model, target: Target, index: Index) -> NDArray[np.flo
 
 
 def dequantized(model: Model, target: Target, index: Index, words: Words) -> RealValues | None:
-    """What these words stand for at these elements, as float32; None where the target is not quantised.
+    """Return the real numbers of these words at these elements, as float32; None where the target is not quantised.
 
     Computed as DequantizeLinear does: (integer − zero point) × scale, with the scales and zero points of the file.
     NaN where several nodes scale the target and do not agree.
@@ -64,7 +64,7 @@ def dequantized(model: Model, target: Target, index: Index, words: Words) -> Rea
 
 
 def with_dequantized(model: Model, faults: Faults) -> Faults:
-    """The faults with the real numbers before and after; as they are where the model is not quantised."""
+    """Return the faults with their real numbers before and after; unchanged where the model is not quantised."""
     if faults.before is None or faults.after is None or not any(t.scheme for t in faults.targets):
         return faults
     found = np.full((2, len(faults)), np.nan, np.float32)
@@ -83,7 +83,7 @@ def with_dequantized(model: Model, faults: Faults) -> Faults:
 
 
 def describe_scheme(model: Model, target: Target) -> dict[str, Any]:
-    """The scheme of a target as plain values: its name, the least and the largest scale, where they lie."""
+    """Return the scheme of a target as plain values: its name, its scale tensors, the least and the largest scale."""
     scheme = target.scheme
     if scheme is None:
         return {}
@@ -96,7 +96,7 @@ def describe_scheme(model: Model, target: Target) -> dict[str, Any]:
 
 
 def _scales(model: Model, scheme: QuantizationScheme) -> tuple[float, ...]:
-    """The least and the largest scale of a scheme; nothing where they are only known at run time."""
+    """Return the least and the largest scale of a scheme; () where they are only known at run time."""
     held = [model.targets[model.by_id[name]] for name in scheme.scales]
     if not held or not all(t.size for t in held):
         return ()

@@ -1,4 +1,4 @@
-"""Layers: which module of the source framework a node came from.
+"""Layers: the module of the source framework from which a node was exported.
 
 The sources, the surest first: what our converters recorded, the scopes that the PyTorch exporter writes into a node's
 `metadata_props`, the scopes that other exporters write into node names (`/layer1/conv/Conv`, `model/conv2d_3/Conv2D`),
@@ -29,7 +29,7 @@ _WRAPPERS = ("StatefulPartitionedCall", "PartitionedCall")
 
 
 def layer_of(node: onnx.NodeProto, label: str, parameter: str = "") -> str:
-    """The layer of a node, or of a parameter that it uses; the node's label where nothing says more.
+    """Return the layer of a node, or of a parameter that it uses; the node's label where nothing says more.
 
     An exporter that folds a normalisation into the convolution before it leaves the names of both: the parameter's
     where they are siblings (`block.conv.weight` in `block.norm`).
@@ -69,7 +69,7 @@ def _layer_of(node: onnx.NodeProto) -> str:
 
 
 def module_in_parameter_name(parameter: str) -> str:
-    """The module in a parameter's name, '' where there is none.
+    """Return the module in a parameter's name, '' where there is none.
 
     >>> module_in_parameter_name("layer1.0.conv1.weight"), module_in_parameter_name("val_11")
     ('layer1.0.conv1', '')
@@ -79,7 +79,7 @@ def module_in_parameter_name(parameter: str) -> str:
 
 
 def _scopes(listed: str) -> str:
-    """The innermost module of `['', 'layer1', 'layer1.conv', 'conv2d']`, whose last entry is the operator itself."""
+    """Return the innermost module of `['', 'layer1', 'layer1.conv', 'conv2d']`, which ends with the operator."""
     if len(listed) > 10_000 or not listed.startswith("["):
         return ""
     names = [single or double for single, double in _QUOTED.findall(listed)]
@@ -87,7 +87,7 @@ def _scopes(listed: str) -> str:
 
 
 def scope_in_name(name: str) -> str:
-    """The module path in a node name, '' where there is none.
+    """Return the module path in a node name, '' where there is none.
 
     >>> scope_in_name("/layer1/layer1.0/conv1/Conv"), scope_in_name("model/conv2d_3/Conv2D"), scope_in_name("Conv_7")
     ('layer1.0.conv1', 'model/conv2d_3', '')

@@ -1,4 +1,4 @@
-"""Opening a model: its structure, its targets, and where their words lie. Nothing here changes a file.
+"""Opening a model: its structure, its targets, and the locations of their words. Nothing here changes a file.
 
 Opening means the same in every command: external data inside the model's folder, no links to data unless they are
 allowed, lengths checked before memory is taken.
@@ -41,7 +41,7 @@ _MOST_NOTES = 20
 
 @dataclass(frozen=True)
 class Model:
-    """A model as it lies on disk or in memory: what can be struck, and where it is.
+    """Model on disk or in memory, opened for reading: its graphs, its targets and the locations of their words.
 
     `proto` is the structure without the large payloads, `index` what produces and consumes its values; `targets` every
     stored tensor and number list in file order; `external` the data files in order of first reference; `files` which of
@@ -69,7 +69,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """The name in messages."""
         return str(self.path) if self.path else "the model in memory"
 
     @cached_property
@@ -95,23 +95,23 @@ class Model:
         return {name: k for k, target in enumerate(self.targets) for name in target.ids}
 
     def words(self, target: Target, index: Index) -> Words:
-        """The stored words of some elements (flat, row-major; [n]) of a target."""
+        """Return the stored words of some elements (flat, row-major; [n]) of a target."""
         place = self.places[self.by_id[target.id]]
         out = np.zeros(len(index), np.uint64)
         if not len(index):
             return out
         with self.sources[place.file].reading() as read:
             if place.varint:
-                return _listed(read, place, target, index)
+                return _varint_words(read, place, target, index)
             if len(index) * 64 > target.size and len(place.runs) == 1 and not place.runs[0][2]:
-                return _pick(read, place, target, index)
+                return _many_words(read, place, target, index)
             offsets, shifts = byte_offsets(target, place, index)
             for k, (at, shift) in enumerate(zip(offsets.tolist(), shifts.tolist(), strict=True)):
                 out[k] = int.from_bytes(read(at, at + (shift + target.word.storage + 7) // 8), "little") >> shift
         return out & np.uint64(target.word.full)
 
     def stored(self, faults: Faults) -> Words:
-        """The stored word under each fault, in the order of the faults ([n])."""
+        """Return the stored word under each fault, in the order of the faults ([n])."""
         out = np.zeros(len(faults), np.uint64)
         for target, rows in by_target(faults):
             out[rows] = self.words(target, faults.sites.index[rows])
@@ -119,7 +119,7 @@ class Model:
 
 
 def by_target(faults: Faults) -> Iterator[tuple[Target, Index]]:
-    """Each struck target with the rows of its faults, in their order."""
+    """Yield each faulty target with the rows of its faults, in their order."""
     order = np.argsort(faults.sites.target, kind="stable")
     ordinals, starts = np.unique(faults.sites.target[order], return_index=True)
     for ordinal, rows in zip(ordinals.tolist(), np.split(order, starts[1:]), strict=False):
@@ -127,7 +127,7 @@ def by_target(faults: Faults) -> Iterator[tuple[Target, Index]]:
 
 
 def byte_offsets(target: Target, place: WordLocation, index: Index) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each element: the file offset of its first byte, and how many bits of that byte come before it."""
+    """Return the file offset of each element's first byte, and the bits of that byte that come before it."""
     if target.word.storage < 8:  # raw, and so in one run
         bit = index * target.word.storage
         return place.runs[0][0] + bit // 8, bit % 8
@@ -139,8 +139,8 @@ def byte_offsets(target: Target, place: WordLocation, index: Index) -> tuple[NDA
     return starts[run] + (index - before) * strides[run] + leads[run], np.zeros_like(index)
 
 
-def _pick(read: ReadBytes, place: WordLocation, target: Target, index: Index) -> Words:
-    """Words of a tensor of which many are wanted: it is read in pieces, and they are picked from those."""
+def _many_words(read: ReadBytes, place: WordLocation, target: Target, index: Index) -> Words:
+    """Return words of a tensor of which many are needed: it is read in chunks, and they are picked from those."""
     out = np.zeros(len(index), np.uint64)
     start = place.runs[0][0]
     per_piece = _CHUNK // target.word.storage * 8
@@ -154,8 +154,8 @@ def _pick(read: ReadBytes, place: WordLocation, target: Target, index: Index) ->
     return out & np.uint64(target.word.full)
 
 
-def _listed(read: ReadBytes, place: WordLocation, target: Target, index: Index) -> Words:
-    """Words of a list of varints, whose places show only while it is read."""
+def _varint_words(read: ReadBytes, place: WordLocation, target: Target, index: Index) -> Words:
+    """Return words of a list of varints, which can only be located by reading it."""
     out = np.zeros(len(index), np.uint64)
     entry, position = np.divmod(index, place.per_entry)
     done = 0
@@ -208,14 +208,14 @@ def _opened(source: ByteSource, allow_links: bool) -> Model:
     skeleton, records = scan(source)
     proto = parsed(skeleton)
     check_unfolded(proto)
-    data = _External(source.path, allow_links)
+    data = _ExternalData(source.path, allow_links)
     index = GraphIndex.of(proto)
-    stored = StoredTensors.find(index, records, data.place)
+    stored = StoredTensors.find(index, records, data.locate)
     every = find_targets(index, stored)
     rows = weight_aliases.merge_aliases(every)
     targets, places = (tuple(column) for column in zip(*rows, strict=True)) if rows else ((), ())
     if any(record.locations and number not in data.files for number, record in records.items()):
-        data.rest(proto)
+        data.open_rest(proto)
     notes = [*_version_notes(proto), *stored.notes, *weight_aliases.target_notes(targets)]
     if len(notes) > _MOST_NOTES:
         notes[_MOST_NOTES:] = [f"{len(notes) - _MOST_NOTES:,} more of such notes"]
@@ -234,7 +234,7 @@ def _opened(source: ByteSource, allow_links: bool) -> Model:
 
 
 def parse(model: Model) -> onnx.ModelProto:
-    """The whole model as onnx reads it, small and large payloads alike; external data stays outside.
+    """Return the whole model as onnx reads it, with large payloads; external data stays outside.
 
     Raises ModelError for a file that is larger than onnx can read in one piece.
     """
@@ -277,8 +277,8 @@ def _version_notes(proto: onnx.ModelProto) -> Iterable[str]:
             yield f"opset {opset.version} is newer than the {newest} that onnx {onnx.__version__} knows"
 
 
-class _External:
-    """The data files of one model, opened once each, by the rules of a careful host."""
+class _ExternalData:
+    """External data files of one model, each opened once, and only inside the model's folder."""
 
     def __init__(self, path: Path | None, allow_links: bool) -> None:
         self.path, self.allow_links = path, allow_links
@@ -287,8 +287,8 @@ class _External:
         self._names: dict[str, int] = {}
         self._stamps: dict[tuple[int, ...], int] = {}
 
-    def place(self, tensor: onnx.TensorProto, name: str, size_bytes: int, record: int) -> WordLocation:
-        """Where a tensor of this size lies; ModelError where its file does not hold it."""
+    def locate(self, tensor: onnx.TensorProto, name: str, size_bytes: int, record: int) -> WordLocation:
+        """Locate a tensor of this size; ModelError where its file does not hold it."""
         entries = _entries(tensor)
         location = entries.get("location", "")
         number = self.files[record] = self._number(location, name)
@@ -304,7 +304,7 @@ class _External:
             )
         return WordLocation(number, ((offset, offset + length, 0),), record)
 
-    def rest(self, proto: onnx.ModelProto) -> None:
+    def open_rest(self, proto: onnx.ModelProto) -> None:
         """Open also the files that only tensors name which are no targets (indices, training, attributes)."""
         for tensor in _tensors(proto):
             record = record_number(tensor.doc_string)
@@ -312,7 +312,7 @@ class _External:
                 self.files[record] = self._number(_entries(tensor).get("location", ""), text(tensor.name))
 
     def _number(self, location: str, name: str) -> int:
-        """The number of a data file; one file under two names is one."""
+        """Return the number of a data file, the same for two names of one file."""
         if location not in self._names:
             source = ByteSource.file(self._check(location, name))
             if source.stamp not in self._stamps:
@@ -355,7 +355,7 @@ def _entries(tensor: onnx.TensorProto) -> dict[str, str]:
 
 
 def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
-    """Every tensor inside a message, wherever it is."""
+    """Yield every tensor inside a message."""
     for field_, value in message.ListFields():
         if field_.message_type is None:
             continue

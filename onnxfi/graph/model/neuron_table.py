@@ -1,4 +1,4 @@
-"""What an exposed model says of its neurons (expose_neurons.py): a table in its metadata."""
+"""The neuron table that neuron exposure writes into a model's metadata (expose_neurons.py)."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _LARGEST = 1 << 24
 
 
 def read_neuron_table(proto: onnx.ModelProto) -> list[dict[str, Any]]:
-    """The spiking layers of an exposed model, as it says them itself; [] for other models."""
-    said = next((entry.value for entry in proto.metadata_props if entry.key == NEURON_TABLE_KEY), "")
+    """Return the spiking layers that the table of an exposed model lists; [] for other models."""
+    written = next((entry.value for entry in proto.metadata_props if entry.key == NEURON_TABLE_KEY), "")
     try:
-        rows = json.loads(said) if 0 < len(said) < _LARGEST else []
+        rows = json.loads(written) if 0 < len(written) < _LARGEST else []
         return [row for row in rows if isinstance(row["layer"], str) and isinstance(row["words"], dict)]
     except (ValueError, KeyError, TypeError, RecursionError):
         return []
 
 
 def neuron_roles(proto: onnx.ModelProto) -> dict[str, str]:
-    """What each word of a neuron is for, by target id: threshold, leak, refractory, reset or spike."""
+    """Return the role of each word of a neuron by target id: threshold, leak, refractory, reset or spike."""
     return {str(target): str(role) for row in read_neuron_table(proto) for role, target in row["words"].items()}
 
 
 def neuron_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """The shape of one sample of each value in flight of a neuron, by target id."""
+    """Return the shape of one sample of each activation of a neuron, by target id."""
     return {
         str(name): tuple(row["shape"]) for row in read_neuron_table(proto) for name in (*row["membrane"], *row["spike"])
     }
@@ -55,7 +55,7 @@ def refuse_whole_tensor_models(proto: onnx.ModelProto, event: FaultModel, ids: I
 
 
 def step_tensors(proto: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
-    """The values in flight of an unrolled layer's neurons, step by step, under the names that they have in a loop.
+    """Return the activations of an unrolled layer's neurons, step by step, under the names that they have in a loop.
 
     >>> from onnxfi.graph.model.loading import load
     >>> from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
@@ -79,7 +79,9 @@ _TIMED = re.compile(
 
 
 def expand_steps(proto: onnx.ModelProto, sites: Sequence[str]) -> list[str]:
-    """Sites as they are written, those in a series as sites in its steps; SelectorError for a step that is not there.
+    """Return sites with those in all steps of an unrolled layer replaced by sites in each step.
+
+    Raises SelectorError for a step that does not exist.
 
     >>> from onnxfi.graph.model.loading import load
     >>> from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
@@ -98,6 +100,6 @@ def expand_steps(proto: onnx.ModelProto, sites: Sequence[str]) -> list[str]:
         first = int(found["step"][:9]) if found["how"] else 0
         if first >= len(steps):
             raise SelectorError(f"{text.strip()[:80]}: there are {len(steps)} steps, 0 to {len(steps) - 1}")
-        struck = steps[first : first + 1] if found["how"] == "step" else steps[first:]
-        out += [f"{step}{found['index']}{found['sample']}{found['bit']}" for step in struck]
+        chosen = steps[first : first + 1] if found["how"] == "step" else steps[first:]
+        out += [f"{step}{found['index']}{found['sample']}{found['bit']}" for step in chosen]
     return out

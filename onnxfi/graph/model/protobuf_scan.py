@@ -1,4 +1,4 @@
-"""The file's own bytes: where each stored number lies, without reading the numbers.
+"""Protobuf scan: the byte ranges of all stored numbers of an ONNX file, without reading the numbers.
 
 An ONNX file is a protobuf message. `scan` walks it field by field and gives two things: a *skeleton*, the same
 message without its large payloads (which `onnx` then parses as usual), and for each tensor and number list a
@@ -6,8 +6,8 @@ message without its large payloads (which `onnx` then parses as usual), and for 
 of that tensor or attribute, so that whatever the parser makes of repeated or merged fields, a tensor finds its own
 bytes again.
 
-So a weight can be struck by patching bytes of a copy: what another writer put into the file, known to onnx or not,
-stays as it is, and memory holds the structure only. Source: the protobuf encoding guide and onnx.proto.
+A fault in a weight is then a change of some bytes of a copy: whatever else the file holds, known to onnx or not, stays
+as it is, and memory holds the structure only. Source: the protobuf encoding guide and onnx.proto.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _PREFIX = "onnxfi:"
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """Where the numbers of one tensor or attribute lie.
+    """Byte ranges of the numbers of one tensor or attribute.
 
     `fields` maps a field number to its runs, in order; `counts` says how many numbers they hold (bytes, where they are
     raw); `frames` are the enclosing messages as (start of the length, start, end), outermost first, the tensor's own
@@ -88,14 +88,14 @@ class TensorRecord:
         else:
             runs.append(run)
 
-    def reach(self, number: int, at: int) -> int:
-        """How long the run is that ends at `at`."""
+    def run_length(self, number: int, at: int) -> int:
+        """Return the length in bytes of the run that ends at `at`."""
         runs = self.fields.get(number, ())
         return at - runs[-1][0] if runs and runs[-1][1] == at else 0
 
 
 def text(field: str | bytes) -> str:
-    """A text field of a parsed message; one that is not UTF-8 comes as bytes, and its odd bytes are written out.
+    """Return a text field of a parsed message; bytes that are not UTF-8 are escaped.
 
     >>> text(b"conv\\xff")
     'conv\\\\xff'
@@ -104,12 +104,12 @@ def text(field: str | bytes) -> str:
 
 
 def record_number(doc_string: str) -> int:
-    """The record's number that the scan wrote there; −1 where it found no numbers."""
+    """Return the number of the record that the scan wrote there; −1 where it found no numbers."""
     return int(doc_string[len(_PREFIX) :]) if doc_string else -1
 
 
 def varint(number: int) -> bytes:
-    """A number as a protobuf varint; negative ones as 64-bit two's complement.
+    """Return a number as a protobuf varint; negative ones as 64-bit two's complement.
 
     >>> varint(300).hex()
     'ac02'
@@ -124,7 +124,7 @@ def varint(number: int) -> bytes:
 
 
 def split_varints(data: bytes) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """The numbers of a packed field, and where each starts (one entry more: the end).
+    """Return the numbers of a packed field, and the offset of each (one entry more: the end).
 
     >>> [part.tolist() for part in split_varints(b"\\x01\\xac\\x02")]
     [[1, 300], [0, 1, 3]]
@@ -145,7 +145,7 @@ def split_varints(data: bytes) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
 def read_varints(
     read: ReadBytes, run: ByteRun
 ) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]]:
-    """The varints of a run, piece by piece: the numbers, and where each starts and ends in the file."""
+    """Yield the varints of a run, chunk by chunk: the numbers, and the start and end of each in the file."""
     start, end, lead = run
     while start < end:
         piece = read(start, min(start + _WINDOW, end))
@@ -163,7 +163,7 @@ def read_varints(
 
 
 class _Scanner:
-    """One walk over one file. The window over its bytes moves forward only."""
+    """Scan of one file. The window over its bytes moves forward only."""
 
     def __init__(self, read: ReadBytes, size: int) -> None:
         self.read, self.size = read, size
@@ -184,7 +184,7 @@ class _Scanner:
         return self.take(start, end)
 
     def field(self, at: int, end: int, depth: int = 0) -> tuple[int, int, int, int, int]:
-        """The field at `at` of a message that ends at `end`: number, wire type, ends of its tag, head and payload."""
+        """Return the field at `at` of a message: its number, wire type, and the ends of its tag, header and payload."""
         if not (self.base <= at and min(at + 20, end) <= self.base + len(self.buffer)):
             self.buffer, self.base = self.read(at, min(at + _WINDOW, self.size)), at
         buffer, base = self.buffer, self.base
@@ -208,7 +208,7 @@ class _Scanner:
         return number, wire, behind, base + i, stop
 
     def _group(self, number: int, at: int, end: int, depth: int) -> int:
-        """The end of a group, protobuf's old form of a message; ONNX has none, so it is an unknown field."""
+        """Return the end of a group, protobuf's old form of a message: an unknown field, as ONNX has none."""
         if depth > _DEEPEST:
             raise ModelError(f"the model nests groups more than {_DEEPEST} deep; no runtime loads that")
         while True:
@@ -237,7 +237,7 @@ class _Scanner:
         raise ModelError("not an ONNX model, or cut short: a number runs over its end")
 
     def message(self, kind: str, start: int, end: int, frames: tuple[MessageFrame, ...]) -> bytes:
-        """The skeleton of one message; records what it holds."""
+        """Return the skeleton of one message, and record its numbers."""
         if len(frames) > _DEEPEST:
             raise ModelError(f"the model nests messages more than {_DEEPEST} deep; no runtime loads that")
         children, numbers = _CHILDREN.get(kind, {}), _NUMBERS.get(kind, {})
@@ -290,7 +290,7 @@ class _Scanner:
             if wire == form:
                 record.add(number, (payload, stop, 0), 1)
         elif wire != _BYTES:
-            stop, count = self._run(wire, at, behind, stop, min(end, at + record.reach(number, at)))
+            stop, count = self._run(wire, at, behind, stop, min(end, at + record.run_length(number, at)))
             record.add(number, (at, stop, behind - at), count)
         elif form == _VARINT:
             record.packed[payload] = (behind, payload, stop)
@@ -303,7 +303,7 @@ class _Scanner:
         return stop
 
     def _run(self, wire: int, at: int, behind: int, stop: int, end: int) -> tuple[int, int]:
-        """Unpacked numbers from `at` on, all with the same tag, up to `end`: where they end, and how many they are."""
+        """Return the end and the count of unpacked numbers with the same tag, from `at` up to `end`."""
         if behind - at > 1 or end - at < _MANY:
             return stop, 1
         raw = np.frombuffer(self.buffer, np.uint8)[at - self.base : end - self.base]
@@ -320,12 +320,12 @@ class _Scanner:
         return at + (int(ends[2 * count - 1]) if wire == _VARINT else count * (stop - at)), count
 
     def _count(self, start: int, end: int) -> int:
-        """Varints in [start, end): each ends with the one byte below 128."""
+        """Count the varints in [start, end): each ends with its one byte below 128."""
         pieces = (self.take(at, min(at + _WINDOW, end)) for at in range(start, end, _WINDOW))
         return sum(int(np.count_nonzero(np.frombuffer(piece, np.int8) >= 0)) for piece in pieces)
 
     def _location(self, entry: MessageFrame) -> list[tuple[MessageFrame, MessageFrame]]:
-        """The frames of an external_data entry whose key is `location`, and of the name in it."""
+        """Return the frames of an external_data entry whose key is `location`, and of the name in it."""
         found: dict[int, MessageFrame] = {}
         at = entry[1]
         while at < entry[2]:
@@ -337,9 +337,9 @@ class _Scanner:
 
 
 def scan(source: ByteSource) -> tuple[bytes, dict[int, TensorRecord]]:
-    """The skeleton of an ONNX file and the records of its tensors, Constants and classical models' lists, by number.
+    """Return the skeleton of an ONNX file, and the records of its tensors and number lists by their number.
 
-    ModelError where it is no protobuf message.
+    Raises ModelError where the file is no protobuf message.
     """
     with source.reading() as read:
         scanner = _Scanner(read, source.size)

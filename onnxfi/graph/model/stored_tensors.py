@@ -166,7 +166,7 @@ class StoredTensors:
         if word is None:
             if tensor.data_type != _STRING:
                 what = f"the number format {tensor.data_type}, which onnxfi does not know"
-                self.notes.append(f"{quoted(id_)} has {what}; it cannot be struck")
+                self.notes.append(f"{quoted(id_)} has {what}; faults cannot be injected into it")
             return None
         shape = tuple(tensor.dims)
         elements = _elements(shape, id_) * word.parts

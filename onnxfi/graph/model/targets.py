@@ -1,7 +1,7 @@
 """Targets: every stored tensor and number list of a model, with the nodes and the layer that use it.
 
-Targets are in the order of `StoredTensors`; roles and layer names never change it, so that seeds stay valid. A layer
-name that layers of several graphs have is told apart by the path of its graph.
+Targets are in the order of `StoredTensors`; roles and layer names never change it, so that seeds stay valid. Where
+layers of several graphs have one name, the path of the graph comes before it.
 """
 
 from __future__ import annotations

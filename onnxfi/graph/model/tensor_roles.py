@@ -1,4 +1,4 @@
-"""Roles by data flow: which stored tensors are weights and biases, which scales and zero points, and of what.
+"""Roles of stored tensors by data flow: weights, biases, and the scales and zero points of each.
 
 Two passes over the nodes. The first finds quantised words from what each operator's inputs are by its definition
 (QDQ, QOperator, dynamic and weight-only forms), and the scales that a later Mul applies. The second goes from every
@@ -102,7 +102,7 @@ def _input(node: Node, position: int) -> Value | None:
 
 
 def _scaled_positions(kinds: str) -> Iterator[int]:
-    """Positions of operands that a scale follows."""
+    """Return the positions of operands that a scale follows."""
     return (k for k in range(len(kinds) - 1) if kinds[k] in "xw" and kinds[k + 1] == "s")
 
 
@@ -132,7 +132,7 @@ def _scheme(
 
 
 def _assign_linear(flow: WeightDataflow, node: Node) -> None:
-    """QuantizeLinear, DequantizeLinear and the QLinear operators: scale and zero point follow each operand."""
+    """Assign the roles of QuantizeLinear, DequantizeLinear and QLinear operators: scales follow each operand."""
     kinds = _kinds(node)
     for k, kind in enumerate(kinds):
         parameter = flow.stored_input(node, k) if kind in "sz" else None
@@ -184,7 +184,7 @@ def _channel_axis(node: Node, position: int, tensor: StoredTensor) -> int:
 
 
 def _assign_integer(flow: WeightDataflow, node: Node) -> None:
-    """MatMulInteger and ConvInteger: the scale is multiplied in afterwards."""
+    """Assign the roles of MatMulInteger and ConvInteger, whose scale a later Mul applies."""
     scale = _scale_after(flow, node)
     for k, zero in ((0, 2), (1, 3)):
         zero_point, tensor = flow.stored_input(node, zero), flow.stored_input(node, k)
@@ -217,7 +217,7 @@ def _scale_after(flow: WeightDataflow, node: Node) -> StoredTensor | None:
 
 
 def _assign_to_float(flow: WeightDataflow, node: Node) -> None:
-    """MatMulIntegerToFloat, DynamicQuantizeMatMul, QAttention: scales and zero points each at their position."""
+    """Assign the roles of MatMulIntegerToFloat, DynamicQuantizeMatMul and QAttention."""
     scale, zero = {"MatMulIntegerToFloat": (3, 5), "DynamicQuantizeMatMul": (2, 3), "QAttention": (4, 7)}[node.op]
     for k in {"MatMulIntegerToFloat": (2, 4), "QAttention": (3, 6)}.get(node.op, ()):
         parameter = flow.stored_input(node, k)
@@ -230,7 +230,7 @@ def _assign_to_float(flow: WeightDataflow, node: Node) -> None:
 
 
 def _assign_lstm(flow: WeightDataflow, node: Node) -> None:
-    """DynamicQuantizeLSTM: W and R [directions, …, 4 × hidden], scaled by direction, or by it and column."""
+    """Assign the roles of DynamicQuantizeLSTM: W and R [directions, …, 4 × hidden], scaled by direction or column."""
     for k, at in ((1, 8), (2, 10)):
         tensor, scale, zero_point = (flow.stored_input(node, j) for j in (k, at, at + 1))
         for parameter, role in ((scale, "scale"), (zero_point, "zero-point")):
@@ -244,7 +244,7 @@ def _assign_lstm(flow: WeightDataflow, node: Node) -> None:
 
 
 def _assign_blocks(flow: WeightDataflow, node: Node) -> None:
-    """MatMulNBits: several integers in each byte, [N, blocks, block size]; scales [N × blocks]."""
+    """Assign the roles of MatMulNBits: several integers a byte, [N, blocks, block size]; scales [N × blocks]."""
     tensor, scale, zero_point = (flow.stored_input(node, k) for k in (1, 2, 3))
     bits, block = _attribute(node, "bits", 4), _attribute(node, "block_size", 0)
     if tensor is None or bits not in (2, 4, 8) or len(tensor.shape) != 3 or tensor.word.name != "uint8":
@@ -289,7 +289,7 @@ _OTHER_OPERATORS = {
 
 
 def _assign_weights(flow: WeightDataflow, node: Node) -> None:
-    """The weights and biases of one operator, back to where they are stored."""
+    """Assign the roles of one operator's weights and biases."""
     for k, kind in enumerate(_kinds(node)):
         if kind not in "wb":
             continue
@@ -302,7 +302,7 @@ def _assign_weights(flow: WeightDataflow, node: Node) -> None:
 
 
 def _assign_added(flow: WeightDataflow, node: Node) -> None:
-    """A stored operand that is added to the product of a layer is its bias."""
+    """Make a stored operand that is added to the product of a layer its bias."""
     first, second = (0, 1) if node.op == "Add" else (0, 3)
     for one, other in ((first, second), (second, first)):
         found, producer = flow.operand(_input(node, one)), _input(node, other)

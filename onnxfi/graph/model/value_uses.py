@@ -1,4 +1,4 @@
-"""Uses of values: the nodes that a stored tensor belongs to, and what the outputs of a model depend on, and how.
+"""Uses of values: the nodes that consume a stored tensor, and the values on which the outputs of a model depend.
 
 A value is *data* where some use of it reaches an output other than as a shape or an index, and *used* where an output
 depends on it at all.

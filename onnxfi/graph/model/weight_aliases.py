@@ -1,4 +1,4 @@
-"""What counts as a weight: stored tensors that lie in the same bytes of external data are one under several names."""
+"""Aliases: stored tensors in the same bytes of external data are one target under several names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _Row = tuple[Target, WordLocation]
 
 
 def merge_aliases(rows: Sequence[_Row]) -> list[_Row]:
-    """Return the targets with those that lie in just the same bytes as one: the first, with the ids and users of all.
+    """Return the targets, those in exactly the same bytes merged into the first, with the ids and users of all.
 
     Those that share some bytes and not all, or in another number format, say which in `span`.
     """
@@ -29,7 +29,7 @@ def merge_aliases(rows: Sequence[_Row]) -> list[_Row]:
 
 
 def target_notes(targets: Sequence[Target]) -> list[str]:
-    """Return what a reader of a population should know: what counts once, what cannot be counted, what is left out."""
+    """Return notes on the population: aliases that count once, tensors that overlap, tensors that are unused."""
     out = []
     aliased = [t for t in targets if t.aliases]
     if aliased:
@@ -57,14 +57,14 @@ def target_notes(targets: Sequence[Target]) -> list[str]:
 
 
 def _bytes_of(target: Target, place: WordLocation) -> object:
-    """The bytes of a target as they are read; only those in external data can belong to several."""
+    """Return a key of a target's bytes, the same for aliases, which only external data has."""
     if not place.file or not target.size:
         return target.id
     return place.file, place.runs, target.word.name, target.size
 
 
 def _as_one(group: Sequence[Target]) -> Target:
-    """Several names of one weight as one target, which belongs where the first of them that is used belongs."""
+    """Merge aliases into one target, whose node and layer are those of the first alias that is used."""
     if len(group) == 1:
         return group[0]
     used = next((t for t in group if t.op), group[0])
@@ -87,7 +87,7 @@ def _as_one(group: Sequence[Target]) -> Target:
 
 
 def _with_spans(rows: Sequence[_Row]) -> list[_Row]:
-    """The targets, those that share some of their bytes with another with the bytes that they take."""
+    """Return the targets, those that share some of their bytes with another with their `span` of bytes."""
     spans = sorted(
         (place.file, *place.runs[0][:2], number)
         for number, (target, place) in enumerate(rows)

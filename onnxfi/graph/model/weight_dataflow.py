@@ -107,7 +107,7 @@ class WeightDataflow:
         return self.stored(node.inputs[position]) if 0 <= position < len(node.inputs) else None
 
     def operand(self, value: Value | None, depth: int = 0) -> StoredOperand | None:
-        """As `stored`, and also behind quantisation, and behind a Mul, Div or Sub with another stored tensor."""
+        """Return as `stored`, also behind quantisation, and behind a Mul, Div or Sub with another stored tensor."""
         if value is None or depth > MOST_STEPS:
             return None
         if depth == 0 and value in self._operands:

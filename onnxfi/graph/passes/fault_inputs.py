@@ -149,10 +149,12 @@ def check_iteration(s: ActivationFault, trips: int | None) -> None:
 def check_location(a: Activation, s: ActivationFault, batch: int | None) -> None:
     """Refuse an element, sample or step that is not there."""
     where = site_text(s)
-    if s.element < 0 or (a.shaped and s.element >= a.target.size):
+    if s.element < 0 or (a.shape_known and s.element >= a.target.size):
         raise SelectorError(f"{where}: elements of {a.target.id!r} are 0 to {a.target.size - 1}")
     if s.sample is not None and a.axis is None:
-        raise SelectorError(f"{where}: {a.target.id!r} has {a.unaxed}, so no sample can be named; leave it out")
+        raise SelectorError(
+            f"{where}: {a.target.id!r} has {a.no_axis_message}, so no sample can be named; leave it out"
+        )
     if s.sample is not None and (batch is None or not 0 <= s.sample < batch):
         allowed = "give the batch size" if batch is None else f"samples are 0 to {batch - 1}"
         raise SelectorError(f"{where}: no sample {s.sample}; {allowed}")

@@ -70,7 +70,9 @@ class ActivationFault:
 
 def check_word_formats(rows: Iterable[Activation], opset: int, body: str = "auto") -> tuple[Activation, ...]:
     """The activations with those marked whose format no body strikes at this opset."""
-    return tuple(a if a.why_not else replace(a, why_not=_unreachable(a, opset, body)) for a in rows)
+    return tuple(
+        a if a.unsupported_reason else replace(a, unsupported_reason=_unreachable(a, opset, body)) for a in rows
+    )
 
 
 def _unreachable(a: Activation, opset: int, body: str) -> str:
@@ -83,7 +85,7 @@ def _unreachable(a: Activation, opset: int, body: str) -> str:
 
 def check_value_formats(rows: Iterable[Activation]) -> tuple[Activation, ...]:
     """The activations with those marked whose numbers no scale and shift can change."""
-    return tuple(a if a.why_not else replace(a, why_not=_unnumbered(a)) for a in rows)
+    return tuple(a if a.unsupported_reason else replace(a, unsupported_reason=_unnumbered(a)) for a in rows)
 
 
 def _unnumbered(a: Activation) -> str:
@@ -197,7 +199,7 @@ def _baked_step(
     if not a.loop and (head.first, head.last) != (0, LAST_STEP):
         raise FaultError(f"{a.target.id!r} lies in no loop, so it has no step; leave @step out")
     if head.sample is not None and a.axis is None:
-        raise FaultError(f"{a.target.id!r} has {a.unaxed}, so no sample of it can be named; leave @sample out")
+        raise FaultError(f"{a.target.id!r} has {a.no_axis_message}, so no sample of it can be named; leave @sample out")
     valued = head.mask is None
     if valued:
         check_values(a.target.word)
@@ -271,7 +273,7 @@ def _call_apart(
 ) -> None:  # fmt: skip
     """Call an operator on a tensor that has several rows a sample: those are laid apart, and back."""
     own = a.target.shape
-    if not a.shaped:
+    if not a.shape_known:
         raise ModelError(f"the shape of {a.target.id!r} is not known, so its samples cannot be told apart; give --data")
     before = math.prod(own[: held.axis]) * held.outer
     behind = held.inner * math.prod(own[held.axis + 1 :])
@@ -373,7 +375,7 @@ def _types(sites: Sequence[Activation]) -> dict[tuple[str, str], onnx.TypeProto]
     return {
         (a.path, a.name): helper.make_tensor_type_proto(NUMBER[a.target.dtype], list(a.dims))
         for a in sites
-        if a.dims is not None and a.sure and not a.path
+        if a.dims is not None and a.shape_inferred and not a.path
     }
 
 

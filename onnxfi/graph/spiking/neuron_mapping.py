@@ -64,7 +64,7 @@ def mapped_layers(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[Spiki
         shape = tuple(n for n in (dims[1:] if len(dims) > 1 else dims) if isinstance(n, int))
         out.append(
             SpikingLayer(
-                str(row["name"]), "mapped", path, shape if spikes[0].shaped and dims else None, steps,
+                str(row["name"]), "mapped", path, shape if spikes[0].shape_known and dims else None, steps,
                 None if path in loops else len(steps), variables, reset, loops.get(path, ""),
             )
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Writing: a faulty copy of a model, drafts that become files only when they are complete, scratch folders.
+"""Writing files: faulty copies of a model, atomic output files, scratch folders.
 
 Start with `faulty_copy.py`.
 """

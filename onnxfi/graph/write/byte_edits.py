@@ -1,4 +1,4 @@
-"""The bytes that make a stored word another: overwritten where they lie, or put in and taken out."""
+"""Byte edits that change stored words: bytes overwritten, or stretches of another length spliced in."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ ByteEdit = tuple[NDArray[np.int64], NDArray[np.uint8]]
 ByteSplice = tuple[tuple[MessageFrame, ...], int, int, bytes]
 
 
-def plain_edits(read: ReadBytes, target: Target, spot: WordLocation, index: Index, words: Words) -> ByteEdit:
-    """Words that lie as they are: the offset and value of each byte that they take."""
-    offsets, shifts = byte_offsets(target, spot, index)
+def plain_edits(read: ReadBytes, target: Target, location: WordLocation, index: Index, words: Words) -> ByteEdit:
+    """Return the offset and value of each byte of words that are stored as they are."""
+    offsets, shifts = byte_offsets(target, location, index)
     if target.word.bits >= 8:
         size = target.word.storage // 8
         values = words.astype(target.word.carrier).view(np.uint8).reshape(-1, size)
         return (offsets[:, None] + np.arange(size)).ravel(), values.ravel()
     cells: dict[int, int] = {}
     for at, shift, word in zip(offsets.tolist(), shifts.tolist(), words.tolist(), strict=True):
-        reach = range(at, at + (shift + target.word.storage + 7) // 8)
-        old = bytes(cells[byte] if byte in cells else read(byte, byte + 1)[0] for byte in reach)
+        span = range(at, at + (shift + target.word.storage + 7) // 8)
+        old = bytes(cells[byte] if byte in cells else read(byte, byte + 1)[0] for byte in span)
         new = _within(int.from_bytes(old, "little"), shift, word, target)
-        cells.update(zip(reach, new.to_bytes(len(old), "little"), strict=True))
+        cells.update(zip(span, new.to_bytes(len(old), "little"), strict=True))
     return np.array(list(cells), np.int64), np.array(list(cells.values()), np.uint8)
 
 
 def _within(number: int, shift: int, word: int, target: Target) -> int:
-    """A number with the word that begins at bit `shift` of it replaced, all its other bits as they are."""
+    """Return a number with the word that begins at its bit `shift` replaced, all other bits as they are."""
     return number & ~(target.word.full << shift) | (word << shift)
 
 
 def varint_edits(
-    read: ReadBytes, target: Target, spot: WordLocation, record: TensorRecord, index: Index, words: Words
+    read: ReadBytes, target: Target, location: WordLocation, record: TensorRecord, index: Index, words: Words
 ) -> tuple[list[ByteEdit], list[ByteSplice]]:
-    """Words in a list of varints: overwritten where the length stays, else spliced. `index` ascends."""
+    """Return edits of words in a list of varints: overwritten where the length stays, else spliced. `index` ascends."""
     patches: list[ByteEdit] = []
     splices: list[ByteSplice] = []
-    entries, positions = np.divmod(index, spot.per_entry)
+    entries, positions = np.divmod(index, location.per_entry)
     done = 0
-    for run in spot.runs:
+    for run in location.runs:
         frames = record.frames + ((record.packed[run[0]],) if run[0] in record.packed else ())
         for values, starts, ends in read_varints(read, run):
             low, high = np.searchsorted(entries, [done, done + len(values)]).tolist()
@@ -69,7 +69,7 @@ def varint_edits(
 
 
 def _entry(number: int, position: int, word: int, target: Target) -> int:
-    """One number of a typed field with one of its words replaced; a signed one keeps its sign extension."""
+    """Return a number of a typed field with one of its words replaced; a signed one keeps its sign extension."""
     new, bits = _within(number, position * target.word.storage, word, target), target.word.bits
     if target.word.signed and not target.word.is_float and 8 <= bits < 64:
         above = number >> (bits - 1)

@@ -1,6 +1,6 @@
-"""Mutating: write a copy of a model in which some words are others, and nothing else is.
+"""Faulty copies: a model with some words changed, and every other byte as it was.
 
-The copy is made byte for byte and patched where the struck words lie. Only where a number of variable length changes
+The copy is made byte for byte, with the faulty words overwritten. Only where a number of variable length changes
 its length (weights in typed integer fields), or external data gets a new name, are bytes put in or taken out, and the
 lengths of the messages around them written anew. External data is copied and patched piece by piece. Nothing is
 written before everything is checked; a temporary name, fsync and rename leave no half file.
@@ -29,7 +29,7 @@ from onnxfi.graph.model.protobuf_scan import MessageFrame, varint
 from onnxfi.graph.write.byte_edits import ByteEdit, ByteSplice, plain_edits, varint_edits
 from onnxfi.graph.write.output_file import atomic_files, check_output_files, output_files
 
-#: Told how much is done, and how much there is.
+#: Called with the bytes done, and the bytes in all.
 OnProgress = Callable[[int, int], None]
 #: A piece is read, hashed twice, patched and written while it is in the processor's cache.
 _CHUNK = 1 << 20
@@ -41,7 +41,7 @@ _SMALL = 1 << 16
 
 @dataclass
 class FileEdits:
-    """What becomes of each file: bytes to overwrite, and stretches of the model file to replace.
+    """Edits of each file: bytes to overwrite, and stretches of the model file to replace.
 
     `patches` maps a file's number to (offset, byte) columns; `splices` are (frames, start, end, new bytes), the frames
     being those whose lengths follow.
@@ -52,11 +52,11 @@ class FileEdits:
 
     @property
     def resized(self) -> bool:
-        """Whether a number changed its length, so that the message around it is written anew."""
+        """True where a number changed its length, so that the message around it is written anew."""
         return any(end - start != len(new) for _, start, end, new in self.splices)
 
     def bytes_of(self, file: int) -> ByteEdit:
-        """The patches of one file as ascending columns; ModelError where tensors share bytes that both are struck."""
+        """Return the edits of one file as ascending columns; ModelError where two tensors change a byte differently."""
         parts = self.patches.get(file) or [(np.zeros(0, np.int64), np.zeros(0, np.uint8))]
         offsets, values = (np.concatenate(column) for column in zip(*parts, strict=True))
         order = np.argsort(offsets, kind="stable")
@@ -64,7 +64,7 @@ class FileEdits:
         twice = np.flatnonzero(offsets[1:] == offsets[:-1])
         if (values[twice] != values[twice + 1]).any():
             raise ModelError(
-                f"tensors share their external data, and byte {offsets[twice[0]]:,} is struck through two of them; "
+                f"tensors share their external data, and faults change byte {offsets[twice[0]]:,} through two of them; "
                 f"leave one out with --exclude"
             )
         return offsets, values
@@ -77,7 +77,7 @@ def look_up_words(model: Model, faults: Faults) -> tuple[Faults, Words]:
 
 
 def bind_models(model: Model, faults: Faults) -> Faults:
-    """The faults with what their models have to know of the numbers of whole tensors (`FaultModel.for_tensor`)."""
+    """Return the faults, those that depend on the numbers of whole tensors bound to them (`FaultModel.for_tensor`)."""
     if not any(event.depends_on_tensor for event in faults.models):
         return faults
     known: dict[tuple[int, FaultModel], FaultModel] = {}
@@ -93,7 +93,7 @@ def bind_models(model: Model, faults: Faults) -> Faults:
 
 
 def find_edits(model: Model, faults: Faults, final: Words) -> FileEdits:
-    """The bytes that make each fault's place hold its final word."""
+    """Return the edits that write each fault's final word."""
     out = FileEdits()
     for target, rows in by_target(faults):
         index, first = np.unique(faults.sites.index[rows], return_index=True)
@@ -110,7 +110,7 @@ def find_edits(model: Model, faults: Faults, final: Words) -> FileEdits:
 
 
 def _renamed(model: Model, names: Sequence[str]) -> Iterator[ByteSplice]:
-    """Splices that give every tensor in external data the new name of its file."""
+    """Yield the splices that give every tensor in external data the new name of its file."""
     for number, file in model.files.items():
         record = model.records[number]
         if not record.locations:
@@ -120,7 +120,7 @@ def _renamed(model: Model, names: Sequence[str]) -> Iterator[ByteSplice]:
 
 
 def _lengths(splices: Iterable[ByteSplice]) -> list[tuple[int, int, bytes]]:
-    """All replacements in the model file: the splices, and the lengths of the messages around them, ascending."""
+    """Return all replacements in the model file, ascending: splices, and the lengths of the messages around them."""
     edits_ = [(start, end, new) for _, start, end, new in splices]
     growth: dict[MessageFrame, int] = defaultdict(int)
     parent: dict[MessageFrame, tuple[int, MessageFrame | None]] = {}
@@ -141,7 +141,7 @@ def _lengths(splices: Iterable[ByteSplice]) -> list[tuple[int, int, bytes]]:
 
 @dataclass(frozen=True)
 class FaultyCopy:
-    """What was written: the digests of the model and of the faulty model, the file, and what there is to say."""
+    """Written copy: the digests of the model and of the faulty model, and the file, or the bytes in memory."""
 
     model: str
     faulty: str
@@ -177,7 +177,7 @@ class _Hashing:
 def _pieces(
     source: ByteSource, patches: ByteEdit, replaced: Sequence[tuple[int, int, bytes]]
 ) -> Iterator[tuple[Any, Any]]:
-    """The file in pieces, each as it was and as it becomes; each is good until two more have been asked for."""
+    """Yield the file in chunks, each as it was and as it becomes; each is valid until two more are taken."""
     offsets, values = patches
     # Fresh memory for every piece costs a page fault each 4 kB, more than the hashing. The digests run one piece
     # behind, so that a buffer is free again after two.
@@ -203,7 +203,7 @@ def _pieces(
 
 
 def _joined(pieces: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-    """Small pieces joined to larger ones, so that a million of them cost as a few."""
+    """Join small chunks to larger ones, so that a million of them cost as a few."""
     old, new = bytearray(), bytearray()
     for a, b in pieces:
         small = len(a) < _CHUNK
@@ -230,7 +230,8 @@ def write_copy(
     """Write the changed copy to `out`, or return its bytes where `out` is None (a model without external data).
 
     With external data also `OUT.data` (`OUT.data.1`, …); only their names change in the model. `expect` is the digest
-    that the result must have; `progress` is told bytes done and in all. Raises OutputError for a place that cannot be
+    that the result must have; `progress` is called with the bytes done
+    and in all. Raises OutputError for a place that cannot be
     written.
     """
     hashing = _Hashing()
@@ -266,7 +267,7 @@ def write_copy(
 
 
 def faulty_bytes(model: Model, change: FileEdits) -> bytes:
-    """The changed model file as bytes, without digests: what a session is made from, trial after trial."""
+    """Return the changed model file as bytes, without digests, to make a session from."""
     pieces = _pieces(model.source, change.bytes_of(0), _lengths(change.splices))
     return b"".join(bytes(new) for _, new in pieces)
 
@@ -298,9 +299,9 @@ def _put(stream: IO[bytes], piece: Any) -> None:
 
 
 def undo_words(model: Model, trials: Sequence[Faults]) -> tuple[Faults, Words]:
-    """The words that undo these trials, last fault first, on the faulty model; checked against what it holds.
+    """Return the words that undo these trials, last fault first, on the faulty model.
 
-    Raises FaultListError where the model does not hold what the faults left there.
+    Raises FaultListError where the model does not hold the words that the faults left.
     """
     rows = concatenate([faults.pick(np.arange(len(faults))[::-1]) for faults in reversed(trials)])
     held = model.stored(rows)

@@ -1,4 +1,4 @@
-"""Saving a model that was rewritten as a whole: as careful as a patched copy (faulty_copy.py)."""
+"""Saving a model that was rewritten as a whole, with its external data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def save_model(model: Model, proto: onnx.ModelProto, out: Path) -> None:
 
 
 def _renamed(model: Model, proto: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
-    """The model with the new names of its data files; their order is that of first reference in the file."""
+    """Return the model with the new names of its data files, in the order of first reference."""
     import onnx
 
     if not names:
@@ -55,7 +55,7 @@ def _renamed(model: Model, proto: onnx.ModelProto, names: list[str]) -> onnx.Mod
 
 
 def _external(message: Any) -> Iterator[Any]:
-    """Every tensor that lies in external data, wherever it is."""
+    """Yield every tensor in external data."""
     for field, value in message.ListFields():
         if field.message_type is None:
             continue

@@ -1,6 +1,6 @@
-"""Outputs: checked before anything is written, and drafts until all is written.
+"""Output files: checked before anything is written, and drafts until all is written.
 
-Whatever writes a file goes through `atomic_files`, so no verb puts a file in the place of a device or a pipe.
+Everything that writes a file uses `atomic_files`, so no command replaces a device or a pipe by a file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from onnxfi.graph.write.scratch_folder import scratch_folder
 
 
 def output_files(out: Path, data_files: int) -> list[Path]:
-    """The files that a model is written to: `OUT`, and `OUT.data`, `OUT.data.1`, … for its external data.
+    """Return the files that a model is written to: `OUT`, and `OUT.data`, `OUT.data.1`, … for its external data.
 
     >>> [file.name for file in output_files(Path("m.onnx"), 2)]
     ['m.onnx', 'm.onnx.data', 'm.onnx.data.1']
@@ -34,11 +34,11 @@ def check_output_files(model: Model | None, files: Sequence[Path], *, copy: bool
     Where a `copy` of the model is written, also one for which the disk has no room.
     """
     sources = model.sources if model is not None else ()
-    with _told(files[0]):
+    with _output_errors(files[0]):
         _check_folder(files[0])
         for file in files:
             _check_file(file, sources)
-        folder, needed = files[0].parent, sum(map(_on_disk, sources)) if copy else 0
+        folder, needed = files[0].parent, sum(map(_bytes_on_disk, sources)) if copy else 0
         if not os.access(folder, os.W_OK):
             raise OutputError(f"the folder {str(folder)!r} cannot be written; choose another with -o")
         free = shutil.disk_usage(folder).free
@@ -48,7 +48,7 @@ def check_output_files(model: Model | None, files: Sequence[Path], *, copy: bool
 
 def check_folder(folder: Path) -> None:
     """Refuse an output folder that is something else, or cannot be made or written; it need not be there yet."""
-    with _told(folder):
+    with _output_errors(folder):
         if folder.name == "-":
             raise OutputError("an output folder cannot be '-'; give the name of a folder")
         there = next(place for place in (folder, *folder.absolute().parents) if place.exists() or place.is_symlink())
@@ -61,13 +61,13 @@ def check_folder(folder: Path) -> None:
 def make_folder(folder: Path) -> None:
     """Make an output folder where it is not there yet; OutputError where that cannot be."""
     check_folder(folder)
-    with _told(folder):
+    with _output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
-def _told(place: Path) -> Iterator[None]:
-    """Errors of the system as ours, as for a name that is too long."""
+def _output_errors(place: Path) -> Iterator[None]:
+    """Raise OutputError for errors of the system, as for a name that is too long."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -90,14 +90,14 @@ def _check_file(file: Path, sources: Sequence[ByteSource]) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise OutputError(f"the output {str(file)!r} is a directory; give a file name")
     # A rename would put a file in place of a device or a pipe, or of the link /dev/stdout where that is a file.
-    if not stat.S_ISREG(status.st_mode) or _of_process(file):
+    if not stat.S_ISREG(status.st_mode) or _is_open_stream(file):
         raise OutputError(f"the output {str(file)!r} is a device or pipe; give the name of a file")
     if any(source.stamp[:2] == (status.st_dev, status.st_ino) for source in sources):
         raise OutputError(f"the output {str(file)!r} is the input itself; give another name with -o")
 
 
-def _of_process(file: Path) -> bool:
-    """Whether a path is, or links to, what a process has open, as /dev/stdout and /dev/fd/3 do."""
+def _is_open_stream(file: Path) -> bool:
+    """Return True where a path is or links to a file that a process has open, as /dev/stdout and /dev/fd/3."""
     while True:
         if os.path.realpath(file.parent).startswith("/proc/"):
             return True
@@ -106,14 +106,14 @@ def _of_process(file: Path) -> bool:
         file = file.parent / os.readlink(file)
 
 
-def _on_disk(source: ByteSource) -> int:
+def _bytes_on_disk(source: ByteSource) -> int:
     blocks = getattr(source.path.stat(), "st_blocks", None) if source.path else None
     return source.size if blocks is None else min(source.size, blocks * 512)
 
 
 @contextmanager
 def atomic_files(files: Sequence[Path]) -> Iterator[list[IO[bytes]]]:
-    """Streams that become `files` only when all is written: data first, the model last; else nothing is left."""
+    """Open streams that become `files` only when all is written: data first, the model last; else nothing is left."""
     check_output_files(None, files)
     streams: list[IO[bytes]] = []
     try:

@@ -1,4 +1,4 @@
-"""Folders for drafts and copies, which do not outlive who made them. Loads nothing, as it is needed at every end."""
+"""Scratch folders, which do not outlive the process that made them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _LOCK = "in-use"
 
 @contextmanager
 def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A folder for drafts in `parent` (the system's for temporary files), removed in the end.
+    """Make a folder for drafts in `parent` (the system's for temporary files), and remove it in the end.
 
-    Those that processes left there which were killed are removed too.
+    Folders that killed processes left there are removed too.
     """
     place = Path(tempfile.gettempdir() if parent is None else parent)
     remove_abandoned(place)
@@ -46,18 +46,18 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
 
 
 def remove_abandoned(place: Path | None = None) -> None:
-    """Remove what `scratch_folder` made in a folder for processes that have been killed since."""
+    """Remove the scratch folders of processes that have been killed since."""
     if fcntl is None:
         return
     with suppress(OSError), os.scandir(place or tempfile.gettempdir()) as found:
         for entry in found:
             if _SCRATCH.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                 with suppress(OSError):
-                    _remove_left(Path(entry.path))
+                    _remove_unlocked(Path(entry.path))
 
 
-def _remove_left(folder: Path) -> None:
-    """Remove a folder that nobody holds; OSError where somebody does, or it is not ours."""
+def _remove_unlocked(folder: Path) -> None:
+    """Remove a folder that no process holds; OSError where one does, or where another user owns it."""
     lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -66,7 +66,7 @@ def _copy_runs(engine: OrtEngine, model: str | Path | bytes, data: Data | None) 
         return b""
 
     try:
-        run_isolated(run, limited=False, longest_s=_LONGEST_S)
+        run_isolated(run, limited=False, timeout_s=_LONGEST_S)
     except CrashError as error:
         name = "the model" if isinstance(model, bytes) else quoted(str(model))
         how = str(error).removeprefix("it ended with ")

@@ -81,7 +81,10 @@ def prepare(
         current = load(proto)
         notes.append(f"opset raised from {own} to {wanted}; outputs stayed the same byte for byte")
     rows, guessed = activations(current, None if data is None else data.layout), False
-    if any("type is not known" in a.why_not or (shapes and (not a.shaped or a.unplaced)) for a in rows):
+    if any(
+        "type is not known" in a.unsupported_reason or (shapes and (not a.shape_known or a.axis_unknown_reason))
+        for a in rows
+    ):
         known = complete_by_running(model, proto, rows, data, custom_ops)
         guessed, rows = data is None and known != rows, known
     return PreparedModel(model, proto, check_word_formats(rows, opset_of(proto), body), body, tuple(notes), guessed)
@@ -190,8 +193,8 @@ def left_out(rows: Sequence[Activation], model: Model) -> dict[str, int]:
     inside = sum(len(node.output) for function in own for node in function.node)
     reasons = {"it lies in a local function; inline those first (onnx.inliner)": inside} if inside else {}
     for a in rows:
-        if a.why_not:
-            reasons[a.why_not] = reasons.get(a.why_not, 0) + 1
+        if a.unsupported_reason:
+            reasons[a.unsupported_reason] = reasons.get(a.unsupported_reason, 0) + 1
     return reasons
 
 
@@ -286,9 +289,9 @@ def _space(
 ) -> FaultSpace:
     refuse_whole_tensor_models(proto, event, [a.target.id for a in chosen.activations])
     for a in chosen.activations:
-        if samples and a.unplaced:
+        if samples and a.axis_unknown_reason:
             raise SelectorError(
-                f"no sample of {a.target.id!r} ({shape_text(a.dims)}) can be named: {a.unplaced}; "
+                f"no sample of {a.target.id!r} ({shape_text(a.dims)}) can be named: {a.axis_unknown_reason}; "
                 f"leave it out with --exclude, or draw with --count, which strikes every sample{one_at_a_time(a.dims)}"
             )
     targets = [
@@ -299,7 +302,7 @@ def _space(
 
 def _shaped(rows: Sequence[Activation]) -> tuple[Activation, ...]:
     for a in rows:
-        if not a.shaped:
+        if not a.shape_known:
             raise SelectorError(
                 f"the shape of {a.target.id!r} is not known, so its elements cannot be drawn; "
                 f"name it in --site, give --data, or leave it out with --exclude"
@@ -324,12 +327,12 @@ def _named(prepared: PreparedModel, sites: Sequence[str]) -> ActivationSelection
     _refuse_hidden(prepared.model, [text.partition("[")[0] for text in sites], by_id)
     for text in sites:
         name, _, place = text.partition("[")
-        if name in by_id and not by_id[name].shaped and "," in place.partition("]")[0]:
+        if name in by_id and not by_id[name].shape_known and "," in place.partition("]")[0]:
             raise SelectorError(f"the shape of {name!r} is not known: give a flat index, as {name}[5], or --data")
         found = parse_site(text, [_open(a) for a in prepared.activations]).target
         a = by_id[found]
-        if a.why_not:
-            raise SelectorError(f"{found!r} cannot be struck: {a.why_not}")
+        if a.unsupported_reason:
+            raise SelectorError(f"{found!r} cannot be struck: {a.unsupported_reason}")
         named[found] = a
     notes = [
         f"{a.target.id!r} lies in a QDQ group; striking its integer {a.quantized!r} instead keeps the integer kernels"
@@ -353,7 +356,7 @@ def _refuse_hidden(model: Model, names: Iterable[str], known: Container[str]) ->
 
 def _open(a: Activation) -> Any:
     """The target, with room for any flat index while its shape is not known."""
-    return replace(a.target, structural=False, shape=a.target.shape if a.shaped else (1 << 40,))
+    return replace(a.target, structural=False, shape=a.target.shape if a.shape_known else (1 << 40,))
 
 
 def _check_places(

@@ -51,7 +51,7 @@ def redrawn(
     if len(given) != 1:
         raise InputError(f"exactly one of ber, count and per_sample says how many; given: {given or 'none'}")
     event, selector = fault_model(fault), selector or Selector()
-    open_ones = [a.target.id for a in armed.sites if not a.shaped]
+    open_ones = [a.target.id for a in armed.sites if not a.shape_known]
     if open_ones:
         raise SelectorError(f"the shape of {open_ones[0]!r} is not known, so its elements cannot be drawn")
     kept = [a for a in armed.sites if selector.selects(replace(a.target, structural=False))]

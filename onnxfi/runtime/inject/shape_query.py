@@ -48,8 +48,8 @@ def complete_by_running(
 
 def _open(a: Activation, layout: BatchLayout) -> bool:
     """Whether the file leaves something of a value open that a run may tell."""
-    unplaced = bool(a.unplaced) and layout.fixed is None and not a.why_not
-    return "type is not known" in a.why_not or not a.shaped or unplaced
+    axis_unknown_reason = bool(a.axis_unknown_reason) and layout.fixed is None and not a.unsupported_reason
+    return "type is not known" in a.unsupported_reason or not a.shape_known or axis_unknown_reason
 
 
 def _answers(
@@ -57,7 +57,7 @@ def _answers(
     custom_ops: Sequence[str],
 ) -> dict[str, Activation]:  # fmt: skip
     """What runs tell of activations, by target id."""
-    wanted = {a.name for a in rows if not a.path and "type is not known" in a.why_not}
+    wanted = {a.name for a in rows if not a.path and "type is not known" in a.unsupported_reason}
     probed = {(a.path, a.name): a for a in rows if (_open(a, layout) or not a.path) and a.name not in wanted}
     ranks = {place: None if a.dims is None else len(a.dims) for place, a in probed.items()}
     session, shapes = _telling(model, proto, wanted, ranks, custom_ops)

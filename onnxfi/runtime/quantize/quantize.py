@@ -172,7 +172,7 @@ class _Work:
         refused = "the quantiser refuses the model"
         try:
             told = json.loads(
-                run_isolated(lambda: json.dumps(self._answer(data)).encode(), limited=False, longest_s=None)
+                run_isolated(lambda: json.dumps(self._answer(data)).encode(), limited=False, timeout_s=None)
             )
         except IsolationError as error:
             raise EngineError(f"{refused}: {error}") from None

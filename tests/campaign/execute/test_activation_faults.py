@@ -418,8 +418,8 @@ def test_a_campaign_that_cannot_be_is_told(fields: dict[str, Any], says: str) ->
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"include": "=cc"}, "matches no tensor in flight"),
-        ({"include": "=w1"}, "matches no tensor in flight"),
+        ({"include": "=cc"}, "matches no activation"),
+        ({"include": "=w1"}, "matches no activation"),
         ({"persistence": "from"}, "nothing that is selected lies in a loop"),
         ({"target": ["weights", "activations"], "include": "nowhere"}, "'nowhere' matches nothing in this model"),
     ],

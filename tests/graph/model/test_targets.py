@@ -488,7 +488,9 @@ def test_strings_and_unknown_formats_are_left_out() -> None:
     odd = TensorProto(name="odd\x1b", data_type=99, dims=[1], raw_data=b"1234")
     held = load(model([node("Mul", ["x", "w"])], [strings, odd, floats("w", 1)]))
     assert ids(held) == ["w"]
-    assert held.notes == ("'odd\\x1b' has the number format 99, which onnxfi does not know; it cannot be struck",)
+    assert held.notes == (
+        "'odd\\x1b' has the number format 99, which onnxfi does not know; faults cannot be injected into it",
+    )
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=20), st.integers(0, 63), st.data())

@@ -109,13 +109,13 @@ def test_shapes_in_bodies_are_those_of_a_run(tmp_path: Path) -> None:
     model = load(parser.parse_model(HEAD + OPEN))
     ports = OrtEngine("cpu").prepare(model_bytes(model)).inputs
     plain = activations(model)
-    inside = {a.name: a.shaped for a in plain if a.path}
+    inside = {a.name: a.shape_known for a in plain if a.path}
     assert not any(inside[name] for name in ("a", "p", "e", "s", "h_"))
     shapes = {}
     for fine in (True, False):
         np.savez(tmp_path / "d.npz", x=np.ones((2, 3), np.float32), fine=np.array(fine), wide=np.array([-1]))
         found = complete_by_running(model, parse(model), plain, open_data(tmp_path / "d.npz", ports))
-        shapes[fine] = {a.name: a.target.shape for a in found if a.path and a.shaped and a.target.word.is_float}
+        shapes[fine] = {a.name: a.target.shape for a in found if a.path and a.shape_known and a.target.word.is_float}
         assert all(a.axis == 0 for a in found if a.path and a.name in shapes[fine])
     assert shapes[True] == {"a": (3,), "p": (3,)}, "the other branch is not taken"
     assert shapes[False] == {"q": (12,)}, "e, s and h_ grow from turn to turn"

@@ -195,7 +195,7 @@ def test_a_quantised_group_is_struck_at_its_integer() -> None:
     assert [a.name for a in rows if a.default] == ["q"]
     assert [a.target.id for a in select_activations(rows, Selector()).activations] == ["q"]
     chosen = select_activations(rows, Selector(include=("=r",)))
-    assert chosen.activations[0].name == "q" and "'q' is struck instead" in chosen.notes[0]
+    assert chosen.activations[0].name == "q" and "into its integer 'q' instead" in chosen.notes[0]
     assert select_activations(rows, Selector(include=("=d",))).activations[0].target.word.name == "uint8"
     assert [a.name for a in select_activations(rows, Selector(include=("=a",))).activations] == ["a"]
 
