@@ -22,21 +22,21 @@ from unittest.mock import patch
 import numpy as np
 from campaign import made_up
 
-from onnxfi.campaign.execute.trial_executor import Bench
+from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan.plan import make_plan
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.graph.partition.segmentation import Segmentation
 from onnxfi.runtime.engine.engines import OrtEngine
-from onnxfi.runtime.partial.conv_delta import Narrow
-from onnxfi.runtime.partial.segmented_model import Spine
+from onnxfi.runtime.partial.conv_delta import ConvDelta
+from onnxfi.runtime.partial.segmented_model import SegmentedModel
 
 #: The margin at which a layer of a large network gets 6 trials.
 LAYER_MARGIN = 0.526
 #: What a variant leaves out, by the name of the function and what stands in its place.
 Without = tuple[tuple[object, str, Callable[..., object]], ...]
-WHOLE_OPERATOR = (Segmentation, "_route", lambda self, whole: whole)
-WHOLE_SUM = (Narrow, "strike", lambda self, *given: None)
-ALL_SAMPLES = (Spine, "tried", lambda self, *given: False)
+WHOLE_OPERATOR = (Segmentation, "_with_channels", lambda self, whole: whole)
+WHOLE_SUM = (ConvDelta, "faulty_entry", lambda self, *given: None)
+ALL_SAMPLES = (SegmentedModel, "keeps_bits", lambda self, *given: False)
 
 VARIANTS: dict[str, tuple[str, Without]] = {
     "full": ("full", ()),
@@ -57,14 +57,14 @@ def variant(
     with ExitStack() as stack:
         for where, name, other in without:
             stack.enter_context(patch.object(where, name, other))
-        bench = Bench.open(Campaign(**{**vars(campaign), "route": route}), 4 << 30)
-        plan = make_plan(bench.campaign, bench.reach)
-        golden = bench.golden_again()
+        bench = TrialExecutor.open(Campaign(**{**vars(campaign), "route": route}), 4 << 30)
+        plan = make_plan(bench.opened.campaign, bench.opened.reach)
+        golden = bench.golden_runs.run_again()
         session = OrtEngine(provider="cpu", threads=campaign.threads).prepare(campaign.model)
         times = []
         for _ in range(5):
             begun = time.process_time()
-            bench.scores(session)
+            bench.opened.scores(session)
             times.append(time.process_time() - begun)
         trials = [planned.lines.splitlines() for planned in plan.trials()]
         trials = trials[: max(5, len(trials) // 10)] if route == "full" else trials

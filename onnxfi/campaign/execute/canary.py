@@ -1,4 +1,4 @@
-"""The canary: a fault that any runtime must see, and by each kind of route that trials take."""
+"""The canary: a fault that must change an answer, by each kind of route that trials take."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxfi.campaign.execute.trial_executor import Bench, cause_of
+from onnxfi.campaign.execute.trial_executor import PreparedTrial, TrialExecutor, cause_of
 from onnxfi.errors import CampaignError, EngineError, RouteError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.models import Set
@@ -26,69 +26,82 @@ _ELEMENTS = 1 << 16
 _TRIES = 3
 
 
-def prove(bench: Bench, targets: Sequence[Target], asked: Callable[[Target], bool] | None = None) -> dict[str, Any]:
-    """Set one tensor after the other until a change is seen, by each kind of route that there is.
+def prove(
+    executor: TrialExecutor, targets: Sequence[Target], shows: Callable[[Target], bool] | None = None
+) -> dict[str, Any]:
+    """Inject a canary into one target after the other until a change is seen, by each kind of route that there is.
 
-    Those with the most elements first: most trials strike there, so what is opened for the canary is used again.
-    `asked` asks elsewhere, where what is struck could hang or kill this process. CampaignError where none is seen.
+    Parameters
+    ----------
+    executor : TrialExecutor
+        The executor of the campaign.
+    targets : sequence of Target
+        The targets of the campaign. Those with the most elements come first: most trials inject there, so what is
+        opened for the canary is used again.
+    shows : callable, optional
+        A predicate that looks for the canary elsewhere, where it could hang or kill this process.
+
+    Raises
+    ------
+    CampaignError
+        If no canary is seen.
     """
     seen, unseen, routes, tries = None, list[str](), dict[str, str](), Counter[str]()
     for target in sorted(targets, key=lambda target: -target.size):
-        kind = _kind(bench, target)
-        if seen is not None and (kind == Route.FULL or kind in routes or tries[kind] == _TRIES):
+        route = _route(executor, target)
+        if seen is not None and (route is Route.FULL or route in routes or tries[route] == _TRIES):
             continue
-        tries[kind] += 1
-        if asked(target) if asked is not None else notices(bench, target):
-            seen, routes = seen or target.id, {**routes, kind: target.id}
+        tries[route] += 1
+        if shows(target) if shows is not None else notices(executor, target):
+            seen, routes = seen or target.id, {**routes, route: target.id}
         elif seen is None:
             unseen.append(target.id)
     if seen is not None:
         return {"seen": seen, "unseen": unseen, "routes": routes}
+    output = executor.opened.output
     raise CampaignError(
         f"no canary was seen: all exponent bits set in {', '.join(unseen[:5])} changed nothing in "
-        f"{f'output {bench.output!r}' if bench.output else 'the outputs'}, so faults there cannot either; "
+        f"{f'output {output!r}' if output else 'the outputs'}, so faults there cannot either; "
         f"select other targets, or score another --output"
     )
 
 
-def notices(bench: Bench, target: Target) -> bool:
-    """Whether a canary changes an answer; RouteError where a shortcut does not show it."""
-    seen = changes(bench, target)
-    return held(target, seen, seen and not shown(bench, target))
+def notices(executor: TrialExecutor, target: Target) -> bool:
+    """Return whether a canary changes an answer; RouteError where a shorter route does not show it."""
+    seen = changes(executor, target)
+    return held(target, seen, seen and not shown(executor, target))
 
 
-def changes(bench: Bench, target: Target) -> bool:
-    """Whether a canary changes an answer of the whole model."""
-    canary, flown = _canary(bench, target)
+def changes(executor: TrialExecutor, target: Target) -> bool:
+    """Return whether a canary changes an answer of the whole model."""
+    canary, opened = _canary(executor, target), executor.opened
     try:
         if target.is_activation:
-            whole = bench.flown(flown)
-            return not same_bytes(whole.scores(canary, batches=1), whole.scores(None, batches=1))
-        golden = bench.first()
-        return not same_bytes(bench.scores(bench.struck(canary), batches=1), golden)
+            own, faulty = executor.longest(canary, batches=1)
+            return not same_bytes(faulty.reshape(-1), own.reshape(-1)[: faulty.size])
+        golden = executor.golden_runs.first_batch()
+        return not same_bytes(opened.scores(opened.faulty_session(canary.faults), batches=1), golden)
     except (EngineError, MemoryError) as error:
         cause_of(error)
         return True
 
 
-def shown(bench: Bench, target: Target) -> bool:
-    """Whether the shorter route of a target, where it has one, shows a canary there."""
-    canary, flown = _canary(bench, target)
-    if bench.shortcuts is None:
+def shown(executor: TrialExecutor, target: Target) -> bool:
+    """Return whether the shorter route of a target, where it has one, shows a canary there."""
+    canary = _canary(executor, target)
+    found = executor.shorter(canary)
+    if found is None:
         return True
-    rerun = bench.flying(canary, flown) if target.is_activation else bench.shortcuts.of(canary)
-    if rerun is None:
-        return True
-    change = bench.flown_change(canary) if target.is_activation else bench.shortcuts.change(canary)
+    reexecution, faults = found
     try:
-        return not same_bytes(rerun.scores(0, change), rerun.scores(0))
+        return not same_bytes(reexecution.scores(0, faults), reexecution.scores(0))
     except (EngineError, MemoryError) as error:
         cause_of(error)
         return True
 
 
 def held(target: Target, seen: bool, blind: bool) -> bool:
-    """Whether it was `seen`; RouteError where it was, and the route is `blind` to it."""
+    """Return whether a canary was `seen`; RouteError where it was, and the route is `blind` to it."""
     if seen and blind:
         raise RouteError(
             f"a canary in {target.id!r} is seen by the whole model, and not by the shorter route of faults there; "
@@ -97,24 +110,27 @@ def held(target: Target, seen: bool, blind: bool) -> bool:
     return seen
 
 
-def _canary(bench: Bench, target: Target) -> tuple[Faults, tuple[str, ...]]:
-    """A canary in a target, and the values in flight through which its route leads."""
-    return bench.reach.by_step(set_exponents(target)), bench.reach.steps_of.get(target.id, (target.id,))
+def _canary(executor: TrialExecutor, target: Target) -> PreparedTrial:
+    """Return a canary in a target as a trial."""
+    reach, faults = executor.opened.reach, set_exponents(target)
+    if not target.is_activation:
+        return PreparedTrial(faults, [target])
+    return PreparedTrial(reach.by_step(faults), [], tuple(reach.steps_of.get(target.id, (target.id,))))
 
 
-def may_hang(bench: Bench, target: Target) -> bool:
-    """Whether a fault in a target could hang or kill who asks: in what is structural, or where there is a loop."""
-    proto = bench.model.proto
+def may_hang(executor: TrialExecutor, target: Target) -> bool:
+    """Return whether a fault could hang or kill the process: in a structural target, or where there is a loop."""
+    proto = executor.opened.model.proto
     looped = _has_loop(proto.graph.node) or any(_has_loop(function.node) for function in proto.functions)
     return target.structural or looped
 
 
-def _kind(bench: Bench, target: Target) -> Route:
-    """By which kind of route faults in a target go."""
-    if target.is_activation:
-        return Route.PARTIAL if bench.routes is not None and bench.routes.steps else Route.SPLIT
-    route = bench.routes.of([target]) if bench.routes is not None else None
-    return Route.FULL if route is None else route.route
+def _route(executor: TrialExecutor, target: Target) -> Route:
+    """Return the kind of route of faults in a target."""
+    if not target.is_activation:
+        return executor.route(executor.facts(_canary(executor, target)))
+    segmentation = executor.segmentation
+    return Route.PARTIAL if segmentation is not None and segmentation.steps else Route.SPLIT
 
 
 @dataclass(frozen=True)
@@ -129,7 +145,7 @@ class _Canary(FaultModel):
 
 
 def set_exponents(target: Target) -> Faults:
-    """All exponent bits set in the first elements of a target.
+    """Return faults that set all exponent bits in the first elements of a target.
 
     >>> from onnxfi.graph.model.loading import load
     >>> len(set_exponents(load("models/fashion_cnn.onnx").targets[0]))
@@ -137,10 +153,10 @@ def set_exponents(target: Target) -> Faults:
     """
     n = min(target.size, _ELEMENTS)
     sites = Sites(np.zeros(n, np.int64), np.arange(n, dtype=np.int64), np.full(n, -1, np.int16))
-    # What a neuron puts out is NaN, which is what it computes, whatever else its exponent bits are.
+    # The output of a neuron is NaN where nothing is injected, whatever else its exponent bits are.
     return Faults((target,), sites, (Set(1.0) if target.role == "spike" else _Canary(),))
 
 
 def _has_loop(nodes: Iterable[Any]) -> bool:
-    """Whether there is a loop among these nodes, or in their bodies."""
+    """Return whether there is a loop among these nodes, or in their bodies."""
     return any(node.op_type == "Loop" for node in all_nodes(nodes))

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.execute.dask_workers import NONE_LEFT, started
+from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.execute.process_pool import begin
 from onnxfi.campaign.execute.scheduling import Died, versions
-from onnxfi.campaign.execute.trial_executor import Bench
 from onnxfi.campaign.execute.worker import Job
 from onnxfi.errors import CampaignError, InputError, OnnxfiError, OutputError
 from onnxfi.runtime.engine.engines import OrtEngine, smallest
@@ -151,13 +151,13 @@ class Cluster:
             raise CampaignError(self.lost)
         return dict(told["workers"])
 
-    def send(self, bench: Bench) -> None:
+    def send(self, opened: OpenCampaign) -> None:
         """Give every worker model and data; CampaignError for one whose versions, provider or libraries are others."""
-        self.parcel, shared = None, _files(bench)
-        digests = {str(path): _sha256(path) for path in [*shared.values(), *map(Path, bench.campaign.custom_ops)]}
-        engine = bench.campaign.engine()
+        self.parcel, shared = None, _files(opened)
+        digests = {str(path): _sha256(path) for path in [*shared.values(), *map(Path, opened.campaign.custom_ops)]}
+        engine = opened.campaign.engine()
         with self.reached():
-            self.asks = {"GPU": 1.0} if bench.provider in _ON_GPU else {}
+            self.asks = {"GPU": 1.0} if opened.provider in _ON_GPU else {}
             self.asks = self.asks if self._taking() else {}
             try:
                 told = self.client.run(survey, digests, engine, smallest(), workers=self._taking())
@@ -169,7 +169,7 @@ class Cluster:
                     raise CampaignError(
                         f"worker {address} has {name} {found.get(name)}, this process {here}; install the same versions"
                     )
-            for library in bench.campaign.custom_ops:
+            for library in opened.campaign.custom_ops:
                 if str(Path(library)) in lacks:
                     raise CampaignError(
                         f"worker {address} lacks the custom operators {library!r}; put the library at that path there"
@@ -258,14 +258,14 @@ def _folder(worker: Any, parcel: str) -> Path:
     return Path(worker.local_directory) / f"onnxfi-{os.getpid()}-{parcel}"
 
 
-def _files(bench: Bench) -> dict[str, Path]:
+def _files(opened: OpenCampaign) -> dict[str, Path]:
     """The files that a worker needs, by where they lie in its folder; folders of images are not among them."""
-    file = Path(bench.campaign.model)
+    file = Path(opened.campaign.model)
     folder = file.parent
     # A model whose neurons are exposed is in memory; workers make it of the file that it comes from.
-    paths = [source.path for source in bench.model.sources if source.path is not None] or [file]
+    paths = [source.path for source in opened.model.sources if source.path is not None] or [file]
     found = {f"model/{os.path.relpath(path, folder)}": Path(path) for path in paths}
-    for name, given in _given(bench.campaign):
+    for name, given in _given(opened.campaign):
         if name != "model" and given and Path(given).is_file():
             found[f"{name}/{Path(given).name}"] = Path(given)
     return found

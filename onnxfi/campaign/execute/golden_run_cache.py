@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxfi.campaign.execute.trial_executor import Bench
+from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.errors import InputError
 from onnxfi.graph.write.output_file import atomic_files
 from onnxfi.runtime.data.npz import read_npz
@@ -45,25 +45,26 @@ def cache_folder() -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "onnxfi"
 
 
-def cached_golden(bench: Bench) -> tuple[Golden, float]:
-    """Golden as `Bench.golden` finds it, where the kept scores stand for its first run if the second agrees."""
+def cached_golden(executor: TrialExecutor) -> tuple[Golden, float]:
+    """Golden as `GoldenRuns.run` finds it, where the kept scores stand for its first run if the second agrees."""
     folder = cache_folder()
     if folder is None:
-        return bench.golden()
-    file = folder / f"golden-{_key(bench)[:32]}.npz"
+        return executor.golden_runs.run()
+    file = folder / f"golden-{_key(executor)[:32]}.npz"
     kept = _read(file)
-    golden, golden_s = bench.golden(kept)
+    golden, golden_s = executor.golden_runs.run(kept)
     if kept is None or golden.scores is not kept:
         _write(file, golden.scores)
     return golden, golden_s
 
 
-def _key(bench: Bench) -> str:
+def _key(executor: TrialExecutor) -> str:
     """The digest of all that fixes the scores, bit for bit, as far as one can know."""
-    c = bench.campaign
+    opened = executor.opened
+    c = opened.campaign
     values = {
-        "model": bench.model.digest, "data": bench.data.digest, "output": bench.output, "batch": c.batch,
-        "time_axis": c.time_axis, "batch_axis": c.batch_axis, "provider": bench.provider,
+        "model": opened.model.digest, "data": opened.data.digest, "output": opened.output, "batch": c.batch,
+        "time_axis": c.time_axis, "batch_axis": c.batch_axis, "provider": opened.provider,
         "provider_option": c.provider_option, "optimization": c.optimization, "threads": c.threads,
         "custom_ops": [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in c.custom_ops],
         "versions": [version("onnxfi"), _runtime_version(), np.__version__],

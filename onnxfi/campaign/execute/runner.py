@@ -18,12 +18,14 @@ from typing import Any
 from onnxfi.campaign.execute import canary
 from onnxfi.campaign.execute.adaptive_rounds import Look, turns
 from onnxfi.campaign.execute.dask_cluster import Cluster
+from onnxfi.campaign.execute.golden_run import digest
 from onnxfi.campaign.execute.memory_limit import can_limit_memory
+from onnxfi.campaign.execute.open_campaign import OpenCampaign, kind_of
 from onnxfi.campaign.execute.process_pool import Crew, begun, lasting
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES
 from onnxfi.campaign.execute.scheduling import UnderWay, asks, lanes, run_pooled, under_way, versions
 from onnxfi.campaign.execute.task_batches import Task, gathered, ordered
-from onnxfi.campaign.execute.trial_executor import Bench, digest, kind_of
+from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.execute.worker import Job, ahead, run_here
 from onnxfi.campaign.plan.fault_targets import Reach
 from onnxfi.campaign.plan.open_model import beside, open_model
@@ -97,7 +99,7 @@ def run(
     executor: Callable[[], Executor] | Cluster | None = None,
     timeout_s: float | None = None,
     worker_memory_bytes: int | None = None,
-    golden: Callable[[Bench], tuple[Golden, float]] | None = None,
+    golden: Callable[[TrialExecutor], tuple[Golden, float]] | None = None,
     progress: OnProgress | None = None,
 ) -> Running:
     """Run a campaign into a store; iterate over what comes back for the results, as they come.
@@ -127,15 +129,15 @@ def run(
         soon = own if (fresh or not file.exists()) and enough(campaign, shard, own) else 0
         shape = soon, lanes(campaign, worker_memory_bytes)
         early = stack.enter_context(_early(campaign, model, kept_bytes, worker_memory_bytes, shape))
-        bench = Bench.open(campaign, kept_bytes, model=model)
-        _refuse(campaign, bench, shard)
-        plan = make_plan(campaign, bench.reach)
+        bench = TrialExecutor.open(campaign, kept_bytes, model=model)
+        _refuse(campaign, bench.opened, shard)
+        plan = make_plan(campaign, bench.opened.reach)
         if far is not None:
-            far.send(bench)
+            far.send(bench.opened)
         if fresh:
             set_aside(file)
         opened = stack.enter_context(Store.open(file, create=True))
-        _prepare(opened, bench, plan, progress)
+        _prepare(opened, bench.opened, plan, progress)
         asked = wanted(plan, shard)
         outcomes = Counter(outcome for trial, outcome in opened.done() if asked(trial))
         total = None if campaign.adaptive else sum(map(asked, opened.trials()))
@@ -143,12 +145,12 @@ def run(
         pool, size = _crew(executor, workers, None if total is None else total - outcomes.total(), share)
         if (needed := (size if own and isinstance(size, int) else 0, share)) != shape:
             early = stack.enter_context(_early(campaign, model, kept_bytes, known, needed, early))
-        truth, golden_s = bench.golden(again=not own) if golden is None else golden(bench)
+        truth, golden_s = bench.golden_runs.run(again=not own) if golden is None else golden(bench)
         _keep_limits(opened, given, golden_s)
         job = _job(opened, bench, plan, (truth, golden_s), executor)
         soonest = islice(gathered(opened.pending(asked), job.trials_a_task, needed[0]), needed[0])
         first = _prove(opened, bench, plan, job if own else None, None if worker_memory_bytes else early, soonest)
-        _agree(opened, bench, plan, truth)
+        _agree(opened, bench.opened, plan, truth)
 
     def results() -> Generator[Result, None, None]:
         with Store.open(file, create=True, checked=True) as target, lasting(pool, early) as crew:
@@ -160,8 +162,7 @@ def run(
                     stream = run_here(bench, truth, plan.header, ordered(pending, job.trials_a_task))
                 yield from _kept(target, stream)
 
-    note = "; ".join(filter(None, (bench.data.description, bench.note, _read(bench, truth))))
-    running = Running(plan, file, note, total, outcomes, golden_s, results(), crew=early)
+    running = Running(plan, file, _note(bench.opened, truth), total, outcomes, golden_s, results(), crew=early)
     return running
 
 
@@ -222,25 +223,25 @@ def _turns(
         yield look, store.pending(set(trials).__contains__)
 
 
-def _refuse(campaign: Campaign, bench: Bench, shard: tuple[int, int] | None) -> None:
+def _refuse(campaign: Campaign, opened: OpenCampaign, shard: tuple[int, int] | None) -> None:
     """Refuse what an adaptive campaign cannot be."""
     if not campaign.adaptive:
         return
     if shard is not None:
         raise SpecError("an adaptive campaign draws each round by all of the one before: it has no shards; use workers")
-    labelled = bench.data.labels is not None
-    if why := missing(campaign.rate, expected_task(campaign.task, bench.output), labelled=labelled):
+    labelled = opened.data.labels is not None
+    if why := missing(campaign.rate, expected_task(campaign.task, opened.output), labelled=labelled):
         raise SpecError(f"rate {campaign.rate!r} cannot be measured: {why}", "rate")
 
 
-def identity(bench: Bench, plan: Plan) -> dict[str, Any]:
+def identity(opened: OpenCampaign, plan: Plan) -> dict[str, Any]:
     """All that fixes the campaign's answers: the spec, and the digests of model, data and list."""
-    kept = bench.campaign.identity() | {
-        "model": bench.model.digest, "data": bench.data.digest, "provider": bench.provider, "output": bench.output,
+    kept = opened.campaign.identity() | {
+        "model": opened.model.digest, "data": opened.data.digest, "provider": opened.provider, "output": opened.output,
     }  # fmt: skip
     if plan.listed is not None:
         kept["faults"] = _sha256(plan.listed.path)
-    kept["custom_ops"] = [_sha256(file) for file in bench.campaign.custom_ops]
+    kept["custom_ops"] = [_sha256(file) for file in opened.campaign.custom_ops]
     return kept | {"strata": [group.label for group in plan.groups]}
 
 
@@ -249,23 +250,23 @@ def _sha256(file: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _environment(store: Store, bench: Bench) -> dict[str, str]:
+def _environment(store: Store, opened: OpenCampaign) -> dict[str, str]:
     """On what the trials run, and beside it on what those ran that are there already, where that was something else."""
-    now = versions() | {"machine": platform.machine(), "provider": bench.provider}
+    now = versions() | {"machine": platform.machine(), "provider": opened.provider}
     before = store.get("environment") if store.count("results") else None
     known = {name: str((before or {}).get(name, value)).split(" and ") for name, value in now.items()}
     return {name: " and ".join(dict.fromkeys([*known[name], value])) for name, value in now.items()}
 
 
-def _prepare(store: Store, bench: Bench, plan: Plan, progress: OnProgress | None) -> None:
+def _prepare(store: Store, opened: OpenCampaign, plan: Plan, progress: OnProgress | None) -> None:
     """Keep what the campaign is, and its trials that are not there yet: all chance is spent before anything runs."""
-    store.bind(identity(bench, plan))
+    store.bind(identity(opened, plan))
     store.put(
         header=plan.header.line(),
-        spec=print_spec(bench.campaign),
+        spec=print_spec(opened.campaign),
         cells=plan.cells(),
-        length={name: getattr(bench.campaign, name) for name in LENGTH},
-        environment=_environment(store, bench),
+        length={name: getattr(opened.campaign, name) for name in LENGTH},
+        environment=_environment(store, opened),
     )
 
     def told() -> Iterator[Planned]:
@@ -313,7 +314,7 @@ def _keep_limits(store: Store, given: dict[str, Any], golden_s: float) -> None:
     store.put(**{name: given[name] or store.get(name) or usual[name] for name in given})
 
 
-def _agree(store: Store, bench: Bench, plan: Plan, golden: Golden) -> None:
+def _agree(store: Store, opened: OpenCampaign, plan: Plan, golden: Golden) -> None:
     """Keep what golden said; CampaignError where the store knows another golden."""
     kept, scores = store.get("golden"), digest(golden)
     if kept is not None and kept["scores"] != scores:
@@ -322,29 +323,40 @@ def _agree(store: Store, bench: Bench, plan: Plan, golden: Golden) -> None:
         )
     metrics = judge(golden, golden.scores).metrics
     found: dict[str, Any] = {"scores": scores, "rows": len(golden.scores), "metrics": metrics}
-    why = missing(bench.campaign.rate, golden.task, labelled=golden.labels is not None)
-    if bench.campaign.adaptive and why:
-        raise SpecError(f"rate {bench.campaign.rate!r} cannot be measured: {why}", "rate")
-    found |= {"samples": bench.data.samples, "data": bench.data.description, "synthetic": bench.data.synthetic}
+    why = missing(opened.campaign.rate, golden.task, labelled=golden.labels is not None)
+    if opened.campaign.adaptive and why:
+        raise SpecError(f"rate {opened.campaign.rate!r} cannot be measured: {why}", "rate")
+    found |= {"samples": opened.data.samples, "data": opened.data.description, "synthetic": opened.data.synthetic}
     # Where each trial is one fault in one sample, it is judged on that sample alone.
-    judged = 1 if plan.of_singles and all(t.samples for t in plan.targets) else bench.data.samples
-    read = _read(bench, golden)
+    judged = 1 if plan.of_singles and all(t.samples for t in plan.targets) else opened.data.samples
+    read = _read(opened, golden)
     store.put(
         golden=found
-        | {"output": bench.output, "judged": judged, "kind": golden.read_as, "reading": read, "task": golden.task.row()}
+        | {
+            "output": opened.output,
+            "judged": judged,
+            "kind": golden.read_as,
+            "reading": read,
+            "task": golden.task.row(),
+        }
     )
 
 
-def _read(bench: Bench, golden: Golden) -> str:
+def _note(opened: OpenCampaign, golden: Golden) -> str:
+    """Return a remark about the data, the runtime and the scores of a campaign."""
+    return "; ".join(filter(None, (opened.data.description, opened.note, _read(opened, golden))))
+
+
+def _read(opened: OpenCampaign, golden: Golden) -> str:
     """A remark on how golden's scores are read."""
     labelled = golden.labels is not None
-    c = bench.campaign
-    return remark(c.task, golden.task, golden.scores, bench.output, bench.data.samples, kind_of(c), labelled=labelled)
+    c = opened.campaign
+    return remark(c.task, golden.task, golden.scores, opened.output, opened.data.samples, kind_of(c), labelled=labelled)
 
 
 def _job(
     store: Store,
-    bench: Bench,
+    bench: TrialExecutor,
     plan: Plan,
     golden: tuple[Golden, float],
     executor: Callable[[], Executor] | Cluster | None,
@@ -356,11 +368,17 @@ def _job(
         limits["memory_bytes"] = None
     line, shared = plan.header.line(), bench.shares(plan.header)
     truth, golden_s = digest(golden[0]), golden[1]
-    return Job(bench.campaign, line, truth, golden_s, kept_bytes=bench.kept_bytes, together=shared, **limits)
+    campaign, kept_bytes = bench.opened.campaign, bench.kept_bytes
+    return Job(campaign, line, truth, golden_s, kept_bytes=kept_bytes, together=shared, **limits)
 
 
 def _prove(
-    store: Store, bench: Bench, plan: Plan, job: Job | None, crew: Executor | None, tasks: Iterator[list[Task]]
+    store: Store,
+    bench: TrialExecutor,
+    plan: Plan,
+    job: Job | None,
+    crew: Executor | None,
+    tasks: Iterator[list[Task]],
 ) -> UnderWay:
     """Prove once that faults reach what the runtime computes with; the tasks that the crew was given meanwhile."""
     first: UnderWay = {}
@@ -373,7 +391,9 @@ def _prove(
         targets = [target for target in plan.targets if target.size]
         store.put(
             canary=canary.prove(
-                bench, targets, asks(bench, job, crew, go, beside=beside(bench.model, bench.kept_bytes))
+                bench,
+                targets,
+                asks(bench, job, crew, go, beside=beside(bench.opened.model, bench.kept_bytes)),
             )
         )
     return first
@@ -404,15 +424,15 @@ def plan(campaign: Campaign) -> tuple[Plan, float | None]:
     """
     if campaign.data is None:
         return planned(campaign), None
-    bench = Bench.open(campaign)
-    made = make_plan(campaign, bench.reach)
-    return made, bench.golden()[1]
+    bench = TrialExecutor.open(campaign)
+    made = make_plan(campaign, bench.opened.reach)
+    return made, bench.golden_runs.run()[1]
 
 
 def planned(campaign: Campaign) -> Plan:
     """A campaign's plan alone; where values in flight are struck, a run tells what there is of them."""
     if _flies(campaign):
-        return make_plan(campaign, Bench.open(campaign).reach)
+        return make_plan(campaign, TrialExecutor.open(campaign).opened.reach)
     return make_plan(campaign, Reach.of(open_model(campaign)))
 
 

@@ -18,7 +18,7 @@ from platform import python_version
 from onnxfi.campaign.execute import canary
 from onnxfi.campaign.execute.process_pool import Crew, Ended
 from onnxfi.campaign.execute.task_batches import Task
-from onnxfi.campaign.execute.trial_executor import Bench
+from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.execute.worker import WATCH_EXIT, Job, Results, notices, shown, work
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.spec.campaign import Campaign
@@ -55,19 +55,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def lanes(campaign: Campaign, limit_bytes: int | None, bench: Bench | None = None) -> int:
-    """How many workers are threads of one process, and share what it has open; `bench` knows what else is a guess.
+def lanes(campaign: Campaign, limit_bytes: int | None, executor: TrialExecutor | None = None) -> int:
+    """How many workers are threads of one process, and share what it has open; `executor` knows what else is a guess.
 
     One where a limit of memory is each worker's own, and where the model is small: that is quickly opened, and what
     Python does for a trial takes as long as what the runtime does.
     """
-    if bench is None:
+    if executor is None:
         on_cpu = campaign.provider.lower() == "cpu" or no_cuda() is not None
         file = Path(campaign.model)
         size_bytes = file.stat().st_size if file.is_file() else 0
     else:
-        on_cpu = bench.provider == "CPUExecutionProvider"
-        size_bytes = sum(source.size for source in bench.model.sources)
+        on_cpu = executor.opened.provider == "CPUExecutionProvider"
+        size_bytes = sum(source.size for source in executor.opened.model.sources)
     shared = on_cpu and campaign.threads == 1 and limit_bytes is None and size_bytes >= _LARGE_BYTES
     return _LANES if shared else 1
 
@@ -84,7 +84,7 @@ def _survives(job: Job, target: Target) -> bool:
 
 
 def asks(
-    bench: Bench, job: Job | None, crew: Executor | None, go: Callable[[], None], *, beside: bool = True
+    executor: TrialExecutor, job: Job | None, crew: Executor | None, go: Callable[[], None], *, beside: bool = True
 ) -> Callable[[Target], bool]:
     """What says whether a canary is seen: this process does, and one of the `crew` whether shorter routes show it, who
     needs what that opens; then others may `go`. What could end who is asked goes to a worker of its own. Where they may
@@ -97,16 +97,16 @@ def asks(
         return answer
 
     def asked(target: Target) -> bool:
-        if job is not None and canary.may_hang(bench, target):
+        if job is not None and canary.may_hang(executor, target):
             return _survives(job, target)
         if job is not None and crew is not None:
             with suppress(BrokenExecutor):
                 answer = there(crew, job, target) if beside else None
-                seen = canary.changes(bench, target)
-                bench.let_go()
+                seen = canary.changes(executor, target)
+                executor.close()
                 answer = answer or there(crew, job, target)
                 return canary.held(target, seen, seen and not answer.result())
-        return canary.notices(bench, target)
+        return canary.notices(executor, target)
 
     return asked
 

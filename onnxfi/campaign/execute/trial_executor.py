@@ -1,432 +1,396 @@
-"""The bench: a campaign's model, data, engine and golden run, on which trials are run one after the other."""
+"""The trials of a campaign: each takes the route that `route_of` names, and is compared with the golden run.
+
+A route is taken where its run without a fault gives the golden scores bit for bit; otherwise the trial takes the next
+longer one. What a trial ends with is therefore the same by every route, and whichever trials ran before it.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
-
-from onnxfi.campaign.execute.activation_faults import Flown, by_id, one_sample, valued
+from onnxfi.campaign.execute.activation_faults import InstrumentedModel, needs_numbers
+from onnxfi.campaign.execute.activation_routes import (
+    ActivationRoutes,
+    OneSample,
+    SplitRoutes,
+    activation_changes,
+    golden_of_trial,
+    judge_by_own,
+    one_sample,
+    row_of_one_sample,
+)
+from onnxfi.campaign.execute.golden_run import GoldenRuns
 from onnxfi.campaign.execute.memory_limit import out_of_memory
-from onnxfi.campaign.execute.route_cache import CPU, KEPT_BYTES, Shortcuts, routes_of
-from onnxfi.campaign.plan.fault_targets import Reach
-from onnxfi.campaign.plan.open_model import beside, changed, open_model, output_of, served, told
+from onnxfi.campaign.execute.open_campaign import OpenCampaign, open_campaign
+from onnxfi.campaign.execute.route_cache import CPU, KEPT_BYTES, GoldenCheck, RouteCache, open_segments, segment
+from onnxfi.campaign.execute.weight_routes import WeightRoutes, faulty_targets
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.errors import CampaignError, EngineError, ModelError, ProviderError, SegmentMismatchError
-from onnxfi.faults.faultlist import FaultList, Header, LineReader
+from onnxfi.errors import EngineError, ModelError, ProviderError, SegmentMismatchError
+from onnxfi.faults.faultlist import Header, LineReader
+from onnxfi.faults.space import Target
 from onnxfi.faults.trials import RATE_SAMPLERS, Faults
-from onnxfi.graph.dataflow.activation_targets import Activation
-from onnxfi.graph.dataflow.random_nodes import find_random_node
-from onnxfi.graph.dataflow.sample_axis import SampleAxis
 from onnxfi.graph.model.loading import Model
-from onnxfi.graph.partition.route import Route
+from onnxfi.graph.partition.route import Route, RouteContext, TrialFacts, route_of
 from onnxfi.graph.partition.segmentation import Segmentation
-from onnxfi.graph.partition.subgraph import half_floats
-from onnxfi.graph.write.faulty_copy import FileEdits, find_edits, look_up_words
-from onnxfi.runtime.data.batches import Batch
-from onnxfi.runtime.data.sample_outputs import run_scores, sample_axes, stacked
-from onnxfi.runtime.data.sources import Data, open_data
-from onnxfi.runtime.engine.dry_run import dry_run
-from onnxfi.runtime.engine.engines import Session, short_name
-from onnxfi.runtime.engine.model_io import Array, Port, same_by, same_bytes
+from onnxfi.graph.partition.subgraph import PartitionGraph, half_floats, partition_graph
+from onnxfi.runtime.data.sample_outputs import stacked
+from onnxfi.runtime.engine.engines import Session
+from onnxfi.runtime.engine.model_io import Array
 from onnxfi.runtime.engine.turn_taking import claim
-from onnxfi.runtime.partial.golden_cache import of_golden_shapes
-from onnxfi.runtime.partial.reexecution import Change, Rerun, golden_scores
-from onnxfi.runtime.partial.segmented_model import Patch
-from onnxfi.runtime.partial.split_execution import strike
-from onnxfi.tasks.evaluation import does_not_run, scored_port
+from onnxfi.runtime.partial.reexecution import Reexecution, TrialFaults, golden_scores
+from onnxfi.runtime.partial.segmented_model import SegmentedModel
 from onnxfi.tasks.outcomes import Golden, Judgement, failed, judge
-from onnxfi.tasks.registry import choose_task
 
 
 @dataclass(frozen=True)
-class Bench:
-    """A campaign ready to run; its shortcuts keep up to `kept_bytes` of golden values and sessions."""
+class PreparedTrial:
+    """The faults of a trial with what its routes need to know of them.
 
-    campaign: Campaign
-    model: Model
-    data: Data
-    output: str | None
-    provider: str
-    note: str
-    reach: Reach
-    axes: Mapping[str, tuple[int, ...]]
-    inputs: tuple[Port, ...]
-    opened_s: float = 0.0
-    kept_bytes: int = KEPT_BYTES
-    _flown: dict[tuple[tuple[str, ...], bool, bool], Flown] = field(default_factory=dict, repr=False, compare=False)
-    _first: list[Array] = field(default_factory=list, repr=False, compare=False)
-    _served: list[Session] = field(default_factory=list, repr=False, compare=False)
-    _shortcuts: list[Shortcuts | None] = field(default_factory=list, repr=False, compare=False)
+    Attributes
+    ----------
+    faults : Faults
+        The faults; those in activations by step.
+    weights : list of Target
+        The faulty weights.
+    activations : tuple of str
+        The ids of the activations for which a route is opened: the faulty ones, or all that are `swept`.
+    sample : int or None
+        The one sample on which the trial is judged.
+    one : OneSample or None
+        The one row of an activation that is faulty.
+    """
+
+    faults: Faults
+    weights: list[Target]
+    activations: tuple[str, ...] = ()
+    swept: bool = False
+    sample: int | None = None
+    one: OneSample | None = None
+
+
+class TrialExecutor:
+    """Executes the trials of an open campaign, one after the other.
+
+    Parameters
+    ----------
+    opened : OpenCampaign
+        The campaign.
+    kept_bytes : int
+        Bytes of golden activations and sessions that are kept; what does not fit is computed again.
+    session : Session, optional
+        A session of the model file, for the golden run.
+    """
+
+    def __init__(self, opened: OpenCampaign, kept_bytes: int = KEPT_BYTES, session: Session | None = None) -> None:
+        self.opened, self.kept_bytes = opened, kept_bytes
+        self.golden_runs = GoldenRuns(opened, session)
+        self.cache = RouteCache(kept_bytes // 2)
+        self._segments: list[tuple[WeightRoutes, ActivationRoutes] | None] = []
 
     @classmethod
     def open(
         cls, campaign: Campaign, kept_bytes: int = KEPT_BYTES, *, model: Model | None = None, runs: bool = True
-    ) -> Bench:
-        """Open everything that the campaign names, but for a `model` that is open; raises what is wrong with it.
+    ) -> TrialExecutor:
+        """Open a campaign; see `open_campaign`."""
+        opened, session = open_campaign(campaign, kept_bytes, model=model, runs=runs)
+        return cls(opened, kept_bytes, session if runs else None)
 
-        Where the model as it lies is not to run, it is only asked what it takes and gives, which is done sooner.
-        """
-        model = model or open_model(campaign)
-        dry_run(campaign.engine(), served(model))
-        begun = time.perf_counter()
-        session = told(campaign, model) if not runs else campaign.engine().prepare(served(model))
-        opened_s = time.perf_counter() - begun
-        if campaign.provider.lower() == "auto":  # one campaign, one provider, whatever later sessions would get
-            campaign = replace(campaign, provider=short_name(session.provider))
-        data = open_data(
-            campaign.data, session.inputs, preprocess=campaign.preprocess, limit=campaign.samples,
-            batch_axis=campaign.batch_axis,
-        )  # fmt: skip
-        alone = runs and not beside(model, kept_bytes)
-        if alone:
-            del session  # the dry run opens the model too
-        if runs:
-            dry_run(campaign.engine(), served(model), data)
-        if alone:
-            session = campaign.engine().prepare(served(model))
-        output = scored_port(
-            session, output_of(campaign, model), data, kind_of(campaign), task=campaign.task, whole=True
-        )
-        listed = None if campaign.faults is None else FaultList.open(campaign.faults).header
-        reach = Reach.of(model, campaign.aims, data, listed, campaign.custom_ops)
-        return cls(
-            campaign, model, data, output, session.provider, session.note, reach, sample_axes(session, data, model),
-            session.inputs, opened_s, kept_bytes, _served=[session] if runs else [],
-        )  # fmt: skip
-
-    @property
-    def size(self) -> int:
-        """Samples that run together."""
-        return self.data.layout.fixed or self.campaign.batch
-
-    def scores(self, session: Session, *, batches: int | None = None) -> Array:
-        """The scored output over all samples, or over the first batches."""
-        return run_scores(session, self.data, self.size, self.output, batches=batches, axes=self.axes)
-
-    def golden(self, kept: Array | None = None, *, again: bool = True) -> tuple[Golden, float]:
-        """Golden, and the seconds that one run takes with all that a trial needs.
-
-        It runs on the model as it lies, and `again` through the door of every trial, which else workers do; `kept` are
-        scores that stand for the first run if the second agrees. CampaignError where the two runs differ.
-        """
-        begun = time.perf_counter()
-        if not again:
-            found = self._golden(self._as_it_lies())
-            self.first(found)
-            return found, self.opened_s + time.perf_counter() - begun
-        first = self._as_it_lies() if kept is None else kept  # and then it is closed: one session at a time
-        begun = time.perf_counter()
-        session = self._session(FileEdits())
-        second = self._ran(session)
-        golden_s = time.perf_counter() - begun
-        self._steady(session, second)
-        if kept is not None and not same_bytes(first, second):
-            first = self._as_it_lies()
-        self._served.clear()
-        if not same_bytes(first, second):
-            raise CampaignError(
-                "two golden runs differ, so no trial could be told from chance; use --threads 1, or another --provider"
-            )
-        found = self._golden(first)
-        self.first(found)
-        return found, golden_s
-
-    def _as_it_lies(self) -> Array:
-        """Golden's scores from the model's own file."""
-        session = self._served.pop() if self._served else self.campaign.engine().prepare(served(self.model))
-        scores = self._ran(session)
-        self._steady(session, scores)
-        return scores
-
-    def golden_again(self) -> Golden:
-        """One golden run of the whole model through the door of every trial."""
-        return self._golden(self._ran(self._session(FileEdits())))
-
-    def golden_in_pieces(self) -> Golden | None:
-        """Golden as the model's pieces give it, which opens them; None where there are none."""
-        if self.shortcuts is None:
-            return None
-        parts, golden = [], self.shortcuts.golden
-        try:
-            for k, _ in golden.pieces():
-                golden.release()
-                parts.append(golden_scores(self.shortcuts.spine, k, self.output))
-        except (EngineError, MemoryError):
-            return None
-        return self._golden(stacked(parts))
-
-    def _ran(self, session: Session) -> Array:
-        """The golden scores from a session."""
-        try:
-            return self.scores(session)
-        except EngineError as error:
-            raise does_not_run(error, self.data, self.size) from None
-
-    def _steady(self, session: Session, scores: Array) -> None:
-        """Refuse a model that does not answer the same each time: one that draws random numbers, or whose first batch,
-        run once more in the session that gave these scores, comes out as another one."""
-        if (node := find_random_node(self.model.proto, () if self.output is None else (self.output,))) is not None:
-            raise CampaignError(
-                f"the model draws random numbers in {node}, so no trial could be told from chance: fault-free runs "
-                f"must give the same each time; export the model for inference, or put a stored tensor there"
-            )
-        again = self.scores(session, batches=1).reshape(-1)
-        if not same_bytes(again, scores.reshape(-1)[: len(again)]):
-            raise CampaignError(
-                "two golden runs differ, in one session, so no trial could be told from chance: an operator draws "
-                "random numbers or keeps a state, or use --threads 1, or another --provider"
-            )
-
-    def first(self, golden: Golden | None = None) -> Array:
-        """Golden's scores of the first batch, which may be known."""
-        known = None if golden is None else golden.scores
-        if known is not None and known.ndim and len(known) == self.data.samples:
-            self._first[:] = [known[: self.size]]
-        if not self._first:
-            self._first[:] = [self.scores(self._session(FileEdits()), batches=1)]
-        return self._first[0]
-
-    def _golden(self, scores: Array) -> Golden:
-        c = self.campaign
-        task = choose_task(c.task, scores, self.output, self.data, kind_of(c), c.metric)
-        return Golden.of(scores, self.data.labels, task, kind_of(c), c.tolerance, c.due)
-
-    def _session(self, change: FileEdits) -> Session:
-        """A session of the model with this change."""
-        return changed(self.campaign.engine(), self.model, change)
-
-    def struck(self, faults: Faults) -> Session:
-        """A session of the model with these faults."""
-        return self._session(find_edits(self.model, faults, look_up_words(self.model, faults)[1]))
+    # What routes there are
 
     @cached_property
-    def routes(self) -> Segmentation | None:
-        """The shorter routes of the campaign's trials; None where all take the plain one."""
+    def segmentation(self) -> Segmentation | None:
+        """Return the segmentation of the model; None where it is executed as a whole."""
         try:
-            plain = self.campaign.route == Route.FULL
-            return None if plain else routes_of(self.campaign, self.model, self.reach, self.output, self.provider)
+            return None if self.opened.campaign.route == Route.FULL else segment(self.opened)
         except (ModelError, MemoryError):  # too large for one message
             return None
 
     @property
-    def shortcuts(self) -> Shortcuts | None:
-        """The same, opened."""
-        # No cached_property: in Python 3.11 that has a lock of its own, which would be held while others have the turn.
-        with claim((id(self), "shortcuts")):
-            if not self._shortcuts:
-                self._shortcuts.append(self._opened())
-            return self._shortcuts[0]
+    def weights(self) -> WeightRoutes | None:
+        """Return the routes of faults in weights; None where the model does not run in segments."""
+        return None if self._routes is None else self._routes[0]
 
-    def _opened(self) -> Shortcuts | None:
-        if self.routes is None:
+    @property
+    def activations(self) -> ActivationRoutes | None:
+        """Return the routes of faults in activations; None where the model does not run in segments."""
+        return None if self._routes is None else self._routes[1]
+
+    @property
+    def _routes(self) -> tuple[WeightRoutes, ActivationRoutes] | None:
+        # No cached_property: in Python 3.11 that has a lock of its own, held while other threads have their turn.
+        with claim((id(self), "segments")):
+            if not self._segments:
+                segmented = self._segmented()
+                if segmented is None:
+                    self._segments.append(None)
+                else:
+                    weights = WeightRoutes(segmented, GoldenCheck(segmented, self.opened.output), self.cache)
+                    self._segments.append((weights, ActivationRoutes(self.opened, weights)))
+            return self._segments[0]
+
+    def _segmented(self) -> SegmentedModel | None:
+        if self.segmentation is None:
             return None
-        known = self.data, self.size, self.output, self.inputs, self.axes
         try:
-            return Shortcuts.over(self.campaign, self.routes, *known, kept_bytes=self.kept_bytes)
-        except (EngineError, ModelError, MemoryError):  # the runtime does not take the pieces
+            return open_segments(self.opened, self.segmentation, self.kept_bytes)
+        except (EngineError, ModelError, MemoryError):  # the runtime does not take the segments
             return None
+
+    def golden_in_segments(self) -> Golden | None:
+        """Return the golden run as the segments of the model give it, which opens them; None where there are none."""
+        if self.weights is None:
+            return None
+        segmented, parts = self.weights.segmented, []
+        try:
+            for k, _ in segmented.golden.batches():
+                segmented.golden.release()
+                parts.append(golden_scores(segmented, k, self.opened.output))
+        except (EngineError, MemoryError):
+            return None
+        return self.opened.golden(stacked(parts))
+
+    @cached_property
+    def splittable(self) -> bool:
+        """Return whether the model may be split: no 16-bit float is computed in float32, which a split would round."""
+        return self.opened.provider != CPU or not half_floats(self.opened.model.proto)
+
+    @cached_property
+    def _split(self) -> SplitRoutes | None:
+        """Return the routes that split the model; None where it is too large for one message."""
+        try:
+            net = self._graph()
+        except (ModelError, MemoryError):
+            return None
+        return SplitRoutes(self.opened, net, self.cache, late=self.opened.campaign.route in ("auto", "late-start"))
+
+    def _graph(self) -> PartitionGraph:
+        return partition_graph(self.opened.model) if self.segmentation is None else self.segmentation.net
+
+    def close(self) -> None:
+        """Close what is open for trials, which others run."""
+        self.cache.close()
+
+    # One trial
 
     def trial(self, header: Header, golden: Golden, lines: Sequence[str]) -> Judgement:
-        """Run one trial from its lines, and compare it with golden."""
+        """Run one trial from its lines in a fault list, and compare it with the golden run."""
         faults = self._faults(header, lines)
         if not len(faults):
             return judge(golden, golden.scores)
-        if self.reach.in_flight(faults).any():
-            faults = self.reach.by_step(faults)
-            alone = self._one_sample(header, faults, golden)
-            return alone or self._behind(header, faults, golden) or self._in_flight(header, faults, golden)
-        if self.shortcuts is not None and (shortcut := self.shortcuts.of(faults)) is not None:
-            with suppress(EngineError, MemoryError):  # whether the model gives no answer, the whole of it says
-                return self.shortcuts.judge(shortcut, golden, faults)
-        try:
-            return judge(golden, self.scores(self.struck(faults)))
-        except (EngineError, MemoryError) as error:
-            return failed(golden, cause_of(error))
+        trial = self.prepare(header, faults)
+        facts, inexact = self.facts(trial), frozenset[Route]()
+        while True:
+            route = self.route(facts, inexact)
+            try:
+                return EXECUTORS[route](self, trial, golden)
+            except SegmentMismatchError:
+                if route is Route.FULL:
+                    raise
+                inexact |= {route}
+            except (EngineError, MemoryError):  # a longest route tells whether there is an answer
+                if route in _LONGEST:
+                    raise
+                inexact = frozenset(Route) - _LONGEST
 
-    def _one_sample(self, header: Header, faults: Faults, golden: Golden) -> Judgement | None:
-        """A trial that strikes one value in flight of one sample, where that sample can run alone."""
-        asked = self._alone(header, faults)
-        if asked is None or self.shortcuts is None or not self.shortcuts.routes.late:
-            return None
-        found = self.shortcuts.one_sample(asked[0], golden, *asked[1])
-        return None if found is None else replace(found, changed=None)
+    def prepare(self, header: Header, faults: Faults) -> PreparedTrial:
+        """Return the faults of a trial with what its routes need to know of them."""
+        here = self.opened.reach.in_flight(faults)
+        if not here.any():
+            return PreparedTrial(faults, faulty_targets(faults))
+        faults = self.opened.reach.by_step(faults)
+        here = self.opened.reach.in_flight(faults)
+        weights = faulty_targets(faults.pick(~here))
+        swept, one = header.sampler.kind in RATE_SAMPLERS, row_of_one_sample(self.opened, header, faults)
+        if swept and self.splittable:  # one route for all trials of a sweep
+            listed = [t.id for t in self.opened.reach.listed(header).targets if t.is_activation]
+            ids = [step for name in listed for step in self.opened.reach.steps_of.get(name, (name,))]
+        else:
+            ids = [target.id for target in faulty_targets(faults.pick(here))]
+        return PreparedTrial(faults, weights, tuple(ids), swept, one_sample(header, faults), one)
 
-    def _alone(self, header: Header, faults: Faults) -> tuple[str, tuple[int, Patch]] | None:
-        """The value in flight that a trial strikes, in which sample and how; None where it strikes anything else."""
-        sample, struck = one_sample(header, faults), np.unique(faults.sites.target)
-        if sample is None or len(struck) != 1 or self.data.layout.fixed is not None:
-            return None
-        value = self.reach.flying.get(faults.targets[int(struck[0])].id)
-        if value is None or value.path or value.place != SampleAxis(0):
-            return None
-        own = value.target, value.place, faults
-        return value.name, (sample, lambda array: strike(array, *own, start=sample, size=1))
+    def facts(self, trial: PreparedTrial) -> TrialFacts:
+        """Return the facts of a trial that decide its route."""
+        flying, weights = self.opened.reach.flying, self.weights
+        paths = [] if weights is None else [weights.segmented.segmentation.alone(target) for target in trial.weights]
+        alone = paths[0] if len(paths) == 1 else None
+        return TrialFacts(
+            weights=len(trial.weights),
+            in_segments=weights is not None and None not in paths,
+            constant=alone is not None and alone.rebuilt,
+            channels=alone is not None and alone.channels is not None,
+            activations=bool(trial.activations),
+            nested=any(bool(flying[name].path) for name in trial.activations),
+            one_sample=trial.one is not None,
+        )
 
-    def _behind(self, header: Header, faults: Faults, golden: Golden) -> Judgement | None:
-        """A trial that strikes values in flight, run behind them; None where no route does that."""
-        rerun = self.flying(faults, self.cuts(header, faults), any_of=header.sampler.kind in RATE_SAMPLERS)
-        if self.shortcuts is None or rerun is None:
-            return None
-        sample, change = one_sample(header, faults), self.flown_change(faults)
-        try:
-            one = None if sample is None else self.shortcuts.in_batch(rerun, golden, sample, change)
-            return one if sample is not None else self.shortcuts.judge(rerun, golden, faults, change)
-        except (EngineError, MemoryError):
-            return None
+    def route(self, facts: TrialFacts, inexact: frozenset[Route] = frozenset()) -> Route:
+        """Return the route of a trial with these facts, but for the routes that are inexact."""
+        segmentation = None if self.weights is None else self.weights.segmented.segmentation
+        segments, late = (0, True) if segmentation is None else (len(segmentation.segments), segmentation.late)
+        return route_of(facts, RouteContext(segments, late, self.splittable, inexact))
 
-    def flying(self, faults: Faults, cuts: Sequence[str], *, any_of: bool = False) -> Rerun | None:
-        """The open route of a trial of faults in flight, in these values or `any_of` them."""
-        struck = {faults.targets[k].id for k in np.unique(faults.sites.target).tolist()}
-        names = [a.name for name in cuts if (a := self.reach.flying.get(name)) is not None and not a.path]
-        if self.shortcuts is None or not struck.issubset(cuts) or len(names) < len(cuts):
-            return None
-        return self.shortcuts.of_flying(names, any_of=any_of)
+    def longest(self, trial: PreparedTrial, *, batches: int | None = None) -> tuple[Array, Array]:
+        """Run a trial with faults in activations by its longest route; return golden and faulty scores of that route.
 
-    def flown_change(self, faults: Faults) -> Change:
-        """What becomes of the values in flight of a trial."""
-
-        def strikes(a: Activation, mine: Faults) -> Callable[[Batch, Array], Array]:
-            return lambda batch, array: strike(array, a.target, a.place, mine, start=batch.start, size=batch.size)
-
-        rows = [(self.reach.flying[name], mine) for name, mine in by_id(faults).items()]
-        return Change({}, {a.name: strikes(a, mine) for a, mine in rows})
-
-    @cached_property
-    def whole(self) -> bool:
-        """Whether the model must be cut nowhere where a fault in an activation cannot run behind it."""
-        return self.provider == CPU and bool(half_floats(self.model.proto))
-
-    def _in_flight(self, header: Header, faults: Faults, whole: Golden, *, loose: bool = False) -> Judgement:
-        """A trial that strikes values in flight, against the golden run of the route that it takes; samples that it
-        leaves as they are there have the answers of the whole model.
-
-        Where it changes shapes, the parts are opened once more, `loose`, so that they take any.
+        Raises SegmentMismatchError where that is to split the model, and it cannot be split.
         """
-        here = self.reach.in_flight(faults)
-        flown = self.flown(self.cuts(header, faults), values=valued(self.reach, faults, whole=self.whole), loose=loose)
-        golden = replace(whole, scores=flown.golden)
-        only = one_sample(header, faults)
-        rows = slice(None) if only is None else slice(only, only + 1)
-        if only is not None and len(golden.scores) == self.data.samples:
-            labels = None if golden.labels is None else golden.labels[rows]
-            golden = replace(golden, scores=golden.scores[rows], labels=labels)
-        try:
-            stored = None if here.all() else faults.pick(~here)
-            with of_golden_shapes():
-                faulty = flown.scores(faults.pick(here), stored)
-            truth, faulty = whole_where_same(whole.scores, flown.golden, faulty)
-            golden = replace(golden, scores=truth[rows] if len(truth) == self.data.samples else truth)
-        except SegmentMismatchError:
-            if flown.loose:
-                raise
-            return self._in_flight(header, faults, whole, loose=True)
-        except (EngineError, MemoryError) as error:
-            return replace(failed(golden, cause_of(error)), route=Route.SPLIT)
-        found = judge(golden, faulty[rows] if len(faulty) == self.data.samples else faulty)
-        # Which samples change their top-1 is no matter of the samples where each trial has one of its own.
-        return replace(found, route=Route.SPLIT, changed=found.changed if only is None else None)
+        route = self.route(self.facts(trial), frozenset(Route) - _LONGEST)
+        return self._split_scores(trial, batches) if route is Route.SPLIT else self._full_scores(trial, batches)
 
-    def cuts(self, header: Header, faults: Faults) -> tuple[str, ...]:
-        """The values in flight through which a trial's route leads: those that it names, or all that a sweep
-        may, but where operators inject: these round, so there are no others than in the model that the trial exports.
-        """
-        if header.sampler.kind in RATE_SAMPLERS and not self.whole:
-            listed = [t.id for t in self.reach.listed(header).targets if t.is_activation]
-            return tuple(step for name in listed for step in self.reach.steps_of.get(name, (name,)))
-        struck = np.unique(faults.sites.target[self.reach.in_flight(faults)]).tolist()
-        return tuple(faults.targets[k].id for k in struck)
+    def shorter(self, trial: PreparedTrial) -> tuple[Reexecution, TrialFaults] | None:
+        """Return the open route of a trial that runs from golden activations, with its faults; None where none does."""
+        if self.weights is None or self.activations is None:
+            return None
+        if trial.activations:
+            names = [a.name for name in trial.activations if not (a := self.opened.reach.flying[name]).path]
+            if trial.weights or len(names) < len(trial.activations):
+                return None
+            found = self.activations.opened_for(names, any_of=trial.swept)
+            return None if found is None else (found, activation_changes(self.opened, trial.faults))
+        facts, inexact = self.facts(trial), frozenset[Route]()
+        while (route := self.route(facts, inexact)) is not Route.FULL:
+            for reexecution in self.weights.opened(trial.weights, route):
+                return reexecution, self.weights.trial_faults(trial.faults)
+            inexact |= {route}
+        return None
 
-    def flown(self, cuts: tuple[str, ...], *, values: bool = False, loose: bool = False) -> Flown:
-        """The model cut at these values in flight, ready to run; a few are kept. `values` and `loose`: see Flown."""
-        key = cuts, values, loose
-        with claim((id(self), key)):
-            if key not in self._flown:
-                most = max(1, self.kept_bytes // max(1, sum(source.size for source in self.model.sources)))
-                while len(self._flown) >= most:
-                    del self._flown[next(iter(self._flown))]
-                known = self.campaign.engine(), self.data, self.size, self.output, self.axes
-                self._flown[key] = Flown.open(self.reach, cuts, *known, values=values, loose=loose, whole=self.whole)
-            return self._flown[key]
+    def _split_scores(self, trial: PreparedTrial, batches: int | None = None) -> tuple[Array, Array]:
+        if self._split is None:
+            raise SegmentMismatchError("the model cannot be split")
+        names = [self.opened.reach.flying[name].name for name in trial.activations]
+        return self._split.run(names, trial.faults, trial.sample, batches=batches)
 
-    def let_go(self) -> None:
-        """Close what is open for trials, which others run."""
-        self._flown.clear()
+    def instrumented(self, trial: PreparedTrial) -> InstrumentedModel:
+        """Return the whole model with fault operators at the activations of a trial."""
+        numbers = needs_numbers(self.opened.reach, trial.faults)
+
+        def opener() -> InstrumentedModel:
+            return InstrumentedModel(self.opened, trial.activations, numbers=numbers)
+
+        return self.cache.get((Route.FULL, *trial.activations, numbers), opener) or opener()
+
+    def _full_scores(self, trial: PreparedTrial, batches: int | None = None) -> tuple[Array, Array]:
+        model = self.instrumented(trial)
+        here = self.opened.reach.in_flight(trial.faults)
+        weights = None if here.all() else trial.faults.pick(~here)
+        return model.golden, model.scores(trial.faults.pick(here), weights, batches=batches)
 
     def _faults(self, header: Header, lines: Sequence[str]) -> Faults:
-        reader = LineReader(header, self.reach.targets, "the store", lambda: self.reach.listed(header))
+        reach = self.opened.reach
+        reader = LineReader(header, reach.targets, "the store", lambda: reach.listed(header))
         [(_, faults)] = reader.trials(enumerate(lines, 1))
         return faults
 
+    # Trials that share runs
+
     @property
-    def apart(self) -> bool:
-        """Whether shortcuts have to run batch by batch, since golden values do not fit."""
-        return self.shortcuts is not None and not self.shortcuts.golden.fits
+    def by_batch(self) -> bool:
+        """Return whether trials have to run batch by batch, since golden activations do not fit."""
+        return self.weights is not None and not self.weights.segmented.golden.fits
 
     def shares(self, header: Header) -> bool:
-        """Whether trials of a plan may share runs: see `together`."""
-        if self.routes is None:
+        """Return whether trials of a plan may share runs; see `together`."""
+        if self.segmentation is None:
             return False
-        alone = header.of_single_faults and self.routes.late
-        if alone and (self.reach.flying or self.routes.shares(self.reach.listed(header).targets)):
+        reach = self.opened.reach
+        alone = header.of_single_faults and self.segmentation.late
+        if alone and (reach.flying or self.segmentation.shares(reach.listed(header).targets)):
             return True
-        return self.apart
+        return self.by_batch
 
     def together(self, header: Header, golden: Golden, trials: Sequence[Sequence[str]]) -> dict[int, Judgement]:
-        """Trials by their place that share runs: those of one sample each, those whose struck channels one run can
-        compute, and where golden values do not fit, those that can go batch by batch, so that each batch's are needed
-        once. What is left out runs one by one.
+        """Run trials that share runs; return their judgements by their place, the others being left out.
+
+        Trials of one sample each share runs behind their faulty activation, and trials of one operator those of its
+        channels. Where golden activations do not fit, all that can go batch by batch do, so that those of each batch
+        are needed once.
         """
-        if self.shortcuts is None or not self.shares(header):
+        if self.weights is None or self.activations is None or not self.shares(header):
             return {}
-        every = [self._faults(header, lines) for lines in trials]
-        if self.apart:
-            return self.shortcuts.together(golden, every)
-        values: dict[str, dict[int, tuple[int, Patch]]] = {}
-        stored: list[int] = []
-        for number, faults in enumerate(every):
-            if not self.reach.in_flight(faults).any():
-                stored += [number] if self.shortcuts.shares(faults) else []
-            elif (asked := self._alone(header, self.reach.by_step(faults))) is not None:
-                values.setdefault(asked[0], {})[number] = asked[1]
-        found: dict[int, Judgement] = {}
-        for value, trials_of in values.items():
-            found |= self.shortcuts.samples(value, golden, trials_of)
-        found = {number: replace(judgement, changed=None) for number, judgement in found.items()}
-        resumed = self.shortcuts.together(golden, [every[number] for number in stored])
-        return found | {stored[number]: judgement for number, judgement in resumed.items()}
+        rows: dict[int, OneSample] = {}
+        weights: dict[int, tuple[Faults, Route]] = {}
+        shared = {Route.CHANNEL_DELTA, *((Route.PARTIAL,) if self.by_batch else ())}
+        for number, lines in enumerate(trials):
+            faults = self._faults(header, lines)
+            if not len(faults):
+                continue
+            trial = self.prepare(header, faults)
+            route = self.route(self.facts(trial))
+            if route is Route.SINGLE_SAMPLE and trial.one is not None and not self.by_batch:
+                rows[number] = trial.one
+            elif not trial.activations and route in shared:
+                weights[number] = faults, route
+        return self.activations.run_samples(rows, golden) | self.weights.together(weights, golden)
 
 
-def kind_of(campaign: Campaign) -> str:
-    """What the scores are: of spikes over time their counts, unless something else is said."""
-    return "counts" if campaign.time_axis is not None and campaign.scores == "auto" else campaign.scores
+_LONGEST = frozenset((Route.SPLIT, Route.FULL))
 
 
-def whole_where_same(whole: Array, own: Array, faulty: Array) -> tuple[Array, Array]:
-    """A route's golden and faulty scores, with those of the whole model where the route's two are the same.
+def _run_weights(route: Route) -> Executor:
+    def run(executor: TrialExecutor, trial: PreparedTrial, golden: Golden) -> Judgement:
+        assert executor.weights is not None
+        return executor.weights.run(trial.faults, route, golden)
 
-    >>> own, faulty = np.array([[1.0], [2.0]]), np.array([[1.0], [9.0]])
-    >>> [one.ravel().tolist() for one in whole_where_same(own + 0.1, own, faulty)]
-    [[1.1, 2.0], [1.1, 9.0]]
-    """
-    if not own.shape == faulty.shape == whole.shape or not own.ndim or not own.dtype == faulty.dtype == whole.dtype:
-        return own, faulty
-    same = same_by(own, faulty, 0).reshape(-1, *[1] * (own.ndim - 1))
-    return np.where(same, whole, own), np.where(same, whole, faulty)
+    return run
+
+
+def _run_partial(executor: TrialExecutor, trial: PreparedTrial, golden: Golden) -> Judgement:
+    if not trial.activations:
+        return _run_weights(Route.PARTIAL)(executor, trial, golden)
+    assert executor.activations is not None
+    names = [executor.opened.reach.flying[name].name for name in trial.activations]
+    return executor.activations.run(names, trial.faults, trial.sample, golden, any_of=trial.swept)
+
+
+def _run_single_sample(executor: TrialExecutor, trial: PreparedTrial, golden: Golden) -> Judgement:
+    assert executor.activations is not None and trial.one is not None
+    return executor.activations.run_sample(trial.one, golden)
+
+
+def _run_split(executor: TrialExecutor, trial: PreparedTrial, golden: Golden) -> Judgement:
+    return _judge_longest(executor, trial, golden, executor._split_scores, Route.SPLIT)
+
+
+def _run_full(executor: TrialExecutor, trial: PreparedTrial, golden: Golden) -> Judgement:
+    if trial.activations:
+        executor.instrumented(trial)  # what cannot be opened is no outcome of a fault
+        return _judge_longest(executor, trial, golden, executor._full_scores, Route.FULL)
+    try:
+        return judge(golden, executor.opened.scores(executor.opened.faulty_session(trial.faults)))
+    except (EngineError, MemoryError) as error:
+        return failed(golden, cause_of(error))
+
+
+def _judge_longest(
+    executor: TrialExecutor, trial: PreparedTrial, golden: Golden,
+    run: Callable[[PreparedTrial], tuple[Array, Array]], route: Route,
+) -> Judgement:  # fmt: skip
+    samples = executor.opened.data.samples
+    try:
+        own, faulty = run(trial)
+    except SegmentMismatchError:
+        raise
+    except (EngineError, MemoryError) as error:
+        return replace(failed(golden_of_trial(golden, trial.sample, samples), cause_of(error)), route=route)
+    return replace(judge_by_own(golden, own, faulty, trial.sample, samples), route=route)
+
+
+#: Runs a trial by one route, and compares it with the golden run.
+Executor = Callable[[TrialExecutor, PreparedTrial, Golden], Judgement]
+EXECUTORS: Mapping[Route, Executor] = {
+    Route.CHANNEL_DELTA: _run_weights(Route.CHANNEL_DELTA),
+    Route.PARTIAL: _run_partial,
+    Route.REBUILT: _run_weights(Route.REBUILT),
+    Route.SINGLE_SAMPLE: _run_single_sample,
+    Route.SPLIT: _run_split,
+    Route.FULL: _run_full,
+}
 
 
 def cause_of(error: Exception) -> str:
-    """The cause of a trial that gave no answer; raises what is no fault's doing."""
+    """Return the cause of a trial that gave no answer; raises an error that no fault can cause."""
     if isinstance(error, ProviderError):
         raise error
     return "memory" if out_of_memory(error) else "error"
-
-
-def digest(golden: Golden) -> str:
-    """SHA-256 of golden's scores: what runs that belong together must agree in."""
-    return hashlib.sha256(golden.scores.tobytes()).hexdigest()

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import IO
 
 from onnxfi.campaign.execute import canary
+from onnxfi.campaign.execute.golden_run import digest
 from onnxfi.campaign.execute.memory_limit import limit_memory, memory_held, out_of_memory
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES
 from onnxfi.campaign.execute.task_batches import Task
-from onnxfi.campaign.execute.trial_executor import Bench, digest
+from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import CampaignError, EngineError, ProviderError
@@ -62,30 +63,30 @@ class Job:
         )
 
 
-def run_here(bench: Bench, golden: Golden, header: Header, pending: Iterator[list[Task]]) -> Results:
+def run_here(executor: TrialExecutor, golden: Golden, header: Header, pending: Iterator[list[Task]]) -> Results:
     """Run trials in this process, in their order: a fault that kills or hangs the runtime does so to this process."""
     for tasks in pending:
-        found = _together(bench, golden, header, tasks)
+        found = _together(executor, golden, header, tasks)
         for number, task in enumerate(tasks):
-            yield found[number] if number in found else _one(bench, golden, header, task)
+            yield found[number] if number in found else _one(executor, golden, header, task)
 
 
-def _together(bench: Bench, golden: Golden, header: Header, tasks: list[Task]) -> dict[int, Result]:
+def _together(executor: TrialExecutor, golden: Golden, header: Header, tasks: list[Task]) -> dict[int, Result]:
     """What trials that share runs come to, by their place; nothing where one fails, so that each is run alone."""
     begun = time.perf_counter()
     try:
-        found = bench.together(header, golden, [lines.splitlines() for _, lines in tasks]) if len(tasks) > 1 else {}
+        found = executor.together(header, golden, [lines.splitlines() for _, lines in tasks]) if len(tasks) > 1 else {}
     except Exception:  # alone it is told of which trial that is
         return {}
     seconds = (time.perf_counter() - begun) / max(1, len(found))
     return {number: _result(tasks[number][0], judgement, seconds) for number, judgement in found.items()}
 
 
-def _one(bench: Bench, golden: Golden, header: Header, task: Task) -> Result:
+def _one(executor: TrialExecutor, golden: Golden, header: Header, task: Task) -> Result:
     trial, lines = task
     begun = time.perf_counter()
     try:
-        found = bench.trial(header, golden, lines.splitlines())
+        found = executor.trial(header, golden, lines.splitlines())
     except ProviderError:  # nor would the next trial have one
         raise
     except Exception:  # a harness error is no outcome
@@ -97,12 +98,12 @@ def _result(trial: int, found: Judgement, seconds: float) -> Result:
     return Result(trial, found.outcome, found.cause, found.metrics, seconds, found.changed, route=found.route)
 
 
-_opened: list[tuple[Job, tuple[Bench, Golden, Header]]] = []
+_opened: list[tuple[Job, tuple[TrialExecutor, Golden, Header]]] = []
 
 
 @contextmanager
-def _held(job: Job) -> Iterator[tuple[Bench, Golden, Header]]:
-    """A worker's bench: opened with its first task, and kept; shared by the threads of a process, by turns."""
+def _held(job: Job) -> Iterator[tuple[TrialExecutor, Golden, Header]]:
+    """A worker's executor: opened with its first task, and kept; shared by the threads of a process, by turns."""
     with turn():
         with claim("bench"):
             if not _opened or _opened[0][0] != job:
@@ -111,7 +112,7 @@ def _held(job: Job) -> Iterator[tuple[Bench, Golden, Header]]:
         yield held
 
 
-_ahead: list[tuple[Campaign, int, Bench, Golden | None]] = []
+_ahead: list[tuple[Campaign, int, TrialExecutor, Golden | None]] = []
 
 
 def ahead(campaign: Campaign, kept_bytes: int) -> None:
@@ -119,34 +120,34 @@ def ahead(campaign: Campaign, kept_bytes: int) -> None:
     the job."""
     with turn(), claim("bench"):
         if not _ahead and not _opened:  # a quick worker may get what another one should have
-            bench = Bench.open(campaign, kept_bytes, runs=False)
-            _ahead.append((bench.campaign, kept_bytes, bench, bench.golden_in_pieces()))
+            executor = TrialExecutor.open(campaign, kept_bytes, runs=False)
+            _ahead.append((executor.opened.campaign, kept_bytes, executor, executor.golden_in_segments()))
 
 
-def _open(job: Job) -> tuple[Bench, Golden, Header]:
+def _open(job: Job) -> tuple[TrialExecutor, Golden, Header]:
     known = [
-        (bench, golden)
-        for campaign, size, bench, golden in _ahead
+        (executor, golden)
+        for campaign, size, executor, golden in _ahead
         if (campaign, size) == (job.campaign, job.kept_bytes)
     ]
     _ahead.clear()
     header = Header.parse(job.header, "the plan")
-    bench, golden = known[0] if known else (Bench.open(job.campaign, job.kept_bytes, runs=False), None)
+    executor, golden = known[0] if known else (TrialExecutor.open(job.campaign, job.kept_bytes, runs=False), None)
     if job.memory_bytes is not None:
-        golden = _golden_within(job.memory_bytes, bench, golden)
-    golden = golden or bench.golden_in_pieces()
+        golden = _golden_within(job.memory_bytes, executor, golden)
+    golden = golden or executor.golden_in_segments()
     if golden is None or digest(golden) != job.golden:  # pieces may round another way
-        golden = bench.golden_again()
+        golden = executor.golden_runs.run_again()
     if digest(golden) != job.golden:
         raise CampaignError(
             "a worker has another golden run, so no trial could be told from chance: two golden runs differ (use "
             "--threads 1, or another --provider), or its runtime or machine is not the same"
         )
-    bench.first(golden)
-    return bench, golden, header
+    executor.golden_runs.keep(golden)
+    return executor, golden, header
 
 
-def _golden_within(memory_bytes: int, bench: Bench, known: Golden | None) -> Golden:
+def _golden_within(memory_bytes: int, executor: TrialExecutor, known: Golden | None) -> Golden:
     """Golden under the limit of memory that holds from now on; CampaignError where it does not suffice.
 
     What is `known` already is as good where twice what it took is within the limit.
@@ -157,7 +158,7 @@ def _golden_within(memory_bytes: int, bench: Bench, known: Golden | None) -> Gol
         if known is not None and 2 * held < memory_bytes:
             return known
         if held < memory_bytes:
-            return bench.golden_again()
+            return executor.golden_runs.run_again()
     except (EngineError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -170,29 +171,29 @@ def _golden_within(memory_bytes: int, bench: Bench, known: Golden | None) -> Gol
 
 def work(job: Job, tasks: list[Task]) -> list[Result]:
     """Run some trials in a worker, whatever executor it belongs to."""
-    with _held(job) as (bench, golden, header):
+    with _held(job) as (executor, golden, header):
         with _watched(job, max(1, len(tasks))):
-            known = _together(bench, golden, header, tasks)
+            known = _together(executor, golden, header, tasks)
         found = []
         for number, task in enumerate(tasks):
             if number in known:
                 found.append(known[number])
             else:
                 with _watched(job):
-                    found.append(_one(bench, golden, header, task))
+                    found.append(_one(executor, golden, header, task))
     return found
 
 
 def notices(job: Job, target: str) -> bool:
     """Whether a canary in a target is seen in a worker, in no more time than a trial may take."""
-    with _held(job) as (bench, _, _), _watched(job):
-        return canary.notices(bench, bench.reach.targets[bench.reach.by_id[target]])
+    with _held(job) as (executor, _, _), _watched(job):
+        return canary.notices(executor, executor.opened.reach.targets[executor.opened.reach.by_id[target]])
 
 
 def shown(job: Job, target: str) -> bool:
     """Whether the shorter route of a target shows a canary in a worker."""
-    with _held(job) as (bench, _, _):
-        return canary.shown(bench, bench.reach.targets[bench.reach.by_id[target]])
+    with _held(job) as (executor, _, _):
+        return canary.shown(executor, executor.opened.reach.targets[executor.opened.reach.by_id[target]])
 
 
 _watch = threading.Lock()

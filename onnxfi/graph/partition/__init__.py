@@ -1,4 +1,5 @@
 """The part of a graph that a fault can reach, and a model of that part alone.
 
-Start with `subgraph.py` (what lies behind a tensor) and `route.py` (how little has to run again).
+Start with `route.py`, which decides how much of a model a trial executes. `subgraph.py` holds the graph,
+`cut_points.py` and `segmentation.py` split it into segments, and `subgraph_model.py` writes a part of it as a model.
 """

@@ -1,9 +1,9 @@
-"""Fronts: where the changes of a fault may have come to an end, and a model in pieces between them.
+"""Cut points of a model, and its segments between them.
 
-In an unrolled spiking network all that goes from a layer to the next are spikes, and many faults change none: behind
-the spikes of each layer, of all its steps together, one can look whether anything differs from golden, and stop. In
-other networks fronts are the narrow places between the operators that do the work: behind each block of a residual
-network a single value goes on. What runs behind a front is the same whatever was struck before it.
+In an unrolled spiking network only spikes go from a layer to the next, and many faults change none: a trial can stop
+behind the spikes of a layer, of all its steps together, where none differs from the golden ones. In other networks the
+cut points are narrow: between operators that do the work, where the fewest activations go on, as behind each block of a
+residual network. What runs behind a cut point is the same wherever the fault was before it.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from onnxfi.errors import ModelError
 from onnxfi.graph.model.graph_index import all_nodes, subgraphs
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.model.neuron_table import read_neuron_table
-from onnxfi.graph.partition.subgraph import Cut, Wiring, backward, crossing
+from onnxfi.graph.partition.subgraph import PartitionGraph, Subgraph, nodes_needed, with_inputs
 from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
 from onnxfi.graph.spiking.pattern_graph import MAKES_SPIKES
 
-Fronts = tuple[tuple[str, ...], ...]
+CutPoints = tuple[tuple[str, ...], ...]
 
-#: Operators that do the work of a network; what stands between two of them is not worth a piece.
+#: Operators that do the work of a network; the others between two of them are not worth a segment.
 _WORK = frozenset((
     "Conv", "ConvInteger", "QLinearConv", "ConvTranspose", "DeformConv", "Gemm", "QGemm", "MatMul", "MatMulInteger",
     "QLinearMatMul", "MatMulNBits", "DynamicQuantizeMatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention",
     "MultiHeadAttention", "QAttention", "FusedConv", "FusedMatMul", "FusedGemm",
 ))  # fmt: skip
-#: Fronts of a model at most, those of a spiking network apart.
+#: Cut points of a model at most, but for spiking networks.
 _MOST_FRONTS = 32
 
 
-def fronts(model: Model) -> Fronts:
-    """The spikes of each layer of an unrolled spiking network; () for other models.
+def spike_cut_points(model: Model) -> CutPoints:
+    """Return the spikes of each layer of an unrolled spiking network; () for other models.
 
     >>> from onnxfi.graph.model.loading import load
-    >>> [(len(spikes), spikes[0]) for spikes in fronts(load("models/fashion_snn.onnx"))][:2]
+    >>> [(len(spikes), spikes[0]) for spikes in spike_cut_points(load("models/fashion_snn.onnx"))][:2]
     [(8, 'lif1_spike_0'), (8, 'lif2_spike_0')]
     """
     if rows := read_neuron_table(model.proto):
@@ -49,28 +49,28 @@ def fronts(model: Model) -> Fronts:
         return ()
 
 
-def narrows(wiring: Wiring, whole: Cut) -> Fronts:
-    """The narrow places of a model: where the fewest values go on, between operators that do the work.
+def narrow_cut_points(net: PartitionGraph, whole: Subgraph) -> CutPoints:
+    """Return the narrow cut points of a model: the fewest activations go on there, between operators that do the work.
 
-    >>> from onnxfi.graph.partition.subgraph import wire
+    >>> from onnxfi.graph.partition.subgraph import partition_graph
     >>> from onnxfi.graph.model.loading import load
-    >>> net = wire(load("models/fashion_cnn.onnx"))
-    >>> narrows(net, everything(net, ()))
+    >>> net = partition_graph(load("models/fashion_cnn.onnx"))
+    >>> narrow_cut_points(net, whole_subgraph(net, ()))
     (('max_pool2d',), ('view',), ('relu_2',))
     """
-    nodes = [k for k in whole.nodes if k not in wiring.constant]
-    last = {name: at for at, k in enumerate(nodes) for name in wiring.reads[k]}
+    nodes = [k for k in whole.nodes if k not in net.constant]
+    last = {name: at for at, k in enumerate(nodes) for name in net.reads[k]}
     last |= dict.fromkeys(whole.outputs, len(nodes))
-    live, stretches = set(whole.crossings), list[tuple[int, str]]()
+    live, stretches = set(whole.inputs), list[tuple[int, str]]()
     best: tuple[int, str] | None = None
     working = False
     for at, k in enumerate(nodes):
-        if _works(wiring, k):
+        if _works(net, k):
             stretches += [best] if working and best is not None else []
             best, working = None, True
-        made = [name for name in wiring.proto.graph.node[k].output if last.get(name, -1) > at]
+        made = [name for name in net.proto.graph.node[k].output if last.get(name, -1) > at]
         live = {name for name in live if last.get(name, -1) > at}.union(made)
-        if made and (best is None or len(live) <= best[0]) and _fit(wiring, made[0]):
+        if made and (best is None or len(live) <= best[0]) and _fit(net, made[0]):
             best = len(live), made[0]
     widths = [len(live) + len(nodes), *(width for width, _ in stretches), len(live) + len(nodes)]
     lowest = [w <= min(before, behind) for before, w, behind in zip(widths, widths[1:], widths[2:], strict=False)]
@@ -79,45 +79,47 @@ def narrows(wiring: Wiring, whole: Cut) -> Fronts:
     return tuple(found[step - 1 :: step]) if found else ()
 
 
-def _works(wiring: Wiring, node: int) -> bool:
-    """Whether a node does work that is worth a piece."""
-    one = wiring.proto.graph.node[node]
+def _works(net: PartitionGraph, node: int) -> bool:
+    """Return whether a node does work that is worth a segment."""
+    one = net.proto.graph.node[node]
     return one.op_type in _WORK or next(subgraphs(one), None) is not None
 
 
-def _fit(wiring: Wiring, name: str) -> bool:
-    """Whether a model may be cut at a value: not before what is put into integers with the operator in front of it."""
-    users = wiring.users.get(name, ())
-    return name not in wiring.uncut and all(wiring.proto.graph.node[k].op_type != "QuantizeLinear" for k in users)
+def _fit(net: PartitionGraph, name: str) -> bool:
+    """Return whether a model may be cut at an activation: not before a QuantizeLinear, fused with what is before it."""
+    users = net.users.get(name, ())
+    return name not in net.uncut and all(net.proto.graph.node[k].op_type != "QuantizeLinear" for k in users)
 
 
-def everything(wiring: Wiring, outputs: Sequence[str]) -> Cut:
-    """All that is needed for these outputs (all, where none is named), from the model's inputs on.
+def whole_subgraph(net: PartitionGraph, outputs: Sequence[str]) -> Subgraph:
+    """Return all that these outputs (all, where none is named) need, from the model's inputs on.
 
     Raises ModelError where an output is no function of the inputs.
     """
-    wanted = tuple(outputs) or wiring.outputs
-    if any(k < 0 or k in wiring.constant for k in (wiring.makers.get(name, -1) for name in wanted)):
+    wanted = tuple(outputs) or net.outputs
+    if any(k < 0 or k in net.constant for k in (net.makers.get(name, -1) for name in wanted)):
         raise ModelError("an output is no function of the inputs")
-    needed = backward(wiring, wanted, range(len(wiring.reads)))
-    return Cut(*crossing(wiring, needed, frozenset()), wanted)
+    needed = nodes_needed(net, wanted, range(len(net.reads)))
+    return Subgraph(*with_inputs(net, needed, frozenset()), wanted)
 
 
-def pieces(wiring: Wiring, whole: Cut, struck: Sequence[str], ends: Sequence[Sequence[str]]) -> tuple[Cut, ...]:
-    """A cut in pieces, one behind the other: each makes the next of these ends that lie in it, the last one the rest.
+def segments(
+    net: PartitionGraph, whole: Subgraph, faulty: Sequence[str], ends: Sequence[Sequence[str]]
+) -> tuple[Subgraph, ...]:
+    """Split a subgraph into segments, one after the other: each computes the next of these ends, the last one the rest.
 
-    What crosses into a piece is golden, or an output of a piece before it. `struck` is fed.
+    The inputs of a segment are golden, or outputs of segments before it. `faulty` is fed.
     """
-    left, rows = set(whole.nodes) - wiring.constant, list[set[int]]()
-    for names in ends if not wiring.uncut else ():
-        found = backward(wiring, names, left, struck)
+    left, rows = set(whole.nodes) - net.constant, list[set[int]]()
+    for names in ends if not net.uncut else ():
+        found = nodes_needed(net, names, left, faulty)
         if found and found != left:
             rows.append(found)
             left -= found
-    cuts = [crossing(wiring, nodes, frozenset(struck)) for nodes in (*rows, left)]
+    cuts = [with_inputs(net, nodes, frozenset(faulty)) for nodes in (*rows, left)]
     out, later = [], set(whole.outputs)
     for (nodes, values), mine in zip(reversed(cuts), reversed([*rows, left]), strict=True):
-        made = [name for k in sorted(mine) for name in wiring.proto.graph.node[k].output if name in later]
-        out.append(Cut(nodes, values, tuple(made)))
+        made = [name for k in sorted(mine) for name in net.proto.graph.node[k].output if name in later]
+        out.append(Subgraph(nodes, values, tuple(made)))
         later |= set(values)
     return tuple(reversed(out))

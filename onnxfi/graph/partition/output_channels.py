@@ -1,8 +1,8 @@
-"""Channels: operators each of whose output channels depends on one slice of their stored tensors.
+"""Operators each of whose output channels depends on one slice of their weights.
 
-A fault in a weight of a convolution or a matrix product changes one output channel. What computes that channel and a
-few beside it is a model of its own, small and quick: the operator on golden inputs and slices of its stored tensors,
-with the DequantizeLinear nodes before it and the elementwise nodes behind it that runtimes fuse with it.
+A fault in a weight of a convolution or a matrix product changes one output channel. A small model computes that channel
+and a few beside it: the operator on golden inputs and slices of its weights, with the DequantizeLinear nodes before it
+and the elementwise nodes behind it that runtimes fuse with it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from onnxfi.graph.partition.subgraph import Wiring
+from onnxfi.graph.partition.subgraph import PartitionGraph
 
 if TYPE_CHECKING:
     import onnx
 
-#: By operator: which inputs hold a slice for each output channel, and along which axis; and the output's channel axis.
+#: By operator: the inputs that hold a slice for each output channel, with their axes; and the output's channel axis.
 _AXES: Mapping[str, tuple[Mapping[int, int], int]] = {
     "Conv": ({1: 0, 2: 0}, 1),
     "ConvInteger": ({1: 0}, 1),
@@ -26,7 +26,7 @@ _AXES: Mapping[str, tuple[Mapping[int, int], int]] = {
     "MatMulInteger": ({1: -1}, -1),
     "QLinearMatMul": ({3: -1}, -1),
 }
-#: The input whose axis says how many channels there are.
+#: The input whose axis gives the number of channels.
 _WEIGHT = {"QLinearConv": 3, "QLinearMatMul": 3}
 #: Elementwise operators of one input; any others they have must be single numbers.
 _ELEMENTWISE = frozenset((
@@ -39,12 +39,21 @@ _LEAST, _LEAST_IN_BLOCKS = 8, 16
 
 
 @dataclass(frozen=True)
-class Channels:
+class OutputChannels:
     """The nodes that compute `output` channel by channel.
 
-    `sliced` are the stored tensors that hold a slice for each of the `count` channels, with their axis; `axis` is that
-    of the output. `constant` says that some are scales, which runtimes want constant. What lies `beside` is
-    a value that is added, of which the same channels are taken.
+    Attributes
+    ----------
+    nodes : tuple of int
+        The nodes.
+    sliced : mapping of str to int
+        The stored tensors that hold a slice for each of the `count` channels, with their axis.
+    output : str
+        The output, `axis` being its channel axis.
+    constant : bool
+        Whether some of the tensors are scales, which runtimes want constant.
+    addend : str
+        An activation that is added, of which the same channels are taken ("": none).
     """
 
     nodes: tuple[int, ...]
@@ -53,54 +62,54 @@ class Channels:
     axis: int
     count: int
     constant: bool = False
-    beside: str = ""
+    addend: str = ""
 
     @property
     def least(self) -> int:
-        """How many channels at least are computed together."""
-        return _LEAST_IN_BLOCKS if self.beside else _LEAST
+        """Return how many channels at least are computed together."""
+        return _LEAST_IN_BLOCKS if self.addend else _LEAST
 
 
-def channels(wiring: Wiring, struck: str) -> Channels | None:
-    """What computes the output channels that faults in a stored tensor change; None where it is not so simple.
+def output_channels(net: PartitionGraph, faulty: str) -> OutputChannels | None:
+    """Return what computes the output channels that faults in a weight change; None where it is not so simple.
 
-    >>> from onnxfi.graph.partition.subgraph import wire
+    >>> from onnxfi.graph.partition.subgraph import partition_graph
     >>> from onnxfi.graph.model.loading import load
-    >>> found = channels(wire(load("models/fashion_cnn.onnx")), "conv1.weight")
+    >>> found = output_channels(partition_graph(load("models/fashion_cnn.onnx")), "conv1.weight")
     >>> found.sliced, found.output, found.axis, found.count
     ({'conv1.weight': 0, 'conv1.bias': 0}, 'relu', 1, 16)
     """
-    nodes = wiring.proto.graph.node
-    at = _only_user(wiring, struck)
+    nodes = net.proto.graph.node
+    at = _only_user(net, faulty)
     before: list[int] = []
     if at is not None and nodes[at].op_type == "DequantizeLinear":
         before.append(at)
-        at = _only_user(wiring, nodes[at].output[0])
+        at = _only_user(net, nodes[at].output[0])
     if at is None or nodes[at].op_type not in _AXES or nodes[at].domain not in ("", "ai.onnx"):
         return None
-    laid = _laid_out(wiring, nodes[at])
-    if laid is None or struck not in laid.sliced:
+    own = _channels_of(net, nodes[at])
+    if own is None or faulty not in own.sliced:
         return None
-    last, beside = wiring.joined.get(at, (at, ""))
-    if beside and beside in nodes[at].input:  # fed whole, and a part of it
+    last, addend = net.joined.get(at, (at, ""))
+    if addend and addend in nodes[at].input:  # read whole and in part
         return None
-    behind = _behind(wiring, nodes[last].output[0])
-    every = tuple(sorted({*laid.nodes, at, last, *behind}))
-    return replace(laid, nodes=every, output=nodes[behind[-1] if behind else last].output[0], beside=beside)
+    behind = _behind(net, nodes[last].output[0])
+    every = tuple(sorted({*own.nodes, at, last, *behind}))
+    return replace(own, nodes=every, output=nodes[behind[-1] if behind else last].output[0], addend=addend)
 
 
-def _only_user(wiring: Wiring, name: str) -> int | None:
-    users = wiring.users.get(name, ())
-    return users[0] if len(users) == 1 and name not in wiring.outputs else None
+def _only_user(net: PartitionGraph, name: str) -> int | None:
+    users = net.users.get(name, ())
+    return users[0] if len(users) == 1 and name not in net.outputs else None
 
 
 def integer(node: onnx.NodeProto, name: str, default: int) -> int:
-    """An attribute of a node."""
+    """Return an attribute of a node."""
     return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
-def _laid_out(wiring: Wiring, node: onnx.NodeProto) -> Channels | None:
-    """What a node computes channel by channel, without what stands behind it; None where a tensor is not stored."""
+def _channels_of(net: PartitionGraph, node: onnx.NodeProto) -> OutputChannels | None:
+    """Return the channels of a node without the nodes behind it; None where a tensor is not stored."""
     axes, axis = _AXES[node.op_type]
     if integer(node, "group", 1) != 1:
         return None
@@ -113,13 +122,13 @@ def _laid_out(wiring: Wiring, node: onnx.NodeProto) -> Channels | None:
     count = 0
     for position in (weight, *(p for p in axes if p != weight)):
         name = node.input[position] if position < len(node.input) else ""
-        maker = wiring.makers.get(name)
+        maker = net.makers.get(name)
         scales: list[str] = []
-        if maker is not None and wiring.dequantises(maker):
+        if maker is not None and net.dequantises(maker):
             before.append(maker)
-            name, *scales = wiring.proto.graph.node[maker].input
-        tensor = wiring.stored.get(name)
-        if not name or (position != weight and _single(wiring, name)):
+            name, *scales = net.proto.graph.node[maker].input
+        tensor = net.stored.get(name)
+        if not name or (position != weight and _single(net, name)):
             continue
         if tensor is None or (position == weight and len(tensor.dims) < 2):
             return None
@@ -129,40 +138,40 @@ def _laid_out(wiring: Wiring, node: onnx.NodeProto) -> Channels | None:
             return None
         if size == count:
             sliced[name] = axes[position]
-        along = integer(wiring.proto.graph.node[maker], "axis", 1) if maker is not None and scales else 0
+        along = integer(net.proto.graph.node[maker], "axis", 1) if maker is not None and scales else 0
         rank = len(tensor.dims)
         for one in scales:
-            if not _single(wiring, one):
-                if not _row(wiring, one, count) or along % rank != axes[position] % rank:
+            if not _single(net, one):
+                if not _row(net, one, count) or along % rank != axes[position] % rank:
                     return None
                 constants[one] = 0
     if node.op_type in _WEIGHT:
         for k, one in enumerate(node.input):
-            if k not in (0, *axes) and not _single(wiring, one):
-                if k not in (weight + 1, weight + 2) or not _row(wiring, one, count):
+            if k not in (0, *axes) and not _single(net, one):
+                if k not in (weight + 1, weight + 2) or not _row(net, one, count):
                     return None
                 constants[one] = 0
-    return Channels(tuple(before), sliced | constants, node.output[0], axis, count, bool(constants))
+    return OutputChannels(tuple(before), sliced | constants, node.output[0], axis, count, bool(constants))
 
 
-def _row(wiring: Wiring, name: str, count: int) -> bool:
-    """Whether a name is a stored row of so many numbers."""
-    tensor = wiring.stored.get(name)
+def _row(net: PartitionGraph, name: str, count: int) -> bool:
+    """Return whether a name is a stored row of so many numbers."""
+    tensor = net.stored.get(name)
     return tensor is not None and list(tensor.dims) == [count]
 
 
-def _single(wiring: Wiring, name: str) -> bool:
-    """Whether a name is absent, or a single stored number."""
-    tensor = wiring.stored.get(name)
+def _single(net: PartitionGraph, name: str) -> bool:
+    """Return whether a name is absent, or a single stored number."""
+    tensor = net.stored.get(name)
     return not name or (tensor is not None and list(tensor.dims) in ([], [1]))
 
 
-def _behind(wiring: Wiring, name: str) -> list[int]:
-    """The elementwise nodes behind a value that nothing else reads."""
+def _behind(net: PartitionGraph, name: str) -> list[int]:
+    """Return the elementwise nodes behind an activation that nothing else reads."""
     found: list[int] = []
-    while len(found) < _MOST_BEHIND and (at := _only_user(wiring, name)) is not None:
-        node = wiring.proto.graph.node[at]
-        single = all(_single(wiring, n) for n in node.input[1:])
+    while len(found) < _MOST_BEHIND and (at := _only_user(net, name)) is not None:
+        node = net.proto.graph.node[at]
+        single = all(_single(net, n) for n in node.input[1:])
         if (
             node.op_type not in _ELEMENTWISE
             or node.domain not in ("", "ai.onnx")

@@ -1,12 +1,18 @@
-"""The route of a trial: which part of the model is executed again for its faults."""
+"""The route of a trial: which part of a model is executed for its faults, decided from static facts alone.
+
+Every route shorter than the whole model has a fault-free run. Only where that gives the golden outputs bit for bit is
+the route taken; otherwise the trial takes the next longer one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Route(StrEnum):
-    """The part of a model that one trial executes, from the shortest route to the longest.
+    """The part of a model that one trial executes.
 
     Attributes
     ----------
@@ -15,13 +21,13 @@ class Route(StrEnum):
     PARTIAL : Route
         What one faulty weight tensor, or the faulty activations, can reach; these are fed to it.
     REBUILT : Route
-        The segments that hold the faulty weights, built anew with them.
+        The segments that hold the faulty weights, built anew with them, then what these reach.
     SINGLE_SAMPLE : Route
-        What a faulty activation can reach, for the one sample in which it is faulty.
+        What one faulty activation can reach, for the one sample in which it is faulty.
     SPLIT : Route
-        The whole model, split at the faulty activations.
+        What the faulty activations can reach in the model split at them, with a golden run of its own.
     FULL : Route
-        The whole model, from a faulty copy.
+        The whole model: from a faulty copy, with fault operators where activations are faulty.
     """
 
     CHANNEL_DELTA = "channel-delta"
@@ -30,3 +36,96 @@ class Route(StrEnum):
     SINGLE_SAMPLE = "single-sample"
     SPLIT = "split"
     FULL = "full"
+
+
+@dataclass(frozen=True)
+class TrialFacts:
+    """Static facts about the faults of one trial.
+
+    Attributes
+    ----------
+    weights : int
+        Number of faulty weight tensors.
+    in_segments : bool
+        Whether each faulty weight tensor can be fed to the segments that read it, or built into them.
+    constant : bool
+        Whether the one faulty weight tensor must be a constant of what runs, since a runtime prepares it.
+    channels : bool
+        Whether each output channel of the one operator that reads it depends on one slice of the tensor.
+    activations : bool
+        Whether activations are faulty.
+    nested : bool
+        Whether some faulty activation lies in the body of an `If`, `Loop` or `Scan`.
+    one_sample : bool
+        Whether the faults lie in one activation of one sample, a row of it.
+    """
+
+    weights: int = 0
+    in_segments: bool = True
+    constant: bool = False
+    channels: bool = False
+    activations: bool = False
+    nested: bool = False
+    one_sample: bool = False
+
+
+@dataclass(frozen=True)
+class RouteContext:
+    """Static facts about the model and the campaign of a trial.
+
+    Attributes
+    ----------
+    segments : int
+        Number of segments that the model runs in; 0 where it is executed as a whole.
+    late_start : bool
+        Whether a trial may start at its faults.
+    splittable : bool
+        Whether the model may be split at any activation: no activation is a 16-bit float computed in float32, which a
+        split would round.
+    inexact : frozenset of Route
+        Routes whose fault-free run differs from the golden run of the whole model for this trial, or cannot be made.
+    """
+
+    segments: int
+    late_start: bool = True
+    splittable: bool = True
+    inexact: frozenset[Route] = frozenset()
+
+
+def route_of(trial: TrialFacts, context: RouteContext) -> Route:
+    """Return the shortest route of a trial.
+
+    Examples
+    --------
+    >>> route_of(TrialFacts(weights=1, channels=True), RouteContext(segments=4)).value
+    'channel-delta'
+    >>> inexact = frozenset([Route.CHANNEL_DELTA, Route.PARTIAL])
+    >>> route_of(TrialFacts(weights=1, channels=True), RouteContext(segments=4, inexact=inexact)).value
+    'rebuilt'
+    """
+    routes = _activation_routes(trial, context) if trial.activations else _weight_routes(trial, context)
+    return next((route for route in routes if route not in context.inexact), Route.FULL)
+
+
+def _weight_routes(trial: TrialFacts, context: RouteContext) -> Iterator[Route]:
+    """Yield the routes of faults in weights, the shortest first."""
+    if not context.segments or not trial.in_segments:
+        return
+    if trial.channels:
+        yield Route.CHANNEL_DELTA
+    if trial.weights == 1 and not trial.constant:
+        yield Route.PARTIAL
+    if trial.weights > 1 or trial.constant or context.segments > 1:
+        yield Route.REBUILT
+
+
+def _activation_routes(trial: TrialFacts, context: RouteContext) -> Iterator[Route]:
+    """Yield the routes of faults in activations, and perhaps weights as well, the shortest first."""
+    if trial.nested:
+        return
+    if context.segments and not trial.weights:
+        if trial.one_sample and context.late_start:
+            yield Route.SINGLE_SAMPLE
+        yield Route.PARTIAL
+    if context.splittable and (not trial.weights or trial.in_segments):
+        yield Route.SPLIT

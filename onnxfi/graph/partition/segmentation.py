@@ -1,12 +1,11 @@
-"""Routes: how little of a model has to run again for a fault in one of its tensors, from the graph alone.
+"""The segmentation of a model, and the part of it that a fault reaches, from the graph alone.
 
-The model is in pieces, one behind the other (graph/fronts.py). A fault in a tensor has a *head* in each piece that uses
-it: of the first of them what the tensor reaches, of the others all. Behind a head the pieces run as they are, whatever
-was struck. *Downstream* feeds the tensor to its heads. *Resumed* computes the struck output channels of one operator
-apart, puts them into its golden output and runs what that reaches: the large rest of the operator, and of its prepared
-weights, stays as it is. *Baked* runs faulty copies of the pieces that several tensors lie in; so do tensors that
-runtimes want constant, or prepare in a way that rounds otherwise where they are fed. Where none of these can be, the
-route is *plain*: the whole model, from a faulty copy of its file.
+The model is split into segments at its cut points (cut_points.py). A fault in a weight tensor has an *entry subgraph*
+in each segment that reads the tensor: what the tensor reaches in the first of them, and all of the others. Behind an
+entry subgraph the segments run as they are, whatever was faulty before. The tensor is fed to its entry subgraphs, or
+they are rebuilt with it: several faulty tensors, tensors that runtimes want constant, and those that they prepare in a
+way that rounds otherwise where they are fed. Where one operator computes its output channels from slices of the tensor,
+only the faulty channels are computed, by a small subgraph of their own.
 """
 
 from __future__ import annotations
@@ -18,160 +17,185 @@ from functools import cached_property
 
 from onnxfi.faults.space import Target
 from onnxfi.graph.model.loading import Model
-from onnxfi.graph.partition.boundary_tensors import crossings, reached
-from onnxfi.graph.partition.conv_partial_sums import Sum, largest_sum
-from onnxfi.graph.partition.cut_points import Fronts, everything, pieces
-from onnxfi.graph.partition.output_channels import Channels, channels
+from onnxfi.graph.partition.boundary_tensors import boundary_tensors, reached
+from onnxfi.graph.partition.conv_partial_sums import ConvSum, largest_conv_sum
+from onnxfi.graph.partition.cut_points import CutPoints, segments, whole_subgraph
+from onnxfi.graph.partition.output_channels import OutputChannels, output_channels
 from onnxfi.graph.partition.route import Route
-from onnxfi.graph.partition.subgraph import Cut, Home, Wiring, backward, crossing, cut, forward, home
+from onnxfi.graph.partition.subgraph import (
+    PartitionGraph,
+    Subgraph,
+    TensorLocation,
+    location,
+    nodes_needed,
+    nodes_reached,
+    reachable_subgraph,
+    with_inputs,
+)
 
-#: Numbers in a tensor from which on the whole operator costs more than a session for its struck channels.
+#: Numbers in a tensor from which on the whole operator costs more than a session for its faulty channels.
 _WORTH_A_SESSION = 1 << 18
-#: Operators whose weights a runtime packs where they are constant; where they are fed it sums in another order. So it
-#: does with those of convolutions, where images lie in blocks of channels.
+#: Operators whose weights a runtime packs where they are constant; where they are fed it sums in another order. It also
+#: packs those of convolutions where images lie in blocks of channels.
 _PACKED = frozenset(("Gemm", "MatMul", "LSTM", "GRU", "RNN", "ConvTranspose", "Einsum", "Attention"))
 
 
 @dataclass(frozen=True)
 class EntrySubgraph:
-    """What runs of one piece for what is struck: cuts of it one behind the other, to the outputs of the piece.
+    """The part of one segment that is executed for a fault: subgraphs one after the other, to the segment's outputs.
 
-    `fed` are the tensors and values that are fed instead of being stored or made.
+    `fed` are the weights and activations that are fed instead of being stored or computed.
     """
 
-    piece: int
-    cuts: tuple[Cut, ...]
+    segment: int
+    subgraphs: tuple[Subgraph, ...]
     fed: tuple[str, ...] = ()
 
     @property
-    def takes(self) -> Iterator[str]:
-        """The values that it takes from outside, without those that are fed."""
+    def inputs(self) -> Iterator[str]:
+        """Yield the golden activations that it reads, without those that are fed."""
         made: set[str] = set()
-        for one in self.cuts:
-            yield from (name for name in one.crossings if name not in made)
-            made.update(one.outputs)
+        for subgraph in self.subgraphs:
+            yield from (name for name in subgraph.inputs if name not in made)
+            made.update(subgraph.outputs)
 
 
 @dataclass(frozen=True)
 class FaultPath:
-    """How faults in tensors run: through their heads, or, of one, through its `channels` in `apart` and what these
-    reach in their piece.
+    """The entry subgraphs of faulty weights.
 
-    The tensors are `baked` into a faulty copy of what runs, or fed.
+    The weights are `rebuilt` into the subgraphs, or fed. Of one tensor, `channels` of one operator may be all that it
+    changes, which `channel_subgraph` computes.
     """
 
-    homes: tuple[Home, ...]
-    heads: tuple[EntrySubgraph, ...]
-    baked: bool = False
-    channels: Channels | None = None
-    apart: Cut | None = None
+    locations: tuple[TensorLocation, ...]
+    entries: tuple[EntrySubgraph, ...]
+    rebuilt: bool = False
+    channels: OutputChannels | None = None
+    channel_subgraph: Subgraph | None = None
 
     @property
     def route(self) -> Route:
-        """The route of a trial with faults there alone."""
-        return Route.CHANNEL_DELTA if self.channels is not None else Route.REBUILT if self.baked else Route.PARTIAL
+        """Return the route of a trial with faults there alone."""
+        return Route.CHANNEL_DELTA if self.channels is not None else Route.REBUILT if self.rebuilt else Route.PARTIAL
 
     @property
     def shares(self) -> bool:
-        """Whether one run computes the channels of several trials."""
+        """Return whether one run computes the channels of several trials."""
         return self.channels is not None
 
     @property
-    def home(self) -> Home:
-        """Where the tensor is, of a route for one."""
-        return self.homes[0]
+    def location(self) -> TensorLocation:
+        """Return the location of the one faulty tensor."""
+        return self.locations[0]
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The routes of a model's tensors, as far as the outputs that are scored need them (all, where none is named).
+    """A model in segments, as far as its scored outputs need it.
 
-    `chosen` are the ids of the targets whose routes are made ready (None: all). `fronts` are where the model is cut in
-    pieces, `steps` says that these lie behind all steps of a layer; `flown` are values in flight that may be struck,
-    those together that one trial strikes. Without `late` all runs from the start.
+    Attributes
+    ----------
+    model : Model
+        The model.
+    net : PartitionGraph
+        Its graph.
+    outputs : tuple of str
+        The scored outputs; () scores all.
+    cut_points : CutPoints
+        The activations at the end of each segment but the last.
+    steps : bool
+        Whether the cut points lie behind all steps of a layer of an unrolled network.
+    faulty_activations : tuple of tuple of str
+        The activations that may be faulty, those of one trial together.
+    late : bool
+        Whether a trial starts at its fault, not at the inputs of the model.
+    chosen : frozenset of str, optional
+        The ids of the targets that may be faulty; None for all.
     """
 
     model: Model = field(repr=False)
-    wiring: Wiring = field(repr=False)
+    net: PartitionGraph = field(repr=False)
     outputs: tuple[str, ...]
-    fronts: Fronts = ()
+    cut_points: CutPoints = ()
     steps: bool = False
-    flown: tuple[tuple[str, ...], ...] = ()
+    faulty_activations: tuple[tuple[str, ...], ...] = ()
     late: bool = True
     chosen: frozenset[str] | None = None
     _alone: dict[str, FaultPath | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
-    def pieces(self) -> tuple[Cut, ...]:
-        """The model in pieces; ModelError where an output is no function of the inputs."""
-        return pieces(self.wiring, everything(self.wiring, self.outputs), (), self.fronts)
+    def segments(self) -> tuple[Subgraph, ...]:
+        """Return the segments; ModelError where an output is no function of the inputs."""
+        return segments(self.net, whole_subgraph(self.net, self.outputs), (), self.cut_points)
 
     @cached_property
     def makers(self) -> dict[str, int]:
-        """The piece that hands on each value at a front; of the model's inputs −1."""
-        found = dict.fromkeys(self.wiring.inputs, -1)
-        return found | {name: number for number, piece in enumerate(self.pieces) for name in piece.outputs}
+        """Return the segment that computes each activation at a cut point; −1 for the inputs of the model."""
+        found = dict.fromkeys(self.net.inputs, -1)
+        return found | {name: number for number, segment in enumerate(self.segments) for name in segment.outputs}
 
     @cached_property
     def inner(self) -> tuple[tuple[str, ...], ...]:
-        """By piece the values in it that some route takes: a function of the model and of what the campaign may strike,
-        so that they have the same bits whatever a trial strikes."""
-        found: list[dict[str, None]] = [{} for _ in self.pieces]
-        firsts = [EntrySubgraph(number, (piece,)) for number, piece in enumerate(self.pieces)]
+        """Return the activations within each segment that some route reads.
 
-        def note(piece: int, names: Iterable[str]) -> None:
-            found[piece].update(dict.fromkeys(name for name in names if self.within.get(name) == piece))
+        They follow from the model and from what may be faulty, so that they have the same bits for every trial.
+        """
+        found: list[dict[str, None]] = [{} for _ in self.segments]
+        firsts = [EntrySubgraph(number, (segment,)) for number, segment in enumerate(self.segments)]
 
-        routes, taken = self._ready
+        def note(segment: int, names: Iterable[str]) -> None:
+            found[segment].update(dict.fromkeys(name for name in names if self.within.get(name) == segment))
+
+        paths, taken = self._prepared
         for number, names in enumerate(taken):
             note(number, sorted(names))
-        for route in routes.values():
-            if route.apart is not None and route.channels is not None:
-                note(self.within[route.channels.output], (*route.apart.crossings, route.channels.output))
+        for route in paths.values():
+            if route.channel_subgraph is not None and route.channels is not None:
+                note(self.within[route.channels.output], (*route.channel_subgraph.inputs, route.channels.output))
             if route.channels is not None:
-                firsts += self.in_flight([route.channels.output]) or ()
-        for values in self.flown:
-            for head in self.in_flight(values) or ():
-                note(head.piece, (*head.takes, *head.fed))
-        for head in firsts:
-            narrow = self.narrowed(head)
-            note(head.piece, () if narrow is None else (*narrow[1].takes, *narrow[0].values))
+                firsts += self.activation_entries([route.channels.output]) or ()
+        for values in self.faulty_activations:
+            for entry in self.activation_entries(values) or ():
+                note(entry.segment, (*entry.inputs, *entry.fed))
+        for entry in firsts:
+            split = self.conv_entry(entry)
+            note(entry.segment, () if split is None else (*split[1].inputs, *split[0].values))
         return tuple(tuple(name for name in some if name not in self.makers) for some in found)
 
     def shares(self, targets: Iterable[Target]) -> bool:
-        """Whether one run computes the channels of several trials, of faults in some of these targets."""
-        routes = self._ready[0]
+        """Return whether one run computes the channels of several trials with faults in some of these targets."""
+        routes = self._prepared[0]
         return any(target.id in routes and routes[target.id].shares for target in targets)
 
     @cached_property
-    def _ready(self) -> tuple[dict[str, FaultPath], list[set[str]]]:
-        """The routes that are made ready, by target, not all with their heads; and by piece the values that the heads
-        take from outside."""
+    def _prepared(self) -> tuple[dict[str, FaultPath], list[set[str]]]:
+        """Return the paths of all chosen targets, not all with entries, and the inputs of entries by segment."""
         ready = [t for t in self.model.targets if self.chosen is None or t.id in self.chosen]
-        taken: list[set[str]] = [set() for _ in self.pieces]
-        if self.steps or not self.wiring.in_order:
+        taken: list[set[str]] = [set() for _ in self.segments]
+        if self.steps or not self.net.in_order:
             routes = {t.id: route for t in ready if (route := self.alone(t)) is not None}
-            for head in (head for route in routes.values() for head in route.heads):
-                taken[head.piece].update(head.takes)
+            for entry in (entry for route in routes.values() for entry in route.entries):
+                taken[entry.segment].update(entry.inputs)
             return routes, taken
         # Of many targets at once: of each by itself the work would grow with targets times nodes.
-        known = [(t, where) for t in ready if (where := self._home(t)) is not None]
+        known = [(t, where) for t in ready if (where := self._location(t)) is not None]
         starts = [([where.fed], [where.node] if where.node >= 0 else []) for _, where in known]
         seen = 0
         for number, nodes in enumerate(self._nodes):
-            marks = reached(self.wiring, starts, self._among[number])
+            marks = reached(self.net, starts, self._among[number])
             here = 0
             for k in nodes:
                 here |= marks[k]
             first = here & ~seen if self.late else 0
             if first:
                 mine = [mark & first if k in nodes else 0 for k, mark in enumerate(marks)]
-                taken[number] |= crossings(self.wiring, mine)
+                taken[number] |= boundary_tensors(self.net, mine)
             if here & ~first:
-                taken[number].update(crossing(self.wiring, set(nodes), frozenset(), joined=True)[1])
+                taken[number].update(with_inputs(self.net, set(nodes), frozenset(), joined=True)[1])
             seen |= here
         routes = {
-            t.id: self._route(FaultPath((where,), (), self._baked(t, where)))
+            t.id: self._with_channels(FaultPath((where,), (), self._must_be_constant(t, where)))
             for number, (t, where) in enumerate(known)
             if seen >> number & 1
         }
@@ -179,168 +203,182 @@ class Segmentation:
 
     @cached_property
     def within(self) -> dict[str, int]:
-        """The piece that makes each value, the first one where several do for themselves."""
-        graph = self.wiring.proto.graph
+        """Return the segment that computes each activation, the first where several compute it for themselves."""
+        graph = self.net.proto.graph
         every = reversed([*enumerate(self._nodes)])
         return {name: number for number, nodes in every for k in nodes for name in graph.node[k].output}
 
     @cached_property
     def _nodes(self) -> tuple[frozenset[int], ...]:
-        """By piece the nodes that make what it hands on; some are in several, those of stored values alone in none."""
-        mine = ((one, frozenset(one.nodes) - self.wiring.constant) for one in self.pieces)
-        return tuple(frozenset(backward(self.wiring, one.outputs, nodes)) for one, nodes in mine)
+        """Return the nodes of each segment that its outputs need; some are in several, constant ones in none."""
+        mine = ((one, frozenset(one.nodes) - self.net.constant) for one in self.segments)
+        return tuple(frozenset(nodes_needed(self.net, one.outputs, nodes)) for one, nodes in mine)
 
     def alone(self, target: Target) -> FaultPath | None:
-        """The route of faults in one target; None where that is the plain one. Each is looked for once."""
+        """Return the path of faults in one target; None where it is in no segment. Each is looked for once."""
         if target.id not in self._alone:
-            self._alone[target.id] = self._look(target)
+            self._alone[target.id] = self._find_path(target)
         return self._alone[target.id]
 
-    def _look(self, target: Target) -> FaultPath | None:
-        where = self._home(target)
+    def _find_path(self, target: Target) -> FaultPath | None:
+        where = self._location(target)
         if where is None:
             return None
-        inside, baked = where.node >= 0, self._baked(target, where)
-        ends = self._ends(where) if baked else ()
-        heads = self.heads([where.fed], [where.node] if inside else (), ends, fed=not baked)
-        return self._route(FaultPath((where,), heads, baked)) if heads else None
+        inside, rebuilt = where.node >= 0, self._must_be_constant(target, where)
+        ends = self._ends(where) if rebuilt else ()
+        entries = self.entries([where.fed], [where.node] if inside else (), ends, fed=not rebuilt)
+        return self._with_channels(FaultPath((where,), entries, rebuilt)) if entries else None
 
-    def _home(self, target: Target) -> Home | None:
-        return home(self.wiring, self.model, target) if target.size and not target.is_activation else None
+    def _location(self, target: Target) -> TensorLocation | None:
+        return location(self.net, self.model, target) if target.size and not target.is_activation else None
 
-    def _baked(self, target: Target, where: Home) -> bool:
-        """Whether a target has to be constant where it runs."""
+    def _must_be_constant(self, target: Target, where: TensorLocation) -> bool:
+        """Return whether a target has to be constant in what runs."""
         inside = where.node >= 0
-        users = [*target.ops] if inside else [self._operator(k) for k in self.wiring.users.get(where.fed, ())]
-        laid = self.wiring.blocks and "Conv" in users
+        users = [*target.ops] if inside else [self._operator(k) for k in self.net.users.get(where.fed, ())]
+        laid = self.net.blocks and "Conv" in users
         scales = not {"scale", "zero-point"}.isdisjoint((target.role, *target.roles))
         return laid or scales or not _PACKED.isdisjoint(users)
 
-    def _ends(self, where: Home) -> Fronts:
-        """Where what a baked route makes anew for each trial ends: behind the operators that use the tensor."""
+    def _ends(self, where: TensorLocation) -> CutPoints:
+        """Return the end of what is rebuilt for each trial: the outputs of the operators that read the tensor."""
         if not self.steps or where.node >= 0:
             return ()
-        nodes = self.wiring.proto.graph.node
-        return (tuple(name for k in self.wiring.users[where.fed] for name in nodes[k].output if name),)
+        nodes = self.net.proto.graph.node
+        return (tuple(name for k in self.net.users[where.fed] for name in nodes[k].output if name),)
 
-    def of(self, targets: Sequence[Target]) -> FaultPath | None:
-        """The route of a trial that strikes these tensors; None where it is the plain one."""
-        found = [self.alone(target) for target in targets]
-        known = [route for route in found if route is not None]
-        if len(known) <= 1 or len(known) < len(found):
-            return known[0] if len(found) == 1 and known else None
-        struck = sorted({head.piece for route in known for head in route.heads})
-        whole = tuple(EntrySubgraph(number, (self.pieces[number],)) for number in struck)
-        return FaultPath(tuple(route.home for route in known), whole, True)
+    def paths(self, targets: Sequence[Target], route: Route) -> Iterator[FaultPath]:
+        """Yield the ways in which a route runs faults in these weights, the shortest first."""
+        found = [path for target in targets if (path := self.alone(target)) is not None]
+        if len(found) < len(targets):
+            return
+        entries: tuple[EntrySubgraph, ...] = ()
+        if len(found) == 1:
+            [path] = found
+            if route is Route.CHANNEL_DELTA:
+                yield from (path,) if path.channels is not None else ()
+                return
+            alone = replace(path, channels=None, channel_subgraph=None)
+            if route is alone.route:
+                yield alone
+            entries = path.entries
+        if route is Route.REBUILT and (len(found) > 1 or len(self.segments) > 1):
+            whole = self.rebuilt(targets)
+            if whole is not None and whole.entries != entries:
+                yield whole
 
-    def longer(self, route: FaultPath) -> FaultPath | None:
-        """The next longer route, where one rounds another way than the whole model: through the heads, then from faulty
-        copies of whole pieces; None where only the plain one is left."""
-        if route.channels is not None:
-            return replace(route, channels=None, apart=None)
-        whole = tuple(EntrySubgraph(head.piece, (self.pieces[head.piece],)) for head in route.heads)
-        return FaultPath(route.homes, whole, True) if whole != route.heads and len(self.pieces) > 1 else None
+    def rebuilt(self, targets: Sequence[Target]) -> FaultPath | None:
+        """Return the whole segments that read these weights, to be built anew; None where one is in none."""
+        found = [path for target in targets if (path := self.alone(target)) is not None]
+        if len(found) < len(targets):
+            return None
+        numbers = sorted({entry.segment for path in found for entry in path.entries})
+        whole = tuple(EntrySubgraph(number, (self.segments[number],)) for number in numbers)
+        return FaultPath(tuple(path.location for path in found), whole, True)
 
-    def heads(
-        self, struck: Sequence[str], inside: Sequence[int] = (), ends: Fronts = (), *, fed: bool = True
+    def entries(
+        self, faulty: Sequence[str], inside: Sequence[int] = (), ends: CutPoints = (), *, fed: bool = True
     ) -> tuple[EntrySubgraph, ...]:
-        """What runs of each piece that uses these names, which are `fed` or not, or has some in these nodes' bodies.
+        """Return the entry subgraphs of faulty tensors, which are `fed` or rebuilt, or lie inside these nodes' bodies.
 
-        `ends` are where a head is cut.
+        `ends` are the activations at which an entry subgraph is split.
         """
         found = list[EntrySubgraph]()
-        for number in range(len(self.pieces)):
-            reached = self._reached(struck, inside, number)
+        for number in range(len(self.segments)):
+            reached = self._reached(faulty, inside, number)
             if reached:
                 nodes = reached if self.late and not found else self._nodes[number]
-                found += self._head(number, nodes, struck if fed else (), ends)
+                found += self._entry(number, nodes, faulty if fed else (), ends)
         return tuple(found)
 
-    def _head(self, number: int, nodes: frozenset[int], fed: Sequence[str], ends: Fronts) -> Iterator[EntrySubgraph]:
-        """What these nodes of a piece change of its outputs; nothing where they change none."""
-        outputs = tuple(name for name in self.pieces[number].outputs if self.wiring.makers[name] in nodes)
+    def _entry(
+        self, number: int, nodes: frozenset[int], fed: Sequence[str], ends: CutPoints
+    ) -> Iterator[EntrySubgraph]:
+        """Yield the entry subgraph of these nodes of a segment; nothing where they reach none of its outputs."""
+        outputs = tuple(name for name in self.segments[number].outputs if self.net.makers[name] in nodes)
         if not outputs:
             return
-        needed = backward(self.wiring, outputs, nodes, fed)
-        part = Cut(*crossing(self.wiring, needed, frozenset(fed), joined=True), outputs)
-        yield EntrySubgraph(number, pieces(self.wiring, part, fed, ends) if ends else (part,), tuple(fed))
+        needed = nodes_needed(self.net, outputs, nodes, fed)
+        part = Subgraph(*with_inputs(self.net, needed, frozenset(fed), joined=True), outputs)
+        yield EntrySubgraph(number, segments(self.net, part, fed, ends) if ends else (part,), tuple(fed))
 
-    def _reached(self, struck: Sequence[str], inside: Sequence[int], number: int) -> frozenset[int]:
-        """The nodes of a piece that change with these names, through nothing but the piece and stored values."""
-        return self._nodes[number] & forward(self.wiring, struck, inside, self._among[number])
+    def _reached(self, faulty: Sequence[str], inside: Sequence[int], number: int) -> frozenset[int]:
+        """Return the nodes of a segment that these names reach within the segment."""
+        return self._nodes[number] & nodes_reached(self.net, faulty, inside, self._among[number])
 
     @cached_property
     def _among(self) -> tuple[frozenset[int], ...]:
-        """By piece its nodes and those of stored values alone."""
-        return tuple(nodes | self.wiring.constant for nodes in self._nodes)
+        """Return the nodes of each segment with the constant ones."""
+        return tuple(nodes | self.net.constant for nodes in self._nodes)
 
-    def in_flight(self, values: Sequence[str], *, any_of: bool = False) -> tuple[EntrySubgraph, ...] | None:
-        """What runs of each piece that makes some of these values in flight; None where the model cannot be cut there.
+    def activation_entries(self, values: Sequence[str], *, any_of: bool = False) -> tuple[EntrySubgraph, ...] | None:
+        """Return the entry subgraphs of faulty activations; None where the model cannot be cut there.
 
-        Of the first piece those values are fed that no other one reaches, all others are ends; where `any_of` them may
-        be struck, all are. What goes on from a piece and is used nowhere in it has no head: it is changed on its way.
+        In the first segment those activations are fed that no other one reaches; entries are split at all others, and
+        at all where only `any_of` them may be faulty. An activation at the end of a segment has no entry subgraph.
         """
         known = {name: self.within.get(name, -1) for name in values}
-        if not self.wiring.uncut.isdisjoint(values) or not {*self.within, *self.makers}.issuperset(values):
+        if not self.net.uncut.isdisjoint(values) or not {*self.within, *self.makers}.issuperset(values):
             return None
         if any(self._taken_along(name) for name in values):
-            return self.heads(values) if len(values) == 1 else None
+            return self.entries(values) if len(values) == 1 else None
         first, found = min(known.values(), default=-1), list[EntrySubgraph]()
         for number in sorted(set(known.values()) - {-1}):
-            names = [name for name, k in known.items() if k == number and not self.goes_on(name)]
+            names = [name for name, k in known.items() if k == number and not self.is_boundary(name)]
             reached = self._reached(names, (), number)
-            fed = [name for name in names if self.wiring.makers[name] not in reached]
+            fed = [name for name in names if self.net.makers[name] not in reached]
             if any_of or number > first or not self.late:
                 reached, fed = self._nodes[number], []
-            inner = sorted((self.wiring.makers[name], name) for name in names if name not in fed)
-            found += self._head(number, reached, fed, tuple((name,) for _, name in inner)) if names else ()
+            inner = sorted((self.net.makers[name], name) for name in names if name not in fed)
+            found += self._entry(number, reached, fed, tuple((name,) for _, name in inner)) if names else ()
         return tuple(found)
 
-    def narrowed(self, head: EntrySubgraph) -> tuple[Sum, EntrySubgraph] | None:
-        """The largest convolution that takes as it is what differs in a head, and the head without it, to which its
-        output is fed; None where there is none."""
-        if len(head.cuts) > 1:
+    def conv_entry(self, entry: EntrySubgraph) -> tuple[ConvSum, EntrySubgraph] | None:
+        """Return the largest convolution that reads a faulty activation, and the entry without it, fed its output.
+
+        None where no convolution of the entry does.
+        """
+        if len(entry.subgraphs) > 1:
             return None
-        [part] = head.cuts
-        one = largest_sum(self.wiring, part.nodes, head.fed or part.crossings)
+        [part] = entry.subgraphs
+        one = largest_conv_sum(self.net, part.nodes, entry.fed or part.inputs)
         if one is None:
             return None
-        fed = (*head.fed, one.given)
-        needed = backward(self.wiring, part.outputs, {*part.nodes} - {one.node}, fed)
-        rest = Cut(*crossing(self.wiring, needed, frozenset(fed), joined=True), part.outputs)
-        return one, EntrySubgraph(head.piece, (rest,), fed)
+        fed = (*entry.fed, one.output)
+        needed = nodes_needed(self.net, part.outputs, {*part.nodes} - {one.node}, fed)
+        rest = Subgraph(*with_inputs(self.net, needed, frozenset(fed), joined=True), part.outputs)
+        return one, EntrySubgraph(entry.segment, (rest,), fed)
 
-    def goes_on(self, name: str) -> bool:
-        """Whether a value is used behind the piece that makes it alone."""
+    def is_boundary(self, name: str) -> bool:
+        """Return whether an activation is read only behind the segment that computes it."""
         mine = self._nodes[self.makers[name]] if self.makers.get(name, -1) >= 0 else frozenset()
-        return name in self.makers and mine.isdisjoint(self.wiring.users.get(name, ()))
+        return name in self.makers and mine.isdisjoint(self.net.users.get(name, ()))
 
     def _taken_along(self, name: str) -> bool:
-        """Whether several pieces make a value, each for itself."""
-        maker = self.wiring.makers.get(name, -1)
+        """Return whether several segments compute an activation, each for itself."""
+        maker = self.net.makers.get(name, -1)
         return name not in self.makers and sum(maker in nodes for nodes in self._nodes) > 1
 
     def _operator(self, node: int) -> str:
-        return self.wiring.proto.graph.node[node].op_type
+        return self.net.proto.graph.node[node].op_type
 
-    def _route(self, whole: FaultPath) -> FaultPath:
-        """The route through channels where there is one, else the one that is given."""
-        where = whole.home
-        lined = channels(self.wiring, where.fed) if where.node < 0 else None
+    def _with_channels(self, whole: FaultPath) -> FaultPath:
+        """Return the path with its channels, where the tensor has some."""
+        where = whole.location
+        found = output_channels(self.net, where.fed) if where.node < 0 else None
         if (
             not self.late
-            or lined is None
-            or lined.output in self.wiring.uncut
-            or lined.output not in self.within  # made of stored values alone
-            or len({self.within.get(n) for k in lined.nodes for n in self.wiring.proto.graph.node[k].output} - {None})
-            > 1
-            or (not whole.baked and lined.count < lined.least)
+            or found is None
+            or found.output in self.net.uncut
+            or found.output not in self.within  # computed from constants alone
+            or len({self.within.get(n) for k in found.nodes for n in self.net.proto.graph.node[k].output} - {None}) > 1
+            or (not whole.rebuilt and found.count < found.least)
         ):
             return whole
-        if lined.constant and not whole.baked and math.prod(self.wiring.stored[where.fed].dims) < _WORTH_A_SESSION:
+        if found.constant and not whole.rebuilt and math.prod(self.net.stored[where.fed].dims) < _WORTH_A_SESSION:
             return whole
-        apart = cut(self.wiring, [where.fed], outputs=[lined.output])
-        along = {*lined.nodes, *self.wiring.constant, *filter(self.wiring.dequantises, apart.nodes)}
-        if not along.issuperset(apart.nodes):
+        subgraph = reachable_subgraph(self.net, [where.fed], outputs=[found.output])
+        along = {*found.nodes, *self.net.constant, *filter(self.net.dequantises, subgraph.nodes)}
+        if not along.issuperset(subgraph.nodes):
             return whole
-        return replace(whole, channels=lined, apart=apart)
+        return replace(whole, channels=found, channel_subgraph=subgraph)

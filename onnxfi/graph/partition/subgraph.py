@@ -1,11 +1,10 @@
-"""Downstream: what a fault can change, and a model of that alone.
+"""The graph of a model, and the subgraph that a fault can change.
 
-Only nodes that a struck tensor reaches can change. A *cut* names them, and the values that cross into them, which are
-golden whatever the fault. A node with bodies counts as one: what its bodies capture, it reads. Two kinds of nodes are
-taken along although no fault reaches them: those made of stored values alone, since operators want their shapes and
-axes constant, and a DequantizeLinear before a reached node, since runtimes fuse it with that node. Values of 16-bit
-floats are no place to cut for a processor that computes in float32 and rounds where it must: the whole would round less
-often than the parts.
+Only nodes that a faulty tensor reaches can change. A *subgraph* names them, and its inputs, which are golden whatever
+the fault. A node with bodies counts as one: what its bodies capture, it reads. Two kinds of nodes are included although
+no fault reaches them: constant ones, since operators want their shapes and axes constant, and a DequantizeLinear before
+a reached node, since runtimes fuse it with that node. A model is not cut at 16-bit floats where the processor computes
+in float32 and rounds as it must: the whole model rounds less often than its parts.
 """
 
 from __future__ import annotations
@@ -37,20 +36,20 @@ if TYPE_CHECKING:
     import onnx
 
 _TWO = 2
-#: Operators that runtimes make one with the convolution in front of them.
+#: Operators that runtimes fuse with the convolution in front of them.
 ADDS = frozenset(("Add", "Sum"))
 #: TensorProto's numbers of float16 and bfloat16.
 _HALVES = frozenset((10, 16))
-#: Where a tensor stands inside a node: attribute, graph in it, inner node, …, and at last its place among the
+#: The path of a tensor inside a node: attribute, graph in it, inner node, …, and at last its number among the
 #: initializers or, negative, the Constant node.
 _Path = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Home:
-    """Where a stored tensor is: the name under which it can be fed, and where it lies inside a node's body.
+class TensorLocation:
+    """The location of a weight: the name under which it can be fed, and its path inside a node's body.
 
-    `node` is the top node around it (−1: it is at the top), `path` its place in there.
+    `node` is the top node around it (−1: it is in the top graph).
     """
 
     fed: str
@@ -59,48 +58,65 @@ class Home:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """What faults can change: nodes in file order, what crosses into them, and the outputs that they reach."""
+class Subgraph:
+    """Some nodes of a graph in file order, their inputs, and the outputs that they compute."""
 
     nodes: tuple[int, ...]
-    crossings: tuple[str, ...]
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Wiring:
-    """A model's top graph as a net: who makes, who reads.
+class PartitionGraph:
+    """The top graph of a model: the producer and the readers of each tensor.
 
-    `proto` is the whole model but for the large stored tensors: of these `weights` say where they lie. `uncut` are
-    values at which it must not be cut. Where it runs, images lie in `blocks` of channels, or they do not.
+    Attributes
+    ----------
+    proto : ModelProto
+        The whole model but for its large weights.
+    main : Scope
+        The producers and readers of each tensor.
+    stored : mapping of str to TensorProto
+        The weights, large ones without their numbers.
+    locations : mapping of int to TensorLocation
+        The location of each weight by the number of its record.
+    weights : mapping of str to StoredArray
+        The places of the large weights in their files.
+    uncut : frozenset of str
+        Activations at which the model must not be cut.
+    blocks : bool
+        Whether the runtime lays images in blocks of channels.
+    split_at : frozenset of str
+        Activations at which faults are injected between segments, so that no segment computes them for itself.
     """
 
     proto: onnx.ModelProto = field(repr=False)
     main: Scope = field(repr=False)
     stored: Mapping[str, onnx.TensorProto] = field(repr=False)
-    homes: Mapping[int, Home] = field(repr=False)
+    locations: Mapping[int, TensorLocation] = field(repr=False)
     weights: Mapping[str, StoredArray] = field(repr=False)
     uncut: frozenset[str] = field(default=frozenset(), repr=False)
     blocks: bool = False
+    split_at: frozenset[str] = field(default=frozenset(), repr=False)
 
     @property
     def reads(self) -> tuple[tuple[str, ...], ...]:
-        """By node the names that it reads, itself or in its bodies."""
+        """Return the names that each node reads, itself or in its bodies."""
         return self.main.reads
 
     @property
     def makers(self) -> Mapping[str, int]:
-        """The node that makes each name."""
+        """Return the node that computes each name."""
         return self.main.producers
 
     @property
     def users(self) -> Mapping[str, tuple[int, ...]]:
-        """The nodes that read each name, in file order."""
+        """Return the nodes that read each name, in file order."""
         return self.main.consumers
 
     @cached_property
     def after(self) -> tuple[tuple[int, ...], ...]:
-        """By node the nodes that read what it puts out."""
+        """Return the nodes that read the outputs of each node."""
         nodes = self.proto.graph.node
         return tuple(
             tuple(dict.fromkeys(k for name in node.output for k in self.users.get(name, ()))) for node in nodes
@@ -108,18 +124,20 @@ class Wiring:
 
     @cached_property
     def before(self) -> tuple[tuple[tuple[str, int], ...], ...]:
-        """By node what it reads of others, each name with the node that makes it."""
+        """Return the activations that each node reads, with the nodes that compute them."""
         return tuple(tuple((name, self.makers[name]) for name in names if name in self.makers) for names in self.reads)
 
     @cached_property
     def dequantisers(self) -> frozenset[int]:
-        """The nodes that turn integers into the real numbers that they stand for."""
+        """Return the DequantizeLinear nodes."""
         return frozenset(k for k, node in enumerate(self.proto.graph.node) if node.op_type == "DequantizeLinear")
 
     @cached_property
     def joined(self) -> dict[int, tuple[int, str]]:
-        """The convolutions that runtimes make one with the addition behind them, where images lie in blocks: for each
-        the node that adds, and what it adds. What they give by themselves is then never made."""
+        """Return the convolutions that runtimes fuse with the addition behind them, where images lie in blocks.
+
+        For each the node that adds, and its other input. The output of the convolution itself is then never computed.
+        """
         found: dict[int, tuple[int, str]] = {}
         nodes = self.proto.graph.node
         for k, node in enumerate(nodes):
@@ -135,22 +153,22 @@ class Wiring:
 
     @cached_property
     def declared(self) -> dict[str, onnx.ValueInfoProto]:
-        """What the model declares of the values between its nodes: a runtime goes by it, in the whole and in parts."""
+        """Return what the model declares of its activations, which a runtime relies on."""
         return {value.name: value for value in self.proto.graph.value_info}
 
     @cached_property
     def outputs(self) -> tuple[str, ...]:
-        """The model's outputs."""
+        """Return the outputs of the model."""
         return tuple(o.name for o in self.proto.graph.output)
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
-        """What the model must be fed."""
+        """Return the inputs of the model."""
         return tuple(i.name for i in self.proto.graph.input if i.name not in self.stored)
 
     @cached_property
     def constant(self) -> frozenset[int]:
-        """Nodes that are functions of stored values alone."""
+        """Return the nodes that are functions of stored tensors alone."""
         found: set[int] = set()
         known = {*self.stored, ""}
         for k, node in enumerate(self.proto.graph.node):
@@ -161,12 +179,12 @@ class Wiring:
 
     @cached_property
     def in_order(self) -> bool:
-        """Whether each node comes after those that it needs, as in nearly all files."""
+        """Return whether each node comes after those that it needs, as in nearly all files."""
         return all(maker < k for k, needs in enumerate(self.before) for _, maker in needs)
 
     def along(self, name: str, maker: int, reader: int, *, joined: bool = True) -> bool:
-        """Whether the node that makes a name is taken along with one that reads it."""
-        return (
+        """Return whether the node that computes a name is included with one that reads it."""
+        return name not in self.split_at and (
             maker in self.constant
             or self.dequantises(maker)
             or name in self.uncut
@@ -174,26 +192,38 @@ class Wiring:
         )
 
     def dequantises(self, node: int) -> bool:
-        """Whether a node turns integers into the real numbers that they stand for."""
+        """Return whether a node is a DequantizeLinear."""
         return node in self.dequantisers
 
 
-def wire(model: Model, *, halves: bool = False, blocks: bool = False) -> Wiring:
-    """The net of a model, which may be cut at 16-bit floats (`halves`) or not, and runs in `blocks` of channels or not.
+def partition_graph(model: Model, *, halves: bool = False, blocks: bool = False) -> PartitionGraph:
+    """Return the graph of a model.
 
-    Raises ModelError where it is too large for one message.
+    Parameters
+    ----------
+    model : Model
+        The model.
+    halves : bool
+        Whether it may be cut at 16-bit floats.
+    blocks : bool
+        Whether the runtime lays images in blocks of channels.
+
+    Raises
+    ------
+    ModelError
+        If the model is too large for one message.
     """
-    homes = dict(_homes(model.proto))
-    proto, weights = _hollowed(model, homes)
+    locations = dict(_homes(model.proto))
+    proto, weights = _hollowed(model, locations)
     graph = proto.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
     stored |= dict.fromkeys((tensor.values.name for tensor in graph.sparse_initializer), None)  # type: ignore[arg-type]
     uncut = frozenset() if halves else half_floats(model.proto)
-    return Wiring(proto, model.index.main, stored, homes, weights, uncut, blocks)
+    return PartitionGraph(proto, model.index.main, stored, locations, weights, uncut, blocks)
 
 
-def _hollowed(model: Model, homes: Mapping[int, Home]) -> tuple[onnx.ModelProto, dict[str, StoredArray]]:
-    """The whole model but for its large tensors, and these; what else lies in external data is taken into it."""
+def _hollowed(model: Model, locations: Mapping[int, TensorLocation]) -> tuple[onnx.ModelProto, dict[str, StoredArray]]:
+    """Return the model without its large weights, and the places of these; other external data is loaded into it."""
     found, payloads = dict[str, StoredArray](), list[ByteSplice]()
     for tensor in {tensor.name: tensor for tensor in model.proto.graph.initializer}.values():
         if (lies := where_it_lies(model, tensor)) is not None:
@@ -205,7 +235,7 @@ def _hollowed(model: Model, homes: Mapping[int, Home]) -> tuple[onnx.ModelProto,
     makers = {name: node for node in graph.node for name in node.output if name}
     for name, kept in found.items():
         hollow(stored[name], kept.nbytes)
-    for number, where in homes.items():
+    for number, where in locations.items():
         if where.node >= 0:
             tensor = at(graph.node[where.node], where.path)
         else:
@@ -236,26 +266,26 @@ def half_floats(skeleton: onnx.ModelProto) -> frozenset[str]:
         return frozenset()
     known = {v.name: v.type.tensor_type.elem_type for v in infer_types(skeleton).graph.value_info}
     ends = {o.name for o in graph.output}
-    # A value of which nothing follows may be one.
+    # An activation of unknown type may be one.
     made = (name for node in graph.node for name in node.output if name and name not in ends)
     return frozenset(name for name in made if known.get(name, 0) in (*_HALVES, 0))
 
 
-def _homes(skeleton: onnx.ModelProto) -> Iterator[tuple[int, Home]]:
-    """The home of each dense tensor by its record's number, which the skeleton bears."""
+def _homes(skeleton: onnx.ModelProto) -> Iterator[tuple[int, TensorLocation]]:
+    """Yield the location of each dense tensor by the number of its record, which the skeleton holds."""
     names = used_names(skeleton)
     prefix = next(name for k in count(1) for name in [f"onnxfi.inside{k}"] if name not in names)
     for tensor in skeleton.graph.initializer:
-        yield record_number(tensor.doc_string), Home(tensor.name)
+        yield record_number(tensor.doc_string), TensorLocation(tensor.name)
     for k, node in enumerate(skeleton.graph.node):
         if (number := _constant(node)) is not None:
-            yield number, Home(node.output[0])
+            yield number, TensorLocation(node.output[0])
         for number, path in _inside(node):
-            yield number, Home(f"{prefix}.{number}", k, path)
+            yield number, TensorLocation(f"{prefix}.{number}", k, path)
 
 
 def _constant(node: onnx.NodeProto) -> int | None:
-    """The record of a Constant node's tensor; None for any other node."""
+    """Return the record number of a Constant node's tensor; None for any other node."""
     if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or not node.attribute:
         return None
     return record_number(node.attribute[0].t.doc_string) if node.attribute[0].HasField("t") else None
@@ -280,104 +310,111 @@ def _inside(node: onnx.NodeProto, before: _Path = ()) -> Iterator[tuple[int, _Pa
             yield from _inside(inner, (*here, k))
 
 
-def home(wiring: Wiring, model: Model, target: Target) -> Home | None:
-    """Where a target can be fed from outside; None where it cannot (functions, lists, packed or sparse tensors, bytes
-    that are other tensors too)."""
+def location(net: PartitionGraph, model: Model, target: Target) -> TensorLocation | None:
+    """Return the location at which a target can be fed; None where it cannot.
+
+    Tensors in functions, lists, packed or sparse ones, and bytes of several tensors cannot.
+    """
     place = model.places[model.by_id[target.id]]
-    found = wiring.homes.get(place.record)
+    found = net.locations.get(place.record)
     fits = target.word.storage >= 8 and target.word.parts == 1 and target.kind in ("initializer", "constant")
     if found is None or not fits or target.structural or target.aliases or target.span:
         return None
-    tensor = payload(wiring, found)
+    tensor = tensor_at(net, found)
     alike = DATA_TYPES.get(tensor.data_type) == target.word and tuple(tensor.dims) == target.shape
     return found if alike else None
 
 
-def array_of(wiring: Wiring, where: Home) -> NDArray[Any]:
-    """The tensor at a home, in memory of its own."""
+def array_at(net: PartitionGraph, where: TensorLocation) -> NDArray[Any]:
+    """Return the tensor at a location, in memory of its own."""
     from onnx import numpy_helper
 
-    held = wiring.weights.get(where.fed) if where.node < 0 else None
-    return np.array(numpy_helper.to_array(payload(wiring, where)), order="C") if held is None else held.read()
+    held = net.weights.get(where.fed) if where.node < 0 else None
+    return np.array(numpy_helper.to_array(tensor_at(net, where)), order="C") if held is None else held.read()
 
 
-def payload(wiring: Wiring, where: Home) -> onnx.TensorProto:
-    """The tensor at a home; a large one is hollow."""
-    if where.node < 0 and where.fed in wiring.stored:
-        return wiring.stored[where.fed]
+def tensor_at(net: PartitionGraph, where: TensorLocation) -> onnx.TensorProto:
+    """Return the tensor at a location; a large one without its numbers."""
+    if where.node < 0 and where.fed in net.stored:
+        return net.stored[where.fed]
     if where.node < 0:
-        return wiring.proto.graph.node[wiring.makers[where.fed]].attribute[0].t
-    return at(wiring.proto.graph.node[where.node], where.path)
+        return net.proto.graph.node[net.makers[where.fed]].attribute[0].t
+    return at(net.proto.graph.node[where.node], where.path)
 
 
 def at(node: onnx.NodeProto, path: _Path) -> onnx.TensorProto:
-    """The tensor at this place inside a node."""
+    """Return the tensor at this path inside a node."""
     graph, place = body(node, path)
     return graph.initializer[place] if place >= 0 else graph.node[-1 - place].attribute[0].t
 
 
 def body(node: onnx.NodeProto, path: _Path) -> tuple[onnx.GraphProto, int]:
-    """The innermost graph of a path, and the place in it."""
+    """Return the innermost graph of a path, and the number in it."""
     attribute = node.attribute[path[0]]
     graph = attribute.g if path[1] < 0 else attribute.graphs[path[1]]
     return (graph, path[2]) if len(path) == 3 else body(graph.node[path[2]], path[3:])
 
 
-def cut(wiring: Wiring, struck: Iterable[str], *, inside: Iterable[int] = (), outputs: Sequence[str] = ()) -> Cut:
-    """What these tensors, and the nodes whose bodies are struck, can change of the outputs (all by default).
+def reachable_subgraph(
+    net: PartitionGraph, faulty: Iterable[str], *, inside: Iterable[int] = (), outputs: Sequence[str] = ()
+) -> Subgraph:
+    """Return what faulty tensors, and nodes with faulty bodies, can change of the outputs (all by default).
 
-        >>> from onnxfi.graph.model.byte_source import quoted
-    from onnxfi.graph.model.loading import load
-        >>> wiring = wire(load("models/fashion_cnn.onnx"))
-        >>> found = cut(wiring, ["fc2.weight"])
-        >>> [wiring.proto.graph.node[k].op_type for k in found.nodes], found.crossings
-        (['Gemm'], ('relu_2',))
+    >>> from onnxfi.graph.model.loading import load
+    >>> net = partition_graph(load("models/fashion_cnn.onnx"))
+    >>> found = reachable_subgraph(net, ["fc2.weight"])
+    >>> [net.proto.graph.node[k].op_type for k in found.nodes], found.inputs
+    (['Gemm'], ('relu_2',))
     """
     # In files that are in order no node behind the outputs matters.
-    last = max((wiring.makers.get(name, -1) for name in outputs), default=-1) if wiring.in_order else -1
-    reached = forward(wiring, struck, inside, range(last + 1 if last >= 0 else len(wiring.reads)))
-    wanted = tuple(name for name in (outputs or wiring.outputs) if wiring.makers.get(name, -1) in reached)
-    return Cut(*crossing(wiring, backward(wiring, wanted, reached), frozenset(struck)), wanted)
+    last = max((net.makers.get(name, -1) for name in outputs), default=-1) if net.in_order else -1
+    reached = nodes_reached(net, faulty, inside, range(last + 1 if last >= 0 else len(net.reads)))
+    wanted = tuple(name for name in (outputs or net.outputs) if net.makers.get(name, -1) in reached)
+    return Subgraph(*with_inputs(net, nodes_needed(net, wanted, reached), frozenset(faulty)), wanted)
 
 
-def forward(wiring: Wiring, struck: Iterable[str], inside: Iterable[int], among: Container[int]) -> set[int]:
-    """Those nodes that these names reach, and the nodes `inside` which something is struck."""
+def nodes_reached(net: PartitionGraph, faulty: Iterable[str], inside: Iterable[int], among: Container[int]) -> set[int]:
+    """Return the nodes that these names reach, with the nodes `inside` whose bodies there are faults."""
     reached: set[int] = set()
-    todo = [*inside, *(k for name in struck for k in wiring.users.get(name, ()))]
+    todo = [*inside, *(k for name in faulty for k in net.users.get(name, ()))]
     while todo:
         k = todo.pop()
         if k not in reached and k in among:
             reached.add(k)
-            todo += wiring.after[k]
+            todo += net.after[k]
     return reached
 
 
-def backward(wiring: Wiring, names: Iterable[str], among: Container[int], fed: Container[str] = ()) -> set[int]:
-    """Those nodes that these names need, where those that are `fed` need none."""
+def nodes_needed(
+    net: PartitionGraph, names: Iterable[str], among: Container[int], fed: Container[str] = ()
+) -> set[int]:
+    """Return the nodes that these names need; those that are `fed` need none."""
     needed: set[int] = set()
-    todo = [k for name in names if name not in fed and (k := wiring.makers.get(name, -1)) in among]
+    todo = [k for name in names if name not in fed and (k := net.makers.get(name, -1)) in among]
     while todo:
         k = todo.pop()
         if k not in needed:
             needed.add(k)
-            todo += [maker for name, maker in wiring.before[k] if name not in fed and maker in among]
+            todo += [maker for name, maker in net.before[k] if name not in fed and maker in among]
     return needed
 
 
-def crossing(
-    wiring: Wiring, nodes: set[int], fed: frozenset[str], *, joined: bool = False
+def with_inputs(
+    net: PartitionGraph, nodes: set[int], fed: frozenset[str], *, joined: bool = False
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The nodes with those that are taken along, also convolutions that are `joined` with one of them, and the names
-    that cross into them."""
-    every, crossings, todo = set(nodes), dict[str, None](), sorted(nodes)
+    """Return the nodes with those that are included with them, and their inputs.
+
+    `joined` includes convolutions that runtimes fuse with one of them.
+    """
+    every, inputs, todo = set(nodes), dict[str, None](), sorted(nodes)
     for k in todo:  # grows while it is read
-        for name in wiring.reads[k]:
-            maker = wiring.makers.get(name)
-            if not name or name in fed or name in wiring.stored or maker in every:
+        for name in net.reads[k]:
+            maker = net.makers.get(name)
+            if not name or name in fed or name in net.stored or maker in every:
                 continue
-            if maker is not None and wiring.along(name, maker, k, joined=joined):
+            if maker is not None and net.along(name, maker, k, joined=joined):
                 every.add(maker)
                 todo.append(maker)
             else:
-                crossings[name] = None
-    return tuple(sorted(every)), tuple(sorted(crossings))
+                inputs[name] = None
+    return tuple(sorted(every)), tuple(sorted(inputs))

@@ -1,4 +1,4 @@
-"""Parts: a model of some nodes of another, with what they need, and nothing copied that is large."""
+"""Models of some nodes of another model, with what they need; large tensors are not copied."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxfi.graph.model.byte_source import StoredArray
 from onnxfi.graph.partition.hollow_model import LARGE_BYTES, hollow
-from onnxfi.graph.partition.subgraph import ADDS, Home, Wiring, at, body
+from onnxfi.graph.partition.subgraph import ADDS, PartitionGraph, TensorLocation, at, body, tensor_at
 
 if TYPE_CHECKING:
     import onnx
@@ -19,56 +19,69 @@ if TYPE_CHECKING:
 FLOAT = 1
 #: Samples, channels, height and width.
 _IMAGE_DIMS = 4
-#: A value that is fed: its element type's number, and its shape (None: open).
-Feed = tuple[int, Sequence[int | str | None] | None]
+#: The type of an input: the number of its element type, and its shape (None: open).
+InputType = tuple[int, Sequence[int | str | None] | None]
 
 
 @dataclass(frozen=True)
-class Part:
-    """A model, serialised, and the stored tensors that it names and does not hold, or where they lie."""
+class SubgraphModel:
+    """A serialised model, and the weights that it names and does not hold, or their places in a file."""
 
     data: bytes = field(repr=False)
     stored: Mapping[str, NDArray[Any] | StoredArray] = field(repr=False)
 
     @property
     def size_bytes(self) -> int:
-        """What it takes before it is prepared."""
+        """Return the bytes that it takes before it is prepared."""
         return len(self.data) + sum(array.nbytes for array in self.stored.values())
 
 
-def extract(
-    wiring: Wiring,
+def extract_model(
+    net: PartitionGraph,
     nodes: Sequence[int],
-    feeds: Mapping[str, Feed],
+    feeds: Mapping[str, InputType],
     outputs: Sequence[str],
-    lifted: Home | None = None,
-    faulty: Mapping[Home, NDArray[Any]] | None = None,
-) -> Part:
-    """A model of these nodes alone; what is fed, also stored tensors, becomes an input.
+    lifted: TensorLocation | None = None,
+    faulty: Mapping[TensorLocation, NDArray[Any]] | None = None,
+) -> SubgraphModel:
+    """Return a model of these nodes alone.
 
-    `lifted` is a tensor inside a body that is fed from outside, `faulty` are tensors that stand in the place of others.
+    Parameters
+    ----------
+    net : PartitionGraph
+        The graph of the whole model.
+    nodes : sequence of int
+        The nodes, in file order.
+    feeds : mapping of str to InputType
+        The inputs; they may be weights of the whole model.
+    outputs : sequence of str
+        The outputs.
+    lifted : TensorLocation, optional
+        A tensor inside a body that is fed from outside.
+    faulty : mapping of TensorLocation to array, optional
+        Faulty weights.
     """
     import onnx
     from onnx import helper, numpy_helper
 
-    whole, keep = wiring.proto, [k for k in nodes if feeds.keys().isdisjoint(wiring.proto.graph.node[k].output)]
+    whole, keep = net.proto, [k for k in nodes if feeds.keys().isdisjoint(net.proto.graph.node[k].output)]
     made = onnx.ModelProto(ir_version=max(whole.ir_version, 4))
     made.opset_import.extend(whole.opset_import)
     made.functions.extend(whole.functions)
     graph = made.graph
     graph.name = "part"
     for name, (kind, shape) in feeds.items():
-        graph.input.append(helper.make_tensor_value_info(name, kind, _declared(wiring, name, kind, shape)))
+        graph.input.append(helper.make_tensor_value_info(name, kind, _declared(net, name, kind, shape)))
     made_here = {name for k in keep for name in whole.graph.node[k].output}.difference(outputs)
-    graph.value_info.extend(wiring.declared[name] for name in made_here & wiring.declared.keys())
+    # Behind a slice of a weight, the declared number of channels is wrong, and a runtime fuses less.
+    if all(array.shape == tuple(tensor_at(net, where).dims) for where, array in (faulty or {}).items()):
+        graph.value_info.extend(net.declared[name] for name in made_here & net.declared.keys())
     graph.node.extend(whole.graph.node[k] for k in keep)
-    read = {name for k in keep for name in wiring.reads[k]} - feeds.keys()
+    read = {name for k in keep for name in net.reads[k]} - feeds.keys()
     graph.initializer.extend(t for t in whole.graph.initializer if t.name in read)
     graph.sparse_initializer.extend(t for t in whole.graph.sparse_initializer if t.values.name in read)
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    stored: dict[str, NDArray[Any] | StoredArray] = {
-        name: where for name, where in wiring.weights.items() if name in read
-    }
+    stored: dict[str, NDArray[Any] | StoredArray] = {name: where for name, where in net.weights.items() if name in read}
     for where, array in (faulty or {}).items():
         tensor = _held(graph, keep, where)
         if where.fed in stored and array.nbytes >= LARGE_BYTES:
@@ -81,27 +94,26 @@ def extract(
         stored.pop(where.fed, None)
     if lifted is not None:
         _lift(graph.node[keep.index(lifted.node)], lifted)
-    if wiring.blocks:
+    if net.blocks:
         _block(graph, feeds)
-    return Part(made.SerializeToString(), stored)
+    return SubgraphModel(made.SerializeToString(), stored)
 
 
 def _declared(
-    wiring: Wiring, name: str, kind: int, shape: Sequence[int | str | None] | None
+    net: PartitionGraph, name: str, kind: int, shape: Sequence[int | str | None] | None
 ) -> Sequence[int | str | None] | None:
-    """The shape of a value that is fed, with the symbols that the model declares for it: some fusions ask whether two
-    sizes are the same."""
-    said = wiring.declared[name].type.tensor_type if name in wiring.declared else None
-    if shape is None or said is None or said.elem_type != kind or len(said.shape.dim) != len(shape):
+    """Return the shape of an input with the symbols that the model declares, since some fusions compare sizes."""
+    declared = net.declared[name].type.tensor_type if name in net.declared else None
+    if shape is None or declared is None or declared.elem_type != kind or len(declared.shape.dim) != len(shape):
         return shape
-    return [(dim.dim_param or None) if own is None else own for own, dim in zip(shape, said.shape.dim, strict=True)]
+    return [(dim.dim_param or None) if own is None else own for own, dim in zip(shape, declared.shape.dim, strict=True)]
 
 
-def _block(graph: onnx.GraphProto, feeds: Mapping[str, Feed]) -> None:
-    """Let a part sum as the whole model does, where images lie in blocks of channels.
+def _block(graph: onnx.GraphProto, feeds: Mapping[str, InputType]) -> None:
+    """Let a model sum as the whole model does, where images lie in blocks of channels.
 
-    On these a runtime makes one of a convolution and what is added to it, and takes means in another order. So what is
-    fed there goes through an operator that runs on blocks and leaves all as it is (but for −0, which becomes 0).
+    On blocks a runtime fuses a convolution with the addition behind it, and takes means in another order. So what is
+    fed there goes through an operator that runs on blocks and changes nothing (but −0, which becomes 0).
     """
     from onnx import helper
 
@@ -110,7 +122,7 @@ def _block(graph: onnx.GraphProto, feeds: Mapping[str, Feed]) -> None:
     given = {o.name for o in graph.output}
 
     def fed(name: str) -> str:
-        """What a value is made of, by operators that take nothing else."""
+        """Return the first of the activations that lead to a name by operators of one input."""
         for _ in graph.node:  # in a circle no end would come
             if name not in makers or len(makers[name].input) != 1:
                 break
@@ -129,8 +141,8 @@ def _block(graph: onnx.GraphProto, feeds: Mapping[str, Feed]) -> None:
         graph.node.insert(0, helper.make_node("AveragePool", [name], [other], kernel_shape=[1, 1]))
 
 
-def _held(graph: onnx.GraphProto, nodes: Sequence[int], where: Home) -> onnx.TensorProto:
-    """The tensor at a home in a graph of these nodes."""
+def _held(graph: onnx.GraphProto, nodes: Sequence[int], where: TensorLocation) -> onnx.TensorProto:
+    """Return the tensor at a location in a graph of these nodes."""
     if where.node >= 0:
         return at(graph.node[nodes.index(where.node)], where.path)
     for tensor in graph.initializer:
@@ -139,7 +151,7 @@ def _held(graph: onnx.GraphProto, nodes: Sequence[int], where: Home) -> onnx.Ten
     return next(node for node in graph.node if where.fed in node.output).attribute[0].t
 
 
-def _lift(node: onnx.NodeProto, where: Home) -> None:
+def _lift(node: onnx.NodeProto, where: TensorLocation) -> None:
     """Let a body read a tensor from outside, under the name that it has inside."""
     import onnx
 

@@ -1,4 +1,5 @@
-"""Partial execution: a trial runs from golden values, and only what its fault can change.
+"""Partial execution: a trial runs from golden activations, and only what its fault can reach.
 
-Start with `golden_cache.py` (golden values between segments) and `segmented_model.py`; `reexecution.py` runs a route.
+Start with `segmented_model.py`, through which all trials run; `golden_cache.py` keeps golden activations between its
+segments, and `reexecution.py` runs one route.
 """

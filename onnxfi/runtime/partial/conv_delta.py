@@ -1,8 +1,8 @@
-"""Narrow changes: where a convolution takes a value that differs from golden in few channels.
+"""Convolutions whose input differs from the golden activation in few channels.
 
-Only the terms of these channels (graph/sums.py) are computed, and added to golden's others in the order in which the
-runtime adds them; what lies behind the convolution runs as a head. That the sum of golden's terms is golden's output,
-bit for bit, is seen for each batch; where it is not, the convolution runs as a whole.
+Only the terms of these channels (conv_partial_sums.py) are computed, and added to the golden terms of the others in the
+order in which the runtime adds them; what lies behind the convolution runs as an entry subgraph. Each batch is checked:
+the sum of the golden terms must be the golden output, bit for bit; otherwise the convolution runs as a whole.
 """
 
 from __future__ import annotations
@@ -14,70 +14,78 @@ from functools import partial
 import numpy as np
 
 from onnxfi.errors import EngineError
-from onnxfi.graph.partition.conv_partial_sums import Sum, blocks, term_input, term_output, terms
+from onnxfi.graph.partition.conv_partial_sums import ConvSum, block_input, block_output, block_sizes, partial_sum_model
 from onnxfi.graph.partition.segmentation import EntrySubgraph
-from onnxfi.graph.partition.subgraph import Home, array_of
-from onnxfi.graph.partition.subgraph_model import Part
+from onnxfi.graph.partition.subgraph import TensorLocation, array_at
+from onnxfi.graph.partition.subgraph_model import SubgraphModel
 from onnxfi.runtime.engine.engines import Session
 from onnxfi.runtime.engine.model_io import Array, same_by, same_bytes
 from onnxfi.runtime.engine.turn_taking import claim, others
-from onnxfi.runtime.partial.entry_subgraph import EntrySession, Strike
-from onnxfi.runtime.partial.segmented_model import Rows, Spine, among, padded
+from onnxfi.runtime.partial.entry_subgraph import EntrySession, FaultyEntry
+from onnxfi.runtime.partial.segmented_model import SampleRows, SegmentedModel, among, padded
 
-#: The share of what golden values may take that the terms of one convolution may.
+#: The terms of one convolution may take this share of the bytes for golden activations: one part in so many.
 _SHARE = 8
 #: Products from which on a convolution takes longer than its terms: about a millisecond of one core.
 _WORTH = 1 << 27
 
 
-class Narrow:
-    """A head without its first convolution, and the terms of that.
+class ConvDelta:
+    """An entry subgraph without its first convolution, and the terms of that convolution.
 
     Opening raises EngineError where the runtime does not take a part.
     """
 
-    def __init__(self, spine: Spine, one: Sum, head: EntrySubgraph, prepare: Callable[[Part], Session]) -> None:
-        self.spine, self.one, self.golden = spine, one, spine.golden
-        self.head = EntrySession(spine, head, prepare, {})
-        wiring = spine.routes.wiring
+    def __init__(
+        self,
+        segmented: SegmentedModel,
+        conv: ConvSum,
+        entry: EntrySubgraph,
+        prepare: Callable[[SubgraphModel], Session],
+    ) -> None:
+        self.segmented, self.conv, self.golden = segmented, conv, segmented.golden
+        self.entry = EntrySession(segmented, entry, prepare, {})
+        net = segmented.segmentation.net
         self._prepare = prepare
-        self._shape = tuple(wiring.stored[one.weight].dims)
-        self._bias = array_of(wiring, Home(one.bias)) if one.bias else None
-        #: Channels that are summed at a time, as the first batch says (0: none; None: it was not asked yet).
+        self._shape = tuple(net.stored[conv.weight].dims)
+        self._bias = array_at(net, TensorLocation(conv.bias)) if conv.bias else None
+        #: Channels that the runtime sums at a time, as the first batch shows (0: unknown; None: not tried yet).
         self._size: int | None = None
-        #: The batches for which the sum is golden, and for which not. By batch, so that it is the same whatever runs
-        #: first.
-        self._alike_in, self._unlike = set[int](), set[int]()
+        #: The batches for which the sum is golden, and for which not: by batch, so that the order of trials does not
+        #: matter.
+        self._exact_in, self._inexact = set[int](), set[int]()
         self._session: Session | None = None
 
-    def strike(self, rows: Rows, values: Mapping[str, Array]) -> Strike | None:
-        """What strikes the head, given what differs from golden; None where the convolution runs as a whole."""
-        value = values.get(self.one.taken)
-        if value is None or rows.alone or self._size == 0 or rows.k in self._unlike or not self.golden.fits:
+    def faulty_entry(self, rows: SampleRows, values: Mapping[str, Array]) -> FaultyEntry | None:
+        """Return the faulty entry for activations that differ; None where the convolution runs as a whole."""
+        value = values.get(self.conv.input)
+        if value is None or rows.alone or self._size == 0 or rows.k in self._inexact or not self.golden.fits:
             return None
-        if self.one.added in values:
+        if self.conv.addend in values:
             return None
         try:
-            if not self._worth(rows) or (rows.some is not None and not self.head.can(among(len(rows.some)))):
+            if not self._worth(rows) or (rows.some is not None and not self.entry.keeps_bits(among(len(rows.some)))):
                 return None
-            if not self.one.added:
-                self.head.hold(Rows(self.golden, rows.k))
-            given = self._given(rows, value)
-        except (EngineError, MemoryError):  # nothing of this is the fault's doing
-            self._unlike.add(rows.k)
+            if not self.conv.addend:
+                self.entry.check_golden(SampleRows(self.golden, rows.k))
+            given = self._output(rows, value)
+        except (EngineError, MemoryError):  # no fault causes this
+            self._inexact.add(rows.k)
             return None
-        fed = {name: values[name] for name in self.head.values if name in values}
-        return None if given is None else Strike(self.head, {**fed, self.one.given: given}, exact=bool(self.one.added))
+        fed = {name: values[name] for name in self.entry.values if name in values}
+        if given is None:
+            return None
+        return FaultyEntry(self.entry, {**fed, self.conv.output: given}, exact=bool(self.conv.addend))
 
-    def _worth(self, rows: Rows) -> bool:
-        """Whether the whole convolution takes longer than what is done here instead."""
-        whole = self.golden.values(rows.k, [self.one.given])[self.one.given]
+    def _worth(self, rows: SampleRows) -> bool:
+        """Return whether the whole convolution takes longer than its faulty terms."""
+        whole = self.golden.values(rows.k, [self.conv.output])[self.conv.output]
         share = 1.0 if rows.some is None else len(rows.some) / max(1, len(whole))
         return bool(whole.size * share * math.prod(self._shape[1:]) >= _WORTH)
 
-    def _given(self, rows: Rows, value: Array) -> Array | None:
-        """What the convolution gives for these samples."""
-        known = rows.values([self.one.taken])[self.one.taken]
+    def _output(self, rows: SampleRows, value: Array) -> Array | None:
+        """Return the output of the convolution for these samples."""
+        known = rows.values([self.conv.input])[self.conv.input]
         if value.shape != known.shape:
             return None
         differs = np.flatnonzero(~same_by(value, known, 1))
@@ -87,20 +95,20 @@ class Narrow:
             size, golden = self._size, self._terms(rows.k, self._size) if self._size else None
             session = self._opened(size) if golden is not None else None
         if golden is None or session is None:
-            self._unlike.add(rows.k)
+            self._inexact.add(rows.k)
             return None
-        struck = dict.fromkeys((differs // size).tolist())
-        if not struck or 2 * len(struck) > len(golden):
+        faulty = dict.fromkeys((differs // size).tolist())
+        if not faulty or 2 * len(faulty) > len(golden):
             return None
-        made = _struck(session, rows, value, size, [*struck])
+        made = _faulty_terms(session, rows, value, size, [*faulty])
         every = (made[n] if n in made else rows.pick_of(partial(_one_of, golden, n)) for n in range(len(golden)))
         return self._sum(rows, [*every])
 
     def _size_of_blocks(self) -> int:
-        """How many channels the runtime sums at a time; 0 where that is not known, or the terms would take too much."""
-        whole = self.golden.values(0, [self.one.given])[self.one.given]
+        """Return how many channels the runtime sums at a time; 0 where it is unknown, or the terms take too much."""
+        whole = self.golden.values(0, [self.conv.output])[self.conv.output]
         batches = -(-self.golden.data.samples // self.golden.size)
-        for size in blocks(self.spine.routes.wiring, self.one):
+        for size in block_sizes(self.segmented.segmentation.net, self.conv):
             many = -(-self._shape[1] // size) * batches
             if many * whole.nbytes * _SHARE <= self.golden.budget_bytes and self._terms(0, size) is not None:
                 return size
@@ -108,63 +116,67 @@ class Narrow:
         return 0
 
     def _terms(self, k: int, size: int) -> list[Array] | None:
-        """Golden's terms of a batch, of so many channels each; None where their sum is not golden."""
-        golden, name = self.golden, self.one.given
+        """Return the golden terms of a batch, of so many channels each; None where their sum is not golden."""
+        golden, name = self.golden, self.conv.output
         numbers = range(-(-self._shape[1] // size))
         if all(golden.has(k, (name, size, number)) for number in numbers):
             made = [golden.kept(k, (name, size, number)) for number in numbers]
         else:
-            into = golden.values(k, [self.one.taken])[self.one.taken]
-            feeds = {term_input(n): np.ascontiguousarray(into[:, n * size : (n + 1) * size]) for n in numbers}
+            into = golden.values(k, [self.conv.input])[self.conv.input]
+            feeds = {block_input(n): np.ascontiguousarray(into[:, n * size : (n + 1) * size]) for n in numbers}
             made = [*self._opened(size).run(feeds).values()]
-        if k not in self._alike_in:  # another head's terms are the same, what it makes of their sum may be not
-            if not self._alike(k, self._sum(Rows(golden, k), made)):
+        if k not in self._exact_in:  # the terms of another entry are the same, its outputs may differ
+            if not self._is_exact(k, self._sum(SampleRows(golden, k), made)):
                 return None
-            self._alike_in.add(k)
+            self._exact_in.add(k)
         return [golden.derived(k, (name, size, n), partial(made.__getitem__, n)) for n in numbers]
 
     def _opened(self, size: int) -> Session:
-        """What computes terms of so many channels each."""
+        """Return the session that computes terms of so many channels each."""
         if self._session is None:
-            wiring = self.spine.routes.wiring
-            self._session = self._prepare(terms(wiring, self.one, array_of(wiring, Home(self.one.weight)), size))
+            net = self.segmented.segmentation.net
+            self._session = self._prepare(
+                partial_sum_model(net, self.conv, array_at(net, TensorLocation(self.conv.weight)), size)
+            )
         return self._session
 
-    def _alike(self, k: int, given: Array) -> bool:
-        """Whether the sum of golden's terms is what the convolution gives.
+    def _is_exact(self, k: int, given: Array) -> bool:
+        """Return whether the sum of the golden terms is the output of the convolution.
 
-        With an addition behind it, that is no value that a runtime shows: what the head makes of it must be golden.
+        With an addition behind it, a runtime does not show that output: those of the entry subgraph must be golden.
         """
-        if not self.one.added:
-            return same_bytes(given, self.golden.values(k, [self.one.given])[self.one.given])
-        rows = Rows(self.golden, k)
-        found = self.head.outputs(rows, {}, Strike(self.head, {self.one.given: given}))
-        return all(same_bytes(found[name], array) for name, array in rows.values(self.head.given).items())
+        if not self.conv.addend:
+            return same_bytes(given, self.golden.values(k, [self.conv.output])[self.conv.output])
+        rows = SampleRows(self.golden, k)
+        found = self.entry.outputs(rows, {}, FaultyEntry(self.entry, {self.conv.output: given}))
+        return all(same_bytes(found[name], array) for name, array in rows.values(self.entry.output_names).items())
 
-    def _sum(self, rows: Rows, of: Sequence[Array]) -> Array:
-        """The sum of these terms, of what is added and of the bias, as the runtime adds them."""
-        added = list(rows.values([self.one.added]).values()) if self.one.added else []
+    def _sum(self, rows: SampleRows, of: Sequence[Array]) -> Array:
+        """Return the sum of these terms, the addend and the bias, in the order of the runtime."""
+        added = list(rows.values([self.conv.addend]).values()) if self.conv.addend else []
         bias = [] if self._bias is None else [self._bias.reshape(-1, *[1] * (of[0].ndim - 2))]
         return _sum([*added, *of, *bias])
 
 
-def _struck(session: Session, rows: Rows, value: Array, size: int, struck: Sequence[int]) -> dict[int, Array]:
-    """The terms of these blocks for values that differ from golden."""
-    names = [term_output(number) for number in struck]
+def _faulty_terms(
+    session: Session, rows: SampleRows, value: Array, size: int, faulty: Sequence[int]
+) -> dict[int, Array]:
+    """Return the terms of these blocks for an input that differs."""
+    names = [block_output(number) for number in faulty]
     every = {n: value[:, n * size : (n + 1) * size] for n in range(-(-value.shape[1] // size))}
     # Of the other blocks no sample: a runtime takes all inputs that a model has.
-    none = {term_input(n): block[:0] for n, block in every.items() if n not in struck}
+    none = {block_input(n): block[:0] for n, block in every.items() if n not in faulty}
 
     def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
         return session.run({**none, **feeds}, names)
 
-    feeds = {term_input(n): np.ascontiguousarray(every[n]) for n in struck}
+    feeds = {block_input(n): np.ascontiguousarray(every[n]) for n in faulty}
     found = run(feeds) if rows.some is None else padded(run, feeds, len(rows.some))
-    return dict(zip(struck, found.values(), strict=True))
+    return dict(zip(faulty, found.values(), strict=True))
 
 
 def _sum(arrays: Sequence[Array]) -> Array:
-    """The sum of arrays from the first to the last, in memory of its own."""
+    """Return the sum of arrays from the first to the last, in memory of its own."""
     with others(), np.errstate(all="ignore"):
         total = np.array(arrays[0])
         for array in arrays[1:]:
@@ -176,31 +188,35 @@ def _one_of(arrays: Sequence[Array], number: int, k: int) -> Array:
     return arrays[number]
 
 
-class FirstPieces:
-    """The pieces of a model that a trial may come to first, each opened when that happens."""
+class FirstSegments:
+    """The convolutions at the start of segments, each opened when its segment is the first to run."""
 
-    def __init__(self, spine: Spine) -> None:
-        self.spine = spine
-        self._open: dict[int, Narrow | None] = {}
+    def __init__(self, segmented: SegmentedModel) -> None:
+        self.segmented = segmented
+        self._open: dict[int, ConvDelta | None] = {}
 
-    def run(self, number: int, rows: Rows, live: Mapping[str, Array]) -> dict[str, Array] | None:
-        """What a piece hands on; None where it runs as a whole."""
+    def run(self, number: int, rows: SampleRows, differing: Mapping[str, Array]) -> dict[str, Array] | None:
+        """Return the outputs of a segment; None where it runs as it is."""
         with claim((id(self), number)):
             if number not in self._open:
-                self._open[number] = narrowed(
-                    self.spine, EntrySubgraph(number, (self.spine.routes.pieces[number],)), self.spine.chain.prepare
+                self._open[number] = open_conv_delta(
+                    self.segmented,
+                    EntrySubgraph(number, (self.segmented.segmentation.segments[number],)),
+                    self.segmented.segment_sessions.prepare,
                 )
-        narrow = self._open[number]
-        strike = None if narrow is None else narrow.strike(rows, live)
-        return None if strike is None else strike.run(rows, live)
+        delta = self._open[number]
+        faulty = None if delta is None else delta.faulty_entry(rows, differing)
+        return None if faulty is None else faulty.run(rows, differing)
 
 
-def narrowed(spine: Spine, head: EntrySubgraph, prepare: Callable[[Part], Session]) -> Narrow | None:
-    """A head that may be struck in few channels, opened; None where it has no convolution that takes what is struck."""
-    found = spine.routes.narrowed(head)
-    if found is None or spine.exact:
+def open_conv_delta(
+    segmented: SegmentedModel, entry: EntrySubgraph, prepare: Callable[[SubgraphModel], Session]
+) -> ConvDelta | None:
+    """Open an entry subgraph whose first convolution may be computed in terms; None where it has none."""
+    found = segmented.segmentation.conv_entry(entry)
+    if found is None or segmented.exact:
         return None
     try:
-        return Narrow(spine, *found, prepare)
+        return ConvDelta(segmented, *found, prepare)
     except EngineError:
         return None

@@ -1,4 +1,4 @@
-"""Running again what a fault can change: one route, ready to run on any batch, disarmed or with faulty words."""
+"""Re-execution of what a fault can reach: one route, ready to run on any batch, fault-free or with faults."""
 
 from __future__ import annotations
 
@@ -12,306 +12,355 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import EngineError, SegmentMismatchError
 from onnxfi.faults.words import Words
-from onnxfi.graph.partition.output_channels import Channels
+from onnxfi.graph.partition.output_channels import OutputChannels
 from onnxfi.graph.partition.route import Route
 from onnxfi.graph.partition.segmentation import EntrySubgraph, FaultPath
-from onnxfi.graph.partition.subgraph import Home, array_of
-from onnxfi.graph.partition.subgraph_model import Part, extract
+from onnxfi.graph.partition.subgraph import TensorLocation, array_at
+from onnxfi.graph.partition.subgraph_model import SubgraphModel, extract_model
 from onnxfi.runtime.data.batches import Batch
 from onnxfi.runtime.data.sample_outputs import scored
 from onnxfi.runtime.engine.engines import Session
 from onnxfi.runtime.engine.model_io import Array, same_by, same_bytes, words_of
 from onnxfi.runtime.engine.turn_taking import claim
-from onnxfi.runtime.partial.conv_delta import narrowed
-from onnxfi.runtime.partial.entry_subgraph import EntrySession, Strike
+from onnxfi.runtime.partial.conv_delta import open_conv_delta
+from onnxfi.runtime.partial.entry_subgraph import EntrySession, FaultyEntry
 from onnxfi.runtime.partial.golden_cache import of_golden_shapes
-from onnxfi.runtime.partial.segmented_model import Rows, Spine, among
+from onnxfi.runtime.partial.segmented_model import SampleRows, SegmentedModel, among
+
+#: The samples for which outputs differ from the golden run, and these outputs.
+FaultyOutputs = tuple[SampleRows, dict[str, Array]]
 
 
 @dataclass
-class Change:
-    """What becomes of the tensors of a trial: by home the elements (flat, row-major; each once) and their words.
+class TrialFaults:
+    """The faults of one trial, and the sessions made for them.
 
-    `flying` are changes of values in flight, for the batch that they are given. `sessions` are those of the faulty
-    copies, by piece and cut, where the route makes some; `ahead` is what was made ready, by batch.
+    Attributes
+    ----------
+    words : mapping of TensorLocation to (index, words)
+        The faulty elements of each weight tensor (flat, row-major, each once) and their words.
+    activations : mapping of str to callable
+        The change of each faulty activation, for the batch that it is given.
+    sessions : dict
+        The sessions with rebuilt weights, by segment and subgraph.
+    computed : dict
+        Channels that were computed together with those of other trials, by batch.
     """
 
-    words: Mapping[Home, tuple[NDArray[np.int64], Words]]
-    flying: Mapping[str, Callable[[Batch, Array], Array]] = field(default_factory=dict, repr=False)
+    words: Mapping[TensorLocation, tuple[NDArray[np.int64], Words]]
+    activations: Mapping[str, Callable[[Batch, Array], Array]] = field(default_factory=dict, repr=False)
     sessions: dict[int, dict[int, Session]] = field(default_factory=dict, repr=False)
-    ahead: dict[int, Array] = field(default_factory=dict, repr=False)
+    computed: dict[int, Array] = field(default_factory=dict, repr=False)
 
-    def of(self, home: Home) -> tuple[NDArray[np.int64], Words]:
-        """Elements and words of one tensor."""
-        return self.words[home]
-
-
-#: The samples for which outputs differ from golden, and the outputs.
-Found = tuple[Rows, dict[str, Array]]
+    def of(self, location: TensorLocation) -> tuple[NDArray[np.int64], Words]:
+        """Return the faulty elements and words of one tensor."""
+        return self.words[location]
 
 
-class Rerun:
-    """A route, opened: sessions of its heads, and the tensors themselves.
+class Reexecution:
+    """An open route: the sessions of what is executed again.
 
     `cost_bytes` is about what its sessions and tensors take. Opening raises EngineError where the runtime does not take
     the parts.
     """
 
-    def __init__(self, spine: Spine, name: Route, output: str | None, route: FaultPath | None = None) -> None:
-        self.spine, self.golden, self.name, self.output, self.route = spine, spine.golden, name, output, route
-        self.heads: list[EntrySession] = []
-        self.cost_bytes = 0
-
-    def scores(self, k: int, change: Change | None = None) -> Array:
-        """The scored output of batch k, golden where nothing changes."""
-        if change is None:
-            self._disarm(k)
-            return golden_scores(self.spine, k, self.output)
-        with of_golden_shapes():
-            rows, found = self._run(k, change)
-        if not found:
-            return golden_scores(self.spine, k, self.output)
-        whole = self.spine.whole(rows, found) if rows.some is not None else found
-        return scored_batch(self.spine, k, whole, self.output)
-
-    #: Changes that are made ready together.
+    #: Trials whose faults are computed together.
     at_once = 1
 
-    def ready(self, k: int, changes: Sequence[Change]) -> None:
-        """Compute for batch k what these changes, `at_once` of them at most, can share."""
+    def __init__(self, segmented: SegmentedModel, route: Route, output: str | None) -> None:
+        self.segmented, self.golden, self.route, self.output = segmented, segmented.golden, route, output
+        self.entries: list[EntrySession] = []
+        self.cost_bytes = 0
 
-    def _disarm(self, k: int) -> None:
-        """Hold the heads to golden; SegmentMismatchError where one of them gives other bits without a fault."""
-        for head in self.heads:
-            head.hold(Rows(self.golden, k))
+    def scores(self, k: int, faults: TrialFaults | None = None) -> Array:
+        """Return the scored output of batch k, the golden one without faults."""
+        if faults is None:
+            self._check_golden(k)
+            return golden_scores(self.segmented, k, self.output)
+        with of_golden_shapes():
+            rows, found = self._run(k, faults)
+        if not found:
+            return golden_scores(self.segmented, k, self.output)
+        whole = self.segmented.whole(rows, found) if rows.some is not None else found
+        return scored_batch(self.segmented, k, whole, self.output)
 
-    def _run(self, k: int, change: Change) -> Found:
+    def ready(self, k: int, trials: Sequence[TrialFaults]) -> None:
+        """Compute for batch k what these trials, `at_once` of them at most, can share."""
+
+    def _check_golden(self, k: int) -> None:
+        """Raise SegmentMismatchError where an entry subgraph gives other bits without a fault."""
+        for entry in self.entries:
+            entry.check_golden(SampleRows(self.golden, k))
+
+    def _run(self, k: int, faults: TrialFaults) -> FaultyOutputs:
         raise NotImplementedError
 
-    def _prepared(self, part: Part) -> Session:
+    def _prepared(self, part: SubgraphModel) -> Session:
         self.cost_bytes += part.size_bytes
-        return self.spine.chain.prepare(part)
+        return self.segmented.segment_sessions.prepare(part)
 
     def _opened(
-        self, head: EntrySubgraph, stored: Mapping[str, Array] | None = None, home: Home | None = None
+        self, entry: EntrySubgraph, stored: Mapping[str, Array] | None = None, location: TensorLocation | None = None
     ) -> EntrySession:
-        return EntrySession(self.spine, head, self._prepared, stored or {}, home)
+        return EntrySession(self.segmented, entry, self._prepared, stored or {}, location)
 
-
-def golden_scores(spine: Spine, k: int, output: str | None) -> Array:
-    """The scored output of batch k without a fault."""
-    return spine.golden.derived(k, ("scores", output), lambda: np.array(scored_batch(spine, k, {}, output)))
-
-
-def scored_batch(spine: Spine, k: int, outputs: Mapping[str, Array], output: str | None) -> Array:
-    """The scored output of batch k where these outputs differ from golden."""
-    piece = spine.golden.piece(k)
-    assert piece is not None
-    wanted = [output] if output is not None else list(spine.outputs)
-    rest = spine.golden.values(k, [name for name in wanted if name not in outputs])
-    every = {name: outputs[name] if name in outputs else rest[name] for name in wanted}
-    return scored(piece, every, spine.golden.axes, output)
-
-
-class Baked(Rerun):
-    """The pieces that several tensors lie in, from faulty copies."""
-
-    def __init__(self, spine: Spine, route: FaultPath, output: str | None) -> None:
-        super().__init__(spine, route.route, output, route)
-        self.heads = [self._opened(head) for head in route.heads]
-
-    def _faulty(self, change: Change) -> dict[int, dict[int, Session]]:
-        """Sessions of the cuts that hold struck tensors."""
-        wiring = self.spine.routes.wiring
-        faulty = {home: _Struck(array_of(wiring, home), change, home).__enter__() for home in change.words}
-        for head in self.heads:
-            made = change.sessions.setdefault(head.head.piece, {})
-            for number in range(len(head.head.cuts)):
-                here = {home: array for home, array in faulty.items() if head.holds(number, home)}
+    def _rebuilt(self, faults: TrialFaults) -> dict[int, dict[int, Session]]:
+        """Return sessions of the subgraphs that hold faulty weights, built with them."""
+        if faults.sessions:
+            return faults.sessions
+        net = self.segmented.segmentation.net
+        faulty = {where: _FaultyWords(array_at(net, where), faults, where).__enter__() for where in faults.words}
+        for entry in self.entries:
+            made = faults.sessions.setdefault(entry.entry.segment, {})
+            for number in range(len(entry.entry.subgraphs)):
+                here = {where: array for where, array in faulty.items() if entry.holds(number, where)}
                 if here and number not in made:
-                    made[number] = self.spine.chain.prepare(head.part(number, here))
-        return change.sessions
+                    made[number] = self.segmented.segment_sessions.prepare(entry.part(number, here))
+        return faults.sessions
 
-    def _run(self, k: int, change: Change) -> Found:
-        self._disarm(k)
-        sessions = change.sessions or self._faulty(change)
-        struck = {head.head.piece: Strike(head, sessions=sessions[head.head.piece]) for head in self.heads}
-        return self.spine.follow(Rows(self.golden, k), {}, min(struck), struck)
+    def _changes(self, k: int, faults: TrialFaults) -> dict[str, Callable[[Array], Array]]:
+        """Return the changes of the faulty activations of batch k."""
+        batch = self.golden.batch(k)
+        assert batch is not None
+        return {name: partial(change, batch) for name, change in faults.activations.items()}
 
 
-class Fed(Rerun):
-    """What one tensor reaches, the tensor being fed."""
+def golden_scores(segmented: SegmentedModel, k: int, output: str | None) -> Array:
+    """Return the scored output of batch k without a fault."""
+    return segmented.golden.derived(k, ("scores", output), lambda: np.array(scored_batch(segmented, k, {}, output)))
 
-    def __init__(self, spine: Spine, route: FaultPath, output: str | None) -> None:
-        super().__init__(spine, route.route, output, route)
-        self.home = route.home
-        self.tensor = array_of(spine.routes.wiring, route.home)
+
+def scored_batch(segmented: SegmentedModel, k: int, outputs: Mapping[str, Array], output: str | None) -> Array:
+    """Return the scored output of batch k where these outputs differ from the golden run."""
+    batch = segmented.golden.batch(k)
+    assert batch is not None
+    wanted = [output] if output is not None else list(segmented.outputs)
+    rest = segmented.golden.values(k, [name for name in wanted if name not in outputs])
+    every = {name: outputs[name] if name in outputs else rest[name] for name in wanted}
+    return scored(batch, every, segmented.golden.axes, output)
+
+
+class RebuiltSegments(Reexecution):
+    """The segments that hold faulty weights, built anew with them."""
+
+    def __init__(self, segmented: SegmentedModel, path: FaultPath, output: str | None) -> None:
+        super().__init__(segmented, Route.REBUILT, output)
+        self.entries = [self._opened(entry) for entry in path.entries]
+
+    def _run(self, k: int, faults: TrialFaults) -> FaultyOutputs:
+        self._check_golden(k)
+        sessions = self._rebuilt(faults)
+        faulty = {e.entry.segment: FaultyEntry(e, sessions=sessions[e.entry.segment]) for e in self.entries}
+        return self.segmented.run_from(SampleRows(self.golden, k), {}, min(faulty), faulty)
+
+
+class FedWeights(Reexecution):
+    """The part of a model that one weight tensor reaches, the tensor being fed."""
+
+    def __init__(self, segmented: SegmentedModel, path: FaultPath, output: str | None) -> None:
+        super().__init__(segmented, Route.PARTIAL, output)
+        self.location = path.location
+        self.tensor = array_at(segmented.segmentation.net, path.location)
         self.cost_bytes += self.tensor.nbytes
-        self.heads = [self._opened(head, {route.home.fed: self.tensor}, route.home) for head in route.heads]
+        stored = {path.location.fed: self.tensor}
+        self.entries = [self._opened(entry, stored, path.location) for entry in path.entries]
 
-    def scores(self, k: int, change: Change | None = None) -> Array:
-        """The scored output of batch k, golden where nothing changes; the tensor is struck where it lies."""
+    def scores(self, k: int, faults: TrialFaults | None = None) -> Array:
+        """Return the scored output of batch k; the tensor holds the faults meanwhile."""
         with claim(self):
-            return super().scores(k, change)
+            return super().scores(k, faults)
 
-    def _run(self, k: int, change: Change) -> Found:
-        self._disarm(k)
-        struck = {head.head.piece: Strike(head) for head in self.heads}
-        with _Struck(self.tensor, change, self.home):
-            return self.spine.follow(Rows(self.golden, k), {}, min(struck), struck)
+    def _run(self, k: int, faults: TrialFaults) -> FaultyOutputs:
+        self._check_golden(k)
+        faulty = {entry.entry.segment: FaultyEntry(entry) for entry in self.entries}
+        with _FaultyWords(self.tensor, faults, self.location):
+            return self.segmented.run_from(SampleRows(self.golden, k), {}, min(faulty), faulty)
 
 
-class Flying(Rerun):
-    """What values in flight reach, behind the first of them that is struck: all of them, or `any_of` them."""
+class FaultyActivations(Reexecution):
+    """The part of a model that activations reach: all of them are faulty, or `any_of` them."""
 
-    def __init__(self, spine: Spine, values: Sequence[str], output: str | None, *, any_of: bool = False) -> None:
-        super().__init__(spine, Route.PARTIAL, output)
-        found = spine.routes.in_flight(values, any_of=any_of)
+    def __init__(
+        self, segmented: SegmentedModel, names: Sequence[str], output: str | None, *, any_of: bool = False
+    ) -> None:
+        super().__init__(segmented, Route.PARTIAL, output)
+        found = segmented.segmentation.activation_entries(names, any_of=any_of)
         if found is None:
-            raise EngineError(f"the model cannot be cut at {values[0]!r}")
-        self.heads = [self._opened(head) for head in found]
-        if not self.heads and not any(map(spine.routes.goes_on, values)):
-            raise EngineError(f"no output changes with {values[0]!r}")
+            raise EngineError(f"the model cannot be cut at {names[0]!r}")
+        self.entries = [self._opened(entry) for entry in found]
+        if not self.entries and not any(map(segmented.segmentation.is_boundary, names)):
+            raise EngineError(f"no output changes with {names[0]!r}")
 
-    def _run(self, k: int, change: Change) -> Found:
-        self._disarm(k)
-        piece = self.golden.piece(k)
-        assert piece is not None
-        patches = {name: partial(patch, piece) for name, patch in change.flying.items()}
-        heads = [head for head in self.heads if not head.flown.isdisjoint(patches)]
-        struck = {head.head.piece: Strike(head, patches=patches) for head in heads}
-        passed = [max(0, self.spine.routes.makers[name]) for name in patches if self.spine.routes.goes_on(name)]
-        start = min([*passed, *struck])
-        return self.spine.follow(Rows(self.golden, k), {}, start, struck, patches)
+    def _run(self, k: int, faults: TrialFaults) -> FaultyOutputs:
+        self._check_golden(k)
+        changes, routes = self._changes(k, faults), self.segmented.segmentation
+        entries = [entry for entry in self.entries if not entry.faulty_activations.isdisjoint(changes)]
+        faulty = {entry.entry.segment: FaultyEntry(entry, changes=changes) for entry in entries}
+        made_in = [max(0, routes.makers[name]) for name in changes if routes.is_boundary(name)]
+        return self.segmented.run_from(SampleRows(self.golden, k), {}, min([*made_in, *faulty]), faulty, changes)
 
 
-class Resumed(Rerun):
-    """The channels of one operator that hold faults apart, and then what its output reaches.
+class SplitAtActivations(Reexecution):
+    """The part that activations reach in a model whose segments end at each of them; weights may be faulty too.
+
+    Its golden run is one of its own: a runtime fuses no operators across an end.
+    """
+
+    def __init__(
+        self, segmented: SegmentedModel, names: Sequence[str], output: str | None, weights: FaultPath | None = None
+    ) -> None:
+        super().__init__(segmented, Route.SPLIT, output)
+        if inside := [name for name in names if not segmented.segmentation.is_boundary(name)]:
+            raise EngineError(f"the model cannot be split at {inside[0]!r}")
+        self.entries = [self._opened(entry) for entry in weights.entries] if weights is not None else []
+
+    def _run(self, k: int, faults: TrialFaults) -> FaultyOutputs:
+        changes, sessions = self._changes(k, faults), self._rebuilt(faults)
+        faulty = {
+            e.entry.segment: FaultyEntry(e, changes=changes, sessions=sessions[e.entry.segment]) for e in self.entries
+        }
+        start = min([*(max(0, self.segmented.segmentation.makers[name]) for name in changes), *faulty])
+        return self.segmented.run_from(SampleRows(self.golden, k), {}, start, faulty, changes)
+
+
+class ChannelDelta(Reexecution):
+    """The output channels of one operator that hold faults, and then what its output reaches.
 
     They are computed by a small operator that stores slices of the tensors, as the whole one stores all of them, so
     that the runtime takes the same kernel. Samples whose channels come out as in the golden run are masked and stop
-    there. Raises SegmentMismatchError where channels without a fault have other bits than in the whole.
+    there. Running raises SegmentMismatchError where channels without a fault have other bits than in the whole model.
     """
 
-    def __init__(self, spine: Spine, route: FaultPath, output: str | None) -> None:
-        super().__init__(spine, route.route, output, route)
-        routes = spine.routes
-        assert route.channels is not None and route.apart is not None
-        self.home, self.channels, self.apart = route.home, route.channels, route.apart
-        self.tensors = {name: array_of(routes.wiring, Home(name)) for name in self.channels.sliced}
-        self.tensor = self.tensors[self.home.fed]
+    def __init__(self, segmented: SegmentedModel, path: FaultPath, output: str | None) -> None:
+        super().__init__(segmented, Route.CHANNEL_DELTA, output)
+        routes = segmented.segmentation
+        assert path.channels is not None and path.channel_subgraph is not None
+        self.location, self.channels, self.channel_subgraph = path.location, path.channels, path.channel_subgraph
+        self.tensors = {name: array_at(routes.net, TensorLocation(name)) for name in self.channels.sliced}
+        self.tensor = self.tensors[self.location.fed]
         self.cost_bytes += sum(tensor.nbytes for tensor in self.tensors.values())
-        self._into = spine.chain.feeds([*self.apart.crossings, self.channels.output])
-        self.piece = routes.within[self.channels.output]
-        heads = () if routes.goes_on(self.channels.output) else routes.in_flight([self.channels.output]) or ()
-        self.heads = [self._opened(head) for head in heads]
-        self._narrow = narrowed(spine, heads[0], self._prepared) if heads else None
-        self._disarmed = False
+        self._into = segmented.segment_sessions.feeds([*self.channel_subgraph.inputs, self.channels.output])
+        self.segment = routes.within[self.channels.output]
+        entries = (
+            () if routes.is_boundary(self.channels.output) else routes.activation_entries([self.channels.output]) or ()
+        )
+        self.entries = [self._opened(entry) for entry in entries]
+        self._conv_delta = open_conv_delta(segmented, entries[0], self._prepared) if entries else None
+        self._checked = False
 
     @property
     def at_once(self) -> int:  # type: ignore[override]
-        """As many changes as together make no more channels than the operator has."""
+        """Return how many trials together compute no more channels than the operator has."""
         return max(1, self.channels.count // self.channels.least)
 
-    def ready(self, k: int, changes: Sequence[Change]) -> None:
-        """Compute the channels of all these changes in one run: what a runtime makes of the input is shared."""
-        made = changes[0].sessions.setdefault(self.piece, {})
-        every = [self._computing(change)[1] for change in changes]
-        if len(changes) not in made:
-            parts = [self._slices(one, change) for one, change in zip(every, changes, strict=True)]
-            made[len(changes)] = self._opened_apart(parts)
-        ends = np.cumsum([len(one) for one in every])[:-1]
-        found = made[len(changes)].run(self._fed(k, every))[self.channels.output]
-        for change, array in zip(changes, np.split(found, ends, self.channels.axis), strict=True):
-            change.ahead[k] = array
+    def ready(self, k: int, trials: Sequence[TrialFaults]) -> None:
+        """Compute the channels of all these trials in one run, which shares what a runtime makes of the input."""
+        made = trials[0].sessions.setdefault(self.segment, {})
+        every = [self._computed_channels(faults)[1] for faults in trials]
+        if len(trials) not in made:
+            parts = [self._slices(channels, faults) for channels, faults in zip(every, trials, strict=True)]
+            made[len(trials)] = self._channel_session(parts)
+        ends = np.cumsum([len(channels) for channels in every])[:-1]
+        found = made[len(trials)].run(self._feeds(k, every))[self.channels.output]
+        for faults, array in zip(trials, np.split(found, ends, self.channels.axis), strict=True):
+            faults.computed[k] = array
 
-    def _disarm(self, k: int) -> None:
-        super()._disarm(k)
-        if not self._disarmed:
+    def _check_golden(self, k: int) -> None:
+        super()._check_golden(k)
+        if not self._checked:
             first = _blocks(np.zeros(1, np.int64), self.channels)
-            found = self._opened_apart([self._slices(first)]).run(self._fed(k, [first]))
+            found = self._channel_session([self._slices(first)]).run(self._feeds(k, [first]))
             if not same_bytes(found[self.channels.output], self._golden_of(k, first)):
                 raise SegmentMismatchError(
                     f"channels of {self.channels.output!r} apart have other bits than in the whole"
                 )
-            self._disarmed = True
+            self._checked = True
 
-    def _slices(self, computed: NDArray[np.int64], change: Change | None = None) -> dict[str, Array]:
-        """These channels of the stored tensors, with the faults of a change."""
-        with _Struck(self.tensor, change, self.home):
+    def _mismatch(self) -> SegmentMismatchError:
+        return SegmentMismatchError(f"some channels of {self.channels.output!r} have other bits than all together")
+
+    def _slices(self, computed: NDArray[np.int64], faults: TrialFaults | None = None) -> dict[str, Array]:
+        """Return these channels of the weight tensors, with the faults of a trial."""
+        with _FaultyWords(self.tensor, faults, self.location):
             return {name: np.take(self.tensors[name], computed, axis) for name, axis in self.channels.sliced.items()}
 
-    def _opened_apart(self, parts: Sequence[Mapping[str, Array]]) -> Session:
-        """A session of the operator that stores these slices, one behind the other."""
+    def _channel_session(self, parts: Sequence[Mapping[str, Array]]) -> Session:
+        """Return a session of the operator that stores these slices, concatenated."""
         sliced = self.channels.sliced
-        stored = {Home(name): np.concatenate([part[name] for part in parts], axis) for name, axis in sliced.items()}
-        feeds = {name: self._into[name] for name in self.apart.crossings}
-        if (beside := self.channels.beside) in feeds:
-            kind, shape = feeds[beside]
+        stored = {
+            TensorLocation(name): np.concatenate([part[name] for part in parts], axis) for name, axis in sliced.items()
+        }
+        feeds = {name: self._into[name] for name in self.channel_subgraph.inputs}
+        if (addend := self.channels.addend) in feeds:
+            kind, shape = feeds[addend]
             count = sum(len(next(iter(part.values()))) for part in parts)
-            feeds[beside] = kind, [count if axis == self.channels.axis else d for axis, d in enumerate(shape or ())]
-        wiring = self.spine.routes.wiring
-        return self.spine.chain.prepare(extract(wiring, self.apart.nodes, feeds, [self.channels.output], faulty=stored))
+            feeds[addend] = kind, [count if axis == self.channels.axis else d for axis, d in enumerate(shape or ())]
+        net = self.segmented.segmentation.net
+        return self.segmented.segment_sessions.prepare(
+            extract_model(net, self.channel_subgraph.nodes, feeds, [self.channels.output], faulty=stored)
+        )
 
-    def _fed(self, k: int, computed: Sequence[NDArray[np.int64]]) -> dict[str, Array]:
-        """What the operator takes of a batch for these channels."""
-        feeds = dict(self.golden.values(k, self.apart.crossings))
-        if (beside := self.channels.beside) in feeds:
-            if feeds[beside].shape != self.golden.values(k, [self.channels.output])[self.channels.output].shape:
-                raise SegmentMismatchError(f"{beside!r} is added to all channels alike")
-            feeds[beside] = np.take(feeds[beside], np.concatenate(computed), self.channels.axis)
+    def _feeds(self, k: int, computed: Sequence[NDArray[np.int64]]) -> dict[str, Array]:
+        """Return the inputs of the operator for these channels of a batch."""
+        feeds = dict(self.golden.values(k, self.channel_subgraph.inputs))
+        if (addend := self.channels.addend) in feeds:
+            if feeds[addend].shape != self.golden.values(k, [self.channels.output])[self.channels.output].shape:
+                raise SegmentMismatchError(f"{addend!r} is added to all channels alike")
+            feeds[addend] = np.take(feeds[addend], np.concatenate(computed), self.channels.axis)
         return feeds
 
-    def _computing(self, change: Change) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The channels that hold faults of a change, and those that are computed for it."""
-        axis = self.channels.sliced[self.home.fed]
-        faulty = np.unique(np.unravel_index(change.of(self.home)[0], self.tensor.shape)[axis])
+    def _computed_channels(self, faults: TrialFaults) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the channels that hold faults of a trial, and those that are computed for it."""
+        axis = self.channels.sliced[self.location.fed]
+        faulty = np.unique(np.unravel_index(faults.of(self.location)[0], self.tensor.shape)[axis])
         return faulty, _blocks(faulty, self.channels)
 
     def _golden_of(self, k: int, computed: NDArray[np.int64]) -> Array:
-        """The golden values of these channels."""
+        """Return the golden values of these channels."""
         name = self.channels.output
         return np.take(self.golden.values(k, [name])[name], computed, self.channels.axis)
 
-    def _run(self, k: int, change: Change) -> Found:
-        self._disarm(k)
-        if k not in change.ahead:
-            self.ready(k, [change])
-        faulty, computed = self._computing(change)
-        own, found = self._golden_of(k, computed), change.ahead.pop(k)
+    def _run(self, k: int, faults: TrialFaults) -> FaultyOutputs:
+        self._check_golden(k)
+        if k not in faults.computed:
+            self.ready(k, [faults])
+        faulty, computed = self._computed_channels(faults)
+        own, found = self._golden_of(k, computed), faults.computed.pop(k)
         if not same_by(own, found, self.channels.axis)[~np.isin(computed, faulty)].all():
-            raise SegmentMismatchError(f"channels of {self.channels.output!r} apart have other bits than in the whole")
-        return self._resumed(Rows(self.golden, k), computed, words_of(found) != words_of(own), found)
+            raise self._mismatch()
+        return self._run_from(SampleRows(self.golden, k), computed, words_of(found) != words_of(own), found)
 
-    def _resumed(self, rows: Rows, computed: NDArray[np.int64], differs: NDArray[np.bool_], faulty: Array) -> Found:
-        """What becomes of the samples in which these channels differ."""
-        size, name, piece = self.spine.size(rows), self.channels.output, self.piece
+    def _run_from(
+        self, rows: SampleRows, computed: NDArray[np.int64], differs: NDArray[np.bool_], faulty: Array
+    ) -> FaultyOutputs:
+        """Run what these channels reach, for the samples in which they differ."""
+        size, name, segment = self.segmented.size(rows), self.channels.output, self.segment
         if not differs.any():
             return rows, {}
         if faulty.ndim and len(faulty) == size and self.channels.axis % faulty.ndim:
             keep = np.flatnonzero(differs.reshape(size, -1).any(1))
             few = among(len(keep))
-            head = self.heads[0].can if self.heads else partial(self.spine.apart, piece)
-            if 2 * few <= size and head(few):
+            exact = self.entries[0].keeps_bits if self.entries else partial(self.segmented.keeps_apart, segment)
+            if 2 * few <= size and exact(few):
                 rows = rows.pick(keep)
                 faulty, differs = faulty[keep], differs[keep]
         value = np.array(rows.values([name])[name])
         where: list[Any] = [slice(None)] * value.ndim
         where[self.channels.axis] = computed
         value[tuple(where)] = np.where(differs, faulty, value[tuple(where)])
-        if not self.heads:
-            return self.spine.follow(rows, {name: value}, piece + 1)
-        narrow = self._narrow.strike(rows, {name: value}) if self._narrow is not None else None
-        struck = {head.head.piece: Strike(head, {name: value}) for head in self.heads}
-        return self.spine.follow(rows, {}, piece, struck if narrow is None else {piece: narrow})
+        if not self.entries:
+            return self.segmented.run_from(rows, {name: value}, segment + 1)
+        delta = self._conv_delta.faulty_entry(rows, {name: value}) if self._conv_delta is not None else None
+        entries = {entry.entry.segment: FaultyEntry(entry, {name: value}) for entry in self.entries}
+        return self.segmented.run_from(rows, {}, segment, entries if delta is None else {segment: delta})
 
 
-class _Struck:
-    """A tensor with faulty words while it is in use; its own words afterwards."""
+class _FaultyWords:
+    """A tensor that holds faulty words while it is in use, and its own words afterwards."""
 
-    def __init__(self, tensor: Array, change: Change | None, home: Home) -> None:
+    def __init__(self, tensor: Array, faults: TrialFaults | None, location: TensorLocation) -> None:
         none = np.zeros(0, np.int64), np.zeros(0, np.uint64)
-        self.index, words = none if change is None else change.of(home)
+        self.index, words = none if faults is None else faults.of(location)
         self.tensor, self.held = tensor, tensor.reshape(-1).view(f"u{tensor.itemsize}")
         self.words, self.kept = words.astype(self.held.dtype), self.held[self.index]
 
@@ -323,14 +372,14 @@ class _Struck:
         self.held[self.index] = self.kept
 
 
-def opened(spine: Spine, route: FaultPath, output: str | None) -> Rerun:
-    """A route ready to run; EngineError where the runtime does not take its parts."""
-    kind = Resumed if route.channels is not None else Baked if route.baked else Fed
-    return kind(spine, route, output)
+def open_reexecution(segmented: SegmentedModel, path: FaultPath, output: str | None) -> Reexecution:
+    """Return a route ready to run; EngineError where the runtime does not take its parts."""
+    kind = ChannelDelta if path.channels is not None else RebuiltSegments if path.rebuilt else FedWeights
+    return kind(segmented, path, output)
 
 
-def _blocks(faulty: NDArray[np.int64], channels: Channels) -> NDArray[np.int64]:
-    """Channels that are computed for the faulty ones: whole blocks, and all where that is most of them."""
+def _blocks(faulty: NDArray[np.int64], channels: OutputChannels) -> NDArray[np.int64]:
+    """Return the channels that are computed for the faulty ones: whole blocks, and all where those are most."""
     count, least = channels.count, channels.least
     if count <= 2 * least:
         return np.arange(count)

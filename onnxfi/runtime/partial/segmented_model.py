@@ -1,10 +1,11 @@
-"""The spine: a model in pieces that every trial runs through behind what it strikes, as far as anything differs.
+"""A model in segments, through which every trial runs behind its fault, as far as anything differs.
 
-Late start and early stop: nothing runs in front of the fault, a piece into which only golden values go does not run,
-and samples that are golden again go on no further. What a fault changes is kept as values that differ from golden.
+Late start and early stop: nothing runs before the fault, a segment whose inputs are all golden does not run, and
+samples in which the fault is masked go on no further. The effect of a fault is kept as the activations that differ from
+the golden ones.
 
-Few samples may be computed another way than many. That hangs on shapes alone, so each piece is tried once with so many
-golden samples from both ends of a batch, before it runs for that many; where one comes out otherwise, all samples run.
+A runtime may compute few samples otherwise than many. That depends on shapes alone, so each segment runs once with so
+many golden samples from both ends of a batch before it runs for that many; where one differs, all samples run.
 """
 
 from __future__ import annotations
@@ -18,37 +19,36 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, EngineError, SegmentMismatchError
 from onnxfi.runtime.engine.model_io import Array, same_by, same_bytes
-from onnxfi.runtime.partial.golden_cache import GoldenValues, check_shapes
+from onnxfi.runtime.partial.golden_cache import GoldenCache, check_shapes
 
 #: Operators that decide for all samples together.
 _TOGETHER = frozenset(("If", "Loop"))
-#: Given a value in flight, the value that goes on.
-Patch = Callable[[Array], Array]
+#: A function of an activation that returns the faulty activation.
+ActivationChange = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Samples that run together: all of batch k, or some rows of batches, each with its batch, its place there, and the
-    number by which who asked for it knows it."""
+class SampleRows:
+    """Samples that run together: all of batch k, or some rows, each with its batch, its row there, and its number."""
 
-    golden: GoldenValues
+    golden: GoldenCache
     k: int
     some: tuple[tuple[int, int, int], ...] | None = None
     alone: bool = False
 
     def values(self, names: Sequence[str]) -> dict[str, Array]:
-        """Their golden values."""
+        """Return their golden activations."""
         if self.some is None:
             return self.golden.values(self.k, names)
         batches = {k: self.golden.values(k, names) for k in dict.fromkeys(k for k, _, _ in self.some)}
         for k, values in batches.items():
-            piece = self.golden.piece(k)
-            if without := [n for n, a in values.items() if piece is None or not a.ndim or len(a) != piece.size]:
+            batch = self.golden.batch(k)
+            if without := [n for n, a in values.items() if batch is None or not a.ndim or len(a) != batch.size]:
                 raise SegmentMismatchError(f"{without[0]!r} has no row for each sample")
         return {name: self.pick_of(lambda k, name=name: batches[k][name]) for name in names}  # type: ignore[misc]
 
     def pick_of(self, whole: Callable[[int], Array]) -> Array:
-        """Their rows of what there is of each batch."""
+        """Return their rows of an array of each batch."""
         if self.some is None:
             return whole(self.k)
         if len({k for k, _, _ in self.some}) == 1:
@@ -57,165 +57,203 @@ class Rows:
 
     @property
     def places(self) -> NDArray[np.int64]:
-        """Their places in their batch."""
+        """Return their rows in their batch."""
         return np.array([row for _, row, _ in self.some or ()], np.int64)
 
-    def pick(self, keep: NDArray[np.int64]) -> Rows:
-        """Some of them."""
-        piece = self.golden.piece(self.k)
-        assert piece is not None
-        every = self.some or tuple((self.k, row, row) for row in range(piece.size))
-        return Rows(self.golden, self.k, tuple(every[at] for at in keep.tolist()), self.alone)
+    def pick(self, keep: NDArray[np.int64]) -> SampleRows:
+        """Return some of them."""
+        batch = self.golden.batch(self.k)
+        assert batch is not None
+        every = self.some or tuple((self.k, row, row) for row in range(batch.size))
+        return SampleRows(self.golden, self.k, tuple(every[at] for at in keep.tolist()), self.alone)
 
 
-class Struck(Protocol):
-    """What stands in the place of a piece, for a fault in it."""
+class SegmentReplacement(Protocol):
+    """The replacement of a segment that has a fault in it."""
 
     @property
-    def patched(self) -> frozenset[str]:
-        """The values in flight that it changes itself."""
+    def changed_inside(self) -> frozenset[str]:
+        """Return the activations that it changes itself."""
         ...
 
-    def run(self, rows: Rows, live: Mapping[str, Array]) -> dict[str, Array]:
-        """What the piece hands on, where `live` differs from golden."""
-        ...
-
-
-class First(Protocol):
-    """What stands in the place of the piece that a trial comes to first."""
-
-    def run(self, number: int, rows: Rows, live: Mapping[str, Array]) -> dict[str, Array] | None:
-        """What the piece hands on; None where it runs as a whole."""
+    def run(self, rows: SampleRows, differing: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the outputs of the segment, where `differing` differs from the golden activations."""
         ...
 
 
-class Spine:
-    """The pieces of a model. `late` starts at the fault; `exact` asks that no part of a model rounds another way."""
+class FirstSegment(Protocol):
+    """The replacement of the first segment that runs for a trial."""
 
-    def __init__(self, golden: GoldenValues, *, late: bool = True, exact: bool = False) -> None:
+    def run(self, number: int, rows: SampleRows, differing: Mapping[str, Array]) -> dict[str, Array] | None:
+        """Return the outputs of the segment; None where it runs as it is."""
+        ...
+
+
+class SegmentedModel:
+    """The segments of a model, and the golden activations between them.
+
+    Parameters
+    ----------
+    golden : GoldenCache
+        The golden activations.
+    late : bool
+        Whether a trial starts at its fault.
+    exact : bool
+        Whether every convolution is computed as a whole, never as a sum of terms.
+    """
+
+    def __init__(self, golden: GoldenCache, *, late: bool = True, exact: bool = False) -> None:
         self.golden, self.late, self.exact = golden, late, exact
-        self.chain, self.routes = golden.chain, golden.chain.routes
-        self.outputs = self.routes.outputs or self.routes.wiring.outputs
-        self._apart: dict[tuple[int, int], bool] = {}
-        self.first: First | None = None
+        self.segment_sessions, self.segmentation = golden.segment_sessions, golden.segment_sessions.segmentation
+        self.outputs = self.segmentation.outputs or self.segmentation.net.outputs
+        self._keeps_apart: dict[tuple[int, int], bool] = {}
+        self.first: FirstSegment | None = None
 
-    def follow(
+    def run_from(
         self,
-        rows: Rows,
-        live: Mapping[str, Array],
+        rows: SampleRows,
+        differing: Mapping[str, Array],
         start: int,
-        struck: Mapping[int, Struck] | None = None,
-        patches: Mapping[str, Patch] | None = None,
-    ) -> tuple[Rows, dict[str, Array]]:
-        """The values among the model's outputs that come to differ, and for which samples, from a piece on.
+        faulty: Mapping[int, SegmentReplacement] | None = None,
+        changes: Mapping[str, ActivationChange] | None = None,
+    ) -> tuple[SampleRows, dict[str, Array]]:
+        """Run the segments from `start` on, as far as activations differ from the golden ones.
 
-        `live` differs from golden where that begins, `struck` stand for pieces, `patches` change values on their way.
-        Raises SegmentMismatchError where samples cannot run alone.
+        Parameters
+        ----------
+        rows : SampleRows
+            The samples that run.
+        live : mapping of str to array
+            The activations that differ before the first segment.
+        start : int
+            The number of the first segment.
+        faulty : mapping of int to SegmentReplacement, optional
+            The segments that have faults in them.
+        changes : mapping of str to callable, optional
+            The changes of activations between segments.
+
+        Returns
+        -------
+        rows : SampleRows
+            The samples whose outputs may differ.
+        outputs : dict of str to array
+            The outputs of the model that differ, for these samples.
+
+        Raises
+        ------
+        SegmentMismatchError
+            If the samples cannot run alone, or a fault changes the shape of an activation between segments.
         """
-        struck, patches, live = struck or {}, dict(patches or {}), dict(live)
-        last = max([start - 1, *struck, *(self.routes.makers[name] for name in patches if name in self.routes.makers)])
-        self._patch(rows, live, patches, -1)
+        faulty, changes, differing = faulty or {}, dict(changes or {}), dict(differing)
+        last = max(
+            [
+                start - 1,
+                *faulty,
+                *(self.segmentation.makers[name] for name in changes if name in self.segmentation.makers),
+            ]
+        )
+        self._inject(rows, differing, changes, -1)
         first = self.first
-        for number in range(start if self.late else 0, len(self.routes.pieces)):
-            piece, head = self.routes.pieces[number], struck.get(number)
+        for number in range(start if self.late else 0, len(self.segmentation.segments)):
+            segment, entry = self.segmentation.segments[number], faulty.get(number)
             begun = number >= start
-            if head is not None or not (begun and live.keys().isdisjoint(piece.crossings)):
+            if entry is not None or not (begun and differing.keys().isdisjoint(segment.inputs)):
                 if number > last:
-                    rows, live = self._fewer(rows, live, number)
+                    rows, differing = self._fewer(rows, differing, number)
                 found = None
-                if head is not None:
-                    found = head.run(rows, live)
+                if entry is not None:
+                    found = entry.run(rows, differing)
                 elif first is not None:
-                    found, first = first.run(number, rows, live), None
-                found = self._run(number, rows, live) if found is None else found
+                    found, first = first.run(number, rows, differing), None
+                found = self._run(number, rows, differing) if found is None else found
                 golden = rows.values(list(found))
                 check_shapes(found, golden)
                 for name, array in golden.items():
                     if same_bytes(found[name], array):
-                        live.pop(name, None)
+                        differing.pop(name, None)
                     else:
-                        live[name] = found[name]
-            self._patch(rows, live, patches, number, head.patched if head is not None else frozenset())
-        return rows, {name: array for name, array in live.items() if name in self.outputs}
+                        differing[name] = found[name]
+            self._inject(rows, differing, changes, number, entry.changed_inside if entry is not None else frozenset())
+        return rows, {name: array for name, array in differing.items() if name in self.outputs}
 
-    def _patch(
-        self, rows: Rows, live: dict[str, Array], patches: Mapping[str, Patch], maker: int,
+    def _inject(
+        self, rows: SampleRows, differing: dict[str, Array], changes: Mapping[str, ActivationChange], maker: int,
         done: frozenset[str] = frozenset(),
     ) -> None:  # fmt: skip
-        """Change the values in flight that a piece hands on (−1: the model's inputs), but for those that are done."""
-        for name in patches:
-            if self.routes.makers.get(name) == maker and name not in done:
+        """Change the faulty outputs of a segment (−1: the inputs of the model), but for those that are `done`."""
+        for name in changes:
+            if self.segmentation.makers.get(name) == maker and name not in done:
                 [before] = rows.values([name]).values()
-                after = patches[name](live.get(name, before))
+                after = changes[name](differing.get(name, before))
                 if same_bytes(after, before):
-                    live.pop(name, None)
+                    differing.pop(name, None)
                 else:
-                    live[name] = after
+                    differing[name] = after
 
-    def _run(self, number: int, rows: Rows, live: Mapping[str, Array]) -> dict[str, Array]:
-        piece = self.routes.pieces[number]
-        known = rows.values([name for name in piece.crossings if name not in live])
-        feeds = {name: live[name] if name in live else known[name] for name in piece.crossings}
-        session = self.chain.sessions[number]
+    def _run(self, number: int, rows: SampleRows, differing: Mapping[str, Array]) -> dict[str, Array]:
+        segment = self.segmentation.segments[number]
+        known = rows.values([name for name in segment.inputs if name not in differing])
+        feeds = {name: differing[name] if name in differing else known[name] for name in segment.inputs}
+        session = self.segment_sessions.sessions[number]
         return session.run(feeds) if rows.some is None else padded(session.run, feeds, len(rows.some))
 
-    def _fewer(self, rows: Rows, live: dict[str, Array], number: int) -> tuple[Rows, dict[str, Array]]:
-        """The samples that still differ, where the pieces from here on can run them by themselves."""
+    def _fewer(self, rows: SampleRows, differing: dict[str, Array], number: int) -> tuple[SampleRows, dict[str, Array]]:
+        """Return the samples that still differ, where the segments from here on can run them alone."""
         size = self.size(rows)
-        # To look at each sample of the spikes of all steps costs more than what lies behind them.
-        free = self.golden.data.layout.fixed is None and not self.routes.steps
-        if free and live and all(array.ndim and len(array) == size for array in live.values()):
+        # To compare each sample of the spikes of all steps costs more than the segments behind them.
+        free = self.golden.data.layout.fixed is None and not self.segmentation.steps
+        if free and differing and all(array.ndim and len(array) == size for array in differing.values()):
             masked = np.ones(size, np.bool_)
-            for name, array in rows.values([*live]).items():
-                masked &= same_by(live[name], array, 0) if masked.any() else False
+            for name, array in rows.values([*differing]).items():
+                masked &= same_by(differing[name], array, 0) if masked.any() else False
             keep = np.flatnonzero(~masked)
             if len(keep) < size and self._can(number, len(keep), size):
-                return rows.pick(keep), {name: array[keep] for name, array in live.items()}
-        if rows.some is None or self.apart(number, among(size)):
-            return rows, live
+                return rows.pick(keep), {name: array[keep] for name, array in differing.items()}
+        if rows.some is None or self.keeps_apart(number, among(size)):
+            return rows, differing
         if rows.alone:
-            raise SegmentMismatchError(f"piece {number} does not keep samples apart")
-        return Rows(self.golden, rows.k), self.whole(rows, live)
+            raise SegmentMismatchError(f"segment {number} does not keep samples apart")
+        return SampleRows(self.golden, rows.k), self.whole(rows, differing)
 
     def _can(self, number: int, few: int, size: int) -> bool:
-        """Whether a piece may run so few samples, and that is worth it."""
-        return few > 0 and 2 * among(few) <= size and self.apart(number, among(few))
+        """Return whether a segment may run so few samples, and that is worth it."""
+        return few > 0 and 2 * among(few) <= size and self.keeps_apart(number, among(few))
 
-    def size(self, rows: Rows) -> int:
-        """How many samples run."""
-        piece = self.golden.piece(rows.k)
-        assert piece is not None
-        return piece.size if rows.some is None else len(rows.some)
+    def size(self, rows: SampleRows) -> int:
+        """Return the number of samples that run."""
+        batch = self.golden.batch(rows.k)
+        assert batch is not None
+        return batch.size if rows.some is None else len(rows.some)
 
-    def whole(self, rows: Rows, live: Mapping[str, Array]) -> dict[str, Array]:
-        """Values of some samples put into those of their batch."""
-        found = {name: np.array(array) for name, array in self.golden.values(rows.k, list(live)).items()}
+    def whole(self, rows: SampleRows, differing: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the golden activations of a batch with those of some samples in their place."""
+        found = {name: np.array(array) for name, array in self.golden.values(rows.k, list(differing)).items()}
         for name, array in found.items():
-            array[rows.places] = live[name]
+            array[rows.places] = differing[name]
         return found
 
-    def apart(self, number: int, few: int) -> bool:
-        """Whether a piece gives so many samples the bits that they have in their batch."""
-        if (number, few) not in self._apart:
-            piece, nodes = self.routes.pieces[number], self.routes.wiring.proto.graph.node
-            self._apart[number, few] = _TOGETHER.isdisjoint(nodes[k].op_type for k in piece.nodes) and self.tried(
-                self.chain.sessions[number].run, piece.crossings, piece.outputs, few
-            )
-        return self._apart[number, few]
+    def keeps_apart(self, number: int, few: int) -> bool:
+        """Return whether a segment gives so many samples the bits that they have in their batch."""
+        if (number, few) not in self._keeps_apart:
+            segment, nodes = self.segmentation.segments[number], self.segmentation.net.proto.graph.node
+            self._keeps_apart[number, few] = _TOGETHER.isdisjoint(
+                nodes[k].op_type for k in segment.nodes
+            ) and self.keeps_bits(self.segment_sessions.sessions[number].run, segment.inputs, segment.outputs, few)
+        return self._keeps_apart[number, few]
 
-    def tried(
+    def keeps_bits(
         self,
         run: Callable[[Mapping[str, Array]], Mapping[str, Array]],
         taken: Sequence[str],
         given: Sequence[str],
         few: int,
     ) -> bool:
-        """Whether runs of the first batch's first samples, and of its last, give the golden values of the batch.
+        """Return whether runs of the first samples of the first batch, and of its last, give their golden activations.
 
-        In another order, and both ends of it: what hangs on all samples together, as their largest value does, does not
-        come out the same in both.
+        They run in another order, and from both ends: what depends on all samples together, as their largest value
+        does, differs in one of the two.
         """
-        first = self.golden.piece(0)
+        first = self.golden.batch(0)
         if self.golden.data.layout.fixed is not None or first is None or few > first.size:
             return False
         into = self.golden.values(0, taken)
@@ -233,14 +271,14 @@ class Spine:
 
 
 def among(few: int) -> int:
-    """With how many samples so few of them run: kernels may hang on the number, so there are few of these."""
+    """Return the number of samples that so few run with: kernels may depend on it, so there are few such numbers."""
     return 1 << max(0, few - 1).bit_length()
 
 
 def padded(
     run: Callable[[Mapping[str, Array]], dict[str, Array]], feeds: Mapping[str, Array], few: int
 ) -> dict[str, Array]:
-    """A run of so few samples, the last one repeated as often as it takes."""
+    """Run so few samples, the last one repeated as often as needed."""
     size = among(few)
     if size == few:
         return run(feeds)

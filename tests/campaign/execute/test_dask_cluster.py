@@ -92,7 +92,7 @@ DEADLY = """
 import multiprocessing, os, resource, signal, time
 from pathlib import Path
 import numpy as np
-from onnxfi.campaign.execute.trial_executor import Bench
+from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.tasks.outcomes import failed
 
 HERE = Path(PLACE)
@@ -101,10 +101,10 @@ def data():
     with np.load(HERE / "d.npz") as held:
         arrays = dict(held)
     if multiprocessing.parent_process() is not None:
-        Bench.trial = trial
+        TrialExecutor.trial = trial
     return arrays
 
-whole = Bench.trial
+whole = TrialExecutor.trial
 
 def trial(self, header, golden, lines):
     number = next((n for n in range(1, 4) if f'"trial": {n},' in lines[0]), 0)
@@ -144,7 +144,7 @@ def test_what_ends_a_worker_is_run_again_alone_in_a_fresh_one(here: Path, worker
 
     def heal() -> None:
         if used := sys.modules.get("deadly_far"):
-            used.Bench.trial = used.whole
+            used.TrialExecutor.trial = used.whole
 
     workers.client.run(heal)
 

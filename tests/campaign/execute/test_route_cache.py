@@ -16,28 +16,29 @@ from campaign_networks import STEPS, Net, flips, nets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
-from strategies import TIMES
 from tiny_campaigns import chance, ran, save
 
 from onnxfi.campaign.execute.canary import prove
-from onnxfi.campaign.execute.trial_executor import Bench
+from onnxfi.campaign.execute.trial_executor import PreparedTrial, TrialExecutor
+from onnxfi.campaign.execute.weight_routes import faulty_targets
 from onnxfi.campaign.plan.plan import make_plan
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import RouteError, SegmentMismatchError
 from onnxfi.faults.space import Target
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.model.loading import load
-from onnxfi.graph.partition.cut_points import everything, narrows
+from onnxfi.graph.partition.cut_points import narrow_cut_points, whole_subgraph
+from onnxfi.graph.partition.route import Route
 from onnxfi.graph.partition.segmentation import Segmentation
-from onnxfi.graph.partition.subgraph import wire
+from onnxfi.graph.partition.subgraph import partition_graph
 from onnxfi.runtime.data.sample_outputs import stacked
 from onnxfi.runtime.engine.engines import OrtEngine, OrtSession
 from onnxfi.runtime.engine.model_io import Array
 from onnxfi.runtime.partial.entry_subgraph import EntrySession
-from onnxfi.runtime.partial.golden_cache import Chain, GoldenValues
+from onnxfi.runtime.partial.golden_cache import GoldenCache, SegmentSessions
 from onnxfi.runtime.partial.reexecution import golden_scores
-from onnxfi.runtime.partial.segmented_model import Rows, Spine
-from onnxfi.runtime.partial.single_sample import OneSample
+from onnxfi.runtime.partial.segmented_model import SampleRows, SegmentedModel
+from onnxfi.runtime.partial.single_sample import SingleSample
 from onnxfi.runtime.quantize.quantize import quantize
 from onnxfi.runtime.quantize.recipe import Recipe
 from onnxfi.tasks.outcomes import Golden
@@ -48,47 +49,51 @@ CORE = (("cnn", "off"), ("gru", "all"), ("cnn_fp16", "off"), ("cnn_int8_qdq", "a
 SAMPLES = 5
 
 
-def bench_of(model: onnx.ModelProto, folder: Path, **more: Any) -> Bench:
+def bench_of(model: onnx.ModelProto, folder: Path, **more: Any) -> TrialExecutor:
     onnx.save(model, folder / "net.onnx")
     np.savez(folder / "x.npz", x=chance(more.get("samples", SAMPLES), 16, 4, 4, seed=7))
     given = {"single": True, "trials": 1, "batch": 2, "optimization": "off", **more}
-    return Bench.open(Campaign(str(folder / "net.onnx"), str(folder / "x.npz"), **given))
+    return TrialExecutor.open(Campaign(str(folder / "net.onnx"), str(folder / "x.npz"), **given))
 
 
-def routed(bench: Bench, faults: Faults) -> tuple[str, np.ndarray | None]:
-    """The scores of a trial by its route; none where that is the plain one."""
-    assert bench.shortcuts is not None
-    rerun = bench.shortcuts.of(faults)
-    if rerun is None:
+def routed(bench: TrialExecutor, faults: Faults) -> tuple[str, np.ndarray | None]:
+    """Return the route of a trial and its scores; none where that is the whole model."""
+    assert bench.weights is not None
+    found = bench.shorter(PreparedTrial(faults, faulty_targets(faults)))
+    if found is None:
         return "full", None
-    change = bench.shortcuts.change(faults)
-    return rerun.name, stacked([rerun.scores(k, change) for k, _ in bench.shortcuts.golden.pieces()])
+    reexecution, injected = found
+    batches = bench.weights.segmented.golden.batches()
+    return reexecution.route, stacked([reexecution.scores(k, injected) for k, _ in batches])
 
 
-def strikable(bench: Bench) -> list[Target]:
-    return [t for t in bench.model.targets if t.size and not t.structural]
+def injectable(bench: TrialExecutor) -> list[Target]:
+    return [t for t in bench.opened.model.targets if t.size and not t.structural]
 
 
-@settings(max_examples=12 * TIMES)
+@settings(max_examples=25, deadline=None)
 @given(model=nets(), data=st.data())
 def test_every_route_gives_the_bits_of_the_whole_model(
     model: onnx.ModelProto, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     bench = bench_of(model, tmp_path_factory.mktemp("net"), batch=data.draw(st.sampled_from([2, 5])))
     pick = st.tuples(st.integers(0, 1 << 20), st.integers(0, 63))
-    for target in strikable(bench):
+    for target in injectable(bench):
         faults = flips([target], [data.draw(pick)])
         name, found = routed(bench, faults)
         if found is not None:
-            assert found.tobytes() == bench.scores(bench.struck(faults)).tobytes(), (target.id, name)
-    several = data.draw(st.lists(st.sampled_from(strikable(bench)), min_size=2, max_size=3, unique=True))
+            assert found.tobytes() == bench.opened.scores(bench.opened.faulty_session(faults)).tobytes(), (
+                target.id,
+                name,
+            )
+    several = data.draw(st.lists(st.sampled_from(injectable(bench)), min_size=2, max_size=3, unique=True))
     faults = flips(several, [data.draw(pick) for _ in several])
     name, found = routed(bench, faults)
     if found is not None:
-        assert found.tobytes() == bench.scores(bench.struck(faults)).tobytes(), name
+        assert found.tobytes() == bench.opened.scores(bench.opened.faulty_session(faults)).tobytes(), name
 
 
-@settings(max_examples=6 * TIMES)
+@settings(max_examples=12, deadline=None)
 @given(model=nets(), batch=st.sampled_from([2, 5]), persistence=st.sampled_from(["transient", "permanent"]))
 def test_faults_in_flight_by_every_route_do_what_they_do_in_the_whole_model(
     model: onnx.ModelProto, batch: int, persistence: str, tmp_path_factory: pytest.TempPathFactory
@@ -96,26 +101,29 @@ def test_faults_in_flight_by_every_route_do_what_they_do_in_the_whole_model(
     folder = tmp_path_factory.mktemp("net")
     given = {"target": "activations", "persistence": persistence, "trials": 12, "batch": batch}
     bench = bench_of(model, folder, **given)
-    plan = make_plan(bench.campaign, bench.reach)
-    golden, _ = bench.golden()
+    plan = make_plan(bench.opened.campaign, bench.opened.reach)
+    golden, _ = bench.golden_runs.run()
     lines = [planned.lines.splitlines() for planned in plan.trials()]
     found = {k: bench.trial(plan.header, golden, one) for k, one in enumerate(lines)}
     found |= bench.together(plan.header, golden, lines)
-    whole = Bench.open(replace(bench.campaign, route="full"))
+    whole = TrialExecutor.open(replace(bench.opened.campaign, route="full"))
     for k, one in enumerate(lines):
         plain = whole.trial(plan.header, golden, one)
         assert (found[k].outcome, found[k].metrics) == (plain.outcome, plain.metrics), (one, found[k].route)
 
 
-@settings(max_examples=12 * TIMES)
+@settings(max_examples=25, deadline=None)
 @given(model=nets(), outputs=st.booleans())
 def test_the_model_in_pieces_gives_the_bits_of_the_whole(
     model: onnx.ModelProto, outputs: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     bench = bench_of(model, tmp_path_factory.mktemp("net"), output=None if outputs else model.graph.output[0].name)
-    assert bench.shortcuts is not None
-    own = [golden_scores(bench.shortcuts.spine, k, bench.output) for k, _ in bench.shortcuts.golden.pieces()]
-    assert stacked(own).tobytes() == bench.golden()[0].scores.tobytes()
+    assert bench.weights is not None
+    own = [
+        golden_scores(bench.weights.segmented, k, bench.opened.output)
+        for k, _ in bench.weights.segmented.golden.batches()
+    ]
+    assert stacked(own).tobytes() == bench.golden_runs.run()[0].scores.tobytes()
 
 
 def test_samples_that_are_masked_stop_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,20 +131,20 @@ def test_samples_that_are_masked_stop_early(tmp_path: Path, monkeypatch: pytest.
     for kind in ("conv", "relu", "conv", "skip", "conv"):
         net.step(kind, len(net.values) - 1, 1)
     bench = bench_of(net.model([]), tmp_path, samples=16, batch=16)
-    first = next(t for t in strikable(bench) if len(t.shape) == 4)
-    sizes, run = Counter[int](), Spine._run
+    first = next(t for t in injectable(bench) if len(t.shape) == 4)
+    sizes, run = Counter[int](), SegmentedModel._run
 
-    def counted(self: Spine, number: int, rows: Rows, live: Any) -> Any:
+    def counted(self: SegmentedModel, number: int, rows: SampleRows, differing: Any) -> Any:
         sizes[self.size(rows)] += 1
-        return run(self, number, rows, live)
+        return run(self, number, rows, differing)
 
-    monkeypatch.setattr(Spine, "_run", counted)
+    monkeypatch.setattr(SegmentedModel, "_run", counted)
     for bit in range(12):
         for element in range(0, first.size, 97):
             faults = flips([first], [(element, bit)])
             _, found = routed(bench, faults)
             assert found is not None
-            assert found.tobytes() == bench.scores(bench.struck(faults)).tobytes()
+            assert found.tobytes() == bench.opened.scores(bench.opened.faulty_session(faults)).tobytes()
     assert sizes[16] > 3 < sum(n for size, n in sizes.items() if size <= 8), "some trials change few samples, some many"
     assert all(size <= 8 or size == 16 for size in sizes)
 
@@ -146,8 +154,8 @@ def test_trials_of_one_tensor_have_their_channels_computed_together(here: Path, 
     for kind in ("conv", "relu", "conv", "skip"):
         net.step(kind, len(net.values) - 1, 1)
     bench = bench_of(net.model([]), tmp_path, trials=40, optimization="all")
-    plan = make_plan(bench.campaign, bench.reach)
-    golden, _ = bench.golden()
+    plan = make_plan(bench.opened.campaign, bench.opened.reach)
+    golden, _ = bench.golden_runs.run()
     lines = [planned.lines.splitlines() for planned in plan.trials()]
     found = bench.together(plan.header, golden, lines)
     assert len(found) > 20 and {judgement.route for judgement in found.values()} == {"channel-delta"}
@@ -160,12 +168,12 @@ def test_each_kind_of_node_is_cut_out(kind: str, tmp_path: Path) -> None:
     for step in ("conv", kind, "relu"):
         net.step(step, len(net.values) - 1, 0)
     bench = bench_of(net.model([]), tmp_path)
-    assert bench.shortcuts is not None
-    plain = [t.id for t in strikable(bench) if bench.shortcuts.of(flips([t], [(0, 0)])) is None]
+    assert bench.weights is not None
+    plain = [t.id for t in injectable(bench) if routed(bench, flips([t], [(0, 0)]))[1] is None]
     assert plain == []
 
 
-def vectors(folder: Path, *nodes: str, **stored: np.ndarray) -> Bench:
+def vectors(folder: Path, *nodes: str, **stored: np.ndarray) -> TrialExecutor:
     """A network over vectors of 8, whose stored tensors lie in one file of external data where they have an offset."""
     graph = f"<ir_version: 10, opset_import: ['': 21]> g (float[N,8] x) => (float[N,8] y) {{ {' '.join(nodes)} }}"
     model = onnx.parser.parse_model(graph.replace("'", '"'))
@@ -173,15 +181,15 @@ def vectors(folder: Path, *nodes: str, **stored: np.ndarray) -> Bench:
     np.savez(folder / "x.npz", x=chance(SAMPLES, 8, seed=7))
     onnx.save(model, folder / "net.onnx")
     files = (str(folder / "net.onnx"), str(folder / "x.npz"))
-    return Bench.open(Campaign(*files, single=True, trials=1, batch=2, optimization="off"))
+    return TrialExecutor.open(Campaign(*files, single=True, trials=1, batch=2, optimization="off"))
 
 
 def test_a_weight_that_is_made_of_itself_alone_runs_by_some_route(tmp_path: Path) -> None:
     w = chance(8, 8, seed=3)
     bench = vectors(tmp_path, "w2 = MatMul(w, w) h = MatMul(x, w2) y = Relu(h)", w=w)
-    faults = flips([bench.model.targets[0]], [(9, 30)])
+    faults = flips([bench.opened.model.targets[0]], [(9, 30)])
     _, found = routed(bench, faults)
-    assert found is None or found.tobytes() == bench.scores(bench.struck(faults)).tobytes()
+    assert found is None or found.tobytes() == bench.opened.scores(bench.opened.faulty_session(faults)).tobytes()
 
 
 @pytest.mark.parametrize("names", [("w", "v"), ("v", "w")])
@@ -197,13 +205,15 @@ def test_one_weight_under_two_names_is_faulty_under_both(names: tuple[str, str],
     (tmp_path / "w.bin").write_bytes(w.tobytes())
     (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
     files = (str(tmp_path / "net.onnx"), str(tmp_path / "x.npz"))
-    bench = Bench.open(Campaign(*files, single=True, trials=1, batch=2, optimization="off"))
-    [target] = bench.model.targets
+    bench = TrialExecutor.open(Campaign(*files, single=True, trials=1, batch=2, optimization="off"))
+    [target] = bench.opened.model.targets
     faults = flips([target], [(9, 24)])
     w.reshape(-1).view(np.uint32)[9] ^= 1 << 24
     expected = np.maximum(chance(SAMPLES, 8, seed=7) @ w, 0) @ w
     kind, found = routed(bench, faults)
-    np.testing.assert_allclose(bench.scores(bench.struck(faults)) if found is None else found, expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        bench.opened.scores(bench.opened.faulty_session(faults)) if found is None else found, expected, rtol=1e-4
+    )
     assert kind == "full"
 
 
@@ -217,9 +227,9 @@ def test_one_weight_under_two_names_is_faulty_under_both(names: tuple[str, str],
 )
 def test_shipped_models_answer_alike_by_every_route(name: str, optimization: str) -> None:
     files = (f"models/fashion_{name}.onnx", "models/fashion_test.npz")
-    bench = Bench.open(Campaign(*files, single=True, trials=1, samples=20, batch=8, optimization=optimization))
+    bench = TrialExecutor.open(Campaign(*files, single=True, trials=1, samples=20, batch=8, optimization=optimization))
     kinds = set()
-    for number, target in enumerate(strikable(bench)):
+    for number, target in enumerate(injectable(bench)):
         # A high bit, and one whose change may or may not survive the rounding.
         for bit in (target.word.bits - 1, number % 4):
             faults = flips([target], [(7919 * (number + 1), bit)])
@@ -227,7 +237,7 @@ def test_shipped_models_answer_alike_by_every_route(name: str, optimization: str
             kinds.add(kind)
             if found is None:
                 continue
-            plain = bench.scores(bench.struck(faults))
+            plain = bench.opened.scores(bench.opened.faulty_session(faults))
             assert found.tobytes() == plain.tobytes(), (target.id, bit)
     assert kinds - {"full"}
 
@@ -238,7 +248,7 @@ def test_campaigns_take_shortcuts_and_end_alike(here: Path) -> None:
         net.step(kind, len(net.values) - 1, 1)
     onnx.save(net.model([]), "net.onnx")
     np.savez("x.npz", x=chance(SAMPLES, 16, 4, 4, seed=7))
-    given: dict[str, Any] = {"single": True, "trials": 24, "batch": 2, "optimization": "off"}
+    given: dict[str, Any] = {"single": True, "trials": 60, "batch": 2, "optimization": "off"}
     fast, whole = (Campaign("net.onnx", "x.npz", route=route, **given) for route in ("auto", "full"))
     one, other = ({r.trial: r for r in ran(campaign, here / f"{campaign.route}.db")} for campaign in (fast, whole))
     assert {r.route for r in one.values()} == {"channel-delta"}
@@ -253,36 +263,36 @@ def test_golden_values_beyond_the_budget_are_computed_again(tmp_path: Path) -> N
     net = Net()
     for at, kind in enumerate(("conv", "relu", "conv")):
         net.step(kind, at, 0)
-    campaign = bench_of(net.model([]), tmp_path).campaign
-    wide, narrow = (Bench.open(campaign, kept_bytes=size) for size in (1 << 30, 4096))
-    for target in strikable(wide):
+    campaign = bench_of(net.model([]), tmp_path).opened.campaign
+    wide, narrow = (TrialExecutor.open(campaign, kept_bytes=size) for size in (1 << 30, 4096))
+    for target in injectable(wide):
         faults = flips([target], [(3, 30)])
         _, one = routed(wide, faults)
         _, other = routed(narrow, faults)
         assert one is not None and other is not None and one.tobytes() == other.tobytes()
-    assert wide.shortcuts is not None and narrow.shortcuts is not None
-    narrow.shortcuts.golden.release()
-    assert narrow.shortcuts.golden.kept_bytes <= 2048 < wide.shortcuts.golden.kept_bytes
-    pieces = range(len(narrow.shortcuts.routes.pieces))
+    assert wide.weights is not None and narrow.weights is not None
+    narrow.weights.segmented.golden.release()
+    assert narrow.weights.segmented.golden.kept_bytes <= 2048 < wide.weights.segmented.golden.kept_bytes
+    segments = range(len(narrow.weights.segmented.segmentation.segments))
     for bench in (wide, narrow):
-        chain = bench.shortcuts.golden.chain
-        assert chain.inner(0) is chain.inner(0)
-        opened = [chain.inner(number) for number in pieces]
-        assert (chain.inner(0) is opened[0]) == (bench is wide or len(pieces) == 1)
+        segment_sessions = bench.weights.segmented.segment_sessions
+        assert segment_sessions.inner(0) is segment_sessions.inner(0)
+        opened = [segment_sessions.inner(number) for number in segments]
+        assert (segment_sessions.inner(0) is opened[0]) == (bench is wide or len(segments) == 1)
 
 
 def test_trials_run_batch_by_batch_where_golden_values_do_not_fit(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {"single": True, "trials": 30, "batch": 5, "optimization": "off"}
     campaign = Campaign("m.onnx", "d.npz", **given)
-    bench, narrow = Bench.open(campaign), Bench.open(campaign, kept_bytes=0)
-    assert not bench.apart and narrow.apart
-    plan = make_plan(campaign, bench.reach)
-    golden, _ = bench.golden()
+    bench, narrow = TrialExecutor.open(campaign), TrialExecutor.open(campaign, kept_bytes=0)
+    assert not bench.by_batch and narrow.by_batch
+    plan = make_plan(campaign, bench.opened.reach)
+    golden, _ = bench.golden_runs.run()
     lines = [planned.lines.splitlines() for planned in plan.trials()]
     runs = Counter[int]()
-    fetch = GoldenValues._fetch
+    fetch = GoldenCache._fetch
     monkeypatch.setattr(
-        GoldenValues, "_fetch", lambda self, k, name: runs.update([k] * (name == "x")) or fetch(self, k, name)
+        GoldenCache, "_fetch", lambda self, k, name: runs.update([k] * (name == "x")) or fetch(self, k, name)
     )
     found = narrow.together(plan.header, golden, lines)
     assert runs[1] == runs[2] == 4, "each of four tensors asks once for the values of a batch"
@@ -304,10 +314,10 @@ def test_a_fault_in_flight_of_one_sample_runs_that_sample_alone(
         net.step(kind, len(net.values) - 1, 1)
     onnx.save(net.model([]), "net.onnx")
     np.savez("x.npz", x=chance(20, 16, 4, 4, seed=7))
-    given: dict[str, Any] = {"target": "activations", "single": True, "trials": 140, "batch": 8}
-    rows, run = Counter[int](), OneSample._behind
+    given: dict[str, Any] = {"target": "activations", "single": True, "trials": 200, "batch": 8}
+    rows, run = Counter[int](), SingleSample._behind
     monkeypatch.setattr(
-        OneSample, "_behind", lambda self, places, lives: rows.update([len(places)]) or run(self, places, lives)
+        SingleSample, "_behind", lambda self, places, lives: rows.update([len(places)]) or run(self, places, lives)
     )
     one, other = (
         {
@@ -334,7 +344,7 @@ def test_a_fault_in_flight_of_all_samples_runs_what_lies_behind(here: Path, opti
         net.step(kind, len(net.values) - 1, 1)
     onnx.save(net.model([]), "net.onnx")
     np.savez("x.npz", x=chance(7, 16, 4, 4, seed=7))
-    given: dict[str, Any] = {"target": "activations", "persistence": "permanent", "single": True, "trials": 24}
+    given: dict[str, Any] = {"target": "activations", "persistence": "permanent", "single": True, "trials": 60}
     one, other = (
         {
             r.trial: r
@@ -380,10 +390,11 @@ def test_what_mixes_samples_is_not_run_alone(here: Path) -> None:
         here,
         "net (float[N,4] x) => (float[N,4] y) { a = Relu(x) axes = Constant<value_ints=[0]>() m = ReduceSum<keepdims=1>(a, axes) y = Add(a, m) }",
     )
-    bench = Bench.open(Campaign("g.onnx", "d.npz", target="activations", single=True, trials=1, batch=4))
-    assert bench.shortcuts is not None
-    golden, _ = bench.golden()
-    assert bench.shortcuts.one_sample("a", golden, 2, lambda array: -array) is None
+    bench = TrialExecutor.open(Campaign("g.onnx", "d.npz", target="activations", single=True, trials=1, batch=4))
+    assert bench.weights is not None
+    golden, _ = bench.golden_runs.run()
+    with pytest.raises(SegmentMismatchError, match="no sample runs alone"):
+        bench.activations.run_sample(("a", 2, lambda array: -array), golden)
 
 
 def test_a_shape_with_as_many_numbers_as_there_are_samples_has_no_rows(here: Path) -> None:
@@ -394,7 +405,7 @@ def test_a_shape_with_as_many_numbers_as_there_are_samples_has_no_rows(here: Pat
         {{ s = Shape(x) a = MatMul(x, w) b = Reshape(a, s) c = MatMul(b, w) d = Reshape(c, s) y = MatMul(d, w) }}""",
     )
     np.savez("x.npz", x=chance(6, 4, seed=7))
-    given: dict[str, Any] = {"target": "activations", "single": True, "trials": 24, "batch": 2, "optimization": "off"}
+    given: dict[str, Any] = {"target": "activations", "single": True, "trials": 60, "batch": 2, "optimization": "off"}
     one, other = (
         {r.trial: r for r in ran(Campaign("g.onnx", "x.npz", route=route, **given), here / route)}
         for route in ("auto", "full")
@@ -432,46 +443,44 @@ def forgetful(self: Any, *_: Any) -> Any:
     return self.tensor
 
 
-_values = GoldenValues.values
+_values = GoldenCache.values
 
 
-def first_batch(self: GoldenValues, k: int, names: Sequence[str]) -> dict[str, Any]:
+def first_batch(self: GoldenCache, k: int, names: Sequence[str]) -> dict[str, Any]:
     return _values(self, 0, names)
 
 
 @pytest.fixture
-def net_bench(tmp_path: Path) -> tuple[Bench, Golden]:
+def net_bench(tmp_path: Path) -> tuple[TrialExecutor, Golden]:
     net = Net()
     for at, kind in enumerate(("conv", "relu", "norm")):
         net.step(kind, at, 0)
     bench = bench_of(net.model([]), tmp_path)
-    return bench, bench.golden()[0]
+    return bench, bench.golden_runs.run()[0]
 
 
 def test_a_cache_that_forgets_the_fault_is_seen_by_the_canary(
-    net_bench: tuple[Bench, Golden], monkeypatch: pytest.MonkeyPatch
+    net_bench: tuple[TrialExecutor, Golden], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, _ = net_bench
-    assert set(prove(bench, strikable(bench))["routes"]) == {"partial", "channel-delta"}
-    monkeypatch.setattr("onnxfi.runtime.partial.reexecution._Struck.__enter__", forgetful)
+    assert set(prove(bench, injectable(bench))["routes"]) == {"partial", "channel-delta"}
+    monkeypatch.setattr("onnxfi.runtime.partial.reexecution._FaultyWords.__enter__", forgetful)
     with pytest.raises(RouteError, match="is seen by the whole model, and not by the shorter route"):
-        prove(bench, strikable(bench))
+        prove(bench, injectable(bench))
 
 
 def test_a_cache_that_keeps_another_batch_is_seen_by_its_golden_run(
-    net_bench: tuple[Bench, Golden], monkeypatch: pytest.MonkeyPatch
+    net_bench: tuple[TrialExecutor, Golden], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, golden = net_bench
-    target = next(t for t in strikable(bench) if len(t.shape) == 4)
+    target = next(t for t in injectable(bench) if len(t.shape) == 4)
     faults = flips([target], [(0, 3)])
-    assert bench.shortcuts is not None
-    rerun = bench.shortcuts.of(faults)
-    assert rerun is not None
-    bench.shortcuts.judge(rerun, golden, faults)
-    bench.shortcuts.golden._kept.clear()
-    monkeypatch.setattr(GoldenValues, "values", first_batch)
+    assert bench.weights is not None
+    bench.weights.run(faults, Route.CHANNEL_DELTA, golden)
+    bench.weights.segmented.golden._kept.clear()
+    monkeypatch.setattr(GoldenCache, "values", first_batch)
     with pytest.raises(RouteError, match="another golden run than the whole model"):
-        bench.shortcuts.judge(rerun, golden, faults)
+        bench.weights.run(faults, Route.CHANNEL_DELTA, golden)
 
 
 @pytest.mark.parametrize("kinds", [("conv", "relu", "conv"), ("conv", "conv", "skip", "relu", "conv", "skip")])
@@ -482,12 +491,15 @@ def test_convolutions_have_the_bits_of_the_whole_model_also_where_they_are_fused
     for kind in kinds:
         net.step(kind, len(net.values) - 1, 1)
     bench = bench_of(net.model([]), tmp_path, optimization="all")
-    for target in strikable(bench):
+    for target in injectable(bench):
         for bit in range(12):
             faults = flips([target], [(97 * bit, bit)])
             name, found = routed(bench, faults)
             assert found is not None and name in ("channel-delta", "rebuilt")
-            assert found.tobytes() == bench.scores(bench.struck(faults)).tobytes(), (target.id, bit)
+            assert found.tobytes() == bench.opened.scores(bench.opened.faulty_session(faults)).tobytes(), (
+                target.id,
+                bit,
+            )
 
 
 @pytest.mark.parametrize("optimization", ["off", "all"])
@@ -506,7 +518,7 @@ def test_what_is_masked_is_what_the_faulty_file_alone_says(
         net.step(kind, len(net.values) - 1, 1)
     onnx.save(net.model([]), "net.onnx")
     np.savez("x.npz", x=chance(6, 16, 4, 4, seed=7))
-    given: dict[str, Any] = {"single": True, "bits": "0-2", "trials": 30, "batch": 4, "optimization": optimization}
+    given: dict[str, Any] = {"single": True, "bits": "0-2", "trials": 80, "batch": 4, "optimization": optimization}
     one, other = (
         {
             r.trial: (r.outcome, r.metrics)
@@ -525,14 +537,14 @@ def test_what_rounds_another_way_takes_the_next_longer_route(here: Path, monkeyp
     np.savez("x.npz", x=chance(6, 16, 4, 4, seed=7))
     campaign = Campaign("net.onnx", "x.npz", single=True, trials=20, batch=4)
     routes = list[set[str]]()
-    held, prepared = EntrySession.hold, Chain.prepare
+    held, prepared = EntrySession.check_golden, SegmentSessions.prepare
 
-    def unlike(self: EntrySession, rows: Rows) -> None:
+    def unlike(self: EntrySession, rows: SampleRows) -> None:
         if not self.whole:
             raise SegmentMismatchError("rounds another way")
         held(self, rows)
 
-    def nudged(self: Chain, part: Any) -> Any:
+    def nudged(self: SegmentSessions, part: Any) -> Any:
         session = prepared(self, part)
         run = session.run
         return SimpleNamespace(
@@ -540,12 +552,12 @@ def test_what_rounds_another_way_takes_the_next_longer_route(here: Path, monkeyp
             run=lambda feeds, names=None: {k: v * np.float32(1 + 2e-7) for k, v in run(feeds, names).items()},
         )  # fmt: skip
 
-    for patch in ((EntrySession, "hold", unlike), (Chain, "prepare", nudged)):
+    for patch in ((EntrySession, "check_golden", unlike), (SegmentSessions, "prepare", nudged)):
         with monkeypatch.context() as patched:
             patched.setattr(*patch)
-            bench = Bench.open(campaign)
-            golden, _ = bench.golden()
-            plan = make_plan(campaign, bench.reach)
+            bench = TrialExecutor.open(campaign)
+            golden, _ = bench.golden_runs.run()
+            plan = make_plan(campaign, bench.opened.reach)
             lines = [planned.lines.splitlines() for planned in plan.trials()]
             routes.append({bench.trial(plan.header, golden, one).route for one in lines})
     assert routes[0] <= {"channel-delta", "rebuilt"} and "rebuilt" in routes[0] and routes[1] == {"full"}
@@ -556,30 +568,32 @@ def test_routes_are_made_ready_for_what_the_campaign_may_strike(tmp_path: Path) 
     bias = {f"b{k}": chance(8, seed=k) for k in range(30)}
     vectors(tmp_path, "h0 = MatMul(x, w)", *nodes, "y = Relu(h30)", w=chance(8, 8, seed=3), **bias)
     files = (str(tmp_path / "net.onnx"), str(tmp_path / "x.npz"))
-    bench = Bench.open(Campaign(*files, single=True, trials=1, include=("=b29",), optimization="off"))
-    assert bench.shortcuts is not None and bench.routes is not None
-    assert bench.routes.inner == (("h29",),)
-    other = flips([t for t in bench.model.targets if t.id == "b3"], [(2, 25)])
+    bench = TrialExecutor.open(Campaign(*files, single=True, trials=1, include=("=b29",), optimization="off"))
+    assert bench.weights is not None and bench.segmentation is not None
+    assert bench.segmentation.inner == (("h29",),)
+    other = flips([t for t in bench.opened.model.targets if t.id == "b3"], [(2, 25)])
     _, found = routed(bench, other)  # what is not made ready runs all the same
-    assert found is None or found.tobytes() == bench.scores(bench.struck(other)).tobytes()
+    assert found is None or found.tobytes() == bench.opened.scores(bench.opened.faulty_session(other)).tobytes()
 
 
-@settings(max_examples=12 * TIMES)
+@settings(max_examples=40, deadline=None)
 @given(model=nets(), half=st.booleans(), late=st.booleans(), blocks=st.booleans())
 def test_what_many_routes_take_together_is_what_each_takes(
     model: onnx.ModelProto, half: bool, late: bool, blocks: bool
 ) -> None:
     held = load(model)
-    wiring = wire(held, blocks=blocks)
+    net = partition_graph(held, blocks=blocks)
     chosen = held.targets[:: 2 if half else 1]
-    for ends in ((), narrows(wiring, everything(wiring, ()))):
-        routes = Segmentation(held, wiring, (), ends, late=late, chosen=frozenset(t.id for t in chosen))
+    for ends in ((), narrow_cut_points(net, whole_subgraph(net, ()))):
+        routes = Segmentation(held, net, (), ends, late=late, chosen=frozenset(t.id for t in chosen))
         each = {t.id: route for t in chosen if (route := routes.alone(t)) is not None}
-        found, taken = routes._ready
-        assert {name: replace(route, heads=()) for name, route in each.items()} == found
-        for number in range(len(routes.pieces)):
-            of_each = {n for route in each.values() for head in route.heads if head.piece == number for n in head.takes}
-            inside = {name for name, piece in routes.within.items() if piece == number}
+        found, taken = routes._prepared
+        assert {name: replace(route, entries=()) for name, route in each.items()} == found
+        for number in range(len(routes.segments)):
+            of_each = {
+                n for route in each.values() for entry in route.entries if entry.segment == number for n in entry.inputs
+            }
+            inside = {name for name, segment in routes.within.items() if segment == number}
             assert taken[number] & inside == of_each & inside
 
 
@@ -589,11 +603,11 @@ def test_what_is_prepared_for_many_tensors_looks_at_each_node_once(
     nodes = [f"h{k + 1} = Add(h{k}, b{k})" for k in range(200)]
     bias = {f"b{k}": chance(1, seed=k) for k in range(200)}
     bench = vectors(tmp_path, "h0 = MatMul(x, w)", *nodes, "y = Relu(h200)", w=chance(8, 8, seed=3), **bias)
-    routes = bench.routes
+    routes = bench.segmentation
     assert routes is not None
-    monkeypatch.setattr(Segmentation, "heads", None)  # what is looked for in one tensor after the other
+    monkeypatch.setattr(Segmentation, "entries", None)  # what is looked for in one tensor after the other
     assert {f"h{k}" for k in range(200)} <= {name for names in routes.inner for name in names}
-    assert not routes.shares(t for t in bench.model.targets if t.id != "w")
+    assert not routes.shares(t for t in bench.opened.model.targets if t.id != "w")
 
 
 WAYS_OF_BLOCKS: tuple[dict[str, Any], ...] = (

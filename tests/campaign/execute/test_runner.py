@@ -26,9 +26,10 @@ from tiny_campaigns import chance, mlp, ran, samples, save, tables
 import onnxfi
 from onnxfi.campaign.execute import canary, runner
 from onnxfi.campaign.execute.export_trial import export_trial
+from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.execute.process_pool import Crew
 from onnxfi.campaign.execute.runner import plan, run
-from onnxfi.campaign.execute.trial_executor import Bench
+from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan import open_model
 from onnxfi.campaign.plan.plan import make_plan, write_plan
 from onnxfi.campaign.results.store import Store
@@ -99,7 +100,7 @@ def test_golden_goes_through_the_door_of_the_trials(here: Path, monkeypatch: pyt
         "prepare",
         lambda self, model: (prepared.append(bytes if isinstance(model, bytes) else Path), prepare(self, model))[1],
     )
-    Bench.open(campaign()).golden()
+    TrialExecutor.open(campaign()).golden_runs.run()
     assert prepared == [Path, bytes], "as the file lies, and as a trial is"
 
 
@@ -110,11 +111,11 @@ def test_golden_that_does_not_run_on_made_up_inputs_asks_for_real_ones(here: Pat
 
 
 def test_kept_scores_stand_for_the_first_run_only_where_they_agree(here: Path) -> None:
-    bench = Bench.open(campaign())
-    golden, seconds = bench.golden()
-    assert bench.golden(golden.scores)[0].scores is golden.scores and seconds > 0
+    bench = TrialExecutor.open(campaign())
+    golden, seconds = bench.golden_runs.run()
+    assert bench.golden_runs.run(golden.scores)[0].scores is golden.scores and seconds > 0
     wrong = golden.scores + 1
-    assert np.array_equal(bench.golden(wrong)[0].scores, golden.scores)
+    assert np.array_equal(bench.golden_runs.run(wrong)[0].scores, golden.scores)
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["in the file", "beside it"])
@@ -174,7 +175,7 @@ def test_processes_have_a_model_open_beside_each_other_where_there_is_room(
     order: list[str] = []
     changes, submit = canary.changes, Crew.submit
 
-    def seen(bench: Bench, target: Target) -> bool:
+    def seen(bench: TrialExecutor, target: Target) -> bool:
         order.append("here")
         return changes(bench, target)
 
@@ -198,7 +199,7 @@ def test_where_there_is_no_room_for_a_draft_bytes_do(here: Path, monkeypatch: py
 
     monkeypatch.setattr(open_model, "LARGE_BYTES", 1)
     monkeypatch.setattr(open_model, "give_back", lambda: None)
-    monkeypatch.setattr(open_model, "write_draft", full)
+    monkeypatch.setattr(open_model, "write_scratch_copy", full)
     assert len([*run(campaign(route="full", trials=2), here / "s.db")]) == 2
 
 
@@ -294,16 +295,16 @@ def _rows(store: Path) -> list[Any]:
 
 
 def test_python_that_runs_out_of_memory_is_due_to_the_fault(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Bench.struck
+    whole = OpenCampaign.faulty_session
     for error in (MemoryError(), EngineError("Failed to allocate memory for requested buffer of size 1")):
         count = itertools.count()
 
-        def struck(self: Bench, faults: Any, error: Any = error, count: Any = count) -> Any:
+        def faulty(self: OpenCampaign, faults: Any, error: Any = error, count: Any = count) -> Any:
             if next(count) == 3:
                 raise error
             return whole(self, faults)
 
-        monkeypatch.setattr(Bench, "struck", struck)
+        monkeypatch.setattr(OpenCampaign, "faulty_session", faulty)
         store = here / f"{type(error).__name__}.db"
         ran(campaign(route="full"), store)
         assert [trial for trial, found in outcomes(store).items() if found == ("due", "memory")] == [3]
@@ -317,7 +318,8 @@ DEADLY = """
 import multiprocessing, os, signal, time
 from pathlib import Path
 import numpy as np
-from onnxfi.campaign.execute.trial_executor import Bench
+from onnxfi.campaign.execute.open_campaign import OpenCampaign
+from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.errors import EngineError
 from onnxfi.runtime.engine.turn_taking import others
 
@@ -326,13 +328,13 @@ def data():
         arrays = dict(held)
     if multiprocessing.parent_process() is not None:
         begin(arrays)
-        Bench.trial, Bench.together = trial, lambda *_: {}
+        TrialExecutor.trial, TrialExecutor.together = trial, lambda *_: {}
     return arrays
 
 def begin(arrays):
     BEGIN
 
-whole = Bench.trial
+whole = TrialExecutor.trial
 
 def again(trial):
     place = Path(f"seen-{trial}")
@@ -482,13 +484,13 @@ def test_any_executor_gives_the_same_rows(here: Path) -> None:
 
 def test_a_long_list_is_never_held_whole(here: Path) -> None:
     write_plan(plan(campaign(data=None))[0], "list.jsonl")
-    bench = Bench.open(campaign(faults="list.jsonl"))
-    made = make_plan(bench.campaign, bench.reach)
-    before = runner.identity(bench, made)["faults"]
+    bench = TrialExecutor.open(campaign(faults="list.jsonl"))
+    made = make_plan(bench.opened.campaign, bench.opened.reach)
+    before = runner.identity(bench.opened, made)["faults"]
     with open("list.jsonl", "a") as stream:
         stream.write("\n" * (1 << 25))
     tracemalloc.start()
-    after = runner.identity(bench, made)["faults"]
+    after = runner.identity(bench.opened, made)["faults"]
     held = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert before != after and held < 1 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,12 +25,12 @@ from test_runner import campaign, deadly, same_but
 from tiny_campaigns import chance, ran, tables
 
 from onnxfi.campaign.execute import runner, scheduling, worker
-from onnxfi.campaign.execute.activation_faults import Flown
-from onnxfi.campaign.execute.route_cache import Shortcuts
+from onnxfi.campaign.execute.golden_run import digest
+from onnxfi.campaign.execute.route_cache import RouteCache
 from onnxfi.campaign.execute.runner import run
 from onnxfi.campaign.execute.scheduling import lanes
 from onnxfi.campaign.execute.task_batches import Task
-from onnxfi.campaign.execute.trial_executor import Bench, digest
+from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.execute.worker import Job, run_here, work
 from onnxfi.campaign.plan.plan import make_plan
 from onnxfi.campaign.spec.campaign import Campaign
@@ -101,27 +101,29 @@ def test_lanes_find_what_one_alone_finds(
     assert tables(here / "lanes.db") == tables(here / "alone.db")
 
 
-def asked(folder: Path, kept_bytes: int = 1 << 30, **fields: Any) -> tuple[Bench, Job, list[list[Task]]]:
+def asked(folder: Path, kept_bytes: int = 1 << 30, **fields: Any) -> tuple[TrialExecutor, Job, list[list[Task]]]:
     """A campaign on net.onnx as workers know it, and its trials one by one."""
-    bench = Bench.open(Campaign(str(folder / "net.onnx"), str(folder / "x.npz"), provider="cpu", **fields), kept_bytes)
-    plan, (golden, golden_s) = make_plan(bench.campaign, bench.reach), bench.golden()
-    job = Job(bench.campaign, plan.header.line(), digest(golden), golden_s, kept_bytes=kept_bytes)
+    bench = TrialExecutor.open(
+        Campaign(str(folder / "net.onnx"), str(folder / "x.npz"), provider="cpu", **fields), kept_bytes
+    )
+    plan, (golden, golden_s) = make_plan(bench.opened.campaign, bench.opened.reach), bench.golden_runs.run()
+    job = Job(bench.opened.campaign, plan.header.line(), digest(golden), golden_s, kept_bytes=kept_bytes)
     return bench, job, [[(trial.trial, trial.lines)] for trial in plan.trials()]
 
 
 def test_what_several_need_is_opened_once(here: Path, monkeypatch: pytest.MonkeyPatch, interleaved: None) -> None:
     net(here, "conv", "relu", "depthwise")
-    opened, kept, cut = Counter[str](), Shortcuts._kept, Flown.open
+    opened, get = Counter[Hashable](), RouteCache.get
 
-    def keeps(self: Shortcuts, key: str, make: Callable[[], Any]) -> Any:
-        return kept(self, key, lambda: (opened.update([key]), make())[1])
+    def counted(self: RouteCache, key: Hashable, opener: Callable[[], Any]) -> Any:
+        return get(self, key, lambda: (opened.update([key]), opener())[1])
 
-    monkeypatch.setattr(Shortcuts, "_kept", keeps)
-    monkeypatch.setattr(Flown, "open", lambda *given, **more: (opened.update(["cut"]), cut(*given, **more))[1])
+    monkeypatch.setattr(RouteCache, "get", counted)
     _, job, tasks = asked(here, ber=(1e-4,), repeat=8, target=("weights", "activations"))
     with four() as pool:
         found = list(pool.map(partial(work, job), tasks))
-    assert len(found) == 8 and opened.pop("cut") == 1
+    assert len(found) == 8 and list(opened.values()) == [1], "the model is split once"
+    opened.clear()
     worker._opened.clear()
     _, job, tasks = asked(here, single=True, trials=8, include=("=w0",))
     with four() as pool:
@@ -156,7 +158,7 @@ def test_any_network_shared_by_four_threads(
     target = ("activations",) if flying else ("weights",)
     bench, job, tasks = asked(folder, kept_bytes, batch=2, single=True, trials=32, target=target)
     pending = [[task for [task] in tasks[k : k + 3]] for k in range(0, len(tasks), 3)]
-    golden, header = bench.golden()[0], Header.parse(job.header, "the plan")
+    golden, header = bench.golden_runs.run()[0], Header.parse(job.header, "the plan")
     alone = list(run_here(bench, golden, header, iter(pending)))
     with four() as pool:
         found = [result for some in pool.map(partial(work, job), pending) for result in some]
@@ -200,11 +202,13 @@ if number == 20:
 
 def test_which_campaigns_have_lanes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = campaign()
-    assert lanes(wanted, None) == lanes(wanted, None, Bench.open(wanted)) == 1, "a small model"
+    assert lanes(wanted, None) == lanes(wanted, None, TrialExecutor.open(wanted)) == 1, "a small model"
     size = (here / "m.onnx").stat().st_size
     monkeypatch.setattr(scheduling, "_LARGE_BYTES", 100)
-    assert lanes(wanted, None) == lanes(wanted, None, Bench.open(wanted)) == 4 and size > 100
-    assert lanes(wanted, 1 << 30) == lanes(wanted, 1 << 30, Bench.open(wanted)) == 1, "a limit is each worker's own"
+    assert lanes(wanted, None) == lanes(wanted, None, TrialExecutor.open(wanted)) == 4 and size > 100
+    assert lanes(wanted, 1 << 30) == lanes(wanted, 1 << 30, TrialExecutor.open(wanted)) == 1, (
+        "a limit is each worker's own"
+    )
     assert lanes(replace(wanted, threads=2), None) == 1
     assert lanes(replace(wanted, model="none.onnx"), None) == 1
     for none, known in (("no driver", 4), (None, 1)):

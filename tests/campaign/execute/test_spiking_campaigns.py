@@ -15,7 +15,7 @@ from tiny_campaigns import ran, tables
 
 from onnxfi.campaign.execute.export_trial import export_trial
 from onnxfi.campaign.execute.runner import plan
-from onnxfi.campaign.execute.trial_executor import Bench
+from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan.plan import make_plan, write_plan
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign
@@ -216,8 +216,8 @@ def test_nothing_runs_before_the_fault_and_nothing_after_the_spikes_came_back(
     monkeypatch.setattr(OrtSession, "run", counted)
     runs = {}
     for route in ("auto", "late-start", "early-stop"):
-        bench = Bench.open(in_flight(route=route, include="/membrane/", persistence="permanent", batch=SAMPLES))
-        header, golden = make_plan(bench.campaign, bench.reach).header, bench.golden()[0]
+        bench = TrialExecutor.open(in_flight(route=route, include="/membrane/", persistence="permanent", batch=SAMPLES))
+        header, golden = make_plan(bench.opened.campaign, bench.opened.reach).header, bench.golden_runs.run()[0]
         bench.trial(header, golden, [line(0)])
         runs[route] = []
         for bit in (0, 31):  # the last bit of a mantissa, which no spike of the layer minds, and the sign

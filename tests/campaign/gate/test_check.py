@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from tiny_campaigns import mlp, samples, save
 
-from onnxfi.campaign.execute import golden_run_cache, route_cache
+from onnxfi.campaign.execute import golden_run_cache, weight_routes
+from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.execute.runner import run
-from onnxfi.campaign.execute.trial_executor import Bench
 from onnxfi.campaign.gate import check as gate
 from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
 from onnxfi.campaign.gate.check import EXIT_CODES, Checked, Finding, check, decide, joint
@@ -259,14 +259,14 @@ def test_a_store_with_more_trials_is_refused(here: Path) -> None:
 def test_a_trial_on_which_the_harness_fails_leaves_open(
     here: Path, monkeypatch: pytest.MonkeyPatch, limit: Limit
 ) -> None:
-    judge, calls = route_cache.judge, iter(range(1000))
+    judge, calls = weight_routes.judge, iter(range(1000))
 
     def fragile(*given: Any) -> Any:
         if next(calls) == 10:
             raise RuntimeError("out of luck")
         return judge(*given)
 
-    monkeypatch.setattr(route_cache, "judge", fragile)
+    monkeypatch.setattr(weight_routes, "judge", fragile)
     checked = check("m.onnx", only(SWEEP, limit))
     assert (checked.measured.trials, checked.measured.errors) == (TRIALS - 1, 1)
     assert checked.findings[0].reason == f"1 of {TRIALS} trials have no outcome: the harness failed on them"
@@ -422,13 +422,13 @@ def cached(folder: Path) -> Path:
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Tells runs of the whole model over all samples: golden's, as no trial here takes the plain route."""
     asked: list[int] = []
-    scores = Bench.scores
+    scores = OpenCampaign.scores
 
-    def told(self: Bench, session: Any, *, batches: int | None = None) -> Any:
+    def told(self: OpenCampaign, session: Any, *, batches: int | None = None) -> Any:
         asked.extend([1] if batches is None else [])
         return scores(self, session, batches=batches)
 
-    monkeypatch.setattr(Bench, "scores", told)
+    monkeypatch.setattr(OpenCampaign, "scores", told)
     return asked
 
 

@@ -19,7 +19,7 @@ from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.dataflow.isolation import run_isolated
 from onnxfi.graph.dataflow.type_inference import convert_opset, infer_types
 from onnxfi.graph.model.loading import load
-from onnxfi.graph.partition.subgraph import wire
+from onnxfi.graph.partition.subgraph import partition_graph
 from onnxfi.runtime.inject.activations import prepare
 
 Size = int | str
@@ -108,13 +108,13 @@ def test_stale_declarations_of_16_bit_floats_are_no_matter() -> None:
     for number, shape in ((TensorProto.FLOAT16, [3, 9, 9]), (TensorProto.FLOAT, ["N", 4])):
         del proto.graph.value_info[:]
         proto.graph.value_info.append(helper.make_tensor_value_info("y", number, shape))
-        assert wire(load(proto)).uncut == {"y"}
+        assert partition_graph(load(proto)).uncut == {"y"}
 
 
 def test_a_value_of_which_nothing_follows_may_be_of_16_bits() -> None:
     proto = made([helper.make_node("Own", ["x", "w"], ["y"], domain="own"), helper.make_node("Relu", ["y"], ["z"])],
                  {"x": ["N", 4]}, {"z": ["N", 4]}, number=TensorProto.FLOAT16)  # fmt: skip
-    assert wire(load(proto)).uncut == {"y"}
+    assert partition_graph(load(proto)).uncut == {"y"}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")

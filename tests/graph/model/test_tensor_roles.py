@@ -17,7 +17,7 @@ from onnx import TensorProto, parser
 from quantized_models import X, draw, node, tensor
 
 from onnxfi.campaign.execute.canary import prove
-from onnxfi.campaign.execute.trial_executor import Bench
+from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import SelectorError
 from onnxfi.faults.faultlist import FaultList
@@ -80,8 +80,8 @@ def test_the_canary_is_seen(make: Callable[[], quantized_models.OneLayer], tmp_p
     path = tmp_path / "m.onnx"
     onnx.save(layer.model, path)
     np.savez(tmp_path / "data.npz", x=layer.x)
-    bench = Bench.open(Campaign(str(path), str(tmp_path / "data.npz"), single=True, trials=1, provider="cpu"))
-    for target in bench.model.targets:
+    bench = TrialExecutor.open(Campaign(str(path), str(tmp_path / "data.npz"), single=True, trials=1, provider="cpu"))
+    for target in bench.opened.model.targets:
         if target.role in ("weight", "bias") and target.scheme is not None and target.id != "r":  # r meets a zero state
             seen = prove(bench, [target])
             assert (seen["seen"], seen["unseen"], list(seen["routes"].values())) == (target.id, [], [target.id])

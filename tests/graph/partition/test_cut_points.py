@@ -10,22 +10,22 @@ from onnx import parser
 
 from onnxfi.errors import ModelError
 from onnxfi.graph.model.loading import load
-from onnxfi.graph.partition.cut_points import everything, narrows, pieces
-from onnxfi.graph.partition.subgraph import Wiring, wire
+from onnxfi.graph.partition.cut_points import narrow_cut_points, segments, whole_subgraph
+from onnxfi.graph.partition.subgraph import PartitionGraph, partition_graph
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
 SIGNS = "float[4,4] w = {1,-1,1,1,1,1,-1,1,1,1,1,-1,-1,1,1,1}"
 SHIPPED = sorted(Path("models").glob("*.onnx"))
 
 
-def wired(graph: str, folder: Path) -> Wiring:
+def wired(graph: str, folder: Path) -> PartitionGraph:
     onnx.save(parser.parse_model(HEAD + graph), folder / "m.onnx")
-    return wire(load(folder / "m.onnx"))
+    return partition_graph(load(folder / "m.onnx"))
 
 
 def places(graph: str, folder: Path) -> list[str]:
     net = wired(graph, folder)
-    return [name for (name,) in narrows(net, everything(net, ()))]
+    return [name for (name,) in narrow_cut_points(net, whole_subgraph(net, ()))]
 
 
 def test_a_residual_network_is_cut_behind_its_blocks(tmp_path: Path) -> None:
@@ -49,10 +49,10 @@ def test_what_becomes_integers_stays_with_the_operator_before_it(tmp_path: Path)
     graph = f"""net (float[N,4] x) => (float[N,4] y) <{SIGNS}, float s = {{0.1}}, uint8 z = {{128}}>
         {{ a = MatMul(x, w) q = QuantizeLinear(a, s, z) d = DequantizeLinear(q, s, z) y = MatMul(d, w) }}"""
     net = wired(graph, tmp_path)
-    whole = everything(net, ())
-    assert narrows(net, whole) == (("d",),)
-    first, second = pieces(net, whole, (), narrows(net, whole))
-    assert first.outputs == second.crossings == ("q",), "the integers go on"
+    whole = whole_subgraph(net, ())
+    assert narrow_cut_points(net, whole) == (("d",),)
+    first, second = segments(net, whole, (), narrow_cut_points(net, whole))
+    assert first.outputs == second.inputs == ("q",), "the integers go on"
 
 
 def test_one_operator_is_one_piece(tmp_path: Path) -> None:
@@ -62,18 +62,18 @@ def test_one_operator_is_one_piece(tmp_path: Path) -> None:
 def test_an_output_that_is_stored_cannot_be_run_in_pieces(tmp_path: Path) -> None:
     net = wired(f"net (float[N,4] x) => (float[N,4] y, float[4,4] v) <{SIGNS}> {{ y = Relu(x) v = Abs(w) }}", tmp_path)
     with pytest.raises(ModelError, match="no function of the inputs"):
-        everything(net, ())
-    assert everything(net, ("y",)).outputs == ("y",)
+        whole_subgraph(net, ())
+    assert whole_subgraph(net, ("y",)).outputs == ("y",)
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_pieces_take_what_earlier_ones_make_and_make_all_outputs(file: Path) -> None:
-    net = wire(load(file))
-    whole = everything(net, ())
+    net = partition_graph(load(file))
+    whole = whole_subgraph(net, ())
     at_hand = set(net.inputs)
-    found = pieces(net, whole, (), narrows(net, whole))
-    for piece in found:
-        assert at_hand.issuperset(piece.crossings)
-        at_hand.update(piece.outputs)
+    found = segments(net, whole, (), narrow_cut_points(net, whole))
+    for segment in found:
+        assert at_hand.issuperset(segment.inputs)
+        at_hand.update(segment.outputs)
     assert at_hand.issuperset(net.outputs)
-    assert {k for piece in found for k in piece.nodes} == set(whole.nodes)
+    assert {k for segment in found for k in segment.nodes} == set(whole.nodes)

@@ -12,8 +12,8 @@ import pytest
 from onnxfi.errors import ModelError
 from onnxfi.graph.model.byte_source import StoredArray
 from onnxfi.graph.model.loading import load
-from onnxfi.graph.partition.subgraph import wire
-from onnxfi.graph.partition.subgraph_model import extract
+from onnxfi.graph.partition.subgraph import partition_graph
+from onnxfi.graph.partition.subgraph_model import extract_model
 from onnxfi.runtime.engine.engines import OrtEngine
 
 BLOCK = """
@@ -35,7 +35,9 @@ def operators(
     model = onnx.parser.parse_model(BLOCK)
     model.graph.initializer.append(onnx.helper.make_tensor("w", 1, [16, 16, 1, 1], [0.5] * 256))
     onnx.save(model, folder / "block.onnx")
-    part = extract(wire(load(folder / "block.onnx"), blocks=blocks), nodes, dict.fromkeys(feeds, SHAPE), outputs)
+    part = extract_model(
+        partition_graph(load(folder / "block.onnx"), blocks=blocks), nodes, dict.fromkeys(feeds, SHAPE), outputs
+    )
     return [node.op_type for node in onnx.ModelProto.FromString(part.data).graph.node]
 
 
@@ -66,7 +68,7 @@ def test_a_circle_has_an_end(tmp_path: Path) -> None:
     model.graph.node[2].input[0] = "t"
     model.graph.node.append(onnx.helper.make_node("Relu", ["r"], ["t"]))
     onnx.save(model, tmp_path / "circle.onnx")
-    part = extract(wire(load(tmp_path / "circle.onnx"), blocks=True), [2, 3, 4], {"x": SHAPE}, ["y"])
+    part = extract_model(partition_graph(load(tmp_path / "circle.onnx"), blocks=True), [2, 3, 4], {"x": SHAPE}, ["y"])
     assert len(onnx.ModelProto.FromString(part.data).graph.node) == 3
 
 
@@ -79,9 +81,9 @@ def test_large_tensors_are_read_when_they_are_needed_and_held_once(tmp_path: Pat
     )
     model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
     onnx.save(model, tmp_path / "m.onnx", save_as_external_data=beside, location="m.data", size_threshold=0)
-    wiring = wire(load(tmp_path / "m.onnx"))
-    assert wiring.proto.ByteSize() < 1000 and [*wiring.weights] == ["v", "w"]
-    parts = [extract(wiring, [1], {"h": (1, ["N", 64])}, ["y"]) for _ in range(2)]
+    net = partition_graph(load(tmp_path / "m.onnx"))
+    assert net.proto.ByteSize() < 1000 and [*net.weights] == ["v", "w"]
+    parts = [extract_model(net, [1], {"h": (1, ["N", 64])}, ["y"]) for _ in range(2)]
     held = [stored for part in parts for stored in part.stored.values()]
     assert [[*part.stored] for part in parts] == [["w"], ["w"]] and not any(isinstance(one, np.ndarray) for one in held)
     assert all(isinstance(one, StoredArray) and np.array_equal(one.read(), arrays["w"]) for one in held)

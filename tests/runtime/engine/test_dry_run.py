@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import parser
 
-from onnxfi.campaign.execute.trial_executor import Bench
+from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import EngineError
 from onnxfi.graph.model.loading import load
@@ -55,7 +55,7 @@ def test_what_crashes_the_runtime_is_told_in_one_line(tmp_path: Path, nodes: str
     with pytest.raises(EngineError, match="when it opens or runs the model;"):
         evaluate(file.read_bytes(), ones())
     with pytest.raises(EngineError, match=line):
-        Bench.open(Campaign(str(file), single=True))
+        TrialExecutor.open(Campaign(str(file), single=True))
     with pytest.raises(EngineError, match=line):
         quantize(load(file), Recipe("dynamic"), tmp_path / "q.onnx")
     assert os.listdir(tmp_path) == ["m.onnx"]

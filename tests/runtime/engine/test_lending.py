@@ -12,8 +12,8 @@ import pytest
 
 from onnxfi.graph.model.byte_source import ByteSource, StoredArray
 from onnxfi.graph.model.loading import load
-from onnxfi.graph.partition.subgraph import wire
-from onnxfi.graph.partition.subgraph_model import extract
+from onnxfi.graph.partition.subgraph import partition_graph
+from onnxfi.graph.partition.subgraph_model import extract_model
 from onnxfi.runtime.engine.engines import OrtEngine
 from onnxfi.runtime.engine.lending import Loan
 
@@ -56,9 +56,9 @@ def test_a_session_needs_nothing_of_what_it_was_lent(tmp_path: Path, beside: boo
     held |= {"at": np.array([7]), "image": np.array([-1, 64, 2, 2]), "flat": np.array([-1, 256])}
     model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in held.items())
     onnx.save(model, tmp_path / "m.onnx", save_as_external_data=beside, location="m.data", size_threshold=999)
-    wiring = wire(load(tmp_path / "m.onnx"))
-    assert {*wiring.weights} == {"packed", "table", "square", "kernel"} and wiring.proto.ByteSize() < 8000
-    part = extract(wiring, range(len(model.graph.node)), {"x": (1, ["N", 256])}, ["y"])
+    net = partition_graph(load(tmp_path / "m.onnx"))
+    assert {*net.weights} == {"packed", "table", "square", "kernel"} and net.proto.ByteSize() < 8000
+    part = extract_model(net, range(len(model.graph.node)), {"x": (1, ["N", 256])}, ["y"])
     engine, x = OrtEngine("cpu", optimization=optimization), rng.standard_normal((5, 256)).astype(np.float32)
     session = engine.prepare_part(part.data, part.stored)
     (loan, _) = session._lent

@@ -17,20 +17,21 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from strategies import TIMES
 
-from onnxfi.campaign.execute.route_cache import Shortcuts
 from onnxfi.campaign.execute.runner import run
-from onnxfi.campaign.execute.trial_executor import Bench
+from onnxfi.campaign.execute.trial_executor import PreparedTrial, TrialExecutor
+from onnxfi.campaign.execute.weight_routes import WeightRoutes, faulty_targets
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.graph.model.loading import load
-from onnxfi.graph.partition.conv_partial_sums import largest_sum
+from onnxfi.graph.partition.conv_partial_sums import largest_conv_sum
+from onnxfi.graph.partition.route import Route
 from onnxfi.graph.partition.segmentation import EntrySubgraph
-from onnxfi.graph.partition.subgraph import wire
+from onnxfi.graph.partition.subgraph import partition_graph
 from onnxfi.runtime.engine.engines import OrtEngine
 from onnxfi.runtime.engine.model_io import same_bytes
 from onnxfi.runtime.partial import conv_delta
-from onnxfi.runtime.partial.conv_delta import FirstPieces, Narrow
+from onnxfi.runtime.partial.conv_delta import ConvDelta, FirstSegments
 from onnxfi.runtime.partial.entry_subgraph import EntrySession
-from onnxfi.runtime.partial.segmented_model import Rows
+from onnxfi.runtime.partial.segmented_model import SampleRows
 
 
 def numbers(*shape: int, seed: int) -> NDArray[np.float32]:
@@ -68,21 +69,19 @@ def net(folder: Path, *, channels: int = 64, kernel: int = 3, bias: bool = True,
     return str(folder / "net.onnx")
 
 
-def shortcuts(folder: Path, **fields: Any) -> Shortcuts:
+def weight_routes(folder: Path, **fields: Any) -> WeightRoutes:
     """Those of the net in this folder, golden being kept."""
     how = {"single": True, "trials": 4, "provider": "cpu", "batch": 8, **fields}
-    bench = Bench.open(Campaign(str(folder / "net.onnx"), str(folder / "d.npz"), **how))
-    assert bench.golden_in_pieces() is not None and bench.shortcuts is not None
-    return bench.shortcuts
+    bench = TrialExecutor.open(Campaign(str(folder / "net.onnx"), str(folder / "d.npz"), **how))
+    assert bench.golden_in_segments() is not None and bench.weights is not None
+    return bench.weights
 
 
-def opened(found: Shortcuts, weight: str) -> Narrow | None:
+def opened(found: WeightRoutes, weight: str) -> ConvDelta | None:
     """What a fault in a weight meets next."""
-    target = next(t for t in found.routes.model.targets if t.id == weight)
-    route = found.routes.of([target])
-    assert route is not None
-    rerun = found._open_route(route)
-    return getattr(rerun, "_narrow", None)
+    target = next(t for t in found.segmented.segmentation.model.targets if t.id == weight)
+    every = (one for route in Route for one in found.opened([target], route))
+    return getattr(next(every), "_conv_delta", None)
 
 
 @pytest.fixture(autouse=True)
@@ -113,30 +112,30 @@ def alone(folder: Path, one: str, value: NDArray[np.float32]) -> NDArray[np.floa
 )  # fmt: skip
 def test_the_sum_has_the_bits_of_the_convolution(tmp_path: Path, how: Mapping[str, Any]) -> None:
     net(tmp_path, **how)
-    found = shortcuts(tmp_path)
-    one, golden = opened(found, "w0"), found.golden
+    found = weight_routes(tmp_path)
+    one, golden = opened(found, "w0"), found.segmented.golden
     if one is None:  # the convolution begins a piece
-        first = found.spine.first
-        assert isinstance(first, FirstPieces)
-        number = found.routes.makers["r0"] + 1
-        first.run(number, Rows(golden, 0), {"r0": golden.values(0, ["r0"])["r0"] + 1})
+        first = found.segmented.first
+        assert isinstance(first, FirstSegments)
+        number = found.segmented.segmentation.makers["r0"] + 1
+        first.run(number, SampleRows(golden, 0), {"r0": golden.values(0, ["r0"])["r0"] + 1})
         one = first._open[number]
-    assert one is not None and one.one.given == "c1"
+    assert one is not None and one.conv.output == "c1"
     for k, some in ((0, None), (1, None), (0, (6, 1))):
-        rows = Rows(golden, k, None if some is None else tuple((k, row, row) for row in some))
+        rows = SampleRows(golden, k, None if some is None else tuple((k, row, row) for row in some))
         value = np.array(rows.values(["r0"])["r0"])
         count = value.shape[1]
         for channels in ((0,), (count - 1,), (count // 2, count // 2 + 1), (3, 17)):
-            struck = value.copy()
-            struck[:, list(channels)] *= np.float32(-1.5)
-            struck[0, channels[0], 0, 0] = np.inf
-            made = one.strike(rows, {"r0": struck})
+            faulty = value.copy()
+            faulty[:, list(channels)] *= np.float32(-1.5)
+            faulty[0, channels[0], 0, 0] = np.inf
+            made = one.faulty_entry(rows, {"r0": faulty})
             if len(channels) == 2 and count < 64 and made is None:
                 continue  # more than half of its blocks
             if one._size == 0:
                 pytest.skip("this machine sums in another order")
             assert made is not None
-            known = alone(tmp_path, "c1", struck)
+            known = alone(tmp_path, "c1", faulty)
             given = made.values["c1"]
             finite = ~np.isnan(known)  # which NaN it is, nobody says
             assert np.array_equal(np.isnan(given), ~finite) and same_bytes(given[finite], known[finite])
@@ -147,31 +146,31 @@ def test_pieces_have_the_bits_of_golden(tmp_path: Path, how: Mapping[str, Any]) 
     file = net(tmp_path, **how)
     for optimization in ("all", "extended", "basic", "off"):
         given: dict[str, Any] = {"single": True, "trials": 4, "provider": "cpu", "optimization": optimization}
-        bench = Bench.open(Campaign(file, str(tmp_path / "d.npz"), batch=8, **given))
-        pieces = bench.golden_in_pieces()
-        assert pieces is not None and same_bytes(pieces.scores, bench.golden()[0].scores), optimization
-        assert bench.shortcuts is not None and len(bench.shortcuts.routes.pieces) > 1
+        bench = TrialExecutor.open(Campaign(file, str(tmp_path / "d.npz"), batch=8, **given))
+        segments = bench.golden_in_segments()
+        assert segments is not None and same_bytes(segments.scores, bench.golden_runs.run()[0].scores), optimization
+        assert bench.weights is not None and len(bench.weights.segmented.segmentation.segments) > 1
 
 
 def test_what_is_added_is_summed_first(tmp_path: Path) -> None:
     net(tmp_path)
-    found = shortcuts(tmp_path)
+    found = weight_routes(tmp_path)
     one = opened(found, "w1")
-    assert one is not None and one.one.added == "r0"
+    assert one is not None and one.conv.addend == "r0"
     for k, some in ((0, None), (0, (6, 1)), (1, None)):
-        rows = Rows(found.golden, k, None if some is None else tuple((k, row, row) for row in some))
+        rows = SampleRows(found.segmented.golden, k, None if some is None else tuple((k, row, row) for row in some))
         value = np.array(rows.values(["r1"])["r1"])
         value[:, 5] *= np.float32(-1.5)
-        strike = one.strike(rows, {"r1": value})
+        strike = one.faulty_entry(rows, {"r1": value})
         if one._size == 0:
             pytest.skip("this machine sums in another order")
         assert strike is not None and strike.exact
-        whole = found.spine.chain.prepare(
-            EntrySession(found.spine, one_with(found, "r1"), found.spine.chain.prepare, {}).part(0)
+        whole = found.segmented.segment_sessions.prepare(
+            EntrySession(found.segmented, one_with(found, "r1"), found.segmented.segment_sessions.prepare, {}).part(0)
         )
         known = whole.run({"r1": value, "r0": rows.values(["r0"])["r0"]})
         assert all(same_bytes(array, known[name]) for name, array in strike.run(rows, {}).items())
-        assert one.strike(rows, {"r1": value, "r0": value}) is None, "what is added differs as well"
+        assert one.faulty_entry(rows, {"r1": value, "r0": value}) is None, "what is added differs as well"
 
 
 def branches(folder: Path, other: str) -> str:
@@ -216,49 +215,49 @@ def test_what_is_added_and_differs_itself_is_not_golden(tmp_path: Path, other: s
         assert float(metrics["max_abs"]) == pytest.approx(float(plain[trial]["max_abs"]), rel=1e-3, abs=1e-6), trial
 
 
-def one_with(found: Shortcuts, value: str) -> EntrySubgraph:
+def one_with(found: WeightRoutes, value: str) -> EntrySubgraph:
     """What a fault in a value in flight meets in its piece."""
-    heads = found.routes.in_flight([value])
-    assert heads is not None
-    return heads[0]
+    entries = found.segmented.segmentation.activation_entries([value])
+    assert entries is not None
+    return entries[0]
 
 
 def test_a_convolution_that_sees_many_channels_runs_as_a_whole(tmp_path: Path) -> None:
     net(tmp_path)
-    found = shortcuts(tmp_path)
+    found = weight_routes(tmp_path)
     one = opened(found, "w1")
-    assert one is not None and one.one.given == "s"
-    rows = Rows(found.golden, 0)
+    assert one is not None and one.conv.output == "s"
+    rows = SampleRows(found.segmented.golden, 0)
     value = rows.values(["r1"])["r1"]
-    assert one.strike(rows, {"r1": value + 1}) is None
-    assert one.strike(rows, {"r1": value}) is None, "nothing differs"
-    assert one.strike(rows, {"r0": value}) is None, "it is not what it takes"
-    assert one.strike(rows, {"r1": value[:, :, 1:]}) is None
+    assert one.faulty_entry(rows, {"r1": value + 1}) is None
+    assert one.faulty_entry(rows, {"r1": value}) is None, "nothing differs"
+    assert one.faulty_entry(rows, {"r0": value}) is None, "it is not what it takes"
+    assert one.faulty_entry(rows, {"r1": value[:, :, 1:]}) is None
 
 
 def test_sums_that_are_not_golden_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net(tmp_path)
-    monkeypatch.setattr(conv_delta, "blocks", lambda wiring, one: (24,))
-    found = shortcuts(tmp_path)
+    monkeypatch.setattr(conv_delta, "block_sizes", lambda net, one: (24,))
+    found = weight_routes(tmp_path)
     one = opened(found, "w1")
     assert one is not None
-    rows = Rows(found.golden, 0)
+    rows = SampleRows(found.segmented.golden, 0)
     value = np.array(rows.values(["r1"])["r1"])
     value[:, 0] += 1
-    assert one.strike(rows, {"r1": value}) is None and one._size == 0, "it is not tried again"
+    assert one.faulty_entry(rows, {"r1": value}) is None and one._size == 0, "it is not tried again"
 
 
 def test_without_optimisation_and_with_little_memory_none_is_narrow(tmp_path: Path) -> None:
     net(tmp_path)
-    assert opened(shortcuts(tmp_path, optimization="off"), "w1") is None
+    assert opened(weight_routes(tmp_path, optimization="off"), "w1") is None
     how = {"single": True, "trials": 4, "provider": "cpu", "batch": 8}
-    bench = Bench.open(Campaign(str(tmp_path / "net.onnx"), str(tmp_path / "d.npz"), **how), 1 << 16)
-    assert bench.golden_in_pieces() is not None and bench.shortcuts is not None
-    one = opened(bench.shortcuts, "w1")
-    rows = Rows(bench.shortcuts.golden, 0)
+    bench = TrialExecutor.open(Campaign(str(tmp_path / "net.onnx"), str(tmp_path / "d.npz"), **how), 1 << 16)
+    assert bench.golden_in_segments() is not None and bench.weights is not None
+    one = opened(bench.weights, "w1")
+    rows = SampleRows(bench.weights.segmented.golden, 0)
     value = np.array(rows.values(["r1"])["r1"])
     value[:, 0] += 1
-    assert one is not None and one.strike(rows, {"r1": value}) is None
+    assert one is not None and one.faulty_entry(rows, {"r1": value}) is None
 
 
 @pytest.mark.parametrize(
@@ -273,27 +272,27 @@ def test_what_has_no_terms(tmp_path: Path, change: dict[str, Any]) -> None:
         onnx.save(model, tmp_path / "net.onnx")
     else:
         net(tmp_path, **change)
-    wiring = wire(load(tmp_path / "net.onnx"))
-    assert largest_sum(wiring, range(len(wiring.reads)), {"r0"}) is None
+    graph = partition_graph(load(tmp_path / "net.onnx"))
+    assert largest_conv_sum(graph, range(len(graph.reads)), {"r0"}) is None
 
 
 def test_campaigns_come_to_the_same_with_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = net(tmp_path)
-    struck = Narrow.strike
+    faulty = ConvDelta.faulty_entry
     for target in ("weights", "activations"):
         how: dict[str, Any] = {"single": True, "trials": 60, "provider": "cpu", "batch": 8, "target": target}
         wanted = Campaign(file, str(tmp_path / "d.npz"), **how)
         made: list[bool] = []
 
-        def seen(self: Narrow, *given: Any, made: list[bool] = made) -> Any:
-            strike = struck(self, *given)
+        def seen(self: ConvDelta, *given: Any, made: list[bool] = made) -> Any:
+            strike = faulty(self, *given)
             made.append(strike is not None)
             return strike
 
-        monkeypatch.setattr(Narrow, "strike", seen)
+        monkeypatch.setattr(ConvDelta, "faulty_entry", seen)
         found = [(r.trial, r.outcome, r.metrics, r.route) for r in run(wanted, tmp_path / f"{target}.db")]
         assert sum(made) > 20 or target == "activations"
-        monkeypatch.setattr(Narrow, "strike", lambda self, *given: None)
+        monkeypatch.setattr(ConvDelta, "faulty_entry", lambda self, *given: None)
         assert found == [(r.trial, r.outcome, r.metrics, r.route) for r in run(wanted, tmp_path / f"{target}2.db")]
 
 
@@ -336,14 +335,15 @@ def test_networks_with_optimisation_come_to_what_the_whole_comes_to(
     onnx.save(model, folder / "net.onnx")
     np.savez(folder / "d.npz", x=numbers(5, 3, 6, 6, seed=9))
     how: dict[str, Any] = {"single": True, "trials": 4, "provider": "cpu", "batch": 5}
-    bench = Bench.open(Campaign(str(folder / "net.onnx"), str(folder / "d.npz"), **how))
-    golden = bench.golden()[0].scores
-    assert bench.shortcuts is not None
-    for target in bench.model.targets:
+    bench = TrialExecutor.open(Campaign(str(folder / "net.onnx"), str(folder / "d.npz"), **how))
+    golden = bench.golden_runs.run()[0].scores
+    assert bench.weights is not None
+    for target in bench.opened.model.targets:
         faults = flips([target], [(target.size // 2, bit)])
-        rerun = bench.shortcuts.of(faults)
-        if rerun is None:  # it reaches no output
+        shorter = bench.shorter(PreparedTrial(faults, faulty_targets(faults)))
+        if shorter is None:  # it reaches no output
             continue
-        found, whole = rerun.scores(0, bench.shortcuts.change(faults)), bench.scores(bench.struck(faults))
+        reexecution, injected = shorter
+        found, whole = reexecution.scores(0, injected), bench.opened.scores(bench.opened.faulty_session(faults))
         near = 1e-5 * max(1.0, float(np.abs(whole).max()), float(np.abs(golden).max()))
-        assert np.abs(found - whole).max() <= near, (target.id, rerun.name)
+        assert np.abs(found - whole).max() <= near, (target.id, reexecution.route)

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxfi.campaign.execute.canary import prove
 from onnxfi.campaign.execute.runner import run
-from onnxfi.campaign.execute.trial_executor import Bench
+from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import DataError, EngineError, InputError, OnnxfiError, OutputError, SelectorError
 from onnxfi.graph.model.loading import load
@@ -87,7 +87,7 @@ def test_every_mode_makes_a_model_that_answers_and_whose_weights_can_be_struck(
     assert {t.layer for t in weights} == ({"fc1", "fc2"} if "only" in name else {"conv1", "conv2", "fc1", "fc2"})
     assert [op for _, op in done.left] == (["Conv", "Conv"] if "only" in name else [])
     assert done.words >= 100_352 + 640 and done.clipped < 0.01 * done.words
-    bench = Bench.open(Campaign(str(out), str(TEST), samples=50, single=True, trials=1, provider="cpu"))
+    bench = TrialExecutor.open(Campaign(str(out), str(TEST), samples=50, single=True, trials=1, provider="cpu"))
     for target in weights:
         assert prove(bench, [target])["seen"] == target.id
 

@@ -1,0 +1,234 @@
+"""Trials with faults in activations, from the golden activations of a segmented model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+
+from onnxfi.campaign.execute.open_campaign import OpenCampaign
+from onnxfi.campaign.execute.route_cache import RouteCache, SplitModel
+from onnxfi.campaign.execute.weight_routes import WeightRoutes, by_id, faulty_targets, weight_words
+from onnxfi.errors import OnnxfiError, SegmentMismatchError
+from onnxfi.faults.faultlist import Header
+from onnxfi.faults.trials import Faults
+from onnxfi.graph.dataflow.activation_targets import Activation
+from onnxfi.graph.dataflow.sample_axis import SampleAxis
+from onnxfi.graph.partition.route import Route
+from onnxfi.graph.partition.subgraph import PartitionGraph
+from onnxfi.runtime.data.batches import Batch
+from onnxfi.runtime.data.sample_outputs import stacked
+from onnxfi.runtime.engine.model_io import Array, same_by, same_bytes
+from onnxfi.runtime.partial.activation_words import inject_words
+from onnxfi.runtime.partial.reexecution import FaultyActivations, Reexecution, TrialFaults
+from onnxfi.runtime.partial.segmented_model import ActivationChange
+from onnxfi.runtime.partial.single_sample import SingleSample
+from onnxfi.tasks.outcomes import Golden, Judgement, judge
+
+#: The name of an activation, the sample in which it is faulty, and its change there.
+OneSample = tuple[str, int, ActivationChange]
+
+
+class ActivationRoutes:
+    """The routes of faults in activations of a segmented model, opened when they are needed."""
+
+    def __init__(self, opened: OpenCampaign, weights: WeightRoutes) -> None:
+        self.opened, self.segmented, self.cache = opened, weights.segmented, weights.cache
+        self.check = weights.check
+
+    def run_sample(self, one: OneSample, golden: Golden) -> Judgement:
+        """Run one sample alone, from its faulty activation on, and compare it with the golden run.
+
+        Raises SegmentMismatchError where it does not give its golden scores without a fault, or cannot run alone.
+        """
+        name, sample, change = one
+        alone = self._single_sample(name)
+        try:
+            truth = None if alone is None else self._golden_row(alone, sample, golden)
+        except (OnnxfiError, KeyError) as error:
+            raise SegmentMismatchError(str(error)) from error
+        if alone is None or truth is None:
+            raise SegmentMismatchError(f"no sample runs alone behind {name!r}")
+        return replace(judge(truth, alone.scores(sample, change)), route=Route.SINGLE_SAMPLE, changed=None)
+
+    def run_samples(self, trials: Mapping[int, OneSample], golden: Golden) -> dict[int, Judgement]:
+        """Run many trials of one sample each, those with the same faulty activation in shared runs.
+
+        Returns judgements by the number of the trial, without those that cannot run so or give no answer.
+        """
+        groups: dict[str, list[int]] = {}
+        for number, (name, _, _) in trials.items():
+            groups.setdefault(name, []).append(number)
+        found: dict[int, Judgement] = {}
+        for name, numbers in groups.items():
+            try:
+                alone = self._single_sample(name)
+                if alone is None:
+                    continue
+                truths = {number: self._golden_row(alone, trials[number][1], golden) for number in numbers}
+                running = {number: truth for number, truth in truths.items() if truth is not None}
+                rows = alone.shared([trials[number][1:] for number in running])
+            except (OnnxfiError, MemoryError, KeyError):
+                continue
+            for (number, truth), row in zip(running.items(), rows, strict=True):
+                found[number] = replace(judge(truth, row), route=Route.SINGLE_SAMPLE, changed=None)
+        return found
+
+    def run(
+        self, names: Sequence[str], faults: Faults, sample: int | None, golden: Golden, *, any_of: bool
+    ) -> Judgement:
+        """Run what the faulty activations reach, for all samples, or for the batch of the one faulty `sample`.
+
+        `names` are the activations that the route allows to be faulty: all of them are, or `any_of` them. Raises
+        SegmentMismatchError where its fault-free run differs from the golden run.
+        """
+        reexecution = self.opened_for(names, any_of=any_of)
+        if reexecution is None:
+            raise SegmentMismatchError(f"the model cannot be cut at {names[0]!r}")
+        parts: list[Array] = []
+        cache, injected = self.segmented.golden, activation_changes(self.opened, faults)
+        batches = [k for k, _ in cache.batches()] if sample is None else [cache.place(sample)[0]]
+        for k in batches:
+            cache.release()
+            own = reexecution.scores(k)
+            self.check.check(k, own, golden)
+            parts.append(reexecution.scores(k, injected))
+        if sample is None:
+            return replace(judge(golden, stacked(parts)), route=Route.PARTIAL)
+        batch, row = cache.batch(batches[0]), cache.place(sample)[1]
+        if batch is None or not own.ndim or len(own) != batch.valid or len(golden.scores) != self.opened.data.samples:
+            raise SegmentMismatchError("the scores have no row for each sample")
+        faulty = parts[0][row : row + 1] if parts[0].ndim and len(parts[0]) == len(own) else parts[0]
+        truth = _of_row(golden, own[row : row + 1], sample)
+        return replace(judge(truth, faulty), route=Route.PARTIAL, changed=None)
+
+    def opened_for(self, names: Sequence[str], *, any_of: bool = False) -> Reexecution | None:
+        """Return the open route of faults in these activations, or `any_of` them; None where it is not exact."""
+
+        def opener() -> Reexecution:
+            found = FaultyActivations(self.segmented, names, self.check.output, any_of=any_of)
+            found.scores(0)
+            return found
+
+        return self.cache.get((Route.PARTIAL, *names, any_of), opener)
+
+    def _single_sample(self, name: str) -> SingleSample | None:
+        self.segmented.golden.release()
+        return self.cache.get(
+            (Route.SINGLE_SAMPLE, name), lambda: SingleSample(self.segmented, name, self.check.output)
+        )
+
+    def _golden_row(self, alone: SingleSample, sample: int, golden: Golden) -> Golden | None:
+        """Return the golden run of one sample; None where the sample alone gives other scores than in its batch."""
+        rows, own = slice(sample, sample + 1), alone.scores(sample)
+        if len(golden.scores) <= sample or own.shape[1:] != golden.scores.shape[1:]:
+            return None
+        if not same_bytes(own, golden.scores[rows]):
+            return None
+        return _of_row(golden, own, sample)
+
+
+class SplitRoutes:
+    """The routes of faults in activations at which the model is split, each with a golden run of its own."""
+
+    def __init__(self, opened: OpenCampaign, net: PartitionGraph, cache: RouteCache, *, late: bool) -> None:
+        self.opened, self.net, self.cache, self.late = opened, net, cache, late
+
+    def run(
+        self, names: Sequence[str], faults: Faults, sample: int | None, *, batches: int | None = None
+    ) -> tuple[Array, Array]:
+        """Return the golden scores of the model split at these activations, and its scores with the faults.
+
+        Of a trial of one `sample` only its batch is executed. Raises SegmentMismatchError where the model cannot be
+        split there, or a fault changes the shape of an activation between segments.
+        """
+        here = self.opened.reach.in_flight(faults)
+        budget, late = self.cache.limit_bytes // 2, self.late
+        split = self.cache.get(
+            (Route.SPLIT, *names), lambda: SplitModel(self.opened, self.net, names, budget, late=late)
+        )
+        if split is None:
+            raise SegmentMismatchError(f"the model cannot be split at {names[0]!r}")
+        injected = activation_changes(self.opened, faults.pick(here))
+        reexecution = split.reexecution if here.all() else split.with_weights(faulty_targets(faults.pick(~here)))
+        if not here.all():
+            injected = replace(injected, words=weight_words(split.segmented.segmentation, faults.pick(~here)))
+        cache, parts = split.segmented.golden, []
+        batch = None if sample is None else cache.place(sample)[0]
+        for k, _ in islice(cache.batches(), batches):
+            cache.release()
+            parts.append(reexecution.scores(k, injected if batch in (None, k) else None))
+        return split.golden, stacked(parts)
+
+
+def activation_changes(opened: OpenCampaign, faults: Faults) -> TrialFaults:
+    """Return the change of each faulty activation of a trial."""
+
+    def change(a: Activation, mine: Faults) -> Callable[[Batch, Array], Array]:
+        return lambda batch, array: inject_words(array, a.target, a.place, mine, start=batch.start, size=batch.size)
+
+    rows = [(opened.reach.flying[name], mine) for name, mine in by_id(faults).items()]
+    return TrialFaults({}, {a.name: change(a, mine) for a, mine in rows})
+
+
+def one_sample(header: Header, faults: Faults) -> int | None:
+    """Return the one sample that a trial of a single fault names, on which it is judged; None for other trials."""
+    if not header.of_single_faults or faults.sites.times is None:
+        return None
+    samples = np.unique(faults.sites.times[:, 0])
+    return int(samples[0]) if len(samples) == 1 and samples[0] >= 0 else None
+
+
+def row_of_one_sample(opened: OpenCampaign, header: Header, faults: Faults) -> OneSample | None:
+    """Return the one row of an activation that a trial changes; None where it changes anything else."""
+    sample, targets = one_sample(header, faults), faulty_targets(faults)
+    if sample is None or len(targets) != 1 or opened.data.layout.fixed is not None:
+        return None
+    a = opened.reach.flying.get(targets[0].id)
+    if a is None or a.path or a.place != SampleAxis(0):
+        return None
+    own = a.target, a.place, faults
+    return a.name, sample, lambda array: inject_words(array, *own, start=sample, size=1)
+
+
+def judge_by_own(whole: Golden, own: Array, faulty: Array, sample: int | None, samples: int) -> Judgement:
+    """Compare a trial's scores with the golden scores of its own route.
+
+    Samples that are the same there have the answers of the whole model. A trial of one `sample` is judged on that
+    alone, where scores have a row for each of the `samples`.
+    """
+    truth, faulty = whole_where_same(whole.scores, own, faulty)
+    if sample is None:
+        return judge(replace(whole, scores=truth), faulty)
+    if len(faulty) == samples:
+        faulty = faulty[sample : sample + 1]
+    # Samples of SDC-1 mean nothing where each trial has a sample of its own.
+    return replace(judge(golden_of_trial(replace(whole, scores=truth), sample, samples), faulty), changed=None)
+
+
+def golden_of_trial(golden: Golden, sample: int | None, samples: int) -> Golden:
+    """Return the golden run that a trial is compared with: of its one `sample`, where scores have a row for each."""
+    if sample is None or len(golden.scores) != samples:
+        return golden
+    return _of_row(golden, golden.scores[sample : sample + 1], sample)
+
+
+def whole_where_same(whole: Array, own: Array, faulty: Array) -> tuple[Array, Array]:
+    """Return a route's golden and faulty scores, with those of the whole model where the route's two are the same.
+
+    >>> own, faulty = np.array([[1.0], [2.0]]), np.array([[1.0], [9.0]])
+    >>> [one.ravel().tolist() for one in whole_where_same(own + 0.1, own, faulty)]
+    [[1.1, 2.0], [1.1, 9.0]]
+    """
+    if not own.shape == faulty.shape == whole.shape or not own.ndim or not own.dtype == faulty.dtype == whole.dtype:
+        return own, faulty
+    same = same_by(own, faulty, 0).reshape(-1, *[1] * (own.ndim - 1))
+    return np.where(same, whole, own), np.where(same, whole, faulty)
+
+
+def _of_row(golden: Golden, scores: Array, sample: int) -> Golden:
+    """Return the golden run of one sample."""
+    labels = None if golden.labels is None else golden.labels[sample : sample + 1]
+    return replace(golden, scores=scores, labels=labels)

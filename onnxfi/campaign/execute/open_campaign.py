@@ -1,0 +1,119 @@
+"""An open campaign: its model, data, targets and scored output, and runs of the whole model on them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from onnxfi.campaign.plan.fault_targets import Reach
+from onnxfi.campaign.plan.open_model import beside, changed, open_model, output_of, served, told
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.faults.faultlist import FaultList
+from onnxfi.faults.trials import Faults
+from onnxfi.graph.model.loading import Model
+from onnxfi.graph.write.faulty_copy import FileEdits, find_edits, look_up_words
+from onnxfi.runtime.data.sample_outputs import run_scores, sample_axes
+from onnxfi.runtime.data.sources import Data, open_data
+from onnxfi.runtime.engine.dry_run import dry_run
+from onnxfi.runtime.engine.engines import Session, short_name
+from onnxfi.runtime.engine.model_io import Array, Port
+from onnxfi.tasks.evaluation import scored_port
+from onnxfi.tasks.outcomes import Golden
+from onnxfi.tasks.registry import choose_task
+
+
+@dataclass(frozen=True)
+class OpenCampaign:
+    """Everything that a campaign names, opened.
+
+    Attributes
+    ----------
+    campaign : Campaign
+        The campaign, with the provider that its sessions get.
+    output : str or None
+        The scored output; None scores all.
+    provider, note : str
+        The execution provider of the runtime, and a remark about it.
+    reach : Reach
+        The targets of faults.
+    axes : mapping of str to tuple of int
+        The axes of each output that hold samples.
+    inputs : tuple of Port
+        The inputs of the model.
+    opened_s : float
+        Seconds that opening a session of the model took.
+    """
+
+    campaign: Campaign
+    model: Model
+    data: Data
+    output: str | None
+    provider: str
+    note: str
+    reach: Reach
+    axes: Mapping[str, tuple[int, ...]]
+    inputs: tuple[Port, ...]
+    opened_s: float = 0.0
+
+    @property
+    def size(self) -> int:
+        """Return the number of samples that run together."""
+        return self.data.layout.fixed or self.campaign.batch
+
+    def session(self, change: FileEdits | None = None) -> Session:
+        """Return a session of the model with this change, opened as every trial opens it."""
+        return changed(self.campaign.engine(), self.model, change or FileEdits())
+
+    def faulty_session(self, faults: Faults) -> Session:
+        """Return a session of the model with these faults in its weights."""
+        return self.session(find_edits(self.model, faults, look_up_words(self.model, faults)[1]))
+
+    def scores(self, session: Session, *, batches: int | None = None) -> Array:
+        """Return the scored output over all samples, or over the first batches."""
+        return run_scores(session, self.data, self.size, self.output, batches=batches, axes=self.axes)
+
+    def golden(self, scores: Array) -> Golden:
+        """Return the golden run that gave these scores."""
+        c = self.campaign
+        task = choose_task(c.task, scores, self.output, self.data, kind_of(c), c.metric)
+        return Golden.of(scores, self.data.labels, task, kind_of(c), c.tolerance, c.due)
+
+
+def open_campaign(
+    campaign: Campaign, kept_bytes: int, *, model: Model | None = None, runs: bool = True
+) -> tuple[OpenCampaign, Session]:
+    """Open everything that a campaign names; return it with a session of the model.
+
+    `model` is given where it is open already. Where the session is not to run (`runs`), it only describes inputs and
+    outputs, and opens faster.
+    """
+    model = model or open_model(campaign)
+    dry_run(campaign.engine(), served(model))
+    begun = time.perf_counter()
+    session = told(campaign, model) if not runs else campaign.engine().prepare(served(model))
+    opened_s = time.perf_counter() - begun
+    if campaign.provider.lower() == "auto":  # one campaign, one provider, whatever later sessions would get
+        campaign = replace(campaign, provider=short_name(session.provider))
+    data = open_data(
+        campaign.data, session.inputs, preprocess=campaign.preprocess, limit=campaign.samples,
+        batch_axis=campaign.batch_axis,
+    )  # fmt: skip
+    alone = runs and not beside(model, kept_bytes)
+    if alone:
+        del session  # the dry run opens the model too
+    if runs:
+        dry_run(campaign.engine(), served(model), data)
+    if alone:
+        session = campaign.engine().prepare(served(model))
+    output = scored_port(session, output_of(campaign, model), data, kind_of(campaign), task=campaign.task, whole=True)
+    listed = None if campaign.faults is None else FaultList.open(campaign.faults).header
+    reach = Reach.of(model, campaign.aims, data, listed, campaign.custom_ops)
+    axes = sample_axes(session, data, model)
+    provider, note, inputs = session.provider, session.note, session.inputs
+    return OpenCampaign(campaign, model, data, output, provider, note, reach, axes, inputs, opened_s), session
+
+
+def kind_of(campaign: Campaign) -> str:
+    """Return the kind of the scores: of spikes over time their counts, unless the campaign names another."""
+    return "counts" if campaign.time_axis is not None and campaign.scores == "auto" else campaign.scores
