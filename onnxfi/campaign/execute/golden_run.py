@@ -103,7 +103,7 @@ class GoldenRuns:
     def _check_steady(self, session: Session, scores: Array) -> None:
         """Refuse a model that draws random numbers, or whose first batch differs when it runs again."""
         outputs = () if self.opened.output is None else (self.opened.output,)
-        if (node := find_random_node(self.opened.model.proto, outputs)) is not None:
+        if (node := find_random_node(self.opened.model.index, outputs)) is not None:
             raise CampaignError(
                 f"the model draws random numbers in {node}, so no trial could be told from chance: fault-free runs "
                 f"must give the same each time; export the model for inference, or put a stored tensor there"

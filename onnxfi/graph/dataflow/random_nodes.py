@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from onnxfi.graph.model.graph_index import read_names, subgraphs
+from onnxfi.graph.model.graph_index import GraphIndex, subgraphs
 
 if TYPE_CHECKING:
     import onnx
@@ -21,29 +21,28 @@ _RATIO, _TRAINING = 1, 2
 _Stored = Mapping[str, "onnx.TensorProto"]
 
 
-def find_random_node(proto: onnx.ModelProto, outputs: Collection[str] = ()) -> str | None:
+def find_random_node(index: GraphIndex, outputs: Collection[str] = ()) -> str | None:
     """Return the first node that draws random numbers which reach these outputs (all by default); None without one.
 
     Bodies and local functions count with the node that runs them.
 
     >>> from onnx import parser
-    >>> find_random_node(parser.parse_model('''<ir_version: 10, opset_import: ["": 21]>
-    ...     noisy (float[N] x) => (float[N] y) { n = RandomUniformLike(x) y = Add(x, n) }'''))
+    >>> noisy = parser.parse_model('''<ir_version: 10, opset_import: ["": 21]>
+    ...     noisy (float[N] x) => (float[N] y) { n = RandomUniformLike(x) y = Add(x, n) }''')
+    >>> find_random_node(GraphIndex.of(noisy))
     "RandomUniformLike ('n')"
     """
-    graph, functions = proto.graph, {(f.domain, f.name): f for f in proto.functions}
-    makers = {name: node for node in graph.node for name in node.output if name}
-    stored = _stored(graph.node) | {tensor.name: tensor for tensor in graph.initializer}
-    todo, seen = list(outputs or (o.name for o in graph.output)), set[str]()
-    while todo:
-        name = todo.pop()
-        if name in seen or name not in makers:
+    main, functions = index.main, {(f.domain, f.name): f for f in index.proto.functions}
+    stored = _stored(main.graph.node) | {tensor.name: tensor for tensor in main.graph.initializer}
+    pending, seen = list(outputs) or [output.name for output in main.graph.output], set[int]()
+    while pending:
+        number = main.producers.get(pending.pop())
+        if number is None or number in seen:
             continue
-        seen.add(name)
-        node = makers[name]
-        if (found := next(_random(node, stored, functions, frozenset()), None)) is not None:
+        seen.add(number)
+        if (found := next(_random(main.graph.node[number], stored, functions, frozenset()), None)) is not None:
             return found
-        todo += read_names(node)
+        pending += main.reads[number]
     return None
 
 

@@ -1,4 +1,4 @@
-"""Local functions: how many nodes a model has once they are unfolded, as a runtime does before anything else.
+"""Local functions: the nodes of a model whose functions are inlined, as a runtime does before anything else.
 
 A function that calls another one twice, and that a third one twice, doubles the nodes with each: thirty lines of a file
 are then 2^30 nodes, for which no machine has the memory.

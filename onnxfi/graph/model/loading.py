@@ -43,11 +43,30 @@ _MOST_NOTES = 20
 class Model:
     """Model on disk or in memory, opened for reading: its graphs, its targets and the locations of their words.
 
-    `proto` is the structure without the large payloads, `index` what produces and consumes its values; `targets` every
-    stored tensor and number list in file order; `external` the data files in order of first reference; `files` which of
-    them (1…) each record of a tensor in external data names; `by_record` the location of each record's words, also of
-    names that are aliases of a target; `notes` what a reader should know; `origin` is the digest of the model that this
-    one was made from, where only an output was added to it: faults in one are faults in the other.
+    Attributes
+    ----------
+    source
+        The bytes of the model file.
+    proto
+        The structure without large payloads.
+    index
+        Producers, consumers, scopes and captures of the structure.
+    targets
+        Every stored tensor and number list, in file order.
+    places
+        The location of each target's words.
+    records
+        The byte ranges that the scan found, by the number of each record.
+    external
+        The data files in order of first reference.
+    files
+        The number (1…) of the data file of each record in external data.
+    by_record
+        The location of each record's words, also of aliases of a target.
+    notes
+        Notes for readers of the population.
+    origin
+        The digest of the model from which this one was made by adding an output: faults in one are faults in the other.
     """
 
     source: ByteSource
@@ -168,11 +187,28 @@ def _varint_words(read: ReadBytes, place: WordLocation, target: Target, index: I
 
 
 def load(model: str | Path | bytes | onnx.ModelProto, *, allow_links: bool = False) -> Model:
-    """Open a model: a path, its serialised bytes, or an `onnx.ModelProto`.
+    """Open a model for reading; the file is never changed.
 
-    Raises ModelError for what is no ONNX model, is damaged, or whose external data is missing, too short, outside
-    the model's folder, or behind a link (unless `allow_links`).
+    Parameters
+    ----------
+    model
+        A path, the serialised bytes of a model, or an `onnx.ModelProto`.
+    allow_links
+        Follow symbolic and hard links to external data.
 
+    Returns
+    -------
+    Model
+        The structure of the model, its targets and the locations of their words.
+
+    Raises
+    ------
+    ModelError
+        The file is no ONNX model or is damaged, or its external data is missing, too short, outside the model's folder,
+        or behind a link.
+
+    Examples
+    --------
     >>> model = load("models/fashion_cnn.onnx")
     >>> len(model.targets), model.targets[0].id, model.digest[:8]
     (9, 'conv1.weight', '6a9d8077')

@@ -232,14 +232,15 @@ def _hollowed(model: Model, locations: Mapping[int, TensorLocation]) -> tuple[on
     proto = parsed(faulty_bytes(model, FileEdits(splices=payloads))) if payloads else parse(model)
     graph = proto.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
-    makers = {name: node for node in graph.node for name in node.output if name}
+    producers = model.index.main.producers
     for name, kept in found.items():
         hollow(stored[name], kept.nbytes)
     for number, where in locations.items():
         if where.node >= 0:
             tensor = at(graph.node[where.node], where.path)
         else:
-            tensor = stored[where.fed] if where.fed in stored else makers[where.fed].attribute[0].t
+            constant = where.fed not in stored
+            tensor = graph.node[producers[where.fed]].attribute[0].t if constant else stored[where.fed]
         if tensor.data_location == 1 and (where.node >= 0 or where.fed not in found):
             place = model.by_record.get(number)
             if place is None:

@@ -45,7 +45,7 @@ def columns(
     >>> from onnxfi.graph.passes.instrument import ActivationFault, arm
     >>> from onnxfi.graph.model.loading import load, parse
     >>> model = load("models/fashion_cnn.onnx")
-    >>> armed = arm(parse(model), choose(activations(model), Selector(include=("=relu",))).activations)
+    >>> armed = arm(parse(model), select_activations(activations(model), Selector(include=("=relu",))).activations)
     >>> fed = columns(armed, [ActivationFault(armed.sites[0], 7, Mask(0xFFFFFFFF, 1 << 30))])
     >>> {name: column.tolist() for name, column in fed.items()}["onnxfi.flip"]
     [[1073741824]]

@@ -53,7 +53,7 @@ def layout(inputs: Sequence[Port], batch_axis: int, given: Mapping[str, Sequence
     """Find the inputs that hold samples along `batch_axis`; `given` are the shapes of arrays (see `find_batch_layout`).
 
     >>> layout([Port("x", "float32", ("N", 3)), Port("rate", "int64", ())], 0)
-    Layout(axis=0, axes=(('x', 0),), fixed=None)
+    BatchLayout(axis=0, axes=(('x', 0),), fixed=None)
     >>> layout([Port("x", "float32", (4, 3))], 0).fixed
     4
     """
