@@ -173,6 +173,17 @@ def test_what_is_added_is_summed_first(tmp_path: Path) -> None:
         assert one.faulty_entry(rows, {"r1": value, "r0": value}) is None, "what is added differs as well"
 
 
+def test_declared_shapes_do_not_lengthen_the_route(tmp_path: Path) -> None:
+    """Behind a slice of a weight the declared number of channels is wrong, so a runtime would fuse less there."""
+    file, found = net(tmp_path), list[list[str]]()
+    for model in (onnx.load(file), onnx.shape_inference.infer_shapes(onnx.load(file))):
+        onnx.save(model, file)
+        routes = weight_routes(tmp_path)
+        targets = [t for t in routes.segmented.segmentation.model.targets if len(t.shape) == 4]
+        found.append([t.id for t in targets if next(routes.opened([t], Route.CHANNEL_DELTA), None) is not None])
+    assert onnx.load(file).graph.value_info and found[0] == found[1]
+
+
 def branches(folder: Path, other: str) -> str:
     """A convolution of an image, and what another operator makes of the same image is added: both differ with it."""
     weights = {
