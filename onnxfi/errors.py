@@ -5,6 +5,7 @@ Every message is one line that says what is wrong, what is allowed, and what to 
     OnnxfiError
     ├── InputError              the request or a file is wrong; the command line exits with 2
     │   ├── ModelError          the model file is damaged, hostile, or lacks what is needed
+    │   │   └── PassError       a model pass breaks its contract
     │   ├── SelectorError       a selector, site, bit or element matches nothing
     │   ├── FaultError          an unknown fault model, or invalid parameters
     │   ├── FaultListError      a damaged fault list, or one of another model or version
@@ -53,6 +54,10 @@ class InputError(OnnxfiError):
 
 class ModelError(InputError):
     """Model file that is damaged, hostile, or lacks what the request needs."""
+
+
+class PassError(ModelError):
+    """Model pass that breaks its contract."""
 
 
 class SelectorError(InputError):

@@ -10,7 +10,7 @@ from typing import Any
 from onnxfi.errors import DataError, EngineError
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.model.loading import load
-from onnxfi.graph.spiking.time_axes import spike_count_output, with_spike_counts
+from onnxfi.graph.passes.spike_counts import spike_count_output, with_spike_counts
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.runtime.data.sample_outputs import run_scores, sample_axes
 from onnxfi.runtime.data.sources import Data, open_data

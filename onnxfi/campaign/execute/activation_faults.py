@@ -33,7 +33,7 @@ from onnxfi.graph.passes.instrument import (
     check_word_formats,
     opset_of,
 )
-from onnxfi.graph.passes.loop_counters import add_iteration_counts
+from onnxfi.graph.passes.loop_counters import CountIterations
 from onnxfi.graph.write.faulty_copy import find_edits, look_up_words, write_copy
 from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.runtime.data.batches import Batch
@@ -104,7 +104,7 @@ class InstrumentedModel:
         for a in check_word_formats(rows, opset_of(proto)):
             if a.unsupported_reason:
                 raise FaultError(f"no fault operator injects into {a.target.id!r}: {a.unsupported_reason}")
-        proto, counters = add_iteration_counts(proto)
+        proto, counters = CountIterations().run(proto)
         counted = {a.target.id: counters[a.path] for a in rows if a.path in counters}
         armed = [arm(proto, rows)]
         if self.numbers:

@@ -12,7 +12,7 @@ from onnxfi.campaign.execute.memory_limit import give_back
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import EngineError, OutputError
 from onnxfi.graph.model.loading import Model, load
-from onnxfi.graph.spiking.time_axes import spike_count_output, with_spike_counts
+from onnxfi.graph.passes.spike_counts import spike_count_output, with_spike_counts
 from onnxfi.graph.write.faulty_copy import FileEdits, faulty_bytes, write_scratch_copy
 from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.runtime.engine.engines import Engine, Session

@@ -58,9 +58,8 @@ def step_tensors(proto: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
     """Return the activations of an unrolled layer's neurons, step by step, under the names that they have in a loop.
 
     >>> from onnxfi.graph.model.loading import load
-    >>> from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
-    >>> from onnxfi.graph.passes.expose_neurons import expose
-    >>> made = expose(load(model := "models/fashion_snn.onnx"), find_spiking_layers(load(model)))
+    >>> from onnxfi.runtime.inject.neurons import expose_neurons
+    >>> made = expose_neurons(load("models/fashion_snn.onnx")).proto
     >>> [(name, len(steps), steps[-1]) for name, steps in step_tensors(made).items()][-2:]
     [('lif3/membrane', 8, 'lif3/membrane/7'), ('lif3/spiking', 8, 'lif3/spike/7')]
     """
@@ -84,10 +83,9 @@ def expand_steps(proto: onnx.ModelProto, sites: Sequence[str]) -> list[str]:
     Raises SelectorError for a step that does not exist.
 
     >>> from onnxfi.graph.model.loading import load
-    >>> from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
-    >>> from onnxfi.graph.passes.expose_neurons import expose
-    >>> model = load("models/fashion_snn.onnx")
-    >>> expand_steps(expose(model, find_spiking_layers(model)), ["lif2/membrane[100]@from=6:30"])
+    >>> from onnxfi.runtime.inject.neurons import expose_neurons
+    >>> made = expose_neurons(load("models/fashion_snn.onnx")).proto
+    >>> expand_steps(made, ["lif2/membrane[100]@from=6:30"])
     ['lif2/membrane/6[100]:30', 'lif2/membrane/7[100]:30']
     """
     known, out = step_tensors(proto), list[str]()

@@ -28,7 +28,7 @@ from onnxfi.graph.model.loading import Model, parse, parsed
 from onnxfi.graph.model.protobuf_scan import record_number
 from onnxfi.graph.model.stored_tensors import DATA_TYPES
 from onnxfi.graph.partition.hollow_model import hollow, where_it_lies
-from onnxfi.graph.passes.insert_nodes import used_names
+from onnxfi.graph.passes.graph_edit import used_names
 from onnxfi.graph.write.byte_edits import ByteSplice
 from onnxfi.graph.write.faulty_copy import FileEdits, faulty_bytes
 

@@ -1,16 +1,16 @@
-"""Bodies of the fault operators: nodes that turn the numbers in `v` into the numbers that `(word & keep) ^ flip` makes.
+"""Bodies of the fault operators: nodes that compute `(word & keep) ^ flip` on the words of numbers.
 
 Two bodies, one meaning. *Native* (opset 26 on) reads the words with BitCast. *Portable* (opset 11 on; 13 for bfloat16,
 19 for float8, 21 and 25 for the integers of 4 and 2 bits) is plain arithmetic: it finds the exponent by comparing
 with powers of two and the mantissa by scaling, which is exact, splits the word into planes of one bit on a leading
 axis, and puts the number together again. Values stay below 2^24 in float32 (2^53 in float64), so nothing rounds.
 
-Armed files, which are loaded and run with many sites, hold a shorter portable body: for floats of 32 bits and less in
-float64, and from opset 18 on with BitwiseAnd and BitwiseXor. Baked ones keep to what every runtime computes; OpenVINO
-takes float32 for float64.
+Armed files, which are loaded and run with many sites, hold a shorter portable body: floats of 32 bits and less are
+computed in float64, and from opset 18 on with BitwiseAnd and BitwiseXor. Baked files keep to what every runtime
+computes; OpenVINO takes float32 for float64.
 
-Where the arithmetic meets its limits: a NaN that comes in counts as the canonical one (quiet, positive), since
-arithmetic sees neither its sign nor its payload. Signed numbers never pass through Where, whose kernel in ONNX Runtime
+Limits: a NaN in the input counts as the canonical one (quiet, positive), since arithmetic sees neither its sign nor
+its payload. Signed numbers never pass through Where, whose kernel in ONNX Runtime
 turns -0 into +0, and integers are never summed by ReduceSum, which adds them in floating point there.
 """
 
@@ -49,18 +49,18 @@ _REFUSED = {
 
 
 def opset_of(proto: onnx.ModelProto) -> int:
-    """The default opset of a model; 0 where it imports none."""
+    """Return the default opset of a model; 0 where it imports none."""
     return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
 def body_for(word: Word, opset: int, body: str = "auto") -> str:
-    """Which body strikes words of this format at this opset: `native` or `portable`; ModelError where none does.
+    """Return which body changes words of this format at this opset, `native` or `portable`; ModelError where none does.
 
     >>> body_for(WORDS["float32"], 26), body_for(WORDS["float32"], 17)
     ('native', 'portable')
     """
     if word.name in _REFUSED:
-        raise ModelError(f"{word.name} cannot be struck in the graph: {_REFUSED[word.name]}; strike the stored words")
+        raise ModelError(f"no fault in activations of {word.name}: {_REFUSED[word.name]}; inject into weights")
     native = word.name in _PORTABLE and word.bits >= 8 and not word.name.startswith("float8")
     if body == "native" and native and opset < _NATIVE:
         raise ModelError(f"the native body needs opset {_NATIVE}, the model has {opset}; raise it, or take portable")
@@ -69,23 +69,23 @@ def body_for(word: Word, opset: int, body: str = "auto") -> str:
     least = _PORTABLE.get(word.name, _NATIVE + 1)
     if opset < least:
         raise ModelError(
-            f"{word.name} can be struck from opset {least} on, the model has {opset}; raise it with --opset"
+            f"faults in activations of {word.name} need opset {least}, the model has {opset}; raise it with --opset"
         )
     return "portable"
 
 
 @dataclass
-class Nodes:
-    """Nodes under construction in a function or graph: `add` appends one and returns the name of its output."""
+class NodeBuilder:
+    """Builder of the nodes of a function or graph: `add` appends one and returns the name of its output."""
 
     opset: int
     prefix: str = ""
     nodes: list[onnx.NodeProto] = field(default_factory=list)
-    #: Constants are made once.
+    #: Constants by their bytes, each made once.
     known: dict[bytes, str] = field(default_factory=dict)
 
     def add(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        """Append a node; its output is `name`, or one that says its operator."""
+        """Append a node; its output is `name`, or one made of its operator."""
         from onnx import helper
 
         made = name or f"{self.prefix}{op.lower()}_{len(self.nodes)}"
@@ -93,7 +93,7 @@ class Nodes:
         return made
 
     def constant(self, values: Any, word: str = "int64", name: str = "") -> str:
-        """A constant tensor of this format."""
+        """Append a constant tensor of this format, once."""
         value = tensor(values, word)
         key = value.SerializeToString(deterministic=True)
         if name or key not in self.known:
@@ -105,13 +105,13 @@ class Nodes:
         return self.add("Cast", value, to=NUMBER[word], **attributes)
 
     def sum_planes(self, value: str) -> str:
-        """The sum over the leading axis, which is dropped."""
+        """Sum over the leading axis, which is dropped."""
         if self.opset < 13:
             return self.add("ReduceSum", value, axes=[0], keepdims=0)
         return self.add("ReduceSum", value, self.constant([0]), keepdims=0)
 
     def reshape(self, value: str, shape: str, name: str = "") -> str:
-        """Reshape; a zero in the shape is a size where the opset can say so."""
+        """Reshape; a zero in the shape is a size where the opset has `allowzero`."""
         zero = {"allowzero": 1} if self.opset >= 14 else {}
         return self.add("Reshape", value, shape, name=name, **zero)
 
@@ -123,15 +123,15 @@ class Nodes:
 
 
 def tensor(values: Any, word: str = "int64") -> onnx.TensorProto:
-    """Numbers as a TensorProto of this format."""
+    """Return numbers as a TensorProto of this format."""
     from onnx import helper
 
     array = np.asarray(values).astype(WORDS[word].dtype)
     return helper.make_tensor("", NUMBER[word], array.shape, array.tobytes(), raw=True)
 
 
-def apply_mask(g: Nodes, word: Word, body: str, value: str, keep: str, flip: str, *, short: bool = False) -> str:
-    """Add the body: `value` [N,K] of this format, masks int64 [S,K] with S 1 or N; returns the struck numbers [N,K].
+def apply_mask(g: NodeBuilder, word: Word, body: str, value: str, keep: str, flip: str, *, short: bool = False) -> str:
+    """Add the body: `value` [N,K] of this format, masks int64 [S,K] with S 1 or N; returns the faulty numbers [N,K].
 
     In the portable body of floats and integers `keep` and `flip` are planes (`planes`), bool [bits,S,K], true where the
     bit is 0. Bits of a mask beyond the word do not count. `short` takes about half the nodes, of operators and in
@@ -151,17 +151,17 @@ def apply_mask(g: Nodes, word: Word, body: str, value: str, keep: str, flip: str
 
 
 def takes_words(word: Word, opset: int) -> bool:
-    """Whether the short portable body takes masks as words (from opset 18 on), those of floats cut to the word."""
+    """Return whether the short portable body takes whole masks (from opset 18 on), those of floats cut to the word."""
     return opset >= 18 and (8 < word.bits < 64 if word.is_float else word.bits >= 8 and word.name != "bool")
 
 
-def _plane(g: Nodes, planes: str) -> str:
-    """The only plane of a bool."""
+def _plane(g: NodeBuilder, planes: str) -> str:
+    """Return the only plane of a bool."""
     return g.add("Gather", planes, g.constant(0), axis=0)
 
 
-def planes(g: Nodes, mask: str, bits: int) -> str:
-    """A mask (int64 [S,K]) as planes: bool [bits,S,K], true where the bit is 0; a negative mask is two's complement."""
+def planes(g: NodeBuilder, mask: str, bits: int) -> str:
+    """Split a mask (int64 [S,K], two's complement) into planes: bool [bits,S,K], true where the bit is 0."""
     if bits < 64:
         low = g.add("Mod", mask, g.constant(1 << bits))
         return _zero_bits(g, low, bits)
@@ -175,15 +175,15 @@ def planes(g: Nodes, mask: str, bits: int) -> str:
     return g.add("Concat", low, g.add("Unsqueeze", positive, g.constant([0])), axis=0)
 
 
-def _zero_bits(g: Nodes, number: str, bits: int) -> str:
-    """Planes of non-negative int64 numbers."""
+def _zero_bits(g: NodeBuilder, number: str, bits: int) -> str:
+    """Split non-negative int64 numbers into planes."""
     weights = g.constant(np.array([1 << i for i in range(bits)], np.int64).reshape(-1, 1, 1))
     bit = g.add("Mod", g.add("Div", number, weights), g.constant(2))
     return g.add("Equal", bit, g.constant(0))
 
 
 def plane_values(masks: Words, bits: int) -> NDArray[np.bool_]:
-    """What `planes` gives, computed here: masks (`uint64`, [S,K]) as bool [bits,S,K], for baked files.
+    """Return what `planes` computes, for baked files: masks (`uint64`, [S,K]) as bool [bits,S,K].
 
     >>> plane_values(np.array([[6]], np.uint64), 4).ravel().tolist()
     [True, False, False, True]
@@ -192,12 +192,13 @@ def plane_values(masks: Words, bits: int) -> NDArray[np.bool_]:
     return np.asarray((masks >> places) & np.uint64(1) == 0)
 
 
-def _struck(g: Nodes, zeros: str, keep: str, flip: str) -> str:
-    """Planes of the faulty word: a bit is 0 where it was, or is not kept, unless it is flipped."""
+def _faulty_planes(g: NodeBuilder, zeros: str, keep: str, flip: str) -> str:
+    """Return the planes of the faulty word: a bit is 0 where it was, or is not kept, unless it is flipped."""
     return g.add("Equal", g.add("Or", zeros, keep), flip)
 
 
-def _native(g: Nodes, word: Word, value: str, keep: str, flip: str) -> str:
+def _native(g: NodeBuilder, word: Word, value: str, keep: str, flip: str) -> str:
+    """Apply masks to words that BitCast reads."""
     if word.name == "bool":
         one = g.constant(1)
         kept, flipped = (g.cast(g.add("BitwiseAnd", m, one), "bool") for m in (keep, flip))
@@ -209,18 +210,19 @@ def _native(g: Nodes, word: Word, value: str, keep: str, flip: str) -> str:
     return g.add("BitCast", result, to=NUMBER[word.name]) if word.is_float else result
 
 
-def _weighted(g: Nodes, zeros: str, weights: Sequence[float], word: str) -> str:
-    """The sum of the weights of the bits that are 1."""
+def _weighted(g: NodeBuilder, zeros: str, weights: Sequence[float], word: str) -> str:
+    """Return the sum of the weights of the bits that are 1."""
     column = g.constant(np.array(weights).reshape(-1, 1, 1), word)
     return g.sum_planes(g.add("Where", zeros, g.constant(0, word), column))
 
 
-def _integer(g: Nodes, word: Word, value: str, keep: str, flip: str) -> str:
+def _integer(g: NodeBuilder, word: Word, value: str, keep: str, flip: str) -> str:
+    """Apply planes to integers."""
     bits = word.bits
-    zeros = _struck(g, planes(g, g.cast(value, "int64"), bits), keep, flip)
+    zeros = _faulty_planes(g, planes(g, g.cast(value, "int64"), bits), keep, flip)
     low = [float(1 << i) for i in range(min(bits, 32))] + [0.0] * (bits - min(bits, 32))
     high = [0.0] * 32 + [float(1 << i) for i in range(bits - 32)]
-    if word.signed or bits == 64:  # a uint64 travels as the int64 of the same bits
+    if word.signed or bits == 64:  # a uint64 is computed as the int64 of the same bits
         (high if bits > 32 else low)[-1] *= -1
     number = g.cast(_weighted(g, zeros, low, "float64"), "int64")
     if bits > 32:
@@ -229,26 +231,27 @@ def _integer(g: Nodes, word: Word, value: str, keep: str, flip: str) -> str:
     return g.cast(number, transport_format(word))
 
 
-def _sign(g: Nodes, value: str, word: str) -> str:
-    """Whether the sign is set: less than 0, or the -0 whose reciprocal is."""
+def _sign(g: NodeBuilder, value: str, word: str) -> str:
+    """Return where the sign is set: less than 0, or the -0 whose reciprocal is."""
     zero = g.constant(0, word)
     inverse = g.add("Div", g.constant(1, word), value)
     return g.add("Or", g.add("Less", value, zero), g.add("Less", inverse, zero))
 
 
-def _words(g: Nodes, word: Word, value: str, keep: str, flip: str) -> str:
-    """Floats of at most 32 bits, masks applied to whole words in int64; `flip` has no bits beyond the word."""
-    struck = g.add("BitwiseXor", g.add("BitwiseAnd", _whole(g, word, g.cast(value, "float64"), "float64"), keep), flip)
+def _words(g: NodeBuilder, word: Word, value: str, keep: str, flip: str) -> str:
+    """Apply masks to whole words of floats of at most 32 bits, in int64; `flip` has no bits beyond the word."""
+    faulty = g.add("BitwiseXor", g.add("BitwiseAnd", _whole(g, word, g.cast(value, "float64"), "float64"), keep), flip)
     m = word.mantissa
-    mantissa = g.add("BitwiseAnd", g.add("Mul", struck, g.constant(4)), g.constant(4 * ((1 << m) - 1)))
-    return _number(g, word, g.add("Div", struck, g.constant(1 << m)), g.cast(mantissa, "float64"))
+    mantissa = g.add("BitwiseAnd", g.add("Mul", faulty, g.constant(4)), g.constant(4 * ((1 << m) - 1)))
+    return _number(g, word, g.add("Div", faulty, g.constant(1 << m)), g.cast(mantissa, "float64"))
 
 
-def _float(g: Nodes, word: Word, value: str, keep: str, flip: str, wide: str) -> str:
+def _float(g: NodeBuilder, word: Word, value: str, keep: str, flip: str, wide: str) -> str:
+    """Apply planes to floats, computed in the format `wide`."""
     number = value if word.name == wide else g.cast(value, wide)
     short = wide == "float64" and word.bits < 64
     split = _whole_planes if short else _float_planes
-    zeros = _struck(g, split(g, word, number, wide), keep, flip)
+    zeros = _faulty_planes(g, split(g, word, number, wide), keep, flip)
     m, e = word.mantissa, word.exponent
     half = 1 << e  # exponents 0 … half - 1 of positive numbers, then those of negative ones
     bias = (half >> 1) - 1
@@ -267,8 +270,8 @@ def _float(g: Nodes, word: Word, value: str, keep: str, flip: str, wide: str) ->
     return result if word.name == wide else g.cast(result, word.name)
 
 
-def _number(g: Nodes, word: Word, q: str, mantissa: str) -> str:
-    """Floats of at most 32 bits of these signs and exponents (int64) and four times these mantissas (float64)."""
+def _number(g: NodeBuilder, word: Word, q: str, mantissa: str) -> str:
+    """Return floats of at most 32 bits, of signs and exponents (int64) and four times the mantissas (float64)."""
     m, half = word.mantissa, 1 << word.exponent
     bias = (half >> 1) - 1
     # The value is its binade's start and so many steps. At the top the start is infinite and a step would be -2^1025,
@@ -280,14 +283,14 @@ def _number(g: Nodes, word: Word, q: str, mantissa: str) -> str:
     return g.cast(result, word.name)
 
 
-def _whole_planes(g: Nodes, word: Word, number: str, wide: str) -> str:
-    """Planes of the words of floats of at most 32 bits, given in float64."""
+def _whole_planes(g: NodeBuilder, word: Word, number: str, wide: str) -> str:
+    """Split the words of floats of at most 32 bits, given in float64, into planes."""
     bits = np.array([1 << i for i in range(word.bits)], np.int64).reshape(-1, 1, 1)
     return g.add("Less", g.add("Mod", _whole(g, word, number, wide), g.constant(bits * 2)), g.constant(bits))
 
 
-def _whole(g: Nodes, word: Word, number: str, wide: str) -> str:
-    """The words (int64) of floats of at most 32 bits, given in float64, where a whole word is exact.
+def _whole(g: NodeBuilder, word: Word, number: str, wide: str) -> str:
+    """Return the words (int64) of floats of at most 32 bits, given in float64, where a whole word is exact.
 
     The word of a positive number grows in straight pieces between powers of two, so it is the sum of the pieces.
     """
@@ -305,8 +308,8 @@ def _whole(g: Nodes, word: Word, number: str, wide: str) -> str:
     return g.cast(g.add("Where", g.add("IsNaN", number), quiet, signed), "int64")
 
 
-def _float_planes(g: Nodes, word: Word, number: str, wide: str) -> str:
-    """Planes of the words of floats, given in float32 or float64."""
+def _float_planes(g: NodeBuilder, word: Word, number: str, wide: str) -> str:
+    """Split the words of floats, given in float32 or float64, into planes."""
     m, e = word.mantissa, word.exponent
     half, bias = 1 << e, (1 << (e - 1)) - 1
     size = g.add("Abs", number)
@@ -327,8 +330,8 @@ def _float_planes(g: Nodes, word: Word, number: str, wide: str) -> str:
     infinity = ((half - 1) << m) >> (width if split else 0)
     quiet = infinity + (1 << (m - 1 - (width if split else 0)))
     high = g.add("Add", upper, g.add("Mul", count, g.constant(2.0 ** (m - (width if split else 0)), wide)))
-    patch = g.add("Where", nan, g.constant(quiet, wide), g.constant(infinity, wide))
-    high = g.add("Where", special, patch, high)
+    non_finite = g.add("Where", nan, g.constant(quiet, wide), g.constant(infinity, wide))
+    high = g.add("Where", special, non_finite, high)
     minus = g.add("Where", _sign(g, number, wide), g.constant(2.0 ** (word.bits - 1 - (width if split else 0)), wide),
                   g.constant(0, wide))  # fmt: skip
     planes_ = _bits_of(g, g.add("Add", high, minus), width if split else word.bits, wide)
@@ -339,15 +342,15 @@ def _float_planes(g: Nodes, word: Word, number: str, wide: str) -> str:
     return g.add("Concat", _bits_of(g, low, width, wide), planes_, axis=0)
 
 
-def _bits_of(g: Nodes, number: str, bits: int, wide: str) -> str:
-    """Planes of whole numbers that are held as floats: the bit is 0 where the half's fraction is below one half."""
+def _bits_of(g: NodeBuilder, number: str, bits: int, wide: str) -> str:
+    """Split whole numbers that are held as floats into planes: a bit is 0 where the fraction is below one half."""
     shifted = g.add("Mul", number, g.constant(np.array([2.0 ** -(i + 1) for i in range(bits)]).reshape(-1, 1, 1), wide))
     fraction = g.add("Sub", shifted, g.add("Floor", shifted))
     return g.add("Less", fraction, g.constant(0.5, wide))
 
 
-def _float8(g: Nodes, word: Word, value: str, keep: str, flip: str) -> str:
-    """Floats of 8 bits, given in float32: the word of a positive number is its rank among all of them."""
+def _float8(g: NodeBuilder, word: Word, value: str, keep: str, flip: str) -> str:
+    """Change floats of 8 bits, given in float32: the word of a positive number is its rank among all of them."""
     table = word.values(np.arange(256, dtype=np.uint64)).astype(np.float32)
     positive = table[1:128]
     ranks = positive[~np.isnan(positive)].reshape(-1, 1, 1)
@@ -356,13 +359,13 @@ def _float8(g: Nodes, word: Word, value: str, keep: str, flip: str) -> str:
     minus = g.add("Where", _sign(g, value, "float32"), g.constant(128, "float32"), g.constant(0, "float32"))
     nan = int(word.words(np.array([np.nan]))[0])
     number = g.add("Where", g.add("IsNaN", value), g.constant(nan, "float32"), g.add("Add", count, minus))
-    zeros = _struck(g, _bits_of(g, number, 8, "float32"), keep, flip)
+    zeros = _faulty_planes(g, _bits_of(g, number, 8, "float32"), keep, flip)
     result = g.cast(_weighted(g, zeros, [2.0**i for i in range(8)], "float32"), "int64")
     return g.add("Gather", g.constant(table, "float32"), result)
 
 
 def transport_format(word: Word) -> str:
-    """The format in which a tensor travels through gather and scatter, which have no kernels for narrow ones."""
+    """Return the format that a tensor has for Gather and Scatter, which have no kernels for narrow ones."""
     if word.is_float and word.bits == 8:
         return "float32"
     if word.bits < 8 and word.name != "bool":
@@ -370,8 +373,8 @@ def transport_format(word: Word) -> str:
     return word.name
 
 
-def convert_transport(g: Nodes, word: Word, value: str, *, back: bool = False, name: str = "") -> str:
-    """Convert a whole tensor to the format in which it travels, or back from it."""
+def convert_transport(g: NodeBuilder, word: Word, value: str, *, back: bool = False, name: str = "") -> str:
+    """Convert a whole tensor to its format for Gather and Scatter, or back."""
     if transport_format(word) == word.name:
         return value
     exact = {"saturate": 0} if back and word.is_float else {}
@@ -380,7 +383,7 @@ def convert_transport(g: Nodes, word: Word, value: str, *, back: bool = False, n
 
 __all__ = [
     "NUMBER",
-    "Nodes",
+    "NodeBuilder",
     "apply_mask",
     "body_for",
     "convert_transport",

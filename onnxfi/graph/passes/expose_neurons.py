@@ -1,4 +1,4 @@
-"""Exposing neurons: a pass that gives every neuron stored words of its own, so that each can be struck alone.
+"""Neuron exposure: a pass that gives every neuron weights of its own, so that a fault can be injected into one alone.
 
 Exporters store one threshold and one leak for a whole layer, and no spike at all. In the exposed model a layer L has
 
@@ -6,124 +6,149 @@ Exporters store one threshold and one leak for a whole layer, and no spike at al
     L/reset     how much of a reset a neuron takes: 1 is all of it, 0 none
     L/spike     what a neuron puts out: NaN is what it computes, 0 is a dead neuron, 1 a saturated one
 
-as float tensors shaped as the neurons of one sample, and `L/membrane/STEP` and `L/spike/STEP` are its values in flight
-(in the body of a loop without STEP). Outputs are the same bit for bit until a word is struck: the parameters enter the
-same operations, a spike times 1 is the spike, and NaN chooses what was computed.
+as float tensors shaped as the neurons of one sample, and the activations `L/membrane/STEP` and `L/spike/STEP` (in the
+body of a loop without STEP). Outputs are the same bit for bit until a weight is faulty: the parameters enter the same
+operations, a spike times 1 is the spike, and NaN chooses what was computed.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.errors import ModelError
-from onnxfi.graph.model.graph_index import GraphIndex, all_graphs, subgraphs
-from onnxfi.graph.model.loading import Model, parse
+from onnxfi.errors import ModelError, PassError
+from onnxfi.graph.model.graph_index import GraphIndex, all_graphs
 from onnxfi.graph.model.neuron_table import NEURON_TABLE_KEY, read_neuron_table
 from onnxfi.graph.model.protobuf_scan import text
-from onnxfi.graph.spiking.detect_neurons import SpikingLayer, SpikingLayers, Step, Variable
+from onnxfi.graph.passes.graph_edit import GraphEdit, redirect_node
+from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.spiking.detect_neurons import SpikingLayer, Step, Variable, find_spiking_layers
 
 if TYPE_CHECKING:
     import onnx
 
+    from onnxfi.graph.model.loading import Model
 
-def expose(model: Model, found: SpikingLayers) -> onnx.ModelProto:
-    """The model with its neurons exposed. Raises ModelError where that is done, or a layer's shape is not known.
 
-    >>> from onnxfi.graph.model.loading import load
-    >>> from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
-    >>> made = expose(load(model := "models/fashion_snn.onnx"), find_spiking_layers(load(model)))
+@dataclass(frozen=True)
+class ExposeNeurons(ModelPass[None]):
+    """The pass that exposes the neurons of these spiking layers.
+
+    Examples
+    --------
+    >>> from onnxfi.graph.model.loading import load, parse
+    >>> model = load("models/fashion_snn.onnx")
+    >>> made, _ = ExposeNeurons(find_spiking_layers(model).layers).run(parse(model))
     >>> [target.id for target in load(made).targets if target.id.startswith("lif3/")]
     ['lif3/threshold', 'lif3/leak', 'lif3/reset', 'lif3/spike']
     """
-    proto = parse(model)
-    if read_neuron_table(proto):
-        raise ModelError(f"{model.name} has its neurons exposed already; strike its words as they are")
-    places = {scope.path: scope.graph for scope in GraphIndex.of(proto).graphs}
-    edits = {path: _Edit(graph, proto.graph) for path, graph in places.items()}
-    rows = []
-    for layer in found.layers:
-        rows.append(_exposed(edits[layer.path], layer, model.name))
-    for path in sorted(edits, key=lambda p: -p.count("::")):
-        edits[path].write()
-    _prune(proto, {name for layer in found.layers for v in layer.variables for name in v.origins})
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = NEURON_TABLE_KEY, json.dumps(rows)
-    proto.ir_version = max(proto.ir_version, 4)
-    return proto
+
+    layers: tuple[SpikingLayer, ...]
+    name = "expose-neurons"
+    again = "refused"
+
+    def requires(self, proto: onnx.ModelProto) -> None:
+        """Refuse a model whose neurons are exposed, and layers whose shape is not known."""
+        if read_neuron_table(proto):
+            raise ModelError("the neurons are exposed already; inject into this model as it is")
+        for layer in self.layers:
+            if layer.shape is None:
+                raise ModelError(
+                    f"the shape of the neurons of {layer.name!r} cannot be inferred; export it with value_info, or run "
+                    f"onnx.shape_inference on it"
+                )
+
+    def apply(self, proto: onnx.ModelProto) -> None:
+        """Store a weight for each neuron, and let the layers read those."""
+        scopes = [(scope.path, scope.graph) for scope in GraphIndex.of(proto).graphs]
+        edits = {path: _LayerEdit(graph, proto.graph) for path, graph in scopes}
+        rows = [_expose(edits[layer.path], layer) for layer in self.layers]
+        for path in sorted(edits, key=lambda p: -p.count("::")):
+            edits[path].write()
+        _prune(proto, {name for layer in self.layers for v in layer.variables for name in v.origins})
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = NEURON_TABLE_KEY, json.dumps(rows)
+        proto.ir_version = max(proto.ir_version, 4)
+
+    def ensures(self, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+        """Check that every layer has its weights."""
+        stored = {t.name for t in after.graph.initializer}
+        for row in read_neuron_table(after):
+            for weight in row["words"].values():
+                if weight not in stored:
+                    raise PassError(f"the pass {self.name!r} breaks its contract: {weight!r} is not stored")
+
+    @classmethod
+    def neutral(cls, model: Model) -> ExposeNeurons | None:
+        """Return the pass for the layers that are found by their pattern."""
+        layers = () if read_neuron_table(model.proto) else find_spiking_layers(model).layers
+        return cls(layers) if layers and all(layer.shape is not None for layer in layers) else None
 
 
-class _Edit:
-    """Changes of one graph: nodes to be put first, or behind others."""
+class _LayerEdit(GraphEdit):
+    """The edit of a graph that has spiking layers; weights are stored in the main graph, where bodies see them."""
 
-    def __init__(self, graph: onnx.GraphProto, top: onnx.GraphProto) -> None:
-        self.graph, self.top = graph, top
-        self.maker = {text(name): k for k, node in enumerate(graph.node) for name in node.output if name}
-        self.first: list[onnx.NodeProto] = []
-        self.behind: dict[int, list[onnx.NodeProto]] = {}
-        self.outputs = {text(o.name) for o in graph.output}
+    def __init__(self, graph: onnx.GraphProto, main: onnx.GraphProto) -> None:
+        super().__init__(graph)
+        self.main = main
 
-    def put(self, place: int, op: str, inputs: Sequence[str], output: str, layer: str = "") -> None:
-        """Put a node behind one that is there; it counts as of that node's module, or of the layer that is named."""
+    def put(self, position: int, op: str, inputs: Sequence[str], output: str, layer: str = "") -> None:
+        """Put a node behind another; it belongs to that one's module, or to the layer that is named."""
         from onnx import helper
 
         node = helper.make_node(op, list(inputs), [output])
         if layer:
             node.name = f"{layer}/exposed-{output.rpartition('/')[2]}"
-            self.behind.setdefault(place, []).append(node)
-        elif place >= 0:
-            old = self.graph.node[place]
+        elif position >= 0:
+            old = self.graph.node[position]
             scope = text(old.name).rpartition("/")[0]
             node.name = f"{scope}/exposed-{output.replace('/', '-')}" if scope else ""
             node.metadata_props.extend(old.metadata_props)
-            self.behind.setdefault(place, []).append(node)
         else:
             node.name = f"/{output.rpartition('/')[0]}/exposed-{output.rpartition('/')[2]}"
-            self.first.append(node)
-
-    def write(self) -> None:
-        """Write the nodes in their new order."""
-        import onnx
-
-        nodes = [*self.first]
-        for k, old in enumerate(self.graph.node):
-            copy = onnx.NodeProto()
-            copy.CopyFrom(old)
-            nodes += [copy, *self.behind.get(k, [])]
-        del self.graph.node[:]
-        self.graph.node.extend(nodes)
+        self.put_behind(position, [node])
 
     def store(self, name: str, value: NDArray[Any]) -> None:
-        """Store a tensor in the main graph, where every body sees it."""
+        """Store a tensor in the main graph."""
         from onnx import numpy_helper
 
-        self.top.initializer.append(numpy_helper.from_array(value, name))
+        self.main.initializer.append(numpy_helper.from_array(value, name))
+
+    def replace_output(self, old: str, new: str) -> None:
+        """Let a graph that puts out one tensor put out the other, under the old name."""
+        if old not in self.outputs:
+            return
+        position, unexposed = self.maker[old], f"{old}/plain"
+        self.rename_output(position, old, unexposed)
+        self.redirect(old, unexposed)
+        for node in self.behind(position):
+            redirect_node(node, old, unexposed)
+        self.put(position, "Identity", [new], old)
+        self.outputs.discard(old)
 
 
-def _exposed(edit: _Edit, layer: SpikingLayer, name: str) -> dict[str, Any]:
+def _expose(edit: _LayerEdit, layer: SpikingLayer) -> dict[str, Any]:
     """Expose one layer; returns its row of the table."""
-    if layer.shape is None:
-        raise ModelError(
-            f"{name}: the shape of the neurons of {layer.name!r} cannot be inferred; export it with value_info, or run "
-            f"onnx.shape_inference on it"
-        )
     words: dict[str, str] = {}
     for variable in layer.variables:
         words[variable.name] = stored = f"{layer.name}/{variable.name}"
-        edit.store(stored, _each(variable, layer))
+        edit.store(stored, _by_neuron(variable, layer))
         for use in variable.uses:
             edit.graph.node[use.node].input[use.input] = stored
+    assert layer.shape is not None
+    dtype = layer.variables[0].value.dtype if layer.variables else np.dtype(np.float32)
     if any(step.resets for step in layer.steps):
         words["reset"] = f"{layer.name}/reset"
-        edit.store(words["reset"], np.ones(layer.shape, _dtype(layer)))
+        edit.store(words["reset"], np.ones(layer.shape, dtype))
     words["spike"] = f"{layer.name}/spike"
-    edit.store(words["spike"], np.full(layer.shape, np.nan, _dtype(layer)))
+    edit.store(words["spike"], np.full(layer.shape, np.nan, dtype))
     edit.put(-1, "IsNaN", [words["spike"]], f"{layer.name}/free")
-    steps = [_step(edit, layer, step, "" if layer.loop else f"/{k}") for k, step in enumerate(layer.steps)]
+    steps = [_expose_step(edit, layer, step, "" if layer.loop else f"/{k}") for k, step in enumerate(layer.steps)]
     return {
         "layer": layer.name, "kind": layer.kind, "shape": list(layer.shape), "steps": layer.trips, "reset": layer.reset,
         "loop": layer.loop or None, "words": words,
@@ -131,12 +156,8 @@ def _exposed(edit: _Edit, layer: SpikingLayer, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _dtype(layer: SpikingLayer) -> Any:
-    return layer.variables[0].value.dtype if layer.variables else np.float32
-
-
-def _each(variable: Variable, layer: SpikingLayer) -> NDArray[Any]:
-    """A parameter with an element a neuron."""
+def _by_neuron(variable: Variable, layer: SpikingLayer) -> NDArray[Any]:
+    """Return a parameter with an element a neuron."""
     assert layer.shape is not None
     value = variable.value
     while value.ndim > len(layer.shape) and value.shape[0] == 1:
@@ -150,101 +171,64 @@ def _each(variable: Variable, layer: SpikingLayer) -> NDArray[Any]:
         ) from None
 
 
-def _step(edit: _Edit, layer: SpikingLayer, step: Step, tail: str) -> tuple[str, str]:
+def _expose_step(edit: _LayerEdit, layer: SpikingLayer, step: Step, suffix: str) -> tuple[str, str]:
     """Expose one step; returns the names of its membrane potential and its spikes."""
     graph, name = edit.graph, layer.name
-    inner = {(use.node, use.input): text(graph.node[use.node].input[use.input]) for use in step.inner}
-    inner |= {(use.node, use.input): text(graph.node[use.node].input[use.input]) for use in step.resets}
-    membrane = f"{name}/membrane{tail}" if step.membrane else ""
+    inner = {(u.node, u.input): text(graph.node[u.node].input[u.input]) for u in (*step.inner, *step.resets)}
+    membrane = f"{name}/membrane{suffix}" if step.membrane else ""
     if step.membrane:
-        place = edit.maker.get(step.membrane, -1)
+        position = edit.maker.get(step.membrane, -1)
         # An Identity of its own: what makes the first potential may be the current of every step.
-        edit.put(place, "Identity", [step.membrane], membrane, f"{name}/membrane")
-        for (number, k), held in inner.items():
-            if held == step.membrane:
+        edit.put(position, "Identity", [step.membrane], membrane, f"{name}/membrane")
+        for (number, k), read in inner.items():
+            if read == step.membrane:
                 graph.node[number].input[k] = membrane
-        _hand_on(edit, step.membrane, membrane)
-    spike, fired = f"{name}/spike{tail}" if tail else f"{name}/spiking", step.spike
-    place = edit.maker[fired]
-    edit.put(place, "Where", [f"{name}/free", fired, f"{name}/spike"], spike, f"{name}/spike")
-    kept = {at for at, held in inner.items() if held == fired}
-    for k, node in enumerate(graph.node):
-        for position, held in enumerate(node.input):
-            if held == fired and (k, position) not in kept:
-                node.input[position] = spike
-        _rename_captured(node, fired, spike)
-    _hand_on(edit, fired, spike)
+        edit.replace_output(step.membrane, membrane)
+    spike, fired = f"{name}/spike{suffix}" if suffix else f"{name}/spiking", step.spike
+    edit.put(edit.maker[fired], "Where", [f"{name}/free", fired, f"{name}/spike"], spike, f"{name}/spike")
+    edit.redirect(fired, spike, {at for at, read in inner.items() if read == fired})
+    edit.replace_output(fired, spike)
     for use in step.resets:
-        held = text(graph.node[use.node].input[use.input])
-        graph.node[use.node].input[use.input] = _gain(edit, layer, held, tail)
+        read = text(graph.node[use.node].input[use.input])
+        graph.node[use.node].input[use.input] = _weighted_reset(edit, layer, read, suffix)
     return membrane, spike
 
 
-def _gain(edit: _Edit, layer: SpikingLayer, held: str, tail: str) -> str:
-    """A reset signal times how much of it each neuron takes."""
-    out = f"{layer.name}/{held.replace('/', '_')}{tail}/taken"
-    place = edit.maker.get(held, -1)
-    if not any(out in node.output for node in edit.behind.get(place, [])):
-        edit.put(place, "Mul", [held, f"{layer.name}/reset"], out)
+def _weighted_reset(edit: _LayerEdit, layer: SpikingLayer, signal: str, suffix: str) -> str:
+    """Return the product of a reset signal and how much of it each neuron takes."""
+    out = f"{layer.name}/{signal.replace('/', '_')}{suffix}/taken"
+    position = edit.maker.get(signal, -1)
+    if not any(out in node.output for node in edit.behind(position)):
+        edit.put(position, "Mul", [signal, f"{layer.name}/reset"], out)
     return out
 
 
-def _hand_on(edit: _Edit, old: str, new: str) -> None:
-    """Let a graph that puts out a value put out the new one, under the old name."""
-    if old not in edit.outputs:
-        return
-    place = edit.maker[old]
-    node = edit.graph.node[place]
-    plain = f"{old}/plain"
-    for k, name in enumerate(node.output):
-        if name == old:
-            node.output[k] = plain
-    edit.maker[plain] = place
-    for other in [*edit.graph.node, *edit.behind.get(place, [])]:
-        for k, name in enumerate(other.input):
-            if name == old:
-                other.input[k] = plain
-    edit.put(place, "Identity", [new], old)
-    edit.outputs.discard(old)
-
-
-def _rename_captured(node: Any, old: str, new: str) -> None:
-    """Let the bodies of a node read another name."""
-    for _, body in subgraphs(node):
-        own = (
-            {v.name for v in body.input} | {t.name for t in body.initializer} | {o for n in body.node for o in n.output}
-        )
-        for inner in body.node if old not in own else ():
-            for k, name in enumerate(inner.input):
-                if name == old:
-                    inner.input[k] = new
-            _rename_captured(inner, old, new)
-
-
 def _prune(proto: onnx.ModelProto, origins: set[str]) -> None:
-    """Drop the parameters of whole layers that nothing uses any more, and what only converted them."""
+    """Drop the parameters of whole layers that nothing reads any more, and the nodes that only converted them."""
     for graph in reversed(list(all_graphs(proto.graph))):
         gone = True
         while gone:
-            used = _used(proto)
-            dead = [n for n in graph.node if _converts(n, origins) and not any(o in used for o in n.output)]
+            read = _read(proto)
+            dead = [n for n in graph.node if _converts(n, origins) and not any(o in read for o in n.output)]
             for node in dead:
                 origins |= set(node.input)
                 graph.node.remove(node)
             gone = bool(dead)
-        used = _used(proto)
+        read = _read(proto)
         for k in reversed(range(len(graph.initializer))):
-            if graph.initializer[k].name in origins and graph.initializer[k].name not in used:
+            if graph.initializer[k].name in origins and graph.initializer[k].name not in read:
                 del graph.initializer[k]
 
 
 def _converts(node: onnx.NodeProto, origins: set[str]) -> bool:
+    """Return whether a node does nothing but convert one of these parameters."""
     if node.op_type == "Constant":
         return node.output[0] in origins
     return bool(node.input) and any(name in origins for name in node.input) and node.op_type in ("Identity", "Clip")
 
 
-def _used(proto: onnx.ModelProto) -> set[str]:
+def _read(proto: onnx.ModelProto) -> set[str]:
+    """Return the names that nodes of any graph read, and those that graphs put out."""
     names = set()
     for graph in all_graphs(proto.graph):
         names |= {text(o.name) for o in graph.output} | {text(n) for node in graph.node for n in node.input if n}

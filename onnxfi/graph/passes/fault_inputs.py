@@ -1,10 +1,10 @@
-"""Arming: the columns that an armed model is fed, made of faults.
+"""Inputs of an armed model: the columns that it is fed, made of faults.
 
-A column is one slot of one site: `site` [F] says whose, `element` [S,F] which element, `keep` and `flip` [S,F] what
+A column is one slot of one site: `site` [F] is its number, `element` [S,F] which element, `keep` and `flip` [S,F] what
 becomes of its word (or `scale` and `shift`, what of its number), `first` and `last` [F] in which iterations. S is 1
-where every sample is struck alike, else a row a sample. The graph cannot see that one element is named twice (one of
-the two faults would be lost), that an index is negative (it would count from the end), or that a step never comes: all
-three are settled here.
+where the faults are the same in every sample, else a row a sample. The graph cannot see that one element is named twice
+(one of the two faults would be lost), that an index is negative (it would count from the end), or that a step never
+comes: all three are settled here.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _Cell = dict[int, Mask | tuple[float, float]]
 
 def columns(
     armed: Armed,
-    strikes: Sequence[ActivationFault],
+    faults: Sequence[ActivationFault],
     *,
     batch: int | None = None,
     trips: Mapping[str, int] | None = None,
 ) -> Columns:
-    """What to feed so that these faults strike; nothing but empty columns where there are none.
+    """Return what to feed for these faults; nothing but empty columns where there are none.
 
     `batch` is the number of samples that will run, needed where a fault names its sample; `trips` the iterations of
     the loops around targets, by target id. Raises SelectorError for an element, sample or step that is not there, and
@@ -52,13 +52,13 @@ def columns(
     """
     number = {(a.path, a.name): k for k, a in enumerate(armed.sites)}
     by_site: dict[int, list[ActivationFault]] = {}
-    for strike in strikes:
-        a = strike.activation
+    for fault in faults:
+        a = fault.activation
         if (a.path, a.name) not in number:
             raise SelectorError(f"{a.target.id!r} is not armed in this model; instrument it with --include '={a.name}'")
-        _check(armed, strike, batch, (trips or {}).get(a.target.id))
-        by_site.setdefault(number[a.path, a.name], []).append(strike)
-    rows = 1 if all(s.sample is None for s in strikes) else batch or 1
+        _check(armed, fault, batch, (trips or {}).get(a.target.id))
+        by_site.setdefault(number[a.path, a.name], []).append(fault)
+    rows = 1 if all(s.sample is None for s in faults) else batch or 1
     slots = [
         (site, first, last, cells)
         for site, mine in sorted(by_site.items())
@@ -82,7 +82,7 @@ def _laid_out(armed: Armed, slots: Sequence[tuple[int, int, int, list[_Cell]]], 
         for name, value in (("site", site), ("first", first), ("last", last)):
             steps[name][here] = value
         for row, cell in enumerate(cells):
-            # A row with fewer faults says its last one again, which writes the same; one without says nothing.
+            # A row with fewer faults repeats its last one, which writes the same; one without has none.
             known = list(cell.items()) or [(0, nothing)]
             known += [known[-1]] * (width - len(known))
             element[row, here] = [element for element, _ in known]
@@ -90,27 +90,27 @@ def _laid_out(armed: Armed, slots: Sequence[tuple[int, int, int, list[_Cell]]], 
             for column, k in zip(pair, (0, 1), strict=True):
                 column[row, here] = np.array([word[k] for word in words], kind)
         at += width
-    told = [column if armed.values else column.view(np.int64) for column in pair]
-    made = {"element": element, **dict(zip(change, told, strict=True))}
+    changes = [column if armed.values else column.view(np.int64) for column in pair]
+    made = {"element": element, **dict(zip(change, changes, strict=True))}
     wanted = [name.rpartition(".")[2] for name in armed.inputs]
     return {f"{armed.prefix}.{name}": (made | steps)[name] for name in wanted}
 
 
-def _intervals(strikes: Sequence[ActivationFault]) -> list[tuple[int, int, list[ActivationFault]]]:
-    """The iterations cut where some fault begins or ends, and the faults of each piece."""
-    edges = sorted({s.first for s in strikes} | {s.last + 1 for s in strikes})
-    pieces = []
+def _intervals(faults: Sequence[ActivationFault]) -> list[tuple[int, int, list[ActivationFault]]]:
+    """Cut the iterations where some fault begins or ends; returns each interval with its faults."""
+    edges = sorted({s.first for s in faults} | {s.last + 1 for s in faults})
+    intervals = []
     for start, end in pairwise(edges):
-        now = [s for s in strikes if s.first <= start and end - 1 <= s.last]
+        now = [s for s in faults if s.first <= start and end - 1 <= s.last]
         if now:
-            pieces.append((start, end - 1, now))
-    return pieces
+            intervals.append((start, end - 1, now))
+    return intervals
 
 
-def _rows(strikes: Sequence[ActivationFault], rows: int) -> list[_Cell]:
-    """For each row what becomes of every struck element, faults of one element merged in order."""
+def _rows(faults: Sequence[ActivationFault], rows: int) -> list[_Cell]:
+    """Return for each row what becomes of every faulty element, faults of one element merged in order."""
     cells: list[_Cell] = [{} for _ in range(rows)]
-    for s in strikes:
+    for s in faults:
         for row in range(rows) if s.sample is None else [s.sample]:
             old = cells[row].get(s.element)
             if s.mask is not None:
@@ -127,7 +127,7 @@ def _check(armed: Armed, s: ActivationFault, batch: int | None, trips: int | Non
     where = site_text(s)
     if s.mask is None and not armed.values:
         raise FaultError(
-            f"{where}: a value fault cannot be fed to a file whose words are struck; instrument it with --values, "
+            f"{where}: a value fault cannot be fed to a file whose words change; instrument it with --values, "
             f"bake it (onnxfi inject), or use a mask, as set-word"
         )
     if s.mask is not None and armed.values:
@@ -139,9 +139,9 @@ def _check(armed: Armed, s: ActivationFault, batch: int | None, trips: int | Non
 
 
 def check_iteration(s: ActivationFault, trips: int | None) -> None:
-    """Refuse a step that does not come, where it is known how often the loop turns."""
+    """Refuse a step that does not come, where the number of iterations is known."""
     if trips == 0:
-        raise SelectorError(f"{site_text(s)}: the loop does not turn on this data, so it has no step")
+        raise SelectorError(f"{site_text(s)}: the loop does not run on this data, so it has no step")
     if trips is not None and s.first >= trips:
         raise SelectorError(f"{site_text(s)}: the loop has {trips} iterations, steps are 0 to {trips - 1}")
 
@@ -165,7 +165,7 @@ def check_location(a: Activation, s: ActivationFault, batch: int | None) -> None
 
 
 def site_text(s: ActivationFault) -> str:
-    """How a message names the place of a fault."""
+    """Return the site of a fault as messages write it."""
     sample = "" if s.sample is None else f"@sample={s.sample}"
     step = "" if (s.first, s.last) == (0, LAST_STEP) else f"@step={s.first}"
     return f"{s.activation.target.id}[{s.element}]{sample}{step}"

@@ -6,34 +6,37 @@ prove that it may.
 
 Three forms, one operator per number format, body and place of the batch axis:
 
-- *armed*: what is struck is fed. The body sits inside an `If` that is false while nothing is armed, since a runtime's
+- *armed*: the faults are inputs. The body sits inside an `If` that is false while there is no fault, since a runtime's
   planning grows with the square of what is not (400 sites in float32 loaded in 5 s, against 249 s).
 - *baked*: elements and masks are constants of the node, the same in all samples.
 - *sampled*: baked, each fault in one sample of the batch; a sample beyond the batch fails loudly.
 
-Each may have a gate: the iteration of the loop in which it sits, with the first and last one that is struck. And each
-exists for values as well (`InjectScale`, `FixedScale`): the number becomes `number * scale + shift`, where no mask
-describes a fault.
+Each may have a gate: the iteration of the loop in which it sits, with the first and last one that has the fault. And
+each exists for numbers as well (`InjectScale`, `FixedScale`): the number becomes `number * scale + shift`, where no
+mask describes the fault.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxfi.errors import FaultError, ModelError
 from onnxfi.faults.words import Word
+from onnxfi.graph.dataflow.activation_targets import Activation
+from onnxfi.graph.dataflow.sample_axis import SampleAxis
 from onnxfi.graph.passes.bit_arithmetic import (
     NUMBER,
-    Nodes,
+    NodeBuilder,
     apply_mask,
     body_for,
     convert_transport,
+    opset_of,
     takes_words,
-    tensor,
     transport_format,
 )
 
@@ -47,7 +50,7 @@ DOMAIN = "onnxfi"
 class Operator:
     """One fault operator: for which words, in which opset and body, and in which form.
 
-    `whole` counts elements over the whole tensor (no batch axis); `gated` looks at the iteration.
+    `whole` counts elements over the whole tensor (no batch axis); `gated` compares the iteration.
 
     >>> from onnxfi.faults.words import WORDS
     >>> Operator(WORDS["float32"], 17).name
@@ -64,7 +67,7 @@ class Operator:
 
     @property
     def name(self) -> str:
-        """The function's name: what it does to which format."""
+        """The name of the function, made of its action and its format."""
         verbs = ("InjectScale", "FixedScale") if self.valued else ("InjectFault", "FixedFault")
         verb = verbs[self.form != "armed"]
         verb += "Sample" if self.form == "sampled" else ""
@@ -73,12 +76,12 @@ class Operator:
 
     @property
     def kind(self) -> str:
-        """Which body it has: native or portable."""
+        """The body, native or portable."""
         return body_for(self.word, self.opset, self.body)
 
     @property
     def takes_planes(self) -> bool:
-        """Whether masks are given as planes of one bit: bool [bits,S,F], true where the bit is 0."""
+        """True where masks are given as planes of one bit: bool [bits,S,F], true where the bit is 0."""
         return self.kind == "portable" and not self.valued and not self._takes_words
 
     @property
@@ -87,7 +90,7 @@ class Operator:
 
     @property
     def columns(self) -> tuple[str, str]:
-        """The columns of an armed model that say how words change: as they are fed, or made ready for all sites."""
+        """The columns of an armed model for the change: as they are fed, or prepared for all sites."""
         bits = self.word.bits
         if self.takes_planes:
             return f"keep.planes{bits}", f"flip.planes{bits}"
@@ -96,20 +99,20 @@ class Operator:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The names of what it takes."""
-        where = {"armed": ("named", "site", "element"), "baked": ("element",), "sampled": ("at",)}[self.form]
+        """The names of the inputs."""
+        where = {"armed": ("armed", "site", "element"), "baked": ("element",), "sampled": ("at",)}[self.form]
         return ("x", *where, *self.change, *(("first", "last", "step") if self.gated else ()))
 
     @property
     def change(self) -> tuple[str, str]:
-        """What says how a word changes."""
+        """The inputs for the change of a word, or of a number."""
         return ("scale", "shift") if self.valued else ("keep", "flip")
 
     def function(self) -> onnx.FunctionProto:
-        """The function itself, in the domain `onnxfi`."""
+        """Return the function, in the domain `onnxfi`."""
         from onnx import helper
 
-        g = Nodes(self.opset)
+        g = NodeBuilder(self.opset)
         x = convert_transport(g, self.word, "x")
         {"armed": self._armed, "baked": self._baked, "sampled": self._sampled}[self.form](g, x)
         if g.nodes[-1].output[0] != "y":
@@ -125,70 +128,70 @@ class Operator:
     def _end(self) -> str:
         return "y" if transport_format(self.word) == self.word.name else ""
 
-    def _flat(self, g: Nodes, x: str) -> str:
+    def _flat(self, g: NodeBuilder, x: str) -> str:
         return g.add("Flatten", x, axis=0 if self.whole else 1)
 
-    def _samples(self, g: Nodes, shape: str) -> str:
-        """How many samples there are, [1]; the scatter must not come before this reads the shape."""
+    def _samples(self, g: NodeBuilder, shape: str) -> str:
+        """Return the number of samples, [1]; the scatter must not come before this reads the shape."""
         return g.constant([1]) if self.whole else g.add("Gather", shape, g.constant([0]))
 
-    def _scatter(self, g: Nodes, flat: str, at: str, struck: str, shape: str) -> None:
-        g.restore(g.add("ScatterElements", flat, at, struck, axis=1), shape, name=self._end)
+    def _scatter(self, g: NodeBuilder, flat: str, at: str, faulty: str, shape: str) -> None:
+        g.restore(g.add("ScatterElements", flat, at, faulty, axis=1), shape, name=self._end)
 
-    def _armed(self, g: Nodes, x: str) -> None:
-        """Where this site is struck, select its columns, gather and strike; scatter in any case, mostly nothing."""
+    def _armed(self, g: NodeBuilder, x: str) -> None:
+        """Where this site has faults, select its columns, gather and change; scatter in any case, mostly nothing."""
         from onnx import helper
 
         number = g.add("Constant", name="number")
         g.nodes[-1].attribute.append(_reference("value", "number"))
         shape = g.add("Shape", x)
         flat = self._flat(g, x)
-        then = Nodes(self.opset, "armed_")
-        if self.gated:  # few iterations are struck, so the columns are looked at before the If
+        then = NodeBuilder(self.opset, "armed_")
+        if self.gated:  # few iterations have faults, so the columns are compared before the If
             rows = g.add("NonZero", g.add("And", g.add("Equal", "site", number), self._open(g)))
             armed = g.add("Greater", g.add("Size", rows), g.constant(0))
         else:
-            armed = g.add("Gather", "named", number)
+            armed = g.add("Gather", "armed", number)
             rows = then.add("NonZero", then.add("Equal", "site", number))
-        at, struck = self._select(then, flat, shape, rows)
+        at, faulty = self._select(then, flat, shape, rows)
         if self._widens:
-            struck = then.cast(struck, "float32")
-        idle = Nodes(self.opset, "idle_")
+            faulty = then.cast(faulty, "float32")
+        idle = NodeBuilder(self.opset, "idle_")
         nowhere = idle.constant(np.zeros((0, 0)), name="idle_at")
         nothing = idle.constant(
             np.zeros((0, 0)), "float32" if self._widens else transport_format(self.word), name="idle_value"
         )
-        pair = [g.prefix + "at", g.prefix + "struck"]
+        pair = [g.prefix + "at", g.prefix + "faulty"]
         g.nodes.append(
             helper.make_node(
                 "If", [armed], pair,
-                then_branch=self._branch(then, "armed", at, struck),
+                then_branch=self._branch(then, "armed", at, faulty),
                 else_branch=self._branch(idle, "idle", nowhere, nothing),
             )
         )  # fmt: skip
-        struck = g.cast(pair[1], self.word.name) if self._widens else pair[1]
-        self._scatter(g, flat, pair[0], struck, shape)
+        faulty = g.cast(pair[1], self.word.name) if self._widens else pair[1]
+        self._scatter(g, flat, pair[0], faulty, shape)
 
     @property
     def _widens(self) -> bool:
-        """Whether the value leaves the If as float32: it puts out bfloat16 from opset 16 on only."""
+        """True where the value leaves the If as float32: it puts out bfloat16 from opset 16 on only."""
         return self.word.name == "bfloat16" and self.opset < 16
 
-    def _branch(self, g: Nodes, name: str, at: str, value: str) -> onnx.GraphProto:
+    def _branch(self, g: NodeBuilder, name: str, at: str, value: str) -> onnx.GraphProto:
         from onnx import helper
 
         word = "float32" if self._widens else transport_format(self.word)
         outputs = [helper.make_tensor_value_info(n, NUMBER[w], [None, None]) for n, w in ((at, "int64"), (value, word))]
         return helper.make_graph(g.nodes, name, [], outputs)
 
-    def _open(self, g: Nodes) -> str:
-        """Which rows strike in this iteration, bool [F]."""
+    def _open(self, g: NodeBuilder) -> str:
+        """Return which columns have faults in this iteration, bool [F]."""
         step = g.reshape("step", g.constant([1]))
         early, late = g.add("Greater", "first", step), g.add("Less", "last", step)
         return g.add("Not", g.add("Or", early, late))
 
-    def _select(self, g: Nodes, flat: str, shape: str, rows: str) -> tuple[str, str]:
-        """This site's elements and masks, and the numbers that they make: indices [N,K] and numbers [N,K]."""
+    def _select(self, g: NodeBuilder, flat: str, shape: str, rows: str) -> tuple[str, str]:
+        """Return the elements of this site, and its faulty numbers: indices [N,K] and numbers [N,K]."""
         mine = g.reshape(rows, g.constant([-1]))
         axis = 2 if self.takes_planes else 1
         element = g.add("Gather", "element", mine, axis=1)
@@ -201,8 +204,8 @@ class Operator:
         value = g.add("GatherElements", flat, at, axis=1)
         return at, self._change(g, value, pair, short=True)
 
-    def _baked(self, g: Nodes, x: str) -> None:
-        """Constants, the same in all samples: elements [K], masks [1,K] (planes: [bits,1,K])."""
+    def _baked(self, g: NodeBuilder, x: str) -> None:
+        """Change constant elements [K] of all samples by masks [1,K] (planes: [bits,1,K])."""
         shape = g.add("Shape", x)
         flat = self._flat(g, x)
         size = g.add("Concat", self._samples(g, shape), g.add("Shape", "element"), axis=0)
@@ -210,33 +213,33 @@ class Operator:
         value = g.add("Gather", flat, "element", axis=1)
         self._scatter(g, flat, at, self._gate(g, value), shape)
 
-    def _sampled(self, g: Nodes, x: str) -> None:
-        """Constants: (sample, element) pairs `at` [K,2], masks [1,K]."""
+    def _sampled(self, g: NodeBuilder, x: str) -> None:
+        """Change constant pairs of sample and element, `at` [K,2], by masks [1,K]."""
         shape = g.add("Shape", x)
         flat = self._flat(g, x)
         value = g.reshape(g.add("GatherND", flat, "at"), g.constant([1, -1]))
-        struck = g.reshape(self._gate(g, value), g.constant([-1]))
-        g.restore(g.add("ScatterND", flat, "at", struck), shape, name=self._end)
+        faulty = g.reshape(self._gate(g, value), g.constant([-1]))
+        g.restore(g.add("ScatterND", flat, "at", faulty), shape, name=self._end)
 
-    def _gate(self, g: Nodes, value: str) -> str:
-        """The struck numbers, in the chosen iterations only where there is a gate."""
+    def _gate(self, g: NodeBuilder, value: str) -> str:
+        """Return the faulty numbers, in the chosen iterations only where there is a gate."""
         from onnx import helper
 
         if not self.gated:
             return self._change(g, value)
-        then, other = Nodes(self.opset, "now_"), Nodes(self.opset, "later_")
+        then, other = NodeBuilder(self.opset, "now_"), NodeBuilder(self.opset, "later_")
         word = "float32" if self._widens else transport_format(self.word)
-        struck, same = self._change(then, value), other.add("Identity", value)
+        faulty, same = self._change(then, value), other.add("Identity", value)
         if self._widens:
-            struck, same = then.cast(struck, word), other.cast(same, word)
+            faulty, same = then.cast(faulty, word), other.cast(same, word)
         graphs = [
             helper.make_graph(nodes.nodes, name, [], [helper.make_tensor_value_info(out, NUMBER[word], [None, None])])
-            for nodes, name, out in ((then, "now", struck), (other, "later", same))
+            for nodes, name, out in ((then, "now", faulty), (other, "later", same))
         ]
         now = g.add("If", g.reshape(self._open(g), g.constant([1])), then_branch=graphs[0], else_branch=graphs[1])
         return g.cast(now, self.word.name) if self._widens else now
 
-    def _change(self, g: Nodes, value: str, given: Sequence[str] = (), *, short: bool = False) -> str:
+    def _change(self, g: NodeBuilder, value: str, given: Sequence[str] = (), *, short: bool = False) -> str:
         first, second = given or self.change
         if not self.valued:
             return apply_mask(g, self.word, self.kind, value, first, second, short=short)
@@ -251,8 +254,104 @@ class Operator:
         return number if word.name == "float64" else g.cast(number, transport_format(word))
 
 
+class FunctionLibrary:
+    """The fault operators of one model: a function is made for each, where the model has no equal one."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self.proto, self.opset = proto, opset_of(proto)
+        self._known = {f.name: f for f in proto.functions if f.domain == DOMAIN}
+        self._made: dict[str, onnx.FunctionProto] = {}
+
+    def name_of(self, operator: Operator) -> str:
+        """Return the name of an operator's function."""
+        name, number = operator.name, 1
+        if name in self._made:
+            return name
+        made = operator.function()
+        while made.name in self._known:
+            if self._known[made.name].SerializeToString(deterministic=True) == made.SerializeToString(
+                deterministic=True
+            ):
+                return made.name
+            number += 1
+            made.name = f"{name}_{number}"
+        self._made[name] = made
+        return made.name
+
+    def write(self) -> None:
+        """Write the functions that were made into the model, which imports their domain."""
+        self.proto.functions.extend(self._made.values())
+        if not any(o.domain == DOMAIN for o in self.proto.opset_import):
+            entry = self.proto.opset_import.add()
+            entry.domain, entry.version = DOMAIN, 1
+
+
+def allow_functions(proto: onnx.ModelProto) -> None:
+    """Raise the IR version of a model to the first that has functions.
+
+    Weights that are inputs could be fed from there on, and are not folded: they are inputs no more.
+    """
+    if proto.ir_version < 8:
+        proto.ir_version = 8
+        stored = {t.name for t in proto.graph.initializer}
+        for k in reversed(range(len(proto.graph.input))):
+            if proto.graph.input[k].name in stored:
+                del proto.graph.input[k]
+
+
+def call_operator(
+    g: NodeBuilder, name: str, a: Activation, between: tuple[str, str], given: Sequence[str], **attributes: Any
+) -> None:
+    """Call an operator between a value and its result; samples that do not come first are brought there and back."""
+    value, result = between
+    attributes["domain"] = DOMAIN
+    if a.place is not None and a.place.rows > 1:
+        _call_by_sample(g, name, a, a.place, between, given, attributes)
+        return
+    if not a.axis:
+        g.add(name, value, *given, name=result, **attributes)
+        return
+    rank = len(a.dims or ())
+    there = [a.axis, *(k for k in range(rank) if k != a.axis)]
+    back = [there.index(k) for k in range(rank)]
+    faulty = g.add(name, g.add("Transpose", value, perm=there), *given, **attributes)
+    g.add("Transpose", faulty, name=result, perm=back)
+
+
+def _call_by_sample(
+    g: NodeBuilder, name: str, a: Activation, held: SampleAxis, between: tuple[str, str], given: Sequence[str],
+    attributes: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Call an operator on a tensor that has several rows a sample: those are given an axis of their own, and back."""
+    value, result = between
+    own = a.target.shape
+    if not a.shape_known:
+        raise ModelError(f"the shape of {a.target.id!r} is not known, so its samples cannot be separated; give --data")
+    before = math.prod(own[: held.axis]) * held.outer
+    behind = held.inner * math.prod(own[held.axis + 1 :])
+    shape = g.add("Shape", value)
+    apart = g.reshape(value, g.constant([before, -1, behind]))
+    faulty = g.add(name, g.add("Transpose", apart, perm=[1, 0, 2]), *given, **attributes)
+    g.restore(g.add("Transpose", faulty, perm=[1, 0, 2]), shape, name=result)
+
+
+def declared_types(sites: Sequence[Activation]) -> dict[tuple[str, str], onnx.TypeProto]:
+    """Return the types that value_info is to declare, with which the runtime can prove that it may scatter in place.
+
+    Nothing inside bodies, where what is inferred need not hold in every iteration, and nothing that the file alone
+    declares: the runtime would believe it.
+    """
+    from onnx import helper
+
+    return {
+        (a.path, a.name): helper.make_tensor_type_proto(NUMBER[a.target.dtype], list(a.dims))
+        for a in sites
+        if a.dims is not None and a.shape_inferred and not a.path
+    }
+
+
 _DOCS = {
-    "armed": "the columns that name this site strike x: named [sites], which sites have columns; site [F]; element, "
+    "armed": "the columns of this site change x: armed [sites], which sites have columns; site [F]; element, "
     "keep and flip [S,F], S being 1 (every sample) or the samples; masks as planes of one bit where there are three "
     "axes; the word at each element becomes ",
     "baked": "the word at these elements of every sample of x becomes ",
@@ -274,6 +373,3 @@ def check_values(word: Word) -> None:
         )
     if word.is_float and word.bits == 8:
         raise FaultError(f"a value fault on {word.name} cannot be written into a graph; use a mask, as set or flip")
-
-
-__all__ = ["DOMAIN", "ModelError", "Operator", "check_values", "tensor"]

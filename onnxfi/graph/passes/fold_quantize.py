@@ -1,11 +1,14 @@
-"""Folding: weights that are stored as floats behind a QuantizeLinear become the integers that it would put out.
+"""Folding: float weights behind a QuantizeLinear become the integers that it puts out.
 
-Quantisation-aware training leaves such models. What a device keeps in memory are the integers, so that is what a
-fault must hit; the runtime's answers stay the same, since it computes the same integers when it loads the model.
+Quantisation-aware training leaves such models. A device keeps the integers in memory, so those are the targets of
+faults; the runtime's outputs stay the same, since it computes the same integers when it loads the model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +17,9 @@ from numpy.typing import NDArray
 from onnxfi.errors import ModelError
 from onnxfi.faults.words import WORDS, Word
 from onnxfi.graph.model.graph_index import subgraphs
-from onnxfi.graph.model.loading import Model
+from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.model.stored_tensors import DATA_TYPES
+from onnxfi.graph.passes.model_pass import ModelPass
 
 if TYPE_CHECKING:
     import onnx
@@ -23,12 +27,68 @@ if TYPE_CHECKING:
 _OUTPUT_TYPE = {word.name: number for number, word in DATA_TYPES.items()}
 
 
+@dataclass(frozen=True)
+class FoldQuantize(ModelPass[tuple[str, ...]]):
+    """The pass that folds the quantised weights of the main graph; its result are their names.
+
+    The integers are QuantizeLinear's: x / scale in float32, rounded half to even, plus the zero point, held at the ends
+    of the range. `folder` is where the external data of the model lies.
+    """
+
+    folder: Path | None = None
+    name = "fold-quantize"
+    again = "unchanged"
+
+    def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
+        """Store the integers of each weight, and drop the node that made them."""
+        folded, read = [], set[str]()
+        for node, values in list(_quantised_weights(proto.graph)):
+            if node.output[0] not in folded:
+                proto.graph.initializer.append(_integers(node, [self._inside(value) for value in values]))
+                read |= set(node.input)
+                folded.append(node.output[0])
+                proto.graph.node.remove(node)
+        _drop_unused(proto.graph, read)
+        return tuple(folded)
+
+    def _inside(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        """Return a tensor with its numbers, wherever they lie."""
+        import onnx
+        from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+
+        if not uses_external_data(tensor):
+            return tensor
+        if self.folder is None:
+            raise ModelError(
+                f"the weight {tensor.name!r} lies in external data, whose folder is not known; give folder"
+            )
+        copy = onnx.TensorProto()
+        copy.CopyFrom(tensor)
+        load_external_data_for_tensor(copy, str(self.folder))
+        return copy
+
+    @classmethod
+    def neutral(cls, model: Model) -> FoldQuantize | None:
+        """Return the pass for a model that has such weights."""
+        folder = None if model.path is None else model.path.parent
+        return cls(folder) if any(True for _ in _quantised_weights(parse(model).graph)) else None
+
+
 def fold_weight_quantize(model: Model) -> bytes:
-    """The model with the integers of its stored, quantised weights in place of the floats; as it is where none are.
+    """Return the model with the integers of its quantised weights in place of the floats.
 
-    Looks at the main graph. The integers are QuantizeLinear's: x / scale in float32, rounded half to even, plus the
-    zero point, held at the ends of the range.
+    Parameters
+    ----------
+    model : Model
+        The model; weights in external data are taken into the result.
 
+    Returns
+    -------
+    bytes
+        The folded model, serialised; the model as it is where nothing is to be folded.
+
+    Examples
+    --------
     >>> from onnx import parser
     >>> from onnxfi.graph.model.loading import load
     >>> made = parser.parse_model('''<ir_version: 10, opset_import: ["": 21]> g (float[1,2] x) => (float[1,1] y)
@@ -40,42 +100,38 @@ def fold_weight_quantize(model: Model) -> bytes:
     """
     import onnx
 
-    path = model.path
-    proto = onnx.load(path) if path is not None else onnx.load_from_string(model.source.data or b"")
-    graph = proto.graph
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    constants = {
-        n.output[0]: a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.HasField("t")
-    }
-    known = stored | constants
-    folded: set[str] = set()
-    for node in [*graph.node]:
-        values = [known.get(name) for name in node.input]
-        if node.op_type != "QuantizeLinear" or any(v is None for v in values) or node.output[0] in folded:
-            continue
-        if DATA_TYPES[known[node.input[0]].data_type].is_float:
-            tensor = _integers(node, [known[name] for name in node.input])
-            graph.initializer.append(tensor)
-            graph.node.remove(node)
-            folded.add(node.output[0])
-    if not folded:
-        return proto.SerializeToString(deterministic=True)
-    _sweep(graph)
+    folder = None if model.path is None else model.path.parent
+    proto, _ = FoldQuantize(folder).run(parse(model))
+    if model.external:
+        onnx.load_external_data_for_model(proto, str(folder))
     return proto.SerializeToString(deterministic=True)
 
 
+def _quantised_weights(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, list[onnx.TensorProto]]]:
+    """Find each QuantizeLinear that reads nothing but stored tensors, and those: floats, scale and zero point."""
+    constants = {
+        n.output[0]: a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.HasField("t")
+    }
+    stored = {tensor.name: tensor for tensor in graph.initializer} | constants
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear" and all(name in stored for name in node.input if name):
+            values = [stored[name] for name in node.input if name]
+            if DATA_TYPES[values[0].data_type].is_float:
+                yield node, values
+
+
 def _integers(node: onnx.NodeProto, values: list[onnx.TensorProto]) -> onnx.TensorProto:
-    """What a QuantizeLinear puts out, as a tensor of its output's name."""
+    """Return what a QuantizeLinear puts out, as a tensor of its output's name."""
     import onnx
 
     x, scale = (np.asarray(onnx.numpy_helper.to_array(v), np.float32) for v in values[:2])
     numbers = {a.name: int(a.i) for a in node.attribute if a.HasField("i")}
-    word = _word(node, numbers, values)
+    word = _quantised_format(node, numbers, values)
     zero: Any = 0
     if len(values) > 2:
         zero = np.asarray(onnx.numpy_helper.to_array(values[2])).astype(np.float32)
     axis, block = numbers.get("axis", 1), numbers.get("block_size", 0)
-    scale, zero = (_spread(np.asarray(a, np.float32), x.shape, axis, block) for a in (scale, zero))
+    scale, zero = (_broadcast(np.asarray(a, np.float32), x.shape, axis, block) for a in (scale, zero))
     with np.errstate(all="ignore"):
         words = word.words(np.rint(x / scale).astype(np.float64) + zero)
     data = bytearray(word.size_bytes(x.size))
@@ -89,7 +145,8 @@ def _integers(node: onnx.NodeProto, values: list[onnx.TensorProto]) -> onnx.Tens
     return tensor
 
 
-def _word(node: onnx.NodeProto, numbers: dict[str, int], values: list[onnx.TensorProto]) -> Word:
+def _quantised_format(node: onnx.NodeProto, numbers: dict[str, int], values: list[onnx.TensorProto]) -> Word:
+    """Return the format that a QuantizeLinear puts out."""
     number = values[2].data_type if len(values) > 2 else numbers.get("output_dtype", 0)
     word = DATA_TYPES[number] if number else WORDS["uint8"]
     if word.is_float:
@@ -97,8 +154,8 @@ def _word(node: onnx.NodeProto, numbers: dict[str, int], values: list[onnx.Tenso
     return word
 
 
-def _spread(held: NDArray[np.float32], shape: tuple[int, ...], axis: int, block: int) -> NDArray[np.float32]:
-    """A scale or zero point in the shape of the tensor: one, one a channel, or one a block."""
+def _broadcast(held: NDArray[np.float32], shape: tuple[int, ...], axis: int, block: int) -> NDArray[np.float32]:
+    """Return a scale or zero point in the shape of the tensor: one, one a channel, or one a block."""
     if held.size == 1:
         return held.reshape(())
     if block:
@@ -106,22 +163,21 @@ def _spread(held: NDArray[np.float32], shape: tuple[int, ...], axis: int, block:
     return held.reshape([-1 if k == axis % len(shape) else 1 for k in range(len(shape))])
 
 
-def _sweep(graph: onnx.GraphProto) -> None:
-    """Take out stored tensors that nothing uses any more, and their inputs."""
-    used = {value.name for value in graph.output} | _names(graph)
-    for node in [node for node in graph.node if node.op_type == "Constant" and node.output[0] not in used]:
+def _drop_unused(graph: onnx.GraphProto, names: set[str]) -> None:
+    """Drop those of these stored tensors that nothing reads any more, and their inputs."""
+    gone = names - {value.name for value in graph.output} - _read_names(graph)
+    for node in [node for node in graph.node if node.op_type == "Constant" and node.output[0] in gone]:
         graph.node.remove(node)
-    gone = {tensor.name for tensor in graph.initializer if tensor.name not in used}
     for field in (graph.initializer, graph.input):
         for item in [item for item in field if item.name in gone]:
             field.remove(item)  # type: ignore[arg-type]
 
 
-def _names(graph: onnx.GraphProto) -> set[str]:
-    """Every name that a node of this graph or of one inside it reads."""
+def _read_names(graph: onnx.GraphProto) -> set[str]:
+    """Return every name that a node of this graph or of one inside it reads."""
     found: set[str] = set()
     for node in graph.node:
         found |= set(node.input)
         for _, inner in subgraphs(node):
-            found |= _names(inner) | {value.name for value in inner.output}
+            found |= _read_names(inner) | {value.name for value in inner.output}
     return found

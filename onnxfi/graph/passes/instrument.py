@@ -1,43 +1,52 @@
-"""The pass: put fault operators behind tensors of a graph, and keep everything else as it is.
+"""The passes that put fault operators behind activations, and keep everything else as it is.
 
 The result is a plain ONNX model: standard nodes and model-local functions (fault_operators.py). A faulty tensor keeps
-its name, so that every user, every graph output and every body that captures it sees the faulty value; the output of
-its node is renamed `NAME.fault_free`. A faulty graph input keeps its name too, and its users read `NAME.faulty`.
+its name, so that every reader, every graph output and every body that captures it sees the faulty value; the output of
+its node is renamed `NAME.fault_free`. A faulty graph input keeps its name too, and its readers read `NAME.faulty`.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnxfi.errors import FaultError, ModelError
 from onnxfi.faults.sites import LAST_STEP
 from onnxfi.faults.words import Mask
-from onnxfi.graph.dataflow.activation_targets import Activation
-from onnxfi.graph.dataflow.sample_axis import SampleAxis
-from onnxfi.graph.passes.bit_arithmetic import NUMBER, Nodes, body_for, opset_of, plane_values, planes, tensor
-from onnxfi.graph.passes.fault_operators import DOMAIN, Operator, check_values
-from onnxfi.graph.passes.insert_nodes import Insert, edit, used_names
+from onnxfi.graph.dataflow.activation_targets import Activation, activations
+from onnxfi.graph.passes.bit_arithmetic import NUMBER, NodeBuilder, body_for, opset_of, plane_values, planes, tensor
+from onnxfi.graph.passes.fault_operators import (
+    DOMAIN,
+    FunctionLibrary,
+    Operator,
+    allow_functions,
+    call_operator,
+    check_values,
+    declared_types,
+)  # fmt: skip
+from onnxfi.graph.passes.graph_edit import used_names
+from onnxfi.graph.passes.insert_nodes import Insert, insert_behind
+from onnxfi.graph.passes.model_pass import ModelPass
 
 if TYPE_CHECKING:
     import onnx
 
+    from onnxfi.graph.model.loading import Model
+
 _STEPS = ("first", "last")
-_LARGEST = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
 class Armed:
-    """An armed model: golden until its columns are fed.
+    """An armed model: fault-free until its columns are fed.
 
-    `sites` are the struck tensors, numbered in order; `prefix` begins the names of the columns; `steps` says whether
-    the iterations (`first`, `last`) are columns too; `values` whether numbers change (`scale`, `shift`) and not words.
+    `sites` are the faulty tensors, numbered in order; `prefix` begins the names of the columns; with `steps` the
+    iterations (`first`, `last`) are columns too; with `values` numbers change (`scale`, `shift`) and not words.
     """
 
     proto: onnx.ModelProto = field(repr=False)
@@ -55,8 +64,11 @@ class Armed:
 
 @dataclass(frozen=True)
 class ActivationFault:
-    """One fault that the file is to have: an element of a tensor in flight (flat; within a sample where it has a batch
-    axis), and a mask, or `scale` and `shift`; in all samples or one; in the iterations from `first` to `last`."""
+    """One fault in an activation: an element, and a mask, or `scale` and `shift`.
+
+    The element is a flat index, within a sample where there is a batch axis. The fault is in all samples or one, in
+    the iterations from `first` to `last`.
+    """
 
     activation: Activation
     element: int
@@ -69,13 +81,14 @@ class ActivationFault:
 
 
 def check_word_formats(rows: Iterable[Activation], opset: int, body: str = "auto") -> tuple[Activation, ...]:
-    """The activations with those marked whose format no body strikes at this opset."""
+    """Return the activations, with a reason at those whose words no operator changes at this opset."""
     return tuple(
-        a if a.unsupported_reason else replace(a, unsupported_reason=_unreachable(a, opset, body)) for a in rows
+        a if a.unsupported_reason else replace(a, unsupported_reason=_word_refusal(a, opset, body)) for a in rows
     )
 
 
-def _unreachable(a: Activation, opset: int, body: str) -> str:
+def _word_refusal(a: Activation, opset: int, body: str) -> str:
+    """Return why no operator changes the words of an activation; '' where one does."""
     try:
         body_for(a.target.word, opset, body)
     except ModelError as error:
@@ -84,11 +97,12 @@ def _unreachable(a: Activation, opset: int, body: str) -> str:
 
 
 def check_value_formats(rows: Iterable[Activation]) -> tuple[Activation, ...]:
-    """The activations with those marked whose numbers no scale and shift can change."""
-    return tuple(a if a.unsupported_reason else replace(a, unsupported_reason=_unnumbered(a)) for a in rows)
+    """Return the activations, with a reason at those whose numbers no scale and shift can change."""
+    return tuple(a if a.unsupported_reason else replace(a, unsupported_reason=_value_refusal(a)) for a in rows)
 
 
-def _unnumbered(a: Activation) -> str:
+def _value_refusal(a: Activation) -> str:
+    """Return why no scale and shift changes the numbers of an activation; '' where they do."""
     try:
         check_values(a.target.word)
     except FaultError as error:
@@ -96,38 +110,73 @@ def _unnumbered(a: Activation) -> str:
     return ""
 
 
-def arm(proto: onnx.ModelProto, sites: Sequence[Activation], *, body: str = "auto", values: bool = False) -> Armed:
-    """A copy of a model with an armed operator behind each of these tensors.
+@dataclass(frozen=True)
+class ArmFaults(ModelPass[Armed]):
+    """The pass that puts an armed operator behind each of these activations.
 
-    Its new inputs have defaults that mean no fault; with `values` they say what a number becomes, `number * scale +
-    shift`, rather than a word. Raises ModelError for a tensor that cannot be struck, FaultError for one of a format
+    Its new inputs have defaults that mean no fault. With `values` they describe what becomes of a number, `number *
+    scale + shift`, rather than of a word.
+    """
+
+    sites: tuple[Activation, ...]
+    body: str = "auto"
+    values: bool = False
+    name = "arm-faults"
+    again = "added"
+
+    def requires(self, proto: onnx.ModelProto) -> None:
+        """Refuse formats whose words, or with `values` whose numbers, no operator changes."""
+        for a in self.sites:
+            body_for(a.target.word, opset_of(proto), self.body)
+            if self.values:
+                check_values(a.target.word)
+
+    def apply(self, proto: onnx.ModelProto) -> Armed:
+        """Add the operators, the inputs that feed them, and the table of sites."""
+        allow_functions(proto)
+        opset = opset_of(proto)
+        armed = Armed(proto, self.sites, _free_prefix(proto), any(a.loop for a in self.sites), self.values)
+        library = FunctionLibrary(proto)
+        inserts: dict[tuple[str, str], Insert] = {}
+        ready: set[str] = set()
+        for number, a in enumerate(self.sites):
+            operator = Operator(a.target.word, opset, "armed", a.axis is None, bool(a.loop), self.values, self.body)
+            ready.update(operator.columns)
+            inserts[a.path, a.name] = _armed_site(library.name_of(operator), operator, a, number, armed.prefix)
+        if self.sites:
+            insert_behind(proto, inserts, declared_types(self.sites))
+            _add_inputs(armed, sorted(ready))
+            library.write()
+            table = proto.metadata_props.add()
+            rows = [_row(number, a) for number, a in enumerate(self.sites)]
+            table.key, table.value = f"{armed.prefix}.sites", json.dumps(rows)
+        return armed
+
+    @classmethod
+    def neutral(cls, model: Model) -> ArmFaults | None:
+        """Return the pass for all activations that an operator can change."""
+        sites = _injectable(model)
+        return cls(sites) if sites else None
+
+
+def arm(proto: onnx.ModelProto, sites: Sequence[Activation], *, body: str = "auto", values: bool = False) -> Armed:
+    """Return a copy of a model with an armed operator behind each of these tensors (see `ArmFaults`).
+
+    Raises ModelError for a tensor that is not there or whose format no operator changes, FaultError for one of a format
     whose numbers cannot be changed so.
     """
-    made = _copy(proto)
-    opset = opset_of(made)
-    armed = Armed(made, tuple(sites), _prefix(made), any(a.loop for a in sites), values)
-    functions: dict[str, onnx.FunctionProto] = {}
-    inserts: dict[tuple[str, str], Insert] = {}
-    ready: set[str] = set()
-    for number, a in enumerate(sites):
-        if values:
-            check_values(a.target.word)
-        operator = Operator(a.target.word, opset, "armed", a.axis is None, bool(a.loop), values, body)
-        ready.update(operator.columns)
-        inserts[a.path, a.name] = _armed_site(_function(made, functions, operator), operator, a, number, armed.prefix)
-    if sites:
-        edit(made, inserts, _types(sites))
-        _columns(armed, sorted(ready))
-        made.functions.extend(functions.values())
-        _import(made)
-        table = made.metadata_props.add()
-        table.key, table.value = f"{armed.prefix}.sites", json.dumps([_row(n, a) for n, a in enumerate(sites)])
-    _check(made)
-    return armed
+    return ArmFaults(tuple(sites), body, values).run(proto)[1]
+
+
+def _injectable(model: Model) -> tuple[Activation, ...]:
+    """Return the activations that an operator can change at the opset of a model."""
+    rows = check_word_formats(activations(model), opset_of(model.proto))
+    outputs = {o.name for o in model.proto.graph.output}
+    return tuple(a for a in rows if not a.unsupported_reason and not (a.target.kind == "input" and a.name in outputs))
 
 
 def _row(number: int, a: Activation) -> dict[str, object]:
-    """One line of the table that the armed file holds."""
+    """Return one line of the table that the armed file holds."""
     row = {"site": number, "tensor": a.target.id, "dtype": a.target.dtype, "bits": a.target.word.bits}
     row |= {"shape": list(a.dims or ()), "batch_axis": a.axis}
     if a.place is not None and a.place.rows > 1:
@@ -135,43 +184,78 @@ def _row(number: int, a: Activation) -> dict[str, object]:
     return row | {"loop": a.loop or None}
 
 
-def bake(
-    proto: onnx.ModelProto, faults: Sequence[ActivationFault], *, body: str = "auto", inline: bool = False
-) -> onnx.ModelProto:
-    """A copy of a model that has these faults: indices and masks are constants.
+@dataclass(frozen=True)
+class BakeFaults(ModelPass[None]):
+    """The pass that writes these faults into a model: indices and masks are constants.
 
     `inline` writes it without model-local functions, for runtimes that know none.
     """
-    made = _copy(proto)
-    opset = opset_of(made)
-    functions: dict[str, onnx.FunctionProto] = {}
-    inserts: dict[tuple[str, str], Insert] = {}
-    struck = {(f.activation.path, f.activation.name): f.activation for f in faults}
-    for place, a in struck.items():
-        mine = [f for f in faults if (f.activation.path, f.activation.name) == place]
-        steps = [_baked_step(made, functions, a, group, opset, body) for group in _groups(mine)]
-        inserts[place] = _chain(steps, a.name)
-    if faults:
-        edit(made, inserts, _types(list(struck.values())))
-        made.functions.extend(functions.values())
-        _import(made)
-    _check(made)
-    return _inlined(made) if inline else made
+
+    faults: tuple[ActivationFault, ...]
+    body: str = "auto"
+    inline: bool = False
+    name = "bake-faults"
+    again = "added"
+
+    def requires(self, proto: onnx.ModelProto) -> None:
+        """Refuse samples and steps of activations that have none, and faults that a format cannot have."""
+        for fault in self.faults:
+            a = fault.activation
+            if not a.loop and (fault.first, fault.last) != (0, LAST_STEP):
+                raise FaultError(f"{a.target.id!r} lies in no loop, so it has no step; leave @step out")
+            if fault.sample is not None and a.axis is None:
+                raise FaultError(
+                    f"{a.target.id!r} has {a.no_axis_message}, so no sample of it can be named; leave @sample out"
+                )
+            if fault.mask is None:
+                check_values(a.target.word)
+
+    def apply(self, proto: onnx.ModelProto) -> None:
+        """Add an operator for the faults of each activation that share a form."""
+        allow_functions(proto)
+        library = FunctionLibrary(proto)
+        by_site: dict[tuple[str, str], list[ActivationFault]] = {}
+        for fault in self.faults:
+            by_site.setdefault((fault.activation.path, fault.activation.name), []).append(fault)
+        inserts = {
+            site: _in_sequence([_baked_step(library, group, self.body) for group in _groups(faults)])
+            for site, faults in by_site.items()
+        }
+        if self.faults:
+            insert_behind(proto, inserts, declared_types([faults[0].activation for faults in by_site.values()]))
+            library.write()
+        if self.inline:
+            _inline_functions(proto)
+
+    @classmethod
+    def neutral(cls, model: Model) -> BakeFaults | None:
+        """Return the pass with masks that keep every bit, in the first element of all activations."""
+        sites = [a for a in _injectable(model) if not a.shape_known or a.target.size]
+        faults = tuple(ActivationFault(a, 0, Mask(a.target.word.full, 0)) for a in sites)
+        return cls(faults) if faults else None
 
 
-def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+def bake(
+    proto: onnx.ModelProto, faults: Sequence[ActivationFault], *, body: str = "auto", inline: bool = False
+) -> onnx.ModelProto:
+    """Return a copy of a model that has these faults (see `BakeFaults`)."""
+    return BakeFaults(tuple(faults), body, inline).run(proto)[0]
+
+
+def _inline_functions(proto: onnx.ModelProto) -> None:
+    """Put the nodes of the fault operators in the place of their calls."""
     from onnx import inliner
 
     names = [(f.domain, f.name) for f in proto.functions if f.domain == DOMAIN]
-    made: onnx.ModelProto = inliner.inline_selected_functions(proto, names) if names else proto
-    for k in reversed(range(len(made.opset_import))):
-        if made.opset_import[k].domain == DOMAIN:
-            del made.opset_import[k]
-    return made
+    if names:
+        proto.CopyFrom(inliner.inline_selected_functions(proto, names))
+    for k in reversed(range(len(proto.opset_import))):
+        if proto.opset_import[k].domain == DOMAIN:
+            del proto.opset_import[k]
 
 
 def _groups(faults: Sequence[ActivationFault]) -> list[list[ActivationFault]]:
-    """Faults of one tensor that one operator strikes; faults of one word are merged, in order."""
+    """Group the faults of one tensor by operator, those of one word merged in order."""
     groups: dict[tuple[bool, bool, int, int], dict[tuple[int | None, int], ActivationFault]] = {}
     for f in faults:
         group = groups.setdefault((f.sample is not None, f.mask is None, f.first, f.last), {})
@@ -186,38 +270,26 @@ def _groups(faults: Sequence[ActivationFault]) -> list[list[ActivationFault]]:
     return [list(group.values()) for group in groups.values()]
 
 
-def _baked_step(
-    proto: onnx.ModelProto,
-    functions: dict[str, onnx.FunctionProto],
-    a: Activation,
-    group: list[ActivationFault],
-    opset: int,
-    body: str,
-) -> Insert:
-    head = group[0]
+def _baked_step(library: FunctionLibrary, group: list[ActivationFault], body: str) -> Insert:
+    """Return what inserts the operator of faults that share a form."""
+    head, a = group[0], group[0].activation
     gated = bool(a.loop) and (head.first, head.last) != (0, LAST_STEP)
-    if not a.loop and (head.first, head.last) != (0, LAST_STEP):
-        raise FaultError(f"{a.target.id!r} lies in no loop, so it has no step; leave @step out")
-    if head.sample is not None and a.axis is None:
-        raise FaultError(f"{a.target.id!r} has {a.no_axis_message}, so no sample of it can be named; leave @sample out")
-    valued = head.mask is None
-    if valued:
-        check_values(a.target.word)
     form = "baked" if head.sample is None else "sampled"
-    operator = Operator(a.target.word, opset, form, a.axis is None, gated, valued, body)
-    name = _function(proto, functions, operator)
+    operator = Operator(a.target.word, library.opset, form, a.axis is None, gated, head.mask is None, body)
+    name = library.name_of(operator)
 
-    def insert(g: Nodes, value: str, result: str, step: str) -> None:
+    def insert(g: NodeBuilder, value: str, result: str, step: str) -> None:
         at = [f.element for f in group] if form == "baked" else [[f.sample, f.element] for f in group]
         given = [g.constant(at), *_masks(g, operator, group)]
         if gated:
             given += [g.constant([head.first]), g.constant([head.last]), step]
-        _call(g, name, a, value, result, given)
+        call_operator(g, name, a, (value, result), given)
 
     return insert
 
 
-def _masks(g: Nodes, operator: Operator, group: list[ActivationFault]) -> list[str]:
+def _masks(g: NodeBuilder, operator: Operator, group: list[ActivationFault]) -> list[str]:
+    """Return the constants of masks, or of scales and shifts, as an operator takes them."""
     if operator.valued:
         return [g.constant([[getattr(f, n) for f in group]], "float64") for n in ("scale", "shift")]
     rows = [[f.mask or Mask(operator.word.full, 0) for f in group]]
@@ -228,10 +300,10 @@ def _masks(g: Nodes, operator: Operator, group: list[ActivationFault]) -> list[s
     return [g.constant(plane_values(c, bits), "bool") for c in columns]
 
 
-def _chain(steps: Sequence[Insert], name: str) -> Insert:
-    """Several operators one behind the other."""
+def _in_sequence(steps: Sequence[Insert]) -> Insert:
+    """Return what inserts several operators one behind the other."""
 
-    def insert(g: Nodes, value: str, result: str, step: str) -> None:
+    def insert(g: NodeBuilder, value: str, result: str, step: str) -> None:
         for k, one in enumerate(steps):
             last = k == len(steps) - 1
             target = result if last else f"{g.prefix}part_{k}"
@@ -242,92 +314,26 @@ def _chain(steps: Sequence[Insert], name: str) -> Insert:
 
 
 def _armed_site(name: str, operator: Operator, a: Activation, number: int, prefix: str) -> Insert:
-    def insert(g: Nodes, value: str, result: str, step: str) -> None:
-        columns = [f"{prefix}.{c}" for c in ("named", "checked", "element", *operator.columns)]
+    """Return what inserts the armed operator of one site."""
+
+    def insert(g: NodeBuilder, value: str, result: str, step: str) -> None:
+        columns = [f"{prefix}.{c}" for c in ("armed", "checked", "element", *operator.columns)]
         if operator.gated:
             columns += [*(f"{prefix}.{c}.checked" for c in _STEPS), step]
-        _call(g, name, a, value, result, columns, number=tensor(number))
+        call_operator(g, name, a, (value, result), columns, number=tensor(number))
 
     return insert
 
 
-def _call(g: Nodes, name: str, a: Activation, value: str, result: str, given: Sequence[str], **attributes: Any) -> None:
-    """Call an operator; samples that do not come first are brought there and back."""
-    attributes["domain"] = DOMAIN
-    if a.place is not None and a.place.rows > 1:
-        _call_apart(g, name, a, a.place, value, result, given, attributes)
-        return
-    if not a.axis:
-        g.add(name, value, *given, name=result, **attributes)
-        return
-    rank = len(a.dims or ())
-    there = [a.axis, *(k for k in range(rank) if k != a.axis)]
-    back = [there.index(k) for k in range(rank)]
-    struck = g.add(name, g.add("Transpose", value, perm=there), *given, **attributes)
-    g.add("Transpose", struck, name=result, perm=back)
-
-
-def _call_apart(
-    g: Nodes, name: str, a: Activation, held: SampleAxis, value: str, result: str, given: Sequence[str],
-    attributes: Mapping[str, Any],
-) -> None:  # fmt: skip
-    """Call an operator on a tensor that has several rows a sample: those are laid apart, and back."""
-    own = a.target.shape
-    if not a.shape_known:
-        raise ModelError(f"the shape of {a.target.id!r} is not known, so its samples cannot be told apart; give --data")
-    before = math.prod(own[: held.axis]) * held.outer
-    behind = held.inner * math.prod(own[held.axis + 1 :])
-    shape = g.add("Shape", value)
-    apart = g.reshape(value, g.constant([before, -1, behind]))
-    struck = g.add(name, g.add("Transpose", apart, perm=[1, 0, 2]), *given, **attributes)
-    g.restore(g.add("Transpose", struck, perm=[1, 0, 2]), shape, name=result)
-
-
-def _function(proto: onnx.ModelProto, functions: dict[str, onnx.FunctionProto], operator: Operator) -> str:
-    """The name of an operator's function, which is made where the model has no equal one."""
-    name, number = operator.name, 1
-    if name in functions:
-        return name
-    made = operator.function()
-    there = {f.name: f for f in proto.functions if f.domain == DOMAIN}
-    while made.name in there:
-        if there[made.name].SerializeToString(deterministic=True) == made.SerializeToString(deterministic=True):
-            return made.name
-        number += 1
-        made.name = f"{name}_{number}"
-    functions[name] = made
-    return made.name
-
-
-def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
-    import onnx
-
-    made = onnx.ModelProto()
-    made.CopyFrom(proto)
-    if made.ir_version < 8:  # functions need it; and there weights that are inputs could be fed, and are not folded
-        made.ir_version = 8
-        stored = {t.name for t in made.graph.initializer}
-        for k in reversed(range(len(made.graph.input))):
-            if made.graph.input[k].name in stored:
-                del made.graph.input[k]
-    return made
-
-
-def _prefix(proto: onnx.ModelProto) -> str:
-    """`onnxfi`, or `onnxfi2`, … where the model has such names: it is armed already, or came so."""
+def _free_prefix(proto: onnx.ModelProto) -> str:
+    """Return `onnxfi`, or `onnxfi2`, … where the model has such names: it is armed already, or came so."""
     names, keys = used_names(proto), {entry.key for entry in proto.metadata_props}
     wanted = (DOMAIN + (str(number) if number > 1 else "") for number in count(1))
     return next(name for name in wanted if name not in names and f"{name}.sites" not in keys)
 
 
-def _import(proto: onnx.ModelProto) -> None:
-    if not any(o.domain == DOMAIN for o in proto.opset_import):
-        entry = proto.opset_import.add()
-        entry.domain, entry.version = DOMAIN, 1
-
-
-def _columns(armed: Armed, ready: Sequence[str]) -> None:
-    """The new inputs with their defaults, nodes that refuse columns which do not go together, and masks made ready."""
+def _add_inputs(armed: Armed, ready: Sequence[str]) -> None:
+    """Add the inputs with their defaults, nodes that refuse columns of unequal lengths, and prepared masks."""
     from onnx import helper
 
     proto, prefix = armed.proto, armed.prefix
@@ -341,14 +347,14 @@ def _columns(armed: Armed, ready: Sequence[str]) -> None:
         default.name, default.data_type = name, number
         default.dims.extend(shape)
         default.raw_data = b""
-    g = Nodes(opset_of(proto), f"{prefix}.check_")
+    g = NodeBuilder(opset_of(proto), f"{prefix}.check_")
     one, two = g.constant([1]), g.constant([2])
     faults = g.add("Slice", g.add("Shape", f"{prefix}.element"), one, two)
-    asked = g.reshape(f"{prefix}.site", faults)
+    given = g.reshape(f"{prefix}.site", faults)
     sites = len(armed.sites)
-    known = g.add("Gather", g.constant(np.arange(sites)), asked, name=f"{prefix}.checked")
-    said = g.add("Expand", g.constant(True, "bool"), faults)
-    g.add("ScatterElements", g.constant(np.zeros(sites), "bool"), known, said, name=f"{prefix}.named")
+    known = g.add("Gather", g.constant(np.arange(sites)), given, name=f"{prefix}.checked")
+    true = g.add("Expand", g.constant(True, "bool"), faults)
+    g.add("ScatterElements", g.constant(np.zeros(sites), "bool"), known, true, name=f"{prefix}.armed")
     if armed.steps:
         for column in _STEPS:
             g.reshape(f"{prefix}.{column}", faults, name=f"{prefix}.{column}.checked")
@@ -362,30 +368,6 @@ def _columns(armed: Armed, ready: Sequence[str]) -> None:
     rest = list(proto.graph.node)
     del proto.graph.node[:]
     proto.graph.node.extend([*g.nodes, *rest])
-
-
-def _types(sites: Sequence[Activation]) -> dict[tuple[str, str], onnx.TypeProto]:
-    """What value_info is to say of the struck tensors: with it the runtime can prove that it may scatter in place.
-
-    Nothing inside bodies, where what is inferred need not hold in every iteration, and nothing that the file alone
-    declares: the runtime would believe it.
-    """
-    from onnx import helper
-
-    return {
-        (a.path, a.name): helper.make_tensor_type_proto(NUMBER[a.target.dtype], list(a.dims))
-        for a in sites
-        if a.dims is not None and a.shape_inferred and not a.path
-    }
-
-
-def _check(proto: onnx.ModelProto) -> None:
-    size = proto.ByteSize()
-    if size > _LARGEST:
-        raise ModelError(
-            f"the model takes {size:,} bytes, more than the {_LARGEST:,} that one ONNX file can hold; "
-            f"move its weights into external data first (onnx.save with save_as_external_data)"
-        )
 
 
 __all__ = ["ActivationFault", "Armed", "arm", "bake", "check_value_formats", "check_word_formats", "opset_of"]

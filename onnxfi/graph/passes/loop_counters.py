@@ -1,34 +1,61 @@
-"""How often loops turn: a copy of a model that counts the iterations of each, also in other loops and branches."""
+"""Loop iterations: a pass that counts how often each loop of a model runs, also in other loops and branches."""
 
 from __future__ import annotations
 
-from itertools import count
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from onnxfi.graph.model.graph_index import GraphIndex, node_labels, subgraphs
-from onnxfi.graph.passes.bit_arithmetic import NUMBER, Nodes, opset_of
-from onnxfi.graph.passes.insert_nodes import carry, used_names
+from onnxfi.graph.model.graph_index import GraphIndex, all_nodes, node_labels
+from onnxfi.graph.passes.bit_arithmetic import NUMBER, NodeBuilder, opset_of
+from onnxfi.graph.passes.graph_edit import FreeNames, add_loop_state
+from onnxfi.graph.passes.model_pass import ModelPass
 
 if TYPE_CHECKING:
     import onnx
+
+    from onnxfi.graph.model.loading import Model
 
 #: Operators whose bodies run many times, and the opset from which a Scan is written as it is today.
 LOOPS = ("Loop", "Scan")
 _LEAST_OPSET = 9
 
 
-class _Counting:
-    """One pass over the graphs of a model, which is changed: what it puts in, and which names are taken."""
+@dataclass(frozen=True)
+class CountIterations(ModelPass[dict[str, str]]):
+    """The pass that puts out how often loops run; the most, where a loop is itself run often.
+
+    Its result are the names of the outputs, by the path of each graph that lies in a loop: that of the nearest loop.
+    """
+
+    name = "count-iterations"
+    again = "added"
+
+    def apply(self, proto: onnx.ModelProto) -> dict[str, str]:
+        """Add an output for each loop."""
+        from onnx import helper
+
+        proto.ir_version = max(proto.ir_version, 4)
+        paths = [scope.path for scope in GraphIndex.of(proto).graphs]
+        found = _Counters(proto).count_in(proto.graph, "")
+        for name in sorted(set(found.values())):
+            proto.graph.output.append(helper.make_tensor_value_info(name, NUMBER["int64"], []))
+        around = {path: max((p for p in found if path.startswith(p)), key=len, default="") for path in paths}
+        return {path: found[loop] for path, loop in around.items() if loop}
+
+    @classmethod
+    def neutral(cls, model: Model) -> CountIterations | None:
+        """Return the pass for a model that has loops."""
+        looped = any(node.op_type in LOOPS for node in all_nodes(model.proto.graph.node))
+        return cls() if looped and opset_of(model.proto) >= _LEAST_OPSET else None
+
+
+class _Counters:
+    """The counters that are put into the graphs of one model."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
-        self.opset, self.used_names = opset_of(proto), used_names(proto)
+        self.opset, self.names = opset_of(proto), FreeNames(proto)
 
-    def fresh(self, name: str) -> str:
-        made = next(n for k in count(1) for n in [name if k == 1 else f"{name}{k}"] if n not in self.used_names)
-        self.used_names.add(made)
-        return made
-
-    def graph(self, graph: onnx.GraphProto, path: str) -> dict[str, str]:
+    def count_in(self, graph: onnx.GraphProto, path: str) -> dict[str, str]:
         """Count in a graph: by the path of each loop's body in it, the name of its scalar there."""
         found: dict[str, str] = {}
         nodes = list(graph.node)
@@ -40,58 +67,39 @@ class _Counting:
         return found
 
     def _loop(self, graph: onnx.GraphProto, node: onnx.NodeProto, path: str) -> dict[str, str]:
-        """The iterations of a loop, and of those inside it the most."""
+        """Count the iterations of a loop, and the most of those inside it."""
         body = next(a.g for a in node.attribute if a.name == "body")
-        inner = self.graph(body, f"{path}.body::")
+        inner = self.count_in(body, f"{path}.body::")
         ends = {name: self._state(graph, node, body, name) for name in sorted(set(inner.values()))}
         own = self._state(graph, node, body, "")
         return {f"{path}.body::": own} | {place: ends[name] for place, name in inner.items()}
 
     def _state(self, graph: onnx.GraphProto, node: onnx.NodeProto, body: onnx.GraphProto, most: str) -> str:
-        """A state that keeps the most of a scalar inside; without one, that counts."""
+        """Add a state that keeps the most of a scalar inside; without one, that counts."""
 
-        def following(g: Nodes, now: str) -> str:
+        def following(g: NodeBuilder, now: str) -> str:
             return g.add("Where", g.add("Greater", most, now), most, now) if most else g.add("Add", now, g.constant(1))
 
-        _, end, start = carry(node, body, self.fresh, self.opset, following)
+        _, end, start = add_loop_state(node, body, self.names, self.opset, following)
         zero = graph.initializer.add()  # a node would be counted where nodes have no names
         zero.name, zero.data_type, zero.raw_data = start, NUMBER["int64"], bytes(8)
         return end
 
     def _branches(self, node: onnx.NodeProto, path: str) -> dict[str, str]:
-        """What branches count; 0 where another one is taken."""
+        """Hand the counts of branches out; 0 where another one runs."""
         from onnx import helper
 
-        branches = [graph for _, graph in subgraphs(node)]
-        inside = [self.graph(graph, f"{path}.{name}::") for name, graph in subgraphs(node)]
+        branches: list[Any] = [a.g for a in node.attribute if a.HasField("g")]
+        inside = [self.count_in(a.g, f"{path}.{a.name}::") for a in node.attribute if a.HasField("g")]
         found: dict[str, str] = {}
-        for mine, inner in zip(branches, inside, strict=True):
+        for own, inner in zip(branches, inside, strict=True):
             for name in sorted(set(inner.values())):
-                out = self.fresh(name)
+                out = self.names.new(name)
                 node.output.append(out)
                 for branch in branches:
-                    g = Nodes(self.opset)
-                    told = name if branch is mine else g.constant(0, name=self.fresh(f"{name}.none"))
+                    g = NodeBuilder(self.opset)
+                    scalar = name if branch is own else g.constant(0, name=self.names.new(f"{name}.none"))
                     branch.node.extend(g.nodes)
-                    branch.output.append(helper.make_tensor_value_info(told, NUMBER["int64"], []))
+                    branch.output.append(helper.make_tensor_value_info(scalar, NUMBER["int64"], []))
                 found |= {place: out for place, one in inner.items() if one == name}
         return found
-
-
-def add_iteration_counts(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """A copy of a model that also puts out how often its loops turn; where one is run often, the most.
-
-    Returns it, and by the path of each graph that lies in a loop the name of the output that counts the nearest.
-    """
-    import onnx
-    from onnx import helper
-
-    made = onnx.ModelProto()
-    made.CopyFrom(proto)
-    made.ir_version = max(made.ir_version, 4)
-    found = _Counting(made).graph(made.graph, "")
-    for name in sorted(set(found.values())):
-        made.graph.output.append(helper.make_tensor_value_info(name, NUMBER["int64"], []))
-    paths = [scope.path for scope in GraphIndex.of(proto).graphs]
-    around = {path: max((p for p in found if path.startswith(p)), key=len, default="") for path in paths}
-    return made, {path: found[loop] for path, loop in around.items() if loop}

@@ -1,90 +1,108 @@
-"""Shapes of values: a copy of a model that also puts them out, so that a run can tell them."""
+"""Shapes of activations: a pass that puts them out, so that a run shows those that a file leaves open."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from onnxfi.graph.model.graph_index import node_labels, subgraphs
-from onnxfi.graph.passes.bit_arithmetic import NUMBER, Nodes, opset_of
-from onnxfi.graph.passes.insert_nodes import used_names
+import numpy as np
+
+from onnxfi.graph.dataflow.activation_targets import activations
+from onnxfi.graph.model.graph_index import node_labels
+from onnxfi.graph.passes.bit_arithmetic import NUMBER, NodeBuilder, opset_of
+from onnxfi.graph.passes.graph_edit import FreeNames
 from onnxfi.graph.passes.loop_counters import LOOPS
+from onnxfi.graph.passes.model_pass import ModelPass
 
 if TYPE_CHECKING:
     import onnx
 
-#: A value: the path of its graph, and its name there.
-Place = tuple[str, str]
+    from onnxfi.graph.model.loading import Model
+
+#: The path of a graph, and the name of a tensor there.
+ScopedName = tuple[str, str]
 
 
-class _Probing:
-    """One pass over the graphs of a model, which is changed: whose shapes are wanted, and which names are taken."""
+@dataclass(frozen=True)
+class OutputShapes(ModelPass[dict[ScopedName, str]]):
+    """The pass that puts out the shapes of tensors, given with their ranks (None where one is open).
 
-    def __init__(self, proto: onnx.ModelProto, ranks: Mapping[Place, int | None]) -> None:
-        self.opset, self.used_names, self.ranks = opset_of(proto), used_names(proto), ranks
+    Its result are the names of those outputs. What comes out has the shape last; before it an axis for each loop around
+    the tensor, and −1 where a branch did not run. A loop inside another must run equally often each time.
+    """
+
+    ranks: Mapping[ScopedName, int | None]
+    name = "output-shapes"
+    again = "added"
+
+    def apply(self, proto: onnx.ModelProto) -> dict[ScopedName, str]:
+        """Add an output for each tensor that is found."""
+        shapes = _Shapes(proto, self.ranks)
+        found = shapes.read_in(proto.graph, "")
+        for place, (name, loops) in found.items():
+            proto.graph.output.append(shapes.declaration(name, place, loops))
+        return {place: name for place, (name, _) in found.items()}
+
+    @classmethod
+    def neutral(cls, model: Model) -> OutputShapes | None:
+        """Return the pass for all activations but those in inner loops, which may run otherwise in each iteration."""
+        loops = {scope.path: sum(node.op in LOOPS for node in scope.enclosing) for scope in model.index.graphs}
+        rows = [
+            a for a in activations(model) if a.target.kind != "input" and not a.unsupported_reason and loops[a.path] < 2
+        ]
+        return cls({(a.path, a.name): None if a.dims is None else len(a.dims) for a in rows}) if rows else None
+
+
+class _Shapes:
+    """The Shape nodes that are put into the graphs of one model."""
+
+    def __init__(self, proto: onnx.ModelProto, ranks: Mapping[ScopedName, int | None]) -> None:
+        self.opset, self.names, self.ranks = opset_of(proto), FreeNames(proto), ranks
         self.paths = {path for path, _ in ranks}
 
-    def fresh(self) -> str:
-        name = f"onnxfi.shape.{len(self.used_names)}"
-        while name in self.used_names:
-            name += "_"
-        self.used_names.add(name)
-        return name
+    def read_in(self, graph: onnx.GraphProto, path: str) -> dict[ScopedName, tuple[str, int]]:
+        """Add to a graph the shapes of tensors in it and in its bodies.
 
-    def graph(self, graph: onnx.GraphProto, path: str) -> dict[Place, str]:
-        """Add to a graph the shapes of what is wanted in it and in its bodies; their names there."""
-        found: dict[Place, str] = {}
-        nodes, g = list(graph.node), Nodes(self.opset)
+        Returns the name of each there, and how many loops of this graph lie around the tensor.
+        """
+        found: dict[ScopedName, tuple[str, int]] = {}
+        nodes, g = list(graph.node), NodeBuilder(self.opset)
         for node, label in zip(nodes, node_labels(nodes), strict=True):
             if node.op_type in LOOPS or node.op_type == "If":
-                found |= self._node(node, f"{path}{label}")
+                found |= self._read_in_bodies(node, f"{path}{label}")
             for name in node.output:
                 if (path, name) in self.ranks:
-                    found[path, name] = g.add("Shape", name, name=self.fresh())
+                    found[path, name] = g.add("Shape", name, name=self.names.new("onnxfi.shape")), 0
         graph.node.extend(g.nodes)
         return found
 
-    def _node(self, node: onnx.NodeProto, path: str) -> dict[Place, str]:
-        """Put the shapes inside a node out of it: of a loop one row an iteration, of an untaken branch -1."""
-        from onnx import helper
-
-        bodies = {f"{path}.{name}::": graph for name, graph in subgraphs(node)}
+    def _read_in_bodies(self, node: onnx.NodeProto, path: str) -> dict[ScopedName, tuple[str, int]]:
+        """Hand the shapes inside a node out: of a loop one row an iteration, of a branch that does not run −1."""
+        bodies = {f"{path}.{a.name}::": a.g for a in node.attribute if a.HasField("g")}
         inside = {
-            place: self.graph(body, place)
-            for place, body in bodies.items()
-            if any(p.startswith(place) for p in self.paths)
+            body_path: self.read_in(body, body_path)
+            for body_path, body in bodies.items()
+            if any(p.startswith(body_path) for p in self.paths)
         }
-        found: dict[Place, str] = {}
-        for mine, shapes in inside.items():
-            for place, name in shapes.items():
-                found[place] = self.fresh()
-                node.output.append(found[place])
+        found: dict[ScopedName, tuple[str, int]] = {}
+        for own, shapes in inside.items():
+            for place, (name, loops) in shapes.items():
+                out = self.names.new("onnxfi.shape")
+                found[place] = out, loops + (node.op_type in LOOPS)
+                node.output.append(out)
                 for other, body in bodies.items():
-                    told, g = name, Nodes(self.opset)
-                    if other != mine:
-                        told = g.constant([-1] * (self.ranks[place] or 1), name=self.fresh())
+                    shape, g = name, NodeBuilder(self.opset)
+                    if other != own:
+                        rank = self.ranks[place]
+                        row = np.full((0,) * loops + (1 if rank is None else rank,), -1)
+                        shape = g.constant(row, name=self.names.new("onnxfi.shape"))
                         body.node.extend(g.nodes)
-                    body.output.append(helper.make_tensor_value_info(told, NUMBER["int64"], None))
+                    body.output.append(self.declaration(shape, place, loops))
         return found
 
+    def declaration(self, name: str, place: ScopedName, loops: int) -> onnx.ValueInfoProto:
+        """Return the declaration of an output that holds the shape of a tensor, in so many loops."""
+        from onnx import helper
 
-def add_shape_outputs(
-    proto: onnx.ModelProto, ranks: Mapping[Place, int | None]
-) -> tuple[onnx.ModelProto, dict[Place, str]]:
-    """A copy of a model that also puts out the shapes of these values; the names of those outputs.
-
-    `ranks` gives each value's rank, None where it is open. What comes out has the shape last; before it an axis for
-    each loop around the value, and -1 where a branch was not taken.
-    """
-    import onnx
-    from onnx import helper
-
-    made: Any = onnx.ModelProto()
-    made.CopyFrom(proto)
-    found = _Probing(made, ranks).graph(made.graph, "")
-    for name in found.values():
-        made.graph.output.append(helper.make_tensor_value_info(name, NUMBER["int64"], None))
-    return made, found
-
-
-__all__ = ["Place", "add_shape_outputs"]
+        return helper.make_tensor_value_info(name, NUMBER["int64"], [*[None] * loops, self.ranks[place]])

@@ -34,6 +34,7 @@ from onnxfi.graph.spiking.membrane_steps import (
     unrolled_membranes,
 )
 from onnxfi.graph.spiking.pattern_graph import PatternGraph, SpikeComparison, Use
+from onnxfi.graph.spiking.time_axes import TimeAxis, time_axes, trips_of
 
 if TYPE_CHECKING:
     import onnx
@@ -94,15 +95,6 @@ class SpikingLayer:
 
 
 @dataclass(frozen=True)
-class TimeAxis:
-    """An axis that counts the steps: of an input, of an output, or of a tensor inside that is folded over time."""
-
-    tensor: str
-    axis: int
-    role: str
-
-
-@dataclass(frozen=True)
 class SpikingLayers:
     """What a search found: the layers in file order, the axes of time, and what there is to say."""
 
@@ -130,8 +122,6 @@ def find_spiking_layers(model: Model) -> SpikingLayers:
 
 
 def _found(model: Model, proto: onnx.ModelProto) -> SpikingLayers:
-    from onnxfi.graph.spiking.time_axes import time_axes, trips_of
-
     cones: dict[str, PatternGraph] = {}
     layers: list[SpikingLayer] = []
     strangers: dict[str, str] = {}
@@ -162,7 +152,9 @@ def _found(model: Model, proto: onnx.ModelProto) -> SpikingLayers:
         f"{scope!r} is a {kind} of snntorch, but its neurons were not found; describe them in a mapping file"
         for scope, kind in strangers.items()
     ]
-    return SpikingLayers(tuple(named), time_axes(proto, named) if named else (), tuple(notes))
+    steps = {layer.trips for layer in named if layer.trips and not layer.loop}
+    loops = {layer.path for layer in named if layer.loop}
+    return SpikingLayers(tuple(named), time_axes(proto, steps, loops) if named else (), tuple(notes))
 
 
 def _layer(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from onnxfi.errors import InputError, ModelError
 from onnxfi.graph.model.graph_index import all_nodes
-from onnxfi.graph.model.loading import Model, load
+from onnxfi.graph.model.loading import Model, load, parse
 from onnxfi.graph.model.neuron_table import read_neuron_table
-from onnxfi.graph.passes.expose_neurons import expose
+from onnxfi.graph.passes.expose_neurons import ExposeNeurons
 from onnxfi.graph.spiking.detect_neurons import SpikingLayer, SpikingLayers, find_spiking_layers
 from onnxfi.graph.spiking.neuron_mapping import spiking_layers
 from onnxfi.graph.spiking.pattern_graph import MAKES_SPIKES
@@ -62,7 +62,7 @@ def expose_neurons(model: Model, out: str | Path | None = None, *, neurons: str 
     if read_neuron_table(model.proto):
         raise ModelError(f"{model.name} has its neurons exposed already; strike its words as they are")
     found = spiking_layers(model, read_mapping(neurons) if neurons is not None else ())
-    made = expose(model, found)
+    made, _ = ExposeNeurons(found.layers).run(parse(model))
     place = None if out is None else Path(out)
     if place is not None:
         save_model(model, made, place)

@@ -13,8 +13,8 @@ from onnxfi.graph.dataflow.activation_targets import Activation, of_single_sampl
 from onnxfi.graph.dataflow.sample_axis import BatchLayout, graph_batch_layout
 from onnxfi.graph.dataflow.sample_layout import SamplePlacement, Sizes, model_placements
 from onnxfi.graph.model.loading import Model, parse
-from onnxfi.graph.passes.loop_counters import add_iteration_counts
-from onnxfi.graph.passes.shape_probes import Place, add_shape_outputs
+from onnxfi.graph.passes.loop_counters import CountIterations
+from onnxfi.graph.passes.shape_probes import OutputShapes, ScopedName
 from onnxfi.runtime.data.sources import Data, open_data
 from onnxfi.runtime.engine.dry_run import dry_run
 from onnxfi.runtime.engine.engines import OrtEngine, OrtSession
@@ -93,7 +93,10 @@ def _common(
 
 
 def _places(
-    model: Model, layout: BatchLayout, sizes: Sequence[int], known: Sequence[Mapping[Place, tuple[int, ...] | None]]
+    model: Model,
+    layout: BatchLayout,
+    sizes: Sequence[int],
+    known: Sequence[Mapping[ScopedName, tuple[int, ...] | None]],
 ) -> dict[str, dict[str, SamplePlacement]]:
     """Where samples lie by the shapes of two runs; nothing where there is one."""
     if len(sizes) < 2:
@@ -116,12 +119,16 @@ def _grown(session: OrtSession, data: Data | None, names: Sequence[str]) -> Iter
 
 
 def _telling(
-    model: Model, proto: onnx.ModelProto, names: Set[str], ranks: Mapping[Place, int | None], custom_ops: Sequence[str]
-) -> tuple[OrtSession, dict[Place, str]]:
+    model: Model,
+    proto: onnx.ModelProto,
+    names: Set[str],
+    ranks: Mapping[ScopedName, int | None],
+    custom_ops: Sequence[str],
+) -> tuple[OrtSession, dict[ScopedName, str]]:
     """A session that puts out these values too, and the shapes of others; the names of those shapes."""
     import onnx
 
-    made, shapes = add_shape_outputs(proto, ranks)
+    made, shapes = OutputShapes(ranks).run(proto)
     have = {o.name for o in made.graph.output} | {i.name for i in made.graph.input}
     made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(names - have))
     made.ir_version = max(made.ir_version, 4)
@@ -144,7 +151,7 @@ def loop_iterations(
 
     `steady` leaves out those that turn otherwise when one sample more runs, as a scan over the samples does.
     """
-    proto, counters = add_iteration_counts(parse(model))
+    proto, counters = CountIterations().run(parse(model))
     if not counters:
         return {}
     runs = _grown(open_session(model, proto, custom_ops), data, sorted(set(counters.values())))

@@ -92,7 +92,7 @@ def test_turns_are_counted_in_loops_and_branches(tmp_path: Path, external: bool)
         assert found["Loop#0.body::"] == found["Loop#0.body::If#0.else_branch::"] == 2
         assert found["Loop#0.body::If#0.then_branch::Loop#0.body::"] == turns
     site = "Loop#0.body::If#0.then_branch::Loop#0.body::k_[1]@step={}:31"
-    with pytest.raises(SelectorError, match="the loop does not turn on this data, so it has no step"):
+    with pytest.raises(SelectorError, match="the loop does not run on this data, so it has no step"):
         inject_activations(model, sites=[site.format(0)], data=open_data(tmp_path / "d.npz", ports))
 
 

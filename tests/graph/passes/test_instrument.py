@@ -461,7 +461,7 @@ def test_what_cannot_be_struck_says_why() -> None:
     )
     with pytest.raises(SelectorError, match="sequence, no tensor"):
         instrument(load(plain), Selector(include=("=t",)))
-    with pytest.raises(ModelError, match="input and output of the graph at once"):
+    with pytest.raises(ModelError, match="an input and an output of the graph at once"):
         same = model("g (float[N] x) => (float[N] x, float[N] y) { y = Neg(x) }")
         arm(same, [named(same, "x")])
 

@@ -1,0 +1,55 @@
+"""The registry of model passes: those of onnxfi and those that other packages offer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import Any
+
+from onnxfi.errors import ModelError
+from onnxfi.graph.passes.expose_neurons import ExposeNeurons
+from onnxfi.graph.passes.fold_quantize import FoldQuantize
+from onnxfi.graph.passes.instrument import ArmFaults, BakeFaults
+from onnxfi.graph.passes.loop_counters import CountIterations
+from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.passes.shape_probes import OutputShapes
+from onnxfi.graph.passes.spike_counts import CountSpikes
+
+_OWN: tuple[type[ModelPass[Any]], ...] = (
+    ArmFaults, BakeFaults, ExposeNeurons, FoldQuantize, CountIterations, OutputShapes, CountSpikes,
+)  # fmt: skip
+ENTRY_POINTS = "onnxfi.passes"
+
+
+@cache
+def model_passes() -> Mapping[str, type[ModelPass[Any]]]:
+    """Return every pass by its name: those of onnxfi, and those of packages that offer `onnxfi.passes` entry points.
+
+    Raises
+    ------
+    ModelError
+        Where an entry point does not load, is no frozen dataclass derived from ModelPass, or has a name in use.
+
+    Examples
+    --------
+    >>> sorted(model_passes())[:3]
+    ['arm-faults', 'bake-faults', 'count-iterations']
+    """
+    found: dict[str, type[ModelPass[Any]]] = {one.name: one for one in _OWN}
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            one: Any = point.load()
+        except Exception as error:  # whatever the package raises when it is imported
+            raise ModelError(
+                f"entry point {point.value!r} does not load: {error}; mend or remove its package"
+            ) from error
+        if not (isinstance(one, type) and dataclasses.is_dataclass(one) and issubclass(one, ModelPass)):
+            raise ModelError(f"entry point {point.value!r} must be a frozen dataclass derived from ModelPass")
+        name = getattr(one, "name", "")
+        if not name or name in found:
+            raise ModelError(f"entry point {point.value!r} has the name {name!r}; give the class a `name` of its own")
+        found[name] = one
+    return MappingProxyType(found)

@@ -1,0 +1,106 @@
+"""Spike counts: a pass that counts spikes over time and puts the counts out, so that they can be scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxfi.errors import ModelError, closest
+from onnxfi.graph.dataflow.type_inference import infer_types
+from onnxfi.graph.model.loading import Model, load, parse
+from onnxfi.graph.model.protobuf_scan import text
+from onnxfi.graph.passes.bit_arithmetic import opset_of
+from onnxfi.graph.passes.model_pass import ModelPass
+
+if TYPE_CHECKING:
+    import onnx
+
+#: The name of the output of counts, behind that of the spikes.
+_SUFFIX = "/counts"
+_FLOAT = 1
+
+
+@dataclass(frozen=True)
+class CountSpikes(ModelPass[str]):
+    """The pass that adds an output, the last one: spikes that are stacked over time, counted along that axis.
+
+    `output` are the spikes (None: the only output of three dimensions or more). Its result is the name of the output.
+
+    Examples
+    --------
+    >>> model = load("tests/graph/spiking/subtract_dynamo.onnx")
+    >>> CountSpikes("spikes2", 0).run(parse(model))[1]
+    'spikes2/counts'
+    """
+
+    output: str | None = None
+    axis: int = 0
+    name = "count-spikes"
+    again = "refused"
+
+    def requires(self, proto: onnx.ModelProto) -> None:
+        """Refuse an output that is not there, that several could be, or that does not have the axis."""
+        name, rank = self._spikes(proto)
+        if rank is not None and self.axis >= rank:
+            raise ModelError(
+                f"time axis {self.axis} is beyond output {name!r} of {rank} dimensions: axes are 0 to {rank - 1}"
+            )
+        if any(value.name == name + _SUFFIX for value in proto.graph.output):
+            raise ModelError(f"the spikes of {name!r} are counted already; score the output {name + _SUFFIX!r}")
+
+    def apply(self, proto: onnx.ModelProto) -> str:
+        """Add the nodes that count, and their output."""
+        from onnx import helper, numpy_helper
+
+        graph = proto.graph
+        name, rank = self._spikes(proto)
+        made, real = name + _SUFFIX, name + _SUFFIX + "/float"
+        graph.node.append(helper.make_node("Cast", [name], [real], f"/time{real}", to=_FLOAT))
+        if opset_of(proto) >= 13:
+            # The last node but one, so that no other tensor gets another number among the targets.
+            value = numpy_helper.from_array(np.array([self.axis]))
+            graph.node.append(helper.make_node("Constant", [], [f"{made}/axis"], f"/time{made}/axis", value=value))
+            node = helper.make_node("ReduceSum", [real, f"{made}/axis"], [made], f"/time{made}", keepdims=0)
+        else:
+            node = helper.make_node("ReduceSum", [real], [made], f"/time{made}", axes=[self.axis], keepdims=0)
+        graph.node.append(node)
+        dims = None if rank is None else [None] * (rank - 1)
+        graph.output.append(helper.make_tensor_value_info(made, _FLOAT, dims))
+        return made
+
+    def _spikes(self, proto: onnx.ModelProto) -> tuple[str, int | None]:
+        """Return the output of spikes and its rank, None where that is open."""
+        kinds = {text(o.name): o.type.tensor_type for o in (*infer_types(proto).graph.output, *proto.graph.output)}
+        sizes = {name: len(kind.shape.dim) for name, kind in kinds.items() if kind.HasField("shape")}
+        ranks = {text(o.name): sizes.get(text(o.name)) for o in proto.graph.output}
+        if self.output is not None and self.output not in ranks:
+            raise ModelError(f"the model has no output {self.output!r}{closest(self.output, ranks)}")
+        several = [name for name, rank in ranks.items() if (rank or 0) > 2]
+        stacked = [self.output] if self.output is not None else several
+        if len(stacked) != 1:
+            what = "several outputs could" if stacked else "no output is sure to"
+            raise ModelError(f"{what} be spikes over time; name one with --output: {', '.join(stacked or ranks)}")
+        return stacked[0], ranks[stacked[0]]
+
+    @classmethod
+    def neutral(cls, model: Model) -> CountSpikes | None:
+        """Return the pass for the first output of numbers that has an axis."""
+        for value in infer_types(model.proto).graph.output:
+            kind = value.type.tensor_type
+            if kind.elem_type in (1, 7, 9, 10, 11) and kind.HasField("shape") and kind.shape.dim:
+                return cls(text(value.name), 0)
+        return None
+
+
+def spike_count_output(proto: onnx.ModelProto) -> str:
+    """Return the output of counts of a model in which spikes are counted."""
+    return text(proto.graph.output[-1].name)
+
+
+def with_spike_counts(model: Model, output: str | None, axis: int) -> Model:
+    """Return the model with spike counts as a further output; its faults and its digest stay its own."""
+    if model.external:
+        raise ModelError(f"{model.name} has external data, so nothing can be counted in it; write it as one file first")
+    return replace(load(CountSpikes(output, axis).run(parse(model))[0]), origin=model.digest)
