@@ -1,4 +1,4 @@
-"""From what an exporter made to a checked file: layers, write, compare with the source framework, move into place."""
+"""From an exported model to a checked file: write it, compare it with the source framework, move it into place."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from .frameworks import quiet
 if TYPE_CHECKING:
     import onnx
 
-#: What all three exporters write without a conversion.
+#: The opset that all three exporters write directly.
 OPSET = 18
-#: The oldest format whose nodes can carry metadata.
+#: The oldest IR version whose nodes have metadata.
 _IR_VERSION = 10
 #: Protobuf's limit is 2 GiB; larger models keep their weights beside the file.
 _LARGEST_FILE = (1 << 31) - (1 << 24)
@@ -38,7 +38,7 @@ _ALIGNED = 4096
 
 @dataclass(frozen=True)
 class Exported:
-    """A model as an exporter made it. `run` takes inputs by name and gives the source's outputs by the ONNX names."""
+    """A model from an exporter. `run` takes inputs by name and returns the source's outputs by their ONNX names."""
 
     framework: str
     version: str
@@ -49,11 +49,12 @@ class Exported:
 
 @dataclass(frozen=True)
 class Converted:
-    """A file that was written and gives the source's answers.
+    """A converted file, whose outputs were compared with those of the source framework.
 
-    `largest` is the largest absolute difference between an output of ONNX Runtime and the source framework's, over
-    `samples` samples of `data`; `relative` the largest over the outputs of that difference over the largest magnitude
-    in the output; `output` names it. `layers` are those that hold stored numbers, in file order, `words` how many.
+    `largest` is the largest absolute difference of an output between ONNX Runtime and the source framework, over
+    `samples` samples of `data`; `relative` is the largest such difference relative to the largest magnitude of its
+    output, and `output` is the name of that output. `layers` are those with stored numbers, in file order, `words`
+    the count of these numbers.
     """
 
     framework: str
@@ -78,7 +79,7 @@ class Converted:
 
 @dataclass(frozen=True)
 class Check:
-    """How a conversion is checked: on the first `samples` of `data` (None: made up), to a relative `tolerance`."""
+    """The check of a conversion: on the first `samples` of `data` (None: synthetic), to a relative `tolerance`."""
 
     data: str | Path | Mapping[str, Array] | None = None
     samples: int = 8
@@ -86,53 +87,55 @@ class Check:
 
     def __post_init__(self) -> None:
         if self.samples < 1:
-            raise InputError(f"samples is {self.samples}; it takes 1 or more")
+            raise InputError(f"samples must be 1 or more, got {self.samples}")
         if not 0 <= self.tolerance < float("inf"):
-            raise InputError(f"tolerance is {self.tolerance}; it takes 0 or more, as 1e-4")
+            raise InputError(f"tolerance must be finite and 0 or more, as 1e-4, got {self.tolerance}")
 
 
 def check_output(out: str | Path) -> Path:
-    """The place to write to; OutputError, before any work, where nothing can be written."""
-    place = Path(out)
-    check_output_files(None, output_files(place, 1))
-    return place
+    """Return the path to write to; raise OutputError, before any work, where nothing can be written."""
+    path = Path(out)
+    check_output_files(None, output_files(path, 1))
+    return path
 
 
-def foreign(error: BaseException, what: str, remedy: str) -> ConversionError:
-    """An exporter's error as ours: its first words, then what to try; the whole of it as details."""
+def conversion_error(error: BaseException, what: str, remedy: str) -> ConversionError:
+    """Return a framework's error as a ConversionError: its first paragraph and a remedy, its full text as details."""
     text = str(error).strip() or type(error).__name__
-    said = one_line(text.split("\n\n")[0], limit=200).rstrip(".")
-    return ConversionError(f"{what}: {said}; {remedy}", text)
+    summary = one_line(text.split("\n\n")[0], limit=200).rstrip(".")
+    return ConversionError(f"{what}: {summary}; {remedy}", text)
 
 
-def finish(exported: Exported, place: Path, check: Check) -> Converted:
-    """Write the model, hold it against the source, and put it into its place; else nothing is written.
+def write_checked(exported: Exported, path: Path, check: Check) -> Converted:
+    """Write the model and compare it with its source; on failure nothing is written.
 
-    Raises ConversionError where ONNX Runtime refuses it or the difference is beyond the tolerance.
+    Raises ConversionError where ONNX Runtime rejects the model or the difference exceeds the tolerance.
     """
     naming.clean(exported.proto)
     exported.proto.ir_version = max(_IR_VERSION, exported.proto.ir_version)
     exported.proto.producer_name, exported.proto.producer_version = exported.framework, exported.version
     try:
-        with scratch_folder(place.parent) as folder:
-            draft = folder / place.name
-            files = _written(exported.proto, draft)
+        with scratch_folder(path.parent) as folder:
+            draft = folder / path.name
+            files = _write(exported.proto, draft)
             model = load(draft)
             try:
                 session = OrtEngine(provider="cpu").prepare(draft)
             except EngineError as error:
-                raise foreign(error, "ONNX Runtime refuses what the exporter made", "try another --opset") from error
-            fed = open_data(check.data, session.inputs, limit=check.samples)
-            largest, relative, output = _compared(exported, session, fed, check)
+                raise conversion_error(
+                    error, "ONNX Runtime rejects the exported model", "try another --opset"
+                ) from error
+            data = open_data(check.data, session.inputs, limit=check.samples)
+            largest, relative, output = _compare(exported, session, data, check)
             digest, size = model.digest, sum(file.stat().st_size for file in files)
-            for file in reversed(files):  # the data first
-                os.replace(file, place.with_name(file.name))
+            for file in reversed(files):  # external data first
+                os.replace(file, path.with_name(file.name))
     except OSError as error:
-        raise OutputError(f"cannot write {str(place)!r}: {error.strerror}; nothing was written") from None
-    layers, words = _told(model)
+        raise OutputError(f"cannot write {str(path)!r}: {error.strerror}; nothing was written") from None
+    layers, words = _stored_numbers(model)
     return Converted(
-        exported.framework, exported.version, exported.source, place, digest, size, _opset(exported.proto),
-        session.inputs, session.outputs, fed.description, fed.samples, largest, relative, output, check.tolerance,
+        exported.framework, exported.version, exported.source, path, digest, size, _opset(exported.proto),
+        session.inputs, session.outputs, data.description, data.samples, largest, relative, output, check.tolerance,
         layers, words, model.notes,
     )  # fmt: skip
 
@@ -142,60 +145,65 @@ def _opset(proto: onnx.ModelProto) -> int:
 
 
 def at_opset(proto: onnx.ModelProto, wanted: int, direct: range) -> onnx.ModelProto:
-    """The model at this opset, by ONNX's own converter where the exporter wrote another; nodes keep their layers.
+    """Return the model at this opset, by ONNX's version converter where the exporter wrote another.
 
-    `direct` are those that the exporter writes itself. InputError for an opset that cannot be reached.
+    Nodes keep their layers. `direct` is the range of opsets that the exporter writes. Raises InputError for an opset
+    that cannot be reached.
     """
     from onnx import defs, version_converter
 
     if _opset(proto) == wanted:
         return proto
-    span = f"the exporter itself writes {direct.start} to {direct.stop - 1}"
+    span = f"the exporter writes {direct.start} to {direct.stop - 1}"
     if not 1 <= wanted <= defs.onnx_opset_version():
         raise InputError(f"there is no opset {wanted}; {span}")
     try:
         with quiet():
-            made = version_converter.convert_version(proto, wanted)
+            converted = version_converter.convert_version(proto, wanted)
     except Exception as error:
         why = one_line(re.sub(r"^\S+\.h:\d+: (\w+: )?", "", str(error)), limit=120)
         raise InputError(f"this model cannot be written in opset {wanted}: {why}; {span}") from None
     known = {node.name: node.metadata_props for node in proto.graph.node}
-    for node in made.graph.node:
+    for node in converted.graph.node:
         if not node.metadata_props and node.name in known:
             node.metadata_props.extend(known[node.name])
-    return made
+    return converted
 
 
-def _written(proto: onnx.ModelProto, draft: Path) -> list[Path]:
-    """Write the model, where it is too large for one file with its weights in `NAME.data`; the files, model first."""
-    beside = draft.with_name(f"{draft.name}.data")
+def _write(proto: onnx.ModelProto, draft: Path) -> list[Path]:
+    """Write the model, a large one with external data in `NAME.data`; return the files, the model first."""
+    data_file = draft.with_name(f"{draft.name}.data")
     if proto.ByteSize() <= _LARGEST_FILE:
         draft.write_bytes(proto.SerializeToString(deterministic=True))
         return [draft]
-    with beside.open("wb") as stream:
-        for tensor in naming.stored(proto):
+    with data_file.open("wb") as stream:
+        for tensor in naming.initializers(proto):
             if len(tensor.raw_data) < _SMALL_TENSOR:
                 continue
             stream.write(bytes(-stream.tell() % _ALIGNED))
-            for key, value in (("location", beside.name), ("offset", stream.tell()), ("length", len(tensor.raw_data))):
+            for key, value in (
+                ("location", data_file.name),
+                ("offset", stream.tell()),
+                ("length", len(tensor.raw_data)),
+            ):
                 tensor.external_data.add(key=key, value=str(value))
             stream.write(tensor.raw_data)
             tensor.ClearField("raw_data")
             tensor.data_location = tensor.EXTERNAL
     draft.write_bytes(proto.SerializeToString(deterministic=True))
-    return [draft, beside]
+    return [draft, data_file]
 
 
-def _compared(exported: Exported, session: OrtSession, fed: Data, check: Check) -> tuple[float, float, str]:
-    """The largest difference, the same relative to its output's magnitude, and which output that is."""
+def _compare(exported: Exported, session: OrtSession, data: Data, check: Check) -> tuple[float, float, str]:
+    """Return the largest difference, the largest relative to its output's magnitude, and the name of that output."""
     largest, relative, worst = 0.0, 0.0, session.outputs[0].name if session.outputs else ""
-    for batch in fed.batches(fed.layout.fixed or check.samples):
+    for batch in data.batches(data.layout.fixed or check.samples):
         try:
             with quiet():
                 expected = exported.run(batch.feeds)
         except Exception as error:
-            raise foreign(
-                error, f"{exported.framework} fails on the sample inputs", "give --data with inputs that it takes"
+            raise conversion_error(
+                error, f"{exported.framework} fails on the sample inputs", "give --data with inputs that it accepts"
             ) from error
         found = session.run(batch.feeds)
         for name, wanted in expected.items():
@@ -205,15 +213,15 @@ def _compared(exported: Exported, session: OrtSession, fed: Data, check: Check) 
                 relative, worst = share, name
     if not relative <= check.tolerance:
         raise ConversionError(
-            f"output {worst!r} of the ONNX model is not {exported.framework}'s: they differ by {largest:.3g}, relative "
-            f"{relative:.3g}, on {fed.description}, tolerance {check.tolerance:g}; nothing was written; if that "
-            f"will do, raise --tolerance"
+            f"output {worst!r} of the ONNX model differs from {exported.framework}'s by {largest:.3g}, relative "
+            f"{relative:.3g}, on {data.description}, tolerance {check.tolerance:g}; nothing was written; to accept "
+            f"the difference, raise --tolerance"
         )
     return largest, relative, worst
 
 
 def difference_of(found: Array, wanted: Array) -> tuple[float, float]:
-    """The largest absolute difference, and the same over the largest magnitude; infinite where they cannot be compared.
+    """Return the largest absolute difference, and its ratio to the largest magnitude; infinite where not comparable.
 
     >>> difference_of(np.array([1.0, 4.0]), np.array([1.0, 5.0]))
     (1.0, 0.2)
@@ -234,22 +242,22 @@ def difference_of(found: Array, wanted: Array) -> tuple[float, float]:
     return difference, difference / magnitude if magnitude else difference
 
 
-def _told(model: Model) -> tuple[tuple[str, ...], int]:
-    """The layers that hold stored numbers, and how many these are."""
-    held = [t for t in model.targets if not t.structural]
-    return tuple(dict.fromkeys(t.layer for t in held)), sum(t.size for t in held)
+def _stored_numbers(model: Model) -> tuple[tuple[str, ...], int]:
+    """Return the layers with stored numbers, and the count of these numbers."""
+    stored = [t for t in model.targets if not t.structural]
+    return tuple(dict.fromkeys(t.layer for t in stored)), sum(t.size for t in stored)
 
 
-def shown(source: object) -> str:
-    """A source as it is told: its text, or the class of an object."""
+def source_name(source: object) -> str:
+    """Return the text of a source, or the class name of a model object."""
     return str(source) if isinstance(source, str | Path) else type(source).__name__
 
 
 def named_outputs(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
-    """Outputs by name; ConversionError where the exporter kept another number of them."""
+    """Return outputs by name; raise ConversionError where the exporter wrote another number of them."""
     if len(names) != len(values):
         raise ConversionError(
-            f"the exporter kept {len(names)} outputs of {len(values)}; return tensors only, "
+            f"the exporter wrote {len(names)} of {len(values)} outputs; return tensors only, "
             f"each computed from the inputs"
         )
     return dict(zip(names, values, strict=True))

@@ -1,4 +1,4 @@
-"""The frameworks that models come from: what each needs, whether it is here, and how it is kept quiet."""
+"""Training frameworks: the packages that each needs, the check that they are installed, and muted logs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from onnxfi.errors import InputError, closest
 
 @dataclass(frozen=True)
 class Framework:
-    """A source of models. `modules` maps what is imported to the packages that pip knows; `suffixes` are its files'."""
+    """A training framework. `modules` maps imported modules to pip packages; `suffixes` are those of its files."""
 
     name: str
     modules: dict[str, str]
     suffixes: tuple[str, ...] = ()
 
 
-#: A model object belongs to the first framework that one of its classes comes from.
+#: A model object belongs to the first framework that defines one of its classes.
 FRAMEWORKS: dict[str, Framework] = {
     f.name: f
     for f in (
@@ -40,10 +40,10 @@ FRAMEWORKS: dict[str, Framework] = {
 }
 
 
-def named(name: str) -> Framework:
-    """The framework of this name; InputError for one that is not known.
+def framework_named(name: str) -> Framework:
+    """Return the framework of this name; raise InputError for an unknown one.
 
-    >>> named("pytorch")
+    >>> framework_named("pytorch")
     Traceback (most recent call last):
     onnxfi.errors.InputError: no framework 'pytorch'; closest: 'torch'
     """
@@ -53,8 +53,8 @@ def named(name: str) -> Framework:
 
 
 def require(name: str) -> None:
-    """Refuse where a package of the framework is missing; the message has the line for pip."""
-    modules = named(name).modules
+    """Raise InputError where a package of the framework is missing, with the pip command that installs it."""
+    modules = framework_named(name).modules
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         packages = " ".join(modules[module] for module in missing)
@@ -64,7 +64,7 @@ def require(name: str) -> None:
 
 
 def version(package: str) -> str:
-    """The installed version of the first of these packages (`tensorflow-cpu|tensorflow`), '' where there is none."""
+    """Return the installed version of the first of these packages (`tensorflow-cpu|tensorflow`), '' for none."""
     for one in package.split("|"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(one)

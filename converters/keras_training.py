@@ -1,4 +1,4 @@
-"""Fault-aware training in Keras 3 on TensorFlow: a model that strikes the weights or activations of another."""
+"""Fault-aware training in Keras 3 on TensorFlow: a model with faults in the weights or activations of another."""
 
 from __future__ import annotations
 
@@ -17,23 +17,61 @@ from onnxfi.faults.trials import Faults
 from onnxfi.graph.model.loading import Model
 from onnxfi.runtime.engine.model_io import Array
 
-from .training import Exposure, Plan, carried, outcome, read_array, refusal, target_of, write_array
+from .training import (
+    FaultSettings,
+    InjectionPlan,
+    map_faults,
+    nonfinite_loss,
+    read_words,
+    replace_words,
+    resolve_faults,
+    target_of,
+)
 
 
 class FaultAwareTraining(keras.Model):
-    """`model` with faults in its weights or activations while it trains, and none while it is evaluated.
+    """A Keras model that injects faults into the weights or activations of another while it trains.
 
-    Compile and fit it in the place of `model`, which it does not change and which is what is exported. Every batch of
-    training is a step: each selected bit flips with probability `ber` (or whatever `fault` says happens), drawn from
-    `seed` and the number of the step. Gradients pass straight through to the weights, which stay as they are.
-    `selector` chooses weights by their paths (`conv2d/kernel`), or layers where `place` is "activations"; None takes
-    all. `clip` holds struck numbers within ±clip. It is the twin of PyTorch's, and so are the errors; `fit` says itself
-    which epoch it is.
+    Compile and fit it in place of `model`, which is not changed and is what is exported. Every batch of training is a
+    step: each selected bit flips with probability `ber` (or is changed as `fault` says), drawn from `seed` and the
+    number of the step. Gradients pass straight through to the weights, which stay fault-free. In evaluation there are
+    no faults. The class of the same name for PyTorch has the same parameters and errors; `fit` itself counts epochs.
 
+    Parameters
+    ----------
+    model
+        The model to train.
+    ber
+        Probability of a fault at each selected site, per bit or, for fault models of whole words, per word.
+    selector
+        Selection of weights by their paths (`conv2d/kernel`), or of layers where `target` is "activations"; None
+        selects all.
+    fault
+        Fault model.
+    target
+        "weights" or "activations".
+    seed
+        Seed of every draw.
+    from_epoch
+        First epoch with faults, counted from 0.
+    clip
+        Clip faulty numbers to ±clip; None does not.
+
+    Raises
+    ------
+    SelectorError
+        Where nothing is selected.
+    InputError
+        For a model that cannot be wrapped, or a setting out of range.
+    NonFiniteLossError
+        In training, where a gradient is not finite, before any weight changes.
+
+    Examples
+    --------
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="fc1"), keras.layers.Dense(2)])
     >>> training = FaultAwareTraining(model, ber=0.01, selector=Selector(include=("fc1/kernel",), bits="0-29"), seed=1)
     >>> _ = training(np.ones((5, 4), np.float32), training=True)
-    >>> int(training.step), [str(fault.site) for fault in training.last[0]]
+    >>> int(training.step), [str(fault.site) for fault in training.last_faults[0]]
     (1, ['fc1/kernel[0]:2', 'fc1/kernel[3]:0', 'fc1/kernel[9]:11'])
     """
 
@@ -44,74 +82,72 @@ class FaultAwareTraining(keras.Model):
         ber: float,
         selector: Selector | None = None,
         fault: str | FaultModel = "flip",
-        place: str = "weights",
+        target: str = "weights",
         seed: int = 0,
         from_epoch: int = 0,
         clip: float | None = None,
     ) -> None:
         _refuse(model)
         super().__init__(name=f"{model.name}_with_faults")
-        exposure = Exposure(ber, selector or Selector(), fault, seed, place, from_epoch, clip)
+        settings = FaultSettings(ber, selector or Selector(), fault, seed, target, from_epoch, clip)
         self.model = model
         self.supports_jit = False  # faults are drawn on the host, which XLA does not call
         layers = dict((path, layer) for layer, path in _layers(model))
-        targets = _weights(model) if place == "weights" else _outputs(layers)
-        self.plan = Plan(exposure, tuple(targets), _NAMED[place])
-        #: Training steps so far; it is saved with the weights, so that training that goes on draws on.
+        targets = _weights(model) if target == "weights" else _outputs(layers)
+        self.plan = InjectionPlan(settings, tuple(targets), _DESCRIPTIONS[target])
+        #: Training steps so far; it is saved with the weights, so that resumed training continues the draws.
         self.step = keras.Variable(0, dtype="int64", trainable=False, name="step")
-        self._layer_of = layers if place == "activations" else {}
-        self._state = _State()
+        self._layer_of = layers if target == "activations" else {}
+        self._state = _HostState()
         self.built = True
 
     @property
-    def exposure(self) -> Exposure:
-        """What strikes, and when."""
-        return self.plan.exposure
+    def settings(self) -> FaultSettings:
+        """The settings of the faults."""
+        return self.plan.settings
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What one should know of these settings, a line each."""
-        return (self.plan.crowded,) if self.plan.crowded else ()
+        """Warnings about these settings, a line each."""
+        return (self.plan.rate_warning,) if self.plan.rate_warning else ()
 
     @property
-    def last(self) -> tuple[Faults, ...]:
-        """The faults of the last step with their words, over the targets that they struck."""
+    def last_faults(self) -> tuple[Faults, ...]:
+        """The faults of the last step with their words, over the faulty targets."""
         return tuple(self._state.last)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Say that an epoch begins, counted from 0; a training loop of one's own does, `fit` does so itself."""
+        """Note that an epoch begins, counted from 0: for a custom training loop, `fit` calls it itself."""
         self._state.epoch = epoch
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """As `keras.Model.compile`; XLA is refused, since faults are drawn on the host at every step."""
+        """Compile as `keras.Model.compile`; XLA is error, since faults are drawn on the host at every step."""
         if kwargs.get("jit_compile") is True:
-            raise InputError(
-                "jit_compile=True makes one XLA program of a step, which cannot ask for new faults; leave it out"
-            )
+            raise InputError("jit_compile=True compiles a step with XLA, which cannot draw new faults; leave it out")
         super().compile(*args, **kwargs)
 
     def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`. Raises NonFiniteLossError where a gradient is not finite, before any weight changes."""
+        """Train like `keras.Model.fit`; raise NonFiniteLossError before weights change from a non-finite gradient."""
         given = [] if callbacks is None else callbacks if isinstance(callbacks, list) else [callbacks]
-        begins = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs=None: self.begin_epoch(epoch))
-        self._state.refused = None
+        begin_epoch = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs=None: self.begin_epoch(epoch))
+        self._state.error = None
         try:
-            return super().fit(*args, callbacks=[begins, *given], **kwargs)
+            return super().fit(*args, callbacks=[begin_epoch, *given], **kwargs)
         except tf.errors.OpError:
-            if self._state.refused is not None:
-                raise self._state.refused from None
+            if self._state.error is not None:
+                raise self._state.error from None
             raise
 
     def call(self, inputs: Any, training: Any = None) -> Any:
-        """The model's answer: with faults in training, plainly else."""
+        """Run the model, with faults in training."""
         if not training:
             return self.model(inputs, training=training)
         self.step.assign(self.step + 1)
         number = tf.identity(self.step.value)
         variables = _parameters(self.model)
-        struck = self._struck(number, [tf.convert_to_tensor(v.value) for v in variables])
-        mapping = list(zip(variables, struck, strict=True))
-        with keras.StatelessScope(state_mapping=mapping) as scope, self._hooked(number):
+        faulty = self._faulty_weights(number, [tf.convert_to_tensor(v.value) for v in variables])
+        mapping = list(zip(variables, faulty, strict=True))
+        with keras.StatelessScope(state_mapping=mapping) as scope, self._output_hooks(number):
             outputs = self.model(inputs, training=True)
         parameters = {id(variable) for variable in variables}
         for variable in self.model.variables:  # moving averages, states of generators
@@ -121,64 +157,64 @@ class FaultAwareTraining(keras.Model):
 
     # ------------------------------------------------------------------------------------------- faults in a step
 
-    def _struck(self, number: Any, values: list[Any]) -> list[Any]:
-        """The weights as the step sees them; on the way back each gradient passes unchanged, if it is finite."""
+    def _faulty_weights(self, number: Any, values: list[Any]) -> list[Any]:
+        """Return the faulty weights of a step; in the backward pass each finite gradient passes unchanged."""
         names = [_path(self.model, v) for v in _parameters(self.model)]
 
         @tf.custom_gradient
-        def passed(*given: Any) -> Any:
-            after = tf.numpy_function(self._strike_step, [number, *given], [v.dtype for v in given])
+        def straight_through(*given: Any) -> Any:
+            after = tf.numpy_function(self._inject_step, [number, *given], [v.dtype for v in given])
             for one, value in zip(after, given, strict=True):
                 one.set_shape(value.shape)
 
-            def back(*gradients: Any) -> list[Any]:
+            def backward(*gradients: Any) -> list[Any]:
                 found = zip(names, gradients, strict=True)
                 return [self._checked(number, name, gradient) for name, gradient in found]
 
-            return after, back
+            return after, backward
 
-        return list(passed(*values))
+        return list(straight_through(*values))
 
-    def _strike_step(self, number: Any, *values: Array) -> list[Array]:
-        """On the host: the weights of one step."""
+    def _inject_step(self, number: Any, *values: Array) -> list[Array]:
+        """Return the weights of one step; it runs on the host."""
         self._state.last = []
-        if self.exposure.place != "weights" or not self._struck_now():
+        if self.settings.target != "weights" or not self._has_faults():
             return [np.asarray(value) for value in values]
         names = [_path(self.model, v) for v in _parameters(self.model)]
-        found, after = self._struck_arrays(self.plan.faults(int(number)), dict(zip(names, values, strict=True)))
+        found, after = self._inject_into(self.plan.faults(int(number)), dict(zip(names, values, strict=True)))
         self._state.last = [found]
         return [after[name] for name in names]
 
-    def _struck_now(self) -> bool:
+    def _has_faults(self) -> bool:
         state = self._state
-        if self.exposure.from_epoch and state.epoch is None:
-            state.refused = InputError(
-                f"faults begin with epoch {self.exposure.from_epoch}, but the epoch is not known: call "
+        if self.settings.from_epoch and state.epoch is None:
+            state.error = InputError(
+                f"faults begin with epoch {self.settings.from_epoch}, but the epoch is not known: call "
                 f"begin_epoch(number) as each epoch begins"
             )
-            raise state.refused
-        return (state.epoch or 0) >= self.exposure.from_epoch
+            raise state.error
+        return (state.epoch or 0) >= self.settings.from_epoch
 
-    def _struck_arrays(self, faults: Faults, values: dict[str, Array]) -> tuple[Faults, dict[str, Array]]:
+    def _inject_into(self, faults: Faults, values: dict[str, Array]) -> tuple[Faults, dict[str, Array]]:
         targets = self.plan.targets
-        done, ends = outcome(
+        done, final_words = resolve_faults(
             faults,
-            lambda k, index: read_array(np.asarray(values[targets[k].id]), targets[k].word, index),
-            self.exposure.clip,
+            lambda k, index: read_words(np.asarray(values[targets[k].id]), targets[k].word, index),
+            self.settings.clip,
         )
         after = {name: np.asarray(value) for name, value in values.items()}
-        for k, (index, words) in ends.items():
-            after[targets[k].id] = write_array(after[targets[k].id], targets[k].word, index, words)
+        for k, (index, words) in final_words.items():
+            after[targets[k].id] = replace_words(after[targets[k].id], targets[k].word, index, words)
         return done, after
 
     def _checked(self, number: Any, name: str, gradient: Any) -> Any:
-        """The gradient as it comes; an error where it is not finite."""
+        """Return the gradient unchanged; fail where it is not finite."""
         dense = tf.convert_to_tensor(gradient)
 
         def check(step: Any, finite: Any) -> Any:
             if not finite:
-                self._state.refused = refusal(self.exposure, int(step), name, self.last)
-                raise self._state.refused
+                self._state.error = nonfinite_loss(self.settings, int(step), name, self.last_faults)
+                raise self._state.error
             return np.bool_(True)
 
         finite = tf.reduce_all(tf.math.is_finite(dense))
@@ -186,9 +222,9 @@ class FaultAwareTraining(keras.Model):
             return tf.identity(dense)
 
     @contextlib.contextmanager
-    def _hooked(self, number: Any) -> Iterator[None]:
-        """What the selected layers put out is struck; a layer that is used twice draws twice."""
-        if self.exposure.place != "activations":
+    def _output_hooks(self, number: Any) -> Iterator[None]:
+        """Inject faults into the outputs of the selected layers; a layer that is used twice draws twice."""
+        if self.settings.target != "activations":
             yield
             return
         changed, counts = [], [0]
@@ -196,99 +232,117 @@ class FaultAwareTraining(keras.Model):
             for target in self.plan.space.targets:
                 layer = self._layer_of[target.id]
                 if "call" not in vars(layer):  # a layer that is in two places is changed once
-                    object.__setattr__(layer, "call", self._striking(layer, target, number, counts))
+                    object.__setattr__(layer, "call", self._faulty_call(layer, target, number, counts))
                     changed.append(layer)
             yield
         finally:
             for layer in changed:
                 object.__delattr__(layer, "call")
 
-    def _striking(self, layer: Any, target: Target, number: Any, counts: list[int]) -> Callable[..., Any]:
+    def _faulty_call(self, layer: Any, target: Target, number: Any, counts: list[int]) -> Callable[..., Any]:
         call = layer.call
 
-        def struck(*args: Any, **kwargs: Any) -> Any:
+        def faulty_call(*args: Any, **kwargs: Any) -> Any:
             def one(value: Any) -> Any:
                 counts[0] += 1
-                return self._struck_output(value, target, counts[0] - 1, number)
+                return self._faulty_output(value, target, counts[0] - 1, number)
 
             return keras.tree.map_structure(one, call(*args, **kwargs))
 
-        return struck
+        return faulty_call
 
-    def _struck_output(self, value: Any, known: Target, place: int, number: Any) -> Any:
-        """An activation after its faults; what is no float, or of a format that is not selected, passes."""
+    def _faulty_output(self, value: Any, known: Target, output: int, number: Any) -> Any:
+        """Return an activation with its faults; one that is not selected, or no float, is returned as it is."""
         if not tf.is_tensor(value) or not value.dtype.is_floating or not value.shape.rank:
             return value
 
         @tf.custom_gradient
-        def passed(given: Any) -> Any:
-            after = tf.numpy_function(strike, [number, given], given.dtype)
+        def straight_through(given: Any) -> Any:
+            after = tf.numpy_function(inject, [number, given], given.dtype)
             after.set_shape(given.shape)
             return after, lambda gradient: gradient
 
-        def strike(step: Any, given: Array) -> Array:
+        def inject(step: Any, given: Array) -> Array:
             given = np.asarray(given)
-            if not self._struck_now() or not given.size:
+            if not self._has_faults() or not given.size:
                 return given
             shape = given.shape[1:]
             target = target_of(known.id, given.dtype.name, shape, "activation", known.op, known.layer)
-            if target is None or not self.exposure.selector.selects(target):
+            if target is None or not self.settings.selector.selects(target):
                 return given
-            faults = self.exposure.activations(target, len(given), place, int(step))
+            faults = self.settings.draw_activations(target, len(given), output, int(step))
             word = target.word
-            faults, ends = outcome(faults, lambda _, index: read_array(given, word, index), self.exposure.clip)
+            faults, final_words = resolve_faults(
+                faults, lambda _, index: read_words(given, word, index), self.settings.clip
+            )
             self._state.last.append(faults)
-            return write_array(given, word, *ends[0]) if ends else given
+            return replace_words(given, word, *final_words[0]) if final_words else given
 
-        return passed(value)
+        return straight_through(value)
 
     # -------------------------------------------------------------------------------- before and after training
 
-    def strike(self, faults: Faults | None = None, *, trial: int = 1) -> Faults:
-        """Put faults into the weights themselves, for a faulty start; returns them with the words before and after.
+    def inject_faults(self, faults: Faults | None = None, *, trial: int = 1) -> Faults:
+        """Inject faults into the weights themselves, and return them with the words before and after.
 
-        They are those of `trial` at this wrapper's rate, or given ones, as `carried` makes them of a fault list.
+        Parameters
+        ----------
+        faults
+            The faults, as `map_faults` returns those of a fault list; None draws them at this wrapper's rate.
+        trial
+            Number of the draw, from 1.
+
+        Raises
+        ------
+        InputError
+            Where this wrapper injects into activations, which are not stored.
         """
-        if self.exposure.place != "weights":
-            raise InputError("only weights are stored and can be struck before or after training; leave place out")
+        if self.settings.target != "weights":
+            raise InputError("faults before or after training need target='weights': activations are not stored")
         values = self._values()
-        done, after = self._struck_arrays(faults if faults is not None else self.plan.faults(trial), values)
+        done, after = self._inject_into(faults if faults is not None else self.plan.faults(trial), values)
         for variable in _parameters(self.model):
             variable.assign(after[_path(self.model, variable)])
         return done
 
     @contextlib.contextmanager
-    def struck(self, faults: Faults | None = None, *, trial: int = 1) -> Iterator[Faults]:
-        """The same for the length of a `with` block, as to evaluate with faults; then the weights are as before."""
+    def faulty(self, faults: Faults | None = None, *, trial: int = 1) -> Iterator[Faults]:
+        """Inject faults as `inject_faults` for the duration of a `with` block, and restore the weights after it."""
         values = self._values()
         try:
-            yield self.strike(faults, trial=trial)
+            yield self.inject_faults(faults, trial=trial)
         finally:
             for variable in _parameters(self.model):
                 variable.assign(values[_path(self.model, variable)])
 
-    def carried(self, model: Model, faults: Faults) -> Faults:
-        """Faults of a file that was exported from this model, now, as faults of its weights."""
-        return carried(model, faults, self.plan.targets, self._values())
+    def map_faults(self, model: Model, faults: Faults) -> Faults:
+        """Return faults of a file exported from this model, with its present numbers, as faults of its weights.
+
+        Raises
+        ------
+        FaultListError
+            For a tensor of the file that no weight holds, bit for bit.
+        """
+        return map_faults(model, faults, self.plan.targets, self._values())
 
     def _values(self) -> dict[str, Array]:
         return {_path(self.model, v): np.array(v.value) for v in _parameters(self.model)}
 
 
-class _State:
-    """What a step on the host leaves behind; no part of the model, so that Keras tracks none of it."""
+class _HostState:
+    """State of the host's steps, outside the model, so that Keras does not track it."""
 
     def __init__(self) -> None:
         self.epoch: int | None = None
         self.last: list[Faults] = []
-        self.refused: NonFiniteLossError | InputError | None = None
+        self.error: NonFiniteLossError | InputError | None = None
 
 
-_NAMED = {"weights": "weights in a float format", "activations": "layers inside it"}
+_DESCRIPTIONS = {"weights": "weights in a float format", "activations": "layers inside it"}
 
 
 def _refuse(model: Any) -> None:
-    """Refuse what cannot be wrapped, and say why."""
+    """Refuse a model that cannot be wrapped."""
     if keras.backend.backend() != "tensorflow":
         raise InputError(
             f"keras runs on {keras.backend.backend()} here; faults in training work on TensorFlow: set "
@@ -296,7 +350,7 @@ def _refuse(model: Any) -> None:
         )
     if not isinstance(model, keras.Model):
         what = f"{type(model).__module__}.{type(model).__qualname__}"
-        raise InputError(f"a {what} is no keras.Model of Keras 3; models of tf_keras are made anew with keras")
+        raise InputError(f"model must be a keras.Model of Keras 3, got a {what}; rebuild models of tf_keras with keras")
     for layer, path in _layers(model):
         if isinstance(layer, keras.layers.TFSMLayer):
             raise InputError(
@@ -308,19 +362,19 @@ def _refuse(model: Any) -> None:
 
 
 def _path(model: Any, variable: Any) -> str:
-    """A variable's name in the exported file."""
+    """Return a variable's name in the exported file."""
     return str(variable.path).removeprefix(f"{model.name}/")
 
 
-def _layers(layer: Any, head: str = "") -> Iterator[tuple[Any, str]]:
-    """Every layer inside a model, outer ones first, with its path."""
+def _layers(layer: Any, prefix: str = "") -> Iterator[tuple[Any, str]]:
+    """Yield every layer of a model with its path, outer ones first."""
     for inner in layer._flatten_layers(include_self=False, recursive=False):
-        yield inner, head + inner.name
-        yield from _layers(inner, f"{head}{inner.name}/")
+        yield inner, prefix + inner.name
+        yield from _layers(inner, f"{prefix}{inner.name}/")
 
 
 def _parameters(model: Any) -> list[Any]:
-    """The variables that training moves, frozen layers' too; no moving averages and no states."""
+    """Return the trainable variables, also of frozen layers; no moving averages and no states."""
     known = {id(v) for part in (model, *(layer for layer, _ in _layers(model))) for v in part._trainable_variables}
     return [variable for variable in model.variables if id(variable) in known]
 
@@ -336,7 +390,7 @@ def _weights(model: Any) -> Iterator[Target]:
 
 
 def _outputs(layers: dict[str, Any]) -> Iterator[Target]:
-    """The layers that have none inside; what feeds the model is no layer."""
+    """Yield the layers without sublayers, except input layers."""
     for path, layer in layers.items():
         if not any(_layers(layer)) and not isinstance(layer, keras.layers.InputLayer):
             target = target_of(path, "float32", (1,), "activation", type(layer).__name__, path)

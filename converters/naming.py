@@ -1,4 +1,4 @@
-"""Names: layers recorded with the nodes, weights called as in the source, open dimensions called N."""
+"""Names in an exported model: layers in the nodes' metadata, weights as in the source, open dimensions `N`."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from onnxfi.runtime.engine.model_io import Array
 if TYPE_CHECKING:
     import onnx
 
-#: Metadata of the PyTorch exporter that says where a node comes from; its stack traces hold paths of the machine.
-_KEPT = {LAYER_KEY, "namespace", "pkg.torch.onnx.class_hierarchy", "pkg.torch.onnx.name_scopes"}
+#: Metadata of the PyTorch exporter that names a node's origin; its stack traces, which hold local paths, are removed.
+_ORIGIN_KEYS = {LAYER_KEY, "namespace", "pkg.torch.onnx.class_hierarchy", "pkg.torch.onnx.name_scopes"}
 
 
-def _things(graph: onnx.GraphProto) -> Iterator[Any]:
-    """What has a name in a graph, nodes apart."""
+def _values(graph: onnx.GraphProto) -> Iterator[Any]:
+    """Yield the inputs, outputs, value infos and initializers of a graph."""
     yield from (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
 
 
 def clean(proto: onnx.ModelProto) -> None:
-    """Leave of the metadata only what tells layers, and import each operator set once."""
+    """Remove all metadata but the origin of nodes, and import each operator set once."""
     del proto.metadata_props[:]
     for graph in all_graphs(proto.graph):
         del graph.metadata_props[:]
         graph.doc_string = ""
-        for thing in _things(graph):
-            del thing.metadata_props[:]
+        for value in _values(graph):
+            del value.metadata_props[:]
         for node in graph.node:
             node.doc_string = ""
-            kept = [entry for entry in node.metadata_props if entry.key in _KEPT]
+            origin = [entry for entry in node.metadata_props if entry.key in _ORIGIN_KEYS]
             del node.metadata_props[:]
-            node.metadata_props.extend(kept)
+            node.metadata_props.extend(origin)
     imports = {opset.domain: opset.version for opset in proto.opset_import}
     del proto.opset_import[:]
     for domain, number in imports.items():
         proto.opset_import.add(domain=domain, version=number)
 
 
-def record(proto: onnx.ModelProto, layer: Callable[[onnx.NodeProto], str]) -> None:
-    """Write the layer of each node into it, where there is one to write."""
+def record_layers(proto: onnx.ModelProto, layer: Callable[[onnx.NodeProto], str]) -> None:
+    """Write the layer of each node into its metadata; nodes with an empty layer are skipped."""
     for graph in all_graphs(proto.graph):
         for node in graph.node:
             if name := layer(node):
@@ -53,7 +53,7 @@ def record(proto: onnx.ModelProto, layer: Callable[[onnx.NodeProto], str]) -> No
 
 
 def record_owners(proto: onnx.ModelProto, variables: Mapping[str, str]) -> None:
-    """Record with nodes that have no layer yet that of the variable (`lstm/lstm_cell/kernel`) that they read."""
+    """Record for nodes without a layer the layer of a variable (`lstm/lstm_cell/kernel`) that they read."""
     for graph in all_graphs(proto.graph):
         for node in graph.node:
             owners = [variables[value].rpartition("/")[0] for value in node.input if value in variables]
@@ -62,7 +62,7 @@ def record_owners(proto: onnx.ModelProto, variables: Mapping[str, str]) -> None:
 
 
 def rename(proto: onnx.ModelProto, new: Mapping[str, str]) -> None:
-    """Rename values and nodes everywhere; a name that is taken already, or wanted twice, is left as it was."""
+    """Rename values and nodes everywhere; a rename to a name already in use is skipped."""
     taken = set(names(proto))
     allowed: dict[str, str] = {}
     for old, name in new.items():
@@ -70,8 +70,8 @@ def rename(proto: onnx.ModelProto, new: Mapping[str, str]) -> None:
             allowed[old] = name
             taken.add(name)
     for graph in all_graphs(proto.graph):
-        for thing in _things(graph):
-            thing.name = allowed.get(thing.name, thing.name)
+        for value in _values(graph):
+            value.name = allowed.get(value.name, value.name)
         for node in graph.node:
             node.name = allowed.get(node.name, node.name)
             for values in (node.input, node.output):
@@ -79,40 +79,39 @@ def rename(proto: onnx.ModelProto, new: Mapping[str, str]) -> None:
 
 
 def names(proto: onnx.ModelProto) -> Iterator[str]:
-    """The names of all values and nodes."""
+    """Yield the names of all values and nodes."""
     for graph in all_graphs(proto.graph):
-        yield from (thing.name for thing in _things(graph))
+        yield from (value.name for value in _values(graph))
         for node in graph.node:
             yield from (node.name, *node.output)
 
 
 def sort_by_use(proto: onnx.ModelProto) -> None:
-    """Put initializers into the order in which nodes use them, so that layers come in the order of the source."""
-    place: dict[str, int] = {}
+    """Sort initializers by their first use, so that layers come in the order of the source."""
+    order: dict[str, int] = {}
     for node in proto.graph.node:
         for value in read_names(node):
-            place.setdefault(value, len(place))
-    kept = sorted(proto.graph.initializer, key=lambda tensor: place.get(tensor.name, len(place)))
-    copies = [type(tensor).FromString(tensor.SerializeToString()) for tensor in kept]
+            order.setdefault(value, len(order))
+    tensors = sorted(proto.graph.initializer, key=lambda tensor: order.get(tensor.name, len(order)))
+    copies = [type(tensor).FromString(tensor.SerializeToString()) for tensor in tensors]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(copies)
 
 
-def stored(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every initializer of the model, those of inner graphs too."""
+def initializers(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every initializer of the model, also those of nested graphs."""
     for graph in all_graphs(proto.graph):
         yield from graph.initializer
 
 
-def matched(proto: onnx.ModelProto, variables: Mapping[str, Array]) -> dict[str, str]:
-    """Initializers and the source variables that they hold, in whatever order: exporters transpose kernels.
+def match_variables(proto: onnx.ModelProto, variables: Mapping[str, Array]) -> dict[str, str]:
+    """Return the source variable of each initializer with the same values, in any order: exporters transpose kernels.
 
-    Only where the values tell it: a tensor of one value, or one that two variables hold alike, stays unmatched, and so
-    does one that has the name of a variable already.
+    Tensors of a single value, of the values of two variables, or with the name of a variable stay unmatched.
     """
     from onnx import numpy_helper
 
-    unnamed = [tensor for tensor in stored(proto) if tensor.name not in variables]
+    unnamed = [tensor for tensor in initializers(proto) if tensor.name not in variables]
     sizes = {math.prod(tensor.dims) for tensor in unnamed}
     known: dict[str, list[str]] = {}
     for name, values in variables.items():
@@ -127,15 +126,15 @@ def matched(proto: onnx.ModelProto, variables: Mapping[str, Array]) -> dict[str,
 
 
 def _content(values: Array) -> str:
-    """What does not change when axes are moved: the digest of the sorted values; '' where they are all alike."""
+    """Return the digest of the sorted values, which no transposition changes; '' where all are equal."""
     flat = np.sort(values, axis=None)
     if not flat.size or (flat.size > 1 and flat[0] == flat[-1]):
         return ""
     return f"{flat.dtype.name} {hashlib.sha256(flat.tobytes()).hexdigest()}"
 
 
-def open_first_dimension(proto: onnx.ModelProto, ports: Mapping[str, Any]) -> None:
-    """Call open dimensions as the ports do; names that exporters make up (`unk__40`) go."""
+def name_open_dimensions(proto: onnx.ModelProto, ports: Mapping[str, Any]) -> None:
+    """Name open dimensions as the ports do, the first one `N` by default, instead of exporters' names (`unk__40`)."""
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         shape = ports.get(value.name)
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):

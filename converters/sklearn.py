@@ -1,4 +1,4 @@
-"""scikit-learn: a fitted estimator, or `module:factory` that gives one, through skl2onnx."""
+"""Conversion from scikit-learn: a fitted estimator, or `module:factory` that returns one, with skl2onnx."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .conversion import (
     Exported,
     at_opset,
     check_output,
-    finish,
-    foreign,
-    shown,
+    conversion_error,
+    source_name,
+    write_checked,
 )  # fmt: skip
 from .frameworks import quiet, require, version
-from .sources import is_factory, made
+from .sources import call_factory, is_factory
 
 if TYPE_CHECKING:
     import onnx
 
-#: Operators that keep their numbers in attributes, where tensors can be used instead.
-_AS_TENSORS = {"LinearClassifier", "LinearRegressor", "Scaler", "Normalizer"}
+#: Operators with their numbers in attributes; skl2onnx can use operators on tensors instead.
+_ATTRIBUTE_OPERATORS = {"LinearClassifier", "LinearRegressor", "Scaler", "Normalizer"}
 _INPUT = "X"
 
 
@@ -42,44 +42,67 @@ def convert(
     samples: int = 8,
     tolerance: float = 1e-4,
 ) -> Converted:
-    """Convert a fitted estimator or pipeline with skl2onnx, hold it against scikit-learn, and write it to `out`.
+    """Convert a fitted estimator or pipeline with skl2onnx, compare it with scikit-learn, and write it to `out`.
 
-    `source` is an estimator, or `module:factory`; a pickle is not opened, since that runs what is in it. The input `X`
-    is float32 [N, features] unless `input_shape` says otherwise (`N,64:float64`). Linear models and scalers become
-    operators on tensors, so that faults reach their numbers. Layers are the steps of pipelines (`mlpclassifier`), of
-    networks with the layer's number (`mlpclassifier.0`).
+    Linear models and scalers become operators on tensors, so that faults can be injected into their numbers. Layers are
+    the steps of pipelines (`mlpclassifier`), of networks with the layer's number (`mlpclassifier.0`).
 
-    Raises InputError for a source that cannot be used, ConversionError (with the foreign text) where skl2onnx refuses.
+    Parameters
+    ----------
+    source
+        An estimator, or `module:factory`; a pickle is refused, since loading it runs code.
+    out
+        The file to write.
+    input_shape
+        Shape and type of the input `X`, as `N,64:float64`; by default float32 [N, features].
+    opset
+        Opset of the file; None is 18, or lower where skl2onnx needs it.
+    data, samples, tolerance
+        The check: on the first `samples` of `data` (None: synthetic), to a relative `tolerance`.
+
+    Returns
+    -------
+    Converted
+        The file that was written, and its largest difference from scikit-learn.
+
+    Raises
+    ------
+    InputError
+        For a source that cannot be used.
+    ConversionError
+        Where skl2onnx fails, with its error text, or the outputs differ by more than the tolerance.
     """
     require("sklearn")
-    place, check = check_output(out), Check(data, samples, tolerance)
+    path, check = check_output(out), Check(data, samples, tolerance)
     with quiet():
         estimator = _estimator(source)
-        port = _port(estimator, shapes.tuple_of(input_shape))
-        proto = _exported(estimator, port, opset)
-        naming.open_first_dimension(proto, {port.name: port.shape})
+        port = _port(estimator, shapes.as_tuple(input_shape))
+        proto = _export(estimator, port, opset)
+        naming.name_open_dimensions(proto, {port.name: port.shape})
         outputs = [value.name for value in proto.graph.output]
         exported = Exported(
-            "sklearn", version("scikit-learn"), shown(source), proto,
-            lambda feeds: _answers(estimator, feeds[port.name], outputs),
+            "sklearn", version("scikit-learn"), source_name(source), proto,
+            lambda feeds: _outputs(estimator, feeds[port.name], outputs),
         )  # fmt: skip
-        return finish(exported, place, check)
+        return write_checked(exported, path, check)
 
 
 def _estimator(source: Any) -> Any:
-    """The estimator, which must be fitted."""
+    """Return the estimator; raise InputError where it is not fitted."""
     from sklearn.base import BaseEstimator
     from sklearn.exceptions import NotFittedError
     from sklearn.utils.validation import check_is_fitted
 
-    estimator = made(source) if is_factory(source) else source
+    estimator = call_factory(source) if is_factory(source) else source
     if isinstance(estimator, str | Path):
         raise InputError(
-            f"scikit-learn keeps models in pickles, which run code when they are opened; give module:factory, "
-            f"a function of your own that gives the estimator, instead of {str(estimator)!r}"
+            f"scikit-learn stores models as pickles, which run code when they are loaded; give module:factory, "
+            f"a function of your own that returns the estimator, instead of {str(estimator)!r}"
         )
     if not isinstance(estimator, BaseEstimator):
-        raise InputError(f"{shown(source)!r} gave a {type(estimator).__qualname__}, not an estimator of scikit-learn")
+        raise InputError(
+            f"{source_name(source)!r} returned a {type(estimator).__qualname__}, not an estimator of scikit-learn"
+        )
     try:
         check_is_fitted(estimator)
     except NotFittedError:
@@ -89,24 +112,24 @@ def _estimator(source: Any) -> Any:
 
 def _port(estimator: Any, texts: Sequence[str]) -> Port:
     if texts:
-        return shapes.ports(texts, [_INPUT])[0]
+        return shapes.parse_ports(texts, [_INPUT])[0]
     features = getattr(estimator, "n_features_in_", None)
     if features is None:
-        raise InputError("the estimator does not say how many features it takes; give --input-shape N,64, say")
+        raise InputError("the number of features of the estimator is unknown; give --input-shape, as N,64")
     return Port(_INPUT, "float32", ("N", int(features)))
 
 
-def _exported(estimator: Any, port: Port, opset: int | None) -> onnx.ModelProto:
+def _export(estimator: Any, port: Port, opset: int | None) -> onnx.ModelProto:
     from skl2onnx import __max_supported_opset__ as most
     from skl2onnx import convert_sklearn
     from skl2onnx.common import data_types
     from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
 
     if opset is not None and not 9 <= opset <= most:
-        raise InputError(f"skl2onnx does not write opset {opset}; it takes 9 to {most}")
+        raise InputError(f"skl2onnx cannot write opset {opset}; use 9 to {most}")
     kinds = {"float32": "FloatTensorType", "float64": "DoubleTensorType", "int64": "Int64TensorType"}
     if port.dtype not in kinds:
-        raise InputError(f"skl2onnx takes {', '.join(kinds)} features, not {port.dtype}; give --input-shape N,64, say")
+        raise InputError(f"skl2onnx takes {', '.join(kinds)} features, not {port.dtype}; give --input-shape, as N,64")
     kind = getattr(data_types, kinds[port.dtype])
     dims = [dim if isinstance(dim, int) else None for dim in port.shape or ()]
     options = {id(estimator): {"zipmap": False}} if hasattr(estimator, "predict_proba") else None
@@ -119,22 +142,24 @@ def _exported(estimator: Any, port: Port, opset: int | None) -> onnx.ModelProto:
 
     try:
         try:
-            made_, topology = converted(_AS_TENSORS)
+            converted_proto, topology = converted(_ATTRIBUTE_OPERATORS)
         except (MissingConverter, MissingShapeCalculator):
             raise
-        except Exception:  # not every part can do without these operators
-            made_, topology = converted(None)
+        except Exception:  # some estimators need these operators
+            converted_proto, topology = converted(None)
     except (MissingConverter, MissingShapeCalculator) as error:
-        raise foreign(error, "skl2onnx has no converter for a part of it", "take another estimator there") from error
+        raise conversion_error(
+            error, "skl2onnx has no converter for one of its parts", "use another estimator there"
+        ) from error
     except Exception as error:
-        raise foreign(error, "skl2onnx refuses the estimator", "try another --opset") from error
-    proto: onnx.ModelProto = made_
+        raise conversion_error(error, "skl2onnx fails on the estimator", "try another --opset") from error
+    proto: onnx.ModelProto = converted_proto
     _name_by_steps(proto, topology, dict(_steps(estimator, "")))
     return proto if opset is None else at_opset(proto, opset, range(9, most + 1))
 
 
-def _answers(estimator: Any, given: Array, outputs: Sequence[str]) -> dict[str, Any]:
-    """What the estimator gives for each output: labels, then probabilities or scores; else numbers or features."""
+def _outputs(estimator: Any, given: Array, outputs: Sequence[str]) -> dict[str, Any]:
+    """Return the estimator's outputs: labels and probabilities or scores, or else numbers or features."""
     if len(outputs) == 2:
         scores = estimator.predict_proba if hasattr(estimator, "predict_proba") else estimator.decision_function
         return {outputs[0]: estimator.predict(given), outputs[1]: scores(given)}
@@ -143,7 +168,7 @@ def _answers(estimator: Any, given: Array, outputs: Sequence[str]) -> dict[str, 
 
 
 def _steps(estimator: Any, path: str) -> Iterator[tuple[int, str]]:
-    """Each estimator inside, by identity, with the names of the steps that lead to it; alone it is its class's name."""
+    """Yield the id of each nested estimator with the path of its step; a single estimator has its class's name."""
     inner: list[tuple[str, Any]] = []
     for attribute in ("steps", "transformer_list", "transformers_", "estimators"):
         inner += [(part[0], part[1]) for part in getattr(estimator, attribute, ()) if isinstance(part, tuple)]
@@ -154,11 +179,11 @@ def _steps(estimator: Any, path: str) -> Iterator[tuple[int, str]]:
 
 
 def _name_by_steps(proto: onnx.ModelProto, topology: Any, steps: Mapping[int, str]) -> None:
-    """Record with each node the step that it belongs to, and call weights by it.
+    """Record the pipeline step of each node, and name weights after it.
 
-    A node belongs to the step from whose outputs one comes to it going back, before the step's own inputs.
+    A node belongs to the step whose outputs depend on it, up to the inputs of that step.
     """
-    maker = {value: node for node in proto.graph.node for value in node.output}
+    producer = {value: node for node in proto.graph.node for value in node.output}
     owner: dict[str, str] = {}
     for operator in (one for scope in topology.scopes for one in scope.operators.values()):
         step = steps.get(id(operator.raw_operator))
@@ -168,22 +193,22 @@ def _name_by_steps(proto: onnx.ModelProto, topology: Any, steps: Mapping[int, st
         todo = [variable.onnx_name for variable in operator.outputs]
         while todo:
             value = todo.pop()
-            node = maker.get(value)
+            node = producer.get(value)
             if node is None or value in stop or node.output[0] in owner:
                 continue
             owner[node.output[0]] = step
             todo += node.input
-    held = {tensor.name for tensor in proto.graph.initializer}
-    layers, new = _numbered(proto, owner, held)
-    naming.record(proto, lambda node: layers.get(node.output[0], ""))
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    layers, new = _numbered(proto, owner, initializers)
+    naming.record_layers(proto, lambda node: layers.get(node.output[0], ""))
     naming.rename(proto, new)
     naming.sort_by_use(proto)
 
 
 def _numbered(
-    proto: onnx.ModelProto, owner: Mapping[str, str], held: set[str]
+    proto: onnx.ModelProto, owner: Mapping[str, str], initializers: set[str]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """The layer of each node, and new names of weights; the layers of a network are counted by its coefficients."""
+    """Return the layer of each node and new names of weights; layers of a network are numbered by coefficients."""
     layers: dict[str, str] = {}
     new: dict[str, str] = {}
     count: dict[str, int] = {}
@@ -192,11 +217,11 @@ def _numbered(
         if not step:
             continue
         for value in node.input:
-            if value.startswith("coefficient") and value in held:
+            if value.startswith("coefficient") and value in initializers:
                 count[step] = count.get(step, -1) + 1
         layer = f"{step}.{count[step]}" if step in count else step
         layers[node.output[0]] = layer
         for value in node.input:
-            if value in held and value not in new:
+            if value in initializers and value not in new:
                 new[value] = f"{layer}.{value.rstrip('0123456789').removesuffix('cst')}"
     return layers, new

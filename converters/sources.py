@@ -1,4 +1,4 @@
-"""What is converted: a model object, or the text that names one (a file, a folder, `module:factory`)."""
+"""Sources of a conversion: a model object, a file, a folder, or `module:factory`."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _PICKLES = (".pkl", ".pickle", ".joblib")
 
 
 def is_factory(source: object) -> bool:
-    """Whether this is the text `module:factory`, which names a Python function, class or object.
+    r"""Return whether a source is the text `module:factory`, which names a Python function, class or object.
 
-    >>> is_factory("nets.small:make"), is_factory("c:\\\\net.pt"), is_factory("model.keras")
+    >>> is_factory("nets.small:make"), is_factory("c:\\net.pt"), is_factory("model.keras")
     (True, False, False)
     """
     return isinstance(source, str) and _SPEC.fullmatch(source) is not None
 
 
-def made(spec: str) -> Any:
-    """The model that `module:factory` gives: the factory's result, or the object itself where it is a model.
+def call_factory(spec: str) -> Any:
+    """Return the model of `module:factory`: the result of a function or class, or the object itself.
 
-    Modules are looked for in the current folder first. Raises InputError for what is not there, ConversionError with
-    the traceback for a factory that raises.
+    The current folder is searched first. Raises InputError for a missing module or name, ConversionError with the
+    traceback for a factory that raises.
     """
     match = _SPEC.fullmatch(spec)
     if match is None:
-        raise InputError(f"{spec!r} is not module:factory, as in nets:make")
+        raise InputError(f"{spec!r} is not of the form module:factory, as nets:make")
     module, name = match.groups()
     here = os.getcwd()
     sys.path.insert(0, here)
@@ -48,13 +48,15 @@ def made(spec: str) -> Any:
             found = importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
-                raise InputError(f"no module {module!r} here or installed; run where {module}.py is") from None
+                raise InputError(
+                    f"no module {module!r} in the current folder or installed; run onnxfi in the folder of {module}.py"
+                ) from None
             raise
         if not hasattr(found, name):
             names = [n for n in vars(found) if not n.startswith("_")]
             raise InputError(f"module {module!r} has no {name!r}{closest(name, names)}")
-        thing = getattr(found, name)
-        return thing() if inspect.isclass(thing) or inspect.isroutine(thing) else thing
+        factory = getattr(found, name)
+        return factory() if inspect.isclass(factory) or inspect.isroutine(factory) else factory
     except InputError:
         raise
     except ModuleNotFoundError as error:
@@ -62,32 +64,32 @@ def made(spec: str) -> Any:
         for framework in FRAMEWORKS.values():
             if wanted in framework.modules:
                 require(framework.name)
-        raise _failed(spec, error) from error
+        raise _factory_error(spec, error) from error
     except (Exception, SystemExit) as error:
-        raise _failed(spec, error) from error
+        raise _factory_error(spec, error) from error
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(here)
 
 
-def _failed(spec: str, error: BaseException) -> ConversionError:
-    told = one_line(error, limit=160)
+def _factory_error(spec: str, error: BaseException) -> ConversionError:
+    summary = one_line(error, limit=160)
     return ConversionError(
-        f"the factory {spec!r} raised {type(error).__name__}: {told}; call it in Python first", _traceback(error)
+        f"the factory {spec!r} raised {type(error).__name__}: {summary}; call it in Python first", _traceback(error)
     )
 
 
 def _traceback(error: BaseException) -> str:
-    """The traceback of the user's own code: without our frames and those of the import system."""
-    told = traceback.TracebackException.from_exception(error)
-    frames = [f for f in told.stack if f.filename != __file__ and not f.filename.startswith("<frozen importlib")]
+    """Return the traceback of the user's code, without the frames of onnxfi and of the import system."""
+    full = traceback.TracebackException.from_exception(error)
+    frames = [f for f in full.stack if f.filename != __file__ and not f.filename.startswith("<frozen importlib")]
     importer = os.path.join("importlib", "__init__.py")
-    told.stack = traceback.StackSummary.from_list([f for f in frames if not f.filename.endswith(importer)])
-    return "".join(told.format(chain=False)).rstrip()
+    full.stack = traceback.StackSummary.from_list([f for f in frames if not f.filename.endswith(importer)])
+    return "".join(full.format(chain=False)).rstrip()
 
 
 def framework_of(source: object) -> str:
-    """The framework of a model object, a file or a folder; InputError where nothing says which.
+    """Return the framework of a model object, a file or a folder; raise InputError where it is unknown.
 
     >>> framework_of("cnn.keras"), framework_of("weights.safetensors")
     ('keras', 'torch')
@@ -98,24 +100,24 @@ def framework_of(source: object) -> str:
             if package in FRAMEWORKS:
                 return package
         raise InputError(
-            f"a {type(source).__module__}.{type(source).__qualname__} is no model of {', '.join(FRAMEWORKS)}; "
+            f"a {type(source).__module__}.{type(source).__qualname__} is not a model of {', '.join(FRAMEWORKS)}; "
             f"give a module, model or estimator"
         )
     path = Path(source)
     if path.is_dir():
         if (path / "saved_model.pb").is_file():
             return "tensorflow"
-        raise InputError(f"the folder {str(path)!r} is no SavedModel: it has no saved_model.pb")
+        raise InputError(f"the folder {str(path)!r} is not a SavedModel: it has no saved_model.pb")
     for framework in FRAMEWORKS.values():
         if path.suffix in framework.suffixes:
             return framework.name
     if path.suffix in _PICKLES:
         raise InputError(
-            f"{str(path)!r} is a pickle, which runs code when it is opened; give module:factory, a function "
-            f"of your own that opens it"
+            f"{str(path)!r} is a pickle, which runs code when it is loaded; give module:factory, a function "
+            f"of your own that loads it"
         )
     if path.suffix == ".onnx":
-        raise InputError(f"{str(path)!r} is ONNX already; onnxfi inspect shows what is in it")
+        raise InputError(f"{str(path)!r} is an ONNX file already; run onnxfi inspect on it")
     known = ", ".join(suffix for framework in FRAMEWORKS.values() for suffix in framework.suffixes)
     raise InputError(
         f"cannot tell the framework of {str(path)!r}; give module:factory, a SavedModel folder or a "
@@ -123,8 +125,8 @@ def framework_of(source: object) -> str:
     )
 
 
-def existing(source: str | Path) -> Path:
-    """The path of a file or folder that is there; InputError for one that is not."""
+def existing_path(source: str | Path) -> Path:
+    """Return the path of an existing file or folder; raise InputError where there is none."""
     path = Path(source)
     if not path.exists():
         raise InputError(f"no file {str(path)!r}; check the path, or give module:factory")

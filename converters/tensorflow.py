@@ -1,4 +1,4 @@
-"""TensorFlow: a SavedModel, through tf2onnx. Keras models share what is done here (keras.py)."""
+"""Conversion from TensorFlow: a SavedModel, with tf2onnx; keras.py uses its functions."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .conversion import (
     Converted,
     Exported,
     check_output,
-    finish,
-    foreign,
+    conversion_error,
     named_outputs,
-    shown,
+    source_name,
+    write_checked,
 )  # fmt: skip
 from .frameworks import quiet, require, version
-from .sources import existing, is_factory, made
+from .sources import call_factory, existing_path, is_factory
 
 if TYPE_CHECKING:
     import onnx
@@ -44,57 +44,80 @@ def convert(
     samples: int = 8,
     tolerance: float = 1e-4,
 ) -> Converted:
-    """Convert a SavedModel with tf2onnx, hold it against TensorFlow, and write it to `out`.
+    """Convert a SavedModel with tf2onnx, compare it with TensorFlow, and write it to `out`.
 
-    `source` is a SavedModel's folder, a loaded one, or `module:factory` that gives one. Its signature `serving_default`
-    is taken, or the only one. `input_shape` replaces the signature's shapes, as `N,28,28,1`. Weights bear the names of
-    their variables, layers the paths of those. Loading a SavedModel runs no Python, but its operators may read and
-    write files: open none that you would not run.
+    Weights get the names of their variables, layers the paths of these. Loading a SavedModel runs no Python, but its
+    operators may read and write files: load none that you would not run.
 
-    Raises InputError for a source that cannot be used, ConversionError (with the foreign text) where TensorFlow or
-    tf2onnx refuse.
+    Parameters
+    ----------
+    source
+        The folder of a SavedModel, a loaded one, or `module:factory` that returns one. Its signature `serving_default`
+        is used, or the only one.
+    out
+        The file to write.
+    input_shape
+        Shapes that replace those of the signature, as `N,28,28,1`.
+    opset
+        Opset of the file; None is 18.
+    data, samples, tolerance
+        The check: on the first `samples` of `data` (None: synthetic), to a relative `tolerance`.
+
+    Returns
+    -------
+    Converted
+        The file that was written, and its largest difference from TensorFlow.
+
+    Raises
+    ------
+    InputError
+        For a source that cannot be used.
+    ConversionError
+        Where TensorFlow or tf2onnx fail, with their error text, or the outputs differ by more than the tolerance.
     """
     require("tensorflow")
-    place, check = check_output(out), Check(data, samples, tolerance)
+    path, check = check_output(out), Check(data, samples, tolerance)
     with quiet():
         import tensorflow as tf
 
-        loaded = made(source) if is_factory(source) else source
+        loaded = call_factory(source) if is_factory(source) else source
         if isinstance(loaded, str | Path):
-            path = existing(loaded)
+            folder = existing_path(loaded)
             try:
-                loaded = tf.saved_model.load(str(path))
+                loaded = tf.saved_model.load(str(folder))
             except Exception as error:
-                raise foreign(error, f"{str(path)!r} is no SavedModel that loads", "give the folder") from error
+                raise conversion_error(
+                    error, f"{str(folder)!r} is not a loadable SavedModel", "give its folder"
+                ) from error
         function = _signature(loaded)
-        takes = function.structured_input_signature[1]
-        ports = _ports(takes, shapes.tuple_of(input_shape))
+        inputs = function.structured_input_signature[1]
+        ports = _ports(inputs, shapes.as_tuple(input_shape))
         names = list(function.structured_outputs)
 
-        def called(*values: Any) -> dict[str, Any]:
-            found = function(**dict(zip(takes, values, strict=True)))
+        def call(*values: Any) -> dict[str, Any]:
+            found = function(**dict(zip(inputs, values, strict=True)))
             return {name: found[name] for name in names}
 
-        proto = traced(called, ports, opset or OPSET)
+        proto = export_function(call, ports, opset or OPSET)
         variables = {v.name.removesuffix(":0"): v.numpy() for v in function.variables}
         _name_by_variables(proto, variables)
         outputs = [value.name for value in proto.graph.output]
 
         def run(feeds: Mapping[str, Array]) -> Mapping[str, Any]:
-            found = called(*(tf.constant(feeds[name]) for name in takes))
+            found = call(*(tf.constant(feeds[name]) for name in inputs))
             return named_outputs(outputs, [found[name].numpy() for name in names])
 
-        exported = Exported("tensorflow", package_version(), shown(source), proto, run)
-        return finish(exported, place, check)
+        exported = Exported("tensorflow", package_version(), source_name(source), proto, run)
+        return write_checked(exported, path, check)
 
 
 def package_version() -> str:
-    """TensorFlow's version, by whichever name it was installed."""
+    """Return the version of TensorFlow, of whichever package is installed."""
     return version("tensorflow-cpu|tensorflow")
 
 
 def _signature(loaded: Any) -> Any:
-    """The function that a SavedModel serves."""
+    """Return the serving function of a SavedModel."""
     signatures = getattr(loaded, "signatures", None)
     if not signatures:
         raise InputError("the SavedModel has no signature; save it with signatures= or by keras' model.export")
@@ -107,22 +130,22 @@ def _signature(loaded: Any) -> Any:
     return next(iter(signatures.values()))
 
 
-def _ports(takes: Mapping[str, Any], texts: Sequence[str]) -> list[Port]:
-    """What a signature takes, in the shapes asked for where there are any."""
-    given = {port.name: port for port in shapes.ports(texts, list(takes))}
+def _ports(inputs: Mapping[str, Any], texts: Sequence[str]) -> list[Port]:
+    """Return the inputs of a signature, in the given shapes where there are any."""
+    given = {port.name: port for port in shapes.parse_ports(texts, list(inputs))}
     ports = []
-    for name, spec in takes.items():
+    for name, spec in inputs.items():
         if name in given:
             ports.append(replace(given[name], dtype=spec.dtype.name))
         elif spec.shape.rank is None:
-            raise InputError(f"input {name!r} has no shape in the source; give --input-shape N,28,28,1, say")
+            raise InputError(f"input {name!r} has no shape in the source; give --input-shape, as N,28,28,1")
         else:
             ports.append(port_of(name, spec.dtype.name, spec.shape.as_list()))
     return ports
 
 
 def port_of(name: str, dtype: str, dims: Sequence[int | None]) -> Port:
-    """A port of TensorFlow's shape: a first open dimension counts samples, others may vary.
+    """Return a port of a TensorFlow shape: a first open dimension counts samples, others may vary.
 
     >>> port_of("image", "float32", [None, 28, None, 1]).shape
     ('N', 28, 'd2', 1)
@@ -131,13 +154,13 @@ def port_of(name: str, dtype: str, dims: Sequence[int | None]) -> Port:
     return Port(name, dtype, tuple(letter if dim is None else dim for letter, dim in zip(letters, dims, strict=False)))
 
 
-def traced(function: Callable[..., Mapping[str, Any]], ports: Sequence[Port], opset: int) -> onnx.ModelProto:
-    """The ONNX model of a function, by tf2onnx; InputError for an opset that it does not write."""
+def export_function(function: Callable[..., Mapping[str, Any]], ports: Sequence[Port], opset: int) -> onnx.ModelProto:
+    """Return the ONNX model of a function, by tf2onnx; raise InputError for an opset that it does not write."""
     import tensorflow as tf
     import tf2onnx
 
     if not 9 <= opset <= OPSET:
-        raise InputError(f"tf2onnx does not write opset {opset}; it takes 9 to {OPSET}")
+        raise InputError(f"tf2onnx cannot write opset {opset}; use 9 to {OPSET}")
     signature = [
         tf.TensorSpec([dim if isinstance(dim, int) else None for dim in port.shape or ()], port.dtype, name=port.name)
         for port in ports
@@ -147,17 +170,17 @@ def traced(function: Callable[..., Mapping[str, Any]], ports: Sequence[Port], op
             tf.function(function, input_signature=signature), input_signature=signature, opset=opset
         )[0]
     except Exception as error:
-        raise foreign(
-            error, "tf2onnx refuses the model", "use layers and operators that have a counterpart in ONNX"
+        raise conversion_error(
+            error, "tf2onnx fails on the model", "use layers and operators that have a counterpart in ONNX"
         ) from error
     _check_operators(proto)
     naming.rename(proto, {value.name: value.name.removesuffix(":0") for value in proto.graph.input})
-    naming.open_first_dimension(proto, {port.name: port.shape for port in ports})
+    naming.name_open_dimensions(proto, {port.name: port.shape for port in ports})
     return proto
 
 
 def _check_operators(proto: onnx.ModelProto) -> None:
-    """Refuse what tf2onnx could not translate and left in as TensorFlow's own operator."""
+    """Refuse a model in which tf2onnx left operators of TensorFlow."""
     from onnx import defs
 
     known = {"", "ai.onnx", "ai.onnx.ml", *(function.domain for function in proto.functions)}
@@ -174,10 +197,10 @@ def _check_operators(proto: onnx.ModelProto) -> None:
 
 
 def _name_by_variables(proto: onnx.ModelProto, variables: Mapping[str, Array]) -> None:
-    """Call weights as their variables, and layers by the paths of these; else by the scopes of the nodes."""
-    heads = {name.partition("/")[0] for name in variables if name.count("/") > 1}
-    model = f"{heads.pop()}/" if len(heads) == 1 else ""  # all in one model: its name says nothing
-    matched = {old: name.removeprefix(model) for old, name in naming.matched(proto, variables).items()}
+    """Name weights after their variables, and layers after the paths of these or else the scopes of the nodes."""
+    prefixes = {name.partition("/")[0] for name in variables if name.count("/") > 1}
+    model = f"{prefixes.pop()}/" if len(prefixes) == 1 else ""  # the name of the only model is left out
+    matched = {old: name.removeprefix(model) for old, name in naming.match_variables(proto, variables).items()}
     owners: dict[str, str] = {}
     for graph in all_graphs(proto.graph):
         for node in graph.node:
@@ -190,7 +213,7 @@ def _name_by_variables(proto: onnx.ModelProto, variables: Mapping[str, Array]) -
         scope = scope_in_name(node.name)
         return owners.get(scope) or scope
 
-    naming.record(proto, layer)
+    naming.record_layers(proto, layer)
     naming.record_owners(proto, matched)
     naming.rename(proto, matched)
     naming.rename(

@@ -22,23 +22,23 @@ from .conversion import (
     Exported,
     at_opset,
     check_output,
-    finish,
-    foreign,
+    conversion_error,
     named_outputs,
-    shown,
+    source_name,
+    write_checked,
 )  # fmt: skip
 from .frameworks import quiet, require, version
-from .naming import clean, matched, open_first_dimension, rename
-from .sources import existing, is_factory, made
+from .naming import clean, match_variables, name_open_dimensions, rename
+from .sources import call_factory, existing_path, is_factory
 
 if TYPE_CHECKING:
     import onnx
 
-#: Opsets that the exporter writes itself; others go through ONNX's converter.
+#: Opsets that the exporter writes directly; others need ONNX's version converter.
 _DIRECT = range(18, 26)
-#: Where checkpoints keep the weights, beside epochs and optimisers.
-_INSIDE = ("state_dict", "model_state_dict", "model", "weights")
-_TRACED_SAMPLES = 2
+#: Keys of the weights in checkpoints, which hold epochs and optimisers too.
+_WEIGHT_KEYS = ("state_dict", "model_state_dict", "model", "weights")
+_TRACE_SAMPLES = 2
 
 
 def convert(
@@ -52,30 +52,53 @@ def convert(
     samples: int = 8,
     tolerance: float = 1e-4,
 ) -> Converted:
-    """Export a PyTorch module with the dynamo exporter, hold it against torch, and write it to `out`.
+    """Export a PyTorch module with the dynamo exporter, compare it with torch, and write it to `out`.
 
-    `source` is a `torch.nn.Module`, the text `module:factory`, or a checkpoint (`.pt` read with `weights_only=True`,
-    `.safetensors`) whose module `factory` makes. `input_shape` says each argument of `forward`, as `N,1,28,28` or
-    `N,16:int64`: letters may vary; `data` can say them too, by its arrays. The module itself does not change.
+    Parameters
+    ----------
+    source
+        A `torch.nn.Module`, which is not changed, `module:factory`, or a checkpoint (`.pt`, read with
+        `weights_only=True`, or `.safetensors`).
+    out
+        The file to write.
+    factory
+        `module:function` that returns the module of a checkpoint.
+    input_shape
+        Shape of each argument of `forward`, as `N,1,28,28` or `N,16:int64`; a letter may vary. None where `data` has
+        arrays of their names.
+    opset
+        Opset of the file; None is 18.
+    data, samples, tolerance
+        The check: on the first `samples` of `data` (None: synthetic), to a relative `tolerance`.
 
-    Raises InputError for a source that cannot be used, ConversionError (with the foreign text) where torch refuses.
+    Returns
+    -------
+    Converted
+        The file that was written, and its largest difference from torch.
+
+    Raises
+    ------
+    InputError
+        For a source that cannot be used.
+    ConversionError
+        Where torch fails, with its error text, or the outputs differ by more than the tolerance.
     """
     require("torch")
-    place, check = check_output(out), Check(data, samples, tolerance)
+    path, check = check_output(out), Check(data, samples, tolerance)
     with quiet():
         import torch
 
         module = _module(source, factory)
         names = _arguments(module)
-        ports = shapes.ports(shapes.tuple_of(input_shape), names) or shapes.ports_of(data, names)
+        ports = shapes.parse_ports(shapes.as_tuple(input_shape), names) or shapes.ports_of(data, names)
         if not ports:
             wanted = f"{', '.join(names)}" if names else "its inputs"
             raise InputError(
                 f"torch needs a sample input for {wanted}: give --input-shape N,1,28,28, say (a letter may vary), or "
                 f"--data with arrays of these names"
             )
-        with _evaluating(module):
-            proto = _exported(module, ports, data, opset or OPSET)
+        with _evaluation_mode(module):
+            proto = _export(module, ports, data, opset or OPSET)
             outputs = [value.name for value in proto.graph.output]
             device = next((p.device for p in module.parameters()), torch.device("cpu"))
 
@@ -87,41 +110,41 @@ def convert(
                     values = torch.utils._pytree.tree_leaves(module(*given))
                 return named_outputs(outputs, [v.cpu().numpy() for v in values if isinstance(v, torch.Tensor)])
 
-            exported = Exported("torch", version("torch"), shown(source), proto, run)
-            return finish(exported, place, check)
+            exported = Exported("torch", version("torch"), source_name(source), proto, run)
+            return write_checked(exported, path, check)
 
 
 def _module(source: Any, factory: str | None) -> Any:
-    """The module with its weights."""
+    """Return the module with its weights."""
     import torch
 
     if isinstance(source, torch.nn.Module):
         module = source
     elif is_factory(source):
-        module = made(source)
+        module = call_factory(source)
     elif isinstance(source, str | Path):
-        path = existing(source)
+        path = existing_path(source)
         if factory is None:
-            _weights(path)  # a pickled module is refused as one: a factory alone would not help
+            _weights(path)  # refuses a pickled module, which a factory would not help
             raise InputError(
-                f"{str(path)!r} holds weights alone; --factory module:function says what makes the module for them"
+                f"{str(path)!r} holds only weights; give --factory module:function, which returns the module for them"
             )
-        module = made(factory)
+        module = call_factory(factory)
     else:
-        raise InputError(f"a {type(source).__qualname__} is no torch.nn.Module")
+        raise InputError(f"the source must be a torch.nn.Module, got a {type(source).__qualname__}")
     if not isinstance(module, torch.nn.Module):
-        named = factory or source
+        name = factory or source
         raise InputError(
-            f"{named!r} gave a {type(module).__qualname__}, not a torch.nn.Module; return the module itself"
+            f"{name!r} returned a {type(module).__qualname__}, not a torch.nn.Module; return the module itself"
         )
     if isinstance(source, str | Path) and not is_factory(source):
-        _fill(module, Path(source), str(factory))
+        _load_weights(module, Path(source), str(factory))
     elif factory is not None:
-        raise InputError("--factory is for a checkpoint; this source is a module already, leave it out")
+        raise InputError("--factory is for checkpoints; this source is a module already, leave it out")
     return module
 
 
-def _fill(module: Any, path: Path, factory: str) -> None:
+def _load_weights(module: Any, path: Path, factory: str) -> None:
     """Load a checkpoint into a module, every tensor of both."""
     weights = _weights(path)
     if not any(name in weights for name in module.state_dict()):
@@ -129,7 +152,7 @@ def _fill(module: Any, path: Path, factory: str) -> None:
     own = module.state_dict()
     problems = []
     for what, names in (
-        ("missing in it", [name for name in own if name not in weights]),
+        ("missing in the file", [name for name in own if name not in weights]),
         ("unknown to the module", [name for name in weights if name not in own]),
         ("of another shape", [n for n in own if n in weights and own[n].shape != getattr(weights[n], "shape", None)]),
     ):
@@ -144,7 +167,7 @@ def _fill(module: Any, path: Path, factory: str) -> None:
 
 
 def _weights(path: Path) -> dict[str, Any]:
-    """The tensors of a checkpoint by name; nothing in it is run."""
+    """Return the tensors of a checkpoint by name; no code in it is run."""
     import torch
 
     try:
@@ -156,43 +179,43 @@ def _weights(path: Path) -> dict[str, Any]:
     except Exception as error:
         why = one_line(str(error).partition(". ")[0] or type(error).__name__, limit=120)
         raise ConversionError(
-            f"{str(path)!r} is damaged, or holds code and not weights alone, and is not opened ({why}); save "
+            f"{str(path)!r} is damaged or holds code beside weights, and is not loaded ({why}); save "
             f"model.state_dict() with torch.save or safetensors"
         ) from None
-    for key in _INSIDE:
+    for key in _WEIGHT_KEYS:
         if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
             held = held[key]
             break
     if not isinstance(held, Mapping) or not all(isinstance(value, torch.Tensor) for value in held.values()):
-        raise ConversionError(f"{str(path)!r} is no dict of tensors; save model.state_dict() with torch.save")
+        raise ConversionError(f"{str(path)!r} is not a dict of tensors; save model.state_dict() with torch.save")
     return dict(held)
 
 
 def _arguments(module: Any) -> list[str]:
-    """The names of what `forward` takes by position."""
+    """Return the names of the positional parameters of `forward`."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return [p.name for p in inspect.signature(module.forward).parameters.values() if p.kind in kinds]
 
 
 @contextlib.contextmanager
-def _evaluating(module: Any) -> Iterator[None]:
-    """The module in evaluation mode; after that every part is in the mode it was in."""
-    was = [(part, part.training) for part in module.modules()]
+def _evaluation_mode(module: Any) -> Iterator[None]:
+    """Set the module to evaluation mode, and restore the mode of every submodule afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        for part, training in was:
+        for part, training in modes:
             part.training = training
 
 
-def _exported(module: Any, ports: Sequence[Port], data: Any, opset: int) -> onnx.ModelProto:
-    """Trace and export, opened dimensions as they were asked for."""
+def _export(module: Any, ports: Sequence[Port], data: Any, opset: int) -> onnx.ModelProto:
+    """Trace and export the module, with the dimensions of the ports fixed or open."""
     import onnx_ir as ir
     import torch
 
-    fed = open_data(data, ports, limit=_TRACED_SAMPLES)
-    feeds = next(fed.batches(fed.layout.fixed or _TRACED_SAMPLES)).feeds
+    sample_data = open_data(data, ports, limit=_TRACE_SAMPLES)
+    feeds = next(sample_data.batches(sample_data.layout.fixed or _TRACE_SAMPLES)).feeds
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     given = tuple(torch.from_numpy(np.array(feeds[port.name])).to(device) for port in ports)
     dims = {dim: torch.export.Dim(dim) for port in ports for dim in port.shape or () if isinstance(dim, str)}
@@ -212,17 +235,17 @@ def _exported(module: Any, ports: Sequence[Port], data: Any, opset: int) -> onnx
             verbose=False,
         )
     except Exception as error:
-        raise _refused(error) from error
+        raise _export_error(error) from error
     proto: onnx.ModelProto = ir.to_proto(program.model)
     clean(proto)
     _check_open(proto, ports)
-    rename(proto, matched(proto, {name: value.cpu().numpy() for name, value in _numbers(module)}))
-    open_first_dimension(proto, {port.name: port.shape for port in ports})
+    rename(proto, match_variables(proto, {name: value.cpu().numpy() for name, value in _numpy_tensors(module)}))
+    name_open_dimensions(proto, {port.name: port.shape for port in ports})
     return at_opset(proto, opset, _DIRECT)
 
 
-def _numbers(module: Any) -> Iterator[tuple[str, Any]]:
-    """The parameters and buffers that numpy can hold."""
+def _numpy_tensors(module: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the parameters and buffers in formats of numpy."""
     import torch
 
     for name, value in module.state_dict().items():
@@ -230,36 +253,36 @@ def _numbers(module: Any) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _refused(error: BaseException) -> ConversionError:
-    """The exporter's refusal by its innermost cause, and what to try."""
+def _export_error(error: BaseException) -> ConversionError:
+    """Return the exporter's error with its innermost cause and a remedy."""
     cause = error
     while (inner := cause.__cause__ or cause.__context__) is not None:
         cause = inner
     kind, text = type(cause).__name__, str(cause)
     if "data-dependent" in text:
-        remedy = "the way through the module depends on values: use torch.where or torch.cond instead of if"
+        remedy = "the control flow of the module depends on values: use torch.where or torch.cond instead of if"
     elif kind == "DispatchError":
         remedy = "ONNX has no counterpart of that operator: replace it in the module"
     elif "Constraint" in text or "Constraint" in kind:
         remedy = "the module does not let a dimension vary: write it as a number in --input-shape"
     else:
         remedy = "torch.export.export(module, inputs) shows where; check --input-shape first"
-    return foreign(cause, f"the exporter refuses ({kind})", remedy)
+    return conversion_error(cause, f"the exporter fails ({kind})", remedy)
 
 
 def _check_open(proto: onnx.ModelProto, ports: Sequence[Port]) -> None:
-    """Refuse a model in which a dimension that was to vary is fixed: the exporter settles on one in silence."""
+    """Refuse a model that fixes a dimension that should vary, as the exporter does without a warning."""
     for value, port in zip(proto.graph.input, ports, strict=False):
         for dim, wanted in zip(value.type.tensor_type.shape.dim, port.shape or (), strict=False):
             if isinstance(wanted, str) and dim.HasField("dim_value"):
                 raise ConversionError(
                     f"the module fixes dimension {wanted} of {port.name!r} to {dim.dim_value}, so that it cannot vary; "
-                    f"write it as a number in --input-shape, or take the number out of the module"
+                    f"write it as a number in --input-shape, or remove the constant from the module"
                 )
 
 
 def __getattr__(name: str) -> Any:
-    if name == "FaultAwareTraining":  # its module needs torch to be imported at all, this one does not
+    if name == "FaultAwareTraining":  # its module imports torch, this one does not
         require("torch")
         from .torch_training import FaultAwareTraining
 

@@ -1,4 +1,4 @@
-"""Fault-aware training in PyTorch: a wrapper that strikes the parameters or activations of any module."""
+"""Fault-aware training in PyTorch: a wrapper that injects faults into the parameters or activations of a module."""
 
 from __future__ import annotations
 
@@ -17,29 +17,55 @@ from onnxfi.faults.words import Words
 from onnxfi.graph.model.loading import Model
 from onnxfi.runtime.engine.model_io import Array
 
-from .training import Exposure, Plan, carried, outcome, refusal, target_of
+from .training import FaultSettings, InjectionPlan, map_faults, nonfinite_loss, resolve_faults, target_of
 
-#: A signed integer type as wide as a number: torch has no kernels for most unsigned ones.
-_CARRIERS = {8: torch.int8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
+#: Signed integer types by width: torch has no kernels for most unsigned ones.
+_INTEGERS = {8: torch.int8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 
 
 class FaultAwareTraining(torch.nn.Module):
-    """`model` with faults in its weights or activations while it trains, and none while it is evaluated.
+    """A module that injects faults into the weights or activations of another while it trains.
 
-    Every forward pass in training mode is a step: each selected bit flips with probability `ber` (or whatever `fault`
-    says happens), drawn from `seed` and the number of the step. Gradients pass straight through to the parameters,
-    which stay as they are; the wrapped module is not changed, so `model` is what is exported. `selector` chooses
-    parameters by the names that the exported file bears (`conv1.weight`), or modules by their paths where `place` is
-    "activations"; None takes all. With `from_epoch` the loop says where it is with `begin_epoch`. `clip` holds struck
-    numbers within ±clip.
+    Every forward pass in training mode is a step: each selected bit flips with probability `ber` (or is changed as
+    `fault` says), drawn from `seed` and the number of the step. Gradients pass straight through to the parameters,
+    which stay fault-free; `model` itself is not changed, and is what is exported. In evaluation mode there are no
+    faults.
 
-    Raises SelectorError where nothing is selected, InputError for a module that cannot be wrapped, and in the backward
-    pass NonFiniteLossError where a gradient is not finite, before any parameter changes.
+    Parameters
+    ----------
+    model
+        The module to train.
+    ber
+        Probability of a fault at each selected site, per bit or, for fault models of whole words, per word.
+    selector
+        Selection of parameters by the names that they have in the exported file (`conv1.weight`), or of modules by
+        their paths where `target` is "activations"; None selects all.
+    fault
+        Fault model.
+    target
+        "weights" or "activations".
+    seed
+        Seed of every draw.
+    from_epoch
+        First epoch with faults, counted from 0; the training loop calls `begin_epoch`.
+    clip
+        Clip faulty numbers to ±clip; None does not.
 
+    Raises
+    ------
+    SelectorError
+        Where nothing is selected.
+    InputError
+        For a module that cannot be wrapped, or a setting out of range.
+    NonFiniteLossError
+        In the backward pass, where a gradient is not finite, before any parameter changes.
+
+    Examples
+    --------
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
     >>> training = FaultAwareTraining(model, ber=0.01, selector=Selector(include=("0.weight",), bits="0-29"), seed=1)
     >>> _ = training(torch.ones(5, 4))
-    >>> training.step, [str(fault.site) for fault in training.last[0]]
+    >>> training.step, [str(fault.site) for fault in training.last_faults[0]]
     (1, ['0.weight[0]:2', '0.weight[3]:0', '0.weight[9]:11'])
     """
 
@@ -50,100 +76,101 @@ class FaultAwareTraining(torch.nn.Module):
         ber: float,
         selector: Selector | None = None,
         fault: str | FaultModel = "flip",
-        place: str = "weights",
+        target: str = "weights",
         seed: int = 0,
         from_epoch: int = 0,
         clip: float | None = None,
     ) -> None:
         _refuse(model)
         super().__init__()
-        exposure = Exposure(ber, selector or Selector(), fault, seed, place, from_epoch, clip)
+        settings = FaultSettings(ber, selector or Selector(), fault, seed, target, from_epoch, clip)
         self.model = model
-        self.plan = Plan(exposure, tuple(_weights(model) if place == "weights" else _outputs(model)), _NAMED[place])
-        #: Training steps so far; it is saved with the state, so that training that goes on draws on.
+        targets = _weights(model) if target == "weights" else _outputs(model)
+        self.plan = InjectionPlan(settings, tuple(targets), _DESCRIPTIONS[target])
+        #: Training steps so far; it is saved with the state, so that resumed training continues the draws.
         self.step = 0
-        #: The faults of the last step with their words, over the targets that they struck.
-        self.last: tuple[Faults, ...] = ()
+        #: The faults of the last step with their words, over the faulty targets.
+        self.last_faults: tuple[Faults, ...] = ()
         self._epoch: int | None = None
 
     @property
-    def exposure(self) -> Exposure:
-        """What strikes, and when."""
-        return self.plan.exposure
+    def settings(self) -> FaultSettings:
+        """The settings of the faults."""
+        return self.plan.settings
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What one should know of these settings, a line each."""
-        return (self.plan.crowded,) if self.plan.crowded else ()
+        """Warnings about these settings, a line each."""
+        return (self.plan.rate_warning,) if self.plan.rate_warning else ()
 
     def begin_epoch(self, epoch: int) -> None:
-        """Say that an epoch begins, counted from 0."""
+        """Note that an epoch begins, counted from 0."""
         self._epoch = epoch
 
     @torch.compiler.disable
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's answer: with faults in training mode, plainly else."""
+        """Run the model, with faults in training mode."""
         if not self.training:
             return self.model(*args, **kwargs)
         self.step += 1
-        self.last = ()
-        if not self._struck_now():
+        self.last_faults = ()
+        if not self._has_faults():
             return self.model(*args, **kwargs)
-        if self.exposure.place == "weights":
-            faults, ends = outcome(self.plan.faults(self.step), self._read, self.exposure.clip)
-            self.last = (faults,)
-            return self._called(ends, args, kwargs)
-        with self._hooked():
-            return self._called({}, args, kwargs)
+        if self.settings.target == "weights":
+            faults, final_words = resolve_faults(self.plan.faults(self.step), self._read, self.settings.clip)
+            self.last_faults = (faults,)
+            return self._run_faulty(final_words, args, kwargs)
+        with self._output_hooks():
+            return self._run_faulty({}, args, kwargs)
 
-    def _struck_now(self) -> bool:
-        if self.exposure.from_epoch and self._epoch is None:
+    def _has_faults(self) -> bool:
+        if self.settings.from_epoch and self._epoch is None:
             raise InputError(
-                f"faults begin with epoch {self.exposure.from_epoch}, but the epoch is not known: call "
+                f"faults begin with epoch {self.settings.from_epoch}, but the epoch is not known: call "
                 f"begin_epoch(number) as each epoch begins"
             )
-        return (self._epoch or 0) >= self.exposure.from_epoch
+        return (self._epoch or 0) >= self.settings.from_epoch
 
-    def _called(self, ends: Mapping[int, tuple[Index, Words]], args: Any, kwargs: Any) -> Any:
-        """The model with struck tensors in the place of its parameters, which are only read."""
+    def _run_faulty(self, final_words: Mapping[int, tuple[Index, Words]], args: Any, kwargs: Any) -> Any:
+        """Run the model with faulty tensors in place of its parameters, which stay unchanged."""
         numbers = {target.id: k for k, target in enumerate(self.plan.targets)}
-        struck = {}
+        faulty = {}
         for name, parameter in self.model.named_parameters():
-            index, words = ends.get(numbers.get(name, -1), (None, None))
-            struck[id(parameter)] = _passed(parameter, index, words, self._check(name, self.step))
-        # Under every name that a tied parameter has, but once for a module that is in two places: torch's own tying
-        # would leave such a module with the struck tensors.
-        placed = {
-            f"{path}.{name}" if path else name: struck[id(parameter)]
+            index, words = final_words.get(numbers.get(name, -1), (None, None))
+            faulty[id(parameter)] = _straight_through(parameter, index, words, self._check(name, self.step))
+        # Under every name of a tied parameter, but once for a module that is used in two places: torch's own tying
+        # would leave such a module with the faulty tensors.
+        replaced = {
+            f"{path}.{name}" if path else name: faulty[id(parameter)]
             for path, module in self.model.named_modules()
             for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
         }
-        return torch.func.functional_call(self.model, placed, args, kwargs, tie_weights=False)
+        return torch.func.functional_call(self.model, replaced, args, kwargs, tie_weights=False)
 
     def _check(self, name: str, step: int) -> Callable[[torch.Tensor], None]:
         def check(gradient: torch.Tensor) -> None:
             if not bool(torch.isfinite(gradient).all()):
-                raise refusal(self.exposure, step, name, self.last)
+                raise nonfinite_loss(self.settings, step, name, self.last_faults)
 
         return check
 
     @contextlib.contextmanager
-    def _hooked(self) -> Iterator[None]:
-        """What the selected modules put out is struck; a module that is used twice draws twice."""
+    def _output_hooks(self) -> Iterator[None]:
+        """Inject faults into the outputs of the selected modules; a module that is used twice draws twice."""
         numbers = {target.id: k for k, target in enumerate(self.plan.targets)}
         counts: dict[str, int] = {}
         handles = []
 
         def hook(name: str) -> Callable[..., Any]:
-            def put_out(_: Any, __: Any, output: Any) -> Any:
-                return torch.utils._pytree.tree_map_only(torch.Tensor, strike, output)
+            def on_output(_: Any, __: Any, output: Any) -> Any:
+                return torch.utils._pytree.tree_map_only(torch.Tensor, inject, output)
 
-            def strike(value: torch.Tensor) -> torch.Tensor:
+            def inject(value: torch.Tensor) -> torch.Tensor:
                 use = counts.setdefault(name, 0)
                 counts[name] += 1
-                return self._struck_output(value, name, numbers[name] + use * len(numbers))
+                return self._faulty_output(value, name, numbers[name] + use * len(numbers))
 
-            return put_out
+            return on_output
 
         modules = dict(self.model.named_modules())
         try:
@@ -154,82 +181,99 @@ class FaultAwareTraining(torch.nn.Module):
             for handle in handles:
                 handle.remove()
 
-    def _struck_output(self, value: torch.Tensor, name: str, number: int) -> torch.Tensor:
-        """An activation after its faults; what is no float, or of a format that is not selected, passes."""
+    def _faulty_output(self, value: torch.Tensor, name: str, number: int) -> torch.Tensor:
+        """Return an activation with its faults; one that is not selected, or no float, is returned as it is."""
         whole = value if value.dim() else value.reshape(1)
         known = next(t for t in self.plan.targets if t.id == name)
         target = target_of(name, _format(value), whole.shape[1:], "activation", known.op, known.layer)
-        if target is None or not self.exposure.selector.selects(target) or not whole.numel():
+        if target is None or not self.settings.selector.selects(target) or not whole.numel():
             return value
-        faults = self.exposure.activations(target, len(whole), number, self.step)
-        faults, ends = outcome(faults, lambda _, index: _words(whole, index), self.exposure.clip)
-        self.last = (*self.last, faults)
-        index, words = ends.get(0, (None, None))
-        return _passed(whole, index, words, None).reshape(value.shape)
+        faults = self.settings.draw_activations(target, len(whole), number, self.step)
+        faults, final_words = resolve_faults(faults, lambda _, index: _words(whole, index), self.settings.clip)
+        self.last_faults = (*self.last_faults, faults)
+        index, words = final_words.get(0, (None, None))
+        return _straight_through(whole, index, words, None).reshape(value.shape)
 
     # -------------------------------------------------------------------------------- before and after training
 
-    def strike(self, faults: Faults | None = None, *, trial: int = 1) -> Faults:
-        """Put faults into the parameters themselves, for a faulty start; returns them with the words before and after.
+    def inject_faults(self, faults: Faults | None = None, *, trial: int = 1) -> Faults:
+        """Inject faults into the parameters themselves, and return them with the words before and after.
 
-        They are those of `trial` at this wrapper's rate, or given ones, as `carried` makes them of a fault list.
+        Parameters
+        ----------
+        faults
+            The faults, as `map_faults` returns those of a fault list; None draws them at this wrapper's rate.
+        trial
+            Number of the draw, from 1.
+
+        Raises
+        ------
+        InputError
+            Where this wrapper injects into activations, which are not stored.
         """
-        if self.exposure.place != "weights":
-            raise InputError("only weights are stored and can be struck before or after training; leave place out")
-        done, ends = outcome(faults if faults is not None else self.plan.faults(trial), self._read, self.exposure.clip)
-        self._write(ends)
+        if self.settings.target != "weights":
+            raise InputError("faults before or after training need target='weights': activations are not stored")
+        drawn = self.plan.faults(trial) if faults is None else faults
+        done, final_words = resolve_faults(drawn, self._read, self.settings.clip)
+        self._write(final_words)
         return done
 
     @contextlib.contextmanager
-    def struck(self, faults: Faults | None = None, *, trial: int = 1) -> Iterator[Faults]:
-        """The same for the length of a `with` block, as to evaluate with faults; then the parameters are as before."""
+    def faulty(self, faults: Faults | None = None, *, trial: int = 1) -> Iterator[Faults]:
+        """Inject faults as `inject_faults` for the duration of a `with` block, and restore the parameters after it."""
         parameters = {name: value.detach().clone() for name, value in self.model.named_parameters()}
         try:
-            yield self.strike(faults, trial=trial)
+            yield self.inject_faults(faults, trial=trial)
         finally:
             with torch.no_grad():
                 for name, value in self.model.named_parameters():
                     value.copy_(parameters[name])
 
-    def carried(self, model: Model, faults: Faults) -> Faults:
-        """Faults of a file that was exported from this model, now, as faults of its parameters."""
-        return carried(model, faults, self.plan.targets, {t.id: _array(self._tensor(t)) for t in self.plan.targets})
+    def map_faults(self, model: Model, faults: Faults) -> Faults:
+        """Return faults of a file exported from this model, with its present numbers, as faults of its parameters.
+
+        Raises
+        ------
+        FaultListError
+            For a tensor of the file that no parameter holds, bit for bit.
+        """
+        return map_faults(model, faults, self.plan.targets, {t.id: _array(self._tensor(t)) for t in self.plan.targets})
 
     # --------------------------------------------------------------------------------------- words of parameters
 
     def _tensor(self, target: Target) -> torch.Tensor:
         layer, _, name = target.id.rpartition(".")
-        tensor: torch.Tensor = getattr(self.model.get_submodule(layer), name)  # where wrappers nest, one that is struck
+        tensor: torch.Tensor = getattr(self.model.get_submodule(layer), name)  # a faulty one, where wrappers nest
         return tensor
 
     def _read(self, number: int, index: Index) -> Words:
         return _words(self._tensor(self.plan.targets[number]).detach(), index)
 
-    def _write(self, ends: Mapping[int, tuple[Index, Words]]) -> None:
+    def _write(self, final_words: Mapping[int, tuple[Index, Words]]) -> None:
         with torch.no_grad():
-            for number, (index, words) in ends.items():
+            for number, (index, words) in final_words.items():
                 parameter = self._tensor(self.plan.targets[number])
-                parameter.copy_(_with(parameter.detach(), index, words))
+                parameter.copy_(_replace_words(parameter.detach(), index, words))
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the parameters: the step, and what draws the faults."""
-        return {"step": self.step, "seed": self.exposure.seed, "ber": self.exposure.ber}
+        """Return what a checkpoint holds beside the parameters: the step, and the seed and rate of the draws."""
+        return {"step": self.step, "seed": self.settings.seed, "ber": self.settings.ber}
 
     def set_extra_state(self, state: Any) -> None:
-        """Go on where a checkpoint was made; InputError for one of another seed or rate."""
-        for key, own in (("seed", self.exposure.seed), ("ber", self.exposure.ber)):
+        """Continue from a checkpoint; raise InputError for one of another seed or rate."""
+        for key, own in (("seed", self.settings.seed), ("ber", self.settings.ber)):
             if state[key] != own:
                 raise InputError(f"the checkpoint was trained with {key} {state[key]}, this wrapper has {own}")
         self.step = int(state["step"])
 
 
-_NAMED = {"weights": "parameters in a float format", "activations": "modules inside it"}
+_DESCRIPTIONS = {"weights": "parameters in a float format", "activations": "modules inside it"}
 
 
 def _refuse(model: Any) -> None:
-    """Refuse what cannot be wrapped, and say why."""
+    """Refuse a model that cannot be wrapped."""
     if not isinstance(model, torch.nn.Module):
-        raise InputError(f"a {type(model).__qualname__} is no torch.nn.Module")
+        raise InputError(f"model must be a torch.nn.Module, got a {type(model).__qualname__}")
     for part in model.modules():
         if isinstance(part, torch._dynamo.eval_frame.OptimizedModule):
             raise InputError(
@@ -260,7 +304,7 @@ def _weights(model: torch.nn.Module) -> Iterator[Target]:
 
 
 def _outputs(model: torch.nn.Module) -> Iterator[Target]:
-    """The modules that have none inside."""
+    """Yield the modules without submodules."""
     for name, module in model.named_modules():
         if name and not any(module.children()):
             target = target_of(name, "float32", (1,), "activation", type(module).__name__, name)
@@ -268,52 +312,52 @@ def _outputs(model: torch.nn.Module) -> Iterator[Target]:
             yield target
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """A contiguous tensor's words as signed integers, in one row."""
-    return tensor.reshape(-1).view(_CARRIERS[8 * tensor.element_size()])
+def _as_integers(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the words of a contiguous tensor as a flat tensor of signed integers."""
+    return tensor.reshape(-1).view(_INTEGERS[8 * tensor.element_size()])
 
 
 def _words(tensor: torch.Tensor, index: Index) -> Words:
-    """The words of some elements, out of the tensor's own memory."""
+    """Return the words of some elements, read from the tensor's memory."""
     place = torch.from_numpy(index).to(tensor.device)
-    found = _bits(tensor.detach().contiguous())[place].cpu().numpy()
+    found = _as_integers(tensor.detach().contiguous())[place].cpu().numpy()
     return np.asarray(found.view(f"u{tensor.element_size()}").astype(np.uint64))
 
 
-def _with(tensor: torch.Tensor, index: Index, words: Words) -> torch.Tensor:
-    """A copy in which some elements hold these words."""
+def _replace_words(tensor: torch.Tensor, index: Index, words: Words) -> torch.Tensor:
+    """Return a copy in which some elements hold these words."""
     after = tensor.detach().clone(memory_format=torch.contiguous_format)
     size = tensor.element_size()
     new = torch.from_numpy(words.astype(f"u{size}").view(f"i{size}")).to(tensor.device)
-    _bits(after)[torch.from_numpy(index).to(tensor.device)] = new
+    _as_integers(after)[torch.from_numpy(index).to(tensor.device)] = new
     return after
 
 
 def _array(tensor: torch.Tensor) -> Array:
-    """A parameter as numpy holds it; bfloat16 and narrower by way of its words."""
+    """Return a parameter as a numpy array; bfloat16 and narrower formats by their words."""
     flat = tensor.detach().contiguous().cpu()
     target = target_of("", _format(tensor), tensor.shape, "", "", "")
     assert target is not None
-    return np.asarray(_bits(flat).numpy().view(target.word.dtype).reshape(tensor.shape))
+    return np.asarray(_as_integers(flat).numpy().view(target.word.dtype).reshape(tensor.shape))
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Struck on the way forward; on the way back the gradient passes unchanged, if it is finite."""
+    """Faulty words in the forward pass; the gradient, if it is finite, passes unchanged in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, index: Any, words: Any, check: Any) -> torch.Tensor:
-        """The tensor with these words in it."""
+        """Return the tensor with these words in it."""
         ctx.check = check
-        return tensor.view_as(tensor) if index is None else _with(tensor, index, words)
+        return tensor.view_as(tensor) if index is None else _replace_words(tensor, index, words)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        """The gradient as it comes."""
+        """Return the gradient unchanged."""
         if ctx.check is not None:
             ctx.check(gradient)
         return gradient, None, None, None
 
 
-def _passed(tensor: torch.Tensor, index: Index | None, words: Words | None, check: Any) -> torch.Tensor:
-    passed: torch.Tensor = _StraightThrough.apply(tensor, index, words, check)
-    return passed
+def _straight_through(tensor: torch.Tensor, index: Index | None, words: Words | None, check: Any) -> torch.Tensor:
+    output: torch.Tensor = _StraightThrough.apply(tensor, index, words, check)
+    return output

@@ -1,7 +1,7 @@
-"""Faults in training, whatever the framework: what strikes at a step, and the words that it leaves.
+"""Fault-aware training, independent of the framework: the faults of a step, and the words that they leave.
 
-The draw and the strike are those of the ONNX side, on the words that the framework's tensors hold: a step's faults are
-a pure function of the settings and the number of the step.
+Faults are drawn and applied as in ONNX files, on the words of the framework's tensors: the faults of a step are a pure
+function of the settings and of the number of the step.
 """
 
 from __future__ import annotations
@@ -25,23 +25,45 @@ from onnxfi.faults.words import WORDS, Word, Words
 from onnxfi.graph.model.loading import Model
 from onnxfi.runtime.engine.model_io import Array
 
-PLACES = ("weights", "activations")
+TARGETS = ("weights", "activations")
 _LOG = logging.getLogger(__name__)
-#: Each activation draws from a stream of its own: the step, with the activation's number above it.
-_STREAM = 40
-#: Reads the words of some elements (flat, row-major) of the target of this number.
-Reader = Callable[[int, Index], Words]
+#: Each activation draws from its own random stream: the step, with the activation's number in the bits above.
+_STREAM_SHIFT = 40
+#: Reads the words at some indices (flat, row-major) of the target of this number.
+WordReader = Callable[[int, Index], Words]
 
 
 @dataclass(frozen=True)
-class Exposure:
-    """What strikes in training: a rate, a fault model, a selection, and when.
+class FaultSettings:
+    """The faults of a training run: rate, fault model, selection, and the first epoch.
 
-    Each site of the selection is struck with probability `ber` (per bit, or per word for faults of whole words), drawn
-    again at every step. `place` is weights or activations. Faults begin with epoch `from_epoch`, counted from 0. Struck
-    numbers beyond ±`clip` are held there, and NaN becomes 0; None leaves them as the fault made them.
+    Parameters
+    ----------
+    ber
+        Probability of a fault at each selected site, drawn again at every step: per bit, or per word for fault models
+        of whole words.
+    selector
+        Selection of parameters, bits and elements.
+    fault
+        Fault model, or its text.
+    seed
+        Seed of every draw.
+    target
+        "weights" or "activations".
+    from_epoch
+        First epoch with faults, counted from 0.
+    clip
+        Largest magnitude that a fault may leave: faulty numbers are clipped to ±`clip`, NaN becomes 0. None keeps them
+        as the fault left them.
 
-    >>> Exposure(1e-4, fault="stuck-at-1", clip=2.0).fault
+    Raises
+    ------
+    InputError
+        For a value out of range.
+
+    Examples
+    --------
+    >>> FaultSettings(1e-4, fault="stuck-at-1", clip=2.0).fault
     StuckAt1()
     """
 
@@ -49,7 +71,7 @@ class Exposure:
     selector: Selector = field(default_factory=Selector)
     fault: FaultModel | str = "flip"
     seed: int = 0
-    place: str = "weights"
+    target: str = "weights"
     from_epoch: int = 0
     clip: float | None = None
 
@@ -57,89 +79,89 @@ class Exposure:
         object.__setattr__(self, "fault", parse_fault(self.fault) if isinstance(self.fault, str) else self.fault)
         sampling.check_rate(self.ber)
         sampling.raw_words(self.seed, 0, sampling.PLACE, 0)  # refuses a seed that is out of range
-        if self.place not in PLACES:
-            raise InputError(f"place is {self.place!r}; faults in training strike {' or '.join(PLACES)}")
+        if self.target not in TARGETS:
+            raise InputError(f"target must be {' or '.join(TARGETS)}, got {self.target!r}")
         if self.from_epoch < 0:
-            raise InputError(f"from_epoch is {self.from_epoch}; epochs count from 0")
+            raise InputError(f"from_epoch must be 0 or more, got {self.from_epoch}")
         if self.clip is not None and not 0 < self.clip < float("inf"):
-            raise InputError(f"clip is {self.clip}; it takes a positive number, the largest that a fault may leave")
+            raise InputError(
+                f"clip must be a positive number, the largest magnitude a fault may leave, got {self.clip}"
+            )
 
     @property
-    def event(self) -> FaultModel:
-        """The fault model."""
+    def fault_model(self) -> FaultModel:
+        """Fault model, parsed."""
         assert isinstance(self.fault, FaultModel)
         return self.fault
 
-    def weights(self, space: FaultSpace, trial: int) -> Faults:
-        """The faults of one trial in stored tensors: those that `onnxfi inject --ber` draws in a file with the same."""
-        return draw_faults(space, Sampler("ber", rate=self.ber, seed=self.seed), self.event, trial)
+    def draw_weights(self, space: FaultSpace, trial: int) -> Faults:
+        """Draw the faults of one trial in weights: those of `onnxfi inject --ber` in a file with the same tensors."""
+        return draw_faults(space, Sampler("ber", rate=self.ber, seed=self.seed), self.fault_model, trial)
 
-    def activations(self, target: Target, samples: int, number: int, step: int) -> Faults:
-        """The faults of one step in activation `number`: each of `samples` samples of `target` is struck by itself.
+    def draw_activations(self, target: Target, samples: int, number: int, step: int) -> Faults:
+        """Draw the faults of one step in activation `number`, independently in each of `samples` samples.
 
-        The target's shape is one sample's; elements of the faults count through the whole batch. There are none where
-        the fault fits nowhere in it.
+        The shape of `target` is that of one sample; the elements of the faults count through the whole batch. There
+        are none where the fault model fits no element.
         """
-        space = FaultSpace.over([target], self.event, bits=self.selector.bits, elements=self.selector.elements)
-        stream = (number + 1) << _STREAM | step
+        space = FaultSpace.over([target], self.fault_model, bits=self.selector.bits, elements=self.selector.elements)
+        stream = (number + 1) << _STREAM_SHIFT | step
         chosen = sampling.ber(space.size * samples, self.ber, self.seed, stream)
         sample, inside = np.divmod(chosen, np.uint64(max(1, space.size)))
         sites = space.locate(inside)
         whole = replace(target, shape=(samples, *target.shape))
-        start, index, bit, event = sample.astype(np.int64) * target.size, sites.index, sites.bit, self.event
-        if event.multi_element:  # inside a sample, not from one to the next
-            reached = [event.elements(target.axes, at) for at in index.tolist()]
-            lengths = [len(part) for part in reached]
-            index = np.concatenate([np.zeros(0, np.int64), *reached])
-            start, bit, event = np.repeat(start, lengths), np.repeat(bit, lengths), event.element_model
+        start, index, bit, model = sample.astype(np.int64) * target.size, sites.index, sites.bit, self.fault_model
+        if model.multi_element:  # inside a sample, never across two
+            elements = [model.elements(target.axes, at) for at in index.tolist()]
+            lengths = [len(part) for part in elements]
+            index = np.concatenate([np.zeros(0, np.int64), *elements])
+            start, bit, model = np.repeat(start, lengths), np.repeat(bit, lengths), model.element_model
         return faults_at_sites(
-            (whole,), Sites(np.zeros(len(index), np.int64), start + index, bit), event, self.seed, stream
+            (whole,), Sites(np.zeros(len(index), np.int64), start + index, bit), model, self.seed, stream
         )
 
 
 @dataclass(frozen=True)
-class Plan:
-    """An exposure on a model's parameters. `targets` are all of them, in the framework's order.
+class InjectionPlan:
+    """Fault settings for the parameters or modules of one model.
 
-    Raises SelectorError where the selector leaves none of them.
+    `targets` are all of them, in the framework's order; `description` names them in messages. Raises SelectorError
+    where the selector selects none.
     """
 
-    exposure: Exposure
+    settings: FaultSettings
     targets: tuple[Target, ...]
-    named: str = "parameters"
+    description: str = "parameters"
 
     def __post_init__(self) -> None:
         if not self.targets:
-            raise InputError(f"the model has no {self.named} that can be struck")
-        selected = self.space
-        if self.exposure.place == "weights":
-            words = sum(selected.element_counts)
-            expected = self.exposure.ber * selected.size
-            if expected >= words:
-                _LOG.warning("%s", self.crowded)
+            raise InputError(f"the model has no {self.description} to inject faults into")
+        _ = self.space  # refuses a selector that selects nothing
+        if self.settings.target == "weights" and self.rate_warning:
+            _LOG.warning("%s", self.rate_warning)
 
     @cached_property
     def space(self) -> FaultSpace:
-        """The sites that the selector leaves; for activations, whose shapes are not known yet, one word of each."""
-        selector = self.exposure.selector
-        if self.exposure.place == "activations":
+        """Selected sites; for activations, whose shapes are not known yet, one word of each."""
+        selector = self.settings.selector
+        if self.settings.target == "activations":
             selector = replace(selector, dtype=(), elements="")
-        return selector.space(self.targets, self.exposure.event)
+        return selector.space(self.targets, self.settings.fault_model)
 
     @cached_property
-    def crowded(self) -> str:
-        """One line where the rate is so high that about every word is struck at each step; else empty."""
-        if self.exposure.place != "weights":
-            each = max(map(len, self.space.bit_positions)) * self.exposure.ber
-            return f"about {each:,.1f} faults strike each word at every step" if each >= 1 else ""
-        words, expected = sum(self.space.element_counts), self.exposure.ber * self.space.size
+    def rate_warning(self) -> str:
+        """One line where the rate is so high that nearly every word is faulty at each step; else empty."""
+        if self.settings.target != "weights":
+            each = max(map(len, self.space.bit_positions)) * self.settings.ber
+            return f"about {each:,.1f} faults are expected in each word at every step" if each >= 1 else ""
+        words, expected = sum(self.space.element_counts), self.settings.ber * self.space.size
         if expected < words:
             return ""
-        return f"{expected:,.0f} faults are expected in {words:,} words at every step: about every word is struck"
+        return f"{expected:,.0f} faults are expected in {words:,} words at every step: nearly every word is faulty"
 
     def faults(self, trial: int) -> Faults:
-        """The faults of one trial in the weights, over all targets; trial k is step k of training, from 1 on."""
-        faults = self.exposure.weights(self.space, trial)
+        """Return the faults of one trial in the weights, over all targets; trial k is step k of training, from 1."""
+        faults = self.settings.draw_weights(self.space, trial)
         ordinal = {target.id: k for k, target in enumerate(self.targets)}
         places = np.array([ordinal[target.id] for target in self.space.targets], np.int64)
         sites = replace(faults.sites, target=places[faults.sites.target])
@@ -147,7 +169,7 @@ class Plan:
 
 
 def target_of(name: str, dtype: str, shape: Sequence[int], kind: str, op: str, layer: str) -> Target | None:
-    """A parameter or activation as a target; None for a number format that is none of ours."""
+    """Return a parameter or activation as a target, None for a number format without a float word."""
     word = WORDS.get(dtype)
     if word is None or not word.is_float or word.parts > 1:
         return None
@@ -155,37 +177,39 @@ def target_of(name: str, dtype: str, shape: Sequence[int], kind: str, op: str, l
     return Target(name, word, tuple(shape), kind, op, layer, layer, role=role)
 
 
-def read_array(values: Array, word: Word, index: Index) -> Words:
-    """The words of some elements of an array."""
+def read_words(values: Array, word: Word, index: Index) -> Words:
+    """Return the words of some elements of an array."""
     return np.ascontiguousarray(values).reshape(-1).view(word.carrier)[index].astype(np.uint64)
 
 
-def write_array(values: Array, word: Word, index: Index, words: Words) -> Array:
-    """A copy of an array in which some elements hold these words."""
+def replace_words(values: Array, word: Word, index: Index, words: Words) -> Array:
+    """Return a copy of an array in which some elements hold these words."""
     after = np.array(values, order="C")
     after.reshape(-1).view(word.carrier)[index] = words.astype(word.carrier)
     return after
 
 
-def outcome(faults: Faults, read: Reader, clip: float | None = None) -> tuple[Faults, dict[int, tuple[Index, Words]]]:
-    """The faults with their words, and for the number of each struck target its elements and what they hold in the end.
+def resolve_faults(
+    faults: Faults, read: WordReader, clip: float | None = None
+) -> tuple[Faults, dict[int, tuple[Index, Words]]]:
+    """Return the faults with their words, and for the number of each faulty target its elements and final words.
 
-    This is the ONNX side's strike, and after it the clip, if there is one.
+    The words are those that injection into an ONNX file leaves, clipped afterwards if `clip` is given.
     """
     stored = np.zeros(len(faults), np.uint64)
     rows = {int(k): np.flatnonzero(faults.sites.target == k) for k in np.unique(faults.sites.target)}
     for number, here in rows.items():
         stored[here] = read(number, faults.sites.index[here])
     done, final = apply_faults(faults, stored)
-    ends = {}
+    final_words = {}
     for number, here in rows.items():
-        words = final[here]
-        ends[number] = faults.sites.index[here], _held(faults.targets[number].word, words, clip)
-    return done, ends
+        words = _clipped(faults.targets[number].word, final[here], clip)
+        final_words[number] = faults.sites.index[here], words
+    return done, final_words
 
 
-def _held(word: Word, words: Words, clip: float | None) -> Words:
-    """Words whose numbers lie within ±clip; NaN becomes 0."""
+def _clipped(word: Word, words: Words, clip: float | None) -> Words:
+    """Return the words with their numbers clipped to ±clip; NaN becomes 0."""
     if clip is None:
         return words
     numbers = word.values(words).astype(np.float64)
@@ -193,9 +217,9 @@ def _held(word: Word, words: Words, clip: float | None) -> Words:
     return np.where(beyond, word.words(np.clip(np.nan_to_num(numbers, nan=0.0), -clip, clip)), words)
 
 
-def refusal(exposure: Exposure, step: int, name: str, faults: Sequence[Faults]) -> NonFiniteLossError:
-    """The error for a step whose gradient is not finite: what was struck, what is worst in it, what to do."""
-    struck = sum(len(part) for part in faults)
+def nonfinite_loss(settings: FaultSettings, step: int, name: str, faults: Sequence[Faults]) -> NonFiniteLossError:
+    """Return the error for a step whose gradient is not finite: number of faults, the largest number, a remedy."""
+    injected = sum(len(part) for part in faults)
     worst, size = "", -1.0
     for part in faults:
         if not len(part) or part.after is None:
@@ -206,58 +230,60 @@ def refusal(exposure: Exposure, step: int, name: str, faults: Sequence[Faults]) 
             sizes = np.nan_to_num(np.abs(values), nan=np.inf, posinf=np.inf)
             if sizes.max() > size:
                 size, row = float(sizes.max()), int(here[sizes.argmax()])
-                worst = f", the worst leaves {part[row].value('after')} at {part[row].site}"
-    remedy = "lower ber, or leave the highest exponent bit out (bits='0-29,31' for float32)"
-    held = "" if exposure.clip is not None else "give clip=1.0, say, to hold struck numbers within ±1, "
+                worst = f", the largest number is {part[row].value('after')} at {part[row].site}"
+    remedy = "lower ber, or exclude the highest exponent bit (bits='0-29,31' for float32)"
+    clipping = "" if settings.clip is not None else "set clip, as clip=1.0 to clip faulty numbers to ±1, "
     return NonFiniteLossError(
-        f"step {step}: the loss is not finite, as the gradient of {name!r} shows: {struck:,} faults were there{worst}; "
-        f"{held}{remedy}"
+        f"step {step}: the loss is not finite (gradient of {name!r}), with {injected:,} faults injected{worst}; "
+        f"{clipping}{remedy}"
     )
 
 
-def carried(model: Model, faults: Faults, targets: Sequence[Target], values: Mapping[str, Array]) -> Faults:
-    """Faults of an exported file as faults of the framework's own tensors: the same bits of the same numbers.
+def map_faults(model: Model, faults: Faults, targets: Sequence[Target], values: Mapping[str, Array]) -> Faults:
+    """Return faults of an exported file as faults of the framework's own tensors: the same bits of the same numbers.
 
     `values` are the tensors by name, with the numbers that the file was exported from. Exporters transpose and reshape
-    kernels: where an element went is told by the numbers, which must be those of the file, bit for bit.
+    kernels: elements are matched by their numbers, which must equal those of the file bit for bit.
 
     Raises FaultListError for a tensor of the file that no parameter holds.
     """
     ordinal = {target.id: k for k, target in enumerate(targets)}
     target, index = faults.sites.target.copy(), faults.sites.index.copy()
     for number in np.unique(faults.sites.target).tolist():
-        struck = faults.targets[number]
-        name, places = _found(model, struck, values)
+        stored = faults.targets[number]
+        name, elements = _match_parameter(model, stored, values)
         here = faults.sites.target == number
-        target[here], index[here] = ordinal[name], places[faults.sites.index[here]]
+        target[here], index[here] = ordinal[name], elements[faults.sites.index[here]]
     return replace(faults, targets=tuple(targets), sites=Sites(target, index, faults.sites.bit), real_values=None)
 
 
-def _found(model: Model, struck: Target, values: Mapping[str, Array]) -> tuple[str, Index]:
-    """The parameter that a stored tensor came from, and for each of its elements the parameter's."""
-    stored = model.words(struck, np.arange(struck.size))
+def _match_parameter(model: Model, target: Target, values: Mapping[str, Array]) -> tuple[str, Index]:
+    """Return the parameter that a stored tensor was exported from, and for each of its elements the parameter's."""
+    stored = model.words(target, np.arange(target.size))
     found = []
-    for name in [struck.id] if struck.id in values else values:
-        if values[name].dtype != struck.word.dtype or values[name].size != struck.size:
+    for name in [target.id] if target.id in values else values:
+        if values[name].dtype != target.word.dtype or values[name].size != target.size:
             continue
-        words = read_array(values[name], struck.word, np.arange(struck.size))
+        words = read_words(values[name], target.word, np.arange(target.size))
         if np.array_equal(np.sort(words), np.sort(stored)):
-            found += [(name, way) for way in _ways(words, stored, values[name].shape, struck.shape)]
+            found += [(name, order) for order in _element_orders(words, stored, values[name].shape, target.shape)]
     if len(found) == 1:
         return found[0]
     if found:
         raise FaultListError(
-            f"the numbers of {struck.id!r} lie in {len(found)} ways in the parameters (as in {found[0][0]!r}), so that "
-            f"its elements cannot be told apart; export a model whose parameters differ"
+            f"the numbers of {target.id!r} match the parameters in {len(found)} ways (as {found[0][0]!r}), so that "
+            f"its elements are ambiguous; export a model whose parameters differ"
         )
     raise FaultListError(
-        f"no parameter holds the numbers of {struck.id!r}, bit for bit; give the file that was exported from these "
+        f"no parameter holds the numbers of {target.id!r}, bit for bit; give the file that was exported from these "
         f"parameters (exporters may fold batch normalisation into weights: such tensors exist in the file alone)"
     )
 
 
-def _ways(words: Words, stored: Words, shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[NDArray[np.int64]]:
-    """Every different way in which moved axes give the stored order: for each stored element the parameter's."""
+def _element_orders(
+    words: Words, stored: Words, shape: tuple[int, ...], wanted: tuple[int, ...]
+) -> list[NDArray[np.int64]]:
+    """Return the parameter's element for each stored one, for every transposition that gives the stored order."""
     own = np.arange(words.size, dtype=np.int64).reshape(shape)
     found: list[NDArray[np.int64]] = []
     long = [axis for axis, n in enumerate(shape) if n > 1]

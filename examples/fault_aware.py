@@ -82,7 +82,7 @@ def train(way: str, data: dict[str, np.ndarray], test: dict[str, np.ndarray], ep
     model = Cnn()
     training = FaultAwareTraining(model, ber=BER, selector=onnxfi.Selector(bits=BITS), seed=1)
     if way == "before":
-        training.strike()  # the start is faulty, and training goes on from there without faults
+        training.inject_faults()  # the start is faulty, and training goes on from there without faults
     learner: nn.Module = training if way == "during" else model
     image, label = torch.from_numpy(data["image"]), torch.from_numpy(data["labels"])
     optimizer = torch.optim.Adam(model.parameters(), 4e-3)
@@ -98,7 +98,7 @@ def train(way: str, data: dict[str, np.ndarray], test: dict[str, np.ndarray], ep
             schedule.step()
         after = []
         for trial in range(1, 6):
-            with training.struck(trial=1_000_000 + trial):
+            with training.faulty(trial=1_000_000 + trial):
                 after.append(accuracy(model, test))
         golden, struck = accuracy(model, test), float(np.mean(after))
         print(f"{way:>8} {epoch + 1:>6} {golden:>10.1%} {struck:>14.1%}  {'#' * round(40 * struck)}", flush=True)

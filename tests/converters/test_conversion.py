@@ -13,9 +13,9 @@ import pytest
 from onnx import parser
 
 from onnxfi.converters import FRAMEWORKS, conversion, convert, naming
-from onnxfi.converters.conversion import Check, Exported, difference_of, finish
+from onnxfi.converters.conversion import Check, Exported, difference_of, write_checked
 from onnxfi.converters.frameworks import require
-from onnxfi.converters.sources import framework_of, made
+from onnxfi.converters.sources import call_factory, framework_of
 from onnxfi.errors import ConversionError, InputError, OutputError
 from onnxfi.graph.model.loading import load
 from onnxfi.runtime.engine.engines import OrtEngine
@@ -70,14 +70,14 @@ def test_a_factory_that_needs_what_is_missing(run: Run, absent: set[str]) -> Non
     ("words", "said"),
     [
         (["m.keras", "--from", "keraz"], "no framework 'keraz'; closest: 'keras'"),
-        (["m.onnx"], "'m.onnx' is ONNX already; onnxfi inspect shows what is in it"),
-        (["m.pkl"], "'m.pkl' is a pickle, which runs code when it is opened; give module:factory"),
+        (["m.onnx"], "'m.onnx' is an ONNX file already; run onnxfi inspect on it"),
+        (["m.pkl"], "'m.pkl' is a pickle, which runs code when it is loaded; give module:factory"),
         (["m.mat"], "cannot tell the framework of 'm.mat'; give module:factory, a SavedModel folder or a file ending in .pt"),
-        (["."], "the folder '.' is no SavedModel: it has no saved_model.pb"),
-        (["nowhere:make"], "no module 'nowhere' here or installed; run where nowhere.py is"),
+        (["."], "the folder '.' is not a SavedModel: it has no saved_model.pb"),
+        (["nowhere:make"], "no module 'nowhere' in the current folder or installed; run onnxfi in the folder of nowhere.py"),
         (["factories:rises"], "module 'factories' has no 'rises'; closest: 'raises'"),
-        (["factories:three"], "a builtins.int is no model of torch, keras, tensorflow, sklearn"),
-        (["factories:NUMBER"], "a builtins.int is no model of torch, keras, tensorflow, sklearn"),
+        (["factories:three"], "a builtins.int is not a model of torch, keras, tensorflow, sklearn"),
+        (["factories:NUMBER"], "a builtins.int is not a model of torch, keras, tensorflow, sklearn"),
         (["m.h5", "--factory", "a:b", "--from", "keras"], "--factory is for PyTorch checkpoints"),
     ],
 )  # fmt: skip
@@ -102,7 +102,7 @@ def test_a_module_that_raises_when_it_is_imported(here: Path) -> None:
     with pytest.raises(
         ConversionError, match="'broken:make' raised ModuleNotFoundError: No module named 'nosuchthing_'"
     ):
-        made("broken:make")
+        call_factory("broken:make")
 
 
 def test_the_framework_is_told_by_the_source(here: Path) -> None:
@@ -125,7 +125,7 @@ def test_the_place_is_looked_at_before_any_work(here: Path) -> None:
 
 
 def test_a_result_that_agrees_is_written_and_told(here: Path) -> None:
-    done = finish(exported(), here / "out.onnx", Check())
+    done = write_checked(exported(), here / "out.onnx", Check())
     assert (done.largest, done.opset, done.layers, done.words) == (0.0, 18, ("MatMul#0", "Add#1"), 6)
     assert done.digest == load(done.out).digest and [p.name for p in here.iterdir()] == ["out.onnx"]
     made_ = onnx.load(done.out)
@@ -142,8 +142,8 @@ def test_a_result_that_agrees_is_written_and_told(here: Path) -> None:
     ids=["other", "nan", "shape"],
 )
 def test_beyond_the_tolerance_nothing_is_written(here: Path, run: Any) -> None:
-    with pytest.raises(ConversionError, match="output 'y' of the ONNX model is not torch's"):
-        finish(exported(run=run), here / "out.onnx", Check())
+    with pytest.raises(ConversionError, match="output 'y' of the ONNX model differs from torch's"):
+        write_checked(exported(run=run), here / "out.onnx", Check())
     assert not list(here.iterdir())
 
 
@@ -151,8 +151,8 @@ def test_the_tolerance_is_relative_to_the_largest_value(here: Path) -> None:
     weight, bias = np.array([[1, 2], [3, 4]], np.float32), np.array([5, 6], np.float32)
     near = exported(run=lambda feeds: {"y": (feeds["x"] @ weight + bias) * np.float32(1.01)})
     with pytest.raises(ConversionError, match=r"relative 0\.0099"):
-        finish(near, here / "out.onnx", Check(tolerance=0.005))
-    done = finish(near, here / "out.onnx", Check(tolerance=0.02))
+        write_checked(near, here / "out.onnx", Check(tolerance=0.005))
+    done = write_checked(near, here / "out.onnx", Check(tolerance=0.02))
     assert 0.0098 < done.relative < 0.01 and done.largest > done.relative
 
 
@@ -161,12 +161,12 @@ def test_a_source_that_fails_on_the_samples(here: Path) -> None:
         raise ValueError("index out of range")
 
     with pytest.raises(ConversionError, match="torch fails on the sample inputs: index out of range; give --data"):
-        finish(exported(run=fails), here / "out.onnx", Check())
+        write_checked(exported(run=fails), here / "out.onnx", Check())
 
 
 @pytest.mark.parametrize("values", [{"samples": 0}, {"tolerance": -1.0}, {"tolerance": float("nan")}])
 def test_checks_that_say_nothing(values: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="it takes"):
+    with pytest.raises(InputError, match="must be"):
         Check(**values)
 
 
@@ -187,7 +187,7 @@ def test_a_model_too_large_for_one_file_keeps_its_weights_beside_it(
 ) -> None:
     monkeypatch.setattr(conversion, "_LARGEST_FILE", 50)
     monkeypatch.setattr(conversion, "_SMALL_TENSOR", 4)
-    done = finish(exported(proto=raw()), here / "out.onnx", Check())
+    done = write_checked(exported(proto=raw()), here / "out.onnx", Check())
     assert {p.name for p in here.iterdir()} == {"out.onnx", "out.onnx.data"}
     assert done.size_bytes == sum(p.stat().st_size for p in here.iterdir())
     assert done.digest == load(done.out).digest
@@ -206,9 +206,9 @@ def test_weights_are_found_by_their_values_whatever_their_order() -> None:
     proto = raw()
     kernel = np.array([[1, 3], [2, 4]], np.float32)
     variables = {"dense/kernel": kernel, "dense/bias": np.array([5, 6], np.float32)}
-    assert naming.matched(proto, variables) == {"w": "dense/kernel", "b": "dense/bias"}
-    assert naming.matched(proto, variables | {"twin/bias": variables["dense/bias"]}) == {"w": "dense/kernel"}
-    assert naming.matched(proto, {"zeros": np.zeros(2, np.float32)}) == {}
+    assert naming.match_variables(proto, variables) == {"w": "dense/kernel", "b": "dense/bias"}
+    assert naming.match_variables(proto, variables | {"twin/bias": variables["dense/bias"]}) == {"w": "dense/kernel"}
+    assert naming.match_variables(proto, {"zeros": np.zeros(2, np.float32)}) == {}
 
 
 def test_renaming_takes_no_name_that_is_taken() -> None:
@@ -235,13 +235,13 @@ def test_layers_survive_the_way_to_another_opset() -> None:
     naming.clean(proto)
     for k, node in enumerate(proto.graph.node):
         node.name = f"n{k}"
-    naming.record(proto, lambda node: f"layer_{node.op_type}")
+    naming.record_layers(proto, lambda node: f"layer_{node.op_type}")
     raised = conversion.at_opset(proto, 21, range(18, 19))
     assert [(t.id, t.layer) for t in load(raised).targets] == [("w", "layer_MatMul"), ("b", "layer_Add")]
-    with pytest.raises(InputError, match="there is no opset 99; the exporter itself writes 18 to 18"):
+    with pytest.raises(InputError, match="there is no opset 99; the exporter writes 18 to 18"):
         conversion.at_opset(proto, 99, range(18, 19))
 
 
 def test_the_public_door_names_what_it_does_not_take() -> None:
-    with pytest.raises(InputError, match=r"a builtins\.dict is no model"):
+    with pytest.raises(InputError, match=r"a builtins\.dict is not a model"):
         convert({}, "x.onnx")

@@ -93,7 +93,7 @@ def test_a_file_that_holds_code_is_not_opened(here: Path, file: str) -> None:
 
     layers = [keras.layers.Input((3,)), keras.layers.Lambda(lambda x: x * 2)]
     keras.Sequential(layers).save(file)
-    with pytest.raises(InputError, match=f"'{file}' holds code, a Lambda layer, and is not opened"):
+    with pytest.raises(InputError, match=f"'{file}' holds code in a Lambda layer, and is not loaded"):
         convert(file, "out.onnx")
     assert not Path("out.onnx").exists()
 
@@ -105,7 +105,7 @@ def test_a_file_that_holds_code_is_not_opened(here: Path, file: str) -> None:
         (["bad.keras"], "Keras cannot open 'bad.keras'"),
         (["bad.h5"], "Keras cannot open 'bad.h5'"),
         (["factories:three", "--from", "keras"], "not a keras.Model"),
-        (["factories:keras_cnn", "--opset", "20"], "tf2onnx does not write opset 20; it takes 9 to 18"),
+        (["factories:keras_cnn", "--opset", "20"], "tf2onnx cannot write opset 20; use 9 to 18"),
         (["factories:keras_cnn", "--input-shape", "N,28,28,1", "--input-shape", "N,3"], "2 input shapes, but the model takes 1"),
         (["factories:keras_cnn", "--data", "none.npz"], "no data at 'none.npz'"),
     ],

@@ -60,15 +60,15 @@ def test_all_real_samples_and_another_type(here: Path) -> None:
     [
         ("factories:not_fitted", "the LinearSVC is not fitted; call fit in the factory"),
         ("model.pkl", "is a pickle, which runs code when it is opened"),
-        ("factories:three", "a builtins.int is no model"),
+        ("factories:three", "a builtins.int is not a model"),
     ],
 )
 def test_what_cannot_be_used(here: Path, source: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         convert(source, "out.onnx")
-    with pytest.raises(InputError, match="keeps models in pickles"):
+    with pytest.raises(InputError, match="stores models as pickles"):
         convert("model.pkl", "out.onnx", framework="sklearn")
-    with pytest.raises(InputError, match="skl2onnx does not write opset 99"):
+    with pytest.raises(InputError, match="skl2onnx cannot write opset 99"):
         convert("factories:digits_ridge", "out.onnx", opset=99)
     assert not list(here.iterdir())
 
@@ -77,5 +77,5 @@ def test_an_estimator_that_skl2onnx_does_not_know(here: Path) -> None:
     from sklearn.manifold import Isomap
 
     fitted = Isomap(n_components=2).fit(np.random.default_rng(0).random((40, 4)))
-    with pytest.raises(InputError, match="skl2onnx has no converter for a part of it"):
+    with pytest.raises(InputError, match="skl2onnx has no converter for one of its parts"):
         convert(fitted, "out.onnx")

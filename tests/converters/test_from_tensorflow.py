@@ -46,7 +46,7 @@ def test_what_cannot_be_used(here: Path) -> None:
 
     Path("damaged").mkdir()
     Path("damaged/saved_model.pb").write_bytes(b"junk" * 9)
-    with pytest.raises(InputError, match="'damaged' is no SavedModel that loads"):
+    with pytest.raises(InputError, match="'damaged' is not a loadable SavedModel"):
         convert("damaged", "out.onnx")
     tf.saved_model.save(tf.Module(), "empty")
     with pytest.raises(InputError, match="the SavedModel has no signature"):

@@ -104,19 +104,22 @@ def test_checkpoints_that_are_refused(here: Path, run: Run) -> None:
     Path("junk.safetensors").write_bytes(b"junk" * 20)
     words = ["--input-shape", IMAGE, "-o", "out.onnx"]
     for file, said in (
-        ("whole.pt", "holds code and not weights alone, and is not opened"),
-        ("junk.pt", "'junk.pt' is damaged, or holds code"),
+        ("whole.pt", "holds code beside weights, and is not loaded"),
+        ("junk.pt", "'junk.pt' is damaged or holds code"),
         ("junk.safetensors", "'junk.safetensors' is damaged"),
-        ("list.pt", "is no dict of tensors; save model.state_dict()"),
-        ("misfit.pt", "missing in it (as 'stem.weight'); 1 unknown to the module (as 'other'); 1 of another shape"),
+        ("list.pt", "is not a dict of tensors; save model.state_dict()"),
+        (
+            "misfit.pt",
+            "missing in the file (as 'stem.weight'); 1 unknown to the module (as 'other'); 1 of another shape",
+        ),
         ("none.pt", "no file 'none.pt'"),
     ):
         code, out, err = run("convert", file, "--factory", "factories:residual", *words)
         assert (code, out) == (2, "") and said in err, err
     code, _, err = run("convert", "whole.pt", *words)
-    assert code == 2 and "holds code and not weights alone, and is not opened" in err
+    assert code == 2 and "holds code beside weights, and is not loaded" in err
     code, _, err = run("convert", "misfit.pt", *words)
-    assert code == 2 and "--factory module:function says what makes the module" in err
+    assert code == 2 and "give --factory module:function, which returns the module" in err
     assert not Path("out.onnx").exists()
 
 
@@ -127,7 +130,7 @@ def test_checkpoints_that_are_refused(here: Path, run: Run) -> None:
         ("one_size", "N,3", "the module fixes dimension N of 'x' to 2, so that it cannot vary; write it as a number"),
         ("svd", "3,4,4", "ONNX has no counterpart of that operator"),
         ("residual", "N,3", "check --input-shape first"),
-        ("drifting", "N,3", "is not torch's: they differ by"),
+        ("drifting", "N,3", "differs from torch's by"),
     ],
 )
 def test_what_cannot_be_exported_says_what_to_try(here: Path, factory: str, shape: str, said: str) -> None:
@@ -146,12 +149,12 @@ def test_a_fixed_batch_where_it_is_asked_for(here: Path) -> None:
     ("options", "said"),
     [
         ({}, "torch needs a sample input for image: give --input-shape"),
-        ({"input_shape": "N,1,28,x-"}, "'x-' is no dimension"),
-        ({"input_shape": "N,1,28,28:float"}, "no type 'float'"),
+        ({"input_shape": "N,1,28,x-"}, "invalid dimension 'x-'"),
+        ({"input_shape": "N,1,28,28:float"}, "unknown type 'float'"),
         ({"input_shape": [IMAGE, IMAGE]}, "2 input shapes, but the model takes 1: image"),
         ({"input_shape": IMAGE, "opset": 99}, "there is no opset 99"),
         ({"input_shape": IMAGE, "opset": 6}, "this model cannot be written in opset 6"),
-        ({"input_shape": IMAGE, "samples": 0}, "samples is 0"),
+        ({"input_shape": IMAGE, "samples": 0}, "samples must be 1 or more, got 0"),
     ],
 )
 def test_bad_requests(here: Path, options: dict[str, Any], said: str) -> None:
@@ -161,9 +164,9 @@ def test_bad_requests(here: Path, options: dict[str, Any], said: str) -> None:
 
 
 def test_a_factory_of_something_else(here: Path) -> None:
-    with pytest.raises(InputError, match=r"'factories:three' gave a int, not a torch\.nn\.Module"):
+    with pytest.raises(InputError, match=r"'factories:three' returned a int, not a torch\.nn\.Module"):
         convert("factories:three", "out.onnx", framework="torch", input_shape=IMAGE)
-    with pytest.raises(InputError, match="--factory is for a checkpoint"):
+    with pytest.raises(InputError, match="--factory is for checkpoints"):
         convert("factories:residual", "out.onnx", framework="torch", factory="factories:residual", input_shape=IMAGE)
 
 

@@ -92,7 +92,7 @@ def twin() -> Any:
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 @pytest.mark.parametrize("fault", ["flip", "burst:k=3", "stuck-at-0", "random-word", "noise", "scale:factor=-3"])
-def test_one_fault_list_strikes_the_same_bits_in_torch_in_keras_and_in_onnx(fault: str, tmp_path: Path) -> None:
+def test_one_fault_list_affects_the_same_bits_in_torch_in_keras_and_in_onnx(fault: str, tmp_path: Path) -> None:
     from onnxfi.converters.torch_training import FaultAwareTraining as InTorch
 
     model, other = cnn(), twin()
@@ -102,8 +102,8 @@ def test_one_fault_list_strikes_the_same_bits_in_torch_in_keras_and_in_onnx(faul
     inject(exported, drawn, tmp_path / "faulty.onnx")
     assert len(drawn.faults) > 10
     in_keras, in_torch = (made(m, ber=0.02) for made, m in ((FaultAwareTraining, model), (InTorch, other)))
-    done = in_keras.strike(in_keras.carried(exported, drawn.faults))
-    also = in_torch.strike(in_torch.carried(exported, drawn.faults))
+    done = in_keras.inject_faults(in_keras.map_faults(exported, drawn.faults))
+    also = in_torch.inject_faults(in_torch.map_faults(exported, drawn.faults))
     expected = [(f.before, f.after) for f in drawn.faults]
     assert [(f.before, f.after) for f in done] == [(f.before, f.after) for f in also] == expected
     faulty, values = load(tmp_path / "faulty.onnx"), named(model)
@@ -133,7 +133,7 @@ def test_faults_are_there_in_training_alone_and_the_model_stays(made: Any) -> No
     kernels = {v.path for v in model.trainable_variables}
     assert all(np.array_equal(before[name], named(model)[name]) for name in kernels)
     other = made()
-    FaultAwareTraining(other, ber=0.02, selector=LOW, seed=3).strike(trial=1)
+    FaultAwareTraining(other, ber=0.02, selector=LOW, seed=3).inject_faults(trial=1)
     assert np.array_equal(faulty, other(image(), training=True))
     changed = {name for name, value in named(other).items() if not np.array_equal(value, named(model)[name])}
     assert changed <= kernels and len(changed) > 5, "moving averages and states went on alike"
@@ -143,16 +143,16 @@ def test_faults_are_there_in_training_alone_and_the_model_stays(made: Any) -> No
     assert int(training.step) == 2
 
 
-def test_gradients_are_those_at_the_struck_weights_and_pass_straight_through() -> None:
+def test_gradients_are_those_at_the_faulty_weights_and_pass_straight_through() -> None:
     found = []
-    for struck in (False, True):
+    for faulty in (False, True):
         model = cnn()
         training = FaultAwareTraining(model, ber=0.02, selector=LOW, seed=3)
-        if struck:
-            training.strike()
+        if faulty:
+            training.inject_faults()
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(
-                model(image(), training=True) ** 2 if struck else training(image(), training=True) ** 2
+                model(image(), training=True) ** 2 if faulty else training(image(), training=True) ** 2
             )
         found.append(tape.gradient(loss, model.trainable_variables))
     for ours, theirs in zip(*found, strict=True):
@@ -168,7 +168,9 @@ def test_fit_draws_at_each_step_and_again_the_same_from_the_seed() -> None:
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         training.compile("sgd", loss, metrics=["accuracy"])
         seen: list[int] = []
-        told = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(len(training.last)))
+        told = keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs: seen.append(len(training.last_faults))
+        )
         training.fit(image(32), labels, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=[told])
         assert int(training.step) == 8
         assert seen == ([1] * 8 if not settings else [0] * 4 + [1] * 4), "from the second epoch on"
@@ -199,34 +201,34 @@ def test_faults_before_and_after_training() -> None:
     model = cnn()
     training = FaultAwareTraining(model, ber=0.01, seed=2)
     before = named(model)
-    with training.struck(trial=7) as faults:
+    with training.faulty(trial=7) as faults:
         inside = named(model)
     assert len(faults) > 100
     assert all(np.array_equal(words(value), words(named(model)[name])) for name, value in before.items())
-    training.strike(trial=7)
+    training.inject_faults(trial=7)
     assert all(np.array_equal(words(value), words(named(model)[name])) for name, value in inside.items())
     for fault in faults:
         assert words(inside[fault.target]).ravel()[fault.index] != fault.before
 
 
-def test_struck_activations_hold_what_the_fault_says_and_gradients_pass() -> None:
+def test_faulty_activations_hold_what_the_fault_says_and_gradients_pass() -> None:
     model = cnn()
     training = FaultAwareTraining(
-        model, ber=1.0, place="activations", fault="set:value=2", selector=Selector(include=("=fc1",))
+        model, ber=1.0, target="activations", fault="set:value=2", selector=Selector(include=("=fc1",))
     )
     twos = np.full((4, 7), 2.0, np.float32)
     assert np.array_equal(training(image(), training=True), model.get_layer("fc2")(twos))
-    assert [p.targets[0].id for p in training.last] == ["fc1"] and len(training.last[0]) == 28
+    assert [p.targets[0].id for p in training.last_faults] == ["fc1"] and len(training.last_faults[0]) == 28
     assert np.array_equal(training(image()), model(image()))
-    training = FaultAwareTraining(model, ber=0.001, place="activations", selector=Selector(bits="mantissa"), seed=3)
+    training = FaultAwareTraining(model, ber=0.001, target="activations", selector=Selector(bits="mantissa"), seed=3)
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(training(image(), training=True))
     assert all(np.abs(g).sum() > 0 for g in tape.gradient(loss, model.trainable_variables))
-    assert [p.targets[0].id for p in training.last] == ["conv1", "conv2", "add", "flatten", "fc1", "fc2"]
-    shared = FaultAwareTraining(rows(), ber=0.001, place="activations", selector=Selector(include=("shared",)))
+    assert [p.targets[0].id for p in training.last_faults] == ["conv1", "conv2", "add", "flatten", "fc1", "fc2"]
+    shared = FaultAwareTraining(rows(), ber=0.001, target="activations", selector=Selector(include=("shared",)))
     shared(image(), training=True)
-    assert [p.targets[0].id for p in shared.last] == ["shared", "shared"]
-    assert shared.last[0].sites.index.tolist() != shared.last[1].sites.index.tolist()
+    assert [p.targets[0].id for p in shared.last_faults] == ["shared", "shared"]
+    assert shared.last_faults[0].sites.index.tolist() != shared.last_faults[1].sites.index.tolist()
 
 
 def test_a_loss_that_is_not_finite_is_said_before_it_does_harm_and_a_clip_holds_it() -> None:
@@ -259,17 +261,17 @@ def test_what_cannot_be_wrapped_says_why(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             FaultAwareTraining(source, ber=0.1)
-    with pytest.raises(InputError, match=r"jit_compile=True makes one XLA program"):
+    with pytest.raises(InputError, match=r"jit_compile=True compiles a step with XLA"):
         FaultAwareTraining(model, ber=0.1).compile("sgd", "mse", jit_compile=True)
     with pytest.raises(SelectorError, match=r"--include 'conv1/kernal' matches nothing in this model; closest"):
         FaultAwareTraining(model, ber=0.1, selector=Selector(include=("conv1/kernal",)))
 
 
-def test_frozen_layers_are_struck_and_stay() -> None:
+def test_frozen_layers_are_faulty_and_stay() -> None:
     model = cnn()
     model.get_layer("conv1").trainable = False
     training = FaultAwareTraining(model, ber=1.0, fault="zero")
-    assert "about every word is struck" in training.notes[0]
+    assert "nearly every word is faulty" in training.notes[0]
     before = named(model)
     assert np.array_equal(training(image(), training=True), np.zeros((4, 10)))
     assert all(np.array_equal(value, named(model)[name]) for name, value in before.items())

@@ -92,7 +92,7 @@ def words(tensor: Any) -> Any:
 
 
 @pytest.mark.parametrize("fault", ["flip", "burst:k=3", "stuck-at-1", "random-word", "noise", "scale:factor=-3"])
-def test_a_fault_list_strikes_the_same_bits_in_torch_and_in_onnx(fault: str, tmp_path: Path) -> None:
+def test_a_fault_list_affects_the_same_bits_in_torch_and_in_onnx(fault: str, tmp_path: Path) -> None:
     model = cnn()
     convert(model, tmp_path / "m.onnx", input_shape="N,1,8,8")
     exported = load(tmp_path / "m.onnx")
@@ -100,7 +100,7 @@ def test_a_fault_list_strikes_the_same_bits_in_torch_and_in_onnx(fault: str, tmp
     assert len(drawn.faults) > 5
     inject(exported, drawn, tmp_path / "faulty.onnx")
     training = FaultAwareTraining(model, ber=0.01, seed=5, fault=fault)
-    done = training.strike(training.carried(exported, drawn.faults))
+    done = training.inject_faults(training.map_faults(exported, drawn.faults))
     assert [(f.before, f.after) for f in done] == [(f.before, f.after) for f in drawn.faults]
     faulty = load(tmp_path / "faulty.onnx")
     for target in (t for t in faulty.targets if not t.structural):
@@ -109,7 +109,7 @@ def test_a_fault_list_strikes_the_same_bits_in_torch_and_in_onnx(fault: str, tmp
         )
 
 
-def test_a_step_strikes_what_inject_strikes_in_the_exported_file(tmp_path: Path) -> None:
+def test_a_step_has_the_faults_of_inject_in_the_exported_file(tmp_path: Path) -> None:
     model = cnn()
     convert(model, tmp_path / "m.onnx", input_shape="N,1,8,8")
     exported = load(tmp_path / "m.onnx")
@@ -119,7 +119,7 @@ def test_a_step_strikes_what_inject_strikes_in_the_exported_file(tmp_path: Path)
         training(image())
         drawn = sample(exported, ber=0.001, selector=selector, seed=9, trial=step).faults
         key = [(f.site, f.before, f.after) for f in drawn]
-        assert [(f.site, f.before, f.after) for f in training.last[0]] == key
+        assert [(f.site, f.before, f.after) for f in training.last_faults[0]] == key
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -129,7 +129,7 @@ def test_faults_are_there_in_training_alone_and_the_model_stays(name: str) -> No
     training = FaultAwareTraining(model, ber=0.02, selector=Selector(bits="0-29,31"), seed=3)
     faulty = training(image())
     twin = copy.deepcopy(kept).train()
-    FaultAwareTraining(twin, ber=0.02, selector=Selector(bits="0-29,31"), seed=3).strike(trial=1)
+    FaultAwareTraining(twin, ber=0.02, selector=Selector(bits="0-29,31"), seed=3).inject_faults(trial=1)
     assert torch.equal(faulty, twin(image()))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), kept.parameters(), strict=True))
     assert not torch.equal(faulty, training(image())), "every step draws anew"
@@ -139,12 +139,12 @@ def test_faults_are_there_in_training_alone_and_the_model_stays(name: str) -> No
     assert training.step == 2
 
 
-def test_gradients_are_those_at_the_struck_weights_and_pass_straight_through() -> None:
+def test_gradients_are_those_at_the_faulty_weights_and_pass_straight_through() -> None:
     model = cnn()
     training = FaultAwareTraining(model, ber=0.02, selector=Selector(bits="0-29,31"), seed=3)
     training(image()).square().sum().backward()
     other = cnn()
-    FaultAwareTraining(other, ber=0.02, selector=Selector(bits="0-29,31"), seed=3).strike()
+    FaultAwareTraining(other, ber=0.02, selector=Selector(bits="0-29,31"), seed=3).inject_faults()
     other(image()).square().sum().backward()
     for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad)
@@ -170,23 +170,23 @@ def test_faults_from_an_epoch_on() -> None:
     with pytest.raises(InputError, match=r"faults begin with epoch 2, but the epoch is not known: call begin_epoch"):
         training(image())
     plain = training.model(image())
-    for epoch, struck in ((0, False), (1, False), (2, True), (3, True)):
+    for epoch, faulty in ((0, False), (1, False), (2, True), (3, True)):
         training.begin_epoch(epoch)
-        assert torch.equal(training(image()), plain) is not struck
-        assert bool(training.last) is struck
+        assert torch.equal(training(image()), plain) is not faulty
+        assert bool(training.last_faults) is faulty
 
 
 def test_faults_before_and_after_training() -> None:
     model = cnn()
     kept = copy.deepcopy(model.state_dict())
     training = FaultAwareTraining(model, ber=0.01, seed=2)
-    with training.struck(trial=7) as faults:
+    with training.faulty(trial=7) as faults:
         inside = copy.deepcopy(model.state_dict())
     assert len(faults) > 100 and all(f.before is not None for f in faults)
     assert all(
         np.array_equal(words(a), words(b)) for a, b in zip(kept.values(), model.state_dict().values(), strict=True)
     )
-    training.strike(trial=7)
+    training.inject_faults(trial=7)
     for name, value in model.state_dict().items():
         assert np.array_equal(words(value), words(inside[name]))
     for fault in faults:
@@ -194,10 +194,10 @@ def test_faults_before_and_after_training() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_every_float_format_is_struck_on_its_own_words(dtype: str) -> None:
+def test_every_float_format_is_faulty_on_its_own_words(dtype: str) -> None:
     model = cnn().to(getattr(torch, dtype))
     training = FaultAwareTraining(model, ber=0.01, seed=1)
-    faults = training.strike()
+    faults = training.inject_faults()
     for fault in faults:
         held = model.get_parameter(fault.target).detach().reshape(-1)[fault.index]
         mask = (1 << fault.word.bits) - 1
@@ -206,27 +206,27 @@ def test_every_float_format_is_struck_on_its_own_words(dtype: str) -> None:
         assert number == others[-1].after
 
 
-def test_activations_are_struck_in_training_alone() -> None:
+def test_activations_are_faulty_in_training_alone() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU(inplace=True), torch.nn.Linear(5, 2))
     training = FaultAwareTraining(
-        model, ber=1.0, place="activations", fault="set:value=2", selector=Selector(include=("=1",))
+        model, ber=1.0, target="activations", fault="set:value=2", selector=Selector(include=("=1",))
     )
     x = torch.rand(6, 3)
     assert torch.equal(training(x), model[2](torch.full((6, 5), 2.0)))
-    assert [t.id for t in training.last[0].targets] == ["1"] and len(training.last[0]) == 30
+    assert [t.id for t in training.last_faults[0].targets] == ["1"] and len(training.last_faults[0]) == 30
     assert torch.equal(training.eval()(x), model(x))
 
 
-def test_struck_activations_hold_the_recorded_words_and_gradients_pass() -> None:
+def test_faulty_activations_hold_the_recorded_words_and_gradients_pass() -> None:
     model = cnn()
     seen: dict[str, Any] = {}
     model[1].register_forward_hook(lambda module, given, output: seen.update(before=output.detach().clone()))
     model[2].register_forward_pre_hook(lambda module, given: seen.update(after=given[0].detach().clone()))
     training = FaultAwareTraining(
-        model, ber=0.01, place="activations", selector=Selector(include=("=1",), bits="0-29"), seed=8
+        model, ber=0.01, target="activations", selector=Selector(include=("=1",), bits="0-29"), seed=8
     )
     training(image()).sum().backward()
-    (faults,) = training.last
+    (faults,) = training.last_faults
     before, after = (words(seen[k]).ravel().astype(np.int64) for k in ("before", "after"))
     expected = before.copy()
     for fault in faults:
@@ -235,18 +235,18 @@ def test_struck_activations_hold_the_recorded_words_and_gradients_pass() -> None
     assert model[0].weight.grad.abs().sum() > 0
     first = faults
     training(image())
-    assert [f.site for f in training.last[0]] != [f.site for f in first]
+    assert [f.site for f in training.last_faults[0]] != [f.site for f in first]
 
 
 def test_a_module_that_is_used_twice_draws_twice_and_tuples_are_struck() -> None:
-    training = FaultAwareTraining(Residual(), ber=0.001, place="activations", selector=Selector(include=("block",)))
+    training = FaultAwareTraining(Residual(), ber=0.001, target="activations", selector=Selector(include=("block",)))
     training(image())
-    ids = [part.targets[0].id for part in training.last]
+    ids = [part.targets[0].id for part in training.last_faults]
     assert ids == ["block.conv", "block.norm"] * 2
-    assert training.last[0].sites.index.tolist() != training.last[2].sites.index.tolist()
-    rows = FaultAwareTraining(Rows(), ber=0.001, place="activations", selector=Selector(include=("gru",)))
+    assert training.last_faults[0].sites.index.tolist() != training.last_faults[2].sites.index.tolist()
+    rows = FaultAwareTraining(Rows(), ber=0.001, target="activations", selector=Selector(include=("gru",)))
     rows(image())
-    assert [part.targets[0].id for part in rows.last] == ["gru", "gru"], "all steps, and the last state"
+    assert [part.targets[0].id for part in rows.last_faults] == ["gru", "gru"], "all steps, and the last state"
 
 
 def test_a_loss_that_is_not_finite_is_said_before_it_does_harm_and_a_clip_holds_it() -> None:
@@ -278,22 +278,22 @@ def test_what_cannot_be_wrapped_says_why() -> None:
     ):
         with pytest.raises(InputError, match=message):
             FaultAwareTraining(model, ber=0.1)
-    with pytest.raises(InputError, match="the model has no parameters in a float format that can be struck"):
+    with pytest.raises(InputError, match="the model has no parameters in a float format to inject faults into"):
         FaultAwareTraining(torch.nn.ReLU(), ber=0.1)
-    with pytest.raises(InputError, match="only weights are stored"):
-        FaultAwareTraining(cnn(), ber=0.1, place="activations").strike()
+    with pytest.raises(InputError, match="activations are not stored"):
+        FaultAwareTraining(cnn(), ber=0.1, target="activations").inject_faults()
 
 
 def test_a_selector_that_matches_no_parameter_names_the_closest() -> None:
     with pytest.raises(SelectorError, match=r"--include '0.wieght' matches nothing in this model; closest: '0.weight'"):
         FaultAwareTraining(cnn(), ber=0.1, selector=Selector(include=("0.wieght",)))
     with pytest.raises(SelectorError, match=r"matches nothing"):
-        FaultAwareTraining(cnn(), ber=0.1, place="activations", selector=Selector(include=("conv9",)))
+        FaultAwareTraining(cnn(), ber=0.1, target="activations", selector=Selector(include=("conv9",)))
 
 
-def test_a_rate_that_strikes_every_word_is_allowed_and_said() -> None:
+def test_a_rate_that_affects_every_word_is_allowed_and_said() -> None:
     training = FaultAwareTraining(cnn(), ber=1.0, fault="zero")
-    assert "faults are expected in 1,232 words at every step: about every word is struck" in training.notes[0]
+    assert "faults are expected in 1,232 words at every step: nearly every word is faulty" in training.notes[0]
     assert torch.equal(training(image()), torch.zeros(4, 10))
     assert FaultAwareTraining(cnn(), ber=0.01).notes == ()
 
@@ -308,9 +308,9 @@ def test_the_wrapper_itself_may_be_compiled() -> None:
 
 def test_weights_and_activations_at_once() -> None:
     inner = FaultAwareTraining(cnn(), ber=0.01, selector=Selector(bits="mantissa"), seed=4)
-    outer = FaultAwareTraining(inner, ber=0.01, place="activations", selector=Selector(bits="mantissa"), seed=4)
+    outer = FaultAwareTraining(inner, ber=0.01, target="activations", selector=Selector(bits="mantissa"), seed=4)
     outer(image()).sum().backward()
-    assert len(inner.last) == 1 and len(outer.last) == 6
+    assert len(inner.last_faults) == 1 and len(outer.last_faults) == 6
     assert all(p.grad is not None for p in inner.model.parameters())
 
 

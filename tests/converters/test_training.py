@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from onnxfi import Selector, load, sample
-from onnxfi.converters.training import Exposure, Plan, carried, outcome, read_array, target_of, write_array
+from onnxfi.converters.training import (
+    FaultSettings,
+    InjectionPlan,
+    map_faults,
+    read_words,
+    replace_words,
+    resolve_faults,
+    target_of,
+)
 from onnxfi.errors import FaultListError, InputError, SelectorError
 from onnxfi.faults.fault_registry import fault_models, parse_fault
 from onnxfi.faults.space import Target
@@ -31,10 +39,10 @@ def parameters() -> tuple[tuple[Target, ...], dict[str, np.ndarray]]:
     return tuple(t for t in made if t is not None), values
 
 
-def test_a_step_strikes_what_inject_would_strike_in_a_file_of_the_same_tensors() -> None:
+def test_a_step_draws_the_faults_of_inject_in_a_file_of_the_same_tensors() -> None:
     model = load(MODEL)
     selector = Selector(include=("weight",), bits="0-29")
-    plan = Plan(Exposure(1e-4, selector, seed=7), tuple(t for t in model.targets if not t.structural))
+    plan = InjectionPlan(FaultSettings(1e-4, selector, seed=7), tuple(t for t in model.targets if not t.structural))
     for trial in (1, 2, 900):
         expected = sample(model, ber=1e-4, seed=7, selector=selector, trial=trial).faults
         assert [f.site for f in plan.faults(trial)] == [f.site for f in expected]
@@ -47,71 +55,76 @@ def test_faults_of_a_file_strike_the_same_words_of_transposed_parameters(text: s
     rate = 1e-4 if parse_fault(text).unit == "bit" else 1e-3
     listed = sample(model, ber=rate, fault=text, seed=3).faults
     targets, values = parameters()
-    faults = carried(model, listed, targets, values)
-    done, ends = outcome(faults, lambda k, i: read_array(values[targets[k].id], targets[k].word, i))
+    faults = map_faults(model, listed, targets, values)
+    done, final_words = resolve_faults(faults, lambda k, i: read_words(values[targets[k].id], targets[k].word, i))
     assert done.before is not None and listed.before is not None and len(listed) > 50
     assert np.array_equal(done.before, listed.before)
     assert np.array_equal(done.after, listed.after)
-    struck = {targets[k].id: write_array(values[targets[k].id], targets[k].word, *end) for k, end in ends.items()}
+    faulty = {
+        targets[k].id: replace_words(values[targets[k].id], targets[k].word, *words) for k, words in final_words.items()
+    }
     for target in (t for t in model.targets if not t.structural):
         after = model.words(target, np.arange(target.size))
         for fault in listed:
             if fault.target == target.id:
                 after[fault.index] = fault.after
         name = f"net/{target.id}"
-        found = struck.get(name, values[name]).T
-        assert np.array_equal(read_array(found, target.word, np.arange(target.size)), after)
+        found = faulty.get(name, values[name]).T
+        assert np.array_equal(read_words(found, target.word, np.arange(target.size)), after)
 
 
-def test_an_element_that_is_struck_twice_holds_what_the_second_fault_left() -> None:
+def test_an_element_that_is_faulty_twice_holds_what_the_second_fault_left() -> None:
     values = np.array([1.0, 2.0], np.float32)
     target = Target("w", WORDS["float32"], (2,))
-    faults = Plan(Exposure(1.0, fault="stuck-at-1"), (target,)).faults(1)
-    _, ends = outcome(faults, lambda _, index: read_array(values, target.word, index))
-    assert read_array(write_array(values, target.word, *ends[0]), target.word, np.arange(2)).tolist() == [2**32 - 1] * 2
+    faults = InjectionPlan(FaultSettings(1.0, fault="stuck-at-1"), (target,)).faults(1)
+    _, final_words = resolve_faults(faults, lambda _, index: read_words(values, target.word, index))
+    assert (
+        read_words(replace_words(values, target.word, *final_words[0]), target.word, np.arange(2)).tolist()
+        == [2**32 - 1] * 2
+    )
 
 
-def test_the_clip_holds_struck_numbers_alone() -> None:
+def test_the_clip_holds_faulty_numbers_alone() -> None:
     values = np.array([50.0, 0.5, -0.5, 1.0], np.float32)
     target = Target("w", WORDS["float32"], (4,))
     model = parse_fault("scale:factor=1e30")
-    faults = Plan(Exposure(1.0, Selector(elements="1:3"), model), (target,)).faults(1)
-    _, ends = outcome(faults, lambda _, index: read_array(values, target.word, index), 2.0)
-    assert write_array(values, target.word, *ends[0]).tolist() == [50.0, 2.0, -2.0, 1.0]
-    faults = Plan(Exposure(1.0, fault="set:value=nan"), (target,)).faults(1)
-    _, ends = outcome(faults, lambda _, index: read_array(values, target.word, index), 2.0)
-    assert write_array(values, target.word, *ends[0]).tolist() == [0.0] * 4
+    faults = InjectionPlan(FaultSettings(1.0, Selector(elements="1:3"), model), (target,)).faults(1)
+    _, final_words = resolve_faults(faults, lambda _, index: read_words(values, target.word, index), 2.0)
+    assert replace_words(values, target.word, *final_words[0]).tolist() == [50.0, 2.0, -2.0, 1.0]
+    faults = InjectionPlan(FaultSettings(1.0, fault="set:value=nan"), (target,)).faults(1)
+    _, final_words = resolve_faults(faults, lambda _, index: read_words(values, target.word, index), 2.0)
+    assert replace_words(values, target.word, *final_words[0]).tolist() == [0.0] * 4
 
 
-def test_each_sample_of_an_activation_is_struck_by_itself_and_anew_at_each_step() -> None:
+def test_each_sample_of_an_activation_is_faulty_by_itself_and_anew_at_each_step() -> None:
     target = Target("relu", WORDS["float32"], (10,), "activation")
-    exposure = Exposure(0.5, Selector(elements="3:5"), "zero")
-    faults = exposure.activations(target, 200, 0, 1)
+    settings = FaultSettings(0.5, Selector(elements="3:5"), "zero")
+    faults = settings.draw_activations(target, 200, 0, 1)
     assert set((faults.sites.index % 10).tolist()) == {3, 4}
     assert len(set((faults.sites.index // 10).tolist())) > 120 and 150 < len(faults) < 250
-    others = [exposure.activations(target, 200, *at).sites.index.tolist() for at in ((0, 2), (1, 1))]
+    others = [settings.draw_activations(target, 200, *at).sites.index.tolist() for at in ((0, 2), (1, 1))]
     assert faults.sites.index.tolist() not in others
-    assert faults.sites.index.tolist() == exposure.activations(target, 200, 0, 1).sites.index.tolist()
+    assert faults.sites.index.tolist() == settings.draw_activations(target, 200, 0, 1).sites.index.tolist()
 
 
 def test_a_pattern_stays_inside_the_sample_that_it_strikes(tmp_path: Path) -> None:
     (tmp_path / "column.json").write_text('{"version": 1, "fault": "zero", "shape": "column"}')
-    exposure = Exposure(0.01, fault=f"pattern:file={tmp_path / 'column.json'}")
-    faults = exposure.activations(Target("fc", WORDS["float32"], (4, 5), "activation"), 50, 0, 1)
+    settings = FaultSettings(0.01, fault=f"pattern:file={tmp_path / 'column.json'}")
+    faults = settings.draw_activations(Target("fc", WORDS["float32"], (4, 5), "activation"), 50, 0, 1)
     rows = faults.sites.index.reshape(-1, 4)
     assert len(rows) > 3 and faults.targets[0].shape == (50, 4, 5)
     for row in rows.tolist():
         assert len({at // 20 for at in row}) == 1 and [at % 20 for at in row] == [row[0] % 5 + 5 * k for k in range(4)]
-    assert len(exposure.activations(Target("v", WORDS["float32"], (5,), "activation"), 50, 0, 1)) == 0
+    assert len(settings.draw_activations(Target("v", WORDS["float32"], (5,), "activation"), 50, 0, 1)) == 0
 
 
-def test_a_rate_that_strikes_every_word_is_allowed_and_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rate_that_affects_every_word_is_allowed_and_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "onnxfi"):
-        plan = Plan(Exposure(1.0), TARGETS)
-    assert "6,512 faults are expected in 207 words at every step" in plan.crowded
-    assert plan.crowded in caplog.text
+        plan = InjectionPlan(FaultSettings(1.0), TARGETS)
+    assert "6,512 faults are expected in 207 words at every step" in plan.rate_warning
+    assert plan.rate_warning in caplog.text
     assert len(plan.faults(1)) == 6512
-    assert Plan(Exposure(0.03), TARGETS).crowded == ""
+    assert InjectionPlan(FaultSettings(0.03), TARGETS).rate_warning == ""
 
 
 @pytest.mark.parametrize(
@@ -119,7 +132,7 @@ def test_a_rate_that_strikes_every_word_is_allowed_and_said(caplog: pytest.LogCa
     [
         ({"ber": 1.5}, "rate 1.5 is no probability"),
         ({"ber": 0.1, "seed": -1}, "seed -1 is out of range"),
-        ({"ber": 0.1, "place": "biases"}, "place is 'biases'; faults in training strike weights or activations"),
+        ({"ber": 0.1, "target": "biases"}, "target must be weights or activations, got 'biases'"),
         ({"ber": 0.1, "from_epoch": -1}, "from_epoch is -1; epochs count from 0"),
         ({"ber": 0.1, "clip": 0.0}, "clip is 0.0; it takes a positive number"),
         ({"ber": 0.1, "clip": float("nan")}, "clip is nan"),
@@ -128,15 +141,15 @@ def test_a_rate_that_strikes_every_word_is_allowed_and_said(caplog: pytest.LogCa
 )
 def test_bad_settings(given: dict[str, object], message: str) -> None:
     with pytest.raises(InputError) as error:
-        Exposure(**given)  # type: ignore[arg-type]
+        FaultSettings(**given)  # type: ignore[arg-type]
     assert message in str(error.value)
 
 
 def test_a_selector_that_matches_no_parameter() -> None:
     with pytest.raises(SelectorError, match=r"'a.wieght' matches nothing in this model; closest: 'a.weight'"):
-        Plan(Exposure(0.1, Selector(include=("a.wieght",))), TARGETS)
-    with pytest.raises(InputError, match="the model has no parameters that can be struck"):
-        Plan(Exposure(0.1), ())
+        InjectionPlan(FaultSettings(0.1, Selector(include=("a.wieght",))), TARGETS)
+    with pytest.raises(InputError, match="the model has no parameters to inject faults into"):
+        InjectionPlan(FaultSettings(0.1), ())
 
 
 def test_faults_of_a_file_that_holds_other_numbers() -> None:
@@ -145,11 +158,11 @@ def test_faults_of_a_file_that_holds_other_numbers() -> None:
     targets, values = parameters()
     values["net/conv1.weight"][0, 0, 0, 0] += 1
     with pytest.raises(FaultListError, match=r"no parameter holds the numbers of 'conv1.weight', bit for bit"):
-        carried(model, listed, targets, values)
+        map_faults(model, listed, targets, values)
     alike = {name: np.zeros_like(value) for name, value in values.items()}
     zeros = load(MODEL)
     with pytest.raises(FaultListError, match="no parameter holds"):
-        carried(zeros, listed, targets, alike)
+        map_faults(zeros, listed, targets, alike)
 
 
 def test_parameters_that_cannot_be_told_apart() -> None:
@@ -157,5 +170,5 @@ def test_parameters_that_cannot_be_told_apart() -> None:
     listed = sample(model, count=5, selector=Selector(include=("conv1.weight",))).faults
     targets, values = parameters()
     values["net/fc2.weight"] = values["net/conv1.weight"].copy()
-    with pytest.raises(FaultListError, match=r"lie in 2 ways in the parameters \(as in 'net/fc2.weight'\)"):
-        carried(model, listed, targets, values)
+    with pytest.raises(FaultListError, match=r"match the parameters in 2 ways \(as 'net/fc2.weight'\)"):
+        map_faults(model, listed, targets, values)
