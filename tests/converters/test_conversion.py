@@ -62,7 +62,7 @@ def test_who_has_tensorflow_is_told_what_else(absent: set[str], monkeypatch: pyt
 
 
 def test_a_factory_that_needs_what_is_missing(run: Run, absent: set[str]) -> None:
-    code, out, err = run("convert", "factories:needs_torch", "-o", "x.onnx")
+    code, out, err = run("convert", "framework_models:needs_torch", "-o", "x.onnx")
     assert (code, out) == (2, "") and "pip install 'onnxfi[torch]'" in err
 
 
@@ -75,9 +75,9 @@ def test_a_factory_that_needs_what_is_missing(run: Run, absent: set[str]) -> Non
         (["m.mat"], "cannot tell the framework of 'm.mat'; give module:factory, a SavedModel folder or a file ending in .pt"),
         (["."], "the folder '.' is not a SavedModel: it has no saved_model.pb"),
         (["nowhere:make"], "no module 'nowhere' in the current folder or installed; run onnxfi in the folder of nowhere.py"),
-        (["factories:rises"], "module 'factories' has no 'rises'; closest: 'raises'"),
-        (["factories:three"], "a builtins.int is not a model of torch, keras, tensorflow, sklearn"),
-        (["factories:NUMBER"], "a builtins.int is not a model of torch, keras, tensorflow, sklearn"),
+        (["framework_models:rises"], "module 'framework_models' has no 'rises'; closest: 'raises'"),
+        (["framework_models:three"], "a builtins.int is not a model of torch, keras, tensorflow, sklearn"),
+        (["framework_models:NUMBER"], "a builtins.int is not a model of torch, keras, tensorflow, sklearn"),
         (["m.h5", "--factory", "a:b", "--from", "keras"], "--factory is for PyTorch checkpoints"),
     ],
 )  # fmt: skip
@@ -88,13 +88,16 @@ def test_bad_sources(run: Run, here: Path, words: list[str], said: str) -> None:
 
 
 def test_a_factory_that_raises_shows_its_own_traceback_framed(run: Run, here: Path) -> None:
-    code, out, err = run("convert", "factories:raises", "-o", "out.onnx")
+    code, out, err = run("convert", "framework_models:raises", "-o", "out.onnx")
     assert (code, out) == (2, "")
     *frame, last = err.splitlines()
     assert frame[0] == "╭─" and frame[-1] == "╰─" and all(line.startswith("│ ") for line in frame[1:-1])
     assert "KeyError: 'weights'" in frame[-2] and any('return missing["weights"]' in line for line in frame)
     assert not any("sources.py" in line for line in frame), "our own frames say nothing"
-    assert last == "onnxfi: error: the factory 'factories:raises' raised KeyError: 'weights'; call it in Python first"
+    assert (
+        last
+        == "onnxfi: error: the factory 'framework_models:raises' raised KeyError: 'weights'; call it in Python first"
+    )
 
 
 def test_a_module_that_raises_when_it_is_imported(here: Path) -> None:

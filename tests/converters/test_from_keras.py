@@ -51,14 +51,14 @@ JSON = Path(__file__).parents[2] / "docs" / "reference" / "json.md"
 def test_layers_and_weights_bear_the_names_of_the_source(
     here: Path, layers: Layers, factory: str, named: dict[str, str]
 ) -> None:
-    done = convert(f"factories:{factory}", "out.onnx")
+    done = convert(f"framework_models:{factory}", "out.onnx")
     assert named.items() <= layers(done.out).items()
     assert (done.opset, done.framework, done.relative < 1e-5) == (18, "keras", True)
     assert all(port.shape is not None and port.shape[0] == "N" for port in (*done.inputs, *done.outputs))
 
 
 def test_inputs_and_outputs_keep_their_names_and_layers_their_order(here: Path) -> None:
-    done = convert("factories:keras_cnn", "out.onnx")
+    done = convert("framework_models:keras_cnn", "out.onnx")
     assert ([p.name for p in done.inputs], [p.name for p in done.outputs]) == (["image"], ["softmax"])
     assert done.layers == ("conv2d_3", "batch_normalization", "dense", "dense_1")
 
@@ -104,10 +104,10 @@ def test_a_file_that_holds_code_is_not_opened(here: Path, file: str) -> None:
         (["none.keras"], "no file 'none.keras'"),
         (["bad.keras"], "Keras cannot open 'bad.keras'"),
         (["bad.h5"], "Keras cannot open 'bad.h5'"),
-        (["factories:three", "--from", "keras"], "not a keras.Model"),
-        (["factories:keras_cnn", "--opset", "20"], "tf2onnx cannot write opset 20; use 9 to 18"),
-        (["factories:keras_cnn", "--input-shape", "N,28,28,1", "--input-shape", "N,3"], "2 input shapes, but the model takes 1"),
-        (["factories:keras_cnn", "--data", "none.npz"], "no data at 'none.npz'"),
+        (["framework_models:three", "--from", "keras"], "not a keras.Model"),
+        (["framework_models:keras_cnn", "--opset", "20"], "tf2onnx cannot write opset 20; use 9 to 18"),
+        (["framework_models:keras_cnn", "--input-shape", "N,28,28,1", "--input-shape", "N,3"], "2 input shapes, but the model takes 1"),
+        (["framework_models:keras_cnn", "--data", "none.npz"], "no data at 'none.npz'"),
     ],
 )  # fmt: skip
 def test_bad_input(here: Path, run: Run, words: list[str], said: str) -> None:

@@ -36,7 +36,7 @@ Layers = Callable[[Path], dict[str, str]]
     ],
 )
 def test_layers_bear_the_names_of_the_steps(here: Path, layers: Layers, factory: str, named: dict[str, str]) -> None:
-    done = convert(f"factories:{factory}", "out.onnx")
+    done = convert(f"framework_models:{factory}", "out.onnx")
     found = {target.id: target.layer for target in load(done.out).targets}
     assert named.items() <= found.items(), found
     assert (done.framework, done.inputs[0].name, done.inputs[0].shape) == ("sklearn", "X", ("N", 64))
@@ -50,17 +50,17 @@ def test_all_real_samples_and_another_type(here: Path) -> None:
     data = {"X": pixels, "labels": labels}
     done = convert(framework_models.digits_linear(), "out.onnx", input_shape="N,64:float64", data=data, samples=1797)
     assert done.inputs[0].dtype == "float64" and done.samples == 1797
-    assert done.opset <= 18 and convert("factories:digits_linear", "o.onnx", opset=17).opset == 17
+    assert done.opset <= 18 and convert("framework_models:digits_linear", "o.onnx", opset=17).opset == 17
     data = {"X": pixels.astype(np.float32)}
-    assert convert("factories:digits_forest", "out.onnx", data=data, samples=1797).relative < 1e-5
+    assert convert("framework_models:digits_forest", "out.onnx", data=data, samples=1797).relative < 1e-5
 
 
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("factories:not_fitted", "the LinearSVC is not fitted; call fit in the factory"),
+        ("framework_models:not_fitted", "the LinearSVC is not fitted; call fit in the factory"),
         ("model.pkl", "is a pickle, which runs code when it is opened"),
-        ("factories:three", "a builtins.int is not a model"),
+        ("framework_models:three", "a builtins.int is not a model"),
     ],
 )
 def test_what_cannot_be_used(here: Path, source: str, said: str) -> None:
@@ -69,7 +69,7 @@ def test_what_cannot_be_used(here: Path, source: str, said: str) -> None:
     with pytest.raises(InputError, match="stores models as pickles"):
         convert("model.pkl", "out.onnx", framework="sklearn")
     with pytest.raises(InputError, match="skl2onnx cannot write opset 99"):
-        convert("factories:digits_ridge", "out.onnx", opset=99)
+        convert("framework_models:digits_ridge", "out.onnx", opset=99)
     assert not list(here.iterdir())
 
 

@@ -42,7 +42,7 @@ IMAGE = "N,1,28,28"
 def test_layers_and_weights_bear_the_names_of_the_source(
     here: Path, layers: Layers, factory: str, shape: str, named: dict[str, str], opset: int | None
 ) -> None:
-    done = convert(f"factories:{factory}", "out.onnx", input_shape=shape, opset=opset)
+    done = convert(f"framework_models:{factory}", "out.onnx", input_shape=shape, opset=opset)
     assert named.items() <= layers(done.out).items()
     assert (done.opset, done.framework, done.relative < 1e-5) == (opset or 18, "torch", True)
     assert {target.layer for target in load(done.out).targets if target.role == "weight"} <= set(done.layers)
@@ -64,11 +64,11 @@ def test_the_batch_may_vary_and_the_module_stays_as_it_was(here: Path) -> None:
 
 def test_two_inputs_of_two_types_and_two_outputs(here: Path) -> None:
     shapes = ["N,7:int64", "N,1"]
-    done = convert("factories:embedding", "out.onnx", input_shape=shapes)
+    done = convert("framework_models:embedding", "out.onnx", input_shape=shapes)
     assert [(p.name, p.dtype) for p in done.inputs] == [("ids", "int64"), ("factor", "float32")]
     assert len(done.outputs) == 2 and done.relative < 1e-5
     data = {"ids": np.arange(21).reshape(3, 7) % 20, "factor": np.ones((3, 1), np.float32)}
-    told = convert("factories:embedding", "out.onnx", data=data)
+    told = convert("framework_models:embedding", "out.onnx", data=data)
     assert told.inputs == done.inputs and told.data == "3 unlabelled samples of the arrays given"
 
 
@@ -87,7 +87,7 @@ def test_a_checkpoint_with_its_factory(here: Path, kind: str) -> None:
     else:
         inside = {f"module.{name}": value for name, value in weights.items()}
         torch.save({"epoch": 3, "state_dict": inside} if kind == "parallel" else weights, file)
-    done = convert(file, "out.onnx", factory="factories:residual", input_shape=IMAGE)
+    done = convert(file, "out.onnx", factory="framework_models:residual", input_shape=IMAGE)
     image = np.random.default_rng(1).random((2, 1, 28, 28), np.float32)
     (answer,) = OrtEngine(provider="cpu").prepare(done.out).run({"image": image}).values()
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_checkpoints_that_are_refused(here: Path, run: Run) -> None:
         ),
         ("none.pt", "no file 'none.pt'"),
     ):
-        code, out, err = run("convert", file, "--factory", "factories:residual", *words)
+        code, out, err = run("convert", file, "--factory", "framework_models:residual", *words)
         assert (code, out) == (2, "") and said in err, err
     code, _, err = run("convert", "whole.pt", *words)
     assert code == 2 and "holds code beside weights, and is not loaded" in err
@@ -135,13 +135,13 @@ def test_checkpoints_that_are_refused(here: Path, run: Run) -> None:
 )
 def test_what_cannot_be_exported_says_what_to_try(here: Path, factory: str, shape: str, said: str) -> None:
     with pytest.raises(ConversionError) as caught:
-        convert(f"factories:{factory}", "out.onnx", input_shape=shape)
+        convert(f"framework_models:{factory}", "out.onnx", input_shape=shape)
     assert said in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
     assert not list(here.glob("*.onnx"))
 
 
 def test_a_fixed_batch_where_it_is_asked_for(here: Path) -> None:
-    done = convert("factories:one_size", "out.onnx", input_shape="2,3")
+    done = convert("framework_models:one_size", "out.onnx", input_shape="2,3")
     assert done.inputs[0].shape == (2, 3)
 
 
@@ -159,15 +159,21 @@ def test_a_fixed_batch_where_it_is_asked_for(here: Path) -> None:
 )
 def test_bad_requests(here: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said.replace("(", r"\(")):
-        convert("factories:residual", "out.onnx", **options)
+        convert("framework_models:residual", "out.onnx", **options)
     assert not list(here.iterdir())
 
 
 def test_a_factory_of_something_else(here: Path) -> None:
-    with pytest.raises(InputError, match=r"'factories:three' returned a int, not a torch\.nn\.Module"):
-        convert("factories:three", "out.onnx", framework="torch", input_shape=IMAGE)
+    with pytest.raises(InputError, match=r"'framework_models:three' returned a int, not a torch\.nn\.Module"):
+        convert("framework_models:three", "out.onnx", framework="torch", input_shape=IMAGE)
     with pytest.raises(InputError, match="--factory is for checkpoints"):
-        convert("factories:residual", "out.onnx", framework="torch", factory="factories:residual", input_shape=IMAGE)
+        convert(
+            "framework_models:residual",
+            "out.onnx",
+            framework="torch",
+            factory="framework_models:residual",
+            input_shape=IMAGE,
+        )
 
 
 @pytest.mark.frameworks("snntorch")

@@ -239,8 +239,8 @@ def test_a_loss_that_is_not_finite_is_said_before_it_does_harm_and_a_clip_holds_
     with pytest.raises(NonFiniteLossError) as error:
         training.fit(image(), np.zeros((4, 10)), verbose=0)
     text = str(error.value)
-    assert "step 1: the loss is not finite" in text and "70 faults were there, the worst leaves" in text
-    assert "give clip=1.0" in text and "bits='0-29,31'" in text
+    assert "step 1: the loss is not finite" in text and "70 faults injected, the largest number is" in text
+    assert "set clip, as clip=1.0" in text and "bits='0-29,31'" in text
     assert all(np.array_equal(value, named(model)[name]) for name, value in before.items())
     held = FaultAwareTraining(model, ber=1.0, selector=selector, seed=1, clip=1.0)
     held.compile("sgd", "mse")
@@ -257,7 +257,7 @@ def test_what_cannot_be_wrapped_says_why(tmp_path: Path) -> None:
     for source, message in (
         (inside, "layer 'frozen' of this graph is a SavedModel, whose weights TensorFlow holds inside it"),
         (keras.Sequential([keras.layers.Dense(2)]), "the model was never built"),
-        (tf.Module(), "is no keras.Model of Keras 3"),
+        (tf.Module(), "must be a keras.Model of Keras 3"),
     ):
         with pytest.raises(InputError, match=message):
             FaultAwareTraining(source, ber=0.1)

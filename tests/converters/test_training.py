@@ -133,9 +133,12 @@ def test_a_rate_that_affects_every_word_is_allowed_and_said(caplog: pytest.LogCa
         ({"ber": 1.5}, "rate 1.5 is no probability"),
         ({"ber": 0.1, "seed": -1}, "seed -1 is out of range"),
         ({"ber": 0.1, "target": "biases"}, "target must be weights or activations, got 'biases'"),
-        ({"ber": 0.1, "from_epoch": -1}, "from_epoch is -1; epochs count from 0"),
-        ({"ber": 0.1, "clip": 0.0}, "clip is 0.0; it takes a positive number"),
-        ({"ber": 0.1, "clip": float("nan")}, "clip is nan"),
+        ({"ber": 0.1, "from_epoch": -1}, "from_epoch must be 0 or more, got -1"),
+        ({"ber": 0.1, "clip": 0.0}, "clip must be a positive number, the largest magnitude a fault may leave, got 0.0"),
+        (
+            {"ber": 0.1, "clip": float("nan")},
+            "clip must be a positive number, the largest magnitude a fault may leave, got nan",
+        ),
         ({"ber": 0.1, "fault": "filp"}, "unknown fault 'filp'; closest: 'flip'"),
     ],
 )
