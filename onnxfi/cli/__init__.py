@@ -1,6 +1,6 @@
-"""The command line: each verb parses, calls one function, and prints.
+"""The command line: each command parses its arguments, calls one function, and prints.
 
-`main` stands here and loads little, so that a signal finds it ready; `commands` has the group of commands, one module for each.
+`main` imports little, so that signals are handled early; `commands` has the group of commands, one module for each.
 """
 
 from __future__ import annotations
@@ -15,94 +15,94 @@ from contextlib import contextmanager, suppress
 from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 
-#: The exit code of what was stopped by Ctrl-C or a signal, as shells have it.
-STOPPED = 130
-#: Seconds after which it is looked again whether a native module has been loaded.
-_AGAIN_S = 0.02
+#: The exit code after Ctrl-C or a signal, as in shells.
+INTERRUPTED = 130
+#: Seconds between checks for a native module that is still being loaded.
+_RETRY_S = 0.02
 
 
-class Stopped(KeyboardInterrupt):
-    """Ctrl-C or a signal like it.
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, or another signal that ends the program.
 
-    Of a class of its own: a plain KeyboardInterrupt that passes an `exec` of text, as a dataclass has it while its
-    module is imported, makes CPython end the process by SIGINT, whatever the exit code was to be.
+    A subclass, since a plain KeyboardInterrupt that passes through an `exec` of text, as in the definition of a
+    dataclass, makes CPython end the process by SIGINT instead of with the exit code.
     """
 
 
 def main() -> None:
-    """Run the command line: exit 0 when done, 2 for bad input, 130 when stopped; then with one line that says why."""
+    """Run the command line: exit with 0 when done, 2 for bad input, 130 when interrupted, and with one line that says why."""
     _open_streams()
-    with _listening() as stops:
+    with _signals() as received:
         try:
             from onnxfi.cli import commands
 
             try:
                 commands.run_command(sys.argv[1:])
             except Exception as error:
-                if not stops:  # else it says what a stop came to, as a module that could not be loaded
+                if not received:  # else the error follows from the signal, as a module that failed to load
                     commands.exit_with(error)
         except SystemExit as end:
-            if not stops or end.code in (None, 0, STOPPED):
+            if not received or end.code in (None, 0, INTERRUPTED):
                 raise
         except KeyboardInterrupt:
-            stops.append(signal.SIGINT)
-        if stops:
+            received.append(signal.SIGINT)
+        if received:
             with suppress(OSError):
-                sys.stderr.write("onnxfi: stopped; no half file is left\n")
+                sys.stderr.write("onnxfi: interrupted; no partial file is left\n")
                 sys.stderr.flush()
-            sys.exit(STOPPED)
+            sys.exit(INTERRUPTED)
 
 
 @contextmanager
-def _listening() -> Iterator[list[int]]:
-    """Let signals that end a program raise KeyboardInterrupt, so that what is half written is taken away; those seen."""
-    stops: list[int] = []
+def _signals() -> Iterator[list[int]]:
+    """Yield the list of received signals, each of which raises KeyboardInterrupt, so that partial files are removed."""
+    received: list[int] = []
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        stops.append(number)
-        if _loads(frame):  # it would end as an error of the module, or be lost
-            again = threading.Timer(_AGAIN_S, _thread.interrupt_main, (number,))
-            again.daemon = True
-            again.start()
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if _loads_native_module(frame):  # the exception would become an ImportError, or be lost
+            retry = threading.Timer(_RETRY_S, _thread.interrupt_main, (number,))
+            retry.daemon = True
+            retry.start()
             return
-        raise Stopped
+        raise Interrupted
 
-    def lost(found: sys.UnraisableHookArgs) -> None:
-        if issubclass(found.exc_type, KeyboardInterrupt):  # it came where none can be raised, as in a finaliser
+    def on_unraisable(error: sys.UnraisableHookArgs) -> None:
+        if issubclass(error.exc_type, KeyboardInterrupt):  # raised where no exception can propagate, as in a finaliser
             _thread.interrupt_main()
         else:
-            before(found)
+            previous(error)
 
-    before, sys.unraisablehook = sys.unraisablehook, lost
-    heard = []
+    previous, sys.unraisablehook = sys.unraisablehook, on_unraisable
+    handled = []
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-            signal.signal(number, stop)
-            heard.append(number)
+            signal.signal(number, on_signal)
+            handled.append(number)
     try:
-        yield stops
+        yield received
     finally:
-        sys.unraisablehook = before
-        for number in heard:  # what comes while the interpreter ends, ends it at once
+        sys.unraisablehook = previous
+        for number in handled:  # a signal during the exit of the interpreter ends it at once
             signal.signal(number, signal.SIG_DFL)
 
 
-def _loads(frame: FrameType | None) -> bool:
-    """Whether a native module is being loaded."""
+def _loads_native_module(frame: FrameType | None) -> bool:
+    """Return whether a native module is being loaded."""
     while frame is not None:
-        named = frame.f_code.co_name in ("create_module", "exec_module")
-        if named and isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
+        is_loader = frame.f_code.co_name in ("create_module", "exec_module")
+        if is_loader and isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
             return True
         frame = frame.f_back
     return False
 
 
 def _open_streams() -> None:
-    """Open standard streams that were closed on nothing: else the next file that is opened would take their place."""
+    """Open closed standard streams on the null device: else the next opened file would get their descriptor."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor
             setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115

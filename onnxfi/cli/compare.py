@@ -1,4 +1,4 @@
-"""`onnxfi compare A.onnx B.onnx …`: versions of a network under the same rate of faults per bit."""
+"""`onnxfi compare A.onnx B.onnx …`: compare versions of a network at the same bit error rates."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from onnxfi.tasks.task import Metric
 
 
-@click.command("compare", short_help="Run the same sweep on several versions of a network.")
+@click.command("compare", short_help="Compare versions of a network at the same bit error rates.")
 @click.argument("models", metavar="MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--ber", required=True, metavar="RATES", help="The rates: 1e-6, a list 1e-6,1e-5, or decades 1e-7:1e-3.")
-@click.option("--repeat", type=int, default=10, show_default=True, help="Trials at each rate, on each model.")
-@click.option("--confidence", type=float, default=0.99, show_default=True, help="Of every interval.")
 @click.option(
-    "--fault", default="flip", show_default=True, metavar="FAULT", help="What happens at a site, as in onnxfi inject."
+    "--ber", required=True, metavar="RATES", help="Bit error rates: 1e-6, a list 1e-6,1e-5, or decades 1e-7:1e-3."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The seed of every draw.")
+@click.option("--repeat", type=int, default=10, show_default=True, help="Trials at each rate for each model.")
+@click.option("--confidence", type=float, default=0.99, show_default=True, help="Confidence level of every interval.")
+@click.option("--fault", default="flip", show_default=True, metavar="FAULT", help="Fault model, as in onnxfi inject.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of every draw.")
 @select_options
 @run_options
 @LINKS
@@ -36,29 +36,29 @@ if TYPE_CHECKING:
     "--out",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Keep the stores here, to resume and report on them (default: they are dropped).",
+    help="Folder of the stores, to resume and report on them (default: they are removed).",
 )
 @click.option(
     "--figures",
     "figure_folder",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Write accuracy over bit error rate for all as SVG and PNG; needs the extra `report`.",
+    help="Write accuracy over bit error rate as SVG and PNG; needs the extra `report`.",
 )
 @click.option(
     "--workers",
     type=click.IntRange(0),
     metavar="N",
-    help="Workers, in processes of their own; 0 runs trials in this one (default: the cores).",
+    help="Worker processes; 0 runs trials in this process (default: one per core).",
 )
 @JSON
 def command(
     models: tuple[Path, ...], out: Path | None, figure_folder: Path | None, workers: int | None, as_json: bool,
-    **given: Any,
+    **flags: Any,
 ) -> None:  # fmt: skip
     """Run the same sweep on several versions of a network, and print accuracy over bit error rate for all of them.
 
-    The rate is per stored bit, so a version of fewer bits gets fewer faults, as its memory would. Intervals are those
+    The rate is per stored bit, so a version with fewer bits gets fewer faults, as its memory would. Intervals are those
     of onnxfi report. Without labels the rate of changed answers is compared.
 
     \b
@@ -67,32 +67,32 @@ def command(
     """
     from onnxfi.campaign.execute.scheduling import cores
     from onnxfi.campaign.report.compare import compare
-    from onnxfi.cli.terminal import document, note, say
+    from onnxfi.cli.terminal import print_json, print_line, print_note
     from onnxfi.graph.write.output_file import check_folder
     from onnxfi.graph.write.scratch_folder import scratch_folder
 
     if len(models) < 2:
-        raise click.UsageError("compare takes two models or more; for one use onnxfi run")
+        raise click.UsageError("compare needs two models or more; for one use onnxfi run")
     if figure_folder is not None:
         from onnxfi.campaign.report.figures import needs, write_figures
 
         needs("matplotlib")
 
-    for place in (out, figure_folder):
-        if place is not None:
-            check_folder(place)
+    for path in (out, figure_folder):
+        if path is not None:
+            check_folder(path)
 
-    def tell(running: Running) -> None:
+    def on_start(running: Running) -> None:
         if not as_json:
-            note(
-                f"{running.plan.campaign.model}: {(running.total or 0) - running.outcomes.total():,} trials, golden {running.golden_s:.2f} s"
+            print_note(
+                f"{running.plan.campaign.model}: {(running.total or 0) - running.outcomes.total():,} trials, golden run {running.golden_s:.2f} s"
             )
 
     with ExitStack() as stack:
         folder = out or stack.enter_context(scratch_folder())
         found = compare(
-            [str(m) for m in models], _sweep(models[0], given), folder,
-            workers=cores() if workers is None else workers, tell=tell,
+            [str(m) for m in models], _sweep(models[0], flags), folder,
+            workers=cores() if workers is None else workers, tell=on_start,
         )  # fmt: skip
         reports = [version.found for version in found.versions]
         written = [] if figure_folder is None else write_figures(reports, figure_folder)
@@ -100,27 +100,27 @@ def command(
         values = found.document()
         for row in values["models"] if out is None else ():
             row["store"] = None
-        document(values)
+        print_json(values)
     else:
         _print(found)
         for file in written:
-            say(f"wrote {file}")
+            print_line(f"wrote {file}")
 
 
-def _sweep(model: Path, given: dict[str, Any]) -> Campaign:
-    """The campaign that the flags say."""
+def _sweep(model: Path, flags: dict[str, Any]) -> Campaign:
+    """Return the campaign of the flags for the first model."""
     from onnxfi.campaign.spec.campaign import Campaign
     from onnxfi.campaign.spec.field_types import parse_rates
 
-    values = {f.name: given[f.name] for f in dataclasses.fields(Campaign) if f.name in given}
-    values |= {"ber": parse_rates(given["ber"]), "data": None if given["data"] == "synthetic" else given["data"]}
-    if given["preprocess"] is not None:
-        values["preprocess"] = str(given["preprocess"])
+    values = {f.name: flags[f.name] for f in dataclasses.fields(Campaign) if f.name in flags}
+    values |= {"ber": parse_rates(flags["ber"]), "data": None if flags["data"] == "synthetic" else flags["data"]}
+    if flags["preprocess"] is not None:
+        values["preprocess"] = str(flags["preprocess"])
     return Campaign(model=str(model), **values)
 
 
 def _print(found: Comparison) -> None:
-    from onnxfi.cli.terminal import number, say, table
+    from onnxfi.cli.terminal import number, print_line, table
 
     names = [Path(v.model).stem for v in found.versions]
     rows: list[tuple[str, ...]] = [
@@ -129,7 +129,7 @@ def _print(found: Comparison) -> None:
     ]
     metric = found.versions[0].found.task.metric(found.measure)
     if metric.unchanged is None:
-        rows.append(("golden", *(number(found.golden(v), share=True) for v in found.versions)))
+        rows.append(("golden run", *(number(found.golden(v), share=True) for v in found.versions)))
     for rate in found.rates:
         cells = [found.cell(v, rate) for v in found.versions]
         texts = ["-" if i is None else _text(metric, i) for i in cells]
@@ -138,7 +138,7 @@ def _print(found: Comparison) -> None:
     table(title, ("Rate", *(f">{name}" for name in names)), rows)
     first = found.versions[0].found
     fewest = min((f.trials for v in found.versions for f in v.found.by_rate), default=0)
-    say(f"{first.golden['data']}; {fewest} trials or more at each rate")
+    print_line(f"{first.golden['data']}; {fewest} trials or more at each rate")
 
 
 def _text(metric: Metric, i: Interval) -> str:

@@ -1,4 +1,4 @@
-"""`onnxfi convert SOURCE`: a model of a training framework becomes an ONNX file that gives the same answers."""
+"""`onnxfi convert SOURCE`: convert a model of a training framework to an ONNX file with the same outputs."""
 
 from __future__ import annotations
 
@@ -18,98 +18,101 @@ if TYPE_CHECKING:
     from onnxfi.errors import ConversionError
 
 
-@click.command("convert", short_help="Turn a model of PyTorch, Keras, TensorFlow or scikit-learn into ONNX.")
+@click.command("convert", short_help="Convert a model of PyTorch, Keras, TensorFlow or scikit-learn to ONNX.")
 @click.argument("source", metavar="SOURCE")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, metavar="OUT", help="ONNX file to write.")
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), required=True, metavar="OUT", help="The model that is written."
-)
-@click.option(
-    "--from", "framework", metavar="FRAMEWORK", help="torch, keras, tensorflow or sklearn (default: told by SOURCE)."
+    "--from",
+    "framework",
+    metavar="FRAMEWORK",
+    help="Framework: torch, keras, tensorflow or sklearn (default: inferred from SOURCE).",
 )
 @click.option(
     "--factory",
     metavar="MODULE:FUNCTION",
-    help="What makes the module for the weights in SOURCE, a PyTorch checkpoint.",
+    help="Function that returns the module for the weights in SOURCE, a PyTorch checkpoint.",
 )
 @click.option(
     "--input-shape",
     multiple=True,
     metavar="SHAPE",
-    help="An input, as N,1,28,28 or N,16:int64; a letter may vary. Repeatable, in the model's order.",
+    help="Shape of an input, as N,1,28,28 or N,16:int64; a letter may vary. Repeatable, in the order of the model's inputs.",
 )
 @click.option(
-    "--opset", type=int, metavar="N", help="The opset to write (default: 18, or what the exporter settles on below it)."
+    "--opset", type=int, metavar="N", help="Opset of the file (default: 18, or lower where the exporter needs it)."
 )
-@click.option("--data", metavar="DATA", help="Samples to compare the two models on, as for eval (default: made up).")
-@click.option("--samples", type=int, default=8, show_default=True, metavar="N", help="How many samples to compare on.")
+@click.option("--data", metavar="DATA", help="Samples for the comparison, as for eval (default: synthetic).")
+@click.option(
+    "--samples", type=int, default=8, show_default=True, metavar="N", help="Number of samples for the comparison."
+)
 @click.option(
     "--tolerance",
     type=float,
     default=1e-4,
     show_default=True,
     metavar="T",
-    help="The largest difference allowed, relative to an output's largest value.",
+    help="Largest allowed difference, relative to the largest value of an output.",
 )
 @JSON
-def command(source: str, out: Path, framework: str | None, factory: str | None, as_json: bool, **given: Any) -> None:
-    """Convert SOURCE to ONNX, and compare both on samples: beyond the tolerance nothing is written.
+def command(source: str, out: Path, framework: str | None, factory: str | None, as_json: bool, **flags: Any) -> None:
+    """Convert SOURCE to ONNX, and compare the outputs of both on samples; beyond the tolerance nothing is written.
 
-    SOURCE is module:factory (a function of yours that gives the model), a PyTorch checkpoint with --factory, a .keras or
-    .h5 file, or the folder of a SavedModel. Layers keep the names that they have there. No file is opened in a way that
-    runs what is in it; a factory is your own code, and is run.
+    SOURCE is module:factory (a function of yours that returns the model), a PyTorch checkpoint with --factory, a .keras
+    or .h5 file, or the folder of a SavedModel. Layers keep their names. Loading a file never runs code in it; a factory
+    is your own code, and is run.
 
     \b
     onnxfi convert nets:make --input-shape N,1,28,28 -o cnn.onnx
     onnxfi convert cnn.pt --factory nets:make --input-shape N,1,28,28 -o cnn.onnx
     onnxfi convert cnn.keras --data images.npz -o cnn.onnx
     """
-    from onnxfi.cli.terminal import document, note
+    from onnxfi.cli.terminal import print_json, print_note
     from onnxfi.converters import convert
     from onnxfi.errors import ConversionError
 
     if factory is not None:
-        framework, given["factory"] = framework or "torch", factory
+        framework, flags["factory"] = framework or "torch", factory
         if framework != "torch":
             raise click.UsageError(
                 f"--factory is for PyTorch checkpoints; give module:factory as SOURCE for {framework}"
             )
     try:
-        with _silenced():
-            done = convert(source, out, framework=framework, **given)
+        with _muted():
+            done = convert(source, out, framework=framework, **flags)
     except ConversionError as error:
-        _frame(error)
+        _print_details(error)
         raise
     if as_json:
-        document(_document(done))
+        print_json(_document(done))
     else:
         _print(done)
         for text in done.notes:
-            note(text)
+            print_note(text)
 
 
 @contextlib.contextmanager
-def _silenced() -> Iterator[None]:
-    """Keep away what frameworks write to standard output and error past Python; shown where the log level is DEBUG."""
+def _muted() -> Iterator[None]:
+    """Discard what native code of frameworks writes to standard output and error, unless the log level is DEBUG."""
     if os.environ.get("ONNXFI_LOG_LEVEL", "").upper() == "DEBUG":
         yield
         return
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    kept = [os.dup(number) for number in (1, 2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    originals = [os.dup(number) for number in (1, 2)]
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
         for number in (1, 2):
-            os.dup2(nowhere, number)
+            os.dup2(null, number)
         yield
     finally:
-        for number, old in zip((1, 2), kept, strict=True):
-            os.dup2(old, number)
-            os.close(old)
-        os.close(nowhere)
+        for number, original in zip((1, 2), originals, strict=True):
+            os.dup2(original, number)
+            os.close(original)
+        os.close(null)
 
 
-def _frame(error: ConversionError) -> None:
-    """The framework's or the factory's own words, framed, before our line."""
+def _print_details(error: ConversionError) -> None:
+    """Print the error text of the framework or factory in a frame."""
     from onnxfi.graph.model.byte_source import printable
 
     lines = [printable(line) for line in error.details.splitlines()]
@@ -120,12 +123,12 @@ def _frame(error: ConversionError) -> None:
 
 
 def _document(done: Converted) -> dict[str, Any]:
-    def ports(given: Any) -> list[dict[str, Any]]:
-        return [{"name": p.name, "dtype": p.dtype, "shape": None if p.shape is None else list(p.shape)} for p in given]
+    def rows(ports: Any) -> list[dict[str, Any]]:
+        return [{"name": p.name, "dtype": p.dtype, "shape": None if p.shape is None else list(p.shape)} for p in ports]
 
     return {
         "source": done.source, "framework": done.framework, "version": done.version, "opset": done.opset,
-        "inputs": ports(done.inputs), "outputs": ports(done.outputs), "layers": list(done.layers), "words": done.words,
+        "inputs": rows(done.inputs), "outputs": rows(done.outputs), "layers": list(done.layers), "words": done.words,
         "data": done.data, "samples": done.samples, "largest_difference": done.largest, "relative_difference": done.relative,
         "at_output": done.output, "tolerance": done.tolerance, "size_bytes": done.size_bytes,
         "output": str(done.out), "output_digest": done.digest, "notes": list(done.notes),
@@ -133,14 +136,14 @@ def _document(done: Converted) -> dict[str, Any]:
 
 
 def _print(done: Converted) -> None:
-    from onnxfi.cli.terminal import count, say
+    from onnxfi.cli.terminal import count, print_line
 
-    say(f"{done.source}: {done.framework} {done.version}, opset {done.opset}")
-    say(f"inputs {', '.join(map(str, done.inputs))}; outputs {', '.join(map(str, done.outputs))}")
+    print_line(f"{done.source}: {done.framework} {done.version}, opset {done.opset}")
+    print_line(f"inputs {', '.join(map(str, done.inputs))}; outputs {', '.join(map(str, done.outputs))}")
     shown = ", ".join(done.layers[:12]) + (f" and {len(done.layers) - 12} more" if len(done.layers) > 12 else "")
-    say(f"{count(done.words, 'stored number')} in {count(len(done.layers), 'layer')}: {shown}")
-    say(
+    print_line(f"{count(done.words, 'stored number')} in {count(len(done.layers), 'layer')}: {shown}")
+    print_line(
         f"largest difference from {done.framework}: {done.largest:.2g}, relative {done.relative:.2g} "
         f"(tolerance {done.tolerance:g}), on {done.data}"
     )
-    say(f"wrote {done.out}, sha256 {done.digest}")
+    print_line(f"wrote {done.out}, sha256 {done.digest}")

@@ -1,4 +1,4 @@
-"""`onnxfi inject MODEL --target activations`: write a model that has faults in its values in flight."""
+"""`onnxfi inject MODEL --target activations`: write a model with faults in its activations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.instrument import fusions, opset
+from onnxfi.cli.instrument import lost_fusions, opset_of
 
 if TYPE_CHECKING:
     from onnxfi.graph.passes.instrument import ActivationFault
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 _MOST_LISTED = 10_000
 
 
-def inject_activations(model: Path, given: dict[str, Any], *, as_json: bool, allow_links: bool) -> None:
-    """Draw or name faults, bake them, and show golden against faulty where there is data."""
-    from onnxfi.cli.terminal import document, note, progress
+def inject_activations(model: Path, flags: dict[str, Any], *, as_json: bool, allow_links: bool) -> None:
+    """Draw faults, insert them into the model, and compare golden and faulty outputs where there is data."""
+    from onnxfi.cli.terminal import print_json, print_note, progress
     from onnxfi.errors import EngineError
     from onnxfi.graph.model.loading import load
     from onnxfi.graph.write.output_file import check_output_files
@@ -29,42 +29,54 @@ def inject_activations(model: Path, given: dict[str, Any], *, as_json: bool, all
     from onnxfi.tasks.evaluation import evaluate
 
     for name in ("faults", "save_faults"):
-        if given[name] is not None:
-            raise click.UsageError(f"--{name.replace('_', '-')} is for stored words; leave it out with activations")
-    out = given["out"] or Path(f"{model.stem}.faulty.onnx")
+        if flags[name] is not None:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} is for faults in weights; leave it out with --target activations"
+            )
+    out = flags["out"] or Path(f"{model.stem}.faulty.onnx")
     opened = load(model, allow_links=allow_links)
     check_output_files(opened, [out])
-    golden = faulty = fed = None
+    golden = faulty = dataset = None
     failed = ""
-    if given["data"] is not None:
-        how = options.engine(given)
-        fed = options.data(given, opened, how)
-        with progress("golden") as tell:
-            golden = evaluate(model, fed, engine=how, **options.scored(given), progress=tell)
-    rates = {name: None if given[name] is None else _rate(name, given[name]) for name in ("ber", "per_sample")}
-    batch = 1 if fed is None else fed.layout.fixed or min(given["batch"], fed.samples)
-    if fed is not None and given["per_sample"] is not None and fed.samples % batch:
+    if flags["data"] is not None:
+        engine = options.engine_of(flags)
+        dataset = options.data_of(flags, opened, engine)
+        with progress("golden") as on_progress:
+            golden = evaluate(model, dataset, engine=engine, **options.scoring_of(flags), progress=on_progress)
+    rates = {name: None if flags[name] is None else _rate(name, flags[name]) for name in ("ber", "per_sample")}
+    batch = 1 if dataset is None else dataset.layout.fixed or min(flags["batch"], dataset.samples)
+    if dataset is not None and flags["per_sample"] is not None and dataset.samples % batch:
         raise click.UsageError(
-            f"{fed.samples:,} samples are no whole batches of {batch}; give another --samples or --batch"
+            f"{dataset.samples:,} samples are not a multiple of the batch size {batch}; give another --samples or --batch"
         )
     names = ("count", "per_tensor", "sites", "fault", "seed", "all", "inline", "body", "custom_ops")
-    asked = {name: given[name] for name in names}
-    asked |= {"selector": options.selector(given), "opset": opset(given), "data": fed, "batch": batch, **rates}
-    done = inject_activations(opened, out, **asked)
-    struck = {(s.activation.path, s.activation.name) for s in done.inserted}
-    done = replace(done, notes=(*done.notes, *fusions(opened, done.data, len(struck), given["custom_ops"])))
-    if golden is not None and fed is not None:
+    arguments = {name: flags[name] for name in names}
+    arguments |= {
+        "selector": options.selector_of(flags),
+        "opset": opset_of(flags),
+        "data": dataset,
+        "batch": batch,
+        **rates,
+    }
+    done = inject_activations(opened, out, **arguments)
+    faulty_tensors = {(s.activation.path, s.activation.name) for s in done.inserted}
+    done = replace(
+        done, notes=(*done.notes, *lost_fusions(opened, done.data, len(faulty_tensors), flags["custom_ops"]))
+    )
+    if golden is not None and dataset is not None:
         try:
-            with progress("faulty") as tell:
-                faulty = evaluate(out, fed, golden=golden, engine=how, **options.scored(given), progress=tell)
+            with progress("faulty") as on_progress:
+                faulty = evaluate(
+                    out, dataset, golden=golden, engine=engine, **options.scoring_of(flags), progress=on_progress
+                )
         except EngineError as error:
             failed = str(error)
     if as_json:
-        document(_document(str(model), opened.digest, done, golden, faulty, failed))
+        print_json(_document(str(model), opened.digest, done, golden, faulty, failed))
     else:
         _print(str(model), done, golden, faulty, failed)
     for text in (*opened.notes, *done.notes):
-        note(text)
+        print_note(text)
 
 
 def _rate(name: str, text: str) -> float:
@@ -72,17 +84,17 @@ def _rate(name: str, text: str) -> float:
         return float(text)
     except ValueError:
         raise click.UsageError(
-            f"--{name.replace('_', '-')} {text!r} is no number; give one from 0 to 1, as 1e-6"
+            f"--{name.replace('_', '-')} must be a number from 0 to 1, as 1e-6, got {text!r}"
         ) from None
 
 
-def _row(strike: ActivationFault) -> dict[str, Any]:
+def _row(fault: ActivationFault) -> dict[str, Any]:
     from onnxfi.faults.sites import LAST_STEP
 
-    a, mask = strike.activation, strike.mask
-    row: dict[str, Any] = {"target": a.target.id, "index": strike.element, "sample": strike.sample}
-    row["steps"] = None if (strike.first, strike.last) == (0, LAST_STEP) else [strike.first, strike.last]
-    row |= {"keep": hex(mask.keep), "flip": hex(mask.flip)} if mask else {"scale": strike.scale, "shift": strike.shift}
+    a, mask = fault.activation, fault.mask
+    row: dict[str, Any] = {"target": a.target.id, "index": fault.element, "sample": fault.sample}
+    row["steps"] = None if (fault.first, fault.last) == (0, LAST_STEP) else [fault.first, fault.last]
+    row |= {"keep": hex(mask.keep), "flip": hex(mask.flip)} if mask else {"scale": fault.scale, "shift": fault.shift}
     return row
 
 
@@ -99,11 +111,11 @@ def _document(
         "faults": [_row(s) for s in done.inserted[:_MOST_LISTED]], "faults_total": len(done.inserted),
         "notes": list(done.notes),
     }  # fmt: skip
-    return values | answers(golden, faulty, failed)
+    return values | output_metrics(golden, faulty, failed)
 
 
-def answers(golden: Evaluation | None, faulty: Evaluation | None, failed: str) -> dict[str, Any]:
-    """What both models answered, and the conditions: keys of the document, none where nothing was run."""
+def output_metrics(golden: Evaluation | None, faulty: Evaluation | None, failed: str) -> dict[str, Any]:
+    """Return the metrics of both models and their conditions, as JSON keys; none where nothing was run."""
     if golden is None:
         return {}
     conditions = {"samples": golden.samples, "data": golden.data, "scored": golden.output, "provider": golden.provider}
@@ -111,16 +123,16 @@ def answers(golden: Evaluation | None, faulty: Evaluation | None, failed: str) -
 
 
 def _print(model: str, done: ActivationInjection, golden: Any, faulty: Any, failed: str) -> None:
-    from onnxfi.cli.terminal import count, number, say, table
+    from onnxfi.cli.terminal import count, number, print_line, table
     from onnxfi.graph.passes.fault_inputs import site_text
 
-    how, unit = done.draw, done.space.unit
+    draw, unit = done.draw, done.space.unit
     rate = {
-        "ber": f"at a rate of {how.rate:g} per {unit} of a sample", "per-sample": f"at a rate of {how.rate:g} per sample",
-    }.get(how.kind, f"{how.kind} {how.n:,}")  # fmt: skip
-    say(f"{model}: values in flight, {rate}, seed {how.seed}")
-    say(f"population {count(done.population, unit)} a sample, drawn {done.faults.events:,}")
-    rows = [(site_text(s), s.activation.target.dtype, _what(s)) for s in done.inserted[:10]]
+        "ber": f"at a rate of {draw.rate:g} per {unit} of a sample", "per-sample": f"at a rate of {draw.rate:g} per sample",
+    }.get(draw.kind, f"{draw.kind} {draw.n:,}")  # fmt: skip
+    print_line(f"{model}: activations, {rate}, seed {draw.seed}")
+    print_line(f"population {count(done.population, unit)} per sample, drawn {done.faults.events:,}")
+    rows = [(site_text(s), s.activation.target.dtype, _effect(s)) for s in done.inserted[:10]]
     table("Faults" + (" (the first 10)" if len(done.inserted) > 10 else ""), ("Site", "Dtype", "Becomes"), rows)
     if golden is not None and faulty is not None:
         values = [
@@ -130,14 +142,14 @@ def _print(model: str, done: ActivationInjection, golden: Any, faulty: Any, fail
             )
             for name in faulty.metrics
         ]
-        table("Golden against faulty", ("Metric", ">Golden", ">Faulty"), values)
-        say(faulty.conditions())
+        table("Golden and faulty outputs", ("Metric", ">Golden", ">Faulty"), values)
+        print_line(faulty.conditions())
     if failed:
-        say(f"the faulty model does not run, the golden one does: {failed}")
-    say(f"wrote {done.out}")
+        print_line(f"the faulty model does not run: {failed}")
+    print_line(f"wrote {done.out}")
 
 
-def _what(strike: ActivationFault) -> str:
-    if strike.mask is None:
-        return f"number * {strike.scale:g} + {strike.shift:g}"
-    return f"(word & {strike.mask.keep:#x}) ^ {strike.mask.flip:#x}"
+def _effect(fault: ActivationFault) -> str:
+    if fault.mask is None:
+        return f"number * {fault.scale:g} + {fault.shift:g}"
+    return f"(word & {fault.mask.keep:#x}) ^ {fault.mask.flip:#x}"

@@ -1,4 +1,4 @@
-"""`onnxfi inspect MODEL`: what can be struck."""
+"""`onnxfi inspect MODEL`: the targets of faults in a model."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Any
 
 import click
 
-from onnxfi.cli.options import JSON, LINKS, MODEL, NEURONS, select_options, selector
+from onnxfi.cli.options import JSON, LINKS, MODEL, NEURONS, select_options, selector_of
 
 
-@click.command("inspect", short_help="List what can be struck in MODEL.")
+@click.command("inspect", short_help="List the targets of faults in MODEL.")
 @MODEL
 @select_options
 @NEURONS
 @LINKS
 @JSON
-def command(model: Path, as_json: bool, allow_links: bool, neurons: Path | None, **given: Any) -> None:
-    """List what can be struck in MODEL: layers, targets, operators, number formats, shapes, bits.
+def command(model: Path, as_json: bool, allow_links: bool, neurons: Path | None, **flags: Any) -> None:
+    """List the targets of faults in MODEL: layers, tensors, operators, number formats, shapes, bits.
 
-    The selectors are those of `onnxfi inject`, so that a selection can be tried before it is used. Integer tensors that
-    only carry shapes or indices are counted apart; --include '=NAME' names one that shall be struck all the same.
+    The options of the selection are those of `onnxfi inject`, so that it can be tried first. Integer tensors of shapes
+    or indices are left out; --include '=NAME' selects one.
     """
-    from onnxfi.cli.terminal import count, document, note, say, table
+    from onnxfi.cli.terminal import count, print_json, print_line, print_note, table
     from onnxfi.graph.model.loading import load
     from onnxfi.runtime.inject.weights import inspect
 
-    found = inspect(load(model, allow_links=allow_links), selector(given), neurons=neurons)
+    found = inspect(load(model, allow_links=allow_links), selector_of(flags), neurons=neurons)
     if as_json:
-        document(found)
+        print_json(found)
         return
     totals = found["totals"]
     quantised = any(t["quantised"] for t in found["targets"])
@@ -42,20 +42,20 @@ def command(model: Path, as_json: bool, allow_links: bool, neurons: Path | None,
     if found["spiking"]["layers"]:
         _spiking(found["spiking"])
     opsets = ", ".join(f"{o['domain'] or 'ai.onnx'} {o['version']}" for o in found["opsets"])
-    say(f"IR {found['ir']}, opsets {opsets}, made by {found['producer'] or 'unknown'}")
-    say(f"sha256 {found['digest']}")
+    print_line(f"IR {found['ir']}, opsets {opsets}, made by {found['producer'] or 'unknown'}")
+    print_line(f"sha256 {found['digest']}")
     if found["left_out"]:
-        say(
-            f"{count(found['left_out'], 'integer tensor')} left out, for shapes or indices only; --include '=NAME' names one"
+        print_line(
+            f"{count(found['left_out'], 'integer tensor')} left out, as they hold shapes or indices; --include '=NAME' selects one"
         )
     _shared(found["targets"])
     for text in found["notes"]:
-        note(text)
+        print_note(text)
 
 
 def _shared(targets: list[dict[str, Any]]) -> None:
-    """Say which weights several layers or operators use: the table names the first."""
-    from onnxfi.cli.terminal import say
+    """Print which weights have several users; the table names the first."""
+    from onnxfi.cli.terminal import print_line
 
     uses = {t["target"]: list(dict.fromkeys(f"{u['layer']} ({u['op']})" for u in t["users"])) for t in targets}
     shared = [name for name, users in uses.items() if len(users) > 1]
@@ -63,28 +63,28 @@ def _shared(targets: list[dict[str, Any]]) -> None:
         users = uses[shared[0]]
         many = f"{len(shared):,} targets have" if len(shared) > 1 else "1 target has"
         more = ", …" if len(users) > 3 else ""
-        say(f"{many} several users, each of which selects it: {shared[0]} of {', '.join(users[:3])}{more}")
+        print_line(f"{many} several users, each of which selects it: {shared[0]} of {', '.join(users[:3])}{more}")
 
 
 def _spiking(found: dict[str, Any]) -> None:
-    """The spiking layers, and the axes that count their steps."""
-    from onnxfi.cli.terminal import say, table
+    """Print the spiking layers and the axes of their time steps."""
+    from onnxfi.cli.terminal import print_line, table
 
     rows = [
         (
             row["layer"], row["kind"], "?" if row["shape"] is None else "×".join(map(str, row["shape"])),
             "?" if row["neurons"] is None else f"{row['neurons']:,}", "?" if row["steps"] is None else row["steps"],
-            *(_ends(row[name], exposed=row["exposed"]) for name in ("threshold", "leak")), row["reset"],
+            *(_range_text(row[name], exposed=row["exposed"]) for name in ("threshold", "leak")), row["reset"],
         )
         for row in found["layers"]
     ]  # fmt: skip
     columns = ("Spiking layer", "Kind", "Shape", ">Neurons", ">Steps", ">Threshold", ">Leak", "Reset")
     table("Neurons" + (", exposed" if found["layers"][0]["exposed"] else ""), columns, rows)
     for axis in found["time_axes"]:
-        say(f"time is axis {axis['axis']} of {axis['tensor']} ({axis['role']})")
+        print_line(f"time is axis {axis['axis']} of {axis['tensor']} ({axis['role']})")
 
 
-def _ends(values: list[float] | None, *, exposed: bool) -> str:
+def _range_text(values: list[float] | None, *, exposed: bool) -> str:
     if values is None:
         return "per neuron" if exposed else "-"
     low, high = values
@@ -92,7 +92,7 @@ def _ends(values: list[float] | None, *, exposed: bool) -> str:
 
 
 def _scheme(quantised: dict[str, Any] | None) -> tuple[str, str, str]:
-    """Scheme, scale and axis of a target, as the table shows them."""
+    """Return scheme, scale and axis of a target as texts."""
     if quantised is None:
         return "", "", ""
     low, high = quantised["scale"] or (None, None)

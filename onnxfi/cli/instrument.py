@@ -1,4 +1,4 @@
-"""`onnxfi instrument MODEL`: write an armed model, golden until faults are fed."""
+"""`onnxfi instrument MODEL`: write an armed model, fault-free until faults are fed."""
 
 from __future__ import annotations
 
@@ -15,54 +15,54 @@ if TYPE_CHECKING:
     from onnxfi.graph.model.loading import Model
     from onnxfi.runtime.inject.activations import Instrumented
 
-_MEANING = {
-    "site": "whose: the number in the table",
-    "element": "which element of a sample, flat and row-major",
+_INPUT_HELP = {
+    "site": "the number of the tensor in the table",
+    "element": "the element of a sample, flat and row-major",
     "keep": "the faulty word is (word & keep) ^ flip: -1 keeps every bit",
     "flip": "as keep: 1 << 30 flips bit 30",
-    "first": "the first iteration of the loop that is struck",
-    "last": "the last one",
-    "scale": "the faulty number is number * scale + shift, rounded into its format",
-    "shift": "as scale: -0.0 shifts nothing, not even -0",
+    "first": "first faulty iteration of the loop",
+    "last": "last faulty iteration",
+    "scale": "the faulty number is number * scale + shift, rounded to its format",
+    "shift": "as scale: -0.0 changes nothing, not even -0",
 }
 
 
-def flow_options(function: Any) -> Any:
-    """What the verbs on values in flight share."""
+def activation_options(function: Any) -> Any:
+    """Add the options that the commands on activations share."""
     for option in (
-        click.option("--body", type=click.Choice(["auto", "native", "portable"]), default="auto", show_default=True, help="How words are struck: native needs opset 26, portable runs from opset 11 on."),
+        click.option("--body", type=click.Choice(["auto", "native", "portable"]), default="auto", show_default=True, help="Bit operations of the fault operators: native needs opset 26, portable opset 11."),
         click.option("--opset", metavar="N", default="auto", show_default=True, help="Raise the model to opset N, keep its own, or auto: its own from 11 on, else 13."),
-        click.option("--all", is_flag=True, help="Every value that can be struck, shapes and indices too (default: the outputs of layers)."),
+        click.option("--all", is_flag=True, help="Select all activations, also shapes and indices (default: the outputs of layers)."),
     ):  # fmt: skip
         function = option(function)
     return function
 
 
-def opset(given: dict[str, Any]) -> int | str:
-    """`--opset` as a number or a word."""
-    text: str = given["opset"]
+def opset_of(flags: dict[str, Any]) -> int | str:
+    """Return `--opset` as a number or a word."""
+    text: str = flags["opset"]
     return int(text) if text.isdecimal() and len(text) < 9 else text
 
 
-@click.command("instrument", short_help="Write a model that waits for its faults.")
+@click.command("instrument", short_help="Write a model with inputs for faults.")
 @MODEL
 @click.option(
     "--target",
     type=click.Choice(["activations", "neurons"]),
     default="activations",
     show_default=True,
-    help="What is to be struck: values in flight, which are fed, or the neurons of a spiking network, which get stored words of their own.",
+    help="Arm activations, whose faults are fed as inputs, or expose the neurons of a spiking network as stored words.",
 )
 @NEURONS
 @select_options
-@flow_options
+@activation_options
 @click.option(
     "--values",
     is_flag=True,
-    help="Faults are fed as scale and shift of a number (float64), rather than as masks of a word.",
+    help="Feed faults as scale and shift of a number (float64) instead of masks of a word.",
 )
 @click.option(
-    "--data", metavar="DATA", help="Inputs on which a raise of the opset must change no output (default: made-up ones)."
+    "--data", metavar="DATA", help="Inputs on which a raised opset must not change any output (default: synthetic)."
 )
 @CUSTOM_OPS
 @click.option(
@@ -70,15 +70,15 @@ def opset(given: dict[str, Any]) -> int | str:
     "--out",
     type=PATH,
     metavar="OUT",
-    help="The armed model (default: MODEL-stem.armed.onnx in this folder; of neurons MODEL-stem.exposed.onnx).",
+    help="Model to write (default: MODEL-stem.armed.onnx in this folder; of neurons MODEL-stem.exposed.onnx).",
 )
 @LINKS
 @JSON
-def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None:
-    """Put a fault operator behind values in flight of MODEL, and write the armed model.
+def command(model: Path, as_json: bool, allow_links: bool, **flags: Any) -> None:
+    """Insert a fault operator after activations of MODEL, and write the armed model.
 
-    The result is plain ONNX. It gives the golden outputs until its new inputs are fed; those have defaults, so that
-    whoever runs the model need not know them.
+    The result is plain ONNX. Its outputs are the golden outputs until its new inputs are fed; these have defaults, so
+    that the model runs without them.
 
     \b
     onnxfi instrument model.onnx
@@ -87,78 +87,78 @@ def command(model: Path, as_json: bool, allow_links: bool, **given: Any) -> None
     onnxfi instrument model.onnx --values
     onnxfi instrument snn.onnx --target neurons
     """
-    if given["target"] == "neurons":
-        _neurons(model, given, as_json=as_json, allow_links=allow_links)
+    if flags["target"] == "neurons":
+        _instrument_neurons(model, flags, as_json=as_json, allow_links=allow_links)
         return
-    options.refuse(("neurons",), "without --target neurons")
+    options.refuse_flags(("neurons",), "without --target neurons")
     for name in ("bits", "elements"):
-        if given[name]:
-            raise click.UsageError(f"--{name} says nothing here, as faults are chosen when they are fed; leave it out")
-    from onnxfi.cli.terminal import document, note
+        if flags[name]:
+            raise click.UsageError(f"--{name} has no effect, as faults are chosen when they are fed; leave it out")
+    from onnxfi.cli.terminal import print_json, print_note
     from onnxfi.graph.model.loading import load
     from onnxfi.runtime.data.sources import open_data
     from onnxfi.runtime.engine.dry_run import dry_run
     from onnxfi.runtime.engine.engines import OrtEngine
     from onnxfi.runtime.inject.activations import instrument
 
-    out = given["out"] or Path(f"{model.stem}.armed.onnx")
+    out = flags["out"] or Path(f"{model.stem}.armed.onnx")
     opened = load(model, allow_links=allow_links)
-    fed = None
-    if given["data"] is not None:
-        engine = OrtEngine(provider="cpu", custom_ops=given["custom_ops"])
+    dataset = None
+    if flags["data"] is not None:
+        engine = OrtEngine(provider="cpu", custom_ops=flags["custom_ops"])
         dry_run(engine, opened.path or b"")
-        fed = open_data(given["data"], engine.prepare(opened.path or b"").inputs)
-    asked = {name: given[name] for name in ("all", "body", "values", "custom_ops")}
-    done = instrument(opened, options.selector(given), out, opset=opset(given), data=fed, **asked)
-    done = replace(done, notes=(*done.notes, *fusions(opened, done.data, len(done.armed.sites), given["custom_ops"])))
+        dataset = open_data(flags["data"], engine.prepare(opened.path or b"").inputs)
+    arguments = {name: flags[name] for name in ("all", "body", "values", "custom_ops")}
+    done = instrument(opened, options.selector_of(flags), out, opset=opset_of(flags), data=dataset, **arguments)
+    done = replace(
+        done, notes=(*done.notes, *lost_fusions(opened, done.data, len(done.armed.sites), flags["custom_ops"]))
+    )
     if as_json:
-        document(_document(str(model), done))
+        print_json(_document(str(model), done))
     else:
         _print(done)
     for text in (*opened.notes, *done.notes):
-        note(text)
+        print_note(text)
 
 
-def fusions(model: Model, made: bytes, sites: int, custom_ops: tuple[str, ...]) -> tuple[str, ...]:
-    """What is said of fusions that the runtime loses; nothing of models with external data, which are not loaded."""
+def lost_fusions(model: Model, instrumented: bytes, sites: int, custom_ops: tuple[str, ...]) -> tuple[str, ...]:
+    """Return notes on fusions that the runtime no longer applies; none for models with external data."""
     from onnxfi.graph.model.loading import parse
     from onnxfi.runtime.engine.fusions import fusions_note
 
     if model.external or not sites:
         return ()
-    return fusions_note(parse(model).SerializeToString(), made, sites, custom_ops)
+    return fusions_note(parse(model).SerializeToString(), instrumented, sites, custom_ops)
 
 
-def _neurons(model: Path, given: dict[str, Any], *, as_json: bool, allow_links: bool) -> None:
-    """Expose the neurons of a spiking network."""
-    options.refuse(
-        (*options.SELECTORS, "all", "opset", "body", "values", "data", "custom_ops"),
-        "with --target neurons, which exposes all of them",
+def _instrument_neurons(model: Path, flags: dict[str, Any], *, as_json: bool, allow_links: bool) -> None:
+    """Expose the neurons of a spiking network and write the model."""
+    options.refuse_flags(
+        (*options.SELECTION, "all", "opset", "body", "values", "data", "custom_ops"),
+        "with --target neurons, which exposes all neurons",
     )
-    from onnxfi.cli.terminal import document, note, say, table
+    from onnxfi.cli.terminal import print_json, print_line, print_note, table
     from onnxfi.graph.model.loading import load
-    from onnxfi.graph.model.neuron_table import read_neuron_table as exposed
+    from onnxfi.graph.model.neuron_table import read_neuron_table
     from onnxfi.runtime.inject.neurons import expose_neurons
 
-    out = given["out"] or Path(f"{model.stem}.exposed.onnx")
+    out = flags["out"] or Path(f"{model.stem}.exposed.onnx")
     opened = load(model, allow_links=allow_links)
-    done = expose_neurons(opened, out, neurons=given["neurons"])
-    rows = exposed(done.proto)
+    done = expose_neurons(opened, out, neurons=flags["neurons"])
+    rows = read_neuron_table(done.proto)
     if as_json:
-        document({"model": str(model), "output": str(out), "layers": rows, "notes": list(opened.notes)})
+        print_json({"model": str(model), "output": str(out), "layers": rows, "notes": list(opened.notes)})
         return
     shown = [
         (row["layer"], "×".join(map(str, row["shape"])), row["steps"] or "?", ", ".join(row["words"].values()))
         for row in rows
     ]
-    table(
-        "Neurons with words of their own", ("Spiking layer", "Shape", ">Steps", "Targets, an element a neuron"), shown
-    )
-    say(
-        f"wrote {out}; strike it as any model: onnxfi run {out} --include {rows[0]['words']['spike']} --fault dead --exhaustive …"
+    table("Exposed neurons", ("Spiking layer", "Shape", ">Steps", "Targets, one element per neuron"), shown)
+    print_line(
+        f"wrote {out}; inject faults into it as into any model: onnxfi run {out} --include {rows[0]['words']['spike']} --fault dead --exhaustive …"
     )
     for text in (*opened.notes, *done.spiking.notes):
-        note(text)
+        print_note(text)
 
 
 def _rows(done: Instrumented) -> list[dict[str, Any]]:
@@ -179,12 +179,14 @@ def _document(model: str, done: Instrumented) -> dict[str, Any]:
 
 
 def _print(done: Instrumented) -> None:
-    from onnxfi.cli.terminal import count, say, table
+    from onnxfi.cli.terminal import count, print_line, table
     from onnxfi.runtime.engine.model_io import shape_text
 
     sites = done.armed.sites
     if not sites:
-        say(f"nothing to arm: the model has no layer whose output can be struck; wrote an unchanged copy, {done.out}")
+        print_line(
+            f"nothing to arm: the model has no layer output to inject faults into; wrote an unchanged copy, {done.out}"
+        )
     else:
         rows = [
             (
@@ -201,16 +203,16 @@ def _print(done: Instrumented) -> None:
         table(f"{count(len(sites), 'site')} armed", (">Site", "Tensor", "Op", "Layer", "Dtype", "Shape", "Loop"), rows)
         axes = {"site": "[F]", "first": "[F]", "last": "[F]"}
         inputs = [
-            (n, f"{'float64' if key in ('scale', 'shift') else 'int64'} {axes.get(key, '[S,F]')}", _MEANING[key])
+            (n, f"{'float64' if key in ('scale', 'shift') else 'int64'} {axes.get(key, '[S,F]')}", _INPUT_HELP[key])
             for n in done.armed.inputs
             for key in [n.rpartition(".")[2]]
         ]
         table(
-            "To strike, feed all of these: F faults, each a column; S is 1 (every sample alike) or the batch size, a row a sample",
+            "Inputs of faults, to be fed together: F faults, one column each; S is 1 (the same in every sample) or the batch size",
             ("Input", "Type", "Meaning"),
             inputs,
         )
-        say("the file holds the table of its sites in its metadata, as " + done.armed.prefix + ".sites")
-        say(f"wrote {done.out}")
-    for why, many in sorted(done.left_out.items(), key=lambda item: -item[1]):
-        say(f"{count(many, 'value')} out of reach: {why}")
+        print_line(f"the metadata of the file hold the table of sites as {done.armed.prefix}.sites")
+        print_line(f"wrote {done.out}")
+    for reason, n in sorted(done.left_out.items(), key=lambda item: -item[1]):
+        print_line(f"{count(n, 'activation')} left out: {reason}")

@@ -1,4 +1,4 @@
-"""`onnxfi merge OUT IN…`: one store from several."""
+"""`onnxfi merge OUT IN…`: merge stores of one campaign."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import click
 from onnxfi.cli.options import JSON, PATH
 
 
-@click.command("merge", short_help="Put several stores of one campaign together.")
+@click.command("merge", short_help="Merge several stores of one campaign.")
 @click.argument("out", type=PATH)
 @click.argument("stores", metavar="IN…", nargs=-1, required=True, type=PATH)
 @JSON
 def command(out: Path, stores: tuple[Path, ...], as_json: bool) -> None:
-    """Put the union of several stores of one campaign into OUT; what is there twice counts once.
+    """Merge several stores of one campaign into OUT; a trial that is in several counts once.
 
-    An OUT that is there already keeps what it has.
+    An existing OUT keeps its trials.
     """
     from onnxfi.campaign.results.merge import merge
     from onnxfi.campaign.results.store import Store
-    from onnxfi.cli.terminal import count, document, say
+    from onnxfi.cli.terminal import count, print_json, print_line
 
     results = merge(out, stores)
     with Store.open(out) as opened:
         planned = opened.count("plan")
     if as_json:
-        document({"store": str(out), "trials": results, "planned": planned, "merged": len(stores)})
+        print_json({"store": str(out), "trials": results, "planned": planned, "merged": len(stores)})
     else:
-        say(f"{out}: {results:,} of {planned:,} trials, from {count(len(stores), 'store')}")
+        print_line(f"{out}: {results:,} of {planned:,} trials, from {count(len(stores), 'store')}")

@@ -1,4 +1,4 @@
-"""`onnxfi plan MODEL`: which trials a campaign has, before anything runs."""
+"""`onnxfi plan MODEL`: the trials of a campaign and their cost, before it runs."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxfi.cli.campaign_options import SOURCE, campaign, campaign_options
+from onnxfi.cli.campaign_options import SOURCE, campaign_of, campaign_options
 from onnxfi.cli.options import JSON, PATH
 
 if TYPE_CHECKING:
     from onnxfi.campaign.report.cost_estimate import Cost
 
 
-@click.command("plan", short_help="Say which trials a campaign on MODEL has, and what they cost.")
+@click.command("plan", short_help="Print the number of trials of a campaign on MODEL and their cost.")
 @SOURCE
 @campaign_options
-@click.option("-o", "--out", type=PATH, metavar="PLAN.jsonl", help="Write every trial as a fault list.")
+@click.option("-o", "--out", type=PATH, metavar="PLAN.jsonl", help="Write all trials as a fault list.")
 @click.option(
     "--times",
     type=PATH,
     metavar="STORE",
-    help="Reckon the cost from the times of the trials in this store, a small campaign on the same model.",
+    help="Estimate the cost from the trials in this store, of a small campaign on the same model.",
 )
 @click.option("--print-spec", is_flag=True, help="Print the campaign as a YAML spec instead.")
 @JSON
-def command(source: Path, out: Path | None, times: Path | None, print_spec: bool, as_json: bool, **given: Any) -> None:
-    """Say how many trials a campaign has and what they cost, and write them as a fault list.
+def command(source: Path, out: Path | None, times: Path | None, print_spec: bool, as_json: bool, **flags: Any) -> None:
+    """Print the number of trials of a campaign and their cost, and write them as a fault list.
 
-    With --data, golden is run for the estimate of the cost; with --times, trials that were run already say it.
+    With --data the golden run is timed to estimate the cost; with --times, the trials of a store are.
 
     \b
     onnxfi plan model.onnx --single --margin 0.01 --confidence 0.99
@@ -42,57 +42,57 @@ def command(source: Path, out: Path | None, times: Path | None, print_spec: bool
     from onnxfi.campaign.report.cost_estimate import recorded
     from onnxfi.campaign.spec import spec_file
     from onnxfi.cli.run import duration
-    from onnxfi.cli.terminal import document, progress, say
+    from onnxfi.cli.terminal import print_json, print_line, progress
     from onnxfi.graph.write.output_file import check_output_files
 
-    wanted = campaign(source, given)
+    campaign = campaign_of(source, flags)
     if print_spec:
         if out is not None or times is not None or as_json:
-            raise click.UsageError("--print-spec goes with none of --out, --times and --json")
-        click.echo(spec_file.print_spec(wanted), nl=False)
+            raise click.UsageError("--print-spec cannot be combined with --out, --times or --json")
+        click.echo(spec_file.print_spec(campaign), nl=False)
         return
-    if out is not None:  # said before anything is run
+    if out is not None:  # refused before anything is run
         check_output_files(None, [out])
     cost, trial_s = None, None
     if times is None:
-        made, trial_s = plan(wanted)
+        made, trial_s = plan(campaign)
     else:
-        made = planned(wanted)
-        cost = recorded(times, made.model.digest, wanted.confidence)
+        made = planned(campaign)
+        cost = recorded(times, made.model.digest, campaign.confidence)
         trial_s = cost.seconds.estimate
     if out is not None:
-        with progress("planning") as tell:
-            write_plan(made, out, progress=tell)
+        with progress("planning") as on_progress:
+            write_plan(made, out, progress=on_progress)
     if as_json:
         strata = [{**g.told(), "population": g.population, "trials": g.trials} for g in made.groups]
         rounds = None
-        if wanted.adaptive:
+        if campaign.adaptive:
             rounds = {
-                "rate": wanted.rate, "method": wanted.method, "margin": wanted.margin,
-                "relative_margin": wanted.relative_margin, "fewest": made.fewest, "fixed_size": made.fixed_size,
+                "rate": campaign.rate, "method": campaign.method, "margin": campaign.margin,
+                "relative_margin": campaign.relative_margin, "min_trials": made.fewest, "fixed_size": made.fixed_size,
             }  # fmt: skip
-        document({
-            "model": wanted.model, "digest": made.model.digest, "way": wanted.way,
-            "trials": None if wanted.adaptive else len(made), "adaptive": rounds,
-            "population": made.header.population, "unit": made.header.unit, "confidence": wanted.confidence,
-            "margin": wanted.margin if made.margin is None else made.margin, "strata": strata,
+        print_json({
+            "model": campaign.model, "digest": made.model.digest, "sampling": campaign.way,
+            "trials": None if campaign.adaptive else len(made), "adaptive": rounds,
+            "population": made.header.population, "unit": made.header.unit, "confidence": campaign.confidence,
+            "margin": campaign.margin if made.margin is None else made.margin, "strata": strata,
             "output": None if out is None else str(out), "trial_s": trial_s,
             "times": None if cost is None else cost.row(),
         })  # fmt: skip
         return
     for line in made.describe():
-        say(line)
+        print_line(line)
     if trial_s is None:
-        say("with --data one trial is timed, and says what all of them cost")
+        print_line("with --data one trial is timed, and the cost of all is estimated")
     else:
-        told = f"one trial takes about {trial_s:.2g} s" if cost is None else _told(cost)
-        most, which = (made.fewest, "the fewest") if wanted.adaptive else (len(made), "all of them some")
-        say(f"{told}, {which} {duration(most * trial_s)} on one core")
+        measured = f"one trial takes about {trial_s:.2g} s" if cost is None else _cost_text(cost)
+        trials, which = (made.fewest, "the minimum of trials") if campaign.adaptive else (len(made), "all trials")
+        print_line(f"{measured}, {which} about {duration(trials * trial_s)} on one core")
     if out is not None:
-        say(f"wrote {out}")
+        print_line(f"wrote {out}")
 
 
-def _told(cost: Cost) -> str:
+def _cost_text(cost: Cost) -> str:
     from onnxfi.cli.terminal import count
 
     i, of = cost.seconds, f"{count(cost.trials, 'trial')} of {cost.store} on {count(cost.samples, 'sample')}"

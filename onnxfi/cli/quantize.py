@@ -1,4 +1,4 @@
-"""`onnxfi quantize MODEL`: a float model becomes an integer one, or one of narrower floats."""
+"""`onnxfi quantize MODEL`: convert a float model to integers or narrower floats."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from onnxfi.runtime.quantize.quantize import Quantised
     from onnxfi.tasks.evaluation import Evaluation
 
-_NAMED = (
+_RECIPE_FIELDS = (
     "format",
     "weights",
     "activations",
@@ -27,22 +27,33 @@ _NAMED = (
 )
 
 
-@click.command("quantize", short_help="Quantise MODEL with ONNX Runtime and say what it cost.")
+@click.command("quantize", short_help="Quantise MODEL with ONNX Runtime and compare it with the original.")
 @MODEL
-@click.option("--mode", required=True, metavar="MODE", help="static, dynamic, weight-only, fp16 or bf16.")
-@click.option("--format", default="", metavar="FORMAT", help="qdq or qoperator (static: qdq, weight-only: qoperator).")
+@click.option("--mode", required=True, metavar="MODE", help="Mode: static, dynamic, weight-only, fp16 or bf16.")
+@click.option(
+    "--format",
+    default="",
+    metavar="FORMAT",
+    help="Format: qdq or qoperator (default: static qdq, weight-only qoperator).",
+)
 @click.option(
     "--weights",
     default="",
     metavar="TYPE",
-    help="int8, uint8, int4 or uint4 (weight-only: int4, else int8).",
+    help="Type of weights: int8, uint8, int4 or uint4 (default: weight-only int4, else int8).",
 )
 @click.option(
-    "--activations", default="", metavar="TYPE", help="Static: uint8, int8, uint16 or int16 (default on x86: uint8)."
+    "--activations",
+    default="",
+    metavar="TYPE",
+    help="Type of activations, static: uint8, int8, uint16 or int16 (default on x86: uint8).",
 )
-@click.option("--per-channel", is_flag=True, help="A scale for each output channel of a weight.")
+@click.option("--per-channel", is_flag=True, help="Use a scale for each output channel of a weight.")
 @click.option(
-    "--calibration", default="", metavar="WAY", help="Static: minmax, entropy or percentile (default: minmax)."
+    "--calibration",
+    default="",
+    metavar="METHOD",
+    help="Calibration method, static: minmax, entropy or percentile (default: minmax).",
 )
 @click.option(
     "--calibration-samples",
@@ -50,56 +61,54 @@ _NAMED = (
     default=200,
     show_default=True,
     metavar="N",
-    help="Static: calibrate on the first N samples.",
+    help="Calibrate on the first N samples, static.",
 )
 @click.option(
-    "--block", type=int, default=32, show_default=True, metavar="N", help="Weight-only: elements that share a scale."
+    "--block", type=int, default=32, show_default=True, metavar="N", help="Elements that share a scale, weight-only."
 )
 @click.option(
-    "--exclude", multiple=True, metavar="PATTERN", help="Nodes, layers or weights to leave in float. Repeatable."
+    "--exclude", multiple=True, metavar="PATTERN", help="Leave these nodes, layers or weights in float. Repeatable."
 )
 @click.option("--opset", type=int, metavar="N", help="Raise the model's opset first.")
 @run_options
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), required=True, metavar="OUT", help="The model that is written."
-)
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, metavar="OUT", help="Model to write.")
 @LINKS
 @JSON
-def command(model: Path, mode: str, out: Path, as_json: bool, allow_links: bool, **given: Any) -> None:
+def command(model: Path, mode: str, out: Path, as_json: bool, allow_links: bool, **flags: Any) -> None:
     """Quantise MODEL, and print its size and, with labelled data, its accuracy before and after.
 
-    Inputs and outputs stay float32, so that one data file serves all versions. Static mode calibrates on --data.
+    Inputs and outputs stay float32, so that all versions use the same data. Static mode calibrates on --data.
 
     \b
     onnxfi quantize cnn.onnx --mode static --per-channel --data images.npz -o cnn_int8.onnx
     onnxfi quantize cnn.onnx --mode weight-only --weights int4 -o cnn_int4.onnx
     """
-    from onnxfi.cli.terminal import document, note
+    from onnxfi.cli.terminal import print_json, print_note
     from onnxfi.graph.model.loading import load
     from onnxfi.runtime.quantize.quantize import quantize
     from onnxfi.runtime.quantize.recipe import Recipe
     from onnxfi.tasks.evaluation import evaluate
 
-    if given["data"] is None:
-        options.refuse(options.RUNNING, "without --data, as nothing is run")
+    if flags["data"] is None:
+        options.refuse_flags(options.RUN_PARAMETERS, "without --data, as nothing is run")
     if mode != "static":
-        options.refuse(("calibration_samples",), f"in mode {mode}")
-    recipe = Recipe(mode, **{name: given[name] for name in _NAMED})
+        options.refuse_flags(("calibration_samples",), f"in mode {mode}")
+    recipe = Recipe(mode, **{name: flags[name] for name in _RECIPE_FIELDS})
     opened = load(model, allow_links=allow_links)
-    fed = how = golden = after = None
-    if given["data"] is not None:
-        how = options.engine(given)
-        fed = options.data(given, opened, how)
-        golden = evaluate(model, fed, engine=how, **options.scored(given))
-    done = quantize(opened, recipe, out, data=fed)
-    if fed is not None:
-        after = evaluate(out, fed, golden=golden, engine=how, **options.scored(given))
+    dataset = engine = golden = after = None
+    if flags["data"] is not None:
+        engine = options.engine_of(flags)
+        dataset = options.data_of(flags, opened, engine)
+        golden = evaluate(model, dataset, engine=engine, **options.scoring_of(flags))
+    done = quantize(opened, recipe, out, data=dataset)
+    if dataset is not None:
+        after = evaluate(out, dataset, golden=golden, engine=engine, **options.scoring_of(flags))
     if as_json:
-        document(_document(str(model), opened.digest, done, golden, after))
+        print_json(_document(str(model), opened.digest, done, golden, after))
     else:
         _print(str(model), done, golden, after)
         for text in done.notes:
-            note(text)
+            print_note(text)
 
 
 def _document(
@@ -119,7 +128,7 @@ def _document(
 
 
 def _print(model: str, done: Quantised, golden: Evaluation | None, after: Evaluation | None) -> None:
-    from onnxfi.cli.terminal import count, number, say, table
+    from onnxfi.cli.terminal import count, number, print_line, table
 
     r = done.recipe
     words = [r.mode, r.format, r.weights and f"{r.weights} weights", r.activations and f"{r.activations} activations"]
@@ -129,19 +138,21 @@ def _print(model: str, done: Quantised, golden: Evaluation | None, after: Evalua
         if r.calibration and golden
         else "",
     ]
-    say(f"{model}: {', '.join(word for word in words if word)}")
+    print_line(f"{model}: {', '.join(word for word in words if word)}")
     tensors = ", ".join(f"{op} {n}" for op, n in done.layers.items())
-    say(f"quantised weights: {tensors}")
+    print_line(f"quantised weights: {tensors}")
     if done.excluded:
-        say(f"left in float as asked: {', '.join(done.excluded)}")
+        print_line(f"left in float by --exclude: {', '.join(done.excluded)}")
     if done.left:
         named = ", ".join(f"{node} ({op})" for node, op in done.left[:12]) + (
             f" and {len(done.left) - 12} more" if len(done.left) > 12 else ""
         )
-        say(f"left in float, since this mode cannot quantise it: {named}")
-    say(f"of {count(done.words, 'stored number')} {done.clipped:,} were clipped and {done.flushed:,} flushed to zero")
+        print_line(f"left in float, since this mode cannot quantise it: {named}")
+    print_line(
+        f"of {count(done.words, 'stored number')} {done.clipped:,} were clipped and {done.flushed:,} flushed to zero"
+    )
     if done.relative_error is not None:
-        say(f"outputs differ from the float model's by {done.relative_error:.2%} (relative L2)")
+        print_line(f"outputs differ from the float model's by {done.relative_error:.2%} (relative L2)")
     rows: list[tuple[str, ...]] = [("size, bytes", f"{done.size_before_bytes:,}", f"{done.size_after_bytes:,}")]
     if golden is not None and after is not None:
         rows += [
@@ -153,5 +164,5 @@ def _print(model: str, done: Quantised, golden: Evaluation | None, after: Evalua
         ]
     table("Before and after", ("Metric", ">Before", ">After"), rows)
     if after is not None:
-        say(after.conditions())
-    say(f"wrote {done.out}, sha256 {done.digest}")
+        print_line(after.conditions())
+    print_line(f"wrote {done.out}, sha256 {done.digest}")

@@ -1,4 +1,4 @@
-"""`onnxfi report STORE`: what a campaign found."""
+"""`onnxfi report STORE`: the rates of a campaign, with tables and figures."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from onnxfi.tasks.task import Metric, Task
 
 
-@click.command("report", short_help="Print what a campaign found; as a page, figures or tables.")
+@click.command("report", short_help="Print the rates of a campaign; write a page, figures or tables.")
 @click.argument("stores", metavar="STORE…", nargs=-1, required=True, type=PATH)
 @click.option(
     "--html",
     type=PATH,
     metavar="FILE",
-    help="Write one page that works offline: figures, tables, the most harmful faults, the command that repeats it.",
+    help="Write one offline HTML page: figures, tables, the most harmful faults, the command that repeats the campaign.",
 )
 @click.option("--figures", "figure_folder", type=PATH, metavar="DIR", help="Write the figures as SVG and PNG.")
 @click.option(
@@ -32,16 +32,15 @@ if TYPE_CHECKING:
     "csv_folder",
     type=PATH,
     metavar="DIR",
-    help="Write detail.csv (one line a trial), summary.csv, and rates.csv, layers.csv, bits.csv, classes.csv where there are such.",
+    help="Write detail.csv (one line per trial), summary.csv, and rates.csv, layers.csv, bits.csv, classes.csv where they apply.",
 )
 @JSON
 def command(
     stores: tuple[Path, ...], html: Path | None, figure_folder: Path | None, csv_folder: Path | None, as_json: bool
 ) -> None:
-    """Print the rates of a campaign, overall and by rate, layer and bit, each with its interval.
+    """Print the rates of a campaign, overall and by bit error rate, layer and bit, each with its interval.
 
-    A campaign that is not finished, or still under way, is reported as far as it is. Several stores are put side by
-    side. --html and --figures need the extra `report`.
+    A campaign that is not finished is reported so far. Several stores are printed side by side. --html and --figures need the extra `report`.
 
     \b
     onnxfi report net.onnxfi.db --html net.html
@@ -50,43 +49,43 @@ def command(
     from onnxfi.campaign.report.report import report
     from onnxfi.campaign.report.side_by_side import write_csv_of_all
     from onnxfi.campaign.report.tables import write_csv
-    from onnxfi.cli.terminal import document, say
+    from onnxfi.cli.terminal import print_json, print_line
     from onnxfi.graph.write.output_file import check_folder
 
     for folder in (figure_folder, csv_folder):
         if folder is not None:
             check_folder(folder)
     if html is not None or figure_folder is not None:
-        _drawable(html, stores)
+        _check_figures(html, stores)
     found = [report(store) for store in stores]
     written = []
     if csv_folder is not None:
         written += write_csv(found[0], csv_folder) if len(found) == 1 else write_csv_of_all(found, csv_folder)
-    told = []
+    captions = []
     if figure_folder is not None:
         from onnxfi.campaign.report.figures import figures, write_figures
 
         written += write_figures(found, figure_folder)
-        told = [figure.caption for figure in figures(found) if figure.draw is None]
+        captions = [figure.caption for figure in figures(found) if figure.draw is None]
     if html is not None:
         from onnxfi.campaign.report.html_page import write_page
 
         written.append(write_page(found, html))
     if as_json:
-        document(found[0].document() if len(found) == 1 else {"stores": [one.document() for one in found]})
+        print_json(found[0].document() if len(found) == 1 else {"stores": [one.document() for one in found]})
         return
     if len(found) == 1:
         print_report(found[0])
     else:
-        _print_sides(found)
-    for line in dict.fromkeys(told):
-        say(line)
+        _print_side_by_side(found)
+    for line in dict.fromkeys(captions):
+        print_line(line)
     for path in written:
-        say(f"wrote {path}")
+        print_line(f"wrote {path}")
 
 
-def _drawable(html: Path | None, stores: tuple[Path, ...]) -> None:
-    """Refuse a place for the page that cannot be, and extras that are not there, before anything is read."""
+def _check_figures(html: Path | None, stores: tuple[Path, ...]) -> None:
+    """Refuse a page that cannot be written, and missing extras, before anything is read."""
     from onnxfi.campaign.gate.ci_report import writer
     from onnxfi.campaign.report.figures import needs
 
@@ -96,11 +95,11 @@ def _drawable(html: Path | None, stores: tuple[Path, ...]) -> None:
         writer(html, stores)
 
 
-def _print_sides(found: Sequence[Report]) -> None:
-    """Several reports, a line each."""
+def _print_side_by_side(found: Sequence[Report]) -> None:
+    """Print several reports, a line each."""
     from onnxfi.campaign.report.notes import of_trials
     from onnxfi.campaign.report.side_by_side import sides
-    from onnxfi.cli.terminal import number, say, table
+    from onnxfi.cli.terminal import number, print_line, table
 
     lines, task = sides(found), found[0].task
     shown, accuracy = _columns(task, [side.fold for side in lines]), task.accuracy
@@ -117,30 +116,30 @@ def _print_sides(found: Sequence[Report]) -> None:
         f"Side by side, intervals at {levels}",
         ("Campaign", ">Rate", ">Trials", f">Golden{f' {accuracy.label}' if accuracy else ''}", *(f">{m.label}" for m in shown)), rows,
     )  # fmt: skip
-    if told := of_trials([one.judged for one in found], task):
-        say(told)
+    if text := of_trials([one.judged for one in found], task):
+        print_line(text)
 
 
 def print_report(found: Report) -> None:
     """Print a report to the terminal."""
     from onnxfi.campaign.report.notes import notes
     from onnxfi.campaign.report.tables import classes, rate_name, swept_over
-    from onnxfi.cli.terminal import count, note, number, say, table
+    from onnxfi.cli.terminal import count, number, print_line, print_note, table
 
     metrics, level = found.golden["metrics"], f"intervals at {100 * found.confidence:.4g} %"
-    say(f"{found.store}: {found.everything.trials:,} of {found.planned:,} trials, {found.golden['data']}")
+    print_line(f"{found.store}: {found.everything.trials:,} of {found.planned:,} trials, {found.golden['data']}")
     task = found.task
     accuracy = [f"{name} {number(metrics[name], share=True)}" for name in task.golden_names if name in metrics]
-    unlabelled = "no labels, so rates say how often answers change, not how often they are wrong"
+    unlabelled = "no labels, so rates count changed answers, not wrong ones"
     read = found.golden.get("reading", "")
-    say(f"golden: {', '.join(accuracy) or (unlabelled if task.golden_names else 'compared as numbers')}")
+    print_line(f"golden run: {', '.join(accuracy) or (unlabelled if task.golden_names else 'compared as numbers')}")
     if read:
-        say(read)
+        print_line(read)
     if found.golden.get("synthetic"):
-        say("synthetic inputs: how often real ones change may be something else")
+        print_line("synthetic inputs: rates on real inputs may differ")
     if found.look is not None:
-        for line in _told(found, found.look):
-            say(line)
+        for line in _adaptive_lines(found, found.look):
+            print_line(line)
     if len(found.by_rate) <= 1:
         rows = [
             (r.name, r.of, *_cells(task.metric(r.name), r.interval))
@@ -157,40 +156,40 @@ def print_report(found: Report) -> None:
     if found.by_bit:
         _table(f"By bit, {level}", ">Bit", [fold for fold in found.by_bit if fold.trials], task)
     for line in notes(found):
-        say(line)
+        print_line(line)
     if found.errors:
-        note(
-            f"{count(found.errors, 'trial')} ended in an error of the harness and count in no rate; run again to repeat"
+        print_note(
+            f"{count(found.errors, 'trial')} ended in an error of the harness and are excluded from all rates; run again to repeat them"
         )
 
 
-def seen(look: Look) -> str:
-    """What an adaptive campaign knows of the rate that it measures."""
+def estimate_text(look: Look) -> str:
+    """Return the estimate of an adaptive campaign so far."""
     i = look.interval
     if i.estimate != i.estimate:
         return f"{look.rate}: no round is complete yet"
     return f"{look.rate} {_share(i.estimate)} [{_share(i.low)}, {_share(i.high)}]"
 
 
-def _told(found: Report, look: Look) -> Iterator[str]:
-    """What it was asked for, what it took, and what its interval does not cover."""
+def _adaptive_lines(found: Report, look: Look) -> Iterator[str]:
+    """Yield the margin, the trials and the limits of an adaptive estimate."""
     i, samples = look.interval, found.golden["samples"]
     headline = found.task.metric(found.task.headline).label.partition(" (")[0]
     strata = "drawn evenly" if look.strata == 1 else f"{look.strata:,} strata"
-    yield f"adaptive, {look.method} ({i.method}), at {100 * found.confidence:.4g} %: {seen(look)}"
+    yield f"adaptive, {look.method} ({i.method}), at {100 * found.confidence:.4g} %: {estimate_text(look)}"
     yield f"  {look.trials:,} of {look.population:,} faults in {look.rounds:,} rounds, {strata}"
     if look.exhausted:
-        yield "  the whole population was run, so the rate is exact; a sample cannot be as narrow as was asked for"
+        yield "  the whole population was run, so the rate is exact; no sample reaches the margin"
     else:
         wanted, have = 100 * look.wanted, 100 * i.half_width
         much = f", {100 * i.half_width / i.estimate:,.0f} % of the rate" if i.estimate > 0 else ""
-        yield f"  half the width is {have:.3g} points{much}; asked for: {wanted:.3g}" + (
-            "" if look.reached else ", so it goes on"
+        yield f"  the half width is {have:.3g} points{much}; the margin is {wanted:.3g}" + (
+            "" if look.reached else ", so more trials are needed"
         )
     if i.low == 0 < i.high and i.estimate == 0:
-        yield f"  no trial showed it: the rate is below {_share(i.high)}, and may be 0"
+        yield f"  no trial had this outcome: the rate is below {_share(i.high)}, and may be 0"
     if found.task.metric(look.rate).any_of:
-        yield f"  {look.rate} depends on the number of samples: it is that of these {samples:,}, and grows with more"
+        yield f"  {look.rate} depends on the number of samples, {samples:,} here, and grows with it"
     if found.samples is not None:
         yield (
             f"  the choice of these {samples:,} samples adds ±{100 * found.samples.half_width:.3g} points to {headline}, "

@@ -1,4 +1,4 @@
-"""`onnxfi run MODEL`: a campaign, from the first trial to the report."""
+"""`onnxfi run MODEL`: run a campaign and print its report."""
 
 from __future__ import annotations
 
@@ -14,42 +14,46 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxfi.cli.campaign_options import SOURCE, campaign, campaign_options
+from onnxfi.cli.campaign_options import SOURCE, campaign_of, campaign_options
 from onnxfi.cli.options import JSON, PATH
 
 if TYPE_CHECKING:
     from onnxfi.campaign.execute.runner import Running
     from onnxfi.campaign.results.rows import Result
 
-#: Seconds between two looks at how it goes: on a terminal, and elsewhere.
-_LOOK_S, _LINE_S = 0.5, 60.0
-#: Letters of I/N.
-_LONGEST_SHARD = 40
+#: Seconds between two updates of the progress: of the bar on a terminal, and of lines elsewhere.
+_BAR_S, _LINE_S = 0.5, 60.0
+#: Longest text of --shard.
+_MAX_SHARD_LENGTH = 40
 
 
 @click.command("run", short_help="Run a campaign on MODEL: many trials on labelled data.")
 @SOURCE
 @campaign_options
 @click.option(
-    "-o", "--out", type=PATH, metavar="STORE", help="Where results go (default: MODEL-stem.onnxfi.db in this folder)."
+    "-o",
+    "--out",
+    type=PATH,
+    metavar="STORE",
+    help="Store of the results (default: MODEL-stem.onnxfi.db in this folder).",
 )
 @click.option(
     "--workers",
     type=click.IntRange(0),
     metavar="N",
-    help="Workers, in processes of their own; 0 runs trials in this one (default: the cores).",
+    help="Worker processes; 0 runs trials in this process (default: one per core).",
 )
 @click.option(
     "--timeout",
     "timeout_s",
     type=float,
     metavar="SECONDS",
-    help="A trial that takes longer hangs, which is DUE (default: 10 s and 20 golden runs).",
+    help="Time limit of a trial; a longer one hangs, which is a DUE (default: 10 s and 20 golden runs).",
 )
 @click.option(
     "--worker-memory",
     metavar="SIZE",
-    help="A trial that takes more of its worker is out of memory, as 800MB or 4GB (default: three quarters of the machine's; Linux).",
+    help="Memory limit of a worker, as 800MB or 4GB; a trial beyond it is a DUE (default: three quarters of the machine's; Linux).",
 )
 @click.option(
     "--scheduler",
@@ -60,27 +64,28 @@ _LONGEST_SHARD = 40
     "--local-cluster",
     type=click.IntRange(1),
     metavar="N",
-    help="Run trials on so many Dask workers on this machine (extra: distributed).",
+    help="Run trials on N Dask workers on this machine (extra: distributed).",
 )
 @click.option(
-    "--shard", metavar="I/N", help="Run every N-th trial from the I-th on, into a store of its own; see onnxfi merge."
+    "--shard", metavar="I/N", help="Run every N-th trial from the I-th into a separate store; see onnxfi merge."
 )
 @click.option(
     "--memory",
     metavar="SIZE",
     default="1GiB",
     show_default=True,
-    help="What each worker process keeps of golden values and sessions; what is beyond is computed again.",
+    help="Cache size of each worker process for golden activations and sessions; anything beyond is recomputed.",
 )
-@click.option("--fresh", is_flag=True, help="Move an existing store to STORE.old and start anew.")
+@click.option("--fresh", is_flag=True, help="Move an existing store to STORE.old and start again.")
 @JSON
 def command(
-    source: Path, out: Path | None, workers: int | None, timeout_s: float | None, worker_memory: str | None, scheduler: str | None, local_cluster: int | None, shard: str | None, fresh: bool, memory: str, as_json: bool, **given: Any
+    source: Path, out: Path | None, workers: int | None, timeout_s: float | None, worker_memory: str | None, scheduler: str | None, local_cluster: int | None, shard: str | None, fresh: bool, memory: str, as_json: bool, **flags: Any
 ) -> None:  # fmt: skip
-    """Run a campaign: many trials on labelled data, into a store that can be resumed, extended and merged.
+    """Run a campaign of many trials on labelled data, into a store that can be resumed, extended and merged.
 
-    Golden runs twice, a canary proves that faults reach the weights, then the trials. The same command goes on where a
-    stopped one was; with more trials it extends. Exit code 3: some trials ended in an error of the harness.
+    The golden run is done twice, a canary checks that injected faults have an effect, then the trials run. The same
+    command resumes an interrupted campaign; with more trials it extends it. Exit code 3: some trials ended in an error
+    of the harness.
 
     \b
     onnxfi run model.onnx --data images.npz --ber 1e-7:1e-3 --repeat 10
@@ -97,61 +102,61 @@ def command(
         from onnxfi.campaign.execute.scheduling import cores
         from onnxfi.campaign.report.report import report
         from onnxfi.cli.report import print_report
-        from onnxfi.cli.terminal import count, document, note, progress
+        from onnxfi.cli.terminal import count, print_json, print_note, progress
 
-        wanted = campaign(source, given)
+        campaign = campaign_of(source, flags)
         if (workers is not None) + (scheduler is not None) + (local_cluster is not None) > 1:
             raise click.UsageError(
-                "--workers, --scheduler and --local-cluster each say where trials run; give one of them"
+                "--workers, --scheduler and --local-cluster each choose where trials run; give only one of them"
             )
-        store = out or default_store(wanted.model)
+        store = out or default_store(campaign.model)
         with ExitStack() as stack:
-            far = (
+            dask = (
                 stack.enter_context(cluster(scheduler, local=local_cluster or 0))
                 if scheduler or local_cluster
                 else None
             )
-            crew = far.size() if far is not None else cores() if workers is None else workers
-            with progress("planning") as told:
+            n_workers = dask.size() if dask is not None else cores() if workers is None else workers
+            with progress("planning") as on_progress:
                 running = run(
-                    wanted, store, workers=crew, shard=_shard(shard), fresh=fresh, progress=told, executor=far,
-                    timeout_s=timeout_s, worker_memory_bytes=_size(worker_memory),
-                    kept_bytes=_size(memory, "memory") or 0,
+                    campaign, store, workers=n_workers, shard=_shard(shard), fresh=fresh, progress=on_progress, executor=dask,
+                    timeout_s=timeout_s, worker_memory_bytes=parse_size(worker_memory),
+                    kept_bytes=parse_size(memory, "memory") or 0,
                 )  # fmt: skip
             if not as_json:
-                for line in _begin(running, crew):
-                    note(line)
-            errors = _follow(running, crew)
+                for line in _start_lines(running, n_workers):
+                    print_note(line)
+            errors = _follow(running, n_workers)
         if errors:
-            note(
+            print_note(
                 f"{count(errors, 'trial')} ended in an error of the harness, not in an outcome; "
-                f"onnxfi show {store} TRIAL says why, the same command runs them again"
+                f"onnxfi show {store} TRIAL prints it, the same command repeats these trials"
             )
         if running.total is None or errors < running.total or running.outcomes:
             found = report(store)
             if as_json:
-                document(found.summary())
+                print_json(found.summary())
             else:
                 print_report(found)
         if errors:
             raise SystemExit(3)
 
 
-def _follow(running: Running, crew: int) -> int:
-    """Run to the end, and show how it goes; how many trials ended in an error of the harness."""
-    from onnxfi.cli.terminal import note
+def _follow(running: Running, n_workers: int) -> int:
+    """Run all trials and show the progress; return the number of trials with an error of the harness."""
+    from onnxfi.cli.terminal import print_note
     from onnxfi.statistics.intervals import clopper_pearson
 
-    # The report's intervals load scipy, which takes as long as some trials: that is done while workers run them.
+    # The report's intervals import scipy, which takes as long as some trials: it is imported while workers run them.
     threading.Thread(target=clopper_pearson, args=(0, 1)).start()
     errors = 0
     try:
-        with closing(running), _live(running, crew) as tell:
+        with closing(running), _progress(running, n_workers) as on_progress:
             for result in running:
                 errors += result.error is not None
-                tell(result)
+                on_progress(result)
     except KeyboardInterrupt:
-        note(f"stopped; what was done is in {running.store}, the same command goes on from there")
+        print_note(f"interrupted; finished trials are in {running.store}, the same command resumes")
         raise SystemExit(130) from None
     return errors
 
@@ -160,26 +165,31 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     first, slash, last = text.partition("/")
-    whole = first.isdecimal() and last.isdecimal() and len(text) < _LONGEST_SHARD
+    whole = first.isdecimal() and last.isdecimal() and len(text) < _MAX_SHARD_LENGTH
     if not (slash and whole and 1 <= int(first) <= int(last)):
-        raise click.UsageError(f"--shard {text!r} is not of the form I/N with I from 1 to N, as 1/3")
+        raise click.UsageError(f"--shard must be of the form I/N with I from 1 to N, as 1/3, got {text!r}")
     return int(first), int(last)
 
 
-def _size(text: str | None, flag: str = "worker-memory") -> int | None:
+def parse_size(text: str | None, flag: str = "worker-memory") -> int | None:
+    """Return a size in bytes, as of 800MB, 4GB or 4GiB.
+
+    >>> parse_size("4GiB"), parse_size("800 MB"), parse_size(None)
+    (4294967296, 800000000, None)
+    """
     if text is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip(), re.I)
     if match is None:
-        raise click.UsageError(f"--{flag} {text!r} is no size; write 800MB, 4GB or 4GiB")
+        raise click.UsageError(f"--{flag}: invalid size {text!r}; write 800MB, 4GB or 4GiB")
     size = float(match[1]) * (1024 if match[3] else 1000) ** (" kmgt".index(match[2].lower() or " "))
     if size >= 1 << 63:
-        raise click.UsageError(f"--{flag} {text[:40]!r} is more than any machine has; write 800MB, 4GB or 4GiB")
+        raise click.UsageError(f"--{flag}: size {text[:40]!r} is too large; write 800MB, 4GB or 4GiB")
     return int(size)
 
 
-def _begin(running: Running, workers: int) -> Iterator[str]:
-    """What is known before the first trial."""
+def _start_lines(running: Running, workers: int) -> Iterator[str]:
+    """Yield the lines that are printed before the first trial."""
     from onnxfi.cli.terminal import count
 
     yield from running.plan.describe()
@@ -193,14 +203,14 @@ def _begin(running: Running, workers: int) -> Iterator[str]:
     if done:
         yield f"{done:,} of {running.total:,} trials are in {running.store} already"
     if left := running.total - done:
-        crew = max(1, workers)
-        seconds = duration(left * running.golden_s / crew)
-        much = f"the {left:,} to run some {seconds} on {count(crew, 'core')}, or less by shorter routes"
-        yield f"one trial takes about {running.golden_s:.2g} s, {much}"
+        n_workers = max(1, workers)
+        seconds = duration(left * running.golden_s / n_workers)
+        rest = f"the remaining {left:,} about {seconds} on {count(n_workers, 'core')}, or less by partial execution"
+        yield f"one trial takes about {running.golden_s:.2g} s, {rest}"
 
 
 def duration(seconds: float) -> str:
-    """A length of time for people.
+    """Return a duration as text.
 
     >>> duration(50), duration(5000), duration(5e6)
     ('50 s', '1.4 hours', '57.9 days')
@@ -212,30 +222,30 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def _live(running: Running, crew: int) -> Iterator[Callable[[Result], None]]:
-    """How it goes: trials done, rate, time left, outcome rates so far. A bar on a terminal, else a line a minute."""
-    from onnxfi.cli.terminal import note
+def _progress(running: Running, n_workers: int) -> Iterator[Callable[[Result], None]]:
+    """Show finished trials, speed, time left and outcome rates: a bar on a terminal, else a line a minute."""
+    from onnxfi.cli.terminal import print_note
 
-    counts, begun, terminal = Counter(running.outcomes), time.monotonic(), sys.stderr.isatty()
-    done, busy_s, told = 0, 0.0, begun - _LOOK_S if terminal else begun  # a bar tells from its first trial on
+    counts, started, terminal = Counter(running.outcomes), time.monotonic(), sys.stderr.isatty()
+    done, busy_s, shown = 0, 0.0, started - _BAR_S if terminal else started  # a bar is shown from the first trial
 
-    def look(result: Result) -> str | None:
-        nonlocal done, busy_s, told
+    def update(result: Result) -> str | None:
+        nonlocal done, busy_s, shown
         done, busy_s = done + 1, busy_s + result.time_s
         counts.update([result.outcome] if result.error is None else [])
         now = time.monotonic()
-        if now - told < (_LOOK_S if terminal else _LINE_S):
+        if now - shown < (_BAR_S if terminal else _LINE_S):
             return None
-        told = now
-        return _state(running, counts, done, pace(done, now - begun, busy_s, crew))
+        shown = now
+        return _progress_text(running, counts, done, trials_per_second(done, now - started, busy_s, n_workers))
 
     if not terminal:
 
-        def tell_line(result: Result) -> None:
-            if text := look(result):
-                note(text)
+        def print_progress(result: Result) -> None:
+            if text := update(result):
+                print_note(text)
 
-        yield tell_line
+        yield print_progress
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
@@ -244,35 +254,35 @@ def _live(running: Running, crew: int) -> Iterator[Callable[[Result], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=running.total, completed=running.outcomes.total())
 
-        def tell_bar(result: Result) -> None:
-            bar.update(task, advance=1, description=look(result))
+        def update_bar(result: Result) -> None:
+            bar.update(task, advance=1, description=update(result))
 
-        yield tell_bar
+        yield update_bar
 
 
-def pace(done: int, elapsed_s: float, busy_s: float, crew: int) -> float:
-    """How many trials a second end.
+def trials_per_second(done: int, elapsed_s: float, busy_s: float, n_workers: int) -> float:
+    """Return the number of trials per second.
 
-    In the first minute workers still start, and most of what they have done has not come back: then what the trials
-    themselves took says more than the clock.
+    In the first minute workers are still starting, and most of their results have not arrived: the time of the trials
+    themselves is then a better estimate than the clock.
 
-    >>> pace(8, 4.0, 0.8, 2), pace(8_000, 100.0, 80.0, 2)
+    >>> trials_per_second(8, 4.0, 0.8, 2), trials_per_second(8_000, 100.0, 80.0, 2)
     (20.0, 80.0)
     """
     clock = done / max(elapsed_s, 1e-9)
-    return max(clock, max(crew, 1) * done / max(busy_s, 1e-9)) if elapsed_s < 60 else clock
+    return max(clock, max(n_workers, 1) * done / max(busy_s, 1e-9)) if elapsed_s < 60 else clock
 
 
-def _state(running: Running, counts: Counter[str], done: int, rate: float) -> str:
-    from onnxfi.cli.report import seen
+def _progress_text(running: Running, counts: Counter[str], done: int, rate: float) -> str:
+    from onnxfi.cli.report import estimate_text
     from onnxfi.statistics.intervals import clopper_pearson
 
     n, before = counts.total(), running.outcomes.total()
     if running.total is None:
-        found = "" if running.look is None else seen(running.look)
+        found = "" if running.look is None else estimate_text(running.look)
         return f"{before + done:,} trials  {rate:.3g}/s  {found}"
     left = duration((running.total - before - done) / rate)
     confidence = running.plan.campaign.confidence
     rates = [(name, clopper_pearson(counts[name], n, confidence)) for name in ("masked", "sdc", "due")] if n else []
-    said = [f"{name} {100 * i.estimate:.1f} % [{100 * i.low:.1f}, {100 * i.high:.1f}]" for name, i in rates]
-    return "  ".join([f"{before + done:,} of {running.total:,}", f"{rate:.3g}/s", f"{left} left", *said])
+    rate_texts = [f"{name} {100 * i.estimate:.1f} % [{100 * i.low:.1f}, {100 * i.high:.1f}]" for name, i in rates]
+    return "  ".join([f"{before + done:,} of {running.total:,}", f"{rate:.3g}/s", f"{left} left", *rate_texts])

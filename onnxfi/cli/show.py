@@ -1,4 +1,4 @@
-"""`onnxfi show STORE TRIAL`: everything about one trial."""
+"""`onnxfi show STORE TRIAL`: one trial with its faults and its outcome."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 import click
 
-from onnxfi.cli.campaign_options import STORE
+from onnxfi.cli.campaign_options import STORE_ARGUMENT
 from onnxfi.cli.options import JSON, PATH
 
 
-@click.command("show", short_help="Print everything about one trial; write its faulty model.")
-@STORE
+@click.command("show", short_help="Show the faults and the outcome of one trial, or export its faulty model.")
+@STORE_ARGUMENT
 @click.argument("trial", type=click.IntRange(1))
-@click.option("--export", type=PATH, metavar="FILE", help="Write the trial's faulty model.")
+@click.option("--export", type=PATH, metavar="FILE", help="Write the faulty model of the trial.")
 @JSON
 def command(store: Path, trial: int, export: Path | None, as_json: bool) -> None:
-    """Print what a trial struck, word by word, and what came of it."""
+    """Show the faults of one trial, word by word, and its outcome."""
     from onnxfi.campaign.execute.export_trial import export_trial
     from onnxfi.campaign.results.store import Store
-    from onnxfi.cli.terminal import document, say
+    from onnxfi.cli.terminal import print_json, print_line
 
     with Store.open(store) as opened:
         found = opened.trial(trial)
@@ -29,42 +29,42 @@ def command(store: Path, trial: int, export: Path | None, as_json: bool) -> None
     if export is not None:
         export_trial(store, trial, export)
     if as_json:
-        document({**found, "rows": rows, "output": None if export is None else str(export)})
+        print_json({**found, "rows": rows, "output": None if export is None else str(export)})
         return
     _print(store, found, rows)
     if export is not None:
-        say(f"wrote {export}")
+        print_line(f"wrote {export}")
 
 
-def _place(row: dict[str, Any]) -> str:
-    times = "".join(f"@{key}={row[key]}" for key in ("sample", "step", "from") if key in row)
-    return f"{row['target']}[{row['index']}]{times}"
+def _site(row: dict[str, Any]) -> str:
+    scope = "".join(f"@{key}={row[key]}" for key in ("sample", "step", "from") if key in row)
+    return f"{row['target']}[{row['index']}]{scope}"
 
 
 def _print(store: Path, found: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    from onnxfi.cli.terminal import change, count, number, say, table
+    from onnxfi.cli.terminal import count, number, print_line, table, value_change
 
-    done = found["result"]
-    cause = f" ({done['cause']})" if done and done["cause"] else ""
-    route = f"; route: {done['route']}" if done else ""
-    outcome = f"{done['outcome'].upper()}{cause}{route}" if done else "not run yet"
-    say(f"trial {found['trial']} of {store}: {count(found['faults'], 'fault')}; {outcome}")
+    result = found["result"]
+    cause = f" ({result['cause']})" if result and result["cause"] else ""
+    route = f"; route: {result['route']}" if result else ""
+    outcome = f"{result['outcome'].upper()}{cause}{route}" if result else "not run yet"
+    print_line(f"trial {found['trial']} of {store}: {count(found['faults'], 'fault')}; {outcome}")
     if faults := [row for row in rows if "target" in row]:
         cells = [
             (
-                _place(r), ", ".join(map(str, r["bits"] or ["word"])), r["fault"],
-                change(r) if r["before"] else "", "in flight" if r["before"] is None else f"{r['before']} → {r['after']}",
+                _site(r), ", ".join(map(str, r["bits"] or ["word"])), r["fault"],
+                value_change(r) if r["before"] else "", "activation" if r["before"] is None else f"{r['before']} → {r['after']}",
             )
             for r in faults
         ]  # fmt: skip
-        table("Faults", ("Place", "Bits", "Fault", "Value", "Word"), cells)
+        table("Faults", ("Site", "Bits", "Fault", "Value", "Word"), cells)
     for row in rows:
         if "sampler" in row and row["n"]:
             table("Recipe", ("Key", "Value"), [(key, value) for key, value in row.items() if key != "before"])
-    if done:
-        values = [(k, v if isinstance(v, str) else number(v)) for k, v in done["metrics"].items()]
+    if result:
+        values = [(k, v if isinstance(v, str) else number(v)) for k, v in result["metrics"].items()]
         table("Metrics", ("Metric", ">Value"), values)
     if found["error"]:
-        say("the harness failed on it:")
+        print_line("the harness failed on this trial:")
         for line in found["error"].splitlines():
-            say("  " + line)
+            print_line("  " + line)

@@ -1,4 +1,4 @@
-"""Printing: tables, numbers, progress; names from strangers are made harmless."""
+"""Terminal output: tables, numbers, progress. Names from model files are escaped."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from onnxfi.graph.model.byte_source import printable
 if TYPE_CHECKING:
     from onnxfi.graph.write.faulty_copy import OnProgress
 
-#: Texts up to this length stay on one line.
-_FOLDABLE = 16
+#: Texts up to this length are not wrapped.
+_MIN_WRAPPED = 16
 
 
 def table(
@@ -29,97 +29,99 @@ def table(
 ) -> None:
     """Print a table; a column whose name starts with `>` is right-aligned.
 
-    On a terminal long texts fold inside their columns, numbers and short texts never; elsewhere nothing does.
+    On a terminal long texts wrap inside their columns, numbers and short texts do not; elsewhere nothing wraps.
     """
     numbers = [name.startswith(">") for name in columns]
     texts = [
         [name.lstrip(">") for name in columns],
         *([printable(cell) for cell in row] for row in (*rows, footer) if row),
     ]
-    longest = [max(map(_wide, column)) for column in zip(*texts, strict=True)]
-    widths = _fitted(longest, [n if number else min(n, _FOLDABLE) for n, number in zip(longest, numbers, strict=True)])
-    head, *body = (_lines(row, widths, numbers) for row in texts)
-    rule = " " + ("─" if _shows("─") else "-") * (sum(widths) + 3 * len(widths) - 3)
+    longest = [max(map(_width, column)) for column in zip(*texts, strict=True)]
+    widths = _fit_widths(
+        longest, [n if number else min(n, _MIN_WRAPPED) for n, number in zip(longest, numbers, strict=True)]
+    )
+    header, *body = (_wrap_row(row, widths, numbers) for row in texts)
+    rule = " " + ("─" if _can_print("─") else "-") * (sum(widths) + 3 * len(widths) - 3)
     if footer:
         body.insert(-1, [""])
-    say(title)
-    lines = [click.style(line, bold=True) for line in head] + [rule] + [line for row in body for line in row]
+    print_line(title)
+    lines = [click.style(line, bold=True) for line in header] + [rule] + [line for row in body for line in row]
     click.echo("\n".join(["", *lines, ""]))
 
 
-def _wide(text: str) -> int:
-    """Columns of a terminal that a text takes."""
+def _width(text: str) -> int:
+    """Return the number of terminal columns of a text."""
     if text.isascii():
         return len(text)
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
 
 
-def _shows(character: str) -> bool:
-    """Whether standard output's alphabet has a character."""
+def _can_print(character: str) -> bool:
+    """Return whether the encoding of standard output has a character."""
     try:
         character.encode(sys.stdout.encoding or "ascii")
-    except (UnicodeEncodeError, AttributeError):  # there may be no standard output at all
+    except (UnicodeEncodeError, AttributeError):  # or there is no standard output
         return False
     return True
 
 
-def _fitted(longest: list[int], least: list[int]) -> list[int]:
-    """Widths of columns: on a terminal the widest give way, each down to its least, until all fit side by side."""
+def _fit_widths(longest: list[int], minimum: list[int]) -> list[int]:
+    """Return column widths that fit the terminal: the widest columns shrink first, each down to its minimum."""
     widths = list(longest)
     if sys.stdout is None or not sys.stdout.isatty():
         return widths
-    room = shutil.get_terminal_size().columns - 3 * len(widths) + 1
-    while sum(widths) > room and (soft := [k for k, width in enumerate(widths) if width > least[k]]):
-        widths[max(soft, key=widths.__getitem__)] -= 1
+    available = shutil.get_terminal_size().columns - 3 * len(widths) + 1
+    while sum(widths) > available and (shrinkable := [k for k, width in enumerate(widths) if width > minimum[k]]):
+        widths[max(shrinkable, key=widths.__getitem__)] -= 1
     return widths
 
 
-def _lines(row: Sequence[str], widths: Sequence[int], numbers: Sequence[bool]) -> list[str]:
-    """A row as lines; where a text is too long for its column, more than one."""
-    folded = [
+def _wrap_row(row: Sequence[str], widths: Sequence[int], numbers: Sequence[bool]) -> list[str]:
+    """Return the lines of a row, several where a text is longer than its column."""
+    wrapped = [
         [text]
-        if _wide(text) <= width
+        if _width(text) <= width
         else textwrap.wrap(
-            text, width // (1 + (_wide(text) > len(text))), drop_whitespace=False, break_on_hyphens=False
+            text, width // (1 + (_width(text) > len(text))), drop_whitespace=False, break_on_hyphens=False
         )
         for text, width in zip(row, widths, strict=True)
     ]
     lines = []
-    for pieces in zip_longest(*folded, fillvalue=""):
+    for parts in zip_longest(*wrapped, fillvalue=""):
         cells = []
-        for piece, width, number in zip(pieces, widths, numbers, strict=True):
-            space = " " * (width - _wide(piece))
-            cells.append(space + piece if number else piece + space)
+        for part, width, number in zip(parts, widths, numbers, strict=True):
+            space = " " * (width - _width(part))
+            cells.append(space + part if number else part + space)
         lines.append((" " + "   ".join(cells)).rstrip())
     return lines
 
 
-def say(text: str) -> None:
-    """Print a line as it is."""
+def print_line(text: str) -> None:
+    """Print a line to standard output."""
     click.echo(printable(text))
 
 
-def note(text: str) -> None:
-    """Print a line to standard error: what a reader should know, but a program need not."""
+def print_note(text: str) -> None:
+    """Print a note to standard error."""
     click.echo(f"onnxfi: {printable(text)}", err=True)
 
 
-def document(values: dict[str, Any]) -> None:
-    """Print one strict JSON document, in ASCII, so that no name in it can steer a terminal."""
+def print_json(values: dict[str, Any]) -> None:
+    """Print one strict JSON document, in ASCII, so that no name in it can control the terminal."""
     click.echo(json.dumps(values, allow_nan=False, indent=2))
 
 
-def count(n: int, what: str) -> str:
-    """A number of things.
+def count(n: int, noun: str) -> str:
+    """Return a count with its noun.
 
     >>> count(1, "target"), count(2048, "fault")
     ('1 target', '2,048 faults')
     """
-    return f"{n:,} {what}{'s' * (n != 1)}"
+    return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 def number(value: float | None, *, share: bool = False) -> str:
-    """A metric for people: shares in percent, the rest with four significant digits.
+    """Return a metric as text: shares in percent, others with four significant digits.
 
     >>> number(0.9115, share=True), number(0.000123456), number(None)
     ('91.15 %', '0.0001235', '-')
@@ -129,10 +131,10 @@ def number(value: float | None, *, share: bool = False) -> str:
     return f"{100 * value:.2f} %" if share else f"{value:.4g}"
 
 
-def change(row: Mapping[str, Any]) -> str:
-    """The numbers of a fault's line before and after; of a quantised word also the real ones.
+def value_change(row: Mapping[str, Any]) -> str:
+    """Return the value of a faulty word before and after; of a quantised word also the real numbers.
 
-    >>> change({"before_value": 12, "after_value": -116, "before_real": 0.5, "after_real": -4.75})
+    >>> value_change({"before_value": 12, "after_value": -116, "before_real": 0.5, "after_real": -4.75})
     '12 → -116 (0.5 → -4.75)'
     """
     text = f"{row['before_value']} → {row['after_value']}"
@@ -140,8 +142,8 @@ def change(row: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[OnProgress | None]:
-    """A progress bar on standard error for what takes longer than a second, where that is a terminal."""
+def progress(title: str) -> Iterator[OnProgress | None]:
+    """Show a progress bar on standard error, if that is a terminal, for a task of more than a second."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -153,17 +155,17 @@ def progress(what: str) -> Iterator[OnProgress | None]:
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
         console=Console(stderr=True), transient=True,
     )  # fmt: skip
-    task, begun, shown = bar.add_task(what, total=None), time.monotonic(), False
+    task, started, shown = bar.add_task(title, total=None), time.monotonic(), False
 
-    def tell(done: int, total: int) -> None:
+    def update(done: int, total: int) -> None:
         nonlocal shown
-        if not shown and time.monotonic() - begun > 1:
+        if not shown and time.monotonic() - started > 1:
             bar.start()
             shown = True
         if shown:
             bar.update(task, completed=done, total=total)
 
     try:
-        yield tell
+        yield update
     finally:
         bar.stop()

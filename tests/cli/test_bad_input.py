@@ -261,7 +261,7 @@ def test_files_without_permission(run: Run, place: Path, words: list[str]) -> No
 # inject: how much, where, what
 
 INJECT: dict[str, tuple[str, ...]] = {
-    "": ("exactly one of --ber, --count, --site and --faults", "given: none", "onnxfi inject --help"),
+    "": ("give exactly one of --ber, --count, --site and --faults", "given: none", "onnxfi inject --help"),
     "--ber 1e-3 --count 1": ("exactly one of", "given: --ber and --count"),
     "--ber 1e-3 --faults list.jsonl": ("exactly one of", "--ber and --faults"),
     "--count 1 --site w[0]:1": ("exactly one of", "--count and --site"),
@@ -280,7 +280,7 @@ INJECT: dict[str, tuple[str, ...]] = {
     "--count 97 --per-tensor": ("--count 97 per tensor", "96 sites"),
     "--count 2 --include bias --elements 0 --bits 3": ("--count 2", "1 site"),
     "--count 13 --fault zero": ("--count 13", "12 sites"),
-    "--per-tensor --ber 0.1": ("--per-tensor goes with --count",),
+    "--per-tensor --ber 0.1": ("--per-tensor requires --count",),
     "--count 1 --include wieght": ("--include 'wieght' matches nothing",),
     "--count 1 --include =bia": ("--include '=bia' matches nothing", "closest: 'bias'"),
     "--count 1 --include Bias": ("--include 'Bias' matches nothing", "closest: 'bias'"),
@@ -319,7 +319,7 @@ INJECT: dict[str, tuple[str, ...]] = {
     "--count 1 --fault=": ("unknown fault ''", "known: "),
     "--count 1 --fault burst:n=3": ("'burst' takes k", "'n=3'"),
     "--count 1 --fault flip:k=3": ("'flip' takes no parameters", "'k=3'"),
-    "--count 1 --fault burst:k=x": ("k='x' is no whole number",),
+    "--count 1 --fault burst:k=x": ("k='x' is not a whole number",),
     "--count 1 --fault burst:k=0": ("k=0 is out of range", "from 1"),
     "--count 1 --fault burst:k=33": ("burst:k=33", "float32"),
     "--count 1 --fault set-word:word=0x100000000": ("0x100000000", "32 bits of float32"),
@@ -346,13 +346,13 @@ INJECT: dict[str, tuple[str, ...]] = {
     "--faults after.jsonl": ("after.jsonl: ", "the list says 0x1", "by hand"),
     "--faults unknown.jsonl": ("unknown.jsonl", "'filp'", "closest: 'flip'"),
     "--faults list.jsonl --undo": ("belongs to the faulty model", "this is the original", "leave --undo out"),
-    "--faults list.jsonl --seed 1": ("--seed says nothing beside --faults", "leave it out"),
-    "--faults list.jsonl --fault zero": ("--fault says nothing beside --faults",),
-    "--faults list.jsonl --include w": ("--include says nothing beside --faults",),
-    "--faults list.jsonl --bits 3": ("--bits says nothing beside --faults",),
+    "--faults list.jsonl --seed 1": ("--seed has no effect with --faults", "leave it out"),
+    "--faults list.jsonl --fault zero": ("--fault has no effect with --faults",),
+    "--faults list.jsonl --include w": ("--include has no effect with --faults",),
+    "--faults list.jsonl --bits 3": ("--bits has no effect with --faults",),
     "--faults list.jsonl --undo --data data.npz": ("--undo takes neither --data", "onnxfi eval"),
     "--faults list.jsonl --undo --save-faults l": ("--undo takes neither", "--save-faults"),
-    "--undo --count 1": ("--undo goes with --faults",),
+    "--undo --count 1": ("--undo requires --faults",),
     # outputs
     "--count 1 -o m.onnx": ("'m.onnx' is the input itself", "-o"),
     "--count 1 -o ./folder.onnx/../m.onnx": ("is the input itself", "-o"),
@@ -372,9 +372,9 @@ INJECT: dict[str, tuple[str, ...]] = {
     "--count 1 --data data.npz -o data.npz": ("'data.npz'", "--data", "choose another name"),
     f"--count 1 -o {'n' * 300}": ("File name too long",),
     # what runs, without anything to run
-    "--count 1 --provider cpu": ("--provider says nothing without --data",),
-    "--count 1 --samples 3": ("--samples says nothing without --data",),
-    "--count 1 --preprocess list.yaml": ("--preprocess says nothing without --data",),
+    "--count 1 --provider cpu": ("--provider has no effect without --data",),
+    "--count 1 --samples 3": ("--samples has no effect without --data",),
+    "--count 1 --preprocess list.yaml": ("--preprocess has no effect without --data",),
     # the command line itself
     "--count 1 --brr 1": ("No such option '--brr'", "--ber", "onnxfi inject --help"),
     "--count": ("--count", "requires an argument"),
@@ -578,7 +578,7 @@ def test_an_interrupt_leaves_no_half_file(
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 130
-    assert capsys.readouterr() == ("", "onnxfi: stopped; no half file is left\n")
+    assert capsys.readouterr() == ("", "onnxfi: interrupted; no partial file is left\n")
     assert contents(place) == before
 
 
@@ -604,18 +604,18 @@ main()
 def test_a_stop_while_a_native_module_loads_is_a_stop(place: Path, name: str, kind: str) -> None:
     program = LOADING.format(name=name, kind=kind)
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stderr) == (130, "onnxfi: stopped; no half file is left\n")
+    assert (ran.returncode, ran.stderr) == (130, "onnxfi: interrupted; no partial file is left\n")
 
 
 def test_a_stop_that_passes_text_that_is_executed_has_its_exit_code(place: Path) -> None:
     program = (
-        "import os, signal, sys\nfrom onnxfi.graph import model\n"
-        "model.load = lambda *a, **k: exec('import os, signal; os.kill(os.getpid(), signal.SIGTERM)')\n"
+        "import os, signal, sys\nfrom onnxfi.graph.model import loading\n"
+        "loading.load = lambda *a, **k: exec('import os, signal; os.kill(os.getpid(), signal.SIGTERM)')\n"
         "from onnxfi.cli import main\nsys.argv = ['onnxfi', 'inspect', 'm.onnx']\nmain()"
     )
     (place / "early.py").write_text(program)
     ran = subprocess.run([sys.executable, "-m", "early"], capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stderr) == (130, "onnxfi: stopped; no half file is left\n")
+    assert (ran.returncode, ran.stderr) == (130, "onnxfi: interrupted; no partial file is left\n")
 
 
 def test_a_stop_while_the_interpreter_ends_says_nothing(place: Path) -> None:
@@ -680,7 +680,7 @@ main()
 """
     before = contents(place)
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "onnxfi: stopped; no half file is left\n")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "onnxfi: interrupted; no partial file is left\n")
     assert contents(place) == before
 
 
@@ -742,7 +742,7 @@ def test_too_little_address_space_is_told_before_a_library_meets_it(models: Path
     ran = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr == (
-        "onnxfi: error: the address space is limited to 100 MiB (ulimit -v); onnxfi takes 256 MiB and more\n"
+        "onnxfi: error: the address space is limited to 100 MiB (ulimit -v); onnxfi needs 256 MiB or more; raise the limit\n"
     )
 
 

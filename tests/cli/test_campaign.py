@@ -70,7 +70,7 @@ def test_from_the_plan_to_the_report(run: Run, tiny: Path) -> None:
         "one fault a trial, drawn per layer: n = 79 trials",
         "population N = 1,376 bits, confidence 0.99",
         "margin ±20 % in each of 2 strata",
-        "with --data one trial is timed, and says what all of them cost",
+        "with --data one trial is timed, and the cost of all is estimated",
         "wrote p.jsonl",
     ]
     ran = run("run", "p.jsonl", *DATA, "-o", "p.db")
@@ -79,14 +79,16 @@ def test_from_the_plan_to_the_report(run: Run, tiny: Path) -> None:
     assert notes[0] == "onnxfi: replay of p.jsonl: n = 79 trials"
     assert "12 labelled samples of 'd.npz'; CPUExecutionProvider" in ran.err
     assert re.search(
-        r"one trial takes about \S+ s, the 79 to run some \d+ s on 1 core, or less by shorter routes$", ran.err, re.M
+        r"one trial takes about \S+ s, the remaining 79 about \d+ s on 1 core, or less by partial execution$",
+        ran.err,
+        re.M,
     )
     direct = run("run", "m.onnx", *DATA, "--single", "--margin", 0.2, "--per", "layer")
     assert Path("m.onnxfi.db").is_file()
     assert direct.out.replace("m.onnxfi.db", "p.db") == ran.out == run("report", "p.db").out
     for title in ("All trials, intervals at 99 %", "By layer, intervals at 99 %", "By bit", "Classes by layer"):
         assert title in ran.out
-    assert "golden: top1 " in ran.out
+    assert "golden run: top1 " in ran.out
 
 
 def test_every_number_of_the_tables_is_the_reports(run: Run, tiny: Path) -> None:
@@ -117,8 +119,8 @@ def test_an_adaptive_campaign_says_what_it_measures_and_what_it_took(run: Run, t
         "at least 33 trials; of fixed size, for ±10 % at p = 0.5, it would be 149",
     ]
     made = checked(run("plan", "m.onnx", "--data", "d.npz", *ADAPTIVE, "--rate", "any", "--json"), "plan")
-    assert made["trials"] is None and made["adaptive"]["rate"] == "any_sdc1" and made["adaptive"]["fewest"] == 33
-    assert "the fewest" in run("plan", "m.onnx", "--data", "d.npz", *ADAPTIVE).out
+    assert made["trials"] is None and made["adaptive"]["rate"] == "any_sdc1" and made["adaptive"]["min_trials"] == 33
+    assert "the minimum of trials" in run("plan", "m.onnx", "--data", "d.npz", *ADAPTIVE).out
     relative = checked(run("plan", "m.onnx", "--single", "--adaptive", "--relative-margin", 0.2, "--json"), "plan")
     assert relative["adaptive"]["fixed_size"] is None and relative["margin"] == 1e-4
     assert (
@@ -129,7 +131,7 @@ def test_an_adaptive_campaign_says_what_it_measures_and_what_it_took(run: Run, t
     assert (ran.code, ran.out) == (0, run("report", "a.db").out)
     assert re.search(r"^adaptive, guaranteed \(betting confidence sequence\), at 99 %: sdc1 \S+ % \[", ran.out, re.M)
     assert re.search(r"^  \d+ of 1,376 faults in \d+ rounds, 28 strata$", ran.out, re.M)
-    assert re.search(r"^  half the width is \S+ points, \S+ % of the rate; asked for: 10$", ran.out, re.M)
+    assert re.search(r"^  the half width is \S+ points, \S+ % of the rate; the margin is 10$", ran.out, re.M)
     assert "  the choice of these 12 samples adds ±" in ran.out and "Classes by layer" not in ran.out
     found = checked(run("report", "a.db", "--json"), "report")
     again = checked(run("run", "m.onnx", *DATA, *ADAPTIVE, "-o", "a.db", "--json"), "run")
@@ -142,12 +144,12 @@ def test_an_adaptive_campaign_says_what_it_measures_and_what_it_took(run: Run, t
 def test_an_adaptive_campaign_says_what_it_does_not_know(run: Run, tiny: Path) -> None:
     wide = ("--single", "--adaptive", "--margin", 0.15)
     found = run("run", "m.onnx", *DATA, *wide, "--rate", "any", "-o", "any.db").out
-    assert "any_sdc1 depends on the number of samples: it is that of these 12, and grows with more" in found
+    assert "any_sdc1 depends on the number of samples, 12 here, and grows with it" in found
     found = run("run", "m.onnx", *DATA, *wide, "--bits", "0-3", "-o", "quiet.db").out
-    assert re.search(r"no trial showed it: the rate is below \S+ %, and may be 0", found)
+    assert re.search(r"no trial had this outcome: the rate is below \S+ %, and may be 0", found)
     found = run("run", "m.onnx", *DATA, *wide, "--bits", "30", "--margin", 1e-6, "-o", "all.db").out
     assert "43 of 43 faults in" in found
-    assert "the whole population was run, so the rate is exact; a sample cannot be as narrow as was asked for" in found
+    assert "the whole population was run, so the rate is exact; no sample reaches the margin" in found
     simple = run("run", "m.onnx", *DATA, *wide, "--method", "simple", "-o", "simple.db").out
     assert "simple (Wilson with design effect)" in simple and "rounds, drawn evenly" in simple
     for words, message in (
@@ -306,8 +308,8 @@ def test_documents_of_a_detector_and_of_trials_that_do_not_run(run: Run, tiny: P
     unlabelled = ("--data", "synthetic", *DATA[2:])
     checked(run("run", "g.onnx", *unlabelled, "--output", "b", *SINGLE, "-o", "t.db", "--json"), "run")
     text = run("report", "t.db").out
-    assert "golden: no labels, so rates say how often answers change, not how often they are wrong" in text
-    assert "synthetic inputs: how often real ones change may be something else" in text
+    assert "golden run: no labels, so rates count changed answers, not wrong ones" in text
+    assert "synthetic inputs: rates on real inputs may differ" in text
 
 
 def test_a_trial_of_a_quantised_model_tells_the_real_numbers(run: Run, tiny: Path, models: Path) -> None:
@@ -348,11 +350,18 @@ def test_errors_of_the_harness_are_counted(run: Run, tiny: Path, monkeypatch: py
     assert ran.code == 3
     (line,) = (line for line in ran.err.splitlines() if "harness, not in an outcome" in line)
     count = int(re.findall(r"(\d+) trials ended in an error", line)[0])
-    assert 9 < count < 20 and "onnxfi show s.db TRIAL says why, the same command runs them again" in line
+    assert 9 < count < 20 and "onnxfi show s.db TRIAL prints it, the same command repeats these trials" in line
     assert f"s.db: {20 - count} of 20 trials" in ran.out
-    assert f"{count} trials ended in an error of the harness and count in no rate; run again to repeat" in ran.err
+    assert (
+        f"{count} trials ended in an error of the harness and are excluded from all rates; run again to repeat them"
+        in ran.err
+    )
     shown = run("show", "s.db", 2).out
-    assert "not run yet" in shown and "the harness failed on it:" in shown and "ValueError: this metric raises" in shown
+    assert (
+        "not run yet" in shown
+        and "the harness failed on this trial:" in shown
+        and "ValueError: this metric raises" in shown
+    )
     alone = run("run", "m.onnx", *DATA, "--ber", "1", "--repeat", 3, "-o", "t.db")
     assert (alone.code, alone.out) == (3, "") and "3 trials ended in an error of the harness" in alone.err
     monkeypatch.undo()
@@ -375,7 +384,7 @@ def test_ctrl_c_keeps_what_was_done(tiny: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     _, said = process.communicate()
     assert process.returncode == 130
-    assert "onnxfi: stopped; what was done is in s.db, the same command goes on from there" in said
+    assert "onnxfi: interrupted; finished trials are in s.db, the same command resumes" in said
     assert "Traceback" not in said
     with Store.open("s.db") as opened:
         assert 20 < opened.count("results") < 1376
@@ -448,7 +457,7 @@ def planned(here: Path, listed: Path) -> dict[Path, bytes]:
     [
         (
             "run m.onnx",
-            "which trials? give --ber RATES, --per-sample RATES, --single with --trials or --margin, --exhaustive, --mix PART",
+            "the campaign has no trials; give --ber RATES, --per-sample RATES, --single with --trials or --margin, --exhaustive, --mix PART",
         ),
         ("run m.onnx --ber 1e-3:1e-6", "ber '1e-3:1e-6': decades run from a smaller rate above 0 to a larger one"),
         ("run m.onnx --ber 1e-3,1e-4", "ber 0.001, 0.0001 is out of order; give rising rates, each once"),
@@ -468,7 +477,7 @@ def planned(here: Path, listed: Path) -> dict[Path, bytes]:
         ("run m.onnx --ber 1e-3 --due crahs", "due 'crahs' is unknown; closest: 'crash'"),
         ("run m.onnx --ber 1e-3 --fault filp", "unknown fault 'filp'; closest: 'flip'"),
         ("run m.onnx --ber 1e-3 --include conv", "--include 'conv' matches nothing in this model"),
-        ("run m.onnx --ber 1e-3 --shard 3/2", "--shard '3/2' is not of the form I/N with I from 1 to N, as 1/3"),
+        ("run m.onnx --ber 1e-3 --shard 3/2", "--shard must be of the form I/N with I from 1 to N, as 1/3, got '3/2'"),
         ("run m.onnx --ber 1e-3 --provider-option x", "provider_option 'x' is out of range; give KEY=VALUE"),
         ("run m.onnx --mix cuont:1", "unknown field 'cuont:1'"),
         ("run m.onnx --ber 1e-3 --data none.npz", "no data at 'none.npz'"),
@@ -480,16 +489,22 @@ def planned(here: Path, listed: Path) -> dict[Path, bytes]:
         ("run none.yaml", "cannot read 'none.yaml'"),
         ("run none.jsonl", "no fault list 'none.jsonl'"),
         ("run bad.yaml", "bad.yaml, line 2, column 1: unknown field 'brr'; closest: 'ber'"),
-        ("run lost.jsonl", "lost.jsonl names the model 'gone.onnx', which is not here; use onnxfi run MODEL --faults"),
-        ("run p.jsonl --faults p.jsonl", "p.jsonl is a fault list itself; leave --faults out"),
+        (
+            "run lost.jsonl",
+            "lost.jsonl names the model 'gone.onnx', which does not exist; use onnxfi run MODEL --faults",
+        ),
+        ("run p.jsonl --faults p.jsonl", "p.jsonl is a fault list already; leave --faults out"),
         ("run p.jsonl --seed 3", "seed says nothing with faults"),
         ("plan m.onnx --ber 1e-3 -o none/p.jsonl", "no folder 'none'"),
-        ("plan m.onnx --ber 1e-3 --print-spec --json", "--print-spec goes with none of --out, --times and --json"),
-        ("run m.onnx --ber 1e-3 --worker-memory lots", "--worker-memory 'lots' is no size; write 800MB, 4GB or 4GiB"),
+        ("plan m.onnx --ber 1e-3 --print-spec --json", "--print-spec cannot be combined with --out, --times or --json"),
+        (
+            "run m.onnx --ber 1e-3 --worker-memory lots",
+            "--worker-memory: invalid size 'lots'; write 800MB, 4GB or 4GiB",
+        ),
         ("run m.onnx --ber 1e-3 --worker-memory 0", "a worker's memory of 0 bytes is out of range"),
         ("run m.onnx --ber 1e-3 --timeout -3", "timeout -3 is out of range; give seconds above 0"),
         ("run m.onnx --ber 1e-3 --timeout 9 --workers 0", "a limit of time or memory says nothing without worker"),
-        ("run m.onnx --ber 1e-3 --local-cluster 2 --workers 2", "each say where trials run; give one of them"),
+        ("run m.onnx --ber 1e-3 --local-cluster 2 --workers 2", "each choose where trials run; give only one of them"),
         ("run m.onnx --ber 1e-3 --local-cluster 0", "0 is not in the range x>=1"),
         ("run m.onnx --ber 1e-3 --scheduler nowhere", "no scheduler answers at 'nowhere' within"),
         ("report none.db --html p.html", "no store 'none.db'"),
@@ -518,7 +533,7 @@ def test_a_large_campaign_is_reckoned_from_a_small_one(run: Run, tiny: Path) -> 
     with altered("s.db") as db:
         db.execute("UPDATE results SET time_s = trial")  # 1, 2, 3, 4, 5 s: 3 s, and Student's t is 4.604 at 99 %
     last = run(*million).out.splitlines()[-1]
-    assert last == "5 trials of s.db on 12 samples took 3 s each [0, 6.26], all of them some 1.1 hours on one core"
+    assert last == "5 trials of s.db on 12 samples took 3 s each [0, 6.26], all trials about 1.1 hours on one core"
     told = checked(run(*million, "--json"), "plan")
     assert (told["trial_s"], told["times"]["trials"], told["times"]["samples"]) == (3.0, 5, 12)
     mlp(tiny, name="n.onnx", seed=9)
@@ -557,7 +572,7 @@ def test_a_plan_finds_its_model_beside_it(run: Run, tiny: Path, monkeypatch: pyt
     [("800MB", 800_000_000), ("1.5g", 1_500_000_000), ("4GiB", 1 << 32), ("4096", 4096), ("2 kb", 2000)],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert run_module._size(text) == size and run_module._size(None) is None
+    assert run_module.parse_size(text) == size and run_module.parse_size(None) is None
 
 
 # Several stores, a page, figures

@@ -179,9 +179,9 @@ def test_writing_says_what_it_left_out(run: Run) -> None:
     ("words", "said"),
     [
         ([], "Missing option '--budget'"),
-        (["--budget", "b.yaml", "--force"], "--force goes with --write-budget"),
-        (["--budget", "n.yaml", "--write-budget", "--time", 3], "--time says nothing with --write-budget; leave"),
-        (["--budget", "n.yaml", "--write-budget", "--baseline", "x"], "--baseline says nothing with --write-budget"),
+        (["--budget", "b.yaml", "--force"], "--force requires --write-budget"),
+        (["--budget", "n.yaml", "--write-budget", "--time", 3], "--time has no effect with --write-budget; leave"),
+        (["--budget", "n.yaml", "--write-budget", "--baseline", "x"], "--baseline has no effect with --write-budget"),
         (["--budget", "b.yaml", "--time", 0], "Invalid value for '--time'"),
         (["--budget", "b.yaml", "--seed", -1], "Invalid value for '--seed'"),
         (["--budget", "none/b.yaml", "--write-budget"], "no folder 'none' to write 'b.yaml' into; make it first"),

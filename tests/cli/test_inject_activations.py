@@ -63,7 +63,7 @@ def test_an_armed_file_whose_numbers_change(run: Run, save: Save, here: Path) ->
     assert (
         "onnxfi.scale" in ran.out
         and "float64 [S,F]" in ran.out
-        and "1 value out of reach: a value fault on bool" in ran.out
+        and "1 activation left out: a value fault on bool" in ran.out
     )
     found = checked(run("instrument", "m.onnx", "--values", "--include", "t", "-o", "a.onnx", "--json"), "instrument")
     assert found["inputs"] == [f"onnxfi.{c}" for c in ("site", "element", "scale", "shift")]
@@ -143,7 +143,7 @@ def test_with_data_golden_and_faulty_stand_side_by_side(run: Run, models: Path) 
         (("--count", 1, "--op", "Cnov"), "closest"),
         (("--count", 1, "--opset", 11), "below the model's own 18"),
         (("--count", 1, "--fault", "scale", "--bits", "3"), "whole words"),
-        (("--count", 1, "--save-faults", "f.jsonl"), "for stored words"),
+        (("--count", 1, "--save-faults", "f.jsonl"), "for faults in weights"),
     ],
 )
 def test_bad_input_names_the_remedy(run: Run, models: Path, here: Path, words: tuple[object, ...], why: str) -> None:

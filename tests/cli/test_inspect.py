@@ -171,7 +171,7 @@ def test_the_version_is_that_of_the_package(run: Run) -> None:
 
 
 def test_each_flag_bears_the_name_of_its_parameter() -> None:
-    assert {p.name for p in inject_command.params} >= {*options.SELECTORS, *options.RUNNING}
+    assert {p.name for p in inject_command.params} >= {*options.SELECTION, *options.RUN_PARAMETERS}
     for parameter in inject_command.params:
         if parameter.param_type_name == "option":
             allowed = {str(parameter.name), str(parameter.name).removesuffix("s"), "json"}
@@ -409,9 +409,9 @@ def test_neurons_get_words_of_their_own(run: Run, models: Path, tmp_path: Path) 
         (["instrument", "{cnn}", "--target", "neurons"], "has no spiking layer: looked in every graph"),
         (
             ["instrument", "{snn}", "--target", "neurons", "--include", "x"],
-            "--include says nothing with --target neurons",
+            "--include has no effect with --target neurons",
         ),
-        (["instrument", "{snn}", "--neurons", "none.yaml"], "--neurons says nothing without --target neurons"),
+        (["instrument", "{snn}", "--neurons", "none.yaml"], "--neurons has no effect without --target neurons"),
         (["inspect", "{snn}", "--neurons", "none.yaml"], "cannot read 'none.yaml'"),
         (["inspect", "{snn}", "--neurons", "{map}"], "names the spike 'spikes', which is not in this model"),
     ],
