@@ -270,9 +270,9 @@ INJECT: dict[str, tuple[str, ...]] = {
     "--ber 1.0000001": ("1.0000001", "from 0 to 1"),
     "--ber nan": ("nan", "from 0 to 1"),
     "--ber inf": ("inf", "from 0 to 1"),
-    "--ber many": ("'many'", "no number", "as 1e-6"),
-    "--ber 1e-6,": ("'1e-6,'", "no number"),
-    "--ber=": ("''", "no number"),
+    "--ber many": ("'many'", "must be a number", "as 1e-6"),
+    "--ber 1e-6,": ("'1e-6,'", "must be a number"),
+    "--ber=": ("''", "must be a number"),
     "--count -1": ("-1", "from 0"),
     "--count 1.5": ("'1.5'", "not a valid integer"),
     "--count 385": ("--count 385", "384 sites"),
@@ -447,7 +447,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "m.onnx --data data.npz --provider cud": ("no provider 'cud'", "closest: 'cuda'"),
     "m.onnx --data data.npz --provider coreml": ("'coreml'", "which has "),
     "m.onnx --data data.npz --provider cpu --provider-option x=1": ("'cpu' takes no options",),
-    "m.onnx --data data.npz --provider cuda --provider-option x": ("--provider-option 'x'", "KEY=VALUE"),
+    "m.onnx --data data.npz --provider cuda --provider-option x": ("--provider-option", "KEY=VALUE, got 'x'"),
     "m.onnx --data data.npz --optimization most": ("'most'", "'all'"),
     "m.onnx --data data.npz --threads 0": ("--threads", "1<=x<=1024"),
     "m.onnx --data data.npz --threads 100000": ("--threads", "100000", "1<=x<=1024"),
@@ -670,11 +670,11 @@ def test_a_kill_leaves_no_half_file(place: Path, name: str) -> None:
 import os, signal, sys
 from onnxfi.cli import main
 from onnxfi.graph.write import faulty_copy
-put = mutate._put
+put = faulty_copy._put
 def half(*given):
     put(*given)
     os.kill(os.getpid(), signal.{name})
-mutate._put = half
+faulty_copy._put = half
 sys.argv = ["onnxfi", "inject", "m.onnx", "--count", "1", "--save-faults", "l.jsonl"]
 main()
 """

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from onnxfi.errors import ModelError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 ReadBytes = Callable[[int, int], bytes]
 FillBuffer = Callable[[int, memoryview], None]
@@ -130,6 +131,7 @@ class StoredArray:
     """Tensor in a source: its bytes from `start` on, little-endian and packed.
 
     >>> from onnxfi.graph.model.byte_source import ByteSource
+    >>> import numpy as np
     >>> StoredArray(ByteSource.memory(bytes(range(8))), 4, np.dtype(np.uint8), (2, 2)).read().tolist()
     [[4, 5], [6, 7]]
     """
@@ -146,6 +148,8 @@ class StoredArray:
 
     def read(self) -> NDArray[Any]:
         """Return the tensor in memory of its own; ModelError where the file has changed."""
+        import numpy as np
+
         array = np.empty(self.shape, self.dtype)
         self.into(array)
         return array
@@ -153,6 +157,6 @@ class StoredArray:
     def into(self, array: NDArray[Any]) -> None:
         """Read the tensor into an array of its type and shape; ModelError where the file is another one by now."""
         with self.source.filling() as fill:
-            fill(self.start, memoryview(array.reshape(-1).view(np.uint8).data))
+            fill(self.start, memoryview(array.reshape(-1).view("u1").data))
         if sys.byteorder == "big":
             array.byteswap(inplace=True)
