@@ -22,6 +22,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
+from metric_replacement import replace_metric
 from onnx import numpy_helper
 from tiny_campaigns import altered, chance, mlp, samples, save, tables
 
@@ -34,7 +35,6 @@ from onnxfi.cli import run as run_module
 from onnxfi.cli.campaign_options import campaign_options
 from onnxfi.cli.commands import COMMANDS
 from onnxfi.errors import OnnxfiError
-from tests.support.tasks import replace_metric
 
 Run = Callable[..., Any]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "json.md"

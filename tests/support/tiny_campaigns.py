@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from onnx import numpy_helper, parser
 from onnxfi.campaign.execute.runner import run
 from onnxfi.campaign.results.checksums import checksum
 from onnxfi.campaign.results.rows import Result
+from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
@@ -116,3 +118,64 @@ def altered(store: str | Path) -> Iterator[sqlite3.Connection]:
             total = sum(row[-1] for row in rows)
             db.execute("UPDATE totals SET rows = ?, checksum = ? WHERE name = ?", (len(rows), total, table))
     db.close()
+
+
+def campaign(**fields: Any) -> Campaign:
+    way = {} if {"ber", "single", "exhaustive", "mix", "faults"} & set(fields) else {"single": True, "trials": 24}
+    return Campaign(**{"model": "m.onnx", "data": "d.npz", "provider": "cpu", **way, **fields})
+
+
+def outcomes(store: Path) -> dict[int, tuple[str, str | None]]:
+    with Store.open(store) as opened:
+        return {row.trial: (row.outcome, row.cause) for row in opened.rows()}
+
+
+DEADLY = """
+import multiprocessing, os, signal, time
+from pathlib import Path
+import numpy as np
+from onnxfi.campaign.execute.open_campaign import OpenCampaign
+from onnxfi.campaign.execute.trial_executor import TrialExecutor
+from onnxfi.errors import EngineError
+from onnxfi.runtime.engine.turn_taking import others
+
+def data():
+    with np.load("d.npz") as held:
+        arrays = dict(held)
+    if multiprocessing.parent_process() is not None:
+        begin(arrays)
+        TrialExecutor.trial, TrialExecutor.together = trial, lambda *_: {}
+    return arrays
+
+def begin(arrays):
+    BEGIN
+
+whole = TrialExecutor.trial
+
+def again(trial):
+    place = Path(f"seen-{trial}")
+    with place.open("a") as stream:
+        stream.write("x")
+    return place.stat().st_size
+
+def trial(self, header, golden, lines):
+    number = next(n for n in range(1, 25) if f'"trial": {n},' in lines[0])
+    TRIAL
+    return whole(self, header, golden, lines)
+"""
+
+
+def deadly(trial: str = "pass", begin: str = "pass") -> Campaign:
+    """A campaign whose data, when a worker opens it, changes what that worker does."""
+    text = DEADLY.replace("BEGIN", textwrap.indent(begin, "    ").strip())
+    Path("deadly.py").write_text(text.replace("TRIAL", textwrap.indent(trial, "    ").strip()))
+    return campaign(data="deadly:data")
+
+
+def same_but(store: Path, whole: Path, but: dict[int, tuple[str, str | None]]) -> None:
+    """All results but those of some trials are those of an undisturbed run."""
+    found, expected = outcomes(store), outcomes(whole)
+    assert {trial: found[trial] for trial in but} == but
+    assert {t: o for t, o in found.items() if t not in but} == {t: o for t, o in expected.items() if t not in but}
+    held = [{row[0]: row for row in tables(one)["results"] if row[0] not in but} for one in (store, whole)]
+    assert held[0] == held[1]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from metric_replacement import replace_metric
 from tiny_campaigns import dying, mlp, ran, samples, save, tables
 
 from onnxfi.campaign.execute.adaptive_rounds import Layout, complete_rounds, look_at
@@ -38,7 +39,6 @@ from onnxfi.faults.words import WORDS
 from onnxfi.graph.model.loading import load
 from onnxfi.statistics.adaptive import Moments, next_round, round_size, until_empty
 from onnxfi.tasks.classification import CLASSIFICATION
-from tests.support.tasks import replace_metric
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "reference" / "store.md"
 

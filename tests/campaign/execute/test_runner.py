@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import subprocess
 import sys
-import textwrap
 import time
 import tracemalloc
 from collections.abc import Mapping, Sequence
@@ -20,8 +19,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from metric_replacement import replace_metric
 from onnx import numpy_helper
-from tiny_campaigns import chance, mlp, ran, samples, save, tables
+from tiny_campaigns import campaign, chance, deadly, mlp, outcomes, ran, same_but, samples, save, tables
 
 import onnxfi
 from onnxfi.campaign.execute import canary, runner
@@ -44,24 +44,13 @@ from onnxfi.runtime.engine.engines import OrtEngine, OrtSession
 from onnxfi.runtime.engine.lending import Loan
 from onnxfi.tasks.classification import CLASSIFICATION
 from onnxfi.tasks.evaluation import evaluate
-from tests.support.tasks import replace_metric
 
 ROOT = Path(__file__).parents[3]
-
-
-def campaign(**fields: Any) -> Campaign:
-    way = {} if {"ber", "single", "exhaustive", "mix", "faults"} & set(fields) else {"single": True, "trials": 24}
-    return Campaign(**{"model": "m.onnx", "data": "d.npz", "provider": "cpu", **way, **fields})
 
 
 def meta(store: Path, key: str) -> Any:
     with Store.open(store) as opened:
         return opened.get(key)
-
-
-def outcomes(store: Path) -> dict[int, tuple[str, str | None]]:
-    with Store.open(store) as opened:
-        return {row.trial: (row.outcome, row.cause) for row in opened.rows()}
 
 
 # Before the trials
@@ -312,57 +301,6 @@ def test_python_that_runs_out_of_memory_is_due_to_the_fault(here: Path, monkeypa
 
 
 # Workers that die, hang, or are not like the others
-
-
-DEADLY = """
-import multiprocessing, os, signal, time
-from pathlib import Path
-import numpy as np
-from onnxfi.campaign.execute.open_campaign import OpenCampaign
-from onnxfi.campaign.execute.trial_executor import TrialExecutor
-from onnxfi.errors import EngineError
-from onnxfi.runtime.engine.turn_taking import others
-
-def data():
-    with np.load("d.npz") as held:
-        arrays = dict(held)
-    if multiprocessing.parent_process() is not None:
-        begin(arrays)
-        TrialExecutor.trial, TrialExecutor.together = trial, lambda *_: {}
-    return arrays
-
-def begin(arrays):
-    BEGIN
-
-whole = TrialExecutor.trial
-
-def again(trial):
-    place = Path(f"seen-{trial}")
-    with place.open("a") as stream:
-        stream.write("x")
-    return place.stat().st_size
-
-def trial(self, header, golden, lines):
-    number = next(n for n in range(1, 25) if f'"trial": {n},' in lines[0])
-    TRIAL
-    return whole(self, header, golden, lines)
-"""
-
-
-def deadly(trial: str = "pass", begin: str = "pass") -> Campaign:
-    """A campaign whose data, when a worker opens it, changes what that worker does."""
-    text = DEADLY.replace("BEGIN", textwrap.indent(begin, "    ").strip())
-    Path("deadly.py").write_text(text.replace("TRIAL", textwrap.indent(trial, "    ").strip()))
-    return campaign(data="deadly:data")
-
-
-def same_but(store: Path, whole: Path, but: dict[int, tuple[str, str | None]]) -> None:
-    """All results but those of some trials are those of an undisturbed run."""
-    found, expected = outcomes(store), outcomes(whole)
-    assert {trial: found[trial] for trial in but} == but
-    assert {t: o for t, o in found.items() if t not in but} == {t: o for t, o in expected.items() if t not in but}
-    held = [{row[0]: row for row in tables(one)["results"] if row[0] not in but} for one in (store, whole)]
-    assert held[0] == held[1]
 
 
 def test_a_trial_that_kills_its_worker_twice_is_a_crash_and_takes_no_other_with_it(here: Path) -> None:

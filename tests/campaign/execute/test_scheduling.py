@@ -21,8 +21,7 @@ from campaign_networks import Net, nets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import TIMES
-from test_runner import campaign, deadly, same_but
-from tiny_campaigns import chance, ran, tables
+from tiny_campaigns import campaign, chance, deadly, ran, same_but, tables
 
 from onnxfi.campaign.execute import runner, scheduling, worker
 from onnxfi.campaign.execute.golden_run import digest

@@ -18,11 +18,11 @@ import onnx
 import protobuf_reader
 import pytest
 from build_models import chunk, floats, graph, ints, model, model_bytes, node, scalar, tensor_bytes, value, varint
+from external_data import external, numbers, saved
 from google.protobuf.message import EncodeError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from test_faulty_copy import external, numbers, saved
 
 from onnxfi.errors import ModelError, OnnxfiError
 from onnxfi.graph.model.loading import load

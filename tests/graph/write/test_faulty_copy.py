@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,9 +19,10 @@ import onnx
 import protobuf_reader
 import pytest
 from build_models import chunk, floats, graph, ints, model, model_bytes, node, scalar, tensor_bytes, varint
+from external_data import external, numbers, saved
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, helper
 
 from onnxfi.errors import FaultListError, ModelError, OutputError, SelectorError
 from onnxfi.faults.faultlist import FaultList
@@ -32,30 +33,6 @@ from onnxfi.graph.write.output_file import atomic_files
 from onnxfi.runtime.inject.weights import inject, inspect, replay, sample, undo
 
 ROOT = Path(__file__).parents[3]
-
-
-def external(name: str, location: str, dims: list[int], data_type: int = 1, **more: Any) -> TensorProto:
-    """A tensor in external data; `more` are further entries, as offset and length."""
-    held = TensorProto(name=name, data_type=data_type, dims=dims, data_location=TensorProto.EXTERNAL)
-    for key, text in {"location": location, **more}.items():
-        held.external_data.add(key=key, value=str(text))
-    return held
-
-
-def saved(folder: Path, tensors: list[TensorProto], nodes: Sequence[NodeProto] = (), **files: bytes) -> Path:
-    """A model with these initializers, each used once or by these nodes, and its data files beside it."""
-    folder.mkdir(exist_ok=True)
-    nodes = nodes or [node("Identity", [t.name], [f"y{k}"]) for k, t in enumerate(tensors)]
-    (folder / "m.onnx").write_bytes(model(nodes, tensors).SerializeToString())
-    for name, data in files.items():
-        path = folder / name.replace("__", "/").replace("_dot_", ".")
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(data)
-    return folder / "m.onnx"
-
-
-def numbers(count: int, start: float = 1.0) -> bytes:
-    return (np.arange(count) + start).astype("<f4").tobytes()
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -262,7 +239,7 @@ def test_tensors_that_share_their_bytes_are_noted_and_never_struck_in_contradict
     path = saved(tmp_path, [external("a", "w.bin", [2]), external("b", "w.bin", [2], offset=4)], w_dot_bin=numbers(3))
     held = load(path)
     assert [n for n in held.notes if "'b'" in n and "'a'" in n and "share" in n]
-    with pytest.raises(ModelError, match="struck through two of them"):
+    with pytest.raises(ModelError, match="change byte 4 through two of them"):
         inject(held, sample(held, sites=["a[1]:0", "b[0]:1"]), tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
     for selector in (Selector(), Selector(include=("=b", "=a"))):  # the word that is both would count twice
