@@ -243,7 +243,9 @@ class _Step:
         place = self._place()
         if self.node.op_type not in _RESHAPES or place is None:
             return False
-        before, after = (self.sizes.at(name, written=False) or () for name in (self._inputs[0], self.name))
+        before, after = (self.sizes.at(name, written=False) for name in (self._inputs[0], self.name))
+        if before is None or after is None:
+            return False
         strides = _total(before[place.axis + 1 :]), _total(after[axis + 1 :])
         return None not in strides and place.inner * (strides[0] or 0) != strides[1]
 
