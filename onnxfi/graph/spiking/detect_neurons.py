@@ -129,7 +129,7 @@ def _found(model: Model, proto: onnx.ModelProto) -> SpikingLayers:
     for scope in GraphIndex.of(proto).graphs:
         path = scope.path
         outer = cones.get(path.rpartition("::")[0].rpartition("::")[0] + "::" if path.count("::") > 1 else "")
-        pattern = cones[path] = PatternGraph(path, scope.graph, outer if path else None)
+        pattern = cones[path] = PatternGraph(scope, outer if path else None)
         fires: dict[str, list[SpikeComparison]] = {}
         for fire in pattern.fires():
             fires.setdefault(fire.membrane, []).append(fire)

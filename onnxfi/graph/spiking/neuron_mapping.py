@@ -34,7 +34,7 @@ def mapped_layers(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[Spiki
         return []
     proto = parse(model)
     scopes = GraphIndex.of(proto).graphs
-    cones = {scope.path: PatternGraph(scope.path, scope.graph) for scope in scopes}
+    cones = {scope.path: PatternGraph(scope) for scope in scopes}
     loops = {scope.path: scope.enclosing[-1].op for scope in scopes if scope.enclosing}
     known = {a.target.id: a for a in activations(model)}
     out = []

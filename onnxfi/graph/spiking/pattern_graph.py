@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.graph.model.graph_index import captured_names
+from onnxfi.graph.model.graph_index import Scope
 from onnxfi.graph.model.protobuf_scan import text
 
 if TYPE_CHECKING:
@@ -53,27 +53,34 @@ class SpikeComparison:
 
 @dataclass
 class PatternGraph:
-    """One graph: who makes and uses each name, and what is constant in it."""
+    """One graph of a model: its producers, each use of a name, and the constants in it."""
 
-    path: str
-    graph: onnx.GraphProto
+    scope: Scope
     outer: PatternGraph | None = None
     _known: dict[str, NDArray[Any] | None] = field(default_factory=dict)
 
-    @cached_property
+    @property
+    def path(self) -> str:
+        """The path of the graph."""
+        return self.scope.path
+
+    @property
+    def graph(self) -> onnx.GraphProto:
+        """The graph itself."""
+        return self.scope.graph
+
+    @property
     def maker(self) -> dict[str, int]:
-        """The node that puts out each name."""
-        return {text(name): k for k, node in enumerate(self.graph.node) for name in node.output if name}
+        """The node that produces each name."""
+        return self.scope.producers
 
     @cached_property
     def users(self) -> dict[str, list[Use]]:
-        """Where each name is used; a body that captures it counts as input −1."""
+        """The uses of each name; a body that captures it counts as input −1."""
         found: dict[str, list[Use]] = {}
-        for k, node in enumerate(self.graph.node):
-            for place, name in enumerate(node.input):
-                found.setdefault(text(name), []).append(Use(k, place))
-            for name in captured_names(node):
-                found.setdefault(name, []).append(Use(k, -1))
+        for k, (node, names) in enumerate(zip(self.graph.node, self.scope.reads, strict=True)):
+            for place, name in enumerate(names):
+                found.setdefault(name, []).append(Use(k, place if place < len(node.input) else -1))
         return found
 
     @cached_property

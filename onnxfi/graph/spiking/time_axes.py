@@ -58,11 +58,12 @@ def time_axes(proto: onnx.ModelProto, steps: Set[int], loops: Set[str]) -> tuple
         role = "input" if tensor in inputs else "output" if tensor in outputs else "inside"
         found.setdefault((tensor, axis), TimeAxis(tensor, axis, role))
 
-    pattern = PatternGraph("", proto.graph)
+    index = GraphIndex.of(proto)
+    pattern = PatternGraph(index.main)
     for tensor, axis, many in _cuts(pattern, inputs):
         if many in steps:
             add(tensor, axis)
-    for scope in GraphIndex.of(proto).graphs:
+    for scope in index.graphs:
         if scope.path in loops and scope.enclosing[-1].op == "Scan" and len(scope.enclosing) == 1:
             scan = scope.enclosing[-1].proto
             for tensor, axis in scanned(scan):
