@@ -1,4 +1,4 @@
-"""What each shortcut of a campaign gains: the same trials with shortcuts added one by one, in one process.
+"""Gain of each shortcut of a campaign: the same trials with shortcuts added one by one, in one process.
 
     python scripts/bench/shortcuts.py MODEL… [--trials 120] [--layers] [--batch 8] [--threads 1]
 
@@ -32,7 +32,7 @@ from onnxfi.runtime.partial.segmented_model import SegmentedModel
 
 #: The margin at which a layer of a large network gets 6 trials.
 LAYER_MARGIN = 0.526
-#: What a variant leaves out, by the name of the function and what stands in its place.
+#: The shortcuts that a variant leaves out: a function, and its replacement.
 Without = tuple[tuple[object, str, Callable[..., object]], ...]
 WHOLE_OPERATOR = (Segmentation, "_with_channels", lambda self, whole: whole)
 WHOLE_SUM = (ConvDelta, "faulty_entry", lambda self, *given: None)
@@ -41,38 +41,38 @@ ALL_SAMPLES = (SegmentedModel, "keeps_bits", lambda self, *given: False)
 VARIANTS: dict[str, tuple[str, Without]] = {
     "full": ("full", ()),
     "partial": ("late-start", (WHOLE_OPERATOR, WHOLE_SUM)),
-    "+ resume after the node": ("late-start", (ALL_SAMPLES, WHOLE_SUM)),
-    "+ pieces, early stop": ("auto", (ALL_SAMPLES, WHOLE_SUM)),
+    "+ output channels": ("late-start", (ALL_SAMPLES, WHOLE_SUM)),
+    "+ segments, early stop": ("auto", (ALL_SAMPLES, WHOLE_SUM)),
     "+ early stop of samples": ("auto", (WHOLE_SUM,)),
     "+ channels together": ("auto", (WHOLE_SUM,)),
-    "+ struck terms alone": ("auto", ()),
+    "+ changed terms alone": ("auto", ()),
 }
-TOGETHER = ("+ channels together", "+ struck terms alone")
+TOGETHER = ("+ channels together", "+ changed terms alone")
 
 
 def variant(
     campaign: Campaign, route: str, without: Without, *, together: bool
 ) -> tuple[float, float, Counter[str | None]]:
-    """CPU seconds of a golden run and of a trial, and the trials by route."""
+    """Return the CPU seconds of a golden run and of a trial, and the trials by route."""
     with ExitStack() as stack:
         for where, name, other in without:
             stack.enter_context(patch.object(where, name, other))
-        bench = TrialExecutor.open(Campaign(**{**vars(campaign), "route": route}), 4 << 30)
-        plan = make_plan(bench.opened.campaign, bench.opened.reach)
-        golden = bench.golden_runs.run_again()
+        executor = TrialExecutor.open(Campaign(**{**vars(campaign), "route": route}), 4 << 30)
+        plan = make_plan(executor.opened.campaign, executor.opened.reach)
+        golden = executor.golden_runs.run_again()
         session = OrtEngine(provider="cpu", threads=campaign.threads).prepare(campaign.model)
         times = []
         for _ in range(5):
             begun = time.process_time()
-            bench.opened.scores(session)
+            executor.opened.scores(session)
             times.append(time.process_time() - begun)
         trials = [planned.lines.splitlines() for planned in plan.trials()]
         trials = trials[: max(5, len(trials) // 10)] if route == "full" else trials
 
         def run_all() -> Counter[str | None]:
-            found = bench.together(plan.header, golden, trials) if together else {}
+            found = executor.together(plan.header, golden, trials) if together else {}
             alone = (k for k in range(len(trials)) if k not in found)
-            found |= {k: bench.trial(plan.header, golden, trials[k]) for k in alone}
+            found |= {k: executor.trial(plan.header, golden, trials[k]) for k in alone}
             return Counter(judgement.route for judgement in found.values())
 
         run_all()
@@ -100,10 +100,9 @@ def main() -> None:
             )
             for name, (route, without) in VARIANTS.items():
                 golden_s, trial_s, routes = variant(campaign, route, without, together=name in TOGETHER)
-                said = ", ".join(f"{n} {route}" for route, n in sorted(routes.items(), key=str))
-                print(
-                    f"{model.stem:18} {name:26} {trial_s / golden_s:6.3f} of golden ({1e3 * golden_s:.1f} ms)  [{said}]"
-                )
+                counts = ", ".join(f"{n} {route}" for route, n in sorted(routes.items(), key=str))
+                share = f"{trial_s / golden_s:6.3f} of golden ({1e3 * golden_s:.1f} ms)"
+                print(f"{model.stem:18} {name:26} {share}  [{counts}]")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def test_every_route_gives_the_bits_of_the_whole_model(
 
 @settings(max_examples=12, deadline=None)
 @given(model=nets(), batch=st.sampled_from([2, 5]), persistence=st.sampled_from(["transient", "permanent"]))
-def test_faults_in_flight_by_every_route_do_what_they_do_in_the_whole_model(
+def test_faults_in_activations_have_the_same_outcome_by_every_route(
     model: onnx.ModelProto, batch: int, persistence: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("net")
@@ -114,7 +114,7 @@ def test_faults_in_flight_by_every_route_do_what_they_do_in_the_whole_model(
 
 @settings(max_examples=25, deadline=None)
 @given(model=nets(), outputs=st.booleans())
-def test_the_model_in_pieces_gives_the_bits_of_the_whole(
+def test_the_segments_give_the_bits_of_the_whole_model(
     model: onnx.ModelProto, outputs: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     bench = bench_of(model, tmp_path_factory.mktemp("net"), output=None if outputs else model.graph.output[0].name)
@@ -163,7 +163,7 @@ def test_trials_of_one_tensor_have_their_channels_computed_together(here: Path, 
 
 
 @pytest.mark.parametrize("kind", STEPS)
-def test_each_kind_of_node_is_cut_out(kind: str, tmp_path: Path) -> None:
+def test_each_kind_of_node_runs_by_a_shorter_route(kind: str, tmp_path: Path) -> None:
     net = Net()
     for step in ("conv", kind, "relu"):
         net.step(step, len(net.values) - 1, 0)
@@ -242,7 +242,7 @@ def test_shipped_models_answer_alike_by_every_route(name: str, optimization: str
     assert kinds - {"full"}
 
 
-def test_campaigns_take_shortcuts_and_end_alike(here: Path) -> None:
+def test_campaigns_end_alike_by_shorter_routes(here: Path) -> None:
     net = Net()
     for kind in ("conv", "relu", "branch", "conv", "skip"):
         net.step(kind, len(net.values) - 1, 1)
@@ -306,7 +306,7 @@ def test_trials_run_batch_by_batch_where_golden_values_do_not_fit(here: Path, mo
 
 
 @pytest.mark.parametrize("optimization", ["off", "all"])
-def test_a_fault_in_flight_of_one_sample_runs_that_sample_alone(
+def test_a_fault_in_an_activation_of_one_sample_runs_that_sample_alone(
     here: Path, optimization: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = Net()
@@ -338,7 +338,7 @@ def test_a_fault_in_flight_of_one_sample_runs_that_sample_alone(
 
 
 @pytest.mark.parametrize("optimization", ["off", "all"])
-def test_a_fault_in_flight_of_all_samples_runs_what_lies_behind(here: Path, optimization: str) -> None:
+def test_a_fault_in_an_activation_of_all_samples_runs_what_it_reaches(here: Path, optimization: str) -> None:
     net = Net()
     for kind in ("conv", "relu", "conv", "skip", "norm"):
         net.step(kind, len(net.values) - 1, 1)
@@ -361,7 +361,7 @@ def test_a_fault_in_flight_of_all_samples_runs_what_lies_behind(here: Path, opti
 
 
 @pytest.mark.parametrize("optimization", ["off", "all"])
-def test_a_sweep_over_values_in_flight_runs_from_the_first_that_is_struck(here: Path, optimization: str) -> None:
+def test_a_sweep_over_activations_runs_from_the_first_faulty_one(here: Path, optimization: str) -> None:
     net = Net()
     for kind in ("conv", "relu", "conv", "skip", "norm", "conv"):
         net.step(kind, len(net.values) - 1, 1)
@@ -529,7 +529,9 @@ def test_what_is_masked_is_what_the_faulty_file_alone_says(
     assert one == other and len({outcome for outcome, _ in one.values()}) == 2
 
 
-def test_what_rounds_another_way_takes_the_next_longer_route(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_route_that_rounds_otherwise_gives_way_to_the_next_longer_one(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = Net()
     for kind in ("conv", "relu", "conv", "relu"):
         net.step(kind, len(net.values) - 1, 1)
@@ -563,7 +565,7 @@ def test_what_rounds_another_way_takes_the_next_longer_route(here: Path, monkeyp
     assert routes[0] <= {"channel-delta", "rebuilt"} and "rebuilt" in routes[0] and routes[1] == {"full"}
 
 
-def test_routes_are_made_ready_for_what_the_campaign_may_strike(tmp_path: Path) -> None:
+def test_routes_are_prepared_for_what_may_be_faulty(tmp_path: Path) -> None:
     nodes = [f"h{k + 1} = Add(h{k}, b{k})" for k in range(30)]
     bias = {f"b{k}": chance(8, seed=k) for k in range(30)}
     vectors(tmp_path, "h0 = MatMul(x, w)", *nodes, "y = Relu(h30)", w=chance(8, 8, seed=3), **bias)
