@@ -38,7 +38,10 @@ _NAMES = {
     "faults.words": ("Mask", "Word"),
     "graph.model.loading": ("Model", "load"),
     "runtime.data.sources": ("open_data",),
-    "runtime.engine.engines": ("OrtEngine",),
+    "runtime.engine.model_io": ("Port",),
+    "runtime.engine.onnx_runtime": ("OrtEngine",),
+    "runtime.engine.protocols": ("Engine", "Session"),
+    "runtime.engine.registry": ("engine_of",),
     "tasks.evaluation": ("evaluate",),
     "runtime.quantize.quantize": ("Quantised", "quantize"),
     "runtime.quantize.recipe": ("Recipe",),
@@ -53,6 +56,7 @@ __all__ = [
     "Campaign",
     "Checked",
     "Comparison",
+    "Engine",
     "Fault",
     "FaultList",
     "FaultModel",
@@ -65,16 +69,19 @@ __all__ = [
     "OnnxfiError",
     "OrtEngine",
     "Part",
+    "Port",
     "Quantised",
     "Recipe",
     "Report",
     "Result",
     "Selector",
+    "Session",
     "Site",
     "Target",
     "Word",
     "check",
     "compare",
+    "engine_of",
     "evaluate",
     "expose_neurons",
     "fault_models",
@@ -117,7 +124,10 @@ if TYPE_CHECKING:
     from onnxfi.faults.words import Mask, Word
     from onnxfi.graph.model.loading import Model, load
     from onnxfi.runtime.data.sources import open_data
-    from onnxfi.runtime.engine.engines import OrtEngine
+    from onnxfi.runtime.engine.model_io import Port
+    from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+    from onnxfi.runtime.engine.protocols import Engine, Session
+    from onnxfi.runtime.engine.registry import engine_of
     from onnxfi.runtime.inject.activations import inject_activations, instrument
     from onnxfi.runtime.inject.neurons import expose_neurons
     from onnxfi.runtime.inject.redraw import redrawn

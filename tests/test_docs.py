@@ -248,6 +248,10 @@ def test_contributing_shows_the_metric_and_the_task_that_the_tests_run(name: str
     assert example.count("\n") <= 25
 
 
+def test_contributing_shows_the_engine_that_the_tests_run() -> None:
+    assert read("tests/support/own_engine.py") in blocks(read("CONTRIBUTING.md"), "python")
+
+
 def test_contributing_draws_folders_that_are_there() -> None:
     (picture,) = (b for b in blocks(read("CONTRIBUTING.md"), "text") if b.startswith("onnxfi/\n"))
     names: list[str] = []

@@ -98,7 +98,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **flags: Any) -> None
     from onnxfi.graph.model.loading import load
     from onnxfi.runtime.data.sources import open_data
     from onnxfi.runtime.engine.dry_run import dry_run
-    from onnxfi.runtime.engine.engines import OrtEngine
+    from onnxfi.runtime.engine.onnx_runtime import OrtEngine
     from onnxfi.runtime.inject.activations import instrument
 
     out = flags["out"] or Path(f"{model.stem}.armed.onnx")

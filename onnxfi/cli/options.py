@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from onnxfi.faults.space import Selector
     from onnxfi.graph.model.loading import Model
     from onnxfi.runtime.data.sources import Data
-    from onnxfi.runtime.engine.engines import OrtEngine
+    from onnxfi.runtime.engine.protocols import Engine
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -43,17 +43,18 @@ _DATA = (
 )  # fmt: skip
 CUSTOM_OPS = click.option("--custom-ops", multiple=True, metavar="LIB", help="Library of custom operators. Repeatable.")
 _ENGINE = (
-    click.option("--provider", default="auto", show_default=True, metavar="NAME", help="Execution provider: auto, cpu, cuda, tensorrt, …"),
+    click.option("--engine", default="onnxruntime", show_default=True, metavar="NAME", help="Runtime that executes the model: onnxruntime, openvino (pip install 'onnxfi[openvino]'), reference, or one that a package offers."),
+    click.option("--provider", default="auto", show_default=True, metavar="NAME", help="Execution provider of ONNX Runtime: auto, cpu, cuda, tensorrt, …"),
     click.option("--provider-option", multiple=True, metavar="KEY=VALUE", help="Option of the provider. Repeatable."),
     click.option("--threads", type=click.IntRange(1, 1024), metavar="N", default=1, show_default=True, help="Threads of a session of the runtime."),
-    click.option("--optimization", type=click.Choice(["all", "extended", "basic", "off"]), metavar="LEVEL", default="all", show_default=True, help="Graph optimisation of the runtime: all, extended, basic or off."),
+    click.option("--optimization", type=click.Choice(["all", "extended", "basic", "off"]), metavar="LEVEL", default="all", show_default=True, help="Graph optimisation of ONNX Runtime: all, extended, basic or off."),
     CUSTOM_OPS,
 )  # fmt: skip
 #: Parameters of the selection, and those that need data.
 SELECTION = ("include", "exclude", "op", "dtype", "role", "bits", "elements")
 RUN_PARAMETERS = (
     *("preprocess", "samples", "batch", "batch_axis", "output", "task", "metric", "time_axis"),
-    *("provider", "provider_option", "threads", "optimization", "custom_ops"),
+    *("engine", "provider", "provider_option", "threads", "optimization", "custom_ops"),
 )
 LINKS = click.option("--allow-links", is_flag=True, help="Follow symbolic and hard links to external data.")
 CODE = click.option(
@@ -95,10 +96,11 @@ def selector_of(flags: Mapping[str, Any]) -> Selector:
     return Selector(**{name: flags[name] for name in SELECTION})
 
 
-def engine_of(flags: Mapping[str, Any]) -> OrtEngine:
+def engine_of(flags: Mapping[str, Any]) -> Engine:
     """Return the engine of the flags; print a note where two runtimes are installed."""
     from onnxfi.cli.terminal import print_note
-    from onnxfi.runtime.engine.engines import OrtEngine, both_runtimes_warning
+    from onnxfi.runtime.engine import registry
+    from onnxfi.runtime.engine.installed_runtime import both_runtimes_warning
 
     if warning := both_runtimes_warning():
         print_note(warning)
@@ -109,13 +111,17 @@ def engine_of(flags: Mapping[str, Any]) -> OrtEngine:
         if not equals:
             raise click.UsageError(f"--provider-option must be of the form KEY=VALUE, got {text!r}")
         pairs.append((key, value))
-    return OrtEngine(
-        provider=flags["provider"], provider_options=tuple(pairs), optimization=flags["optimization"],
-        threads=flags["threads"], custom_ops=tuple(flags["custom_ops"]),
-    )  # fmt: skip
+    known = registry.setting_names(registry.engine_class(flags["engine"]))
+    settings = {
+        "provider": flags["provider"], "provider_options": tuple(pairs), "optimization": flags["optimization"],
+        "threads": flags["threads"], "custom_ops": tuple(flags["custom_ops"]),
+    }  # fmt: skip
+    unknown = [{"provider_options": "provider_option"}.get(name, name) for name in settings if name not in known]
+    refuse_flags(unknown, f"with --engine {flags['engine']}")
+    return registry.engine_of(flags["engine"], **{name: value for name, value in settings.items() if name in known})
 
 
-def data_of(flags: Mapping[str, Any], model: Model, engine: OrtEngine) -> Data:
+def data_of(flags: Mapping[str, Any], model: Model, engine: Engine) -> Data:
     """Return the data of the flags, checked against the model's inputs."""
     from onnxfi.runtime.data.sources import open_data
     from onnxfi.runtime.engine.dry_run import dry_run

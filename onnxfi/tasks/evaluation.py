@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.runtime.data.sample_outputs import run_scores, sample_axes
 from onnxfi.runtime.data.sources import Data, open_data
 from onnxfi.runtime.engine.dry_run import dry_run
-from onnxfi.runtime.engine.engines import Engine, OrtEngine, Session
 from onnxfi.runtime.engine.model_io import Array
+from onnxfi.runtime.engine.protocols import Engine, Session
+from onnxfi.runtime.engine.registry import engine_of
 from onnxfi.tasks.answers import AnswerPair, Answers
 from onnxfi.tasks.class_scores import check_port, scored_output
 from onnxfi.tasks.classification import CLASSIFICATION
@@ -77,7 +78,7 @@ def evaluate(
     DataError where labels or outputs do not fit, EngineError where the runtime refuses. With `time_axis` the
     spikes of `output` are counted along that axis, and the counts are scored.
 
-    >>> data = open_data("models/fashion_test.npz", OrtEngine().prepare("models/fashion_cnn.onnx").inputs, limit=200)
+    >>> data = open_data("models/fashion_test.npz", engine_of().prepare("models/fashion_cnn.onnx").inputs, limit=200)
     >>> golden = evaluate("models/fashion_cnn.onnx", data)
     >>> golden.metrics["top1"]
     0.915
@@ -88,7 +89,7 @@ def evaluate(
         spikes = with_spike_counts(load(model, allow_links=True), output, time_axis)
         model, output = spikes.source.data or b"", spike_count_output(spikes.proto)
     kind = "auto" if time_axis is None else "counts"
-    engine = engine or OrtEngine()
+    engine = engine or engine_of()
     dry_run(engine, model, data)
     session = engine.prepare(model)
     if golden is not None and golden.samples != data.samples:
@@ -119,13 +120,8 @@ def does_not_run(error: EngineError, data: Data, size: int) -> EngineError:
 
 def _passed_over(session: Session, name: str | None) -> str:
     """A remark on the outputs that do not count since they are no tensors."""
-    listed = ", ".join(f"{other!r} ({dtype})" for other, dtype in _unread(session).items())
+    listed = ", ".join(f"{other!r} ({dtype})" for other, dtype in session.unread.items())
     return f"passed over, since they are no tensors: {listed}" if listed and name is None else ""
-
-
-def _unread(session: Session) -> Mapping[str, str]:
-    """Outputs that are no tensors, by name their type; engines of others tell none."""
-    return getattr(session, "unread", {})
 
 
 def scored_port(
@@ -136,7 +132,7 @@ def scored_port(
     With `whole`, outputs of maps are not passed over.
     """
     chosen = CLASSIFICATION if task == AUTO else find_task(task)
-    labelled, unread = data.labels is not None and not chosen.takes_any_output, _unread(session)
+    labelled, unread = data.labels is not None and not chosen.takes_any_output, session.unread
     if chosen.takes_any_output and name is None:
         return None
     found = scored_output(session.outputs, name, labelled=labelled, unread=unread, whole=whole)

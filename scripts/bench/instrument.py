@@ -28,7 +28,7 @@ from onnxfi.faults.words import Mask
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.passes.fault_inputs import columns
 from onnxfi.graph.passes.instrument import ActivationFault
-from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.inject.activations import inject_activations, instrument
 
 ENGINE = OrtEngine(provider="cpu")

@@ -29,7 +29,7 @@ from onnxfi.campaign.execute.dask_cluster import cluster
 from onnxfi.campaign.execute.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.runtime.data.sources import open_data
-from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Seconds for which plain inference is timed.

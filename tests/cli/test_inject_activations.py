@@ -14,7 +14,7 @@ import onnx
 import pytest
 from jsonschema import Draft202012Validator
 
-from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
 Run = Callable[..., Any]
 Save = Callable[..., str]

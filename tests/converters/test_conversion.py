@@ -18,7 +18,7 @@ from onnxfi.converters.frameworks import require
 from onnxfi.converters.sources import call_factory, framework_of
 from onnxfi.errors import ConversionError, InputError, OutputError
 from onnxfi.graph.model.loading import load
-from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
 Run = Callable[..., tuple[int, str, str]]
 HEAD = '<ir_version: 8, opset_import: ["": 18, "": 18], producer_name: "x">'

@@ -11,7 +11,7 @@ import pytest
 
 from onnxfi.converters import convert
 from onnxfi.errors import InputError
-from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
 pytestmark = [pytest.mark.frameworks("keras", "tensorflow", "tf2onnx"), pytest.mark.filterwarnings("ignore")]
 Layers = Callable[[Path], dict[str, str]]

@@ -13,7 +13,7 @@ import pytest
 from onnxfi.converters import convert
 from onnxfi.errors import ConversionError, InputError
 from onnxfi.graph.model.loading import load
-from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
 pytestmark = [pytest.mark.frameworks("torch", "onnxscript", "safetensors"), pytest.mark.filterwarnings("ignore")]
 Layers = Callable[[Path], dict[str, str]]

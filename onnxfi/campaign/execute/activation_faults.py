@@ -38,8 +38,8 @@ from onnxfi.graph.write.faulty_copy import find_edits, look_up_words, write_copy
 from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.runtime.data.batches import Batch
 from onnxfi.runtime.data.sample_outputs import scored, stacked
-from onnxfi.runtime.engine.engines import Session
 from onnxfi.runtime.engine.model_io import Array
+from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.inject.activations import activation_faults, bake_into
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class InstrumentedModel:
             numbered = [a for a in check_value_formats(rows) if not a.unsupported_reason]
             armed.append(arm(armed[0].proto, numbered, values=True))
         made = _with_weights(_without_defaults(armed), folder)
-        session = self.opened.campaign.engine().prepare(made.SerializeToString())
+        session = self.opened.campaign.open_engine().prepare(made.SerializeToString())
         return _Instrumented(session, tuple(armed), counted)
 
     def _outputs(self, model: _Instrumented, faults: Faults | None, batch: Batch) -> dict[str, Array]:

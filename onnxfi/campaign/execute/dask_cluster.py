@@ -27,7 +27,7 @@ from onnxfi.campaign.execute.process_pool import begin
 from onnxfi.campaign.execute.scheduling import Died, versions
 from onnxfi.campaign.execute.worker import Job
 from onnxfi.errors import CampaignError, InputError, OnnxfiError, OutputError
-from onnxfi.runtime.engine.engines import OrtEngine, smallest
+from onnxfi.runtime.engine.protocols import Engine, smallest_model
 
 _LOG = logging.getLogger(__name__)
 #: Seconds in which a scheduler answers and has a worker.
@@ -155,16 +155,16 @@ class Cluster:
         """Give every worker model and data; CampaignError for one whose versions, provider or libraries are others."""
         self.parcel, shared = None, _files(opened)
         digests = {str(path): _sha256(path) for path in [*shared.values(), *map(Path, opened.campaign.custom_ops)]}
-        engine = opened.campaign.engine()
+        engine = opened.campaign.open_engine()
         with self.reached():
             self.asks = {"GPU": 1.0} if opened.provider in _ON_GPU else {}
             self.asks = self.asks if self._taking() else {}
             try:
-                told = self.client.run(survey, digests, engine, smallest(), workers=self._taking())
+                told = self.client.run(survey, digests, engine, smallest_model(), workers=self._taking())
             except (ImportError, AttributeError, TypeError):  # none, or one that does not know what is asked
                 raise CampaignError("a worker has no onnxfi of this version; install the same one there") from None
         for address, (found, lacks, refusal) in told.items():
-            for name, here in versions().items():
+            for name, here in versions(engine).items():
                 if found.get(name) != here:
                     raise CampaignError(
                         f"worker {address} has {name} {found.get(name)}, this process {here}; install the same versions"
@@ -292,14 +292,14 @@ def unpack(folder: Path, files: dict[str, bytes]) -> None:
         file.write_bytes(content)
 
 
-def survey(digests: dict[str, str], engine: OrtEngine, model: bytes) -> tuple[dict[str, str], list[str], str]:
+def survey(digests: dict[str, str], engine: Engine, model: bytes) -> tuple[dict[str, str], list[str], str]:
     """On a worker: its versions, the files that it lacks as they are (by SHA-256), and why it runs no model."""
     lacks = [path for path, digest in digests.items() if _sha256(Path(path)) != digest]
     try:
         engine.prepare(model)
     except OnnxfiError as error:
-        return versions(), lacks, str(error)
-    return versions(), lacks, ""
+        return versions(engine), lacks, str(error)
+    return versions(engine), lacks, ""
 
 
 def _sha256(path: Path) -> str:

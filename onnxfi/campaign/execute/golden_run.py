@@ -9,8 +9,8 @@ from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.plan.open_model import served
 from onnxfi.errors import CampaignError, EngineError
 from onnxfi.graph.dataflow.random_nodes import find_random_node
-from onnxfi.runtime.engine.engines import Session
 from onnxfi.runtime.engine.model_io import Array, same_bytes
+from onnxfi.runtime.engine.protocols import Session
 from onnxfi.tasks.evaluation import does_not_run
 from onnxfi.tasks.outcomes import Golden
 
@@ -88,7 +88,7 @@ class GoldenRuns:
         """Return the scores of the model's own file."""
         session, self._session = self._session, None
         if session is None:
-            session = self.opened.campaign.engine().prepare(served(self.opened.model))
+            session = self.opened.campaign.open_engine().prepare(served(self.opened.model))
         scores = self._scores(session)
         self._check_steady(session, scores)
         return scores

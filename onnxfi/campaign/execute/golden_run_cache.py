@@ -67,16 +67,10 @@ def _key(executor: TrialExecutor) -> str:
         "time_axis": c.time_axis, "batch_axis": c.batch_axis, "provider": opened.provider,
         "provider_option": c.provider_option, "optimization": c.optimization, "threads": c.threads,
         "custom_ops": [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in c.custom_ops],
-        "versions": [version("onnxfi"), _runtime_version(), np.__version__],
+        "versions": [version("onnxfi"), c.open_engine().version, np.__version__],
         "machine": [platform.system(), platform.machine(), _processor()],
     }  # fmt: skip
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _runtime_version() -> str:
-    from onnxfi.runtime.engine.engines import installed_runtimes
-
-    return " ".join(f"{name} {version(name)}" for name in installed_runtimes())
 
 
 def _processor() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from onnxfi.campaign.plan.fault_targets import Reach
 from onnxfi.campaign.plan.open_model import beside, changed, open_model, output_of, served, told
@@ -16,8 +16,9 @@ from onnxfi.graph.write.faulty_copy import FileEdits, find_edits, look_up_words
 from onnxfi.runtime.data.sample_outputs import run_scores, sample_axes
 from onnxfi.runtime.data.sources import Data, open_data
 from onnxfi.runtime.engine.dry_run import dry_run
-from onnxfi.runtime.engine.engines import Session, short_name
 from onnxfi.runtime.engine.model_io import Array, Port
+from onnxfi.runtime.engine.onnx_runtime import short_name
+from onnxfi.runtime.engine.protocols import Session
 from onnxfi.tasks.evaluation import scored_port
 from onnxfi.tasks.outcomes import Golden
 from onnxfi.tasks.registry import choose_task
@@ -63,7 +64,7 @@ class OpenCampaign:
 
     def session(self, change: FileEdits | None = None) -> Session:
         """Return a session of the model with this change, opened as every trial opens it."""
-        return changed(self.campaign.engine(), self.model, change or FileEdits())
+        return changed(self.campaign.open_engine(), self.model, change or FileEdits())
 
     def faulty_session(self, faults: Faults) -> Session:
         """Return a session of the model with these faults in its weights."""
@@ -89,12 +90,11 @@ def open_campaign(
     outputs, and opens faster.
     """
     model = model or open_model(campaign)
-    dry_run(campaign.engine(), served(model))
+    dry_run(campaign.open_engine(), served(model))
     begun = time.perf_counter()
-    session = told(campaign, model) if not runs else campaign.engine().prepare(served(model))
+    session = told(campaign, model) if not runs else campaign.open_engine().prepare(served(model))
     opened_s = time.perf_counter() - begun
-    if campaign.provider.lower() == "auto":  # one campaign, one provider, whatever later sessions would get
-        campaign = replace(campaign, provider=short_name(session.provider))
+    campaign = campaign.with_provider(short_name(session.provider))
     data = open_data(
         campaign.data, session.inputs, preprocess=campaign.preprocess, limit=campaign.samples,
         batch_axis=campaign.batch_axis,
@@ -103,9 +103,9 @@ def open_campaign(
     if alone:
         del session  # the dry run opens the model too
     if runs:
-        dry_run(campaign.engine(), served(model), data)
+        dry_run(campaign.open_engine(), served(model), data)
     if alone:
-        session = campaign.engine().prepare(served(model))
+        session = campaign.open_engine().prepare(served(model))
     output = scored_port(session, output_of(campaign, model), data, kind_of(campaign), task=campaign.task, whole=True)
     listed = None if campaign.faults is None else FaultList.open(campaign.faults).header
     reach = Reach.of(model, campaign.aims, data, listed, campaign.custom_ops)

@@ -18,8 +18,8 @@ from onnxfi.graph.partition.cut_points import narrow_cut_points, spike_cut_point
 from onnxfi.graph.partition.segmentation import Segmentation
 from onnxfi.graph.partition.subgraph import PartitionGraph, partition_graph
 from onnxfi.runtime.data.sample_outputs import stacked
+from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.model_io import Array, drift, same_bytes
-from onnxfi.runtime.engine.turn_taking import claim
 from onnxfi.runtime.partial.conv_delta import FirstSegments
 from onnxfi.runtime.partial.golden_cache import GoldenCache, SegmentSessions
 from onnxfi.runtime.partial.reexecution import SplitAtActivations, golden_scores
@@ -117,7 +117,7 @@ def open_segments(opened: OpenCampaign, segmentation: Segmentation, kept_bytes: 
 
 
 def _open(opened: OpenCampaign, segmentation: Segmentation, kept_bytes: int) -> SegmentedModel:
-    sessions = SegmentSessions(opened.campaign.engine(), segmentation, opened.inputs, kept_bytes)
+    sessions = SegmentSessions(opened.campaign.open_engine(), segmentation, opened.inputs, kept_bytes)
     golden = GoldenCache(sessions, opened.data, opened.size, kept_bytes, opened.axes)
     return SegmentedModel(golden, late=segmentation.late, exact=opened.campaign.optimization == "off")
 

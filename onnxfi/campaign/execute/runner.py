@@ -252,7 +252,7 @@ def _sha256(file: str | Path) -> str:
 
 def _environment(store: Store, opened: OpenCampaign) -> dict[str, str]:
     """On what the trials run, and beside it on what those ran that are there already, where that was something else."""
-    now = versions() | {"machine": platform.machine(), "provider": opened.provider}
+    now = versions(opened.campaign.open_engine()) | {"machine": platform.machine(), "provider": opened.provider}
     before = store.get("environment") if store.count("results") else None
     known = {name: str((before or {}).get(name, value)).split(" and ") for name, value in now.items()}
     return {name: " and ".join(dict.fromkeys([*known[name], value])) for name, value in now.items()}

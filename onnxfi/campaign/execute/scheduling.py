@@ -24,7 +24,9 @@ from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import CampaignError
 from onnxfi.faults.space import Target
-from onnxfi.runtime.engine.engines import installed_runtimes, no_cuda
+from onnxfi.runtime.engine.onnx_runtime import no_cuda
+from onnxfi.runtime.engine.protocols import Engine
+from onnxfi.runtime.engine.registry import engine_class
 from onnxfi.tasks.outcomes import Golden, failed
 
 #: Tasks that workers have, by what tells when they are done.
@@ -44,10 +46,10 @@ class Died(BrokenExecutor):
         self.tries = tries
 
 
-def versions() -> dict[str, str]:
-    """What must be the same wherever trials of one campaign run."""
-    runtime = " ".join(f"{name} {version(name)}" for name in installed_runtimes())
-    return {"onnxfi": version("onnxfi"), "runtime": runtime, "numpy": version("numpy"), "python": python_version()}
+def versions(engine: Engine) -> dict[str, str]:
+    """Return what must be the same wherever trials of one campaign run."""
+    known = {"onnxfi": version("onnxfi"), "runtime": engine.version}
+    return known | {"numpy": version("numpy"), "python": python_version()}
 
 
 def cores() -> int:
@@ -68,7 +70,8 @@ def lanes(campaign: Campaign, limit_bytes: int | None, executor: TrialExecutor |
     else:
         on_cpu = executor.opened.provider == "CPUExecutionProvider"
         size_bytes = sum(source.size for source in executor.opened.model.sources)
-    shared = on_cpu and campaign.threads == 1 and limit_bytes is None and size_bytes >= _LARGE_BYTES
+    safe = engine_class(campaign.engine).thread_safe
+    shared = safe and on_cpu and campaign.threads == 1 and limit_bytes is None and size_bytes >= _LARGE_BYTES
     return _LANES if shared else 1
 
 

@@ -36,9 +36,9 @@ from onnxfi.graph.partition.route import Route, RouteContext, TrialFacts, route_
 from onnxfi.graph.partition.segmentation import Segmentation
 from onnxfi.graph.partition.subgraph import PartitionGraph, half_floats, partition_graph
 from onnxfi.runtime.data.sample_outputs import stacked
-from onnxfi.runtime.engine.engines import Session
+from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.model_io import Array
-from onnxfi.runtime.engine.turn_taking import claim
+from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.partial.reexecution import Reexecution, TrialFaults, golden_scores
 from onnxfi.runtime.partial.segmented_model import SegmentedModel
 from onnxfi.tasks.outcomes import Golden, Judgement, failed, judge
@@ -103,7 +103,9 @@ class TrialExecutor:
     def segmentation(self) -> Segmentation | None:
         """Return the segmentation of the model; None where it is executed as a whole."""
         try:
-            return None if self.opened.campaign.route == Route.FULL else segment(self.opened)
+            campaign = self.opened.campaign
+            whole = campaign.route == Route.FULL or not campaign.open_engine().cuts
+            return None if whole else segment(self.opened)
         except (ModelError, MemoryError):  # too large for one message
             return None
 

@@ -25,7 +25,7 @@ from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import CampaignError, EngineError, ProviderError
 from onnxfi.faults.faultlist import Header
-from onnxfi.runtime.engine.turn_taking import claim, turn
+from onnxfi.runtime.engine.cooperative_lock import CooperativeLock, claim
 from onnxfi.tasks.outcomes import Golden, Judgement
 
 Results = Generator[Result, None, None]
@@ -98,14 +98,16 @@ def _result(trial: int, found: Judgement, seconds: float) -> Result:
     return Result(trial, found.outcome, found.cause, found.metrics, seconds, found.changed, route=found.route)
 
 
+#: The lock of the threads of this process, which share what is open.
+_lock = CooperativeLock()
 _opened: list[tuple[Job, tuple[TrialExecutor, Golden, Header]]] = []
 
 
 @contextmanager
 def _held(job: Job) -> Iterator[tuple[TrialExecutor, Golden, Header]]:
     """A worker's executor: opened with its first task, and kept; shared by the threads of a process, by turns."""
-    with turn():
-        with claim("bench"):
+    with _lock.held():
+        with claim("executor"):
             if not _opened or _opened[0][0] != job:
                 _opened[:] = [(job, _open(job))]
             held = _opened[0][1]
@@ -118,7 +120,7 @@ _ahead: list[tuple[Campaign, int, TrialExecutor, Golden | None]] = []
 def ahead(campaign: Campaign, kept_bytes: int) -> None:
     """Open a campaign in a worker and run golden before there is a job; what that says against it, it says again with
     the job."""
-    with turn(), claim("bench"):
+    with _lock.held(), claim("executor"):
         if not _ahead and not _opened:  # a quick worker may get what another one should have
             executor = TrialExecutor.open(campaign, kept_bytes, runs=False)
             _ahead.append((executor.opened.campaign, kept_bytes, executor, executor.golden_in_segments()))

@@ -15,7 +15,7 @@ from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.passes.spike_counts import spike_count_output, with_spike_counts
 from onnxfi.graph.write.faulty_copy import FileEdits, faulty_bytes, write_scratch_copy
 from onnxfi.graph.write.scratch_folder import scratch_folder
-from onnxfi.runtime.engine.engines import Engine, Session
+from onnxfi.runtime.engine.protocols import Engine, Session
 from onnxfi.runtime.inject.neurons import with_exposed_neurons
 
 #: From this size on, a model's memory matters more than the time that it takes to have it from the system.
@@ -85,5 +85,5 @@ def served(model: Model) -> Path | bytes:
 def told(campaign: Campaign, model: Model) -> Session:
     """A session that tells what a model takes and gives: without optimisation, where the runtime can do without."""
     with suppress(EngineError):
-        return replace(campaign.engine(), optimization="off").prepare(served(model))
-    return campaign.engine().prepare(served(model))
+        return campaign.open_engine().unoptimized().prepare(served(model))
+    return campaign.open_engine().prepare(served(model))

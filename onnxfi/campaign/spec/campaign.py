@@ -19,7 +19,8 @@ from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.sampling import check_rate
 from onnxfi.faults.scope import FaultScope
 from onnxfi.faults.space import Selector
-from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.engine.protocols import Engine
+from onnxfi.runtime.engine.registry import DEFAULT, engine_class, engine_of, setting_names
 from onnxfi.statistics.adaptive import Method
 from onnxfi.statistics.intervals import Per
 from onnxfi.tasks.classification import CLASSIFICATION, KINDS
@@ -56,6 +57,14 @@ _FINEST_MARGIN = 1e-4
 #: Trials and samples, whatever a file says: a store holds a row for each.
 _MOST = 10**12
 _MOST_AXES = 64
+#: Fields that are settings of the engine, and the engine's own names of them.
+ENGINE_SETTINGS = {
+    "provider": "provider",
+    "provider_option": "provider_options",
+    "optimization": "optimization",
+    "threads": "threads",
+    "custom_ops": "custom_ops",
+}
 #: Fields that say something only of an adaptive campaign.
 _ADAPTIVE = ("relative_margin", "rate", "method")
 
@@ -163,6 +172,7 @@ class Campaign:
     scores: str = "auto"
     tolerance: float = 0.0
     due: tuple[str, ...] = DUE
+    engine: str = DEFAULT
     provider: str = "auto"
     provider_option: tuple[str, ...] = ()
     threads: int = 1
@@ -204,7 +214,7 @@ class Campaign:
             raise SpecError("neurons says nothing without expose; leave it out, or add expose", "neurons")
         for text in self.provider_option:
             check(text.find("=") > 0, "provider_option", repr(text), "KEY=VALUE")
-        self.engine()
+        self._check_engine()
 
     def _check_task(self) -> None:
         if not is_own(self.task) and (head := self.task.partition(":")[0]) not in task_names():
@@ -276,18 +286,40 @@ class Campaign:
         """The rates of a sweep, of either kind."""
         return self.ber or self.per_sample
 
-    def engine(self) -> OrtEngine:
-        """What runs it."""
-        options = tuple((key, value) for key, _, value in (text.partition("=") for text in self.provider_option))
-        fields = {"optimization": self.optimization, "threads": self.threads, "custom_ops": self.custom_ops}
-        for name, value in fields.items():
-            named(name, lambda given: OrtEngine(**given), {name: value})
-        engine: OrtEngine = named(
-            "provider_option" if options else "provider",
-            lambda given: OrtEngine(self.provider, options, **given),
-            fields,
-        )
-        return engine
+    def _check_engine(self) -> None:
+        """Refuse an engine that does not exist, and settings that it does not take."""
+        known = named("engine", lambda name: setting_names(engine_class(name)), self.engine)
+        settings = self._engine_settings()
+        for name in (n for n, field in ENGINE_SETTINGS.items() if field in settings and field not in known):
+            raise SpecError(f"{name} is not a setting of the engine {self.engine!r}; leave it out", name)
+        if self.route not in ("auto", "full") and not engine_class(self.engine).cuts:
+            raise SpecError(f"the engine {self.engine!r} runs whole models only; leave route out", "route")
+        options = settings.pop("provider_options", None)
+        provider = {"provider": settings.pop("provider")} if "provider" in settings else {}
+        for name, field in ENGINE_SETTINGS.items():
+            if field in settings:
+                named(name, lambda given: engine_of(self.engine, **given), {field: settings[field]})
+        if options is not None:
+            provider["provider_options"] = options
+        named("provider_option" if options else "provider", lambda given: engine_of(self.engine, **given), provider)
+
+    def _engine_settings(self) -> dict[str, Any]:
+        """Return the settings of the engine that differ from the default, by its own names."""
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        found = {field: getattr(self, n) for n, field in ENGINE_SETTINGS.items() if getattr(self, n) != defaults[n]}
+        if "provider_options" in found:
+            pairs = (text.partition("=") for text in self.provider_option)
+            found["provider_options"] = tuple((key, value) for key, _, value in pairs)
+        return found
+
+    def open_engine(self) -> Engine:
+        """Return the engine that runs every trial of the campaign, in whatever process."""
+        return engine_of(self.engine, **self._engine_settings())
+
+    def with_provider(self, name: str) -> Campaign:
+        """Return the campaign with the provider that `auto` chose, so that every session gets the same one."""
+        takes = "provider" in setting_names(engine_class(self.engine))
+        return dataclasses.replace(self, provider=name) if takes and self.provider.lower() == "auto" else self
 
     def identity(self) -> dict[str, Any]:
         """The fields that fix each trial's answer, apart from the digests of model, data and list."""

@@ -12,14 +12,13 @@ import hashlib
 import multiprocessing
 import sys
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from onnxfi.errors import CrashError, EngineError, IsolationError
 from onnxfi.graph.dataflow.isolation import run_isolated
 from onnxfi.graph.model.byte_source import quoted
 from onnxfi.runtime.data.sources import Data, open_data
-from onnxfi.runtime.engine.engines import Engine, OrtEngine
+from onnxfi.runtime.engine.protocols import Engine
 
 #: A model that takes longer is opened without it.
 _LONGEST_S = 30
@@ -35,15 +34,15 @@ def dry_run(engine: Engine, model: str | Path | bytes, data: Data | None = None)
 
     >>> dry_run(OrtEngine(), "models/fashion_cnn.onnx")
     """
-    if not sys.platform.startswith("linux") or not isinstance(engine, OrtEngine):
+    if not sys.platform.startswith("linux") or multiprocessing.parent_process() is not None:
         return
-    if multiprocessing.parent_process() is not None:
+    if (copied := engine.for_dry_run()) is None:
         return
     with suppress(OSError):  # that there is no such file is told where it is opened
         real = None if data is None or data.synthetic else data
-        known = (*_identity(model), *engine.custom_ops, "" if real is None else real.description)
+        known = (*_identity(model), copied, "" if real is None else real.description)
         if known not in _passed:
-            _copy_runs(engine, model, real)
+            _run_copy(copied, model, real)
             _passed.add(known)
 
 
@@ -54,13 +53,9 @@ def _identity(model: str | Path | bytes) -> tuple[object, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _copy_runs(engine: OrtEngine, model: str | Path | bytes, data: Data | None) -> None:
-    import onnxruntime  # here, so that the copy need not
-
-    on_cpu = replace(engine, provider="cpu", provider_options=())
-
+def _run_copy(engine: Engine, model: str | Path | bytes, data: Data | None) -> None:
     def run() -> bytes:
-        session = on_cpu.prepare(model)
+        session = engine.prepare(model)
         fed = data or open_data(None, session.inputs, limit=1)
         session.run(next(fed.batches(fed.layout.fixed or 1)).feeds)
         return b""
@@ -71,7 +66,7 @@ def _copy_runs(engine: OrtEngine, model: str | Path | bytes, data: Data | None) 
         name = "the model" if isinstance(model, bytes) else quoted(str(model))
         how = str(error).removeprefix("it ended with ")
         raise EngineError(
-            f"ONNX Runtime {onnxruntime.__version__} crashes ({how}) when it opens or runs {name}; look for sizes and "
+            f"{engine.version} crashes ({how}) when it opens or runs {name}; look for sizes and "
             f"attributes that no operator takes, or use another release of the runtime"
         ) from None
     except IsolationError:

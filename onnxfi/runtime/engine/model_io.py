@@ -6,14 +6,19 @@ Shared by the engines, which feed arrays, and by the data, which has to fit befo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+
+from onnxfi.errors import DataError, EngineError, closest
+
+if TYPE_CHECKING:
+    import onnx
 
 Array = NDArray[Any]
 
@@ -62,6 +67,33 @@ class Port:
 
     def __str__(self) -> str:
         return f"{self.name!r} ({self.dtype} {shape_text(self.shape)})"
+
+
+def ports_of(values: Iterable[onnx.ValueInfoProto]) -> tuple[Port, ...]:
+    """Return the ports that a model file declares.
+
+    >>> from onnx import helper
+    >>> ports_of([helper.make_tensor_value_info("x", 1, ["N", 3]), helper.make_tensor_value_info("s", 8, None)])
+    (Port(name='x', dtype='float32', shape=('N', 3)), Port(name='s', dtype='string', shape=None))
+    """
+    return tuple(_declared_port(value) for value in values)
+
+
+def _declared_port(value: onnx.ValueInfoProto) -> Port:
+    from onnx import TensorProto
+
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        return Port(value.name, f"{(kind or 'value of no').removesuffix('_type')}(…)", None)
+    declared = value.type.tensor_type
+    word = TensorProto.DataType.Name(declared.elem_type).lower()
+    known = ORT_TYPES.get(word)
+    shape = None
+    if declared.HasField("shape"):
+        shape = tuple(
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in declared.shape.dim
+        )
+    return Port(value.name, known[0] if known else f"tensor({word})", shape or None)
 
 
 def shape_text(shape: Sequence[int | str | None] | None) -> str:
@@ -206,3 +238,54 @@ def same_by(one: Array, other: Array, axis: int) -> NDArray[np.bool_]:
         return np.array([_equal(*row) for row in rows])
     equal = ours == theirs
     return np.asarray(equal.all(axis=tuple(a for a in range(equal.ndim) if a != along)))
+
+
+def checked_feeds(
+    feeds: Mapping[str, Array], inputs: Sequence[Port], overridable: Sequence[Port] = ()
+) -> dict[str, Array]:
+    """Return the feeds of one run as runtimes take them.
+
+    Parameters
+    ----------
+    feeds : mapping of str to array
+        An array for each input, by its name.
+    inputs, overridable : sequence of Port
+        The inputs of the model, and initializers that a feed may replace.
+
+    Raises
+    ------
+    DataError
+        If an input is missing, does not exist, or takes another type or shape.
+    """
+    ports = {port.name: port for port in (*inputs, *overridable)}
+    for name in feeds:
+        if name not in ports:
+            raise DataError(f"the model has no input {name!r}{closest(name, ports)}")
+    for port in inputs:
+        if port.name not in feeds and not port.dtype.startswith("optional"):
+            raise DataError(f"input {port} is not fed; fed are {', '.join(map(repr, feeds)) or 'none'}")
+    return {name: _checked_feed(ports[name], np.asarray(array)) for name, array in feeds.items()}
+
+
+def _checked_feed(port: Port, array: Array) -> Array:
+    """Return the array as the runtime takes it; DataError where it does not fit the port."""
+    if not port.is_tensor:
+        raise DataError(f"input {port.name!r} is a {port.dtype}; only tensors can be fed")
+    if type_name(array) != port.dtype or not fits(array.shape, port):
+        given = f"{type_name(array)} {shape_text(array.shape)}"
+        raise DataError(f"input {port.name!r} takes {port.dtype} {shape_text(port.shape)}, given {given}")
+    try:
+        return native(array)
+    except UnicodeDecodeError as error:
+        raise DataError(f"input {port.name!r} has text that is not UTF-8: {error}") from error
+
+
+def checked_outputs(names: Sequence[str] | None, outputs: Sequence[Port], unread: Mapping[str, str]) -> list[str]:
+    """Return the names of the outputs to compute (None: all tensors); EngineError for one that cannot be read."""
+    known = [port.name for port in outputs]
+    for name in names or ():
+        if name in unread:
+            raise EngineError(f"output {name!r} is a {unread[name]}; only plain tensors can be read")
+        if name not in known:
+            raise EngineError(f"the model has no output {name!r}{closest(name, known)}")
+    return known if names is None else list(names)

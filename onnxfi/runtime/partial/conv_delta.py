@@ -18,9 +18,9 @@ from onnxfi.graph.partition.conv_partial_sums import ConvSum, block_input, block
 from onnxfi.graph.partition.segmentation import EntrySubgraph
 from onnxfi.graph.partition.subgraph import TensorLocation, array_at
 from onnxfi.graph.partition.subgraph_model import SubgraphModel
-from onnxfi.runtime.engine.engines import Session
+from onnxfi.runtime.engine.cooperative_lock import claim, released
 from onnxfi.runtime.engine.model_io import Array, same_by, same_bytes
-from onnxfi.runtime.engine.turn_taking import claim, others
+from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.partial.entry_subgraph import EntrySession, FaultyEntry
 from onnxfi.runtime.partial.segmented_model import SampleRows, SegmentedModel, among, padded
 
@@ -177,7 +177,7 @@ def _faulty_terms(
 
 def _sum(arrays: Sequence[Array]) -> Array:
     """Return the sum of arrays from the first to the last, in memory of its own."""
-    with others(), np.errstate(all="ignore"):
+    with released(), np.errstate(all="ignore"):
         total = np.array(arrays[0])
         for array in arrays[1:]:
             np.add(array, total, out=total)

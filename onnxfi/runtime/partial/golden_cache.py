@@ -21,9 +21,9 @@ from onnxfi.graph.partition.segmentation import Segmentation
 from onnxfi.graph.partition.subgraph_model import InputType, SubgraphModel, extract_model
 from onnxfi.runtime.data.batches import Batch, Feeds
 from onnxfi.runtime.data.sources import Data
-from onnxfi.runtime.engine.engines import OrtEngine, Session
+from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.model_io import Array, Port, element_type
-from onnxfi.runtime.engine.turn_taking import claim
+from onnxfi.runtime.engine.protocols import Engine, Session
 
 Values = dict[str, Array]
 #: TensorProto's number of each element type.
@@ -66,7 +66,7 @@ class SegmentSessions:
     activation between two of them is no tensor.
     """
 
-    def __init__(self, engine: OrtEngine, routes: Segmentation, inputs: Sequence[Port], inner_bytes: int) -> None:
+    def __init__(self, engine: Engine, routes: Segmentation, inputs: Sequence[Port], inner_bytes: int) -> None:
         self.engine, self.segmentation, self.inner_bytes = engine, routes, inner_bytes
         self.ports: dict[str, Port] = {port.name: port for port in inputs}
         self.sessions = [self._opened(number, ())[0] for number in range(len(routes.segments))]

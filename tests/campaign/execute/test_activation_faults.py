@@ -27,7 +27,7 @@ from onnxfi.campaign.spec.spec_file import load_spec, print_spec
 from onnxfi.errors import EngineError, FaultListError, InputError, SelectorError, SpecError
 from onnxfi.faults.faultlist import LineReader
 from onnxfi.graph.model.loading import load
-from onnxfi.runtime.engine.engines import OrtEngine, OrtSession
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine, OrtSession
 
 
 def campaign(**fields: Any) -> Campaign:

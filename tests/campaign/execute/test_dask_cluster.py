@@ -305,7 +305,7 @@ def refused(wanted: Campaign, workers: Cluster, said: str) -> None:
 
 def test_other_versions_are_named(here: Path, workers: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(module, "versions", lambda: versions() | {"runtime": "onnxruntime 0.0.1"})
+        patch.setattr(module, "versions", lambda engine: versions(engine) | {"runtime": "onnxruntime 0.0.1"})
         refused(campaign(), workers, r"worker tls://\S+ has runtime onnxruntime\S* \S+, this process .*0.0.1; install")
     with monkeypatch.context() as patch:
         patch.setattr(workers.client, "run", raising(ModuleNotFoundError("onnxfi")))

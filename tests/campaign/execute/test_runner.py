@@ -9,17 +9,19 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from metric_replacement import replace_metric
+from offered_engines import offer
 from onnx import numpy_helper
 from tiny_campaigns import campaign, chance, deadly, mlp, outcomes, ran, same_but, samples, save, tables
 
@@ -39,9 +41,10 @@ from onnxfi.faults.space import Target
 from onnxfi.graph.model import byte_source
 from onnxfi.graph.model.loading import load
 from onnxfi.runtime.data.sources import open_data
-from onnxfi.runtime.engine import engines
-from onnxfi.runtime.engine.engines import OrtEngine, OrtSession
-from onnxfi.runtime.engine.lending import Loan
+from onnxfi.runtime.engine import onnx_runtime
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine, OrtSession
+from onnxfi.runtime.engine.protocols import Engine
+from onnxfi.runtime.engine.temporary_tensors import TemporaryTensors
 from onnxfi.tasks.classification import CLASSIFICATION
 from onnxfi.tasks.evaluation import evaluate
 
@@ -56,41 +59,63 @@ def meta(store: Path, key: str) -> Any:
 # Before the trials
 
 
-class Noisy:
-    """An engine whose answers are never the same."""
+@dataclass(frozen=True)
+class Changing(Engine):
+    """An engine whose sessions add to their answers what `added` says, and counts what it prepares."""
 
-    count = itertools.count()
+    name: ClassVar[str] = "changing"
+    cuts: ClassVar[bool] = True
+    prepared: ClassVar[list[type]] = []
+
+    def added(self, run: int) -> float:
+        """What is added in the n-th run of a session."""
+        return 0.0
 
     def prepare(self, model: Any) -> Any:
-        session = OrtEngine("cpu").prepare(model)
+        self.prepared.append(bytes if isinstance(model, bytes) else Path)
+        session, runs = OrtEngine("cpu").prepare(model), itertools.count()
 
-        class Session:
-            inputs, outputs, provider, note = session.inputs, session.outputs, "Noisy", "noisy"
+        def answers(feeds: Mapping[str, Any], names: Sequence[str] | None = None) -> dict[str, Any]:
+            return {k: v + np.float32(self.added(next(runs))) for k, v in session.run(feeds, names).items()}
 
-            def run(self, feeds: Mapping[str, Any], names: Sequence[str] | None = None) -> dict[str, Any]:
-                return {k: v + np.float32(1e-3) * next(Noisy.count) for k, v in session.run(feeds, names).items()}
+        ports = {"inputs": session.inputs, "outputs": session.outputs, "unread": {}}
+        return SimpleNamespace(**ports, provider="P", note="P", run=answers)
 
-        return Session()
+
+@dataclass(frozen=True)
+class Noisy(Changing):
+    """An engine whose answers are never the same."""
+
+    name: ClassVar[str] = "noisy"
+    count: ClassVar[Iterator[int]] = itertools.count()
+
+    def added(self, run: int) -> float:
+        return 1e-3 * next(self.count)
+
+
+@dataclass(frozen=True)
+class WithState(Changing):
+    """An engine whose sessions answer another way from their third run on, each as any other."""
+
+    name: ClassVar[str] = "with-state"
+
+    def added(self, run: int) -> float:
+        return float(run >= 2)
 
 
 def test_golden_runs_twice_and_must_be_the_same(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Campaign, "engine", lambda self: Noisy())
+    offer(monkeypatch, Noisy)
     with pytest.raises(CampaignError, match="two golden runs differ"):
-        run(campaign(), here / "s.db")
+        run(campaign(provider="auto", engine="noisy"), here / "s.db")
     with Store.open(here / "s.db") as opened:
         assert (opened.count("plan"), opened.count("results")) == (24, 0)
 
 
 def test_golden_goes_through_the_door_of_the_trials(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared: list[type] = []
-    prepare = OrtEngine.prepare
-    monkeypatch.setattr(
-        OrtEngine,
-        "prepare",
-        lambda self, model: (prepared.append(bytes if isinstance(model, bytes) else Path), prepare(self, model))[1],
-    )
-    TrialExecutor.open(campaign()).golden_runs.run()
-    assert prepared == [Path, bytes], "as the file lies, and as a trial is"
+    offer(monkeypatch, Changing)
+    Changing.prepared.clear()
+    TrialExecutor.open(campaign(provider="auto", engine="changing")).golden_runs.run()
+    assert Changing.prepared == [Path, bytes], "as the file lies, and as a trial is"
 
 
 def test_golden_that_does_not_run_on_made_up_inputs_asks_for_real_ones(here: Path) -> None:
@@ -133,8 +158,10 @@ def test_weights_are_held_by_the_runtime_alone(here: Path, monkeypatch: pytest.M
         net.graph.initializer.append(numpy_helper.from_array(weight, f"w{k}"))
     onnx.save(net, "g.onnx", save_as_external_data=beside, location="g.data", size_threshold=0)
     np.savez("wide.npz", y0=rng.standard_normal((4, width)).astype(np.float32))
-    size, loans = layers * width * width * 4, list[Loan]()
-    monkeypatch.setattr(engines, "Loan", lambda given: loans.append(Loan(given)) or loans[-1])
+    size, loans = layers * width * width * 4, list[TemporaryTensors]()
+    monkeypatch.setattr(
+        onnx_runtime, "TemporaryTensors", lambda given: loans.append(TemporaryTensors(given)) or loans[-1]
+    )
     wanted = campaign(model="g.onnx", data="wide.npz", trials=2 * layers)
     usual = [(r.outcome, r.metrics, r.route) for r in run(wanted, here / "usual.db")]
     loans.clear()
@@ -621,21 +648,9 @@ def test_random_numbers_that_are_not_scored_or_drop_nothing_are_no_matter(tmp_pa
 
 
 def test_an_operator_that_keeps_a_state_is_found_in_one_session(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare = OrtEngine.prepare
-
-    def counted(self: OrtEngine, model: Any) -> Any:
-        """A session that answers another way from its third run on, as any other session of it does."""
-        session, runs = prepare(self, model), itertools.count()
-        return SimpleNamespace(
-            inputs=session.inputs, outputs=session.outputs, provider="P", note="P",
-            run=lambda feeds, names=None: {
-                k: v + np.float32(next(runs) >= 2) for k, v in session.run(feeds, names).items()
-            },
-        )  # fmt: skip
-
-    monkeypatch.setattr(OrtEngine, "prepare", counted)
+    offer(monkeypatch, WithState)
     with pytest.raises(CampaignError, match="two golden runs differ, in one session"):
-        run(campaign(batch=6), here / "s.db")
+        run(campaign(provider="auto", engine="with-state", batch=6), here / "s.db")
 
 
 class OneOf:
@@ -672,8 +687,8 @@ def test_a_provider_that_loads_no_more_ends_the_campaign(
         onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
     )
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
-    monkeypatch.setattr("onnxfi.runtime.engine.engines.no_cuda", lambda: None)
-    monkeypatch.setattr("onnxfi.runtime.engine.engines._ON_CUDA", ("CUDAExecutionProvider",))
+    monkeypatch.setattr("onnxfi.runtime.engine.onnx_runtime.no_cuda", lambda: None)
+    monkeypatch.setattr("onnxfi.runtime.engine.onnx_runtime._ON_CUDA", ("CUDAExecutionProvider",))
     monkeypatch.setattr(
         OrtSession,
         "_run_bound",

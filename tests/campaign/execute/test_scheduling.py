@@ -34,7 +34,8 @@ from onnxfi.campaign.execute.worker import Job, run_here, work
 from onnxfi.campaign.plan.plan import make_plan
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.faults.faultlist import Header
-from onnxfi.runtime.engine import engines, turn_taking
+from onnxfi.runtime.engine import onnx_runtime
+from onnxfi.runtime.engine.cooperative_lock import released
 
 
 @pytest.fixture
@@ -44,15 +45,14 @@ def interleaved(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     @contextmanager
     def slowly() -> Iterator[None]:
-        with turn_taking.others():
+        with released():
             yield
             sleep(next(pauses))
 
-    monkeypatch.setattr(engines, "others", slowly)
+    monkeypatch.setattr(onnx_runtime, "released", slowly)
     worker._opened.clear()
     yield
-    assert not turn_taking._claimed and turn_taking._turn.acquire(blocking=False)
-    turn_taking._turn.release()
+    assert worker._lock.is_free()
     worker._opened.clear()
 
 
@@ -191,7 +191,7 @@ def test_a_trial_that_hangs_in_a_process_that_others_share(
     monkeypatch.setattr(runner, "_TIMEOUT_GOLDEN", 0)
     trial = """
 if number == 20:
-    with others():  # as where the runtime does not come back
+    with released():  # as where the runtime does not come back
         time.sleep(600)
 """
     results = ran(deadly(trial), here / "s.db", workers=4)

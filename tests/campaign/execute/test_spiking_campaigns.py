@@ -22,7 +22,7 @@ from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import InputError, SelectorError
 from onnxfi.faults.faultlist import Header
 from onnxfi.graph.model.loading import load
-from onnxfi.runtime.engine.engines import OrtEngine, OrtSession
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine, OrtSession
 from onnxfi.runtime.inject.activations import inject_activations
 from onnxfi.runtime.inject.neurons import expose_neurons
 

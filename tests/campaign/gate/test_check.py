@@ -32,7 +32,7 @@ from onnxfi.campaign.gate.write_budget import ARMS, base_budget, write_budget
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import BaselineError, InputError, OutputError, SpecError, StoreError
-from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.statistics.intervals import Interval, clopper_pearson, mean_interval
 from onnxfi.tasks.classification import CLASSIFICATION
 

@@ -72,6 +72,7 @@ EXAMPLES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "scores": ("counts", ["--scores", "counts"], SWEEP),
     "tolerance": (1e-3, ["--tolerance", "1e-3"], SWEEP),
     "due": (("crash", "nonfinite"), ["--due", "crash,nonfinite"], SWEEP),
+    "engine": ("reference", ["--engine", "reference"], SWEEP),
     "provider": ("cpu", ["--provider", "cpu"], SWEEP),
     "provider_option": (("device_id=1",), ["--provider-option", "device_id=1"], {**SWEEP, "provider": "cuda"}),
     "threads": (2, ["--threads", "2"], SWEEP),
@@ -212,6 +213,15 @@ BAD: list[tuple[str, str]] = [
     ("ber: 1e-6\ndue: [crash, tiemout]", "line 3, column 6: due 'tiemout' is unknown; closest: 'timeout'"),
     ("ber: 1e-6\nfault: filp", "line 3, column 8: fault: unknown fault 'filp'; closest: 'flip'"),
     ("ber: 1e-6\noptimization: some", "line 3, column 15: optimization: no optimization 'some'"),
+    ("ber: 1e-6\nengine: openvno", "line 3, column 9: engine: no engine 'openvno'; closest: 'openvino'"),
+    (
+        "ber: 1e-6\nengine: openvino\noptimization: off",
+        "line 4, column 15: optimization is not a setting of the engine 'openvino'",
+    ),
+    (
+        "ber: 1e-6\nengine: reference\nthreads: 2",
+        "line 4, column 10: threads is not a setting of the engine 'reference'",
+    ),
     ("ber: 1e-6\nthreads: 0", "line 3, column 10: threads 0 is out of range"),
     ("ber: 1e-6\ncustom_ops: none.so", "line 3, column 13: custom_ops has code run that this file names ('none.so')"),
     ("ber: 1e-6\nprovider_option: [a]", "line 3, column 18: provider_option 'a' is out of range; give KEY=VALUE"),

@@ -14,7 +14,7 @@ from onnxfi.graph.model.byte_source import StoredArray
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.partition.subgraph import partition_graph
 from onnxfi.graph.partition.subgraph_model import extract_model
-from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
 BLOCK = """
 <ir_version: 10, opset_import: ["" : 20]>

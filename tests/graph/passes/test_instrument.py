@@ -11,6 +11,7 @@ import onnx
 import pytest
 from google.protobuf import text_format
 from numpy.typing import NDArray
+from offered_engines import needs_openvino
 from onnx import helper, parser
 from onnx.reference import ReferenceEvaluator
 
@@ -22,7 +23,8 @@ from onnxfi.graph.dataflow.sample_axis import SampleAxis
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.passes.fault_inputs import columns
 from onnxfi.graph.passes.instrument import ActivationFault, Armed, arm, bake
-from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+from onnxfi.runtime.engine.registry import engine_of
 from onnxfi.runtime.inject.activations import inject_activations, instrument
 
 OFF = OrtEngine(provider="cpu", optimization="off")
@@ -442,17 +444,14 @@ def test_a_faulty_file_is_the_same_in_the_reference_evaluator_and_without_functi
     np.testing.assert_allclose(reference, found, rtol=1e-4, atol=1e-5)
 
 
-def test_openvino_runs_the_inlined_file() -> None:
-    openvino = pytest.importorskip("openvino")
+@pytest.mark.parametrize("inline", [True, False])
+def test_openvino_runs_the_faulty_file(inline: bool) -> None:
+    needs_openvino()
     plain = load(MODELS / "fashion_cnn.onnx")
-    sites = ["relu[3]:30", "logits[2]:31"]
-    inlined = inject_activations(plain, sites=sites, inline=True)
-    x = np.random.default_rng(0).random((2, 1, 28, 28), dtype=np.float32)
-    compiled = openvino.compile_model(
-        openvino.Core().read_model(inlined.data), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
-    found = next(iter(compiled({plain.proto.graph.input[0].name: x}).values()))
-    np.testing.assert_allclose(found, run(inlined.data, {plain.proto.graph.input[0].name: x})["logits"], rtol=1e-3)
+    faulty = inject_activations(plain, sites=["relu[3]:30", "logits[2]:31"], inline=inline)
+    feeds = {plain.proto.graph.input[0].name: np.random.default_rng(0).random((2, 1, 28, 28), dtype=np.float32)}
+    found = engine_of("openvino").prepare(faulty.data).run(feeds)["logits"]
+    np.testing.assert_allclose(found, run(faulty.data, feeds)["logits"], rtol=1e-3)
 
 
 def test_what_cannot_be_struck_says_why() -> None:

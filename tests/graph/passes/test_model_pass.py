@@ -23,7 +23,7 @@ from onnxfi.graph.passes.graph_edit import names_in
 from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.passes.registry import model_passes
 from onnxfi.runtime.data.sources import open_data
-from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
 OFF = OrtEngine(provider="cpu", optimization="off")
 MODELS = Path(__file__).parents[3] / "models"

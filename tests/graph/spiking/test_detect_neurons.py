@@ -19,7 +19,7 @@ from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
 from onnxfi.graph.spiking.neuron_mapping import spiking_layers
-from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.inject.activations import inject_activations
 from onnxfi.runtime.inject.neurons import describe, expose_neurons, read_mapping
 from onnxfi.runtime.inject.weights import inject, inspect, sample

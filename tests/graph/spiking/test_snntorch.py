@@ -19,7 +19,7 @@ from snntorch_models import CASES, NEURONS, STEPS, Case, Kind, OneLayer, build, 
 
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
-from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.inject.activations import inject_activations
 from onnxfi.runtime.inject.neurons import expose_neurons
 from onnxfi.runtime.inject.weights import inject, sample

@@ -19,8 +19,8 @@ from onnxfi.graph.model.loading import load
 from onnxfi.runtime.data.sources import Data, open_data
 from onnxfi.runtime.engine import dry_run as module
 from onnxfi.runtime.engine.dry_run import dry_run
-from onnxfi.runtime.engine.engines import OrtEngine
 from onnxfi.runtime.engine.model_io import Port
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.quantize.quantize import quantize
 from onnxfi.runtime.quantize.recipe import Recipe
 from onnxfi.tasks.evaluation import evaluate
@@ -49,7 +49,7 @@ def ones() -> Data:
 def test_what_crashes_the_runtime_is_told_in_one_line(tmp_path: Path, nodes: str) -> None:
     file = tmp_path / "m.onnx"
     onnx.save(crashing(nodes), file)
-    line = r"^ONNX Runtime \S+ crashes \(SIGFPE\) when it opens or runs '.*m\.onnx'; look for .*$"
+    line = r"^onnxruntime\S* \S+ crashes \(SIGFPE\) when it opens or runs '.*m\.onnx'; look for .*$"
     with pytest.raises(EngineError, match=line):
         evaluate(file, ones())
     with pytest.raises(EngineError, match="when it opens or runs the model;"):

@@ -17,7 +17,7 @@ from onnx import numpy_helper, parser
 
 import onnxfi
 from onnxfi.errors import DataError, FaultListError, InputError, ModelError, OutputError
-from onnxfi.runtime.engine.engines import OrtEngine
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
 MODELS = Path(__file__).parents[3] / "models"
 CNN = MODELS / "fashion_cnn.onnx"

@@ -1,4 +1,4 @@
-"""Sharing: one thread at a time among those that share, and no thread waits for one that does not come back."""
+"""The lock of a worker: one thread at a time among those that share, and none waits for one that does not return."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from itertools import count
 
 import pytest
 
-from onnxfi.runtime.engine import turn_taking
-from onnxfi.runtime.engine.turn_taking import claim, others, turn
+from onnxfi.runtime.engine.cooperative_lock import CooperativeLock, claim, released
 
 #: Seconds that nobody waits in vain, unless a test fails.
 LONG = 200.0
+LOCK = CooperativeLock()
 
 
 def waits(done: Future[object]) -> bool:
@@ -25,11 +25,8 @@ def waits(done: Future[object]) -> bool:
 
 
 def free() -> bool:
-    """Whether another thread gets the turn, and nothing is claimed."""
-    if not turn_taking._turn.acquire(blocking=False):
-        return False
-    turn_taking._turn.release()
-    return not turn_taking._claimed
+    """Whether no thread holds the lock, and nothing is claimed."""
+    return LOCK.is_free()
 
 
 def through(*steps: Callable[[], object]) -> list[Future[object]]:
@@ -41,37 +38,37 @@ def through(*steps: Callable[[], object]) -> list[Future[object]]:
 
 
 def takes() -> str:
-    with turn():
+    with LOCK.held():
         return "came"
 
 
 def claims(what: str) -> str:
-    with turn(), claim(what):
+    with LOCK.held(), claim(what):
         return "came"
 
 
-def test_the_turn_is_for_one_and_others_lets_another_in_and_takes_it_back() -> None:
-    with turn():
+def test_one_thread_holds_the_lock_and_another_gets_it_while_it_is_released() -> None:
+    with LOCK.held():
         [other] = through(takes)
         assert waits(other)
-        with others():
+        with released():
             assert other.result(LONG) == "came"
         [another] = through(takes)
         assert waits(another), "it is taken back"
     assert another.result(LONG) == "came" and free()
 
 
-def test_others_waits_for_who_has_the_turn_meanwhile() -> None:
+def test_a_thread_that_released_the_lock_waits_to_get_it_back() -> None:
     has, goes, order = threading.Event(), threading.Event(), list[str]()
 
     def stays() -> None:
-        with turn():
+        with LOCK.held():
             has.set()
             goes.wait(LONG)
             order.append("other")
 
-    with turn():
-        with others():
+    with LOCK.held():
+        with released():
             [other] = through(stays)
             assert has.wait(LONG)
             threading.Timer(0.02, goes.set).start()
@@ -80,66 +77,66 @@ def test_others_waits_for_who_has_the_turn_meanwhile() -> None:
     assert order == ["other", "back"]
 
 
-def test_a_claim_waits_for_the_same_and_for_nothing_else_also_while_others_have_the_turn() -> None:
-    with turn():
-        with claim("a"), others():
+def test_a_claim_waits_for_the_same_resource_only_and_outlasts_a_release() -> None:
+    with LOCK.held():
+        with claim("a"), released():
             same, other = through(lambda: claims("a"), lambda: claims("b"))
             assert other.result(LONG) == "came"
-            assert waits(same) and takes() == "came", "who waits for a claim has not the turn"
-        with others():
+            assert waits(same) and takes() == "came", "a thread that waits for a claim does not hold the lock"
+        with released():
             assert same.result(LONG) == "came"
     assert free()
 
 
 def test_a_claim_within_another_and_one_after_the_other() -> None:
-    with turn(), claim("a"), claim("b"), others():
+    with LOCK.held(), claim("a"), claim("b"), released():
         [inner] = through(lambda: claims("b"))
         assert waits(inner)
     assert inner.result(LONG) == "came"
     assert claims("a") == claims("a") == "came" and free()
 
 
-def test_threads_without_the_turn_notice_nothing() -> None:
-    with turn(), claim("a"):
+def test_threads_that_hold_no_lock_wait_for_nothing() -> None:
+    with LOCK.held(), claim("a"):
 
         def goes() -> str:
-            with others(), claim("a"), others():
+            with released(), claim("a"), released():
                 return "came"
 
         [other] = through(goes)
         assert other.result(LONG) == "came"
-    with others(), claim("a"):
-        assert free(), "no turn, no claim"
-    with turn():
-        with others(), others(), claim("a"):  # as where the runtime calls back
+    with released(), claim("a"):
+        assert free(), "no lock, no claim"
+    with LOCK.held():
+        with released(), released(), claim("a"):  # as where the runtime calls back
             assert free()
         assert not free()
 
 
 @pytest.mark.parametrize("deep", range(3))
-def test_what_goes_wrong_gives_everything_back(deep: int) -> None:
+def test_an_error_frees_lock_and_claims(deep: int) -> None:
     def goes_wrong() -> None:
-        with turn():
+        with LOCK.held():
             if deep == 0:
                 raise KeyError(deep)
             with claim("a"):
                 if deep == 1:
                     raise KeyError(deep)
-                with others():
+                with released():
                     raise KeyError(deep)
 
     with pytest.raises(KeyError):
         goes_wrong()
     assert free() and claims("a") == "came"
-    with pytest.raises(KeyError), turn():
-        with suppress(ValueError), others():
+    with pytest.raises(KeyError), LOCK.held():
+        with suppress(ValueError), released():
             raise ValueError
-        assert not turn_taking._turn.acquire(blocking=False), "back also where that is caught"
+        assert not free(), "back also where that is caught"
         raise KeyError
     assert free()
 
 
-def test_many_threads_that_share() -> None:
+def test_many_threads_that_share_sessions() -> None:
     """What is read before a place where others may come and what is read behind it, counted with and without claim."""
     shared, made, inside = {"steps": 0}, dict[int, int](), list[int]()
     opened = count()
@@ -147,7 +144,7 @@ def test_many_threads_that_share() -> None:
     def works(seed: int) -> None:
         for k in range(100):
             key = (seed + k) % 5
-            with turn():
+            with LOCK.held():
                 before = shared["steps"]
                 inside.append(seed)
                 assert inside == [seed]
@@ -155,13 +152,13 @@ def test_many_threads_that_share() -> None:
                 shared["steps"] = before + 1
                 with claim(("key", key)):
                     if key not in made:
-                        with others():
+                        with released():
                             pass
                         made[key] = next(opened)
-                    with others():
+                    with released():
                         pass
                 if k % 7 == 0:
-                    with suppress(ValueError), claim(key), others():
+                    with suppress(ValueError), claim(key), released():
                         raise ValueError
 
     with ThreadPoolExecutor(6) as pool:
@@ -169,3 +166,11 @@ def test_many_threads_that_share() -> None:
             done.result(LONG)
     assert shared["steps"] == 600 and sorted(made.values()) == list(range(5)), "each was opened once"
     assert free()
+
+
+def test_two_workers_have_a_lock_each() -> None:
+    other = CooperativeLock()
+    with LOCK.held(), claim("a"):
+        with other.held(), claim("a"), released():
+            assert other.is_free() is False
+        assert other.is_free() and not free()

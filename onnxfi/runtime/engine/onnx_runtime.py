@@ -1,13 +1,10 @@
-"""Running a model: an engine prepares it once, the session it gives runs it often.
-
-`Engine` and `Session` are protocols, so another runtime plugs in with two methods. `OrtEngine` is ONNX
-Runtime, which this floor alone imports, and only when a model is prepared.
-"""
+"""ONNX Runtime as an engine; it is imported when a model is prepared."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.metadata
 import io
 import logging
 import math
@@ -18,38 +15,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
-from onnxfi.errors import DataError, EngineError, InputError, ModelError, ProviderError, closest
+from onnxfi.errors import EngineError, InputError, ProviderError, closest
 from onnxfi.graph.model.byte_source import StoredArray
-from onnxfi.runtime.engine.installed_runtime import both_runtimes_warning, installed_runtimes
-from onnxfi.runtime.engine.lending import Loan
+from onnxfi.runtime.engine.cooperative_lock import released
+from onnxfi.runtime.engine.installed_runtime import installed_runtimes
 from onnxfi.runtime.engine.model_io import (
     ONNX_NUMBER,
     ORT_TYPES,
     Array,
     Port,
+    checked_feeds,
+    checked_outputs,
     element_type,
-    fits,
-    native,
     one_line,
-    shape_text,
-    type_name,
 )
-from onnxfi.runtime.engine.turn_taking import others
-
-__all__ = [
-    "Engine",
-    "OrtEngine",
-    "OrtSession",
-    "Port",
-    "Session",
-    "both_runtimes_warning",
-    "installed_runtimes",
-    "no_cuda",
-]
+from onnxfi.runtime.engine.protocols import Engine, smallest_model
+from onnxfi.runtime.engine.temporary_tensors import TemporaryTensors
 
 _LOG = logging.getLogger(__name__)
 _LEVELS = {
@@ -65,47 +50,29 @@ _MOST_THREADS = 1024  # ONNX Runtime makes as many as it is told, each with memo
 _FATAL = 4  # ONNX Runtime's log level for what ends the process; all else reaches us as an exception
 
 
-class Session(Protocol):
-    """A prepared model."""
-
-    @property
-    def inputs(self) -> tuple[Port, ...]:
-        """What `run` must be fed."""
-
-    @property
-    def outputs(self) -> tuple[Port, ...]:
-        """What `run` can give."""
-
-    @property
-    def provider(self) -> str:
-        """What computes, by the runtime's own name."""
-
-    @property
-    def note(self) -> str:
-        """The provider, and why no better one was taken."""
-
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Run once; `outputs` None means all of them."""
-
-
-class Engine(Protocol):
-    """What prepares models."""
-
-    def prepare(self, model: str | Path | bytes) -> Session:
-        """Load a model file, or a serialised model, for running."""
-
-
 @dataclass(frozen=True)
-class OrtEngine:
+class OrtEngine(Engine):
     """ONNX Runtime.
 
-    `provider` is `auto` or any provider's name without regard to case (`cpu`, `cuda`, `tensorrt`,
-    `openvino`, …). A named one that does not load is an `EngineError`; `auto` takes CUDA where it loads, else
-    the CPU, and says so in the session's `note`. `optimization` is all, extended, basic or off. `threads`
-    work inside one node; nodes run one after the other. `custom_ops` are shared libraries of operators.
+    Its log is silenced for the whole process: what it reports arrives as exceptions.
 
-    ONNX Runtime's own log is silenced, for the whole process: what it says comes as exceptions.
+    Parameters
+    ----------
+    provider : str
+        `auto` or the name of an execution provider in any case (`cpu`, `cuda`, `tensorrt`, `openvino`, …). A named
+        provider that does not load is an `EngineError`; `auto` takes CUDA where it loads, else the CPU, and says so in
+        the session's `note`.
+    provider_options : tuple of (str, str)
+        Options of the named provider.
+    optimization : str
+        Graph optimisation: all, extended, basic or off.
+    threads : int
+        Threads that work inside one node; nodes run one after the other.
+    custom_ops : tuple of str
+        Shared libraries of operators.
 
+    Examples
+    --------
     >>> from onnx import parser
     >>> model = parser.parse_model('''<ir_version: 10, opset_import: ["": 21]>
     ...     double (float[N] x) => (float[N] y) { y = Add(x, x) }''')
@@ -113,6 +80,10 @@ class OrtEngine:
     >>> session.run({"x": np.array([1, 2], np.float32)})
     {'y': array([2., 4.], dtype=float32)}
     """
+
+    name: ClassVar[str] = "onnxruntime"
+    cuts: ClassVar[bool] = True
+    thread_safe: ClassVar[bool] = True
 
     provider: str = "auto"
     provider_options: tuple[tuple[str, str], ...] = ()
@@ -133,25 +104,38 @@ class OrtEngine:
             if not Path(library).is_file():
                 raise InputError(f"no library of custom operators at {library!r}")
 
-    def prepare(self, model: str | Path | bytes, folder: Path | None = None) -> OrtSession:
-        """Load a model file, or a serialised model, for running; `folder` is where the latter's external data lies.
+    @property
+    def version(self) -> str:
+        """Return the installed package and its release."""
+        return " ".join(f"{name} {importlib.metadata.version(name)}" for name in installed_runtimes())
 
-        Raises `ModelError` for a path that is no file, `InputError` for a provider that does not exist, and
-        `EngineError` for a model that ONNX Runtime refuses or a provider that does not load.
+    def prepare(self, model: str | Path | bytes, folder: Path | None = None) -> OrtSession:
+        """Load a model file, or a serialised model whose external data lies in `folder`.
+
+        Raises
+        ------
+        ModelError
+            If a path is not a file.
+        InputError
+            If the provider does not exist.
+        EngineError
+            If ONNX Runtime refuses the model, or the provider does not load.
         """
-        if not isinstance(model, bytes):
-            model = str(model)
-            if not Path(model).is_file():
-                what = "a directory" if Path(model).is_dir() else "no file"
-                raise ModelError(f"{model!r} is {what}; give the path of an .onnx file")
-        return self._prepare(model, {}, folder)
+        return self._prepare(model if isinstance(model, bytes) else self.file(model), {}, folder)
 
     def prepare_part(self, model: bytes, stored: Mapping[str, Array | StoredArray]) -> OrtSession:
-        """Load a serialised model whose larger tensors, or the places where they lie, are given beside it by name.
-
-        For the model they lie in external data, which need not be there. Raises as `prepare` does.
-        """
+        """Load a serialised model whose larger initializers are given beside it, by name."""
         return self._prepare(model, stored)
+
+    def unoptimized(self) -> OrtEngine:
+        """Return the same engine without graph optimisation."""
+        return replace(self, optimization="off")
+
+    def for_dry_run(self) -> OrtEngine:
+        """Return the same engine on the CPU: a copy of the process cannot use a GPU that the process uses."""
+        import onnxruntime  # noqa: F401 (here, so that the copy need not)
+
+        return replace(self, provider="cpu", provider_options=())
 
     def _prepare(
         self, model: str | bytes, stored: Mapping[str, Array | StoredArray], folder: Path | None = None
@@ -163,8 +147,8 @@ class OrtEngine:
         ort.set_default_logger_severity(_FATAL)
         name = self._provider_name(ort)
         options = self._options(ort)
-        loan = Loan(stored)
-        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in loan.arrays]
+        given = TemporaryTensors(stored)
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in given.arrays]
         if stored:
             options.add_external_initializers(list(stored), values)
         if folder is not None:
@@ -182,8 +166,8 @@ class OrtEngine:
             raise ProviderError(f"provider {self.provider!r} did not load: {_why_missing(ort, name)}")
         made = OrtSession.over(session, used, int(dict(self.provider_options).get("device_id", "0")))
         if used == _CPU:  # others may copy to a device when they first run
-            loan.end()
-        return replace(made, _lent=(loan, values))
+            given.release()
+        return replace(made, _external=(given, values))
 
     def _prepare_auto(
         self, model: str | bytes, stored: Mapping[str, Array | StoredArray], folder: Path | None
@@ -229,7 +213,7 @@ class OrtEngine:
     def _loads(self, ort: Any, name: str) -> bool:
         """Whether a provider still loads a model that every provider runs."""
         try:
-            return bool(self._load(ort, smallest(), self._options(ort), name).get_providers()[0] == name)
+            return bool(self._load(ort, smallest_model(), self._options(ort), name).get_providers()[0] == name)
         except Exception:
             return False
 
@@ -240,15 +224,15 @@ class OrtEngine:
         behind = {"TensorrtExecutionProvider": [_CUDA, _CPU], _CPU: []}.get(name, [_CPU])
         providers = [(name, dict(self.provider_options)), *behind]
         # Its fall-back would print, and run on another provider than the one asked for.
-        with others():
+        with released():
             return ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
 
 
 @cache
 def _one_arena(ort: Any) -> str:
-    """Let all sessions of this process take memory from one arena: what one gives back, another one takes; "1"."""
+    """Let all sessions of this process allocate from one arena, so that one reuses what another frees; return "1"."""
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    with contextlib.suppress(Exception):  # the program that we are part of has registered one already
+    with contextlib.suppress(Exception):  # it is registered already, by an earlier session or by the program around
         ort.create_and_register_allocator(info, None)
     return "1"
 
@@ -271,8 +255,8 @@ class OrtSession:
     unread: Mapping[str, str] = field(repr=False)
     _device_id: int = field(repr=False)
     _ort: Any = field(repr=False)
-    #: What was given beside the model: the runtime knows where it lay.
-    _lent: Any = field(default=(), repr=False)
+    #: The tensors that were given beside the model: the runtime keeps their addresses.
+    _external: Any = field(default=(), repr=False)
 
     @classmethod
     def over(cls, ort_session: Any, provider: str, device_id: int = 0) -> OrtSession:
@@ -295,8 +279,8 @@ class OrtSession:
         Raises `DataError` for feeds that do not match the inputs, and `EngineError` where the runtime fails
         or an output does not exist or is no tensor.
         """
-        wanted = self._wanted(outputs)
-        checked = self._checked(feeds)
+        wanted = checked_outputs(outputs, self.outputs, self.unread)
+        checked = checked_feeds(feeds, self.inputs, self.overridable)
         if not wanted:
             return {}
         types = {port.name: port.dtype for port in (*self.inputs, *self.overridable, *self.outputs)}
@@ -306,7 +290,7 @@ class OrtSession:
             if on_cuda or touched & ONNX_NUMBER.keys():
                 device = ("cuda", self._device_id) if on_cuda else ("cpu", 0)
                 return self._run_bound(checked, wanted, types, device)
-            with others():
+            with released():
                 return dict(zip(wanted, self._ort.run(wanted, checked), strict=True))
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed on this batch: {one_line(error)}") from error
@@ -330,44 +314,12 @@ class OrtSession:
                 binding.bind_cpu_input(name, array)
         for name in wanted:
             binding.bind_output(name, *(("cpu", 0) if types[name] in ONNX_NUMBER else device))
-        with others():
+        with released():
             self._ort.run_with_iobinding(binding)
         found = zip(wanted, binding.get_outputs(), strict=True)
         return {
             name: _words(value, types[name]) if types[name] in ONNX_NUMBER else value.numpy() for name, value in found
         }
-
-    def _wanted(self, outputs: Sequence[str] | None) -> list[str]:
-        names = [port.name for port in self.outputs]
-        for name in outputs or ():
-            if name in self.unread:
-                raise EngineError(f"output {name!r} is a {self.unread[name]}; only plain tensors can be read")
-            if name not in names:
-                raise EngineError(f"the model has no output {name!r}{closest(name, names)}")
-        return names if outputs is None else list(outputs)
-
-    def _checked(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        ports = {port.name: port for port in (*self.inputs, *self.overridable)}
-        for name in feeds:
-            if name not in ports:
-                raise DataError(f"the model has no input {name!r}{closest(name, ports)}")
-        for port in self.inputs:
-            if port.name not in feeds and not port.dtype.startswith("optional"):
-                raise DataError(f"input {port} is not fed; fed are {', '.join(map(repr, feeds)) or 'none'}")
-        return {name: _fed(ports[name], np.asarray(array)) for name, array in feeds.items()}
-
-
-def _fed(port: Port, array: Array) -> Array:
-    """The array as the runtime takes it, or what keeps it from its port."""
-    if not port.is_tensor:
-        raise DataError(f"input {port.name!r} is a {port.dtype}; only tensors can be fed")
-    if type_name(array) != port.dtype or not fits(array.shape, port):
-        given = f"{type_name(array)} {shape_text(array.shape)}"
-        raise DataError(f"input {port.name!r} takes {port.dtype} {shape_text(port.shape)}, given {given}")
-    try:
-        return native(array)
-    except UnicodeDecodeError as error:
-        raise DataError(f"input {port.name!r} has text that is not UTF-8: {error}") from error
 
 
 def _port(arg: Any) -> Port:
@@ -385,20 +337,11 @@ def _words(value: Any, dtype: str) -> Array:
     return np.frombuffer(bytearray(raw), np.uint8).view(element).reshape(shape)
 
 
-def smallest() -> bytes:
-    """A model that every provider runs."""
-    from onnx import parser
-
-    model = '<ir_version: 8, opset_import: ["": 13]> same (float[1] x) => (float[1] y) { y = Identity(x) }'
-    return parser.parse_model(model).SerializeToString()
-
-
 def short_name(provider: str) -> str:
     """A provider's name as it is given on the command line."""
     return provider.lower().removesuffix("executionprovider")
 
 
-@cache
 def no_cuda() -> str | None:
     """Why no CUDA device can be used, asked of NVIDIA's driver, once a process; None where there is one."""
     library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"

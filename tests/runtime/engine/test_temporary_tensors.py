@@ -14,14 +14,14 @@ from onnxfi.graph.model.byte_source import ByteSource, StoredArray
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.partition.subgraph import partition_graph
 from onnxfi.graph.partition.subgraph_model import extract_model
-from onnxfi.runtime.engine.engines import OrtEngine
-from onnxfi.runtime.engine.lending import Loan
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+from onnxfi.runtime.engine.temporary_tensors import TemporaryTensors
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux frees private pages for good")
 WORDS = {"f4": (64, 1024), "f2": (3, 99999), "i1": (70001,), "?": (70000,), "f8": (0, 4)}
 
 
-def test_what_is_lent_is_what_was_given(tmp_path: Path) -> None:
+def test_temporary_tensors_equal_those_given(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     given = {word: rng.integers(0, 2, shape).astype(word) for word, shape in WORDS.items()}
     (tmp_path / "odd.bin").write_bytes(b"odd" + b"".join(array.tobytes() for array in given.values()))
@@ -31,7 +31,7 @@ def test_what_is_lent_is_what_was_given(tmp_path: Path) -> None:
         stored[word], start = StoredArray(source, start, array.dtype, array.shape), start + array.nbytes
     mixed = stored | {"f2": given["f2"], "few": np.arange(12).reshape(3, 4).T}
     for some in (stored, mixed, {"i1": given["i1"][:9]}, {}):
-        for name, array in zip(some, Loan(some).arrays, strict=True):
+        for name, array in zip(some, TemporaryTensors(some).arrays, strict=True):
             known = given.get(name, mixed["few"]) if len(some) > 1 else some[name]
             assert array.dtype == known.dtype and np.array_equal(array, known) and array.flags.c_contiguous
             assert array.ctypes.data % array.itemsize == 0
@@ -49,7 +49,7 @@ SHAPES = {
 @linux
 @pytest.mark.parametrize("optimization", ["all", "off"])
 @pytest.mark.parametrize("beside", [False, True], ids=["in the file", "beside it"])
-def test_a_session_needs_nothing_of_what_it_was_lent(tmp_path: Path, beside: bool, optimization: str) -> None:
+def test_a_session_needs_no_temporary_tensor_once_it_is_open(tmp_path: Path, beside: bool, optimization: str) -> None:
     text = CHAIN.replace("d = Conv(c, kernel)", "d = Conv<pads = [1, 1, 1, 1]>(c, kernel)")
     model, rng = onnx.parser.parse_model(text), np.random.default_rng(1)
     held = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
@@ -61,8 +61,8 @@ def test_a_session_needs_nothing_of_what_it_was_lent(tmp_path: Path, beside: boo
     part = extract_model(net, range(len(model.graph.node)), {"x": (1, ["N", 256])}, ["y"])
     engine, x = OrtEngine("cpu", optimization=optimization), rng.standard_normal((5, 256)).astype(np.float32)
     session = engine.prepare_part(part.data, part.stored)
-    (loan, _) = session._lent
-    assert len(loan.arrays) == 4 and not any(array.any() for array in loan.arrays), "its pages are not there any more"
+    (given, _) = session._external
+    assert len(given.arrays) == 4 and not any(array.any() for array in given.arrays), "its pages are not there any more"
     whole = engine.prepare(tmp_path / "m.onnx")
     for _ in range(2):
         assert session.run({"x": x})["y"].tobytes() == whole.run({"x": x})["y"].tobytes()

@@ -1,8 +1,8 @@
-"""Lending: large tensors that a runtime is given beside a model.
+"""Memory for the large tensors that a runtime is given beside a model, only until it has loaded the model.
 
-A session packs them for its kernels, or copies them into memory of its own; so their pages go back to the system when
-it is open, and a tensor is in memory once. A runtime that computed with what it was lent would find zeros there, which
-no golden run takes for its own, and never memory of somebody else.
+A session packs such tensors for its kernels, or copies them into memory of its own; their pages then go back to the
+system, so that each tensor is in memory once. A runtime that computed with the given memory itself would find zeros
+there, which no golden run takes for its own, and never memory of somebody else.
 """
 
 from __future__ import annotations
@@ -15,26 +15,28 @@ import numpy as np
 from onnxfi.graph.model.byte_source import StoredArray
 from onnxfi.runtime.engine.model_io import Array
 
-#: What is less in all is not worth memory of its own.
+#: Tensors that are smaller in all stay in memory that numpy allocates.
 _LEAST_BYTES = 1 << 16
-#: Where each tensor begins, as the runtime's own do.
+#: Alignment of each tensor, as of the runtime's own.
 _ALIGNED = 64
-#: Linux alone frees private pages for good.
-_CAN_END = hasattr(mmap, "MAP_PRIVATE") and hasattr(mmap, "MADV_DONTNEED")
+#: Only Linux frees private pages for good.
+_CAN_RELEASE = hasattr(mmap, "MAP_PRIVATE") and hasattr(mmap, "MADV_DONTNEED")
 
 
-class Loan:
-    """Tensors lent to a runtime, `arrays` in the order in which they are given, until `end`.
+class TemporaryTensors:
+    """Tensors that a runtime may read until `release`; `arrays` holds them in the given order.
 
-    >>> loan = Loan({"w": np.arange(1 << 18, dtype=np.float32), "b": np.ones(2, np.int8)})
-    >>> [array[-1].item() for array in loan.arrays]
+    Examples
+    --------
+    >>> tensors = TemporaryTensors({"w": np.arange(1 << 18, dtype=np.float32), "b": np.ones(2, np.int8)})
+    >>> [array[-1].item() for array in tensors.arrays]
     [262143.0, 1]
     """
 
     def __init__(self, given: Mapping[str, Array | StoredArray]) -> None:
         sizes = [-(-one.nbytes // _ALIGNED) * _ALIGNED for one in given.values()]
         self._pages: mmap.mmap | None = None
-        if not _CAN_END or sum(sizes) < _LEAST_BYTES:
+        if not _CAN_RELEASE or sum(sizes) < _LEAST_BYTES:
             self.arrays = [
                 one.read() if isinstance(one, StoredArray) else np.ascontiguousarray(one) for one in given.values()
             ]
@@ -51,7 +53,7 @@ class Loan:
             self.arrays.append(array)
             start += size
 
-    def end(self) -> None:
-        """Give the memory back that the tensors took."""
+    def release(self) -> None:
+        """Give the memory of the tensors back to the system."""
         if self._pages is not None:
             self._pages.madvise(mmap.MADV_DONTNEED)
