@@ -1,21 +1,22 @@
-"""Adaptive sampling: which stratum the next fault comes from, and what the trials so far say of the mean.
+"""Adaptive stratified sampling: allocation of trials to strata, and estimates that stay unbiased.
 
-Faults lie in strata. A round fixes for each stratum h what the rounds before it suggest: the mean mu_h and the variance
-v_h of its faults, and the probability q_h with which a draw takes it. Each draw takes a stratum by q, then one of its
-R_h faults that were not drawn yet, each as likely as the others. With R = sum R_h, the score of a fault of value x,
+Faults are divided into strata. Before a round an `Allocation` fixes for each stratum h, from the earlier rounds: the
+expected mean mu_h and variance v_h of the values of its faults, and the probability q_h with which a draw selects it.
+Each draw selects a stratum by q, then one of its R_h remaining faults with equal probability. With R = sum R_h, the
+score of a fault of value x,
 
     Y = (sum_g R_g mu_g + (R_h / q_h) (x - mu_h)) / R,
 
-has the mean of the R faults that are left as its expectation, whatever mu and q were guessed. So the estimate is not
-biased by an allocation that looked at earlier outcomes, as means of strata put together are: a stratum whose first
-faults happened to do nothing would not be asked again. Nor does what a draw weighs in the estimate look at outcomes:
-it grows with the trials before its round, as rounds that know more scatter less. A round ends with the draw that takes
-the last fault of a stratum, so that q is positive exactly where a fault is left.
+has the mean of the R remaining faults as its expectation, whatever mu and q are. So the estimate is unbiased although
+the allocation depends on earlier outcomes; combined stratum means are not, because a stratum whose first faults happen
+to be masked would be sampled less. The weight of a draw does not depend on outcomes either: it grows with the number of
+trials before its round, as later rounds have less variance. A round ends with the draw that exhausts a stratum, so that
+q is positive exactly where faults remain.
 
 `confidence_sequence` bets against each candidate mean (Waudby-Smith and Ramdas, Journal of the Royal Statistical
-Society B 86, 2024): it holds at every moment at once, however one decides to stop, and presumes nothing but values in
-[0, 1]. `asymptotic_interval` and `simple_interval` are narrower, and right as far as they were measured
-(docs/explanation/statistics.md). Everything here is a pure function; chance is spent in `sampling.choose`.
+Society B 86, 2024): it is valid at every time simultaneously, under any stopping rule, and assumes only values in
+[0, 1]. `asymptotic_interval` and `simple_interval` are narrower, and valid as far as they were simulated
+(docs/explanation/statistics.md). All functions are pure; random numbers are drawn in `sampling.choose`.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ Method = Literal["guaranteed", "asymptotic", "simple"]
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 
-#: The share of draws that go by the number of faults left, whatever was seen: it bounds R_h / q_h by R / 0.5.
-EVEN = 0.5
-#: Trials of the first round, and how much of all trials so far a later one has at least.
-FIRST, GROWTH = 64, 0.05
-#: The largest share of its capital that a bet may lose.
+#: Share of draws allocated by the number of remaining faults alone: it bounds R_h / q_h by R / 0.5.
+UNIFORM_SHARE = 0.5
+#: Trials of the first round, and the minimum size of later ones as a share of all trials so far.
+FIRST_ROUND, GROWTH = 64, 0.05
+#: Largest share of the capital that a bet may lose.
 _CAP = 0.9
-#: The share of alpha that intervals get which a campaign looks at again and again until they are narrow enough.
+#: Share of alpha used by intervals that a campaign evaluates repeatedly until they are narrow enough.
 _SPENT = 0.6
-#: Before so many trials, nor so many a stratum, an asymptotic or simple interval says nothing.
+#: Minimum trials, also per stratum, of an asymptotic or simple interval; before that it is [0, 1].
 _FEWEST, _FEWEST_A_STRATUM, _FEWEST_SIMPLE = 200, 4, 100
-NAMES: dict[Method, str] = {
+METHOD_NAMES: dict[Method, str] = {
     "guaranteed": "betting confidence sequence",
     "asymptotic": "t in Wilson's form",
     "simple": "Wilson with design effect",
@@ -54,19 +55,19 @@ NAMES: dict[Method, str] = {
 
 @dataclass(frozen=True)
 class Moments:
-    """What was seen in each stratum: number, sum and sum of squares of the values of its faults ([strata] each)."""
+    """Number, sum and sum of squares of the values observed in each stratum ([strata] each)."""
 
     n: Floats
     total: Floats
     squares: Floats
 
     @classmethod
-    def none(cls, strata: int) -> Moments:
-        """Nothing yet."""
+    def empty(cls, strata: int) -> Moments:
+        """Return the moments before any trial."""
         return cls(np.zeros(strata), np.zeros(strata), np.zeros(strata))
 
-    def plus(self, drawn: Numbers, values: Floats) -> Moments:
-        """With further faults, each of a stratum and with a value in [0, 1]."""
+    def add(self, drawn: Numbers, values: Floats) -> Moments:
+        """Return the moments with further faults, each with its stratum and a value in [0, 1]."""
         strata = len(self.n)
         return Moments(
             self.n + np.bincount(drawn, minlength=strata),
@@ -76,30 +77,33 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Round:
-    """What is fixed before a round, of each stratum ([strata] each).
+class Allocation:
+    """Allocation of one round, fixed before it, for each stratum ([strata] each).
 
-    `left` are its faults that were not drawn yet, `probability` the chance of a draw to take it (0 where none is left),
-    `expected` the mean and `variance` the variance of its values, as far as earlier rounds tell.
+    `remaining` is the number of faults not drawn yet, `probability` that of a draw selecting the stratum (0 if none
+    remains), `expected` the mean and `variance` the variance of its values, estimated from earlier rounds.
     """
 
-    left: Floats
+    remaining: Floats
     probability: Floats
     expected: Floats
     variance: Floats
 
-    def part(self, strata: Numbers) -> Round:
-        """The same for draws that fall into some of the strata."""
+    def restricted_to(self, strata: Numbers) -> Allocation:
+        """Return the allocation conditional on draws from some of the strata."""
         chance = self.probability[strata]
-        return Round(
-            self.left[strata], chance / max(math.fsum(chance), 1e-300), self.expected[strata], self.variance[strata]
+        return Allocation(
+            self.remaining[strata],
+            chance / max(math.fsum(chance), 1e-300),
+            self.expected[strata],
+            self.variance[strata],
         )
 
 
-def expect(parents: Numbers, seen: Moments) -> tuple[Floats, Floats]:
-    """Mean and variance of each stratum ([strata] each), drawn towards those of all strata of the same parent.
+def shrunken_moments(parents: Numbers, seen: Moments) -> tuple[Floats, Floats]:
+    """Return mean and variance of each stratum ([strata] each), shrunk towards those of its parent stratum.
 
-    `parents` ([strata]) numbers them: strata of the same bits in different layers have the same one.
+    `parents` ([strata]) numbers the parents: strata of the same bits in different layers have the same one.
     """
     n, total, squares = (np.bincount(parents, each) for each in (seen.n, seen.total, seen.squares))
     mean = total / (n + 1)
@@ -109,27 +113,27 @@ def expect(parents: Numbers, seen: Moments) -> tuple[Floats, Floats]:
     return expected, (np.maximum(spread, 0) + 2 * variance[parents]) / (seen.n + 2)
 
 
-def next_round(sizes: ArrayLike, parents: Numbers, seen: Moments) -> Round:
-    """Allocate a round: half of the draws by R_h · sqrt(v_h), after Neyman, the others by R_h.
+def allocate_round(sizes: ArrayLike, parents: Numbers, seen: Moments) -> Allocation:
+    """Return the next allocation: half of the draws by R_h · sqrt(v_h) (Neyman allocation), the others by R_h.
 
     `sizes` [strata] are the faults of each stratum.
 
-    >>> first = next_round([900, 100], np.array([0, 1]), Moments.none(2))
+    >>> first = allocate_round([900, 100], np.array([0, 1]), Moments.empty(2))
     >>> first.probability.tolist(), first.expected.tolist()
     ([0.9, 0.1], [0.0, 0.0])
     >>> seen = Moments(np.array([9.0, 1.0]), np.array([0.0, 1.0]), np.array([0.0, 1.0]))
-    >>> next_round([900, 100], np.array([0, 1]), seen).probability.round(2).tolist()
+    >>> allocate_round([900, 100], np.array([0, 1]), seen).probability.round(2).tolist()
     [0.7, 0.3]
     """
     left = np.asarray(sizes, np.float64) - seen.n
-    expected, variance = expect(parents, seen)
+    expected, variance = shrunken_moments(parents, seen)
     uneven = left * np.sqrt(variance)
-    probability = (1 - EVEN) * uneven / math.fsum(uneven) + EVEN * left / math.fsum(left)
-    return Round(left, probability / math.fsum(probability), expected, variance)
+    probability = (1 - UNIFORM_SHARE) * uneven / math.fsum(uneven) + UNIFORM_SHARE * left / math.fsum(left)
+    return Allocation(left, probability / math.fsum(probability), expected, variance)
 
 
-def round_size(trials: int, *, first: int = FIRST) -> int:
-    """How many draws the round after so many trials has.
+def round_size(trials: int, *, first: int = FIRST_ROUND) -> int:
+    """Return the number of draws of the round that follows so many trials.
 
     >>> round_size(0), round_size(10_000)
     (64, 500)
@@ -137,18 +141,18 @@ def round_size(trials: int, *, first: int = FIRST) -> int:
     return max(first, int(GROWTH * trials))
 
 
-def until_empty(drawn: Numbers, left: Floats) -> Numbers:
-    """The draws of a round up to that which takes the last fault of a stratum.
+def until_stratum_exhausted(drawn: Numbers, remaining: Floats) -> Numbers:
+    """Return the draws of a round up to the one that exhausts a stratum.
 
-    >>> until_empty(np.array([0, 1, 0, 1, 0]), np.array([5.0, 2.0])).tolist()
+    >>> until_stratum_exhausted(np.array([0, 1, 0, 1, 0]), np.array([5.0, 2.0])).tolist()
     [0, 1, 0, 1]
     """
-    last = np.flatnonzero(_rank(drawn, len(left)) + 1 == left[drawn])
+    last = np.flatnonzero(_rank(drawn, len(remaining)) + 1 == remaining[drawn])
     return drawn[: last[0] + 1] if len(last) else drawn
 
 
 def _rank(drawn: Numbers, strata: int) -> Numbers:
-    """How many draws before each took the same stratum."""
+    """Return for each draw the number of earlier draws from the same stratum."""
     order = np.argsort(drawn, kind="stable")
     count = np.bincount(drawn, minlength=strata)
     rank = np.empty(len(drawn), np.int64)
@@ -157,195 +161,198 @@ def _rank(drawn: Numbers, strata: int) -> Numbers:
 
 
 @dataclass(frozen=True)
-class Draws:
-    """The draws of a round in order ([draws] each), as they are known before a fault is run.
+class RoundDraws:
+    """Draws of a round in order ([draws] each), as known before any of its faults is run.
 
-    `stratum` is h, `here` R_h, `left` R and `base` the sum of R_g mu_g, all before the draw; `probability` is q_h,
-    `expected` mu_h. Y lies between (base - below) / R and (base + above) / R for all of them; `variance` is what the
-    round expects of Y, `aim` half the width that is wanted, and `weight` what a draw weighs in the estimate.
+    `stratum` is h, `stratum_remaining` R_h, `remaining` R and `baseline` the sum of R_g mu_g, all before the draw;
+    `probability` is q_h, `expected` mu_h. Y lies between (baseline - below) / R and (baseline + above) / R;
+    `variance` is the expected variance of Y, `half_width` that of the requested interval, and `weight` the weight of
+    each draw in the estimate.
     """
 
     stratum: Numbers
-    here: Floats
-    left: Floats
-    base: Floats
+    stratum_remaining: Floats
+    remaining: Floats
+    baseline: Floats
     probability: Floats
     expected: Floats
     below: float
     above: float
     variance: float
-    aim: float
+    half_width: float
     weight: float
 
     @property
-    def stake(self) -> float:
-        """The share of the capital that is bet, before it is cut: d / (v + d²)."""
-        return self.aim / (self.variance + self.aim**2)
+    def bet(self) -> float:
+        """Share of the capital that is bet, before truncation: d / (v + d²)."""
+        return self.half_width / (self.variance + self.half_width**2)
 
 
-def weight_after(trials: int) -> float:
-    """What a draw weighs whose round has so many trials before it."""
-    return math.sqrt(trials + FIRST / 2)
+def round_weight(trials: int) -> float:
+    """Return the weight of the draws of a round that follows so many trials."""
+    return math.sqrt(trials + FIRST_ROUND / 2)
 
 
-def lay(played: Round, drawn: Numbers, aim: float, weight: float = 1.0) -> Draws:
-    """What is known of a round's draws beforehand; `aim` is half the width that is wanted."""
+def prepare_draws(allocation: Allocation, drawn: Numbers, half_width: float, weight: float = 1.0) -> RoundDraws:
+    """Return the draws of a round with all that is known beforehand; `half_width` is that of the requested interval."""
     before = np.arange(len(drawn))
-    mu = played.expected[drawn]
-    whole = math.fsum(played.left)
-    some = played.left > 0
-    places = played.left[some] / played.probability[some]
-    return Draws(
+    mu = allocation.expected[drawn]
+    whole = math.fsum(allocation.remaining)
+    some = allocation.remaining > 0
+    inverse_rates = allocation.remaining[some] / allocation.probability[some]
+    return RoundDraws(
         drawn,
-        played.left[drawn] - _rank(drawn, len(played.left)),
+        allocation.remaining[drawn] - _rank(drawn, len(allocation.remaining)),
         np.asarray(whole - before, np.float64),
-        math.fsum(played.left * played.expected) - (np.cumsum(mu) - mu),
-        played.probability[drawn],
+        math.fsum(allocation.remaining * allocation.expected) - (np.cumsum(mu) - mu),
+        allocation.probability[drawn],
         mu,
-        float((places * played.expected[some]).max()),
-        float((places * (1 - played.expected[some])).max()),
-        math.fsum(played.left[some] * places * played.variance[some]) / whole**2,
-        aim,
+        float((inverse_rates * allocation.expected[some]).max()),
+        float((inverse_rates * (1 - allocation.expected[some])).max()),
+        math.fsum(allocation.remaining[some] * inverse_rates * allocation.variance[some]) / whole**2,
+        half_width,
         weight,
     )
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The draws of complete rounds in order ([draws] each), scored.
+    """Scores of the draws of complete rounds, in order ([draws] each).
 
-    `value` is x, `score` Y, `low` and `high` bound Y whatever x is; `left` is R, `total` the sum of x, both before the
-    draw; `weight`, `stake` and `variance` as in `Draws`, `place` is R_h / q_h.
+    `value` is x, `score` Y, `low` and `high` bound Y whatever x is; `remaining` is R, `total` the sum of x, both before
+    the draw; `weight`, `bet` and `variance` as in `RoundDraws`; `inverse_rate` is R_h / q_h.
     """
 
     value: Floats
     score: Floats
     low: Floats
     high: Floats
-    left: Floats
+    remaining: Floats
     total: Floats
     weight: Floats
-    stake: Floats
+    bet: Floats
     variance: Floats
-    place: Floats
+    inverse_rate: Floats
 
     @property
     def population(self) -> float:
-        """All faults, drawn or not."""
-        return float(self.left[0])
+        """Number of all faults, drawn or not."""
+        return float(self.remaining[0])
 
     @property
-    def ends(self) -> tuple[float, float]:
-        """The rates if none, or all, of the faults that are left were fatal."""
-        total, left = float(self.total[-1] + self.value[-1]), float(self.left[-1] - 1)
+    def bounds(self) -> tuple[float, float]:
+        """Means if all remaining faults had the value 0, or 1."""
+        total, left = float(self.total[-1] + self.value[-1]), float(self.remaining[-1] - 1)
         return total / self.population, (total + left) / self.population
 
     @property
-    def overall(self) -> Floats:
-        """Each draw's unbiased estimate of the mean over all faults."""
-        return (self.total + self.left * self.score) / self.population
+    def estimates(self) -> Floats:
+        """Unbiased estimate of the mean over all faults from each draw."""
+        return (self.total + self.remaining * self.score) / self.population
 
 
-def score(draws: Draws, values: Floats, total: float = 0.0) -> Scores:
-    """Score the draws of a round; `total` is the sum of x over all rounds before it.
+def score(draws: RoundDraws, values: Floats, total: float = 0.0) -> Scores:
+    """Return the scores of the draws of a round; `total` is the sum of x over all earlier rounds.
 
-    >>> played = Round(np.array([900.0, 100.0]), np.array([0.7, 0.3]), np.array([0.01, 0.8]), np.array([0.1, 0.1]))
-    >>> score(lay(played, np.array([1]), 0.01), np.array([1.0])).score.round(10).tolist()
+    >>> sizes, variance = np.array([900.0, 100.0]), np.array([0.1, 0.1])
+    >>> allocation = Allocation(sizes, np.array([0.7, 0.3]), np.array([0.01, 0.8]), variance)
+    >>> score(prepare_draws(allocation, np.array([1]), 0.01), np.array([1.0])).score.round(10).tolist()
     [0.1556666667]
     """
-    place, rows = draws.here / draws.probability, len(values)
+    inverse_rate, rows = draws.stratum_remaining / draws.probability, len(values)
     return Scores(
         values,
-        (draws.base + place * (values - draws.expected)) / draws.left,
-        (draws.base - draws.below) / draws.left,
-        (draws.base + draws.above) / draws.left,
-        draws.left,
+        (draws.baseline + inverse_rate * (values - draws.expected)) / draws.remaining,
+        (draws.baseline - draws.below) / draws.remaining,
+        (draws.baseline + draws.above) / draws.remaining,
+        draws.remaining,
         total + (np.cumsum(values) - values),
         np.full(rows, draws.weight),
-        np.full(rows, draws.stake),
+        np.full(rows, draws.bet),
         np.full(rows, draws.variance),
-        place,
+        inverse_rate,
     )
 
 
-def join(parts: Sequence[Scores]) -> Scores:
-    """The scores of several rounds, one after the other."""
+def concatenate(parts: Sequence[Scores]) -> Scores:
+    """Return the scores of several rounds, one after the other."""
     return Scores(*(np.concatenate([getattr(p, name) for p in parts]) for name in Scores.__dataclass_fields__))
 
 
 def estimate(scores: Scores) -> float:
-    """The weighted mean of the draws' unbiased estimates."""
-    return math.fsum(scores.weight * scores.overall) / math.fsum(scores.weight)
+    """Return the weighted mean of the draws' unbiased estimates."""
+    return math.fsum(scores.weight * scores.estimates) / math.fsum(scores.weight)
 
 
 def coefficients(scores: Scores) -> Floats:
-    """What each value counts in `estimate` ([draws]); the rest of it does not depend on the values."""
+    """Return the coefficient of each value in `estimate` ([draws]); the rest does not depend on the values."""
     later = math.fsum(scores.weight) - np.cumsum(scores.weight)
-    return (scores.weight * scores.place + later) / (math.fsum(scores.weight) * scores.population)
+    return (scores.weight * scores.inverse_rate + later) / (math.fsum(scores.weight) * scores.population)
 
 
 def confidence_sequence(scores: Scores, confidence: float = 0.99) -> Interval:
-    """Return an interval that holds the mean at every moment at once, with no more chance to fail than stated.
+    """Return an interval that is valid at every time simultaneously: a betting confidence sequence.
 
-    Against a candidate m two capitals start from 1, one bets that scores come higher than m has it, one lower:
-    K± = Π (1 ± λ± (Y - m_t)), with m_t = (N m - Σ x so far) / R, λ the stake, cut so that no bet loses more than 0.9.
-    If m is the mean they gain nothing on average, so either ever reaches 2/alpha with a chance of alpha/2 at most
-    (Ville). The interval is what neither has refuted so far: it never gets wider. A rate that was never seen to happen
-    has a low end of 0.
+    Against a candidate m two capitals start from 1; one bets on scores above the mean that m implies, one below:
+    K± = Π (1 ± λ± (Y - m_t)), with m_t = (N m - Σ x so far) / R, λ the bet, truncated so that none loses more than 0.9.
+    If m is the mean, both capitals are martingales, so either ever reaches 2/alpha with a probability of at most
+    alpha/2 (Ville's inequality). The interval holds the candidates that neither has rejected so far: it never gets
+    wider. A rate without any event has a low end of 0.
 
-    >>> played = next_round([10_000], np.array([0]), Moments.none(1))
-    >>> quiet = score(lay(played, np.zeros(600, np.int64), 0.01), np.zeros(600))
-    >>> found = confidence_sequence(quiet)
+    >>> allocation = allocate_round([10_000], np.array([0]), Moments.empty(1))
+    >>> no_events = score(prepare_draws(allocation, np.zeros(600, np.int64), 0.01), np.zeros(600))
+    >>> found = confidence_sequence(no_events)
     >>> found.low, found.estimate, round(found.high, 4)
     (0.0, 0.0, 0.0861)
     """
-    least, most = scores.ends
+    least, most = scores.bounds
     limit = math.log(2 / (1 - confidence))
 
-    def refuted(m: float, side: int) -> float:
-        null = (scores.population * m - scores.total) / scores.left
+    def evidence(m: float, side: int) -> float:
+        null = (scores.population * m - scores.total) / scores.remaining
         room = null - scores.low if side > 0 else scores.high - null
-        bet = side * np.minimum(scores.stake, _CAP / np.maximum(room, 1e-12))
+        bet = side * np.minimum(scores.bet, _CAP / np.maximum(room, 1e-12))
         gains = np.log1p(np.maximum(bet * (scores.score - null), -0.999999))
         return float(np.cumsum(gains).max()) - limit
 
-    low = _root(lambda m: refuted(m, 1), least, most)
-    high = least + most - _root(lambda m: refuted(least + most - m, -1), least, most)
+    low = _root(lambda m: evidence(m, 1), least, most)
+    high = least + most - _root(lambda m: evidence(least + most - m, -1), least, most)
     return _interval(min(low, high), max(low, high), estimate(scores), "guaranteed", confidence)
 
 
-def _root(refuted: Callable[[float], float], least: float, most: float) -> float:
-    """Where a falling function crosses zero, or the end that it does not come to."""
+def _root(evidence: Callable[[float], float], least: float, most: float) -> float:
+    """Return the root of a falling function, or the end of the range that it does not cross."""
     from scipy.optimize import brentq
 
-    if least >= most or refuted(least) <= 0:
+    if least >= most or evidence(least) <= 0:
         return least
-    return most if refuted(most) > 0 else float(brentq(refuted, least, most, xtol=1e-12, rtol=1e-9))
+    return most if evidence(most) > 0 else float(brentq(evidence, least, most, xtol=1e-12, rtol=1e-9))
 
 
 def asymptotic_interval(scores: Scores, strata: int, confidence: float = 0.99) -> Interval:
-    """Return the interval of the estimate by the spread of the scores: t in Wilson's form, at 0.6 alpha.
+    """Return the interval of the estimate from the variance of the scores: Student's t in Wilson's form, at 0.6 alpha.
 
-    V = max(Σ w² (Ỹ - p)² / (Σ w)², v / T) is the variance of the estimate p, never below what the last round expects;
-    Wilson's interval is taken for p (1 - p) / V trials with the t quantile of (Σ w)² / Σ w² - 1 degrees of freedom. It
-    says nothing before max(200, 4 strata) trials, or a quarter of the population. Like all that estimate a variance it
-    is fooled by a rare killer that was not met yet.
+    V = max(Σ w² (Ỹ - p)² / (Σ w)², v / T) is the variance of the estimate p, at least the
+    variance that the last round expects; Wilson's interval is taken for p (1 - p) / V trials with the t quantile of
+    (Σ w)² / Σ w² - 1 degrees of freedom. Before max(200, 4 strata) trials, or a quarter of the population, it is as
+    wide as the bounds. Like every interval from an estimated variance it is too narrow if a rare critical fault has
+    not been drawn yet.
     """
     from scipy.special import stdtrit
 
     alpha = _SPENT * (1 - confidence)
-    least, most = scores.ends
+    least, most = scores.bounds
     trials, p, w = len(scores.value), estimate(scores), scores.weight
     if trials < min(max(_FEWEST, _FEWEST_A_STRATUM * strata), scores.population // 4) or least == most:
         return _interval(least, most, p, "asymptotic", confidence)
     whole = math.fsum(w)
     expected = float(scores.variance[-1]) / trials
-    variance = max(math.fsum((w * (scores.overall - p)) ** 2) / whole**2, expected, 1e-300)
+    variance = max(math.fsum((w * (scores.estimates - p)) ** 2) / whole**2, expected, 1e-300)
     p = min(max(p, 0.0), 1.0)
     n = max(p * (1 - p) / variance, 1.0) if 0 < p < 1 else float(trials)
     t = -float(stdtrit(max(whole**2 / math.fsum(w * w) - 1, 2.0), alpha / 2))
-    middle, reach = p + t * t / n / 2, t * math.sqrt(p * (1 - p) / n + (t / n) ** 2 / 4)
-    low, high = ((middle + side * reach) / (1 + t * t / n) for side in (-1, 1))
+    middle, spread = p + t * t / n / 2, t * math.sqrt(p * (1 - p) / n + (t / n) ** 2 / 4)
+    low, high = ((middle + side * spread) / (1 + t * t / n) for side in (-1, 1))
     low = low if p > 0 else 0.0  # and not what rounding leaves of it
     return _interval(max(low, least), min(high, most), p, "asymptotic", confidence)
 
@@ -353,7 +360,7 @@ def asymptotic_interval(scores: Scores, strata: int, confidence: float = 0.99) -
 def simple_interval(n: int, total: float, squares: float, population: int, confidence: float = 0.99) -> Interval:
     """Return the interval of the mean of a random sample: Wilson's at 0.6 alpha, for n / design effect trials.
 
-    It says nothing before 100 trials.
+    Before 100 trials it is as wide as the bounds.
 
     >>> found = simple_interval(1000, 12, 8.2, 10**9, 1 - 0.01 / 0.6)
     >>> round(found.low, 6), round(found.high, 6)
@@ -374,13 +381,13 @@ def _interval(low: float, high: float, middle: float, method: Method, confidence
     low, high = min(max(low, 0.0), 1.0), min(max(high, 0.0), 1.0)
     if not math.isnan(middle):
         middle = min(max(middle, low), high)
-    return replace(Interval(low, high, middle, "", confidence), method=NAMES[method])
+    return replace(Interval(low, high, middle, "", confidence), method=METHOD_NAMES[method])
 
 
-def fewest_trials(margin: float, confidence: float = 0.99, method: Method = "guaranteed") -> int:
-    """How many trials it takes at least, where no fault does anything at all.
+def min_trials(margin: float, confidence: float = 0.99, method: Method = "guaranteed") -> int:
+    """Return the minimum number of trials, reached if every fault is masked.
 
-    >>> fewest_trials(0.01), fewest_trials(0.01, method="simple")
+    >>> min_trials(0.01), min_trials(0.01, method="simple")
     (297, 370)
     """
     if method == "guaranteed":

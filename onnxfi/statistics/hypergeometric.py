@@ -1,4 +1,4 @@
-"""Chances where nothing is put back: of each fault at most one trial, as balls are drawn from an urn."""
+"""Hypergeometric tail probabilities: sampling without replacement, at most one trial of each fault."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 _BLOCK = 1024
 
 
-def at_least(k: int, n: int, marked: int, size: int) -> float:
-    """The chance that n of `size` balls, drawn without putting back, hold k or more of the `marked` ones.
+def upper_tail(k: int, n: int, marked: int, size: int) -> float:
+    """Return P(X >= k) for X hypergeometric: n draws without replacement from `size` items, `marked` of them marked.
 
-    The hypergeometric tail where k lies above the mean; below it 1/2, which the chance exceeds there, since the median
-    is the mean rounded up or down (Siegel, Journal of Algorithms 38, 2001).
+    For k above the mean; for other k the result is 1/2, which the probability exceeds there, since the median is the
+    mean rounded up or down (Siegel, Journal of Algorithms 38, 2001).
 
-    >>> at_least(2, 3, 4, 10), (4 * 3 / 2 * 6 + 4) / (10 * 9 * 8 / 6)
+    >>> upper_tail(2, 3, 4, 10), (4 * 3 / 2 * 6 + 4) / (10 * 9 * 8 / 6)
     (0.33333333..., 0.33333333...)
     """
     if k <= n * marked // size:
@@ -26,7 +26,7 @@ def at_least(k: int, n: int, marked: int, size: int) -> float:
     most = min(n, marked)
     if k > most:
         return 0.0
-    # From k on each term is the one before times a ratio that falls: what no longer counts ends the sum.
+    # From k on each term is the previous one times a falling ratio: the sum ends with a negligible term.
     term, total = math.exp(_log_choose(marked, k) + _log_choose(size - marked, n - k) - _log_choose(size, n)), 0.0
     for begin in range(k, most + 1, _BLOCK):
         j = np.arange(begin, min(begin + _BLOCK, most + 1), dtype=np.float64)
@@ -40,9 +40,9 @@ def at_least(k: int, n: int, marked: int, size: int) -> float:
 
 
 def first_true(holds: Callable[[int], bool], near: int, count: int) -> int:
-    """The first of `count` whole numbers from 0 for which something holds that holds for all behind it; else `count`.
+    """Return the first of 0 … `count` − 1 for which a monotone predicate holds; `count` if there is none.
 
-    It is looked for around `near`, in steps that double: the nearer that is, the fewer are tried.
+    The search starts at `near` in steps that double: the nearer that is, the fewer numbers are tried.
 
     >>> first_true(lambda x: x * x > 50, 7, 1000), first_true(lambda x: x > 9, 3, 5)
     (8, 5)

@@ -1,9 +1,10 @@
-"""How many trials a rate needs, and how far the measured rate may lie from the true one.
+"""Confidence intervals of rates and means.
 
 The unit is the trial: one set of faults, run on all samples. Its outcome is a yes or no (`clopper_pearson`),
 a share of the samples or an accuracy (`mean_interval`, `stratified_interval`), or a number without bounds
 (`t_interval`); the choice of samples adds a second interval (`sample_error`). A population is the number of
-faults that could be drawn, each at most once. Intervals are for a number of trials fixed beforehand.
+faults that can be drawn, each at most once. Intervals are for a number of trials fixed beforehand; for campaigns
+that stop by what they see, use `adaptive.py`.
 """
 
 from __future__ import annotations
@@ -12,25 +13,32 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from onnxfi.errors import InputError, closest
-from onnxfi.statistics.hypergeometric import at_least, first_true
+from onnxfi.errors import InputError
+from onnxfi.statistics.hypergeometric import first_true, upper_tail
 
-Per = Literal["network", "layer", "layer-bit", "data-aware"]
 Bounds = tuple[float, float]
-_ENDLESS = 2**62  # stands for a population that no number of trials uses up
+_ENDLESS = 2**62  # a population that no number of trials exhausts
 _DEFF = "clopper-pearson with design effect"
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the two ends that hold the truth between them with the stated confidence.
+    """Estimate with its confidence interval, in the unit of what was measured; NaN estimate without trials.
 
-    All in the unit of what was measured (rates and accuracies: shares of 1); no trials: `estimate` is NaN.
+    Attributes
+    ----------
+    low, high : float
+        Ends of the interval, inclusive; rates and accuracies are shares of 1.
+    estimate : float
+        The point estimate.
+    method : str
+        Name of the method.
+    confidence : float
+        Nominal coverage, such as 0.99.
     """
 
     low: float
@@ -47,7 +55,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Stratum:
-    """What was drawn from one part of the fault space: a layer, a bit of a layer, or the whole.
+    """Sums over the trials of one stratum: a layer, a bit of a layer, or the whole fault space.
 
     `population` is its number of faults (None: endless, for a stratum that stands alone), `n` the number of
     trials, `total` the sum of their values in [0, 1], `squares` of their squares (yes/no: both the yes).
@@ -62,161 +70,51 @@ class Stratum:
     squares: float
 
     def __post_init__(self) -> None:
-        _trials(_count("n", self.n, 0), self.population)
+        """Check the sums."""
+        require_population(require_count("n", self.n, 0), self.population)
         slack = 1e-9 * (self.n + 1)
         fine = 0 <= self.squares <= self.total + slack <= self.n + 2 * slack
-        _require(fine, f"{self}", "0 <= squares <= total <= n; scale the values to [0, 1] first")
+        require(fine, f"{self}", "0 <= squares <= total <= n; scale the values to [0, 1] first")
 
     @classmethod
     def of(cls, values: ArrayLike, population: int | None = None) -> Stratum:
-        """Sum up the values of a stratum's trials, each in [0, 1]."""
+        """Return the sums over the values of a stratum's trials, each in [0, 1]."""
         x = _inside(values, 0.0, 1.0)
         return cls(population, len(x), float(x.sum()), float(x @ x))
 
 
-def _require(fine: bool, given: str, allowed: str) -> None:
+def require(fine: bool, given: str, allowed: str) -> None:
+    """Raise InputError unless `fine`."""
     if not fine:
         raise InputError(f"{given}; allowed: {allowed}")
 
 
-def _share(name: str, value: float, hint: str) -> None:
-    _require(0 < value < 1, f"{name} is {value}", f"above 0 and below 1; {hint}")
-
-
-def _tails(confidence: float) -> tuple[float, float]:
-    """Return alpha, the chance left to both tails together, and the exact two-sided normal quantile."""
-    _share("confidence", confidence, "write 99 % as 0.99, and run every fault where certainty is wanted")
+def alpha_and_quantile(confidence: float) -> tuple[float, float]:
+    """Return alpha, the probability of both tails together, and the exact two-sided normal quantile."""
+    require_share("confidence", confidence, "write 99 % as 0.99, and run every fault where certainty is wanted")
     return 1 - confidence, -NormalDist().inv_cdf((1 - confidence) / 2)
 
 
-def _count(name: str, value: int, least: int) -> int:
-    _require(isinstance(value, int | np.integer), f"{name} is {value!r}", "whole numbers; round it first")
-    _require(value >= least, f"{name} is {value}", f"{least} or more; leave out what is empty")
+def require_count(name: str, value: int, least: int) -> int:
+    """Return a whole number of at least `least`; InputError for anything else."""
+    require(isinstance(value, int | np.integer), f"{name} is {value!r}", "whole numbers; round it first")
+    require(value >= least, f"{name} is {value}", f"{least} or more; leave out what is empty")
     return int(value)
 
 
-def _trials(n: float, population: int | None) -> None:
-    if population is not None and n > _count("population", population, 1):
+def require_population(n: float, population: int | None) -> None:
+    """Raise InputError for more trials than faults in the population."""
+    if population is not None and n > require_count("population", population, 1):
         raise InputError(f"n is {n}; allowed: up to the population, {population}; count no fault twice")
 
 
 def _inside(values: ArrayLike, low: float, high: float) -> NDArray[np.float64]:
     x = np.asarray(values, dtype=np.float64)
-    _require(x.ndim == 1, f"values have shape {x.shape}", "one dimension; give one value a trial")
+    require(x.ndim == 1, f"values have shape {x.shape}", "one dimension; give one value a trial")
     for i in np.flatnonzero(~((x >= low) & (x <= high)))[:1]:
         hint = "widen the bounds, or count a trial without a value as DUE and leave it out"
         raise InputError(f"values[{i}] is {x[i]}; allowed: {low:g} to {high:g}; {hint}")
     return x
-
-
-def exact_sample_size(
-    population: int, margin: float, confidence: float = 0.99, p: float = 0.5, *, t: float | None = None
-) -> float:
-    """Return the unrounded number of trials that measures a rate to plus or minus `margin`.
-
-    n = N / (1 + e² (N - 1) / (t² p (1 - p))), the margin e and the expected rate p as shares of 1; p = 0.5
-    asks for most. t is the exact normal quantile; give it only to reproduce a paper that rounds it (2.58,
-    2.576). Source: Leveugle et al., DATE 2009, doi 10.1109/DATE.2009.5090716. InputError out of range.
-
-    >>> round(exact_sample_size(168_640, 0.01, t=2.576), 4)
-    15103.7452
-    """
-    size = _count("population", population, 1)
-    _share("margin", margin, "0.01 is plus or minus one percentage point")
-    _share("p", p, "take 0.5 where nothing is known of the rate")
-    z = _tails(confidence)[1] if t is None else t
-    _require(0 < z < math.inf, f"t is {t}", "a positive number; leave it out for the exact quantile")
-    return size / (1 + margin**2 * (size - 1) / (z * z * p * (1 - p)))
-
-
-def sample_size(
-    population: int, margin: float, confidence: float = 0.99, p: float = 0.5, *, t: float | None = None
-) -> int:
-    """Return `exact_sample_size` rounded up, never more than the population.
-
-    >>> sample_size(17_174_144, 0.01), sample_size(17_174_144, 0.01, t=2.58), sample_size(500, 0.01)
-    (16572, 16625, 486)
-    """
-    return min(int(population), math.ceil(exact_sample_size(population, margin, confidence, p, t=t)))
-
-
-def margin_of_error(n: int, population: int, confidence: float = 0.99, p: float = 0.5) -> float:
-    """Return the margin, a share of 1, that n trials buy: z sqrt(p (1 - p) / n · (N - n) / (N - 1)).
-
-    The inverse of `exact_sample_size`; 0 when every fault was run. InputError out of range.
-
-    >>> round(margin_of_error(16_572, 17_174_144), 6)
-    0.01
-    """
-    _trials(_count("n", n, 1), population)
-    _share("p", p, "take 0.5 where nothing is known of the rate")
-    return _tails(confidence)[1] * math.sqrt(p * (1 - p) / n * (population - n) / max(population - 1, 1))
-
-
-def allocate(
-    sizes: Sequence[int],
-    margin: float,
-    confidence: float = 0.99,
-    *,
-    per: Per = "network",
-    p: float | Sequence[float] | NDArray[np.float64] = 0.5,
-    t: float | None = None,
-) -> tuple[int, ...]:
-    """Return the number of trials of each stratum, given the number of faults in each.
-
-    `per` says what the margin holds for. "network": for all strata together; one sample size, shared in
-    proportion and rounded up in each, so that all are met for less than one trial more a stratum. "layer",
-    "layer-bit": for each stratum by itself. "data-aware": the same with one p a stratum (`data_aware_p`).
-    Source: Ruospo et al., DATE 2023, doi 10.23919/DATE56975.2023.10136998, who round to nearest where this
-    rounds up. InputError for no strata, an empty one, or a p that does not fit.
-
-    >>> allocate([27_648, 147_456, 40_960], 0.01, t=2.58)
-    (1978, 10546, 2930)
-    >>> allocate([27_648, 147_456, 40_960], 0.01, t=2.58, per="layer")
-    (10389, 14954, 11834)
-    >>> allocate([864, 864], 0.01, t=2.58, per="data-aware", p=[0.5, 1e-4])
-    (822, 7)
-    """
-    kinds = get_args(Per)
-    _require(per in kinds, f"per is {per!r}", " | ".join(kinds) + closest(str(per), kinds))
-    whole = [_count(f"sizes[{i}]", size, 1) for i, size in enumerate(sizes)]
-    _require(bool(whole), "sizes is empty", "at least one stratum; widen the selection")
-    rates = np.asarray(p, dtype=np.float64)
-    fits = rates.shape == ((len(whole),) if per == "data-aware" else ())
-    given = f"p has shape {rates.shape} for {len(whole)} strata with per={per!r}"
-    _require(fits, given, "one p a stratum with 'data-aware', else a single number; see data_aware_p")
-    if per == "network":
-        n = sample_size(everything := sum(whole), margin, confidence, float(rates), t=t)
-        return tuple(-(-n * size // everything) for size in whole)
-    each = np.broadcast_to(rates, len(whole))
-    return tuple(sample_size(w, margin, confidence, float(q), t=t) for w, q in zip(whole, each, strict=True))
-
-
-def data_aware_p(distances: ArrayLike) -> NDArray[np.float64]:
-    """Guess from the weights how likely a flip of each bit position is to be seen, for `allocate`.
-
-    `distances` [n_bits] is the mean of |faulty - golden value| over the weights for each position; the result
-    [n_bits] is 0.5 · distance / (largest distance), at least 1e-4. Outliers get 0.5 and are not the largest,
-    lest one press the others to nothing (bit 30 moves float32 weights by some 1e37): distances that are
-    infinite or NaN, or whose logarithm lies over 1.5 interquartile ranges above the third quartile. All get
-    0.5 where none is positive. After Ruospo et al., DATE 2023; the fence and the 1e-4 are choices made here.
-    A p too small makes a sample small, not its interval wrong. InputError for negative distances.
-
-    >>> data_aware_p([1, 2, 4, 8])
-    array([0.0625, 0.125 , 0.25  , 0.5   ])
-    >>> data_aware_p([0.0, 0.001, 0.002, 0.004, 0.008, 1e37, float("inf")]).tolist()
-    [0.0001, 0.0625, 0.125, 0.25, 0.5, 0.5, 0.5]
-    """
-    d = np.asarray(distances, dtype=np.float64)
-    _require(d.ndim == 1 and d.size > 0, f"distances have shape {d.shape}", "one dimension, one value a bit")
-    _require(not bool((d < 0).any()), f"a distance is {d.min()}", "0 or more; take absolute values")
-    result, positive = np.full(d.shape, 0.5), d[np.isfinite(d) & (d > 0)]
-    if positive.size:
-        logs = np.log(positive)
-        low, high = np.quantile(logs, [0.25, 0.75])
-        largest = positive[logs <= high + 1.5 * (high - low)].max()
-        result[d <= largest] = np.maximum(0.5 * (d[d <= largest] / largest), 1e-4)
-    return result
 
 
 def _beta_ends(p: float, n: float, alpha: float) -> tuple[float, float]:
@@ -233,44 +131,44 @@ def wilson(k: float, n: float, confidence: float = 0.99, *, population: int | No
 
     (p + z²/2n ± z sqrt(p (1 - p)/n + z²/4n²)) / (1 + z²/n), shares of 1; a population N puts
     n (N - 1) / (N - n) in the place of n and bounds the ends by what was seen. Right on average only: a 99 %
-    interval misses a rate of 0.11 events in n trials 1 time in 10; `clopper_pearson` does not. No trials give
-    [0, 1] and NaN. Source: Wilson, JASA 22, 1927. InputError unless 0 <= k <= n <= population.
+    interval misses a rate of 0.11 events in n trials 1 time in 10; `clopper_pearson` does not. Without trials the
+    result is [0, 1] and NaN. Source: Wilson, JASA 22, 1927. InputError unless 0 <= k <= n <= population.
 
     >>> wilson(12, 1000)
     Interval(low=0.00580954..., high=0.0246234..., estimate=0.012, method='wilson', confidence=0.99)
     """
-    _, z = _tails(confidence)
-    _require(0 <= k <= n < math.inf, f"k is {k} and n is {n}", "0 <= k <= n; k counts among the n trials")
-    _trials(n, population)
+    _, z = alpha_and_quantile(confidence)
+    require(0 <= k <= n < math.inf, f"k is {k} and n is {n}", "0 <= k <= n; k counts among the n trials")
+    require_population(n, population)
     if n == 0:
         return Interval(0.0, 1.0, math.nan, "wilson", confidence)
     size, p = int(population or _ENDLESS), float(k / n)
     low = high = p
     if n < size:
         m = float(n * ((size - 1) / (size - n)))
-        reach = z * math.sqrt(p * (1 - p) / m + (z / m) ** 2 / 4)
-        low, high = ((p + z * z / m / 2 + side * reach) / (1 + z * z / m) for side in (-1, 1))
+        half_width = z * math.sqrt(p * (1 - p) / m + (z / m) ** 2 / 4)
+        low, high = ((p + z * z / m / 2 + side * half_width) / (1 + z * z / m) for side in (-1, 1))
         low, high = max(low, k / size) if k else 0.0, min(high, (k + size - n) / size)
     return Interval(min(low, p), max(high, p), p, "wilson", confidence)
 
 
 def clopper_pearson(k: int, n: int, confidence: float = 0.99, *, population: int | None = None) -> Interval:
-    """Return the exact interval of k yes among n trials: it holds the truth at least as often as it says.
+    """Return the exact interval of k yes among n trials, whose coverage is at least the nominal one.
 
-    Its ends, shares of 1, are the rates at which k or more, or k or fewer, yes have a chance of alpha/2:
+    Its ends, shares of 1, are the rates at which k or more, or k or fewer, yes have the probability alpha/2:
     binomial, or with a population N hypergeometric (ends are multiples of 1/N, and n = N leaves no width;
-    above 10⁹ a population not used up counts as endless). No trials give [0, 1] and NaN. Source: Clopper and
-    Pearson, Biometrika 26, 1934. InputError unless 0 <= k <= n <= population.
+    above 10⁹ a population that is not exhausted counts as infinite). Without trials the result is
+    [0, 1] and NaN. Source: Clopper and Pearson, Biometrika 26, 1934. InputError unless 0 <= k <= n <= population.
 
     >>> clopper_pearson(0, 100).high
     0.0516040...
     >>> clopper_pearson(3, 980, population=1000)
     Interval(low=0.003, high=0.004, estimate=0.00306..., method='clopper-pearson', confidence=0.99)
     """
-    alpha, _ = _tails(confidence)
-    k, n = _count("k", k, 0), _count("n", n, 0)
-    _require(k <= n, f"k is {k} and n is {n}", "0 <= k <= n; k counts among the n trials")
-    _trials(n, population)
+    alpha, _ = alpha_and_quantile(confidence)
+    k, n = require_count("k", k, 0), require_count("n", n, 0)
+    require(k <= n, f"k is {k} and n is {n}", "0 <= k <= n; k counts among the n trials")
+    require_population(n, population)
     if n == 0:
         return Interval(0.0, 1.0, math.nan, "clopper-pearson", confidence)
     low, high = _beta_ends(k / n, n, alpha)
@@ -279,13 +177,13 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.99, *, population: int
     size = int(population)
     totals = range(k, size - n + k + 1)
     near = [round(size * (k / n + (end - k / n) * math.sqrt(1 - n / size))) - k for end in (low, high)]
-    least = first_true(lambda i: at_least(k, n, totals[i], size) > alpha / 2, near[0], len(totals))
-    beyond = first_true(lambda i: at_least(n - k, n, size - totals[i], size) <= alpha / 2, near[1], len(totals))
+    least = first_true(lambda i: upper_tail(k, n, totals[i], size) > alpha / 2, near[0], len(totals))
+    beyond = first_true(lambda i: upper_tail(n - k, n, size - totals[i], size) <= alpha / 2, near[1], len(totals))
     return Interval(totals[least] / size, totals[beyond - 1] / size, k / n, "clopper-pearson", confidence)
 
 
 def design_effect(total: float, squares: float) -> float:
-    """Return (Σx² + 1) / (Σx + 1), at most 1: the variance of shares x in [0, 1] against that of a coin.
+    """Return (Σx² + 1) / (Σx + 1), at most 1: the variance of shares x in [0, 1] relative to a binomial variance.
 
     `wilson(total / deff, n / deff)` is the interval of their mean, with Wilson's weakness for rare events,
     which `mean_interval` does not have. InputError unless 0 <= squares <= total.
@@ -294,7 +192,7 @@ def design_effect(total: float, squares: float) -> float:
     0.7076923077
     """
     fine = 0 <= squares <= total < math.inf
-    _require(fine, f"total is {total}, squares {squares}", "0 <= squares <= total; scale values to [0, 1]")
+    require(fine, f"total is {total}, squares {squares}", "0 <= squares <= total; scale values to [0, 1]")
     return (squares + 1) / (total + 1)
 
 
@@ -314,10 +212,10 @@ def stratified_interval(strata: Sequence[Stratum], confidence: float = 0.99) -> 
     >>> round(found.low, 4), round(found.estimate, 4), round(found.high, 4)
     (0.0006, 0.0047, 0.0165)
     """
-    alpha, z = _tails(confidence)
-    _require(bool(strata), "strata is empty", "at least one; give the strata that were drawn from")
+    alpha, z = alpha_and_quantile(confidence)
+    require(bool(strata), "strata is empty", "at least one; give the strata that were drawn from")
     fine = len(strata) == 1 or all(s.population for s in strata)
-    _require(fine, "a stratum without population stands beside others", "populations, as they are weights")
+    require(fine, "a stratum without population stands beside others", "populations, as they are weights")
     drawn = [(s.population or _ENDLESS, s.n, s.total, s.squares) for s in strata if s.n]
     if not drawn:
         return Interval(0.0, 1.0, math.nan, _DEFF, confidence)
@@ -354,7 +252,7 @@ def mean_interval(
     (0.0014, 0.005, 0.0123)
     """
     low, high = bounds
-    _require(-math.inf < low < high < math.inf, f"bounds are {bounds}", "two finite numbers, the lower first")
+    require(-math.inf < low < high < math.inf, f"bounds are {bounds}", "two finite numbers, the lower first")
     x = np.clip((_inside(values, low, high) - low) / (high - low), 0, 1)
     unit = stratified_interval([Stratum.of(x, population)], confidence)
     first, last, middle = (low + (high - low) * end for end in (unit.low, unit.high, unit.estimate))
@@ -372,16 +270,16 @@ def t_interval(values: ArrayLike, confidence: float = 0.99) -> Interval:
     >>> round(found.low, 3), found.estimate, round(found.high, 3)
     (0.446, 2.5, 4.554)
     """
-    alpha, _ = _tails(confidence)
+    alpha, _ = alpha_and_quantile(confidence)
     x = np.asarray(values, dtype=np.float64)
-    _require(x.ndim == 1, f"values have shape {x.shape}", "one dimension; give one value a trial")
+    require(x.ndim == 1, f"values have shape {x.shape}", "one dimension; give one value a trial")
     mean = float(x.mean()) if x.size and np.isfinite(x).all() else math.nan
     if x.size < 2 or math.isnan(mean):
         return Interval(-math.inf, math.inf, mean, "t", confidence)
     from scipy.special import stdtrit
 
-    reach = -float(stdtrit(x.size - 1, alpha / 2)) * float(x.std(ddof=1)) / math.sqrt(x.size)
-    return Interval(mean - reach, mean + reach, mean, "t", confidence)
+    half_width = -float(stdtrit(x.size - 1, alpha / 2)) * float(x.std(ddof=1)) / math.sqrt(x.size)
+    return Interval(mean - half_width, mean + half_width, mean, "t", confidence)
 
 
 def sample_error(rates: ArrayLike, confidence: float = 0.99, *, again: bool = False) -> Interval:
@@ -398,3 +296,8 @@ def sample_error(rates: ArrayLike, confidence: float = 0.99, *, again: bool = Fa
     found = t_interval(_inside(rates, 0.0, 1.0), confidence)
     more = (math.sqrt(2) - 1) * found.half_width or math.inf if again else 0.0
     return replace(found, low=max(found.low - more, 0.0), high=min(found.high + more, 1.0), method="t over samples")
+
+
+def require_share(name: str, value: float, hint: str) -> None:
+    """Raise InputError unless a value is above 0 and below 1."""
+    require(0 < value < 1, f"{name} is {value}", f"above 0 and below 1; {hint}")

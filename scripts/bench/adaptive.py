@@ -30,8 +30,16 @@ from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.faults import sampling
 from onnxfi.graph.model.loading import load
-from onnxfi.statistics.adaptive import Moments, lay, next_round, round_size, until_empty, weight_after
-from onnxfi.statistics.intervals import Interval, sample_error, sample_size
+from onnxfi.statistics.adaptive import (
+    Moments,
+    allocate_round,
+    prepare_draws,
+    round_size,
+    round_weight,
+    until_stratum_exhausted,
+)
+from onnxfi.statistics.intervals import Interval, sample_error
+from onnxfi.statistics.sample_size import sample_size
 
 ROOT = Path(__file__).parents[2]
 MODEL, DATA = ROOT / "models" / "fashion_cnn.onnx", ROOT / "models" / "fashion_test.npz"
@@ -278,20 +286,20 @@ def shuffled(values: list[Array], rng: np.random.Generator) -> list[Array]:
 
 def adaptive(case: Case, layout: Layout, values: list[Array], rng: np.random.Generator, seed: int) -> Outcome:
     """A campaign, round by round, as onnxfi runs it."""
-    order, seen = shuffled(values, rng), Seen(Moments.none(len(values)))
+    order, seen = shuffled(values, rng), Seen(Moments.empty(len(values)))
     interval, aim = Interval(0.0, 1.0, float("nan"), "none", 0.99), 0.0
     while True:
         rate = 0.02 if np.isnan(interval.estimate) else interval.estimate
         aim = max(case.margin, (case.relative or 0) * rate)
         if interval.half_width <= aim or seen.trials == layout.sizes.sum():
             return Outcome(seen.trials, interval)
-        played = next_round(layout.sizes, layout.parents, seen.moments)
+        played = allocate_round(layout.sizes, layout.parents, seen.moments)
         first = 64 if case.method != "simple" else 10 if seen.rounds else 100
         chosen = sampling.choose(played.probability, round_size(seen.trials, first=first), seed, seen.rounds + 1)
-        draws = lay(played, until_empty(chosen, played.left), aim, weight_after(seen.trials))
-        first_left = (layout.sizes[draws.stratum] - draws.here).astype(np.int64)
+        draws = prepare_draws(played, until_stratum_exhausted(chosen, played.remaining), aim, round_weight(seen.trials))
+        first_left = (layout.sizes[draws.stratum] - draws.stratum_remaining).astype(np.int64)
         x = np.array([order[h][k] for h, k in zip(draws.stratum, first_left, strict=True)])
-        seen = seen.plus(draws, x)
+        seen = seen.add(draws, x)
         interval = seen.interval(case.method, 0.99)
 
 

@@ -14,32 +14,32 @@ from numpy.typing import NDArray
 
 from onnxfi.faults import sampling
 from onnxfi.statistics.adaptive import (
+    Allocation,
     Moments,
-    Round,
     Scores,
+    allocate_round,
     asymptotic_interval,
     coefficients,
+    concatenate,
     confidence_sequence,
     estimate,
-    expect,
-    fewest_trials,
-    join,
-    lay,
-    next_round,
+    min_trials,
+    prepare_draws,
     round_size,
+    round_weight,
     score,
+    shrunken_moments,
     simple_interval,
-    until_empty,
-    weight_after,
+    until_stratum_exhausted,
 )
 
 Array = NDArray[Any]
-PINNED = Round(np.array([900.0, 100.0]), np.array([0.7, 0.3]), np.array([0.01, 0.8]), np.array([0.1, 0.1]))
+PINNED = Allocation(np.array([900.0, 100.0]), np.array([0.7, 0.3]), np.array([0.01, 0.8]), np.array([0.1, 0.1]))
 
 
-def one(played: Round, stratum: int, x: float) -> float:
+def one(played: Allocation, stratum: int, x: float) -> float:
     """The score of a single draw."""
-    return float(score(lay(played, np.array([stratum]), 0.01), np.array([x])).score[0])
+    return float(score(prepare_draws(played, np.array([stratum]), 0.01), np.array([x])).score[0])
 
 
 # ------------------------------------------------------------------------------------------------ scores
@@ -61,13 +61,13 @@ def test_whatever_was_guessed_the_mean_of_a_score_is_the_mean_of_what_is_left(da
     chance = np.array([data.draw(st.floats(0.05, 1)) for _ in faults])
     guess = np.array([data.draw(shares) for _ in faults])
     left = np.array([len(x) for x in faults], np.float64)
-    played = Round(left, chance / chance.sum(), guess, np.full(strata, 0.1))
+    played = Allocation(left, chance / chance.sum(), guess, np.full(strata, 0.1))
     mean = sum(
         q * np.mean([one(played, h, x) for x in values])
         for h, (q, values) in enumerate(zip(played.probability, faults, strict=True))
     )
     assert mean == pytest.approx(sum(map(sum, faults)) / left.sum(), abs=1e-9)
-    bounds = score(lay(played, np.zeros(1, np.int64), 0.01), np.zeros(1))
+    bounds = score(prepare_draws(played, np.zeros(1, np.int64), 0.01), np.zeros(1))
     for h in range(strata):
         for x in (0.0, 1.0):
             assert bounds.low[0] - 1e-9 <= one(played, h, x) <= bounds.high[0] + 1e-9
@@ -78,14 +78,14 @@ def paths(faults: list[list[float]], rounds: int, size: int) -> Any:
 
     def go(seen: Moments, left: list[list[float]], parts: list[Scores], number: int) -> Any:
         if number == rounds or not any(left):
-            yield 1.0, join(parts)
+            yield 1.0, concatenate(parts)
             return
         sizes = np.array([len(x) for x in faults])
-        played = next_round(sizes, np.zeros(len(faults), np.int64), seen)
+        played = allocate_round(sizes, np.zeros(len(faults), np.int64), seen)
         total = 0.0 if not parts else float(parts[-1].total[-1] + parts[-1].value[-1])
         for strata in product(range(len(faults)), repeat=size):
-            drawn = until_empty(np.array(strata), played.left)
-            if any(played.left[h] == 0 for h in strata[: len(drawn)]) or (len(drawn) < size and strata[-1] != 0):
+            drawn = until_stratum_exhausted(np.array(strata), played.remaining)
+            if any(played.remaining[h] == 0 for h in strata[: len(drawn)]) or (len(drawn) < size and strata[-1] != 0):
                 continue  # cannot happen, or is counted with its beginning
             tail = strata[len(drawn) :]
             if any(tail):
@@ -94,13 +94,13 @@ def paths(faults: list[list[float]], rounds: int, size: int) -> Any:
             yield from pick(seen, left, parts, number, played, drawn, [], chance, total)
 
     def pick(
-        seen: Moments, left: list[list[float]], parts: list[Scores], number: int, played: Round, drawn: Array,
+        seen: Moments, left: list[list[float]], parts: list[Scores], number: int, played: Allocation, drawn: Array,
         values: list[float], chance: float, total: float,
     ) -> Any:  # fmt: skip
         if len(values) == len(drawn):
             x = np.array(values)
-            found = score(lay(played, drawn, 0.05), x, total)
-            for rest, scores in go(seen.plus(drawn, x), left, [*parts, found], number + 1):
+            found = score(prepare_draws(played, drawn, 0.05), x, total)
+            for rest, scores in go(seen.add(drawn, x), left, [*parts, found], number + 1):
                 yield chance * rest, scores
             return
         h = drawn[len(values)]
@@ -109,7 +109,7 @@ def paths(faults: list[list[float]], rounds: int, size: int) -> Any:
             share = chance / len(left[h])
             yield from pick(seen, less, parts, number, played, drawn, [*values, value], share, total)
 
-    yield from go(Moments.none(len(faults)), faults, [], 0)
+    yield from go(Moments.empty(len(faults)), faults, [], 0)
 
 
 @pytest.mark.parametrize("faults", [[[0.0, 1.0], [0.25, 0.5, 1.0]], [[1.0], [0.0, 0.0, 0.5]]])
@@ -121,7 +121,7 @@ def test_over_all_ways_to_draw_two_rounds_every_draw_is_unbiased(faults: list[li
         whole += chance
         # A draw that does not happen, since the round before took the last fault, adds nothing to what is expected.
         for k in range(4):
-            found[k] = found.get(k, 0.0) + chance * (scores.overall[k] - true if k < len(scores.value) else 0.0)
+            found[k] = found.get(k, 0.0) + chance * (scores.estimates[k] - true if k < len(scores.value) else 0.0)
     assert whole == pytest.approx(1)
     assert all(abs(difference) < 1e-12 for difference in found.values()), found
 
@@ -129,7 +129,9 @@ def test_over_all_ways_to_draw_two_rounds_every_draw_is_unbiased(faults: list[li
 def test_draws_that_fall_into_some_strata_are_unbiased_there() -> None:
     faults = [[0.0, 1.0], [0.5], [0.25, 1.0, 1.0]]
     left = np.array([2.0, 1.0, 3.0])
-    played = Round(left, np.array([0.2, 0.5, 0.3]), np.array([0.3, 0.9, 0.1]), np.full(3, 0.1)).part(np.array([0, 2]))
+    played = Allocation(left, np.array([0.2, 0.5, 0.3]), np.array([0.3, 0.9, 0.1]), np.full(3, 0.1)).restricted_to(
+        np.array([0, 2])
+    )
     mean = sum(
         q * np.mean([one(played, h, x) for x in faults[k]])
         for h, (k, q) in enumerate(zip((0, 2), played.probability, strict=True))
@@ -148,7 +150,7 @@ def score_again(scores: Scores, k: int, by: float) -> Scores:
     """The scores, had the k-th value been another (its own draw and the totals after it change)."""
     columns = {name: getattr(scores, name).copy() for name in Scores.__dataclass_fields__}
     columns["value"][k] += by
-    columns["score"][k] += by * scores.place[k] / scores.left[k]
+    columns["score"][k] += by * scores.inverse_rate[k] / scores.remaining[k]
     columns["total"][k + 1 :] += by
     return Scores(**columns)
 
@@ -158,23 +160,23 @@ def score_again(scores: Scores, k: int, by: float) -> Scores:
 
 def test_where_outcomes_vary_more_more_is_drawn_and_everywhere_something() -> None:
     seen = Moments(np.array([50.0, 50.0, 50.0]), np.array([0.0, 25.0, 50.0]), np.array([0.0, 25.0, 50.0]))
-    q = next_round([1000, 1000, 1000], np.array([0, 1, 2]), seen).probability
+    q = allocate_round([1000, 1000, 1000], np.array([0, 1, 2]), seen).probability
     assert q.sum() == pytest.approx(1) and q[1] > 0.5 and min(q) >= 1 / 6
 
 
 def test_strata_of_the_same_bits_lend_each_other_what_they_found() -> None:
     seen = Moments(np.array([100.0, 0.0, 0.0]), np.array([50.0, 0.0, 0.0]), np.array([50.0, 0.0, 0.0]))
-    expected, variance = expect(np.array([0, 0, 1]), seen)
+    expected, variance = shrunken_moments(np.array([0, 0, 1]), seen)
     assert expected[1] == pytest.approx(50 / 101) and expected[2] == 0
     assert variance[1] > variance[0] * 0.9 and variance[1] > variance[2]
 
 
 def test_a_used_up_stratum_is_not_drawn_from_again() -> None:
     seen = Moments(np.array([5.0, 3.0]), np.array([2.0, 0.0]), np.array([2.0, 0.0]))
-    played = next_round([5, 9], np.array([0, 1]), seen)
+    played = allocate_round([5, 9], np.array([0, 1]), seen)
     assert played.probability.tolist() == [0.0, 1.0]
     assert set(sampling.choose(played.probability, 1000, 3, 1).tolist()) == {1}
-    assert until_empty(np.array([1, 1, 1, 1, 1, 1, 1]), played.left).tolist() == [1] * 6
+    assert until_stratum_exhausted(np.array([1, 1, 1, 1, 1, 1, 1]), played.remaining).tolist() == [1] * 6
 
 
 def test_rounds_grow_with_the_campaign() -> None:
@@ -195,18 +197,20 @@ def test_choices_have_their_chances() -> None:
 def played_out(values: list[Array], seed: int, draws: int, aim: float = 0.05) -> Scores:
     """A campaign of rounds on strata with these values, each in the order in which they are met."""
     sizes = np.array([len(x) for x in values])
-    seen, parts, total = Moments.none(len(values)), list[Scores](), 0.0
+    seen, parts, total = Moments.empty(len(values)), list[Scores](), 0.0
     parents = np.arange(len(values))
     while (done := int(seen.n.sum())) < min(draws, sizes.sum()):
-        played = next_round(sizes, parents, seen)
+        played = allocate_round(sizes, parents, seen)
         size = min(round_size(done), draws - done)
-        drawn = until_empty(sampling.choose(played.probability, size, seed, len(parts) + 1), played.left)
-        laid = lay(played, drawn, aim, weight_after(done))
-        place = (sizes[drawn] - laid.here).astype(np.int64)
+        drawn = until_stratum_exhausted(
+            sampling.choose(played.probability, size, seed, len(parts) + 1), played.remaining
+        )
+        laid = prepare_draws(played, drawn, aim, round_weight(done))
+        place = (sizes[drawn] - laid.stratum_remaining).astype(np.int64)
         x = np.array([values[h][k] for h, k in zip(drawn, place, strict=True)])
         parts.append(score(laid, x, total))
-        seen, total = seen.plus(drawn, x), total + float(x.sum())
-    return join(parts)
+        seen, total = seen.add(drawn, x), total + float(x.sum())
+    return concatenate(parts)
 
 
 def strata(seed: int, rates: tuple[float, ...] = (0.0, 0.002, 0.05, 0.9), size: int = 400) -> list[Array]:
@@ -219,7 +223,7 @@ def naked_capital(scores: Scores, m: float, side: int) -> float:
     """The largest capital that was ever reached against m, in plain steps."""
     capital = most = 1.0
     for y, low, high, left, total, stake in zip(
-        scores.score, scores.low, scores.high, scores.left, scores.total, scores.stake, strict=True
+        scores.score, scores.low, scores.high, scores.remaining, scores.total, scores.bet, strict=True
     ):
         null = (scores.population * m - total) / left
         room = null - low if side > 0 else high - null
@@ -261,12 +265,12 @@ def test_a_rate_that_never_shows_has_a_low_end_of_zero() -> None:
 
 
 def test_the_fewest_trials_are_those_of_a_rate_that_never_shows() -> None:
-    n = fewest_trials(0.01)
+    n = min_trials(0.01)
     assert n == 297 and 1.018 ** (n - 1) < 200 <= 1.018**n, "bets of 0.9 against a rate of 0.02 that never shows"
     for quiet in ([np.zeros(200_000)], [np.zeros(100_000)] * 2):
         assert confidence_sequence(played_out(quiet, 1, n, aim=0.01)).half_width > 0.01
         assert confidence_sequence(played_out(quiet, 1, 3 * n, aim=0.01)).half_width < 0.01
-    n = fewest_trials(0.02, method="simple")
+    n = min_trials(0.02, method="simple")
     assert simple_interval(n, 0, 0, 10**9).half_width <= 0.02 < simple_interval(n - 1, 0, 0, 10**9).half_width
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from onnxfi.statistics.hypergeometric import at_least, first_true
+from onnxfi.statistics.hypergeometric import first_true, upper_tail
 
 
 @st.composite
@@ -24,7 +24,7 @@ def test_the_tail_is_scipys(urn: tuple[int, int, int], deviations: float) -> Non
     n, marked, size = urn
     mean = n * marked / size
     k = min(max(0, round(mean + deviations * (mean * (1 - marked / size) + 1) ** 0.5)), n)
-    chance, wanted = at_least(k, n, marked, size), float(stats.hypergeom.sf(k - 1, size, marked, n))
+    chance, wanted = upper_tail(k, n, marked, size), float(stats.hypergeom.sf(k - 1, size, marked, n))
     if k <= n * marked // size:
         assert chance == 0.5 <= wanted + 1e-5
     else:
@@ -35,8 +35,8 @@ def test_the_tail_is_scipys(urn: tuple[int, int, int], deviations: float) -> Non
 def test_more_than_there_are_cannot_be_drawn(urn: tuple[int, int, int]) -> None:
     n, marked, size = urn
     most = min(n, marked)
-    assert at_least(most + 1, n, marked, size) == 0
-    assert at_least(0, n, marked, size) == 0.5
+    assert upper_tail(most + 1, n, marked, size) == 0
+    assert upper_tail(0, n, marked, size) == 0.5
 
 
 @given(st.integers(0, 10**9), st.integers(-5, 10**9), st.integers(0, 10**9))

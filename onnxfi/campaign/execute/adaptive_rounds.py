@@ -21,22 +21,22 @@ from onnxfi.errors import SpecError
 from onnxfi.faults import sampling
 from onnxfi.faults.trials import json_value
 from onnxfi.statistics.adaptive import (
-    Draws,
+    Allocation,
     Floats,
     Moments,
     Numbers,
-    Round,
+    RoundDraws,
     Scores,
+    allocate_round,
     asymptotic_interval,
+    concatenate,
     confidence_sequence,
-    join,
-    lay,
-    next_round,
+    prepare_draws,
     round_size,
+    round_weight,
     score,
     simple_interval,
-    until_empty,
-    weight_after,
+    until_stratum_exhausted,
 )
 from onnxfi.statistics.intervals import Interval
 
@@ -120,14 +120,14 @@ class Seen:
         """Trials of complete rounds."""
         return int(self.moments.n.sum())
 
-    def plus(self, draws: Draws, values: Floats) -> Seen:
+    def plus(self, draws: RoundDraws, values: Floats) -> Seen:
         """With another round."""
         before = self.scores
         total = 0.0 if before is None else float(before.total[-1] + before.value[-1])
         scores = score(draws, values, total)
         return Seen(
-            self.moments.plus(draws.stratum, values),
-            scores if before is None else join([before, scores]),
+            self.moments.add(draws.stratum, values),
+            scores if before is None else concatenate([before, scores]),
             self.rounds + 1,
         )
 
@@ -149,7 +149,7 @@ def turns(store: Store, plan: Plan) -> Iterator[tuple[Look, list[int]]]:
 
     Ends where the interval is narrow enough, all faults were run, or trials of a round have no result.
     """
-    seen, rate = Seen(Moments.none(len(plan.groups))), plan.campaign.rate
+    seen, rate = Seen(Moments.empty(len(plan.groups))), plan.campaign.rate
     if rate not in (task := declared_task(store)).by_name or not task.metric(rate).measured_in(
         store.get("golden")["metrics"]
     ):
@@ -169,7 +169,7 @@ def turns(store: Store, plan: Plan) -> Iterator[tuple[Look, list[int]]]:
         seen = seen.plus(draws, _values(store, number, trials, rate))
 
 
-def complete_rounds(store: Store) -> Iterator[tuple[Draws, list[int]]]:
+def complete_rounds(store: Store) -> Iterator[tuple[RoundDraws, list[int]]]:
     """The complete rounds of a store, each with its trials in the order of the draws."""
     for number in count(1):
         found = read_round(store, number)
@@ -182,7 +182,7 @@ def look_at(store: Store, seen: Seen | None = None, confidence: float | None = N
     """What a store says of the rate that is measured, at its confidence or another; `seen` where that is known."""
     identity, length, strata = store.get("identity"), store.get("length"), store.strata()
     if seen is None:
-        seen = Seen(Moments.none(len(strata)))
+        seen = Seen(Moments.empty(len(strata)))
         for number, (draws, trials) in enumerate(complete_rounds(store), 1):
             seen = seen.plus(draws, _values(store, number, trials, identity["rate"]))
     interval = seen.interval(identity["method"], confidence or float(length["confidence"]))
@@ -200,15 +200,15 @@ def _values(store: Store, number: int, trials: list[int], rate: str) -> Floats:
     return np.array([found[trial] for trial in trials], np.float64)
 
 
-def _draw(store: Store, plan: Plan, seen: Seen, number: int, aim: float) -> tuple[Draws, list[int]]:
+def _draw(store: Store, plan: Plan, seen: Seen, number: int, aim: float) -> tuple[RoundDraws, list[int]]:
     """Draw a round and write it, all in one transaction."""
     layout = Layout.of(store.strata())
-    played = next_round(layout.sizes, layout.parents, seen.moments)
+    played = allocate_round(layout.sizes, layout.parents, seen.moments)
     size = round_size(seen.trials)
     if plan.campaign.method == "simple":
         size = round_size(seen.trials, first=_NEXT_SIMPLE if number > 1 else _FIRST_SIMPLE)
     chosen = sampling.choose(played.probability, size, plan.campaign.seed, number)
-    draws = lay(played, until_empty(chosen, played.left), aim, weight_after(seen.trials))
+    draws = prepare_draws(played, until_stratum_exhausted(chosen, played.remaining), aim, round_weight(seen.trials))
     strata, groups, planned = len(plan.groups), list(plan.groups), list[Planned]()
     trials = np.zeros(len(draws.stratum), np.int64)
     for s in np.unique(draws.stratum).tolist():
@@ -224,15 +224,17 @@ def _draw(store: Store, plan: Plan, seen: Seen, number: int, aim: float) -> tupl
     return draws, trials.tolist()
 
 
-def _write_round(store: Store, number: int, before: int, draws: Draws, played: Round, trials: list[int]) -> None:
+def _write_round(
+    store: Store, number: int, before: int, draws: RoundDraws, played: Allocation, trials: list[int]
+) -> None:
     d = draws
-    store.insert("rounds", [(number, len(trials), d.aim, d.variance, d.weight, d.below, d.above)])
-    chances = zip(played.left.tolist(), played.probability.tolist(), strict=True)
+    store.insert("rounds", [(number, len(trials), d.half_width, d.variance, d.weight, d.below, d.above)])
+    chances = zip(played.remaining.tolist(), played.probability.tolist(), strict=True)
     store.insert(
         "allocations",
         ((number, s, int(left), chance) for s, (left, chance) in enumerate(chances)),
     )
-    columns = (column.tolist() for column in (d.here, d.left, d.probability, d.expected, d.base))
+    columns = (column.tolist() for column in (d.stratum_remaining, d.remaining, d.probability, d.expected, d.baseline))
     store.insert(
         "draws",
         (
@@ -242,7 +244,7 @@ def _write_round(store: Store, number: int, before: int, draws: Draws, played: R
     )
 
 
-def read_round(store: Store, number: int) -> tuple[Draws, list[int]] | None:
+def read_round(store: Store, number: int) -> tuple[RoundDraws, list[int]] | None:
     """A round as it was drawn, and its trials in the order of the draws; None where it was not drawn yet."""
     row = store.db.execute(
         "SELECT below, above, variance, aim, weight FROM rounds WHERE round = ?", (number,)
@@ -256,7 +258,7 @@ def read_round(store: Store, number: int) -> tuple[Draws, list[int]] | None:
     )
     trials, stratum, *columns = zip(*cursor, strict=True)
     here, left, base, probability, expected = (np.array(column, np.float64) for column in columns)
-    draws = Draws(
+    draws = RoundDraws(
         np.array(stratum, np.int64), here, left, base, probability, expected, *row
     )  # fmt: skip
     return draws, list(trials)

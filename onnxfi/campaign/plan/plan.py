@@ -31,8 +31,8 @@ from onnxfi.graph.model import weight_aliases
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.graph.write.output_file import atomic_files, check_output_files
-from onnxfi.statistics.adaptive import NAMES, Method, fewest_trials
-from onnxfi.statistics.intervals import margin_of_error, sample_size
+from onnxfi.statistics.adaptive import METHOD_NAMES, Method, min_trials
+from onnxfi.statistics.sample_size import margin_of_error, sample_size
 
 #: Single faults that are planned together.
 _BLOCK = 1 << 14
@@ -124,7 +124,7 @@ class Plan:
         margin = wanted = f"±{100 * (c.margin or 0):.4g} %"
         if c.relative_margin is not None:
             wanted = f"±{100 * c.relative_margin:.4g} % of it, or {margin} where that is more"
-        method = NAMES[cast(Method, c.method)]
+        method = METHOD_NAMES[cast(Method, c.method)]
         size = (
             ""
             if self.fixed_size is None
@@ -142,7 +142,7 @@ class Plan:
         """The trials that an adaptive campaign has at least: as many as where no fault does anything."""
         c = self.campaign
         margin = max(c.margin or 0.0, c.relative_margin or 0.0)
-        return min(fewest_trials(margin, c.confidence, cast(Method, c.method)), self.header.population)
+        return min(min_trials(margin, c.confidence, cast(Method, c.method)), self.header.population)
 
     @property
     def fixed_size(self) -> int | None:

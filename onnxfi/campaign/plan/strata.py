@@ -16,7 +16,7 @@ from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.space import FaultSpace, check_disjoint
 from onnxfi.faults.words import Word
-from onnxfi.statistics.intervals import Per, allocate, data_aware_p
+from onnxfi.statistics.sample_size import Per, allocate, data_aware_p
 
 #: Elements of a tensor that a data-aware plan looks at.
 _LOOKED_AT = 1 << 16

@@ -17,18 +17,18 @@ from onnxfi.campaign.execute.adaptive_rounds import Layout, complete_rounds
 from onnxfi.campaign.plan.strata import field_of
 from onnxfi.campaign.results.store import Store, declared_task
 from onnxfi.statistics.adaptive import (
+    Allocation,
     Floats,
     Moments,
     Numbers,
-    Round,
     Scores,
     asymptotic_interval,
     coefficients,
+    concatenate,
     confidence_sequence,
-    expect,
-    join,
-    lay,
+    prepare_draws,
     score,
+    shrunken_moments,
 )
 from onnxfi.statistics.intervals import Interval
 from onnxfi.tasks.outcomes import unpacked
@@ -37,7 +37,7 @@ from onnxfi.tasks.task import Metric
 
 @dataclass(frozen=True)
 class Drawn:
-    """A complete round: the chance of each stratum, and the stratum of each draw; `aim` and `weight` as in `Draws`."""
+    """A complete round: the chance of each stratum, and the stratum of each draw; `aim` is `half_width` and `weight` as in `RoundDraws`."""
 
     probability: Floats
     stratum: Numbers
@@ -61,7 +61,7 @@ class Record:
     metrics: tuple[Metric, ...]
     headline: str
     values: Floats
-    _rounds: dict[int, tuple[tuple[Round, Floats], ...]] = field(default_factory=dict, repr=False, compare=False)
+    _rounds: dict[int, tuple[tuple[Allocation, Floats], ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, store: Store) -> Record:
@@ -70,7 +70,7 @@ class Record:
         for number, (draws, here) in enumerate(complete_rounds(store), 1):
             asked = "SELECT probability FROM allocations WHERE round = ? ORDER BY stratum"
             chances = np.array([chance for (chance,) in store.db.execute(asked, (number,))])
-            rounds.append(Drawn(chances, draws.stratum, draws.aim, draws.weight))
+            rounds.append(Drawn(chances, draws.stratum, draws.half_width, draws.weight))
             trials += here
         task = declared_task(store)
         metrics = tuple(metric for metric in task.reports if metric.bounds == (0, 1))
@@ -99,15 +99,17 @@ class Record:
         columns = [column.tobytes() for column in self.values.T]
         return tuple(columns.index(column) for column in columns)
 
-    def _played(self, column: int) -> tuple[tuple[Round, Floats], ...]:
+    def _played(self, column: int) -> tuple[tuple[Allocation, Floats], ...]:
         """What was fixed before each round by the values of a rate, and its values; the same for all strata."""
         if column not in self._rounds:
-            seen, first, played = Moments.none(len(self.layers)), 0, list[tuple[Round, Floats]]()
+            seen, first, played = Moments.empty(len(self.layers)), 0, list[tuple[Allocation, Floats]]()
             for one in self.rounds:
                 x = self.values[first : first + len(one.stratum), column]
-                known = Round(self.layout.sizes - seen.n, one.probability, *expect(self.layout.parents, seen))
+                known = Allocation(
+                    self.layout.sizes - seen.n, one.probability, *shrunken_moments(self.layout.parents, seen)
+                )
                 played.append((known, x))
-                seen, first = seen.plus(one.stratum, x), first + len(one.stratum)
+                seen, first = seen.add(one.stratum, x), first + len(one.stratum)
             self._rounds[column] = tuple(played)
         return self._rounds[column]
 
@@ -123,10 +125,10 @@ class Record:
             drawn = place[one.stratum]
             inside = drawn >= 0
             if inside.any():
-                draws = lay(known.part(strata), drawn[inside], one.aim, one.weight)
+                draws = prepare_draws(known.restricted_to(strata), drawn[inside], one.aim, one.weight)
                 parts.append(score(draws, x[inside], total))
                 total += float(x[inside].sum())
-        return join(parts) if parts else None
+        return concatenate(parts) if parts else None
 
     def intervals(self, strata: Numbers, confidence: float) -> dict[str, Interval]:
         """Every rate that the trials have, over the faults of some of the strata."""

@@ -22,7 +22,7 @@ from onnxfi.faults.space import Selector
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.runtime.engine.registry import DEFAULT, engine_class, engine_of, setting_names
 from onnxfi.statistics.adaptive import Method
-from onnxfi.statistics.intervals import Per
+from onnxfi.statistics.sample_size import Per
 from onnxfi.tasks.classification import CLASSIFICATION, KINDS
 from onnxfi.tasks.registry import AUTO, is_own, known_metric, metric_names, task_names
 

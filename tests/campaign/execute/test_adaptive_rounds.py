@@ -37,7 +37,7 @@ from onnxfi.errors import SpecError, StoreError
 from onnxfi.faults import sampling
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.model.loading import load
-from onnxfi.statistics.adaptive import Moments, next_round, round_size, until_empty
+from onnxfi.statistics.adaptive import Moments, allocate_round, round_size, until_stratum_exhausted
 from onnxfi.tasks.classification import CLASSIFICATION
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "reference" / "store.md"
@@ -122,15 +122,15 @@ def test_stopped_anywhere_it_goes_on_to_the_same_rows(place: Path, monkeypatch: 
 def test_each_round_is_drawn_by_those_before_it(place: Path) -> None:
     with Store.open(place / "whole.db") as store:
         layout, values = Layout.of(store.strata()), {row.trial: row.metrics["sdc1"] for row in store.rows()}
-        seen, number = Moments.none(len(layout.sizes)), 0
+        seen, number = Moments.empty(len(layout.sizes)), 0
         for number, (draws, trials) in enumerate(complete_rounds(store), 1):
-            played = next_round(layout.sizes, layout.parents, seen)
+            played = allocate_round(layout.sizes, layout.parents, seen)
             size = round_size(int(seen.n.sum()))
-            drawn = until_empty(sampling.choose(played.probability, size, 0, number), played.left)
+            drawn = until_stratum_exhausted(sampling.choose(played.probability, size, 0, number), played.remaining)
             assert draws.stratum.tolist() == drawn.tolist()
             kept = store.db.execute("SELECT probability FROM allocations WHERE round = ? ORDER BY stratum", (number,))
             assert [q for (q,) in kept] == played.probability.tolist()
-            seen = seen.plus(drawn, np.array([values[trial] for trial in trials], np.float64))
+            seen = seen.add(drawn, np.array([values[trial] for trial in trials], np.float64))
         assert number >= 3
 
 
@@ -299,14 +299,14 @@ def simulated(seed: int, rates: list[list[float]], size: int, draws: int) -> Rec
     order = [rng.permutation((np.arange(size) < rate * size).astype(float)) for rate in flat]
     fields = len(rates[0])
     layout = Layout(np.full(len(flat), float(size)), np.tile(np.arange(fields), len(rates)))
-    seen, rounds, values = Moments.none(len(flat)), list[Drawn](), list[float]()
+    seen, rounds, values = Moments.empty(len(flat)), list[Drawn](), list[float]()
     while len(values) < draws:
-        played = next_round(layout.sizes, layout.parents, seen)
+        played = allocate_round(layout.sizes, layout.parents, seen)
         drawn = sampling.choose(played.probability, round_size(len(values)), seed, len(rounds) + 1)
         n = seen.n.astype(int)
         x = np.array([order[h][n[h] + np.count_nonzero(drawn[:k] == h)] for k, h in enumerate(drawn)])
         rounds.append(Drawn(played.probability, drawn, 0.02, float(np.sqrt(32 + len(values)))))
-        seen, values = seen.plus(drawn, x), [*values, *x]
+        seen, values = seen.add(drawn, x), [*values, *x]
     columns = np.full((len(values), len(CLASSIFICATION.reported)), np.nan)
     columns[:, CLASSIFICATION.reported.index("sdc1")] = values
     columns[:, CLASSIFICATION.reported.index("sdc")] = 1.0 - np.array(values)

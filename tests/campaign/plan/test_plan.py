@@ -22,7 +22,7 @@ from onnxfi.campaign.spec.campaign import Campaign, Part
 from onnxfi.errors import FaultListError, InputError, OutputError, SelectorError, SpecError
 from onnxfi.faults.faultlist import FaultList
 from onnxfi.graph.model.loading import load
-from onnxfi.statistics.intervals import allocate, data_aware_p, margin_of_error, sample_size
+from onnxfi.statistics.sample_size import allocate, data_aware_p, margin_of_error, sample_size
 
 SIZES = {"w1": 20, "b1": 5, "w2": 15, "b2": 3}
 LAYERS = {"fc1": 25 * 32, "fc2": 18 * 32}
