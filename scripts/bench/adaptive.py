@@ -24,8 +24,8 @@ import numpy as np
 
 from onnxfi.campaign.execute.adaptive_rounds import Layout, Seen
 from onnxfi.campaign.execute.runner import run
-from onnxfi.campaign.plan.fault_targets import Reach
-from onnxfi.campaign.plan.strata import Group, lay_out
+from onnxfi.campaign.plan.fault_targets import FaultTargets
+from onnxfi.campaign.plan.strata import PlannedStratum, plan_strata
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.faults import sampling
@@ -206,7 +206,7 @@ class Table(NamedTuple):
             each += of_tensor
         return cls(counts, each)
 
-    def values(self, group: Group, measure: str, hidden: bool) -> Array:
+    def values(self, group: PlannedStratum, measure: str, hidden: bool) -> Array:
         """The values of the faults of a stratum, in the order of their numbers."""
         space, parts = group.space, []
         for target, places in zip(space.targets, space.bit_positions, strict=True):
@@ -327,7 +327,7 @@ def naive(case: Case, layout: Layout, values: list[Array], rng: np.random.Genera
         more = np.minimum(more + (rng.random(len(n)) < wish - more), sizes - n).astype(np.int64)
 
 
-def simulate(case: Case, groups: dict[str, tuple[Group, ...]], table: Table, runs: int) -> tuple[float, ...]:
+def simulate(case: Case, groups: dict[str, tuple[PlannedStratum, ...]], table: Table, runs: int) -> tuple[float, ...]:
     """Trials, share of DATE-2009's, coverage and bias of a case."""
     chosen = groups["simple" if case.method == "simple" else "adaptive"]
     whole = [table.values(g, case.measure, case.hidden) for g in groups["adaptive"]]
@@ -346,10 +346,10 @@ def simulate(case: Case, groups: dict[str, tuple[Group, ...]], table: Table, run
 def study(folder: Path, runs: int, only: str) -> bool:
     """Simulate the cases that have all the words in their names; whether the targets were met."""
     table, fine = Table.load(folder), True
-    reach = Reach.of(load(str(MODEL)))
+    reach = FaultTargets.of(load(str(MODEL)))
     groups = {
-        "adaptive": lay_out(Campaign(str(MODEL), single=True, adaptive=True), reach),
-        "simple": lay_out(Campaign(str(MODEL), single=True, adaptive=True, method="simple"), reach),
+        "adaptive": plan_strata(Campaign(str(MODEL), single=True, adaptive=True), reach),
+        "simple": plan_strata(Campaign(str(MODEL), single=True, adaptive=True, method="simple"), reach),
     }
     flips = sum(counts.size for counts in table.counts.values())
     rates = table.each / flips

@@ -40,7 +40,10 @@ def test_every_verb_runs_openvino(run: Run, here: Path) -> None:
     [
         (("--engine", "opnvino"), "no engine 'opnvino'; closest: 'openvino'"),
         (("--engine", "reference", "--threads", "2"), "--threads has no effect with --engine reference; leave it out"),
-        (("--engine", "openvino", "--provider", "cpu"), "--provider has no effect with --engine openvino; leave it out"),
+        (
+            ("--engine", "openvino", "--provider", "cpu"),
+            "--provider has no effect with --engine openvino; leave it out",
+        ),
         (("--engine", "openvino", "--optimization", "off"), "--optimization has no effect with --engine openvino"),
     ],
 )

@@ -18,7 +18,7 @@ import numpy as np
 
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.execute.weight_routes import by_id
-from onnxfi.campaign.plan.fault_targets import Reach
+from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.errors import EngineError, FaultError, SelectorError
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.dataflow.activation_targets import Activation
@@ -192,7 +192,7 @@ def _without_defaults(armed: Sequence[Armed]) -> onnx.ModelProto:
     return made
 
 
-def needs_numbers(reach: Reach, faults: Faults) -> bool:
+def needs_numbers(reach: FaultTargets, faults: Faults) -> bool:
     """Return whether some fault in an activation is no mask of a word, so that an operator must change numbers."""
     sites = faults.sites
     rows = np.flatnonzero(reach.in_flight(faults))
@@ -205,7 +205,7 @@ def needs_numbers(reach: Reach, faults: Faults) -> bool:
     )
 
 
-def bake_trial(reach: Reach, faults: Faults, stored: Faults, out: Path) -> None:
+def bake_trial(reach: FaultTargets, faults: Faults, stored: Faults, out: Path) -> None:
     """Write the model of one trial: its faults in weights as words, those in activations as operators in the graph.
 
     A sample is then that row of the batch which is fed; where the model takes one size, of the batch in which it comes.
@@ -225,7 +225,7 @@ def bake_trial(reach: Reach, faults: Faults, stored: Faults, out: Path) -> None:
     )
 
 
-def _batch(reach: Reach) -> int | None:
+def _batch(reach: FaultTargets) -> int | None:
     """Return the one batch size that the model takes, as far as its file says; None where it takes any."""
     elsewhere = reach.flight is not None and bool(reach.flight.sample_axes)  # another axis than the file tells
     return None if elsewhere else graph_batch_layout(reach.model.proto.graph).fixed

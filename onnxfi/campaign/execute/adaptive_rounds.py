@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxfi.campaign.plan.plan import Plan, Planned
-from onnxfi.campaign.plan.strata import field_of
+from onnxfi.campaign.plan.plan import Plan, PlannedTrial
+from onnxfi.campaign.plan.strata import bit_field_label
 from onnxfi.campaign.results.store import Store, declared_task
 from onnxfi.errors import SpecError
 from onnxfi.faults import sampling
@@ -101,7 +101,7 @@ class Layout:
     @classmethod
     def of(cls, strata: list[dict[str, Any]]) -> Layout:
         """Those of a store."""
-        fields = [field_of(s["label"], s["layer"]) for s in strata]
+        fields = [bit_field_label(s["label"], s["layer"]) for s in strata]
         numbers = {name: k for k, name in enumerate(dict.fromkeys(fields))}
         sizes = np.array([s["population"] for s in strata], np.float64)
         return cls(sizes, np.array([numbers[name] for name in fields], np.int64))
@@ -209,7 +209,7 @@ def _draw(store: Store, plan: Plan, seen: Seen, number: int, aim: float) -> tupl
         size = round_size(seen.trials, first=_NEXT_SIMPLE if number > 1 else _FIRST_SIMPLE)
     chosen = sampling.choose(played.probability, size, plan.campaign.seed, number)
     draws = prepare_draws(played, until_stratum_exhausted(chosen, played.remaining), aim, round_weight(seen.trials))
-    strata, groups, planned = len(plan.groups), list(plan.groups), list[Planned]()
+    strata, groups, planned = len(plan.groups), list(plan.groups), list[PlannedTrial]()
     trials = np.zeros(len(draws.stratum), np.int64)
     for s in np.unique(draws.stratum).tolist():
         here = draws.stratum == s

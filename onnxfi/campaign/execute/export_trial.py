@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from onnxfi.campaign.execute.activation_faults import bake_trial
-from onnxfi.campaign.plan.fault_targets import Reach
+from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.open_model import reopen
 from onnxfi.campaign.results.store import Store
 from onnxfi.errors import StoreError
@@ -23,7 +23,7 @@ def export_trial(store: str | Path, trial: int, out: str | Path) -> None:
     model = reopen(header.file, said | {"time_axis": None})  # the counts are scored, and no part of the model
     if model.digest != header.model:
         raise StoreError(f"{store} is of the model {header.model}, {header.file} is {model.digest} now")
-    reach = Reach.told(model, header)
+    reach = FaultTargets.from_header(model, header)
     reader = LineReader(header, reach.targets, str(store), lambda: reach.listed(header))
     [(_, faults)] = reader.trials(enumerate(lines, 1))
     here = reach.in_flight(faults)

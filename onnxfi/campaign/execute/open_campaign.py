@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from onnxfi.campaign.plan.fault_targets import Reach
+from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.open_model import beside, changed, open_model, output_of, served, told
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.faults.faultlist import FaultList
@@ -36,7 +36,7 @@ class OpenCampaign:
         The scored output; None scores all.
     provider, note : str
         The execution provider of the runtime, and a remark about it.
-    reach : Reach
+    reach : FaultTargets
         The targets of faults.
     axes : mapping of str to tuple of int
         The axes of each output that hold samples.
@@ -52,7 +52,7 @@ class OpenCampaign:
     output: str | None
     provider: str
     note: str
-    reach: Reach
+    reach: FaultTargets
     axes: Mapping[str, tuple[int, ...]]
     inputs: tuple[Port, ...]
     opened_s: float = 0.0
@@ -108,7 +108,7 @@ def open_campaign(
         session = campaign.open_engine().prepare(served(model))
     output = scored_port(session, output_of(campaign, model), data, kind_of(campaign), task=campaign.task, whole=True)
     listed = None if campaign.faults is None else FaultList.open(campaign.faults).header
-    reach = Reach.of(model, campaign.aims, data, listed, campaign.custom_ops)
+    reach = FaultTargets.of(model, campaign.aims, data, listed, campaign.custom_ops)
     axes = sample_axes(session, data, model)
     provider, note, inputs = session.provider, session.note, session.inputs
     return OpenCampaign(campaign, model, data, output, provider, note, reach, axes, inputs, opened_s), session

@@ -27,9 +27,9 @@ from onnxfi.campaign.execute.scheduling import UnderWay, asks, lanes, run_pooled
 from onnxfi.campaign.execute.task_batches import Task, gathered, ordered
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.execute.worker import Job, ahead, run_here
-from onnxfi.campaign.plan.fault_targets import Reach
+from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.open_model import beside, open_model
-from onnxfi.campaign.plan.plan import Plan, Planned, enough, make_plan
+from onnxfi.campaign.plan.plan import Plan, PlannedTrial, enough, make_plan
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.results.store import Store, set_aside
 from onnxfi.campaign.spec.campaign import LENGTH, Campaign
@@ -269,7 +269,7 @@ def _prepare(store: Store, opened: OpenCampaign, plan: Plan, progress: OnProgres
         environment=_environment(store, opened),
     )
 
-    def told() -> Iterator[Planned]:
+    def told() -> Iterator[PlannedTrial]:
         for number, planned in enumerate(plan.trials(), 1):
             yield planned
             if progress is not None:
@@ -433,7 +433,7 @@ def planned(campaign: Campaign) -> Plan:
     """A campaign's plan alone; where values in flight are struck, a run tells what there is of them."""
     if _flies(campaign):
         return make_plan(campaign, TrialExecutor.open(campaign).opened.reach)
-    return make_plan(campaign, Reach.of(open_model(campaign)))
+    return make_plan(campaign, FaultTargets.of(open_model(campaign)))
 
 
 def _flies(campaign: Campaign) -> bool:

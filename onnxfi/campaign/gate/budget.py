@@ -11,7 +11,7 @@ from typing import Any
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.code_trust import refuse_code
 from onnxfi.campaign.spec.field_types import brief, check_types, typed
-from onnxfi.campaign.spec.yaml_fields import Place, built, plain, read_fields, read_part, read_yaml
+from onnxfi.campaign.spec.yaml_fields import YamlNode, built, plain, read_fields, read_mix_part, read_yaml
 from onnxfi.errors import SpecError, closest
 from onnxfi.tasks.registry import known_metric, known_tasks, metric_names
 from onnxfi.tasks.task import Metric
@@ -256,9 +256,9 @@ def load_budget(path: str | Path, *, allow_code: bool = False, instead: Collecti
     return budget
 
 
-def _read_campaign(place: Place, instead: Collection[str] | None) -> Campaign:
+def _read_campaign(place: YamlNode, instead: Collection[str] | None) -> Campaign:
     """The campaign of a budget; it may name code where `instead` is None."""
-    given, places = read_fields(place, Campaign, parts={"Part": read_part})
+    given, places = read_fields(place, Campaign, parts={"Part": read_mix_part})
     if instead is not None:
         refuse_code(given, places, instead)
     for name, why in _OPEN.items():
@@ -268,7 +268,7 @@ def _read_campaign(place: Place, instead: Collection[str] | None) -> Campaign:
     return campaign
 
 
-def _read_limit(place: Place) -> Limit:
+def _read_limit(place: YamlNode) -> Limit:
     given, places = read_fields(place, Limit)
     if "rate" not in given:
         raise place.error("a limit names its rate; add rate: sdc1, say")

@@ -39,7 +39,7 @@ _READ = {name for name, _ in ORT_TYPES.values()}
 
 
 @dataclass(frozen=True)
-class Reach:
+class FaultTargets:
     """What faults can strike in a model.
 
     `targets` are all stored tensors and values in flight, `flying` what the graph says of the latter, by id. `flight`
@@ -62,7 +62,7 @@ class Reach:
     def of(
         cls, model: Model, aims: Sequence[FaultScope] = (), data: Data | None = None, listed: Header | None = None,
         custom_ops: Sequence[str] = (),
-    ) -> Reach:  # fmt: skip
+    ) -> FaultTargets:  # fmt: skip
         """What a campaign with these aims can reach; values in flight are looked at in a run on its data.
 
         Where a list is replayed its header says the aims, and for how many samples it was drawn.
@@ -91,7 +91,7 @@ class Reach:
         return cls._flying(model, rows, found)
 
     @classmethod
-    def told(cls, model: Model, header: Header) -> Reach:
+    def from_header(cls, model: Model, header: Header) -> FaultTargets:
         """What the faults of a list can reach, by what its header tells of the run."""
         flight = header.activations
         if flight is None:
@@ -103,7 +103,7 @@ class Reach:
         return cls._flying(model, rows, flight)
 
     @classmethod
-    def _flying(cls, model: Model, rows: Sequence[Activation], flight: ActivationSpace) -> Reach:
+    def _flying(cls, model: Model, rows: Sequence[Activation], flight: ActivationSpace) -> FaultTargets:
         stored, rows = {t.id for t in model.targets}, with_neuron_axes(model, rows)
         kept = [a for a in rows if a.shape_known and not a.unsupported_reason and a.target.id not in stored]
         flown = {a.target.id: a for a in kept}

@@ -17,8 +17,8 @@ from typing import cast
 
 import numpy as np
 
-from onnxfi.campaign.plan.fault_targets import Reach
-from onnxfi.campaign.plan.strata import Group, lay_out
+from onnxfi.campaign.plan.fault_targets import FaultTargets
+from onnxfi.campaign.plan.strata import PlannedStratum, plan_strata
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import FaultListError, SpecError
 from onnxfi.faults import sampling
@@ -41,7 +41,7 @@ _NOTHING = Sampler("count", n=0)
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedTrial:
     """One trial: its number, its stratum, its lines; its layer and bit where all its faults share them."""
 
     trial: int
@@ -57,8 +57,8 @@ class Plan:
     """All trials of a campaign on one model."""
 
     campaign: Campaign
-    reach: Reach
-    groups: tuple[Group, ...]
+    fault_targets: FaultTargets
+    groups: tuple[PlannedStratum, ...]
     header: Header
     listed: FaultList | None = None
     struck: tuple[Target, ...] = ()
@@ -66,7 +66,7 @@ class Plan:
     @property
     def model(self) -> Model:
         """The model."""
-        return self.reach.model
+        return self.fault_targets.model
 
     def __len__(self) -> int:
         return sum(group.trials for group in self.groups)
@@ -112,9 +112,10 @@ class Plan:
             text.append(f"margin ±{100 * c.margin:.4g} % in each of {len(self.groups):,} strata")
         if c.trials is not None and c.way == "single" and n < c.trials:
             text.append(f"{c.trials:,} trials were asked for; there are {n:,} sites, each of which has one trial")
-        if self.reach.missed:
+        if self.fault_targets.missed:
             text.append(
-                f"{self.reach.missed:,} outputs of layers are out of reach: on this data their shape is not known"
+                f"{self.fault_targets.missed:,} outputs of layers cannot be injected into: "
+                f"their shape on this data is not known"
             )
         return text + weight_aliases.target_notes(self.model.targets)
 
@@ -150,7 +151,7 @@ class Plan:
         c = self.campaign
         return None if c.relative_margin else sample_size(self.header.population, c.margin or 0.0, c.confidence)
 
-    def trials(self) -> Iterator[Planned]:
+    def trials(self) -> Iterator[PlannedTrial]:
         """The trials in the order of their numbers; a stream."""
         if self.listed is not None:
             yield from self._replayed(self.listed)
@@ -163,14 +164,14 @@ class Plan:
         """Sites by layer and bit position (None: whole words): what the strata and the report's rows are made of."""
         if not self.of_singles:
             return []
-        space = self.reach.listed(self.header)
+        space = self.fault_targets.listed(self.header)
         found: Counter[tuple[str, int | None]] = Counter()
         for target, places, chosen in zip(space.targets, space.bit_positions, space.element_counts, strict=True):
             for bit in places:
                 found[target.layer, None if bit < 0 else bit] += chosen * target.times
         return [(layer, bit, n) for (layer, bit), n in found.items()]
 
-    def _drawn(self) -> Iterator[Planned]:
+    def _drawn(self) -> Iterator[PlannedTrial]:
         """Trials of many faults: sweeps and mixes."""
         c, event = self.campaign, parse_fault(self.campaign.fault)
         kind = "sites" if c.mix else self.header.sampler.kind
@@ -179,8 +180,8 @@ class Plan:
                 trial = 1 + j * len(self.groups) + s
                 how = Sampler(kind, rate=group.ber or 0.0, seed=c.seed)
                 faults = self._mixed(trial) if c.mix else draw_faults(group.space, how, event, trial)
-                ordinals = [self.reach.by_id[t.id] for t in faults.targets]
-                placed = self.reach.placed(faults)
+                ordinals = [self.fault_targets.by_id[t.id] for t in faults.targets]
+                placed = self.fault_targets.placed(faults)
                 yield _planned(trial, s, placed, _text(trial, placed, how, ordinals))
 
     @cached_property
@@ -189,27 +190,27 @@ class Plan:
         for part in self.campaign.mix:
             event = parse_fault(part.fault)
             how = Sampler("count" if part.ber is None else "ber", part.ber or 0.0, part.count or 0, self.campaign.seed)
-            found.append((self.reach.space(part.selector, part.aim, event), how, event))
+            found.append((self.fault_targets.space(part.selector, part.aim, event), how, event))
         return found
 
     def _mixed(self, trial: int) -> Faults:
         """All draws of a mixed trial, in the order of its parts, over the model's targets."""
         drawn = []
         for number, (space, how, event) in enumerate(self._parts):
-            drawn.append(self.reach.onto(draw_faults(space, how, event, trial, part=number)))
+            drawn.append(self.fault_targets.onto(draw_faults(space, how, event, trial, part=number)))
         return concatenate(drawn)
 
-    def _singles(self) -> Iterator[Planned]:
+    def _singles(self) -> Iterator[PlannedTrial]:
         """Trials of one event each, planned in blocks."""
         step = max(16, _BLOCK // len(self.groups))
         for first in range(0, max(group.trials for group in self.groups), step):
-            rows: list[Planned] = []
+            rows: list[PlannedTrial] = []
             for s, group in enumerate(self.groups):
                 j = np.arange(first, min(first + step, group.trials), dtype=np.uint64)
                 rows += self.nth(s, j) if len(j) else []
             yield from sorted(rows, key=lambda row: row.trial)
 
-    def nth(self, s: int, j: sampling.Numbers) -> Iterator[Planned]:
+    def nth(self, s: int, j: sampling.Numbers) -> Iterator[PlannedTrial]:
         """The trials of these numbers (from 0, [n]) of stratum s, one event each."""
         group, event, seed = self.groups[s], parse_fault(self.campaign.fault), self.campaign.seed
         # Also an exhaustive plan is in random order: what is done when it is stopped is a fair sample.
@@ -217,23 +218,26 @@ class Plan:
         trials = (1 + j.astype(np.int64) * len(self.groups) + s).tolist()
         faults, lengths = single_faults(group.space, numbers, event, seed, trials)
         start = 0
-        if not self.reach.in_flight(faults).any():  # the words of all at once
-            faults = self.reach.placed(faults, each=True)
+        if not self.fault_targets.in_flight(faults).any():  # the words of all at once
+            faults = self.fault_targets.placed(faults, each=True)
         for trial, length in zip(trials, lengths, strict=True):
             one = faults.pick(slice(start, start + length))
             if one.before is None:
-                one = self.reach.placed(one, each=True)
+                one = self.fault_targets.placed(one, each=True)
             yield _planned(trial, s, one, _text(trial, one, Sampler("sites"), ()))
             start += length
 
-    def _replayed(self, listed: FaultList) -> Iterator[Planned]:
+    def _replayed(self, listed: FaultList) -> Iterator[PlannedTrial]:
         """The trials of a list, their lines with the words before and after; recipes stay as they are."""
         reader = LineReader(
-            listed.header, self.reach.targets, str(listed.path), lambda: self.reach.listed(listed.header)
+            listed.header,
+            self.fault_targets.targets,
+            str(listed.path),
+            lambda: self.fault_targets.listed(listed.header),
         )
         for trial, rows in _by_trial(listed):
             [(_, faults)] = reader.trials(rows)
-            placed = self.reach.placed(faults)
+            placed = self.fault_targets.placed(faults)
             for said, held in ((faults.before, placed.before), (faults.after, placed.after)):
                 if said is not None and held is not None and not np.array_equal(said, held):
                     raise FaultListError(
@@ -255,10 +259,10 @@ def _text(trial: int, faults: Faults, how: Sampler, ordinals: list[int] | tuple[
 _NO_SITES = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # SHA-256 of nothing
 
 
-def _planned(trial: int, stratum: int, faults: Faults, text: str) -> Planned:
+def _planned(trial: int, stratum: int, faults: Faults, text: str) -> PlannedTrial:
     layers = {faults.targets[k].layer for k in set(faults.sites.target.tolist())}
     bits = set(faults.sites.bit.tolist())
-    return Planned(
+    return PlannedTrial(
         trial, stratum, len(faults), text,
         layers.pop() if len(layers) == 1 else None,
         bits.pop() if len(bits) == 1 and bits != {-1} else None,
@@ -279,45 +283,47 @@ def enough(campaign: Campaign, shard: tuple[int, int] | None, workers: int) -> b
     return campaign.faults is None and (not told or told >= workers * (shard[1] if shard else 1))
 
 
-def make_plan(campaign: Campaign, reach: Reach) -> Plan:
-    """Lay out the strata of a campaign on what it can reach; nothing is drawn yet.
+def make_plan(campaign: Campaign, fault_targets: FaultTargets) -> Plan:
+    """Lay out the strata of a campaign on a model; no fault is drawn yet.
 
     Raises SelectorError for a selection that leaves no site, SpecError for a plan without trials, FaultListError for
     a list of another model.
     """
     if campaign.faults is not None:
-        return _replay(campaign, reach)
-    groups = lay_out(campaign, reach)
+        return _replay(campaign, fault_targets)
+    groups = plan_strata(campaign, fault_targets)
     kinds = {"single": "count", "exhaustive": "exhaustive", "ber": "ber", "per_sample": "per-sample"}
     kind = kinds.get(campaign.way, "sites")
     how = Sampler(kind, rate=campaign.rates[0] if campaign.rates else 0.0, n=int(campaign.single), seed=campaign.seed)
     event = parse_fault(campaign.fault)
     population = sum(g.population for g in (groups if campaign.single else groups[:1]))
     header = Header(
-        reach.model.digest, str(event), campaign.selector, how, population=population, unit=event.unit,
-        file=campaign.model, strata=tuple(group.told() for group in groups), activations=reach.flight,
+        fault_targets.model.digest, str(event), campaign.selector, how, population=population, unit=event.unit,
+        file=campaign.model, strata=tuple(group.told() for group in groups), activations=fault_targets.flight,
     )  # fmt: skip
-    return Plan(campaign, reach, groups, header)
+    return Plan(campaign, fault_targets, groups, header)
 
 
-def _replay(campaign: Campaign, reach: Reach) -> Plan:
+def _replay(campaign: Campaign, fault_targets: FaultTargets) -> Plan:
     """The trials of a list, in the strata that it was planned in."""
     listed = FaultList.open(str(campaign.faults))
     header = listed.header
-    listed.check_model(reach.model.digest)
+    listed.check_model(fault_targets.model.digest)
     strata = header.strata or ({"label": "list", "layer": None, "bit": None, "ber": None},)
     counts: Counter[int] = Counter()
     struck: set[int] = set()
-    for trial, faults in listed.trials(reach.targets, lambda: reach.listed(header)):
-        reach.by_step(faults)  # or it has a step that is not there
+    for trial, faults in listed.trials(fault_targets.targets, lambda: fault_targets.listed(header)):
+        fault_targets.by_step(faults)  # or it has a step that is not there
         counts[(trial - 1) % len(strata)] += 1
         struck.update(np.unique(faults.sites.target).tolist())
     if not counts:
         raise SpecError(f"{campaign.faults} holds no trial; there is nothing to run", "faults")
-    space = reach.listed(header)
+    space = fault_targets.listed(header)
     parts = [space if (s["layer"], s["bit"]) == (None, None) else space.subspace(s["layer"], s["bit"]) for s in strata]
-    groups = tuple(Group(trials=counts[k], space=parts[k], **stratum) for k, stratum in enumerate(strata))
-    return Plan(campaign, reach, groups, header, listed, tuple(reach.targets[k] for k in sorted(struck)))
+    groups = tuple(PlannedStratum(trials=counts[k], space=parts[k], **stratum) for k, stratum in enumerate(strata))
+    return Plan(
+        campaign, fault_targets, groups, header, listed, tuple(fault_targets.targets[k] for k in sorted(struck))
+    )
 
 
 def write_plan(made: Plan, out: str | Path, *, progress: OnProgress | None = None) -> None:

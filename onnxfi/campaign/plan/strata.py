@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.campaign.plan.fault_targets import Reach
+from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import SpecError
 from onnxfi.faults.fault_model import FaultModel
@@ -23,7 +23,7 @@ _LOOKED_AT = 1 << 16
 
 
 @dataclass(frozen=True)
-class Group:
+class PlannedStratum:
     """A stratum of the plan: what it is called, the sites it draws from, how many trials it has.
 
     `layer` and `bit` say what it is made of (None: all); `ber` is the rate of a sweep.
@@ -46,32 +46,34 @@ class Group:
         return {"label": self.label, "layer": self.layer, "bit": self.bit, "ber": self.ber}
 
 
-def lay_out(campaign: Campaign, reach: Reach) -> tuple[Group, ...]:
+def plan_strata(campaign: Campaign, fault_targets: FaultTargets) -> tuple[PlannedStratum, ...]:
     """The strata of a campaign that draws its trials; SelectorError where a selection leaves no site."""
     event = parse_fault(campaign.fault)
     if campaign.mix:  # no population of its own: that of the first part stands for it
-        spaces = [reach.space(part.selector, part.aim, parse_fault(part.fault)) for part in campaign.mix]
+        spaces = [fault_targets.space(part.selector, part.aim, parse_fault(part.fault)) for part in campaign.mix]
         check_disjoint({t.id: t for space in spaces for t in space.targets}.values())
-        return (Group("mix", spaces[0], campaign.repeat),)
-    space = reach.space(campaign.selector, campaign.aim, event)
+        return (PlannedStratum("mix", spaces[0], campaign.repeat),)
+    space = fault_targets.space(campaign.selector, campaign.aim, event)
     if campaign.adaptive:
-        return (Group("all", space, 0),) if campaign.method == "simple" else tuple(_fields(space))
+        return (PlannedStratum("all", space, 0),) if campaign.method == "simple" else tuple(_fields(space))
     if campaign.rates:
-        return tuple(Group(f"{rate:g}", space, campaign.repeat, ber=rate) for rate in campaign.rates)
+        return tuple(PlannedStratum(f"{rate:g}", space, campaign.repeat, ber=rate) for rate in campaign.rates)
     if campaign.exhaustive or campaign.trials is not None:
-        return (Group("all", space, min(campaign.trials or space.size, space.size)),)
+        return (PlannedStratum("all", space, min(campaign.trials or space.size, space.size)),)
     assert campaign.margin is not None
     spots = _spots(campaign, space, event)
     p: float | list[float] = 0.5
     if campaign.per == "data-aware":
-        by_bit = _expected_rates(reach, space, event)
+        by_bit = _expected_rates(fault_targets, space, event)
         p = [by_bit[bit or 0] for _, _, _, bit in spots]
     sizes = [part.size for _, part, _, _ in spots]
     trials = allocate(sizes, campaign.margin, campaign.confidence, per=cast(Per, campaign.per), p=p)
-    return tuple(Group(label, part, n, layer, bit) for (label, part, layer, bit), n in zip(spots, trials, strict=True))
+    return tuple(
+        PlannedStratum(label, part, n, layer, bit) for (label, part, layer, bit), n in zip(spots, trials, strict=True)
+    )
 
 
-def _fields(space: FaultSpace) -> Iterator[Group]:
+def _fields(space: FaultSpace) -> Iterator[PlannedStratum]:
     """Strata of an adaptive campaign: in each layer each field of bits of each number format."""
     alone = len({target.word for target in space.targets}) == 1
     for layer in space.layers():
@@ -91,13 +93,13 @@ def _fields(space: FaultSpace) -> Iterator[Group]:
                 bit = bits[0] if len(bits) == 1 and bits != (-1,) else None
                 targets, places, chosen = zip(*rows, strict=True)
                 part = replace(space, targets=targets, bit_positions=places, element_counts=chosen)
-                yield Group(f"{layer} {field}", part, 0, layer, bit)
+                yield PlannedStratum(f"{layer} {field}", part, 0, layer, bit)
 
 
-def field_of(label: str, layer: str | None) -> str:
+def bit_field_label(label: str, layer: str | None) -> str:
     """What an adaptive campaign's stratum has in common with those of other layers: the bits, and their format.
 
-    >>> field_of("conv1 16-19", "conv1")
+    >>> bit_field_label("conv1 16-19", "conv1")
     '16-19'
     """
     return label.removeprefix(f"{layer} ")
@@ -139,7 +141,7 @@ def _spots(
     ]
 
 
-def _expected_rates(reach: Reach, space: FaultSpace, event: FaultModel) -> dict[int, float]:
+def _expected_rates(fault_targets: FaultTargets, space: FaultSpace, event: FaultModel) -> dict[int, float]:
     """How likely an event at each bit position is to be seen, guessed from how far it moves the stored numbers.
 
     Mean |faulty − golden| by position over the selected weights; of a large tensor evenly spread elements are read.
@@ -147,7 +149,7 @@ def _expected_rates(reach: Reach, space: FaultSpace, event: FaultModel) -> dict[
     moved: dict[int, list[NDArray[np.float64]]] = {}
     for target, places in zip(space.targets, space.bit_positions, strict=True):
         index = np.unique(np.linspace(0, target.size - 1, min(target.size, _LOOKED_AT)).astype(np.int64))
-        words = reach.model.words(target, index)
+        words = fault_targets.model.words(target, index)
         old = target.word.values(words).astype(np.float64)
         for bit in places:
             with np.errstate(all="ignore"):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.campaign.execute.adaptive_rounds import Layout, complete_rounds
-from onnxfi.campaign.plan.strata import field_of
+from onnxfi.campaign.plan.strata import bit_field_label
 from onnxfi.campaign.results.store import Store, declared_task
 from onnxfi.statistics.adaptive import (
     Allocation,
@@ -80,7 +80,7 @@ class Record:
             store.get("identity")["method"],
             Layout.of(strata),
             tuple(s["layer"] for s in strata),
-            tuple(field_of(s["label"], s["layer"]) for s in strata),
+            tuple(bit_field_label(s["label"], s["layer"]) for s in strata),
             tuple(rounds),
             tuple(trials),
             metrics,

@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from onnxfi.campaign.plan.plan import Planned
-from onnxfi.campaign.plan.strata import Group
+from onnxfi.campaign.plan.plan import PlannedTrial
+from onnxfi.campaign.plan.strata import PlannedStratum
 from onnxfi.campaign.results.checksums import STORE
 from onnxfi.campaign.results.rows import Result, Row
 from onnxfi.errors import InputError, OutputError, StoreError
@@ -156,7 +156,7 @@ class Store:
             hint = "name another store with -o, or use --fresh"
             raise StoreError(f"{self.path} holds another campaign: {changes}; {hint}")
 
-    def plan(self, groups: Sequence[Group], planned: Iterable[Planned]) -> None:
+    def plan(self, groups: Sequence[PlannedStratum], planned: Iterable[PlannedTrial]) -> None:
         """Write the strata and the trials that are not there yet, in one transaction.
 
         StoreError where one that is there was planned otherwise.

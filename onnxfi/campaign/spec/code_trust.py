@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from onnxfi.campaign.spec.yaml_fields import Place
+from onnxfi.campaign.spec.yaml_fields import YamlNode
 from onnxfi.runtime.data.sources import names_function
 from onnxfi.tasks.registry import is_own
 
@@ -17,7 +17,7 @@ from onnxfi.tasks.registry import is_own
 _LOADS = re.compile(r"path|lib|plugin|alloc|free|stream|backend|context|cache|engine|file|dir", re.I)
 
 
-def refuse_code(given: Mapping[str, Any], places: Mapping[str, Place], instead: Collection[str]) -> None:
+def refuse_code(given: Mapping[str, Any], places: Mapping[str, YamlNode], instead: Collection[str]) -> None:
     """Raise SpecError for a field that has code run, as a file gives it; fields in `instead` get other values."""
     for name, item, what in _code(given):
         if name not in instead:

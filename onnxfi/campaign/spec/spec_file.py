@@ -11,7 +11,7 @@ from typing import Any
 from onnxfi.campaign.spec.campaign import Campaign, Part
 from onnxfi.campaign.spec.code_trust import refuse_code
 from onnxfi.campaign.spec.field_types import brief, differs
-from onnxfi.campaign.spec.yaml_fields import Place, built, compose, plain, read_fields, read_part, read_yaml
+from onnxfi.campaign.spec.yaml_fields import YamlNode, built, compose, plain, read_fields, read_mix_part, read_yaml
 
 VERSION = 1
 
@@ -33,9 +33,9 @@ def load_spec(path: str | Path, *, allow_code: bool = False, instead: Collection
     return _campaign(read_yaml(path, "campaign"), None if allow_code else instead)
 
 
-def _campaign(whole: Place, instead: Collection[str] | None) -> Campaign:
+def _campaign(whole: YamlNode, instead: Collection[str] | None) -> Campaign:
     """The campaign that a file says; it may name code where `instead` is None."""
-    given, places = read_fields(whole, Campaign, extra=("version",), parts={"Part": read_part})
+    given, places = read_fields(whole, Campaign, extra=("version",), parts={"Part": read_mix_part})
     if instead is not None:
         refuse_code(given, places, instead)
     version = given.pop("version", VERSION)
@@ -55,7 +55,7 @@ def parse_part(text: str) -> Part:
     ('stuck-at-1', 2, ('conv1',))
     """
     whole = f"{{{text}}}"
-    return read_part(compose(whole.encode(), f"--mix {whole[:80]}", "part"))
+    return read_mix_part(compose(whole.encode(), f"--mix {whole[:80]}", "part"))
 
 
 def print_spec(campaign: Campaign) -> str:

@@ -21,7 +21,7 @@ _NULL = "tag:yaml.org,2002:null"
 
 
 @dataclass(frozen=True)
-class Place:
+class YamlNode:
     """A value in a file: what it holds, and where it stands."""
 
     file: str
@@ -32,18 +32,18 @@ class Place:
         mark = self.node.start_mark
         return SpecError(f"{self.file}, line {mark.line + 1}, column {mark.column + 1}: {text}")
 
-    def entries(self) -> Iterator[tuple[str, Place, Place]]:
+    def entries(self) -> Iterator[tuple[str, YamlNode, YamlNode]]:
         """Name, key and value of each field of a mapping; SpecError where it is none."""
         if not isinstance(self.node, yaml.MappingNode):
             raise self.error("takes field names and their values, as ber: 1e-6")
         for key, value in self.node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else ""
-            yield name, Place(self.file, key), Place(self.file, value)
+            yield name, YamlNode(self.file, key), YamlNode(self.file, value)
 
-    def items(self) -> list[Place]:
+    def items(self) -> list[YamlNode]:
         """The items of a list; anything else is a list of one."""
         listed = self.node.value if isinstance(self.node, yaml.SequenceNode) else [self.node]
-        return [Place(self.file, node) for node in listed]
+        return [YamlNode(self.file, node) for node in listed]
 
     def scalar(self, name: str, kind: str) -> Any:
         """Return a plain value: texts as they are written, the rest as YAML reads it."""
@@ -58,25 +58,25 @@ class Place:
             raise self.error(f"{name}: {why}") from None
 
 
-Parts = Mapping[str, Callable[[Place], Any]]
+Parts = Mapping[str, Callable[[YamlNode], Any]]
 
 
-def read_yaml(path: str | Path, what: str) -> Place:
+def read_yaml(path: str | Path, what: str) -> YamlNode:
     """Return a YAML file whose fields make `what` it is, read within limits (`onnxfi.runtime.data.yaml_file`)."""
     return compose(read_text(path, what, SpecError), str(path), what)
 
 
-def compose(text: bytes, file: str, what: str) -> Place:
+def compose(text: bytes, file: str, what: str) -> YamlNode:
     """Return YAML text as a place; SpecError where it is none, or maps no names to values."""
     root = compose_yaml(text, file, what, SpecError)
     if not isinstance(root, yaml.MappingNode):
         raise SpecError(f"{file} holds no {what}; a {what} maps field names to values, as version: 1")
-    return Place(file, root)
+    return YamlNode(file, root)
 
 
 def read_fields(
-    whole: Place, kind: type, *, extra: tuple[str, ...] = (), parts: Parts | None = None
-) -> tuple[dict[str, Any], dict[str, Place]]:
+    whole: YamlNode, kind: type, *, extra: tuple[str, ...] = (), parts: Parts | None = None
+) -> tuple[dict[str, Any], dict[str, YamlNode]]:
     """The fields of a dataclass that a mapping gives, by name, and where each stands.
 
     `extra` are whole numbers that it may hold besides; `parts` read what is of a type of its own. An item of a list
@@ -84,7 +84,7 @@ def read_fields(
     """
     known = {f.name: str(f.type) for f in dataclasses.fields(kind)} | dict.fromkeys(extra, "int")
     given: dict[str, Any] = {}
-    places: dict[str, Place] = {}
+    places: dict[str, YamlNode] = {}
     for name, key, value in whole.entries():
         if name not in known:
             raise key.error(f"unknown field {name[:60]!r}{closest(name[:60], known)}")
@@ -96,7 +96,7 @@ def read_fields(
     return given, places
 
 
-def _value(place: Place, kind: str, name: str, parts: Parts) -> Any:
+def _value(place: YamlNode, kind: str, name: str, parts: Parts) -> Any:
     inner = kind.removeprefix("tuple[").partition(",")[0]
     read = parts.get(inner) or (lambda item: item.scalar(name, inner))
     if inner == kind:
@@ -109,7 +109,7 @@ def _value(place: Place, kind: str, name: str, parts: Parts) -> Any:
     return tuple(read(item) for item in place.items())
 
 
-def built(kind: type, given: Mapping[str, Any], places: Mapping[str, Place], whole: Place) -> Any:
+def built(kind: type, given: Mapping[str, Any], places: Mapping[str, YamlNode], whole: YamlNode) -> Any:
     """The value of these fields; what it has against one of them is told with that field's place."""
     try:
         return kind(**given)
@@ -117,7 +117,7 @@ def built(kind: type, given: Mapping[str, Any], places: Mapping[str, Place], who
         raise places.get(error.field, whole).error(str(error)) from None
 
 
-def read_part(place: Place) -> Part:
+def read_mix_part(place: YamlNode) -> Part:
     """A part of a mix."""
     part: Part = built(Part, *read_fields(place, Part), place)
     return part

@@ -16,7 +16,7 @@ from tiny_campaigns import HEAD, chance, ran, samples, save, tables
 from onnxfi.campaign.execute.export_trial import export_trial
 from onnxfi.campaign.execute.runner import plan, run
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
-from onnxfi.campaign.plan.fault_targets import Reach
+from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.plan import Plan, make_plan, write_plan
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.report.tables import classes
@@ -495,7 +495,7 @@ def test_a_scan_over_samples_has_no_step_that_could_be_drawn(here: Path) -> None
 
 
 def test_without_values_in_flight_nothing_is_looked_at(here: Path) -> None:
-    assert Reach.of(load("m.onnx")).targets == load("m.onnx").targets
+    assert FaultTargets.of(load("m.onnx")).targets == load("m.onnx").targets
 
 
 def test_a_sample_that_a_fault_leaves_alone_has_the_answer_of_the_whole_model(

@@ -16,8 +16,8 @@ import pytest
 from onnx import numpy_helper
 from tiny_campaigns import mlp, ran, save, tables
 
-from onnxfi.campaign.plan.fault_targets import Reach
-from onnxfi.campaign.plan.plan import Plan, Planned, make_plan, write_plan
+from onnxfi.campaign.plan.fault_targets import FaultTargets
+from onnxfi.campaign.plan.plan import Plan, PlannedTrial, make_plan, write_plan
 from onnxfi.campaign.spec.campaign import Campaign, Part
 from onnxfi.errors import FaultListError, InputError, OutputError, SelectorError, SpecError
 from onnxfi.faults.faultlist import FaultList
@@ -30,17 +30,17 @@ SITES = 43 * 32
 
 
 def planned(model: str = "m.onnx", **fields: Any) -> Plan:
-    return make_plan(Campaign(model, **fields), Reach.of(load(model)))
+    return make_plan(Campaign(model, **fields), FaultTargets.of(load(model)))
 
 
-def faults(trial: Planned) -> list[tuple[str, int, int | None, str]]:
+def faults(trial: PlannedTrial) -> list[tuple[str, int, int | None, str]]:
     """The sites and faults of a trial, in order."""
     rows = [json.loads(line) for line in trial.lines.splitlines()]
     assert all(row["trial"] == trial.trial for row in rows)
     return [(r["target"], r["index"], (r["bits"] or [None])[0], r["fault"]) for r in rows if "target" in r]
 
 
-def by_number(plan: Plan) -> dict[int, Planned]:
+def by_number(plan: Plan) -> dict[int, PlannedTrial]:
     rows = list(plan.trials())
     assert [row.trial for row in rows] == sorted({row.trial for row in rows}), "in order, each once"
     assert len(rows) == len(plan)
@@ -435,6 +435,6 @@ def test_a_plan_is_a_stream(here: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_sweep_is_planned_trial_by_trial(here: Path) -> None:
-    rows: Iterator[Planned] = planned(ber=(1e-3,), repeat=10**9).trials()
+    rows: Iterator[PlannedTrial] = planned(ber=(1e-3,), repeat=10**9).trials()
     assert next(rows).trial == 1 and next(rows).trial == 2
     assert planned(single=True, trials=10**7).groups[0].trials == SITES

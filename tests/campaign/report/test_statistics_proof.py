@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from tiny_campaigns import mlp, ran, samples
 
-from onnxfi.campaign.plan.fault_targets import Reach
+from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.plan import Plan, make_plan
 from onnxfi.campaign.report import report as reports
 from onnxfi.campaign.report.report import Fold, Report, report
@@ -110,7 +110,7 @@ def test_the_truth_is_whole(truth: Truth) -> None:
 
 def test_the_sites_that_are_drawn_are_the_plans(truth: Truth) -> None:
     for seed, per in ((0, "layer"), (17, "layer-bit")):
-        plan = make_plan(Campaign("m.onnx", single=True, margin=0.2, per=per, seed=seed), Reach.of(truth.model))
+        plan = make_plan(Campaign("m.onnx", single=True, margin=0.2, per=per, seed=seed), FaultTargets.of(truth.model))
         found: dict[int, list[str]] = defaultdict(list)
         for row in plan.trials():
             line = json.loads(row.lines)
@@ -125,7 +125,7 @@ def test_the_intervals_are_the_reports(truth: Truth, tmp_path: Path) -> None:
     ran(campaign, tmp_path / "s.db")
     found = report(tmp_path / "s.db")
     told: dict[str | None, Fold] = {None: found.everything, **{fold.key: fold for fold in found.by_layer}}
-    plan = make_plan(campaign, Reach.of(truth.model))
+    plan = make_plan(campaign, FaultTargets.of(truth.model))
     for layer, name, interval in intervals(truth, plan, drawn(truth, plan, 0), list(told)):
         said = told[layer].rate(name)
         assert said is not None
@@ -140,7 +140,7 @@ def test_stated_intervals_hold_the_truth(
     truth: Truth, per: str, margin: float, by_layer: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reports, "clopper_pearson", lru_cache(maxsize=None)(reports.clopper_pearson))
-    plan = make_plan(Campaign("m.onnx", single=True, margin=margin, per=per), Reach.of(truth.model))
+    plan = make_plan(Campaign("m.onnx", single=True, margin=margin, per=per), FaultTargets.of(truth.model))
     layers: list[str | None] = [None, *(sorted(set(truth.layers)) if by_layer else ())]
     true = {(layer, name): truth.of(name, layer) for layer in layers for name in RATES}
     held: Counter[tuple[str | None, str]] = Counter()
