@@ -37,7 +37,10 @@ from onnxfi.tasks.task import Metric
 
 @dataclass(frozen=True)
 class Drawn:
-    """A complete round: the chance of each stratum, and the stratum of each draw; `aim` is `half_width` and `weight` as in `RoundDraws`."""
+    """A complete round: the chance of each stratum, and the stratum of each draw.
+
+    `aim` is `half_width` and `weight` as in `RoundDraws`.
+    """
 
     probability: Floats
     stratum: Numbers
