@@ -19,7 +19,7 @@ import numpy as np
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.execute.weight_routes import by_id
 from onnxfi.campaign.plan.fault_targets import FaultTargets
-from onnxfi.errors import EngineError, FaultError, SelectorError
+from onnxfi.errors import EngineError, FaultError, ProviderError, SelectorError
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.dataflow.sample_axis import graph_batch_layout
@@ -111,7 +111,13 @@ class InstrumentedModel:
             numbered = [a for a in check_value_formats(rows) if not a.unsupported_reason]
             armed.append(arm(armed[0].proto, numbered, values=True))
         made = _with_weights(_without_defaults(armed), folder)
-        session = self.opened.campaign.open_engine().prepare(made.SerializeToString())
+        engine = self.opened.campaign.open_engine()
+        if not engine.fed_faults:
+            raise ProviderError(
+                f"the engine {engine.name!r} takes no fault operators whose faults are fed, which faults in "
+                f"{rows[0].target.id!r} need; select other targets, or use --engine onnxruntime"
+            )
+        session = engine.prepare(made.SerializeToString())
         return _Instrumented(session, tuple(armed), counted)
 
     def _outputs(self, model: _Instrumented, faults: Faults | None, batch: Batch) -> dict[str, Array]:

@@ -71,6 +71,7 @@ class OpenVinoEngine(Engine):
 
     name: ClassVar[str] = "openvino"
     cuts: ClassVar[bool] = True
+    fed_faults: ClassVar[bool] = False
 
     threads: int = 1
 

@@ -61,6 +61,8 @@ class Engine:
     name: ClassVar[str] = ""
     #: Whether a campaign may run segments of a model instead of the whole model for every trial.
     cuts: ClassVar[bool] = False
+    #: Whether the runtime takes fault operators whose faults are fed, as faults in bodies of loops need them.
+    fed_faults: ClassVar[bool] = True
     #: Whether several threads may run one session at the same time.
     thread_safe: ClassVar[bool] = False
 

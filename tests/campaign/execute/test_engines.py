@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 from offered_engines import needs_openvino, offer
 from own_engine import LeanEngine
-from tiny_campaigns import mlp, ran, samples
+from tiny_campaigns import mlp, ran, samples, save
 
 from onnxfi.campaign.execute.export_trial import export_trial
 from onnxfi.campaign.execute.golden_run_cache import cached_golden
@@ -17,7 +17,7 @@ from onnxfi.campaign.execute.runner import run
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.errors import EngineError, SpecError, StoreError
+from onnxfi.errors import EngineError, ProviderError, SpecError, StoreError
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
 ENGINES = ("onnxruntime", "reference", "openvino", "lean")
@@ -130,3 +130,13 @@ def test_an_engine_that_is_not_installed_is_an_error_before_anything_is_written(
     with pytest.raises(EngineError, match=r"^openvino is not installed; pip install 'onnxfi\[openvino\]'$"):
         run(campaign(model, engine="openvino"), here / "s.db")
     assert not (here / "s.db").exists()
+
+
+def test_faults_in_a_loop_are_refused_where_the_engine_takes_no_fed_faults(here: Path) -> None:
+    needs_openvino()
+    samples(here)
+    looped = """g (float[N,4] x) => (float[N,4] y) <int64 n = {3}, bool go = {1}> { y = Loop(n, go, x) <body = b
+        (int64 i, bool c, float[N,4] v) => (bool d, float[N,4] w) { d = Identity(c) u = Relu(v) w = Add(u, v) }> }"""
+    wanted = campaign(save(here, looped), engine="openvino", target="activations", all=True, trials=6)
+    with pytest.raises(ProviderError, match="the engine 'openvino' takes no fault operators whose faults are fed"):
+        ran(wanted, here / "s.db")

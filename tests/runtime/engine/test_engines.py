@@ -26,7 +26,7 @@ from onnxfi.graph.partition.subgraph import partition_graph
 from onnxfi.graph.partition.subgraph_model import extract_model
 from onnxfi.runtime.engine import registry
 from onnxfi.runtime.engine.registry import engine_class, engine_names, setting_names
-from onnxfi.runtime.inject.activations import inject_activations
+from onnxfi.runtime.inject.activations import inject_activations, instrument
 
 HEADER = '<ir_version: 9, opset_import: ["": 19]>'
 NAMES = (*engine_names(), "lean")
@@ -329,3 +329,13 @@ def test_formats_that_numpy_lacks_go_in_and_out_of_openvino() -> None:
     )  # fmt: skip
     x = np.array([1.5, -3], ml_dtypes.bfloat16)
     assert engine_of("openvino").prepare(model.SerializeToString()).run({"x": x})["y"].tolist() == [3, -6]
+
+
+@pytest.mark.usefixtures("openvino")
+def test_openvino_refuses_a_model_whose_faults_are_fed() -> None:
+    done = instrument(
+        load(graph("g (float[N,3] x) => (float[N,3] y) { a = Neg(x) y = Abs(a) }").SerializeToString()), all=True
+    )
+    with pytest.raises(EngineError, match=r"OpenVINO refuses the model: .*Gather") as caught:
+        engine_of("openvino").prepare(done.data)
+    assert "\n" not in str(caught.value)
