@@ -26,7 +26,7 @@ _SHOWN = 230
 
 @dataclass(frozen=True, repr=False)
 class Outcome:
-    """What a check gave: true where the verdict is pass. Its repr is what a failing assertion shows."""
+    """The outcome of a check: true where the verdict is pass. A failing assertion shows its repr."""
 
     checked: Checked = field(repr=False)
 
@@ -37,7 +37,7 @@ class Outcome:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What was found for each limit."""
+        """The findings, one for each limit."""
         return self.checked.findings
 
     def document(self) -> dict[str, Any]:

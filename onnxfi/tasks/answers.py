@@ -27,7 +27,7 @@ _BLOCK = 1 << 15
 
 
 def float64(values: Array) -> Floats:
-    """Numbers as float64 of the same shape, a complex one as two in a row of its own."""
+    """Return numbers as float64 of the same shape, a complex one as two in a row of its own."""
     if values.dtype.kind in "OUST":
         raise DataError("this metric takes numbers, and the output is text")
     if values.dtype.kind == "c":
@@ -36,7 +36,7 @@ def float64(values: Array) -> Floats:
 
 
 def differing(golden: Array, faulty: Array) -> Flags:
-    """Which elements differ in any bit (so -0.0 differs from 0.0, and a NaN equals the same NaN).
+    """Return the elements that differ in any bit (so -0.0 differs from 0.0, and a NaN equals the same NaN).
 
     >>> differing(np.array([0.0, np.nan, 1.0]), np.array([-0.0, np.nan, 1.0]))
     array([ True, False, False])
@@ -50,12 +50,12 @@ def differing(golden: Array, faulty: Array) -> Flags:
 
 
 def share(true: Flags) -> float:
-    """The share of those that are true; of none, 0."""
+    """Return the share of true values; 0 of none."""
     return float(np.count_nonzero(true) / true.size) if true.size else 0.0
 
 
 def _counts(flags: Flags) -> NDArray[np.int64]:
-    """How many are true in each row."""
+    """Count the true values of each row."""
     if flags.shape[1] < 256:  # to count along an axis is slow, and so is a loop over short rows
         return np.asarray(flags.sum(axis=1, dtype=np.int64))
     return np.array([np.count_nonzero(row) for row in flags], np.int64)
@@ -140,7 +140,7 @@ class Answers:
         return self.hold(self.truth, self.all)
 
     def hold(self, classes: NDArray[np.int64], which: NDArray[np.int64], most: int = 5) -> Flags:
-        """Whether some samples have each its class ([which], -1: none) among their `most` first."""
+        """Return the samples whose own class ([which], -1: none) is among their `most` highest."""
         found = np.zeros(len(which), np.bool_)
         for at, block in self.blocks(which) if self.rows.shape[1] else ():
             values, own = _comparable(block), classes[at]
@@ -188,7 +188,7 @@ class Answers:
 
     @cached_property
     def chance(self) -> Floats:
-        """What score shifts are measured on: of each sample's top-1 the probability or count ([N])."""
+        """The probability or count of the top-1 of each sample, which score shifts compare ([N])."""
         return self.chances(np.maximum(self.top, 0), self.all, self.kind)
 
     def chances(self, classes: NDArray[np.int64], which: NDArray[np.int64], kind: str) -> Floats:
@@ -253,7 +253,7 @@ class AnswerPair:
 
     @cached_property
     def differ(self) -> NDArray[np.int64]:
-        """How many elements of each sample differ in any bit ([N])."""
+        """The number of elements of each sample that differ in any bit ([N])."""
         found = np.zeros(len(self.golden.rows), np.int64)
         for at, g, f in self._pairs(self.golden.all):
             found[at] = _counts(differing(g, f))
@@ -374,7 +374,7 @@ class AnswerPair:
 
     @cached_property
     def _deviations(self) -> _Deviations:
-        """How far the samples that changed lie from golden."""
+        """The distances of the changed samples from the golden ones."""
         found = _Deviations(*np.zeros((4, len(self.changed))))
         found.unit[:] = 1.0
         wide, unit = self.golden.rows.dtype.itemsize > 4, self.golden.largest or 1.0

@@ -68,7 +68,7 @@ def scored_output(
 
 
 def _may_score(port: Port) -> bool:
-    """Whether the shape is that of scores, and the name does not say otherwise."""
+    """Return true for a shape of scores under a name that does not contradict it."""
     return len(class_axes(port.shape or ())) == 2 and _OTHER_NAMES.search(port.name) is None
 
 

@@ -133,7 +133,7 @@ def score_kind(golden: Array) -> str:
 
 
 def probabilities(scores: Array, kind: str = "auto") -> NDArray[np.float64]:
-    """What score shifts are measured on: the softmax of logits; probabilities and spike counts as they are.
+    """Return the values that score shifts compare: the softmax of logits; probabilities and spike counts as they are.
 
     Shape [N, classes]. Rows with a NaN stay NaN; where infinities are highest they share the whole.
 

@@ -29,7 +29,7 @@ __all__ = ["Evaluation", "evaluate", "open_data", "run_scores"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model answers on data: metrics by name, and the conditions under which they were taken.
+    """The answers of a model on data: metrics by name, and the conditions under which they were taken.
 
     `scores` is the scored output over all samples ([N, …]); `output` its name, None where all outputs count.
     """
@@ -71,7 +71,45 @@ def evaluate(
     metric: Sequence[str] = (),
     progress: OnProgress | None = None,
 ) -> Evaluation:
-    """Run a model over data; where `golden` is given, also against that evaluation of the model without faults.
+    """Run a model over data, alone or against the evaluation of its fault-free version.
+
+    Parameters
+    ----------
+    model : str, Path or bytes
+        The ONNX model.
+    data : Data
+        The samples and their labels, from `open_data`.
+    golden : Evaluation, optional
+        The fault-free evaluation to compare with.
+    engine : Engine, optional
+        The engine that runs the model; ONNX Runtime by default.
+    batch : int
+        The number of samples that run together.
+    output : str, optional
+        The scored output.
+    time_axis : int, optional
+        The axis of the output along which spikes are counted.
+    task : str
+        The task, as ``--task`` takes it.
+    metric : sequence of str
+        Further metrics as ``module:name``, or the names of installed ones.
+    progress : callable, optional
+        Called with the number of samples done and of all.
+
+    Returns
+    -------
+    Evaluation
+        The metrics with their conditions, and the scored output of all samples.
+
+    Raises
+    ------
+    DataError
+        Where labels, outputs and task do not fit.
+    EngineError
+        Where the runtime refuses the model.
+
+    Notes
+    -----
 
     `batch` samples run together (a model that takes one size only gets that). With scores of classes ([N, C], C of 2
     or more) and labels: top-1 and top-5, and against golden SDC-1; for any other output how far it deviates. Raises

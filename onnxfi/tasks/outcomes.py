@@ -22,7 +22,7 @@ from onnxfi.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class Golden:
+class GoldenRun:
     """The golden run of a campaign: scores ([N, …]), labels ([N]), and the task that gives them a meaning.
 
     `kind` says how scores of classes are read, `tolerance` how far a masked sample may deviate, and `due` names the
@@ -39,7 +39,7 @@ class Golden:
     @classmethod
     def of(
         cls, scores: Array, labels: LabelArray | None, task: Task, kind: str, tolerance: float, due: tuple[str, ...]
-    ) -> Golden:
+    ) -> GoldenRun:
         """Return a golden run; the kind of its scores is settled once."""
         settled = task.score_kind(scores) if task.score_kind is not None and kind == "auto" else kind
         return cls(scores, labels, task, settled, tolerance, due)
@@ -77,7 +77,7 @@ class Judgement:
     route: Route = Route.FULL
 
 
-def judge(golden: Golden, faulty: Array) -> Judgement:
+def judge(golden: GoldenRun, faulty: Array) -> Judgement:
     """Compare the scores of a trial with the golden ones ([N, …]).
 
     Where a fault changes the shape of the outputs, every sample has changed.
@@ -95,12 +95,12 @@ def judge(golden: Golden, faulty: Array) -> Judgement:
     return Judgement(outcome, "nonfinite" if outcome == "due" else None, _strict(metrics), changed)
 
 
-def failed(golden: Golden, cause: str) -> Judgement:
+def failed(golden: GoldenRun, cause: str) -> Judgement:
     """Return the judgement of a trial without an answer: DUE where the cause counts as such, else SDC."""
     return _all_alike(golden, "due" if cause in golden.due else "sdc", cause)
 
 
-def _all_alike(golden: Golden, outcome: str, cause: str | None) -> Judgement:
+def _all_alike(golden: GoldenRun, outcome: str, cause: str | None) -> Judgement:
     """Return the judgement where every sample has this outcome, and every metric its value at failure."""
     due = outcome == "due"
     metrics = {"masked_samples": 0.0, "sdc_samples": float(not due), "due_samples": float(due)}

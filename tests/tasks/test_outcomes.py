@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnxfi.campaign.spec.campaign import DUE
 from onnxfi.tasks.classification import CLASSES, CLASSIFICATION
 from onnxfi.tasks.deviation import DEVIATION
-from onnxfi.tasks.outcomes import Golden, Judgement, failed, judge, unpacked
+from onnxfi.tasks.outcomes import GoldenRun, Judgement, failed, judge, unpacked
 
 CORNERS = [0.0, -0.0, 0.5, -0.5, 1.0, 2.0, 0.25, 3.0, 1e-3, 6e4, math.nan, math.inf, -math.inf]
 NEAR = [0.0, 1e-3, 0.03, 0.1, 0.25, 1.0]
@@ -114,7 +114,7 @@ def test_the_judge_and_the_slow_judge_agree(
     golden, faulty = pair
     labels = np.arange(len(golden)) % golden.shape[1] if labelled else None
     causes = ("nonfinite",) if due else ()
-    found = judge(Golden.of(golden, labels, CLASSIFICATION, kind, tolerance, causes), faulty)
+    found = judge(GoldenRun.of(golden, labels, CLASSIFICATION, kind, tolerance, causes), faulty)
     outcome, shares, silent = slow(golden, faulty, None if labels is None else labels.tolist(), kind, tolerance, due)
     assert (found.outcome, found.cause) == (outcome, "nonfinite" if outcome == "due" else None)
     said = {name.removesuffix("_samples"): value for name, value in found.metrics.items()}
@@ -137,7 +137,7 @@ def test_the_judge_and_the_slow_judge_agree(
 
 def verdict(golden: list[list[float]], faulty: list[list[float]], **how: Any) -> Judgement:
     kept = {"task": CLASSIFICATION, "kind": "auto", "tolerance": 0.0, "due": DUE, "labels": None, **how}
-    return judge(Golden.of(np.array(golden, np.float32), **kept), np.array(faulty, np.float32))
+    return judge(GoldenRun.of(np.array(golden, np.float32), **kept), np.array(faulty, np.float32))
 
 
 def classes(found: Judgement) -> dict[str, float]:
@@ -213,12 +213,12 @@ def test_other_outputs_than_a_classifiers() -> None:
     golden = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     faulty = golden.copy()
     faulty[1, 2, 3] = 9
-    found = judge(Golden.of(golden, None, DEVIATION, "auto", 0.0, DUE), faulty)
+    found = judge(GoldenRun.of(golden, None, DEVIATION, "auto", 0.0, DUE), faulty)
     assert (found.outcome, found.changed) == ("sdc", None)
     assert found.metrics["masked_samples"] == 0.5 and not set(CLASSES) & set(found.metrics)
-    whole = judge(Golden.of(golden.astype(np.int8), None, DEVIATION, "auto", 0.0, DUE), faulty.astype(np.int8))
+    whole = judge(GoldenRun.of(golden.astype(np.int8), None, DEVIATION, "auto", 0.0, DUE), faulty.astype(np.int8))
     assert whole.metrics["sdc_samples"] == 0.5
-    near = judge(Golden.of(golden.astype(np.int8), None, DEVIATION, "auto", 20.0, DUE), faulty.astype(np.int8))
+    near = judge(GoldenRun.of(golden.astype(np.int8), None, DEVIATION, "auto", 20.0, DUE), faulty.astype(np.int8))
     assert near.outcome == "masked"
 
 
@@ -230,36 +230,36 @@ def test_outputs_of_another_shape_have_changed_for_every_sample(
     labelled: bool, number: float, due: tuple[str, ...], outcome: str
 ) -> None:
     labels = np.array([0, 1]) if labelled else None
-    golden = Golden.of(np.array([[2, 1], [2, 1]], np.float32), labels, CLASSIFICATION, "auto", 0.0, due)
+    golden = GoldenRun.of(np.array([[2, 1], [2, 1]], np.float32), labels, CLASSIFICATION, "auto", 0.0, due)
     found = judge(golden, np.full((2, 3), number, np.float32))
     assert found.outcome == outcome
     assert sum(found.metrics[name] for name in CLASSES) == 1
     assert (found.metrics["masked_samples"], found.metrics["sdc1"]) == (0, outcome == "sdc")
     assert found.metrics["top1_changed"] == 1
-    boxes = Golden.of(np.zeros((5, 4), np.float32), None, DEVIATION, "auto", 0.0, due)
+    boxes = GoldenRun.of(np.zeros((5, 4), np.float32), None, DEVIATION, "auto", 0.0, due)
     assert judge(boxes, np.full((7, 4), number, np.float32)).outcome == outcome
 
 
 @pytest.mark.parametrize("cause", ["error", "timeout", "crash", "memory"])
 def test_a_trial_without_an_answer(cause: str) -> None:
     scores, labels = np.array([[2, 1], [2, 1], [1, 2]], np.float32), np.array([0, 1, 1])
-    found = failed(Golden.of(scores, labels, CLASSIFICATION, "auto", 0.0, DUE), cause)
+    found = failed(GoldenRun.of(scores, labels, CLASSIFICATION, "auto", 0.0, DUE), cause)
     assert (found.outcome, found.cause) == ("due", cause)
     assert classes(found) == {"due": 1.0}
     said = {k: found.metrics[k] for k in ("due_samples", "top1", "top5", "critical", "sdc1", "changed")}
     assert said == {"due_samples": 1.0, "top1": 0.0, "top5": 0.0, "critical": 0.0, "sdc1": 0.0, "changed": 1.0}
     assert (found.metrics["top1_changed"], unpacked(found.changed or b"", 3).tolist()) == (1.0, [False] * 3)
-    silent = failed(Golden.of(scores, labels, CLASSIFICATION, "auto", 0.0, ("nonfinite",)), cause)
+    silent = failed(GoldenRun.of(scores, labels, CLASSIFICATION, "auto", 0.0, ("nonfinite",)), cause)
     assert (silent.outcome, silent.cause, classes(silent)) == ("sdc", cause, {"sdc_1": 1.0})
     assert (silent.metrics["sdc1"], silent.metrics["critical"]) == (1.0, 2 / 3)
-    unlabelled = failed(Golden.of(scores, None, CLASSIFICATION, "auto", 0.0, DUE), cause)
+    unlabelled = failed(GoldenRun.of(scores, None, CLASSIFICATION, "auto", 0.0, DUE), cause)
     assert not {"top1", "top5", "critical"} & set(unlabelled.metrics)
-    assert failed(Golden.of(scores, None, DEVIATION, "auto", 0.0, DUE), cause).changed is None
+    assert failed(GoldenRun.of(scores, None, DEVIATION, "auto", 0.0, DUE), cause).changed is None
 
 
 def test_every_judgement_has_the_metrics_of_golden() -> None:
     scores, labels = np.array([[2, 1], [2, 1]], np.float32), np.array([0, 1])
-    golden = Golden.of(scores, labels, CLASSIFICATION, "auto", 0.0, DUE)
+    golden = GoldenRun.of(scores, labels, CLASSIFICATION, "auto", 0.0, DUE)
     names = set(judge(golden, scores).metrics)
     assert set(judge(golden, scores[:, ::-1].copy()).metrics) == names
     lost = failed(golden, "crash").metrics
@@ -268,7 +268,7 @@ def test_every_judgement_has_the_metrics_of_golden() -> None:
 
 
 def test_the_bits_of_changed_samples_lie_first_sample_highest() -> None:
-    golden = Golden.of(np.array([[1, 0]] * 11, np.float32), None, CLASSIFICATION, "auto", 0.0, DUE)
+    golden = GoldenRun.of(np.array([[1, 0]] * 11, np.float32), None, CLASSIFICATION, "auto", 0.0, DUE)
     faulty = golden.scores.copy()
     faulty[[0, 9]] = [0, 1]
     packed = judge(golden, faulty).changed
@@ -300,11 +300,11 @@ def test_fully_masked_looks_at_what_the_shifts_look_at() -> None:
 
 
 def test_spike_counts_are_told_by_golden_scores() -> None:
-    golden = Golden.of(np.array([[8, 0, 3], [2, 5, 0]], np.float32), None, CLASSIFICATION, "auto", 0.0, DUE)
+    golden = GoldenRun.of(np.array([[8, 0, 3], [2, 5, 0]], np.float32), None, CLASSIFICATION, "auto", 0.0, DUE)
     assert golden.kind == "counts"
     found = judge(golden, np.array([[7, 0, 3], [2, 4.5, 0]], np.float32))
     assert classes(found) == {"sdc_10_20": 1.0}
-    asked = Golden.of(golden.scores, None, CLASSIFICATION, "logits", 0.0, DUE)
+    asked = GoldenRun.of(golden.scores, None, CLASSIFICATION, "logits", 0.0, DUE)
     assert classes(judge(asked, np.array([[7, 0, 3], [2, 4.5, 0]], np.float32))) == {"sdc_0_5": 1.0}
 
 
@@ -318,9 +318,9 @@ def test_what_is_found_by_blocks_is_found_row_by_row(classes: int) -> None:
     faulty[2, classes // 2] = 99.0
     faulty[4, -1] = math.nan
     labels = rng.integers(0, classes, 6)
-    whole = judge(Golden.of(golden, labels, CLASSIFICATION, "auto", 0.0, DUE), faulty).metrics
+    whole = judge(GoldenRun.of(golden, labels, CLASSIFICATION, "auto", 0.0, DUE), faulty).metrics
     rows = [
-        judge(Golden.of(golden[[k]], labels[[k]], CLASSIFICATION, "logits", 0.0, DUE), faulty[[k]]).metrics
+        judge(GoldenRun.of(golden[[k]], labels[[k]], CLASSIFICATION, "logits", 0.0, DUE), faulty[[k]]).metrics
         for k in range(6)
     ]
     for name in whole.keys() - {"max_abs", "rel_l2", "cosine"}:

@@ -21,7 +21,7 @@ from onnxfi.errors import DataError, InputError, SpecError
 from onnxfi.runtime.data.batches import Data
 from onnxfi.tasks.classification import CLASSIFICATION
 from onnxfi.tasks.deviation import DEVIATION
-from onnxfi.tasks.outcomes import Golden, failed, judge
+from onnxfi.tasks.outcomes import GoldenRun, failed, judge
 from onnxfi.tasks.registry import choose_task, find_metric, find_task, known_tasks, with_metrics
 from onnxfi.tasks.task import Metric, Task
 
@@ -43,7 +43,7 @@ def test_a_task_is_declared_whole(task: Task) -> None:
 @every_task
 def test_a_golden_answer_has_the_declared_values(task: Task) -> None:
     scores, labels = np.array([[3, 1], [2, 1], [0, 5]], np.float32), np.array([0, 0, 1])
-    golden = Golden.of(scores, labels, task, "auto", 0.0, ("crash", "nonfinite"))
+    golden = GoldenRun.of(scores, labels, task, "auto", 0.0, ("crash", "nonfinite"))
     same, lost = judge(golden, scores.copy()), failed(golden, "crash")
     for metric in task.metrics:
         value = metric.value(same.outcome, same.metrics)
@@ -57,7 +57,9 @@ def test_a_golden_answer_has_the_declared_values(task: Task) -> None:
 @every_task
 def test_declared_orders_hold(task: Task) -> None:
     rng = np.random.default_rng(0)
-    golden = Golden.of(rng.normal(size=(8, 7)).astype(np.float32), np.arange(8) % 7, task, "auto", 0.0, ("nonfinite",))
+    golden = GoldenRun.of(
+        rng.normal(size=(8, 7)).astype(np.float32), np.arange(8) % 7, task, "auto", 0.0, ("nonfinite",)
+    )
     for _ in range(50):
         faulty = np.where(rng.random((8, 7)) < 0.2, rng.normal(size=(8, 7)), golden.scores).astype(np.float32)
         found = judge(golden, faulty)

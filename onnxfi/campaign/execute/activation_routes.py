@@ -25,7 +25,7 @@ from onnxfi.runtime.partial.activation_words import inject_words
 from onnxfi.runtime.partial.reexecution import FaultyActivations, Reexecution, TrialFaults
 from onnxfi.runtime.partial.segmented_model import ActivationChange
 from onnxfi.runtime.partial.single_sample import SingleSample
-from onnxfi.tasks.outcomes import Golden, Judgement, judge
+from onnxfi.tasks.outcomes import GoldenRun, Judgement, judge
 
 #: The name of an activation, the sample in which it is faulty, and its change there.
 OneSample = tuple[str, int, ActivationChange]
@@ -38,7 +38,7 @@ class ActivationRoutes:
         self.opened, self.segmented, self.cache = opened, weights.segmented, weights.cache
         self.check = weights.check
 
-    def run_sample(self, one: OneSample, golden: Golden) -> Judgement:
+    def run_sample(self, one: OneSample, golden: GoldenRun) -> Judgement:
         """Run one sample alone, from its faulty activation on, and compare it with the golden run.
 
         Raises SegmentMismatchError where it does not give its golden scores without a fault, or cannot run alone.
@@ -53,7 +53,7 @@ class ActivationRoutes:
             raise SegmentMismatchError(f"no sample runs alone behind {name!r}")
         return replace(judge(truth, alone.scores(sample, change)), route=Route.SINGLE_SAMPLE, changed=None)
 
-    def run_samples(self, trials: Mapping[int, OneSample], golden: Golden) -> dict[int, Judgement]:
+    def run_samples(self, trials: Mapping[int, OneSample], golden: GoldenRun) -> dict[int, Judgement]:
         """Run many trials of one sample each, those with the same faulty activation in shared runs.
 
         Returns judgements by the number of the trial, without those that cannot run so or give no answer.
@@ -77,7 +77,7 @@ class ActivationRoutes:
         return found
 
     def run(
-        self, names: Sequence[str], faults: Faults, sample: int | None, golden: Golden, *, any_of: bool
+        self, names: Sequence[str], faults: Faults, sample: int | None, golden: GoldenRun, *, any_of: bool
     ) -> Judgement:
         """Run what the faulty activations reach, for all samples, or for the batch of the one faulty `sample`.
 
@@ -120,7 +120,7 @@ class ActivationRoutes:
             (Route.SINGLE_SAMPLE, name), lambda: SingleSample(self.segmented, name, self.check.output)
         )
 
-    def _golden_row(self, alone: SingleSample, sample: int, golden: Golden) -> Golden | None:
+    def _golden_row(self, alone: SingleSample, sample: int, golden: GoldenRun) -> GoldenRun | None:
         """Return the golden run of one sample; None where the sample alone gives other scores than in its batch."""
         rows, own = slice(sample, sample + 1), alone.scores(sample)
         if len(golden.scores) <= sample or own.shape[1:] != golden.scores.shape[1:]:
@@ -193,7 +193,7 @@ def row_of_one_sample(opened: OpenCampaign, header: Header, faults: Faults) -> O
     return a.name, sample, lambda array: inject_words(array, *own, start=sample, size=1)
 
 
-def judge_by_own(whole: Golden, own: Array, faulty: Array, sample: int | None, samples: int) -> Judgement:
+def judge_by_own(whole: GoldenRun, own: Array, faulty: Array, sample: int | None, samples: int) -> Judgement:
     """Compare a trial's scores with the golden scores of its own route.
 
     Samples that are the same there have the answers of the whole model. A trial of one `sample` is judged on that
@@ -208,7 +208,7 @@ def judge_by_own(whole: Golden, own: Array, faulty: Array, sample: int | None, s
     return replace(judge(golden_of_trial(replace(whole, scores=truth), sample, samples), faulty), changed=None)
 
 
-def golden_of_trial(golden: Golden, sample: int | None, samples: int) -> Golden:
+def golden_of_trial(golden: GoldenRun, sample: int | None, samples: int) -> GoldenRun:
     """Return the golden run that a trial is compared with: of its one `sample`, where scores have a row for each."""
     if sample is None or len(golden.scores) != samples:
         return golden
@@ -228,7 +228,7 @@ def whole_where_same(whole: Array, own: Array, faulty: Array) -> tuple[Array, Ar
     return np.where(same, whole, own), np.where(same, whole, faulty)
 
 
-def _of_row(golden: Golden, scores: Array, sample: int) -> Golden:
+def _of_row(golden: GoldenRun, scores: Array, sample: int) -> GoldenRun:
     """Return the golden run of one sample."""
     labels = None if golden.labels is None else golden.labels[sample : sample + 1]
     return replace(golden, scores=scores, labels=labels)

@@ -12,7 +12,7 @@ from onnxfi.graph.dataflow.random_nodes import find_random_node
 from onnxfi.runtime.engine.model_io import Array, same_bytes
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.tasks.evaluation import does_not_run
-from onnxfi.tasks.outcomes import Golden
+from onnxfi.tasks.outcomes import GoldenRun
 
 
 class GoldenRuns:
@@ -31,7 +31,7 @@ class GoldenRuns:
         self._session = session
         self._first_batch: Array | None = None
 
-    def run(self, kept: Array | None = None, *, again: bool = True) -> tuple[Golden, float]:
+    def run(self, kept: Array | None = None, *, again: bool = True) -> tuple[GoldenRun, float]:
         """Return the golden run, and the seconds that one run takes with all that a trial needs.
 
         Parameters
@@ -65,7 +65,7 @@ class GoldenRuns:
             )
         return self._kept(opened.golden(first)), golden_s
 
-    def run_again(self) -> Golden:
+    def run_again(self) -> GoldenRun:
         """Return one golden run of the model as every trial opens it."""
         return self._kept(self.opened.golden(self._scores(self.opened.session())))
 
@@ -75,12 +75,12 @@ class GoldenRuns:
             self._first_batch = self.opened.scores(self.opened.session(), batches=1)
         return self._first_batch
 
-    def keep(self, golden: Golden) -> None:
+    def keep(self, golden: GoldenRun) -> None:
         """Keep the scores of the first batch of a golden run."""
         if golden.scores.ndim and len(golden.scores) == self.opened.data.samples:
             self._first_batch = golden.scores[: self.opened.size]
 
-    def _kept(self, golden: Golden) -> Golden:
+    def _kept(self, golden: GoldenRun) -> GoldenRun:
         self.keep(golden)
         return golden
 
@@ -116,6 +116,6 @@ class GoldenRuns:
             )
 
 
-def digest(golden: Golden) -> str:
+def digest(golden: GoldenRun) -> str:
     """Return the SHA-256 of golden scores, which runs that belong together must share."""
     return hashlib.sha256(golden.scores.tobytes()).hexdigest()

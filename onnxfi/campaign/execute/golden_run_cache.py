@@ -24,7 +24,7 @@ from onnxfi.errors import InputError
 from onnxfi.graph.write.output_file import atomic_files
 from onnxfi.runtime.data.npz import read_npz
 from onnxfi.runtime.engine.model_io import Array, element_type, type_name
-from onnxfi.tasks.outcomes import Golden
+from onnxfi.tasks.outcomes import GoldenRun
 
 _LARGEST_FILE = 64 << 20
 _LARGEST_CACHE = 256 << 20
@@ -45,7 +45,7 @@ def cache_folder() -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "onnxfi"
 
 
-def cached_golden(executor: TrialExecutor) -> tuple[Golden, float]:
+def cached_golden(executor: TrialExecutor) -> tuple[GoldenRun, float]:
     """Golden as `GoldenRuns.run` finds it, where the kept scores stand for its first run if the second agrees."""
     folder = cache_folder()
     if folder is None:

@@ -20,7 +20,7 @@ from onnxfi.runtime.engine.model_io import Array, Port
 from onnxfi.runtime.engine.onnx_runtime import short_name
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.tasks.evaluation import scored_port
-from onnxfi.tasks.outcomes import Golden
+from onnxfi.tasks.outcomes import GoldenRun
 from onnxfi.tasks.registry import choose_task
 
 
@@ -74,11 +74,11 @@ class OpenCampaign:
         """Return the scored output over all samples, or over the first batches."""
         return run_scores(session, self.data, self.size, self.output, batches=batches, axes=self.axes)
 
-    def golden(self, scores: Array) -> Golden:
+    def golden(self, scores: Array) -> GoldenRun:
         """Return the golden run that gave these scores."""
         c = self.campaign
         task = choose_task(c.task, scores, self.output, self.data, kind_of(c), c.metric)
-        return Golden.of(scores, self.data.labels, task, kind_of(c), c.tolerance, c.due)
+        return GoldenRun.of(scores, self.data.labels, task, kind_of(c), c.tolerance, c.due)
 
 
 def open_campaign(

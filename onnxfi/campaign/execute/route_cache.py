@@ -24,7 +24,7 @@ from onnxfi.runtime.partial.conv_delta import FirstSegments
 from onnxfi.runtime.partial.golden_cache import GoldenCache, SegmentSessions
 from onnxfi.runtime.partial.reexecution import SplitAtActivations, golden_scores
 from onnxfi.runtime.partial.segmented_model import SegmentedModel
-from onnxfi.tasks.outcomes import Golden
+from onnxfi.tasks.outcomes import GoldenRun
 
 #: Bytes of golden activations and sessions that a process keeps by default.
 KEPT_BYTES = 1 << 30
@@ -129,7 +129,7 @@ class GoldenCheck:
         self.segmented, self.output = segmented, output
         self._checked: dict[int, tuple[Array, Array]] = {}
 
-    def check(self, k: int, own: Array, golden: Golden) -> None:
+    def check(self, k: int, own: Array, golden: GoldenRun) -> None:
         """Compare the golden scores of batch k, bit for bit.
 
         Raises
@@ -153,7 +153,7 @@ class GoldenCheck:
             raise SegmentMismatchError("the segmented model rounds otherwise than the whole model")
         self._checked[k] = own, golden.scores
 
-    def _start(self, k: int, golden: Golden) -> int:
+    def _start(self, k: int, golden: GoldenRun) -> int:
         """Return where the scores of a batch begin in all scores, flat."""
         cache = self.segmented.golden
         if golden.scores.ndim and len(golden.scores) == cache.data.samples:

@@ -40,7 +40,7 @@ from onnxfi.graph.model.loading import Model
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.graph.write.output_file import check_output_files
 from onnxfi.runtime.data.npz import memory_bytes
-from onnxfi.tasks.outcomes import Golden, judge
+from onnxfi.tasks.outcomes import GoldenRun, judge
 from onnxfi.tasks.registry import expected_task, missing, remark
 
 #: Results are written when so many wait, or so many seconds have gone.
@@ -99,7 +99,7 @@ def run(
     executor: Callable[[], Executor] | Cluster | None = None,
     timeout_s: float | None = None,
     worker_memory_bytes: int | None = None,
-    golden: Callable[[TrialExecutor], tuple[Golden, float]] | None = None,
+    golden: Callable[[TrialExecutor], tuple[GoldenRun, float]] | None = None,
     progress: OnProgress | None = None,
 ) -> Running:
     """Run a campaign into a store; iterate over what comes back for the results, as they come.
@@ -314,7 +314,7 @@ def _keep_limits(store: Store, given: dict[str, Any], golden_s: float) -> None:
     store.put(**{name: given[name] or store.get(name) or usual[name] for name in given})
 
 
-def _agree(store: Store, opened: OpenCampaign, plan: Plan, golden: Golden) -> None:
+def _agree(store: Store, opened: OpenCampaign, plan: Plan, golden: GoldenRun) -> None:
     """Keep what golden said; CampaignError where the store knows another golden."""
     kept, scores = store.get("golden"), digest(golden)
     if kept is not None and kept["scores"] != scores:
@@ -342,12 +342,12 @@ def _agree(store: Store, opened: OpenCampaign, plan: Plan, golden: Golden) -> No
     )
 
 
-def _note(opened: OpenCampaign, golden: Golden) -> str:
+def _note(opened: OpenCampaign, golden: GoldenRun) -> str:
     """Return a remark about the data, the runtime and the scores of a campaign."""
     return "; ".join(filter(None, (opened.data.description, opened.note, _read(opened, golden))))
 
 
-def _read(opened: OpenCampaign, golden: Golden) -> str:
+def _read(opened: OpenCampaign, golden: GoldenRun) -> str:
     """A remark on how golden's scores are read."""
     labelled = golden.labels is not None
     c = opened.campaign
@@ -358,7 +358,7 @@ def _job(
     store: Store,
     bench: TrialExecutor,
     plan: Plan,
-    golden: tuple[Golden, float],
+    golden: tuple[GoldenRun, float],
     executor: Callable[[], Executor] | Cluster | None,
 ) -> Job:
     """What workers need to know; limits hold in processes of our own."""

@@ -27,7 +27,7 @@ from onnxfi.faults.space import Target
 from onnxfi.runtime.engine.onnx_runtime import no_cuda
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.runtime.engine.registry import engine_class
-from onnxfi.tasks.outcomes import Golden, failed
+from onnxfi.tasks.outcomes import GoldenRun, failed
 
 #: Tasks that workers have, by what tells when they are done.
 UnderWay = dict[Future[list[Result]], list[Task]]
@@ -116,7 +116,7 @@ def asks(
 
 def run_pooled(
     job: Job,
-    golden: Golden,
+    golden: GoldenRun,
     pending: Iterator[list[Task]],
     workers: int | Callable[[], int],
     pool: Callable[[int], Executor] = Crew,
@@ -197,7 +197,7 @@ def _stream(
         crew.shutdown(wait=False, cancel_futures=True)
 
 
-def _alone(job: Job, golden: Golden, suspects: list[Task], pool: Callable[[int], Executor]) -> Results:
+def _alone(job: Job, golden: GoldenRun, suspects: list[Task], pool: Callable[[int], Executor]) -> Results:
     """Each suspect once more, one at a time; what ends badly in a worker that others have used, in a fresh one."""
     crew: Executor | None = None
     try:
@@ -218,7 +218,7 @@ def _alone(job: Job, golden: Golden, suspects: list[Task], pool: Callable[[int],
             crew.shutdown(wait=False)
 
 
-def _once(job: Job, golden: Golden, task: Task, crew: Executor) -> Result:
+def _once(job: Job, golden: GoldenRun, task: Task, crew: Executor) -> Result:
     """A trial in a worker that does nothing else; what it is where the worker dies."""
     begun = time.perf_counter()
     try:

@@ -41,7 +41,7 @@ from onnxfi.runtime.engine.model_io import Array
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.partial.reexecution import Reexecution, TrialFaults, golden_scores
 from onnxfi.runtime.partial.segmented_model import SegmentedModel
-from onnxfi.tasks.outcomes import Golden, Judgement, failed, judge
+from onnxfi.tasks.outcomes import GoldenRun, Judgement, failed, judge
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class TrialExecutor:
         except (EngineError, ModelError, MemoryError):  # the runtime does not take the segments
             return None
 
-    def golden_in_segments(self) -> Golden | None:
+    def golden_in_segments(self) -> GoldenRun | None:
         """Return the golden run as the segments of the model give it, which opens them; None where there are none."""
         if self.weights is None:
             return None
@@ -176,7 +176,7 @@ class TrialExecutor:
 
     # One trial
 
-    def trial(self, header: Header, golden: Golden, lines: Sequence[str]) -> Judgement:
+    def trial(self, header: Header, golden: GoldenRun, lines: Sequence[str]) -> Judgement:
         """Run one trial from its lines in a fault list, and compare it with the golden run."""
         faults = self._faults(header, lines)
         if not len(faults):
@@ -302,7 +302,7 @@ class TrialExecutor:
             return True
         return self.by_batch
 
-    def together(self, header: Header, golden: Golden, trials: Sequence[Sequence[str]]) -> dict[int, Judgement]:
+    def together(self, header: Header, golden: GoldenRun, trials: Sequence[Sequence[str]]) -> dict[int, Judgement]:
         """Run trials that share runs; return their judgements by their place, the others being left out.
 
         Trials of one sample each share runs behind their faulty activation, and trials of one operator those of its
@@ -331,14 +331,14 @@ _LONGEST = frozenset((Route.SPLIT, Route.FULL))
 
 
 def _run_weights(route: Route) -> Executor:
-    def run(executor: TrialExecutor, trial: PreparedTrial, golden: Golden) -> Judgement:
+    def run(executor: TrialExecutor, trial: PreparedTrial, golden: GoldenRun) -> Judgement:
         assert executor.weights is not None
         return executor.weights.run(trial.faults, route, golden)
 
     return run
 
 
-def _run_partial(executor: TrialExecutor, trial: PreparedTrial, golden: Golden) -> Judgement:
+def _run_partial(executor: TrialExecutor, trial: PreparedTrial, golden: GoldenRun) -> Judgement:
     if not trial.activations:
         return _run_weights(Route.PARTIAL)(executor, trial, golden)
     assert executor.activations is not None
@@ -346,16 +346,16 @@ def _run_partial(executor: TrialExecutor, trial: PreparedTrial, golden: Golden) 
     return executor.activations.run(names, trial.faults, trial.sample, golden, any_of=trial.swept)
 
 
-def _run_single_sample(executor: TrialExecutor, trial: PreparedTrial, golden: Golden) -> Judgement:
+def _run_single_sample(executor: TrialExecutor, trial: PreparedTrial, golden: GoldenRun) -> Judgement:
     assert executor.activations is not None and trial.one is not None
     return executor.activations.run_sample(trial.one, golden)
 
 
-def _run_split(executor: TrialExecutor, trial: PreparedTrial, golden: Golden) -> Judgement:
+def _run_split(executor: TrialExecutor, trial: PreparedTrial, golden: GoldenRun) -> Judgement:
     return _judge_longest(executor, trial, golden, executor._split_scores, Route.SPLIT)
 
 
-def _run_full(executor: TrialExecutor, trial: PreparedTrial, golden: Golden) -> Judgement:
+def _run_full(executor: TrialExecutor, trial: PreparedTrial, golden: GoldenRun) -> Judgement:
     if trial.activations:
         executor.instrumented(trial)  # what cannot be opened is no outcome of a fault
         return _judge_longest(executor, trial, golden, executor._full_scores, Route.FULL)
@@ -366,7 +366,7 @@ def _run_full(executor: TrialExecutor, trial: PreparedTrial, golden: Golden) -> 
 
 
 def _judge_longest(
-    executor: TrialExecutor, trial: PreparedTrial, golden: Golden,
+    executor: TrialExecutor, trial: PreparedTrial, golden: GoldenRun,
     run: Callable[[PreparedTrial], tuple[Array, Array]], route: Route,
 ) -> Judgement:  # fmt: skip
     samples = executor.opened.data.samples
@@ -380,7 +380,7 @@ def _judge_longest(
 
 
 #: Runs a trial by one route, and compares it with the golden run.
-Executor = Callable[[TrialExecutor, PreparedTrial, Golden], Judgement]
+Executor = Callable[[TrialExecutor, PreparedTrial, GoldenRun], Judgement]
 EXECUTORS: Mapping[Route, Executor] = {
     Route.CHANNEL_DELTA: _run_weights(Route.CHANNEL_DELTA),
     Route.PARTIAL: _run_partial,

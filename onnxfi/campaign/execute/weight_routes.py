@@ -23,7 +23,7 @@ from onnxfi.runtime.data.sample_outputs import stacked
 from onnxfi.runtime.engine.model_io import Array
 from onnxfi.runtime.partial.reexecution import Reexecution, TrialFaults, open_reexecution
 from onnxfi.runtime.partial.segmented_model import SegmentedModel
-from onnxfi.tasks.outcomes import Golden, Judgement, judge
+from onnxfi.tasks.outcomes import GoldenRun, Judgement, judge
 
 
 class WeightRoutes:
@@ -32,7 +32,7 @@ class WeightRoutes:
     def __init__(self, segmented: SegmentedModel, check: GoldenCheck, cache: RouteCache) -> None:
         self.segmented, self.check, self.cache = segmented, check, cache
 
-    def run(self, faults: Faults, route: Route, golden: Golden) -> Judgement:
+    def run(self, faults: Faults, route: Route, golden: GoldenRun) -> Judgement:
         """Run one trial by a route, and compare it with the golden run.
 
         Raises
@@ -63,7 +63,7 @@ class WeightRoutes:
         found.scores(0)
         return found
 
-    def together(self, trials: Mapping[int, tuple[Faults, Route]], golden: Golden) -> dict[int, Judgement]:
+    def together(self, trials: Mapping[int, tuple[Faults, Route]], golden: GoldenRun) -> dict[int, Judgement]:
         """Run the trials of each tensor and route batch by batch; return those that gave an answer, by their number."""
         groups: dict[tuple[tuple[int, ...], Route], list[int]] = {}
         for number, (faults, route) in trials.items():
@@ -80,7 +80,7 @@ class WeightRoutes:
         return found
 
     def judged(
-        self, reexecution: Reexecution, golden: Golden, trials: Sequence[TrialFaults]
+        self, reexecution: Reexecution, golden: GoldenRun, trials: Sequence[TrialFaults]
     ) -> Iterator[Judgement | EngineError | MemoryError]:
         """Yield the judgement of each of these trials, or the error of the runtime.
 

@@ -26,7 +26,7 @@ from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import CampaignError, EngineError, ProviderError
 from onnxfi.faults.faultlist import Header
 from onnxfi.runtime.engine.cooperative_lock import CooperativeLock, claim
-from onnxfi.tasks.outcomes import Golden, Judgement
+from onnxfi.tasks.outcomes import GoldenRun, Judgement
 
 Results = Generator[Result, None, None]
 _MOST_TRIALS_A_TASK = 32
@@ -63,7 +63,7 @@ class Job:
         )
 
 
-def run_here(executor: TrialExecutor, golden: Golden, header: Header, pending: Iterator[list[Task]]) -> Results:
+def run_here(executor: TrialExecutor, golden: GoldenRun, header: Header, pending: Iterator[list[Task]]) -> Results:
     """Run trials in this process, in their order: a fault that kills or hangs the runtime does so to this process."""
     for tasks in pending:
         found = _together(executor, golden, header, tasks)
@@ -71,7 +71,7 @@ def run_here(executor: TrialExecutor, golden: Golden, header: Header, pending: I
             yield found[number] if number in found else _one(executor, golden, header, task)
 
 
-def _together(executor: TrialExecutor, golden: Golden, header: Header, tasks: list[Task]) -> dict[int, Result]:
+def _together(executor: TrialExecutor, golden: GoldenRun, header: Header, tasks: list[Task]) -> dict[int, Result]:
     """What trials that share runs come to, by their place; nothing where one fails, so that each is run alone."""
     begun = time.perf_counter()
     try:
@@ -82,7 +82,7 @@ def _together(executor: TrialExecutor, golden: Golden, header: Header, tasks: li
     return {number: _result(tasks[number][0], judgement, seconds) for number, judgement in found.items()}
 
 
-def _one(executor: TrialExecutor, golden: Golden, header: Header, task: Task) -> Result:
+def _one(executor: TrialExecutor, golden: GoldenRun, header: Header, task: Task) -> Result:
     trial, lines = task
     begun = time.perf_counter()
     try:
@@ -100,11 +100,11 @@ def _result(trial: int, found: Judgement, seconds: float) -> Result:
 
 #: The lock of the threads of this process, which share what is open.
 _lock = CooperativeLock()
-_opened: list[tuple[Job, tuple[TrialExecutor, Golden, Header]]] = []
+_opened: list[tuple[Job, tuple[TrialExecutor, GoldenRun, Header]]] = []
 
 
 @contextmanager
-def _held(job: Job) -> Iterator[tuple[TrialExecutor, Golden, Header]]:
+def _held(job: Job) -> Iterator[tuple[TrialExecutor, GoldenRun, Header]]:
     """A worker's executor: opened with its first task, and kept; shared by the threads of a process, by turns."""
     with _lock.held():
         with claim("executor"):
@@ -114,7 +114,7 @@ def _held(job: Job) -> Iterator[tuple[TrialExecutor, Golden, Header]]:
         yield held
 
 
-_ahead: list[tuple[Campaign, int, TrialExecutor, Golden | None]] = []
+_ahead: list[tuple[Campaign, int, TrialExecutor, GoldenRun | None]] = []
 
 
 def ahead(campaign: Campaign, kept_bytes: int) -> None:
@@ -126,7 +126,7 @@ def ahead(campaign: Campaign, kept_bytes: int) -> None:
             _ahead.append((executor.opened.campaign, kept_bytes, executor, executor.golden_in_segments()))
 
 
-def _open(job: Job) -> tuple[TrialExecutor, Golden, Header]:
+def _open(job: Job) -> tuple[TrialExecutor, GoldenRun, Header]:
     known = [
         (executor, golden)
         for campaign, size, executor, golden in _ahead
@@ -149,7 +149,7 @@ def _open(job: Job) -> tuple[TrialExecutor, Golden, Header]:
     return executor, golden, header
 
 
-def _golden_within(memory_bytes: int, executor: TrialExecutor, known: Golden | None) -> Golden:
+def _golden_within(memory_bytes: int, executor: TrialExecutor, known: GoldenRun | None) -> GoldenRun:
     """Golden under the limit of memory that holds from now on; CampaignError where it does not suffice.
 
     What is `known` already is as good where twice what it took is within the limit.

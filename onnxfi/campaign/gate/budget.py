@@ -93,13 +93,13 @@ class Limit:
 
     @property
     def what(self) -> str:
-        """What is measured."""
+        """The measured quantity, for people."""
         where = "" if self.ber is None else f" at {self.ber:g}"
         return ("golden " if self.golden else "") + self.rate + where + (f" in {self.layer}" if self.layer else "")
 
     @property
     def allowed(self) -> str:
-        """What is allowed."""
+        """The allowed values, for people."""
         said = {"min": "at least", "max": "at most", "max_drop": "drops by at most", "max_rise": "rises by at most"}
         if not self.metric.share:
             return f"{said[self.bound]} {self.value:.10g} {self.metric.unit}".rstrip()
@@ -225,12 +225,29 @@ def _room(here: Mapping[tuple[str, str], tuple[str, Limit]], parts: Sequence[str
 
 
 def load_budget(path: str | Path, *, allow_code: bool = False, instead: Collection[str] = ()) -> Budget:
-    """Read a budget; every field is checked by name, type and range, with line and column (SpecError).
+    """Read a budget from a YAML file.
 
-    Loading is safe, as of a campaign's spec, and what has code run is refused as there, unless `allow_code` or other
-    values `instead`. Paths in it are taken as they stand there. Limits may be missing: then it can be written anew, but
-    not checked.
+    Parameters
+    ----------
+    path : str or Path
+        The file. Paths in it are taken from the current folder.
+    allow_code : bool
+        Let the budget run code that it names (``module:name``, libraries).
+    instead : collection of str
+        Fields of the campaign that get other values, and so are not refused.
 
+    Returns
+    -------
+    Budget
+        The campaign and its limits; without limits it can be written anew, but not checked.
+
+    Raises
+    ------
+    SpecError
+        For a field of a wrong name, type or range, with line and column.
+
+    Examples
+    --------
     >>> load_budget("examples/ci/budget.yaml").confidence
     0.99
     """

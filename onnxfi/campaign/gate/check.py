@@ -100,11 +100,11 @@ class Checked:
 
     @property
     def exit_code(self) -> int:
-        """What the command exits with: 0 pass, 1 fail, 3 not decided."""
+        """The exit code of the command: 0 pass, 1 fail, 3 not decided."""
         return EXIT_CODES[self.verdict]
 
     def count(self, verdict: str) -> int:
-        """How many limits have that verdict."""
+        """Count the limits with that verdict."""
         return sum(finding.verdict == verdict for finding in self.findings)
 
     def summary(self) -> str:
@@ -142,12 +142,33 @@ def check(
     store: str | Path | None = None,
     workers: int = 0,
 ) -> Checked:
-    """Run a budget's campaign on a model, and compare what it measures with each limit.
+    """Run the campaign of a budget on a model, and compare the measurements with each limit.
 
-    `baseline` is a store, or the JSON of a check, for limits on changes. Results go into a temporary store, or into
-    `store`, where a check whose time ran out goes on. `workers` as in `run`. Raises InputError for limits that this
-    model or its data cannot give, and for a baseline of another campaign, data set or network.
+    Parameters
+    ----------
+    model : str or Path
+        The ONNX model.
+    budget : Budget
+        The campaign and the limits, from `load_budget`.
+    baseline : str or Path, optional
+        A store, or the JSON of a check, for limits on changes.
+    store : str or Path, optional
+        The store of the trials, where a check whose time ran out goes on; a temporary one by default.
+    workers : int
+        Worker processes, as in `run`.
 
+    Returns
+    -------
+    Checked
+        The verdict, and a finding for each limit.
+
+    Raises
+    ------
+    InputError
+        For limits that the model or its data cannot give, and for a baseline of another campaign, data set or network.
+
+    Examples
+    --------
     >>> from onnxfi.campaign.gate.budget import Budget, Limit
     >>> from onnxfi.campaign.spec.campaign import Campaign
     >>> campaign = Campaign("", data="models/fashion_test.npz", samples=20, ber=1e-5, repeat=2)

@@ -72,7 +72,7 @@ def _plain(text: str) -> str:
 
 
 def writer(path: str | Path, inputs: Iterable[str | Path] = ()) -> Callable[[str | bytes], None]:
-    """What writes a file in one go; OutputError at once where that cannot be, so that no campaign runs in vain."""
+    """Return a function that writes a file in one go; OutputError at once where that is impossible."""
     place = Path(path)
     if place.resolve() in [Path(one).resolve() for one in inputs]:
         raise OutputError(f"the output {str(place)!r} is an input as well; name another file")

@@ -1,4 +1,4 @@
-"""What a campaign measured on a model, as far as limits ask for it: from a store, or from the JSON of a check."""
+"""The measurements that limits need: from the store of a campaign, or from the JSON of a check."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LARGEST_FILE = 1 << 26
 
 
 @dataclass(frozen=True)
-class Rate:
+class MeasuredRate:
     """A rate at one bit error rate, in one layer, or (both None) over all trials."""
 
     rate: str
@@ -39,7 +39,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a campaign found. `golden` are the metrics without faults; each rate's interval holds with `confidence`.
+    """The results of a campaign. `golden` are the metrics without faults; each interval holds with `confidence`.
 
     `identity` is all that fixes the campaign's answers, `model` and `digest` what it ran on, `population` the sites
     that it draws from.
@@ -58,14 +58,14 @@ class Measured:
     trials: int
     errors: int
     confidence: float
-    rates: tuple[Rate, ...]
+    rates: tuple[MeasuredRate, ...]
     task: Task
     #: A remark on how the scored output is read.
     reading: str = ""
 
     @classmethod
     def of_store(cls, store: str | Path, confidence: float) -> Measured:
-        """What a store holds; StoreError for what is none, or one that no run has begun to fill."""
+        """Read a store; StoreError for a file that is none, or one that no run has begun to fill."""
         with Store.open(store) as opened:
             identity, golden, line = opened.get("identity"), opened.get("golden"), opened.get("header")
             if identity is None or golden is None or line is None:
@@ -104,7 +104,8 @@ class Measured:
             row = json.loads(text)
             each = float(row["interval_confidence"])
             rates = tuple(
-                Rate(str(r["rate"]), r["ber"], r["layer"], Interval(*_three(r), "as given", each)) for r in row["rates"]
+                MeasuredRate(str(r["rate"]), r["ber"], r["layer"], Interval(*_three(r), "as given", each))
+                for r in row["rates"]
             )
             return cls(
                 source, str(row["model"]), str(row["digest"]), dict(row["campaign"]), int(row["population"]),
@@ -156,13 +157,13 @@ class Measured:
         }  # fmt: skip
 
 
-def _rates(store: str | Path, confidence: float) -> tuple[Rate, ...]:
+def _rates(store: str | Path, confidence: float) -> tuple[MeasuredRate, ...]:
     found = report(store, confidence=confidence)
     bers = sorted({s["ber"] for s in found.strata if s["ber"] is not None})
     folds: list[tuple[float | None, str | None, Fold]] = [] if bers else [(None, None, found.everything)]
     folds += [(ber, None, fold) for ber, fold in zip(bers, found.by_rate, strict=True)]
     folds += [(None, fold.key, fold) for fold in found.by_layer]
-    return tuple(Rate(r.name, ber, layer, r.interval) for ber, layer, fold in folds for r in fold.rates)
+    return tuple(MeasuredRate(r.name, ber, layer, r.interval) for ber, layer, fold in folds for r in fold.rates)
 
 
 def difference(now: Interval, before: Interval) -> Interval:

@@ -59,7 +59,7 @@ def default_budget(model: str | Path, said: Mapping[str, Any]) -> Budget:
 def base_budget(
     model: str | Path, path: str | Path, said: Mapping[str, Any], *, force: bool = False, allow_code: bool = False
 ) -> Budget:
-    """What is measured for the budget at `path`: as the file says where there is one, else the default.
+    """Return the budget to measure: that of the file at `path` where there is one, else the default.
 
     OutputError where the file is there and `force` is not given, or where no file can be written.
     """

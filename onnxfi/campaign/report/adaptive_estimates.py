@@ -37,9 +37,9 @@ from onnxfi.tasks.task import Metric
 
 @dataclass(frozen=True)
 class Drawn:
-    """A complete round: the chance of each stratum, and the stratum of each draw.
+    """A complete round: the probability of each stratum, and the stratum of each draw.
 
-    `aim` is `half_width` and `weight` as in `RoundDraws`.
+    `aim` is the half width that it was drawn for, `weight` as in `RoundDraws`.
     """
 
     probability: Floats
@@ -49,7 +49,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Record:
+class AdaptiveRecord:
     """The complete rounds of a store; `layers` and `fields` name its strata.
 
     `trials` and `values` are in the order of the draws ([T], [T, rates]): what each adds to each of `metrics`.
@@ -67,8 +67,8 @@ class Record:
     _rounds: dict[int, tuple[tuple[Allocation, Floats], ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def of(cls, store: Store) -> Record:
-        """What a store holds."""
+    def of(cls, store: Store) -> AdaptiveRecord:
+        """Read the complete rounds of a store."""
         strata, rounds, trials = store.strata(), list[Drawn](), list[int]()
         for number, (draws, here) in enumerate(complete_rounds(store), 1):
             asked = "SELECT probability FROM allocations WHERE round = ? ORDER BY stratum"
@@ -103,7 +103,7 @@ class Record:
         return tuple(columns.index(column) for column in columns)
 
     def _played(self, column: int) -> tuple[tuple[Allocation, Floats], ...]:
-        """What was fixed before each round by the values of a rate, and its values; the same for all strata."""
+        """Return the allocation of each round by the values of a metric, and its values; the same for all strata."""
         if column not in self._rounds:
             seen, first, played = Moments.empty(len(self.layers)), 0, list[tuple[Allocation, Floats]]()
             for one in self.rounds:

@@ -88,11 +88,35 @@ def compare(
     workers: int = 0,
     tell: Callable[[Running], None] | None = None,
 ) -> Comparison:
-    """Run the campaign's sweep on each model, into a store each in the folder `stores`, and put the results together.
+    """Run the sweep of a campaign on several versions of a network, each against its own golden run.
 
-    Each version is judged against its own golden run, on the same samples; `tell` is handed each campaign before its
-    trials, which run when it returns. Raises SpecError where the campaign is no sweep, or a model is there twice.
+    Parameters
+    ----------
+    models : sequence of str
+        Two ONNX models or more.
+    campaign : Campaign
+        The sweep (`ber`); its model is replaced by each of `models`.
+    stores : str or Path
+        The folder of the stores, one for each model.
+    workers : int
+        Worker processes, as in `run`.
+    tell : callable, optional
+        Called with each running campaign before its trials.
 
+    Returns
+    -------
+    Comparison
+        The versions with their reports, on the same samples.
+
+    Raises
+    ------
+    SpecError
+        For a campaign that is no sweep, or two models of one name.
+    DataError
+        For models that ran on different numbers of samples.
+
+    Examples
+    --------
     >>> import tempfile
     >>> sweep = Campaign(model="", data="models/fashion_test.npz", samples=50, ber=(1e-4,), repeat=2)
     >>> with tempfile.TemporaryDirectory() as folder:

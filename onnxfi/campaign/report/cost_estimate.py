@@ -1,4 +1,4 @@
-"""What a trial costs, by the times that a store recorded: a large campaign is reckoned from a small one."""
+"""The time of a trial, from the times that a store recorded: a large campaign is estimated from a small one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Cost:
 
 
 def recorded(store: str | Path, digest: str, confidence: float = 0.99) -> Cost:
-    """What trials of the model with this digest cost; InputError where the store is of another, or has too few."""
+    """Return the cost of a trial of the model with this digest; InputError for another model, or too few trials."""
     with Store.open(store) as opened:
         header = Header.parse(opened.get("header"), str(store))
         if header.model != digest:

@@ -131,7 +131,7 @@ def _canvas(width: float, height: float) -> Canvas:
 
 
 def _ends(intervals: Sequence[Interval]) -> Any:
-    """How far the ends lie below and above the values, in percent ([2, n])."""
+    """Return the distances of the ends below and above the values, in percent ([2, n])."""
     return 100 * np.array(
         [[max(0, i.estimate - i.low) for i in intervals], [max(0, i.high - i.estimate) for i in intervals]]
     )
@@ -302,7 +302,7 @@ def _bar(k: int, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _top(keyed: Sequence[dict[str, Fold]], keys: Sequence[str], name: str) -> float:
-    """Where an axis ends: at 100 %, or nearer where no whisker goes that far."""
+    """Return the end of an axis: 100 %, or less where no whisker reaches that far."""
     highest = max((i.high for folds in keyed for k in keys if k in folds and (i := folds[k].rate(name))), default=1.0)
     return next(end for end in (2.0, 5.0, 10.0, 20.0, 50.0, 102.0) if 100 * highest <= end or end > 100)
 

@@ -148,7 +148,7 @@ def _value(metric: Metric, value: float | None) -> str:
 
 
 def _shown(one: Report, label: str) -> dict[str, Any]:
-    """What the page says of one report."""
+    """Return the values that the page shows of one report."""
     with Store.open(one.store) as opened:
         spec, canary = opened.get("spec"), opened.get("canary")
         limits = {name: opened.get(name) for name in ("timeout_s", "memory_bytes")}
@@ -175,7 +175,7 @@ def _line(fold: Fold, shown: Sequence[Metric]) -> tuple[Fold, list[tuple[Metric,
 
 
 def _command(spec: str | None, store: Path) -> str:
-    """How to run it again; empty where the store does not say, or says it in words of another version."""
+    """Return the command that repeats the campaign; empty where the store has none, or one of another version."""
     try:
         return command_line(parse_spec(spec or ""), store.name)
     except InputError:
@@ -183,7 +183,7 @@ def _command(spec: str | None, store: Path) -> str:
 
 
 def _settings(one: Report, canary: Any, limits: dict[str, Any]) -> dict[str, str]:
-    """What fixes the answers, and where they were found, for people."""
+    """Return the settings that fix the answers, and the environment, for people."""
     told = {"data": one.golden["data"], "scored output": one.golden.get("output") or "all outputs"}
     told |= {"campaign (SHA-256)": digest_of(one.campaign)}
     names = {"model": "model (SHA-256)", "data": "data (SHA-256)", "way": "trials"}

@@ -9,7 +9,7 @@ from onnxfi.tasks.task import Task
 
 
 def notes(found: Report) -> Iterator[str]:
-    """What the numbers of a report hold for, a line each."""
+    """Yield the conditions under which the numbers of a report hold, a line each."""
     if found.golden.get("kind") == "counts":
         yield "scores are read as spike counts: score shifts are relative changes of a count (--scores says otherwise)"
     if told := of_trials([found.judged], found.task):
@@ -24,7 +24,7 @@ def notes(found: Report) -> Iterator[str]:
 
 
 def of_trials(judged: Sequence[int], task: Task) -> str:
-    """That rates of whole trials depend on how many samples each was judged on; nothing where on one.
+    """Return the note that rates of trials depend on the number of samples; empty where that is one.
 
     >>> from onnxfi.tasks.classification import CLASSIFICATION
     >>> of_trials([1], CLASSIFICATION)
@@ -47,7 +47,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _elsewhere(found: Report) -> str:
-    """What other samples would say, where these tell."""
+    """Return the note on other samples of this kind."""
     samples, level = found.golden["samples"], f"{100 * found.confidence:.4g} %"
     if found.others is None or found.samples is None:
         return f"all {samples:,} samples fared alike: what others of this kind would say is not known"

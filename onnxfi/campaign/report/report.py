@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.campaign.execute.adaptive_rounds import Look, look_at
-from onnxfi.campaign.report.adaptive_estimates import Record
+from onnxfi.campaign.report.adaptive_estimates import AdaptiveRecord
 from onnxfi.campaign.results.rows import Row
 from onnxfi.campaign.results.store import Store, declared_task
 from onnxfi.errors import OutputError, StoreError
@@ -41,13 +41,13 @@ Sums = NDArray[np.float64]
 #: Trials of an adaptive campaign from which the rate in a part of its faults is estimated.
 FEWEST = 30
 #: Where a trial belongs: its stratum, and its layer and bit.
-Key = tuple[int, str | None, int | None]
+TrialCell = tuple[int, str | None, int | None]
 #: A stratum of a fold (None: all as one), its sums, and the sites of the fold there.
 _Part = tuple[int | None, Sums, int | None]
 
 
 @dataclass(frozen=True)
-class Rate:
+class MetricEstimate:
     """A rate with its interval; `of` is what it is a share of: trials, or samples."""
 
     name: str
@@ -70,7 +70,7 @@ class Fold:
     trials: int
     population: int | None
     outcomes: dict[str, int]
-    rates: tuple[Rate, ...]
+    rates: tuple[MetricEstimate, ...]
 
     def rate(self, name: str) -> Interval | None:
         """The interval of a rate; None where these trials do not have it."""
@@ -123,7 +123,7 @@ class Report:
 
     @property
     def judged(self) -> int:
-        """How many samples each trial is judged on."""
+        """The number of samples that each trial is judged on."""
         return int(self.golden.get("judged", self.golden["samples"]))
 
     def details(self) -> Iterator[dict[str, Any]]:
@@ -162,17 +162,33 @@ class Report:
         """Everything, as plain values for JSON."""
         folds = {name: [fold.row() for fold in getattr(self, name)] for name in ("by_rate", "by_layer", "by_bit")}
         headline = self.task.metric(self.task.headline)
-        spread = None if self.samples is None else Rate(headline.name, headline.of, self.samples).row()
-        others = None if self.others is None else Rate(headline.name, headline.of, self.others).row()
+        spread = None if self.samples is None else MetricEstimate(headline.name, headline.of, self.samples).row()
+        others = None if self.others is None else MetricEstimate(headline.name, headline.of, self.others).row()
         return {**self.summary(), **folds, "sample_error": spread, "other_samples": others}
 
 
 def report(store: str | Path, *, confidence: float | None = None) -> Report:
-    """Fold the results of a store; a campaign that is not finished is reported as far as it is.
+    """Fold the results of a store; an unfinished campaign is reported as far as it is.
 
-    `confidence` is that of every interval (default: what the campaign asks for). Raises StoreError for what is no
-    store, or one without a result.
+    Parameters
+    ----------
+    store : str or Path
+        The store of a campaign.
+    confidence : float, optional
+        The confidence of every interval; by default that of the campaign.
 
+    Returns
+    -------
+    Report
+        Every metric of the task, over all trials and by rate, layer and bit, with intervals.
+
+    Raises
+    ------
+    StoreError
+        For a file that is no store, or a store without a result.
+
+    Examples
+    --------
     >>> import tempfile
     >>> from onnxfi.campaign.execute.runner import run
     >>> from onnxfi.campaign.spec.campaign import Campaign
@@ -213,7 +229,7 @@ def report(store: str | Path, *, confidence: float | None = None) -> Report:
 
 
 def _others(samples: NDArray[np.float64], confidence: float) -> Interval | None:
-    """Where as many other samples would put the rate; None where all of these are alike, which tells nothing."""
+    """Return the interval of the rate on as many other samples; None where all of these are alike."""
     return sample_error(samples, confidence, again=True) if np.ptp(samples) > 0 else None
 
 
@@ -221,7 +237,7 @@ def _scored(
     store: Store, samples: int, confidence: float
 ) -> tuple[Fold, tuple[Fold, ...], tuple[Fold, ...], tuple[Fold, ...], Interval | None, Interval | None]:
     """All, by rate, by layer and by bit of an adaptive campaign, and the two intervals over samples."""
-    record, task = Record.of(store), declared_task(store)
+    record, task = AdaptiveRecord.of(store), declared_task(store)
     place = {metric.name: k for k, metric in enumerate(record.metrics)}
 
     def fold(key: str, inside: Iterable[bool]) -> Fold:
@@ -229,7 +245,7 @@ def _scored(
         values = record.values[record.within(strata)]
         outcomes = {name: int(values[:, place[name]].sum()) for name in OUTCOMES}
         rates = tuple(
-            Rate(name, task.metric(name).of, _told(i, values[:, place[name]], whole=key == "all"))
+            MetricEstimate(name, task.metric(name).of, _told(i, values[:, place[name]], whole=key == "all"))
             for name, i in record.intervals(strata, confidence).items()
         )
         return Fold(key, len(values), int(record.layout.sizes[strata].sum()), outcomes, rates)
@@ -272,9 +288,9 @@ class _Folder:
     cells: list[tuple[Any, ...]]
     confidence: float
     look: Look | None = None
-    sums: dict[Key, Sums] = field(default_factory=dict)
+    sums: dict[TrialCell, Sums] = field(default_factory=dict)
     #: The values of the metrics without bounds, by name, of which no sums are taken.
-    values: dict[str, dict[Key, list[float]]] = field(default_factory=dict)
+    values: dict[str, dict[TrialCell, list[float]]] = field(default_factory=dict)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -299,7 +315,7 @@ class _Folder:
                 changed += weight[row.stratum] * unpacked(row.changed, samples)
         return None if changed is None else np.clip(changed, 0, 1)
 
-    def _add(self, key: Key, row: Row) -> None:
+    def _add(self, key: TrialCell, row: Row) -> None:
         """Add a trial: bounded values, scaled to [0, 1], to the sums, the others to the lists."""
         values = [metric.value(row.outcome, row.metrics) for metric in self.metrics]
         for k, metric in enumerate(self.metrics):
@@ -326,7 +342,7 @@ class _Folder:
         place = {metric.name: k for k, metric in enumerate(self.metrics)}
         outcomes = {name: int(total[place[name], 1]) for name in OUTCOMES}
         rates = tuple(
-            Rate(metric.name, metric.of, self._interval(k, where, parts, whole=key == "all"))
+            MetricEstimate(metric.name, metric.of, self._interval(k, where, parts, whole=key == "all"))
             for k, metric in enumerate(self.metrics)
             if total[k, 0]
         )
@@ -397,7 +413,7 @@ class _Scope:
     layer: str | None
     bit: int | None
 
-    def holds(self, key: Key) -> bool:
+    def holds(self, key: TrialCell) -> bool:
         """Return true where trials of this stratum, layer and bit belong to the fold."""
         stratum, layer, bit = key
         inside = self.layer in (None, layer) and self.bit in (None, bit)

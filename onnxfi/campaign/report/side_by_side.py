@@ -25,7 +25,7 @@ class Side:
 
 
 def labels(found: Sequence[Report]) -> list[str]:
-    """What to call each report: its file's name, with the folder where names are the same."""
+    """Return a label for each report: the name of its file, with the folder where names are the same."""
     names = [one.store.name.removesuffix(".db").removesuffix(".onnxfi") for one in found]
     return names if len(set(names)) == len(names) else [str(one.store) for one in found]
 

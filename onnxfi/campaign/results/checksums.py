@@ -37,7 +37,7 @@ class Schema:
 
     @classmethod
     def of(cls, sql: str) -> Schema:
-        """What the statements make."""
+        """Return the tables that the statements make."""
         with closing(sqlite3.connect(":memory:")) as db:
             db.executescript(sql)
             objects = frozenset(db.execute(_OBJECTS))
@@ -71,7 +71,7 @@ class Schema:
                 )
 
     def damage(self, db: sqlite3.Connection) -> str | None:
-        """What is damaged in a store; None where everything is as it was written."""
+        """Return the damage in a store; None where everything is as it was written."""
         try:
             db.execute("BEGIN")  # one state of the store, also while a run writes it
             return self._damage(db)

@@ -12,11 +12,27 @@ from onnxfi.errors import StoreError
 
 
 def merge(out: str | Path, stores: Sequence[str | Path]) -> int:
-    """Put the union of several stores of one campaign into `out`; the number of results there.
+    """Write the union of several stores of one campaign.
 
-    Raises StoreError where they are of different campaigns (the fields named), or differ in a trial's result; `out` is
-    then as it was.
+    Parameters
+    ----------
+    out : str or Path
+        The store to write; one that is there gains the results.
+    stores : sequence of str or Path
+        The stores, as shards of one campaign make them.
 
+    Returns
+    -------
+    int
+        The number of results in `out`.
+
+    Raises
+    ------
+    StoreError
+        For different campaigns (the fields are named), or different results of one trial; `out` is then unchanged.
+
+    Examples
+    --------
     >>> import tempfile
     >>> from onnxfi.campaign.execute.runner import run
     >>> from onnxfi.campaign.spec.campaign import Campaign

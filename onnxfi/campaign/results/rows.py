@@ -10,7 +10,27 @@ from onnxfi.graph.partition.route import Route
 
 @dataclass(frozen=True)
 class Result:
-    """What one trial did. `error` is the traceback of a harness error: then there is no outcome."""
+    """The result of one trial.
+
+    Parameters
+    ----------
+    trial : int
+        The number of the trial, from 1.
+    outcome : str
+        ``masked``, ``sdc`` or ``due``; empty where the harness failed.
+    cause : str or None
+        The cause of a DUE.
+    metrics : dict
+        The metrics of the trial by name, infinities as strings.
+    time_s : float
+        The time of the trial in seconds.
+    changed : bytes or None
+        The samples whose answer is silently another one, as packed bits.
+    error : str or None
+        The traceback of an error of the harness; then there is no outcome.
+    route : str
+        The route of its execution.
+    """
 
     trial: int
     outcome: str

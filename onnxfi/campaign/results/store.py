@@ -82,7 +82,7 @@ class Store:
 
     @staticmethod
     def _begun(db: sqlite3.Connection, place: Path) -> bool:
-        """Whether there is something in the file; StoreError where that is no store of this version."""
+        """Return true for a file with content; StoreError where that is no store of this version."""
         empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
         mark = db.execute("PRAGMA application_id").fetchone()[0]
         version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -238,7 +238,7 @@ class Store:
         _settle(self.db)
 
     def ran(self) -> dict[int, int]:
-        """How many trials of each stratum have a result."""
+        """Count the trials of each stratum that have a result."""
         return dict(self.db.execute("SELECT stratum, count(*) FROM results JOIN plan USING (trial) GROUP BY stratum"))
 
     def count(self, table: str) -> int:
@@ -247,7 +247,7 @@ class Store:
         return int(self.db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
 
     def results(self, number: int) -> int:
-        """How many trials of a round have a result."""
+        """Count the trials of a round that have a result."""
         asked = "SELECT count(*) FROM results WHERE trial IN (SELECT trial FROM draws WHERE round = ?)"
         return int(self.db.execute(asked, (number,)).fetchone()[0])
 
@@ -339,7 +339,7 @@ def _settle(db: sqlite3.Connection) -> None:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], said: str) -> str:
-    """Where two campaigns differ, up to four fields by name; nothing where they are the same."""
+    """Return the fields in which two campaigns differ, up to four by name; empty where they are the same."""
     names = [k for k in sorted({*one, *other}) if one.get(k) != other.get(k)]
     return "; ".join(f"{n}: {said.format(_short(one.get(n)), _short(other.get(n)))}" for n in names[:4])
 

@@ -26,7 +26,7 @@ from onnxfi.campaign.gate.measurement import Measured
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.plan import make_plan, write_plan
 from onnxfi.campaign.plan.strata import bit_field_label, bit_fields
-from onnxfi.campaign.report.adaptive_estimates import Drawn, Record
+from onnxfi.campaign.report.adaptive_estimates import AdaptiveRecord, Drawn
 from onnxfi.campaign.report.notes import notes
 from onnxfi.campaign.report.report import Report, report
 from onnxfi.campaign.report.tables import classes
@@ -299,7 +299,7 @@ def test_strata_of_several_formats_are_told_apart(here: Path) -> None:
 # Rates over a layer or a field: simulated campaigns on a known population
 
 
-def simulated(seed: int, rates: list[list[float]], size: int, draws: int) -> Record:
+def simulated(seed: int, rates: list[list[float]], size: int, draws: int) -> AdaptiveRecord:
     """A record of two layers with these rates of fatal faults in their fields."""
     flat, rng = [rate for layer in rates for rate in layer], np.random.default_rng(seed)
     order = [rng.permutation((np.arange(size) < rate * size).astype(float)) for rate in flat]
@@ -318,7 +318,7 @@ def simulated(seed: int, rates: list[list[float]], size: int, draws: int) -> Rec
     columns[:, CLASSIFICATION.reported.index("sdc")] = 1.0 - np.array(values)
     layers = tuple(f"l{k}" for k in range(len(rates)) for _ in range(fields))
     names = tuple(f"{k}" for _ in rates for k in range(fields))
-    return Record(
+    return AdaptiveRecord(
         "guaranteed",
         layout,
         layers,

@@ -41,7 +41,7 @@ from onnxfi.runtime.partial.segmented_model import SampleRows, SegmentedModel
 from onnxfi.runtime.partial.single_sample import SingleSample
 from onnxfi.runtime.quantize.quantize import quantize
 from onnxfi.runtime.quantize.recipe import Recipe
-from onnxfi.tasks.outcomes import Golden
+from onnxfi.tasks.outcomes import GoldenRun
 
 SHIPPED = ("cnn", "attention", "gru", "cnn_fp16", "cnn_int8_qdq", "cnn_int8_qoperator")
 #: Those of the core tests: floats, half floats and integers, as they lie and as they are fused.
@@ -451,7 +451,7 @@ def first_batch(self: GoldenCache, k: int, names: Sequence[str]) -> dict[str, An
 
 
 @pytest.fixture
-def net_bench(tmp_path: Path) -> tuple[TrialExecutor, Golden]:
+def net_bench(tmp_path: Path) -> tuple[TrialExecutor, GoldenRun]:
     net = Net()
     for at, kind in enumerate(("conv", "relu", "norm")):
         net.step(kind, at, 0)
@@ -460,7 +460,7 @@ def net_bench(tmp_path: Path) -> tuple[TrialExecutor, Golden]:
 
 
 def test_a_cache_that_forgets_the_fault_is_seen_by_the_canary(
-    net_bench: tuple[TrialExecutor, Golden], monkeypatch: pytest.MonkeyPatch
+    net_bench: tuple[TrialExecutor, GoldenRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, _ = net_bench
     assert set(prove(bench, injectable(bench))["routes"]) == {"partial", "channel-delta"}
@@ -470,7 +470,7 @@ def test_a_cache_that_forgets_the_fault_is_seen_by_the_canary(
 
 
 def test_a_cache_that_keeps_another_batch_is_seen_by_its_golden_run(
-    net_bench: tuple[TrialExecutor, Golden], monkeypatch: pytest.MonkeyPatch
+    net_bench: tuple[TrialExecutor, GoldenRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, golden = net_bench
     target = next(t for t in injectable(bench) if len(t.shape) == 4)
