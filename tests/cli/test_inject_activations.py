@@ -85,7 +85,7 @@ def test_a_raise_is_proven_on_the_data_that_is_given(run: Run, here: Path) -> No
     (here / "out.onnx").unlink()
     for words in (("--data", "steep.npz"), ()):  # else on made-up inputs
         refused = run("instrument", "m.onnx", *words, "-o", "out.onnx")
-        assert refused.code == 2 and "output 'y' is another one then; onnxfi run needs no raise" in refused.err
+        assert refused.code == 2 and "output 'y' differs then; onnxfi run needs no raise" in refused.err
         assert not (here / "out.onnx").exists()
 
 

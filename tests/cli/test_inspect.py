@@ -406,7 +406,7 @@ def test_neurons_get_words_of_their_own(run: Run, models: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["instrument", "{cnn}", "--target", "neurons"], "has no spiking layer: looked in every graph"),
+        (["instrument", "{cnn}", "--target", "neurons"], "has no spiking layer: no graph has"),
         (
             ["instrument", "{snn}", "--target", "neurons", "--include", "x"],
             "--include has no effect with --target neurons",

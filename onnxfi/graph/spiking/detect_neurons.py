@@ -1,11 +1,11 @@
-"""Neurons: the spiking layers of a model, found in its graph.
+"""Detection of spiking layers by the pattern of their equations in the graph.
 
-A step of integrate-and-fire neurons is a comparison of a membrane potential with a constant, whose outcome becomes a
+A step of integrate-and-fire neurons is a comparison of a membrane potential with a constant, whose result becomes a
 number, where the potential comes from the potential of the step before by elementwise operators alone. Unrolled graphs
 have a copy of it for each step; in the body of a Scan or Loop the potential before is a state. Steps are grouped over
-time into layers, and in each the places are known where threshold, leak, reset and spikes enter.
+time into layers; of each the inputs are known at which threshold, leak, reset and spikes enter.
 
-Neurons of other kinds are said by a mapping (`mapped_layers`): their tensors by name.
+Neurons of other kinds are described by a mapping (neuron_mapping.py): their tensors by name.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _DAMAGE = (IndexError, KeyError, ValueError, TypeError, AttributeError, StopIter
 
 @dataclass(frozen=True)
 class Variable:
-    """A parameter of a layer's neurons: its value, the stored tensors that it comes from, and where it is used."""
+    """Parameter of a layer's neurons: its value, the weights that it comes from, and its uses."""
 
     name: str
     value: NDArray[Any] = field(repr=False, compare=False)
@@ -54,7 +54,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a layer: the tensors of its membrane potential and of its spikes.
+    """Step of a layer: the tensors of its membrane potential and of its spikes.
 
     `inner` are the uses of both by the layer itself: those in the next step. `resets` are those of them through which
     a spike resets its neuron.
@@ -68,10 +68,10 @@ class Step:
 
 @dataclass(frozen=True)
 class SpikingLayer:
-    """Neurons that spike, all of them in all their steps.
+    """Layer of spiking neurons, in all their steps.
 
-    `shape` are the neurons of one sample (None: the file does not say it), `path` the graph that they lie in, `trips`
-    how many steps there are (None: only a run tells), `reset` subtract, zero or none.
+    `shape` are the neurons of one sample (None where the file leaves it open), `path` the graph that they lie in,
+    `trips` the number of steps (None where it depends on the data), `reset` subtract, zero or none.
     """
 
     name: str
@@ -86,17 +86,17 @@ class SpikingLayer:
 
     @property
     def neurons(self) -> int | None:
-        """How many neurons a sample has."""
+        """The number of neurons of a sample; None where the shape is open."""
         return None if self.shape is None else int(np.prod(self.shape, dtype=np.int64))
 
     def variable(self, name: str) -> Variable | None:
-        """A parameter by its name: threshold, leak or refractory."""
+        """Return a parameter by its name: threshold, leak or refractory."""
         return next((v for v in self.variables if v.name == name), None)
 
 
 @dataclass(frozen=True)
 class SpikingLayers:
-    """What a search found: the layers in file order, the axes of time, and what there is to say."""
+    """Result of a search: the layers in file order, the axes of time, and notes."""
 
     layers: tuple[SpikingLayer, ...]
     axes: tuple[TimeAxis, ...] = ()
@@ -104,7 +104,7 @@ class SpikingLayers:
 
 
 def find_spiking_layers(model: Model) -> SpikingLayers:
-    """The spiking layers of a model, by pattern; their names are those of the source framework's modules.
+    """Find the spiking layers of a model by pattern; their names are those of the source framework's modules.
 
     ModelError for a damaged graph.
 
@@ -118,13 +118,13 @@ def find_spiking_layers(model: Model) -> SpikingLayers:
         return _found(model, proto)
     except _DAMAGE as error:  # a node without the inputs or attributes that its operator has
         what = f"{type(error).__name__} {error}"[:120]
-        raise ModelError(f"{model.name}: neurons cannot be looked for, since the graph is damaged ({what})") from None
+        raise ModelError(f"{model.name}: its neurons cannot be detected, since the graph is damaged ({what})") from None
 
 
 def _found(model: Model, proto: onnx.ModelProto) -> SpikingLayers:
     cones: dict[str, PatternGraph] = {}
     layers: list[SpikingLayer] = []
-    strangers: dict[str, str] = {}
+    undetected: dict[str, str] = {}
     notes: list[str] = []
     for scope in GraphIndex.of(proto).graphs:
         path = scope.path
@@ -140,17 +140,17 @@ def _found(model: Model, proto: onnx.ModelProto) -> SpikingLayers:
         if loop is not None and found:
             trips = trips_of(loop, pattern.outer or pattern, proto)
             found = [replace(layer, trips=trips) for layer in found]
-        found, partly = _whole(pattern, fires, chains, _merged(found))
+        found, incomplete = _split_incomplete(pattern, fires, chains, _merged(found))
         layers += found
-        strangers |= _strangers(scope.graph, [*found, *partly])
+        undetected |= _undetected(scope.graph, [*found, *incomplete])
         notes += [
             f"{layer.name!r}: steps of its neurons were found in part only; describe them in a mapping file"
-            for layer in partly
+            for layer in incomplete
         ]
     named = _shaped(model, _named(layers))
     notes += [
         f"{scope!r} is a {kind} of snntorch, but its neurons were not found; describe them in a mapping file"
-        for scope, kind in strangers.items()
+        for scope, kind in undetected.items()
     ]
     steps = {layer.trips for layer in named if layer.trips and not layer.loop}
     loops = {layer.path for layer in named if layer.loop}
@@ -163,7 +163,7 @@ def _layer(
     fires: Mapping[str, list[SpikeComparison]],
     loop: onnx.NodeProto | None,
 ) -> SpikingLayer:
-    """A chain as a layer, with the places where its parameters enter."""
+    """Return a sequence of membrane potentials as a layer, with the uses of its parameters."""
     threshold, leak, resets = list[Use](), list[Use](), set[str]()
     steps: list[Step] = []
     for k, name in enumerate(chain.membranes):
@@ -213,7 +213,7 @@ def _step(
     membrane: str,
     following: frozenset[int],
 ) -> Step:
-    """The spikes that leave a layer, and what of them and of the potential stays in it; `later` are of its reset."""
+    """Return a step: the spikes that leave a layer, and the uses inside it; `later` are comparisons after its reset."""
     names = {fire.spike for fire in (*fires, *later)}
     ends = {o.name for o in pattern.graph.output}
 
@@ -221,7 +221,7 @@ def _step(
         return [use for use in pattern.users.get(name, []) if use.node not in following]
 
     def grades(name: str) -> list[int]:
-        """Factors behind the spikes; some lead back into the layer as well."""
+        """Return the multiplications behind the spikes; some lead back into the layer as well."""
         found = [use.node for use in pattern.users.get(name, []) if use.input >= 0 and pattern.factor(use.node)]
         outputs = ((node, text(pattern.graph.node[node].output[0])) for node in found)
         return [node for node, made in outputs if leaving(made) or made in ends]
@@ -247,7 +247,7 @@ def _step(
 
 
 def _resets(pattern: PatternGraph, use: Use) -> bool:
-    """Whether a spike that is used so lowers the potential, or clears it; one that raises it is a recurrent synapse."""
+    """Return whether this use of a spike lowers or clears the potential; one that raises it is a recurrent synapse."""
     seen: set[Use] = set()
     todo = [use]
     while todo:
@@ -271,7 +271,7 @@ def _uses(pattern: PatternGraph, names: Iterable[str], nodes: Iterable[int]) -> 
 
 
 def _reset(pattern: PatternGraph, spikes: set[str], nodes: frozenset[int]) -> tuple[str, list[Use]]:
-    """How spikes reset: subtract (with the constants that they are multiplied with), zero, or none."""
+    """Return how spikes reset: subtract (with the constants that they are multiplied with), zero, or none."""
     kind, amounts = "none", list[Use]()
     for use in _uses(pattern, spikes, nodes):
         node = pattern.graph.node[use.node]
@@ -302,16 +302,16 @@ def _equal(one: NDArray[Any] | None, other: NDArray[Any]) -> bool:
     return one is not None and one.shape == other.shape and one.tobytes() == other.tobytes()
 
 
-def _strangers(graph: onnx.GraphProto, found: Sequence[SpikingLayer]) -> dict[str, str]:
-    """Modules of snntorch that no layer was found in."""
+def _undetected(graph: onnx.GraphProto, found: Sequence[SpikingLayer]) -> dict[str, str]:
+    """Return the modules of snntorch in which no layer was found, and their classes."""
     known = {layer.name for layer in found}
-    told = {layer_of(node, ""): class_of(node) for node in graph.node if class_of(node)}
+    modules = {layer_of(node, ""): class_of(node) for node in graph.node if class_of(node)}
     inside = tuple(f"{name}." for name in known)  # a module of a neuron's own, as its recurrent synapses
-    return {s: kind for s, kind in told.items() if s and s not in known and not s.startswith(inside)}
+    return {s: kind for s, kind in modules.items() if s and s not in known and not s.startswith(inside)}
 
 
 def _merged(layers: Sequence[SpikingLayer]) -> list[SpikingLayer]:
-    """Layers of which no step comes from another, as without a reset: those of one module are its steps."""
+    """Merge layers whose steps do not come from one another, as without a reset: those of one module are its steps."""
     out: dict[object, SpikingLayer] = {}
     for k, layer in enumerate(layers):
         alone = layer.trips == 1 and not layer.loop and layer.name
@@ -328,13 +328,13 @@ def _merged(layers: Sequence[SpikingLayer]) -> list[SpikingLayer]:
     return list(out.values())
 
 
-def _whole(
+def _split_incomplete(
     pattern: PatternGraph,
     fires: Mapping[str, list[SpikeComparison]],
     chains: Sequence[MembraneChain],
     layers: Sequence[SpikingLayer],
 ) -> tuple[list[SpikingLayer], list[SpikingLayer]]:
-    """The layers with all their steps, and those with whose threshold potentials of no step are compared as well."""
+    """Return the layers with all their steps, and those whose threshold is compared with other potentials as well."""
     known = {
         name for chain in chains for name in (*chain.membranes, *chain.before, *(n for a in chain.again for n in a))
     }
@@ -348,7 +348,7 @@ def _whole(
 
 
 def _named(layers: Sequence[SpikingLayer]) -> list[SpikingLayer]:
-    """Give each layer a name of its own."""
+    """Give each layer a unique name."""
     seen: set[str] = set()
     out = []
     for k, layer in enumerate(layers):
@@ -361,7 +361,7 @@ def _named(layers: Sequence[SpikingLayer]) -> list[SpikingLayer]:
 
 
 def _shaped(model: Model, layers: Sequence[SpikingLayer]) -> list[SpikingLayer]:
-    """The layers with their neurons counted, as far as shapes can be inferred."""
+    """Return the layers with the shapes of their neurons, as far as those can be inferred."""
     if not layers:
         return []
     known: dict[tuple[str, str], Dims | None] = {(a.path, a.name): a.dims for a in activations(model)}

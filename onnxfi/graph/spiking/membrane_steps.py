@@ -1,4 +1,4 @@
-"""The membrane potentials of a layer of neurons, step after step, as they come from one another in a graph."""
+"""Sequences of membrane potentials: those of a layer of neurons, step after step, as they follow in a graph."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnxfi.graph.spiking.pattern_graph import PatternGraph, SpikeComparison
 if TYPE_CHECKING:
     import onnx
 
-#: Operators that record a membrane potential over time, and do not compute with it.
+#: Operators that stack a membrane potential over time, and do not compute with it.
 _RECORDERS = frozenset((
     "Unsqueeze", "Concat", "Identity", "Reshape", "SequenceInsert", "SequenceConstruct", "Flatten", "Squeeze",
 ))  # fmt: skip
@@ -23,11 +23,11 @@ _CLASS = re.compile(r"snntorch\.[\w.]*\.(\w+)")
 
 @dataclass(frozen=True)
 class MembraneChain:
-    """The membrane potentials of a layer in the order of its steps, and the nodes of each step."""
+    """Membrane potentials of a layer in the order of its steps, and the nodes of each step."""
 
     membranes: tuple[str, ...]
     nodes: tuple[frozenset[int], ...]
-    #: What each step comes from: the potential before, or the state.
+    #: The potential before each step, or the state.
     before: tuple[str, ...]
     #: In a body: the nodes between the potential and the state that is handed on.
     after: frozenset[int] = frozenset()
@@ -35,12 +35,12 @@ class MembraneChain:
     again: tuple[tuple[str, ...], ...] = ()
 
     def later(self, k: int) -> tuple[str, ...]:
-        """The potentials of a step after its reset."""
+        """Return the potentials of a step after its reset."""
         return self.again[k] if self.again else ()
 
 
 def unrolled_membranes(pattern: PatternGraph, fires: Mapping[str, list[SpikeComparison]]) -> list[MembraneChain]:
-    """Return the potentials that come from one another, in an unrolled graph."""
+    """Return the sequences of membrane potentials in an unrolled graph."""
     before: dict[str, str] = {}
     nodes: dict[str, frozenset[int]] = {}
     again: dict[str, tuple[str, ...]] = {}
@@ -86,7 +86,7 @@ def unrolled_membranes(pattern: PatternGraph, fires: Mapping[str, list[SpikeComp
 def _within_step(
     pattern: PatternGraph, fires: Mapping[str, list[SpikeComparison]], old: str, way: set[int], leaves: set[str]
 ) -> bool:
-    """Whether a potential is the one before, after its reset in the same step: no current and no leak lie between."""
+    """Return whether a potential is the one before after its reset in one step, without current or leak between."""
     current = any(leaf not in fires and pattern.constant(leaf) is None for leaf in leaves)
     return (
         not current
@@ -96,7 +96,7 @@ def _within_step(
 
 
 def initial(pattern: PatternGraph, name: str) -> bool:
-    """Whether a potential is that before the first step: no number of the model's inputs goes into it."""
+    """Return whether a potential is that before the first step, which no number of the model's inputs enters."""
     seen: set[str] = set()
     todo = [name]
     while todo:
@@ -137,7 +137,7 @@ def _only_neurons(
     names: Sequence[str],
     k: int,
 ) -> bool:
-    """Whether a potential goes nowhere but into its comparisons, the next step, and records."""
+    """Return whether a potential is used by its comparisons, the next step, and records alone."""
     allowed = {n for fire in fires[names[k]] for n in fire.nodes}
     allowed |= nodes[names[k + 1]] if k + 1 < len(names) else set()
     users = {use.node for use in pattern.users.get(names[k], [])}
@@ -147,7 +147,7 @@ def _only_neurons(
 def carried_membranes(
     pattern: PatternGraph, fires: Mapping[str, list[SpikeComparison]], loop: onnx.NodeProto
 ) -> list[MembraneChain]:
-    """Potentials that a loop carries from step to step."""
+    """Return the sequences of membrane potentials that a loop carries from step to step."""
     body = pattern.graph
     skip = 0
     if loop.op_type == "Scan":
@@ -170,12 +170,12 @@ def carried_membranes(
 
 
 def spiking_class(pattern: PatternGraph, fire: SpikeComparison) -> str:
-    """The neuron class of the source framework that a node tells; '' where it tells none."""
+    """Return the neuron class of the source framework that a comparison comes from; '' where none is recorded."""
     return class_of(pattern.graph.node[fire.compare])
 
 
 def class_of(node: onnx.NodeProto) -> str:
-    """Return the neuron class of snntorch that a node comes from; \'\' where it says none."""
+    """Return the neuron class of snntorch that a node comes from; '' where none is recorded."""
     for entry in node.metadata_props:
         if entry.key == _HIERARCHY and (match := _CLASS.search(text(entry.value))):
             return match[1]

@@ -1,4 +1,4 @@
-"""A mapping: the tensors of neurons that no pattern finds, said by name.
+"""Mapping of neurons that no pattern finds: their tensors by name.
 
 layers:
   - name: lif1                       # what to call it
@@ -29,7 +29,7 @@ PARAMETERS = ("threshold", "leak", "refractory")
 
 
 def mapped_layers(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[SpikingLayer]:
-    """The layers that a mapping says; ModelError for a key or a tensor that does not exist, with the closest."""
+    """Return the layers of a mapping; ModelError for a key or a tensor that does not exist, with the closest."""
     if not rows:
         return []
     proto = parse(model)
@@ -72,7 +72,7 @@ def mapped_layers(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[Spiki
 
 
 def _read(pattern: PatternGraph, membrane: str) -> tuple[Use, ...]:
-    """Where a membrane potential is read: what lies in the layer a mapping does not say, so everywhere."""
+    """Return all uses of a membrane potential, since a mapping leaves open which of them lie in the layer."""
     return tuple(use for use in pattern.users.get(text(membrane), []) if membrane and use.input >= 0)
 
 
@@ -106,7 +106,7 @@ def _variable(model: Model, pattern: PatternGraph, row: Mapping[str, Any], key: 
 
 
 def spiking_layers(model: Model, mapping: Sequence[Mapping[str, Any]] = ()) -> SpikingLayers:
-    """The layers that a mapping says, and those that are found beside them; ModelError where there is none.
+    """Return the layers of a mapping, and those that are found beside them; ModelError where there is none.
 
     >>> from onnxfi.graph.model.loading import load
     >>> spiking_layers(load("models/fashion_cnn.onnx"))
@@ -114,14 +114,14 @@ def spiking_layers(model: Model, mapping: Sequence[Mapping[str, Any]] = ()) -> S
     onnxfi.errors.ModelError: models/fashion_cnn.onnx has no spiking layer: ...
     """
     found = find_spiking_layers(model)
-    said = mapped_layers(model, mapping)
-    taken = {step.membrane for layer in said for step in layer.steps} | {layer.name for layer in said}
+    described = mapped_layers(model, mapping)
+    taken = {step.membrane for layer in described for step in layer.steps} | {layer.name for layer in described}
     rest = [x for x in found.layers if x.name not in taken and not any(s.membrane in taken for s in x.steps)]
-    layers = (*said, *rest)
+    layers = (*described, *rest)
     if not layers:
         raise ModelError(
-            f"{model.name} has no spiking layer: looked in every graph for a membrane potential that comes from that "
-            f"of the step before elementwise, and is compared with a constant (a spike); describe other neurons in a "
+            f"{model.name} has no spiking layer: no graph has a membrane potential that comes from that of the "
+            f"step before elementwise, and is compared with a constant (a spike); describe other neurons in a "
             f"mapping file (--neurons)"
         )
     return replace(found, layers=layers)

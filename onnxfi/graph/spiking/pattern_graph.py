@@ -1,4 +1,4 @@
-"""What the search for neurons asks of one graph: constants, comparisons, and the elementwise way back from a value."""
+"""One graph as the detection of neurons reads it: constants, comparisons, and elementwise ancestors of a value."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ ELEMENTWISE = frozenset(
     ["Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Clip", "Neg", "Max", "Min", "Sum", "Not"]
 )
 _COMPARE = {"Greater": 0, "GreaterOrEqual": 0, "Less": 1, "LessOrEqual": 1}
-#: What every model with spikes has one of.
+#: Operators of which every model with spikes has one.
 MAKES_SPIKES = frozenset(_COMPARE)
 #: Operators that a constant may pass before it is used.
 _FOLDED = frozenset((
     "Identity", "Cast", "Clip", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Flatten", "Neg", "Exp", "Sigmoid", "Add",
     "Sub", "Mul", "Div",
 ))  # fmt: skip
-#: Elements of a constant that the search looks at.
+#: Elements of the largest constant that is computed.
 _MOST_ELEMENTS = 1 << 24
 
 
 @dataclass(frozen=True)
 class Use:
-    """Where a value enters a node: the number of the node in its graph, and of the input."""
+    """Use of a value: the number of the node in its graph, and of the input (−1: a body captures it)."""
 
     node: int
     input: int
@@ -42,7 +42,7 @@ class Use:
 
 @dataclass(frozen=True)
 class SpikeComparison:
-    """A comparison of a membrane potential with a threshold, and what becomes of it: 0 or 1, as a number."""
+    """Comparison of a membrane potential with a threshold, whose result becomes the number 0 or 1."""
 
     compare: int
     membrane: str
@@ -92,7 +92,7 @@ class PatternGraph:
         return held
 
     def constant(self, name: str, depth: int = 0) -> NDArray[Any] | None:
-        """The value of a name that no input of the model changes; None for all others."""
+        """Return the value of a name that no input of the model changes; None for all others."""
         if name not in self._known:
             self._known[name] = None  # where a damaged graph goes in circles
             self._known[name] = self._constant(name, depth)
@@ -117,7 +117,7 @@ class PatternGraph:
         return _computed(node, {text(n): v for n, v in zip(node.input, given, strict=True) if v is not None})
 
     def origin(self, name: str) -> str:
-        """The stored tensor that a constant comes from, through what only converts it."""
+        """Return the weight that a constant comes from, through nodes that only convert it."""
         for _ in range(8):
             if name in self._stored or name not in self.maker:
                 break
@@ -136,7 +136,7 @@ class PatternGraph:
         return [Use(number, k) for k, name in enumerate(node.input) if self.constant(text(name)) is not None]
 
     def fires(self) -> Iterator[SpikeComparison]:
-        """Every comparison with a constant whose outcome becomes a number."""
+        """Yield every comparison with a constant whose result becomes a number."""
         for k, node in enumerate(self.graph.node):
             side = _COMPARE.get(node.op_type)
             if side is None or len(node.input) != 2:
@@ -159,7 +159,7 @@ class PatternGraph:
             yield SpikeComparison(k, value, Use(k, 1 - side), frozenset((k, spike[0])), spike[1])
 
     def _number(self, truth: str) -> tuple[int, str] | None:
-        """The node that makes 0 or 1 of a truth value, and its output."""
+        """Return the node that makes 0 or 1 of a truth value, and its output."""
         for use in self.users.get(truth, []):
             node = self.graph.node[use.node]
             if node.op_type == "Cast" and any(a.name == "to" and a.i in (1, 10, 11, 16) for a in node.attribute):
@@ -170,9 +170,9 @@ class PatternGraph:
         return None
 
     def back(self, name: str, ends: Mapping[str, Any], *, first: bool = True) -> tuple[set[int], set[str]]:
-        """The elementwise nodes on the way back from a value, and the `ends` and bare names that it comes to.
+        """Return the elementwise ancestors of a value, and the `ends` and other names at which they begin.
 
-        Comparisons belong to the way, but nobody goes on behind them.
+        Comparisons belong to the ancestors, but what is before them does not.
         """
         nodes: set[int] = set()
         leaves: set[str] = set()
@@ -203,7 +203,7 @@ class PatternGraph:
         return nodes, leaves
 
     def between(self, start: str, nodes: set[int]) -> set[int]:
-        """Those of the nodes that change with `start` without a comparison between."""
+        """Return those of the nodes that change with `start` without a comparison between."""
         reached: set[int] = set()
         todo = [start]
         while todo:
@@ -216,7 +216,7 @@ class PatternGraph:
 
 
 def _computed(node: onnx.NodeProto, given: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
-    """What a node makes of constants; None where onnx's reference cannot say it."""
+    """Return the result of a node on constants; None where onnx's reference does not compute it."""
     import onnx
     from onnx import helper
     from onnx.reference import ReferenceEvaluator

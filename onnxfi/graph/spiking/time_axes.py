@@ -1,4 +1,4 @@
-"""Time in a spiking model: how many steps a loop takes, and which axes count them."""
+"""Time in a spiking model: the number of steps of a loop, and the axes that count steps."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class TimeAxis:
 
 
 def trips_of(loop: onnx.NodeProto, pattern: PatternGraph, proto: onnx.ModelProto) -> int | None:
-    """How often a loop in this graph runs; None where only a run tells."""
+    """Return the number of iterations of a loop in this graph; None where it depends on the data."""
     if loop.op_type == "Loop":
         count = pattern.constant(text(loop.input[0])) if loop.input and loop.input[0] else None
         return None if count is None or count.size != 1 else int(count.reshape(-1)[0])
     sizes = {text(v.name): v.type for v in (*proto.graph.input, *proto.graph.value_info)}
-    for name, axis in scanned(loop):
+    for name, axis in scan_inputs(loop):
         value = pattern.constant(name)
         if value is not None and value.ndim > axis:
             return int(value.shape[axis])
@@ -41,8 +41,8 @@ def trips_of(loop: onnx.NodeProto, pattern: PatternGraph, proto: onnx.ModelProto
     return None
 
 
-def scanned(scan: onnx.NodeProto) -> list[tuple[str, int]]:
-    """What a Scan goes along: tensors and their axes."""
+def scan_inputs(scan: onnx.NodeProto) -> list[tuple[str, int]]:
+    """Return the tensors that a Scan iterates over, and their axes."""
     kept = {a.name: a for a in scan.attribute}
     number = kept["num_scan_inputs"].i
     axes = list(kept["scan_input_axes"].ints) if "scan_input_axes" in kept else [0] * number
@@ -60,16 +60,16 @@ def time_axes(proto: onnx.ModelProto, steps: Set[int], loops: Set[str]) -> tuple
 
     index = GraphIndex.of(proto)
     pattern = PatternGraph(index.main)
-    for tensor, axis, many in _cuts(pattern, inputs):
+    for tensor, axis, many in _split_inputs(pattern, inputs):
         if many in steps:
             add(tensor, axis)
     for scope in index.graphs:
         if scope.path in loops and scope.enclosing[-1].op == "Scan" and len(scope.enclosing) == 1:
             scan = scope.enclosing[-1].proto
-            for tensor, axis in scanned(scan):
+            for tensor, axis in scan_inputs(scan):
                 if tensor in inputs:
                     add(tensor, axis)
-            for tensor, axis in _gathered(scan):
+            for tensor, axis in _scan_outputs(scan):
                 add(tensor, axis)
     for node in proto.graph.node:
         made = [pattern.maker.get(text(name)) for name in node.input]
@@ -82,9 +82,9 @@ def time_axes(proto: onnx.ModelProto, steps: Set[int], loops: Set[str]) -> tuple
     return tuple(found.values())
 
 
-def _cuts(pattern: PatternGraph, inputs: set[str]) -> list[tuple[str, int, int]]:
-    """Inputs that are cut along an axis: the input, the axis, into how many pieces."""
-    pieces: dict[tuple[str, int], set[int]] = {}
+def _split_inputs(pattern: PatternGraph, inputs: set[str]) -> list[tuple[str, int, int]]:
+    """Return the inputs that are split along an axis: the input, the axis, the number of slices."""
+    slices: dict[tuple[str, int], set[int]] = {}
     for node in pattern.graph.node:
         name = text(node.input[0]) if node.input else ""
         axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
@@ -93,18 +93,18 @@ def _cuts(pattern: PatternGraph, inputs: set[str]) -> list[tuple[str, int, int]]
         if node.op_type == "Gather":
             index = pattern.constant(text(node.input[1]))
             if index is not None and index.size == 1:
-                pieces.setdefault((name, axis), set()).add(int(index.reshape(-1)[0]))
+                slices.setdefault((name, axis), set()).add(int(index.reshape(-1)[0]))
         elif node.op_type == "Split":
-            pieces[name, axis] = set(range(len(node.output)))
+            slices[name, axis] = set(range(len(node.output)))
         elif node.op_type == "Slice" and len(node.input) > 3:
             start, along = (pattern.constant(text(node.input[k])) for k in (1, 3))
             if start is not None and along is not None and start.size == along.size == 1:
-                pieces.setdefault((name, int(along.reshape(-1)[0])), set()).add(int(start.reshape(-1)[0]))
-    return [(name, axis, len(seen)) for (name, axis), seen in pieces.items()]
+                slices.setdefault((name, int(along.reshape(-1)[0])), set()).add(int(start.reshape(-1)[0]))
+    return [(name, axis, len(seen)) for (name, axis), seen in slices.items()]
 
 
-def _gathered(scan: onnx.NodeProto) -> list[tuple[str, int]]:
-    """What a Scan puts out step by step: tensors and their axes."""
+def _scan_outputs(scan: onnx.NodeProto) -> list[tuple[str, int]]:
+    """Return the tensors that a Scan puts out step by step, and their axes."""
     kept = {a.name: a for a in scan.attribute}
     states = len(scan.input) - kept["num_scan_inputs"].i
     names = [text(name) for name in scan.output[states:]]

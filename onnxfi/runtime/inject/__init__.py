@@ -1,4 +1,4 @@
-"""The verbs that inject: faults in weights, in activations and in neurons.
+"""Injection of faults into weights, activations and neurons.
 
 Start with `weights.py` (sample, inject, replay, undo); `activations.py` has instrument and inject_activations.
 """

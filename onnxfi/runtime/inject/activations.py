@@ -1,7 +1,7 @@
-"""The verbs on values in flight: arm a model so that faults can be fed, or write a model that has them.
+"""Injection into activations: arm a model so that faults can be fed, or write a model that has them.
 
-The graph pass (graph/instrument.py) does the work; here a run tells what the file leaves open (number formats, shapes),
-and proves that raising the opset changed no output.
+The passes (graph/passes/instrument.py) do the work; here a run shows what the file leaves open (number formats,
+shapes), and proves that a raised opset changes no output.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _LOWEST, _RAISED, _NATIVE = 11, 13, 26
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """A model ready for the pass: its proto at the opset that was chosen, its values in flight, and what was done.
+    """Model that is ready for injection: its proto at the chosen opset, its activations, and notes on what was done.
 
-    `guessed` says that made-up inputs told what the file leaves open.
+    `guessed` is true where made-up inputs showed what the file leaves open.
     """
 
     model: Model
@@ -57,12 +57,12 @@ def prepare(
     model: Model, *, opset: int | str = "auto", body: str = "auto", data: Data | None = None, shapes: bool = False,
     custom_ops: Sequence[str] = (),
 ) -> PreparedModel:  # fmt: skip
-    """Bring a model to an opset at which its values in flight can be struck, and list them.
+    """Bring a model to an opset at which faults in its activations can be computed, and list the activations.
 
     `opset` is a number, `keep`, or `auto`: the file's own from 11 on, else 13; 26 where `body` is native. A raise is
     kept only where the outputs on `data` (default: made-up inputs) stay the same byte for byte with optimisation off;
-    else ModelError says what differs. `shapes` runs the model where the file leaves shapes open. `custom_ops` are
-    libraries of operators.
+    else ModelError names the output that differs. `shapes` runs the model where the file leaves shapes open.
+    `custom_ops` are libraries of operators.
     """
     if body not in ("auto", "native", "portable"):
         raise InputError(f"no body {body!r}; give auto, native or portable")
@@ -91,6 +91,7 @@ def prepare(
 
 
 def _wanted(own: int, opset: int | str, body: str) -> int:
+    """Return the opset to use."""
     if isinstance(opset, int):
         if opset < own:
             raise InputError(f"--opset {opset} is below the model's own {own}; an opset is only raised")
@@ -107,7 +108,7 @@ def _wanted(own: int, opset: int | str, body: str) -> int:
 def _raised(
     model: Model, proto: onnx.ModelProto, opset: int, data: Data | None, custom_ops: Sequence[str]
 ) -> onnx.ModelProto:
-    """The model at another opset by the official converter, its outputs proven the same."""
+    """Return the model at another opset by the official converter, its outputs proven the same."""
     where = f"{model.name} cannot be raised to opset {opset}"
     if model.external:
         raise ModelError(f"{where}: its weights are in external data; convert it with onnx.version_converter first")
@@ -123,22 +124,35 @@ def _raised(
     try:
         golden, after = (_outputs(model, p, data, custom_ops) for p in (proto, made))
     except OnnxfiError as error:
-        raise ModelError(f"{where}, since that cannot be tried: {error}") from None
+        raise ModelError(f"{where}, since the model does not run: {error}") from None
     for name, array in golden.items():
         if name not in after or not same_bytes(array, after[name]):
             remedy = "leave the opset (--opset keep)" if opset_of(proto) >= _LOWEST else "onnxfi run needs no raise"
-            raise ModelError(f"{where}: output {name!r} is another one then; {remedy}")
+            raise ModelError(f"{where}: output {name!r} differs then; {remedy}")
     return made
 
 
 def _outputs(model: Model, proto: onnx.ModelProto, data: Data | None, custom_ops: Sequence[str]) -> dict[str, Array]:
+    """Return the outputs of a model on the first samples."""
     session = open_session(model, proto, custom_ops)
     return run_first_samples(session, data)[1]
 
 
 @dataclass(frozen=True)
 class Instrumented:
-    """An armed model, where it was written, how many values stay out of reach and why, and what there is to say."""
+    """Armed model: where it was written, the number of activations that cannot have faults by reason, and notes.
+
+    Attributes
+    ----------
+    armed : Armed
+        The armed model and its sites.
+    out : Path or None
+        The written file.
+    left_out : mapping of str to int
+        By reason the number of activations that cannot have faults.
+    notes : tuple of str
+        Notes for the user.
+    """
 
     armed: Armed
     out: Path | None
@@ -163,14 +177,45 @@ def instrument(
     values: bool = False,
     custom_ops: Sequence[str] = (),
 ) -> Instrumented:
-    """Arm a model: golden until faults are fed, one session for every trial (`columns` makes what is fed).
+    """Arm a model: fault-free until faults are fed, with one session for every trial.
 
-    Without `include` or `op` in the selector the outputs of layers are armed; with `all` all that can be struck. A
-    default selection that finds nothing gives an unchanged model. With `values` faults say what a number becomes, not a
-    word; formats whose numbers cannot be changed so are left out. `custom_ops` are libraries of operators. Raises
-    SelectorError where an explicit selection finds nothing, ModelError where the opset cannot be raised, OutputError
-    for a place that cannot be written.
+    Parameters
+    ----------
+    model : Model
+        The model.
+    selector : Selector, optional
+        The activations; without `include` or `op` the outputs of layers.
+    out : str or Path, optional
+        The armed model; without it nothing is written.
+    all : bool
+        Arm every activation that can have faults, rather than the outputs of layers.
+    opset : int or str
+        The opset to raise the model to; `auto` or `keep`.
+    body : str
+        Body of the fault operators: `auto`, `native` or `portable`.
+    data : Data, optional
+        Samples that show the formats and shapes that the file leaves open; made up without it.
+    values : bool
+        Faults describe what becomes of a number, not of a word; formats that cannot have such faults are left out.
+    custom_ops : sequence of str
+        Libraries of custom operators.
 
+    Returns
+    -------
+    Instrumented
+        The armed model. Where a default selection finds nothing it is the model as it was.
+
+    Raises
+    ------
+    SelectorError
+        Where an explicit selection finds nothing.
+    ModelError
+        Where the opset cannot be raised.
+    OutputError
+        Where the output cannot be written.
+
+    Examples
+    --------
     >>> done = instrument(load("models/fashion_cnn.onnx"))
     >>> [a.target.id for a in done.armed.sites], done.armed.inputs[:2]
     (['relu', 'relu_1', 'relu_2', 'logits'], ('onnxfi.site', 'onnxfi.element'))
@@ -183,12 +228,12 @@ def instrument(
     place = None if out is None else Path(out)
     if place is not None:
         save_model(model, armed.proto, place)
-    said = (*prepared.notes, *chosen.notes) if chosen.activations else ()
-    return Instrumented(armed, place, left_out(prepared.activations, model), said)
+    notes = (*prepared.notes, *chosen.notes) if chosen.activations else ()
+    return Instrumented(armed, place, left_out(prepared.activations, model), notes)
 
 
 def left_out(rows: Sequence[Activation], model: Model) -> dict[str, int]:
-    """How many values cannot be struck, by reason."""
+    """Count the activations that cannot have faults, by reason."""
     own = [function for function in model.proto.functions if function.domain != DOMAIN]  # its values are no model's
     inside = sum(len(node.output) for function in own for node in function.node)
     reasons = {"it lies in a local function; inline those first (onnx.inliner)": inside} if inside else {}
@@ -200,7 +245,25 @@ def left_out(rows: Sequence[Activation], model: Model) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class ActivationInjection:
-    """A model that has faults in its values in flight: what was struck, and where it was written."""
+    """Model that has faults in its activations.
+
+    Attributes
+    ----------
+    proto : onnx.ModelProto
+        The faulty model.
+    inserted : tuple of ActivationFault
+        The faults as they are written into the graph.
+    faults : Faults
+        The drawn faults.
+    space : FaultSpace
+        The population that they were drawn from.
+    draw : Draw
+        The way they were drawn.
+    out : Path or None
+        The written file.
+    notes : tuple of str
+        Notes for the user.
+    """
 
     proto: onnx.ModelProto = field(repr=False)
     inserted: tuple[ActivationFault, ...]
@@ -212,7 +275,7 @@ class ActivationInjection:
 
     @property
     def population(self) -> int:
-        """The sites of one sample."""
+        """The number of sites of one sample."""
         return self.space.size // max(1, *(t.samples for t in self.space.targets), 1)
 
     @property
@@ -241,13 +304,60 @@ def inject_activations(
     data: Data | None = None,
     custom_ops: Sequence[str] = (),
 ) -> ActivationInjection:
-    """Write a model that has faults in its values in flight, for any batch size: an index counts within one sample.
+    """Write a model that has faults in its activations, for any batch size.
 
-    Exactly one of `ber`, `count`, `sites` (`ID[i]@sample=k@step=t:B`) and `per_sample` says how many; drawn faults
-    strike every sample and step, but those of `per_sample`: with that probability one site in each of the first `batch`
-    rows that are fed together. `inline` writes no local functions, `custom_ops` are libraries of operators. Raises as
-    `sample` and `instrument` do.
+    Exactly one of `ber`, `count`, `sites` and `per_sample` determines the number of faults. Drawn faults are in every
+    sample and step, except those of `per_sample`.
 
+    Parameters
+    ----------
+    model : Model
+        The fault-free model.
+    out : str or Path, optional
+        The faulty model; without it nothing is written.
+    ber : float, optional
+        Probability of a fault at each site of a sample.
+    count : int, optional
+        Number of sites; with `per_tensor` in each activation.
+    per_tensor : bool
+        Draw `count` sites in each selected activation.
+    sites : sequence of str
+        Sites by name, `ID[i]@sample=k@step=t:B`; an index counts within one sample.
+    per_sample : float, optional
+        Probability of one fault in each of the first `batch` samples.
+    batch : int
+        Number of samples that are fed together, for `per_sample`.
+    fault : str or FaultModel
+        The fault model: one with a mask, `scale` or `add`.
+    selector : Selector, optional
+        The activations, bits and elements; without `include` or `op` the outputs of layers.
+    seed : int
+        Seed of the draw.
+    all : bool
+        Select every activation that can have faults, rather than the outputs of layers.
+    inline : bool
+        Write no local functions, for runtimes that have none.
+    opset, body, data, custom_ops
+        As for `instrument`.
+
+    Returns
+    -------
+    ActivationInjection
+        The faulty model and its faults.
+
+    Raises
+    ------
+    InputError
+        Where not exactly one of the four is given.
+    SelectorError
+        Where a selection finds nothing, a site does not exist, or a shape is not known.
+    ModelError
+        Where the opset cannot be raised.
+    OutputError
+        Where the output cannot be written.
+
+    Examples
+    --------
     >>> from onnxfi.graph.model.loading import load
     >>> done = inject_activations(load("models/fashion_cnn.onnx"), sites=["relu[3]@sample=0:30"])
     >>> done.inserted[0].element, done.inserted[0].sample, done.inserted[0].mask
@@ -256,43 +366,45 @@ def inject_activations(
     ways = {"ber": ber, "count": count, "sites": sites or None, "per_sample": per_sample}
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
-        raise InputError(f"exactly one of {', '.join(ways)} says how many faults; given: {given or 'none'}")
+        raise InputError(f"exactly one of {', '.join(ways)} must be given; given: {given or 'none'}")
     event, selector = fault_model(fault), selector or Selector()
     prepared = prepare(model, opset=opset, body=body, data=data, shapes=True, custom_ops=custom_ops)
     if sites:
         sites = expand_steps(model.proto, sites)
         chosen = _named(prepared, sites)
         faults = faults_at_named_sites(sites, [_open(a) for a in chosen.activations], event, selector, seed)
-        struck = activation_faults(faults, {a.target.id: a for a in chosen.activations})
-        _check_places(prepared, struck, data, custom_ops)
+        inserted = activation_faults(faults, {a.target.id: a for a in chosen.activations})
+        _check_places(prepared, inserted, data, custom_ops)
         space, how = _space(model.proto, chosen, selector, event), Sampler("sites", n=len(sites), seed=seed)
     else:
         chosen = _chosen(prepared, selector, every=all)
         chosen = replace(chosen, activations=_shaped(chosen.activations))
         if prepared.guessed:
-            told = "shapes that the file leaves open are those of made-up inputs; --data tells the real ones"
-            chosen = replace(chosen, notes=(*chosen.notes, told))
+            note = "shapes that the file leaves open are those of made-up inputs; give --data for the real ones"
+            chosen = replace(chosen, notes=(*chosen.notes, note))
         space = _space(model.proto, chosen, selector, event, batch if per_sample is not None else 0)
         kind = "per-tensor" if per_tensor else "per-sample" if given == ["per_sample"] else given[0]
         how = Sampler(kind, rate=ber or per_sample or 0.0, n=count or 0, seed=seed)
         faults = draw_faults(space, how, event)
-        struck = activation_faults(faults, {a.target.id: a for a in chosen.activations})
-    made = bake(prepared.proto, struck, body=body, inline=inline)
+        inserted = activation_faults(faults, {a.target.id: a for a in chosen.activations})
+    made = bake(prepared.proto, inserted, body=body, inline=inline)
     place = None if out is None else Path(out)
     if place is not None:
         save_model(model, made, place)
-    return ActivationInjection(made, tuple(struck), faults, space, how, place, (*prepared.notes, *chosen.notes))
+    return ActivationInjection(made, tuple(inserted), faults, space, how, place, (*prepared.notes, *chosen.notes))
 
 
 def _space(
     proto: onnx.ModelProto, chosen: ActivationSelection, selector: Selector, event: FaultModel, samples: int = 0
 ) -> FaultSpace:
+    """Return the population of a selection."""
     refuse_whole_tensor_models(proto, event, [a.target.id for a in chosen.activations])
     for a in chosen.activations:
         if samples and a.axis_unknown_reason:
             raise SelectorError(
                 f"no sample of {a.target.id!r} ({shape_text(a.dims)}) can be named: {a.axis_unknown_reason}; "
-                f"leave it out with --exclude, or draw with --count, which strikes every sample{one_at_a_time(a.dims)}"
+                f"leave it out with --exclude, or draw with --count, which injects into every sample"
+                f"{one_at_a_time(a.dims)}"
             )
     targets = [
         replace(a.target, structural=False, samples=0 if a.axis is None else samples) for a in chosen.activations
@@ -301,6 +413,7 @@ def _space(
 
 
 def _shaped(rows: Sequence[Activation]) -> tuple[Activation, ...]:
+    """Return the activations; SelectorError where a shape is not known."""
     for a in rows:
         if not a.shape_known:
             raise SelectorError(
@@ -311,7 +424,7 @@ def _shaped(rows: Sequence[Activation]) -> tuple[Activation, ...]:
 
 
 def _chosen(prepared: PreparedModel, selector: Selector, *, every: bool) -> ActivationSelection:
-    """What a selector takes."""
+    """Return the activations that a selector takes."""
     try:
         return select_activations(prepared.activations, selector, every=every)
     except SelectorError:
@@ -321,7 +434,7 @@ def _chosen(prepared: PreparedModel, selector: Selector, *, every: bool) -> Acti
 
 
 def _named(prepared: PreparedModel, sites: Sequence[str]) -> ActivationSelection:
-    """The activations that sites name; a float inside a QDQ group is an error that names its integer."""
+    """Return the activations that sites name, with notes on floats inside QDQ groups."""
     by_id = {a.target.id: a for a in prepared.activations}
     named: dict[str, Activation] = {}
     _refuse_hidden(prepared.model, [text.partition("[")[0] for text in sites], by_id)
@@ -332,10 +445,10 @@ def _named(prepared: PreparedModel, sites: Sequence[str]) -> ActivationSelection
         found = parse_site(text, [_open(a) for a in prepared.activations]).target
         a = by_id[found]
         if a.unsupported_reason:
-            raise SelectorError(f"{found!r} cannot be struck: {a.unsupported_reason}")
+            raise SelectorError(f"{found!r} cannot have a fault: {a.unsupported_reason}")
         named[found] = a
     notes = [
-        f"{a.target.id!r} lies in a QDQ group; striking its integer {a.quantized!r} instead keeps the integer kernels"
+        f"{a.target.id!r} lies in a QDQ group; a fault in its integer {a.quantized!r} keeps the integer kernels"
         for a in named.values()
         if a.quantized
     ]
@@ -343,37 +456,37 @@ def _named(prepared: PreparedModel, sites: Sequence[str]) -> ActivationSelection
 
 
 def _refuse_hidden(model: Model, names: Iterable[str], known: Container[str]) -> None:
-    """Say of a name that is not found, but is one of a local function's, that it lies there."""
+    """Refuse a name that is one of a local function's."""
     for name in names:
         for function in model.proto.functions:
             made = {output for node in function.node for output in node.output}
             if name not in known and name.rpartition("::")[2] in made:
                 raise SelectorError(
-                    f"{name!r} lies in the local function {function.name!r}, which is out of reach; inline that first "
+                    f"{name!r} lies in the local function {function.name!r}, where no fault can be; inline it first "
                     f"(onnx.inliner.inline_local_functions)"
                 )
 
 
 def _open(a: Activation) -> Any:
-    """The target, with room for any flat index while its shape is not known."""
+    """Return the target, with room for any flat index while its shape is not known."""
     return replace(a.target, structural=False, shape=a.target.shape if a.shape_known else (1 << 40,))
 
 
 def _check_places(
-    prepared: PreparedModel, struck: Sequence[ActivationFault], data: Data | None, custom_ops: Sequence[str]
+    prepared: PreparedModel, inserted: Sequence[ActivationFault], data: Data | None, custom_ops: Sequence[str]
 ) -> None:
     """Refuse an element or sample that is not there, and with data a step that does not come."""
-    looped = data is not None and any(s.activation.loop for s in struck)
-    turns = loop_iterations(prepared.model, data, custom_ops) if looped else {}
-    for s in struck:
+    in_loops = data is not None and any(s.activation.loop for s in inserted)
+    iterations = loop_iterations(prepared.model, data, custom_ops) if in_loops else {}
+    for s in inserted:
         check_location(s.activation, s, 1 << 62)
-        check_iteration(s, turns.get(s.activation.path))
+        check_iteration(s, iterations.get(s.activation.path))
 
 
 def activation_faults(faults: Faults, rows: Mapping[str, Activation]) -> list[ActivationFault]:
-    """Faults as what the pass bakes or feeds: masks, or a scale and a shift; `rows` are the activations by target id.
+    """Return faults as the passes bake or feed them: masks, or a scale and a shift.
 
-    Raises FaultError for a fault that is neither.
+    `rows` are the activations by target id. Raises InputError for a fault that is neither.
     """
     out = []
     sites = faults.sites

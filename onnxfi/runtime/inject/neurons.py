@@ -1,4 +1,4 @@
-"""The verbs on spiking networks: describe their neurons, and expose them so that each can be struck alone."""
+"""Spiking networks: describe their neurons, and expose them so that each can have a fault of its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExposedNeurons:
-    """A model with its neurons exposed: a word of each parameter and of the spike for every neuron."""
+    """Model with its neurons exposed: a weight of each parameter and of the spike for every neuron."""
 
     proto: onnx.ModelProto = field(repr=False)
     spiking: SpikingLayers
@@ -36,31 +36,53 @@ class ExposedNeurons:
 
 
 def read_mapping(path: str | Path) -> list[Mapping[str, Any]]:
-    """The layers that a mapping file (YAML, docs/how-to/spiking.md) says; InputError for what is none."""
+    """Return the layers of a mapping file (YAML, docs/how-to/spiking.md); InputError for another file."""
     from onnxfi.runtime.data.yaml_file import load_yaml
 
-    said = load_yaml(path, "mapping")
-    layers = said.get("layers") if isinstance(said, dict) else None
-    if not isinstance(layers, list) or not layers or set(said) - {"layers", "version"}:
+    given = load_yaml(path, "mapping")
+    layers = given.get("layers") if isinstance(given, dict) else None
+    if not isinstance(layers, list) or not layers or set(given) - {"layers", "version"}:
         raise InputError(f"the mapping {str(path)!r} needs a list `layers:`, and nothing else but `version: 1`")
-    if said.get("version", 1) != 1:
-        raise InputError(f"the mapping {str(path)!r} has version {said['version']!r}; this onnxfi knows 1")
+    if given.get("version", 1) != 1:
+        raise InputError(f"the mapping {str(path)!r} has version {given['version']!r}; this onnxfi knows 1")
     return layers
 
 
 def expose_neurons(model: Model, out: str | Path | None = None, *, neurons: str | Path | None = None) -> ExposedNeurons:
-    """Give every neuron of a spiking network stored words of its own, and write the model (None: nowhere).
+    """Give every neuron of a spiking network weights of its own, and write the model.
 
-    `neurons` is a mapping file for layers that no pattern finds. Golden stays the same bit for bit. Raises ModelError
-    for a model without spiking layers, or whose neurons are exposed already.
+    Outputs stay the same bit for bit until a fault is injected.
 
+    Parameters
+    ----------
+    model : Model
+        The spiking network.
+    out : str or Path, optional
+        The exposed model; without it nothing is written.
+    neurons : str or Path, optional
+        Mapping file of layers that no pattern finds.
+
+    Returns
+    -------
+    ExposedNeurons
+        The exposed model, and the layers that were found.
+
+    Raises
+    ------
+    ModelError
+        For a model without spiking layers, with layers of unknown shape, or whose neurons are exposed already.
+    OutputError
+        Where the output cannot be written.
+
+    Examples
+    --------
     >>> from onnxfi.graph.model.loading import load
     >>> done = expose_neurons(load("models/fashion_snn.onnx"))
     >>> [(target.id, target.shape) for target in load(done.data).targets if target.layer == "lif3"][-1]
     ('lif3/spike', (10,))
     """
     if read_neuron_table(model.proto):
-        raise ModelError(f"{model.name} has its neurons exposed already; strike its words as they are")
+        raise ModelError(f"{model.name} has its neurons exposed already; inject into it as it is")
     found = spiking_layers(model, read_mapping(neurons) if neurons is not None else ())
     made, _ = ExposeNeurons(found.layers).run(parse(model))
     place = None if out is None else Path(out)
@@ -70,20 +92,20 @@ def expose_neurons(model: Model, out: str | Path | None = None, *, neurons: str 
 
 
 def with_exposed_neurons(model: Model, neurons: str | Path | None = None) -> Model:
-    """The model with its neurons exposed, in memory; as it is where they are."""
+    """Return the model with its neurons exposed, in memory; as it is where they are."""
     return model if read_neuron_table(model.proto) else load(expose_neurons(model, neurons=neurons).data)
 
 
-def describe(model: Model, neurons: str | Path | None = None) -> dict[str, Any]:
-    """The spiking layers of a model as plain values: what `inspect` says of them.
+def describe_neurons(model: Model, neurons: str | Path | None = None) -> dict[str, Any]:
+    """Return the spiking layers of a model as plain values, for `inspect`.
 
     >>> from onnxfi.graph.model.loading import load
-    >>> found = describe(load("models/fashion_snn.onnx"))
+    >>> found = describe_neurons(load("models/fashion_snn.onnx"))
     >>> [(row["layer"], row["neurons"], row["steps"]) for row in found["layers"]]
     [('lif1', 1568, 8), ('lif2', 784, 8), ('lif3', 10, 8)]
     """
     if rows := read_neuron_table(model.proto):
-        return {"layers": [_told(row) for row in rows], "time_axes": [], "notes": []}
+        return {"layers": [_exposed_row(row) for row in rows], "time_axes": [], "notes": []}
     if not MAKES_SPIKES & operators(model.proto) and neurons is None:
         return {"layers": [], "time_axes": [], "notes": []}
     try:
@@ -100,11 +122,12 @@ def describe(model: Model, neurons: str | Path | None = None) -> dict[str, Any]:
 
 
 def operators(proto: onnx.ModelProto) -> set[str]:
-    """The operators of a model's graphs."""
+    """Return the operators of a model's graphs."""
     return {node.op_type for node in all_nodes(proto.graph.node)}
 
 
 def _row(layer: SpikingLayer) -> dict[str, Any]:
+    """Return a layer as plain values."""
     values = {v.name: [float(v.value.min()), float(v.value.max())] if v.value.size else None for v in layer.variables}
     return {
         "layer": layer.name, "kind": layer.kind, "shape": None if layer.shape is None else list(layer.shape),
@@ -116,7 +139,8 @@ def _row(layer: SpikingLayer) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _told(row: Mapping[str, Any]) -> dict[str, Any]:
+def _exposed_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a layer of the table of an exposed model as plain values."""
     shape: Sequence[int] = row["shape"]
     size = 1
     for n in shape:

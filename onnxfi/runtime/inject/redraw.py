@@ -1,4 +1,4 @@
-"""What an armed model is fed when faults are drawn anew for every run: the draw is the host's, the file stays one."""
+"""Inputs of an armed model for faults that are drawn anew for every run, while the file stays the same."""
 
 from __future__ import annotations
 
@@ -27,13 +27,48 @@ def redrawn(
     seed: int = 0,
     batch: int = 1,
 ) -> Columns:
-    """The columns of one run of an armed model, its faults drawn: a pure function of what is given.
+    """Return the columns of one run of an armed model, with faults drawn for it: a pure function of its arguments.
 
-    Exactly one of `ber` (per site of each of the `batch` samples), `count` (sites in all of them) and `per_sample`
-    (one site, with this probability in each) says how many; `trial`, from 1, tells one run from another. A value in a
-    loop is struck in every turn. Raises SelectorError for a site whose shape the file does not say, InputError and
-    FaultError as `inject_activations` does.
+    Exactly one of `ber`, `count` and `per_sample` determines the number of faults. A fault in a loop is there in every
+    iteration.
 
+    Parameters
+    ----------
+    armed : Armed
+        The armed model, from `instrument`.
+    trial : int
+        Number of the run, from 1; each has faults of its own.
+    ber : float, optional
+        Probability of a fault at each site of each sample.
+    count : int, optional
+        Number of sites in all samples together.
+    per_sample : float, optional
+        Probability of one fault in each sample.
+    fault : str or FaultModel
+        The fault model.
+    selector : Selector, optional
+        The selected activations, bits and elements; by default all that are armed.
+    seed : int
+        Seed of the draw.
+    batch : int
+        Number of samples in the run.
+
+    Returns
+    -------
+    dict of str to ndarray
+        The inputs to feed beside the data.
+
+    Raises
+    ------
+    SelectorError
+        Where the shape of a site is not known.
+    InputError
+        Where not exactly one of the three is given.
+    FaultError
+        For a fault that cannot be fed.
+
+    Examples
+    --------
     >>> from onnxfi import OrtEngine, instrument, load
     >>> import numpy as np
     >>> done = instrument(load("models/fashion_cnn.onnx"))
@@ -41,8 +76,8 @@ def redrawn(
     >>> images = {session.inputs[0].name: np.zeros((8, 1, 28, 28), np.float32)}
     >>> for trial in (1, 2):
     ...     fed = redrawn(done.armed, trial, per_sample=0.3, batch=8)
-    ...     struck = np.flatnonzero(fed["onnxfi.flip"].any(axis=1))
-    ...     print(struck.tolist(), session.run(images | fed)["logits"].shape)
+    ...     faulty = np.flatnonzero(fed["onnxfi.flip"].any(axis=1))
+    ...     print(faulty.tolist(), session.run(images | fed)["logits"].shape)
     [0, 1, 4, 5] (8, 10)
     [2, 7] (8, 10)
     """

@@ -1,4 +1,4 @@
-"""The verbs on stored words: inspect a model, sample faults, inject them, replay a list, undo it."""
+"""Injection into weights: inspect a model, sample faults, inject them, replay a list, undo it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,28 @@ from onnxfi.graph.write.faulty_copy import (
     write_copy,
 )
 from onnxfi.graph.write.output_file import atomic_files, check_output_files, output_files
-from onnxfi.runtime.inject.neurons import describe as describe_neurons
+from onnxfi.runtime.inject.neurons import describe_neurons
 
 __all__ = ["Injection", "Sample", "inject", "inspect", "load", "replay", "sample", "undo"]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Drawn faults with their words, and all that binds them: what was selected, how it was drawn, out of how many."""
+    """Drawn faults with their words, and the header of their fault list.
+
+    Attributes
+    ----------
+    faults : Faults
+        The faults, with the words before and after them.
+    header : Header
+        The selection, the draw and the population, as a fault list records them.
+    expected : float
+        The number of faults that the draw has on average.
+    population_bits : int
+        The bits of all words in the population.
+    trial : int
+        The number of the trial, from 1.
+    """
 
     faults: Faults
     header: Header
@@ -44,29 +58,29 @@ class Sample:
 
     @property
     def drawn(self) -> int:
-        """How many sites were drawn; a pattern strikes several words at each."""
+        """The number of sites that were drawn; a pattern changes several words at each."""
         return self.faults.events
 
     def by_layer(self) -> dict[str, dict[str, int]]:
-        """Faults and changed words by layer, in file order; targets and population are those of the selection."""
+        """Count faults and changed words by layer, in file order, with targets and population of the selection."""
         table: dict[str, dict[str, int]] = {}
         selector, targets = self.header.selector, self.faults.targets
         counts = np.bincount(self.faults.sites.target, minlength=len(targets)).tolist()
         changed = self.faults.changed_by_target().tolist()
-        kept = [t for t, struck in zip(targets, counts, strict=True) if struck or selector.selects(t)]
+        kept = [t for t, many in zip(targets, counts, strict=True) if many or selector.selects(t)]
         space = FaultSpace.over(kept, fault_model(self.header.fault), bits=selector.bits, elements=selector.elements)
         sizes = {t.id: size for t, size in zip(space.targets, space.sizes, strict=True)}
-        for target, struck, differ in zip(targets, counts, changed, strict=True):
-            if struck or target.id in sizes:
+        for target, many, differ in zip(targets, counts, changed, strict=True):
+            if many or target.id in sizes:
                 row = table.setdefault(target.layer, {"targets": 0, "population": 0, "faults": 0, "changed": 0})
                 row["targets"] += 1
                 row["population"] += sizes.get(target.id, 0)
-                row["faults"] += struck
+                row["faults"] += many
                 row["changed"] += differ
         return table
 
     def largest(self, most: int = 5) -> list[Any]:
-        """The faults that change their number most, non-finite ones first."""
+        """Return the faults that change their number most, non-finite results first."""
         if not len(self.faults) or self.faults.before is None or self.faults.after is None:
             return []
         distance = np.zeros(len(self.faults))
@@ -94,11 +108,45 @@ def sample(
     seed: int = 0,
     trial: int = 1,
 ) -> Sample:
-    """Draw the faults of one trial, and look up the words that they strike.
+    """Draw the faults of one trial, and look up the words that they change.
 
-    Exactly one of `ber` (the rate per site), `count` (different sites; with `per_tensor` in each tensor) and `sites`
-    (`ID[i]:B`) says how. Raises InputError for a rate or count out of range, SelectorError where nothing is selected.
+    Exactly one of `ber`, `count` and `sites` determines the number of faults.
 
+    Parameters
+    ----------
+    model : Model
+        The fault-free model.
+    ber : float, optional
+        Probability of a fault at each site.
+    count : int, optional
+        Number of distinct sites; with `per_tensor` in each tensor.
+    per_tensor : bool
+        Draw `count` sites in each selected tensor, rather than in all together.
+    sites : sequence of str
+        Sites by name, as `conv1.weight[3]:30`.
+    fault : str or FaultModel
+        The fault model, as `flip` or `stuck-at-1`.
+    selector : Selector, optional
+        The selected targets, bits and elements; by default every weight.
+    seed : int
+        Seed of the draw.
+    trial : int
+        Number of the trial, from 1; each has faults of its own.
+
+    Returns
+    -------
+    Sample
+        The faults with their words before and after.
+
+    Raises
+    ------
+    InputError
+        Where not exactly one of the three is given, or one is out of range.
+    SelectorError
+        Where nothing is selected, or a site does not exist.
+
+    Examples
+    --------
     >>> model = load("models/fashion_cnn.onnx")
     >>> str(sample(model, count=2, seed=1).faults[0].site)
     'fc1.weight[28063]:14'
@@ -127,18 +175,29 @@ def sample(
 
 
 def _space(model: Model, selector: Selector, event: FaultModel, named: Faults) -> FaultSpace:
-    """What sites that were named are a part of: the tensors in which they lie."""
-    struck = tuple("=" + named.targets[k].id for k in np.unique(named.sites.target).tolist())
-    named_alone = replace(selector, include=struck)
+    """Return the population that named sites are a part of: the tensors in which they lie."""
+    named_ids = tuple("=" + named.targets[k].id for k in np.unique(named.sites.target).tolist())
+    named_alone = replace(selector, include=named_ids)
     kept = [t for t in model.targets if named_alone.selects(t)]
     return FaultSpace.over(kept, event, bits=selector.bits, elements=selector.elements)
 
 
 @dataclass(frozen=True)
 class Injection:
-    """A faulty model that was written: what was struck, where it lies, and both digests.
+    """Faulty model that was written: its faults, its path, and both digests.
 
-    `data` holds its bytes where no output was named; `resized` says that numbers of variable length changed theirs.
+    Attributes
+    ----------
+    sample : Sample
+        The injected faults.
+    digest, faulty_digest : str
+        SHA-256 of the fault-free and of the faulty model.
+    out : Path or None
+        The written file.
+    data : bytes or None
+        The faulty model, where no output was named.
+    resized : bool
+        True where numbers of variable length have another length.
     """
 
     sample: Sample
@@ -157,11 +216,35 @@ def inject(
     save_faults: str | Path | None = None,
     progress: OnProgress | None = None,
 ) -> Injection:
-    """Write the faulty model: `out` (with external data also `OUT.data`), or its bytes where None.
+    """Inject faults into weights, and write the faulty model; every other byte stays as it is.
 
-    All that is not struck stays byte for byte. `save_faults` writes the fault list beside it. Raises OutputError for a
-    place that cannot be written, before anything is, and InputError for faults that were drawn from another model.
+    Parameters
+    ----------
+    model : Model
+        The fault-free model.
+    drawn : Sample
+        Faults of this model, from `sample` or `replay`.
+    out : str or Path, optional
+        The faulty model; external data is written to `OUT.data`. Without it the result holds the bytes.
+    save_faults : str or Path, optional
+        The fault list to write.
+    progress : callable, optional
+        Called with the bytes done and the bytes in all.
 
+    Returns
+    -------
+    Injection
+        The written model.
+
+    Raises
+    ------
+    OutputError
+        Where an output cannot be written; nothing is written then.
+    InputError
+        Where the faults were drawn from another model.
+
+    Examples
+    --------
     >>> model = load("models/fashion_cnn.onnx")
     >>> inject(model, sample(model, sites=["conv1.weight[0]:31"])).faulty_digest[:8]
     '19e9da44'
@@ -182,7 +265,7 @@ def inject(
         raise OutputError(f"the fault list and the faulty model cannot both be {str(listed)!r}; name another")
     with atomic_files([listed]) as (stream,):
         # The list comes first, with room for the digests: a disk that it fills is met before the model is there.
-        how, ordinals = _told(model, drawn)
+        how, ordinals = _recorded_draw(model, drawn)
         header = replace(drawn.header, model="0" * 64, faulty="0" * 64, sampler=how)
         for line in (header.line(), *trial_lines(drawn.trial, drawn.faults, how, ordinals)):
             stream.write((line + "\n").encode())
@@ -193,11 +276,11 @@ def inject(
     return done
 
 
-def _told(model: Model, drawn: Sample) -> tuple[Sampler, list[int]]:
-    """How the list says that the faults were drawn, and the ordinals of their targets.
+def _recorded_draw(model: Model, drawn: Sample) -> tuple[Sampler, list[int]]:
+    """Return how the list records that the faults were drawn, and the ordinals of their targets.
 
-    Where the draw does not give just these faults again (several trials together, rows taken out by hand), and they
-    are too many to be listed otherwise, they are said to be sites that were named.
+    Where the draw does not give just these faults again (several trials together, rows removed by hand), and they are
+    too many to be listed otherwise, they are recorded as named sites.
     """
     how, faults = drawn.header.sampler, drawn.faults
     ordinals = [model.by_id[t.id] for t in faults.targets]
@@ -212,18 +295,37 @@ def _told(model: Model, drawn: Sample) -> tuple[Sampler, list[int]]:
 
 
 def _injection(drawn: Sample, copy: FaultyCopy) -> Injection:
+    """Return the result of an injection."""
     return Injection(drawn, copy.model, copy.faulty, copy.path, copy.data, copy.resized)
 
 
 def _path(out: str | Path | None) -> Path | None:
+    """Return an output as a path."""
     return None if out is None else Path(out)
 
 
 def replay(model: Model, faults: FaultList) -> Sample:
-    """The faults of a list, all its trials together, on the model that the list is bound to.
+    """Return the faults of a list, all its trials together, on the model that the list is bound to.
 
-    Raises FaultListError for another model (with both digests) or where the model does not hold the recorded words.
+    Parameters
+    ----------
+    model : Model
+        The fault-free model.
+    faults : FaultList
+        The opened fault list.
 
+    Returns
+    -------
+    Sample
+        The faults with their words, ready for `inject`.
+
+    Raises
+    ------
+    FaultListError
+        For another model (with both digests), or where the model does not hold the recorded words.
+
+    Examples
+    --------
     >>> import tempfile
     >>> model, place = load("models/fashion_cnn.onnx"), Path(tempfile.mkdtemp())
     >>> _ = inject(model, sample(model, count=3), place / "faulty.onnx", save_faults=place / "faults.jsonl")
@@ -232,13 +334,13 @@ def replay(model: Model, faults: FaultList) -> Sample:
     """
     faults.check_model(model.digest)
     trials = _trials(model, faults)
-    struck = concatenate([rows for _, rows in trials])
-    placed, _ = look_up_words(model, struck)
-    for said, is_ in ((struck.before, placed.before), (struck.after, placed.after)):
-        if said is not None and is_ is not None and not np.array_equal(said, is_):
-            row = int(np.flatnonzero(said != is_)[0])
+    listed = concatenate([rows for _, rows in trials])
+    placed, _ = look_up_words(model, listed)
+    for recorded, found in ((listed.before, placed.before), (listed.after, placed.after)):
+        if recorded is not None and found is not None and not np.array_equal(recorded, found):
+            row = int(np.flatnonzero(recorded != found)[0])
             raise FaultListError(
-                f"{faults.path}: {placed[row].site} is {is_[row]:#x} where the list says {said[row]:#x}; "
+                f"{faults.path}: {placed[row].site} is {found[row]:#x}, the list records {recorded[row]:#x}; "
                 f"it was changed by hand, or holds trials that do not go together"
             )
     header, event = faults.header, fault_model(faults.header.fault)
@@ -250,10 +352,36 @@ def replay(model: Model, faults: FaultList) -> Sample:
 
 
 def undo(model: Model, faults: FaultList, out: str | Path, *, progress: OnProgress | None = None) -> Injection:
-    """Restore the original from the faulty model and the list that made it; checked against the original's digest.
+    """Restore the fault-free model from the faulty one and the list that made it.
 
-    A model with external data keeps its data's new name, so there the words are checked, not the digest.
+    The result is checked against the digest of the original. A model with external data keeps the new name of its data,
+    so there the words are checked.
 
+    Parameters
+    ----------
+    model : Model
+        The faulty model.
+    faults : FaultList
+        The list of its faults.
+    out : str or Path
+        The restored model.
+    progress : callable, optional
+        Called with the bytes done and the bytes in all.
+
+    Returns
+    -------
+    Injection
+        The written model.
+
+    Raises
+    ------
+    FaultListError
+        Where the list is not that of this faulty model.
+    OutputError
+        Where the output cannot be written.
+
+    Examples
+    --------
     >>> import tempfile
     >>> model, place = load("models/fashion_cnn.onnx"), Path(tempfile.mkdtemp())
     >>> _ = inject(model, sample(model, count=3), place / "faulty.onnx", save_faults=place / "faults.jsonl")
@@ -269,7 +397,7 @@ def undo(model: Model, faults: FaultList, out: str | Path, *, progress: OnProgre
 
 
 def _trials(model: Model, faults: FaultList) -> list[tuple[int, Faults]]:
-    """The trials of a list; one that drew no fault has none, and is known by its model, which is not changed."""
+    """Return the trials of a list; a trial without faults is recognised by its unchanged model."""
     trials = list(faults.trials(model.targets))
     if trials:
         return trials
@@ -281,14 +409,33 @@ def _trials(model: Model, faults: FaultList) -> list[tuple[int, Faults]]:
 
 
 def inspect(model: Model, selector: Selector | None = None, *, neurons: str | Path | None = None) -> dict[str, Any]:
-    """What can be struck, as plain values: targets in file order, totals, opsets, digest, spiking layers.
+    """Describe what faults can be injected into, as plain values.
 
-    Elements and bits are those that the selector leaves: the bits in all are the population of single flips.
+    Elements and bits are those that the selector leaves: the bits in all are the population of single flips. Integer
+    tensors that only carry shapes or indices are counted in `left_out` unless the selector names them, tensors that no
+    output depends on in `unused`.
 
-    Integer tensors that only carry shapes or indices are counted in `left_out` unless the selector names them, tensors
-    that no output depends on in `unused`.
-    `neurons` is a mapping file for spiking layers that no pattern finds.
+    Parameters
+    ----------
+    model : Model
+        The model.
+    selector : Selector, optional
+        The selected targets; by default every weight.
+    neurons : str or Path, optional
+        Mapping file of spiking layers that no pattern finds.
 
+    Returns
+    -------
+    dict
+        Targets in file order, totals, opsets, digest and spiking layers, as docs/reference/json.md lists them.
+
+    Raises
+    ------
+    SelectorError
+        Where a selection finds nothing.
+
+    Examples
+    --------
     >>> inspect(load("models/fashion_cnn.onnx"))["totals"]
     {'targets': 8, 'elements': 105866, 'bits': 3387712}
     """
@@ -298,7 +445,7 @@ def inspect(model: Model, selector: Selector | None = None, *, neurons: str | Pa
     # A selection that finds nothing is an error here too; a whole model may well hold nothing.
     check_disjoint(kept)
     space = FaultSpace.over(kept, Flip()) if chosen == Selector() else chosen.space(model.targets)
-    struck = {t.id: sizes for t, *sizes in zip(space.targets, space.element_counts, space.sizes, strict=True)}
+    selected = {t.id: sizes for t, *sizes in zip(space.targets, space.element_counts, space.sizes, strict=True)}
     rows = [
         {
             "target": t.id, "layer": t.layer, "op": t.op, "node": t.node, "kind": t.kind, "dtype": t.dtype,
@@ -308,7 +455,7 @@ def inspect(model: Model, selector: Selector | None = None, *, neurons: str | Pa
             "users": [asdict(user) for user in t.consumers or [Consumer(t.op, t.node, t.layer)] * bool(t.op)],
         }
         for t in kept
-        for words, bits in (struck.get(t.id, (0, 0)),)
+        for words, bits in (selected.get(t.id, (0, 0)),)
     ]  # fmt: skip
     return {
         "model": model.name,

@@ -156,7 +156,7 @@ def test_what_is_out_of_reach_or_has_no_shape_says_so() -> None:
         lambda: instrument(model, Selector(include=("=c",))),
         lambda: inject_activations(model, count=1, selector=Selector(include=("=c",))),
     ):
-        with pytest.raises(SelectorError, match="'c' lies in the local function 'twice', which is out of reach"):
+        with pytest.raises(SelectorError, match="'c' lies in the local function 'twice', where no fault can be"):
             act()
     model = load(parser.parse_model(HEAD + RANK))
     with pytest.raises(SelectorError, match=r"the shape of 'u' is not known: give a flat index, as u\[5\]"):

@@ -21,7 +21,7 @@ from onnxfi.graph.spiking.detect_neurons import find_spiking_layers
 from onnxfi.graph.spiking.neuron_mapping import spiking_layers
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.inject.activations import inject_activations
-from onnxfi.runtime.inject.neurons import describe, expose_neurons, read_mapping
+from onnxfi.runtime.inject.neurons import describe_neurons, expose_neurons, read_mapping
 from onnxfi.runtime.inject.weights import inject, inspect, sample
 
 ROOT = Path(__file__).parents[3]
@@ -93,7 +93,7 @@ def test_layers_of_built_networks(build: object, layers: int, reset: str) -> Non
 @pytest.mark.parametrize("file", sorted((ROOT / "models").glob("fashion_[acg]*.onnx")), ids=lambda file: file.stem)
 def test_networks_that_do_not_spike_have_no_neurons(file: Path) -> None:
     assert find_spiking_layers(load(file)).layers == ()
-    with pytest.raises(ModelError, match="no spiking layer: looked in every graph"):
+    with pytest.raises(ModelError, match="no spiking layer: no graph has"):
         spiking_layers(load(file))
 
 
@@ -110,7 +110,7 @@ def test_a_damaged_graph_is_said_to_be_one() -> None:
     made = onnx.load(ROOT / "models" / "fashion_snn_scan.onnx")
     (scan,) = (node for node in made.graph.node if node.op_type == "Scan")
     del scan.attribute[[a.name for a in scan.attribute].index("num_scan_inputs")]
-    with pytest.raises(ModelError, match="neurons cannot be looked for"):
+    with pytest.raises(ModelError, match="neurons cannot be detected"):
         find_spiking_layers(load(made))
     found = inspect(load(made))
     assert (found["spiking"]["layers"], len(found["targets"])) == ([], 13)
@@ -363,7 +363,7 @@ def test_a_mapping_tells_of_other_neurons(tmp_path: Path) -> None:
     model = load(adaptive())
     assert find_spiking_layers(model).layers == ()
     (file := tmp_path / "cells.yaml").write_text(MAPPING)
-    (row,) = describe(model, file)["layers"]
+    (row,) = describe_neurons(model, file)["layers"]
     assert (row["layer"], row["kind"], row["neurons"], row["steps"], row["refractory"]) == (
         "cells",
         "mapped",
