@@ -24,8 +24,8 @@ from typing import Any
 from onnxfi.campaign.execute.dask_workers import NONE_LEFT, started
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.execute.process_pool import begin
-from onnxfi.campaign.execute.scheduling import Died, versions
-from onnxfi.campaign.execute.worker import Job
+from onnxfi.campaign.execute.scheduling import WorkerDied, versions
+from onnxfi.campaign.execute.worker import WorkerSetup
 from onnxfi.errors import CampaignError, InputError, OnnxfiError, OutputError
 from onnxfi.runtime.engine.protocols import Engine, smallest_model
 
@@ -195,7 +195,7 @@ class _Tasks(Executor):
         self.running: set[Any] = set()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run a function on a worker; `Died` where the worker dies of it."""
+        """Run a function on a worker; `WorkerDied` where the worker dies of it."""
         answer: Future[Any] = Future()
         cluster = self.cluster
         how = {"pure": False, "resources": cluster.asks, **self.where}
@@ -226,12 +226,12 @@ def _tell(task: Any, answer: Future[Any], lost: str) -> None:
     if error is None:
         answer.set_exception(CampaignError(lost))
     elif isinstance(error, KilledWorker):
-        answer.set_exception(Died(str(error), error.allowed_failures + 1))
+        answer.set_exception(WorkerDied(str(error), error.allowed_failures + 1))
     else:
         answer.set_exception(error)
 
 
-def _far(fn: Callable[..., Any], parcel: str | None, job: Job, *args: Any) -> Any:
+def _far(fn: Callable[..., Any], parcel: str | None, job: WorkerSetup, *args: Any) -> Any:
     """On a worker: run what was submitted, with the model and the data that were sent."""
     from distributed import get_worker
 

@@ -32,7 +32,7 @@ _SETTINGS = {
 
 
 @dataclass
-class Nannies:
+class LocalWorkers:
     """The nannies of workers that were started here."""
 
     cluster: Any = field(repr=False)
@@ -77,7 +77,7 @@ def _lives(nanny: Any) -> bool:
 
 
 @contextmanager
-def started(workers: int) -> Iterator[tuple[Nannies, Any]]:
+def started(workers: int) -> Iterator[tuple[LocalWorkers, Any]]:
     """Start so many workers; their nannies, and a client. They end with the context.
 
     Raises OutputError where certificates cannot be made, CampaignError where no worker starts.
@@ -102,7 +102,7 @@ def started(workers: int) -> Iterator[tuple[Nannies, Any]]:
             raise CampaignError(f"the worker processes do not start: {error}") from None
         # By its address: a client that knows its cluster changes what that knows of its workers, and they lose count.
         with cluster, Client(cluster.scheduler_address, security=security) as client:
-            nannies = Nannies(cluster, client)
+            nannies = LocalWorkers(cluster, client)
             watch = PeriodicCallback(nannies.look, _LOOK_MS)
             cluster.loop.add_callback(watch.start)
             try:

@@ -1,6 +1,6 @@
-"""Crews: worker processes of our own, from their start until the last one who needs them is done.
+"""A pool of worker processes, each of which runs tasks in one or several threads.
 
-What a worker imports first is this module, which loads little: so that what it says of the process comes in time.
+A worker process imports this module first, so it imports little: the process is set up before anything large is loaded.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def begin() -> None:
 
 @contextmanager
 def _held_back() -> Iterator[None]:
-    """Hold Ctrl-C back meanwhile: a process begins with what is held back where it is started."""
+    """Block Ctrl-C; a process that is started meanwhile begins with it blocked."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -60,7 +60,7 @@ def _held_back() -> Iterator[None]:
 
 
 def _serve(pipe: Any) -> None:
-    """In a worker: do what is asked, so much of it at a time as is said first, and answer."""
+    """Run the tasks of a worker process; the first message is the number of threads that run them."""
     atexit.register(os._exit, 0)  # what a worker holds goes with its process, not piece by piece, which takes longer
     begin()
     import onnxfi.campaign.execute.worker  # noqa: F401 (what it is started for)
@@ -106,7 +106,7 @@ def _told(error: BaseException) -> bytes:
     return _packed(None, RuntimeError(said))
 
 
-class Ended(BrokenExecutor):
+class WorkerExited(BrokenExecutor):
     """A worker process has ended; `exit_code` is how, as `Process.exitcode` has it (None: nobody knows)."""
 
     def __init__(self, exit_code: int | None) -> None:
@@ -116,11 +116,11 @@ class Ended(BrokenExecutor):
 
 @dataclass
 class _Worker:
-    """A worker process, what is said to it, and what it does, at most `lanes` things at a time."""
+    """A worker process, the pipe to it, and the tasks that it runs, at most `threads_per_process` at a time."""
 
     process: Any
     pipe: Any
-    lanes: int
+    threads_per_process: int
     doing: dict[int, Future[Any]] = field(default_factory=dict)
 
     @classmethod
@@ -159,15 +159,15 @@ def hatched() -> Iterator[None]:
             _spare.pop().process.kill()
 
 
-class Crew(Executor):
-    """So many workers, up to `lanes` of them threads of one process that share what it has open.
+class ProcessPool(Executor):
+    """So many workers, up to `threads_per_process` of them threads of one process that share what it has open.
 
     Processes have a clean interpreter, and start when there is something to do. Where one dies, all end, and who waits
     for any of them gets BrokenExecutor.
     """
 
-    def __init__(self, size: int, lanes: int = 1) -> None:
-        many = -(-size // lanes)
+    def __init__(self, size: int, threads_per_process: int = 1) -> None:
+        many = -(-size // threads_per_process)
         self._to_start = deque(len(range(k, size, many)) for k in range(many))
         self._workers: list[_Worker] = []
         self._waiting: deque[tuple[Future[Any], bytes]] = deque()
@@ -177,17 +177,17 @@ class Crew(Executor):
         self._broken = self._over = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Have a worker do something; BrokenExecutor where one has died."""
+        """Run a function in a worker; BrokenExecutor where one has died."""
         future, asked = Future[Any](), bytes(ForkingPickler.dumps((fn, args, kwargs)))
         with self._lock:
             if self._broken or self._over:
-                raise BrokenExecutor("a worker has died" if self._broken else "the workers have gone")
+                raise BrokenExecutor("a worker has died" if self._broken else "the pool of workers is shut down")
             self._waiting.append((future, asked))
             self._deal()
         return future
 
     def _deal(self) -> None:
-        """Give what waits to workers that are free, and let those go whom nobody needs any more."""
+        """Send waiting tasks to idle workers, and release idle workers of a pool that is shut down."""
         while self._waiting and (free := self._free()) is not None:
             future, asked = self._waiting.popleft()
             if future.set_running_or_notify_cancel():
@@ -203,21 +203,21 @@ class Crew(Executor):
 
     def _free(self) -> _Worker | None:
         for worker in self._workers:
-            if len(worker.doing) < worker.lanes:
+            if len(worker.doing) < worker.threads_per_process:
                 return worker
         if not self._to_start:
             return None
         worker = _spare.pop() if _spare else _Worker.start()
-        worker.lanes = self._to_start.popleft()
+        worker.threads_per_process = self._to_start.popleft()
         with suppress(OSError):  # as below
-            worker.pipe.send(worker.lanes)
+            worker.pipe.send(worker.threads_per_process)
         self._workers.append(worker)
         self._listeners.append(threading.Thread(target=self._listen, args=(worker,), daemon=True))
         self._listeners[-1].start()
         return worker
 
     def _listen(self, worker: _Worker) -> None:
-        """Hand on what a worker answers, until it ends."""
+        """Pass on the replies of a worker until it ends."""
         with suppress(EOFError, OSError):
             while True:
                 number, answer = worker.pipe.recv()
@@ -232,8 +232,8 @@ class Crew(Executor):
         if worker.doing or not self._over:
             self._break(worker)
 
-    def dismiss(self) -> None:
-        """End the workers at once, whatever they do: what they hold is in no file. Who has done all goes by itself."""
+    def kill(self) -> None:
+        """End all workers at once; workers of a pool that is shut down end by themselves when they are done."""
         if self._over and not any(worker.doing for worker in self._workers):
             return
         self._break()
@@ -254,10 +254,10 @@ class Crew(Executor):
         if first is not None:
             first.process.join()
         for future in lost:
-            future.set_exception(Ended(None if first is None else first.process.exitcode))
+            future.set_exception(WorkerExited(None if first is None else first.process.exitcode))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Let the workers go when they have done what they were asked, or what they do just now."""
+        """Release the workers when their tasks are done; with `cancel_futures` only those that run already."""
         with self._lock:
             self._over = True
             while cancel_futures and self._waiting:
@@ -269,37 +269,39 @@ class Crew(Executor):
 
 
 @contextmanager
-def begun(
-    size: int, task: Callable[..., Any], *args: Any, lanes: int = 1, instead_of: Crew | None = None
-) -> Iterator[Crew | None]:
-    """So many workers, who each do a task already; they end where what follows here goes wrong."""
+def started_pool(
+    size: int, task: Callable[..., Any], *args: Any, threads_per_process: int = 1, instead_of: ProcessPool | None = None
+) -> Iterator[ProcessPool | None]:
+    """Start `size` workers, each running `task`; they are killed where the block fails."""
     if instead_of is not None:
-        instead_of.dismiss()
+        instead_of.kill()
     if not size:
         yield None
         return
-    crew = Crew(size, lanes)
+    crew = ProcessPool(size, threads_per_process)
     try:
         for _ in range(size):
             crew.submit(task, *args)
         yield crew
     except BaseException:
-        crew.dismiss()
+        crew.kill()
         raise
 
 
 @contextmanager
-def lasting(pool: Callable[[int], Executor], early: Executor | None = None) -> Iterator[Callable[[int], Executor]]:
-    """A pool of workers that outlives those who use it: shut down at the end, and made anew where it breaks.
+def reusable_pool(
+    pool: Callable[[int], Executor], early: Executor | None = None
+) -> Iterator[Callable[[int], Executor]]:
+    """Yield a function that returns a pool, the same again until it breaks; the context shuts it down.
 
-    `early` is one that was begun already.
+    `early` is a pool that was started already.
     """
     kept = [early] if early is not None else []
 
     def lent(size: int) -> Executor:
         if not (kept and _lives(kept[-1])):
             kept.append(pool(size))
-        return _Lent(kept[-1])
+        return _BorrowedPool(kept[-1])
 
     try:
         yield lent
@@ -317,8 +319,8 @@ def _lives(crew: Executor) -> bool:
 
 
 @dataclass
-class _Lent(Executor):
-    """An executor that belongs to somebody else: who shuts it down gives it back."""
+class _BorrowedPool(Executor):
+    """An executor whose owner shuts it down: `shutdown` does nothing."""
 
     crew: Executor
 

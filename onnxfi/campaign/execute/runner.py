@@ -1,4 +1,4 @@
-"""Running a campaign: golden twice, the canary, then every trial that has no result yet."""
+"""Running a campaign: two golden runs, the canary, then every trial that has no result yet."""
 
 from __future__ import annotations
 
@@ -21,12 +21,19 @@ from onnxfi.campaign.execute.dask_cluster import Cluster
 from onnxfi.campaign.execute.golden_run import digest
 from onnxfi.campaign.execute.memory_limit import can_limit_memory
 from onnxfi.campaign.execute.open_campaign import OpenCampaign, kind_of
-from onnxfi.campaign.execute.process_pool import Crew, begun, lasting
+from onnxfi.campaign.execute.process_pool import ProcessPool, reusable_pool, started_pool
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES
-from onnxfi.campaign.execute.scheduling import UnderWay, asks, lanes, run_pooled, under_way, versions
-from onnxfi.campaign.execute.task_batches import Task, gathered, ordered
+from onnxfi.campaign.execute.scheduling import (
+    RunningBatches,
+    canary_check,
+    run_pooled,
+    submit_batches,
+    threads_per_process,
+    versions,
+)
+from onnxfi.campaign.execute.task_batches import PendingTrial, batches_by_tensor, batches_in_order
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
-from onnxfi.campaign.execute.worker import Job, ahead, run_here
+from onnxfi.campaign.execute.worker import WorkerSetup, open_early, run_in_process
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.open_model import beside, open_model
 from onnxfi.campaign.plan.plan import Plan, PlannedTrial, enough, make_plan
@@ -71,16 +78,16 @@ class Running:
     golden_s: float
     results: Generator[Result, None, None] = field(repr=False)
     look: Look | None = None
-    crew: Crew | None = field(default=None, repr=False)
+    crew: ProcessPool | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[Result]:
         return self.results
 
     def close(self) -> None:
-        """Stop; what came back is in the store."""
+        """Stop; the results that came back are in the store."""
         self.results.close()
         if self.crew is not None:  # where it was never asked for a result
-            self.crew.dismiss()
+            self.crew.kill()
 
 
 def default_store(model: str) -> Path:
@@ -127,7 +134,7 @@ def run(
     own = workers if executor is None else 0
     with ExitStack() as stack:
         soon = own if (fresh or not file.exists()) and enough(campaign, shard, own) else 0
-        shape = soon, lanes(campaign, worker_memory_bytes)
+        shape = soon, threads_per_process(campaign, worker_memory_bytes)
         early = stack.enter_context(_early(campaign, model, kept_bytes, worker_memory_bytes, shape))
         bench = TrialExecutor.open(campaign, kept_bytes, model=model)
         _refuse(campaign, bench.opened, shard)
@@ -141,25 +148,27 @@ def run(
         asked = wanted(plan, shard)
         outcomes = Counter(outcome for trial, outcome in opened.done() if asked(trial))
         total = None if campaign.adaptive else sum(map(asked, opened.trials()))
-        share = lanes(campaign, known := worker_memory_bytes or _limit(opened), bench)
+        share = threads_per_process(campaign, known := worker_memory_bytes or _limit(opened), bench)
         pool, size = _crew(executor, workers, None if total is None else total - outcomes.total(), share)
         if (needed := (size if own and isinstance(size, int) else 0, share)) != shape:
             early = stack.enter_context(_early(campaign, model, kept_bytes, known, needed, early))
         truth, golden_s = bench.golden_runs.run(again=not own) if golden is None else golden(bench)
         _keep_limits(opened, given, golden_s)
         job = _job(opened, bench, plan, (truth, golden_s), executor)
-        soonest = islice(gathered(opened.pending(asked), job.trials_a_task, needed[0]), needed[0])
+        soonest = islice(batches_by_tensor(opened.pending(asked), job.trials_a_task, needed[0]), needed[0])
         first = _prove(opened, bench, plan, job if own else None, None if worker_memory_bytes else early, soonest)
         _agree(opened, bench.opened, plan, truth)
 
     def results() -> Generator[Result, None, None]:
-        with Store.open(file, create=True, checked=True) as target, lasting(pool, early) as crew:
+        with Store.open(file, create=True, checked=True) as target, reusable_pool(pool, early) as crew:
             for running.look, pending in _turns(target, plan, shard, first):
                 if size:
                     lent = None if far is not None else crew
-                    stream = run_pooled(job, truth, gathered(pending, job.trials_a_task, size), size, pool, lent, first)
+                    stream = run_pooled(
+                        job, truth, batches_by_tensor(pending, job.trials_a_task, size), size, pool, lent, first
+                    )
                 else:
-                    stream = run_here(bench, truth, plan.header, ordered(pending, job.trials_a_task))
+                    stream = run_in_process(bench, truth, plan.header, batches_in_order(pending, job.trials_a_task))
                 yield from _kept(target, stream)
 
     running = Running(plan, file, _note(bench.opened, truth), total, outcomes, golden_s, results(), crew=early)
@@ -180,12 +189,12 @@ def _early(
     kept_bytes: int,
     limit: int | None,
     shape: tuple[int, int],
-    instead_of: Crew | None = None,
-) -> AbstractContextManager[Crew | None]:
+    instead_of: ProcessPool | None = None,
+) -> AbstractContextManager[ProcessPool | None]:
     """Workers that begin before there is a job, and open the campaign; not where memory may be tight, since golden must
     run under the limit, and a large model is open in one process at a time."""
-    what = (ahead, campaign, kept_bytes) if limit is None and beside(model, kept_bytes) else (int,)
-    return begun(shape[0], *what, lanes=shape[1], instead_of=instead_of)
+    what = (open_early, campaign, kept_bytes) if limit is None and beside(model, kept_bytes) else (int,)
+    return started_pool(shape[0], *what, threads_per_process=shape[1], instead_of=instead_of)
 
 
 def _crew(
@@ -196,7 +205,7 @@ def _crew(
         return executor.pool, executor.size
     if executor is not None:
         return (lambda size: executor()), workers or 1
-    return partial(Crew, lanes=share), workers if left is None else min(workers, left)
+    return partial(ProcessPool, threads_per_process=share), workers if left is None else min(workers, left)
 
 
 def wanted(plan: Plan, shard: tuple[int, int] | None = None) -> Callable[[int], bool]:
@@ -212,8 +221,8 @@ def wanted(plan: Plan, shard: tuple[int, int] | None = None) -> Callable[[int], 
 
 
 def _turns(
-    store: Store, plan: Plan, shard: tuple[int, int] | None, first: UnderWay
-) -> Iterator[tuple[Look | None, Iterator[Task]]]:
+    store: Store, plan: Plan, shard: tuple[int, int] | None, first: RunningBatches
+) -> Iterator[tuple[Look | None, Iterator[PendingTrial]]]:
     """The trials to run: all but the `first`, or round by round, each drawn when those before are written."""
     if not plan.campaign.adaptive:
         asked, taken = wanted(plan, shard), {trial for tasks in first.values() for trial, _ in tasks}
@@ -360,7 +369,7 @@ def _job(
     plan: Plan,
     golden: tuple[GoldenRun, float],
     executor: Callable[[], Executor] | Cluster | None,
-) -> Job:
+) -> WorkerSetup:
     """What workers need to know; limits hold in processes of our own."""
     far = isinstance(executor, Cluster)
     limits = {name: store.get(name) if far or executor is None else None for name in ("timeout_s", "memory_bytes")}
@@ -369,23 +378,23 @@ def _job(
     line, shared = plan.header.line(), bench.shares(plan.header)
     truth, golden_s = digest(golden[0]), golden[1]
     campaign, kept_bytes = bench.opened.campaign, bench.kept_bytes
-    return Job(campaign, line, truth, golden_s, kept_bytes=kept_bytes, together=shared, **limits)
+    return WorkerSetup(campaign, line, truth, golden_s, kept_bytes=kept_bytes, together=shared, **limits)
 
 
 def _prove(
     store: Store,
     bench: TrialExecutor,
     plan: Plan,
-    job: Job | None,
+    job: WorkerSetup | None,
     crew: Executor | None,
-    tasks: Iterator[list[Task]],
-) -> UnderWay:
+    tasks: Iterator[list[PendingTrial]],
+) -> RunningBatches:
     """Prove once that faults reach what the runtime computes with; the tasks that the crew was given meanwhile."""
-    first: UnderWay = {}
+    first: RunningBatches = {}
 
     def go() -> None:
         if job is not None and crew is not None and not plan.campaign.adaptive and not first:
-            first.update(under_way(crew, job, tasks))
+            first.update(submit_batches(crew, job, tasks))
 
     if store.get("canary") is None:
         targets = [target for target in plan.targets if target.size]
@@ -393,7 +402,7 @@ def _prove(
             canary=canary.prove(
                 bench,
                 targets,
-                asks(bench, job, crew, go, beside=beside(bench.opened.model, bench.kept_bytes)),
+                canary_check(bench, job, crew, go, beside=beside(bench.opened.model, bench.kept_bytes)),
             )
         )
     return first

@@ -16,10 +16,10 @@ from pathlib import Path
 from platform import python_version
 
 from onnxfi.campaign.execute import canary
-from onnxfi.campaign.execute.process_pool import Crew, Ended
-from onnxfi.campaign.execute.task_batches import Task
+from onnxfi.campaign.execute.process_pool import ProcessPool, WorkerExited
+from onnxfi.campaign.execute.task_batches import PendingTrial
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
-from onnxfi.campaign.execute.worker import WATCH_EXIT, Job, Results, notices, shown, work
+from onnxfi.campaign.execute.worker import WATCH_EXIT, Results, WorkerSetup, notices, shown, work
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import CampaignError
@@ -30,7 +30,7 @@ from onnxfi.runtime.engine.registry import engine_class
 from onnxfi.tasks.outcomes import GoldenRun, failed
 
 #: Tasks that workers have, by what tells when they are done.
-UnderWay = dict[Future[list[Result]], list[Task]]
+RunningBatches = dict[Future[list[Result]], list[PendingTrial]]
 #: Workers that share a process at most, and the size of a model from which on they do.
 _LANES = 4
 _LARGE_BYTES = 8 << 20
@@ -38,8 +38,8 @@ _LARGE_BYTES = 8 << 20
 _READY_TRIES = 3
 
 
-class Died(BrokenExecutor):
-    """The worker that ran this died, in each of so many tries; the others live on, which a broken pool's do not."""
+class WorkerDied(BrokenExecutor):
+    """The worker of a task died, in each of so many tries; unlike in a broken pool, the others live on."""
 
     def __init__(self, said: str, tries: int = 1) -> None:
         super().__init__(said)
@@ -57,7 +57,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def lanes(campaign: Campaign, limit_bytes: int | None, executor: TrialExecutor | None = None) -> int:
+def threads_per_process(campaign: Campaign, limit_bytes: int | None, executor: TrialExecutor | None = None) -> int:
     """How many workers are threads of one process, and share what it has open; `executor` knows what else is a guess.
 
     One where a limit of memory is each worker's own, and where the model is small: that is quickly opened, and what
@@ -75,9 +75,9 @@ def lanes(campaign: Campaign, limit_bytes: int | None, executor: TrialExecutor |
     return _LANES if shared else 1
 
 
-def _survives(job: Job, target: Target) -> bool:
+def _survives(job: WorkerSetup, target: Target) -> bool:
     """Whether a canary is seen, asked in a worker of its own: it may hang or kill the one that asks."""
-    crew = _ready(job, Crew)
+    crew = _ready(job, ProcessPool)
     try:
         return crew.submit(notices, job, target.id).result()
     except BrokenExecutor:
@@ -86,15 +86,20 @@ def _survives(job: Job, target: Target) -> bool:
         crew.shutdown(wait=False)
 
 
-def asks(
-    executor: TrialExecutor, job: Job | None, crew: Executor | None, go: Callable[[], None], *, beside: bool = True
+def canary_check(
+    executor: TrialExecutor,
+    job: WorkerSetup | None,
+    crew: Executor | None,
+    go: Callable[[], None],
+    *,
+    beside: bool = True,
 ) -> Callable[[Target], bool]:
     """What says whether a canary is seen: this process does, and one of the `crew` whether shorter routes show it, who
     needs what that opens; then others may `go`. What could end who is asked goes to a worker of its own. Where they may
     not have the model open `beside` each other, one is asked after the other.
     """
 
-    def there(of: Executor, known: Job, target: Target) -> Future[bool]:
+    def there(of: Executor, known: WorkerSetup, target: Target) -> Future[bool]:
         answer = of.submit(shown, known, target.id)
         go()
         return answer
@@ -115,19 +120,20 @@ def asks(
 
 
 def run_pooled(
-    job: Job,
+    job: WorkerSetup,
     golden: GoldenRun,
-    pending: Iterator[list[Task]],
+    pending: Iterator[list[PendingTrial]],
     workers: int | Callable[[], int],
-    pool: Callable[[int], Executor] = Crew,
+    pool: Callable[[int], Executor] = ProcessPool,
     crew: Callable[[int], Executor] | None = None,
-    running: UnderWay | None = None,
+    running: RunningBatches | None = None,
 ) -> Results:
-    """Run trials in so many workers (asked again where they come and go), in the order in which they come back.
+    """Run trials in workers, and yield the results in the order in which they come back.
 
-    `pool` makes them; `crew` lends those that outlive the call (see `lasting`), where `running` are under way already.
+    The number of `workers` is read again where it changes. `pool` makes a pool of workers; `crew` lends one that
+    outlives the call (see `reusable_pool`), whose workers run the batches `running` already.
     """
-    suspects: list[Task] = []
+    suspects: list[PendingTrial] = []
     running = running or {}
     broken = True
     while broken:
@@ -146,9 +152,9 @@ def run_pooled(
     yield from _alone(job, golden, suspects, pool)
 
 
-def under_way(crew: Executor, job: Job, tasks: Iterator[list[Task]]) -> UnderWay:
-    """Give tasks to workers before anybody waits for the results; none are under way where the workers died."""
-    running: UnderWay = {}
+def submit_batches(crew: Executor, job: WorkerSetup, tasks: Iterator[list[PendingTrial]]) -> RunningBatches:
+    """Give batches to workers before their results are waited for; none are running where the workers died."""
+    running: RunningBatches = {}
     try:
         for some in tasks:
             running[crew.submit(work, job, some)] = some
@@ -158,17 +164,17 @@ def under_way(crew: Executor, job: Job, tasks: Iterator[list[Task]]) -> UnderWay
 
 
 def _stream(
-    job: Job,
-    pending: Iterator[list[Task]],
+    job: WorkerSetup,
+    pending: Iterator[list[PendingTrial]],
     workers: int | Callable[[], int],
     pool: Callable[[int], Executor],
-    lost: list[Task],
-    running: UnderWay,
-) -> Iterator[tuple[Result, Task]]:
+    lost: list[PendingTrial],
+    running: RunningBatches,
+) -> Iterator[tuple[Result, PendingTrial]]:
     """Results with their tasks from one pool; what died goes to `lost`, and where the pool breaks all under way."""
     alive = True
     crew = pool(workers if isinstance(workers, int) else 0)
-    tasks: list[Task] = []
+    tasks: list[PendingTrial] = []
     try:
         while True:
             most = 2 * (workers if isinstance(workers, int) else workers())
@@ -180,7 +186,7 @@ def _stream(
                 tasks = running[future]
                 try:
                     results = future.result()
-                except Died:
+                except WorkerDied:
                     if not alive:  # two in a row: perhaps no worker lives at all
                         raise
                     results, alive = [], False
@@ -197,7 +203,9 @@ def _stream(
         crew.shutdown(wait=False, cancel_futures=True)
 
 
-def _alone(job: Job, golden: GoldenRun, suspects: list[Task], pool: Callable[[int], Executor]) -> Results:
+def _alone(
+    job: WorkerSetup, golden: GoldenRun, suspects: list[PendingTrial], pool: Callable[[int], Executor]
+) -> Results:
     """Each suspect once more, one at a time; what ends badly in a worker that others have used, in a fresh one."""
     crew: Executor | None = None
     try:
@@ -218,28 +226,28 @@ def _alone(job: Job, golden: GoldenRun, suspects: list[Task], pool: Callable[[in
             crew.shutdown(wait=False)
 
 
-def _once(job: Job, golden: GoldenRun, task: Task, crew: Executor) -> Result:
+def _once(job: WorkerSetup, golden: GoldenRun, task: PendingTrial, crew: Executor) -> Result:
     """A trial in a worker that does nothing else; what it is where the worker dies."""
     begun = time.perf_counter()
     try:
         [result] = crew.submit(work, job, [task]).result()
         return result
     except BrokenExecutor as error:
-        seconds = (time.perf_counter() - begun) / (error.tries if isinstance(error, Died) else 1)
+        seconds = (time.perf_counter() - begun) / (error.tries if isinstance(error, WorkerDied) else 1)
         # A signal is no watch, however late it comes on a slow machine; who ran elsewhere tells by the time alone.
-        watched = not isinstance(error, Ended) or error.exit_code in (None, WATCH_EXIT)
+        watched = not isinstance(error, WorkerExited) or error.exit_code in (None, WATCH_EXIT)
         cause = "timeout" if watched and job.timeout_s is not None and seconds >= job.timeout_s else "crash"
         found = failed(golden, cause)
         return Result(task[0], found.outcome, cause, found.metrics, seconds, found.changed)
 
 
-def _ready(job: Job, pool: Callable[[int], Executor]) -> Executor:
-    """One worker that has run golden; CampaignError where it does not live that long."""
+def _ready(job: WorkerSetup, pool: Callable[[int], Executor]) -> Executor:
+    """Return a pool of one worker that has run golden; CampaignError where it does not live that long."""
     for _ in range(_READY_TRIES):
         crew = pool(1)
         try:
             crew.submit(work, job, []).result()
-        except Died:  # perhaps of a trial that still ran there
+        except WorkerDied:  # perhaps of a trial that still ran there
             continue
         except BrokenExecutor:
             break

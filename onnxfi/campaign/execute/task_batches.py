@@ -1,4 +1,4 @@
-"""Tasks: which trials go to a worker together."""
+"""Batches of trials that are sent to a worker together."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from collections.abc import Callable, Iterator
 from itertools import groupby, islice
 
 #: A trial's number and its lines.
-Task = tuple[int, str]
+PendingTrial = tuple[int, str]
 #: Trials among which those that strike the same tensor are brought together.
 _WINDOW = 512
 #: Tasks that each worker gets of a window, at least.
 _TASKS_A_WORKER = 4
 
 
-def ordered(pending: Iterator[Task], most: int) -> Iterator[list[Task]]:
+def batches_in_order(pending: Iterator[PendingTrial], most: int) -> Iterator[list[PendingTrial]]:
     """The same trials, up to `most` together, in their order."""
     while tasks := list(islice(pending, most)):
         yield tasks
 
 
-def gathered(pending: Iterator[Task], most: int, workers: int | Callable[[], int]) -> Iterator[list[Task]]:
+def batches_by_tensor(
+    pending: Iterator[PendingTrial], most: int, workers: int | Callable[[], int]
+) -> Iterator[list[PendingTrial]]:
     """The same trials, up to `most` together, those that strike the same tensor rather together than apart.
 
     So a worker opens a route once for them. Only within a window, so that what is done when a campaign is stopped stays
@@ -29,7 +31,7 @@ def gathered(pending: Iterator[Task], most: int, workers: int | Callable[[], int
     while window := list(islice(pending, _WINDOW)):
         crew = max(1, workers if isinstance(workers, int) else workers())
         most = min(most, -(-len(window) // (_TASKS_A_WORKER * crew)))
-        together: list[Task] = []
+        together: list[PendingTrial] = []
         for _, group in groupby(sorted(window, key=lambda task: (_struck(task), task[0])), key=_struck):
             alike = list(group)
             if together and len(together) + len(alike) > most:
@@ -42,5 +44,5 @@ def gathered(pending: Iterator[Task], most: int, workers: int | Callable[[], int
         yield together
 
 
-def _struck(task: Task) -> str:
+def _struck(task: PendingTrial) -> str:
     return str(json.loads(task[1].partition("\n")[0]).get("target", ""))

@@ -19,7 +19,7 @@ from onnxfi.campaign.execute import canary
 from onnxfi.campaign.execute.golden_run import digest
 from onnxfi.campaign.execute.memory_limit import limit_memory, memory_held, out_of_memory
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES
-from onnxfi.campaign.execute.task_batches import Task
+from onnxfi.campaign.execute.task_batches import PendingTrial
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.spec.campaign import Campaign
@@ -36,7 +36,7 @@ WATCH_EXIT = 1
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkerSetup:
     """What a worker needs to know before its first trial; small, so that it goes with every task.
 
     `header` is the line of the fault list, `golden` the digest that the worker's own golden run must have. A trial that
@@ -63,7 +63,9 @@ class Job:
         )
 
 
-def run_here(executor: TrialExecutor, golden: GoldenRun, header: Header, pending: Iterator[list[Task]]) -> Results:
+def run_in_process(
+    executor: TrialExecutor, golden: GoldenRun, header: Header, pending: Iterator[list[PendingTrial]]
+) -> Results:
     """Run trials in this process, in their order: a fault that kills or hangs the runtime does so to this process."""
     for tasks in pending:
         found = _together(executor, golden, header, tasks)
@@ -71,7 +73,9 @@ def run_here(executor: TrialExecutor, golden: GoldenRun, header: Header, pending
             yield found[number] if number in found else _one(executor, golden, header, task)
 
 
-def _together(executor: TrialExecutor, golden: GoldenRun, header: Header, tasks: list[Task]) -> dict[int, Result]:
+def _together(
+    executor: TrialExecutor, golden: GoldenRun, header: Header, tasks: list[PendingTrial]
+) -> dict[int, Result]:
     """What trials that share runs come to, by their place; nothing where one fails, so that each is run alone."""
     begun = time.perf_counter()
     try:
@@ -82,7 +86,7 @@ def _together(executor: TrialExecutor, golden: GoldenRun, header: Header, tasks:
     return {number: _result(tasks[number][0], judgement, seconds) for number, judgement in found.items()}
 
 
-def _one(executor: TrialExecutor, golden: GoldenRun, header: Header, task: Task) -> Result:
+def _one(executor: TrialExecutor, golden: GoldenRun, header: Header, task: PendingTrial) -> Result:
     trial, lines = task
     begun = time.perf_counter()
     try:
@@ -100,11 +104,11 @@ def _result(trial: int, found: Judgement, seconds: float) -> Result:
 
 #: The lock of the threads of this process, which share what is open.
 _lock = CooperativeLock()
-_opened: list[tuple[Job, tuple[TrialExecutor, GoldenRun, Header]]] = []
+_opened: list[tuple[WorkerSetup, tuple[TrialExecutor, GoldenRun, Header]]] = []
 
 
 @contextmanager
-def _held(job: Job) -> Iterator[tuple[TrialExecutor, GoldenRun, Header]]:
+def _held(job: WorkerSetup) -> Iterator[tuple[TrialExecutor, GoldenRun, Header]]:
     """A worker's executor: opened with its first task, and kept; shared by the threads of a process, by turns."""
     with _lock.held():
         with claim("executor"):
@@ -117,7 +121,7 @@ def _held(job: Job) -> Iterator[tuple[TrialExecutor, GoldenRun, Header]]:
 _ahead: list[tuple[Campaign, int, TrialExecutor, GoldenRun | None]] = []
 
 
-def ahead(campaign: Campaign, kept_bytes: int) -> None:
+def open_early(campaign: Campaign, kept_bytes: int) -> None:
     """Open a campaign in a worker and run golden before there is a job; what that says against it, it says again with
     the job."""
     with _lock.held(), claim("executor"):
@@ -126,7 +130,7 @@ def ahead(campaign: Campaign, kept_bytes: int) -> None:
             _ahead.append((executor.opened.campaign, kept_bytes, executor, executor.golden_in_segments()))
 
 
-def _open(job: Job) -> tuple[TrialExecutor, GoldenRun, Header]:
+def _open(job: WorkerSetup) -> tuple[TrialExecutor, GoldenRun, Header]:
     known = [
         (executor, golden)
         for campaign, size, executor, golden in _ahead
@@ -150,7 +154,7 @@ def _open(job: Job) -> tuple[TrialExecutor, GoldenRun, Header]:
 
 
 def _golden_within(memory_bytes: int, executor: TrialExecutor, known: GoldenRun | None) -> GoldenRun:
-    """Golden under the limit of memory that holds from now on; CampaignError where it does not suffice.
+    """GoldenRun under the limit of memory that holds from now on; CampaignError where it does not suffice.
 
     What is `known` already is as good where twice what it took is within the limit.
     """
@@ -171,7 +175,7 @@ def _golden_within(memory_bytes: int, executor: TrialExecutor, known: GoldenRun 
     )
 
 
-def work(job: Job, tasks: list[Task]) -> list[Result]:
+def work(job: WorkerSetup, tasks: list[PendingTrial]) -> list[Result]:
     """Run some trials in a worker, whatever executor it belongs to."""
     with _held(job) as (executor, golden, header):
         with _watched(job, max(1, len(tasks))):
@@ -186,13 +190,13 @@ def work(job: Job, tasks: list[Task]) -> list[Result]:
     return found
 
 
-def notices(job: Job, target: str) -> bool:
+def notices(job: WorkerSetup, target: str) -> bool:
     """Whether a canary in a target is seen in a worker, in no more time than a trial may take."""
     with _held(job) as (executor, _, _), _watched(job):
         return canary.notices(executor, executor.opened.reach.targets[executor.opened.reach.by_id[target]])
 
 
-def shown(job: Job, target: str) -> bool:
+def shown(job: WorkerSetup, target: str) -> bool:
     """Whether the shorter route of a target shows a canary in a worker."""
     with _held(job) as (executor, _, _):
         return canary.shown(executor, executor.opened.reach.targets[executor.opened.reach.by_id[target]])
@@ -204,7 +208,7 @@ _nowhere: list[IO[str]] = []
 
 
 @contextmanager
-def _watched(job: Job, trials: int = 1) -> Iterator[None]:
+def _watched(job: WorkerSetup, trials: int = 1) -> Iterator[None]:
     """End this process where what is done takes longer than so many trials may."""
     if job.timeout_s is None:
         yield

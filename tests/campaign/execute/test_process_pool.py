@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from onnxfi.campaign.execute import process_pool as crews
-from onnxfi.campaign.execute.process_pool import Crew, begun, hatched, lasting
+from onnxfi.campaign.execute.process_pool import ProcessPool, hatched, reusable_pool, started_pool
 
 #: Seconds that nobody waits in vain, unless a test fails.
 LONG = 200.0
@@ -133,7 +133,7 @@ def broken(future: Future[Any]) -> bool:
 
 
 def test_what_workers_answer_comes_back_whatever_it_is(chores: Any) -> None:
-    with Crew(2, lanes=2) as crew:
+    with ProcessPool(2, threads_per_process=2) as crew:
         assert not multiprocessing.active_children(), "there is nothing to do"
         assert crew.submit(pow, 7, -1, mod=11).result(LONG) == 8
         error = crew.submit(operator.truediv, 1, 0).exception(LONG)
@@ -159,7 +159,7 @@ def test_what_workers_answer_comes_back_whatever_it_is(chores: Any) -> None:
 
 
 def test_as_many_processes_as_lanes_ask_for_and_what_waits_is_cancelled(chores: Any, here: Path) -> None:
-    crew = Crew(3, lanes=2)
+    crew = ProcessPool(3, threads_per_process=2)
     held = [crew.submit(chores.hold, number) for number in range(3)]
     waiting = [crew.submit(chores.hold, number) for number in range(3, 6)]
     began(0, 1, 2)
@@ -176,7 +176,7 @@ def test_as_many_processes_as_lanes_ask_for_and_what_waits_is_cancelled(chores: 
 
 
 def test_a_worker_that_dies_ends_all(chores: Any) -> None:
-    crew = Crew(2)
+    crew = ProcessPool(2)
     held, dies = crew.submit(chores.hold, 0), crew.submit(os._exit, 1)
     waiting = crew.submit(chores.hold, 1)
     assert broken(dies) and broken(held) and broken(waiting)
@@ -186,13 +186,13 @@ def test_a_worker_that_dies_ends_all(chores: Any) -> None:
 
 
 def test_dismissed_workers_end_at_once(chores: Any) -> None:
-    crew = Crew(2, lanes=2)
+    crew = ProcessPool(2, threads_per_process=2)
     held = [crew.submit(chores.hold, number) for number in range(3)]
     began(0, 1)
-    crew.dismiss()
+    crew.kill()
     assert not multiprocessing.active_children()
     assert all(map(broken, held))
-    crew.dismiss()
+    crew.kill()
     crew.shutdown()
 
 
@@ -202,21 +202,21 @@ def test_nothing_is_left_of_what_dismissed_workers_wrote(
     (here / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(here / "tmp"))
     monkeypatch.setattr("tempfile.tempdir", None)
-    crew = Crew(1)
+    crew = ProcessPool(1)
     future = crew.submit(chores.draft)
     while not (here / "drafted").exists():
         assert not future.done(), future.exception()
         time.sleep(0.01)
     assert list((here / "tmp").glob("onnxfi-*/faulty.onnx"))
-    crew.dismiss()
+    crew.kill()
     assert not list((here / "tmp").glob("onnxfi-*"))
 
 
 def test_who_has_done_all_is_not_dismissed(chores: Any) -> None:
-    crew = Crew(1)
+    crew = ProcessPool(1)
     assert crew.submit(int, "3").result() == 3
     crew.shutdown(wait=False)
-    crew.dismiss()
+    crew.kill()
     [worker] = crew._workers
     worker.process.join(LONG)
     assert worker.process.exitcode == 0, "it went by itself"
@@ -225,7 +225,7 @@ def test_who_has_done_all_is_not_dismissed(chores: Any) -> None:
 def test_the_first_crew_takes_who_is_hatched(chores: Any) -> None:
     with hatched():
         [child] = multiprocessing.active_children()
-        with pytest.raises(ValueError, match="stop"), begun(2, chores.hold, 0, lanes=2) as early:
+        with pytest.raises(ValueError, match="stop"), started_pool(2, chores.hold, 0, threads_per_process=2) as early:
             assert early is not None
             began(0)
             assert multiprocessing.active_children() == [child]
@@ -233,7 +233,7 @@ def test_the_first_crew_takes_who_is_hatched(chores: Any) -> None:
         assert not multiprocessing.active_children(), "they end where what follows goes wrong"
     with hatched():
         assert len(multiprocessing.active_children()) == 1
-        with begun(0, int) as none:
+        with started_pool(0, int) as none:
             assert none is None
 
 
@@ -243,14 +243,14 @@ def test_ctrl_c_does_not_reach_who_just_begins() -> None:
         for _ in range(20):
             os.kill(worker.process.pid, signal.SIGINT)
             time.sleep(0.01)
-        crew = Crew(1)
+        crew = ProcessPool(1)
         assert crew.submit(int, "3").result() == 3
         crew.shutdown()
 
 
 def test_a_lasting_crew_is_lent_and_made_anew_where_it_has_died() -> None:
-    made: list[Crew] = []
-    with lasting(lambda size: made.append(Crew(size)) or made[-1]) as lent:  # type: ignore[func-returns-value]
+    made: list[ProcessPool] = []
+    with reusable_pool(lambda size: made.append(ProcessPool(size)) or made[-1]) as lent:  # type: ignore[func-returns-value]
         with lent(1) as crew:
             pid = crew.submit(os.getpid).result(LONG)
         assert lent(1).submit(os.getpid).result(LONG) == pid and len(made) == 1
@@ -260,7 +260,7 @@ def test_a_lasting_crew_is_lent_and_made_anew_where_it_has_died() -> None:
 
 def test_what_a_worker_is_asked_may_have_processes_of_its_own(chores: Any) -> None:
     """As a source of data may."""
-    crew = Crew(1)
+    crew = ProcessPool(1)
     assert crew.submit(chores.nested).result() == 0
     crew.shutdown()
 
@@ -268,8 +268,8 @@ def test_what_a_worker_is_asked_may_have_processes_of_its_own(chores: Any) -> No
 def test_a_crew_that_nobody_lets_go_ends_with_the_program(chores: Any, here: Path) -> None:
     script = here / "script.py"
     script.write_text(
-        "from onnxfi.campaign.execute.process_pool import Crew\nimport os\n"
-        "if __name__ == '__main__':\n    print(Crew(1).submit(os.getpid).result())\n"
+        "from onnxfi.campaign.execute.process_pool import ProcessPool\nimport os\n"
+        "if __name__ == '__main__':\n    print(ProcessPool(1).submit(os.getpid).result())\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

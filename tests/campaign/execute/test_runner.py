@@ -29,7 +29,7 @@ import onnxfi
 from onnxfi.campaign.execute import canary, runner
 from onnxfi.campaign.execute.export_trial import export_trial
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
-from onnxfi.campaign.execute.process_pool import Crew
+from onnxfi.campaign.execute.process_pool import ProcessPool
 from onnxfi.campaign.execute.runner import plan, run
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan import open_model
@@ -189,18 +189,18 @@ def test_processes_have_a_model_open_beside_each_other_where_there_is_room(
     monkeypatch.setattr(open_model, "give_back", lambda: None)
     assert open_model.beside(model, 2 * model.source.size) and not open_model.beside(model, 2 * model.source.size - 1)
     order: list[str] = []
-    changes, submit = canary.changes, Crew.submit
+    changes, submit = canary.changes, ProcessPool.submit
 
     def seen(bench: TrialExecutor, target: Target) -> bool:
         order.append("here")
         return changes(bench, target)
 
-    def given(crew: Crew, call: Any, *args: Any) -> Any:
+    def given(crew: ProcessPool, call: Any, *args: Any) -> Any:
         order.append(call.__name__)
         return submit(crew, call, *args)
 
     monkeypatch.setattr(canary, "changes", seen)
-    monkeypatch.setattr(Crew, "submit", given)
+    monkeypatch.setattr(ProcessPool, "submit", given)
     ran(campaign(trials=4), here / "wide.db", workers=1)
     assert order[:3] == ["ahead", "shown", "work"] and "here" in order
     order.clear()

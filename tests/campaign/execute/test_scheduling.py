@@ -27,10 +27,10 @@ from onnxfi.campaign.execute import runner, scheduling, worker
 from onnxfi.campaign.execute.golden_run import digest
 from onnxfi.campaign.execute.route_cache import RouteCache
 from onnxfi.campaign.execute.runner import run
-from onnxfi.campaign.execute.scheduling import lanes
-from onnxfi.campaign.execute.task_batches import Task
+from onnxfi.campaign.execute.scheduling import threads_per_process
+from onnxfi.campaign.execute.task_batches import PendingTrial
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
-from onnxfi.campaign.execute.worker import Job, run_here, work
+from onnxfi.campaign.execute.worker import WorkerSetup, run_in_process, work
 from onnxfi.campaign.plan.plan import make_plan
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.faults.faultlist import Header
@@ -100,13 +100,15 @@ def test_lanes_find_what_one_alone_finds(
     assert tables(here / "lanes.db") == tables(here / "alone.db")
 
 
-def asked(folder: Path, kept_bytes: int = 1 << 30, **fields: Any) -> tuple[TrialExecutor, Job, list[list[Task]]]:
+def asked(
+    folder: Path, kept_bytes: int = 1 << 30, **fields: Any
+) -> tuple[TrialExecutor, WorkerSetup, list[list[PendingTrial]]]:
     """A campaign on net.onnx as workers know it, and its trials one by one."""
     bench = TrialExecutor.open(
         Campaign(str(folder / "net.onnx"), str(folder / "x.npz"), provider="cpu", **fields), kept_bytes
     )
     plan, (golden, golden_s) = make_plan(bench.opened.campaign, bench.opened.reach), bench.golden_runs.run()
-    job = Job(bench.opened.campaign, plan.header.line(), digest(golden), golden_s, kept_bytes=kept_bytes)
+    job = WorkerSetup(bench.opened.campaign, plan.header.line(), digest(golden), golden_s, kept_bytes=kept_bytes)
     return bench, job, [[(trial.trial, trial.lines)] for trial in plan.trials()]
 
 
@@ -158,7 +160,7 @@ def test_any_network_shared_by_four_threads(
     bench, job, tasks = asked(folder, kept_bytes, batch=2, single=True, trials=32, target=target)
     pending = [[task for [task] in tasks[k : k + 3]] for k in range(0, len(tasks), 3)]
     golden, header = bench.golden_runs.run()[0], Header.parse(job.header, "the plan")
-    alone = list(run_here(bench, golden, header, iter(pending)))
+    alone = list(run_in_process(bench, golden, header, iter(pending)))
     with four() as pool:
         found = [result for some in pool.map(partial(work, job), pending) for result in some]
     assert [replace(r, time_s=0.0) for r in found] == [replace(r, time_s=0.0) for r in alone]
@@ -201,17 +203,24 @@ if number == 20:
 
 def test_which_campaigns_have_lanes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = campaign()
-    assert lanes(wanted, None) == lanes(wanted, None, TrialExecutor.open(wanted)) == 1, "a small model"
+    assert threads_per_process(wanted, None) == threads_per_process(wanted, None, TrialExecutor.open(wanted)) == 1, (
+        "a small model"
+    )
     size = (here / "m.onnx").stat().st_size
     monkeypatch.setattr(scheduling, "_LARGE_BYTES", 100)
-    assert lanes(wanted, None) == lanes(wanted, None, TrialExecutor.open(wanted)) == 4 and size > 100
-    assert lanes(wanted, 1 << 30) == lanes(wanted, 1 << 30, TrialExecutor.open(wanted)) == 1, (
-        "a limit is each worker's own"
+    assert (
+        threads_per_process(wanted, None) == threads_per_process(wanted, None, TrialExecutor.open(wanted)) == 4
+        and size > 100
     )
-    assert lanes(replace(wanted, threads=2), None) == 1
-    assert lanes(replace(wanted, model="none.onnx"), None) == 1
+    assert (
+        threads_per_process(wanted, 1 << 30) == threads_per_process(wanted, 1 << 30, TrialExecutor.open(wanted)) == 1
+    ), "a limit is each worker's own"
+    assert threads_per_process(replace(wanted, threads=2), None) == 1
+    assert threads_per_process(replace(wanted, model="none.onnx"), None) == 1
     for none, known in (("no driver", 4), (None, 1)):
         monkeypatch.setattr(scheduling, "no_cuda", lambda none=none: none)
-        assert lanes(replace(wanted, provider="auto"), None) == known, "as far as one can say before it runs"
+        assert threads_per_process(replace(wanted, provider="auto"), None) == known, (
+            "as far as one can say before it runs"
+        )
     monkeypatch.undo()
     assert scheduling._LARGE_BYTES == 8 << 20
