@@ -100,8 +100,8 @@ def train(way: str, data: dict[str, np.ndarray], test: dict[str, np.ndarray], ep
         for trial in range(1, 6):
             with training.faulty(trial=1_000_000 + trial):
                 after.append(accuracy(model, test))
-        golden, struck = accuracy(model, test), float(np.mean(after))
-        print(f"{way:>8} {epoch + 1:>6} {golden:>10.1%} {struck:>14.1%}  {'#' * round(40 * struck)}", flush=True)
+        golden, faulty = accuracy(model, test), float(np.mean(after))
+        print(f"{way:>8} {epoch + 1:>6} {golden:>10.1%} {faulty:>14.1%}  {'#' * round(40 * faulty)}", flush=True)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Quantisation-aware training in PyTorch to an ONNX file that stores int8 weights, whose integers are then struck.
+"""Quantisation-aware training in PyTorch, an ONNX file with int8 weights, and faults in its integers.
 
     bash scripts/get_data.sh && python examples/quantisation_aware.py
 
@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def measure(model: nn.Module, folder: Path, test: dict, repeat: int) -> None:
-    """Export, fold, and strike the integers."""
+    """Export, fold, and inject faults into the integers."""
     trained, stored = folder / "trained.onnx", folder / "int8.onnx"
     # An activation that lies between two integers may round either way, so the outputs differ by a step at most.
     few = {"image": test["image"][:64]}
@@ -118,13 +118,13 @@ def measure(model: nn.Module, folder: Path, test: dict, repeat: int) -> None:
     print(f"one fault: {example.site}, {example.value('before')} -> {example.value('after')}")
     print(f"{'BER per bit':>12} {'faults':>8} {'top-1':>8} {'lowest':>8}   of {repeat} trials")
     for ber in (1e-4, 1e-3, 1e-2):
-        found, struck = [], 0
+        found, injected = [], 0
         for trial in range(1, repeat + 1):
             drawn = onnxfi.sample(int8, ber=ber, seed=1, trial=trial, selector=integers)
             onnxfi.inject(int8, drawn, faulty_file)
-            struck += drawn.drawn
+            injected += drawn.drawn
             found.append(onnxfi.evaluate(faulty_file, data, golden=golden, engine=engine).metrics["top1"])
-        print(f"{ber:>12g} {struck / repeat:>8.1f} {sum(found) / repeat:>8.2%} {min(found):>8.2%}", flush=True)
+        print(f"{ber:>12g} {injected / repeat:>8.1f} {sum(found) / repeat:>8.2%} {min(found):>8.2%}", flush=True)
     faulty_file.unlink()
 
 

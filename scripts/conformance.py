@@ -52,7 +52,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a case ended: `passed`, `failed`, or why it could not be tried."""
+    """The verdict of a case: `passed`, `failed`, or the reason why it was skipped."""
 
     case: str
     end: str
@@ -136,8 +136,8 @@ def check(case: Case) -> Verdict:
     except OnnxfiError as error:
         return Verdict(case.name, "refused", str(error))
     if not done.armed.sites:
-        reasons = "; ".join(done.left_out) or "no value in flight"
-        return Verdict(case.name, "nothing that can be struck", reasons)
+        reasons = "; ".join(done.left_out) or "no activation"
+        return Verdict(case.name, "no target for faults", reasons)
     return _compare(case, done.armed, feeds, golden)
 
 
@@ -164,7 +164,7 @@ def _compare(case: Case, armed: Armed, feeds: dict[str, Any], golden: dict[str, 
         return Verdict(case.name, "failed", "disarmed is not the plain model", sites)
     if site is None or random or not found[site.name].size:
         return Verdict(case.name, "passed", "no output could be read back", sites, exact=exact)
-    return _struck(case, armed, feeds, site, session, found[site.name], exact)
+    return _check_faulty(case, armed, feeds, site, session, found[site.name], exact)
 
 
 _RANDOM = {
@@ -182,7 +182,7 @@ def _readable(armed: Armed, outputs: set[str]) -> Activation | None:
     """The value in the middle of the graph that can be read back; an output of the model where there is no other."""
     able = [a for a in armed.sites if (not a.path and a.target.word.bits >= 8) or a.target.dtype == "bool"]
     able = [a for a in able if not a.path and a.target.kind == "activation"]
-    # A struck integer may be a shape further on, which no model survives: outputs are read back instead.
+    # A faulty integer may be a shape further on, which no model survives: outputs are read back instead.
     floats = [a for a in able if a.target.word.is_float or a.name in outputs]
     return floats[len(floats) // 2] if floats else None
 
@@ -196,7 +196,7 @@ def _with_output(proto: onnx.ModelProto, site: Activation | None) -> bytes:
     return made.SerializeToString()
 
 
-def _struck(
+def _check_faulty(
     case: Case, armed: Armed, feeds: dict[str, Any], site: Activation, session: Any, before: Any, exact: bool
 ) -> Verdict:
     word, sites = site.target.word, len(armed.sites)

@@ -42,7 +42,7 @@ FORMAT = re.sub(r"@font-face\s*{{.*?}}\s*", "", CONSOLE_SVG_FORMAT, flags=re.S).
 
 
 def printed(command: str) -> str:
-    """What a command prints on a terminal of COLUMNS, with its colours. It runs in a folder that has the models."""
+    """Return the coloured output of a command on a terminal of COLUMNS; it runs in a folder with the models."""
     master, slave = pty.openpty()
     env = {**os.environ, "COLUMNS": str(COLUMNS), "TERM": "xterm-256color", "PYTHONUTF8": "1", "PYTHONPATH": str(ROOT)}
     for name in ("NO_COLOR", "FORCE_COLOR", "ONNXFI_LOG_LEVEL"):

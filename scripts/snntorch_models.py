@@ -27,7 +27,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "tests" / "graph" / "spiking"
 
 @dataclass(frozen=True)
 class Kind:
-    """What a test network is like; `named` gives its modules names of the user's own, one inside another."""
+    """The properties of a test network; `named` gives its modules names of the user's own, one inside another."""
 
     reset: str = "subtract"
     learned: bool = False
@@ -180,8 +180,8 @@ def patched(net: Net, x: Tensor, case: Case) -> tuple[np.ndarray, ...]:
         return changed
 
     def patch(variable: str, value: Tensor, k: int, t: int) -> Tensor:
-        struck = (variable, k) == (case.variable, case.layer) and case.first <= t <= case.last
-        return change(value) if struck else value
+        faulty = (variable, k) == (case.variable, case.layer) and case.first <= t <= case.last
+        return change(value) if faulty else value
 
     with torch.no_grad():
         kept = {name: getattr(neurons, name) for name in ("threshold", "beta")}

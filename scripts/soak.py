@@ -68,7 +68,7 @@ def rows(store: Path) -> dict[str, list[Any]]:
 
 
 def whole(folder: Path, trials: int) -> tuple[dict[str, list[Any]], float]:
-    """What an undisturbed run writes, and the seconds that it takes."""
+    """Return the results of an undisturbed run, and its duration in seconds."""
     begun = time.monotonic()
     done = ran(campaign(folder / "whole.db", trials))
     assert done.returncode == 0, done.stderr
@@ -239,7 +239,7 @@ def same(given: argparse.Namespace, folder: Path) -> bool:
 
 
 def memory(given: argparse.Namespace, folder: Path) -> bool:
-    """How much memory one process holds while it runs many trials."""
+    """Return the memory of one process while it runs many trials."""
     process = subprocess.Popen(
         campaign(folder / "long.db", given.count, "--workers", 0), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

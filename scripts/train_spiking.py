@@ -52,7 +52,7 @@ class FashionSnn(nn.Module):
         self.fc = nn.Linear(16 * 7 * 7, 10)
 
     def forward(self, image: Tensor) -> Tensor:
-        """How often each of the last neurons fires: [N, 10]."""
+        """Return the spike counts of the last neurons: [N, 10]."""
         first = self.conv1(image)
         states: list[Tensor | None] = [None] * 3
         count = torch.zeros(())

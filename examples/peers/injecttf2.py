@@ -3,7 +3,7 @@
     python injecttf2.py
 
 Runs the campaign of injecttf2.yaml as it stands, with a given bit, and with a smaller probability. In each trial one
-element of the layer's output is struck in each sample, with that probability.
+element of the layer's output is faulty in each sample with that probability.
 """
 
 import contextlib

@@ -2,8 +2,8 @@
 
     python nebula.py
 
-NEBULA's benchmark strikes every weight of every layer once and prints the time that takes. Here each weight loses its
-highest mantissa bit (22), a layer at a time, and the accuracy after it is printed too.
+NEBULA's benchmark injects faults into every weight of every layer once and prints the time that takes. Here each weight
+loses its highest mantissa bit (22), a layer at a time, and the accuracy after it is printed too.
 """
 
 import tempfile
@@ -43,11 +43,11 @@ def main(folder: Path) -> None:
     for layer in converted.layers:
         begun = time.perf_counter()
         one_each = onnxfi.sample(model, ber=1.0, selector=onnxfi.Selector(include=(f"={layer}",), bits="22"))
-        struck = onnxfi.inject(model, one_each)
+        faulty = onnxfi.inject(model, one_each)
         seconds = time.perf_counter() - begun
         total += seconds
-        assert struck.data is not None
-        top1 = onnxfi.evaluate(struck.data, data, golden=golden).metrics["top1"]
+        assert faulty.data is not None
+        top1 = onnxfi.evaluate(faulty.data, data, golden=golden).metrics["top1"]
         print(f"{layer:>8}: one fault in each of {one_each.drawn:,} weights in {seconds:.3f} s, accuracy {top1:.1%}")
     print(f"all layers: {total:.3f} s")
 

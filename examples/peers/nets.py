@@ -1,4 +1,4 @@
-"""Small classifiers of 28x28 images, trained in seconds on real ones: what the examples in this folder strike.
+"""Small classifiers of 28x28 images, trained in seconds on real ones: the models of the examples in this folder.
 
 The 2,000 labelled Fashion-MNIST images of models/ are all they need: 1,500 to train, 500 that training does not see.
 """

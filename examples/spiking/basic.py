@@ -1,6 +1,6 @@
 # %% [markdown]
 # # Faults in the neurons of a spiking network
-# Find the neurons of an exported network, give each of them words of its own, and strike some.
+# Find the neurons of an exported network, give each of them words of its own, and inject faults into some.
 
 # %%
 import os

@@ -58,7 +58,7 @@ def train(alive: torch.Tensor) -> bytes:
 
 
 # %% [markdown]
-# onnxfi draws which neurons are dead; the same faults strike both networks.
+# onnxfi draws which neurons are dead; the same faults are injected into both networks.
 
 # %%
 golden = train(torch.ones(HIDDEN))
@@ -70,9 +70,9 @@ adapted = train(alive)
 
 
 # %%
-def accuracy(model: bytes, struck: bool) -> float:
+def accuracy(model: bytes, faulty: bool) -> float:
     """Top-1 of the 500 images that nobody learned from."""
-    if struck:
+    if faulty:
         opened = onnxfi.load(model)
         model = onnxfi.inject(opened, onnxfi.sample(opened, count=DEAD, fault="dead", selector=chosen, seed=1)).data
     session = onnxfi.OrtEngine(provider="cpu").prepare(model)

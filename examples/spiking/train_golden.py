@@ -41,7 +41,7 @@ def counts(x: torch.Tensor) -> torch.Tensor:
 
 
 def reset(state: torch.Tensor | float) -> torch.Tensor | float:
-    """What a neuron loses because it spiked in the step before."""
+    """Return what a neuron loses after a spike in the previous step."""
     return fire(state - 1.0).detach() if isinstance(state, torch.Tensor) else 0.0
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from onnxfi.cli.options import CODE, JSON, LINKS, MODEL, add_options, run_options
+from onnxfi.cli.options import CODE, JSON, LINKS, MODEL, GroupedCommand, add_options, run_options
 
 if TYPE_CHECKING:
     from onnxfi.campaign.gate.check import Checked
@@ -32,7 +32,7 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-@click.command("check", short_help="Check MODEL against the limits of a budget.")
+@click.command("check", cls=GroupedCommand, short_help="Check MODEL against the limits of a budget.")
 @MODEL
 @add_options(_OPTIONS)
 @run_options

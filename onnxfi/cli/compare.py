@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxfi.cli.options import JSON, LINKS, run_options, select_options
+from onnxfi.cli.options import JSON, LINKS, GroupedCommand, run_options, select_options
 
 if TYPE_CHECKING:
     from onnxfi.campaign.execute.runner import Running
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from onnxfi.tasks.task import Metric
 
 
-@click.command("compare", short_help="Compare versions of a network at the same bit error rates.")
+@click.command("compare", cls=GroupedCommand, short_help="Compare versions of a network at the same bit error rates.")
 @click.argument("models", metavar="MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--ber", required=True, metavar="RATES", help="Bit error rates: 1e-6, a list 1e-6,1e-5, or decades 1e-7:1e-3."

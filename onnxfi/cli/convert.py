@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxfi.cli.options import JSON
+from onnxfi.cli.options import JSON, GroupedCommand
 
 if TYPE_CHECKING:
     from onnxfi.converters import Converted
     from onnxfi.errors import ConversionError
 
 
-@click.command("convert", short_help="Convert a model of PyTorch, Keras, TensorFlow or scikit-learn to ONNX.")
+@click.command(
+    "convert", cls=GroupedCommand, short_help="Convert a model of PyTorch, Keras, TensorFlow or scikit-learn to ONNX."
+)
 @click.argument("source", metavar="SOURCE")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, metavar="OUT", help="ONNX file to write.")
 @click.option(

@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.options import JSON, LINKS, MODEL, run_options
+from onnxfi.cli.options import JSON, LINKS, MODEL, GroupedCommand, run_options
 
 
-@click.command("eval", short_help="Run MODEL on data and print its metrics.")
+@click.command("eval", cls=GroupedCommand, short_help="Run MODEL on data and print its metrics.")
 @MODEL
 @run_options
 @LINKS

@@ -11,7 +11,7 @@ import click
 
 from onnxfi.cli import options
 from onnxfi.cli.instrument import activation_options
-from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, run_options, select_options
+from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, GroupedCommand, run_options, select_options
 
 if TYPE_CHECKING:
     from onnxfi.graph.model.loading import Model
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _MAX_LISTED = 10_000
 
 
-@click.command("inject", short_help="Inject faults into MODEL and write the faulty model.")
+@click.command("inject", cls=GroupedCommand, short_help="Inject faults into MODEL and write the faulty model.")
 @MODEL
 @click.option("--ber", metavar="P", help="Inject a fault at each site with probability P (bit error rate), as 1e-6.")
 @click.option("--count", type=int, metavar="N", help="Inject faults at N different sites.")

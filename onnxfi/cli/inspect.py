@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from onnxfi.cli.options import JSON, LINKS, MODEL, NEURONS, select_options, selector_of
+from onnxfi.cli.options import JSON, LINKS, MODEL, NEURONS, GroupedCommand, select_options, selector_of
 
 
-@click.command("inspect", short_help="List the targets of faults in MODEL.")
+@click.command("inspect", cls=GroupedCommand, short_help="List the targets of faults in MODEL.")
 @MODEL
 @select_options
 @NEURONS

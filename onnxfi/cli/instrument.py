@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.options import CUSTOM_OPS, JSON, LINKS, MODEL, NEURONS, PATH, select_options
+from onnxfi.cli.options import CUSTOM_OPS, JSON, LINKS, MODEL, NEURONS, PATH, GroupedCommand, select_options
 
 if TYPE_CHECKING:
     from onnxfi.graph.model.loading import Model
@@ -44,7 +44,7 @@ def opset_of(flags: dict[str, Any]) -> int | str:
     return int(text) if text.isdecimal() and len(text) < 9 else text
 
 
-@click.command("instrument", short_help="Write a model with inputs for faults.")
+@click.command("instrument", cls=GroupedCommand, short_help="Write a model with inputs for faults.")
 @MODEL
 @click.option(
     "--target",

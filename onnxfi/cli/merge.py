@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from onnxfi.cli.options import JSON, PATH
+from onnxfi.cli.options import JSON, PATH, GroupedCommand
 
 
-@click.command("merge", short_help="Merge several stores of one campaign.")
+@click.command("merge", cls=GroupedCommand, short_help="Merge several stores of one campaign.")
 @click.argument("out", type=PATH)
 @click.argument("stores", metavar="IN…", nargs=-1, required=True, type=PATH)
 @JSON

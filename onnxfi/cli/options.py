@@ -37,8 +37,8 @@ _DATA = (
     click.option("--batch", type=click.IntRange(1), metavar="N", default=32, show_default=True, help="Samples in a batch."),
     click.option("--batch-axis", type=click.IntRange(0), metavar="N", default=0, show_default=True, help="Axis of the samples in the inputs."),
     click.option("--output", metavar="NAME", help="Output to score (default: the only 2-D float output)."),
-    click.option("--task", metavar="TASK", default="auto", show_default=True, help="What the output means: classification, deviation, NAME:key=value, module:name; auto takes class scores where the shape is that of some."),
-    click.option("--metric", multiple=True, metavar="METRIC", help="A further metric: module:name, or an installed one. Repeatable."),
+    click.option("--task", metavar="TASK", default="auto", show_default=True, help="Task of the model: classification, deviation, NAME:key=value, or module:name; auto: classification where the shape of the output fits."),
+    click.option("--metric", multiple=True, metavar="METRIC", help="Further metric: module:name, or the name of an installed one. Repeatable."),
     click.option("--time-axis", type=click.IntRange(0), metavar="N", help="Axis of the time steps in the scored output: the spikes along it are counted, and the counts are scored."),
 )  # fmt: skip
 CUSTOM_OPS = click.option("--custom-ops", multiple=True, metavar="LIB", help="Library of custom operators. Repeatable.")
@@ -52,10 +52,53 @@ _ENGINE = (
 )  # fmt: skip
 #: Parameters of the selection, and those that need data.
 SELECTION = ("include", "exclude", "op", "dtype", "role", "bits", "elements")
-RUN_PARAMETERS = (
-    *("preprocess", "samples", "batch", "batch_axis", "output", "task", "metric", "time_axis"),
-    *("engine", "provider", "provider_option", "threads", "optimization", "custom_ops"),
-)
+_DATA_PARAMETERS = ("preprocess", "samples", "batch", "batch_axis", "output", "task", "metric", "time_axis")
+_ENGINE_PARAMETERS = ("engine", "provider", "provider_option", "threads", "optimization", "custom_ops")
+RUN_PARAMETERS = (*_DATA_PARAMETERS, *_ENGINE_PARAMETERS)
+#: Groups of options in `--help`; others are listed last.
+_GROUPS = {
+    "Trials": (
+        *(
+            "ber",
+            "per_sample",
+            "count",
+            "per_tensor",
+            "sites",
+            "single",
+            "trials",
+            "margin",
+            "confidence",
+            "per",
+            "adaptive",
+        ),
+        *("relative_margin", "rate", "method", "exhaustive", "faults", "undo", "mix", "repeat", "seed"),
+    ),
+    "Faults": ("fault", "target", "persistence", "all", "expose", "neurons", "body", "inline", "values"),
+    "Selection": (*SELECTION, "layers"),
+    "Data": ("data", *_DATA_PARAMETERS),
+    "Outcomes": ("scores", "tolerance", "due"),
+    "Engine": (*_ENGINE_PARAMETERS, "route"),
+    "Execution": ("workers", "timeout_s", "worker_memory", "memory", "scheduler", "local_cluster", "shard", "time_s"),
+}
+
+
+class GroupedCommand(click.Command):
+    """A command whose `--help` lists options by groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, a section for each group."""
+        sections: dict[str, list[tuple[str, str]]] = {title: [] for title in (*_GROUPS, "Options")}
+        for parameter in self.get_params(ctx):
+            title = next((title for title, names in _GROUPS.items() if parameter.name in names), "Options")
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                sections[title].append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
 LINKS = click.option("--allow-links", is_flag=True, help="Follow symbolic and hard links to external data.")
 CODE = click.option(
     "--allow-code",

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli.campaign_options import SOURCE, campaign_of, campaign_options
-from onnxfi.cli.options import JSON, PATH
+from onnxfi.cli.options import JSON, PATH, GroupedCommand
 
 if TYPE_CHECKING:
+    from onnxfi.campaign.plan.plan import Plan
     from onnxfi.campaign.report.cost_estimate import Cost
 
 
-@click.command("plan", short_help="Print the number of trials of a campaign on MODEL and their cost.")
+@click.command(
+    "plan", cls=GroupedCommand, short_help="Print the number of trials of a campaign on MODEL and their cost."
+)
 @SOURCE
 @campaign_options
 @click.option("-o", "--out", type=PATH, metavar="PLAN.jsonl", help="Write all trials as a fault list.")
@@ -64,21 +67,7 @@ def command(source: Path, out: Path | None, times: Path | None, print_spec: bool
         with progress("planning") as on_progress:
             write_plan(made, out, progress=on_progress)
     if as_json:
-        strata = [{**g.told(), "population": g.population, "trials": g.trials} for g in made.groups]
-        rounds = None
-        if campaign.adaptive:
-            rounds = {
-                "rate": campaign.rate, "method": campaign.method, "margin": campaign.margin,
-                "relative_margin": campaign.relative_margin, "min_trials": made.fewest, "fixed_size": made.fixed_size,
-            }  # fmt: skip
-        print_json({
-            "model": campaign.model, "digest": made.model.digest, "sampling": campaign.way,
-            "trials": None if campaign.adaptive else len(made), "adaptive": rounds,
-            "population": made.header.population, "unit": made.header.unit, "confidence": campaign.confidence,
-            "margin": campaign.margin if made.margin is None else made.margin, "strata": strata,
-            "output": None if out is None else str(out), "trial_s": trial_s,
-            "times": None if cost is None else cost.row(),
-        })  # fmt: skip
+        print_json(_document(made, cost, trial_s, out))
         return
     for line in made.describe():
         print_line(line)
@@ -90,6 +79,23 @@ def command(source: Path, out: Path | None, times: Path | None, print_spec: bool
         print_line(f"{measured}, {which} about {duration(trials * trial_s)} on one core")
     if out is not None:
         print_line(f"wrote {out}")
+
+
+def _document(plan: Plan, cost: Cost | None, trial_s: float | None, out: Path | None) -> dict[str, Any]:
+    campaign, adaptive = plan.campaign, None
+    if campaign.adaptive:
+        adaptive = {
+            "rate": campaign.rate, "method": campaign.method, "margin": campaign.margin,
+            "relative_margin": campaign.relative_margin, "min_trials": plan.fewest, "fixed_size": plan.fixed_size,
+        }  # fmt: skip
+    return {
+        "model": campaign.model, "digest": plan.model.digest, "sampling": campaign.way,
+        "trials": None if campaign.adaptive else len(plan), "adaptive": adaptive,
+        "population": plan.header.population, "unit": plan.header.unit, "confidence": campaign.confidence,
+        "margin": campaign.margin if plan.margin is None else plan.margin,
+        "strata": [{**g.told(), "population": g.population, "trials": g.trials} for g in plan.groups],
+        "output": None if out is None else str(out), "trial_s": trial_s, "times": None if cost is None else cost.row(),
+    }  # fmt: skip
 
 
 def _cost_text(cost: Cost) -> str:

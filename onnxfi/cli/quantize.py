@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.options import JSON, LINKS, MODEL, run_options
+from onnxfi.cli.options import JSON, LINKS, MODEL, GroupedCommand, run_options
 
 if TYPE_CHECKING:
     from onnxfi.runtime.quantize.quantize import Quantised
@@ -27,7 +27,9 @@ _RECIPE_FIELDS = (
 )
 
 
-@click.command("quantize", short_help="Quantise MODEL with ONNX Runtime and compare it with the original.")
+@click.command(
+    "quantize", cls=GroupedCommand, short_help="Quantise MODEL with ONNX Runtime and compare it with the original."
+)
 @MODEL
 @click.option("--mode", required=True, metavar="MODE", help="Mode: static, dynamic, weight-only, fp16 or bf16.")
 @click.option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxfi.cli.options import JSON, PATH
+from onnxfi.cli.options import JSON, PATH, GroupedCommand
 
 if TYPE_CHECKING:
     from onnxfi.campaign.execute.adaptive_rounds import Look
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from onnxfi.tasks.task import Metric, Task
 
 
-@click.command("report", short_help="Print the rates of a campaign; write a page, figures or tables.")
+@click.command(
+    "report", cls=GroupedCommand, short_help="Print the rates of a campaign; write a page, figures or tables."
+)
 @click.argument("stores", metavar="STORE…", nargs=-1, required=True, type=PATH)
 @click.option(
     "--html",

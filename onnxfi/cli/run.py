@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli.campaign_options import SOURCE, campaign_of, campaign_options
-from onnxfi.cli.options import JSON, PATH
+from onnxfi.cli.options import JSON, PATH, GroupedCommand
 
 if TYPE_CHECKING:
     from onnxfi.campaign.execute.runner import Running
@@ -27,7 +27,7 @@ _BAR_S, _LINE_S = 0.5, 60.0
 _MAX_SHARD_LENGTH = 40
 
 
-@click.command("run", short_help="Run a campaign on MODEL: many trials on labelled data.")
+@click.command("run", cls=GroupedCommand, short_help="Run a campaign on MODEL: many trials on labelled data.")
 @SOURCE
 @campaign_options
 @click.option(

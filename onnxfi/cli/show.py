@@ -9,10 +9,12 @@ from typing import Any
 import click
 
 from onnxfi.cli.campaign_options import STORE_ARGUMENT
-from onnxfi.cli.options import JSON, PATH
+from onnxfi.cli.options import JSON, PATH, GroupedCommand
 
 
-@click.command("show", short_help="Show the faults and the outcome of one trial, or export its faulty model.")
+@click.command(
+    "show", cls=GroupedCommand, short_help="Show the faults and the outcome of one trial, or export its faulty model."
+)
 @STORE_ARGUMENT
 @click.argument("trial", type=click.IntRange(1))
 @click.option("--export", type=PATH, metavar="FILE", help="Write the faulty model of the trial.")

@@ -4,7 +4,7 @@
     python scripts/bench/adaptive.py check [--folder FOLDER]               the table against trials that onnxfi runs
     python scripts/bench/adaptive.py study [--runs 1000] [--only WORDS]    campaigns drawn from the table
 
-The table is made with numpy: only what lies behind the struck weight is computed again. A campaign of the study draws
+The table is made with numpy: only what depends on the faulty weight is recomputed. A campaign of the study draws
 with onnxfi's own rounds, scores and intervals; only the value of a trial is looked up instead of run. The last column
 of the study is the share of the campaigns whose interval held the true rate. The last results:
 docs/explanation/statistics.md.
@@ -149,7 +149,7 @@ class Network:
         return (self.a2.reshape(IMAGES, -1) if layer == "fc1" else self.a3)[:, index[1]]
 
 
-def struck(values: Array) -> Array:
+def with_faults(values: Array) -> Array:
     """Each number with each of its bits flipped: [n] to [n, 32]."""
     masks = np.uint32(1) << np.arange(32, dtype=np.uint32)
     return (values.view(np.uint32)[:, None] ^ masks).view(np.float32)
@@ -173,7 +173,7 @@ def part(network: Network, name: str, elements: range) -> tuple[Array, Array]:
     """The same for some elements of a tensor."""
     layer, values = name.split(".", maxsplit=1)[0], network.p[name]
     counts, each = np.zeros((len(elements), 32), np.uint8), np.zeros(IMAGES, np.int64)
-    faulty = struck(values.reshape(-1)[elements.start : elements.stop])
+    faulty = with_faults(values.reshape(-1)[elements.start : elements.stop])
     with np.errstate(all="ignore"):
         for row, k in enumerate(elements):
             index = tuple(int(i) for i in np.unravel_index(k, values.shape))

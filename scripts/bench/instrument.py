@@ -67,11 +67,11 @@ def network(path: Path, rounds: int, batch: int) -> None:
     for label, selector in selections.items():
         done = instrument(model, selector)
         session, armed = ENGINE.prepare(done.data), done.armed
-        strikes = [ActivationFault(a, 7, Mask(0xFFFFFFFF, 1 << 20)) for a in armed.sites]
-        states = {"disarmed": [], "one fault": strikes[len(strikes) // 2 :][:1], "all struck": strikes}
-        for state, struck in states.items():
-            if state != "all struck" or len(strikes) > 1:
-                fed = feeds | columns(armed, struck)
+        faults = [ActivationFault(a, 7, Mask(0xFFFFFFFF, 1 << 20)) for a in armed.sites]
+        states = {"disarmed": [], "one fault": faults[len(faults) // 2 :][:1], "all faulty": faults}
+        for state, injected in states.items():
+            if state != "all faulty" or len(faults) > 1:
+                fed = feeds | columns(armed, injected)
                 jobs[label, state] = lambda s=session, f=fed: s.run(f)  # type: ignore[misc]
     for job in jobs.values():
         job()

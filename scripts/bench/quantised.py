@@ -1,4 +1,4 @@
-"""A quantised model without a fault: the same bytes, and as fast, also while its integers in flight wait for faults.
+"""A quantised model without a fault: the same bytes, and as fast, also while its integer activations are armed.
 
     python scripts/bench/quantised.py [MODEL…] [--rounds 40] [--batch 200] [--json]
 

@@ -734,7 +734,7 @@ def test_numbers_of_any_length_on_the_command_line(flag: str, digits: int, run: 
     assert len(ran.err) < 800
 
 
-def test_too_little_address_space_is_told_before_a_library_meets_it(models: Path) -> None:
+def test_too_little_address_space_is_refused_before_libraries_are_loaded(models: Path) -> None:
     """numpy's BLAS ends the process with 1, which would say that a check failed, or waits for ever."""
     room = 100 << 20
     code = f"import resource as r; r.setrlimit(r.RLIMIT_AS, ({room}, {room})); from onnxfi.cli import main; main()"

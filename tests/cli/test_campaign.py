@@ -164,7 +164,7 @@ def test_an_adaptive_campaign_says_what_it_does_not_know(run: Run, tiny: Path) -
     assert listed.code == 2 and "there is no list to write" in listed.err and not Path("p.jsonl").exists()
 
 
-def test_a_sweep_is_told_rate_by_rate(run: Run, tiny: Path) -> None:
+def test_a_sweep_is_reported_by_rate(run: Run, tiny: Path) -> None:
     ran = run("run", "m.onnx", *DATA, "--ber", "1e-3:1e-1", "--repeat", 3)
     assert "onnxfi: sweep, 3 trials at each of 3 rates per bit: n = 9 trials" in ran.err
     rows = re.findall(r"^ +(0\.001|0\.01|0\.1) +3 ", ran.out, re.M)
@@ -534,8 +534,8 @@ def test_a_large_campaign_is_reckoned_from_a_small_one(run: Run, tiny: Path) -> 
         db.execute("UPDATE results SET time_s = trial")  # 1, 2, 3, 4, 5 s: 3 s, and Student's t is 4.604 at 99 %
     last = run(*million).out.splitlines()[-1]
     assert last == "5 trials of s.db on 12 samples took 3 s each [0, 6.26], all trials about 1.1 hours on one core"
-    told = checked(run(*million, "--json"), "plan")
-    assert (told["trial_s"], told["times"]["trials"], told["times"]["samples"]) == (3.0, 5, 12)
+    document = checked(run(*million, "--json"), "plan")
+    assert (document["trial_s"], document["times"]["trials"], document["times"]["samples"]) == (3.0, 5, 12)
     mlp(tiny, name="n.onnx", seed=9)
     refused = run("plan", "n.onnx", *million[2:])
     assert (refused.code, refused.out) == (2, "")
@@ -546,7 +546,7 @@ def test_a_large_campaign_is_reckoned_from_a_small_one(run: Run, tiny: Path) -> 
     assert "no store 'none.db'" in run(*million[:-1], "none.db").err
 
 
-def test_labels_beyond_the_classes_are_told(run: Run, tiny: Path) -> None:
+def test_labels_beyond_the_classes_are_refused(run: Run, tiny: Path) -> None:
     np.savez("d.npz", x=chance(5, 4), labels=[0, 1, 2, 3, 9])
     ran = run("run", "m.onnx", *DATA, "--ber", "1e-3", "-o", "s.db")
     assert ran.code == 2 and "labels go from 0 to 9, but the model scores 3 classes" in ran.err
@@ -660,7 +660,7 @@ def test_a_table_by_tensor_of_a_network_whose_neurons_are_exposed(run: Run, mode
     assert again.code == 0 and "20 of 20 trials are in" in again.err
 
 
-def test_membrane_potentials_are_struck_from_a_step_on(run: Run, models: Path, tmp_path: Path) -> None:
+def test_membrane_potentials_are_faulty_from_a_step_on(run: Run, models: Path, tmp_path: Path) -> None:
     words = ["run", models / "fashion_snn_scan.onnx", "--data", models / "fashion_test.npz", "--samples", "8"]
     words += ["--expose", "--target", "activations", "--include", "*/membrane", "--bits", "30", "--persistence", "from"]
     ran = run(*words, "--single", "--trials", "12", "--workers", "0", "-o", tmp_path / "snn.db")
@@ -694,8 +694,8 @@ def test_a_selection_of_inputs_that_is_empty_says_what_there_is(run: Run, tiny: 
 
 
 def test_every_name_is_the_same_on_the_terminal_the_page_and_in_json(run: Run, tiny: Path) -> None:
-    told = run("run", "m.onnx", *DATA, "--single", "--trials", 60, "--bits", "exponent", "-o", "s.db").out
-    assert "SDC-1 (silent)" in told and not re.search(r"SDC-1(?! \(silent\)| between)", told.replace("any SDC-1", ""))
+    text = run("run", "m.onnx", *DATA, "--single", "--trials", 60, "--bits", "exponent", "-o", "s.db").out
+    assert "SDC-1 (silent)" in text and not re.search(r"SDC-1(?! \(silent\)| between)", text.replace("any SDC-1", ""))
     page = run("report", "s.db", "--html", "p.html", "--json")
     names = [rate["name"] for rate in page.json["rates"]]
     text = (tiny / "p.html").read_text()

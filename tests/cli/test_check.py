@@ -176,7 +176,7 @@ def test_writing_says_what_it_left_out(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "Missing option '--budget'"),
         (["--budget", "b.yaml", "--force"], "--force requires --write-budget"),
@@ -197,7 +197,7 @@ def test_writing_says_what_it_left_out(run: Run) -> None:
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_leaves_everything_as_it_was(
-    run: Run, place: Path, words: list[Any], said: str
+    run: Run, place: Path, words: list[Any], message: str
 ) -> None:
     def contents() -> dict[str, bytes]:
         return {file.name: file.read_bytes() for file in place.iterdir() if file.is_file()}
@@ -205,7 +205,7 @@ def test_bad_input_is_one_line_and_leaves_everything_as_it_was(
     before = contents()
     ran = run("check", "m.onnx", *words, "--workers", 0)
     assert (ran.code, ran.out) == (2, "")
-    assert said in ran.err and ran.err.startswith("onnxfi: error: ") and ran.err.count("\n") == 1
+    assert message in ran.err and ran.err.startswith("onnxfi: error: ") and ran.err.count("\n") == 1
     assert contents() == before
 
 

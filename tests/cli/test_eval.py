@@ -89,7 +89,7 @@ def test_non_finite_answers_are_counted_by_sample(run: Run, save: Callable[..., 
 # Kinds of data
 
 
-def test_without_data_the_inputs_are_made_up_and_it_is_said(run: Run, models: Path) -> None:
+def test_without_data_inputs_are_synthetic_and_a_note_is_printed(run: Run, models: Path) -> None:
     ran = run("eval", models / "fashion_gru.onnx", "--samples", 3)
     assert ran.code == 0
     assert "3 synthetic samples of seed 0" in ran.out and "say nothing about accuracy" in ran.out

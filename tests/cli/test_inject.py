@@ -49,7 +49,7 @@ def weights(path: Path) -> dict[str, Any]:
     return {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
 
 
-# How much is struck, and where
+# How much is faulty, and where
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -75,12 +75,12 @@ def test_as_many_bits_as_drawn_differ_and_nothing_else(
     onnx.checker.check_model(onnx.load(here / f"{name}.faulty.onnx"))
     if "--per-tensor" in flags:
         targets = run("inspect", path, "--json").json["targets"]
-        struck = [fault["target"] for fault in found["faults"]]
-        assert struck == [t["target"] for t in targets for _ in range(2)]
+        faulty = [fault["target"] for fault in found["faults"]]
+        assert faulty == [t["target"] for t in targets for _ in range(2)]
         assert found["expected"] == found["drawn"] == 2 * len(targets)
 
 
-def test_a_rate_of_one_strikes_every_bit(run: Run, here: Path, models: Path) -> None:
+def test_a_rate_of_one_flips_every_bit(run: Run, here: Path, models: Path) -> None:
     done(run("inject", models / "fashion_cnn.onnx", "--ber", 1, "--include", "fc2"))
     before, after = weights(models / "fashion_cnn.onnx"), weights(here / "fashion_cnn.faulty.onnx")
     for name, array in before.items():
@@ -88,7 +88,7 @@ def test_a_rate_of_one_strikes_every_bit(run: Run, here: Path, models: Path) -> 
         assert np.array_equal(~words if name.startswith("fc2") else words, others)
 
 
-def test_sites_are_struck_where_they_are_named(run: Run, here: Path, models: Path) -> None:
+def test_faults_are_injected_at_named_sites(run: Run, here: Path, models: Path) -> None:
     sites = {("conv1.weight", (3, 0, 1, 2)): 30, ("conv1.weight", (0, 0, 0, 0)): 0, ("fc2.bias", (9,)): 31}
     words = [w for (name, at), bit in sites.items() for w in ("--site", f"{name}[{','.join(map(str, at))}]:{bit}")]
     done(run("inject", models / "fashion_cnn.onnx", *words))
@@ -291,7 +291,7 @@ def test_shapes_that_were_named_replay(run: Run, here: Path, save: Callable[...,
     assert (here / "r.onnx").read_bytes() == (here / "m.onnx").read_bytes()
 
 
-def test_a_number_that_changes_its_length_is_said(run: Run, here: Path) -> None:
+def test_a_number_that_changes_its_length_is_noted(run: Run, here: Path) -> None:
     head = '<ir_version: 10, opset_import: ["": 21]>'
     model = parser.parse_model(head + "g (int64[N] x) => (int64[N] y) { y = Add(x, w) }")
     model.graph.initializer.append(onnx.TensorProto(name="w", data_type=7, dims=[3], int64_data=[1, 2, 3]))
@@ -379,8 +379,8 @@ def test_what_is_printed_without_data(run: Run, models: Path) -> None:
     assert lines[0] == f"{models / 'fashion_cnn.onnx'}: flip, at a rate of 1e-06 per bit, seed 7"
     drawn = re.fullmatch(r"population 3,387,712 bits, expected 3\.39 faults, drawn (\d+)", lines[1])
     assert drawn
-    struck = [row.split()[-2:] for row in lines if re.match(r" (conv|fc)\d +\d+ +[\d,]+ +\d+ +\d+ *$", row)]
-    assert sum(int(faults) for faults, _ in struck) == sum(int(words) for _, words in struck) == int(drawn[1])
+    faulty = [row.split()[-2:] for row in lines if re.match(r" (conv|fc)\d +\d+ +[\d,]+ +\d+ +\d+ *$", row)]
+    assert sum(int(faults) for faults, _ in faulty) == sum(int(words) for _, words in faulty) == int(drawn[1])
     assert len(re.findall(r"^ \S+\[\d+\]:\d+ +flip +\S+ → \S+ +0x[\da-f]+ → 0x[\da-f]+ *$", out, re.M)) == min(
         5, int(drawn[1])
     )

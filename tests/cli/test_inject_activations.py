@@ -89,7 +89,7 @@ def test_a_raise_is_proven_on_the_data_that_is_given(run: Run, here: Path) -> No
         assert not (here / "out.onnx").exists()
 
 
-def test_nothing_to_arm_is_no_error_unless_it_was_asked_for(run: Run, save: Save, here: Path) -> None:
+def test_nothing_to_arm_is_an_error_only_with_a_selection(run: Run, save: Save, here: Path) -> None:
     save("m.onnx", "g (float[N] x) => (float[N] y) { y = Add(x, x) }")
     ran = run("instrument", "m.onnx", "-o", "out.onnx")
     assert ran.code == 0 and "nothing to arm" in ran.out
@@ -100,7 +100,7 @@ def test_nothing_to_arm_is_no_error_unless_it_was_asked_for(run: Run, save: Save
     assert run("instrument", "m.onnx", "-o", "m.onnx").code == 2
 
 
-def test_baked_sites_strike_the_named_sample(run: Run, save: Save, here: Path) -> None:
+def test_inserted_faults_affect_the_named_sample(run: Run, save: Save, here: Path) -> None:
     save("m.onnx", "g (float[N,3] x) => (float[N,3] y) { t = Relu(x)  y = Add(t, t) }")
     ran = run(
         "inject", "m.onnx", "--target", "activations", "--site", "t[1]@sample=1:31", "--site", "y[0]:31", "-o", "f.onnx"

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
 from onnxfi.cli import options
-from onnxfi.cli.commands import COMMANDS
+from onnxfi.cli.commands import COMMANDS, group
 from onnxfi.cli.inject import command as inject_command
 from onnxfi.faults.fault_registry import fault_models
 
@@ -75,8 +76,8 @@ def test_a_selection_can_be_tried(run: Run, models: Path, flags: list[str], targ
     found = run("inspect", models / "fashion_cnn.onnx", *flags, "--json").json
     assert [t["target"] for t in found["targets"]] == targets
     assert found["totals"]["bits"] == sum(t["bits"] for t in found["targets"]) == bits
-    struck = run("inject", models / "fashion_cnn.onnx", *flags, "--count", 1, "--json").json
-    assert struck["population"] == bits
+    faulty = run("inject", models / "fashion_cnn.onnx", *flags, "--count", 1, "--json").json
+    assert faulty["population"] == bits
 
 
 def test_shapes_and_indices_are_left_out_unless_named(run: Run, save: Callable[..., str]) -> None:
@@ -399,8 +400,8 @@ def test_neurons_get_words_of_their_own(run: Run, models: Path, tmp_path: Path) 
     found = run("inspect", out, "--role", "spike", "--json").json
     assert [(t["target"], t["role"], t["elements"]) for t in found["targets"]][-1] == ("lif3/spike", "spike", 10)
     assert all(row["exposed"] for row in found["spiking"]["layers"])
-    struck = run("inject", out, "--site", "lif3/spike[3]", "--fault", "saturated", "-o", tmp_path / "f.onnx", "--json")
-    assert struck.json["faults"][0]["after_value"] == 1.0
+    faulty = run("inject", out, "--site", "lif3/spike[3]", "--fault", "saturated", "-o", tmp_path / "f.onnx", "--json")
+    assert faulty.json["faults"][0]["after_value"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -416,10 +417,24 @@ def test_neurons_get_words_of_their_own(run: Run, models: Path, tmp_path: Path) 
         (["inspect", "{snn}", "--neurons", "{map}"], "names the spike 'spikes', which is not in this model"),
     ],
 )
-def test_what_cannot_be_said_of_neurons(run: Run, models: Path, tmp_path: Path, words: list[str], message: str) -> None:
+def test_flags_without_effect_on_neurons_are_refused(
+    run: Run, models: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
     (tmp_path / "map.yaml").write_text("layers: [{name: a, spike: spikes}]")
     places = {"cnn": models / "fashion_cnn.onnx", "snn": models / "fashion_snn.onnx", "map": tmp_path / "map.yaml"}
     ran = run(*(word.format(**places) for word in words))
     assert ran.code == 2
     assert message in " ".join(ran.err.split())
     assert [file.name for file in tmp_path.iterdir()] == ["map.yaml"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_lists_every_option_once_in_a_group(run: Run, name: str) -> None:
+    command = group.get_command(click.Context(group), name)
+    assert command is not None
+    text = re.split(r"^(?=\w+:$)", run(name, "--help").out, maxsplit=1, flags=re.M)[1]
+    for option in (o for o in command.params if isinstance(o, click.Option)):
+        assert len(re.findall(rf"^  (?:-\w, )?{option.opts[-1]}\b(?!-)", text, re.M)) == 1, option.name
+    if name == "run":
+        titles = ["Trials", "Faults", "Selection", "Data", "Outcomes", "Engine", "Execution", "Options"]
+        assert re.findall(r"^(\w+):$", text, re.M) == titles

@@ -74,7 +74,7 @@ def test_size_and_accuracy_before_and_after_are_printed(run: Run, here: Path) ->
         (("--mode", "fp16", "-o", "no/q.onnx"), "no folder 'no'"),
     ],
 )
-def test_what_is_refused_is_said_in_one_line(run: Run, here: Path, words: tuple[str, ...], message: str) -> None:
+def test_bad_requests_are_refused_in_one_line(run: Run, here: Path, words: tuple[str, ...], message: str) -> None:
     np.savez("small.npz", image=np.zeros((4, 1, 14, 14), np.float32))
     ran = run("quantize", CNN, *words, *([] if "-o" in words else ["-o", "q.onnx"]))
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
@@ -82,7 +82,7 @@ def test_what_is_refused_is_said_in_one_line(run: Run, here: Path, words: tuple[
     assert [p.name for p in here.iterdir()] == ["small.npz"]
 
 
-def test_quantising_twice_is_said(run: Run) -> None:
+def test_quantising_twice_prints_a_note(run: Run) -> None:
     ran = run("quantize", ROOT / "models/fashion_cnn_int8_qdq.onnx", "--mode", "dynamic", "-o", "q.onnx")
     assert (ran.code, ran.err.count("\n")) == (2, 1) and "is quantised already" in ran.err
 
@@ -150,7 +150,7 @@ def test_compare_without_matplotlib_says_what_to_install_before_anything_runs(
         ((*versions(), "--role", "scale"), "--role 'scale' matches nothing"),
     ],
 )
-def test_what_cannot_be_compared_is_said_in_one_line(run: Run, words: tuple[str, ...], message: str) -> None:
+def test_bad_comparisons_are_refused_in_one_line(run: Run, words: tuple[str, ...], message: str) -> None:
     ran = run("compare", *words, *ON, "--ber", "1e-5", "--json")
     assert (ran.code, ran.out) == (2, "")
     assert message in ran.err.splitlines()[-1] and len(ran.err.splitlines()) == 1

@@ -55,7 +55,7 @@ def test_a_missing_extra_is_named_with_the_line_for_pip(name: str, absent: set[s
     assert all(module in str(caught.value) for module in FRAMEWORKS[name].modules)
 
 
-def test_who_has_tensorflow_is_told_what_else(absent: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_of_tensorflow_learn_what_else_to_install(absent: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tf2onnx" else object())
     with pytest.raises(InputError, match=r"need tf2onnx, which is not installed: pip install tf2onnx$"):
         require("tensorflow")
@@ -67,7 +67,7 @@ def test_a_factory_that_needs_what_is_missing(run: Run, absent: set[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["m.keras", "--from", "keraz"], "no framework 'keraz'; closest: 'keras'"),
         (["m.onnx"], "'m.onnx' is an ONNX file already; run onnxfi inspect on it"),
@@ -81,9 +81,9 @@ def test_a_factory_that_needs_what_is_missing(run: Run, absent: set[str]) -> Non
         (["m.h5", "--factory", "a:b", "--from", "keras"], "--factory is for PyTorch checkpoints"),
     ],
 )  # fmt: skip
-def test_bad_sources(run: Run, here: Path, words: list[str], said: str) -> None:
+def test_bad_sources(run: Run, here: Path, words: list[str], message: str) -> None:
     code, out, err = run("convert", *words, "-o", "out.onnx")
-    assert (code, out) == (2, "") and err.startswith("onnxfi: error: ") and said in err and err.count("\n") == 1
+    assert (code, out) == (2, "") and err.startswith("onnxfi: error: ") and message in err and err.count("\n") == 1
     assert not list(here.iterdir())
 
 
@@ -108,26 +108,26 @@ def test_a_module_that_raises_when_it_is_imported(here: Path) -> None:
         call_factory("broken:make")
 
 
-def test_the_framework_is_told_by_the_source(here: Path) -> None:
+def test_the_framework_is_inferred_from_the_source(here: Path) -> None:
     Path("saved").mkdir()
     Path("saved/saved_model.pb").touch()
-    told = {name: framework_of(name) for name in ("a.pt", "a.pth", "a.safetensors", "a.keras", "a.h5", "saved")}
-    assert told == {
+    frameworks = {name: framework_of(name) for name in ("a.pt", "a.pth", "a.safetensors", "a.keras", "a.h5", "saved")}
+    assert frameworks == {
         "a.pt": "torch", "a.pth": "torch", "a.safetensors": "torch", "a.keras": "keras", "a.h5": "keras",
         "saved": "tensorflow",
     }  # fmt: skip
 
 
 def test_the_place_is_looked_at_before_any_work(here: Path) -> None:
-    for out, said in (("no/x.onnx", "no folder 'no'"), (".", "is a directory")):
-        with pytest.raises(OutputError, match=said):
+    for out, message in (("no/x.onnx", "no folder 'no'"), (".", "is a directory")):
+        with pytest.raises(OutputError, match=message):
             conversion.check_output(out)
 
 
 # Comparing
 
 
-def test_a_result_that_agrees_is_written_and_told(here: Path) -> None:
+def test_a_result_that_agrees_is_written_and_reported(here: Path) -> None:
     done = write_checked(exported(), here / "out.onnx", Check())
     assert (done.largest, done.opset, done.layers, done.words) == (0.0, 18, ("MatMul#0", "Add#1"), 6)
     assert done.digest == load(done.out).digest and [p.name for p in here.iterdir()] == ["out.onnx"]

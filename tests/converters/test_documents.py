@@ -22,11 +22,11 @@ PACKAGES = ("torch", "onnxscript", "safetensors", "keras", "tensorflow", "tf2onn
 
 
 def test_the_table_of_versions_is_what_is_installed_for_the_tests() -> None:
-    told = {}
+    pins = {}
     for _, versions, *_, tests in table(read(PAGE), "framework"):
-        told |= dict(re.findall(r"`([\w-]+)` ([\d.]+)", versions))
+        pins |= dict(re.findall(r"`([\w-]+)` ([\d.]+)", versions))
         assert (ROOT / code(tests)[0]).is_file()
-    assert told == PINS
+    assert pins == PINS
 
 
 def test_the_extras_bring_all_that_is_pinned() -> None:

@@ -99,22 +99,22 @@ def test_a_file_that_holds_code_is_not_opened(here: Path, file: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["none.keras"], "no file 'none.keras'"),
-        (["bad.keras"], "Keras cannot open 'bad.keras'"),
-        (["bad.h5"], "Keras cannot open 'bad.h5'"),
+        (["bad.keras"], "Keras cannot load 'bad.keras'"),
+        (["bad.h5"], "Keras cannot load 'bad.h5'"),
         (["framework_models:three", "--from", "keras"], "not a keras.Model"),
         (["framework_models:keras_cnn", "--opset", "20"], "tf2onnx cannot write opset 20; use 9 to 18"),
         (["framework_models:keras_cnn", "--input-shape", "N,28,28,1", "--input-shape", "N,3"], "2 input shapes, but the model takes 1"),
         (["framework_models:keras_cnn", "--data", "none.npz"], "no data at 'none.npz'"),
     ],
 )  # fmt: skip
-def test_bad_input(here: Path, run: Run, words: list[str], said: str) -> None:
+def test_bad_input(here: Path, run: Run, words: list[str], message: str) -> None:
     for name in ("bad.keras", "bad.h5"):
         Path(name).write_bytes(b"junk" * 50)
     code, out, err = run("convert", *words, "-o", "out.onnx")
-    assert (code, out) == (2, "") and said in err.splitlines()[-1], err
+    assert (code, out) == (2, "") and message in err.splitlines()[-1], err
     assert not Path("out.onnx").exists()
 
 

@@ -56,15 +56,15 @@ def test_all_real_samples_and_another_type(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("framework_models:not_fitted", "the LinearSVC is not fitted; call fit in the factory"),
-        ("model.pkl", "is a pickle, which runs code when it is opened"),
+        ("model.pkl", "is a pickle, which runs code when it is loaded"),
         ("framework_models:three", "a builtins.int is not a model"),
     ],
 )
-def test_what_cannot_be_used(here: Path, source: str, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_what_cannot_be_used(here: Path, source: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         convert(source, "out.onnx")
     with pytest.raises(InputError, match="stores models as pickles"):
         convert("model.pkl", "out.onnx", framework="sklearn")

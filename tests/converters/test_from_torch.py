@@ -68,8 +68,8 @@ def test_two_inputs_of_two_types_and_two_outputs(here: Path) -> None:
     assert [(p.name, p.dtype) for p in done.inputs] == [("ids", "int64"), ("factor", "float32")]
     assert len(done.outputs) == 2 and done.relative < 1e-5
     data = {"ids": np.arange(21).reshape(3, 7) % 20, "factor": np.ones((3, 1), np.float32)}
-    told = convert("framework_models:embedding", "out.onnx", data=data)
-    assert told.inputs == done.inputs and told.data == "3 unlabelled samples of the arrays given"
+    converted = convert("framework_models:embedding", "out.onnx", data=data)
+    assert converted.inputs == done.inputs and converted.data == "3 unlabelled samples of the arrays given"
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors", "parallel"])
@@ -103,7 +103,7 @@ def test_checkpoints_that_are_refused(here: Path, run: Run) -> None:
     Path("junk.pt").write_bytes(b"junk" * 20)
     Path("junk.safetensors").write_bytes(b"junk" * 20)
     words = ["--input-shape", IMAGE, "-o", "out.onnx"]
-    for file, said in (
+    for file, message in (
         ("whole.pt", "holds code beside weights, and is not loaded"),
         ("junk.pt", "'junk.pt' is damaged or holds code"),
         ("junk.safetensors", "'junk.safetensors' is damaged"),
@@ -115,7 +115,7 @@ def test_checkpoints_that_are_refused(here: Path, run: Run) -> None:
         ("none.pt", "no file 'none.pt'"),
     ):
         code, out, err = run("convert", file, "--factory", "framework_models:residual", *words)
-        assert (code, out) == (2, "") and said in err, err
+        assert (code, out) == (2, "") and message in err, err
     code, _, err = run("convert", "whole.pt", *words)
     assert code == 2 and "holds code beside weights, and is not loaded" in err
     code, _, err = run("convert", "misfit.pt", *words)
@@ -124,7 +124,7 @@ def test_checkpoints_that_are_refused(here: Path, run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("factory", "shape", "said"),
+    ("factory", "shape", "message"),
     [
         ("branching", "N,3", "depends on values: use torch.where or torch.cond instead of if"),
         ("one_size", "N,3", "the module fixes dimension N of 'x' to 2, so that it cannot vary; write it as a number"),
@@ -133,20 +133,20 @@ def test_checkpoints_that_are_refused(here: Path, run: Run) -> None:
         ("drifting", "N,3", "differs from torch's by"),
     ],
 )
-def test_what_cannot_be_exported_says_what_to_try(here: Path, factory: str, shape: str, said: str) -> None:
+def test_what_cannot_be_exported_says_what_to_try(here: Path, factory: str, shape: str, message: str) -> None:
     with pytest.raises(ConversionError) as caught:
         convert(f"framework_models:{factory}", "out.onnx", input_shape=shape)
-    assert said in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert message in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
     assert not list(here.glob("*.onnx"))
 
 
-def test_a_fixed_batch_where_it_is_asked_for(here: Path) -> None:
+def test_a_fixed_batch_size(here: Path) -> None:
     done = convert("framework_models:one_size", "out.onnx", input_shape="2,3")
     assert done.inputs[0].shape == (2, 3)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({}, "torch needs a sample input for image: give --input-shape"),
         ({"input_shape": "N,1,28,x-"}, "invalid dimension 'x-'"),
@@ -157,8 +157,8 @@ def test_a_fixed_batch_where_it_is_asked_for(here: Path) -> None:
         ({"input_shape": IMAGE, "samples": 0}, "samples must be 1 or more, got 0"),
     ],
 )
-def test_bad_requests(here: Path, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said.replace("(", r"\(")):
+def test_bad_requests(here: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
         convert("framework_models:residual", "out.onnx", **options)
     assert not list(here.iterdir())
 

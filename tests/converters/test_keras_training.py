@@ -168,10 +168,10 @@ def test_fit_draws_at_each_step_and_again_the_same_from_the_seed() -> None:
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         training.compile("sgd", loss, metrics=["accuracy"])
         seen: list[int] = []
-        told = keras.callbacks.LambdaCallback(
+        recorder = keras.callbacks.LambdaCallback(
             on_train_batch_end=lambda batch, logs: seen.append(len(training.last_faults))
         )
-        training.fit(image(32), labels, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=[told])
+        training.fit(image(32), labels, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=[recorder])
         assert int(training.step) == 8
         assert seen == ([1] * 8 if not settings else [0] * 4 + [1] * 4), "from the second epoch on"
         assert np.isfinite(training.evaluate(image(32), labels, verbose=0)).all()
@@ -231,7 +231,7 @@ def test_faulty_activations_hold_what_the_fault_says_and_gradients_pass() -> Non
     assert shared.last_faults[0].sites.index.tolist() != shared.last_faults[1].sites.index.tolist()
 
 
-def test_a_loss_that_is_not_finite_is_said_before_it_does_harm_and_a_clip_holds_it() -> None:
+def test_a_nonfinite_loss_is_refused_before_an_update_and_a_clip_prevents_it() -> None:
     model, selector = cnn(), Selector(include=("fc2/kernel",), bits="30")
     before = named(model)
     training = FaultAwareTraining(model, ber=1.0, selector=selector, seed=1)

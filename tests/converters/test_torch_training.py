@@ -238,7 +238,7 @@ def test_faulty_activations_hold_the_recorded_words_and_gradients_pass() -> None
     assert [f.site for f in training.last_faults[0]] != [f.site for f in first]
 
 
-def test_a_module_that_is_used_twice_draws_twice_and_tuples_are_struck() -> None:
+def test_a_module_that_is_used_twice_draws_twice_also_in_tuples() -> None:
     training = FaultAwareTraining(Residual(), ber=0.001, target="activations", selector=Selector(include=("block",)))
     training(image())
     ids = [part.targets[0].id for part in training.last_faults]
@@ -249,7 +249,7 @@ def test_a_module_that_is_used_twice_draws_twice_and_tuples_are_struck() -> None
     assert [part.targets[0].id for part in rows.last_faults] == ["gru", "gru"], "all steps, and the last state"
 
 
-def test_a_loss_that_is_not_finite_is_said_before_it_does_harm_and_a_clip_holds_it() -> None:
+def test_a_nonfinite_loss_is_refused_before_an_update_and_a_clip_prevents_it() -> None:
     model, selector = cnn(), Selector(include=("5.weight",), bits="30")
     training = FaultAwareTraining(model, ber=1.0, selector=selector, seed=1)
     optimizer = torch.optim.SGD(training.parameters(), 0.1)
@@ -290,7 +290,7 @@ def test_a_selector_that_matches_no_parameter_names_the_closest() -> None:
         FaultAwareTraining(cnn(), ber=0.1, target="activations", selector=Selector(include=("conv9",)))
 
 
-def test_a_rate_that_affects_every_word_is_allowed_and_said() -> None:
+def test_a_rate_that_affects_every_word_is_allowed_with_a_warning() -> None:
     training = FaultAwareTraining(cnn(), ber=1.0, fault="zero")
     assert "faults are expected in 1,232 words at every step: nearly every word is faulty" in training.notes[0]
     assert torch.equal(training(image()), torch.zeros(4, 10))

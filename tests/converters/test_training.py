@@ -50,7 +50,7 @@ def test_a_step_draws_the_faults_of_inject_in_a_file_of_the_same_tensors() -> No
 
 
 @pytest.mark.parametrize("text", sorted({e for m in fault_models().values() for e in m.examples}))
-def test_faults_of_a_file_strike_the_same_words_of_transposed_parameters(text: str) -> None:
+def test_faults_of_a_file_affect_the_same_words_of_transposed_parameters(text: str) -> None:
     model = load(MODEL)
     rate = 1e-4 if parse_fault(text).unit == "bit" else 1e-3
     listed = sample(model, ber=rate, fault=text, seed=3).faults
@@ -107,7 +107,7 @@ def test_each_sample_of_an_activation_is_faulty_by_itself_and_anew_at_each_step(
     assert faults.sites.index.tolist() == settings.draw_activations(target, 200, 0, 1).sites.index.tolist()
 
 
-def test_a_pattern_stays_inside_the_sample_that_it_strikes(tmp_path: Path) -> None:
+def test_a_pattern_stays_inside_one_sample(tmp_path: Path) -> None:
     (tmp_path / "column.json").write_text('{"version": 1, "fault": "zero", "shape": "column"}')
     settings = FaultSettings(0.01, fault=f"pattern:file={tmp_path / 'column.json'}")
     faults = settings.draw_activations(Target("fc", WORDS["float32"], (4, 5), "activation"), 50, 0, 1)
@@ -118,7 +118,7 @@ def test_a_pattern_stays_inside_the_sample_that_it_strikes(tmp_path: Path) -> No
     assert len(settings.draw_activations(Target("v", WORDS["float32"], (5,), "activation"), 50, 0, 1)) == 0
 
 
-def test_a_rate_that_affects_every_word_is_allowed_and_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rate_that_affects_every_word_is_allowed_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "onnxfi"):
         plan = InjectionPlan(FaultSettings(1.0), TARGETS)
     assert "6,512 faults are expected in 207 words at every step" in plan.rate_warning
@@ -168,7 +168,7 @@ def test_faults_of_a_file_that_holds_other_numbers() -> None:
         map_faults(zeros, listed, targets, alike)
 
 
-def test_parameters_that_cannot_be_told_apart() -> None:
+def test_ambiguous_parameters_are_refused() -> None:
     model = load(MODEL)
     listed = sample(model, count=5, selector=Selector(include=("conv1.weight",))).faults
     targets, values = parameters()

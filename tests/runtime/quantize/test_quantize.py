@@ -334,7 +334,7 @@ def test_what_does_not_go_with_the_model_is_refused(recipe: Recipe, message: str
 
 
 @pytest.mark.parametrize("name", ["int8_qdq", "int8_qoperator", "fp16"])
-def test_quantising_twice_is_said(name: str, tmp_path: Path) -> None:
+def test_quantising_twice_prints_a_note(name: str, tmp_path: Path) -> None:
     message = "has no float32 weights" if name == "fp16" else "is quantised already: 8 tensors"
     with pytest.raises(InputError, match=message):
         quantize(load(ROOT / f"models/fashion_cnn_{name}.onnx"), Recipe("dynamic"), tmp_path / "q.onnx")
