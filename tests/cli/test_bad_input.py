@@ -469,7 +469,7 @@ def test_runs(run: Run, shared: Path, verb: str, line: str, monkeypatch: pytest.
         monkeypatch.delitem(sys.modules, name, raising=False)
     words = line.split() + (["--count", "0"] if verb == "inject" else [])
     if words[0] in ("text.onnx", "list.onnx") and verb == "inject":
-        pytest.skip("it has nothing that could be struck")
+        pytest.skip("the model has no targets")
     says = RUNS[line]
     refused(run, shared, [verb, *words], says)
     refused(run, shared, [verb, *words, "--json"], says)

@@ -20,10 +20,10 @@ def test_every_verb_runs_openvino(run: Run, here: Path) -> None:
     assert run("eval", CNN, *on, "--json").json["provider"] == "CPU"
     injected = run("inject", CNN, *on, "--site", "conv1.weight[0]:30", "-o", "bad.onnx", "--json").json
     assert injected["provider"] == "CPU" and injected["faulty"]["sdc1"] > 0
-    flown = run(
+    faulty = run(
         "inject", CNN, *on, "--target", "activations", "--site", "relu[3]@sample=0:30", "-o", "a.onnx", "--json"
     )
-    assert flown.json["provider"] == "CPU"
+    assert faulty.json["provider"] == "CPU"
     sweep = ("--ber", "1e-4", "--repeat", "2")
     assert run("run", CNN, *on, *sweep, "-o", "s.db").code == 0
     (here / "budget.yaml").write_text(
