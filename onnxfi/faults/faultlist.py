@@ -41,7 +41,7 @@ def _installed() -> str:
 
 @dataclass(frozen=True)
 class Header:
-    """What binds a list to its model and its draw."""
+    """Header of a fault list: the model and the draw that it belongs to."""
 
     model: str
     fault: str = "flip"
@@ -53,17 +53,17 @@ class Header:
     #: The model's file as it was named, and the strata of a plan: hints for whoever runs the list.
     file: str = ""
     strata: tuple[dict[str, Any], ...] = ()
-    #: What is struck in flight; None for lists of stored words alone.
+    #: Scope of faults in activations; None for lists of weights alone.
     activations: ActivationSpace | None = None
     tool: str = field(default_factory=_installed)
 
     @property
     def of_single_faults(self) -> bool:
-        """Whether each trial of a plan is one event, drawn from its stratum without repetition."""
+        """True if each trial of a plan is one event, drawn from its stratum without repetition."""
         return self.sampler.kind in ("count", "exhaustive") and bool(self.strata)
 
     def line(self) -> str:
-        """The header as one line of JSON."""
+        """Return the header as one line of JSON."""
         sampler: dict[str, Any] = {"kind": self.sampler.kind}
         sampler |= {"rate": self.sampler.rate} if self.sampler.kind in RATE_SAMPLERS else {"n": self.sampler.n}
         chosen = asdict(self.selector)
@@ -124,7 +124,7 @@ def _stratum(row: Any) -> dict[str, Any]:
 
 
 def fault_row(trial: int, fault: Fault) -> dict[str, Any]:
-    """A fault as the keys of its line."""
+    """Return a fault as the keys of its line."""
     row: dict[str, Any] = {"trial": trial, "target": fault.target, "index": fault.index}
     row |= {} if fault.sample is None else {"sample": fault.sample}
     row |= {} if fault.step is None else {"from" if fault.onwards else "step": fault.step}
@@ -138,7 +138,7 @@ def fault_row(trial: int, fault: Fault) -> dict[str, Any]:
 
 
 def trial_lines(trial: int, faults: Faults, how: Sampler, ordinals: Sequence[int]) -> Iterator[str]:
-    """The lines of one trial: its faults, or a recipe where they are many and drawn.
+    """Return the lines of one trial: its faults, or a recipe if they are many and drawn.
 
     `ordinals` gives for each target of `faults` its number among all targets of the model.
     """
@@ -196,7 +196,7 @@ class FaultList:
     def trials(
         self, targets: Sequence[Target], space: Callable[[], FaultSpace] | None = None
     ) -> Iterator[tuple[int, Faults]]:
-        """The trials in order with their recorded words, over the targets of the model; `space` as in `LineReader`.
+        """Return the trials in order with their recorded words, over the model's targets; `space` as in `LineReader`.
 
         A recipe's words before are there only where its faults cannot undo themselves.
         """
@@ -213,7 +213,7 @@ class FaultList:
 
 @dataclass(frozen=True)
 class LineReader:
-    """What the lines of a list mean for a model with these targets; `where` says in messages where they stand.
+    """Reader of the lines of a list, for a model with these targets; `where` names their source in messages.
 
     `space` gives the sites that recipes draw from; by default those that the header's selector leaves of the targets.
     """
@@ -228,7 +228,7 @@ class LineReader:
         return {name: k for k, t in enumerate(self.targets) for name in t.ids}
 
     def trials(self, numbered: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Faults]]:
-        """The trials of some lines, in order; each is (number of the line, its text)."""
+        """Return the trials of some lines, in order; each line is (number of the line, its text)."""
         rows = (_json(line, f"{self.where}, line {number}") | {"#": number} for number, line in numbered)
         last = 0
         for trial, group in groupby(rows, key=lambda row: row.get("trial")):
@@ -333,7 +333,7 @@ _NO_SITES = Sites(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.i
 
 
 def _lowest(bits: list[int] | None, model: FaultModel, word: Word) -> int:
-    """The lowest of the struck bits (−1: the whole word); ValueError where a fault of this model strikes others."""
+    """Return the lowest faulty bit (−1: the whole word); ValueError for bits that the model cannot change."""
     if model.is_random:
         raise ValueError(f"{model} has not spent its chance")
     if model.unit == "word" and bits is None:

@@ -1,4 +1,4 @@
-"""Sampling: the one place where chance is spent.
+"""Sampling: the only module that draws random numbers.
 
 Everything random comes from Philox raw 64-bit words keyed by (seed, stream) (Salmon et al., SC 2011), and from
 integer and IEEE arithmetic of our own: +, −, ×, ÷ and √ are exactly rounded on every machine, the library functions
@@ -112,7 +112,7 @@ def _log_factorial(n: int) -> Decimal:
 
 @lru_cache(maxsize=256)
 def _peak(n: int, rate: float) -> tuple[int, float]:
-    """The likeliest count of Binomial(n, rate) and its probability, by correctly rounded decimal logarithms."""
+    """Return the likeliest count of Binomial(n, rate) and its probability, by correctly rounded decimal logarithms."""
     with localcontext(Context(prec=40)):  # a context of our own: the caller's may round otherwise
         p = Decimal(rate)
         mode = min(n, int((n + 1) * p))
@@ -122,7 +122,7 @@ def _peak(n: int, rate: float) -> tuple[int, float]:
 
 
 def binomial(n: int, rate: float, seed: int, stream: int) -> int:
-    """One draw of Binomial(n, rate): how many of n sites an event of this rate strikes.
+    """One draw of Binomial(n, rate): the number of n sites that are faulty at this rate.
 
     Inversion, summed outwards from the likeliest count, so the cost is that of a few standard deviations.
 
@@ -203,7 +203,7 @@ def count(population: int, n: int, seed: int, trial: int = 1) -> Numbers:
 
 
 def ber(population: int, rate: float, seed: int, trial: int = 1) -> Numbers:
-    """The sites struck when each is struck with probability `rate`: a Binomial count of different sites, ascending.
+    """Return the faulty sites if each is faulty with probability `rate`: a Binomial number of sites, ascending.
 
     >>> len(ber(3_000_000, 1e-5, seed=0))
     31

@@ -1,6 +1,6 @@
 """Targets, selectors and the finite, ordered space of sites that a selector leaves.
 
-A `Target` is a tensor whose words can be struck; a `Selector` a frozen filter over targets, elements and bits; a
+A `Target` is a tensor that faults can be injected into; a `Selector` a frozen filter over targets, elements and bits; a
 `FaultSpace` what is left: `len(space)` is the population N and `space[i]` a `Site`. It is never listed in memory.
 """
 
@@ -54,7 +54,7 @@ __all__ = [
 
 
 def matches(pattern: str, texts: Sequence[str]) -> bool:
-    """Whether one of the texts fits a selector: substring, `=exact`, a glob with `*?[`, or `re:` a regular expression.
+    """Return True if a text matches a selector: substring, `=exact`, a glob with `*?[`, or `re:` a regular expression.
 
     >>> matches("conv", ["layer1.conv"]), matches("=conv", ["layer1.conv"]), matches("*.conv", ["layer1.conv"])
     (True, False, True)
@@ -89,13 +89,13 @@ class Selector:
     role: tuple[str, ...] = ()
 
     def selects(self, target: Target) -> bool:
-        """Whether a target passes; shapes, indices and what is unused only where `include` names them exactly."""
+        """Return True for a selected target; shapes, indices and unused ones only if `include` names them exactly."""
         if (target.structural or target.unused) and not any("=" + name in self.include for name in target.ids):
             return False
         return self._fits(target)
 
     def _fits(self, target: Target) -> bool:
-        """Whether a target passes, were it one that is never left out by itself."""
+        """Return True for a target that the filters match, whether it is left out by default or not."""
         texts = target.names
         return (
             (not self.include or any(matches(p, texts) for p in self.include))
@@ -106,7 +106,7 @@ class Selector:
         )
 
     def space(self, targets: Sequence[Target], model: FaultModel | None = None) -> FaultSpace:
-        """The sites that are left, for faults of this model (default: flips).
+        """Return the selected sites, for faults of this model (default: flips).
 
         Raises SelectorError where nothing is left, naming the closest, and where targets that are left share bytes.
         """
@@ -168,7 +168,7 @@ class Selector:
 
 @dataclass(frozen=True)
 class FaultSpace:
-    """The finite, ordered sites of a selection, targets in file order, then elements, then bits.
+    """Finite, ordered sites of a selection: targets in file order, then elements, then bits.
 
     `len(space)` may exceed what fits in memory; use `size` where it may exceed 2⁶³.
 
@@ -219,19 +219,19 @@ class FaultSpace:
 
     @cached_property
     def size(self) -> int:
-        """The population N."""
+        """Number of sites, the population N."""
         return sum(self.sizes)
 
     @property
     def bits(self) -> int:
-        """Bits of the words that can be struck."""
+        """Number of bits in the words of the selected elements."""
         return sum(t.times * n * t.word.bits for n, t in zip(self.element_counts, self.targets, strict=True))
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, number: int) -> Site:
-        """The site of this number; counts from the end where negative."""
+        """Return the site of this number; counts from the end where negative."""
         place = number + self.size if number < 0 else number
         if not 0 <= place < self.size:
             raise IndexError(f"site {number} of a space of {self.size}")
@@ -241,11 +241,11 @@ class FaultSpace:
         return Site(target, int(sites.index[0]), None if bit < 0 else bit, **sites.sample_and_step(0))
 
     def layers(self) -> tuple[str, ...]:
-        """The layers of the targets, in file order."""
+        """Return the layers of the targets, in file order."""
         return tuple(dict.fromkeys(t.layer for t in self.targets))
 
     def subspace(self, layer: str | None = None, bit: int | None = None) -> FaultSpace:
-        """The sites in one layer, at one bit position, or both; empty where there are none.
+        """Return the sites in one layer, at one bit position, or both; empty where there are none.
 
         >>> space = FaultSpace.over([Target("w", WORDS["float32"], (2, 3), layer="conv")], Flip())
         >>> len(space.subspace("conv", 31)), len(space.subspace("fc"))
@@ -260,7 +260,7 @@ class FaultSpace:
         return FaultSpace(columns[0], self.unit, columns[1], self.elements, columns[2])
 
     def __contains__(self, site: object) -> bool:
-        """Whether a site is one of these; its sample and step do not count."""
+        """Return True if a site is one of these; its sample and step do not count."""
         for target, places in zip(self.targets, self.bit_positions, strict=True):
             if isinstance(site, Site) and site.target == target.id:
                 if (-1 if site.bit is None else site.bit) not in places or not 0 <= site.index < target.size:
@@ -270,7 +270,7 @@ class FaultSpace:
         return False
 
     def locate(self, numbers: Numbers) -> Sites:
-        """The sites of many numbers at once (`uint64`, [n], each below `size`)."""
+        """Return the sites of many numbers at once (`uint64`, [n], each below `size`)."""
         ends = np.cumsum(np.array(self.sizes, np.uint64), dtype=np.uint64)
         target = np.searchsorted(ends, numbers, side="right").astype(np.int64)
         index = np.zeros(len(numbers), np.int64)
@@ -301,7 +301,7 @@ def check_disjoint(targets: Iterable[Target]) -> None:
 
 
 def _times(target: Target, time: Index) -> Index:
-    """The sample, first and last step of each numbered time of a value in flight ([n, 3])."""
+    """Return the sample, first and last step of each numbered time of an activation ([n, 3])."""
     sample, step = np.divmod(time, max(1, target.steps))
     every = np.full_like(time, LAST_STEP)
     columns = (
@@ -313,7 +313,7 @@ def _times(target: Target, time: Index) -> Index:
 
 
 def _axes(elements: str, target: Target) -> list[range]:
-    """An element selection as one range per axis; numpy's rules for slices and numbers."""
+    """Return an element selection as one range per axis; numpy's rules for slices and numbers."""
     axes = target.axes or (1,)
     pieces = [p.strip() for p in elements.split(",")]
     if len(pieces) > len(axes):

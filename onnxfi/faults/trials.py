@@ -31,7 +31,7 @@ SAMPLERS = ("ber", "count", "per-tensor", "exhaustive", "per-sample", "sites")
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault, all chance spent: frozen, hashable, one line of JSON.
+    """One fault, its random parameters drawn: frozen, hashable, one line of JSON.
 
     `index` is the flat element (row-major); `bits` the struck positions (None: the whole word); `fault` the spent
     fault model; `before` and `after` the words, None until they are known; `before_real` and `after_real` the real
@@ -53,17 +53,17 @@ class Fault:
 
     @property
     def site(self) -> Site:
-        """Where it sits."""
+        """Site of the fault."""
         bit = self.bits[0] if self.bits else None
         return Site(self.target, self.index, bit, self.sample, self.step, self.onwards)
 
     @property
     def changed(self) -> bool:
-        """Whether the word is another one afterwards (a stuck-at may meet its own value)."""
+        """True if the word differs afterwards (a stuck-at may meet its own value)."""
         return self.before != self.after
 
     def value(self, when: str) -> Any:
-        """The number that the word `before` or `after` stands for: a float, an int or a bool."""
+        """Return the number that the word `before` or `after` stands for: a float, an int or a bool."""
         word = self.before if when == "before" else self.after
         if word is None:
             return None
@@ -96,7 +96,7 @@ class Faults(Sequence[Fault]):
         return len(self.sites)
 
     def model(self, row: int) -> FaultModel:
-        """The spent fault model of a row."""
+        """Return the fault model of a row, its random parameters drawn."""
         return self.models[0 if len(self.models) == 1 else row]
 
     def __getitem__(self, row: Any) -> Any:
@@ -123,7 +123,7 @@ class Faults(Sequence[Fault]):
         return hash(tuple(self))
 
     def pick(self, rows: Any) -> Faults:
-        """The faults of these rows (numbers, a mask or a slice), in that order."""
+        """Return the faults of these rows (numbers, a mask or a slice), in that order."""
         sites = self.sites.pick(rows)
         models = self.models if len(self.models) == 1 else tuple(self.models[r] for r in np.arange(len(self))[rows])
         before, after = (None if c is None else c[rows] for c in (self.before, self.after))
@@ -132,14 +132,14 @@ class Faults(Sequence[Fault]):
 
     @cached_property
     def changed_count(self) -> int:
-        """How many faults made their word another one, at their turn."""
+        """Number of faults that changed their word when they were applied."""
         if self.before is None or self.after is None:
             return 0
         return int(np.count_nonzero(self.before != self.after))
 
     @cached_property
     def word_count(self) -> int:
-        """How many words the faults lie in, each counted once."""
+        """Number of different words that have faults."""
         return int(np.unique(np.stack([self.sites.target, self.sites.index]), axis=1).shape[1])
 
     def changed_by_target(self) -> NDArray[np.int64]:
@@ -157,7 +157,7 @@ class Faults(Sequence[Fault]):
 
 
 def concatenate(parts: Sequence[Faults]) -> Faults:
-    """Several rows of faults over the same targets as one, in order. Words are kept where all parts have them."""
+    """Return several sequences of faults over the same targets as one; words are kept if all parts have them."""
     if len(parts) == 1:
         return parts[0]
     models = {p.models for p in parts}
@@ -181,7 +181,7 @@ RATE_SAMPLERS = ("ber", "per-sample")
 
 
 def _samples(space: FaultSpace) -> int:
-    """How many samples its sites name; SelectorError where a target has no sample to name."""
+    """Return how many samples its sites name; SelectorError where a target has no sample to name."""
     for target in space.targets:
         if not target.samples:
             raise SelectorError(
@@ -194,7 +194,7 @@ def _samples(space: FaultSpace) -> int:
 
 @dataclass(frozen=True)
 class Sampler:
-    """How sites are chosen: a kind, its number, and the seed.
+    """Choice of sites: a kind, its number, and the seed.
 
     Kinds: `ber` (each site with probability `rate`), `count` (`n` different sites), `per-tensor` (`n` in each
     target), `per-sample` (in each sample of the data, with probability `rate`, one site), `exhaustive` (all), `sites`
@@ -215,14 +215,14 @@ class Sampler:
             raise InputError(f"--count {self.n} is out of range; give a whole number from 0")
 
     def expected_count(self, space: FaultSpace) -> float:
-        """How many faults the draw is expected to give."""
+        """Return the expected number of faults."""
         each = {"per-tensor": self.n * len(space.targets), "exhaustive": space.size}
         if self.kind == "per-sample":
             return self.rate * _samples(space)
         return self.rate * space.size if self.kind == "ber" else float(each.get(self.kind, self.n))
 
     def site_numbers(self, space: FaultSpace, trial: int) -> sampling.Numbers:
-        """The site numbers of one trial, ascending within each target."""
+        """Return the site numbers of one trial, ascending within each target."""
         if self.expected_count(space) > MOST_FAULTS:
             raise InputError(
                 f"{self.expected_count(space):,.0f} faults in one trial are expected, more than {MOST_FAULTS:,}; "
@@ -240,7 +240,7 @@ class Sampler:
 
 
 def draw_faults(space: FaultSpace, how: Sampler, model: FaultModel, trial: int = 1, *, part: int = 0) -> Faults:
-    """The faults of one trial: a pure function of the space, the draw and the trial's number.
+    """Return the faults of one trial: a pure function of the space, the sampler and the trial's number.
 
     `part` keeps the chance of several draws in one trial apart.
     """
@@ -250,7 +250,7 @@ def draw_faults(space: FaultSpace, how: Sampler, model: FaultModel, trial: int =
 
 
 def faults_at_sites(targets: tuple[Target, ...], sites: Sites, model: FaultModel, seed: int, trial: int) -> Faults:
-    """The faults of events at these sites, all chance spent: one a site, or all that each event spreads to."""
+    """Return the faults of events at these sites, their parameters drawn: one a site, or all that an event affects."""
     events = len(sites)
     if model.multi_element:
         sites, model = _spread_out(targets, sites, model), model.element_model
@@ -277,7 +277,7 @@ def _spread_out(targets: tuple[Target, ...], sites: Sites, model: FaultModel) ->
 def faults_at_named_sites(
     texts: Sequence[str], targets: Sequence[Target], model: FaultModel, selector: Selector, seed: int = 0
 ) -> Faults:
-    """The faults of one trial at the sites that are named (`ID[i]:B`).
+    """Return the faults of one trial at the sites that are named (`ID[i]:B`).
 
     Raises SelectorError for a site that does not exist, is named twice, has no bit where the model needs one or one
     where it strikes whole words, or is left out by the selector (to name a site includes its target).
@@ -336,7 +336,7 @@ def single_faults(
 
 
 def apply_separately(faults: Faults, stored: Words) -> Faults:
-    """The words before and after faults that belong to different trials, so that none sees another's."""
+    """Return faults of different trials with their words before and after: each is applied to the stored word."""
     return replace(faults, before=stored, after=_strike(faults, np.arange(len(faults)), stored))
 
 
@@ -382,7 +382,7 @@ def _strike(faults: Faults, rows: Any, before: Words) -> Words:
 
 
 def json_value(value: Any) -> Any:
-    """A number as strict JSON takes it: NaN and the infinities become strings.
+    """Return a number as strict JSON takes it: NaN and the infinities become strings.
 
     >>> json_value(float("-inf")), json_value(0.5)
     ('-Infinity', 0.5)
@@ -393,5 +393,5 @@ def json_value(value: Any) -> Any:
 
 
 def fault_model(text: str | FaultModel) -> FaultModel:
-    """A fault model from its string, or as it is."""
+    """Return a fault model from its text form, or as it is."""
     return parse_fault(text) if isinstance(text, str) else text

@@ -1,4 +1,4 @@
-"""Words: how one stored number is laid out. Bit 0 is the least significant bit, always.
+"""Words: the layout of one stored number. Bit 0 is the least significant bit, always.
 
 A tensor of any number format is a row of words. In memory onnxfi carries words as `uint64`, whatever their
 width; in a file a word of 4 or 2 bits shares its byte with its neighbours (the first one in the low bits), and a
@@ -27,7 +27,7 @@ FIELDS = ("sign", "exponent", "mantissa")
 
 @dataclass(frozen=True)
 class Word:
-    """The layout of one stored number.
+    """Layout of one stored number.
 
     `bits` is the width; `storage` the bits that it takes in a file (8 for bool, whose one bit lives in a byte);
     `exponent` and `mantissa` count the bits of those fields, 0 for integers; `signed` says whether the top bit
@@ -52,12 +52,12 @@ class Word:
 
     @property
     def is_float(self) -> bool:
-        """Whether the word has an exponent."""
+        """True if the word has an exponent."""
         return self.exponent > 0
 
     @property
     def full(self) -> int:
-        """The word with every bit set."""
+        """Word with every bit set."""
         return (1 << self.bits) - 1
 
     @property
@@ -76,7 +76,7 @@ class Word:
         return np.dtype(f"<u{max(8, self.storage) // 8}")
 
     def field(self, name: str) -> range:
-        """The bit positions of a field; empty where the format has none (integers have no exponent)."""
+        """Return the bit positions of a field; empty where the format has none (integers have no exponent)."""
         if name == "mantissa":
             return range(self.mantissa)
         if name == "exponent":
@@ -200,7 +200,7 @@ WORDS: MappingProxyType[str, Word] = MappingProxyType({w.name: w for w in _TABLE
 
 @dataclass(frozen=True)
 class Mask:
-    """The faulty word is `(word & keep) ^ flip`.
+    """Bitwise change of a word: the faulty word is `(word & keep) ^ flip`.
 
     This one form is a flip, a stuck-at, a multi-bit upset and the replacement of a whole word. Two masks in
     sequence are again one: `first.then(second)`.
@@ -214,10 +214,11 @@ class Mask:
     flip: int
 
     def __call__(self, word: int) -> int:
+        """Return the faulty word."""
         return (word & self.keep) ^ self.flip
 
     def then(self, second: Mask) -> Mask:
-        """The mask that does `self` first and `second` after it."""
+        """Return the mask that does `self` first and `second` after it."""
         return Mask(self.keep & second.keep, (self.flip & second.keep) ^ second.flip)
 
 
@@ -244,7 +245,7 @@ def parse_bits(text: str) -> tuple[str | tuple[int, int], ...]:
 
 
 def select_bits(parts: Iterable[str | tuple[int, int]], word: Word) -> tuple[int, ...]:
-    """The positions that a bit selection leaves in a word, ascending; a position beyond the width is an error.
+    """Return the positions that a bit selection selects in a word, ascending; a position beyond the width is an error.
 
     >>> select_bits(parse_bits("exponent,0"), WORDS["bfloat16"])
     (0, 7, 8, 9, 10, 11, 12, 13, 14)

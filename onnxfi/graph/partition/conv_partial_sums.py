@@ -80,8 +80,10 @@ def block_sizes(net: PartitionGraph, one: ConvSum) -> tuple[int, ...]:
 
 
 def partial_sum_model(net: PartitionGraph, one: ConvSum, weight: NDArray[Any], size: int) -> SubgraphModel:
-    """A model of the terms of a convolution with this weight, of `size` channels each: a block of them is the input
-    `term_input(number)`, its term the output `term_output(number)`."""
+    """Return a model of the terms of a convolution with this weight, of `size` channels each.
+
+    A block of channels is the input `term_input(number)`, its term the output `term_output(number)`.
+    """
     import onnx
     from onnx import helper, numpy_helper
 
