@@ -84,7 +84,7 @@ class Answers:
         return np.ascontiguousarray(whole).reshape(len(whole), -1 if whole.size else 0)
 
     def blocks(self, which: NDArray[np.int64]) -> Iterator[tuple[slice, Array]]:
-        """Some of the rows, block by block: their places among those asked for, and what they hold."""
+        """Return some of the rows, block by block: their places among those asked for, and what they hold."""
         step = max(1, _BLOCK // max(1, self.rows.shape[1]))
         for first in range(0, len(which), step):
             part = which[first : first + step]
@@ -126,7 +126,7 @@ class Answers:
         return np.asarray(self.top == self.truth)
 
     def tops(self, which: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The top-1 class of some samples, the lowest in a tie; -1 where there is a NaN, or no class."""
+        """Return the top-1 class of some samples, the lowest in a tie; -1 where there is a NaN, or no class."""
         found = np.full(len(which), -1, np.int64)
         for at, block in self.blocks(which) if self.rows.shape[1] else ():
             values = _comparable(block)
@@ -192,7 +192,7 @@ class Answers:
         return self.chances(np.maximum(self.top, 0), self.all, self.kind)
 
     def chances(self, classes: NDArray[np.int64], which: NDArray[np.int64], kind: str) -> Floats:
-        """The probability or count of one class of each of some samples ([which]): of logits the softmax."""
+        """Return the probability or count of one class of each of some samples ([which]): of logits the softmax."""
         found = np.zeros(len(which))
         for at, block in self.blocks(which):
             values, line = float64(block), np.arange(len(block))
@@ -204,7 +204,7 @@ class Answers:
 
 
 def softmax(values: Floats) -> Floats:
-    """The softmax of each row ([N, classes]); where infinities are highest they share the whole, a NaN stays."""
+    """Return the softmax of each row ([N, classes]); where infinities are highest they share the whole, a NaN stays."""
     weights = _weights(values)
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
@@ -363,7 +363,7 @@ class AnswerPair:
         return float(np.clip((whole * kept + along) / np.sqrt(whole * own), -1.0, 1.0))
 
     def _cosine(self) -> float:
-        """The same, with every number of f."""
+        """Return the same, with every number of f."""
         own, both, larger = 0.0, 0.0, self.faulty.largest
         if not larger:
             return 0.0
@@ -394,8 +394,11 @@ class AnswerPair:
 
 @dataclass(frozen=True)
 class _Deviations:
-    """Per sample: the largest distance; the squares of all distances in units of `unit`'s square; and their products
-    with golden in units of both."""
+    """Sums over the distances of each sample.
+
+    The largest distance; the squares of all distances in units of `unit`'s square; and their products with the golden
+    output in units of both.
+    """
 
     far: Floats
     away: Floats
@@ -414,7 +417,7 @@ def _magnitude(values: Floats) -> Floats:
 
 
 def _difference(g: Floats, f: Floats) -> Floats:
-    """f - g of each element: 0 where they agree bit for bit, infinite where a NaN leaves it undefined."""
+    """Return f - g of each element: 0 where they agree bit for bit, infinite where a NaN leaves it undefined."""
     away = f - g
     if not np.isfinite(_magnitude(away)).all():
         away[np.isnan(away)] = np.inf

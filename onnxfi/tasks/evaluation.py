@@ -47,11 +47,11 @@ class Evaluation:
     reading: str = ""
 
     def summary(self) -> dict[str, Any]:
-        """The metrics as strict JSON takes them."""
+        """Return the metrics as strict JSON takes them."""
         return {name: json_value(value) for name, value in self.metrics.items()}
 
     def conditions(self) -> str:
-        """The conditions in one line."""
+        """Return the conditions in one line."""
         scored = f"output {self.output!r}" if self.output else "all outputs"
         made_up = "; synthetic inputs say nothing about accuracy" if self.synthetic else ""
         read = f"; {self.reading}" if self.reading else ""
@@ -110,7 +110,6 @@ def evaluate(
 
     Notes
     -----
-
     `batch` samples run together (a model that takes one size only gets that). With scores of classes ([N, C], C of 2
     or more) and labels: top-1 and top-5, and against golden SDC-1; for any other output how far it deviates. Raises
     DataError where labels or outputs do not fit, EngineError where the runtime refuses. With `time_axis` the
@@ -157,7 +156,7 @@ def does_not_run(error: EngineError, data: Data, size: int) -> EngineError:
 
 
 def _passed_over(session: Session, name: str | None) -> str:
-    """A remark on the outputs that do not count since they are no tensors."""
+    """Return a remark on the outputs that do not count since they are no tensors."""
     listed = ", ".join(f"{other!r} ({dtype})" for other, dtype in session.unread.items())
     return f"passed over, since they are no tensors: {listed}" if listed and name is None else ""
 
@@ -165,7 +164,7 @@ def _passed_over(session: Session, name: str | None) -> str:
 def scored_port(
     session: Session, name: str | None, data: Data, kind: str = "auto", *, task: str = AUTO, whole: bool = False
 ) -> str | None:
-    """The scored output of a session, None where all count; DataError where the labels cannot fit it.
+    """Return the scored output of a session, None where all count; DataError where the labels cannot fit it.
 
     With `whole`, outputs of maps are not passed over.
     """

@@ -147,7 +147,7 @@ class Budget:
         exclusive(self.limits)
 
     def outdo(self, said: Mapping[str, Any], time_s: float | None = None) -> Budget:
-        """The budget with other values for fields of its campaign, and another time box where one is given."""
+        """Return the budget with other values for fields of its campaign, and another time box where one is given."""
         for name in said:
             if name in _OPEN:
                 raise SpecError(f"the campaign of a budget takes no {name}: {_OPEN[name]}", name)
@@ -274,7 +274,7 @@ def load_budget(path: str | Path, *, allow_code: bool = False, instead: Collecti
 
 
 def _read_campaign(place: YamlNode, instead: Collection[str] | None) -> Campaign:
-    """The campaign of a budget; it may name code where `instead` is None."""
+    """Return the campaign of a budget; it may name code where `instead` is None."""
     given, places = read_fields(place, Campaign, parts={"Part": read_mix_part})
     if instead is not None:
         refuse_code(given, places, instead)
@@ -294,7 +294,7 @@ def _read_limit(place: YamlNode) -> Limit:
 
 
 def print_budget(budget: Budget) -> str:
-    """The budget as a YAML file that `load_budget` reads back: every field that is not at its default.
+    """Return the budget as a YAML file that `load_budget` reads back: every field that is not at its default.
 
     >>> print(print_budget(Budget(Campaign("", ber=(1e-5,)), (Limit("top1", min=0.6),))), end="")
     version: 1

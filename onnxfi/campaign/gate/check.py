@@ -108,7 +108,7 @@ class Checked:
         return sum(finding.verdict == verdict for finding in self.findings)
 
     def summary(self) -> str:
-        """The verdict in a few words.
+        """Return the verdict in a few words.
 
         The limits that were missed, or else those that are not decided, are counted.
         """
@@ -193,7 +193,7 @@ def check(
 
 @contextmanager
 def opened_store(store: str | Path | None) -> Iterator[Path]:
-    """The file that results go into; a temporary one where none is named."""
+    """Return the file that results go into; a temporary one where none is named."""
     if store is not None:
         yield Path(store)
         return
@@ -228,7 +228,7 @@ def finish(running: Running, deadline: float | None) -> bool:
 
 
 def applied(limits: Sequence[Limit], file: Path) -> tuple[Limit, ...]:
-    """The limits on a model: one for each layer that a pattern matches. InputError where it cannot give a rate."""
+    """Return the limits on a model, one for each layer that a pattern matches; InputError if it gives no rate."""
     with Store.open(file) as opened:
         golden, cells = opened.get("golden"), opened.get("cells")
     task, layers = Task.declared(golden["task"]), list(dict.fromkeys(cell[0] for cell in cells))
@@ -253,7 +253,7 @@ def _labelled(task: Task, metrics: Mapping[str, Any]) -> bool:
 
 
 def joint(limits: Sequence[Limit], confidence: float) -> float:
-    """The confidence of each interval, so that all hold together with the one that is stated (Bonferroni).
+    """Return the confidence of each interval, so that all hold together with the one that is stated (Bonferroni).
 
     >>> sure = joint([Limit("top1", golden=True, min=0.9), Limit("sdc1", max=0.1), Limit("due", max=0.1)], 0.99)
     >>> round(sure, 6)

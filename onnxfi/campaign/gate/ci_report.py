@@ -51,7 +51,7 @@ def _xml(text: str) -> str:
 
 
 def markdown(checked: Checked) -> str:
-    """A summary for a pull request."""
+    """Return a summary for a pull request."""
     rows = [
         "| Limit | Measured | Interval | Allowed | Verdict |",
         "|---|---:|---:|---|---|",

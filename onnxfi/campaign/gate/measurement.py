@@ -81,7 +81,7 @@ class Measured:
 
     @classmethod
     def open(cls, source: str | Path, confidence: float) -> Measured:
-        """A baseline: a store, or the JSON of a check whose intervals hold with `confidence` or more."""
+        """Return a baseline: a store, or the JSON of a check whose intervals hold with `confidence` or more."""
         place = Path(source)
         try:
             with place.open("rb") as stream:
@@ -119,7 +119,7 @@ class Measured:
             ) from None
 
     def interval(self, rate: str, ber: float | None = None, layer: str | None = None) -> Interval | None:
-        """The interval of a rate; None where it was not measured."""
+        """Return the interval of a rate; None where it was not measured."""
         found = (r.interval for r in self.rates if (r.rate, r.ber, r.layer) == (rate, ber, layer))
         return next(found, None)
 
@@ -167,7 +167,7 @@ def _rates(store: str | Path, confidence: float) -> tuple[MeasuredRate, ...]:
 
 
 def difference(now: Interval, before: Interval) -> Interval:
-    """The interval of the change from `before` to `now`, two measurements taken to be independent.
+    """Return the interval of the change from `before` to `now`, two measurements taken to be independent.
 
     With estimates v and ends l, h it reaches from v₂ − v₁ − √((v₂ − l₂)² + (h₁ − v₁)²) to v₂ − v₁ +
     √((h₂ − v₂)² + (v₁ − l₁)²). Source: Zou and Donner, Statistics in Medicine 27, 2008 (for proportions: Newcombe,
@@ -187,7 +187,7 @@ def difference(now: Interval, before: Interval) -> Interval:
 
 
 def exact(value: Any) -> Interval:
-    """A value that is no estimate, as an interval without width."""
+    """Return a value that is no estimate, as an interval without width."""
     return Interval(float(value), float(value), float(value), "exact", 1.0)
 
 

@@ -40,7 +40,7 @@ class Proposed:
 
 
 def default_rate(population: int) -> float:
-    """The decade of bit error rates that puts between 10 and 100 faults into a trial.
+    """Return the decade of bit error rates that puts between 10 and 100 faults into a trial.
 
     >>> default_rate(3_387_712), default_rate(816_000_000), default_rate(64)
     (1e-05, 1e-07, 0.01)
@@ -49,7 +49,7 @@ def default_rate(population: int) -> float:
 
 
 def default_budget(model: str | Path, said: Mapping[str, Any]) -> Budget:
-    """A sweep of 200 trials at one rate, on 200 samples, unless fields of the campaign are said; no limits yet."""
+    """Return a sweep of 200 trials at one rate, on 200 samples, unless fields are given; no limits yet."""
     opened = load(model, allow_links=bool(said.get("allow_links")))
     population = Selector().space(opened.targets, Flip()).size
     sweep = {} if any(said.get(way) for way in WAYS) else {"ber": default_rate(population), "repeat": _TRIALS}
@@ -100,7 +100,7 @@ def write_budget(
 
 
 def _sayings(base: Budget, limits: Sequence[Limit], trials: int) -> tuple[Budget, tuple[Limit, ...]]:
-    """The budget with the limits that say something, and those that would allow everything."""
+    """Return the budget with the limits that say something, and those that would allow everything."""
     idle = tuple(limit for limit in limits if not limit.change and limit.value == _loosest(limit))
     kept = tuple(limit for limit in limits if limit not in idle)
     if not kept:
@@ -112,14 +112,14 @@ def _sayings(base: Budget, limits: Sequence[Limit], trials: int) -> tuple[Budget
 
 
 def _moved(limit: Limit, value: float) -> Limit:
-    """The limit at another value; one on a change stays."""
+    """Return the limit at another value; one on a change stays."""
     if limit.change:
         return limit
     return replace(limit, min=value) if limit.bound == "min" else replace(limit, max=value)
 
 
 def _bound(limit: Limit, here: Sequence[Limit], now: Measured) -> float:
-    """The value of a limit: the worst of those that the layers which it matches would get."""
+    """Return the value of a limit: the worst of those that the layers which it matches would get."""
     least = limit.bound == "min"
     found = [_room(one, value_of(one, now), now.samples, least) for one in here]
     worst = min(found) if least else max(found)
@@ -135,7 +135,7 @@ def _loosest(limit: Limit) -> float:
 
 
 def _room(limit: Limit, value: Interval, samples: int, least: bool) -> float:
-    """The measured value and three arms of its interval; of golden, which has none, an end of that over the samples."""
+    """Return the value and three arms of its interval; of the golden run an end of the one over samples."""
     if math.isnan(value.estimate):
         return limit.metric.bounds[0 if least else 1]
     if limit.golden:
@@ -145,7 +145,7 @@ def _room(limit: Limit, value: Interval, samples: int, least: bool) -> float:
 
 
 def usual(measured: Measured) -> tuple[Limit, ...]:
-    """The limits that a model gets where nobody has chosen any; their values are open."""
+    """Return the limits that a model gets where nobody has chosen any; their values are open."""
     task, bers = measured.task, measured.identity.get("ber") or [None]
     names = [(task.headline, "max"), (OUTCOMES[2], "max")]
     found: list[Limit] = []

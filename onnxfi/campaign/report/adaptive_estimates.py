@@ -117,7 +117,7 @@ class AdaptiveRecord:
         return self._rounds[column]
 
     def scores(self, rate: str, strata: Numbers) -> Scores | None:
-        """The draws that fell into the strata, scored for a rate; None where there are none, or they do not have it."""
+        """Return the draws from the strata, scored for a rate; None if there are none, or they do not have it."""
         column = self._columns[[m.name for m in self.metrics].index(rate)]
         if np.isnan(self.values[:, column]).any():
             return None
@@ -150,7 +150,7 @@ class AdaptiveRecord:
         return found
 
     def samples(self, store: Store, n: int) -> Floats | None:
-        """The rate at which each of n samples changes its top-1 ([n]); None where there is no top-1.
+        """Return the rate at which each of n samples changes its top-1 ([n]); None where there is no top-1.
 
         Without bias, but for what a rate cannot be: below 0 or above 1.
         """

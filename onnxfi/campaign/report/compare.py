@@ -28,7 +28,7 @@ class Version:
     found: Report
 
     def at(self, rate: float) -> Fold | None:
-        """The trials at a rate."""
+        """Return the trials at a rate."""
         return next((fold for fold in self.found.by_rate if fold.key == f"{rate:g}"), None)
 
 
@@ -42,12 +42,12 @@ class Comparison:
     confidence: float
 
     def cell(self, version: Version, rate: float) -> Interval | None:
-        """The measure of a version at a rate, with its interval."""
+        """Return the measure of a version at a rate, with its interval."""
         fold = version.at(rate)
         return None if fold is None else fold.rate(self.measure)
 
     def golden(self, version: Version) -> float | None:
-        """The measure without faults: the accuracy; of shares that say how much changes, 0."""
+        """Return the measure without faults: the accuracy; of shares that say how much changes, 0."""
         metric = version.found.task.metric(self.measure)
         if metric.unchanged is not None:
             return metric.unchanged
@@ -154,7 +154,7 @@ def _has(version: Version, name: str) -> bool:
 
 
 def _places(models: Sequence[str], folder: Path) -> list[Path]:
-    """A store for each model, named after it; SpecError where two would share one."""
+    """Return a store for each model, named after it; SpecError where two would share one."""
     make_folder(folder)
     places = [folder / f"{Path(model).stem}.onnxfi.db" for model in models]
     for k, place in enumerate(places):

@@ -59,7 +59,7 @@ class Figure:
     draw: Callable[[], Canvas] | None = None
 
     def bytes(self, kind: str = "svg") -> bytes:
-        """The drawn figure as SVG, or as PNG of 300 dots an inch."""
+        """Return the drawn figure as SVG, or as PNG of 300 dots an inch."""
         assert self.draw is not None
         stream = io.BytesIO()
         with _style():
@@ -92,7 +92,7 @@ def needs(package: str) -> None:
 
 
 def figures(found: Sequence[Report]) -> list[Figure]:
-    """The figures of one report, or of several side by side; where one cannot be drawn, its caption says why.
+    """Return the figures of one report, or of several side by side; where one cannot be drawn, its caption says why.
 
     Raises OutputError where matplotlib is not installed.
     """
@@ -119,7 +119,7 @@ def write_figures(found: Sequence[Report], folder: str | Path) -> list[Path]:
 
 
 def plain(text: str, most: int = _LONGEST_NAME) -> str:
-    """A name on one line, without control characters, cut in its middle where it is long."""
+    """Return a name on one line, without control characters, cut in its middle where it is long."""
     text = printable(text)
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most - most // 2) :]}"
 
@@ -349,7 +349,7 @@ def _cells(values: dict[tuple[str, int], float], layers: Sequence[str], metric: 
 
 
 def heat_map(name: str, title: str, values: Table, named: tuple[str, str, str]) -> Figure:
-    """A map of shares: `values` by row and column ({row: {column: share}}), `named` what rows, columns and shares are.
+    """Return a map of shares: `values` ({row: {column: share}}), `named` what rows, columns and shares are.
 
     Raises OutputError where matplotlib is not installed.
 
@@ -369,7 +369,7 @@ def _heat(
     shares: NDArray[np.float64], rows: Sequence[str], ticks: Mapping[int, str], named: tuple[str, str, str], end: float,
     *, told: bool = False,
 ) -> Canvas:  # fmt: skip
-    """A map of shares in percent ([rows, columns]) from 0 to `end`; with `told` each cell bears its number."""
+    """Return a map of shares in percent ([rows, columns]) from 0 to `end`; with `told` each cell bears its number."""
     canvas = _canvas(_WIDTH_IN, 1.3 + max(_ROW_IN, 1.2 / len(rows)) * len(rows))
     axes = canvas.add_subplot()
     axes.set_facecolor("white")

@@ -48,7 +48,7 @@ class Harm:
 
 
 def harmful(store: str | Path, most: int = _MOST_HARMFUL) -> list[Harm]:
-    """The trials that changed most answers, worst first; of each the faults that moved their number most.
+    """Return the trials that changed most answers, worst first; of each the faults that moved their number most.
 
     >>> import tempfile
     >>> from onnxfi.campaign.execute.runner import run
@@ -90,7 +90,7 @@ def _order(task: Task, row: Row) -> tuple[float, float, float, int]:
 
 
 def _largest(text: str) -> tuple[dict[str, Any], ...]:
-    """The faults of a trial that moved their number most; none of a trial that is kept as a recipe."""
+    """Return the faults of a trial that moved their number most; none of a trial that is kept as a recipe."""
     rows = [row for row in map(json.loads, text.splitlines()) if "target" in row]
 
     def moved(row: dict[str, Any]) -> float:
@@ -116,7 +116,7 @@ def write_page(found: Sequence[Report], file: str | Path) -> Path:
 
 
 def page(found: Sequence[Report]) -> str:
-    """The page as text."""
+    """Return the page as text."""
     from jinja2 import Environment, StrictUndefined
 
     style, script, body = (

@@ -19,7 +19,7 @@ class Cell:
 
 
 def grid(store: str | Path) -> tuple[Cell, ...]:
-    """The cells of a store of single faults that have run; none where its trials strike many places at once.
+    """Return the cells of a store of single faults that have run; none where its trials strike many places at once.
 
     All sites of a cell are drawn alike, so its mean needs no weights.
 

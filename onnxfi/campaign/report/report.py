@@ -73,11 +73,11 @@ class Fold:
     rates: tuple[MetricEstimate, ...]
 
     def rate(self, name: str) -> Interval | None:
-        """The interval of a rate; None where these trials do not have it."""
+        """Return the interval of a rate; None where these trials do not have it."""
         return next((r.interval for r in self.rates if r.name == name), None)
 
     def estimated(self, name: str) -> Interval | None:
-        """The interval of a rate that has an estimate; in an adaptive campaign some have none."""
+        """Return the interval of a rate that has an estimate; in an adaptive campaign some have none."""
         found = self.rate(name)
         return None if found is None or math.isnan(found.estimate) else found
 
@@ -263,7 +263,7 @@ def _scored(
 
 
 def _told(i: Interval, seen: NDArray[np.float64], *, whole: bool) -> Interval:
-    """An interval of an adaptive campaign without its estimate (NaN) where that rests on what was expected, not seen.
+    """Return an interval of an adaptive campaign, its estimate NaN where that rests on expectations alone.
 
     The estimate starts from what trials of the same bits in other layers gave. Of a part of the faults it is shown from
     30 trials on, and nowhere beyond all that the trials showed; its ends hold all the same.
@@ -274,7 +274,7 @@ def _told(i: Interval, seen: NDArray[np.float64], *, whole: bool) -> Interval:
 
 
 def _around(p: float, spread: Interval) -> Interval:
-    """An interval as wide, about another estimate."""
+    """Return an interval as wide, about another estimate."""
     low, high = max(p - spread.half_width, 0.0), min(p + spread.half_width, 1.0)
     return replace(spread, low=low, high=high, estimate=p)
 
@@ -350,7 +350,7 @@ class _Folder:
         return Fold(key, int(total[0, 0]), population, outcomes, rates)
 
     def _parts(self, where: _Scope) -> list[_Part]:
-        """The strata of a fold (None: all as one), each with its sums and the sites of the fold there."""
+        """Return the strata of a fold (None: all as one), each with its sums and the sites of the fold there."""
         found: dict[int, Sums] = defaultdict(self._none)
         for key, sums in self.sums.items():
             if where.holds(key):
@@ -361,7 +361,7 @@ class _Folder:
         return [(stratum, found[stratum], n) for stratum, n in sorted(sites.items())]
 
     def _sites(self, layer: str | None, bit: int | None) -> dict[int, int]:
-        """The sites of a layer and bit (None: of all) in each stratum."""
+        """Return the sites of a layer and bit (None: of all) in each stratum."""
         sites: dict[int, int] = defaultdict(int)
         for cell_layer, cell_bit, n in self.cells:
             if layer in (None, cell_layer) and bit in (None, cell_bit):
@@ -369,7 +369,7 @@ class _Folder:
         return sites
 
     def _drawn_from(self, layer: str, bit: int | None) -> int:
-        """The stratum that the sites of a layer and bit belong to."""
+        """Return the stratum that the sites of a layer and bit belong to."""
         return next(self._homes[key] for key in ((layer, bit), (layer, None), (None, None)) if key in self._homes)
 
     @cached_property
@@ -377,7 +377,7 @@ class _Folder:
         return {(s["layer"], s["bit"]): s["stratum"] for s in self.strata}
 
     def _interval(self, k: int, where: _Scope, parts: list[_Part], *, whole: bool = False) -> Interval:
-        """The interval of the k-th metric over the trials of a fold."""
+        """Return the interval of the k-th metric over the trials of a fold."""
         metric = self.metrics[k]
         if whole and self.look is not None and self.look.rate == metric.name:
             return self.look.interval
@@ -397,7 +397,7 @@ class _Folder:
     def _listed(
         self, metric: Metric, where: _Scope, parts: list[_Part]
     ) -> list[tuple[NDArray[np.float64], int | None]]:
-        """The values of a metric in each stratum of a fold, with the sites of the fold there."""
+        """Return the values of a metric in each stratum of a fold, with the sites of the fold there."""
         found: dict[int | None, list[float]] = defaultdict(list)
         for key, values in self.values.get(metric.name, {}).items():
             if where.holds(key):

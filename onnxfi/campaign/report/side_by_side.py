@@ -31,7 +31,7 @@ def labels(found: Sequence[Report]) -> list[str]:
 
 
 def sides(found: Sequence[Report]) -> list[Side]:
-    """The lines of reports: by rate where there are several, since a mean over rates says nothing."""
+    """Return the lines of reports: by rate where there are several, since a mean over rates says nothing."""
     lines = []
     for one, label in zip(found, labels(found), strict=True):
         if len(one.by_rate) > 1:

@@ -19,7 +19,7 @@ _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 
 def classes(found: Report) -> list[dict[str, Any]]:
-    """The table of Gogebakan et al. (SpikingJET, 2024): a row a layer; the shares from fully masked to DUE sum to 1.
+    """Return the table of Gogebakan et al. (SpikingJET, 2024): a row a layer; shares from masked to DUE sum to 1.
 
     `faults` counts the trials, `injections` the samples that were run under them. Empty where nothing is classified,
     trials strike many layers at once, or an adaptive campaign estimates each class by itself, so that they sum to 1
@@ -85,7 +85,7 @@ def write_csv(found: Report, folder: str | Path) -> list[Path]:
 
 
 def _flat(key: str, fold: Fold, found: Report) -> dict[str, Any]:
-    """A fold as one line: what it is, its counts, golden's accuracy, then value and ends of each rate."""
+    """Return a fold as one line: what it is, its counts, golden's accuracy, then value and ends of each rate."""
     row: dict[str, Any] = {key: fold.key} if key else {}
     row |= {"trials": fold.trials, "population": fold.population}
     row |= {f"trials_{name}": n for name, n in fold.outcomes.items()}

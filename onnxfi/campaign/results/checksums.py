@@ -103,7 +103,7 @@ class Schema:
 
 
 def checksum(row: Sequence[Any]) -> int:
-    """The checksum of a row as SQLite gives it back: CRC-32 of Python's `ascii` of the tuple of its other columns.
+    """Return the checksum of a row as SQLite returns it: CRC-32 of `ascii` of the tuple of its other columns.
 
     >>> checksum((1, "sdc", None, 0.5)) == crc32(b"(1, 'sdc', None, 0.5)")
     True

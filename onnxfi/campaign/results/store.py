@@ -34,7 +34,7 @@ _WAIT_S = 60.0
 
 
 def digest_of(identity: Mapping[str, Any]) -> str:
-    """The digest of a campaign: SHA-256 over all that fixes its answers."""
+    """Return the digest of a campaign: SHA-256 over all that fixes its answers."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -115,7 +115,7 @@ class Store:
         STORE.count_changes(db)
 
     def get(self, key: str) -> Any:
-        """A value kept about the campaign; None where there is none."""
+        """Return a value kept about the campaign; None where there is none."""
         row = self.db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if row is None else json.loads(row[0])
 
@@ -212,7 +212,7 @@ class Store:
             yield from (row for row in rows if wanted(row[0]))
 
     def trials(self) -> Iterator[int]:
-        """The numbers of the trials that are planned, in order."""
+        """Return the numbers of the trials that are planned, in order."""
         return (trial for (trial,) in self.db.execute("SELECT trial FROM plan ORDER BY trial"))
 
     def done(self) -> Iterator[tuple[int, str]]:
@@ -220,7 +220,7 @@ class Store:
         yield from self.db.execute("SELECT trial, outcome FROM results ORDER BY trial")
 
     def times(self) -> list[float]:
-        """The seconds that each trial with a result took."""
+        """Return the seconds that each trial with a result took."""
         return [seconds for (seconds,) in self.db.execute("SELECT time_s FROM results ORDER BY trial")]
 
     def add(self, results: Iterable[Result]) -> None:
@@ -263,7 +263,7 @@ class Store:
             yield Row(trial, stratum, faults, layer, bit, outcome, cause, changed, json.loads(metrics))
 
     def strata(self) -> list[dict[str, Any]]:
-        """The strata in order, as plain values."""
+        """Return the strata in order, as plain values."""
         cursor = self.db.execute(f"SELECT {STRATA} FROM strata ORDER BY stratum")
         names = STRATA.split(", ")
         return [{**dict(zip(names, row, strict=True)), "population": int(row[2])} for row in cursor]

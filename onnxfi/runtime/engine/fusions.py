@@ -32,7 +32,7 @@ def fusions_lost(plain: bytes, changed: bytes, custom_ops: Sequence[str] = ()) -
 
 
 def fused(model: bytes, custom_ops: Sequence[str] = ()) -> Counter[str]:
-    """The nodes that the runtime makes by fusing, by operator, in the graph that it optimised."""
+    """Return the nodes that the runtime makes by fusing, by operator, in the graph that it optimised."""
     import onnx
     import onnxruntime as ort
 
@@ -54,7 +54,7 @@ def fused(model: bytes, custom_ops: Sequence[str] = ()) -> Counter[str]:
 
 
 def _name(node: Any, own: set[str]) -> str:
-    """What a fused node is called; '' for one that is as in the file."""
+    """Return the name of a fused node; '' for one that is as in the file."""
     said: Mapping[str, Any] = {a.name: a for a in node.attribute}
     activation = said["activation"].s.decode() if "activation" in said else ""
     if activation:
@@ -63,7 +63,7 @@ def _name(node: Any, own: set[str]) -> str:
 
 
 def fusions_note(plain: bytes, changed: bytes, sites: int, custom_ops: Sequence[str] = ()) -> tuple[str, ...]:
-    """What to say of the fusions that `sites` operators cost; nothing where they cost none."""
+    """Return a note on the fusions that `sites` operators cost; nothing where they cost none."""
     if sites > _MOST_SITES:
         return (f"fusions lost are counted for up to {_MOST_SITES} sites; more take the runtime long to load",)
     try:

@@ -16,7 +16,7 @@ _RUNTIMES = (
 
 
 def installed_runtimes() -> tuple[str, ...]:
-    """The installed packages that hold an `onnxruntime` module; more than one overwrite each other.
+    """Return the installed packages that hold an `onnxruntime` module; more than one overwrite each other.
 
     >>> len(installed_runtimes()) >= 1
     True

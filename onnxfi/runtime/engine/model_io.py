@@ -97,7 +97,7 @@ def _declared_port(value: onnx.ValueInfoProto) -> Port:
 
 
 def shape_text(shape: Sequence[int | str | None] | None) -> str:
-    """A shape as messages show it.
+    """Return a shape as messages show it.
 
     >>> shape_text(("N", None, 3)), shape_text(None)
     ('[N,?,3]', '[any shape]')
@@ -108,7 +108,7 @@ def shape_text(shape: Sequence[int | str | None] | None) -> str:
 
 
 def element_type(name: str) -> np.dtype[Any]:
-    """The numpy type of a tensor port's `dtype`.
+    """Return the numpy type of a tensor port's `dtype`.
 
     >>> element_type("bfloat16").itemsize, element_type("string")
     (2, dtype('O'))
@@ -119,7 +119,7 @@ def element_type(name: str) -> np.dtype[Any]:
 
 
 def type_name(array: Array) -> str:
-    """The `dtype` that a port must have to take this array.
+    """Return the `dtype` that a port must have to take this array.
 
     >>> type_name(np.array(["a"])), type_name(np.zeros(1, ">f4"))
     ('string', 'float32')
@@ -128,7 +128,7 @@ def type_name(array: Array) -> str:
 
 
 def one_line(text: object, *, limit: int = 300) -> str:
-    """A foreign message as one printable line: without ONNX Runtime's source paths, signatures and stack.
+    """Return a foreign message as one printable line: without ONNX Runtime's source paths, signatures and stack.
 
     >>> one_line("[ONNXRuntimeError] : 1 : FAIL : /s/model.cc:256 ort::Model::Model(int&&, F(*)()) Bad\\tIR")
     'Bad IR'
@@ -143,7 +143,7 @@ def one_line(text: object, *, limit: int = 300) -> str:
 
 
 def _after_signature(text: str) -> str:
-    """What follows a C++ signature, which ends with the first balanced pair of parentheses before a space."""
+    """Return what follows a C++ signature, which ends with the first balanced pair of parentheses before a space."""
     depth = 0
     for position, character in enumerate(text):
         depth += (character == "(") - (character == ")")
@@ -168,7 +168,7 @@ def fits(given: Sequence[int], port: Port, *, free: int | None = None) -> bool:
 
 
 def native(array: Array) -> Array:
-    """The same values as runtimes take them: native byte order, row-major, aligned, text as objects.
+    """Return the same values as runtimes take them: native byte order, row-major, aligned, text as objects.
 
     ONNX Runtime reads the bytes of other orders, and of fixed-width text, as if they were its own.
 
@@ -183,7 +183,7 @@ def native(array: Array) -> Array:
 
 
 def words_of(array: Array) -> Array:
-    """An array's bits as unsigned integers of its shape (of wide words the bytes, along a last axis); text as it is.
+    """Return an array's bits as unsigned integers of its shape (bytes of wide words along a last axis); text as is."""
 
     >>> words_of(np.float32([-0.0, 1.0]))
     array([2147483648, 1065353216], dtype=uint32)

@@ -329,7 +329,7 @@ def _port(arg: Any) -> Port:
 
 
 def _words(value: Any, dtype: str) -> Array:
-    """A CPU tensor of a type that numpy lacks, copied out by its address."""
+    """Return a CPU tensor of a type that numpy lacks, copied out by its address."""
     element = element_type(dtype)
     shape = tuple(value.shape())
     count = math.prod(shape)
@@ -338,7 +338,7 @@ def _words(value: Any, dtype: str) -> Array:
 
 
 def short_name(provider: str) -> str:
-    """A provider's name as it is given on the command line."""
+    """Return a provider's name as it is given on the command line."""
     return provider.lower().removesuffix("executionprovider")
 
 
