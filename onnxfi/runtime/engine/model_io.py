@@ -183,7 +183,7 @@ def native(array: Array) -> Array:
 
 
 def words_of(array: Array) -> Array:
-    """Return an array's bits as unsigned integers of its shape (bytes of wide words along a last axis); text as is."""
+    """Return an array's bits as unsigned integers of its shape (bytes of wide words along a last axis); text as is.
 
     >>> words_of(np.float32([-0.0, 1.0]))
     array([2147483648, 1065353216], dtype=uint32)
