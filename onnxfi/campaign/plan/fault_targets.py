@@ -63,7 +63,7 @@ class FaultTargets:
         cls, model: Model, aims: Sequence[FaultScope] = (), data: Data | None = None, listed: Header | None = None,
         custom_ops: Sequence[str] = (),
     ) -> FaultTargets:  # fmt: skip
-        """What a campaign with these aims can reach; values in flight are looked at in a run on its data.
+        """Return the targets of a campaign with these scopes; activations are found in a run on its data.
 
         Where a list is replayed its header says the aims, and for how many samples it was drawn.
         """
@@ -92,7 +92,7 @@ class FaultTargets:
 
     @classmethod
     def from_header(cls, model: Model, header: Header) -> FaultTargets:
-        """What the faults of a list can reach, by what its header tells of the run."""
+        """Return the targets of a fault list, by what its header records of the run."""
         flight = header.activations
         if flight is None:
             return cls(model, model.targets)
@@ -125,12 +125,12 @@ class FaultTargets:
         return {name: k for k, target in enumerate(self.targets) for name in target.ids}
 
     def onto(self, faults: Faults) -> Faults:
-        """The same faults over all targets."""
+        """Return the same faults over all targets."""
         ordinals = np.array([self.by_id[t.id] for t in faults.targets], np.int64)
         return replace(faults, targets=self.targets, sites=faults.sites.retarget(ordinals))
 
     def space(self, selector: Selector, aim: FaultScope, event: FaultModel) -> FaultSpace:
-        """The sites that a selection leaves; SelectorError where there are none."""
+        """Return the sites of a selection; SelectorError where there are none."""
         stored = self.model.targets if "weights" in aim.target else ()
         if not aim.includes_activations:
             return selector.space(stored, event)
@@ -156,7 +156,7 @@ class FaultTargets:
         return space
 
     def _rolled(self, selector: Selector) -> Iterator[Activation]:
-        """The values in flight; where a selection takes a series it stands for its steps."""
+        """Yield the activations; an unrolled series that is selected takes the place of its steps."""
         taken = {name: steps for name, steps in self.steps_of.items() if selector.selects(self.series[name].target)}
         first = {steps[0]: name for name, steps in taken.items()}
         aside = {step for steps in taken.values() for step in steps}
@@ -167,7 +167,7 @@ class FaultTargets:
                 yield a
 
     def by_step(self, faults: Faults) -> Faults:
-        """The same faults, those in a series as faults in its steps; SelectorError for a step that it does not have."""
+        """Return the same faults, those in a series as faults in its steps; SelectorError for a missing step."""
         if self.steps_of.keys().isdisjoint(faults.targets[k].id for k in np.unique(faults.sites.target).tolist()):
             return faults
         rows, ordinals, when = list[int](), list[int](), list[tuple[int, int, int]]()
@@ -186,7 +186,7 @@ class FaultTargets:
         return replace(found, targets=self.targets, sites=sites)
 
     def _chosen(self, flying: Sequence[Activation], selector: Selector, aim: FaultScope) -> Sequence[Activation]:
-        """The values in flight that a selector takes: inputs all, of what nodes put out those of layers unless said."""
+        """Return the activations of a selector: all inputs, and outputs of layers unless it names others."""
         # An input is struck itself, also where a QDQ group follows; and it counts as what a layer puts out.
         flying = [replace(a, default=True, quantized="") if a.target.kind == "input" else a for a in flying]
         try:
@@ -233,12 +233,12 @@ class FaultTargets:
         return with_times(target, aim.persistence, self.flight.samples, steps, batched=a.axis is not None)
 
     def listed(self, header: Header) -> FaultSpace:
-        """The sites that the recipes of a list draw from."""
+        """Return the sites that the recipes of a list draw from."""
         aim = header.activations.scope if header.activations else FaultScope()
         return self.space(header.selector, aim, parse_fault(header.fault))
 
     def placed(self, faults: Faults, *, each: bool = False) -> Faults:
-        """The faults with the words before and after, where all are stored; `each` on its own, unseen by the others."""
+        """Return faults with the words before and after, where all are in weights; `each` independent of the others."""
         if self.in_flight(faults).any():
             return faults
         found = (
@@ -255,7 +255,7 @@ class FaultTargets:
 
 
 def _rows(model: Model, data: Data | None) -> tuple[Activation, ...]:
-    """The activations, as the data says which inputs hold samples."""
+    """Return the activations; the data says which inputs hold samples."""
     return activations(model, None if data is None else data.layout)
 
 
@@ -271,13 +271,13 @@ def _alike(a: Activation, plain: Activation | None) -> bool:
 
 
 def _typed(a: Activation, types: Mapping[str, str]) -> Activation:
-    """An activation with the number format that a list tells, where the file does not say it."""
+    """Return an activation with the number format of a list, where the model file does not give it."""
     dtype = types.get(a.target.id)
     return a if dtype is None else replace(a, unsupported_reason="", target=replace(a.target, word=WORDS[dtype]))
 
 
 def _said(a: Activation, shape: tuple[int, ...], held: tuple[int, ...] | None) -> Activation:
-    """An activation with the shape of a sample, and the place of the samples, that a list tells."""
+    """Return an activation with the shape and the sample axis that a list records."""
     place = a.place if held is None else SampleAxis(*held) if held else None
     dims: tuple[int | None, ...] = shape
     if place is not None:
@@ -290,7 +290,7 @@ def _said(a: Activation, shape: tuple[int, ...], held: tuple[int, ...] | None) -
 
 
 def _readable(model: Model, rows: Sequence[Activation]) -> list[Activation]:
-    """The activations, those marked that no run can inject into: some formats, and what lies in bodies of old opsets.
+    """Mark the activations that no run can inject into: some formats, and tensors in bodies of old opsets.
 
     In a model of 16-bit floats every value counts as in a body, since it may have to run as a whole.
     """

@@ -25,7 +25,7 @@ FIELDS = ("allow_links", "expose", "neurons", "layers", "time_axis", "output")
 
 
 def open_model(campaign: Campaign) -> Model:
-    """The model that a campaign strikes.
+    """Return the model of a campaign.
 
     >>> found = open_model(Campaign("models/fashion_snn.onnx", single=True, expose=True, layers="tensors"))
     >>> [target.layer for target in found.targets][-2:]
@@ -35,7 +35,7 @@ def open_model(campaign: Campaign) -> Model:
 
 
 def reopen(path: str, said: Mapping[str, Any]) -> Model:
-    """The model as these fields of a campaign say."""
+    """Open a model as these fields of a campaign say."""
     model = load(path, allow_links=said.get("allow_links", False))
     if sum(source.size for source in model.sources) >= LARGE_BYTES:
         give_back()
@@ -55,12 +55,12 @@ def beside(model: Model, kept_bytes: int) -> bool:
 
 
 def output_of(campaign: Campaign, model: Model) -> str | None:
-    """The output that a campaign asks to be scored: of spikes over time their counts."""
+    """Return the output that a campaign scores: of spikes over time their counts."""
     return campaign.output if campaign.time_axis is None else spike_count_output(model.proto)
 
 
 def changed(engine: Engine, model: Model, change: FileEdits) -> Session:
-    """A session of a model with this change; no copy of the model is left."""
+    """Open a session of a model with this change; no copy of the model is left."""
     # Of a file the runtime holds less than of bytes, which it parses beside them.
     if model.external or model.source.size >= LARGE_BYTES:
         try:
@@ -78,12 +78,12 @@ def _drafted(engine: Engine, model: Model, change: FileEdits) -> Session:
 
 
 def served(model: Model) -> Path | bytes:
-    """What the runtime is given of a model without faults."""
+    """Return the path or the bytes of a model without faults, for the runtime."""
     return model.path if model.path is not None else model.source.data or b""
 
 
 def told(campaign: Campaign, model: Model) -> Session:
-    """A session that tells what a model takes and gives: without optimisation, where the runtime can do without."""
+    """Open a session for the inputs and outputs of a model: without optimization, where the runtime allows."""
     with suppress(EngineError):
         return campaign.open_engine().unoptimized().prepare(served(model))
     return campaign.open_engine().prepare(served(model))

@@ -91,7 +91,7 @@ class Plan:
         return self.struck or tuple({t.id: t for space in spaces for t in space.targets}.values())
 
     def describe(self) -> list[str]:
-        """What a reader of a paper asks: population, trials, margin, confidence."""
+        """Return population, trials, margin and confidence in words."""
         c, n, unit = self.campaign, len(self), self.header.unit
         if c.adaptive:
             return self._describe_rounds()
@@ -120,7 +120,7 @@ class Plan:
         return text + weight_aliases.target_notes(self.model.targets)
 
     def _describe_rounds(self) -> list[str]:
-        """What can be said before the first round of an adaptive campaign."""
+        """Return what is known before the first round of an adaptive campaign."""
         c, population = self.campaign, self.header.population
         margin = wanted = f"±{100 * (c.margin or 0):.4g} %"
         if c.relative_margin is not None:
@@ -152,7 +152,7 @@ class Plan:
         return None if c.relative_margin else sample_size(self.header.population, c.margin or 0.0, c.confidence)
 
     def trials(self) -> Iterator[PlannedTrial]:
-        """The trials in the order of their numbers; a stream."""
+        """Yield the trials in the order of their numbers."""
         if self.listed is not None:
             yield from self._replayed(self.listed)
         elif self.of_singles:
@@ -211,7 +211,7 @@ class Plan:
             yield from sorted(rows, key=lambda row: row.trial)
 
     def nth(self, s: int, j: sampling.Numbers) -> Iterator[PlannedTrial]:
-        """The trials of these numbers (from 0, [n]) of stratum s, one event each."""
+        """Yield the trials of these numbers (from 0, [n]) of stratum s, one fault event each."""
         group, event, seed = self.groups[s], parse_fault(self.campaign.fault), self.campaign.seed
         # Also an exhaustive plan is in random order: what is done when it is stopped is a fair sample.
         numbers = sampling.permute(group.population, seed, s, j)
@@ -228,7 +228,7 @@ class Plan:
             start += length
 
     def _replayed(self, listed: FaultList) -> Iterator[PlannedTrial]:
-        """The trials of a list, their lines with the words before and after; recipes stay as they are."""
+        """Yield the trials of a list, with the words before and after; recipes stay as they are."""
         reader = LineReader(
             listed.header,
             self.fault_targets.targets,
@@ -249,7 +249,7 @@ class Plan:
 
 
 def _text(trial: int, faults: Faults, how: Sampler, ordinals: list[int] | tuple[int, ...]) -> str:
-    """The lines of a trial; where it has no fault, the recipe for none."""
+    """Return the lines of a trial; of one without faults a recipe for none."""
     if len(faults):
         return "\n".join(trial_lines(trial, faults, how, ordinals))
     row = {"trial": trial, "sampler": _NOTHING.kind, "per": 0, "seed": how.seed, "n": 0}
@@ -270,7 +270,7 @@ def _planned(trial: int, stratum: int, faults: Faults, text: str) -> PlannedTria
 
 
 def _by_trial(listed: FaultList) -> Iterator[tuple[int, list[tuple[int, str]]]]:
-    """The numbered lines of a list that was read before, trial by trial."""
+    """Yield the numbered lines of a list, trial by trial."""
     with listed.path.open(encoding="utf-8") as stream:
         numbered = islice(enumerate(stream, 1), 1, None)
         for trial, rows in groupby(numbered, key=lambda row: json.loads(row[1])["trial"]):
@@ -305,7 +305,7 @@ def make_plan(campaign: Campaign, fault_targets: FaultTargets) -> Plan:
 
 
 def _replay(campaign: Campaign, fault_targets: FaultTargets) -> Plan:
-    """The trials of a list, in the strata that it was planned in."""
+    """Return the plan of a list, in the strata that it was drawn from."""
     listed = FaultList.open(str(campaign.faults))
     header = listed.header
     listed.check_model(fault_targets.model.digest)

@@ -47,7 +47,7 @@ class PlannedStratum:
 
 
 def plan_strata(campaign: Campaign, fault_targets: FaultTargets) -> tuple[PlannedStratum, ...]:
-    """The strata of a campaign that draws its trials; SelectorError where a selection leaves no site."""
+    """Return the strata of a campaign; SelectorError where a selection leaves no site."""
     event = parse_fault(campaign.fault)
     if campaign.mix:  # no population of its own: that of the first part stands for it
         spaces = [fault_targets.space(part.selector, part.aim, parse_fault(part.fault)) for part in campaign.mix]
@@ -97,7 +97,7 @@ def _fields(space: FaultSpace) -> Iterator[PlannedStratum]:
 
 
 def bit_field_label(label: str, layer: str | None) -> str:
-    """What an adaptive campaign's stratum has in common with those of other layers: the bits, and their format.
+    """Return the bits and the format of an adaptive stratum, which strata of other layers share.
 
     >>> bit_field_label("conv1 16-19", "conv1")
     '16-19'
@@ -106,7 +106,7 @@ def bit_field_label(label: str, layer: str | None) -> str:
 
 
 def bit_fields(word: Word) -> list[tuple[int, ...]]:
-    """The bits of a word in fields that do about the same harm: up to 16 bits each alone; of longer words the lowest.
+    """Return the bits of a word in fields of similar effect: up to 16 bits each alone; of longer words the lowest.
 
     Of a longer float the sign, each exponent bit and the three highest of the mantissa are alone, the next four
     together, and the rest; of a longer integer the 16 highest are alone, and the rest together.
@@ -126,7 +126,7 @@ def bit_fields(word: Word) -> list[tuple[int, ...]]:
 def _spots(
     campaign: Campaign, space: FaultSpace, event: FaultModel
 ) -> list[tuple[str, FaultSpace, str | None, int | None]]:
-    """What the margin holds for: a name, its sites, its layer and its bit."""
+    """Return the strata that a margin holds for: name, sites, layer and bit."""
     if campaign.per == "network":
         return [("all", space, None, None)]
     layers = [(layer, space.subspace(layer)) for layer in space.layers()]

@@ -322,7 +322,7 @@ class Campaign:
         return dataclasses.replace(self, provider=name) if takes and self.provider.lower() == "auto" else self
 
     def identity(self) -> dict[str, Any]:
-        """The fields that fix each trial's answer, apart from the digests of model, data and list."""
+        """Return the fields that fix the result of each trial, apart from the digests of model, data and list."""
         kept = dataclasses.asdict(self)
         for name in (*LENGTH, *_PLACE, *(() if self.adaptive else ("adaptive", "rate", "method"))):
             kept.pop(name)
@@ -359,7 +359,7 @@ def _check_aim(value: Campaign | Part) -> None:
 
 
 def outdo(base: Campaign, said: Mapping[str, Any]) -> Campaign:
-    """The campaign with other values; one that is given takes the place of those that it excludes.
+    """Return the campaign with other values; a given value replaces those that it excludes.
 
     >>> outdo(Campaign("m.onnx", single=True, margin=0.01, per="layer"), {"ber": (1e-6,)}).per
     'network'

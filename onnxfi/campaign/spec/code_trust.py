@@ -29,7 +29,7 @@ def refuse_code(given: Mapping[str, Any], places: Mapping[str, YamlNode], instea
 
 
 def _code(given: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The fields that have code run, the place of the item at fault, and what it says."""
+    """Return the fields that run code, the place of the item, and its value."""
     found = []
     for name, is_code in (("data", names_function), ("task", is_own)):
         text = given.get(name)

@@ -52,7 +52,7 @@ def check_types(value: Any) -> None:
 
 
 def typed(value: Any, kind: str, name: str) -> Any:
-    """The value as of the type that field `name` is declared with (`kind`); SpecError where it is of another."""
+    """Return a value as the type that field `name` is declared with (`kind`); SpecError for another type."""
     if kind.startswith("tuple["):
         inner = kind[len("tuple[") :].partition(",")[0]
         single = isinstance(value, str) or dataclasses.is_dataclass(value) or not isinstance(value, Sequence)

@@ -17,7 +17,7 @@ VERSION = 1
 
 
 def load_spec(path: str | Path, *, allow_code: bool = False, instead: Collection[str] = ()) -> Campaign:
-    """Read a campaign from a YAML file; every field is checked by name, type and range, with line and column.
+    r"""Read a campaign from a YAML file; every field is checked by name, type and range, with line and column.
 
     Loading is safe: no tags but those of plain values, nothing that grows, no more than 1 MB. Paths are taken as they
     stand there. A file whose fields have code run (data as module:function, custom_ops) is refused unless
@@ -26,7 +26,7 @@ def load_spec(path: str | Path, *, allow_code: bool = False, instead: Collection
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = Path(folder, "campaign.yaml")
-    ...     _ = file.write_text("model: m.onnx\\nber: 1e-7:1e-5\\nrepeat: 3\\n")
+    ...     _ = file.write_text("model: m.onnx\nber: 1e-7:1e-5\nrepeat: 3\n")
     ...     load_spec(file).ber
     (1e-07, 1e-06, 1e-05)
     """
@@ -34,7 +34,7 @@ def load_spec(path: str | Path, *, allow_code: bool = False, instead: Collection
 
 
 def _campaign(whole: YamlNode, instead: Collection[str] | None) -> Campaign:
-    """The campaign that a file says; it may name code where `instead` is None."""
+    """Return the campaign of a file; it may name code where `instead` is None."""
     given, places = read_fields(whole, Campaign, extra=("version",), parts={"Part": read_mix_part})
     if instead is not None:
         refuse_code(given, places, instead)
@@ -59,7 +59,7 @@ def parse_part(text: str) -> Part:
 
 
 def print_spec(campaign: Campaign) -> str:
-    """The campaign as a YAML file that `load_spec` reads back: every field that is not at its default.
+    """Return a campaign as YAML that `load_spec` reads back: every field that is not at its default.
 
     >>> print(print_spec(Campaign(model="m.onnx", ber=(1e-6,))), end="")
     version: 1
@@ -81,7 +81,7 @@ def _dumped(values: dict[str, Any], **how: Any) -> str:
 
 
 def command_line(campaign: Campaign, store: str = "") -> str:
-    """The command that runs the campaign, for a shell.
+    """Return the shell command that runs a campaign.
 
     >>> print(command_line(Campaign(model="my net.onnx", data="d.npz", ber=(1e-7, 1e-6), include=("conv",)), "s.db"))
     onnxfi run 'my net.onnx' --data d.npz --ber 1e-07,1e-06 --include conv -o s.db

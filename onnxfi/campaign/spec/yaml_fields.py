@@ -28,7 +28,7 @@ class YamlNode:
     node: Any = field(repr=False)
 
     def error(self, text: str) -> SpecError:
-        """What is wrong with it, with line and column."""
+        """Return an error with the line and column of the value."""
         mark = self.node.start_mark
         return SpecError(f"{self.file}, line {mark.line + 1}, column {mark.column + 1}: {text}")
 
@@ -41,7 +41,7 @@ class YamlNode:
             yield name, YamlNode(self.file, key), YamlNode(self.file, value)
 
     def items(self) -> list[YamlNode]:
-        """The items of a list; anything else is a list of one."""
+        """Return the items of a list; anything else is a list of one."""
         listed = self.node.value if isinstance(self.node, yaml.SequenceNode) else [self.node]
         return [YamlNode(self.file, node) for node in listed]
 
@@ -77,7 +77,7 @@ def compose(text: bytes, file: str, what: str) -> YamlNode:
 def read_fields(
     whole: YamlNode, kind: type, *, extra: tuple[str, ...] = (), parts: Parts | None = None
 ) -> tuple[dict[str, Any], dict[str, YamlNode]]:
-    """The fields of a dataclass that a mapping gives, by name, and where each stands.
+    """Return the fields of a dataclass that a mapping gives, by name, and the node of each.
 
     `extra` are whole numbers that it may hold besides; `parts` read what is of a type of its own. An item of a list
     stands at `name[number]`.
@@ -110,7 +110,7 @@ def _value(place: YamlNode, kind: str, name: str, parts: Parts) -> Any:
 
 
 def built(kind: type, given: Mapping[str, Any], places: Mapping[str, YamlNode], whole: YamlNode) -> Any:
-    """The value of these fields; what it has against one of them is told with that field's place."""
+    """Return the value of these fields; an error names the place of the field."""
     try:
         return kind(**given)
     except SpecError as error:
@@ -118,13 +118,13 @@ def built(kind: type, given: Mapping[str, Any], places: Mapping[str, YamlNode], 
 
 
 def read_mix_part(place: YamlNode) -> Part:
-    """A part of a mix."""
+    """Return a part of a mix."""
     part: Part = built(Part, *read_fields(place, Part), place)
     return part
 
 
 def plain(value: Any) -> Any:
-    """A dataclass as plain values for YAML: every field that is not at its default."""
+    """Return a dataclass as plain values for YAML: every field that is not at its default."""
     if dataclasses.is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if differs(value, f)}
     return [plain(one) for one in value] if isinstance(value, tuple) else value
