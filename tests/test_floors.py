@@ -7,6 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -40,7 +41,9 @@ UNSAFE_YAML = {"load", "load_all", "full_load", "unsafe_load", "Loader", "FullLo
 NO_NAMES = {"manager", "helper", "helpers", "util", "utils", "misc"}
 
 #: 400 lines are the alarm of CONTRIBUTING.md; no idea is split to obey it, so the test holds what nobody should pass.
-MOST_LINES, MOST_FUNCTION_LINES = 600, 60
+MOST_LINES, MOST_FUNCTION_LINES, MOST_MODULES = 600, 60, 14
+#: Words that open no docstring: they describe a question, not what a function does or a class is.
+NO_OPENINGS = ("What", "Whether", "How", "Those", "Which", "Where", "That")
 
 
 @cache
@@ -124,6 +127,26 @@ def test_packages_are_imported_on_their_floors(path: Path) -> None:
             assert package in GROUND | {"onnxfi"} | sys.stdlib_module_names, f"{path} imports {package}"
         if here == "":
             assert package in {"onnxfi", "pytest"} | sys.stdlib_module_names, f"{path} imports {package}"
+
+
+def modules() -> dict[str, Path]:
+    """Every module of onnxfi by its name."""
+    paths = [path for path in FILES if floor(path) != "converters" and path.name != "__init__.py"]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths}
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Not even where a function imports, or for types alone."""
+    named = modules()
+    imports = {name: {other for other in imported(path) if other in named} - {name} for name, path in named.items()}
+    while free := [name for name, others in imports.items() if not others]:
+        imports = {name: others.difference(free) for name, others in imports.items() if name not in free}
+    assert not imports, f"these import each other: {sorted(imports)}"
+
+
+def test_a_folder_holds_about_a_dozen_modules() -> None:
+    folders = Counter(path.parent for path in modules().values() if path.parent.name != "cli")
+    assert max(folders.values()) <= MOST_MODULES, folders.most_common(3)
 
 
 def test_every_folder_is_a_floor() -> None:
@@ -227,6 +250,16 @@ def test_modules_and_what_they_offer_are_explained(path: Path) -> None:
     for node in tree(path).body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{path}: {node.name} is not explained"
+
+
+@every_file
+def test_docstrings_say_what_a_thing_is_or_does(path: Path) -> None:
+    for node in nodes(path):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            text = ast.get_docstring(node) or ""
+            opening = text.split(" ", 1)[0]
+            where = f"{path}, line {getattr(node, 'lineno', 1)}"
+            assert opening not in NO_OPENINGS, f"{where} opens with {opening!r}: {text.splitlines()[0]}"
 
 
 # ------------------------------------------------------------------------------------------------ the public names
