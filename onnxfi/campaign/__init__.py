@@ -4,7 +4,8 @@ Read `spec/campaign.py` first: a campaign is a frozen value. From there it goes 
 
 - `spec/`: the fields of a campaign and its YAML file
 - `plan/`: the model and data opened, the fault population, the strata, the fault list with every trial
-- `execute/`: trials run here, in worker processes or on Dask
+- `execute/`: the golden run, the canary, one trial by its route
+- `workers/`: trials in worker processes or on Dask
 - `results/`: the store, one SQLite file
 - `report/`: rates with intervals, tables, figures, the HTML page
 - `gate/`: a budget checked against a campaign, for CI

@@ -65,8 +65,8 @@ def command(
     onnxfi compare cnn.onnx cnn_fp16.onnx cnn_int8.onnx --data images.npz --ber 1e-6:1e-3
     onnxfi compare cnn.onnx cnn_int8.onnx --data images.npz --ber 1e-6:1e-3 --figures figures
     """
-    from onnxfi.campaign.execute.scheduling import cores
     from onnxfi.campaign.report.compare import compare
+    from onnxfi.campaign.workers.scheduling import cores
     from onnxfi.cli.terminal import print_json, print_line, print_note
     from onnxfi.graph.write.output_file import check_folder
     from onnxfi.graph.write.scratch_folder import scratch_folder

@@ -93,14 +93,14 @@ def command(
     onnxfi run model.onnx --data images.npz --single --margin 0.01 --per layer
     onnxfi run campaign.yaml
     """
-    from onnxfi.campaign.execute.process_pool import hatched
+    from onnxfi.campaign.workers.process_pool import hatched
 
     own = workers != 0 and scheduler is None and local_cluster is None
     with hatched() if own else nullcontext():
-        from onnxfi.campaign.execute.dask_cluster import cluster
         from onnxfi.campaign.execute.runner import default_store, run
-        from onnxfi.campaign.execute.scheduling import cores
         from onnxfi.campaign.report.report import report
+        from onnxfi.campaign.workers.dask_cluster import cluster
+        from onnxfi.campaign.workers.scheduling import cores
         from onnxfi.cli.report import print_report
         from onnxfi.cli.terminal import count, print_json, print_note, progress
 

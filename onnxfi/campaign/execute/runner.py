@@ -17,23 +17,10 @@ from typing import Any
 
 from onnxfi.campaign.execute import canary
 from onnxfi.campaign.execute.adaptive_rounds import Look, turns
-from onnxfi.campaign.execute.dask_cluster import Cluster
 from onnxfi.campaign.execute.golden_run import digest
-from onnxfi.campaign.execute.memory_limit import can_limit_memory
 from onnxfi.campaign.execute.open_campaign import OpenCampaign, kind_of
-from onnxfi.campaign.execute.process_pool import ProcessPool, reusable_pool, started_pool
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES
-from onnxfi.campaign.execute.scheduling import (
-    RunningBatches,
-    canary_check,
-    run_pooled,
-    submit_batches,
-    threads_per_process,
-    versions,
-)
-from onnxfi.campaign.execute.task_batches import PendingTrial, batches_by_tensor, batches_in_order
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
-from onnxfi.campaign.execute.worker import WorkerSetup, open_early, run_in_process
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.open_model import beside, open_model
 from onnxfi.campaign.plan.plan import Plan, PlannedTrial, enough, make_plan
@@ -41,6 +28,19 @@ from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.results.store import Store, set_aside
 from onnxfi.campaign.spec.campaign import LENGTH, Campaign
 from onnxfi.campaign.spec.spec_file import print_spec
+from onnxfi.campaign.workers.dask_cluster import Cluster
+from onnxfi.campaign.workers.memory_limit import can_limit_memory
+from onnxfi.campaign.workers.process_pool import ProcessPool, reusable_pool, started_pool
+from onnxfi.campaign.workers.scheduling import (
+    RunningBatches,
+    canary_check,
+    run_pooled,
+    submit_batches,
+    threads_per_process,
+    versions,
+)
+from onnxfi.campaign.workers.task_batches import PendingTrial, batches_by_tensor, batches_in_order
+from onnxfi.campaign.workers.worker import WorkerSetup, open_early, run_in_process
 from onnxfi.errors import CampaignError, InputError, SpecError
 from onnxfi.faults.faultlist import FaultList
 from onnxfi.graph.model.loading import Model

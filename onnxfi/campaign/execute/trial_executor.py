@@ -22,11 +22,11 @@ from onnxfi.campaign.execute.activation_routes import (
     row_of_one_sample,
 )
 from onnxfi.campaign.execute.golden_run import GoldenRuns
-from onnxfi.campaign.execute.memory_limit import out_of_memory
 from onnxfi.campaign.execute.open_campaign import OpenCampaign, open_campaign
 from onnxfi.campaign.execute.route_cache import CPU, KEPT_BYTES, GoldenCheck, RouteCache, open_segments, segment
 from onnxfi.campaign.execute.weight_routes import WeightRoutes, faulty_targets
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.workers.memory_limit import out_of_memory
 from onnxfi.errors import EngineError, ModelError, ProviderError, SegmentMismatchError
 from onnxfi.faults.faultlist import Header, LineReader
 from onnxfi.faults.space import Target

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onnxfi.campaign.execute.memory_limit import give_back
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.workers.memory_limit import give_back
 from onnxfi.errors import EngineError, OutputError
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.passes.spike_counts import spike_count_output, with_spike_counts

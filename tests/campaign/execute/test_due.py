@@ -15,9 +15,9 @@ from tiny_campaigns import HEAD, chance, ran, save, tables
 
 from onnxfi.campaign.execute import runner
 from onnxfi.campaign.execute.runner import run
-from onnxfi.campaign.execute.worker import ahead
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.workers.worker import ahead
 from onnxfi.errors import CampaignError, InputError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to a limit of its memory")

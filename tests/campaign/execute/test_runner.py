@@ -29,13 +29,13 @@ import onnxfi
 from onnxfi.campaign.execute import canary, runner
 from onnxfi.campaign.execute.export_trial import export_trial
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
-from onnxfi.campaign.execute.process_pool import ProcessPool
 from onnxfi.campaign.execute.runner import plan, run
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan import open_model
 from onnxfi.campaign.plan.plan import make_plan, write_plan
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign, Part
+from onnxfi.campaign.workers.process_pool import ProcessPool
 from onnxfi.errors import CampaignError, DataError, EngineError, OnnxfiError, OutputError, ProviderError, StoreError
 from onnxfi.faults.space import Target
 from onnxfi.graph.model import byte_source

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from onnxfi.campaign.execute import process_pool as crews
-from onnxfi.campaign.execute.process_pool import ProcessPool, hatched, reusable_pool, started_pool
+from onnxfi.campaign.workers import process_pool as crews
+from onnxfi.campaign.workers.process_pool import ProcessPool, hatched, reusable_pool, started_pool
 
 #: Seconds that nobody waits in vain, unless a test fails.
 LONG = 200.0
@@ -268,7 +268,7 @@ def test_what_a_worker_is_asked_may_have_processes_of_its_own(chores: Any) -> No
 def test_a_crew_that_nobody_lets_go_ends_with_the_program(chores: Any, here: Path) -> None:
     script = here / "script.py"
     script.write_text(
-        "from onnxfi.campaign.execute.process_pool import ProcessPool\nimport os\n"
+        "from onnxfi.campaign.workers.process_pool import ProcessPool\nimport os\n"
         "if __name__ == '__main__':\n    print(ProcessPool(1).submit(os.getpid).result())\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)

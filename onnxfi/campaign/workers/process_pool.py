@@ -63,7 +63,7 @@ def _serve(pipe: Any) -> None:
     """Run the tasks of a worker process; the first message is the number of threads that run them."""
     atexit.register(os._exit, 0)  # what a worker holds goes with its process, not piece by piece, which takes longer
     begin()
-    import onnxfi.campaign.execute.worker  # noqa: F401 (what it is started for)
+    import onnxfi.campaign.workers.worker  # noqa: F401 (what it is started for)
 
     speaking = threading.Lock()
 

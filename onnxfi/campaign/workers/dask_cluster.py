@@ -21,11 +21,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from onnxfi.campaign.execute.dask_workers import NONE_LEFT, started
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
-from onnxfi.campaign.execute.process_pool import begin
-from onnxfi.campaign.execute.scheduling import WorkerDied, versions
-from onnxfi.campaign.execute.worker import WorkerSetup
+from onnxfi.campaign.workers.dask_workers import NONE_LEFT, started
+from onnxfi.campaign.workers.process_pool import begin
+from onnxfi.campaign.workers.scheduling import WorkerDied, versions
+from onnxfi.campaign.workers.worker import WorkerSetup
 from onnxfi.errors import CampaignError, InputError, OnnxfiError, OutputError
 from onnxfi.runtime.engine.protocols import Engine, smallest_model
 

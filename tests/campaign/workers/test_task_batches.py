@@ -9,7 +9,7 @@ from itertools import islice
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxfi.campaign.execute.task_batches import PendingTrial, batches_by_tensor, batches_in_order
+from onnxfi.campaign.workers.task_batches import PendingTrial, batches_by_tensor, batches_in_order
 
 
 def tasks(targets: list[str]) -> list[PendingTrial]:

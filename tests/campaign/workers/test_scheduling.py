@@ -23,16 +23,17 @@ from hypothesis import strategies as st
 from strategies import TIMES
 from tiny_campaigns import campaign, chance, deadly, ran, same_but, tables
 
-from onnxfi.campaign.execute import runner, scheduling, worker
+from onnxfi.campaign.execute import runner
 from onnxfi.campaign.execute.golden_run import digest
 from onnxfi.campaign.execute.route_cache import RouteCache
 from onnxfi.campaign.execute.runner import run
-from onnxfi.campaign.execute.scheduling import threads_per_process
-from onnxfi.campaign.execute.task_batches import PendingTrial
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
-from onnxfi.campaign.execute.worker import WorkerSetup, run_in_process, work
 from onnxfi.campaign.plan.plan import make_plan
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.workers import scheduling, worker
+from onnxfi.campaign.workers.scheduling import threads_per_process
+from onnxfi.campaign.workers.task_batches import PendingTrial
+from onnxfi.campaign.workers.worker import WorkerSetup, run_in_process, work
 from onnxfi.faults.faultlist import Header
 from onnxfi.runtime.engine import onnx_runtime
 from onnxfi.runtime.engine.cooperative_lock import released

@@ -17,12 +17,12 @@ from typing import IO
 
 from onnxfi.campaign.execute import canary
 from onnxfi.campaign.execute.golden_run import digest
-from onnxfi.campaign.execute.memory_limit import limit_memory, memory_held, out_of_memory
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES
-from onnxfi.campaign.execute.task_batches import PendingTrial
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.workers.memory_limit import limit_memory, memory_held, out_of_memory
+from onnxfi.campaign.workers.task_batches import PendingTrial
 from onnxfi.errors import CampaignError, EngineError, ProviderError
 from onnxfi.faults.faultlist import Header
 from onnxfi.runtime.engine.cooperative_lock import CooperativeLock, claim

@@ -17,14 +17,14 @@ import onnx
 import pytest
 from tiny_campaigns import mlp, ran, tables
 
-from onnxfi.campaign.execute import dask_cluster as module
-from onnxfi.campaign.execute import dask_workers
-from onnxfi.campaign.execute.dask_cluster import Cluster, cluster
 from onnxfi.campaign.execute.runner import run
-from onnxfi.campaign.execute.scheduling import versions
 from onnxfi.campaign.results.merge import merge
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.workers import dask_cluster as module
+from onnxfi.campaign.workers import dask_workers
+from onnxfi.campaign.workers.dask_cluster import Cluster, cluster
+from onnxfi.campaign.workers.scheduling import versions
 from onnxfi.errors import InputError, OnnxfiError, OutputError
 
 pytest.importorskip("distributed", reason="clusters need the extra distributed")

@@ -16,12 +16,12 @@ from pathlib import Path
 from platform import python_version
 
 from onnxfi.campaign.execute import canary
-from onnxfi.campaign.execute.process_pool import ProcessPool, WorkerExited
-from onnxfi.campaign.execute.task_batches import PendingTrial
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
-from onnxfi.campaign.execute.worker import WATCH_EXIT, Results, WorkerSetup, notices, shown, work
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.workers.process_pool import ProcessPool, WorkerExited
+from onnxfi.campaign.workers.task_batches import PendingTrial
+from onnxfi.campaign.workers.worker import WATCH_EXIT, Results, WorkerSetup, notices, shown, work
 from onnxfi.errors import CampaignError
 from onnxfi.faults.space import Target
 from onnxfi.runtime.engine.onnx_runtime import no_cuda
