@@ -53,7 +53,7 @@ class Outcome:
         return f"<{text if len(text) <= _SHOWN else text[: _SHOWN - 1] + '…'}>"
 
     def table(self) -> str:
-        """A line for each limit, and the conditions."""
+        """Return a line for each limit, and the conditions."""
         lines = [f"{self.checked.model}: {self.checked.summary()}", *map(str, self.findings)]
         return "\n".join([*lines, self.checked.conditions()])
 
@@ -62,7 +62,7 @@ Check = Callable[..., Outcome]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options that take the place of what budgets say."""
+    """Add the options that override fields of budgets."""
     group = parser.getgroup("onnxfi", "checks of ONNX models against a resilience budget")
     group.addoption("--onnxfi-seed", type=int, metavar="N", help="seed of every check, instead of the budget's")
     group.addoption("--onnxfi-time", type=float, metavar="S", help="time box in seconds, instead of the budget's")

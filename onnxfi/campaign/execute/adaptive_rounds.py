@@ -48,7 +48,7 @@ _GUESS = 0.02
 
 @dataclass(frozen=True)
 class Look:
-    """What the complete rounds say of the rate that is measured, and what was asked for.
+    """An estimate of the measured rate after the complete rounds, with the requested precision.
 
     `trials` were run of `population` faults in `strata` strata; `margin` and `relative_margin` are half the width that
     is wanted, of 1 and of the rate.
@@ -132,7 +132,7 @@ class Seen:
         )
 
     def interval(self, method: str, confidence: float) -> Interval:
-        """The rate and its interval; all of [0, 1] before the first round."""
+        """Return the rate and its interval; all of [0, 1] before the first round."""
         m = self.moments
         if self.scores is None:
             return Interval(0.0, 1.0, np.nan, "none", confidence)
@@ -145,7 +145,7 @@ class Seen:
 
 
 def turns(store: Store, plan: Plan) -> Iterator[tuple[Look, list[int]]]:
-    """What is known before each round, and the trials of the round; the caller runs those that have no result yet.
+    """Yield the state before each round and its trials; the caller runs those without a result.
 
     Ends where the interval is narrow enough, all faults were run, or trials of a round have no result.
     """
@@ -170,7 +170,7 @@ def turns(store: Store, plan: Plan) -> Iterator[tuple[Look, list[int]]]:
 
 
 def complete_rounds(store: Store) -> Iterator[tuple[RoundDraws, list[int]]]:
-    """The complete rounds of a store, each with its trials in the order of the draws."""
+    """Yield the complete rounds of a store, each with its trials in the order of the draws."""
     for number in count(1):
         found = read_round(store, number)
         if found is None or store.results(number) < len(found[1]):
@@ -179,7 +179,7 @@ def complete_rounds(store: Store) -> Iterator[tuple[RoundDraws, list[int]]]:
 
 
 def look_at(store: Store, seen: Seen | None = None, confidence: float | None = None) -> Look:
-    """What a store says of the rate that is measured, at its confidence or another; `seen` where that is known."""
+    """Estimate the measured rate from a store, at its confidence or another; `seen` where it is known already."""
     identity, length, strata = store.get("identity"), store.get("length"), store.strata()
     if seen is None:
         seen = Seen(Moments.empty(len(strata)))
@@ -194,7 +194,7 @@ def look_at(store: Store, seen: Seen | None = None, confidence: float | None = N
 
 
 def _values(store: Store, number: int, trials: list[int], rate: str) -> Floats:
-    """What the trials of a round add to a rate, in the order of its draws."""
+    """Return the contributions of the trials of a round to a rate, in the order of the draws."""
     metric = declared_task(store).metric(rate)
     found = {row.trial: metric.value(row.outcome, row.metrics) for row in store.rows(number)}
     return np.array([found[trial] for trial in trials], np.float64)
@@ -245,7 +245,7 @@ def _write_round(
 
 
 def read_round(store: Store, number: int) -> tuple[RoundDraws, list[int]] | None:
-    """A round as it was drawn, and its trials in the order of the draws; None where it was not drawn yet."""
+    """Return a round and its trials in the order of the draws; None where it was not drawn yet."""
     row = store.db.execute(
         "SELECT below, above, variance, aim, weight FROM rounds WHERE round = ?", (number,)
     ).fetchone()  # fmt: skip

@@ -59,7 +59,7 @@ def cached_golden(executor: TrialExecutor) -> tuple[GoldenRun, float]:
 
 
 def _key(executor: TrialExecutor) -> str:
-    """The digest of all that fixes the scores, bit for bit, as far as one can know."""
+    """Return the digest of everything known to determine the scores bit for bit."""
     opened = executor.opened
     c = opened.campaign
     values = {
@@ -74,7 +74,7 @@ def _key(executor: TrialExecutor) -> str:
 
 
 def _processor() -> str:
-    """The processor's name and abilities, by which a runtime chooses its kernels."""
+    """Return the name and instruction sets of the processor, by which a runtime chooses its kernels."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
         told = dict(line.partition(":")[::2] for line in lines)

@@ -191,8 +191,10 @@ def _early(
     shape: tuple[int, int],
     instead_of: ProcessPool | None = None,
 ) -> AbstractContextManager[ProcessPool | None]:
-    """Workers that begin before there is a job, and open the campaign; not where memory may be tight, since golden must
-    run under the limit, and a large model is open in one process at a time."""
+    """Start workers that open the campaign ahead of their first batch.
+
+    Not where memory may be tight, since the golden run must be known to fit first.
+    """
     what = (open_early, campaign, kept_bytes) if limit is None and beside(model, kept_bytes) else (int,)
     return started_pool(shape[0], *what, threads_per_process=shape[1], instead_of=instead_of)
 
@@ -200,7 +202,7 @@ def _early(
 def _crew(
     executor: Callable[[], Executor] | Cluster | None, workers: int, left: int | None, share: int
 ) -> tuple[Callable[[int], Executor], int | Callable[[], int]]:
-    """What makes the workers, and how many there are (0: none but this process), no more than trials `left`."""
+    """Return the factory of workers and their number (0: this process alone), at most the trials `left`."""
     if isinstance(executor, Cluster):
         return executor.pool, executor.size
     if executor is not None:
@@ -223,7 +225,7 @@ def wanted(plan: Plan, shard: tuple[int, int] | None = None) -> Callable[[int], 
 def _turns(
     store: Store, plan: Plan, shard: tuple[int, int] | None, first: RunningBatches
 ) -> Iterator[tuple[Look | None, Iterator[PendingTrial]]]:
-    """The trials to run: all but the `first`, or round by round, each drawn when those before are written."""
+    """Yield the trials to run: all after the `first`, or round by round, drawn once earlier rounds are written."""
     if not plan.campaign.adaptive:
         asked, taken = wanted(plan, shard), {trial for tasks in first.values() for trial, _ in tasks}
         yield None, store.pending(lambda trial: trial not in taken and asked(trial))
@@ -308,7 +310,7 @@ def _usual_memory() -> int | None:
 
 
 def _limit(store: Store) -> int | None:
-    """The limit of memory that was asked for when the campaign began."""
+    """Return the memory limit with which the campaign began."""
     kept: int | None = store.get("memory_bytes")
     return None if kept == _usual_memory() else kept
 
@@ -357,7 +359,7 @@ def _note(opened: OpenCampaign, golden: GoldenRun) -> str:
 
 
 def _read(opened: OpenCampaign, golden: GoldenRun) -> str:
-    """A remark on how golden's scores are read."""
+    """Return a remark on the interpretation of the golden scores."""
     labelled = golden.labels is not None
     c = opened.campaign
     return remark(c.task, golden.task, golden.scores, opened.output, opened.data.samples, kind_of(c), labelled=labelled)
@@ -370,7 +372,7 @@ def _job(
     golden: tuple[GoldenRun, float],
     executor: Callable[[], Executor] | Cluster | None,
 ) -> WorkerSetup:
-    """What workers need to know; limits hold in processes of our own."""
+    """Return the setup of the workers; limits hold in local processes only."""
     far = isinstance(executor, Cluster)
     limits = {name: store.get(name) if far or executor is None else None for name in ("timeout_s", "memory_bytes")}
     if isinstance(executor, Cluster) and not executor.owned:
@@ -409,7 +411,7 @@ def _prove(
 
 
 def _kept(store: Store, stream: Generator[Result, None, None]) -> Generator[Result, None, None]:
-    """The results of a stream, written in batches and handed on."""
+    """Write the results of a stream in batches, and yield them."""
     waiting: list[Result] = []
     written = time.monotonic()
     with closing(stream):
@@ -425,7 +427,7 @@ def _kept(store: Store, stream: Generator[Result, None, None]) -> Generator[Resu
 
 
 def plan(campaign: Campaign) -> tuple[Plan, float | None]:
-    """A campaign's plan, and the seconds that one trial takes where data is named.
+    """Plan a campaign, and time one trial where data is named.
 
     >>> made, seconds = plan(Campaign("models/fashion_cnn.onnx", single=True, margin=0.05))
     >>> len(made), seconds
@@ -439,7 +441,7 @@ def plan(campaign: Campaign) -> tuple[Plan, float | None]:
 
 
 def planned(campaign: Campaign) -> Plan:
-    """A campaign's plan alone; where values in flight are struck, a run tells what there is of them."""
+    """Plan a campaign; a run finds the activations where faults are injected into them."""
     if _flies(campaign):
         return make_plan(campaign, TrialExecutor.open(campaign).opened.reach)
     return make_plan(campaign, FaultTargets.of(open_model(campaign)))

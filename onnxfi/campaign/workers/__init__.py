@@ -1,6 +1,6 @@
 """Workers: trials in processes of this machine or on Dask, with limits of time and memory.
 
-Start with `worker.py`, which runs batches of trials (`task_batches.py`) wherever it is. `scheduling.py` hands batches to
-a pool and runs again alone what ended a worker. A pool are processes of this machine (`process_pool.py`) or workers of a
+Start with `worker.py`, which runs batches of trials (`task_batches.py`). `scheduling.py` hands batches to a pool, and
+runs a trial that ended a worker again, alone. Pools are processes of this machine (`process_pool.py`) or workers of a
 Dask scheduler (`dask_cluster.py`, `dask_workers.py`). Order and number of workers change no result.
 """

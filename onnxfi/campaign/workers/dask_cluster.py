@@ -64,7 +64,7 @@ class Cluster:
             return max(1, len(self._taking()))
 
     def pool(self, size: int) -> Executor:
-        """An executor over all workers; of size 1 over one that has started anew, where a nanny can do that."""
+        """Return an executor over all workers; of size 1 over one restarted by its nanny, where there is one."""
         with self.reached():
             return _Tasks(self, self._anew() if size == 1 else None)
 
@@ -136,13 +136,13 @@ class Cluster:
         return None
 
     def _taking(self) -> list[str]:
-        """The workers that trials go to."""
+        """Return the workers that trials go to."""
         if not self.asks:
             return list(self.client.nthreads())
         return [address for address, worker in self._told().items() if self.asks.keys() <= worker["resources"].keys()]
 
     def _told(self) -> dict[str, Any]:
-        """What the scheduler knows of each worker."""
+        """Return the scheduler's entry of each worker."""
         try:
             told = self.client.scheduler_info(n_workers=-1)
         except TypeError:  # an older Dask tells of all
@@ -259,7 +259,7 @@ def _folder(worker: Any, parcel: str) -> Path:
 
 
 def _files(opened: OpenCampaign) -> dict[str, Path]:
-    """The files that a worker needs, by where they lie in its folder; folders of images are not among them."""
+    """Return the files that a worker needs by their place in its folder; folders of images are left out."""
     file = Path(opened.campaign.model)
     folder = file.parent
     # A model whose neurons are exposed is in memory; workers make it of the file that it comes from.
@@ -272,7 +272,7 @@ def _files(opened: OpenCampaign) -> dict[str, Path]:
 
 
 def _plugin(setup: Callable[[Any], None]) -> Any:
-    """What Dask runs once on each worker, also on those that come later."""
+    """Return a plugin that Dask runs once on each worker, also on later ones."""
     from distributed import WorkerPlugin
 
     class Plugin(WorkerPlugin):  # type: ignore[misc]

@@ -23,7 +23,7 @@ from onnxfi.graph.write.scratch_folder import remove_abandoned
 
 
 def begin() -> None:
-    """A worker process ends with its parent, leaves Ctrl-C to it, and is the first to go where memory ends."""
+    """Make this worker process end with its parent, ignore Ctrl-C, and be the first killed when memory ends."""
     import multiprocessing
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -82,12 +82,12 @@ def _serve(pipe: Any) -> None:
 
 
 def _packed(found: Any, error: BaseException | None) -> bytes:
-    """An answer as it is sent; raises where that cannot be."""
+    """Serialise an answer; raise where that is impossible."""
     return bytes(ForkingPickler.dumps((found, error)))
 
 
 def _unpacked(answer: bytes) -> tuple[Any, BaseException | None]:
-    """What was found, or what went wrong, be it here."""
+    """Return the result of an answer and its error, also one of reading it."""
     try:
         found, error = ForkingPickler.loads(answer)
     except Exception as wrong:
@@ -96,7 +96,7 @@ def _unpacked(answer: bytes) -> tuple[Any, BaseException | None]:
 
 
 def _told(error: BaseException) -> bytes:
-    """What went wrong in a worker, as it is sent: itself, or its words where it does not arrive."""
+    """Serialise an error of a worker: itself, or its message where it cannot be read back."""
     said = traceback.format_exc()
     error.add_note(said)
     with suppress(Exception):

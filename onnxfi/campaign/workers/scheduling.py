@@ -53,7 +53,7 @@ def versions(engine: Engine) -> dict[str, str]:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -94,9 +94,10 @@ def canary_check(
     *,
     beside: bool = True,
 ) -> Callable[[Target], bool]:
-    """What says whether a canary is seen: this process does, and one of the `crew` whether shorter routes show it, who
-    needs what that opens; then others may `go`. What could end who is asked goes to a worker of its own. Where they may
-    not have the model open `beside` each other, one is asked after the other.
+    """Return a predicate that checks the canary in this process, and by shorter routes in a worker of `crew`.
+
+    A canary that could end the process is checked in a worker of its own. `go` is called when the other workers may
+    start. Without `beside` the two checks run one after the other, so that the model is open only once.
     """
 
     def there(of: Executor, known: WorkerSetup, target: Target) -> Future[bool]:
@@ -227,7 +228,7 @@ def _alone(
 
 
 def _once(job: WorkerSetup, golden: GoldenRun, task: PendingTrial, crew: Executor) -> Result:
-    """A trial in a worker that does nothing else; what it is where the worker dies."""
+    """Run a trial in a worker of its own; a worker that dies is the outcome of the trial."""
     begun = time.perf_counter()
     try:
         [result] = crew.submit(work, job, [task]).result()

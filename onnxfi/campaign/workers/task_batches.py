@@ -15,7 +15,7 @@ _TASKS_A_WORKER = 4
 
 
 def batches_in_order(pending: Iterator[PendingTrial], most: int) -> Iterator[list[PendingTrial]]:
-    """The same trials, up to `most` together, in their order."""
+    """Yield the trials in batches of up to `most`, in their order."""
     while tasks := list(islice(pending, most)):
         yield tasks
 
@@ -23,7 +23,7 @@ def batches_in_order(pending: Iterator[PendingTrial], most: int) -> Iterator[lis
 def batches_by_tensor(
     pending: Iterator[PendingTrial], most: int, workers: int | Callable[[], int]
 ) -> Iterator[list[PendingTrial]]:
-    """The same trials, up to `most` together, those that strike the same tensor rather together than apart.
+    """Yield the trials in batches of up to `most`, those with faults in the same tensor together.
 
     So a worker opens a route once for them. Only within a window, so that what is done when a campaign is stopped stays
     a fair sample, and some tasks for each of so many workers in it, so that none stands idle.

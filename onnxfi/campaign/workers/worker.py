@@ -76,7 +76,7 @@ def run_in_process(
 def _together(
     executor: TrialExecutor, golden: GoldenRun, header: Header, tasks: list[PendingTrial]
 ) -> dict[int, Result]:
-    """What trials that share runs come to, by their place; nothing where one fails, so that each is run alone."""
+    """Return the results of trials that share runs, by position; nothing where one fails, so that each runs alone."""
     begun = time.perf_counter()
     try:
         found = executor.together(header, golden, [lines.splitlines() for _, lines in tasks]) if len(tasks) > 1 else {}
@@ -109,7 +109,7 @@ _opened: list[tuple[WorkerSetup, tuple[TrialExecutor, GoldenRun, Header]]] = []
 
 @contextmanager
 def _held(job: WorkerSetup) -> Iterator[tuple[TrialExecutor, GoldenRun, Header]]:
-    """A worker's executor: opened with its first task, and kept; shared by the threads of a process, by turns."""
+    """Hold the executor of this worker, opened with its first batch; threads of a process take turns."""
     with _lock.held():
         with claim("executor"):
             if not _opened or _opened[0][0] != job:
@@ -122,8 +122,7 @@ _ahead: list[tuple[Campaign, int, TrialExecutor, GoldenRun | None]] = []
 
 
 def open_early(campaign: Campaign, kept_bytes: int) -> None:
-    """Open a campaign in a worker and run golden before there is a job; what that says against it, it says again with
-    the job."""
+    """Open a campaign in a worker and take the golden run ahead of its first batch, which repeats any error."""
     with _lock.held(), claim("executor"):
         if not _ahead and not _opened:  # a quick worker may get what another one should have
             executor = TrialExecutor.open(campaign, kept_bytes, runs=False)
