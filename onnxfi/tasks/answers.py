@@ -161,7 +161,7 @@ class Answers:
         return self.broken(self.all)
 
     def broken(self, which: NDArray[np.int64]) -> Flags:
-        """Which of some samples hold a NaN or an infinity; text and whole numbers never do."""
+        """Return a mask of the samples that hold a NaN or an infinity; text and integers never do."""
         found = np.zeros(len(which), np.bool_)
         for at, block in self.blocks(which) if self.rows.dtype.kind not in "iubOUST" else ():
             found[at] = ~np.isfinite(block).all(axis=1)

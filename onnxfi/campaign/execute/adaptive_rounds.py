@@ -72,12 +72,12 @@ class Look:
 
     @property
     def exhausted(self) -> bool:
-        """Whether every fault was run: then the rate is exact."""
+        """True if every fault was run: then the rate is exact."""
         return self.trials == self.population
 
     @property
     def reached(self) -> bool:
-        """Whether the interval is as narrow as was asked for."""
+        """True if the interval is as narrow as requested."""
         return self.rounds > 0 and (self.exhausted or self.interval.half_width <= self.wanted)
 
     def row(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Layout:
 
     @classmethod
     def of(cls, strata: list[dict[str, Any]]) -> Layout:
-        """Those of a store."""
+        """Return the layout of a store."""
         fields = [bit_field_label(s["label"], s["layer"]) for s in strata]
         numbers = {name: k for k, name in enumerate(dict.fromkeys(fields))}
         sizes = np.array([s["population"] for s in strata], np.float64)
@@ -109,7 +109,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Seen:
-    """What complete rounds found: the moments of each stratum, and the scores of all draws."""
+    """Results of complete rounds: the moments of each stratum, and the scores of all draws."""
 
     moments: Moments
     scores: Scores | None = None

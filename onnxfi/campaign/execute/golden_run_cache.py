@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path | None:
-    """Where golden runs are kept: `ONNXFI_CACHE`, else in the user's cache folder; None where that says `off`."""
+    """Return the folder of golden runs: `ONNXFI_CACHE`, else the user's cache folder; None for `off`."""
     named = os.environ.get("ONNXFI_CACHE", "")
     if named == "off":
         return None

@@ -91,7 +91,7 @@ class Running:
 
 
 def default_store(model: str) -> Path:
-    """Where the results of a model's campaign go unless said otherwise."""
+    """Return the default path of the results of a model's campaign."""
     return Path(f"{Path(model).stem}.onnxfi.db")
 
 
@@ -176,7 +176,7 @@ def run(
 
 
 def _place(campaign: Campaign, store: str | Path | None) -> Path:
-    """Where results go; OutputError, before anything is run, where no file can be."""
+    """Return the path of the results; raise OutputError before anything runs where none can be written."""
     file = Path(store) if store is not None else default_store(campaign.model)
     if not file.is_file():
         check_output_files(None, [file])
@@ -211,7 +211,7 @@ def _crew(
 
 
 def wanted(plan: Plan, shard: tuple[int, int] | None = None) -> Callable[[int], bool]:
-    """Whether a trial is asked for: by the campaign, which may be shorter than its store, and by the shard."""
+    """Return True if a trial belongs to the campaign, which may be shorter than its store, and to the shard."""
     lengths = [group.trials for group in plan.groups]
 
     def asked(trial: int) -> bool:
@@ -448,7 +448,7 @@ def planned(campaign: Campaign) -> Plan:
 
 
 def _flies(campaign: Campaign) -> bool:
-    """Whether values in flight are struck, so that only a run tells what there is."""
+    """Return True if faults go into activations, which only a run finds."""
     if campaign.faults is not None:
         return FaultList.open(campaign.faults).header.activations is not None
     return any(aim.includes_activations for aim in campaign.aims)

@@ -40,7 +40,7 @@ _READ = {name for name, _ in ORT_TYPES.values()}
 
 @dataclass(frozen=True)
 class FaultTargets:
-    """What faults can strike in a model.
+    """The targets of faults in a model.
 
     `targets` are all stored tensors and values in flight, `flying` what the graph says of the latter, by id. `flight`
     binds faults in flight to their run (None: there are none). `series` are targets that are one value in each step of
@@ -249,7 +249,7 @@ class FaultTargets:
         return with_dequantized(self.model, found)
 
     def in_flight(self, faults: Faults) -> NDArray[np.bool_]:
-        """Which of the faults strike values in flight ([n])."""
+        """Return a mask of the faults in activations ([n])."""
         kinds = np.array([t.is_activation for t in faults.targets], np.bool_)
         return kinds[faults.sites.target] if len(faults) else np.zeros(0, np.bool_)
 
@@ -260,12 +260,12 @@ def _rows(model: Model, data: Data | None) -> tuple[Activation, ...]:
 
 
 def _place(a: Activation) -> tuple[int, ...]:
-    """Where samples lie, as a list keeps it."""
+    """Return the sample axis as a fault list records it."""
     return () if a.place is None else (a.place.axis, a.place.outer, a.place.inner)
 
 
 def _alike(a: Activation, plain: Activation | None) -> bool:
-    """Whether the file alone says of an activation what is known of it."""
+    """Return True if all facts on an activation follow from the file alone."""
     same = plain is not None and plain.shape_known and plain.target.shape == a.target.shape
     return same and plain is not None and (plain.place, plain.axis_unknown_reason) == (a.place, a.axis_unknown_reason)
 
@@ -310,7 +310,7 @@ def _readable(model: Model, rows: Sequence[Activation]) -> list[Activation]:
 
 
 def _steps(model: Model, rows: Sequence[Activation], data: Data | None, custom_ops: Sequence[str]) -> dict[str, int]:
-    """How often the loops around targets turn, by target id; none where that cannot be told, or hangs on the batch."""
+    """Return the iterations of the loops around targets by target id, where known and the same for each batch."""
     if not any(a.loop for a in rows):
         return {}
     try:

@@ -49,7 +49,7 @@ def reopen(path: str, said: Mapping[str, Any]) -> Model:
 
 
 def beside(model: Model, kept_bytes: int) -> bool:
-    """Whether two processes may have a model open at a time: it is small, or half of what each may keep holds it."""
+    """Return True if two processes may open the model at once: it is small, or fits half of their memory."""
     size = sum(source.size for source in model.sources)
     return size < LARGE_BYTES or 2 * size <= kept_bytes
 

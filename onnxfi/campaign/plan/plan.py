@@ -73,7 +73,7 @@ class Plan:
 
     @property
     def of_singles(self) -> bool:
-        """Whether each trial is one event, drawn from its stratum without repetition, also where that is replayed."""
+        """Return True if each trial is one fault drawn from its stratum without repetition, also when replayed."""
         return self.header.of_single_faults
 
     @property
@@ -278,7 +278,7 @@ def _by_trial(listed: FaultList) -> Iterator[tuple[int, list[tuple[int, str]]]]:
 
 
 def enough(campaign: Campaign, shard: tuple[int, int] | None, workers: int) -> bool:
-    """Whether a campaign has a trial for each worker, as far as one knows before its model is opened."""
+    """Return True if a campaign has a trial for each worker, as far as known before its model is opened."""
     told = campaign.trials or campaign.repeat * (len(campaign.rates) + bool(campaign.mix))
     return campaign.faults is None and (not told or told >= workers * (shard[1] if shard else 1))
 

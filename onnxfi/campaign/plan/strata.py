@@ -142,7 +142,7 @@ def _spots(
 
 
 def _expected_rates(fault_targets: FaultTargets, space: FaultSpace, event: FaultModel) -> dict[int, float]:
-    """How likely an event at each bit position is to be seen, guessed from how far it moves the stored numbers.
+    """Estimate the visibility of a fault at each bit position from the change of the stored numbers.
 
     Mean |faulty − golden| by position over the selected weights; of a large tensor evenly spread elements are read.
     """

@@ -92,7 +92,7 @@ class AdaptiveRecord:
         )
 
     def within(self, strata: Numbers) -> NDArray[np.bool_]:
-        """Which draws fell into some of the strata ([T])."""
+        """Return a mask of the draws that fell into some of the strata ([T])."""
         drawn = [one.stratum for one in self.rounds]
         return np.isin(np.concatenate(drawn), strata) if drawn else np.zeros(0, np.bool_)
 

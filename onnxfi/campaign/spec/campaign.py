@@ -103,18 +103,18 @@ class Part:
 
     @property
     def selector(self) -> Selector:
-        """What may be struck."""
+        """The selection of sites."""
         return Selector(self.include, self.exclude, self.op, self.dtype, self.bits, self.elements, self.role)
 
     @property
     def aim(self) -> FaultScope:
-        """Whether it strikes stored words or values in flight, and for how long."""
+        """The scope of its faults: weights or activations, and their persistence."""
         return FaultScope(self.target, self.persistence, self.all)
 
 
 @dataclass(frozen=True)
 class Campaign:
-    """Which trials are run, on which model and data, by which engine. Fields bear the names of the flags.
+    """A campaign: its trials, model, data and engine. Fields have the names of the flags.
 
     `ber` are the rates of a sweep, `repeat` the trials at each (also of a mix); `per_sample` those of a sweep that
     strikes one site in a sample. `target` says whether weights, activations or inputs are struck, `persistence` how
@@ -263,22 +263,22 @@ class Campaign:
 
     @property
     def way(self) -> str:
-        """Which trials there are: ber, per_sample, single, exhaustive, faults or mix."""
+        """The design of the trials: ber, per_sample, single, exhaustive, faults or mix."""
         return next(way for way in WAYS if getattr(self, way))
 
     @property
     def selector(self) -> Selector:
-        """What may be struck."""
+        """The selection of sites."""
         return Selector(self.include, self.exclude, self.op, self.dtype, self.bits, self.elements, self.role)
 
     @property
     def aim(self) -> FaultScope:
-        """Whether stored words or values in flight are struck, and for how long."""
+        """The scope of the faults: weights or activations, and their persistence."""
         return FaultScope(self.target, self.persistence, self.all)
 
     @property
     def aims(self) -> tuple[FaultScope, ...]:
-        """Those of all its draws."""
+        """The scopes of all parts."""
         return tuple(part.aim for part in self.mix) or (self.aim,)
 
     @property

@@ -100,5 +100,5 @@ def parse_rates(text: str, name: str = "ber") -> tuple[float, ...]:
 
 
 def differs(value: Any, f: dataclasses.Field[Any]) -> bool:
-    """Whether a field is not at its default."""
+    """Return True if a field is not at its default."""
     return bool(getattr(value, f.name) != f.default)

@@ -55,7 +55,7 @@ class Cluster:
 
     @property
     def owned(self) -> bool:
-        """Whether the workers were started for this campaign."""
+        """True if the workers were started for this campaign."""
         return self.own is not None
 
     def size(self) -> int:
@@ -86,7 +86,7 @@ class Cluster:
 
     @property
     def lost(self) -> str:
-        """What is said where no worker can be asked any more."""
+        """The message where no worker answers any more."""
         return NONE_LEFT if self.owned else _LOST
 
     def _anew(self) -> str | None:
@@ -187,7 +187,7 @@ class Cluster:
 
 
 class _Tasks(Executor):
-    """What the runner submits, as tasks of Dask."""
+    """An executor that submits work as tasks of Dask."""
 
     def __init__(self, cluster: Cluster, preferred: str | None = None) -> None:
         self.cluster = cluster

@@ -44,7 +44,7 @@ class LocalWorkers:
         self.cluster.scale(workers)
 
     def has(self, address: str) -> bool:
-        """Whether the nanny at an address lives."""
+        """Return True if the nanny at an address is alive."""
         return any(_lives(nanny) and nanny.address == address for nanny in list(self.cluster.workers.values()))
 
     def look(self) -> None:

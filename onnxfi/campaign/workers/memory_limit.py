@@ -13,7 +13,7 @@ _MEMORY = re.compile(r"bad.?alloc|failed to allocate|out of memory", re.I)
 
 
 def can_limit_memory() -> bool:
-    """Whether the system holds a process to a limit of its own memory: Linux does."""
+    """Return True if the system enforces a memory limit of a process: Linux does."""
     return sys.platform == "linux"
 
 
@@ -44,5 +44,5 @@ def memory_held() -> int:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out."""
+    """Return True if an error means that memory ran out."""
     return isinstance(error, MemoryError) or _MEMORY.search(str(error)) is not None

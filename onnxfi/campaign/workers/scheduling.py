@@ -58,7 +58,7 @@ def cores() -> int:
 
 
 def threads_per_process(campaign: Campaign, limit_bytes: int | None, executor: TrialExecutor | None = None) -> int:
-    """How many workers are threads of one process, and share what it has open; `executor` knows what else is a guess.
+    """Return the number of worker threads of a process, which share its sessions; exact with an `executor`.
 
     One where a limit of memory is each worker's own, and where the model is small: that is quickly opened, and what
     Python does for a trial takes as long as what the runtime does.
@@ -76,7 +76,7 @@ def threads_per_process(campaign: Campaign, limit_bytes: int | None, executor: T
 
 
 def _survives(job: WorkerSetup, target: Target) -> bool:
-    """Whether a canary is seen, asked in a worker of its own: it may hang or kill the one that asks."""
+    """Return True if a worker of its own, which the canary may hang or kill, sees the canary."""
     crew = _ready(job, ProcessPool)
     try:
         return crew.submit(notices, job, target.id).result()

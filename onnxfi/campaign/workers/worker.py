@@ -37,7 +37,7 @@ WATCH_EXIT = 1
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """What a worker needs to know before its first trial; small, so that it goes with every task.
+    """Setup of a worker before its first trial; small, since it is sent with every batch.
 
     `header` is the line of the fault list, `golden` the digest that the worker's own golden run must have. A trial that
     takes longer than `timeout_s` ends its process, and a worker gets no more than `memory_bytes` (None: no limit), of
@@ -190,13 +190,13 @@ def work(job: WorkerSetup, tasks: list[PendingTrial]) -> list[Result]:
 
 
 def notices(job: WorkerSetup, target: str) -> bool:
-    """Whether a canary in a target is seen in a worker, in no more time than a trial may take."""
+    """Return True if a worker sees a canary in a target within the time limit of a trial."""
     with _held(job) as (executor, _, _), _watched(job):
         return canary.notices(executor, executor.opened.reach.targets[executor.opened.reach.by_id[target]])
 
 
 def shown(job: WorkerSetup, target: str) -> bool:
-    """Whether the shorter route of a target shows a canary in a worker."""
+    """Return True if the shorter route of a target shows a canary in a worker."""
     with _held(job) as (executor, _, _):
         return canary.shown(executor, executor.opened.reach.targets[executor.opened.reach.by_id[target]])
 

@@ -139,7 +139,7 @@ class Operator:
         g.restore(g.add("ScatterElements", flat, at, faulty, axis=1), shape, name=self._end)
 
     def _armed(self, g: NodeBuilder, x: str) -> None:
-        """Where this site has faults, select its columns, gather and change; scatter in any case, mostly nothing."""
+        """Gather and change the elements of a site where it has faults; always scatter, mostly nothing."""
         from onnx import helper
 
         number = g.add("Constant", name="number")

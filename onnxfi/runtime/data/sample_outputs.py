@@ -60,7 +60,7 @@ def stacked(parts: Sequence[Array]) -> Array:
 
 
 def sample_axes(session: Session, data: Data, model: str | Path | bytes | Model) -> dict[str, tuple[int, ...]]:
-    """Where each output may hold its samples, the likeliest place first.
+    """Return the possible sample axes of each output, the most likely first.
 
     The shapes may say it, by the symbol that stands for the samples of the inputs, or the graph. Else it is the axis of
     the inputs, but of scores in two dimensions rather the first: there the axes before the samples are gone. What a

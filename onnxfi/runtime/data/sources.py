@@ -84,7 +84,7 @@ def open_data(
 
 
 def names_function(spec: str) -> bool:
-    """Whether data is given as `module:function`, which is imported and called.
+    """Return True if data is given as `module:function`, which is imported and called.
 
     >>> names_function("own.data:test_set"), names_function("images.npz")
     (True, False)
@@ -260,7 +260,7 @@ def _labels(labels: Array, rows: int, what: str) -> Labels:
 
 
 def _remedy(labels: Array) -> str:
-    """How labels of another shape or type become class numbers, where that can be told."""
+    """Return the remedy that turns labels of another shape or type into class numbers, where there is one."""
     if labels.nbytes > _SMALL_LABELS:
         return ""
     if labels.dtype.kind in "USOT":

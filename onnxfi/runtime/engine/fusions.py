@@ -1,4 +1,4 @@
-"""Which fusions of the runtime a change of the graph costs: counted in the graphs that it makes of both."""
+"""Fusions of the runtime that a change of the graph prevents, counted in the optimised graphs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which ONNX Runtime packages are installed: only one may be."""
+"""Installed ONNX Runtime packages, of which there may be only one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes in and out of a model: the type and shape of each input and output, and whether an array fits.
+"""Inputs and outputs of a model: their types and shapes, and arrays that fit them.
 
 Shared by the engines, which feed arrays, and by the data, which has to fit before anything runs.
 """
@@ -62,7 +62,7 @@ class Port:
 
     @property
     def is_tensor(self) -> bool:
-        """Whether arrays can carry it."""
+        """True if numpy arrays can hold it."""
         return "(" not in self.dtype
 
     def __str__(self) -> str:
@@ -153,7 +153,7 @@ def _after_signature(text: str) -> str:
 
 
 def fits(given: Sequence[int], port: Port, *, free: int | None = None) -> bool:
-    """Whether an array of this shape fits the port; the dimension `free` may have any size.
+    """Return True if an array of this shape fits the port; the dimension `free` may have any size.
 
     >>> image = Port("image", "float32", (1, 3, "H", None))
     >>> fits((8, 3, 5, 7), image), fits((8, 3, 5, 7), image, free=0), fits((8, 3, 5), image, free=0)
@@ -197,14 +197,14 @@ def words_of(array: Array) -> Array:
 
 
 def same_bytes(one: Array, other: Array) -> bool:
-    """Whether two arrays have the same type, shape and bytes."""
+    """Return True if two arrays have the same type, shape and bytes."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     return one is other or _equal(words_of(one).reshape(-1), words_of(other).reshape(-1))
 
 
 def drift(one: Array, other: Array) -> float:
-    """How far numbers lie from others at most, as a share of the range of these; infinite for another shape or type.
+    """Return the largest difference as a share of the reference's range; infinite for another shape or type.
 
     >>> drift(np.array([1.0, 4.5]), np.array([1.0, 5.0]))
     0.1
@@ -219,7 +219,7 @@ def drift(one: Array, other: Array) -> float:
 
 
 def _equal(ours: Array, theirs: Array) -> bool:
-    """Whether rows of words are equal, looked at piece by piece: what differs mostly does so from the start."""
+    """Compare rows of words block by block, since differences mostly show at the start."""
     at, step = 0, _GLANCE
     while at < len(ours):
         if not (ours[at : at + step] == theirs[at : at + step]).all():

@@ -211,7 +211,7 @@ class OrtEngine(Engine):
         return options
 
     def _loads(self, ort: Any, name: str) -> bool:
-        """Whether a provider still loads a model that every provider runs."""
+        """Return True if a provider still loads a model that every provider runs."""
         try:
             return bool(self._load(ort, smallest_model(), self._options(ort), name).get_providers()[0] == name)
         except Exception:

@@ -150,17 +150,17 @@ class _Work:
 
     @property
     def external(self) -> bool:
-        """Whether weights are kept beside the model file."""
+        """True if weights are kept beside the model file."""
         return bool(self.model.external) or sum(s.size for s in self.model.sources) > _LARGEST_FILE // 2
 
     @property
     def ready(self) -> Path:
-        """What the quantiser reads."""
+        """The file that the quantiser reads."""
         return self.folder / "ready.onnx"
 
     @property
     def made(self) -> Path:
-        """What it makes."""
+        """The file that the quantiser writes."""
         return self.folder / "made.onnx"
 
     def apart(self, data: Data | None) -> list[str]:
@@ -188,7 +188,7 @@ class _Work:
         return excluded
 
     def _answer(self, data: Data | None) -> dict[str, Any]:
-        """What the copy has to tell: the nodes left in float with the notes, or what went wrong."""
+        """Return the nodes left in float and the notes of the child process, or raise its error."""
         try:
             with backends.captured():
                 self.prepare()

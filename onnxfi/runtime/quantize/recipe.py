@@ -31,7 +31,7 @@ _DEFAULTS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is quantised. Fields bear the names of the flags; '' stands for the mode's default.
+    """Settings of a quantisation. Fields have the names of the flags; '' stands for the default of the mode.
 
     `format` is `qdq` or `qoperator`; `weights` and `activations` are number formats; `per_channel` gives each output
     channel of a weight its own scale; `calibration` says how the ranges of activations are found, on the first

@@ -31,7 +31,7 @@ class _Use:
 
     @property
     def transposed(self) -> bool:
-        """Whether a Gemm reads the tensor as its transposed second operand."""
+        """True if a Gemm reads the tensor as its transposed second operand."""
         node = self.node
         return node is not None and node.op_type == "Gemm" and self.place == 1 and _flag(node, "transB")
 
