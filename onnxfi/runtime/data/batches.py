@@ -34,7 +34,7 @@ class Batch:
     valid: int
 
     def trim(self, outputs: Feeds, *, axis: int = 0) -> dict[str, Array]:
-        """Outputs without the rows of the repeated sample.
+        """Return the outputs without the rows of the repeated sample.
 
         >>> batch = Batch(8, {}, None, size=4, valid=1)
         >>> batch.trim({"scores": np.ones((4, 10)), "loss": np.ones(())})["scores"].shape
@@ -83,7 +83,7 @@ class Data:
     def of_arrays(
         cls, arrays: Feeds, labels: Labels | None, place: BatchLayout, description: str, *, synthetic: bool = False
     ) -> Data:
-        """Data that lies in memory, cut to any size."""
+        """Hold arrays in memory as data that is cut to any size."""
         samples = place.rows(arrays)
 
         def cut(size: int) -> Iterator[Feeds]:
@@ -92,7 +92,7 @@ class Data:
         return cls(tuple(arrays), samples, labels, synthetic, description, place, cut)
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """The samples in order, `size` at a time; the last batch may be smaller.
+        """Yield the samples in order, `size` at a time; the last batch may be smaller.
 
         Where the model takes one batch size only, that must be asked for, and a last part is filled up
         (`Batch.valid`). Batches that a function made stay as it made them.

@@ -50,7 +50,7 @@ class Preprocess:
 
 
 def read_preprocess(path: Path) -> Preprocess:
-    """The preprocessing that a YAML file describes; `DataError` names the file and the key."""
+    """Read the preprocessing of a YAML file; `DataError` names the file and the key."""
     from onnxfi.runtime.data.yaml_file import load_yaml
 
     given = load_yaml(path, "preprocessing", DataError)
@@ -158,7 +158,7 @@ class ImageFolder:
     batch_axis: int
 
     def cut(self, size: int) -> Iterator[dict[str, Array]]:
-        """Feeds of `size` images each, read as they are asked for."""
+        """Yield feeds of `size` images each, read on demand."""
         for start in range(0, len(self.files), size):
             _check_bytes(self.files[start : start + size], self.preprocess, self.port)
             images = [_read(file, self.preprocess, self.port) for file in self.files[start : start + size]]
@@ -196,7 +196,7 @@ def _is_number(name: str) -> bool:
 
 
 def _class_numbers(root: Path, names: tuple[str, ...], *, listed: bool) -> tuple[int, ...] | None:
-    """The class of each folder: its place in `classes:`, the number that it is named by, else its place by name.
+    """Return the class of each folder: its position in `classes:`, the number in its name, else its order by name.
 
     None for one folder with another name, which tells no classes. DataError where names and numbers disagree.
     """
@@ -253,7 +253,7 @@ def _check_sizes(files: Sequence[Path], how: Preprocess, port: Port, batch_axis:
 
 
 def _image_port(inputs: Sequence[Port], how: Preprocess, path: Path) -> Port:
-    """The one input that images feed."""
+    """Return the one input that images feed."""
     names = [port.name for port in inputs]
     if how.input is not None and how.input not in names:
         raise DataError(f"{str(path)!r}: the model has no input {how.input!r}{closest(how.input, names)}")
@@ -279,7 +279,7 @@ def _image_port(inputs: Sequence[Port], how: Preprocess, path: Path) -> Port:
 
 
 def _find(root: Path, how: Preprocess) -> dict[str, list[Path]]:
-    """The image files of each class, in label order."""
+    """Return the image files of each class, in label order."""
     place = root.resolve()
     found: dict[str, list[Path]] = {name: [] for name in how.classes}
     for folder in _visible(root):
@@ -307,7 +307,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _open(file: Path) -> Image.Image:
-    """The image, its pixels not yet decoded; Pillow's limit on their number is an error, not a warning."""
+    """Open an image without decoding it; Pillow's limit on the number of pixels is an error, not a warning."""
     from PIL import Image
 
     try:

@@ -31,7 +31,7 @@ def run_scores(
     progress: OnProgress | None = None,
     axes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Array:
-    """The scored output over all samples, or over the first `batches` of `size` ([N, …]).
+    """Return the scored output over all samples, or over the first `batches` of `size` ([N, …]).
 
     Samples come first, wherever the output holds them (`axes`: see `sample_axes`). Where `name` is None all outputs
     count, laid side by side; where their shapes vary, as one row.
@@ -53,7 +53,7 @@ def run_scores(
 
 
 def stacked(parts: Sequence[Array]) -> Array:
-    """The scores of all batches from those of each; where their shapes vary, as one row."""
+    """Concatenate the scores of all batches; into one row where their shapes vary."""
     if len({part.shape[1:] for part in parts}) == 1 and parts[0].ndim:
         return np.concatenate(parts)
     return np.concatenate([part.ravel() for part in parts])[None]
@@ -85,13 +85,13 @@ def sample_axes(session: Session, data: Data, model: str | Path | bytes | Model)
 
 
 def _samples_first(array: Array, axes: Sequence[int], size: int) -> Array:
-    """An output with its `size` samples along the first axis; as it is where none has so many."""
+    """Move the axis of `size` samples to the front; return the output unchanged where there is none."""
     axis = next((k for k in axes if k < 0 or (k < array.ndim and array.shape[k] == size)), 0)
     return array[None] if axis < 0 else np.moveaxis(array, axis, 0) if axis else array
 
 
 def scored(piece: Batch, outputs: dict[str, Array], axes: Mapping[str, tuple[int, ...]], name: str | None) -> Array:
-    """The scored output of one batch ([N, …]), or all of them side by side where no name is given."""
+    """Return the scored output of one batch ([N, …]), or all outputs side by side where no name is given."""
     first = {key: _samples_first(array, axes.get(key, ()), piece.size) for key, array in outputs.items()}
     return _joined(piece.trim(first), name, piece.valid)
 

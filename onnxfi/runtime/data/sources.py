@@ -184,7 +184,7 @@ def _from_batches(made: Iterator[Any], ports: Sequence[Port], batch_axis: int, l
 def _checked(
     given: Mapping[str, Any], ports: Sequence[Port], batch_axis: int, what: str
 ) -> tuple[dict[str, Array], Labels | None, BatchLayout]:
-    """The arrays in the model's order, the labels, and where the samples lie; or how they do not fit."""
+    """Return the arrays in the order of the inputs, the labels and the sample axis; raise where they do not fit."""
     try:
         arrays = {name: np.asarray(array) for name, array in given.items()}
     except ValueError as error:
@@ -280,7 +280,7 @@ def _remedy(labels: Array) -> str:
 
 
 def synthetic(ports: Sequence[Port], samples: int, seed: int, batch_axis: int = 0) -> Data:
-    """Inputs made up from Philox words keyed by the seed and the input's number; more extend fewer.
+    """Make inputs from Philox words keyed by seed and input number; more samples extend fewer.
 
     Floats are uniform in [0, 1), 8-bit integers uniform over their range, other integers and booleans 0 or 1,
     which every embedding and mask takes. An open dimension has 32; an input of open rank is a scalar.

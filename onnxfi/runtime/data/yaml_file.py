@@ -122,7 +122,7 @@ def _bounded(text: str, what: str) -> None:
 
 
 def _line(place: yaml.Event | yaml.Node) -> int:
-    """The line, counted from 1, on which something starts."""
+    """Return the line, counted from 1, on which a node starts."""
     return place.start_mark.line + 1 if place.start_mark is not None else 1
 
 
@@ -153,7 +153,7 @@ def scalar(node: yaml.Node) -> str | int | float | bool | None:
 
 
 def _values(node: yaml.Node) -> Any:
-    """A node as plain values; ValueError begins with the line."""
+    """Return a node as plain values; ValueError begins with the line."""
     if isinstance(node, yaml.ScalarNode):
         try:
             return scalar(node)

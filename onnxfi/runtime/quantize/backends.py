@@ -206,7 +206,7 @@ def _keep_float(graph: onnx.GraphProto, source: onnx.GraphProto, exclude: Sequen
 
 
 def _keep_outputs(graph: onnx.GraphProto) -> None:
-    """Outputs that an excluded node puts out stay float32, without the Cast that would narrow them."""
+    """Keep outputs of excluded nodes in float32, without the Cast that would narrow them."""
     casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
     for value in graph.output:
         cast = casts.get(value.name)
@@ -218,7 +218,7 @@ def _keep_outputs(graph: onnx.GraphProto) -> None:
 
 
 def brain(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """The float32 tensors of these names stored as bfloat16, each behind a Cast to float32; computation stays float32.
+    """Store these float32 tensors as bfloat16, each behind a Cast to float32; computation stays float32.
 
     Values beyond the largest bfloat16 are held at it.
     """

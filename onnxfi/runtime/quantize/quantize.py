@@ -203,7 +203,7 @@ class _Work:
         return {"excluded": excluded, "notes": self.notes}
 
     def prepare(self) -> None:
-        """A copy with every node named, at the opset asked for, pre-processed where integers are made."""
+        """Write a copy with every node named, at the requested opset, pre-processed for integer modes."""
         import onnx
 
         path = self.model.path
@@ -312,7 +312,7 @@ class _Work:
 
 
 def _at_opset(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """The model at a higher opset, by the official converter, which drops what nodes say about their origin."""
+    """Convert the model to a higher opset by the official converter, which drops the origin of nodes."""
     try:
         made = convert_opset(proto, opset)
     except IsolationError as error:
@@ -355,7 +355,7 @@ def _moved(made: Path, place: Path) -> list[Path]:
 
 
 def _domains(proto: onnx.ModelProto) -> set[str]:
-    """The operator domains that a model uses, in functions and inner graphs too; the default one always."""
+    """Return the operator domains of a model, of functions and subgraphs too; always with the default one."""
     nodes = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
     found = {"", *(node.domain for node in all_nodes(nodes))}
     return found | {function.domain for function in proto.functions}
@@ -398,7 +398,7 @@ def _losses(ready: Model, made: Model) -> tuple[int, int, int]:
 
 
 def _source(target: Target, known: dict[str, Target]) -> Target | None:
-    """The tensor that a quantised one was made of: its name without what quantisers append."""
+    """Return the source of a quantised tensor: its name without the suffixes of quantisers."""
     name = target.id
     while name not in known:
         cut = next((name.removesuffix(s) for s in _SUFFIXES if name.endswith(s)), None)
@@ -417,7 +417,7 @@ def _read(model: Model, target: Target) -> Array:
 
 
 def _values(made: Model, target: Target, like: Array) -> Sequence[Any]:
-    """The real numbers of a quantised tensor in the layout of its source, and the step between neighbours."""
+    """Return the real values of a quantised tensor in the layout of its source, and the quantisation step."""
     index = np.arange(target.size)
     words = made.words(target, index)
     if target.scheme is None:

@@ -82,7 +82,7 @@ class Recipe:
             raise InputError(f"--calibration-samples {self.calibration_samples} is out of range; give 1 or more")
 
     def settled(self) -> tuple[Recipe, list[str]]:
-        """The recipe with the defaults of its mode, and what there is to say about those."""
+        """Return the recipe with the defaults of its mode, and notes on them."""
         notes = []
         filled: dict[str, Any] = {k: getattr(self, k) or v for k, v in _DEFAULTS.get(self.mode, {}).items()}
         recipe = replace(self, **filled)

@@ -105,7 +105,7 @@ def drop_twins(graph: onnx.GraphProto) -> None:
 
 
 def _by_tensor(model: onnx.ModelProto) -> list[list[_Use]]:
-    """The uses of each initializer, of the main graph and of inner ones, in the order of the first use."""
+    """Return the uses of each initializer of the main graph and of subgraphs, in the order of the first use."""
     found: dict[int, list[_Use]] = {}
     for use in _uses(model.graph, {}):
         found.setdefault(id(use.tensor), []).append(use)
