@@ -154,7 +154,7 @@ def trial_lines(trial: int, faults: Faults, how: Sampler, ordinals: Sequence[int
 
 
 def sites_digest(faults: Faults, ordinals: Sequence[int]) -> str:
-    """SHA-256 over the sites in order: target ordinal, element and bit, and in flight sample, first and last step."""
+    """Return the SHA-256 of the sites in order: target ordinal, element, bit; for activations sample and steps too."""
     columns: list[Any] = [("target", "<u4"), ("index", "<u8"), ("bit", "<i2")]
     columns += [] if faults.sites.times is None else [("when", "<i8", (3,))]
     rows = np.zeros(len(faults), dtype=np.dtype(columns))
@@ -342,7 +342,7 @@ def _lowest(bits: list[int] | None, model: FaultModel, word: Word) -> int:
         low, width = bits[0], model.width()
         if 0 <= low <= word.bits - width and bits == [*range(low, low + width)]:
             return low
-    raise ValueError(f"{model} strikes no bits {bits} of {word.name}")
+    raise ValueError(f"{model} changes no bits {bits} of {word.name}")
 
 
 def _text(path: Path) -> IO[str]:

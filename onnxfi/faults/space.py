@@ -135,7 +135,7 @@ class Selector:
 
     def _explain(self, targets: Sequence[Target], kept: Sequence[Target], model: FaultModel) -> None:
         if not targets:
-            raise SelectorError("the model has no tensor that can be struck: no weights, no constants")
+            raise SelectorError("the model has no tensor that faults can be injected into: no weights, no constants")
         if kept:
             raise SelectorError(
                 f"{len(kept)} tensors are selected, but no site is left in them: {model} with bits "
@@ -207,7 +207,7 @@ class FaultSpace:
             if chosen:
                 rows.append((target, places, chosen))
         if model.unit == "word" and bits:
-            raise SelectorError(f"--bits says nothing for {model}, which strikes whole words; leave it out")
+            raise SelectorError(f"--bits says nothing for {model}, which changes whole words; leave it out")
         columns = tuple(zip(*rows, strict=True)) or ((), (), ())
         return cls(columns[0], model.unit, columns[1], elements, columns[2])
 

@@ -33,7 +33,7 @@ SAMPLERS = ("ber", "count", "per-tensor", "exhaustive", "per-sample", "sites")
 class Fault:
     """One fault, its random parameters drawn: frozen, hashable, one line of JSON.
 
-    `index` is the flat element (row-major); `bits` the struck positions (None: the whole word); `fault` the spent
+    `index` is the flat element (row-major); `bits` the changed positions (None: the whole word); `fault` the spent
     fault model; `before` and `after` the words, None until they are known; `before_real` and `after_real` the real
     numbers that the integers of a quantised tensor stand for, None for all others.
     """
@@ -76,7 +76,7 @@ class Fault:
 class Faults(Sequence[Fault]):
     """An immutable sequence of faults, held in columns. `models` has one entry for all rows, or one a row.
 
-    `events` counts the sites that were drawn, where one event strikes several elements; else it is the length. `reals`
+    `events` counts the sites that were drawn, where one fault changes several elements; else it is the length. `reals`
     are the real numbers before and after ([2, n] float32), NaN for words that are not quantised.
     """
 
@@ -185,7 +185,7 @@ def _samples(space: FaultSpace) -> int:
     for target in space.targets:
         if not target.samples:
             raise SelectorError(
-                f"{target.id!r} has no batch axis, so no sample of it can be struck; leave it out with --exclude"
+                f"{target.id!r} has no batch axis, so no sample of it can be named; leave it out with --exclude"
                 if target.is_activation
                 else f"{target.id!r} is stored: its faults are there in every sample; use --ber or --count for weights"
             )
@@ -268,7 +268,7 @@ def _spread_out(targets: tuple[Target, ...], sites: Sites, model: FaultModel) ->
         reached.append(model.elements(targets[target].axes, index))
         total += len(reached[-1])
         if total > MOST_FAULTS:
-            raise InputError(f"{model} strikes more than {MOST_FAULTS:,} words in one trial; lower the rate or count")
+            raise InputError(f"{model} changes more than {MOST_FAULTS:,} words in one trial; lower the rate or count")
     lengths = np.array([len(r) for r in reached], np.int64)
     index = np.concatenate([np.zeros(0, np.int64), *reached])
     return replace(sites.pick(np.repeat(np.arange(len(sites)), lengths)), index=index)
@@ -280,7 +280,7 @@ def faults_at_named_sites(
     """Return the faults of one trial at the sites that are named (`ID[i]:B`).
 
     Raises SelectorError for a site that does not exist, is named twice, has no bit where the model needs one or one
-    where it strikes whole words, or is left out by the selector (to name a site includes its target).
+    where it changes whole words, or is left out by the selector (to name a site includes its target).
     """
     ordinal = {t.id: k for k, t in enumerate(targets)}
     sites = [parse_site(text, targets) for text in texts]
@@ -293,7 +293,7 @@ def faults_at_named_sites(
         if model.unit == "bit" and site.bit is None:
             raise SelectorError(f"site {str(site)!r} needs a bit for {model}, as {site}:{target.word.bits - 1}")
         if model.unit == "word" and site.bit is not None:
-            raise SelectorError(f"site {str(site)!r} names a bit, but {model} strikes whole words; leave the bit out")
+            raise SelectorError(f"site {str(site)!r} names a bit, but {model} changes whole words; leave the bit out")
         if site.bit is not None and site.bit + model.width() > target.word.bits:
             raise SelectorError(
                 f"{model} at {str(site)!r} reaches beyond the {target.word.bits} bits of {target.dtype}"

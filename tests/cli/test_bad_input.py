@@ -390,7 +390,7 @@ def test_inject(run: Run, shared: Path, flags: str) -> None:
 
 
 OTHER_MODELS: dict[str, tuple[str, ...]] = {
-    "inject bare.onnx --count 1": ("no tensor that can be struck",),
+    "inject bare.onnx --count 1": ("no tensor that faults can be injected into",),
     "inject other.onnx --faults list.jsonl": ("list.jsonl belongs to the model", "this one is"),
     "inject faulty.onnx --faults list.jsonl": ("this is the faulty model that the list made", "--undo restores"),
     "inject other.onnx --faults list.jsonl --undo": ("list.jsonl belongs to the faulty model", "this one is"),

@@ -228,12 +228,12 @@ def test_a_format_is_no_substring() -> None:
 
 
 def test_a_model_without_tensors() -> None:
-    with pytest.raises(SelectorError, match="the model has no tensor that can be struck"):
+    with pytest.raises(SelectorError, match="the model has no tensor that faults can be injected into"):
         Selector().space([])
 
 
 def test_words_are_not_narrowed_by_bits() -> None:
-    with pytest.raises(SelectorError, match="--bits says nothing for zero, which strikes whole words; leave it out"):
+    with pytest.raises(SelectorError, match="--bits says nothing for zero, which changes whole words; leave it out"):
         Selector(bits="3").space(PAIR, Zero())
 
 

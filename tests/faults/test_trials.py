@@ -338,7 +338,7 @@ def test_named_sites_spend_chance_of_their_seed() -> None:
     ("sites", "fault", "options", "message"),
     [
         (["w[0]"], "flip", {}, r"site 'w\[0\]' needs a bit for flip, as w\[0\]:31"),
-        (["w[0]:1"], "zero", {}, r"site 'w\[0\]:1' names a bit, but zero strikes whole words; leave the bit out"),
+        (["w[0]:1"], "zero", {}, r"site 'w\[0\]:1' names a bit, but zero changes whole words; leave the bit out"),
         (["w[0]:30"], "burst:k=3", {}, r"burst:k=3 at 'w\[0\]:30' reaches beyond the 32 bits of float32"),
         (["q[0]:0"], "burst:k=5", {}, r"burst:k=5 at 'q\[0\]:0' reaches beyond the 4 bits of int4"),
         (["w[0]@sample=1:3"], "flip", {}, r"a stored word has neither sample nor step; leave them out"),

@@ -100,7 +100,7 @@ class InstrumentedModel:
 
     def _open(self, proto: onnx.ModelProto, folder: Path | None) -> _Instrumented:
         """Open a model with fault operators."""
-        rows = [self.opened.reach.flying[name] for name in self.targets]
+        rows = [self.opened.fault_targets.activations[name] for name in self.targets]
         for a in check_word_formats(rows, opset_of(proto)):
             if a.unsupported_reason:
                 raise FaultError(f"no fault operator injects into {a.target.id!r}: {a.unsupported_reason}")
@@ -137,7 +137,7 @@ class InstrumentedModel:
         """Return the faults of a batch, their samples counted within it."""
         out = []
         for mine in of_target.values():
-            for fault in activation_faults(mine, self.opened.reach.flying):
+            for fault in activation_faults(mine, self.opened.fault_targets.activations):
                 if fault.sample is None:
                     out.append(fault)
                 elif batch.start <= fault.sample < batch.start + batch.size:
@@ -198,10 +198,10 @@ def _without_defaults(armed: Sequence[Armed]) -> onnx.ModelProto:
     return made
 
 
-def needs_numbers(reach: FaultTargets, faults: Faults) -> bool:
+def needs_numbers(fault_targets: FaultTargets, faults: Faults) -> bool:
     """Return whether some fault in an activation is no mask of a word, so that an operator must change numbers."""
     sites = faults.sites
-    rows = np.flatnonzero(reach.in_flight(faults))
+    rows = np.flatnonzero(fault_targets.in_activations(faults))
     if len(faults.models) == 1:  # the change depends on the word and the bit alone
         kinds = np.stack([sites.target[rows], sites.bit[rows].astype(np.int64)])
         rows = rows[np.unique(kinds, axis=1, return_index=True)[1]]
@@ -211,15 +211,15 @@ def needs_numbers(reach: FaultTargets, faults: Faults) -> bool:
     )
 
 
-def bake_trial(reach: FaultTargets, faults: Faults, stored: Faults, out: Path) -> None:
+def bake_trial(fault_targets: FaultTargets, faults: Faults, stored: Faults, out: Path) -> None:
     """Write the model of one trial: its faults in weights as words, those in activations as operators in the graph.
 
     A sample is then that row of the batch which is fed; where the model takes one size, of the batch in which it comes.
     Raises FaultError for a fault that no graph can do.
     """
-    model = reach.model
-    rows: Mapping[str, Activation] = reach.flying
-    faults, fixed = reach.by_step(faults), _batch(reach)
+    model = fault_targets.model
+    rows: Mapping[str, Activation] = fault_targets.activations
+    faults, fixed = fault_targets.by_step(faults), _batch(fault_targets)
     if len(stored):
         if model.external:
             raise FaultError("faults in weights and activations cannot be exported together with external data")
@@ -231,7 +231,9 @@ def bake_trial(reach: FaultTargets, faults: Faults, stored: Faults, out: Path) -
     )
 
 
-def _batch(reach: FaultTargets) -> int | None:
+def _batch(fault_targets: FaultTargets) -> int | None:
     """Return the one batch size that the model takes, as far as its file says; None where it takes any."""
-    elsewhere = reach.flight is not None and bool(reach.flight.sample_axes)  # another axis than the file tells
-    return None if elsewhere else graph_batch_layout(reach.model.proto.graph).fixed
+    elsewhere = fault_targets.activation_space is not None and bool(
+        fault_targets.activation_space.sample_axes
+    )  # another axis than the file tells
+    return None if elsewhere else graph_batch_layout(fault_targets.model.proto.graph).fixed

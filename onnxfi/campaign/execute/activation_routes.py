@@ -144,7 +144,7 @@ class SplitRoutes:
         Of a trial of one `sample` only its batch is executed. Raises SegmentMismatchError where the model cannot be
         split there, or a fault changes the shape of an activation between segments.
         """
-        here = self.opened.reach.in_flight(faults)
+        here = self.opened.fault_targets.in_activations(faults)
         budget, late = self.cache.limit_bytes // 2, self.late
         split = self.cache.get(
             (Route.SPLIT, *names), lambda: SplitModel(self.opened, self.net, names, budget, late=late)
@@ -169,7 +169,7 @@ def activation_changes(opened: OpenCampaign, faults: Faults) -> TrialFaults:
     def change(a: Activation, mine: Faults) -> Callable[[Batch, Array], Array]:
         return lambda batch, array: inject_words(array, a.target, a.place, mine, start=batch.start, size=batch.size)
 
-    rows = [(opened.reach.flying[name], mine) for name, mine in by_id(faults).items()]
+    rows = [(opened.fault_targets.activations[name], mine) for name, mine in by_id(faults).items()]
     return TrialFaults({}, {a.name: change(a, mine) for a, mine in rows})
 
 
@@ -186,7 +186,7 @@ def row_of_one_sample(opened: OpenCampaign, header: Header, faults: Faults) -> O
     sample, targets = one_sample(header, faults), faulty_targets(faults)
     if sample is None or len(targets) != 1 or opened.data.layout.fixed is not None:
         return None
-    a = opened.reach.flying.get(targets[0].id)
+    a = opened.fault_targets.activations.get(targets[0].id)
     if a is None or a.path or a.place != SampleAxis(0):
         return None
     own = a.target, a.place, faults

@@ -112,10 +112,10 @@ def held(target: Target, seen: bool, blind: bool) -> bool:
 
 def _canary(executor: TrialExecutor, target: Target) -> PreparedTrial:
     """Return a canary in a target as a trial."""
-    reach, faults = executor.opened.reach, set_exponents(target)
+    fault_targets, faults = executor.opened.fault_targets, set_exponents(target)
     if not target.is_activation:
         return PreparedTrial(faults, [target])
-    return PreparedTrial(reach.by_step(faults), [], tuple(reach.steps_of.get(target.id, (target.id,))))
+    return PreparedTrial(fault_targets.by_step(faults), [], tuple(fault_targets.steps_of.get(target.id, (target.id,))))
 
 
 def may_hang(executor: TrialExecutor, target: Target) -> bool:

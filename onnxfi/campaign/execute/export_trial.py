@@ -23,12 +23,12 @@ def export_trial(store: str | Path, trial: int, out: str | Path) -> None:
     model = reopen(header.file, said | {"time_axis": None})  # the counts are scored, and no part of the model
     if model.digest != header.model:
         raise StoreError(f"{store} is of the model {header.model}, {header.file} is {model.digest} now")
-    reach = FaultTargets.from_header(model, header)
-    reader = LineReader(header, reach.targets, str(store), lambda: reach.listed(header))
+    fault_targets = FaultTargets.from_header(model, header)
+    reader = LineReader(header, fault_targets.targets, str(store), lambda: fault_targets.listed(header))
     [(_, faults)] = reader.trials(enumerate(lines, 1))
-    here = reach.in_flight(faults)
+    here = fault_targets.in_activations(faults)
     if here.any():
-        bake_trial(reach, faults.pick(here), faults.pick(~here), Path(out))
+        bake_trial(fault_targets, faults.pick(here), faults.pick(~here), Path(out))
         return
     write_copy(
         model, find_edits(model, faults, look_up_words(model, faults)[1]) if len(faults) else FileEdits(), Path(out)

@@ -36,7 +36,7 @@ class OpenCampaign:
         The scored output; None scores all.
     provider, note : str
         The execution provider of the runtime, and a remark about it.
-    reach : FaultTargets
+    fault_targets : FaultTargets
         The targets of faults.
     axes : mapping of str to tuple of int
         The axes of each output that hold samples.
@@ -52,7 +52,7 @@ class OpenCampaign:
     output: str | None
     provider: str
     note: str
-    reach: FaultTargets
+    fault_targets: FaultTargets
     axes: Mapping[str, tuple[int, ...]]
     inputs: tuple[Port, ...]
     opened_s: float = 0.0
@@ -108,10 +108,10 @@ def open_campaign(
         session = campaign.open_engine().prepare(served(model))
     output = scored_port(session, output_of(campaign, model), data, kind_of(campaign), task=campaign.task, whole=True)
     listed = None if campaign.faults is None else FaultList.open(campaign.faults).header
-    reach = FaultTargets.of(model, campaign.aims, data, listed, campaign.custom_ops)
+    fault_targets = FaultTargets.of(model, campaign.aims, data, listed, campaign.custom_ops)
     axes = sample_axes(session, data, model)
     provider, note, inputs = session.provider, session.note, session.inputs
-    return OpenCampaign(campaign, model, data, output, provider, note, reach, axes, inputs, opened_s), session
+    return OpenCampaign(campaign, model, data, output, provider, note, fault_targets, axes, inputs, opened_s), session
 
 
 def kind_of(campaign: Campaign) -> str:

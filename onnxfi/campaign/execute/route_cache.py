@@ -86,15 +86,15 @@ def segment(opened: OpenCampaign) -> Segmentation:
 
     Raises ModelError where there is none, MemoryError where the model is too large for one message.
     """
-    campaign, reach = opened.campaign, opened.reach
+    campaign, fault_targets = opened.campaign, opened.fault_targets
     on_cpu = opened.provider == CPU
     net = partition_graph(opened.model, halves=not on_cpu, blocks=on_cpu and campaign.optimization == "all")
     outputs = () if opened.output is None else (opened.output,)
     spikes = spike_cut_points(opened.model)
     # Without early stop there is one segment.
     ends = () if campaign.route == "late-start" else spikes or narrow_cut_points(net, whole_subgraph(net, outputs))
-    together: set[tuple[str, ...]] = {(a.name,) for a in reach.flying.values() if not a.path}
-    together |= {steps[k:] for steps in reach.steps_of.values() for k in range(len(steps))}
+    together: set[tuple[str, ...]] = {(a.name,) for a in fault_targets.activations.values() if not a.path}
+    together |= {steps[k:] for steps in fault_targets.steps_of.values() for k in range(len(steps))}
     selectors = [part.selector for part in campaign.mix] or [campaign.selector]
     chosen = frozenset(t.id for t in opened.model.targets if any(selector.selects(t) for selector in selectors))
     ready = None if campaign.faults is not None else chosen  # a list may name any

@@ -138,7 +138,7 @@ def run(
         early = stack.enter_context(_early(campaign, model, kept_bytes, worker_memory_bytes, shape))
         bench = TrialExecutor.open(campaign, kept_bytes, model=model)
         _refuse(campaign, bench.opened, shard)
-        plan = make_plan(campaign, bench.opened.reach)
+        plan = make_plan(campaign, bench.opened.fault_targets)
         if far is not None:
             far.send(bench.opened)
         if fresh:
@@ -436,14 +436,14 @@ def plan(campaign: Campaign) -> tuple[Plan, float | None]:
     if campaign.data is None:
         return planned(campaign), None
     bench = TrialExecutor.open(campaign)
-    made = make_plan(campaign, bench.opened.reach)
+    made = make_plan(campaign, bench.opened.fault_targets)
     return made, bench.golden_runs.run()[1]
 
 
 def planned(campaign: Campaign) -> Plan:
     """Plan a campaign; a run finds the activations where faults are injected into them."""
     if _flies(campaign):
-        return make_plan(campaign, TrialExecutor.open(campaign).opened.reach)
+        return make_plan(campaign, TrialExecutor.open(campaign).opened.fault_targets)
     return make_plan(campaign, FaultTargets.of(open_model(campaign)))
 
 

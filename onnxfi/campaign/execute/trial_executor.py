@@ -198,23 +198,23 @@ class TrialExecutor:
 
     def prepare(self, header: Header, faults: Faults) -> PreparedTrial:
         """Return the faults of a trial with what its routes need to know of them."""
-        here = self.opened.reach.in_flight(faults)
+        here = self.opened.fault_targets.in_activations(faults)
         if not here.any():
             return PreparedTrial(faults, faulty_targets(faults))
-        faults = self.opened.reach.by_step(faults)
-        here = self.opened.reach.in_flight(faults)
+        faults = self.opened.fault_targets.by_step(faults)
+        here = self.opened.fault_targets.in_activations(faults)
         weights = faulty_targets(faults.pick(~here))
         swept, one = header.sampler.kind in RATE_SAMPLERS, row_of_one_sample(self.opened, header, faults)
         if swept and self.splittable:  # one route for all trials of a sweep
-            listed = [t.id for t in self.opened.reach.listed(header).targets if t.is_activation]
-            ids = [step for name in listed for step in self.opened.reach.steps_of.get(name, (name,))]
+            listed = [t.id for t in self.opened.fault_targets.listed(header).targets if t.is_activation]
+            ids = [step for name in listed for step in self.opened.fault_targets.steps_of.get(name, (name,))]
         else:
             ids = [target.id for target in faulty_targets(faults.pick(here))]
         return PreparedTrial(faults, weights, tuple(ids), swept, one_sample(header, faults), one)
 
     def facts(self, trial: PreparedTrial) -> TrialFacts:
         """Return the facts of a trial that decide its route."""
-        flying, weights = self.opened.reach.flying, self.weights
+        flying, weights = self.opened.fault_targets.activations, self.weights
         paths = [] if weights is None else [weights.segmented.segmentation.alone(target) for target in trial.weights]
         alone = paths[0] if len(paths) == 1 else None
         return TrialFacts(
@@ -246,7 +246,9 @@ class TrialExecutor:
         if self.weights is None or self.activations is None:
             return None
         if trial.activations:
-            names = [a.name for name in trial.activations if not (a := self.opened.reach.flying[name]).path]
+            names = [
+                a.name for name in trial.activations if not (a := self.opened.fault_targets.activations[name]).path
+            ]
             if trial.weights or len(names) < len(trial.activations):
                 return None
             found = self.activations.opened_for(names, any_of=trial.swept)
@@ -261,12 +263,12 @@ class TrialExecutor:
     def _split_scores(self, trial: PreparedTrial, batches: int | None = None) -> tuple[Array, Array]:
         if self._split is None:
             raise SegmentMismatchError("the model cannot be split")
-        names = [self.opened.reach.flying[name].name for name in trial.activations]
+        names = [self.opened.fault_targets.activations[name].name for name in trial.activations]
         return self._split.run(names, trial.faults, trial.sample, batches=batches)
 
     def instrumented(self, trial: PreparedTrial) -> InstrumentedModel:
         """Return the whole model with fault operators at the activations of a trial."""
-        numbers = needs_numbers(self.opened.reach, trial.faults)
+        numbers = needs_numbers(self.opened.fault_targets, trial.faults)
 
         def opener() -> InstrumentedModel:
             return InstrumentedModel(self.opened, trial.activations, numbers=numbers)
@@ -275,13 +277,13 @@ class TrialExecutor:
 
     def _full_scores(self, trial: PreparedTrial, batches: int | None = None) -> tuple[Array, Array]:
         model = self.instrumented(trial)
-        here = self.opened.reach.in_flight(trial.faults)
+        here = self.opened.fault_targets.in_activations(trial.faults)
         weights = None if here.all() else trial.faults.pick(~here)
         return model.golden, model.scores(trial.faults.pick(here), weights, batches=batches)
 
     def _faults(self, header: Header, lines: Sequence[str]) -> Faults:
-        reach = self.opened.reach
-        reader = LineReader(header, reach.targets, "the store", lambda: reach.listed(header))
+        fault_targets = self.opened.fault_targets
+        reader = LineReader(header, fault_targets.targets, "the store", lambda: fault_targets.listed(header))
         [(_, faults)] = reader.trials(enumerate(lines, 1))
         return faults
 
@@ -296,9 +298,9 @@ class TrialExecutor:
         """Return whether trials of a plan may share runs; see `together`."""
         if self.segmentation is None:
             return False
-        reach = self.opened.reach
+        fault_targets = self.opened.fault_targets
         alone = header.of_single_faults and self.segmentation.late
-        if alone and (reach.flying or self.segmentation.shares(reach.listed(header).targets)):
+        if alone and (fault_targets.activations or self.segmentation.shares(fault_targets.listed(header).targets)):
             return True
         return self.by_batch
 
@@ -342,7 +344,7 @@ def _run_partial(executor: TrialExecutor, trial: PreparedTrial, golden: GoldenRu
     if not trial.activations:
         return _run_weights(Route.PARTIAL)(executor, trial, golden)
     assert executor.activations is not None
-    names = [executor.opened.reach.flying[name].name for name in trial.activations]
+    names = [executor.opened.fault_targets.activations[name].name for name in trial.activations]
     return executor.activations.run(names, trial.faults, trial.sample, golden, any_of=trial.swept)
 
 

@@ -174,7 +174,7 @@ def _placed(limit: Limit, name: str, campaign: Campaign) -> Limit:
     rates = ", ".join(f"{rate:g}" for rate in campaign.ber)
     if limit.layer is not None and campaign.way not in ("single", "exhaustive"):
         raise SpecError(
-            f"{limit.what}: a trial of this campaign strikes many layers at once; layer goes with single and "
+            f"{limit.what}: a trial of this campaign puts faults into many layers at once; layer goes with single and "
             f"exhaustive, or take the layer into the campaign with include",
             name,
         )

@@ -136,7 +136,7 @@ class Measured:
         if self.unit != baseline.unit or sizes[0] < (1 - _SAME_NETWORK) * sizes[1]:
             raise BaselineError(
                 f"the baseline {baseline.source!r} is of another model: {baseline.model!r} has "
-                f"{baseline.population:,} {baseline.unit}s to strike, {self.model!r} {self.population:,} "
+                f"{baseline.population:,} {baseline.unit}s of faults, {self.model!r} {self.population:,} "
                 f"{self.unit}s; give one of an earlier version of this model"
             )
         if baseline.errors or baseline.trials < baseline.planned:

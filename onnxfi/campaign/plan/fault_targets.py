@@ -1,6 +1,6 @@
-"""The reach of a campaign: all that its faults can strike in a model, as one row of targets.
+"""Fault targets of a campaign: all tensors that its faults can be injected into, as one sequence.
 
-Stored words first, in file order; then, where a campaign asks for them, the values in flight of a run on its data.
+Weights first, in file order; then, where a campaign selects them, the activations of a run on its data.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ _READ = {name for name, _ in ORT_TYPES.values()}
 class FaultTargets:
     """The targets of faults in a model.
 
-    `targets` are all stored tensors and values in flight, `flying` what the graph says of the latter, by id. `flight`
-    binds faults in flight to their run (None: there are none). `series` are targets that are one value in each step of
-    an unrolled network, and `steps_of` says which. `missed` counts values that layers put out and no fault reaches: the
-    file does not say their shape, and the run on the data does not come to them, or finds several. `beyond` are all
-    values in flight that no fault reaches.
+    `targets` are all weights and activations, `activations` the facts on the latter, by id. `activation_space` binds
+    faults in activations to their run (None: there are none). `series` are targets that are one activation in each step
+    of an unrolled network, and `steps_of` has those steps. `missed` counts outputs of layers that no fault can be
+    injected into: the file does not declare their shape, and the run on the data does not compute them, or computes
+    several. `beyond` are all activations that no fault can be injected into.
     """
 
     model: Model
     targets: tuple[Target, ...] = field(repr=False)
-    flying: Mapping[str, Activation] = field(default_factory=dict, repr=False)
-    flight: ActivationSpace | None = None
+    activations: Mapping[str, Activation] = field(default_factory=dict, repr=False)
+    activation_space: ActivationSpace | None = None
     series: Mapping[str, Activation] = field(default_factory=dict, repr=False)
     steps_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     missed: int = 0
@@ -88,36 +88,36 @@ class FaultTargets:
                     f"give the data that it was drawn for"
                 )
             found = listed.activations
-        return cls._flying(model, rows, found)
+        return cls._of_activations(model, rows, found)
 
     @classmethod
     def from_header(cls, model: Model, header: Header) -> FaultTargets:
         """Return the targets of a fault list, by what its header records of the run."""
-        flight = header.activations
-        if flight is None:
+        space = header.activations
+        if space is None:
             return cls(model, model.targets)
         rows = []
-        for a in _readable(model, [_typed(a, flight.types) for a in activations(model)]):
-            shape, held = flight.shapes.get(a.target.id), flight.sample_axes.get(a.target.id)
+        for a in _readable(model, [_typed(a, space.types) for a in activations(model)]):
+            shape, held = space.shapes.get(a.target.id), space.sample_axes.get(a.target.id)
             rows.append(a if shape is None else _said(a, shape, held))
-        return cls._flying(model, rows, flight)
+        return cls._of_activations(model, rows, space)
 
     @classmethod
-    def _flying(cls, model: Model, rows: Sequence[Activation], flight: ActivationSpace) -> FaultTargets:
+    def _of_activations(cls, model: Model, rows: Sequence[Activation], space: ActivationSpace) -> FaultTargets:
         stored, rows = {t.id for t in model.targets}, with_neuron_axes(model, rows)
         kept = [a for a in rows if a.shape_known and not a.unsupported_reason and a.target.id not in stored]
-        flown = {a.target.id: a for a in kept}
-        rolls = {name: steps for name, steps in step_tensors(model.proto).items() if flown.keys() >= set(steps)}
+        included = {a.target.id: a for a in kept}
+        rolls = {name: steps for name, steps in step_tensors(model.proto).items() if included.keys() >= set(steps)}
         rolled = {
-            name: replace(flown[steps[0]], target=replace(flown[steps[0]].target, id=name, node=""))
+            name: replace(included[steps[0]], target=replace(included[steps[0]].target, id=name, node=""))
             for name, steps in rolls.items()
         }
         targets = [replace(a.target, structural=False) for a in (*kept, *rolled.values())]
         missed = sum(
             a.default and not a.shape_known and (not a.unsupported_reason or bool(a.axis_unknown_reason)) for a in rows
         )
-        beyond = tuple(a for a in rows if a.target.id not in flown and a.target.id not in stored)
-        return cls(model, (*model.targets, *targets), flown, flight, rolled, rolls, missed, beyond)
+        beyond = tuple(a for a in rows if a.target.id not in included and a.target.id not in stored)
+        return cls(model, (*model.targets, *targets), included, space, rolled, rolls, missed, beyond)
 
     @cached_property
     def by_id(self) -> dict[str, int]:
@@ -134,15 +134,15 @@ class FaultTargets:
         stored = self.model.targets if "weights" in aim.target else ()
         if not aim.includes_activations:
             return selector.space(stored, event)
-        flying = [a for a in self._rolled(selector) if aim.includes(a.target)]
-        chosen = self._chosen(flying, selector, aim)
+        candidates = [a for a in self._rolled(selector) if aim.includes(a.target)]
+        chosen = self._chosen(candidates, selector, aim)
         self._check(chosen, event)
         kept = [t for t in stored if selector.selects(t)] + [self._timed(a, aim) for a in chosen]
         check_disjoint(kept)
         if not kept:
-            selector.space([*stored, *(a.target for a in flying)], event)  # says what matches nothing
+            selector.space([*stored, *(a.target for a in candidates)], event)  # says what matches nothing
             raise SelectorError(
-                "the selectors leave no value in flight; the outputs of layers are taken unless --include names "
+                "the selectors leave no activation; the outputs of layers are taken unless --include names "
                 "others or --all takes every one"
             )
         space = FaultSpace.over(kept, event, bits=selector.bits, elements=selector.elements)
@@ -160,7 +160,7 @@ class FaultTargets:
         taken = {name: steps for name, steps in self.steps_of.items() if selector.selects(self.series[name].target)}
         first = {steps[0]: name for name, steps in taken.items()}
         aside = {step for steps in taken.values() for step in steps}
-        for name, a in self.flying.items():
+        for name, a in self.activations.items():
             if name in first:
                 yield self.series[first[name]]
             elif name not in aside:
@@ -177,31 +177,33 @@ class FaultTargets:
             steps = self.steps_of.get(name)
             if steps is not None and first >= len(steps):
                 raise SelectorError(f"{name}@step={first}: there are {len(steps)} steps, 0 to {len(steps) - 1}")
-            struck = (name,) if steps is None else steps[first : last + 1]
-            rows += [row] * len(struck)
-            ordinals += [self.by_id[one] for one in struck]
-            when += [(sample, first, last) if steps is None else (sample, 0, LAST_STEP)] * len(struck)
+            faulty = (name,) if steps is None else steps[first : last + 1]
+            rows += [row] * len(faulty)
+            ordinals += [self.by_id[one] for one in faulty]
+            when += [(sample, first, last) if steps is None else (sample, 0, LAST_STEP)] * len(faulty)
         found = faults.pick(np.array(rows, np.int64))
         sites = replace(found.sites, target=np.array(ordinals, np.int64), times=np.array(when, np.int64).reshape(-1, 3))
         return replace(found, targets=self.targets, sites=sites)
 
-    def _chosen(self, flying: Sequence[Activation], selector: Selector, aim: FaultScope) -> Sequence[Activation]:
+    def _chosen(self, candidates: Sequence[Activation], selector: Selector, aim: FaultScope) -> Sequence[Activation]:
         """Return the activations of a selector: all inputs, and outputs of layers unless it names others."""
-        # An input is struck itself, also where a QDQ group follows; and it counts as what a layer puts out.
-        flying = [replace(a, default=True, quantized="") if a.target.kind == "input" else a for a in flying]
+        # An input is a target itself, also where a QDQ group follows; and it counts as the output of a layer.
+        candidates = [replace(a, default=True, quantized="") if a.target.kind == "input" else a for a in candidates]
         try:
-            return select_activations(flying, selector, every=aim.all).activations
+            return select_activations(candidates, selector, every=aim.all).activations
         except SelectorError:
             if "weights" in aim.target:  # the selection may be meant for those
                 return ()
             for a in self.beyond if selector.include else ():
                 if selector.selects(replace(a.target, structural=False)):
                     why = a.unsupported_reason or "its shape on this data is not known, or not one"
-                    raise SelectorError(f"{a.target.id!r} ({shape_text(a.dims)}) cannot be struck: {why}") from None
+                    raise SelectorError(
+                        f"{a.target.id!r} ({shape_text(a.dims)}) cannot be injected into: {why}"
+                    ) from None
             raise
 
     def _check(self, chosen: Sequence[Activation], event: FaultModel) -> None:
-        """Refuse what looks at whole stored tensors, and in bodies, where the operator strikes, what it cannot do."""
+        """Refuse fault models of whole stored tensors, and in bodies those that no operator can apply."""
         refuse_whole_tensor_models(self.model.proto, event, [a.target.id for a in chosen])
         halves = bool(half_floats(self.model.proto))
         for a in chosen:
@@ -216,21 +218,21 @@ class FaultTargets:
                 )
 
     def _timed(self, a: Activation, aim: FaultScope) -> Target:
-        assert self.flight is not None
+        assert self.activation_space is not None
         target = replace(a.target, structural=False)
         if a.axis_unknown_reason and aim.persistence == "transient":
             raise SelectorError(
                 f"no sample of {target.id!r} ({shape_text(a.dims)}) can be named: {a.axis_unknown_reason}; "
                 f"leave it out with --exclude, or use --persistence permanent{one_at_a_time(a.dims)}"
             )
-        steps = self.flight.steps.get(target.id, 0)
+        steps = self.activation_space.steps.get(target.id, 0)
         if a.loop and not steps and aim.persistence != "permanent":
             raise SelectorError(
                 f"how often the loop around {target.id!r} turns cannot be told, or changes with the number of samples, "
                 f"so no step of it can be drawn; "
                 f"leave it out with --exclude, or use --persistence permanent"
             )
-        return with_times(target, aim.persistence, self.flight.samples, steps, batched=a.axis is not None)
+        return with_times(target, aim.persistence, self.activation_space.samples, steps, batched=a.axis is not None)
 
     def listed(self, header: Header) -> FaultSpace:
         """Return the sites that the recipes of a list draw from."""
@@ -239,7 +241,7 @@ class FaultTargets:
 
     def placed(self, faults: Faults, *, each: bool = False) -> Faults:
         """Return faults with the words before and after, where all are in weights; `each` independent of the others."""
-        if self.in_flight(faults).any():
+        if self.in_activations(faults).any():
             return faults
         found = (
             apply_separately(bind_models(self.model, faults), self.model.stored(faults))
@@ -248,7 +250,7 @@ class FaultTargets:
         )
         return with_dequantized(self.model, found)
 
-    def in_flight(self, faults: Faults) -> NDArray[np.bool_]:
+    def in_activations(self, faults: Faults) -> NDArray[np.bool_]:
         """Return a mask of the faults in activations ([n])."""
         kinds = np.array([t.is_activation for t in faults.targets], np.bool_)
         return kinds[faults.sites.target] if len(faults) else np.zeros(0, np.bool_)

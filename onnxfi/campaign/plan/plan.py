@@ -61,7 +61,7 @@ class Plan:
     groups: tuple[PlannedStratum, ...]
     header: Header
     listed: FaultList | None = None
-    struck: tuple[Target, ...] = ()
+    faulty: tuple[Target, ...] = ()
 
     @property
     def model(self) -> Model:
@@ -86,9 +86,9 @@ class Plan:
 
     @cached_property
     def targets(self) -> tuple[Target, ...]:
-        """The tensors that its faults may strike; of a list those that they do."""
+        """The tensors that its faults may change; of a list those that they do."""
         spaces = [space for space, _, _ in self._parts] or [group.space for group in self.groups]
-        return self.struck or tuple({t.id: t for space in spaces for t in space.targets}.values())
+        return self.faulty or tuple({t.id: t for space in spaces for t in space.targets}.values())
 
     def describe(self) -> list[str]:
         """Return population, trials, margin and confidence in words."""
@@ -218,7 +218,7 @@ class Plan:
         trials = (1 + j.astype(np.int64) * len(self.groups) + s).tolist()
         faults, lengths = single_faults(group.space, numbers, event, seed, trials)
         start = 0
-        if not self.fault_targets.in_flight(faults).any():  # the words of all at once
+        if not self.fault_targets.in_activations(faults).any():  # the words of all at once
             faults = self.fault_targets.placed(faults, each=True)
         for trial, length in zip(trials, lengths, strict=True):
             one = faults.pick(slice(start, start + length))
@@ -299,7 +299,7 @@ def make_plan(campaign: Campaign, fault_targets: FaultTargets) -> Plan:
     population = sum(g.population for g in (groups if campaign.single else groups[:1]))
     header = Header(
         fault_targets.model.digest, str(event), campaign.selector, how, population=population, unit=event.unit,
-        file=campaign.model, strata=tuple(group.told() for group in groups), activations=fault_targets.flight,
+        file=campaign.model, strata=tuple(group.told() for group in groups), activations=fault_targets.activation_space,
     )  # fmt: skip
     return Plan(campaign, fault_targets, groups, header)
 
@@ -311,18 +311,18 @@ def _replay(campaign: Campaign, fault_targets: FaultTargets) -> Plan:
     listed.check_model(fault_targets.model.digest)
     strata = header.strata or ({"label": "list", "layer": None, "bit": None, "ber": None},)
     counts: Counter[int] = Counter()
-    struck: set[int] = set()
+    faulty: set[int] = set()
     for trial, faults in listed.trials(fault_targets.targets, lambda: fault_targets.listed(header)):
         fault_targets.by_step(faults)  # or it has a step that is not there
         counts[(trial - 1) % len(strata)] += 1
-        struck.update(np.unique(faults.sites.target).tolist())
+        faulty.update(np.unique(faults.sites.target).tolist())
     if not counts:
         raise SpecError(f"{campaign.faults} holds no trial; there is nothing to run", "faults")
     space = fault_targets.listed(header)
     parts = [space if (s["layer"], s["bit"]) == (None, None) else space.subspace(s["layer"], s["bit"]) for s in strata]
     groups = tuple(PlannedStratum(trials=counts[k], space=parts[k], **stratum) for k, stratum in enumerate(strata))
     return Plan(
-        campaign, fault_targets, groups, header, listed, tuple(fault_targets.targets[k] for k in sorted(struck))
+        campaign, fault_targets, groups, header, listed, tuple(fault_targets.targets[k] for k in sorted(faulty))
     )
 
 

@@ -133,7 +133,7 @@ def _spots(
     if campaign.per == "layer":
         return [(layer, part, layer, None) for layer, part in layers]
     if event.unit != "bit":
-        raise SpecError(f"per {campaign.per!r} goes by bits, but {event} strikes whole words; use per layer", "per")
+        raise SpecError(f"per {campaign.per!r} goes by bits, but {event} changes whole words; use per layer", "per")
     return [
         (f"{layer} bit {bit}", part.subspace(layer, bit), layer, bit)
         for layer, part in layers
@@ -153,8 +153,8 @@ def _expected_rates(fault_targets: FaultTargets, space: FaultSpace, event: Fault
         old = target.word.values(words).astype(np.float64)
         for bit in places:
             with np.errstate(all="ignore"):
-                struck = event.element_model.apply(target.word, words, np.full(len(words), bit, np.int16))
-                moved.setdefault(bit, []).append(np.abs(target.word.values(struck).astype(np.float64) - old))
+                faulty = event.element_model.apply(target.word, words, np.full(len(words), bit, np.int16))
+                moved.setdefault(bit, []).append(np.abs(target.word.values(faulty).astype(np.float64) - old))
     bits = sorted(moved)
     with np.errstate(all="ignore"):
         rates = data_aware_p([float(np.concatenate(moved[bit]).mean()) for bit in bits])

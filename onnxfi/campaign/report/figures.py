@@ -218,7 +218,7 @@ def _bars(found: Sequence[Report], by: str) -> Figure:
     if not keys:
         hint = "a trial of many faults lies in no one " + what
         if any(one.by_layer for one in found):
-            hint = "these faults strike whole words"
+            hint = "these faults change whole words"
         return Figure(by, title, f"No rates by {what} here: {hint}. Run single faults with --single.")
     if what == "bit" and all(key.isdecimal() for key in keys):  # else they are fields of bits
         keys = [str(bit) for bit in range(min(map(int, keys)), max(map(int, keys)) + 1)]
@@ -320,7 +320,7 @@ def _map(one: Report, name: str, whose: str) -> Figure:
     title = f"Layer by bit{whose}"
     cells = grid(one.store)
     if not cells:
-        hint = "these faults strike whole words" if one.by_layer else "a trial of many faults lies in no one cell"
+        hint = "these faults change whole words" if one.by_layer else "a trial of many faults lies in no one cell"
         return Figure(name, title, f"No map of layers and bits here: {hint}. Run single faults of bits with --single.")
     panels = one.task.view(one.task.panels)
     metric = next(m for m in panels if all(m.name in cell.means for cell in cells))
@@ -329,7 +329,7 @@ def _map(one: Report, name: str, whose: str) -> Figure:
     for cell in cells:
         worst[cell.layer] = max(worst.get(cell.layer, 0.0), cell.means[rate])
     layers = [fold.key for fold in one.by_layer if fold.key in worst]
-    caption = "Mean over the trials of a cell; hatched cells have none yet, or nothing to strike."
+    caption = "Mean over the trials of a cell; hatched cells have none yet, or no sites."
     if len(layers) > _MOST_LAYERS:
         kept = set(sorted(layers, key=lambda layer: -worst[layer])[:_MOST_LAYERS])
         caption += f" {_MOST_LAYERS} of {len(layers):,} layers, those with the highest rates."

@@ -19,7 +19,7 @@ class Cell:
 
 
 def grid(store: str | Path) -> tuple[Cell, ...]:
-    """Return the cells of a store of single faults that have run; none where its trials strike many places at once.
+    """Return the cells of a store of single faults that have run; none where a trial has many faults.
 
     All sites of a cell are drawn alike, so its mean needs no weights.
 

@@ -22,8 +22,8 @@ def classes(found: Report) -> list[dict[str, Any]]:
     """Return the table of Gogebakan et al. (SpikingJET, 2024): a row a layer; shares from masked to DUE sum to 1.
 
     `faults` counts the trials, `injections` the samples that were run under them. Empty where nothing is classified,
-    trials strike many layers at once, or an adaptive campaign estimates each class by itself, so that they sum to 1
-    only about.
+    trials put faults into many layers at once, or an adaptive campaign estimates each class by itself, so that their
+    sum is 1 only approximately.
     """
     accuracy, names = found.task.accuracy, found.task.classes
     rows: list[dict[str, Any]] = []

@@ -31,7 +31,7 @@ ROUTES = ("auto", "late-start", "early-stop", "full")
 #: What counts as a layer: the modules of the source framework, or every tensor.
 LAYERS = ("modules", "tensors")
 WAYS = ("ber", "per_sample", "single", "exhaustive", "faults", "mix")
-#: Fields that say what is struck in flight.
+#: Fields of the scope of faults.
 AIMS = ("target", "persistence", "all")
 SELECTORS = ("include", "exclude", "op", "dtype", "role", "bits", "elements")
 #: Fields that say how long a campaign is, or where its files lie: others may be given when a store is extended.
@@ -45,7 +45,7 @@ _ONLY = {
     **dict.fromkeys(("fault", *AIMS, *SELECTORS), _DRAWN),
     "seed": (*_DRAWN, "mix"),
 }
-#: What is said of values in flight where stored words are struck.
+#: Values of fields for activations in a campaign on weights.
 _STORED = {
     "target": ("weights",), "persistence": "transient", "all": False, "per_sample": (), "time_axis": None, "task": AUTO,
     "metric": (),
@@ -117,13 +117,13 @@ class Campaign:
     """A campaign: its trials, model, data and engine. Fields have the names of the flags.
 
     `ber` are the rates of a sweep, `repeat` the trials at each (also of a mix); `per_sample` those of a sweep that
-    strikes one site in a sample. `target` says whether weights, activations or inputs are struck, `persistence` how
-    long a fault in flight is there, `all` whether every value in flight counts. `single` strikes one site a trial:
+    injects one fault into a sample. `target` selects weights, activations or inputs, `persistence` says how
+    long a fault in an activation lasts, `all` takes every activation. `single` injects one fault a trial:
     `trials` of them, or as many as `margin` (0.01) at `confidence` asks for, drawn `per` network, layer, layer-bit, or
     data-aware. `adaptive` draws them in rounds where they tell most of `rate`, until half the width of its interval is
     `margin` or less, or `relative_margin` times the rate where that is more; `method` is guaranteed, asymptotic or
-    simple (docs/explanation/statistics.md). `exhaustive` strikes every site once. `faults` replays a list. `mix` puts
-    several draws into each trial.
+    simple (docs/explanation/statistics.md). `exhaustive` injects into every site once. `faults` replays a list. `mix`
+    puts several draws into each trial.
     `data` None are synthetic inputs. A sample is masked where its output is golden's within `tolerance` (absolute);
     `due` names what counts as DUE. `expose` gives each neuron of a spiking network words of its own, `neurons` is a
     mapping of those that no pattern finds; `time_axis` counts spikes over that axis of the output, and scores the
@@ -246,11 +246,11 @@ class Campaign:
 
         if self.per_sample and ("weights" in self.target or self.persistence != "transient"):
             raise SpecError(
-                "per_sample strikes values in flight of one sample each; give target activations or inputs, "
+                "per_sample draws faults in activations of one sample each; give target activations or inputs, "
                 "and leave persistence out", "per_sample",
             )  # fmt: skip
         if self.aim.includes_activations and self.per == "data-aware":
-            raise SpecError("per 'data-aware' looks at stored numbers; use layer-bit for values in flight", "per")
+            raise SpecError("per 'data-aware' looks at stored numbers; use layer-bit for activations", "per")
 
     def _check_adaptive(self) -> None:
         for f in dataclasses.fields(self):
@@ -327,7 +327,7 @@ class Campaign:
         for name in (*LENGTH, *_PLACE, *(() if self.adaptive else ("adaptive", "rate", "method"))):
             kept.pop(name)
         for row in (kept, *kept["mix"]):
-            for name, value in _STORED.items():  # a store of faults in stored words does not say that none is in flight
+            for name, value in _STORED.items():  # a store of faults in weights leaves the fields of activations out
                 if name in row and row[name] == value:
                     del row[name]
             row["fault"] = str(parse_fault(row["fault"]))  # with the digest of a pattern's file
@@ -355,7 +355,7 @@ def _check_aim(value: Campaign | Part) -> None:
         name = "all" if value.all else "persistence"
         raise SpecError(f"{name} says nothing for weights, whose faults stay; give target activations or inputs", name)
     if value.aim.includes_activations and value.role:
-        raise SpecError("role is a matter of weights; leave it out with values in flight", "role")
+        raise SpecError("role is a matter of weights; leave it out for activations", "role")
 
 
 def outdo(base: Campaign, said: Mapping[str, Any]) -> Campaign:

@@ -8,7 +8,7 @@ from itertools import groupby, islice
 
 #: A trial's number and its lines.
 PendingTrial = tuple[int, str]
-#: Trials among which those that strike the same tensor are brought together.
+#: Trials among which those with faults in the same tensor are brought together.
 _WINDOW = 512
 #: Tasks that each worker gets of a window, at least.
 _TASKS_A_WORKER = 4

@@ -192,13 +192,17 @@ def work(job: WorkerSetup, tasks: list[PendingTrial]) -> list[Result]:
 def notices(job: WorkerSetup, target: str) -> bool:
     """Return True if a worker sees a canary in a target within the time limit of a trial."""
     with _held(job) as (executor, _, _), _watched(job):
-        return canary.notices(executor, executor.opened.reach.targets[executor.opened.reach.by_id[target]])
+        return canary.notices(
+            executor, executor.opened.fault_targets.targets[executor.opened.fault_targets.by_id[target]]
+        )
 
 
 def shown(job: WorkerSetup, target: str) -> bool:
     """Return True if the shorter route of a target shows a canary in a worker."""
     with _held(job) as (executor, _, _):
-        return canary.shown(executor, executor.opened.reach.targets[executor.opened.reach.by_id[target]])
+        return canary.shown(
+            executor, executor.opened.fault_targets.targets[executor.opened.fault_targets.by_id[target]]
+        )
 
 
 _watch = threading.Lock()

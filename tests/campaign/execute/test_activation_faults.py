@@ -144,14 +144,14 @@ def test_each_trial_is_the_model_that_it_exports(here: Path, fields: dict[str, A
     asked = campaign(optimization="off", batch=32, **few, **fields)
     ran(asked, here / "s.db")
     bench = TrialExecutor.open(asked)
-    header = make_plan(asked, bench.opened.reach).header
+    header = make_plan(asked, bench.opened.fault_targets).header
     x = np.load(here / "d.npz")["x"]
     changed = 0
     with Store.open(here / "s.db") as opened:
         for trial, lines in [(t, opened.trial(t)["lines"]) for t in opened.trials()]:
-            reader = LineReader(header, bench.opened.reach.targets, "the store")
+            reader = LineReader(header, bench.opened.fault_targets.targets, "the store")
             [(_, faults)] = reader.trials(enumerate(lines.splitlines(), 1))
-            flying = bench.opened.reach.in_flight(faults)
+            flying = bench.opened.fault_targets.in_activations(faults)
             if not flying.any():
                 continue
             golden, got = bench.longest(bench.prepare(header, faults))
@@ -308,10 +308,10 @@ def test_a_value_in_a_loop_is_struck_in_one_step(here: Path) -> None:
     }
     asked = looping(single=True, trials=20, bits="sign", optimization="off")
     bench = TrialExecutor.open(asked)
-    header = make_plan(asked, bench.opened.reach).header
+    header = make_plan(asked, bench.opened.fault_targets).header
     x = np.load(here / "l.npz")["x"]
-    for row in make_plan(asked, bench.opened.reach).trials():
-        [(_, faults)] = LineReader(header, bench.opened.reach.targets, "the plan").trials([(1, row.lines)])
+    for row in make_plan(asked, bench.opened.fault_targets).trials():
+        [(_, faults)] = LineReader(header, bench.opened.fault_targets.targets, "the plan").trials([(1, row.lines)])
         want, fault = x.copy(), faults[0]
         for t in range(4):
             if t == fault.step:
@@ -351,10 +351,10 @@ def test_a_step_of_a_loop_in_a_loop_is_one_of_the_inner(here: Path) -> None:
     np.savez(here / "l.npz", x=x, turns=np.array(3))
     asked = looping(include="::q", exhaustive=True, bits="sign", optimization="off")
     bench = TrialExecutor.open(asked)
-    made = make_plan(asked, bench.opened.reach)
+    made = make_plan(asked, bench.opened.fault_targets)
     assert len(made) == 6 * 2 * 3, "samples, steps of the inner loop, elements"
     for row in list(made.trials())[::5]:
-        [(_, faults)] = LineReader(made.header, bench.opened.reach.targets, "the plan").trials([(1, row.lines)])
+        [(_, faults)] = LineReader(made.header, bench.opened.fault_targets.targets, "the plan").trials([(1, row.lines)])
         want, fault = x.copy(), faults[0]
         for _ in range(3):
             for t in range(2):
@@ -372,10 +372,10 @@ def test_a_number_in_a_body_is_changed_as_numpy_does(here: Path, fault: str) -> 
     asked = looping(single=True, trials=12, fault=fault, optimization="off")
     assert [r.error for r in ran(asked, here / "s.db") if r.error] == []
     bench = TrialExecutor.open(asked)
-    made = make_plan(asked, bench.opened.reach)
+    made = make_plan(asked, bench.opened.fault_targets)
     x = np.load(here / "l.npz")["x"]
     for row in made.trials():
-        [(_, faults)] = LineReader(made.header, bench.opened.reach.targets, "the plan").trials([(1, row.lines)])
+        [(_, faults)] = LineReader(made.header, bench.opened.fault_targets.targets, "the plan").trials([(1, row.lines)])
         want, one, model = x.copy(), faults[0], faults.model(0)
         for t in range(4):
             if t == one.step:
@@ -400,7 +400,7 @@ def test_a_number_in_a_body_is_changed_as_numpy_does(here: Path, fault: str) -> 
         ({"target": "weights", "all": True}, "all says nothing for weights"),
         ({"persistence": "always"}, "persistence 'always' is unknown"),
         ({"role": "weight"}, "role is a matter of weights"),
-        ({"per_sample": 0.5, "target": "weights"}, "per_sample strikes values in flight"),
+        ({"per_sample": 0.5, "target": "weights"}, "per_sample draws faults in activations"),
         ({"per_sample": 2.0}, "per_sample: rate 2.0 is no probability"),
         ({"single": True, "margin": 0.1, "per": "data-aware"}, "looks at stored numbers; use layer-bit"),
     ],
@@ -564,11 +564,11 @@ def test_16_bit_floats_are_rounded_where_the_exported_model_rounds_them(
     bench = TrialExecutor.open(asked)
     golden = bench.golden_runs.run()[0].scores
     x = np.load(here / "d.npz")["x"]
-    header = make_plan(asked, bench.opened.reach).header
+    header = make_plan(asked, bench.opened.fault_targets).header
     with Store.open(here / "s.db") as opened:
         every = {trial: opened.trial(trial)["lines"].splitlines() for trial in results}
     for trial, lines in every.items():
-        [(_, faults)] = LineReader(header, bench.opened.reach.targets, "the store").trials(enumerate(lines, 1))
+        [(_, faults)] = LineReader(header, bench.opened.fault_targets.targets, "the store").trials(enumerate(lines, 1))
         export_trial(here / "s.db", trial, here / "f.onnx")
         file = OrtEngine("cpu").prepare(here / "f.onnx").run({"x": x})["y"]
         if len(faults):
@@ -585,6 +585,6 @@ def test_16_bit_floats_of_old_opsets_are_no_targets(here: Path) -> None:
     proto.opset_import[0].version = 10
     onnx.save(proto, here / "m.onnx")
     with pytest.raises(
-        SelectorError, match=r"'a' .* cannot be struck: it lies in a model of 16-bit floats of opset 10"
+        SelectorError, match=r"'a' .* cannot be injected into: it lies in a model of 16-bit floats of opset 10"
     ):
         planned(include="=a")

@@ -101,7 +101,7 @@ def test_faults_in_activations_have_the_same_outcome_by_every_route(
     folder = tmp_path_factory.mktemp("net")
     given = {"target": "activations", "persistence": persistence, "trials": 12, "batch": batch}
     bench = bench_of(model, folder, **given)
-    plan = make_plan(bench.opened.campaign, bench.opened.reach)
+    plan = make_plan(bench.opened.campaign, bench.opened.fault_targets)
     golden, _ = bench.golden_runs.run()
     lines = [planned.lines.splitlines() for planned in plan.trials()]
     found = {k: bench.trial(plan.header, golden, one) for k, one in enumerate(lines)}
@@ -154,7 +154,7 @@ def test_trials_of_one_tensor_have_their_channels_computed_together(here: Path, 
     for kind in ("conv", "relu", "conv", "skip"):
         net.step(kind, len(net.values) - 1, 1)
     bench = bench_of(net.model([]), tmp_path, trials=40, optimization="all")
-    plan = make_plan(bench.opened.campaign, bench.opened.reach)
+    plan = make_plan(bench.opened.campaign, bench.opened.fault_targets)
     golden, _ = bench.golden_runs.run()
     lines = [planned.lines.splitlines() for planned in plan.trials()]
     found = bench.together(plan.header, golden, lines)
@@ -286,7 +286,7 @@ def test_trials_run_batch_by_batch_where_golden_values_do_not_fit(here: Path, mo
     campaign = Campaign("m.onnx", "d.npz", **given)
     bench, narrow = TrialExecutor.open(campaign), TrialExecutor.open(campaign, kept_bytes=0)
     assert not bench.by_batch and narrow.by_batch
-    plan = make_plan(campaign, bench.opened.reach)
+    plan = make_plan(campaign, bench.opened.fault_targets)
     golden, _ = bench.golden_runs.run()
     lines = [planned.lines.splitlines() for planned in plan.trials()]
     runs = Counter[int]()
@@ -559,7 +559,7 @@ def test_a_route_that_rounds_otherwise_gives_way_to_the_next_longer_one(
             patched.setattr(*patch)
             bench = TrialExecutor.open(campaign)
             golden, _ = bench.golden_runs.run()
-            plan = make_plan(campaign, bench.opened.reach)
+            plan = make_plan(campaign, bench.opened.fault_targets)
             lines = [planned.lines.splitlines() for planned in plan.trials()]
             routes.append({bench.trial(plan.header, golden, one).route for one in lines})
     assert routes[0] <= {"channel-delta", "rebuilt"} and "rebuilt" in routes[0] and routes[1] == {"full"}

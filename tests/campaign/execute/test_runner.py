@@ -450,7 +450,7 @@ def test_any_executor_gives_the_same_rows(here: Path) -> None:
 def test_a_long_list_is_never_held_whole(here: Path) -> None:
     write_plan(plan(campaign(data=None))[0], "list.jsonl")
     bench = TrialExecutor.open(campaign(faults="list.jsonl"))
-    made = make_plan(bench.opened.campaign, bench.opened.reach)
+    made = make_plan(bench.opened.campaign, bench.opened.fault_targets)
     before = runner.identity(bench.opened, made)["faults"]
     with open("list.jsonl", "a") as stream:
         stream.write("\n" * (1 << 25))

@@ -217,7 +217,7 @@ def test_nothing_runs_before_the_fault_and_nothing_after_the_spikes_came_back(
     runs = {}
     for route in ("auto", "late-start", "early-stop"):
         bench = TrialExecutor.open(in_flight(route=route, include="/membrane/", persistence="permanent", batch=SAMPLES))
-        header, golden = make_plan(bench.opened.campaign, bench.opened.reach).header, bench.golden_runs.run()[0]
+        header, golden = make_plan(bench.opened.campaign, bench.opened.fault_targets).header, bench.golden_runs.run()[0]
         bench.trial(header, golden, [line(0)])
         runs[route] = []
         for bit in (0, 31):  # the last bit of a mantissa, which no spike of the layer minds, and the sign

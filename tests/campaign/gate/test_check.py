@@ -358,7 +358,7 @@ def test_a_baseline_of_another_network_is_refused(here: Path) -> None:
     with pytest.raises(BaselineError) as error:
         check("m.onnx", only(SWEEP, Limit("sdc1", max_rise=0.5)), baseline=as_json(old))
     assert str(error.value) == (
-        "the baseline 'base.json' is of another model: 'wide.onnx' has 2,400 bits to strike, 'm.onnx' 1,376 bits; "
+        "the baseline 'base.json' is of another model: 'wide.onnx' has 2,400 bits of faults, 'm.onnx' 1,376 bits; "
         "give one of an earlier version of this model"
     )
 

@@ -351,9 +351,9 @@ def test_bad_lists(here: Path) -> None:
         (
             {"single": True, "margin": 0.1, "per": "layer-bit", "fault": "zero"},
             SpecError,
-            "strikes whole words; use per",
+            "changes whole words; use per",
         ),
-        ({"single": True, "margin": 0.1, "per": "data-aware", "fault": "zero"}, SpecError, "strikes whole words"),
+        ({"single": True, "margin": 0.1, "per": "data-aware", "fault": "zero"}, SpecError, "changes whole words"),
         ({"exhaustive": True, "fault": "zero", "bits": "3"}, SelectorError, "says nothing for zero"),
     ],
 )
@@ -400,7 +400,7 @@ def test_parts_of_a_mix_that_share_bytes_are_refused(here: Path) -> None:
 
 def test_a_model_without_weights_has_no_plan(here: Path) -> None:
     save(here, "g (float[N,3] x) => (float[N,3] y) { y = Relu(x) }")
-    with pytest.raises(SelectorError, match="no tensor that can be struck"):
+    with pytest.raises(SelectorError, match="no tensor that faults can be injected into"):
         planned("g.onnx", ber=(1e-3,))
 
 

@@ -187,7 +187,7 @@ def test_what_a_figure_needs_and_a_store_lacks_is_said(here: Path) -> None:
     assert "Without labels there is no accuracy" in swept[0].caption and swept[0].title.startswith("Top-1 changed over")
     assert [figure.draw is None for figure in swept] == [False, True, True, True]
     words = figures([singles(here, "zero.db", fault="zero")])
-    assert words[1].draw is not None and "these faults strike whole words" in words[2].caption + words[3].caption
+    assert words[1].draw is not None and "these faults change whole words" in words[2].caption + words[3].caption
     save(
         here,
         """g (float[N,4] x) => (float[N,4,1] y) <float[4] w = {1,2,3,4}>

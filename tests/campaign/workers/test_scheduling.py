@@ -108,7 +108,7 @@ def asked(
     bench = TrialExecutor.open(
         Campaign(str(folder / "net.onnx"), str(folder / "x.npz"), provider="cpu", **fields), kept_bytes
     )
-    plan, (golden, golden_s) = make_plan(bench.opened.campaign, bench.opened.reach), bench.golden_runs.run()
+    plan, (golden, golden_s) = make_plan(bench.opened.campaign, bench.opened.fault_targets), bench.golden_runs.run()
     job = WorkerSetup(bench.opened.campaign, plan.header.line(), digest(golden), golden_s, kept_bytes=kept_bytes)
     return bench, job, [[(trial.trial, trial.lines)] for trial in plan.trials()]
 
