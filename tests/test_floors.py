@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -42,6 +43,8 @@ NO_NAMES = {"manager", "helper", "helpers", "util", "utils", "misc"}
 
 #: 400 lines are the alarm of CONTRIBUTING.md; no idea is split to obey it, so the test holds what nobody should pass.
 MOST_LINES, MOST_FUNCTION_LINES, MOST_MODULES = 600, 60, 14
+#: Words of our own where the field has others: inject, faulty, activation.
+NO_WORDS = re.compile(r"\b(strik(?:e|es|ing)|struck|in flight|flown|flying)\b", re.I)
 #: Words that open no docstring: they describe a question, not what a function does or a class is.
 NO_OPENINGS = ("What", "Whether", "How", "Those", "Which", "Where", "That")
 
@@ -250,6 +253,15 @@ def test_modules_and_what_they_offer_are_explained(path: Path) -> None:
     for node in tree(path).body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{path}: {node.name} is not explained"
+
+
+def test_the_words_are_those_of_the_field() -> None:
+    """CONTRIBUTING.md has the vocabulary; tests and figures of peers are free."""
+    documents = [path for folder in ("docs", "examples", "models") for path in (ROOT / folder).rglob("*.md")]
+    for path in [*FILES, *documents, *ROOT.glob("*.md")]:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            found = NO_WORDS.search(line)
+            assert not found or "NO_WORDS" in line, f"{path}, line {number}: {found and found[0]!r}; see the vocabulary"
 
 
 @every_file

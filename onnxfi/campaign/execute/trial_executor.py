@@ -214,7 +214,7 @@ class TrialExecutor:
 
     def facts(self, trial: PreparedTrial) -> TrialFacts:
         """Return the facts of a trial that decide its route."""
-        flying, weights = self.opened.fault_targets.activations, self.weights
+        activations, weights = self.opened.fault_targets.activations, self.weights
         paths = [] if weights is None else [weights.segmented.segmentation.alone(target) for target in trial.weights]
         alone = paths[0] if len(paths) == 1 else None
         return TrialFacts(
@@ -223,7 +223,7 @@ class TrialExecutor:
             constant=alone is not None and alone.rebuilt,
             channels=alone is not None and alone.channels is not None,
             activations=bool(trial.activations),
-            nested=any(bool(flying[name].path) for name in trial.activations),
+            nested=any(bool(activations[name].path) for name in trial.activations),
             one_sample=trial.one is not None,
         )
 
