@@ -21,12 +21,14 @@ EXAMPLES = {
 }
 #: Examples that train in PyTorch.
 TRAINED = ("fault_aware.py", "quantisation_aware.py")
+#: Examples that tests/tasks/ run, as a metric and a task of a campaign.
+TESTED_IN_TASKS = {"own_metric.py", "own_task.py"}
 #: Files that an example is given.
 GIVEN = {"few.npz", "armed.onnx"}
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES) | TESTED_IN_TASKS
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ def test_the_table_of_versions_is_what_is_installed_for_the_tests() -> None:
 def test_the_extras_bring_all_that_is_pinned() -> None:
     extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
     names = {re.split(r"[<>=; ]", d)[0] for extra in ("torch", "keras", "tensorflow", "sklearn") for d in extras[extra]}
-    # snntorch installs without its requirements; onnx-ir is installed with onnxscript.
-    assert names == (set(PINS) - {"snntorch"}) | {"tensorflow", "onnx-ir"}
+    # snntorch installs without its requirements.
+    assert names == (set(PINS) - {"snntorch"}) | {"tensorflow"}
 
 
 @pytest.fixture

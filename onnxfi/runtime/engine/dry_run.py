@@ -32,6 +32,7 @@ def dry_run(engine: Engine, model: str | Path | bytes, data: Data | None = None)
     It runs on the first sample of `data`, or on a made-up one. EngineError where that crashes the copy. Does nothing
     where processes cannot be copied safely, in worker processes, and for other engines.
 
+    >>> from onnxfi.runtime.engine.onnx_runtime import OrtEngine
     >>> dry_run(OrtEngine(), "models/fashion_cnn.onnx")
     """
     if not sys.platform.startswith("linux") or multiprocessing.parent_process() is not None:

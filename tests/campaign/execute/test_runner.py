@@ -202,7 +202,7 @@ def test_processes_have_a_model_open_beside_each_other_where_there_is_room(
     monkeypatch.setattr(canary, "changes", seen)
     monkeypatch.setattr(ProcessPool, "submit", given)
     ran(campaign(trials=4), here / "wide.db", workers=1)
-    assert order[:3] == ["ahead", "shown", "work"] and "here" in order
+    assert order[:3] == ["open_early", "shown", "work"] and "here" in order
     order.clear()
     ran(campaign(trials=4), here / "tight.db", workers=1, kept_bytes=1)
     assert order[:4] == ["int", "here", "shown", "work"]

@@ -69,6 +69,8 @@ EXAMPLES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "batch": (4, ["--batch", "4"], SWEEP),
     "batch_axis": (1, ["--batch-axis", "1"], SWEEP),
     "output": ("123", ["--output", "123"], SWEEP),
+    "task": ("deviation", ["--task", "deviation"], SWEEP),
+    "metric": (("own:HALF",), ["--metric", "own:HALF"], SWEEP),
     "scores": ("counts", ["--scores", "counts"], SWEEP),
     "tolerance": (1e-3, ["--tolerance", "1e-3"], SWEEP),
     "due": (("crash", "nonfinite"), ["--due", "crash,nonfinite"], SWEEP),
