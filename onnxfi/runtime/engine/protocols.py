@@ -112,8 +112,8 @@ def embedded(model: bytes, stored: Mapping[str, Array | StoredArray]) -> bytes:
 
     >>> from onnx import parser
     >>> from numpy import float32, ones
-    >>> made = parser.parse_model('<ir_version: 8, opset_import: ["": 13]> g (float[2] x) => (float[2] y) <float[2] w>'
-    ...     '{ y = Add(x, w) }')
+    >>> made = parser.parse_model('<ir_version: 8, opset_import: ["": 13]>'
+    ...     'g (float[2] x) => (float[2] y) <float[2] w = {0, 0}> { y = Add(x, w) }')
     >>> b"\x00\x00\x80?" in embedded(made.SerializeToString(), {"w": ones(2, float32)})
     True
     """

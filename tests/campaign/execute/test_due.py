@@ -143,9 +143,11 @@ def test_with_a_limit_of_memory_workers_open_nothing_before_it_holds(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks: list[object] = []
-    begin = runner.begun
+    begin = runner.started_pool
     monkeypatch.setattr(
-        runner, "begun", lambda size, task, *given, **how: (tasks.append(task), begin(size, task, *given, **how))[1]
+        runner,
+        "started_pool",
+        lambda size, task, *given, **how: (tasks.append(task), begin(size, task, *given, **how))[1],
     )
     ran(
         campaign("m.onnx", exhaustive=False, single=True, trials=4),
