@@ -42,7 +42,7 @@ def results(route: str) -> list[onnxfi.Result]:
 
 # %%
 found = {}
-for name, route in (("neither", "plain"), ("late start", "late"), ("early stop", "early"), ("both", "auto")):
+for name, route in (("neither", "full"), ("late start", "late-start"), ("early stop", "early-stop"), ("both", "auto")):
     trials = results(route)
     rate = TRIALS / sum(trial.time_s for trial in trials)
     found[name] = [(trial.outcome, trial.metrics) for trial in trials]

@@ -93,10 +93,10 @@ def command(
     onnxfi run model.onnx --data images.npz --single --margin 0.01 --per layer
     onnxfi run campaign.yaml
     """
-    from onnxfi.campaign.workers.process_pool import hatched
+    from onnxfi.campaign.workers.process_pool import started_spare_process
 
     own = workers != 0 and scheduler is None and local_cluster is None
-    with hatched() if own else nullcontext():
+    with started_spare_process() if own else nullcontext():
         from onnxfi.campaign.execute.runner import default_store, run
         from onnxfi.campaign.report.report import report
         from onnxfi.campaign.workers.dask_cluster import cluster

@@ -149,7 +149,7 @@ _spare: list[_Worker] = []
 
 
 @contextmanager
-def hatched() -> Iterator[None]:
+def started_spare_process() -> Iterator[None]:
     """Start a worker process before it is known what for, so that it loads what it needs while this one does."""
     _spare.append(_Worker.start())
     try:

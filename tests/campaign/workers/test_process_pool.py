@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from onnxfi.campaign.workers import process_pool as crews
-from onnxfi.campaign.workers.process_pool import ProcessPool, hatched, reusable_pool, started_pool
+from onnxfi.campaign.workers.process_pool import ProcessPool, reusable_pool, started_pool, started_spare_process
 
 #: Seconds that nobody waits in vain, unless a test fails.
 LONG = 200.0
@@ -223,7 +223,7 @@ def test_who_has_done_all_is_not_dismissed(chores: Any) -> None:
 
 
 def test_the_first_crew_takes_who_is_hatched(chores: Any) -> None:
-    with hatched():
+    with started_spare_process():
         [child] = multiprocessing.active_children()
         with pytest.raises(ValueError, match="stop"), started_pool(2, chores.hold, 0, threads_per_process=2) as early:
             assert early is not None
@@ -231,14 +231,14 @@ def test_the_first_crew_takes_who_is_hatched(chores: Any) -> None:
             assert multiprocessing.active_children() == [child]
             raise ValueError("stop")
         assert not multiprocessing.active_children(), "they end where what follows goes wrong"
-    with hatched():
+    with started_spare_process():
         assert len(multiprocessing.active_children()) == 1
         with started_pool(0, int) as none:
             assert none is None
 
 
 def test_ctrl_c_does_not_reach_who_just_begins() -> None:
-    with hatched():
+    with started_spare_process():
         [worker] = crews._spare
         for _ in range(20):
             os.kill(worker.process.pid, signal.SIGINT)
