@@ -210,7 +210,7 @@ def _document(
 def _print(
     model: str, done: Injection, golden: Evaluation | None, faulty: Evaluation | None, failed: str, *, restored: bool
 ) -> None:
-    from onnxfi.cli.terminal import count, number, print_line, table, value_change
+    from onnxfi.cli.terminal import count, print_comparison, print_line, table, value_change
     from onnxfi.faults.faultlist import fault_row
 
     drawn, header = done.sample, done.sample.header
@@ -240,15 +240,7 @@ def _print(
     if largest:
         table("Largest changes", ("Site", "Fault", "Value", "Word"), largest)
     if golden is not None and faulty is not None:
-        values = [
-            (
-                name,
-                *(number(found.metrics.get(name), share=golden.task.metric(name).share) for found in (golden, faulty)),
-            )
-            for name in faulty.metrics
-        ]
-        table("Golden and faulty outputs", ("Metric", ">Golden", ">Faulty"), values)
-        print_line(faulty.conditions())
+        print_comparison(golden, faulty)
     if failed:
         print_line(f"the faulty model does not run: {failed}")
     if done.resized:

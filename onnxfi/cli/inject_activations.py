@@ -123,7 +123,7 @@ def output_metrics(golden: Evaluation | None, faulty: Evaluation | None, failed:
 
 
 def _print(model: str, done: ActivationInjection, golden: Any, faulty: Any, failed: str) -> None:
-    from onnxfi.cli.terminal import count, number, print_line, table
+    from onnxfi.cli.terminal import count, print_comparison, print_line, table
     from onnxfi.graph.passes.fault_inputs import site_text
 
     draw, unit = done.draw, done.space.unit
@@ -135,15 +135,7 @@ def _print(model: str, done: ActivationInjection, golden: Any, faulty: Any, fail
     rows = [(site_text(s), s.activation.target.dtype, _effect(s)) for s in done.inserted[:10]]
     table("Faults" + (" (the first 10)" if len(done.inserted) > 10 else ""), ("Site", "Dtype", "Becomes"), rows)
     if golden is not None and faulty is not None:
-        values = [
-            (
-                name,
-                *(number(found.metrics.get(name), share=golden.task.metric(name).share) for found in (golden, faulty)),
-            )
-            for name in faulty.metrics
-        ]
-        table("Golden and faulty outputs", ("Metric", ">Golden", ">Faulty"), values)
-        print_line(faulty.conditions())
+        print_comparison(golden, faulty)
     if failed:
         print_line(f"the faulty model does not run: {failed}")
     print_line(f"wrote {done.out}")

@@ -19,6 +19,7 @@ from onnxfi.graph.model.byte_source import printable
 
 if TYPE_CHECKING:
     from onnxfi.graph.write.faulty_copy import OnProgress
+    from onnxfi.tasks.evaluation import Evaluation
 
 #: Texts up to this length are not wrapped.
 _MIN_WRAPPED = 16
@@ -99,6 +100,16 @@ def _wrap_row(row: Sequence[str], widths: Sequence[int], numbers: Sequence[bool]
 def print_line(text: str) -> None:
     """Print a line to standard output."""
     click.echo(printable(text))
+
+
+def print_comparison(golden: Evaluation, faulty: Evaluation) -> None:
+    """Print the metrics of a fault-free and a faulty evaluation side by side, and the conditions."""
+    rows = []
+    for name in faulty.metrics:
+        share = golden.task.metric(name).share
+        rows.append((name, *(number(found.metrics.get(name), share=share) for found in (golden, faulty))))
+    table("Golden and faulty outputs", ("Metric", ">Golden", ">Faulty"), rows)
+    print_line(faulty.conditions())
 
 
 def print_note(text: str) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import FaultError, closest
+from onnxfi.extensions import load_extension_class
 from onnxfi.faults.words import Mask, Word, Words
 
 Bits = NDArray[np.int16]
@@ -180,14 +181,7 @@ def with_installed(models: Iterable[type[FaultModel]]) -> Mapping[str, type[Faul
     """Return these fault models and those that installed packages offer, by name."""
     found = {model.name: model for model in models}
     for point in entry_points(group=ENTRY_POINTS):
-        try:
-            model: Any = point.load()
-        except Exception as error:  # whatever the package raises when it is imported
-            raise FaultError(
-                f"entry point {point.value!r} does not load: {error}; repair or remove its package"
-            ) from error
-        if not (isinstance(model, type) and dataclasses.is_dataclass(model) and issubclass(model, FaultModel)):
-            raise FaultError(f"entry point {point.value!r} is not a frozen dataclass derived from onnxfi.FaultModel")
+        model = load_extension_class(point, FaultModel, FaultError)
         if not model.name:
             raise FaultError(f"entry point {point.value!r} has no name; give the class a `name`")
         if model.name in found:

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from onnxfi.errors import DataError, InputError, closest
+from onnxfi.extensions import load_extension
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.sources import names_function
 from onnxfi.runtime.engine.model_io import Array, one_line
@@ -77,7 +78,7 @@ def find_task(spec: str, metrics: Sequence[str] = ()) -> Task:
         found = _own(f"{head}:{name}", Task, _options(spec, text))
     elif head in BUILT_IN or head in _installed("onnxfi.tasks"):
         options = _options(spec, tail)
-        made = BUILT_IN.get(head) or _load(_installed("onnxfi.tasks")[head], "task")
+        made = BUILT_IN.get(head) or load_extension(_installed("onnxfi.tasks")[head], InputError)
         found = _made(made, Task, spec, options)
     else:
         raise InputError(f"no task {head[:60]!r}{closest(head[:60], task_names())}, or give module:name")
@@ -93,7 +94,7 @@ def find_metric(spec: str) -> Metric:
     installed = _installed("onnxfi.metrics")
     if spec not in installed:
         raise InputError(f"no metric {spec[:60]!r}{closest(spec[:60], installed)}, or give module:name")
-    made: Metric = _made(_load(installed[spec], "metric"), Metric, spec, {})
+    made: Metric = _made(load_extension(installed[spec], InputError), Metric, spec, {})
     return made
 
 
@@ -193,13 +194,6 @@ def _own(spec: str, kind: type, options: Mapping[str, Any]) -> Any:
         with contextlib.suppress(ValueError):
             sys.path.remove(here)
     return _made(made, kind, spec, options)
-
-
-def _load(point: EntryPoint, what: str) -> Any:
-    try:
-        return point.load()
-    except Exception as error:
-        raise InputError(f"{what} {point.name!r} cannot be loaded from {point.value}: {error}") from error
 
 
 def _made(found: Any, kind: type, spec: str, options: Mapping[str, Any]) -> Any:

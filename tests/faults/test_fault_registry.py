@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import math
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fault_examples import after, evaluated, every_example
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import U64, formats, models
@@ -26,21 +26,6 @@ from onnxfi.faults.models import Flip
 from onnxfi.faults.space import Selector, Target
 from onnxfi.faults.trials import Sampler, apply_faults, draw_faults
 from onnxfi.faults.words import WORDS, Mask, Word
-
-EXAMPLES = [(name, text) for name, model in fault_models().items() for text in model.examples]
-every_example = pytest.mark.parametrize(("name", "text"), EXAMPLES, ids=[text for _, text in EXAMPLES])
-
-
-def evaluated(model: FaultModel) -> Any:
-    """`eval(repr(model))`, with the names that a reader of the text has."""
-    kinds = {kind.__name__: kind for kind in fault_models().values()}
-    return eval(repr(model), {"nan": math.nan, "inf": math.inf} | kinds)
-
-
-def after(model: FaultModel, word: Word, before: int, bit: int) -> int:
-    (new,) = model.apply(word, np.array([before], np.uint64), np.array([bit], np.int16))
-    return int(new)
-
 
 # ------------------------------------------------------------------------------------------------ all registered ones
 

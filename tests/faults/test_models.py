@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
+from fault_examples import EXAMPLES, after, every_example
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import U64, formats, models, words_of
@@ -18,21 +18,6 @@ from onnxfi.faults.fault_registry import fault_models, parse_fault
 from onnxfi.faults.models import BUILT_IN, Add, Burst, Noise, RandomWord, Scale, Set, SetWord, SignFlip, Zero
 from onnxfi.faults.sampling import normal, raw_words
 from onnxfi.faults.words import WORDS, Word
-
-EXAMPLES = [(name, text) for name, model in fault_models().items() for text in model.examples]
-every_example = pytest.mark.parametrize(("name", "text"), EXAMPLES, ids=[text for _, text in EXAMPLES])
-
-
-def evaluated(model: FaultModel) -> Any:
-    """`eval(repr(model))`, with the names that a reader of the text has."""
-    kinds = {kind.__name__: kind for kind in fault_models().values()}
-    return eval(repr(model), {"nan": math.nan, "inf": math.inf} | kinds)
-
-
-def after(model: FaultModel, word: Word, before: int, bit: int) -> int:
-    (new,) = model.apply(word, np.array([before], np.uint64), np.array([bit], np.int16))
-    return int(new)
-
 
 # ------------------------------------------------------------------------------------------------ what they do
 

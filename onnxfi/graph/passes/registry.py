@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
@@ -10,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from onnxfi.errors import ModelError
+from onnxfi.extensions import load_extension_class
 from onnxfi.graph.passes.expose_neurons import ExposeNeurons
 from onnxfi.graph.passes.fold_quantize import FoldQuantize
 from onnxfi.graph.passes.instrument import ArmFaults, BakeFaults
@@ -40,14 +40,7 @@ def model_passes() -> Mapping[str, type[ModelPass[Any]]]:
     """
     found: dict[str, type[ModelPass[Any]]] = {one.name: one for one in _OWN}
     for point in entry_points(group=ENTRY_POINTS):
-        try:
-            one: Any = point.load()
-        except Exception as error:  # whatever the package raises when it is imported
-            raise ModelError(
-                f"entry point {point.value!r} does not load: {error}; mend or remove its package"
-            ) from error
-        if not (isinstance(one, type) and dataclasses.is_dataclass(one) and issubclass(one, ModelPass)):
-            raise ModelError(f"entry point {point.value!r} must be a frozen dataclass derived from ModelPass")
+        one = load_extension_class(point, ModelPass, ModelError)  # type: ignore[type-abstract]
         name = getattr(one, "name", "")
         if not name or name in found:
             raise ModelError(f"entry point {point.value!r} has the name {name!r}; give the class a `name` of its own")

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from onnxfi.errors import EngineError, InputError, closest
+from onnxfi.extensions import load_extension_class
 from onnxfi.runtime.engine.protocols import Engine
 
 #: The group of entry points by which a package offers an engine under the engine's name.
@@ -52,14 +53,7 @@ def engine_class(name: str) -> type[Engine]:
         raise InputError(f"no engine {name!r}{closest(name, engine_names())}")
     if len(points) > 1:
         raise EngineError(f"two installed packages offer an engine {name!r}; remove one of them")
-    try:
-        offered: Any = points[0].load()
-    except Exception as error:  # whatever the package raises when it is imported
-        raise EngineError(
-            f"entry point {points[0].value!r} does not load: {error}; repair or remove its package"
-        ) from error
-    if not (isinstance(offered, type) and dataclasses.is_dataclass(offered) and issubclass(offered, Engine)):
-        raise EngineError(f"entry point {points[0].value!r} is not a frozen dataclass derived from onnxfi.Engine")
+    offered: type[Engine] = load_extension_class(points[0], Engine, EngineError)
     if offered.name != name:
         raise EngineError(
             f"entry point {points[0].value!r} says {name!r}, its class {offered.name!r}; give both one name"

@@ -293,7 +293,7 @@ def test_passes_of_other_packages_join_by_entry_point(monkeypatch: pytest.Monkey
     assert check(registry.model_passes()["limit-outputs"], Source.of(load(MODELS / "fashion_cnn.onnx")))
     for value, why in {
         "own_model_pass:nothing": "does not load",
-        "pathlib:Path": "must be a frozen dataclass derived from ModelPass",
+        "pathlib:Path": "is not a frozen dataclass derived from onnxfi.ModelPass",
         "onnxfi.graph.passes.instrument:ArmFaults": "has the name 'arm-faults'",
     }.items():
         offered(monkeypatch, value)
