@@ -46,7 +46,7 @@ def command(model: Path, as_json: bool, allow_links: bool, neurons: Path | None,
     print_line(f"sha256 {found['digest']}")
     if found["left_out"]:
         print_line(
-            f"{count(found['left_out'], 'integer tensor')} left out, as they hold shapes or indices; --include '=NAME' selects one"
+            f"{count(found['left_out'], 'integer tensor')} left out: only shapes or indices; --include '=NAME' selects one"
         )
     _shared(found["targets"])
     for text in found["notes"]:
