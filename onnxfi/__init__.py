@@ -24,7 +24,7 @@ _NAMES = {
     "campaign.gate.check": ("Checked", "check"),
     "campaign.report.compare": ("Comparison", "compare"),
     "campaign.report.report": ("Report", "report"),
-    "campaign.execute.runner": ("plan", "run"),
+    "campaign.run.runner": ("plan", "run"),
     "campaign.spec.campaign": ("Campaign", "Part"),
     "campaign.spec.spec_file": ("load_spec",),
     "campaign.results.merge": ("merge",),
@@ -106,13 +106,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from onnxfi.campaign.execute.runner import plan, run
     from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
     from onnxfi.campaign.gate.check import Checked, check
     from onnxfi.campaign.report.compare import Comparison, compare
     from onnxfi.campaign.report.report import Report, report
     from onnxfi.campaign.results.merge import merge
     from onnxfi.campaign.results.rows import Result
+    from onnxfi.campaign.run.runner import plan, run
     from onnxfi.campaign.spec.campaign import Campaign, Part
     from onnxfi.campaign.spec.spec_file import load_spec
     from onnxfi.errors import InputError, OnnxfiError

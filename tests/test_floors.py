@@ -20,6 +20,12 @@ import onnxfi
 
 ROOT = Path(__file__).parents[1]
 FLOORS = ("statistics", "faults", "graph", "runtime", "tasks", "campaign", "cli")
+#: The rooms of a floor, from the lowest up.
+ROOMS = {
+    "graph": ("model", "write", "dataflow", "spiking", "passes", "partition"),
+    "runtime": ("engine", "data", "quantize", "inject", "partial"),
+    "campaign": ("spec", "plan", "results", "execute", "workers", "run", "report", "gate"),
+}
 FILES = sorted(path for folder in ("onnxfi", "converters") for path in (ROOT / folder).rglob("*.py"))
 
 #: The lowest floor that may import a package; below it nothing does, above it everything may.
@@ -117,6 +123,29 @@ def test_a_floor_imports_itself_and_the_floors_below(path: Path) -> None:
             assert parts[1] in ("errors", "extensions") or module == "onnxfi", (
                 f"{path} imports {module}, which lies on no floor"
             )
+
+
+def rooms() -> Iterator[tuple[str, str, str, Path]]:
+    """Every module in a room with its floor, its room ("" between the rooms) and its path."""
+    for name, path in modules().items():
+        parts = name.split(".")[1:-1]
+        if parts and parts[0] in ROOMS:
+            yield name, parts[0], ".".join(parts[1:]), path
+
+
+def test_a_room_imports_itself_and_the_rooms_below() -> None:
+    place = {name: (here, ROOMS[here].index(room)) for name, here, room, _ in rooms()}
+    for name, here, _, path in rooms():
+        above = [other for other in imported(path) if other in place and place[other][0] == here]
+        above = [other for other in above if place[other] > place[name]]
+        assert not above, f"{path} imports {above}, of rooms above its own"
+
+
+def test_every_room_has_its_place() -> None:
+    assert {(here, room) for _, here, room, _ in rooms()} == {(here, room) for here in ROOMS for room in ROOMS[here]}
+    assert not [
+        path for path in modules().values() if len(path.relative_to(ROOT).parts) > 3 and floor(path) not in ROOMS
+    ]
 
 
 @every_file

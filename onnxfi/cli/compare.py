@@ -12,8 +12,8 @@ import click
 from onnxfi.cli.options import JSON, LINKS, GroupedCommand, run_options, select_options
 
 if TYPE_CHECKING:
-    from onnxfi.campaign.execute.runner import Running
     from onnxfi.campaign.report.compare import Comparison
+    from onnxfi.campaign.run.runner import Running
     from onnxfi.campaign.spec.campaign import Campaign
     from onnxfi.statistics.intervals import Interval
     from onnxfi.tasks.task import Metric

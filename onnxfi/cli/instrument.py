@@ -96,8 +96,8 @@ def command(model: Path, as_json: bool, allow_links: bool, **flags: Any) -> None
             raise click.UsageError(f"--{name} has no effect, as faults are chosen when they are fed; leave it out")
     from onnxfi.cli.terminal import print_json, print_note
     from onnxfi.graph.model.loading import load
+    from onnxfi.runtime.data.dry_run import dry_run
     from onnxfi.runtime.data.sources import open_data
-    from onnxfi.runtime.engine.dry_run import dry_run
     from onnxfi.runtime.engine.onnx_runtime import OrtEngine
     from onnxfi.runtime.inject.activations import instrument
 
@@ -124,7 +124,7 @@ def command(model: Path, as_json: bool, allow_links: bool, **flags: Any) -> None
 def lost_fusions(model: Model, instrumented: bytes, sites: int, custom_ops: tuple[str, ...]) -> tuple[str, ...]:
     """Return notes on fusions that the runtime no longer applies; none for models with external data."""
     from onnxfi.graph.model.loading import parse
-    from onnxfi.runtime.engine.fusions import fusions_note
+    from onnxfi.runtime.inject.fusions import fusions_note
 
     if model.external or not sites:
         return ()

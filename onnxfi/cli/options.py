@@ -166,8 +166,8 @@ def engine_of(flags: Mapping[str, Any]) -> Engine:
 
 def data_of(flags: Mapping[str, Any], model: Model, engine: Engine) -> Data:
     """Return the data of the flags, checked against the model's inputs."""
+    from onnxfi.runtime.data.dry_run import dry_run
     from onnxfi.runtime.data.sources import open_data
-    from onnxfi.runtime.engine.dry_run import dry_run
 
     spec = None if flags["data"] in (None, "synthetic") else flags["data"]
     dry_run(engine, model.path or b"")

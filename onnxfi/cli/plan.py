@@ -40,9 +40,9 @@ def command(source: Path, out: Path | None, times: Path | None, print_spec: bool
     onnxfi plan model.onnx --data images.npz --ber 1e-7:1e-3 --print-spec > campaign.yaml
     onnxfi plan model.onnx --single --trials 1000000 --times small.onnxfi.db
     """
-    from onnxfi.campaign.execute.runner import plan, planned
     from onnxfi.campaign.plan.plan import write_plan
     from onnxfi.campaign.report.cost_estimate import recorded
+    from onnxfi.campaign.run.runner import plan, planned
     from onnxfi.campaign.spec import spec_file
     from onnxfi.cli.run import duration
     from onnxfi.cli.terminal import print_json, print_line, progress

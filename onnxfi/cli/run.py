@@ -18,8 +18,8 @@ from onnxfi.cli.campaign_options import SOURCE, campaign_of, campaign_options
 from onnxfi.cli.options import JSON, PATH, GroupedCommand
 
 if TYPE_CHECKING:
-    from onnxfi.campaign.execute.runner import Running
     from onnxfi.campaign.results.rows import Result
+    from onnxfi.campaign.run.runner import Running
 
 #: Seconds between two updates of the progress: of the bar on a terminal, and of lines elsewhere.
 _BAR_S, _LINE_S = 0.5, 60.0
@@ -97,8 +97,8 @@ def command(
 
     own = workers != 0 and scheduler is None and local_cluster is None
     with started_spare_process() if own else nullcontext():
-        from onnxfi.campaign.execute.runner import default_store, run
         from onnxfi.campaign.report.report import report
+        from onnxfi.campaign.run.runner import default_store, run
         from onnxfi.campaign.workers.dask_cluster import cluster
         from onnxfi.campaign.workers.scheduling import cores
         from onnxfi.cli.report import print_report

@@ -12,9 +12,9 @@ from onnxfi.faults.trials import json_value
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.passes.spike_counts import spike_count_output, with_spike_counts
 from onnxfi.graph.write.faulty_copy import OnProgress
+from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.sample_outputs import run_scores, sample_axes
 from onnxfi.runtime.data.sources import Data, open_data
-from onnxfi.runtime.engine.dry_run import dry_run
 from onnxfi.runtime.engine.model_io import Array
 from onnxfi.runtime.engine.protocols import Engine, Session
 from onnxfi.runtime.engine.registry import engine_of

@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onnxfi.campaign.execute.adaptive_rounds import Layout, Seen
-from onnxfi.campaign.execute.runner import run
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.strata import PlannedStratum, plan_strata
 from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.run.adaptive_rounds import Layout, Seen
+from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.faults import sampling
 from onnxfi.graph.model.loading import load

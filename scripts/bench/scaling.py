@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxfi.campaign.execute.runner import run
+from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.workers.dask_cluster import cluster
 from onnxfi.runtime.data.sources import open_data

@@ -26,10 +26,10 @@ from metric_replacement import replace_metric
 from onnx import numpy_helper
 from tiny_campaigns import altered, chance, mlp, samples, save, tables
 
-from onnxfi.campaign.execute.runner import plan
 from onnxfi.campaign.plan.plan import write_plan
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.run.runner import plan
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.cli import run as run_module
 from onnxfi.cli.campaign_options import campaign_options

@@ -15,10 +15,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
-from onnxfi.campaign.execute.runner import run
 from onnxfi.campaign.results.checksums import checksum
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
@@ -73,7 +73,7 @@ def dying(rows: float, words: list[str]) -> list[str]:
     """A command line that runs onnxfi with these words until its store has so many results, and is then killed."""
     program = f"""
 import os, signal
-from onnxfi.campaign.execute import runner
+from onnxfi.campaign.run import runner
 from onnxfi.campaign.results.store import Store
 from onnxfi.cli import main
 

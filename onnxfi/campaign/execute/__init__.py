@@ -1,5 +1,5 @@
-"""The execution of a campaign: the golden run twice, the canary, then every trial without a result.
+"""The execution of trials: the golden run, the canary, and one trial by the shortest route that gives the full answer.
 
-Start with `runner.py`, then `trial_executor.py`, which runs one trial by the shortest route that gives the full run's
-answer: `weight_routes.py` and `activation_routes.py` hold the executors, `route_cache.py` the sessions that they share.
+Start with `trial_executor.py`: `weight_routes.py` and `activation_routes.py` hold its executors, `route_cache.py` the
+sessions that they share.
 """

@@ -13,9 +13,9 @@ from onnxfi.faults.faultlist import FaultList
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.write.faulty_copy import FileEdits, find_edits, look_up_words
+from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.sample_outputs import run_scores, sample_axes
 from onnxfi.runtime.data.sources import Data, open_data
-from onnxfi.runtime.engine.dry_run import dry_run
 from onnxfi.runtime.engine.model_io import Array, Port
 from onnxfi.runtime.engine.onnx_runtime import short_name
 from onnxfi.runtime.engine.protocols import Session

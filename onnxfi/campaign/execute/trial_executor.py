@@ -26,7 +26,6 @@ from onnxfi.campaign.execute.open_campaign import OpenCampaign, open_campaign
 from onnxfi.campaign.execute.route_cache import CPU, KEPT_BYTES, GoldenCheck, RouteCache, open_segments, segment
 from onnxfi.campaign.execute.weight_routes import WeightRoutes, faulty_targets
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.workers.memory_limit import out_of_memory
 from onnxfi.errors import EngineError, ModelError, ProviderError, SegmentMismatchError
 from onnxfi.faults.faultlist import Header, LineReader
 from onnxfi.faults.space import Target
@@ -38,6 +37,7 @@ from onnxfi.graph.partition.subgraph import PartitionGraph, half_floats, partiti
 from onnxfi.runtime.data.sample_outputs import stacked
 from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.model_io import Array
+from onnxfi.runtime.engine.process_memory import out_of_memory
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.partial.reexecution import Reexecution, TrialFaults, golden_scores
 from onnxfi.runtime.partial.segmented_model import SegmentedModel

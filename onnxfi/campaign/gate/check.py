@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxfi.campaign.execute.golden_run_cache import cached_golden
-from onnxfi.campaign.execute.runner import Running, run
 from onnxfi.campaign.gate.budget import Budget, Limit, exclusive
 from onnxfi.campaign.gate.measurement import Measured, difference, exact
 from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.run.golden_run_cache import cached_golden
+from onnxfi.campaign.run.runner import Running, run
 from onnxfi.errors import InputError, SpecError, StoreError, closest
 from onnxfi.faults.space import matches
 from onnxfi.faults.trials import json_value

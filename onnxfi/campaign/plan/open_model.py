@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.workers.memory_limit import give_back
 from onnxfi.errors import EngineError, OutputError
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.passes.spike_counts import spike_count_output, with_spike_counts
 from onnxfi.graph.write.faulty_copy import FileEdits, faulty_bytes, write_scratch_copy
 from onnxfi.graph.write.scratch_folder import scratch_folder
+from onnxfi.runtime.engine.process_memory import give_back
 from onnxfi.runtime.engine.protocols import Engine, Session
 from onnxfi.runtime.inject.neurons import with_exposed_neurons
 

@@ -13,9 +13,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.campaign.execute.adaptive_rounds import Layout, complete_rounds
 from onnxfi.campaign.plan.strata import bit_field_label
 from onnxfi.campaign.results.store import Store, declared_task
+from onnxfi.campaign.run.adaptive_rounds import Layout, complete_rounds
 from onnxfi.statistics.adaptive import (
     Allocation,
     Floats,

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxfi.campaign.execute.runner import Running, planned, run
 from onnxfi.campaign.report.report import Fold, Report, report
+from onnxfi.campaign.run.runner import Running, planned, run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import DataError, SpecError
 from onnxfi.faults.trials import json_value

@@ -51,7 +51,7 @@ def harmful(store: str | Path, most: int = _MOST_HARMFUL) -> list[Harm]:
     """Return the trials that changed most answers, worst first; of each the faults that moved their number most.
 
     >>> import tempfile
-    >>> from onnxfi.campaign.execute.runner import run
+    >>> from onnxfi.campaign.run.runner import run
     >>> from onnxfi.campaign.spec.campaign import Campaign
     >>> campaign = Campaign("models/fashion_cnn.onnx", "models/fashion_test.npz", samples=50, ber=1e-4, repeat=2)
     >>> with tempfile.TemporaryDirectory() as folder:

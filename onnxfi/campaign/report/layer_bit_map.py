@@ -24,7 +24,7 @@ def grid(store: str | Path) -> tuple[Cell, ...]:
     All sites of a cell are drawn alike, so its mean needs no weights.
 
     >>> import tempfile
-    >>> from onnxfi.campaign.execute.runner import run
+    >>> from onnxfi.campaign.run.runner import run
     >>> from onnxfi.campaign.spec.campaign import Campaign
     >>> campaign = Campaign("models/fashion_cnn.onnx", "models/fashion_test.npz", samples=50, single=True, trials=2)
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.campaign.execute.adaptive_rounds import Look, look_at
 from onnxfi.campaign.report.adaptive_estimates import AdaptiveRecord
 from onnxfi.campaign.results.rows import Row
 from onnxfi.campaign.results.store import Store, declared_task
+from onnxfi.campaign.run.adaptive_rounds import Look, look_at
 from onnxfi.errors import OutputError, StoreError
 from onnxfi.faults.trials import json_value
 from onnxfi.statistics.intervals import (
@@ -190,7 +190,7 @@ def report(store: str | Path, *, confidence: float | None = None) -> Report:
     Examples
     --------
     >>> import tempfile
-    >>> from onnxfi.campaign.execute.runner import run
+    >>> from onnxfi.campaign.run.runner import run
     >>> from onnxfi.campaign.spec.campaign import Campaign
     >>> campaign = Campaign("models/fashion_cnn.onnx", "models/fashion_test.npz", samples=50, single=True, trials=20)
     >>> with tempfile.TemporaryDirectory() as folder:

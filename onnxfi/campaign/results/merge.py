@@ -34,7 +34,7 @@ def merge(out: str | Path, stores: Sequence[str | Path]) -> int:
     Examples
     --------
     >>> import tempfile
-    >>> from onnxfi.campaign.execute.runner import run
+    >>> from onnxfi.campaign.run.runner import run
     >>> from onnxfi.campaign.spec.campaign import Campaign
     >>> campaign = Campaign("models/fashion_cnn.onnx", "models/fashion_test.npz", samples=50, single=True, trials=4)
     >>> with tempfile.TemporaryDirectory() as folder:

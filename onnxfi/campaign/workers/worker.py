@@ -21,11 +21,11 @@ from onnxfi.campaign.execute.route_cache import KEPT_BYTES
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.workers.memory_limit import limit_memory, memory_held, out_of_memory
 from onnxfi.campaign.workers.task_batches import PendingTrial
 from onnxfi.errors import CampaignError, EngineError, ProviderError
 from onnxfi.faults.faultlist import Header
 from onnxfi.runtime.engine.cooperative_lock import CooperativeLock, claim
+from onnxfi.runtime.engine.process_memory import limit_memory, memory_held, out_of_memory
 from onnxfi.tasks.outcomes import GoldenRun, Judgement
 
 Results = Generator[Result, None, None]

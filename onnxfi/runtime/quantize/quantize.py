@@ -32,8 +32,8 @@ from onnxfi.graph.model.layers import layer_of
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.write.output_file import check_output_files, output_files
 from onnxfi.graph.write.scratch_folder import scratch_folder
+from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.sources import Data
-from onnxfi.runtime.engine.dry_run import dry_run
 from onnxfi.runtime.engine.model_io import Array, one_line
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.quantize import backends

@@ -10,8 +10,8 @@ import numpy as np
 
 from onnxfi.errors import EngineError, OnnxfiError
 from onnxfi.graph.model.loading import Model
+from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.sources import Data, open_data
-from onnxfi.runtime.engine.dry_run import dry_run
 from onnxfi.runtime.engine.model_io import Array, one_line
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 

@@ -14,7 +14,6 @@ from onnx.reference import ReferenceEvaluator
 from tiny_campaigns import HEAD, chance, ran, samples, save, tables
 
 from onnxfi.campaign.execute.export_trial import export_trial
-from onnxfi.campaign.execute.runner import plan, run
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.plan import Plan, make_plan, write_plan
@@ -22,6 +21,7 @@ from onnxfi.campaign.report.report import report
 from onnxfi.campaign.report.tables import classes
 from onnxfi.campaign.results.merge import merge
 from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.run.runner import plan, run
 from onnxfi.campaign.spec.campaign import Campaign, Part
 from onnxfi.campaign.spec.spec_file import load_spec, print_spec
 from onnxfi.errors import EngineError, FaultListError, InputError, SelectorError, SpecError

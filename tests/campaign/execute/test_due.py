@@ -13,9 +13,9 @@ import pytest
 from onnx import numpy_helper, parser
 from tiny_campaigns import HEAD, chance, ran, save, tables
 
-from onnxfi.campaign.execute import runner
-from onnxfi.campaign.execute.runner import run
 from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.run import runner
+from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.workers.worker import open_early
 from onnxfi.errors import CampaignError, InputError

@@ -12,10 +12,10 @@ from own_engine import LeanEngine
 from tiny_campaigns import mlp, ran, samples, save
 
 from onnxfi.campaign.execute.export_trial import export_trial
-from onnxfi.campaign.execute.golden_run_cache import cached_golden
-from onnxfi.campaign.execute.runner import run
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.run.golden_run_cache import cached_golden
+from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import EngineError, ProviderError, SpecError, StoreError
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine

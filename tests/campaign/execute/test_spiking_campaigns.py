@@ -14,10 +14,10 @@ import pytest
 from tiny_campaigns import ran, tables
 
 from onnxfi.campaign.execute.export_trial import export_trial
-from onnxfi.campaign.execute.runner import plan
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan.plan import make_plan, write_plan
 from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.run.runner import plan
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import InputError, SelectorError
 from onnxfi.faults.faultlist import Header

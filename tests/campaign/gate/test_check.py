@@ -22,7 +22,6 @@ from tiny_campaigns import mlp, samples, save
 
 from onnxfi.campaign.execute import golden_run_cache, weight_routes
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
-from onnxfi.campaign.execute.runner import run
 from onnxfi.campaign.gate import check as gate
 from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
 from onnxfi.campaign.gate.check import EXIT_CODES, Checked, Finding, check, decide, joint
@@ -30,6 +29,7 @@ from onnxfi.campaign.gate.ci_report import junit, markdown
 from onnxfi.campaign.gate.measurement import Measured, difference
 from onnxfi.campaign.gate.write_budget import ARMS, base_budget, write_budget
 from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import BaselineError, InputError, OutputError, SpecError, StoreError
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine

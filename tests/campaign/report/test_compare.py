@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from onnxfi.campaign.execute.runner import run
 from onnxfi.campaign.report.compare import compare
 from onnxfi.campaign.report.report import report
+from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import SpecError
 

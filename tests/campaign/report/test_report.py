@@ -18,10 +18,10 @@ import pytest
 from scipy import stats
 from tiny_campaigns import altered, mlp, ran, samples, save
 
-from onnxfi.campaign.execute.runner import run
 from onnxfi.campaign.report.notes import notes
 from onnxfi.campaign.report.report import Fold, Report, report
 from onnxfi.campaign.report.tables import classes, write_csv
+from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign, Part
 from onnxfi.errors import OutputError, StoreError
 from onnxfi.statistics.intervals import Stratum, clopper_pearson, stratified_interval

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from tiny_campaigns import altered, dying, mlp, ran, samples, tables
 
-from onnxfi.campaign.execute.runner import run
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.results.merge import merge
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.results.store import Store, set_aside
+from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign, Part
 from onnxfi.errors import CampaignError, OutputError, SpecError, StoreError
 
@@ -49,8 +49,8 @@ def counted(store: Path, table: str) -> int:
 
 def written_by(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let results be written so many at a time, however long they take."""
-    monkeypatch.setattr("onnxfi.campaign.execute.runner._WRITE_EVERY", many)
-    monkeypatch.setattr("onnxfi.campaign.execute.runner._WRITE_EVERY_S", float("inf"))
+    monkeypatch.setattr("onnxfi.campaign.run.runner._WRITE_EVERY", many)
+    monkeypatch.setattr("onnxfi.campaign.run.runner._WRITE_EVERY_S", float("inf"))
 
 
 # Killed
@@ -573,7 +573,7 @@ def test_a_store_that_went_on_elsewhere_names_all_that_it_ran_on(here: Path, mon
         before = opened.get("environment")
     other = {**before, "runtime": "onnxruntime 9.9"}
     kept = {name: before[name] for name in ("onnxfi", "runtime", "numpy", "python")}
-    monkeypatch.setattr("onnxfi.campaign.execute.runner.versions", lambda engine: {**kept, "runtime": other["runtime"]})
+    monkeypatch.setattr("onnxfi.campaign.run.runner.versions", lambda engine: {**kept, "runtime": other["runtime"]})
     for trials in (6, 8):
         ran(replace(campaign, trials=trials), here / "s.db")
         with Store.open(here / "s.db") as opened:

@@ -17,9 +17,9 @@ import onnx
 import pytest
 from tiny_campaigns import mlp, ran, tables
 
-from onnxfi.campaign.execute.runner import run
 from onnxfi.campaign.results.merge import merge
 from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.workers import dask_cluster as module
 from onnxfi.campaign.workers import dask_workers

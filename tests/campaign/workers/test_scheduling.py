@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from strategies import TIMES
 from tiny_campaigns import campaign, chance, deadly, ran, same_but, tables
 
-from onnxfi.campaign.execute import runner
 from onnxfi.campaign.execute.golden_run import digest
 from onnxfi.campaign.execute.route_cache import RouteCache
-from onnxfi.campaign.execute.runner import run
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan.plan import make_plan
+from onnxfi.campaign.run import runner
+from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.workers import scheduling, worker
 from onnxfi.campaign.workers.scheduling import threads_per_process

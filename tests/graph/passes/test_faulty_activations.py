@@ -15,9 +15,9 @@ from onnxfi.faults.space import Selector
 from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.model.loading import load, parse
 from onnxfi.runtime.data.sources import open_data
-from onnxfi.runtime.engine.fusions import fused, fusions_lost, fusions_note
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.inject.activations import inject_activations, instrument
+from onnxfi.runtime.inject.fusions import fused, fusions_lost, fusions_note
 from onnxfi.runtime.inject.redraw import redrawn
 from onnxfi.runtime.inject.shape_query import complete_by_running, loop_iterations
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from strategies import TIMES
 
-from onnxfi.campaign.execute.runner import run
 from onnxfi.campaign.execute.trial_executor import PreparedTrial, TrialExecutor
 from onnxfi.campaign.execute.weight_routes import WeightRoutes, faulty_targets
+from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.partition.conv_partial_sums import largest_conv_sum

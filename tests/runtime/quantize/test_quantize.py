@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxfi.campaign.execute.canary import prove
-from onnxfi.campaign.execute.runner import run
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
+from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import DataError, EngineError, InputError, OnnxfiError, OutputError, SelectorError
 from onnxfi.graph.model.loading import load

@@ -16,9 +16,9 @@ from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import EngineError
 from onnxfi.graph.model.loading import load
+from onnxfi.runtime.data import dry_run as module
+from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.sources import Data, open_data
-from onnxfi.runtime.engine import dry_run as module
-from onnxfi.runtime.engine.dry_run import dry_run
 from onnxfi.runtime.engine.model_io import Port
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.quantize.quantize import quantize

@@ -18,8 +18,6 @@ import pytest
 from metric_replacement import replace_metric
 from tiny_campaigns import dying, mlp, ran, samples, save, tables
 
-from onnxfi.campaign.execute.adaptive_rounds import Layout, complete_rounds, look_at
-from onnxfi.campaign.execute.runner import plan, run
 from onnxfi.campaign.gate.budget import Budget, Limit
 from onnxfi.campaign.gate.check import check, decide
 from onnxfi.campaign.gate.measurement import Measured
@@ -32,6 +30,8 @@ from onnxfi.campaign.report.report import Report, report
 from onnxfi.campaign.report.tables import classes
 from onnxfi.campaign.results.merge import merge
 from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.run.adaptive_rounds import Layout, complete_rounds, look_at
+from onnxfi.campaign.run.runner import plan, run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import SpecError, StoreError
 from onnxfi.faults import sampling

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.execute import canary
-from onnxfi.campaign.execute.adaptive_rounds import Look, turns
 from onnxfi.campaign.execute.golden_run import digest
 from onnxfi.campaign.execute.open_campaign import OpenCampaign, kind_of
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES
@@ -26,10 +25,10 @@ from onnxfi.campaign.plan.open_model import beside, open_model
 from onnxfi.campaign.plan.plan import Plan, PlannedTrial, enough, make_plan
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.results.store import Store, set_aside
+from onnxfi.campaign.run.adaptive_rounds import Look, turns
 from onnxfi.campaign.spec.campaign import LENGTH, Campaign
 from onnxfi.campaign.spec.spec_file import print_spec
 from onnxfi.campaign.workers.dask_cluster import Cluster
-from onnxfi.campaign.workers.memory_limit import can_limit_memory
 from onnxfi.campaign.workers.process_pool import ProcessPool, reusable_pool, started_pool
 from onnxfi.campaign.workers.scheduling import (
     RunningBatches,
@@ -47,6 +46,7 @@ from onnxfi.graph.model.loading import Model
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.graph.write.output_file import check_output_files
 from onnxfi.runtime.data.npz import memory_bytes
+from onnxfi.runtime.engine.process_memory import can_limit_memory
 from onnxfi.tasks.outcomes import GoldenRun, judge
 from onnxfi.tasks.registry import expected_task, missing, remark
 

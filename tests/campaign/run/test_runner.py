@@ -26,14 +26,15 @@ from onnx import numpy_helper
 from tiny_campaigns import campaign, chance, deadly, mlp, outcomes, ran, same_but, samples, save, tables
 
 import onnxfi
-from onnxfi.campaign.execute import canary, runner
+from onnxfi.campaign.execute import canary
 from onnxfi.campaign.execute.export_trial import export_trial
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
-from onnxfi.campaign.execute.runner import plan, run
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan import open_model
 from onnxfi.campaign.plan.plan import make_plan, write_plan
 from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.run import runner
+from onnxfi.campaign.run.runner import plan, run
 from onnxfi.campaign.spec.campaign import Campaign, Part
 from onnxfi.campaign.workers.process_pool import ProcessPool
 from onnxfi.errors import CampaignError, DataError, EngineError, OnnxfiError, OutputError, ProviderError, StoreError
@@ -388,7 +389,7 @@ def test_workers_that_cannot_work_end_the_run_and_are_no_outcome(here: Path) -> 
 def test_workers_end_with_the_run_however_that_ends(here: Path) -> None:
     script = """
 import os, sys
-from onnxfi.campaign.execute.runner import run
+from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 
 if __name__ == "__main__":

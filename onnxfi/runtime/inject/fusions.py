@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxfi.errors import EngineError
 from onnxfi.graph.write.scratch_folder import scratch_folder
-from onnxfi.runtime.engine.dry_run import dry_run
+from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.engine.model_io import one_line
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 

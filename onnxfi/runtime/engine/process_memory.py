@@ -1,4 +1,4 @@
-"""Limits: how much memory a worker process has, and may take."""
+"""Memory of this process: what it holds, may take, and gives back to the system."""
 
 from __future__ import annotations
 
