@@ -503,7 +503,7 @@ def planned(here: Path, listed: Path) -> dict[Path, bytes]:
         ),
         ("run m.onnx --ber 1e-3 --worker-memory 0", "a worker's memory of 0 bytes is out of range"),
         ("run m.onnx --ber 1e-3 --timeout -3", "timeout -3 is out of range; give seconds above 0"),
-        ("run m.onnx --ber 1e-3 --timeout 9 --workers 0", "a limit of time or memory says nothing without worker"),
+        ("run m.onnx --ber 1e-3 --timeout 9 --workers 0", "--timeout and --worker-memory require local worker"),
         ("run m.onnx --ber 1e-3 --local-cluster 2 --workers 2", "each choose where trials run; give only one of them"),
         ("run m.onnx --ber 1e-3 --local-cluster 0", "0 is not in the range x>=1"),
         ("run m.onnx --ber 1e-3 --scheduler nowhere", "no scheduler answers at 'nowhere' within"),

@@ -61,7 +61,8 @@ class GoldenRuns:
         self._session = None
         if not same_bytes(first, second):
             raise CampaignError(
-                "two golden runs differ, so no trial could be told from chance; use --threads 1, or another --provider"
+                "two golden runs differ, so no effect of a fault could be distinguished from chance; use --threads 1 "
+                "or another --provider"
             )
         return self._kept(opened.golden(first)), golden_s
 
@@ -105,13 +106,15 @@ class GoldenRuns:
         outputs = () if self.opened.output is None else (self.opened.output,)
         if (node := find_random_node(self.opened.model.index, outputs)) is not None:
             raise CampaignError(
-                f"the model draws random numbers in {node}, so no trial could be told from chance: fault-free runs "
+                f"the model draws random numbers in {node}, so no effect of a fault could be distinguished from "
+                f"chance: fault-free runs "
                 f"must give the same each time; export the model for inference, or put a stored tensor there"
             )
         again = self.opened.scores(session, batches=1).reshape(-1)
         if not same_bytes(again, scores.reshape(-1)[: len(again)]):
             raise CampaignError(
-                "two golden runs differ, in one session, so no trial could be told from chance: an operator draws "
+                "two golden runs differ, in one session, so no effect of a fault could be distinguished from chance: "
+                "an operator draws "
                 "random numbers or keeps a state, or use --threads 1, or another --provider"
             )
 

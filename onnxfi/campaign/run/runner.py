@@ -63,7 +63,7 @@ _MEMORY_SHARE = 0.75
 
 @dataclass
 class Running:
-    """A campaign under way: what was planned and found before the trials. Iterate over it for the results.
+    """A running campaign: its plan, and what the store has already. Iterate over it for the results.
 
     `total` trials are asked for here (None: as many as it takes), of which `outcomes` counts those that the store has
     already; `note` says on what they run, `golden_s` how long one run takes; `look` is what the complete rounds of an
@@ -78,7 +78,7 @@ class Running:
     golden_s: float
     results: Generator[Result, None, None] = field(repr=False)
     look: Look | None = None
-    crew: ProcessPool | None = field(default=None, repr=False)
+    early_pool: ProcessPool | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[Result]:
         return self.results
@@ -86,8 +86,8 @@ class Running:
     def close(self) -> None:
         """Stop; the results that came back are in the store."""
         self.results.close()
-        if self.crew is not None:  # where it was never asked for a result
-            self.crew.kill()
+        if self.early_pool is not None:  # where no result was read
+            self.early_pool.kill()
 
 
 def default_store(model: str) -> Path:
@@ -118,8 +118,8 @@ def run(
     beyond is computed again, to the same values. `executor` makes any other `concurrent.futures.Executor`, or is a
     `Cluster`. A trial in a worker process of ours hangs after `timeout_s` (10 s and 20 golden runs), and is out of
     memory beyond `worker_memory_bytes` (on Linux, three quarters of the machine's); what is given is kept in the store.
-    `golden` finds the golden run, and `progress` is told how many trials are planned. InputError for a limit that
-    golden itself does not keep.
+    `golden` finds the golden run, and `progress` gets the number of trials planned so far. InputError for a
+    limit that the golden run itself exceeds.
 
     >>> import tempfile
     >>> campaign = Campaign("models/fashion_cnn.onnx", "models/fashion_test.npz", samples=50, ber=1e-4, repeat=2)
@@ -129,49 +129,49 @@ def run(
     """
     file, model = _place(campaign, store), open_model(campaign)
     given = {"timeout_s": timeout_s, "memory_bytes": worker_memory_bytes}
-    far = executor if isinstance(executor, Cluster) else None
-    _check_limits(given, watched=far is not None or (bool(workers) and executor is None), owned=not far or far.owned)
+    cluster = executor if isinstance(executor, Cluster) else None
     own = workers if executor is None else 0
+    _check_limits(given, watched=bool(cluster or own), owned=cluster is None or cluster.owned)
     with ExitStack() as stack:
         soon = own if (fresh or not file.exists()) and enough(campaign, shard, own) else 0
         shape = soon, threads_per_process(campaign, worker_memory_bytes)
         early = stack.enter_context(_early(campaign, model, kept_bytes, worker_memory_bytes, shape))
-        bench = TrialExecutor.open(campaign, kept_bytes, model=model)
-        _refuse(campaign, bench.opened, shard)
-        plan = make_plan(campaign, bench.opened.fault_targets)
-        if far is not None:
-            far.send(bench.opened)
+        local = TrialExecutor.open(campaign, kept_bytes, model=model)
+        _refuse(campaign, local.opened, shard)
+        plan = make_plan(campaign, local.opened.fault_targets)
+        if cluster is not None:
+            cluster.send(local.opened)
         if fresh:
             set_aside(file)
         opened = stack.enter_context(Store.open(file, create=True))
-        _prepare(opened, bench.opened, plan, progress)
+        _prepare(opened, local.opened, plan, progress)
         asked = wanted(plan, shard)
         outcomes = Counter(outcome for trial, outcome in opened.done() if asked(trial))
         total = None if campaign.adaptive else sum(map(asked, opened.trials()))
-        share = threads_per_process(campaign, known := worker_memory_bytes or _limit(opened), bench)
-        pool, size = _crew(executor, workers, None if total is None else total - outcomes.total(), share)
+        share = threads_per_process(campaign, known := worker_memory_bytes or _limit(opened), local)
+        make_pool, size = _pool_and_size(executor, workers, None if total is None else total - outcomes.total(), share)
         if (needed := (size if own and isinstance(size, int) else 0, share)) != shape:
             early = stack.enter_context(_early(campaign, model, kept_bytes, known, needed, early))
-        truth, golden_s = bench.golden_runs.run(again=not own) if golden is None else golden(bench)
+        golden_run, golden_s = local.golden_runs.run(again=not own) if golden is None else golden(local)
         _keep_limits(opened, given, golden_s)
-        job = _job(opened, bench, plan, (truth, golden_s), executor)
-        soonest = islice(batches_by_tensor(opened.pending(asked), job.trials_a_task, needed[0]), needed[0])
-        first = _prove(opened, bench, plan, job if own else None, None if worker_memory_bytes else early, soonest)
-        _agree(opened, bench.opened, plan, truth)
+        setup = _worker_setup(opened, local, plan, (golden_run, golden_s), executor)
+        soonest = islice(batches_by_tensor(opened.pending(asked), setup.trials_a_task, needed[0]), needed[0])
+        first = _prove(opened, local, plan, setup if own else None, None if worker_memory_bytes else early, soonest)
+        _agree(opened, local.opened, plan, golden_run)
 
     def results() -> Generator[Result, None, None]:
-        with Store.open(file, create=True, checked=True) as target, reusable_pool(pool, early) as crew:
-            for running.look, pending in _turns(target, plan, shard, first):
+        with Store.open(file, create=True, checked=True) as target, reusable_pool(make_pool, early) as lend:
+            for running.look, pending in _trials_by_round(target, plan, shard, first):
                 if size:
-                    lent = None if far is not None else crew
-                    stream = run_pooled(
-                        job, truth, batches_by_tensor(pending, job.trials_a_task, size), size, pool, lent, first
-                    )
+                    batches = batches_by_tensor(pending, setup.trials_a_task, size)
+                    stream = run_pooled(setup, golden_run, batches, size, make_pool, None if cluster else lend, first)
                 else:
-                    stream = run_in_process(bench, truth, plan.header, batches_in_order(pending, job.trials_a_task))
+                    batches = batches_in_order(pending, setup.trials_a_task)
+                    stream = run_in_process(local, golden_run, plan.header, batches)
                 yield from _kept(target, stream)
 
-    running = Running(plan, file, _note(bench.opened, truth), total, outcomes, golden_s, results(), crew=early)
+    note = _note(local.opened, golden_run)
+    running = Running(plan, file, note, total, outcomes, golden_s, results(), early_pool=early)
     return running
 
 
@@ -199,7 +199,7 @@ def _early(
     return started_pool(shape[0], *what, threads_per_process=shape[1], instead_of=instead_of)
 
 
-def _crew(
+def _pool_and_size(
     executor: Callable[[], Executor] | Cluster | None, workers: int, left: int | None, share: int
 ) -> tuple[Callable[[int], Executor], int | Callable[[], int]]:
     """Return the factory of workers and their number (0: this process alone), at most the trials `left`."""
@@ -222,7 +222,7 @@ def wanted(plan: Plan, shard: tuple[int, int] | None = None) -> Callable[[int], 
     return asked
 
 
-def _turns(
+def _trials_by_round(
     store: Store, plan: Plan, shard: tuple[int, int] | None, first: RunningBatches
 ) -> Iterator[tuple[Look | None, Iterator[PendingTrial]]]:
     """Yield the trials to run: all after the `first`, or round by round, drawn once earlier rounds are written."""
@@ -280,20 +280,20 @@ def _prepare(store: Store, opened: OpenCampaign, plan: Plan, progress: OnProgres
         environment=_environment(store, opened),
     )
 
-    def told() -> Iterator[PlannedTrial]:
+    def counted() -> Iterator[PlannedTrial]:
         for number, planned in enumerate(plan.trials(), 1):
             yield planned
             if progress is not None:
                 progress(number, len(plan))
 
     if store.count("plan") < len(plan) or plan.campaign.adaptive:
-        store.plan(plan.groups, told())
+        store.plan(plan.groups, counted())
 
 
 def _check_limits(given: dict[str, Any], *, watched: bool, owned: bool) -> None:
-    """Refuse limits that say nothing, or that no trial could keep."""
+    """Refuse limits that cannot be enforced, or that no trial could keep."""
     if not watched and any(value is not None for value in given.values()):
-        raise InputError("a limit of time or memory says nothing without worker processes of our own; leave it out")
+        raise InputError("--timeout and --worker-memory require local worker processes; leave them out")
     seconds, size = given["timeout_s"], given["memory_bytes"]
     if seconds is not None and not 0 < seconds <= _LONGEST_TIMEOUT_S:
         raise InputError(f"timeout {seconds:g} is out of range; give seconds above 0, up to {_LONGEST_TIMEOUT_S:,.0f}")
@@ -316,21 +316,24 @@ def _limit(store: Store) -> int | None:
 
 
 def _keep_limits(store: Store, given: dict[str, Any], golden_s: float) -> None:
-    """Keep the limits of a trial: what is given, else what the store has, else what golden and the machine say."""
+    """Keep the limits of a trial: those given, else those of the store, else from the golden run and the machine."""
     seconds = given["timeout_s"]
     if seconds is not None and seconds < golden_s:
-        raise InputError(f"timeout {seconds:g} s is less than golden itself takes, {golden_s:.2g} s; give a longer one")
+        raise InputError(
+            f"timeout {seconds:g} s is less than the golden run takes, {golden_s:.2g} s; give a longer one"
+        )
     usual: dict[str, Any] = {"timeout_s": max(_TIMEOUT_S, _TIMEOUT_GOLDEN * golden_s)}
     usual["memory_bytes"] = _usual_memory()
     store.put(**{name: given[name] or store.get(name) or usual[name] for name in given})
 
 
 def _agree(store: Store, opened: OpenCampaign, plan: Plan, golden: GoldenRun) -> None:
-    """Keep what golden said; CampaignError where the store knows another golden."""
+    """Keep the golden run; CampaignError where that of the store differs."""
     kept, scores = store.get("golden"), digest(golden)
     if kept is not None and kept["scores"] != scores:
         raise CampaignError(
-            f"golden is another one than in {store.path}: the runtime or the machine changed; start anew with --fresh"
+            f"the golden run differs from the one in {store.path}: the runtime or the machine changed; start anew "
+            "with --fresh"
         )
     metrics = judge(golden, golden.scores).metrics
     found: dict[str, Any] = {"scores": scores, "rows": len(golden.scores), "metrics": metrics}
@@ -365,48 +368,44 @@ def _read(opened: OpenCampaign, golden: GoldenRun) -> str:
     return remark(c.task, golden.task, golden.scores, opened.output, opened.data.samples, kind_of(c), labelled=labelled)
 
 
-def _job(
+def _worker_setup(
     store: Store,
-    bench: TrialExecutor,
+    local: TrialExecutor,
     plan: Plan,
     golden: tuple[GoldenRun, float],
     executor: Callable[[], Executor] | Cluster | None,
 ) -> WorkerSetup:
     """Return the setup of the workers; limits hold in local processes only."""
-    far = isinstance(executor, Cluster)
-    limits = {name: store.get(name) if far or executor is None else None for name in ("timeout_s", "memory_bytes")}
+    cluster = isinstance(executor, Cluster)
+    limits = {name: store.get(name) if cluster or executor is None else None for name in ("timeout_s", "memory_bytes")}
     if isinstance(executor, Cluster) and not executor.owned:
         limits["memory_bytes"] = None
-    line, shared = plan.header.line(), bench.shares(plan.header)
-    truth, golden_s = digest(golden[0]), golden[1]
-    campaign, kept_bytes = bench.opened.campaign, bench.kept_bytes
-    return WorkerSetup(campaign, line, truth, golden_s, kept_bytes=kept_bytes, together=shared, **limits)
+    line, shared = plan.header.line(), local.shares(plan.header)
+    golden_run, golden_s = digest(golden[0]), golden[1]
+    campaign, kept_bytes = local.opened.campaign, local.kept_bytes
+    return WorkerSetup(campaign, line, golden_run, golden_s, kept_bytes=kept_bytes, together=shared, **limits)
 
 
 def _prove(
     store: Store,
-    bench: TrialExecutor,
+    local: TrialExecutor,
     plan: Plan,
-    job: WorkerSetup | None,
-    crew: Executor | None,
+    setup: WorkerSetup | None,
+    pool: Executor | None,
     tasks: Iterator[list[PendingTrial]],
 ) -> RunningBatches:
-    """Prove once that faults reach what the runtime computes with; the tasks that the crew was given meanwhile."""
+    """Prove once that faults reach what the runtime computes with; return the batches that the pool got meanwhile."""
     first: RunningBatches = {}
 
     def go() -> None:
-        if job is not None and crew is not None and not plan.campaign.adaptive and not first:
-            first.update(submit_batches(crew, job, tasks))
+        if setup is not None and pool is not None and not plan.campaign.adaptive and not first:
+            first.update(submit_batches(pool, setup, tasks))
 
     if store.get("canary") is None:
         targets = [target for target in plan.targets if target.size]
-        store.put(
-            canary=canary.prove(
-                bench,
-                targets,
-                canary_check(bench, job, crew, go, beside=beside(bench.opened.model, bench.kept_bytes)),
-            )
-        )
+        both = beside(local.opened.model, local.kept_bytes)
+        sees = canary_check(local, setup, pool, go, beside=both)
+        store.put(canary=canary.prove(local, targets, sees))
     return first
 
 
@@ -435,19 +434,19 @@ def plan(campaign: Campaign) -> tuple[Plan, float | None]:
     """
     if campaign.data is None:
         return planned(campaign), None
-    bench = TrialExecutor.open(campaign)
-    made = make_plan(campaign, bench.opened.fault_targets)
-    return made, bench.golden_runs.run()[1]
+    local = TrialExecutor.open(campaign)
+    made = make_plan(campaign, local.opened.fault_targets)
+    return made, local.golden_runs.run()[1]
 
 
 def planned(campaign: Campaign) -> Plan:
     """Plan a campaign; a run finds the activations where faults are injected into them."""
-    if _flies(campaign):
+    if _needs_run(campaign):
         return make_plan(campaign, TrialExecutor.open(campaign).opened.fault_targets)
     return make_plan(campaign, FaultTargets.of(open_model(campaign)))
 
 
-def _flies(campaign: Campaign) -> bool:
+def _needs_run(campaign: Campaign) -> bool:
     """Return True if faults go into activations, which only a run finds."""
     if campaign.faults is not None:
         return FaultList.open(campaign.faults).header.activations is not None

@@ -49,8 +49,8 @@ class Cluster:
 
     client: Any = field(repr=False)
     own: Any = field(default=None, repr=False)
-    parcel: str | None = None
-    asks: dict[str, float] = field(default_factory=dict)
+    files_digest: str | None = None
+    resources: dict[str, float] = field(default_factory=dict)
     restarts_fail: bool = False
 
     @property
@@ -61,12 +61,12 @@ class Cluster:
     def size(self) -> int:
         """Workers that are there now; later more or fewer."""
         with self.reached():
-            return max(1, len(self._taking()))
+            return max(1, len(self._eligible()))
 
     def pool(self, size: int) -> Executor:
         """Return an executor over all workers; of size 1 over one restarted by its nanny, where there is one."""
         with self.reached():
-            return _Tasks(self, self._anew() if size == 1 else None)
+            return _Tasks(self, self._restart_idle() if size == 1 else None)
 
     @contextmanager
     def reached(self) -> Iterator[None]:
@@ -89,7 +89,7 @@ class Cluster:
         """The message where no worker answers any more."""
         return NONE_LEFT if self.owned else _LOST
 
-    def _anew(self) -> str | None:
+    def _restart_idle(self) -> str | None:
         """Start a worker that has nothing to do anew; its address, or None where none can be, which is said.
 
         One that has just died comes back by itself, so while there is none it waits. Where one did not start again,
@@ -98,10 +98,10 @@ class Cluster:
         until = time.monotonic() + _RESTART_S
         while True:
             self._answers()
-            busy, told = self.client.processing(), self._told()
-            here = [told[address] | {"address": address} for address in self._taking() if address in told]
+            busy, entries = self.client.processing(), self._entries()
+            here = [entries[address] | {"address": address} for address in self._eligible() if address in entries]
             can = [worker for worker in here if worker["nanny"]]
-            # What is under way on workers of ours belongs to nobody any more.
+            # Nobody waits any more for what runs on workers of ours.
             free = next((worker for worker in can if self.owned or not busy.get(worker["address"])), None)
             if here and (not can or self.restarts_fail or (self.owned and self.own.replaced)):
                 return None
@@ -126,7 +126,7 @@ class Cluster:
             _LOG.info("restarting worker %s: %s", worker["address"], error)
         while time.monotonic() < until and not (self.owned and not self.own.has(worker["nanny"])):
             self._answers()
-            for address, new in self._told().items():
+            for address, new in self._entries().items():
                 back = new["nanny"] == worker["nanny"] and new["local_directory"] != worker["local_directory"]
                 if back and new["status"] == "running":  # before that, what is sent to it goes to another one
                     return address
@@ -135,35 +135,39 @@ class Cluster:
         _LOG.warning("worker %s did not start again; going on with the others, as they are", worker["address"])
         return None
 
-    def _taking(self) -> list[str]:
+    def _eligible(self) -> list[str]:
         """Return the workers that trials go to."""
-        if not self.asks:
+        if not self.resources:
             return list(self.client.nthreads())
-        return [address for address, worker in self._told().items() if self.asks.keys() <= worker["resources"].keys()]
+        return [
+            address
+            for address, worker in self._entries().items()
+            if self.resources.keys() <= worker["resources"].keys()
+        ]
 
-    def _told(self) -> dict[str, Any]:
+    def _entries(self) -> dict[str, Any]:
         """Return the scheduler's entry of each worker."""
         try:
-            told = self.client.scheduler_info(n_workers=-1)
-        except TypeError:  # an older Dask tells of all
-            told = self.client.scheduler_info()
-        if "workers" not in told:  # the client was closed meanwhile
+            entries = self.client.scheduler_info(n_workers=-1)
+        except TypeError:  # an older Dask lists all without being asked
+            entries = self.client.scheduler_info()
+        if "workers" not in entries:  # the client was closed meanwhile
             raise CampaignError(self.lost)
-        return dict(told["workers"])
+        return dict(entries["workers"])
 
     def send(self, opened: OpenCampaign) -> None:
         """Give every worker model and data; CampaignError for one whose versions, provider or libraries are others."""
-        self.parcel, shared = None, _files(opened)
+        self.files_digest, shared = None, _files(opened)
         digests = {str(path): _sha256(path) for path in [*shared.values(), *map(Path, opened.campaign.custom_ops)]}
         engine = opened.campaign.open_engine()
         with self.reached():
-            self.asks = {"GPU": 1.0} if opened.provider in _ON_GPU else {}
-            self.asks = self.asks if self._taking() else {}
+            self.resources = {"GPU": 1.0} if opened.provider in _ON_GPU else {}
+            self.resources = self.resources if self._eligible() else {}
             try:
-                told = self.client.run(survey, digests, engine, smallest_model(), workers=self._taking())
-            except (ImportError, AttributeError, TypeError):  # none, or one that does not know what is asked
+                surveyed = self.client.run(survey, digests, engine, smallest_model(), workers=self._eligible())
+            except (ImportError, AttributeError, TypeError):  # none, or one that does not know the function
                 raise CampaignError("a worker has no onnxfi of this version; install the same one there") from None
-        for address, (found, lacks, refusal) in told.items():
+        for address, (found, lacks, refusal) in surveyed.items():
             for name, here in versions(engine).items():
                 if found.get(name) != here:
                     raise CampaignError(
@@ -176,8 +180,8 @@ class Cluster:
                     )
             if refusal:
                 raise CampaignError(f"worker {address}: {refusal}")
-        if any(lacks for _, lacks, _ in told.values()):
-            self.parcel = name = hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:32]
+        if any(lacks for _, lacks, _ in surveyed.values()):
+            self.files_digest = name = hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:32]
             contents = {place: path.read_bytes() for place, path in shared.items()}
 
             def arrive(worker: Any) -> None:
@@ -198,14 +202,14 @@ class _Tasks(Executor):
         """Run a function on a worker; `WorkerDied` where the worker dies of it."""
         answer: Future[Any] = Future()
         cluster = self.cluster
-        how = {"pure": False, "resources": cluster.asks, **self.where}
-        task = cluster.client.submit(_far, fn, cluster.parcel, *args, **how)
+        how = {"pure": False, "resources": cluster.resources, **self.where}
+        task = cluster.client.submit(_run_on_worker, fn, cluster.files_digest, *args, **how)
         self.running.add(task)
 
         def done(task: Any) -> None:
             self.running.discard(task)
             if answer.set_running_or_notify_cancel():
-                _tell(task, answer, cluster.lost)
+                _pass_on(task, answer, cluster.lost)
 
         task.add_done_callback(done)
         return answer
@@ -216,7 +220,7 @@ class _Tasks(Executor):
             self.cluster.client.cancel(list(self.running), force=True)
 
 
-def _tell(task: Any, answer: Future[Any], lost: str) -> None:
+def _pass_on(task: Any, answer: Future[Any], lost: str) -> None:
     from distributed.scheduler import KilledWorker
 
     if task.status == "finished":
@@ -231,21 +235,21 @@ def _tell(task: Any, answer: Future[Any], lost: str) -> None:
         answer.set_exception(error)
 
 
-def _far(fn: Callable[..., Any], parcel: str | None, job: WorkerSetup, *args: Any) -> Any:
+def _run_on_worker(fn: Callable[..., Any], files_digest: str | None, setup: WorkerSetup, *args: Any) -> Any:
     """On a worker: run what was submitted, with the model and the data that were sent."""
     from distributed import get_worker
 
     worker = get_worker()
-    campaign = job.campaign
-    if parcel is not None:
-        folder = _folder(worker, parcel)
+    campaign = setup.campaign
+    if files_digest is not None:
+        folder = _folder(worker, files_digest)
         names: dict[str, Any] = {
             name: str(folder / name / Path(given).name) for name, given in _given(campaign) if given
         }
         campaign = replace(campaign, **{name: path for name, path in names.items() if Path(path).is_file()})
     with _ONE_AT_A_TIME:
         try:
-            return fn(replace(job, campaign=campaign), *args)
+            return fn(replace(setup, campaign=campaign), *args)
         except OnnxfiError as error:
             raise CampaignError(f"worker {worker.address}: {error}") from None
 
@@ -254,8 +258,8 @@ def _given(campaign: Any) -> Iterator[tuple[str, str | None]]:
     return ((name, getattr(campaign, name)) for name in ("model", "data", "preprocess", "neurons"))
 
 
-def _folder(worker: Any, parcel: str) -> Path:
-    return Path(worker.local_directory) / f"onnxfi-{os.getpid()}-{parcel}"
+def _folder(worker: Any, files_digest: str) -> Path:
+    return Path(worker.local_directory) / f"onnxfi-{os.getpid()}-{files_digest}"
 
 
 def _files(opened: OpenCampaign) -> dict[str, Path]:
@@ -327,12 +331,12 @@ def cluster(scheduler: str | None = None, *, local: int = 0) -> Iterator[Cluster
             yield Cluster(client, own)
         return
     try:
-        _knock(scheduler)
+        _check_connection(scheduler)
         client = Client(scheduler, timeout=_ANSWER_S, set_as_default=False)
     except (OSError, ValueError, TimeoutError):
         raise InputError(
             f"no scheduler answers at {scheduler!r} within {_ANSWER_S:.0f} s; write tcp://host:8786 as `dask "
-            f"scheduler` tells it, or take --local-cluster N"
+            f"scheduler` shows it, or take --local-cluster N"
         ) from None
     with client:
         try:
@@ -344,14 +348,14 @@ def cluster(scheduler: str | None = None, *, local: int = 0) -> Iterator[Cluster
         yield Cluster(client)
 
 
-def _knock(scheduler: str) -> None:
+def _check_connection(scheduler: str) -> None:
     """Connect and hang up: a client that was made for nobody hangs, or complains, when it is collected."""
     from distributed.comm import connect
     from distributed.security import Security
 
-    async def knock() -> None:
+    async def connect_once() -> None:
         comm = await connect(scheduler, timeout=_ANSWER_S, **Security().get_connection_args("client"))
         await comm.close()
 
-    with ThreadPoolExecutor(1) as thread:  # whoever asks may have a loop of their own
-        thread.submit(asyncio.run, knock()).result()
+    with ThreadPoolExecutor(1) as thread:  # the caller may have a loop of their own
+        thread.submit(asyncio.run, connect_once()).result()

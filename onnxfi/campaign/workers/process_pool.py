@@ -29,7 +29,7 @@ def begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    # The threads of numpy's BLAS, which is not asked for anything here, spin at first: 0.1 s of a core in each worker.
+    # The threads of numpy's BLAS, which is not used here, spin at first: 0.1 s of a core in each worker.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("500")
@@ -61,24 +61,24 @@ def _held_back() -> Iterator[None]:
 
 def _serve(pipe: Any) -> None:
     """Run the tasks of a worker process; the first message is the number of threads that run them."""
-    atexit.register(os._exit, 0)  # what a worker holds goes with its process, not piece by piece, which takes longer
+    atexit.register(os._exit, 0)  # what a worker holds goes with its process, not object by object, which takes longer
     begin()
     import onnxfi.campaign.workers.worker  # noqa: F401 (what it is started for)
 
     speaking = threading.Lock()
 
-    def do(number: int, asked: bytes) -> None:
+    def do(number: int, request: bytes) -> None:
         try:
-            call, given, named = ForkingPickler.loads(asked)
+            call, given, named = ForkingPickler.loads(request)
             answer = _packed(call(*given, **named), None)
         except BaseException as error:
-            answer = _told(error)
+            answer = _serialised_error(error)
         with speaking:
             pipe.send((number, answer))
 
     with suppress(EOFError), ThreadPoolExecutor(pipe.recv()) as threads:
-        while (asked := pipe.recv()) is not None:
-            threads.submit(do, *asked)
+        while (request := pipe.recv()) is not None:
+            threads.submit(do, *request)
 
 
 def _packed(found: Any, error: BaseException | None) -> bytes:
@@ -95,7 +95,7 @@ def _unpacked(answer: bytes) -> tuple[Any, BaseException | None]:
     return found, error
 
 
-def _told(error: BaseException) -> bytes:
+def _serialised_error(error: BaseException) -> bytes:
     """Serialise an error of a worker: itself, or its message where it cannot be read back."""
     said = traceback.format_exc()
     error.add_note(said)
@@ -125,7 +125,7 @@ class _Worker:
 
     @classmethod
     def start(cls) -> _Worker:
-        """Start a process that is to be told first how many lanes it has."""
+        """Start a process, whose first message is to be its number of threads."""
         import multiprocessing
 
         context = multiprocessing.get_context("spawn")
@@ -178,23 +178,23 @@ class ProcessPool(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run a function in a worker; BrokenExecutor where one has died."""
-        future, asked = Future[Any](), bytes(ForkingPickler.dumps((fn, args, kwargs)))
+        future, request = Future[Any](), bytes(ForkingPickler.dumps((fn, args, kwargs)))
         with self._lock:
             if self._broken or self._over:
                 raise BrokenExecutor("a worker has died" if self._broken else "the pool of workers is shut down")
-            self._waiting.append((future, asked))
+            self._waiting.append((future, request))
             self._deal()
         return future
 
     def _deal(self) -> None:
         """Send waiting tasks to idle workers, and release idle workers of a pool that is shut down."""
         while self._waiting and (free := self._free()) is not None:
-            future, asked = self._waiting.popleft()
+            future, request = self._waiting.popleft()
             if future.set_running_or_notify_cancel():
                 number = next(self._numbers)
                 free.doing[number] = future
                 with suppress(OSError):  # it has died; who listens to it finds out
-                    free.pipe.send((number, asked))
+                    free.pipe.send((number, request))
         if self._over and not self._waiting:
             for worker in self._workers:
                 if not worker.doing:
@@ -278,13 +278,13 @@ def started_pool(
     if not size:
         yield None
         return
-    crew = ProcessPool(size, threads_per_process)
+    pool = ProcessPool(size, threads_per_process)
     try:
         for _ in range(size):
-            crew.submit(task, *args)
-        yield crew
+            pool.submit(task, *args)
+        yield pool
     except BaseException:
-        crew.kill()
+        pool.kill()
         raise
 
 
@@ -298,21 +298,21 @@ def reusable_pool(
     """
     kept = [early] if early is not None else []
 
-    def lent(size: int) -> Executor:
-        if not (kept and _lives(kept[-1])):
+    def lend(size: int) -> Executor:
+        if not (kept and _is_alive(kept[-1])):
             kept.append(pool(size))
         return _BorrowedPool(kept[-1])
 
     try:
-        yield lent
+        yield lend
     finally:
-        for crew in kept:
-            crew.shutdown(wait=False, cancel_futures=True)
+        for one in kept:
+            one.shutdown(wait=False, cancel_futures=True)
 
 
-def _lives(crew: Executor) -> bool:
+def _is_alive(pool: Executor) -> bool:
     try:
-        crew.submit(int)
+        pool.submit(int)
     except BrokenExecutor:
         return False
     return True
@@ -322,10 +322,10 @@ def _lives(crew: Executor) -> bool:
 class _BorrowedPool(Executor):
     """An executor whose owner shuts it down: `shutdown` does nothing."""
 
-    crew: Executor
+    pool: Executor
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        return self.crew.submit(fn, *args, **kwargs)
+        return self.pool.submit(fn, *args, **kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         pass

@@ -29,7 +29,7 @@ from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.runtime.engine.registry import engine_class
 from onnxfi.tasks.outcomes import GoldenRun, failed
 
-#: Tasks that workers have, by what tells when they are done.
+#: Batches that workers run, by the future of their results.
 RunningBatches = dict[Future[list[Result]], list[PendingTrial]]
 #: Workers that share a process at most, and the size of a model from which on they do.
 _LANES = 4
@@ -75,64 +75,64 @@ def threads_per_process(campaign: Campaign, limit_bytes: int | None, executor: T
     return _LANES if shared else 1
 
 
-def _survives(job: WorkerSetup, target: Target) -> bool:
+def _survives(setup: WorkerSetup, target: Target) -> bool:
     """Return True if a worker of its own, which the canary may hang or kill, sees the canary."""
-    crew = _ready(job, ProcessPool)
+    pool = _ready(setup, ProcessPool)
     try:
-        return crew.submit(notices, job, target.id).result()
+        return pool.submit(notices, setup, target.id).result()
     except BrokenExecutor:
         return True
     finally:
-        crew.shutdown(wait=False)
+        pool.shutdown(wait=False)
 
 
 def canary_check(
     executor: TrialExecutor,
-    job: WorkerSetup | None,
-    crew: Executor | None,
+    setup: WorkerSetup | None,
+    pool: Executor | None,
     go: Callable[[], None],
     *,
     beside: bool = True,
 ) -> Callable[[Target], bool]:
-    """Return a predicate that checks the canary in this process, and by shorter routes in a worker of `crew`.
+    """Return a predicate that checks the canary in this process, and by shorter routes in a worker of `pool`.
 
     A canary that could end the process is checked in a worker of its own. `go` is called when the other workers may
     start. Without `beside` the two checks run one after the other, so that the model is open only once.
     """
 
-    def there(of: Executor, known: WorkerSetup, target: Target) -> Future[bool]:
+    def in_worker(of: Executor, known: WorkerSetup, target: Target) -> Future[bool]:
         answer = of.submit(shown, known, target.id)
         go()
         return answer
 
-    def asked(target: Target) -> bool:
-        if job is not None and canary.may_hang(executor, target):
-            return _survives(job, target)
-        if job is not None and crew is not None:
+    def check(target: Target) -> bool:
+        if setup is not None and canary.may_hang(executor, target):
+            return _survives(setup, target)
+        if setup is not None and pool is not None:
             with suppress(BrokenExecutor):
-                answer = there(crew, job, target) if beside else None
+                answer = in_worker(pool, setup, target) if beside else None
                 seen = canary.changes(executor, target)
                 executor.close()
-                answer = answer or there(crew, job, target)
+                answer = answer or in_worker(pool, setup, target)
                 return canary.held(target, seen, seen and not answer.result())
         return canary.notices(executor, target)
 
-    return asked
+    return check
 
 
 def run_pooled(
-    job: WorkerSetup,
+    setup: WorkerSetup,
     golden: GoldenRun,
     pending: Iterator[list[PendingTrial]],
     workers: int | Callable[[], int],
-    pool: Callable[[int], Executor] = ProcessPool,
-    crew: Callable[[int], Executor] | None = None,
+    make_pool: Callable[[int], Executor] = ProcessPool,
+    lend_pool: Callable[[int], Executor] | None = None,
     running: RunningBatches | None = None,
 ) -> Results:
     """Run trials in workers, and yield the results in the order in which they come back.
 
-    The number of `workers` is read again where it changes. `pool` makes a pool of workers; `crew` lends one that
-    outlives the call (see `reusable_pool`), whose workers run the batches `running` already.
+    The number of `workers` is read again where it changes. `make_pool` makes a pool of workers; `lend_pool` lends one
+    that outlives the call (see `reusable_pool`), whose workers run the batches `running` already.
     """
     suspects: list[PendingTrial] = []
     running = running or {}
@@ -140,7 +140,7 @@ def run_pooled(
     while broken:
         broken, came = False, 0
         try:
-            for result, task in _stream(job, pending, workers, crew or pool, suspects, running):
+            for result, task in _stream(setup, pending, workers, lend_pool or make_pool, suspects, running):
                 came += 1
                 if result.cause == "memory":
                     suspects.append(task)
@@ -149,38 +149,38 @@ def run_pooled(
         except BrokenExecutor:
             broken = True
             if not came:  # is it the trials, or does no worker live at all?
-                _ready(job, pool).shutdown()
-    yield from _alone(job, golden, suspects, pool)
+                _ready(setup, make_pool).shutdown()
+    yield from _alone(setup, golden, suspects, make_pool)
 
 
-def submit_batches(crew: Executor, job: WorkerSetup, tasks: Iterator[list[PendingTrial]]) -> RunningBatches:
+def submit_batches(pool: Executor, setup: WorkerSetup, tasks: Iterator[list[PendingTrial]]) -> RunningBatches:
     """Give batches to workers before their results are waited for; none are running where the workers died."""
     running: RunningBatches = {}
     try:
         for some in tasks:
-            running[crew.submit(work, job, some)] = some
+            running[pool.submit(work, setup, some)] = some
     except BrokenExecutor:
         return {}
     return running
 
 
 def _stream(
-    job: WorkerSetup,
+    setup: WorkerSetup,
     pending: Iterator[list[PendingTrial]],
     workers: int | Callable[[], int],
-    pool: Callable[[int], Executor],
+    make_pool: Callable[[int], Executor],
     lost: list[PendingTrial],
     running: RunningBatches,
 ) -> Iterator[tuple[Result, PendingTrial]]:
-    """Results with their tasks from one pool; what died goes to `lost`, and where the pool breaks all under way."""
+    """Yield results with their tasks from one pool; `lost` gets what died, and all that runs where the pool breaks."""
     alive = True
-    crew = pool(workers if isinstance(workers, int) else 0)
+    pool = make_pool(workers if isinstance(workers, int) else 0)
     tasks: list[PendingTrial] = []
     try:
         while True:
             most = 2 * (workers if isinstance(workers, int) else workers())
             while len(running) < most and (tasks := next(pending, [])):
-                running[crew.submit(work, job, tasks)] = tasks
+                running[pool.submit(work, setup, tasks)] = tasks
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -201,59 +201,59 @@ def _stream(
         running.clear()
         raise
     finally:
-        crew.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _alone(
-    job: WorkerSetup, golden: GoldenRun, suspects: list[PendingTrial], pool: Callable[[int], Executor]
+    setup: WorkerSetup, golden: GoldenRun, suspects: list[PendingTrial], make_pool: Callable[[int], Executor]
 ) -> Results:
     """Each suspect once more, one at a time; what ends badly in a worker that others have used, in a fresh one."""
-    crew: Executor | None = None
+    pool: Executor | None = None
     try:
         for task in suspects:
             for _ in range(2):
-                fresh = crew is None
-                crew = crew or _ready(job, pool)
-                result = _once(job, golden, task, crew)
+                fresh = pool is None
+                pool = pool or _ready(setup, make_pool)
+                result = _once(setup, golden, task, pool)
                 bad = result.cause in ("timeout", "crash", "memory")
                 if bad:
-                    crew.shutdown(wait=False)
-                    crew = None
+                    pool.shutdown(wait=False)
+                    pool = None
                 if fresh or not bad:
                     yield result
                     break
     finally:
-        if crew is not None:
-            crew.shutdown(wait=False)
+        if pool is not None:
+            pool.shutdown(wait=False)
 
 
-def _once(job: WorkerSetup, golden: GoldenRun, task: PendingTrial, crew: Executor) -> Result:
+def _once(setup: WorkerSetup, golden: GoldenRun, task: PendingTrial, pool: Executor) -> Result:
     """Run a trial in a worker of its own; a worker that dies is the outcome of the trial."""
     begun = time.perf_counter()
     try:
-        [result] = crew.submit(work, job, [task]).result()
+        [result] = pool.submit(work, setup, [task]).result()
         return result
     except BrokenExecutor as error:
         seconds = (time.perf_counter() - begun) / (error.tries if isinstance(error, WorkerDied) else 1)
-        # A signal is no watch, however late it comes on a slow machine; who ran elsewhere tells by the time alone.
+        # A signal is no time limit, however late it comes on a slow machine; elsewhere only the time is known.
         watched = not isinstance(error, WorkerExited) or error.exit_code in (None, WATCH_EXIT)
-        cause = "timeout" if watched and job.timeout_s is not None and seconds >= job.timeout_s else "crash"
+        cause = "timeout" if watched and setup.timeout_s is not None and seconds >= setup.timeout_s else "crash"
         found = failed(golden, cause)
         return Result(task[0], found.outcome, cause, found.metrics, seconds, found.changed)
 
 
-def _ready(job: WorkerSetup, pool: Callable[[int], Executor]) -> Executor:
-    """Return a pool of one worker that has run golden; CampaignError where it does not live that long."""
+def _ready(setup: WorkerSetup, make_pool: Callable[[int], Executor]) -> Executor:
+    """Return a pool of one worker that has completed the golden run; CampaignError where it does not live that long."""
     for _ in range(_READY_TRIES):
-        crew = pool(1)
+        pool = make_pool(1)
         try:
-            crew.submit(work, job, []).result()
-        except WorkerDied:  # perhaps of a trial that still ran there
+            pool.submit(work, setup, []).result()
+        except WorkerDied:  # perhaps of a trial that still ran in_worker
             continue
         except BrokenExecutor:
             break
-        return crew
+        return pool
     raise CampaignError(
-        "a worker process dies before its first trial: there is no memory for it (use fewer workers, or raise "
+        "a worker process dies before its first trial: in_worker is no memory for it (use fewer workers, or raise "
         "--worker-memory), or the program that uses workers lacks its `if __name__ == '__main__':`"
     )

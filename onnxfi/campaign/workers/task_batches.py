@@ -29,10 +29,10 @@ def batches_by_tensor(
     a fair sample, and some tasks for each of so many workers in it, so that none stands idle.
     """
     while window := list(islice(pending, _WINDOW)):
-        crew = max(1, workers if isinstance(workers, int) else workers())
-        most = min(most, -(-len(window) // (_TASKS_A_WORKER * crew)))
+        workers_now = max(1, workers if isinstance(workers, int) else workers())
+        most = min(most, -(-len(window) // (_TASKS_A_WORKER * workers_now)))
         together: list[PendingTrial] = []
-        for _, group in groupby(sorted(window, key=lambda task: (_struck(task), task[0])), key=_struck):
+        for _, group in groupby(sorted(window, key=lambda task: (_tensor_of(task), task[0])), key=_tensor_of):
             alike = list(group)
             if together and len(together) + len(alike) > most:
                 yield together
@@ -44,5 +44,5 @@ def batches_by_tensor(
         yield together
 
 
-def _struck(task: PendingTrial) -> str:
+def _tensor_of(task: PendingTrial) -> str:
     return str(json.loads(task[1].partition("\n")[0]).get("target", ""))

@@ -80,7 +80,7 @@ def _together(
     begun = time.perf_counter()
     try:
         found = executor.together(header, golden, [lines.splitlines() for _, lines in tasks]) if len(tasks) > 1 else {}
-    except Exception:  # alone it is told of which trial that is
+    except Exception:  # each alone then shows which trial it is
         return {}
     seconds = (time.perf_counter() - begun) / max(1, len(found))
     return {number: _result(tasks[number][0], judgement, seconds) for number, judgement in found.items()}
@@ -108,12 +108,12 @@ _opened: list[tuple[WorkerSetup, tuple[TrialExecutor, GoldenRun, Header]]] = []
 
 
 @contextmanager
-def _held(job: WorkerSetup) -> Iterator[tuple[TrialExecutor, GoldenRun, Header]]:
+def _held(setup: WorkerSetup) -> Iterator[tuple[TrialExecutor, GoldenRun, Header]]:
     """Hold the executor of this worker, opened with its first batch; threads of a process take turns."""
     with _lock.held():
         with claim("executor"):
-            if not _opened or _opened[0][0] != job:
-                _opened[:] = [(job, _open(job))]
+            if not _opened or _opened[0][0] != setup:
+                _opened[:] = [(setup, _open(setup))]
             held = _opened[0][1]
         yield held
 
@@ -129,24 +129,24 @@ def open_early(campaign: Campaign, kept_bytes: int) -> None:
             _ahead.append((executor.opened.campaign, kept_bytes, executor, executor.golden_in_segments()))
 
 
-def _open(job: WorkerSetup) -> tuple[TrialExecutor, GoldenRun, Header]:
+def _open(setup: WorkerSetup) -> tuple[TrialExecutor, GoldenRun, Header]:
     known = [
         (executor, golden)
         for campaign, size, executor, golden in _ahead
-        if (campaign, size) == (job.campaign, job.kept_bytes)
+        if (campaign, size) == (setup.campaign, setup.kept_bytes)
     ]
     _ahead.clear()
-    header = Header.parse(job.header, "the plan")
-    executor, golden = known[0] if known else (TrialExecutor.open(job.campaign, job.kept_bytes, runs=False), None)
-    if job.memory_bytes is not None:
-        golden = _golden_within(job.memory_bytes, executor, golden)
+    header = Header.parse(setup.header, "the plan")
+    executor, golden = known[0] if known else (TrialExecutor.open(setup.campaign, setup.kept_bytes, runs=False), None)
+    if setup.memory_bytes is not None:
+        golden = _golden_within(setup.memory_bytes, executor, golden)
     golden = golden or executor.golden_in_segments()
-    if golden is None or digest(golden) != job.golden:  # pieces may round another way
+    if golden is None or digest(golden) != setup.golden:  # segments may round differently
         golden = executor.golden_runs.run_again()
-    if digest(golden) != job.golden:
+    if digest(golden) != setup.golden:
         raise CampaignError(
-            "a worker has another golden run, so no trial could be told from chance: two golden runs differ (use "
-            "--threads 1, or another --provider), or its runtime or machine is not the same"
+            "the golden run of a worker differs, so no effect of a fault could be distinguished from chance: two "
+            "golden runs differ (use --threads 1, or another --provider), or its runtime or machine is not the same"
         )
     executor.golden_runs.keep(golden)
     return executor, golden, header
@@ -174,32 +174,32 @@ def _golden_within(memory_bytes: int, executor: TrialExecutor, known: GoldenRun 
     )
 
 
-def work(job: WorkerSetup, tasks: list[PendingTrial]) -> list[Result]:
+def work(setup: WorkerSetup, tasks: list[PendingTrial]) -> list[Result]:
     """Run some trials in a worker, whatever executor it belongs to."""
-    with _held(job) as (executor, golden, header):
-        with _watched(job, max(1, len(tasks))):
+    with _held(setup) as (executor, golden, header):
+        with _watched(setup, max(1, len(tasks))):
             known = _together(executor, golden, header, tasks)
         found = []
         for number, task in enumerate(tasks):
             if number in known:
                 found.append(known[number])
             else:
-                with _watched(job):
+                with _watched(setup):
                     found.append(_one(executor, golden, header, task))
     return found
 
 
-def notices(job: WorkerSetup, target: str) -> bool:
+def notices(setup: WorkerSetup, target: str) -> bool:
     """Return True if a worker sees a canary in a target within the time limit of a trial."""
-    with _held(job) as (executor, _, _), _watched(job):
+    with _held(setup) as (executor, _, _), _watched(setup):
         return canary.notices(
             executor, executor.opened.fault_targets.targets[executor.opened.fault_targets.by_id[target]]
         )
 
 
-def shown(job: WorkerSetup, target: str) -> bool:
+def shown(setup: WorkerSetup, target: str) -> bool:
     """Return True if the shorter route of a target shows a canary in a worker."""
-    with _held(job) as (executor, _, _):
+    with _held(setup) as (executor, _, _):
         return canary.shown(
             executor, executor.opened.fault_targets.targets[executor.opened.fault_targets.by_id[target]]
         )
@@ -207,18 +207,18 @@ def shown(job: WorkerSetup, target: str) -> bool:
 
 _watch = threading.Lock()
 _ends: dict[object, float] = {}
-_nowhere: list[IO[str]] = []
+_discarded: list[IO[str]] = []
 
 
 @contextmanager
-def _watched(job: WorkerSetup, trials: int = 1) -> Iterator[None]:
+def _watched(setup: WorkerSetup, trials: int = 1) -> Iterator[None]:
     """End this process where what is done takes longer than so many trials may."""
-    if job.timeout_s is None:
+    if setup.timeout_s is None:
         yield
         return
     mine = object()
     with _watch:
-        _ends[mine] = time.monotonic() + job.timeout_s * trials
+        _ends[mine] = time.monotonic() + setup.timeout_s * trials
         _look_out()
     try:
         yield
@@ -234,5 +234,5 @@ def _look_out() -> None:
     faulthandler.cancel_dump_traceback_later()
     if _ends:
         left = max(1e-3, min(_ends.values()) - time.monotonic())
-        _nowhere[:] = _nowhere or [open(os.devnull, "w")]  # noqa: SIM115 (as long as the process)
-        faulthandler.dump_traceback_later(left, exit=True, file=_nowhere[0])
+        _discarded[:] = _discarded or [open(os.devnull, "w")]  # noqa: SIM115 (as long as the process)
+        faulthandler.dump_traceback_later(left, exit=True, file=_discarded[0])

@@ -29,7 +29,7 @@ def limit_memory(memory_bytes: int | None) -> None:
 def give_back() -> None:
     """Have blocks of 1 MB or more go back to the system as soon as they are free, where the C library can do that.
 
-    Else glibc keeps up to 32 MB of each, in pieces between others: of the weights of one session after another as much
+    Else glibc keeps up to 32 MB of each, in blocks between others: of the weights of one session after another as much
     again as what is in use. That is quicker, so it stays so where models are small.
     """
     if sys.platform == "linux":

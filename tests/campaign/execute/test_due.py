@@ -162,11 +162,11 @@ def test_with_a_limit_of_memory_workers_open_nothing_before_it_holds(
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"workers": 0, "timeout_s": 5.0}, "says nothing without worker processes"),
-        ({"workers": 0, "worker_memory_bytes": 1 << 30}, "says nothing without worker processes"),
+        ({"workers": 0, "timeout_s": 5.0}, "require local worker processes"),
+        ({"workers": 0, "worker_memory_bytes": 1 << 30}, "require local worker processes"),
         ({"workers": 1, "timeout_s": 0.0}, "timeout 0 is out of range; give seconds above 0"),
         ({"workers": 1, "timeout_s": float("nan")}, "timeout nan is out of range"),
-        ({"workers": 1, "timeout_s": 1e-9}, "timeout 1e-09 s is less than golden itself takes"),
+        ({"workers": 1, "timeout_s": 1e-9}, "timeout 1e-09 s is less than the golden run takes"),
         ({"workers": 1, "worker_memory_bytes": -1}, "memory of -1 bytes is out of range"),
     ],
 )

@@ -381,7 +381,7 @@ def test_another_golden_is_refused(here: Path) -> None:
     ran(campaign(single=True, trials=5), here / "s.db")
     with altered(here / "s.db") as db:
         db.execute("UPDATE meta SET value = json_set(value, '$.scores', 'other') WHERE key = 'golden'")
-    with pytest.raises(CampaignError, match=r"golden is another one than in .*s.db"):
+    with pytest.raises(CampaignError, match=r"the golden run differs from the one in .*s.db"):
         run(campaign(single=True, trials=5), here / "s.db")
 
 

@@ -196,9 +196,9 @@ def test_processes_have_a_model_open_beside_each_other_where_there_is_room(
         order.append("here")
         return changes(bench, target)
 
-    def given(crew: ProcessPool, call: Any, *args: Any) -> Any:
+    def given(pool: ProcessPool, call: Any, *args: Any) -> Any:
         order.append(call.__name__)
-        return submit(crew, call, *args)
+        return submit(pool, call, *args)
 
     monkeypatch.setattr(canary, "changes", seen)
     monkeypatch.setattr(ProcessPool, "submit", given)

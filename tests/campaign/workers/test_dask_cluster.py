@@ -62,14 +62,14 @@ def test_the_rows_are_those_of_one_process_and_files_travel_by_content(
     wanted = campaign(model="ext/m.onnx", trials=60)
     ran(wanted, here / "whole.db")
     results = ran(wanted, here / "s.db", executor=workers)
-    assert workers.parcel is not None
+    assert workers.files_digest is not None
     assert sorted(r.trial for r in results) == list(range(1, 61))
     assert tables(here / "s.db") == tables(here / "whole.db")
     assert not ran(wanted, here / "s.db", executor=workers), "what is done is done"
     mlp(here, seed=7)
-    before = workers.parcel
+    before = workers.files_digest
     ran(campaign(trials=30), here / "other.db", executor=workers)
-    assert workers.parcel != before, "other content is another parcel"
+    assert workers.files_digest != before, "other content has another digest"
     ran(campaign(trials=30), here / "whole2.db")
     assert tables(here / "other.db") == tables(here / "whole2.db")
 
@@ -209,10 +209,10 @@ def test_others_workers_that_do_not_start_again_are_used_as_they_are(
     monkeypatch.setattr(module, "_RESTART_S", 0.3)
     others = Cluster(workers.client)
     monkeypatch.setattr(workers.client, "sync", lambda call, *given, **how: sync(workers.client, call, *given, **how))
-    assert others._anew() is None
+    assert others._restart_idle() is None
     assert "did not start again; going on with the others, as they are" in caplog.text
     caplog.clear()
-    assert others._anew() is None
+    assert others._restart_idle() is None
     assert not caplog.text
 
 
@@ -266,7 +266,7 @@ def test_trials_for_a_gpu_go_to_workers_that_offer_one(
     monkeypatch.setattr(module, "_ON_GPU", ("CPUExecutionProvider",))
     ran(campaign(trials=20), here / "whole.db")
     ran(campaign(trials=20), here / "none.db", executor=workers)
-    assert (workers.asks, workers.size()) == ({}, 2), "where no worker offers one, all take part"
+    assert (workers.resources, workers.size()) == ({}, 2), "where no worker offers one, all take part"
     first, *_ = workers.client.nthreads()
     workers.client.run(offer, workers=[first])
     before = workers.client.run(count)

@@ -133,10 +133,10 @@ def broken(future: Future[Any]) -> bool:
 
 
 def test_what_workers_answer_comes_back_whatever_it_is(chores: Any) -> None:
-    with ProcessPool(2, threads_per_process=2) as crew:
+    with ProcessPool(2, threads_per_process=2) as pool:
         assert not multiprocessing.active_children(), "there is nothing to do"
-        assert crew.submit(pow, 7, -1, mod=11).result(LONG) == 8
-        error = crew.submit(operator.truediv, 1, 0).exception(LONG)
+        assert pool.submit(pow, 7, -1, mod=11).result(LONG) == 8
+        error = pool.submit(operator.truediv, 1, 0).exception(LONG)
         assert isinstance(error, ZeroDivisionError) and "in do" in "".join(error.__notes__), "with its traceback there"
         for chore, said in (
             (chores.odd, "Odd: 1 and 2"),
@@ -144,28 +144,28 @@ def test_what_workers_answer_comes_back_whatever_it_is(chores: Any) -> None:
             (chores.inner, "known nowhere else"),
             (chores.returns, "Returns"),
         ):
-            error = crew.submit(chore).exception(LONG)
+            error = pool.submit(chore).exception(LONG)
             assert isinstance(error, Exception) and said in f"{error} {getattr(error, '__notes__', '')}", chore
-        assert isinstance(crew.submit(chores.ends).exception(LONG), SystemExit)
+        assert isinstance(pool.submit(chores.ends).exception(LONG), SystemExit)
         for kind in ("lock", "lambda", "unmade"):
-            assert isinstance(crew.submit(chores.thing, kind).exception(LONG), Exception), kind
-        pids = {crew.submit(chores.meet), crew.submit(chores.meet)}
+            assert isinstance(pool.submit(chores.thing, kind).exception(LONG), Exception), kind
+        pids = {pool.submit(chores.meet), pool.submit(chores.meet)}
         [pid] = {future.result(LONG) for future in pids}
         assert pid != os.getpid(), "two at a time, in one process"
-        last = [crew.submit(pow, 2, k) for k in range(20)]
+        last = [pool.submit(pow, 2, k) for k in range(20)]
     assert [future.result(LONG) for future in last] == [2**k for k in range(20)], "all that was asked is done"
     with pytest.raises(BrokenExecutor):
-        crew.submit(int)
+        pool.submit(int)
 
 
 def test_as_many_processes_as_lanes_ask_for_and_what_waits_is_cancelled(chores: Any, here: Path) -> None:
-    crew = ProcessPool(3, threads_per_process=2)
-    held = [crew.submit(chores.hold, number) for number in range(3)]
-    waiting = [crew.submit(chores.hold, number) for number in range(3, 6)]
+    pool = ProcessPool(3, threads_per_process=2)
+    held = [pool.submit(chores.hold, number) for number in range(3)]
+    waiting = [pool.submit(chores.hold, number) for number in range(3, 6)]
     began(0, 1, 2)
     assert len(multiprocessing.active_children()) == 2
     assert waiting[0].cancel()
-    crew.shutdown(wait=False, cancel_futures=True)
+    pool.shutdown(wait=False, cancel_futures=True)
     assert all(future.cancelled() for future in waiting)
     with pytest.raises(CancelledError):
         waiting[2].result()
@@ -176,24 +176,24 @@ def test_as_many_processes_as_lanes_ask_for_and_what_waits_is_cancelled(chores: 
 
 
 def test_a_worker_that_dies_ends_all(chores: Any) -> None:
-    crew = ProcessPool(2)
-    held, dies = crew.submit(chores.hold, 0), crew.submit(os._exit, 1)
-    waiting = crew.submit(chores.hold, 1)
+    pool = ProcessPool(2)
+    held, dies = pool.submit(chores.hold, 0), pool.submit(os._exit, 1)
+    waiting = pool.submit(chores.hold, 1)
     assert broken(dies) and broken(held) and broken(waiting)
     with pytest.raises(BrokenExecutor, match="a worker has died"):
-        crew.submit(int)
-    crew.shutdown(cancel_futures=True)
+        pool.submit(int)
+    pool.shutdown(cancel_futures=True)
 
 
 def test_dismissed_workers_end_at_once(chores: Any) -> None:
-    crew = ProcessPool(2, threads_per_process=2)
-    held = [crew.submit(chores.hold, number) for number in range(3)]
+    pool = ProcessPool(2, threads_per_process=2)
+    held = [pool.submit(chores.hold, number) for number in range(3)]
     began(0, 1)
-    crew.kill()
+    pool.kill()
     assert not multiprocessing.active_children()
     assert all(map(broken, held))
-    crew.kill()
-    crew.shutdown()
+    pool.kill()
+    pool.shutdown()
 
 
 def test_nothing_is_left_of_what_dismissed_workers_wrote(
@@ -202,22 +202,22 @@ def test_nothing_is_left_of_what_dismissed_workers_wrote(
     (here / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(here / "tmp"))
     monkeypatch.setattr("tempfile.tempdir", None)
-    crew = ProcessPool(1)
-    future = crew.submit(chores.draft)
+    pool = ProcessPool(1)
+    future = pool.submit(chores.draft)
     while not (here / "drafted").exists():
         assert not future.done(), future.exception()
         time.sleep(0.01)
     assert list((here / "tmp").glob("onnxfi-*/faulty.onnx"))
-    crew.kill()
+    pool.kill()
     assert not list((here / "tmp").glob("onnxfi-*"))
 
 
 def test_who_has_done_all_is_not_dismissed(chores: Any) -> None:
-    crew = ProcessPool(1)
-    assert crew.submit(int, "3").result() == 3
-    crew.shutdown(wait=False)
-    crew.kill()
-    [worker] = crew._workers
+    pool = ProcessPool(1)
+    assert pool.submit(int, "3").result() == 3
+    pool.shutdown(wait=False)
+    pool.kill()
+    [worker] = pool._workers
     worker.process.join(LONG)
     assert worker.process.exitcode == 0, "it went by itself"
 
@@ -243,16 +243,16 @@ def test_ctrl_c_does_not_reach_who_just_begins() -> None:
         for _ in range(20):
             os.kill(worker.process.pid, signal.SIGINT)
             time.sleep(0.01)
-        crew = ProcessPool(1)
-        assert crew.submit(int, "3").result() == 3
-        crew.shutdown()
+        pool = ProcessPool(1)
+        assert pool.submit(int, "3").result() == 3
+        pool.shutdown()
 
 
 def test_a_lasting_crew_is_lent_and_made_anew_where_it_has_died() -> None:
     made: list[ProcessPool] = []
     with reusable_pool(lambda size: made.append(ProcessPool(size)) or made[-1]) as lent:  # type: ignore[func-returns-value]
-        with lent(1) as crew:
-            pid = crew.submit(os.getpid).result(LONG)
+        with lent(1) as pool:
+            pid = pool.submit(os.getpid).result(LONG)
         assert lent(1).submit(os.getpid).result(LONG) == pid and len(made) == 1
         assert broken(lent(1).submit(os._exit, 1))
         assert lent(1).submit(os.getpid).result(LONG) != pid and len(made) == 2
@@ -260,9 +260,9 @@ def test_a_lasting_crew_is_lent_and_made_anew_where_it_has_died() -> None:
 
 def test_what_a_worker_is_asked_may_have_processes_of_its_own(chores: Any) -> None:
     """As a source of data may."""
-    crew = ProcessPool(1)
-    assert crew.submit(chores.nested).result() == 0
-    crew.shutdown()
+    pool = ProcessPool(1)
+    assert pool.submit(chores.nested).result() == 0
+    pool.shutdown()
 
 
 def test_a_crew_that_nobody_lets_go_ends_with_the_program(chores: Any, here: Path) -> None:
