@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -280,22 +279,6 @@ def test_a_structure_of_more_than_a_gigabyte_is_refused(monkeypatch: pytest.Monk
     data = model([node("Relu", ["x"], doc_string="d" * 3000)]).SerializeToString()
     with pytest.raises(ModelError, match="structure alone"):
         scan(ByteSource.memory(data))
-
-
-def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "m.onnx"
-    path.write_bytes(b"0123456789")
-    source = ByteSource.file(path)
-    with source.reading() as read:
-        assert read(2, 5) == b"234"
-        os.truncate(path, 4)
-        with pytest.raises(ModelError, match="ends before byte 9"):
-            read(2, 9)
-    with pytest.raises(ModelError, match="changed while it was being read"), source.reading():
-        pass
-    path.unlink()
-    with pytest.raises(ModelError, match="cannot read"), source.reading():
-        pass
 
 
 def test_words_of_a_typed_field_are_where_onnx_reads_them() -> None:

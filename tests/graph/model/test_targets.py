@@ -11,9 +11,6 @@ import onnx
 import protobuf_reader
 import pytest
 from build_models import (
-    FORMATS,
-    LAYOUT,
-    SIGNED,
     chunk,
     floats,
     graph,
@@ -25,29 +22,14 @@ from build_models import (
     tensor_bytes,
     value,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from loaded_models import by_id, ids, words
+from onnx import ModelProto, NodeProto, helper
 
-from onnxfi.errors import ModelError, SelectorError
-from onnxfi.faults.space import Selector, Target
+from onnxfi.errors import SelectorError
+from onnxfi.faults.space import Selector
 from onnxfi.faults.words import WORDS
-from onnxfi.graph.model.loading import Model, load
-from onnxfi.graph.model.stored_tensors import DATA_TYPES
+from onnxfi.graph.model.loading import load
 from onnxfi.runtime.inject.weights import inject, sample
-
-
-def ids(held: Model) -> list[str]:
-    return [target.id for target in held.targets]
-
-
-def by_id(held: ModelProto | bytes) -> dict[str, Target]:
-    return {target.id: target for target in load(held).targets}
-
-
-def words(held: Model, name: str) -> list[int]:
-    target = held.targets[held.by_id[name]]
-    return held.words(target, np.arange(target.size)).tolist()
 
 
 def sparse(name: str, numbers: Sequence[float]) -> onnx.SparseTensorProto:
@@ -132,39 +114,6 @@ def test_a_shared_initializer_is_listed_once_and_belongs_to_its_first_user() -> 
     assert (target.op, target.node, target.layer) == ("Gemm", "first", "first")
 
 
-def test_a_tensor_belongs_to_the_operator_behind_what_only_converts_it() -> None:
-    nodes = [
-        node("DequantizeLinear", ["q", "scale"], ["w"], name="dq"),
-        node("Transpose", ["w"], ["wt"], name="t"),
-        node("MatMul", ["x", "wt"], name="/layer1/fc/MatMul"),
-    ]
-    found = by_id(model(nodes, [ints("q", [[1, 2]], "int8"), floats("scale")]))
-    assert (found["q"].op, found["q"].node, found["q"].layer) == ("MatMul", "/layer1/fc/MatMul", "layer1.fc")
-    assert (found["scale"].op, found["scale"].layer) == ("MatMul", "layer1.fc")
-
-
-def test_every_user_of_a_shared_weight_selects_it() -> None:
-    nodes = [
-        node("Gather", ["e", "x"], ["a"], name="embed"),
-        node("Transpose", ["e"], ["et"], name="t"),
-        node("Identity", ["et"], ["again"]),
-        node("If", ["c"], ["b"], name="if", then_branch=graph(
-            [node("Add", ["et", "e"], ["z"], name="inside")], inputs=(), outputs=["z"]
-        )),
-        node("MatMul", ["a", "again"], name="lm_head"),
-    ]  # fmt: skip
-    (target,) = load(model([*nodes], [floats("e", 2, 2)], outputs=["y", "b"])).targets
-    assert [user.node for user in target.consumers] == ["embed", "lm_head", "inside"]
-    assert (target.op, target.node, target.layer) == ("Gather", "embed", "embed")
-    for selector in (
-        *(Selector(op=(op,)) for op in ("Gather", "MatMul", "Add")),
-        *(Selector(include=(name,)) for name in ("embed", "lm_head", "=inside", "=e")),
-    ):
-        assert selector.selects(target)
-    assert not Selector(op=("Transpose",)).selects(target)
-    assert not Selector(exclude=("lm_head",)).selects(target)
-
-
 def test_a_node_that_takes_a_tensor_twice_is_one_user() -> None:
     (target,) = load(model([node("MatMul", ["w", "w"], name="square")], [floats("w", 2, 2)])).targets
     assert (target.node, target.consumers) == ("square", ())
@@ -200,36 +149,6 @@ def test_a_layer_that_the_framework_names_is_one_wherever_it_stands() -> None:
 # What no output depends on
 
 
-def test_what_no_output_depends_on_is_unused() -> None:
-    own = [helper.make_opsetid("", 20)]
-    functions = [
-        helper.make_function("own", name, ["x"], ["y"], [
-            node("Constant", outputs=["k"], value=floats("k", 1)), node("Constant", outputs=["dead"], value_float=1.0),
-            node("Inner" if name == "Called" else "Add", ["x", "k"], domain="own" if name == "Called" else ""),
-        ], own)
-        for name in ("Called", "Inner", "Never")
-    ]  # fmt: skip
-    then = graph([node("Add", ["outer", "in_then"], ["z"]), node("Neg", ["in_dead"], ["dead"])],
-                 [floats("in_then", 1), floats("in_dead", 1)], inputs=(), outputs=["z"])  # fmt: skip
-    nodes = [
-        node("Shape", ["only_its_shape"], ["s"]), node("Reshape", ["x", "s"], ["r"]),
-        node("CastLike", ["r", "only_its_type"], ["q"]),
-        node("If", ["c"], ["p"], name="if", then_branch=then, else_branch=then),
-        node("Called", ["p"], ["o"], domain="own"), node("Mul", ["o", "q"]),
-        node("Gemm", ["x", "aux"], ["head"]), node("Never", ["head"], ["gone"], domain="own"),
-        node("LinearRegressor", ["head"], ["v"], name="linear", domain="ai.onnx.ml", coefficients=[0.5]),
-    ]  # fmt: skip
-    stored = [floats(n, 1) for n in ("only_its_shape", "only_its_type", "c", "outer", "aux", "nothing", "put_out")]
-    held = load(model(nodes, stored, outputs=["y", "put_out"], functions=functions))
-    assert {t.id for t in held.targets if not t.unused} == {
-        "c", "outer", "put_out", "if.else_branch::in_then", "if.then_branch::in_then",
-        "function:own:Called::k", "function:own:Inner::k",
-    }  # fmt: skip
-    space = Selector().space(held.targets)
-    assert space.size == 7 * 32 and not any(t.unused for t in space.targets)
-    assert [note for note in held.notes if "unused" in note and "'only_its_shape'" in note]
-
-
 def test_what_is_unused_is_struck_only_when_it_is_named() -> None:
     held = load(model([node("Mul", ["x", "w"])], [floats("w", 2), floats("aux", 3)]))
     assert Selector().space(held.targets).size == 64
@@ -238,10 +157,6 @@ def test_what_is_unused_is_struck_only_when_it_is_named() -> None:
     for selector in (Selector(include=("aux",)), Selector(include=("au*",), bits="sign")):
         with pytest.raises(SelectorError, match=r"is unused: no output of the model depends on 'aux'.*select others"):
             selector.space(held.targets)
-
-
-def test_of_a_graph_that_puts_nothing_out_nothing_is_said_to_be_unused() -> None:
-    assert not load(model([node("Mul", ["x", "w"])], [floats("w", 2)], outputs=())).targets[0].unused
 
 
 def test_a_tensor_that_nobody_uses_is_its_own_layer() -> None:
@@ -337,338 +252,13 @@ def test_equal_names_in_several_bodies_are_several_targets() -> None:
 # Formats and forms
 
 
-def corner_words(data_type: int) -> list[int]:
-    """Words of a format, its corners among them; an odd number, so that packed ones do not fill their last byte."""
-    parts, bits = LAYOUT[data_type]
-    full = (1 << (1 if data_type == 9 else bits)) - 1
-    some = [0, full, 1, full >> 1, (full >> 1) + 1, full - 1, 0x5A5A5A5A5A5A5A5A & full]
-    return some if parts == 1 else some[:6]
-
-
-@pytest.mark.parametrize("form", ["raw", "packed", "unpacked"])
-@pytest.mark.parametrize("data_type", FORMATS)
-def test_every_format_in_every_form(data_type: int, form: str) -> None:
-    parts, _ = LAYOUT[data_type]
-    held = corner_words(data_type)
-    data = model_bytes(tensor_bytes("w", data_type, [len(held) // parts], held, form))
-    found = load(data)
-    (target,) = found.targets
-    assert target.word == DATA_TYPES[data_type]
-    assert (target.shape, target.size) == ((len(held) // parts,), len(held))
-    assert words(found, "w") == held
-    assert found.words(target, np.array([4, 0, 4])).tolist() == [held[4], held[0], held[4]]
-    assert protobuf_reader.read(data)["w"].words.tolist() == held
-
-
-@pytest.mark.parametrize(
-    "form", ["raw", *(pytest.param(some, marks=pytest.mark.slow) for some in ("packed", "unpacked"))]
-)
-@pytest.mark.parametrize("data_type", FORMATS)
-def test_bits_of_every_format_can_be_flipped_and_back(data_type: int, form: str) -> None:
-    held = corner_words(data_type)
-    data = model_bytes(tensor_bytes("w", data_type, [len(held) // LAYOUT[data_type][0]], held, form))
-    found = load(data)
-    (target,) = found.targets
-    top = target.word.bits - 1
-    for bit in {0, 1, 6, 7, 13, 14, top // 2, top - 1, top} & set(range(top + 1)):
-        for at in range(bit % 2, len(held), 2):
-            done = inject(found, sample(found, sites=[f"w[{at}]:{bit}"]))
-            assert done.data is not None
-            expected = [*held]
-            expected[at] ^= 1 << bit
-            assert protobuf_reader.read(done.data)["w"].words.tolist() == expected
-            assert done.resized == (len(done.data) != len(data))
-            signed_varint = form != "raw" and data_type in SIGNED
-            if not done.resized:
-                changed = np.frombuffer(done.data, np.uint8) ^ np.frombuffer(data, np.uint8)
-                assert np.bitwise_count(changed).sum() == 1
-            else:
-                assert form != "raw"
-                assert signed_varint or data_type not in (1, 11, 14, 15)
-            faulty = load(done.data)
-            assert inject(faulty, sample(faulty, sites=[f"w[{at}]:{bit}"])).data == data
-
-
-def test_every_data_type_of_onnx_has_a_word_strings_aside() -> None:
-    known = {k for name, k in TensorProto.DataType.items() if name not in ("UNDEFINED", "STRING")}
-    assert set(DATA_TYPES) == set(FORMATS)
-    assert known == set(LAYOUT)
-    assert {WORDS[name] for name in WORDS} == set(DATA_TYPES.values())
-    for k, word in DATA_TYPES.items():
-        assert helper.tensor_dtype_to_np_dtype(k).itemsize == max(1, word.storage // 8) * word.parts
-        assert word.name == TensorProto.DataType.Name(k).lower().replace("_", "") or word.is_float or word.parts == 2
-
-
-@pytest.mark.parametrize("shape", [(), (0,), (2, 0, 3), (1,), (1, 1, 1, 1), (2, 3)])
-@pytest.mark.parametrize("form", ["raw", "packed", "unpacked"])
-@pytest.mark.parametrize("data_type", [1, 3, 22, 14])
-def test_any_rank_and_size(shape: tuple[int, ...], form: str, data_type: int) -> None:
-    parts, _ = LAYOUT[data_type]
-    held = [1] * (int(np.prod(shape)) * parts)
-    found = load(model_bytes(tensor_bytes("w", data_type, shape, held, form)))
-    (target,) = found.targets
-    assert (target.shape, target.size, target.bits) == (shape, len(held), len(held) * target.word.bits)
-    assert words(found, "w") == held
-
-
-def test_unused_bits_of_a_stored_word_stay_as_they_are() -> None:
-    # A bool lives in a byte, and a writer may leave anything in the seven others; so may the last byte of packed ones.
-    for data_type, payload, bits in ((9, b"\xff\x00\x81", 8), (22, b"\x21\xf3", 4), (25, b"\xe4\xff", 2)):
-        count = {9: 3, 22: 3, 25: 5}[data_type]
-        tensor = scalar(1, count) + scalar(2, data_type) + chunk(8, b"w") + chunk(9, payload)
-        data = model_bytes(tensor)
-        found = load(data)
-        done = inject(found, sample(found, sites=["w[0]:0", "w[2]:0"]))
-        assert done.data is not None
-        a, b = (np.frombuffer(x, np.uint8) for x in (data, done.data))
-        assert np.bitwise_count(a ^ b).sum() == 2
-        faulty = load(done.data)
-        assert inject(faulty, sample(faulty, sites=["w[2]:0", "w[0]:0"])).data == data
-        assert len(words(found, "w")) == count, bits
-
-
-def test_odd_upper_bits_of_a_typed_number_stay_as_they_are() -> None:
-    # float16 words sign-extended into int32_data, as some writer might: nothing but the struck bit changes.
-    tensor = scalar(1, 1) + scalar(2, 10) + chunk(8, b"w") + scalar(5, -1)
-    data = model_bytes(tensor)
-    found = load(data)
-    assert words(found, "w") == [0xFFFF]
-    done = inject(found, sample(found, sites=["w[0]:15"]))
-    assert list(ModelProto.FromString(done.data or b"").graph.initializer[0].int32_data) == [-0x8001]
-    faulty = load(done.data or b"")
-    assert inject(faulty, sample(faulty, sites=["w[0]:15"])).data == data
-
-
-def test_typed_numbers_that_no_writer_of_onnx_makes_are_read_as_parsers_read_them() -> None:
-    # int32 −1 in five bytes instead of ten, and 1 in two bytes instead of one: valid protobuf, seldom seen.
-    tensor = scalar(1, 2) + scalar(2, 6) + chunk(8, b"w") + chunk(5, b"\xff\xff\xff\xff\x0f" + b"\x81\x00")
-    data = model_bytes(tensor)
-    assert list(ModelProto.FromString(data).graph.initializer[0].int32_data) == [-1, 1]
-    found = load(data)
-    assert words(found, "w") == [0xFFFFFFFF, 1]
-    for site, expected in (("w[0]:0", [-2, 1]), ("w[0]:31", [0x7FFFFFFF, 1]), ("w[1]:3", [-1, 9])):
-        done = inject(found, sample(found, sites=[site]))
-        assert list(ModelProto.FromString(done.data or b"").graph.initializer[0].int32_data) == expected
-
-
-def test_bits_that_parsers_skip_stay_as_they_are() -> None:
-    # The tenth byte of a varint holds one bit; a writer may leave anything in the six others.
-    for form, number in ((5, b"\xff" * 9 + b"\x7f"), (7, b"\x80" * 9 + b"\x7e")):
-        data = model_bytes(scalar(1, 1) + scalar(2, {5: 3, 7: 7}[form]) + chunk(8, b"w") + chunk(form, number))
-        found = load(data)
-        assert words(found, "w") == [{5: 0xFF, 7: 0}[form]]
-        done = inject(found, sample(found, sites=["w[0]:1"]))
-        if form == 5:
-            assert np.bitwise_count(np.frombuffer(done.data or b"", "u1") ^ np.frombuffer(data, "u1")).sum() == 1
-            assert inject(load(done.data or b""), sample(found, sites=["w[0]:1"])).data == data
-        assert words(load(done.data or b""), "w") == [{5: 0xFD, 7: 2}[form]]
-
-
-def test_raw_data_comes_before_typed_fields_and_the_last_raw_data_counts() -> None:
-    head = scalar(1, 1) + scalar(2, 1) + chunk(8, b"w")
-    one, two = np.float32(1).tobytes(), np.float32(2).tobytes()
-    for tail in (chunk(9, two) + chunk(4, one), chunk(9, one) + chunk(9, two), chunk(4, one) + chunk(9, two)):
-        data = model_bytes(head + tail)
-        held = onnx.numpy_helper.to_array(ModelProto.FromString(data).graph.initializer[0])
-        assert held.tolist() == [2.0]
-        assert words(load(data), "w") == [0x40000000]
-
-
-@pytest.mark.parametrize("data_type", FORMATS)
-@pytest.mark.parametrize("form", ["raw", "packed", "unpacked"])
-def test_a_tensor_that_holds_more_or_less_than_it_declares_is_refused(data_type: int, form: str) -> None:
-    parts, _ = LAYOUT[data_type]
-    for declared in (8, 3, 0):
-        with pytest.raises(ModelError, match=rf"'w' declares .* {DATA_TYPES[data_type].name}.* holds .* is damaged"):
-            load(model_bytes(tensor_bytes("w", data_type, [declared], [0] * 16 * parts, form)))
-
-
-def test_strings_and_unknown_formats_are_left_out() -> None:
-    strings = helper.make_tensor("s", TensorProto.STRING, [2], [b"a", b"b"])
-    odd = TensorProto(name="odd\x1b", data_type=99, dims=[1], raw_data=b"1234")
-    held = load(model([node("Mul", ["x", "w"])], [strings, odd, floats("w", 1)]))
-    assert ids(held) == ["w"]
-    assert held.notes == (
-        "'odd\\x1b' has the number format 99, which onnxfi does not know; faults cannot be injected into it",
-    )
-
-
-@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=20), st.integers(0, 63), st.data())
-def test_lists_of_integers_in_attributes(numbers: list[int], bit: int, data: st.DataObject) -> None:
-    at = data.draw(st.integers(0, len(numbers) - 1))
-    held = load(model([node("Constant", value_ints=numbers), node("Constant", outputs=["z"], value_int=numbers[0])]))
-    assert [(t.id, t.shape, t.dtype) for t in held.targets] == [("y", (len(numbers),), "int64"), ("z", (), "int64")]
-    assert words(held, "y") == [n % (1 << 64) for n in numbers]
-    assert words(held, "z") == [numbers[0] % (1 << 64)]
-    done = inject(held, sample(held, sites=[f"y[{at}]:{bit}", f"z[0]:{bit}"]))
-    found = protobuf_reader.read(done.data or b"")
-    expected = [n % (1 << 64) for n in numbers]
-    assert found["z"].words.tolist() == [expected[0] ^ 1 << bit]
-    expected[at] ^= 1 << bit
-    assert found["y"].words.tolist() == expected
-
-
-def test_float_constants_in_attributes() -> None:
-    nodes = [node("Constant", outputs=["one"], value_float=1.5), node("Constant", value_floats=[1.0, -2.0])]
-    held = load(model([*nodes, node("Constant", outputs=["none"], value_string="text")]))
-    assert [(t.id, t.shape, t.dtype, t.kind) for t in held.targets] == [
-        ("one", (), "float32", "constant"),
-        ("y", (2,), "float32", "constant"),
-    ]
-    done = inject(held, sample(held, sites=["one[0]:31", "y[1]:31"]))
-    assert [s.words.tolist() for s in protobuf_reader.read(done.data or b"").values()] == [
-        [0xBFC00000],
-        [0x3F800000, 0x40000000],
-    ]
-
-
-def test_a_signalling_nan_keeps_its_bits() -> None:
-    held = load(model_bytes(*(tensor_bytes(f, 1, [1], [0x7F800001], f) for f in ("raw", "packed", "unpacked"))))
-    assert [words(held, name) for name in ids(held)] == [[0x7F800001]] * 3
-    drawn = sample(held, sites=[f"{name}[0]:3" for name in ids(held)])
-    found = protobuf_reader.read(inject(held, drawn).data or b"")
-    assert {s.words.tolist()[0] for s in found.values()} == {0x7F800009}
-
-
 # Classical models
-
-
-def test_number_lists_of_classical_models() -> None:
-    tree = node(
-        "TreeEnsembleRegressor", ["x"], name="trees", domain="ai.onnx.ml",
-        nodes_values=[0.5, 1.5], nodes_treeids=[0, 0], nodes_modes=["LEAF", "LEAF"], target_weights=[1.0],
-        n_targets=1, nodes_values_as_tensor=floats("any", 2), post_transform="NONE",
-    )  # fmt: skip
-    found = by_id(model([tree]))
-    assert list(found) == [
-        "trees.nodes_treeids", "trees.nodes_values", "trees.nodes_values_as_tensor", "trees.target_weights",
-    ]  # fmt: skip
-    assert {t.kind for t in found.values()} == {"attribute"}
-    assert {t.op for t in found.values()} == {"TreeEnsembleRegressor"}
-    assert [t.structural for t in found.values()] == [True, False, False, False]
-    assert found["trees.nodes_values"].node == "trees"
-    assert found["trees.nodes_values_as_tensor"].shape == (2,)
-
-
-def test_number_lists_of_other_operators_are_no_weights() -> None:
-    held = load(model([node("Conv", ["x", "w"], strides=[1, 1]), node("Upsample", ["x"], ["z"], scales=[1.0])]))
-    assert ids(held) == []
 
 
 # Shapes and indices
 
 
-SHAPES: dict[str, list[NodeProto]] = {
-    "Reshape": [node("Reshape", ["x", "i"])],
-    "Gather's indices": [node("Gather", ["x", "i"])],
-    "Slice": [node("Slice", ["x", "i", "i", "i"])],
-    "Expand": [node("Expand", ["x", "i"])],
-    "through Concat, Cast and Unsqueeze": [
-        node("Unsqueeze", ["i", "axes"], ["a"]),
-        node("Cast", ["a"], ["b"], to=7),
-        node("Concat", ["b", "b"], ["c"], axis=0),
-        node("Reshape", ["x", "c"]),
-    ],
-    "arithmetic on shapes": [
-        node("Shape", ["x"], ["s"]),
-        node("Mul", ["s", "i"], ["m"]),
-        node("Gather", ["m", "axes"], ["g"]),
-        node("Expand", ["x", "g"]),
-    ],
-    "the table of shapes from which Gather picks": [node("Gather", ["i", "axes"], ["g"]), node("Reshape", ["x", "g"])],
-    "two uses, both shapes": [node("Reshape", ["x", "i"], ["r"]), node("Tile", ["r", "i"])],
-    "the count of a Loop": [
-        node("Loop", ["i", "", "x"], body=graph([node("Relu", ["x"])], inputs=["n", "c", "x"], outputs=["c", "y"]))
-    ],
-    "out of both branches of an If": [
-        node(
-            "If", ["c"], ["s"],
-            then_branch=graph([node("Identity", ["i"], ["t"])], inputs=(), outputs=["t"]),
-            else_branch=graph([node("Cast", ["i"], ["e"], to=7)], inputs=(), outputs=["e"]),
-        ),
-        node("Reshape", ["x", "s"]),
-    ],
-    "used inside a branch": [
-        node("If", ["c"], then_branch=graph([node("Reshape", ["x", "i"], ["t"])], inputs=(), outputs=["t"]))
-    ],
-    "the axes of a reduction": [node("ReduceMean", ["x", "i"])],
-    "the depth of OneHot": [node("OneHot", ["labels", "i", "x"])],
-}  # fmt: skip
-DATA: dict[str, list[NodeProto]] = {
-    "an output": [node("Identity", ["i"])],
-    "converted to floats for a product": [node("Cast", ["i"], ["f"], to=1), node("MatMul", ["x", "f"])],
-    "a table that Gather picks data from": [
-        node("Gather", ["i", "axes"], ["g"]),
-        node("Cast", ["g"], ["f"], to=1),
-        node("Mul", ["x", "f"]),
-    ],
-    "a shape here and data there": [node("Reshape", ["x", "i"], ["r"]), node("MatMul", ["r", "i"])],
-    "out of a Loop": [
-        node("Loop", ["", "c"], body=graph([node("Identity", ["i"], ["t"])], inputs=["n", "c"], outputs=["c", "t"]))
-    ],
-    "out of one branch of an If": [
-        node("If", ["c"], ["s"], then_branch=graph([node("Identity", ["i"], ["t"])], inputs=(), outputs=["t"])),
-        node("Add", ["x", "s"]),
-    ],
-    "an integer convolution": [node("ConvInteger", ["x", "i"])],
-    "the argument of a function of the model's own": [node("Own", ["x", "i"], domain="own")],
-    "quantised": [node("DequantizeLinear", ["i", "scale"], ["d"]), node("MatMul", ["x", "d"])],
-}
-
-
-@pytest.mark.parametrize(
-    ("nodes", "structural"),
-    [*((n, True) for n in SHAPES.values()), *((n, False) for n in DATA.values())],
-    ids=[*SHAPES, *DATA],
-)
-def test_shapes_and_indices_are_found_by_data_flow(nodes: list[NodeProto], structural: bool) -> None:
-    for dtype in ("int64", "int32"):
-        held = model(nodes, [ints("i", [1, 2], dtype), ints("axes", [0])], inputs=["x", "c", "labels"])
-        assert by_id(held)["i"].structural is structural
-    constant = [node("Constant", outputs=["i"], value_ints=[1, 2]), *nodes]
-    assert by_id(model(constant, [ints("axes", [0])], inputs=["x", "c", "labels"]))["i"].structural is structural
-
-
-def test_floats_and_narrow_integers_are_never_left_out() -> None:
-    held = model([node("Resize", ["x", "", "scales"], ["r"]), node("Reshape", ["r", "q"])],
-                 [floats("scales", 4), ints("q", [1], "int8")])  # fmt: skip
-    assert not any(t.structural for t in by_id(held).values())
-
-
-def test_embedding_tables_are_data_and_their_indices_are_not() -> None:
-    found = by_id(model([node("Gather", ["table", "rows"])], [floats("table", 4, 2), ints("rows", [0, 3])]))
-    assert (found["table"].structural, found["rows"].structural) == (False, True)
-
-
-def test_shapes_are_struck_only_when_they_are_named() -> None:
-    nodes = [node("Reshape", ["x", "shape"], ["r"]), node("Mul", ["r", "w"])]
-    held = load(model(nodes, [ints("shape", [2, 3]), floats("w", 1)]))
-    assert Selector().space(held.targets).size == 32
-    assert Selector(include=("shape",)).selects(held.targets[0]) is False
-    assert Selector(include=("=shape",)).space(held.targets).size == 128
-
-
 # Odd files
-
-
-def test_sequences_and_optionals_around_do_not_disturb() -> None:
-    kind = helper.make_tensor_type_proto(1, ["batch", None])
-    odd = [
-        helper.make_value_info("seq", helper.make_sequence_type_proto(kind)),
-        helper.make_value_info("opt", helper.make_optional_type_proto(helper.make_sequence_type_proto(kind))),
-        helper.make_value_info("sp", helper.make_sparse_tensor_type_proto(1, [2])),
-        helper.make_value_info("map", helper.make_map_type_proto(7, kind)),
-    ]
-    nodes = [node("SequenceAt", ["seq", "k"], ["t"]), node("MatMul", ["t", "w"])]
-    held = model(nodes, [floats("w", 2, 2), ints("k", 0)], inputs=odd)
-    assert ids(load(held)) == ["w", "k"]
-    assert by_id(held)["w"].op == "MatMul"
-
-
-def test_declared_shapes_are_not_believed() -> None:
-    wrong = [value("w", [7, "batch * heads - 1", None]), value("x", ["N + 2", -5])]
-    held = model([node("MatMul", ["x", "w"])], [floats("w", 2, 3)], inputs=wrong, value_info=[value("w", [10**12])])
-    assert by_id(held)["w"].shape == (2, 3)
 
 
 def test_versions_newer_than_onnx_knows_are_noted_and_not_refused() -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import protobuf_reader
 import pytest
 import quantized_models
-from onnx import TensorProto, parser
-from quantized_models import X, draw, node, tensor
+from injected_files import inject_flip, run
+from onnx import TensorProto
+from quantized_models import draw, node, tensor
 
 from onnxfi.campaign.execute.canary import prove
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
@@ -23,55 +22,9 @@ from onnxfi.errors import SelectorError
 from onnxfi.faults.faultlist import FaultList
 from onnxfi.faults.space import Selector
 from onnxfi.graph.model.loading import Model, load
-from onnxfi.runtime.inject.weights import inject, inspect, sample, undo
+from onnxfi.runtime.inject.weights import inject, sample, undo
 
 ROOT = Path(__file__).parents[3]
-
-
-def run(path: Path, x: np.ndarray) -> np.ndarray:
-    """Run a file with ONNX Runtime alone."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return session.run(["y"], {"x": x})[0]
-
-
-def struck(golden: Path, folder: Path, site: str) -> tuple[Path, dict]:
-    """Inject one flip, and give the faulty file and the line of its fault list."""
-    out, listed = folder / "faulty.onnx", folder / "faults.jsonl"
-    inject(load(golden), sample(load(golden), sites=[site]), out, save_faults=listed)
-    return out, json.loads(listed.read_text().splitlines()[1])
-
-
-@pytest.mark.parametrize("make", quantized_models.ALL, ids=lambda make: make.__name__)
-def test_a_flip_is_the_one_by_hand_and_the_answer_is_numpys(
-    make: Callable[[], quantized_models.OneLayer], tmp_path: Path
-) -> None:
-    layer = make()
-    golden = tmp_path / "golden.onnx"
-    onnx.save(layer.model, golden)
-    before = protobuf_reader.read(golden)
-    np.testing.assert_allclose(run(golden, layer.x), layer.answer(before), atol=layer.tolerance)
-    for name, role in layer.roles.items():
-        stored = before[name]
-        bits = protobuf_reader.LAYOUT[stored.data_type][1]
-        target = next(t for t in load(golden).targets if t.id == name)
-        assert (target.role, target.scheme and target.scheme.name) == (role, layer.scheme)
-        bit, element = (bits - 1 if bits < 32 else 16), stored.words.size // 2
-        out, line = struck(golden, tmp_path, f"{name}[{element}]:{bit}")
-        after = protobuf_reader.read(out)
-        by_hand = before[name].words.copy()
-        by_hand[element] ^= np.uint64(1 << bit)
-        assert np.array_equal(after[name].words, by_hand)
-        assert all(np.array_equal(after[other].words, before[other].words) for other in before if other != name)
-        assert (int(line["before"], 16), int(line["after"], 16)) == (stored.words[element], by_hand[element])
-        assert line["before_real"] == pytest.approx(layer.real(before, name, element), rel=1e-5, abs=1e-7)
-        assert line["after_real"] == pytest.approx(layer.real(after, name, element), rel=1e-5, abs=1e-7)
-        answer = run(out, layer.x)
-        np.testing.assert_allclose(answer, layer.answer(after), atol=layer.tolerance)
-        assert not np.array_equal(answer, run(golden, layer.x))
-        undo(load(out), FaultList.open(tmp_path / "faults.jsonl"), tmp_path / "restored.onnx")
-        assert (tmp_path / "restored.onnx").read_bytes() == golden.read_bytes()
 
 
 @pytest.mark.parametrize("make", quantized_models.ALL, ids=lambda make: make.__name__)
@@ -131,7 +84,7 @@ def test_matmul_nbits_is_struck_integer_by_integer(bits: int, zero: bool, typed:
     np.testing.assert_allclose(run(golden, x), x @ weight[:, :40].T, atol=1e-4)
     target = load(golden).targets[0]
     assert (target.dtype, target.shape, target.role) == (f"uint{bits}", (5, 3, 16), "weight")
-    out, line = struck(golden, tmp_path, f"w[3,1,7]:{bits - 1}")
+    out, line = inject_flip(golden, tmp_path, f"w[3,1,7]:{bits - 1}")
     changed = nbits_weight(out, bits)
     assert [tuple(at) for at in np.argwhere(changed != weight)] == [(3, 16 + 7)]
     assert line["before_real"] == pytest.approx(weight[3, 23], rel=1e-6)
@@ -150,21 +103,6 @@ def test_struck_bits_of_matmul_nbits_are_those_of_its_bytes() -> None:
         site = space[number]
         byte, bit = divmod(number, 8)
         assert (site.index // 2, 4 * (site.index % 2) + (site.bit or 0)) == (byte, bit)
-
-
-@pytest.mark.parametrize("kind", [TensorProto.BFLOAT16, TensorProto.FLOAT16])
-def test_narrow_floats_behind_a_cast_are_weights(kind: int, tmp_path: Path) -> None:
-    stored = [tensor("w", np.linspace(-1, 1, 32).reshape(8, 4), kind)]
-    golden = tmp_path / "golden.onnx"
-    onnx.save(
-        quantized_models.build([node("Cast", ["w"], ["f"], to=1), node("MatMul", ["x", "f"], ["y"])], stored, X), golden
-    )
-    target = load(golden).targets[0]
-    assert (target.role, target.scheme, target.op) == ("weight", None, "MatMul")
-    out, line = struck(golden, tmp_path, "w[9]:14")
-    words = protobuf_reader.read(out)
-    assert "before_real" not in line
-    np.testing.assert_allclose(run(out, X), X @ quantized_models.numbers(words, "w").astype(np.float32), rtol=1e-5)
 
 
 # Roles in general
@@ -237,61 +175,6 @@ def test_a_selector_with_a_role_is_kept_in_the_header_and_one_without_is_as_befo
         assert FaultList.open(listed).header.selector == selector
 
 
-def test_inspect_shows_scheme_scale_and_axis() -> None:
-    rows = {row["target"]: row for row in inspect(load(quantized_models.qlinear_conv().model))["targets"]}
-    assert rows["w"]["quantised"] == {
-        "scheme": "QOperator", "scale": [0.01, 0.03], "scales": ["ws"], "zero_point": "wz", "axis": 0, "block": None,
-        "ways": 1,
-    }  # fmt: skip
-    assert rows["b"]["quantised"]["scale"] == pytest.approx([1e-4, 3e-4])
-    assert rows["xs"]["quantised"] is None and rows["xs"]["role"] == "scale"
-
-
-def dequantised_twice(second: float, extra: str = "") -> Model:
-    return load(parser.parse_model(
-        f"""<ir_version: 10, opset_import: ["": 21]> g (float[1,2] x) => (float[1,2] y)
-        <int8[2,2] q = {{4, 0, -3, 1}}, float s = {{0.5}}, float t = {{{second}}}>
-        {{ a = DequantizeLinear(q, s)  b = DequantizeLinear(q, t)  h = MatMul(x, a)  y = MatMul(h, b) {extra} }}"""
-    ))  # fmt: skip
-
-
-def test_integers_that_are_scaled_in_two_ways_stand_for_no_one_number() -> None:
-    model = dequantised_twice(0.25)
-    row = inspect(model)["targets"][0]
-    assert (row["quantised"]["ways"], row["quantised"]["scale"]) == (2, [0.25, 0.5])
-    fault = sample(model, sites=["q[0]:0"]).faults[0]
-    assert (fault.before_real, fault.after_real) == (None, None)
-    fault = sample(model, sites=["q[1]:0"]).faults[0]  # 0 is the same number by both, 1 is not
-    assert (fault.before_real, fault.after_real) == (None, None)
-    same = dequantised_twice(0.5)  # by another tensor of the same number
-    fault = sample(same, sites=["q[0]:0"]).faults[0]
-    assert (fault.before_real, fault.after_real) == (2.0, 2.5)
-
-
-def test_a_tensor_of_several_roles_is_found_by_each() -> None:
-    made = parser.parse_model(
-        """<ir_version: 10, opset_import: ["": 21]> g (float[1,2] x) => (float[1,2] y)
-        <float[2] w = {1.0, 2.0}, float[2] s = {0.5, 0.5}>
-        { n = LayerNormalization(x, s, w)  y = PRelu(n, w) }"""
-    )
-    shared = load(made).targets[0]
-    assert (shared.role, shared.roles) == ("bias", ("bias", "weight"))
-    for role in ("bias", "weight"):
-        assert Selector(role=(role,)).selects(shared)
-    assert not Selector(role=("scale",)).selects(shared)
-
-
-def test_a_float_weight_behind_quantize_linear_is_said() -> None:
-    made = parser.parse_model(
-        """<ir_version: 10, opset_import: ["": 21]> g (float[1,2] x) => (float[1,1] y)
-        <float[2,1] w = {1.0, -0.3}, float s = {0.5}, int8 z = {0}>
-        { q = QuantizeLinear(w, s, z)  d = DequantizeLinear(q, s, z)  y = MatMul(x, d) }"""
-    )
-    model = load(made)
-    assert [t.role for t in model.targets] == ["weight", "scale", "zero-point"]
-    assert any("'w' is stored as float32 and quantised at run time" in note for note in model.notes)
-
-
 def test_zero_faults_leave_a_quantised_model_byte_identical(tmp_path: Path) -> None:
     for name in ("int8_qdq", "int8_qoperator", "fp16"):
         path = ROOT / f"models/fashion_cnn_{name}.onnx"
@@ -299,34 +182,6 @@ def test_zero_faults_leave_a_quantised_model_byte_identical(tmp_path: Path) -> N
         done = inject(model, sample(model, ber=0.0), tmp_path / "same.onnx")
         assert (tmp_path / "same.onnx").read_bytes() == path.read_bytes()
         assert done.faulty_digest == model.digest
-
-
-def test_a_hostile_graph_takes_no_time() -> None:
-    """Exponentially many ways lead from a product to its factor, and from a join to its parts."""
-    nodes = [node("Mul", ["w", "w"], ["m0"]), node("Concat", ["w"] * 50, ["c0"], axis=0)]
-    nodes += [node("Mul", [f"m{k}"] * 2, [f"m{k + 1}"]) for k in range(60)]
-    nodes += [node("Concat", [f"c{k}"] * 50, [f"c{k + 1}"], axis=0) for k in range(60)]
-    nodes += [node("MatMul", [f"{name}{k}", "m60"], [f"{name}y{k}"]) for name in "mc" for k in range(60)]
-    begun = time.process_time()
-    load(quantized_models.build(nodes, [tensor("w", [1.0], TensorProto.FLOAT)], X))
-    assert time.process_time() - begun < 2
-
-
-@pytest.mark.parametrize(
-    ("scale", "zero", "axis"),
-    [((3,), (3,), 1), ((4,), (3,), 1), ((), (5,), 1), ((4,), (4,), 9), ((0,), (0,), 1), ((2, 2, 2), (), 0)],
-)
-def test_scales_that_do_not_fit_leave_the_real_number_unknown(
-    scale: tuple[int, ...], zero: tuple[int, ...], axis: int
-) -> None:
-    stored = [
-        tensor("w", draw((8, 4), -9, 9), TensorProto.INT8), tensor("s", np.ones(scale), TensorProto.FLOAT),
-        tensor("z", np.zeros(zero), TensorProto.INT8),
-    ]  # fmt: skip
-    nodes = [node("DequantizeLinear", ["w", "s", "z"], ["d"], axis=axis), node("MatMul", ["x", "d"], ["y"])]
-    model = load(quantized_models.build(nodes, stored, X))
-    assert inspect(model)["targets"][0]["quantised"]["scale"] is None
-    assert sample(model, sites=["w[3]:7"]).faults[0].before_real is None
 
 
 @pytest.mark.fetched

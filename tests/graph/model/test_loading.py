@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import importlib.util
 import os
@@ -22,6 +21,7 @@ from external_data import external, numbers, saved
 from google.protobuf.message import EncodeError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from loaded_models import refused
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxfi.errors import ModelError, OnnxfiError
@@ -29,16 +29,6 @@ from onnxfi.graph.model.loading import load
 from onnxfi.runtime.inject.weights import inject, inspect, sample
 
 ROOT = Path(__file__).parents[3]
-
-
-def refused(given: Path | bytes | ModelProto, message: str, **more: Any) -> str:
-    """The model is refused with this message, which is one line and harmless on a terminal."""
-    with pytest.raises(ModelError, match=message) as error:
-        load(given, **more)
-    text = str(error.value)
-    assert text.isprintable()
-    assert len(text) < 1000
-    return text
 
 
 # External data
@@ -215,40 +205,6 @@ def test_a_model_in_memory_that_is_too_large_to_serialise() -> None:
             raise EncodeError("Failed to serialize proto")
 
     refused(Large(), "too large to serialise .*; save it with external data")  # type: ignore[arg-type]
-
-
-def test_empty_directory_device_and_missing_files(tmp_path: Path) -> None:
-    (tmp_path / "empty.onnx").touch()
-    os.mkfifo(tmp_path / "fifo.onnx")
-    (tmp_path / "loop.onnx").symlink_to("loop.onnx")
-    refused(tmp_path / "empty.onnx", "is empty; give an ONNX file")
-    refused(b"", "is empty; give an ONNX file")
-    refused(tmp_path, "is a directory; give the .onnx file inside it")
-    refused(tmp_path / "fifo.onnx", "is no regular file")
-    refused(Path("/dev/zero"), "is no regular file")
-    refused(tmp_path / "missing.onnx", "cannot read .*No such file")
-    refused(tmp_path / "empty.onnx/inside", "cannot read .*Not a directory")
-    refused(tmp_path / "loop.onnx", "cannot read .*symbolic links")
-    refused(tmp_path / ("n" * 300), "cannot read .*File name too long")
-    refused(tmp_path / "a\0b", "cannot read .*null")
-
-
-def test_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = saved(tmp_path, [external("w", "w.bin", [1])], w_dot_bin=numbers(1))
-    opened = Path.open
-    for name in ("m.onnx", "w.bin"):
-
-        def shut(place: Path, *more: Any, name: str = name, **named: Any) -> Any:
-            if place.name == name:
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            return opened(place, *more, **named)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "open", shut)
-            refused(path, rf"cannot read .*{name}': Permission denied; give a readable file")
-    if os.geteuid():  # root may read anything
-        path.chmod(0)
-        refused(path, "Permission denied")
 
 
 def rich_model() -> bytes:
@@ -509,31 +465,6 @@ def test_names_that_are_no_utf8() -> None:
     found = load(data.replace(b"weight_", b"wei\xffht_"))
     assert found.targets[0].id == "wei\\xffht_"
     assert found.targets[0].op == "Mul"  # the node's input is the same odd name
-
-
-def test_names_with_terminal_escapes_are_shown_harmless_in_errors_and_notes() -> None:
-    name = "\x1b]0;title\x07\x1b[2Jw\r\n\u202e"
-    tensor = tensor_bytes(name, 1, [3], [1], "raw")
-    assert "\\x1b]0;title" in refused(model_bytes(tensor), "the file is damaged")
-    refused(model_bytes(tensor_bytes(name, 1, [-3], [1], "raw")), "no tensor has it")
-    twice = model(
-        [node("Mul", ["x", name])], [floats(name, 1), floats(name, 1), TensorProto(name=name + "2", data_type=77)]
-    )
-    found = load(twice)
-    assert len(found.notes) == 2
-    assert all(note.isprintable() for note in found.notes)
-    with pytest.raises(OnnxfiError) as error:
-        sample(found, sites=[f"{name}[7]:1"])
-    assert str(error.value).isprintable()
-
-
-def test_names_without_end_are_cut_in_messages_and_notes_are_few() -> None:
-    name = "n" * 1_000_000
-    refused(model_bytes(tensor_bytes(name, 1, [3], [1], "raw")), "the file is damaged")
-    odd = [TensorProto(name=f"{name}{k}", data_type=77) for k in range(30)]
-    notes = load(model([node("Relu", ["x"])], odd)).notes
-    assert notes[-1] == "10 more of such notes"
-    assert sum(map(len, notes)) < 10_000
 
 
 # Fuzzing: a few hundred examples here, 100,000 in scripts/fuzz.py
