@@ -29,7 +29,7 @@ ROOMS = {
 FILES = sorted(path for folder in ("onnxfi", "converters") for path in (ROOT / folder).rglob("*.py"))
 
 #: The lowest floor that may import a package; below it nothing does, above it everything may.
-FROM_FLOOR = {"onnx": "graph", "onnxconverter_common": "graph", "yaml": "runtime", "PIL": "runtime"}
+FROM_FLOOR = {"onnx": "graph", "yaml": "runtime", "PIL": "runtime"}
 #: Packages that one floor alone imports.
 ONE_FLOOR = {
     "onnxruntime": "runtime",

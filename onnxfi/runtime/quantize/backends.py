@@ -1,4 +1,4 @@
-"""The quantisers themselves: ONNX Runtime's, onnxconverter-common's, and bfloat16 storage. Each from file to file."""
+"""The quantisers themselves: ONNX Runtime's, and bfloat16 storage. Each from file to file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from graphlib import TopologicalSorter
+from heapq import heappop, heappush
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from onnxfi.errors import InputError, ModelError
-from onnxfi.graph.model.graph_index import all_nodes
+from onnxfi.graph.model.graph_index import captured_names
 from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.model_io import Array, one_line
 from onnxfi.runtime.quantize.recipe import Recipe
@@ -25,8 +27,7 @@ from onnxfi.runtime.quantize.shared_weights import drop_twins
 if TYPE_CHECKING:
     import onnx
 
-_LARGEST_FLOAT16 = 65504.0
-_FLOAT, _FLOAT16, _BFLOAT16 = 1, 10, 16
+_FLOAT, _BFLOAT16 = 1, 16
 #: Calibration batches: small, since ranges of every activation are kept.
 _BATCH = 32
 
@@ -63,7 +64,10 @@ def captured() -> Iterator[list[str]]:
 
 def load_library(mode: str) -> None:
     """Load what the quantiser of a mode needs, once for all copies of this process in which it runs."""
-    own = {"weight-only": "onnxruntime.quantization.matmul_nbits_quantizer", "fp16": "onnxconverter_common.float16"}
+    own = {
+        "weight-only": "onnxruntime.quantization.matmul_nbits_quantizer",
+        "fp16": "onnxruntime.transformers.float16",
+    }
     importlib.import_module(own.get(mode, "onnxruntime.quantization.shape_inference"))
 
 
@@ -162,59 +166,41 @@ def weight_only(model: onnx.ModelProto, recipe: Recipe, exclude: Sequence[str]) 
 
 
 def half(model: onnx.ModelProto, exclude: Sequence[str]) -> onnx.ModelProto:
-    """float16 throughout, inputs and outputs excepted. Weights beyond its range are held at its ends."""
-    import onnx
-    from onnxconverter_common import float16
+    """Return the model in float16, except its inputs and outputs. Weights beyond the range are held at its ends."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    source = onnx.ModelProto()
-    source.CopyFrom(model)
-    widened = {node.output[0] for node in all_nodes(source.graph.node) if _is_cast(node, _FLOAT)}
-    made: onnx.ModelProto = float16.convert_float_to_float16(
-        model, min_positive_val=0.0, max_finite_val=_LARGEST_FLOAT16, keep_io_types=True,
-        node_block_list=list(exclude), check_fp16_ready=False,
-    )  # fmt: skip
-    for node in all_nodes(made.graph.node):  # the converter takes these for float16 and leaves them as they are
-        if _is_cast(node, _FLOAT) and node.output[0] in widened:
-            next(a for a in node.attribute if a.name == "to").i = _FLOAT16
-    if exclude:
-        _keep_float(made.graph, source.graph, exclude)
+    _drop_empty_scales(model.graph)
+    made: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True, node_block_list=list(exclude))
+    _sort(made.graph)
     return made
 
 
-def _is_cast(node: onnx.NodeProto, to: int) -> bool:
-    return node.op_type == "Cast" and any(a.name == "to" and a.i == to for a in node.attribute)
+def _sort(graph: onnx.GraphProto) -> None:
+    """Put nodes behind those that they read, in their order otherwise: the converter appends its Casts at the end."""
+    makers = {name: k for k, node in enumerate(graph.node) for name in node.output if name}
+    reads = {k: [*node.input, *captured_names(node)] for k, node in enumerate(graph.node)}
+    sorter = TopologicalSorter({k: {makers[name] for name in names if name in makers} for k, names in reads.items()})
+    sorter.prepare()
+    ready, order = list[int](), list[int]()
+    while sorter.is_active():
+        for k in sorter.get_ready():
+            heappush(ready, k)
+        order.append(heappop(ready))
+        sorter.done(order[-1])
+    nodes = [graph.node[k] for k in order]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
-def _keep_float(graph: onnx.GraphProto, source: onnx.GraphProto, exclude: Sequence[str]) -> None:
-    """Give excluded nodes their float32 weights and outputs back: the converter narrows these and casts them up."""
-    originals = {node.name: node for node in source.node if node.name in exclude}
-    stored = {tensor.name: tensor for tensor in source.initializer}
+def _drop_empty_scales(graph: onnx.GraphProto) -> None:
+    """Leave out the empty inputs of Resize: behind the converter's Cast they no longer count as absent."""
+    empty = {tensor.name for tensor in graph.initializer if 0 in tensor.dims}
+    empty |= {node.output[0] for node in graph.node if any(a.HasField("t") and 0 in a.t.dims for a in node.attribute)}
     for node in graph.node:
-        for k, name in enumerate(originals[node.name].input if node.name in originals else ()):
-            if name in stored and node.input[k] != name:
-                node.input[k] = f"{name}_float32"
-                if node.input[k] not in {tensor.name for tensor in graph.initializer}:
-                    graph.initializer.add().CopyFrom(stored[name])
-                    graph.initializer[-1].name = node.input[k]
-    _keep_outputs(graph)
-    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    for node in [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in used]:
-        graph.node.remove(node)
-    used = {name for node in graph.node for name in node.input}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name in stored and tensor.name not in used]:
-        graph.initializer.remove(tensor)
-
-
-def _keep_outputs(graph: onnx.GraphProto) -> None:
-    """Keep outputs of excluded nodes in float32, without the Cast that would narrow them."""
-    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
-    for value in graph.output:
-        cast = casts.get(value.name)
-        if cast is not None and value.type.tensor_type.elem_type == _FLOAT16:
-            maker = next(node for node in graph.node if cast.input[0] in node.output)
-            maker.output[[*maker.output].index(cast.input[0])] = value.name
-            graph.node.remove(cast)
-            value.type.tensor_type.elem_type = _FLOAT
+        if node.op_type == "Resize":
+            for k, name in enumerate(node.input):
+                if name in empty:
+                    node.input[k] = ""
 
 
 def brain(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

@@ -119,7 +119,7 @@ def saved(path: Path, model: onnx.ModelProto) -> Path:
 def test_clipped_and_flushed_are_counted(tmp_path: Path) -> None:
     weight = np.full((16, 8), 0.5)
     weight[0, :3] = [1e6, -70000, 65504]  # two beyond float16
-    weight[1, :4] = [1e-9, -2e-8, 6e-8, 0.0]  # two below its smallest number
+    weight[1, :4] = [1e-9, -2e-8, 6e-8, 0.0]  # two below its smallest positive number
     path = saved(tmp_path / "m.onnx", linear(weight))
     with pytest.raises(
         EngineError, match=r"what mode fp16 made lie 93% away from the float model's .* nothing was written"
@@ -130,9 +130,10 @@ def test_clipped_and_flushed_are_counted(tmp_path: Path) -> None:
     fed[:, :2] = 0  # what is clipped changes no answer here
     data = open_data({"x": fed}, OrtEngine(provider="cpu").prepare(path).inputs)
     half = quantize(load(path), Recipe("fp16"), tmp_path / "h.onnx", data=data)
-    assert (half.words, half.clipped, half.flushed) == (128, 2, 2)
+    assert (half.words, half.clipped, half.flushed) == (128, 2, 0)
     stored = numpy_helper.to_array(onnx.load(tmp_path / "h.onnx").graph.initializer[0]).astype(np.float64)
     assert stored[0, :3].tolist() == [65504, -65504, 65504]
+    assert stored[1, :4].tolist() == [2**-24, -(2**-24), 2**-24, 0]  # held at the smallest number
     brain = quantize(load(path), Recipe("bf16"), tmp_path / "b.onnx")
     assert (brain.clipped, brain.flushed) == (0, 0)
     integers = quantize(load(path), Recipe("dynamic"), tmp_path / "i.onnx")
@@ -207,6 +208,41 @@ def test_a_cast_to_float_inside_a_model_goes_along_to_float16(tmp_path: Path) ->
     session = ort.InferenceSession(tmp_path / "h.onnx", providers=["CPUExecutionProvider"])
     x = np.array([[0.25, 1, -1, 0.75]], np.float32)
     assert session.run(None, {"x": x})[0].tolist() == [[0, 1, 0, 0.75]]
+
+
+BRANCHES = """<ir_version: 8, opset_import: ["": 18]> g (float[N,4] x, bool up) => (float[N,4] y) <float[4,4] w> {
+    m = MatMul(x, w)
+    y = If (up) <
+        then_branch = up_ () => (float[N,4] a) { k = Constant <value = float[1] {0.5}> () a = Mul(m, k) },
+        else_branch = down_ () => (float[N,4] b) { b = Relu(m) } >
+}"""
+#: A tensor without elements stands for an input of Resize that is absent.
+RESIZED = """<ir_version: 8, opset_import: ["": 18]> g (float[N,1,2,2] x) => (float[N,1,4,4] y)
+    <float[1,1,1,1] w, float[0] none = {}, int64[4] to = {1, 1, 4, 4}> {
+    m = Conv(x, w) absent = Constant <value = float[0] {}> () y = Resize <mode = "nearest"> (m, none, absent, to)
+}"""
+
+
+@pytest.mark.parametrize(("graph", "shape"), [(BRANCHES, (4, 4)), (RESIZED, (1, 1, 1, 1))])
+def test_float16_reaches_into_branches_and_leaves_absent_inputs_absent(
+    tmp_path: Path, graph: str, shape: tuple[int, ...]
+) -> None:
+    proto = onnx.parser.parse_model(graph)
+    proto.graph.initializer.append(
+        numpy_helper.from_array(np.linspace(0.5, 2, 4 ** (shape[0] // 2)).reshape(shape).astype(np.float32), "w")
+    )
+    quantize(load(saved(tmp_path / "m.onnx", proto)), Recipe("fp16"), tmp_path / "h.onnx")
+    made = onnx.load(tmp_path / "h.onnx")
+    onnx.checker.check_model(made)
+    assert next(t for t in made.graph.initializer if t.name == "w").data_type == TensorProto.FLOAT16
+    fed = {"x": np.arange(4, dtype=np.float32).reshape(1, *((1, 2, 2) if len(shape) == 4 else (4,)))}
+    for up in (True, False):
+        feeds = fed | ({"up": np.array(up)} if len(shape) == 2 else {})
+        golden, half = (
+            ort.InferenceSession(tmp_path / f, providers=["CPUExecutionProvider"]).run(None, feeds)[0]
+            for f in ("m.onnx", "h.onnx")
+        )
+        np.testing.assert_allclose(half, golden, rtol=2e-3)
 
 
 def test_weights_in_constants_are_found(tmp_path: Path) -> None:
