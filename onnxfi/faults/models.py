@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import FaultError
 from onnxfi.faults.fault_model import Bits, FaultModel
-from onnxfi.faults.sampling import normal
+from onnxfi.faults.sampling import normal, uniform
 from onnxfi.faults.words import Mask, Word, Words
 
 
@@ -230,6 +230,33 @@ class Scale(FaultModel):
 
 
 @dataclass(frozen=True)
+class RandomScale(FaultModel):
+    """Multiplication of the number by a factor drawn for each word, uniformly between `low` and `high`.
+
+    Stands for parametric variation: process variation or ageing of analogue weights and neurons. A drawn factor is
+    written as `scale`.
+    """
+
+    low: float = 0.5
+    high: float = 1.5
+    name = "random-scale"
+    is_random = True
+    examples = ("random-scale:low=0.9,high=1.1", "random-scale")
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        for key, number in (("low", self.low), ("high", self.high)):
+            _require(math.isfinite(number), self.name, key, number, "a finite number")
+        _require(self.low <= self.high, self.name, "low", self.low, f"a number up to high={self.high}")
+        _require(math.isfinite(float(self.high) - float(self.low)), self.name, "low", self.low, "a narrower range")
+
+    def draw_parameters(self, raw: int, word: Word) -> Scale:
+        """Return the multiplication by one factor of the range."""
+        low, high = float(self.low), float(self.high)
+        return Scale(min(low + (high - low) * float(uniform(np.array([raw], np.uint64))[0]), high))
+
+
+@dataclass(frozen=True)
 class Add(FaultModel):
     """Addition of `value` to the number, rounded into its format; a drawn `noise` is written in this form.
 
@@ -272,7 +299,7 @@ class Noise(FaultModel):
 
 BUILT_IN: tuple[type[FaultModel], ...] = (
     *(Flip, Burst, StuckAt0, StuckAt1),
-    *(SetWord, RandomWord, Zero, SignFlip, Set, Scale, Add, Noise),
+    *(SetWord, RandomWord, Zero, SignFlip, Set, Scale, RandomScale, Add, Noise),
 )
 
 

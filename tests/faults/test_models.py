@@ -13,8 +13,8 @@ from word_oracle import faulty
 from onnxfi.errors import FaultError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.fault_registry import fault_models, parse_fault
-from onnxfi.faults.models import BUILT_IN, Add, Noise, RandomWord, SetWord
-from onnxfi.faults.sampling import normal, raw_words
+from onnxfi.faults.models import BUILT_IN, Add, Noise, RandomScale, RandomWord, SetWord
+from onnxfi.faults.sampling import VALUE, normal, raw_words
 from onnxfi.faults.words import WORDS, Word
 
 
@@ -71,6 +71,19 @@ def test_noise_is_sigma_times_a_normal_number(raw: int, sigma: float) -> None:
     assert Noise(sigma).draw_parameters(raw, WORDS["float32"]) == Add(
         float(normal(np.array([raw], np.uint64))[0]) * sigma
     )
+
+
+@given(U64, st.floats(-1e6, 1e6), st.floats(0, 1e6))
+def test_a_random_factor_lies_in_its_range(raw: int, low: float, width: float) -> None:
+    factor = RandomScale(low, low + width).draw_parameters(raw, WORDS["float32"]).factor
+    assert low <= factor <= low + width
+
+
+def test_random_factors_are_uniform() -> None:
+    raws = raw_words(1, 1, VALUE, 2000).tolist()
+    drawn = np.array([RandomScale(0.5, 2.5).draw_parameters(raw, WORDS["float32"]).factor for raw in raws])
+    counts = np.histogram(drawn, 4, (0.5, 2.5))[0]
+    assert (abs(counts - 500) < 5 * np.sqrt(375)).all()
 
 
 def test_an_unspent_model_does_not_strike() -> None:

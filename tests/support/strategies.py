@@ -82,6 +82,7 @@ models: st.SearchStrategy[FaultModel] = st.one_of(
     st.builds(fault_models()["set-word"], word=st.integers(0, 3)),
     st.builds(fault_models()["set"], value=st.floats() | st.integers(-(2**64), 2**64)),
     st.builds(fault_models()["scale"], factor=st.floats(allow_nan=False) | st.integers(-(2**64), 2**64)),
+    st.builds(fault_models()["random-scale"], low=st.floats(-1e9, 1), high=st.floats(1, 1e9)),
     st.builds(fault_models()["add"], value=st.floats(allow_nan=False) | st.integers(-(2**64), 2**64)),
     st.builds(fault_models()["noise"], sigma=st.floats(0, allow_infinity=False, allow_nan=False)),
 )
