@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from event_files import aedat, labels, nmnist, packet
 
 ROOT = Path(__file__).parents[1]
 SHELL = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
@@ -68,6 +73,54 @@ def bench(name: str, *arguments: str, check: bool = True) -> str:
     command = [sys.executable, str(ROOT / "scripts" / "bench" / name), *arguments]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, env=env, capture_output=True, text=True, check=check, cwd=ROOT).stdout
+
+
+def set_up(*arguments: object) -> str:
+    command = [sys.executable, str(ROOT / "scripts" / "setup_events.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def test_archives_of_nmnist_become_folders_that_are_read(tmp_path: Path) -> None:
+    inner = tmp_path / "Test.zip"
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.writestr("Test/7/00001.bin", nmnist([(12_000, 3, 2, 1)]))
+        archive.writestr("../Test/8/00001.bin/../../../../hostile", b"x")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(inner, "Test.zip")
+        archive.writestr("set/Train/3/00002.bin", nmnist([(0, 1, 1, 0)]))
+    command = ("nmnist", "--archive", tmp_path / "all.zip", "--dir", tmp_path / "here" / "n")
+    assert "2 recordings" in set_up(*command)
+    written = sorted(str(f.relative_to(tmp_path / "here")) for f in (tmp_path / "here").rglob("*") if f.is_file())
+    assert written == ["n/test/7/00001.bin", "n/test/events.yaml", "n/train/3/00002.bin", "n/train/events.yaml"]
+    assert "--force" in set_up(*command)
+    assert "2 recordings" in set_up(*command, "--force")
+    out = tmp_path / "test.npz"
+    assert "[30, 1, 2, 17, 17]" in set_up("frames", tmp_path / "here/n/test", "--size", 17, 17, "-o", out)
+    with np.load(out) as arrays:
+        assert (np.argwhere(arrays["events"]).tolist(), arrays["labels"].tolist()) == ([[1, 0, 1, 1, 1]], [7])
+
+
+def test_archives_of_gestures_are_sorted_by_their_lists(tmp_path: Path) -> None:
+    contents = {f"user0{k}_led.aedat": aedat(packet([(9, 1, 1, 1)])) for k in (1, 2)}
+    contents |= {f"user0{k}_led_labels.csv": labels([(k, 0, 10)]).encode() for k in (1, 2)}
+    contents |= {"trials_to_train.txt": b"user01_led.aedat\n", "trials_to_test.txt": b"user02_led.aedat\n"}
+    with tarfile.open(tmp_path / "all.tar.gz", "w:gz") as archive:
+        for name, content in {**contents, "../user03_x.aedat/../y": b""}.items():
+            member = tarfile.TarInfo(f"DvsGesture/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        link = tarfile.TarInfo("DvsGesture/user04_led.aedat")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    said = set_up("gesture", "--archive", tmp_path / "all.tar.gz", "--dir", tmp_path / "g")
+    assert "2 recordings" in said
+    assert sorted(f.name for f in (tmp_path / "g" / "test").iterdir()) == [
+        "events.yaml", "user02_led.aedat", "user02_led_labels.csv",
+    ]  # fmt: skip
+    (tmp_path / "none.zip").write_bytes(b"PK")
+    assert "cannot be unpacked" in set_up("nmnist", "--archive", tmp_path / "none.zip", "--dir", tmp_path / "m")
+    assert not (tmp_path / "m").exists()
 
 
 def test_the_benchmark_draws_what_it_says() -> None:

@@ -1,7 +1,7 @@
-"""Opening what a model is fed: labelled samples from an archive, a folder of images, a function, or made up.
+"""Opening what a model is fed: samples from an archive, a folder of images or events, a function, or made up.
 
 `open_data` reads any of them into one `Data`, checked against the model's inputs. What a `Data` is stands in
-batches.py; npz.py and images.py read two of the kinds; docs/how-to/data.md describes all for users.
+batches.py; npz.py, images.py and events.py read three of the kinds; docs/how-to/data.md describes all for users.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from onnxfi.errors import DataError, closest
 from onnxfi.graph.dataflow.sample_axis import BatchLayout
 from onnxfi.runtime.data.batches import Batch, Data, Labels, layout
+from onnxfi.runtime.data.events import holds_events, open_events
 from onnxfi.runtime.data.images import open_folder
 from onnxfi.runtime.data.npz import memory_bytes, read_headers, read_npz
 from onnxfi.runtime.engine.model_io import ONNX_NUMBER, Array, Port, element_type, fits, one_line, shape_text, type_name
@@ -46,9 +47,9 @@ def open_data(
 ) -> Data:
     """Open labelled data for a model with these inputs.
 
-    `spec` is an `.npz` archive, a folder of images by class (with `preprocess`, a YAML file, or a
-    `preprocess.yaml` in it), a `module:function`, a dict of arrays, or None for synthetic inputs drawn from
-    `seed`. `limit` keeps the first samples; of synthetic ones it is the number. `batch_axis` counts samples.
+    `spec` is an `.npz` archive, a folder of images by class or of event recordings (with `preprocess`, a YAML file, or
+    a `preprocess.yaml` or `events.yaml` in it), a `module:function`, a dict of arrays, or None for synthetic inputs
+    drawn from `seed`. `limit` keeps the first samples; of synthetic ones it is the number. `batch_axis` counts samples.
 
     Raises `DataError`: the data is missing or damaged, or its names, types, shapes or numbers do not fit.
 
@@ -68,6 +69,8 @@ def open_data(
         raise DataError(f"limit is {limit}; it takes 1 or more")
     path = Path(spec) if isinstance(spec, str | Path) else None
     if path is not None and path.is_dir():
+        if holds_events(path):
+            return open_events(path, ports, Path(preprocess) if preprocess else None, limit, batch_axis)
         return _from_folder(path, ports, Path(preprocess) if preprocess else None, limit, batch_axis)
     if preprocess is not None:
         raise DataError("preprocessing is for a folder of images; this data takes none")
@@ -79,7 +82,7 @@ def open_data(
         return _from_archive(path, ports, batch_axis, limit)
     if isinstance(spec, str) and names_function(spec):
         return _from_function(spec, ports, batch_axis, limit)
-    kinds = "an .npz archive, a folder of images by class, or module:function"
+    kinds = "an .npz archive, a folder of images by class or of event recordings, or module:function"
     raise DataError(f"no data at {str(spec)!r}; give {kinds}")
 
 

@@ -498,7 +498,7 @@ def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
 
 
 def test_nothing_there_says_what_would_be_taken() -> None:
-    says = "; give an .npz archive, a folder of images by class, or module:function"
+    says = "; give an .npz archive, a folder of images by class or of event recordings, or module:function"
     assert refused("gone.npz", X) == "no data at 'gone.npz'" + says
     assert refused(Path("module:function"), X) == "no data at 'module:function'" + says
     assert refused("not a.module:function", X) == "no data at 'not a.module:function'" + says
