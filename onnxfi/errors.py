@@ -20,6 +20,7 @@ Every message is one line that says what is wrong, what is allowed, and what to 
     ├── IsolationError          a call in a copy of the process failed, or went beyond its limits
     │   └── CrashError          a signal ended the copy
     ├── NonFiniteLossError      faults made a training loss or gradient infinite or NaN
+    ├── DeviceError             this process can no longer use its device; another process can
     └── EngineError             the runtime refuses the model or its inputs
         ├── ProviderError       an execution provider fails for every model
         └── SegmentMismatchError  a segment of the model rounds differently from the full model
@@ -138,6 +139,10 @@ class IsolationError(OnnxfiError):
 
 class CrashError(IsolationError):
     """Call that ended the copy of the process by a signal; the message names it."""
+
+
+class DeviceError(OnnxfiError):
+    """Device that an error has closed to this process; a process that starts anew can use it."""
 
 
 class EngineError(OnnxfiError):

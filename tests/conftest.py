@@ -40,7 +40,7 @@ def _absent(mark: str, wanted: tuple[str, ...]) -> str:
     if mark == "cuda":
         import onnxruntime as ort
 
-        from onnxfi.runtime.engine.onnx_runtime import no_cuda
+        from onnxfi.runtime.engine.cuda import no_cuda
 
         built = "CUDAExecutionProvider" in ort.get_available_providers()
         return no_cuda() or ("" if built else "this ONNX Runtime is built without CUDA")

@@ -476,7 +476,7 @@ def test_runs(run: Run, shared: Path, verb: str, line: str, monkeypatch: pytest.
 
 
 def test_a_provider_without_its_device(run: Run, shared: Path) -> None:
-    from onnxfi.runtime.engine.onnx_runtime import no_cuda
+    from onnxfi.runtime.engine.cuda import no_cuda
 
     if not no_cuda():
         pytest.skip("there is a CUDA device")

@@ -19,6 +19,7 @@ from onnxfi.graph.partition.segmentation import Segmentation
 from onnxfi.graph.partition.subgraph import PartitionGraph, partition_graph
 from onnxfi.runtime.data.sample_outputs import stacked
 from onnxfi.runtime.engine.cooperative_lock import claim
+from onnxfi.runtime.engine.cuda import CPU
 from onnxfi.runtime.engine.model_io import Array, drift, same_bytes
 from onnxfi.runtime.partial.conv_delta import FirstSegments
 from onnxfi.runtime.partial.golden_cache import GoldenCache, SegmentSessions
@@ -28,8 +29,6 @@ from onnxfi.tasks.outcomes import GoldenRun
 
 #: Bytes of golden activations and sessions that a process keeps by default.
 KEPT_BYTES = 1 << 30
-#: The provider that computes 16-bit floats in float32, and lays images in blocks of channels.
-CPU = "CPUExecutionProvider"
 #: The difference of golden runs of one model on the same data is never more than this share of their range.
 _MOST_DRIFT = 0.1
 #: Errors that a route raises which cannot be opened.
@@ -87,7 +86,7 @@ def segment(opened: OpenCampaign) -> Segmentation:
     Raises ModelError where there is none, MemoryError where the model is too large for one message.
     """
     campaign, fault_targets = opened.campaign, opened.fault_targets
-    on_cpu = opened.provider == CPU
+    on_cpu = opened.provider == CPU  # computes 16-bit floats in float32, and lays images in blocks of channels
     net = partition_graph(opened.model, halves=not on_cpu, blocks=on_cpu and campaign.optimization == "all")
     outputs = () if opened.output is None else (opened.output,)
     spikes = spike_cut_points(opened.model)
@@ -99,7 +98,10 @@ def segment(opened: OpenCampaign) -> Segmentation:
     chosen = frozenset(t.id for t in opened.model.targets if any(selector.selects(t) for selector in selectors))
     ready = None if campaign.faults is not None else chosen  # a list may name any
     late = campaign.route != "early-stop"
-    return Segmentation(opened.model, net, outputs, ends, bool(spikes), tuple(sorted(together)), late, ready)
+    # Other providers choose kernels by the number of channels: few of them may be computed otherwise than all.
+    return Segmentation(
+        opened.model, net, outputs, ends, bool(spikes), tuple(sorted(together)), late, ready, by_channel=on_cpu
+    )
 
 
 def open_segments(opened: OpenCampaign, segmentation: Segmentation, kept_bytes: int) -> SegmentedModel:
@@ -119,7 +121,9 @@ def open_segments(opened: OpenCampaign, segmentation: Segmentation, kept_bytes: 
 def _open(opened: OpenCampaign, segmentation: Segmentation, kept_bytes: int) -> SegmentedModel:
     sessions = SegmentSessions(opened.campaign.open_engine(), segmentation, opened.inputs, kept_bytes)
     golden = GoldenCache(sessions, opened.data, opened.size, kept_bytes, opened.axes)
-    return SegmentedModel(golden, late=segmentation.late, exact=opened.campaign.optimization == "off")
+    # Terms of a convolution are summed by numpy, in the order of the CPU's kernels: no other provider has that order.
+    exact = opened.campaign.optimization == "off" or opened.provider != CPU
+    return SegmentedModel(golden, late=segmentation.late, exact=exact)
 
 
 class GoldenCheck:

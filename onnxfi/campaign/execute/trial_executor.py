@@ -23,7 +23,7 @@ from onnxfi.campaign.execute.activation_routes import (
 )
 from onnxfi.campaign.execute.golden_run import GoldenRuns
 from onnxfi.campaign.execute.open_campaign import OpenCampaign, open_campaign
-from onnxfi.campaign.execute.route_cache import CPU, KEPT_BYTES, GoldenCheck, RouteCache, open_segments, segment
+from onnxfi.campaign.execute.route_cache import KEPT_BYTES, GoldenCheck, RouteCache, open_segments, segment
 from onnxfi.campaign.execute.weight_routes import WeightRoutes, faulty_targets
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import EngineError, ModelError, ProviderError, SegmentMismatchError
@@ -36,8 +36,9 @@ from onnxfi.graph.partition.segmentation import Segmentation
 from onnxfi.graph.partition.subgraph import PartitionGraph, half_floats, partition_graph
 from onnxfi.runtime.data.sample_outputs import stacked
 from onnxfi.runtime.engine.cooperative_lock import claim
+from onnxfi.runtime.engine.cuda import CPU, TENSORRT
+from onnxfi.runtime.engine.device_errors import out_of_memory
 from onnxfi.runtime.engine.model_io import Array
-from onnxfi.runtime.engine.process_memory import out_of_memory
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.partial.reexecution import Reexecution, TrialFaults, golden_scores
 from onnxfi.runtime.partial.segmented_model import SegmentedModel
@@ -104,7 +105,7 @@ class TrialExecutor:
         """Return the segmentation of the model; None where it is executed as a whole."""
         try:
             campaign = self.opened.campaign
-            whole = campaign.route == Route.FULL or not campaign.open_engine().cuts
+            whole = campaign.route == Route.FULL or not campaign.open_engine().in_segments
             return None if whole else segment(self.opened)
         except (ModelError, MemoryError):  # too large for one message
             return None
@@ -155,8 +156,13 @@ class TrialExecutor:
 
     @cached_property
     def splittable(self) -> bool:
-        """Return whether the model may be split: no 16-bit float is computed in float32, which a split would round."""
-        return self.opened.provider != CPU or not half_floats(self.opened.model.proto)
+        """Return whether the model may be split: no 16-bit float is computed in float32, which a split would round.
+
+        Nor where each part would be built anew for a device, as TensorRT does.
+        """
+        if self.opened.provider != CPU:
+            return self.opened.provider != TENSORRT
+        return not half_floats(self.opened.model.proto)
 
     @cached_property
     def _split(self) -> SplitRoutes | None:

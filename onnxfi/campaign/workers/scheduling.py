@@ -24,7 +24,7 @@ from onnxfi.campaign.workers.task_batches import PendingTrial
 from onnxfi.campaign.workers.worker import WATCH_EXIT, Results, WorkerSetup, notices, shown, work
 from onnxfi.errors import CampaignError
 from onnxfi.faults.space import Target
-from onnxfi.runtime.engine.onnx_runtime import no_cuda
+from onnxfi.runtime.engine.cuda import no_cuda
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.runtime.engine.registry import engine_class
 from onnxfi.tasks.outcomes import GoldenRun, failed

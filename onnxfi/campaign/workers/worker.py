@@ -25,7 +25,8 @@ from onnxfi.campaign.workers.task_batches import PendingTrial
 from onnxfi.errors import CampaignError, EngineError, ProviderError
 from onnxfi.faults.faultlist import Header
 from onnxfi.runtime.engine.cooperative_lock import CooperativeLock, claim
-from onnxfi.runtime.engine.process_memory import limit_memory, memory_held, out_of_memory
+from onnxfi.runtime.engine.device_errors import out_of_memory
+from onnxfi.runtime.engine.process_memory import limit_memory, memory_held
 from onnxfi.tasks.outcomes import GoldenRun, Judgement
 
 Results = Generator[Result, None, None]

@@ -112,6 +112,8 @@ class Segmentation:
         Whether a trial starts at its fault, not at the inputs of the model.
     chosen : frozenset of str, optional
         The ids of the targets that may be faulty; None for all.
+    by_channel : bool
+        Whether few output channels of an operator may be computed apart.
     """
 
     model: Model = field(repr=False)
@@ -122,6 +124,7 @@ class Segmentation:
     faulty_activations: tuple[tuple[str, ...], ...] = ()
     late: bool = True
     chosen: frozenset[str] | None = None
+    by_channel: bool = True
     _alone: dict[str, FaultPath | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
@@ -367,7 +370,7 @@ class Segmentation:
         where = whole.location
         found = output_channels(self.net, where.fed) if where.node < 0 else None
         if (
-            not self.late
+            not (self.late and self.by_channel)
             or found is None
             or found.output in self.net.uncut
             or found.output not in self.within  # computed from constants alone

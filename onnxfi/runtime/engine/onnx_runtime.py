@@ -11,17 +11,33 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from onnxfi.errors import EngineError, InputError, ProviderError, closest
+from onnxfi.errors import DeviceError, EngineError, InputError, ProviderError, closest
 from onnxfi.graph.model.byte_source import StoredArray
 from onnxfi.runtime.engine.cooperative_lock import released
+from onnxfi.runtime.engine.cuda import (
+    CPU,
+    ON_CUDA,
+    TENSORRT,
+    arithmetic,
+    check_options,
+    device_id,
+    devices,
+    no_cuda,
+    node_placement,
+    placement_text,
+    provider_list,
+    share_device_arena,
+)
+from onnxfi.runtime.engine.device_array import DeviceArray
+from onnxfi.runtime.engine.device_errors import ends_process, out_of_memory
 from onnxfi.runtime.engine.installed_runtime import installed_runtimes
 from onnxfi.runtime.engine.model_io import (
     ONNX_NUMBER,
@@ -43,9 +59,6 @@ _LEVELS = {
     "basic": "ORT_ENABLE_BASIC",
     "off": "ORT_DISABLE_ALL",
 }
-_CPU = "CPUExecutionProvider"
-_CUDA = "CUDAExecutionProvider"
-_ON_CUDA = (_CUDA, "TensorrtExecutionProvider")
 _MOST_THREADS = 1024  # ONNX Runtime makes as many as it is told, each with memory of its own
 _FATAL = 4  # ONNX Runtime's log level for what ends the process; all else reaches us as an exception
 
@@ -63,7 +76,9 @@ class OrtEngine(Engine):
         provider that does not load is an `EngineError`; `auto` takes CUDA where it loads, else the CPU, and says so in
         the session's `note`.
     provider_options : tuple of (str, str)
-        Options of the named provider.
+        Options of the named provider. On a device they go before those that give each session the same bits
+        (`cudnn_conv_algo_search=HEURISTIC`, `cudnn_conv_use_max_workspace=0`, `use_tf32=0`). InputError for those under
+        which faults would not be seen: graphs of CUDA that are replayed, engines of TensorRT that are found again.
     optimization : str
         Graph optimisation: all, extended, basic or off.
     threads : int
@@ -98,11 +113,36 @@ class OrtEngine(Engine):
             raise InputError(f"threads is {self.threads}; it takes 1 to {_MOST_THREADS}")
         if self.provider_options and self.provider.lower() in ("auto", "cpu"):
             raise InputError(f"provider {self.provider!r} takes no options: name the provider they are for")
-        if not dict(self.provider_options).get("device_id", "0").isdecimal():
-            raise InputError("the provider option device_id takes a number, 0 or more")
+        check_options(dict(self.provider_options))
         for library in self.custom_ops:
             if not Path(library).is_file():
                 raise InputError(f"no library of custom operators at {library!r}")
+
+    @property
+    def in_segments(self) -> bool:
+        """Return whether segments of a model may run: not under TensorRT, which would build an engine for each."""
+        return short_name(self.provider) != short_name(TENSORRT)
+
+    @property
+    def arithmetic(self) -> Mapping[str, str]:
+        """Return the options that fix the bits of a device, as the sessions of this provider get them."""
+        known = {short_name(name): name for name in ON_CUDA}
+        return arithmetic(known.get(short_name(self.provider), ""), dict(self.provider_options))
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """Return the devices that workers may use: the one that is named, or all; none for a provider without."""
+        if not self.arithmetic:
+            return ()
+        given = dict(self.provider_options)
+        return (device_id(given),) if "device_id" in given else tuple(range(len(devices())))
+
+    @property
+    def device_memory_bytes(self) -> int:
+        """Return the memory of a device that this process may take; 0 without one."""
+        options, found = dict(self.provider_options), devices() if self.arithmetic else ()
+        limits = [int(options["gpu_mem_limit"])] if "gpu_mem_limit" in options else []
+        return min([*limits, found[device_id(options)].memory_bytes]) if device_id(options) < len(found) else 0
 
     @property
     def version(self) -> str:
@@ -146,7 +186,7 @@ class OrtEngine(Engine):
 
         ort.set_default_logger_severity(_FATAL)
         name = self._provider_name(ort)
-        options = self._options(ort)
+        options = self._options(ort, name)
         given = TemporaryTensors(stored)
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in given.arrays]
         if stored:
@@ -156,7 +196,9 @@ class OrtEngine(Engine):
         try:
             session = self._load(ort, model, options, name)
         except Exception as error:
-            if name != _CPU and not self._loads(ort, name):
+            if name in ON_CUDA and ends_process(error):
+                raise _device_lost(name, error) from error
+            if name != CPU and not self._works(ort, name):
                 raise ProviderError(f"provider {self.provider!r} does not load: {one_line(error)}") from error
             own = "; --custom-ops names the library that has it" if "not a registered function/op" in str(error) else ""
             raise EngineError(f"ONNX Runtime refuses the model under {name}: {one_line(error)}{own}") from error
@@ -164,10 +206,10 @@ class OrtEngine(Engine):
         _LOG.info("session under %s, optimization %s, threads %d", used, self.optimization, self.threads)
         if used != name:
             raise ProviderError(f"provider {self.provider!r} did not load: {_why_missing(ort, name)}")
-        made = OrtSession.over(session, used, int(dict(self.provider_options).get("device_id", "0")))
-        if used == _CPU:  # others may copy to a device when they first run
+        made = OrtSession.over(session, used, device_id(dict(self.provider_options)))
+        if used == CPU:  # others may copy to a device when they first run
             given.release()
-        return replace(made, _external=(given, values))
+        return replace(made, _external=(given, values), _works=partial(self._works, ort, name))
 
     def _prepare_auto(
         self, model: str | bytes, stored: Mapping[str, Array | StoredArray], folder: Path | None
@@ -175,7 +217,7 @@ class OrtEngine(Engine):
         """CUDA, or the CPU with a note that says why not CUDA."""
         try:
             return replace(self, provider="cuda")._prepare(model, stored, folder)
-        except EngineError as error:
+        except (EngineError, DeviceError) as error:
             reason = str(error)
         session = replace(self, provider="cpu")._prepare(model, stored, folder)
         return replace(session, note=f"{session.provider}; {reason}")
@@ -191,17 +233,20 @@ class OrtEngine(Engine):
         if name not in here:
             has = ", ".join(short_name(one) for one in here)
             raise EngineError(f"provider {self.provider!r} is not in the installed ONNX Runtime, which has {has}")
-        if name in _ON_CUDA and (missing := no_cuda()):
+        if name in ON_CUDA and (missing := no_cuda()):
             raise ProviderError(f"provider {self.provider!r} did not load: {missing}")
         return name
 
-    def _options(self, ort: Any) -> Any:
+    def _options(self, ort: Any, name: str) -> Any:
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.add_session_config_entry("session.use_env_allocators", _one_arena(ort))
+        if name in ON_CUDA:
+            options.use_deterministic_compute = True
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[self.optimization])
         for library in self.custom_ops:
             try:
@@ -210,22 +255,27 @@ class OrtEngine(Engine):
                 raise EngineError(f"custom operators {library!r} do not load: {one_line(error)}") from error
         return options
 
-    def _loads(self, ort: Any, name: str) -> bool:
-        """Return True if a provider still loads a model that every provider runs."""
+    def _works(self, ort: Any, name: str) -> bool:
+        """Return True if a provider still runs a model that every provider runs."""
         try:
-            return bool(self._load(ort, smallest_model(), self._options(ort), name).get_providers()[0] == name)
+            session = self._load(ort, smallest_model(), self._options(ort, name), name)
+            session.run(None, {"x": np.zeros(1, np.float32)})
+            return bool(session.get_providers()[0] == name)
         except Exception:
             return False
 
     def _load(self, ort: Any, model: str | bytes, options: Any, name: str) -> Any:
-        if name in _ON_CUDA:
+        given = dict(self.provider_options)
+        if name in ON_CUDA:
+            if name == TENSORRT and arithmetic(name, given)["use_tf32"] == "0":
+                # TensorRT's builder has no option for it here; NVIDIA's libraries read this when they are loaded.
+                os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
             with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
                 ort.preload_dlls()
-        behind = {"TensorrtExecutionProvider": [_CUDA, _CPU], _CPU: []}.get(name, [_CPU])
-        providers = [(name, dict(self.provider_options)), *behind]
+            share_device_arena(ort, device_id(given), int(given.get("gpu_mem_limit", "0")))
         # Its fall-back would print, and run on another provider than the one asked for.
         with released():
-            return ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
+            return ort.InferenceSession(model, options, providers=provider_list(name, given), enable_fallback=0)
 
 
 @cache
@@ -241,9 +291,9 @@ def _one_arena(ort: Any) -> str:
 class OrtSession:
     """A model that ONNX Runtime has loaded.
 
-    `provider` is the one really in use (`CPUExecutionProvider`), `note` the same with the reason where a
-    better one was not taken. `overridable` are initializers that a feed may replace. Outputs that are no
-    tensors (sequences, maps, optionals, packed 4-bit types) are left out of `outputs`.
+    `provider` is the one really in use (`CPUExecutionProvider`), `note` the same with the reason where a better one was
+    not taken, or with its device and where the runtime placed the nodes. `overridable` are initializers that a feed may
+    replace. Outputs that are no tensors (sequences, maps, optionals, packed 4-bit types) are left out of `outputs`.
     """
 
     inputs: tuple[Port, ...]
@@ -257,6 +307,8 @@ class OrtSession:
     _ort: Any = field(repr=False)
     #: The tensors that were given beside the model: the runtime keeps their addresses.
     _external: Any = field(default=(), repr=False)
+    #: Whether the provider still runs any model in this process, asked where a run on a device fails.
+    _works: Callable[[], bool] = field(default=lambda: True, repr=False)
 
     @classmethod
     def over(cls, ort_session: Any, provider: str, device_id: int = 0) -> OrtSession:
@@ -267,7 +319,7 @@ class OrtSession:
             outputs=tuple(port for port in given if port.is_tensor),
             overridable=tuple(_port(arg) for arg in ort_session.get_overridable_initializers()),
             provider=provider,
-            note=provider,
+            note=_note(ort_session, provider, device_id) if provider in ON_CUDA else provider,
             unread={port.name: port.dtype for port in given if not port.is_tensor},
             _device_id=device_id,
             _ort=ort_session,
@@ -286,25 +338,36 @@ class OrtSession:
         types = {port.name: port.dtype for port in (*self.inputs, *self.overridable, *self.outputs)}
         touched = {types[name] for name in (*checked, *wanted)}
         try:
-            on_cuda = self.provider in _ON_CUDA and "string" not in touched
+            on_cuda = self.provider in ON_CUDA and "string" not in touched
             if on_cuda or touched & ONNX_NUMBER.keys():
                 device = ("cuda", self._device_id) if on_cuda else ("cpu", 0)
-                return self._run_bound(checked, wanted, types, device)
+                return self._run_bound(checked, wanted, types, device, feeds)
             with released():
                 return dict(zip(wanted, self._ort.run(wanted, checked), strict=True))
         except Exception as error:
+            on_device = self.provider in ON_CUDA and not out_of_memory(error)
+            if on_device and (ends_process(error) or not self._works()):
+                raise _device_lost(self.provider, error) from error
             raise EngineError(f"ONNX Runtime failed on this batch: {one_line(error)}") from error
 
     def _run_bound(
-        self, feeds: Mapping[str, Array], wanted: list[str], types: Mapping[str, str], device: tuple[str, int]
+        self,
+        feeds: Mapping[str, Array],
+        wanted: list[str],
+        types: Mapping[str, str],
+        device: tuple[str, int],
+        given: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
-        """Run with bound buffers: each input copied to the device once, outputs left there until the end."""
+        """Run with bound buffers: an input that is on the device is taken from there, outputs stay there too."""
         import onnxruntime as ort
 
         binding = self._ort.io_binding()
         optional = {port.name for port in self.overridable}
         for name, array in feeds.items():
-            if types[name] in ONNX_NUMBER:  # numpy's binding has no such type: pass its words
+            source = (given or feeds)[name]
+            if isinstance(source, DeviceArray) and (value := source.value_on(device)) is not None:
+                binding.bind_ortvalue_input(name, value)
+            elif types[name] in ONNX_NUMBER:  # numpy's binding has no such type: pass its words
                 words = array.view(f"u{array.itemsize}")
                 value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(words, ONNX_NUMBER[types[name]])
                 binding.bind_ortvalue_input(name, value)
@@ -316,10 +379,29 @@ class OrtSession:
             binding.bind_output(name, *(("cpu", 0) if types[name] in ONNX_NUMBER else device))
         with released():
             self._ort.run_with_iobinding(binding)
-        found = zip(wanted, binding.get_outputs(), strict=True)
-        return {
-            name: _words(value, types[name]) if types[name] in ONNX_NUMBER else value.numpy() for name, value in found
-        }
+            found = dict(zip(wanted, binding.get_outputs(), strict=True))
+            return {name: _of_host(value, types[name], device) for name, value in found.items()}
+
+
+def _of_host(value: Any, dtype: str, device: tuple[str, int]) -> Array:
+    """Return an output as an array, which keeps its value on the device."""
+    if dtype in ONNX_NUMBER:
+        return _words(value, dtype)
+    return value.numpy() if device[0] == "cpu" else DeviceArray.over(value.numpy(), value, device)
+
+
+def _device_lost(provider: str, error: Exception) -> DeviceError:
+    return DeviceError(
+        f"this process can no longer use its device under {provider}: {one_line(error)}; run again with --workers 1 or "
+        f"more, where the trial that caused it is run again in a process of its own"
+    )
+
+
+def _note(ort_session: Any, provider: str, number: int) -> str:
+    """Return a provider with its device, and where the runtime placed the nodes of a session."""
+    found = devices()
+    name = f" ({found[number]})" if number < len(found) else ""
+    return f"{provider} on device {number}{name}; {placement_text(node_placement(ort_session))}"
 
 
 def _port(arg: Any) -> Port:
@@ -340,20 +422,6 @@ def _words(value: Any, dtype: str) -> Array:
 def short_name(provider: str) -> str:
     """Return a provider's name as it is given on the command line."""
     return provider.lower().removesuffix("executionprovider")
-
-
-def no_cuda() -> str | None:
-    """Why no CUDA device can be used, asked of NVIDIA's driver, once a process; None where there is one."""
-    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        driver = ctypes.CDLL(library)
-    except OSError:
-        return f"no NVIDIA driver found ({library})"
-    count = ctypes.c_int(0)
-    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-    if code or not count.value:
-        return f"the NVIDIA driver finds no device (code {code})"
-    return None
 
 
 def _why_missing(ort: Any, provider: str) -> str:

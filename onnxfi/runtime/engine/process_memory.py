@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import re
 import sys
 from contextlib import suppress
 
 #: glibc's number of the size from which on a block is mapped by itself.
 _MMAP_THRESHOLD = -3
-_MEMORY = re.compile(r"bad.?alloc|failed to allocate|out of memory", re.I)
 
 
 def can_limit_memory() -> bool:
@@ -41,8 +39,3 @@ def memory_held() -> int:
     """Bytes that count against the limit by now."""
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:"))
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Return True if an error means that memory ran out."""
-    return isinstance(error, MemoryError) or _MEMORY.search(str(error)) is not None

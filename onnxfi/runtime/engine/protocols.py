@@ -67,6 +67,26 @@ class Engine:
     thread_safe: ClassVar[bool] = False
 
     @property
+    def in_segments(self) -> bool:
+        """Return whether a campaign may run segments of a model with these settings."""
+        return self.cuts
+
+    @property
+    def arithmetic(self) -> Mapping[str, str]:
+        """Return settings beyond those of a campaign that fix the bits of an answer, by name."""
+        return {}
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """Return the numbers of the devices among which workers are dealt out; none where there are none."""
+        return ()
+
+    @property
+    def device_memory_bytes(self) -> int:
+        """Return the memory of a device that this process may take; 0 where values lie in the host's alone."""
+        return 0
+
+    @property
     def version(self) -> str:
         """Return the runtime and its release; trials of one campaign run on the same one everywhere."""
         return self.name

@@ -22,12 +22,15 @@ from onnxfi.graph.partition.subgraph_model import InputType, SubgraphModel, extr
 from onnxfi.runtime.data.batches import Batch, Feeds
 from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.cooperative_lock import claim
+from onnxfi.runtime.engine.device_array import DeviceArray
 from onnxfi.runtime.engine.model_io import Array, Port, element_type
 from onnxfi.runtime.engine.protocols import Engine, Session
 
 Values = dict[str, Array]
 #: TensorProto's number of each element type.
 NUMBERS = {word.name: number for number, word in DATA_TYPES.items()} | {"string": 8}
+#: Golden activations take this share of a device's memory: one part in so many. Sessions need the rest.
+_DEVICE_SHARE = 4
 
 
 def feed_of(port: Port) -> InputType:
@@ -122,6 +125,11 @@ class GoldenCache:
         Bytes of activations that are kept.
     axes : mapping of str to tuple of int
         The axes of outputs that hold samples.
+
+    Notes
+    -----
+    Where sessions leave their outputs on a device, activations stay there too, up to a quarter of the memory that the
+    process may take of it; others are copied there when they are fed.
     """
 
     def __init__(
@@ -140,6 +148,7 @@ class GoldenCache:
             axes,
         )
         self.kept_bytes = 0
+        self._device_left_bytes = segment_sessions.engine.device_memory_bytes // _DEVICE_SHARE
         self._in_use: dict[int, set[tuple[int, Hashable]]] = {}  # by thread
         self._kept: OrderedDict[tuple[int, Hashable], Array] = OrderedDict()
         self._stream: Iterator[Batch] = iter(())
@@ -233,6 +242,10 @@ class GoldenCache:
                 self.kept_bytes += array.nbytes
             self._kept[k, name] = array
             self._use(k, name)
+            if isinstance(array, DeviceArray):
+                if array.nbytes > self._device_left_bytes:
+                    array.leave_device()
+                self._device_left_bytes -= array.device_bytes
         self._drop_oldest()
 
     def _use(self, k: int, name: Hashable) -> None:
@@ -243,7 +256,9 @@ class GoldenCache:
             if self.kept_bytes <= self.budget_bytes:
                 return
             if not any(key in used for used in self._in_use.values()):
-                self.kept_bytes -= self._kept.pop(key).nbytes
+                array = self._kept.pop(key)
+                self.kept_bytes -= array.nbytes
+                self._device_left_bytes += array.device_bytes if isinstance(array, DeviceArray) else 0
 
     def _fit(self, feeds: Feeds) -> bool:
         ports = self.segment_sessions.ports
