@@ -689,11 +689,10 @@ def test_a_provider_that_loads_no_more_ends_the_campaign(
     )
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     monkeypatch.setattr("onnxfi.runtime.engine.onnx_runtime.no_cuda", lambda: None)
-    monkeypatch.setattr("onnxfi.runtime.engine.onnx_runtime._ON_CUDA", ("CUDAExecutionProvider",))
     monkeypatch.setattr(
         OrtSession,
         "_run_bound",
-        lambda self, feeds, wanted, types, device: (
+        lambda self, feeds, wanted, *rest: (
             ran_on.append(self.provider) or dict(zip(wanted, self._ort.run(wanted, feeds), strict=True))
         ),
     )
