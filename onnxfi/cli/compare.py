@@ -66,7 +66,7 @@ def command(
     onnxfi compare cnn.onnx cnn_int8.onnx --data images.npz --ber 1e-6:1e-3 --figures figures
     """
     from onnxfi.campaign.report.compare import compare
-    from onnxfi.campaign.workers.scheduling import cores
+    from onnxfi.campaign.workers.scheduling import default_workers
     from onnxfi.cli.terminal import print_json, print_line, print_note
     from onnxfi.graph.write.output_file import check_folder
     from onnxfi.graph.write.scratch_folder import scratch_folder
@@ -90,9 +90,10 @@ def command(
 
     with ExitStack() as stack:
         folder = out or stack.enter_context(scratch_folder())
+        base = _sweep(models[0], flags)
         found = compare(
-            [str(m) for m in models], _sweep(models[0], flags), folder,
-            workers=cores() if workers is None else workers, tell=on_start,
+            [str(m) for m in models], base, folder,
+            workers=default_workers(base) if workers is None else workers, tell=on_start,
         )  # fmt: skip
         reports = [version.found for version in found.versions]
         written = [] if figure_folder is None else write_figures(reports, figure_folder)

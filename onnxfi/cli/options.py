@@ -78,7 +78,17 @@ _GROUPS = {
     "Data": ("data", *_DATA_PARAMETERS),
     "Outcomes": ("scores", "tolerance", "due"),
     "Engine": (*_ENGINE_PARAMETERS, "route"),
-    "Execution": ("workers", "timeout_s", "worker_memory", "memory", "scheduler", "local_cluster", "shard", "time_s"),
+    "Execution": (
+        "workers",
+        "timeout_s",
+        "worker_memory",
+        "memory",
+        "memory_device",
+        "scheduler",
+        "local_cluster",
+        "shard",
+        "time_s",
+    ),
 }
 
 

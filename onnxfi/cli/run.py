@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ _MAX_SHARD_LENGTH = 40
     "--workers",
     type=click.IntRange(0),
     metavar="N",
-    help="Worker processes; 0 runs trials in this process (default: one per core).",
+    help="Worker processes; 0 runs trials in this process (default: one per GPU that the provider uses, else one per core).",
 )
 @click.option(
     "--timeout",
@@ -76,10 +77,15 @@ _MAX_SHARD_LENGTH = 40
     show_default=True,
     help="Cache size of each worker process for golden activations and sessions; anything beyond is recomputed.",
 )
+@click.option(
+    "--memory-device",
+    metavar="SIZE",
+    help="Memory of its GPU that each worker may take, with all that it has open (default: any; needs --provider cuda or tensorrt).",
+)
 @click.option("--fresh", is_flag=True, help="Move an existing store to STORE.old and start again.")
 @JSON
 def command(
-    source: Path, out: Path | None, workers: int | None, timeout_s: float | None, worker_memory: str | None, scheduler: str | None, local_cluster: int | None, shard: str | None, fresh: bool, memory: str, as_json: bool, **flags: Any
+    source: Path, out: Path | None, workers: int | None, timeout_s: float | None, worker_memory: str | None, scheduler: str | None, local_cluster: int | None, shard: str | None, fresh: bool, memory: str, memory_device: str | None, as_json: bool, **flags: Any
 ) -> None:  # fmt: skip
     """Run a campaign of many trials on labelled data, into a store that can be resumed, extended and merged.
 
@@ -100,11 +106,14 @@ def command(
         from onnxfi.campaign.report.report import report
         from onnxfi.campaign.run.runner import default_store, run
         from onnxfi.campaign.workers.dask_cluster import cluster
-        from onnxfi.campaign.workers.scheduling import cores
+        from onnxfi.campaign.workers.scheduling import default_workers
         from onnxfi.cli.report import print_report
         from onnxfi.cli.terminal import count, print_json, print_note, progress
 
         campaign = campaign_of(source, flags)
+        if memory_device is not None:
+            limit = f"gpu_mem_limit={parse_size(memory_device, 'memory-device')}"
+            campaign = replace(campaign, provider_option=(*campaign.provider_option, limit))
         if (workers is not None) + (scheduler is not None) + (local_cluster is not None) > 1:
             raise click.UsageError(
                 "--workers, --scheduler and --local-cluster each choose where trials run; give only one of them"
@@ -116,7 +125,7 @@ def command(
                 if scheduler or local_cluster
                 else None
             )
-            n_workers = dask.size() if dask is not None else cores() if workers is None else workers
+            n_workers = dask.size() if dask is not None else default_workers(campaign) if workers is None else workers
             with progress("planning") as on_progress:
                 running = run(
                     campaign, store, workers=n_workers, shard=_shard(shard), fresh=fresh, progress=on_progress, executor=dask,

@@ -58,11 +58,12 @@ def prove(
             unseen.append(target.id)
     if seen is not None:
         return {"seen": seen, "unseen": unseen, "routes": routes}
-    output = executor.opened.output
+    output, fixed = executor.opened.output, executor.opened.campaign.open_engine().arithmetic
+    ran = f" ({executor.opened.provider} ran with {', '.join(map('='.join, fixed.items()))})" if fixed else ""
     raise CampaignError(
         f"no canary was seen: all exponent bits set in {', '.join(unseen[:5])} changed nothing in "
         f"{f'output {output!r}' if output else 'the outputs'}, so faults there cannot either; "
-        f"select other targets, or score another --output"
+        f"select other targets, or score another --output{ran}"
     )
 
 
@@ -105,7 +106,8 @@ def held(target: Target, seen: bool, blind: bool) -> bool:
     if seen and blind:
         raise RouteError(
             f"a canary in {target.id!r} is seen by the whole model, and not by the shorter route of faults there; "
-            f"run the campaign with --route full"
+            f"run the campaign with --route full; on a device, leave out options that let kernels differ between "
+            f"sessions (--provider-option cudnn_conv_algo_search, use_tf32)"
         )
     return seen
 

@@ -9,6 +9,7 @@ from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.plan.open_model import served
 from onnxfi.errors import CampaignError, EngineError
 from onnxfi.graph.dataflow.random_nodes import find_random_node
+from onnxfi.runtime.engine.cuda import same_bits_remedy
 from onnxfi.runtime.engine.model_io import Array, same_bytes
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.tasks.evaluation import does_not_run
@@ -61,8 +62,8 @@ class GoldenRuns:
         self._session = None
         if not same_bytes(first, second):
             raise CampaignError(
-                "two golden runs differ, so no effect of a fault could be distinguished from chance; use --threads 1 "
-                "or another --provider"
+                f"two golden runs differ, so no effect of a fault could be distinguished from chance; "
+                f"{same_bits_remedy(opened.campaign.open_engine().arithmetic)}"
             )
         return self._kept(opened.golden(first)), golden_s
 
@@ -113,9 +114,9 @@ class GoldenRuns:
         again = self.opened.scores(session, batches=1).reshape(-1)
         if not same_bytes(again, scores.reshape(-1)[: len(again)]):
             raise CampaignError(
-                "two golden runs differ, in one session, so no effect of a fault could be distinguished from chance: "
-                "an operator draws "
-                "random numbers or keeps a state, or use --threads 1, or another --provider"
+                f"two golden runs differ, in one session, so no effect of a fault could be distinguished from chance: "
+                f"an operator draws random numbers or keeps a state; otherwise "
+                f"{same_bits_remedy(self.opened.campaign.open_engine().arithmetic)}"
             )
 
 

@@ -46,6 +46,7 @@ from onnxfi.graph.model.loading import Model
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.graph.write.output_file import check_output_files
 from onnxfi.runtime.data.npz import memory_bytes
+from onnxfi.runtime.engine.cuda import PLACE_OPTIONS
 from onnxfi.runtime.engine.process_memory import can_limit_memory
 from onnxfi.tasks.outcomes import GoldenRun, judge
 from onnxfi.tasks.registry import expected_task, missing, remark
@@ -252,6 +253,10 @@ def identity(opened: OpenCampaign, plan: Plan) -> dict[str, Any]:
     }  # fmt: skip
     if plan.listed is not None:
         kept["faults"] = _sha256(plan.listed.path)
+    if fixed := opened.campaign.open_engine().arithmetic:  # and where in the machine that is changes no answer
+        places = tuple(f"{name}=" for name in PLACE_OPTIONS)
+        options = kept.pop("provider_option")
+        kept |= {"arithmetic": dict(fixed), "provider_option": [o for o in options if not o.startswith(places)]}
     kept["custom_ops"] = [_sha256(file) for file in opened.campaign.custom_ops]
     return kept | {"strata": [group.label for group in plan.groups]}
 
@@ -263,7 +268,9 @@ def _sha256(file: str | Path) -> str:
 
 def _environment(store: Store, opened: OpenCampaign) -> dict[str, str]:
     """On what the trials run, and beside it on what those ran that are there already, where that was something else."""
-    now = versions(opened.campaign.open_engine()) | {"machine": platform.machine(), "provider": opened.provider}
+    engine = opened.campaign.open_engine()
+    now = versions(engine) | {"machine": platform.machine(), "provider": opened.provider}
+    now |= {"device": opened.note} if engine.arithmetic else {}
     before = store.get("environment") if store.count("results") else None
     known = {name: str((before or {}).get(name, value)).split(" and ") for name, value in now.items()}
     return {name: " and ".join(dict.fromkeys([*known[name], value])) for name, value in now.items()}

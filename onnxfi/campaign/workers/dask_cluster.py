@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import importlib.util
 import logging
+import multiprocessing
 import os
 import threading
 import time
@@ -23,10 +24,10 @@ from typing import Any
 
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.workers.dask_workers import NONE_LEFT, started
-from onnxfi.campaign.workers.process_pool import begin
+from onnxfi.campaign.workers.process_pool import DEVICE_EXIT, begin
 from onnxfi.campaign.workers.scheduling import WorkerDied, versions
 from onnxfi.campaign.workers.worker import WorkerSetup
-from onnxfi.errors import CampaignError, InputError, OnnxfiError, OutputError
+from onnxfi.errors import CampaignError, DeviceError, InputError, OnnxfiError, OutputError
 from onnxfi.runtime.engine.protocols import Engine, smallest_model
 
 _LOG = logging.getLogger(__name__)
@@ -250,6 +251,10 @@ def _run_on_worker(fn: Callable[..., Any], files_digest: str | None, setup: Work
     with _ONE_AT_A_TIME:
         try:
             return fn(replace(setup, campaign=campaign), *args)
+        except DeviceError as error:
+            if multiprocessing.parent_process() is not None:  # its nanny starts another
+                os._exit(DEVICE_EXIT)
+            raise CampaignError(f"worker {worker.address}: {error}; start it with a nanny") from None
         except OnnxfiError as error:
             raise CampaignError(f"worker {worker.address}: {error}") from None
 

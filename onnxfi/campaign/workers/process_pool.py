@@ -19,7 +19,12 @@ from itertools import count
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+from onnxfi.errors import DeviceError
 from onnxfi.graph.write.scratch_folder import remove_abandoned
+from onnxfi.runtime.engine.cuda import WORKER_NUMBER
+
+#: How a worker process ends that can no longer use its device.
+DEVICE_EXIT = 70
 
 
 def begin() -> None:
@@ -60,7 +65,7 @@ def _held_back() -> Iterator[None]:
 
 
 def _serve(pipe: Any) -> None:
-    """Run the tasks of a worker process; the first message is the number of threads that run them."""
+    """Run the tasks of a worker process; the first message is how many threads run them, and its own number."""
     atexit.register(os._exit, 0)  # what a worker holds goes with its process, not object by object, which takes longer
     begin()
     import onnxfi.campaign.workers.worker  # noqa: F401 (what it is started for)
@@ -71,14 +76,19 @@ def _serve(pipe: Any) -> None:
         try:
             call, given, named = ForkingPickler.loads(request)
             answer = _packed(call(*given, **named), None)
+        except DeviceError:  # nothing that this process runs later would have an answer
+            os._exit(DEVICE_EXIT)
         except BaseException as error:
             answer = _serialised_error(error)
         with speaking:
             pipe.send((number, answer))
 
-    with suppress(EOFError), ThreadPoolExecutor(pipe.recv()) as threads:
-        while (request := pipe.recv()) is not None:
-            threads.submit(do, *request)
+    with suppress(EOFError):
+        many, number = pipe.recv()
+        os.environ[WORKER_NUMBER] = str(number)
+        with ThreadPoolExecutor(many) as threads:
+            while (request := pipe.recv()) is not None:
+                threads.submit(do, *request)
 
 
 def _packed(found: Any, error: BaseException | None) -> bytes:
@@ -210,7 +220,7 @@ class ProcessPool(Executor):
         worker = _spare.pop() if _spare else _Worker.start()
         worker.threads_per_process = self._to_start.popleft()
         with suppress(OSError):  # as below
-            worker.pipe.send(worker.threads_per_process)
+            worker.pipe.send((worker.threads_per_process, len(self._workers)))
         self._workers.append(worker)
         self._listeners.append(threading.Thread(target=self._listen, args=(worker,), daemon=True))
         self._listeners[-1].start()

@@ -19,7 +19,7 @@ from onnxfi.campaign.execute import canary
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.workers.process_pool import ProcessPool, WorkerExited
+from onnxfi.campaign.workers.process_pool import DEVICE_EXIT, ProcessPool, WorkerExited
 from onnxfi.campaign.workers.task_batches import PendingTrial
 from onnxfi.campaign.workers.worker import WATCH_EXIT, Results, WorkerSetup, notices, shown, work
 from onnxfi.errors import CampaignError
@@ -55,6 +55,11 @@ def versions(engine: Engine) -> dict[str, str]:
 def cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_workers(campaign: Campaign) -> int:
+    """Return the number of workers where nobody says one: a worker for each device, else for each core."""
+    return len(campaign.open_engine().devices) or cores()
 
 
 def threads_per_process(campaign: Campaign, limit_bytes: int | None, executor: TrialExecutor | None = None) -> int:
@@ -248,12 +253,17 @@ def _ready(setup: WorkerSetup, make_pool: Callable[[int], Executor]) -> Executor
         pool = make_pool(1)
         try:
             pool.submit(work, setup, []).result()
-        except WorkerDied:  # perhaps of a trial that still ran in_worker
+        except WorkerDied:  # perhaps of a trial that still ran there
             continue
-        except BrokenExecutor:
+        except BrokenExecutor as error:
+            if isinstance(error, WorkerExited) and error.exit_code == DEVICE_EXIT:
+                raise CampaignError(
+                    "a worker process that starts anew cannot use its device: it is lost, or another program holds it; "
+                    "nvidia-smi shows its state, and the same command resumes the campaign on another device"
+                ) from None
             break
         return pool
     raise CampaignError(
-        "a worker process dies before its first trial: in_worker is no memory for it (use fewer workers, or raise "
+        "a worker process dies before its first trial: there is no memory for it (use fewer workers, or raise "
         "--worker-memory), or the program that uses workers lacks its `if __name__ == '__main__':`"
     )

@@ -22,9 +22,10 @@ from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.workers.task_batches import PendingTrial
-from onnxfi.errors import CampaignError, EngineError, ProviderError
+from onnxfi.errors import CampaignError, DeviceError, EngineError, ProviderError
 from onnxfi.faults.faultlist import Header
 from onnxfi.runtime.engine.cooperative_lock import CooperativeLock, claim
+from onnxfi.runtime.engine.cuda import same_bits_remedy
 from onnxfi.runtime.engine.device_errors import out_of_memory
 from onnxfi.runtime.engine.process_memory import limit_memory, memory_held
 from onnxfi.tasks.outcomes import GoldenRun, Judgement
@@ -81,6 +82,8 @@ def _together(
     begun = time.perf_counter()
     try:
         found = executor.together(header, golden, [lines.splitlines() for _, lines in tasks]) if len(tasks) > 1 else {}
+    except DeviceError:
+        raise
     except Exception:  # each alone then shows which trial it is
         return {}
     seconds = (time.perf_counter() - begun) / max(1, len(found))
@@ -92,7 +95,7 @@ def _one(executor: TrialExecutor, golden: GoldenRun, header: Header, task: Pendi
     begun = time.perf_counter()
     try:
         found = executor.trial(header, golden, lines.splitlines())
-    except ProviderError:  # nor would the next trial have one
+    except (ProviderError, DeviceError):  # nor would the next trial have one
         raise
     except Exception:  # a harness error is no outcome
         return Result(trial, "", None, {}, time.perf_counter() - begun, error=traceback.format_exc(limit=20))
@@ -146,8 +149,9 @@ def _open(setup: WorkerSetup) -> tuple[TrialExecutor, GoldenRun, Header]:
         golden = executor.golden_runs.run_again()
     if digest(golden) != setup.golden:
         raise CampaignError(
-            "the golden run of a worker differs, so no effect of a fault could be distinguished from chance: two "
-            "golden runs differ (use --threads 1, or another --provider), or its runtime or machine is not the same"
+            f"the golden run of a worker differs, so no effect of a fault could be distinguished from chance: its "
+            f"runtime, machine or device is not the same, or two golden runs differ "
+            f"({same_bits_remedy(setup.campaign.open_engine().arithmetic)})"
         )
     executor.golden_runs.keep(golden)
     return executor, golden, header

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -38,6 +39,8 @@ _REFUSED = {
     "trt_engine_cache_enable": _FOUND_AGAIN,
     "trt_dump_ep_context_model": _FOUND_AGAIN,
 }
+#: The variable in which a worker process has its number among those of its pool, from 0.
+WORKER_NUMBER = "ONNXFI_WORKER_NUMBER"
 #: The driver's numbers of the compute capability of a device.
 _MAJOR, _MINOR = 75, 76
 #: Operators on the CPU that are named.
@@ -87,9 +90,47 @@ def arithmetic(provider: str, options: Mapping[str, str]) -> dict[str, str]:
     return {"use_deterministic_compute": "1"} | _FIXED | given
 
 
+def same_bits_remedy(fixed: Mapping[str, str]) -> str:
+    """Return what to do where fault-free runs differ; `fixed` is the `arithmetic` of a session.
+
+    >>> same_bits_remedy({})
+    'use --threads 1 or another --provider'
+    >>> same_bits_remedy(arithmetic(CUDA, {"use_tf32": "1"}))
+    'leave --provider-option use_tf32=1 out, which lets kernels of the device differ, or use --provider cpu'
+    """
+    if not fixed:
+        return "use --threads 1 or another --provider"
+    given = [f"{name}={value}" for name, value in fixed.items() if name in _FIXED and value != _FIXED[name]]
+    if given:
+        return (
+            f"leave --provider-option {', '.join(given)} out, which lets kernels of the device differ, or use "
+            f"--provider cpu"
+        )
+    return (
+        f"the device ran with {', '.join(f'{name}={value}' for name, value in fixed.items())}, so an operator has no "
+        f"kernel that adds in one order, or TensorRT chose other kernels when it built again (--provider-option "
+        f"trt_timing_cache_enable=1); use --provider cpu"
+    )
+
+
+#: Options that say where a session runs, and not what it computes.
+PLACE_OPTIONS = ("device_id", "gpu_mem_limit", "arena_extend_strategy")
+
+
 def device_id(options: Mapping[str, str]) -> int:
     """Return the number of the device that these options name."""
     return int(options.get("device_id", "0"))
+
+
+def with_device(options: Mapping[str, str]) -> dict[str, str]:
+    """Return the options with the device of this process: workers take the devices in turn, unless one is named.
+
+    >>> with_device({"device_id": "3"})
+    {'device_id': '3'}
+    """
+    if "device_id" in options or WORKER_NUMBER not in os.environ:
+        return dict(options)
+    return {**options, "device_id": str(int(os.environ[WORKER_NUMBER]) % max(1, len(devices())))}
 
 
 @cache

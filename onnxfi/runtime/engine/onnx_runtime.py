@@ -35,6 +35,7 @@ from onnxfi.runtime.engine.cuda import (
     placement_text,
     provider_list,
     share_device_arena,
+    with_device,
 )
 from onnxfi.runtime.engine.device_array import DeviceArray
 from onnxfi.runtime.engine.device_errors import ends_process, out_of_memory
@@ -131,8 +132,8 @@ class OrtEngine(Engine):
 
     @property
     def devices(self) -> tuple[int, ...]:
-        """Return the devices that workers may use: the one that is named, or all; none for a provider without."""
-        if not self.arithmetic:
+        """Return the devices that workers take in turn: the one that is named, or all; none for another provider."""
+        if short_name(self.provider) != "auto" and not self.arithmetic:
             return ()
         given = dict(self.provider_options)
         return (device_id(given),) if "device_id" in given else tuple(range(len(devices())))
@@ -140,9 +141,10 @@ class OrtEngine(Engine):
     @property
     def device_memory_bytes(self) -> int:
         """Return the memory of a device that this process may take; 0 without one."""
-        options, found = dict(self.provider_options), devices() if self.arithmetic else ()
-        limits = [int(options["gpu_mem_limit"])] if "gpu_mem_limit" in options else []
-        return min([*limits, found[device_id(options)].memory_bytes]) if device_id(options) < len(found) else 0
+        options, found = with_device(dict(self.provider_options)), devices() if self.arithmetic else ()
+        if device_id(options) >= len(found):
+            return 0
+        return min(int(options.get("gpu_mem_limit", 1 << 62)), found[device_id(options)].memory_bytes)
 
     @property
     def version(self) -> str:
@@ -206,7 +208,7 @@ class OrtEngine(Engine):
         _LOG.info("session under %s, optimization %s, threads %d", used, self.optimization, self.threads)
         if used != name:
             raise ProviderError(f"provider {self.provider!r} did not load: {_why_missing(ort, name)}")
-        made = OrtSession.over(session, used, device_id(dict(self.provider_options)))
+        made = OrtSession.over(session, used, device_id(self._on_device(used)))
         if used == CPU:  # others may copy to a device when they first run
             given.release()
         return replace(made, _external=(given, values), _works=partial(self._works, ort, name))
@@ -255,6 +257,11 @@ class OrtEngine(Engine):
                 raise EngineError(f"custom operators {library!r} do not load: {one_line(error)}") from error
         return options
 
+    def _on_device(self, name: str) -> dict[str, str]:
+        """Return the options of a provider, with the device that this process takes."""
+        given = dict(self.provider_options)
+        return with_device(given) if name in ON_CUDA else given
+
     def _works(self, ort: Any, name: str) -> bool:
         """Return True if a provider still runs a model that every provider runs."""
         try:
@@ -265,7 +272,7 @@ class OrtEngine(Engine):
             return False
 
     def _load(self, ort: Any, model: str | bytes, options: Any, name: str) -> Any:
-        given = dict(self.provider_options)
+        given = self._on_device(name)
         if name in ON_CUDA:
             if name == TENSORRT and arithmetic(name, given)["use_tf32"] == "0":
                 # TensorRT's builder has no option for it here; NVIDIA's libraries read this when they are loaded.

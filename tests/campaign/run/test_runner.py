@@ -378,7 +378,7 @@ def test_a_trial_that_hangs_is_ended_and_told(here: Path, monkeypatch: pytest.Mo
 def test_workers_that_cannot_work_end_the_run_and_are_no_outcome(here: Path) -> None:
     for begin, message in (
         ("os.kill(os.getpid(), signal.SIGKILL)", "a worker process dies before its first trial"),
-        ("arrays['x'] = arrays['x'] + 1", "a worker has another golden run"),
+        ("arrays['x'] = arrays['x'] + 1", "the golden run of a worker differs"),
         ("raise ValueError('no data here')", "no data here"),
     ):
         with pytest.raises((CampaignError, DataError), match=message):

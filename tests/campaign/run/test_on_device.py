@@ -1,0 +1,153 @@
+"""Campaigns on a simulated NVIDIA device: the CPU's answers, what is recorded, lost devices, workers on devices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from simulated_cuda import Simulation, environment, install
+from tiny_campaigns import mlp, samples
+
+from onnxfi.campaign.results.rows import Result
+from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.run.runner import run
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.workers.scheduling import default_workers
+from onnxfi.errors import CampaignError, DeviceError, StoreError
+
+Device = Callable[..., Simulation]
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    """A function that puts a simulated device in place, here and in worker processes."""
+
+    def placed(**given: Any) -> Simulation:
+        simulation = Simulation(**given)
+        for name, value in environment(simulation).items():
+            monkeypatch.setenv(name, value)
+        return install(simulation, monkeypatch.setattr)
+
+    return placed
+
+
+def campaign(folder: Path, **given: Any) -> Campaign:
+    if not (folder / "m.onnx").exists():
+        mlp(folder)
+        samples(folder)
+    given = {"provider": "cuda", "single": True, "trials": 12, "batch": 4} | given
+    return Campaign(str(folder / "m.onnx"), str(folder / "d.npz"), **given)
+
+
+def ran(campaign: Campaign, store: Path, workers: int = 0) -> list[Result]:
+    return sorted(run(campaign, store, workers=workers), key=lambda result: result.trial)
+
+
+def told(results: list[Result]) -> list[tuple[object, ...]]:
+    return [(r.trial, r.outcome, r.cause, r.metrics) for r in results]
+
+
+def kept(store: Path, name: str) -> Any:
+    with Store.open(store) as opened:
+        return opened.get(name)
+
+
+def events(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("target", ["weights", "activations"])
+@pytest.mark.parametrize("route", ["auto", "full"])
+def test_a_device_that_rounds_as_the_cpu_has_its_outcomes(
+    target: str, route: str, device: Device, tmp_path: Path
+) -> None:
+    simulation = device()
+    asked = {"target": target, "route": route}
+    on_device = ran(campaign(tmp_path, **asked), tmp_path / "cuda.db")
+    assert simulation.count("run")
+    assert told(on_device) == told(ran(campaign(tmp_path, provider="cpu", **asked), tmp_path / "cpu.db"))
+    assert not {str(result.route) for result in on_device} & {"channel-delta"}
+
+
+def test_golden_activations_go_on_without_the_host(device: Device, tmp_path: Path) -> None:
+    simulation = device()
+    ran(campaign(tmp_path, include="w2"), tmp_path / "s.db")
+    assert simulation.count("stayed") > simulation.count("upload")
+
+
+def test_what_fixes_the_bits_is_in_the_store_and_in_the_identity(device: Device, tmp_path: Path) -> None:
+    device(devices=2)
+    store = tmp_path / "s.db"
+    ran(campaign(tmp_path), store)
+    assert kept(store, "identity")["arithmetic"] == {
+        "use_deterministic_compute": "1", "cudnn_conv_algo_search": "HEURISTIC", "cudnn_conv_use_max_workspace": "0",
+        "use_tf32": "0",
+    }  # fmt: skip
+    assert "Simulated 0" in kept(store, "environment")["device"]
+    assert "on CUDAExecutionProvider" in kept(store, "environment")["device"]
+    ran(campaign(tmp_path, provider_option=("device_id=1", "gpu_mem_limit=1000000000")), store)
+    with pytest.raises(StoreError):
+        ran(campaign(tmp_path, provider_option="use_tf32=1"), store)
+
+
+@pytest.mark.parametrize("option", ["cudnn_conv_algo_search=EXHAUSTIVE"])
+def test_golden_runs_that_differ_name_the_option(option: str, device: Device, tmp_path: Path) -> None:
+    device()
+    with pytest.raises(CampaignError, match=f"leave --provider-option {option} out"):
+        ran(campaign(tmp_path, provider_option=option, route="full"), tmp_path / "s.db")
+
+
+def test_tensorrt_runs_whole_models(device: Device, tmp_path: Path) -> None:
+    device()
+    for target in ("weights", "activations"):
+        found = ran(campaign(tmp_path, provider="tensorrt", trials=3, target=target), tmp_path / f"{target}.db")
+        assert {str(result.route) for result in found} <= {"full", "None"}
+
+
+def test_a_lost_device_ends_a_campaign_without_workers(device: Device, tmp_path: Path) -> None:
+    device(sticky_nonfinite=True)
+    with pytest.raises(DeviceError, match="--workers 1"):
+        ran(campaign(tmp_path, bits="30", trials=40), tmp_path / "s.db")
+
+
+def test_a_worker_that_loses_its_device_is_no_outcome(device: Device, tmp_path: Path) -> None:
+    """One error, whose trial is run again in a process of its own: every trial has the outcome that it has without."""
+    once, log = tmp_path / "once", tmp_path / "log"
+    device(single_error_file=str(once), log=str(log))
+    whole = told(ran(campaign(tmp_path), tmp_path / "whole.db"))
+
+    running = run(campaign(tmp_path), tmp_path / "s.db", workers=2)
+    once.touch()
+    found = sorted(running, key=lambda result: result.trial)
+    assert not once.exists(), "the error came"
+    assert told(found) == whole
+
+
+def test_two_devices_have_a_worker_each(device: Device, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    device(devices=2, log=str(log))
+    asked = campaign(tmp_path, trials=40)
+    assert default_workers(asked) == 2
+    found = told(ran(asked, tmp_path / "s.db", workers=default_workers(asked)))
+    by_process: dict[int, set[int]] = {}
+    for event in events(log):
+        if event["what"] == "run":
+            by_process.setdefault(event["pid"], set()).add(event["device"])
+    assert all(len(used) == 1 for used in by_process.values())
+    assert set.union(*by_process.values()) == {0, 1}
+    assert found == told(ran(campaign(tmp_path, provider="cpu", trials=40), tmp_path / "cpu.db"))
+    assert default_workers(campaign(tmp_path, provider_option="device_id=1")) == 1
+
+
+def test_workers_that_cannot_use_their_device_say_so(device: Device, tmp_path: Path) -> None:
+    device()
+    running = campaign(tmp_path)
+    simulation = Simulation(dead=(0,))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(simulation).items():
+            patch.setenv(name, value)
+        with pytest.raises(CampaignError, match="cannot use its device"):
+            ran(running, tmp_path / "s.db", workers=1)
