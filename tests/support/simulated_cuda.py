@@ -237,6 +237,25 @@ class _Driver:
         size._obj.value = min(self._simulation.memory_bytes, 1 << 40)
         return 0
 
+    def cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> int:
+        return 0
+
+    def cuCtxSetCurrent(self, context: Any) -> int:
+        return 0
+
+    def cuModuleLoadData(self, module: Any, image: Any) -> int:
+        return 0
+
+    def cuModuleGetFunction(self, function: Any, module: Any, name: Any) -> int:
+        return 0
+
+    def cuLaunchKernel(self, *given: Any) -> int:
+        self._simulation.lost = True  # the one kernel that anybody launches here writes where it must not
+        return 0
+
+    def cuCtxSynchronize(self) -> int:
+        return 700 if self._simulation.lost else 0
+
     def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:
         value._obj.value = {75: 9, 76: 0}[attribute]
         return 0
@@ -254,7 +273,9 @@ def install(simulation: Simulation, patch: Any = setattr) -> Simulation:
     _REAL["simulation"] = simulation
 
     def registered(provider: str, info: Any, options: Any, arena: Any) -> None:
-        simulation.arenas[simulation.count("arena")] = arena.max_mem
+        if info.device_id in simulation.arenas:
+            raise RuntimeError("An allocator for this device has already been registered")
+        simulation.arenas[info.device_id] = arena.max_mem
         simulation.note(what="arena", bytes=arena.max_mem)
 
     def found(name: Any, *rest: Any, **more: Any) -> Any:
