@@ -46,7 +46,7 @@ from onnxfi.graph.model.loading import Model
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.graph.write.output_file import check_output_files
 from onnxfi.runtime.data.npz import memory_bytes
-from onnxfi.runtime.engine.cuda import PLACE_OPTIONS
+from onnxfi.runtime.engine.cuda import is_place
 from onnxfi.runtime.engine.process_memory import can_limit_memory
 from onnxfi.tasks.outcomes import GoldenRun, judge
 from onnxfi.tasks.registry import expected_task, missing, remark
@@ -254,9 +254,8 @@ def identity(opened: OpenCampaign, plan: Plan) -> dict[str, Any]:
     if plan.listed is not None:
         kept["faults"] = _sha256(plan.listed.path)
     if fixed := opened.campaign.open_engine().arithmetic:  # and where in the machine that is changes no answer
-        places = tuple(f"{name}=" for name in PLACE_OPTIONS)
-        options = kept.pop("provider_option")
-        kept |= {"arithmetic": dict(fixed), "provider_option": [o for o in options if not o.startswith(places)]}
+        options = [option for option in kept.pop("provider_option") if not is_place(option.partition("=")[0])]
+        kept |= {"arithmetic": dict(fixed), "provider_option": options}
     kept["custom_ops"] = [_sha256(file) for file in opened.campaign.custom_ops]
     return kept | {"strata": [group.label for group in plan.groups]}
 

@@ -87,6 +87,7 @@ def arithmetic(provider: str, options: Mapping[str, str]) -> dict[str, str]:
     if provider not in ON_CUDA:
         return {}
     given = {key: value for key, value in options.items() if key in _FIXED or key.startswith("trt_")}
+    given = {key: value for key, value in given.items() if not is_place(key)}
     return {"use_deterministic_compute": "1"} | _FIXED | given
 
 
@@ -113,8 +114,13 @@ def same_bits_remedy(fixed: Mapping[str, str]) -> str:
     )
 
 
-#: Options that say where a session runs, and not what it computes.
-PLACE_OPTIONS = ("device_id", "gpu_mem_limit", "arena_extend_strategy")
+def is_place(option: str) -> bool:
+    """Return True for an option that says where a session runs or keeps files, and not what it computes.
+
+    >>> is_place("device_id"), is_place("trt_timing_cache_path"), is_place("use_tf32")
+    (True, True, False)
+    """
+    return option in ("device_id", "gpu_mem_limit", "arena_extend_strategy") or option.endswith("_path")
 
 
 def device_id(options: Mapping[str, str]) -> int:

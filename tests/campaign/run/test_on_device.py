@@ -78,6 +78,52 @@ def test_golden_activations_go_on_without_the_host(device: Device, tmp_path: Pat
     assert simulation.count("stayed") > simulation.count("upload")
 
 
+def test_golden_activations_leave_a_device_that_is_small(device: Device, tmp_path: Path) -> None:
+    """A quarter of 400 bytes holds an activation or two of 4 samples; outcomes are the same."""
+    simulation = device(memory_bytes=400)
+    found = ran(campaign(tmp_path, include="w2", trials=6), tmp_path / "s.db")
+    little = simulation.count("stayed")
+    simulation = device()
+    assert told(found) == told(ran(campaign(tmp_path, include="w2", trials=6), tmp_path / "t.db"))
+    assert little < simulation.count("stayed")
+
+
+def test_the_memory_of_a_device_is_limited_by_a_flag(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
+    simulation = device()
+    asked = campaign(tmp_path)
+    words = (
+        "run",
+        asked.model,
+        "--data",
+        asked.data,
+        "--single",
+        "--trials",
+        2,
+        "--workers",
+        0,
+        "-o",
+        tmp_path / "s.db",
+    )
+    told = run(*words, "--provider", "cuda", "--memory-device", "1GB")
+    assert told.code == 0, told.err
+    assert [event["bytes"] for event in simulation.events if event["what"] == "arena"] == [10**9]
+    told = run(*words, "--fresh", "--memory-device", "1GB")
+    assert told.code == 2 and "provider 'auto' takes no options" in told.err
+
+
+def test_a_lost_device_is_one_line_on_the_terminal(device: Device, tmp_path: Path, run: Any) -> None:
+    device(sticky_nonfinite=True)
+    asked = campaign(tmp_path)
+    told = run(
+        "run", asked.model, "--data", asked.data, "--single", "--trials", 60, "--bits", "30", "--provider", "cuda",
+        "--workers", 0, "-o", tmp_path / "s.db",
+    )  # fmt: skip
+    assert told.code == 2
+    assert "can no longer use its device" in told.err.splitlines()[-1] and "--workers 1" in told.err
+
+
 def test_what_fixes_the_bits_is_in_the_store_and_in_the_identity(device: Device, tmp_path: Path) -> None:
     device(devices=2)
     store = tmp_path / "s.db"

@@ -68,6 +68,7 @@ def test_what_fixes_the_bits_is_told(device: Device) -> None:
         "use_tf32": "1",
     }  # fmt: skip
     assert engine("tensorrt", trt_fp16_enable="1").arithmetic["trt_fp16_enable"] == "1"
+    assert "trt_timing_cache_path" not in engine("tensorrt", trt_timing_cache_path="here").arithmetic
     assert OrtEngine(provider="cpu").arithmetic == {}
 
 
