@@ -18,6 +18,7 @@ from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Mask, Word
 from onnxfi.graph.model.graph_index import all_nodes
 from onnxfi.graph.partition.route import Route
+from onnxfi.runtime.engine.cuda import same_bits_remedy
 from onnxfi.runtime.engine.model_io import same_bytes
 
 #: Elements of a tensor that the canary sets, at most.
@@ -58,19 +59,25 @@ def prove(
             unseen.append(target.id)
     if seen is not None:
         return {"seen": seen, "unseen": unseen, "routes": routes}
-    output, fixed = executor.opened.output, executor.opened.campaign.open_engine().arithmetic
-    ran = f" ({executor.opened.provider} ran with {', '.join(map('='.join, fixed.items()))})" if fixed else ""
+    output = executor.opened.output
     raise CampaignError(
         f"no canary was seen: all exponent bits set in {', '.join(unseen[:5])} changed nothing in "
         f"{f'output {output!r}' if output else 'the outputs'}, so faults there cannot either; "
-        f"select other targets, or score another --output{ran}"
+        f"select other targets, or score another --output{_ran_with(executor)}"
     )
+
+
+def _ran_with(executor: TrialExecutor) -> str:
+    """Return the options of a device under which the canary ran, and what to do with them; nothing without one."""
+    fixed = executor.opened.campaign.open_engine().arithmetic
+    ran = f"{executor.opened.provider} ran with {', '.join(map('='.join, fixed.items()))}"
+    return f"; {ran}: {same_bits_remedy(fixed)}" if fixed else ""
 
 
 def notices(executor: TrialExecutor, target: Target) -> bool:
     """Return whether a canary changes an answer; RouteError where a shorter route does not show it."""
     seen = changes(executor, target)
-    return held(target, seen, seen and not shown(executor, target))
+    return held(executor, target, seen, seen and not shown(executor, target))
 
 
 def changes(executor: TrialExecutor, target: Target) -> bool:
@@ -101,13 +108,12 @@ def shown(executor: TrialExecutor, target: Target) -> bool:
         return True
 
 
-def held(target: Target, seen: bool, blind: bool) -> bool:
+def held(executor: TrialExecutor, target: Target, seen: bool, blind: bool) -> bool:
     """Return whether a canary was `seen`; RouteError where it was, and the route is `blind` to it."""
     if seen and blind:
         raise RouteError(
             f"a canary in {target.id!r} is seen by the whole model, and not by the shorter route of faults there; "
-            f"run the campaign with --route full; on a device, leave out options that let kernels differ between "
-            f"sessions (--provider-option cudnn_conv_algo_search, use_tf32)"
+            f"run the campaign with --route full{_ran_with(executor)}"
         )
     return seen
 

@@ -119,7 +119,7 @@ def canary_check(
                 seen = canary.changes(executor, target)
                 executor.close()
                 answer = answer or in_worker(pool, setup, target)
-                return canary.held(target, seen, seen and not answer.result())
+                return canary.held(executor, target, seen, seen and not answer.result())
         return canary.notices(executor, target)
 
     return check

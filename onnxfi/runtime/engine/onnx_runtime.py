@@ -133,7 +133,11 @@ class OrtEngine(Engine):
     @property
     def devices(self) -> tuple[int, ...]:
         """Return the devices that workers take in turn: the one that is named, or all; none for another provider."""
-        if short_name(self.provider) != "auto" and not self.arithmetic:
+        if short_name(self.provider) == "auto":  # a driver alone makes no provider: its libraries may be missing
+            on_device = bool(devices()) and self.prepare(smallest_model()).provider in ON_CUDA
+        else:
+            on_device = bool(self.arithmetic)
+        if not on_device:
             return ()
         given = dict(self.provider_options)
         return (device_id(given),) if "device_id" in given else tuple(range(len(devices())))
@@ -399,8 +403,8 @@ def _of_host(value: Any, dtype: str, device: tuple[str, int]) -> Array:
 
 def _device_lost(provider: str, error: Exception) -> DeviceError:
     return DeviceError(
-        f"this process can no longer use its device under {provider}: {one_line(error)}; run again with --workers 1 or "
-        f"more, where the trial that caused it is run again in a process of its own"
+        f"this process can no longer use its device under {provider}: {one_line(error)}; with --workers 1 or more "
+        f"the trial that causes it is run again in a process of its own"
     )
 
 

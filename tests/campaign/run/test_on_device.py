@@ -15,8 +15,8 @@ from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.workers.scheduling import default_workers
-from onnxfi.errors import CampaignError, DeviceError, StoreError
+from onnxfi.campaign.workers.scheduling import cores, default_workers
+from onnxfi.errors import CampaignError, DeviceError, RouteError, StoreError
 
 Device = Callable[..., Simulation]
 
@@ -188,6 +188,14 @@ def test_two_devices_have_a_worker_each(device: Device, tmp_path: Path) -> None:
     assert default_workers(campaign(tmp_path, provider_option="device_id=1")) == 1
 
 
+def test_workers_by_default_are_cores_where_no_device_is_used(device: Device, tmp_path: Path) -> None:
+    device(devices=3)
+    assert default_workers(campaign(tmp_path, provider="auto")) == 3
+    assert default_workers(campaign(tmp_path, provider="cpu")) == cores()
+    device(devices=3, loads=0)  # a driver, and a provider that does not load
+    assert default_workers(campaign(tmp_path, provider="auto")) == cores()
+
+
 def test_workers_that_cannot_use_their_device_say_so(device: Device, tmp_path: Path) -> None:
     device()
     running = campaign(tmp_path)
@@ -197,3 +205,16 @@ def test_workers_that_cannot_use_their_device_say_so(device: Device, tmp_path: P
             patch.setenv(name, value)
         with pytest.raises(CampaignError, match="cannot use its device"):
             ran(running, tmp_path / "s.db", workers=1)
+
+
+def test_a_canary_that_is_not_seen_names_the_options_of_the_device(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device()
+    monkeypatch.setattr("onnxfi.campaign.execute.canary.changes", lambda executor, target: False)
+    with pytest.raises(CampaignError, match=r"no canary was seen.*ran with use_deterministic_compute=1.*use_tf32=0"):
+        ran(campaign(tmp_path), tmp_path / "s.db")
+    monkeypatch.setattr("onnxfi.campaign.execute.canary.changes", lambda executor, target: True)
+    monkeypatch.setattr("onnxfi.campaign.execute.canary.shown", lambda executor, target: False)
+    with pytest.raises(RouteError, match=r"--route full; CUDAExecutionProvider ran with .*use_tf32=1 out"):
+        ran(campaign(tmp_path, provider_option="use_tf32=1"), tmp_path / "t.db")
