@@ -25,7 +25,7 @@ _NAMES = {
     "campaign.report.compare": ("Comparison", "compare"),
     "campaign.report.report": ("Report", "report"),
     "campaign.run.runner": ("plan", "run"),
-    "campaign.spec.campaign": ("Campaign", "Part"),
+    "campaign.spec.campaign": ("Campaign",),
     "campaign.spec.spec_file": ("load_spec",),
     "campaign.results.merge": ("merge",),
     "campaign.results.rows": ("Result",),
@@ -68,7 +68,6 @@ __all__ = [
     "Model",
     "OnnxfiError",
     "OrtEngine",
-    "Part",
     "Port",
     "Quantised",
     "Recipe",
@@ -113,7 +112,7 @@ if TYPE_CHECKING:
     from onnxfi.campaign.results.merge import merge
     from onnxfi.campaign.results.rows import Result
     from onnxfi.campaign.run.runner import plan, run
-    from onnxfi.campaign.spec.campaign import Campaign, Part
+    from onnxfi.campaign.spec.campaign import Campaign
     from onnxfi.campaign.spec.spec_file import load_spec
     from onnxfi.errors import InputError, OnnxfiError
     from onnxfi.faults.fault_model import FaultModel

@@ -125,4 +125,4 @@ def _run(config: pytest.Config, model: str | Path, budget: str | Path | Budget, 
     given |= {} if seed is None else {"seed": seed}
     allowed = given.pop("allow_code", False)
     wanted = budget if isinstance(budget, Budget) else load_budget(budget, allow_code=allowed, instead=given)
-    return Outcome(check(model, wanted.outdo(given, time_s=time_s), **own))
+    return Outcome(check(model, wanted.with_fields(given, time_s=time_s), **own))

@@ -413,7 +413,7 @@ Taken over {len(corpus())} models with
 
 in {took_s / 60:.0f} minutes; onnxfi {version}, onnx {onnx.__version__}, Python {sys.version.split()[0]}.
 Mutation number i is a function of the seed and i: `--one I` looks at it again. The core tests try a few hundred more
-(tests/graph/model/test_hostile.py).
+(tests/graph/model/test_loading.py).
 """)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,7 +28,7 @@ _TRIALS = (
     click.option("--margin", type=float, metavar="E", help="With --single: half width of the confidence interval (default: 0.01)."),
     click.option("--confidence", type=float, default=0.99, metavar="C", show_default=True, help="Confidence level of the margin and of every interval."),
     click.option("--per", type=click.Choice(["network", "layer", "layer-bit", "data-aware"]), metavar="STRATA", default="network", show_default=True, help="Strata in which the margin holds: network, layer, layer-bit, or data-aware (layer and bit, sized by how far a flip of the bit changes a weight)."),
-    click.option("--adaptive", is_flag=True, help="With --single: draw in rounds, most where the uncertainty is largest, and stop at the margin."),
+    click.option("--adaptive", is_flag=True, help="One fault per trial, drawn in rounds, most where the uncertainty is largest, and stop at the margin."),
     click.option("--relative-margin", type=float, metavar="R", help="With --adaptive: half width as a share of the rate; --margin (then 0.0001 by default) where that is larger."),
     click.option("--rate", default="sdc1", show_default=True, metavar="RATE", help="With --adaptive: rate to estimate: sdc1, any, sdc, due, critical…"),
     click.option("--method", type=click.Choice(["guaranteed", "asymptotic", "simple"]), metavar="METHOD", default="guaranteed", show_default=True, help="With --adaptive: guaranteed (valid at every stopping time), asymptotic (fewer trials, approximate) or simple (drawn evenly)."),
@@ -63,9 +62,10 @@ def campaign_options(function: Decorated) -> Decorated:
 
 def campaign_of(source: Path, flags: dict[str, Any]) -> Campaign:
     """Return the campaign of the source and the flags; flags override the spec."""
-    from onnxfi.campaign.spec.campaign import WAYS, Campaign, outdo
-    from onnxfi.campaign.spec.field_types import parse_rates
-    from onnxfi.campaign.spec.spec_file import load_spec, parse_part
+    from onnxfi.campaign.spec.campaign import Campaign
+    from onnxfi.campaign.spec.designs import chosen_design
+    from onnxfi.campaign.spec.flat_fields import flat_fields, parse_rates
+    from onnxfi.campaign.spec.spec_file import load_spec, parse_mix_part
     from onnxfi.cli.terminal import print_note
     from onnxfi.errors import SpecError
     from onnxfi.runtime.engine.installed_runtime import both_runtimes_warning
@@ -73,23 +73,23 @@ def campaign_of(source: Path, flags: dict[str, Any]) -> Campaign:
     if warning := both_runtimes_warning():
         print_note(warning)
     ctx = click.get_current_context()
-    names = {f.name for f in dataclasses.fields(Campaign)} & set(flags)
+    names = flat_fields(Campaign).keys() & flags.keys()
     explicit = {n: flags[n] for n in names if ctx.get_parameter_source(n) is not ParameterSource.DEFAULT}
     parsers: dict[str, Callable[[Any], Any]] = {
         "ber": parse_rates,
         "per_sample": lambda text: parse_rates(text, "per_sample"),
         "target": _split_list,
         "due": _split_list,
-        "mix": lambda texts: tuple(map(parse_part, texts)),
+        "mix": lambda texts: tuple(map(parse_mix_part, texts)),
     }
     explicit |= {name: parse(explicit[name]) for name, parse in parsers.items() if name in explicit}
     if source.suffix.lower() in (".yaml", ".yml"):
-        return outdo(load_spec(source, allow_code=flags["allow_code"], instead=explicit), explicit)
+        return load_spec(source, allow_code=flags["allow_code"], instead=explicit).with_fields(**explicit)
     if source.suffix.lower() == ".jsonl":
         if explicit.get("faults"):
             raise click.UsageError(f"{source} is a fault list already; leave --faults out")
         return Campaign(**{"model": _model_of(source), "faults": source, **explicit})
-    if not any(explicit.get(way) for way in WAYS):
+    if chosen_design(explicit) is None:
         raise SpecError(
             "the campaign has no trials; give --ber RATES, --per-sample RATES, --single with --trials or --margin, "
             "--exhaustive, --mix PART, or --faults FILE"

@@ -87,7 +87,7 @@ def command(
         notes += [f"left out, as it would allow everything: {limit}" for limit in written.left_out]
     else:
         arguments = load_budget(budget, allow_code=allow_code, instead=fields)
-        wanted = arguments.outdo(fields, time_s=flags["time_s"])
+        wanted = arguments.with_fields(fields, time_s=flags["time_s"])
         checked, notes = check(model, wanted, baseline=flags["baseline"], store=out, workers=n_workers), []
     for write, name in outputs:
         write(summary.junit(checked) if name == "junit" else summary.markdown(checked))
@@ -106,11 +106,10 @@ def _check_flags(write_budget: bool, force: bool, explicit: Mapping[str, Any]) -
 
 def _campaign_fields(explicit: Mapping[str, Any]) -> dict[str, Any]:
     """Return the given options that are fields of a campaign."""
-    from dataclasses import fields
-
     from onnxfi.campaign.spec.campaign import Campaign
+    from onnxfi.campaign.spec.flat_fields import flat_fields
 
-    return {f.name: explicit[f.name] for f in fields(Campaign) if f.name in explicit}
+    return {name: explicit[name] for name in flat_fields(Campaign) if name in explicit}
 
 
 def _print_result(checked: Checked, budget: Path, notes: list[str], as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,13 +110,10 @@ def command(
 def _sweep(model: Path, flags: dict[str, Any]) -> Campaign:
     """Return the campaign of the flags for the first model."""
     from onnxfi.campaign.spec.campaign import Campaign
-    from onnxfi.campaign.spec.field_types import parse_rates
+    from onnxfi.campaign.spec.flat_fields import flat_fields, parse_rates
 
-    values = {f.name: flags[f.name] for f in dataclasses.fields(Campaign) if f.name in flags}
-    values |= {"ber": parse_rates(flags["ber"]), "data": None if flags["data"] == "synthetic" else flags["data"]}
-    if flags["preprocess"] is not None:
-        values["preprocess"] = str(flags["preprocess"])
-    return Campaign(model=str(model), **values)
+    values = {name: flags[name] for name in flat_fields(Campaign) if name in flags}
+    return Campaign(**{"model": model, **values, "ber": parse_rates(flags["ber"])})
 
 
 def _print(found: Comparison) -> None:

@@ -75,25 +75,34 @@ def command(source: Path, out: Path | None, times: Path | None, print_spec: bool
         print_line("with --data one trial is timed, and the cost of all is estimated")
     else:
         measured = f"one trial takes about {trial_s:.2g} s" if cost is None else _cost_text(cost)
-        trials, which = (made.fewest, "the minimum of trials") if campaign.adaptive else (len(made), "all trials")
+        trials, which = len(made), "all trials"
+        if campaign.adaptive is not None:
+            trials, which = made.fewest(campaign.adaptive), "the minimum of trials"
         print_line(f"{measured}, {which} about {duration(trials * trial_s)} on one core")
     if out is not None:
         print_line(f"wrote {out}")
 
 
 def _document(plan: Plan, cost: Cost | None, trial_s: float | None, out: Path | None) -> dict[str, Any]:
-    campaign, adaptive = plan.campaign, None
-    if campaign.adaptive:
-        adaptive = {
-            "rate": campaign.rate, "method": campaign.method, "margin": campaign.margin,
-            "relative_margin": campaign.relative_margin, "min_trials": plan.fewest, "fixed_size": plan.fixed_size,
-        }  # fmt: skip
+    from onnxfi.campaign.spec.designs import AdaptiveFaults, SingleFaults
+
+    campaign, adaptive, margin = plan.campaign, None, plan.margin
+    match design := campaign.design:
+        case AdaptiveFaults():
+            margin = design.margin
+            adaptive = {
+                "rate": design.rate, "method": design.method, "margin": margin,
+                "relative_margin": design.relative_margin, "min_trials": plan.fewest(design),
+                "fixed_size": plan.fixed_size(design),
+            }  # fmt: skip
+        case SingleFaults() if margin is None:
+            margin = design.margin
     return {
-        "model": campaign.model, "digest": plan.model.digest, "sampling": campaign.way,
-        "trials": None if campaign.adaptive else len(plan), "adaptive": adaptive,
+        "model": campaign.model, "digest": plan.model.digest, "sampling": design.key,
+        "trials": None if adaptive else len(plan), "adaptive": adaptive,
         "population": plan.header.population, "unit": plan.header.unit, "confidence": campaign.confidence,
-        "margin": campaign.margin if plan.margin is None else plan.margin,
-        "strata": [{**g.told(), "population": g.population, "trials": g.trials} for g in plan.groups],
+        "margin": margin,
+        "strata": [{**s.row(), "population": s.population, "trials": s.trials} for s in plan.strata],
         "output": None if out is None else str(out), "trial_s": trial_s, "times": None if cost is None else cost.row(),
     }  # fmt: skip
 

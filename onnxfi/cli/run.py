@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +112,7 @@ def command(
         campaign = campaign_of(source, flags)
         if memory_device is not None:
             limit = f"gpu_mem_limit={parse_size(memory_device, 'memory-device')}"
-            campaign = replace(campaign, provider_option=(*campaign.provider_option, limit))
+            campaign = campaign.with_fields(provider_option=(*campaign.engine.provider_option, limit))
         if (workers is not None) + (scheduler is not None) + (local_cluster is not None) > 1:
             raise click.UsageError(
                 "--workers, --scheduler and --local-cluster each choose where trials run; give only one of them"

@@ -332,7 +332,7 @@ def simulate(case: Case, groups: dict[str, tuple[PlannedStratum, ...]], table: T
     chosen = groups["simple" if case.method == "simple" else "adaptive"]
     whole = [table.values(g, case.measure, case.hidden) for g in groups["adaptive"]]
     values = whole if case.method != "simple" else [np.concatenate(whole)]
-    layout = Layout.of([{**g.told(), "population": g.population} for g in chosen])
+    layout = Layout.of([{**g.row(), "population": g.population} for g in chosen])
     true = float(np.concatenate(whole).mean())
     campaign: Callable[..., Outcome] = naive if case.method == "naive" else adaptive
     found = [campaign(case, layout, values, np.random.default_rng([7, seed]), seed) for seed in range(runs)]

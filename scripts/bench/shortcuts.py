@@ -60,7 +60,7 @@ def variant(
         executor = TrialExecutor.open(Campaign(**{**vars(campaign), "route": route}), 4 << 30)
         plan = make_plan(executor.opened.campaign, executor.opened.reach)
         golden = executor.golden_runs.run_again()
-        session = OrtEngine(provider="cpu", threads=campaign.threads).prepare(campaign.model)
+        session = OrtEngine(provider="cpu", threads=campaign.engine.threads).prepare(campaign.model)
         times = []
         for _ in range(5):
             begun = time.process_time()

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -31,6 +30,7 @@ from onnxfi.campaign.report.report import report
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.runner import plan
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.flat_fields import flat_fields
 from onnxfi.cli import run as run_module
 from onnxfi.cli.campaign_options import campaign_options
 from onnxfi.cli.commands import COMMANDS
@@ -154,8 +154,8 @@ def test_an_adaptive_campaign_says_what_it_does_not_know(run: Run, tiny: Path) -
     assert "simple (Wilson with design effect)" in simple and "rounds, drawn evenly" in simple
     for words, message in (
         (("--shard", "1/2"), "it has no shards; use workers"),
-        (("--trials", 9), "single takes trials or margin"),
-        (("--per", "layer"), "leave per 'layer' out"),
+        (("--trials", 9), "trials says nothing with adaptive"),
+        (("--per", "layer"), "per says nothing with adaptive"),
         (("--rate", "sdc2"), "rate 'sdc2' is unknown"),
     ):
         refused = run("run", "m.onnx", *DATA, *wide, *words, "-o", "no.db")
@@ -462,7 +462,7 @@ def planned(here: Path, listed: Path) -> dict[Path, bytes]:
         ("run m.onnx --ber 1e-3:1e-6", "ber '1e-3:1e-6': decades run from a smaller rate above 0 to a larger one"),
         ("run m.onnx --ber 1e-3,1e-4", "ber 0.001, 0.0001 is out of order; give rising rates, each once"),
         ("run m.onnx --ber x", "ber 'x' is no rate; write 1e-6, a list 1e-6,1e-5 or decades 1e-7:1e-3"),
-        ("run m.onnx --ber 1e-3 --repeat 0", "repeat 0 is out of range; give 1 or more"),
+        ("run m.onnx --ber 1e-3 --repeat 0", "repeat 0 is out of range; give 1 to"),
         ("run m.onnx --single --margin 0", "margin 0.0 is out of range; give a share between 0 and 1, as 0.01"),
         ("run m.onnx --single --margin -1", "margin -1.0 is out of range"),
         ("run m.onnx --single --margin 0.1 --confidence 1", "confidence 1.0 is out of range"),
@@ -471,8 +471,14 @@ def planned(here: Path, listed: Path) -> dict[Path, bytes]:
         ("run m.onnx --single --trials 3 -o /proc/s.db", "cannot write '/proc/s.db': unable to open database file"),
         ("run m.onnx --single --trials 0", "trials 0 is out of range"),
         ("run m.onnx --single --margin 0.1 --per layers", "'layers' is not one of 'network', 'layer'"),
-        ("run m.onnx --ber 1e-3 --margin 0.1", "margin says nothing with ber, only with single; leave it out"),
-        ("run m.onnx --ber 1e-3 --exhaustive", "exactly one of ber, per_sample, single, exhaustive, faults, mix"),
+        (
+            "run m.onnx --ber 1e-3 --margin 0.1",
+            "margin says nothing with ber, only with single, adaptive; leave it out",
+        ),
+        (
+            "run m.onnx --ber 1e-3 --exhaustive",
+            "exactly one of ber, per_sample, single, adaptive, exhaustive, faults, mix",
+        ),
         ("run m.onnx --ber 1e-3 --seed -1", "seed -1 is out of range; give a whole number from 0 to 2**64 - 1"),
         ("run m.onnx --ber 1e-3 --due crahs", "due 'crahs' is unknown; closest: 'crash'"),
         ("run m.onnx --ber 1e-3 --fault filp", "unknown fault 'filp'; closest: 'flip'"),
@@ -622,13 +628,12 @@ def test_flags_have_the_defaults_of_the_fields() -> None:
 
     found: dict[str, Any] = {}
     assert CliRunner().invoke(command, []).exit_code == 0
-    words = {name: ",".join(getattr(Campaign("m", ber=1), name)) for name in ("due", "target")}
+    known = {name: field.default for name, field in flat_fields(Campaign).items()}
+    words = {name: ",".join(known[name]) for name in ("due", "target")}
     # --allow-code is of the command alone: no file can allow itself to run code.
-    base = SimpleNamespace(
-        **vars(Campaign("m", ber=1e-3)) | {"ber": None, "per_sample": None, "allow_code": False} | words
-    )
-    assert found == {name: getattr(base, name) for name in found}
-    assert set(vars(Campaign("m", ber=1))) - set(found) == {"model"}
+    base = known | {"ber": None, "per_sample": None, "mix": (), "faults": None, "allow_code": False} | words
+    assert found == {name: base[name] for name in found}
+    assert set(known) - set(found) == {"model"}
 
 
 def test_a_table_by_tensor_of_a_network_whose_neurons_are_exposed(run: Run, models: Path, tmp_path: Path) -> None:

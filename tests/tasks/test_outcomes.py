@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxfi.campaign.spec.campaign import DUE
+from onnxfi.campaign.spec.settings import DUE
 from onnxfi.tasks.classification import CLASSES, CLASSIFICATION
 from onnxfi.tasks.deviation import DEVIATION
 from onnxfi.tasks.outcomes import GoldenRun, Judgement, failed, judge, unpacked

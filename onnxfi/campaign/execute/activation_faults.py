@@ -111,7 +111,7 @@ class InstrumentedModel:
             numbered = [a for a in check_value_formats(rows) if not a.unsupported_reason]
             armed.append(arm(armed[0].proto, numbered, values=True))
         made = _with_weights(_without_defaults(armed), folder)
-        engine = self.opened.campaign.open_engine()
+        engine = self.opened.campaign.engine.open()
         if not engine.fed_faults:
             raise ProviderError(
                 f"the engine {engine.name!r} takes no fault operators whose faults are fed, which faults in "

@@ -69,7 +69,7 @@ def prove(
 
 def _ran_with(executor: TrialExecutor) -> str:
     """Return the options of a device under which the canary ran, and what to do with them; nothing without one."""
-    fixed = executor.opened.campaign.open_engine().arithmetic
+    fixed = executor.opened.campaign.engine.open().arithmetic
     ran = f"{executor.opened.provider} ran with {', '.join(map('='.join, fixed.items()))}"
     return f"; {ran}: {same_bits_remedy(fixed)}" if fixed else ""
 

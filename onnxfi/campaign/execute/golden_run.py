@@ -63,7 +63,7 @@ class GoldenRuns:
         if not same_bytes(first, second):
             raise CampaignError(
                 f"two golden runs differ, so no effect of a fault could be distinguished from chance; "
-                f"{same_bits_remedy(opened.campaign.open_engine().arithmetic)}"
+                f"{same_bits_remedy(opened.campaign.engine.open().arithmetic)}"
             )
         return self._kept(opened.golden(first)), golden_s
 
@@ -90,7 +90,7 @@ class GoldenRuns:
         """Return the scores of the model's own file."""
         session, self._session = self._session, None
         if session is None:
-            session = self.opened.campaign.open_engine().prepare(served(self.opened.model))
+            session = self.opened.campaign.engine.open().prepare(served(self.opened.model))
         scores = self._scores(session)
         self._check_steady(session, scores)
         return scores
@@ -116,7 +116,7 @@ class GoldenRuns:
             raise CampaignError(
                 f"two golden runs differ, in one session, so no effect of a fault could be distinguished from chance: "
                 f"an operator draws random numbers or keeps a state; otherwise "
-                f"{same_bits_remedy(self.opened.campaign.open_engine().arithmetic)}"
+                f"{same_bits_remedy(self.opened.campaign.engine.open().arithmetic)}"
             )
 
 

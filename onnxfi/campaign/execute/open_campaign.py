@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxfi.campaign.plan.fault_targets import FaultTargets
-from onnxfi.campaign.plan.open_model import beside, changed, open_model, output_of, served, told
+from onnxfi.campaign.plan.open_model import beside, changed, describing_session, open_model, output_of, served
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.designs import Replay
 from onnxfi.faults.faultlist import FaultList
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.model.loading import Model
@@ -60,11 +61,11 @@ class OpenCampaign:
     @property
     def size(self) -> int:
         """Return the number of samples that run together."""
-        return self.data.layout.fixed or self.campaign.batch
+        return self.data.layout.fixed or self.campaign.data.batch
 
     def session(self, change: FileEdits | None = None) -> Session:
         """Return a session of the model with this change, opened as every trial opens it."""
-        return changed(self.campaign.open_engine(), self.model, change or FileEdits())
+        return changed(self.campaign.engine.open(), self.model, change or FileEdits())
 
     def faulty_session(self, faults: Faults) -> Session:
         """Return a session of the model with these faults in its weights."""
@@ -76,9 +77,9 @@ class OpenCampaign:
 
     def golden(self, scores: Array) -> GoldenRun:
         """Return the golden run that gave these scores."""
-        c = self.campaign
-        task = choose_task(c.task, scores, self.output, self.data, kind_of(c), c.metric)
-        return GoldenRun.of(scores, self.data.labels, task, kind_of(c), c.tolerance, c.due)
+        how = self.campaign.scoring
+        task = choose_task(how.task, scores, self.output, self.data, how.kind, how.metric)
+        return GoldenRun.of(scores, self.data.labels, task, how.kind, how.tolerance, how.due)
 
 
 def open_campaign(
@@ -90,30 +91,26 @@ def open_campaign(
     outputs, and opens faster.
     """
     model = model or open_model(campaign)
-    dry_run(campaign.open_engine(), served(model))
+    dry_run(campaign.engine.open(), served(model))
     begun = time.perf_counter()
-    session = told(campaign, model) if not runs else campaign.open_engine().prepare(served(model))
+    session = describing_session(campaign, model) if not runs else campaign.engine.open().prepare(served(model))
     opened_s = time.perf_counter() - begun
-    campaign = campaign.with_provider(short_name(session.provider))
+    campaign = replace(campaign, engine=campaign.engine.with_provider(short_name(session.provider)))
     data = open_data(
-        campaign.data, session.inputs, preprocess=campaign.preprocess, limit=campaign.samples,
-        batch_axis=campaign.batch_axis,
+        campaign.data.data, session.inputs, preprocess=campaign.data.preprocess, limit=campaign.data.samples,
+        batch_axis=campaign.data.batch_axis,
     )  # fmt: skip
     alone = runs and not beside(model, kept_bytes)
     if alone:
         del session  # the dry run opens the model too
     if runs:
-        dry_run(campaign.open_engine(), served(model), data)
+        dry_run(campaign.engine.open(), served(model), data)
     if alone:
-        session = campaign.open_engine().prepare(served(model))
-    output = scored_port(session, output_of(campaign, model), data, kind_of(campaign), task=campaign.task, whole=True)
-    listed = None if campaign.faults is None else FaultList.open(campaign.faults).header
-    fault_targets = FaultTargets.of(model, campaign.aims, data, listed, campaign.custom_ops)
+        session = campaign.engine.open().prepare(served(model))
+    scoring, design = campaign.scoring, campaign.design
+    output = scored_port(session, output_of(campaign, model), data, scoring.kind, task=scoring.task, whole=True)
+    listed = FaultList.open(design.faults).header if isinstance(design, Replay) else None
+    fault_targets = FaultTargets.of(model, campaign.scopes, data, listed, campaign.engine.custom_ops)
     axes = sample_axes(session, data, model)
     provider, note, inputs = session.provider, session.note, session.inputs
     return OpenCampaign(campaign, model, data, output, provider, note, fault_targets, axes, inputs, opened_s), session
-
-
-def kind_of(campaign: Campaign) -> str:
-    """Return the kind of the scores: of spikes over time their counts, unless the campaign names another."""
-    return "counts" if campaign.time_axis is not None and campaign.scores == "auto" else campaign.scores

@@ -87,17 +87,18 @@ def segment(opened: OpenCampaign) -> Segmentation:
     """
     campaign, fault_targets = opened.campaign, opened.fault_targets
     on_cpu = opened.provider == CPU  # computes 16-bit floats in float32, and lays images in blocks of channels
-    net = partition_graph(opened.model, halves=not on_cpu, blocks=on_cpu and campaign.optimization == "all")
+    net = partition_graph(opened.model, halves=not on_cpu, blocks=on_cpu and campaign.engine.optimization == "all")
     outputs = () if opened.output is None else (opened.output,)
     spikes = spike_cut_points(opened.model)
     # Without early stop there is one segment.
-    ends = () if campaign.route == "late-start" else spikes or narrow_cut_points(net, whole_subgraph(net, outputs))
+    ends = (
+        () if campaign.engine.route == "late-start" else spikes or narrow_cut_points(net, whole_subgraph(net, outputs))
+    )
     together: set[tuple[str, ...]] = {(a.name,) for a in fault_targets.activations.values() if not a.path}
     together |= {steps[k:] for steps in fault_targets.steps_of.values() for k in range(len(steps))}
-    selectors = [part.selector for part in campaign.mix] or [campaign.selector]
-    chosen = frozenset(t.id for t in opened.model.targets if any(selector.selects(t) for selector in selectors))
-    ready = None if campaign.faults is not None else chosen  # a list may name any
-    late = campaign.route != "early-stop"
+    chosen = frozenset(t.id for t in opened.model.targets if any(draw.selector.selects(t) for draw in campaign.draws))
+    ready = chosen if campaign.draws else None  # a list may name any
+    late = campaign.engine.route != "early-stop"
     # Other providers choose kernels by the number of channels: few of them may be computed otherwise than all.
     return Segmentation(
         opened.model, net, outputs, ends, bool(spikes), tuple(sorted(together)), late, ready, by_channel=on_cpu
@@ -119,10 +120,10 @@ def open_segments(opened: OpenCampaign, segmentation: Segmentation, kept_bytes: 
 
 
 def _open(opened: OpenCampaign, segmentation: Segmentation, kept_bytes: int) -> SegmentedModel:
-    sessions = SegmentSessions(opened.campaign.open_engine(), segmentation, opened.inputs, kept_bytes)
+    sessions = SegmentSessions(opened.campaign.engine.open(), segmentation, opened.inputs, kept_bytes)
     golden = GoldenCache(sessions, opened.data, opened.size, kept_bytes, opened.axes)
     # Terms of a convolution are summed by numpy, in the order of the CPU's kernels: no other provider has that order.
-    exact = opened.campaign.optimization == "off" or opened.provider != CPU
+    exact = opened.campaign.engine.optimization == "off" or opened.provider != CPU
     return SegmentedModel(golden, late=segmentation.late, exact=exact)
 
 

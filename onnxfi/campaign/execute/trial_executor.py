@@ -105,7 +105,7 @@ class TrialExecutor:
         """Return the segmentation of the model; None where it is executed as a whole."""
         try:
             campaign = self.opened.campaign
-            whole = campaign.route == Route.FULL or not campaign.open_engine().in_segments
+            whole = campaign.engine.route == "full" or not campaign.engine.open().in_segments
             return None if whole else segment(self.opened)
         except (ModelError, MemoryError):  # too large for one message
             return None
@@ -171,7 +171,9 @@ class TrialExecutor:
             net = self._graph()
         except (ModelError, MemoryError):
             return None
-        return SplitRoutes(self.opened, net, self.cache, late=self.opened.campaign.route in ("auto", "late-start"))
+        return SplitRoutes(
+            self.opened, net, self.cache, late=self.opened.campaign.engine.route in ("auto", "late-start")
+        )
 
     def _graph(self) -> PartitionGraph:
         return partition_graph(self.opened.model) if self.segmentation is None else self.segmentation.net

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.spec.code_trust import refuse_code
-from onnxfi.campaign.spec.field_types import brief, check_types, typed
-from onnxfi.campaign.spec.yaml_fields import YamlNode, built, plain, read_fields, read_mix_part, read_yaml
+from onnxfi.campaign.spec.designs import AdaptiveFaults, BerSweep, Exhaustive, Replay, SingleFaults
+from onnxfi.campaign.spec.flat_fields import CheckedFields, bounded, brief, refuse_unknown, share, types_of
+from onnxfi.campaign.spec.spec_file import read_campaign_fields
+from onnxfi.campaign.spec.yaml_fields import YamlNode, built, plain, read_fields, read_yaml
 from onnxfi.errors import SpecError, closest
 from onnxfi.tasks.registry import known_metric, known_tasks, metric_names
 from onnxfi.tasks.task import Metric
@@ -27,7 +28,7 @@ _OPEN = {
 
 
 @dataclass(frozen=True)
-class Limit:
+class Limit(CheckedFields):
     """One bound on one rate.
 
     `rate` is a yes/no outcome of trials or a share of samples (docs/reference/budget.md has the table). `ber` says at
@@ -51,7 +52,7 @@ class Limit:
     max_rise: float | None = None
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         metric = self.metric
         given = [name for name in BOUNDS if getattr(self, name) is not None]
         if len(given) != 1:
@@ -111,7 +112,7 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class Budget:
+class Budget(CheckedFields):
     """A campaign whose model is left open, and the limits that a model has to keep, jointly with `confidence`.
 
     `time_s` is the time box: where it ends before the trials do, nothing that rests on trials is decided.
@@ -123,37 +124,30 @@ class Budget:
 
     campaign: Campaign
     limits: tuple[Limit, ...] = ()
-    confidence: float = 0.99
-    time_s: float | None = None
+    confidence: float = share(0.99, "0.99")
+    time_s: float | None = bounded(None, lambda time: 0 < time < math.inf, "seconds above 0, or leave it out")
 
     def __post_init__(self) -> None:
-        for name, kind in (("confidence", "float"), ("time_s", "float | None")):
-            object.__setattr__(self, name, typed(getattr(self, name), kind, name))
-        if not 0 < self.confidence < 1:
-            raise SpecError(
-                f"confidence {self.confidence:g} is out of range; give a share between 0 and 1, as 0.99", "confidence"
-            )
-        if self.time_s is not None and not 0 < self.time_s < math.inf:
-            raise SpecError(f"time_s {self.time_s:g} is out of range; give seconds above 0, or leave it out", "time_s")
-        if self.campaign.faults is not None:
+        super().__post_init__()
+        design = self.campaign.design
+        if isinstance(design, Replay):
             raise SpecError(f"a budget takes no faults: {_OPEN['faults']}", "faults")
-        if self.campaign.adaptive and self.campaign.method != "guaranteed":
+        if isinstance(design, AdaptiveFaults) and design.method != "guaranteed":
             raise SpecError(
-                f"method {self.campaign.method!r} holds where one stops by the width of the interval, not by where it "
+                f"method {design.method!r} holds where one stops by the width of the interval, not by where it "
                 f"lies; a budget takes guaranteed, or trials whose number is fixed",
                 "campaign",
             )
         object.__setattr__(self, "limits", tuple(_placed(limit, n, self.campaign) for n, limit in _counted(self)))
         exclusive(self.limits)
 
-    def outdo(self, said: Mapping[str, Any], time_s: float | None = None) -> Budget:
+    def with_fields(self, given: Mapping[str, Any], time_s: float | None = None) -> Budget:
         """Return the budget with other values for fields of its campaign, and another time box where one is given."""
-        for name in said:
+        refuse_unknown(given, Campaign)
+        for name in given:
             if name in _OPEN:
                 raise SpecError(f"the campaign of a budget takes no {name}: {_OPEN[name]}", name)
-            if name not in (known := [f.name for f in fields(Campaign)]):
-                raise SpecError(f"unknown field {name!r}{closest(name, known)}", name)
-        campaign = replace(self.campaign, **said)
+        campaign = self.campaign.with_fields(**given)
         return replace(self, campaign=campaign, time_s=self.time_s if time_s is None else time_s)
 
     def on(self, model: str | Path) -> Campaign:
@@ -167,26 +161,27 @@ def _counted(budget: Budget) -> Iterator[tuple[str, Limit]]:
 
 def _placed(limit: Limit, name: str, campaign: Campaign) -> Limit:
     """Return the limit with the rate of the only sweep; SpecError where the campaign cannot give it."""
-    if known_metric(limit.rate, campaign.task, campaign.metric) is None:
+    if known_metric(limit.rate, campaign.scoring.task, campaign.scoring.metric) is None:
         raise SpecError(f"no rate {limit.rate[:60]!r}{closest(limit.rate[:60], metric_names())}", f"{name}.rate")
     if limit.golden:
         return limit
-    rates = ", ".join(f"{rate:g}" for rate in campaign.ber)
-    if limit.layer is not None and campaign.way not in ("single", "exhaustive"):
+    bers = campaign.design.ber if isinstance(campaign.design, BerSweep) else ()
+    rates = ", ".join(f"{rate:g}" for rate in bers)
+    if limit.layer is not None and not isinstance(campaign.design, SingleFaults | AdaptiveFaults | Exhaustive):
         raise SpecError(
             f"{limit.what}: a trial of this campaign puts faults into many layers at once; layer goes with single and "
             f"exhaustive, or take the layer into the campaign with include",
             name,
         )
-    if not campaign.ber:
+    if not bers:
         if limit.ber is not None:
             raise SpecError(f"{limit.what}: the campaign has no bit error rates; leave ber out", name)
         return limit
-    if limit.ber is None and len(campaign.ber) > 1:
+    if limit.ber is None and len(bers) > 1:
         raise SpecError(f"{limit.what}: at which rate? give ber, one of {rates}", name)
-    if limit.ber is not None and limit.ber not in campaign.ber:
+    if limit.ber is not None and limit.ber not in bers:
         raise SpecError(f"{limit.what}: the campaign has no such rate; give one of {rates}", name)
-    return replace(limit, ber=campaign.ber[0]) if limit.ber is None else limit
+    return replace(limit, ber=bers[0]) if limit.ber is None else limit
 
 
 def exclusive(limits: Sequence[Limit]) -> None:
@@ -253,8 +248,8 @@ def load_budget(path: str | Path, *, allow_code: bool = False, instead: Collecti
     """
     whole = read_yaml(path, "budget")
     refused = None if allow_code else instead
-    parts = {"Campaign": lambda place: _read_campaign(place, refused), "Limit": _read_limit}
-    given, places = read_fields(whole, Budget, extra=("version",), parts=parts)
+    parts = {Campaign: lambda place: _read_campaign(place, refused), Limit: _read_limit}
+    given, places = read_fields(whole, types_of(Budget), extra=("version",), parts=parts)
     if "version" not in given:
         raise whole.error(f"a budget names its version; add version: {VERSION}")
     version = given.pop("version")
@@ -269,28 +264,23 @@ def load_budget(path: str | Path, *, allow_code: bool = False, instead: Collecti
     for number in range(len(given.get("limits", ()))):
         entries = places[f"limits[{number}]"].entries()
         places |= {f"limits[{number}].{name}": value for name, _, value in entries}
-    budget: Budget = built(Budget, given, places, whole)
-    return budget
+    return built(lambda fields: Budget(**fields), given, places, whole)
 
 
 def _read_campaign(place: YamlNode, instead: Collection[str] | None) -> Campaign:
     """Return the campaign of a budget; it may name code where `instead` is None."""
-    given, places = read_fields(place, Campaign, parts={"Part": read_mix_part})
-    if instead is not None:
-        refuse_code(given, places, instead)
+    given, places = read_campaign_fields(place, instead)
     for name, why in _OPEN.items():
         if name in given:
             raise places[name].error(f"the campaign of a budget takes no {name}: {why}; leave it out here")
-    campaign: Campaign = built(Campaign, {"model": "", **given}, places, place)
-    return campaign
+    return built(lambda fields: Campaign(**fields), {"model": "", **given}, places, place)
 
 
 def _read_limit(place: YamlNode) -> Limit:
-    given, places = read_fields(place, Limit)
+    given, places = read_fields(place, types_of(Limit))
     if "rate" not in given:
         raise place.error("a limit names its rate; add rate: sdc1, say")
-    limit: Limit = built(Limit, given, places, place)
-    return limit
+    return built(lambda fields: Limit(**fields), given, places, place)
 
 
 def print_budget(budget: Budget) -> str:

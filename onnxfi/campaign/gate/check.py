@@ -206,7 +206,7 @@ def start(model: str | Path, budget: Budget, file: Path, workers: int) -> Runnin
     running = run(budget.on(model), file, workers=workers, golden=cached_golden)
     with Store.open(file) as opened:
         planned = opened.count("plan")
-    if planned > len(running.plan) and not running.plan.campaign.adaptive:
+    if planned > len(running.plan) and running.plan.campaign.adaptive is None:
         running.close()
         raise StoreError(
             f"{file} plans {planned:,} trials, the budget {len(running.plan):,}, and a verdict takes just these; "

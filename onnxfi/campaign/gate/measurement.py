@@ -200,7 +200,7 @@ def _ends(i: Interval) -> dict[str, Any]:
 
 
 def _name(key: str) -> str:
-    return {"data": "the data (SHA-256)", "way": "the kind of campaign"}.get(key, key)
+    return {"data": "the data (SHA-256)", "design": "the sampling design"}.get(key, key)
 
 
 def _short(value: Any) -> str:

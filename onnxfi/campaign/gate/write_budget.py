@@ -11,7 +11,8 @@ from typing import Any
 from onnxfi.campaign.gate.budget import Budget, Limit, load_budget, print_budget
 from onnxfi.campaign.gate.check import Checked, applied, finish, joint, judged, opened_store, start, value_of
 from onnxfi.campaign.gate.measurement import Measured
-from onnxfi.campaign.spec.campaign import WAYS, Campaign
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.designs import chosen_design
 from onnxfi.errors import InputError, OutputError
 from onnxfi.faults.models import Flip
 from onnxfi.faults.space import Selector
@@ -48,16 +49,16 @@ def default_rate(population: int) -> float:
     return min(_MOST_BER, float(f"1e{math.floor(math.log10(_FAULTS / max(population, 1)))}"))
 
 
-def default_budget(model: str | Path, said: Mapping[str, Any]) -> Budget:
+def default_budget(model: str | Path, given: Mapping[str, Any]) -> Budget:
     """Return a sweep of 200 trials at one rate, on 200 samples, unless fields are given; no limits yet."""
-    opened = load(model, allow_links=bool(said.get("allow_links")))
+    opened = load(model, allow_links=bool(given.get("allow_links")))
     population = Selector().space(opened.targets, Flip()).size
-    sweep = {} if any(said.get(way) for way in WAYS) else {"ber": default_rate(population), "repeat": _TRIALS}
-    return Budget(Campaign("", **{"samples": _SAMPLES, **sweep, **said}))
+    sweep = {} if chosen_design(given) else {"ber": default_rate(population), "repeat": _TRIALS}
+    return Budget(Campaign(**{"model": "", "samples": _SAMPLES, **sweep, **given}))
 
 
 def base_budget(
-    model: str | Path, path: str | Path, said: Mapping[str, Any], *, force: bool = False, allow_code: bool = False
+    model: str | Path, path: str | Path, given: Mapping[str, Any], *, force: bool = False, allow_code: bool = False
 ) -> Budget:
     """Return the budget to measure: that of the file at `path` where there is one, else the default.
 
@@ -66,10 +67,10 @@ def base_budget(
     place = Path(path)
     check_output_files(None, [place])
     if not place.exists():
-        return default_budget(model, said)
+        return default_budget(model, given)
     if not force:
         raise OutputError(f"the budget {str(path)!r} exists; --force measures its limits anew, or name another file")
-    return load_budget(place, allow_code=allow_code, instead=said).outdo(said)
+    return load_budget(place, allow_code=allow_code, instead=given).with_fields(given)
 
 
 def write_budget(

@@ -60,16 +60,16 @@ class FaultTargets:
 
     @classmethod
     def of(
-        cls, model: Model, aims: Sequence[FaultScope] = (), data: Data | None = None, listed: Header | None = None,
+        cls, model: Model, scopes: Sequence[FaultScope] = (), data: Data | None = None, listed: Header | None = None,
         custom_ops: Sequence[str] = (),
     ) -> FaultTargets:  # fmt: skip
         """Return the targets of a campaign with these scopes; activations are found in a run on its data.
 
-        Where a list is replayed its header says the aims, and for how many samples it was drawn.
+        Where a list is replayed its header says the scopes, and for how many samples it was drawn.
         """
         if listed is not None:
-            aims = () if listed.activations is None else (listed.activations.scope,)
-        if not any(aim.includes_activations for aim in aims):
+            scopes = () if listed.activations is None else (listed.activations.scope,)
+        if not any(scope.includes_activations for scope in scopes):
             return cls(model, model.targets)
         plain = {a.target.id: a for a in activations(model)}
         rows = _readable(model, complete_by_running(model, parse(model), _rows(model, data), data, custom_ops))
@@ -77,10 +77,11 @@ class FaultTargets:
         steps |= {name: len(one) for name, one in step_tensors(model.proto).items()}
         shapes = {a.target.id: a.target.shape for a in rows if a.shape_known and not _alike(a, plain.get(a.target.id))}
         places = {a.target.id: _place(a) for a in rows if a.target.id in shapes and not a.axis_unknown_reason}
-        aim = FaultScope(tuple(dict.fromkeys(t for aim in aims for t in aim.target)), aims[0].persistence, aims[0].all)
+        kinds = tuple(dict.fromkeys(kind for scope in scopes for kind in scope.target))
+        scope = FaultScope(kinds, scopes[0].persistence, scopes[0].all)
         untyped = {name for name, a in plain.items() if a.unsupported_reason}
         types = {a.target.id: a.target.dtype for a in rows if a.target.id in untyped and not a.unsupported_reason}
-        found = ActivationSpace(aim, data.samples if data else 0, steps, shapes, places, types)
+        found = ActivationSpace(scope, data.samples if data else 0, steps, shapes, places, types)
         if listed is not None and listed.activations is not None:
             if listed.activations.samples > found.samples:
                 raise FaultListError(
@@ -129,15 +130,15 @@ class FaultTargets:
         ordinals = np.array([self.by_id[t.id] for t in faults.targets], np.int64)
         return replace(faults, targets=self.targets, sites=faults.sites.retarget(ordinals))
 
-    def space(self, selector: Selector, aim: FaultScope, event: FaultModel) -> FaultSpace:
+    def space(self, selector: Selector, scope: FaultScope, event: FaultModel) -> FaultSpace:
         """Return the sites of a selection; SelectorError where there are none."""
-        stored = self.model.targets if "weights" in aim.target else ()
-        if not aim.includes_activations:
+        stored = self.model.targets if "weights" in scope.target else ()
+        if not scope.includes_activations:
             return selector.space(stored, event)
-        candidates = [a for a in self._rolled(selector) if aim.includes(a.target)]
-        chosen = self._chosen(candidates, selector, aim)
+        candidates = [a for a in self._rolled(selector) if scope.includes(a.target)]
+        chosen = self._chosen(candidates, selector, scope)
         self._check(chosen, event)
-        kept = [t for t in stored if selector.selects(t)] + [self._timed(a, aim) for a in chosen]
+        kept = [t for t in stored if selector.selects(t)] + [self._timed(a, scope) for a in chosen]
         check_disjoint(kept)
         if not kept:
             selector.space([*stored, *(a.target for a in candidates)], event)  # says what matches nothing
@@ -148,7 +149,7 @@ class FaultTargets:
         space = FaultSpace.over(kept, event, bits=selector.bits, elements=selector.elements)
         if not space.size:
             replace(selector, include=(), op=(), exclude=(), role=()).space(kept, event)
-        if aim.persistence == "from" and not any(t.steps for t in space.targets):
+        if scope.persistence == "from" and not any(t.steps for t in space.targets):
             raise SelectorError(
                 "nothing that is selected lies in a loop, so no fault can begin at a step; "
                 "use --persistence permanent or transient"
@@ -185,14 +186,14 @@ class FaultTargets:
         sites = replace(found.sites, target=np.array(ordinals, np.int64), times=np.array(when, np.int64).reshape(-1, 3))
         return replace(found, targets=self.targets, sites=sites)
 
-    def _chosen(self, candidates: Sequence[Activation], selector: Selector, aim: FaultScope) -> Sequence[Activation]:
+    def _chosen(self, candidates: Sequence[Activation], selector: Selector, scope: FaultScope) -> Sequence[Activation]:
         """Return the activations of a selector: all inputs, and outputs of layers unless it names others."""
         # An input is a target itself, also where a QDQ group follows; and it counts as the output of a layer.
         candidates = [replace(a, default=True, quantized="") if a.target.kind == "input" else a for a in candidates]
         try:
-            return select_activations(candidates, selector, every=aim.all).activations
+            return select_activations(candidates, selector, every=scope.all).activations
         except SelectorError:
-            if "weights" in aim.target:  # the selection may be meant for those
+            if "weights" in scope.target:  # the selection may be meant for those
                 return ()
             for a in self.beyond if selector.include else ():
                 if selector.selects(replace(a.target, structural=False)):
@@ -217,27 +218,27 @@ class FaultTargets:
                     f"with --exclude, or choose a fault that changes bits, as flip or set-word"
                 )
 
-    def _timed(self, a: Activation, aim: FaultScope) -> Target:
+    def _timed(self, a: Activation, scope: FaultScope) -> Target:
         assert self.activation_space is not None
         target = replace(a.target, structural=False)
-        if a.axis_unknown_reason and aim.persistence == "transient":
+        if a.axis_unknown_reason and scope.persistence == "transient":
             raise SelectorError(
                 f"no sample of {target.id!r} ({shape_text(a.dims)}) can be named: {a.axis_unknown_reason}; "
                 f"leave it out with --exclude, or use --persistence permanent{one_at_a_time(a.dims)}"
             )
         steps = self.activation_space.steps.get(target.id, 0)
-        if a.loop and not steps and aim.persistence != "permanent":
+        if a.loop and not steps and scope.persistence != "permanent":
             raise SelectorError(
                 f"how often the loop around {target.id!r} turns cannot be told, or changes with the number of samples, "
                 f"so no step of it can be drawn; "
                 f"leave it out with --exclude, or use --persistence permanent"
             )
-        return with_times(target, aim.persistence, self.activation_space.samples, steps, batched=a.axis is not None)
+        return with_times(target, scope.persistence, self.activation_space.samples, steps, batched=a.axis is not None)
 
     def listed(self, header: Header) -> FaultSpace:
         """Return the sites that the recipes of a list draw from."""
-        aim = header.activations.scope if header.activations else FaultScope()
-        return self.space(header.selector, aim, parse_fault(header.fault))
+        scope = header.activations.scope if header.activations else FaultScope()
+        return self.space(header.selector, scope, parse_fault(header.fault))
 
     def placed(self, faults: Faults, *, each: bool = False) -> Faults:
         """Return faults with the words before and after, where all are in weights; `each` independent of the others."""

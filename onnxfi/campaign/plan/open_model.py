@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.flat_fields import flat
 from onnxfi.errors import EngineError, OutputError
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.passes.spike_counts import spike_count_output, with_spike_counts
@@ -20,8 +21,6 @@ from onnxfi.runtime.inject.neurons import with_exposed_neurons
 
 #: From this size on, a model's memory matters more than the time that it takes to have it from the system.
 LARGE_BYTES = 64 << 20
-#: The fields of a campaign that say how its model is opened.
-FIELDS = ("allow_links", "expose", "neurons", "layers", "time_axis", "output")
 
 
 def open_model(campaign: Campaign) -> Model:
@@ -31,19 +30,19 @@ def open_model(campaign: Campaign) -> Model:
     >>> [target.layer for target in found.targets][-2:]
     ['lif3/reset', 'lif3/spike']
     """
-    return reopen(campaign.model, {name: getattr(campaign, name) for name in FIELDS})
+    return reopen(campaign.model, flat(campaign))
 
 
-def reopen(path: str, said: Mapping[str, Any]) -> Model:
-    """Open a model as these fields of a campaign say."""
-    model = load(path, allow_links=said.get("allow_links", False))
+def reopen(path: str, fields: Mapping[str, Any]) -> Model:
+    """Open a model as these flat fields of a campaign say."""
+    model = load(path, allow_links=fields.get("allow_links", False))
     if sum(source.size for source in model.sources) >= LARGE_BYTES:
         give_back()
-    if said.get("expose", False):
-        model = with_exposed_neurons(model, said.get("neurons"))
-    if said.get("time_axis") is not None:
-        model = with_spike_counts(model, said.get("output"), said["time_axis"])
-    if said.get("layers", "modules") == "tensors":
+    if fields.get("expose", False):
+        model = with_exposed_neurons(model, fields.get("neurons"))
+    if fields.get("time_axis") is not None:
+        model = with_spike_counts(model, fields.get("output"), fields["time_axis"])
+    if fields.get("layers", "modules") == "tensors":
         model = replace(model, targets=tuple(replace(target, layer=target.id) for target in model.targets))
     return model
 
@@ -56,7 +55,8 @@ def beside(model: Model, kept_bytes: int) -> bool:
 
 def output_of(campaign: Campaign, model: Model) -> str | None:
     """Return the output that a campaign scores: of spikes over time their counts."""
-    return campaign.output if campaign.time_axis is None else spike_count_output(model.proto)
+    scoring = campaign.scoring
+    return scoring.output if scoring.time_axis is None else spike_count_output(model.proto)
 
 
 def changed(engine: Engine, model: Model, change: FileEdits) -> Session:
@@ -82,8 +82,8 @@ def served(model: Model) -> Path | bytes:
     return model.path if model.path is not None else model.source.data or b""
 
 
-def told(campaign: Campaign, model: Model) -> Session:
+def describing_session(campaign: Campaign, model: Model) -> Session:
     """Open a session for the inputs and outputs of a model: without optimization, where the runtime allows."""
     with suppress(EngineError):
-        return campaign.open_engine().unoptimized().prepare(served(model))
-    return campaign.open_engine().prepare(served(model))
+        return campaign.engine.open().unoptimized().prepare(served(model))
+    return campaign.engine.open().prepare(served(model))

@@ -13,13 +13,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.strata import PlannedStratum, plan_strata
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.designs import (
+    AdaptiveFaults,
+    BerSweep,
+    Design,
+    FaultDraw,
+    FaultMix,
+    PerSampleSweep,
+    Replay,
+    SingleFaults,
+)  # fmt: skip
 from onnxfi.errors import FaultListError, SpecError
 from onnxfi.faults import sampling
 from onnxfi.faults.fault_model import FaultModel
@@ -31,7 +40,7 @@ from onnxfi.graph.model import weight_aliases
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.graph.write.output_file import atomic_files, check_output_files
-from onnxfi.statistics.adaptive import METHOD_NAMES, Method, min_trials
+from onnxfi.statistics.adaptive import METHOD_NAMES, min_trials
 from onnxfi.statistics.sample_size import margin_of_error, sample_size
 
 #: Single faults that are planned together.
@@ -58,7 +67,7 @@ class Plan:
 
     campaign: Campaign
     fault_targets: FaultTargets
-    groups: tuple[PlannedStratum, ...]
+    strata: tuple[PlannedStratum, ...]
     header: Header
     listed: FaultList | None = None
     faulty: tuple[Target, ...] = ()
@@ -69,7 +78,7 @@ class Plan:
         return self.fault_targets.model
 
     def __len__(self) -> int:
-        return sum(group.trials for group in self.groups)
+        return sum(stratum.trials for stratum in self.strata)
 
     @property
     def of_singles(self) -> bool:
@@ -79,39 +88,33 @@ class Plan:
     @property
     def margin(self) -> float | None:
         """Half the width of an interval at p = 0.5 that a network-wise sample buys; None for other plans."""
-        n, population = len(self), self.groups[0].population
-        if not self.of_singles or len(self.groups) > 1 or self.campaign.adaptive:
+        n, population = len(self), self.strata[0].population
+        if not self.of_singles or len(self.strata) > 1 or self.campaign.adaptive is not None:
             return None
         return margin_of_error(n, population, self.campaign.confidence) if n < population else 0.0
 
     @cached_property
     def targets(self) -> tuple[Target, ...]:
         """The tensors that its faults may change; of a list those that they do."""
-        spaces = [space for space, _, _ in self._parts] or [group.space for group in self.groups]
+        spaces = [space for space, _, _ in self._parts] or [stratum.space for stratum in self.strata]
         return self.faulty or tuple({t.id: t for space in spaces for t in space.targets}.values())
 
     def describe(self) -> list[str]:
         """Return population, trials, margin and confidence in words."""
-        c, n, unit = self.campaign, len(self), self.header.unit
-        if c.adaptive:
-            return self._describe_rounds()
-        what = {
-            "ber": f"sweep, {c.repeat:,} trials at each of {len(c.ber):,} rates per {unit}",
-            "per_sample": f"sweep, {c.repeat:,} trials at each of {len(c.per_sample):,} rates per sample",
-            "mix": f"{len(c.mix)} draws together in each trial",
-            "single": f"one fault a trial, drawn per {c.per}",
-            "exhaustive": "one fault a trial, every site once",
-            "faults": f"replay of {c.faults}",
-        }[c.way]
-        text = [f"{what}: n = {n:,} trials"]
-        if c.way != "mix":
-            text.append(f"population N = {self.header.population:,} {unit}s, confidence {c.confidence:g}")
+        if self.campaign.adaptive is not None:
+            return self._describe_rounds(self.campaign.adaptive)
+        design, n, unit = self.campaign.design, len(self), self.header.unit
+        text = [f"{_in_words(design, unit)}: n = {n:,} trials"]
+        if not isinstance(design, FaultMix):
+            population = f"{self.header.population:,} {unit}s"
+            text.append(f"population N = {population}, confidence {self.campaign.confidence:g}")
         if self.margin is not None:
             text.append(f"margin at p = 0.5: ±{100 * self.margin:.4g} %")
-        elif c.margin is not None:
-            text.append(f"margin ±{100 * c.margin:.4g} % in each of {len(self.groups):,} strata")
-        if c.trials is not None and c.way == "single" and n < c.trials:
-            text.append(f"{c.trials:,} trials were asked for; there are {n:,} sites, each of which has one trial")
+        match design:
+            case SingleFaults(margin=float(margin)) if self.margin is None:
+                text.append(f"margin ±{100 * margin:.4g} % in each of {len(self.strata):,} strata")
+            case SingleFaults(trials=int(asked)) if n < asked:
+                text.append(f"{asked:,} trials were asked for; there are {n:,} sites, each of which has one trial")
         if self.fault_targets.missed:
             text.append(
                 f"{self.fault_targets.missed:,} outputs of layers cannot be injected into: "
@@ -119,37 +122,32 @@ class Plan:
             )
         return text + weight_aliases.target_notes(self.model.targets)
 
-    def _describe_rounds(self) -> list[str]:
+    def _describe_rounds(self, design: AdaptiveFaults) -> list[str]:
         """Return what is known before the first round of an adaptive campaign."""
-        c, population = self.campaign, self.header.population
-        margin = wanted = f"±{100 * (c.margin or 0):.4g} %"
-        if c.relative_margin is not None:
-            wanted = f"±{100 * c.relative_margin:.4g} % of it, or {margin} where that is more"
-        method = METHOD_NAMES[cast(Method, c.method)]
-        size = (
-            ""
-            if self.fixed_size is None
-            else f"; of fixed size, for {margin} at p = 0.5, it would be {self.fixed_size:,}"
-        )
+        margin = wanted = f"±{100 * (design.margin or 0):.4g} %"
+        if design.relative_margin is not None:
+            wanted = f"±{100 * design.relative_margin:.4g} % of it, or {margin} where that is more"
+        fixed = self.fixed_size(design)
+        size = "" if fixed is None else f"; of fixed size, for {margin} at p = 0.5, it would be {fixed:,}"
+        population = f"population N = {self.header.population:,} {self.header.unit}s"
+        method = f"{design.method} ({METHOD_NAMES[design.method]})"
         return [
-            f"one fault a trial, in rounds over {len(self.groups):,} strata, until {c.rate} is known to {wanted}",
-            f"population N = {population:,} {self.header.unit}s, confidence {c.confidence:g}, {c.method} ({method})",
-            f"at least {self.fewest:,} trials{size}",
+            f"one fault a trial, in rounds over {len(self.strata):,} strata, until {design.rate} is known to {wanted}",
+            f"{population}, confidence {self.campaign.confidence:g}, {method}",
+            f"at least {self.fewest(design):,} trials{size}",
             *weight_aliases.target_notes(self.model.targets),
         ]
 
-    @property
-    def fewest(self) -> int:
-        """The trials that an adaptive campaign has at least: as many as where no fault does anything."""
-        c = self.campaign
-        margin = max(c.margin or 0.0, c.relative_margin or 0.0)
-        return min(min_trials(margin, c.confidence, cast(Method, c.method)), self.header.population)
+    def fewest(self, design: AdaptiveFaults) -> int:
+        """Return the trials that an adaptive campaign has at least: as many as where no fault does anything."""
+        margin = max(design.margin or 0.0, design.relative_margin or 0.0)
+        return min(min_trials(margin, self.campaign.confidence, design.method), self.header.population)
 
-    @property
-    def fixed_size(self) -> int | None:
-        """The trials that a sample of fixed size would have for the same margin at p = 0.5; None of a relative one."""
-        c = self.campaign
-        return None if c.relative_margin else sample_size(self.header.population, c.margin or 0.0, c.confidence)
+    def fixed_size(self, design: AdaptiveFaults) -> int | None:
+        """Return the trials of a sample of fixed size for the same margin at p = 0.5; None of a relative margin."""
+        if design.relative_margin:
+            return None
+        return sample_size(self.header.population, design.margin or 0.0, self.campaign.confidence)
 
     def trials(self) -> Iterator[PlannedTrial]:
         """Yield the trials in the order of their numbers."""
@@ -173,13 +171,12 @@ class Plan:
 
     def _drawn(self) -> Iterator[PlannedTrial]:
         """Trials of many faults: sweeps and mixes."""
-        c, event = self.campaign, parse_fault(self.campaign.fault)
-        kind = "sites" if c.mix else self.header.sampler.kind
-        for j in range(max(group.trials for group in self.groups)):
-            for s, group in enumerate(self.groups):
-                trial = 1 + j * len(self.groups) + s
-                how = Sampler(kind, rate=group.ber or 0.0, seed=c.seed)
-                faults = self._mixed(trial) if c.mix else draw_faults(group.space, how, event, trial)
+        kind, seed, event = self.header.sampler.kind, self.header.sampler.seed, parse_fault(self.header.fault)
+        for j in range(max(stratum.trials for stratum in self.strata)):
+            for s, stratum in enumerate(self.strata):
+                trial = 1 + j * len(self.strata) + s
+                how = Sampler(kind, rate=stratum.ber or 0.0, seed=seed)
+                faults = self._mixed(trial) if self._parts else draw_faults(stratum.space, how, event, trial)
                 ordinals = [self.fault_targets.by_id[t.id] for t in faults.targets]
                 placed = self.fault_targets.placed(faults)
                 yield _planned(trial, s, placed, _text(trial, placed, how, ordinals))
@@ -187,10 +184,12 @@ class Plan:
     @cached_property
     def _parts(self) -> list[tuple[FaultSpace, Sampler, FaultModel]]:
         found = []
-        for part in self.campaign.mix:
-            event = parse_fault(part.fault)
-            how = Sampler("count" if part.ber is None else "ber", part.ber or 0.0, part.count or 0, self.campaign.seed)
-            found.append((self.fault_targets.space(part.selector, part.aim, event), how, event))
+        for part in self.campaign.design.mix if isinstance(self.campaign.design, FaultMix) else ():
+            event = parse_fault(part.draw.fault)
+            how = Sampler(
+                "count" if part.ber is None else "ber", part.ber or 0.0, part.count or 0, self.header.sampler.seed
+            )
+            found.append((self.fault_targets.space(part.draw.selector, part.draw.scope, event), how, event))
         return found
 
     def _mixed(self, trial: int) -> Faults:
@@ -202,21 +201,21 @@ class Plan:
 
     def _singles(self) -> Iterator[PlannedTrial]:
         """Trials of one event each, planned in blocks."""
-        step = max(16, _BLOCK // len(self.groups))
-        for first in range(0, max(group.trials for group in self.groups), step):
+        step = max(16, _BLOCK // len(self.strata))
+        for first in range(0, max(stratum.trials for stratum in self.strata), step):
             rows: list[PlannedTrial] = []
-            for s, group in enumerate(self.groups):
-                j = np.arange(first, min(first + step, group.trials), dtype=np.uint64)
+            for s, stratum in enumerate(self.strata):
+                j = np.arange(first, min(first + step, stratum.trials), dtype=np.uint64)
                 rows += self.nth(s, j) if len(j) else []
             yield from sorted(rows, key=lambda row: row.trial)
 
     def nth(self, s: int, j: sampling.Numbers) -> Iterator[PlannedTrial]:
         """Yield the trials of these numbers (from 0, [n]) of stratum s, one fault event each."""
-        group, event, seed = self.groups[s], parse_fault(self.campaign.fault), self.campaign.seed
+        stratum, event, seed = self.strata[s], parse_fault(self.header.fault), self.header.sampler.seed
         # Also an exhaustive plan is in random order: what is done when it is stopped is a fair sample.
-        numbers = sampling.permute(group.population, seed, s, j)
-        trials = (1 + j.astype(np.int64) * len(self.groups) + s).tolist()
-        faults, lengths = single_faults(group.space, numbers, event, seed, trials)
+        numbers = sampling.permute(stratum.population, seed, s, j)
+        trials = (1 + j.astype(np.int64) * len(self.strata) + s).tolist()
+        faults, lengths = single_faults(stratum.space, numbers, event, seed, trials)
         start = 0
         if not self.fault_targets.in_activations(faults).any():  # the words of all at once
             faults = self.fault_targets.placed(faults, each=True)
@@ -245,7 +244,7 @@ class Plan:
                     )
             recipe = any("sampler" in json.loads(text) for _, text in rows)
             text = "\n".join(row.strip() for _, row in rows) if recipe else _text(trial, placed, Sampler("sites"), ())
-            yield _planned(trial, (trial - 1) % len(self.groups), placed, text)
+            yield _planned(trial, (trial - 1) % len(self.strata), placed, text)
 
 
 def _text(trial: int, faults: Faults, how: Sampler, ordinals: list[int] | tuple[int, ...]) -> str:
@@ -277,10 +276,32 @@ def _by_trial(listed: FaultList) -> Iterator[tuple[int, list[tuple[int, str]]]]:
             yield trial, list(rows)
 
 
+def _in_words(design: Design, unit: str) -> str:
+    match design:
+        case BerSweep():
+            return f"sweep, {design.repeat:,} trials at each of {len(design.rates):,} rates per {unit}"
+        case PerSampleSweep():
+            return f"sweep, {design.repeat:,} trials at each of {len(design.rates):,} rates per sample"
+        case FaultMix():
+            return f"{len(design.mix)} draws together in each trial"
+        case SingleFaults():
+            return f"one fault a trial, drawn per {design.per}"
+        case Replay():
+            return f"replay of {design.faults}"
+    return "one fault a trial, every site once"
+
+
 def enough(campaign: Campaign, shard: tuple[int, int] | None, workers: int) -> bool:
     """Return True if a campaign has a trial for each worker, as far as known before its model is opened."""
-    told = campaign.trials or campaign.repeat * (len(campaign.rates) + bool(campaign.mix))
-    return campaign.faults is None and (not told or told >= workers * (shard[1] if shard else 1))
+    least = workers * (shard[1] if shard else 1)
+    match campaign.design:
+        case BerSweep() | PerSampleSweep() as design:
+            return design.repeat * len(design.rates) >= least
+        case FaultMix(repeat=n) | SingleFaults(trials=int(n)):
+            return n >= least
+        case Replay():
+            return False
+    return True
 
 
 def make_plan(campaign: Campaign, fault_targets: FaultTargets) -> Plan:
@@ -289,46 +310,48 @@ def make_plan(campaign: Campaign, fault_targets: FaultTargets) -> Plan:
     Raises SelectorError for a selection that leaves no site, SpecError for a plan without trials, FaultListError for
     a list of another model.
     """
-    if campaign.faults is not None:
-        return _replay(campaign, fault_targets)
-    groups = plan_strata(campaign, fault_targets)
-    kinds = {"single": "count", "exhaustive": "exhaustive", "ber": "ber", "per_sample": "per-sample"}
-    kind = kinds.get(campaign.way, "sites")
-    how = Sampler(kind, rate=campaign.rates[0] if campaign.rates else 0.0, n=int(campaign.single), seed=campaign.seed)
-    event = parse_fault(campaign.fault)
-    population = sum(g.population for g in (groups if campaign.single else groups[:1]))
+    design = campaign.design
+    if isinstance(design, Replay):
+        return _replay(campaign, design.faults, fault_targets)
+    strata = plan_strata(campaign, fault_targets)
+    single = design.sampler == "count"
+    rate = design.rates[0] if isinstance(design, BerSweep | PerSampleSweep) else 0.0
+    how = Sampler(design.sampler, rate, int(single), design.seed)
+    draw = FaultDraw() if isinstance(design, FaultMix) else design.draw
+    event = parse_fault(draw.fault)
     header = Header(
-        fault_targets.model.digest, str(event), campaign.selector, how, population=population, unit=event.unit,
-        file=campaign.model, strata=tuple(group.told() for group in groups), activations=fault_targets.activation_space,
+        fault_targets.model.digest, str(event), draw.selector, how,
+        population=sum(stratum.population for stratum in (strata if single else strata[:1])), unit=event.unit,
+        file=campaign.model, strata=tuple(one.row() for one in strata), activations=fault_targets.activation_space,
     )  # fmt: skip
-    return Plan(campaign, fault_targets, groups, header)
+    return Plan(campaign, fault_targets, strata, header)
 
 
-def _replay(campaign: Campaign, fault_targets: FaultTargets) -> Plan:
+def _replay(campaign: Campaign, faults: str, fault_targets: FaultTargets) -> Plan:
     """Return the plan of a list, in the strata that it was drawn from."""
-    listed = FaultList.open(str(campaign.faults))
+    listed = FaultList.open(faults)
     header = listed.header
     listed.check_model(fault_targets.model.digest)
-    strata = header.strata or ({"label": "list", "layer": None, "bit": None, "ber": None},)
+    rows = header.strata or ({"label": "list", "layer": None, "bit": None, "ber": None},)
     counts: Counter[int] = Counter()
     faulty: set[int] = set()
-    for trial, faults in listed.trials(fault_targets.targets, lambda: fault_targets.listed(header)):
-        fault_targets.by_step(faults)  # or it has a step that is not there
-        counts[(trial - 1) % len(strata)] += 1
-        faulty.update(np.unique(faults.sites.target).tolist())
+    for trial, drawn in listed.trials(fault_targets.targets, lambda: fault_targets.listed(header)):
+        fault_targets.by_step(drawn)  # or it has a step that is not there
+        counts[(trial - 1) % len(rows)] += 1
+        faulty.update(np.unique(drawn.sites.target).tolist())
     if not counts:
-        raise SpecError(f"{campaign.faults} holds no trial; there is nothing to run", "faults")
+        raise SpecError(f"{faults} holds no trial; there is nothing to run", "faults")
     space = fault_targets.listed(header)
-    parts = [space if (s["layer"], s["bit"]) == (None, None) else space.subspace(s["layer"], s["bit"]) for s in strata]
-    groups = tuple(PlannedStratum(trials=counts[k], space=parts[k], **stratum) for k, stratum in enumerate(strata))
+    parts = [space if (s["layer"], s["bit"]) == (None, None) else space.subspace(s["layer"], s["bit"]) for s in rows]
+    strata = tuple(PlannedStratum(trials=counts[k], space=parts[k], **row) for k, row in enumerate(rows))
     return Plan(
-        campaign, fault_targets, groups, header, listed, tuple(fault_targets.targets[k] for k in sorted(faulty))
+        campaign, fault_targets, strata, header, listed, tuple(fault_targets.targets[k] for k in sorted(faulty))
     )
 
 
 def write_plan(made: Plan, out: str | Path, *, progress: OnProgress | None = None) -> None:
     """Write a plan as a fault list file, trial by trial; OutputError where the place cannot be written."""
-    if made.campaign.adaptive:
+    if made.campaign.adaptive is not None:
         raise SpecError("an adaptive campaign draws each round by what the one before found; there is no list to write")
     file = Path(out)
     check_output_files(made.model, [file], copy=False)

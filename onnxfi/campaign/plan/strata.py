@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.designs import AdaptiveFaults, BerSweep, FaultMix, PerSampleSweep, SingleFaults
 from onnxfi.errors import SpecError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.space import FaultSpace, check_disjoint
 from onnxfi.faults.words import Word
-from onnxfi.statistics.sample_size import Per, allocate, data_aware_p
+from onnxfi.statistics.sample_size import allocate, data_aware_p
 
 #: Elements of a tensor that a data-aware plan looks at.
 _LOOKED_AT = 1 << 16
@@ -41,33 +42,51 @@ class PlannedStratum:
         """Sites that it draws from."""
         return self.space.size
 
-    def told(self) -> dict[str, Any]:
-        """As the header of a fault list has it."""
+    def row(self) -> dict[str, Any]:
+        """Return the stratum as the header of a fault list has it."""
         return {"label": self.label, "layer": self.layer, "bit": self.bit, "ber": self.ber}
 
 
 def plan_strata(campaign: Campaign, fault_targets: FaultTargets) -> tuple[PlannedStratum, ...]:
     """Return the strata of a campaign; SelectorError where a selection leaves no site."""
-    event = parse_fault(campaign.fault)
-    if campaign.mix:  # no population of its own: that of the first part stands for it
-        spaces = [fault_targets.space(part.selector, part.aim, parse_fault(part.fault)) for part in campaign.mix]
-        check_disjoint({t.id: t for space in spaces for t in space.targets}.values())
-        return (PlannedStratum("mix", spaces[0], campaign.repeat),)
-    space = fault_targets.space(campaign.selector, campaign.aim, event)
-    if campaign.adaptive:
-        return (PlannedStratum("all", space, 0),) if campaign.method == "simple" else tuple(_fields(space))
-    if campaign.rates:
-        return tuple(PlannedStratum(f"{rate:g}", space, campaign.repeat, ber=rate) for rate in campaign.rates)
-    if campaign.exhaustive or campaign.trials is not None:
-        return (PlannedStratum("all", space, min(campaign.trials or space.size, space.size)),)
-    assert campaign.margin is not None
-    spots = _spots(campaign, space, event)
+    design = campaign.design
+    events = [parse_fault(draw.fault) for draw in campaign.draws]
+    spaces = [
+        fault_targets.space(draw.selector, draw.scope, event)
+        for draw, event in zip(campaign.draws, events, strict=True)
+    ]
+    space, event = spaces[0], events[0]
+    match design:
+        case FaultMix():  # no population of its own: that of the first part stands for it
+            check_disjoint({t.id: t for space in spaces for t in space.targets}.values())
+            return (PlannedStratum("mix", space, design.repeat),)
+        case AdaptiveFaults():
+            return (PlannedStratum("all", space, 0),) if design.method == "simple" else tuple(_fields(space))
+        case BerSweep() | PerSampleSweep():
+            return tuple(PlannedStratum(f"{rate:g}", space, design.repeat, ber=rate) for rate in design.rates)
+        case SingleFaults(margin=float(margin)):
+            return _sized_strata(design, margin, campaign.confidence, fault_targets, space, event)
+        case SingleFaults(trials=int(trials)):
+            return (PlannedStratum("all", space, min(trials, space.size)),)
+    return (PlannedStratum("all", space, space.size),)
+
+
+def _sized_strata(
+    design: SingleFaults,
+    margin: float,
+    confidence: float,
+    fault_targets: FaultTargets,
+    space: FaultSpace,
+    event: FaultModel,
+) -> tuple[PlannedStratum, ...]:
+    """Return the strata in each of which a margin holds, each with the trials that this takes."""
+    spots = _spots(design, space, event)
     p: float | list[float] = 0.5
-    if campaign.per == "data-aware":
+    if design.per == "data-aware":
         by_bit = _expected_rates(fault_targets, space, event)
         p = [by_bit[bit or 0] for _, _, _, bit in spots]
     sizes = [part.size for _, part, _, _ in spots]
-    trials = allocate(sizes, campaign.margin, campaign.confidence, per=cast(Per, campaign.per), p=p)
+    trials = allocate(sizes, margin, confidence, per=design.per, p=p)
     return tuple(
         PlannedStratum(label, part, n, layer, bit) for (label, part, layer, bit), n in zip(spots, trials, strict=True)
     )
@@ -124,16 +143,16 @@ def bit_fields(word: Word) -> list[tuple[int, ...]]:
 
 
 def _spots(
-    campaign: Campaign, space: FaultSpace, event: FaultModel
+    design: SingleFaults, space: FaultSpace, event: FaultModel
 ) -> list[tuple[str, FaultSpace, str | None, int | None]]:
     """Return the strata that a margin holds for: name, sites, layer and bit."""
-    if campaign.per == "network":
+    if design.per == "network":
         return [("all", space, None, None)]
     layers = [(layer, space.subspace(layer)) for layer in space.layers()]
-    if campaign.per == "layer":
+    if design.per == "layer":
         return [(layer, part, layer, None) for layer, part in layers]
     if event.unit != "bit":
-        raise SpecError(f"per {campaign.per!r} goes by bits, but {event} changes whole words; use per layer", "per")
+        raise SpecError(f"per {design.per!r} goes by bits, but {event} changes whole words; use per layer", "per")
     return [
         (f"{layer} bit {bit}", part.subspace(layer, bit), layer, bit)
         for layer, part in layers

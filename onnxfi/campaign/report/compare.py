@@ -10,6 +10,7 @@ from typing import Any
 from onnxfi.campaign.report.report import Fold, Report, report
 from onnxfi.campaign.run.runner import Running, planned, run
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.designs import BerSweep
 from onnxfi.errors import DataError, SpecError
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.write.output_file import make_folder
@@ -124,7 +125,7 @@ def compare(
     >>> [round(found.golden(version), 2) for version in found.versions]
     [0.88, 0.86]
     """
-    if campaign.way != "ber":
+    if not isinstance(campaign.design, BerSweep):
         raise SpecError("compare runs a sweep; give ber, as 1e-6:1e-3")
     if len(models) < 2:
         raise SpecError(f"compare takes two models or more; given {len(models)}")
@@ -146,7 +147,7 @@ def compare(
         raise DataError(f"the models ran on different numbers of samples: {samples}; give --samples")
     task = versions[0].found.task
     measure = task.first(task.compared, [name for name in task.compared if all(_has(v, name) for v in versions)])
-    return Comparison(tuple(versions), campaign.ber, measure.name, campaign.confidence)
+    return Comparison(tuple(versions), campaign.design.ber, measure.name, campaign.confidence)
 
 
 def _has(version: Version, name: str) -> bool:

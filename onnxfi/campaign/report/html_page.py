@@ -186,11 +186,11 @@ def _settings(one: Report, canary: Any, limits: dict[str, Any]) -> dict[str, str
     """Return the settings that fix the answers, and the environment, for people."""
     told = {"data": one.golden["data"], "scored output": one.golden.get("output") or "all outputs"}
     told |= {"campaign (SHA-256)": digest_of(one.campaign)}
-    names = {"model": "model (SHA-256)", "data": "data (SHA-256)", "way": "trials"}
+    names = {"model": "model (SHA-256)", "data": "data (SHA-256)", "design": "trials"}
     for name, value in sorted(one.campaign.items()):
-        if value not in ([], "", None, False) and name not in ("strata", "output", one.campaign["way"]):
+        if value not in ([], "", None, False) and name not in ("strata", "output", one.campaign["design"]):
             told[names.get(name, name)] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    if one.campaign["way"] == "ber":
+    if one.campaign["design"] == "ber":
         told["ber"] = ", ".join(f"{rate:g}" for rate in one.campaign["ber"])
     if canary:
         told["canary"] = f"seen in {canary['seen']}" + (

@@ -46,7 +46,7 @@ def classes(found: Report) -> list[dict[str, Any]]:
 
 def swept_over(found: Report) -> str:
     """Return what a sweep goes over, in words: bit error rates, rates per word, or probabilities per sample."""
-    if found.campaign["way"] == "per_sample":
+    if found.campaign["design"] == "per_sample":
         return "fault probability per sample"
     return "bit error rate" if unit(found) == "bit" else "fault rate per word"
 
@@ -71,7 +71,7 @@ def write_csv(found: Report, folder: str | Path) -> list[Path]:
     says in `classes.csv`.
     """
     place = Path(folder)
-    rates = "per_sample" if found.campaign["way"] == "per_sample" else "ber"
+    rates = "per_sample" if found.campaign["design"] == "per_sample" else "ber"
     tables: dict[str, Iterable[dict[str, Any]]] = {
         "detail": found.details(),
         "summary": [_flat("", found.everything, found)],

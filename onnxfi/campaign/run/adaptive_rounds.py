@@ -17,6 +17,7 @@ import numpy as np
 from onnxfi.campaign.plan.plan import Plan, PlannedTrial
 from onnxfi.campaign.plan.strata import bit_field_label
 from onnxfi.campaign.results.store import Store, declared_task
+from onnxfi.campaign.spec.designs import AdaptiveFaults
 from onnxfi.errors import SpecError
 from onnxfi.faults import sampling
 from onnxfi.faults.trials import json_value
@@ -149,7 +150,9 @@ def turns(store: Store, plan: Plan) -> Iterator[tuple[Look, list[int]]]:
 
     Ends where the interval is narrow enough, all faults were run, or trials of a round have no result.
     """
-    seen, rate = Seen(Moments.empty(len(plan.groups))), plan.campaign.rate
+    design = plan.campaign.adaptive
+    assert design is not None
+    seen, rate = Seen(Moments.empty(len(plan.strata))), design.rate
     if rate not in (task := declared_task(store)).by_name or not task.metric(rate).measured_in(
         store.get("golden")["metrics"]
     ):
@@ -160,7 +163,7 @@ def turns(store: Store, plan: Plan) -> Iterator[tuple[Look, list[int]]]:
             look = look_at(store, seen)
             if look.reached:
                 return
-            found = _draw(store, plan, seen, number, look.wanted)
+            found = _draw(store, plan, design, seen, number, look.wanted)
         draws, trials = found
         if store.results(number) < len(trials):
             yield look_at(store, seen), trials
@@ -200,27 +203,31 @@ def _values(store: Store, number: int, trials: list[int], rate: str) -> Floats:
     return np.array([found[trial] for trial in trials], np.float64)
 
 
-def _draw(store: Store, plan: Plan, seen: Seen, number: int, aim: float) -> tuple[RoundDraws, list[int]]:
+def _draw(
+    store: Store, plan: Plan, design: AdaptiveFaults, seen: Seen, number: int, half_width: float
+) -> tuple[RoundDraws, list[int]]:
     """Draw a round and write it, all in one transaction."""
     layout = Layout.of(store.strata())
     played = allocate_round(layout.sizes, layout.parents, seen.moments)
     size = round_size(seen.trials)
-    if plan.campaign.method == "simple":
+    if design.method == "simple":
         size = round_size(seen.trials, first=_NEXT_SIMPLE if number > 1 else _FIRST_SIMPLE)
-    chosen = sampling.choose(played.probability, size, plan.campaign.seed, number)
-    draws = prepare_draws(played, until_stratum_exhausted(chosen, played.remaining), aim, round_weight(seen.trials))
-    strata, groups, planned = len(plan.groups), list(plan.groups), list[PlannedTrial]()
+    chosen = sampling.choose(played.probability, size, design.seed, number)
+    draws = prepare_draws(
+        played, until_stratum_exhausted(chosen, played.remaining), half_width, round_weight(seen.trials)
+    )
+    strata, planned = list(plan.strata), list[PlannedTrial]()
     trials = np.zeros(len(draws.stratum), np.int64)
     for s in np.unique(draws.stratum).tolist():
         here = draws.stratum == s
         first = int(seen.moments.n[s])
         j = np.arange(first, first + int(here.sum()), dtype=np.uint64)
-        trials[here] = 1 + j.astype(np.int64) * strata + s
+        trials[here] = 1 + j.astype(np.int64) * len(strata) + s
         planned += plan.nth(s, j)
-        groups[s] = replace(groups[s], trials=first + len(j))
+        strata[s] = replace(strata[s], trials=first + len(j))
     with store.db:
         _write_round(store, number, seen.trials, draws, played, trials.tolist())
-        store.plan(groups, sorted(planned, key=lambda row: row.trial))
+        store.plan(strata, sorted(planned, key=lambda row: row.trial))
     return draws, trials.tolist()
 
 

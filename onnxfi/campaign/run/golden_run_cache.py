@@ -14,12 +14,14 @@ import os
 import platform
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
+from onnxfi.campaign.spec.flat_fields import flat
 from onnxfi.errors import InputError
 from onnxfi.graph.write.output_file import atomic_files
 from onnxfi.runtime.data.npz import read_npz
@@ -62,12 +64,12 @@ def _key(executor: TrialExecutor) -> str:
     """Return the digest of everything known to determine the scores bit for bit."""
     opened = executor.opened
     c = opened.campaign
+    libraries = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in c.engine.custom_ops]
     values = {
-        "model": opened.model.digest, "data": opened.data.digest, "output": opened.output, "batch": c.batch,
-        "time_axis": c.time_axis, "batch_axis": c.batch_axis, "provider": opened.provider,
-        "provider_option": c.provider_option, "optimization": c.optimization, "threads": c.threads,
-        "custom_ops": [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in c.custom_ops],
-        "versions": [version("onnxfi"), c.open_engine().version, np.__version__],
+        **flat(replace(c.engine, route="auto")), "provider": opened.provider, "custom_ops": libraries,
+        "model": opened.model.digest, "data": opened.data.digest, "output": opened.output, "batch": c.data.batch,
+        "time_axis": c.scoring.time_axis, "batch_axis": c.data.batch_axis,
+        "versions": [version("onnxfi"), c.engine.open().version, np.__version__],
         "machine": [platform.system(), platform.machine(), _processor()],
     }  # fmt: skip
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

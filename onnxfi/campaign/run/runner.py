@@ -17,7 +17,7 @@ from typing import Any
 
 from onnxfi.campaign.execute import canary
 from onnxfi.campaign.execute.golden_run import digest
-from onnxfi.campaign.execute.open_campaign import OpenCampaign, kind_of
+from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan.fault_targets import FaultTargets
@@ -26,7 +26,8 @@ from onnxfi.campaign.plan.plan import Plan, PlannedTrial, enough, make_plan
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.results.store import Store, set_aside
 from onnxfi.campaign.run.adaptive_rounds import Look, turns
-from onnxfi.campaign.spec.campaign import LENGTH, Campaign
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.designs import Replay
 from onnxfi.campaign.spec.spec_file import print_spec
 from onnxfi.campaign.workers.dask_cluster import Cluster
 from onnxfi.campaign.workers.process_pool import ProcessPool, reusable_pool, started_pool
@@ -148,7 +149,7 @@ def run(
         _prepare(opened, local.opened, plan, progress)
         asked = wanted(plan, shard)
         outcomes = Counter(outcome for trial, outcome in opened.done() if asked(trial))
-        total = None if campaign.adaptive else sum(map(asked, opened.trials()))
+        total = None if campaign.adaptive is not None else sum(map(asked, opened.trials()))
         share = threads_per_process(campaign, known := worker_memory_bytes or _limit(opened), local)
         make_pool, size = _pool_and_size(executor, workers, None if total is None else total - outcomes.total(), share)
         if (needed := (size if own and isinstance(size, int) else 0, share)) != shape:
@@ -213,12 +214,12 @@ def _pool_and_size(
 
 def wanted(plan: Plan, shard: tuple[int, int] | None = None) -> Callable[[int], bool]:
     """Return True if a trial belongs to the campaign, which may be shorter than its store, and to the shard."""
-    lengths = [group.trials for group in plan.groups]
+    lengths = [stratum.trials for stratum in plan.strata]
 
     def asked(trial: int) -> bool:
         j, stratum = divmod(trial - 1, len(lengths))
         mine = shard is None or trial % shard[1] == shard[0] % shard[1]
-        return mine and (plan.listed is not None or plan.campaign.adaptive or j < lengths[stratum])
+        return mine and (plan.listed is not None or plan.campaign.adaptive is not None or j < lengths[stratum])
 
     return asked
 
@@ -227,7 +228,7 @@ def _trials_by_round(
     store: Store, plan: Plan, shard: tuple[int, int] | None, first: RunningBatches
 ) -> Iterator[tuple[Look | None, Iterator[PendingTrial]]]:
     """Yield the trials to run: all after the `first`, or round by round, drawn once earlier rounds are written."""
-    if not plan.campaign.adaptive:
+    if plan.campaign.adaptive is None:
         asked, taken = wanted(plan, shard), {trial for tasks in first.values() for trial, _ in tasks}
         yield None, store.pending(lambda trial: trial not in taken and asked(trial))
         return
@@ -237,13 +238,14 @@ def _trials_by_round(
 
 def _refuse(campaign: Campaign, opened: OpenCampaign, shard: tuple[int, int] | None) -> None:
     """Refuse what an adaptive campaign cannot be."""
-    if not campaign.adaptive:
+    if campaign.adaptive is None:
         return
     if shard is not None:
         raise SpecError("an adaptive campaign draws each round by all of the one before: it has no shards; use workers")
     labelled = opened.data.labels is not None
-    if why := missing(campaign.rate, expected_task(campaign.task, opened.output), labelled=labelled):
-        raise SpecError(f"rate {campaign.rate!r} cannot be measured: {why}", "rate")
+    rate = campaign.adaptive.rate
+    if why := missing(rate, expected_task(campaign.scoring.task, opened.output), labelled=labelled):
+        raise SpecError(f"rate {rate!r} cannot be measured: {why}", "rate")
 
 
 def identity(opened: OpenCampaign, plan: Plan) -> dict[str, Any]:
@@ -253,11 +255,11 @@ def identity(opened: OpenCampaign, plan: Plan) -> dict[str, Any]:
     }  # fmt: skip
     if plan.listed is not None:
         kept["faults"] = _sha256(plan.listed.path)
-    if fixed := opened.campaign.open_engine().arithmetic:  # and where in the machine that is changes no answer
+    if fixed := opened.campaign.engine.open().arithmetic:  # and where in the machine that is changes no answer
         options = [option for option in kept.pop("provider_option") if not is_place(option.partition("=")[0])]
         kept |= {"arithmetic": dict(fixed), "provider_option": options}
-    kept["custom_ops"] = [_sha256(file) for file in opened.campaign.custom_ops]
-    return kept | {"strata": [group.label for group in plan.groups]}
+    kept["custom_ops"] = [_sha256(file) for file in opened.campaign.engine.custom_ops]
+    return kept | {"strata": [stratum.label for stratum in plan.strata]}
 
 
 def _sha256(file: str | Path) -> str:
@@ -267,7 +269,7 @@ def _sha256(file: str | Path) -> str:
 
 def _environment(store: Store, opened: OpenCampaign) -> dict[str, str]:
     """On what the trials run, and beside it on what those ran that are there already, where that was something else."""
-    engine = opened.campaign.open_engine()
+    engine = opened.campaign.engine.open()
     now = versions(engine) | {"machine": platform.machine(), "provider": opened.provider}
     now |= {"device": opened.note} if engine.arithmetic else {}
     before = store.get("environment") if store.count("results") else None
@@ -282,7 +284,7 @@ def _prepare(store: Store, opened: OpenCampaign, plan: Plan, progress: OnProgres
         header=plan.header.line(),
         spec=print_spec(opened.campaign),
         cells=plan.cells(),
-        length={name: getattr(opened.campaign, name) for name in LENGTH},
+        length=opened.campaign.marked("length"),
         environment=_environment(store, opened),
     )
 
@@ -292,8 +294,8 @@ def _prepare(store: Store, opened: OpenCampaign, plan: Plan, progress: OnProgres
             if progress is not None:
                 progress(number, len(plan))
 
-    if store.count("plan") < len(plan) or plan.campaign.adaptive:
-        store.plan(plan.groups, counted())
+    if store.count("plan") < len(plan) or plan.campaign.adaptive is not None:
+        store.plan(plan.strata, counted())
 
 
 def _check_limits(given: dict[str, Any], *, watched: bool, owned: bool) -> None:
@@ -343,9 +345,9 @@ def _agree(store: Store, opened: OpenCampaign, plan: Plan, golden: GoldenRun) ->
         )
     metrics = judge(golden, golden.scores).metrics
     found: dict[str, Any] = {"scores": scores, "rows": len(golden.scores), "metrics": metrics}
-    why = missing(opened.campaign.rate, golden.task, labelled=golden.labels is not None)
-    if opened.campaign.adaptive and why:
-        raise SpecError(f"rate {opened.campaign.rate!r} cannot be measured: {why}", "rate")
+    adaptive = opened.campaign.adaptive
+    if adaptive and (why := missing(adaptive.rate, golden.task, labelled=golden.labels is not None)):
+        raise SpecError(f"rate {adaptive.rate!r} cannot be measured: {why}", "rate")
     found |= {"samples": opened.data.samples, "data": opened.data.description, "synthetic": opened.data.synthetic}
     # Where each trial is one fault in one sample, it is judged on that sample alone.
     judged = 1 if plan.of_singles and all(t.samples for t in plan.targets) else opened.data.samples
@@ -370,8 +372,8 @@ def _note(opened: OpenCampaign, golden: GoldenRun) -> str:
 def _read(opened: OpenCampaign, golden: GoldenRun) -> str:
     """Return a remark on the interpretation of the golden scores."""
     labelled = golden.labels is not None
-    c = opened.campaign
-    return remark(c.task, golden.task, golden.scores, opened.output, opened.data.samples, kind_of(c), labelled=labelled)
+    how, samples = opened.campaign.scoring, opened.data.samples
+    return remark(how.task, golden.task, golden.scores, opened.output, samples, how.kind, labelled=labelled)
 
 
 def _worker_setup(
@@ -404,7 +406,7 @@ def _prove(
     first: RunningBatches = {}
 
     def go() -> None:
-        if setup is not None and pool is not None and not plan.campaign.adaptive and not first:
+        if setup is not None and pool is not None and plan.campaign.adaptive is None and not first:
             first.update(submit_batches(pool, setup, tasks))
 
     if store.get("canary") is None:
@@ -438,7 +440,7 @@ def plan(campaign: Campaign) -> tuple[Plan, float | None]:
     >>> len(made), seconds
     (664, None)
     """
-    if campaign.data is None:
+    if campaign.data.data is None:
         return planned(campaign), None
     local = TrialExecutor.open(campaign)
     made = make_plan(campaign, local.opened.fault_targets)
@@ -454,6 +456,6 @@ def planned(campaign: Campaign) -> Plan:
 
 def _needs_run(campaign: Campaign) -> bool:
     """Return True if faults go into activations, which only a run finds."""
-    if campaign.faults is not None:
-        return FaultList.open(campaign.faults).header.activations is not None
-    return any(aim.includes_activations for aim in campaign.aims)
+    if isinstance(campaign.design, Replay):
+        return FaultList.open(campaign.design.faults).header.activations is not None
+    return any(scope.includes_activations for scope in campaign.scopes)

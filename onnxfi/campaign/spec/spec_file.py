@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from onnxfi.campaign.spec.campaign import Campaign, Part
+from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.code_trust import refuse_code
-from onnxfi.campaign.spec.field_types import brief, differs
-from onnxfi.campaign.spec.yaml_fields import YamlNode, built, compose, plain, read_fields, read_mix_part, read_yaml
+from onnxfi.campaign.spec.designs import FaultMixPart
+from onnxfi.campaign.spec.flat_fields import brief, given_fields
+from onnxfi.campaign.spec.yaml_fields import (
+    YamlNode,
+    built,
+    compose,
+    flat_types,
+    plain,
+    read_fields,
+    read_mix_part,
+    read_yaml,
+)  # fmt: skip
 
 VERSION = 1
 
@@ -27,7 +36,7 @@ def load_spec(path: str | Path, *, allow_code: bool = False, instead: Collection
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = Path(folder, "campaign.yaml")
     ...     _ = file.write_text("model: m.onnx\nber: 1e-7:1e-5\nrepeat: 3\n")
-    ...     load_spec(file).ber
+    ...     load_spec(file).design.rates
     (1e-07, 1e-06, 1e-05)
     """
     return _campaign(read_yaml(path, "campaign"), None if allow_code else instead)
@@ -35,23 +44,30 @@ def load_spec(path: str | Path, *, allow_code: bool = False, instead: Collection
 
 def _campaign(whole: YamlNode, instead: Collection[str] | None) -> Campaign:
     """Return the campaign of a file; it may name code where `instead` is None."""
-    given, places = read_fields(whole, Campaign, extra=("version",), parts={"Part": read_mix_part})
-    if instead is not None:
-        refuse_code(given, places, instead)
+    given, places = read_campaign_fields(whole, instead, extra=("version",))
     version = given.pop("version", VERSION)
     if version is True or version != VERSION:
         raise places["version"].error(f"version {brief(version)} of a campaign; this onnxfi reads version {VERSION}")
     if "model" not in given:
         raise whole.error("a campaign names its model; add model: FILE.onnx")
-    campaign: Campaign = built(Campaign, given, places, whole)
-    return campaign
+    return built(lambda fields: Campaign(**fields), given, places, whole)
 
 
-def parse_part(text: str) -> Part:
+def read_campaign_fields(
+    whole: YamlNode, instead: Collection[str] | None, *, extra: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], dict[str, YamlNode]]:
+    """Return the fields of a campaign in a file, and the node of each; they may name code where `instead` is None."""
+    given, places = read_fields(whole, flat_types(Campaign), extra=extra, parts={FaultMixPart: read_mix_part})
+    if instead is not None:
+        refuse_code(given, places, instead)
+    return given, places
+
+
+def parse_mix_part(text: str) -> FaultMixPart:
     """Read a part of a mix from one line of YAML, as `--mix` takes it.
 
-    >>> part = parse_part("fault: stuck-at-1, count: 2, include: conv1")
-    >>> part.fault, part.count, part.include
+    >>> part = parse_mix_part("fault: stuck-at-1, count: 2, include: conv1")
+    >>> part.draw.fault, part.count, part.draw.selector.include
     ('stuck-at-1', 2, ('conv1',))
     """
     whole = f"{{{text}}}"
@@ -84,16 +100,16 @@ def command_line(campaign: Campaign, store: str = "") -> str:
     """Return the shell command that runs a campaign.
 
     >>> print(command_line(Campaign(model="my net.onnx", data="d.npz", ber=(1e-7, 1e-6), include=("conv",)), "s.db"))
-    onnxfi run 'my net.onnx' --data d.npz --ber 1e-07,1e-06 --include conv -o s.db
+    onnxfi run 'my net.onnx' --ber 1e-07,1e-06 --include conv --data d.npz -o s.db
     """
     words = ["onnxfi", "run", campaign.model]
-    for f in dataclasses.fields(campaign):
-        value, flag = getattr(campaign, f.name), "--" + f.name.replace("_", "-")
-        if f.name == "model" or not differs(campaign, f):
+    for name, value in given_fields(campaign).items():
+        flag = "--" + name.replace("_", "-")
+        if name == "model":
             continue
-        if f.name in ("ber", "due"):
-            words += [flag, ",".join(f"{one!r}" if f.name == "ber" else one for one in value)]
-        elif f.name == "mix":
+        if name in ("ber", "due"):
+            words += [flag, ",".join(f"{one!r}" if name == "ber" else one for one in value)]
+        elif name == "mix":
             words += [word for part in value for word in (flag, _on_one_line(part))]
         elif isinstance(value, tuple):
             words += [word for one in value for word in (flag, one)]
@@ -102,7 +118,7 @@ def command_line(campaign: Campaign, store: str = "") -> str:
     return shlex.join([*words, *(("-o", store) if store else ())])
 
 
-def _on_one_line(part: Part) -> str:
+def _on_one_line(part: FaultMixPart) -> str:
     text = _dumped(plain(part), default_flow_style=True, width=1 << 20)
     return text.strip().removeprefix("{").removesuffix("}")
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
-from onnxfi.campaign.spec.campaign import Part
-from onnxfi.campaign.spec.field_types import differs, parse_rates
+from onnxfi.campaign.spec.designs import FaultMixPart
+from onnxfi.campaign.spec.flat_fields import build, flat_fields, given_fields, parse_rates
 from onnxfi.errors import SpecError, closest
 from onnxfi.runtime.data.yaml_file import compose_yaml, read_text, scalar
+
+T = TypeVar("T")
 
 #: What stands for a text where one is wanted; a null is none.
 _WRITTEN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "timestamp", "value", "merge"))
@@ -45,7 +48,7 @@ class YamlNode:
         listed = self.node.value if isinstance(self.node, yaml.SequenceNode) else [self.node]
         return [YamlNode(self.file, node) for node in listed]
 
-    def scalar(self, name: str, kind: str) -> Any:
+    def scalar(self, name: str, kind: Any) -> Any:
         """Return a plain value: texts as they are written, the rest as YAML reads it."""
         node = self.node
         if not isinstance(node, yaml.ScalarNode):
@@ -53,12 +56,16 @@ class YamlNode:
         if node.tag not in (*_WRITTEN, _NULL):
             raise self.error(f"the tag {node.tag[:60]!r} is not allowed; give a plain value")
         try:
-            return node.value if kind.startswith("str") and node.tag != _NULL else scalar(node)
+            return node.value if _is_text(kind) and node.tag != _NULL else scalar(node)
         except ValueError as why:
             raise self.error(f"{name}: {why}") from None
 
 
-Parts = Mapping[str, Callable[[YamlNode], Any]]
+def _is_text(kind: Any) -> bool:
+    return kind is str or get_origin(kind) is Literal or str in get_args(kind)
+
+
+Parts = Mapping[type, Callable[[YamlNode], Any]]
 
 
 def read_yaml(path: str | Path, what: str) -> YamlNode:
@@ -75,14 +82,14 @@ def compose(text: bytes, file: str, what: str) -> YamlNode:
 
 
 def read_fields(
-    whole: YamlNode, kind: type, *, extra: tuple[str, ...] = (), parts: Parts | None = None
+    whole: YamlNode, known: Mapping[str, Any], *, extra: tuple[str, ...] = (), parts: Parts | None = None
 ) -> tuple[dict[str, Any], dict[str, YamlNode]]:
-    """Return the fields of a dataclass that a mapping gives, by name, and the node of each.
+    """Return the fields that a mapping gives, by name, and the node of each.
 
-    `extra` are whole numbers that it may hold besides; `parts` read what is of a type of its own. An item of a list
-    stands at `name[number]`.
+    `known` are their types, `extra` are whole numbers that it may hold besides; `parts` read what is of a type of its
+    own. An item of a list stands at `name[number]`.
     """
-    known = {f.name: str(f.type) for f in dataclasses.fields(kind)} | dict.fromkeys(extra, "int")
+    known = {**known, **dict.fromkeys(extra, int)}
     given: dict[str, Any] = {}
     places: dict[str, YamlNode] = {}
     for name, key, value in whole.entries():
@@ -96,12 +103,13 @@ def read_fields(
     return given, places
 
 
-def _value(place: YamlNode, kind: str, name: str, parts: Parts) -> Any:
-    inner = kind.removeprefix("tuple[").partition(",")[0]
+def _value(place: YamlNode, kind: Any, name: str, parts: Parts) -> Any:
+    listed = get_origin(kind) is tuple
+    inner = get_args(kind)[0] if listed else kind
     read = parts.get(inner) or (lambda item: item.scalar(name, inner))
-    if inner == kind:
+    if not listed:
         return read(place)
-    if inner == "float" and isinstance(place.node, yaml.ScalarNode):
+    if inner is float and isinstance(place.node, yaml.ScalarNode):
         try:
             return parse_rates(place.node.value, name)
         except SpecError as error:
@@ -109,22 +117,29 @@ def _value(place: YamlNode, kind: str, name: str, parts: Parts) -> Any:
     return tuple(read(item) for item in place.items())
 
 
-def built(kind: type, given: Mapping[str, Any], places: Mapping[str, YamlNode], whole: YamlNode) -> Any:
-    """Return the value of these fields; an error names the place of the field."""
+def built(
+    make: Callable[[Mapping[str, Any]], T], given: Mapping[str, Any], places: Mapping[str, YamlNode], whole: YamlNode
+) -> T:
+    """Return what is made of these fields; an error names the place of the field."""
     try:
-        return kind(**given)
+        return make(given)
     except SpecError as error:
         raise places.get(error.field, whole).error(str(error)) from None
 
 
-def read_mix_part(place: YamlNode) -> Part:
+def flat_types(kind: Any) -> dict[str, Any]:
+    """Return the types of the flat fields of a value, by name."""
+    return {name: one.kind for name, one in flat_fields(kind).items()}
+
+
+def read_mix_part(place: YamlNode) -> FaultMixPart:
     """Return a part of a mix."""
-    part: Part = built(Part, *read_fields(place, Part), place)
+    part: FaultMixPart = built(partial(build, FaultMixPart), *read_fields(place, flat_types(FaultMixPart)), place)
     return part
 
 
 def plain(value: Any) -> Any:
-    """Return a dataclass as plain values for YAML: every field that is not at its default."""
+    """Return a dataclass as plain values for YAML: every flat field that is not at its default."""
     if dataclasses.is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if differs(value, f)}
+        return {name: plain(one) for name, one in given_fields(value).items()}
     return [plain(one) for one in value] if isinstance(value, tuple) else value

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.flat_fields import flat
 from onnxfi.campaign.workers.dask_workers import NONE_LEFT, started
 from onnxfi.campaign.workers.process_pool import DEVICE_EXIT, begin
 from onnxfi.campaign.workers.scheduling import WorkerDied, versions
@@ -159,8 +161,9 @@ class Cluster:
     def send(self, opened: OpenCampaign) -> None:
         """Give every worker model and data; CampaignError for one whose versions, provider or libraries are others."""
         self.files_digest, shared = None, _files(opened)
-        digests = {str(path): _sha256(path) for path in [*shared.values(), *map(Path, opened.campaign.custom_ops)]}
-        engine = opened.campaign.open_engine()
+        libraries = map(Path, opened.campaign.engine.custom_ops)
+        digests = {str(path): _sha256(path) for path in [*shared.values(), *libraries]}
+        engine = opened.campaign.engine.open()
         with self.reached():
             self.resources = {"GPU": 1.0} if opened.provider in _ON_GPU else {}
             self.resources = self.resources if self._eligible() else {}
@@ -174,7 +177,7 @@ class Cluster:
                     raise CampaignError(
                         f"worker {address} has {name} {found.get(name)}, this process {here}; install the same versions"
                     )
-            for library in opened.campaign.custom_ops:
+            for library in opened.campaign.engine.custom_ops:
                 if str(Path(library)) in lacks:
                     raise CampaignError(
                         f"worker {address} lacks the custom operators {library!r}; put the library at that path there"
@@ -247,7 +250,7 @@ def _run_on_worker(fn: Callable[..., Any], files_digest: str | None, setup: Work
         names: dict[str, Any] = {
             name: str(folder / name / Path(given).name) for name, given in _given(campaign) if given
         }
-        campaign = replace(campaign, **{name: path for name, path in names.items() if Path(path).is_file()})
+        campaign = campaign.with_fields(**{name: path for name, path in names.items() if Path(path).is_file()})
     with _ONE_AT_A_TIME:
         try:
             return fn(replace(setup, campaign=campaign), *args)
@@ -259,8 +262,8 @@ def _run_on_worker(fn: Callable[..., Any], files_digest: str | None, setup: Work
             raise CampaignError(f"worker {worker.address}: {error}") from None
 
 
-def _given(campaign: Any) -> Iterator[tuple[str, str | None]]:
-    return ((name, getattr(campaign, name)) for name in ("model", "data", "preprocess", "neurons"))
+def _given(campaign: Campaign) -> Iterator[tuple[str, str | None]]:
+    return ((name, flat(campaign)[name]) for name in ("model", "data", "preprocess", "neurons"))
 
 
 def _folder(worker: Any, files_digest: str) -> Path:

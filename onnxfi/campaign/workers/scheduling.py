@@ -59,7 +59,7 @@ def cores() -> int:
 
 def default_workers(campaign: Campaign) -> int:
     """Return the number of workers where nobody says one: a worker for each device, else for each core."""
-    return len(campaign.open_engine().devices) or cores()
+    return len(campaign.engine.open().devices) or cores()
 
 
 def threads_per_process(campaign: Campaign, limit_bytes: int | None, executor: TrialExecutor | None = None) -> int:
@@ -69,14 +69,14 @@ def threads_per_process(campaign: Campaign, limit_bytes: int | None, executor: T
     Python does for a trial takes as long as what the runtime does.
     """
     if executor is None:
-        on_cpu = campaign.provider.lower() == "cpu" or no_cuda() is not None
+        on_cpu = campaign.engine.provider.lower() == "cpu" or no_cuda() is not None
         file = Path(campaign.model)
         size_bytes = file.stat().st_size if file.is_file() else 0
     else:
         on_cpu = executor.opened.provider == "CPUExecutionProvider"
         size_bytes = sum(source.size for source in executor.opened.model.sources)
-    safe = engine_class(campaign.engine).thread_safe
-    shared = safe and on_cpu and campaign.threads == 1 and limit_bytes is None and size_bytes >= _LARGE_BYTES
+    safe = engine_class(campaign.engine.engine).thread_safe
+    shared = safe and on_cpu and campaign.engine.threads == 1 and limit_bytes is None and size_bytes >= _LARGE_BYTES
     return _LANES if shared else 1
 
 

@@ -151,7 +151,7 @@ def _open(setup: WorkerSetup) -> tuple[TrialExecutor, GoldenRun, Header]:
         raise CampaignError(
             f"the golden run of a worker differs, so no effect of a fault could be distinguished from chance: its "
             f"runtime, machine or device is not the same, or two golden runs differ "
-            f"({same_bits_remedy(setup.campaign.open_engine().arithmetic)})"
+            f"({same_bits_remedy(setup.campaign.engine.open().arithmetic)})"
         )
     executor.golden_runs.keep(golden)
     return executor, golden, header

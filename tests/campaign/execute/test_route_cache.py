@@ -250,7 +250,9 @@ def test_campaigns_end_alike_by_shorter_routes(here: Path) -> None:
     np.savez("x.npz", x=chance(SAMPLES, 16, 4, 4, seed=7))
     given: dict[str, Any] = {"single": True, "trials": 60, "batch": 2, "optimization": "off"}
     fast, whole = (Campaign("net.onnx", "x.npz", route=route, **given) for route in ("auto", "full"))
-    one, other = ({r.trial: r for r in ran(campaign, here / f"{campaign.route}.db")} for campaign in (fast, whole))
+    one, other = (
+        {r.trial: r for r in ran(campaign, here / f"{campaign.engine.route}.db")} for campaign in (fast, whole)
+    )
     assert {r.route for r in one.values()} == {"channel-delta"}
     assert {r.route for r in other.values()} == {"full"}
     assert all(r.error is None for r in one.values())
@@ -640,7 +642,7 @@ def test_weights_in_blocks_of_four_bits_run_by_routes_as_by_the_whole(tmp_path: 
         )
         for trial, result in auto.items():
             assert (result.outcome, result.changed) == (whole[trial].outcome, whole[trial].changed), result.route
-            if asked.target == ("weights",):
+            if asked.scopes[0].target == ("weights",):
                 assert result.metrics == whole[trial].metrics, result.route
             if result.outcome == "masked":
                 assert result.metrics["top1"] == 1.0, "the labels are golden's answers"

@@ -10,6 +10,7 @@ import yaml
 
 from onnxfi.campaign.gate.budget import BOUNDS, Budget, Limit, load_budget, print_budget
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.flat_fields import flat
 from onnxfi.errors import SpecError
 from onnxfi.tasks.registry import known_tasks, metric_names
 
@@ -40,7 +41,7 @@ def table(first: str) -> list[list[str]]:
 def test_the_budget_in_the_document_is_one(tmp_path: Path) -> None:
     (shown,) = re.findall(r"```yaml\n(version: .*?)```", DOCUMENT, re.S)
     found = budget(shown, tmp_path)
-    assert (found.confidence, found.time_s, found.campaign.repeat) == (0.99, 600, 200)
+    assert (found.confidence, found.time_s, flat(found.campaign)["repeat"]) == (0.99, 600, 200)
     assert [limit.bound for limit in found.limits] == ["min", "min", "max", "max", "max_drop"]
     assert found.limits[2].ber == 1e-5, "the only rate of a sweep may be left out"
 
@@ -88,13 +89,13 @@ def test_it_reads_what_it_prints(tmp_path: Path, time_s: float | None) -> None:
 def test_its_campaign_goes_on_any_model() -> None:
     whole = Budget(Campaign("", ber=1e-5), (), confidence=0.9)
     assert whole.on(Path("some/m.onnx")) == Campaign("some/m.onnx", ber=1e-5, confidence=0.9)
-    other = whole.outdo({"seed": 7, "data": "e.npz"}, time_s=3)
-    assert (other.campaign.seed, other.campaign.data, other.time_s) == (7, "e.npz", 3)
-    assert whole.outdo({}) == whole
+    other = whole.with_fields({"seed": 7, "data": "e.npz"}, time_s=3)
+    assert (flat(other.campaign)["seed"], other.campaign.data.data, other.time_s) == (7, "e.npz", 3)
+    assert whole.with_fields({}) == whole
     with pytest.raises(SpecError, match="unknown field 'sample'; closest: 'samples'"):
-        whole.outdo({"sample": 3})
+        whole.with_fields({"sample": 3})
     with pytest.raises(SpecError, match="the campaign of a budget takes no model: the command names it"):
-        whole.outdo({"model": "m.onnx"})
+        whole.with_fields({"model": "m.onnx"})
 
 
 # What it refuses
@@ -111,9 +112,9 @@ def test_its_campaign_goes_on_any_model() -> None:
         ("version: true\n" + SWEEP, ", line 1, column 10: version True of a budget; this onnxfi reads version 1"),
         ("version: 1\nlimit: []\n" + SWEEP, ", line 2, column 1: unknown field 'limit'; closest: 'limits'"),
         ("version: 1\nversion: 1\n" + SWEEP, ", line 2, column 1: version is given twice"),
-        ("version: 1\nconfidence: 1\n" + SWEEP, ", line 2, column 13: confidence 1 is out of range"),
+        ("version: 1\nconfidence: 1\n" + SWEEP, ", line 2, column 13: confidence 1.0 is out of range"),
         ("version: 1\nconfidence: high\n" + SWEEP, ", line 2, column 13: confidence must be a number; given 'high'"),
-        ("version: 1\ntime_s: 0\n" + SWEEP, ", line 2, column 9: time_s 0 is out of range; give seconds above 0"),
+        ("version: 1\ntime_s: 0\n" + SWEEP, ", line 2, column 9: time_s 0.0 is out of range; give seconds above 0"),
         ("version: 1\ntime_s: .nan\n" + SWEEP, ", line 2, column 9: time_s nan is out of range"),
         ("version: 1\ncampaign: 3", ", line 2, column 11: takes field names and their values"),
         ("version: 1\ncampaign: {bre: 1e-5}", ", line 2, column 12: unknown field 'bre'; closest: 'ber'"),

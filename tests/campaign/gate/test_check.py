@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from tiny_campaigns import mlp, samples, save
 
-from onnxfi.campaign.execute import golden_run_cache, weight_routes
+from onnxfi.campaign.execute import weight_routes
 from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.gate import check as gate
 from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
@@ -29,8 +29,10 @@ from onnxfi.campaign.gate.ci_report import junit, markdown
 from onnxfi.campaign.gate.measurement import Measured, difference
 from onnxfi.campaign.gate.write_budget import ARMS, base_budget, write_budget
 from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.run import golden_run_cache
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.designs import BerSweep, SingleFaults
 from onnxfi.errors import BaselineError, InputError, OutputError, SpecError, StoreError
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.statistics.intervals import Interval, clopper_pearson, mean_interval
@@ -531,7 +533,7 @@ def test_what_is_written_is_passed_and_lies_three_arms_from_what_was_measured(he
     checked = written("m.onnx", data="d.npz")
     assert checked.verdict == "pass"
     budget = load_budget("b.yaml")
-    assert (budget.campaign.ber, budget.campaign.repeat, budget.campaign.samples) == ((0.01,), 200, 200)
+    assert (budget.campaign.design, budget.campaign.data.samples) == (BerSweep((0.01,), 200), 200)
     again = check("m.onnx", budget)
     assert again.document() == checked.document()
     measured = again.measured
@@ -571,7 +573,7 @@ def test_an_existing_budget_is_kept_unless_forced_and_then_keeps_its_choices(her
     assert Path("b.yaml").read_text() == before
     checked = written("m.onnx", force=True)
     budget = load_budget("b.yaml")
-    assert (budget.confidence, budget.time_s, budget.campaign.seed, budget.campaign.trials) == (0.9, 99, 4, 200)
+    assert (budget.confidence, budget.time_s, budget.campaign.design) == (0.9, 99, SingleFaults(200, seed=4))
     first, second = budget.limits
     assert (first.rate, first.layer, first.bound) == ("sdc1", "fc", "max")
     worst = max(checked.findings[:2], key=lambda finding: finding.interval.high)
@@ -684,7 +686,7 @@ def twenty(tmp_path_factory: pytest.TempPathFactory) -> Twenty:
     base = Budget(Campaign("", data=str(DATA), samples=50, ber=3e-6, repeat=60))
     budget = write_budget(CNN, base, folder / "b.yaml").budget
     seeds = range(1, 21)
-    checked = [check(CNN, budget.outdo({"seed": seed}), store=folder / f"{seed}.db") for seed in seeds]
+    checked = [check(CNN, budget.with_fields({"seed": seed}), store=folder / f"{seed}.db") for seed in seeds]
     metrics = []
     for seed in seeds:
         with Store.open(folder / f"{seed}.db") as store:

@@ -18,7 +18,7 @@ from tiny_campaigns import mlp, ran, save, tables
 
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.plan import Plan, PlannedTrial, make_plan, write_plan
-from onnxfi.campaign.spec.campaign import Campaign, Part
+from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import FaultListError, InputError, OutputError, SelectorError, SpecError
 from onnxfi.faults.faultlist import FaultList
 from onnxfi.graph.model.loading import load
@@ -56,21 +56,21 @@ def by_number(plan: Plan) -> dict[int, PlannedTrial]:
         {"ber": (1e-3, 1e-2, 0.1), "repeat": 4},
         {"single": True, "margin": 0.3, "per": "layer"},
         {"single": True, "margin": 0.3, "per": "layer-bit", "bits": "exponent"},
-        {"mix": (Part(count=2), Part(ber=1e-2)), "repeat": 5},
+        {"mix": (dict(count=2), dict(ber=1e-2)), "repeat": 5},
         {"single": True, "trials": 9},
         {"exhaustive": True, "bits": "31"},
     ],
 )
 def test_trial_j_of_stratum_s_has_its_number(here: Path, fields: dict[str, Any]) -> None:
     plan = planned(**fields)
-    strata = len(plan.groups)
+    strata = len(plan.strata)
     counts: Counter[int] = Counter()
     for row in by_number(plan).values():
         assert (row.trial - 1) % strata == row.stratum
-        assert (row.trial - 1) // strata < plan.groups[row.stratum].trials
+        assert (row.trial - 1) // strata < plan.strata[row.stratum].trials
         assert row.faults == len(faults(row))
         counts[row.stratum] += 1
-    assert counts == {s: group.trials for s, group in enumerate(plan.groups)}
+    assert counts == {s: group.trials for s, group in enumerate(plan.strata)}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_trial_j_of_stratum_s_has_its_number(here: Path, fields: dict[str, Any])
             {"single": True, "margin": 0.4, "confidence": 0.9, "per": "data-aware"},
             {"single": True, "margin": 0.4, "confidence": 0.99, "per": "data-aware"},
         ),
-        ({"mix": (Part(count=2),), "repeat": 2}, {"mix": (Part(count=2),), "repeat": 6}),
+        ({"mix": (dict(count=2),), "repeat": 2}, {"mix": (dict(count=2),), "repeat": 6}),
         ({"single": True, "trials": 3, "fault": "random-word"}, {"single": True, "trials": 43, "fault": "random-word"}),
     ],
 )
@@ -110,7 +110,7 @@ def test_single_faults_never_repeat_and_stay_in_their_stratum(here: Path, per: s
     seen: set[Any] = set()
     for row in plan.trials():
         (fault,) = faults(row)
-        group = plan.groups[row.stratum]
+        group = plan.strata[row.stratum]
         layer = "fc1" if fault[0] in ("w1", "b1") else "fc2"
         assert (row.layer, row.bit) == (layer, fault[2])
         assert group.layer in (None, layer) and group.bit in (None, fault[2])
@@ -145,13 +145,13 @@ def test_single_trials_of_whole_words_go_to_the_last_word(here: Path) -> None:
 def test_sizes_are_those_of_the_statistics(here: Path) -> None:
     margin, confidence = 0.1, 0.95
     whole = planned(single=True, margin=margin, confidence=confidence)
-    assert [g.trials for g in whole.groups] == [sample_size(SITES, margin, confidence)]
+    assert [g.trials for g in whole.strata] == [sample_size(SITES, margin, confidence)]
     layers = planned(single=True, margin=margin, confidence=confidence, per="layer")
-    assert {g.label: (g.population, g.trials) for g in layers.groups} == {
+    assert {g.label: (g.population, g.trials) for g in layers.strata} == {
         name: (n, sample_size(n, margin, confidence)) for name, n in LAYERS.items()
     }
     cells = planned(single=True, margin=margin, confidence=confidence, per="layer-bit")
-    assert [(g.layer, g.bit, g.population, g.trials) for g in cells.groups] == [
+    assert [(g.layer, g.bit, g.population, g.trials) for g in cells.strata] == [
         (layer, bit, n // 32, sample_size(n // 32, margin, confidence))
         for layer, n in LAYERS.items()
         for bit in range(32)
@@ -173,17 +173,17 @@ def test_data_aware_sizes_follow_how_far_a_bit_moves_the_weights(here: Path) -> 
             for bit in range(32)
         ]
     rates = data_aware_p(moved)
-    sizes = [g.population for g in plan.groups]
-    expected = allocate(sizes, margin, 0.99, per="data-aware", p=[rates[g.bit or 0] for g in plan.groups])
-    assert tuple(g.trials for g in plan.groups) == expected
-    assert plan.groups[0].trials < plan.groups[30].trials, "bit 0 asks for fewer than bit 30"
+    sizes = [g.population for g in plan.strata]
+    expected = allocate(sizes, margin, 0.99, per="data-aware", p=[rates[g.bit or 0] for g in plan.strata])
+    assert tuple(g.trials for g in plan.strata) == expected
+    assert plan.strata[0].trials < plan.strata[30].trials, "bit 0 asks for fewer than bit 30"
 
 
 def test_cells_are_the_sites_by_layer_and_bit(here: Path) -> None:
     cells = planned(single=True, trials=3, bits="30,31").cells()
     assert sorted(cells) == [("fc1", 30, 25), ("fc1", 31, 25), ("fc2", 30, 18), ("fc2", 31, 18)]
     assert planned(exhaustive=True, fault="zero").cells() == [("fc1", None, 25), ("fc2", None, 18)]
-    assert planned(ber=(1e-3,)).cells() == planned(mix=(Part(count=1),)).cells() == []
+    assert planned(ber=(1e-3,)).cells() == planned(mix=(dict(count=1),)).cells() == []
 
 
 # Words
@@ -232,7 +232,11 @@ def test_of_single_faults_none_sees_another(here: Path) -> None:
 
 
 def test_mixed_trials_hold_all_parts_in_order(here: Path) -> None:
-    parts = (Part("stuck-at-1", count=3, include=("fc1",)), Part("zero", count=2, include=("fc2",)), Part(ber=0.02))
+    parts = (
+        dict(fault="stuck-at-1", count=3, include=("fc1",)),
+        dict(fault="zero", count=2, include=("fc2",)),
+        dict(ber=0.02),
+    )
     for row in planned(mix=parts, repeat=8).trials():
         found = faults(row)
         assert [f[3] for f in found[:5]] == ["stuck-at-1"] * 3 + ["zero"] * 2
@@ -241,17 +245,17 @@ def test_mixed_trials_hold_all_parts_in_order(here: Path) -> None:
 
 
 def test_parts_draw_independently(here: Path) -> None:
-    twice = planned(mix=(Part(count=8), Part(count=8)), repeat=60)
+    twice = planned(mix=(dict(count=8), dict(count=8)), repeat=60)
     pairs = [({f[:3] for f in faults(row)[:8]}, {f[:3] for f in faults(row)[8:]}) for row in twice.trials()]
     common = sum(len(one & other) for one, other in pairs)
     # 60 trials of 8 · 8 / 1,376 expected coincidences: 2.8; the same draw would give 480.
     assert common < 12
-    alone = planned(mix=(Part(count=8),), repeat=60)
+    alone = planned(mix=(dict(count=8),), repeat=60)
     assert [{f[:3] for f in faults(row)} for row in alone.trials()] == [one for one, _ in pairs]
 
 
 def test_faults_of_one_trial_act_one_after_the_other(here: Path) -> None:
-    parts = (Part("zero", count=43), Part("set-word:word=0x3f800000", count=43))
+    parts = (dict(fault="zero", count=43), dict(fault="set-word:word=0x3f800000", count=43))
     (row,) = planned(mix=parts, repeat=1).trials()
     lines = [json.loads(line) for line in row.lines.splitlines()]
     assert all(line["after"] == "0x00000000" for line in lines[:43])
@@ -267,7 +271,7 @@ WAYS: list[dict[str, Any]] = [
     {"single": True, "margin": 0.35, "per": "layer"},
     {"single": True, "margin": 0.45, "per": "layer-bit", "bits": "29-31"},
     {"exhaustive": True, "bits": "30"},
-    {"mix": (Part("stuck-at-1", count=2), Part(ber=1e-3)), "repeat": 4},
+    {"mix": (dict(fault="stuck-at-1", count=2), dict(ber=1e-3)), "repeat": 4},
     {"ber": (0.01,), "repeat": 2, "fault": "random-word"},
 ]
 
@@ -278,8 +282,8 @@ def test_a_written_plan_replays_as_itself(here: Path, fields: dict[str, Any]) ->
     write_plan(plan, "p.jsonl")
     again = planned(faults="p.jsonl")
     assert by_number(again) == by_number(plan)
-    assert [(g.told(), g.population, g.trials) for g in again.groups] == [
-        (g.told(), g.population, g.trials) for g in plan.groups
+    assert [(g.row(), g.population, g.trials) for g in again.strata] == [
+        (g.row(), g.population, g.trials) for g in plan.strata
     ]
     assert (again.cells(), again.of_singles, again.margin) == (plan.cells(), plan.of_singles, plan.margin)
     campaign = Campaign("m.onnx", "d.npz", samples=4, **fields)
@@ -346,8 +350,8 @@ def test_bad_lists(here: Path) -> None:
     ("fields", "kind", "message"),
     [
         ({"ber": (1e-3,), "include": "conv"}, SelectorError, "'conv' matches nothing"),
-        ({"mix": (Part(count=1), Part(count=1, include="conv"))}, SelectorError, "'conv' matches nothing"),
-        ({"mix": (Part(count=9999),)}, InputError, "9999 is out of range"),
+        ({"mix": (dict(count=1), dict(count=1, include="conv"))}, SelectorError, "'conv' matches nothing"),
+        ({"mix": (dict(count=9999),)}, InputError, "9999 is out of range"),
         (
             {"single": True, "margin": 0.1, "per": "layer-bit", "fault": "zero"},
             SpecError,
@@ -392,7 +396,7 @@ def test_parts_of_a_mix_that_share_bytes_are_refused(here: Path) -> None:
             tensor.external_data.add(key=key, value=value)
     Path("crossed.onnx").write_bytes(held.SerializeToString())
     Path("w.bin").write_bytes(bytes(100))
-    one, other = (Part(count=1, include=f"={t.name}") for t in held.graph.initializer[:2])
+    one, other = (dict(count=1, include=f"={t.name}") for t in held.graph.initializer[:2])
     assert planned("crossed.onnx", mix=(one,))
     with pytest.raises(SelectorError, match="share some of their bytes"):
         planned("crossed.onnx", mix=(one, other))
@@ -437,4 +441,4 @@ def test_a_plan_is_a_stream(here: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_sweep_is_planned_trial_by_trial(here: Path) -> None:
     rows: Iterator[PlannedTrial] = planned(ber=(1e-3,), repeat=10**9).trials()
     assert next(rows).trial == 1 and next(rows).trial == 2
-    assert planned(single=True, trials=10**7).groups[0].trials == SITES
+    assert planned(single=True, trials=10**7).strata[0].trials == SITES

@@ -22,7 +22,7 @@ from onnxfi.campaign.report.notes import notes
 from onnxfi.campaign.report.report import Fold, Report, report
 from onnxfi.campaign.report.tables import classes, write_csv
 from onnxfi.campaign.run.runner import run
-from onnxfi.campaign.spec.campaign import Campaign, Part
+from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import OutputError, StoreError
 from onnxfi.statistics.intervals import Stratum, clopper_pearson, stratified_interval
 from onnxfi.tasks.classification import CLASSES, CLASSIFICATION
@@ -175,7 +175,7 @@ def test_an_unfinished_exhaustive_campaign_is_a_fair_sample(here: Path) -> None:
 
 
 def test_a_mix_has_all_trials_together(here: Path) -> None:
-    ran(campaign(mix=(Part(count=2), Part("zero", count=1)), repeat=15), here / "s.db")
+    ran(campaign(mix=(dict(count=2), dict(fault="zero", count=1)), repeat=15), here / "s.db")
     found = report(here / "s.db")
     check(found.everything, rows_of(here / "s.db"), None)
     assert found.by_rate == found.by_layer == found.by_bit == ()

@@ -40,7 +40,7 @@ class Truth:
         self.campaign = Campaign(str(self.model.path), samples(folder, 24), exhaustive=True, provider="cpu")
         ran(self.campaign, folder / "truth.db")
         self.report: Report = report(folder / "truth.db")
-        self.space = self.campaign.selector.space(self.model.targets)
+        self.space = self.campaign.draws[0].selector.space(self.model.targets)
         number = {str(self.space[k]): k for k in range(len(self.space))}
         self.values = np.full((len(RATES), len(self.space)), np.nan)
         self.layers = np.full(len(self.space), "", dtype=object)
@@ -73,7 +73,7 @@ def _inside(truth: Truth, layer: str | None, bit: int | None) -> NDArray[np.int6
 def drawn(truth: Truth, plan: Plan, seed: int) -> list[NDArray[np.int64]]:
     """For each stratum of a plan the numbers of the sites that it draws with another seed."""
     found = []
-    for s, group in enumerate(plan.groups):
+    for s, group in enumerate(plan.strata):
         j = sampling.permute(group.population, seed, s, np.arange(group.trials, dtype=np.uint64))
         found.append(_inside(truth, group.layer, group.bit)[j.astype(np.int64)])
     return found
@@ -81,7 +81,7 @@ def drawn(truth: Truth, plan: Plan, seed: int) -> list[NDArray[np.int64]]:
 
 def intervals(truth: Truth, plan: Plan, sites: list[NDArray[np.int64]], layers: list[str | None]) -> Any:
     """What the report would state of these trials: for each layer (None: all) and rate."""
-    strata = tuple({"stratum": s, **group.told()} for s, group in enumerate(plan.groups))
+    strata = tuple({"stratum": s, **group.row()} for s, group in enumerate(plan.strata))
     fold = reports._Folder(CLASSIFICATION, strata, plan.cells(), plan.campaign.confidence)
     places = [CLASSIFICATION.reported.index(name) for name in RATES]
     for s, chosen in enumerate(sites):

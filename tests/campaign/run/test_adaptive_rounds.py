@@ -136,7 +136,7 @@ def test_each_round_is_drawn_by_those_before_it(place: Path) -> None:
 
 def test_the_faults_are_those_of_the_plan_and_none_comes_twice(place: Path) -> None:
     made = make_plan(campaign(model=str(place / "m.onnx")), FaultTargets.of(load(place / "m.onnx")))
-    strata = len(made.groups)
+    strata = len(made.strata)
     with Store.open(place / "whole.db") as store:
         for stratum, trials in store.db.execute("SELECT stratum, trials FROM strata").fetchall():
             kept = store.db.execute("SELECT trial, lines FROM plan WHERE stratum = ? ORDER BY trial", (stratum,))
@@ -263,19 +263,19 @@ def test_before_the_first_round_is_complete_nothing_is_known(place: Path, monkey
 
 
 def test_the_strata_are_layers_by_bits(place: Path) -> None:
-    groups = make_plan(campaign(model=str(place / "m.onnx")), FaultTargets.of(load(place / "m.onnx"))).groups
+    groups = make_plan(campaign(model=str(place / "m.onnx")), FaultTargets.of(load(place / "m.onnx"))).strata
     assert [g.label for g in groups[:4]] == ["fc1 0-15", "fc1 16-19", "fc1 20", "fc1 21"]
     assert [(g.layer, g.bit) for g in groups[:3]] == [("fc1", None), ("fc1", None), ("fc1", 20)]
     assert sum(g.population for g in groups) == 75 * 32 and len(groups) == 28
     words = make_plan(
         campaign(model=str(place / "m.onnx"), fault="zero"), FaultTargets.of(load(place / "m.onnx"))
-    ).groups
+    ).strata
     assert [(g.label, g.population) for g in words] == [("fc1 words", 45), ("fc2 words", 30)]
     assert (
         len(
             make_plan(
                 campaign(model=str(place / "m.onnx"), method="simple"), FaultTargets.of(load(place / "m.onnx"))
-            ).groups
+            ).strata
         )
         == 1
     )
@@ -290,7 +290,7 @@ def test_fields_hold_each_bit_once(name: str) -> None:
 def test_strata_of_several_formats_are_told_apart(here: Path) -> None:
     graph = "g (float[N,4] x) => (float[N,4] y) <float16[4] h = {1,2,3,4}, float[4] f = {1,2,3,4}>"
     save(here, graph + " { c = Cast<to = 1>(h) z = Mul(x, c) y = Mul(z, f) }")
-    groups = make_plan(campaign(model="g.onnx"), FaultTargets.of(load("g.onnx"))).groups
+    groups = make_plan(campaign(model="g.onnx"), FaultTargets.of(load("g.onnx"))).strata
     fields = {bit_field_label(g.label, g.layer) for g in groups}
     assert {"float16 0", "float16 15", "float32 0-15", "float32 31"} <= fields
     assert sum(g.population for g in groups) == 4 * 16 + 4 * 32

@@ -97,7 +97,7 @@ def test_the_memory_of_a_device_is_limited_by_a_flag(
         "run",
         asked.model,
         "--data",
-        asked.data,
+        asked.data.data,
         "--single",
         "--trials",
         2,
@@ -117,7 +117,7 @@ def test_a_lost_device_is_one_line_on_the_terminal(device: Device, tmp_path: Pat
     device(sticky_nonfinite=True)
     asked = campaign(tmp_path)
     told = run(
-        "run", asked.model, "--data", asked.data, "--single", "--trials", 60, "--bits", "30", "--provider", "cuda",
+        "run", asked.model, "--data", asked.data.data, "--single", "--trials", 60, "--bits", "30", "--provider", "cuda",
         "--workers", 0, "-o", tmp_path / "s.db",
     )  # fmt: skip
     assert told.code == 2

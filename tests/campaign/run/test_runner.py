@@ -35,7 +35,7 @@ from onnxfi.campaign.plan.plan import make_plan, write_plan
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run import runner
 from onnxfi.campaign.run.runner import plan, run
-from onnxfi.campaign.spec.campaign import Campaign, Part
+from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.workers.process_pool import ProcessPool
 from onnxfi.errors import CampaignError, DataError, EngineError, OnnxfiError, OutputError, ProviderError, StoreError
 from onnxfi.faults.space import Target
@@ -238,7 +238,7 @@ def test_the_canary_must_be_seen(here: Path) -> None:
 
 def test_the_canary_looks_at_every_part_of_a_mix_and_at_what_a_list_strikes(here: Path) -> None:
     save(here, UNREACHED)
-    parts = (Part(count=1, include=("far",)), Part(count=1, include=("near",)))
+    parts = (dict(count=1, include=("far",)), dict(count=1, include=("near",)))
     ran(campaign(model="g.onnx", output="y", mix=parts, repeat=2), here / "s.db")
     assert meta(here / "s.db", "canary") == {"seen": "near", "unseen": ["far"], "routes": {"partial": "near"}}
     write_plan(plan(campaign(model="g.onnx", data=None, single=True, trials=2, include="far"))[0], "far.jsonl")
@@ -484,7 +484,7 @@ def test_models_without_labels(here: Path) -> None:
         assert set(one.metrics) - set(other.metrics) == {"top1", "top5", "critical"}
     made_up = campaign(data="synthetic")
     ran(made_up, here / "3.db")
-    assert meta(here / "3.db", "golden")["synthetic"] and made_up.data is None
+    assert meta(here / "3.db", "golden")["synthetic"] and made_up.data.data is None
 
 
 DETECTOR = """net (float[N,3,8,8] image) => (float[N,4,8,8] boxes, float[M,3] found)
@@ -636,7 +636,7 @@ def test_a_model_that_draws_random_numbers_is_refused(tmp_path: Path, kind: str,
     model = save(tmp_path, "g (float[N,3] x) => (float[N,3] y) " + RANDOM[kind])
     np.savez(tmp_path / "x.npz", x=chance(4, 3))
     asked = Campaign(model, str(tmp_path / "x.npz"), target="inputs", single=True, trials=2)
-    with pytest.raises(CampaignError, match=r"draws random numbers in \w+ \('\w+'\), so no trial could be told"):
+    with pytest.raises(CampaignError, match=r"draws random numbers in \w+ \('\w+'\), so no effect of a fault"):
         run(asked, tmp_path / "s.db", workers=workers)
 
 

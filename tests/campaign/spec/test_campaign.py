@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
@@ -16,16 +16,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxfi.campaign.gate.budget import load_budget
-from onnxfi.campaign.spec.campaign import DUE, WAYS, Campaign, Part, outdo
-from onnxfi.campaign.spec.field_types import parse_rates
-from onnxfi.campaign.spec.spec_file import load_spec, parse_part, print_spec
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.designs import DESIGNS, FaultMixPart
+from onnxfi.campaign.spec.flat_fields import build, flat, flat_fields, given_fields, parse_rates
+from onnxfi.campaign.spec.settings import DUE, EngineSettings
+from onnxfi.campaign.spec.spec_file import load_spec, parse_mix_part, print_spec
 from onnxfi.cli import main
 from onnxfi.errors import InputError, SpecError
 
 SWEEP: dict[str, Any] = {"ber": (1e-6,)}
 SINGLE: dict[str, Any] = {"single": True, "margin": 0.25}
-ADAPTIVE: dict[str, Any] = {"single": True, "adaptive": True}
-PARTS = (Part("stuck-at-1", count=2, include=("fc1", "=w2"), bits="sign"), Part(ber=1e-5, dtype=("float32",)))
+ADAPTIVE: dict[str, Any] = {"adaptive": True}
+KEYS = {design.key for design in DESIGNS}
+PARTS = tuple(
+    build(FaultMixPart, fields)
+    for fields in (
+        {"fault": "stuck-at-1", "count": 2, "include": ("fc1", "=w2"), "bits": "sign"},
+        {"ber": 1e-5, "dtype": ("float32",)},
+    )
+)
 #: For every field: a value that is not its default, the flags that say it, and fields that go with it.
 EXAMPLES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "model": ("net.onnx", [], SWEEP),
@@ -37,7 +46,7 @@ EXAMPLES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "margin": (0.125, ["--margin", "0.125"], {"single": True}),
     "confidence": (0.95, ["--confidence", "0.95"], SWEEP),
     "per": ("layer-bit", ["--per", "layer-bit"], SINGLE),
-    "adaptive": (True, ["--adaptive"], {"single": True}),
+    "adaptive": (True, ["--adaptive"], {}),
     "relative_margin": (0.125, ["--relative-margin", "0.125"], ADAPTIVE),
     "rate": ("any_sdc1", ["--rate", "any"], ADAPTIVE),
     "method": ("simple", ["--method", "simple"], ADAPTIVE),
@@ -102,8 +111,8 @@ def flags(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 
 def test_every_field_has_an_example_and_a_flag() -> None:
-    assert set(EXAMPLES) == {f.name for f in dataclasses.fields(Campaign)}
-    assert set(WAYS) < set(EXAMPLES)
+    assert set(EXAMPLES) == set(flat_fields(Campaign))
+    assert set(EXAMPLES) > KEYS
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -111,8 +120,7 @@ def test_python_yaml_and_flags_say_the_same(name: str, here: Path, flags: Callab
     (here / "ops.so").touch()
     value, words, beside = EXAMPLES[name]
     wanted = Campaign(**{"model": "net.onnx", **beside, name: value})
-    field = next(f for f in dataclasses.fields(Campaign) if f.name == name)
-    assert field.default != value, "the example must not be the default"
+    assert flat_fields(Campaign)[name].default != value, "the example must not be the default"
     for with_, more in EXAMPLES.items():
         if with_ in beside:
             given = beside[with_]
@@ -134,13 +142,15 @@ def _text(value: Any) -> str:
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 lists = st.lists(texts, max_size=3).map(tuple)
 rates = st.lists(st.floats(0, 1, exclude_min=True), min_size=1, max_size=4, unique=True).map(lambda r: tuple(sorted(r)))
-parts = st.builds(
-    Part, fault=st.sampled_from(["flip", "burst:k=2"]), count=st.integers(0, 9), include=lists, bits=texts
+parts = st.fixed_dictionaries(
+    {"fault": st.sampled_from(["flip", "burst:k=2"]), "count": st.integers(0, 9), "include": lists, "bits": texts}
 )
-ways = st.one_of(
+designs = st.one_of(
     st.fixed_dictionaries({"ber": rates, "repeat": st.integers(1, 1000), "include": lists, "bits": texts}),
     st.fixed_dictionaries({"single": st.just(True), "trials": st.integers(1, 10**12), "elements": texts}),
     st.fixed_dictionaries({"mix": st.lists(parts, min_size=1, max_size=3).map(tuple)}),
+    st.fixed_dictionaries({"adaptive": st.just(True), "method": st.sampled_from(["simple", "guaranteed"])}),
+    st.fixed_dictionaries({"exhaustive": st.just(True), "seed": st.integers(0, 9)}),
     st.fixed_dictionaries({"faults": texts.filter(bool)}),
 )
 others = st.fixed_dictionaries(
@@ -153,14 +163,46 @@ others = st.fixed_dictionaries(
 )
 
 
-@given(way=ways, other=others)
+@given(design=designs, other=others)
 def test_a_printed_spec_is_read_back_as_the_same_campaign(
-    way: dict[str, Any], other: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    design: dict[str, Any], other: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    campaign = Campaign(**way, **other)
+    campaign = Campaign(**design, **other)
     file = tmp_path_factory.mktemp("spec") / "c.yaml"
     file.write_text(print_spec(campaign), encoding="utf-8", newline="")
     assert load_spec(file, allow_code=True) == campaign
+
+
+@given(design=designs, other=others)
+def test_flat_fields_give_the_campaign_and_the_campaign_gives_them(
+    design: dict[str, Any], other: dict[str, Any]
+) -> None:
+    campaign = Campaign(**design, **other)
+    assert Campaign(**flat(campaign)) == Campaign(**given_fields(campaign)) == campaign
+    assert flat(Campaign(**flat(campaign))) == flat(campaign)
+    assert dataclasses.replace(campaign) == campaign.with_fields() == campaign
+    given = {name: value for name, value in {**design, **other}.items() if name != "mix"}
+    kept = flat(campaign)
+    assert {name: kept[name] for name in given} == given
+
+
+@pytest.mark.parametrize("design", DESIGNS, ids=lambda design: design.key)
+@pytest.mark.parametrize("name", sorted({name for design in DESIGNS for name in flat_fields(design)} - KEYS))
+def test_each_design_refuses_the_fields_of_others(design: Any, name: str) -> None:
+    value, _, _ = EXAMPLES[name]
+    fields = {**EXAMPLES[design.key][2], design.key: EXAMPLES[design.key][0], name: value}
+    if name not in flat_fields(design):
+        with pytest.raises(
+            SpecError, match=f"^{name} says nothing with {design.key}, only with .*; leave it out"
+        ) as told:
+            Campaign("m.onnx", **fields)
+        assert told.value.field == name
+
+
+def test_values_can_be_given_as_a_whole() -> None:
+    campaign = Campaign("m.onnx", ber=1e-6, engine=EngineSettings(threads=2))
+    assert campaign == Campaign("m.onnx", ber=1e-6, threads=2)
+    assert dataclasses.replace(campaign, model="n.onnx", repeat=3).design.repeat == 3
 
 
 def test_yaml_takes_what_people_write(tmp_path: Path) -> None:
@@ -171,14 +213,14 @@ def test_yaml_takes_what_people_write(tmp_path: Path) -> None:
         "m.onnx", ber=(1e-7, 1e-6, 1e-5), bits="30", include=("conv",), tolerance=1e-3, repeat=16
     )
     file.write_text("model: m.onnx\nber: [1e-6, 0.5]\n")
-    assert load_spec(file).ber == (1e-6, 0.5)
+    assert load_spec(file).design.rates == (1e-6, 0.5)
 
 
 def test_python_takes_lists_single_values_and_paths() -> None:
     assert Campaign(Path("m.onnx"), ber=1e-6, include="conv") == Campaign("m.onnx", ber=[1e-6], include=["conv"])
-    assert Campaign("m.onnx", mix=Part(count=1)).mix == (Part(count=1),)
-    assert Campaign("m.onnx", "synthetic", exhaustive=True).data is None
-    assert isinstance(Campaign("m.onnx", ber=1).ber[0], float)
+    assert Campaign("m.onnx", mix={"count": 1}).design.mix == (FaultMixPart(count=1),)
+    assert Campaign("m.onnx", "synthetic", exhaustive=True).data.data is None
+    assert isinstance(Campaign("m.onnx", ber=1).design.rates[0], float)
 
 
 def test_rates() -> None:
@@ -200,7 +242,7 @@ BAD: list[tuple[str, str]] = [
     ("ber: 1e-6\nrepeat: [3]", "line 3, column 9: repeat takes a plain value"),
     ("ber: 1e-6\nrepeat: {a: 1}", "line 3, column 9: repeat takes a plain value"),
     ("ber: 1e-6\nrepeat:", "line 3, column 8: repeat must be a whole number; given 'None'"),
-    ("ber: 1e-6\nrepeat: 0", "line 3, column 9: repeat 0 is out of range; give 1 or more"),
+    ("ber: 1e-6\nrepeat: 0", "line 3, column 9: repeat 0 is out of range; give 1 to 1,000,000,000,000"),
     ("ber: 1e-6\ntolerance: x", "line 3, column 12: tolerance must be a number; given 'x'"),
     ("ber: 1e-6\ntolerance: .nan", "line 3, column 12: tolerance nan is out of range"),
     ("ber: 1e-6\ntolerance: .inf", "line 3, column 12: tolerance inf is out of range"),
@@ -235,19 +277,19 @@ BAD: list[tuple[str, str]] = [
     ("ber: [x]", "line 2, column 6: ber must be a number; given 'x'"),
     ("single: true\nmargin: 0", "line 3, column 9: margin 0.0 is out of range; give a share between 0 and 1"),
     ("single: true\nmargin: -0.1", "line 3, column 9: margin -0.1 is out of range"),
-    ("single: true\ntrials: 0", "line 3, column 9: trials 0 is out of range; give 1 or more"),
+    ("single: true\ntrials: 0", "line 3, column 9: trials 0 is out of range; give 1 to 1,000"),
     ("single: true\nmargin: 0.1\nper: layers", "line 4, column 6: per 'layers' is unknown; closest: 'layer'"),
     ("single: true\nmargin: 0.1\ntrials: 9", "line 3, column 9: single takes trials or margin"),
     ("single: true\ntrials: 9\nper: layer", "line 4, column 6: per 'layer' sizes each stratum by a margin"),
     (
         "single: true\nmargin: 0.1\nber: 1e-6",
-        "line 2, column 9: exactly one of ber, per_sample, single, exhaustive, faults, mix",
+        "line 2, column 9: exactly one of ber, per_sample, single, adaptive, exhaustive, faults, mix",
     ),
     (
         "seed: 1",
-        "exactly one of ber, per_sample, single, exhaustive, faults, mix says which trials there are; given: none",
+        "exactly one of ber, per_sample, single, adaptive, exhaustive, faults, mix says which trials there are; given: none",
     ),
-    ("ber: 1e-6\nmargin: 0.1", "line 3, column 9: margin says nothing with ber, only with single"),
+    ("ber: 1e-6\nmargin: 0.1", "line 3, column 9: margin says nothing with ber, only with single, adaptive"),
     ("ber: 1e-6\nper: layer", "line 3, column 6: per says nothing with ber, only with single"),
     (
         "exhaustive: true\nrepeat: 3",
@@ -328,7 +370,6 @@ def test_an_anchor_bomb_is_refused_at_once(tmp_path: Path) -> None:
         *(("repeat", "3"), ("repeat", True), ("repeat", 2.0), ("seed", None), ("single", 1), ("bits", 30)),
         *(
             ("ber", "1e-6"),
-            ("mix", [{"count": 1}]),
             ("include", [1]),
             ("model", None),
             ("tolerance", "0"),
@@ -339,12 +380,14 @@ def test_an_anchor_bomb_is_refused_at_once(tmp_path: Path) -> None:
 def test_python_is_told_of_wrong_types_too(name: str, value: Any) -> None:
     with pytest.raises(SpecError, match=f"^{name} must be "):
         Campaign(**{"model": "m.onnx", "ber": (1e-6,), name: value})
+    with pytest.raises(SpecError, match=r"^mix must be a part; given 'flip'"):
+        Campaign("m.onnx", mix="flip")
 
 
 # Flags and specs together
 
 
-def test_flags_outdo_the_spec_and_what_they_exclude(here: Path, flags: Callable[..., str]) -> None:
+def test_flags_replace_the_spec_and_what_they_exclude(here: Path, flags: Callable[..., str]) -> None:
     (here / "c.yaml").write_text("model: m.onnx\nsingle: true\nmargin: 0.1\nper: layer\nseed: 5\ninclude: [w1, w2]\n")
     seen = [yaml.safe_load(flags("c.yaml", *words.split())) for words in ("", "--seed 0", "--include b1")]
     base = {"version": 1, "model": "m.onnx", "single": True, "margin": 0.1, "per": "layer"}
@@ -357,17 +400,17 @@ def test_flags_outdo_the_spec_and_what_they_exclude(here: Path, flags: Callable[
     assert (trials["trials"], "margin" in trials) == (9, False)
 
 
-def test_outdo_keeps_the_rest() -> None:
-    base = Campaign("m.onnx", "d.npz", mix=(Part(count=1),), repeat=3, samples=9)
-    assert outdo(base, {}) == base
-    assert outdo(base, {"ber": (1e-3,)}) == Campaign("m.onnx", "d.npz", ber=(1e-3,), repeat=3, samples=9)
-    assert outdo(base, {"exhaustive": True}).repeat == 10
+def test_other_fields_keep_the_rest() -> None:
+    base = Campaign("m.onnx", "d.npz", mix=({"count": 1},), repeat=3, samples=9)
+    assert base.with_fields() == base
+    assert base.with_fields(ber=(1e-3,)) == Campaign("m.onnx", "d.npz", ber=(1e-3,), repeat=3, samples=9)
+    assert "repeat" not in flat(base.with_fields(exhaustive=True))
     with pytest.raises(SpecError, match="margin says nothing"):
-        outdo(base, {"margin": 0.1})
+        base.with_fields(margin=0.1)
 
 
 def test_a_part_by_flag_is_told_by_its_place() -> None:
-    assert parse_part("ber: 1e-6, include: [a, 'b: c']") == Part(ber=1e-6, include=("a", "b: c"))
+    assert given_fields(parse_mix_part("ber: 1e-6, include: [a, 'b: c']")) == {"ber": 1e-6, "include": ("a", "b: c")}
     for text, message in (
         ("cuont: 1", "--mix {cuont: 1}, line 1, column 2: unknown field 'cuont'; closest: 'count'"),
         ("count: x", "--mix {count: x}, line 1, column 9: count must be a whole number"),
@@ -376,7 +419,7 @@ def test_a_part_by_flag_is_told_by_its_place() -> None:
         ("", "each part of mix takes ber or count"),
     ):
         with pytest.raises(SpecError) as told:
-            parse_part(text)
+            parse_mix_part(text)
         assert message in str(told.value)
 
 
@@ -395,7 +438,7 @@ FREE = {
 LENGTHS = {"trials": {"single": True, "trials": 5}, "margin": {"single": True, "margin": 0.5}}
 
 
-@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - {*WAYS}))
+@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - KEYS))
 def test_the_identity_holds_what_fixes_an_answer_and_no_more(name: str, here: Path) -> None:
     (here / "ops.so").touch()
     value, _, beside = EXAMPLES[name]
@@ -406,26 +449,30 @@ def test_the_identity_holds_what_fixes_an_answer_and_no_more(name: str, here: Pa
 
 def test_what_an_adaptive_campaign_cannot_be() -> None:
     for fields, message in (
-        ({"rate": "due"}, "rate says nothing without adaptive; leave it out, or add adaptive"),
-        ({"relative_margin": 0.1}, "relative_margin says nothing without adaptive"),
-        ({"adaptive": True, "trials": 9}, "adaptive runs until the interval is as narrow as margin; leave trials out"),
-        ({"adaptive": True, "per": "layer"}, "adaptive chooses its strata, layer by bits; leave per 'layer' out"),
+        ({"rate": "due"}, "rate says nothing with single, only with adaptive; leave it out"),
+        ({"relative_margin": 0.1}, "relative_margin says nothing with single, only with adaptive"),
+        ({"adaptive": True, "trials": 9}, "trials says nothing with adaptive, only with single; leave it out"),
+        ({"adaptive": True, "per": "layer"}, "per says nothing with adaptive, only with single; leave it out"),
         ({"adaptive": True, "rate": "sdc2"}, "rate 'sdc2' is unknown; closest: "),
         ({"adaptive": True, "method": "fast"}, "method 'fast' is unknown"),
-        ({"adaptive": True, "relative_margin": 0.0}, "relative_margin 0.0 is out of range; give a share of the rate"),
+        (
+            {"adaptive": True, "relative_margin": 0.0},
+            "relative_margin 0.0 is out of range; give a share between 0 and 1, as 0.1",
+        ),
     ):
         with pytest.raises(SpecError, match=re.escape(message)):
             Campaign("m.onnx", single=True, **fields)
-    with pytest.raises(SpecError, match="adaptive says nothing with ber, only with single"):
+    with pytest.raises(SpecError, match="given: ber and adaptive"):
         Campaign("m.onnx", ber=1e-6, adaptive=True)
 
 
 def test_a_relative_margin_takes_the_place_of_the_usual_one() -> None:
-    base = Campaign("m.onnx", single=True, adaptive=True)
-    assert base.margin == 0.01
-    assert outdo(base, {"relative_margin": 0.1}).margin == 1e-4
-    assert outdo(base, {"relative_margin": 0.1, "margin": 0.002}).margin == 0.002
-    assert not outdo(base, {"ber": (1e-6,)}).adaptive
+    base = Campaign("m.onnx", adaptive=True)
+    assert base == Campaign("m.onnx", single=True, adaptive=True)
+    assert base.adaptive.margin == 0.01
+    assert base.with_fields(relative_margin=0.1).adaptive.margin == 1e-4
+    assert base.with_fields(relative_margin=0.1, margin=0.002).adaptive.margin == 0.002
+    assert base.with_fields(ber=(1e-6,)).adaptive is None
 
 
 def test_other_campaigns_are_identified_as_before_there_were_adaptive_ones() -> None:
@@ -452,17 +499,19 @@ def test_the_document_lists_every_field_with_its_type_and_default() -> None:
         name, kind, default, what = (cell.strip() for cell in line.strip("|").split("|"))
         told[name.strip("`")] = kind, yaml.safe_load(default.strip("`")) if default else dataclasses.MISSING
         assert what
-    kinds = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}
-    kinds |= {"tuple[str, ...]": "texts", "tuple[float, ...]": "numbers", "tuple[Part, ...]": "parts"}
-    fields = dataclasses.fields(Campaign)
+    kinds = {str: "text", int: "whole number", float: "number", bool: "true or false", FaultMixPart: "part"}
+
+    def written(kind: Any) -> str:
+        inner = get_args(kind)[0] if get_args(kind) else kind
+        if get_origin(kind) is tuple:
+            return f"{kinds[str if get_origin(inner) is Literal else inner]}s"
+        return kinds[str if isinstance(inner, str) else inner]
+
+    fields = flat_fields(Campaign).items()
     assert told == {
-        f.name: (
-            kinds[str(f.type).removesuffix(" | None")],
-            list(f.default) if isinstance(f.default, tuple) else f.default,
-        )
-        for f in fields
+        name: (written(f.kind), list(f.default) if isinstance(f.default, tuple) else f.default) for name, f in fields
     }
-    assert list(told) == [fields[0].name, *(f.name for f in fields[1:])], "in the order of the fields"
+    assert list(told) == list(flat_fields(Campaign)), "in the order of the fields"
 
 
 def test_the_spec_in_the_document_is_one(tmp_path: Path) -> None:
@@ -470,7 +519,7 @@ def test_the_spec_in_the_document_is_one(tmp_path: Path) -> None:
     (block,) = (part.partition("```")[0] for part in text.split("```yaml\n")[1:])
     (tmp_path / "c.yaml").write_text(block)
     campaign = load_spec(tmp_path / "c.yaml")
-    assert (campaign.way, len(campaign.mix), campaign.repeat) == ("mix", 2, 20)
+    assert (campaign.design.key, len(campaign.draws), campaign.design.repeat) == ("mix", 2, 20)
 
 
 #: What a file may hold that has code of its author run, and whether naming something else by a flag is enough.
@@ -508,7 +557,7 @@ def test_a_file_has_code_run_only_where_that_is_allowed(text: str, tmp_path: Pat
 def test_options_and_data_that_run_nothing_are_not_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("model: m.onnx\nber: 1e-6\ndata: a/b.npz\nprovider: cuda\nprovider_option: device_id=1\n")
-    assert load_spec(file).provider_option == ("device_id=1",)
+    assert load_spec(file).engine.provider_option == ("device_id=1",)
 
 
 #: Values of which Python writes no digits, or that take minutes to read.
@@ -548,4 +597,4 @@ def test_numbers_of_any_length_from_python_too(kind: str) -> None:
 
 def test_single_alone_is_sized_for_one_percentage_point() -> None:
     assert Campaign("m.onnx", single=True) == Campaign("m.onnx", single=True, margin=0.01)
-    assert outdo(Campaign("m.onnx", single=True), {"trials": 7}).margin is None
+    assert Campaign("m.onnx", single=True).with_fields(trials=7).design.margin is None
