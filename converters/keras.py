@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxfi.errors import ConversionError, InputError
-from onnxfi.runtime.engine.model_io import Array, Port
+from onnxfi.runtime.engine.ports import Array, Port
 
 from . import naming, shapes
 from .conversion import (

@@ -15,7 +15,7 @@ from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.space import Selector, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.model.loading import Model
-from onnxfi.runtime.engine.model_io import Array
+from onnxfi.runtime.engine.ports import Array
 
 from .training import (
     FaultSettings,

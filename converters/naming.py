@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxfi.graph.model.graph_index import all_graphs, read_names
 from onnxfi.graph.model.layers import LAYER_KEY
-from onnxfi.runtime.engine.model_io import Array
+from onnxfi.runtime.engine.ports import Array
 
 if TYPE_CHECKING:
     import onnx

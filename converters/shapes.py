@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxfi.errors import InputError
 from onnxfi.runtime.data.npz import read_npz
-from onnxfi.runtime.engine.model_io import Port, type_name
+from onnxfi.runtime.engine.ports import Port, type_name
 
 _DIMENSION = re.compile(r"[1-9]\d{0,8}|[A-Za-z_]\w*")
 _TYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")

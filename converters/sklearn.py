@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxfi.errors import InputError
-from onnxfi.runtime.engine.model_io import Array, Port
+from onnxfi.runtime.engine.ports import Array, Port
 
 from . import naming, shapes
 from .conversion import (

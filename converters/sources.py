@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxfi.errors import ConversionError, InputError, closest
-from onnxfi.runtime.engine.model_io import one_line
+from onnxfi.runtime.engine.ports import one_line
 
 from .frameworks import FRAMEWORKS, require
 

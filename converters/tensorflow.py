@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from onnxfi.errors import ConversionError, InputError
 from onnxfi.graph.model.graph_index import all_graphs
 from onnxfi.graph.model.layers import scope_in_name
-from onnxfi.runtime.engine.model_io import Array, Port, one_line
+from onnxfi.runtime.engine.ports import Array, Port, one_line
 
 from . import naming, shapes
 from .conversion import (

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxfi.errors import ConversionError, InputError
 from onnxfi.runtime.data.sources import open_data
-from onnxfi.runtime.engine.model_io import Array, Port, one_line
+from onnxfi.runtime.engine.ports import Array, Port, one_line
 
 from . import shapes
 from .conversion import (

@@ -15,7 +15,7 @@ from onnxfi.faults.space import Index, Selector, Target
 from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Words
 from onnxfi.graph.model.loading import Model
-from onnxfi.runtime.engine.model_io import Array
+from onnxfi.runtime.engine.ports import Array
 
 from .training import FaultSettings, InjectionPlan, map_faults, nonfinite_loss, resolve_faults, target_of
 

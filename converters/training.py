@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from onnxfi.errors import FaultListError, InputError, NonFiniteLossError
 from onnxfi.faults import sampling
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.fault_registry import parse_fault
+from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.space import FaultSpace, Index, Selector, Sites, Target
 from onnxfi.faults.trials import Faults, Sampler, apply_faults, draw_faults, faults_at_sites
 from onnxfi.faults.words import WORDS, Word, Words
 from onnxfi.graph.model.loading import Model
-from onnxfi.runtime.engine.model_io import Array
+from onnxfi.runtime.engine.ports import Array
 
 TARGETS = ("weights", "activations")
 _LOG = logging.getLogger(__name__)

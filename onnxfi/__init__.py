@@ -32,20 +32,20 @@ _NAMES = {
     "errors": ("OnnxfiError", "InputError"),
     "faults.faultlist": ("FaultList",),
     "faults.fault_model": ("FaultModel",),
-    "faults.fault_registry": ("fault_models", "parse_fault"),
+    "faults.registry": ("fault_models", "parse_fault"),
     "faults.space": ("FaultSpace", "Selector", "Site", "Target"),
     "faults.trials": ("Fault", "Faults"),
     "faults.words": ("Mask", "Word"),
     "graph.model.loading": ("Model", "load"),
     "runtime.data.sources": ("open_data",),
-    "runtime.engine.model_io": ("Port",),
+    "runtime.engine.ports": ("Port",),
     "runtime.engine.onnx_runtime": ("OrtEngine",),
     "runtime.engine.protocols": ("Engine", "Session"),
     "runtime.engine.registry": ("engine_of",),
     "tasks.evaluation": ("evaluate",),
     "runtime.quantize.quantize": ("Quantised", "quantize"),
     "runtime.quantize.recipe": ("Recipe",),
-    "runtime.inject.redraw": ("redrawn",),
+    "runtime.inject.drawn_inputs": ("draw_fault_inputs",),
     "runtime.inject.activations": ("inject_activations", "instrument"),
     "runtime.inject.neurons": ("expose_neurons",),
     "runtime.inject.weights": ("inject", "inspect", "replay", "sample", "undo"),
@@ -80,6 +80,7 @@ __all__ = [
     "Word",
     "check",
     "compare",
+    "draw_fault_inputs",
     "engine_of",
     "evaluate",
     "expose_neurons",
@@ -96,7 +97,6 @@ __all__ = [
     "parse_fault",
     "plan",
     "quantize",
-    "redrawn",
     "replay",
     "report",
     "run",
@@ -116,20 +116,20 @@ if TYPE_CHECKING:
     from onnxfi.campaign.spec.spec_file import load_spec
     from onnxfi.errors import InputError, OnnxfiError
     from onnxfi.faults.fault_model import FaultModel
-    from onnxfi.faults.fault_registry import fault_models, parse_fault
     from onnxfi.faults.faultlist import FaultList
+    from onnxfi.faults.registry import fault_models, parse_fault
     from onnxfi.faults.space import FaultSpace, Selector, Site, Target
     from onnxfi.faults.trials import Fault, Faults
     from onnxfi.faults.words import Mask, Word
     from onnxfi.graph.model.loading import Model, load
     from onnxfi.runtime.data.sources import open_data
-    from onnxfi.runtime.engine.model_io import Port
     from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+    from onnxfi.runtime.engine.ports import Port
     from onnxfi.runtime.engine.protocols import Engine, Session
     from onnxfi.runtime.engine.registry import engine_of
     from onnxfi.runtime.inject.activations import inject_activations, instrument
+    from onnxfi.runtime.inject.drawn_inputs import draw_fault_inputs
     from onnxfi.runtime.inject.neurons import expose_neurons
-    from onnxfi.runtime.inject.redraw import redrawn
     from onnxfi.runtime.inject.weights import inject, inspect, replay, sample, undo
     from onnxfi.runtime.quantize.quantize import Quantised, quantize
     from onnxfi.runtime.quantize.recipe import Recipe

@@ -28,7 +28,7 @@ from documents import blocks, code, commands, lines_of, read, same, shell, table
 
 import onnxfi
 from onnxfi.cli.commands import COMMANDS, group
-from onnxfi.faults.fault_registry import fault_models, parse_fault
+from onnxfi.faults.registry import fault_models, parse_fault
 from onnxfi.faults.words import WORDS
 from onnxfi.tasks.classification import CLASSIFICATION
 

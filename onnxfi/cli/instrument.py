@@ -180,7 +180,7 @@ def _document(model: str, done: Instrumented) -> dict[str, Any]:
 
 def _print(done: Instrumented) -> None:
     from onnxfi.cli.terminal import count, print_line, table
-    from onnxfi.runtime.engine.model_io import shape_text
+    from onnxfi.runtime.engine.ports import shape_text
 
     sites = done.armed.sites
     if not sites:

@@ -153,7 +153,7 @@ def engine_of(flags: Mapping[str, Any]) -> Engine:
     """Return the engine of the flags; print a note where two runtimes are installed."""
     from onnxfi.cli.terminal import print_note
     from onnxfi.runtime.engine import registry
-    from onnxfi.runtime.engine.installed_runtime import both_runtimes_warning
+    from onnxfi.runtime.engine.onnx_runtime import both_runtimes_warning
 
     if warning := both_runtimes_warning():
         print_note(warning)

@@ -49,8 +49,7 @@ def command(
     onnxfi report fp32.db int8.db --figures figures
     """
     from onnxfi.campaign.report.report import report
-    from onnxfi.campaign.report.side_by_side import write_csv_of_all
-    from onnxfi.campaign.report.tables import write_csv
+    from onnxfi.campaign.report.tables import write_csv, write_csv_of_all
     from onnxfi.cli.terminal import print_json, print_line
     from onnxfi.graph.write.output_file import check_folder
 
@@ -99,11 +98,11 @@ def _check_figures(html: Path | None, stores: tuple[Path, ...]) -> None:
 
 def _print_side_by_side(found: Sequence[Report]) -> None:
     """Print several reports, a line each."""
-    from onnxfi.campaign.report.notes import of_trials
-    from onnxfi.campaign.report.side_by_side import sides
+    from onnxfi.campaign.report.tables import comparison_rows
+    from onnxfi.campaign.report.validity_notes import of_trials
     from onnxfi.cli.terminal import number, print_line, table
 
-    lines, task = sides(found), found[0].task
+    lines, task = comparison_rows(found), found[0].task
     shown, accuracy = _columns(task, [side.fold for side in lines]), task.accuracy
     rows = [
         (
@@ -124,8 +123,8 @@ def _print_side_by_side(found: Sequence[Report]) -> None:
 
 def print_report(found: Report) -> None:
     """Print a report to the terminal."""
-    from onnxfi.campaign.report.notes import notes
     from onnxfi.campaign.report.tables import classes, rate_name, swept_over
+    from onnxfi.campaign.report.validity_notes import notes
     from onnxfi.cli.terminal import count, number, print_line, print_note, table
 
     metrics, level = found.golden["metrics"], f"intervals at {100 * found.confidence:.4g} %"

@@ -2,7 +2,7 @@
 
 A fault model says how one fault event changes one stored word or activation. Models are frozen and written as
 `NAME[:key=value,…]`, the same string on the command line, in files and in Python. onnxfi's own are in `models.py`,
-`neuron_models.py` and `patterns.py`; `fault_registry.py` lists them all.
+`neuron_models.py` and `patterns.py`; `registry.py` lists them all.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import numpy as np
 
 from onnxfi.errors import FaultError, FaultListError, InputError
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.fault_registry import parse_fault
+from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.scope import ActivationSpace
 from onnxfi.faults.space import LAST_STEP, FaultSpace, Selector, Sites, Target, fault_time
 from onnxfi.faults.trials import RATE_SAMPLERS, SAMPLERS, Fault, Faults, Sampler, concatenate, draw_faults, json_value

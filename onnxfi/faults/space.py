@@ -16,10 +16,10 @@ from itertools import pairwise
 import numpy as np
 
 from onnxfi.errors import SelectorError, closest
-from onnxfi.faults.expressions import expression
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.models import Flip
 from onnxfi.faults.quantization import ROLES
+from onnxfi.faults.regular_expressions import expression
 from onnxfi.faults.sampling import Numbers
 from onnxfi.faults.sites import (
     ACTIVATION_KINDS,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnxfi.errors import InputError, SelectorError, closest
 from onnxfi.faults import sampling
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.fault_registry import parse_fault
+from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.space import FaultSpace, Selector, Site, Sites, Target, fault_time, parse_site
 from onnxfi.faults.words import Word, Words
 

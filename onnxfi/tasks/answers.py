@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import DataError
-from onnxfi.runtime.engine.model_io import Array
+from onnxfi.runtime.engine.ports import Array
 
 LabelArray = NDArray[np.int64]
 Flags = NDArray[np.bool_]

@@ -16,7 +16,7 @@ import numpy as np
 from onnxfi.errors import DataError, closest
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.sample_outputs import Dim, class_axes
-from onnxfi.runtime.engine.model_io import Array, Port, element_type, shape_text
+from onnxfi.runtime.engine.ports import Array, Port, element_type, shape_text
 
 #: Parts of the names of outputs whose columns are no classes, however many.
 _OTHER_NAMES = re.compile(

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import InputError, closest
-from onnxfi.runtime.engine.model_io import Array
+from onnxfi.runtime.engine.ports import Array
 from onnxfi.tasks.answers import AnswerPair, Flags, float64, share, softmax
 from onnxfi.tasks.class_scores import no_class_scores, reading
 from onnxfi.tasks.deviation import DEVIATIONS

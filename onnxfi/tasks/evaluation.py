@@ -15,7 +15,7 @@ from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.sample_outputs import run_scores, sample_axes
 from onnxfi.runtime.data.sources import Data, open_data
-from onnxfi.runtime.engine.model_io import Array
+from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.engine.protocols import Engine, Session
 from onnxfi.runtime.engine.registry import engine_of
 from onnxfi.tasks.answers import AnswerPair, Answers

@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.partition.route import Route
-from onnxfi.runtime.engine.model_io import Array
+from onnxfi.runtime.engine.ports import Array
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, LabelArray, share
 from onnxfi.tasks.task import Task
 

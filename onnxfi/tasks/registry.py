@@ -22,7 +22,7 @@ from onnxfi.errors import DataError, InputError, closest
 from onnxfi.extensions import load_extension
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.sources import names_function
-from onnxfi.runtime.engine.model_io import Array, one_line
+from onnxfi.runtime.engine.ports import Array, one_line
 from onnxfi.tasks.class_scores import classifies, reading
 from onnxfi.tasks.classification import CLASSIFICATION
 from onnxfi.tasks.deviation import DEVIATION

@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxfi.errors import DataError
 from onnxfi.faults.trials import json_value
-from onnxfi.runtime.engine.model_io import Array
+from onnxfi.runtime.engine.ports import Array
 from onnxfi.statistics.intervals import Interval
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, LabelArray, share
 

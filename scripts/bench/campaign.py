@@ -30,8 +30,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnxfi.runtime.engine.model_io import Port
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+from onnxfi.runtime.engine.ports import Port
 from onnxfi.runtime.engine.protocols import Session
 
 PEERS = Path(__file__).with_name("peers.py")

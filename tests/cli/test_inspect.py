@@ -21,7 +21,7 @@ from onnx import numpy_helper
 from onnxfi.cli import options
 from onnxfi.cli.commands import COMMANDS, group
 from onnxfi.cli.inject import command as inject_command
-from onnxfi.faults.fault_registry import fault_models
+from onnxfi.faults.registry import fault_models
 
 Run = Callable[..., Any]
 MATMUL = "g (float[N,3] x) => (float[N,3] y) <float[3,3] w = {1,2,3,4,5,6,7,8,9}> { y = MatMul(x, w) }"

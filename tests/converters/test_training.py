@@ -19,7 +19,7 @@ from onnxfi.converters.training import (
     target_of,
 )
 from onnxfi.errors import FaultListError, InputError, SelectorError
-from onnxfi.faults.fault_registry import fault_models, parse_fault
+from onnxfi.faults.registry import fault_models, parse_fault
 from onnxfi.faults.space import Target
 from onnxfi.faults.words import WORDS
 

@@ -13,8 +13,8 @@ from strategies import U64, formats, models, words_of
 
 from onnxfi.errors import FaultError
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.models import Burst, Scale, Set, SetWord, SignFlip, Zero
+from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.words import WORDS, Word
 
 

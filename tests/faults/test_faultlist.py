@@ -22,9 +22,9 @@ from word_oracle import faulty
 from onnxfi.errors import FaultListError
 from onnxfi.faults import faultlist
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.fault_registry import fault_models, parse_fault
 from onnxfi.faults.faultlist import MAX_LINES, FaultList, Header, fault_row, trial_lines
 from onnxfi.faults.models import Flip
+from onnxfi.faults.registry import fault_models, parse_fault
 from onnxfi.faults.space import FaultSpace, Selector, Sites, Target
 from onnxfi.faults.trials import Fault, Faults, Sampler, apply_faults, draw_faults, faults_at_named_sites
 from onnxfi.faults.words import WORDS, Words

@@ -12,8 +12,8 @@ from word_oracle import faulty
 
 from onnxfi.errors import FaultError
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.fault_registry import fault_models, parse_fault
 from onnxfi.faults.models import BUILT_IN, Add, Noise, RandomScale, RandomWord, SetWord
+from onnxfi.faults.registry import fault_models, parse_fault
 from onnxfi.faults.sampling import VALUE, normal, raw_words
 from onnxfi.faults.words import WORDS, Word
 

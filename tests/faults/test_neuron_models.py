@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxfi.errors import FaultError
-from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.models import Set
+from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.words import WORDS, Word
 
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxfi.errors import FaultError
-from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.patterns import AxisRule, Pattern
+from onnxfi.faults.registry import parse_fault
 
 RULES = st.one_of(
     st.sampled_from([AxisRule("same"), AxisRule("all")]),

@@ -12,8 +12,8 @@ from strategies import bit_selections, element_selections, targets
 
 from onnxfi.errors import SelectorError
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.models import Burst, Flip, StuckAt0, Zero
+from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.space import FaultSpace, Selector, Site, Target, matches
 from onnxfi.faults.trials import faults_at_named_sites
 from onnxfi.faults.words import FIELDS, WORDS

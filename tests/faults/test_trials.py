@@ -17,8 +17,8 @@ from word_oracle import decode, faulty
 from onnxfi.errors import InputError, SelectorError
 from onnxfi.faults import sampling, trials
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.models import Burst, Flip, SetWord, Zero
+from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.space import FaultSpace, Selector, Site, Sites, Target
 from onnxfi.faults.trials import (
     SAMPLERS,

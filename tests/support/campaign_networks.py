@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from tiny_campaigns import chance
 
-from onnxfi.faults.fault_registry import parse_fault
+from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.space import Sites, Target
 from onnxfi.faults.trials import Faults
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.fault_registry import fault_models
+from onnxfi.faults.registry import fault_models
 from onnxfi.faults.words import Word
 
 EXAMPLES = [(name, text) for name, model in fault_models().items() for text in model.examples]

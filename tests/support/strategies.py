@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.fault_registry import fault_models, parse_fault
+from onnxfi.faults.registry import fault_models, parse_fault
 from onnxfi.faults.space import Target
 from onnxfi.faults.words import FIELDS, WORDS, Mask, Word
 

@@ -12,7 +12,7 @@ import pytest
 from onnxfi.errors import DataError
 from onnxfi.runtime.data.batches import Data, layout
 from onnxfi.runtime.data.sample_outputs import without_ones
-from onnxfi.runtime.engine.model_io import Port
+from onnxfi.runtime.engine.ports import Port
 from onnxfi.tasks.class_scores import check_port, classifies, no_class_scores, reading, scored_output
 
 SCORES = Port("scores", "float32", ("N", 10))

@@ -38,7 +38,7 @@ from onnxfi.graph.write.faulty_copy import find_edits, look_up_words, write_copy
 from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.runtime.data.batches import Batch
 from onnxfi.runtime.data.sample_outputs import scored, stacked
-from onnxfi.runtime.engine.model_io import Array
+from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.inject.activations import activation_faults, bake_into
 

@@ -20,7 +20,7 @@ from onnxfi.graph.partition.route import Route
 from onnxfi.graph.partition.subgraph import PartitionGraph
 from onnxfi.runtime.data.batches import Batch
 from onnxfi.runtime.data.sample_outputs import stacked
-from onnxfi.runtime.engine.model_io import Array, same_by, same_bytes
+from onnxfi.runtime.engine.ports import Array, same_by, same_bytes
 from onnxfi.runtime.partial.activation_words import inject_words
 from onnxfi.runtime.partial.reexecution import FaultyActivations, Reexecution, TrialFaults
 from onnxfi.runtime.partial.segmented_model import ActivationChange

@@ -19,7 +19,7 @@ from onnxfi.faults.words import Mask, Word
 from onnxfi.graph.model.graph_index import all_nodes
 from onnxfi.graph.partition.route import Route
 from onnxfi.runtime.engine.cuda import same_bits_remedy
-from onnxfi.runtime.engine.model_io import same_bytes
+from onnxfi.runtime.engine.ports import same_bytes
 
 #: Elements of a tensor that the canary sets, at most.
 _ELEMENTS = 1 << 16

@@ -10,7 +10,7 @@ from onnxfi.campaign.plan.open_model import served
 from onnxfi.errors import CampaignError, EngineError
 from onnxfi.graph.dataflow.random_nodes import find_random_node
 from onnxfi.runtime.engine.cuda import same_bits_remedy
-from onnxfi.runtime.engine.model_io import Array, same_bytes
+from onnxfi.runtime.engine.ports import Array, same_bytes
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.tasks.evaluation import does_not_run
 from onnxfi.tasks.outcomes import GoldenRun

@@ -17,8 +17,8 @@ from onnxfi.graph.write.faulty_copy import FileEdits, find_edits, look_up_words
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.sample_outputs import run_scores, sample_axes
 from onnxfi.runtime.data.sources import Data, open_data
-from onnxfi.runtime.engine.model_io import Array, Port
 from onnxfi.runtime.engine.onnx_runtime import short_name
+from onnxfi.runtime.engine.ports import Array, Port
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.tasks.evaluation import scored_port
 from onnxfi.tasks.outcomes import GoldenRun

@@ -20,7 +20,7 @@ from onnxfi.graph.partition.subgraph import PartitionGraph, partition_graph
 from onnxfi.runtime.data.sample_outputs import stacked
 from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.cuda import CPU
-from onnxfi.runtime.engine.model_io import Array, drift, same_bytes
+from onnxfi.runtime.engine.ports import Array, drift, same_bytes
 from onnxfi.runtime.partial.conv_delta import FirstSegments
 from onnxfi.runtime.partial.golden_cache import GoldenCache, SegmentSessions
 from onnxfi.runtime.partial.reexecution import SplitAtActivations, golden_scores

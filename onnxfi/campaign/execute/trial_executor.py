@@ -38,7 +38,7 @@ from onnxfi.runtime.data.sample_outputs import stacked
 from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.cuda import CPU, TENSORRT
 from onnxfi.runtime.engine.device_errors import out_of_memory
-from onnxfi.runtime.engine.model_io import Array
+from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.partial.reexecution import Reexecution, TrialFaults, golden_scores
 from onnxfi.runtime.partial.segmented_model import SegmentedModel

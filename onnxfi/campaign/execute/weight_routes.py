@@ -20,7 +20,7 @@ from onnxfi.graph.partition.segmentation import FaultPath, Segmentation
 from onnxfi.graph.partition.subgraph import TensorLocation
 from onnxfi.graph.write.faulty_copy import look_up_words
 from onnxfi.runtime.data.sample_outputs import stacked
-from onnxfi.runtime.engine.model_io import Array
+from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.partial.reexecution import Reexecution, TrialFaults, open_reexecution
 from onnxfi.runtime.partial.segmented_model import SegmentedModel
 from onnxfi.tasks.outcomes import GoldenRun, Judgement, judge

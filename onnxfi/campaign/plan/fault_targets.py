@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import EngineError, FaultListError, SelectorError
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.models import Add, Scale
+from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.scope import ActivationSpace, FaultScope, with_times
 from onnxfi.faults.space import LAST_STEP, FaultSpace, Selector, Target, check_disjoint
 from onnxfi.faults.trials import Faults, apply_separately
@@ -32,7 +32,7 @@ from onnxfi.graph.passes.bit_arithmetic import opset_of
 from onnxfi.graph.passes.instrument import check_value_formats, check_word_formats
 from onnxfi.graph.write.faulty_copy import bind_models, look_up_words
 from onnxfi.runtime.data.sources import Data
-from onnxfi.runtime.engine.model_io import ORT_TYPES, shape_text
+from onnxfi.runtime.engine.ports import ORT_TYPES, shape_text
 from onnxfi.runtime.inject.shape_query import complete_by_running, loop_iterations
 
 _READ = {name for name, _ in ORT_TYPES.values()}

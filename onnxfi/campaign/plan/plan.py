@@ -32,8 +32,8 @@ from onnxfi.campaign.spec.designs import (
 from onnxfi.errors import FaultListError, SpecError
 from onnxfi.faults import sampling
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.faultlist import FaultList, Header, LineReader, trial_lines
+from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.space import FaultSpace, Target
 from onnxfi.faults.trials import Faults, Sampler, concatenate, draw_faults, single_faults
 from onnxfi.graph.model import weight_aliases

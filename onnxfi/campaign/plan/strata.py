@@ -14,7 +14,7 @@ from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import AdaptiveFaults, BerSweep, FaultMix, PerSampleSweep, SingleFaults
 from onnxfi.errors import SpecError
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.fault_registry import parse_fault
+from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.space import FaultSpace, check_disjoint
 from onnxfi.faults.words import Word
 from onnxfi.statistics.sample_size import allocate, data_aware_p

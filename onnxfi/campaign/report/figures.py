@@ -21,10 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.campaign.report.layer_bit_map import grid
 from onnxfi.campaign.report.report import Fold, Report
-from onnxfi.campaign.report.side_by_side import labels
-from onnxfi.campaign.report.tables import rate_name, swept_over
+from onnxfi.campaign.report.tables import layer_bit_cells, rate_name, report_labels, swept_over
 from onnxfi.errors import OutputError
 from onnxfi.graph.model.byte_source import printable
 from onnxfi.graph.write.output_file import atomic_files, make_folder
@@ -99,7 +97,7 @@ def figures(found: Sequence[Report]) -> list[Figure]:
     needs("matplotlib")
     maps = [
         _map(one, f"map-{k}" if len(found) > 1 else "map", f" of {label}" if len(found) > 1 else "")
-        for k, (one, label) in enumerate(zip(found, labels(found), strict=True), 1)
+        for k, (one, label) in enumerate(zip(found, report_labels(found), strict=True), 1)
     ]
     return [_accuracy(found), _bars(found, "layers"), _bars(found, "bits"), *maps]
 
@@ -153,7 +151,7 @@ def _with(folds: Sequence[Fold], name: str) -> list[tuple[str, Interval]]:
 
 
 def _accuracy(found: Sequence[Report]) -> Figure:
-    swept = [(one, label) for one, label in zip(found, labels(found), strict=True) if one.by_rate]
+    swept = [(one, label) for one, label in zip(found, report_labels(found), strict=True) if one.by_rate]
     over = " or ".join(dict.fromkeys(swept_over(one) for one, _ in swept)) or "bit error rate"
     title = f"Accuracy over {over}"
     if not swept:
@@ -231,7 +229,7 @@ def _bars(found: Sequence[Report], by: str) -> Figure:
         kept = set(sorted(keys, key=lambda k: -worst[k])[:_MOST_LAYERS])
         shown = [key for key in keys if key in kept]
         caption += f" {_MOST_LAYERS} of {len(keys):,} layers, those with the highest rates; the table has all."
-    names = labels(found)
+    names = report_labels(found)
     text = " ".join(
         f"{label}, {m.name}: {_said([(k, i) for k in shown if k in folds and (i := folds[k].estimated(m.name))])}."
         for label, folds in zip(names, keyed, strict=True)
@@ -318,7 +316,7 @@ def _legend(canvas: Canvas, axes: Axes, names: Sequence[str]) -> None:
 
 def _map(one: Report, name: str, whose: str) -> Figure:
     title = f"Layer by bit{whose}"
-    cells = grid(one.store)
+    cells = layer_bit_cells(one.store)
     if not cells:
         hint = "these faults change whole words" if one.by_layer else "a trial of many faults lies in no one cell"
         return Figure(name, title, f"No map of layers and bits here: {hint}. Run single faults of bits with --single.")

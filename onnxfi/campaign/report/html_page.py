@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.report.figures import Figure, figures, needs, plain
-from onnxfi.campaign.report.notes import notes
 from onnxfi.campaign.report.report import Fold, Report
-from onnxfi.campaign.report.side_by_side import labels, sides
-from onnxfi.campaign.report.tables import rate_name, swept_over
+from onnxfi.campaign.report.tables import comparison_rows, rate_name, report_labels, swept_over
+from onnxfi.campaign.report.validity_notes import notes
 from onnxfi.campaign.results.rows import Row
 from onnxfi.campaign.results.store import Store, declared_task, digest_of
 from onnxfi.campaign.spec.spec_file import command_line, parse_spec
@@ -104,7 +103,7 @@ def _largest(text: str) -> tuple[dict[str, Any], ...]:
 
 
 def write_page(found: Sequence[Report], file: str | Path) -> Path:
-    """Write the page of one report, or of several side by side.
+    """Write the page of one report, or of several row by row.
 
     Raises OutputError where jinja2 or matplotlib is not installed, or the file cannot be written.
     """
@@ -122,7 +121,7 @@ def page(found: Sequence[Report]) -> str:
     style, script, body = (
         (files("onnxfi.campaign.report") / f"page.{e}").read_text("utf-8") for e in ("css", "js", "html")
     )
-    shows = [_shown(one, label) for one, label in zip(found, labels(found), strict=True)]
+    shows = [_shown(one, label) for one, label in zip(found, report_labels(found), strict=True)]
     shown = found[0].task.view(found[0].task.page_columns)
     frame = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     frame.filters |= {"value": _value, "plain": lambda text: plain(str(text), 1 << 20), "image": _image}
@@ -130,8 +129,8 @@ def page(found: Sequence[Report]) -> str:
     return frame.from_string(body).render(
         style=style, script=script, digests=digests, figures=figures(found), shows=shows,
         columns=[m.label for m in shown], accuracy=found[0].task.accuracy,
-        sides=[(side, _line(side.fold, shown)) for side in sides(found)] if len(found) > 1 else [],
-        title=" and ".join(labels(found)) if len(found) < 3 else f"{len(found)} campaigns",
+        compared=[(row, _line(row.fold, shown)) for row in comparison_rows(found)] if len(found) > 1 else [],
+        title=" and ".join(report_labels(found)) if len(found) < 3 else f"{len(found)} campaigns",
     )  # fmt: skip
 
 

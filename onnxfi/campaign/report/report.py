@@ -29,10 +29,10 @@ from onnxfi.statistics.intervals import (
     Interval,
     Stratum,
     clopper_pearson,
+    median_interval,
     sample_error,
     stratified_interval,
 )
-from onnxfi.statistics.medians import median_interval
 from onnxfi.tasks.outcomes import unpacked
 from onnxfi.tasks.task import OUTCOMES, Metric, Task
 

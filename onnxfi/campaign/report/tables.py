@@ -1,18 +1,20 @@
-"""A report as tables: the classes of published ones by layer, and CSV files."""
+"""Tables of reports: published classes by layer, CSV files, means by layer and bit, several reports in one."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.report.report import Fold, Report
-from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.results.store import Store, declared_task
 from onnxfi.faults.faultlist import Header
 from onnxfi.graph.model.byte_source import printable
 from onnxfi.graph.write.output_file import atomic_files, make_folder
+from onnxfi.graph.write.scratch_folder import scratch_folder
 
 #: What begins a formula, also as wide letters.
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
@@ -85,15 +87,15 @@ def write_csv(found: Report, folder: str | Path) -> list[Path]:
 
 
 def _flat(key: str, fold: Fold, found: Report) -> dict[str, Any]:
-    """Return a fold as one line: what it is, its counts, golden's accuracy, then value and ends of each rate."""
+    """Return a fold as one line: what it is, its counts, the golden accuracy, then value and ends of each rate."""
     row: dict[str, Any] = {key: fold.key} if key else {}
     row |= {"trials": fold.trials, "population": fold.population}
     row |= {f"trials_{name}": n for name, n in fold.outcomes.items()}
     row |= {f"golden_{name}": found.golden["metrics"].get(name) for name in found.task.golden_names}
     shares = [m.name for m in found.task.reports if m.fold != "count"]
     for name in (*shares, *(m.name for m in found.task.reports if m.fold == "count")):
-        i, told = fold.rate(name), fold.estimated(name)
-        row |= {name: told and told.estimate, f"{name}_low": i and i.low, f"{name}_high": i and i.high}
+        i, mean = fold.rate(name), fold.estimated(name)
+        row |= {name: mean and mean.estimate, f"{name}_low": i and i.low, f"{name}_high": i and i.high}
     return row
 
 
@@ -121,3 +123,109 @@ def _table(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
             table.writerow(map(cell, row.values()))
         text.detach()
     return path
+
+
+@dataclass(frozen=True)
+class LayerBitCell:
+    """The trials in one bit position of one layer: how many, and means by name, of the panels of the task."""
+
+    layer: str
+    bit: int
+    trials: int
+    means: dict[str, float]
+
+
+def layer_bit_cells(store: str | Path) -> tuple[LayerBitCell, ...]:
+    """Return the cells of a store of single faults that have run; none where a trial has many faults.
+
+    All sites of a cell are drawn alike, so its mean needs no weights.
+
+    >>> import tempfile
+    >>> from onnxfi.campaign.run.runner import run
+    >>> from onnxfi.campaign.spec.campaign import Campaign
+    >>> campaign = Campaign("models/fashion_cnn.onnx", "models/fashion_test.npz", samples=50, single=True, trials=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     results = list(run(campaign, folder + "/store.db"))
+    ...     [(cell.layer, cell.bit, cell.trials) for cell in layer_bit_cells(folder + "/store.db")]
+    [('fc1', 9, 1), ('fc1', 26, 1)]
+    """
+    sums: dict[tuple[str, int], dict[str, float]] = {}
+    counts: dict[tuple[str, int], int] = {}
+    with Store.open(store) as opened:
+        if not opened.get("cells"):
+            return ()
+        task = declared_task(opened)
+        shown = task.view(task.panels)
+        for row in opened.rows():
+            if row.layer is None or row.bit is None:
+                continue
+            key = row.layer, row.bit
+            counts[key] = counts.get(key, 0) + 1
+            of_cell = sums.setdefault(key, {})
+            for metric in shown:
+                if (value := metric.value(row.outcome, row.metrics)) is not None:
+                    of_cell[metric.name] = of_cell.get(metric.name, 0.0) + value
+    return tuple(
+        LayerBitCell(*key, n, {name: x / n for name, x in sums[key].items()}) for key, n in sorted(counts.items())
+    )
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """A line: the report that it is of and what to call it, the bit error rate (None: all trials), and its trials."""
+
+    report: Report
+    label: str
+    ber: str | None
+    fold: Fold
+
+
+def report_labels(found: Sequence[Report]) -> list[str]:
+    """Return a label for each report: the name of its file, with the folder where names are the same."""
+    names = [one.store.name.removesuffix(".db").removesuffix(".onnxfi") for one in found]
+    return names if len(set(names)) == len(names) else [str(one.store) for one in found]
+
+
+def comparison_rows(found: Sequence[Report]) -> list[ComparisonRow]:
+    """Return the lines of reports: by rate where there are several, since a mean over rates has no meaning."""
+    lines = []
+    for one, label in zip(found, report_labels(found), strict=True):
+        if len(one.by_rate) > 1:
+            lines += [ComparisonRow(one, label, fold.key, fold) for fold in one.by_rate]
+        else:
+            lines.append(ComparisonRow(one, label, one.by_rate[0].key if one.by_rate else None, one.everything))
+    return lines
+
+
+def write_csv_of_all(found: Sequence[Report], folder: str | Path) -> list[Path]:
+    """Write the CSV files of several reports as those of one, each line with its store in the first column.
+
+    Columns that only some of them have are empty for the others. OutputError where the folder cannot be written.
+    """
+    tables: dict[str, list[tuple[str, Path]]] = {}
+    with scratch_folder() as drafts:
+        for number, one in enumerate(found):
+            for file in write_csv(one, Path(drafts, str(number))):
+                tables.setdefault(file.name, []).append((str(one.store), file))
+        make_folder(Path(folder))
+        return [_joined(Path(folder, name), parts) for name, parts in tables.items()]
+
+
+def _joined(path: Path, parts: Sequence[tuple[str, Path]]) -> Path:
+    columns = dict.fromkeys(name for _, file in parts for name in next(_read(file), []))
+    with atomic_files([path]) as (stream,):
+        text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
+        table = csv.writer(text)
+        table.writerow(["store", *columns])
+        for store, file in parts:
+            head, *rows = _read(file)
+            for row in rows:
+                held = dict(zip(head, row, strict=True))
+                table.writerow([cell(store), *(held.get(name, "") for name in columns)])
+        text.detach()
+    return path
+
+
+def _read(file: Path) -> Iterator[list[str]]:
+    with file.open(newline="", encoding="utf-8") as stream:
+        yield from csv.reader(stream)

@@ -25,7 +25,7 @@ from onnxfi.campaign.spec.flat_fields import flat
 from onnxfi.errors import InputError
 from onnxfi.graph.write.output_file import atomic_files
 from onnxfi.runtime.data.npz import read_npz
-from onnxfi.runtime.engine.model_io import Array, element_type, type_name
+from onnxfi.runtime.engine.ports import Array, element_type, type_name
 from onnxfi.tasks.outcomes import GoldenRun
 
 _LARGEST_FILE = 64 << 20

@@ -31,7 +31,7 @@ from onnxfi.campaign.spec.flat_fields import (
 )  # fmt: skip
 from onnxfi.campaign.spec.settings import DataSettings, EngineSettings, Layers, NeuronSettings, Scoring
 from onnxfi.errors import SpecError, closest
-from onnxfi.faults.fault_registry import parse_fault
+from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.scope import FaultScope
 from onnxfi.tasks.registry import known_metric, metric_names
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, get_args
 
 from onnxfi.campaign.spec.flat_fields import CheckedFields, bounded, flat_fields, named, share, typed, within
 from onnxfi.errors import SpecError
-from onnxfi.faults.fault_registry import parse_fault
+from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.sampling import check_rate
 from onnxfi.faults.scope import FaultScope
 from onnxfi.faults.space import Selector

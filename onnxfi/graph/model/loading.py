@@ -25,8 +25,8 @@ from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Words
 from onnxfi.graph.model import weight_aliases
 from onnxfi.graph.model.byte_source import ByteSource, ReadBytes, quoted
-from onnxfi.graph.model.functions import check_unfolded
 from onnxfi.graph.model.graph_index import GraphIndex
+from onnxfi.graph.model.local_functions import check_unfolded
 from onnxfi.graph.model.protobuf_scan import TensorRecord, read_varints, record_number, scan, text
 from onnxfi.graph.model.stored_tensors import StoredTensors, WordLocation
 from onnxfi.graph.model.targets import find_targets

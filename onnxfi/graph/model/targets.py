@@ -15,11 +15,11 @@ from onnxfi.faults.space import Consumer, Target
 from onnxfi.graph.model.byte_source import quoted
 from onnxfi.graph.model.graph_index import GraphIndex, Node
 from onnxfi.graph.model.layers import layer_of, layer_scope
+from onnxfi.graph.model.liveness import consuming_nodes, data_values, live_values_and_nodes
 from onnxfi.graph.model.neuron_table import neuron_roles
 from onnxfi.graph.model.protobuf_scan import text
 from onnxfi.graph.model.stored_tensors import StoredTensor, StoredTensors, WordLocation
 from onnxfi.graph.model.tensor_roles import assign_roles
-from onnxfi.graph.model.value_uses import consuming_nodes, data_values, used_parts
 from onnxfi.graph.model.weight_dataflow import TensorRole
 
 #: AttributeProto.INT.
@@ -46,7 +46,7 @@ def find_targets(index: GraphIndex, stored: StoredTensors) -> list[tuple[Target,
     """
     _check_groups(index)
     layers, roles, neurons = _LayerNames(index, stored), assign_roles(index, stored), neuron_roles(index.proto)
-    used_values, used_nodes = used_parts(index)
+    used_values, used_nodes = live_values_and_nodes(index)
     data = data_values(index)
     found = []
     for tensor, value in stored.tensors.items():

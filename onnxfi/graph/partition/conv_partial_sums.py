@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.graph.partition.hollow_model import LARGE_BYTES, hollow
 from onnxfi.graph.partition.output_channels import integer
+from onnxfi.graph.partition.stripped_tensors import LARGE_BYTES, strip_numbers
 from onnxfi.graph.partition.subgraph import PartitionGraph
 from onnxfi.graph.partition.subgraph_model import FLOAT, SubgraphModel
 
@@ -103,7 +103,7 @@ def partial_sum_model(net: PartitionGraph, one: ConvSum, weight: NDArray[Any], s
         mine = np.ascontiguousarray(weight[:, number * size : (number + 1) * size])
         made.graph.initializer.append(numpy_helper.from_array(mine, names[1]))
         if mine.nbytes >= LARGE_BYTES:
-            hollow(made.graph.initializer[-1], mine.nbytes)
+            strip_numbers(made.graph.initializer[-1], mine.nbytes)
             stored[names[1]] = mine
         shape = [None, mine.shape[1], *[None] * (weight.ndim - 2)]
         made.graph.input.append(helper.make_tensor_value_info(names[0], FLOAT, shape))

@@ -17,7 +17,6 @@ from functools import cached_property
 
 from onnxfi.faults.space import Target
 from onnxfi.graph.model.loading import Model
-from onnxfi.graph.partition.boundary_tensors import boundary_tensors, reached
 from onnxfi.graph.partition.conv_partial_sums import ConvSum, largest_conv_sum
 from onnxfi.graph.partition.cut_points import CutPoints, segments, whole_subgraph
 from onnxfi.graph.partition.output_channels import OutputChannels, output_channels
@@ -26,10 +25,12 @@ from onnxfi.graph.partition.subgraph import (
     PartitionGraph,
     Subgraph,
     TensorLocation,
+    boundary_tensors,
     location,
     nodes_needed,
     nodes_reached,
     reachable_subgraph,
+    reached,
     with_inputs,
 )
 

@@ -27,7 +27,7 @@ from onnxfi.graph.model.graph_index import Scope
 from onnxfi.graph.model.loading import Model, parse, parsed
 from onnxfi.graph.model.protobuf_scan import record_number
 from onnxfi.graph.model.stored_tensors import DATA_TYPES
-from onnxfi.graph.partition.hollow_model import hollow, where_it_lies
+from onnxfi.graph.partition.stripped_tensors import stored_location, strip_numbers
 from onnxfi.graph.passes.graph_edit import used_names
 from onnxfi.graph.write.byte_edits import ByteSplice
 from onnxfi.graph.write.faulty_copy import FileEdits, faulty_bytes
@@ -226,7 +226,7 @@ def _hollowed(model: Model, locations: Mapping[int, TensorLocation]) -> tuple[on
     """Return the model without its large weights, and the places of these; other external data is loaded into it."""
     found, payloads = dict[str, StoredArray](), list[ByteSplice]()
     for tensor in {tensor.name: tensor for tensor in model.proto.graph.initializer}.values():
-        if (lies := where_it_lies(model, tensor)) is not None:
+        if (lies := stored_location(model, tensor)) is not None:
             found[tensor.name], splices = lies
             payloads += splices
     proto = parsed(faulty_bytes(model, FileEdits(splices=payloads))) if payloads else parse(model)
@@ -234,7 +234,7 @@ def _hollowed(model: Model, locations: Mapping[int, TensorLocation]) -> tuple[on
     stored = {tensor.name: tensor for tensor in graph.initializer}
     producers = model.index.main.producers
     for name, kept in found.items():
-        hollow(stored[name], kept.nbytes)
+        strip_numbers(stored[name], kept.nbytes)
     for number, where in locations.items():
         if where.node >= 0:
             tensor = at(graph.node[where.node], where.path)
@@ -419,3 +419,40 @@ def with_inputs(
             else:
                 inputs[name] = None
     return tuple(sorted(every)), tuple(sorted(inputs))
+
+
+#: The names of faulty weights, and the nodes in whose bodies faulty weights lie.
+Start = tuple[Sequence[str], Sequence[int]]
+
+
+def reached(net: PartitionGraph, starts: Iterable[Start], among: Container[int]) -> list[int]:
+    """Return for each node which of the starts reach it through these nodes, as the bits of a number."""
+    marks = [0] * len(net.reads)
+    for number, (names, inside) in enumerate(starts):
+        for k in (*inside, *(user for name in names for user in net.users.get(name, ()))):
+            marks[k] |= 1 << number
+    for k in range(len(marks)):
+        if k not in among:
+            marks[k] = 0
+        for user in net.after[k] if marks[k] else ():
+            marks[user] |= marks[k]
+    return marks
+
+
+def boundary_tensors(net: PartitionGraph, marks: Sequence[int]) -> set[str]:
+    """Return the inputs of the subgraphs that the starts mark, of all starts together.
+
+    The union of `subgraph.with_inputs` of each start.
+    """
+    every = list(marks)
+    for k in reversed(range(len(every))):
+        for name, maker in net.before[k] if every[k] else ():
+            if name not in net.stored and net.along(name, maker, k):
+                every[maker] |= every[k]
+    return {
+        name
+        for k, mine in enumerate(every)
+        if mine
+        for name, maker in net.before[k]
+        if mine & ~every[maker] and name not in net.stored and not net.along(name, maker, k)
+    }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from onnxfi.graph.model.byte_source import StoredArray
-from onnxfi.graph.partition.hollow_model import LARGE_BYTES, hollow
+from onnxfi.graph.partition.stripped_tensors import LARGE_BYTES, strip_numbers
 from onnxfi.graph.partition.subgraph import ADDS, PartitionGraph, TensorLocation, at, body, tensor_at
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def extract_model(
             del stored[where.fed]
             stored[where.fed] = array
             tensor.dims[:] = array.shape
-            hollow(tensor, array.nbytes)
+            strip_numbers(tensor, array.nbytes)
             continue
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
         stored.pop(where.fed, None)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import DataError
 from onnxfi.graph.dataflow.sample_axis import BatchLayout, find_batch_layout
-from onnxfi.runtime.engine.model_io import Array, Port, native, type_name
+from onnxfi.runtime.engine.ports import Array, Port, native, type_name
 
 Labels = NDArray[np.int64]
 Feeds = Mapping[str, Array]

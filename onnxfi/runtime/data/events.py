@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, closest
 from onnxfi.runtime.data.batches import Data, layout
-from onnxfi.runtime.engine.model_io import Array, Port, element_type, one_line
+from onnxfi.runtime.engine.ports import Array, Port, element_type, one_line
 
 DESCRIPTION = "events.yaml"
 _EXAMPLE = "version: 1 / sensor: [34, 34] / step_us: 10000"

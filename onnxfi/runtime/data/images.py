@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, closest
-from onnxfi.runtime.engine.model_io import Array, Port, element_type, fits, one_line, shape_text
+from onnxfi.runtime.engine.ports import Array, Port, element_type, fits, one_line, shape_text
 
 if TYPE_CHECKING:
     from PIL import Image

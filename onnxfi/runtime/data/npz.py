@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from onnxfi.errors import DataError
-from onnxfi.runtime.engine.model_io import Array, one_line
+from onnxfi.runtime.engine.ports import Array, one_line
 
 _CHUNK_BYTES = 1 << 24
 #: numpy reads none that is longer than 10,000 bytes, but takes the memory for it first.

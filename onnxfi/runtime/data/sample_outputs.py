@@ -13,7 +13,7 @@ from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.runtime.data.batches import Batch, Data
-from onnxfi.runtime.engine.model_io import Array
+from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.engine.protocols import Session
 
 Dim = int | str | None

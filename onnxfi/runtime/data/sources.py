@@ -27,7 +27,7 @@ from onnxfi.runtime.data.batches import Batch, Data, Labels, layout
 from onnxfi.runtime.data.events import holds_events, open_events
 from onnxfi.runtime.data.images import open_folder
 from onnxfi.runtime.data.npz import memory_bytes, read_headers, read_npz
-from onnxfi.runtime.engine.model_io import ONNX_NUMBER, Array, Port, element_type, fits, one_line, shape_text, type_name
+from onnxfi.runtime.engine.ports import ONNX_NUMBER, Array, Port, element_type, fits, one_line, shape_text, type_name
 
 __all__ = ["Batch", "Data", "open_data", "synthetic"]
 

@@ -39,8 +39,7 @@ from onnxfi.runtime.engine.cuda import (
 )
 from onnxfi.runtime.engine.device_array import DeviceArray
 from onnxfi.runtime.engine.device_errors import ends_process, out_of_memory
-from onnxfi.runtime.engine.installed_runtime import installed_runtimes
-from onnxfi.runtime.engine.model_io import (
+from onnxfi.runtime.engine.ports import (
     ONNX_NUMBER,
     ORT_TYPES,
     Array,
@@ -447,3 +446,39 @@ def _why_missing(ort: Any, provider: str) -> str:
             if "undefined symbol" not in str(error):  # that is the runtime's own, which it brings itself
                 return one_line(error)
     return "ONNX Runtime left it out without saying why"
+
+
+_RUNTIMES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "onnxruntime-openvino",
+    "onnxruntime-qnn",
+    "onnxruntime-training",
+)
+
+
+def installed_runtimes() -> tuple[str, ...]:
+    """Return the installed packages that hold an `onnxruntime` module; more than one overwrite each other.
+
+    >>> len(installed_runtimes()) >= 1
+    True
+    """
+    found = []
+    for name in _RUNTIMES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.distribution(name)
+            found.append(name)
+    return tuple(found)
+
+
+def both_runtimes_warning() -> str | None:
+    """One line with the remedy where several ONNX Runtime packages share one folder, else None."""
+    found = installed_runtimes()
+    if len(found) < 2:
+        return None
+    keep = "onnxruntime-gpu" if "onnxruntime-gpu" in found else found[0]
+    return (
+        f"{' and '.join(found)} are installed into one folder and overwrite each other; keep one: "
+        f"pip uninstall -y {' '.join(found)} && pip install {keep}"
+    )

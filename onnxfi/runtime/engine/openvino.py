@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from onnxfi.errors import DataError, EngineError, InputError
-from onnxfi.runtime.engine.model_io import (
+from onnxfi.runtime.engine.ports import (
     ONNX_NUMBER,
     Array,
     Port,

@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol
 
 from onnxfi.errors import EngineError, ModelError
 from onnxfi.graph.model.byte_source import StoredArray
-from onnxfi.runtime.engine.model_io import Array, Port
+from onnxfi.runtime.engine.ports import Array, Port
 
 #: The largest message that protobuf serialises.
 _LARGEST_MODEL_BYTES = (1 << 31) - 1

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxfi.errors import EngineError, OnnxfiError
 from onnxfi.graph.dataflow.type_inference import infer_types
-from onnxfi.runtime.engine.model_io import Array, Port, checked_feeds, checked_outputs, one_line, ports_of
+from onnxfi.runtime.engine.ports import Array, Port, checked_feeds, checked_outputs, one_line, ports_of
 from onnxfi.runtime.engine.protocols import Engine
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnxfi.graph.model.byte_source import StoredArray
-from onnxfi.runtime.engine.model_io import Array
+from onnxfi.runtime.engine.ports import Array
 
 #: Tensors that are smaller in all stay in memory that numpy allocates.
 _LEAST_BYTES = 1 << 16

@@ -27,7 +27,7 @@ from onnxfi.graph.passes.fault_operators import DOMAIN
 from onnxfi.graph.passes.instrument import ActivationFault, Armed, arm, bake, check_value_formats, check_word_formats
 from onnxfi.graph.write.model_file import save_model
 from onnxfi.runtime.data.sources import Data
-from onnxfi.runtime.engine.model_io import Array, same_bytes, shape_text
+from onnxfi.runtime.engine.ports import Array, same_bytes, shape_text
 from onnxfi.runtime.inject.shape_query import complete_by_running, loop_iterations, open_session, run_first_samples
 
 if TYPE_CHECKING:

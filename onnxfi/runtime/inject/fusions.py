@@ -9,8 +9,8 @@ from typing import Any
 from onnxfi.errors import EngineError
 from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.runtime.data.dry_run import dry_run
-from onnxfi.runtime.engine.model_io import one_line
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+from onnxfi.runtime.engine.ports import one_line
 
 _FATAL = 4
 _MOST_SITES = 300

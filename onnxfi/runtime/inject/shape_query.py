@@ -17,8 +17,8 @@ from onnxfi.graph.passes.loop_counters import CountIterations
 from onnxfi.graph.passes.shape_probes import OutputShapes, ScopedName
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.sources import Data, open_data
-from onnxfi.runtime.engine.model_io import Array
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine, OrtSession
+from onnxfi.runtime.engine.ports import Array
 
 if TYPE_CHECKING:
     import onnx

@@ -10,7 +10,7 @@ from onnxfi.errors import SelectorError
 from onnxfi.faults.sites import Index, Sites, Target
 from onnxfi.faults.trials import Faults, apply_faults
 from onnxfi.graph.dataflow.sample_axis import SampleAxis
-from onnxfi.runtime.engine.model_io import Array
+from onnxfi.runtime.engine.ports import Array
 
 
 def inject_words(

@@ -14,7 +14,7 @@ from onnxfi.errors import SegmentMismatchError
 from onnxfi.graph.partition.segmentation import EntrySubgraph
 from onnxfi.graph.partition.subgraph import Subgraph, TensorLocation
 from onnxfi.graph.partition.subgraph_model import SubgraphModel, extract_model
-from onnxfi.runtime.engine.model_io import Array, same_bytes
+from onnxfi.runtime.engine.ports import Array, same_bytes
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.partial.golden_cache import array_feed, feed_of
 from onnxfi.runtime.partial.segmented_model import ActivationChange, SampleRows, SegmentedModel, padded

@@ -23,7 +23,7 @@ from onnxfi.runtime.data.batches import Batch, Feeds
 from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.device_array import DeviceArray
-from onnxfi.runtime.engine.model_io import Array, Port, element_type
+from onnxfi.runtime.engine.ports import Array, Port, element_type
 from onnxfi.runtime.engine.protocols import Engine, Session
 
 Values = dict[str, Array]

@@ -20,7 +20,7 @@ from onnxfi.graph.partition.subgraph_model import SubgraphModel, extract_model
 from onnxfi.runtime.data.batches import Batch
 from onnxfi.runtime.data.sample_outputs import scored
 from onnxfi.runtime.engine.cooperative_lock import claim
-from onnxfi.runtime.engine.model_io import Array, same_by, same_bytes, words_of
+from onnxfi.runtime.engine.ports import Array, same_by, same_bytes, words_of
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.partial.conv_delta import open_conv_delta
 from onnxfi.runtime.partial.entry_subgraph import EntrySession, FaultyEntry

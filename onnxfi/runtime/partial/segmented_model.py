@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, EngineError, SegmentMismatchError
-from onnxfi.runtime.engine.model_io import Array, same_by, same_bytes
+from onnxfi.runtime.engine.ports import Array, same_by, same_bytes
 from onnxfi.runtime.partial.golden_cache import GoldenCache, check_shapes
 
 #: Operators that decide for all samples together.

@@ -12,7 +12,7 @@ from onnxfi.errors import SegmentMismatchError
 from onnxfi.graph.partition.subgraph_model import SubgraphModel
 from onnxfi.runtime.data.batches import Batch
 from onnxfi.runtime.data.sample_outputs import scored
-from onnxfi.runtime.engine.model_io import Array, same_bytes
+from onnxfi.runtime.engine.ports import Array, same_bytes
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.partial.entry_subgraph import EntrySession, FaultyEntry
 from onnxfi.runtime.partial.golden_cache import check_shapes, of_golden_shapes

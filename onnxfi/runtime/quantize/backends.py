@@ -20,7 +20,7 @@ import numpy as np
 from onnxfi.errors import InputError, ModelError
 from onnxfi.graph.model.graph_index import captured_names
 from onnxfi.runtime.data.sources import Data
-from onnxfi.runtime.engine.model_io import Array, one_line
+from onnxfi.runtime.engine.ports import Array, one_line
 from onnxfi.runtime.quantize.recipe import Recipe
 from onnxfi.runtime.quantize.shared_weights import drop_twins
 

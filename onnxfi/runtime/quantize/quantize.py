@@ -34,8 +34,8 @@ from onnxfi.graph.write.output_file import check_output_files, output_files
 from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.sources import Data
-from onnxfi.runtime.engine.model_io import Array, one_line
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+from onnxfi.runtime.engine.ports import Array, one_line
 from onnxfi.runtime.quantize import backends
 from onnxfi.runtime.quantize.quantized_outputs import distance_to_float
 from onnxfi.runtime.quantize.recipe import Recipe

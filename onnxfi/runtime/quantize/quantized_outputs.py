@@ -12,8 +12,8 @@ from onnxfi.errors import EngineError, OnnxfiError
 from onnxfi.graph.model.loading import Model
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.sources import Data, open_data
-from onnxfi.runtime.engine.model_io import Array, one_line
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+from onnxfi.runtime.engine.ports import Array, one_line
 
 #: A quantised model whose outputs lie farther away (relative L2) computes something else: unrelated numbers lie at 1.4,
 #: zeros at 1, and int4 of the shipped networks below 0.5.

@@ -32,8 +32,8 @@ from onnxfi.graph.partition.route import Route
 from onnxfi.graph.partition.segmentation import Segmentation
 from onnxfi.graph.partition.subgraph import partition_graph
 from onnxfi.runtime.data.sample_outputs import stacked
-from onnxfi.runtime.engine.model_io import Array
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine, OrtSession
+from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.partial.entry_subgraph import EntrySession
 from onnxfi.runtime.partial.golden_cache import GoldenCache, SegmentSessions
 from onnxfi.runtime.partial.reexecution import golden_scores

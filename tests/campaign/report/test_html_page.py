@@ -19,9 +19,8 @@ import pytest
 from tiny_campaigns import mlp, ran, samples, save
 
 from onnxfi.campaign.report.html_page import harmful, page, write_page
-from onnxfi.campaign.report.layer_bit_map import grid
 from onnxfi.campaign.report.report import Report, report
-from onnxfi.campaign.report.side_by_side import labels, sides, write_csv_of_all
+from onnxfi.campaign.report.tables import comparison_rows, layer_bit_cells, report_labels, write_csv_of_all
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.spec_file import command_line, parse_spec
@@ -107,13 +106,13 @@ def test_cells_are_means_of_their_trials(here: Path) -> None:
     singles(here)
     with Store.open(here / "s.db") as opened:
         rows = list(opened.rows())
-    found = grid(here / "s.db")
+    found = layer_bit_cells(here / "s.db")
     assert sum(cell.trials for cell in found) == len(rows)
     for cell in found:
         mine = [row.metrics["sdc1"] for row in rows if (row.layer, row.bit) == (cell.layer, cell.bit)]
         assert cell.trials == len(mine) and cell.means["sdc1"] == pytest.approx(sum(mine) / len(mine))
     sweep(here)
-    assert grid(here / "sweep.db") == ()
+    assert layer_bit_cells(here / "sweep.db") == ()
 
 
 @pytest.mark.parametrize(
@@ -218,8 +217,8 @@ def test_a_missing_extra_is_told_before_anything_is_written(here: Path, monkeypa
 
 def test_several_side_by_side(here: Path) -> None:
     one, other = sweep(here, "a.db"), singles(here, "b.db")
-    assert labels([one, other]) == ["a", "b"] and labels([one, one]) == [str(one.store)] * 2
-    lines = sides([one, other])
+    assert report_labels([one, other]) == ["a", "b"] and report_labels([one, one]) == [str(one.store)] * 2
+    lines = comparison_rows([one, other])
     assert [(s.label, s.ber, s.fold.trials) for s in lines] == [
         ("a", "0.0001", 5), ("a", "0.001", 5), ("a", "0.01", 5), ("b", None, other.everything.trials),
     ]  # fmt: skip

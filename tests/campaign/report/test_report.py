@@ -18,9 +18,9 @@ import pytest
 from scipy import stats
 from tiny_campaigns import altered, mlp, ran, samples, save
 
-from onnxfi.campaign.report.notes import notes
 from onnxfi.campaign.report.report import Fold, Report, report
 from onnxfi.campaign.report.tables import classes, write_csv
+from onnxfi.campaign.report.validity_notes import notes
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import OutputError, StoreError

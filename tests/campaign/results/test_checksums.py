@@ -84,7 +84,7 @@ def test_a_store_whose_end_is_missing_is_refused(folder: Path, tmp_path: Path, k
         store.write_bytes(whole[:left])
         assert refused(store), left
         store.write_bytes(whole[:left].ljust(len(whole), b"\0"))
-        assert refused(store) or left == len(whole) - 1, left
+        assert refused(store) or not any(whole[left:]), left
     store.write_bytes(b"")
     assert "holds no campaign yet" in refused(store)
 

@@ -25,9 +25,9 @@ from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.plan import make_plan, write_plan
 from onnxfi.campaign.plan.strata import bit_field_label, bit_fields
 from onnxfi.campaign.report.adaptive_estimates import AdaptiveRecord, Drawn
-from onnxfi.campaign.report.notes import notes
 from onnxfi.campaign.report.report import Report, report
 from onnxfi.campaign.report.tables import classes
+from onnxfi.campaign.report.validity_notes import notes
 from onnxfi.campaign.results.merge import merge
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.adaptive_rounds import Layout, complete_rounds, look_at

@@ -16,8 +16,8 @@ from onnxfi.graph.dataflow.activation_targets import Activation, activations
 from onnxfi.graph.dataflow.sample_axis import SampleAxis, find_batch_layout
 from onnxfi.graph.model.loading import load, parse
 from onnxfi.runtime.data.sources import open_data
-from onnxfi.runtime.engine.model_io import Array
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.inject.shape_query import complete_by_running
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'

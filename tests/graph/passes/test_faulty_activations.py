@@ -17,8 +17,8 @@ from onnxfi.graph.model.loading import load, parse
 from onnxfi.runtime.data.sources import open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.inject.activations import inject_activations, instrument
+from onnxfi.runtime.inject.drawn_inputs import draw_fault_inputs
 from onnxfi.runtime.inject.fusions import fused, fusions_lost, fusions_note
-from onnxfi.runtime.inject.redraw import redrawn
 from onnxfi.runtime.inject.shape_query import complete_by_running, loop_iterations
 
 CNN = "models/fashion_cnn.onnx"
@@ -130,15 +130,15 @@ def test_faults_drawn_anew_are_those_that_a_file_of_its_own_would_have() -> None
     images = next(iter(open_data("models/fashion_test.npz", OrtEngine("cpu").prepare(CNN).inputs).batches(4))).feeds
     session = OrtEngine("cpu").prepare(done.data)
     for per_sample in (0.0, 0.5, 1.0):
-        fed = redrawn(done.armed, 1, per_sample=per_sample, batch=4, seed=7)
+        fed = draw_fault_inputs(done.armed, 1, per_sample=per_sample, batch=4, seed=7)
         baked = inject_activations(load(CNN), per_sample=per_sample, batch=4, seed=7).data
         answers = [s.run(f)["logits"] for s, f in ((session, images | fed), (OrtEngine("cpu").prepare(baked), images))]
         assert np.array_equal(*answers, equal_nan=True)
-    assert redrawn(done.armed, 1, count=5)["onnxfi.site"].shape == (5,)
+    assert draw_fault_inputs(done.armed, 1, count=5)["onnxfi.site"].shape == (5,)
     with pytest.raises(InputError, match="exactly one of ber, count and per_sample"):
-        redrawn(done.armed, 1)
+        draw_fault_inputs(done.armed, 1)
     with pytest.raises(SelectorError, match="the shape of 'u' is not known"):
-        redrawn(instrument(load(parser.parse_model(HEAD + RANK))).armed, 1, count=1)
+        draw_fault_inputs(instrument(load(parser.parse_model(HEAD + RANK))).armed, 1, count=1)
 
 
 def test_values_in_local_functions_are_told() -> None:

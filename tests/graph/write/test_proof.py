@@ -20,8 +20,8 @@ from onnx import TensorProto
 from protobuf_reader import Stored
 
 from onnxfi.errors import SelectorError
-from onnxfi.faults.fault_registry import parse_fault
 from onnxfi.faults.faultlist import FaultList
+from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.space import Selector
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.model.stored_tensors import DATA_TYPES

@@ -19,8 +19,8 @@ from onnxfi.graph.model.loading import load
 from onnxfi.runtime.data import dry_run as module
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.sources import Data, open_data
-from onnxfi.runtime.engine.model_io import Port
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+from onnxfi.runtime.engine.ports import Port
 from onnxfi.runtime.quantize.quantize import quantize
 from onnxfi.runtime.quantize.recipe import Recipe
 from onnxfi.tasks.evaluation import evaluate

@@ -24,7 +24,7 @@ from onnxfi.runtime.data import npz
 from onnxfi.runtime.data import sources as data_module
 from onnxfi.runtime.data.batches import Batch, Data, layout
 from onnxfi.runtime.data.sources import open_data
-from onnxfi.runtime.engine.model_io import Port
+from onnxfi.runtime.engine.ports import Port
 
 X = Port("x", "float32", ("N", 3))
 IMAGE = Port("image", "float32", ("N", 3, 4, 4))

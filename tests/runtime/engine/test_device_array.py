@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxfi.runtime.engine.device_array import DeviceArray
-from onnxfi.runtime.engine.model_io import same_by, same_bytes
+from onnxfi.runtime.engine.ports import same_by, same_bytes
 
 HERE = ("cuda", 0)
 

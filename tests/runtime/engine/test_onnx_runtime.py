@@ -15,9 +15,9 @@ import pytest
 from onnx import parser
 
 from onnxfi.errors import DataError, EngineError, InputError, ModelError
-from onnxfi.runtime.engine import installed_runtime, onnx_runtime
-from onnxfi.runtime.engine.model_io import Port, one_line
+from onnxfi.runtime.engine import onnx_runtime
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine, OrtSession
+from onnxfi.runtime.engine.ports import Port, one_line
 
 CPU = OrtEngine(provider="cpu")
 NO_CUDA = onnx_runtime.no_cuda()
@@ -395,8 +395,8 @@ def test_two_runtimes_in_one_folder_are_told(
             raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "distribution", find)
-    assert installed_runtime.installed_runtimes() == present
-    assert installed_runtime.both_runtimes_warning() == warns
+    assert onnx_runtime.installed_runtimes() == present
+    assert onnx_runtime.both_runtimes_warning() == warns
 
 
 def test_importing_this_floor_loads_neither_the_runtime_nor_pillow() -> None:

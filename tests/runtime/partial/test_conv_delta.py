@@ -26,8 +26,8 @@ from onnxfi.graph.partition.conv_partial_sums import largest_conv_sum
 from onnxfi.graph.partition.route import Route
 from onnxfi.graph.partition.segmentation import EntrySubgraph
 from onnxfi.graph.partition.subgraph import partition_graph
-from onnxfi.runtime.engine.model_io import same_bytes
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+from onnxfi.runtime.engine.ports import same_bytes
 from onnxfi.runtime.partial import conv_delta
 from onnxfi.runtime.partial.conv_delta import ConvDelta, FirstSegments
 from onnxfi.runtime.partial.entry_subgraph import EntrySession

@@ -20,7 +20,7 @@ _NATIVE = frozenset((1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13))
 _RAW = 9
 
 
-def where_it_lies(model: Model, tensor: onnx.TensorProto) -> tuple[StoredArray, list[ByteSplice]] | None:
+def stored_location(model: Model, tensor: onnx.TensorProto) -> tuple[StoredArray, list[ByteSplice]] | None:
     """Return where a tensor of a model's structure lies, and what takes its numbers out of the model file.
 
     None for one that is small, or does not lie there as it is in memory.
@@ -46,7 +46,7 @@ def where_it_lies(model: Model, tensor: onnx.TensorProto) -> tuple[StoredArray, 
     return (found, [((*record.frames, (begin, start, end)), start, end, b"")]) if plain else None
 
 
-def hollow(tensor: onnx.TensorProto, nbytes: int) -> None:
+def strip_numbers(tensor: onnx.TensorProto, nbytes: int) -> None:
     """Leave of a tensor its name, type and shape: its numbers, so many bytes, are given when a session is made."""
     tensor.ClearField("raw_data")
     tensor.ClearField("external_data")

@@ -12,10 +12,10 @@ from onnxfi.graph.passes.fault_inputs import Columns, columns
 from onnxfi.graph.passes.instrument import Armed
 from onnxfi.runtime.inject.activations import activation_faults
 
-__all__ = ["redrawn"]
+__all__ = ["draw_fault_inputs"]
 
 
-def redrawn(
+def draw_fault_inputs(
     armed: Armed,
     trial: int,
     *,
@@ -75,7 +75,7 @@ def redrawn(
     >>> session = OrtEngine(provider="cpu").prepare(done.data)
     >>> images = {session.inputs[0].name: np.zeros((8, 1, 28, 28), np.float32)}
     >>> for trial in (1, 2):
-    ...     fed = redrawn(done.armed, trial, per_sample=0.3, batch=8)
+    ...     fed = draw_fault_inputs(done.armed, trial, per_sample=0.3, batch=8)
     ...     faulty = np.flatnonzero(fed["onnxfi.flip"].any(axis=1))
     ...     print(faulty.tolist(), session.run(images | fed)["logits"].shape)
     [0, 1, 4, 5] (8, 10)

@@ -8,8 +8,8 @@ from threading import Thread
 import pytest
 
 from onnxfi.errors import SelectorError
-from onnxfi.faults import expressions
-from onnxfi.faults.expressions import Expression
+from onnxfi.faults import regular_expressions
+from onnxfi.faults.regular_expressions import Expression
 from onnxfi.faults.space import matches
 
 NAMES = ["layer1.weight", "a" * 60 + "!"]
@@ -17,8 +17,8 @@ NAMES = ["layer1.weight", "a" * 60 + "!"]
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expressions, "_LONGEST_S", 0.05)
-    expressions.expression.cache_clear()
+    monkeypatch.setattr(regular_expressions, "_LONGEST_S", 0.05)
+    regular_expressions.expression.cache_clear()
 
 
 def test_an_expression_that_goes_back_for_ever_is_stopped_and_said() -> None:

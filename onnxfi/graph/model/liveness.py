@@ -70,7 +70,7 @@ def consuming_nodes(value: Value) -> list[Node]:
     return list(found)
 
 
-def used_parts(index: GraphIndex) -> tuple[set[Value], set[Node]]:
+def live_values_and_nodes(index: GraphIndex) -> tuple[set[Value], set[Node]]:
     """Return the values and nodes that the outputs depend on; of a graph without outputs, all.
 
     What a function puts out is used where a node that calls the function is.

@@ -17,9 +17,9 @@ from fault_examples import after, evaluated, every_example
 from onnxfi.errors import FaultError
 from onnxfi.faults import fault_model
 from onnxfi.faults.fault_model import FaultModel
-from onnxfi.faults.fault_registry import fault_models, parse_fault
 from onnxfi.faults.faultlist import FaultList, Header, trial_lines
 from onnxfi.faults.models import Flip
+from onnxfi.faults.registry import fault_models, parse_fault
 from onnxfi.faults.space import Selector, Target
 from onnxfi.faults.trials import Sampler, apply_faults, draw_faults
 from onnxfi.faults.words import WORDS, Mask

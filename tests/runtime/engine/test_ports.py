@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxfi.runtime.engine import model_io
-from onnxfi.runtime.engine.model_io import Array, same_by, same_bytes
+from onnxfi.runtime.engine import ports
+from onnxfi.runtime.engine.ports import Array, same_by, same_bytes
 
 
 @st.composite
@@ -30,8 +30,8 @@ def pairs(draw: st.DrawFn) -> tuple[Array, Array]:
 @given(pairs(), st.integers(1, 3), st.integers(1, 4))
 def test_the_same_bytes_are_the_same(pair: tuple[Array, Array], glance: int, look: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_io, "_GLANCE", glance)
-        patch.setattr(model_io, "_LOOK", look)
+        patch.setattr(ports, "_GLANCE", glance)
+        patch.setattr(ports, "_LOOK", look)
         one, other = pair
         assert same_bytes(one, other) == (one.tobytes() == other.tobytes())
         for axis in range(-one.ndim, one.ndim):
