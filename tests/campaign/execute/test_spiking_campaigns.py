@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from spiking_graphs import Lif, scanned, unrolled
 from tiny_campaigns import ran, tables
 
 from onnxfi.campaign.execute.export_trial import export_trial
@@ -25,9 +25,6 @@ from onnxfi.graph.model.loading import load
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine, OrtSession
 from onnxfi.runtime.inject.activations import inject_activations
 from onnxfi.runtime.inject.neurons import expose_neurons
-
-sys.path.append(str(Path(__file__).parents[3] / "scripts"))
-from spiking_graphs import Lif, scanned, unrolled
 
 STEPS, SAMPLES = 4, 6
 

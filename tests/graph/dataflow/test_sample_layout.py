@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper, parser
 
 from onnxfi.graph.dataflow.activation_targets import Activation, activations
-from onnxfi.graph.dataflow.sample_axis import SampleAxis, find_batch_layout
+from onnxfi.graph.dataflow.sample_axis import SampleAxis
 from onnxfi.graph.model.loading import load, parse
 from onnxfi.runtime.data.sources import open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
@@ -107,26 +106,6 @@ def test_each_sample_lies_where_it_is_said_to(steps: list[Any]) -> None:
             assert a.axis_unknown_reason, "what comes of x holds samples"
 
 
-@pytest.mark.parametrize(
-    ("graph", "name", "place"),
-    [
-        ("g (float[N,5,4] x) => (float[A,B,C] y) { y = Transpose<perm=[1,0,2]>(x) }", "y", (1, 1, 1)),
-        ("g (float[N,5,4] x) => (float[A,B] y) <int64[2] s = {-1,4}> { y = Reshape(x, s) }", "y", (0, 1, 5)),
-        ("g (float[N,4] x) => (float[A,B] y) { y = Concat<axis=0>(x, x) }", "y", (0, 2, 1)),
-        ("g (float[N,4] x) => (float[B,A] y) { y = Flatten<axis=2>(x) }", "y", (0, 1, 4)),
-        ("g (float[8,5,4] x) => (float[8,20] y) <int64[2] s = {8,20}> { z = Reshape(x, s) y = Relu(z) }", "y", (0, 1, 1)),
-        ("g (float[8,5,4] x) => (float[B,A] y) <int64[3] s = {8,5,4}> { r = Reshape(x, s) y = Transpose<perm=[1,0,2]>(r) }",
-         "y", (1, 1, 1)),
-        ("g (float[1,5,4] x) => (float[B,A] y) <int64[2] s = {5,4}> { y = Reshape(x, s) }", "y", (0, 1, 5)),
-        ("g (float[N,5,4] x) => (float[A] y) <float[5,4] w = {" + "1," * 19 + "1}> { y = Add(w, w) z = Add(y, x) }",
-         "y", None),
-    ],
-)  # fmt: skip
-def test_places(graph: str, name: str, place: tuple[int, int, int] | None) -> None:
-    found = placed(graph)[name]
-    assert found.place == (None if place is None else SampleAxis(*place)) and not found.axis_unknown_reason
-
-
 def test_what_cannot_be_told_says_why() -> None:
     mixed = placed("g (float[N,4] x) => (float[N,M] y) { t = Transpose(x) y = MatMul(x, t) }")
     assert mixed["t"].place == SampleAxis(1) and "more than one of its axes" in mixed["y"].axis_unknown_reason
@@ -148,22 +127,3 @@ def test_runs_tell_where_the_file_leaves_shapes_open() -> None:
     assert (found["y"].place, found["y"].target.shape) == (SampleAxis(0, inner=6), (6, 4))
     assert (found["t"].place, found["t"].target.shape) == (SampleAxis(1), (6, 4))
     assert found["n"].unsupported_reason and not found["n"].shape_known
-
-
-@pytest.mark.parametrize(
-    ("shapes", "given", "axes"),
-    [
-        ({"ids": ("B", "S"), "at": ("S",)}, {}, {"ids": 0}),
-        ({"at": ("S",), "ids": ("B", "S")}, {"at": (5,), "ids": (5, 5)}, {"ids": 0}),
-        ({"x": ("N", "L", 3), "h": (1, "N", 8)}, {}, {"x": 0, "h": 1}),
-        ({"x": ("N", 3), "scale": (1,)}, {}, {"x": 0}),
-        ({"x": ("N", 3), "scale": ("M",)}, {"x": (7, 3), "scale": (1,)}, {"x": 0}),
-        ({"x": ("N", 3), "long": ("N",)}, {"x": (7, 3), "long": (1,)}, {"x": 0, "long": 0}),
-        ({"x": (8, 3), "anchors": (8,)}, {"x": (16, 3), "anchors": (8,)}, {"x": 0}),
-        ({"scale": (1,), "x": (4, 3)}, {}, {"x": 0}),
-        ({"nodes": ("N", 3), "edges": ("N", "N")}, {}, {"nodes": 0, "edges": 0}),
-        ({"rate": (), "x": ("N", 3)}, {}, {"x": 0}),
-    ],
-)
-def test_inputs_with_samples(shapes: Any, given: Any, axes: dict[str, int]) -> None:
-    assert find_batch_layout(shapes, 0, given).batched == axes

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from numpy.typing import NDArray
-from onnx import helper
+from identity_models import LEVELS, identity, run_words, target
 from onnx.reference import ReferenceEvaluator
 
-from onnxfi.errors import FaultError, ModelError
 from onnxfi.faults.models import Add, Scale
 from onnxfi.faults.words import WORDS, Mask, Word, Words
-from onnxfi.graph.dataflow.activation_targets import Activation, activations
-from onnxfi.graph.model.loading import load
-from onnxfi.graph.passes.bit_arithmetic import NUMBER, NodeBuilder, body_for, plane_values, planes
 from onnxfi.graph.passes.fault_inputs import columns
 from onnxfi.graph.passes.instrument import ActivationFault, arm, bake
 
@@ -43,40 +33,6 @@ BETWEEN = [
 ]
 CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in BETWEEN]
 SAMPLES = 2
-LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
-
-
-def identity(word: Word, opset: int, axes: list[Any]) -> onnx.ModelProto:
-    """y = Identity(x) of a format and shape."""
-    x, y = (helper.make_tensor_value_info(n, NUMBER[word.name], axes) for n in "xy")
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [x], [y])
-    ir = 8 if opset < 19 else 9 if opset < 21 else 10 if opset < 25 else 13
-    return helper.make_model(graph, ir_version=ir, opset_imports=[helper.make_opsetid("", opset)])
-
-
-def target(proto: onnx.ModelProto, name: str = "y") -> Activation:
-    """The activation of this name."""
-    return next(a for a in activations(load(proto)) if a.target.id == name)
-
-
-def run(proto: onnx.ModelProto, feeds: dict[str, NDArray[Any]], word: Word, level: Any = LEVELS[1]) -> Words:
-    """Run in ONNX Runtime; the words of the output, flat. Formats that numpy lacks are passed as words."""
-    options = ort.SessionOptions()
-    options.graph_optimization_level, options.log_severity_level = level, 4
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    binding = session.io_binding()
-    for name, array in feeds.items():
-        if name == "x" and array.dtype.type.__module__ != "numpy":
-            value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(f"u{array.itemsize}"), NUMBER[word.name])
-        else:  # bind_cpu_input does not know initializers that can be fed
-            value = ort.OrtValue.ortvalue_from_numpy(array)
-        binding.bind_ortvalue_input(name, value)
-    binding.bind_output("y")
-    session.run_with_iobinding(binding)
-    found = binding.get_outputs()[0]
-    raw = ctypes.string_at(found.data_ptr(), int(np.prod(found.shape())) * word.storage // 8)
-    return np.frombuffer(raw, word.carrier).astype(np.uint64)
 
 
 def corners(word: Word) -> Words:
@@ -137,13 +93,13 @@ def test_every_word_is_struck_as_numpy_says(name: str, opset: int, body: str) ->
     columns = {"site": np.zeros(len(words), np.int64), "element": np.arange(len(words))[None]}
     fed = {f"onnxfi.{n}": v for n, v in (columns | {"keep": keep.view(np.int64), "flip": flip.view(np.int64)}).items()}
     for level in LEVELS:
-        assert differing(word, run(armed.proto, {"x": x} | fed, word, level), expected.ravel(), body) == 0
-        disarmed = run(armed.proto, {"x": x}, word, level)
+        assert differing(word, run_words(armed.proto, {"x": x} | fed, word, level), expected.ravel(), body) == 0
+        disarmed = run_words(armed.proto, {"x": x}, word, level)
         assert differing(word, disarmed, before.ravel(), "portable" if name in FLOAT8 else "native") == 0
     faults = [ActivationFault(site, k, Mask(int(keep[0, k]), int(flip[0, k]))) for k in range(len(words))]
     baked = bake(plain, faults, body=body)
     onnx.checker.check_model(baked)
-    assert differing(word, run(baked, {"x": x}, word), expected.ravel(), body) == 0
+    assert differing(word, run_words(baked, {"x": x}, word), expected.ravel(), body) == 0
     with np.errstate(all="ignore"):
         reference = word.words(ReferenceEvaluator(baked).run(None, {"x": x})[0])
     assert differing(word, reference.ravel(), expected.ravel(), body) == 0
@@ -159,15 +115,15 @@ def test_one_sample_each_is_struck(name: str, body: str) -> None:
     for k in range(5):
         expected[k % 3, k] ^= np.uint64(1 << k)
     baked = bake(plain, faults, body=body)
-    assert differing(word, run(baked, {"x": word.values(words)}, word), expected.ravel(), body) == 0
+    assert differing(word, run_words(baked, {"x": word.values(words)}, word), expected.ravel(), body) == 0
     with pytest.raises(Exception, match="index"):  # a sample beyond the batch is loud
-        run(baked, {"x": word.values(words[:2])}, word)
+        run_words(baked, {"x": word.values(words[:2])}, word)
     armed = arm(plain, [target(plain)], body=body).proto
     element = np.array([[0, 3], [1, 4], [2, 2]])  # a row a sample; what is struck twice is said twice
     flip = np.int64(1) << element
     fed = {"onnxfi.site": np.zeros(2, np.int64), "onnxfi.element": element, "onnxfi.flip": flip}
     fed["onnxfi.keep"] = np.full((3, 2), -1)
-    assert differing(word, run(armed, {"x": word.values(words)} | fed, word), expected.ravel(), body) == 0
+    assert differing(word, run_words(armed, {"x": word.values(words)} | fed, word), expected.ravel(), body) == 0
 
 
 @pytest.mark.parametrize("name", ["float32", "float16", "bfloat16", "float64", "int8", "uint32", "int64"])
@@ -179,36 +135,14 @@ def test_ranks_and_empty_tensors(name: str, axes: list[int]) -> None:
     words = np.resize(corners(word), size).reshape(axes)
     site = target(plain)
     armed = arm(plain, [site]).proto
-    assert (run(armed, {"x": word.values(words)}, word) == words.ravel()).all()
+    assert (run_words(armed, {"x": word.values(words)}, word) == words.ravel()).all()
     if size:
         last = size // (axes[0] if site.axis == 0 else 1) - 1
         fed = {"onnxfi.site": np.array([0]), "onnxfi.element": np.array([[last]]), "onnxfi.keep": np.array([[-1]])}
-        found = run(armed, {"x": word.values(words)} | fed | {"onnxfi.flip": np.array([[1]])}, word)
+        found = run_words(armed, {"x": word.values(words)} | fed | {"onnxfi.flip": np.array([[1]])}, word)
         expected = words.copy().reshape(-1, last + 1)
         expected[:, last] ^= np.uint64(1)
         assert differing(word, found, expected.ravel(), "portable") == 0
-
-
-@pytest.mark.parametrize("name", ["int4", "uint4", "int2", "uint2"])
-def test_integers_of_four_and_two_bits(name: str) -> None:
-    word = WORDS[name]
-    opset = 21 if word.bits == 4 else 25
-    wide = "int8" if word.signed else "uint8"
-    graph = [
-        helper.make_node("Cast", ["x"], ["t"], to=NUMBER[name]),
-        helper.make_node("Cast", ["t"], ["y"], to=NUMBER[wide]),
-    ]
-    x, y = (helper.make_tensor_value_info(n, NUMBER[wide], ["N", 1 << word.bits]) for n in "xy")
-    opsets = [helper.make_opsetid("", opset)]
-    plain = helper.make_model(helper.make_graph(graph, "g", [x], [y]), ir_version=13, opset_imports=opsets)
-    words = np.arange(1 << word.bits, dtype=np.uint64)[None]
-    numbers = word.values(words).astype(wide)
-    site = target(plain, "t")
-    for keep, flip in ((word.full, 1), (word.full & ~2, 0), (word.full & ~2, 2), (0, word.full)):
-        faults = [ActivationFault(site, k, Mask(keep, flip)) for k in range(1 << word.bits)]
-        found = run(bake(plain, faults), {"x": numbers}, WORDS[wide])
-        expected = word.values((words & np.uint64(keep)) ^ np.uint64(flip)).astype(wide)
-        assert (WORDS[wide].values(found) == expected.ravel()).all()
 
 
 @pytest.mark.parametrize("name", ["float32", "float64", "bfloat16", "int8", "uint16"])
@@ -221,21 +155,8 @@ def test_value_faults_are_those_of_the_fault_models(name: str, fault: Scale | Ad
     site = target(plain)
     faults = [ActivationFault(site, k, None, scale, shift) for k in range(len(words))]
     expected = fault.apply(word, words, np.full(len(words), -1, np.int16))
-    found = run(bake(plain, faults), {"x": word.values(words)[None]}, word)
+    found = run_words(bake(plain, faults), {"x": word.values(words)[None]}, word)
     assert differing(word, found, expected, "portable") == 0
-
-
-def test_faults_of_one_word_are_merged_in_order() -> None:
-    word = WORDS["float32"]
-    plain = identity(word, 17, [1, 2])
-    site = target(plain)
-    stuck, flip = Mask(word.full & ~1, 1), Mask(word.full, 3)
-    found = run(
-        bake(plain, [ActivationFault(site, 1, stuck), ActivationFault(site, 1, flip)]),
-        {"x": np.zeros((1, 2), "f4")},
-        word,
-    )
-    assert found.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("values", [False, True])
@@ -253,58 +174,5 @@ def test_an_armed_file_gives_the_same_in_the_reference(name: str, opset: int, va
     for fed in (x, x | columns(armed, strikes)):
         with np.errstate(all="ignore"):
             found = word.words(reference.run(None, fed)[0]).ravel()
-        assert differing(word, found, run(armed.proto, fed, word), "portable") == 0
+        assert differing(word, found, run_words(armed.proto, fed, word), "portable") == 0
         assert (differing(word, found, words, "portable") == 0) == (fed is x)
-
-
-def test_columns_that_do_not_go_together_are_loud() -> None:
-    plain = identity(WORDS["float32"], 17, ["N", 4])
-    armed = arm(plain, [target(plain)]).proto
-    x = np.ones((2, 4), np.float32)
-    good = {
-        "onnxfi.site": np.array([0]),
-        "onnxfi.element": np.array([[3]]),
-        "onnxfi.keep": np.array([[-1]]),
-        "onnxfi.flip": np.array([[1]]),
-    }
-    run(armed, {"x": x} | good, WORDS["float32"])
-    for left in good:
-        with pytest.raises(Exception, match=r"."):
-            run(armed, {"x": x} | {k: v for k, v in good.items() if k != left}, WORDS["float32"])
-    for wrong in (
-        {"onnxfi.site": np.array([1])},
-        {"onnxfi.element": np.array([[4]])},
-        {"onnxfi.flip": np.ones((3, 1), "i8")},
-    ):
-        with pytest.raises(Exception, match=r"."):
-            run(armed, {"x": x} | good | wrong, WORDS["float32"])
-
-
-@given(st.integers(-(2**63), 2**63 - 1), st.sampled_from([1, 4, 8, 16, 32, 64]))
-def test_planes_in_the_graph_are_planes_on_the_host(mask: int, bits: int) -> None:
-    g = NodeBuilder(17)
-    g.add("Identity", planes(g, "x", bits), name="y")
-    x = helper.make_tensor_value_info("x", NUMBER["int64"], [1, 1])
-    y = helper.make_tensor_value_info("y", NUMBER["bool"], [bits, 1, 1])
-    opsets = [helper.make_opsetid("", 17)]
-    model = helper.make_model(helper.make_graph(g.nodes, "g", [x], [y]), ir_version=8, opset_imports=opsets)
-    given_ = np.array([[mask]])
-    expected = plane_values(given_.view(np.uint64), bits)
-    assert (run(model, {"x": given_}, WORDS["bool"]).reshape(expected.shape) == expected).all()
-
-
-def test_formats_without_a_body_say_why() -> None:
-    for name, why in (("float4_e2m1fn", "no runtime"), ("float8_e8m0fnu", "scales"), ("complex64", "complex")):
-        with pytest.raises(ModelError, match=why):
-            body_for(WORDS[name], 26)
-    with pytest.raises(ModelError, match="need opset 13, the model has 11"):
-        body_for(WORDS["bfloat16"], 11)
-    with pytest.raises(ModelError, match="needs opset 26"):
-        body_for(WORDS["float32"], 18, "native")
-    plain = identity(WORDS["int64"], 18, [3])
-    with pytest.raises(FaultError, match="value fault on int64"):
-        bake(plain, [ActivationFault(target(plain), 0, None, 2.0)])
-    with pytest.raises(FaultError, match="no step"):
-        bake(plain, [ActivationFault(target(plain), 0, Mask(1, 1), first=1, last=1)])
-    with pytest.raises(FaultError, match="no batch axis"):
-        bake(plain, [ActivationFault(replace(target(plain), place=None), 0, Mask(1, 1), sample=0)])

@@ -4,134 +4,33 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from armed_models import OFF, armed_and_baked, named, parsed, run
 from google.protobuf import text_format
-from numpy.typing import NDArray
 from offered_engines import needs_openvino
-from onnx import helper, parser
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from onnxfi.errors import FaultError, InputError, ModelError, SelectorError
+from onnxfi.errors import InputError, ModelError, SelectorError
 from onnxfi.faults.space import Selector
 from onnxfi.faults.words import Mask
-from onnxfi.graph.dataflow.activation_targets import Activation, activations, select_activations
 from onnxfi.graph.dataflow.sample_axis import SampleAxis
 from onnxfi.graph.model.loading import load
 from onnxfi.graph.passes.fault_inputs import columns
-from onnxfi.graph.passes.instrument import ActivationFault, Armed, arm, bake
-from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+from onnxfi.graph.passes.instrument import ActivationFault, arm, bake
 from onnxfi.runtime.engine.registry import engine_of
 from onnxfi.runtime.inject.activations import inject_activations, instrument
 
-OFF = OrtEngine(provider="cpu", optimization="off")
 MODELS = Path(__file__).parents[3] / "models"
 FULL = 0xFFFFFFFF
 NEGATE = Mask(FULL, 1 << 31)
-Arrays = dict[str, NDArray[Any]]
-
-
-def model(text: str, opset: int = 17, ir: int = 8) -> onnx.ModelProto:
-    return parser.parse_model(f'<ir_version: {ir}, opset_import: ["": {opset}]> {text}')
-
-
-def named(proto: onnx.ModelProto, name: str) -> Activation:
-    return next(a for a in activations(load(proto)) if a.target.id == name)
-
-
-def run(proto: onnx.ModelProto | bytes, feeds: Arrays) -> Arrays:
-    data = proto if isinstance(proto, bytes) else proto.SerializeToString()
-    return OFF.prepare(data).run(feeds)
-
-
-def both(
-    proto: onnx.ModelProto, armed: Armed, strikes: list[ActivationFault], feeds: Arrays, batch: int | None = None
-) -> Arrays:
-    """The outputs under these faults, which must be the same armed and baked; and disarmed those of the plain model."""
-    onnx.checker.check_model(armed.proto)
-    golden, disarmed = run(proto, feeds), run(armed.proto, feeds)
-    assert all(golden[n].tobytes() == disarmed[n].tobytes() for n in golden)
-    fed = columns(armed, strikes, batch=batch)
-    found = run(armed.proto, feeds | fed)
-    baked = bake(proto, strikes)
-    onnx.checker.check_model(baked)
-    again = run(baked, feeds)
-    assert all(found[n].tobytes() == again[n].tobytes() for n in found)
-    return found
-
-
-LOOP = """
-g (float[N,3] x) => (float[N,3] y, float[T,N,3] each) {
-  count = Constant<value_int=4>()
-  yes = Cast<to=9>(count)
-  y, each = Loop(count, yes, x) <body = b (int64 i, bool c, float[N,3] s) => (bool co, float[N,3] so, float[N,3] out) {
-    co = Identity(c)
-    one = Constant<value_float=1.0>()
-    t = Add(s, one)
-    so = Identity(t)
-    out = If(c) <then_branch = th () => (float[N,3] o) { u = Identity(t)  o = Identity(u) },
-                 else_branch = el () => (float[N,3] p) { p = Neg(t) }>
-  }>
-}"""
-SCAN = """
-g (float[5,2] x) => (float[2] last, float[5,2] each) {
-  zero = Constant<value_floats=[0.0, 0.0]>()
-  last, each = Scan<num_scan_inputs=1, body = b (float[2] s, float[2] v) => (float[2] so, float[2] out) {
-    so = Add(s, v)
-    out = Identity(so)
-  }>(zero, x)
-}"""
-
-
-def test_in_a_loop_the_named_steps_are_struck() -> None:
-    plain = model(LOOP)
-    body = next(a.path for a in activations(load(plain)) if a.name == "t")
-    site = named(plain, f"{body}t")
-    assert site.loop == "Loop"
-    armed = arm(plain, [site])
-    assert armed.inputs[-2:] == ("onnxfi.first", "onnxfi.last")
-    x = np.zeros((2, 3), np.float32)
-    one = both(plain, armed, [ActivationFault(site, 1, NEGATE, first=1, last=1)], {"x": x})
-    assert one["each"][:, 0, 1].tolist() == [1, -2, -1, 0]
-    assert one["each"][:, 0, 0].tolist() == [1, 2, 3, 4]
-    late = both(plain, armed, [ActivationFault(site, 1, NEGATE, first=2)], {"x": x})
-    assert late["each"][:, 1, 1].tolist() == [1, 2, -3, 2]
-    # Of two faults on one element, one in every step and one in a step, both strike in that step.
-    two = [
-        ActivationFault(site, 0, Mask(FULL & ~(1 << 31), 1 << 31), sample=0),
-        ActivationFault(site, 0, NEGATE, first=1, last=1),
-    ]
-    mixed = both(plain, armed, two, {"x": x}, batch=2)
-    assert mixed["each"][:, 0, 0].tolist() == [-1, 0, -1, -0.0]
-
-
-def test_in_a_branch_inside_a_loop() -> None:
-    plain = model(LOOP)
-    site = next(a for a in activations(load(plain)) if a.name == "u")
-    assert site.loop == "Loop" and site.path.count("::") == 2
-    found = both(
-        plain, arm(plain, [site]), [ActivationFault(site, 2, NEGATE, first=3, last=3)], {"x": np.zeros((1, 3), "f4")}
-    )
-    assert found["each"][:, 0, 2].tolist() == [1, 2, 3, -4]
-
-
-def test_a_scan_counts_its_iterations() -> None:
-    plain = model(SCAN)
-    site = next(a for a in activations(load(plain)) if a.name == "so")
-    assert site.loop == "Scan"
-    x = np.ones((5, 2), np.float32)
-    found = both(plain, arm(plain, [site]), [ActivationFault(site, 1, NEGATE, first=2, last=2)], {"x": x})
-    assert found["each"][:, 1].tolist() == [1, 2, -3, -2, -1]
-    assert found["each"][:, 0].tolist() == [1, 2, 3, 4, 5]
-    with pytest.raises(SelectorError, match="the loop has 5 iterations"):
-        columns(arm(plain, [site]), [ActivationFault(site, 0, NEGATE, first=5, last=5)], trips={site.target.id: 5})
 
 
 def test_outputs_inputs_and_captured_tensors() -> None:
-    plain = model("""
+    plain = parsed("""
     g (float[N,2] x, bool c) => (float[N,2] y, float[N,2] z) {
       y = Identity(x)
       z = If(c) <then_branch = a () => (float[N,2] p) { p = Add(y, x) },
@@ -142,11 +41,11 @@ def test_outputs_inputs_and_captured_tensors() -> None:
     y = named(plain, "y")
     armed = arm(plain, [y])
     assert [o.name for o in armed.proto.graph.output] == ["y", "z"]
-    found = both(plain, armed, [ActivationFault(y, 1, NEGATE, sample=1)], feeds, batch=2)
+    found = armed_and_baked(plain, armed, [ActivationFault(y, 1, NEGATE, sample=1)], feeds, batch=2)
     assert found["y"].tolist() == [[1, 2], [3, -4]] and found["z"].tolist() == [[2, 4], [6, 0]]
     given = named(plain, "x")
     assert given.target.kind == "input"
-    found = both(plain, arm(plain, [given]), [ActivationFault(given, 0, NEGATE)], feeds)
+    found = armed_and_baked(plain, arm(plain, [given]), [ActivationFault(given, 0, NEGATE)], feeds)
     assert found["z"].tolist() == [[-2, 4], [-6, 8]]
 
 
@@ -170,7 +69,7 @@ def test_recurrent_outputs_have_their_batch_inside(op: str) -> None:
     y, h = named(plain, "y"), named(plain, "h")
     assert (y.axis, h.axis, y.target.shape, h.target.shape) == (2, 1, (5, 1, 4), (1, 4))
     index = int(np.ravel_multi_index((3, 0, 2), y.target.shape))
-    found = both(
+    found = armed_and_baked(
         plain,
         arm(plain, [y, h]),
         [ActivationFault(y, index, NEGATE, sample=1), ActivationFault(h, 3, NEGATE)],
@@ -182,80 +81,13 @@ def test_recurrent_outputs_have_their_batch_inside(op: str) -> None:
     assert (found["y"] == golden["y"]).all() and (found["h"] == golden["h"]).all()
 
 
-def test_a_quantised_group_is_struck_at_its_integer() -> None:
-    plain = model("""
-    g (float[N,4] x, float[4,4] w) => (float[N,4] y) {
-      s = Constant<value_float=0.1>()
-      z = Constant<value=uint8 {128}>()
-      a = MatMul(x, w)
-      r = Relu(a)
-      q = QuantizeLinear(r, s, z)
-      d = DequantizeLinear(q, s, z)
-      y = Identity(d)
-    }""")
-    rows = activations(load(plain))
-    assert [a.name for a in rows if a.default] == ["q"]
-    assert [a.target.id for a in select_activations(rows, Selector()).activations] == ["q"]
-    chosen = select_activations(rows, Selector(include=("=r",)))
-    assert chosen.activations[0].name == "q" and "into its integer 'q' instead" in chosen.notes[0]
-    assert select_activations(rows, Selector(include=("=d",))).activations[0].target.word.name == "uint8"
-    assert [a.name for a in select_activations(rows, Selector(include=("=a",))).activations] == ["a"]
-
-
-def test_where_activation_and_layer_are_meant_alike_the_fault_comes_after_both() -> None:
-    rows = activations(load(MODELS / "fashion_cnn.onnx"))
-    both_ = select_activations(rows, Selector(op=("Conv", "Relu"))).activations
-    assert {a.target.op for a in both_} == {"Relu"}
-    convs = select_activations(rows, Selector(op=("Conv",))).activations
-    assert convs and {a.target.op for a in convs} == {"Conv"}
-
-
 CLIP = "lo = Constant<value_float=0.0>() hi = Constant<value_float=6.0>()"
-RESTRICTED = {
-    # A layer with ReLU6, one with an activation function and a protection, both at once, and a residual sum.
-    "a = MatMul(x, w) y = Clip(a, lo, hi)": ["a"],
-    "a = MatMul(x, w) r = Relu(a) y = Clip(r, lo, hi)": ["r"],
-    "a = MatMul(x, w) c = Clip(a, lo, hi) y = Relu(c)": ["a", "y"],
-    "a = MatMul(x, w) c = Clip(a, lo, hi) y = Clip(c, lo, hi)": ["a"],
-    "a = MatMul(x, w) c = Clip(a, lo, hi) y = Add(a, c)": ["a"],
-    "s = Add(x, x) y = Clip(s, lo, hi)": ["s"],
-    "c = Clip(x, lo, hi) y = Identity(c)": ["c"],
-    # A protection behind a QDQ group, and a ReLU6 inside one, which the integer kernel takes in.
-    "a = MatMul(x, w) q = QuantizeLinear(a, s, z) d = DequantizeLinear(q, s, z) y = Clip(d, lo, hi)": ["q"],
-    "a = MatMul(x, w) c = Clip(a, lo, hi) q = QuantizeLinear(c, s, z) y = DequantizeLinear(q, s, z)": ["q"],
-}
-
-
-@pytest.mark.parametrize(("nodes", "default"), RESTRICTED.items(), ids=range(len(RESTRICTED)))
-def test_by_default_a_fault_lands_before_a_range_restriction(nodes: str, default: list[str]) -> None:
-    quantisation = "s = Constant<value_float=0.1>() z = Constant<value=uint8 {128}>()" if "Quantize" in nodes else ""
-    plain = model(f"g (float[N,4] x, float[4,4] w) => (float[N,4] y) {{ {CLIP} {quantisation} {nodes} }}")
-    rows = activations(load(plain))
-    assert [a.target.id for a in select_activations(rows, Selector()).activations] == default
-    for end in (a for a in rows if a.target.op == "Clip"):  # by its own name it is a target all the same
-        assert select_activations(rows, Selector(include=(f"={end.name}",))).activations[0].name in (
-            end.name,
-            end.quantized,
-        )
-
-
-def test_a_selected_layer_gets_its_fault_before_its_range_restriction() -> None:
-    rows = activations(
-        load(
-            model(f"g (float[N,4] x, float[4,4] w) => (float[N,4] y) {{ {CLIP} a = MatMul(x, w) y = Clip(a, lo, hi) }}")
-        )
-    )
-    for selector in (Selector(op=("MatMul", "Clip")), Selector(include=("[ay]",))):
-        assert [a.name for a in select_activations(rows, selector).activations] == ["a"]
-    both_ = select_activations(rows, Selector(include=("=a", "=y"))).activations
-    assert [a.name for a in both_] == ["a", "y"]
-    assert "y" in [a.name for a in select_activations(rows, Selector(), every=True).activations]
 
 
 @pytest.mark.parametrize("form", ["armed", "baked", "inlined"])
 @pytest.mark.parametrize("function", ["", "r = Relu(a)"], ids=["relu6", "protected"])
 def test_a_range_restriction_holds_what_a_fault_before_it_makes_large(function: str, form: str) -> None:
-    plain = model(f"""g (float[N,1,4,4] x, float[2,1,3,3] w) => (float[N,2,2,2] y)
+    plain = parsed(f"""g (float[N,1,4,4] x, float[2,1,3,3] w) => (float[N,2,2,2] y)
         {{ {CLIP} a = Conv(x, w) {function} y = Clip({"r" if function else "a"}, lo, hi) }}""")
     feeds = {"x": np.ones((3, 1, 4, 4), "f4"), "w": np.full((2, 1, 3, 3), 0.1, "f4")}
     large = "set:value=1000"
@@ -270,7 +102,7 @@ def test_a_range_restriction_holds_what_a_fault_before_it_makes_large(function: 
 
 
 def test_armed_again_without_a_clash() -> None:
-    plain = model("g (float[N,2] x) => (float[N,2] y) { t = Relu(x)  y = Identity(t) }")
+    plain = parsed("g (float[N,2] x) => (float[N,2] y) { t = Relu(x)  y = Identity(t) }")
     first = arm(plain, [named(plain, "t")])
     second = arm(first.proto, [named(first.proto, "y")])
     onnx.checker.check_model(second.proto)
@@ -301,7 +133,7 @@ def test_armed_again_without_a_clash() -> None:
     ],
 )
 def test_names_like_those_that_arming_makes_do_not_clash(graph: str) -> None:
-    said = text_format.MessageToString(model(graph)).replace("__", ".")  # the parser takes no name with a dot
+    said = text_format.MessageToString(parsed(graph)).replace("__", ".")  # the parser takes no name with a dot
     plain = text_format.Parse(said, onnx.ModelProto())
     [fed], [out] = plain.graph.input, plain.graph.output
     x = np.array([[1, -2], [-3, 4]], "f4")
@@ -316,7 +148,7 @@ def test_names_like_those_that_arming_makes_do_not_clash(graph: str) -> None:
 
 
 def test_the_model_given_is_not_changed_and_nothing_to_arm_is_a_copy() -> None:
-    plain = model("g (float[N,2] x) => (float[N,2] y) { y = Add(x, x) }")
+    plain = parsed("g (float[N,2] x) => (float[N,2] y) { y = Add(x, x) }")
     before = plain.SerializeToString(deterministic=True)
     arm(plain, [named(plain, "y")])
     bake(plain, [ActivationFault(named(plain, "y"), 0, NEGATE)])
@@ -328,15 +160,15 @@ def test_the_model_given_is_not_changed_and_nothing_to_arm_is_a_copy() -> None:
 
 
 def test_old_files_are_raised_and_their_weights_leave_the_inputs() -> None:
-    plain = model("g (float[N,2] x, float[2] w) => (float[N,2] y) { t = Add(x, w)  y = Relu(t) }", opset=9, ir=3)
+    plain = parsed("g (float[N,2] x, float[2] w) => (float[N,2] y) { t = Add(x, w)  y = Relu(t) }", opset=9, ir=3)
     plain.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(2, np.float32), "w"))
     done = instrument(load(plain))
     assert [o.version for o in done.armed.proto.opset_import if o.domain == ""] == [13]
     assert done.armed.proto.ir_version >= 8 and "w" not in [i.name for i in done.armed.proto.graph.input]
     assert any("opset raised from 9 to 13" in n for n in done.notes)
-    kept = instrument(load(model("g (float[N,2] x) => (float[N,2] y) { y = Relu(x) }", opset=11)))
+    kept = instrument(load(parsed("g (float[N,2] x) => (float[N,2] y) { y = Relu(x) }", opset=11)))
     assert [o.version for o in kept.armed.proto.opset_import if o.domain == ""] == [11]
-    native = instrument(load(model("g (float[N,2] x) => (float[N,2] y) { y = Relu(x) }")), body="native")
+    native = instrument(load(parsed("g (float[N,2] x) => (float[N,2] y) { y = Relu(x) }")), body="native")
     assert any(
         n.op_type == "BitCast"
         for f in native.armed.proto.functions
@@ -345,37 +177,11 @@ def test_old_files_are_raised_and_their_weights_leave_the_inputs() -> None:
         for n in a.g.node
     )
     with pytest.raises(InputError, match="below the model's own 17"):
-        instrument(load(model("g (float[N,2] x) => (float[N,2] y) { y = Relu(x) }")), opset=13)
+        instrument(load(parsed("g (float[N,2] x) => (float[N,2] y) { y = Relu(x) }")), opset=13)
     with pytest.raises(SelectorError, match="opset 13"):
-        half = model("g (bfloat16[N,2] x) => (bfloat16[N,2] y) { y = Identity(x) }", opset=14)
+        half = parsed("g (bfloat16[N,2] x) => (bfloat16[N,2] y) { y = Identity(x) }", opset=14)
         half.opset_import[0].version = 11
         instrument(load(half), Selector(include=("=y",)), opset="keep")
-
-
-def test_columns_merge_and_refuse() -> None:
-    plain = model("g (float[N,3] x) => (float[N,3] y) { y = Identity(x) }")
-    armed = arm(plain, [named(plain, "y")])
-    site = armed.sites[0]
-    x = np.ones((2, 3), np.float32)
-    twice = [
-        ActivationFault(site, 1, NEGATE),
-        ActivationFault(site, 1, NEGATE, sample=1),
-        ActivationFault(site, 2, NEGATE, sample=0),
-    ]
-    found = run(armed.proto, {"x": x} | columns(armed, twice, batch=2))["y"]
-    assert found.tolist() == [[1, -1, -1], [1, 1, 1]]
-    assert all(c.size == 0 for c in columns(armed, []).values())
-    for strike, why in (
-        (ActivationFault(site, -1, NEGATE), "elements of 'y' are 0 to 2"),
-        (ActivationFault(site, 3, NEGATE), "elements of 'y' are 0 to 2"),
-        (ActivationFault(site, 0, NEGATE, sample=2), "samples are 0 to 1"),
-        (ActivationFault(site, 0, NEGATE, first=1, last=1), "lies in no loop"),
-        (ActivationFault(site, 0, Mask(FULL, 1 << 40)), "32 bits of float32"),
-        (ActivationFault(site, 0, None, 2.0), "value fault cannot be fed"),
-        (ActivationFault(named(plain, "x"), 0, NEGATE), "not armed"),
-    ):
-        with pytest.raises((SelectorError, FaultError), match=why):
-            columns(armed, [strike], batch=2)
 
 
 @pytest.mark.parametrize("name", ["fashion_cnn", "fashion_gru", "fashion_attention"])
@@ -455,13 +261,13 @@ def test_openvino_runs_the_faulty_file(inline: bool) -> None:
 
 
 def test_what_cannot_be_struck_says_why() -> None:
-    plain = model(
+    plain = parsed(
         "g (seq(float[N]) s, int64 i) => (float[N] y, seq(float[N]) t) { y = SequenceAt(s, i)  t = Identity(s) }"
     )
     with pytest.raises(SelectorError, match="sequence, no tensor"):
         instrument(load(plain), Selector(include=("=t",)))
     with pytest.raises(ModelError, match="an input and an output of the graph at once"):
-        same = model("g (float[N] x) => (float[N] x, float[N] y) { y = Neg(x) }")
+        same = parsed("g (float[N] x) => (float[N] x, float[N] y) { y = Neg(x) }")
         arm(same, [named(same, "x")])
 
 
@@ -471,7 +277,7 @@ FLAT = """net (float[N,5,4] x) => (float[N,20] y) <int64[2] rows = {-1,4}, int64
 
 @pytest.mark.parametrize("opset", [13, 21])
 def test_rows_of_a_sample_that_are_flattened_into_the_batch(opset: int) -> None:
-    plain = model(FLAT, opset)
+    plain = parsed(FLAT, opset)
     a = named(plain, "r")
     assert (a.target.shape, a.place) == ((5, 4), SampleAxis(0, inner=5))
     feeds = {"x": np.random.default_rng(0).normal(size=(3, 5, 4)).astype("f4")}
@@ -480,5 +286,5 @@ def test_rows_of_a_sample_that_are_flattened_into_the_batch(opset: int) -> None:
         ([ActivationFault(a, 7, NEGATE, sample=2), ActivationFault(a, 19, NEGATE, sample=0)], [[0, 19], [2, 7]]),
         ([ActivationFault(a, 7, NEGATE)], [[0, 7], [1, 7], [2, 7]]),
     ):
-        found = both(plain, arm(plain, [a]), strikes, feeds, batch=3)["y"]
+        found = armed_and_baked(plain, arm(plain, [a]), strikes, feeds, batch=3)["y"]
         assert np.argwhere(found != golden).tolist() == places

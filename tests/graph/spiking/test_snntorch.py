@@ -7,14 +7,11 @@ pip install --no-deps snntorch==1.0.0
 from __future__ import annotations
 
 import itertools
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("snntorch", reason="needs torch and snntorch 1.0.0")
-sys.path.append(str(Path(__file__).parents[3] / "scripts"))
 from snntorch_models import CASES, NEURONS, STEPS, Case, Kind, OneLayer, build, export, one_layer, patched
 
 from onnxfi.graph.model.loading import Model, load
