@@ -10,7 +10,7 @@ from onnx import numpy_helper, parser
 from onnxfi.graph.dataflow.activation_targets import Activation, activations
 from onnxfi.graph.dataflow.sample_axis import SampleAxis, find_batch_layout
 from onnxfi.graph.model.loading import load
-from onnxfi.runtime.engine.model_io import Array
+from onnxfi.runtime.engine.ports import Array
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
 

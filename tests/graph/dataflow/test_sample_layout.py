@@ -13,11 +13,9 @@ from onnx import helper, numpy_helper, parser
 
 from onnxfi.graph.dataflow.activation_targets import Activation, activations
 from onnxfi.graph.dataflow.sample_axis import SampleAxis
-from onnxfi.graph.model.loading import load, parse
-from onnxfi.runtime.data.sources import open_data
+from onnxfi.graph.model.loading import load
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.engine.ports import Array
-from onnxfi.runtime.inject.shape_query import complete_by_running
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]>'
 
@@ -113,17 +111,3 @@ def test_what_cannot_be_told_says_why() -> None:
     assert "picks rows" in picked["y"].axis_unknown_reason
     found = placed("g (float[N,4] x) => (float[A,B] y) { y = own.unknown(x) }".replace("own.unknown", "Sum"))
     assert found["y"].place == SampleAxis(0)
-
-
-def test_runs_tell_where_the_file_leaves_shapes_open() -> None:
-    graph = """g (float[N,L,4] x) => (float[A,B] y) <int64[2] s = {-1,4}, int64 zero = {0}> {
-        r = Reshape(x, s) t = Transpose<perm=[1,0,2]>(x) m = Greater(r, f) n = NonZero(m) y = Relu(r) }"""
-    model = parser.parse_model(HEAD + graph)
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(0), "f"))
-    opened = load(model)
-    ports = OrtEngine("cpu").prepare(model.SerializeToString()).inputs
-    data = open_data({"x": np.random.default_rng(0).normal(size=(4, 6, 4)).astype("f4")}, ports)
-    found = {a.name: a for a in complete_by_running(opened, parse(opened), activations(opened), data)}
-    assert (found["y"].place, found["y"].target.shape) == (SampleAxis(0, inner=6), (6, 4))
-    assert (found["t"].place, found["t"].target.shape) == (SampleAxis(1), (6, 4))
-    assert found["n"].unsupported_reason and not found["n"].shape_known
