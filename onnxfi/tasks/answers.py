@@ -7,7 +7,7 @@ many classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import DataError
+from onnxfi.runtime.data.batches import Labels
+from onnxfi.runtime.data.sample_outputs import Outputs, as_run, stacked
 from onnxfi.runtime.engine.ports import Array
 
-LabelArray = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Found = TypeVar("Found")
@@ -68,14 +69,36 @@ def _comparable(values: Array) -> Array:
 
 @dataclass(frozen=True)
 class Answers:
-    """The scored output of N samples ([N, …]), their labels ([N]), and what is found of each.
+    """The outputs of N samples, their labels ([N, …]), and what is found of each.
 
-    `kind` says how scores are read: as `logits`, `probabilities` or `counts`.
+    `kind` says how scores are read: as `logits`, `probabilities` or `counts`. `whole` are the golden answers of all
+    samples of the campaign, where these are some of them.
     """
 
-    scores: Array
-    labels: LabelArray | None = None
+    run: tuple[Outputs, ...]
+    labels: Labels | None = None
     kind: str = "logits"
+    whole: Answers | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, scores: Array, labels: Labels | None = None, kind: str = "logits") -> Answers:
+        """Return scores ([N, …]) as answers."""
+        return cls(as_run(scores), labels, kind)
+
+    @cached_property
+    def scores(self) -> Array:
+        """The numbers of the outputs ([N, …]), several side by side; one row where their shapes vary."""
+        return stacked(self.run)
+
+    @property
+    def values(self) -> Sequence[Any] | Array:
+        """The answer of each sample, as the task decodes it ([N])."""
+        return self.scores
+
+    @cached_property
+    def samples(self) -> NDArray[np.int64]:
+        """The number of each sample in the data ([N])."""
+        return np.concatenate([outputs.samples for outputs in self.run])
 
     @cached_property
     def rows(self) -> Array:
@@ -107,8 +130,8 @@ class Answers:
             raise DataError(f"top-1 takes scores of shape [N, classes], given {list(np.shape(self.scores) or (1,))}")
 
     @cached_property
-    def truth(self) -> LabelArray:
-        """The labels ([N]); DataError where there are none, or they do not fit the scores."""
+    def truth(self) -> Labels:
+        """The labels as classes ([N]); DataError where there are none, or they do not fit the scores."""
         self._check_rank()
         if self.labels is None:
             raise DataError("accuracy needs labels; the data has none")
@@ -247,9 +270,14 @@ class AnswerPair:
         return (np.shape(self.golden.scores) or (1,)) == (np.shape(self.faulty.scores) or (1,))
 
     @property
-    def labels(self) -> LabelArray | None:
-        """The labels of the samples ([N])."""
+    def labels(self) -> Labels | None:
+        """The labels of the samples ([N, …])."""
         return self.golden.labels
+
+    @property
+    def values(self) -> Sequence[Any] | Array:
+        """The faulty answer of each sample, as the task decodes it ([N]); `golden.values` are the golden ones."""
+        return self.faulty.values
 
     @cached_property
     def differ(self) -> NDArray[np.int64]:
@@ -381,8 +409,8 @@ class AnswerPair:
         with np.errstate(all="ignore"):
             for at, golden, faulty in self._pairs(self.changed):
                 g, f = (float64(one).reshape(len(one), -1) for one in (golden, faulty))
-                away = _difference(g, f)
-                found.far[at] = far = _magnitude(away)
+                away = difference(g, f)
+                found.far[at] = far = magnitude(away)
                 if wide:  # the squares of large float64 numbers would overflow
                     found.unit[at] = np.where(far > 0, far, 1.0)
                     away /= found.unit[at, None]
@@ -411,15 +439,15 @@ def _dot(a: Floats, b: Floats) -> Floats:
     return np.asarray((a * b).sum(axis=1))
 
 
-def _magnitude(values: Floats) -> Floats:
+def magnitude(values: Floats) -> Floats:
     """Per row the largest magnitude; NaN where there is one."""
     return np.asarray(np.maximum(values.max(axis=1), -values.min(axis=1)))
 
 
-def _difference(g: Floats, f: Floats) -> Floats:
+def difference(g: Floats, f: Floats) -> Floats:
     """Return f - g of each element: 0 where they agree bit for bit, infinite where a NaN leaves it undefined."""
     away = f - g
-    if not np.isfinite(_magnitude(away)).all():
+    if not np.isfinite(magnitude(away)).all():
         away[np.isnan(away)] = np.inf
         away[~differing(g, f)] = 0.0
     return away

@@ -15,8 +15,9 @@ import numpy as np
 
 from onnxfi.errors import DataError, closest
 from onnxfi.runtime.data.batches import Data
-from onnxfi.runtime.data.sample_outputs import Dim, class_axes
+from onnxfi.runtime.data.sample_outputs import Dim, Outputs, class_axes, stacked
 from onnxfi.runtime.engine.ports import Array, Port, element_type, shape_text
+from onnxfi.tasks.task import ModelOutputs
 
 #: Parts of the names of outputs whose columns are no classes, however many.
 _OTHER_NAMES = re.compile(
@@ -45,12 +46,7 @@ def scored_output(
     """
     unread = unread or {}
     if name is not None:
-        if name in unread:
-            raise DataError(_maps(name, unread[name]))
-        known = [port.name for port in outputs]
-        if name not in known:
-            raise DataError(f"the model has no output {name!r}{closest(name, known)}")
-        return name
+        return named_output(outputs, name, unread)
     floats = [port for port in outputs if "float" in port.dtype]
     fitting = [port for port in floats if _may_score(port)]
     if labelled and not fitting:
@@ -65,6 +61,35 @@ def scored_output(
     what = "several outputs could" if fitting else "no output is sure to"
     listed = "; ".join(map(str, fitting or outputs)) or "none"
     raise DataError(f"{what} hold the scores; name one with --output: {listed}")
+
+
+def named_output(outputs: Sequence[Port], name: str, unread: Mapping[str, str]) -> str:
+    """Return the name of an output; DataError where there is none of that name, or it is no tensor."""
+    if name in unread:
+        raise DataError(_maps(name, unread[name]))
+    known = [port.name for port in outputs]
+    if name not in known:
+        raise DataError(f"the model has no output {name!r}{closest(name, known)}")
+    return name
+
+
+def class_output(declared: ModelOutputs) -> tuple[str, ...]:
+    """Return the output that holds the scores of classes; none where no output is sure to."""
+    data, labelled = declared.data, declared.data.labels is not None
+    found = scored_output(
+        declared.ports, declared.asked, labelled=labelled, unread=declared.unread, whole=declared.whole
+    )
+    for port in declared.ports:
+        if port.name == found:
+            check_port(port, data, declared.kind)
+    return () if found is None else (found,)
+
+
+def class_misfit(run: Sequence[Outputs], data: Data, kind: str) -> str:
+    """Return why a golden run holds no scores of classes; nothing where it does."""
+    names, scores = [*run[0].arrays], stacked(run)
+    name = names[0] if len(names) == 1 else None
+    return no_class_scores(scores.shape, scores.dtype, name, data.samples, kind)
 
 
 def _may_score(port: Port) -> bool:

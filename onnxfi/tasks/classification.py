@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from onnxfi.errors import InputError, closest
 from onnxfi.runtime.engine.ports import Array
 from onnxfi.tasks.answers import AnswerPair, Flags, float64, share, softmax
-from onnxfi.tasks.class_scores import no_class_scores, reading
+from onnxfi.tasks.class_scores import class_misfit, class_output, reading
 from onnxfi.tasks.deviation import DEVIATIONS
 from onnxfi.tasks.task import OUTCOME_SUMS, OUTCOMES, Metric, Task
 
@@ -188,10 +188,10 @@ CLASSIFICATION = Task(
         ("sdc1", "sdc_samples"),
     ),
     absent="the scored output is no classifier's; name one with --output",
-    takes_any_output=False,
     masked=masked,
     wrong=lambda pair: pair.silent_top,
-    misfit=no_class_scores,
+    reads=class_output,
+    misfit=class_misfit,
     score_kind=score_kind,
     remark=reading,
 )  # fmt: skip

@@ -13,38 +13,55 @@ from onnxfi.graph.model.loading import load
 from onnxfi.graph.passes.spike_counts import spike_count_output, with_spike_counts
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.runtime.data.dry_run import dry_run
-from onnxfi.runtime.data.sample_outputs import run_scores, sample_axes
+from onnxfi.runtime.data.kept_inputs import KeptInputs
+from onnxfi.runtime.data.sample_outputs import Outputs, run_outputs, sample_axes, stacked
 from onnxfi.runtime.data.sources import Data, open_data
 from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.engine.protocols import Engine, Session
 from onnxfi.runtime.engine.registry import engine_of
-from onnxfi.tasks.answers import AnswerPair, Answers
-from onnxfi.tasks.class_scores import check_port, scored_output
+from onnxfi.tasks.class_scores import named_output
 from onnxfi.tasks.classification import CLASSIFICATION
+from onnxfi.tasks.outcomes import GoldenRun
 from onnxfi.tasks.registry import AUTO, choose_task, find_task, remark
-from onnxfi.tasks.task import Task
+from onnxfi.tasks.task import ModelOutputs, Task
 
-__all__ = ["Evaluation", "evaluate", "open_data", "run_scores"]
+__all__ = ["Evaluation", "evaluate", "open_data"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The answers of a model on data: metrics by name, and the conditions under which they were taken.
 
-    `scores` is the scored output over all samples ([N, …]); `output` its name, None where all outputs count.
+    `run` are the outputs that count, batch by batch, and `outputs` their names, none where all count; `golden` is the
+    golden run with its task.
     """
 
     metrics: dict[str, float]
-    scores: Array = field(repr=False)
+    run: tuple[Outputs, ...] = field(repr=False)
+    golden: GoldenRun = field(repr=False)
+    outputs: tuple[str, ...]
     samples: int
     data: str
-    output: str | None
     provider: str
     note: str
-    task: Task
     synthetic: bool = False
     #: A remark on how the scored output is read.
     reading: str = ""
+
+    @property
+    def scores(self) -> Array:
+        """The numbers of the outputs that count ([N, …])."""
+        return stacked(self.run)
+
+    @property
+    def output(self) -> str | None:
+        """The name of the scored output, of several their names; None where all count."""
+        return ", ".join(self.outputs) or None
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.golden.task
 
     def summary(self) -> dict[str, Any]:
         """Return the metrics as strict JSON takes them."""
@@ -131,19 +148,22 @@ def evaluate(
     session = engine.prepare(model)
     if golden is not None and golden.samples != data.samples:
         raise DataError(f"golden was taken on {golden.samples:,} samples, the data has {data.samples:,}; take the same")
-    name = golden.output if golden else scored_port(session, output, data, kind, task=task)
+    names = golden.outputs if golden else scored_names(session, output, data, kind, task=task)
     axes = sample_axes(session, data, model)
     try:
-        scores = run_scores(session, data, data.layout.fixed or batch, name, progress=progress, axes=axes)
+        run = run_outputs(session, data, data.layout.fixed or batch, names, progress=progress, axes=axes)
     except EngineError as error:
         raise (does_not_run(error, data, batch) if golden is None else error) from None
-    truth = golden.scores if golden else scores
+    truth, name = golden.golden if golden else None, ", ".join(names) or None
+    if truth is None:
+        meaning = choose_task(task, run, name, data, kind, metric)
+        inputs = KeptInputs.read(data, data.layout.fixed or batch, meaning.inputs) if meaning.inputs else None
+        truth = GoldenRun.of(run, data.labels, meaning, kind, 0.0, ("nonfinite",), inputs)
     sure = golden is None or data.labels is not None  # no class metric, or labels that say what the scores are
-    meaning = golden.task if golden else choose_task(task, scores, name, data, kind, metric)
-    read = remark(task, meaning, truth, name, data.samples, kind, labelled=sure)
+    read = remark(task, truth.task, truth.run, name, data.samples, kind, labelled=sure)
     return Evaluation(
-        _metrics(meaning, truth, scores, data), scores, data.samples, data.description, name, session.provider,
-        session.note, meaning, data.synthetic, read or _passed_over(session, name),
+        _metrics(truth, run if golden else None), run, truth, names, data.samples, data.description, session.provider,
+        session.note, data.synthetic, read or _passed_over(session, name),
     )  # fmt: skip
 
 
@@ -161,28 +181,24 @@ def _passed_over(session: Session, name: str | None) -> str:
     return f"passed over, since they are no tensors: {listed}" if listed and name is None else ""
 
 
-def scored_port(
+def scored_names(
     session: Session, name: str | None, data: Data, kind: str = "auto", *, task: str = AUTO, whole: bool = False
-) -> str | None:
-    """Return the scored output of a session, None where all count; DataError where the labels cannot fit it.
+) -> tuple[str, ...]:
+    """Return the outputs of a session that count, none where all do; DataError where the task or labels cannot fit.
 
     With `whole`, outputs of maps are not passed over.
     """
     chosen = CLASSIFICATION if task == AUTO else find_task(task)
-    labelled, unread = data.labels is not None and not chosen.takes_any_output, session.unread
-    if chosen.takes_any_output and name is None:
-        return None
-    found = scored_output(session.outputs, name, labelled=labelled, unread=unread, whole=whole)
-    for port in session.outputs:
-        if port.name == found and not chosen.takes_any_output:
-            check_port(port, data, kind)
-    return found
+    if chosen.reads is not None:
+        return chosen.reads(ModelOutputs(session.outputs, name, data, kind, session.unread, whole))
+    return () if name is None else (named_output(session.outputs, name, session.unread),)
 
 
-def _metrics(task: Task, golden: Array, faulty: Array, data: Data) -> dict[str, float]:
+def _metrics(golden: GoldenRun, faulty: Sequence[Outputs] | None) -> dict[str, float]:
     """Return the metrics that are shown without a campaign; of a golden run those that say something about it."""
-    wanted = [m for m in task.applicable(labelled=data.labels is not None) if m.name in task.evaluated]
-    pair = AnswerPair(Answers(golden, data.labels), Answers(faulty))
+    task = golden.task
+    wanted = [m for m in task.applicable(labelled=golden.labels is not None) if m.name in task.evaluated]
+    pair = golden.pair(golden.run if faulty is None else faulty)
     order = {name: k for k, name in enumerate(task.evaluated)}
     wanted.sort(key=lambda m: order[m.name])
-    return {m.name: m.measure(pair) for m in wanted if golden is not faulty or m.golden}
+    return {m.name: m.measure(pair) for m in wanted if faulty is not None or m.golden}

@@ -8,7 +8,8 @@ MASKED.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,38 +17,67 @@ import numpy as np
 
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.partition.route import Route
+from onnxfi.runtime.data.batches import Labels
+from onnxfi.runtime.data.kept_inputs import KeptInputs
+from onnxfi.runtime.data.sample_outputs import Outputs, as_run, stacked
 from onnxfi.runtime.engine.ports import Array
-from onnxfi.tasks.answers import AnswerPair, Answers, Flags, LabelArray, share
+from onnxfi.tasks.answers import AnswerPair, Answers, Flags, share
+from onnxfi.tasks.decoded_answers import DecodedAnswers, DecodedPair
 from onnxfi.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class GoldenRun:
-    """The golden run of a campaign: scores ([N, …]), labels ([N]), and the task that gives them a meaning.
+    """The golden run of a campaign: outputs, labels ([N, …]), and the task that gives them a meaning.
 
     `kind` says how scores of classes are read, `tolerance` how far a masked sample may deviate, and `due` names the
-    causes that count as detected.
+    causes that count as detected. `inputs` returns inputs of some samples, where the task asks for them. `whole` is the
+    golden run of all samples, where this is the one `sample` of it on which a trial is judged.
     """
 
-    scores: Array
-    labels: LabelArray | None
+    run: tuple[Outputs, ...]
+    labels: Labels | None
     task: Task
     kind: str = "auto"
     tolerance: float = 0.0
     due: tuple[str, ...] = ("nonfinite",)
+    inputs: KeptInputs | None = field(default=None, repr=False)
+    whole: GoldenRun | None = field(default=None, repr=False)
+    sample: int | None = None
 
     @classmethod
     def of(
-        cls, scores: Array, labels: LabelArray | None, task: Task, kind: str, tolerance: float, due: tuple[str, ...]
+        cls,
+        run: Array | Sequence[Outputs],
+        labels: Labels | None,
+        task: Task,
+        kind: str,
+        tolerance: float,
+        due: tuple[str, ...],
+        inputs: KeptInputs | None = None,
     ) -> GoldenRun:
         """Return a golden run; the kind of its scores is settled once."""
-        settled = task.score_kind(scores) if task.score_kind is not None and kind == "auto" else kind
-        return cls(scores, labels, task, settled, tolerance, due)
+        batches = as_run(run)
+        settled = task.score_kind(stacked(batches)) if task.score_kind is not None and kind == "auto" else kind
+        return cls(batches, labels, task, settled, tolerance, due, inputs)
+
+    @property
+    def scores(self) -> Array:
+        """The numbers of the outputs ([N, …])."""
+        return self.answers.scores
 
     @cached_property
     def answers(self) -> Answers:
-        """The scores with their labels; facts about them are found once for all trials."""
-        return Answers(self.scores, self.labels, self.kind)
+        """The outputs with their labels; facts about them are found once for all trials."""
+        whole = None if self.whole is None else self.whole.answers
+        return self._answers(self.run, self.labels, whole)
+
+    @property
+    def size(self) -> int:
+        """The number of samples that are judged: 1 where outputs have no row for each."""
+        if self.task.decode is None:
+            return len(self.scores)
+        return 1 if self.sample is not None else sum(len(outputs.samples) for outputs in self.run)
 
     @property
     def detects(self) -> bool:
@@ -59,9 +89,36 @@ class GoldenRun:
         """The kind of the scores; None where the task has none."""
         return self.kind if self.task.score_kind is not None else None
 
-    def pair(self, faulty: Array) -> AnswerPair:
+    def with_run(self, run: Sequence[Outputs]) -> GoldenRun:
+        """Return the golden run with the outputs of another fault-free run, as a route gives them."""
+        return replace(self, run=tuple(run), whole=self.whole or self)
+
+    def of_sample(self, sample: int, outputs: Outputs) -> GoldenRun:
+        """Return the golden run of one sample, from the outputs of that sample alone, or of its batch."""
+        labels = None if self.labels is None else self.labels[sample : sample + 1]
+        return replace(self, run=(outputs,), labels=labels, whole=self.whole or self, sample=sample)
+
+    def pair(self, faulty: Array | Sequence[Outputs]) -> AnswerPair:
         """Return the golden answers beside faulty ones."""
-        return AnswerPair(self.answers, Answers(faulty), self.detects, self.tolerance)
+        golden, answers = self.answers, self._answers(as_run(faulty))
+        if isinstance(golden, DecodedAnswers) and isinstance(answers, DecodedAnswers):
+            return DecodedPair(golden, answers, self.detects, self.tolerance)
+        return AnswerPair(golden, answers, self.detects, self.tolerance)
+
+    def _answers(self, run: tuple[Outputs, ...], labels: Labels | None = None, whole: Answers | None = None) -> Answers:
+        if self.task.decode is None:
+            return Answers(run, labels, self.kind, whole)
+        known = {}
+        if isinstance(whole, DecodedAnswers):
+            known = {id(one): values for one, values in zip(whole.run, whole.by_batch, strict=True)}
+        return DecodedAnswers(
+            run, labels, self.kind, whole, decode=self._decode, apart=self.task.apart, only=self.sample, known=known
+        )
+
+    def _decode(self, outputs: Outputs) -> Sequence[Any] | Array:
+        assert self.task.decode is not None
+        fed = {} if self.inputs is None else self.inputs.of(outputs.samples)
+        return self.task.decode(replace(outputs, inputs=fed))
 
 
 @dataclass(frozen=True)
@@ -77,13 +134,13 @@ class Judgement:
     route: Route = Route.FULL
 
 
-def judge(golden: GoldenRun, faulty: Array) -> Judgement:
-    """Compare the scores of a trial with the golden ones ([N, …]).
+def judge(golden: GoldenRun, faulty: Array | Sequence[Outputs]) -> Judgement:
+    """Compare the outputs of a trial with the golden ones.
 
-    Where a fault changes the shape of the outputs, every sample has changed.
+    Where a fault changes the shape of outputs that are not decoded, every sample has changed.
     """
     pair = golden.pair(faulty)
-    if faulty.shape != golden.scores.shape:
+    if not pair.same_shape:
         silent = not (golden.detects and pair.faulty.nonfinite.any())
         return _all_alike(golden, "sdc" if silent else "due", None if silent else "nonfinite")
     due, masked = pair.detected, golden.task.masked(pair)
@@ -107,7 +164,7 @@ def _all_alike(golden: GoldenRun, outcome: str, cause: str | None) -> Judgement:
     for metric in golden.task.applicable(labelled=golden.labels is not None):
         metrics[metric.name] = metric.at_failure(golden.answers, due=due)
     metrics["nonfinite"] = float(cause == "nonfinite")
-    changed = None if golden.task.wrong is None else _packed(np.full(len(golden.scores), not due))
+    changed = None if golden.task.wrong is None else _packed(np.full(golden.size, not due))
     return Judgement(outcome, cause, _strict(metrics), changed)
 
 

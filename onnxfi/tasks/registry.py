@@ -21,6 +21,7 @@ from typing import Any
 from onnxfi.errors import DataError, InputError, closest
 from onnxfi.extensions import load_extension
 from onnxfi.runtime.data.batches import Data
+from onnxfi.runtime.data.sample_outputs import Outputs, as_run, stacked
 from onnxfi.runtime.data.sources import names_function
 from onnxfi.runtime.engine.ports import Array, one_line
 from onnxfi.tasks.class_scores import classifies, reading
@@ -30,7 +31,10 @@ from onnxfi.tasks.task import Metric, Task
 
 #: The name that leaves the choice of the task to the shape and the name of the scored output.
 AUTO = "auto"
-BUILT_IN: Mapping[str, Task] = MappingProxyType({task.name: task for task in (CLASSIFICATION, DEVIATION)})
+#: Tasks by name, or functions of options that make them.
+BUILT_IN: Mapping[str, Task | Callable[..., Task]] = MappingProxyType(
+    {CLASSIFICATION.name: CLASSIFICATION, DEVIATION.name: DEVIATION}
+)
 
 
 @cache
@@ -55,8 +59,8 @@ def is_own(spec: str) -> bool:
 
 def known_tasks(*specs: str) -> Iterator[Task]:
     """Yield the built-in and installed tasks, and those of `specs`."""
-    yield from BUILT_IN.values()
-    yield from (find_task(spec) for spec in (*_installed("onnxfi.tasks"), *specs) if spec not in (AUTO, *BUILT_IN))
+    every = dict.fromkeys((*BUILT_IN, *_installed("onnxfi.tasks"), *specs))
+    yield from (find_task(spec) for spec in every if spec != AUTO)
 
 
 def find_task(spec: str, metrics: Sequence[str] = ()) -> Task:
@@ -112,25 +116,38 @@ def with_metrics(task: Task, metrics: Sequence[Metric]) -> Task:
 
 
 def choose_task(
-    spec: str, scores: Array, output: str | None, data: Data, kind: str = "auto", metrics: Sequence[str] = ()
+    spec: str,
+    run: Array | Sequence[Outputs],
+    output: str | None,
+    data: Data,
+    kind: str = "auto",
+    metrics: Sequence[str] = (),
 ) -> Task:
-    """Return the task of golden scores ([N, …]): that of `spec`, or for ``auto`` classification where it is certain.
+    """Return the task of a golden run: that of `spec`, or for ``auto`` classification where it is certain.
+
+    `output` is the one output that was found to hold scores; None where all count.
 
     Raises
     ------
     DataError
-        Where the scores do not fit the task of `spec`, or the labels of the data ask for classes and there are none.
+        Where the outputs do not fit the task of `spec`, or the labels of the data ask for classes and there are none.
     """
+    batches = as_run(run)
     if spec == AUTO:
-        spec = CLASSIFICATION.name if classifies(scores, output, data, kind) else DEVIATION.name
+        spec = CLASSIFICATION.name if classifies(stacked(batches), output, data, kind) else DEVIATION.name
         return find_task(spec, metrics)
     task = find_task(spec, metrics)
-    why = task.misfit(scores.shape, scores.dtype, output, data.samples, kind) if task.misfit else ""
-    if why:
-        raise DataError(f"task {spec} does not fit: {why}; tasks that fit: {DEVIATION.name}, or name another --output")
+    if why := task.misfit(batches, data, kind) if task.misfit else "":
+        fitting = ", ".join(_fitting(batches, replace(data, labels=None), kind))
+        raise DataError(f"task {spec} does not fit: {why}; tasks that fit: {fitting}, or name another --output")
     if task.name == CLASSIFICATION.name:
-        classifies(scores, output, data, kind)
+        classifies(stacked(batches), output, data, kind)
     return task
+
+
+def _fitting(run: Sequence[Outputs], unlabelled: Data, kind: str) -> Iterator[str]:
+    """Yield the names of the built-in tasks that outputs fit, labels apart."""
+    return (t.name for t in map(find_task, BUILT_IN) if t.misfit is None or not t.misfit(run, unlabelled, kind))
 
 
 def known_metric(name: str, task: str = AUTO, metrics: Sequence[str] = ()) -> Metric | None:
@@ -156,12 +173,23 @@ def expected_task(spec: str, output: str | None) -> Task:
 
 
 def remark(
-    spec: str, task: Task, scores: Array, output: str | None, samples: int, kind: str = "auto", *, labelled: bool
+    spec: str,
+    task: Task,
+    run: Sequence[Outputs],
+    output: str | None,
+    samples: int,
+    kind: str = "auto",
+    *,
+    labelled: bool,
 ) -> str:
     """Return how the scored output is read, where that was guessed or is doubtful; empty where it is certain."""
+    if spec != AUTO and task.remark is None:
+        return ""
+    scores = stacked(run)
     if spec == AUTO:
         return reading(scores, output, samples, kind, labelled=labelled)
-    return task.remark(scores, output, samples, kind, labelled=True) if task.remark else ""
+    assert task.remark is not None
+    return task.remark(scores, output, samples, kind, labelled=True)
 
 
 def missing(name: str, task: Task, *, labelled: bool) -> str:

@@ -16,9 +16,11 @@ import numpy as np
 
 from onnxfi.errors import DataError
 from onnxfi.faults.trials import json_value
-from onnxfi.runtime.engine.ports import Array
+from onnxfi.runtime.data.batches import Data, Labels
+from onnxfi.runtime.data.sample_outputs import Outputs
+from onnxfi.runtime.engine.ports import Array, Port
 from onnxfi.statistics.intervals import Interval
-from onnxfi.tasks.answers import AnswerPair, Answers, Flags, LabelArray, share
+from onnxfi.tasks.answers import AnswerPair, Answers, Flags, share
 
 #: Outcomes of a trial, from its gravest sample: DUE before SDC before masked.
 OUTCOMES = ("masked", "sdc", "due")
@@ -108,9 +110,9 @@ class Metric:
             return "count"
         return "mean" if np.isfinite(self.bounds).all() else "median"
 
-    def __call__(self, golden: Array, faulty: Array, labels: LabelArray | None = None) -> float:
+    def __call__(self, golden: Array, faulty: Array, labels: Labels | None = None) -> float:
         """Measure arrays [N, …]; DataError where labels or shapes do not fit."""
-        return self.measure(AnswerPair(Answers(golden, labels), Answers(faulty)))
+        return self.measure(AnswerPair(Answers.of(golden, labels), Answers.of(faulty)))
 
     def measure(self, pair: AnswerPair) -> float:
         """Measure golden and faulty answers; answers of different shapes give the value at failure."""
@@ -168,6 +170,34 @@ class Metric:
         return cls(**{k: v for k, v in row.items() if k in known} | {"bounds": (low, high)})
 
 
+@dataclass(frozen=True)
+class ModelOutputs:
+    """The outputs that a model declares, and what is asked of them.
+
+    Attributes
+    ----------
+    ports : tuple of Port
+        The outputs that are tensors.
+    asked : str or None
+        The output of ``--output``.
+    data : Data
+        The samples and their labels.
+    kind : str
+        The kind of scores that is asked for.
+    unread : mapping of str to str
+        The types of the outputs that are no tensors, by name.
+    whole : bool
+        Whether outputs of maps are refused where no tensor would do.
+    """
+
+    ports: tuple[Port, ...]
+    asked: str | None
+    data: Data
+    kind: str = "auto"
+    unread: Mapping[str, str] = field(default_factory=dict)
+    whole: bool = False
+
+
 def _within_tolerance(pair: AnswerPair) -> Flags:
     return pair.within_tolerance
 
@@ -206,12 +236,27 @@ class Task:
     wrong : callable, optional
         Returns the samples whose answer is another one silently ([N]); reports say from them how much the choice of
         samples adds to `headline`.
+    decode : callable, optional
+        Returns the answer of each of the n samples of some `Outputs`: an array [n, …], or a sequence of n texts, arrays
+        or dataclasses. Row r of an output with n rows belongs to sample `outputs.samples[r]`; rows of an output of
+        another length belong to the n samples together. The answer of a sample follows from that sample alone. No
+        answer (an empty text, no boxes) is an answer too. A later stage of a pipeline runs in here. Without `decode`
+        the numbers of the outputs are the answers.
+    apart : bool
+        Outputs have a row a sample, so `decode` may be given some samples of a batch alone. False where rows name their
+        sample in a column, as boxes behind a suppression of the whole batch.
+    inputs : tuple of str
+        Inputs of the model that `decode` finds in `outputs.inputs`, for the same samples.
+    labels : str
+        The kind of labels, a key of `LABEL_KINDS` of `onnxfi/runtime/data/labels.py`.
+    reads : callable, optional
+        Returns the names of the outputs that count, of `ModelOutputs`; none: all. DataError where they do not fit.
+        Without it that is the output of ``--output``, else all.
     misfit : callable, optional
-        Returns why a golden output (values, name, data, kind of scores) does not fit the task; empty where it does.
+        Returns why a golden run (batches of `Outputs`), its data or the kind of its scores do not fit the task, with
+        the shapes of both sides; empty where they do.
     score_kind, remark : callable, optional
         Returns how golden scores are read, and what is doubtful about it.
-    takes_any_output : bool
-        Without ``--output`` all outputs count, else one output has to be found.
 
     Examples
     --------
@@ -234,10 +279,14 @@ class Task:
     sums: tuple[tuple[str, ...], ...] = ()
     orders: tuple[tuple[str, str], ...] = ()
     absent: str = ""
-    takes_any_output: bool = True
+    apart: bool = True
+    inputs: tuple[str, ...] = ()
+    labels: str = "classes"
     masked: Callable[[AnswerPair], Flags] = field(default=_within_tolerance, compare=False, repr=False)
     wrong: Callable[[AnswerPair], Flags] | None = field(default=None, compare=False, repr=False)
-    misfit: Callable[..., str] | None = field(default=None, compare=False, repr=False)
+    decode: Callable[[Outputs], Sequence[Any] | Array] | None = field(default=None, compare=False, repr=False)
+    reads: Callable[[ModelOutputs], tuple[str, ...]] | None = field(default=None, compare=False, repr=False)
+    misfit: Callable[[Sequence[Outputs], Data, str], str] | None = field(default=None, compare=False, repr=False)
     score_kind: Callable[[Array], str] | None = field(default=None, compare=False, repr=False)
     remark: Callable[..., str] | None = field(default=None, compare=False, repr=False)
 
@@ -298,7 +347,7 @@ class Task:
 
     def row(self) -> dict[str, Any]:
         """Return the declaration as plain values for JSON."""
-        skipped = ("metrics", "masked", "wrong", "misfit", "score_kind", "remark")
+        skipped = ("metrics", *(f.name for f in fields(self) if not f.compare))
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skipped} | {
             "metrics": [m.row() for m in self.metrics]
         }

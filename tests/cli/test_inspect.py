@@ -238,10 +238,11 @@ def on_terminal(words: list[str], columns: int, **env: str) -> str:
 
     env = {**os.environ, "TERM": "xterm-256color", **env}
     env.pop("COLUMNS", None)
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execve(sys.executable, [sys.executable, "-m", "onnxfi", *words], env)
+    terminal, end = pty.openpty()  # no fork of this process, which may have threads
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    line = [sys.executable, "-m", "onnxfi", *words]
+    child = subprocess.Popen(line, stdin=end, stdout=end, stderr=end, env=env, start_new_session=True)
+    os.close(end)
     parts = []
     while True:
         try:
@@ -252,7 +253,7 @@ def on_terminal(words: list[str], columns: int, **env: str) -> str:
             break
         parts.append(part)
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert child.wait() == 0
     return b"".join(parts).decode()
 
 

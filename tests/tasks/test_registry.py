@@ -19,6 +19,7 @@ from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.spec_file import load_spec
 from onnxfi.errors import DataError, InputError, SpecError
 from onnxfi.runtime.data.batches import Data
+from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.tasks.classification import CLASSIFICATION
 from onnxfi.tasks.deviation import DEVIATION
 from onnxfi.tasks.outcomes import GoldenRun, failed, judge
@@ -77,7 +78,7 @@ def test_a_task_is_guessed_only_where_it_is_certain() -> None:
     with pytest.raises(
         DataError, match=r"task classification does not fit: output 'y' has shape .* tasks that fit: dev"
     ):
-        choose_task("classification", scores[..., None], "y", DATA)
+        choose_task("classification", [Outputs(np.arange(4), {"y": scores[..., None]})], "y", DATA)
 
 
 @pytest.mark.parametrize(

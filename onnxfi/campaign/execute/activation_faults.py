@@ -37,7 +37,7 @@ from onnxfi.graph.passes.loop_counters import CountIterations
 from onnxfi.graph.write.faulty_copy import find_edits, look_up_words, write_copy
 from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.runtime.data.batches import Batch
-from onnxfi.runtime.data.sample_outputs import scored, stacked
+from onnxfi.runtime.data.sample_outputs import Outputs, outputs_of
 from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.inject.activations import activation_faults, bake_into
@@ -74,29 +74,30 @@ class InstrumentedModel:
         self.opened, self.targets, self.numbers = opened, tuple(targets), numbers
         folder = None if opened.model.path is None else opened.model.path.parent
         self._model = self._open(parse(opened.model), folder)
-        self.golden = self.scores(None)
+        self.golden: tuple[Outputs, ...] = self.run(None)
 
     @property
     def cost_bytes(self) -> int:
         """Return about the bytes that its session takes."""
         return sum(source.size for source in self.opened.model.sources)
 
-    def scores(self, faults: Faults | None, weights: Faults | None = None, *, batches: int | None = None) -> Array:
-        """Return the scored output over all samples, or the first batches, with these faults in activations.
+    def run(
+        self, faults: Faults | None, weights: Faults | None = None, *, batches: int | None = None
+    ) -> tuple[Outputs, ...]:
+        """Return the outputs over all samples, or the first batches, with these faults in activations.
 
-        `weights` are faults in weights that are there as well. Batches without a fault have the golden scores.
+        `weights` are faults in weights that are there as well. Batches without a fault have the golden outputs.
         """
         model = self._model if weights is None else self._with(weights)
-        opened, parts = self.opened, []
-        for batch in islice(opened.data.batches(opened.size), batches):
-            here = slice(batch.start, batch.start + batch.valid)
-            if faults is not None and weights is None and len(self.golden) == opened.data.samples:
+        opened, parts = self.opened, list[Outputs]()
+        for k, batch in enumerate(islice(opened.data.batches(opened.size), batches)):
+            if faults is not None and weights is None:
                 sample = faults.sites.times_or_all()[:, 0]
-                if not ((sample < 0) | ((sample >= here.start) & (sample < here.stop))).any():
-                    parts.append(self.golden[here])
+                if not ((sample < 0) | ((sample >= batch.start) & (sample < batch.start + batch.valid))).any():
+                    parts.append(self.golden[k])
                     continue
-            parts.append(scored(batch, self._outputs(model, faults, batch), opened.axes, opened.output))
-        return stacked(parts)
+            parts.append(outputs_of(batch, self._outputs(model, faults, batch), opened.axes, opened.names))
+        return tuple(parts)
 
     def _open(self, proto: onnx.ModelProto, folder: Path | None) -> _Instrumented:
         """Open a model with fault operators."""
@@ -128,7 +129,7 @@ class InstrumentedModel:
             feeds |= columns(armed, [f for f in fed if (f.mask is None) == armed.values], batch=batch.size)
         counters = sorted(set(model.counters.values()))
         names = [port.name for port in model.session.outputs if port.is_tensor and port.name not in counters]
-        wanted = names if self.opened.output is None else [self.opened.output]
+        wanted = self.opened.names or names
         found = model.session.run(feeds, [*wanted, *counters])
         _check_steps(of_target, model.counters, found, batch)
         return {name: found[name] for name in wanted}

@@ -19,8 +19,8 @@ from onnxfi.graph.dataflow.sample_axis import SampleAxis
 from onnxfi.graph.partition.route import Route
 from onnxfi.graph.partition.subgraph import PartitionGraph
 from onnxfi.runtime.data.batches import Batch
-from onnxfi.runtime.data.sample_outputs import stacked
-from onnxfi.runtime.engine.ports import Array, same_by, same_bytes
+from onnxfi.runtime.data.sample_outputs import Outputs, alike, same_outputs
+from onnxfi.runtime.engine.ports import Array, same_by
 from onnxfi.runtime.partial.activation_words import inject_words
 from onnxfi.runtime.partial.reexecution import FaultyActivations, Reexecution, TrialFaults
 from onnxfi.runtime.partial.segmented_model import ActivationChange
@@ -29,6 +29,8 @@ from onnxfi.tasks.outcomes import GoldenRun, Judgement, judge
 
 #: The name of an activation, the sample in which it is faulty, and its change there.
 OneSample = tuple[str, int, ActivationChange]
+#: The outputs of all batches.
+Run = tuple[Outputs, ...]
 
 
 class ActivationRoutes:
@@ -51,7 +53,7 @@ class ActivationRoutes:
             raise SegmentMismatchError(str(error)) from error
         if alone is None or truth is None:
             raise SegmentMismatchError(f"no sample runs alone behind {name!r}")
-        return replace(judge(truth, alone.scores(sample, change)), route=Route.SINGLE_SAMPLE, changed=None)
+        return replace(judge(truth, [alone.outputs(sample, change)]), route=Route.SINGLE_SAMPLE, changed=None)
 
     def run_samples(self, trials: Mapping[int, OneSample], golden: GoldenRun) -> dict[int, Judgement]:
         """Run many trials of one sample each, those with the same faulty activation in shared runs.
@@ -73,7 +75,7 @@ class ActivationRoutes:
             except (OnnxfiError, MemoryError, KeyError):
                 continue
             for (number, truth), row in zip(running.items(), rows, strict=True):
-                found[number] = replace(judge(truth, row), route=Route.SINGLE_SAMPLE, changed=None)
+                found[number] = replace(judge(truth, [row]), route=Route.SINGLE_SAMPLE, changed=None)
         return found
 
     def run(
@@ -87,47 +89,42 @@ class ActivationRoutes:
         reexecution = self.opened_for(names, any_of=any_of)
         if reexecution is None:
             raise SegmentMismatchError(f"the model cannot be cut at {names[0]!r}")
-        parts: list[Array] = []
+        parts: list[Outputs] = []
         cache, injected = self.segmented.golden, activation_changes(self.opened, faults)
         batches = [k for k, _ in cache.batches()] if sample is None else [cache.place(sample)[0]]
         for k in batches:
             cache.release()
-            own = reexecution.scores(k)
+            own = reexecution.outputs(k)
             self.check.check(k, own, golden)
-            parts.append(reexecution.scores(k, injected))
+            parts.append(reexecution.outputs(k, injected))
         if sample is None:
-            return replace(judge(golden, stacked(parts)), route=Route.PARTIAL)
-        batch, row = cache.batch(batches[0]), cache.place(sample)[1]
-        if batch is None or not own.ndim or len(own) != batch.valid or len(golden.scores) != self.opened.data.samples:
-            raise SegmentMismatchError("the scores have no row for each sample")
-        faulty = parts[0][row : row + 1] if parts[0].ndim and len(parts[0]) == len(own) else parts[0]
-        truth = _of_row(golden, own[row : row + 1], sample)
-        return replace(judge(truth, faulty), route=Route.PARTIAL, changed=None)
+            return replace(judge(golden, parts), route=Route.PARTIAL)
+        found = judge_sample(golden, own, parts[0], sample)
+        if found is None:
+            raise SegmentMismatchError("the outputs have no row for each sample")
+        return replace(found, route=Route.PARTIAL)
 
     def opened_for(self, names: Sequence[str], *, any_of: bool = False) -> Reexecution | None:
         """Return the open route of faults in these activations, or `any_of` them; None where it is not exact."""
 
         def opener() -> Reexecution:
-            found = FaultyActivations(self.segmented, names, self.check.output, any_of=any_of)
-            found.scores(0)
+            found = FaultyActivations(self.segmented, names, any_of=any_of)
+            found.outputs(0)
             return found
 
         return self.cache.get((Route.PARTIAL, *names, any_of), opener)
 
     def _single_sample(self, name: str) -> SingleSample | None:
         self.segmented.golden.release()
-        return self.cache.get(
-            (Route.SINGLE_SAMPLE, name), lambda: SingleSample(self.segmented, name, self.check.output)
-        )
+        return self.cache.get((Route.SINGLE_SAMPLE, name), lambda: SingleSample(self.segmented, name))
 
     def _golden_row(self, alone: SingleSample, sample: int, golden: GoldenRun) -> GoldenRun | None:
         """Return the golden run of one sample; None where the sample alone gives other scores than in its batch."""
-        rows, own = slice(sample, sample + 1), alone.scores(sample)
-        if len(golden.scores) <= sample or own.shape[1:] != golden.scores.shape[1:]:
+        own, whole = alone.outputs(sample), batch_of(golden.run, sample)
+        if not golden.task.apart or not whole.has_rows:
             return None
-        if not same_bytes(own, golden.scores[rows]):
-            return None
-        return _of_row(golden, own, sample)
+        known = whole.take(np.flatnonzero(whole.samples == sample))
+        return golden.of_sample(sample, known) if same_outputs(own, known) else None
 
 
 class SplitRoutes:
@@ -138,8 +135,8 @@ class SplitRoutes:
 
     def run(
         self, names: Sequence[str], faults: Faults, sample: int | None, *, batches: int | None = None
-    ) -> tuple[Array, Array]:
-        """Return the golden scores of the model split at these activations, and its scores with the faults.
+    ) -> tuple[Run, Run]:
+        """Return the golden outputs of the model split at these activations, and its outputs with the faults.
 
         Of a trial of one `sample` only its batch is executed. Raises SegmentMismatchError where the model cannot be
         split there, or a fault changes the shape of an activation between segments.
@@ -159,8 +156,8 @@ class SplitRoutes:
         batch = None if sample is None else cache.place(sample)[0]
         for k, _ in islice(cache.batches(), batches):
             cache.release()
-            parts.append(reexecution.scores(k, injected if batch in (None, k) else None))
-        return split.golden, stacked(parts)
+            parts.append(reexecution.outputs(k, injected if batch in (None, k) else None))
+        return split.golden, tuple(parts)
 
 
 def activation_changes(opened: OpenCampaign, faults: Faults) -> TrialFaults:
@@ -193,42 +190,68 @@ def row_of_one_sample(opened: OpenCampaign, header: Header, faults: Faults) -> O
     return a.name, sample, lambda array: inject_words(array, *own, start=sample, size=1)
 
 
-def judge_by_own(whole: GoldenRun, own: Array, faulty: Array, sample: int | None, samples: int) -> Judgement:
-    """Compare a trial's scores with the golden scores of its own route.
+def judge_by_own(whole: GoldenRun, own: Run, faulty: Run, sample: int | None) -> Judgement:
+    """Compare a trial's outputs with the golden outputs of its own route.
 
     Samples that are the same there have the answers of the whole model. A trial of one `sample` is judged on that
-    alone, where scores have a row for each of the `samples`.
+    alone, where outputs have a row for each.
     """
-    truth, faulty = whole_where_same(whole.scores, own, faulty)
+    pairs = [whole_where_same(*batch, whole.task.apart) for batch in zip(whole.run, own, faulty, strict=True)]
+    truth, found = tuple(golden for golden, _ in pairs), tuple(one for _, one in pairs)
+    if sample is not None:
+        judged = judge_sample(whole, batch_of(truth, sample), batch_of(found, sample), sample)
+        if judged is not None:
+            return judged
+    return judge(whole.with_run(truth), found)
+
+
+def judge_sample(golden: GoldenRun, own: Outputs, faulty: Outputs, sample: int) -> Judgement | None:
+    """Judge a trial on one sample, from golden and faulty outputs of its batch; None where that cannot be told apart.
+
+    Samples of SDC-1 mean nothing where each trial has a sample of its own, so none are kept.
+    """
+    if golden.task.apart and own.has_rows:
+        row = np.flatnonzero(own.samples == sample)
+        own, faulty = own.take(row), faulty.take(row) if faulty.has_rows else faulty
+    elif golden.task.decode is None:
+        return None
+    return replace(judge(golden.of_sample(sample, own), [faulty]), changed=None)
+
+
+def golden_of_trial(golden: GoldenRun, sample: int | None) -> GoldenRun:
+    """Return the golden run that a trial is compared with: of its one `sample`, where outputs have a row for each."""
     if sample is None:
-        return judge(replace(whole, scores=truth), faulty)
-    if len(faulty) == samples:
-        faulty = faulty[sample : sample + 1]
-    # Samples of SDC-1 mean nothing where each trial has a sample of its own.
-    return replace(judge(golden_of_trial(replace(whole, scores=truth), sample, samples), faulty), changed=None)
-
-
-def golden_of_trial(golden: GoldenRun, sample: int | None, samples: int) -> GoldenRun:
-    """Return the golden run that a trial is compared with: of its one `sample`, where scores have a row for each."""
-    if sample is None or len(golden.scores) != samples:
         return golden
-    return _of_row(golden, golden.scores[sample : sample + 1], sample)
+    own = batch_of(golden.run, sample)
+    if golden.task.apart and own.has_rows:
+        return golden.of_sample(sample, own.take(np.flatnonzero(own.samples == sample)))
+    return golden if golden.task.decode is None else golden.of_sample(sample, own)
 
 
-def whole_where_same(whole: Array, own: Array, faulty: Array) -> tuple[Array, Array]:
-    """Return a route's golden and faulty scores, with those of the whole model where the route's two are the same.
+def batch_of(run: Run, sample: int) -> Outputs:
+    """Return the outputs of the batch of a sample."""
+    return next(outputs for outputs in run if sample in outputs.samples)
 
-    >>> own, faulty = np.array([[1.0], [2.0]]), np.array([[1.0], [9.0]])
-    >>> [one.ravel().tolist() for one in whole_where_same(own + 0.1, own, faulty)]
+
+def whole_where_same(whole: Outputs, own: Outputs, faulty: Outputs, apart: bool = True) -> tuple[Outputs, Outputs]:
+    """Return a route's golden and faulty outputs of a batch, with the whole model's where the route's two are the same.
+
+    >>> own, faulty = Outputs.of(np.array([[1.0], [2.0]])), Outputs.of(np.array([[1.0], [9.0]]))
+    >>> found = whole_where_same(Outputs.of(np.array([[1.1], [2.1]])), own, faulty)
+    >>> [one.arrays[""].ravel().tolist() for one in found]
     [[1.1, 2.0], [1.1, 9.0]]
     """
-    if not own.shape == faulty.shape == whole.shape or not own.ndim or not own.dtype == faulty.dtype == whole.dtype:
+    if same_outputs(own, faulty):
+        return whole, whole
+    if not (apart and own.has_rows and alike(own, faulty) and alike(own, whole)):
         return own, faulty
-    same = same_by(own, faulty, 0).reshape(-1, *[1] * (own.ndim - 1))
-    return np.where(same, whole, own), np.where(same, whole, faulty)
+    same = np.all([same_by(array, faulty.arrays[name], 0) for name, array in own.arrays.items()], axis=0)
+    rows = np.flatnonzero(same)
 
+    def mixed(found: Outputs) -> Outputs:
+        arrays = {name: array.copy() for name, array in found.arrays.items()}
+        for name, array in arrays.items():
+            array[rows] = whole.arrays[name][rows]
+        return replace(found, arrays=arrays)
 
-def _of_row(golden: GoldenRun, scores: Array, sample: int) -> GoldenRun:
-    """Return the golden run of one sample."""
-    labels = None if golden.labels is None else golden.labels[sample : sample + 1]
-    return replace(golden, scores=scores, labels=labels)
+    return mixed(own), mixed(faulty)

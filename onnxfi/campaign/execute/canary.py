@@ -18,8 +18,8 @@ from onnxfi.faults.trials import Faults
 from onnxfi.faults.words import Mask, Word
 from onnxfi.graph.model.graph_index import all_nodes
 from onnxfi.graph.partition.route import Route
+from onnxfi.runtime.data.sample_outputs import same_outputs, same_runs
 from onnxfi.runtime.engine.cuda import same_bits_remedy
-from onnxfi.runtime.engine.ports import same_bytes
 
 #: Elements of a tensor that the canary sets, at most.
 _ELEMENTS = 1 << 16
@@ -86,9 +86,9 @@ def changes(executor: TrialExecutor, target: Target) -> bool:
     try:
         if target.is_activation:
             own, faulty = executor.longest(canary, batches=1)
-            return not same_bytes(faulty.reshape(-1), own.reshape(-1)[: faulty.size])
+            return not same_runs(faulty, own[: len(faulty)])
         golden = executor.golden_runs.first_batch()
-        return not same_bytes(opened.scores(opened.faulty_session(canary.faults), batches=1), golden)
+        return not same_runs(opened.run(opened.faulty_session(canary.faults), batches=1), golden)
     except (EngineError, MemoryError) as error:
         cause_of(error)
         return True
@@ -102,7 +102,7 @@ def shown(executor: TrialExecutor, target: Target) -> bool:
         return True
     reexecution, faults = found
     try:
-        return not same_bytes(reexecution.scores(0, faults), reexecution.scores(0))
+        return not same_outputs(reexecution.outputs(0, faults), reexecution.outputs(0))
     except (EngineError, MemoryError) as error:
         cause_of(error)
         return True

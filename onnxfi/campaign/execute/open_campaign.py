@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnxfi.campaign.plan.fault_targets import FaultTargets
@@ -15,12 +15,13 @@ from onnxfi.faults.trials import Faults
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.write.faulty_copy import FileEdits, find_edits, look_up_words
 from onnxfi.runtime.data.dry_run import dry_run
-from onnxfi.runtime.data.sample_outputs import run_scores, sample_axes
+from onnxfi.runtime.data.kept_inputs import KeptInputs
+from onnxfi.runtime.data.sample_outputs import Outputs, run_outputs, sample_axes
 from onnxfi.runtime.data.sources import Data, open_data
 from onnxfi.runtime.engine.onnx_runtime import short_name
-from onnxfi.runtime.engine.ports import Array, Port
+from onnxfi.runtime.engine.ports import Port
 from onnxfi.runtime.engine.protocols import Session
-from onnxfi.tasks.evaluation import scored_port
+from onnxfi.tasks.evaluation import scored_names
 from onnxfi.tasks.outcomes import GoldenRun
 from onnxfi.tasks.registry import choose_task
 
@@ -33,8 +34,8 @@ class OpenCampaign:
     ----------
     campaign : Campaign
         The campaign, with the provider that its sessions get.
-    output : str or None
-        The scored output; None scores all.
+    names : tuple of str
+        The outputs that count; none: all.
     provider, note : str
         The execution provider of the runtime, and a remark about it.
     fault_targets : FaultTargets
@@ -50,7 +51,7 @@ class OpenCampaign:
     campaign: Campaign
     model: Model
     data: Data
-    output: str | None
+    names: tuple[str, ...]
     provider: str
     note: str
     fault_targets: FaultTargets
@@ -71,15 +72,21 @@ class OpenCampaign:
         """Return a session of the model with these faults in its weights."""
         return self.session(find_edits(self.model, faults, look_up_words(self.model, faults)[1]))
 
-    def scores(self, session: Session, *, batches: int | None = None) -> Array:
-        """Return the scored output over all samples, or over the first batches."""
-        return run_scores(session, self.data, self.size, self.output, batches=batches, axes=self.axes)
+    @property
+    def output(self) -> str | None:
+        """Return the name of the scored output, of several their names; None where all count."""
+        return ", ".join(self.names) or None
 
-    def golden(self, scores: Array) -> GoldenRun:
-        """Return the golden run that gave these scores."""
+    def run(self, session: Session, *, batches: int | None = None) -> tuple[Outputs, ...]:
+        """Return the outputs that count over all samples, or over the first batches."""
+        return run_outputs(session, self.data, self.size, self.names, batches=batches, axes=self.axes)
+
+    def golden(self, run: Sequence[Outputs]) -> GoldenRun:
+        """Return the golden run that gave these outputs."""
         how = self.campaign.scoring
-        task = choose_task(how.task, scores, self.output, self.data, how.kind, how.metric)
-        return GoldenRun.of(scores, self.data.labels, task, how.kind, how.tolerance, how.due)
+        task = choose_task(how.task, run, self.output, self.data, how.kind, how.metric)
+        inputs = KeptInputs.read(self.data, self.size, task.inputs) if task.inputs else None
+        return GoldenRun.of(run, self.data.labels, task, how.kind, how.tolerance, how.due, inputs)
 
 
 def open_campaign(
@@ -108,9 +115,9 @@ def open_campaign(
     if alone:
         session = campaign.engine.open().prepare(served(model))
     scoring, design = campaign.scoring, campaign.design
-    output = scored_port(session, output_of(campaign, model), data, scoring.kind, task=scoring.task, whole=True)
+    names = scored_names(session, output_of(campaign, model), data, scoring.kind, task=scoring.task, whole=True)
     listed = FaultList.open(design.faults).header if isinstance(design, Replay) else None
     fault_targets = FaultTargets.of(model, campaign.scopes, data, listed, campaign.engine.custom_ops)
     axes = sample_axes(session, data, model)
     provider, note, inputs = session.provider, session.note, session.inputs
-    return OpenCampaign(campaign, model, data, output, provider, note, fault_targets, axes, inputs, opened_s), session
+    return OpenCampaign(campaign, model, data, names, provider, note, fault_targets, axes, inputs, opened_s), session

@@ -17,13 +17,13 @@ from onnxfi.faults.space import Target
 from onnxfi.graph.partition.cut_points import narrow_cut_points, spike_cut_points, whole_subgraph
 from onnxfi.graph.partition.segmentation import Segmentation
 from onnxfi.graph.partition.subgraph import PartitionGraph, partition_graph
-from onnxfi.runtime.data.sample_outputs import stacked
+from onnxfi.runtime.data.sample_outputs import Outputs, same_outputs, stacked
 from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.cuda import CPU
-from onnxfi.runtime.engine.ports import Array, drift, same_bytes
+from onnxfi.runtime.engine.ports import drift
 from onnxfi.runtime.partial.conv_delta import FirstSegments
 from onnxfi.runtime.partial.golden_cache import GoldenCache, SegmentSessions
-from onnxfi.runtime.partial.reexecution import SplitAtActivations, golden_scores
+from onnxfi.runtime.partial.reexecution import SplitAtActivations, golden_outputs
 from onnxfi.runtime.partial.segmented_model import SegmentedModel
 from onnxfi.tasks.outcomes import GoldenRun
 
@@ -88,7 +88,7 @@ def segment(opened: OpenCampaign) -> Segmentation:
     campaign, fault_targets = opened.campaign, opened.fault_targets
     on_cpu = opened.provider == CPU  # computes 16-bit floats in float32, and lays images in blocks of channels
     net = partition_graph(opened.model, halves=not on_cpu, blocks=on_cpu and campaign.engine.optimization == "all")
-    outputs = () if opened.output is None else (opened.output,)
+    outputs = opened.names
     spikes = spike_cut_points(opened.model)
     # Without early stop there is one segment.
     ends = (
@@ -111,7 +111,7 @@ def open_segments(opened: OpenCampaign, segmentation: Segmentation, kept_bytes: 
         try:
             segmented = _open(opened, cut, kept_bytes // 2)
             segmented.first = FirstSegments(segmented) if cut.late else None
-            golden_scores(segmented, 0, opened.output)
+            golden_outputs(segmented, 0)
         except CANNOT_OPEN as error:  # what goes on at a cut point is no tensor, or not of the declared shape
             why = error
         else:
@@ -130,12 +130,12 @@ def _open(opened: OpenCampaign, segmentation: Segmentation, kept_bytes: int) -> 
 class GoldenCheck:
     """A check that a segmented model gives the golden run of the whole model."""
 
-    def __init__(self, segmented: SegmentedModel, output: str | None) -> None:
-        self.segmented, self.output = segmented, output
-        self._checked: dict[int, tuple[Array, Array]] = {}
+    def __init__(self, segmented: SegmentedModel) -> None:
+        self.segmented = segmented
+        self._checked: dict[int, tuple[Outputs, Outputs]] = {}
 
-    def check(self, k: int, own: Array, golden: GoldenRun) -> None:
-        """Compare the golden scores of batch k, bit for bit.
+    def check(self, k: int, own: Outputs, golden: GoldenRun) -> None:
+        """Compare the golden outputs of batch k, bit for bit.
 
         Raises
         ------
@@ -144,28 +144,22 @@ class GoldenCheck:
         RouteError
             If they are of another model or other data.
         """
-        known = self._checked.get(k, (None, None))
-        if known[0] is own and known[1] is golden.scores:
+        whole = golden.run[k]
+        if k in self._checked and all(map(_same_arrays, self._checked[k], (own, whole))):
             return
-        start = self._start(k, golden)
-        whole = golden.scores.reshape(-1)[start : start + own.size].reshape(own.shape)
-        if not same_bytes(own, whole):
-            if self._checked and drift(own, whole) > _MOST_DRIFT:
+        if not same_outputs(own, whole):
+            if self._checked and drift(stacked([own]), stacked([whole])) > _MOST_DRIFT:
                 raise RouteError(
                     "the segmented model has another golden run than the whole model; run the campaign with "
                     "--route full"
                 )
             raise SegmentMismatchError("the segmented model rounds otherwise than the whole model")
-        self._checked[k] = own, golden.scores
+        self._checked[k] = own, whole
 
-    def _start(self, k: int, golden: GoldenRun) -> int:
-        """Return where the scores of a batch begin in all scores, flat."""
-        cache = self.segmented.golden
-        if golden.scores.ndim and len(golden.scores) == cache.data.samples:
-            batch = cache.batch(k)
-            assert batch is not None
-            return batch.start * (golden.scores.size // len(golden.scores))
-        return sum(golden_scores(self.segmented, before, self.output).size for before in range(k))
+
+def _same_arrays(one: Outputs, other: Outputs) -> bool:
+    """Return true for outputs that share their arrays."""
+    return all(array is other.arrays.get(name) for name, array in one.arrays.items())
 
 
 class SplitModel:
@@ -174,21 +168,20 @@ class SplitModel:
     def __init__(
         self, opened: OpenCampaign, net: PartitionGraph, names: Sequence[str], kept_bytes: int, *, late: bool
     ) -> None:
-        self.names, self.output = names, opened.output
-        outputs = () if opened.output is None else (opened.output,)
+        self.names = names
         order = sorted(dict.fromkeys(names), key=lambda name: net.makers.get(name, -1))
         ends = tuple((name,) for name in order if name in net.makers)
         graph = replace(net, split_at=frozenset(names))
-        segmentation = Segmentation(opened.model, graph, outputs, ends, late=late, chosen=frozenset())
+        segmentation = Segmentation(opened.model, graph, opened.names, ends, late=late, chosen=frozenset())
         if not net.in_order:
             raise EngineError("the nodes of the model are not in order, so it is not split")
         try:
             self.segmented = _open(opened, segmentation, kept_bytes)
-            self.reexecution = SplitAtActivations(self.segmented, names, opened.output)
+            self.reexecution = SplitAtActivations(self.segmented, names)
         except ModelError as error:
             raise EngineError(str(error)) from error
         every = self.segmented.golden.batches()
-        self.golden = stacked([golden_scores(self.segmented, k, opened.output) for k, _ in every])
+        self.golden = tuple(golden_outputs(self.segmented, k) for k, _ in every)
         self._model_bytes = sum(source.size for source in opened.model.sources)
 
     @property
@@ -201,4 +194,4 @@ class SplitModel:
         path = self.segmented.segmentation.rebuilt(weights)
         if path is None:
             raise SegmentMismatchError("a faulty weight is in no segment")
-        return SplitAtActivations(self.segmented, self.names, self.output, path)
+        return SplitAtActivations(self.segmented, self.names, path)

@@ -14,6 +14,7 @@ from onnxfi.campaign.execute.activation_faults import InstrumentedModel, needs_n
 from onnxfi.campaign.execute.activation_routes import (
     ActivationRoutes,
     OneSample,
+    Run,
     SplitRoutes,
     activation_changes,
     golden_of_trial,
@@ -34,13 +35,12 @@ from onnxfi.graph.model.loading import Model
 from onnxfi.graph.partition.route import Route, RouteContext, TrialFacts, route_of
 from onnxfi.graph.partition.segmentation import Segmentation
 from onnxfi.graph.partition.subgraph import PartitionGraph, half_floats, partition_graph
-from onnxfi.runtime.data.sample_outputs import stacked
+from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.cuda import CPU, TENSORRT
 from onnxfi.runtime.engine.device_errors import out_of_memory
-from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.engine.protocols import Session
-from onnxfi.runtime.partial.reexecution import Reexecution, TrialFaults, golden_scores
+from onnxfi.runtime.partial.reexecution import Reexecution, TrialFaults, golden_outputs
 from onnxfi.runtime.partial.segmented_model import SegmentedModel
 from onnxfi.tasks.outcomes import GoldenRun, Judgement, failed, judge
 
@@ -129,7 +129,7 @@ class TrialExecutor:
                 if segmented is None:
                     self._segments.append(None)
                 else:
-                    weights = WeightRoutes(segmented, GoldenCheck(segmented, self.opened.output), self.cache)
+                    weights = WeightRoutes(segmented, GoldenCheck(segmented), self.cache)
                     self._segments.append((weights, ActivationRoutes(self.opened, weights)))
             return self._segments[0]
 
@@ -145,14 +145,14 @@ class TrialExecutor:
         """Return the golden run as the segments of the model give it, which opens them; None where there are none."""
         if self.weights is None:
             return None
-        segmented, parts = self.weights.segmented, []
+        segmented, parts = self.weights.segmented, list[Outputs]()
         try:
             for k, _ in segmented.golden.batches():
                 segmented.golden.release()
-                parts.append(golden_scores(segmented, k, self.opened.output))
+                parts.append(golden_outputs(segmented, k))
         except (EngineError, MemoryError):
             return None
-        return self.opened.golden(stacked(parts))
+        return self.opened.golden(parts)
 
     @cached_property
     def splittable(self) -> bool:
@@ -188,7 +188,7 @@ class TrialExecutor:
         """Run one trial from its lines in a fault list, and compare it with the golden run."""
         faults = self._faults(header, lines)
         if not len(faults):
-            return judge(golden, golden.scores)
+            return judge(golden, golden.run)
         trial = self.prepare(header, faults)
         facts, inexact = self.facts(trial), frozenset[Route]()
         while True:
@@ -241,13 +241,13 @@ class TrialExecutor:
         segments, late = (0, True) if segmentation is None else (len(segmentation.segments), segmentation.late)
         return route_of(facts, RouteContext(segments, late, self.splittable, inexact))
 
-    def longest(self, trial: PreparedTrial, *, batches: int | None = None) -> tuple[Array, Array]:
-        """Run a trial with faults in activations by its longest route; return golden and faulty scores of that route.
+    def longest(self, trial: PreparedTrial, *, batches: int | None = None) -> tuple[Run, Run]:
+        """Run a trial with faults in activations by its longest route; return golden and faulty outputs of that route.
 
         Raises SegmentMismatchError where that is to split the model, and it cannot be split.
         """
         route = self.route(self.facts(trial), frozenset(Route) - _LONGEST)
-        return self._split_scores(trial, batches) if route is Route.SPLIT else self._full_scores(trial, batches)
+        return self._split_outputs(trial, batches) if route is Route.SPLIT else self._full_outputs(trial, batches)
 
     def shorter(self, trial: PreparedTrial) -> tuple[Reexecution, TrialFaults] | None:
         """Return the open route of a trial that runs from golden activations, with its faults; None where none does."""
@@ -268,7 +268,7 @@ class TrialExecutor:
             inexact |= {route}
         return None
 
-    def _split_scores(self, trial: PreparedTrial, batches: int | None = None) -> tuple[Array, Array]:
+    def _split_outputs(self, trial: PreparedTrial, batches: int | None = None) -> tuple[Run, Run]:
         if self._split is None:
             raise SegmentMismatchError("the model cannot be split")
         names = [self.opened.fault_targets.activations[name].name for name in trial.activations]
@@ -283,11 +283,11 @@ class TrialExecutor:
 
         return self.cache.get((Route.FULL, *trial.activations, numbers), opener) or opener()
 
-    def _full_scores(self, trial: PreparedTrial, batches: int | None = None) -> tuple[Array, Array]:
+    def _full_outputs(self, trial: PreparedTrial, batches: int | None = None) -> tuple[Run, Run]:
         model = self.instrumented(trial)
         here = self.opened.fault_targets.in_activations(trial.faults)
         weights = None if here.all() else trial.faults.pick(~here)
-        return model.golden, model.scores(trial.faults.pick(here), weights, batches=batches)
+        return model.golden, model.run(trial.faults.pick(here), weights, batches=batches)
 
     def _faults(self, header: Header, lines: Sequence[str]) -> Faults:
         fault_targets = self.opened.fault_targets
@@ -362,31 +362,30 @@ def _run_single_sample(executor: TrialExecutor, trial: PreparedTrial, golden: Go
 
 
 def _run_split(executor: TrialExecutor, trial: PreparedTrial, golden: GoldenRun) -> Judgement:
-    return _judge_longest(executor, trial, golden, executor._split_scores, Route.SPLIT)
+    return _judge_longest(executor, trial, golden, executor._split_outputs, Route.SPLIT)
 
 
 def _run_full(executor: TrialExecutor, trial: PreparedTrial, golden: GoldenRun) -> Judgement:
     if trial.activations:
         executor.instrumented(trial)  # what cannot be opened is no outcome of a fault
-        return _judge_longest(executor, trial, golden, executor._full_scores, Route.FULL)
+        return _judge_longest(executor, trial, golden, executor._full_outputs, Route.FULL)
     try:
-        return judge(golden, executor.opened.scores(executor.opened.faulty_session(trial.faults)))
+        return judge(golden, executor.opened.run(executor.opened.faulty_session(trial.faults)))
     except (EngineError, MemoryError) as error:
         return failed(golden, cause_of(error))
 
 
 def _judge_longest(
     executor: TrialExecutor, trial: PreparedTrial, golden: GoldenRun,
-    run: Callable[[PreparedTrial], tuple[Array, Array]], route: Route,
+    run: Callable[[PreparedTrial], tuple[Run, Run]], route: Route,
 ) -> Judgement:  # fmt: skip
-    samples = executor.opened.data.samples
     try:
         own, faulty = run(trial)
     except SegmentMismatchError:
         raise
     except (EngineError, MemoryError) as error:
-        return replace(failed(golden_of_trial(golden, trial.sample, samples), cause_of(error)), route=route)
-    return replace(judge_by_own(golden, own, faulty, trial.sample, samples), route=route)
+        return replace(failed(golden_of_trial(golden, trial.sample), cause_of(error)), route=route)
+    return replace(judge_by_own(golden, own, faulty, trial.sample), route=route)
 
 
 #: Runs a trial by one route, and compares it with the golden run.

@@ -19,8 +19,7 @@ from onnxfi.graph.partition.route import Route
 from onnxfi.graph.partition.segmentation import FaultPath, Segmentation
 from onnxfi.graph.partition.subgraph import TensorLocation
 from onnxfi.graph.write.faulty_copy import look_up_words
-from onnxfi.runtime.data.sample_outputs import stacked
-from onnxfi.runtime.engine.ports import Array
+from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.partial.reexecution import Reexecution, TrialFaults, open_reexecution
 from onnxfi.runtime.partial.segmented_model import SegmentedModel
 from onnxfi.tasks.outcomes import GoldenRun, Judgement, judge
@@ -59,8 +58,8 @@ class WeightRoutes:
                 yield reexecution
 
     def _open(self, path: FaultPath) -> Reexecution:
-        found = open_reexecution(self.segmented, path, self.check.output)
-        found.scores(0)
+        found = open_reexecution(self.segmented, path)
+        found.outputs(0)
         return found
 
     def together(self, trials: Mapping[int, tuple[Faults, Route]], golden: GoldenRun) -> dict[int, Judgement]:
@@ -86,13 +85,13 @@ class WeightRoutes:
 
         All trials of a batch run together, so that the golden activations of a batch are needed once.
         """
-        parts: list[list[Array]] = [[] for _ in trials]
+        parts: list[list[Outputs]] = [[] for _ in trials]
         failed: dict[int, EngineError | MemoryError] = {}
         cache = self.segmented.golden
         for k, _ in cache.batches():
             cache.release()
             try:
-                self.check.check(k, reexecution.scores(k), golden)
+                self.check.check(k, reexecution.outputs(k), golden)
             except (EngineError, MemoryError) as error:
                 failed = dict.fromkeys(range(len(trials)), error)
                 break
@@ -102,14 +101,17 @@ class WeightRoutes:
                         reexecution.ready(k, trials[number : number + reexecution.at_once])
                 if number not in failed:
                     try:
-                        parts[number].append(reexecution.scores(k, faults))
+                        parts[number].append(reexecution.outputs(k, faults))
                     except (EngineError, MemoryError) as error:
                         failed[number] = error
         for number, part in enumerate(parts):
             if number in failed:
                 yield failed[number]
             else:
-                yield replace(judge(golden, stacked(part)), route=reexecution.route)
+                try:
+                    yield replace(judge(golden, part), route=reexecution.route)
+                except (EngineError, MemoryError) as error:  # a later stage of a pipeline
+                    yield error
 
     def trial_faults(self, faults: Faults) -> TrialFaults:
         """Return the faults of a trial as its routes take them."""

@@ -1,7 +1,7 @@
-"""The cache of golden runs: scores by the digest of all that fixes them. Described in docs/how-to/ci.md.
+"""The cache of golden runs: outputs by the digest of all that fixes them. Described in docs/how-to/ci.md.
 
-A file holds the bytes of one array, with its type, shape and SHA-256. What is damaged, or cannot be read or written,
-counts as not there: a cache may cost time, never an answer.
+A file holds the bytes of all outputs, with their names, types and shapes, and a SHA-256. What is damaged, or cannot be
+read or written, counts as not there: a cache may cost time, never an answer.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from onnxfi.campaign.spec.flat_fields import flat
 from onnxfi.errors import InputError
 from onnxfi.graph.write.output_file import atomic_files
 from onnxfi.runtime.data.npz import read_npz
+from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Array, element_type, type_name
 from onnxfi.tasks.outcomes import GoldenRun
 
@@ -48,20 +49,20 @@ def cache_folder() -> Path | None:
 
 
 def cached_golden(executor: TrialExecutor) -> tuple[GoldenRun, float]:
-    """Golden as `GoldenRuns.run` finds it, where the kept scores stand for its first run if the second agrees."""
+    """Golden as `GoldenRuns.run` finds it, where the kept outputs stand for its first run if the second agrees."""
     folder = cache_folder()
     if folder is None:
         return executor.golden_runs.run()
     file = folder / f"golden-{_key(executor)[:32]}.npz"
     kept = _read(file)
     golden, golden_s = executor.golden_runs.run(kept)
-    if kept is None or golden.scores is not kept:
-        _write(file, golden.scores)
+    if kept is None or golden.run is not kept:
+        _write(file, golden.run)
     return golden, golden_s
 
 
 def _key(executor: TrialExecutor) -> str:
-    """Return the digest of everything known to determine the scores bit for bit."""
+    """Return the digest of everything known to determine the outputs bit for bit."""
     opened = executor.opened
     c = opened.campaign
     libraries = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in c.engine.custom_ops]
@@ -85,18 +86,25 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _read(file: Path) -> Array | None:
+def _read(file: Path) -> tuple[Outputs, ...] | None:
     try:
         if file.stat().st_size > 2 * _LARGEST_FILE:
             return None
         held = read_npz(file)
-        data, kind, shape = held["data"], element_type(str(held["type"])), tuple(held["shape"].tolist())
-        sound = str(held["sha256"]) == hashlib.sha256(data.tobytes()).hexdigest()
-        if not sound or data.nbytes != math.prod(shape) * kind.itemsize:
+        data, rows = held["data"], str(held["layout"])
+        if str(held["sha256"]) != _checksum(data, rows):
             return None
+        found, at = [], 0
+        for samples, arrays in json.loads(rows):
+            kept = {}
+            for name, kind, shape in arrays:
+                dtype = element_type(kind)
+                end = at + math.prod(shape) * dtype.itemsize
+                kept[name], at = data[at:end].view(dtype).reshape(shape), end
+            found.append(Outputs(np.arange(*samples), kept))
         with suppress(OSError):
             os.utime(file)  # the oldest go first
-        return data.view(kind).reshape(shape)
+        return tuple(found)
     except FileNotFoundError:
         return None
     except (OSError, InputError, KeyError, TypeError, ValueError) as error:
@@ -104,20 +112,26 @@ def _read(file: Path) -> Array | None:
         return None
 
 
-def _write(file: Path, scores: Array) -> None:
-    if scores.nbytes > _LARGEST_FILE or scores.dtype.hasobject:
+def _write(file: Path, run: tuple[Outputs, ...]) -> None:
+    every = [array for outputs in run for array in outputs.arrays.values()]
+    if sum(array.nbytes for array in every) > _LARGEST_FILE or any(array.dtype.hasobject for array in every):
         return
-    data = np.frombuffer(scores.tobytes(), np.uint8)
+    data = np.frombuffer(b"".join(array.tobytes() for array in every), np.uint8)
+    rows = json.dumps([
+        ([int(o.samples[0]), int(o.samples[-1]) + 1], [(n, type_name(a), a.shape) for n, a in o.arrays.items()])
+        for o in run
+    ])  # fmt: skip
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_files([file]) as (stream,):
-            np.savez(
-                stream, data=data, type=type_name(scores), shape=np.array(scores.shape, np.int64),
-                sha256=hashlib.sha256(data.tobytes()).hexdigest(),
-            )  # fmt: skip
+            np.savez(stream, data=data, layout=rows, sha256=_checksum(data, rows))
         _trim(file.parent)
     except (OSError, InputError) as error:
         _LOG.debug("the golden run is not cached: %s", error)
+
+
+def _checksum(data: Array, layout: str) -> str:
+    return hashlib.sha256(data.tobytes() + layout.encode()).hexdigest()
 
 
 def _trim(folder: Path) -> None:

@@ -343,8 +343,8 @@ def _agree(store: Store, opened: OpenCampaign, plan: Plan, golden: GoldenRun) ->
             f"the golden run differs from the one in {store.path}: the runtime or the machine changed; start anew "
             "with --fresh"
         )
-    metrics = judge(golden, golden.scores).metrics
-    found: dict[str, Any] = {"scores": scores, "rows": len(golden.scores), "metrics": metrics}
+    metrics = judge(golden, golden.run).metrics
+    found: dict[str, Any] = {"scores": scores, "rows": golden.size, "metrics": metrics}
     adaptive = opened.campaign.adaptive
     if adaptive and (why := missing(adaptive.rate, golden.task, labelled=golden.labels is not None)):
         raise SpecError(f"rate {adaptive.rate!r} cannot be measured: {why}", "rate")
@@ -373,7 +373,7 @@ def _read(opened: OpenCampaign, golden: GoldenRun) -> str:
     """Return a remark on the interpretation of the golden scores."""
     labelled = golden.labels is not None
     how, samples = opened.campaign.scoring, opened.data.samples
-    return remark(how.task, golden.task, golden.scores, opened.output, samples, how.kind, labelled=labelled)
+    return remark(how.task, golden.task, golden.run, opened.output, samples, how.kind, labelled=labelled)
 
 
 def _worker_setup(

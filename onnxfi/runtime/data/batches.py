@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,8 @@ from onnxfi.errors import DataError
 from onnxfi.graph.dataflow.sample_axis import BatchLayout, find_batch_layout
 from onnxfi.runtime.engine.ports import Array, Port, native, type_name
 
-Labels = NDArray[np.int64]
+#: What is right for each sample, samples first: class numbers ([N]), or what another kind of task has.
+Labels = NDArray[Any]
 Feeds = Mapping[str, Array]
 
 

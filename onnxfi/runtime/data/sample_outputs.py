@@ -1,19 +1,21 @@
-"""The scored outputs of a run, with the samples of each along the first axis."""
+"""The outputs of a run, batch by batch, with the samples of each along the first axis."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxfi.errors import DataError
 from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.runtime.data.batches import Batch, Data
-from onnxfi.runtime.engine.ports import Array
+from onnxfi.runtime.engine.ports import Array, same_bytes
 from onnxfi.runtime.engine.protocols import Session
 
 Dim = int | str | None
@@ -21,42 +23,122 @@ Dim = int | str | None
 _MOST_OUTPUT_BYTES = 1 << 30
 
 
-def run_scores(
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """Outputs of a model for some samples, most often one batch.
+
+    Attributes
+    ----------
+    samples : array of int64, shape (n,)
+        The numbers of the samples in the data.
+    arrays : mapping of str to array
+        The outputs by name. Of an array whose first axis has n rows, row r belongs to `samples[r]`; of any other the
+        rows belong to all n samples together, as those of boxes that name their image in a column.
+    inputs : mapping of str to array
+        Inputs of the same samples, with samples first, where a task asks for them.
+    """
+
+    samples: NDArray[np.int64]
+    arrays: Mapping[str, Array]
+    inputs: Mapping[str, Array] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, array: Array) -> Outputs:
+        """Return one array ([N, …]) as the outputs of samples 0 to N - 1."""
+        array = np.asarray(array)
+        return cls(np.arange(len(np.atleast_1d(array))), {"": array})
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the outputs."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    @property
+    def has_rows(self) -> bool:
+        """True where each output has as many rows as there are samples."""
+        return all(array.ndim and len(array) == len(self.samples) for array in self.arrays.values())
+
+    def take(self, rows: NDArray[np.int64]) -> Outputs:
+        """Return the outputs of some of the samples, by their rows; each output must have one a sample."""
+        arrays = {name: array[rows] for name, array in self.arrays.items()}
+        return Outputs(self.samples[rows], arrays, {name: array[rows] for name, array in self.inputs.items()})
+
+
+def as_run(run: Array | Sequence[Outputs]) -> tuple[Outputs, ...]:
+    """Return the outputs of all batches; of one array ([N, …]) as those of one batch."""
+    return (Outputs.of(run),) if isinstance(run, np.ndarray) else tuple(run)
+
+
+def alike(one: Outputs, other: Outputs) -> bool:
+    """Return true for outputs of the same names, shapes and types."""
+    kinds = ({name: (a.shape, a.dtype) for name, a in outputs.arrays.items()} for outputs in (one, other))
+    return next(kinds) == next(kinds)
+
+
+def same_outputs(one: Outputs, other: Outputs) -> bool:
+    """Return true for the same names, types, shapes and bytes."""
+    pairs = zip(one.arrays.values(), other.arrays.values(), strict=True)
+    return one.arrays.keys() == other.arrays.keys() and all(same_bytes(*pair) for pair in pairs)
+
+
+def same_runs(one: Sequence[Outputs], other: Sequence[Outputs]) -> bool:
+    """Return true where two runs have the same outputs in each batch."""
+    return len(one) == len(other) and all(map(same_outputs, one, other))
+
+
+def run_outputs(
     session: Session,
     data: Data,
     size: int,
-    name: str | None,
+    names: Sequence[str] = (),
     *,
     batches: int | None = None,
     progress: OnProgress | None = None,
     axes: Mapping[str, tuple[int, ...]] | None = None,
-) -> Array:
-    """Return the scored output over all samples, or over the first `batches` of `size` ([N, …]).
+) -> tuple[Outputs, ...]:
+    """Return these outputs (none: all) over all samples, or over the first `batches` of `size`, batch by batch.
 
-    Samples come first, wherever the output holds them (`axes`: see `sample_axes`). Where `name` is None all outputs
-    count, laid side by side; where their shapes vary, as one row.
+    Samples come first, wherever the model puts them (`axes`: see `sample_axes`).
     """
-    parts: list[Array] = []
+    found: list[Outputs] = []
     total = 0
     for piece in islice(data.batches(size), batches):
-        scores = scored(piece, session.run(piece.feeds, None if name is None else [name]), axes or {}, name)
-        total += scores.nbytes
+        found.append(outputs_of(piece, session.run(piece.feeds, names or None), axes or {}, names))
+        total += found[-1].nbytes
         if total > _MOST_OUTPUT_BYTES // 2:
             raise DataError(
-                f"the outputs take {scores.nbytes // max(1, piece.valid):,} bytes a sample, too much to compare "
+                f"the outputs take {found[-1].nbytes // max(1, piece.valid):,} bytes a sample, too much to compare "
                 f"{data.samples:,} of them; take fewer with --samples, or one output with --output"
             )
-        parts.append(scores)
         if progress is not None:
             progress(piece.start + piece.valid, data.samples)
-    return stacked(parts)
+    return tuple(found)
 
 
-def stacked(parts: Sequence[Array]) -> Array:
-    """Concatenate the scores of all batches; into one row where their shapes vary."""
+def stacked(run: Sequence[Outputs]) -> Array:
+    """Return the numbers of all samples ([N, …]), several outputs side by side; as one row where shapes vary.
+
+    >>> stacked([Outputs.of(np.zeros((2, 3))), Outputs.of(np.zeros((1, 3)))]).shape
+    (3, 3)
+    >>> stacked([Outputs.of(np.zeros((2, 3))), Outputs.of(np.zeros((1, 4)))]).shape
+    (1, 10)
+    """
+    parts = [_side_by_side(outputs) for outputs in run]
     if len({part.shape[1:] for part in parts}) == 1 and parts[0].ndim:
-        return np.concatenate(parts)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
     return np.concatenate([part.ravel() for part in parts])[None]
+
+
+def _side_by_side(outputs: Outputs) -> Array:
+    arrays = [*outputs.arrays.values()]
+    if len(arrays) == 1:
+        return arrays[0]
+    numbers = [array for array in arrays if array.dtype.kind not in "OSUT"]
+    with np.errstate(invalid="ignore"):  # signalling NaN is what faults make of numbers
+        wide = [array.astype(np.float64) for array in numbers]
+    if outputs.has_rows:
+        return np.concatenate([array.reshape(len(array), -1) for array in wide], axis=1)
+    return np.concatenate([array.ravel() for array in wide])[None]
 
 
 def sample_axes(session: Session, data: Data, model: str | Path | bytes | Model) -> dict[str, tuple[int, ...]]:
@@ -90,25 +172,22 @@ def _samples_first(array: Array, axes: Sequence[int], size: int) -> Array:
     return array[None] if axis < 0 else np.moveaxis(array, axis, 0) if axis else array
 
 
-def scored(piece: Batch, outputs: dict[str, Array], axes: Mapping[str, tuple[int, ...]], name: str | None) -> Array:
-    """Return the scored output of one batch ([N, …]), or all outputs side by side where no name is given."""
-    first = {key: _samples_first(array, axes.get(key, ()), piece.size) for key, array in outputs.items()}
-    return _joined(piece.trim(first), name, piece.valid)
+def outputs_of(
+    piece: Batch, arrays: Mapping[str, Array], axes: Mapping[str, tuple[int, ...]], names: Sequence[str] = ()
+) -> Outputs:
+    """Return the outputs of one batch, its samples first and without repeated ones.
 
-
-def _joined(outputs: dict[str, Array], name: str | None, samples: int) -> Array:
-    if name is not None:
-        return without_ones(outputs[name])
-    numbers = [a for a in outputs.values() if a.dtype.kind not in "OSU"]
-    if not numbers:
+    Without names, numbers count and text does not. One named output [N, C, 1, 1] is [N, C].
+    """
+    first = {key: _samples_first(arrays[key], axes.get(key, ()), piece.size) for key in names or arrays}
+    kept = piece.trim(first)
+    if not names:
+        kept = {name: array for name, array in kept.items() if array.dtype.kind not in "OSUT"}
+    if not kept:
         raise DataError("the model has no output of numbers that could be compared")
-    if len(numbers) == 1:
-        return numbers[0]
-    with np.errstate(invalid="ignore"):  # signalling NaN is what faults make of numbers
-        wide = [a.astype(np.float64) for a in numbers]
-    if all(a.ndim and len(a) == samples for a in numbers):
-        return np.concatenate([a.reshape(samples, -1) for a in wide], axis=1)
-    return np.concatenate([a.ravel() for a in wide])[None]
+    if len(names) == 1:
+        kept = {name: without_ones(array) for name, array in kept.items()}
+    return Outputs(np.arange(piece.start, piece.start + piece.valid), kept)
 
 
 def without_ones(scores: Array) -> Array:

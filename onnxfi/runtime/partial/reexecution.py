@@ -18,7 +18,7 @@ from onnxfi.graph.partition.segmentation import EntrySubgraph, FaultPath
 from onnxfi.graph.partition.subgraph import TensorLocation, array_at
 from onnxfi.graph.partition.subgraph_model import SubgraphModel, extract_model
 from onnxfi.runtime.data.batches import Batch
-from onnxfi.runtime.data.sample_outputs import scored
+from onnxfi.runtime.data.sample_outputs import Outputs, outputs_of
 from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.ports import Array, same_by, same_bytes, words_of
 from onnxfi.runtime.engine.protocols import Session
@@ -67,22 +67,22 @@ class Reexecution:
     #: Trials whose faults are computed together.
     at_once = 1
 
-    def __init__(self, segmented: SegmentedModel, route: Route, output: str | None) -> None:
-        self.segmented, self.golden, self.route, self.output = segmented, segmented.golden, route, output
+    def __init__(self, segmented: SegmentedModel, route: Route) -> None:
+        self.segmented, self.golden, self.route = segmented, segmented.golden, route
         self.entries: list[EntrySession] = []
         self.cost_bytes = 0
 
-    def scores(self, k: int, faults: TrialFaults | None = None) -> Array:
-        """Return the scored output of batch k, the golden one without faults."""
+    def outputs(self, k: int, faults: TrialFaults | None = None) -> Outputs:
+        """Return the outputs of batch k, the golden ones without faults."""
         if faults is None:
             self._check_golden(k)
-            return golden_scores(self.segmented, k, self.output)
+            return golden_outputs(self.segmented, k)
         with of_golden_shapes():
             rows, found = self._run(k, faults)
         if not found:
-            return golden_scores(self.segmented, k, self.output)
+            return golden_outputs(self.segmented, k)
         whole = self.segmented.whole(rows, found) if rows.some is not None else found
-        return scored_batch(self.segmented, k, whole, self.output)
+        return faulty_outputs(self.segmented, k, whole)
 
     def ready(self, k: int, trials: Sequence[TrialFaults]) -> None:
         """Compute for batch k what these trials, `at_once` of them at most, can share."""
@@ -125,26 +125,26 @@ class Reexecution:
         return {name: partial(change, batch) for name, change in faults.activations.items()}
 
 
-def golden_scores(segmented: SegmentedModel, k: int, output: str | None) -> Array:
-    """Return the scored output of batch k without a fault."""
-    return segmented.golden.derived(k, ("scores", output), lambda: np.array(scored_batch(segmented, k, {}, output)))
+def golden_outputs(segmented: SegmentedModel, k: int) -> Outputs:
+    """Return the outputs of batch k that count, without a fault."""
+    return faulty_outputs(segmented, k, {})
 
 
-def scored_batch(segmented: SegmentedModel, k: int, outputs: Mapping[str, Array], output: str | None) -> Array:
-    """Return the scored output of batch k where these outputs differ from the golden run."""
-    batch = segmented.golden.batch(k)
+def faulty_outputs(segmented: SegmentedModel, k: int, found: Mapping[str, Array]) -> Outputs:
+    """Return the outputs of batch k that count, of which `found` differ from the golden run."""
+    batch, names = segmented.golden.batch(k), segmented.segmentation.outputs
     assert batch is not None
-    wanted = [output] if output is not None else list(segmented.outputs)
-    rest = segmented.golden.values(k, [name for name in wanted if name not in outputs])
-    every = {name: outputs[name] if name in outputs else rest[name] for name in wanted}
-    return scored(batch, every, segmented.golden.axes, output)
+    wanted = names or segmented.outputs
+    rest = segmented.golden.values(k, [name for name in wanted if name not in found])
+    every = {name: found[name] if name in found else rest[name] for name in wanted}
+    return outputs_of(batch, every, segmented.golden.axes, names)
 
 
 class RebuiltSegments(Reexecution):
     """The segments that hold faulty weights, built anew with them."""
 
-    def __init__(self, segmented: SegmentedModel, path: FaultPath, output: str | None) -> None:
-        super().__init__(segmented, Route.REBUILT, output)
+    def __init__(self, segmented: SegmentedModel, path: FaultPath) -> None:
+        super().__init__(segmented, Route.REBUILT)
         self.entries = [self._opened(entry) for entry in path.entries]
 
     def _run(self, k: int, faults: TrialFaults) -> FaultyOutputs:
@@ -157,18 +157,18 @@ class RebuiltSegments(Reexecution):
 class FedWeights(Reexecution):
     """The part of a model that one weight tensor reaches, the tensor being fed."""
 
-    def __init__(self, segmented: SegmentedModel, path: FaultPath, output: str | None) -> None:
-        super().__init__(segmented, Route.PARTIAL, output)
+    def __init__(self, segmented: SegmentedModel, path: FaultPath) -> None:
+        super().__init__(segmented, Route.PARTIAL)
         self.location = path.location
         self.tensor = array_at(segmented.segmentation.net, path.location)
         self.cost_bytes += self.tensor.nbytes
         stored = {path.location.fed: self.tensor}
         self.entries = [self._opened(entry, stored, path.location) for entry in path.entries]
 
-    def scores(self, k: int, faults: TrialFaults | None = None) -> Array:
-        """Return the scored output of batch k; the tensor holds the faults meanwhile."""
+    def outputs(self, k: int, faults: TrialFaults | None = None) -> Outputs:
+        """Return the outputs of batch k; the tensor holds the faults meanwhile."""
         with claim(self):
-            return super().scores(k, faults)
+            return super().outputs(k, faults)
 
     def _run(self, k: int, faults: TrialFaults) -> FaultyOutputs:
         self._check_golden(k)
@@ -180,10 +180,8 @@ class FedWeights(Reexecution):
 class FaultyActivations(Reexecution):
     """The part of a model that activations reach: all of them are faulty, or `any_of` them."""
 
-    def __init__(
-        self, segmented: SegmentedModel, names: Sequence[str], output: str | None, *, any_of: bool = False
-    ) -> None:
-        super().__init__(segmented, Route.PARTIAL, output)
+    def __init__(self, segmented: SegmentedModel, names: Sequence[str], *, any_of: bool = False) -> None:
+        super().__init__(segmented, Route.PARTIAL)
         found = segmented.segmentation.activation_entries(names, any_of=any_of)
         if found is None:
             raise EngineError(f"the model cannot be cut at {names[0]!r}")
@@ -206,10 +204,8 @@ class SplitAtActivations(Reexecution):
     Its golden run is one of its own: a runtime fuses no operators across an end.
     """
 
-    def __init__(
-        self, segmented: SegmentedModel, names: Sequence[str], output: str | None, weights: FaultPath | None = None
-    ) -> None:
-        super().__init__(segmented, Route.SPLIT, output)
+    def __init__(self, segmented: SegmentedModel, names: Sequence[str], weights: FaultPath | None = None) -> None:
+        super().__init__(segmented, Route.SPLIT)
         if inside := [name for name in names if not segmented.segmentation.is_boundary(name)]:
             raise EngineError(f"the model cannot be split at {inside[0]!r}")
         self.entries = [self._opened(entry) for entry in weights.entries] if weights is not None else []
@@ -231,8 +227,8 @@ class ChannelDelta(Reexecution):
     there. Running raises SegmentMismatchError where channels without a fault have other bits than in the whole model.
     """
 
-    def __init__(self, segmented: SegmentedModel, path: FaultPath, output: str | None) -> None:
-        super().__init__(segmented, Route.CHANNEL_DELTA, output)
+    def __init__(self, segmented: SegmentedModel, path: FaultPath) -> None:
+        super().__init__(segmented, Route.CHANNEL_DELTA)
         routes = segmented.segmentation
         assert path.channels is not None and path.channel_subgraph is not None
         self.location, self.channels, self.channel_subgraph = path.location, path.channels, path.channel_subgraph
@@ -372,10 +368,10 @@ class _FaultyWords:
         self.held[self.index] = self.kept
 
 
-def open_reexecution(segmented: SegmentedModel, path: FaultPath, output: str | None) -> Reexecution:
+def open_reexecution(segmented: SegmentedModel, path: FaultPath) -> Reexecution:
     """Return a route ready to run; EngineError where the runtime does not take its parts."""
     kind = ChannelDelta if path.channels is not None else RebuiltSegments if path.rebuilt else FedWeights
-    return kind(segmented, path, output)
+    return kind(segmented, path)
 
 
 def _blocks(faulty: NDArray[np.int64], channels: OutputChannels) -> NDArray[np.int64]:

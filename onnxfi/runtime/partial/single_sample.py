@@ -7,16 +7,19 @@ that they have in their batches: then it does not matter which trials a worker g
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from onnxfi.errors import SegmentMismatchError
 from onnxfi.graph.partition.subgraph_model import SubgraphModel
 from onnxfi.runtime.data.batches import Batch
-from onnxfi.runtime.data.sample_outputs import scored
+from onnxfi.runtime.data.sample_outputs import Outputs, outputs_of
 from onnxfi.runtime.engine.ports import Array, same_bytes
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.partial.entry_subgraph import EntrySession, FaultyEntry
 from onnxfi.runtime.partial.golden_cache import check_shapes, of_golden_shapes
-from onnxfi.runtime.partial.reexecution import golden_scores
+from onnxfi.runtime.partial.reexecution import golden_outputs
 from onnxfi.runtime.partial.segmented_model import ActivationChange, SampleRows, SegmentedModel
 
 #: A batch, and a row of it.
@@ -31,8 +34,8 @@ class SingleSample:
     Opening raises SegmentMismatchError where the model cannot be cut there, or does not keep samples apart.
     """
 
-    def __init__(self, segmented: SegmentedModel, value: str, output: str | None) -> None:
-        self.segmented, self.value, self.golden, self.output = segmented, value, segmented.golden, output
+    def __init__(self, segmented: SegmentedModel, value: str) -> None:
+        self.segmented, self.value, self.golden = segmented, value, segmented.golden
         routes, self.cost_bytes = segmented.segmentation, 0
         found = routes.activation_entries([value])
         if found is None or len(found) > 1 or not (found or routes.is_boundary(value)):
@@ -52,12 +55,12 @@ class SingleSample:
         self.cost_bytes += part.size_bytes
         return self.segmented.segment_sessions.prepare(part)
 
-    def scores(self, sample: int, change: ActivationChange | None = None) -> Array:
-        """Return the scored output of one sample ([1, …]) with its faulty activation."""
+    def outputs(self, sample: int, change: ActivationChange | None = None) -> Outputs:
+        """Return the outputs of one sample ([1, …]) with its faulty activation."""
         [found] = self.shared([(sample, change)])
         return found
 
-    def shared(self, asked: Sequence[tuple[int, ActivationChange | None]]) -> list[Array]:
+    def shared(self, asked: Sequence[tuple[int, ActivationChange | None]]) -> list[Outputs]:
         """Return the same for several samples with the change of each, in as few runs as possible."""
         found = [self._golden(sample) for sample, _ in asked]
         running: list[tuple[int, _Place, dict[str, Array]]] = []
@@ -72,12 +75,12 @@ class SingleSample:
                 found[number] = row if row is not None else found[number]
         return found
 
-    def _golden(self, sample: int) -> Array:
+    def _golden(self, sample: int) -> Outputs:
         k, row = self.golden.place(sample)
-        segment, whole = self.golden.batch(k), golden_scores(self.segmented, k, self.output)
-        if segment is None or not whole.ndim or len(whole) != segment.valid:
-            raise SegmentMismatchError("the scores have no row for each sample")
-        return whole[row : row + 1]
+        whole = golden_outputs(self.segmented, k)
+        if not whole.has_rows:
+            raise SegmentMismatchError("the outputs have no row for each sample")
+        return whole.take(np.array([row]))
 
     def _injected(self, place: _Place, change: ActivationChange) -> dict[str, Array]:
         """Return what differs behind the segment in which the activation of one sample is faulty."""
@@ -94,12 +97,11 @@ class SingleSample:
         check_shapes(found, golden)
         return {name: found[name] for name, array in golden.items() if not same_bytes(found[name], array)}
 
-    def _behind(self, places: Sequence[_Place], lives: Sequence[Mapping[str, Array]]) -> list[Array | None]:
-        """Return the scores of each, several to a run; None where the fault is masked."""
+    def _behind(self, places: Sequence[_Place], lives: Sequence[Mapping[str, Array]]) -> list[Outputs | None]:
+        """Return the outputs of each, several to a run; None where the fault is masked."""
         some = tuple((k, row, number) for number, (k, row) in enumerate(places))
         rows = SampleRows(self.golden, places[0][0], some, alone=True)
-        names = dict.fromkeys(name for differing in lives for name in differing)
-        differing = rows.values([*names])
+        differing = rows.values([*dict.fromkeys(name for differing in lives for name in differing)])
         for number, one in enumerate(lives):
             for name, array in one.items():
                 differing[name][number] = array[0]
@@ -107,12 +109,16 @@ class SingleSample:
             ended, found = self.segmented.run_from(rows, differing, self.start)
         assert ended.some is not None
         size = len(ended.some)
-        wanted = [self.output] if self.output is not None else list(self.segmented.outputs)
-        outputs = {**ended.values([name for name in wanted if name not in found]), **found}
-        scores = scored(Batch(0, {}, None, size, size), outputs, self.golden.axes, self.output)
-        if not scores.ndim or len(scores) != size:
-            raise SegmentMismatchError("the scores of one sample are not one row")
-        out: list[Array | None] = [None] * len(lives)
-        for at, (_, _, number) in enumerate(ended.some):
-            out[number] = scores[at : at + 1]
+        names = self.segmented.segmentation.outputs
+        wanted = names or self.segmented.outputs
+        known = ended.values([name for name in wanted if name not in found])
+        every = {name: found[name] if name in found else known[name] for name in wanted}
+        outputs = outputs_of(Batch(0, {}, None, size, size), every, self.golden.axes, names)
+        if not outputs.has_rows:
+            raise SegmentMismatchError("the outputs of one sample are not one row")
+        out: list[Outputs | None] = [None] * len(lives)
+        for at, (k, row, number) in enumerate(ended.some):
+            batch = self.golden.batch(k)
+            assert batch is not None
+            out[number] = replace(outputs.take(np.array([at])), samples=np.array([batch.start + row]))
         return out

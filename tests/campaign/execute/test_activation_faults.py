@@ -27,6 +27,7 @@ from onnxfi.campaign.spec.spec_file import load_spec, print_spec
 from onnxfi.errors import EngineError, FaultListError, InputError, SelectorError, SpecError
 from onnxfi.faults.faultlist import LineReader
 from onnxfi.graph.model.loading import load
+from onnxfi.runtime.data.sample_outputs import stacked
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine, OrtSession
 
 
@@ -154,7 +155,7 @@ def test_each_trial_is_the_model_that_it_exports(here: Path, fields: dict[str, A
             flying = bench.opened.fault_targets.in_activations(faults)
             if not flying.any():
                 continue
-            golden, got = bench.longest(bench.prepare(header, faults))
+            golden, got = map(stacked, bench.longest(bench.prepare(header, faults)))
             export_trial(here / "s.db", trial, here / "f.onnx")
             baked = OrtEngine("cpu", optimization="off").prepare(here / "f.onnx").run({"x": x})["y"]
             # What is NaN has another payload where the portable body makes it.
@@ -312,7 +313,7 @@ def test_a_value_in_a_loop_is_struck_in_one_step(here: Path) -> None:
             if t == fault.step:
                 want[fault.sample, fault.index] *= -1
             want += np.float32(1)
-        assert bench.longest(bench.prepare(header, faults))[1].tobytes() == want.tobytes()
+        assert stacked(bench.longest(bench.prepare(header, faults))[1]).tobytes() == want.tobytes()
 
 
 def test_from_a_step_on_and_in_every_step(here: Path) -> None:
@@ -358,7 +359,7 @@ def test_a_step_of_a_loop_in_a_loop_is_one_of_the_inner(here: Path) -> None:
                     want[fault.sample, fault.index] *= -1
                 want += np.float32(1)
             want += np.float32(1)
-        assert bench.longest(bench.prepare(made.header, faults))[1].tobytes() == want.tobytes()
+        assert stacked(bench.longest(bench.prepare(made.header, faults))[1]).tobytes() == want.tobytes()
 
 
 @pytest.mark.parametrize("fault", ["scale:factor=-3", "noise:sigma=2"])
@@ -377,8 +378,8 @@ def test_a_number_in_a_body_is_changed_as_numpy_does(here: Path, fault: str) -> 
                 want[one.sample, one.index] = model.rule(want[one.sample, one.index].astype(np.float64))
             want += np.float32(1)
         golden, faulty = bench.longest(bench.prepare(made.header, faults))
-        assert faulty.tobytes() == want.tobytes()
-        assert golden.tobytes() == bench.golden_runs.run()[0].scores.tobytes()
+        assert stacked(faulty).tobytes() == want.tobytes()
+        assert stacked(golden).tobytes() == bench.golden_runs.run()[0].scores.tobytes()
     with pytest.raises(SelectorError, match=r"lies in a body, where sign-flip on int32 cannot be fed"):
         save(here, LOOP.replace("t = Mul(h, one)", "c = Cast<to=6>(h) t = Cast<to=1>(c)"))
         plan(looping(include="=Loop#0.body::c", fault="sign-flip"))
@@ -475,7 +476,7 @@ def test_all_of_a_value_is_the_samples_where_a_model_takes_one_at_a_time(here: P
     x = np.load("d.npz")["x"][:1]
     golden, faulty = (OrtEngine("cpu").prepare(m).run({"x": x})["y"] for m in ("g.onnx", "one.onnx"))
     assert golden.shape == faulty.shape == (3,) and (golden != faulty).any()
-    assert TrialExecutor.open(campaign(model="g.onnx")).golden_runs.first_batch().shape == (1, 3), (
+    assert TrialExecutor.open(campaign(model="g.onnx")).golden_runs.first_batch()[0].arrays["y"].shape == (1, 3), (
         "a row for each sample"
     )
 
@@ -568,7 +569,7 @@ def test_16_bit_floats_are_rounded_where_the_exported_model_rounds_them(
         file = OrtEngine("cpu").prepare(here / "f.onnx").run({"x": x})["y"]
         if len(faults):
             _, faulty = bench.longest(bench.prepare(header, faults))
-            assert np.array_equal(faulty, file, equal_nan=True)
+            assert np.array_equal(stacked(faulty), file, equal_nan=True)
         if not header.of_single_faults or asked.scopes[0].persistence == "permanent":
             other = (file.argmax(1) != golden.argmax(1)) & np.isfinite(file).all(1)
             assert results[trial].metrics["sdc1"] == other.mean()

@@ -36,7 +36,7 @@ from onnxfi.runtime.engine.onnx_runtime import OrtEngine, OrtSession
 from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.partial.entry_subgraph import EntrySession
 from onnxfi.runtime.partial.golden_cache import GoldenCache, SegmentSessions
-from onnxfi.runtime.partial.reexecution import golden_scores
+from onnxfi.runtime.partial.reexecution import golden_outputs
 from onnxfi.runtime.partial.segmented_model import SampleRows, SegmentedModel
 from onnxfi.runtime.partial.single_sample import SingleSample
 from onnxfi.runtime.quantize.quantize import quantize
@@ -64,7 +64,7 @@ def routed(bench: TrialExecutor, faults: Faults) -> tuple[str, np.ndarray | None
         return "full", None
     reexecution, injected = found
     batches = bench.weights.segmented.golden.batches()
-    return reexecution.route, stacked([reexecution.scores(k, injected) for k, _ in batches])
+    return reexecution.route, stacked([reexecution.outputs(k, injected) for k, _ in batches])
 
 
 def injectable(bench: TrialExecutor) -> list[Target]:
@@ -82,7 +82,7 @@ def test_every_route_gives_the_bits_of_the_whole_model(
         faults = flips([target], [data.draw(pick)])
         name, found = routed(bench, faults)
         if found is not None:
-            assert found.tobytes() == bench.opened.scores(bench.opened.faulty_session(faults)).tobytes(), (
+            assert found.tobytes() == stacked(bench.opened.run(bench.opened.faulty_session(faults))).tobytes(), (
                 target.id,
                 name,
             )
@@ -90,7 +90,7 @@ def test_every_route_gives_the_bits_of_the_whole_model(
     faults = flips(several, [data.draw(pick) for _ in several])
     name, found = routed(bench, faults)
     if found is not None:
-        assert found.tobytes() == bench.opened.scores(bench.opened.faulty_session(faults)).tobytes(), name
+        assert found.tobytes() == stacked(bench.opened.run(bench.opened.faulty_session(faults))).tobytes(), name
 
 
 @settings(max_examples=12, deadline=None)
@@ -119,10 +119,7 @@ def test_the_segments_give_the_bits_of_the_whole_model(
 ) -> None:
     bench = bench_of(model, tmp_path_factory.mktemp("net"), output=None if outputs else model.graph.output[0].name)
     assert bench.weights is not None
-    own = [
-        golden_scores(bench.weights.segmented, k, bench.opened.output)
-        for k, _ in bench.weights.segmented.golden.batches()
-    ]
+    own = [golden_outputs(bench.weights.segmented, k) for k, _ in bench.weights.segmented.golden.batches()]
     assert stacked(own).tobytes() == bench.golden_runs.run()[0].scores.tobytes()
 
 
@@ -144,7 +141,7 @@ def test_samples_that_are_masked_stop_early(tmp_path: Path, monkeypatch: pytest.
             faults = flips([first], [(element, bit)])
             _, found = routed(bench, faults)
             assert found is not None
-            assert found.tobytes() == bench.opened.scores(bench.opened.faulty_session(faults)).tobytes()
+            assert found.tobytes() == stacked(bench.opened.run(bench.opened.faulty_session(faults))).tobytes()
     assert sizes[16] > 3 < sum(n for size, n in sizes.items() if size <= 8), "some trials change few samples, some many"
     assert all(size <= 8 or size == 16 for size in sizes)
 
@@ -189,7 +186,7 @@ def test_a_weight_that_is_made_of_itself_alone_runs_by_some_route(tmp_path: Path
     bench = vectors(tmp_path, "w2 = MatMul(w, w) h = MatMul(x, w2) y = Relu(h)", w=w)
     faults = flips([bench.opened.model.targets[0]], [(9, 30)])
     _, found = routed(bench, faults)
-    assert found is None or found.tobytes() == bench.opened.scores(bench.opened.faulty_session(faults)).tobytes()
+    assert found is None or found.tobytes() == stacked(bench.opened.run(bench.opened.faulty_session(faults))).tobytes()
 
 
 @pytest.mark.parametrize("names", [("w", "v"), ("v", "w")])
@@ -212,7 +209,7 @@ def test_one_weight_under_two_names_is_faulty_under_both(names: tuple[str, str],
     expected = np.maximum(chance(SAMPLES, 8, seed=7) @ w, 0) @ w
     kind, found = routed(bench, faults)
     np.testing.assert_allclose(
-        bench.opened.scores(bench.opened.faulty_session(faults)) if found is None else found, expected, rtol=1e-4
+        stacked(bench.opened.run(bench.opened.faulty_session(faults))) if found is None else found, expected, rtol=1e-4
     )
     assert kind == "full"
 
@@ -237,7 +234,7 @@ def test_shipped_models_answer_alike_by_every_route(name: str, optimization: str
             kinds.add(kind)
             if found is None:
                 continue
-            plain = bench.opened.scores(bench.opened.faulty_session(faults))
+            plain = stacked(bench.opened.run(bench.opened.faulty_session(faults)))
             assert found.tobytes() == plain.tobytes(), (target.id, bit)
     assert kinds - {"full"}
 
@@ -498,7 +495,7 @@ def test_convolutions_have_the_bits_of_the_whole_model_also_where_they_are_fused
             faults = flips([target], [(97 * bit, bit)])
             name, found = routed(bench, faults)
             assert found is not None and name in ("channel-delta", "rebuilt")
-            assert found.tobytes() == bench.opened.scores(bench.opened.faulty_session(faults)).tobytes(), (
+            assert found.tobytes() == stacked(bench.opened.run(bench.opened.faulty_session(faults))).tobytes(), (
                 target.id,
                 bit,
             )
@@ -577,7 +574,7 @@ def test_routes_are_prepared_for_what_may_be_faulty(tmp_path: Path) -> None:
     assert bench.segmentation.inner == (("h29",),)
     other = flips([t for t in bench.opened.model.targets if t.id == "b3"], [(2, 25)])
     _, found = routed(bench, other)  # what is not made ready runs all the same
-    assert found is None or found.tobytes() == bench.opened.scores(bench.opened.faulty_session(other)).tobytes()
+    assert found is None or found.tobytes() == stacked(bench.opened.run(bench.opened.faulty_session(other))).tobytes()
 
 
 @settings(max_examples=40, deadline=None)

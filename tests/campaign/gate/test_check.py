@@ -34,6 +34,7 @@ from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import BerSweep, SingleFaults
 from onnxfi.errors import BaselineError, InputError, OutputError, SpecError, StoreError
+from onnxfi.runtime.data.sample_outputs import as_run, stacked
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.statistics.intervals import Interval, clopper_pearson, mean_interval
 from onnxfi.tasks.classification import CLASSIFICATION
@@ -424,13 +425,13 @@ def cached(folder: Path) -> Path:
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Tells runs of the whole model over all samples: golden's, as no trial here takes the plain route."""
     asked: list[int] = []
-    scores = OpenCampaign.scores
+    run = OpenCampaign.run
 
     def told(self: OpenCampaign, session: Any, *, batches: int | None = None) -> Any:
         asked.extend([1] if batches is None else [])
-        return scores(self, session, batches=batches)
+        return run(self, session, batches=batches)
 
-    monkeypatch.setattr(OpenCampaign, "scores", told)
+    monkeypatch.setattr(OpenCampaign, "run", told)
     return asked
 
 
@@ -445,7 +446,7 @@ def test_golden_is_run_once_where_it_is_known(here: Path, own_cache: Path, monke
     assert len(asked) - cold == cold - 1, "one run less"
     assert cached(own_cache).read_bytes() == stamp
     with np.load(kept, allow_pickle=False) as held:
-        assert held["shape"].tolist() == [12, 3]
+        assert json.loads(str(held["layout"])) == [[[0, 12], [["y", "float32", [12, 3]]]]]
 
 
 def test_a_damaged_file_is_made_anew(here: Path, own_cache: Path) -> None:
@@ -464,7 +465,7 @@ def test_scores_of_another_machine_are_not_believed(here: Path, own_cache: Path)
     first = check("m.onnx", only(SWEEP, PASSING)).document()
     file = cached(own_cache)
     whole = file.read_bytes()
-    golden_run_cache._write(file, np.full((12, 3), 0.5, np.float32))
+    golden_run_cache._write(file, as_run(np.full((12, 3), 0.5, np.float32)))
     assert file.read_bytes() != whole
     assert check("m.onnx", only(SWEEP, PASSING)).document() == first
     assert file.read_bytes() == whole
@@ -486,20 +487,21 @@ def test_the_cache_is_bounded_and_the_oldest_goes(own_cache: Path, monkeypatch: 
     monkeypatch.setattr(golden_run_cache, "_LARGEST_FILE", 4000)
     for number in range(5):
         file = own_cache / f"golden-{number}.npz"
-        golden_run_cache._write(file, np.zeros(500, np.float32))
+        golden_run_cache._write(file, as_run(np.zeros(500, np.float32)))
         os.utime(file, (number, number))
         monkeypatch.setattr(golden_run_cache, "_LARGEST_CACHE", 3 * file.stat().st_size + 1)
     assert sorted(file.stem for file in own_cache.iterdir()) == ["golden-2", "golden-3", "golden-4"]
-    golden_run_cache._write(own_cache / "golden-large.npz", np.zeros(1001, np.float32))
+    golden_run_cache._write(own_cache / "golden-large.npz", as_run(np.zeros(1001, np.float32)))
     assert not (own_cache / "golden-large.npz").exists()
 
 
 @pytest.mark.parametrize("kind", ["float16", "float32", "float64", "int8"])
 def test_scores_of_any_type_come_back(own_cache: Path, kind: str) -> None:
     scores = np.arange(12).astype(kind).reshape(4, 3)
-    golden_run_cache._write(own_cache / "golden-x.npz", scores)
-    back = golden_run_cache._read(own_cache / "golden-x.npz")
-    assert back is not None
+    golden_run_cache._write(own_cache / "golden-x.npz", as_run(scores))
+    found = golden_run_cache._read(own_cache / "golden-x.npz")
+    assert found is not None
+    back = stacked(found)
     assert (back.dtype, back.shape, back.tobytes()) == (scores.dtype, scores.shape, scores.tobytes())
 
 

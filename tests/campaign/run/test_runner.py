@@ -41,6 +41,7 @@ from onnxfi.errors import CampaignError, DataError, EngineError, OnnxfiError, Ou
 from onnxfi.faults.space import Target
 from onnxfi.graph.model import byte_source
 from onnxfi.graph.model.loading import load
+from onnxfi.runtime.data.sample_outputs import as_run
 from onnxfi.runtime.data.sources import open_data
 from onnxfi.runtime.engine import onnx_runtime
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine, OrtSession
@@ -125,11 +126,11 @@ def test_golden_that_does_not_run_on_made_up_inputs_asks_for_real_ones(here: Pat
         run(campaign(model="g.onnx", data=None), here / "s.db")
 
 
-def test_kept_scores_stand_for_the_first_run_only_where_they_agree(here: Path) -> None:
+def test_kept_outputs_stand_for_the_first_run_only_where_they_agree(here: Path) -> None:
     bench = TrialExecutor.open(campaign())
     golden, seconds = bench.golden_runs.run()
-    assert bench.golden_runs.run(golden.scores)[0].scores is golden.scores and seconds > 0
-    wrong = golden.scores + 1
+    assert bench.golden_runs.run(golden.run)[0].run is golden.run and seconds > 0
+    wrong = as_run(golden.scores + 1)
     assert np.array_equal(bench.golden_runs.run(wrong)[0].scores, golden.scores)
 
 

@@ -26,6 +26,7 @@ from onnxfi.graph.partition.conv_partial_sums import largest_conv_sum
 from onnxfi.graph.partition.route import Route
 from onnxfi.graph.partition.segmentation import EntrySubgraph
 from onnxfi.graph.partition.subgraph import partition_graph
+from onnxfi.runtime.data.sample_outputs import stacked
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.engine.ports import same_bytes
 from onnxfi.runtime.partial import conv_delta
@@ -355,6 +356,7 @@ def test_networks_with_optimisation_come_to_what_the_whole_comes_to(
         if shorter is None:  # it reaches no output
             continue
         reexecution, injected = shorter
-        found, whole = reexecution.scores(0, injected), bench.opened.scores(bench.opened.faulty_session(faults))
+        found = stacked([reexecution.outputs(0, injected)])
+        whole = stacked(bench.opened.run(bench.opened.faulty_session(faults)))
         near = 1e-5 * max(1.0, float(np.abs(whole).max()), float(np.abs(golden).max()))
         assert np.abs(found - whole).max() <= near, (target.id, reexecution.route)
