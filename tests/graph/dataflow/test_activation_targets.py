@@ -34,7 +34,7 @@ def test_a_quantised_group_is_struck_at_its_integer() -> None:
     assert [a.name for a in select_activations(rows, Selector(include=("=a",))).activations] == ["a"]
 
 
-def test_where_activation_and_layer_are_meant_alike_the_fault_comes_after_armed_and_baked() -> None:
+def test_where_activation_and_layer_are_meant_alike_the_fault_comes_after_both() -> None:
     rows = activations(load(MODELS / "fashion_cnn.onnx"))
     both_ = select_activations(rows, Selector(op=("Conv", "Relu"))).activations
     assert {a.target.op for a in both_} == {"Relu"}
