@@ -57,7 +57,7 @@ def shorten(folder: Path, golden: float) -> None:
 
 def test_the_budget_is_that_of_the_shipped_model() -> None:
     budget = load_budget(CI / "budget.yaml")
-    assert budget.campaign.data == "models/fashion_test.npz"
+    assert budget.campaign.data.data == "models/fashion_test.npz"
     assert {limit.rate for limit in budget.limits} == {"top1", "sdc1", "due"}
     assert any(limit.golden for limit in budget.limits)
 
