@@ -299,7 +299,7 @@ def adaptive(case: Case, layout: Layout, values: list[Array], rng: np.random.Gen
         draws = prepare_draws(played, until_stratum_exhausted(chosen, played.remaining), aim, round_weight(seen.trials))
         first_left = (layout.sizes[draws.stratum] - draws.stratum_remaining).astype(np.int64)
         x = np.array([order[h][k] for h, k in zip(draws.stratum, first_left, strict=True)])
-        seen = seen.add(draws, x)
+        seen = seen.plus(draws, x)
         interval = seen.interval(case.method, 0.99)
 
 

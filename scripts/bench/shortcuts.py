@@ -57,8 +57,8 @@ def variant(
     with ExitStack() as stack:
         for where, name, other in without:
             stack.enter_context(patch.object(where, name, other))
-        executor = TrialExecutor.open(Campaign(**{**vars(campaign), "route": route}), 4 << 30)
-        plan = make_plan(executor.opened.campaign, executor.opened.reach)
+        executor = TrialExecutor.open(campaign.with_fields(route=route), 4 << 30)
+        plan = make_plan(executor.opened.campaign, executor.opened.fault_targets)
         golden = executor.golden_runs.run_again()
         session = OrtEngine(provider="cpu", threads=campaign.engine.threads).prepare(campaign.model)
         times = []
