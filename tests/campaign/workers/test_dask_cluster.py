@@ -124,9 +124,10 @@ def trial(self, header, golden, lines):
 @pytest.mark.parametrize("hangs", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_what_ends_a_worker_is_run_again_alone_in_a_fresh_one(here: Path, workers: Cluster, hangs: bool) -> None:
     text = DEADLY.replace("PLACE", repr(str(here))).replace("number == 2", f"number == 2 and {hangs}")
-    (here / "deadly_far.py").write_text(text)
+    name = f"deadly_far_{hangs}"  # a worker that outlives one case keeps its module
+    (here / f"{name}.py").write_text(text)
     workers.client.register_plugin(_Path(str(here)), name="path")
-    wanted = campaign(model=str(here / "m.onnx"), trials=3, data="deadly_far:data")
+    wanted = campaign(model=str(here / "m.onnx"), trials=3, data=f"{name}:data")
     # On a slow machine a worker that is killed may be known to be dead a second later: that must not look like a hang.
     limit_s = 4.0 if hangs else 200.0
     ran(wanted, here / "s.db", executor=workers, timeout_s=limit_s, worker_memory_bytes=3 << 30)
@@ -143,7 +144,7 @@ def test_what_ends_a_worker_is_run_again_alone_in_a_fresh_one(here: Path, worker
         )
 
     def heal() -> None:
-        if used := sys.modules.get("deadly_far"):
+        if used := sys.modules.get(name):
             used.TrialExecutor.trial = used.whole
 
     workers.client.run(heal)
