@@ -92,7 +92,7 @@ def campaign_of(source: Path, flags: dict[str, Any]) -> Campaign:
     if chosen_design(explicit) is None:
         raise SpecError(
             "the campaign has no trials; give --ber RATES, --per-sample RATES, --single with --trials or --margin, "
-            "--exhaustive, --mix PART, or --faults FILE"
+            "--adaptive, --exhaustive, --mix PART, or --faults FILE"
         )
     return Campaign(**{"model": source, **explicit})
 

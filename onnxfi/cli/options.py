@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -151,27 +152,23 @@ def selector_of(flags: Mapping[str, Any]) -> Selector:
 
 def engine_of(flags: Mapping[str, Any]) -> Engine:
     """Return the engine of the flags; print a note where two runtimes are installed."""
+    from onnxfi.campaign.spec.settings import EngineSettings
     from onnxfi.cli.terminal import print_note
-    from onnxfi.runtime.engine import registry
+    from onnxfi.errors import SpecError
     from onnxfi.runtime.engine.onnx_runtime import both_runtimes_warning
 
     if warning := both_runtimes_warning():
         print_note(warning)
 
-    pairs = []
-    for text in flags["provider_option"]:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise click.UsageError(f"--provider-option must be of the form KEY=VALUE, got {text!r}")
-        pairs.append((key, value))
-    known = registry.setting_names(registry.engine_class(flags["engine"]))
-    settings = {
-        "provider": flags["provider"], "provider_options": tuple(pairs), "optimization": flags["optimization"],
-        "threads": flags["threads"], "custom_ops": tuple(flags["custom_ops"]),
-    }  # fmt: skip
-    unknown = [{"provider_options": "provider_option"}.get(name, name) for name in settings if name not in known]
-    refuse_flags(unknown, f"with --engine {flags['engine']}")
-    return registry.engine_of(flags["engine"], **{name: value for name, value in settings.items() if name in known})
+    foreign = EngineSettings.foreign(flags["engine"])
+    refuse_flags(foreign, f"with --engine {flags['engine']}")
+    names = {f.name for f in fields(EngineSettings)} - {*foreign, "route"}
+    try:
+        return EngineSettings(**{name: flags[name] for name in names}).open()
+    except SpecError as error:
+        if error.field == "provider_option":
+            raise click.UsageError(str(error).replace("provider_option", "--provider-option", 1)) from None
+        raise
 
 
 def data_of(flags: Mapping[str, Any], model: Model, engine: Engine) -> Data:

@@ -111,6 +111,8 @@ def command(
 
         campaign = campaign_of(source, flags)
         if memory_device is not None:
+            if campaign.engine.provider.lower() == "auto":
+                raise click.UsageError("--memory-device needs the provider of the device; add --provider cuda")
             limit = f"gpu_mem_limit={parse_size(memory_device, 'memory-device')}"
             campaign = campaign.with_fields(provider_option=(*campaign.engine.provider_option, limit))
         if (workers is not None) + (scheduler is not None) + (local_cluster is not None) > 1:

@@ -247,8 +247,6 @@ class Task:
         sample in a column, as boxes behind a suppression of the whole batch.
     inputs : tuple of str
         Inputs of the model that `decode` finds in `outputs.inputs`, for the same samples.
-    labels : str
-        The kind of labels, a key of `LABEL_KINDS` of `onnxfi/runtime/data/labels.py`.
     reads : callable, optional
         Returns the names of the outputs that count, of `ModelOutputs`; none: all. DataError where they do not fit.
         Without it that is the output of ``--output``, else all.
@@ -281,7 +279,6 @@ class Task:
     absent: str = ""
     apart: bool = True
     inputs: tuple[str, ...] = ()
-    labels: str = "classes"
     masked: Callable[[AnswerPair], Flags] = field(default=_within_tolerance, compare=False, repr=False)
     wrong: Callable[[AnswerPair], Flags] | None = field(default=None, compare=False, repr=False)
     decode: Callable[[Outputs], Sequence[Any] | Array] | None = field(default=None, compare=False, repr=False)

@@ -447,7 +447,7 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def planned(here: Path, listed: Path) -> dict[Path, bytes]:
-    """What lies in the current folder: those files."""
+    """Put the files of a plan into the current folder."""
     shutil.copytree(listed, here, dirs_exist_ok=True)
     return {path: path.read_bytes() for path in Path().iterdir()}
 
@@ -457,7 +457,7 @@ def planned(here: Path, listed: Path) -> dict[Path, bytes]:
     [
         (
             "run m.onnx",
-            "the campaign has no trials; give --ber RATES, --per-sample RATES, --single with --trials or --margin, --exhaustive, --mix PART",
+            "the campaign has no trials; give --ber RATES, --per-sample RATES, --single with --trials or --margin, --adaptive, --exhaustive, --mix PART",
         ),
         ("run m.onnx --ber 1e-3:1e-6", "ber '1e-3:1e-6': decades run from a smaller rate above 0 to a larger one"),
         ("run m.onnx --ber 1e-3,1e-4", "ber 0.001, 0.0001 is out of order; give rising rates, each once"),
@@ -484,7 +484,7 @@ def planned(here: Path, listed: Path) -> dict[Path, bytes]:
         ("run m.onnx --ber 1e-3 --fault filp", "unknown fault 'filp'; closest: 'flip'"),
         ("run m.onnx --ber 1e-3 --include conv", "--include 'conv' matches nothing in this model"),
         ("run m.onnx --ber 1e-3 --shard 3/2", "--shard must be of the form I/N with I from 1 to N, as 1/3, got '3/2'"),
-        ("run m.onnx --ber 1e-3 --provider-option x", "provider_option 'x' is out of range; give KEY=VALUE"),
+        ("run m.onnx --ber 1e-3 --provider-option x", "provider_option must be of the form KEY=VALUE, got 'x'"),
         ("run m.onnx --mix cuont:1", "unknown field 'cuont:1'"),
         ("run m.onnx --ber 1e-3 --data none.npz", "no data at 'none.npz'"),
         ("run m.onnx --ber 1e-3 -o none/s.db", "no folder 'none' to write 's.db' into; make it first"),

@@ -25,6 +25,7 @@ from onnxfi.campaign.spec.flat_fields import (
     flat_fields,
     given_fields,
     named,
+    plain,
     refuse_unknown,
     share,
     types_of,
@@ -79,7 +80,7 @@ class Campaign(CheckedFields):
     allow_links: bool = field(default=False, metadata=PLACE)
 
     def __init__(self, model: str | Path, data: str | Path | None = None, **fields: Any) -> None:
-        given = {"model": model, "data": data, **fields}
+        given = plain({"model": model, "data": data, **fields})
         values = {n: v for n, v in given.items() if n in types_of(Campaign) and isinstance(v, CheckedFields)}
         own = {name: value for name, value in given.items() if name not in values}
         for value in values.values():
@@ -122,6 +123,7 @@ class Campaign(CheckedFields):
         'ber'
         """
         refuse_unknown(given, Campaign)
+        given = plain(given)
         known, fitting = flat_fields(Campaign), flat_fields(chosen_design(given) or type(self.design))
         gone = {name for one in DESIGNS for name in flat_fields(one)} - fitting.keys()
         gone |= {known[name].metadata.get("replaces", "") for name in given}

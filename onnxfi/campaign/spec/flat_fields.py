@@ -115,6 +115,16 @@ def build(kind: Any, given: Mapping[str, Any]) -> Any:
         raise
 
 
+def plain(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flat fields with the numbers and arrays of numpy as those of Python.
+
+    >>> import numpy as np
+    >>> plain({"ber": np.array([0.25, 0.5]), "seed": np.int64(3), "fault": "flip"})
+    {'ber': [0.25, 0.5], 'seed': 3, 'fault': 'flip'}
+    """
+    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in given.items()}
+
+
 def flat(value: Any) -> dict[str, Any]:
     """Return the flat fields of a value, by name."""
     found: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from onnxfi.campaign.spec.designs import MOST, PLACE
-from onnxfi.campaign.spec.flat_fields import CheckedFields, bounded, check, check_word, named, within
+from onnxfi.campaign.spec.flat_fields import CheckedFields, bounded, check_word, named, within
 from onnxfi.errors import SpecError, closest
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.runtime.engine.registry import DEFAULT, engine_class, engine_of, setting_names
@@ -44,8 +44,8 @@ class Scoring(CheckedFields):
     """The judgement of answers.
 
     `output` is the output that is scored, as `task` says, with further `metric`s. A sample is masked where its output
-    is golden's within `tolerance` (absolute); `due` names what counts as DUE. `time_axis` counts spikes over that axis
-    of the output, and scores the counts.
+    is the golden one within `tolerance` (absolute); `due` names what counts as DUE. `time_axis` counts spikes over that
+    axis of the output, and scores the counts.
     """
 
     output: str | None = None
@@ -92,17 +92,27 @@ class EngineSettings(CheckedFields):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = named("engine", lambda name: setting_names(engine_class(name)), self.engine)
+        foreign = named("engine", self.foreign, self.engine)
         for text in self.provider_option:
-            check(text.find("=") > 0, "provider_option", repr(text), "KEY=VALUE")
-        if self.route not in ("auto", "full") and not engine_class(self.engine).cuts:
-            raise SpecError(f"the engine {self.engine!r} runs whole models only; leave route out", "route")
+            if text.find("=") < 1:
+                raise SpecError(f"provider_option must be of the form KEY=VALUE, got {text!r}", "provider_option")
         given = dict[str, Any]()
         for name, setting, value in self._settings():
-            if setting not in known:
+            if name in foreign:
                 raise SpecError(f"{name} is not a setting of the engine {self.engine!r}; leave it out", name)
             given[setting] = value
             named(name, lambda settings: engine_of(self.engine, **settings), given)
+        if self.route not in ("auto", "full") and not self.open().in_segments:
+            cuts = engine_class(self.engine).cuts
+            what = f"provider {self.provider!r}" if cuts else f"the engine {self.engine!r}"
+            raise SpecError(f"{what} runs whole models only; leave route out", "route")
+
+    @classmethod
+    def foreign(cls, engine: str) -> tuple[str, ...]:
+        """Return the fields that are settings, and none that this engine has (InputError for an unknown engine)."""
+        known = setting_names(engine_class(engine))
+        settings = {f.name: f.metadata.get("setting", f.name) for f in dataclasses.fields(cls)}
+        return tuple(name for name, setting in settings.items() if setting and setting not in known)
 
     def _settings(self) -> list[tuple[str, str, Any]]:
         """Return the settings that differ from the default: the field, the engine's name of it, and its value."""

@@ -17,7 +17,7 @@ from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.workers.scheduling import cores, default_workers
-from onnxfi.errors import CampaignError, DeviceError, RouteError, StoreError
+from onnxfi.errors import CampaignError, DeviceError, RouteError, SpecError, StoreError
 
 Device = Callable[..., Simulation]
 
@@ -111,7 +111,7 @@ def test_the_memory_of_a_device_is_limited_by_a_flag(
     assert told.code == 0, told.err
     assert [event["bytes"] for event in simulation.events if event["what"] == "arena"] == [10**9]
     told = run(*words, "--fresh", "--memory-device", "1GB")
-    assert told.code == 2 and "provider 'auto' takes no options" in told.err
+    assert told.code == 2 and "--memory-device needs the provider of the device; add --provider cuda" in told.err
 
 
 def test_a_lost_device_is_one_line_on_the_terminal(device: Device, tmp_path: Path, run: Any) -> None:
@@ -152,6 +152,8 @@ def test_tensorrt_runs_whole_models(device: Device, tmp_path: Path) -> None:
     for target in ("weights", "activations"):
         found = ran(campaign(tmp_path, provider="tensorrt", trials=3, target=target), tmp_path / f"{target}.db")
         assert {str(result.route) for result in found} <= {"full", "None"}
+    with pytest.raises(SpecError, match="provider 'tensorrt' runs whole models only; leave route out"):
+        campaign(tmp_path, provider="tensorrt", route="late-start")
 
 
 def test_a_lost_device_ends_a_campaign_without_workers(device: Device, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -100,7 +101,7 @@ EXAMPLES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
 
 @pytest.fixture
 def flags(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """What `onnxfi plan … --print-spec` prints."""
+    """Return the output of `onnxfi plan … --print-spec`."""
 
     def ran(*words: str) -> str:
         monkeypatch.setattr(sys, "argv", ["onnxfi", "plan", *words, "--print-spec"])
@@ -268,7 +269,7 @@ BAD: list[tuple[str, str]] = [
     ),
     ("ber: 1e-6\nthreads: 0", "line 3, column 10: threads 0 is out of range"),
     ("ber: 1e-6\ncustom_ops: none.so", "line 3, column 13: custom_ops has code run that this file names ('none.so')"),
-    ("ber: 1e-6\nprovider_option: [a]", "line 3, column 18: provider_option 'a' is out of range; give KEY=VALUE"),
+    ("ber: 1e-6\nprovider_option: [a]", "line 3, column 18: provider_option must be of the form KEY=VALUE, got 'a'"),
     ("ber: 1e-6\nprovider_option: a=b", "line 3, column 18: provider_option: provider 'auto' takes no options"),
     ("ber: 1e-5,1e-6", "line 2, column 6: ber 1e-05, 1e-06 is out of order; give rising rates, each once"),
     ("ber: [1e-6, 1e-6]", "line 2, column 6: ber 1e-06, 1e-06 is out of order"),
@@ -598,3 +599,12 @@ def test_numbers_of_any_length_from_python_too(kind: str) -> None:
 def test_single_alone_is_sized_for_one_percentage_point() -> None:
     assert Campaign("m.onnx", single=True) == Campaign("m.onnx", single=True, margin=0.01)
     assert Campaign("m.onnx", single=True).with_fields(trials=7).design.margin is None
+
+
+def test_numbers_and_arrays_of_numpy_are_taken() -> None:
+    rates = np.logspace(-6, -4, 3)
+    asked = Campaign("m.onnx", ber=rates, repeat=np.int64(3), batch=np.uint8(8), bits=np.str_("sign"))
+    assert asked == Campaign("m.onnx", ber=rates.tolist(), repeat=3, batch=8, bits="sign")
+    assert asked.with_fields(per_sample=rates, target="activations").design.rates == tuple(rates.tolist())
+    with pytest.raises(SpecError, match="ber must be a number"):
+        Campaign("m.onnx", ber=np.array([["a"]]))

@@ -144,7 +144,9 @@ def test_a_patched_activation_is_copied_from_the_host(device: Device) -> None:
 def test_a_value_stays_on_its_own_device(device: Device) -> None:
     device(devices=2)
     first, second = engine(device_id="0").prepare(MODEL), engine(device_id="1").prepare(MODEL)
-    second.run({"x": first.run({"x": ROWS})["y"]})  # the simulation refuses a value of another device
+    passed_on = second.run({"x": first.run({"x": ROWS})["y"]})["y"]  # the simulation refuses a value of another device
+    whole = engine(device_id="0").prepare(MODEL)
+    assert np.array_equal(passed_on, whole.run({"x": np.asarray(whole.run({"x": ROWS})["y"])})["y"])
 
 
 # Placement, devices, memory
