@@ -1,4 +1,4 @@
-"""What all tests share: hypothesis that draws the same in every run, marks skipped where nothing serves them, commands."""
+"""Fixtures of all tests: hypothesis that draws the same in every run, marks skipped where nothing serves them, commands."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _strict(name: str) -> None:
 
 
 class Ran(NamedTuple):
-    """What a command left: its exit code and what it printed."""
+    """The exit code of a command and what it printed."""
 
     code: int
     out: str

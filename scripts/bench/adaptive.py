@@ -1,4 +1,4 @@
-"""How many trials adaptive campaigns take, and how often their intervals hold the truth: measured on the shipped CNN.
+"""Trials that adaptive campaigns take, and the coverage of their intervals, measured on the shipped CNN.
 
     python scripts/bench/adaptive.py truth [--folder FOLDER]               all of its 3,387,712 flips, on 200 images
     python scripts/bench/adaptive.py check [--folder FOLDER]               the table against trials that onnxfi runs
@@ -102,7 +102,7 @@ class Network:
         self.top = self.logits.argmax(axis=1)
 
     def differs(self, logits: Array) -> Array:
-        """Whether the top-1 is another, or a logit is no number: […, N, 10] to […, N]."""
+        """Return true where the top-1 is another, or a logit is no number: […, N, 10] to […, N]."""
         return (logits.argmax(axis=-1) != self.top) | np.isnan(logits).any(axis=-1)
 
     def behind_fc1(self, z3: Array) -> Array:
@@ -138,7 +138,7 @@ class Network:
         return self.differs(logits)
 
     def inputs(self, layer: str, index: tuple[int, ...]) -> Array:
-        """What the weight of this index is multiplied with; 1 for a bias."""
+        """Return the inputs that the weight of this index is multiplied with; 1 for a bias."""
         if layer.startswith("conv"):
             if len(index) == 1:
                 return np.ones((1, 1, 1), np.float32)
@@ -186,14 +186,14 @@ def part(network: Network, name: str, elements: range) -> tuple[Array, Array]:
 
 
 def read(folder: Path, name: str) -> tuple[Array, Array]:
-    """What was kept of a tensor."""
+    """Return the part of the table that is kept of a tensor."""
     files = sorted(folder.glob(f"{name}.*.npz"), key=lambda file: int(file.name.split(".")[-2]))
     held = [np.load(file) for file in files]
     return np.concatenate([one["counts"] for one in held]), sum(one["each"] for one in held)
 
 
 class Table(NamedTuple):
-    """What every flip does: images changed by tensor ([elements, 32]), and flips that change each image."""
+    """The effect of every flip: images changed by tensor ([elements, 32]), and flips that change each image."""
 
     counts: dict[str, Array]
     each: Array
@@ -304,7 +304,7 @@ def adaptive(case: Case, layout: Layout, values: list[Array], rng: np.random.Gen
 
 
 def naive(case: Case, layout: Layout, values: list[Array], rng: np.random.Generator, seed: int) -> Outcome:
-    """What not to do: Neyman's allocation by all trials so far, and the strata's means of all trials put together."""
+    """Run the estimate to avoid: Neyman's allocation by all trials so far, means of strata over all trials together."""
     order, sizes = shuffled(values, rng), layout.sizes
     share, n = sizes / sizes.sum(), np.zeros(len(values), np.int64)
     more = np.minimum(4, sizes).astype(np.int64)

@@ -1,4 +1,4 @@
-"""What a trial of a campaign costs, against one golden inference of the same batch.
+"""Cost of a trial of a campaign, against one golden inference of the same batch.
 
 python scripts/bench/campaign.py RESNET18.onnx [--trials 500] [--rounds 3] [--batch 8] [--only FIGURE …]
     [--peers PYTHON]
@@ -51,7 +51,7 @@ class Figure:
 
 @dataclass
 class Taken:
-    """What was measured of one figure."""
+    """Measurements of one figure."""
 
     ratios: list[float] = field(default_factory=list)
     trial_s: list[float] = field(default_factory=list)
@@ -141,7 +141,7 @@ def take(model: Path, wanted: dict[str, Figure], rounds: int, batch: int) -> tup
 
 
 def made_up(port: Port, samples: int) -> np.ndarray:
-    """What an input may be fed: noise for reals, numbers of words for integers, of two for masks and types of tokens;
+    """Return values for an input: noise for reals, numbers of words for integers, of two for masks and types of tokens;
     open dimensions are 64."""
     dims = [samples, *(dim if isinstance(dim, int) else 64 for dim in (port.shape or ())[1:])]
     words = np.random.Philox(0).random_raw(int(np.prod(dims))).reshape(dims)

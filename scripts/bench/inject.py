@@ -1,4 +1,4 @@
-"""What `onnxfi inject` costs, measured as its user meets it: whole processes, wall time, peak memory.
+"""Cost of `onnxfi inject`, measured as its user meets it: whole processes, wall time, peak memory.
 
     python scripts/bench/inject.py [--rounds 5] [--folder FOLDER] [--json]
 

@@ -1,4 +1,4 @@
-"""What arming costs: ResNet-18 disarmed and armed against plain, an armed run against a new session, many sites.
+"""Cost of fault operators: ResNet-18 disarmed and armed against plain, an armed run against a new session, many sites.
 
 python scripts/bench/instrument.py RESNET18.onnx [--rounds 9] [--batch 4] [--profile Conv]
 

@@ -1,4 +1,4 @@
-"""What a campaign on a large model holds in memory: a chain of MatMul, in one file and with its weights beside it.
+"""Memory of a campaign on a large model: a chain of MatMul, in one file and with its weights beside it.
 
 python scripts/bench/memory.py [--layers 20] [--width 2048] [--workers 0,1,2] [--trials 10] [--memory 1GiB]
 

@@ -1,4 +1,4 @@
-"""What other ways cost in PyTorch: weight faults in a ResNet-18 at 224 px, against its inference in ONNX Runtime.
+"""Cost of other tools in PyTorch: weight faults in a ResNet-18 at 224 px, against its inference in ONNX Runtime.
 
 python scripts/bench/peers.py [BATCH] [FAULTS] [RESNET18.onnx]
 
@@ -81,7 +81,7 @@ def faults(convs: list[nn.Conv2d], count: int) -> list[tuple[int, tuple[int, ...
 
 
 def ways(net: nn.Module, x: torch.Tensor) -> dict[str, Callable[[tuple[int, tuple[int, ...], int]], object]]:
-    """How a fault is run, by name."""
+    """Return the functions that run a fault, by name."""
     convs = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
 
     def in_place(fault: tuple[int, tuple[int, ...], int]) -> None:

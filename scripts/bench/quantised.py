@@ -77,7 +77,7 @@ def measure(path: Path, rounds: int, batch: int) -> dict[str, Any]:
 
 
 def met(row: dict[str, Any]) -> bool:
-    """Whether a model meets the targets."""
+    """Return true where a model meets the targets."""
     return row["identical"] and row["written_ratio"] <= SLOWER and row["armed_kernels"] == row["kernels"]
 
 

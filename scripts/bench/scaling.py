@@ -1,4 +1,4 @@
-"""What more workers bring, and what the way over Dask costs: one campaign, run in each way, the stores compared.
+"""Gain of more workers, and cost of Dask: one campaign, run with each, the stores compared.
 
     python scripts/bench/scaling.py [--samples 200] [--trials 1600] [--rounds 5] [--model M.onnx] [--data D.npz]
 
@@ -60,7 +60,7 @@ def plain(model: str, data: str) -> float:
 
 
 def machine(processes: list[Executor], model: str, data: str) -> float:
-    """How many times as fast all these processes are as one."""
+    """Return the speed of all these processes together, as a multiple of one."""
     alone = processes[0].submit(plain, model, data).result()
     return sum(future.result() for future in [one.submit(plain, model, data) for one in processes]) / alone
 

@@ -1,4 +1,4 @@
-"""How much late start and early stop gain on the faults of neurons, on one core.
+"""Gain of late start and early stop on the faults of neurons, on one core.
 
     python scripts/bench/spiking.py [--faults 1000] [--images 32]
 

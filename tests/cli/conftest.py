@@ -1,4 +1,4 @@
-"""What commands are run on: models written on the spot, shipped and fetched ones."""
+"""Models that commands are run on: written on the spot, shipped and fetched ones."""
 
 from __future__ import annotations
 

@@ -319,7 +319,7 @@ def test_a_pattern_replays_and_undoes(run: Run, here: Path, models: Path) -> Non
 
 
 def scores(path: Path, images: Any) -> Any:
-    """What onnxruntime itself answers, in the batches that the command takes."""
+    """Return the answers of onnxruntime itself, in the batches that the command takes."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -231,7 +231,7 @@ def test_a_file_name_that_is_no_text_is_shown(run: Run, models: Path, here: Path
 
 
 def on_terminal(words: list[str], columns: int, **env: str) -> str:
-    """What a command shows on a terminal of so many columns, as the bytes that reach it."""
+    """Return the text that a command shows on a terminal of so many columns, as the bytes that reach it."""
     import fcntl
     import pty
     import termios

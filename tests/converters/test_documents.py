@@ -1,4 +1,4 @@
-"""What docs/how-to/converters.md says: its commands where the frameworks are, its versions everywhere."""
+"""Claims of docs/how-to/converters.md: its commands where the frameworks are, its versions everywhere."""
 
 from __future__ import annotations
 

@@ -284,7 +284,7 @@ RUNS = 300
 
 
 def neyman(values: list[Array], draws: int) -> float:
-    """What is not done: Neyman's allocation by the trials so far, and the strata's means of all trials put together."""
+    """Run the estimate that is not taken: Neyman's allocation by the trials so far, and the strata's means of all trials put together."""
     sizes = np.array([len(x) for x in values], np.float64)
     n = np.full(len(values), 4)
     while n.sum() < draws:

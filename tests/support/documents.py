@@ -45,7 +45,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def same_line(shown: str, printed: str) -> bool:
-    """Whether a line is as it is shown, but for numbers that another processor may round otherwise."""
+    """Return true where a line is as it is shown, but for numbers that another processor may round otherwise."""
     numbers: list[float] = []
     pattern, at = "", 0
     for match in re.finditer(rf"\.\.\.|{_NUMBER.pattern}", shown):
@@ -65,7 +65,7 @@ def same_line(shown: str, printed: str) -> bool:
 
 
 def same(shown: list[str], printed: list[str]) -> bool:
-    """Whether lines are as they are shown; `...` stands for any number of them."""
+    """Return true where lines are as they are shown; `...` stands for any number of them."""
     if not shown:
         return not printed
     if shown[0] == "...":
@@ -74,7 +74,7 @@ def same(shown: list[str], printed: list[str]) -> bool:
 
 
 def shell(command: str, folder: Path) -> str:
-    """What a command prints, standard error included; its exit status must be what its message says."""
+    """Return the output of a command, standard error included; its exit status must be what its message says."""
     env = {**os.environ, "NO_COLOR": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUTF8": "1", "PYTHONPATH": str(ROOT)}
     for name in ("ONNXFI_LOG_LEVEL", "FORCE_COLOR", "COLUMNS"):
         env.pop(name, None)
@@ -93,6 +93,6 @@ def table(text: str, first: str) -> list[list[str]]:
 
 
 def code(cell: str) -> list[str]:
-    """What a cell has between backticks; a line that ends with a backslash goes on in the next."""
+    """Return the text of a cell between backticks; a line that ends with a backslash goes on in the next."""
     cell = cell.replace("\\`<br>`", "")
     return re.findall(r"`([^`]+)`", cell)

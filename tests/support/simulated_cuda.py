@@ -184,7 +184,7 @@ class _Session:
             raise RuntimeError(ILLEGAL)
 
     def _after(self, outputs: Sequence[Any], value: Any = None) -> list[Any]:
-        """Return outputs as this session's options round them, and refuse those that do not fit or are not finite."""
+        """Return outputs as the options round them, and refuse those that do not fit or are not finite."""
         simulation, options = self._simulation, self._options
         limit = min(simulation.memory_bytes, simulation.arenas.get(self._device) or 1 << 62)
         found = []

@@ -1,4 +1,4 @@
-"""What words and fault models mean, one number at a time, from the definitions alone: tests hold onnxfi against it."""
+"""Meaning of words and fault models, one number at a time, from the definitions alone: an oracle for the tests."""
 
 from __future__ import annotations
 

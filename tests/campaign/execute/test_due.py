@@ -1,4 +1,4 @@
-"""What a fault does to the runtime itself: refusals, hangs, memory, death. The campaign goes on, and counts each once."""
+"""Effects of a fault on the runtime itself: refusals, hangs, memory, death. The campaign goes on, and counts each once."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def sweep(here: Path, name: str = "sweep.db", **fields: Any) -> Report:
 
 
 class Tags(HTMLParser):
-    """What a page is made of: its tags with their attributes, in order."""
+    """Tags of a page with their attributes, in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ RATES = ("sdc", "due", "any_sdc1", "sdc1", "top1", "class_fully_masked")
 
 
 class Truth:
-    """What every site of the model does: [rates, sites], sites by their number in the whole space."""
+    """The effect of every site of the model: [rates, sites], sites by their number in the whole space."""
 
     def __init__(self, folder: Path) -> None:
         self.model: Model = load(mlp(folder, hidden=9))
@@ -80,7 +80,7 @@ def drawn(truth: Truth, plan: Plan, seed: int) -> list[NDArray[np.int64]]:
 
 
 def intervals(truth: Truth, plan: Plan, sites: list[NDArray[np.int64]], layers: list[str | None]) -> Any:
-    """What the report would state of these trials: for each layer (None: all) and rate."""
+    """Return the intervals that the report would state of these trials: for each layer (None: all) and rate."""
     strata = tuple({"stratum": s, **group.row()} for s, group in enumerate(plan.strata))
     fold = reports._Folder(CLASSIFICATION, strata, plan.cells(), plan.campaign.confidence)
     places = [CLASSIFICATION.reported.index(name) for name in RATES]

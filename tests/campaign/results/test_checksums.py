@@ -38,7 +38,7 @@ def content(store: Path) -> list[Any]:
 
 
 def refused(store: Path) -> str:
-    """What is said of a store; '' where it is read."""
+    """Return the message about a store; '' where it is read."""
     try:
         content(store)
     except InputError as error:

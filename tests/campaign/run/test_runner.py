@@ -70,7 +70,7 @@ class Changing(Engine):
     prepared: ClassVar[list[type]] = []
 
     def added(self, run: int) -> float:
-        """What is added in the n-th run of a session."""
+        """Return the number that is added in the n-th run of a session."""
         return 0.0
 
     def prepare(self, model: Any) -> Any:

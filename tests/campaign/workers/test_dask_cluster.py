@@ -206,7 +206,7 @@ def test_a_client_that_closes_while_it_is_asked_is_one_line() -> None:
 def test_others_workers_that_do_not_start_again_are_used_as_they_are(
     here: Path, workers: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a scheduler of somebody else does is seen from outside alone."""
+    """A scheduler of somebody else is seen from outside alone."""
     monkeypatch.setattr(module, "_RESTART_S", 0.3)
     others = Cluster(workers.client)
     monkeypatch.setattr(workers.client, "sync", lambda call, *given, **how: sync(workers.client, call, *given, **how))
@@ -218,7 +218,7 @@ def test_others_workers_that_do_not_start_again_are_used_as_they_are(
 
 
 def sync(client: Any, call: Any, *given: Any, **how: Any) -> Any:
-    """What a client does, but for restarting, which fails."""
+    """Do as the client does, but for restarting, which fails."""
     if "wait_for_workers" in how:
         raise TimeoutError("1/1 nanny worker(s) did not shut down")
     return type(client).sync(client, call, *given, **how)

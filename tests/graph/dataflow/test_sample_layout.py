@@ -1,4 +1,4 @@
-"""Where tensors hold their samples, held against what each sample changes when it runs beside others."""
+"""The axis of the samples in tensors, held against what each sample changes when it runs beside others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def placed(graph: str, **weights: Array) -> dict[str, Activation]:
 
 
 def values(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """What every node puts out."""
+    """Return the outputs of every node."""
     made = onnx.ModelProto()
     made.CopyFrom(proto)
     del made.graph.output[:]

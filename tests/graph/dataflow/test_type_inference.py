@@ -1,4 +1,4 @@
-"""What onnx infers, and that models which end or exhaust its C++ end a copy of the process only."""
+"""Types that onnx infers; models that end or exhaust its C++ end a copy of the process only."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_model_that_ends_the_converter_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_stale_declarations_of_16_bit_floats_are_no_matter() -> None:
-    """What writers leave behind after they changed a graph: shapes that contradict what follows from the inputs."""
+    """Writers that change a graph leave shapes behind: those that contradict what follows from the inputs."""
     proto = made([helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Relu", ["y"], ["z"])],
                  {"x": ["N", 4]}, {"z": ["N", 7]}, number=TensorProto.FLOAT16)  # fmt: skip
     for number, shape in ((TensorProto.FLOAT16, [3, 9, 9]), (TensorProto.FLOAT, ["N", 4])):

@@ -374,7 +374,7 @@ def test_types_nested_deep_in_a_declaration() -> None:
 
 
 def ratio(make: Callable[[int], bytes], few: int) -> float:
-    """How much longer four times as many take, in CPU time; 4 where it is linear."""
+    """Return the CPU time of four times as many, as a multiple; 4 where it is linear."""
 
     def took(data: bytes) -> float:
         start = time.process_time()

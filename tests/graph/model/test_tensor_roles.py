@@ -207,7 +207,7 @@ def test_models_that_ship_quantised(name: str, scheme: str, integers: int, tmp_p
 
 
 def real_by_hand(words: dict, target: object, index: int) -> float:
-    """What a weight of the three fetched models stands for, by the names that their makers gave the scales."""
+    """Return the number that a weight of the three fetched models stands for, by the names that their makers gave the scales."""
     name = target.id  # type: ignore[attr-defined]
     stem = name.removesuffix("_quantized").removesuffix("_q")
     value = float(quantized_models.numbers(words, name).flat[index])

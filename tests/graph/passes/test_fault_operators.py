@@ -59,7 +59,7 @@ def masks(word: Word, count: int) -> tuple[Words, Words]:
 
 
 def wanted(word: Word, before: Words, keep: Words, flip: Words, body: str) -> Words:
-    """What numpy makes of it; in the portable body a NaN that comes in counts as the canonical one."""
+    """Return numpy's result; in the portable body a NaN that comes in counts as the canonical one."""
     if word.is_float and body == "portable":
         canonical = int(word.words(np.array([np.nan]))[0])
         with np.errstate(invalid="ignore"):

@@ -149,7 +149,7 @@ def test_an_archive_of_other_things(tmp_path: Path) -> None:
 
 
 def _peak_bytes(path: Path, says: str) -> int:
-    """What it takes at most to refuse an archive."""
+    """Return the most memory that it takes to refuse an archive."""
     tracemalloc.start()
     try:
         assert says in refused(path, X)

@@ -18,19 +18,19 @@ LOCK = CooperativeLock()
 
 
 def waits(done: Future[object]) -> bool:
-    """Whether a thread has not come through; a slow one only makes that look so, never a test fail."""
+    """Return true while a thread has not come through; a slow one only makes that look so, never a test fail."""
     with suppress(TimeoutError):
         done.result(0.02)
     return not done.done()
 
 
 def free() -> bool:
-    """Whether no thread holds the lock, and nothing is claimed."""
+    """Return true where no thread holds the lock, and nothing is claimed."""
     return LOCK.is_free()
 
 
 def through(*steps: Callable[[], object]) -> list[Future[object]]:
-    """What threads of their own come to."""
+    """Return the results of threads of their own."""
     pool = ThreadPoolExecutor(len(steps))
     found = [pool.submit(step) for step in steps]
     pool.shutdown(wait=False)
@@ -137,7 +137,7 @@ def test_an_error_frees_lock_and_claims(deep: int) -> None:
 
 
 def test_many_threads_that_share_sessions() -> None:
-    """What is read before a place where others may come and what is read behind it, counted with and without claim."""
+    """Reads before and behind a place where others may come agree, counted with and without claim."""
     shared, made, inside = {"steps": 0}, dict[int, int](), list[int]()
     opened = count()
 

@@ -71,7 +71,7 @@ def net(folder: Path, *, channels: int = 64, kernel: int = 3, bias: bool = True,
 
 
 def weight_routes(folder: Path, **fields: Any) -> WeightRoutes:
-    """Those of the net in this folder, golden being kept."""
+    """Return the routes of weights of the net in this folder, its golden run being kept."""
     how = {"single": True, "trials": 4, "provider": "cpu", "batch": 8, **fields}
     bench = TrialExecutor.open(Campaign(str(folder / "net.onnx"), str(folder / "d.npz"), **how))
     assert bench.golden_in_segments() is not None and bench.weights is not None
@@ -79,7 +79,7 @@ def weight_routes(folder: Path, **fields: Any) -> WeightRoutes:
 
 
 def opened(found: WeightRoutes, weight: str) -> ConvDelta | None:
-    """What a fault in a weight meets next."""
+    """Return the re-execution behind a fault in a weight."""
     target = next(t for t in found.segmented.segmentation.model.targets if t.id == weight)
     every = (one for route in Route for one in found.opened([target], route))
     return getattr(next(every), "_conv_delta", None)
@@ -92,7 +92,7 @@ def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def alone(folder: Path, one: str, value: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the runtime says that a convolution gives."""
+    """Return the runtime's result of a convolution."""
     model = onnx.load(folder / "net.onnx")
     node = next(node for node in model.graph.node if node.output[0] == one)
     graph = helper.make_graph(
@@ -228,7 +228,7 @@ def test_what_is_added_and_differs_itself_is_not_golden(tmp_path: Path, other: s
 
 
 def one_with(found: WeightRoutes, value: str) -> EntrySubgraph:
-    """What a fault in a value in flight meets in its piece."""
+    """Return the segment that a faulty activation meets."""
     entries = found.segmented.segmentation.activation_entries([value])
     assert entries is not None
     return entries[0]
