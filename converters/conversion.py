@@ -51,10 +51,40 @@ class Exported:
 class Converted:
     """A converted file, whose outputs were compared with those of the source framework.
 
-    `largest` is the largest absolute difference of an output between ONNX Runtime and the source framework, over
-    `samples` samples of `data`; `relative` is the largest such difference relative to the largest magnitude of its
-    output, and `output` is the name of that output. `layers` are those with stored numbers, in file order, `words`
-    the count of these numbers.
+    Attributes
+    ----------
+    framework, version : str
+        The framework and its version.
+    source : str
+        Name of the converted model.
+    out : Path
+        The file.
+    digest : str
+        SHA-256 of the model.
+    size_bytes : int
+        Size of the file and its external data.
+    opset : int
+        Opset of the model.
+    inputs, outputs : tuple of Port
+        Inputs and outputs of the model.
+    data : str
+        The samples of the comparison, in words.
+    samples : int
+        Their number.
+    largest : float
+        Largest absolute difference of an output between ONNX Runtime and the framework.
+    relative : float
+        Largest difference, relative to the largest magnitude of its output.
+    output : str
+        The output with that difference.
+    tolerance : float
+        The accepted relative difference.
+    layers : tuple of str
+        Layers with stored numbers, in file order.
+    words : int
+        Count of stored numbers.
+    notes : tuple of str
+        Remarks for the user.
     """
 
     framework: str

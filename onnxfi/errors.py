@@ -50,7 +50,17 @@ class OnnxfiError(Exception):
 
 
 class InputError(OnnxfiError):
-    """Invalid request or file; the message says what is accepted, and the command line exits with 2."""
+    """Invalid request or file; the message says what is accepted, and the command line exits with 2.
+
+    Examples
+    --------
+    >>> import onnxfi
+    >>> try:
+    ...     onnxfi.load("no-such-model.onnx")
+    ... except onnxfi.InputError as error:
+    ...     print(error)
+    cannot read 'no-such-model.onnx': No such file or directory; give a readable file
+    """
 
 
 class ModelError(InputError):

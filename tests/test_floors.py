@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
+import inspect
 import os
 import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from types import FunctionType
 
 import pytest
 
@@ -314,12 +315,47 @@ def _check_openings(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", onnxfi.__all__)
-def test_public_names_resolve_and_are_explained(name: str) -> None:
+def test_public_names_resolve_and_have_numpydoc_sections(name: str) -> None:
     thing = getattr(onnxfi, name)
     assert thing is getattr(importlib.import_module(thing.__module__), thing.__name__)
-    assert thing.__doc__ and thing.__doc__.strip(), f"{name} is not explained"
-    if isinstance(thing, FunctionType) or hasattr(thing, "cache_clear"):
-        assert ">>> " in thing.__doc__, f"the docstring of the verb {name} has no example that the tests run"
+    found = sections(inspect.getdoc(thing) or "")
+    assert ">>> " in found.get("Examples", ""), f"{name} has no example that the tests run"
+    fields = dataclasses.fields(thing) if dataclasses.is_dataclass(thing) else ()
+    if not isinstance(thing, type):
+        assert documented(found, "Parameters") == list(inspect.signature(thing).parameters), name
+        assert found.get("Returns"), f"{name} does not say what it returns"
+    elif issubclass(thing, Exception):
+        assert "Parameters" not in found
+    else:
+        names = documented(found, "Attributes") or documented(found, "Parameters")
+        assert names, f"{name} documents no parameter or attribute"
+        # A campaign is made of flat fields, which docs/reference/spec.md lists.
+        assert {f.name for f in fields if not f.name.startswith("_")} <= {*names} or "fields" in names, name
+
+
+def test_public_names_of_the_converters_have_numpydoc_sections() -> None:
+    """Their frameworks need not be installed, so their source is read."""
+    for path in (ROOT / "converters").glob("*.py"):
+        for node in tree(path).body:
+            if isinstance(node, ast.FunctionDef) and node.name == "convert":
+                found, taken = sections(ast.get_docstring(node) or ""), node.args
+                given = [a.arg for a in (*taken.args, *taken.kwonlyargs, *filter(None, [taken.kwarg]))]
+                assert documented(found, "Parameters") == given and found.get("Returns") and found.get("Raises"), path
+            if isinstance(node, ast.ClassDef) and node.name == "FaultAwareTraining":
+                found = sections(ast.get_docstring(node) or "")
+                assert found.get("Parameters") and ">>> " in found.get("Examples", ""), path
+
+
+def sections(text: str) -> dict[str, str]:
+    """Return the sections of a numpydoc docstring by their titles."""
+    parts = re.split(r"^(\w+)\n-{3,}$", text, flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def documented(found: Mapping[str, str], title: str) -> list[str]:
+    """Return the names that a section of parameters describes, in order."""
+    entries = re.findall(r"^(\S.*?)(?: : .*)?$", found.get(title, ""), flags=re.M)
+    return [name.strip("*") for entry in entries for name in entry.split(", ")]
 
 
 def test_the_list_of_public_names_is_the_list() -> None:

@@ -167,7 +167,24 @@ def sites_digest(faults: Faults, ordinals: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class FaultList:
-    """A fault list on disk: its header, and its trials as a stream."""
+    """Fault list on disk: its header, and its trials as a stream.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    header : Header
+        The model that the list belongs to, and the draw that made it.
+
+    Examples
+    --------
+    >>> import tempfile, onnxfi
+    >>> model, folder = onnxfi.load("models/fashion_cnn.onnx"), Path(tempfile.mkdtemp())
+    >>> _ = onnxfi.inject(model, onnxfi.sample(model, count=3), save_faults=folder / "faults.jsonl")
+    >>> opened = FaultList.open(folder / "faults.jsonl")
+    >>> opened.header.fault, [(trial, len(faults)) for trial, faults in opened.trials(model.targets)]
+    ('flip', [(1, 3)])
+    """
 
     path: Path
     header: Header

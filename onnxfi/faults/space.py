@@ -70,11 +70,28 @@ def matches(pattern: str, texts: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class Selector:
-    """A filter over targets, elements and bits. Several `include` are OR-ed, different options AND-ed, `exclude` last.
+    """Filter over targets, elements and bits.
 
-    `elements` is a numpy-style index of slices and numbers by axis (`0:8,:,1,1`); `bits` a bit selection (`30`,
-    `0-22`, `exponent`).
+    A target is selected if it matches one of each option that is given, and no `exclude`. A pattern is a substring,
+    `=exact`, a glob, or `re:` and a regular expression.
 
+    Parameters
+    ----------
+    include, exclude : tuple of str
+        Patterns of names: id, node and layer of the target.
+    op : tuple of str
+        Patterns of the operators that use the target.
+    dtype : tuple of str
+        Number formats.
+    bits : str
+        Positions, ranges and fields, as `30`, `0-22` or `exponent`; all by default.
+    elements : str
+        Index of the elements by axis in the syntax of numpy, as `0:8,:,1,1`; all by default.
+    role : tuple of str
+        Roles of the tensor: `weight`, `bias`, `scale`, …
+
+    Examples
+    --------
     >>> weights = [Target("conv.weight", WORDS["float32"], (4, 2)), Target("conv.bias", WORDS["float32"], (4,))]
     >>> len(Selector(include=("weight",), bits="exponent").space(weights))
     64
@@ -172,6 +189,21 @@ class FaultSpace:
 
     `len(space)` may exceed what fits in memory; use `size` where it may exceed 2⁶³.
 
+    Attributes
+    ----------
+    targets : tuple of Target
+        The targets that have sites.
+    unit : {"bit", "word"}
+        What a site is.
+    bit_positions : tuple of tuple of int
+        The bit positions in each target; ``(-1,)`` for whole words.
+    elements : str
+        The index of the elements, as in `Selector`.
+    element_counts : tuple of int
+        Number of elements in each target.
+
+    Examples
+    --------
     >>> space = FaultSpace.over([Target("w", WORDS["float32"], (2, 3)), Target("b", WORDS["float16"], ())], Flip())
     >>> len(space), str(space[33]), str(space[-1])
     (208, 'w[1]:1', 'b[0]:15')
@@ -207,7 +239,7 @@ class FaultSpace:
             if chosen:
                 rows.append((target, places, chosen))
         if model.unit == "word" and bits:
-            raise SelectorError(f"--bits says nothing for {model}, which changes whole words; leave it out")
+            raise SelectorError(f"--bits has no effect on {model}, which changes whole words; leave it out")
         columns = tuple(zip(*rows, strict=True)) or ((), (), ())
         return cls(columns[0], model.unit, columns[1], elements, columns[2])
 

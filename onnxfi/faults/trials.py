@@ -31,11 +31,35 @@ SAMPLERS = ("ber", "count", "per-tensor", "exhaustive", "per-sample", "sites")
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault, its random parameters drawn: frozen, hashable, one line of JSON.
+    """One fault, with all random numbers drawn. It is hashable, and one line of a fault list.
 
-    `index` is the flat element (row-major); `bits` the changed positions (None: the whole word); `fault` the spent
-    fault model; `before` and `after` the words, None until they are known; `before_real` and `after_real` the real
-    numbers that the integers of a quantised tensor stand for, None for all others.
+    Attributes
+    ----------
+    target : str
+        Id of the target.
+    index : int
+        Flat index of the element, row-major.
+    bits : tuple of int or None
+        Changed bit positions, 0 is the least significant; None for the whole word.
+    fault : str
+        Text form of the fault model, its random parameters drawn.
+    word : Word
+        Number format.
+    before, after : int, optional
+        The word before and after the fault; None until they are known.
+    sample, step : int, optional
+        Sample of the data and step of the loop, for faults in activations; None for all.
+    onwards : bool
+        True for a fault from `step` onwards.
+    before_real, after_real : float, optional
+        The real numbers that quantised integers represent; None for all other words.
+
+    Examples
+    --------
+    >>> from onnxfi.faults.words import WORDS
+    >>> fault = Fault("conv1.weight", 7, (30,), "flip", WORDS["float32"], before=0x3F800000, after=0x7F800000)
+    >>> str(fault.site), fault.value("before"), fault.value("after")
+    ('conv1.weight[7]:30', 1.0, inf)
     """
 
     target: str
@@ -74,10 +98,30 @@ class Fault:
 
 @dataclass(frozen=True)
 class Faults(Sequence[Fault]):
-    """An immutable sequence of faults, held in columns. `models` has one entry for all rows, or one a row.
+    """Immutable sequence of faults, stored in columns.
 
-    `events` counts the sites that were drawn, where one fault changes several elements; else it is the length. `reals`
-    are the real numbers before and after ([2, n] float32), NaN for words that are not quantised.
+    Attributes
+    ----------
+    targets : tuple of Target
+        The targets, to which the sites refer by number.
+    sites : Sites
+        A row for each fault: target, element, bit, and for activations sample and steps.
+    models : tuple of FaultModel
+        The fault model of all rows, or one for each row.
+    before, after : array of uint64, shape (n,), optional
+        The words before and after each fault.
+    events : int
+        Number of drawn sites; less than the length if one event changes several elements.
+    real_values : array of float32, shape (2, n), optional
+        The real numbers before and after that quantised integers represent; NaN for all other words.
+
+    Examples
+    --------
+    >>> from onnxfi.faults.words import WORDS
+    >>> space = Selector().space([Target("w", WORDS["float32"], (100,))])
+    >>> faults = draw_faults(space, Sampler("count", n=2, seed=1), parse_fault("flip"))
+    >>> len(faults), [str(fault.site) for fault in faults]
+    (2, ['w[39]:6', 'w[63]:0'])
     """
 
     targets: tuple[Target, ...]

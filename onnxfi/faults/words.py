@@ -29,10 +29,23 @@ FIELDS = ("sign", "exponent", "mantissa")
 class Word:
     """Layout of one stored number.
 
-    `bits` is the width; `storage` the bits that it takes in a file (8 for bool, whose one bit lives in a byte);
-    `exponent` and `mantissa` count the bits of those fields, 0 for integers; `signed` says whether the top bit
-    is a sign; `parts` is 2 for a complex number.
+    Attributes
+    ----------
+    name : str
+        Name of the number format, as in numpy or ml_dtypes.
+    bits : int
+        Width in bits.
+    signed : bool
+        True if the top bit is a sign.
+    exponent, mantissa : int
+        Width of these fields in bits; 0 for integers.
+    storage : int
+        Bits that the number takes in a file: 8 for bool, whose one bit lies in a byte.
+    parts : int
+        Words of one number: 2 for a complex number.
 
+    Examples
+    --------
     >>> WORDS["float32"].field("exponent")
     range(23, 31)
     >>> WORDS["int4"].field("sign")
@@ -202,9 +215,18 @@ WORDS: MappingProxyType[str, Word] = MappingProxyType({w.name: w for w in _TABLE
 class Mask:
     """Bitwise change of a word: the faulty word is `(word & keep) ^ flip`.
 
-    This one form is a flip, a stuck-at, a multi-bit upset and the replacement of a whole word. Two masks in
-    sequence are again one: `first.then(second)`.
+    This form covers a bit flip, a stuck-at, a multi-bit upset and the replacement of a whole word. Two masks in
+    sequence are one mask: `first.then(second)`.
 
+    Parameters
+    ----------
+    keep : int
+        Bits that keep their value; the others are cleared.
+    flip : int
+        Bits that are inverted after that.
+
+    Examples
+    --------
     >>> flip = Mask(keep=0xFF, flip=0x01)
     >>> flip(0x10), flip.then(flip)(0x10)
     (17, 16)

@@ -127,11 +127,11 @@ def evaluate(
 
     Notes
     -----
-    `batch` samples run together (a model that takes one size only gets that). With scores of classes ([N, C], C of 2
-    or more) and labels: top-1 and top-5, and against golden SDC-1; for any other output how far it deviates. Raises
-    DataError where labels or outputs do not fit, EngineError where the runtime refuses. With `time_axis` the
-    spikes of `output` are counted along that axis, and the counts are scored.
+    Class scores ([N, C] with C of 2 or more) with labels give top-1 and top-5, and SDC-1 against a golden evaluation;
+    any other output gives its deviation from the golden one. A model with a fixed batch size runs in such batches.
 
+    Examples
+    --------
     >>> data = open_data("models/fashion_test.npz", engine_of().prepare("models/fashion_cnn.onnx").inputs, limit=200)
     >>> golden = evaluate("models/fashion_cnn.onnx", data)
     >>> golden.metrics["top1"]

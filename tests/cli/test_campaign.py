@@ -154,8 +154,8 @@ def test_an_adaptive_campaign_says_what_it_does_not_know(run: Run, tiny: Path) -
     assert "simple (Wilson with design effect)" in simple and "rounds, drawn evenly" in simple
     for words, message in (
         (("--shard", "1/2"), "it has no shards; use workers"),
-        (("--trials", 9), "trials says nothing with adaptive"),
-        (("--per", "layer"), "per says nothing with adaptive"),
+        (("--trials", 9), "trials has no effect with adaptive"),
+        (("--per", "layer"), "per has no effect with adaptive"),
         (("--rate", "sdc2"), "rate 'sdc2' is unknown"),
     ):
         refused = run("run", "m.onnx", *DATA, *wide, *words, "-o", "no.db")
@@ -473,7 +473,7 @@ def planned(here: Path, listed: Path) -> dict[Path, bytes]:
         ("run m.onnx --single --margin 0.1 --per layers", "'layers' is not one of 'network', 'layer'"),
         (
             "run m.onnx --ber 1e-3 --margin 0.1",
-            "margin says nothing with ber, only with single, adaptive; leave it out",
+            "margin has no effect with ber, only with single, adaptive; leave it out",
         ),
         (
             "run m.onnx --ber 1e-3 --exhaustive",
@@ -500,7 +500,7 @@ def planned(here: Path, listed: Path) -> dict[Path, bytes]:
             "lost.jsonl names the model 'gone.onnx', which does not exist; use onnxfi run MODEL --faults",
         ),
         ("run p.jsonl --faults p.jsonl", "p.jsonl is a fault list already; leave --faults out"),
-        ("run p.jsonl --seed 3", "seed says nothing with faults"),
+        ("run p.jsonl --seed 3", "seed has no effect with faults"),
         ("plan m.onnx --ber 1e-3 -o none/p.jsonl", "no folder 'none'"),
         ("plan m.onnx --ber 1e-3 --print-spec --json", "--print-spec cannot be combined with --out, --times or --json"),
         (

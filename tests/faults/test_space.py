@@ -226,7 +226,7 @@ def test_a_model_without_tensors() -> None:
 
 
 def test_words_are_not_narrowed_by_bits() -> None:
-    with pytest.raises(SelectorError, match="--bits says nothing for zero, which changes whole words; leave it out"):
+    with pytest.raises(SelectorError, match="--bits has no effect on zero, which changes whole words; leave it out"):
         Selector(bits="3").space(PAIR, Zero())
 
 

@@ -29,13 +29,30 @@ _OPEN = {
 
 @dataclass(frozen=True)
 class Limit(CheckedFields):
-    """One bound on one rate.
+    """One bound on one rate of a budget.
 
-    `rate` is a yes/no outcome of trials or a share of samples (docs/reference/budget.md has the table). `ber` says at
-    which rate of a sweep, `layer` in which layers (a pattern: the limit holds for each that matches), `golden` that the
-    value without faults is meant. Exactly one bound, a share from 0 to 1: `min` and `max` of the value, `max_drop` and
-    `max_rise` of its change against a baseline.
+    Parameters
+    ----------
+    rate : str
+        Name of an outcome of trials (`sdc1`), or of a metric of the task (`top1`); docs/reference/budget.md lists them.
+    ber : float, optional
+        Bit error rate of a sweep at which the limit holds; not needed where the sweep has one rate.
+    layer : str, optional
+        Layers in which the limit holds. A pattern sets one limit for each layer that it matches.
+    golden : bool
+        True to bound the value of the golden run.
+    min, max : float, optional
+        Bounds of the value: a share from 0 to 1, or in the unit of the metric.
+    max_drop, max_rise : float, optional
+        Bounds of the change against a baseline. Exactly one of the four bounds is given.
 
+    Raises
+    ------
+    SpecError
+        For no bound or several, a bound out of range, or a combination that cannot be measured.
+
+    Examples
+    --------
     >>> print(Limit("top1", ber=1e-5, min=0.6))
     top1 at 1e-05: at least 60 %
     >>> print(Limit("sdc1", layer="conv1", max_rise=0.1))
@@ -67,7 +84,10 @@ class Limit(CheckedFields):
         if self.golden and not metric.golden:
             golden = (m for task in known_tasks() for m in task.metrics if m.golden)
             takes = ", ".join(dict.fromkeys(m.name for m in sorted(golden, key=lambda m: not m.needs_labels)))
-            raise SpecError(f"golden {self.rate} says nothing, as there are no faults; golden takes {takes}", "golden")
+            raise SpecError(
+                f"golden {self.rate} is the same for every model, as there are no faults; golden takes {takes}",
+                "golden",
+            )
         for name in ("ber", "layer"):
             if self.golden and getattr(self, name) is not None:
                 raise SpecError(f"golden and {name} exclude each other: golden is the run without faults", name)
@@ -113,10 +133,26 @@ class Limit(CheckedFields):
 
 @dataclass(frozen=True)
 class Budget(CheckedFields):
-    """A campaign whose model is left open, and the limits that a model has to keep, jointly with `confidence`.
+    """A campaign without a model, and the limits that a model must keep.
 
-    `time_s` is the time box: where it ends before the trials do, nothing that rests on trials is decided.
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign that is run on each model; its own `model` is empty.
+    limits : tuple of Limit
+        The limits.
+    confidence : float
+        Confidence with which all verdicts hold together.
+    time_s : float, optional
+        Time limit in seconds. If it ends before the trials do, limits on rates of trials are not decided.
 
+    Raises
+    ------
+    SpecError
+        For limits that contradict each other, or that the campaign cannot measure.
+
+    Examples
+    --------
     >>> sweep = Campaign("", data="images.npz", ber=1e-5, repeat=200)
     >>> Budget(sweep, (Limit("top1", min=0.6), Limit("sdc1", max=0.3))).limits[0].ber
     1e-05

@@ -84,7 +84,29 @@ class Finding:
 
 @dataclass(frozen=True)
 class Checked:
-    """A model against a budget: the verdict, and what was found for each limit."""
+    """The result of a check: a verdict for each limit of a budget, and the measurements behind it.
+
+    Attributes
+    ----------
+    model : str
+        Path of the model.
+    findings : tuple of Finding
+        For each limit the measured value with its interval, and its verdict.
+    measured : Measured
+        The rates of the campaign.
+    confidence : float
+        Confidence with which all verdicts hold together.
+    baseline : str, optional
+        The baseline that changes were measured against.
+
+    Examples
+    --------
+    >>> from onnxfi.campaign.spec.campaign import Campaign
+    >>> campaign = Campaign("", data="models/fashion_test.npz", samples=20, ber=1e-5, repeat=2)
+    >>> done = check("models/fashion_cnn.onnx", Budget(campaign, (Limit("top1", golden=True, min=0.99),)))
+    >>> done.verdict, done.exit_code, done.summary()
+    ('fail', 1, 'FAIL, 1 of 1 limits')
+    """
 
     model: str
     findings: tuple[Finding, ...]

@@ -35,7 +35,28 @@ class Version:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several versions of a network under the same sweep; `measure` is what all have."""
+    """Several versions of a network under the same sweep.
+
+    Attributes
+    ----------
+    versions : tuple of Version
+        The models, with the reports of their campaigns.
+    rates : tuple of float
+        The bit error rates of the sweep.
+    measure : str
+        Name of the compared metric, which every version has.
+    confidence : float
+        Confidence of each interval.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> sweep = Campaign(model="", data="models/fashion_test.npz", samples=20, ber=(1e-4,), repeat=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     found = compare(["models/fashion_cnn.onnx", "models/fashion_gru.onnx"], sweep, folder)
+    >>> found.measure, [found.cell(version, 1e-4).estimate <= 1 for version in found.versions]
+    ('top1', [True, True])
+    """
 
     versions: tuple[Version, ...]
     rates: tuple[float, ...]

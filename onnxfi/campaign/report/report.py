@@ -91,13 +91,46 @@ class Fold:
 
 @dataclass(frozen=True)
 class Report:
-    """A campaign's results, folded.
+    """The results of a campaign, summed by rate, layer and bit.
 
-    `samples` is what the choice of samples adds to the SDC-1 rate: the interval of its mean over all samples of this
-    kind; `others` where as many other samples would put it (None where these tell nothing of that).
+    Attributes
+    ----------
+    store : Path
+        The store that was read.
+    campaign : dict
+        The campaign's identity: all that determines its results.
+    golden : dict
+        The metrics, task and data of the golden run.
+    environment : dict
+        The versions and the machine that the campaign ran on.
+    confidence : float
+        Confidence of each interval.
+    planned, errors : int
+        Number of planned trials, and of trials on which the harness failed.
+    everything : Fold
+        The rates of all trials; of an adaptive campaign, of the trials of complete rounds.
+    by_rate, by_layer, by_bit : tuple of Fold
+        The rates by bit error rate, by layer, and by bit position (by bit field in an adaptive campaign).
+    samples : Interval, optional
+        Interval of the SDC-1 rate over all samples of this kind: the uncertainty that the choice of samples adds.
+    others : Interval, optional
+        Prediction interval of the SDC-1 rate on as many other samples; None if the samples run do not determine it.
+    strata : tuple of dict
+        The strata that the trials were drawn from.
+    look : Look, optional
+        The estimate of an adaptive campaign after its last complete round.
 
-    Of an adaptive campaign `look` is what it measures; `by_bit` goes by the fields of bits that it drew from, and only
-    trials of complete rounds count.
+    Examples
+    --------
+    >>> import tempfile
+    >>> from onnxfi.campaign.run.runner import run
+    >>> from onnxfi.campaign.spec.campaign import Campaign
+    >>> campaign = Campaign("models/fashion_cnn.onnx", "models/fashion_test.npz", samples=20, ber=1e-4, repeat=3)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     results = list(run(campaign, folder + "/store.db"))
+    ...     found = report(folder + "/store.db")
+    >>> [fold.key for fold in found.by_rate], found.everything.outcomes
+    (['0.0001'], {'masked': 0, 'sdc': 3, 'due': 0})
     """
 
     store: Path

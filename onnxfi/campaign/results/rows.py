@@ -12,7 +12,7 @@ from onnxfi.graph.partition.route import Route
 class Result:
     """The result of one trial.
 
-    Parameters
+    Attributes
     ----------
     trial : int
         The number of the trial, from 1.
@@ -25,11 +25,16 @@ class Result:
     time_s : float
         The time of the trial in seconds.
     changed : bytes or None
-        The samples whose answer is silently another one, as packed bits.
+        The samples whose answer is silently wrong, as packed bits.
     error : str or None
         The traceback of an error of the harness; then there is no outcome.
     route : str
         The route of its execution.
+
+    Examples
+    --------
+    >>> Result(1, "sdc", None, {"sdc1": 0.02}, time_s=0.01).metrics
+    {'sdc1': 0.02}
     """
 
     trial: int

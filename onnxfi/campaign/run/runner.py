@@ -111,18 +111,53 @@ def run(
     golden: Callable[[TrialExecutor], tuple[GoldenRun, float]] | None = None,
     progress: OnProgress | None = None,
 ) -> Running:
-    """Run a campaign into a store; iterate over what comes back for the results, as they come.
+    """Run a campaign; its results are written to a store, and returned one by one.
 
-    An existing store of the same campaign is resumed, or extended where more trials are asked for; of another one it is
-    refused (`fresh` moves it to STORE.old). `workers` are processes, or threads of processes where a model is large; 0
-    runs the trials in this process, where a fault that crashes the runtime takes the program with it. `shard` (i, n)
-    runs every n-th trial from the i-th on. Each process keeps up to `kept_bytes` of golden values and sessions; what is
-    beyond is computed again, to the same values. `executor` makes any other `concurrent.futures.Executor`, or is a
-    `Cluster`. A trial in a worker process of ours hangs after `timeout_s` (10 s and 20 golden runs), and is out of
-    memory beyond `worker_memory_bytes` (on Linux, three quarters of the machine's); what is given is kept in the store.
-    `golden` finds the golden run, and `progress` gets the number of trials planned so far. InputError for a
-    limit that the golden run itself exceeds.
+    An existing store of the same campaign is resumed, or extended if the campaign has more trials.
 
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+    store : str or Path, optional
+        The file of results; by default MODEL.onnxfi.db in the current folder.
+    workers : int
+        Worker processes (threads of processes for large models). With 0 the trials run in this process, and a fault
+        that crashes the runtime ends it.
+    shard : tuple of (int, int), optional
+        `(i, n)` runs every n-th trial, from the i-th on.
+    fresh : bool
+        Start again; an existing store is moved to STORE.old.
+    kept_bytes : int
+        Golden values and sessions that each process keeps, in bytes. Values beyond that are computed again.
+    executor : callable or Cluster, optional
+        Returns a `concurrent.futures.Executor` that runs the trials, or is a Dask cluster.
+    timeout_s : float, optional
+        Seconds after which a trial in a worker process counts as hung; by default 10 s and 20 golden runs.
+    worker_memory_bytes : int, optional
+        Memory above which a trial in a worker process is ended; by default three quarters of the machine's. Linux only.
+        Both limits are kept in the store.
+    golden : callable, optional
+        Returns the golden run and its time in seconds, to take them from a cache.
+    progress : callable, optional
+        Called with the number of trials planned so far, and their total.
+
+    Returns
+    -------
+    Running
+        The running campaign; iterate over it for the results.
+
+    Raises
+    ------
+    InputError
+        For a limit that the golden run itself exceeds, or that cannot be enforced.
+    StoreError
+        For a store of another campaign, unless `fresh`.
+    CampaignError
+        If the golden run is not deterministic, or a canary fault stays masked.
+
+    Examples
+    --------
     >>> import tempfile
     >>> campaign = Campaign("models/fashion_cnn.onnx", "models/fashion_test.npz", samples=50, ber=1e-4, repeat=2)
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -434,8 +469,27 @@ def _kept(store: Store, stream: Generator[Result, None, None]) -> Generator[Resu
 
 
 def plan(campaign: Campaign) -> tuple[Plan, float | None]:
-    """Plan a campaign, and time one trial where data is named.
+    """Plan the trials of a campaign without running them.
 
+    Parameters
+    ----------
+    campaign : Campaign
+        The campaign.
+
+    Returns
+    -------
+    plan : Plan
+        The trials; its length is their number.
+    golden_s : float or None
+        Time of the golden run in seconds, if the campaign names data.
+
+    Raises
+    ------
+    SpecError
+        For a design that the model cannot have.
+
+    Examples
+    --------
     >>> made, seconds = plan(Campaign("models/fashion_cnn.onnx", single=True, margin=0.05))
     >>> len(made), seconds
     (664, None)

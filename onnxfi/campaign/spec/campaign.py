@@ -58,7 +58,7 @@ class Campaign(CheckedFields):
     Raises
     ------
     SpecError
-        For an unknown name, a wrong type, a value out of range, or a field that says nothing with the others.
+        For an unknown name, a wrong type, a value out of range, or a field that has no effect with the others.
 
     Examples
     --------

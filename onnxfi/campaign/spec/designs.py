@@ -49,7 +49,7 @@ class FaultDraw(CheckedFields):
         if not scope.includes_activations and (scope.persistence != "transient" or scope.all):
             name = "all" if scope.all else "persistence"
             raise SpecError(
-                f"{name} says nothing for weights, whose faults stay; give target activations or inputs", name
+                f"{name} has no effect on weights, whose faults are permanent; give target activations or inputs", name
             )
         if scope.includes_activations and self.selector.role:
             raise SpecError("role is a matter of weights; leave it out for activations", "role")
@@ -236,7 +236,7 @@ def chosen_design(given: Mapping[str, Any]) -> type[Design] | None:
 
 
 def design_of(given: Mapping[str, Any]) -> type[Design]:
-    """Return the design of flat fields; SpecError for none, two, or a field that says nothing with it."""
+    """Return the design of flat fields; SpecError for none, two, or a field that has no effect with it."""
     known = flat_fields(Design)
     stated = {name: value for name, value in given.items() if name in known and value is not None}
     for name, value in stated.items():
@@ -250,7 +250,7 @@ def design_of(given: Mapping[str, Any]) -> type[Design]:
         if not fits and value is not False and value != ():
             only = ", ".join(one.key for one in DESIGNS if name in flat_fields(one))
             hint = _INSTEAD.get(chosen, "") if name in flat_fields(FaultDraw) else ""
-            raise SpecError(f"{name} says nothing with {chosen.key}, only with {only}; leave it out{hint}", name)
+            raise SpecError(f"{name} has no effect with {chosen.key}, only with {only}; leave it out{hint}", name)
     return chosen
 
 

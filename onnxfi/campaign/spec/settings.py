@@ -143,4 +143,4 @@ class NeuronSettings(CheckedFields):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.neurons is not None and not self.expose:
-            raise SpecError("neurons says nothing without expose; leave it out, or add expose", "neurons")
+            raise SpecError("neurons requires expose; leave it out, or add expose", "neurons")

@@ -26,12 +26,32 @@ VERSION = 1
 
 
 def load_spec(path: str | Path, *, allow_code: bool = False, instead: Collection[str] = ()) -> Campaign:
-    r"""Read a campaign from a YAML file; every field is checked by name, type and range, with line and column.
+    r"""Read a campaign from a YAML file.
 
-    Loading is safe: no tags but those of plain values, nothing that grows, no more than 1 MB. Paths are taken as they
-    stand there. A file whose fields have code run (data as module:function, custom_ops) is refused unless
-    `allow_code`, or the caller puts other values `instead` of those fields.
+    The file holds plain values only: at most 1 MB, no tags that run code, no aliases that expand. Relative paths in it
+    start from the current folder.
 
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    allow_code : bool
+        Let the campaign run code that it names (data as ``module:function``, `custom_ops`).
+    instead : collection of str
+        Fields that the caller replaces, and that are therefore not refused for naming code.
+
+    Returns
+    -------
+    Campaign
+        The campaign, every field checked.
+
+    Raises
+    ------
+    SpecError
+        For a field of a wrong name, type or range, with line and column, and for code without `allow_code`.
+
+    Examples
+    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = Path(folder, "campaign.yaml")

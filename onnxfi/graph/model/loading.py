@@ -67,6 +67,12 @@ class Model:
         Notes for readers of the population.
     origin
         The digest of the model from which this one was made by adding an output: faults in one are faults in the other.
+
+    Examples
+    --------
+    >>> model = load("models/fashion_cnn.onnx")
+    >>> model.name, len(model.targets), model.targets[0].shape
+    ('models/fashion_cnn.onnx', 9, (16, 1, 3, 3))
     """
 
     source: ByteSource

@@ -47,12 +47,34 @@ def open_data(
 ) -> Data:
     """Open labelled data for a model with these inputs.
 
-    `spec` is an `.npz` archive, a folder of images by class or of event recordings (with `preprocess`, a YAML file, or
-    a `preprocess.yaml` or `events.yaml` in it), a `module:function`, a dict of arrays, or None for synthetic inputs
-    drawn from `seed`. `limit` keeps the first samples; of synthetic ones it is the number. `batch_axis` counts samples.
+    Parameters
+    ----------
+    spec : str, Path, mapping of str to array, or None
+        An `.npz` archive; a folder of images by class, or of event recordings; ``module:function``; arrays by name; or
+        None for synthetic inputs.
+    inputs : sequence of Port
+        The inputs of the model, as `Session.inputs`.
+    preprocess : str or Path, optional
+        YAML file that describes the preprocessing of a folder; by default `preprocess.yaml` or `events.yaml` in it.
+    limit : int, optional
+        Number of samples: the first of the data, or that many synthetic ones.
+    seed : int
+        Seed of synthetic inputs.
+    batch_axis : int
+        The axis that counts samples.
 
-    Raises `DataError`: the data is missing or damaged, or its names, types, shapes or numbers do not fit.
+    Returns
+    -------
+    Data
+        The samples and their labels, read as they are needed.
 
+    Raises
+    ------
+    DataError
+        Where the data is missing or damaged, or its names, types, shapes or numbers do not fit.
+
+    Examples
+    --------
     >>> port = Port("x", "float32", ("N", 3))
     >>> data = open_data({"x": np.ones((5, 3), np.float32), "labels": np.arange(5)}, [port], limit=4)
     >>> data.samples, data.labels, data.description

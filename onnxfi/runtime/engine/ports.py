@@ -45,13 +45,21 @@ _GLANCE, _LOOK = 1 << 10, 1 << 16
 
 @dataclass(frozen=True)
 class Port:
-    """One input or output of a model: its name, element type and shape.
+    """One input or output of a model.
 
-    `dtype` is the numpy or ml_dtypes name (`float32`, `bfloat16`, `int64`, `bool`), `string`, or, for what is
-    no tensor of those, the runtime's own text (`seq(tensor(float))`). A dimension is a number, a symbol, or
-    None where it has neither. `shape` is None where the rank is open; ONNX Runtime does not tell that from a
-    scalar, so its scalars have None too.
+    Attributes
+    ----------
+    name : str
+        Its name.
+    dtype : str
+        The numpy or ml_dtypes name (`float32`, `bfloat16`, `int64`, `bool`), `string`, or the runtime's own text for
+        other types (`seq(tensor(float))`).
+    shape : tuple of (int, str or None), or None
+        Sizes; a symbol or None for an open dimension. None if the rank is open, and for scalars, which ONNX Runtime
+        does not distinguish from that.
 
+    Examples
+    --------
     >>> str(Port("image", "float32", ("N", 1, 28, 28)))
     "'image' (float32 [N,1,28,28])"
     """

@@ -20,7 +20,23 @@ _LARGEST_MODEL_BYTES = (1 << 31) - 1
 class Session(Protocol):
     """A prepared model.
 
-    `unread` maps the name of each output that is not a plain tensor to its type; these are missing from `outputs`.
+    Attributes
+    ----------
+    inputs, outputs : tuple of Port
+        What `run` is fed and returns, in the order of the model.
+    unread : mapping of str to str
+        Type of each output that is not a plain tensor, and so is not in `outputs`, by its name.
+    provider : str
+        Backend that computes, by the runtime's name.
+    note : str
+        Backend, with a remark for reports.
+
+    Examples
+    --------
+    >>> import onnxfi, numpy as np
+    >>> session = onnxfi.OrtEngine(provider="cpu").prepare("models/fashion_cnn.onnx")
+    >>> str(session.inputs[0]), session.run({"image": np.zeros((2, 1, 28, 28), np.float32)})["logits"].shape
+    ("'image' (float32 [N,1,28,28])", (2, 10))
     """
 
     @property
@@ -48,13 +64,31 @@ class Session(Protocol):
 
 
 class Engine:
-    """A runtime that prepares ONNX models for running.
+    """A runtime that prepares ONNX models for running; the base class of all engines.
 
-    A subclass is a frozen dataclass that sets `name` and implements `prepare`; its fields are the settings that a
+    A subclass is a frozen dataclass that sets `name` and implements `prepare`. Its fields are the settings that a
     campaign can give it (`provider`, `provider_options`, `optimization`, `threads`, `custom_ops`). A package offers its
-    engine by the entry point group `onnxfi.engines`.
+    engine by an entry point of the group `onnxfi.engines`.
 
-    Two preparations of the same model must give the same bits for the same feeds, in every process.
+    Two sessions of the same model must give the same bits for the same feeds, in every process.
+
+    Attributes
+    ----------
+    name : str
+        Name on the command line, in campaigns and in stores.
+    cuts : bool
+        True if a campaign may run segments of a model in place of the whole model.
+    fed_faults : bool
+        True if the runtime takes fault operators whose faults are inputs, as bodies of loops need them.
+    thread_safe : bool
+        True if several threads may run one session at the same time.
+
+    Examples
+    --------
+    >>> from onnxfi import OrtEngine
+    >>> engine = OrtEngine(provider="cpu", threads=1)
+    >>> engine.name, engine.cuts, engine.prepare("models/fashion_cnn.onnx").provider
+    ('onnxruntime', True, 'CPUExecutionProvider')
     """
 
     #: Name on the command line, in campaigns and in stores.

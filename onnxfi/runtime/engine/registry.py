@@ -71,6 +71,11 @@ def engine_of(name: str = DEFAULT, **settings: Any) -> Engine:
     **settings
         Fields of the engine's class.
 
+    Returns
+    -------
+    Engine
+        The engine, a frozen dataclass.
+
     Raises
     ------
     InputError

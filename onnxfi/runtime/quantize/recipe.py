@@ -13,7 +13,7 @@ FORMATS = ("qdq", "qoperator")
 WEIGHTS = ("int8", "uint8", "int4", "uint4")
 ACTIVATIONS = ("uint8", "int8", "uint16", "int16")
 CALIBRATIONS = ("minmax", "entropy", "percentile")
-#: The flags that say something in each mode, and what their values may be.
+#: The flags of each mode, and their values.
 _ALLOWED: dict[str, dict[str, tuple[str, ...]]] = {
     "static": {"format": FORMATS, "weights": WEIGHTS, "activations": ACTIVATIONS, "calibration": CALIBRATIONS},
     "dynamic": {"weights": ("int8", "uint8")},
@@ -31,16 +31,39 @@ _DEFAULTS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a quantisation. Fields have the names of the flags; '' stands for the default of the mode.
+    """Settings of a quantisation. Fields have the names of the flags; an empty one takes the default of the mode.
 
-    `format` is `qdq` or `qoperator`; `weights` and `activations` are number formats; `per_channel` gives each output
-    channel of a weight its own scale; `calibration` says how the ranges of activations are found, on the first
-    `calibration_samples` of the data; `block` elements of a weight share a scale (weight-only); `exclude` are patterns
-    of nodes, layers or weights that stay in float; `opset` raises the model's opset first.
+    Parameters
+    ----------
+    mode : {"static", "dynamic", "weight-only", "fp16", "bf16"}
+        The kind of quantisation.
+    format : {"qdq", "qoperator"}
+        Form of the quantised operators.
+    weights, activations : str
+        Number formats, as `int8`.
+    per_channel : bool
+        Give each output channel of a weight a scale of its own.
+    calibration : {"minmax", "entropy", "percentile"}
+        How the ranges of activations are found.
+    calibration_samples : int
+        Samples of the data that are used for it.
+    block : int
+        Elements of a weight that share a scale, in mode weight-only.
+    exclude : tuple of str
+        Patterns of nodes, layers or weights that stay float.
+    opset : int, optional
+        Opset to which the model is raised first.
 
+    Raises
+    ------
+    InputError
+        For a setting that the mode does not have, or a value that it does not allow.
+
+    Examples
+    --------
     >>> Recipe("dynamic", calibration="entropy")
     Traceback (most recent call last):
-    onnxfi.errors.InputError: --calibration says nothing in mode dynamic; leave it out
+    onnxfi.errors.InputError: --calibration has no effect in mode dynamic; leave it out
     """
 
     mode: str
@@ -61,11 +84,11 @@ class Recipe:
         for name in ("format", "weights", "activations", "calibration"):
             value = getattr(self, name)
             if value and name not in allowed:
-                raise InputError(f"--{name} says nothing in mode {self.mode}; leave it out")
+                raise InputError(f"--{name} has no effect in mode {self.mode}; leave it out")
             if value and value not in allowed[name]:
                 raise InputError(f"--{name} {value!r} is not for mode {self.mode}; give {' or '.join(allowed[name])}")
         if self.per_channel and self.mode not in _PER_CHANNEL:
-            raise InputError(f"--per-channel says nothing in mode {self.mode}; leave it out")
+            raise InputError(f"--per-channel has no effect in mode {self.mode}; leave it out")
         narrow = [n for n in ("weights", "activations") if getattr(self, n) and getattr(self, n)[-1] in "46"]
         if self.mode == "static" and self.format == "qoperator" and narrow:
             raise InputError(f"--{narrow[0]} {getattr(self, narrow[0])} has no QOperator form; use --format qdq")
@@ -77,7 +100,7 @@ class Recipe:
         if self.block not in (16, 32, 64, 128, 256):
             raise InputError(f"--block {self.block} is not for MatMulNBits; give 16, 32, 64, 128 or 256")
         if self.block != 32 and self.mode != "weight-only":
-            raise InputError(f"--block says nothing in mode {self.mode}; leave it out")
+            raise InputError(f"--block has no effect in mode {self.mode}; leave it out")
         if self.calibration_samples < 1:
             raise InputError(f"--calibration-samples {self.calibration_samples} is out of range; give 1 or more")
 

@@ -392,8 +392,8 @@ def test_a_number_in_a_body_is_changed_as_numpy_does(here: Path, fault: str) -> 
     ("fields", "says"),
     [
         ({"target": "wights"}, "target: target 'wights' is unknown; closest: 'weights'"),
-        ({"target": "weights", "persistence": "permanent"}, "persistence says nothing for weights"),
-        ({"target": "weights", "all": True}, "all says nothing for weights"),
+        ({"target": "weights", "persistence": "permanent"}, "persistence has no effect on weights"),
+        ({"target": "weights", "all": True}, "all has no effect on weights"),
         ({"persistence": "always"}, "persistence 'always' is unknown"),
         ({"role": "weight"}, "role is a matter of weights"),
         ({"per_sample": 0.5, "target": "weights"}, "per_sample draws faults in activations"),

@@ -142,7 +142,7 @@ def test_bad_fields(tmp_path: Path, text: str, said: str) -> None:
         (SWEEP, "{rate: sdc1, max: many}", "column 21: max must be a number; given 'many'"),
         (SWEEP, "{rate: sdc1, maximum: 1}", "column 16: unknown field 'maximum'; closest: 'max'"),
         (SWEEP, "{rate: sdc1, golden: 3, max: 1}", "column 24: golden must be true or false"),
-        (SWEEP, "{rate: sdc1, golden: true, max: 1}", "column 24: golden sdc1 says nothing"),
+        (SWEEP, "{rate: sdc1, golden: true, max: 1}", "column 24: golden sdc1 is the same for every model"),
         (SWEEP, "{rate: top1, golden: true, ber: 1e-5, min: 1}", "column 35: golden and ber exclude each other"),
         (SWEEP, "{rate: top1, min: 0.1}", "column 3: top1: at which rate? give ber, one of 1e-05, 0.0001"),
         (SWEEP, "{rate: top1, min: 0.1, ber: 1e-3}", "column 3: top1 at 0.001: the campaign has no such rate"),

@@ -358,7 +358,7 @@ def test_bad_lists(here: Path) -> None:
             "changes whole words; use per",
         ),
         ({"single": True, "margin": 0.1, "per": "data-aware", "fault": "zero"}, SpecError, "changes whole words"),
-        ({"exhaustive": True, "fault": "zero", "bits": "3"}, SelectorError, "says nothing for zero"),
+        ({"exhaustive": True, "fault": "zero", "bits": "3"}, SelectorError, "has no effect on zero"),
     ],
 )
 def test_what_cannot_be_planned(here: Path, fields: dict[str, Any], kind: type[Exception], message: str) -> None:

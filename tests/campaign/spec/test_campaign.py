@@ -194,7 +194,7 @@ def test_each_design_refuses_the_fields_of_others(design: Any, name: str) -> Non
     fields = {**EXAMPLES[design.key][2], design.key: EXAMPLES[design.key][0], name: value}
     if name not in flat_fields(design):
         with pytest.raises(
-            SpecError, match=f"^{name} says nothing with {design.key}, only with .*; leave it out"
+            SpecError, match=f"^{name} has no effect with {design.key}, only with .*; leave it out"
         ) as told:
             Campaign("m.onnx", **fields)
         assert told.value.field == name
@@ -290,15 +290,15 @@ BAD: list[tuple[str, str]] = [
         "seed: 1",
         "exactly one of ber, per_sample, single, adaptive, exhaustive, faults, mix says which trials there are; given: none",
     ),
-    ("ber: 1e-6\nmargin: 0.1", "line 3, column 9: margin says nothing with ber, only with single, adaptive"),
-    ("ber: 1e-6\nper: layer", "line 3, column 6: per says nothing with ber, only with single"),
+    ("ber: 1e-6\nmargin: 0.1", "line 3, column 9: margin has no effect with ber, only with single, adaptive"),
+    ("ber: 1e-6\nper: layer", "line 3, column 6: per has no effect with ber, only with single"),
     (
         "exhaustive: true\nrepeat: 3",
-        "line 3, column 9: repeat says nothing with exhaustive, only with ber, per_sample, mix",
+        "line 3, column 9: repeat has no effect with exhaustive, only with ber, per_sample, mix",
     ),
-    ("faults: f.jsonl\nfault: zero", "line 3, column 8: fault says nothing with faults"),
-    ("faults: f.jsonl\nseed: 3", "line 3, column 7: seed says nothing with faults"),
-    ("mix: [{ber: 1e-6}]\ninclude: w", "line 3, column 10: include says nothing with mix"),
+    ("faults: f.jsonl\nfault: zero", "line 3, column 8: fault has no effect with faults"),
+    ("faults: f.jsonl\nseed: 3", "line 3, column 7: seed has no effect with faults"),
+    ("mix: [{ber: 1e-6}]\ninclude: w", "line 3, column 10: include has no effect with mix"),
     ("mix: [{ber: 1e-6, count: 1}]", "line 2, column 7: each part of mix takes ber or count"),
     ("mix: [{fault: flip}]", "line 2, column 7: each part of mix takes ber or count"),
     ("mix: [{ber: 7}]", "line 2, column 13: ber: rate 7.0 is no probability"),
@@ -406,7 +406,7 @@ def test_other_fields_keep_the_rest() -> None:
     assert base.with_fields() == base
     assert base.with_fields(ber=(1e-3,)) == Campaign("m.onnx", "d.npz", ber=(1e-3,), repeat=3, samples=9)
     assert "repeat" not in flat(base.with_fields(exhaustive=True))
-    with pytest.raises(SpecError, match="margin says nothing"):
+    with pytest.raises(SpecError, match="margin has no effect"):
         base.with_fields(margin=0.1)
 
 
@@ -450,10 +450,10 @@ def test_the_identity_holds_what_fixes_an_answer_and_no_more(name: str, here: Pa
 
 def test_what_an_adaptive_campaign_cannot_be() -> None:
     for fields, message in (
-        ({"rate": "due"}, "rate says nothing with single, only with adaptive; leave it out"),
-        ({"relative_margin": 0.1}, "relative_margin says nothing with single, only with adaptive"),
-        ({"adaptive": True, "trials": 9}, "trials says nothing with adaptive, only with single; leave it out"),
-        ({"adaptive": True, "per": "layer"}, "per says nothing with adaptive, only with single; leave it out"),
+        ({"rate": "due"}, "rate has no effect with single, only with adaptive; leave it out"),
+        ({"relative_margin": 0.1}, "relative_margin has no effect with single, only with adaptive"),
+        ({"adaptive": True, "trials": 9}, "trials has no effect with adaptive, only with single; leave it out"),
+        ({"adaptive": True, "per": "layer"}, "per has no effect with adaptive, only with single; leave it out"),
         ({"adaptive": True, "rate": "sdc2"}, "rate 'sdc2' is unknown; closest: "),
         ({"adaptive": True, "method": "fast"}, "method 'fast' is unknown"),
         (
