@@ -354,16 +354,17 @@ class Worker:
                 assert process.stdout is not None
                 ends: Counter[str] = Counter()
                 for line in process.stdout:
-                    told = json.loads(line)
-                    if "ends" in told:
-                        ends.update(told["ends"])
-                    elif "finding" in told:
-                        self.findings.append(told)
+                    message = json.loads(line)
+                    if "ends" in message:
+                        ends.update(message["ends"])
+                    elif "finding" in message:
+                        self.findings.append(message)
                         print(
-                            f"mutation {told['finding']} of {told['model']}: {told['end']}\n{told['trace']}", flush=True
+                            f"mutation {message['finding']} of {message['model']}: {message['end']}\n{message['trace']}",
+                            flush=True,
                         )
                     else:
-                        self.at = told["at"]
+                        self.at = message["at"]
             if process.returncode == 0:
                 self.ends.update(ends)
                 return

@@ -219,7 +219,7 @@ def check_oracle(folder: Path) -> str:
 def check_placement(folder: Path) -> str:
     """The runtime itself says which nodes run on the device."""
     note = engine().prepare(MODEL).note
-    hold("the runtime does not say" not in note, "this release of ONNX Runtime does not tell; take 1.24 or later")
+    hold("the runtime does not say" not in note, "this release of ONNX Runtime does not record it; take 1.24 or later")
     hold(" on CUDAExecutionProvider" in note.partition("nodes:")[2], f"no node runs on the device: {note}")
     campaign(store := folder / "placement.db", "--provider", "cuda", "--single", "--trials", 2, "--workers", 0)
     with sqlite3.connect(store) as db:
@@ -229,7 +229,7 @@ def check_placement(folder: Path) -> str:
 
 
 def check_memory(folder: Path) -> str:
-    """Memory of a device that runs out is told as that, within its limit, and the process goes on."""
+    """Exhausted memory of a device is reported as that, within its limit, and the process goes on."""
     said = in_process(  # the first limit that a process is given holds for all its sessions
         "limited = engine(gpu_mem_limit=64 << 20)\n"
         "try: outputs(limited, product(), np.zeros((1 << 16, SIDE), np.float32)); print('it fits')\n"

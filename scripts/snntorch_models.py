@@ -37,8 +37,8 @@ class Kind:
 
     def __str__(self) -> str:
         flags = {"learned": self.learned, "conv": self.convolution, "named": self.named}
-        told = [self.reset, *(name for name, on in flags.items() if on)]
-        return "_".join([*told, "dynamo" if self.dynamo else "torchscript"])
+        parts = [self.reset, *(name for name, on in flags.items() if on)]
+        return "_".join([*parts, "dynamo" if self.dynamo else "torchscript"])
 
 
 class Net(nn.Module):
@@ -102,7 +102,7 @@ def build(kind: Kind, seed: int = 0) -> tuple[Net, Tensor]:
 
 
 def export(net: Net, x: Tensor, kind: Kind) -> onnx.ModelProto:
-    """The network as ONNX, without what its exporter tells of this machine."""
+    """The network as ONNX, without what its exporter records of this machine."""
     names = ["counts", "spikes1", "spikes2"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

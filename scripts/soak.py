@@ -130,16 +130,16 @@ def interrupted(
 def kills(given: argparse.Namespace, folder: Path) -> bool:
     """SIGKILL at any moment."""
     campaigns, wrong, _ = interrupted(given, folder, [signal.SIGKILL])
-    told = dict(wrong) or "no result lost, the same rows in the end"
-    print(f"{given.count} SIGKILLs in {campaigns} campaigns of {given.trials:,} trials: {told}")
+    summary = dict(wrong) or "no result lost, the same rows in the end"
+    print(f"{given.count} SIGKILLs in {campaigns} campaigns of {given.trials:,} trials: {summary}")
     return not wrong
 
 
 def stops(given: argparse.Namespace, folder: Path) -> bool:
     """Ctrl-C and SIGTERM at any moment."""
     campaigns, wrong, left = interrupted(given, folder, [signal.SIGINT, signal.SIGTERM])
-    told = dict(wrong) or "exit 130, the same rows in the end"
-    print(f"{given.count} stops in {campaigns} campaigns of {given.trials:,} trials: {told}; {left} files left")
+    summary = dict(wrong) or "exit 130, the same rows in the end"
+    print(f"{given.count} stops in {campaigns} campaigns of {given.trials:,} trials: {summary}; {left} files left")
     return not wrong and not left
 
 
@@ -247,8 +247,8 @@ def memory(given: argparse.Namespace, folder: Path) -> bool:
     while process.poll() is None:
         time.sleep(0.5)
         try:
-            told = Path(f"/proc/{process.pid}/status").read_text()
-            held = next(line.split()[1] for line in told.splitlines() if line.startswith("VmRSS"))
+            summary = Path(f"/proc/{process.pid}/status").read_text()
+            held = next(line.split()[1] for line in summary.splitlines() if line.startswith("VmRSS"))
             with sqlite3.connect(f"file:{folder / 'long.db'}?mode=ro", uri=True) as db:
                 seen.append((db.execute("SELECT count(*) FROM results").fetchone()[0], int(held) >> 10))
             db.close()

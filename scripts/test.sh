@@ -29,7 +29,7 @@ if [ "${1:-}" = frameworks ]; then
 fi
 venv .venv "[test,docs]"
 PATH="$PWD/.venv/bin:$PATH"
-# Hundreds of processes import what is here and what pytest makes of it: compiled once, also where Python is told to leave
+# Hundreds of processes import what is here and what pytest makes of it: compiled once, also where Python is set to leave
 # no byte code behind by itself.
 unset PYTHONDONTWRITEBYTECODE
 # Two workers: the suite is made for two cores. One thread each, so that they do not fight over them. The one that has
@@ -45,7 +45,7 @@ python -m compileall -q onnxfi converters
 ruff check .
 ruff format --check --quiet .
 codespell
-# Types are looked at beside the tests, so that neither core waits for the other; what is wrong with them is told last.
+# Types are looked at beside the tests, so that neither core waits for the other; their errors are shown last.
 types=$(mktemp)
 trap 'rm -f "$types"' EXIT
 mypy > "$types" 2>&1 &

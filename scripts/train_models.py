@@ -32,7 +32,7 @@ OPSET = 18  # the exporter writes it without a conversion
 IR_VERSION = 10  # the oldest whose nodes can carry metadata
 SHIPPED = 2_000  # test images in fashion_test.npz
 
-# What the exporter tells about a node's origin. Layer names come from these; its stack traces, which hold
+# What the exporter records of a node's origin. Layer names come from these; its stack traces, which hold
 # the paths of the machine that exported, do not pass.
 KEPT_METADATA = {"namespace", "pkg.torch.onnx.class_hierarchy", "pkg.torch.onnx.name_scopes"}
 
@@ -157,7 +157,7 @@ def train(module: nn.Module, image: Tensor, label: Tensor, epochs: int, rate: fl
 
 
 def export(module: nn.Module, path: Path) -> None:
-    """Write the module as one ONNX file that tells its layers and nothing of this machine."""
+    """Write the module as one ONNX file that names its layers and nothing of this machine."""
     program = torch.onnx.export(
         module.eval(),
         (torch.rand(2, 1, 28, 28),),

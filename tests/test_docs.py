@@ -55,7 +55,7 @@ STAND_INS = {
 }
 
 
-def test_the_comparison_tells_apart() -> None:
+def test_the_comparison_distinguishes() -> None:
     assert same(["a", "...", "d"], ["a", "b", "c", "d"])
     assert same(["top1 91.15 % 48.80 %"], ["top1 91.15 % 48.75 %"])
     assert same(["wrote ..., sha256 2a61"], ["wrote x.onnx, sha256 2a61"])
@@ -269,12 +269,12 @@ def test_contributing_draws_folders_that_are_there() -> None:
     assert {name for name in modules if "/cli/" not in name} <= set(names), "a module is missing in the picture"
 
 
-def test_contributing_tells_what_each_dependency_is_for() -> None:
+def test_contributing_says_what_each_dependency_is_for() -> None:
     project = tomllib.loads(read("pyproject.toml"))["project"]
     wanted = [*project["dependencies"], *(d for group in project["optional-dependencies"].values() for d in group)]
     names = {re.split(r"[<>=; \[]", d)[0] for d in wanted}
-    told = {name for row in table(read("CONTRIBUTING.md"), "package") for name in code(row[0])}
-    assert told == names
+    documented = {name for row in table(read("CONTRIBUTING.md"), "package") for name in code(row[0])}
+    assert documented == names
 
 
 def test_the_changelog_has_this_version() -> None:
@@ -306,7 +306,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in map(slug, re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.M)), target
 
 
-def test_the_figure_in_the_readme_is_told_truly() -> None:
+def test_the_figure_in_the_readme_is_true() -> None:
     # "Thirty of these 32 flips hardly matter": all but those of bit 30.
     model = onnxfi.load(ROOT / "models" / "fashion_cnn.onnx")
     sites = [str(fault.site) for fault in onnxfi.sample(model, ber=1e-5, seed=1).faults]

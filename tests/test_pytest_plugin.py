@@ -86,9 +86,9 @@ def test_a_failing_assertion_reads_well_without_the_source(place: pytest.Pyteste
     done.assert_outcomes(failed=1)
     text = done.stdout.str()
     measured = r"measured [\d.]+ % \[[\d.]+, [\d.]+\] %, allowed at most 0 %: fail"
-    told = rf"<onnxfi check FAIL, 1 of 2 limits: sdc1 at 0\.01: {measured}>"
-    assert re.search(rf"^E +AssertionError: assert {told}", text, re.M)
-    assert re.search(rf"where {told} = <function onnxfi_check at \w+>\('m.onnx', 'bad.yaml'\)$", text, re.M)
+    shown = rf"<onnxfi check FAIL, 1 of 2 limits: sdc1 at 0\.01: {measured}>"
+    assert re.search(rf"^E +AssertionError: assert {shown}", text, re.M)
+    assert re.search(rf"where {shown} = <function onnxfi_check at \w+>\('m.onnx', 'bad.yaml'\)$", text, re.M)
     assert re.search(r"^-+ Captured onnxfi call -+$", text, re.M)
     assert re.search(r"^m\.onnx: FAIL, 1 of 2 limits$", text, re.M)
     assert re.search(

@@ -16,7 +16,7 @@ TRIALS, SAMPLES = (int(os.environ.get(name, default)) for name, default in (("TR
 
 # %% [markdown]
 # The same faults in four ways: a bit of a membrane potential flips in one step of every image. A campaign does both
-# (`auto`) unless it is told otherwise. Without the runtime's optimisations all four must agree to the bit.
+# (`auto`) unless it is set otherwise. Without the runtime's optimisations all four must agree to the bit.
 
 
 # %%

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 BER = "1e-6"
-PIECE = 1 << 22
+CHUNK = 1 << 22
 
 
 class Run(NamedTuple):
@@ -88,8 +88,8 @@ def make(path: Path, layers: int, width: int, *, external: bool) -> None:
     path.write_bytes(model.SerializeToString())
     if external:
         with path.with_name(path.name + ".data").open("wb") as stream:
-            for _ in range(layers * size // PIECE):
-                stream.write(rng.bytes(PIECE))
+            for _ in range(layers * size // CHUNK):
+                stream.write(rng.bytes(CHUNK))
 
 
 def draw_once(*, traced: bool) -> None:

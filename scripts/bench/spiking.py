@@ -20,10 +20,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FLYING = ("--target", "activations", "--persistence")
+ACTIVATIONS = ("--target", "activations", "--persistence")
 KINDS = {
-    "membrane bit, one step": (*FLYING, "permanent", "--include", "/membrane/"),
-    "membrane bit, from a step": (*FLYING, "from", "--include", "*/membrane"),
+    "membrane bit, one step": (*ACTIVATIONS, "permanent", "--include", "/membrane/"),
+    "membrane bit, from a step": (*ACTIVATIONS, "from", "--include", "*/membrane"),
     "dead neuron": ("--role", "spike", "--fault", "dead"),
     "threshold bit": ("--role", "threshold"),
     "synapse bit": ("--role", "weight"),

@@ -227,7 +227,7 @@ def test_links_are_followed_where_they_are_allowed(run: Run, place: Path, model:
 def test_a_model_cut_anywhere_is_refused(run: Run, place: Path) -> None:
     whole = (place / "m.onnx").read_bytes()
     opsets = onnx.ModelProto(opset_import=onnx.load("m.onnx").opset_import).SerializeToString()
-    assert whole.endswith(opsets)  # without them, at a field's end, no reader can tell that something is missing
+    assert whole.endswith(opsets)  # without them, at a field's end, no reader can see that something is missing
     for length in range(1, len(whole) - len(opsets), 3):
         (place / "part.onnx").write_bytes(whole[:length])
         refused(run, place, ["inspect", "part.onnx"], ["part.onnx"])

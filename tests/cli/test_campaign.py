@@ -223,7 +223,7 @@ def test_shards_and_merge(run: Run, tiny: Path) -> None:
     assert tables(Path("all.db")) == tables(Path("whole.db"))
 
 
-def test_show_tells_a_trial_and_exports_its_model(run: Run, tiny: Path) -> None:
+def test_show_describes_a_trial_and_exports_its_model(run: Run, tiny: Path) -> None:
     run("run", "m.onnx", *DATA, "--ber", "1e-4,2e-3,1", "--repeat", 4, "-o", "s.db")
     with Store.open("s.db") as opened:
         trials = {row.trial: row for row in opened.rows()}
@@ -312,7 +312,7 @@ def test_documents_of_a_detector_and_of_trials_that_do_not_run(run: Run, tiny: P
     assert "synthetic inputs: rates on real inputs may differ" in text
 
 
-def test_a_trial_of_a_quantised_model_tells_the_real_numbers(run: Run, tiny: Path, models: Path) -> None:
+def test_a_trial_of_a_quantised_model_shows_the_real_numbers(run: Run, tiny: Path, models: Path) -> None:
     model, data = models / "fashion_cnn_int8_qdq.onnx", models / "fashion_test.npz"
     words = ("--samples", 20, "--role", "weight", "--single", "--trials", 3, "-o", "q.db", "--provider", "cpu")
     assert run("run", model, "--data", data, *words, "--workers", 0).code == 0
@@ -416,12 +416,12 @@ def test_a_bar_on_a_terminal(tiny: Path) -> None:
     shown = b""
     while True:
         try:
-            piece = os.read(master, 4096)
+            chunk = os.read(master, 4096)
         except OSError:
             break
-        if not piece:
+        if not chunk:
             break
-        shown += piece
+        shown += chunk
     os.close(master)
     assert process.wait() == 0
     assert re.search(rb"of 400  \S+/s  \S+ s left", shown), shown[-2000:]
@@ -608,7 +608,7 @@ def test_several_stores_a_page_and_figures(run: Run, tiny: Path) -> None:
 # Help
 
 
-def test_help_tells_every_field_and_verb(run: Run) -> None:
+def test_help_lists_every_field_and_verb(run: Run) -> None:
     texts = run("run", "--help").out
     for word in ("--ber", "--single", "--margin", "--per", "--mix", "--shard", "--fresh", "--workers", "--due"):
         assert word in texts

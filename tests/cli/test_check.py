@@ -44,7 +44,7 @@ def budget(name: str, *limits: dict[str, Any], **more: Any) -> str:
     return name
 
 
-def test_exit_codes_tell_the_verdict(run: Run) -> None:
+def test_exit_codes_give_the_verdict(run: Run) -> None:
     ran = run("check", "m.onnx", "--budget", "b.yaml", "--workers", 0)
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith("m.onnx against b.yaml: PASS\n")

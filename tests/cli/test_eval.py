@@ -224,7 +224,7 @@ def test_a_model_that_needs_a_library_of_operators(run: Run, here: Path) -> None
     assert found["trials"] == 9
     armed = run("instrument", "m.onnx", "--include", "=positive", "--custom-ops", library, "--json").json
     assert armed["sites"][0]["target"] == "positive" and armed["sites"][0]["dtype"] == "float32"
-    assert run("instrument", "m.onnx", "--include", "=positive").code == 2, "its type is the library's to tell"
+    assert run("instrument", "m.onnx", "--include", "=positive").code == 2, "its type is known to the library alone"
     flies = ("--target", "activations", "--custom-ops", library)
     assert run("inject", "m.onnx", *flies, "--site", "positive[0]:31", "--json").json["faults_total"] == 1
     assert run("run", "m.onnx", *flies, "--single", "--trials", 3, *words, "--fresh").json["trials"] == 3

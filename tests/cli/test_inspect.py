@@ -286,9 +286,9 @@ def test_numbers_and_headers_are_never_folded_on_a_terminal(long_names: str, col
     head = next(line for line in lines if "Target" in line)
     left, right = head.index("Target"), head.index("Op")
     below = lines[lines.index(row) :]
-    pieces = [line[left:right].strip() for line in below[: below.index(next(k for k in below if not k.strip()))]]
-    assert "".join(pieces) == LONG  # folded inside its column, and whole when the pieces are put together
-    assert len(pieces) == 1 or columns < 200
+    cells = [line[left:right].strip() for line in below[: below.index(next(k for k in below if not k.strip()))]]
+    assert "".join(cells) == LONG  # folded inside its column, and whole when the lines are joined
+    assert len(cells) == 1 or columns < 200
 
 
 @needs_pty
@@ -358,13 +358,13 @@ def test_a_reader_that_goes_away_is_no_failed_check(models: Path) -> None:
     assert (ran.returncode, ran.stderr) == (141, b"")
 
 
-def test_the_log_level_tells_where_an_error_was_found(here: Path) -> None:
+def test_the_log_level_shows_where_an_error_was_found(here: Path) -> None:
     ran = command("inspect", "no.onnx", capture_output=True, cwd=here, env={**os.environ, "ONNXFI_LOG_LEVEL": "debug"})
     assert ran.returncode == 2
     assert b"Traceback" in ran.stderr and ran.stderr.splitlines()[-1].startswith(b"onnxfi: error: ")
 
 
-def test_the_log_level_tells_what_was_opened(models: Path, here: Path) -> None:
+def test_the_log_level_shows_what_was_opened(models: Path, here: Path) -> None:
     ran = command(
         "inspect",
         models / "fashion_cnn.onnx",

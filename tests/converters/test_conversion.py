@@ -222,7 +222,7 @@ def test_renaming_takes_no_name_that_is_taken() -> None:
     onnx.checker.check_model(proto)
 
 
-def test_only_what_tells_layers_stays_of_the_metadata() -> None:
+def test_metadata_keeps_layers_alone() -> None:
     proto = raw()
     node = proto.graph.node[0]
     for key in ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.stack_trace", "onnxfi.layer"):

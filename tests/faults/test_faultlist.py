@@ -540,10 +540,12 @@ def test_another_header_in_the_middle_is_refused(written: Written) -> None:
         read(written(Header(DIGEST), json.dumps(good()), Header(DIGEST).line()))
 
 
-def test_trials_ascend_each_in_one_piece(written: Written) -> None:
+def test_trials_ascend_and_their_lines_are_contiguous(written: Written) -> None:
     one, two = json.dumps(good()), json.dumps(good() | {"trial": 2})
     assert list(read(written(Header(DIGEST), one, one, two))) == [1, 2]
-    with pytest.raises(FaultListError, match="trial 1 comes after trial 2; trials ascend, each in one piece"):
+    with pytest.raises(
+        FaultListError, match="trial 1 comes after trial 2; trials ascend, and the lines of each are contiguous"
+    ):
         read(written(Header(DIGEST), one, two, one))
 
 

@@ -19,7 +19,7 @@ from onnxfi.faults.words import WORDS, Word
 
 
 @given(models, formats, U64, st.data())
-def test_strike_does_what_the_oracle_does(model: FaultModel, word: Word, raw: int, data: st.DataObject) -> None:
+def test_a_fault_model_does_what_the_oracle_does(model: FaultModel, word: Word, raw: int, data: st.DataObject) -> None:
     spent = model.draw_parameters(raw, word)
     top = word.bits - model.width()
     if model.unit == "bit" and top < 0:
@@ -86,7 +86,7 @@ def test_random_factors_are_uniform() -> None:
     assert (abs(counts - 500) < 5 * np.sqrt(375)).all()
 
 
-def test_an_unspent_model_does_not_strike() -> None:
+def test_a_random_model_without_parameters_is_not_applied() -> None:
     for model in (RandomWord(), Noise()):
         with pytest.raises(NotImplementedError, match=type(model).__name__):
             after(model, WORDS["float32"], 0, -1)

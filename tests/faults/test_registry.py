@@ -54,9 +54,9 @@ def test_examples_are_values_and_texts(name: str, text: str) -> None:
 
 
 @every_example
-def test_examples_find_words_to_strike(name: str, text: str) -> None:
+def test_examples_change_words(name: str, text: str) -> None:
     model = parse_fault(text)
-    struck_formats = []
+    changed_formats = []
     for word in WORDS.values():
         top = word.bits - model.width()
         bits = np.arange(top + 1, dtype=np.int16) if model.unit == "bit" else np.array([-1], np.int16)
@@ -68,8 +68,8 @@ def test_examples_find_words_to_strike(name: str, text: str) -> None:
             continue
         assert new.dtype == np.uint64
         assert all(0 <= w <= word.full for w in new.tolist())
-        struck_formats += [word.name] * bool(len(bits))
-    assert struck_formats
+        changed_formats += [word.name] * bool(len(bits))
+    assert changed_formats
 
 
 # ------------------------------------------------------------------------------------------------ a user's own

@@ -269,7 +269,7 @@ def test_a_share_beyond_the_smallest_tensor_is_refused(sizes: list[int], n: int,
 
 
 @given(st.integers(0, 500), st.integers(0, 500), st.none() | st.integers(0, 700))
-def test_exhaustive_pieces_are_pieces_of_the_range(population: int, start: int, stop: int | None) -> None:
+def test_exhaustive_ranges_are_parts_of_the_whole_range(population: int, start: int, stop: int | None) -> None:
     assert exhaustive(population, start, stop).tolist() == list(range(population))[start:stop]
     assert exhaustive(1 << 62, 10**15, 10**15 + 2).tolist() == [10**15, 10**15 + 1]
 
@@ -365,7 +365,7 @@ def test_rates_that_are_no_probability_are_refused(rate: float) -> None:
 
 
 @pytest.mark.slow
-def test_a_rate_strikes_each_site_with_that_probability() -> None:
+def test_each_site_has_a_fault_with_the_probability_of_the_rate() -> None:
     population, rate, trials = 40, 0.1, 2500
     drawn = [ber(population, rate, 6, t) for t in range(trials)]
     assert stats.kstest([len(d) for d in drawn], stats.binom(population, rate).cdf).statistic < 0.5
@@ -416,7 +416,7 @@ def test_normal_numbers_invert_the_distribution() -> None:
     raw = np.concatenate([raw_words(8, 1, VALUE, 20_000), np.array([0, ALL, 1 << 12, ALL - (1 << 12)], np.uint64)])
     deep = np.uint64(1) << np.arange(12, 64, dtype=np.uint64)  # far into the lower tail
     for part in (raw, deep, ~deep):
-        # Near 1 a distribution function cannot tell numbers apart: the upper half is compared by its mirror.
+        # Near 1 a distribution function cannot distinguish numbers: the upper half is compared by its mirror.
         p = uniform(part)
         wanted = np.where(p < 0.5, stats.norm.ppf(np.minimum(p, 1 - p)), -stats.norm.ppf(np.minimum(p, 1 - p)))
         np.testing.assert_allclose(normal(part), wanted, rtol=2e-15 * 50, atol=1e-15)

@@ -42,10 +42,10 @@ def listed(case: Case) -> list[Site]:
         places: list[Any] = [None]
         if model.unit == "bit":
             wanted = set(range(target.word.bits)) if not bits else set()
-            for piece in filter(None, bits.split(",")):
-                ends = piece.split("-")
+            for part in filter(None, bits.split(",")):
+                ends = part.split("-")
                 wanted |= (
-                    set(target.word.field(piece)) if piece in FIELDS else set(range(int(ends[0]), int(ends[-1]) + 1))
+                    set(target.word.field(part)) if part in FIELDS else set(range(int(ends[0]), int(ends[-1]) + 1))
                 )
             places = [b for b in sorted(wanted) if b + model.width() <= target.word.bits]
         sites += [Site(target.id, int(e), b) for e in kept.ravel() for b in places]

@@ -318,7 +318,7 @@ def test_more_faults_than_memory_holds_are_refused(how: Sampler) -> None:
 # ------------------------------------------------------------------------------------------------ named sites
 
 
-def test_named_sites_are_struck_in_the_order_of_their_names() -> None:
+def test_named_sites_have_faults_in_the_order_of_their_names() -> None:
     faults = faults_at_named_sites(["q[4]:0", "w[1,2]:31", "c[1,0]:5"], NET, Flip(), Selector())
     assert [fault.site for fault in faults] == [Site("q", 4, 0), Site("w", 5, 31), Site("c", 2, 5)]
     assert faults.models == (Flip(),)
@@ -351,7 +351,7 @@ def test_named_sites_spend_chance_of_their_seed() -> None:
         (["w[0,0]:1"], "flip", {"elements": ":,1:"}, r"site 'w\[0\]:1' is left out by the other selectors"),
     ],
 )
-def test_sites_that_cannot_be_struck(sites: list[str], fault: str, options: dict[str, object], message: str) -> None:
+def test_sites_that_cannot_have_a_fault(sites: list[str], fault: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(SelectorError, match=message):
         faults_at_named_sites(sites, NET, parse_fault(fault), Selector(**options))  # type: ignore[arg-type]
 

@@ -289,9 +289,9 @@ def test_what_no_format_holds(name: str, number: float, wanted: int) -> None:
 def test_bit_selections_are_unions(chosen: tuple[Word, str]) -> None:
     word, text = chosen
     wanted: set[int] = set()
-    for piece in filter(None, text.split(",")):
-        ends = piece.split("-")
-        wanted |= set(word.field(piece)) if piece in FIELDS else set(range(int(ends[0]), int(ends[-1]) + 1))
+    for part in filter(None, text.split(",")):
+        ends = part.split("-")
+        wanted |= set(word.field(part)) if part in FIELDS else set(range(int(ends[0]), int(ends[-1]) + 1))
     assert select_bits(parse_bits(text) if text else (), word) == tuple(sorted(wanted))
 
 

@@ -11,7 +11,7 @@ from onnxfi.statistics.hypergeometric import first_true, upper_tail
 
 
 @st.composite
-def urns(draw: st.DrawFn) -> tuple[int, int, int]:
+def populations(draw: st.DrawFn) -> tuple[int, int, int]:
     """Draws, marked balls and balls, of any size; few are marked, or most, as often as some."""
     size = draw(st.integers(1, 10**9))
     few = st.integers(0, min(size, 40))
@@ -19,9 +19,9 @@ def urns(draw: st.DrawFn) -> tuple[int, int, int]:
     return draw(st.integers(1, min(size, 10**6))), marked, size
 
 
-@given(urns(), st.floats(-1, 6))
-def test_the_tail_is_scipys(urn: tuple[int, int, int], deviations: float) -> None:
-    n, marked, size = urn
+@given(populations(), st.floats(-1, 6))
+def test_the_tail_is_scipys(population: tuple[int, int, int], deviations: float) -> None:
+    n, marked, size = population
     mean = n * marked / size
     k = min(max(0, round(mean + deviations * (mean * (1 - marked / size) + 1) ** 0.5)), n)
     chance, wanted = upper_tail(k, n, marked, size), float(stats.hypergeom.sf(k - 1, size, marked, n))
@@ -31,9 +31,9 @@ def test_the_tail_is_scipys(urn: tuple[int, int, int], deviations: float) -> Non
         assert chance == pytest.approx(wanted, rel=1e-4, abs=1e-300)
 
 
-@given(urns())
-def test_more_than_there_are_cannot_be_drawn(urn: tuple[int, int, int]) -> None:
-    n, marked, size = urn
+@given(populations())
+def test_more_than_there_are_cannot_be_drawn(population: tuple[int, int, int]) -> None:
+    n, marked, size = population
     most = min(n, marked)
     assert upper_tail(most + 1, n, marked, size) == 0
     assert upper_tail(0, n, marked, size) == 0.5

@@ -399,7 +399,7 @@ def test_another_choice_of_samples_lies_inside(n: int) -> None:
     assert inside >= 0.975 * RUNS > narrow
 
 
-def test_equal_samples_tell_nothing_of_others() -> None:
+def test_equal_samples_leave_the_rate_on_others_open() -> None:
     found = sample_error([0.25] * 50, again=True)
     assert (found.low, found.estimate, found.high) == (0.0, 0.25, 1.0)
 

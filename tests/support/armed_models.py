@@ -35,15 +35,15 @@ def run(proto: onnx.ModelProto | bytes, feeds: Arrays) -> Arrays:
 
 
 def armed_and_baked(
-    proto: onnx.ModelProto, armed: Armed, strikes: list[ActivationFault], feeds: Arrays, batch: int | None = None
+    proto: onnx.ModelProto, armed: Armed, faults: list[ActivationFault], feeds: Arrays, batch: int | None = None
 ) -> Arrays:
     """The outputs under these faults, which must be the same armed and baked; and disarmed those of the plain model."""
     onnx.checker.check_model(armed.proto)
     golden, disarmed = run(proto, feeds), run(armed.proto, feeds)
     assert all(golden[n].tobytes() == disarmed[n].tobytes() for n in golden)
-    fed = columns(armed, strikes, batch=batch)
+    fed = columns(armed, faults, batch=batch)
     found = run(armed.proto, feeds | fed)
-    baked = bake(proto, strikes)
+    baked = bake(proto, faults)
     onnx.checker.check_model(baked)
     again = run(baked, feeds)
     assert all(found[n].tobytes() == again[n].tobytes() for n in found)

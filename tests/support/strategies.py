@@ -64,15 +64,15 @@ def bit_selections(draw: st.DrawFn, width: int) -> str:
 def element_selections(draw: st.DrawFn, axes: tuple[int, ...]) -> str:
     """A Python index that fits a tensor of these axes, without the brackets; "" for all."""
     end = st.none() | st.integers(-5, 5)
-    pieces = []
+    parts = []
     for n in axes[: draw(st.integers(0, len(axes)))]:
         if n and draw(st.booleans()):
-            pieces.append(str(draw(st.integers(-n, n - 1))))
+            parts.append(str(draw(st.integers(-n, n - 1))))
         else:
             start, stop, step = draw(end), draw(end), draw(st.sampled_from([None, 1, 2, 3, -1, -2]))
             text = ":".join("" if at is None else str(at) for at in (start, stop))
-            pieces.append(text if step is None else f"{text}:{step}")
-    return ",".join(pieces)
+            parts.append(text if step is None else f"{text}:{step}")
+    return ",".join(parts)
 
 
 #: Fault models of every kind, with any parameters that are in range; without those of other packages.

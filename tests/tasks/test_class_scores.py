@@ -156,10 +156,10 @@ def test_the_rule_is_said_where_rows_may_be_decisions_of_their_own() -> None:
     assert reading(sigmoid, None, 2) == ""
 
 
-def test_rows_that_may_be_anything_are_told_where_no_labels_say_that_they_are_scores() -> None:
+def test_rows_without_labels_get_a_remark_that_they_are_read_as_scores() -> None:
     rows = np.array([[3.0, -1.5, 0.2], [0.4, 2.0, 9.0]])
-    told = reading(rows, "y", 2, labelled=False)
-    assert told.startswith("no labels say what output 'y' holds: its rows of 3 numbers are read as scores of as many")
+    remark = reading(rows, "y", 2, labelled=False)
+    assert remark.startswith("no labels say what output 'y' holds: its rows of 3 numbers are read as scores of as many")
     softmax = np.exp(rows) / np.exp(rows).sum(axis=1, keepdims=True)
     for sure, kind in ((softmax, "auto"), (np.log(softmax), "auto"), (rows, "logits")):
         assert reading(sure, "y", 2, kind, labelled=False) == ""

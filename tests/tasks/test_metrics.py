@@ -179,8 +179,8 @@ def test_sdc1_is_silent(pair: Pair) -> None:
     assert METRICS["sdc1"](golden, faulty) <= METRICS["top1_changed"](golden, faulty)
     finite = np.isfinite(faulty).all(axis=1)
     assert METRICS["sdc1"](golden[finite], faulty[finite]) == METRICS["top1_changed"](golden[finite], faulty[finite])
-    told = ~finite & np.isfinite(golden).all(axis=1)
-    assert METRICS["sdc1"](golden[told], faulty[told]) == 0.0
+    due = ~finite & np.isfinite(golden).all(axis=1)
+    assert METRICS["sdc1"](golden[due], faulty[due]) == 0.0
 
 
 @laws
@@ -239,7 +239,7 @@ NAN_LAST = [0, 0, 0, 0, 0, NAN]
         (FIVE, [5, INF, 3, 2, 1, 0], 0.0, 0.0, 1.0),
         (FIVE, [INF, 4, 3, 2, 1, 0], 0.0, 0.0, 0.0),
         ([5, INF, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0], 1.0, 0.0, 1.0),
-        ([5, 4, 3, 2, 1, -INF], [4, 5, 3, 2, 1, -INF], 1.0, 0.0, 1.0),  # golden's own infinity tells nothing
+        ([5, 4, 3, 2, 1, -INF], [4, 5, 3, 2, 1, -INF], 1.0, 0.0, 1.0),  # an infinity of the golden output shows nothing
         (NAN_LAST, FIVE, 1.0, 1.0, 1.0),
         (NAN_LAST, NAN_LAST, 0.0, 0.0, 0.0),
         (NAN_LAST, [0, 0, 0, 0, 1, NAN], 1.0, 1.0, 1.0),

@@ -55,17 +55,17 @@ def slow(
         g, f = golden[i].astype(np.float64).tolist(), faulty[i].astype(np.float64).tolist()
         differ = [golden[i, k].tobytes() != faulty[i, k].tobytes() for k in range(len(g))]
         moved = [differ[k] and not abs(f[k] - g[k]) <= tolerance for k in range(len(g))]
-        told = due and any(differ[k] and not math.isfinite(f[k]) for k in range(len(f)))
+        visible = due and any(differ[k] and not math.isfinite(f[k]) for k in range(len(f)))
         other = any(differ) and (top(g) != top(f) or top(g) < 0)
         masked = not any(moved) and not other
         found["masked"].append(masked)
-        found["due"].append(told)
-        found["sdc"].append(not masked and not told)
+        found["due"].append(visible)
+        found["sdc"].append(not masked and not visible)
         found["other"].append(other)
-        found["silent"].append(other and not told)
+        found["silent"].append(other and not visible)
         if labels is not None:
-            found["critical"].append(other and not told and top(g) == labels[i])
-        name = "class_due" if told else "class_sdc_1" if other else "class_fully_masked" if masked else None
+            found["critical"].append(other and not visible and top(g) == labels[i])
+        name = "class_due" if visible else "class_sdc_1" if other else "class_fully_masked" if masked else None
         if name is None:
             before, after = chance_of(g, top(g), kind), chance_of(f, top(g), kind)
             shift = abs(after - before) / abs(before) if before else math.inf
@@ -299,7 +299,7 @@ def test_fully_masked_looks_at_what_the_shifts_look_at() -> None:
     assert classes(verdict([[8.0, 3.0]], [[8.0, 4.0]])) == {"fully_masked": 1.0}  # spike counts
 
 
-def test_spike_counts_are_told_by_golden_scores() -> None:
+def test_spike_counts_are_recognised_by_golden_scores() -> None:
     golden = GoldenRun.of(np.array([[8, 0, 3], [2, 5, 0]], np.float32), None, CLASSIFICATION, "auto", 0.0, DUE)
     assert golden.kind == "counts"
     found = judge(golden, np.array([[7, 0, 3], [2, 4.5, 0]], np.float32))

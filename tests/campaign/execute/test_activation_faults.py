@@ -96,7 +96,7 @@ def test_targets_are_selected_as_everywhere(here: Path, fields: dict[str, Any], 
 def test_a_model_that_takes_one_sample_though_it_declares_n(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: str, says: str
 ) -> None:
-    """Its inner shapes are those of one sample; which of N the only row is, nothing tells."""
+    """Its inner shapes are those of one sample; nothing shows which of N the only row is."""
     monkeypatch.chdir(tmp_path)
     text = f"""<ir_version: 8, opset_import: ["": 17]> g (float[{batch},2] x) => (float[1,2] y)
     <float[2,2] w = {{1, 2, 3, 4}}, int64[2] one = {{1, 2}}> {{ a = MatMul(x, w) b = Reshape(a, one) y = MatMul(b, w) }}"""
@@ -152,8 +152,8 @@ def test_each_trial_is_the_model_that_it_exports(here: Path, fields: dict[str, A
         for trial, lines in [(t, opened.trial(t)["lines"]) for t in opened.trials()]:
             reader = LineReader(header, bench.opened.fault_targets.targets, "the store")
             [(_, faults)] = reader.trials(enumerate(lines.splitlines(), 1))
-            flying = bench.opened.fault_targets.in_activations(faults)
-            if not flying.any():
+            active = bench.opened.fault_targets.in_activations(faults)
+            if not active.any():
                 continue
             golden, got = map(stacked, bench.longest(bench.prepare(header, faults)))
             export_trial(here / "s.db", trial, here / "f.onnx")
@@ -168,7 +168,7 @@ def test_each_trial_is_the_model_that_it_exports(here: Path, fields: dict[str, A
     assert changed
 
 
-def test_trials_are_exported_from_models_whose_types_only_a_run_tells(here: Path) -> None:
+def test_trials_are_exported_from_models_whose_types_only_a_run_finds(here: Path) -> None:
     """As the runtime's optimisers write them: operators of com.microsoft, and no value_info behind those."""
     proto = onnx.load("m.onnx")
     proto.opset_import.add(domain="com.microsoft", version=1)
@@ -189,7 +189,7 @@ def test_a_single_transient_is_judged_on_its_sample(here: Path) -> None:
     assert {r.metrics["masked_samples"] for r in results} <= {0.0, 1.0}
     assert {r.metrics["sdc1"] for r in results} == {0.0, 1.0}
     found = report(here / "s.db")
-    assert found.samples is None, "each trial has its own sample, so no other choice of them is to be told apart"
+    assert found.samples is None, "each trial has its own sample, so no other choice of them is to be distinguished"
     assert sum(row["injections"] for row in classes(found)) == 24
     assert sum(float(row["fully_masked"]) for row in classes(found)) < 2
 
@@ -294,7 +294,7 @@ def looping(**fields: Any) -> Campaign:
     return campaign(**({"model": "g.onnx", "data": "l.npz", "output": "y", "include": "::t"} | fields))
 
 
-def test_a_value_in_a_loop_is_struck_in_one_step(here: Path) -> None:
+def test_a_value_in_a_loop_is_faulty_in_one_step(here: Path) -> None:
     loop(here)
     made = plan(looping(exhaustive=True, bits="sign"))[0]
     assert len(made) == 6 * 4 * 3, "samples, steps, elements"
@@ -325,7 +325,7 @@ def test_from_a_step_on_and_in_every_step(here: Path) -> None:
     export_trial(here / "s.db", 1, here / "f.onnx")
 
 
-def test_a_step_that_the_loop_does_not_come_to_is_told_with_its_site(here: Path) -> None:
+def test_a_step_that_the_loop_never_reaches_is_refused_with_its_site(here: Path) -> None:
     loop(here, turns=4)
     write_plan(plan(looping(exhaustive=True, bits="sign"))[0], here / "p.jsonl")
     loop(here, turns=2)
@@ -401,10 +401,10 @@ def test_a_number_in_a_body_is_changed_as_numpy_does(here: Path, fault: str) -> 
         ({"single": True, "margin": 0.1, "per": "data-aware"}, "looks at stored numbers; use layer-bit"),
     ],
 )
-def test_a_campaign_that_cannot_be_is_told(fields: dict[str, Any], says: str) -> None:
-    with pytest.raises(SpecError) as told:
+def test_an_impossible_campaign_is_refused(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(SpecError) as raised:
         campaign(**fields)
-    assert says in str(told.value)
+    assert says in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -416,10 +416,10 @@ def test_a_campaign_that_cannot_be_is_told(fields: dict[str, Any], says: str) ->
         ({"target": ["weights", "activations"], "include": "nowhere"}, "'nowhere' matches nothing in this model"),
     ],
 )
-def test_a_selection_that_finds_nothing_is_told(here: Path, fields: dict[str, Any], says: str) -> None:
-    with pytest.raises(InputError) as told:
+def test_a_selection_that_finds_nothing_is_refused(here: Path, fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError) as raised:
         planned(**fields)
-    assert says in str(told.value)
+    assert says in str(raised.value)
 
 
 TOKENS = """g (float[N,5,4] x) => (float[N,3] y) <int64[2] flat = {-1,4}, int64[3] back = {-1,5,4}> {
@@ -436,7 +436,7 @@ def tokens(folder: Path, graph: str = TOKENS, samples: int = 7) -> None:
 
 
 @pytest.mark.parametrize("value", ["h", "r"])
-def test_one_sample_is_struck_wherever_a_value_holds_its_samples(here: Path, value: str) -> None:
+def test_one_sample_is_faulty_whatever_the_axis_of_the_samples(here: Path, value: str) -> None:
     tokens(here)
     found = {}
     for route in ("auto", "late-start", "early-stop", "full"):
@@ -452,7 +452,7 @@ def test_one_sample_is_struck_wherever_a_value_holds_its_samples(here: Path, val
     assert all(each == found["full"] for each in found.values())
 
 
-def test_samples_that_cannot_be_told_are_refused_where_one_is_named(here: Path) -> None:
+def test_one_sample_is_refused_where_the_axis_is_not_known(here: Path) -> None:
     tokens(here, TOKENS.replace("r = Abs(f)", "q = Gather<axis=0>(f, pick) r = Abs(q)").replace(
         "int64[3] back", "int64[35] pick = {" + ",".join(map(str, range(35))) + "}, int64[3] back"
     ))  # fmt: skip

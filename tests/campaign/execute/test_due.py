@@ -47,7 +47,7 @@ RESHAPE = """net (float[N,4] x) => (float[N,3] y)
     { a = Reshape(x, shape) y = MatMul(a, w) }"""
 
 
-def test_a_struck_shape_that_the_runtime_refuses(here: Path) -> None:
+def test_a_faulty_shape_that_the_runtime_refuses(here: Path) -> None:
     save(here, RESHAPE)
     ran(campaign(include="=shape", elements="1:2"), here / "s.db", workers=1)
     assert by_site(here / "s.db") == {(1, bit): MASKED if bit == 2 else ("due", "error") for bit in range(64)}, (
@@ -62,7 +62,7 @@ GROWS = """net (float[N,4] x) => (float[N,4] y)
 
 @pytest.mark.slow
 @linux
-def test_a_struck_shape_that_asks_for_100_gigabytes(here: Path) -> None:
+def test_a_faulty_shape_that_asks_for_100_gigabytes(here: Path) -> None:
     """2³⁵ numbers are 137 GB, more than this machine has; 2²⁷ are half a gigabyte, more than the worker may take."""
     save(here, GROWS)
     fields = {"include": "=size", "bits": "0,10,27,35"}

@@ -1,4 +1,4 @@
-"""Campaigns on spiking networks: neurons struck alike in the unrolled and the Scan form, and by every route."""
+"""Campaigns on spiking networks: the same faults in neurons of the unrolled and the Scan form, and by every route."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def results(store: Path) -> list[tuple[Any, ...]]:
         )),
     ],
 )  # fmt: skip
-def test_both_forms_are_struck_alike(here: Path, persistence: str, include: str) -> None:
+def test_both_forms_have_the_same_faults(here: Path, persistence: str, include: str) -> None:
     asked = {"persistence": persistence, "include": include}
     lengths = []
     for name in ("flat", "scan"):
@@ -120,7 +120,7 @@ def test_a_step_of_an_unrolled_network_can_be_named(here: Path) -> None:
     assert {row[1] for row in results(here / "b.db")} >= {"sdc"}
 
 
-def test_a_step_beyond_the_last_is_told(here: Path) -> None:
+def test_a_step_beyond_the_last_is_refused(here: Path) -> None:
     write_plan(plan(in_flight(persistence="from", trials=3))[0], here / "p.jsonl")
     text = (here / "p.jsonl").read_text()
     (here / "q.jsonl").write_text(text.replace('"from": ', '"from": 4'))
@@ -136,7 +136,7 @@ def test_a_step_beyond_the_last_is_told(here: Path) -> None:
         ("lif2/membrane[5]@step=3:30", "index [5] is beyond 'lif2/membrane/3' of shape 5"),
     ],
 )
-def test_a_place_that_is_not_there_is_told(here: Path, site: str, says: str) -> None:
+def test_a_site_that_does_not_exist_is_refused(here: Path, site: str, says: str) -> None:
     behind_time(here)
     for name in ("flat", "frames"):
         exposed = load(expose_neurons(load(f"{name}.onnx")).data)
@@ -168,7 +168,7 @@ def test_samples_behind_time_are_samples(here: Path) -> None:
 
 # Late start and early stop
 
-STRUCK: dict[str, dict[str, Any]] = {
+INJECTED: dict[str, dict[str, Any]] = {
     "membranes": {"target": "activations", "include": "*/membrane", "persistence": "from", "trials": 24},
     "one step": {"target": "activations", "include": "/membrane/", "persistence": "permanent", "trials": 24},
     "spikes": {"target": "activations", "include": "*/spiking", "persistence": "permanent", "trials": 20},
@@ -187,7 +187,7 @@ CORE = ("neurons", "membranes")
 
 @pytest.mark.parametrize(
     "fields",
-    [pytest.param(STRUCK[name], id=name, marks=() if name in CORE else pytest.mark.slow) for name in STRUCK],
+    [pytest.param(INJECTED[name], id=name, marks=() if name in CORE else pytest.mark.slow) for name in INJECTED],
 )
 def test_late_start_and_early_stop_change_no_bit(here: Path, fields: dict[str, Any]) -> None:
     found, routes = {}, {}
@@ -276,7 +276,7 @@ def test_a_store_whose_spikes_are_counted_is_bound_to_the_file(here: Path) -> No
         ({"neurons": "map.yaml"}, "names the spike 'spike_9', which is not in this model"),
     ],
 )
-def test_what_is_not_there_is_told(here: Path, fields: dict[str, Any], says: str) -> None:
+def test_neurons_that_do_not_exist_are_refused(here: Path, fields: dict[str, Any], says: str) -> None:
     (here / "map.yaml").write_text("layers: [{name: cells, spike: spike_9}]")
     with pytest.raises(InputError, match=re.escape(says)):
         plan(campaign(model=str(EXPORTED.with_suffix("")), **fields))

@@ -53,8 +53,8 @@ def test_the_document_lists_the_fields_and_the_rates() -> None:
     assert fields == ["version", "confidence", "time_s", "campaign", "limits"]
     second = DOCUMENT[DOCUMENT.index("A limit names a rate") :]
     listed = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", second.partition("| rate | of |")[0], re.M)
-    told = [name for cell in listed for name in re.findall(r"`(\w+)`", cell)]
-    assert told == ["rate", "ber", "layer", "golden", *BOUNDS]
+    documented = [name for cell in listed for name in re.findall(r"`(\w+)`", cell)]
+    assert documented == ["rate", "ber", "layer", "golden", *BOUNDS]
     assert all(
         f"`{name}`" in DOCUMENT for task in known_tasks() for name, metric in task.by_name.items() if metric.golden
     )

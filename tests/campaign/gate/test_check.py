@@ -423,15 +423,15 @@ def cached(folder: Path) -> Path:
 
 
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Tells runs of the whole model over all samples: golden's, as no trial here takes the plain route."""
+    """Count runs of the whole model over all samples: the golden runs, as no trial here takes the full route."""
     asked: list[int] = []
     run = OpenCampaign.run
 
-    def told(self: OpenCampaign, session: Any, *, batches: int | None = None) -> Any:
+    def counted(self: OpenCampaign, session: Any, *, batches: int | None = None) -> Any:
         asked.extend([1] if batches is None else [])
         return run(self, session, batches=batches)
 
-    monkeypatch.setattr(OpenCampaign, "run", told)
+    monkeypatch.setattr(OpenCampaign, "run", counted)
     return asked
 
 
@@ -480,7 +480,7 @@ def test_all_that_fixes_the_scores_is_in_the_name(here: Path, own_cache: Path) -
     check("n.onnx", only(SWEEP, PASSING))
     assert len(list(own_cache.iterdir())) == 6
     check("m.onnx", only(replace(SWEEP, seed=4, repeat=3, fault="zero"), PASSING))
-    assert len(list(own_cache.iterdir())) == 6, "what is struck does not change golden"
+    assert len(list(own_cache.iterdir())) == 6, "faults do not change the golden run"
 
 
 def test_the_cache_is_bounded_and_the_oldest_goes(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -658,7 +658,7 @@ def test_a_removed_clip_fails_the_old_budget(tmp_path: Path) -> None:
     after = check(CNN, budget, store=tmp_path / "new.db")
     assert after.exit_code == 1
     assert dict(found(after))["top1 at 3e-05"] == "fail"
-    assert dict(found(after))["golden top1"] == "pass", "only faults tell the two apart"
+    assert dict(found(after))["golden top1"] == "pass", "only faults distinguish the two"
     # The same, seen as a change: the rest of the network is as it was, so the two may be compared.
     changes = Budget(budget.campaign, (Limit("top1", max_drop=0.1), Limit("sdc1", max_rise=0.1)))
     changed = check(CNN, changes, baseline=tmp_path / "old.db", store=tmp_path / "new.db")
@@ -702,7 +702,7 @@ def test_the_unchanged_model_passes_with_20_of_20_seeds(twenty: Twenty) -> None:
     assert budget.confidence == 0.99
     assert {limit.rate for limit in budget.limits if not limit.golden} == {"top1", "sdc1", "due"}
     assert [one.verdict for one in checked] == ["pass"] * 20, [one for one in checked if one.exit_code]
-    assert len({one.findings[1].interval.estimate for one in checked}) > 15, "other seeds strike other places"
+    assert len({one.findings[1].interval.estimate for one in checked}) > 15, "other seeds have other faults"
 
 
 @pytest.mark.slow
@@ -723,7 +723,7 @@ def test_three_arms_are_enough_for_any_20_seeds(twenty: Twenty) -> None:
 # ---------------------------------------------------------------------- for servers and people
 
 
-def told(*findings: tuple[str, str], model: str = "models/m.onnx", reason: str = "") -> Checked:
+def checked_with(*findings: tuple[str, str], model: str = "models/m.onnx", reason: str = "") -> Checked:
     measured = Measured(
         "s.db", model, "0" * 64, {}, 100, "bit", {}, 5, "5 samples of 'a|b'", 10, 10, 0, 0.995, (), CLASSIFICATION
     )  # fmt: skip
@@ -735,7 +735,9 @@ def told(*findings: tuple[str, str], model: str = "models/m.onnx", reason: str =
 
 
 def test_junit_says_what_failed_and_what_is_open() -> None:
-    root = ElementTree.fromstring(junit(told(("a", "pass"), ("b", "fail"), ("c", "not decided"), reason="too few")))
+    root = ElementTree.fromstring(
+        junit(checked_with(("a", "pass"), ("b", "fail"), ("c", "not decided"), reason="too few"))
+    )
     assert root.tag == "testsuites"
     (suite,) = root
     for element in (root, suite):
@@ -760,7 +762,7 @@ NASTY = "<b>&\"'\x00\x1b[31m|`*_\n\ud800é\uffff"
 
 
 def test_names_from_strangers_break_no_file() -> None:
-    checked = told((NASTY, "fail"), model=f"models/{NASTY[:5]}.onnx")
+    checked = checked_with((NASTY, "fail"), model=f"models/{NASTY[:5]}.onnx")
     root = ElementTree.fromstring(junit(checked))
     assert "\\x00\\x1b[31m" in str(root[0].findall("testcase")[0].get("name"))
     rows = [line for line in markdown(checked).splitlines() if line.startswith("|")]
@@ -771,14 +773,14 @@ def test_names_from_strangers_break_no_file() -> None:
 
 
 def test_names_that_steer_what_shows_them_are_written_out() -> None:
-    checked = told(("a\x1b[2J\x9b31m\u202eb\u2028c", "fail"))
+    checked = checked_with(("a\x1b[2J\x9b31m\u202eb\u2028c", "fail"))
     for text in (junit(checked).decode(), markdown(checked)):
         assert all(c.isprintable() or c == "\n" for c in text)
         assert "x1b[2J" in text.replace("\\[", "[")
 
 
 def test_markdown_is_a_table_under_the_verdict() -> None:
-    lines = markdown(told(("conv", "fail"), ("fc", "not decided"), reason="too few")).splitlines()
+    lines = markdown(checked_with(("conv", "fail"), ("fc", "not decided"), reason="too few")).splitlines()
     assert lines[0] == "### ❌ Resilience of m.onnx: FAIL, 1 of 2 limits"
     assert lines[2:5] == [
         "| Limit | Measured | Interval | Allowed | Verdict |",

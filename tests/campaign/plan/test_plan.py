@@ -121,17 +121,17 @@ def test_single_faults_never_repeat_and_stay_in_their_stratum(here: Path, per: s
 @pytest.mark.parametrize(
     "fields", [{}, {"bits": "exponent,sign", "include": "fc2"}, {"elements": "0:2", "op": "MatMul"}]
 )
-def test_exhaustive_strikes_every_site_once(here: Path, fields: dict[str, Any]) -> None:
+def test_exhaustive_faults_cover_every_site_once(here: Path, fields: dict[str, Any]) -> None:
     plan = planned(exhaustive=True, seed=3, **fields)
-    struck = [(target, index, bit) for row in plan.trials() for target, index, bit, _ in faults(row)]
+    injected = [(target, index, bit) for row in plan.trials() for target, index, bit, _ in faults(row)]
     bits = [*range(23, 31), 31] if "bits" in fields else [*range(32)]
     elements = {"w1": 20, "b1": 5, "w2": 15, "b2": 3}
     if "include" in fields:
         elements = {"w2": 15, "b2": 3}
     if "op" in fields:
         elements = {"w1": 10, "w2": 6}
-    assert sorted(struck) == sorted((name, i, bit) for name, n in elements.items() for i in range(n) for bit in bits)
-    assert struck != sorted(struck), "in random order, so that what is done when it stops is a fair sample"
+    assert sorted(injected) == sorted((name, i, bit) for name, n in elements.items() for i in range(n) for bit in bits)
+    assert injected != sorted(injected), "in random order, so that what is done when it stops is a fair sample"
 
 
 def test_single_trials_of_whole_words_go_to_the_last_word(here: Path) -> None:
@@ -295,13 +295,13 @@ def test_a_written_plan_replays_as_itself(here: Path, fields: dict[str, Any]) ->
 
 
 def test_the_file_has_a_header_and_every_trial(here: Path) -> None:
-    told: list[tuple[int, int]] = []
-    write_plan(planned(ber=(1e-4, 0.02), repeat=5), "p.jsonl", progress=lambda done, total: told.append((done, total)))
+    calls: list[tuple[int, int]] = []
+    write_plan(planned(ber=(1e-4, 0.02), repeat=5), "p.jsonl", progress=lambda done, total: calls.append((done, total)))
     header, *lines = map(json.loads, Path("p.jsonl").read_text().splitlines())
     assert (header["file"], header["population"], header["unit"]) == ("m.onnx", SITES, "bit")
     assert [s["ber"] for s in header["strata"]] == [1e-4, 0.02]
     assert {line["trial"] for line in lines} == set(range(1, 11)), "trials that drew no fault are there too"
-    assert told == [(k, 10) for k in range(1, 11)]
+    assert calls == [(k, 10) for k in range(1, 11)]
     trials = list(FaultList.open("p.jsonl").trials(load("m.onnx").targets))
     assert [trial for trial, _ in trials] == list(range(1, 11))
     assert min(len(rows) for _, rows in trials) == 0

@@ -20,9 +20,11 @@ SWEEP = Campaign("", str(ROOT / "models/fashion_test.npz"), samples=100, ber=(1e
 def test_each_version_is_what_a_campaign_of_its_own_gives(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    told: list[str] = []
-    found = compare(MODELS, SWEEP, tmp_path / "stores", tell=lambda running: told.append(running.plan.campaign.model))
-    assert told == MODELS and found.measure == "top1" and found.rates == (1e-6, 1e-4)
+    announced: list[str] = []
+    found = compare(
+        MODELS, SWEEP, tmp_path / "stores", tell=lambda running: announced.append(running.plan.campaign.model)
+    )
+    assert announced == MODELS and found.measure == "top1" and found.rates == (1e-6, 1e-4)
     document = found.document()
     for model, version, row in zip(MODELS, found.versions, document["models"], strict=True):
         store = tmp_path / "alone.db"

@@ -65,7 +65,7 @@ class Tags(HTMLParser):
 # What it says
 
 
-def test_the_page_needs_nothing_else_and_tells_everything(here: Path) -> None:
+def test_the_page_needs_nothing_else_and_shows_everything(here: Path) -> None:
     found = singles(here)
     text = page([found])
     for tag, attributes in Tags(text).found:
@@ -203,7 +203,7 @@ def test_many_layers_and_long_names(here: Path) -> None:
     assert len(plain("x" * 100)) == 24 and plain("a\nb\x1b") == "a\\nb\\x1b"
 
 
-def test_a_missing_extra_is_told_before_anything_is_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_reported_before_anything_is_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = singles(here)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for call in (lambda: write_page([found], here / "p.html"), lambda: write_figures([found], here / "f")):
@@ -269,19 +269,19 @@ LOOK = """<!doctype html><body>%s<script>
 const found = [];
 const boxes = (root) => [...root.querySelectorAll("h1,h2,h3,p,figure,.tile,.wide,pre,dl,figcaption,img")];
 addEventListener("load", () => { for (const frame of document.querySelectorAll("iframe")) {
-  const page = frame.contentDocument, root = page.documentElement, told = {width: frame.clientWidth};
-  told.overflow = root.scrollWidth - root.clientWidth;
-  told.overlaps = [];
+  const page = frame.contentDocument, root = page.documentElement, measured = {width: frame.clientWidth};
+  measured.overflow = root.scrollWidth - root.clientWidth;
+  measured.overlaps = [];
   const all = boxes(page);
   for (const [k, a] of all.entries()) for (const b of all.slice(k + 1)) {
     if (a.contains(b) || b.contains(a)) continue;
     const p = a.getBoundingClientRect(), q = b.getBoundingClientRect();
     if (p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 1 && q.top < p.bottom - 1)
-      told.overlaps.push(a.textContent.slice(0, 30) + " / " + b.textContent.slice(0, 30));
+      measured.overlaps.push(a.textContent.slice(0, 30) + " / " + b.textContent.slice(0, 30));
   }
-  told.outside = all.filter((e) => e.getBoundingClientRect().right > root.clientWidth + 1).length;
-  told.images = [...page.images].map((i) => [i.complete, i.naturalWidth, i.getBoundingClientRect().width]);
-  told.tables = [...page.querySelectorAll("table.sorts")].map((table) => {
+  measured.outside = all.filter((e) => e.getBoundingClientRect().right > root.clientWidth + 1).length;
+  measured.images = [...page.images].map((i) => [i.complete, i.naturalWidth, i.getBoundingClientRect().width]);
+  measured.tables = [...page.querySelectorAll("table.sorts")].map((table) => {
     const column = (k) => [...table.tBodies[0].rows].map((r) => r.cells[k].dataset.v ?? r.cells[k].textContent);
     const heads = [...table.tHead.rows[0].cells], before = column(0), k = heads.length - 1;
     const at = heads.findIndex((h) => h.textContent.startsWith("SDC-1") || h.textContent === "Value");
@@ -290,7 +290,7 @@ addEventListener("load", () => { for (const frame of document.querySelectorAll("
     heads[at].querySelector("button").click();
     return {up, down: column(at), rows: before.length, sort: heads[at].getAttribute("aria-sort")};
   });
-  found.push(told);
+  found.push(measured);
 }
 const out = document.createElement("pre"); out.id = "found"; out.textContent = JSON.stringify(found);
 document.body.replaceChildren(out); });
@@ -328,14 +328,14 @@ def test_a_person_would_not_frown(here: Path) -> None:
     write_page([one, other], here / "two.html")
     found, console = look(here, "one.html", "two.html")
     assert not [line for line in console.splitlines() if "CONSOLE" in line]
-    assert [told["width"] for told in found] == [1280, 400, 1280, 400]
-    for told in found:
-        assert told["overflow"] <= 0 and told["outside"] == 0 and told["overlaps"] == []
-        assert len(told["images"]) >= 3
-        for complete, natural, width in told["images"]:
+    assert [measured["width"] for measured in found] == [1280, 400, 1280, 400]
+    for measured in found:
+        assert measured["overflow"] <= 0 and measured["outside"] == 0 and measured["overlaps"] == []
+        assert len(measured["images"]) >= 3
+        for complete, natural, width in measured["images"]:
             assert complete and natural > 300 and 250 < width <= 560
-        assert len(told["tables"]) >= 4
-        for table in told["tables"]:
+        assert len(measured["tables"]) >= 4
+        for table in measured["tables"]:
             values = [float(v) if v else float("-inf") for v in table["up"]]
             assert values == sorted(values) and table["sort"] == "descending" and len(values) == table["rows"] > 0
             assert [float(v) if v else float("-inf") for v in table["down"]] == sorted(values, reverse=True)
@@ -349,5 +349,5 @@ def test_the_look_sees_what_is_wrong(here: Path) -> None:
         '<body><h1 style="width:5000px">wide</h1><p style="margin-top:-2em">over</p><script>nothing()</script></body>'
     )
     found, console = look(here, "bad.html")
-    assert all(told["overflow"] > 0 and told["overlaps"] for told in found)
+    assert all(measured["overflow"] > 0 and measured["overlaps"] for measured in found)
     assert "nothing is not defined" in console

@@ -124,10 +124,10 @@ def test_the_intervals_are_the_reports(truth: Truth, tmp_path: Path) -> None:
     campaign = Campaign(truth.campaign.model, truth.campaign.data, **fields)
     ran(campaign, tmp_path / "s.db")
     found = report(tmp_path / "s.db")
-    told: dict[str | None, Fold] = {None: found.everything, **{fold.key: fold for fold in found.by_layer}}
+    folds: dict[str | None, Fold] = {None: found.everything, **{fold.key: fold for fold in found.by_layer}}
     plan = make_plan(campaign, FaultTargets.of(truth.model))
-    for layer, name, interval in intervals(truth, plan, drawn(truth, plan, 0), list(told)):
-        said = told[layer].rate(name)
+    for layer, name, interval in intervals(truth, plan, drawn(truth, plan, 0), list(folds)):
+        said = folds[layer].rate(name)
         assert said is not None
         assert (interval.low, interval.estimate, interval.high) == pytest.approx((said.low, said.estimate, said.high))
 

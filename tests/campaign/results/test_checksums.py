@@ -23,9 +23,9 @@ Run = Callable[..., Any]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, data, and a store of each kind of campaign."""
     place = tmp_path_factory.mktemp("stores")
-    told: dict[str, Any] = {"model": mlp(place), "data": samples(place)}
-    ran(Campaign(**told, single=True, trials=60), place / "fixed.db")
-    ran(Campaign(**told, single=True, adaptive=True, margin=0.3), place / "adaptive.db")
+    common: dict[str, Any] = {"model": mlp(place), "data": samples(place)}
+    ran(Campaign(**common, single=True, trials=60), place / "fixed.db")
+    ran(Campaign(**common, single=True, adaptive=True, margin=0.3), place / "adaptive.db")
     return place
 
 

@@ -362,9 +362,9 @@ def test_another_campaign_is_refused_and_the_field_named(
     if change is not None:
         change(here)
     way = {} if {"ber", "exhaustive", "single"} & set(fields) else {"single": True, "trials": 5}
-    with pytest.raises(StoreError, match=message) as told:
+    with pytest.raises(StoreError, match=message) as raised:
         run(campaign(**way, **fields), here / "s.db")
-    assert str(told.value).endswith("name another store with -o, or use --fresh")
+    assert str(raised.value).endswith("name another store with -o, or use --fresh")
     assert tables(here / "s.db") == before
 
 
@@ -473,7 +473,7 @@ def test_a_full_disk_loses_nothing_that_was_written(here: Path, monkeypatch: pyt
     assert tables(here / "s.db") == tables(here / "whole.db")
 
 
-def test_a_locked_store_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_store_is_reported(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran(campaign(single=True, trials=3), here / "s.db")
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **{**k, "timeout": 0.1}))
@@ -533,10 +533,10 @@ def test_the_format_is_that_of_its_document(here: Path) -> None:
     for name, found in columns.items():
         line = next(line for line in document.splitlines() if line.startswith(f"| `{name}` |"))
         assert [c for c in found if f"`{c}`" in line.split("|")[2]] == found
-    told = {
+    documented = {
         line.split("`")[1] for line in document.partition("| key in `meta`")[2].splitlines() if line.startswith("| `")
     }
-    assert told == keys
+    assert documented == keys
 
 
 def test_results_are_kept_once_and_errors_apart(here: Path) -> None:

@@ -287,7 +287,7 @@ def test_fields_hold_each_bit_once(name: str) -> None:
     assert [bit for bits in bit_fields(word) for bit in bits] == list(range(word.bits))
 
 
-def test_strata_of_several_formats_are_told_apart(here: Path) -> None:
+def test_strata_of_several_formats_are_distinguished(here: Path) -> None:
     graph = "g (float[N,4] x) => (float[N,4] y) <float16[4] h = {1,2,3,4}, float[4] f = {1,2,3,4}>"
     save(here, graph + " { c = Cast<to = 1>(h) z = Mul(x, c) y = Mul(z, f) }")
     groups = make_plan(campaign(model="g.onnx"), FaultTargets.of(load("g.onnx"))).strata

@@ -47,7 +47,7 @@ def ran(campaign: Campaign, store: Path, workers: int = 0) -> list[Result]:
     return sorted(run(campaign, store, workers=workers), key=lambda result: result.trial)
 
 
-def told(results: list[Result]) -> list[tuple[object, ...]]:
+def outcomes_of(results: list[Result]) -> list[tuple[object, ...]]:
     return [(r.trial, r.outcome, r.cause, r.metrics) for r in results]
 
 
@@ -69,7 +69,7 @@ def test_a_device_that_rounds_as_the_cpu_has_its_outcomes(
     asked = {"target": target, "route": route}
     on_device = ran(campaign(tmp_path, **asked), tmp_path / "cuda.db")
     assert simulation.count("run")
-    assert told(on_device) == told(ran(campaign(tmp_path, provider="cpu", **asked), tmp_path / "cpu.db"))
+    assert outcomes_of(on_device) == outcomes_of(ran(campaign(tmp_path, provider="cpu", **asked), tmp_path / "cpu.db"))
     assert not {str(result.route) for result in on_device} & {"channel-delta"}
 
 
@@ -85,7 +85,7 @@ def test_golden_activations_leave_a_device_that_is_small(device: Device, tmp_pat
     found = ran(campaign(tmp_path, include="w2", trials=6), tmp_path / "s.db")
     little = simulation.count("stayed")
     simulation = device()
-    assert told(found) == told(ran(campaign(tmp_path, include="w2", trials=6), tmp_path / "t.db"))
+    assert outcomes_of(found) == outcomes_of(ran(campaign(tmp_path, include="w2", trials=6), tmp_path / "t.db"))
     assert little < simulation.count("stayed")
 
 
@@ -107,22 +107,22 @@ def test_the_memory_of_a_device_is_limited_by_a_flag(
         "-o",
         tmp_path / "s.db",
     )
-    told = run(*words, "--provider", "cuda", "--memory-device", "1GB")
-    assert told.code == 0, told.err
+    ended = run(*words, "--provider", "cuda", "--memory-device", "1GB")
+    assert ended.code == 0, ended.err
     assert [event["bytes"] for event in simulation.events if event["what"] == "arena"] == [10**9]
-    told = run(*words, "--fresh", "--memory-device", "1GB")
-    assert told.code == 2 and "--memory-device needs the provider of the device; add --provider cuda" in told.err
+    ended = run(*words, "--fresh", "--memory-device", "1GB")
+    assert ended.code == 2 and "--memory-device needs the provider of the device; add --provider cuda" in ended.err
 
 
 def test_a_lost_device_is_one_line_on_the_terminal(device: Device, tmp_path: Path, run: Any) -> None:
     device(sticky_nonfinite=True)
     asked = campaign(tmp_path)
-    told = run(
+    ended = run(
         "run", asked.model, "--data", asked.data.data, "--single", "--trials", 60, "--bits", "30", "--provider", "cuda",
         "--workers", 0, "-o", tmp_path / "s.db",
     )  # fmt: skip
-    assert told.code == 2
-    assert "can no longer use its device" in told.err.splitlines()[-1] and "--workers 1" in told.err
+    assert ended.code == 2
+    assert "can no longer use its device" in ended.err.splitlines()[-1] and "--workers 1" in ended.err
 
 
 def test_what_fixes_the_bits_is_in_the_store_and_in_the_identity(device: Device, tmp_path: Path) -> None:
@@ -166,13 +166,13 @@ def test_a_worker_that_loses_its_device_is_no_outcome(device: Device, tmp_path: 
     """One error, whose trial is run again in a process of its own: every trial has the outcome that it has without."""
     once, log = tmp_path / "once", tmp_path / "log"
     device(single_error_file=str(once), log=str(log))
-    whole = told(ran(campaign(tmp_path), tmp_path / "whole.db"))
+    whole = outcomes_of(ran(campaign(tmp_path), tmp_path / "whole.db"))
 
     running = run(campaign(tmp_path), tmp_path / "s.db", workers=2)
     once.touch()
     found = sorted(running, key=lambda result: result.trial)
     assert not once.exists(), "the error came"
-    assert told(found) == whole
+    assert outcomes_of(found) == whole
 
 
 def test_two_devices_have_a_worker_each(device: Device, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_two_devices_have_a_worker_each(device: Device, tmp_path: Path) -> None:
     device(devices=2, log=str(log))
     asked = campaign(tmp_path, trials=40)
     assert default_workers(asked) == 2
-    found = told(ran(asked, tmp_path / "s.db", workers=default_workers(asked)))
+    found = outcomes_of(ran(asked, tmp_path / "s.db", workers=default_workers(asked)))
     by_process: dict[int, set[int]] = {}
     for event in events(log):
         if event["what"] == "run":
@@ -190,7 +190,7 @@ def test_two_devices_have_a_worker_each(device: Device, tmp_path: Path) -> None:
     assert workers and set.union(*workers) <= {0, 1}
     # One that starts late may find no trial left; of two that ran, each has a device of its own.
     assert len(set.union(*workers)) == len(workers)
-    assert found == told(ran(campaign(tmp_path, provider="cpu", trials=40), tmp_path / "cpu.db"))
+    assert found == outcomes_of(ran(campaign(tmp_path, provider="cpu", trials=40), tmp_path / "cpu.db"))
     assert default_workers(campaign(tmp_path, provider_option="device_id=1")) == 1
 
 

@@ -179,7 +179,7 @@ def test_weights_are_held_by_the_runtime_alone(here: Path, monkeypatch: pytest.M
     assert found == usual and {route for _, _, route in found} != {None}
     lent = sum(array.nbytes for loan in loans for array in loan.arrays)
     assert lent >= size and not any(array.any() for loan in loans for array in loan.arrays if array.nbytes >= 1 << 16)
-    assert sum(trace.size for trace in read.traces) <= size // 2, "of what was read, a few that are struck are kept"
+    assert sum(trace.size for trace in read.traces) <= size // 2, "of what was read, a few that have faults are kept"
 
 
 def test_processes_have_a_model_open_beside_each_other_where_there_is_room(
@@ -232,12 +232,12 @@ def test_the_canary_must_be_seen(here: Path) -> None:
     assert meta(here / "s.db", "canary") == {"seen": "near", "unseen": ["far"], "routes": {"partial": "near"}}
     with pytest.raises(
         CampaignError, match="no canary was seen: all exponent bits set in far changed nothing in"
-    ) as told:
+    ) as raised:
         run(campaign(model="g.onnx", output="y", single=True, trials=5, include="far"), here / "t.db")
-    assert "select other targets, or score another --output" in str(told.value)
+    assert "select other targets, or score another --output" in str(raised.value)
 
 
-def test_the_canary_looks_at_every_part_of_a_mix_and_at_what_a_list_strikes(here: Path) -> None:
+def test_the_canary_covers_every_part_of_a_mix_and_the_targets_of_a_list(here: Path) -> None:
     save(here, UNREACHED)
     parts = (dict(count=1, include=("far",)), dict(count=1, include=("near",)))
     ran(campaign(model="g.onnx", output="y", mix=parts, repeat=2), here / "s.db")
@@ -366,7 +366,7 @@ if number == 12 and again(12) == 1:
 
 
 @pytest.mark.slow
-def test_a_trial_that_hangs_is_ended_and_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_hangs_is_ended_and_reported(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran(campaign(), here / "whole.db")
     monkeypatch.setattr(runner, "_TIMEOUT_S", 3.0)
     monkeypatch.setattr(runner, "_TIMEOUT_GOLDEN", 0)
@@ -593,7 +593,7 @@ def test_the_python_interface(here: Path) -> None:
     assert onnxfi.plan(onnxfi.Campaign("m.onnx", ber=1e-3))[1] is None
 
 
-def test_running_tells_what_is_to_come(here: Path) -> None:
+def test_running_counts_the_trials_to_come(here: Path) -> None:
     running = run(campaign(), here / "s.db")
     assert (running.total, running.outcomes.total(), running.store) == (24, 0, here / "s.db")
     assert running.note.startswith("12 labelled samples of 'd.npz'") and running.golden_s > 0
@@ -704,4 +704,4 @@ def test_a_provider_that_loads_no_more_ends_the_campaign(
     monkeypatch.setattr(OneOf, "left", 0)
     assert ran(campaign(provider="auto", route=route), here / "cpu.db")[0].outcome
     assert meta(here / "cpu.db", "environment")["provider"] == "CPUExecutionProvider"
-    assert "provider: cpu" in meta(here / "cpu.db", "spec"), "what workers are told"
+    assert "provider: cpu" in meta(here / "cpu.db", "spec"), "the spec of the workers"

@@ -1,4 +1,4 @@
-"""The campaign: the same from Python, flags and YAML; whatever is wrong with it is told by field, line and column."""
+"""The campaign: the same from Python, flags and YAML; errors name field, line and column."""
 
 from __future__ import annotations
 
@@ -195,9 +195,9 @@ def test_each_design_refuses_the_fields_of_others(design: Any, name: str) -> Non
     if name not in flat_fields(design):
         with pytest.raises(
             SpecError, match=f"^{name} has no effect with {design.key}, only with .*; leave it out"
-        ) as told:
+        ) as raised:
             Campaign("m.onnx", **fields)
-        assert told.value.field == name
+        assert raised.value.field == name
 
 
 def test_values_can_be_given_as_a_whole() -> None:
@@ -319,14 +319,14 @@ BAD: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("text", "message"), BAD, ids=[text.replace("\n", "; ") for text, _ in BAD])
-def test_what_is_wrong_is_told_with_line_and_column(text: str, message: str, tmp_path: Path) -> None:
+def test_errors_have_line_and_column(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(f"model: m.onnx\n{text}\n")
-    with pytest.raises(SpecError) as told:
+    with pytest.raises(SpecError) as raised:
         load_spec(file)
-    assert str(told.value).startswith(str(file))
-    assert message in str(told.value)
-    assert isinstance(told.value, InputError)
+    assert str(raised.value).startswith(str(file))
+    assert message in str(raised.value)
+    assert isinstance(raised.value, InputError)
 
 
 WHOLE = [
@@ -378,7 +378,7 @@ def test_an_anchor_bomb_is_refused_at_once(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_python_is_told_of_wrong_types_too(name: str, value: Any) -> None:
+def test_wrong_types_are_refused_in_python_too(name: str, value: Any) -> None:
     with pytest.raises(SpecError, match=f"^{name} must be "):
         Campaign(**{"model": "m.onnx", "ber": (1e-6,), name: value})
     with pytest.raises(SpecError, match=r"^mix must be a part; given 'flip'"):
@@ -410,7 +410,7 @@ def test_other_fields_keep_the_rest() -> None:
         base.with_fields(margin=0.1)
 
 
-def test_a_part_by_flag_is_told_by_its_place() -> None:
+def test_an_error_in_a_part_given_by_flag_names_its_place() -> None:
     assert given_fields(parse_mix_part("ber: 1e-6, include: [a, 'b: c']")) == {"ber": 1e-6, "include": ("a", "b: c")}
     for text, message in (
         ("cuont: 1", "--mix {cuont: 1}, line 1, column 2: unknown field 'cuont'; closest: 'count'"),
@@ -419,9 +419,9 @@ def test_a_part_by_flag_is_told_by_its_place() -> None:
         ("}", "is no readable YAML"),
         ("", "each part of mix takes ber or count"),
     ):
-        with pytest.raises(SpecError) as told:
+        with pytest.raises(SpecError) as raised:
             parse_mix_part(text)
-        assert message in str(told.value)
+        assert message in str(raised.value)
 
 
 FREE = {
@@ -495,10 +495,10 @@ def test_the_identity_of_a_pattern_holds_its_content(tmp_path: Path) -> None:
 def test_the_document_lists_every_field_with_its_type_and_default() -> None:
     text = (Path(__file__).parents[3] / "docs" / "reference" / "spec.md").read_text(encoding="utf-8")
     lines = text[text.index("| field |") :].partition("\n\n")[0].splitlines()[2:]
-    told = {}
+    documented = {}
     for line in lines:
         name, kind, default, what = (cell.strip() for cell in line.strip("|").split("|"))
-        told[name.strip("`")] = kind, yaml.safe_load(default.strip("`")) if default else dataclasses.MISSING
+        documented[name.strip("`")] = kind, yaml.safe_load(default.strip("`")) if default else dataclasses.MISSING
         assert what
     kinds = {str: "text", int: "whole number", float: "number", bool: "true or false", FaultMixPart: "part"}
 
@@ -509,10 +509,10 @@ def test_the_document_lists_every_field_with_its_type_and_default() -> None:
         return kinds[str if isinstance(inner, str) else inner]
 
     fields = flat_fields(Campaign).items()
-    assert told == {
+    assert documented == {
         name: (written(f.kind), list(f.default) if isinstance(f.default, tuple) else f.default) for name, f in fields
     }
-    assert list(told) == list(flat_fields(Campaign)), "in the order of the fields"
+    assert list(documented) == list(flat_fields(Campaign)), "in the order of the fields"
 
 
 def test_the_spec_in_the_document_is_one(tmp_path: Path) -> None:
@@ -575,15 +575,15 @@ HUGE = (
 
 
 @pytest.mark.parametrize("number", HUGE, ids=lambda number: number[:6])
-def test_numbers_of_any_length_are_told_in_one_line(number: str, tmp_path: Path) -> None:
+def test_errors_of_numbers_of_any_length_take_one_line(number: str, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     for name in ("seed", "trials", "samples", "batch_axis", "margin", "confidence", "tolerance", "version"):
         way = "single: true" if name in ("trials", "margin") else "ber: 1e-6"
         file.write_text(f"model: m.onnx\n{way}\n{name}: {number}\n")
-        with pytest.raises(SpecError) as told:
+        with pytest.raises(SpecError) as raised:
             load_spec(file)
-        assert "\n" not in str(told.value)
-        assert len(str(told.value)) < 300 + len(str(file))
+        assert "\n" not in str(raised.value)
+        assert len(str(raised.value)) < 300 + len(str(file))
 
 
 @pytest.mark.parametrize("kind", ["large", "below 0", "many", "listed", "infinite", "none"])

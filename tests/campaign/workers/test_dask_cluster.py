@@ -356,7 +356,7 @@ def test_limits_of_others_workers_are_their_own(here: Path, workers: Cluster) ->
         run(campaign(), here / "s.db", executor=others, worker_memory_bytes=1 << 30)
 
 
-def test_the_extra_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(OutputError, match=r"pip install 'onnxfi\[distributed\]'"), cluster(local=1):
         pass
@@ -366,7 +366,7 @@ def test_the_extra_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_is_lost_is_told_and_the_store_goes_on_with_another(here: Path, workers: Cluster) -> None:
+def test_a_lost_scheduler_is_reported_and_another_resumes_the_store(here: Path, workers: Cluster) -> None:
     folder = {"cwd": here, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     host = ("--host", "127.0.0.1")
     scheduler = subprocess.Popen(

@@ -69,16 +69,16 @@ def net(folder: Path, *kinds: str) -> None:
     np.savez(folder / "x.npz", x=chance(7, 16, 4, 4, seed=7))
 
 
-ONE, FLYING = {"single": True, "trials": 16}, {"target": ("activations",)}
+ONE, ACTIVATIONS = {"single": True, "trials": 16}, {"target": ("activations",)}
 #: Fields of a campaign, and routes that some of its trials take.
 CAMPAIGNS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "stored": (ONE, {"channel-delta", "partial", "rebuilt"}),
     "one tensor that is fed": (ONE | {"include": ("=w2",)}, {"partial"}),
     "one tensor by its channels": (ONE | {"include": ("=w0",)}, {"channel-delta"}),
     "sweep": ({"ber": (1e-5, 1e-3), "repeat": 5}, {"rebuilt"}),
-    "samples": (ONE | FLYING, {"single-sample"}),
-    "one value": ({**ONE, **FLYING, "trials": 12, "persistence": "permanent"}, {"partial"}),
-    "several values": ({"ber": (1e-4,), "repeat": 5, **FLYING}, {"partial"}),
+    "samples": (ONE | ACTIVATIONS, {"single-sample"}),
+    "one value": ({**ONE, **ACTIVATIONS, "trials": 12, "persistence": "permanent"}, {"partial"}),
+    "several values": ({"ber": (1e-4,), "repeat": 5, **ACTIVATIONS}, {"partial"}),
     "both": ({"ber": (1e-4,), "repeat": 6, "target": ("weights", "activations")}, {"split"}),
 }
 
@@ -146,18 +146,18 @@ def test_a_process_that_replaces_a_dead_one_opens_under_its_limit(
 
 
 @settings(max_examples=4 * TIMES, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(model=nets(), kept_bytes=st.sampled_from([1 << 30, 0]), flying=st.booleans())
+@given(model=nets(), kept_bytes=st.sampled_from([1 << 30, 0]), in_activations=st.booleans())
 def test_any_network_shared_by_four_threads(
     model: onnx.ModelProto,
     kept_bytes: int,
-    flying: bool,
+    in_activations: bool,
     interleaved: None,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     folder = tmp_path_factory.mktemp("net")
     onnx.save(model, folder / "net.onnx")
     np.savez(folder / "x.npz", x=chance(5, 16, 4, 4, seed=7))
-    target = ("activations",) if flying else ("weights",)
+    target = ("activations",) if in_activations else ("weights",)
     bench, job, tasks = asked(folder, kept_bytes, batch=2, single=True, trials=32, target=target)
     pending = [[task for [task] in tasks[k : k + 3]] for k in range(0, len(tasks), 3)]
     golden, header = bench.golden_runs.run()[0], Header.parse(job.header, "the plan")

@@ -27,7 +27,7 @@ def test_trials_of_one_tensor_stay_together(targets: list[str], most: int, worke
         assert holding[target] <= -(-count // most) + (count > most), "only what is too large for one task is divided"
 
 
-def test_a_long_campaign_is_gathered_piece_by_piece() -> None:
+def test_a_long_campaign_is_gathered_batch_by_batch() -> None:
     targets = ["a", "b"] * 600
     first = [task for group in islice(batches_by_tensor(iter(tasks(targets)), 2000, lambda: 1), 4) for task in group]
     assert {number for number, _ in first} == set(range(1, 513))

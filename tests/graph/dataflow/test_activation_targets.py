@@ -14,7 +14,7 @@ from onnxfi.graph.model.loading import load
 MODELS = Path(__file__).parents[3] / "models"
 
 
-def test_a_quantised_group_is_struck_at_its_integer() -> None:
+def test_a_quantised_group_gets_its_fault_in_the_integer() -> None:
     plain = parsed("""
     g (float[N,4] x, float[4,4] w) => (float[N,4] y) {
       s = Constant<value_float=0.1>()

@@ -96,15 +96,15 @@ def network(steps: list[Any]) -> onnx.ModelProto:
 def test_each_sample_lies_where_it_is_said_to(steps: list[Any]) -> None:
     proto, x = network(steps), np.random.default_rng(0).normal(size=(3, 5, 4)).astype("f4")
     alone = [values(proto, {"x": x[k : k + 1]}) for k in range(3)]
-    told = [a for a in activations(load(proto)) if a.target.op and a.target.word.is_float]
-    for a in told:
+    chosen = [a for a in activations(load(proto)) if a.target.op and a.target.word.is_float]
+    for a in chosen:
         if a.place is not None:
             holds_samples(a, proto, {"x": x}, alone)
         else:
             assert a.axis_unknown_reason, "what comes of x holds samples"
 
 
-def test_what_cannot_be_told_says_why() -> None:
+def test_an_axis_that_is_not_found_says_why() -> None:
     mixed = placed("g (float[N,4] x) => (float[N,M] y) { t = Transpose(x) y = MatMul(x, t) }")
     assert mixed["t"].place == SampleAxis(1) and "more than one of its axes" in mixed["y"].axis_unknown_reason
     picked = placed("g (float[N,4] x, int64[N] k) => (float[N,4] y) { g = Gather(x, k) y = Relu(g) }")

@@ -169,7 +169,7 @@ def test_embedding_tables_are_data_and_their_indices_are_not() -> None:
     assert (found["table"].structural, found["rows"].structural) == (False, True)
 
 
-def test_shapes_are_struck_only_when_they_are_named() -> None:
+def test_shapes_are_faulty_only_when_they_are_named() -> None:
     nodes = [node("Reshape", ["x", "shape"], ["r"]), node("Mul", ["r", "w"])]
     held = load(model(nodes, [ints("shape", [2, 3]), floats("w", 1)]))
     assert Selector().space(held.targets).size == 32

@@ -34,9 +34,9 @@ def recorded(data: bytes) -> list[protobuf_scan.TensorRecord]:
 def values(data: bytes, run: protobuf_scan.ByteRun) -> tuple[list[int], list[bytes]]:
     """The numbers of a run, and the bytes that each takes."""
     with ByteSource.memory(data).reading() as read:
-        pieces = [*read_varints(read, run)]
-    spans = [(a, b) for _, starts, ends in pieces for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
-    return [n for numbers, _, _ in pieces for n in numbers.tolist()], [data[a:b] for a, b in spans]
+        chunks = [*read_varints(read, run)]
+    spans = [(a, b) for _, starts, ends in chunks for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+    return [n for numbers, _, _ in chunks for n in numbers.tolist()], [data[a:b] for a, b in spans]
 
 
 @given(lists)
@@ -64,7 +64,7 @@ def test_a_damaged_list_of_varints_is_refused(data: bytes) -> None:
 
 
 @given(lists, st.booleans(), st.integers(11, 30))
-def test_lists_are_read_in_pieces_at_any_border(numbers: list[int], unpacked: bool, window: int) -> None:
+def test_lists_are_read_in_chunks_of_any_size(numbers: list[int], unpacked: bool, window: int) -> None:
     before, lead = b"before", scalar(7, 0)[:1] if unpacked else b""
     data = before + b"".join(lead + varint(n) for n in numbers) + b"\x80behind"
     end = len(data) - len(b"\x80behind")

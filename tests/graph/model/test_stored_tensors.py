@@ -121,7 +121,7 @@ def test_unused_bits_of_a_stored_word_stay_as_they_are() -> None:
 
 
 def test_odd_upper_bits_of_a_typed_number_stay_as_they_are() -> None:
-    # float16 words sign-extended into int32_data, as some writer might: nothing but the struck bit changes.
+    # float16 words sign-extended into int32_data, as some writer might: nothing but the faulty bit changes.
     tensor = scalar(1, 1) + scalar(2, 10) + chunk(8, b"w") + scalar(5, -1)
     data = model_bytes(tensor)
     found = load(data)

@@ -149,7 +149,7 @@ def test_a_layer_that_the_framework_names_is_one_wherever_it_stands() -> None:
 # What no output depends on
 
 
-def test_what_is_unused_is_struck_only_when_it_is_named() -> None:
+def test_unused_tensors_are_faulty_only_when_they_are_named() -> None:
     held = load(model([node("Mul", ["x", "w"])], [floats("w", 2), floats("aux", 3)]))
     assert Selector().space(held.targets).size == 64
     assert Selector(include=("=aux",)).space(held.targets).size == 96
@@ -181,7 +181,7 @@ def test_an_initializer_that_is_also_an_input_is_a_target() -> None:
 
 
 @pytest.mark.parametrize("name", ["a:b/c[0]:7", "a::b", "::", "[3]", "x[1,2]@step=3", " ", "名前", "a\nb", "\x1b[31m"])
-def test_any_name_can_be_struck_by_its_site(name: str) -> None:
+def test_any_name_can_have_a_fault_by_its_site(name: str) -> None:
     held = load(model([node("Mul", ["x", name])], [floats(name, 2, 2)]))
     assert ids(held) == [name]
     done = inject(held, sample(held, sites=[f"{name}[1,0]:31"]))
@@ -195,7 +195,7 @@ def test_nameless_nodes_are_numbered_in_file_order() -> None:
     assert ids(load(model(nodes))) == ["If#1.then_branch::k", "If#2.then_branch::k"]
 
 
-def test_nodes_of_one_name_are_told_apart() -> None:
+def test_nodes_of_one_name_are_distinguished() -> None:
     body = graph([], [floats("w", 1)], inputs=(), outputs=["w"])
     nodes = [node("If", ["c"], [f"y{k}"], name="same", then_branch=body) for k in range(3)]
     nodes.append(node("SVMRegressor", ["x"], ["v"], name="same", domain="ai.onnx.ml", coefficients=[1.0]))
@@ -230,7 +230,7 @@ def test_of_two_initializers_of_one_name_the_last_counts() -> None:
 
 
 def test_tensors_without_a_name_are_numbered() -> None:
-    # Nothing can use them, but they are there, and each can be struck by its site.
+    # Nothing can use them, but they are there, and each can have a fault by its site.
     nodes = [node("Constant", outputs=[""], value_float=1.0), NodeProto(op_type="Constant")]
     nodes[1].attribute.append(helper.make_attribute("value_ints", [3]))
     held = load(model(nodes, [floats("", 1), floats("w", 1), floats("", 2)], sparse_initializer=[sparse("", [1.0])]))
@@ -278,7 +278,7 @@ def test_a_file_without_an_opset_is_noted_and_not_refused() -> None:
     assert any("no default opset is imported" in text for text in load(held).notes)
 
 
-def test_training_graphs_are_kept_and_not_struck() -> None:
+def test_training_graphs_are_kept_without_faults() -> None:
     held = model([node("Mul", ["x", "w"])], [floats("w", 1)])
     held.training_info.add().algorithm.CopyFrom(graph([node("Sub", ["w", "step"])], [floats("step", 1)]))
     found = load(held)
@@ -306,7 +306,7 @@ def test_unknown_fields_and_metadata_stay_byte_for_byte(tmp_path: Path) -> None:
 
 
 def test_merged_fields_are_read_as_protobuf_merges_them() -> None:
-    # The graph in two pieces, as parsers allow: the second goes on where the first ended.
+    # The graph in two records, as parsers allow: the second continues the first.
     first = model_bytes(tensor_bytes("a", 1, [1], [5], "raw"))
     second = chunk(7, chunk(5, tensor_bytes("b", 1, [2], [6, 7], "packed")))
     found = load(first + second)

@@ -1,4 +1,4 @@
-"""Proof on every quantisation scheme: which integer is struck, what it stands for, and what the model answers."""
+"""Proof on every quantisation scheme: which integer is faulty, the number it represents, and the output of the model."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def nbits_weight(path: Path, bits: int) -> np.ndarray:
 @pytest.mark.parametrize("typed", [False, True])
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_matmul_nbits_is_struck_integer_by_integer(bits: int, zero: bool, typed: bool, tmp_path: Path) -> None:
+def test_faults_in_matmul_nbits_go_into_single_integers(bits: int, zero: bool, typed: bool, tmp_path: Path) -> None:
     golden, x = tmp_path / "golden.onnx", np.random.default_rng(3).uniform(-1, 1, (2, 40)).astype(np.float32)
     onnx.save(nbits(bits, zero=zero, typed=typed), golden)
     weight = nbits_weight(golden, bits)
@@ -95,8 +95,8 @@ def test_matmul_nbits_is_struck_integer_by_integer(bits: int, zero: bool, typed:
     assert (tmp_path / "restored.onnx").read_bytes() == golden.read_bytes()
 
 
-def test_struck_bits_of_matmul_nbits_are_those_of_its_bytes() -> None:
-    """Numbering the integers leaves the order of the bits, so a seed strikes what it struck in the bytes."""
+def test_faulty_bits_of_matmul_nbits_are_those_of_its_bytes() -> None:
+    """Numbering the integers leaves the order of the bits, so a seed draws the same bits as in the bytes."""
     model = load(nbits(4, zero=False))
     space = Selector(include=("=w",)).space(model.targets)
     for number in (0, 5, 13, len(space) - 1):

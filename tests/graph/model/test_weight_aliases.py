@@ -16,7 +16,7 @@ from onnxfi.graph.model.loading import load
 from onnxfi.runtime.inject.weights import inject, inspect, sample
 
 
-def test_tensors_that_share_their_bytes_are_noted_and_never_struck_in_contradiction(tmp_path: Path) -> None:
+def test_tensors_that_share_their_bytes_are_noted_and_never_have_contradictory_faults(tmp_path: Path) -> None:
     path = saved(tmp_path, [external("a", "w.bin", [2]), external("b", "w.bin", [2], offset=4)], w_dot_bin=numbers(3))
     held = load(path)
     assert [n for n in held.notes if "'b'" in n and "'a'" in n and "share" in n]

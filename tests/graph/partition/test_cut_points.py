@@ -1,4 +1,4 @@
-"""Fronts: where a model is cut in pieces."""
+"""Cut points: where a model is cut into segments."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def test_what_becomes_integers_stays_with_the_operator_before_it(tmp_path: Path)
     assert first.outputs == second.inputs == ("q",), "the integers go on"
 
 
-def test_one_operator_is_one_piece(tmp_path: Path) -> None:
+def test_one_operator_is_one_segment(tmp_path: Path) -> None:
     assert places(f"net (float[N,4] x) => (float[N,4] y) <{SIGNS}> {{ y = MatMul(x, w) }}", tmp_path) == []
 
 
-def test_an_output_that_is_stored_cannot_be_run_in_pieces(tmp_path: Path) -> None:
+def test_an_output_that_is_stored_cannot_be_run_in_segments(tmp_path: Path) -> None:
     net = wired(f"net (float[N,4] x) => (float[N,4] y, float[4,4] v) <{SIGNS}> {{ y = Relu(x) v = Abs(w) }}", tmp_path)
     with pytest.raises(ModelError, match="no function of the inputs"):
         whole_subgraph(net, ())
@@ -67,7 +67,7 @@ def test_an_output_that_is_stored_cannot_be_run_in_pieces(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
-def test_pieces_take_what_earlier_ones_make_and_make_all_outputs(file: Path) -> None:
+def test_segments_read_what_earlier_ones_produce_and_produce_all_outputs(file: Path) -> None:
     net = partition_graph(load(file))
     whole = whole_subgraph(net, ())
     at_hand = set(net.inputs)

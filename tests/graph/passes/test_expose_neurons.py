@@ -112,7 +112,7 @@ def test_words_are_a_neuron_each_with_roles_and_layers() -> None:
         expose_neurons(exposed)
 
 
-def test_both_forms_of_the_shipped_network_answer_alike_also_when_struck() -> None:
+def test_both_forms_of_the_shipped_network_answer_alike_also_with_faults() -> None:
     with np.load(ROOT / "models" / "fashion_test.npz") as data:
         x = data["image"][:40]
     forms = [
@@ -120,17 +120,17 @@ def test_both_forms_of_the_shipped_network_answer_alike_also_when_struck() -> No
     ]
     golden = [run_network(form, x)["counts"] for form in forms]
     assert np.array_equal(*golden)
-    told = 0
+    differing = 0
     for fault, site in (
         ("dead", "lif3/spike[9]"),
         ("scale:factor=0.5", "lif2/threshold[100]"),
         ("set:value=0", "lif3/reset[1]"),
     ):
-        struck = [inject(load(f), sample(load(f), sites=[site], fault=fault)).data for f in forms]
-        counts = [run_network(s or b"", x)["counts"] for s in struck]
+        injected = [inject(load(f), sample(load(f), sites=[site], fault=fault)).data for f in forms]
+        counts = [run_network(s or b"", x)["counts"] for s in injected]
         assert np.array_equal(*counts)
-        told += not np.array_equal(counts[0], golden[0])
-    assert told >= 2
+        differing += not np.array_equal(counts[0], golden[0])
+    assert differing >= 2
     steps = [
         inject_activations(load(forms[0]), sites=["lif3/membrane/5[2]:30"]),
         inject_activations(load(forms[1]), sites=["steps.body::lif3/membrane[2]@step=5:30"]),
@@ -155,7 +155,7 @@ class Case:
         variable, neuron, fault, bit, first, last = name.rsplit("/", 1)[0].split("_")
         return cls(variable[:-1], int(variable[-1]), int(neuron), fault, int(bit), int(first), int(last))
 
-    def struck(self, plain: Model, exposed: Model, layers: list[str]) -> bytes:
+    def injected(self, plain: Model, exposed: Model, layers: list[str]) -> bytes:
         """The faulty network, by onnxfi."""
         tail = f"[{self.neuron}]" + (f":{self.bit}" if self.bit >= 0 else "")
         if self.variable == "synapse":
@@ -181,19 +181,19 @@ def test_every_fault_gives_the_spikes_of_plain_snntorch(name: str) -> None:
     exposed = load(expose_neurons(model).data)
     layers = [layer.name for layer in find_spiking_layers(model).layers]
     held = dict(np.load(FOLDER / f"{name}.npz"))
-    told = 0
+    differing = 0
     for key in cases(name):
         case = Case.parse(key)
-        out = run_network(case.struck(model, exposed, layers), held["x"])
+        out = run_network(case.injected(model, exposed, layers), held["x"])
         for k, output in ((1, "spikes1"), (2, "spikes2")):
             assert np.array_equal(out[output], held[key[:-1] + str(k)]), (key, output)
-        told += not all(np.array_equal(out[o], held[o]) for o in ("spikes1", "spikes2"))
+        differing += not all(np.array_equal(out[o], held[o]) for o in ("spikes1", "spikes2"))
         own = out[f"spikes{case.layer + 1}"].reshape(STEPS, len(held["x"]), -1)
         golden = held[f"spikes{case.layer + 1}"].reshape(own.shape)
         assert np.array_equal(own[: case.first], golden[: case.first]), "nothing changes before the fault"
         if case.fault in ("dead", "saturated") and case.variable == "spike":
             assert (own[..., case.neuron] == (case.fault == "saturated")).all()
-    assert told > len(cases(name)) // 2, "most of the faults change some spike"
+    assert differing > len(cases(name)) // 2, "most of the faults change some spike"
 
 
 @pytest.mark.parametrize("file", sorted((FOLDER / "neurons").glob("*.onnx")), ids=lambda file: file.stem)

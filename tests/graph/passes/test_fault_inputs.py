@@ -68,7 +68,7 @@ def test_columns_merge_and_refuse() -> None:
     found = run(armed.proto, {"x": x} | columns(armed, twice, batch=2))["y"]
     assert found.tolist() == [[1, -1, -1], [1, 1, 1]]
     assert all(c.size == 0 for c in columns(armed, []).values())
-    for strike, why in (
+    for fault, why in (
         (ActivationFault(site, -1, NEGATE), "elements of 'y' are 0 to 2"),
         (ActivationFault(site, 3, NEGATE), "elements of 'y' are 0 to 2"),
         (ActivationFault(site, 0, NEGATE, sample=2), "samples are 0 to 1"),
@@ -78,4 +78,4 @@ def test_columns_merge_and_refuse() -> None:
         (ActivationFault(named(plain, "x"), 0, NEGATE), "not armed"),
     ):
         with pytest.raises((SelectorError, FaultError), match=why):
-            columns(armed, [strike], batch=2)
+            columns(armed, [fault], batch=2)

@@ -79,7 +79,7 @@ def differing(word: Word, found: Words, expected: Words, body: str) -> int:
 
 
 @pytest.mark.parametrize(("name", "opset", "body"), CASES)
-def test_every_word_is_struck_as_numpy_says(name: str, opset: int, body: str) -> None:
+def test_every_faulty_word_is_that_of_numpy(name: str, opset: int, body: str) -> None:
     word = WORDS[name]
     words = corners(word)
     before = np.stack([np.roll(words, k) for k in range(SAMPLES)])
@@ -106,7 +106,7 @@ def test_every_word_is_struck_as_numpy_says(name: str, opset: int, body: str) ->
 
 
 @pytest.mark.parametrize(("name", "body"), [("float32", "portable"), ("float32", "native"), ("int8", "native")])
-def test_one_sample_each_is_struck(name: str, body: str) -> None:
+def test_faults_in_one_sample_each(name: str, body: str) -> None:
     word = WORDS[name]
     plain = identity(word, 26, ["N", 5])
     words = corners(word)[:15].reshape(3, 5)
@@ -119,7 +119,7 @@ def test_one_sample_each_is_struck(name: str, body: str) -> None:
     with pytest.raises(Exception, match="index"):  # a sample beyond the batch is loud
         run_words(baked, {"x": word.values(words[:2])}, word)
     armed = arm(plain, [target(plain)], body=body).proto
-    element = np.array([[0, 3], [1, 4], [2, 2]])  # a row a sample; what is struck twice is said twice
+    element = np.array([[0, 3], [1, 4], [2, 2]])  # a row for each sample; an element with two faults is given twice
     flip = np.int64(1) << element
     fed = {"onnxfi.site": np.zeros(2, np.int64), "onnxfi.element": element, "onnxfi.flip": flip}
     fed["onnxfi.keep"] = np.full((3, 2), -1)
@@ -167,11 +167,9 @@ def test_an_armed_file_gives_the_same_in_the_reference(name: str, opset: int, va
     armed = arm(plain, [target(plain)], values=values)
     words = corners(word)[:12]
     x = {"x": word.values(words.reshape(2, 6))}
-    strikes = [
-        ActivationFault(armed.sites[0], k, None if values else Mask(word.full, 1 << k), 3.0, 1.0) for k in (1, 4)
-    ]
+    faults = [ActivationFault(armed.sites[0], k, None if values else Mask(word.full, 1 << k), 3.0, 1.0) for k in (1, 4)]
     reference = ReferenceEvaluator(armed.proto)
-    for fed in (x, x | columns(armed, strikes)):
+    for fed in (x, x | columns(armed, faults)):
         with np.errstate(all="ignore"):
             found = word.words(reference.run(None, fed)[0]).ravel()
         assert differing(word, found, run_words(armed.proto, fed, word), "portable") == 0

@@ -141,9 +141,9 @@ def test_names_like_those_that_arming_makes_do_not_clash(graph: str) -> None:
     armed = arm(plain, [named(plain, "t")])
     onnx.checker.check_model(armed.proto)
     assert run(armed.proto, {fed.name: x})[out.name].tobytes() == golden.tobytes()
-    strike = ActivationFault(armed.sites[0], 0, NEGATE)
-    faulty = run(armed.proto, {fed.name: x} | columns(armed, [strike]))[out.name]
-    baked = run(bake(plain, [strike]), {fed.name: x})[out.name]
+    fault = ActivationFault(armed.sites[0], 0, NEGATE)
+    faulty = run(armed.proto, {fed.name: x} | columns(armed, [fault]))[out.name]
+    baked = run(bake(plain, [fault]), {fed.name: x})[out.name]
     assert (faulty != golden).any() and faulty.tobytes() == baked.tobytes()
 
 
@@ -260,7 +260,7 @@ def test_openvino_runs_the_faulty_file(inline: bool) -> None:
     np.testing.assert_allclose(found, run(faulty.data, feeds)["logits"], rtol=1e-3)
 
 
-def test_what_cannot_be_struck_says_why() -> None:
+def test_a_value_without_faults_says_why() -> None:
     plain = parsed(
         "g (seq(float[N]) s, int64 i) => (float[N] y, seq(float[N]) t) { y = SequenceAt(s, i)  t = Identity(s) }"
     )
@@ -282,9 +282,9 @@ def test_rows_of_a_sample_that_are_flattened_into_the_batch(opset: int) -> None:
     assert (a.target.shape, a.place) == ((5, 4), SampleAxis(0, inner=5))
     feeds = {"x": np.random.default_rng(0).normal(size=(3, 5, 4)).astype("f4")}
     golden = run(plain, feeds)["y"]
-    for strikes, places in (
+    for faults, places in (
         ([ActivationFault(a, 7, NEGATE, sample=2), ActivationFault(a, 19, NEGATE, sample=0)], [[0, 19], [2, 7]]),
         ([ActivationFault(a, 7, NEGATE)], [[0, 7], [1, 7], [2, 7]]),
     ):
-        found = armed_and_baked(plain, arm(plain, [a]), strikes, feeds, batch=3)["y"]
+        found = armed_and_baked(plain, arm(plain, [a]), faults, feeds, batch=3)["y"]
         assert np.argwhere(found != golden).tolist() == places

@@ -44,7 +44,7 @@ g (float[5,2] x) => (float[2] last, float[5,2] each) {
 }"""
 
 
-def test_in_a_loop_the_named_steps_are_struck() -> None:
+def test_in_a_loop_the_named_steps_are_faulty() -> None:
     plain = parsed(LOOP)
     body = next(a.path for a in activations(load(plain)) if a.name == "t")
     site = named(plain, f"{body}t")
@@ -57,7 +57,7 @@ def test_in_a_loop_the_named_steps_are_struck() -> None:
     assert one["each"][:, 0, 0].tolist() == [1, 2, 3, 4]
     late = armed_and_baked(plain, armed, [ActivationFault(site, 1, NEGATE, first=2)], {"x": x})
     assert late["each"][:, 1, 1].tolist() == [1, 2, -3, 2]
-    # Of two faults on one element, one in every step and one in a step, both strike in that step.
+    # Of two faults on one element, one in every step and one in a step, both are present in that step.
     two = [
         ActivationFault(site, 0, Mask(FULL & ~(1 << 31), 1 << 31), sample=0),
         ActivationFault(site, 0, NEGATE, first=1, last=1),

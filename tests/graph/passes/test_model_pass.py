@@ -81,7 +81,7 @@ def test_passes_keep_the_node_tests_of_onnx() -> None:
 
 @dataclass(frozen=True)
 class Careless(ModelPass[None]):
-    """A pass that changes what it is told to."""
+    """A pass that changes what its parameters name."""
 
     edit: Callable[[onnx.ModelProto], object]
     name = "careless"

@@ -1,4 +1,4 @@
-"""Spiking layers: found in exported and built graphs, exposed bit for bit, and struck as plain snntorch is by hand.
+"""Spiking layers: found in exported and built graphs, exposed bit for bit, and faulty as plain snntorch is by hand.
 
 The networks and answers in tests/graph/spiking/ were made by scripts/snntorch_models.py.
 """
@@ -70,7 +70,7 @@ def test_networks_that_do_not_spike_have_no_neurons(file: Path) -> None:
 # ------------------------------------------------------------------------------------------------ exposed
 
 
-# ------------------------------------------------------------------------------------------------ struck
+# ---------------------------------------------------------------------------------------------- faulty
 
 
-# ------------------------------------------------------------------------------------------------ told by a mapping
+# ---------------------------------------------------------------------------------------- from a mapping

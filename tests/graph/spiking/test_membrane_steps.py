@@ -39,6 +39,6 @@ def test_a_reset_that_is_not_taken_lets_the_potential_grow() -> None:
     x = np.full((1, 1), 0.6, np.float32)
     one = Lif("fc", "lif", np.ones((1, 1), np.float32), np.zeros(1, np.float32), (1,))
     exposed = load(expose_neurons(load(unrolled([one], 6, (1,)))).data)
-    struck = inject(exposed, sample(exposed, sites=["lif/reset[0]"], fault="set:value=0")).data or b""
+    injected = inject(exposed, sample(exposed, sites=["lif/reset[0]"], fault="set:value=0")).data or b""
     assert run_network(exposed.source.data or b"", x)["counts"].tolist() == [[3.0]]  # 0.6 1.14 0.63 1.16 0.65 1.18
-    assert run_network(struck, x)["counts"].tolist() == [[5.0]]
+    assert run_network(injected, x)["counts"].tolist() == [[5.0]]

@@ -40,7 +40,7 @@ layers:
 """
 
 
-def test_a_mapping_tells_of_other_neurons(tmp_path: Path) -> None:
+def test_a_mapping_describes_other_neurons(tmp_path: Path) -> None:
     model = load(adaptive())
     assert find_spiking_layers(model).layers == ()
     (file := tmp_path / "cells.yaml").write_text(MAPPING)
@@ -59,9 +59,9 @@ def test_a_mapping_tells_of_other_neurons(tmp_path: Path) -> None:
     x = np.array([[0.7, 0.8, 0.5], [0.2, 1.4, 0.1]], np.float32)
     golden = run_network(model.source.data or b"", x)["r3"]
     assert np.array_equal(run_network(data, x)["r3"], golden)
-    struck = inject(exposed, sample(exposed, sites=["cells/refractory[1]"], fault="scale:factor=-8")).data or b""
-    assert np.array_equal(run_network(struck, x)["r3"][:, [0, 2]], golden[:, [0, 2]])
-    assert not np.array_equal(run_network(struck, x)["r3"], golden)
+    injected = inject(exposed, sample(exposed, sites=["cells/refractory[1]"], fault="scale:factor=-8")).data or b""
+    assert np.array_equal(run_network(injected, x)["r3"][:, [0, 2]], golden[:, [0, 2]])
+    assert not np.array_equal(run_network(injected, x)["r3"], golden)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ FLAGS = itertools.product(("subtract", "zero"), *[(False, True)] * 4)
 KINDS = [Kind(reset, *flags) for reset, *flags in FLAGS]
 
 
-def struck(plain: Model, exposed: Model, case: Case) -> bytes:
+def injected(plain: Model, exposed: Model, case: Case) -> bytes:
     """The faulty network, by onnxfi."""
     layer = find_spiking_layers(plain).layers[case.layer].name
     tail = f"[{case.neuron}]" + (f":{case.bit}" if case.bit >= 0 else "")
@@ -46,7 +46,7 @@ def test_every_fault_gives_the_spikes_of_plain_snntorch(kind: Kind) -> None:
     assert [(layer.trips, layer.reset) for layer in found.layers] == [(STEPS, kind.reset)] * 2
     exposed = load(expose_neurons(plain).data)
     for case in CASES:
-        session = OrtEngine(provider="cpu").prepare(struck(plain, exposed, case))
+        session = OrtEngine(provider="cpu").prepare(injected(plain, exposed, case))
         out = session.run({session.inputs[0].name: x.numpy()}, ["counts", "spikes1", "spikes2"])
         for name, wanted in zip(("counts", "spikes1", "spikes2"), patched(net, x, case), strict=True):
             assert np.array_equal(out[name], wanted), (case, name)

@@ -82,14 +82,14 @@ def expected(golden: dict[str, Stored], listed: Path) -> tuple[dict[str, np.ndar
 
 
 def equalised(
-    golden: bytes, faulty: bytes, folder: Path | None, struck: set[str], other: Path | None = None
+    golden: bytes, faulty: bytes, folder: Path | None, injected: set[str], other: Path | None = None
 ) -> tuple[bytes, bytes]:
-    """Both models serialised anew, without the numbers of the struck tensors and the names of data files."""
+    """Both models serialised anew, without the numbers of the faulty tensors and the names of data files."""
     out = []
     for data, place in ((golden, folder), (faulty, other)):
         proto = protobuf_reader.parse(data)
         for found in protobuf_reader.stored(proto, place):
-            for name in found.fields if found.id in struck else ():
+            for name in found.fields if found.id in injected else ():
                 found.message.ClearField(name)
         for tensor in protobuf_reader.tensors(proto):
             for entry in tensor.external_data:
@@ -113,7 +113,7 @@ def drawn_from(model: Model, kind: str, selector: Selector) -> Sample:
 
 
 def prove(path: Path, kind: str, folder: Path, selector: Selector | None = None) -> set[str]:
-    """Strike a model in one way and check it from outside; returns the tensors in which bits changed."""
+    """Inject into a model in one way and check it from outside; return the tensors in which bits changed."""
     model, golden = load(path), protobuf_reader.read(path)
     drawn = drawn_from(model, kind, selector or everything(model))
     out, listed = folder / "faulty.onnx", folder / "faults.jsonl"
@@ -178,8 +178,8 @@ def test_both_readers_agree_on_every_word_of_fetched_models(name: str) -> None:
 
 def prove_all(models: Iterator[tuple[str, bytes]], folder: Path) -> tuple[int, int]:
     """Prove one kind of fault on each of many small models, the kinds in turn; returns how many have words that can be
-    struck, and in how many tensors bits changed."""
-    struck = changed = 0
+    faulty, and in how many tensors bits changed."""
+    injected = changed = 0
     path = folder / "model.onnx"
     for name, data in models:
         path.write_bytes(data)
@@ -190,23 +190,23 @@ def prove_all(models: Iterator[tuple[str, bytes]], folder: Path) -> tuple[int, i
         for left in folder.iterdir():
             if left != path:
                 left.unlink()
-        kind = ALL[struck % len(ALL)]
-        struck += 1
+        kind = ALL[injected % len(ALL)]
+        injected += 1
         try:
             changed += len(prove(path, kind, folder))
         except Exception as error:
             error.add_note(f"{name}, {kind}")
             raise
-    return struck, changed
+    return injected, changed
 
 
 @pytest.mark.slow
 def test_the_model_files_of_the_onnx_wheel(tmp_path: Path) -> None:
     files = sorted(WHEEL.rglob("*.onnx"))
-    struck, changed = prove_all(((str(file), file.read_bytes()) for file in files), tmp_path)
+    injected, changed = prove_all(((str(file), file.read_bytes()) for file in files), tmp_path)
     assert len(files) >= 140
-    assert struck >= 60
-    assert changed > struck
+    assert injected >= 60
+    assert changed > injected
 
 
 @pytest.mark.slow
@@ -216,10 +216,10 @@ def test_the_node_models_of_the_onnx_wheel(tmp_path: Path) -> None:
         from onnx.backend.test.case.node import collect_testcases
 
         cases = [case for case in collect_testcases(None) if case.model is not None]
-    struck, changed = prove_all(((case.name, case.model.SerializeToString()) for case in cases), tmp_path)
+    injected, changed = prove_all(((case.name, case.model.SerializeToString()) for case in cases), tmp_path)
     assert len(cases) >= 1500
-    assert struck >= 300
-    assert changed > struck
+    assert injected >= 300
+    assert changed > injected
 
 
 @pytest.mark.fetched
@@ -229,8 +229,8 @@ def test_silero_vad_keeps_its_weights_in_branches(tmp_path: Path) -> None:
     weights = [s for s in golden.values() if s.data_type == 1 and len(s.words) > 100]
     assert weights
     assert all("then_branch::" in s.id or "else_branch::" in s.id for s in weights)
-    struck = prove(path, RATE, tmp_path, Selector(dtype=("float32",)))
-    assert len({id_.rpartition("::")[0] for id_ in struck if id_.count("::") >= 1}) >= 2
+    injected = prove(path, RATE, tmp_path, Selector(dtype=("float32",)))
+    assert len({id_.rpartition("::")[0] for id_ in injected if id_.count("::") >= 1}) >= 2
 
 
 @pytest.mark.fetched
@@ -238,9 +238,9 @@ def test_slanet_plus_holds_its_decoder_in_a_loop(tmp_path: Path) -> None:
     path = fetched("slanet_plus")
     inside = tuple(f"={id_}" for id_, s in protobuf_reader.read(path).items() if ".body::" in id_ and len(s.words))
     assert len(inside) > 20
-    struck = prove(path, FLIPS, tmp_path, Selector(include=inside))
-    assert struck
-    assert all(".body::" in id_ for id_ in struck)
+    injected = prove(path, FLIPS, tmp_path, Selector(include=inside))
+    assert injected
+    assert all(".body::" in id_ for id_ in injected)
 
 
 @pytest.mark.fetched
@@ -248,9 +248,9 @@ def test_slanet_plus_holds_its_decoder_in_a_loop(tmp_path: Path) -> None:
 def test_quantised_models(name: str, tmp_path: Path) -> None:
     path = fetched(name)
     golden = protobuf_reader.read(path)
-    struck = prove(path, STUCK, tmp_path, Selector(dtype=("int8", "uint8")))
-    assert struck
-    assert {golden[id_].data_type for id_ in struck} <= {2, 3}
+    injected = prove(path, STUCK, tmp_path, Selector(dtype=("int8", "uint8")))
+    assert injected
+    assert {golden[id_].data_type for id_ in injected} <= {2, 3}
 
 
 @pytest.mark.fetched

@@ -120,7 +120,7 @@ def test_a_stuck_bit_that_meets_its_own_value_changes_nothing() -> None:
 
 
 def test_many_resized_numbers_cost_as_a_few() -> None:
-    # 200,000 negative numbers of ten bytes, half of which become short: pieces must be joined, not written one by one.
+    # 200,000 negative numbers of ten bytes, half of which become short: chunks must be joined, not written one by one.
     words = [0xFF] * 200_000
     held = load(model_bytes(tensor_bytes("w", 3, [len(words)], words, "packed")))
     start = time.process_time()  # of this process alone, whatever else the machine does
@@ -492,11 +492,11 @@ def test_an_input_that_changes_meanwhile_is_noticed(simple: Path, tmp_path: Path
 
 
 def test_progress_counts_every_byte(simple: Path, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    inject(load(simple), sample(load(simple), count=1), tmp_path / "o.onnx", progress=lambda *n: told.append(n))
+    calls: list[tuple[int, int]] = []
+    inject(load(simple), sample(load(simple), count=1), tmp_path / "o.onnx", progress=lambda *n: calls.append(n))
     total = simple.stat().st_size + 16
-    assert told[-1] == (total, total)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert calls[-1] == (total, total)
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
 
 
 # Large files
@@ -547,9 +547,9 @@ def test_a_large_sparse_file_takes_little_memory_and_stays_sparse(tmp_path: Path
     path = sparse_model(tmp_path / "in", size)
     out = tmp_path / "o.onnx"
     process = start(path, out)
-    told, _ = process.communicate()
+    calls, _ = process.communicate()
     assert process.returncode == 0
-    digest, memory_mb = told.split()[1:]
+    digest, memory_mb = calls.split()[1:]
     assert int(memory_mb) < 400
     data = tmp_path / "o.onnx.data"
     assert data.stat().st_size == size

@@ -16,9 +16,9 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with
 
 def refused(place: Path, message: str) -> None:
     """The place is refused, before a byte is written and at the latest where it is."""
-    with pytest.raises(OutputError, match=message) as told:
+    with pytest.raises(OutputError, match=message) as raised:
         check_output_files(None, [place])
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
     with pytest.raises(OutputError, match=message), atomic_files([place]) as (stream,):
         stream.write(b"x")
 

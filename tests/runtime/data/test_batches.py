@@ -133,7 +133,7 @@ def test_any_change_changes_the_digest(other: Mapping[str, NDArray[Any]]) -> Non
     assert open_data(other, [X]).digest != open_data(base, [X]).digest
 
 
-def test_the_digest_tells_names_types_and_shapes_apart() -> None:
+def test_the_digest_distinguishes_names_types_and_shapes() -> None:
     zeros = np.zeros((4, 3), np.float32)
     found = [
         open_data({"x": zeros}, [X]),

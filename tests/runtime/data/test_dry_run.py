@@ -1,4 +1,4 @@
-"""Models that crash ONNX Runtime end a copy of the process, and one line tells it; what runs is run as before."""
+"""Models that crash ONNX Runtime end a copy of the process, which is reported in one line; others run as before."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ones() -> Data:
 
 
 @pytest.mark.parametrize("nodes", [WHEN_OPENED, WHEN_RUN])
-def test_what_crashes_the_runtime_is_told_in_one_line(tmp_path: Path, nodes: str) -> None:
+def test_a_model_that_crashes_the_runtime_is_reported_in_one_line(tmp_path: Path, nodes: str) -> None:
     file = tmp_path / "m.onnx"
     onnx.save(crashing(nodes), file)
     line = r"^onnxruntime\S* \S+ crashes \(SIGFPE\) when it opens or runs '.*m\.onnx'; look for .*$"
@@ -70,7 +70,7 @@ def test_a_sample_of_the_data_is_run(tmp_path: Path) -> None:
         evaluate(file, ones())
 
 
-def test_what_a_model_is_refused_for_is_told_by_the_runtime(tmp_path: Path) -> None:
+def test_the_runtime_says_why_it_refuses_a_model(tmp_path: Path) -> None:
     file = tmp_path / "m.onnx"
     file.write_bytes(b"no model")
     dry_run(OrtEngine(provider="cpu"), file)

@@ -315,7 +315,7 @@ def test_folders_whose_order_is_not_sure_are_listed_first(tmp_path: Path) -> Non
     assert padded.labels is not None and padded.labels.tolist() == [0, 1, 2] and padded.classes == 3
 
 
-def test_one_folder_tells_no_classes(tmp_path: Path) -> None:
+def test_one_folder_gives_no_classes(tmp_path: Path) -> None:
     found = open_data(folders(tmp_path, "images"), [IMAGE])
     assert found.labels is None and found.description == f"1 unlabelled images in '{tmp_path}'"
 

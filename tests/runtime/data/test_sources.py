@@ -246,7 +246,7 @@ def test_limit_ends_an_endless_function(module: Callable[[str], str]) -> None:
         ),
     ],
 )
-def test_a_function_that_fails_is_told_in_one_line(text: str, says: str, module: Callable[[str], str]) -> None:
+def test_a_function_that_fails_is_reported_in_one_line(text: str, says: str, module: Callable[[str], str]) -> None:
     spec = module(text)
     line = refused(spec, X)
     assert repr(spec) in line

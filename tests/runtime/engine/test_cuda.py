@@ -61,7 +61,7 @@ def test_golden_bits_agree_across_sessions_only_with_these_options(device: Devic
     assert engine(use_tf32="1").prepare(MODEL).run({"x": ROWS})["y"].tobytes() != golden
 
 
-def test_what_fixes_the_bits_is_told(device: Device) -> None:
+def test_settings_that_fix_the_bits_are_reported(device: Device) -> None:
     assert engine().arithmetic["use_tf32"] == "0"
     assert engine(use_tf32="1", device_id="1").arithmetic == {
         "use_deterministic_compute": "1", "cudnn_conv_algo_search": "HEURISTIC", "cudnn_conv_use_max_workspace": "0",
@@ -166,7 +166,7 @@ def test_placement_of_a_session_of_the_cpu_is_its_own() -> None:
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     session = onnxruntime.InferenceSession(MODEL, options, providers=["CPUExecutionProvider"])
     if not hasattr(session, "get_provider_graph_assignment_info"):
-        pytest.skip("this release of ONNX Runtime does not tell")
+        pytest.skip("this release of ONNX Runtime does not record it")
     assert cuda.node_placement(session) == {"CPUExecutionProvider": {"Sin": 1, "Mul": 1}}
     assert cuda.node_placement(onnxruntime.InferenceSession(MODEL, providers=["CPUExecutionProvider"])) == {}
 

@@ -51,7 +51,7 @@ def test_runs_a_file_given_as_path_or_text(tmp_path: Path) -> None:
         np.testing.assert_array_equal(CPU.prepare(given).run({"x": ROWS})["y"], np.maximum(ROWS, 0))
 
 
-def test_ports_tell_names_types_and_shapes() -> None:
+def test_ports_have_names_types_and_shapes() -> None:
     prepared = session("g (bfloat16[N,?,3] x, bool b) => (bfloat16[N,?,3] y, bool c) {y=Identity(x) c=Not(b)}")
     assert prepared.inputs == (Port("x", "bfloat16", ("N", None, 3)), Port("b", "bool", None))
     assert [port.dtype for port in prepared.outputs] == ["bfloat16", "bool"]
@@ -387,7 +387,7 @@ def test_cuda_takes_and_gives_every_type(onnx_type: str) -> None:
         ),
     ],
 )
-def test_two_runtimes_in_one_folder_are_told(
+def test_two_runtimes_in_one_folder_are_reported(
     present: tuple[str, ...], warns: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def find(name: str) -> None:

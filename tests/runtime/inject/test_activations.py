@@ -1,4 +1,4 @@
-"""Baked faults that are drawn by sample, steps that are checked in a run, and what is told of fusions and functions."""
+"""Baked faults that are drawn by sample, steps that are checked in a run, and notes on fusions and functions."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def test_a_row_changes_nothing_but_its_own_sample() -> None:
     images = next(iter(open_data("models/fashion_test.npz", OrtEngine("cpu").prepare(CNN).inputs).batches(4))).feeds
     assert len(x.files)
     done = inject_activations(model, per_sample=0.4, batch=4, fault="set:value=nan", seed=1)
-    struck = {s.sample for s in done.inserted}
+    injected = {s.sample for s in done.inserted}
     answers = OrtEngine("cpu").prepare(done.data).run(images)["logits"]
-    assert {k for k in range(4) if np.isnan(answers[k]).any()} == struck and struck
+    assert {k for k in range(4) if np.isnan(answers[k]).any()} == injected and injected
 
 
-def test_a_step_beyond_the_loop_is_refused_where_a_run_tells() -> None:
+def test_a_step_beyond_the_loop_is_refused_where_a_run_counts_them() -> None:
     model = load(parser.parse_model(HEAD + LOOP))
     data = open_data(None, OrtEngine("cpu").prepare(model_bytes(model)).inputs, limit=2)
     site = "Loop#0.body::t[0]@step={}:31"
@@ -64,7 +64,7 @@ def model_bytes(model: Any) -> bytes:
     return bytes(parse(model).SerializeToString())
 
 
-def test_values_in_local_functions_are_told() -> None:
+def test_values_in_local_functions_are_reported() -> None:
     done = instrument(load(parser.parse_model(HEAD + LOCAL)))
     assert [a.target.id for a in done.armed.sites] == ["y"]
     assert {why: n for why, n in done.left_out.items() if "local function" in why} == {

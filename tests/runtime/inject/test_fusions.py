@@ -22,7 +22,7 @@ def test_fusions_that_are_lost_are_counted() -> None:
     kept, lost = instrument(load(CNN)), instrument(load(CNN), all=True)
     assert fusions_lost(plain, kept.data) == {}
     assert fusions_lost(plain, lost.data)["Conv+Relu"] == (2, 0)
-    [told] = fusions_note(plain, lost.data, 12)
-    assert told.startswith("fusions of the runtime that are lost: Conv+Relu 2 to 0")
+    [note] = fusions_note(plain, lost.data, 12)
+    assert note.startswith("fusions of the runtime that are lost: Conv+Relu 2 to 0")
     assert fusions_note(plain, kept.data, 4) == ()
     assert "up to 300 sites" in fusions_note(plain, lost.data, 301)[0]

@@ -20,7 +20,7 @@ from onnxfi.runtime.inject.activations import inject_activations
 from onnxfi.runtime.inject.shape_query import complete_by_running, loop_iterations
 
 
-def test_runs_tell_where_the_file_leaves_shapes_open() -> None:
+def test_runs_find_shapes_that_the_file_leaves_open() -> None:
     graph = """g (float[N,L,4] x) => (float[A,B] y) <int64[2] s = {-1,4}, int64 zero = {0}> {
         r = Reshape(x, s) t = Transpose<perm=[1,0,2]>(x) m = Greater(r, f) n = NonZero(m) y = Relu(r) }"""
     model = parser.parse_model(HEAD + graph)

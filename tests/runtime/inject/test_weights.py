@@ -204,18 +204,18 @@ def test_the_result_in_memory_equals_the_file(tmp_path: Path, fault: str) -> Non
     assert onnxfi.load(inside.data or b"").digest == inside.faulty_digest
 
 
-def test_just_the_struck_words_differ() -> None:
+def test_just_the_faulty_words_differ() -> None:
     drawn = onnxfi.sample(model(MATMUL), sites=["w[1,2]:31", "bias[0]:23"])
     before, after = (weights(d) for d in (proto(MATMUL).SerializeToString(), onnxfi.inject(model(MATMUL), drawn).data))
     assert np.argwhere(before["w"] != after["w"]).tolist() == [[1, 2]]
     assert (after["w"][1, 2], after["bias"].tolist()) == (-6.0, [0.5, 2.0, 3.0])
 
 
-def test_progress_is_told_to_its_end(tmp_path: Path) -> None:
-    opened, told = onnxfi.load(CNN), []
-    onnxfi.inject(opened, onnxfi.sample(opened, count=1), tmp_path / "f.onnx", progress=lambda *at: told.append(at))
-    assert told[-1] == (CNN.stat().st_size, CNN.stat().st_size)
-    assert told == sorted(told)
+def test_progress_is_reported_to_its_end(tmp_path: Path) -> None:
+    opened, calls = onnxfi.load(CNN), []
+    onnxfi.inject(opened, onnxfi.sample(opened, count=1), tmp_path / "f.onnx", progress=lambda *at: calls.append(at))
+    assert calls[-1] == (CNN.stat().st_size, CNN.stat().st_size)
+    assert calls == sorted(calls)
 
 
 def test_faults_of_another_model_are_refused(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_rows_taken_out_of_a_sample_replay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [5, 1500])
-def test_undo_of_words_struck_several_times(tmp_path: Path, count: int) -> None:
+def test_undo_of_words_with_several_faults(tmp_path: Path, count: int) -> None:
     """The same sites stuck at 1, then flipped, then zeroed: a list of three trials, undone from its end."""
     opened = onnxfi.load(CNN)
     sites = [f"fc1.weight[{7 * k}]" for k in range(count)]
@@ -302,13 +302,13 @@ def accuracy(data: Any, faulty: bytes | Path) -> Any:
     return onnxfi.evaluate(faulty, data, golden=onnxfi.evaluate(CNN, data, engine=CPU), engine=CPU)
 
 
-def test_golden_equals_itself_and_a_struck_model_does_not() -> None:
+def test_the_golden_model_equals_itself_and_a_faulty_one_does_not() -> None:
     data = onnxfi.open_data(MODELS / "fashion_test.npz", CPU.prepare(CNN).inputs, limit=100)
     same = accuracy(data, CNN).metrics
     assert (same["sdc1"], same["changed"], same["max_abs"], same["cosine"]) == (0.0, 0.0, 0.0, 1.0)
     opened = onnxfi.load(CNN)
-    struck = onnxfi.inject(opened, onnxfi.sample(opened, sites=["fc2.bias[3]"], fault="set:value=1e9")).data or b""
-    worse = accuracy(data, struck).metrics
+    injected = onnxfi.inject(opened, onnxfi.sample(opened, sites=["fc2.bias[3]"], fault="set:value=1e9")).data or b""
+    worse = accuracy(data, injected).metrics
     share = np.mean(data.labels == 3)
     assert worse["top1"] == share and worse["changed_samples"] == 1.0
     assert worse["max_abs"] == pytest.approx(1e9)
@@ -376,8 +376,8 @@ def test_several_outputs_are_compared_together() -> None:
     assert golden.output is None
     assert golden.scores.tolist() == [[0, 2, 6, 0, 2, 6, 2], [3, 8, 15, 3, 8, 15, 2]]
     opened = onnxfi.load(graph)
-    struck = onnxfi.inject(opened, onnxfi.sample(opened, sites=["w[0]"], fault="set:value=10")).data or b""
-    found = onnxfi.evaluate(struck, data, golden=golden, engine=CPU).metrics
+    injected = onnxfi.inject(opened, onnxfi.sample(opened, sites=["w[0]"], fault="set:value=10")).data or b""
+    found = onnxfi.evaluate(injected, data, golden=golden, engine=CPU).metrics
     assert (found["changed"], found["changed_samples"], found["max_abs"]) == (3 / 14, 0.5, 27.0)
     named = onnxfi.evaluate(graph, data, engine=CPU, output="c")
     assert named.scores.tolist() == [2, 2]
@@ -396,15 +396,15 @@ ZIPMAP = """g (float[N,3] x) => (int64[N] label, seq(map(int64, float)) probabil
       probabilities = ai.onnx.ml.ZipMap<classlabels_int64s = [0, 1, 2]>(p) }"""
 
 
-def test_a_classical_classifier_is_struck_and_compared_by_its_label() -> None:
+def test_a_classical_classifier_gets_faults_and_is_compared_by_its_label() -> None:
     graph = proto(ZIPMAP).SerializeToString()
     data = rows({"x": np.eye(3, dtype=np.float32)}, graph)
     golden = onnxfi.evaluate(graph, data, engine=CPU)
     assert golden.scores.tolist() == [0, 1, 2]
     opened = onnxfi.load(graph)
     target = next(t.id for t in opened.targets if t.id.endswith("coefficients"))
-    struck = onnxfi.inject(opened, onnxfi.sample(opened, sites=[f"{target}[4]:31"])).data or b""
-    found = onnxfi.evaluate(struck, data, golden=golden, engine=CPU)
+    injected = onnxfi.inject(opened, onnxfi.sample(opened, sites=[f"{target}[4]:31"])).data or b""
+    found = onnxfi.evaluate(injected, data, golden=golden, engine=CPU)
     assert found.scores.tolist() == [0, 0, 2]
     assert found.metrics["changed"] == 1 / 3
 
@@ -450,7 +450,7 @@ def test_outputs_too_large_to_compare_are_refused(monkeypatch: pytest.MonkeyPatc
         onnxfi.evaluate(graph, data, engine=CPU)
 
 
-def test_conditions_are_told() -> None:
+def test_conditions_are_reported() -> None:
     data = onnxfi.open_data(None, CPU.prepare(CNN).inputs, limit=2)
     found = onnxfi.evaluate(CNN, data, engine=CPU)
     assert found.synthetic and (found.samples, found.provider) == (2, "CPUExecutionProvider")

@@ -115,7 +115,7 @@ def test_the_sum_has_the_bits_of_the_convolution(tmp_path: Path, how: Mapping[st
     net(tmp_path, **how)
     found = weight_routes(tmp_path)
     one, golden = opened(found, "w0"), found.segmented.golden
-    if one is None:  # the convolution begins a piece
+    if one is None:  # the convolution begins a segment
         first = found.segmented.first
         assert isinstance(first, FirstSegments)
         number = found.segmented.segmentation.makers["r0"] + 1
@@ -143,7 +143,7 @@ def test_the_sum_has_the_bits_of_the_convolution(tmp_path: Path, how: Mapping[st
 
 
 @pytest.mark.parametrize("how", [{}, {"bias": False}, {"channels": 48}, {"strides": [2, 2]}], ids=str)
-def test_pieces_have_the_bits_of_golden(tmp_path: Path, how: Mapping[str, Any]) -> None:
+def test_segments_have_the_bits_of_the_golden_run(tmp_path: Path, how: Mapping[str, Any]) -> None:
     file = net(tmp_path, **how)
     for optimization in ("all", "extended", "basic", "off"):
         given: dict[str, Any] = {"single": True, "trials": 4, "provider": "cpu", "optimization": optimization}
@@ -162,15 +162,15 @@ def test_what_is_added_is_summed_first(tmp_path: Path) -> None:
         rows = SampleRows(found.segmented.golden, k, None if some is None else tuple((k, row, row) for row in some))
         value = np.array(rows.values(["r1"])["r1"])
         value[:, 5] *= np.float32(-1.5)
-        strike = one.faulty_entry(rows, {"r1": value})
+        entry = one.faulty_entry(rows, {"r1": value})
         if one._size == 0:
             pytest.skip("this machine sums in another order")
-        assert strike is not None and strike.exact
+        assert entry is not None and entry.exact
         whole = found.segmented.segment_sessions.prepare(
             EntrySession(found.segmented, one_with(found, "r1"), found.segmented.segment_sessions.prepare, {}).part(0)
         )
         known = whole.run({"r1": value, "r0": rows.values(["r0"])["r0"]})
-        assert all(same_bytes(array, known[name]) for name, array in strike.run(rows, {}).items())
+        assert all(same_bytes(array, known[name]) for name, array in entry.run(rows, {}).items())
         assert one.faulty_entry(rows, {"r1": value, "r0": value}) is None, "what is added differs as well"
 
 
@@ -297,9 +297,9 @@ def test_campaigns_come_to_the_same_with_and_without(tmp_path: Path, monkeypatch
         made: list[bool] = []
 
         def seen(self: ConvDelta, *given: Any, made: list[bool] = made) -> Any:
-            strike = faulty(self, *given)
-            made.append(strike is not None)
-            return strike
+            entry = faulty(self, *given)
+            made.append(entry is not None)
+            return entry
 
         monkeypatch.setattr(ConvDelta, "faulty_entry", seen)
         found = [(r.trial, r.outcome, r.metrics, r.route) for r in run(wanted, tmp_path / f"{target}.db")]
