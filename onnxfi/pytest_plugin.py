@@ -3,7 +3,7 @@
     def test_resilience(onnxfi_check):
         assert onnxfi_check("model.onnx", "budget.yaml")
 
-docs/how-to/ci.md tells the rest.
+See docs/how-to/ci.md.
 """
 
 from __future__ import annotations

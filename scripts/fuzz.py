@@ -360,7 +360,8 @@ class Worker:
                     elif "finding" in message:
                         self.findings.append(message)
                         print(
-                            f"mutation {message['finding']} of {message['model']}: {message['end']}\n{message['trace']}",
+                            f"mutation {message['finding']} of {message['model']}: {message['end']}\n"
+                            f"{message['trace']}",
                             flush=True,
                         )
                     else:

@@ -92,7 +92,7 @@ def command(
         base = _sweep(models[0], flags)
         found = compare(
             [str(m) for m in models], base, folder,
-            workers=default_workers(base) if workers is None else workers, tell=on_start,
+            workers=default_workers(base) if workers is None else workers, on_start=on_start,
         )  # fmt: skip
         reports = [version.found for version in found.versions]
         written = [] if figure_folder is None else write_figures(reports, figure_folder)

@@ -253,7 +253,8 @@ class LineReader:
                 raise FaultListError(f"{self.where}: trial {trial!r} is no whole number from 1; the list is damaged")
             if trial <= last:
                 raise FaultListError(
-                    f"{self.where}: trial {trial} comes after trial {last}; trials ascend, each in one piece"
+                    f"{self.where}: trial {trial} comes after trial {last}; trials ascend, and the lines of each are "
+                    f"contiguous"
                 )
             last = trial
             parts: list[Faults] = []

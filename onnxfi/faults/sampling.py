@@ -260,7 +260,7 @@ def choose(chances: NDArray[np.float64], n: int, seed: int, stream: int) -> NDAr
 
 
 def exhaustive(population: int, start: int = 0, stop: int | None = None) -> Numbers:
-    """Every site, or those from `start` up to `stop`: shared out in pieces, never listed whole.
+    """Every site, or those from `start` up to `stop`: dealt out in ranges, never listed whole.
 
     >>> exhaustive(1 << 40, 5, 8).tolist()
     [5, 6, 7]

@@ -347,15 +347,15 @@ def _times(target: Target, time: Index) -> Index:
 def _axes(elements: str, target: Target) -> list[range]:
     """Return an element selection as one range per axis; numpy's rules for slices and numbers."""
     axes = target.axes or (1,)
-    pieces = [p.strip() for p in elements.split(",")]
-    if len(pieces) > len(axes):
+    parts = [p.strip() for p in elements.split(",")]
+    if len(parts) > len(axes):
         raise SelectorError(
-            f"--elements {elements!r} has {len(pieces)} axes, {target.id!r} has {len(axes)}; "
+            f"--elements {elements!r} has {len(parts)} axes, {target.id!r} has {len(axes)}; "
             f"narrow the targets with --include"
         )
     ranges = []
-    for piece, n in zip(pieces, axes, strict=False):
-        numbers = piece.split(":")
+    for part, n in zip(parts, axes, strict=False):
+        numbers = part.split(":")
         try:
             ends = [int(x) if x.strip() else None for x in numbers]
             if len(ends) == 1 and ends[0] is not None:
@@ -364,10 +364,10 @@ def _axes(elements: str, target: Target) -> list[range]:
             else:
                 ranges.append(range(n)[slice(*ends)])
         except (ValueError, TypeError):
-            raise SelectorError(f"--elements {elements!r}: {piece!r} is no Python slice, as 0:8 or ::2") from None
+            raise SelectorError(f"--elements {elements!r}: {part!r} is no Python slice, as 0:8 or ::2") from None
         except IndexError:
-            raise SelectorError(f"--elements {elements!r}: {piece} is beyond {target.id!r}, axis length {n}") from None
-    return ranges + [range(n) for n in axes[len(pieces) :]]
+            raise SelectorError(f"--elements {elements!r}: {part} is beyond {target.id!r}, axis length {n}") from None
+    return ranges + [range(n) for n in axes[len(parts) :]]
 
 
 def _chosen(elements: str, target: Target) -> int:

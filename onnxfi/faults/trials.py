@@ -381,7 +381,7 @@ def single_faults(
 
 def apply_separately(faults: Faults, stored: Words) -> Faults:
     """Return faults of different trials with their words before and after: each is applied to the stored word."""
-    return replace(faults, before=stored, after=_strike(faults, np.arange(len(faults)), stored))
+    return replace(faults, before=stored, after=_apply(faults, np.arange(len(faults)), stored))
 
 
 def apply_faults(faults: Faults, stored: Words) -> tuple[Faults, Words]:
@@ -402,14 +402,14 @@ def apply_faults(faults: Faults, stored: Words) -> tuple[Faults, Words]:
         here = rank == turn
         rows, cells = place[here], group[here]
         before[rows] = now[cells]
-        after[rows] = _strike(faults, rows, before[rows])
+        after[rows] = _apply(faults, rows, before[rows])
         now[cells] = after[rows]
     final = np.zeros(len(faults), np.uint64)
     final[place] = now[group]
     return replace(faults, before=before, after=after), final
 
 
-def _strike(faults: Faults, rows: Any, before: Words) -> Words:
+def _apply(faults: Faults, rows: Any, before: Words) -> Words:
     after = np.zeros(len(rows), np.uint64)
     bits, target = faults.sites.bit[rows], faults.sites.target[rows]
     if len(faults.models) > 1:

@@ -251,18 +251,18 @@ def parse_bits(text: str) -> tuple[str | tuple[int, int], ...]:
     ((30, 30), (0, 22), 'sign')
     """
     parts: list[str | tuple[int, int]] = []
-    for piece in (p.strip() for p in text.split(",")):
-        low, dash, high = piece.partition("-")
-        if piece in FIELDS:
-            parts.append(piece)
-        elif low.isdecimal() and (not dash or high.isdecimal()) and len(piece) < 12:
+    for part in (p.strip() for p in text.split(",")):
+        low, dash, high = part.partition("-")
+        if part in FIELDS:
+            parts.append(part)
+        elif low.isdecimal() and (not dash or high.isdecimal()) and len(part) < 12:
             ends = (int(low), int(high or low))
             if ends[0] > ends[1]:
-                raise SelectorError(f"bit range {piece!r} runs backwards; write {high}-{low}")
+                raise SelectorError(f"bit range {part!r} runs backwards; write {high}-{low}")
             parts.append(ends)
         else:
-            hint = closest(piece, FIELDS) if piece else ""
-            raise SelectorError(f"bits {piece!r} are neither a position, a range as 0-22, nor a field{hint}")
+            hint = closest(part, FIELDS) if part else ""
+            raise SelectorError(f"bits {part!r} are neither a position, a range as 0-22, nor a field{hint}")
     return tuple(parts)
 
 

@@ -287,7 +287,7 @@ def sample_error(rates: ArrayLike, confidence: float = 0.99, *, again: bool = Fa
 
     `rates` [n_samples] is one rate a sample: the share of trials in which its answer failed. mean ± t s /
     sqrt(n_samples), cut to [0, 1], holds the mean over *all* samples of this kind. With `again` that of as many
-    others: sqrt(2) wider, and [0, 1] where all rates are equal, which tells nothing. The interval over trials
+    others: sqrt(2) wider, and [0, 1] where all rates are equal, as nothing is known then. The interval over trials
     holds for these samples alone. InputError for a rate outside [0, 1].
 
     >>> round(sample_error([0.01, 0.02, 0.01, 0.0, 0.03, 0.01], 0.95).half_width, 4)

@@ -320,7 +320,7 @@ class AnswerPair:
 
     @cached_property
     def detected(self) -> Flags:
-        """Samples that are DUE: of which a NaN or an infinity that golden does not have at that place tells ([N])."""
+        """Samples that are DUE: a NaN or an infinity where the golden output has none ([N])."""
         found = np.zeros(len(self.differ), np.bool_)
         if self.detects:
             which = self.changed[self.nonfinite[self.changed]]
@@ -337,7 +337,7 @@ class AnswerPair:
 
     @cached_property
     def silent_top(self) -> Flags:
-        """SDC-1: samples whose top-1 is another and of which nothing tells ([N])."""
+        """SDC-1: samples whose top-1 changed and that are not DUE ([N])."""
         return self.other_top & ~self.detected
 
     @cached_property

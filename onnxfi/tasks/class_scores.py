@@ -31,29 +31,29 @@ def scored_output(
     name: str | None = None,
     *,
     labelled: bool = False,
-    unread: Mapping[str, str] | None = None,
+    non_tensors: Mapping[str, str] | None = None,
     whole: bool = False,
 ) -> str | None:
     """Return the output that holds the scores: `name`, else the only float output of two dimensions.
 
     Dimensions of 1 behind the second of four or more do not count. Where a model has no such output, and no labels ask
     for one, it is None: only metrics of any shape apply then. With labels, a single float output of undeclared rank
-    will do. `unread` are the outputs that are no tensors, by name their type; with `whole`, or labels, none of them
-    that holds maps is passed over. DataError lists what there is, where that leaves a choice.
+    will do. `non_tensors` gives the type of each output that is no tensor; with `whole`, or labels, one that holds maps
+    is refused. DataError lists the outputs where there is a choice.
 
     >>> scored_output([Port("boxes", "float32", ("N", 4, 4)), Port("scores", "float32", ("N", 10))])
     'scores'
     """
-    unread = unread or {}
+    non_tensors = non_tensors or {}
     if name is not None:
-        return named_output(outputs, name, unread)
+        return named_output(outputs, name, non_tensors)
     floats = [port for port in outputs if "float" in port.dtype]
     fitting = [port for port in floats if _may_score(port)]
     if labelled and not fitting:
         fitting = [port for port in floats if port.shape is None]
     if len(fitting) == 1:
         return fitting[0].name
-    for other, dtype in unread.items():
+    for other, dtype in non_tensors.items():
         if not fitting and (labelled or whole) and "map(" in dtype:
             raise DataError(_maps(other, dtype))
     if not fitting and not labelled:
@@ -63,10 +63,10 @@ def scored_output(
     raise DataError(f"{what} hold the scores; name one with --output: {listed}")
 
 
-def named_output(outputs: Sequence[Port], name: str, unread: Mapping[str, str]) -> str:
+def named_output(outputs: Sequence[Port], name: str, non_tensors: Mapping[str, str]) -> str:
     """Return the name of an output; DataError where there is none of that name, or it is no tensor."""
-    if name in unread:
-        raise DataError(_maps(name, unread[name]))
+    if name in non_tensors:
+        raise DataError(_maps(name, non_tensors[name]))
     known = [port.name for port in outputs]
     if name not in known:
         raise DataError(f"the model has no output {name!r}{closest(name, known)}")
@@ -77,7 +77,7 @@ def class_output(declared: ModelOutputs) -> tuple[str, ...]:
     """Return the output that holds the scores of classes; none where no output is sure to."""
     data, labelled = declared.data, declared.data.labels is not None
     found = scored_output(
-        declared.ports, declared.asked, labelled=labelled, unread=declared.unread, whole=declared.whole
+        declared.ports, declared.asked, labelled=labelled, non_tensors=declared.non_tensors, whole=declared.whole
     )
     for port in declared.ports:
         if port.name == found:
@@ -169,8 +169,8 @@ def _fit(columns: int, name: str | None, data: Data) -> None:
     assert data.labels is not None
     if data.classes is not None and data.classes != columns:
         raise DataError(
-            f"the data has {data.classes:,} class folders, and output {name!r} scores {columns:,} classes: which class "
-            "a folder is cannot be told; list a folder for each class in `classes:` of the preprocessing, in the "
+            f"the data has {data.classes:,} class folders, and output {name!r} scores {columns:,} classes, so their "
+            "order is not known; list a folder for each class in `classes:` of the preprocessing, in the "
             "model's order, or name the folders by the numbers of their classes"
         )
     if data.labels.size and not 0 <= data.labels.min() <= data.labels.max() < columns:

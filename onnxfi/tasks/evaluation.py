@@ -177,7 +177,7 @@ def does_not_run(error: EngineError, data: Data, size: int) -> EngineError:
 
 def _passed_over(session: Session, name: str | None) -> str:
     """Return a remark on the outputs that do not count since they are no tensors."""
-    listed = ", ".join(f"{other!r} ({dtype})" for other, dtype in session.unread.items())
+    listed = ", ".join(f"{other!r} ({dtype})" for other, dtype in session.non_tensors.items())
     return f"passed over, since they are no tensors: {listed}" if listed and name is None else ""
 
 
@@ -190,8 +190,8 @@ def scored_names(
     """
     chosen = CLASSIFICATION if task == AUTO else find_task(task)
     if chosen.reads is not None:
-        return chosen.reads(ModelOutputs(session.outputs, name, data, kind, session.unread, whole))
-    return () if name is None else (named_output(session.outputs, name, session.unread),)
+        return chosen.reads(ModelOutputs(session.outputs, name, data, kind, session.non_tensors, whole))
+    return () if name is None else (named_output(session.outputs, name, session.non_tensors),)
 
 
 def _metrics(golden: GoldenRun, faulty: Sequence[Outputs] | None) -> dict[str, float]:

@@ -184,7 +184,7 @@ class ModelOutputs:
         The samples and their labels.
     kind : str
         The kind of scores that is asked for.
-    unread : mapping of str to str
+    non_tensors : mapping of str to str
         The types of the outputs that are no tensors, by name.
     whole : bool
         Whether outputs of maps are refused where no tensor would do.
@@ -194,7 +194,7 @@ class ModelOutputs:
     asked: str | None
     data: Data
     kind: str = "auto"
-    unread: Mapping[str, str] = field(default_factory=dict)
+    non_tensors: Mapping[str, str] = field(default_factory=dict)
     whole: bool = False
 
 

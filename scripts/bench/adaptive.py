@@ -123,7 +123,7 @@ class Network:
         return self.behind_fc1(z3)
 
     def fc1(self, o: int, delta: Array, inputs: Array) -> Array:
-        """Inputs are [N]. A change of one hidden unit moves the logits along a line, so that its two ends determine it."""
+        """Inputs are [N]. A change of one hidden unit moves the logits along a line, given by its ends."""
         change = np.maximum(self.z3[:, o] + delta[:, None] * inputs, 0) - self.a3[:, o]
         weight = self.p["fc2.weight"][:, o]
         gap = self.logits[np.arange(IMAGES), self.top][:, None] - self.logits

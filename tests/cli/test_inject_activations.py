@@ -152,7 +152,7 @@ def test_bad_input_names_the_remedy(run: Run, models: Path, here: Path, words: t
     assert not list(here.iterdir())
 
 
-def test_flags_of_values_in_flight_say_nothing_for_stored_words(run: Run, models: Path) -> None:
+def test_flags_of_activations_are_refused_for_stored_words(run: Run, models: Path) -> None:
     ran = run("inject", models / "fashion_cnn.onnx", "--count", 1, "--inline")
     assert ran.code == 2 and "without --target activations" in ran.err
 

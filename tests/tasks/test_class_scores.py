@@ -69,17 +69,17 @@ def test_boxes_are_no_scores_and_ones_at_the_end_are_left_out(ports: list[Port],
 
 
 def test_maps_are_named_with_the_way_to_a_tensor() -> None:
-    unread = {"prob": "seq(map(int64,tensor(float)))"}
+    non_tensors = {"prob": "seq(map(int64,tensor(float)))"}
     label = Port("label", "int64", ("N",))
     for name, labelled in ((None, True), ("prob", False), ("prob", True)):
         with pytest.raises(DataError, match=r"'prob' is a seq\(map.*ZipMap.*options=\{'zipmap': False\}"):
-            scored_output([label], name, labelled=labelled, unread=unread)
+            scored_output([label], name, labelled=labelled, non_tensors=non_tensors)
     with pytest.raises(DataError, match="ZipMap"):
-        scored_output([label], unread=unread, whole=True)
-    assert scored_output([label], unread=unread) is None
-    assert scored_output([label, SCORES], unread=unread) == "scores"
-    assert scored_output([label], "label", unread=unread) == "label"
-    assert scored_output([label], unread={"state": "seq(tensor(float))"}) is None
+        scored_output([label], non_tensors=non_tensors, whole=True)
+    assert scored_output([label], non_tensors=non_tensors) is None
+    assert scored_output([label, SCORES], non_tensors=non_tensors) == "scores"
+    assert scored_output([label], "label", non_tensors=non_tensors) == "label"
+    assert scored_output([label], non_tensors={"state": "seq(tensor(float))"}) is None
 
 
 def data(labels: Sequence[int] | None, samples: int = 4, classes: int | None = None) -> Data:

@@ -236,5 +236,5 @@ def _batch(fault_targets: FaultTargets) -> int | None:
     """Return the one batch size that the model takes, as far as its file says; None where it takes any."""
     elsewhere = fault_targets.activation_space is not None and bool(
         fault_targets.activation_space.sample_axes
-    )  # another axis than the file tells
+    )  # another axis than the file says
     return None if elsewhere else graph_batch_layout(fault_targets.model.proto.graph).fixed

@@ -206,7 +206,7 @@ def judge_by_own(whole: GoldenRun, own: Run, faulty: Run, sample: int | None) ->
 
 
 def judge_sample(golden: GoldenRun, own: Outputs, faulty: Outputs, sample: int) -> Judgement | None:
-    """Judge a trial on one sample, from golden and faulty outputs of its batch; None where that cannot be told apart.
+    """Judge a trial on one sample, from golden and faulty outputs of its batch; None if the sample cannot be isolated.
 
     Samples of SDC-1 mean nothing where each trial has a sample of its own, so none are kept.
     """

@@ -199,7 +199,7 @@ class TrialExecutor:
                 if route is Route.FULL:
                     raise
                 inexact |= {route}
-            except (EngineError, MemoryError):  # a longest route tells whether there is an answer
+            except (EngineError, MemoryError):  # the full route finds whether there is an output
                 if route in _LONGEST:
                     raise
                 inexact = frozenset(Route) - _LONGEST

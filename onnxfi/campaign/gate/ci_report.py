@@ -25,11 +25,11 @@ def junit(checked: Checked) -> bytes:
     root = ElementTree.Element("testsuites", {"name": "onnxfi check", **counts})
     suite = ElementTree.SubElement(root, "testsuite", {"name": _xml(f"onnxfi check {checked.model}"), **counts})
     properties = ElementTree.SubElement(suite, "properties")
-    told = {
+    attributes = {
         "model": checked.model, "sha256": checked.measured.digest, "verdict": checked.verdict,
         "conditions": checked.conditions(), "baseline": checked.baseline or "",
     }  # fmt: skip
-    for name, value in told.items():
+    for name, value in attributes.items():
         ElementTree.SubElement(properties, "property", {"name": name, "value": _xml(value)})
     for finding in checked.findings:
         given = {"classname": _xml(f"onnxfi.{Path(checked.model).stem}"), "name": _xml(str(finding.limit)), "time": "0"}

@@ -229,9 +229,8 @@ class FaultTargets:
         steps = self.activation_space.steps.get(target.id, 0)
         if a.loop and not steps and scope.persistence != "permanent":
             raise SelectorError(
-                f"how often the loop around {target.id!r} turns cannot be told, or changes with the number of samples, "
-                f"so no step of it can be drawn; "
-                f"leave it out with --exclude, or use --persistence permanent"
+                f"the number of iterations of the loop around {target.id!r} is not known, or depends on the number of "
+                f"samples, so no step can be drawn; leave it out with --exclude, or use --persistence permanent"
             )
         return with_times(target, scope.persistence, self.activation_space.samples, steps, batched=a.axis is not None)
 

@@ -1,8 +1,8 @@
 """An adaptive campaign's results, scored: every rate, over all its faults, a layer, or a field of bits.
 
-Draws went where they told most of one rate. With the probabilities that they were drawn by, the same draws score any
-other rate without bias; and of those that fell into some of the strata, the rate there, as they were drawn by the same
-probabilities divided by their sum.
+Most draws went to the strata that determine one rate. With the probabilities that they were drawn by, the same draws
+score any other rate without bias; and of those that fell into some of the strata, the rate there, as they were drawn by
+the same probabilities divided by their sum.
 """
 
 from __future__ import annotations

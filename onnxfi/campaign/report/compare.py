@@ -108,7 +108,7 @@ def compare(
     stores: str | Path,
     *,
     workers: int = 0,
-    tell: Callable[[Running], None] | None = None,
+    on_start: Callable[[Running], None] | None = None,
 ) -> Comparison:
     """Run the sweep of a campaign on several versions of a network, each against its own golden run.
 
@@ -122,7 +122,7 @@ def compare(
         The folder of the stores, one for each model.
     workers : int
         Worker processes, as in `run`.
-    tell : callable, optional
+    on_start : callable, optional
         Called with each running campaign before its trials.
 
     Returns
@@ -156,8 +156,8 @@ def compare(
     versions = []
     for model, place in zip(models, places, strict=True):
         running = run(replace(campaign, model=model), place, workers=workers)
-        if tell is not None:
-            tell(running)
+        if on_start is not None:
+            on_start(running)
         for _ in running:
             pass
         opened, header = running.plan.model, running.plan.header

@@ -1,8 +1,8 @@
 """Figures of reports, as SVG and PNG: accuracy over bit error rates, rates by layer and bit, a map of both.
 
-Drawn with matplotlib, the extra `report`. Colours are told apart by colour-blind people (Okabe and Ito; cividis for the
-map) and differ in grey; lines also differ in mark and dash. Text is drawn as outlines, so that a figure looks the same
-everywhere, and no name in it is read as markup or mathematics.
+Drawn with matplotlib, the extra `report`. Colour-blind people can distinguish the colours (Okabe and Ito; cividis for
+the map) and differ in grey; lines also differ in mark and dash. Text is drawn as outlines, so that a figure looks the
+same everywhere, and no name in it is read as markup or mathematics.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class Figure:
         stream = io.BytesIO()
         with _style():
             canvas = self.draw()
-            told: dict[str, Any] = {"Title": plain(self.title, _ANY), "Description": plain(self.text, _ANY)}
-            told |= {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-            canvas.savefig(stream, format=kind, dpi=300, metadata=told, bbox_inches="tight", pad_inches=0.05)
+            metadata: dict[str, Any] = {"Title": plain(self.title, _ANY), "Description": plain(self.text, _ANY)}
+            metadata |= {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+            canvas.savefig(stream, format=kind, dpi=300, metadata=metadata, bbox_inches="tight", pad_inches=0.05)
         return stream.getvalue()
 
 
@@ -198,10 +198,10 @@ def _curves(series: Sequence[tuple[Report, str, list[tuple[str, Interval]]]], me
     rates = " or ".join(dict.fromkeys(rate_name(one) for one, _, _ in series))
     axes.set(xlabel=rates, ylabel=metric.axis, ylim=(-3, 103))
     axes.grid(alpha=0.25, linewidth=0.5)
-    handles, told = axes.get_legend_handles_labels()
-    order = sorted({name: k for k, name in enumerate(told)}.values(), key=lambda k: told[k] == "golden")
+    handles, names = axes.get_legend_handles_labels()
+    order = sorted({name: k for k, name in enumerate(names)}.values(), key=lambda k: names[k] == "golden")
     if len(order) > 1:
-        shown = [handles[k] for k in order], [told[k] if told[k] != "golden" else "golden, dashed" for k in order]
+        shown = [handles[k] for k in order], [names[k] if names[k] != "golden" else "golden, dashed" for k in order]
         axes.legend(*shown, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return canvas
 
@@ -307,8 +307,8 @@ def _top(keyed: Sequence[dict[str, Fold]], keys: Sequence[str], name: str) -> fl
 
 def _legend(canvas: Canvas, axes: Axes, names: Sequence[str]) -> None:
     if len(names) > 1:
-        handles, told = axes.get_legend_handles_labels()
-        canvas.legend(handles, told, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3)
+        handles, names = axes.get_legend_handles_labels()
+        canvas.legend(handles, names, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3)
 
 
 # Layer × bit
@@ -332,8 +332,8 @@ def _map(one: Report, name: str, whose: str) -> Figure:
         kept = set(sorted(layers, key=lambda layer: -worst[layer])[:_MOST_LAYERS])
         caption += f" {_MOST_LAYERS} of {len(layers):,} layers, those with the highest rates."
         layers = [layer for layer in layers if layer in kept]
-    told = sorted((c for c in cells if c.layer in layers), key=lambda c: -c.means[rate])[:10]
-    text = "Highest cells: " + "; ".join(f"{c.layer} bit {c.bit}: {100 * c.means[rate]:.2f} %" for c in told) + "."
+    highest = sorted((c for c in cells if c.layer in layers), key=lambda c: -c.means[rate])[:10]
+    text = "Highest cells: " + "; ".join(f"{c.layer} bit {c.bit}: {100 * c.means[rate]:.2f} %" for c in highest) + "."
     values = {(c.layer, c.bit): 100 * c.means[rate] for c in cells}
     return Figure(name, title, caption, text, lambda: _cells(values, layers, metric))
 
@@ -360,14 +360,14 @@ def heat_map(name: str, title: str, values: Table, named: tuple[str, str, str]) 
     shares = np.array([[100 * row.get(column, np.nan) for column in columns] for row in values.values()])
     rows = (f"{row}: " + ", ".join(f"{c} {100 * x:.1f} %" for c, x in cells.items()) for row, cells in values.items())
     text, ticks = "; ".join(rows) + ".", dict(enumerate(map(plain, columns)))
-    return Figure(name, title, title, text, lambda: _heat(shares, list(values), ticks, named, 100.0, told=True))
+    return Figure(name, title, title, text, lambda: _heat(shares, list(values), ticks, named, 100.0, numbers=True))
 
 
 def _heat(
     shares: NDArray[np.float64], rows: Sequence[str], ticks: Mapping[int, str], named: tuple[str, str, str], end: float,
-    *, told: bool = False,
+    *, numbers: bool = False,
 ) -> Canvas:  # fmt: skip
-    """Return a map of shares in percent ([rows, columns]) from 0 to `end`; with `told` each cell bears its number."""
+    """Return a map of shares in percent ([rows, columns]) from 0 to `end`; with `numbers` each cell shows its own."""
     canvas = _canvas(_WIDTH_IN, 1.3 + max(_ROW_IN, 1.2 / len(rows)) * len(rows))
     axes = canvas.add_subplot()
     axes.set_facecolor("white")
@@ -377,7 +377,7 @@ def _heat(
         np.arange(across + 1) - 0.5, np.arange(down + 1) - 0.5, np.ma.masked_invalid(shares), cmap="cividis",
         vmin=0, vmax=end, edgecolors="white", linewidth=0.3,
     )  # fmt: skip
-    for (y, x), share in np.ndenumerate(shares) if told else ():
+    for (y, x), share in np.ndenumerate(shares) if numbers else ():
         if np.isfinite(share):
             axes.text(x, y, f"{share:.0f}", ha="center", va="center", color="black" if share > end / 2 else "white")
     axes.set_yticks(range(down), [plain(row) for row in rows], fontsize=8)

@@ -183,20 +183,20 @@ def _command(spec: str | None, store: Path) -> str:
 
 def _settings(one: Report, canary: Any, limits: dict[str, Any]) -> dict[str, str]:
     """Return the settings that fix the answers, and the environment, for people."""
-    told = {"data": one.golden["data"], "scored output": one.golden.get("output") or "all outputs"}
-    told |= {"campaign (SHA-256)": digest_of(one.campaign)}
+    shown = {"data": one.golden["data"], "scored output": one.golden.get("output") or "all outputs"}
+    shown |= {"campaign (SHA-256)": digest_of(one.campaign)}
     names = {"model": "model (SHA-256)", "data": "data (SHA-256)", "design": "trials"}
     for name, value in sorted(one.campaign.items()):
         if value not in ([], "", None, False) and name not in ("strata", "output", one.campaign["design"]):
-            told[names.get(name, name)] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            shown[names.get(name, name)] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     if one.campaign["design"] == "ber":
-        told["ber"] = ", ".join(f"{rate:g}" for rate in one.campaign["ber"])
+        shown["ber"] = ", ".join(f"{rate:g}" for rate in one.campaign["ber"])
     if canary:
-        told["canary"] = f"seen in {canary['seen']}" + (
+        shown["canary"] = f"seen in {canary['seen']}" + (
             f" after {', '.join(canary['unseen'])}" if canary["unseen"] else ""
         )
     if limits["timeout_s"]:
-        told["time limit of a trial"] = f"{limits['timeout_s']:.4g} s"
+        shown["time limit of a trial"] = f"{limits['timeout_s']:.4g} s"
     if limits["memory_bytes"]:
-        told["memory of a worker"] = f"{limits['memory_bytes'] / 1e6:,.0f} MB"
-    return told | {f"environment: {name}": str(value) for name, value in sorted((one.environment or {}).items())}
+        shown["memory of a worker"] = f"{limits['memory_bytes'] / 1e6:,.0f} MB"
+    return shown | {f"environment: {name}": str(value) for name, value in sorted((one.environment or {}).items())}

@@ -241,15 +241,15 @@ def report(store: str | Path, *, confidence: float | None = None) -> Report:
         cells = [tuple(cell) for cell in opened.get("cells")]
         confidence = confidence or float(opened.get("length")["confidence"])
         planned, errors, environment = opened.count("plan"), opened.count("errors"), opened.get("environment")
-        told = (Path(store), campaign, golden, environment, confidence, planned, errors)
+        head = (Path(store), campaign, golden, environment, confidence, planned, errors)
         look = look_at(opened, confidence=confidence) if campaign.get("adaptive") else None
         if look is not None and look.method != "simple":
-            return Report(*told, *_scored(opened, golden["rows"], confidence), strata, look)
+            return Report(*head, *_scored(opened, golden["rows"], confidence), strata, look)
         fold = _Folder(declared_task(opened), strata, cells, confidence, look)
         samples = fold.read(opened, golden["rows"])
     rates = sorted({s["ber"] for s in strata if s["ber"] is not None})
     return Report(
-        *told,
+        *head,
         fold("all"),
         tuple(fold(f"{rate:g}", strata=[s["stratum"] for s in strata if s["ber"] == rate]) for rate in rates),
         tuple(fold(layer, layer=layer) for layer in dict.fromkeys(layer for layer, _, _ in cells)),
@@ -278,7 +278,7 @@ def _scored(
         values = record.values[record.within(strata)]
         outcomes = {name: int(values[:, place[name]].sum()) for name in OUTCOMES}
         rates = tuple(
-            MetricEstimate(name, task.metric(name).of, _told(i, values[:, place[name]], whole=key == "all"))
+            MetricEstimate(name, task.metric(name).of, _widened(i, values[:, place[name]], whole=key == "all"))
             for name, i in record.intervals(strata, confidence).items()
         )
         return Fold(key, len(values), int(record.layout.sizes[strata].sum()), outcomes, rates)
@@ -295,7 +295,7 @@ def _scored(
     return everything, (), by_layer, by_bit, around(spread), None if others is None else around(others)
 
 
-def _told(i: Interval, seen: NDArray[np.float64], *, whole: bool) -> Interval:
+def _widened(i: Interval, seen: NDArray[np.float64], *, whole: bool) -> Interval:
     """Return an interval of an adaptive campaign, its estimate NaN where that rests on expectations alone.
 
     The estimate starts from what trials of the same bits in other layers gave. Of a part of the faults it is shown from

@@ -12,8 +12,8 @@ def notes(found: Report) -> Iterator[str]:
     """Yield the conditions under which the numbers of a report hold, a line each."""
     if found.golden.get("kind") == "counts":
         yield "scores are read as spike counts: score shifts are relative changes of a count (--scores says otherwise)"
-    if told := of_trials([found.judged], found.task):
-        yield told
+    if note := of_trials([found.judged], found.task):
+        yield note
     if found.look is not None and found.look.method != "simple":
         yield (
             f"of a layer or of bits with fewer than {FEWEST} trials, or where the estimate lies beyond all that they "

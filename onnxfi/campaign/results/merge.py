@@ -87,9 +87,9 @@ def _copy(one: Store, target: Store) -> None:
     kept = target.get("golden")
     if kept is not None and kept["scores"] != one.get("golden")["scores"]:
         raise StoreError(f"{str(one.path)!r} has another golden run than the others; the engines differ")
-    # Where two stores tell something else, the one with more trials is right; of equal ones always the same.
-    told = "SELECT * FROM meta WHERE key NOT IN ('identity', 'campaign') ORDER BY key"
-    given, held = ((s.count("plan"), s.db.execute(told).fetchall()) for s in (one, target))
+    # Where two stores differ, that with more trials is right; of equal ones always the same.
+    query = "SELECT * FROM meta WHERE key NOT IN ('identity', 'campaign') ORDER BY key"
+    given, held = ((s.count("plan"), s.db.execute(query).fetchall()) for s in (one, target))
     if given > held:
         target.copy("meta", given[1], "REPLACE")
     try:

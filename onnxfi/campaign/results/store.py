@@ -277,8 +277,8 @@ class Store:
             first, last = self.db.execute("SELECT min(trial), max(trial) FROM plan").fetchone()
             raise StoreError(f"{self.path} has no trial {number}; its trials lie between {first} and {last}")
         found = dict(zip(("stratum", "faults", "layer", "bit", "lines"), row, strict=True))
-        told = "SELECT outcome, cause, metrics, route FROM results WHERE trial = ?"
-        done = self.db.execute(told, (number,)).fetchone()
+        query = "SELECT outcome, cause, metrics, route FROM results WHERE trial = ?"
+        done = self.db.execute(query, (number,)).fetchone()
         error = self.db.execute("SELECT error FROM errors WHERE trial = ?", (number,)).fetchone()
         found["result"] = None
         if done:

@@ -80,8 +80,8 @@ def _processor() -> str:
     """Return the name and instruction sets of the processor, by which a runtime chooses its kernels."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
-        told = dict(line.partition(":")[::2] for line in lines)
-        found = {name.strip(): value.strip() for name, value in told.items()}
+        fields = dict(line.partition(":")[::2] for line in lines)
+        found = {name.strip(): value.strip() for name, value in fields.items()}
         return " ".join(found.get(name, "") for name in ("model name", "flags", "Features"))
     return platform.processor()
 

@@ -224,7 +224,7 @@ def parse_rates(text: str, name: str = "ber") -> tuple[float, ...]:
     try:
         low, colon, high = text.partition(":")
         if not colon:
-            return tuple(float(piece) for piece in text.split(","))
+            return tuple(float(part) for part in text.split(","))
         first, last = Decimal(low.strip()), Decimal(high.strip())
     except (ValueError, InvalidOperation):
         raise wrong from None

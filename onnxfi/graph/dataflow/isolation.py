@@ -118,14 +118,14 @@ def _lower(kind: int, limit: int) -> None:
 
 def _read(receiving: int, timeout_s: float | None) -> bytes:
     """Return all that the copy sends until it ends."""
-    pieces: list[bytes] = []
+    chunks: list[bytes] = []
     until, pipe = time.monotonic() + (timeout_s or 0.0), select.poll()
     pipe.register(receiving, select.POLLIN)
     while pipe.poll(None if timeout_s is None else max(0.0, 1000 * (until - time.monotonic()))):
-        piece = os.read(receiving, 1 << 20)
-        if not piece:
-            return b"".join(pieces)
-        pieces.append(piece)
+        chunk = os.read(receiving, 1 << 20)
+        if not chunk:
+            return b"".join(chunks)
+        chunks.append(chunk)
     raise IsolationError(f"it does not end within {timeout_s} s")
 
 

@@ -105,7 +105,7 @@ def find_batch_layout(
     of an input with samples holds none: `seq` beside `[batch,seq]`. An input that names the batch along another axis
     holds its samples there: `[2,batch,8]`. Where all sizes are fixed, the first input with two dimensions has the batch
     size, and those of the same size hold samples. `given` are the shapes of arrays: of an input whose rank is open they
-    tell the rank; one that holds a single number, or exactly what a fixed input takes, beside another number of
+    give the rank; one that holds a single number, or exactly what a fixed input takes, beside another number of
     samples goes whole into every batch.
 
     >>> find_batch_layout({"ids": ("batch", "seq"), "position": ("seq",), "state": (2, "batch", 8)}, 0).axes

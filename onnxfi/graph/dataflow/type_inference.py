@@ -49,7 +49,7 @@ def infer_types(proto: onnx.ModelProto, batch: Mapping[str, int] | None = None, 
         if bare.ByteSize() > _KEPT_BYTES:
             return onnx.ModelProto.FromString(run_isolated(lambda: _infer(bare)))
         return onnx.ModelProto.FromString(_known(bare.SerializeToString()))
-    except IsolationError:  # what onnx cannot infer a run may still tell
+    except IsolationError:  # a run may find what onnx cannot infer
         return bare
 
 

@@ -278,7 +278,7 @@ def _opened(source: ByteSource, allow_links: bool) -> Model:
 def parse(model: Model) -> onnx.ModelProto:
     """Return the whole model as onnx reads it, with large payloads; external data stays outside.
 
-    Raises ModelError for a file that is larger than onnx can read in one piece.
+    Raises ModelError for a file that is larger than onnx can read at once.
     """
     if model.source.size >= 1 << 31:
         raise ModelError(

@@ -29,7 +29,7 @@ _WINDOW = 1 << 18
 #: Payloads up to this size stay in the skeleton: shapes, axes and scalars, which graph analyses need. Of larger ones
 #: nothing does, or the beginning, where they are not packed.
 _SMALL = 1 << 10
-#: Bytes of an unpacked list that are read number by number before the rest is looked for in ever larger pieces.
+#: Bytes of an unpacked list that are read number by number before the rest is searched in growing chunks.
 _MANY = 256
 #: Protobuf messages inside one another; onnx's own parser gives up at 100.
 _DEEPEST = 100
@@ -148,10 +148,10 @@ def read_varints(
     """Yield the varints of a run, chunk by chunk: the numbers, and the start and end of each in the file."""
     start, end, lead = run
     while start < end:
-        piece = read(start, min(start + _WINDOW, end))
-        if start + len(piece) < end:
-            piece = piece[: int(np.flatnonzero(np.frombuffer(piece, np.int8) >= 0).max(initial=-1)) + 1]
-        values, at = split_varints(piece)
+        chunk = read(start, min(start + _WINDOW, end))
+        if start + len(chunk) < end:
+            chunk = chunk[: int(np.flatnonzero(np.frombuffer(chunk, np.int8) >= 0).max(initial=-1)) + 1]
+        values, at = split_varints(chunk)
         if lead:  # a tag, which is a varint itself, before each number
             at = at[: len(values) // 2 * 2 + 1]
             values = values[1::2]
@@ -321,8 +321,8 @@ class _Scanner:
 
     def _count(self, start: int, end: int) -> int:
         """Count the varints in [start, end): each ends with its one byte below 128."""
-        pieces = (self.take(at, min(at + _WINDOW, end)) for at in range(start, end, _WINDOW))
-        return sum(int(np.count_nonzero(np.frombuffer(piece, np.int8) >= 0)) for piece in pieces)
+        chunks = (self.take(at, min(at + _WINDOW, end)) for at in range(start, end, _WINDOW))
+        return sum(int(np.count_nonzero(np.frombuffer(chunk, np.int8) >= 0)) for chunk in chunks)
 
     def _location(self, entry: MessageFrame) -> list[tuple[MessageFrame, MessageFrame]]:
         """Return the frames of an external_data entry whose key is `location`, and of the name in it."""

@@ -292,18 +292,18 @@ def _whole_planes(g: NodeBuilder, word: Word, number: str, wide: str) -> str:
 def _whole(g: NodeBuilder, word: Word, number: str, wide: str) -> str:
     """Return the words (int64) of floats of at most 32 bits, given in float64, where a whole word is exact.
 
-    The word of a positive number grows in straight pieces between powers of two, so it is the sum of the pieces.
+    The word of a positive number is piecewise linear between powers of two: the sum of the linear parts.
     """
     m, bias, top = word.mantissa, (1 << (word.exponent - 1)) - 1, (1 << word.exponent) - 1
     ends = np.array([0.0, *(2.0 ** (k - bias) for k in range(2, top + 1))]).reshape(-1, 1, 1)
     slopes = np.array([2.0 ** (m - (max(k, 1) - bias)) for k in range(1, top)]).reshape(-1, 1, 1)
     low, high, rise = (g.constant(t, wide) for t in (ends[:-1], ends[1:], slopes))
-    pieces = g.sum_planes(g.add("Mul", g.add("Max", g.add("Min", g.add("Abs", number), high), low), rise))
+    parts = g.sum_planes(g.add("Mul", g.add("Max", g.add("Min", g.add("Abs", number), high), low), rise))
     base = float(np.sum(ends[:-1] * slopes))
     # -0 is below zero by its reciprocal, -infinity by itself; adding the two keeps either.
     minus = g.add("Less", g.add("Add", number, g.add("Reciprocal", number)), g.constant(0, wide))
     sign = (2.0 ** (word.bits - 1) - base, -base)
-    signed = g.add("Add", pieces, g.add("Where", minus, *(g.constant(s, wide) for s in sign)))
+    signed = g.add("Add", parts, g.add("Where", minus, *(g.constant(s, wide) for s in sign)))
     quiet = g.constant(float((top << m) + (1 << (m - 1))), wide)
     return g.cast(g.add("Where", g.add("IsNaN", number), quiet, signed), "int64")
 

@@ -2,7 +2,7 @@
 
 The copy is made byte for byte, with the faulty words overwritten. Only where a number of variable length changes
 its length (weights in typed integer fields), or external data gets a new name, are bytes put in or taken out, and the
-lengths of the messages around them written anew. External data is copied and patched piece by piece. Nothing is
+lengths of the messages around them written anew. External data is copied and patched in chunks. Nothing is
 written before everything is checked; a temporary name, fsync and rename leave no half file.
 """
 
@@ -31,11 +31,11 @@ from onnxfi.graph.write.output_file import atomic_files, check_output_files, out
 
 #: Called with the bytes done, and the bytes in all.
 OnProgress = Callable[[int, int], None]
-#: A piece is read, hashed twice, patched and written while it is in the processor's cache.
+#: A chunk is read, hashed twice, patched and written while it is in the processor's cache.
 _CHUNK = 1 << 20
 #: Zeros of this length are not written: more than a file system's block, so that few holes cost few calls.
 _HOLE = bytes(1 << 16)
-#: Pieces below this are hashed where they are: handing them to threads costs more.
+#: Chunks below this are hashed where they are: handing them to threads costs more.
 _SMALL = 1 << 16
 
 
@@ -151,7 +151,7 @@ class FaultyCopy:
 
 
 class _Hashing:
-    """Two running digests, each fed in order, large pieces by a thread each while the next is read and written."""
+    """Two running digests, each fed in order, large chunks by a thread each while the next is read and written."""
 
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(2)
@@ -174,12 +174,12 @@ class _Hashing:
         return self.model.hexdigest(), self.faulty.hexdigest()
 
 
-def _pieces(
+def _chunks(
     source: ByteSource, patches: ByteEdit, replaced: Sequence[tuple[int, int, bytes]]
 ) -> Iterator[tuple[Any, Any]]:
     """Yield the file in chunks, each as it was and as it becomes; each is valid until two more are taken."""
     offsets, values = patches
-    # Fresh memory for every piece costs a page fault each 4 kB, more than the hashing. The digests run one piece
+    # Fresh memory for every chunk costs a page fault each 4 kB, more than the hashing. The digests run one chunk
     # behind, so that a buffer is free again after two.
     buffers = [memoryview(bytearray(2 * min(_CHUNK, source.size))) for _ in range(3)]
     with source.filling() as fill:
@@ -202,10 +202,10 @@ def _pieces(
             at = end
 
 
-def _joined(pieces: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+def _joined(chunks: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
     """Join small chunks to larger ones, so that a million of them cost as a few."""
     old, new = bytearray(), bytearray()
-    for a, b in pieces:
+    for a, b in chunks:
         small = len(a) < _CHUNK
         if small:
             old += a
@@ -239,7 +239,7 @@ def write_copy(
         if model.external:
             raise OutputError("a model with external data cannot be written into memory; give an output file")
         parts = []
-        for old, new in _joined(_pieces(model.source, change.bytes_of(0), _lengths(change.splices))):
+        for old, new in _joined(_chunks(model.source, change.bytes_of(0), _lengths(change.splices))):
             hashing.feed(old, new)
             parts.append(bytes(new))
         return FaultyCopy(*hashing.digests(), None, b"".join(parts), change.resized)
@@ -253,7 +253,7 @@ def write_copy(
     with atomic_files(files) as streams:
         for number, (source, stream) in enumerate(zip(model.sources, streams, strict=True)):
             replaced = _lengths(splices) if number == 0 else []
-            for old, new in _joined(_pieces(source, change.bytes_of(number), replaced)):
+            for old, new in _joined(_chunks(source, change.bytes_of(number), replaced)):
                 hashing.feed(old, new)
                 _put(stream, new)
                 done += len(old)
@@ -268,8 +268,8 @@ def write_copy(
 
 def faulty_bytes(model: Model, change: FileEdits) -> bytes:
     """Return the changed model file as bytes, without digests, to make a session from."""
-    pieces = _pieces(model.source, change.bytes_of(0), _lengths(change.splices))
-    return b"".join(bytes(new) for _, new in pieces)
+    chunks = _chunks(model.source, change.bytes_of(0), _lengths(change.splices))
+    return b"".join(bytes(new) for _, new in chunks)
 
 
 def write_scratch_copy(model: Model, change: FileEdits, out: Path) -> None:
@@ -279,16 +279,16 @@ def write_scratch_copy(model: Model, change: FileEdits, out: Path) -> None:
     try:
         for number, (source, file) in enumerate(zip(model.sources, files, strict=True)):
             with file.open("wb") as stream:
-                for _, new in _pieces(source, change.bytes_of(number), [] if number else _lengths(splices)):
+                for _, new in _chunks(source, change.bytes_of(number), [] if number else _lengths(splices)):
                     _put(stream, new)
                 stream.truncate()
     except OSError as error:
         raise OutputError(f"cannot write {str(out)!r}: {error.strerror}") from None
 
 
-def _put(stream: IO[bytes], piece: Any) -> None:
-    """Write a piece; stretches of zeros are left as holes, so that a sparse file stays one."""
-    view, done = memoryview(piece), 0
+def _put(stream: IO[bytes], chunk: Any) -> None:
+    """Write a chunk; stretches of zeros are left as holes, so that a sparse file stays one."""
+    view, done = memoryview(chunk), 0
     for low in range(0, len(view), len(_HOLE)):
         high = low + len(_HOLE)
         if view[low] == 0 and bytes(view[low:high]) == _HOLE:

@@ -1,9 +1,9 @@
-"""A dry run of a model in a copy of the process: what crashes the runtime ends the copy, and is told in one line.
+"""Dry run of a model in a copy of the process: a crash of the runtime ends the copy alone, and is reported in one line.
 
 ONNX Runtime stops the process that opens some models (a division of integers in a kernel, an assertion of C++). The
 copy opens a model as it will be opened and runs it on a sample, once in each process; it is on the CPU, since a copy
-cannot use a GPU that this process uses. What the dry run refuses without a crash is told where the model is opened
-in earnest. Worker processes do without: what ends one of them is told by the process that started it.
+cannot use a GPU that this process uses. A refusal without a crash is reported when the model is opened
+afterwards. Worker processes need no dry run: the process that started them reports a crash.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def dry_run(engine: Engine, model: str | Path | bytes, data: Data | None = None)
         return
     if (copied := engine.for_dry_run()) is None:
         return
-    with suppress(OSError):  # that there is no such file is told where it is opened
+    with suppress(OSError):  # a missing file is reported when it is opened
         real = None if data is None or data.synthetic else data
         known = (*_identity(model), copied, "" if real is None else real.description)
         if known not in _passed:

@@ -198,7 +198,7 @@ def _is_number(name: str) -> bool:
 def _class_numbers(root: Path, names: tuple[str, ...], *, listed: bool) -> tuple[int, ...] | None:
     """Return the class of each folder: its position in `classes:`, the number in its name, else its order by name.
 
-    None for one folder with another name, which tells no classes. DataError where names and numbers disagree.
+    None for one folder with another name, which gives no classes. DataError where names and numbers disagree.
     """
     if listed:
         return tuple(range(len(names)))

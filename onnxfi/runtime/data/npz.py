@@ -84,7 +84,7 @@ def _each(path: Path, read: Callable[[IO[bytes], int, str], Array]) -> dict[str,
 
 
 def _header(file: IO[bytes], size: int, what: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], bytes]:
-    """Shape, order and type of a member of `size` bytes, found to tell the truth, and what was read of its data."""
+    """Return shape, order and type of a member, checked against its `size` in bytes, and the data read so far."""
     header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     start = io.BytesIO(file.read(_LONGEST_HEADER))
     version = np.lib.format.read_magic(start)

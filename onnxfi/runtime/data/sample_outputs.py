@@ -102,16 +102,16 @@ def run_outputs(
     """
     found: list[Outputs] = []
     total = 0
-    for piece in islice(data.batches(size), batches):
-        found.append(outputs_of(piece, session.run(piece.feeds, names or None), axes or {}, names))
+    for batch in islice(data.batches(size), batches):
+        found.append(outputs_of(batch, session.run(batch.feeds, names or None), axes or {}, names))
         total += found[-1].nbytes
         if total > _MOST_OUTPUT_BYTES // 2:
             raise DataError(
-                f"the outputs take {found[-1].nbytes // max(1, piece.valid):,} bytes a sample, too much to compare "
+                f"the outputs take {found[-1].nbytes // max(1, batch.valid):,} bytes a sample, too much to compare "
                 f"{data.samples:,} of them; take fewer with --samples, or one output with --output"
             )
         if progress is not None:
-            progress(piece.start + piece.valid, data.samples)
+            progress(batch.start + batch.valid, data.samples)
     return tuple(found)
 
 
@@ -173,21 +173,21 @@ def _samples_first(array: Array, axes: Sequence[int], size: int) -> Array:
 
 
 def outputs_of(
-    piece: Batch, arrays: Mapping[str, Array], axes: Mapping[str, tuple[int, ...]], names: Sequence[str] = ()
+    batch: Batch, arrays: Mapping[str, Array], axes: Mapping[str, tuple[int, ...]], names: Sequence[str] = ()
 ) -> Outputs:
     """Return the outputs of one batch, its samples first and without repeated ones.
 
     Without names, numbers count and text does not. One named output [N, C, 1, 1] is [N, C].
     """
-    first = {key: _samples_first(arrays[key], axes.get(key, ()), piece.size) for key in names or arrays}
-    kept = piece.trim(first)
+    first = {key: _samples_first(arrays[key], axes.get(key, ()), batch.size) for key in names or arrays}
+    kept = batch.trim(first)
     if not names:
         kept = {name: array for name, array in kept.items() if array.dtype.kind not in "OSUT"}
     if not kept:
         raise DataError("the model has no output of numbers that could be compared")
     if len(names) == 1:
         kept = {name: without_ones(array) for name, array in kept.items()}
-    return Outputs(np.arange(piece.start, piece.start + piece.valid), kept)
+    return Outputs(np.arange(batch.start, batch.start + batch.valid), kept)
 
 
 def without_ones(scores: Array) -> Array:

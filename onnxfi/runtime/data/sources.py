@@ -148,13 +148,13 @@ def _from_archive(path: Path, ports: Sequence[Port], batch_axis: int, limit: int
     labels = claims.get("labels") if "labels" not in [port.name for port in ports] else None
     counted = labels is None or (labels.ndim == 1 and labels.dtype.kind in "iu")
     if labels is not None and not counted and labels.nbytes <= _SMALL_LABELS:
-        del claims["labels"]  # refused by their values, which tell the remedy
+        del claims["labels"]  # refused by their values, for a message with the remedy
     _checked(claims, ports, batch_axis, what)
     return _from_arrays(read_npz(path), ports, batch_axis, limit, what)
 
 
 def _from_function(spec: str, ports: Sequence[Port], batch_axis: int, limit: int | None) -> Data:
-    """Call a user's function; what goes wrong in it is told as a `DataError`."""
+    """Call a user's function; any exception in it becomes a `DataError`."""
     module, _, function = spec.partition(":")
     here = os.getcwd()
     sys.path.insert(0, here)

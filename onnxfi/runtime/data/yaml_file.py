@@ -82,7 +82,7 @@ def read_text(path: str | Path, what: str, error: type[InputError] = InputError)
 def compose_yaml(text: bytes, file: str, what: str, error: type[InputError] = InputError) -> yaml.Node | None:
     """Return YAML text as yaml's nodes, within the limits; None where it is empty.
 
-    `file` and `what` name it in messages. The nodes tell line and column; `scalar` reads one.
+    `file` and `what` name it in messages. Nodes have line and column; `scalar` reads one.
 
     >>> compose_yaml(b"a: [1, 2]", "p.yaml", "page").value[0][0].value
     'a'

@@ -213,7 +213,7 @@ def _described(driver: Any, number: int) -> Device:
 def node_placement(session: Any) -> dict[str, Counter[str]]:
     """Return the operators of a session by the provider that runs them, as ONNX Runtime assigned them.
 
-    Empty where the session did not record it, or the release does not tell.
+    Empty where the session did not record it, or the release does not record it.
     """
     found: dict[str, Counter[str]] = {}
     with contextlib.suppress(Exception):  # RuntimeError where it was not recorded, AttributeError before 1.24

@@ -59,7 +59,7 @@ _LEVELS = {
     "basic": "ORT_ENABLE_BASIC",
     "off": "ORT_DISABLE_ALL",
 }
-_MOST_THREADS = 1024  # ONNX Runtime makes as many as it is told, each with memory of its own
+_MOST_THREADS = 1024  # ONNX Runtime starts as many as it is given, each with its own memory
 _FATAL = 4  # ONNX Runtime's log level for what ends the process; all else reaches us as an exception
 
 
@@ -312,7 +312,7 @@ class OrtSession:
     provider: str
     note: str
     #: Outputs that are no tensors, by name their type.
-    unread: Mapping[str, str] = field(repr=False)
+    non_tensors: Mapping[str, str] = field(repr=False)
     _device_id: int = field(repr=False)
     _ort: Any = field(repr=False)
     #: The tensors that were given beside the model: the runtime keeps their addresses.
@@ -330,7 +330,7 @@ class OrtSession:
             overridable=tuple(_port(arg) for arg in ort_session.get_overridable_initializers()),
             provider=provider,
             note=_note(ort_session, provider, device_id) if provider in ON_CUDA else provider,
-            unread={port.name: port.dtype for port in given if not port.is_tensor},
+            non_tensors={port.name: port.dtype for port in given if not port.is_tensor},
             _device_id=device_id,
             _ort=ort_session,
         )
@@ -341,7 +341,7 @@ class OrtSession:
         Raises `DataError` for feeds that do not match the inputs, and `EngineError` where the runtime fails
         or an output does not exist or is no tensor.
         """
-        wanted = checked_outputs(outputs, self.outputs, self.unread)
+        wanted = checked_outputs(outputs, self.outputs, self.non_tensors)
         checked = checked_feeds(feeds, self.inputs, self.overridable)
         if not wanted:
             return {}

@@ -149,7 +149,7 @@ class OpenVinoSession:
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
-    unread: Mapping[str, str] = field(repr=False)
+    non_tensors: Mapping[str, str] = field(repr=False)
     _positions: Mapping[str, int] = field(repr=False)
     _compiled: _CompiledShapes = field(repr=False)
     provider: str = "CPU"
@@ -172,7 +172,7 @@ class OpenVinoSession:
         return cls(
             inputs=inputs,
             outputs=tuple(port for port in ports if port.is_tensor),
-            unread={port.name: port.dtype for port in ports if not port.is_tensor},
+            non_tensors={port.name: port.dtype for port in ports if not port.is_tensor},
             _positions={port.name: number for number, port in enumerate(results)},
             _compiled=compiled,
             note=cls.note + ("; float64 is computed as float32" if narrowed else ""),
@@ -188,7 +188,7 @@ class OpenVinoSession:
         EngineError
             If the runtime fails, or an output does not exist or cannot be read.
         """
-        names = checked_outputs(outputs, self.outputs, self.unread)
+        names = checked_outputs(outputs, self.outputs, self.non_tensors)
         checked = checked_feeds(feeds, self.inputs)
         for name, array in checked.items():
             _check_range(name, array)

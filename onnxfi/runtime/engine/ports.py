@@ -288,12 +288,12 @@ def _checked_feed(port: Port, array: Array) -> Array:
         raise DataError(f"input {port.name!r} has text that is not UTF-8: {error}") from error
 
 
-def checked_outputs(names: Sequence[str] | None, outputs: Sequence[Port], unread: Mapping[str, str]) -> list[str]:
+def checked_outputs(names: Sequence[str] | None, outputs: Sequence[Port], non_tensors: Mapping[str, str]) -> list[str]:
     """Return the names of the outputs to compute (None: all tensors); EngineError for one that cannot be read."""
     known = [port.name for port in outputs]
     for name in names or ():
-        if name in unread:
-            raise EngineError(f"output {name!r} is a {unread[name]}; only plain tensors can be read")
+        if name in non_tensors:
+            raise EngineError(f"output {name!r} is a {non_tensors[name]}; only plain tensors can be read")
         if name not in known:
             raise EngineError(f"the model has no output {name!r}{closest(name, known)}")
     return known if names is None else list(names)

@@ -24,7 +24,7 @@ class Session(Protocol):
     ----------
     inputs, outputs : tuple of Port
         What `run` is fed and returns, in the order of the model.
-    unread : mapping of str to str
+    non_tensors : mapping of str to str
         Type of each output that is not a plain tensor, and so is not in `outputs`, by its name.
     provider : str
         Backend that computes, by the runtime's name.
@@ -48,7 +48,7 @@ class Session(Protocol):
         """Return the outputs that `run` can return, in the order of the model."""
 
     @property
-    def unread(self) -> Mapping[str, str]:
+    def non_tensors(self) -> Mapping[str, str]:
         """Return the type of each output that is not a plain tensor, by its name."""
 
     @property

@@ -68,7 +68,7 @@ class ReferenceSession:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     overridable: tuple[Port, ...]
-    unread: Mapping[str, str] = field(repr=False)
+    non_tensors: Mapping[str, str] = field(repr=False)
     _evaluator: Any = field(repr=False)
     provider: str = "reference"
     note: str = "onnx's reference evaluator"
@@ -82,13 +82,13 @@ class ReferenceSession:
             inputs=tuple(port for port in given if port.name not in stored),
             outputs=tuple(port for port in made if port.is_tensor),
             overridable=tuple(port for port in given if port.name in stored),
-            unread={port.name: port.dtype for port in made if not port.is_tensor},
+            non_tensors={port.name: port.dtype for port in made if not port.is_tensor},
             _evaluator=evaluator,
         )
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run the model once and return these outputs by name (None: all of them)."""
-        names = checked_outputs(outputs, self.outputs, self.unread)
+        names = checked_outputs(outputs, self.outputs, self.non_tensors)
         checked = checked_feeds(feeds, self.inputs, self.overridable)
         if not names:
             return {}

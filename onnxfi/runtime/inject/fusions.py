@@ -72,5 +72,5 @@ def fusions_note(plain: bytes, changed: bytes, sites: int, custom_ops: Sequence[
         return ()
     if not lost:
         return ()
-    told = ", ".join(f"{name} {before} to {after}" for name, (before, after) in lost.items())
-    return (f"fusions of the runtime that are lost: {told}",)
+    counts = ", ".join(f"{name} {before} to {after}" for name, (before, after) in lost.items())
+    return (f"fusions of the runtime that are lost: {counts}",)

@@ -1,4 +1,4 @@
-"""Quantising: a float model becomes one whose weights are integers or narrower floats, and what that cost is told."""
+"""Post-training quantisation: weights become integers or narrower floats, and the loss is measured."""
 
 from __future__ import annotations
 
@@ -222,20 +222,20 @@ class _Work:
         backends.load_library(self.recipe.mode)
         refused = "the quantiser refuses the model"
         try:
-            told = json.loads(
+            answer = json.loads(
                 run_isolated(lambda: json.dumps(self._answer(data)).encode(), limited=False, timeout_s=None)
             )
         except IsolationError as error:
             raise EngineError(f"{refused}: {error}") from None
-        if "broken" in told:
-            raise EngineError(f"{refused}: {told['broken']}")
-        if "refused" in told:
-            kind, message = told["refused"]
+        if "broken" in answer:
+            raise EngineError(f"{refused}: {answer['broken']}")
+        if "refused" in answer:
+            kind, message = answer["refused"]
             raise _KINDS.get(kind, InputError)(message)
-        if "unwritten" in told:
-            raise OSError(*told["unwritten"])
-        self.notes[:] = told["notes"]
-        excluded: list[str] = told["excluded"]
+        if "unwritten" in answer:
+            raise OSError(*answer["unwritten"])
+        self.notes[:] = answer["notes"]
+        excluded: list[str] = answer["excluded"]
         return excluded
 
     def _answer(self, data: Data | None) -> dict[str, Any]:

@@ -41,13 +41,13 @@ def distance_to_float(model: Model, made: Path, mode: str, data: Data | None, no
     try:
         whole = engine.prepare(model.path or model.source.data or b"")
         fed = data if data is not None else open_data(None, whole.inputs, limit=_SAMPLES)
-        piece = next(iter(fed.batches(fed.layout.fixed or min(_SAMPLES, fed.samples))))
-        wanted = whole.run(piece.feeds, None)
+        batch = next(iter(fed.batches(fed.layout.fixed or min(_SAMPLES, fed.samples))))
+        wanted = whole.run(batch.feeds, None)
     except OnnxfiError as error:
         reason = one_line(str(error), limit=120)
         notes.append(f"the outputs were not compared with the float model's, which does not run: {reason}")
         return None
-    away = relative_error(wanted, quantised.run(piece.feeds, None))
+    away = relative_error(wanted, quantised.run(batch.feeds, None))
     if away > _FARTHEST:
         raise EngineError(
             f"the outputs of what mode {mode} made lie {away:.0%} away from the float model's (relative L2, "

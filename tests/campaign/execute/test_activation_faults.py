@@ -1,4 +1,4 @@
-"""Campaigns over values in flight: what is drawn, recorded and judged, and that faults reach where they should."""
+"""Campaigns with faults in activations: draws, records, judgement, and the reach of the faults."""
 
 from __future__ import annotations
 
@@ -490,7 +490,7 @@ def test_a_scan_over_samples_has_no_step_that_could_be_drawn(here: Path) -> None
     assert len(planned(model="g.onnx", include="o", persistence="permanent", exhaustive=True, bits="sign")) == 4
 
 
-def test_without_values_in_flight_nothing_is_looked_at(here: Path) -> None:
+def test_without_activations_nothing_is_probed(here: Path) -> None:
     assert FaultTargets.of(load("m.onnx")).targets == load("m.onnx").targets
 
 

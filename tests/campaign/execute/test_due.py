@@ -217,7 +217,7 @@ STORED = """<int64[4] back = {-1,2,4,4}, int64[1] end = {2}, int64[1] zero = {0}
 
 
 @pytest.mark.parametrize("graph", FLOWING.values(), ids=FLOWING)
-def test_a_shape_in_flight_that_changes_has_an_outcome_by_every_route(here: Path, graph: str) -> None:
+def test_a_computed_shape_that_changes_has_an_outcome_by_every_route(here: Path, graph: str) -> None:
     save(here, f"g (float[N,2,4,4] x) => (float[N,M] y) {STORED} {graph}")
     np.savez(here / "d.npz", x=chance(6, 2, 4, 4))
     bits = "21-24" if "Resize" in graph else "0-2,62-63"

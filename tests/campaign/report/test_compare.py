@@ -22,7 +22,7 @@ def test_each_version_is_what_a_campaign_of_its_own_gives(tmp_path: Path) -> Non
 
     announced: list[str] = []
     found = compare(
-        MODELS, SWEEP, tmp_path / "stores", tell=lambda running: announced.append(running.plan.campaign.model)
+        MODELS, SWEEP, tmp_path / "stores", on_start=lambda running: announced.append(running.plan.campaign.model)
     )
     assert announced == MODELS and found.measure == "top1" and found.rates == (1e-6, 1e-4)
     document = found.document()

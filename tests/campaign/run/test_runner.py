@@ -80,7 +80,7 @@ class Changing(Engine):
         def answers(feeds: Mapping[str, Any], names: Sequence[str] | None = None) -> dict[str, Any]:
             return {k: v + np.float32(self.added(next(runs))) for k, v in session.run(feeds, names).items()}
 
-        ports = {"inputs": session.inputs, "outputs": session.outputs, "unread": {}}
+        ports = {"inputs": session.inputs, "outputs": session.outputs, "non_tensors": {}}
         return SimpleNamespace(**ports, provider="P", note="P", run=answers)
 
 

@@ -1,4 +1,4 @@
-"""Crews: what worker processes answer comes back, whatever it is, and nothing is left of them."""
+"""Worker processes: every result and exception comes back, and no process is left."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_who_has_done_all_is_not_dismissed(chores: Any) -> None:
     assert worker.process.exitcode == 0, "it went by itself"
 
 
-def test_the_first_crew_takes_who_is_hatched(chores: Any) -> None:
+def test_the_first_pool_takes_processes_that_were_started_early(chores: Any) -> None:
     with started_spare_process():
         [child] = multiprocessing.active_children()
         with pytest.raises(ValueError, match="stop"), started_pool(2, chores.hold, 0, threads_per_process=2) as early:
@@ -248,7 +248,7 @@ def test_ctrl_c_does_not_reach_who_just_begins() -> None:
         pool.shutdown()
 
 
-def test_a_lasting_crew_is_lent_and_made_anew_where_it_has_died() -> None:
+def test_a_reusable_pool_is_lent_and_replaced_after_a_crash() -> None:
     made: list[ProcessPool] = []
     with reusable_pool(lambda size: made.append(ProcessPool(size)) or made[-1]) as lent:  # type: ignore[func-returns-value]
         with lent(1) as pool:
@@ -265,7 +265,7 @@ def test_what_a_worker_is_asked_may_have_processes_of_its_own(chores: Any) -> No
     pool.shutdown()
 
 
-def test_a_crew_that_nobody_lets_go_ends_with_the_program(chores: Any, here: Path) -> None:
+def test_a_pool_that_is_never_closed_ends_with_the_program(chores: Any, here: Path) -> None:
     script = here / "script.py"
     script.write_text(
         "from onnxfi.campaign.workers.process_pool import ProcessPool\nimport os\n"

@@ -16,7 +16,7 @@ from onnxfi.runtime.inject.weights import sample
 ROOT = Path(__file__).parents[3]
 
 
-def test_values_in_flight_lie_in_layers_of_their_own() -> None:
+def test_activations_lie_in_layers_of_their_own() -> None:
     for name in ("fashion_snn", "fashion_snn_scan"):
         exposed = load(expose_neurons(load(ROOT / "models" / f"{name}.onnx")).data)
         layers = {a.target.id.rpartition("::")[2]: a.target.layer for a in activations(exposed)}

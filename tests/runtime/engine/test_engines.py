@@ -114,7 +114,7 @@ def test_answers_are_those_of_the_operators_definitions(engine: Engine, name: st
         answer = found[port.name]
         assert answer.dtype == known[port.name].dtype == np.dtype(port.dtype)
         np.testing.assert_allclose(answer, known[port.name], rtol=1e-4, atol=1e-5)
-    assert session.provider and session.note and session.unread == {}
+    assert session.provider and session.note and session.non_tensors == {}
 
 
 def test_bytes_path_and_external_data_are_the_same_model(engine: Engine, tmp_path: Path) -> None:
