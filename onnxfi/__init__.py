@@ -47,6 +47,7 @@ _NAMES = {
     "runtime.quantize.recipe": ("Recipe",),
     "runtime.inject.drawn_inputs": ("draw_fault_inputs",),
     "runtime.inject.activations": ("inject_activations", "instrument"),
+    "runtime.inject.inspection": ("inspect_activations",),
     "runtime.inject.neurons": ("expose_neurons",),
     "runtime.inject.weights": ("inject", "inspect", "replay", "sample", "undo"),
 }
@@ -88,6 +89,7 @@ __all__ = [
     "inject",
     "inject_activations",
     "inspect",
+    "inspect_activations",
     "instrument",
     "load",
     "load_budget",
@@ -129,6 +131,7 @@ if TYPE_CHECKING:
     from onnxfi.runtime.engine.registry import engine_of
     from onnxfi.runtime.inject.activations import inject_activations, instrument
     from onnxfi.runtime.inject.drawn_inputs import draw_fault_inputs
+    from onnxfi.runtime.inject.inspection import inspect_activations
     from onnxfi.runtime.inject.neurons import expose_neurons
     from onnxfi.runtime.inject.weights import inject, inspect, replay, sample, undo
     from onnxfi.runtime.quantize.quantize import Quantised, quantize

@@ -29,7 +29,7 @@ _MAX_LISTED = 10_000
 @click.option(
     "--per-sample",
     metavar="P",
-    help="With --target activations: one fault (SEU) in each sample of a batch with probability P.",
+    help="With --target activations or inputs: one fault (SEU) in each sample of a batch with probability P.",
 )
 @click.option("--per-tensor", is_flag=True, help="With --count: N sites in each tensor.")
 @click.option(
@@ -51,13 +51,13 @@ _MAX_LISTED = 10_000
 @select_options
 @click.option(
     "--target",
-    type=click.Choice(["weights", "activations"]),
+    type=click.Choice(["weights", "activations", "inputs"]),
     default="weights",
     show_default=True,
-    help="Inject into weights or activations (site NAME[i]@sample=k@step=t:30).",
+    help="Inject into weights, activations or the inputs of the graph (site NAME[i]@sample=k@step=t:30).",
 )
 @activation_options
-@click.option("--inline", is_flag=True, help="With --target activations: write no model-local functions.")
+@click.option("--inline", is_flag=True, help="With --target activations or inputs: write no model-local functions.")
 @click.option(
     "--seed",
     type=click.IntRange(0, (1 << 64) - 1),
@@ -90,12 +90,12 @@ def command(model: Path, as_json: bool, allow_links: bool, **flags: Any) -> None
     onnxfi inject model.onnx --target activations --site 'relu[7]@sample=0:30'
     """
     _check_flags(flags)
-    if flags["target"] == "activations":
+    if flags["target"] != "weights":
         from onnxfi.cli.inject_activations import inject_activations
 
         inject_activations(model, flags, as_json=as_json, allow_links=allow_links)
         return
-    options.refuse_flags(("all", "inline", "opset", "body"), "without --target activations")
+    options.refuse_flags(("all", "inline", "opset", "body"), "without --target activations or inputs")
     from onnxfi.cli.terminal import print_json, print_note, progress
     from onnxfi.errors import EngineError
     from onnxfi.graph.model.loading import load
@@ -154,10 +154,10 @@ def _check_flags(flags: dict[str, Any]) -> None:
         raise click.UsageError("--undo takes neither --data nor --save-faults; run onnxfi eval on the restored model")
     if flags["faults"] is not None:
         options.refuse_flags(("fault", "seed", *options.SELECTION), "with --faults, whose list holds it")
-    if flags["per_sample"] is not None and (flags["target"] != "activations" or flags["data"] is None):
-        raise click.UsageError("--per-sample requires --target activations and --data")
+    if flags["per_sample"] is not None and (flags["target"] == "weights" or flags["data"] is None):
+        raise click.UsageError("--per-sample requires --target activations or inputs, and --data")
     if flags["data"] is None:
-        activations = flags["target"] == "activations"  # which may need a run to know shapes
+        activations = flags["target"] != "weights"  # which may need a run to know shapes
         options.refuse_flags(
             [n for n in options.RUN_PARAMETERS if not activations or n != "custom_ops"],
             "without --data, as nothing is run",

@@ -1,4 +1,4 @@
-"""`onnxfi inject MODEL --target activations`: write a model with faults in its activations."""
+"""`onnxfi inject MODEL --target activations|inputs`: write a model with faults in what it computes or is fed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_LISTED = 10_000
 
 
 def inject_activations(model: Path, flags: dict[str, Any], *, as_json: bool, allow_links: bool) -> None:
-    """Draw faults, insert them into the model, and compare golden and faulty outputs where there is data."""
+    """Draw faults in activations or inputs, insert them into the model, and compare golden and faulty outputs where there is data."""
     from onnxfi.cli.terminal import print_json, print_note, progress
     from onnxfi.errors import EngineError
     from onnxfi.graph.model.loading import load
@@ -31,7 +31,7 @@ def inject_activations(model: Path, flags: dict[str, Any], *, as_json: bool, all
     for name in ("faults", "save_faults"):
         if flags[name] is not None:
             raise click.UsageError(
-                f"--{name.replace('_', '-')} is for faults in weights; leave it out with --target activations"
+                f"--{name.replace('_', '-')} is for faults in weights; leave it out with --target {flags['target']}"
             )
     out = flags["out"] or Path(f"{model.stem}.faulty.onnx")
     opened = load(model, allow_links=allow_links)
@@ -49,7 +49,7 @@ def inject_activations(model: Path, flags: dict[str, Any], *, as_json: bool, all
         raise click.UsageError(
             f"{dataset.samples:,} samples are not a multiple of the batch size {batch}; give another --samples or --batch"
         )
-    names = ("count", "per_tensor", "sites", "fault", "seed", "all", "inline", "body", "custom_ops")
+    names = ("count", "per_tensor", "sites", "fault", "target", "seed", "all", "inline", "body", "custom_ops")
     arguments = {name: flags[name] for name in names}
     arguments |= {
         "selector": options.selector_of(flags),
@@ -74,7 +74,7 @@ def inject_activations(model: Path, flags: dict[str, Any], *, as_json: bool, all
     if as_json:
         print_json(_document(str(model), opened.digest, done, golden, faulty, failed))
     else:
-        _print(str(model), done, golden, faulty, failed)
+        _print(str(model), flags["target"], done, golden, faulty, failed)
     for text in (*opened.notes, *done.notes):
         print_note(text)
 
@@ -122,7 +122,7 @@ def output_metrics(golden: Evaluation | None, faulty: Evaluation | None, failed:
     return {"golden": golden.summary(), "faulty": faulty.summary() if faulty else {"error": failed}, **conditions}
 
 
-def _print(model: str, done: ActivationInjection, golden: Any, faulty: Any, failed: str) -> None:
+def _print(model: str, target: str, done: ActivationInjection, golden: Any, faulty: Any, failed: str) -> None:
     from onnxfi.cli.terminal import count, print_comparison, print_line, table
     from onnxfi.graph.passes.fault_inputs import site_text
 
@@ -130,7 +130,7 @@ def _print(model: str, done: ActivationInjection, golden: Any, faulty: Any, fail
     rate = {
         "ber": f"at a rate of {draw.rate:g} per {unit} of a sample", "per-sample": f"at a rate of {draw.rate:g} per sample",
     }.get(draw.kind, f"{draw.kind} {draw.n:,}")  # fmt: skip
-    print_line(f"{model}: activations, {rate}, seed {draw.seed}")
+    print_line(f"{model}: {target}, {rate}, seed {draw.seed}")
     print_line(f"population {count(done.population, unit)} per sample, drawn {done.faults.events:,}")
     rows = [(site_text(s), s.activation.target.dtype, _effect(s)) for s in done.inserted[:10]]
     table("Faults" + (" (the first 10)" if len(done.inserted) > 10 else ""), ("Site", "Dtype", "Becomes"), rows)

@@ -1,4 +1,4 @@
-"""`onnxfi inspect MODEL`: the targets of faults in a model."""
+"""`onnxfi inspect MODEL`: the targets of faults in a model, stored or computed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,32 @@ from typing import Any
 
 import click
 
-from onnxfi.cli.options import JSON, LINKS, MODEL, NEURONS, GroupedCommand, select_options, selector_of
+from onnxfi.cli import options
+from onnxfi.cli.options import CUSTOM_OPS, JSON, LINKS, MODEL, NEURONS, GroupedCommand, select_options, selector_of
 
 
 @click.command("inspect", cls=GroupedCommand, short_help="List the targets of faults in MODEL.")
 @MODEL
+@click.option(
+    "--target",
+    type=click.Choice(["weights", "activations", "inputs"]),
+    default="weights",
+    show_default=True,
+    help="List weights, activations (what each layer puts out), or the inputs of the graph.",
+)
 @select_options
+@click.option(
+    "--all",
+    is_flag=True,
+    help="With --target activations or inputs: list all of them (default: the outputs of layers).",
+)
 @NEURONS
+@click.option(
+    "--data",
+    metavar="DATA",
+    help="With --target activations or inputs: inputs that show shapes which the file leaves open (default: synthetic).",
+)
+@CUSTOM_OPS
 @LINKS
 @JSON
 def command(model: Path, as_json: bool, allow_links: bool, neurons: Path | None, **flags: Any) -> None:
@@ -21,7 +40,16 @@ def command(model: Path, as_json: bool, allow_links: bool, neurons: Path | None,
 
     The options of the selection are those of `onnxfi inject`, so that it can be tried first. Integer tensors of shapes
     or indices are left out; --include '=NAME' selects one.
+
+    \b
+    onnxfi inspect model.onnx
+    onnxfi inspect model.onnx --target activations
+    onnxfi inspect model.onnx --target activations --include =dense_1
     """
+    if flags["target"] != "weights":
+        _inspect_activations(model, flags, neurons, as_json=as_json, allow_links=allow_links)
+        return
+    options.refuse_flags(("all", "data", "custom_ops"), "without --target activations or inputs")
     from onnxfi.cli.terminal import count, print_json, print_line, print_note, table
     from onnxfi.graph.model.loading import load
     from onnxfi.runtime.inject.weights import inspect
@@ -51,6 +79,76 @@ def command(model: Path, as_json: bool, allow_links: bool, neurons: Path | None,
     _shared(found["targets"])
     for text in found["notes"]:
         print_note(text)
+
+
+def _inspect_activations(
+    model: Path, flags: dict[str, Any], neurons: Path | None, *, as_json: bool, allow_links: bool
+) -> None:
+    """List what layers put out, or the inputs of the graph."""
+    options.refuse_flags(("role",), "with --target activations or inputs, which have none")
+    from onnxfi.cli.terminal import count, print_json, print_line, print_note, table
+    from onnxfi.graph.model.loading import load
+    from onnxfi.runtime.inject.inspection import inspect_activations
+
+    opened = load(model, allow_links=allow_links)
+    dataset = None if flags["data"] is None else options.inputs_of(flags["data"], opened, flags["custom_ops"])
+    arguments = {name: flags[name] for name in ("target", "all", "custom_ops")}
+    found = inspect_activations(opened, selector_of(flags), neurons=neurons, data=dataset, **arguments)
+    if as_json:
+        print_json(found)
+        return
+    rows = [_activation_row(a) for a in found["activations"]]
+    timed = any(row[5] for row in rows)
+    columns = ("Layer", "Activation", "Op", "Type", "Shape", *((">Steps",) if timed else ()), ">Elements", ">Bits")
+    totals = found["totals"]
+    what = "input" if flags["target"] == "inputs" else "activation"
+    under = ("", count(totals["activations"], what), *[""] * (len(columns) - 4))
+    shown = [row if timed else (*row[:5], *row[6:]) for row in rows]
+    table(str(model), columns, shown, footer=(*under, *(_number(totals[key]) for key in ("elements", "bits"))))
+    print_line("elements and bits are those of one sample" + (" in one step" if timed else ""))
+    if found["unselected"]:
+        print_line(f"not selected: {found['unselected']:,}; --all lists them")
+    for reason, n in sorted(found["unsupported"].items(), key=lambda item: -item[1]):
+        print_line(f"{count(n, what)} cannot have faults: {reason}")
+    _neuron_tensors(found["spiking"])
+    for text in found["notes"]:
+        print_note(text)
+
+
+def _neuron_tensors(layers: list[dict[str, Any]]) -> None:
+    """Print the tensors that hold membrane potentials and spikes."""
+    from onnxfi.cli.terminal import table
+
+    def text(names: list[str]) -> str:
+        return " … ".join(names if len(names) < 2 else (names[0], names[-1])) or "-"
+
+    rows = [
+        (x["layer"], "?" if x["steps"] is None else x["steps"], text(x["membrane"]), text(x["spike"])) for x in layers
+    ]
+    if rows:
+        table("Neurons", ("Spiking layer", ">Steps", "Membrane potential", "Spikes"), rows)
+
+
+def _activation_row(a: dict[str, Any]) -> tuple[str, ...]:
+    """Return the cells of an activation; those of its steps may be empty."""
+    from onnxfi.runtime.engine.ports import shape_text
+
+    neurons, steps = a["neurons"], ""
+    if neurons is not None and neurons["step"] is not None:
+        steps = f"{neurons['step']} of 0 … {neurons['steps'] - 1}"
+    elif a["loop"]:
+        steps = _number(a["iterations"])
+    layer = a["outputs_of"][0]["layer"] if neurons is None else f"{neurons['layer']} ({neurons['role']})"
+    shape = a["shape"] and [
+        "N" if k == a["batch_axis"] and not isinstance(n, int) else n for k, n in enumerate(a["shape"])
+    ]
+    numbers = (_number(a[key]) for key in ("elements", "bits"))
+    ops = " + ".join(dict.fromkeys(part["op"] for part in a["outputs_of"] if part["op"] != "DequantizeLinear"))
+    return (layer, a["target"], ops, a["dtype"], shape_text(shape), steps, *numbers)
+
+
+def _number(value: int | None) -> str:
+    return "?" if value is None else f"{value:,}"
 
 
 def _shared(targets: list[dict[str, Any]]) -> None:

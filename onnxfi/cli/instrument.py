@@ -96,18 +96,11 @@ def command(model: Path, as_json: bool, allow_links: bool, **flags: Any) -> None
             raise click.UsageError(f"--{name} has no effect, as faults are chosen when they are fed; leave it out")
     from onnxfi.cli.terminal import print_json, print_note
     from onnxfi.graph.model.loading import load
-    from onnxfi.runtime.data.dry_run import dry_run
-    from onnxfi.runtime.data.sources import open_data
-    from onnxfi.runtime.engine.onnx_runtime import OrtEngine
     from onnxfi.runtime.inject.activations import instrument
 
     out = flags["out"] or Path(f"{model.stem}.armed.onnx")
     opened = load(model, allow_links=allow_links)
-    dataset = None
-    if flags["data"] is not None:
-        engine = OrtEngine(provider="cpu", custom_ops=flags["custom_ops"])
-        dry_run(engine, opened.path or b"")
-        dataset = open_data(flags["data"], engine.prepare(opened.path or b"").inputs)
+    dataset = None if flags["data"] is None else options.inputs_of(flags["data"], opened, flags["custom_ops"])
     arguments = {name: flags[name] for name in ("all", "body", "values", "custom_ops")}
     done = instrument(opened, options.selector_of(flags), out, opset=opset_of(flags), data=dataset, **arguments)
     done = replace(

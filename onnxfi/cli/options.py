@@ -184,6 +184,17 @@ def data_of(flags: Mapping[str, Any], model: Model, engine: Engine) -> Data:
     )
 
 
+def inputs_of(data: str, model: Model, custom_ops: tuple[str, ...]) -> Data:
+    """Return data whose samples are run once on the CPU, to see shapes or that outputs stay as they were."""
+    from onnxfi.runtime.data.dry_run import dry_run
+    from onnxfi.runtime.data.sources import open_data
+    from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+
+    engine = OrtEngine(provider="cpu", custom_ops=custom_ops)
+    dry_run(engine, model.path or b"")
+    return open_data(data, engine.prepare(model.path or b"").inputs)
+
+
 def scoring_of(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `evaluate` among the flags: batch size and scored output."""
     return {name: flags[name] for name in ("batch", "output", "task", "metric", "time_axis")}

@@ -170,3 +170,19 @@ def test_external_data_is_copied_untouched(run: Run, here: Path) -> None:
     one, other = (CPU.prepare(here / name).run(x)["y"] for name in ("big.onnx", "out.onnx"))
     assert one.tobytes() == other.tobytes()
     assert "w.bin" not in json.dumps(str(onnx.load(here / "out.onnx", load_external_data=False)))
+
+
+def test_inject_into_inputs_alone(run: Run, models: Path, here: Path) -> None:
+    words = ["--target", "inputs", "--site", "image[5]@sample=1:30", "-o", "f.onnx"]
+    found = checked(run("inject", models / "fashion_cnn.onnx", *words, "--json"), "inject --target activations")
+    assert [f["target"] for f in found["faults"]] == ["image"] and found["population"] == 784 * 32
+    images = np.random.default_rng(1).random((3, 1, 28, 28), np.float32)
+    changed = images.copy()
+    changed.reshape(3, -1)[1, 5:6].view(np.uint32)[:] ^= np.uint32(1 << 30)
+    golden = CPU.prepare(models / "fashion_cnn.onnx").run({"image": changed})
+    faulty = CPU.prepare("f.onnx").run({"image": images})
+    np.testing.assert_array_equal(faulty["logits"], golden["logits"])
+    ran = run("inject", models / "fashion_cnn.onnx", "--target", "inputs", "--count", 2)
+    assert "inputs, count 2, seed 0" in ran.out and "image[" in ran.out and "relu" not in ran.out
+    ran = run("inject", models / "fashion_cnn.onnx", "--target", "inputs", "--site", "relu[5]:30")
+    assert ran.code == 2 and "relu" in ran.err

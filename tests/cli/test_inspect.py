@@ -439,3 +439,40 @@ def test_help_lists_every_option_once_in_a_group(run: Run, name: str) -> None:
     if name == "run":
         titles = ["Trials", "Faults", "Selection", "Data", "Outcomes", "Engine", "Execution", "Options"]
         assert re.findall(r"^(\w+):$", text, re.M) == titles
+
+
+# Activations
+
+
+def test_the_table_of_activations_says_what_the_document_says(run: Run, models: Path) -> None:
+    for words in (["fashion_cnn.onnx"], ["fashion_snn_scan.onnx", "--all"], ["fashion_cnn.onnx", "--target", "inputs"]):
+        flags = ["--target", "activations", *words[1:]]
+        found = run("inspect", models / words[0], *flags, "--json").json
+        ran = run("inspect", models / words[0], *flags)
+        assert (ran.code, ran.err) == (0, "")
+        for row in found["activations"]:
+            line = next(line for line in ran.out.splitlines() if f" {row['target']} " in line)
+            assert line.split()[-2:] == [f"{row['elements']:,}", f"{row['bits']:,}"] and row["dtype"] in line
+        for layer in found["spiking"]:
+            assert any(
+                line.split()[:1] == [layer["layer"]] and layer["spike"][0] in line for line in ran.out.splitlines()
+            )
+        assert ("not selected: 7" in ran.out) == (words == ["fashion_cnn.onnx"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "texts"),
+    {
+        "--all": ("--all has no effect without --target activations or inputs",),
+        "--data synthetic": ("--data has no effect",),
+        "--target activations --role bias": ("--role has no effect", "which have none"),
+        "--target activations --include nothing": ("'nothing' matches no activation",),
+        "--target activations --data gone.npz": ("gone.npz",),
+        "--target outputs": ("outputs", "inputs"),
+    }.items(),
+)
+def test_wrong_flags_for_activations_are_refused(run: Run, models: Path, flags: str, texts: tuple[str, ...]) -> None:
+    ran = run("inspect", models / "fashion_cnn.onnx", *flags.split())
+    assert ran.code == 2 and ran.out == ""
+    for text in texts:
+        assert text in ran.err

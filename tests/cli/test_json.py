@@ -118,6 +118,14 @@ def test_inspect_of_fetched_models(run: Run, fetched: Path) -> None:
         checked(run("inspect", path, "--json"), "inspect")
 
 
+@pytest.mark.parametrize("flags", ["", "--all", "--include conv2", "--target inputs", "--bits sign --elements 0:3"])
+@pytest.mark.parametrize("name", ["fashion_cnn", "fashion_snn_scan"])
+def test_inspect_of_activations(run: Run, models: Path, name: str, flags: str) -> None:
+    words = ["--target", "activations", *flags.split()]
+    found = checked(run("inspect", models / f"{name}.onnx", *words, "--json"), "inspect --target activations")
+    assert found["totals"]["activations"] == len(found["activations"]) > 0
+
+
 # inject
 
 

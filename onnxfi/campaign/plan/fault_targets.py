@@ -21,7 +21,13 @@ from onnxfi.faults.scope import ActivationSpace, FaultScope, with_times
 from onnxfi.faults.space import LAST_STEP, FaultSpace, Selector, Target, check_disjoint
 from onnxfi.faults.trials import Faults, apply_separately
 from onnxfi.faults.words import WORDS
-from onnxfi.graph.dataflow.activation_targets import Activation, activations, select_activations, with_neuron_axes
+from onnxfi.graph.dataflow.activation_targets import (
+    Activation,
+    activations,
+    inputs_by_default,
+    select_activations,
+    with_neuron_axes,
+)
 from onnxfi.graph.dataflow.sample_axis import SampleAxis
 from onnxfi.graph.dataflow.sample_layout import one_at_a_time
 from onnxfi.graph.model.dequantize import with_dequantized
@@ -188,10 +194,8 @@ class FaultTargets:
 
     def _chosen(self, candidates: Sequence[Activation], selector: Selector, scope: FaultScope) -> Sequence[Activation]:
         """Return the activations of a selector: all inputs, and outputs of layers unless it names others."""
-        # An input is a target itself, also where a QDQ group follows; and it counts as the output of a layer.
-        candidates = [replace(a, default=True, quantized="") if a.target.kind == "input" else a for a in candidates]
         try:
-            return select_activations(candidates, selector, every=scope.all).activations
+            return select_activations(inputs_by_default(candidates), selector, every=scope.all).activations
         except SelectorError:
             if "weights" in scope.target:  # the selection may be meant for those
                 return ()

@@ -7,7 +7,7 @@ run where that leaves them open (`with_observed_facts`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -126,6 +126,11 @@ def activations(model: Model, layout: BatchLayout | None = None) -> tuple[Activa
     ]
     rows = [of_single_sample_model(a) if layout.fixed == 1 else a for a in rows]
     return with_neuron_axes(model, _unique(_placed(rows, scopes)))
+
+
+def inputs_by_default(rows: Iterable[Activation]) -> list[Activation]:
+    """Return the activations; a graph input is a target of its own, also before a QDQ group, and taken by default."""
+    return [replace(a, default=True, quantized="") if a.target.kind == "input" else a for a in rows]
 
 
 def _no_location(*_: object) -> WordLocation:

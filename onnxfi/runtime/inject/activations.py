@@ -16,7 +16,13 @@ from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.models import Add, Scale
 from onnxfi.faults.space import FaultSpace, Selector, parse_site
 from onnxfi.faults.trials import Faults, Sampler, draw_faults, fault_model, faults_at_named_sites
-from onnxfi.graph.dataflow.activation_targets import Activation, ActivationSelection, activations, select_activations
+from onnxfi.graph.dataflow.activation_targets import (
+    Activation,
+    ActivationSelection,
+    activations,
+    inputs_by_default,
+    select_activations,
+)
 from onnxfi.graph.dataflow.sample_layout import one_at_a_time
 from onnxfi.graph.dataflow.type_inference import convert_opset
 from onnxfi.graph.model.loading import Model, load, parse
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ActivationInjection", "Instrumented", "PreparedModel", "inject_activations", "instrument", "prepare"]
 
+MADE_UP_SHAPES = "shapes that the file leaves open are those of made-up inputs; give --data for the real ones"
 _LOWEST, _RAISED, _NATIVE = 11, 13, 26
 
 
@@ -295,6 +302,7 @@ def inject_activations(
     per_sample: float | None = None,
     batch: int = 1,
     fault: str | FaultModel = "flip",
+    target: str = "activations",
     selector: Selector | None = None,
     seed: int = 0,
     all: bool = False,
@@ -329,6 +337,8 @@ def inject_activations(
         Number of samples that are fed together, for `per_sample`.
     fault : str or FaultModel
         The fault model: one with a mask, `scale` or `add`.
+    target : {"activations", "inputs"}
+        Computed tensors, or the inputs of the graph alone, all of them without a selection.
     selector : Selector, optional
         The activations, bits and elements; without `include` or `op` the outputs of layers.
     seed : int
@@ -369,6 +379,7 @@ def inject_activations(
         raise InputError(f"exactly one of {', '.join(ways)} must be given; given: {given or 'none'}")
     event, selector = fault_model(fault), selector or Selector()
     prepared = prepare(model, opset=opset, body=body, data=data, shapes=True, custom_ops=custom_ops)
+    prepared = replace(prepared, activations=tuple(of_target(prepared.activations, target)))
     if sites:
         sites = expand_steps(model.proto, sites)
         chosen = _named(prepared, sites)
@@ -380,8 +391,7 @@ def inject_activations(
         chosen = _chosen(prepared, selector, every=all)
         chosen = replace(chosen, activations=_shaped(chosen.activations))
         if prepared.guessed:
-            note = "shapes that the file leaves open are those of made-up inputs; give --data for the real ones"
-            chosen = replace(chosen, notes=(*chosen.notes, note))
+            chosen = replace(chosen, notes=(*chosen.notes, MADE_UP_SHAPES))
         space = _space(model.proto, chosen, selector, event, batch if per_sample is not None else 0)
         kind = "per-tensor" if per_tensor else "per-sample" if given == ["per_sample"] else given[0]
         how = Sampler(kind, rate=ber or per_sample or 0.0, n=count or 0, seed=seed)
@@ -421,6 +431,16 @@ def _shaped(rows: Sequence[Activation]) -> tuple[Activation, ...]:
                 f"name it in --site, give --data, or leave it out with --exclude"
             )
     return tuple(rows)
+
+
+def of_target(rows: Sequence[Activation], target: str) -> Sequence[Activation]:
+    """Return all activations, or the inputs of the graph alone, each taken by default.
+
+    Raises InputError for a target that is neither `activations` nor `inputs`.
+    """
+    if target not in ("activations", "inputs"):
+        raise InputError(f"no target {target!r} of faults at run time; give activations or inputs")
+    return rows if target == "activations" else [a for a in inputs_by_default(rows) if a.target.kind == "input"]
 
 
 def _chosen(prepared: PreparedModel, selector: Selector, *, every: bool) -> ActivationSelection:
