@@ -98,10 +98,10 @@ def command(
     onnxfi run model.onnx --data images.npz --single --margin 0.01 --per layer
     onnxfi run campaign.yaml
     """
-    from onnxfi.campaign.workers.process_pool import started_spare_process
+    from onnxfi.campaign.workers.process_pool import SpareProcess
 
     own = workers != 0 and scheduler is None and local_cluster is None
-    with started_spare_process() if own else nullcontext():
+    with SpareProcess() if own else nullcontext() as spare:
         from onnxfi.campaign.report.report import report
         from onnxfi.campaign.run.runner import default_store, run
         from onnxfi.campaign.workers.dask_cluster import cluster
@@ -131,7 +131,7 @@ def command(
                 running = run(
                     campaign, store, workers=n_workers, shard=_shard(shard), fresh=fresh, progress=on_progress, executor=dask,
                     timeout_s=timeout_s, worker_memory_bytes=parse_size(worker_memory),
-                    kept_bytes=parse_size(memory, "memory") or 0,
+                    kept_bytes=parse_size(memory, "memory") or 0, spare=spare,
                 )  # fmt: skip
             if not as_json:
                 for line in _start_lines(running, n_workers):

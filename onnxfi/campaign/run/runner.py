@@ -30,7 +30,7 @@ from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import Replay
 from onnxfi.campaign.spec.spec_file import print_spec
 from onnxfi.campaign.workers.dask_cluster import Cluster
-from onnxfi.campaign.workers.process_pool import ProcessPool, reusable_pool, started_pool
+from onnxfi.campaign.workers.process_pool import ProcessPool, SpareProcess, reusable_pool, started_pool
 from onnxfi.campaign.workers.scheduling import (
     RunningBatches,
     canary_check,
@@ -40,7 +40,7 @@ from onnxfi.campaign.workers.scheduling import (
     versions,
 )
 from onnxfi.campaign.workers.task_batches import PendingTrial, batches_by_tensor, batches_in_order
-from onnxfi.campaign.workers.worker import WorkerSetup, open_early, run_in_process
+from onnxfi.campaign.workers.worker import THIS_WORKER, WorkerSetup, run_in_process
 from onnxfi.errors import CampaignError, InputError, SpecError
 from onnxfi.faults.faultlist import FaultList
 from onnxfi.graph.model.loading import Model
@@ -110,6 +110,7 @@ def run(
     worker_memory_bytes: int | None = None,
     golden: Callable[[TrialExecutor], tuple[GoldenRun, float]] | None = None,
     progress: OnProgress | None = None,
+    spare: SpareProcess | None = None,
 ) -> Running:
     """Run a campaign; its results are written to a store, and returned one by one.
 
@@ -141,6 +142,8 @@ def run(
         Returns the golden run and its time in seconds, to take them from a cache.
     progress : callable, optional
         Called with the number of trials planned so far, and their total.
+    spare : SpareProcess, optional
+        A worker process that was started already; the first pool takes it.
 
     Returns
     -------
@@ -172,15 +175,13 @@ def run(
     with ExitStack() as stack:
         soon = own if (fresh or not file.exists()) and enough(campaign, shard, own) else 0
         shape = soon, threads_per_process(campaign, worker_memory_bytes)
-        early = stack.enter_context(_early(campaign, model, kept_bytes, worker_memory_bytes, shape))
+        early = stack.enter_context(_early(campaign, model, kept_bytes, worker_memory_bytes, shape, spare=spare))
         local = TrialExecutor.open(campaign, kept_bytes, model=model)
         _refuse(campaign, local.opened, shard)
         plan = make_plan(campaign, local.opened.fault_targets)
         if cluster is not None:
             cluster.send(local.opened)
-        if fresh:
-            set_aside(file)
-        opened = stack.enter_context(Store.open(file, create=True))
+        opened = stack.enter_context(_store(file, fresh=fresh))
         _prepare(opened, local.opened, plan, progress)
         asked = wanted(plan, shard)
         outcomes = Counter(outcome for trial, outcome in opened.done() if asked(trial))
@@ -188,7 +189,7 @@ def run(
         share = threads_per_process(campaign, known := worker_memory_bytes or _limit(opened), local)
         make_pool, size = _pool_and_size(executor, workers, None if total is None else total - outcomes.total(), share)
         if (needed := (size if own and isinstance(size, int) else 0, share)) != shape:
-            early = stack.enter_context(_early(campaign, model, kept_bytes, known, needed, early))
+            early = stack.enter_context(_early(campaign, model, kept_bytes, known, needed, early, spare))
         golden_run, golden_s = local.golden_runs.run(again=not own) if golden is None else golden(local)
         _keep_limits(opened, given, golden_s)
         setup = _worker_setup(opened, local, plan, (golden_run, golden_s), executor)
@@ -220,6 +221,13 @@ def _place(campaign: Campaign, store: str | Path | None) -> Path:
     return file
 
 
+def _store(file: Path, *, fresh: bool) -> AbstractContextManager[Store]:
+    """Open the store of the results; an existing one is moved out of the way where a fresh one is asked for."""
+    if fresh:
+        set_aside(file)
+    return Store.open(file, create=True)
+
+
 def _early(
     campaign: Campaign,
     model: Model,
@@ -227,13 +235,14 @@ def _early(
     limit: int | None,
     shape: tuple[int, int],
     instead_of: ProcessPool | None = None,
+    spare: SpareProcess | None = None,
 ) -> AbstractContextManager[ProcessPool | None]:
     """Start workers that open the campaign ahead of their first batch.
 
     Not where memory may be tight, since the golden run must be known to fit first.
     """
-    what = (open_early, campaign, kept_bytes) if limit is None and beside(model, kept_bytes) else (int,)
-    return started_pool(shape[0], *what, threads_per_process=shape[1], instead_of=instead_of)
+    what = (THIS_WORKER.open_early, campaign, kept_bytes) if limit is None and beside(model, kept_bytes) else (int,)
+    return started_pool(shape[0], *what, threads_per_process=shape[1], instead_of=instead_of, spare=spare)
 
 
 def _pool_and_size(

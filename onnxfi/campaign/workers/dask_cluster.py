@@ -13,7 +13,6 @@ import importlib.util
 import logging
 import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -28,7 +27,7 @@ from onnxfi.campaign.spec.flat_fields import flat
 from onnxfi.campaign.workers.dask_workers import NONE_LEFT, started
 from onnxfi.campaign.workers.process_pool import DEVICE_EXIT, begin
 from onnxfi.campaign.workers.scheduling import WorkerDied, versions
-from onnxfi.campaign.workers.worker import WorkerSetup
+from onnxfi.campaign.workers.worker import THIS_WORKER, WorkerSetup
 from onnxfi.errors import CampaignError, DeviceError, InputError, OnnxfiError, OutputError
 from onnxfi.runtime.engine.protocols import Engine, smallest_model
 
@@ -42,8 +41,6 @@ _RESTART_S = 120.0
 _LOST = "the scheduler is lost; what was done is in the store, and the same command, with another scheduler, goes on"
 #: Providers whose trials go to workers that offer the resource GPU, one at a time for each, where there are such.
 _ON_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
-#: A worker process runs one task at a time, whatever threads Dask gives it: a trial that hangs ends the process.
-_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass
@@ -251,7 +248,8 @@ def _run_on_worker(fn: Callable[..., Any], files_digest: str | None, setup: Work
             name: str(folder / name / Path(given).name) for name, given in _given(campaign) if given
         }
         campaign = campaign.with_fields(**{name: path for name, path in names.items() if Path(path).is_file()})
-    with _ONE_AT_A_TIME:
+    # Whatever threads Dask gives the process: a trial that hangs ends it.
+    with THIS_WORKER.one_at_a_time:
         try:
             return fn(replace(setup, campaign=campaign), *args)
         except DeviceError as error:

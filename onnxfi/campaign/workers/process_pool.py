@@ -125,7 +125,7 @@ class WorkerExited(BrokenExecutor):
 
 
 @dataclass
-class _Worker:
+class WorkerProcess:
     """A worker process, the pipe to it, and the tasks that it runs, at most `threads_per_process` at a time."""
 
     process: Any
@@ -134,7 +134,7 @@ class _Worker:
     doing: dict[int, Future[Any]] = field(default_factory=dict)
 
     @classmethod
-    def start(cls) -> _Worker:
+    def start(cls) -> WorkerProcess:
         """Start a process, whose first message is to be its number of threads."""
         import multiprocessing
 
@@ -155,36 +155,46 @@ def _end(process: Any) -> None:
     remove_abandoned()
 
 
-_spare: list[_Worker] = []
+class SpareProcess:
+    """A worker process that starts before it is known what for, so that it loads what it needs while this one does.
 
+    The first pool that is given it takes it; nobody's ends with the context.
+    """
 
-@contextmanager
-def started_spare_process() -> Iterator[None]:
-    """Start a worker process before it is known what for, so that it loads what it needs while this one does."""
-    _spare.append(_Worker.start())
-    try:
-        yield
-    finally:
-        while _spare:
-            _spare.pop().process.kill()
+    def __init__(self) -> None:
+        self._worker: WorkerProcess | None = None
+
+    def __enter__(self) -> SpareProcess:
+        self._worker = WorkerProcess.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if (worker := self.take()) is not None:
+            worker.process.kill()
+
+    def take(self) -> WorkerProcess | None:
+        """Return the worker for good; None where there is none any more."""
+        worker, self._worker = self._worker, None
+        return worker
 
 
 class ProcessPool(Executor):
     """So many workers, up to `threads_per_process` of them threads of one process that share what it has open.
 
     Processes have a clean interpreter, and start when there is something to do. Where one dies, all end, and who waits
-    for any of them gets BrokenExecutor.
+    for any of them gets BrokenExecutor. The first is the `spare` one, where that is still there.
     """
 
-    def __init__(self, size: int, threads_per_process: int = 1) -> None:
+    def __init__(self, size: int, threads_per_process: int = 1, spare: SpareProcess | None = None) -> None:
         many = -(-size // threads_per_process)
         self._to_start = deque(len(range(k, size, many)) for k in range(many))
-        self._workers: list[_Worker] = []
+        self._workers: list[WorkerProcess] = []
         self._waiting: deque[tuple[Future[Any], bytes]] = deque()
         self._listeners: list[threading.Thread] = []
         self._numbers = count()
         self._lock = threading.RLock()
         self._broken = self._over = False
+        self._spare = spare
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run a function in a worker; BrokenExecutor where one has died."""
@@ -211,13 +221,14 @@ class ProcessPool(Executor):
                     with suppress(OSError):
                         worker.pipe.send(None)
 
-    def _free(self) -> _Worker | None:
+    def _free(self) -> WorkerProcess | None:
         for worker in self._workers:
             if len(worker.doing) < worker.threads_per_process:
                 return worker
         if not self._to_start:
             return None
-        worker = _spare.pop() if _spare else _Worker.start()
+        spare = self._spare.take() if self._spare is not None else None
+        worker = spare or WorkerProcess.start()
         worker.threads_per_process = self._to_start.popleft()
         with suppress(OSError):  # as below
             worker.pipe.send((worker.threads_per_process, len(self._workers)))
@@ -226,7 +237,7 @@ class ProcessPool(Executor):
         self._listeners[-1].start()
         return worker
 
-    def _listen(self, worker: _Worker) -> None:
+    def _listen(self, worker: WorkerProcess) -> None:
         """Pass on the replies of a worker until it ends."""
         with suppress(EOFError, OSError):
             while True:
@@ -250,7 +261,7 @@ class ProcessPool(Executor):
         for worker in self._workers:
             _end(worker.process)
 
-    def _break(self, first: _Worker | None = None) -> None:
+    def _break(self, first: WorkerProcess | None = None) -> None:
         with self._lock:
             first = None if self._broken else first  # it was ended by us, and who did waits for it
             self._broken = True
@@ -280,7 +291,12 @@ class ProcessPool(Executor):
 
 @contextmanager
 def started_pool(
-    size: int, task: Callable[..., Any], *args: Any, threads_per_process: int = 1, instead_of: ProcessPool | None = None
+    size: int,
+    task: Callable[..., Any],
+    *args: Any,
+    threads_per_process: int = 1,
+    instead_of: ProcessPool | None = None,
+    spare: SpareProcess | None = None,
 ) -> Iterator[ProcessPool | None]:
     """Start `size` workers, each running `task`; they are killed where the block fails."""
     if instead_of is not None:
@@ -288,7 +304,7 @@ def started_pool(
     if not size:
         yield None
         return
-    pool = ProcessPool(size, threads_per_process)
+    pool = ProcessPool(size, threads_per_process, spare)
     try:
         for _ in range(size):
             pool.submit(task, *args)

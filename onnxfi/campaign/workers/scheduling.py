@@ -21,7 +21,8 @@ from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.workers.process_pool import DEVICE_EXIT, ProcessPool, WorkerExited
 from onnxfi.campaign.workers.task_batches import PendingTrial
-from onnxfi.campaign.workers.worker import WATCH_EXIT, Results, WorkerSetup, notices, shown, work
+from onnxfi.campaign.workers.watchdog import WATCHDOG_EXIT
+from onnxfi.campaign.workers.worker import THIS_WORKER, Results, WorkerSetup
 from onnxfi.errors import CampaignError
 from onnxfi.faults.space import Target
 from onnxfi.runtime.engine.cuda import no_cuda
@@ -84,7 +85,7 @@ def _survives(setup: WorkerSetup, target: Target) -> bool:
     """Return True if a worker of its own, which the canary may hang or kill, sees the canary."""
     pool = _ready(setup, ProcessPool)
     try:
-        return pool.submit(notices, setup, target.id).result()
+        return pool.submit(THIS_WORKER.notices, setup, target.id).result()
     except BrokenExecutor:
         return True
     finally:
@@ -106,7 +107,7 @@ def canary_check(
     """
 
     def in_worker(of: Executor, known: WorkerSetup, target: Target) -> Future[bool]:
-        answer = of.submit(shown, known, target.id)
+        answer = of.submit(THIS_WORKER.shown, known, target.id)
         go()
         return answer
 
@@ -163,7 +164,7 @@ def submit_batches(pool: Executor, setup: WorkerSetup, tasks: Iterator[list[Pend
     running: RunningBatches = {}
     try:
         for some in tasks:
-            running[pool.submit(work, setup, some)] = some
+            running[pool.submit(THIS_WORKER.work, setup, some)] = some
     except BrokenExecutor:
         return {}
     return running
@@ -185,7 +186,7 @@ def _stream(
         while True:
             most = 2 * (workers if isinstance(workers, int) else workers())
             while len(running) < most and (tasks := next(pending, [])):
-                running[pool.submit(work, setup, tasks)] = tasks
+                running[pool.submit(THIS_WORKER.work, setup, tasks)] = tasks
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -236,12 +237,12 @@ def _once(setup: WorkerSetup, golden: GoldenRun, task: PendingTrial, pool: Execu
     """Run a trial in a worker of its own; a worker that dies is the outcome of the trial."""
     begun = time.perf_counter()
     try:
-        [result] = pool.submit(work, setup, [task]).result()
+        [result] = pool.submit(THIS_WORKER.work, setup, [task]).result()
         return result
     except BrokenExecutor as error:
         seconds = (time.perf_counter() - begun) / (error.tries if isinstance(error, WorkerDied) else 1)
         # A signal is no time limit, however late it comes on a slow machine; elsewhere only the time is known.
-        watched = not isinstance(error, WorkerExited) or error.exit_code in (None, WATCH_EXIT)
+        watched = not isinstance(error, WorkerExited) or error.exit_code in (None, WATCHDOG_EXIT)
         cause = "timeout" if watched and setup.timeout_s is not None and seconds >= setup.timeout_s else "crash"
         found = failed(golden, cause)
         return Result(task[0], found.outcome, cause, found.metrics, seconds, found.changed)
@@ -252,7 +253,7 @@ def _ready(setup: WorkerSetup, make_pool: Callable[[int], Executor]) -> Executor
     for _ in range(_READY_TRIES):
         pool = make_pool(1)
         try:
-            pool.submit(work, setup, []).result()
+            pool.submit(THIS_WORKER.work, setup, []).result()
         except WorkerDied:  # perhaps of a trial that still ran there
             continue
         except BrokenExecutor as error:

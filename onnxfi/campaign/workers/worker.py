@@ -5,15 +5,12 @@ Workers that are threads of one process share what it has open, by turns.
 
 from __future__ import annotations
 
-import faulthandler
-import os
 import threading
 import time
 import traceback
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import IO
 
 from onnxfi.campaign.execute import canary
 from onnxfi.campaign.execute.golden_run import digest
@@ -22,8 +19,10 @@ from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.workers.task_batches import PendingTrial
+from onnxfi.campaign.workers.watchdog import Watchdog
 from onnxfi.errors import CampaignError, DeviceError, EngineError, ProviderError
 from onnxfi.faults.faultlist import Header
+from onnxfi.faults.space import Target
 from onnxfi.runtime.engine.cooperative_lock import CooperativeLock, claim
 from onnxfi.runtime.engine.cuda import same_bits_remedy
 from onnxfi.runtime.engine.device_errors import out_of_memory
@@ -33,8 +32,6 @@ from onnxfi.tasks.outcomes import GoldenRun, Judgement
 Results = Generator[Result, None, None]
 _MOST_TRIALS_A_TASK = 32
 _TASK_S = 8.0
-#: How a process ends whose watch has run out: faulthandler's exit.
-WATCH_EXIT = 1
 
 
 @dataclass(frozen=True)
@@ -106,42 +103,12 @@ def _result(trial: int, found: Judgement, seconds: float) -> Result:
     return Result(trial, found.outcome, found.cause, found.metrics, seconds, found.changed, route=found.route)
 
 
-#: The lock of the threads of this process, which share what is open.
-_lock = CooperativeLock()
-_opened: list[tuple[WorkerSetup, tuple[TrialExecutor, GoldenRun, Header]]] = []
-
-
-@contextmanager
-def _held(setup: WorkerSetup) -> Iterator[tuple[TrialExecutor, GoldenRun, Header]]:
-    """Hold the executor of this worker, opened with its first batch; threads of a process take turns."""
-    with _lock.held():
-        with claim("executor"):
-            if not _opened or _opened[0][0] != setup:
-                _opened[:] = [(setup, _open(setup))]
-            held = _opened[0][1]
-        yield held
-
-
-_ahead: list[tuple[Campaign, int, TrialExecutor, GoldenRun | None]] = []
-
-
-def open_early(campaign: Campaign, kept_bytes: int) -> None:
-    """Open a campaign in a worker and take the golden run ahead of its first batch, which repeats any error."""
-    with _lock.held(), claim("executor"):
-        if not _ahead and not _opened:  # a quick worker may get what another one should have
-            executor = TrialExecutor.open(campaign, kept_bytes, runs=False)
-            _ahead.append((executor.opened.campaign, kept_bytes, executor, executor.golden_in_segments()))
-
-
-def _open(setup: WorkerSetup) -> tuple[TrialExecutor, GoldenRun, Header]:
-    known = [
-        (executor, golden)
-        for campaign, size, executor, golden in _ahead
-        if (campaign, size) == (setup.campaign, setup.kept_bytes)
-    ]
-    _ahead.clear()
+def _open(
+    setup: WorkerSetup, executor: TrialExecutor | None = None, golden: GoldenRun | None = None
+) -> tuple[TrialExecutor, GoldenRun, Header]:
+    """Open a campaign, where it is not known already, and hold its golden run against that of the setup."""
     header = Header.parse(setup.header, "the plan")
-    executor, golden = known[0] if known else (TrialExecutor.open(setup.campaign, setup.kept_bytes, runs=False), None)
+    executor = executor or TrialExecutor.open(setup.campaign, setup.kept_bytes, runs=False)
     if setup.memory_bytes is not None:
         golden = _golden_within(setup.memory_bytes, executor, golden)
     golden = golden or executor.golden_in_segments()
@@ -179,65 +146,99 @@ def _golden_within(memory_bytes: int, executor: TrialExecutor, known: GoldenRun 
     )
 
 
-def work(setup: WorkerSetup, tasks: list[PendingTrial]) -> list[Result]:
-    """Run some trials in a worker, whatever executor it belongs to."""
-    with _held(setup) as (executor, golden, header):
-        with _watched(setup, max(1, len(tasks))):
-            known = _together(executor, golden, header, tasks)
-        found = []
-        for number, task in enumerate(tasks):
-            if number in known:
-                found.append(known[number])
-            else:
-                with _watched(setup):
-                    found.append(_one(executor, golden, header, task))
-    return found
+@dataclass(frozen=True)
+class _OpenedEarly:
+    """A campaign that was opened ahead of the first batch, with its golden run where segments gave one."""
+
+    campaign: Campaign
+    kept_bytes: int
+    executor: TrialExecutor
+    golden: GoldenRun | None
 
 
-def notices(setup: WorkerSetup, target: str) -> bool:
-    """Return True if a worker sees a canary in a target within the time limit of a trial."""
-    with _held(setup) as (executor, _, _), _watched(setup):
-        return canary.notices(
-            executor, executor.opened.fault_targets.targets[executor.opened.fault_targets.by_id[target]]
-        )
+class Worker:
+    """Worker: it runs batches of trials with what it has opened, which its threads share by turns.
+
+    Examples
+    --------
+    >>> Worker().is_idle()
+    True
+    """
+
+    def __init__(self) -> None:
+        #: For executors that may give a process several tasks at a time, of which it is to run one.
+        self.one_at_a_time = threading.Lock()
+        self._lock = CooperativeLock()
+        self._watchdog = Watchdog()
+        self._early: _OpenedEarly | None = None
+        self._opened: tuple[WorkerSetup, tuple[TrialExecutor, GoldenRun, Header]] | None = None
+
+    def __reduce__(self) -> str:
+        return "THIS_WORKER"  # pickle refuses any other worker, since that name does not stand for it
+
+    def is_idle(self) -> bool:
+        """Return True if no thread of it is at work."""
+        return self._lock.is_free()
+
+    def open_early(self, campaign: Campaign, kept_bytes: int) -> None:
+        """Open a campaign and take the golden run ahead of the first batch, which repeats any error."""
+        with self._lock.held(), claim("executor"):
+            if self._early is None and self._opened is None:  # a quick worker may get what another one should have
+                executor = TrialExecutor.open(campaign, kept_bytes, runs=False)
+                golden = executor.golden_in_segments()
+                self._early = _OpenedEarly(executor.opened.campaign, kept_bytes, executor, golden)
+
+    def work(self, setup: WorkerSetup, tasks: list[PendingTrial]) -> list[Result]:
+        """Run some trials, whatever executor the worker belongs to."""
+        with self._held(setup) as (executor, golden, header):
+            with self._watched(setup, max(1, len(tasks))):
+                known = _together(executor, golden, header, tasks)
+            found = []
+            for number, task in enumerate(tasks):
+                if number in known:
+                    found.append(known[number])
+                else:
+                    with self._watched(setup):
+                        found.append(_one(executor, golden, header, task))
+        return found
+
+    def notices(self, setup: WorkerSetup, target: str) -> bool:
+        """Return True if the worker sees a canary in a target within the time limit of a trial."""
+        with self._held(setup) as (executor, _, _), self._watched(setup):
+            return canary.notices(executor, _target(executor, target))
+
+    def shown(self, setup: WorkerSetup, target: str) -> bool:
+        """Return True if the shorter route of a target shows a canary in the worker."""
+        with self._held(setup) as (executor, _, _):
+            return canary.shown(executor, _target(executor, target))
+
+    def _watched(self, setup: WorkerSetup, trials: int = 1) -> AbstractContextManager[None]:
+        """End this process where the block takes longer than so many trials may."""
+        return self._watchdog.within(None if setup.timeout_s is None else setup.timeout_s * trials)
+
+    @contextmanager
+    def _held(self, setup: WorkerSetup) -> Iterator[tuple[TrialExecutor, GoldenRun, Header]]:
+        """Hold what is opened for a setup, with the first batch; threads take turns."""
+        with self._lock.held():
+            with claim("executor"):
+                if self._opened is None or self._opened[0] != setup:
+                    early, self._early = self._early, None
+                    if early is None or (early.campaign, early.kept_bytes) != (setup.campaign, setup.kept_bytes):
+                        self._opened = setup, _open(setup)
+                    else:
+                        self._opened = setup, _open(setup, early.executor, early.golden)
+                held = self._opened[1]
+            yield held
 
 
-def shown(setup: WorkerSetup, target: str) -> bool:
-    """Return True if the shorter route of a target shows a canary in a worker."""
-    with _held(setup) as (executor, _, _):
-        return canary.shown(
-            executor, executor.opened.fault_targets.targets[executor.opened.fault_targets.by_id[target]]
-        )
+def _target(executor: TrialExecutor, name: str) -> Target:
+    fault_targets = executor.opened.fault_targets
+    return fault_targets.targets[fault_targets.by_id[name]]
 
 
-_watch = threading.Lock()
-_ends: dict[object, float] = {}
-_discarded: list[IO[str]] = []
-
-
-@contextmanager
-def _watched(setup: WorkerSetup, trials: int = 1) -> Iterator[None]:
-    """End this process where what is done takes longer than so many trials may."""
-    if setup.timeout_s is None:
-        yield
-        return
-    mine = object()
-    with _watch:
-        _ends[mine] = time.monotonic() + setup.timeout_s * trials
-        _look_out()
-    try:
-        yield
-    finally:
-        with _watch:
-            del _ends[mine]
-            _look_out()
-
-
-def _look_out() -> None:
-    """Watch for the first of the ends that may come."""
-    # The runtime cannot be interrupted, and may hold the interpreter: a watch that needs neither ends both.
-    faulthandler.cancel_dump_traceback_later()
-    if _ends:
-        left = max(1e-3, min(_ends.values()) - time.monotonic())
-        _discarded[:] = _discarded or [open(os.devnull, "w")]  # noqa: SIM115 (as long as the process)
-        faulthandler.dump_traceback_later(left, exit=True, file=_discarded[0])
+#: The worker that this process is, if it is one: the only object of onnxfi that outlives a call. An executor, which may
+#: be one that onnxfi knows nothing of, sends a function and its arguments and no more, so what a process has open for
+#: the next batch is found by a name. Tasks are methods of it, `submit(THIS_WORKER.work, …)`: pickled, it is that name,
+#: and so in the process that runs the task it is the worker of that process. There is one for each process, since a
+#: limit of memory and a watchdog are those of a process.
+THIS_WORKER = Worker()

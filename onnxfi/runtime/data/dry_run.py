@@ -11,7 +11,11 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import sys
+import weakref
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from onnxfi.errors import CrashError, EngineError, IsolationError
@@ -22,8 +26,8 @@ from onnxfi.runtime.engine.protocols import Engine
 
 #: A model that takes longer is opened without it.
 _LONGEST_S = 30
-#: Models that came through in this process, with the libraries of operators that they had.
-_passed: set[tuple[object, ...]] = set()
+#: Dry runs that are remembered.
+_MOST_REMEMBERED = 4096
 
 
 def dry_run(engine: Engine, model: str | Path | bytes, data: Data | None = None) -> None:
@@ -41,10 +45,29 @@ def dry_run(engine: Engine, model: str | Path | bytes, data: Data | None = None)
         return
     with suppress(OSError):  # a missing file is reported when it is opened
         real = None if data is None or data.synthetic else data
-        known = (*_identity(model), copied, "" if real is None else real.description)
-        if known not in _passed:
+
+        def attempt() -> None:
             _run_copy(copied, model, real)
-            _passed.add(known)
+
+        _pass(_DryRun(_identity(model), copied, "" if real is None else real.description, weakref.ref(attempt)))
+
+
+@dataclass(frozen=True)
+class _DryRun:
+    """A dry run, equal to another of the same content of a model, engine with its libraries of operators, and data."""
+
+    model: tuple[object, ...]
+    engine: Engine
+    data: str
+    #: Weak: what is remembered keeps neither model nor data in memory.
+    attempt: weakref.ref[Callable[[], None]] = field(compare=False)
+
+
+@lru_cache(_MOST_REMEMBERED)
+def _pass(run: _DryRun) -> None:
+    """Attempt a dry run; one that passed passes again. EngineError is raised each time."""
+    if (attempt := run.attempt()) is not None:
+        attempt()
 
 
 def _identity(model: str | Path | bytes) -> tuple[object, ...]:

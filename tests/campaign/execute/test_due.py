@@ -17,7 +17,7 @@ from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run import runner
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.workers.worker import open_early
+from onnxfi.campaign.workers.worker import THIS_WORKER
 from onnxfi.errors import CampaignError, InputError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to a limit of its memory")
@@ -156,7 +156,7 @@ def test_with_a_limit_of_memory_workers_open_nothing_before_it_holds(
         worker_memory_bytes=1 << 30,
     )
     ran(campaign("m.onnx", exhaustive=False, single=True, trials=4), here / "usual.db", workers=1)
-    assert tasks == [int, open_early]
+    assert tasks == [int, THIS_WORKER.open_early]
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from onnxfi.campaign.workers import process_pool as crews
-from onnxfi.campaign.workers.process_pool import ProcessPool, reusable_pool, started_pool, started_spare_process
+from onnxfi.campaign.workers.process_pool import ProcessPool, SpareProcess, reusable_pool, started_pool
 
 #: Seconds that nobody waits in vain, unless a test fails.
 LONG = 200.0
@@ -215,35 +214,38 @@ def test_nothing_is_left_of_what_dismissed_workers_wrote(
 def test_who_has_done_all_is_not_dismissed(chores: Any) -> None:
     pool = ProcessPool(1)
     assert pool.submit(int, "3").result() == 3
+    [process] = multiprocessing.active_children()
     pool.shutdown(wait=False)
     pool.kill()
-    [worker] = pool._workers
-    worker.process.join(LONG)
-    assert worker.process.exitcode == 0, "it went by itself"
+    process.join(LONG)
+    assert process.exitcode == 0, "it went by itself"
 
 
 def test_the_first_pool_takes_processes_that_were_started_early(chores: Any) -> None:
-    with started_spare_process():
+    with SpareProcess() as spare:
         [child] = multiprocessing.active_children()
-        with pytest.raises(ValueError, match="stop"), started_pool(2, chores.hold, 0, threads_per_process=2) as early:
+        begin = started_pool(2, chores.hold, 0, threads_per_process=2, spare=spare)
+        with pytest.raises(ValueError, match="stop"), begin as early:
             assert early is not None
             began(0)
             assert multiprocessing.active_children() == [child]
             raise ValueError("stop")
         assert not multiprocessing.active_children(), "they end where what follows goes wrong"
-    with started_spare_process():
+        assert spare.take() is None
+    with SpareProcess() as spare:
         assert len(multiprocessing.active_children()) == 1
-        with started_pool(0, int) as none:
+        with started_pool(0, int, spare=spare) as none:
             assert none is None
 
 
 def test_ctrl_c_does_not_reach_who_just_begins() -> None:
-    with started_spare_process():
-        [worker] = crews._spare
+    with SpareProcess() as spare:
+        [child] = multiprocessing.active_children()
         for _ in range(20):
-            os.kill(worker.process.pid, signal.SIGINT)
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGINT)
             time.sleep(0.01)
-        pool = ProcessPool(1)
+        pool = ProcessPool(1, spare=spare)
         assert pool.submit(int, "3").result() == 3
         pool.shutdown()
 

@@ -33,14 +33,14 @@ from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.workers import scheduling, worker
 from onnxfi.campaign.workers.scheduling import threads_per_process
 from onnxfi.campaign.workers.task_batches import PendingTrial
-from onnxfi.campaign.workers.worker import WorkerSetup, run_in_process, work
+from onnxfi.campaign.workers.worker import Worker, WorkerSetup, run_in_process
 from onnxfi.faults.faultlist import Header
 from onnxfi.runtime.engine import onnx_runtime
 from onnxfi.runtime.engine.cooperative_lock import released
 
 
 @pytest.fixture
-def interleaved(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def interleaved(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     """Threads of this process stand for lanes, and pass the turn on wherever they may; nothing is left open."""
     pauses = cycle((0.0, 3e-4, 0.0, 1e-4, 0.0))
 
@@ -51,10 +51,10 @@ def interleaved(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             sleep(next(pauses))
 
     monkeypatch.setattr(onnx_runtime, "released", slowly)
-    worker._opened.clear()
-    yield
-    assert worker._lock.is_free()
-    worker._opened.clear()
+    mine = Worker()
+    monkeypatch.setattr(scheduling, "THIS_WORKER", mine)
+    yield mine
+    assert mine.is_idle()
 
 
 def four() -> ThreadPoolExecutor:
@@ -88,7 +88,7 @@ CAMPAIGNS: dict[str, tuple[dict[str, Any], set[str]]] = {
 )
 @pytest.mark.parametrize("name", CAMPAIGNS)
 def test_lanes_find_what_one_alone_finds(
-    here: Path, name: str, kept_bytes: int, optimization: str, interleaved: None
+    here: Path, name: str, kept_bytes: int, optimization: str, interleaved: Worker
 ) -> None:
     net(here, "conv", "relu", "depthwise", "quantised", "skip", "norm")
     fields, routes = CAMPAIGNS[name]
@@ -113,7 +113,7 @@ def asked(
     return bench, job, [[(trial.trial, trial.lines)] for trial in plan.trials()]
 
 
-def test_what_several_need_is_opened_once(here: Path, monkeypatch: pytest.MonkeyPatch, interleaved: None) -> None:
+def test_what_several_need_is_opened_once(here: Path, monkeypatch: pytest.MonkeyPatch, interleaved: Worker) -> None:
     net(here, "conv", "relu", "depthwise")
     opened, get = Counter[Hashable](), RouteCache.get
 
@@ -123,25 +123,24 @@ def test_what_several_need_is_opened_once(here: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(RouteCache, "get", counted)
     _, job, tasks = asked(here, ber=(1e-4,), repeat=8, target=("weights", "activations"))
     with four() as pool:
-        found = list(pool.map(partial(work, job), tasks))
+        found = list(pool.map(partial(interleaved.work, job), tasks))
     assert len(found) == 8 and list(opened.values()) == [1], "the model is split once"
     opened.clear()
-    worker._opened.clear()
     _, job, tasks = asked(here, single=True, trials=8, include=("=w0",))
     with four() as pool:
-        found = list(pool.map(partial(work, job), tasks))
+        found = list(pool.map(partial(interleaved.work, job), tasks))
     assert {result.route for [result] in found} == {"channel-delta"} and set(opened.values()) == {1}
 
 
 def test_a_process_that_replaces_a_dead_one_opens_under_its_limit(
-    here: Path, monkeypatch: pytest.MonkeyPatch, interleaved: None
+    here: Path, monkeypatch: pytest.MonkeyPatch, interleaved: Worker
 ) -> None:
     """It has a job from the start, and golden by a run of the whole model: the first trials open what they share."""
     net(here, "conv", "relu", "depthwise")
     monkeypatch.setattr(worker, "limit_memory", lambda size: None)
     _, job, tasks = asked(here, single=True, trials=8)
     with four() as pool:
-        found = list(pool.map(partial(work, replace(job, memory_bytes=1 << 60)), tasks))
+        found = list(pool.map(partial(interleaved.work, replace(job, memory_bytes=1 << 60)), tasks))
     assert [result.trial for [result] in found] == list(range(1, 9)) and not any(r.error for [r] in found)
 
 
@@ -151,7 +150,7 @@ def test_any_network_shared_by_four_threads(
     model: onnx.ModelProto,
     kept_bytes: int,
     in_activations: bool,
-    interleaved: None,
+    interleaved: Worker,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     folder = tmp_path_factory.mktemp("net")
@@ -163,7 +162,7 @@ def test_any_network_shared_by_four_threads(
     golden, header = bench.golden_runs.run()[0], Header.parse(job.header, "the plan")
     alone = list(run_in_process(bench, golden, header, iter(pending)))
     with four() as pool:
-        found = [result for some in pool.map(partial(work, job), pending) for result in some]
+        found = [result for some in pool.map(partial(interleaved.work, job), pending) for result in some]
     assert [replace(r, time_s=0.0) for r in found] == [replace(r, time_s=0.0) for r in alone]
 
 

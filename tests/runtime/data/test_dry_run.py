@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -80,16 +82,27 @@ def test_the_runtime_says_why_it_refuses_a_model(tmp_path: Path) -> None:
 
 
 def test_a_model_is_run_once_in_a_process_and_by_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_passed", set())
     copies: list[object] = []
     monkeypatch.setattr(module, "run_isolated", lambda call, **limits: copies.append(limits) or b"")
     small = crashing("y = Relu(z)").SerializeToString()
     for model in (small, small, crashing("y = Abs(z)").SerializeToString()):
         dry_run(OrtEngine(provider="cpu"), model)
     assert len(copies) == 2
+    dry_run(OrtEngine(provider="cpu", threads=2), small)
+    dry_run(OrtEngine(provider="cpu"), small, ones())
+    assert len(copies) == 4, "another engine, or data of one's own, is another run"
     monkeypatch.setattr(multiprocessing, "parent_process", object)
     dry_run(OrtEngine(provider="cpu"), crashing("y = Neg(z)").SerializeToString())
-    assert len(copies) == 2
+    assert len(copies) == 4
+
+
+def test_what_passed_is_not_kept_in_memory() -> None:
+    data = ones()
+    dry_run(OrtEngine(provider="cpu"), crashing("y = Ceil(z)").SerializeToString(), data)
+    kept = weakref.ref(data)
+    del data
+    gc.collect()
+    assert kept() is None
 
 
 def test_what_ends_a_quantiser_ends_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
