@@ -43,6 +43,7 @@ _NAMES = {
     "runtime.engine.protocols": ("Engine", "Session"),
     "runtime.engine.registry": ("engine_of",),
     "tasks.evaluation": ("evaluate",),
+    "protection.protect": ("Protected", "protect"),
     "runtime.quantize.quantize": ("Quantised", "quantize"),
     "runtime.quantize.recipe": ("Recipe",),
     "runtime.inject.drawn_inputs": ("draw_fault_inputs",),
@@ -70,6 +71,7 @@ __all__ = [
     "OnnxfiError",
     "OrtEngine",
     "Port",
+    "Protected",
     "Quantised",
     "Recipe",
     "Report",
@@ -98,6 +100,7 @@ __all__ = [
     "open_data",
     "parse_fault",
     "plan",
+    "protect",
     "quantize",
     "replay",
     "report",
@@ -124,6 +127,7 @@ if TYPE_CHECKING:
     from onnxfi.faults.trials import Fault, Faults
     from onnxfi.faults.words import Mask, Word
     from onnxfi.graph.model.loading import Model, load
+    from onnxfi.protection.protect import Protected, protect
     from onnxfi.runtime.data.sources import open_data
     from onnxfi.runtime.engine.onnx_runtime import OrtEngine
     from onnxfi.runtime.engine.ports import Port

@@ -20,10 +20,10 @@ import pytest
 import onnxfi
 
 ROOT = Path(__file__).parents[1]
-FLOORS = ("statistics", "faults", "graph", "runtime", "tasks", "campaign", "cli")
+FLOORS = ("statistics", "faults", "graph", "runtime", "tasks", "protection", "campaign", "cli")
 #: The rooms of a floor, from the lowest up.
 ROOMS = {
-    "graph": ("model", "write", "dataflow", "spiking", "passes", "partition"),
+    "graph": ("model", "write", "dataflow", "spiking", "passes", "protection", "partition"),
     "runtime": ("engine", "data", "quantize", "inject", "partial"),
     "campaign": ("spec", "plan", "results", "execute", "workers", "run", "report", "gate"),
 }

@@ -17,7 +17,7 @@ import click
 
 #: The commands, each a module of this package, in the order of `onnxfi --help`.
 COMMANDS = (
-    *("convert", "inspect", "inject", "eval", "instrument", "quantize", "compare"),
+    *("convert", "inspect", "inject", "eval", "instrument", "quantize", "protect", "compare"),
     *("plan", "run", "report", "show", "merge", "check"),
 )
 #: Address space that importing numpy and onnx takes, with a margin.

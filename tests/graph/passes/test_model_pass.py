@@ -25,6 +25,9 @@ from onnxfi.graph.dataflow.random_nodes import RANDOM_OPERATORS
 from onnxfi.graph.model.loading import Model, load, parse
 from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.passes.registry import model_passes
+from onnxfi.graph.protection.registry import protection_passes
+
+EVERY_PASS = {**model_passes(), **protection_passes()}
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +36,14 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("source", SOURCES, indirect=True)
-@pytest.mark.parametrize("name", model_passes())
+@pytest.mark.parametrize("name", EVERY_PASS)
 def test_a_neutral_pass_keeps_what_a_model_is(name: str, source: Source) -> None:
-    check(model_passes()[name], source)
+    check(EVERY_PASS[name], source)
 
 
-@pytest.mark.parametrize("name", model_passes())
+@pytest.mark.parametrize("name", EVERY_PASS)
 def test_some_model_exercises_every_pass(name: str, tmp_path: Path) -> None:
-    assert any(model_passes()[name].neutral(make(tmp_path)) is not None for make in SOURCES.values())
+    assert any(EVERY_PASS[name].neutral(make(tmp_path)) is not None for make in SOURCES.values())
 
 
 def node_tests() -> Iterator[tuple[str, onnx.ModelProto, Arrays]]:
@@ -68,7 +71,7 @@ def test_passes_keep_the_node_tests_of_onnx() -> None:
             continue
         if not all(isinstance(array, np.ndarray) for array in source.outputs.values()):
             continue
-        for name, one in model_passes().items():
+        for name, one in EVERY_PASS.items():
             try:
                 checked[name] = checked.get(name, 0) + check(one, source)
             except AssertionError as error:

@@ -1,0 +1,288 @@
+"""Range restriction: activations are held to the range that fault-free data has, in plain ONNX operators.
+
+The readers of an activation read `NAME.restricted` in its place, so that its node and its name stay: a fault that is
+injected into `NAME` lands before the restriction. A graph output keeps its name behind it, and its node puts out
+`NAME.unrestricted`. In ONNX Runtime 1.31.1 Clip, Min and Max keep NaN, and Where turns -0 into +0 (measured).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from onnxfi.errors import ModelError, closest
+from onnxfi.faults.words import WORDS
+from onnxfi.graph.dataflow.activation_targets import Activation, activations
+from onnxfi.graph.model.loading import Model
+from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
+from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
+from onnxfi.graph.passes.model_pass import ModelPass
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Formats that the operators take.
+FORMATS = ("float16", "float32", "float64")
+#: The least opset: Clip with inputs, Equal of floats.
+LEAST_OPSET = 11
+#: Given the names of the value and of the result, append the nodes between the two.
+Restrict = Callable[[NodeBuilder, str, str], None]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The range of an activation: one number at each end, or one for each channel along `axis`.
+
+    `middle` replaces what leaves the range where that is asked for: the mean of the calibration data.
+
+    Examples
+    --------
+    >>> Bounds((0.0,), (6.0,)).union(Bounds((-1.0,), (3.0,)))
+    Bounds(low=(-1.0,), high=(6.0,), axis=None, middle=(0.0,))
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    axis: int | None = None
+    middle: tuple[float, ...] = (0.0,)
+
+    @property
+    def whole(self) -> Bounds:
+        """The bounds of all channels together."""
+        return Bounds((min(self.low),), (max(self.high),), None, (float(np.mean(self.middle)),))
+
+    def union(self, other: Bounds) -> Bounds:
+        """Return the bounds of two tensors together, without channels."""
+        one, two = self.whole, other.whole
+        middle = (one.middle[0] + two.middle[0]) / 2
+        return Bounds((min(*one.low, *two.low),), (max(*one.high, *two.high),), None, (middle,))
+
+    def unbounded(self, dtype: str) -> Bounds:
+        """Return bounds of the same channels that hold nothing."""
+        every = Bounds.of_format(dtype)
+        return replace(self, low=every.low * len(self.low), high=every.high * len(self.high))
+
+    @classmethod
+    def of_format(cls, dtype: str) -> Bounds:
+        """Return the range of all finite numbers of a format.
+
+        >>> Bounds.of_format("float16").high
+        (65504.0,)
+        """
+        largest = float(np.finfo(WORDS[dtype].dtype).max)
+        return cls((-largest,), (largest,))
+
+
+@dataclass(frozen=True)
+class Restricted:
+    """An activation of the main graph with its format, its rank (None: not known) and the bounds that it gets."""
+
+    name: str
+    dtype: str
+    rank: int | None
+    bounds: Bounds
+
+    @classmethod
+    def unbounded(cls, a: Activation) -> Restricted:
+        """Return an activation with the range of its format as bounds."""
+        return cls(a.name, a.target.dtype, None if a.dims is None else len(a.dims), Bounds.of_format(a.target.dtype))
+
+    def constants(self, g: NodeBuilder, *rows: Sequence[float]) -> list[str]:
+        """Append numbers as constants of the format: one, or one a channel, shaped to broadcast along the axis."""
+        found = []
+        for row in rows:
+            shape: list[int] = []
+            if self.bounds.axis is not None:
+                shape = [1] * ((self.rank or 0) - 1 - self.bounds.axis % (self.rank or 1))
+                shape.insert(0, len(row))
+            found.append(g.constant(np.array(row).reshape(shape), self.dtype))
+        return found
+
+
+@dataclass(frozen=True)
+class RestrictRanges(ModelPass[tuple[str, ...]]):
+    """The pass that holds activations of the main graph to bounds; its result are their names.
+
+    `action` says what becomes of a number outside: it is held at the bound (`clip`), becomes 0 (`zero`), or the mean of
+    the calibration data (`average`). A NaN passes `clip`, and counts as outside for the others.
+
+    Examples
+    --------
+    >>> from onnxfi.graph.model.loading import load, parse
+    >>> model = load("models/fashion_cnn.onnx")
+    >>> relu = Restricted("relu", "float32", 4, Bounds((0.0,), (4.0,)))
+    >>> made, restricted = RestrictRanges((relu,)).run(parse(model))
+    >>> [(n.op_type, n.output[0]) for n in made.graph.node if "relu.restricted" in (*n.input, *n.output)]
+    [('Clip', 'relu.restricted'), ('MaxPool', 'max_pool2d')]
+    """
+
+    tensors: tuple[Restricted, ...]
+    action: Literal["clip", "zero", "average"] = "clip"
+    name = "restrict-ranges"
+    again = "refused"
+
+    def requires(self, proto: onnx.ModelProto) -> None:
+        """Refuse a model that is restricted already, and bounds that are no range."""
+        for one in self.tensors:
+            check_bounds(one)
+        check_insertion(proto, [one.name for one in self.tensors], "range")
+
+    def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
+        """Insert the operators behind each activation."""
+        insert_between(proto, {one.name: _restriction(one, self.action) for one in self.tensors}, "range", "restricted")
+        return tuple(one.name for one in self.tensors)
+
+    def unbounded(self) -> RestrictRanges:
+        """Return the same pass with the range of each format as bounds, which inserts the same operators."""
+        return replace(self, tensors=tuple(replace(t, bounds=t.bounds.unbounded(t.dtype)) for t in self.tensors))
+
+    @classmethod
+    def neutral(cls, model: Model) -> RestrictRanges | None:
+        """Return the pass with the range of each format as bounds."""
+        tensors = _unbounded(model)
+        return cls(tensors) if tensors else None
+
+
+@dataclass(frozen=True)
+class FilterNonFinite(ModelPass[tuple[str, ...]]):
+    """The pass that replaces NaN and infinities in activations; its result are their names.
+
+    A NaN becomes the number of the range that is nearest to 0, an infinity the bound on its side. All other numbers
+    stay, also those outside the range.
+    """
+
+    tensors: tuple[Restricted, ...]
+    name = "filter-non-finite"
+    again = "refused"
+
+    def requires(self, proto: onnx.ModelProto) -> None:
+        """Refuse a model that is filtered already, and bounds that are no range."""
+        for one in self.tensors:
+            check_bounds(one)
+        check_insertion(proto, [one.name for one in self.tensors], "nan-filter")
+
+    def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
+        """Insert the operators behind each activation."""
+        insert_between(proto, {one.name: _filter(one) for one in self.tensors}, "nan-filter", "finite")
+        return tuple(one.name for one in self.tensors)
+
+    def unbounded(self) -> FilterNonFinite:
+        """Return the same pass with the range of each format as bounds, which inserts the same operators."""
+        return replace(self, tensors=tuple(replace(t, bounds=t.bounds.unbounded(t.dtype)) for t in self.tensors))
+
+    @classmethod
+    def neutral(cls, model: Model) -> FilterNonFinite | None:
+        """Return the pass with the range of each format as bounds."""
+        tensors = _unbounded(model)
+        return cls(tensors) if tensors else None
+
+
+def _restriction(one: Restricted, action: str) -> Restrict:
+    """Return what inserts the operators that hold one activation to its bounds."""
+
+    def insert(g: NodeBuilder, value: str, result: str) -> None:
+        low, high = one.constants(g, one.bounds.low, one.bounds.high)
+        if action == "clip":
+            _hold(g, one, value, low, high, result)
+            return
+        # Equal is false for NaN, and where the number was held: one comparison finds all that is outside.
+        inside = g.add("Equal", _hold(g, one, value, low, high), value)
+        middle = one.bounds.middle if action == "average" else [0.0] * len(one.bounds.low)
+        g.add("Where", inside, value, *one.constants(g, middle), name=result)
+
+    return insert
+
+
+def _hold(g: NodeBuilder, one: Restricted, value: str, low: str, high: str, name: str = "") -> str:
+    """Append what holds a value between two bounds; Clip takes numbers, so that channels take Max and Min.
+
+    ONNX Runtime's Clip of opset 11 knows float32 alone.
+    """
+    if one.bounds.axis is None and g.opset >= 12:
+        return g.add("Clip", value, low, high, name=name)
+    return g.add("Min", g.add("Max", value, low), high, name=name)
+
+
+def _filter(one: Restricted) -> Restrict:
+    """Return what inserts the operators that replace NaN and infinities of one activation."""
+    b = one.bounds
+    nearest = [min(max(0.0, low), high) for low, high in zip(b.low, b.high, strict=True)]
+    largest = Bounds.of_format(one.dtype).high
+
+    def insert(g: NodeBuilder, value: str, result: str) -> None:
+        low, high, zero = one.constants(g, b.low, b.high, nearest)
+        ends = [g.constant(end, one.dtype) for end in (-largest[0], largest[0])]
+        number = g.add("Where", g.add("IsNaN", value), zero, value)
+        finite = g.add("Equal", _hold(g, replace(one, bounds=b.whole), value, *ends), value)
+        g.add("Where", finite, value, _hold(g, one, number, low, high), name=result)
+
+    return insert
+
+
+def _unbounded(model: Model) -> tuple[Restricted, ...]:
+    if opset_of(model.proto) < LEAST_OPSET:
+        return ()
+    return tuple(Restricted.unbounded(a) for a in activations(model) if restrictable(a))
+
+
+def restrictable(a: Activation) -> bool:
+    """Return whether the operators take an activation: computed in the main graph, in a format of theirs."""
+    return not a.path and not a.unsupported_reason and a.target.dtype in FORMATS and a.target.kind == "activation"
+
+
+def check_bounds(one: Restricted) -> None:
+    """Raise ModelError where bounds are no range of finite numbers."""
+    low, high = (np.array(ends, np.float64) for ends in (one.bounds.low, one.bounds.high))
+    if not np.isfinite([low, high]).all() or (low > high).any():
+        raise ModelError(f"the bounds of {one.name!r} are no range of finite numbers: {low.min():g} to {high.max():g}")
+    if one.bounds.axis is not None and not 0 <= one.bounds.axis < (one.rank or 0):
+        raise ModelError(f"{one.name!r} has no axis {one.bounds.axis} of channels; give one bound for the whole tensor")
+
+
+def marked(proto: onnx.ModelProto, kind: str) -> list[str]:
+    """Return the tensors that carry a protection of this kind already."""
+    start = f"onnxfi/{kind}/"
+    return [node.name.removeprefix(start) for node in proto.graph.node if node.name.startswith(start)]
+
+
+def check_insertion(proto: onnx.ModelProto, names: Iterable[str], kind: str) -> None:
+    """Raise ModelError where a protection cannot go behind these activations of the main graph."""
+    if there := marked(proto, kind):
+        raise ModelError(
+            f"the model carries the protection {kind} already, as behind {there[0]!r}; protect the unprotected model"
+        )
+    if opset_of(proto) < LEAST_OPSET:
+        raise ModelError(
+            f"the protection {kind} needs opset {LEAST_OPSET}, the model has {opset_of(proto)}; "
+            f"raise it with --opset 13"
+        )
+    made = {name: node.op_type for node in proto.graph.node for name in node.output if name}
+    for name in names:
+        if name not in made:
+            raise ModelError(f"no activation {name!r} in the main graph{closest(name, made)}")
+
+
+def insert_between(proto: onnx.ModelProto, inserts: Mapping[str, Restrict], kind: str, suffix: str) -> None:
+    """Insert nodes between activations of the main graph and their readers.
+
+    `kind` marks the nodes; `suffix` ends the names of the new tensors, and with `un` before it those of what nodes put
+    out instead of a graph output.
+    """
+    names, opset = FreeNames(proto), opset_of(proto)
+    edit = GraphEdit(proto.graph)
+    for name, restrict in inserts.items():
+        at = edit.maker[name]
+        if name in edit.outputs:
+            value, result = names.new(f"{name}.un{suffix}"), name
+            edit.rename_output(at, name, value)
+        else:
+            value, result = name, names.new(f"{name}.{suffix}")
+            edit.redirect(name, result)
+        g = NodeBuilder(opset, names.new(f"{name}.{kind.replace('-', '_')}") + ".")
+        restrict(g, value, result)
+        g.nodes[-1].name = names.new(f"onnxfi/{kind}/{name}")
+        edit.put_behind(at, g.nodes)
+    edit.write()

@@ -1,0 +1,23 @@
+"""The registry of the passes that protect; one suite, tests/graph/passes/test_model_pass.py, tests them all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.protection.range_restriction import FilterNonFinite, RestrictRanges
+
+_OWN: tuple[type[ModelPass[Any]], ...] = (RestrictRanges, FilterNonFinite)
+
+
+def protection_passes() -> Mapping[str, type[ModelPass[Any]]]:
+    """Return every pass that protects, by its name.
+
+    Examples
+    --------
+    >>> sorted(protection_passes())[:2]
+    ['filter-non-finite', 'restrict-ranges']
+    """
+    return MappingProxyType({one.name: one for one in _OWN})
