@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,14 +192,18 @@ def _varint_words(read: ReadBytes, place: WordLocation, target: Target, index: I
     return (out >> (position * target.word.storage).astype(np.uint64)) & np.uint64(target.word.full)
 
 
-def load(model: str | Path | bytes | onnx.ModelProto, *, allow_links: bool = False) -> Model:
+#: A model as public functions take it: a path, serialised bytes, an `onnx.ModelProto`, or one that is open already.
+ModelLike: TypeAlias = "Model | str | Path | bytes | onnx.ModelProto"
+
+
+def load(model: ModelLike, *, allow_links: bool = False) -> Model:
     """Open a model for reading; the file is never changed.
 
     Parameters
     ----------
-    model
-        A path, the serialised bytes of a model, or an `onnx.ModelProto`.
-    allow_links
+    model : str, Path, bytes, onnx.ModelProto or Model
+        A path, the serialised bytes of a model, an `onnx.ModelProto`, or an open model, which is returned.
+    allow_links : bool
         Follow symbolic and hard links to external data.
 
     Returns
@@ -219,12 +223,16 @@ def load(model: str | Path | bytes | onnx.ModelProto, *, allow_links: bool = Fal
     >>> len(model.targets), model.targets[0].id, model.digest[:8]
     (9, 'conv1.weight', '6a9d8077')
     """
+    if isinstance(model, Model):
+        return model
     if isinstance(model, (str, Path)):
         source = ByteSource.file(Path(model))
     elif isinstance(model, bytes):
         source = ByteSource.memory(model)
-    else:
+    elif hasattr(model, "SerializeToString"):
         source = ByteSource.memory(_serialised(model))
+    else:
+        raise ModelError(f"{type(model).__name__} is no model; give a path, its bytes, or an onnx.ModelProto")
     try:
         opened = _opened(source, allow_links)
     except ModelError as error:

@@ -25,7 +25,7 @@ from onnxfi.graph.dataflow.activation_targets import (
 )
 from onnxfi.graph.dataflow.sample_layout import one_at_a_time
 from onnxfi.graph.dataflow.type_inference import convert_opset
-from onnxfi.graph.model.loading import Model, load, parse
+from onnxfi.graph.model.loading import Model, ModelLike, load, parse
 from onnxfi.graph.model.neuron_table import expand_steps, refuse_whole_tensor_models
 from onnxfi.graph.passes.bit_arithmetic import opset_of
 from onnxfi.graph.passes.fault_inputs import check_iteration, check_location
@@ -173,7 +173,7 @@ class Instrumented:
 
 
 def instrument(
-    model: Model,
+    model: ModelLike,
     selector: Selector | None = None,
     out: str | Path | None = None,
     *,
@@ -188,7 +188,7 @@ def instrument(
 
     Parameters
     ----------
-    model : Model
+    model : str, Path, bytes, onnx.ModelProto or Model
         The model.
     selector : Selector, optional
         The activations; without `include` or `op` the outputs of layers.
@@ -227,6 +227,7 @@ def instrument(
     >>> [a.target.id for a in done.armed.sites], done.armed.inputs[:2]
     (['relu', 'relu_1', 'relu_2', 'logits'], ('onnxfi.site', 'onnxfi.element'))
     """
+    model = load(model)
     prepared = prepare(model, opset=opset, body=body, data=data, custom_ops=custom_ops)
     if values:
         prepared = replace(prepared, activations=check_value_formats(prepared.activations))
@@ -292,7 +293,7 @@ class ActivationInjection:
 
 
 def inject_activations(
-    model: Model,
+    model: ModelLike,
     out: str | Path | None = None,
     *,
     ber: float | None = None,
@@ -319,7 +320,7 @@ def inject_activations(
 
     Parameters
     ----------
-    model : Model
+    model : str, Path, bytes, onnx.ModelProto or Model
         The fault-free model.
     out : str or Path, optional
         The faulty model; without it nothing is written.
@@ -373,6 +374,7 @@ def inject_activations(
     >>> done.inserted[0].element, done.inserted[0].sample, done.inserted[0].mask
     (3, 0, Mask(keep=4294967295, flip=1073741824))
     """
+    model = load(model)
     ways = {"ber": ber, "count": count, "sites": sites or None, "per_sample": per_sample}
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:

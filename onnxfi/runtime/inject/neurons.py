@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxfi.errors import InputError, ModelError
 from onnxfi.graph.model.graph_index import all_nodes
-from onnxfi.graph.model.loading import Model, load, parse
+from onnxfi.graph.model.loading import Model, ModelLike, load, parse
 from onnxfi.graph.model.neuron_table import read_neuron_table
 from onnxfi.graph.passes.expose_neurons import ExposeNeurons
 from onnxfi.graph.spiking.detect_neurons import SpikingLayer, SpikingLayers, find_spiking_layers
@@ -48,14 +48,16 @@ def read_mapping(path: str | Path) -> list[Mapping[str, Any]]:
     return layers
 
 
-def expose_neurons(model: Model, out: str | Path | None = None, *, neurons: str | Path | None = None) -> ExposedNeurons:
+def expose_neurons(
+    model: ModelLike, out: str | Path | None = None, *, neurons: str | Path | None = None
+) -> ExposedNeurons:
     """Give every neuron of a spiking network weights of its own, and write the model.
 
     Outputs stay the same bit for bit until a fault is injected.
 
     Parameters
     ----------
-    model : Model
+    model : str, Path, bytes, onnx.ModelProto or Model
         The spiking network.
     out : str or Path, optional
         The exposed model; without it nothing is written.
@@ -81,6 +83,7 @@ def expose_neurons(model: Model, out: str | Path | None = None, *, neurons: str 
     >>> [(target.id, target.shape) for target in load(done.data).targets if target.layer == "lif3"][-1]
     ('lif3/spike', (10,))
     """
+    model = load(model)
     if read_neuron_table(model.proto):
         raise ModelError(f"{model.name} has its neurons exposed already; inject into it as it is")
     found = spiking_layers(model, read_mapping(neurons) if neurons is not None else ())

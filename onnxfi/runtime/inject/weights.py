@@ -16,7 +16,7 @@ from onnxfi.faults.models import Flip
 from onnxfi.faults.space import Consumer, FaultSpace, Selector, Sites, check_disjoint
 from onnxfi.faults.trials import Faults, Sampler, concatenate, draw_faults, fault_model, faults_at_named_sites
 from onnxfi.graph.model.dequantize import describe_scheme, with_dequantized
-from onnxfi.graph.model.loading import Model, load
+from onnxfi.graph.model.loading import Model, ModelLike, load
 from onnxfi.graph.write.faulty_copy import (
     FaultyCopy,
     OnProgress,
@@ -97,7 +97,7 @@ class Sample:
 
 
 def sample(
-    model: Model,
+    model: ModelLike,
     *,
     ber: float | None = None,
     count: int | None = None,
@@ -114,7 +114,7 @@ def sample(
 
     Parameters
     ----------
-    model : Model
+    model : str, Path, bytes, onnx.ModelProto or Model
         The fault-free model.
     ber : float, optional
         Probability of a fault at each site.
@@ -151,6 +151,7 @@ def sample(
     >>> str(sample(model, count=2, seed=1).faults[0].site)
     'fc1.weight[28063]:14'
     """
+    model = load(model)
     given = [name for name, value in (("ber", ber), ("count", count), ("sites", sites or None)) if value is not None]
     if len(given) != 1:
         what = " and ".join(given) if given else "none"
@@ -209,7 +210,7 @@ class Injection:
 
 
 def inject(
-    model: Model,
+    model: ModelLike,
     drawn: Sample,
     out: str | Path | None = None,
     *,
@@ -220,7 +221,7 @@ def inject(
 
     Parameters
     ----------
-    model : Model
+    model : str, Path, bytes, onnx.ModelProto or Model
         The fault-free model.
     drawn : Sample
         Faults of this model, from `sample` or `replay`.
@@ -249,6 +250,7 @@ def inject(
     >>> inject(model, sample(model, sites=["conv1.weight[0]:31"])).faulty_digest[:8]
     '19e9da44'
     """
+    model = load(model)
     for target in drawn.faults.targets:
         ordinal = model.by_id.get(target.id)
         if ordinal is None or model.targets[ordinal] != target:
@@ -304,12 +306,12 @@ def _path(out: str | Path | None) -> Path | None:
     return None if out is None else Path(out)
 
 
-def replay(model: Model, faults: FaultList) -> Sample:
+def replay(model: ModelLike, faults: FaultList) -> Sample:
     """Return the faults of a list, all its trials together, on the model that the list is bound to.
 
     Parameters
     ----------
-    model : Model
+    model : str, Path, bytes, onnx.ModelProto or Model
         The fault-free model.
     faults : FaultList
         The opened fault list.
@@ -332,6 +334,7 @@ def replay(model: Model, faults: FaultList) -> Sample:
     >>> [str(fault.site) for fault in replay(model, FaultList.open(place / "faults.jsonl")).faults][0]
     'fc1.weight[26]:13'
     """
+    model = load(model)
     faults.check_model(model.digest)
     trials = _trials(model, faults)
     listed = concatenate([rows for _, rows in trials])
@@ -351,7 +354,7 @@ def replay(model: Model, faults: FaultList) -> Sample:
     )
 
 
-def undo(model: Model, faults: FaultList, out: str | Path, *, progress: OnProgress | None = None) -> Injection:
+def undo(model: ModelLike, faults: FaultList, out: str | Path, *, progress: OnProgress | None = None) -> Injection:
     """Restore the fault-free model from the faulty one and the list that made it.
 
     The result is checked against the digest of the original. A model with external data keeps the new name of its data,
@@ -359,7 +362,7 @@ def undo(model: Model, faults: FaultList, out: str | Path, *, progress: OnProgre
 
     Parameters
     ----------
-    model : Model
+    model : str, Path, bytes, onnx.ModelProto or Model
         The faulty model.
     faults : FaultList
         The list of its faults.
@@ -389,6 +392,7 @@ def undo(model: Model, faults: FaultList, out: str | Path, *, progress: OnProgre
     >>> undo(faulty, listed, place / "restored.onnx").faulty_digest == model.digest
     True
     """
+    model = load(model)
     faults.check_model(model.digest, undo=True)
     rows, final = undo_words(model, [rows for _, rows in _trials(model, faults)])
     expect = None if model.external else faults.header.model
@@ -408,7 +412,7 @@ def _trials(model: Model, faults: FaultList) -> list[tuple[int, Faults]]:
     return [(1, Faults(model.targets, Sites(none, none, none.astype(np.int16)), (event,), words, words))]
 
 
-def inspect(model: Model, selector: Selector | None = None, *, neurons: str | Path | None = None) -> dict[str, Any]:
+def inspect(model: ModelLike, selector: Selector | None = None, *, neurons: str | Path | None = None) -> dict[str, Any]:
     """Describe what faults can be injected into, as plain values.
 
     Elements and bits are those that the selector leaves: the bits in all are the population of single flips. Integer
@@ -417,7 +421,7 @@ def inspect(model: Model, selector: Selector | None = None, *, neurons: str | Pa
 
     Parameters
     ----------
-    model : Model
+    model : str, Path, bytes, onnx.ModelProto or Model
         The model.
     selector : Selector, optional
         The selected targets; by default every weight.
@@ -439,6 +443,7 @@ def inspect(model: Model, selector: Selector | None = None, *, neurons: str | Pa
     >>> inspect(load("models/fashion_cnn.onnx"))["totals"]
     {'targets': 8, 'elements': 105866, 'bits': 3387712}
     """
+    model = load(model)
     chosen = selector or Selector()
     spiking = describe_neurons(model, neurons)
     kept = [t for t in model.targets if chosen.selects(t)]

@@ -29,7 +29,7 @@ from onnxfi.graph.dataflow.type_inference import convert_opset
 from onnxfi.graph.model.dequantize import dequantized, scales_at
 from onnxfi.graph.model.graph_index import all_nodes, node_label
 from onnxfi.graph.model.layers import layer_of
-from onnxfi.graph.model.loading import Model, load
+from onnxfi.graph.model.loading import Model, ModelLike, load
 from onnxfi.graph.write.output_file import check_output_files, output_files
 from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.runtime.data.dry_run import dry_run
@@ -111,12 +111,12 @@ class Quantised:
     notes: tuple[str, ...]
 
 
-def quantize(model: Model, recipe: Recipe, out: str | Path, *, data: Data | None = None) -> Quantised:
+def quantize(model: ModelLike, recipe: Recipe, out: str | Path, *, data: Data | None = None) -> Quantised:
     """Quantise a float32 model and write it to `out`; inputs and outputs keep their names and types.
 
     Parameters
     ----------
-    model : Model
+    model : str, Path, bytes, onnx.ModelProto or Model
         The float32 model.
     recipe : Recipe
         The mode and its settings.
@@ -145,6 +145,7 @@ def quantize(model: Model, recipe: Recipe, out: str | Path, *, data: Data | None
     >>> done.words, done.clipped, done.flushed, done.size_after_bytes < 0.6 * done.size_before_bytes
     (105866, 0, 0, True)
     """
+    model = load(model)
     place = Path(out)
     _check(model, recipe, data)
     check_output_files(model, output_files(place, 1))
