@@ -12,7 +12,8 @@ import click
 from onnxfi.cli.options import JSON, PATH, GroupedCommand
 
 if TYPE_CHECKING:
-    from onnxfi.campaign.report.report import Fold, Report
+    from onnxfi.campaign.report.rates import Fold
+    from onnxfi.campaign.report.report import Report
     from onnxfi.campaign.run.adaptive_rounds import Look
     from onnxfi.statistics.intervals import Interval
     from onnxfi.tasks.task import Metric, Task

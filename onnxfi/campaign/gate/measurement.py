@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxfi.campaign.report.report import Fold, report
+from onnxfi.campaign.report.rates import Fold
+from onnxfi.campaign.report.report import report
 from onnxfi.campaign.results.store import Store
 from onnxfi.errors import BaselineError, StoreError
 from onnxfi.faults.faultlist import Header

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxfi.campaign.report.report import Fold, Report, report
+from onnxfi.campaign.report.rates import Fold
+from onnxfi.campaign.report.report import Report, report
 from onnxfi.campaign.run.runner import Running, planned, run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import BerSweep

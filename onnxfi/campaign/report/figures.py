@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.campaign.report.report import Fold, Report
+from onnxfi.campaign.report.rates import CampaignRates, Fold
 from onnxfi.campaign.report.tables import layer_bit_cells, rate_name, report_labels, swept_over
 from onnxfi.errors import OutputError
 from onnxfi.graph.model.byte_source import printable
@@ -56,6 +56,12 @@ class Figure:
     text: str = ""
     draw: Callable[[], Canvas] | None = None
 
+    def drawn(self) -> Canvas:
+        """Return the figure as one of matplotlib."""
+        assert self.draw is not None
+        with _style():
+            return self.draw()
+
     def bytes(self, kind: str = "svg") -> bytes:
         """Return the drawn figure as SVG, or as PNG of 300 dots an inch."""
         assert self.draw is not None
@@ -89,7 +95,7 @@ def needs(package: str) -> None:
         raise OutputError(f"{package} is not installed; pip install 'onnxfi[report]'")
 
 
-def figures(found: Sequence[Report]) -> list[Figure]:
+def figures(found: Sequence[CampaignRates]) -> list[Figure]:
     """Return the figures of one report, or of several side by side; where one cannot be drawn, its caption says why.
 
     Raises OutputError where matplotlib is not installed.
@@ -102,7 +108,7 @@ def figures(found: Sequence[Report]) -> list[Figure]:
     return [_accuracy(found), _bars(found, "layers"), _bars(found, "bits"), *maps]
 
 
-def write_figures(found: Sequence[Report], folder: str | Path) -> list[Path]:
+def write_figures(found: Sequence[CampaignRates], folder: str | Path) -> list[Path]:
     """Write the figures that can be drawn into a folder, each as SVG and PNG; returns what was written."""
     place, written = Path(folder), []
     drawn = [figure for figure in figures(found) if figure.draw is not None]
@@ -139,7 +145,7 @@ def _said(rows: Sequence[tuple[str, Interval]]) -> str:
     return "; ".join(f"{key}: {100 * i.estimate:.2f} % [{100 * i.low:.2f}, {100 * i.high:.2f}]" for key, i in rows)
 
 
-def _level(found: Sequence[Report]) -> str:
+def _level(found: Sequence[CampaignRates]) -> str:
     return ", ".join(dict.fromkeys(f"{100 * one.confidence:.4g} %" for one in found))
 
 
@@ -150,7 +156,7 @@ def _with(folds: Sequence[Fold], name: str) -> list[tuple[str, Interval]]:
 # Over the rates of a sweep
 
 
-def _accuracy(found: Sequence[Report]) -> Figure:
+def _accuracy(found: Sequence[CampaignRates]) -> Figure:
     swept = [(one, label) for one, label in zip(found, report_labels(found), strict=True) if one.by_rate]
     over = " or ".join(dict.fromkeys(swept_over(one) for one, _ in swept)) or "bit error rate"
     title = f"Accuracy over {over}"
@@ -171,7 +177,7 @@ def _accuracy(found: Sequence[Report]) -> Figure:
     return Figure("accuracy", title, caption, text, lambda: _curves(series, metric))
 
 
-def _curves(series: Sequence[tuple[Report, str, list[tuple[str, Interval]]]], metric: Metric) -> Canvas:
+def _curves(series: Sequence[tuple[CampaignRates, str, list[tuple[str, Interval]]]], metric: Metric) -> Canvas:
     canvas = _canvas(_WIDTH_IN, 3.2)
     axes = canvas.add_subplot()
     styles = cycle(zip(_COLOURS, _MARKS, cycle(_DASHES), strict=False))
@@ -209,7 +215,7 @@ def _curves(series: Sequence[tuple[Report, str, list[tuple[str, Interval]]]], me
 # By layer and bit
 
 
-def _bars(found: Sequence[Report], by: str) -> Figure:
+def _bars(found: Sequence[CampaignRates], by: str) -> Figure:
     what, title = ("layer", "Outcome rates by layer") if by == "layers" else ("bit", "Outcome rates by bit")
     keyed = [{f.key: f for f in (one.by_layer if by == "layers" else one.by_bit) if f.trials} for one in found]
     keys = list(dict.fromkeys(key for folds in keyed for key in folds))
@@ -314,7 +320,7 @@ def _legend(canvas: Canvas, axes: Axes, names: Sequence[str]) -> None:
 # Layer × bit
 
 
-def _map(one: Report, name: str, whose: str) -> Figure:
+def _map(one: CampaignRates, name: str, whose: str) -> Figure:
     title = f"Layer by bit{whose}"
     cells = layer_bit_cells(one.store)
     if not cells:

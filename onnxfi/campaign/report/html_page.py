@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.report.figures import Figure, figures, needs, plain
-from onnxfi.campaign.report.report import Fold, Report
+from onnxfi.campaign.report.rates import CampaignRates, Fold
 from onnxfi.campaign.report.tables import comparison_rows, rate_name, report_labels, swept_over
 from onnxfi.campaign.report.validity_notes import notes
 from onnxfi.campaign.results.rows import Row
@@ -102,7 +102,7 @@ def _largest(text: str) -> tuple[dict[str, Any], ...]:
     return tuple(sorted(rows, key=moved, reverse=True)[:_MOST_FAULTS])
 
 
-def write_page(found: Sequence[Report], file: str | Path) -> Path:
+def write_page(found: Sequence[CampaignRates], file: str | Path) -> Path:
     """Write the page of one report, or of several row by row.
 
     Raises OutputError where jinja2 or matplotlib is not installed, or the file cannot be written.
@@ -114,7 +114,7 @@ def write_page(found: Sequence[Report], file: str | Path) -> Path:
     return Path(file)
 
 
-def page(found: Sequence[Report]) -> str:
+def page(found: Sequence[CampaignRates]) -> str:
     """Return the page as text."""
     from jinja2 import Environment, StrictUndefined
 
@@ -146,7 +146,7 @@ def _value(metric: Metric, value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else metric.text(value)
 
 
-def _shown(one: Report, label: str) -> dict[str, Any]:
+def _shown(one: CampaignRates, label: str) -> dict[str, Any]:
     """Return the values that the page shows of one report."""
     with Store.open(one.store) as opened:
         spec, canary = opened.get("spec"), opened.get("canary")
@@ -181,7 +181,7 @@ def _command(spec: str | None, store: Path) -> str:
         return ""
 
 
-def _settings(one: Report, canary: Any, limits: dict[str, Any]) -> dict[str, str]:
+def _settings(one: CampaignRates, canary: Any, limits: dict[str, Any]) -> dict[str, str]:
     """Return the settings that fix the answers, and the environment, for people."""
     shown = {"data": one.golden["data"], "scored output": one.golden.get("output") or "all outputs"}
     shown |= {"campaign (SHA-256)": digest_of(one.campaign)}

@@ -1,96 +1,30 @@
-"""The report: results folded by rate, layer and bit, each rate with its interval.
-
-The trial is the unit of statistics. Yes/no outcomes of trials get exact binomial intervals; per-sample rates and
-accuracies get theirs from the spread between trials, weighted by stratum where the plan drew so. Both hold for the
-samples that were run; what the choice of samples adds is stated apart. Results are read as a stream: what is held in
-memory are sums.
-"""
+"""The report of a campaign: its rates with their intervals, and every form in which they are shown."""
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+from onnxfi.campaign.report.figures import figures, write_figures
+from onnxfi.campaign.report.html_page import write_page
+from onnxfi.campaign.report.rates import CampaignRates, Fold
+from onnxfi.campaign.report.tables import swept_over, write_csv
+from onnxfi.campaign.report.validity_notes import notes
+from onnxfi.errors import InputError, OutputError, closest
+from onnxfi.graph.model.byte_source import printable
 
-from onnxfi.campaign.report.adaptive_estimates import AdaptiveRecord
-from onnxfi.campaign.results.rows import Row
-from onnxfi.campaign.results.store import Store, declared_task
-from onnxfi.campaign.run.adaptive_rounds import Look, look_at
-from onnxfi.errors import OutputError, StoreError
-from onnxfi.faults.trials import json_value
-from onnxfi.statistics.intervals import (
-    Interval,
-    Stratum,
-    clopper_pearson,
-    median_interval,
-    sample_error,
-    stratified_interval,
-)
-from onnxfi.tasks.outcomes import unpacked
-from onnxfi.tasks.task import OUTCOMES, Metric, Task
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-#: Sums over trials: how many have a rate, the sum of its values and of their squares ([rates, 3]).
-Sums = NDArray[np.float64]
-#: Trials of an adaptive campaign from which the rate in a part of its faults is estimated.
-FEWEST = 30
-#: Where a trial belongs: its stratum, and its layer and bit.
-TrialCell = tuple[int, str | None, int | None]
-#: A stratum of a fold (None: all as one), its sums, and the sites of the fold there.
-_Part = tuple[int | None, Sums, int | None]
+#: Rows of a table in the short form of a report.
+_MOST_ROWS = 20
 
 
-@dataclass(frozen=True)
-class MetricEstimate:
-    """A rate with its interval; `of` is what it is a share of: trials, or samples."""
-
-    name: str
-    of: str
-    interval: Interval
-
-    def row(self) -> dict[str, Any]:
-        """As plain values for JSON."""
-        i = self.interval
-        value = None if math.isnan(i.estimate) else json_value(i.estimate)
-        ends = {"value": value, "low": json_value(i.low), "high": json_value(i.high)}
-        return {"name": self.name, "of": self.of, **ends}
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Trials that belong together: all, those of one rate, layer or bit; `population` are the sites they stand for."""
-
-    key: str
-    trials: int
-    population: int | None
-    outcomes: dict[str, int]
-    rates: tuple[MetricEstimate, ...]
-
-    def rate(self, name: str) -> Interval | None:
-        """Return the interval of a rate; None where these trials do not have it."""
-        return next((r.interval for r in self.rates if r.name == name), None)
-
-    def estimated(self, name: str) -> Interval | None:
-        """Return the interval of a rate that has an estimate; in an adaptive campaign some have none."""
-        found = self.rate(name)
-        return None if found is None or math.isnan(found.estimate) else found
-
-    def row(self) -> dict[str, Any]:
-        """As plain values for JSON."""
-        return {
-            "key": self.key, "trials": self.trials, "population": self.population, "outcomes": self.outcomes,
-            "rates": [rate.row() for rate in self.rates],
-        }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(CampaignRates):
     """The results of a campaign, summed by rate, layer and bit.
 
     Attributes
@@ -133,71 +67,87 @@ class Report:
     (['0.0001'], {'masked': 0, 'sdc': 3, 'due': 0})
     """
 
-    store: Path
-    campaign: dict[str, Any]
-    golden: dict[str, Any]
-    environment: dict[str, Any]
-    confidence: float
-    planned: int
-    errors: int
-    everything: Fold
-    by_rate: tuple[Fold, ...]
-    by_layer: tuple[Fold, ...]
-    by_bit: tuple[Fold, ...]
-    samples: Interval | None
-    others: Interval | None
-    strata: tuple[dict[str, Any], ...]
-    look: Look | None = None
+    def __repr__(self) -> str:
+        columns, rows = self._rows()
+        widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+        lines = ("  " + "  ".join(map(str.rjust, cells, widths)) for cells in (columns, *rows))
+        return "\n".join([*self._head(), *lines, *self._more()])
 
-    @cached_property
-    def task(self) -> Task:
-        """The task as the store declares it."""
-        return Task.declared(self.golden["task"])
+    def _repr_html_(self) -> str:
+        columns, rows = self._rows()
+        head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        lines = "".join(f"<p>{escape(line)}</p>" for line in (*self._head(), *self._more(), *notes(self)))
+        return f"<div>{lines}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
-    @property
-    def judged(self) -> int:
-        """The number of samples that each trial is judged on."""
-        return int(self.golden.get("judged", self.golden["samples"]))
-
-    def details(self) -> Iterator[dict[str, Any]]:
-        """One row a trial, read from the store: what it was, its outcome, its metrics."""
-        rates = {s["stratum"]: s["ber"] for s in self.strata}
+    def _head(self) -> Iterator[str]:
+        """Yield the lines above the rates: the trials, the data and the golden run."""
+        yield printable(
+            f"{self.store}: {self.everything.trials:,} of {self.planned:,} trials, {self.golden['data']}, "
+            f"intervals at {100 * self.confidence:.4g} %"
+        )
         measured = self.golden["metrics"]
-        names = [name for name in dict.fromkeys((*self.task.reported, *measured)) if name in measured]
-        with Store.open(self.store) as opened:
-            for row in opened.rows():
-                yield {
-                    "trial": row.trial, "ber": rates[row.stratum], "faults": row.faults, "layer": row.layer,
-                    "bit": row.bit, "outcome": row.outcome, "cause": row.cause,
-                    **{name: row.metrics.get(name) for name in names},
-                }  # fmt: skip
+        named = [self.task.metric(name) for name in self.task.golden_names if name in measured]
+        if named:
+            yield "golden run: " + ", ".join(f"{m.label} {m.text(float(measured[m.name]))}" for m in named)
+
+    def _rows(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Return the columns and the first rows of the short table: by rate in a sweep, else of all trials."""
+        folds = self.by_rate[:_MOST_ROWS] if len(self.by_rate) > 1 else (self.everything,)
+        shown = self.task.table({rate.name for fold in folds for rate in fold.rates})
+        key = swept_over(self) if len(self.by_rate) > 1 else "trials"
+
+        def cells(fold: Fold) -> Iterator[str]:
+            yield printable(fold.key) if len(self.by_rate) > 1 else f"{fold.trials:,}"
+            for metric in shown:
+                interval = fold.rate(metric.name)
+                yield "-" if interval is None else metric.interval(interval)
+
+        return (key, *(metric.label for metric in shown)), [tuple(cells(fold)) for fold in folds]
+
+    def _more(self) -> Iterator[str]:
+        if len(self.by_rate) > _MOST_ROWS:
+            yield f"  and {len(self.by_rate) - _MOST_ROWS} rates more; .by_rate has all"
 
     def to_pandas(self) -> Any:
-        """One line a trial, as a pandas DataFrame; OutputError where pandas is not installed."""
+        """Return a pandas DataFrame with one row a trial; OutputError where pandas is not installed."""
         try:
             import pandas  # type: ignore[import-untyped,unused-ignore]
         except ImportError:
-            raise OutputError("pandas is not installed; pip install pandas, or use --csv") from None
+            raise OutputError("pandas is not installed; pip install pandas, or use .csv(FOLDER)") from None
         return pandas.DataFrame(list(self.details()))
 
-    def summary(self) -> dict[str, Any]:
-        """All trials together, as plain values for JSON."""
-        return {
-            "store": str(self.store), "trials": self.everything.trials, "planned": self.planned,
-            "errors": self.errors, "confidence": self.confidence, "outcomes": self.everything.outcomes,
-            "rates": [rate.row() for rate in self.everything.rates],
-            "golden": self.golden["metrics"], "samples": self.golden["samples"], "judged": self.judged,
-            "data": self.golden["data"], "scores": self.golden.get("kind"),
-            "adaptive": None if self.look is None else self.look.row(),
-        }  # fmt: skip
+    def figure(self, name: str = "") -> Figure:
+        """Return a figure of matplotlib: ``accuracy``, ``layers``, ``bits`` or ``map``; by default the first there is.
 
-    def document(self) -> dict[str, Any]:
-        """Everything, as plain values for JSON."""
-        folds = {name: [fold.row() for fold in getattr(self, name)] for name in ("by_rate", "by_layer", "by_bit")}
-        headline = self.task.metric(self.task.headline)
-        spread = None if self.samples is None else MetricEstimate(headline.name, headline.of, self.samples).row()
-        others = None if self.others is None else MetricEstimate(headline.name, headline.of, self.others).row()
-        return {**self.summary(), **folds, "sample_error": spread, "other_samples": others}
+        Raises
+        ------
+        InputError
+            For another name, or a figure that these trials do not give, with the reason.
+        OutputError
+            Where matplotlib is not installed.
+        """
+        known = {one.name: one for one in figures([self])}
+        if name and name not in known:
+            raise InputError(f"there is no figure {name!r}{closest(name, known)}; give one of {', '.join(known)}")
+        found = known[name] if name else next((one for one in known.values() if one.draw), None)
+        if found is None or found.draw is None:
+            raise InputError("these trials give no figure" if found is None else found.caption)
+        return found.drawn()
+
+    plot = figure
+
+    def html(self, file: str | Path) -> Path:
+        """Write the report as one page that works offline, and return its path."""
+        return write_page([self], file)
+
+    def figures(self, folder: str | Path) -> list[Path]:
+        """Write every figure into a folder, as SVG and PNG, and return the paths."""
+        return write_figures([self], folder)
+
+    def csv(self, folder: str | Path) -> list[Path]:
+        """Write the tables as CSV files into a folder, and return the paths."""
+        return write_csv(self, folder)
 
 
 def report(store: str | Path, *, confidence: float | None = None) -> Report:
@@ -232,222 +182,4 @@ def report(store: str | Path, *, confidence: float | None = None) -> Report:
     >>> found.everything.trials, found.everything.rate("sdc1").high < 0.5
     (20, True)
     """
-    with Store.open(store) as opened:
-        campaign, golden = opened.get("identity"), opened.get("golden")
-        if campaign is None or golden is None or not opened.count("results"):
-            hint = "; its trials ended in errors of the harness" if opened.count("errors") else ""
-            raise StoreError(f"{str(store)!r} holds no result yet{hint}; onnxfi run goes on with it")
-        strata = tuple(opened.strata())
-        cells = [tuple(cell) for cell in opened.get("cells")]
-        confidence = confidence or float(opened.get("length")["confidence"])
-        planned, errors, environment = opened.count("plan"), opened.count("errors"), opened.get("environment")
-        head = (Path(store), campaign, golden, environment, confidence, planned, errors)
-        look = look_at(opened, confidence=confidence) if campaign.get("adaptive") else None
-        if look is not None and look.method != "simple":
-            return Report(*head, *_scored(opened, golden["rows"], confidence), strata, look)
-        fold = _Folder(declared_task(opened), strata, cells, confidence, look)
-        samples = fold.read(opened, golden["rows"])
-    rates = sorted({s["ber"] for s in strata if s["ber"] is not None})
-    return Report(
-        *head,
-        fold("all"),
-        tuple(fold(f"{rate:g}", strata=[s["stratum"] for s in strata if s["ber"] == rate]) for rate in rates),
-        tuple(fold(layer, layer=layer) for layer in dict.fromkeys(layer for layer, _, _ in cells)),
-        tuple(fold(str(bit), bit=bit) for bit in sorted({bit for _, bit, _ in cells if bit is not None})),
-        None if samples is None or len(rates) > 1 else sample_error(samples, confidence),
-        None if samples is None or len(rates) > 1 else _others(samples, confidence),
-        strata,
-        look,
-    )  # fmt: skip
-
-
-def _others(samples: NDArray[np.float64], confidence: float) -> Interval | None:
-    """Return the interval of the rate on as many other samples; None where all of these are alike."""
-    return sample_error(samples, confidence, again=True) if np.ptp(samples) > 0 else None
-
-
-def _scored(
-    store: Store, samples: int, confidence: float
-) -> tuple[Fold, tuple[Fold, ...], tuple[Fold, ...], tuple[Fold, ...], Interval | None, Interval | None]:
-    """All, by rate, by layer and by bit of an adaptive campaign, and the two intervals over samples."""
-    record, task = AdaptiveRecord.of(store), declared_task(store)
-    place = {metric.name: k for k, metric in enumerate(record.metrics)}
-
-    def fold(key: str, inside: Iterable[bool]) -> Fold:
-        strata = np.flatnonzero(list(inside))
-        values = record.values[record.within(strata)]
-        outcomes = {name: int(values[:, place[name]].sum()) for name in OUTCOMES}
-        rates = tuple(
-            MetricEstimate(name, task.metric(name).of, _widened(i, values[:, place[name]], whole=key == "all"))
-            for name, i in record.intervals(strata, confidence).items()
-        )
-        return Fold(key, len(values), int(record.layout.sizes[strata].sum()), outcomes, rates)
-
-    everything = fold("all", [True] * len(record.layers))
-    by_layer = tuple(fold(name, [name == one for one in record.layers]) for name in dict.fromkeys(record.layers))
-    fields = [name for name in dict.fromkeys(record.fields) if not name.endswith("words")]
-    by_bit = tuple(fold(name, [name == one for one in record.fields]) for name in fields)
-    each, rate = record.samples(store, samples), everything.rate(task.headline)
-    if each is None or rate is None or math.isnan(rate.estimate):
-        return everything, (), by_layer, by_bit, None, None
-    spread, others = sample_error(each, confidence), _others(each, confidence)
-    around = partial(_around, rate.estimate)
-    return everything, (), by_layer, by_bit, around(spread), None if others is None else around(others)
-
-
-def _widened(i: Interval, seen: NDArray[np.float64], *, whole: bool) -> Interval:
-    """Return an interval of an adaptive campaign, its estimate NaN where that rests on expectations alone.
-
-    The estimate starts from what trials of the same bits in other layers gave. Of a part of the faults it is shown from
-    30 trials on, and nowhere beyond all that the trials showed; its ends hold all the same.
-    """
-    enough = whole or len(seen) >= FEWEST
-    within = seen.min() - 1e-9 <= i.estimate <= seen.max() + 1e-9
-    return i if enough and within else replace(i, estimate=math.nan)
-
-
-def _around(p: float, spread: Interval) -> Interval:
-    """Return an interval as wide, about another estimate."""
-    low, high = max(p - spread.half_width, 0.0), min(p + spread.half_width, 1.0)
-    return replace(spread, low=low, high=high, estimate=p)
-
-
-@dataclass(frozen=True)
-class _Folder:
-    """Sums become rates: by stratum, each with the number of faults that it was drawn from (none: endless)."""
-
-    task: Task
-    strata: tuple[dict[str, Any], ...]
-    cells: list[tuple[Any, ...]]
-    confidence: float
-    look: Look | None = None
-    sums: dict[TrialCell, Sums] = field(default_factory=dict)
-    #: The values of the metrics without bounds, by name, of which no sums are taken.
-    values: dict[str, dict[TrialCell, list[float]]] = field(default_factory=dict)
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """The metrics that are folded, in the order of the sums."""
-        return self.task.reports
-
-    def _none(self) -> Sums:
-        return np.zeros((len(self.metrics), 3))
-
-    def read(self, store: Store, samples: int) -> NDArray[np.float64] | None:
-        """Sum up the results; for each sample how often its top-1 changed, where there is one ([samples])."""
-        ran = store.ran()
-        sites = self._sites(None, None)
-        weight = {
-            s: sites[s] / sum(sites[r] for r in ran) / n if sites else 1 / sum(ran.values()) for s, n in ran.items()
-        }
-        changed = None
-        for row in store.rows():
-            self._add((row.stratum, row.layer, row.bit), row)
-            if row.changed is not None and samples > 1:
-                changed = np.zeros(samples) if changed is None else changed
-                changed += weight[row.stratum] * unpacked(row.changed, samples)
-        return None if changed is None else np.clip(changed, 0, 1)
-
-    def _add(self, key: TrialCell, row: Row) -> None:
-        """Add a trial: bounded values, scaled to [0, 1], to the sums, the others to the lists."""
-        values = [metric.value(row.outcome, row.metrics) for metric in self.metrics]
-        for k, metric in enumerate(self.metrics):
-            if metric.fold == "median" and (value := values[k]) is not None:
-                self.values.setdefault(metric.name, {}).setdefault(key, []).append(value)
-                values[k] = 0.0
-        low, width = self._scale
-        x = (np.array([np.nan if one is None else one for one in values]) - low) / width
-        here = ~np.isnan(x)
-        self.sums.setdefault(key, self._none())[here] += np.stack([np.ones_like(x), x, x * x], axis=1)[here]
-
-    @cached_property
-    def _scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The least value of each metric and the width of its bounds."""
-        ends = [(0.0, 1.0) if metric.fold == "median" else metric.bounds for metric in self.metrics]
-        return np.array([low for low, _ in ends]), np.array([high - low for low, high in ends])
-
-    def __call__(
-        self, key: str, *, strata: list[int] | None = None, layer: str | None = None, bit: int | None = None
-    ) -> Fold:
-        where = _Scope(None if strata is None else tuple(strata), layer, bit)
-        parts = self._parts(where)
-        total = np.sum([sums for _, sums, _ in parts], axis=0)
-        place = {metric.name: k for k, metric in enumerate(self.metrics)}
-        outcomes = {name: int(total[place[name], 1]) for name in OUTCOMES}
-        rates = tuple(
-            MetricEstimate(metric.name, metric.of, self._interval(k, where, parts, whole=key == "all"))
-            for k, metric in enumerate(self.metrics)
-            if total[k, 0]
-        )
-        population = sum(n for _, _, n in parts if n) or None
-        return Fold(key, int(total[0, 0]), population, outcomes, rates)
-
-    def _parts(self, where: _Scope) -> list[_Part]:
-        """Return the strata of a fold (None: all as one), each with its sums and the sites of the fold there."""
-        found: dict[int, Sums] = defaultdict(self._none)
-        for key, sums in self.sums.items():
-            if where.holds(key):
-                found[key[0]] += sums
-        if not self.cells:  # sweeps and mixes: trials of an endless population
-            return [(None, np.sum([self._none(), *found.values()], axis=0), None)]
-        sites = self._sites(where.layer, where.bit)
-        return [(stratum, found[stratum], n) for stratum, n in sorted(sites.items())]
-
-    def _sites(self, layer: str | None, bit: int | None) -> dict[int, int]:
-        """Return the sites of a layer and bit (None: of all) in each stratum."""
-        sites: dict[int, int] = defaultdict(int)
-        for cell_layer, cell_bit, n in self.cells:
-            if layer in (None, cell_layer) and bit in (None, cell_bit):
-                sites[self._drawn_from(cell_layer, cell_bit)] += n
-        return sites
-
-    def _drawn_from(self, layer: str, bit: int | None) -> int:
-        """Return the stratum that the sites of a layer and bit belong to."""
-        return next(self._homes[key] for key in ((layer, bit), (layer, None), (None, None)) if key in self._homes)
-
-    @cached_property
-    def _homes(self) -> dict[tuple[str | None, int | None], int]:
-        return {(s["layer"], s["bit"]): s["stratum"] for s in self.strata}
-
-    def _interval(self, k: int, where: _Scope, parts: list[_Part], *, whole: bool = False) -> Interval:
-        """Return the interval of the k-th metric over the trials of a fold."""
-        metric = self.metrics[k]
-        if whole and self.look is not None and self.look.rate == metric.name:
-            return self.look.interval
-        if metric.fold == "median":
-            return median_interval(self._listed(metric, where, parts), self.confidence, bounds=metric.bounds)
-        strata = [Stratum(population, int(sums[k, 0]), *sums[k, 1:]) for _, sums, population in parts]
-        if metric.fold == "count" and len(strata) == 1:
-            one = strata[0]
-            return clopper_pearson(round(one.total), one.n, self.confidence, population=one.population)
-        found, low = stratified_interval(strata, self.confidence), metric.bounds[0]
-        if metric.bounds == (0.0, 1.0):
-            return found
-        width = metric.bounds[1] - low
-        ends = {name: low + getattr(found, name) * width for name in ("low", "high", "estimate")}
-        return replace(found, **ends)
-
-    def _listed(
-        self, metric: Metric, where: _Scope, parts: list[_Part]
-    ) -> list[tuple[NDArray[np.float64], int | None]]:
-        """Return the values of a metric in each stratum of a fold, with the sites of the fold there."""
-        found: dict[int | None, list[float]] = defaultdict(list)
-        for key, values in self.values.get(metric.name, {}).items():
-            if where.holds(key):
-                found[key[0] if self.cells else None] += values
-        return [(np.array(found[stratum]), n) for stratum, _, n in parts]
-
-
-@dataclass(frozen=True)
-class _Scope:
-    """The trials of a fold: those in some strata, one layer, one bit; None stands for all."""
-
-    strata: tuple[int, ...] | None
-    layer: str | None
-    bit: int | None
-
-    def holds(self, key: TrialCell) -> bool:
-        """Return true where trials of this stratum, layer and bit belong to the fold."""
-        stratum, layer, bit = key
-        inside = self.layer in (None, layer) and self.bit in (None, bit)
-        return inside and (self.strata is None or stratum in self.strata)
+    return Report.read(store, confidence)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxfi.campaign.report.report import Fold, Report
+from onnxfi.campaign.report.rates import CampaignRates, Fold
 from onnxfi.campaign.results.store import Store, declared_task
 from onnxfi.faults.faultlist import Header
 from onnxfi.graph.model.byte_source import printable
@@ -20,7 +20,7 @@ from onnxfi.graph.write.scratch_folder import scratch_folder
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 
-def classes(found: Report) -> list[dict[str, Any]]:
+def classes(found: CampaignRates) -> list[dict[str, Any]]:
     """Return the table of Gogebakan et al. (SpikingJET, 2024): a row a layer; shares from masked to DUE sum to 1.
 
     `faults` counts the trials, `injections` the samples that were run under them. Empty where nothing is classified,
@@ -46,26 +46,26 @@ def classes(found: Report) -> list[dict[str, Any]]:
     return rows
 
 
-def swept_over(found: Report) -> str:
+def swept_over(found: CampaignRates) -> str:
     """Return what a sweep goes over, in words: bit error rates, rates per word, or probabilities per sample."""
     if found.campaign["design"] == "per_sample":
         return "fault probability per sample"
     return "bit error rate" if unit(found) == "bit" else "fault rate per word"
 
 
-def rate_name(found: Report) -> str:
+def rate_name(found: CampaignRates) -> str:
     """Return the name of a sweep's rates with their unit, as the head of a column or an axis."""
     heads = {"bit error rate": "Bit error rate (faults per bit)", "fault rate per word": "Rate (faults per word)"}
     return heads.get(swept_over(found), "Probability of a fault per sample")
 
 
-def unit(found: Report) -> str:
+def unit(found: CampaignRates) -> str:
     """Return the unit of a report's rates: bit or word."""
     with Store.open(found.store) as opened:
         return Header.parse(opened.get("header"), str(found.store)).unit
 
 
-def write_csv(found: Report, folder: str | Path) -> list[Path]:
+def write_csv(found: CampaignRates, folder: str | Path) -> list[Path]:
     """Write the report as CSV files into a folder; returns what was written.
 
     `detail.csv` has a line a trial, `summary.csv` the rates of all trials with the ends of their intervals; the same by
@@ -86,7 +86,7 @@ def write_csv(found: Report, folder: str | Path) -> list[Path]:
     return [_table(place / f"{name}.csv", rows) for name, rows in tables.items() if rows]
 
 
-def _flat(key: str, fold: Fold, found: Report) -> dict[str, Any]:
+def _flat(key: str, fold: Fold, found: CampaignRates) -> dict[str, Any]:
     """Return a fold as one line: what it is, its counts, the golden accuracy, then value and ends of each rate."""
     row: dict[str, Any] = {key: fold.key} if key else {}
     row |= {"trials": fold.trials, "population": fold.population}
@@ -174,19 +174,19 @@ def layer_bit_cells(store: str | Path) -> tuple[LayerBitCell, ...]:
 class ComparisonRow:
     """A line: the report that it is of and what to call it, the bit error rate (None: all trials), and its trials."""
 
-    report: Report
+    report: CampaignRates
     label: str
     ber: str | None
     fold: Fold
 
 
-def report_labels(found: Sequence[Report]) -> list[str]:
+def report_labels(found: Sequence[CampaignRates]) -> list[str]:
     """Return a label for each report: the name of its file, with the folder where names are the same."""
     names = [one.store.name.removesuffix(".db").removesuffix(".onnxfi") for one in found]
     return names if len(set(names)) == len(names) else [str(one.store) for one in found]
 
 
-def comparison_rows(found: Sequence[Report]) -> list[ComparisonRow]:
+def comparison_rows(found: Sequence[CampaignRates]) -> list[ComparisonRow]:
     """Return the lines of reports: by rate where there are several, since a mean over rates has no meaning."""
     lines = []
     for one, label in zip(found, report_labels(found), strict=True):
@@ -197,7 +197,7 @@ def comparison_rows(found: Sequence[Report]) -> list[ComparisonRow]:
     return lines
 
 
-def write_csv_of_all(found: Sequence[Report], folder: str | Path) -> list[Path]:
+def write_csv_of_all(found: Sequence[CampaignRates], folder: str | Path) -> list[Path]:
     """Write the CSV files of several reports as those of one, each line with its store in the first column.
 
     Columns that only some of them have are empty for the others. OutputError where the folder cannot be written.

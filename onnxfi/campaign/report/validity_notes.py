@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from onnxfi.campaign.report.report import FEWEST, Report
+from onnxfi.campaign.report.rates import FEWEST, CampaignRates
 from onnxfi.tasks.task import Task
 
 
-def notes(found: Report) -> Iterator[str]:
+def notes(found: CampaignRates) -> Iterator[str]:
     """Yield the conditions under which the numbers of a report hold, a line each."""
     if found.golden.get("kind") == "counts":
         yield "scores are read as spike counts: score shifts are relative changes of a count (--scores says otherwise)"
@@ -46,7 +46,7 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def _elsewhere(found: Report) -> str:
+def _elsewhere(found: CampaignRates) -> str:
     """Return the note on other samples of this kind."""
     samples, level = found.golden["samples"], f"{100 * found.confidence:.4g} %"
     if found.others is None or found.samples is None:

@@ -1,443 +1,67 @@
-"""The report: numbers recomputed from the store by hand, with scipy's intervals; the tables as files."""
+"""Reports as Python shows them: a short text, a table in a notebook, figures, files."""
 
 from __future__ import annotations
 
-import csv
-import json
-import math
-import sqlite3
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pytest
-from scipy import stats
-from tiny_campaigns import altered, mlp, ran, samples, save
+from tiny_campaigns import ran
 
-from onnxfi.campaign.report.report import Fold, Report, report
-from onnxfi.campaign.report.tables import classes, write_csv
-from onnxfi.campaign.report.validity_notes import notes
-from onnxfi.campaign.run.runner import run
+from onnxfi.campaign.report.report import Report, report
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.errors import OutputError, StoreError
-from onnxfi.statistics.intervals import Stratum, clopper_pearson, stratified_interval
-from onnxfi.tasks.classification import CLASSES, CLASSIFICATION
-from onnxfi.tasks.outcomes import unpacked
-
-LAYERS = {"fc1": 25 * 32, "fc2": 18 * 32}
+from onnxfi.errors import InputError, OutputError
 
 
-def campaign(**fields: Any) -> Campaign:
-    return Campaign(**{"model": "m.onnx", "data": "d.npz", "provider": "cpu", **fields})
+@pytest.fixture
+def sweep(here: Path) -> Report:
+    ran(Campaign("m.onnx", "d.npz", provider="cpu", ber=(1e-4, 1e-2), repeat=4), here / "s.db")
+    return report(here / "s.db")
 
 
-def rows_of(store: Path) -> list[dict[str, Any]]:
-    """The results, read by SQL alone."""
-    with sqlite3.connect(store) as db:
-        columns = "trial, stratum, plan.layer, plan.bit, outcome, metrics, changed"
-        found = db.execute(f"SELECT {columns} FROM results JOIN plan USING (trial)").fetchall()
-    db.close()
-    names = ("trial", "stratum", "layer", "bit", "outcome")
-    return [{**dict(zip(names, row, strict=False)), **json.loads(row[5]), "flags": row[6]} for row in found]
+def test_the_short_text_has_a_line_for_each_rate_and_fits_a_screen(sweep: Report) -> None:
+    text = repr(sweep)
+    lines = text.splitlines()
+    assert len(text) < 2000 and lines[0].startswith(str(sweep.store)) and "8 of 8 trials" in lines[0]
+    assert lines[1].startswith("golden run: top-1 ")
+    assert [line.split()[0] for line in lines[3:]] == ["0.0001", "0.01"]
+    accuracy = sweep.by_rate[0].rate("top1")
+    assert accuracy is not None and sweep.task.metric("top1").interval(accuracy) in lines[3]
 
 
-def hit(name: str, row: dict[str, Any]) -> bool:
-    return row["sdc1"] > 0 if name == "any_sdc1" else bool(row["outcome"] == name)
+def test_many_rates_are_cut_and_counted(sweep: Report) -> None:
+    many = replace(sweep, by_rate=sweep.by_rate * 15)
+    assert len(repr(many).splitlines()) == 24 and repr(many).endswith("and 10 rates more; .by_rate has all")
 
 
-def check(fold: Fold, rows: list[dict[str, Any]], weights: dict[int, int] | None) -> None:
-    """A fold's numbers against its rows; `weights` are the sites of each stratum, None where there is no population."""
-    assert fold.trials == len(rows)
-    assert fold.outcomes == {**dict.fromkeys(("masked", "sdc", "due"), 0), **Counter(row["outcome"] for row in rows)}
-    strata = sorted(weights) if weights else [0]
-    assert fold.population == (sum(weights.values()) if weights else None)
-    for rate in fold.rates:
-        yes_no = CLASSIFICATION.metric(rate.name).fold == "count"
-        assert rate.of == ("trials" if yes_no else "samples")
-        x = [
-            [
-                float(hit(rate.name, r)) if yes_no else float(r[rate.name])
-                for r in rows
-                if not weights or r["stratum"] == s
-            ]
-            for s in strata
-        ]
-        sizes = [weights[s] if weights else None for s in strata]
-        total = sum(weights.values()) if weights else 1
-        drawn = sum(n or 1 for values, n in zip(x, sizes, strict=True) if values)
-        estimate = sum((n or 1) / drawn * float(np.mean(values)) for values, n in zip(x, sizes, strict=True) if values)
-        assert rate.interval.estimate == pytest.approx(estimate)
-        if yes_no and len(strata) == 1:
-            found = clopper_pearson(int(sum(x[0])), len(x[0]), population=sizes[0])
-        else:
-            found = stratified_interval([Stratum.of(values, n) for values, n in zip(x, sizes, strict=True)])
-        assert (rate.interval.low, rate.interval.high) == pytest.approx((found.low, found.high))
-        assert 0 <= rate.interval.low <= rate.interval.estimate <= rate.interval.high <= 1 and total
+def test_a_table_in_a_notebook_escapes_names(sweep: Report) -> None:
+    hostile = replace(sweep, golden=sweep.golden | {"data": "<script>alert(1)</script>"})
+    text = hostile._repr_html_()
+    assert "<script>" not in text and text.count("<tr>") == 3 and "&lt;script&gt;" in text
 
 
-# By hand
+def test_trials_without_a_sweep_are_one_line(here: Path) -> None:
+    ran(Campaign("m.onnx", "d.npz", provider="cpu", single=True, trials=10), here / "s.db")
+    assert repr(report(here / "s.db")).splitlines()[-1].split()[0] == "10"
 
 
-def test_a_sweep_by_rate_with_scipys_intervals(here: Path) -> None:
-    ran(campaign(ber=(1e-4, 1e-3, 1e-2), repeat=25), here / "s.db")
-    found, rows = report(here / "s.db"), rows_of(here / "s.db")
-    assert [fold.key for fold in found.by_rate] == ["0.0001", "0.001", "0.01"]
-    assert found.by_layer == found.by_bit == () and found.samples is None
-    check(found.everything, rows, None)
-    for s, fold in enumerate(found.by_rate):
-        here_ = [row for row in rows if row["stratum"] == s]
-        check(fold, here_, None)
-        for name in ("masked", "sdc", "due", "any_sdc1"):
-            k = sum(hit(name, row) for row in here_)
-            exact = stats.binomtest(k, 25).proportion_ci(0.99, "exact")
-            interval = fold.rate(name)
-            assert interval is not None
-            assert (interval.low, interval.estimate, interval.high) == pytest.approx((exact.low, k / 25, exact.high))
-        accuracy = fold.rate("top1")
-        assert accuracy is not None and accuracy.estimate == pytest.approx(np.mean([row["top1"] for row in here_]))
-    falling = [fold.rate("top1") for fold in found.by_rate]
-    assert falling[0] is not None and falling[2] is not None and falling[0].estimate > falling[2].estimate
+def test_figures_tables_and_the_page_are_written(sweep: Report, here: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert sweep.figure().axes[0].get_xlabel() == sweep.plot("accuracy").axes[0].get_xlabel()
+    assert {path.suffix for path in sweep.figures(here / "figures")} == {".svg", ".png"}
+    assert sweep.html(here / "s.html").read_text("utf-8").startswith("<!doctype html>")
+    assert all(path.is_file() for path in sweep.csv(here / "csv"))
+    with pytest.raises(InputError, match="there is no figure 'layer'; closest: 'layers'"):
+        sweep.figure("layer")
+    with pytest.raises(InputError, match="No rates by layer here"):
+        sweep.figure("layers")
 
 
-def test_a_network_wise_sample_by_layer_and_bit(here: Path) -> None:
-    ran(campaign(single=True, margin=0.12), here / "s.db")
-    found, rows = report(here / "s.db"), rows_of(here / "s.db")
-    check(found.everything, rows, {0: 1376})
-    assert [fold.key for fold in found.by_layer] == ["fc1", "fc2"]
-    for fold in found.by_layer:
-        check(fold, [row for row in rows if row["layer"] == fold.key], {0: LAYERS[fold.key]})
-    assert [fold.key for fold in found.by_bit] == [str(bit) for bit in range(32)]
-    for fold in found.by_bit:
-        check(fold, [row for row in rows if str(row["bit"]) == fold.key], {0: 43})
-    due = found.everything.rate("due")
-    assert due is not None
-    k, n = found.everything.outcomes["due"], len(rows)
-    low, high = (due.low * 1376, due.high * 1376)
-    assert low == pytest.approx(round(low)) and high == pytest.approx(round(high)), "whole numbers of the 1,376 faults"
-    assert stats.hypergeom.sf(k - 1, 1376, round(low), n) > 0.005 >= stats.hypergeom.sf(k - 1, 1376, round(low) - 1, n)
-    assert stats.hypergeom.cdf(k, 1376, round(high), n) > 0.005 >= stats.hypergeom.cdf(k, 1376, round(high) + 1, n)
-
-
-@pytest.mark.parametrize("per", ["layer", "layer-bit", "data-aware"])
-def test_strata_are_weighted_by_their_sites(here: Path, per: str) -> None:
-    ran(campaign(single=True, margin=0.2, per=per, bits="28-31"), here / "s.db")
-    found, rows = report(here / "s.db"), rows_of(here / "s.db")
-    sites = {f["stratum"]: int(f["population"]) for f in found.strata}
-    assert sum(sites.values()) == 43 * 4
-    check(found.everything, rows, sites)
-    homes = {f["stratum"]: (f["layer"], f["bit"]) for f in found.strata}
-    for fold in found.by_layer:
-        inside = {s: n for s, n in sites.items() if homes[s][0] == fold.key}
-        check(fold, [row for row in rows if row["layer"] == fold.key], inside)
-    for fold in found.by_bit:
-        bit = int(fold.key)
-        inside = {s: (n if per != "layer" else n // 4) for s, n in sites.items() if homes[s][1] in (None, bit)}
-        check(fold, [row for row in rows if row["bit"] == bit], inside)
-    plain = np.mean([row["sdc1"] for row in rows])
-    weighted = found.everything.rate("sdc1")
-    assert weighted is not None
-    if per == "data-aware":
-        assert abs(weighted.estimate - plain) > 1e-6, "a plain mean would be another number"
-
-
-def test_a_stratum_that_has_not_run_yet_widens_the_interval(here: Path) -> None:
-    running = run(campaign(single=True, margin=0.2, per="layer"), here / "s.db")
-    for result in running:
-        if result.trial >= 40:
-            break
-    running.close()
-    found = report(here / "s.db")
-    assert (found.everything.trials, found.planned) == (40, len(running.plan))
-    with altered(here / "s.db") as db:
-        db.execute("DELETE FROM results WHERE trial % 2 = 0")
-    half = report(here / "s.db")
-    check(half.everything, rows_of(here / "s.db"), {0: LAYERS["fc1"], 1: LAYERS["fc2"]})
-    wide, narrow = half.everything.rate("sdc"), found.everything.rate("sdc")
-    assert wide is not None and narrow is not None
-    assert wide.half_width > narrow.half_width + 0.15
-    assert half.by_layer[1].trials == 0 and half.by_layer[1].rates == ()
-
-
-def test_an_unfinished_exhaustive_campaign_is_a_fair_sample(here: Path) -> None:
-    running = run(campaign(exhaustive=True), here / "s.db")
-    for result in running:
-        if result.trial >= 200:
-            break
-    running.close()
-    found = report(here / "s.db")
-    assert (found.everything.trials, found.everything.population) == (200, 1376)
-    assert {fold.key for fold in found.by_layer if fold.trials > 60} == {"fc1", "fc2"}
-    assert sum(fold.trials > 0 for fold in found.by_bit) > 28
-
-
-def test_a_mix_has_all_trials_together(here: Path) -> None:
-    ran(campaign(mix=(dict(count=2), dict(fault="zero", count=1)), repeat=15), here / "s.db")
-    found = report(here / "s.db")
-    check(found.everything, rows_of(here / "s.db"), None)
-    assert found.by_rate == found.by_layer == found.by_bit == ()
-
-
-def test_classes_sum_to_one_everywhere(here: Path) -> None:
-    ran(campaign(single=True, margin=0.1), here / "s.db")
-    found = report(here / "s.db")
-    for fold in (found.everything, *found.by_layer, *found.by_bit):
-        shares = [fold.rate(name) for name in CLASSES]
-        assert sum(i.estimate for i in shares if i) == pytest.approx(1 if fold.trials else 0)
-
-
-def test_the_choice_of_samples_is_weighted_like_the_trials(here: Path) -> None:
-    ran(campaign(single=True, margin=0.15, per="layer-bit", bits="24-31"), here / "s.db")
-    found, rows = report(here / "s.db"), rows_of(here / "s.db")
-    sites = {f["stratum"]: int(f["population"]) for f in found.strata}
-    ran_ = Counter(row["stratum"] for row in rows)
-    each = sum(
-        sites[r["stratum"]] / sum(sites.values()) / ran_[r["stratum"]] * unpacked(r["flags"], 12).astype(float)
-        for r in rows
-    )
-    rate = found.everything.rate("sdc1")
-    assert found.samples is not None and rate is not None
-    assert found.samples.estimate == pytest.approx(float(np.mean(each))) == pytest.approx(rate.estimate)
-    t = stats.t.interval(0.99, 11, np.mean(each), np.std(each, ddof=1) / math.sqrt(12))
-    assert (found.samples.low, found.samples.high) == pytest.approx((max(t[0], 0), t[1]))
-
-
-def test_the_confidence_can_be_another(here: Path) -> None:
-    ran(campaign(single=True, trials=50, confidence=0.9), here / "s.db")
-    widths = []
-    for confidence in (None, 0.9, 0.99):
-        found = report(here / "s.db", confidence=confidence)
-        rate = found.everything.rate("sdc1")
-        assert rate is not None and rate.confidence == found.confidence
-        widths.append(rate.half_width)
-    assert widths[0] == widths[1] < widths[2]
-
-
-# Files
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
-def test_the_average_and_the_detail_of_a_sweep_as_csv(here: Path) -> None:
-    ran(campaign(ber=(1e-3, 1e-2), repeat=6), here / "s.db")
-    found = report(here / "s.db")
-    written = write_csv(found, here / "out" / "csv")
-    assert [path.name for path in written] == ["detail.csv", "summary.csv", "rates.csv"]
-    rates, detail = read(here / "out" / "csv" / "rates.csv"), read(here / "out" / "csv" / "detail.csv")
-    assert [row["ber"] for row in rates] == ["0.001", "0.01"]
-    assert [row["trial"] for row in detail] == [str(k) for k in range(1, 13)]
-    for row in rates:
-        mine = [one for one in detail if one["ber"] == row["ber"]]
-        assert len(mine) == int(row["trials"]) == 6
-        for name in ("top1", "top5", "sdc1"):
-            assert float(row[name]) == pytest.approx(np.mean([float(one[name]) for one in mine]))
-            assert float(row[f"{name}_low"]) <= float(row[name]) <= float(row[f"{name}_high"])
-        assert float(row["golden_top1"]) == pytest.approx(found.golden["metrics"]["top1"])
-    assert {"trial", "ber", "faults", "outcome", "top1", "top5", *CLASSES} <= set(detail[0])
-
-
-def test_the_table_of_classes_by_layer_as_csv(here: Path) -> None:
-    ran(campaign(single=True, margin=0.1, per="layer"), here / "s.db")
-    found = report(here / "s.db")
-    names = [path.name for path in write_csv(found, here)]
-    assert names == ["detail.csv", "summary.csv", "layers.csv", "bits.csv", "classes.csv"]
-    table = read(here / "classes.csv")
-    assert [row["layer"] for row in table] == ["fc1", "fc2"]
-    shares = [name.removeprefix("class_") for name in CLASSES]
-    assert list(table[0]) == ["layer", "faults", "injections", *shares, "faulty_accuracy", "golden_accuracy"]
-    rows = rows_of(here / "s.db")
-    for line in table:
-        mine = [row for row in rows if row["layer"] == line["layer"]]
-        assert (int(line["faults"]), int(line["injections"])) == (len(mine), 12 * len(mine))
-        assert sum(float(line[name]) for name in shares) == pytest.approx(1)
-        for name in shares:
-            assert float(line[name]) == pytest.approx(np.mean([row[f"class_{name}"] for row in mine]))
-        assert float(line["faulty_accuracy"]) == pytest.approx(np.mean([row["top1"] for row in mine]))
-        assert float(line["golden_accuracy"]) == pytest.approx(found.golden["metrics"]["top1"])
-    layers = read(here / "layers.csv")
-    assert [(row["layer"], row["population"]) for row in layers] == [("fc1", "800"), ("fc2", "576")]
-    assert all(float(row["class_sdc_1_low"]) <= float(row["class_sdc_1"]) for row in layers)
-    assert len(read(here / "bits.csv")) == 32
-
-
-def test_files_of_models_without_classes(here: Path) -> None:
-    save(
-        here,
-        """g (float[N,4] x) => (float[N,4,1] y) <float[4] w = {1,2,3,4}>
-        { two = Constant<value_ints = [2]>() a = Mul(x, w) y = Unsqueeze(a, two) }""",
-    )
-    ran(campaign(model="g.onnx", data=None, single=True, trials=20), here / "s.db")
-    found = report(here / "s.db")
-    assert classes(found) == [] and found.samples is None
-    assert {rate.name for rate in found.everything.rates} == {
-        "masked", "sdc", "due", "nonfinite", "masked_samples", "sdc_samples", "due_samples",
-        "changed", "changed_samples", "max_abs", "rel_l2", "cosine",
-    }  # fmt: skip
-    assert "classes.csv" not in [path.name for path in write_csv(found, here)]
-    assert "top1" not in read(here / "summary.csv")[0], "a task's columns are the metrics that it declares"
-
-
-def test_a_folder_that_cannot_be_written(here: Path) -> None:
-    ran(campaign(single=True, trials=3), here / "s.db")
-    (here / "file").touch()
-    with pytest.raises(OutputError, match=r"the output folder .*file' cannot be made"):
-        write_csv(report(here / "s.db"), here / "file")
-
-
-def test_a_file_that_cannot_be_finished_is_not_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran(campaign(single=True, trials=3), here / "s.db")
-    (here / "csv").mkdir()
-    (here / "csv" / "detail.csv").write_text("an older one")
-    details = Report.details
-
-    def full(self: Report) -> Iterator[dict[str, Any]]:
-        yield next(details(self))
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Report, "details", full)
-    with pytest.raises(OutputError, match=r"cannot write .*detail\.csv': No space left on device; nothing was written"):
-        write_csv(report(here / "s.db"), here / "csv")
-    assert [(p.name, p.read_text()) for p in (here / "csv").iterdir()] == [("detail.csv", "an older one")]
-
-
-@pytest.mark.parametrize(
-    ("name", "cell"),
-    [
-        ('a,"b\n', 'a,"b\n'),
-        ("=cmd|' calc'!A0", "'=cmd|' calc'!A0"),
-        (" +1+1", "' +1+1"),
-        ("＠SUM(1)", "'＠SUM(1)"),
-        ("-\x1b]0;x\x07\x9b31m\u202e", "'-\\x1b]0;x\\x07\\x9b31m\\u202e"),
-    ],
-    ids=["quotes", "formula", "space", "wide", "escapes"],
-)
-def test_names_that_need_quotes_or_would_be_formulas(name: str, cell: str, here: Path) -> None:
-    samples(here)
-    mlp(here)
-    import onnx
-
-    model = onnx.load("m.onnx")
-    for node in model.graph.node:
-        node.name = node.name.replace("fc1", name)
-    onnx.save(model, "m.onnx")
-    ran(campaign(single=True, trials=4), here / "s.db")
-    write_csv(report(here / "s.db"), here)
-    assert read(here / "layers.csv")[0]["layer"] == cell
-
-
-# JSON and pandas
-
-
-def test_the_document_is_strict_and_says_what_the_report_says(here: Path) -> None:
-    ran(campaign(single=True, margin=0.2), here / "s.db")
-    found = report(here / "s.db")
-    document = json.loads(json.dumps(found.document(), allow_nan=False))
-    assert document["outcomes"] == found.everything.outcomes
-    assert (document["trials"], document["planned"], document["errors"]) == (found.everything.trials, found.planned, 0)
-    rates = {rate["name"]: rate for rate in document["rates"]}
-    assert set(rates) == set(CLASSIFICATION.reported)
-    interval = found.everything.rate("critical")
-    assert interval is not None
-    assert (rates["critical"]["low"], rates["critical"]["value"], rates["critical"]["high"]) == (
-        interval.low, interval.estimate, interval.high,
-    )  # fmt: skip
-    assert [fold["key"] for fold in document["by_layer"]] == ["fc1", "fc2"]
-    assert document["golden"] == found.golden["metrics"]
-
-
-def test_pandas_where_it_is_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran(campaign(ber=(1e-3, 1e-2), repeat=3), here / "s.db")
-    found = report(here / "s.db")
-    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=list))
-    rows = found.to_pandas()
-    assert [(row["trial"], row["ber"]) for row in rows] == [(k, (1e-3, 1e-2)[(k - 1) % 2]) for k in range(1, 7)]
-    assert rows == list(found.details())
+def test_one_row_a_trial_in_pandas(sweep: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pandas")
+    table = sweep.to_pandas()
+    assert len(table) == 8 and sorted(set(table["ber"])) == [1e-4, 1e-2]
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(OutputError, match="pandas is not installed; pip install pandas, or use --csv"):
-        found.to_pandas()
-
-
-def test_a_real_data_frame(here: Path) -> None:
-    import pandas
-
-    ran(campaign(ber=(1e-3, 1e-2), repeat=4), here / "s.db")
-    found = report(here / "s.db")
-    frame = found.to_pandas()
-    assert isinstance(frame, pandas.DataFrame) and frame["top1"].between(0, 1).all()
-    assert frame.groupby("ber").size().to_dict() == {1e-3: 4, 1e-2: 4}
-    for fold, mean in zip(found.by_rate, frame.groupby("ber")["top1"].mean(), strict=True):
-        interval = fold.rate("top1")
-        assert interval is not None and interval.estimate == pytest.approx(mean)
-
-
-# Stores without an answer
-
-
-def test_stores_without_results(here: Path) -> None:
-    run(campaign(single=True, trials=3), here / "s.db").close()
-    with pytest.raises(StoreError, match=r"s\.db' holds no result yet; onnxfi run goes on with it"):
-        report(here / "s.db")
-    with altered(here / "s.db") as db:
-        db.execute("INSERT INTO errors VALUES (1, 'x', 0)")
-    with pytest.raises(StoreError, match="holds no result yet; its trials ended in errors of the harness"):
-        report(here / "s.db")
-    with altered(here / "s.db") as db:
-        db.execute("DELETE FROM meta")
-    with pytest.raises(StoreError, match="holds no result yet"):
-        report(here / "s.db")
-
-
-def test_errors_of_the_harness_count_in_no_rate(here: Path) -> None:
-    ran(campaign(single=True, trials=30), here / "s.db")
-    with altered(here / "s.db") as db:
-        db.execute("DELETE FROM results WHERE trial <= 5")
-        db.execute("INSERT INTO errors SELECT trial, 'x', 0 FROM plan WHERE trial <= 5")
-    found: Report = report(here / "s.db")
-    assert (found.errors, found.everything.trials, found.planned) == (5, 25, 30)
-    check(found.everything, rows_of(here / "s.db"), {0: 1376})
-
-
-# One name, one definition
-
-
-def test_sdc1_is_one_number_in_every_table_and_file(here: Path) -> None:
-    ran(campaign(single=True, trials=120, bits="exponent"), here / "s.db")
-    rows, found = rows_of(here / "s.db"), report(here / "s.db")
-    for row in rows:
-        assert row["critical"] <= row["sdc1"] == row["class_sdc_1"] <= min(row["sdc_samples"], row["top1_changed"])
-        assert row["class_due"] == row["due_samples"]
-        assert found.golden["metrics"]["top1"] - row["top1"] <= row["critical"] + row["due_samples"] + 1e-12
-    assert any(row["top1_changed"] > row["sdc1"] for row in rows), "a NaN makes another top-1, and is detected"
-    for fold, shares in zip(found.by_layer, classes(found), strict=True):
-        rate, same = fold.rate("sdc1"), fold.rate("class_sdc_1")
-        assert rate is not None and rate == same and rate.estimate == shares["sdc_1"]
-    write_csv(found, here / "csv")
-    files = {
-        name: list(csv.DictReader((here / "csv" / f"{name}.csv").read_text().splitlines()))
-        for name in ("layers", "classes")
-    }
-    assert [row["sdc1"] for row in files["layers"]] == [row["sdc_1"] for row in files["classes"]]
-
-
-def test_notes_say_what_the_numbers_hold_for(here: Path) -> None:
-    ran(campaign(single=True, trials=60, bits="30"), here / "s.db")
-    found = report(here / "s.db")
-    first, second = notes(found)
-    assert first.startswith("masked, sdc, due and any_sdc1 count trials by the gravest of their 12 samples")
-    assert found.samples is not None and found.others is not None
-    assert found.others.half_width > found.samples.half_width or found.others.low == 0
-    assert (
-        f"12 again, would put SDC-1 between {100 * found.others.low:.3f} % and {100 * found.others.high:.3f} %"
-        in second
-    )
-    assert f"together between {100 * found.samples.low:.3f} % and" in second and second.endswith("(99 %)")
-    ran(campaign(single=True, trials=3, bits="0", include=("w1",)), here / "quiet.db")
-    quiet = report(here / "quiet.db")
-    assert quiet.others is None and quiet.document()["other_samples"] is None
-    assert "all 12 samples fared alike" in list(notes(quiet))[-1]
+    with pytest.raises(OutputError, match=r"pip install pandas, or use \.csv"):
+        sweep.to_pandas()

@@ -20,7 +20,8 @@ from tiny_campaigns import mlp, ran, samples
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.plan import Plan, make_plan
 from onnxfi.campaign.report import report as reports
-from onnxfi.campaign.report.report import Fold, Report, report
+from onnxfi.campaign.report.rates import Fold
+from onnxfi.campaign.report.report import Report, report
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.faults import sampling
