@@ -115,9 +115,7 @@ def measure(folder: Path, test: dict[str, np.ndarray], repeat: int, workers: int
             str(folder / f"{way}.onnx"), str(folder / "test.npz"),
             ber=RATES, bits=BITS, repeat=repeat, batch=250, confidence=0.95, seed=7, provider="cpu",
         )  # fmt: skip
-        for _ in onnxfi.run(campaign, folder / f"{way}.db", workers=workers):
-            pass
-        found = onnxfi.report(folder / f"{way}.db")
+        found = onnxfi.run(campaign, store=folder / f"{way}.db", workers=workers)
         top1 = found.golden["metrics"]["top1"]
         print(f"{way:>8} {'golden':>6} {top1:>7.1%}   {'':<17} {'#' * round(40 * top1)}")
         for rate, fold in zip(RATES, found.by_rate, strict=True):

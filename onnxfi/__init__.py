@@ -24,12 +24,13 @@ _NAMES = {
     "campaign.gate.check": ("Checked", "check"),
     "campaign.report.compare": ("Comparison", "compare"),
     "campaign.report.report": ("Report", "report"),
-    "campaign.run.runner": ("plan", "run"),
+    "campaign.run.runner": ("plan",),
     "campaign.spec.campaign": ("Campaign",),
     "campaign.spec.spec_file": ("load_spec",),
     "campaign.results.merge": ("merge",),
     "campaign.results.rows": ("Result",),
     "errors": ("OnnxfiError", "InputError"),
+    "front": ("run",),
     "faults.faultlist": ("FaultList",),
     "faults.fault_model": ("FaultModel",),
     "faults.registry": ("fault_models", "parse_fault"),
@@ -116,7 +117,7 @@ if TYPE_CHECKING:
     from onnxfi.campaign.report.report import Report, report
     from onnxfi.campaign.results.merge import merge
     from onnxfi.campaign.results.rows import Result
-    from onnxfi.campaign.run.runner import plan, run
+    from onnxfi.campaign.run.runner import plan
     from onnxfi.campaign.spec.campaign import Campaign
     from onnxfi.campaign.spec.spec_file import load_spec
     from onnxfi.errors import InputError, OnnxfiError
@@ -126,6 +127,7 @@ if TYPE_CHECKING:
     from onnxfi.faults.space import FaultSpace, Selector, Site, Target
     from onnxfi.faults.trials import Fault, Faults
     from onnxfi.faults.words import Mask, Word
+    from onnxfi.front import run
     from onnxfi.graph.model.loading import Model, load
     from onnxfi.protection.protect import Protected, protect
     from onnxfi.runtime.data.sources import open_data
@@ -144,6 +146,10 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("onnxfi")
     if name not in _HOME:
         raise AttributeError(f"module 'onnxfi' has no attribute {name!r}")
     return getattr(importlib.import_module(f"onnxfi.{_HOME[name]}"), name)

@@ -33,9 +33,7 @@ def main() -> None:
         }.items()
     ):
         store = f"injecttf2_{number}.db"
-        for _ in onnxfi.run(campaign, store):
-            pass
-        found = onnxfi.report(store)
+        found = onnxfi.run(campaign, store=store)
         faulty = found.everything.rate("top1")
         assert faulty is not None
         print(f"{what}: accuracy {found.golden['metrics']['top1']:.1%} without faults, {faulty.estimate:.1%} with them")

@@ -14,7 +14,6 @@ import nets
 import torch
 
 import onnxfi
-from onnxfi.campaign.report.tables import write_csv
 from onnxfi.converters import torch as from_torch
 
 # The settings at the top of weight-error-injection.py
@@ -40,9 +39,7 @@ def main(folder: Path) -> None:
         repeat=num_exp,
         seed=1,
     )
-    for _ in onnxfi.run(campaign, folder / "cnn.db"):
-        pass
-    for path in write_csv(onnxfi.report(folder / "cnn.db"), folder):
+    for path in onnxfi.run(campaign, store=folder / "cnn.db").csv(folder):
         print(f"wrote {path.name}")
     print("error rate    top-1    top-5")
     with (folder / "rates.csv").open() as table:

@@ -25,9 +25,7 @@ campaign = onnxfi.Campaign(
     role=("weight", "bias"),
 )
 with tempfile.TemporaryDirectory() as folder:
-    for _ in onnxfi.run(campaign, Path(folder) / "flips.db"):
-        pass
-    report = onnxfi.report(Path(folder) / "flips.db")
+    report = onnxfi.run(campaign, store=Path(folder) / "flips.db")
 
 # %%
 for fold in report.by_layer:

@@ -37,7 +37,9 @@ def results(route: str) -> list[onnxfi.Result]:
         optimization="off",
     )
     with tempfile.TemporaryDirectory() as folder:
-        return list(onnxfi.run(campaign, Path(folder) / "store.db"))
+        results: list[onnxfi.Result] = []
+        onnxfi.run(campaign, store=Path(folder) / "store.db", on_result=results.append)
+        return results
 
 
 # %%

@@ -161,7 +161,7 @@ def _follow(running: Running, n_workers: int) -> int:
     threading.Thread(target=clopper_pearson, args=(0, 1)).start()
     errors = 0
     try:
-        with closing(running), _progress(running, n_workers) as on_progress:
+        with closing(running), show_progress(running, n_workers) as on_progress:
             for result in running:
                 errors += result.error is not None
                 on_progress(result)
@@ -232,7 +232,7 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def _progress(running: Running, n_workers: int) -> Iterator[Callable[[Result], None]]:
+def show_progress(running: Running, n_workers: int) -> Iterator[Callable[[Result], None]]:
     """Show finished trials, speed, time left and outcome rates: a bar on a terminal, else a line a minute."""
     from onnxfi.cli.terminal import print_note
 

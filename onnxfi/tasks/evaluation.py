@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from onnxfi.errors import DataError, EngineError
 from onnxfi.faults.trials import json_value
-from onnxfi.graph.model.loading import load
+from onnxfi.graph.model.loading import ModelLike, load, stored_form
 from onnxfi.graph.passes.spike_counts import spike_count_output, with_spike_counts
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.runtime.data.dry_run import dry_run
@@ -24,8 +23,6 @@ from onnxfi.tasks.classification import CLASSIFICATION
 from onnxfi.tasks.outcomes import GoldenRun
 from onnxfi.tasks.registry import AUTO, choose_task, find_task, remark
 from onnxfi.tasks.task import ModelOutputs, Task
-
-__all__ = ["Evaluation", "evaluate", "open_data"]
 
 
 @dataclass(frozen=True)
@@ -76,8 +73,8 @@ class Evaluation:
 
 
 def evaluate(
-    model: str | Path | bytes,
-    data: Data,
+    model: ModelLike,
+    data: Any,
     *,
     golden: Evaluation | None = None,
     engine: Engine | None = None,
@@ -92,10 +89,10 @@ def evaluate(
 
     Parameters
     ----------
-    model : str, Path or bytes
+    model : str, Path, bytes, onnx.ModelProto or Model
         The ONNX model.
-    data : Data
-        The samples and their labels, from `open_data`.
+    data : Data, or all that `open_data` takes
+        The samples and their labels: a path, arrays, a dataset, or None for synthetic inputs.
     golden : Evaluation, optional
         The fault-free evaluation to compare with.
     engine : Engine, optional
@@ -132,20 +129,20 @@ def evaluate(
 
     Examples
     --------
-    >>> data = open_data("models/fashion_test.npz", engine_of().prepare("models/fashion_cnn.onnx").inputs, limit=200)
-    >>> golden = evaluate("models/fashion_cnn.onnx", data)
+    >>> golden = evaluate("models/fashion_cnn.onnx", "models/fashion_test.npz")
     >>> golden.metrics["top1"]
-    0.915
-    >>> evaluate("models/fashion_cnn.onnx", data, golden=golden).metrics["sdc1"]
+    0.905
+    >>> evaluate("models/fashion_cnn.onnx", "models/fashion_test.npz", golden=golden).metrics["sdc1"]
     0.0
     """
     if time_axis is not None:
         spikes = with_spike_counts(load(model, allow_links=True), output, time_axis)
         model, output = spikes.source.data or b"", spike_count_output(spikes.proto)
     kind = "auto" if time_axis is None else "counts"
-    engine = engine or engine_of()
-    dry_run(engine, model, data)
+    engine, model = engine or engine_of(), stored_form(model)
+    dry_run(engine, model, data if isinstance(data, Data) else None)
     session = engine.prepare(model)
+    data = data if isinstance(data, Data) else open_data(data, session.inputs)
     if golden is not None and golden.samples != data.samples:
         raise DataError(f"golden was taken on {golden.samples:,} samples, the data has {data.samples:,}; take the same")
     names = golden.outputs if golden else scored_names(session, output, data, kind, task=task)

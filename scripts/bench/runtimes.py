@@ -35,7 +35,9 @@ def measure(model: Path, engine: str, trials: int, samples: int, folder: Path) -
     campaign = onnxfi.Campaign(str(model), DATA, engine=engine, single=True, trials=trials, samples=samples)
     scores = np.asarray(TrialExecutor.open(campaign).golden_runs.run()[0].scores, np.float64)
     begun = time.perf_counter()
-    results = sorted(onnxfi.run(campaign, folder / f"{model.stem}.{engine}.db"), key=lambda result: result.trial)
+    results: list[onnxfi.Result] = []
+    onnxfi.run(campaign, store=folder / f"{model.stem}.{engine}.db", on_result=results.append)
+    results.sort(key=lambda result: result.trial)
     return scores, results, time.perf_counter() - begun
 
 

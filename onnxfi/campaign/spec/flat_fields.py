@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from decimal import Decimal, InvalidOperation
 from functools import cache
-from types import MappingProxyType, NoneType, UnionType
+from types import FunctionType, MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from onnxfi.errors import InputError, SpecError, closest
+from onnxfi.faults.fault_model import FaultModel
 
 #: Bits of a whole number that is written out in a message, and letters of any other value.
 _WRITTEN_BITS, _LONGEST = 200, 60
@@ -116,13 +117,32 @@ def build(kind: Any, given: Mapping[str, Any]) -> Any:
 
 
 def plain(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return flat fields with the numbers and arrays of numpy as those of Python.
+    """Return flat fields as a file has them: numbers and arrays of numpy as those of Python, code by its name.
+
+    A fault model becomes its text, and a class or function ``module:name``. SpecError for one that another process
+    cannot import by that name.
 
     >>> import numpy as np
-    >>> plain({"ber": np.array([0.25, 0.5]), "seed": np.int64(3), "fault": "flip"})
-    {'ber': [0.25, 0.5], 'seed': 3, 'fault': 'flip'}
+    >>> from onnxfi.faults.models import Flip
+    >>> plain({"ber": np.array([0.25, 0.5]), "seed": np.int64(3), "fault": Flip(), "metric": [Flip]})
+    {'ber': [0.25, 0.5], 'seed': 3, 'fault': 'flip', 'metric': ['onnxfi.faults.models:Flip']}
     """
-    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in given.items()}
+    return {name: _plain(value, name) for name, value in given.items()}
+
+
+def _plain(value: Any, name: str) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(one, name) for one in value]
+    if isinstance(value, type | FunctionType):
+        if value.__module__ == "__main__" or "<" in value.__qualname__:
+            raise SpecError(
+                f"{name}: {value.__qualname__} is defined in the running program; put it into a module, from which "
+                f"workers and a resumed campaign can import it"
+            )
+        return f"{value.__module__}:{value.__qualname__}"
+    if isinstance(value, FaultModel):
+        return str(value)
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def flat(value: Any) -> dict[str, Any]:

@@ -241,6 +241,18 @@ def load(model: ModelLike, *, allow_links: bool = False) -> Model:
     return opened
 
 
+def stored_form(model: ModelLike) -> str | Path | bytes:
+    """Return a model as a runtime opens it: its path, or its bytes where it is in memory.
+
+    >>> stored_form(load("models/fashion_cnn.onnx")).name
+    'fashion_cnn.onnx'
+    """
+    if isinstance(model, str | Path | bytes):
+        return model
+    source = load(model).source
+    return source.path or source.data or b""
+
+
 def _serialised(model: onnx.ModelProto) -> bytes:
     from google.protobuf.message import EncodeError
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxfi.errors import DataError, one_line
-from onnxfi.runtime.engine.ports import Array, Port
+from onnxfi.errors import DataError
+from onnxfi.runtime.engine.ports import Array, Port, one_line
 
 #: The name of the labels among arrays.
 LABELS = "labels"

@@ -1,4 +1,4 @@
-"""Reading `.npz` archives that nobody vouches for.
+"""Reading `.npz` archives that nobody vouches for, and writing them.
 
 Apart from sources.py because it is the one place that reads untrusted bytes: nothing is unpickled, and what a
 header claims is checked against the archive before memory is taken.
@@ -10,13 +10,14 @@ import io
 import math
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from onnxfi.errors import DataError
+from onnxfi.graph.write.output_file import atomic_files
 from onnxfi.runtime.engine.ports import Array, one_line
 
 _CHUNK_BYTES = 1 << 24
@@ -55,6 +56,21 @@ def read_npz(path: Path) -> dict[str, Array]:
     [('image', (2, 3)), ('labels', (2,))]
     """
     return _each(path, _read_array)
+
+
+def write_npz(path: Path, arrays: Mapping[str, Array]) -> Path:
+    """Write arrays by name as an archive that `read_npz` reads; the file appears whole or not at all.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = write_npz(Path(folder, "d.npz"), {"x": np.arange(3)})
+    ...     {name: array.tolist() for name, array in read_npz(file).items()}
+    {'x': [0, 1, 2]}
+    """
+    texts = {name: array.astype(str) for name, array in arrays.items() if array.dtype == object}
+    with atomic_files([path]) as (stream,):
+        np.savez(stream, allow_pickle=False, **{**arrays, **texts})
+    return path
 
 
 def _each(path: Path, read: Callable[[IO[bytes], int, str], Array]) -> dict[str, Array]:

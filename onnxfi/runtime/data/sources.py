@@ -26,6 +26,7 @@ from onnxfi.graph.dataflow.sample_axis import BatchLayout
 from onnxfi.runtime.data.batches import Batch, Data, Labels, layout
 from onnxfi.runtime.data.events import holds_events, open_events
 from onnxfi.runtime.data.images import open_folder
+from onnxfi.runtime.data.in_memory import named_arrays
 from onnxfi.runtime.data.npz import memory_bytes, read_headers, read_npz
 from onnxfi.runtime.engine.ports import ONNX_NUMBER, Array, Port, element_type, fits, one_line, shape_text, type_name
 
@@ -37,7 +38,7 @@ _SMALL_LABELS = 1 << 26
 
 
 def open_data(
-    spec: str | Path | Mapping[str, Array] | None,
+    spec: Any,
     inputs: Sequence[Port],
     *,
     preprocess: str | Path | None = None,
@@ -49,9 +50,10 @@ def open_data(
 
     Parameters
     ----------
-    spec : str, Path, mapping of str to array, or None
-        An `.npz` archive; a folder of images by class, or of event recordings; ``module:function``; arrays by name; or
-        None for synthetic inputs.
+    spec : str, Path, mapping of str to array, array, tuple, iterable, or None
+        An `.npz` archive; a folder of images by class, or of event recordings; ``module:function``; arrays by name, an
+        array or tensor, a pair of these and their labels, a dataset of PyTorch or TensorFlow, or another iterable of
+        samples or batches (see `named_arrays`); or None for synthetic inputs.
     inputs : sequence of Port
         The inputs of the model, as `Session.inputs`.
     preprocess : str or Path, optional
@@ -104,6 +106,10 @@ def open_data(
         return _from_archive(path, ports, batch_axis, limit)
     if isinstance(spec, str) and names_function(spec):
         return _from_function(spec, ports, batch_axis, limit)
+    if path is None:
+        return _from_arrays(
+            named_arrays(spec, ports, limit), ports, batch_axis, limit, f"the {type(spec).__name__} given"
+        )
     kinds = "an .npz archive, a folder of images by class or of event recordings, or module:function"
     raise DataError(f"no data at {str(spec)!r}; give {kinds}")
 

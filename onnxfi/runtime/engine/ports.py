@@ -87,6 +87,13 @@ def ports_of(values: Iterable[onnx.ValueInfoProto]) -> tuple[Port, ...]:
     return tuple(_declared_port(value) for value in values)
 
 
+def inputs_of(model: onnx.ModelProto) -> tuple[Port, ...]:
+    """Return the inputs of a model that must be fed: those without a default."""
+    given = {tensor.name for tensor in model.graph.initializer}
+    given |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    return ports_of(value for value in model.graph.input if value.name not in given)
+
+
 def _declared_port(value: onnx.ValueInfoProto) -> Port:
     from onnx import TensorProto
 

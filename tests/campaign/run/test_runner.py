@@ -582,7 +582,7 @@ def test_trials_without_faults_are_golden(here: Path) -> None:
 def test_the_python_interface(here: Path) -> None:
     wanted = onnxfi.Campaign("m.onnx", "d.npz", ber=[1e-3, 1e-2], repeat=2, provider="cpu")
     seen = []
-    for result in onnxfi.run(wanted):
+    for result in run(wanted):
         seen.append(result.trial)
         assert isinstance(result, onnxfi.Result) and result.outcome in ("masked", "sdc", "due") and result.time_s > 0
     assert seen == [1, 2, 3, 4]

@@ -1,0 +1,162 @@
+"""Campaigns in one call: models and samples in memory give what files give, and what is interrupted is kept."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from tiny_campaigns import mlp, samples
+
+import onnxfi
+from onnxfi.campaign.report.report import report
+from onnxfi.campaign.run import runner
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.errors import DataError, InputError, ModelError, SpecError
+from onnxfi.faults.models import Flip
+
+
+def outcomes(found: onnxfi.Report) -> list[tuple[Any, ...]]:
+    return [(row["trial"], row["outcome"], row["top1"]) for row in found.details()]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with m.onnx and d.npz."""
+    monkeypatch.chdir(tmp_path)
+    mlp(tmp_path)
+    samples(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def arrays(here: Path) -> dict[str, np.ndarray[Any, Any]]:
+    with np.load("d.npz") as archive:
+        return dict(archive)
+
+
+class Dataset:
+    """A dataset as PyTorch has it: a length, and a sample with its label by number."""
+
+    def __init__(self, x: Any, labels: Any) -> None:
+        self.x, self.labels = x, labels
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, k: int) -> tuple[Any, Any]:
+        return self.x[k], self.labels[k]
+
+
+def test_models_and_samples_in_memory_give_what_files_give(here: Path, arrays: dict[str, Any]) -> None:
+    fields: dict[str, Any] = {"ber": 1e-2, "repeat": 3, "provider": "cpu"}
+    found = outcomes(onnxfi.run("m.onnx", "d.npz", "files.db", **fields))
+    assert len(found) == 3
+    (name,) = set(arrays) - {"labels"}
+    x, labels = arrays[name], arrays["labels"]
+    batches = [(x[:4], labels[:4]), (x[4:], labels[4:])]
+    models = (onnx.load("m.onnx"), Path("m.onnx").read_bytes(), onnxfi.load("m.onnx"), Path("m.onnx"), "m.onnx")
+    forms = (
+        arrays,
+        (x, labels),
+        batches,
+        Dataset(x, labels),
+        [({name: one}, label) for one, label in zip(x, labels, strict=True)],
+    )
+    for model, data in zip(models, forms, strict=True):
+        assert outcomes(onnxfi.run(model, data, **fields)) == found
+
+
+def test_a_store_is_resumed_and_extended_from_memory(here: Path, arrays: dict[str, Any]) -> None:
+    fields: dict[str, Any] = {"single": True, "provider": "cpu", "store": "s.db"}
+    first = outcomes(onnxfi.run(onnx.load("m.onnx"), arrays, trials=3, **fields))
+    seen: list[int] = []
+    more = onnxfi.run(
+        onnx.load("m.onnx"), arrays, trials=5, on_result=lambda result: seen.append(result.trial), **fields
+    )
+    assert outcomes(more)[:3] == first and len(seen) == 2
+    assert {path.name for path in here.glob("s.db*")} == {"s.db", "s.db.onnx", "s.db.data.npz"}
+
+
+def test_without_a_store_nothing_is_left(here: Path, arrays: dict[str, Any]) -> None:
+    before = set(here.iterdir())
+    found = onnxfi.run("m.onnx", arrays, single=True, trials=2, provider="cpu")
+    file = found.store
+    assert file.is_file() and set(here.iterdir()) == before
+    del found
+    assert not file.parent.exists()
+
+
+def test_values_of_code_are_taken_by_their_names(here: Path) -> None:
+    by_value = Campaign("m.onnx", fault=Flip(), single=True, trials=2)
+    assert by_value == Campaign("m.onnx", fault="flip", single=True, trials=2)
+
+    class Local:
+        """A metric that no other process can import."""
+
+    with pytest.raises(SpecError, match=r"metric: .*Local is defined in the running program; put it into a module"):
+        Campaign("m.onnx", single=True, trials=2, metric=[Local])
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"data": 5.0}, DataError, "'x' is float64, input 'x'"),
+        ({"data": iter(())}, DataError, "has no samples"),
+        ({"data": object()}, DataError, "object is no data; give arrays by the name of the input"),
+        ({"data": [("a", 1, 2, 3)]}, DataError, "an item of the data has 4 values"),
+        ({"beer": 1e-3}, SpecError, "unknown field 'beer'; closest: 'ber'"),
+        ({"model": 3}, ModelError, "int is no model; give a path"),
+        ({"model": "none.onnx"}, ModelError, "cannot read 'none.onnx'"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    here: Path, given: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    before = set(here.iterdir())
+    fields: dict[str, Any] = {"model": "m.onnx", "data": "d.npz", "ber": 1e-2, "provider": "cpu", **given}
+    with pytest.raises(error, match=message) as found:
+        onnxfi.run(fields.pop("model"), fields.pop("data"), **fields)
+    assert isinstance(found.value, InputError) and "\n" not in str(found.value) and set(here.iterdir()) == before
+
+
+def test_a_campaign_brings_its_own_fields(here: Path) -> None:
+    campaign = Campaign("m.onnx", "d.npz", single=True, trials=2, provider="cpu")
+    assert outcomes(onnxfi.run(campaign)) == outcomes(onnxfi.run(campaign, store="s.db"))
+    with pytest.raises(SpecError, match="the campaign has its ber already"):
+        onnxfi.run(campaign, ber=1e-3)
+
+
+def test_the_stop_button_of_a_notebook_keeps_what_there_is(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(result: onnxfi.Result) -> None:
+        if result.trial == 2:
+            raise KeyboardInterrupt
+
+    fields: dict[str, Any] = {"single": True, "trials": 40, "provider": "cpu", "store": "s.db", "on_result": stop}
+    with pytest.raises(KeyboardInterrupt):
+        onnxfi.run("m.onnx", "d.npz", **fields)
+    kept = report("s.db").everything.trials
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    with pytest.warns(UserWarning, match=r"interrupted after \d+ of 40 trials; run it again with the same store"):
+        found = onnxfi.run("m.onnx", "d.npz", fresh=True, progress=False, **fields)
+    assert 2 <= kept < 40 and 2 <= found.everything.trials < 40
+
+
+def test_nothing_finished_is_an_interrupt_in_a_notebook_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    monkeypatch.setattr(runner, "run_in_process", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        onnxfi.run("m.onnx", "d.npz", single=True, trials=2, provider="cpu", progress=False)
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert onnxfi.__version__.count(".") == 2
