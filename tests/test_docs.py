@@ -30,7 +30,7 @@ import onnxfi
 from onnxfi.cli.commands import COMMANDS, group
 from onnxfi.faults.registry import fault_models, parse_fault
 from onnxfi.faults.words import WORDS
-from onnxfi.tasks.classification import CLASSIFICATION
+from onnxfi.tasks.kinds.classification import CLASSIFICATION
 
 ROOT = Path(__file__).parents[1]
 #: The guides whose console blocks are run; those of converters and of other tools need frameworks.

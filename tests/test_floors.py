@@ -25,6 +25,7 @@ FLOORS = ("statistics", "faults", "graph", "runtime", "tasks", "protection", "ca
 ROOMS = {
     "graph": ("model", "write", "dataflow", "spiking", "passes", "protection", "partition"),
     "runtime": ("engine", "data", "quantize", "inject", "partial"),
+    "tasks": ("", "kinds"),
     "campaign": ("spec", "plan", "results", "execute", "workers", "run", "report", "gate"),
 }
 FILES = sorted(path for folder in ("onnxfi", "converters") for path in (ROOT / folder).rglob("*.py"))

@@ -76,7 +76,7 @@ def command(
     named = {name: flags[name] for name in ("junit", "markdown") if flags[name] is not None}
     if len({place.resolve() for place in named.values()}) < len(named):
         raise click.UsageError(f"both outputs are {str(flags['junit'])!r}; name another file")
-    inputs = [model, budget, *(flags[name] for name in ("baseline", "data") if flags[name] is not None)]
+    inputs = [model, budget, *(flags[name] for name in ("baseline", "data", "labels") if flags[name] is not None)]
     outputs = [(summary.writer(place, inputs), name) for name, place in named.items()]
     fields = _campaign_fields(explicit)
     n_workers = os.cpu_count() or 1 if workers is None else workers

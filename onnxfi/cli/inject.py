@@ -168,7 +168,7 @@ def _check_outputs(flags: dict[str, Any], outputs: Iterable[Path | None]) -> Non
     """Refuse to overwrite an input file; the model itself is checked where it is written."""
     from onnxfi.errors import OutputError
 
-    for flag in ("faults", "data", "preprocess"):
+    for flag in ("faults", "data", "labels", "preprocess"):
         for file in outputs:
             if file and flags[flag] and os.path.realpath(file) == os.path.realpath(flags[flag]):
                 raise OutputError(f"{str(file)!r} is both the input of --{flag} and an output; choose another name")

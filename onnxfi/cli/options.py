@@ -33,6 +33,7 @@ _SELECT = (
 )  # fmt: skip
 _DATA = (
     click.option("--data", metavar="DATA", help="Labelled data: an .npz, a folder of images by class, module:function, or 'synthetic'."),
+    click.option("--labels", metavar="LABELS", help="Labels of the data: a file (.npz[:NAME], .npy, COCO .json, .txt, .csv), a folder of PNG masks, or the name of their array (default: labels)."),
     click.option("--preprocess", type=PATH, metavar="YAML", help="Preprocessing of images (default: preprocess.yaml in their folder)."),
     click.option("--samples", type=click.IntRange(1), metavar="N", help="Use only the first N samples."),
     click.option("--batch", type=click.IntRange(1), metavar="N", default=32, show_default=True, help="Samples in a batch."),
@@ -53,7 +54,7 @@ _ENGINE = (
 )  # fmt: skip
 #: Parameters of the selection, and those that need data.
 SELECTION = ("include", "exclude", "op", "dtype", "role", "bits", "elements")
-_DATA_PARAMETERS = ("preprocess", "samples", "batch", "batch_axis", "output", "task", "metric", "time_axis")
+_DATA_PARAMETERS = ("labels", "preprocess", "samples", "batch", "batch_axis", "output", "task", "metric", "time_axis")
 _ENGINE_PARAMETERS = ("engine", "provider", "provider_option", "threads", "optimization", "custom_ops")
 RUN_PARAMETERS = (*_DATA_PARAMETERS, *_ENGINE_PARAMETERS)
 #: Groups of options in `--help`; others are listed last.
@@ -180,8 +181,9 @@ def data_of(flags: Mapping[str, Any], model: Model, engine: Engine) -> Data:
     dry_run(engine, model.path or b"")
     ports = engine.prepare(model.path or b"").inputs
     return open_data(
-        spec, ports, preprocess=flags["preprocess"], limit=flags["samples"], batch_axis=flags["batch_axis"]
-    )
+        spec, ports, preprocess=flags["preprocess"], limit=flags["samples"], batch_axis=flags["batch_axis"],
+        labels=flags["labels"],
+    )  # fmt: skip
 
 
 def inputs_of(data: str, model: Model, custom_ops: tuple[str, ...]) -> Data:

@@ -1,4 +1,5 @@
 """Tasks: what the answers of a network mean, how two answers are compared, and the metrics of a run.
 
-Start with `comparison.py` (golden and faulty outputs) and `metrics.py`; `outcomes.py` judges one trial.
+Start with `task.py`, the protocol of a task, and `answers.py` (golden and faulty outputs); `outcomes.py` judges one
+trial. The room `kinds/` has a module for each task that is built in.
 """

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import DataError
-from onnxfi.runtime.data.batches import Labels
+from onnxfi.runtime.data.labels import Labels
 from onnxfi.runtime.data.sample_outputs import Outputs, as_run, stacked
 from onnxfi.runtime.engine.ports import Array
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from onnxfi.errors import DataError, closest
 from onnxfi.runtime.data.batches import Data
+from onnxfi.runtime.data.labels import as_kind, one_hot_columns
 from onnxfi.runtime.data.sample_outputs import Dim, Outputs, class_axes, stacked
 from onnxfi.runtime.engine.ports import Array, Port, element_type, shape_text
 from onnxfi.tasks.task import ModelOutputs
@@ -76,6 +77,8 @@ def named_output(outputs: Sequence[Port], name: str, non_tensors: Mapping[str, s
 def class_output(declared: ModelOutputs) -> tuple[str, ...]:
     """Return the output that holds the scores of classes; none where no output is sure to."""
     data, labelled = declared.data, declared.data.labels is not None
+    if data.labels is not None:
+        as_kind("classes", data.labels)
     found = scored_output(
         declared.ports, declared.asked, labelled=labelled, non_tensors=declared.non_tensors, whole=declared.whole
     )
@@ -167,14 +170,17 @@ def check_port(port: Port, data: Data, kind: str = "auto") -> None:
 def _fit(columns: int, name: str | None, data: Data) -> None:
     """Raise DataError where labels do not fit as many classes."""
     assert data.labels is not None
+    labels = as_kind("classes", data.labels)
+    if (hot := one_hot_columns(data.labels)) is not None and hot != columns:
+        raise DataError(f"the labels are one-hot rows of {hot:,} classes, and output {name!r} scores {columns:,}")
     if data.classes is not None and data.classes != columns:
         raise DataError(
             f"the data has {data.classes:,} class folders, and output {name!r} scores {columns:,} classes, so their "
             "order is not known; list a folder for each class in `classes:` of the preprocessing, in the "
             "model's order, or name the folders by the numbers of their classes"
         )
-    if data.labels.size and not 0 <= data.labels.min() <= data.labels.max() < columns:
-        found = f"{data.labels.min()} to {data.labels.max()}"
+    if labels.size and labels.max() >= columns:
+        found = f"{labels.min()} to {labels.max()}"
         raise DataError(f"labels go from {found}, but the model scores {columns} classes, counted from 0")
 
 

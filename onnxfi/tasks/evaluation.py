@@ -19,9 +19,8 @@ from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.engine.protocols import Engine, Session
 from onnxfi.runtime.engine.registry import engine_of
 from onnxfi.tasks.class_scores import named_output
-from onnxfi.tasks.classification import CLASSIFICATION
 from onnxfi.tasks.outcomes import GoldenRun
-from onnxfi.tasks.registry import AUTO, choose_task, find_task, remark
+from onnxfi.tasks.registry import AUTO, CLASSIFICATION, choose_task, find_task, remark
 from onnxfi.tasks.task import ModelOutputs, Task
 
 
@@ -185,7 +184,7 @@ def scored_names(
 
     With `whole`, outputs of maps are not passed over.
     """
-    chosen = CLASSIFICATION if task == AUTO else find_task(task)
+    chosen = find_task(CLASSIFICATION if task == AUTO else task)
     if chosen.reads is not None:
         return chosen.reads(ModelOutputs(session.outputs, name, data, kind, session.non_tensors, whole))
     return () if name is None else (named_output(session.outputs, name, session.non_tensors),)

@@ -17,8 +17,8 @@ import numpy as np
 
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.partition.route import Route
-from onnxfi.runtime.data.batches import Labels
 from onnxfi.runtime.data.kept_inputs import KeptInputs
+from onnxfi.runtime.data.labels import Labels, as_kind
 from onnxfi.runtime.data.sample_outputs import Outputs, as_run, stacked
 from onnxfi.runtime.engine.ports import Array
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, share
@@ -56,8 +56,10 @@ class GoldenRun:
         due: tuple[str, ...],
         inputs: KeptInputs | None = None,
     ) -> GoldenRun:
-        """Return a golden run; the kind of its scores is settled once."""
+        """Return a golden run; the kind of its scores is settled once, and labels become those of the task's kind."""
         batches = as_run(run)
+        if labels is not None and task.labels:
+            labels = as_kind(task.labels, labels)
         settled = task.score_kind(stacked(batches)) if task.score_kind is not None and kind == "auto" else kind
         return cls(batches, labels, task, settled, tolerance, due, inputs)
 

@@ -25,16 +25,25 @@ from onnxfi.runtime.data.sample_outputs import Outputs, as_run, stacked
 from onnxfi.runtime.data.sources import names_function
 from onnxfi.runtime.engine.ports import Array, one_line
 from onnxfi.tasks.class_scores import classifies, reading
-from onnxfi.tasks.classification import CLASSIFICATION
-from onnxfi.tasks.deviation import DEVIATION
 from onnxfi.tasks.task import Metric, Task
 
+_KINDS = "onnxfi.tasks.kinds"
 #: The name that leaves the choice of the task to the shape and the name of the scored output.
 AUTO = "auto"
-#: Tasks by name, or functions of options that make them.
-BUILT_IN: Mapping[str, Task | Callable[..., Task]] = MappingProxyType(
-    {CLASSIFICATION.name: CLASSIFICATION, DEVIATION.name: DEVIATION}
-)
+#: The tasks that `AUTO` chooses between.
+CLASSIFICATION, DEVIATION = "classification", "deviation"
+#: Built-in tasks by name, each a `Task` or a function of options that makes one, in a module of `onnxfi/tasks/kinds/`.
+BUILT_IN: Mapping[str, str] = MappingProxyType({
+    CLASSIFICATION: "classification:CLASSIFICATION",
+    DEVIATION: "deviation:DEVIATION",
+})  # fmt: skip
+
+
+@cache
+def _built_in(name: str) -> Any:
+    """Return a built-in task, or the function that makes it; its module is loaded when it is asked for."""
+    module, _, thing = BUILT_IN[name].partition(":")
+    return getattr(import_module(f"{_KINDS}.{module}"), thing)
 
 
 @cache
@@ -82,7 +91,7 @@ def find_task(spec: str, metrics: Sequence[str] = ()) -> Task:
         found = _own(f"{head}:{name}", Task, _options(spec, text))
     elif head in BUILT_IN or head in _installed("onnxfi.tasks"):
         options = _options(spec, tail)
-        made = BUILT_IN.get(head) or load_extension(_installed("onnxfi.tasks")[head], InputError)
+        made = _built_in(head) if head in BUILT_IN else load_extension(_installed("onnxfi.tasks")[head], InputError)
         found = _made(made, Task, spec, options)
     else:
         raise InputError(f"no task {head[:60]!r}{closest(head[:60], task_names())}, or give module:name")
@@ -134,13 +143,13 @@ def choose_task(
     """
     batches = as_run(run)
     if spec == AUTO:
-        spec = CLASSIFICATION.name if classifies(stacked(batches), output, data, kind) else DEVIATION.name
+        spec = CLASSIFICATION if classifies(stacked(batches), output, data, kind) else DEVIATION
         return find_task(spec, metrics)
     task = find_task(spec, metrics)
     if why := task.misfit(batches, data, kind) if task.misfit else "":
         fitting = ", ".join(_fitting(batches, replace(data, labels=None), kind))
         raise DataError(f"task {spec} does not fit: {why}; tasks that fit: {fitting}, or name another --output")
-    if task.name == CLASSIFICATION.name:
+    if task.name == CLASSIFICATION:
         classifies(stacked(batches), output, data, kind)
     return task
 
@@ -169,7 +178,7 @@ def expected_task(spec: str, output: str | None) -> Task:
     """Return the task of a specification before the golden run: for ``auto`` by the scored output that was found."""
     if spec != AUTO:
         return find_task(spec)
-    return DEVIATION if output is None else CLASSIFICATION
+    return find_task(DEVIATION if output is None else CLASSIFICATION)
 
 
 def remark(
@@ -195,7 +204,7 @@ def remark(
 def missing(name: str, task: Task, *, labelled: bool) -> str:
     """Return what a campaign lacks for a metric; empty where it lacks nothing.
 
-    >>> missing("critical", CLASSIFICATION, labelled=False)
+    >>> missing("critical", find_task("classification"), labelled=False)
     'the data has no labels; name labelled data with --data, or take the rate sdc1'
     """
     metric = task.by_name.get(name)

@@ -16,7 +16,8 @@ import numpy as np
 
 from onnxfi.errors import DataError
 from onnxfi.faults.trials import json_value
-from onnxfi.runtime.data.batches import Data, Labels
+from onnxfi.runtime.data.batches import Data
+from onnxfi.runtime.data.labels import Labels
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Array, Port
 from onnxfi.statistics.intervals import Interval
@@ -253,6 +254,8 @@ class Task:
     misfit : callable, optional
         Returns why a golden run (batches of `Outputs`), its data or the kind of its scores do not fit the task, with
         the shapes of both sides; empty where they do.
+    labels : str
+        The kind of labels that its metrics take, of `onnxfi/runtime/data/labels.py`; empty: as the data has them.
     score_kind, remark : callable, optional
         Returns how golden scores are read, and what is doubtful about it.
 
@@ -277,6 +280,7 @@ class Task:
     sums: tuple[tuple[str, ...], ...] = ()
     orders: tuple[tuple[str, str], ...] = ()
     absent: str = ""
+    labels: str = ""
     apart: bool = True
     inputs: tuple[str, ...] = ()
     masked: Callable[[AnswerPair], Flags] = field(default=_within_tolerance, compare=False, repr=False)

@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 from onnx import parser
 
 from onnxfi.cli.commands import COMMANDS
-from onnxfi.tasks.classification import CLASSIFICATION
+from onnxfi.tasks.kinds.classification import CLASSIFICATION
 
 Run = Callable[..., Any]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "json.md"

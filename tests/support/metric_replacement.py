@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from onnxfi.tasks.classification import CLASSIFICATION
+from onnxfi.tasks.kinds.classification import CLASSIFICATION
 from onnxfi.tasks.registry import BUILT_IN
 
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, InputError
 from onnxfi.tasks.answers import differing
-from onnxfi.tasks.classification import CLASSIFICATION, probabilities, score_kind
-from onnxfi.tasks.deviation import DEVIATION
+from onnxfi.tasks.kinds.classification import CLASSIFICATION, probabilities, score_kind
+from onnxfi.tasks.kinds.deviation import DEVIATION
 from onnxfi.tasks.task import Metric
 
 METRICS = {metric.name: metric for metric in CLASSIFICATION.view(CLASSIFICATION.evaluated)}

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxfi.campaign.spec.settings import DUE
-from onnxfi.tasks.classification import CLASSES, CLASSIFICATION
-from onnxfi.tasks.deviation import DEVIATION
+from onnxfi.tasks.kinds.classification import CLASSES, CLASSIFICATION
+from onnxfi.tasks.kinds.deviation import DEVIATION
 from onnxfi.tasks.outcomes import GoldenRun, Judgement, failed, judge, unpacked
 
 CORNERS = [0.0, -0.0, 0.5, -0.5, 1.0, 2.0, 0.25, 3.0, 1e-3, 6e4, math.nan, math.inf, -math.inf]

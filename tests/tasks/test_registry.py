@@ -20,8 +20,8 @@ from onnxfi.campaign.spec.spec_file import load_spec
 from onnxfi.errors import DataError, InputError, SpecError
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.sample_outputs import Outputs
-from onnxfi.tasks.classification import CLASSIFICATION
-from onnxfi.tasks.deviation import DEVIATION
+from onnxfi.tasks.kinds.classification import CLASSIFICATION
+from onnxfi.tasks.kinds.deviation import DEVIATION
 from onnxfi.tasks.outcomes import GoldenRun, failed, judge
 from onnxfi.tasks.registry import choose_task, find_metric, find_task, known_tasks, with_metrics
 from onnxfi.tasks.task import Metric, Task

@@ -105,7 +105,7 @@ def open_campaign(
     campaign = replace(campaign, engine=campaign.engine.with_provider(short_name(session.provider)))
     data = open_data(
         campaign.data.data, session.inputs, preprocess=campaign.data.preprocess, limit=campaign.data.samples,
-        batch_axis=campaign.data.batch_axis,
+        batch_axis=campaign.data.batch_axis, labels=campaign.data.labels,
     )  # fmt: skip
     alone = runs and not beside(model, kept_bytes)
     if alone:

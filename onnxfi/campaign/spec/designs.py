@@ -19,7 +19,7 @@ from onnxfi.faults.scope import FaultScope
 from onnxfi.faults.space import Selector
 from onnxfi.statistics.adaptive import Method
 from onnxfi.statistics.sample_size import Per
-from onnxfi.tasks.classification import CLASSIFICATION
+from onnxfi.tasks.kinds.classification import CLASSIFICATION
 
 LENGTH = MappingProxyType({"length": True})
 PLACE = MappingProxyType({"place": True})

@@ -12,7 +12,7 @@ from onnxfi.campaign.spec.flat_fields import CheckedFields, bounded, check_word,
 from onnxfi.errors import SpecError, closest
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.runtime.engine.registry import DEFAULT, engine_class, engine_of, setting_names
-from onnxfi.tasks.classification import KINDS
+from onnxfi.tasks.kinds.classification import KINDS
 from onnxfi.tasks.registry import AUTO, is_own, task_names
 
 DueCause = Literal["error", "timeout", "crash", "memory", "nonfinite"]
@@ -25,9 +25,13 @@ _MOST_AXES = 64
 
 @dataclass(frozen=True)
 class DataSettings(CheckedFields):
-    """Labelled data (None: synthetic inputs), how images become inputs, and how samples are taken and batched."""
+    """Labelled data (None: synthetic inputs), how images become inputs, and how samples are taken and batched.
+
+    `labels` is a file of labels, or the name of the array that holds them.
+    """
 
     data: str | None = dataclasses.field(default=None, metadata=PLACE)
+    labels: str | None = dataclasses.field(default=None, metadata=PLACE)
     preprocess: str | None = dataclasses.field(default=None, metadata=PLACE)
     samples: int | None = within(None, 1, MOST)
     batch: int = within(32, 1, MOST)

@@ -261,7 +261,7 @@ def _run_on_worker(fn: Callable[..., Any], files_digest: str | None, setup: Work
 
 
 def _given(campaign: Campaign) -> Iterator[tuple[str, str | None]]:
-    return ((name, flat(campaign)[name]) for name in ("model", "data", "preprocess", "neurons"))
+    return ((name, flat(campaign)[name]) for name in ("model", "data", "labels", "preprocess", "neurons"))
 
 
 def _folder(worker: Any, files_digest: str) -> Path:

@@ -6,17 +6,15 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxfi.errors import DataError
 from onnxfi.graph.dataflow.sample_axis import BatchLayout, find_batch_layout
+from onnxfi.runtime.data.images import ImageFolder
+from onnxfi.runtime.data.labels import Labels
 from onnxfi.runtime.engine.ports import Array, Port, native, type_name
 
-#: What is right for each sample, samples first: class numbers ([N]), or what another kind of task has.
-Labels = NDArray[Any]
 Feeds = Mapping[str, Array]
 
 
@@ -66,7 +64,7 @@ def layout(inputs: Sequence[Port], batch_axis: int, given: Mapping[str, Sequence
 class Data:
     """Samples for a model, checked against its inputs.
 
-    `inputs` are the names fed, `samples` their number, `labels` the right class of each (None: unknown),
+    `inputs` are the names fed, `samples` their number, `labels` what is right for each (None: unknown; see labels.py),
     `synthetic` whether they are made up, `description` a line for people. `layout.fixed` is the batch size
     that the model insists on, if it does.
     """
@@ -80,6 +78,8 @@ class Data:
     _cut: Callable[[int], Iterator[Feeds]] = field(repr=False)
     #: Classes that the labels count, where they are numbered by what the data holds; None where the labels say.
     classes: int | None = None
+    #: The files that samples are read from, where they are images.
+    images: ImageFolder | None = field(default=None, repr=False)
 
     @classmethod
     def of_arrays(

@@ -7,7 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,9 +145,30 @@ _FIELD = {
 
 
 @dataclass(frozen=True)
+class Frame:
+    """The part of an image file that a model sees, once resized to `resized` (width, height) from `size`.
+
+    `left` and `top` are its corner in the resized image, `wide` and `high` its pixels.
+    """
+
+    size: tuple[int, int]
+    resized: tuple[int, int]
+    left: int
+    top: int
+    wide: int
+    high: int
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The part as Pillow crops it: left, top, right, bottom."""
+        return self.left, self.top, self.left + self.wide, self.top + self.high
+
+
+@dataclass(frozen=True)
 class ImageFolder:
     """Images ready to be read: the k-th of each class in turn, so that a first few are of all classes."""
 
+    root: Path
     port: Port
     preprocess: Preprocess
     files: tuple[Path, ...]
@@ -156,6 +177,16 @@ class ImageFolder:
     #: Classes by the number of folders; None where their names or nothing says them.
     classes: int | None
     batch_axis: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The path of each image in the folder, with slashes."""
+        return tuple(file.relative_to(self.root).as_posix() for file in self.files)
+
+    def frame(self, number: int) -> Frame:
+        """Return the part of an image that the model sees."""
+        with open_image(self.files[number]) as image:
+            return _frame(self.files[number], image.size, self.preprocess)
 
     def cut(self, size: int) -> Iterator[dict[str, Array]]:
         """Yield feeds of `size` images each, read on demand."""
@@ -188,7 +219,7 @@ def open_folder(
     _check_sizes(files, how, port, batch_axis)
     labels = None if numbers is None else np.array([label for _, label in order[:limit]], np.int64)
     classes = len(found) if numbers == tuple(range(len(found))) and not all(map(_is_number, found)) else None
-    return ImageFolder(port, how, files, labels, tuple(found), classes, batch_axis)
+    return ImageFolder(root, port, how, files, labels, tuple(found), classes, batch_axis)
 
 
 def _is_number(name: str) -> bool:
@@ -223,7 +254,7 @@ def _class_numbers(root: Path, names: tuple[str, ...], *, listed: bool) -> tuple
 
 def _check_bytes(files: Sequence[Path], how: Preprocess, port: Port) -> None:
     """Refuse a batch of more bytes than images need, before any is decoded."""
-    with _open(files[0]) as image:
+    with open_image(files[0]) as image:
         pixels = math.prod(_final_size(files[0], image.size, how))
     size_bytes = len(files) * pixels * how.channels * element_type(port.dtype).itemsize
     if size_bytes > _MOST_BYTES:
@@ -236,7 +267,7 @@ def _check_bytes(files: Sequence[Path], how: Preprocess, port: Port) -> None:
 def _check_sizes(files: Sequence[Path], how: Preprocess, port: Port, batch_axis: int) -> None:
     first: tuple[int, int] | None = None
     for file in files:
-        with _open(file) as image:
+        with open_image(file) as image:
             size = _final_size(file, image.size, how)
         first = first or size
         shape = (how.channels, *size) if how.layout == "nchw" else (*size, how.channels)
@@ -306,7 +337,7 @@ def _visible(folder: Path) -> list[Path]:
         raise DataError(f"folder {str(folder)!r} cannot be read: {one_line(error)}") from error
 
 
-def _open(file: Path) -> Image.Image:
+def open_image(file: Path) -> Image.Image:
     """Open an image without decoding it; Pillow's limit on the number of pixels is an error, not a warning."""
     from PIL import Image
 
@@ -354,21 +385,27 @@ def _final_size(file: Path, size: tuple[int, int], how: Preprocess) -> tuple[int
     return how.crop
 
 
+def _frame(file: Path, size: tuple[int, int], how: Preprocess) -> Frame:
+    wide, high = resized = _resized(size, how)
+    final_high, final_wide = _final_size(file, size, how)
+    left, top = round((wide - final_wide) / 2), round((high - final_high) / 2)
+    return Frame(size, resized, left, top, final_wide, final_high)
+
+
 def _read(file: Path, how: Preprocess, port: Port) -> Array:
     """Decode, resize, crop, scale, normalise and lay out one image."""
     from PIL import Image
 
-    with _open(file) as image:
+    with open_image(file) as image:
         try:
             pixels = image.convert("L" if how.color == "gray" else "RGB")
         except Exception as error:
             raise DataError(f"{str(file)!r} is no readable image: {one_line(error)}") from error
+    frame = _frame(file, pixels.size, how)
     if how.resize is not None:
-        pixels = pixels.resize(_resized(pixels.size, how), Image.Resampling.BILINEAR)
-    high, wide = _final_size(file, pixels.size, replace(how, resize=None))
-    left, top = round((pixels.width - wide) / 2), round((pixels.height - high) / 2)
-    array: Array = np.asarray(pixels.crop((left, top, left + wide, top + high)))
-    array = array.reshape(high, wide, how.channels)
+        pixels = pixels.resize(frame.resized, Image.Resampling.BILINEAR)
+    array: Array = np.asarray(pixels.crop(frame.box))
+    array = array.reshape(frame.high, frame.wide, how.channels)
     if how.color == "bgr":
         array = array[..., ::-1]
     if port.dtype != "uint8":

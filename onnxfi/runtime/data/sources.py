@@ -1,7 +1,8 @@
 """Opening what a model is fed: samples from an archive, a folder of images or events, a function, or made up.
 
 `open_data` reads any of them into one `Data`, checked against the model's inputs. What a `Data` is stands in
-batches.py; npz.py, images.py and events.py read three of the kinds; docs/how-to/data.md describes all for users.
+batches.py; npz.py, images.py and events.py read three of the kinds, label_files.py labels of their own;
+docs/how-to/data.md describes all for users.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,14 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, closest
 from onnxfi.graph.dataflow.sample_axis import BatchLayout
-from onnxfi.runtime.data.batches import Batch, Data, Labels, layout
+from onnxfi.runtime.data.batches import Batch, Data, layout
 from onnxfi.runtime.data.events import holds_events, open_events
 from onnxfi.runtime.data.images import open_folder
 from onnxfi.runtime.data.in_memory import named_arrays
+from onnxfi.runtime.data.label_files import LABEL_FILES, Samples, read_labels
+from onnxfi.runtime.data.labels import Labels
+from onnxfi.runtime.data.labels import checked as checked_labels
+from onnxfi.runtime.data.labels import joined as join_labels
 from onnxfi.runtime.data.npz import memory_bytes, read_headers, read_npz
 from onnxfi.runtime.engine.ports import ONNX_NUMBER, Array, Port, element_type, fits, one_line, shape_text, type_name
 
@@ -34,7 +40,6 @@ __all__ = ["Batch", "Data", "open_data", "synthetic"]
 
 _OPEN_DIMENSION = 32  # synthetic size where a model says none: whole strides of an image net, a short text
 _SYNTHETIC_SAMPLES = 8
-_SMALL_LABELS = 1 << 26
 
 
 def open_data(
@@ -45,6 +50,7 @@ def open_data(
     limit: int | None = None,
     seed: int = 0,
     batch_axis: int = 0,
+    labels: str | Path | None = None,
 ) -> Data:
     """Open labelled data for a model with these inputs.
 
@@ -64,6 +70,9 @@ def open_data(
         Seed of synthetic inputs.
     batch_axis : int
         The axis that counts samples.
+    labels : str or Path, optional
+        A file or folder of labels, as `read_labels` takes it, or the name of the array that holds them; by default the
+        array "labels".
 
     Returns
     -------
@@ -91,25 +100,61 @@ def open_data(
             raise DataError(f"input {port.name!r} is a {port.dtype}; only models fed with tensors can be run")
     if limit is not None and limit < 1:
         raise DataError(f"limit is {limit}; it takes 1 or more")
+    file, name = (None, "labels") if labels is None else _place_of_labels(labels)
+    how = _Reading(ports, batch_axis, limit, "labels" if file else name)
+    found = _open(spec, how, Path(preprocess) if preprocess else None, seed)
+    if labels is None:
+        return found
+    if found.synthetic:
+        raise DataError(f"labels {str(labels)!r} say nothing of synthetic inputs; name the data that they are of")
+    if file is None:
+        if isinstance(spec, str | Path) and Path(spec).is_dir():
+            raise DataError(f"no labels at {name!r}; of files in a folder give {LABEL_FILES}")
+        return found
+    read = read_labels(file, Samples(found.samples, limit is not None, found.images), name)
+    described = found.description.replace(" unlabelled", " labelled", 1)
+    return replace(found, labels=read, classes=None, description=f"{described}, labels of {str(file)!r}")
+
+
+def _place_of_labels(labels: str | Path) -> tuple[Path | None, str]:
+    """Return the file of labels, None where they are an array of the data, and the name of the array."""
+    text = str(labels)
+    head, _, name = text.rpartition(":")
+    if Path(labels).exists():
+        return Path(labels), "labels"
+    if head.endswith(".npz"):
+        return Path(head), name
+    return (Path(labels), "labels") if isinstance(labels, Path) or re.search(r"[./\\]", text) else (None, text)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Settings of reading: the inputs, the axis of the samples, how many samples, and the array that holds labels."""
+
+    ports: tuple[Port, ...]
+    batch_axis: int
+    limit: int | None
+    labels: str
+
+
+def _open(spec: Any, how: _Reading, preprocess: Path | None, seed: int) -> Data:
     path = Path(spec) if isinstance(spec, str | Path) else None
     if path is not None and path.is_dir():
         if holds_events(path):
-            return open_events(path, ports, Path(preprocess) if preprocess else None, limit, batch_axis)
-        return _from_folder(path, ports, Path(preprocess) if preprocess else None, limit, batch_axis)
+            return open_events(path, how.ports, preprocess, how.limit, how.batch_axis)
+        return _from_folder(path, how, preprocess)
     if preprocess is not None:
         raise DataError("preprocessing is for a folder of images; this data takes none")
     if spec is None:
-        return synthetic(ports, limit or _SYNTHETIC_SAMPLES, seed, batch_axis)
+        return synthetic(how.ports, how.limit or _SYNTHETIC_SAMPLES, seed, how.batch_axis)
     if isinstance(spec, Mapping):
-        return _from_arrays(spec, ports, batch_axis, limit, "the arrays given")
+        return _from_arrays(spec, how, "the arrays given")
     if path is not None and path.is_file():
-        return _from_archive(path, ports, batch_axis, limit)
+        return _from_archive(path, how)
     if isinstance(spec, str) and names_function(spec):
-        return _from_function(spec, ports, batch_axis, limit)
+        return _from_function(spec, how)
     if path is None:
-        return _from_arrays(
-            named_arrays(spec, ports, limit), ports, batch_axis, limit, f"the {type(spec).__name__} given"
-        )
+        return _from_arrays(named_arrays(spec, how.ports, how.limit), how, f"the {type(spec).__name__} given")
     kinds = "an .npz archive, a folder of images by class or of event recordings, or module:function"
     raise DataError(f"no data at {str(spec)!r}; give {kinds}")
 
@@ -127,39 +172,34 @@ def _describe(samples: int, labels: Labels | None, what: str) -> str:
     return f"{samples} {'un' if labels is None else ''}labelled samples of {what}"
 
 
-def _from_folder(
-    path: Path, ports: Sequence[Port], preprocess: Path | None, limit: int | None, batch_axis: int
-) -> Data:
-    found = open_folder(path, ports, preprocess, limit, batch_axis)
+def _from_folder(path: Path, how: _Reading, preprocess: Path | None) -> Data:
+    found = open_folder(path, how.ports, preprocess, how.limit, how.batch_axis)
     name, samples = found.port.name, len(found.files)
     many = "unlabelled images" if found.labels is None else f"images of {len(found.folders)} classes"
     of = f"{samples} {many} in {str(path)!r}"
-    place = layout(ports, batch_axis, {name: (1,) * 4})
-    return Data((name,), samples, found.labels, False, of, place, found.cut, found.classes)
+    place = layout(how.ports, how.batch_axis, {name: (1,) * 4})
+    return Data((name,), samples, found.labels, False, of, place, found.cut, found.classes, found)
 
 
-def _from_arrays(
-    given: Mapping[str, Any], ports: Sequence[Port], batch_axis: int, limit: int | None, what: str
-) -> Data:
-    arrays, labels, place = _checked(given, ports, batch_axis, what)
-    if limit is not None:
-        arrays = place.part(arrays, 0, limit)
-        labels = labels if labels is None else labels[:limit]
+def _from_arrays(given: Mapping[str, Any], how: _Reading, what: str) -> Data:
+    arrays, labels, place = _checked(given, how, what)
+    if how.limit is not None:
+        arrays = place.part(arrays, 0, how.limit)
+        labels = labels if labels is None else labels[: how.limit]
     return Data.of_arrays(arrays, labels, place, _describe(place.rows(arrays), labels, what))
 
 
-def _from_archive(path: Path, ports: Sequence[Port], batch_axis: int, limit: int | None) -> Data:
+def _from_archive(path: Path, how: _Reading) -> Data:
     """Read an archive once its headers have been found to fit: what does not is refused before it is unpacked."""
     claims, what = read_headers(path), repr(str(path))
-    labels = claims.get("labels") if "labels" not in [port.name for port in ports] else None
-    counted = labels is None or (labels.ndim == 1 and labels.dtype.kind in "iu")
-    if labels is not None and not counted and labels.nbytes <= _SMALL_LABELS:
-        del claims["labels"]  # refused by their values, for a message with the remedy
-    _checked(claims, ports, batch_axis, what)
-    return _from_arrays(read_npz(path), ports, batch_axis, limit, what)
+    labels = claims.get(how.labels)
+    if labels is not None and how.labels not in [port.name for port in how.ports]:
+        claims[how.labels] = np.broadcast_to(np.int64(0), labels.shape[:1])  # their values are not known yet
+    _checked(claims, how, what)
+    return _from_arrays(read_npz(path), how, what)
 
 
-def _from_function(spec: str, ports: Sequence[Port], batch_axis: int, limit: int | None) -> Data:
+def _from_function(spec: str, how: _Reading) -> Data:
     """Call a user's function; any exception in it becomes a `DataError`."""
     module, _, function = spec.partition(":")
     here = os.getcwd()
@@ -168,10 +208,10 @@ def _from_function(spec: str, ports: Sequence[Port], batch_axis: int, limit: int
         importlib.invalidate_caches()
         made = getattr(importlib.import_module(module), function)()
         if isinstance(made, Mapping):
-            return _from_arrays(made, ports, batch_axis, limit, repr(spec))
+            return _from_arrays(made, how, repr(spec))
         # An onnxruntime CalibrationDataReader has get_next(), which ends with None.
         batches = iter(made.get_next, None) if hasattr(made, "get_next") else iter(made)
-        return _from_batches(batches, ports, batch_axis, limit, repr(spec))
+        return _from_batches(batches, how, repr(spec))
     except DataError:
         raise
     except (Exception, SystemExit) as error:
@@ -181,17 +221,17 @@ def _from_function(spec: str, ports: Sequence[Port], batch_axis: int, limit: int
             sys.path.remove(here)
 
 
-def _from_batches(made: Iterator[Any], ports: Sequence[Port], batch_axis: int, limit: int | None, what: str) -> Data:
+def _from_batches(made: Iterator[Any], how: _Reading, what: str) -> Data:
     """Batches as a function made them, read to the end, or to `limit`, and kept: every run sees the same."""
     batches: list[dict[str, Array]] = []
     marks: list[Labels | None] = []
     places: list[BatchLayout] = []
-    samples = 0
+    samples, limit = 0, how.limit
     for feeds in made:
         name = f"batch {len(batches)} of {what}"
         if not isinstance(feeds, Mapping):
             raise DataError(f"{name} is a {type(feeds).__name__}; a batch is a dict of arrays")
-        arrays, labels, place = _checked(feeds, ports, batch_axis, name)
+        arrays, labels, place = _checked(feeds, how, name)
         rows = place.rows(arrays)
         if place.fixed is not None and rows > place.fixed:
             raise DataError(f"{name} has {rows} samples; the model takes {place.fixed} at a time")
@@ -207,33 +247,39 @@ def _from_batches(made: Iterator[Any], ports: Sequence[Port], batch_axis: int, l
     known = [one for one in marks if one is not None]
     if len(known) not in (0, len(marks)) or len(set(places)) > 1:
         raise DataError(f"{what}: either all batches have labels or none, and inputs keep their rank")
-    all_labels = np.concatenate(known) if known else None
+    try:
+        all_labels = join_labels(known) if known else None
+    except ValueError as error:
+        raise DataError(f"{what}: batches have labels of other shapes: {one_line(error)}") from None
     of = _describe(samples, all_labels, what)
     return Data(tuple(batches[0]), samples, all_labels, False, of, places[0], lambda _: iter(batches))
 
 
-def _checked(
-    given: Mapping[str, Any], ports: Sequence[Port], batch_axis: int, what: str
-) -> tuple[dict[str, Array], Labels | None, BatchLayout]:
+def _checked(given: Mapping[str, Any], how: _Reading, what: str) -> tuple[dict[str, Array], Labels | None, BatchLayout]:
     """Return the arrays in the order of the inputs, the labels and the sample axis; raise where they do not fit."""
     try:
         arrays = {name: np.asarray(array) for name, array in given.items()}
     except ValueError as error:
         raise DataError(f"{what}: not an array: {one_line(error)}") from error
-    names = [port.name for port in ports]
-    labels = None if "labels" in names else arrays.pop("labels", None)
+    ports, names = how.ports, [port.name for port in how.ports]
+    labels = None if how.labels in names else arrays.pop(how.labels, None)
+    if how.labels != "labels":
+        if labels is None:
+            near = closest(how.labels, arrays)
+            raise DataError(f"{what}: no array {how.labels[:60]!r} of labels, and no such file{near}")
+        arrays = {name: array for name, array in arrays.items() if name in names}  # the others are other labels
     extra = [name for name in arrays if name not in names]
     missing = [port for port in ports if port.name not in arrays]
     if extra and missing:
         raise DataError(f"{what}: {extra[0]!r} is no input, and input {missing[0]} has no array; name it so")
     if extra:
         meant = arrays[extra[0]]
-        if labels is None and meant.ndim == 1 and meant.dtype.kind in "iu" and "labels" not in names:
+        if labels is None and meant.ndim == 1 and meant.dtype.kind in "iu" and how.labels not in names:
             raise DataError(f"{what}: {extra[0]!r} is no input; call it 'labels' if it holds them, else leave it out")
         raise DataError(f"{what}: {extra[0]!r} is no input{closest(extra[0], names)}; leave it out")
     if missing:
         raise DataError(f"{what}: input {missing[0]} has no array")
-    place = layout(ports, batch_axis, {name: array.shape for name, array in arrays.items()})
+    place = layout(ports, how.batch_axis, {name: array.shape for name, array in arrays.items()})
     fitted = {port.name: _fitted(arrays[port.name], port, place, what) for port in ports}
     sizes = [(name, fitted[name].shape[axis]) for name, axis in place.axes]
     for (one, many), (other, more) in pairwise(sizes):
@@ -243,7 +289,7 @@ def _checked(
     if not rows:
         raise DataError(f"{what}: no samples")
     _settled(ports, place, fitted, what)
-    return fitted, None if labels is None else _labels(labels, rows, what), place
+    return fitted, None if labels is None else checked_labels(labels, rows, what), place
 
 
 def _settled(ports: Sequence[Port], place: BatchLayout, arrays: Mapping[str, Array], what: str) -> None:
@@ -276,38 +322,6 @@ def _fitted(array: Array, port: Port, place: BatchLayout, what: str) -> Array:
     if not fits(array.shape, port, free=free):
         raise DataError(f"{what}: {port.name!r} has shape {shape_text(array.shape)}, the input is {port}")
     return array
-
-
-def _labels(labels: Array, rows: int, what: str) -> Labels:
-    if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        given = f"{type_name(labels)} {shape_text(labels.shape)}"
-        raise DataError(f"{what}: labels are {given}; they must be integers, one a sample{_remedy(labels)}")
-    if len(labels) != rows:
-        raise DataError(f"{what}: {len(labels)} labels for {rows} samples")
-    for label in (int(labels.min()), int(labels.max())):
-        if not 0 <= label < 1 << 63:
-            raise DataError(f"{what}: a label is {label}; labels count the classes from 0")
-    return labels.astype(np.int64)
-
-
-def _remedy(labels: Array) -> str:
-    """Return the remedy that turns labels of another shape or type into class numbers, where there is one."""
-    if labels.nbytes > _SMALL_LABELS:
-        return ""
-    if labels.dtype.kind in "USOT":
-        return "; of names take their places in the list of the model's classes"
-    if labels.ndim == 2 and labels.shape[1] > 1:
-        with np.errstate(all="ignore"):
-            one_hot = bool(((labels == 0) | (labels == 1)).all() and (labels.astype(np.float64).sum(axis=1) == 1).all())
-        return "; of one-hot ones take labels.argmax(1)" if one_hot else "; rows of several classes are not read"
-    whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and bool((labels == np.floor(labels)).all()))
-    if labels.ndim == 0 or labels.size != len(labels) or not whole:
-        return ""
-    return (
-        "; take "
-        + ("labels" if labels.ndim == 1 else "labels.reshape(-1)")
-        + ("" if labels.dtype.kind in "iu" else ".astype('int64')")
-    )
 
 
 def synthetic(ports: Sequence[Port], samples: int, seed: int, batch_axis: int = 0) -> Data:

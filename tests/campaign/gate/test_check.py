@@ -37,7 +37,7 @@ from onnxfi.errors import BaselineError, InputError, OutputError, SpecError, Sto
 from onnxfi.runtime.data.sample_outputs import as_run, stacked
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.statistics.intervals import Interval, clopper_pearson, mean_interval
-from onnxfi.tasks.classification import CLASSIFICATION
+from onnxfi.tasks.kinds.classification import CLASSIFICATION
 
 MODELS = Path(__file__).parents[3] / "models"
 CNN, DATA = MODELS / "fashion_cnn.onnx", MODELS / "fashion_test.npz"

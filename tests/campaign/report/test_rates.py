@@ -26,7 +26,7 @@ from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import OutputError, StoreError
 from onnxfi.statistics.intervals import Stratum, clopper_pearson, stratified_interval
-from onnxfi.tasks.classification import CLASSES, CLASSIFICATION
+from onnxfi.tasks.kinds.classification import CLASSES, CLASSIFICATION
 from onnxfi.tasks.outcomes import unpacked
 
 LAYERS = {"fc1": 25 * 32, "fc2": 18 * 32}

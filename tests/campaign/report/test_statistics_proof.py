@@ -26,7 +26,7 @@ from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.faults import sampling
 from onnxfi.graph.model.loading import Model, load
-from onnxfi.tasks.classification import CLASSIFICATION
+from onnxfi.tasks.kinds.classification import CLASSIFICATION
 
 pytestmark = pytest.mark.slow
 CAMPAIGNS = 1000

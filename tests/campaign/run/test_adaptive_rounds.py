@@ -38,7 +38,7 @@ from onnxfi.faults import sampling
 from onnxfi.faults.words import WORDS
 from onnxfi.graph.model.loading import load
 from onnxfi.statistics.adaptive import Moments, allocate_round, round_size, until_stratum_exhausted
-from onnxfi.tasks.classification import CLASSIFICATION
+from onnxfi.tasks.kinds.classification import CLASSIFICATION
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "reference" / "store.md"
 

@@ -47,8 +47,8 @@ from onnxfi.runtime.engine import onnx_runtime
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine, OrtSession
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.runtime.engine.temporary_tensors import TemporaryTensors
-from onnxfi.tasks.classification import CLASSIFICATION
 from onnxfi.tasks.evaluation import evaluate
+from onnxfi.tasks.kinds.classification import CLASSIFICATION
 
 ROOT = Path(__file__).parents[3]
 

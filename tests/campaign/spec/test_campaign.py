@@ -74,6 +74,7 @@ EXAMPLES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "persistence": ("permanent", ["--persistence", "permanent"], {**SWEEP, "target": ("activations",)}),
     "all": (True, ["--all"], {**SWEEP, "target": ("activations",)}),
     "seed": ((1 << 64) - 1, ["--seed", str((1 << 64) - 1)], SWEEP),
+    "labels": ("l.json", ["--labels", "l.json"], SWEEP),
     "preprocess": ("p.yaml", ["--preprocess", "p.yaml"], SWEEP),
     "samples": (5, ["--samples", "5"], SWEEP),
     "batch": (4, ["--batch", "4"], SWEEP),
@@ -427,6 +428,7 @@ def test_an_error_in_a_part_given_by_flag_names_its_place() -> None:
 FREE = {
     "model",
     "data",
+    "labels",
     "preprocess",
     "neurons",
     "allow_links",

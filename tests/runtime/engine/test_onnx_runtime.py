@@ -401,7 +401,7 @@ def test_two_runtimes_in_one_folder_are_reported(
 
 def test_importing_this_floor_loads_neither_the_runtime_nor_pillow() -> None:
     program = (
-        "import sys, onnxfi.runtime.engine.onnx_runtime, onnxfi.runtime.data.sources, onnxfi.tasks.classification;"
+        "import sys, onnxfi.runtime.engine.onnx_runtime, onnxfi.runtime.data.sources, onnxfi.tasks.kinds.classification;"
         "print(*{'onnxruntime', 'PIL', 'scipy', 'onnx', 'yaml'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

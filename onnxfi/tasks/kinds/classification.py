@@ -27,7 +27,7 @@ from onnxfi.errors import InputError, closest
 from onnxfi.runtime.engine.ports import Array
 from onnxfi.tasks.answers import AnswerPair, Flags, float64, share, softmax
 from onnxfi.tasks.class_scores import class_misfit, class_output, reading
-from onnxfi.tasks.deviation import DEVIATIONS
+from onnxfi.tasks.kinds.deviation import DEVIATIONS
 from onnxfi.tasks.task import OUTCOME_SUMS, OUTCOMES, Metric, Task
 
 CLASSES = (
@@ -188,6 +188,7 @@ CLASSIFICATION = Task(
         ("sdc1", "sdc_samples"),
     ),
     absent="the scored output is no classifier's; name one with --output",
+    labels="classes",
     masked=masked,
     wrong=lambda pair: pair.silent_top,
     reads=class_output,
