@@ -262,6 +262,91 @@ def test_names_say_what_a_thing_is(path: Path) -> None:
         assert not NO_NAMES & set(spaced.split("_")), f"{path}: {name}"
 
 
+# ------------------------------------------------------------------------------------------------ what outlives a call
+
+#: Objects at the top of a module that change: the worker that a process is (worker.py says why it is found by a name).
+#: A ContextVar is none: it holds what one thread is in, for a block.
+OUTLIVING = {"THIS_WORKER"}
+#: Types of the standard library whose instances are there to be changed.
+CHANGING = {"list", "dict", "set", "bytearray", "deque", "defaultdict", "Counter", "OrderedDict", "WeakSet", "local"}
+CHANGING |= {"Lock", "RLock", "Condition", "Event", "Semaphore", "BoundedSemaphore", "Barrier", "Queue", "SimpleQueue"}
+CHANGING |= {"WeakKeyDictionary", "WeakValueDictionary", "count", "cycle", "iter", "open"}
+#: Methods that change a list, a dict or a set.
+CHANGES = {"append", "extend", "insert", "pop", "popitem", "remove", "discard", "clear", "update", "setdefault", "add"}
+CHANGES |= {"sort", "reverse", "appendleft", "popleft", "intersection_update", "difference_update"}
+#: A cached function is a function of its arguments (and of what is installed) alone, and gives what nobody can change.
+#: These have an effect, once for the same arguments: the environment of a runtime keeps the arena that it was given;
+#: a model that came through a dry run does so again.
+ONCE = {"share_device_arena", "_share_arena", "_pass"}
+
+
+def changing_classes() -> set[str]:
+    """The classes of the house whose instances may change: all but frozen dataclasses, enumerations and errors."""
+    found = set()
+    for path in FILES:
+        for node in nodes(path):
+            if isinstance(node, ast.ClassDef):
+                fixed = any("frozen=True" in ast.unparse(one) for one in node.decorator_list)
+                fixed |= any(ast.unparse(base).endswith(("Enum", "Error", "Exception")) for base in node.bases)
+                found |= set() if fixed else {node.name}
+    return found
+
+
+def bound(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr]]:
+    """Every name that statements bind, with its value."""
+    for node in body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                yield ast.unparse(target), node.value
+
+
+def changed_names(path: Path) -> Iterator[tuple[str, int]]:
+    """Every name whose value a function of a module changes without having bound it, and the line."""
+    classes = [node.body for node in nodes(path) if isinstance(node, ast.ClassDef)]
+    for function in (node for body in (tree(path).body, *classes) for node in body):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        inside = list(ast.walk(function))
+        own = {node.arg for node in inside if isinstance(node, ast.arg)}
+        own |= {node.id for node in inside if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        for node in inside:
+            changed: ast.expr | None = None
+            if isinstance(node, ast.Attribute | ast.Subscript) and not isinstance(node.ctx, ast.Load):
+                changed = node.value
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CHANGES:
+                changed = node.func.value
+            if isinstance(changed, ast.Name) and changed.id not in own:
+                yield changed.id, node.lineno
+
+
+def test_nothing_outlives_a_call() -> None:
+    """What a worker, a pool or a run keeps is an object that it owns; a module and a class hold constants."""
+    changing = CHANGING | changing_classes()
+    for path in FILES:
+        constants = dict(bound(tree(path).body))
+        fields = [pair for node in nodes(path) if isinstance(node, ast.ClassDef) for pair in bound(node.body)]
+        for name, value in (*constants.items(), *fields):
+            made = ast.unparse(value.func).split(".")[-1] if isinstance(value, ast.Call) else ""
+            assert made not in changing or name in OUTLIVING, f"{path}: {name} is a {made}, which may change"
+        for name, value in fields:
+            assert not isinstance(value, ast.List | ast.Dict | ast.Set), f"{path}: all objects share {name}"
+        for name, line in changed_names(path):
+            assert name not in constants, f"{path}, line {line}: {name} of this module is changed"
+        assert not [node for node in nodes(path) if isinstance(node, ast.Global)], f"{path} has a global statement"
+
+
+def test_what_is_cached_is_a_function_of_its_arguments() -> None:
+    changing = {"list", "dict", "set", "None", *changing_classes()}
+    for path in FILES:
+        for node in nodes(path):
+            for one in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
+                if re.match(r"(functools\.)?(lru_)?cache\b", ast.unparse(one)):
+                    assert isinstance(node, ast.FunctionDef) and node.returns is not None
+                    given = re.sub(r"\btype\[.*?\]", "", ast.unparse(node.returns))
+                    fixed = node.name in ONCE or changing.isdisjoint(re.findall(r"\w+", given))
+                    assert fixed, f"{path}: {node.name} is cached and returns {given}, which may change"
+
+
 # ------------------------------------------------------------------------------------------------ how long things get
 
 

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from types import FrameType
 
 from onnxfi.errors import SelectorError
@@ -49,6 +48,9 @@ class Expression:
             why = "it is nested too deeply" if isinstance(error, RecursionError) else error
             raise SelectorError(f"{'re:' + pattern[:77]!r} is no regular expression: {why}") from None
 
+    def __reduce__(self) -> tuple[type[Expression], tuple[str]]:
+        return Expression, (self.pattern,)  # another process has its own time
+
     def fits(self, names: Sequence[str]) -> bool:
         """Return whether it is found in one of the names; SelectorError where that takes too long."""
         begun = time.thread_time()
@@ -64,12 +66,6 @@ class Expression:
             spent = time.thread_time() - begun
             if spent > _QUICK_S:
                 self._left_s = max(_QUICK_S, self._left_s - spent)
-
-
-@lru_cache(maxsize=64)
-def expression(pattern: str) -> Expression:
-    """Return the expression of a pattern; one object, so that what it has taken counts over all names."""
-    return Expression(pattern)
 
 
 @contextmanager

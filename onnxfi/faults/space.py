@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -19,7 +19,7 @@ from onnxfi.errors import SelectorError, closest
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.models import Flip
 from onnxfi.faults.quantization import ROLES
-from onnxfi.faults.regular_expressions import expression
+from onnxfi.faults.regular_expressions import Expression
 from onnxfi.faults.sampling import Numbers
 from onnxfi.faults.sites import (
     ACTIVATION_KINDS,
@@ -41,6 +41,7 @@ __all__ = [
     "Consumer",
     "FaultSpace",
     "Index",
+    "NamePattern",
     "Selector",
     "Site",
     "Sites",
@@ -48,24 +49,36 @@ __all__ = [
     "all_times",
     "check_disjoint",
     "fault_time",
-    "matches",
     "parse_site",
 ]  # fmt: skip
 
 
-def matches(pattern: str, texts: Sequence[str]) -> bool:
-    """Return True if a text matches a selector: substring, `=exact`, a glob with `*?[`, or `re:` a regular expression.
+class NamePattern:
+    """Pattern of names: a substring, `=exact`, a glob with `*?[`, or `re:` and a regular expression.
 
-    >>> matches("conv", ["layer1.conv"]), matches("=conv", ["layer1.conv"]), matches("*.conv", ["layer1.conv"])
-    (True, False, True)
+    Time that a regular expression takes counts over all names that one pattern is asked for.
+
+    Examples
+    --------
+    >>> NamePattern("conv").matches(["layer1.conv"]), NamePattern("=conv").matches(["layer1.conv"])
+    (True, False)
+    >>> NamePattern("*.conv").matches(["layer1.conv"]), NamePattern("re:conv[0-9]").matches(["layer1.conv"])
+    (True, False)
     """
-    if pattern.startswith("="):
-        return pattern[1:] in texts
-    if pattern.startswith("re:"):
-        return expression(pattern[3:]).fits(texts)
-    if any(c in pattern for c in "*?["):
-        return any(fnmatch.fnmatchcase(text, pattern) for text in texts)
-    return any(pattern in text for text in texts)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._expression = Expression(text[3:]) if text.startswith("re:") else None
+
+    def matches(self, names: Sequence[str]) -> bool:
+        """Return True if it matches one of the names."""
+        if self._expression is not None:
+            return self._expression.fits(names)
+        if self.text.startswith("="):
+            return self.text[1:] in names
+        if any(c in self.text for c in "*?["):
+            return any(fnmatch.fnmatchcase(name, self.text) for name in names)
+        return any(self.text in name for name in names)
 
 
 @dataclass(frozen=True)
@@ -111,15 +124,21 @@ class Selector:
             return False
         return self._fits(target)
 
+    @cached_property
+    def _patterns(self) -> Mapping[str, NamePattern]:
+        return {text: NamePattern(text) for text in (*self.include, *self.exclude, *self.op)}
+
+    def _match(self, texts: Iterable[str], names: Sequence[str]) -> bool:
+        return any(self._patterns[text].matches(names) for text in texts)
+
     def _fits(self, target: Target) -> bool:
         """Return True for a target that the filters match, whether it is left out by default or not."""
-        texts = target.names
         return (
-            (not self.include or any(matches(p, texts) for p in self.include))
-            and (not self.op or any(matches(p, target.ops) for p in self.op))
+            (not self.include or self._match(self.include, target.names))
+            and (not self.op or self._match(self.op, target.ops))
             and (not self.dtype or target.dtype in self.dtype)
             and (not self.role or not {target.role, *target.roles}.isdisjoint(self.role))
-            and not any(matches(p, texts) for p in self.exclude)
+            and not self._match(self.exclude, target.names)
         )
 
     def space(self, targets: Sequence[Target], model: FaultModel | None = None) -> FaultSpace:
@@ -167,7 +186,7 @@ class Selector:
             ("--role", self.role, [role for t in targets for role in (t.role, *t.roles) if role]),
         ):
             for pattern in patterns:
-                if pattern not in known if option in ("--dtype", "--role") else not matches(pattern, known):
+                if pattern not in known if option in ("--dtype", "--role") else not self._match([pattern], known):
                     hint = closest(pattern.lstrip("="), known)
                     raise SelectorError(f"{option} {pattern!r} matches nothing in this model{hint}")
         unused = [t for t in targets if t.unused and self._fits(t)]

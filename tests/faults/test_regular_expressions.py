@@ -10,7 +10,8 @@ import pytest
 from onnxfi.errors import SelectorError
 from onnxfi.faults import regular_expressions
 from onnxfi.faults.regular_expressions import Expression
-from onnxfi.faults.space import matches
+from onnxfi.faults.space import NamePattern, Selector, Target
+from onnxfi.faults.words import WORDS
 
 NAMES = ["layer1.weight", "a" * 60 + "!"]
 
@@ -18,14 +19,13 @@ NAMES = ["layer1.weight", "a" * 60 + "!"]
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(regular_expressions, "_LONGEST_S", 0.05)
-    regular_expressions.expression.cache_clear()
 
 
 def test_an_expression_that_goes_back_for_ever_is_stopped_and_said() -> None:
     before = signal.getsignal(signal.SIGVTALRM)
     for pattern in ("(a|aa)+$", "^(a+)+$", r"(\w+\.?)+="):
         with pytest.raises(SelectorError, match=r"takes more than 0.05 s to be matched .* use a glob"):
-            matches("re:" + pattern, NAMES)
+            Expression(pattern).fits(NAMES)
     assert signal.getsignal(signal.SIGVTALRM) is before and signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
 
 
@@ -36,15 +36,24 @@ def test_what_it_takes_counts_over_all_names() -> None:
             slow.fits(["a" * 17 + "!"])
 
 
+def test_what_it_takes_counts_over_all_tensors_that_one_selector_is_asked_for() -> None:
+    """Each takes some milliseconds, and is stopped by none of them; another selector has its own time."""
+    targets = [Target(f"{'a' * 16}{k}!", WORDS["float32"], (1,)) for k in range(1000)]
+    for _ in range(2):
+        selector = Selector(include=("re:^(a+)+$",))
+        with pytest.raises(SelectorError, match="takes more than"):
+            selector.space(targets)
+
+
 def test_the_length_of_an_expression_is_bounded() -> None:
-    assert matches("re:" + "|".join(["x"] * 400 + ["conv"]), ["conv1"])
+    assert Expression("|".join(["x"] * 400 + ["conv"])).fits(["conv1"])
     with pytest.raises(SelectorError, match="at most 1,000 letters, this one has 1,001"):
-        matches("re:" + "x" * 1001, ["conv1"])
+        NamePattern("re:" + "x" * 1001)
 
 
 def test_beside_the_main_thread_it_is_matched_without_a_timer() -> None:
     found: list[bool] = []
-    thread = Thread(target=lambda: found.append(matches("re:^conv[0-9]$", ["fc", "conv1"])))
+    thread = Thread(target=lambda: found.append(Expression("^conv[0-9]$").fits(["fc", "conv1"])))
     thread.start()
     thread.join()
     assert found == [True]

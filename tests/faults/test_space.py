@@ -14,7 +14,7 @@ from onnxfi.errors import SelectorError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.models import Burst, Flip, StuckAt0, Zero
 from onnxfi.faults.registry import parse_fault
-from onnxfi.faults.space import FaultSpace, Selector, Site, Target, matches
+from onnxfi.faults.space import FaultSpace, NamePattern, Selector, Site, Target
 from onnxfi.faults.trials import faults_at_named_sites
 from onnxfi.faults.words import FIELDS, WORDS
 
@@ -324,12 +324,12 @@ def test_a_selection_is_the_space_over_what_it_keeps(chosen: tuple[Target, ...],
 
 
 def test_globs_and_regular_expressions_take_names_as_they_are() -> None:
-    assert matches("*.conv", ["A.conv"])
-    assert not matches("*.CONV", ["A.conv"])  # on every system
-    assert matches("re:[0-9]{2}", ["layer12"])
-    assert matches("=a*b", ["a*b"])
-    assert not matches("=a*b", ["axb"])
-    assert matches("", ["anything"])
+    assert NamePattern("*.conv").matches(["A.conv"])
+    assert not NamePattern("*.CONV").matches(["A.conv"])  # on every system
+    assert NamePattern("re:[0-9]{2}").matches(["layer12"])
+    assert NamePattern("=a*b").matches(["a*b"])
+    assert not NamePattern("=a*b").matches(["axb"])
+    assert NamePattern("").matches(["anything"])
 
 
 def test_models_with_parameters_are_named_in_messages() -> None:

@@ -21,7 +21,7 @@ from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.golden_run_cache import cached_golden
 from onnxfi.campaign.run.runner import Running, run
 from onnxfi.errors import InputError, SpecError, StoreError, closest
-from onnxfi.faults.space import matches
+from onnxfi.faults.space import NamePattern
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.statistics.intervals import Interval
@@ -261,7 +261,8 @@ def applied(limits: Sequence[Limit], file: Path) -> tuple[Limit, ...]:
         if limit.layer is None:
             found.append(limit)
             continue
-        here = [layer for layer in layers if matches(limit.layer, [layer])]
+        pattern = NamePattern(limit.layer)
+        here = [layer for layer in layers if pattern.matches([layer])]
         if not here:
             raise InputError(f"{limit}: no layer of the model matches{closest(limit.layer, layers)}")
         found += [replace(limit, layer=layer) for layer in here]

@@ -398,11 +398,13 @@ def _raise_nothing_selected(rows: Sequence[Activation], selector: Selector) -> N
             raise SelectorError(f"cannot inject into {a.target.id!r}: {a.unsupported_reason}")
     ids = [name for a in rows for name in (a.target.id, a.target.node, a.target.layer) if name]
     for pattern in selector.include:
-        if not any(replace(Selector(), include=(pattern,)).selects(replace(a.target, structural=False)) for a in rows):
+        one = Selector(include=(pattern,))
+        if not any(one.selects(replace(a.target, structural=False)) for a in rows):
             near = closest(pattern.lstrip("="), ids)
             raise SelectorError(f"--include {pattern!r} matches no activation of this model{near}")
     for pattern in selector.op:
-        if not any(Selector(op=(pattern,)).selects(replace(a.target, structural=False)) for a in rows):
+        one = Selector(op=(pattern,))
+        if not any(one.selects(replace(a.target, structural=False)) for a in rows):
             near = closest(pattern, [a.target.op for a in rows if a.target.op])
             raise SelectorError(f"--op {pattern!r} matches no node of this model{near}")
     known = sorted({a.target.dtype for a in rows})

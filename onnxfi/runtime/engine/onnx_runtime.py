@@ -248,7 +248,8 @@ class OrtEngine(Engine):
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.add_session_config_entry("session.use_env_allocators", _one_arena(ort))
+        _share_arena(ort)
+        options.add_session_config_entry("session.use_env_allocators", "1")
         if name in ON_CUDA:
             options.use_deterministic_compute = True
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -289,12 +290,11 @@ class OrtEngine(Engine):
 
 
 @cache
-def _one_arena(ort: Any) -> str:
-    """Let all sessions of this process allocate from one arena, so that one reuses what another frees; return "1"."""
+def _share_arena(ort: Any) -> None:
+    """Let all sessions of this process allocate from one arena, so that one reuses what another frees."""
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     with contextlib.suppress(Exception):  # it is registered already, by an earlier session or by the program around
         ort.create_and_register_allocator(info, None)
-    return "1"
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from onnxfi.errors import (
     SelectorError,
     closest,
 )
-from onnxfi.faults.space import Target, matches
+from onnxfi.faults.space import NamePattern, Target
 from onnxfi.graph.dataflow.isolation import run_isolated
 from onnxfi.graph.dataflow.type_inference import convert_opset
 from onnxfi.graph.model.dequantize import dequantized, scales_at
@@ -297,11 +297,13 @@ class _Work:
             label = node_label(node, k)
             parameters = [name for name in node.input if name in stored]
             texts[label] = [label, layer_of(node, label, parameters[0] if parameters else ""), *parameters]
-        for pattern in self.recipe.exclude:
-            if not any(matches(pattern, names) for names in texts.values()):
+        patterns = [NamePattern(text) for text in self.recipe.exclude]
+        for one in patterns:
+            if not any(one.matches(names) for names in texts.values()):
                 known = list(dict.fromkeys(name for names in texts.values() for name in names))
-                raise SelectorError(f"--exclude {pattern!r} matches no node, layer or weight{closest(pattern, known)}")
-        return [label for label, names in texts.items() if any(matches(p, names) for p in self.recipe.exclude)]
+                near = closest(one.text, known)
+                raise SelectorError(f"--exclude {one.text!r} matches no node, layer or weight{near}")
+        return [label for label, names in texts.items() if any(one.matches(names) for one in patterns)]
 
     def quantise(self, excluded: Sequence[str], data: Data | None) -> onnx.ModelProto:
         """Run the quantiser of the mode."""
