@@ -31,8 +31,8 @@ OPSET = 18
 #: The oldest IR version whose nodes have metadata.
 _IR_VERSION = 10
 #: Protobuf's limit is 2 GiB; larger models keep their weights beside the file.
-_LARGEST_FILE = (1 << 31) - (1 << 24)
-_SMALL_TENSOR = 1024
+LARGEST_FILE = (1 << 31) - (1 << 24)
+SMALL_TENSOR = 1024
 _ALIGNED = 4096
 
 
@@ -203,12 +203,12 @@ def at_opset(proto: onnx.ModelProto, wanted: int, direct: range) -> onnx.ModelPr
 def _write(proto: onnx.ModelProto, draft: Path) -> list[Path]:
     """Write the model, a large one with external data in `NAME.data`; return the files, the model first."""
     data_file = draft.with_name(f"{draft.name}.data")
-    if proto.ByteSize() <= _LARGEST_FILE:
+    if proto.ByteSize() <= LARGEST_FILE:
         draft.write_bytes(proto.SerializeToString(deterministic=True))
         return [draft]
     with data_file.open("wb") as stream:
         for tensor in naming.initializers(proto):
-            if len(tensor.raw_data) < _SMALL_TENSOR:
+            if len(tensor.raw_data) < SMALL_TENSOR:
                 continue
             stream.write(bytes(-stream.tell() % _ALIGNED))
             for key, value in (

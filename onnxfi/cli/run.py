@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onnxfi.campaign.run.runner import Running
 
 #: Seconds between two updates of the progress: of the bar on a terminal, and of lines elsewhere.
-_BAR_S, _LINE_S = 0.5, 60.0
+_BAR_S, LINE_S = 0.5, 60.0
 #: Longest text of --shard.
 _MAX_SHARD_LENGTH = 40
 
@@ -244,7 +244,7 @@ def show_progress(running: Running, n_workers: int) -> Iterator[Callable[[Result
         done, busy_s = done + 1, busy_s + result.time_s
         counts.update([result.outcome] if result.error is None else [])
         now = time.monotonic()
-        if now - shown < (_BAR_S if terminal else _LINE_S):
+        if now - shown < (_BAR_S if terminal else LINE_S):
             return None
         shown = now
         return _progress_text(running, counts, done, trials_per_second(done, now - started, busy_s, n_workers))

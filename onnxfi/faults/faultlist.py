@@ -31,7 +31,7 @@ FORMAT = "onnxfi-fault-list"
 VERSION = 1
 #: Trials with more faults than this are written as a recipe.
 MAX_LINES = 1000
-_LONGEST_LINE = 1 << 28
+LONGEST_LINE = 1 << 28
 
 
 @cache
@@ -374,11 +374,11 @@ def _text(path: Path) -> IO[str]:
 
 def _line(stream: IO[str], path: Path) -> str:
     try:
-        line = stream.readline(_LONGEST_LINE)
+        line = stream.readline(LONGEST_LINE)
     except UnicodeDecodeError:
         raise FaultListError(f"{path} is no fault list: it is not text") from None
-    if len(line) >= _LONGEST_LINE:
-        raise FaultListError(f"{path} is no fault list: a line is longer than {_LONGEST_LINE >> 20} MB")
+    if len(line) >= LONGEST_LINE:
+        raise FaultListError(f"{path} is no fault list: a line is longer than {LONGEST_LINE >> 20} MB")
     return line
 
 

@@ -17,7 +17,7 @@ from types import FrameType
 from onnxfi.errors import SelectorError
 
 #: Seconds that an expression may compute, over all names; names below the second number do not count.
-_LONGEST_S, _QUICK_S = 2.0, 0.001
+LONGEST_S, _QUICK_S = 2.0, 0.001
 #: Letters of an expression.
 _MOST_LETTERS = 1000
 
@@ -36,7 +36,7 @@ class Expression:
     """
 
     def __init__(self, pattern: str) -> None:
-        self.pattern, self._left_s = pattern, _LONGEST_S
+        self.pattern, self._left_s = pattern, LONGEST_S
         if len(pattern) > _MOST_LETTERS:
             raise SelectorError(
                 f"a regular expression takes at most {_MOST_LETTERS:,} letters, this one has {len(pattern):,}; "
@@ -59,7 +59,7 @@ class Expression:
                 return any(self._compiled.search(name) for name in names)
         except _TooLongError:
             raise SelectorError(
-                f"{'re:' + self.pattern[:77]!r} takes more than {_LONGEST_S:g} s to be matched with the names of this "
+                f"{'re:' + self.pattern[:77]!r} takes more than {LONGEST_S:g} s to be matched with the names of this "
                 f"model; write it without a repetition in a repetition, or use a glob, as '*.weight'"
             ) from None
         finally:

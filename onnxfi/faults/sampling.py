@@ -48,7 +48,7 @@ def uniform(raw: Numbers) -> NDArray[np.float64]:
     return ((raw >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
-def _log(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def logarithm(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Natural logarithm of positive normal numbers in exactly rounded steps; within 1e-15 of the true value."""
     m, e = np.frexp(x)
     low = m < 0.7071067811865476
@@ -96,7 +96,7 @@ def normal(raw: Numbers) -> NDArray[np.float64]:
     """
     p = uniform(raw)
     q = p - 0.5
-    tail = np.sqrt(-_log(np.minimum(p, 1 - p)))
+    tail = np.sqrt(-logarithm(np.minimum(p, 1 - p)))
     far = np.where(tail <= 5, _ratio(_NEAR, tail - 1.6), _ratio(_FAR, tail - 5))
     return np.where(np.abs(q) <= 0.425, q * _ratio(_CENTRE, 0.180625 - q * q), np.where(q < 0, -far, far))
 
@@ -111,7 +111,7 @@ def _log_factorial(n: int) -> Decimal:
 
 
 @lru_cache(maxsize=256)
-def _peak(n: int, rate: float) -> tuple[int, float]:
+def likeliest_count(n: int, rate: float) -> tuple[int, float]:
     """Return the likeliest count of Binomial(n, rate) and its probability, by correctly rounded decimal logarithms."""
     with localcontext(Context(prec=40)):  # a context of our own: the caller's may round otherwise
         p = Decimal(rate)
@@ -133,7 +133,7 @@ def binomial(n: int, rate: float, seed: int, stream: int) -> int:
     if n == 0 or rate in (0.0, 1.0):
         return n if rate == 1.0 else 0
     left = float(uniform(raw_words(seed, stream, COUNT, 1))[0])
-    mode, peak = _peak(n, rate)
+    mode, peak = likeliest_count(n, rate)
     odds = rate / (1 - rate)
     up = down = peak
     high = low = mode
@@ -152,7 +152,8 @@ def binomial(n: int, rate: float, seed: int, stream: int) -> int:
     return mode
 
 
-def _mix(x: Numbers, key: np.uint64) -> Numbers:
+def mix(x: Numbers, key: np.uint64) -> Numbers:
+    """Return words in which each bit depends on all bits of `x` and of the key: the round function of `permute`."""
     x = (x ^ key) * np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
     return x ^ (x >> np.uint64(29))
@@ -184,8 +185,8 @@ def permute(population: int, seed: int, stream: int, numbers: Numbers) -> Number
         a, b = x >> right, x & masks[1]
         with np.errstate(over="ignore"):
             for i in range(0, _ROUNDS, 2):
-                a ^= (_mix(b, keys[i]) >> np.uint64(7)) & masks[0]
-                b ^= (_mix(a, keys[i + 1]) >> np.uint64(7)) & masks[1]
+                a ^= (mix(b, keys[i]) >> np.uint64(7)) & masks[0]
+                b ^= (mix(a, keys[i + 1]) >> np.uint64(7)) & masks[1]
         out[todo] = (a << right) | b
         todo = todo[out[todo] >= population]
     return out

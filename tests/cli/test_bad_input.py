@@ -577,7 +577,7 @@ def test_an_interrupt_leaves_no_half_file(
         raise KeyboardInterrupt
 
     before = contents(place)
-    monkeypatch.setattr(faulty_copy, "_put", interrupted)
+    monkeypatch.setattr(faulty_copy, "write_sparse", interrupted)
     monkeypatch.setattr(sys, "argv", ["onnxfi", "inject", "m.onnx", "--count", "1", "--save-faults", "l.jsonl"])
     with pytest.raises(SystemExit) as stop:
         main()
@@ -674,11 +674,11 @@ def test_a_kill_leaves_no_half_file(place: Path, name: str) -> None:
 import os, signal, sys
 from onnxfi.cli import main
 from onnxfi.graph.write import faulty_copy
-put = faulty_copy._put
+put = faulty_copy.write_sparse
 def half(*given):
     put(*given)
     os.kill(os.getpid(), signal.{name})
-faulty_copy._put = half
+faulty_copy.write_sparse = half
 sys.argv = ["onnxfi", "inject", "m.onnx", "--count", "1", "--save-faults", "l.jsonl"]
 main()
 """

@@ -392,7 +392,7 @@ def test_ctrl_c_keeps_what_was_done(tiny: Path) -> None:
 
 
 def test_a_line_now_and_then_where_there_is_no_terminal(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "_LINE_S", 0.0)
+    monkeypatch.setattr(run_module, "LINE_S", 0.0)
     ran = run("run", "m.onnx", *DATA, *SINGLE, "-o", "s.db")
     lines = [line for line in ran.err.splitlines() if "/s  " in line]
     assert len(lines) == 25

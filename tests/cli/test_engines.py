@@ -53,7 +53,7 @@ def test_what_an_engine_does_not_take_is_refused(run: Run, words: tuple[str, ...
 
 
 def test_a_missing_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxfi.runtime.engine.openvino._is_installed", lambda: False)
+    monkeypatch.setattr("onnxfi.runtime.engine.openvino.is_installed", lambda: False)
     for verb in (("eval", CNN), ("run", CNN, "--single", "--trials", "2")):
         ran = run(*verb, *DATA, "--engine", "openvino")
         assert (ran.code, ran.err) == (2, "onnxfi: error: openvino is not installed; pip install 'onnxfi[openvino]'\n")

@@ -188,8 +188,8 @@ def test_differences() -> None:
 def test_a_model_too_large_for_one_file_keeps_its_weights_beside_it(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversion, "_LARGEST_FILE", 50)
-    monkeypatch.setattr(conversion, "_SMALL_TENSOR", 4)
+    monkeypatch.setattr(conversion, "LARGEST_FILE", 50)
+    monkeypatch.setattr(conversion, "SMALL_TENSOR", 4)
     done = write_checked(exported(proto=raw()), here / "out.onnx", Check())
     assert {p.name for p in here.iterdir()} == {"out.onnx", "out.onnx.data"}
     assert done.size_bytes == sum(p.stat().st_size for p in here.iterdir())

@@ -557,7 +557,7 @@ def test_text_that_ends_in_bytes_is_refused(written: Written) -> None:
 
 
 def test_endless_lines_are_refused(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faultlist, "_LONGEST_LINE", 3 << 20)
+    monkeypatch.setattr(faultlist, "LONGEST_LINE", 3 << 20)
     path = written(Header(DIGEST), "x" * (3 << 20))
     with pytest.raises(FaultListError, match="is no fault list: a line is longer than 3 MB"):
         read(path)

@@ -18,7 +18,7 @@ NAMES = ["layer1.weight", "a" * 60 + "!"]
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regular_expressions, "_LONGEST_S", 0.05)
+    monkeypatch.setattr(regular_expressions, "LONGEST_S", 0.05)
 
 
 def test_an_expression_that_goes_back_for_ever_is_stopped_and_said() -> None:

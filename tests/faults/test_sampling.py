@@ -29,6 +29,8 @@ from onnxfi.faults.sampling import (
     check_rate,
     count,
     exhaustive,
+    likeliest_count,
+    logarithm,
     normal,
     per_tensor,
     permute,
@@ -309,7 +311,7 @@ def test_each_count_takes_its_share_of_the_unit_interval(n: int, rate: float, mo
 @pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 127, 128, 1000, 3000])
 @pytest.mark.parametrize("rate", [1e-300, 1e-9, 0.01, 0.3, 0.5, 0.75, 1 - 2.0**-53])
 def test_the_likeliest_count_has_its_exact_probability(n: int, rate: float) -> None:
-    mode, peak = sampling._peak(n, rate)
+    mode, peak = likeliest_count(n, rate)
     p = Fraction(rate)
     exact = [math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(max(0, mode - 1), min(n, mode + 1) + 1)]
     assert peak == pytest.approx(float(max(exact)), rel=1e-14, abs=0)
@@ -347,7 +349,7 @@ def test_the_ends_of_the_unit_interval_are_reached_in_few_steps(
 def test_the_callers_decimal_context_changes_nothing() -> None:
     cases = [(10**6, 0.3), (10**12, 1e-7), (77, 0.99)]
     wanted = [binomial(n, rate, 5, 1) for n, rate in cases]
-    sampling._peak.cache_clear()
+    likeliest_count.cache_clear()
     with decimal.localcontext() as context:
         context.prec, context.rounding = 3, decimal.ROUND_UP
         context.traps[decimal.Inexact] = True
@@ -382,7 +384,7 @@ def test_rates_at_the_ends(rate: float, wanted: int) -> None:
 def test_a_trial_costs_as_its_flips(monkeypatch: pytest.MonkeyPatch) -> None:
     """2.4·10¹¹ sites at 1e-6: work and memory go with the 240,000 flips, not with the sites."""
     numbers = mixed = 0
-    raw, mix = sampling.raw_words, sampling._mix
+    raw, mix = sampling.raw_words, sampling.mix
 
     def counted_raw(seed: int, stream: int, purpose: int, n: int, **more: Any) -> Any:
         nonlocal numbers
@@ -395,7 +397,7 @@ def test_a_trial_costs_as_its_flips(monkeypatch: pytest.MonkeyPatch) -> None:
         return mix(x, key)
 
     monkeypatch.setattr(sampling, "raw_words", counted_raw)
-    monkeypatch.setattr(sampling, "_mix", counted_mix)
+    monkeypatch.setattr(sampling, "mix", counted_mix)
     tracemalloc.start()
     try:
         drawn = ber(240_000_000_000, 1e-6, seed=0)
@@ -437,4 +439,4 @@ def test_normal_numbers_are_normal() -> None:
 
 @given(st.floats(min_value=2.0**-54, max_value=1.0, exclude_min=True))
 def test_the_logarithm_is_the_logarithm(x: float) -> None:
-    assert float(sampling._log(np.array([x]))[0]) == pytest.approx(math.log(x), rel=2e-15, abs=1e-15)
+    assert float(logarithm(np.array([x]))[0]) == pytest.approx(math.log(x), rel=2e-15, abs=1e-15)

@@ -44,7 +44,7 @@ from onnxfi.statistics.adaptive import METHOD_NAMES, min_trials
 from onnxfi.statistics.sample_size import margin_of_error, sample_size
 
 #: Single faults that are planned together.
-_BLOCK = 1 << 14
+BLOCK = 1 << 14
 #: A trial that drew no fault still is a trial: this draw gives none.
 _NOTHING = Sampler("count", n=0)
 
@@ -201,7 +201,7 @@ class Plan:
 
     def _singles(self) -> Iterator[PlannedTrial]:
         """Trials of one event each, planned in blocks."""
-        step = max(16, _BLOCK // len(self.strata))
+        step = max(16, BLOCK // len(self.strata))
         for first in range(0, max(stratum.trials for stratum in self.strata), step):
             rows: list[PlannedTrial] = []
             for s, stratum in enumerate(self.strata):

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 #: Shares by row and column.
 Table = Mapping[str, Mapping[str, float]]
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9")
-_MARKS, _DASHES = "os^Dv*", ("-", "--", "-.", ":")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9")
+MARKS, DASHES = "os^Dv*", ("-", "--", "-.", ":")
 _WIDTH_IN, _ROW_IN = 4.8, 0.17
 _MOST_BANDS, _MOST_LAYERS, _LONGEST_NAME, _ANY = 2, 60, 24, 1 << 20
 _STYLE: Any = {
@@ -180,7 +180,7 @@ def _accuracy(found: Sequence[CampaignRates]) -> Figure:
 def _curves(series: Sequence[tuple[CampaignRates, str, list[tuple[str, Interval]]]], metric: Metric) -> Canvas:
     canvas = _canvas(_WIDTH_IN, 3.2)
     axes = canvas.add_subplot()
-    styles = cycle(zip(_COLOURS, _MARKS, cycle(_DASHES), strict=False))
+    styles = cycle(zip(COLOURS, MARKS, cycle(DASHES), strict=False))
     lowest = min((float(key) for _, _, rows in series for key, _ in rows if float(key) > 0), default=1e-9)
     many = len(series) > _MOST_BANDS
     for k, ((one, label, rows), (colour, mark, dash)) in enumerate(zip(series, styles, strict=False)):
@@ -300,7 +300,7 @@ def _by_bit(
 def _bar(k: int, names: Sequence[str]) -> dict[str, Any]:
     hatches = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")
     return {
-        "color": _COLOURS[k % len(_COLOURS)], "hatch": hatches[k % len(hatches)], "edgecolor": "white", "linewidth": 0,
+        "color": COLOURS[k % len(COLOURS)], "hatch": hatches[k % len(hatches)], "edgecolor": "white", "linewidth": 0,
         "label": plain(names[k], 40), "error_kw": {"elinewidth": 0.8, "capsize": 1.5, "ecolor": "#222222"},
     }  # fmt: skip
 

@@ -125,7 +125,7 @@ class CampaignRates:
             look = look_at(opened, confidence=confidence) if campaign.get("adaptive") else None
             if look is not None and look.method != "simple":
                 return cls(*head, *_scored(opened, golden["rows"], confidence), strata, look)
-            fold = _Folder(declared_task(opened), strata, cells, confidence, look)
+            fold = RateSums(declared_task(opened), strata, cells, confidence, look)
             samples = fold.read(opened, golden["rows"])
         rates = sorted({s["ber"] for s in strata if s["ber"] is not None})
         return cls(
@@ -235,7 +235,7 @@ def _around(p: float, spread: Interval) -> Interval:
 
 
 @dataclass(frozen=True)
-class _Folder:
+class RateSums:
     """Sums become rates: by stratum, each with the number of faults that it was drawn from (none: endless)."""
 
     task: Task
@@ -252,7 +252,8 @@ class _Folder:
         """The metrics that are folded, in the order of the sums."""
         return self.task.reports
 
-    def _none(self) -> Sums:
+    def no_sums(self) -> Sums:
+        """Return the sums of no trial."""
         return np.zeros((len(self.metrics), 3))
 
     def read(self, store: Store, samples: int) -> NDArray[np.float64] | None:
@@ -280,7 +281,7 @@ class _Folder:
         low, width = self._scale
         x = (np.array([np.nan if one is None else one for one in values]) - low) / width
         here = ~np.isnan(x)
-        self.sums.setdefault(key, self._none())[here] += np.stack([np.ones_like(x), x, x * x], axis=1)[here]
+        self.sums.setdefault(key, self.no_sums())[here] += np.stack([np.ones_like(x), x, x * x], axis=1)[here]
 
     @cached_property
     def _scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -291,27 +292,28 @@ class _Folder:
     def __call__(
         self, key: str, *, strata: list[int] | None = None, layer: str | None = None, bit: int | None = None
     ) -> Fold:
-        where = _Scope(None if strata is None else tuple(strata), layer, bit)
-        parts = self._parts(where)
+        """Return the outcomes and rates of the trials in some strata, one layer and one bit (None: all)."""
+        where = FoldScope(None if strata is None else tuple(strata), layer, bit)
+        parts = self.parts(where)
         total = np.sum([sums for _, sums, _ in parts], axis=0)
         place = {metric.name: k for k, metric in enumerate(self.metrics)}
         outcomes = {name: int(total[place[name], 1]) for name in OUTCOMES}
         rates = tuple(
-            MetricEstimate(metric.name, metric.of, self._interval(k, where, parts, whole=key == "all"))
+            MetricEstimate(metric.name, metric.of, self.interval(k, where, parts, whole=key == "all"))
             for k, metric in enumerate(self.metrics)
             if total[k, 0]
         )
         population = sum(n for _, _, n in parts if n) or None
         return Fold(key, int(total[0, 0]), population, outcomes, rates)
 
-    def _parts(self, where: _Scope) -> list[_Part]:
+    def parts(self, where: FoldScope) -> list[_Part]:
         """Return the strata of a fold (None: all as one), each with its sums and the sites of the fold there."""
-        found: dict[int, Sums] = defaultdict(self._none)
+        found: dict[int, Sums] = defaultdict(self.no_sums)
         for key, sums in self.sums.items():
             if where.holds(key):
                 found[key[0]] += sums
         if not self.cells:  # sweeps and mixes: trials of an endless population
-            return [(None, np.sum([self._none(), *found.values()], axis=0), None)]
+            return [(None, np.sum([self.no_sums(), *found.values()], axis=0), None)]
         sites = self._sites(where.layer, where.bit)
         return [(stratum, found[stratum], n) for stratum, n in sorted(sites.items())]
 
@@ -331,7 +333,7 @@ class _Folder:
     def _homes(self) -> dict[tuple[str | None, int | None], int]:
         return {(s["layer"], s["bit"]): s["stratum"] for s in self.strata}
 
-    def _interval(self, k: int, where: _Scope, parts: list[_Part], *, whole: bool = False) -> Interval:
+    def interval(self, k: int, where: FoldScope, parts: list[_Part], *, whole: bool = False) -> Interval:
         """Return the interval of the k-th metric over the trials of a fold."""
         metric = self.metrics[k]
         if whole and self.look is not None and self.look.rate == metric.name:
@@ -350,7 +352,7 @@ class _Folder:
         return replace(found, **ends)
 
     def _listed(
-        self, metric: Metric, where: _Scope, parts: list[_Part]
+        self, metric: Metric, where: FoldScope, parts: list[_Part]
     ) -> list[tuple[NDArray[np.float64], int | None]]:
         """Return the values of a metric in each stratum of a fold, with the sites of the fold there."""
         found: dict[int | None, list[float]] = defaultdict(list)
@@ -361,7 +363,7 @@ class _Folder:
 
 
 @dataclass(frozen=True)
-class _Scope:
+class FoldScope:
     """The trials of a fold: those in some strata, one layer, one bit; None stands for all."""
 
     strata: tuple[int, ...] | None

@@ -29,8 +29,8 @@ from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Array, element_type, type_name
 from onnxfi.tasks.outcomes import GoldenRun
 
-_LARGEST_FILE = 64 << 20
-_LARGEST_CACHE = 256 << 20
+LARGEST_FILE_BYTES = 64 << 20
+LARGEST_CACHE_BYTES = 256 << 20
 _LOG = logging.getLogger(__name__)
 
 
@@ -54,10 +54,10 @@ def cached_golden(executor: TrialExecutor) -> tuple[GoldenRun, float]:
     if folder is None:
         return executor.golden_runs.run()
     file = folder / f"golden-{_key(executor)[:32]}.npz"
-    kept = _read(file)
+    kept = read_outputs(file)
     golden, golden_s = executor.golden_runs.run(kept)
     if kept is None or golden.run is not kept:
-        _write(file, golden.run)
+        write_outputs(file, golden.run)
     return golden, golden_s
 
 
@@ -86,9 +86,10 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _read(file: Path) -> tuple[Outputs, ...] | None:
+def read_outputs(file: Path) -> tuple[Outputs, ...] | None:
+    """Return the outputs of a file, bit for bit; None where it is damaged or not there."""
     try:
-        if file.stat().st_size > 2 * _LARGEST_FILE:
+        if file.stat().st_size > 2 * LARGEST_FILE_BYTES:
             return None
         held = read_npz(file)
         data, rows = held["data"], str(held["layout"])
@@ -112,9 +113,10 @@ def _read(file: Path) -> tuple[Outputs, ...] | None:
         return None
 
 
-def _write(file: Path, run: tuple[Outputs, ...]) -> None:
+def write_outputs(file: Path, run: tuple[Outputs, ...]) -> None:
+    """Write outputs that are not too large to a file, and remove the oldest files of its folder beyond the bound."""
     every = [array for outputs in run for array in outputs.arrays.values()]
-    if sum(array.nbytes for array in every) > _LARGEST_FILE or any(array.dtype.hasobject for array in every):
+    if sum(array.nbytes for array in every) > LARGEST_FILE_BYTES or any(array.dtype.hasobject for array in every):
         return
     data = np.frombuffer(b"".join(array.tobytes() for array in every), np.uint8)
     rows = json.dumps([
@@ -142,7 +144,7 @@ def _trim(folder: Path) -> None:
             found.append((file.stat().st_mtime, file.stat().st_size, file))
     total = sum(size for _, size, _ in found)
     for _, size, file in sorted(found):
-        if total <= _LARGEST_CACHE:
+        if total <= LARGEST_CACHE_BYTES:
             return
         file.unlink(missing_ok=True)
         total -= size

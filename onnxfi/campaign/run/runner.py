@@ -53,11 +53,11 @@ from onnxfi.tasks.outcomes import GoldenRun, judge
 from onnxfi.tasks.registry import expected_task, missing, remark
 
 #: Results are written when so many wait, or so many seconds have gone.
-_WRITE_EVERY = 500
-_WRITE_EVERY_S = 1.0
+WRITE_EVERY = 500
+WRITE_EVERY_S = 1.0
 #: A trial hangs when it takes longer than this, and than so many golden runs.
-_TIMEOUT_S = 10.0
-_TIMEOUT_GOLDEN = 20
+TIMEOUT_S = 10.0
+TIMEOUT_GOLDEN_RUNS = 20
 _LONGEST_TIMEOUT_S = 1e6
 #: The share of the machine's memory that one worker may take.
 _MEMORY_SHARE = 0.75
@@ -374,7 +374,7 @@ def _keep_limits(store: Store, given: dict[str, Any], golden_s: float) -> None:
         raise InputError(
             f"timeout {seconds:g} s is less than the golden run takes, {golden_s:.2g} s; give a longer one"
         )
-    usual: dict[str, Any] = {"timeout_s": max(_TIMEOUT_S, _TIMEOUT_GOLDEN * golden_s)}
+    usual: dict[str, Any] = {"timeout_s": max(TIMEOUT_S, TIMEOUT_GOLDEN_RUNS * golden_s)}
     usual["memory_bytes"] = _usual_memory()
     store.put(**{name: given[name] or store.get(name) or usual[name] for name in given})
 
@@ -469,7 +469,7 @@ def _kept(store: Store, stream: Generator[Result, None, None]) -> Generator[Resu
         try:
             for result in stream:
                 waiting.append(result)
-                if time.monotonic() - written > _WRITE_EVERY_S or len(waiting) >= _WRITE_EVERY:
+                if time.monotonic() - written > WRITE_EVERY_S or len(waiting) >= WRITE_EVERY:
                     store.add(waiting)
                     waiting, written = [], time.monotonic()
                 yield result

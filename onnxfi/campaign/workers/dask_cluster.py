@@ -33,14 +33,14 @@ from onnxfi.runtime.engine.protocols import Engine, smallest_model
 
 _LOG = logging.getLogger(__name__)
 #: Seconds in which a scheduler answers and has a worker.
-_ANSWER_S = 30.0
+ANSWER_S = 30.0
 #: Seconds after which one looks again for a worker that is free, or has come back.
 _AGAIN_S = 0.1
 #: Seconds in which a worker ends and comes back, and in which one of a foreign scheduler has nothing to do.
-_RESTART_S = 120.0
+RESTART_S = 120.0
 _LOST = "the scheduler is lost; what was done is in the store, and the same command, with another scheduler, goes on"
 #: Providers whose trials go to workers that offer the resource GPU, one at a time for each, where there are such.
-_ON_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+ON_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Cluster:
     def pool(self, size: int) -> Executor:
         """Return an executor over all workers; of size 1 over one restarted by its nanny, where there is one."""
         with self.reached():
-            return _Tasks(self, self._restart_idle() if size == 1 else None)
+            return _Tasks(self, self.restart_idle() if size == 1 else None)
 
     @contextmanager
     def reached(self) -> Iterator[None]:
@@ -89,13 +89,13 @@ class Cluster:
         """The message where no worker answers any more."""
         return NONE_LEFT if self.owned else _LOST
 
-    def _restart_idle(self) -> str | None:
+    def restart_idle(self) -> str | None:
         """Start a worker that has nothing to do anew; its address, or None where none can be, which is said.
 
         One that has just died comes back by itself, so while there is none it waits. Where one did not start again,
         the others are left as they are: they may not either.
         """
-        until = time.monotonic() + _RESTART_S
+        until = time.monotonic() + RESTART_S
         while True:
             self._answers()
             busy, entries = self.client.processing(), self._entries()
@@ -114,11 +114,11 @@ class Cluster:
 
     def _restarted(self, worker: dict[str, Any]) -> str | None:
         """Have a nanny start its worker anew; the address of the new one, or None where none came, which is said."""
-        until = time.monotonic() + _RESTART_S
+        until = time.monotonic() + RESTART_S
         try:
             # Not the client's method, which waits for a number of workers: another that comes back makes it up.
             self.client.sync(
-                self.client.scheduler.restart_workers, workers=[worker["address"]], timeout=_RESTART_S,
+                self.client.scheduler.restart_workers, workers=[worker["address"]], timeout=RESTART_S,
                 wait_for_workers=False, on_error="return", stimulus_id=f"onnxfi-{time.time()}",
             )  # fmt: skip
         except Exception as error:  # whatever went wrong at the scheduler, or in the nanny
@@ -159,10 +159,10 @@ class Cluster:
         """Give every worker model and data; CampaignError for one whose versions, provider or libraries are others."""
         self.files_digest, shared = None, _files(opened)
         libraries = map(Path, opened.campaign.engine.custom_ops)
-        digests = {str(path): _sha256(path) for path in [*shared.values(), *libraries]}
+        digests = {str(path): file_sha256(path) for path in [*shared.values(), *libraries]}
         engine = opened.campaign.engine.open()
         with self.reached():
-            self.resources = {"GPU": 1.0} if opened.provider in _ON_GPU else {}
+            self.resources = {"GPU": 1.0} if opened.provider in ON_GPU else {}
             self.resources = self.resources if self._eligible() else {}
             try:
                 surveyed = self.client.run(survey, digests, engine, smallest_model(), workers=self._eligible())
@@ -304,7 +304,7 @@ def unpack(folder: Path, files: dict[str, bytes]) -> None:
 
 def survey(digests: dict[str, str], engine: Engine, model: bytes) -> tuple[dict[str, str], list[str], str]:
     """On a worker: its versions, the files that it lacks as they are (by SHA-256), and why it runs no model."""
-    lacks = [path for path, digest in digests.items() if _sha256(Path(path)) != digest]
+    lacks = [path for path, digest in digests.items() if file_sha256(Path(path)) != digest]
     try:
         engine.prepare(model)
     except OnnxfiError as error:
@@ -312,7 +312,8 @@ def survey(digests: dict[str, str], engine: Engine, model: bytes) -> tuple[dict[
     return versions(engine), lacks, ""
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file; "" where it cannot be read."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -338,15 +339,15 @@ def cluster(scheduler: str | None = None, *, local: int = 0) -> Iterator[Cluster
         return
     try:
         _check_connection(scheduler)
-        client = Client(scheduler, timeout=_ANSWER_S, set_as_default=False)
+        client = Client(scheduler, timeout=ANSWER_S, set_as_default=False)
     except (OSError, ValueError, TimeoutError):
         raise InputError(
-            f"no scheduler answers at {scheduler!r} within {_ANSWER_S:.0f} s; write tcp://host:8786 as `dask "
+            f"no scheduler answers at {scheduler!r} within {ANSWER_S:.0f} s; write tcp://host:8786 as `dask "
             f"scheduler` shows it, or take --local-cluster N"
         ) from None
     with client:
         try:
-            client.wait_for_workers(1, timeout=_ANSWER_S)
+            client.wait_for_workers(1, timeout=ANSWER_S)
         except TimeoutError:
             raise InputError(
                 f"the scheduler {scheduler!r} has no worker; start one with `dask worker {scheduler}`"
@@ -360,7 +361,7 @@ def _check_connection(scheduler: str) -> None:
     from distributed.security import Security
 
     async def connect_once() -> None:
-        comm = await connect(scheduler, timeout=_ANSWER_S, **Security().get_connection_args("client"))
+        comm = await connect(scheduler, timeout=ANSWER_S, **Security().get_connection_args("client"))
         await comm.close()
 
     with ThreadPoolExecutor(1) as thread:  # the caller may have a loop of their own

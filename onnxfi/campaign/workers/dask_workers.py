@@ -17,7 +17,7 @@ from onnxfi.errors import CampaignError, OutputError
 
 _LOG = logging.getLogger(__name__)
 #: Milliseconds after which one looks again for nannies that gave up, and how many of them are replaced.
-_LOOK_MS = 500
+LOOK_MS = 500
 _MOST_REPLACED = 4
 NONE_LEFT = "no worker process starts any more; what was done is in the store, and the same command goes on from there"
 _SETTINGS = {
@@ -103,7 +103,7 @@ def started(workers: int) -> Iterator[tuple[LocalWorkers, Any]]:
         # By its address: a client that knows its cluster changes what that knows of its workers, and they lose count.
         with cluster, Client(cluster.scheduler_address, security=security) as client:
             nannies = LocalWorkers(cluster, client)
-            watch = PeriodicCallback(nannies.look, _LOOK_MS)
+            watch = PeriodicCallback(nannies.look, LOOK_MS)
             cluster.loop.add_callback(watch.start)
             try:
                 yield nannies, client

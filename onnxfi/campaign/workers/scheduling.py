@@ -34,7 +34,7 @@ from onnxfi.tasks.outcomes import GoldenRun, failed
 RunningBatches = dict[Future[list[Result]], list[PendingTrial]]
 #: Workers that share a process at most, and the size of a model from which on they do.
 _LANES = 4
-_LARGE_BYTES = 8 << 20
+SHARED_MODEL_BYTES = 8 << 20
 #: Workers that may die before one is known to live.
 _READY_TRIES = 3
 
@@ -77,7 +77,9 @@ def threads_per_process(campaign: Campaign, limit_bytes: int | None, executor: T
         on_cpu = executor.opened.provider == "CPUExecutionProvider"
         size_bytes = sum(source.size for source in executor.opened.model.sources)
     safe = engine_class(campaign.engine.engine).thread_safe
-    shared = safe and on_cpu and campaign.engine.threads == 1 and limit_bytes is None and size_bytes >= _LARGE_BYTES
+    shared = (
+        safe and on_cpu and campaign.engine.threads == 1 and limit_bytes is None and size_bytes >= SHARED_MODEL_BYTES
+    )
     return _LANES if shared else 1
 
 

@@ -22,7 +22,7 @@ from onnxfi.errors import CrashError, IsolationError
 
 #: What one call may take: seconds of a processor, seconds of the clock where it waits for something that never comes,
 #: and bytes beyond what the process holds. A model of 100,000 nodes takes a tenth of it.
-_LIMIT_S, _TIMEOUT_S, _LIMIT_BYTES = 20, 600, 1 << 30
+LIMIT_S, _TIMEOUT_S, LIMIT_BYTES = 20, 600, 1 << 30
 
 
 def run_isolated(
@@ -53,7 +53,7 @@ def run_isolated(
         child = os.fork()
     if not child:
         os.close(receiving)
-        _serve(call, sending, _LIMIT_BYTES + spare_bytes if limited else None)
+        _serve(call, sending, LIMIT_BYTES + spare_bytes if limited else None)
     os.close(sending)
     status = None
     try:
@@ -72,7 +72,7 @@ def run_isolated(
     if -code in (signal.SIGXCPU, signal.SIGKILL) and not limited:  # not by a limit of ours: the system took its memory
         raise IsolationError("the system ended it, as where memory runs out")
     if -code in (signal.SIGXCPU, signal.SIGKILL):
-        raise IsolationError(f"it takes more than {_LIMIT_S} s or {_LIMIT_BYTES >> 30} GiB")
+        raise IsolationError(f"it takes more than {LIMIT_S} s or {LIMIT_BYTES >> 30} GiB")
     raise CrashError(f"it ended with {signal.Signals(-code).name}")
 
 
@@ -102,7 +102,7 @@ def _limit(limit_bytes: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if limit_bytes is None:
         return
-    _lower(resource.RLIMIT_CPU, _LIMIT_S)
+    _lower(resource.RLIMIT_CPU, LIMIT_S)
     with suppress(OSError):  # Linux alone says how much address space there is already
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         _lower(resource.RLIMIT_AS, pages * resource.getpagesize() + limit_bytes)

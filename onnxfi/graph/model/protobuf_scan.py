@@ -25,7 +25,7 @@ from onnxfi.graph.model.byte_source import ByteSource, ReadBytes
 ByteRun = tuple[int, int, int]
 MessageFrame = tuple[int, int, int]
 
-_WINDOW = 1 << 18
+WINDOW_BYTES = 1 << 18
 #: Payloads up to this size stay in the skeleton: shapes, axes and scalars, which graph analyses need. Of larger ones
 #: nothing does, or the beginning, where they are not packed.
 _SMALL = 1 << 10
@@ -34,7 +34,7 @@ _MANY = 256
 #: Protobuf messages inside one another; onnx's own parser gives up at 100.
 _DEEPEST = 100
 #: Names, attributes and nodes together; real models of 100,000 nodes need some 50 MB.
-_LARGEST_SKELETON = 1 << 30
+LARGEST_SKELETON = 1 << 30
 
 _VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
 _WIDTH = {_FIXED32: 4, _FIXED64: 8}
@@ -148,7 +148,7 @@ def read_varints(
     """Yield the varints of a run, chunk by chunk: the numbers, and the start and end of each in the file."""
     start, end, lead = run
     while start < end:
-        chunk = read(start, min(start + _WINDOW, end))
+        chunk = read(start, min(start + WINDOW_BYTES, end))
         if start + len(chunk) < end:
             chunk = chunk[: int(np.flatnonzero(np.frombuffer(chunk, np.int8) >= 0).max(initial=-1)) + 1]
         values, at = split_varints(chunk)
@@ -179,14 +179,14 @@ class _Scanner:
 
     def keep(self, start: int, end: int) -> bytes:
         self.kept += end - start
-        if self.kept > _LARGEST_SKELETON:
-            raise ModelError(f"the model's structure alone takes more than {_LARGEST_SKELETON >> 20} MB; it is refused")
+        if self.kept > LARGEST_SKELETON:
+            raise ModelError(f"the model's structure alone takes more than {LARGEST_SKELETON >> 20} MB; it is refused")
         return self.take(start, end)
 
     def field(self, at: int, end: int, depth: int = 0) -> tuple[int, int, int, int, int]:
         """Return the field at `at` of a message: its number, wire type, and the ends of its tag, header and payload."""
         if not (self.base <= at and min(at + 20, end) <= self.base + len(self.buffer)):
-            self.buffer, self.base = self.read(at, min(at + _WINDOW, self.size)), at
+            self.buffer, self.base = self.read(at, min(at + WINDOW_BYTES, self.size)), at
         buffer, base = self.buffer, self.base
         tag, i = self._varint(buffer, at - base)
         number, wire, behind = tag >> 3, tag & 7, base + i
@@ -321,7 +321,7 @@ class _Scanner:
 
     def _count(self, start: int, end: int) -> int:
         """Count the varints in [start, end): each ends with its one byte below 128."""
-        chunks = (self.take(at, min(at + _WINDOW, end)) for at in range(start, end, _WINDOW))
+        chunks = (self.take(at, min(at + WINDOW_BYTES, end)) for at in range(start, end, WINDOW_BYTES))
         return sum(int(np.count_nonzero(np.frombuffer(chunk, np.int8) >= 0)) for chunk in chunks)
 
     def _location(self, entry: MessageFrame) -> list[tuple[MessageFrame, MessageFrame]]:

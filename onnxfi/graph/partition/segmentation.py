@@ -151,7 +151,7 @@ class Segmentation:
         def note(segment: int, names: Iterable[str]) -> None:
             found[segment].update(dict.fromkeys(name for name in names if self.within.get(name) == segment))
 
-        paths, taken = self._prepared
+        paths, taken = self.prepared
         for number, names in enumerate(taken):
             note(number, sorted(names))
         for route in paths.values():
@@ -169,11 +169,11 @@ class Segmentation:
 
     def shares(self, targets: Iterable[Target]) -> bool:
         """Return whether one run computes the channels of several trials with faults in some of these targets."""
-        routes = self._prepared[0]
+        routes = self.prepared[0]
         return any(target.id in routes and routes[target.id].shares for target in targets)
 
     @cached_property
-    def _prepared(self) -> tuple[dict[str, FaultPath], list[set[str]]]:
+    def prepared(self) -> tuple[dict[str, FaultPath], list[set[str]]]:
         """Return the paths of all chosen targets, not all with entries, and the inputs of entries by segment."""
         ready = [t for t in self.model.targets if self.chosen is None or t.id in self.chosen]
         taken: list[set[str]] = [set() for _ in self.segments]

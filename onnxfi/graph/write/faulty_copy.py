@@ -255,7 +255,7 @@ def write_copy(
             replaced = _lengths(splices) if number == 0 else []
             for old, new in _joined(_chunks(source, change.bytes_of(number), replaced)):
                 hashing.feed(old, new)
-                _put(stream, new)
+                write_sparse(stream, new)
                 done += len(old)
                 if progress is not None:
                     progress(done, total)
@@ -280,13 +280,13 @@ def write_scratch_copy(model: Model, change: FileEdits, out: Path) -> None:
         for number, (source, file) in enumerate(zip(model.sources, files, strict=True)):
             with file.open("wb") as stream:
                 for _, new in _chunks(source, change.bytes_of(number), [] if number else _lengths(splices)):
-                    _put(stream, new)
+                    write_sparse(stream, new)
                 stream.truncate()
     except OSError as error:
         raise OutputError(f"cannot write {str(out)!r}: {error.strerror}") from None
 
 
-def _put(stream: IO[bytes], chunk: Any) -> None:
+def write_sparse(stream: IO[bytes], chunk: Any) -> None:
     """Write a chunk; stretches of zeros are left as holes, so that a sparse file stays one."""
     view, done = memoryview(chunk), 0
     for low in range(0, len(view), len(_HOLE)):

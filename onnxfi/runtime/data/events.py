@@ -31,7 +31,7 @@ DESCRIPTION = "events.yaml"
 _EXAMPLE = "version: 1 / sensor: [34, 34] / step_us: 10000"
 _CLASSES_OF_GESTURES = 11
 #: Bytes that are read at a time, of a line of a header, of a table of labels; elements of a sample, bytes of a batch.
-_CHUNK, _LONGEST_LINE, _LARGEST_TABLE, _MOST_ELEMENTS, _MOST_BYTES = 5 << 16, 1 << 12, 1 << 20, 1 << 28, 1 << 31
+CHUNK, _LONGEST_LINE, _LARGEST_TABLE, _MOST_ELEMENTS, _MOST_BYTES = 5 << 16, 1 << 12, 1 << 20, 1 << 28, 1 << 31
 _PACKET = struct.Struct("<HHIIIIII")
 _POLARITY, _EVENT_BYTES = 1, 8
 #: In N-MNIST the y address that is no pixel but says that the sensor's clock has gone on by so many microseconds.
@@ -135,7 +135,7 @@ def read_nmnist(path: Path) -> Iterator[Events]:
     """
     late_us = 0
     with _opened(path) as file:
-        while data := file.read(_CHUNK):
+        while data := file.read(CHUNK):
             if len(data) % 5:
                 raise DataError(f"{str(path)!r} ends inside an event; one of N-MNIST has 5 bytes")
             rows = np.frombuffer(data, np.uint8).reshape(-1, 5).astype(np.int64)
@@ -165,7 +165,7 @@ def read_aedat(path: Path) -> Iterator[Events]:
                 _skip(file, left + rest, path)
                 continue
             while left:
-                data = file.read(min(left, _CHUNK // 5 * _EVENT_BYTES))
+                data = file.read(min(left, CHUNK // 5 * _EVENT_BYTES))
                 left -= len(data)
                 if not data or len(data) % _EVENT_BYTES:
                     raise DataError(f"{str(path)!r} ends inside a packet of {number:,} events")

@@ -20,7 +20,7 @@ from onnxfi.runtime.engine.protocols import Session
 
 Dim = int | str | None
 #: Bytes of scored outputs that are kept to be compared, golden and faulty together.
-_MOST_OUTPUT_BYTES = 1 << 30
+MOST_OUTPUT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ def run_outputs(
     for batch in islice(data.batches(size), batches):
         found.append(outputs_of(batch, session.run(batch.feeds, names or None), axes or {}, names))
         total += found[-1].nbytes
-        if total > _MOST_OUTPUT_BYTES // 2:
+        if total > MOST_OUTPUT_BYTES // 2:
             raise DataError(
                 f"the outputs take {found[-1].nbytes // max(1, batch.valid):,} bytes a sample, too much to compare "
                 f"{data.samples:,} of them; take fewer with --samples, or one output with --output"

@@ -214,7 +214,7 @@ class OrtEngine(Engine):
         made = OrtSession.over(session, used, device_id(self._on_device(used)))
         if used == CPU:  # others may copy to a device when they first run
             given.release()
-        return replace(made, _external=(given, values), _works=partial(self._works, ort, name))
+        return replace(made, _external=(given, values), provider_works=partial(self._works, ort, name))
 
     def _prepare_auto(
         self, model: str | bytes, stored: Mapping[str, Array | StoredArray], folder: Path | None
@@ -318,7 +318,7 @@ class OrtSession:
     #: The tensors that were given beside the model: the runtime keeps their addresses.
     _external: Any = field(default=(), repr=False)
     #: Whether the provider still runs any model in this process, asked where a run on a device fails.
-    _works: Callable[[], bool] = field(default=lambda: True, repr=False)
+    provider_works: Callable[[], bool] = field(default=lambda: True, repr=False)
 
     @classmethod
     def over(cls, ort_session: Any, provider: str, device_id: int = 0) -> OrtSession:
@@ -351,16 +351,16 @@ class OrtSession:
             on_cuda = self.provider in ON_CUDA and "string" not in touched
             if on_cuda or touched & ONNX_NUMBER.keys():
                 device = ("cuda", self._device_id) if on_cuda else ("cpu", 0)
-                return self._run_bound(checked, wanted, types, device, feeds)
+                return self.run_bound(checked, wanted, types, device, feeds)
             with released():
                 return dict(zip(wanted, self._ort.run(wanted, checked), strict=True))
         except Exception as error:
             on_device = self.provider in ON_CUDA and not out_of_memory(error)
-            if on_device and (ends_process(error) or not self._works()):
+            if on_device and (ends_process(error) or not self.provider_works()):
                 raise _device_lost(self.provider, error) from error
             raise EngineError(f"ONNX Runtime failed on this batch: {one_line(error)}") from error
 
-    def _run_bound(
+    def run_bound(
         self,
         feeds: Mapping[str, Array],
         wanted: list[str],

@@ -82,7 +82,7 @@ class OpenVinoEngine(Engine):
     @property
     def version(self) -> str:
         """Return the installed release."""
-        return f"openvino {version('openvino')}" if _is_installed() else "openvino, not installed"
+        return f"openvino {version('openvino')}" if is_installed() else "openvino, not installed"
 
     def prepare(self, model: str | Path | bytes) -> OpenVinoSession:
         """Load a model file, or a serialised model.
@@ -205,13 +205,14 @@ class OpenVinoSession:
             raise EngineError(f"OpenVINO failed on this batch: {_message(error)}") from error
 
 
-def _is_installed() -> bool:
+def is_installed() -> bool:
+    """Return True if OpenVINO is installed."""
     return "openvino" in sys.modules or importlib.util.find_spec("openvino") is not None
 
 
 def _openvino() -> Any:
     """Return the module, imported without its telemetry; EngineError where it is not installed."""
-    if not _is_installed():
+    if not is_installed():
         raise EngineError("openvino is not installed; pip install 'onnxfi[openvino]'")
     if "openvino" not in sys.modules:
         # Once loaded, that package leaves an identifier in the home folder and reports each use to its maker. OpenVINO

@@ -40,7 +40,7 @@ ORT_TYPES: Mapping[str, tuple[str, int | None]] = MappingProxyType(
 )
 ONNX_NUMBER = {name: number for name, number in ORT_TYPES.values() if number is not None}
 #: Words that are compared first, and at a time.
-_GLANCE, _LOOK = 1 << 10, 1 << 16
+GLANCE, LOOK = 1 << 10, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -235,11 +235,11 @@ def drift(one: Array, other: Array) -> float:
 
 def _equal(ours: Array, theirs: Array) -> bool:
     """Compare rows of words block by block, since differences mostly show at the start."""
-    at, step = 0, _GLANCE
+    at, step = 0, GLANCE
     while at < len(ours):
         if not (ours[at : at + step] == theirs[at : at + step]).all():
             return False
-        at, step = at + step, _LOOK
+        at, step = at + step, LOOK
     return True
 
 
@@ -248,7 +248,7 @@ def same_by(one: Array, other: Array, axis: int) -> NDArray[np.bool_]:
     if one.shape != other.shape or one.dtype != other.dtype:
         return np.zeros(one.shape[axis], np.bool_)
     ours, theirs, along = words_of(one), words_of(other), axis % one.ndim
-    if along == 0 and one.size > len(one) * _GLANCE:
+    if along == 0 and one.size > len(one) * GLANCE:
         rows = zip(ours.reshape(len(one), -1), theirs.reshape(len(one), -1), strict=True)
         return np.array([_equal(*row) for row in rows])
     equal = ours == theirs

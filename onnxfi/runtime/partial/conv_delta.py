@@ -27,7 +27,7 @@ from onnxfi.runtime.partial.segmented_model import SampleRows, SegmentedModel, a
 #: The terms of one convolution may take this share of the bytes for golden activations: one part in so many.
 _SHARE = 8
 #: Products from which on a convolution takes longer than its terms: about a millisecond of one core.
-_WORTH = 1 << 27
+WORTH = 1 << 27
 
 
 class ConvDelta:
@@ -50,7 +50,7 @@ class ConvDelta:
         self._shape = tuple(net.stored[conv.weight].dims)
         self._bias = array_at(net, TensorLocation(conv.bias)) if conv.bias else None
         #: Channels that the runtime sums at a time, as the first batch shows (0: unknown; None: not tried yet).
-        self._size: int | None = None
+        self.block_size: int | None = None
         #: The batches for which the sum is golden, and for which not: by batch, so that the order of trials does not
         #: matter.
         self._exact_in, self._inexact = set[int](), set[int]()
@@ -59,7 +59,7 @@ class ConvDelta:
     def faulty_entry(self, rows: SampleRows, values: Mapping[str, Array]) -> FaultyEntry | None:
         """Return the faulty entry for activations that differ; None where the convolution runs as a whole."""
         value = values.get(self.conv.input)
-        if value is None or rows.alone or self._size == 0 or rows.k in self._inexact or not self.golden.fits:
+        if value is None or rows.alone or self.block_size == 0 or rows.k in self._inexact or not self.golden.fits:
             return None
         if self.conv.addend in values:
             return None
@@ -81,7 +81,7 @@ class ConvDelta:
         """Return whether the whole convolution takes longer than its faulty terms."""
         whole = self.golden.values(rows.k, [self.conv.output])[self.conv.output]
         share = 1.0 if rows.some is None else len(rows.some) / max(1, len(whole))
-        return bool(whole.size * share * math.prod(self._shape[1:]) >= _WORTH)
+        return bool(whole.size * share * math.prod(self._shape[1:]) >= WORTH)
 
     def _output(self, rows: SampleRows, value: Array) -> Array | None:
         """Return the output of the convolution for these samples."""
@@ -90,9 +90,9 @@ class ConvDelta:
             return None
         differs = np.flatnonzero(~same_by(value, known, 1))
         with claim((id(self), "terms")):
-            if self._size is None:
-                self._size = self._size_of_blocks()
-            size, golden = self._size, self._terms(rows.k, self._size) if self._size else None
+            if self.block_size is None:
+                self.block_size = self._size_of_blocks()
+            size, golden = self.block_size, self._terms(rows.k, self.block_size) if self.block_size else None
             session = self._opened(size) if golden is not None else None
         if golden is None or session is None:
             self._inexact.add(rows.k)
@@ -193,18 +193,18 @@ class FirstSegments:
 
     def __init__(self, segmented: SegmentedModel) -> None:
         self.segmented = segmented
-        self._open: dict[int, ConvDelta | None] = {}
+        self.opened: dict[int, ConvDelta | None] = {}
 
     def run(self, number: int, rows: SampleRows, differing: Mapping[str, Array]) -> dict[str, Array] | None:
         """Return the outputs of a segment; None where it runs as it is."""
         with claim((id(self), number)):
-            if number not in self._open:
-                self._open[number] = open_conv_delta(
+            if number not in self.opened:
+                self.opened[number] = open_conv_delta(
                     self.segmented,
                     EntrySubgraph(number, (self.segmented.segmentation.segments[number],)),
                     self.segmented.segment_sessions.prepare,
                 )
-        delta = self._open[number]
+        delta = self.opened[number]
         faulty = None if delta is None else delta.faulty_entry(rows, differing)
         return None if faulty is None else faulty.run(rows, differing)
 

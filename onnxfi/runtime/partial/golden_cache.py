@@ -188,7 +188,7 @@ class GoldenCache:
         found = {}
         for name in names:
             if (k, name) not in self._kept:
-                self._fetch(k, name)
+                self.compute(k, name)
             found[name] = self.kept(k, name)
         return found
 
@@ -213,7 +213,7 @@ class GoldenCache:
         self._use(k, name)
         return self._kept[k, name]
 
-    def _fetch(self, k: int, name: str) -> None:
+    def compute(self, k: int, name: str) -> None:
         """Compute an activation of batch k, with the other outputs of its session."""
         routes = self.segment_sessions.segmentation
         number = routes.makers.get(name)

@@ -109,7 +109,7 @@ class Reexecution:
         if faults.sessions:
             return faults.sessions
         net = self.segmented.segmentation.net
-        faulty = {where: _FaultyWords(array_at(net, where), faults, where).__enter__() for where in faults.words}
+        faulty = {where: FaultyWords(array_at(net, where), faults, where).__enter__() for where in faults.words}
         for entry in self.entries:
             made = faults.sessions.setdefault(entry.entry.segment, {})
             for number in range(len(entry.entry.subgraphs)):
@@ -173,7 +173,7 @@ class FedWeights(Reexecution):
     def _run(self, k: int, faults: TrialFaults) -> FaultyOutputs:
         self._check_golden(k)
         faulty = {entry.entry.segment: FaultyEntry(entry) for entry in self.entries}
-        with _FaultyWords(self.tensor, faults, self.location):
+        with FaultyWords(self.tensor, faults, self.location):
             return self.segmented.run_from(SampleRows(self.golden, k), {}, min(faulty), faulty)
 
 
@@ -241,7 +241,7 @@ class ChannelDelta(Reexecution):
             () if routes.is_boundary(self.channels.output) else routes.activation_entries([self.channels.output]) or ()
         )
         self.entries = [self._opened(entry) for entry in entries]
-        self._conv_delta = open_conv_delta(segmented, entries[0], self._prepared) if entries else None
+        self.conv_delta = open_conv_delta(segmented, entries[0], self._prepared) if entries else None
         self._checked = False
 
     @property
@@ -277,7 +277,7 @@ class ChannelDelta(Reexecution):
 
     def _slices(self, computed: NDArray[np.int64], faults: TrialFaults | None = None) -> dict[str, Array]:
         """Return these channels of the weight tensors, with the faults of a trial."""
-        with _FaultyWords(self.tensor, faults, self.location):
+        with FaultyWords(self.tensor, faults, self.location):
             return {name: np.take(self.tensors[name], computed, axis) for name, axis in self.channels.sliced.items()}
 
     def _channel_session(self, parts: Sequence[Mapping[str, Array]]) -> Session:
@@ -346,12 +346,12 @@ class ChannelDelta(Reexecution):
         value[tuple(where)] = np.where(differs, faulty, value[tuple(where)])
         if not self.entries:
             return self.segmented.run_from(rows, {name: value}, segment + 1)
-        delta = self._conv_delta.faulty_entry(rows, {name: value}) if self._conv_delta is not None else None
+        delta = self.conv_delta.faulty_entry(rows, {name: value}) if self.conv_delta is not None else None
         entries = {entry.entry.segment: FaultyEntry(entry, {name: value}) for entry in self.entries}
         return self.segmented.run_from(rows, {}, segment, entries if delta is None else {segment: delta})
 
 
-class _FaultyWords:
+class FaultyWords:
     """A tensor that holds faulty words while it is in use, and its own words afterwards."""
 
     def __init__(self, tensor: Array, faults: TrialFaults | None, location: TensorLocation) -> None:

@@ -165,7 +165,7 @@ class SegmentedModel:
                     found = entry.run(rows, differing)
                 elif first is not None:
                     found, first = first.run(number, rows, differing), None
-                found = self._run(number, rows, differing) if found is None else found
+                found = self.run_segment(number, rows, differing) if found is None else found
                 golden = rows.values(list(found))
                 check_shapes(found, golden)
                 for name, array in golden.items():
@@ -190,7 +190,8 @@ class SegmentedModel:
                 else:
                     differing[name] = after
 
-    def _run(self, number: int, rows: SampleRows, differing: Mapping[str, Array]) -> dict[str, Array]:
+    def run_segment(self, number: int, rows: SampleRows, differing: Mapping[str, Array]) -> dict[str, Array]:
+        """Run a segment on inputs that differ, with golden values for the others."""
         segment = self.segmentation.segments[number]
         known = rows.values([name for name in segment.inputs if name not in differing])
         feeds = {name: differing[name] if name in differing else known[name] for name in segment.inputs}

@@ -70,7 +70,7 @@ class SingleSample:
                 running.append((number, self.golden.place(sample), differing))
         for first in range(0, len(running), _ROWS):
             some = running[first : first + _ROWS]
-            rows = self._behind([place for _, place, _ in some], [differing for _, _, differing in some])
+            rows = self.run_together([place for _, place, _ in some], [differing for _, _, differing in some])
             for (number, _, _), row in zip(some, rows, strict=True):
                 found[number] = row if row is not None else found[number]
         return found
@@ -97,7 +97,7 @@ class SingleSample:
         check_shapes(found, golden)
         return {name: found[name] for name, array in golden.items() if not same_bytes(found[name], array)}
 
-    def _behind(self, places: Sequence[_Place], lives: Sequence[Mapping[str, Array]]) -> list[Outputs | None]:
+    def run_together(self, places: Sequence[_Place], lives: Sequence[Mapping[str, Array]]) -> list[Outputs | None]:
         """Return the outputs of each, several to a run; None where the fault is masked."""
         some = tuple((k, row, number) for number, (k, row) in enumerate(places))
         rows = SampleRows(self.golden, places[0][0], some, alone=True)

@@ -126,7 +126,7 @@ def test_what_an_engine_does_not_take_is_refused(
 def test_an_engine_that_is_not_installed_is_an_error_before_anything_is_written(
     model: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxfi.runtime.engine.openvino._is_installed", lambda: False)
+    monkeypatch.setattr("onnxfi.runtime.engine.openvino.is_installed", lambda: False)
     with pytest.raises(EngineError, match=r"^openvino is not installed; pip install 'onnxfi\[openvino\]'$"):
         run(campaign(model, engine="openvino"), here / "s.db")
     assert not (here / "s.db").exists()

@@ -129,13 +129,13 @@ def test_samples_that_are_masked_stop_early(tmp_path: Path, monkeypatch: pytest.
         net.step(kind, len(net.values) - 1, 1)
     bench = bench_of(net.model([]), tmp_path, samples=16, batch=16)
     first = next(t for t in injectable(bench) if len(t.shape) == 4)
-    sizes, run = Counter[int](), SegmentedModel._run
+    sizes, run = Counter[int](), SegmentedModel.run_segment
 
     def counted(self: SegmentedModel, number: int, rows: SampleRows, differing: Any) -> Any:
         sizes[self.size(rows)] += 1
         return run(self, number, rows, differing)
 
-    monkeypatch.setattr(SegmentedModel, "_run", counted)
+    monkeypatch.setattr(SegmentedModel, "run_segment", counted)
     for bit in range(12):
         for element in range(0, first.size, 97):
             faults = flips([first], [(element, bit)])
@@ -289,9 +289,9 @@ def test_trials_run_batch_by_batch_where_golden_values_do_not_fit(here: Path, mo
     golden, _ = bench.golden_runs.run()
     lines = [planned.lines.splitlines() for planned in plan.trials()]
     runs = Counter[int]()
-    fetch = GoldenCache._fetch
+    fetch = GoldenCache.compute
     monkeypatch.setattr(
-        GoldenCache, "_fetch", lambda self, k, name: runs.update([k] * (name == "x")) or fetch(self, k, name)
+        GoldenCache, "compute", lambda self, k, name: runs.update([k] * (name == "x")) or fetch(self, k, name)
     )
     found = narrow.together(plan.header, golden, lines)
     assert runs[1] == runs[2] == 4, "each of four tensors asks once for the values of a batch"
@@ -314,9 +314,9 @@ def test_a_fault_in_an_activation_of_one_sample_runs_that_sample_alone(
     onnx.save(net.model([]), "net.onnx")
     np.savez("x.npz", x=chance(20, 16, 4, 4, seed=7))
     given: dict[str, Any] = {"target": "activations", "single": True, "trials": 200, "batch": 8}
-    rows, run = Counter[int](), SingleSample._behind
+    rows, run = Counter[int](), SingleSample.run_together
     monkeypatch.setattr(
-        SingleSample, "_behind", lambda self, places, lives: rows.update([len(places)]) or run(self, places, lives)
+        SingleSample, "run_together", lambda self, places, lives: rows.update([len(places)]) or run(self, places, lives)
     )
     one, other = (
         {
@@ -463,7 +463,7 @@ def test_a_cache_that_forgets_the_fault_is_seen_by_the_canary(
 ) -> None:
     bench, _ = net_bench
     assert set(prove(bench, injectable(bench))["routes"]) == {"partial", "channel-delta"}
-    monkeypatch.setattr("onnxfi.runtime.partial.reexecution._FaultyWords.__enter__", forgetful)
+    monkeypatch.setattr("onnxfi.runtime.partial.reexecution.FaultyWords.__enter__", forgetful)
     with pytest.raises(RouteError, match="is seen by the whole model, and not by the shorter route"):
         prove(bench, injectable(bench))
 
@@ -476,7 +476,8 @@ def test_a_cache_that_keeps_another_batch_is_seen_by_its_golden_run(
     faults = flips([target], [(0, 3)])
     assert bench.weights is not None
     bench.weights.run(faults, Route.CHANNEL_DELTA, golden)
-    bench.weights.segmented.golden._kept.clear()
+    monkeypatch.setattr(bench.weights.segmented.golden, "budget_bytes", 0)
+    bench.weights.segmented.golden.release()
     monkeypatch.setattr(GoldenCache, "values", first_batch)
     with pytest.raises(RouteError, match="another golden run than the whole model"):
         bench.weights.run(faults, Route.CHANNEL_DELTA, golden)
@@ -588,7 +589,7 @@ def test_what_many_routes_take_together_is_what_each_takes(
     for ends in ((), narrow_cut_points(net, whole_subgraph(net, ()))):
         routes = Segmentation(held, net, (), ends, late=late, chosen=frozenset(t.id for t in chosen))
         each = {t.id: route for t in chosen if (route := routes.alone(t)) is not None}
-        found, taken = routes._prepared
+        found, taken = routes.prepared
         assert {name: replace(route, entries=()) for name, route in each.items()} == found
         for number in range(len(routes.segments)):
             of_each = {

@@ -173,8 +173,8 @@ def test_axes_have_names_and_units_and_colours_differ_in_grey(here: Path) -> Non
         canvas = figure.draw()
         named = [text for ax in canvas.axes for text in (ax.get_xlabel(), ax.get_ylabel()) if text]
         assert len(named) >= 2 and all(re.search(r"\(.+\)", text, re.S) for text in named), named
-    greys = [0.299 * int(c[1:3], 16) + 0.587 * int(c[3:5], 16) + 0.114 * int(c[5:7], 16) for c in drawing._COLOURS[:2]]
-    assert abs(greys[0] - greys[1]) > 25 or drawing._MARKS[0] != drawing._MARKS[1]
+    greys = [0.299 * int(c[1:3], 16) + 0.587 * int(c[3:5], 16) + 0.114 * int(c[5:7], 16) for c in drawing.COLOURS[:2]]
+    assert abs(greys[0] - greys[1]) > 25 or drawing.MARKS[0] != drawing.MARKS[1]
 
 
 def test_what_a_figure_needs_and_a_store_lacks_is_said(here: Path) -> None:

@@ -19,7 +19,7 @@ from tiny_campaigns import mlp, ran, samples
 
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.plan import Plan, make_plan
-from onnxfi.campaign.report import report as reports
+from onnxfi.campaign.report import rates
 from onnxfi.campaign.report.rates import Fold
 from onnxfi.campaign.report.report import Report, report
 from onnxfi.campaign.results.store import Store
@@ -83,19 +83,19 @@ def drawn(truth: Truth, plan: Plan, seed: int) -> list[NDArray[np.int64]]:
 def intervals(truth: Truth, plan: Plan, sites: list[NDArray[np.int64]], layers: list[str | None]) -> Any:
     """Return the intervals that the report would state of these trials: for each layer (None: all) and rate."""
     strata = tuple({"stratum": s, **group.row()} for s, group in enumerate(plan.strata))
-    fold = reports._Folder(CLASSIFICATION, strata, plan.cells(), plan.campaign.confidence)
+    fold = rates.RateSums(CLASSIFICATION, strata, plan.cells(), plan.campaign.confidence)
     places = [CLASSIFICATION.reported.index(name) for name in RATES]
     for s, chosen in enumerate(sites):
         for layer in set(truth.layers):
             x = truth.values[:, chosen[truth.layers[chosen] == layer]]
-            fold.sums.setdefault((s, layer, None), fold._none())[places] = np.stack(
+            fold.sums.setdefault((s, layer, None), fold.no_sums())[places] = np.stack(
                 [np.full(len(x), x.shape[1]), x.sum(axis=1), (x * x).sum(axis=1)], axis=1
             )
     for layer in layers:
-        where = reports._Scope(None, layer, None)
-        parts = fold._parts(where)
+        where = rates.FoldScope(None, layer, None)
+        parts = fold.parts(where)
         for name, k in zip(RATES, places, strict=True):
-            yield layer, name, fold._interval(k, where, parts)
+            yield layer, name, fold.interval(k, where, parts)
 
 
 def test_the_truth_is_whole(truth: Truth) -> None:
@@ -140,7 +140,7 @@ def test_the_intervals_are_the_reports(truth: Truth, tmp_path: Path) -> None:
 def test_stated_intervals_hold_the_truth(
     truth: Truth, per: str, margin: float, by_layer: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reports, "clopper_pearson", lru_cache(maxsize=None)(reports.clopper_pearson))
+    monkeypatch.setattr(rates, "clopper_pearson", lru_cache(maxsize=None)(rates.clopper_pearson))
     plan = make_plan(Campaign("m.onnx", single=True, margin=margin, per=per), FaultTargets.of(truth.model))
     layers: list[str | None] = [None, *(sorted(set(truth.layers)) if by_layer else ())]
     true = {(layer, name): truth.of(name, layer) for layer in layers for name in RATES}

@@ -49,8 +49,8 @@ def counted(store: Path, table: str) -> int:
 
 def written_by(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let results be written so many at a time, however long they take."""
-    monkeypatch.setattr("onnxfi.campaign.run.runner._WRITE_EVERY", many)
-    monkeypatch.setattr("onnxfi.campaign.run.runner._WRITE_EVERY_S", float("inf"))
+    monkeypatch.setattr("onnxfi.campaign.run.runner.WRITE_EVERY", many)
+    monkeypatch.setattr("onnxfi.campaign.run.runner.WRITE_EVERY_S", float("inf"))
 
 
 # Killed
@@ -453,15 +453,16 @@ def test_a_store_that_cannot_be_written(here: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_full_disk_loses_nothing_that_was_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran(campaign(single=True, trials=120), here / "whole.db")
-    open_ = Store._prepare
+    connect = sqlite3.connect
 
-    def small(db: sqlite3.Connection, place: Path) -> None:
-        open_(db, place)
+    def small(*given: Any, **how: Any) -> sqlite3.Connection:
+        db = connect(*given, **how)
         pages = db.execute("PRAGMA page_count").fetchone()[0]
         db.execute(f"PRAGMA max_page_count = {pages + 8}")
+        return db
 
     run(campaign(single=True, trials=120), here / "s.db").close()
-    monkeypatch.setattr(Store, "_prepare", staticmethod(small))
+    monkeypatch.setattr(sqlite3, "connect", small)
     written_by(20, monkeypatch)
     with pytest.raises(OutputError, match=r"the disk is full; .* holds what was done, the same command goes on"):
         ran(campaign(single=True, trials=120), here / "s.db")

@@ -368,8 +368,8 @@ if number == 12 and again(12) == 1:
 @pytest.mark.slow
 def test_a_trial_that_hangs_is_ended_and_reported(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran(campaign(), here / "whole.db")
-    monkeypatch.setattr(runner, "_TIMEOUT_S", 3.0)
-    monkeypatch.setattr(runner, "_TIMEOUT_GOLDEN", 0)
+    monkeypatch.setattr(runner, "TIMEOUT_S", 3.0)
+    monkeypatch.setattr(runner, "TIMEOUT_GOLDEN_RUNS", 0)
     ran(deadly("if number == 5:\n    time.sleep(600)"), here / "s.db", workers=1)
     same_but(here / "s.db", here / "whole.db", {5: ("due", "timeout")})
     assert meta(here / "s.db", "timeout_s") == 3.0
@@ -692,7 +692,7 @@ def test_a_provider_that_loads_no_more_ends_the_campaign(
     monkeypatch.setattr("onnxfi.runtime.engine.onnx_runtime.no_cuda", lambda: None)
     monkeypatch.setattr(
         OrtSession,
-        "_run_bound",
+        "run_bound",
         lambda self, feeds, wanted, *rest: (
             ran_on.append(self.provider) or dict(zip(wanted, self._ort.run(wanted, feeds), strict=True))
         ),

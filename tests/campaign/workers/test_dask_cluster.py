@@ -167,7 +167,7 @@ def test_where_no_worker_starts_again_a_campaign_goes_on_with_those_that_are_lef
 ) -> None:
     from distributed.nanny import WorkerProcess
 
-    monkeypatch.setattr(dask_workers, "_LOOK_MS", 20)
+    monkeypatch.setattr(dask_workers, "LOOK_MS", 20)
     with cluster(local=3) as few:
         few.client.register_plugin(_Path(str(here)), name="path")
         monkeypatch.setattr(WorkerProcess, "start", fails)
@@ -181,7 +181,7 @@ def test_where_no_worker_starts_again_a_campaign_goes_on_with_those_that_are_lef
 def test_where_no_worker_is_left_a_campaign_ends_with_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from distributed.nanny import WorkerProcess
 
-    monkeypatch.setattr(dask_workers, "_LOOK_MS", 20)
+    monkeypatch.setattr(dask_workers, "LOOK_MS", 20)
     with cluster(local=1) as few:
         few.client.register_plugin(_Path(str(here)), name="path")
         monkeypatch.setattr(WorkerProcess, "start", fails)
@@ -207,13 +207,13 @@ def test_others_workers_that_do_not_start_again_are_used_as_they_are(
     here: Path, workers: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A scheduler of somebody else is seen from outside alone."""
-    monkeypatch.setattr(module, "_RESTART_S", 0.3)
+    monkeypatch.setattr(module, "RESTART_S", 0.3)
     others = Cluster(workers.client)
     monkeypatch.setattr(workers.client, "sync", lambda call, *given, **how: sync(workers.client, call, *given, **how))
-    assert others._restart_idle() is None
+    assert others.restart_idle() is None
     assert "did not start again; going on with the others, as they are" in caplog.text
     caplog.clear()
-    assert others._restart_idle() is None
+    assert others.restart_idle() is None
     assert not caplog.text
 
 
@@ -264,7 +264,7 @@ def test_trials_for_a_gpu_go_to_workers_that_offer_one(
     def count(dask_worker: Any) -> int:
         return int(dask_worker.state.executed_count)
 
-    monkeypatch.setattr(module, "_ON_GPU", ("CPUExecutionProvider",))
+    monkeypatch.setattr(module, "ON_GPU", ("CPUExecutionProvider",))
     ran(campaign(trials=20), here / "whole.db")
     ran(campaign(trials=20), here / "none.db", executor=workers)
     assert (workers.resources, workers.size()) == ({}, 2), "where no worker offers one, all take part"
@@ -281,7 +281,7 @@ def test_trials_for_a_gpu_go_to_workers_that_offer_one(
 
 
 def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ANSWER_S", 0.5)
+    monkeypatch.setattr(module, "ANSWER_S", 0.5)
     for address in ("tcp://127.0.0.1:9", "nowhere", "tcp://"):
         with pytest.raises(InputError, match="no scheduler answers at"), cluster(address):
             pass
@@ -290,7 +290,7 @@ def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_scheduler_without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     from distributed import LocalCluster
 
-    monkeypatch.setattr(module, "_ANSWER_S", 0.5)
+    monkeypatch.setattr(module, "ANSWER_S", 0.5)
     with LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as empty:
         said = f"the scheduler '{empty.scheduler_address}' has no worker; start one with `dask worker"
         with pytest.raises(InputError, match=re.escape(said)), cluster(empty.scheduler_address):
@@ -343,8 +343,8 @@ def test_a_worker_without_the_custom_operators_is_named(
     here: Path, workers: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extensions = pytest.importorskip("onnxruntime_extensions", reason="a real library of custom operators")
-    library, here_only = extensions.get_library_path(), module._sha256
-    monkeypatch.setattr(module, "_sha256", lambda path: "0" * 64 if str(path) == library else here_only(path))
+    library, here_only = extensions.get_library_path(), module.file_sha256
+    monkeypatch.setattr(module, "file_sha256", lambda path: "0" * 64 if str(path) == library else here_only(path))
     refused(
         campaign(custom_ops=(library,)), workers, r"worker tls://\S+ lacks the custom operators '.*put the library at"
     )

@@ -172,7 +172,7 @@ def test_any_network_shared_by_four_threads(
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model is large enough for lanes."""
-    monkeypatch.setattr(scheduling, "_LARGE_BYTES", 0)
+    monkeypatch.setattr(scheduling, "SHARED_MODEL_BYTES", 0)
 
 
 def test_workers_share_a_process(here: Path, large: None) -> None:
@@ -189,8 +189,8 @@ def test_a_trial_that_hangs_in_a_process_that_others_share(
     here: Path, large: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran(campaign(), here / "alone.db")
-    monkeypatch.setattr(runner, "_TIMEOUT_S", 3.0)
-    monkeypatch.setattr(runner, "_TIMEOUT_GOLDEN", 0)
+    monkeypatch.setattr(runner, "TIMEOUT_S", 3.0)
+    monkeypatch.setattr(runner, "TIMEOUT_GOLDEN_RUNS", 0)
     trial = """
 if number == 20:
     with released():  # as where the runtime does not come back
@@ -207,7 +207,7 @@ def test_which_campaigns_have_lanes(here: Path, monkeypatch: pytest.MonkeyPatch)
         "a small model"
     )
     size = (here / "m.onnx").stat().st_size
-    monkeypatch.setattr(scheduling, "_LARGE_BYTES", 100)
+    monkeypatch.setattr(scheduling, "SHARED_MODEL_BYTES", 100)
     assert (
         threads_per_process(wanted, None) == threads_per_process(wanted, None, TrialExecutor.open(wanted)) == 4
         and size > 100
@@ -223,4 +223,4 @@ def test_which_campaigns_have_lanes(here: Path, monkeypatch: pytest.MonkeyPatch)
             "as far as one can say before it runs"
         )
     monkeypatch.undo()
-    assert scheduling._LARGE_BYTES == 8 << 20
+    assert scheduling.SHARED_MODEL_BYTES == 8 << 20

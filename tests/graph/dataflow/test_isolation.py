@@ -15,7 +15,7 @@ from onnxfi.graph.dataflow.isolation import run_isolated
 
 
 def test_time_of_a_call_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolation, "_LIMIT_S", 1)
+    monkeypatch.setattr(isolation, "LIMIT_S", 1)
 
     def forever() -> bytes:
         while True:

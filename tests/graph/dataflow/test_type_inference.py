@@ -64,7 +64,7 @@ def test_a_size_below_0_is_an_unknown_one(size: int) -> None:
 
 def test_memory_of_inference_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A size is a number in the file: onnx makes a list of so many entries of it."""
-    monkeypatch.setattr(isolation, "_LIMIT_BYTES", 1 << 27)
+    monkeypatch.setattr(isolation, "LIMIT_BYTES", 1 << 27)
     assert types(sliced(1 << 40)) == {}
 
 

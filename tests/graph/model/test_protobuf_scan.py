@@ -68,12 +68,12 @@ def test_lists_are_read_in_chunks_of_any_size(numbers: list[int], unpacked: bool
     before, lead = b"before", scalar(7, 0)[:1] if unpacked else b""
     data = before + b"".join(lead + varint(n) for n in numbers) + b"\x80behind"
     end = len(data) - len(b"\x80behind")
-    old = protobuf_scan._WINDOW
+    old = protobuf_scan.WINDOW_BYTES
     try:
-        protobuf_scan._WINDOW = window
+        protobuf_scan.WINDOW_BYTES = window
         assert values(data, (len(before), end, len(lead))) == (numbers, [varint(n) for n in numbers])
     finally:
-        protobuf_scan._WINDOW = old
+        protobuf_scan.WINDOW_BYTES = old
 
 
 def test_text_that_is_no_utf8_is_written_out() -> None:
@@ -262,7 +262,7 @@ def test_graphs_nest_as_deep_as_the_parser_goes_and_no_deeper() -> None:
 
 def test_fields_that_are_larger_than_the_window_and_lie_across_its_border() -> None:
     # Tensors of all sizes around the window's, so that tags and lengths fall on either side of every border.
-    sizes = [protobuf_scan._WINDOW - 40 + k for k in range(0, 80, 3)]
+    sizes = [protobuf_scan.WINDOW_BYTES - 40 + k for k in range(0, 80, 3)]
     held = model([], [ints(f"t{k}", np.arange(n) % 251, "uint8") for k, n in enumerate(sizes)])
     data = held.SerializeToString()
     found, records = scan(ByteSource.memory(data))[0], recorded(data)
@@ -275,7 +275,7 @@ def test_fields_that_are_larger_than_the_window_and_lie_across_its_border() -> N
 
 
 def test_a_structure_of_more_than_a_gigabyte_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protobuf_scan, "_LARGEST_SKELETON", 2000)
+    monkeypatch.setattr(protobuf_scan, "LARGEST_SKELETON", 2000)
     data = model([node("Relu", ["x"], doc_string="d" * 3000)]).SerializeToString()
     with pytest.raises(ModelError, match="structure alone"):
         scan(ByteSource.memory(data))

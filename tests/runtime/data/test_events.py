@@ -45,7 +45,7 @@ def test_parts_of_a_file_give_the_same_events(tmp_path: Path, monkeypatch: pytes
     whole = rows(read_nmnist(tmp_path / "a.bin")), rows(read_aedat(tmp_path / "a.aedat"))
     assert len(whole[0]) == 48
     assert [row[0] for row in whole[0][-2:]] == [48 + 2 * 8192, 49 + 2 * 8192]
-    monkeypatch.setattr(module, "_CHUNK", 15)
+    monkeypatch.setattr(module, "CHUNK", 15)
     assert (rows(read_nmnist(tmp_path / "a.bin")), rows(read_aedat(tmp_path / "a.aedat"))) == whole
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from onnx import parser
 from simulated_cuda import ILLEGAL, Simulation, install
@@ -160,7 +161,6 @@ def test_where_nodes_run_is_what_the_runtime_says(device: Device) -> None:
 
 def test_placement_of_a_session_of_the_cpu_is_its_own() -> None:
     """The real runtime, not the simulation: its record of the assignment has the nodes of the model."""
-    import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -223,15 +223,15 @@ def test_an_error_without_a_name_ends_the_process_where_nothing_runs_any_more(
 def test_an_error_of_one_model_stays_that(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     device()
     session = engine().prepare(MODEL)
-    ran = type(session._ort).run_with_iobinding
+    ran = onnxruntime.InferenceSession.run_with_iobinding  # of the simulation
 
     def fails(self: Any, binding: Any) -> None:
         raise RuntimeError("CUBLAS failure 7: CUBLAS_STATUS_INVALID_VALUE ; GPU=0")
 
-    monkeypatch.setattr(type(session._ort), "run_with_iobinding", fails)
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", fails)
     with pytest.raises(EngineError, match="failed on this batch: CUBLAS failure 7"):
         session.run({"x": ROWS})
-    monkeypatch.setattr(type(session._ort), "run_with_iobinding", ran)
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", ran)
     session.run({"x": ROWS})
 
 
@@ -256,7 +256,6 @@ def test_a_device_that_no_process_can_use(device: Device) -> None:
 
 
 def test_a_wrapped_session_of_another_owner_takes_its_provider_for_working() -> None:
-    import onnxruntime
 
     session = onnxruntime.InferenceSession(MODEL, providers=["CPUExecutionProvider"])
-    assert OrtSession.over(session, "CUDAExecutionProvider")._works()
+    assert OrtSession.over(session, "CUDAExecutionProvider").provider_works()

@@ -310,7 +310,7 @@ def test_openvino_reports_nothing_to_its_maker(tmp_path: Path) -> None:
 
 
 def test_openvino_that_is_not_installed_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxfi.runtime.engine.openvino._is_installed", lambda: False)
+    monkeypatch.setattr("onnxfi.runtime.engine.openvino.is_installed", lambda: False)
     with pytest.raises(EngineError, match=r"^openvino is not installed; pip install 'onnxfi\[openvino\]'$"):
         engine_of("openvino").prepare(b"")
     assert engine_of("openvino").version == "openvino, not installed"

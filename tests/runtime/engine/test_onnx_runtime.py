@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnxruntime
 import pytest
 from onnx import parser
 
@@ -125,11 +126,11 @@ def test_byte_order_strides_and_alignment_do_not_matter() -> None:
 def test_bound_buffers_give_the_same_as_the_plain_way() -> None:
     prepared = session("g (float[N,3] x) => (float[N,3] y, float z) { y=Relu(x) z=ReduceSum<keepdims=0>(x) }")
     types = {"x": "float32", "y": "float32", "z": "float32"}
-    plain, bound = prepared.run({"x": ROWS}), prepared._run_bound({"x": ROWS}, ["y", "z"], types, ("cpu", 0))
+    plain, bound = prepared.run({"x": ROWS}), prepared.run_bound({"x": ROWS}, ["y", "z"], types, ("cpu", 0))
     assert bound.keys() == plain.keys()
     for name, array in plain.items():
         np.testing.assert_array_equal(bound[name], array)
-    again = prepared._run_bound({"x": ROWS + 1}, ["y"], types, ("cpu", 0))
+    again = prepared.run_bound({"x": ROWS + 1}, ["y"], types, ("cpu", 0))
     np.testing.assert_array_equal(bound["y"], np.maximum(ROWS, 0))  # the first answer is its own memory
     assert (again["y"] != bound["y"]).any()
 
@@ -327,15 +328,16 @@ def test_a_provider_that_falls_back_silently_is_found_out(
 
 
 def test_a_model_that_only_cuda_refuses_runs_on_the_cpu_under_auto(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = OrtEngine._load
+    load = onnxruntime.InferenceSession
 
-    def refuse(self: OrtEngine, ort: Any, given: Any, options: Any, name: str) -> Any:
-        if name != "CPUExecutionProvider":
+    def refuse(model: Any, options: Any, providers: Any, **how: Any) -> Any:
+        if providers != ["CPUExecutionProvider"]:
             raise RuntimeError("no such kernel")
-        return load(self, ort, given, options, name)
+        return load(model, options, providers=providers, **how)
 
     monkeypatch.setattr(onnx_runtime, "no_cuda", lambda: None)
-    monkeypatch.setattr(OrtEngine, "_load", refuse)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     prepared = OrtEngine().prepare(RELU)
     assert prepared.provider == "CPUExecutionProvider"
     assert "cuda" in prepared.note.lower()

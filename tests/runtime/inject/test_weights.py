@@ -443,7 +443,7 @@ def test_outputs_of_varying_shape_are_one_row() -> None:
 def test_outputs_too_large_to_compare_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from onnxfi.runtime.data import sample_outputs
 
-    monkeypatch.setattr(sample_outputs, "_MOST_OUTPUT_BYTES", 100)
+    monkeypatch.setattr(sample_outputs, "MOST_OUTPUT_BYTES", 100)
     graph = proto(LINEAR).SerializeToString()
     data = rows({"x": np.ones((5, 3), np.float32)}, graph)
     with pytest.raises(DataError, match=r"12 bytes a sample.*--samples"):

@@ -82,13 +82,13 @@ def opened(found: WeightRoutes, weight: str) -> ConvDelta | None:
     """Return the re-execution behind a fault in a weight."""
     target = next(t for t in found.segmented.segmentation.model.targets if t.id == weight)
     every = (one for route in Route for one in found.opened([target], route))
-    return getattr(next(every), "_conv_delta", None)
+    return getattr(next(every), "conv_delta", None)
 
 
 @pytest.fixture(autouse=True)
 def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small convolutions are not worth it; here they are."""
-    monkeypatch.setattr(conv_delta, "_WORTH", 1)
+    monkeypatch.setattr(conv_delta, "WORTH", 1)
 
 
 def alone(folder: Path, one: str, value: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -120,7 +120,7 @@ def test_the_sum_has_the_bits_of_the_convolution(tmp_path: Path, how: Mapping[st
         assert isinstance(first, FirstSegments)
         number = found.segmented.segmentation.makers["r0"] + 1
         first.run(number, SampleRows(golden, 0), {"r0": golden.values(0, ["r0"])["r0"] + 1})
-        one = first._open[number]
+        one = first.opened[number]
     assert one is not None and one.conv.output == "c1"
     for k, some in ((0, None), (1, None), (0, (6, 1))):
         rows = SampleRows(golden, k, None if some is None else tuple((k, row, row) for row in some))
@@ -133,7 +133,7 @@ def test_the_sum_has_the_bits_of_the_convolution(tmp_path: Path, how: Mapping[st
             made = one.faulty_entry(rows, {"r0": faulty})
             if len(channels) == 2 and count < 64 and made is None:
                 continue  # more than half of its blocks
-            if one._size == 0:
+            if one.block_size == 0:
                 pytest.skip("this machine sums in another order")
             assert made is not None
             known = alone(tmp_path, "c1", faulty)
@@ -163,7 +163,7 @@ def test_what_is_added_is_summed_first(tmp_path: Path) -> None:
         value = np.array(rows.values(["r1"])["r1"])
         value[:, 5] *= np.float32(-1.5)
         entry = one.faulty_entry(rows, {"r1": value})
-        if one._size == 0:
+        if one.block_size == 0:
             pytest.skip("this machine sums in another order")
         assert entry is not None and entry.exact
         whole = found.segmented.segment_sessions.prepare(
@@ -256,7 +256,7 @@ def test_sums_that_are_not_golden_are_not_used(tmp_path: Path, monkeypatch: pyte
     rows = SampleRows(found.segmented.golden, 0)
     value = np.array(rows.values(["r1"])["r1"])
     value[:, 0] += 1
-    assert one.faulty_entry(rows, {"r1": value}) is None and one._size == 0, "it is not tried again"
+    assert one.faulty_entry(rows, {"r1": value}) is None and one.block_size == 0, "it is not tried again"
 
 
 def test_without_optimisation_and_with_little_memory_none_is_narrow(tmp_path: Path) -> None:
