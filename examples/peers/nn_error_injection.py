@@ -2,7 +2,7 @@
 
     python nn_error_injection.py [FOLDER]
 
-Writes rates.csv (the average for each error rate) and detail.csv (each repetition) into the folder.
+Writes cnn.csv (the average for each error rate) and detail-cnn.csv (each repetition) into the folder.
 """
 
 import csv
@@ -39,10 +39,10 @@ def main(folder: Path) -> None:
         repeat=num_exp,
         seed=1,
     )
-    for path in onnxfi.run(campaign, store=folder / "cnn.db").csv(folder):
+    for path in onnxfi.run(campaign, store=folder / "cnn.db").csv(folder, by_model=True):
         print(f"wrote {path.name}")
     print("error rate    top-1    top-5")
-    with (folder / "rates.csv").open() as table:
+    with (folder / "cnn.csv").open() as table:
         for row in csv.DictReader(table):
             print(f"{float(row['ber']):>10g} {float(row['top1']):>8.2%} {float(row['top5']):>8.2%}")
 

@@ -37,10 +37,15 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Write detail.csv (one line per trial), summary.csv, and rates.csv, layers.csv, bits.csv, classes.csv where they apply.",
 )
+@click.option(
+    "--csv-by-model",
+    is_flag=True,
+    help="With --csv: name the files by the model: MODEL.csv (rates, else the summary), detail-MODEL.csv, layers-MODEL.csv, …",
+)
 @JSON
 def command(
-    stores: tuple[Path, ...], html: Path | None, figure_folder: Path | None, csv_folder: Path | None, as_json: bool
-) -> None:
+    stores: tuple[Path, ...], html: Path | None, figure_folder: Path | None, csv_folder: Path | None, csv_by_model: bool, as_json: bool
+) -> None:  # fmt: skip
     """Print the rates of a campaign, overall and by bit error rate, layer and bit, each with its interval.
 
     A campaign that is not finished is reported so far. Several stores are printed side by side. --html and --figures need the extra `report`.
@@ -54,6 +59,8 @@ def command(
     from onnxfi.cli.terminal import print_json, print_line
     from onnxfi.graph.write.output_file import check_folder
 
+    if csv_by_model and csv_folder is None:
+        raise click.UsageError("--csv-by-model requires --csv DIR")
     for folder in (figure_folder, csv_folder):
         if folder is not None:
             check_folder(folder)
@@ -62,7 +69,11 @@ def command(
     found = [report(store) for store in stores]
     written = []
     if csv_folder is not None:
-        written += write_csv(found[0], csv_folder) if len(found) == 1 else write_csv_of_all(found, csv_folder)
+        written += (
+            write_csv(found[0], csv_folder, by_model=csv_by_model)
+            if len(found) == 1
+            else write_csv_of_all(found, csv_folder, by_model=csv_by_model)
+        )
     captions = []
     if figure_folder is not None:
         from onnxfi.campaign.report.figures import figures, write_figures

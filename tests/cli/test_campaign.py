@@ -258,6 +258,12 @@ def test_csv_files(run: Run, tiny: Path) -> None:
     assert sorted(path.name for path in Path("out").iterdir()) == sorted(names)
     quiet = run("report", "s.db", "--csv", "out", "--json")
     assert quiet.json["trials"] == 25
+    ran = run("report", "s.db", "--csv", "named", "--csv-by-model")
+    assert [line for line in ran.out.splitlines() if "/m.csv" in line] == ["wrote named/m.csv"]
+    assert {path.name for path in Path("named").iterdir()} == {"m.csv", *(n.replace(".", "-m.") for n in names)} - {
+        "summary-m.csv"
+    }
+    assert "--csv-by-model requires --csv" in run("report", "s.db", "--csv-by-model").err
 
 
 # Documents

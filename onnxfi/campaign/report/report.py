@@ -145,9 +145,9 @@ class Report(CampaignRates):
         """Write every figure into a folder, as SVG and PNG, and return the paths."""
         return write_figures([self], folder)
 
-    def csv(self, folder: str | Path) -> list[Path]:
-        """Write the tables as CSV files into a folder, and return the paths."""
-        return write_csv(self, folder)
+    def csv(self, folder: str | Path, *, by_model: bool = False) -> list[Path]:
+        """Write the tables as CSV files into a folder, and return the paths; `by_model` names the files by the model."""
+        return write_csv(self, folder, by_model=by_model)
 
 
 def report(store: str | Path, *, confidence: float | None = None) -> Report:

@@ -61,16 +61,21 @@ def rate_name(found: CampaignRates) -> str:
 
 def unit(found: CampaignRates) -> str:
     """Return the unit of a report's rates: bit or word."""
+    return _header(found).unit
+
+
+def _header(found: CampaignRates) -> Header:
     with Store.open(found.store) as opened:
-        return Header.parse(opened.get("header"), str(found.store)).unit
+        return Header.parse(opened.get("header"), str(found.store))
 
 
-def write_csv(found: CampaignRates, folder: str | Path) -> list[Path]:
+def write_csv(found: CampaignRates, folder: str | Path, *, by_model: bool = False) -> list[Path]:
     """Write the report as CSV files into a folder; returns what was written.
 
     `detail.csv` has a line a trial, `summary.csv` the rates of all trials with the ends of their intervals; the same by
     rate, layer and bit stands in `rates.csv`, `layers.csv` and `bits.csv`, where there are such, and what `classes`
-    says in `classes.csv`.
+    says in `classes.csv`. With `by_model` the model's name is in theirs: `MODEL.csv` has the rates (without a sweep the
+    summary), each other table is `detail-MODEL.csv` and the like.
     """
     place = Path(folder)
     rates = "per_sample" if found.campaign["design"] == "per_sample" else "ber"
@@ -82,8 +87,13 @@ def write_csv(found: CampaignRates, folder: str | Path) -> list[Path]:
         "bits": [_flat("bit", fold, found) for fold in found.by_bit],
         "classes": classes(found),
     }
+    kept = {name: rows for name, rows in tables.items() if rows}
+    files = {name: f"{name}.csv" for name in kept}
+    if by_model:
+        model, main = Path(_header(found).file).stem or "model", "rates" if "rates" in kept else "summary"
+        files = {name: f"{model}.csv" if name == main else f"{name}-{model}.csv" for name in kept}
     make_folder(place)
-    return [_table(place / f"{name}.csv", rows) for name, rows in tables.items() if rows]
+    return [_table(place / files[name], rows) for name, rows in kept.items()]
 
 
 def _flat(key: str, fold: Fold, found: CampaignRates) -> dict[str, Any]:
@@ -197,15 +207,16 @@ def comparison_rows(found: Sequence[CampaignRates]) -> list[ComparisonRow]:
     return lines
 
 
-def write_csv_of_all(found: Sequence[CampaignRates], folder: str | Path) -> list[Path]:
+def write_csv_of_all(found: Sequence[CampaignRates], folder: str | Path, *, by_model: bool = False) -> list[Path]:
     """Write the CSV files of several reports as those of one, each line with its store in the first column.
 
-    Columns that only some of them have are empty for the others. OutputError where the folder cannot be written.
+    Columns that only some of them have are empty for the others; `by_model` as for `write_csv`, so that several models
+    have files of their own. OutputError where the folder cannot be written.
     """
     tables: dict[str, list[tuple[str, Path]]] = {}
     with scratch_folder() as drafts:
         for number, one in enumerate(found):
-            for file in write_csv(one, Path(drafts, str(number))):
+            for file in write_csv(one, Path(drafts, str(number)), by_model=by_model):
                 tables.setdefault(file.name, []).append((str(one.store), file))
         make_folder(Path(folder))
         return [_joined(Path(folder, name), parts) for name, parts in tables.items()]

@@ -20,7 +20,7 @@ from tiny_campaigns import altered, mlp, ran, samples, save
 
 from onnxfi.campaign.report.rates import Fold
 from onnxfi.campaign.report.report import Report, report
-from onnxfi.campaign.report.tables import classes, write_csv
+from onnxfi.campaign.report.tables import classes, write_csv, write_csv_of_all
 from onnxfi.campaign.report.validity_notes import notes
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
@@ -241,6 +241,19 @@ def test_the_average_and_the_detail_of_a_sweep_as_csv(here: Path) -> None:
             assert float(row[f"{name}_low"]) <= float(row[name]) <= float(row[f"{name}_high"])
         assert float(row["golden_top1"]) == pytest.approx(found.golden["metrics"]["top1"])
     assert {"trial", "ber", "faults", "outcome", "top1", "top5", *CLASSES} <= set(detail[0])
+
+
+def test_csv_files_named_by_the_model_hold_the_same(here: Path) -> None:
+    ran(campaign(ber=(1e-3, 1e-2), repeat=3), here / "s.db")
+    ran(campaign(single=True, trials=3), here / "t.db")
+    for store, names in (("s.db", ["detail", "summary", "rates"]), ("t.db", ["detail", "summary", "layers", "bits"])):
+        found = report(here / store)
+        main = "rates" if "rates" in names else "summary"
+        plain = {path.stem: path.read_bytes() for path in write_csv(found, here / store.replace(".", "-"))}
+        named = {path.stem: path.read_bytes() for path in found.csv(here / "named", by_model=True)}
+        assert named == {"m" if n == main else f"{n}-m": plain[n] for n in plain} and set(names) <= set(plain)
+    joined = [path.name for path in write_csv_of_all([report(here / "s.db")] * 2, here / "both", by_model=True)]
+    assert joined == ["detail-m.csv", "summary-m.csv", "m.csv"]
 
 
 def test_the_table_of_classes_by_layer_as_csv(here: Path) -> None:
