@@ -42,9 +42,16 @@ if TYPE_CHECKING:
     is_flag=True,
     help="With --csv: name the files by the model: MODEL.csv (rates, else the summary), detail-MODEL.csv, layers-MODEL.csv, …",
 )
+@click.option(
+    "--elements",
+    multiple=True,
+    metavar="TARGET",
+    help="With --figures or --html, of single faults: also draw a map of the rates by element (weight, synapse, neuron) of this target. Repeatable.",
+)
 @JSON
 def command(
-    stores: tuple[Path, ...], html: Path | None, figure_folder: Path | None, csv_folder: Path | None, csv_by_model: bool, as_json: bool
+    stores: tuple[Path, ...], html: Path | None, figure_folder: Path | None, csv_folder: Path | None, csv_by_model: bool,
+    elements: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Print the rates of a campaign, overall and by bit error rate, layer and bit, each with its interval.
 
@@ -61,6 +68,8 @@ def command(
 
     if csv_by_model and csv_folder is None:
         raise click.UsageError("--csv-by-model requires --csv DIR")
+    if elements and figure_folder is None and html is None:
+        raise click.UsageError("--elements requires --figures DIR or --html FILE")
     for folder in (figure_folder, csv_folder):
         if folder is not None:
             check_folder(folder)
@@ -78,12 +87,12 @@ def command(
     if figure_folder is not None:
         from onnxfi.campaign.report.figures import figures, write_figures
 
-        written += write_figures(found, figure_folder)
+        written += write_figures(found, figure_folder, elements)
         captions = [figure.caption for figure in figures(found) if figure.draw is None]
     if html is not None:
         from onnxfi.campaign.report.html_page import write_page
 
-        written.append(write_page(found, html))
+        written.append(write_page(found, html, elements))
     if as_json:
         print_json(found[0].document() if len(found) == 1 else {"stores": [one.document() for one in found]})
         return

@@ -264,6 +264,8 @@ def test_csv_files(run: Run, tiny: Path) -> None:
         "summary-m.csv"
     }
     assert "--csv-by-model requires --csv" in run("report", "s.db", "--csv-by-model").err
+    assert "--elements requires --figures" in run("report", "s.db", "--elements", "w").err
+    assert "'fc1' is no target" in run("report", "s.db", "--figures", "f", "--elements", "fc1").err
 
 
 # Documents

@@ -169,6 +169,10 @@ class Plan:
                 found[target.layer, None if bit < 0 else bit] += chosen * target.times
         return [(layer, bit, n) for (layer, bit), n in found.items()]
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the targets of single faults by id, those of activations in one sample; else nothing."""
+        return {t.id: t.axes for t in self.fault_targets.listed(self.header).targets} if self.of_singles else {}
+
     def _drawn(self) -> Iterator[PlannedTrial]:
         """Trials of many faults: sweeps and mixes."""
         kind, seed, event = self.header.sampler.kind, self.header.sampler.seed, parse_fault(self.header.fault)

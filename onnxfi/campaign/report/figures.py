@@ -1,4 +1,4 @@
-"""Figures of reports, as SVG and PNG: accuracy over bit error rates, rates by layer and bit, a map of both.
+"""Figures of reports, as SVG and PNG: accuracy over rates, rates by layer and bit, maps of both, and of elements.
 
 Drawn with matplotlib, the extra `report`. Colour-blind people can distinguish the colours (Okabe and Ito; cividis for
 the map) and differ in grey; lines also differ in mark and dash. Text is drawn as outlines, so that a figure looks the
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxfi.campaign.report.element_rates import element_rates, plane
 from onnxfi.campaign.report.rates import CampaignRates, Fold
 from onnxfi.campaign.report.tables import layer_bit_cells, rate_name, report_labels, swept_over
 from onnxfi.errors import OutputError
@@ -95,23 +96,29 @@ def needs(package: str) -> None:
         raise OutputError(f"{package} is not installed; pip install 'onnxfi[report]'")
 
 
-def figures(found: Sequence[CampaignRates]) -> list[Figure]:
+def figures(found: Sequence[CampaignRates], elements: Sequence[str] = ()) -> list[Figure]:
     """Return the figures of one report, or of several side by side; where one cannot be drawn, its caption says why.
 
-    Raises OutputError where matplotlib is not installed.
+    `elements` are targets of which a map by element is added. Raises OutputError where matplotlib is not installed, and
+    SelectorError for a target that no such map can be made of.
     """
     needs("matplotlib")
     maps = [
         _map(one, f"map-{k}" if len(found) > 1 else "map", f" of {label}" if len(found) > 1 else "")
         for k, (one, label) in enumerate(zip(found, report_labels(found), strict=True), 1)
     ]
-    return [_accuracy(found), _bars(found, "layers"), _bars(found, "bits"), *maps]
+    by_element = [
+        _elements(one, target, f"elements-{n}" + (f"-{k}" if len(found) > 1 else ""), label if len(found) > 1 else "")
+        for n, target in enumerate(elements, 1)
+        for k, (one, label) in enumerate(zip(found, report_labels(found), strict=True), 1)
+    ]
+    return [_accuracy(found), _bars(found, "layers"), _bars(found, "bits"), *maps, *by_element]
 
 
-def write_figures(found: Sequence[CampaignRates], folder: str | Path) -> list[Path]:
+def write_figures(found: Sequence[CampaignRates], folder: str | Path, elements: Sequence[str] = ()) -> list[Path]:
     """Write the figures that can be drawn into a folder, each as SVG and PNG; returns what was written."""
     place, written = Path(folder), []
-    drawn = [figure for figure in figures(found) if figure.draw is not None]
+    drawn = [figure for figure in figures(found, elements) if figure.draw is not None]
     make_folder(place)
     for figure in drawn:
         for kind in ("svg", "png"):
@@ -392,6 +399,53 @@ def _heat(
     pad = 0.62 / canvas.get_figheight()
     bar = canvas.colorbar(image, ax=axes, orientation="horizontal", pad=pad, fraction=0.05, aspect=40)
     bar.set_label(named[2])
+    return canvas
+
+
+# Elements of a target
+
+
+def _elements(one: CampaignRates, target: str, name: str, whose: str) -> Figure:
+    rates = element_rates(one.store, target)
+    title = f"Elements of {target}" + (f", {whose}" if whose else "")
+    with_trials = np.flatnonzero(rates.trials)
+    few, many = int(rates.trials[with_trials].min()), int(rates.trials.max())
+    each = f"{few:,}" if few == many else f"{few:,} to {many:,}"
+    caption = (
+        f"{rates.metric.label[0].upper()}{rates.metric.label[1:]} by element, the mean of its trials: {each} in each "
+        f"of {len(with_trials):,} of {rates.trials.size:,} elements; the others, hatched, have none."
+    )
+    worst = sorted(with_trials.tolist(), key=lambda k: -rates.means[k])[:10]
+    places = (", ".join(map(str, np.unravel_index(k, rates.shape or (1,)))) for k in worst)
+    said = (f"[{place}]: {100 * rates.means[k]:.2f} %" for k, place in zip(worst, places, strict=True))
+    text = "Highest elements: " + "; ".join(said) + "."
+    sheet, rows, columns = plane(100 * rates.means, rates.shape)
+    return Figure(name, title, caption, text, lambda: _sheet(sheet, (rows, columns, rates.metric.axis)))
+
+
+def _sheet(shares: NDArray[np.float64], named: tuple[str, str, str]) -> Canvas:
+    """Return a plane of shares in percent as an image, each element a cell."""
+    down, across = shares.shape
+    canvas = _canvas(_WIDTH_IN, 1.3 + min(6.0, max(0.3, (_WIDTH_IN - 0.8) * down / across)))
+    axes = canvas.add_subplot()
+    axes.set_facecolor("white")
+    axes.patch.set(hatch="//////", edgecolor="#bbbbbb")
+    import matplotlib
+
+    end, colours = _end(float(shares[np.isfinite(shares)].max())), matplotlib.colormaps["cividis"]
+    shown = np.ma.masked_where(np.isnan(shares), np.where(np.isinf(shares), 2 * end, shares))
+    white = colours.with_extremes(over="white")
+    image = axes.imshow(shown, cmap=white, vmin=0, vmax=end, aspect="auto", interpolation="none")
+    axes.set(xlabel=named[1], ylabel=named[0])
+    axes.locator_params(integer=True)
+    if not named[0]:
+        axes.set_yticks([])
+    if not named[0] and down > 1:
+        axes.set_xticks([])
+    bar = canvas.colorbar(
+        image, ax=axes, orientation="horizontal", pad=0.62 / canvas.get_figheight(), fraction=0.05, aspect=40
+    )
+    bar.set_label(named[2].replace("\n", " "))
     return canvas
 
 

@@ -102,19 +102,19 @@ def _largest(text: str) -> tuple[dict[str, Any], ...]:
     return tuple(sorted(rows, key=moved, reverse=True)[:_MOST_FAULTS])
 
 
-def write_page(found: Sequence[CampaignRates], file: str | Path) -> Path:
-    """Write the page of one report, or of several row by row.
+def write_page(found: Sequence[CampaignRates], file: str | Path, elements: Sequence[str] = ()) -> Path:
+    """Write the page of one report, or of several row by row, with maps of the `elements` of these targets.
 
     Raises OutputError where jinja2 or matplotlib is not installed, or the file cannot be written.
     """
     needs("jinja2")
-    text = page(found)
+    text = page(found, elements)
     with atomic_files([Path(file)]) as (stream,):
         stream.write(text.encode())
     return Path(file)
 
 
-def page(found: Sequence[CampaignRates]) -> str:
+def page(found: Sequence[CampaignRates], elements: Sequence[str] = ()) -> str:
     """Return the page as text."""
     from jinja2 import Environment, StrictUndefined
 
@@ -127,7 +127,7 @@ def page(found: Sequence[CampaignRates]) -> str:
     frame.filters |= {"value": _value, "plain": lambda text: plain(str(text), 1 << 20), "image": _image}
     digests = {name: _digest(text) for name, text in (("style", style), ("script", script))}
     return frame.from_string(body).render(
-        style=style, script=script, digests=digests, figures=figures(found), shows=shows,
+        style=style, script=script, digests=digests, figures=figures(found, elements), shows=shows,
         columns=[m.label for m in shown], accuracy=found[0].task.accuracy,
         compared=[(row, _line(row.fold, shown)) for row in comparison_rows(found)] if len(found) > 1 else [],
         title=" and ".join(report_labels(found)) if len(found) < 3 else f"{len(found)} campaigns",

@@ -262,6 +262,12 @@ class Store:
         for trial, stratum, faults, layer, bit, outcome, cause, changed, metrics in cursor:
             yield Row(trial, stratum, faults, layer, bit, outcome, cause, changed, json.loads(metrics))
 
+    def planned_rows(self) -> Iterator[tuple[str, Row]]:
+        """Results in the order of their trials, each behind the lines of its faults."""
+        lines = self.db.execute("SELECT lines FROM results JOIN plan USING (trial) ORDER BY trial")
+        for (text,), row in zip(lines, self.rows(), strict=True):
+            yield text, row
+
     def strata(self) -> list[dict[str, Any]]:
         """Return the strata in order, as plain values."""
         cursor = self.db.execute(f"SELECT {STRATA} FROM strata ORDER BY stratum")

@@ -328,6 +328,7 @@ def _prepare(store: Store, opened: OpenCampaign, plan: Plan, progress: OnProgres
         header=plan.header.line(),
         spec=print_spec(opened.campaign),
         cells=plan.cells(),
+        shapes=plan.shapes(),
         length=opened.campaign.marked("length"),
         environment=_environment(store, opened),
     )
