@@ -238,16 +238,19 @@ def show_progress(running: Running, n_workers: int) -> Iterator[Callable[[Result
 
     counts, started, terminal = Counter(running.outcomes), time.monotonic(), sys.stderr.isatty()
     done, busy_s, shown = 0, 0.0, started - _BAR_S if terminal else started  # a bar is shown from the first trial
+    headline_sum = running.headline_sum
 
     def update(result: Result) -> str | None:
-        nonlocal done, busy_s, shown
+        nonlocal done, busy_s, shown, headline_sum
         done, busy_s = done + 1, busy_s + result.time_s
+        headline_sum += running.headline.value(result.outcome, result.metrics) or 0.0
         counts.update([result.outcome] if result.error is None else [])
         now = time.monotonic()
         if now - shown < (_BAR_S if terminal else LINE_S):
             return None
         shown = now
-        return _progress_text(running, counts, done, trials_per_second(done, now - started, busy_s, n_workers))
+        speed = trials_per_second(done, now - started, busy_s, n_workers)
+        return _progress_text(running, counts, headline_sum, done, speed)
 
     if not terminal:
 
@@ -283,7 +286,7 @@ def trials_per_second(done: int, elapsed_s: float, busy_s: float, n_workers: int
     return max(clock, max(n_workers, 1) * done / max(busy_s, 1e-9)) if elapsed_s < 60 else clock
 
 
-def _progress_text(running: Running, counts: Counter[str], done: int, rate: float) -> str:
+def _progress_text(running: Running, counts: Counter[str], headline_sum: float, done: int, rate: float) -> str:
     from onnxfi.cli.report import estimate_text
     from onnxfi.statistics.intervals import clopper_pearson
 
@@ -295,4 +298,6 @@ def _progress_text(running: Running, counts: Counter[str], done: int, rate: floa
     confidence = running.plan.campaign.confidence
     rates = [(name, clopper_pearson(counts[name], n, confidence)) for name in ("masked", "sdc", "due")] if n else []
     rate_texts = [f"{name} {100 * i.estimate:.1f} % [{100 * i.low:.1f}, {100 * i.high:.1f}]" for name, i in rates]
+    if n and running.headline.share:  # the share of answers that faults have changed, over all trials
+        rate_texts.append(f"{running.headline.label} {running.headline.text(headline_sum / n)}")
     return "  ".join([f"{before + done:,} of {running.total:,}", f"{rate:.3g}/s", f"{left} left", *rate_texts])

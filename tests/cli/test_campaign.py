@@ -405,10 +405,16 @@ def test_a_line_now_and_then_where_there_is_no_terminal(run: Run, tiny: Path, mo
     lines = [line for line in ran.err.splitlines() if "/s  " in line]
     assert len(lines) == 25
     assert re.fullmatch(
-        r"onnxfi: 25 of 25  \S+/s  0 s left  masked \S+ % \[\S+, \S+\]  sdc \S+ % \[\S+, \S+\]  due \S+ % \[\S+, \S+\]",
+        r"onnxfi: 25 of 25  \S+/s  0 s left  masked \S+ % \[\S+, \S+\]  sdc \S+ % \[\S+, \S+\]  due \S+ % \[\S+, \S+\]  "
+        r"SDC-1 \(silent\) \S+ %",
         lines[-1],
     )
     found = report("s.db").everything
+    silent = np.mean([float(row["sdc1"]) for row in report("s.db").details()])
+    assert lines[-1].endswith(f"  SDC-1 (silent) {100 * silent:.2f} %")
+    more = run("run", "m.onnx", *DATA, *SINGLE, "--trials", 27, "-o", "s.db")
+    silent = np.mean([float(row["sdc1"]) for row in report("s.db").details()])
+    assert more.err.splitlines()[-1].endswith(f"  SDC-1 (silent) {100 * silent:.2f} %"), "those before it count too"
     assert f"due {100 * found.outcomes['due'] / 25:.1f} % [" in lines[-1]
 
 

@@ -51,6 +51,7 @@ from onnxfi.runtime.engine.cuda import is_place
 from onnxfi.runtime.engine.process_memory import can_limit_memory
 from onnxfi.tasks.outcomes import GoldenRun, judge
 from onnxfi.tasks.registry import expected_task, missing, remark
+from onnxfi.tasks.task import Metric
 
 #: Results are written when so many wait, or so many seconds have gone.
 WRITE_EVERY = 500
@@ -68,8 +69,8 @@ class Running:
     """A running campaign: its plan, and what the store has already. Iterate over it for the results.
 
     `total` trials are asked for here (None: as many as it takes), of which `outcomes` counts those that the store has
-    already; `note` says on what they run, `golden_s` how long one run takes; `look` is what the complete rounds of an
-    adaptive campaign say.
+    already, with the sum of their `headline` in `headline_sum`; `note` says on what they run, `golden_s` how long one
+    run takes; `look` is what the complete rounds of an adaptive campaign say.
     """
 
     plan: Plan
@@ -78,6 +79,8 @@ class Running:
     total: int | None
     outcomes: Counter[str]
     golden_s: float
+    headline: Metric
+    headline_sum: float
     results: Generator[Result, None, None] = field(repr=False)
     look: Look | None = None
     early_pool: ProcessPool | None = field(default=None, repr=False)
@@ -196,6 +199,9 @@ def run(
         soonest = islice(batches_by_tensor(opened.pending(asked), setup.trials_a_task, needed[0]), needed[0])
         first = _prove(opened, local, plan, setup if own else None, None if worker_memory_bytes else early, soonest)
         _agree(opened, local.opened, plan, golden_run)
+        headline = golden_run.task.metric(golden_run.task.headline)
+        rows = opened.rows() if outcomes else ()
+        headline_sum = sum(headline.value(row.outcome, row.metrics) or 0.0 for row in rows if asked(row.trial))
 
     def results() -> Generator[Result, None, None]:
         with Store.open(file, create=True, checked=True) as target, reusable_pool(make_pool, early) as lend:
@@ -209,7 +215,7 @@ def run(
                 yield from _kept(target, stream)
 
     note = _note(local.opened, golden_run)
-    running = Running(plan, file, note, total, outcomes, golden_s, results(), early_pool=early)
+    running = Running(plan, file, note, total, outcomes, golden_s, headline, headline_sum, results(), early_pool=early)
     return running
 
 
