@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -137,16 +137,16 @@ class Report(CampaignRates):
 
     plot = figure
 
-    def html(self, file: str | Path) -> Path:
-        """Write the report as one page that works offline, and return its path."""
-        return write_page([self], file)
+    def html(self, file: str | Path, *, elements: Sequence[str] = ()) -> Path:
+        """Write the report as one page that works offline, and return it; `elements` are targets to map by element."""
+        return write_page([self], file, elements)
 
-    def figures(self, folder: str | Path) -> list[Path]:
-        """Write every figure into a folder, as SVG and PNG, and return the paths."""
-        return write_figures([self], folder)
+    def figures(self, folder: str | Path, *, elements: Sequence[str] = ()) -> list[Path]:
+        """Write every figure into a folder, as SVG and PNG, and return the paths; `elements` as for `html`."""
+        return write_figures([self], folder, elements)
 
     def csv(self, folder: str | Path, *, by_model: bool = False) -> list[Path]:
-        """Write the tables as CSV files into a folder, and return the paths; `by_model` names the files by the model."""
+        """Write the tables as CSV files into a folder, and return the paths; `by_model` names them by the model."""
         return write_csv(self, folder, by_model=by_model)
 
 
