@@ -199,9 +199,7 @@ def run(
         soonest = islice(batches_by_tensor(opened.pending(asked), setup.trials_a_task, needed[0]), needed[0])
         first = _prove(opened, local, plan, setup if own else None, None if worker_memory_bytes else early, soonest)
         _agree(opened, local.opened, plan, golden_run)
-        headline = golden_run.task.metric(golden_run.task.headline)
-        rows = opened.rows() if outcomes else ()
-        headline_sum = sum(headline.value(row.outcome, row.metrics) or 0.0 for row in rows if asked(row.trial))
+        headline, before = _headline(opened, golden_run, asked)
 
     def results() -> Generator[Result, None, None]:
         with Store.open(file, create=True, checked=True) as target, reusable_pool(make_pool, early) as lend:
@@ -215,8 +213,14 @@ def run(
                 yield from _kept(target, stream)
 
     note = _note(local.opened, golden_run)
-    running = Running(plan, file, note, total, outcomes, golden_s, headline, headline_sum, results(), early_pool=early)
+    running = Running(plan, file, note, total, outcomes, golden_s, headline, before, results(), early_pool=early)
     return running
+
+
+def _headline(opened: Store, golden: GoldenRun, asked: Callable[[int], bool]) -> tuple[Metric, float]:
+    """Return the headline of the task, and its sum over the trials that have a result."""
+    metric = golden.task.metric(golden.task.headline)
+    return metric, sum(metric.value(row.outcome, row.metrics) or 0.0 for row in opened.rows() if asked(row.trial))
 
 
 def _place(campaign: Campaign, store: str | Path | None) -> Path:

@@ -249,6 +249,12 @@ def sample_shape(dims: Dims | None, place: SampleAxis | None) -> tuple[int, ...]
     return tuple(n for n in rest if isinstance(n, int)) if all(isinstance(n, int) for n in rest) else ()
 
 
+def placed_after_run(model: Model, rows: Sequence[Activation]) -> tuple[Activation, ...]:
+    """Return activations whose formats a run has shown, with the tensors that stand for them."""
+    scopes = {scope.path: _TypedScope(scope, {}) for scope in model.index.graphs}
+    return tuple(_placed([*rows], scopes))
+
+
 def _placed(rows: list[Activation], found: Mapping[str, _TypedScope]) -> list[Activation]:
     """Find for each value what stands for it: the activation function right behind it, the integer of its QDQ group."""
     out = []

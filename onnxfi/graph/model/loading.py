@@ -34,6 +34,8 @@ from onnxfi.graph.model.targets import find_targets
 if TYPE_CHECKING:
     import onnx
 
+#: File identifier of ONNX Runtime's own format, at byte 4.
+_ORT_FORMAT = b"ORTM"
 _LOG = logging.getLogger(__name__)
 _CHUNK = 1 << 22
 _MOST_NOTES = 20
@@ -267,6 +269,11 @@ def _serialised(model: onnx.ModelProto) -> bytes:
 def _opened(source: ByteSource, allow_links: bool) -> Model:
     if source.size == 0:
         raise ModelError("the file is empty; give an ONNX file")
+    with source.reading() as read:
+        if read(0, min(source.size, 8))[4:] == _ORT_FORMAT:
+            raise ModelError(
+                "it is in the format of ONNX Runtime (.ort), not in ONNX; give the .onnx file it was made of"
+            )
     skeleton, records = scan(source)
     proto = parsed(skeleton)
     check_unfolded(proto)

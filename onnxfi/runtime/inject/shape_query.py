@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from onnxfi.errors import EngineError, OnnxfiError
 from onnxfi.faults.words import WORDS
-from onnxfi.graph.dataflow.activation_targets import Activation, of_single_sample_model, with_observed_facts
+from onnxfi.graph.dataflow.activation_targets import (
+    Activation,
+    of_single_sample_model,
+    placed_after_run,
+    with_observed_facts,
+)
 from onnxfi.graph.dataflow.sample_axis import BatchLayout, graph_batch_layout
 from onnxfi.graph.dataflow.sample_layout import SamplePlacement, Sizes, model_placements
 from onnxfi.graph.model.loading import Model, parse
@@ -42,7 +47,7 @@ def complete_by_running(
         here = [a for a in rows if inside or not a.path]
         with suppress(OnnxfiError):
             found = _observed(model, proto, here, data, layout, custom_ops)
-            return tuple(found.get(a.target.id, a) for a in rows)
+            return placed_after_run(model, [found.get(a.target.id, a) for a in rows])
     return tuple(rows)
 
 

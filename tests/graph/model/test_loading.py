@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import protobuf_reader
 import pytest
 from build_models import chunk, floats, graph, ints, model, model_bytes, node, scalar, tensor_bytes, value, varint
@@ -535,3 +536,13 @@ def test_the_fuzzers_own_limits_work() -> None:
         )
         assert wanted in done.stdout, done
     assert onnx.__version__
+
+
+def test_a_model_in_the_runtimes_own_format_is_named(tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "m.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    model = Path(__file__).parents[3] / "models" / "fashion_cnn.onnx"
+    onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    with pytest.raises(ModelError, match=r"m\.ort': it is in the format of ONNX Runtime .*give the \.onnx file"):
+        load(tmp_path / "m.ort")
