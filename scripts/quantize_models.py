@@ -8,11 +8,11 @@ Writes models/fashion_cnn_{fp16,int8_qdq,int8_qoperator}.onnx from models/fashio
 """
 
 import gzip
-import hashlib
 import sys
 from pathlib import Path
 
 import numpy as np
+from checksums import write_checksums
 
 from onnxfi import OrtEngine, Recipe, evaluate, load, open_data, quantize
 
@@ -54,9 +54,7 @@ def main() -> int:
             if data:
                 found = evaluate(out, data, engine=engine)
                 print(f"  top-1 {found.metrics['top1']:.2%} of {found.samples:,}")
-    files = sorted([*MODELS.glob("fashion_*.onnx"), *MODELS.glob("fashion_*.npz")])
-    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files]
-    (MODELS / "SHA256SUMS").write_text("".join(lines))
+    write_checksums()
     return 0
 
 

@@ -11,7 +11,7 @@ and end a few images away. Each run also writes fashion_test.npz (the first 2,00
 
 import argparse
 import gzip
-import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import torch
+from checksums import write_checksums
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -139,15 +140,23 @@ def load(part: str) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(image), torch.from_numpy(read("labels-idx1", 8).astype(np.int64))
 
 
-def train(module: nn.Module, image: Tensor, label: Tensor, epochs: int, rate: float) -> None:
+def train(
+    module: nn.Module,
+    image: Tensor,
+    label: Tensor,
+    epochs: int,
+    rate: float,
+    lost: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    batch_size: int = BATCH,
+) -> None:
     """Adam with a one-cycle learning rate; the order of the images comes from the seed."""
     optimizer = torch.optim.Adam(module.parameters(), rate)
-    steps = epochs * -(-len(image) // BATCH)
+    steps = epochs * -(-len(image) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     for epoch in range(epochs):
         total = 0.0
-        for batch in torch.randperm(len(image)).split(BATCH):
-            loss = F.cross_entropy(module(image[batch]), label[batch])
+        for batch in torch.randperm(len(image)).split(batch_size):
+            loss = lost(module(image[batch]), label[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -156,16 +165,16 @@ def train(module: nn.Module, image: Tensor, label: Tensor, epochs: int, rate: fl
         print(f"  epoch {epoch + 1}/{epochs}: loss {total / len(image):.4f}", flush=True)
 
 
-def export(module: nn.Module, path: Path) -> None:
+def export(module: nn.Module, path: Path, image: tuple[int, ...] = (1, 28, 28), output: str = "logits") -> None:
     """Write the module as one ONNX file that names its layers and nothing of this machine."""
     program = torch.onnx.export(
         module.eval(),
-        (torch.rand(2, 1, 28, 28),),
+        (torch.rand(2, *image),),
         dynamo=True,
         external_data=False,
         opset_version=OPSET,
         input_names=["image"],
-        output_names=["logits"],
+        output_names=[output],
         dynamic_shapes=({0: torch.export.Dim("N")},),
         verbose=False,
     )
@@ -202,13 +211,6 @@ def measure(module: nn.Module, path: Path, image: Tensor, label: Tensor) -> None
 def write_test_set(image: Tensor, label: Tensor) -> None:
     """The first images of the test set. numpy dates every entry 1980, so equal arrays give equal bytes."""
     np.savez_compressed(MODELS / "fashion_test.npz", image=image[:SHIPPED].numpy(), labels=label[:SHIPPED].numpy())
-
-
-def write_checksums() -> None:
-    """SHA256SUMS of what lies in models/, as `sha256sum -c` reads it."""
-    files = sorted([*MODELS.glob("fashion_*.onnx"), *MODELS.glob("fashion_*.npz")])
-    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files]
-    (MODELS / "SHA256SUMS").write_text("".join(lines))
 
 
 def main() -> None:

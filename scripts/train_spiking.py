@@ -16,9 +16,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from checksums import write_checksums
 from spiking_graphs import Lif, scanned, unrolled
 from torch import Tensor, nn
-from train_models import MODELS, SHIPPED, load, write_checksums
+from train_models import MODELS, SHIPPED, load
 from train_models import train as fit
 
 SEED, EPOCHS, RATE = 20, 4, 4e-3

@@ -21,7 +21,7 @@ from event_files import aedat, labels, nmnist, packet
 ROOT = Path(__file__).parents[1]
 SHELL = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
 MODELS = ROOT / "models"
-FILES = sorted(path for path in MODELS.iterdir() if path.suffix in (".onnx", ".npz"))
+FILES = sorted(path for path in MODELS.iterdir() if path.suffix in (".onnx", ".npz", ".json"))
 
 
 def named(path: Path) -> str:

@@ -1,0 +1,18 @@
+"""Renew models/SHA256SUMS, as `sha256sum -c` reads it: a line for each model and each file of data."""
+
+import hashlib
+from pathlib import Path
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+LISTED = (".onnx", ".npz", ".json")
+
+
+def write_checksums() -> None:
+    """Write the digests of what lies in models/."""
+    files = sorted(file for file in MODELS.iterdir() if file.suffix in LISTED)
+    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files]
+    (MODELS / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_checksums()
