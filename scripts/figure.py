@@ -27,11 +27,25 @@ FIGURES = {
     "inject.svg": f"onnxfi inject {MODEL} --ber 1e-5 --seed 1 --data {DATA} --provider cpu",
 }
 SWEEP = f"--data {DATA} --samples 100 --provider cpu --ber 1e-7:1e-3 --repeat 20"
+SCENES = "--data models/scenes_test.npz --provider cpu --samples 50"
+DETECT = f"onnxfi run models/scenes_detector.onnx {SCENES} --labels models/scenes_test.json --task detection"
+#: By the name of a figure that of the report's, and the commands.
 CURVES = {
     "accuracy.svg": (
+        "accuracy.svg",
         f"onnxfi run {MODEL} {SWEEP} -o float32.db",
         f"onnxfi run models/fashion_cnn_int8_qdq.onnx {SWEEP} -o int8.db",
         "onnxfi report float32.db int8.db --figures figures",
+    ),
+    "segmentation.svg": (
+        "accuracy.svg",
+        f"onnxfi run models/scenes_segmenter.onnx {SCENES} --task segmentation --ber 1e-7:1e-3 --repeat 20 -o mIoU.db",
+        "onnxfi report mIoU.db --figures figures",
+    ),
+    "detection.svg": (
+        "accuracy.svg",
+        f"{DETECT} --ber 1e-7:1e-3 --repeat 20 -o AP50.db",
+        "onnxfi report AP50.db --figures figures",
     ),
 }
 #: What examples/spiking/parametric.py draws.
@@ -83,14 +97,14 @@ def main() -> None:
     for name, command in FIGURES.items():
         (folder / name).write_text(draw(command, printed(command), "onnxfi"), encoding="utf-8")
         print(folder / name)
-    for name, commands in CURVES.items():
+    for name, (drawn, *commands) in CURVES.items():
         with tempfile.TemporaryDirectory() as scratch:
             (Path(scratch) / "models").symlink_to(ROOT / "models")
             for command in commands:
                 words = [sys.executable, "-m", *command.split()]
                 env = {**os.environ, "PYTHONPATH": str(ROOT)}
                 subprocess.run(words, cwd=scratch, env=env, check=True, stdout=subprocess.DEVNULL)
-            (folder / name).write_bytes((Path(scratch) / "figures" / name).read_bytes())
+            (folder / name).write_bytes((Path(scratch) / "figures" / drawn).read_bytes())
         print(folder / name)
     with tempfile.TemporaryDirectory() as scratch:
         env = {**os.environ, "OUT": scratch, "PYTHONPATH": str(ROOT)}

@@ -11,11 +11,11 @@ import tomllib
 
 with open("pyproject.toml", "rb") as stream:
     project = tomllib.load(stream)["project"]
-extras = (project["optional-dependencies"][name] for name in ("images", "report", "distributed"))
+extras = (project["optional-dependencies"][name] for name in ("images", "report", "detection", "distributed"))
 for line in sum(extras, start=project["dependencies"]):
     print(line.replace(">=", "=="))
 EOF
-PIP_CONSTRAINT=$lowest venv .venv-floor "[images,report,distributed]"
+PIP_CONSTRAINT=$lowest venv .venv-floor "[images,report,detection,distributed]"
 [ -e .venv-floor/.tests ] || {
   .venv-floor/bin/python -m pip install --quiet --disable-pip-version-check hypothesis pytest pytest-timeout
   touch .venv-floor/.tests

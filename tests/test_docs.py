@@ -37,6 +37,8 @@ ROOT = Path(__file__).parents[1]
 GUIDES = (
     "inject",
     "evaluate",
+    "detection",
+    "segmentation",
     "replay",
     "scripting",
     "campaigns",
@@ -144,15 +146,15 @@ def test_figures_are_of_today(work: Path) -> None:
 def test_curves_are_of_today(work: Path) -> None:
     pytest.importorskip("matplotlib", reason="curves are drawn with the extra report")
     tag = "{http://purl.org/dc/elements/1.1/}description"
-    for name, commands_ in figures().CURVES.items():
+    for name, (file, *commands_) in figures().CURVES.items():
         for command in commands_:
             shell(command, work)
         shown, drawn = (
-            next(ET.parse(folder / name).iter(tag)).text or ""
-            for folder in (ROOT / "docs" / "figures", work / "figures")
+            next(ET.parse(path).iter(tag)).text or ""
+            for path in (ROOT / "docs" / "figures" / name, work / "figures" / file)
         )
         assert "[" in shown and same(shown.split("; "), drawn.split("; ")), f"{name} is old: python scripts/figure.py"
-        assert f"docs/figures/{name}" in read("README.md")
+        assert any(f"figures/{name}" in page.read_text(encoding="utf-8") for page in PAGES)
 
 
 def test_the_readmes_verbs_do_the_same_on_both_sides(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,6 +248,10 @@ def test_contributing_shows_the_metric_and_the_task_that_the_tests_run(name: str
     assert example in blocks(read("CONTRIBUTING.md"), "python")
     assert example in blocks(read("docs/reference/metrics.md"), "python")
     assert example.count("\n") <= 25
+
+
+def test_the_guide_shows_the_boxes_that_the_tests_run() -> None:
+    assert read("examples/own_boxes.py") in blocks(read("docs/how-to/detection.md"), "python")
 
 
 def test_contributing_shows_the_engine_that_the_tests_run() -> None:

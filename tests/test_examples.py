@@ -16,13 +16,15 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = {
     "accuracy_over_ber.py": (["{models}/fashion_cnn.onnx", "{tmp}/few.npz"], "faulty top-1"),
     "armed_file.py": (["{tmp}/armed.onnx"], "largest change"),
+    "lost_objects.py": (["12"], "bits 23 to 30 are the exponent"),
+    "masks_over_ber.py": (["1"], "golden mIoU"),
     "fault_aware.py": (["--data", "{tmp}/few.npz", "--epochs", "2", "--repeat", "2"], "2 trials at each rate"),
     "quantisation_aware.py": (["--data", "{tmp}/few.npz", "--epochs", "1", "--repeat", "1"], "weights int8 16x1x3x3"),
 }
 #: Examples that train in PyTorch.
 TRAINED = ("fault_aware.py", "quantisation_aware.py")
 #: Examples that tests/tasks/ run, as a metric and a task of a campaign.
-TESTED_IN_TASKS = {"own_metric.py", "own_task.py"}
+TESTED_IN_TASKS = {"own_boxes.py", "own_metric.py", "own_task.py"}
 #: Files that an example is given.
 GIVEN = {"few.npz", "armed.onnx"}
 

@@ -80,6 +80,15 @@ class Answers:
     kind: str = "logits"
     whole: Answers | None = field(default=None, repr=False, compare=False)
 
+    _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, function: Callable[[Answers], Found]) -> Found:
+        """Return what a function finds of these answers; of golden ones it is called once for all trials."""
+        if function not in self._found:
+            self._found[function] = function(self)
+        found: Found = self._found[function]
+        return found
+
     @classmethod
     def of(cls, scores: Array, labels: Labels | None = None, kind: str = "logits") -> Answers:
         """Return scores ([N, …]) as answers."""

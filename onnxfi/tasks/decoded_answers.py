@@ -1,5 +1,7 @@
 """Answers that a task decodes from outputs: texts, boxes, label maps, vectors; and their comparison.
 
+A value that is not finite counts in outputs, and in the numbers that are decoded of them.
+
 Outputs are compared bit for bit, as those of every task. What is decoded again is what differs: the samples whose rows
 differ where each output has a row a sample, else the batch. So outputs may have other lengths in each batch, and other
 ones in a faulty run than in the golden run.
@@ -102,7 +104,9 @@ class DecodedAnswers(Answers):
     @cached_property
     def broken_by_batch(self) -> tuple[Flags, ...]:
         """The same, for all samples of each batch."""
-        return tuple(broken(one, self.apart) for one in self.run)
+        return tuple(
+            broken(one, self.apart) | undefined(values) for one, values in zip(self.run, self.by_batch, strict=True)
+        )
 
 
 def joined(batches: Sequence[Sequence[Any] | Array], kept: NDArray[np.int64] | None = None) -> Sequence[Any] | Array:
@@ -124,6 +128,21 @@ def broken(outputs: Outputs, apart: bool) -> Flags:
         bad = ~np.isfinite(array)
         found |= bad.reshape(len(found), -1).any(axis=1) if apart and outputs.has_rows else bad.any()
     return found
+
+
+def undefined(values: Sequence[Any] | Array) -> Flags:
+    """Return the answers of numbers that hold a NaN or an infinity.
+
+    >>> undefined([np.zeros((0, 6)), np.array([np.inf]), "nan"])
+    array([False,  True, False])
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind != "O":
+        if values.dtype.kind != "f":
+            return np.zeros(len(values), np.bool_)
+        return np.asarray(~np.isfinite(values).reshape(len(values), -1 if values.size else 0).all(axis=1))
+    numbers = (isinstance(one, np.ndarray) and one.dtype.kind == "f" for one in values)
+    bad = [here and not np.isfinite(one).all() for here, one in zip(numbers, values, strict=True)]
+    return np.array(bad, np.bool_)
 
 
 @dataclass(frozen=True)
@@ -198,7 +217,8 @@ class DecodedPair(AnswerPair):
             return _Facts(none, before, none, np.zeros(n), known)
         if apart and golden.has_rows and alike(golden, faulty):
             return self._by_row(golden, faulty, known, before)
-        values, nonfinite = self.faulty.decoded(faulty), broken(faulty, apart)
+        values = self.faulty.decoded(faulty)
+        nonfinite = broken(faulty, apart) | undefined(values)
         detected = nonfinite & ~before
         differ = np.array([not same_answer(*pair) for pair in zip(known, values, strict=True)], np.bool_) | detected
         return _Facts(differ, nonfinite, detected, np.where(differ, np.inf, 0.0), values)
@@ -216,8 +236,11 @@ class DecodedPair(AnswerPair):
                 far[rows] = np.maximum(far[rows], _farthest(g, f))
         rows, nonfinite = np.flatnonzero(differ), before.copy()
         some = faulty.take(rows)
-        nonfinite[rows] = broken(some, True)
-        return _Facts(differ, nonfinite, detected, far, _replaced(known, rows, self.faulty.decoded(some)))
+        found = self.faulty.decoded(some)
+        bad = undefined(found)
+        nonfinite[rows] = broken(some, True) | bad
+        detected[rows] |= bad & ~before[rows]
+        return _Facts(differ, nonfinite, detected, far, _replaced(known, rows, found))
 
 
 def _fresh(golden: Array, faulty: Array) -> Flags:

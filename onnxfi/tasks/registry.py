@@ -6,14 +6,10 @@ to a function of keyword arguments that returns one.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +22,7 @@ from onnxfi.runtime.data.sources import names_function
 from onnxfi.runtime.engine.ports import Array, one_line
 from onnxfi.tasks.class_scores import classifies, reading
 from onnxfi.tasks.task import Metric, Task
+from onnxfi.tasks.user_code import imported
 
 _KINDS = "onnxfi.tasks.kinds"
 #: The name that leaves the choice of the task to the shape and the name of the scored output.
@@ -36,14 +33,15 @@ CLASSIFICATION, DEVIATION = "classification", "deviation"
 BUILT_IN: Mapping[str, str] = MappingProxyType({
     CLASSIFICATION: "classification:CLASSIFICATION",
     DEVIATION: "deviation:DEVIATION",
+    "segmentation": "segmentation:segmentation",
+    "detection": "detection:detection",
 })  # fmt: skip
 
 
 @cache
 def _built_in(name: str) -> Any:
     """Return a built-in task, or the function that makes it; its module is loaded when it is asked for."""
-    module, _, thing = BUILT_IN[name].partition(":")
-    return getattr(import_module(f"{_KINDS}.{module}"), thing)
+    return imported(f"{_KINDS}.{BUILT_IN[name]}", "task")
 
 
 @cache
@@ -64,6 +62,16 @@ def is_own(spec: str) -> bool:
     """
     head, *rest = spec.split(":")
     return head not in task_names() and names_function(":".join([head, *rest[:1]]))
+
+
+def runs_code(spec: str) -> bool:
+    """Return true for a task that imports a module: one of a user's own, or one with an option that names a function.
+
+    >>> runs_code("detection:decode=own:boxes"), runs_code("detection:format=yolo"), runs_code("own:task")
+    (True, False, True)
+    """
+    options = [part.partition("=")[2] for part in spec.partition(":")[2].split(",")]
+    return is_own(spec) or any(map(names_function, options))
 
 
 def known_tasks(*specs: str) -> Iterator[Task]:
@@ -146,8 +154,11 @@ def choose_task(
         spec = CLASSIFICATION if classifies(stacked(batches), output, data, kind) else DEVIATION
         return find_task(spec, metrics)
     task = find_task(spec, metrics)
-    if why := task.misfit(batches, data, kind) if task.misfit else "":
-        fitting = ", ".join(_fitting(batches, replace(data, labels=None), kind))
+    if task.misfit is not None and (why := task.misfit(batches, data, kind)):
+        unlabelled = replace(data, labels=None)
+        if data.labels is not None and not task.misfit(batches, unlabelled, kind):
+            raise DataError(f"task {spec} does not fit: {why}; name labels of this task with --labels")
+        fitting = ", ".join(_fitting(batches, unlabelled, kind))
         raise DataError(f"task {spec} does not fit: {why}; tasks that fit: {fitting}, or name another --output")
     if task.name == CLASSIFICATION:
         classifies(stacked(batches), output, data, kind)
@@ -219,18 +230,7 @@ def missing(name: str, task: Task, *, labelled: bool) -> str:
 
 def _own(spec: str, kind: type, options: Mapping[str, Any]) -> Any:
     """Return what `module:name` leads to."""
-    module, _, name = spec.partition(":")
-    what = kind.__name__.lower()
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        made = getattr(import_module(module), name)
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{what} {spec!r} cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(here)
-    return _made(made, kind, spec, options)
+    return _made(imported(spec, kind.__name__.lower()), kind, spec, options)
 
 
 def _made(found: Any, kind: type, spec: str, options: Mapping[str, Any]) -> Any:

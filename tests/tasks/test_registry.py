@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from task_examples import faulty_example, golden_example
 from tiny_campaigns import mlp, ran, save
 
 from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
@@ -22,7 +23,7 @@ from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.tasks.kinds.classification import CLASSIFICATION
 from onnxfi.tasks.kinds.deviation import DEVIATION
-from onnxfi.tasks.outcomes import GoldenRun, failed, judge
+from onnxfi.tasks.outcomes import failed, judge
 from onnxfi.tasks.registry import choose_task, find_metric, find_task, known_tasks, with_metrics
 from onnxfi.tasks.task import Metric, Task
 
@@ -43,9 +44,8 @@ def test_a_task_is_declared_whole(task: Task) -> None:
 
 @every_task
 def test_a_golden_answer_has_the_declared_values(task: Task) -> None:
-    scores, labels = np.array([[3, 1], [2, 1], [0, 5]], np.float32), np.array([0, 0, 1])
-    golden = GoldenRun.of(scores, labels, task, "auto", 0.0, ("crash", "nonfinite"))
-    same, lost = judge(golden, scores.copy()), failed(golden, "crash")
+    golden = golden_example(task, np.random.default_rng(0))
+    same, lost = judge(golden, golden.run), failed(golden, "crash")
     for metric in task.metrics:
         value = metric.value(same.outcome, same.metrics)
         assert value is not None and metric.bounds[0] <= value <= metric.bounds[1], metric
@@ -57,13 +57,10 @@ def test_a_golden_answer_has_the_declared_values(task: Task) -> None:
 
 @every_task
 def test_declared_orders_hold(task: Task) -> None:
-    rng = np.random.default_rng(0)
-    golden = GoldenRun.of(
-        rng.normal(size=(8, 7)).astype(np.float32), np.arange(8) % 7, task, "auto", 0.0, ("nonfinite",)
-    )
+    random = np.random.default_rng(0)
+    golden = golden_example(task, random)
     for _ in range(50):
-        faulty = np.where(rng.random((8, 7)) < 0.2, rng.normal(size=(8, 7)), golden.scores).astype(np.float32)
-        found = judge(golden, faulty)
+        found = judge(golden, faulty_example(golden, random))
         for low, high in task.orders:
             below, above = (task.metric(name).value(found.outcome, found.metrics) or 0.0 for name in (low, high))
             assert below <= above, (low, high)
@@ -79,6 +76,18 @@ def test_a_task_is_guessed_only_where_it_is_certain() -> None:
         DataError, match=r"task classification does not fit: output 'y' has shape .* tasks that fit: dev"
     ):
         choose_task("classification", [Outputs(np.arange(4), {"y": scores[..., None]})], "y", DATA)
+
+
+def test_labels_of_another_task_are_refused_with_those_that_fit() -> None:
+    heads = [Outputs(np.arange(4), {"heads": np.zeros((4, 8, 64), np.float32)})]
+    with pytest.raises(
+        DataError, match=r"the labels are int64 \[4\]; boxes are .*; name labels of this task with --labels"
+    ):
+        choose_task("detection", heads, None, replace(DATA, labels=np.arange(4)))
+    with pytest.raises(
+        DataError, match=r"'y' \[4,3\] do not show their box format.*tasks that fit: classification, dev"
+    ):
+        choose_task("detection", [Outputs(np.arange(4), {"y": np.zeros((4, 3), np.float32)})], "y", DATA)
 
 
 @pytest.mark.parametrize(

@@ -166,14 +166,14 @@ def _with(folds: Sequence[Fold], name: str) -> list[tuple[str, Interval]]:
 def _accuracy(found: Sequence[CampaignRates]) -> Figure:
     swept = [(one, label) for one, label in zip(found, report_labels(found), strict=True) if one.by_rate]
     over = " or ".join(dict.fromkeys(swept_over(one) for one, _ in swept)) or "bit error rate"
-    title = f"Accuracy over {over}"
     if not swept:
-        return Figure("accuracy", title, "No bit error rates here: run a sweep with --ber for accuracy over rates.")
+        missing = "No bit error rates here: run a sweep with --ber for accuracy over rates."
+        return Figure("accuracy", f"Accuracy over {over}", missing)
     task = swept[0][0].task
     metric = task.first(task.curves, [n for n in task.curves if all(_with(one.by_rate, n) for one, _ in swept)])
     name = metric.name
-    if metric != task.accuracy:
-        title = f"{metric.label[0].upper()}{metric.label[1:]} over {over}"
+    named = metric.axis.partition(" (")[0] if metric == task.accuracy else metric.label
+    title = f"{named[0].upper()}{named[1:]} over {over}"
     series = [(one, label, _with(one.by_rate, name)) for one, label in swept]
     text = " ".join(f"{label}: {_said(rows)}." for _, label, rows in series)
     drawn = "bands" if len(series) <= _MOST_BANDS else "whiskers"

@@ -11,7 +11,7 @@ from typing import Any
 
 from onnxfi.campaign.spec.yaml_fields import YamlNode
 from onnxfi.runtime.data.sources import names_function
-from onnxfi.tasks.registry import is_own
+from onnxfi.tasks.registry import runs_code
 
 #: Words in the name of a provider's option that loads a library or an engine, or takes an address in memory.
 _LOADS = re.compile(r"path|lib|plugin|alloc|free|stream|backend|context|cache|engine|file|dir", re.I)
@@ -31,7 +31,7 @@ def refuse_code(given: Mapping[str, Any], places: Mapping[str, YamlNode], instea
 def _code(given: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return the fields that run code, the place of the item, and its value."""
     found = []
-    for name, is_code in (("data", names_function), ("task", is_own)):
+    for name, is_code in (("data", names_function), ("task", runs_code)):
         text = given.get(name)
         if isinstance(text, str) and is_code(text):
             found.append((name, name, text))

@@ -529,6 +529,7 @@ def test_the_spec_in_the_document_is_one(tmp_path: Path) -> None:
 CODE = {
     "data: own.module:function": "data",
     "data: own:function\nsamples: 3": "data",
+    "task: detection:score=0.5,decode=own.module:boxes": "task",
     "custom_ops: [ops.so]": "custom_ops",
     "provider: tensorrt\nprovider_option: [device_id=0, trt_extra_plugin_lib_paths=own.so]": "provider_option",
     "provider: cuda\nprovider_option: gpu_external_alloc=1": "provider_option",

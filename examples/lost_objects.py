@@ -1,0 +1,29 @@
+"""Bits of a detector's weights: how often one that flips makes it lose objects, or see some that are not there.
+
+python examples/lost_objects.py [TRIALS]
+"""
+
+import sys
+from pathlib import Path
+
+import onnxfi
+
+MODELS = Path(__file__).parent.parent / "models"
+METRICS = ("ivmod_due", "lost_boxes", "new_boxes", "ap50")
+
+
+def main(trials: int) -> None:
+    found = onnxfi.run(
+        MODELS / "scenes_detector.onnx", MODELS / "scenes_test.npz", labels=MODELS / "scenes_test.json",
+        task="detection", samples=50, single=True, trials=trials, bits="20-31", provider="cpu", progress=False,
+    )  # fmt: skip
+    print("bits 23 to 30 are the exponent, 31 is the sign, 20 to 22 the top of the mantissa; intervals at 99 %")
+    print(f"{'bit':>3} {'trials':>6} {'IVMOD_SDC':>23} {'IVMOD_DUE':>10} {'lost':>8} {'new':>8} {'AP50':>8}")
+    for fold in filter(lambda one: one.trials, found.by_bit):
+        sdc = fold.rate("ivmod_sdc")
+        others = " ".join(f"{fold.rate(name).estimate:>8.2%}" for name in METRICS)
+        print(f"{fold.key:>3} {fold.trials:>6} {f'{sdc.estimate:.2%} [{sdc.low:.2%}, {sdc.high:.2%}]':>23}   {others}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2400)

@@ -1,0 +1,54 @@
+"""Outputs and labels that fit each task, for tests of all that is declared of it; other tasks get scores of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from onnxfi.runtime.data.sample_outputs import Outputs
+from onnxfi.runtime.engine.ports import Array
+from onnxfi.tasks.outcomes import GoldenRun
+from onnxfi.tasks.task import Task
+
+SAMPLES = 8
+
+
+def scores(random: np.random.Generator) -> tuple[Array, Array]:
+    return random.normal(size=(SAMPLES, 7)), np.arange(SAMPLES) % 7
+
+
+def boxes(random: np.random.Generator) -> tuple[Array, Array]:
+    """Rows of x1, y1, x2, y2, score, class, and the same boxes as labels of class, x1, y1, x2, y2, crowd."""
+    corner = random.integers(0, 30, (SAMPLES, 3, 2))
+    places = np.concatenate([corner, corner + 10], axis=2)
+    kinds = random.integers(0, 2, (SAMPLES, 3, 1))
+    none = np.zeros_like(kinds)
+    rows = np.concatenate([places, random.uniform(0.3, 1, (SAMPLES, 3, 1)), kinds], axis=2)
+    return rows, np.concatenate([kinds, places, none], axis=2).astype(np.float64)
+
+
+def masks(random: np.random.Generator) -> tuple[Array, Array]:
+    truth = random.integers(0, 3, (SAMPLES, 6, 5))
+    return np.moveaxis(np.eye(3)[truth], -1, 1) + random.normal(0, 0.3, (SAMPLES, 3, 6, 5)), truth
+
+
+#: By the name of a task what makes a golden output and labels.
+EXAMPLES: Mapping[str, Callable[[np.random.Generator], tuple[Array, Array]]] = {
+    "detection": boxes, "segmentation": masks,
+}  # fmt: skip
+
+
+def golden_example(task: Task, random: np.random.Generator) -> GoldenRun:
+    """Return a golden run that fits a task."""
+    output, labels = EXAMPLES.get(task.name, scores)(random)
+    run = (Outputs(np.arange(SAMPLES), {"y": output.astype(np.float32)}),)
+    return GoldenRun.of(run, labels, task, "auto", 0.0, ("crash", "nonfinite"))
+
+
+def faulty_example(golden: GoldenRun, random: np.random.Generator) -> tuple[Outputs, ...]:
+    """Return outputs of which a fifth is drawn anew."""
+    (outputs,) = golden.run
+    y = outputs.arrays["y"]
+    other = np.where(random.random(y.shape) < 0.2, random.normal(size=y.shape), y).astype(np.float32)
+    return (Outputs(outputs.samples, {"y": other}),)
