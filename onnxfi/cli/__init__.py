@@ -61,15 +61,13 @@ def _signals() -> Iterator[list[int]]:
     def on_signal(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if _loads_native_module(frame):  # the exception would become an ImportError, or be lost
-            retry = threading.Timer(_RETRY_S, _thread.interrupt_main, (number,))
-            retry.daemon = True
-            retry.start()
+            _interrupt_soon(number)
             return
         raise Interrupted
 
     def on_unraisable(error: sys.UnraisableHookArgs) -> None:
         if issubclass(error.exc_type, KeyboardInterrupt):  # raised where no exception can propagate, as in a finaliser
-            _thread.interrupt_main()
+            _interrupt_soon(signal.SIGINT)  # at once it would be raised in here, and be printed
         else:
             previous(error)
 
@@ -86,6 +84,13 @@ def _signals() -> Iterator[list[int]]:
         sys.unraisablehook = previous
         for number in handled:  # a signal during the exit of the interpreter ends it at once
             signal.signal(number, signal.SIG_DFL)
+
+
+def _interrupt_soon(number: int) -> None:
+    """Let the main thread receive a signal after a moment."""
+    retry = threading.Timer(_RETRY_S, _thread.interrupt_main, (number,))
+    retry.daemon = True
+    retry.start()
 
 
 def _loads_native_module(frame: FrameType | None) -> bool:

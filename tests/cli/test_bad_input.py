@@ -611,6 +611,17 @@ def test_a_stop_while_a_native_module_loads_is_a_stop(place: Path, name: str, ki
     assert (ran.returncode, ran.stderr) == (130, "onnxfi: interrupted; no partial file is left\n")
 
 
+def test_a_stop_in_a_finaliser_is_a_stop_and_nothing_else_is_printed(place: Path) -> None:
+    program = (
+        "import os, signal, sys\nfrom onnxfi.graph.model import loading\nload = loading.load\n"
+        "class Stops:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n        [0 for _ in range(1000)]\n"
+        "def late(*a, **k):\n    [Stops()].clear()\n    import time\n    time.sleep(60)\n"
+        "loading.load = late\nfrom onnxfi.cli import main\nsys.argv = ['onnxfi', 'inspect', 'm.onnx']\nmain()"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (130, "onnxfi: interrupted; no partial file is left\n")
+
+
 def test_a_stop_that_passes_text_that_is_executed_has_its_exit_code(place: Path) -> None:
     program = (
         "import os, signal, sys\nfrom onnxfi.graph.model import loading\n"
