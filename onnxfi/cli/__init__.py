@@ -87,8 +87,12 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _interrupt_soon(number: int) -> None:
-    """Let the main thread receive a signal after a moment."""
-    retry = threading.Timer(_RETRY_S, _thread.interrupt_main, (number,))
+    """Let the main thread receive a signal after a moment, also one that waits in a call of the system."""
+    main_thread = threading.main_thread().ident or 0
+    if hasattr(signal, "pthread_kill"):
+        retry = threading.Timer(_RETRY_S, signal.pthread_kill, (main_thread, number))
+    else:
+        retry = threading.Timer(_RETRY_S, _thread.interrupt_main, (number,))
     retry.daemon = True
     retry.start()
 
