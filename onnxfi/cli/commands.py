@@ -15,10 +15,13 @@ from typing import Any, NoReturn
 
 import click
 
+from onnxfi.cli.completion import answered
+
 #: The commands, each a module of this package, in the order of `onnxfi --help`.
 COMMANDS = (
     *("convert", "inspect", "inject", "eval", "instrument", "quantize", "protect", "compare"),
     *("plan", "run", "report", "show", "merge", "check"),
+    *("demo", "doctor", "completion", "help"),
 )
 #: Address space that importing numpy and onnx takes, with a margin.
 _MIN_ADDRESS_SPACE_BYTES = 256 << 20
@@ -70,6 +73,8 @@ def run_command(arguments: Sequence[str]) -> None:
             stream.reconfigure(errors="backslashreplace")
     _configure_logging()
     _check_address_space()
+    if answered():
+        return
     # Not group.main, which exits with 1 on a broken pipe: here 1 means that a check failed.
     with group.make_context("onnxfi", list(arguments) or ["--help"]) as context:
         group.invoke(context)

@@ -63,6 +63,17 @@ _MOST_THREADS = 1024  # ONNX Runtime starts as many as it is given, each with it
 _FATAL = 4  # ONNX Runtime's log level for what ends the process; all else reaches us as an exception
 
 
+def available_providers() -> tuple[str, ...]:
+    """Return the short names of the execution providers that the installed ONNX Runtime has, the preferred one first.
+
+    >>> available_providers()[-1]
+    'cpu'
+    """
+    import onnxruntime as ort
+
+    return tuple(short_name(name) for name in ort.get_available_providers())
+
+
 @dataclass(frozen=True)
 class OrtEngine(Engine):
     """ONNX Runtime.

@@ -1,0 +1,44 @@
+"""`onnxfi completion SHELL`: the script by which a shell completes commands, options and files."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from onnxfi.cli.options import GroupedCommand
+
+#: The variable by which a shell asks for completions.
+VARIABLE = "_ONNXFI_COMPLETE"
+
+
+@click.command("completion", cls=GroupedCommand, short_help="Print the completion script of a shell.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def command(shell: str) -> None:
+    """Print the completion script of SHELL, to be read when the shell starts.
+
+    \b
+    bash: echo 'eval "$(onnxfi completion bash)"' >> ~/.bashrc
+    zsh:  echo 'eval "$(onnxfi completion zsh)"' >> ~/.zshrc
+    fish: onnxfi completion fish > ~/.config/fish/completions/onnxfi.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    from onnxfi.cli.commands import group
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(group, {}, "onnxfi", VARIABLE).source())
+
+
+def answered() -> bool:
+    """Answer a shell that asks for completions of the command line; return whether one did."""
+    asked = os.environ.get(VARIABLE)
+    if not asked:
+        return False
+    from click.shell_completion import shell_complete
+
+    from onnxfi.cli.commands import group
+
+    shell_complete(group, {}, "onnxfi", VARIABLE, asked)
+    return True

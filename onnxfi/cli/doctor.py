@@ -1,0 +1,129 @@
+"""`onnxfi doctor`: what is installed, on which providers models run, and what is missing with the line that installs it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import click
+from packaging.requirements import Requirement
+
+from onnxfi.cli.options import JSON, GroupedCommand
+
+#: Packages whose versions decide results.
+_PACKAGES = ("numpy", "ml_dtypes", "onnx", "scipy")
+#: Packages of ONNX Runtime, which all write into the same folder.
+_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-silicon")
+#: Extras for those who work on onnxfi, which are not missed.
+_OWN = ("test", "docs")
+
+
+@click.command("doctor", cls=GroupedCommand, short_help="Print versions, providers and what is missing.")
+@JSON
+def command(as_json: bool) -> None:
+    """Print the installed versions, the providers on which models run, and the extras that are missing.
+
+    Exit code 1: two packages of ONNX Runtime are installed, of which one has overwritten the other.
+    """
+    from onnxfi.cli.terminal import print_json, print_line, table
+
+    found = examination()
+    if as_json:
+        print_json(found)
+    else:
+        table("Installation", ("", ""), [(name, value) for name, value in found["versions"].items()])
+        table("Providers", ("Provider", "State"), list(found["providers"].items()))
+        table(
+            "Extras",
+            ("Extra", "Missing", "Installed by"),
+            [(e["extra"], ", ".join(e["missing"]) or "-", e["remedy"] or "-") for e in found["extras"]],
+        )
+        for line in found["problems"]:
+            print_line(line)
+    if found["problems"]:
+        raise SystemExit(1)
+
+
+def examination() -> dict[str, Any]:
+    """Return versions, providers, extras and problems as plain values for JSON."""
+    runtimes = {name: version for name in _RUNTIMES if (version := _version(name))}
+    problems = []
+    if len(runtimes) > 1:
+        names = " ".join(runtimes)
+        problems.append(
+            f"{' and '.join(runtimes)} are both installed and write into one folder, so that either may be broken; "
+            f"pip uninstall -y {names} && pip install {max(runtimes, key=len)}"
+        )
+    versions = {
+        "onnxfi": _version("onnxfi"), "Python": platform.python_version(), "system": platform.platform(),
+        **{name: _version(name) for name in _PACKAGES}, **runtimes, "processors": str(os.cpu_count()),
+    }  # fmt: skip
+    return {
+        "versions": {name: value or "not installed" for name, value in versions.items()},
+        "providers": _providers(),
+        "extras": _extras(),
+        "problems": problems,
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _providers() -> dict[str, str]:
+    """Return the state of each provider of ONNX Runtime: models run there, or the reason why they do not."""
+    from onnxfi.errors import EngineError
+    from onnxfi.runtime.engine.onnx_runtime import OrtEngine, available_providers
+
+    states = {}
+    for name in available_providers():
+        try:
+            OrtEngine(provider=name).prepare(_identity_model())
+            states[name] = "runs models"
+        except EngineError as error:
+            states[name] = str(error)
+    return states
+
+
+def _identity_model() -> bytes:
+    """Return a model of one operator."""
+    from onnx import TensorProto, helper
+
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ports[:1], ports[1:])
+    return bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    )
+
+
+def _extras() -> list[dict[str, Any]]:
+    """Return each extra with the packages of it that are missing here."""
+    try:
+        found = metadata.distribution("onnxfi")
+    except metadata.PackageNotFoundError:  # run from a folder that is not installed
+        return []
+    needed = [Requirement(text) for text in found.requires or ()]
+    rows = []
+    for extra in sorted(set(found.metadata.get_all("Provides-Extra") or ()) - set(_OWN)):
+        missing = [name for one in needed if _of(one, extra) for name in _missing(one)]
+        rows.append({"extra": extra, "missing": missing, "remedy": f"pip install 'onnxfi[{extra}]'" if missing else ""})
+    return rows
+
+
+def _of(needed: Requirement, extra: str) -> bool:
+    """Return whether a package is needed for an extra on this machine, and not without it."""
+    marker = needed.marker
+    return marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
+
+
+def _missing(needed: Requirement) -> list[str]:
+    """Return the packages that are missing of a requirement and of the extras that it names."""
+    if not _version(needed.name):
+        return [needed.name]
+    others = [Requirement(text) for text in metadata.requires(needed.name) or ()]
+    return [name for extra in needed.extras for one in others if _of(one, extra) for name in _missing(one)]

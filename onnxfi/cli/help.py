@@ -1,0 +1,23 @@
+"""`onnxfi help [COMMAND]`: the same text as `onnxfi COMMAND --help`."""
+
+from __future__ import annotations
+
+import click
+
+from onnxfi.cli.options import GroupedCommand
+
+
+@click.command("help", cls=GroupedCommand, short_help="Print the help of a command.")
+@click.argument("command_name", metavar="[COMMAND]", required=False)
+@click.pass_context
+def command(context: click.Context, command_name: str | None) -> None:
+    """Print the help of COMMAND, or the list of all commands."""
+    from onnxfi.cli.commands import group
+
+    top = context.find_root()
+    if command_name is None:
+        click.echo(group.get_help(top))
+        return
+    name, found, _ = group.resolve_command(top, [command_name])
+    with click.Context(found, parent=top, info_name=name) as inner:
+        click.echo(found.get_help(inner))
