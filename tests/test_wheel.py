@@ -84,6 +84,8 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
     expected = {str(p.relative_to(ROOT)) for p in (ROOT / "onnxfi").rglob("*.py")} | {"onnxfi/py.typed"}
     expected |= {f"onnxfi/campaign/report/page.{end}" for end in ("css", "html", "js")}
     expected |= {f"onnxfi/{p.relative_to(ROOT)}" for p in (ROOT / "converters").rglob("*.py")}
+    shipped = (p for p in (ROOT / "models").iterdir() if p.is_file() and "__pycache__" not in p.parts)
+    expected |= {f"onnxfi/{p.relative_to(ROOT)}" for p in shipped}
     assert files == {name.replace("\\", "/") for name in expected}
 
 
@@ -105,7 +107,7 @@ for name in onnxfi.__all__:
     getattr(onnxfi, name)
 assert all(m.__file__.startswith({str(installed)!r}) for n, m in sys.modules.items() if n.split(".")[0] == "onnxfi")
 print(version("onnxfi"), len(onnxfi.load({str(ROOT / "models" / "fashion_cnn.onnx")!r}).targets))
-sys.argv = ["onnxfi", "--version"]
+sys.argv = ["onnxfi", "demo"]
 onnxfi.cli.main()
 """
     done = subprocess.run(
@@ -113,5 +115,5 @@ onnxfi.cli.main()
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] == wheel.name.split("-")[1]
-    assert "version" in done.stdout
+    assert "80 of 80 trials" in done.stdout and str(installed / "onnxfi" / "models") in done.stdout
     assert not list(empty.iterdir())
