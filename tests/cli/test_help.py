@@ -14,5 +14,5 @@ def test_help_of_a_command_is_its_own(run: Run) -> None:
 
 
 def test_help_of_an_unknown_command_says_the_closest(run: Run) -> None:
-    result = run("help", "inpsect")
-    assert result.code == 2 and "no command 'inpsect'; closest: 'inspect'" in result.err
+    result = run("help", "inspec")
+    assert result.code == 2 and "no command 'inspec'; closest: 'inspect'" in result.err
