@@ -73,7 +73,7 @@ def run_command(arguments: Sequence[str]) -> None:
             stream.reconfigure(errors="backslashreplace")
     _configure_logging()
     _check_address_space()
-    if answered():
+    if answered(group):
         return
     # Not group.main, which exits with 1 on a broken pipe: here 1 means that a check failed.
     with group.make_context("onnxfi", list(arguments) or ["--help"]) as context:

@@ -14,7 +14,8 @@ VARIABLE = "_ONNXFI_COMPLETE"
 
 @click.command("completion", cls=GroupedCommand, short_help="Print the completion script of a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def command(shell: str) -> None:
+@click.pass_context
+def command(context: click.Context, shell: str) -> None:
     """Print the completion script of SHELL, to be read when the shell starts.
 
     \b
@@ -24,21 +25,17 @@ def command(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from onnxfi.cli.commands import group
-
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(group, {}, "onnxfi", VARIABLE).source())
+    click.echo(kind(context.find_root().command, {}, "onnxfi", VARIABLE).source())
 
 
-def answered() -> bool:
+def answered(group: click.Command) -> bool:
     """Answer a shell that asks for completions of the command line; return whether one did."""
     asked = os.environ.get(VARIABLE)
     if not asked:
         return False
     from click.shell_completion import shell_complete
-
-    from onnxfi.cli.commands import group
 
     shell_complete(group, {}, "onnxfi", VARIABLE, asked)
     return True

@@ -13,13 +13,13 @@ _FLAGS = {"--ber": "1e-6:1e-3", "--repeat": "20", "--samples": "200"}
 
 
 @click.command("demo", cls=GroupedCommand, short_help="Run a small campaign on a shipped network.")
-def command() -> None:
+@click.pass_context
+def command(context: click.Context) -> None:
     """Run a small campaign on the CNN that comes with onnxfi, and print its report and the next commands.
 
     The network classifies articles of clothing (Fashion-MNIST). Four bit error rates, 20 trials each, 200 images: some
     seconds.
     """
-    from onnxfi.cli.commands import group
     from onnxfi.cli.terminal import print_line
     from onnxfi.graph.write.scratch_folder import scratch_folder
 
@@ -29,10 +29,12 @@ def command() -> None:
         print_line(f"onnxfi run {model} --data {data} {' '.join(words)}")
         with scratch_folder() as folder:
             arguments = [str(model), "--data", str(data), *words, "-o", str(folder / "demo.db"), "--workers", "0"]
-            run = group.get_command(click.get_current_context(), "run")
+            group = context.find_root().command
+            assert isinstance(group, click.Group)
+            run = group.get_command(context, "run")
             assert run is not None
-            with run.make_context("run", arguments, parent=click.get_current_context()) as context:
-                run.invoke(context)
+            with run.make_context("run", arguments, parent=context) as inner:
+                run.invoke(inner)
         print_line("")
         print_line("Which faults did it: the same with --single --trials 500 instead of --ber; then --html page.html")
         print_line(f"One faulty model:    onnxfi inject {model} --ber 1e-5 --data {data} -o faulty.onnx")

@@ -12,9 +12,9 @@ from onnxfi.cli.options import GroupedCommand
 @click.pass_context
 def command(context: click.Context, command_name: str | None) -> None:
     """Print the help of COMMAND, or the list of all commands."""
-    from onnxfi.cli.commands import group
-
     top = context.find_root()
+    group = top.command
+    assert isinstance(group, click.Group)
     if command_name is None:
         click.echo(group.get_help(top))
         return
