@@ -19,5 +19,6 @@ def command(context: click.Context, command_name: str | None) -> None:
         click.echo(group.get_help(top))
         return
     name, found, _ = group.resolve_command(top, [command_name])
+    assert found is not None
     with click.Context(found, parent=top, info_name=name) as inner:
         click.echo(found.get_help(inner))
