@@ -26,6 +26,7 @@ _NAMES = {
     "campaign.report.report": ("Report", "report"),
     "campaign.run.runner": ("plan",),
     "campaign.spec.campaign": ("Campaign",),
+    "campaign.spec.pipeline_file": ("load_pipeline",),
     "campaign.spec.spec_file": ("load_spec",),
     "campaign.results.merge": ("merge",),
     "campaign.results.rows": ("Result",),
@@ -43,10 +44,12 @@ _NAMES = {
     "runtime.engine.onnx_runtime": ("OrtEngine",),
     "runtime.engine.protocols": ("Engine", "Session"),
     "runtime.engine.registry": ("engine_of",),
-    "tasks.evaluation": ("evaluate",),
+    "tasks.evaluation": ("evaluate", "evaluate_pipeline"),
     "protection.protect": ("Protected", "protect"),
     "runtime.quantize.quantize": ("Quantised", "quantize"),
     "runtime.quantize.recipe": ("Recipe",),
+    "runtime.pipeline.open_pipeline": ("open_pipeline",),
+    "runtime.pipeline.pipeline": ("Loop", "Pipeline", "Stage"),
     "runtime.inject.drawn_inputs": ("draw_fault_inputs",),
     "runtime.inject.activations": ("inject_activations", "instrument"),
     "runtime.inject.inspection": ("inspect_activations",),
@@ -67,10 +70,12 @@ __all__ = [
     "Faults",
     "InputError",
     "Limit",
+    "Loop",
     "Mask",
     "Model",
     "OnnxfiError",
     "OrtEngine",
+    "Pipeline",
     "Port",
     "Protected",
     "Quantised",
@@ -80,6 +85,7 @@ __all__ = [
     "Selector",
     "Session",
     "Site",
+    "Stage",
     "Target",
     "Word",
     "check",
@@ -87,6 +93,7 @@ __all__ = [
     "draw_fault_inputs",
     "engine_of",
     "evaluate",
+    "evaluate_pipeline",
     "expose_neurons",
     "fault_models",
     "inject",
@@ -96,9 +103,11 @@ __all__ = [
     "instrument",
     "load",
     "load_budget",
+    "load_pipeline",
     "load_spec",
     "merge",
     "open_data",
+    "open_pipeline",
     "parse_fault",
     "plan",
     "protect",
@@ -119,6 +128,7 @@ if TYPE_CHECKING:
     from onnxfi.campaign.results.rows import Result
     from onnxfi.campaign.run.runner import plan
     from onnxfi.campaign.spec.campaign import Campaign
+    from onnxfi.campaign.spec.pipeline_file import load_pipeline
     from onnxfi.campaign.spec.spec_file import load_spec
     from onnxfi.errors import InputError, OnnxfiError
     from onnxfi.faults.fault_model import FaultModel
@@ -140,9 +150,11 @@ if TYPE_CHECKING:
     from onnxfi.runtime.inject.inspection import inspect_activations
     from onnxfi.runtime.inject.neurons import expose_neurons
     from onnxfi.runtime.inject.weights import inject, inspect, replay, sample, undo
+    from onnxfi.runtime.pipeline.open_pipeline import open_pipeline
+    from onnxfi.runtime.pipeline.pipeline import Loop, Pipeline, Stage
     from onnxfi.runtime.quantize.quantize import Quantised, quantize
     from onnxfi.runtime.quantize.recipe import Recipe
-    from onnxfi.tasks.evaluation import evaluate
+    from onnxfi.tasks.evaluation import evaluate, evaluate_pipeline
 
 
 def __getattr__(name: str) -> Any:

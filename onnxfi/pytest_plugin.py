@@ -123,6 +123,6 @@ def _run(config: pytest.Config, model: str | Path, budget: str | Path | Budget, 
     own = {name: given.pop(name) for name in ("baseline", "store", "workers") if name in given}
     seed, time_s = config.getoption("--onnxfi-seed"), config.getoption("--onnxfi-time")
     given |= {} if seed is None else {"seed": seed}
-    allowed = given.pop("allow_code", False)
+    allowed = given.get("allow_code", False)
     wanted = budget if isinstance(budget, Budget) else load_budget(budget, allow_code=allowed, instead=given)
     return Outcome(check(model, wanted.with_fields(given, time_s=time_s), **own))

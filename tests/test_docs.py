@@ -42,6 +42,7 @@ GUIDES = (
     "replay",
     "scripting",
     "campaigns",
+    "pipelines",
     "quantised",
     "spiking",
     "from-spikefi",

@@ -25,12 +25,16 @@ EXAMPLES = {
 TRAINED = ("fault_aware.py", "quantisation_aware.py")
 #: Examples that tests/tasks/ run, as a metric and a task of a campaign.
 TESTED_IN_TASKS = {"own_boxes.py", "own_metric.py", "own_task.py"}
+#: Examples that a guide runs, as the pipeline of its commands.
+TESTED_IN_GUIDES = {"cascade.py"}
 #: Files that an example is given.
 GIVEN = {"few.npz", "armed.onnx"}
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES) | TESTED_IN_TASKS
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(
+        EXAMPLES
+    ) | TESTED_IN_TASKS | TESTED_IN_GUIDES
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ FLOORS = ("statistics", "faults", "graph", "runtime", "tasks", "protection", "ca
 #: The rooms of a floor, from the lowest up.
 ROOMS = {
     "graph": ("model", "write", "dataflow", "spiking", "passes", "protection", "partition"),
-    "runtime": ("engine", "data", "quantize", "inject", "partial"),
+    "runtime": ("engine", "data", "quantize", "inject", "partial", "pipeline"),
     "tasks": ("", "kinds"),
     "campaign": ("spec", "plan", "results", "execute", "workers", "run", "report", "gate"),
 }

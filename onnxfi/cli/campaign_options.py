@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from onnxfi.cli.options import CODE, LINKS, NEURONS, PATH, run_options, select_options
+from onnxfi.cli.options import CODE, LINKS, NEURONS, PATH, STAGE, run_options, select_options
 
 if TYPE_CHECKING:
     from onnxfi.campaign.spec.campaign import Campaign
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-SOURCE = click.argument("source", metavar="MODEL|SPEC.yaml|PLAN.jsonl", type=PATH)
+SOURCE = click.argument("source", metavar="MODEL|PIPELINE.yaml|SPEC.yaml|PLAN.jsonl", type=PATH)
 STORE_ARGUMENT = click.argument("store", metavar="STORE", type=PATH)
 
 _TRIALS = (
@@ -54,7 +54,7 @@ _OUTCOMES = (
 
 def campaign_options(function: Decorated) -> Decorated:
     """Add the options of a campaign: trials, selection, data, engine and outcomes."""
-    function = select_options(run_options(LINKS(CODE(function))))
+    function = STAGE(select_options(run_options(LINKS(CODE(function)))))
     for option in reversed((*_TRIALS, *_OUTCOMES)):
         function = option(function)
     return function
@@ -65,6 +65,7 @@ def campaign_of(source: Path, flags: dict[str, Any]) -> Campaign:
     from onnxfi.campaign.spec.campaign import Campaign
     from onnxfi.campaign.spec.designs import chosen_design
     from onnxfi.campaign.spec.flat_fields import flat_fields, parse_rates
+    from onnxfi.campaign.spec.pipeline_file import names_pipeline
     from onnxfi.campaign.spec.spec_file import load_spec, parse_mix_part
     from onnxfi.cli.terminal import print_note
     from onnxfi.errors import SpecError
@@ -83,7 +84,7 @@ def campaign_of(source: Path, flags: dict[str, Any]) -> Campaign:
         "mix": lambda texts: tuple(map(parse_mix_part, texts)),
     }
     explicit |= {name: parse(explicit[name]) for name, parse in parsers.items() if name in explicit}
-    if source.suffix.lower() in (".yaml", ".yml"):
+    if source.suffix.lower() in (".yaml", ".yml") and not names_pipeline(source):
         return load_spec(source, allow_code=flags["allow_code"], instead=explicit).with_fields(**explicit)
     if source.suffix.lower() == ".jsonl":
         if explicit.get("faults"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from onnxfi.cli.options import CODE, JSON, LINKS, MODEL, GroupedCommand, add_options, run_options
+from onnxfi.cli.options import CODE, JSON, LINKS, PIPELINE, STAGE, GroupedCommand, add_options, run_options
 
 if TYPE_CHECKING:
     from onnxfi.campaign.gate.check import Checked
@@ -33,9 +33,10 @@ _OPTIONS = (
 
 
 @click.command("check", cls=GroupedCommand, short_help="Check MODEL against the limits of a budget.")
-@MODEL
+@PIPELINE
 @add_options(_OPTIONS)
 @run_options
+@STAGE
 @LINKS
 @CODE
 @JSON
@@ -78,7 +79,7 @@ def command(
         raise click.UsageError(f"both outputs are {str(flags['junit'])!r}; name another file")
     inputs = [model, budget, *(flags[name] for name in ("baseline", "data", "labels") if flags[name] is not None)]
     outputs = [(summary.writer(place, inputs), name) for name, place in named.items()]
-    fields = _campaign_fields(explicit)
+    fields = _campaign_fields(explicit) | ({"allow_code": True} if allow_code else {})
     n_workers = os.cpu_count() or 1 if workers is None else workers
     if write_budget:
         base = propose.base_budget(model, budget, fields, force=force, allow_code=allow_code)

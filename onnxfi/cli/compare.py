@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxfi.cli.options import JSON, LINKS, GroupedCommand, run_options, select_options
+from onnxfi.cli.options import CODE, JSON, LINKS, STAGE, GroupedCommand, run_options, select_options
 
 if TYPE_CHECKING:
     from onnxfi.campaign.report.compare import Comparison
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of every draw.")
 @select_options
 @run_options
+@STAGE
 @LINKS
+@CODE
 @click.option(
     "-o",
     "--out",

@@ -8,34 +8,45 @@ from typing import Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.options import JSON, LINKS, MODEL, GroupedCommand, run_options
+from onnxfi.cli.options import CODE, JSON, LINKS, PIPELINE, GroupedCommand, run_options
 
 
 @click.command("eval", cls=GroupedCommand, short_help="Run MODEL on data and print its metrics.")
-@MODEL
+@PIPELINE
 @run_options
 @LINKS
+@CODE
 @JSON
-def command(model: Path, as_json: bool, allow_links: bool, **flags: Any) -> None:
+def command(model: Path, as_json: bool, allow_links: bool, allow_code: bool, **flags: Any) -> None:
     """Run MODEL on data and print its metrics: top-1 and top-5 with labels, and the share of non-finite outputs.
 
-    Without --data the inputs are synthetic and seeded, which shows only that the model runs.
+    Without --data the inputs are synthetic and seeded, which shows only that the model runs. A pipeline of several models
+    (docs/reference/pipeline.md) is run as a whole.
     """
+    from onnxfi.campaign.spec.pipeline_file import names_pipeline
     from onnxfi.cli.terminal import number, print_json, print_line, print_note, progress, table
     from onnxfi.graph.model.loading import load
-    from onnxfi.tasks.evaluation import evaluate
+    from onnxfi.tasks.evaluation import evaluate, evaluate_pipeline
 
-    opened = load(model, allow_links=allow_links)
-    engine = options.engine_of(flags)
-    dataset = options.data_of(flags, opened, engine)
-    with progress("running") as on_progress:
-        found = evaluate(model, dataset, engine=engine, **options.scoring_of(flags), progress=on_progress)
+    if names_pipeline(model):
+        pipeline, dataset = options.pipeline_of(model, flags, allow_code=allow_code, allow_links=allow_links)
+        with progress("running") as on_progress:
+            how = options.pipeline_scoring_of(flags)
+            found = evaluate_pipeline(pipeline, dataset, **how, progress=on_progress)
+        digest, notes = pipeline.digest, tuple(note for one in pipeline.models.values() for note in one.notes)
+    else:
+        opened = load(model, allow_links=allow_links)
+        engine = options.engine_of(flags)
+        dataset = options.data_of(flags, opened, engine)
+        with progress("running") as on_progress:
+            found = evaluate(model, dataset, engine=engine, **options.scoring_of(flags), progress=on_progress)
+        digest, notes = opened.digest, opened.notes
     if as_json:
         conditions = {"samples": found.samples, "data": found.data, "output": found.output, "provider": found.provider}
-        print_json({"model": str(model), "digest": opened.digest, "golden": found.summary(), **conditions})
+        print_json({"model": str(model), "digest": digest, "golden": found.summary(), **conditions})
     else:
         rows = [(name, number(value, share=found.task.metric(name).share)) for name, value in found.metrics.items()]
         table(str(model), ("Metric", ">Value"), rows)
         print_line(found.conditions())
-    for text in opened.notes:
+    for text in notes:
         print_note(text)

@@ -11,7 +11,7 @@ import click
 
 from onnxfi.cli import options
 from onnxfi.cli.instrument import activation_options
-from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, GroupedCommand, run_options, select_options
+from onnxfi.cli.options import CODE, JSON, LINKS, PATH, PIPELINE, STAGE, GroupedCommand, run_options, select_options
 
 if TYPE_CHECKING:
     from onnxfi.graph.model.loading import Model
@@ -23,7 +23,7 @@ _MAX_LISTED = 10_000
 
 
 @click.command("inject", cls=GroupedCommand, short_help="Inject faults into MODEL and write the faulty model.")
-@MODEL
+@PIPELINE
 @click.option("--ber", metavar="P", help="Inject a fault at each site with probability P (bit error rate), as 1e-6.")
 @click.option("--count", type=int, metavar="N", help="Inject faults at N different sites.")
 @click.option(
@@ -75,9 +75,11 @@ _MAX_LISTED = 10_000
 )
 @click.option("--save-faults", type=PATH, metavar="FILE", help="Write the fault list.")
 @run_options
+@STAGE
 @LINKS
+@CODE
 @JSON
-def command(model: Path, as_json: bool, allow_links: bool, **flags: Any) -> None:
+def command(model: Path, as_json: bool, **flags: Any) -> None:
     """Inject faults into MODEL and write the faulty model; with --data, run both and compare their metrics.
 
     Exactly one of --ber, --count, --site, --faults and --per-sample chooses the faulty sites.
@@ -88,24 +90,23 @@ def command(model: Path, as_json: bool, allow_links: bool, **flags: Any) -> None
     onnxfi inject model.onnx --ber 1e-6 --save-faults faults.jsonl
     onnxfi inject model.faulty.onnx --faults faults.jsonl --undo -o restored.onnx
     onnxfi inject model.onnx --target activations --site 'relu[7]@sample=0:30'
+    onnxfi inject pipeline.yaml --stage reader --ber 1e-6 --data images.npz
     """
     _check_flags(flags)
     if flags["target"] != "weights":
         from onnxfi.cli.inject_activations import inject_activations
 
-        inject_activations(model, flags, as_json=as_json, allow_links=allow_links)
+        inject_activations(model, flags, as_json=as_json, allow_links=flags["allow_links"])
         return
     options.refuse_flags(("all", "inline", "opset", "body"), "without --target activations or inputs")
     from onnxfi.cli.terminal import print_json, print_note, progress
     from onnxfi.errors import EngineError
-    from onnxfi.graph.model.loading import load
     from onnxfi.graph.write.output_file import check_output_files
     from onnxfi.runtime.inject.weights import inject, undo
-    from onnxfi.tasks.evaluation import evaluate
 
     out = flags["out"] or Path(f"{model.stem}.{'restored' if flags['undo'] else 'faulty'}.onnx")
     _check_outputs(flags, (out, flags["save_faults"]))
-    opened = load(model, allow_links=allow_links)
+    opened = options.stage_of(model, flags)
     golden = faulty = None
     failed = ""
     if flags["undo"]:
@@ -119,18 +120,15 @@ def command(model: Path, as_json: bool, allow_links: bool, **flags: Any) -> None
             check_output_files(opened, [out])
             if flags["save_faults"]:
                 check_output_files(opened, [flags["save_faults"]], copy=False)
-            engine = options.engine_of(flags)
-            dataset = options.data_of(flags, opened, engine)
+            evaluated = options.evaluator(model, opened, flags)
             with progress("golden") as on_progress:
-                golden = evaluate(model, dataset, engine=engine, **options.scoring_of(flags), progress=on_progress)
+                golden = evaluated(None, None, on_progress)
         with progress("writing") as on_progress:
             done = inject(opened, drawn, out, save_faults=flags["save_faults"], progress=on_progress)
         if golden is not None:
             try:
                 with progress("faulty") as on_progress:
-                    faulty = evaluate(
-                        out, dataset, golden=golden, engine=engine, **options.scoring_of(flags), progress=on_progress
-                    )
+                    faulty = evaluated(out, golden, on_progress)
             except EngineError as error:  # a result, not bad input: faults may leave a model that does not run
                 failed = str(error)
     if as_json:

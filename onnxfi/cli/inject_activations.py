@@ -28,11 +28,7 @@ def inject_activations(model: Path, flags: dict[str, Any], *, as_json: bool, all
     from onnxfi.runtime.inject.activations import inject_activations
     from onnxfi.tasks.evaluation import evaluate
 
-    for name in ("faults", "save_faults"):
-        if flags[name] is not None:
-            raise click.UsageError(
-                f"--{name.replace('_', '-')} is for faults in weights; leave it out with --target {flags['target']}"
-            )
+    _refuse(model, flags)
     out = flags["out"] or Path(f"{model.stem}.faulty.onnx")
     opened = load(model, allow_links=allow_links)
     check_output_files(opened, [out])
@@ -77,6 +73,23 @@ def inject_activations(model: Path, flags: dict[str, Any], *, as_json: bool, all
         _print(str(model), flags["target"], done, golden, faulty, failed)
     for text in (*opened.notes, *done.notes):
         print_note(text)
+
+
+def _refuse(model: Path, flags: dict[str, Any]) -> None:
+    """Refuse what is for faults in weights alone."""
+    from onnxfi.campaign.spec.pipeline_file import names_pipeline
+
+    target = flags["target"]
+    for name in ("faults", "save_faults"):
+        if flags[name] is not None:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} is for faults in weights; leave it out with --target {target}"
+            )
+    if names_pipeline(model):
+        raise click.UsageError(
+            f"inject --target {target} takes a model alone; name that of the stage, or inject into {target} of a "
+            f"pipeline with onnxfi run --stage"
+        )
 
 
 def _rate(name: str, text: str) -> float:

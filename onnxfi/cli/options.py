@@ -13,14 +13,18 @@ from click.core import ParameterSource
 if TYPE_CHECKING:
     from onnxfi.faults.space import Selector
     from onnxfi.graph.model.loading import Model
+    from onnxfi.graph.write.faulty_copy import OnProgress
     from onnxfi.runtime.data.sources import Data
     from onnxfi.runtime.engine.protocols import Engine
+    from onnxfi.runtime.pipeline.open_pipeline import OpenPipeline
+    from onnxfi.tasks.evaluation import Evaluation
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 #: Files are checked where they are opened.
 PATH = click.Path(readable=False, path_type=Path)
 MODEL = click.argument("model", metavar="MODEL", type=PATH)
+PIPELINE = click.argument("model", metavar="MODEL|PIPELINE.yaml", type=PATH)
 
 _SELECT = (
     click.option("--include", multiple=True, metavar="PATTERN", help="Select targets, nodes or layers: a substring, =exact, a glob, or re:expression. Repeatable."),
@@ -76,7 +80,7 @@ _GROUPS = {
         *("relative_margin", "rate", "method", "exhaustive", "faults", "undo", "mix", "repeat", "seed"),
     ),
     "Faults": ("fault", "target", "persistence", "all", "expose", "neurons", "body", "inline", "values"),
-    "Selection": (*SELECTION, "layers"),
+    "Selection": (*SELECTION, "layers", "stage"),
     "Data": ("data", *_DATA_PARAMETERS),
     "Outcomes": ("scores", "tolerance", "due"),
     "Engine": (*_ENGINE_PARAMETERS, "route"),
@@ -111,11 +115,14 @@ class GroupedCommand(click.Command):
                     formatter.write_dl(records)
 
 
+STAGE = click.option(
+    "--stage", metavar="NAME", help="Stage of a pipeline that faults are injected into (docs/reference/pipeline.md)."
+)
 LINKS = click.option("--allow-links", is_flag=True, help="Follow symbolic and hard links to external data.")
 CODE = click.option(
     "--allow-code",
     is_flag=True,
-    help="Allow a spec or budget to name code that is run: data, task or metric as module:name, libraries.",
+    help="Allow a spec, budget or pipeline to name code that is run: data, task, metric or stage as module:name, libraries.",
 )
 NEURONS = click.option(
     "--neurons", type=PATH, metavar="FILE", help="Mapping (YAML) of spiking layers that are not detected."
@@ -195,6 +202,61 @@ def inputs_of(data: str, model: Model, custom_ops: tuple[str, ...]) -> Data:
     engine = OrtEngine(provider="cpu", custom_ops=custom_ops)
     dry_run(engine, model.path or b"")
     return open_data(data, engine.prepare(model.path or b"").inputs)
+
+
+def pipeline_of(
+    source: Path, flags: Mapping[str, Any], *, allow_code: bool, allow_links: bool
+) -> tuple[OpenPipeline, Data]:
+    """Return the open pipeline of a command, and its data."""
+    from onnxfi.campaign.spec.pipeline_file import load_pipeline
+    from onnxfi.runtime.pipeline.open_pipeline import open_pipeline
+
+    refuse_flags(("batch", "batch_axis", "time_axis"), "on a pipeline, which says itself how its stages run")
+    pipeline = load_pipeline(source)
+    opened = open_pipeline(pipeline, engine_of(flags), allow_code=allow_code, allow_links=allow_links)
+    spec = None if flags["data"] in (None, "synthetic") else flags["data"]
+    how = {"preprocess": flags["preprocess"], "limit": flags["samples"], "labels": flags["labels"]}
+    return opened, opened.open_data(spec, **how)
+
+
+def pipeline_scoring_of(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `evaluate_pipeline` among the flags."""
+    return {name: flags[name] for name in ("output", "task", "metric")}
+
+
+def stage_of(model: Path, flags: Mapping[str, Any]) -> Model:
+    """Return the model of a command, or of the stage of a pipeline that it names."""
+    from onnxfi.campaign.plan.open_model import reopen
+
+    return reopen(str(model), {name: flags[name] for name in ("allow_links", "stage")})
+
+
+def evaluator(model: Path, opened: Model, flags: Mapping[str, Any]) -> Callable[..., Evaluation]:
+    """Return a function that evaluates a model file in place of `model`, or of the stage of a pipeline.
+
+    It takes the file (None: without faults), the golden evaluation (None: there is none), and the function that hears of progress.
+    """
+    from onnxfi.campaign.spec.pipeline_file import load_pipeline, names_pipeline
+    from onnxfi.graph.model.loading import load
+    from onnxfi.runtime.pipeline.open_pipeline import open_pipeline
+    from onnxfi.tasks.evaluation import evaluate, evaluate_pipeline
+
+    engine = engine_of(flags)
+    if not names_pipeline(model):
+        data, how = data_of(flags, opened, engine), scoring_of(flags)
+        return lambda file, golden, progress: evaluate(
+            file or model, data, golden=golden, engine=engine, **how, progress=progress
+        )
+    allowed = {name: flags[name] for name in ("allow_code", "allow_links")}
+    pipeline, how = load_pipeline(model), pipeline_scoring_of(flags)
+    whole, of_pipeline = pipeline_of(model, flags, **allowed)
+
+    def evaluated(file: Path | None, golden: Evaluation | None, progress: OnProgress) -> Evaluation:
+        stages = {} if file is None else {pipeline.faulty_stage(flags["stage"]).name: load(file, allow_links=True)}
+        running = open_pipeline(pipeline, engine, instead=stages, **allowed) if stages else whole
+        return evaluate_pipeline(running, of_pipeline, golden=golden, **how, progress=progress)
+
+    return evaluated
 
 
 def scoring_of(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def command(
             raise click.UsageError(
                 "--workers, --scheduler and --local-cluster each choose where trials run; give only one of them"
             )
-        store = out or default_store(campaign.model)
+        store = out or default_store(campaign)
         with ExitStack() as stack:
             dask = (
                 stack.enter_context(cluster(scheduler, local=local_cluster or 0))

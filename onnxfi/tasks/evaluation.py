@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnxfi.errors import DataError, EngineError
@@ -18,6 +18,8 @@ from onnxfi.runtime.data.sources import Data, open_data
 from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.engine.protocols import Engine, Session
 from onnxfi.runtime.engine.registry import engine_of
+from onnxfi.runtime.pipeline.answers import PipelineAnswers
+from onnxfi.runtime.pipeline.open_pipeline import OpenPipeline
 from onnxfi.tasks.class_scores import named_output
 from onnxfi.tasks.outcomes import GoldenRun
 from onnxfi.tasks.registry import AUTO, CLASSIFICATION, choose_task, find_task, remark
@@ -188,6 +190,82 @@ def scored_names(
     if chosen.reads is not None:
         return chosen.reads(ModelOutputs(session.outputs, name, data, kind, session.non_tensors, whole))
     return () if name is None else (named_output(session.outputs, name, session.non_tensors),)
+
+
+def scored_answers(
+    answers: PipelineAnswers, name: str | None, kind: str = "auto", *, task: str = AUTO
+) -> PipelineAnswers:
+    """Return the answers of a pipeline with the outputs that count; see `scored_names`."""
+    chosen = find_task(CLASSIFICATION if task == AUTO else task)
+    if chosen.reads is not None:
+        return replace(answers, names=chosen.reads(ModelOutputs(answers.ports, name, answers.data, kind, {}, True)))
+    return answers if name is None else replace(answers, names=(named_output(answers.ports, name, {}),))
+
+
+def evaluate_pipeline(
+    opened: OpenPipeline,
+    data: Data,
+    *,
+    golden: Evaluation | None = None,
+    output: str | None = None,
+    task: str = AUTO,
+    metric: Sequence[str] = (),
+    progress: OnProgress | None = None,
+) -> Evaluation:
+    """Run a pipeline over data, alone or against the evaluation of its fault-free version; see `evaluate`.
+
+    Parameters
+    ----------
+    opened : OpenPipeline
+        The pipeline, from `open_pipeline`.
+    data : Data
+        The samples and their labels, from its `open_data`.
+    golden : Evaluation, optional
+        The fault-free evaluation to compare with.
+    output : str, optional
+        The scored output of its answer.
+    task : str
+        The task, as ``--task`` takes it.
+    metric : sequence of str
+        Further metrics as ``module:name``, or the names of installed ones.
+    progress : callable, optional
+        Called with the number of samples done and of all.
+
+    Returns
+    -------
+    Evaluation
+        The metrics with their conditions, and the answers of all samples.
+
+    Raises
+    ------
+    DataError
+        Where a stage fails, or labels, answers and task do not fit.
+
+    Examples
+    --------
+    >>> from onnxfi.runtime.pipeline.open_pipeline import open_pipeline
+    >>> from onnxfi.runtime.pipeline.pipeline import Pipeline, Stage
+    >>> net = Stage("net", model="models/fashion_cnn.onnx", inputs={"image": "data.image"})
+    >>> opened = open_pipeline(Pipeline([net]))
+    >>> evaluate_pipeline(opened, opened.open_data("models/fashion_test.npz", limit=200)).metrics["top1"]
+    0.915
+    """
+    if golden is not None and golden.samples != data.samples:
+        raise DataError(f"golden was taken on {golden.samples:,} samples, the data has {data.samples:,}; take the same")
+    answers = PipelineAnswers(opened, data, tuple(opened.front(data, progress=progress)))
+    answers = scored_answers(answers, output, task=task) if golden is None else replace(answers, names=golden.outputs)
+    truth = None if golden is None else golden.golden
+    if truth is None:
+        meaning = choose_task(task, answers.run, answers.output, data, "auto", metric)
+        inputs = KeptInputs.read(data, 1, meaning.inputs) if meaning.inputs else None
+        truth = GoldenRun.of(answers.run, data.labels, meaning, "auto", 0.0, ("nonfinite",), inputs)
+    read = remark(
+        task, truth.task, truth.run, answers.output, data.samples, labelled=golden is None or data.labels is not None
+    )
+    return Evaluation(
+        _metrics(truth, answers.run if golden else None), answers.run, truth, answers.names, data.samples,
+        data.description, opened.provider, opened.note, data.synthetic, read,
+    )  # fmt: skip
 
 
 def _metrics(golden: GoldenRun, faulty: Sequence[Outputs] | None) -> dict[str, float]:

@@ -21,6 +21,7 @@ from onnxfi.runtime.data.kept_inputs import KeptInputs
 from onnxfi.runtime.data.labels import Labels, as_kind
 from onnxfi.runtime.data.sample_outputs import Outputs, as_run, stacked
 from onnxfi.runtime.engine.ports import Array
+from onnxfi.runtime.pipeline.later_stages import LaterStages
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, share
 from onnxfi.tasks.decoded_answers import DecodedAnswers, DecodedPair
 from onnxfi.tasks.task import Task
@@ -32,7 +33,8 @@ class GoldenRun:
 
     `kind` says how scores of classes are read, `tolerance` how far a masked sample may deviate, and `due` names the
     causes that count as detected. `inputs` returns inputs of some samples, where the task asks for them. `whole` is the
-    golden run of all samples, where this is the one `sample` of it on which a trial is judged.
+    golden run of all samples, where this is the one `sample` of it on which a trial is judged. In a pipeline `run` are
+    the outputs of the faulty stage, of which the `later` stages make the answers.
     """
 
     run: tuple[Outputs, ...]
@@ -44,6 +46,7 @@ class GoldenRun:
     inputs: KeptInputs | None = field(default=None, repr=False)
     whole: GoldenRun | None = field(default=None, repr=False)
     sample: int | None = None
+    later: LaterStages | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -55,13 +58,15 @@ class GoldenRun:
         tolerance: float,
         due: tuple[str, ...],
         inputs: KeptInputs | None = None,
+        later: LaterStages | None = None,
     ) -> GoldenRun:
         """Return a golden run; the kind of its scores is settled once, and labels become those of the task's kind."""
         batches = as_run(run)
         if labels is not None and task.labels:
             labels = as_kind(task.labels, labels)
-        settled = task.score_kind(stacked(batches)) if task.score_kind is not None and kind == "auto" else kind
-        return cls(batches, labels, task, settled, tolerance, due, inputs)
+        scored = batches if later is None else later.answers.run
+        settled = task.score_kind(stacked(scored)) if task.score_kind is not None and kind == "auto" else kind
+        return cls(batches, labels, task, settled, tolerance, due, inputs, later=later)
 
     @property
     def scores(self) -> Array:
@@ -75,11 +80,26 @@ class GoldenRun:
         return self._answers(self.run, self.labels, whole)
 
     @property
+    def answered(self) -> tuple[Outputs, ...]:
+        """The outputs that are scored: in a pipeline those of its answer."""
+        return self.answers.run
+
+    @property
+    def apart(self) -> bool:
+        """True where some rows of the run may be judged without the others of their batch."""
+        return self.task.apart or self.later is not None
+
+    @property
+    def by_sample(self) -> bool:
+        """True where one sample of a batch can be judged though its outputs have no row for each."""
+        return self.task.decode is not None or self.later is not None
+
+    @property
     def size(self) -> int:
         """The number of samples that are judged: 1 where outputs have no row for each."""
         if self.task.decode is None:
             return len(self.scores)
-        return 1 if self.sample is not None else sum(len(outputs.samples) for outputs in self.run)
+        return 1 if self.sample is not None else sum(len(outputs.samples) for outputs in self.answered)
 
     @property
     def detects(self) -> bool:
@@ -96,7 +116,11 @@ class GoldenRun:
         return replace(self, run=tuple(run), whole=self.whole or self)
 
     def of_sample(self, sample: int, outputs: Outputs) -> GoldenRun:
-        """Return the golden run of one sample, from the outputs of that sample alone, or of its batch."""
+        """Return the golden run of one sample, from the outputs of that sample alone, or of its batch.
+
+        In a pipeline `sample` is a row of the faulty stage, and what is judged is the sample that it belongs to.
+        """
+        sample = sample if self.later is None else int(self.later.front.samples[sample])
         labels = None if self.labels is None else self.labels[sample : sample + 1]
         return replace(self, run=(outputs,), labels=labels, whole=self.whole or self, sample=sample)
 
@@ -108,6 +132,9 @@ class GoldenRun:
         return AnswerPair(golden, answers, self.detects, self.tolerance)
 
     def _answers(self, run: tuple[Outputs, ...], labels: Labels | None = None, whole: Answers | None = None) -> Answers:
+        if self.later is not None:
+            every = self.later(run)
+            run = tuple(outputs for outputs in every if self.sample is None or self.sample in outputs.samples)
         if self.task.decode is None:
             return Answers(run, labels, self.kind, whole)
         known = {}

@@ -121,7 +121,7 @@ class ActivationRoutes:
     def _golden_row(self, alone: SingleSample, sample: int, golden: GoldenRun) -> GoldenRun | None:
         """Return the golden run of one sample; None where the sample alone gives other scores than in its batch."""
         own, whole = alone.outputs(sample), batch_of(golden.run, sample)
-        if not golden.task.apart or not whole.has_rows:
+        if not golden.apart or not whole.has_rows:
             return None
         known = whole.take(np.flatnonzero(whole.samples == sample))
         return golden.of_sample(sample, known) if same_outputs(own, known) else None
@@ -196,7 +196,7 @@ def judge_by_own(whole: GoldenRun, own: Run, faulty: Run, sample: int | None) ->
     Samples that are the same there have the answers of the whole model. A trial of one `sample` is judged on that
     alone, where outputs have a row for each.
     """
-    pairs = [whole_where_same(*batch, whole.task.apart) for batch in zip(whole.run, own, faulty, strict=True)]
+    pairs = [whole_where_same(*batch, whole.apart) for batch in zip(whole.run, own, faulty, strict=True)]
     truth, found = tuple(golden for golden, _ in pairs), tuple(one for _, one in pairs)
     if sample is not None:
         judged = judge_sample(whole, batch_of(truth, sample), batch_of(found, sample), sample)
@@ -210,10 +210,10 @@ def judge_sample(golden: GoldenRun, own: Outputs, faulty: Outputs, sample: int) 
 
     Samples of SDC-1 mean nothing where each trial has a sample of its own, so none are kept.
     """
-    if golden.task.apart and own.has_rows:
+    if golden.apart and own.has_rows:
         row = np.flatnonzero(own.samples == sample)
         own, faulty = own.take(row), faulty.take(row) if faulty.has_rows else faulty
-    elif golden.task.decode is None:
+    elif not golden.by_sample:
         return None
     return replace(judge(golden.of_sample(sample, own), [faulty]), changed=None)
 
@@ -223,9 +223,9 @@ def golden_of_trial(golden: GoldenRun, sample: int | None) -> GoldenRun:
     if sample is None:
         return golden
     own = batch_of(golden.run, sample)
-    if golden.task.apart and own.has_rows:
+    if golden.apart and own.has_rows:
         return golden.of_sample(sample, own.take(np.flatnonzero(own.samples == sample)))
-    return golden if golden.task.decode is None else golden.of_sample(sample, own)
+    return golden.of_sample(sample, own) if golden.by_sample else golden
 
 
 def batch_of(run: Run, sample: int) -> Outputs:

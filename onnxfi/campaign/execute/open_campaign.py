@@ -10,6 +10,7 @@ from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.open_model import beside, changed, describing_session, open_model, output_of, served
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import Replay
+from onnxfi.campaign.spec.pipeline_file import load_pipeline, names_pipeline
 from onnxfi.faults.faultlist import FaultList
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.model.loading import Model
@@ -21,7 +22,9 @@ from onnxfi.runtime.data.sources import Data, open_data
 from onnxfi.runtime.engine.onnx_runtime import short_name
 from onnxfi.runtime.engine.ports import Port
 from onnxfi.runtime.engine.protocols import Session
-from onnxfi.tasks.evaluation import scored_names
+from onnxfi.runtime.pipeline.later_stages import FrontRun
+from onnxfi.runtime.pipeline.open_pipeline import open_pipeline
+from onnxfi.tasks.evaluation import scored_answers, scored_names
 from onnxfi.tasks.outcomes import GoldenRun
 from onnxfi.tasks.registry import choose_task
 
@@ -46,6 +49,8 @@ class OpenCampaign:
         The inputs of the model.
     opened_s : float
         Seconds that opening a session of the model took.
+
+    In a pipeline the model is that of the faulty stage, and data, names and axes are those of this stage.
     """
 
     campaign: Campaign
@@ -58,11 +63,18 @@ class OpenCampaign:
     axes: Mapping[str, tuple[int, ...]]
     inputs: tuple[Port, ...]
     opened_s: float = 0.0
+    #: In a pipeline the stages in front of the faulty one, which have run.
+    front: FrontRun | None = None
 
     @property
     def size(self) -> int:
         """Return the number of samples that run together."""
-        return self.data.layout.fixed or self.campaign.data.batch
+        return self.data.layout.fixed or _size(self.front, self.campaign)
+
+    @property
+    def judged(self) -> Data:
+        """Return the data whose samples are judged: that of the model, or of the pipeline."""
+        return self.data if self.front is None else self.front.data
 
     def session(self, change: FileEdits | None = None) -> Session:
         """Return a session of the model with this change, opened as every trial opens it."""
@@ -74,8 +86,8 @@ class OpenCampaign:
 
     @property
     def output(self) -> str | None:
-        """Return the name of the scored output, of several their names; None where all count."""
-        return ", ".join(self.names) or None
+        """Return the name of the scored output, of several their names; None where all count, and in a pipeline."""
+        return None if self.front is not None else ", ".join(self.names) or None
 
     def run(self, session: Session, *, batches: int | None = None) -> tuple[Outputs, ...]:
         """Return the outputs that count over all samples, or over the first batches."""
@@ -84,9 +96,15 @@ class OpenCampaign:
     def golden(self, run: Sequence[Outputs]) -> GoldenRun:
         """Return the golden run that gave these outputs."""
         how = self.campaign.scoring
-        task = choose_task(how.task, run, self.output, self.data, how.kind, how.metric)
-        inputs = KeptInputs.read(self.data, self.size, task.inputs) if task.inputs else None
-        return GoldenRun.of(run, self.data.labels, task, how.kind, how.tolerance, how.due, inputs)
+        later = None
+        if self.front is not None:
+            later = self.front.later(tuple(run))
+            later = replace(later, answers=scored_answers(later.answers, how.output, how.kind, task=how.task))
+        output, scored = (self.output, run) if later is None else (later.answers.output, later.answers.run)
+        task = choose_task(how.task, scored, output, self.judged, how.kind, how.metric)
+        size = self.size if later is None else 1
+        inputs = KeptInputs.read(self.judged, size, task.inputs) if task.inputs else None
+        return GoldenRun.of(run, self.judged.labels, task, how.kind, how.tolerance, how.due, inputs, later)
 
 
 def open_campaign(
@@ -103,10 +121,8 @@ def open_campaign(
     session = describing_session(campaign, model) if not runs else campaign.engine.open().prepare(served(model))
     opened_s = time.perf_counter() - begun
     campaign = replace(campaign, engine=campaign.engine.with_provider(short_name(session.provider)))
-    data = open_data(
-        campaign.data.data, session.inputs, preprocess=campaign.data.preprocess, limit=campaign.data.samples,
-        batch_axis=campaign.data.batch_axis, labels=campaign.data.labels,
-    )  # fmt: skip
+    front = _front(campaign, model)
+    data = _data(campaign, session) if front is None else front.stage_data(_size(front, campaign))
     alone = runs and not beside(model, kept_bytes)
     if alone:
         del session  # the dry run opens the model too
@@ -115,9 +131,44 @@ def open_campaign(
     if alone:
         session = campaign.engine.open().prepare(served(model))
     scoring, design = campaign.scoring, campaign.design
-    names = scored_names(session, output_of(campaign, model), data, scoring.kind, task=scoring.task, whole=True)
+    if front is None:
+        names = scored_names(session, output_of(campaign, model), data, scoring.kind, task=scoring.task, whole=True)
+    else:
+        names = front.stage.outputs
     listed = FaultList.open(design.faults).header if isinstance(design, Replay) else None
     fault_targets = FaultTargets.of(model, campaign.scopes, data, listed, campaign.engine.custom_ops)
     axes = sample_axes(session, data, model)
     provider, note, inputs = session.provider, session.note, session.inputs
-    return OpenCampaign(campaign, model, data, names, provider, note, fault_targets, axes, inputs, opened_s), session
+    opened = OpenCampaign(
+        campaign, model, data, names, provider, note, fault_targets, axes, inputs, opened_s, front
+    )  # fmt: skip
+    return opened, session
+
+
+def _size(front: FrontRun | None, campaign: Campaign) -> int:
+    """Return the number of samples, or rows of the faulty stage, that run together unless the model says it."""
+    return (front and front.stage.stage.batch) or campaign.data.batch
+
+
+def _data(campaign: Campaign, session: Session) -> Data:
+    how = campaign.data
+    return open_data(
+        how.data, session.inputs, preprocess=how.preprocess, limit=how.samples, batch_axis=how.batch_axis,
+        labels=how.labels,
+    )  # fmt: skip
+
+
+def _front(campaign: Campaign, model: Model) -> FrontRun | None:
+    """Run the stages of a pipeline in front of the faulty one; None where the campaign is of a model alone."""
+    if not names_pipeline(campaign.model):
+        return None
+    pipeline, how = load_pipeline(campaign.model), campaign.data
+    stage = pipeline.faulty_stage(campaign.stage)
+    opened = open_pipeline(
+        pipeline, campaign.engine.open(), instead={stage.name: model}, allow_code=campaign.allow_code,
+        allow_links=campaign.allow_links,
+    )  # fmt: skip
+    data = opened.open_data(how.data, preprocess=how.preprocess, limit=how.samples, labels=how.labels)
+    front, scoring = FrontRun.of(opened, stage.name, data), campaign.scoring
+    scored_answers(front.first_answer(), scoring.output, scoring.kind, task=scoring.task)  # what is refused is so early
+    return front

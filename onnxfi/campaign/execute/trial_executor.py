@@ -381,11 +381,12 @@ def _judge_longest(
 ) -> Judgement:  # fmt: skip
     try:
         own, faulty = run(trial)
+        found = judge_by_own(golden, own, faulty, trial.sample)  # a later stage of a pipeline may fail
     except SegmentMismatchError:
         raise
     except (EngineError, MemoryError) as error:
-        return replace(failed(golden_of_trial(golden, trial.sample), cause_of(error)), route=route)
-    return replace(judge_by_own(golden, own, faulty, trial.sample), route=route)
+        found = failed(golden_of_trial(golden, trial.sample), cause_of(error))
+    return replace(found, route=route)
 
 
 #: Runs a trial by one route, and compares it with the golden run.

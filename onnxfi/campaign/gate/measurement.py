@@ -20,7 +20,7 @@ from onnxfi.tasks.task import Task
 #: Campaigns whose populations differ by more than this share are of different networks.
 _SAME_NETWORK = 0.1
 #: Fields of a campaign's identity in which a baseline may differ: the model is what changed, seeds only choose.
-_FREE = ("model", "seed", "strata")
+_FREE = ("model", "pipeline", "seed", "strata")
 _LARGEST_FILE = 1 << 26
 
 

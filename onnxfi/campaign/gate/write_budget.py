@@ -11,12 +11,12 @@ from typing import Any
 from onnxfi.campaign.gate.budget import Budget, Limit, load_budget, print_budget
 from onnxfi.campaign.gate.check import Checked, applied, finish, joint, judged, opened_store, start, value_of
 from onnxfi.campaign.gate.measurement import Measured
+from onnxfi.campaign.plan.open_model import reopen
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import chosen_design
 from onnxfi.errors import InputError, OutputError
 from onnxfi.faults.models import Flip
 from onnxfi.faults.space import Selector
-from onnxfi.graph.model.loading import load
 from onnxfi.graph.write.output_file import atomic_files, check_output_files
 from onnxfi.statistics.intervals import Interval, clopper_pearson
 from onnxfi.tasks.task import OUTCOMES
@@ -51,7 +51,7 @@ def default_rate(population: int) -> float:
 
 def default_budget(model: str | Path, given: Mapping[str, Any]) -> Budget:
     """Return a sweep of 200 trials at one rate, on 200 samples, unless fields are given; no limits yet."""
-    opened = load(model, allow_links=bool(given.get("allow_links")))
+    opened = reopen(str(model), {name: given.get(name) for name in ("allow_links", "stage")})
     population = Selector().space(opened.targets, Flip()).size
     sweep = {} if chosen_design(given) else {"ber": default_rate(population), "repeat": _TRIALS}
     return Budget(Campaign(**{"model": "", "samples": _SAMPLES, **sweep, **given}))

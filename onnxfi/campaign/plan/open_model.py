@@ -10,7 +10,8 @@ from typing import Any
 
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.flat_fields import flat
-from onnxfi.errors import EngineError, OutputError
+from onnxfi.campaign.spec.pipeline_file import load_pipeline, names_pipeline
+from onnxfi.errors import EngineError, OutputError, SpecError
 from onnxfi.graph.model.loading import Model, load
 from onnxfi.graph.passes.spike_counts import spike_count_output, with_spike_counts
 from onnxfi.graph.write.faulty_copy import FileEdits, faulty_bytes, write_scratch_copy
@@ -18,6 +19,7 @@ from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.runtime.engine.process_memory import give_back
 from onnxfi.runtime.engine.protocols import Engine, Session
 from onnxfi.runtime.inject.neurons import with_exposed_neurons
+from onnxfi.runtime.pipeline.open_pipeline import load_stage
 
 #: From this size on, a model's memory matters more than the time that it takes to have it from the system.
 LARGE_BYTES = 64 << 20
@@ -34,8 +36,16 @@ def open_model(campaign: Campaign) -> Model:
 
 
 def reopen(path: str, fields: Mapping[str, Any]) -> Model:
-    """Open a model as these flat fields of a campaign say."""
-    model = load(path, allow_links=fields.get("allow_links", False))
+    """Open a model, or the stage of a pipeline, as these flat fields of a campaign say."""
+    links = bool(fields.get("allow_links", False))
+    if names_pipeline(path):
+        _refuse_beside_stage(fields)
+        pipeline = load_pipeline(path)
+        model = load_stage(pipeline, pipeline.faulty_stage(fields.get("stage")), allow_links=links)
+    elif fields.get("stage") is not None:
+        raise SpecError(f"{path!r} is no pipeline; leave stage out, or name a pipeline as the model", "stage")
+    else:
+        model = load(path, allow_links=links)
     if sum(source.size for source in model.sources) >= LARGE_BYTES:
         give_back()
     if fields.get("expose", False):
@@ -45,6 +55,14 @@ def reopen(path: str, fields: Mapping[str, Any]) -> Model:
     if fields.get("layers", "modules") == "tensors":
         model = replace(model, targets=tuple(replace(target, layer=target.id) for target in model.targets))
     return model
+
+
+def _refuse_beside_stage(fields: Mapping[str, Any]) -> None:
+    """Refuse settings that say something about the data or the scored output of one model."""
+    for name, other in (("batch_axis", 0), ("time_axis", None)):
+        if fields.get(name, other) != other:
+            raise SpecError(f"{name} has no meaning in a pipeline, which counts samples along the first axis; leave it "
+                            f"out, or count in a stage behind", name)  # fmt: skip
 
 
 def beside(model: Model, kept_bytes: int) -> bool:

@@ -68,8 +68,8 @@ def _key(executor: TrialExecutor) -> str:
     libraries = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in c.engine.custom_ops]
     values = {
         **flat(replace(c.engine, route="auto")), "provider": opened.provider, "custom_ops": libraries,
-        "model": opened.model.digest, "data": opened.data.digest, "output": opened.output, "batch": c.data.batch,
-        "time_axis": c.scoring.time_axis, "batch_axis": c.data.batch_axis,
+        "model": opened.model.digest, "data": opened.data.digest, "output": ", ".join(opened.names),
+        "batch": opened.size, "time_axis": c.scoring.time_axis, "batch_axis": c.data.batch_axis,
         "versions": [version("onnxfi"), c.engine.open().version, np.__version__],
         "machine": [platform.system(), platform.machine(), _processor()],
     }  # fmt: skip

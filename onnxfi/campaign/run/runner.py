@@ -50,7 +50,7 @@ from onnxfi.runtime.data.npz import memory_bytes
 from onnxfi.runtime.engine.cuda import is_place
 from onnxfi.runtime.engine.process_memory import can_limit_memory
 from onnxfi.tasks.outcomes import GoldenRun, judge
-from onnxfi.tasks.registry import expected_task, missing, remark
+from onnxfi.tasks.registry import AUTO, expected_task, missing, remark
 from onnxfi.tasks.task import Metric
 
 #: Results are written when so many wait, or so many seconds have gone.
@@ -95,9 +95,10 @@ class Running:
             self.early_pool.kill()
 
 
-def default_store(model: str) -> Path:
-    """Return the default path of the results of a model's campaign."""
-    return Path(f"{Path(model).stem}.onnxfi.db")
+def default_store(campaign: Campaign) -> Path:
+    """Return the default path of the results of a campaign."""
+    stage = "" if campaign.stage is None else f".{campaign.stage}"
+    return Path(f"{Path(campaign.model.replace(':', '.')).stem}{stage}.onnxfi.db")
 
 
 def run(
@@ -225,7 +226,7 @@ def _headline(opened: Store, golden: GoldenRun, asked: Callable[[int], bool]) ->
 
 def _place(campaign: Campaign, store: str | Path | None) -> Path:
     """Return the path of the results; raise OutputError before anything runs where none can be written."""
-    file = Path(store) if store is not None else default_store(campaign.model)
+    file = Path(store) if store is not None else default_store(campaign)
     if not file.is_file():
         check_output_files(None, [file])
     return file
@@ -296,8 +297,10 @@ def _refuse(campaign: Campaign, opened: OpenCampaign, shard: tuple[int, int] | N
         return
     if shard is not None:
         raise SpecError("an adaptive campaign draws each round by all of the one before: it has no shards; use workers")
-    labelled = opened.data.labels is not None
+    labelled = opened.judged.labels is not None
     rate = campaign.adaptive.rate
+    if opened.front is not None and campaign.scoring.task == AUTO:
+        return  # its answers are known after the golden run, and are asked then
     if why := missing(rate, expected_task(campaign.scoring.task, opened.output), labelled=labelled):
         raise SpecError(f"rate {rate!r} cannot be measured: {why}", "rate")
 
@@ -305,8 +308,12 @@ def _refuse(campaign: Campaign, opened: OpenCampaign, shard: tuple[int, int] | N
 def identity(opened: OpenCampaign, plan: Plan) -> dict[str, Any]:
     """All that fixes the campaign's answers: the spec, and the digests of model, data and list."""
     kept = opened.campaign.identity() | {
-        "model": opened.model.digest, "data": opened.data.digest, "provider": opened.provider, "output": opened.output,
+        "model": opened.model.digest, "data": opened.judged.digest, "provider": opened.provider,
+        "output": opened.output,
     }  # fmt: skip
+    if opened.front is not None:
+        kept |= {"pipeline": opened.front.opened.digest, "stage": opened.front.stage.stage.name}
+        kept["output"] = opened.campaign.scoring.output
     if plan.listed is not None:
         kept["faults"] = _sha256(plan.listed.path)
     if fixed := opened.campaign.engine.open().arithmetic:  # and where in the machine that is changes no answer
@@ -403,14 +410,15 @@ def _agree(store: Store, opened: OpenCampaign, plan: Plan, golden: GoldenRun) ->
     adaptive = opened.campaign.adaptive
     if adaptive and (why := missing(adaptive.rate, golden.task, labelled=golden.labels is not None)):
         raise SpecError(f"rate {adaptive.rate!r} cannot be measured: {why}", "rate")
-    found |= {"samples": opened.data.samples, "data": opened.data.description, "synthetic": opened.data.synthetic}
+    data = opened.judged
+    found |= {"samples": data.samples, "data": opened.data.description, "synthetic": data.synthetic}
     # Where each trial is one fault in one sample, it is judged on that sample alone.
-    judged = 1 if plan.of_singles and all(t.samples for t in plan.targets) else opened.data.samples
+    judged = 1 if plan.of_singles and all(t.samples for t in plan.targets) else data.samples
     read = _read(opened, golden)
     store.put(
         golden=found
         | {
-            "output": opened.output,
+            "output": _scored(opened, golden),
             "judged": judged,
             "kind": golden.read_as,
             "reading": read,
@@ -427,8 +435,13 @@ def _note(opened: OpenCampaign, golden: GoldenRun) -> str:
 def _read(opened: OpenCampaign, golden: GoldenRun) -> str:
     """Return a remark on the interpretation of the golden scores."""
     labelled = golden.labels is not None
-    how, samples = opened.campaign.scoring, opened.data.samples
-    return remark(how.task, golden.task, golden.run, opened.output, samples, how.kind, labelled=labelled)
+    how, samples, output = opened.campaign.scoring, opened.judged.samples, _scored(opened, golden)
+    return remark(how.task, golden.task, golden.answered, output, samples, how.kind, labelled=labelled)
+
+
+def _scored(opened: OpenCampaign, golden: GoldenRun) -> str | None:
+    """Return the name of the scored output: of the model, or of the answer of a pipeline."""
+    return opened.output if golden.later is None else golden.later.answers.output
 
 
 def _worker_setup(

@@ -10,6 +10,7 @@ from onnxfi.campaign.spec.designs import (
     DESIGNS,
     LENGTH,
     PLACE,
+    UNWRITTEN,
     AdaptiveFaults,
     Design,
     FaultDraw,
@@ -78,6 +79,10 @@ class Campaign(CheckedFields):
     #: What reports call a layer.
     layers: Layers = "modules"
     allow_links: bool = field(default=False, metadata=PLACE)
+    #: The stage of a pipeline that faults are injected into.
+    stage: str | None = None
+    #: Whether code that a pipeline names is run; no file can say so.
+    allow_code: bool = field(default=False, compare=False, metadata=UNWRITTEN)
 
     def __init__(self, model: str | Path, data: str | Path | None = None, **fields: Any) -> None:
         given = plain({"model": model, "data": data, **fields})
@@ -143,4 +148,6 @@ class Campaign(CheckedFields):
         for row in (kept, *kept.get("mix", ())):
             if "fault" in row:
                 row["fault"] = str(parse_fault(row["fault"]))  # with the digest of a pattern's file
+        if self.stage is None:
+            del kept["stage"]
         return {**kept, "design": self.design.key}

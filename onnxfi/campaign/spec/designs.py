@@ -23,6 +23,8 @@ from onnxfi.tasks.kinds.classification import CLASSIFICATION
 
 LENGTH = MappingProxyType({"length": True})
 PLACE = MappingProxyType({"place": True})
+#: A field that a caller gives, and no file: neither a spec nor a store holds it.
+UNWRITTEN = MappingProxyType({"place": True, "unwritten": True})
 #: Trials and samples, whatever a file says: a store holds a row for each.
 MOST = 10**12
 #: Of single faults, where neither it nor their number is given.

@@ -59,7 +59,8 @@ def load_spec(path: str | Path, *, allow_code: bool = False, instead: Collection
     ...     load_spec(file).design.rates
     (1e-07, 1e-06, 1e-05)
     """
-    return _campaign(read_yaml(path, "campaign"), None if allow_code else instead)
+    found = _campaign(read_yaml(path, "campaign"), None if allow_code else instead)
+    return found.with_fields(allow_code=True) if allow_code else found
 
 
 def _campaign(whole: YamlNode, instead: Collection[str] | None) -> Campaign:

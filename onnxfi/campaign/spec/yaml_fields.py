@@ -128,8 +128,8 @@ def built(
 
 
 def flat_types(kind: Any) -> dict[str, Any]:
-    """Return the types of the flat fields of a value, by name."""
-    return {name: one.kind for name, one in flat_fields(kind).items()}
+    """Return the types of the flat fields of a value that a file may hold, by name."""
+    return {name: one.kind for name, one in flat_fields(kind).items() if not one.metadata.get("unwritten")}
 
 
 def read_mix_part(place: YamlNode) -> FaultMixPart:
@@ -141,5 +141,6 @@ def read_mix_part(place: YamlNode) -> FaultMixPart:
 def plain(value: Any) -> Any:
     """Return a dataclass as plain values for YAML: every flat field that is not at its default."""
     if dataclasses.is_dataclass(value):
-        return {name: plain(one) for name, one in given_fields(value).items()}
+        known = flat_types(type(value))
+        return {name: plain(one) for name, one in given_fields(value).items() if name in known}
     return [plain(one) for one in value] if isinstance(value, tuple) else value

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -36,7 +36,7 @@ from onnxfi.runtime.data.labels import joined as join_labels
 from onnxfi.runtime.data.npz import memory_bytes, read_headers, read_npz
 from onnxfi.runtime.engine.ports import ONNX_NUMBER, Array, Port, element_type, fits, one_line, shape_text, type_name
 
-__all__ = ["Batch", "Data", "open_data", "synthetic"]
+__all__ = ["Batch", "Data", "data_of_batches", "open_data", "synthetic"]
 
 _OPEN_DIMENSION = 32  # synthetic size where a model says none: whole strides of an image net, a short text
 _SYNTHETIC_SAMPLES = 8
@@ -221,7 +221,18 @@ def _from_function(spec: str, how: _Reading) -> Data:
             sys.path.remove(here)
 
 
-def _from_batches(made: Iterator[Any], how: _Reading, what: str) -> Data:
+def data_of_batches(made: Iterable[Mapping[str, Array]], ports: Sequence[Port], what: str) -> Data:
+    """Return unlabelled data of batches that stay as they are made; `what` names them in messages.
+
+    >>> port = Port("x", "float32", ("N", 3))
+    >>> data = data_of_batches([{"x": np.ones((n, 3), np.float32)} for n in (2, 1)], [port], "the crops")
+    >>> [batch.size for batch in data.batches(8)]
+    [2, 1]
+    """
+    return _from_batches(made, _Reading(tuple(ports), 0, None, "labels"), what)
+
+
+def _from_batches(made: Iterable[Any], how: _Reading, what: str) -> Data:
     """Batches as a function made them, read to the end, or to `limit`, and kept: every run sees the same."""
     batches: list[dict[str, Array]] = []
     marks: list[Labels | None] = []
