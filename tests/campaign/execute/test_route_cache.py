@@ -27,10 +27,7 @@ from onnxfi.errors import RouteError, SegmentMismatchError
 from onnxfi.faults.space import Target
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.model.loading import load
-from onnxfi.graph.partition.cut_points import narrow_cut_points, whole_subgraph
 from onnxfi.graph.partition.route import Route
-from onnxfi.graph.partition.segmentation import Segmentation
-from onnxfi.graph.partition.subgraph import partition_graph
 from onnxfi.runtime.data.sample_outputs import stacked
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine, OrtSession
 from onnxfi.runtime.engine.ports import Array
@@ -576,40 +573,6 @@ def test_routes_are_prepared_for_what_may_be_faulty(tmp_path: Path) -> None:
     other = flips([t for t in bench.opened.model.targets if t.id == "b3"], [(2, 25)])
     _, found = routed(bench, other)  # what is not made ready runs all the same
     assert found is None or found.tobytes() == stacked(bench.opened.run(bench.opened.faulty_session(other))).tobytes()
-
-
-@settings(max_examples=40, deadline=None)
-@given(model=nets(), half=st.booleans(), late=st.booleans(), blocks=st.booleans())
-def test_what_many_routes_take_together_is_what_each_takes(
-    model: onnx.ModelProto, half: bool, late: bool, blocks: bool
-) -> None:
-    held = load(model)
-    net = partition_graph(held, blocks=blocks)
-    chosen = held.targets[:: 2 if half else 1]
-    for ends in ((), narrow_cut_points(net, whole_subgraph(net, ()))):
-        routes = Segmentation(held, net, (), ends, late=late, chosen=frozenset(t.id for t in chosen))
-        each = {t.id: route for t in chosen if (route := routes.alone(t)) is not None}
-        found, taken = routes.prepared
-        assert {name: replace(route, entries=()) for name, route in each.items()} == found
-        for number in range(len(routes.segments)):
-            of_each = {
-                n for route in each.values() for entry in route.entries if entry.segment == number for n in entry.inputs
-            }
-            inside = {name for name, segment in routes.within.items() if segment == number}
-            assert taken[number] & inside == of_each & inside
-
-
-def test_what_is_prepared_for_many_tensors_looks_at_each_node_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nodes = [f"h{k + 1} = Add(h{k}, b{k})" for k in range(200)]
-    bias = {f"b{k}": chance(1, seed=k) for k in range(200)}
-    bench = vectors(tmp_path, "h0 = MatMul(x, w)", *nodes, "y = Relu(h200)", w=chance(8, 8, seed=3), **bias)
-    routes = bench.segmentation
-    assert routes is not None
-    monkeypatch.setattr(Segmentation, "entries", None)  # what is looked for in one tensor after the other
-    assert {f"h{k}" for k in range(200)} <= {name for names in routes.inner for name in names}
-    assert not routes.shares(t for t in bench.opened.model.targets if t.id != "w")
 
 
 WAYS_OF_BLOCKS: tuple[dict[str, Any], ...] = (
