@@ -1,4 +1,4 @@
-"""What installed packages offer: it is loaded, or refused with its name and what its package raised."""
+"""Offers of installed packages: loaded, or refused with their name and what their package raised."""
 
 from __future__ import annotations
 

@@ -38,7 +38,6 @@ BUILT_IN: Mapping[str, str] = MappingProxyType({
 })  # fmt: skip
 
 
-@cache
 def _built_in(name: str) -> Any:
     """Return a built-in task, or the function that makes it; its module is loaded when it is asked for."""
     return imported(f"{_KINDS}.{BUILT_IN[name]}", "task")

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from onnxfi.tasks.kinds.classification import CLASSIFICATION
-from onnxfi.tasks.registry import BUILT_IN
 
 
 def replace_metric(monkeypatch: pytest.MonkeyPatch, name: str, function: Callable[[Any], float]) -> None:
     """Measure a metric of the classification task with another function."""
     metrics = tuple(replace(m, function=function) if m.name == name else m for m in CLASSIFICATION.metrics)
     task = replace(CLASSIFICATION, metrics=metrics)
-    monkeypatch.setattr("onnxfi.tasks.registry.BUILT_IN", {**BUILT_IN, task.name: task})
+    monkeypatch.setattr("onnxfi.tasks.kinds.classification.CLASSIFICATION", task)

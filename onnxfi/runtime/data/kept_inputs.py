@@ -13,7 +13,7 @@ from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.engine.ports import Array
 
 #: Bytes of inputs that are kept for a task.
-_MOST_BYTES = 1 << 29
+MOST_BYTES = 1 << 29
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class KeptInputs:
         for batch in data.batches(size):
             first = {n: np.moveaxis(batch.feeds[n], data.layout.batched[n], 0)[: batch.valid] for n in names}
             total += sum(array.nbytes for array in first.values())
-            if total > _MOST_BYTES:
+            if total > MOST_BYTES:
                 raise DataError(f"inputs {', '.join(names)} take too much memory; take fewer samples with --samples")
             starts.append(batch.start)
             batches.append(first)

@@ -14,7 +14,7 @@ from onnxfi.graph.model.byte_source import StoredArray
 from onnxfi.runtime.engine.ports import Array, Port
 
 #: The largest message that protobuf serialises.
-_LARGEST_MODEL_BYTES = (1 << 31) - 1
+LARGEST_MODEL_BYTES = (1 << 31) - 1
 
 
 class Session(Protocol):
@@ -183,7 +183,7 @@ def embedded(model: bytes, stored: Mapping[str, Array | StoredArray]) -> bytes:
             del tensor.external_data[:]
             tensor.data_location = onnx.TensorProto.DEFAULT
             tensor.raw_data = array.tobytes()
-    if proto.ByteSize() > _LARGEST_MODEL_BYTES:
+    if proto.ByteSize() > LARGEST_MODEL_BYTES:
         raise EngineError(f"a model of {proto.ByteSize():,} bytes is too large for one message; run it with route full")
     return proto.SerializeToString()
 

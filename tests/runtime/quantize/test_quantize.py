@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -142,16 +140,6 @@ def test_clipped_and_flushed_are_counted(tmp_path: Path) -> None:
     assert integers.clipped == 0
 
 
-def test_bfloat16_is_held_at_its_largest(tmp_path: Path) -> None:
-    weight = np.full((4, 4), 1.0)
-    weight[0, 0] = 3.4e38
-    path = saved(tmp_path / "m.onnx", linear(weight))
-    done = quantize(load(path), Recipe("bf16"), tmp_path / "b.onnx")
-    session = ort.InferenceSession(tmp_path / "b.onnx", providers=["CPUExecutionProvider"])
-    assert np.isfinite(session.run(None, {"x": np.eye(4, dtype=np.float32)})[0]).all()
-    assert (done.words, done.flushed) == (16, 0)
-
-
 def test_excluded_nodes_stay_in_float(images: Data, tmp_path: Path) -> None:
     for recipe in (Recipe("dynamic", exclude=("fc2",)), Recipe("weight-only", exclude=("fc2",)),
                    Recipe("bf16", exclude=("fc2",)), Recipe("fp16", exclude=("fc2",)),
@@ -170,17 +158,6 @@ def test_what_cannot_be_quantised_is_named(tmp_path: Path) -> None:
     assert [op for _, op in done.left] == ["Conv"]
 
 
-def test_nothing_is_printed_or_logged_and_logging_is_left_as_it_was(
-    images: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root = logging.getLogger()
-    before = (root.handlers[:], root.level)
-    for recipe in (Recipe("static", calibration="percentile", calibration_samples=20), Recipe("weight-only")):
-        quantize(load(CNN), recipe, tmp_path / "q.onnx", data=images)
-    assert (root.handlers, root.level) == before
-    assert capsys.readouterr() == ("", "")
-
-
 def test_no_temporary_file_is_left_where_shape_inference_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     proto = onnx.load(CNN)
@@ -191,58 +168,6 @@ def test_no_temporary_file_is_left_where_shape_inference_fails(tmp_path: Path, m
     done = quantize(load(saved(tmp_path / "m.onnx", proto)), Recipe("dynamic"), "q.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "q.onnx"]
     assert done.layers == {"ConvInteger": 2, "MatMulInteger": 2}
-
-
-def test_a_cast_to_float_inside_a_model_goes_along_to_float16(tmp_path: Path) -> None:
-    proto = linear(np.eye(4))
-    proto.graph.node[0].output[0] = "m"
-    proto.graph.node.extend(
-        [
-            helper.make_node("Greater", ["m", "w0"], ["above"]),
-            helper.make_node("Cast", ["above"], ["as_float"], to=TensorProto.FLOAT),
-            helper.make_node("Mul", ["m", "as_float"], ["y"]),
-        ]
-    )
-    proto.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "w0"))
-    quantize(load(saved(tmp_path / "m.onnx", proto)), Recipe("fp16"), tmp_path / "h.onnx")
-    session = ort.InferenceSession(tmp_path / "h.onnx", providers=["CPUExecutionProvider"])
-    x = np.array([[0.25, 1, -1, 0.75]], np.float32)
-    assert session.run(None, {"x": x})[0].tolist() == [[0, 1, 0, 0.75]]
-
-
-BRANCHES = """<ir_version: 8, opset_import: ["": 18]> g (float[N,4] x, bool up) => (float[N,4] y) <float[4,4] w> {
-    m = MatMul(x, w)
-    y = If (up) <
-        then_branch = up_ () => (float[N,4] a) { k = Constant <value = float[1] {0.5}> () a = Mul(m, k) },
-        else_branch = down_ () => (float[N,4] b) { b = Relu(m) } >
-}"""
-#: A tensor without elements stands for an input of Resize that is absent.
-RESIZED = """<ir_version: 8, opset_import: ["": 18]> g (float[N,1,2,2] x) => (float[N,1,4,4] y)
-    <float[1,1,1,1] w, float[0] none = {}, int64[4] to = {1, 1, 4, 4}> {
-    m = Conv(x, w) absent = Constant <value = float[0] {}> () y = Resize <mode = "nearest"> (m, none, absent, to)
-}"""
-
-
-@pytest.mark.parametrize(("graph", "shape"), [(BRANCHES, (4, 4)), (RESIZED, (1, 1, 1, 1))])
-def test_float16_reaches_into_branches_and_leaves_absent_inputs_absent(
-    tmp_path: Path, graph: str, shape: tuple[int, ...]
-) -> None:
-    proto = onnx.parser.parse_model(graph)
-    proto.graph.initializer.append(
-        numpy_helper.from_array(np.linspace(0.5, 2, 4 ** (shape[0] // 2)).reshape(shape).astype(np.float32), "w")
-    )
-    quantize(load(saved(tmp_path / "m.onnx", proto)), Recipe("fp16"), tmp_path / "h.onnx")
-    made = onnx.load(tmp_path / "h.onnx")
-    onnx.checker.check_model(made)
-    assert next(t for t in made.graph.initializer if t.name == "w").data_type == TensorProto.FLOAT16
-    fed = {"x": np.arange(4, dtype=np.float32).reshape(1, *((1, 2, 2) if len(shape) == 4 else (4,)))}
-    for up in (True, False):
-        feeds = fed | ({"up": np.array(up)} if len(shape) == 2 else {})
-        golden, half = (
-            ort.InferenceSession(tmp_path / f, providers=["CPUExecutionProvider"]).run(None, feeds)[0]
-            for f in ("m.onnx", "h.onnx")
-        )
-        np.testing.assert_allclose(half, golden, rtol=2e-3)
 
 
 def test_weights_in_constants_are_found(tmp_path: Path) -> None:
@@ -274,83 +199,7 @@ def test_a_model_with_external_data_keeps_it_outside(images: Data, tmp_path: Pat
         assert evaluate(tmp_path / "q.onnx", images).metrics["top1"] > 0.88
 
 
-def shared(*nodes: onnx.NodeProto, feed: str = "x", dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
-    """Nodes that share a square weight W and a bias b, from `feed` to y."""
-    rng = np.random.default_rng(0)
-    stored = [
-        numpy_helper.from_array((rng.standard_normal(s) / 4).astype(np.float32), n)
-        for s, n in (((32, 32), "W"), ((32,), "b"))
-    ]
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        nodes, "g", [value(feed, dtype, ["N", 32][: 2 if dtype == TensorProto.FLOAT else 1])],
-        [value("y", TensorProto.FLOAT, ["N", 32])], stored,
-    )  # fmt: skip
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-
-
-def gemm(x: str, y: str, **more: float) -> onnx.NodeProto:
-    return helper.make_node("Gemm", [x, "W", "b"], [y], f"gemm_{y}", **more)
-
-
-SHARED = {
-    "two transposed": shared(gemm("x", "h", transB=1), gemm("h", "y", transB=1)),
-    "three transposed": shared(gemm("x", "h", transB=1), gemm("h", "k", transB=1), gemm("k", "y", transB=1)),
-    "one of two transposed": shared(gemm("x", "h", transB=1), gemm("h", "y")),
-    "a product and a Gemm": shared(helper.make_node("MatMul", ["x", "W"], ["h"], "mm"), gemm("h", "y", transB=1)),
-    "with alpha": shared(gemm("x", "h", transB=1, alpha=2.0), gemm("h", "y", transB=1)),
-    "tied embeddings": shared(
-        helper.make_node("Gather", ["W", "x"], ["h"], "e"), gemm("h", "y", transB=1), dtype=TensorProto.INT64
-    ),
-}
-
-
-@pytest.mark.parametrize("name", SHARED)
-def test_weights_and_biases_that_nodes_share_stay_what_they_are_for_each(name: str, tmp_path: Path) -> None:
-    path, rng = saved(tmp_path / "m.onnx", SHARED[name]), np.random.default_rng(1)
-    fed = rng.integers(0, 32, 16) if name == "tied embeddings" else rng.standard_normal((16, 32)).astype(np.float32)
-    data = open_data({"x": fed}, OrtEngine(provider="cpu").prepare(path).inputs)
-    wanted = OrtEngine(provider="cpu").prepare(path).run({"x": fed}, None)
-    for recipe in (
-        Recipe("dynamic"), Recipe("weight-only", weights="int8"), Recipe("weight-only", format="qdq"),
-        Recipe("static", calibration_samples=16), Recipe("static", format="qoperator", calibration_samples=16),
-    ):  # fmt: skip
-        done = quantize(load(path), recipe, tmp_path / "q.onnx", data=data)
-        found = OrtEngine(provider="cpu").prepare(tmp_path / "q.onnx").run({"x": fed}, None)
-        away = np.linalg.norm(found["y"] - wanted["y"]) / np.linalg.norm(wanted["y"])
-        assert away < (0.25 if "qdq" in recipe.format and recipe.mode == "weight-only" else 0.1), recipe
-        assert done.relative_error == pytest.approx(away, rel=1e-3)
-
-
 # Refused
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"mode": "statik"}, "no mode 'statik'; closest: 'static'"),
-        ({"mode": "dynamic", "calibration": "entropy"}, "--calibration has no effect in mode dynamic"),
-        ({"mode": "dynamic", "format": "qdq"}, "--format has no effect in mode dynamic"),
-        ({"mode": "dynamic", "activations": "uint8"}, "--activations has no effect in mode dynamic"),
-        ({"mode": "dynamic", "weights": "int4"}, "--weights 'int4' is not for mode dynamic; give int8 or uint8"),
-        ({"mode": "fp16", "weights": "int8"}, "--weights has no effect in mode fp16"),
-        ({"mode": "bf16", "per_channel": True}, "--per-channel has no effect in mode bf16"),
-        ({"mode": "weight-only", "per_channel": True}, "--per-channel has no effect in mode weight-only"),
-        ({"mode": "static", "format": "onnx"}, "--format 'onnx' is not for mode static; give qdq or qoperator"),
-        ({"mode": "static", "format": "qoperator", "weights": "int4"}, "has no QOperator form"),
-        (
-            {"mode": "weight-only", "format": "qdq", "weights": "int8"},
-            "--weights int8 has no QDQ form in mode weight-only",
-        ),
-        ({"mode": "weight-only", "format": "qdq", "weights": "uint8"}, "use --format qoperator, or --mode dynamic"),
-        ({"mode": "static", "block": 64}, "--block has no effect in mode static"),
-        ({"mode": "weight-only", "block": 33}, "--block 33 is not for MatMulNBits"),
-        ({"mode": "static", "calibration_samples": 0}, "--calibration-samples 0 is out of range"),
-    ],
-)
-def test_recipes_that_mean_nothing_are_refused(given: dict, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        Recipe(**given)
 
 
 @pytest.mark.parametrize(

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pickle
-import subprocess
-import sys
+import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from offered_engines import needs_openvino, offer
-from onnx import helper, numpy_helper, parser
+from onnx import numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 from own_engine import LeanEngine
 
 from onnxfi import Engine, engine_of, load
-from onnxfi.errors import DataError, EngineError, InputError, ModelError
+from onnxfi.errors import DataError, EngineError, ModelError
+from onnxfi.graph.model.byte_source import ByteSource, StoredArray
 from onnxfi.graph.partition.subgraph import partition_graph
 from onnxfi.graph.partition.subgraph_model import extract_model
-from onnxfi.runtime.engine import registry
-from onnxfi.runtime.engine.registry import engine_class, engine_names, setting_names
-from onnxfi.runtime.inject.activations import inject_activations, instrument
+from onnxfi.runtime.engine import protocols
+from onnxfi.runtime.engine.protocols import embedded, smallest_model
+from onnxfi.runtime.engine.registry import engine_names
+from onnxfi.runtime.inject.activations import inject_activations
 
 HEADER = '<ir_version: 9, opset_import: ["": 19]>'
 NAMES = (*engine_names(), "lean")
@@ -230,112 +229,42 @@ def test_an_engine_is_a_value_that_workers_get(engine: Engine) -> None:
     assert engine.unoptimized().prepare(cnn().SerializeToString()).inputs[0].shape == ("N", 3, 8, 8)
 
 
-# The registry
+# What the base class and the module do
 
 
-def test_an_own_engine_takes_at_most_twenty_five_lines() -> None:
-    text = (Path(__file__).parents[2] / "support" / "own_engine.py").read_text()
-    assert len(text.partition("@dataclass")[2].splitlines()) <= 25
+@pytest.mark.parametrize("name", NAMES)
+def test_every_engine_runs_the_smallest_model(name: str, engine: Engine) -> None:
+    session = engine.prepare(smallest_model())
+    assert session.run({"x": np.array([5], np.float32)})["y"].tolist() == [5] and not session.non_tensors
 
 
-@pytest.mark.parametrize(
-    ("load", "message"),
-    [
-        (lambda: dict, "is not a frozen dataclass derived from onnxfi.Engine"),
-        (lambda: Engine, "is not a frozen dataclass derived from onnxfi.Engine"),
-        (lambda: LeanEngine, "entry point 'pack:Own' says 'other', its class 'lean'; give both one name"),
-        (lambda: int("x"), r"entry point 'pack:Own' does not load: .*; repair or remove its package"),
-    ],
-)
-def test_bad_entry_points_are_named(load: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    point = SimpleNamespace(name="other", value="pack:Own", load=load)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
-    with pytest.raises(EngineError, match=message):
-        engine_of("other")
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point, point])
-    with pytest.raises(EngineError, match="two installed packages offer an engine 'other'"):
-        engine_of("other")
-    assert engine_of("reference").name == "reference", "others are not touched"
+def test_a_model_that_holds_what_lay_beside_it_is_the_model(tmp_path: Path) -> None:
+    made = graph("g (float[N,3] x) => (float[N,3] y) { h = Mul(x, v) y = Add(h, w) }")
+    arrays = {"v": random(3), "w": random(3, seed=1)}
+    made.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    plain = made.SerializeToString()
+    assert embedded(plain, {}) is plain, "nothing is copied where nothing lies beside it"
+    for tensor in made.graph.initializer:
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="given")
+    (tmp_path / "w.bin").write_bytes(arrays["w"].tobytes())
+    stored = StoredArray(ByteSource.file(tmp_path / "w.bin"), 0, np.dtype(np.float32), (3,))
+    whole = onnx.ModelProto.FromString(embedded(made.SerializeToString(), {"v": arrays["v"], "w": stored}))
+    assert {t.name: numpy_helper.to_array(t).tobytes() for t in whole.graph.initializer} == {
+        name: array.tobytes() for name, array in arrays.items()
+    }
 
 
-def test_names_and_settings_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(InputError, match="no engine 'openvno'; closest: 'openvino'"):
-        engine_of("openvno")
-    with pytest.raises(
-        InputError, match=r"engine 'openvino' has no setting provider; leave it out \(it takes threads\)"
-    ):
-        engine_of("openvino", provider="cpu")
-    with pytest.raises(InputError, match=r"threads must be in \[1, 1024\], got 0"):
-        engine_of("openvino", threads=0)
-    assert setting_names(engine_class("onnxruntime"))[:2] == ("provider", "provider_options")
+def test_a_model_that_no_message_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = graph("g (float[N,3] x) => (float[N,3] y) { y = Mul(x, v) }")
+    made.graph.initializer.append(numpy_helper.from_array(random(3), "v"))
+    monkeypatch.setattr(protocols, "LARGEST_MODEL_BYTES", 50)
+    with pytest.raises(EngineError, match="bytes is too large for one message; run it with route full"):
+        embedded(made.SerializeToString(), {"v": random(3)})
 
 
-# OpenVINO alone
-
-
-@pytest.fixture
-def openvino() -> None:
-    needs_openvino()
-
-
-@pytest.mark.usefixtures("openvino")
-def test_openvino_refuses_integers_that_it_would_clip() -> None:
-    session = engine_of("openvino").prepare(
-        graph("g (int64[N] x) => (int64[N] y) { y = Add(x, x) }").SerializeToString()
-    )
-    assert session.run({"x": np.array([3])})["y"].tolist() == [6]
-    with pytest.raises(DataError, match="OpenVINO computes int64 as int32; input 'x' holds numbers beyond that"):
-        session.run({"x": np.array([1 << 40])})
-    double = engine_of("openvino").prepare(
-        graph("g (double[N] x) => (double[N] y) { y = Add(x, x) }").SerializeToString()
-    )
-    assert double.note == "OpenVINO, CPU; float64 is computed as float32"
-
-
-@pytest.mark.usefixtures("openvino")
-def test_openvino_reports_nothing_to_its_maker(tmp_path: Path) -> None:
-    program = (
-        "import sys; from onnxfi import engine_of; from onnxfi.runtime.engine.protocols import smallest_model;"
-        "engine_of('openvino').prepare(smallest_model());"
-        "print([name for name in sys.modules if name.startswith('openvino_telemetry')])"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"HOME": str(tmp_path)},
-    )
-    assert (ran.stdout, os.listdir(tmp_path)) == ("[]\n", []), "no identifier is left in the home folder"
-
-
-def test_openvino_that_is_not_installed_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxfi.runtime.engine.openvino.is_installed", lambda: False)
-    with pytest.raises(EngineError, match=r"^openvino is not installed; pip install 'onnxfi\[openvino\]'$"):
-        engine_of("openvino").prepare(b"")
-    assert engine_of("openvino").version == "openvino, not installed"
-
-
-@pytest.mark.usefixtures("openvino")
-def test_formats_that_numpy_lacks_go_in_and_out_of_openvino() -> None:
-    import ml_dtypes
-
-    value = helper.make_tensor_value_info
-    model = helper.make_model(
-        helper.make_graph(
-            [helper.make_node("Add", ["x", "x"], ["y"])], "g", [value("x", 16, ["N"])], [value("y", 16, ["N"])]
-        ),
-        opset_imports=[helper.make_opsetid("", 17)], ir_version=8,
-    )  # fmt: skip
-    x = np.array([1.5, -3], ml_dtypes.bfloat16)
-    assert engine_of("openvino").prepare(model.SerializeToString()).run({"x": x})["y"].tolist() == [3, -6]
-
-
-@pytest.mark.usefixtures("openvino")
-def test_openvino_refuses_a_model_whose_faults_are_fed() -> None:
-    done = instrument(
-        load(graph("g (float[N,3] x) => (float[N,3] y) { a = Neg(x) y = Abs(a) }").SerializeToString()), all=True
-    )
-    with pytest.raises(EngineError, match=r"OpenVINO refuses the model: .*Gather") as caught:
-        engine_of("openvino").prepare(done.data)
-    assert "\n" not in str(caught.value)
+def test_a_path_that_is_no_file_is_named(tmp_path: Path) -> None:
+    for place, what in ((tmp_path, "a directory"), (tmp_path / "none.onnx", "no file")):
+        with pytest.raises(ModelError, match=f"'{re.escape(str(place))}' is {what}; give the path of an .onnx file"):
+            Engine.file(place)
