@@ -30,7 +30,7 @@ FRAMEWORKS: dict[str, Framework] = {
     for f in (
         Framework(
             "torch",
-            {"torch": "torch", "onnxscript": "onnxscript", "safetensors": "safetensors"},
+            {"torch": "torch", "onnxscript": "onnxscript"},
             (".pt", ".pth", ".bin", ".safetensors"),
         ),
         Framework("keras", {"keras": "keras", "tensorflow": "tensorflow", "tf2onnx": "tf2onnx"}, (".keras", ".h5")),

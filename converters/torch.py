@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -170,6 +171,8 @@ def _weights(path: Path) -> dict[str, Any]:
     """Return the tensors of a checkpoint by name; no code in it is run."""
     import torch
 
+    if path.suffix == ".safetensors" and importlib.util.find_spec("safetensors") is None:
+        raise InputError(f"{path.name!r} needs safetensors, which is not installed: pip install safetensors")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -23,8 +25,29 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 #: Files are checked where they are opened.
 PATH = click.Path(readable=False, path_type=Path)
-MODEL = click.argument("model", metavar="MODEL", type=PATH)
-PIPELINE = click.argument("model", metavar="MODEL|PIPELINE.yaml", type=PATH)
+
+
+class _ModelPath(click.Path):
+    """The path of a model; of standard input, given as `-`, that of a scratch file with what came from there."""
+
+    def __init__(self) -> None:
+        super().__init__(readable=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value != "-" or ctx is None:
+            return super().convert(value, param, ctx)
+        from onnxfi.graph.write.scratch_folder import scratch_folder
+
+        if sys.stdin is None or sys.stdin.isatty():
+            self.fail("'-' is standard input, where no model comes from; pipe one into it", param, ctx)
+        file = ctx.with_resource(scratch_folder()) / "stdin.onnx"
+        with file.open("wb") as stream:
+            shutil.copyfileobj(sys.stdin.buffer, stream)
+        return file
+
+
+MODEL = click.argument("model", metavar="MODEL", type=_ModelPath())
+PIPELINE = click.argument("model", metavar="MODEL|PIPELINE.yaml", type=_ModelPath())
 
 _SELECT = (
     click.option("--include", multiple=True, metavar="PATTERN", help="Select targets, nodes or layers: a substring, =exact, a glob, or re:expression. Repeatable."),

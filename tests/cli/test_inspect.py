@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import struct
@@ -476,3 +477,14 @@ def test_wrong_flags_for_activations_are_refused(run: Run, models: Path, flags: 
     assert ran.code == 2 and ran.out == ""
     for text in texts:
         assert text in ran.err
+
+
+def test_a_model_comes_from_standard_input(here: Path) -> None:
+    model = (Path(__file__).parents[2] / "models" / "fashion_cnn.onnx").read_bytes()
+    command = [sys.executable, "-m", "onnxfi"]
+    piped = subprocess.run([*command, "inspect", "-", "--json"], input=model, capture_output=True, check=False)
+    assert piped.returncode == 0 and json.loads(piped.stdout)["totals"]["bits"] == 3_387_712
+    made = subprocess.run([*command, "inject", "-", "--count", "1"], input=model, capture_output=True, check=False)
+    assert made.returncode == 0 and [path.name for path in here.glob("*.onnx")] == ["stdin.faulty.onnx"]
+    damaged = subprocess.run([*command, "inspect", "-"], input=b"no model", capture_output=True, check=False)
+    assert damaged.returncode == 2 and damaged.stderr.count(b"\n") == 1

@@ -169,7 +169,11 @@ def names_function(spec: str) -> bool:
 
 
 def _describe(samples: int, labels: Labels | None, what: str) -> str:
-    return f"{samples} {'un' if labels is None else ''}labelled samples of {what}"
+    return f"{samples} {'un' if labels is None else ''}labelled {_noun(samples)} of {what}"
+
+
+def _noun(samples: int) -> str:
+    return "sample" if samples == 1 else "samples"
 
 
 def _from_folder(path: Path, how: _Reading, preprocess: Path | None) -> Data:
@@ -361,7 +365,7 @@ def synthetic(ports: Sequence[Port], samples: int, seed: int, batch_axis: int = 
         array = _values(np.asarray(words, np.uint64).reshape(shape), port)
         arrays[port.name] = array if axis is None else np.moveaxis(array, 0, axis)
     many = place.rows(arrays)
-    of = f"{many} synthetic samples of seed {seed}, unlabelled; floats in [0, 1), open dimensions of 32"
+    of = f"{many} synthetic {_noun(many)} of seed {seed}, unlabelled; floats in [0, 1), open dimensions of 32"
     return Data.of_arrays(arrays, None, place, of, synthetic=True)
 
 
