@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from onnxfi.tasks.task import Metric, Task
 
 
+#: Rows of a table by layer.
+_TOP = 20
+
+
 @click.command(
     "report", cls=GroupedCommand, short_help="Print the rates of a campaign; write a page, figures or tables."
 )
@@ -48,10 +52,24 @@ if TYPE_CHECKING:
     metavar="TARGET",
     help="With --figures or --html, of single faults: also draw a map of the rates by element (weight, synapse, neuron) of this target. Repeatable.",
 )
+@click.option(
+    "--sort",
+    metavar="METRIC",
+    default="",
+    help="Sort the layers by this rate, the most harmful first (default: in the order of the model while they fit --top).",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(0),
+    default=_TOP,
+    show_default=True,
+    metavar="N",
+    help="Rows of the tables by layer; 0: all.",
+)
 @JSON
 def command(
     stores: tuple[Path, ...], html: Path | None, figure_folder: Path | None, csv_folder: Path | None, csv_by_model: bool,
-    elements: tuple[str, ...], as_json: bool,
+    elements: tuple[str, ...], sort: str, top: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Print the rates of a campaign, overall and by bit error rate, layer and bit, each with its interval.
 
@@ -97,7 +115,7 @@ def command(
         print_json(found[0].document() if len(found) == 1 else {"stores": [one.document() for one in found]})
         return
     if len(found) == 1:
-        print_report(found[0])
+        print_report(found[0], sort=sort, top=top)
     else:
         _print_side_by_side(found)
     for line in dict.fromkeys(captions):
@@ -142,12 +160,13 @@ def _print_side_by_side(found: Sequence[Report]) -> None:
         print_line(text)
 
 
-def print_report(found: Report) -> None:
-    """Print a report to the terminal."""
+def print_report(found: Report, *, sort: str = "", top: int = _TOP) -> None:
+    """Print a report to the terminal, of its layers the first `top` (0: all), by a metric where `sort` names one."""
     from onnxfi.campaign.report.tables import classes, rate_name, swept_over
     from onnxfi.campaign.report.validity_notes import notes
     from onnxfi.cli.terminal import count, number, print_line, print_note, table
 
+    layers, cut = _shown_layers(found, sort, top)
     metrics, level = found.golden["metrics"], f"intervals at {100 * found.confidence:.4g} %"
     print_line(f"{found.store}: {found.everything.trials:,} of {found.planned:,} trials, {found.golden['data']}")
     task = found.task
@@ -172,9 +191,13 @@ def print_report(found: Report) -> None:
     else:
         _table(f"By {swept_over(found)}, {level}", ">" + rate_name(found).partition(" (")[0], found.by_rate, task)
     if found.by_layer:
-        _table(f"By layer, {level}", "Layer", found.by_layer, task)
-    if shares := [[_share(v) if isinstance(v, float) else v for v in row.values()] for row in classes(found)]:
-        table("Classes by layer, shares of the injections", _CLASSES[: len(shares[0])], shares)
+        _table(f"By layer, {level}", "Layer", layers, task)
+        if cut:
+            print_line(cut)
+        names = {fold.key for fold in layers}
+        lines = [row for row in classes(found) if row["layer"] in names]
+        if shares := [[_share(v) if isinstance(v, float) else v for v in row.values()] for row in lines]:
+            table("Classes by layer, shares of the injections", _CLASSES[: len(shares[0])], shares)
     if found.by_bit:
         _table(f"By bit, {level}", ">Bit", [fold for fold in found.by_bit if fold.trials], task)
     for line in notes(found):
@@ -183,6 +206,27 @@ def print_report(found: Report) -> None:
         print_note(
             f"{count(found.errors, 'trial')} ended in an error of the harness and are excluded from all rates; run again to repeat them"
         )
+
+
+def _shown_layers(found: Report, sort: str, top: int) -> tuple[Sequence[Fold], str]:
+    """Return the layers that a table shows, and the line that says which were left out."""
+    from onnxfi.campaign.report.tables import by_harm
+    from onnxfi.errors import InputError, closest
+
+    task, folds = found.task, found.by_layer
+    names = {rate.name for rate in found.everything.rates}
+    if sort and sort not in names:
+        raise InputError(f"--sort: the store has no rate {sort!r}{closest(sort, names)}")
+    many = bool(top) and len(folds) > top
+    if not sort and not many:
+        return folds, ""
+    metric = task.metric(sort or (task.headline if task.headline in names else "sdc"))
+    shown = by_harm(folds, metric)[: top or None]
+    which = "highest" if metric.better == "lower" else "lowest"
+    line = (
+        f"the {len(shown)} of {len(folds):,} layers with the {which} {metric.label}; --top 0 shows all" if many else ""
+    )
+    return shown, line
 
 
 def estimate_text(look: Look) -> str:

@@ -15,6 +15,7 @@ from onnxfi.faults.faultlist import Header
 from onnxfi.graph.model.byte_source import printable
 from onnxfi.graph.write.output_file import atomic_files, make_folder
 from onnxfi.graph.write.scratch_folder import scratch_folder
+from onnxfi.tasks.task import Metric
 
 #: What begins a formula, also as wide letters.
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
@@ -44,6 +45,20 @@ def classes(found: CampaignRates) -> list[dict[str, Any]]:
                 row |= {"faulty_accuracy": faulty.estimate, "golden_accuracy": golden}
             rows.append(row)
     return rows
+
+
+def by_harm(folds: Sequence[Fold], metric: Metric) -> list[Fold]:
+    """Return folds with the most harmful first, by the estimate of a metric; those without an estimate come last.
+
+    Of two with the same estimate the one whose interval begins and ends higher comes first, then the model's order.
+    """
+    sign = -1.0 if metric.better == "lower" else 1.0
+
+    def key(fold: Fold) -> tuple[float, ...]:
+        found = fold.estimated(metric.name)
+        return (1.0,) if found is None else (0.0, *(sign * end for end in (found.estimate, found.low, found.high)))
+
+    return sorted(folds, key=key)
 
 
 def swept_over(found: CampaignRates) -> str:

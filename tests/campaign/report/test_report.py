@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_campaigns import ran
 
+from onnxfi.campaign.report.rates import Fold, MetricEstimate
 from onnxfi.campaign.report.report import Report, report
+from onnxfi.campaign.report.tables import by_harm
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import InputError, OutputError
+from onnxfi.statistics.intervals import Interval
+from onnxfi.tasks.kinds.classification import CLASSIFICATION
 
 
 @pytest.fixture
@@ -65,3 +72,29 @@ def test_one_row_a_trial_in_pandas(sweep: Report, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(OutputError, match=r"pip install pandas, or use \.csv"):
         sweep.to_pandas()
+
+
+def test_layers_come_by_their_harm() -> None:
+    def fold(key: str, estimate: float, low: float = 0.0) -> Fold:
+        return Fold(key, 10, None, {}, (MetricEstimate("sdc1", "samples", Interval(low, 1.0, estimate, 10, "m")),))
+
+    folds = [fold("a", 0.1), fold("b", math.nan), fold("c", 0.4), fold("d", 0.1, 0.05), fold("e", 0.1)]
+    metric = CLASSIFICATION.metric("sdc1")
+    assert [one.key for one in by_harm(folds, metric)] == ["c", "d", "a", "e", "b"]
+    assert [one.key for one in by_harm(folds, replace(metric, better="higher"))][-2:] == ["c", "b"]
+
+
+def test_the_terminal_shows_the_worst_layers_and_says_what_is_left_out(here: Path, run: Callable[..., Any]) -> None:
+    ran(Campaign("m.onnx", "d.npz", provider="cpu", single=True, trials=30), here / "s.db")
+    found = report(here / "s.db")
+    worst = by_harm(found.by_layer, found.task.metric("sdc1"))[0].key
+    result = run("report", "s.db", "--top", "1")
+    assert f"the 1 of {len(found.by_layer)} layers with the highest SDC-1" in result.out
+    table = result.out[result.out.index("By layer") :].splitlines()
+    assert [line.split()[0] for line in table[4:5]] == [worst]
+    assert "layers with the highest" not in run("report", "s.db", "--top", "0").out
+    refused = run("report", "s.db", "--sort", "sdc9")
+    assert (refused.code, refused.out) == (
+        2,
+        "",
+    ) and "--sort: the store has no rate 'sdc9'; closest: 'sdc'" in refused.err
