@@ -1,14 +1,29 @@
-"""Loading what installed packages offer by entry points: fault models, passes, engines, tasks and metrics."""
+"""Loading what other packages offer: fault models, passes, engines, tasks and metrics by entry points; libraries."""
 
 from __future__ import annotations
 
 import dataclasses
+from importlib import import_module
 from importlib.metadata import EntryPoint
 from typing import Any, TypeVar
 
-from onnxfi.errors import OnnxfiError
+from onnxfi.errors import InputError, OnnxfiError
 
 Base = TypeVar("Base")
+
+
+def library(module: str, extra: str) -> Any:
+    """Return a module of a package that an extra of onnxfi brings; InputError, with the remedy, where it is absent.
+
+    >>> library("no_such_package.metrics", "metrics")
+    Traceback (most recent call last):
+    onnxfi.errors.InputError: no_such_package is not installed; pip install 'onnxfi[metrics]'
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        name = module.partition(".")[0]
+        raise InputError(f"{name} is not installed; pip install 'onnxfi[{extra}]'") from error
 
 
 def load_extension(point: EntryPoint, error: type[OnnxfiError]) -> Any:

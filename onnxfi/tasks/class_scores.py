@@ -8,7 +8,7 @@ any output. Where labels ask for top-1 of such an output, that is an error which
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,24 @@ def named_output(outputs: Sequence[Port], name: str, non_tensors: Mapping[str, s
     if name not in known:
         raise DataError(f"the model has no output {name!r}{closest(name, known)}")
     return name
+
+
+def only_output(declared: ModelOutputs, fits: Callable[[Port], bool], what: str) -> tuple[str, ...]:
+    """Return the output that ``--output`` names, else the only one that fits; DataError lists them where none is sure.
+
+    >>> ports = Port("box", "float32", ("N", 4)), Port("y", "float32", ("N", 1))
+    >>> outputs = ModelOutputs(ports, None, Data((), 2, None, False, "", None, None))
+    >>> only_output(outputs, lambda port: port.shape[1] == 1, "a score")
+    ('y',)
+    """
+    if declared.asked is not None:
+        return (named_output(declared.ports, declared.asked, declared.non_tensors),)
+    fitting = [port for port in declared.ports if fits(port)]
+    if len(fitting) == 1:
+        return (fitting[0].name,)
+    listed = "; ".join(map(str, fitting or declared.ports)) or "none"
+    which = "several outputs could" if fitting else "no output is sure to"
+    raise DataError(f"{which} hold {what}; name one with --output: {listed}")
 
 
 def class_output(declared: ModelOutputs) -> tuple[str, ...]:

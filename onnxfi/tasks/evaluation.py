@@ -13,16 +13,16 @@ from onnxfi.graph.passes.spike_counts import spike_count_output, with_spike_coun
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.kept_inputs import KeptInputs
-from onnxfi.runtime.data.sample_outputs import Outputs, run_outputs, sample_axes, stacked
+from onnxfi.runtime.data.sample_outputs import Outputs, class_axes, run_outputs, sample_axes, stacked
 from onnxfi.runtime.data.sources import Data, open_data
-from onnxfi.runtime.engine.ports import Array
+from onnxfi.runtime.engine.ports import Array, Port
 from onnxfi.runtime.engine.protocols import Engine, Session
 from onnxfi.runtime.engine.registry import engine_of
 from onnxfi.runtime.pipeline.answers import PipelineAnswers
 from onnxfi.runtime.pipeline.open_pipeline import OpenPipeline
 from onnxfi.tasks.class_scores import named_output
 from onnxfi.tasks.outcomes import GoldenRun
-from onnxfi.tasks.registry import AUTO, CLASSIFICATION, choose_task, find_task, remark
+from onnxfi.tasks.registry import AUTO, choose_task, find_task, guessed, remark
 from onnxfi.tasks.task import ModelOutputs, Task
 
 
@@ -132,7 +132,7 @@ def evaluate(
     --------
     >>> golden = evaluate("models/fashion_cnn.onnx", "models/fashion_test.npz")
     >>> golden.metrics["top1"]
-    0.905
+    0.9115
     >>> evaluate("models/fashion_cnn.onnx", "models/fashion_test.npz", golden=golden).metrics["sdc1"]
     0.0
     """
@@ -186,7 +186,7 @@ def scored_names(
 
     With `whole`, outputs of maps are not passed over.
     """
-    chosen = find_task(CLASSIFICATION if task == AUTO else task)
+    chosen = find_task(guessed(data.labels, _columns(session.outputs, name)) if task == AUTO else task)
     if chosen.reads is not None:
         return chosen.reads(ModelOutputs(session.outputs, name, data, kind, session.non_tensors, whole))
     return () if name is None else (named_output(session.outputs, name, session.non_tensors),)
@@ -196,7 +196,8 @@ def scored_answers(
     answers: PipelineAnswers, name: str | None, kind: str = "auto", *, task: str = AUTO
 ) -> PipelineAnswers:
     """Return the answers of a pipeline with the outputs that count; see `scored_names`."""
-    chosen = find_task(CLASSIFICATION if task == AUTO else task)
+    labels = answers.data.labels
+    chosen = find_task(guessed(labels, _columns(answers.ports, name)) if task == AUTO else task)
     if chosen.reads is not None:
         return replace(answers, names=chosen.reads(ModelOutputs(answers.ports, name, answers.data, kind, {}, True)))
     return answers if name is None else replace(answers, names=(named_output(answers.ports, name, {}),))
@@ -268,10 +269,18 @@ def evaluate_pipeline(
     )  # fmt: skip
 
 
+def _columns(outputs: Sequence[Port], name: str | None) -> int | None:
+    """Return the numbers a sample of the output that is scored, as it is declared; None where they are not known."""
+    floats = [port for port in outputs if "float" in port.dtype and name in (None, port.name)]
+    shape = class_axes(floats[0].shape or ()) if len(floats) == 1 else ()
+    columns = 1 if len(shape) == 1 else shape[1] if len(shape) == 2 else None
+    return columns if isinstance(columns, int) else None
+
+
 def _metrics(golden: GoldenRun, faulty: Sequence[Outputs] | None) -> dict[str, float]:
     """Return the metrics that are shown without a campaign; of a golden run those that say something about it."""
     task = golden.task
-    wanted = [m for m in task.applicable(labelled=golden.labels is not None) if m.name in task.evaluated]
+    wanted = [m for m in golden.measured if m.name in task.evaluated]
     pair = golden.pair(golden.run if faulty is None else faulty)
     order = {name: k for k, name in enumerate(task.evaluated)}
     wanted.sort(key=lambda m: order[m.name])

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxfi.errors import InputError
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.partition.route import Route
 from onnxfi.runtime.data.kept_inputs import KeptInputs
@@ -24,7 +25,7 @@ from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.pipeline.later_stages import LaterStages
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, share
 from onnxfi.tasks.decoded_answers import DecodedAnswers, DecodedPair
-from onnxfi.tasks.task import Task
+from onnxfi.tasks.task import Metric, Task
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class GoldenRun:
     ) -> GoldenRun:
         """Return a golden run; the kind of its scores is settled once, and labels become those of the task's kind."""
         batches = as_run(run)
+        if tolerance and not task.takes_tolerance:
+            raise InputError(f"the task {task.name} says itself which answers are masked; leave --tolerance out")
         if labels is not None and task.labels:
             labels = as_kind(task.labels, labels)
         scored = batches if later is None else later.answers.run
@@ -100,6 +103,12 @@ class GoldenRun:
         if self.task.decode is None:
             return len(self.scores)
         return 1 if self.sample is not None else sum(len(outputs.samples) for outputs in self.answered)
+
+    @cached_property
+    def measured(self) -> tuple[Metric, ...]:
+        """The metrics that trials have."""
+        labels = self.labels if self.whole is None else self.whole.labels
+        return self.task.applicable(labels, single=self.sample is not None)
 
     @property
     def detects(self) -> bool:
@@ -172,9 +181,10 @@ def judge(golden: GoldenRun, faulty: Array | Sequence[Outputs]) -> Judgement:
     if not pair.same_shape:
         silent = not (golden.detects and pair.faulty.nonfinite.any())
         return _all_alike(golden, "sdc" if silent else "due", None if silent else "nonfinite")
-    due, masked = pair.detected, golden.task.masked(pair)
+    due = pair.detected
+    masked = golden.task.masked(pair) & ~due
     metrics = {"masked_samples": share(masked), "sdc_samples": share(~masked & ~due), "due_samples": share(due)}
-    metrics |= {m.name: m.measure(pair) for m in golden.task.applicable(labelled=golden.labels is not None)}
+    metrics |= {m.name: m.measure(pair) for m in golden.measured}
     outcome = "due" if due.any() else "masked" if masked.all() else "sdc"
     wrong = golden.task.wrong
     changed = None if wrong is None else _packed(wrong(pair))
@@ -190,7 +200,7 @@ def _all_alike(golden: GoldenRun, outcome: str, cause: str | None) -> Judgement:
     """Return the judgement where every sample has this outcome, and every metric its value at failure."""
     due = outcome == "due"
     metrics = {"masked_samples": 0.0, "sdc_samples": float(not due), "due_samples": float(due)}
-    for metric in golden.task.applicable(labelled=golden.labels is not None):
+    for metric in golden.measured:
         metrics[metric.name] = metric.at_failure(golden.answers, due=due)
     metrics["nonfinite"] = float(cause == "nonfinite")
     changed = None if golden.task.wrong is None else _packed(np.full(golden.size, not due))

@@ -6,20 +6,24 @@ to a function of keyword arguments that returns one.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from onnxfi.errors import DataError, InputError, closest
 from onnxfi.extensions import load_extension
 from onnxfi.runtime.data.batches import Data
+from onnxfi.runtime.data.labels import Labels, are_classes, is_binary
 from onnxfi.runtime.data.sample_outputs import Outputs, as_run, stacked
 from onnxfi.runtime.data.sources import names_function
-from onnxfi.runtime.engine.ports import Array, one_line
+from onnxfi.runtime.engine.ports import Array, one_line, shape_text, type_name
 from onnxfi.tasks.class_scores import classifies, reading
 from onnxfi.tasks.task import Metric, Task
 from onnxfi.tasks.user_code import imported
@@ -27,11 +31,17 @@ from onnxfi.tasks.user_code import imported
 _KINDS = "onnxfi.tasks.kinds"
 #: The name that leaves the choice of the task to the shape and the name of the scored output.
 AUTO = "auto"
-#: The tasks that `AUTO` chooses between.
+#: The tasks that `AUTO` chooses between where the data has no labels.
 CLASSIFICATION, DEVIATION = "classification", "deviation"
 #: Built-in tasks by name, each a `Task` or a function of options that makes one, in a module of `onnxfi/tasks/kinds/`.
 BUILT_IN: Mapping[str, str] = MappingProxyType({
     CLASSIFICATION: "classification:CLASSIFICATION",
+    "binary": "multi_label:binary",
+    "multi-label": "multi_label:multi_label",
+    "regression": "regression:regression",
+    "signal": "regression:signal",
+    "embedding": "embedding:embedding",
+    "sequence": "sequence:sequence",
     DEVIATION: "deviation:DEVIATION",
     "segmentation": "segmentation:segmentation",
     "detection": "detection:detection",
@@ -51,6 +61,24 @@ def _installed(group: str) -> Mapping[str, EntryPoint]:
 def task_names() -> tuple[str, ...]:
     """Return the names that ``--task`` takes."""
     return (AUTO, *BUILT_IN, *_installed("onnxfi.tasks"))
+
+
+def task_identity(spec: str) -> str:
+    """Return a task with its options in order, and the digest of each file that they name.
+
+    >>> task_identity("regression:unit=K,tolerance=0.50"), task_identity("deviation")
+    ('regression:tolerance=0.5,unit=K', 'deviation')
+    """
+    head, _, text = spec.partition(":")
+    if is_own(spec) or not text:
+        return spec
+    found = sorted(_options(spec, text).items())
+    return f"{head}:" + ",".join(f"{key}={value}{_file_digest(value)}" for key, value in found)
+
+
+def _file_digest(value: object) -> str:
+    file = Path(str(value))
+    return f"#{hashlib.sha256(file.read_bytes()).hexdigest()}" if isinstance(value, str) and file.is_file() else ""
 
 
 def is_own(spec: str) -> bool:
@@ -103,7 +131,8 @@ def find_task(spec: str, metrics: Sequence[str] = ()) -> Task:
     else:
         raise InputError(f"no task {head[:60]!r}{closest(head[:60], task_names())}, or give module:name")
     own = [find_metric(one) for one in metrics]
-    return with_metrics(found, own) if own else found
+    forms = tuple(with_metrics(form, own) for form in found.alternatives)
+    return replace(with_metrics(found, own), alternatives=forms) if own else found
 
 
 def find_metric(spec: str) -> Metric:
@@ -131,6 +160,45 @@ def with_metrics(task: Task, metrics: Sequence[Metric]) -> Task:
     )  # fmt: skip
 
 
+def guessed(labels: Labels | None, columns: int | None) -> str:
+    """Return the name of the task that labels ask for where none is named, classification without labels.
+
+    `columns` is the number of scores that a sample has, None where that is not known.
+
+    Raises
+    ------
+    DataError
+        For labels of which several tasks could be meant, or that need options.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> guessed(np.array([2, 0]), 3), guessed(np.array([1, 0]), 1), guessed(np.array([[1, 1], [0, 1]]), 2)
+    ('classification', 'binary', 'multi-label')
+    >>> guessed(np.array([0.5, 1.5]), 1)
+    'regression'
+    """
+    if labels is None:
+        return CLASSIFICATION
+    number = labels.dtype.kind not in "OUT"
+    if number and columns == 1 and labels[:1].size == 1:
+        return "binary" if is_binary(labels) else "regression"
+    if are_classes(labels):
+        return CLASSIFICATION
+    if labels.ndim == 2 and labels.shape[1] > 1 and is_binary(labels):
+        return "multi-label"
+    if number and labels.ndim == 2 and columns in (None, labels.shape[1]):
+        return "regression"
+    if labels.ndim < 3:
+        return CLASSIFICATION  # which says why they are no classes
+    if labels.dtype.kind in "iub":
+        return "segmentation"
+    if labels.ndim == 3 and labels.shape[2] in (5, 6) and number and columns != labels[:1].size:
+        return "detection"
+    kind, given = type_name(labels), shape_text(labels.shape)
+    raise DataError(f"labels are {kind} {given}, which several tasks take; name one with --task")
+
+
 def choose_task(
     spec: str,
     run: Array | Sequence[Outputs],
@@ -149,24 +217,29 @@ def choose_task(
         Where the outputs do not fit the task of `spec`, or the labels of the data ask for classes and there are none.
     """
     batches = as_run(run)
-    if spec == AUTO:
-        spec = CLASSIFICATION if classifies(stacked(batches), output, data, kind) else DEVIATION
-        return find_task(spec, metrics)
-    task = find_task(spec, metrics)
+    scores = stacked(batches)
+    named = guessed(data.labels, scores[0].size if scores.ndim else None) if spec == AUTO else spec
+    if spec == AUTO and named == CLASSIFICATION:
+        return find_task(CLASSIFICATION if classifies(scores, output, data, kind) else DEVIATION, metrics)
+    task = find_task(named, metrics)
     if task.misfit is not None and (why := task.misfit(batches, data, kind)):
         unlabelled = replace(data, labels=None)
+        said = f"{named}, as the labels look," if spec == AUTO else spec
         if data.labels is not None and not task.misfit(batches, unlabelled, kind):
-            raise DataError(f"task {spec} does not fit: {why}; name labels of this task with --labels")
+            raise DataError(f"task {said} does not fit: {why}; name labels of this task with --labels")
         fitting = ", ".join(_fitting(batches, unlabelled, kind))
-        raise DataError(f"task {spec} does not fit: {why}; tasks that fit: {fitting}, or name another --output")
+        raise DataError(f"task {said} does not fit: {why}; tasks that fit: {fitting}, or name another --output")
     if task.name == CLASSIFICATION:
-        classifies(stacked(batches), output, data, kind)
+        classifies(scores, output, data, kind)
     return task
 
 
 def _fitting(run: Sequence[Outputs], unlabelled: Data, kind: str) -> Iterator[str]:
     """Yield the names of the built-in tasks that outputs fit, labels apart."""
-    return (t.name for t in map(find_task, BUILT_IN) if t.misfit is None or not t.misfit(run, unlabelled, kind))
+    for task in map(find_task, BUILT_IN):
+        with contextlib.suppress(InputError):  # of a library that is not installed
+            if task.misfit is None or not task.misfit(run, unlabelled, kind):
+                yield task.name
 
 
 def known_metric(name: str, task: str = AUTO, metrics: Sequence[str] = ()) -> Metric | None:
@@ -184,11 +257,12 @@ def metric_names() -> list[str]:
     return list(dict.fromkeys(name for task in known_tasks() for name in task.by_name))
 
 
-def expected_task(spec: str, output: str | None) -> Task:
-    """Return the task of a specification before the golden run: for ``auto`` by the scored output that was found."""
+def expected_task(spec: str, output: str | None, labels: Labels | None) -> Task:
+    """Return the task of a specification before the golden run: for ``auto`` by the labels and the scored output."""
     if spec != AUTO:
         return find_task(spec)
-    return find_task(DEVIATION if output is None else CLASSIFICATION)
+    named = guessed(labels, None)
+    return find_task(DEVIATION if output is None and named == CLASSIFICATION else named)
 
 
 def remark(
@@ -205,6 +279,9 @@ def remark(
     if spec != AUTO and task.remark is None:
         return ""
     scores = stacked(run)
+    if spec == AUTO and task.name not in (CLASSIFICATION, DEVIATION):
+        more = task.remark(scores, output, samples, kind, labelled=labelled) if task.remark else ""
+        return f"task {task.name}, as the labels look; --task names another" + (more and f"; {more}")
     if spec == AUTO:
         return reading(scores, output, samples, kind, labelled=labelled)
     assert task.remark is not None

@@ -58,6 +58,10 @@ class Metric:
         `Answers`; None where the faulty answers alone say it.
     needs_labels : bool
         The metric compares with labels.
+    needs_all : bool
+        The metric says nothing of a single sample: trials that are judged on one sample have no value.
+    defined : callable, optional
+        Returns whether the metric is defined for these labels; trials have no value where it is not.
     silent : bool
         The metric counts only errors that nothing detects: it is 0 where the trial is DUE without an answer.
     detected : bool
@@ -85,6 +89,8 @@ class Metric:
     unchanged: float | None = 0.0
     failed: float | Callable[[Answers], float] | None = field(default=1.0, compare=False)
     needs_labels: bool = False
+    needs_all: bool = False
+    defined: Callable[[Labels], bool] | None = field(default=None, compare=False, repr=False)
     silent: bool = False
     detected: bool = False
     golden: bool = False
@@ -141,6 +147,12 @@ class Metric:
             return None
         return float(float(found) > 0) if self.any_of else float(found)
 
+    def applies(self, labels: Labels | None, *, single: bool = False) -> bool:
+        """Return whether trials have a value, by the labels of the data; `single` trials are judged on one sample."""
+        if self.function is None or (single and self.needs_all) or (labels is None and self.needs_labels):
+            return False
+        return labels is None or self.defined is None or self.defined(labels)
+
     def measured_in(self, metrics: Mapping[str, Any]) -> bool:
         """Return true where a campaign whose golden run has these metrics measures this one."""
         return self.name in OUTCOMES or (self.any_of or self.name) in metrics
@@ -159,7 +171,7 @@ class Metric:
 
     def row(self) -> dict[str, Any]:
         """Return the declaration as plain values for JSON."""
-        skipped = ("function", "failed")
+        skipped = ("function", "failed", "defined")
         kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skipped}
         return kept | {"bounds": [json_value(end) for end in self.bounds]}
 
@@ -233,7 +245,7 @@ class Task:
     absent : str
         The reason, with a remedy, that a message gives where outputs have another task.
     masked : callable
-        Returns the samples of an `AnswerPair` that count as golden ([N]).
+        Returns the samples of an `AnswerPair` that count as golden ([N]); one that is DUE never does.
     wrong : callable, optional
         Returns the samples whose answer is another one silently ([N]); reports say from them how much the choice of
         samples adds to `headline`.
@@ -256,6 +268,10 @@ class Task:
         the shapes of both sides; empty where they do.
     labels : str
         The kind of labels that its metrics take, of `onnxfi/runtime/data/labels.py`; empty: as the data has them.
+    takes_tolerance : bool
+        Whether ``--tolerance`` counts in `masked`.
+    alternatives : tuple of Task
+        Forms of the task for other outputs; the first that fits is taken where this one does not.
     score_kind, remark : callable, optional
         Returns how golden scores are read, and what is doubtful about it.
 
@@ -281,6 +297,8 @@ class Task:
     orders: tuple[tuple[str, str], ...] = ()
     absent: str = ""
     labels: str = ""
+    takes_tolerance: bool = True
+    alternatives: tuple[Task, ...] = field(default=(), compare=False, repr=False)
     apart: bool = True
     inputs: tuple[str, ...] = ()
     masked: Callable[[AnswerPair], Flags] = field(default=_within_tolerance, compare=False, repr=False)
@@ -342,9 +360,9 @@ class Task:
         """Return the first candidate that is present, else the share of trials that are SDC."""
         return self.by_name[next((name for name in candidates if name in present), OUTCOMES[1])]
 
-    def applicable(self, *, labelled: bool) -> tuple[Metric, ...]:
-        """Return the metrics with a function that data with or without labels allows."""
-        return tuple(m for m in self.metrics if m.function is not None and labelled >= m.needs_labels)
+    def applicable(self, labels: Labels | None, *, single: bool = False) -> tuple[Metric, ...]:
+        """Return the metrics with a function that have a value in each trial (see `Metric.applies`)."""
+        return tuple(m for m in self.metrics if m.applies(labels, single=single))
 
     def row(self) -> dict[str, Any]:
         """Return the declaration as plain values for JSON."""

@@ -33,16 +33,43 @@ def masks(random: np.random.Generator) -> tuple[Array, Array]:
     return np.moveaxis(np.eye(3)[truth], -1, 1) + random.normal(0, 0.3, (SAMPLES, 3, 6, 5)), truth
 
 
+def decisions(random: np.random.Generator) -> tuple[Array, Array]:
+    truth = np.arange(SAMPLES)[:, None] % (2 + np.arange(3)) == 0
+    return truth + random.normal(0, 0.4, (SAMPLES, 3)), truth
+
+
+def decision(random: np.random.Generator) -> tuple[Array, Array]:
+    output, truth = decisions(random)
+    return output[:, :1], truth[:, 0]
+
+
+def numbers(random: np.random.Generator) -> tuple[Array, Array]:
+    truth = random.normal(size=(SAMPLES, 5))
+    return truth + random.normal(0, 0.1, truth.shape), truth
+
+
+def vectors(random: np.random.Generator) -> tuple[Array, Array]:
+    labels = np.arange(SAMPLES) // 2
+    return random.normal(size=(SAMPLES, 6))[labels] + random.normal(0, 0.1, (SAMPLES, 6)), labels
+
+
+def texts(random: np.random.Generator) -> tuple[Array, Array]:
+    words = np.array(["a cat", "dog", "", "two words", "x", "y z", "ü", "end"], object)
+    return words, np.where(random.random(SAMPLES) < 0.3, "cat", words).astype(object)
+
+
 #: By the name of a task what makes a golden output and labels.
 EXAMPLES: Mapping[str, Callable[[np.random.Generator], tuple[Array, Array]]] = {
-    "detection": boxes, "segmentation": masks,
+    "binary": decision, "multi-label": decisions, "regression": numbers, "signal": numbers, "embedding": vectors,
+    "sequence": texts, "detection": boxes, "segmentation": masks,
 }  # fmt: skip
 
 
 def golden_example(task: Task, random: np.random.Generator) -> GoldenRun:
     """Return a golden run that fits a task."""
     output, labels = EXAMPLES.get(task.name, scores)(random)
-    run = (Outputs(np.arange(SAMPLES), {"y": output.astype(np.float32)}),)
+    given = output if output.dtype.kind == "O" else output.astype(np.float32)
+    run = (Outputs(np.arange(SAMPLES), {"y": given}),)
     return GoldenRun.of(run, labels, task, "auto", 0.0, ("crash", "nonfinite"))
 
 
@@ -50,5 +77,5 @@ def faulty_example(golden: GoldenRun, random: np.random.Generator) -> tuple[Outp
     """Return outputs of which a fifth is drawn anew."""
     (outputs,) = golden.run
     y = outputs.arrays["y"]
-    other = np.where(random.random(y.shape) < 0.2, random.normal(size=y.shape), y).astype(np.float32)
-    return (Outputs(outputs.samples, {"y": other}),)
+    other = y[::-1] if y.dtype.kind == "O" else random.normal(size=y.shape).astype(np.float32)
+    return (Outputs(outputs.samples, {"y": np.where(random.random(y.shape) < 0.2, other, y)}),)

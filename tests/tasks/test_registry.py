@@ -73,7 +73,8 @@ def test_a_task_is_guessed_only_where_it_is_certain() -> None:
     assert choose_task("auto", scores[..., None], "y", DATA) is DEVIATION
     assert choose_task("deviation", scores, "y", DATA) is DEVIATION
     with pytest.raises(
-        DataError, match=r"task classification does not fit: output 'y' has shape .* tasks that fit: dev"
+        DataError,
+        match=r"task classification does not fit: output 'y' has shape .* tasks that fit: regression, signal, dev",
     ):
         choose_task("classification", [Outputs(np.arange(4), {"y": scores[..., None]})], "y", DATA)
 
@@ -85,7 +86,7 @@ def test_labels_of_another_task_are_refused_with_those_that_fit() -> None:
     ):
         choose_task("detection", heads, None, replace(DATA, labels=np.arange(4)))
     with pytest.raises(
-        DataError, match=r"'y' \[4,3\] do not show their box format.*tasks that fit: classification, dev"
+        DataError, match=r"'y' \[4,3\] do not show their box format.*tasks that fit: classification, multi-label, "
     ):
         choose_task("detection", [Outputs(np.arange(4), {"y": np.zeros((4, 3), np.float32)})], "y", DATA)
 

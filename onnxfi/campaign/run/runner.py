@@ -301,7 +301,9 @@ def _refuse(campaign: Campaign, opened: OpenCampaign, shard: tuple[int, int] | N
     rate = campaign.adaptive.rate
     if opened.front is not None and campaign.scoring.task == AUTO:
         return  # its answers are known after the golden run, and are asked then
-    if why := missing(rate, expected_task(campaign.scoring.task, opened.output), labelled=labelled):
+    if why := missing(
+        rate, expected_task(campaign.scoring.task, opened.output, opened.judged.labels), labelled=labelled
+    ):
         raise SpecError(f"rate {rate!r} cannot be measured: {why}", "rate")
 
 

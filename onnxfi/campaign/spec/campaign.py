@@ -35,7 +35,7 @@ from onnxfi.campaign.spec.settings import DataSettings, EngineSettings, Layers, 
 from onnxfi.errors import SpecError, closest
 from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.scope import FaultScope
-from onnxfi.tasks.registry import known_metric, metric_names
+from onnxfi.tasks.registry import known_metric, metric_names, task_identity
 
 
 @dataclass(frozen=True, init=False)
@@ -150,4 +150,4 @@ class Campaign(CheckedFields):
                 row["fault"] = str(parse_fault(row["fault"]))  # with the digest of a pattern's file
         if self.stage is None:
             del kept["stage"]
-        return {**kept, "design": self.design.key}
+        return {**kept, "task": task_identity(self.scoring.task), "design": self.design.key}

@@ -100,7 +100,7 @@ def one_hot_columns(labels: Labels) -> int | None:
     """
     if labels.ndim != 2 or labels.shape[1] < 2 or labels.dtype.kind in "OUT":
         return None
-    return labels.shape[1] if _is_binary(labels) and bool((labels.sum(axis=1) == 1).all()) else None
+    return labels.shape[1] if is_binary(labels) and bool((labels.sum(axis=1) == 1).all()) else None
 
 
 def are_classes(labels: Labels) -> bool:
@@ -112,7 +112,8 @@ def are_classes(labels: Labels) -> bool:
     return _not_classes(labels) == ""
 
 
-def _is_binary(labels: Labels) -> bool:
+def is_binary(labels: Labels) -> bool:
+    """Return true for labels that are 0 and 1 alone."""
     return labels.dtype.kind not in "OUT" and bool(((labels == 0) | (labels == 1)).all())
 
 
@@ -132,8 +133,8 @@ def _not_classes(labels: Labels) -> str:
     why = f"{_given(labels)}; classes are integers, one a sample, or one-hot rows"
     if labels.dtype.kind in "OUT":
         return f"{why}; of names take their places in the list of the model's classes"
-    if labels.ndim == 2 and not column and _is_binary(labels):
-        return f"{why}; rows of several classes are for a task of several labels"
+    if labels.ndim == 2 and not column and is_binary(labels):
+        return f"{why}; rows of several classes are labels of --task multi-label"
     with np.errstate(all="ignore"):
         whole = labels.dtype.kind == "b" or bool((labels == np.floor(labels)).all())
     return f"{why}; take labels.astype('int64')" if column and whole else why
@@ -149,7 +150,7 @@ def as_classes(labels: Labels) -> Labels:
 
 def as_multi_hot(labels: Labels) -> Labels:
     """Return the labels that hold for each sample (bool [N,C])."""
-    if labels.ndim not in (1, 2) or not _is_binary(labels):
+    if labels.ndim not in (1, 2) or not is_binary(labels):
         raise DataError(f"{_given(labels)}; several labels a sample are 0 and 1, [N,labels]")
     return np.asarray(labels.reshape(len(labels), -1) == 1)
 

@@ -143,7 +143,7 @@ def _precision(pair: AnswerPair, part: str) -> float:
 def _of_labels(name: str, part: str, label: str, axis: str) -> Metric:
     return Metric(
         name, partial(_precision, part=part), label=label, axis=axis, per="set", better="higher", unchanged=None,
-        failed=0.0, needs_labels=True, golden=True,
+        failed=0.0, needs_labels=True, golden=True, needs_all=True,
     )  # fmt: skip
 
 

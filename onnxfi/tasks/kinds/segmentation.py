@@ -173,7 +173,7 @@ def _mean_of_classes(pair: AnswerPair, of: Callable[[Counts, Counts], Floats]) -
 def _of_labels(name: str, function: Callable[[AnswerPair], float], label: str, axis: str) -> Metric:
     return Metric(
         name, function, label=label, axis=axis, per="set", better="higher", unchanged=None, failed=0.0,
-        needs_labels=True, golden=True,
+        needs_labels=True, golden=True, needs_all=name != "pixel_accuracy",
     )  # fmt: skip
 
 
