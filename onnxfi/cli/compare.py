@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxfi.cli.options import CODE, JSON, LINKS, STAGE, GroupedCommand, run_options, select_options
+from onnxfi.cli.options import CODE, JSON, LINKS, STAGE, GroupedCommand, refuse_flags, run_options, select_options
 
 if TYPE_CHECKING:
     from onnxfi.campaign.report.compare import Comparison
@@ -20,8 +21,23 @@ if TYPE_CHECKING:
 
 @click.command("compare", cls=GroupedCommand, short_help="Compare versions of a network at the same bit error rates.")
 @click.argument("models", metavar="MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--ber", metavar="RATES", help="Bit error rates: 1e-6, a list 1e-6,1e-5, or decades 1e-7:1e-3.")
+@click.option("--paired", is_flag=True, help="Run the same faults on two models, and compare them trial by trial.")
 @click.option(
-    "--ber", required=True, metavar="RATES", help="Bit error rates: 1e-6, a list 1e-6,1e-5, or decades 1e-7:1e-3."
+    "--trials", type=click.IntRange(1), metavar="N", help="With --paired: N single faults in place of a sweep."
+)
+@click.option(
+    "--target",
+    default="weights",
+    show_default=True,
+    metavar="TARGETS",
+    help="Inject into weights, activations or inputs; a list with commas.",
+)
+@click.option("--all", is_flag=True, help="Inject into all activations (default: the outputs of layers).")
+@click.option(
+    "--allow-calibration-data",
+    is_flag=True,
+    help="With --paired: score also on samples on which a model was calibrated.",
 )
 @click.option("--repeat", type=int, default=10, show_default=True, help="Trials at each rate for each model.")
 @click.option("--confidence", type=float, default=0.99, show_default=True, help="Confidence level of every interval.")
@@ -57,14 +73,18 @@ def command(
     models: tuple[Path, ...], out: Path | None, figure_folder: Path | None, workers: int | None, as_json: bool,
     **flags: Any,
 ) -> None:  # fmt: skip
-    """Run the same sweep on several versions of a network, and print accuracy over bit error rate for all of them.
+    """Compare versions of a network under faults: the same sweep on several, or with --paired the same faults on two.
 
-    The rate is per stored bit, so a version with fewer bits gets fewer faults, as its memory would. Intervals are those
+    A sweep prints accuracy over bit error rate for all of them. The rate is per stored bit, so a version with fewer bits gets fewer faults, as its memory would. Intervals are those
     of onnxfi report. Without labels the rate of changed answers is compared.
+
+    --paired maps the fault list of the first model onto the second, tensor by tensor and word by word, as of a model
+    and its protected version. Differences have paired intervals; faults in what the second alone has are counted too.
 
     \b
     onnxfi compare cnn.onnx cnn_fp16.onnx cnn_int8.onnx --data images.npz --ber 1e-6:1e-3
     onnxfi compare cnn.onnx cnn_int8.onnx --data images.npz --ber 1e-6:1e-3 --figures figures
+    onnxfi compare cnn.onnx protected.onnx --data images.npz --paired --trials 1000
     """
     from onnxfi.campaign.report.compare import compare
     from onnxfi.campaign.workers.scheduling import default_workers
@@ -74,6 +94,7 @@ def command(
 
     if len(models) < 2:
         raise click.UsageError("compare needs two models or more; for one use onnxfi run")
+    _check_design(models, flags, figures=figure_folder is not None)
     if figure_folder is not None:
         from onnxfi.campaign.report.figures import needs, write_figures
 
@@ -91,7 +112,11 @@ def command(
 
     with ExitStack() as stack:
         folder = out or stack.enter_context(scratch_folder())
-        base = _sweep(models[0], flags)
+        base = _campaign(models[0], flags)
+        threads = default_workers(base) if workers is None else workers
+        if flags["paired"]:
+            _compare_paired(models, base, folder, threads, flags["allow_calibration_data"], on_start, as_json, out)
+            return
         found = compare(
             [str(m) for m in models], base, folder,
             workers=default_workers(base) if workers is None else workers, on_start=on_start,
@@ -109,12 +134,46 @@ def command(
             print_line(f"wrote {file}")
 
 
-def _sweep(model: Path, flags: dict[str, Any]) -> Campaign:
+def _compare_paired(
+    models: tuple[Path, ...], base: Campaign, folder: Path, workers: int, allowed: bool,
+    tell: Callable[[Running], None], as_json: bool, out: Path | None,
+) -> None:  # fmt: skip
+    """Run the same faults on two models, and print the comparison."""
+    from onnxfi.campaign.report.paired import compare_paired
+    from onnxfi.cli.paired import print_paired
+
+    first, second = map(str, models)
+    found = compare_paired(first, second, base, folder, workers=workers, allow_calibration_data=allowed, tell=tell)
+    print_paired(found, as_json=as_json, kept=out is not None)
+
+
+def _check_design(models: tuple[Path, ...], flags: dict[str, Any], *, figures: bool) -> None:
+    """Refuse flags that do not go together."""
+    if not flags["paired"]:
+        refuse_flags(("trials", "allow_calibration_data"), "without --paired")
+        if not flags["ber"]:
+            raise click.UsageError("give the rates of the sweep with --ber, as 1e-6:1e-3")
+        return
+    if len(models) != 2:
+        raise click.UsageError(f"--paired compares two models, given {len(models)}")
+    if (flags["ber"] is None) == (flags["trials"] is None):
+        raise click.UsageError("--paired takes either --ber RATES or --trials N")
+    if figures:
+        raise click.UsageError("--figures has no effect with --paired; leave it out")
+    if flags["trials"]:
+        refuse_flags(("repeat",), "with --trials")
+
+
+def _campaign(model: Path, flags: dict[str, Any]) -> Campaign:
     """Return the campaign of the flags for the first model."""
     from onnxfi.campaign.spec.campaign import Campaign
     from onnxfi.campaign.spec.flat_fields import flat_fields, parse_rates
 
     values = {name: flags[name] for name in flat_fields(Campaign) if name in flags}
+    values["target"] = tuple(one.strip() for one in flags["target"].split(",") if one.strip())
+    if flags["trials"] is not None:
+        del values["ber"], values["repeat"]
+        return Campaign(**{"model": model, **values, "single": True})
     return Campaign(**{"model": model, **values, "ber": parse_rates(flags["ber"])})
 
 

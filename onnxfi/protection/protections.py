@@ -56,7 +56,7 @@ class RangeAverage(Range):
 
 @dataclass(frozen=True)
 class NanFilter(Protection):
-    """NaN becomes the number of the range nearest to 0, an infinity its bound; finite numbers stay as they are."""
+    """NaN and infinities become the number of the range that is nearest to 0; finite numbers stay as they are."""
 
     per: str = "tensor"
     extend: bool = True

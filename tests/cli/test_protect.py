@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jsonschema import Draft202012Validator
 
 ROOT = Path(__file__).parents[2]
@@ -47,3 +48,30 @@ def test_what_is_refused_is_one_line(run: Run, here: Path) -> None:
         ran = run("protect", CNN, *words, "-o", "p.onnx")
         assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1) and message in ran.err, ran.err
     assert not list(here.iterdir())
+
+
+def test_a_paired_comparison_prints_tables_and_a_document(run: Run, here: Path) -> None:
+    images = np.load(TEST)
+    np.savez("score.npz", image=images["image"][1000:1020], labels=images["labels"][1000:1020])
+    run("protect", CNN, *ON, "--with", "range:clip", "-o", "p.onnx")
+    words = ("compare", CNN, "p.onnx", "--data", "score.npz", "--provider", "cpu", "--paired", "--workers", "0")
+    found = run(*words, "--trials", "8", "--json").json
+    Draft202012Validator(schema("compare --paired")).validate(found)
+    assert [m["store"] for m in found["models"]] == [None, None]
+    ran = run(*words, "--ber", "1e-5", "--repeat", "2")
+    assert ran.code == 0, ran.err
+    assert "The same faults on both" in ran.out and re.search(r"nodes +10 +28 +\+18", ran.out)
+    assert "of its own the second model has 384 of" in ran.out
+
+
+def test_flags_of_a_paired_comparison_go_together(run: Run, here: Path) -> None:
+    for words, message in (
+        ((CNN, CNN, "--paired"), "takes either --ber RATES or --trials N"),
+        ((CNN, CNN, "--paired", "--ber", "1e-3", "--trials", "3"), "takes either --ber RATES or --trials N"),
+        ((CNN, CNN, CNN, "--paired", "--trials", "3"), "--paired compares two models, given 3"),
+        ((CNN, CNN, "--trials", "3", "--ber", "1e-3"), "--trials has no effect without --paired"),
+        ((CNN, CNN), "give the rates of the sweep with --ber"),
+        ((CNN, CNN, "--paired", "--trials", "3", "--repeat", "3"), "--repeat has no effect with --trials"),
+    ):
+        ran = run("compare", *words, *ON)
+        assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1) and message in ran.err, ran.err

@@ -255,7 +255,12 @@ def _text(trial: int, faults: Faults, how: Sampler, ordinals: list[int] | tuple[
     """Return the lines of a trial; of one without faults a recipe for none."""
     if len(faults):
         return "\n".join(trial_lines(trial, faults, how, ordinals))
-    row = {"trial": trial, "sampler": _NOTHING.kind, "per": 0, "seed": how.seed, "n": 0}
+    return no_faults_line(trial, how.seed)
+
+
+def no_faults_line(trial: int, seed: int = 0) -> str:
+    """Return the line of a trial that drew no fault: a recipe for none."""
+    row = {"trial": trial, "sampler": _NOTHING.kind, "per": 0, "seed": seed, "n": 0}
     return json.dumps({**row, "sha256": _NO_SITES})
 
 

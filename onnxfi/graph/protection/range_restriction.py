@@ -150,8 +150,7 @@ class RestrictRanges(ModelPass[tuple[str, ...]]):
 class FilterNonFinite(ModelPass[tuple[str, ...]]):
     """The pass that replaces NaN and infinities in activations; its result are their names.
 
-    A NaN becomes the number of the range that is nearest to 0, an infinity the bound on its side. All other numbers
-    stay, also those outside the range.
+    They become the number of the range that is nearest to 0; all other numbers stay, also those outside the range.
     """
 
     tensors: tuple[Restricted, ...]
@@ -208,16 +207,12 @@ def _hold(g: NodeBuilder, one: Restricted, value: str, low: str, high: str, name
 
 def _filter(one: Restricted) -> Restrict:
     """Return what inserts the operators that replace NaN and infinities of one activation."""
-    b = one.bounds
-    nearest = [min(max(0.0, low), high) for low, high in zip(b.low, b.high, strict=True)]
-    largest = Bounds.of_format(one.dtype).high
+    nearest = [min(max(0.0, low), high) for low, high in zip(one.bounds.low, one.bounds.high, strict=True)]
 
     def insert(g: NodeBuilder, value: str, result: str) -> None:
-        low, high, zero = one.constants(g, b.low, b.high, nearest)
-        ends = [g.constant(end, one.dtype) for end in (-largest[0], largest[0])]
-        number = g.add("Where", g.add("IsNaN", value), zero, value)
-        finite = g.add("Equal", _hold(g, replace(one, bounds=b.whole), value, *ends), value)
-        g.add("Where", finite, value, _hold(g, one, number, low, high), name=result)
+        # A number minus itself is 0, but for NaN and infinities: three operators find and replace both.
+        (number,) = one.constants(g, nearest)
+        g.add("Where", g.add("IsNaN", g.add("Sub", value, value)), number, value, name=result)
 
     return insert
 

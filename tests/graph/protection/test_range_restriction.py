@@ -52,7 +52,7 @@ def oracle(x: Any, bounds: Bounds, action: str) -> Any:
         v = float(x[place])
         if action == "filter":
             nearest = min(max(0.0, low), high)
-            v = nearest if np.isnan(v) else v if np.isfinite(v) else high if v > 0 else low
+            v = v if np.isfinite(v) else nearest
         elif np.isnan(v):
             v = {"clip": v, "zero": 0.0, "average": middle}[action]
         elif not low <= v <= high:

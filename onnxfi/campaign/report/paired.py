@@ -1,0 +1,299 @@
+"""Paired comparison of two versions of a network: the same faults on both, trial by trial."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from onnxfi.campaign.execute.open_campaign import OpenCampaign
+from onnxfi.campaign.execute.trial_executor import TrialExecutor
+from onnxfi.campaign.plan.mapped_list import MappedList, map_list
+from onnxfi.campaign.plan.plan import make_plan
+from onnxfi.campaign.report.report import Report, report
+from onnxfi.campaign.results.rows import Row
+from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.run.runner import Running, run
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.designs import Replay, SingleFaults
+from onnxfi.errors import DataError
+from onnxfi.faults.trials import json_value
+from onnxfi.graph.write.output_file import make_folder
+from onnxfi.protection.calibration import sample_marks
+from onnxfi.protection.protect import read_record
+from onnxfi.statistics.intervals import Interval, Stratum, stratified_interval
+from onnxfi.statistics.paired import Paired, paired, rate_ratio
+from onnxfi.tasks.task import Metric, Task
+
+#: Runs of one batch, of which the fastest is the time.
+_TIMED = 9
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two versions: its file, and its report."""
+
+    model: str
+    digest: str
+    size_bytes: int
+    nodes: int
+    batch_s: float
+    found: Report
+
+
+@dataclass(frozen=True)
+class PairedRow:
+    """A metric on the trials of one rate (None: of all), on both versions.
+
+    `ratio` says how many times rarer a yes or no became, None for a number.
+    """
+
+    metric: Metric
+    ber: float | None
+    found: Paired
+    ratio: Interval | None = None
+
+
+@dataclass(frozen=True)
+class OwnSites:
+    """Sites that the second version alone has, and what faults there do.
+
+    `rate` is the headline rate of faults there (None: not drawn apart), `together` that of one fault anywhere in it.
+    """
+
+    targets: int
+    sites: int
+    population: int
+    trials: int = 0
+    rate: Interval | None = None
+    together: Interval | None = None
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Two versions of a network under the same faults."""
+
+    first: Side
+    second: Side
+    rows: tuple[PairedRow, ...]
+    own: OwnSites
+    confidence: float
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def task(self) -> Task:
+        """The task of both."""
+        return self.first.found.task
+
+    def golden(self) -> list[tuple[Metric, float, float]]:
+        """Return the metrics that say how right both golden runs are."""
+        one, two = (side.found.golden["metrics"] for side in (self.first, self.second))
+        names = [name for name in self.task.golden_names if name in one and name in two]
+        return [(self.task.metric(name), float(one[name]), float(two[name])) for name in names]
+
+    def document(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {
+            "confidence": self.confidence,
+            "models": [
+                {
+                    "model": s.model, "digest": s.digest, "size_bytes": s.size_bytes, "nodes": s.nodes,
+                    "batch_s": s.batch_s, "golden": s.found.golden["metrics"], "store": str(s.found.store),
+                }
+                for s in (self.first, self.second)
+            ],
+            "rows": [_document(row) for row in self.rows],
+            "own": {
+                "targets": self.own.targets, "sites": self.own.sites, "population": self.own.population,
+                "trials": self.own.trials, "rate": _ends(self.own.rate), "together": _ends(self.own.together),
+            },
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def _document(row: PairedRow) -> dict[str, Any]:
+    f = row.found
+    return {
+        "metric": row.metric.name, "ber": row.ber, "trials": f.n, "first": f.first, "second": f.second,
+        "difference": _ends(f.difference), "only_first": f.only_first, "only_second": f.only_second,
+        "p_value": f.p_value, "ratio": _ends(row.ratio),
+    }  # fmt: skip
+
+
+def _ends(i: Interval | None) -> dict[str, Any] | None:
+    if i is None:
+        return None
+    return {"value": json_value(i.estimate), "low": json_value(i.low), "high": json_value(i.high)}
+
+
+def compare_paired(
+    first: str,
+    second: str,
+    campaign: Campaign,
+    stores: str | Path,
+    *,
+    workers: int = 0,
+    allow_calibration_data: bool = False,
+    tell: Callable[[Running], None] | None = None,
+) -> PairedComparison:
+    """Run the same faults on two versions of a network, and compare them trial by trial.
+
+    Parameters
+    ----------
+    first, second : str
+        The models, as the unprotected and the protected one; the second has the tensors of the first.
+    campaign : Campaign
+        A sweep (`ber`) or single faults (`single`); its model is replaced by the two.
+    stores : str or Path
+        The folder of the stores and of the fault list of the second model.
+    workers : int
+        Worker processes, as in `run`.
+    allow_calibration_data : bool
+        Score also on samples on which one of the models was calibrated.
+    tell : callable, optional
+        Called with each running campaign before its trials.
+
+    Returns
+    -------
+    PairedComparison
+        Each metric with the interval of its paired difference, accuracy without faults, time and size.
+
+    Raises
+    ------
+    SpecError
+        For another design, or versions that do not share their tensors.
+    DataError
+        Where the data holds samples on which a model was calibrated.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> single = Campaign("", "models/fashion_test.npz", samples=50, single=True, trials=20, bits="30")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     found = compare_paired("models/fashion_cnn.onnx", "models/fashion_cnn.onnx", single, folder)
+    >>> {row.found.difference.estimate for row in found.rows}
+    {0.0}
+    """
+    folder = Path(stores)
+    make_folder(folder)
+    opened = [TrialExecutor.open(replace(campaign, model=model)).opened for model in (first, second)]
+    if not allow_calibration_data:
+        for one in opened:
+            _check_calibration(one)
+    made = make_plan(opened[0].campaign, opened[0].fault_targets)
+    mapped = map_list(made, opened[1].fault_targets, second, folder / "second.jsonl")
+    replayed = replace(campaign, model=second, design=Replay(str(mapped.path)))
+    before = _ran(replace(campaign, model=first), folder / "first.onnxfi.db", workers, tell)
+    after = _ran(replayed, folder / "second.onnxfi.db", workers, tell)
+    own = _own_sites(replace(campaign, model=second), mapped, folder, after, workers, tell)
+    times = _batch_times(opened)
+    sides = [
+        Side(model, one.model.digest, sum(s.size for s in one.model.sources), len(one.model.index.main.nodes), t, found)
+        for model, one, t, found in zip((first, second), opened, times, (before, after), strict=True)
+    ]
+    rows = tuple(_rows(before, after, campaign))
+    return PairedComparison(sides[0], sides[1], rows, own, campaign.confidence)
+
+
+def _ran(campaign: Campaign, store: Path, workers: int, tell: Callable[[Running], None] | None) -> Report:
+    """Run a campaign to its end, and return its report."""
+    running = run(campaign, store, workers=workers)
+    if tell is not None:
+        tell(running)
+    for _ in running:
+        pass
+    return report(store)
+
+
+def _check_calibration(one: OpenCampaign) -> None:
+    """Refuse data that holds samples on which a model was calibrated."""
+    record = read_record(one.model.proto)
+    if record is None or record["calibration"] is None or one.data.synthetic:
+        return
+    shared = len(set(sample_marks(one.data)) & set(record["calibration"]["marks"]))
+    if shared:
+        raise DataError(
+            f"{one.model.name} was calibrated on samples of this data ({shared} of the "
+            f"{len(record['calibration']['marks'])} marked ones are in it); score it on other data, or say "
+            f"--allow-calibration-data"
+        )
+
+
+def _own_sites(
+    campaign: Campaign, mapped: MappedList, folder: Path, second: Report, workers: int,
+    tell: Callable[[Running], None] | None,
+) -> OwnSites:  # fmt: skip
+    """Count the sites that the second version alone has; where faults are single, draw some there as well."""
+    population = mapped.sites + mapped.own_sites
+    plain = OwnSites(len(mapped.own), mapped.own_sites, population)
+    design = campaign.design
+    if not mapped.own_sites or not isinstance(design, SingleFaults):
+        return plain
+    trials = min(mapped.own_sites, max(20, ceil(second.everything.trials * mapped.own_sites / population)))
+    names = tuple(f"={t.id}" for t in mapped.own)
+    draw = replace(design.draw, selector=replace(design.draw.selector, include=names, op=(), role=()))
+    apart = replace(campaign, design=SingleFaults(trials=trials, draw=draw, seed=design.seed))
+    found = _ran(apart, folder / "own.onnxfi.db", workers, tell)
+    headline = found.task.headline
+    strata = []
+    for store, sites in ((second.store, mapped.sites), (found.store, mapped.own_sites)):
+        with Store.open(store) as opened:
+            values = [v for row in opened.rows() if (v := _value(found.task.metric(headline), row)) is not None]
+        strata.append(Stratum.of(values, max(sites, len(values))))
+    together = stratified_interval(strata, campaign.confidence)
+    return replace(plain, trials=trials, rate=found.everything.rate(headline), together=together)
+
+
+def _value(metric: Metric, row: Row) -> float | None:
+    return metric.value(row.outcome, row.metrics)
+
+
+def _batch_times(opened: Sequence[OpenCampaign]) -> list[float]:
+    """Return the fastest time of one batch on each model, in turns, so that the machine's load meets both alike."""
+    sessions = [one.session() for one in opened]
+    feeds = [next(iter(one.data.batches(one.size))).feeds for one in opened]
+    times: list[list[float]] = [[] for _ in opened]
+    for _ in range(_TIMED):
+        for k, session in enumerate(sessions):
+            begun = time.perf_counter()
+            session.run(feeds[k], opened[k].names or None)
+            times[k].append(time.perf_counter() - begun)
+    return [min(one) for one in times]
+
+
+def _rows(first: Report, second: Report, campaign: Campaign) -> list[PairedRow]:
+    """Compare the metrics that both have, for each rate of a sweep, or for all trials."""
+    trials: list[dict[int, Row]] = []
+    for one in (first, second):
+        with Store.open(one.store) as opened:
+            trials.append({row.trial: row for row in opened.rows()})
+    rates = {s["stratum"]: s["ber"] for s in first.strata}
+    shared = sorted(trials[0].keys() & trials[1].keys())
+    groups: dict[float | None, list[int]] = {}
+    for trial in shared:
+        groups.setdefault(rates[trials[0][trial].stratum], []).append(trial)
+    rows = []
+    for metric in _compared(first.task):
+        for ber, numbers in groups.items():
+            pairs = [(_value(metric, trials[0][t]), _value(metric, trials[1][t])) for t in numbers]
+            known = [(a, b) for a, b in pairs if a is not None and b is not None]
+            if known:
+                rows.append(_row(metric, ber, [a for a, _ in known], [b for _, b in known], campaign.confidence))
+    return rows
+
+
+def _compared(task: Task) -> list[Metric]:
+    """Return the metrics that are compared: those of comparisons, the headline, and the outcomes."""
+    any_headline = [m.name for m in task.metrics if m.any_of == task.headline]
+    names = dict.fromkeys((*task.compared[:1], task.headline, *any_headline, "sdc", "due"))
+    return [task.metric(name) for name in names]
+
+
+def _row(metric: Metric, ber: float | None, first: list[float], second: list[float], confidence: float) -> PairedRow:
+    found = paired(first, second, confidence, bounds=metric.bounds)
+    yes_or_no = metric.per == "trial"
+    ratio = rate_ratio(int(sum(first)), int(sum(second)), len(first), confidence) if yes_or_no else None
+    return PairedRow(metric, ber, found, ratio)
