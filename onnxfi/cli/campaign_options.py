@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from onnxfi.cli.options import CODE, LINKS, NEURONS, PATH, STAGE, run_options, select_options
+from onnxfi.cli.options import CODE, LINKS, MEMORY, NEURONS, PATH, STAGE, run_options, select_options
 
 if TYPE_CHECKING:
     from onnxfi.campaign.spec.campaign import Campaign
@@ -41,6 +41,7 @@ _TRIALS = (
     click.option("--all", is_flag=True, help="Inject into all activations (default: the outputs of layers)."),
     click.option("--expose", is_flag=True, help="Expose the neurons of a spiking network first (onnxfi instrument --target neurons)."),
     NEURONS,
+    *MEMORY,
     click.option("--layers", type=click.Choice(["modules", "tensors"]), metavar="KIND", default="modules", show_default=True, help="Layers of the tables: modules of the framework, or single tensors."),
     click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Seed of every draw."),
 )  # fmt: skip

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxfi.cli.options import CODE, JSON, LINKS, STAGE, GroupedCommand, refuse_flags, run_options, select_options
+from onnxfi.cli.options import (
+    CODE,
+    JSON,
+    LINKS,
+    MEMORY,
+    STAGE,
+    GroupedCommand,
+    add_options,
+    refuse_flags,
+    run_options,
+    select_options,
+)
 
 if TYPE_CHECKING:
     from onnxfi.campaign.report.compare import Comparison
@@ -43,6 +54,7 @@ if TYPE_CHECKING:
 @click.option("--confidence", type=float, default=0.99, show_default=True, help="Confidence level of every interval.")
 @click.option("--fault", default="flip", show_default=True, metavar="FAULT", help="Fault model, as in onnxfi inject.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of every draw.")
+@add_options(MEMORY)
 @select_options
 @run_options
 @STAGE

@@ -102,7 +102,19 @@ _GROUPS = {
         ),
         *("relative_margin", "rate", "method", "exhaustive", "faults", "undo", "mix", "repeat", "seed"),
     ),
-    "Faults": ("fault", "target", "persistence", "all", "expose", "neurons", "body", "inline", "values"),
+    "Faults": (
+        "fault",
+        "target",
+        "persistence",
+        "all",
+        "expose",
+        "neurons",
+        "body",
+        "inline",
+        "values",
+        "memory_code",
+        "scrub_interval",
+    ),
     "Selection": (*SELECTION, "layers", "stage"),
     "Data": ("data", *_DATA_PARAMETERS),
     "Outcomes": ("scores", "tolerance", "due"),
@@ -150,6 +162,10 @@ CODE = click.option(
 NEURONS = click.option(
     "--neurons", type=PATH, metavar="FILE", help="Mapping (YAML) of spiking layers that are not detected."
 )
+MEMORY = (
+    click.option("--memory-code", metavar="CODE", help="Code of the memory that holds the weights: parity, secded, tmr, mset or cep, with parameters as secded:bits=32; faults in its check bits are drawn too."),
+    click.option("--scrub-interval", type=float, default=1.0, show_default=True, metavar="SHARE", help="With --memory-code: share of the time after which errors are corrected in memory, as 0.01; 1: never."),
+)  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from onnxfi.errors import InputError, closest
+from onnxfi.errors import InputError
 from onnxfi.faults.space import Selector
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.protection.range_restriction import Restricted
+from onnxfi.protection.parameters import text_of
 
 if TYPE_CHECKING:
     from onnxfi.runtime.data.sources import Data
@@ -76,49 +76,4 @@ class Protection(ABC):
 
     def __str__(self) -> str:
         """Return the text form with the parameters that differ from their defaults."""
-        pairs = [
-            f"{f.name}={_text(getattr(self, f.name))}"
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) != f.default
-        ]
-        return self.name + (":" + ",".join(pairs) if pairs else "")
-
-
-def parse(text: str, known: Mapping[str, type[Protection]]) -> Protection:
-    """Return the protection that `NAME[:key=value,…]` describes; names may hold a colon."""
-    words = text.strip().split(":")
-    name = next((n for n in (":".join(words[:2]), words[0]) if n in known), "")
-    if not name:
-        raise InputError(f"unknown protection {text!r}{closest(text, known)}")
-    rest = text.strip()[len(name) + 1 :]
-    fields = {f.name: f for f in dataclasses.fields(known[name])}
-    given: dict[str, Any] = {}
-    for pair in rest.split(",") if rest else ():
-        key, equals, value = (part.strip() for part in pair.partition("="))
-        if not equals or key not in fields:
-            takes = f"takes {', '.join(fields)} as key=value" if fields else "takes no parameters"
-            raise InputError(f"protection {name!r} {takes}; given {pair!r}")
-        if key in given:
-            raise InputError(f"protection {name!r}: {key} is given twice")
-        given[key] = _value(value, str(fields[key].type), f"protection {name!r}: {key}={value!r}")
-    return known[name](**given)
-
-
-def _value(text: str, kind: str, where: str) -> Any:
-    """Return a parameter's value, of the type that its field declares."""
-    if kind == "bool":
-        if text not in ("yes", "no"):
-            raise InputError(f"{where} is neither yes nor no")
-        return text == "yes"
-    if kind in ("int", "float"):
-        try:
-            return int(text) if kind == "int" else float(text)
-        except ValueError:
-            raise InputError(f"{where} is not a {'whole ' if kind == 'int' else ''}number") from None
-    return text
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        return text_of(self.name, self)

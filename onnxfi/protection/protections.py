@@ -12,7 +12,8 @@ from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.protection.placement import find_places
 from onnxfi.graph.protection.range_restriction import FilterNonFinite, Restricted, RestrictRanges
 from onnxfi.protection.calibration import calibrate
-from onnxfi.protection.protection import Protection, Setting, parse
+from onnxfi.protection.parameters import parse
+from onnxfi.protection.protection import Protection, Setting
 
 
 @dataclass(frozen=True)
@@ -111,4 +112,4 @@ def parse_protection(text: str) -> Protection:
     >>> str(parse_protection("range:clip:percentile=99.9,extend=yes"))
     'range:clip:percentile=99.9'
     """
-    return parse(text, protections())
+    return parse(text, protections(), "protection")

@@ -196,6 +196,11 @@ def failed(golden: GoldenRun, cause: str) -> Judgement:
     return _all_alike(golden, "due" if cause in golden.due else "sdc", cause)
 
 
+def detected(golden: GoldenRun, cause: str) -> Judgement:
+    """Return the judgement of a trial in which a detector of this name stopped the inference: DUE."""
+    return _all_alike(golden, "due", cause)
+
+
 def _all_alike(golden: GoldenRun, outcome: str, cause: str | None) -> Judgement:
     """Return the judgement where every sample has this outcome, and every metric its value at failure."""
     due = outcome == "due"

@@ -6,6 +6,7 @@ longer one. What a trial ends with is therefore the same by every route, and whi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,6 +27,7 @@ from onnxfi.campaign.execute.golden_run import GoldenRuns
 from onnxfi.campaign.execute.open_campaign import OpenCampaign, open_campaign
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES, GoldenCheck, RouteCache, open_segments, segment
 from onnxfi.campaign.execute.weight_routes import WeightRoutes, faulty_targets
+from onnxfi.campaign.plan.coded_weights import BLOCK_STATUSES, coded_memory
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import EngineError, ModelError, ProviderError, SegmentMismatchError
 from onnxfi.faults.faultlist import Header, LineReader
@@ -42,7 +44,7 @@ from onnxfi.runtime.engine.device_errors import out_of_memory
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.partial.reexecution import Reexecution, TrialFaults, golden_outputs
 from onnxfi.runtime.partial.segmented_model import SegmentedModel
-from onnxfi.tasks.outcomes import GoldenRun, Judgement, failed, judge
+from onnxfi.tasks.outcomes import GoldenRun, Judgement, detected, failed, judge
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,18 @@ class TrialExecutor:
     def trial(self, header: Header, golden: GoldenRun, lines: Sequence[str]) -> Judgement:
         """Run one trial from its lines in a fault list, and compare it with the golden run."""
         faults = self._faults(header, lines)
+        if self.opened.campaign.memory.memory_code is None:
+            return self._judged(header, golden, faults)
+        memory = coded_memory(self.opened.campaign, self.opened.fault_targets, header)
+        number = json.loads(lines[0])["trial"]
+        rate = header.strata[(number - 1) % len(header.strata)]["ber"]
+        faults, counts = memory.read(self.opened.model, faults, rate, header.sampler.seed, number)
+        stopped = counts["detected"] and memory.code.due
+        found = detected(golden, "memory-code") if stopped else self._judged(header, golden, faults)
+        return replace(found, metrics=found.metrics | {f"blocks_{s}": counts[s] for s in BLOCK_STATUSES})
+
+    def _judged(self, header: Header, golden: GoldenRun, faults: Faults) -> Judgement:
+        """Run a trial with these faults by the shortest route that is exact."""
         if not len(faults):
             return judge(golden, golden.run)
         trial = self.prepare(header, faults)
@@ -304,7 +318,7 @@ class TrialExecutor:
 
     def shares(self, header: Header) -> bool:
         """Return whether trials of a plan may share runs; see `together`."""
-        if self.segmentation is None:
+        if self.segmentation is None or self.opened.campaign.memory.memory_code is not None:
             return False
         fault_targets = self.opened.fault_targets
         alone = header.of_single_faults and self.segmentation.late

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxfi.campaign.plan.coded_weights import coded_memory
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.strata import PlannedStratum, plan_strata
 from onnxfi.campaign.spec.campaign import Campaign
@@ -319,6 +320,13 @@ def make_plan(campaign: Campaign, fault_targets: FaultTargets) -> Plan:
     Raises SelectorError for a selection that leaves no site, SpecError for a plan without trials, FaultListError for
     a list of another model.
     """
+    made = _made(campaign, fault_targets)
+    if campaign.memory.memory_code is not None:
+        coded_memory(campaign, fault_targets, made.header)  # refuses words that the code does not cover
+    return made
+
+
+def _made(campaign: Campaign, fault_targets: FaultTargets) -> Plan:
     design = campaign.design
     if isinstance(design, Replay):
         return _replay(campaign, design.faults, fault_targets)

@@ -9,7 +9,7 @@ memory are sums.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxfi.campaign.plan.coded_weights import BLOCK_STATUSES
 from onnxfi.campaign.report.adaptive_estimates import AdaptiveRecord
 from onnxfi.campaign.results.rows import Row
 from onnxfi.campaign.results.store import Store, declared_task
@@ -150,6 +151,25 @@ class CampaignRates:
         """The number of samples that each trial is judged on."""
         return int(self.golden.get("judged", self.golden["samples"]))
 
+    def causes(self) -> dict[str, int]:
+        """Return the number of DUE trials by cause, the most frequent first.
+
+        `alarm` and `memory-code` are detected by a protection, all others by the runtime or the system alone.
+        """
+        with Store.open(self.store) as opened:
+            found = Counter(row.cause for row in opened.rows() if row.outcome == "due" and row.cause)
+        return dict(found.most_common())
+
+    def blocks(self) -> dict[str, int] | None:
+        """Return the blocks of a coded memory with errors, by what became of them; None without a memory code."""
+        if not self.campaign.get("memory_code"):
+            return None
+        with Store.open(self.store) as opened:
+            found = Counter[str]()
+            for row in opened.rows():
+                found.update({s: int(row.metrics.get(f"blocks_{s}", 0)) for s in BLOCK_STATUSES})
+        return {status: found[status] for status in BLOCK_STATUSES}
+
     def details(self) -> Iterator[dict[str, Any]]:
         """One row a trial, read from the store: what it was, its outcome, its metrics."""
         rates = {s["stratum"]: s["ber"] for s in self.strata}
@@ -180,7 +200,8 @@ class CampaignRates:
         headline = self.task.metric(self.task.headline)
         spread = None if self.samples is None else MetricEstimate(headline.name, headline.of, self.samples).row()
         others = None if self.others is None else MetricEstimate(headline.name, headline.of, self.others).row()
-        return {**self.summary(), **folds, "sample_error": spread, "other_samples": others}
+        found = {"causes": self.causes(), "blocks": self.blocks()}
+        return {**self.summary(), **found, **folds, "sample_error": spread, "other_samples": others}
 
 
 def _others(samples: NDArray[np.float64], confidence: float) -> Interval | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from onnxfi.campaign.spec.designs import (
     PLACE,
     UNWRITTEN,
     AdaptiveFaults,
+    BerSweep,
     Design,
     FaultDraw,
+    Replay,
     chosen_design,
     design_of,
     draws_of,
@@ -31,7 +34,7 @@ from onnxfi.campaign.spec.flat_fields import (
     share,
     types_of,
 )  # fmt: skip
-from onnxfi.campaign.spec.settings import DataSettings, EngineSettings, Layers, NeuronSettings, Scoring
+from onnxfi.campaign.spec.settings import DataSettings, EngineSettings, Layers, MemorySettings, NeuronSettings, Scoring
 from onnxfi.errors import SpecError, closest
 from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.scope import FaultScope
@@ -74,6 +77,7 @@ class Campaign(CheckedFields):
     scoring: Scoring = field(default_factory=Scoring)
     engine: EngineSettings = field(default_factory=EngineSettings)
     neurons: NeuronSettings = field(default_factory=NeuronSettings)
+    memory: MemorySettings = field(default_factory=MemorySettings)
     #: Of every interval, and of the margin that a sample is sized for.
     confidence: float = share(0.99, "0.99", **LENGTH)
     #: What reports call a layer.
@@ -98,6 +102,12 @@ class Campaign(CheckedFields):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.memory.memory_code is not None and not isinstance(self.design, BerSweep | Replay):
+            raise SpecError(
+                f"memory_code says something of sweeps over bit error rates alone, not with {self.design.key}: one "
+                f"fault is always corrected or detected; leave it out",
+                "memory_code",
+            )
         if self.adaptive is not None:
             rate, scoring = self.adaptive.rate, self.scoring
             metric = named("rate", lambda given: known_metric(given, scoring.task, scoring.metric), rate)
@@ -142,6 +152,7 @@ class Campaign(CheckedFields):
     def identity(self) -> dict[str, Any]:
         """Return the fields that fix the result of each trial, apart from the digests of model, data and list."""
         left = {*self.marked("length"), *self.marked("place")}
+        left |= {f.name for f in dataclasses.fields(self.memory)} if self.memory.memory_code is None else set()
         kept = {name: value for name, value in flat(self).items() if name not in left}
         if "mix" in kept:
             kept["mix"] = [flat(part) for part in kept["mix"]]

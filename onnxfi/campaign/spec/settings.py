@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from onnxfi.campaign.spec.designs import MOST, PLACE
 from onnxfi.campaign.spec.flat_fields import CheckedFields, bounded, check_word, named, within
 from onnxfi.errors import SpecError, closest
+from onnxfi.protection.memory_codes import parse_memory_code
 from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.runtime.engine.registry import DEFAULT, engine_class, engine_of, setting_names
 from onnxfi.tasks.kinds.classification import KINDS
@@ -135,6 +136,21 @@ class EngineSettings(CheckedFields):
         """Return the settings with the provider that `auto` chose, so that every session gets the same one."""
         takes = "provider" in setting_names(engine_class(self.engine))
         return dataclasses.replace(self, provider=name) if takes and self.provider.lower() == "auto" else self
+
+
+@dataclass(frozen=True)
+class MemorySettings(CheckedFields):
+    """The code of the memory that holds the weights, and the share of a trial's time after which it is scrubbed."""
+
+    memory_code: str | None = None
+    scrub_interval: float = bounded(1.0, lambda s: 1e-6 <= s <= 1, "a share of the time, from 1e-6 to 1 (never)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.memory_code is not None:
+            object.__setattr__(self, "memory_code", str(named("memory_code", parse_memory_code, self.memory_code)))
+        elif self.scrub_interval != 1:
+            raise SpecError("scrub_interval says nothing without memory_code; leave it out", "scrub_interval")
 
 
 @dataclass(frozen=True)

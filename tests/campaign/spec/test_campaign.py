@@ -95,6 +95,8 @@ EXAMPLES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "stage": ("reader", ["--stage", "reader"], SWEEP),
     "allow_links": (True, ["--allow-links"], SWEEP),
     "expose": (True, ["--expose"], SWEEP),
+    "memory_code": ("secded", ["--memory-code", "secded"], SWEEP),
+    "scrub_interval": (0.01, ["--scrub-interval", "0.01"], {**SWEEP, "memory_code": "secded"}),
     "neurons": ("n.yaml", ["--neurons", "n.yaml"], {**SWEEP, "expose": True}),
     "time_axis": (1, ["--time-axis", "1"], SWEEP),
     "layers": ("tensors", ["--layers", "tensors"], SWEEP),

@@ -1,0 +1,340 @@
+"""Codes over the memory that holds stored words: between the raw fault and the word that the runtime sees.
+
+A code covers a block: some neighbouring words of a tensor with their check bits, or one word that holds its own check
+bits in its lowest mantissa bits. `decode` says what is read from a block whose bits are faulty. Bits of a block are
+numbered from 0: its data bits in memory order, then its check bits.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+from types import MappingProxyType
+from typing import ClassVar, Literal
+
+from onnxfi.errors import InputError
+from onnxfi.faults.space import Target
+from onnxfi.faults.words import Word
+from onnxfi.protection.parameters import parse, text_of
+
+Status = Literal["clean", "corrected", "detected", "missed"]
+_ON_DETECTION = ("due", "keep", "zero")
+
+
+@dataclass(frozen=True)
+class MemoryCode(ABC):
+    """A code by its name and parameters, a frozen dataclass; `str` gives its text form, `NAME[:key=value,…]`.
+
+    Examples
+    --------
+    >>> from onnxfi.faults.words import WORDS
+    >>> code = parse_memory_code("secded")
+    >>> code.overhead_bits(Target("w", WORDS["float32"], (100,)))
+    400
+    """
+
+    name: ClassVar[str]
+
+    def check(self, target: Target) -> None:  # noqa: B027 (most codes take all words)
+        """Raise InputError where the code cannot cover the words of a target."""
+
+    @abstractmethod
+    def words_a_block(self, word: Word) -> int:
+        """Return how many words of this format a block holds."""
+
+    @abstractmethod
+    def check_bits(self, word: Word) -> int:
+        """Return how many bits a block has beside its words."""
+
+    def cleared(self, word: Word) -> int:
+        """Return the bits of a word that the code takes for itself, and that read 0."""
+        return 0
+
+    @property
+    def due(self) -> bool:
+        """True where an error that is detected and not corrected ends the inference."""
+        return False
+
+    @abstractmethod
+    def decode(self, word: Word, data: int, errors: int) -> tuple[int, Status]:
+        """Return the words of a block as they are read, and what became of the errors.
+
+        `data` are its stored words in memory order, without errors and with cleared bits; `errors` the flipped bits of
+        the whole block.
+        """
+
+    def overhead_bits(self, target: Target) -> int:
+        """Return the bits that a tensor takes beside its words."""
+        return -(-target.size // self.words_a_block(target.word)) * self.check_bits(target.word)
+
+    def __str__(self) -> str:
+        """Return the text form with the parameters that differ from their defaults."""
+        return text_of(self.name, self)
+
+
+@dataclass(frozen=True)
+class _BlockCode(MemoryCode):
+    """A code over `bits` data bits with check bits beside them; `detected` is `due`, `keep` or `zero`.
+
+    An error that is detected and not corrected ends the inference (DUE), or the words are taken as they are, or as 0.
+    """
+
+    bits: int = 64
+    detected: str = "due"
+
+    def __post_init__(self) -> None:
+        if self.detected not in _ON_DETECTION:
+            raise InputError(f"memory code {self.name!r}: detected is {self.detected!r}; give due, keep or zero")
+        if self.bits not in (8, 16, 32, 64):
+            raise InputError(f"memory code {self.name!r}: bits is {self.bits}; give 8, 16, 32 or 64")
+
+    @property
+    def due(self) -> bool:
+        """True where an error that is detected ends the inference."""
+        return self.detected == "due"
+
+    def check(self, target: Target) -> None:
+        """Refuse words that are wider than a block."""
+        if target.word.storage > self.bits:
+            raise InputError(
+                f"memory code {self}: a block of {self.bits} bits holds no word of {target.id!r} ({target.dtype}); "
+                f"give bits={target.word.storage}"
+            )
+
+    def words_a_block(self, word: Word) -> int:
+        """Return how many words of this format a block holds."""
+        return self.bits // word.storage
+
+    def _uncorrected(self, data: int, errors: int) -> tuple[int, Status]:
+        return (0 if self.detected == "zero" else data ^ (errors & ((1 << self.bits) - 1))), "detected"
+
+
+class Parity(_BlockCode):
+    """One bit for each block: an odd number of errors is detected, an even one is missed."""
+
+    name = "parity"
+
+    def check_bits(self, word: Word) -> int:
+        """Return 1."""
+        return 1
+
+    def decode(self, word: Word, data: int, errors: int) -> tuple[int, Status]:
+        """Detect an odd number of errors."""
+        if errors.bit_count() % 2:
+            return self._uncorrected(data, errors)
+        return data ^ (errors & ((1 << self.bits) - 1)), "missed" if errors else "clean"
+
+
+class SecDed(_BlockCode):
+    """Hsiao's code: one error of a block is corrected, two are detected; 8 check bits for 64, as (72,64).
+
+    Three errors and more are corrected wrongly, detected or missed, as the columns of the code have it.
+    """
+
+    name = "secded"
+
+    def check_bits(self, word: Word) -> int:
+        """Return the number of check bits."""
+        return _check_bits(self.bits)
+
+    def decode(self, word: Word, data: int, errors: int) -> tuple[int, Status]:
+        """Correct the bit whose column is the syndrome; an even syndrome is a double error."""
+        syndrome = syndrome_of(self.bits, errors)
+        seen = data ^ (errors & ((1 << self.bits) - 1))
+        if not syndrome:
+            return seen, "missed" if errors else "clean"
+        place = _places(self.bits).get(syndrome)
+        if place is None:
+            return self._uncorrected(data, errors)
+        seen ^= 1 << place if place < self.bits else 0
+        return seen, "corrected" if seen == data else "missed"
+
+
+@cache
+def columns(bits: int) -> tuple[int, ...]:
+    """Return the columns of the parity check matrix of Hsiao's code: those of the data bits, then of the check bits.
+
+    All columns differ and have an odd number of ones, so that the sum of two is neither a column nor 0.
+
+    References
+    ----------
+    .. [1] M. Y. Hsiao, A class of optimal minimum odd-weight-column SEC-DED codes, IBM J. Res. Dev. 14, 1970.
+
+    Examples
+    --------
+    >>> found = columns(64)
+    >>> len(found), len(set(found)), {column.bit_count() % 2 for column in found}
+    (72, 72, {1})
+    """
+    checks = _check_bits(bits)
+    odd = (ones for weight in range(3, checks + 1, 2) for ones in combinations(range(checks), weight))
+    data = [sum(1 << one for one in ones) for ones, _ in zip(odd, range(bits), strict=False)]
+    return (*data, *(1 << k for k in range(checks)))
+
+
+def _check_bits(bits: int) -> int:
+    """Return the least number of check bits with which a Hsiao code covers so many data bits."""
+    checks = 1
+    while 2 ** (checks - 1) - checks < bits:
+        checks += 1
+    return checks
+
+
+@cache
+def _places(bits: int) -> Mapping[int, int]:
+    return MappingProxyType({column: place for place, column in enumerate(columns(bits))})
+
+
+def syndrome_of(bits: int, block: int) -> int:
+    """Return the syndrome of a block of data bits and check bits: 0 for a word of the code."""
+    found = 0
+    for place, column in enumerate(columns(bits)):
+        if block >> place & 1:
+            found ^= column
+    return found
+
+
+def encode(bits: int, data: int) -> int:
+    """Return the block of a Hsiao code that holds these data bits.
+
+    >>> syndrome_of(64, encode(64, 0xDEADBEEF))
+    0
+    """
+    return data | syndrome_of(bits, data) << bits
+
+
+@dataclass(frozen=True)
+class Tmr(MemoryCode):
+    """Three copies of each word, and the majority of each bit."""
+
+    name = "tmr"
+
+    def words_a_block(self, word: Word) -> int:
+        """Return 1."""
+        return 1
+
+    def check_bits(self, word: Word) -> int:
+        """Return the bits of two more copies."""
+        return 2 * word.storage
+
+    def decode(self, word: Word, data: int, errors: int) -> tuple[int, Status]:
+        """Take the majority of each bit."""
+        one, two, three = (errors >> k * word.storage & ((1 << word.storage) - 1) for k in range(3))
+        wrong = (one & two) | (one & three) | (two & three)
+        return data ^ wrong, "missed" if wrong else "corrected" if errors else "clean"
+
+
+@dataclass(frozen=True)
+class Mset(MemoryCode):
+    """Most significant exponent bit triplicated: two copies replace the lowest mantissa bits, and the majority counts.
+
+    All other bits have no protection. Source: faultforge and arXiv 2605.07417.
+    """
+
+    name = "mset"
+
+    def check(self, target: Target) -> None:
+        """Refuse words without an exponent, or with fewer than 4 mantissa bits."""
+        if not target.word.is_float or target.word.mantissa < 4:
+            raise InputError(
+                f"memory code mset keeps copies of an exponent bit in 2 of at least 4 mantissa bits; {target.id!r} is "
+                f"{target.dtype}: leave it out with --exclude, or take secded"
+            )
+
+    def words_a_block(self, word: Word) -> int:
+        """Return 1."""
+        return 1
+
+    def check_bits(self, word: Word) -> int:
+        """Return 0: the word holds them."""
+        return 0
+
+    def cleared(self, word: Word) -> int:
+        """Return the two lowest bits."""
+        return 3
+
+    def decode(self, word: Word, data: int, errors: int) -> tuple[int, Status]:
+        """Take the majority of the three bits."""
+        top = 1 << word.bits - 2
+        flipped = bool(errors & top) + (errors & 1) + (errors >> 1 & 1) >= 2
+        seen = data ^ (errors & ~(top | 3)) ^ (top if flipped else 0)
+        return seen, "missed" if seen != data else "corrected" if errors else "clean"
+
+
+@dataclass(frozen=True)
+class Cep(MemoryCode):
+    """Chunked embedded parity: from the top each `chunk` bits have a parity bit among the lowest mantissa bits.
+
+    A chunk whose parity is wrong reads 0. Source: faultforge and arXiv 2605.07417.
+    """
+
+    chunk: int = 4
+    name = "cep"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.chunk <= 32:
+            raise InputError(f"memory code 'cep': chunk is {self.chunk}; give 1 to 32")
+
+    def check(self, target: Target) -> None:
+        """Refuse words without a mantissa that could hold the parity bits."""
+        word = target.word
+        if not word.is_float or not 1 <= self._chunks(word) <= word.mantissa:
+            raise InputError(
+                f"memory code {self} is wider than the words of {target.id!r}: it needs a float of more than "
+                f"{self.chunk} bits whose mantissa holds the parity bits, {target.dtype} is none; leave it out with "
+                f"--exclude, or take secded"
+            )
+
+    def _chunks(self, word: Word) -> int:
+        return word.bits // (self.chunk + 1)
+
+    def words_a_block(self, word: Word) -> int:
+        """Return 1."""
+        return 1
+
+    def check_bits(self, word: Word) -> int:
+        """Return 0: the word holds them."""
+        return 0
+
+    def cleared(self, word: Word) -> int:
+        """Return the lowest bits, one for each chunk."""
+        return (1 << self._chunks(word)) - 1
+
+    def decode(self, word: Word, data: int, errors: int) -> tuple[int, Status]:
+        """Zero each chunk whose parity is wrong."""
+        seen, found = data ^ (errors & ~self.cleared(word)), False
+        for k in range(self._chunks(word)):
+            mask = ((1 << self.chunk) - 1) << (word.bits - (k + 1) * self.chunk)
+            if ((errors & mask).bit_count() + (errors >> k & 1)) % 2:
+                seen, found = seen & ~mask, True
+        if seen == data:
+            return seen, "corrected" if errors else "clean"
+        return seen, "detected" if found else "missed"
+
+
+_OWN: tuple[type[MemoryCode], ...] = (Parity, SecDed, Tmr, Mset, Cep)
+
+
+def memory_codes() -> Mapping[str, type[MemoryCode]]:
+    """Return every memory code by its name.
+
+    Examples
+    --------
+    >>> sorted(memory_codes())
+    ['cep', 'mset', 'parity', 'secded', 'tmr']
+    """
+    return MappingProxyType({one.name: one for one in _OWN})
+
+
+def parse_memory_code(text: str) -> MemoryCode:
+    """Return the memory code that `NAME[:key=value,…]` describes.
+
+    Examples
+    --------
+    >>> str(parse_memory_code("secded:bits=32,detected=due"))
+    'secded:bits=32'
+    """
+    return parse(text, memory_codes(), "memory code")
