@@ -18,7 +18,7 @@ from onnxfi.tasks.registry import known_metric, known_tasks, metric_names
 from onnxfi.tasks.task import Metric
 
 VERSION = 1
-BOUNDS = ("min", "max", "max_drop", "max_rise")
+BOUNDS = ("min", "max", "max_drop", "max_rise", "times_below")
 #: Fields of a campaign that a budget leaves open, and why.
 _OPEN = {
     "model": "the command names it",
@@ -44,7 +44,10 @@ class Limit(CheckedFields):
     min, max : float, optional
         Bounds of the value: a share from 0 to 1, or in the unit of the metric.
     max_drop, max_rise : float, optional
-        Bounds of the change against a baseline. Exactly one of the four bounds is given.
+        Bounds of the change against a baseline.
+    times_below : float, optional
+        The value is at least so many times below that of the baseline, as of the unprotected model. Exactly one of the
+        five bounds is given.
 
     Raises
     ------
@@ -67,6 +70,7 @@ class Limit(CheckedFields):
     max: float | None = None
     max_drop: float | None = None
     max_rise: float | None = None
+    times_below: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,6 +80,9 @@ class Limit(CheckedFields):
             raise SpecError(
                 f"a limit takes exactly one of {', '.join(BOUNDS)}; given: {' and '.join(given) or 'none'}", *given[1:2]
             )
+        if self.times_below is not None:
+            self._check_times_below()
+            return
         low, high = metric.bounds if not self.change else (0.0, metric.bounds[1] - metric.bounds[0])
         if not (low <= self.value <= high and math.isfinite(self.value)):
             allowed = f"a number from {low:g}" + ("" if math.isinf(high) else f" to {high:g}")
@@ -92,6 +99,17 @@ class Limit(CheckedFields):
             if self.golden and getattr(self, name) is not None:
                 raise SpecError(f"golden and {name} exclude each other: golden is the run without faults", name)
 
+    def _check_times_below(self) -> None:
+        """Refuse a factor that is none, and rates of which fewer is not better."""
+        if not (1 <= self.value < math.inf):
+            raise SpecError(f"times_below {self.value:g} is out of range; give a factor from 1, as 10", "times_below")
+        if not self.metric.share or self.metric.better != "lower" or self.golden:
+            raise SpecError(
+                f"times_below is for rates of faulty trials that are better when lower, as sdc1; for {self.what} take "
+                f"max_drop or max_rise",
+                "times_below",
+            )
+
     @property
     def metric(self) -> Metric:
         """The metric that is limited; of a user's own, which the campaign names, only the name is known here."""
@@ -99,7 +117,7 @@ class Limit(CheckedFields):
 
     @property
     def bound(self) -> str:
-        """The name of the bound: min, max, max_drop or max_rise."""
+        """The name of the bound: min, max, max_drop, max_rise or times_below."""
         return next(name for name in BOUNDS if getattr(self, name) is not None)
 
     @property
@@ -113,6 +131,11 @@ class Limit(CheckedFields):
         return self.bound in ("max_drop", "max_rise")
 
     @property
+    def needs_baseline(self) -> bool:
+        """True for a bound against a baseline."""
+        return self.change or self.times_below is not None
+
+    @property
     def what(self) -> str:
         """The measured quantity, for people."""
         where = "" if self.ber is None else f" at {self.ber:g}"
@@ -122,6 +145,8 @@ class Limit(CheckedFields):
     def allowed(self) -> str:
         """The allowed values, for people."""
         said = {"min": "at least", "max": "at most", "max_drop": "drops by at most", "max_rise": "rises by at most"}
+        if self.times_below is not None:
+            return f"at least {self.times_below:.10g} × below the baseline"
         if not self.metric.share:
             return f"{said[self.bound]} {self.value:.10g} {self.metric.unit}".rstrip()
         share = f"{100 * self.value:.10g}"

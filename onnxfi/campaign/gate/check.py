@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxfi.campaign.gate.budget import Budget, Limit, exclusive
-from onnxfi.campaign.gate.measurement import Measured, difference, exact
+from onnxfi.campaign.gate.measurement import Measured, difference, exact, times_below
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.golden_run_cache import cached_golden
 from onnxfi.campaign.run.runner import Running, run
@@ -58,6 +58,8 @@ class Finding:
         )
 
     def _number(self, value: float) -> str:
+        if self.limit.times_below is not None:
+            return f"{value:.4g}"
         if not self.limit.metric.share:
             return f"{value:+.4g}" if self.limit.change else f"{value:.4g}"
         return f"{100 * value:+.2f}" if self.limit.change else f"{100 * value:.2f}"
@@ -65,6 +67,8 @@ class Finding:
     @property
     def _unit(self) -> str:
         metric = self.limit.metric
+        if self.limit.times_below is not None:
+            return "× below"
         return metric.unit if not metric.share else "points" if self.limit.change else "%"
 
     def __str__(self) -> str:
@@ -301,14 +305,18 @@ def judged(
 
 def _finding(limit: Limit, now: Measured, before: Measured | None, missing: str) -> Finding:
     value = value_of(limit, now)
-    if limit.change:
+    if limit.needs_baseline:
         earlier = None if before is None else value_of(limit, before)
         if earlier is None or math.isnan(earlier.estimate):
             low, high = now.task.metric(limit.rate).bounds
-            unknown = Interval(low - high, high - low, math.nan, "none", now.confidence)
+            ends = (0.0, math.inf) if limit.times_below is not None else (low - high, high - low)
+            unknown = Interval(*ends, math.nan, "none", now.confidence)
             why = "no baseline was given" if earlier is None else "the baseline has no such rate"
             return Finding(limit, unknown, UNDECIDED, why)
-        value = exact(value.estimate - earlier.estimate) if limit.golden else difference(value, earlier)
+        if limit.times_below is not None:
+            value = times_below(value, earlier)
+        else:
+            value = exact(value.estimate - earlier.estimate) if limit.golden else difference(value, earlier)
     if missing and not limit.golden:
         return Finding(limit, value, UNDECIDED, missing)
     verdict = decide(limit, value)

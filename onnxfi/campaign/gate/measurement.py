@@ -19,8 +19,9 @@ from onnxfi.tasks.task import Task
 
 #: Campaigns whose populations differ by more than this share are of different networks.
 _SAME_NETWORK = 0.1
-#: Fields of a campaign's identity in which a baseline may differ: the model is what changed, seeds only choose.
-_FREE = ("model", "pipeline", "seed", "strata")
+#: Fields of a campaign's identity in which a baseline may differ: the model and what protects it are what changed,
+#: seeds only choose.
+_FREE = ("model", "pipeline", "seed", "strata", "memory_code", "scrub_interval")
 _LARGEST_FILE = 1 << 26
 
 
@@ -185,6 +186,22 @@ def difference(now: Interval, before: Interval) -> Interval:
     return Interval(
         change - below, change + above, change, "variance estimates recovery", min(now.confidence, before.confidence)
     )
+
+
+def times_below(now: Interval, before: Interval) -> Interval:
+    """Return how many times a rate lies below its baseline, from the ends of both intervals.
+
+    Each end holds with the confidence of the two intervals together. Infinite where the rate may be 0.
+
+    >>> from onnxfi.statistics.intervals import clopper_pearson
+    >>> found = times_below(clopper_pearson(2, 400), clopper_pearson(160, 400))
+    >>> round(found.low, 1), found.estimate, found.high > 100
+    (14.7, 80.0, True)
+    """
+    low = before.low / now.high if now.high else math.inf
+    high = before.high / now.low if now.low else math.inf
+    estimate = before.estimate / now.estimate if now.estimate else (math.inf if before.estimate else math.nan)
+    return Interval(low, high, estimate, "ratio of ends", min(now.confidence, before.confidence))
 
 
 def exact(value: Any) -> Interval:

@@ -102,7 +102,7 @@ def write_budget(
 
 def _sayings(base: Budget, limits: Sequence[Limit], trials: int) -> tuple[Budget, tuple[Limit, ...]]:
     """Return the budget with the limits that say something, and those that would allow everything."""
-    idle = tuple(limit for limit in limits if not limit.change and limit.value == _loosest(limit))
+    idle = tuple(limit for limit in limits if not limit.needs_baseline and limit.value == _loosest(limit))
     kept = tuple(limit for limit in limits if limit not in idle)
     if not kept:
         raise InputError(
@@ -114,7 +114,7 @@ def _sayings(base: Budget, limits: Sequence[Limit], trials: int) -> tuple[Budget
 
 def _moved(limit: Limit, value: float) -> Limit:
     """Return the limit at another value; one on a change stays."""
-    if limit.change:
+    if limit.needs_baseline:
         return limit
     return replace(limit, min=value) if limit.bound == "min" else replace(limit, max=value)
 

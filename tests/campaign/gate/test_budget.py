@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -133,7 +134,7 @@ def test_bad_fields(tmp_path: Path, text: str, said: str) -> None:
     ("campaign", "limit", "said"),
     [
         (SWEEP, "{rate: sdc2, max: 0.1}", "column 10: no rate 'sdc2'; closest: "),
-        (SWEEP, "{rate: sdc1}", "column 3: a limit takes exactly one of min, max, max_drop, max_rise; given: none"),
+        (SWEEP, "{rate: sdc1}", "column 3: a limit takes exactly one of min, max, max_drop, max_rise, times_below; given: none"),
         (SWEEP, "{rate: sdc1, min: 0, max: 1}", "column 29: a limit takes exactly one of min, max, max_drop, max_rise"),
         (SWEEP, "{max: 0.1}", "column 3: a limit names its rate; add rate: sdc1"),
         (SWEEP, "{rate: sdc1, max: 7}", "column 21: max 7 is out of range; give a share from 0 to 1"),
@@ -207,3 +208,18 @@ def test_in_python_as_in_the_file() -> None:
         Budget(Campaign("", faults="list.jsonl"))
     with pytest.raises(SpecError, match="at which rate"):
         Budget(Campaign("", ber=(1e-6, 1e-5)), (Limit("due", max=0.1),))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rate": "sdc1", "times_below": 0.5}, "times_below 0.5 is out of range; give a factor from 1, as 10"),
+        ({"rate": "top1", "times_below": 10}, "for rates of faulty trials that are better when lower"),
+        ({"rate": "max_abs", "times_below": 10}, "for rates of faulty trials that are better when lower"),
+        ({"rate": "sdc1", "times_below": 10, "max": 0.1}, "exactly one of min, max"),
+    ],
+)
+def test_a_factor_below_the_baseline_is_of_a_rate_that_is_better_when_lower(fields: Any, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        Limit(**fields)
+    assert str(Limit("sdc1", ber=1e-5, times_below=10)) == "sdc1 at 1e-05: at least 10 × below the baseline"

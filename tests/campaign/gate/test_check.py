@@ -26,7 +26,7 @@ from onnxfi.campaign.gate import check as gate
 from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
 from onnxfi.campaign.gate.check import EXIT_CODES, Checked, Finding, check, decide, joint
 from onnxfi.campaign.gate.ci_report import junit, markdown
-from onnxfi.campaign.gate.measurement import Measured, difference
+from onnxfi.campaign.gate.measurement import Measured, difference, times_below
 from onnxfi.campaign.gate.write_budget import ARMS, base_budget, write_budget
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run import golden_run_cache
@@ -788,3 +788,15 @@ def test_markdown_is_a_table_under_the_verdict() -> None:
         "| sdc1 in conv | 11.00 % | \\[2.00, 20.00\\] % | at most 10 % | ❌ fail: too few |",
     ]
     assert lines[-1].startswith("10 trials on 5 samples of 'a\\|b'; each interval holds with 0.995")
+
+
+def test_a_factor_below_the_baseline_is_decided_by_the_end_of_its_ratio() -> None:
+    def rate(low: float, value: float, high: float) -> Interval:
+        return Interval(low, high, value, "", 0.99)
+
+    bare, limit = rate(0.3, 0.4, 0.5), Limit("sdc1", times_below=10)
+    for now, verdict in (
+        (rate(0.005, 0.01, 0.029), "pass"), (rate(0.005, 0.01, 0.05), "not decided"), (rate(0.06, 0.1, 0.2), "fail"),
+        (rate(0.0, 0.0, 0.02), "pass"),
+    ):  # fmt: skip
+        assert decide(limit, times_below(now, bare)) == verdict
