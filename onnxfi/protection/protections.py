@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from onnxfi.errors import InputError
 from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.protection.detection import RepeatLayers, find_layers
 from onnxfi.graph.protection.placement import find_places
 from onnxfi.graph.protection.range_restriction import FilterNonFinite, Restricted, RestrictRanges
 from onnxfi.protection.calibration import calibrate
@@ -90,7 +91,29 @@ def _measured(
     )
 
 
-_OWN: tuple[type[Protection], ...] = (RangeClip, RangeZero, RangeAverage, NanFilter)
+@dataclass(frozen=True)
+class Duplicate(Protection):
+    """Layers are computed twice; where the two results differ in a sample, it has an alarm."""
+
+    name = "duplicate"
+
+    def passes(self, setting: Setting) -> ModelPass[Any]:
+        """Return the pass for the chosen layers."""
+        return RepeatLayers(find_layers(setting.model, setting.selector), 2)
+
+
+@dataclass(frozen=True)
+class Triplicate(Protection):
+    """Layers are computed thrice, and the result that two agree on is taken."""
+
+    name = "triplicate"
+
+    def passes(self, setting: Setting) -> ModelPass[Any]:
+        """Return the pass for the chosen layers."""
+        return RepeatLayers(find_layers(setting.model, setting.selector), 3)
+
+
+_OWN: tuple[type[Protection], ...] = (RangeClip, RangeZero, RangeAverage, NanFilter, Duplicate, Triplicate)
 
 
 def protections() -> Mapping[str, type[Protection]]:

@@ -263,6 +263,8 @@ class AnswerPair:
     detects: bool = True
     #: The largest difference of a masked sample, in the unit of the scores.
     tolerance: float = 0.0
+    #: Samples for which a detector raised an alarm that it did not raise in the golden run ([N]).
+    alarmed: Flags | None = field(default=None, compare=False)
 
     _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -329,12 +331,14 @@ class AnswerPair:
 
     @cached_property
     def detected(self) -> Flags:
-        """Samples that are DUE: a NaN or an infinity where the golden output has none ([N])."""
+        """Samples that are DUE: a NaN or an infinity where the golden output has none, or an alarm ([N])."""
         found = np.zeros(len(self.differ), np.bool_)
+        if self.alarmed is not None:
+            found |= self.alarmed
         if self.detects:
             which = self.changed[self.nonfinite[self.changed]]
             for at, g, f in self._pairs(which):
-                found[which[at]] = (differing(g, f) & ~np.isfinite(f)).any(axis=1)
+                found[which[at]] |= (differing(g, f) & ~np.isfinite(f)).any(axis=1)
         return found
 
     @cached_property
@@ -369,7 +373,7 @@ class AnswerPair:
         same = self.differ == 0
         if self.tolerance > 0 and self.golden.scores.dtype.kind in "fiuV":
             same |= self.distances <= self.tolerance
-        return np.asarray(same)
+        return np.asarray(same if self.alarmed is None else same & ~self.alarmed)
 
     @property
     def farthest(self) -> float:

@@ -186,7 +186,8 @@ class DecodedPair(AnswerPair):
     @property
     def detected(self) -> Flags:
         """Samples that are DUE: there is a NaN or an infinity in their outputs, where the golden ones have none."""
-        return self._facts.detected if self.detects else np.zeros_like(self._facts.detected)
+        found = self._facts.detected if self.detects else np.zeros_like(self._facts.detected)
+        return found if self.alarmed is None else found | self.alarmed
 
     @property
     def distances(self) -> Floats:
@@ -197,7 +198,8 @@ class DecodedPair(AnswerPair):
     def within_tolerance(self) -> Flags:
         """Samples whose outputs equal the golden ones in every bit, or deviate by no more than the tolerance ([N])."""
         same = ~self._facts.differ
-        return same | (self.distances <= self.tolerance) if self.tolerance > 0 else same
+        same = same | (self.distances <= self.tolerance) if self.tolerance > 0 else same
+        return same if self.alarmed is None else same & ~self.alarmed
 
     @cached_property
     def _facts(self) -> _Facts:

@@ -135,10 +135,11 @@ class GoldenRun:
 
     def pair(self, faulty: Array | Sequence[Outputs]) -> AnswerPair:
         """Return the golden answers beside faulty ones."""
-        golden, answers = self.answers, self._answers(as_run(faulty))
+        run = as_run(faulty)
+        golden, answers, alarmed = self.answers, self._answers(run), _alarmed(self.run, run)
         if isinstance(golden, DecodedAnswers) and isinstance(answers, DecodedAnswers):
-            return DecodedPair(golden, answers, self.detects, self.tolerance)
-        return AnswerPair(golden, answers, self.detects, self.tolerance)
+            return DecodedPair(golden, answers, self.detects, self.tolerance, alarmed)
+        return AnswerPair(golden, answers, self.detects, self.tolerance, alarmed)
 
     def _answers(self, run: tuple[Outputs, ...], labels: Labels | None = None, whole: Answers | None = None) -> Answers:
         if self.later is not None:
@@ -157,6 +158,16 @@ class GoldenRun:
         assert self.task.decode is not None
         fed = {} if self.inputs is None else self.inputs.of(outputs.samples)
         return self.task.decode(replace(outputs, inputs=fed))
+
+
+def _alarmed(golden: Sequence[Outputs], faulty: Sequence[Outputs]) -> Flags | None:
+    """Return the samples with an alarm that the golden run does not have ([N]); None without detectors."""
+    if any(outputs.alarms is None for outputs in faulty):
+        return None
+    known = [np.zeros(len(g.samples), np.bool_) if g.alarms is None else g.alarms for g in golden]
+    found = np.concatenate([outputs.alarms for outputs in faulty if outputs.alarms is not None])
+    before = np.concatenate(known) if known else found[:0]
+    return np.asarray(found & ~before) if before.shape == found.shape else found
 
 
 @dataclass(frozen=True)
@@ -186,9 +197,12 @@ def judge(golden: GoldenRun, faulty: Array | Sequence[Outputs]) -> Judgement:
     metrics = {"masked_samples": share(masked), "sdc_samples": share(~masked & ~due), "due_samples": share(due)}
     metrics |= {m.name: m.measure(pair) for m in golden.measured}
     outcome = "due" if due.any() else "masked" if masked.all() else "sdc"
+    alarm = pair.alarmed is not None and bool(pair.alarmed.any())
     wrong = golden.task.wrong
     changed = None if wrong is None else _packed(wrong(pair))
-    return Judgement(outcome, "nonfinite" if outcome == "due" else None, _strict(metrics), changed)
+    return Judgement(
+        outcome, ("alarm" if alarm else "nonfinite") if outcome == "due" else None, _strict(metrics), changed
+    )
 
 
 def failed(golden: GoldenRun, cause: str) -> Judgement:

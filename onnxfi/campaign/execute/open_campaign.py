@@ -14,6 +14,7 @@ from onnxfi.campaign.spec.pipeline_file import load_pipeline, names_pipeline
 from onnxfi.faults.faultlist import FaultList
 from onnxfi.faults.trials import Faults
 from onnxfi.graph.model.loading import Model
+from onnxfi.graph.protection.detection import ALARM
 from onnxfi.graph.write.faulty_copy import FileEdits, find_edits, look_up_words
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.kept_inputs import KeptInputs
@@ -87,7 +88,9 @@ class OpenCampaign:
     @property
     def output(self) -> str | None:
         """Return the name of the scored output, of several their names; None where all count, and in a pipeline."""
-        return None if self.front is not None else ", ".join(self.names) or None
+        if self.front is not None:
+            return None
+        return ", ".join(name for name in self.names if name != ALARM) or None
 
     def run(self, session: Session, *, batches: int | None = None) -> tuple[Outputs, ...]:
         """Return the outputs that count over all samples, or over the first batches."""
@@ -133,6 +136,8 @@ def open_campaign(
     scoring, design = campaign.scoring, campaign.design
     if front is None:
         names = scored_names(session, output_of(campaign, model), data, scoring.kind, task=scoring.task, whole=True)
+        if names and any(port.name == ALARM for port in session.outputs):  # beside what is scored
+            names = (*names, ALARM)
     else:
         names = front.stage.outputs
     listed = FaultList.open(design.faults).header if isinstance(design, Replay) else None

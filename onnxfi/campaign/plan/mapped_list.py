@@ -23,7 +23,7 @@ from onnxfi.faults.trials import Faults, Sampler, concatenate, draw_faults
 from onnxfi.graph.write.output_file import atomic_files
 
 #: What protections append to the name of a tensor that has lost its own to what is behind it.
-SUFFIXES = (".unrestricted", ".unfinite", ".unchecked", ".unvoted")
+SUFFIXES = (".unrestricted", ".unfinite", ".unvoted")
 
 
 @dataclass(frozen=True)

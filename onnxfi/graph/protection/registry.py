@@ -7,9 +7,10 @@ from types import MappingProxyType
 from typing import Any
 
 from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.protection.detection import RepeatLayers
 from onnxfi.graph.protection.range_restriction import FilterNonFinite, RestrictRanges
 
-_OWN: tuple[type[ModelPass[Any]], ...] = (RestrictRanges, FilterNonFinite)
+_OWN: tuple[type[ModelPass[Any]], ...] = (RestrictRanges, FilterNonFinite, RepeatLayers)
 
 
 def protection_passes() -> Mapping[str, type[ModelPass[Any]]]:

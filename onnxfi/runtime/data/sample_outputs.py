@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnxfi.errors import DataError
 from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.model.loading import Model, load
+from onnxfi.graph.protection.detection import ALARM, alarm_flags
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.runtime.data.batches import Batch, Data
 from onnxfi.runtime.engine.ports import Array, same_bytes
@@ -36,11 +37,22 @@ class Outputs:
         rows belong to all n samples together, as those of boxes that name their image in a column.
     inputs : mapping of str to array
         Inputs of the same samples, with samples first, where a task asks for them.
+    alarms : array of bool, shape (n,), optional
+        The samples for which a detector in the model raised an alarm, from its output `onnxfi.alarm`, which is not
+        among `arrays` then; None for a model without detectors.
     """
 
     samples: NDArray[np.int64]
     arrays: Mapping[str, Array]
     inputs: Mapping[str, Array] = field(default_factory=dict)
+    alarms: NDArray[np.bool_] | None = None
+
+    def __post_init__(self) -> None:
+        """Take the output of alarms out of the arrays."""
+        if ALARM in self.arrays and len(self.arrays) > 1:
+            rest = {name: array for name, array in self.arrays.items() if name != ALARM}
+            object.__setattr__(self, "alarms", alarm_flags(self.arrays[ALARM], len(self.samples)))
+            object.__setattr__(self, "arrays", rest)
 
     @classmethod
     def of(cls, array: Array) -> Outputs:
@@ -61,7 +73,8 @@ class Outputs:
     def take(self, rows: NDArray[np.int64]) -> Outputs:
         """Return the outputs of some of the samples, by their rows; each output must have one a sample."""
         arrays = {name: array[rows] for name, array in self.arrays.items()}
-        return Outputs(self.samples[rows], arrays, {name: array[rows] for name, array in self.inputs.items()})
+        inputs = {name: array[rows] for name, array in self.inputs.items()}
+        return Outputs(self.samples[rows], arrays, inputs, None if self.alarms is None else self.alarms[rows])
 
 
 def as_run(run: Array | Sequence[Outputs]) -> tuple[Outputs, ...]:
@@ -76,7 +89,9 @@ def alike(one: Outputs, other: Outputs) -> bool:
 
 
 def same_outputs(one: Outputs, other: Outputs) -> bool:
-    """Return true for the same names, types, shapes and bytes."""
+    """Return true for the same names, types, shapes and bytes, and the same alarms."""
+    if one.alarms is not None and other.alarms is not None and not np.array_equal(one.alarms, other.alarms):
+        return False
     pairs = zip(one.arrays.values(), other.arrays.values(), strict=True)
     return one.arrays.keys() == other.arrays.keys() and all(same_bytes(*pair) for pair in pairs)
 

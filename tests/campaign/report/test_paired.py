@@ -119,3 +119,12 @@ def test_calibration_data_is_no_test_data(work: Path, tmp_path: Path) -> None:
         compare_paired(CNN, str(work / "protected.onnx"), on, tmp_path)
     found = compare_paired(CNN, str(work / "protected.onnx"), on, tmp_path, allow_calibration_data=True)
     assert found.rows
+
+
+def test_an_alarm_makes_an_outcome_detected(work: Path, tmp_path: Path) -> None:
+    protect(load(CNN), ["duplicate"], tmp_path / "d.onnx")
+    single = campaign(work, single=True, trials=60, bits="exponent", target="activations", include="conv2d")
+    found = compare_paired(CNN, str(tmp_path / "d.onnx"), single, tmp_path / "stores")
+    rows = {row.metric.name: row.found for row in found.rows}
+    assert rows["sdc"].first > 0.1 and rows["sdc"].second == 0, "every change of a doubled layer is seen"
+    assert found.second.found.causes() == {"alarm": round(60 * rows["due"].second)}

@@ -1,0 +1,224 @@
+"""Detectors in the graph: layers that are computed twice or thrice, and checksums; what they find is an alarm.
+
+The output `onnxfi.alarm` counts for each sample the detectors that raised an alarm ([N] float32; one number where
+nothing has samples). A campaign takes a sample with an alarm for detected (DUE). Copies of a layer read their input
+through a Max or Min of one operand, which keeps every bit and hinders the runtime from merging them with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.errors import ModelError, SelectorError, closest
+from onnxfi.faults.space import Selector
+from onnxfi.graph.dataflow.activation_targets import Activation, activations
+from onnxfi.graph.dataflow.random_nodes import RANDOM_OPERATORS
+from onnxfi.graph.model.loading import Model
+from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
+from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
+from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.protection.range_restriction import FORMATS, marked, restrictable
+
+if TYPE_CHECKING:
+    import onnx
+
+#: The output of alarms, which outputs of a model have no other meaning for.
+ALARM = "onnxfi.alarm"
+#: Operators that compute: copies of these find faults in the computation.
+COMPUTING = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
+#: The least opset: comparisons of floats, Max and Min of every float format.
+LEAST_OPSET = 13
+_FLOAT = 1
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer's result in the main graph: its name, format, and whether its first axis counts samples."""
+
+    name: str
+    dtype: str
+    samples: bool
+
+    @classmethod
+    def of(cls, a: Activation) -> Layer:
+        """Return the layer of an activation."""
+        return cls(a.name, a.target.dtype, a.axis == 0 and a.place is not None and a.place.rows == 1)
+
+
+@dataclass(frozen=True)
+class RepeatLayers(ModelPass[tuple[str, ...]]):
+    """The pass that computes layers twice, and raises an alarm where the two differ, or thrice, and takes the majority.
+
+    The copies read the same weights. Its result are the names of the layers.
+    """
+
+    layers: tuple[Layer, ...]
+    copies: Literal[2, 3] = 2
+    name = "repeat-layers"
+    again = "refused"
+
+    def requires(self, proto: onnx.ModelProto) -> None:
+        """Refuse layers that are not there or cannot be copied."""
+        kind = _KINDS[self.copies]
+        check_layers(proto, self.layers, kind)
+        made = {name: node for node in proto.graph.node for name in node.output if name}
+        for layer in self.layers:
+            node = made[layer.name]
+            if node.op_type in RANDOM_OPERATORS or any(a.HasField("g") or a.graphs for a in node.attribute):
+                raise ModelError(
+                    f"{layer.name!r} cannot be computed again: {node.op_type} draws random numbers or holds a graph; "
+                    f"leave it out with --exclude"
+                )
+            if not node.input or not node.input[0]:
+                raise ModelError(f"{layer.name!r} cannot be computed again: {node.op_type} has no input")
+
+    def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
+        """Add the copies, and what compares them."""
+        import onnx
+
+        names, edit, flags = FreeNames(proto), GraphEdit(proto.graph), list[tuple[str, bool]]()
+        for layer in self.layers:
+            at = edit.maker[layer.name]
+            value, result = layer.name, layer.name
+            if self.copies == 3:
+                value, result = _result_between(edit, names, layer.name, "voted")
+            g = NodeBuilder(opset_of(proto), names.new(f"{layer.name}.{_KINDS[self.copies]}") + ".")
+            copies = []
+            for guard in ("Max", "Min")[: self.copies - 1]:
+                copy = onnx.NodeProto()
+                copy.CopyFrom(proto.graph.node[at])
+                copy.name = names.new(f"onnxfi/{_KINDS[self.copies]}/{layer.name}")
+                copy.input[0] = g.add(guard, copy.input[0])
+                outputs = [names.new(f"{name}.copy") if name else "" for name in copy.output]
+                copies.append(outputs[list(proto.graph.node[at].output).index(value)])
+                del copy.output[:]
+                copy.output.extend(outputs)
+                g.nodes.append(copy)
+            if self.copies == 3:
+                agree = g.add("Equal", *copies)
+                g.add("Where", agree, copies[0], value, name=result)
+            else:
+                flags.append((_unequal(g, value, copies[0], layer), layer.samples))
+            edit.put_behind(at, g.nodes)
+        edit.write()
+        if flags:
+            add_alarm(proto, names, flags)
+        return tuple(layer.name for layer in self.layers)
+
+    @classmethod
+    def neutral(cls, model: Model) -> RepeatLayers | None:
+        """Return the pass for all computing layers."""
+        layers = tuple(Layer.of(a) for a in _copyable(model)) if opset_of(model.proto) >= LEAST_OPSET else ()
+        return cls(layers) if layers else None
+
+
+_KINDS: Mapping[int, str] = {2: "duplicate", 3: "triplicate"}
+
+
+def _copyable(model: Model) -> list[Activation]:
+    return [a for a in activations(model) if restrictable(a) and a.target.op in COMPUTING and not a.quantized]
+
+
+def find_layers(model: Model, selector: Selector | None = None) -> tuple[Layer, ...]:
+    """Return the layers of a selection: of the main graph all convolutions and products, or those that it names.
+
+    Raises
+    ------
+    SelectorError
+        Where the selector names nothing that can be copied.
+
+    Examples
+    --------
+    >>> from onnxfi.graph.model.loading import load
+    >>> [layer.name for layer in find_layers(load("models/fashion_cnn.onnx"))]
+    ['conv2d', 'conv2d_1', 'linear', 'logits']
+    """
+    selector = selector or Selector()
+    rows = [a for a in activations(model) if restrictable(a)]
+    explicit = bool(selector.include or selector.op)
+    chosen = [a for a in rows if (explicit or a.target.op in COMPUTING) and selector.selects(a.target)]
+    for pattern in selector.include:
+        if not any(Selector(include=(pattern,)).selects(a.target) for a in rows):
+            near = closest(pattern.lstrip("="), [a.name for a in rows])
+            raise SelectorError(f"--include {pattern!r} matches no layer of the main graph{near}")
+    if not chosen:
+        raise SelectorError(
+            f"the selection takes no layer whose results are of the formats {', '.join(FORMATS)}; name layers of the "
+            f"main graph with --include"
+        )
+    return tuple(Layer.of(a) for a in chosen)
+
+
+def check_layers(proto: onnx.ModelProto, layers: Iterable[Layer], kind: str) -> None:
+    """Raise ModelError where detectors cannot go behind these layers of the main graph."""
+    if there := marked(proto, kind):
+        raise ModelError(
+            f"the model carries the protection {kind} already, as behind {there[0]!r}; protect the unprotected model"
+        )
+    if any(output.name == ALARM for output in proto.graph.output):
+        raise ModelError(f"the model has an output {ALARM!r} already; protect the unprotected model")
+    if opset_of(proto) < LEAST_OPSET:
+        raise ModelError(
+            f"the protection {kind} needs opset {LEAST_OPSET}, the model has {opset_of(proto)}; "
+            f"raise it with --opset 13"
+        )
+    made = {name for node in proto.graph.node for name in node.output if name}
+    for layer in layers:
+        if layer.name not in made:
+            raise ModelError(f"no layer {layer.name!r} in the main graph{closest(layer.name, made)}")
+
+
+def _result_between(edit: GraphEdit, names: FreeNames, name: str, suffix: str) -> tuple[str, str]:
+    """Return the names of a value and of what its readers read instead."""
+    if name in edit.outputs:
+        value = names.new(f"{name}.un{suffix}")
+        edit.rename_output(edit.maker[name], name, value)
+        return value, name
+    result = names.new(f"{name}.{suffix}")
+    edit.redirect(name, result)
+    return name, result
+
+
+def _unequal(g: NodeBuilder, one: str, other: str, layer: Layer) -> str:
+    """Append what says for each sample, or for all, whether two values differ: 1 or 0."""
+    return by_sample(g, g.cast(g.add("Not", g.add("Equal", one, other)), "float32"), samples=layer.samples)
+
+
+def by_sample(g: NodeBuilder, flags: str, *, samples: bool) -> str:
+    """Append the largest of these numbers for each sample ([N]), or of all ([1])."""
+    shape = [0, -1] if samples else [1, -1]
+    flat = g.add("Reshape", flags, g.constant(shape))
+    if g.opset >= 18:
+        return g.add("ReduceMax", flat, g.constant([1]), keepdims=0)
+    return g.add("ReduceMax", flat, axes=[1], keepdims=0)
+
+
+def add_alarm(proto: onnx.ModelProto, names: FreeNames, flags: list[tuple[str, bool]]) -> None:
+    """Append the output of alarms: the sum of what all detectors say."""
+    from onnx import helper
+
+    g = NodeBuilder(opset_of(proto), names.new("onnxfi.alarms") + ".")
+    total = flags[0][0]
+    for flag, _ in flags[1:]:
+        total = g.add("Add", total, flag)
+    g.add("Identity", total, name=ALARM)
+    proto.graph.node.extend(g.nodes)
+    shape = [None if any(samples for _, samples in flags) else 1]
+    proto.graph.output.append(helper.make_tensor_value_info(ALARM, _FLOAT, shape))
+
+
+def alarm_flags(alarm: NDArray[Any], samples: int) -> NDArray[np.bool_]:
+    """Return the samples with an alarm ([N]); an alarm of all counts for each, and so does NaN.
+
+    >>> alarm_flags(np.array([0, 2, np.nan], np.float32), 3).tolist()
+    [False, True, True]
+    >>> alarm_flags(np.array([1], np.float32), 2).tolist()
+    [True, True]
+    """
+    raised = ~(np.asarray(alarm).reshape(-1) <= 0)
+    return np.asarray(raised) if len(raised) == samples else np.full(samples, bool(raised.any()))
