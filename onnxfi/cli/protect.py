@@ -24,7 +24,7 @@ _WITHOUT_EFFECT = ("output", "task", "metric", "time_axis")
     multiple=True,
     required=True,
     metavar="WHAT",
-    help="Protection: range:clip, range:zero, range:average, nan-filter, duplicate or triplicate, with parameters as range:clip:percentile=99.9,per=channel. Repeatable.",
+    help="Protection: range:clip, range:zero, range:average, range:tuned, nan-filter, duplicate, triplicate, checksum or clip-weights, with parameters as range:clip:percentile=99.9,per=channel. Repeatable.",
 )
 @click.option(
     "--include",

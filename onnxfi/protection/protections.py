@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from onnxfi.errors import InputError
 from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.protection.checksum import CheckLayers, checkable, unchecked
 from onnxfi.graph.protection.detection import RepeatLayers, find_layers
-from onnxfi.graph.protection.placement import find_places
+from onnxfi.graph.protection.placement import find_places, followed_bounds
 from onnxfi.graph.protection.range_restriction import FilterNonFinite, Restricted, RestrictRanges
+from onnxfi.graph.protection.weight_clipping import ClipWeights, find_weights
 from onnxfi.protection.calibration import calibrate
 from onnxfi.protection.parameters import parse
 from onnxfi.protection.protection import Protection, Setting
+from onnxfi.protection.tuning import Tuning, tuned
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,46 @@ class RangeAverage(Range):
 
     name = "range:average"
     action = "average"
+
+
+@dataclass(frozen=True)
+class RangeTuned(Protection):
+    """Upper bounds searched for the largest mean accuracy under faults; what leaves them becomes 0.
+
+    `low` and `high` are the ends of the rates in weights, by decades, `trials` the draws at each; `drop` is the accuracy
+    without faults that a bound may cost; `action` is `zero` or `clip`.
+    """
+
+    low: float = 1e-6
+    high: float = 1e-4
+    trials: int = 4
+    drop: float = 0.005
+    action: str = "zero"
+    extend: bool = True
+    name = "range:tuned"
+
+    def passes(self, setting: Setting) -> ModelPass[Any]:
+        """Measure the ranges, search the bounds, and return the pass."""
+        if not 0 < self.low <= self.high <= 0.1 or not 1 <= self.trials <= 100 or self.action not in ("zero", "clip"):
+            raise InputError(
+                f"{self}: low and high are rates from above 0 to 0.1, trials 1 to 100, action zero or clip"
+            )
+        action: Literal["zero", "clip"] = "zero" if self.action == "zero" else "clip"
+        decades = max(1, round(math.log10(self.high / self.low)))
+        rates = tuple(float(rate) for rate in np.geomspace(self.low, self.high, decades + 1))
+        places = find_places(setting.model, setting.selector, extend=False)
+        measured = _measured(self, setting, 100.0, "tensor", extend=False)
+        how = Tuning(rates, self.trials, self.drop, action)
+        found = tuned(setting.model, measured, setting.calibration(self.name), setting.engine, how)
+        known = {one.name: one.bounds for one in found}
+        setting.notes.append("tuned upper bounds: " + ", ".join(f"{n} {b.high[0]:.4g}" for n, b in known.items()))
+        followers = find_places(setting.model, setting.selector).followers if self.extend and places.measured else ()
+        for follower in followers:
+            a = follower.activation
+            known[a.name] = followed_bounds(follower, known)
+            rank = None if a.dims is None else len(a.dims)
+            found = (*found, Restricted(a.name, a.target.dtype, rank, known[a.name]))
+        return RestrictRanges(found, action)
 
 
 @dataclass(frozen=True)
@@ -113,7 +159,43 @@ class Triplicate(Protection):
         return RepeatLayers(find_layers(setting.model, setting.selector), 3)
 
 
-_OWN: tuple[type[Protection], ...] = (RangeClip, RangeZero, RangeAverage, NanFilter, Duplicate, Triplicate)
+@dataclass(frozen=True)
+class Checksum(Protection):
+    """The sum of a layer's results is computed again from summed weights; a difference beyond rounding is an alarm."""
+
+    name = "checksum"
+
+    def passes(self, setting: Setting) -> ModelPass[Any]:
+        """Return the pass for the chosen layers; without a choice for all that have a checksum."""
+        model, selector = setting.model, setting.selector
+        layers = find_layers(model, selector)
+        if not (selector.include or selector.op):
+            able = {layer.name for layer in checkable(model)}
+            layers = tuple(layer for layer in layers if layer.name in able)
+            if not layers:
+                raise InputError("checksum finds no Conv, MatMul or Gemm with stored weights in the main graph")
+            setting.notes.extend(f"without a checksum: {one}" for one in unchecked(model, layers))
+        return CheckLayers(layers, None if model.path is None else model.path.parent)
+
+
+@dataclass(frozen=True)
+class WeightClipping(Protection):
+    """Weights and biases are held to their own range when the runtime loads them, which costs no time afterwards."""
+
+    name = "clip-weights"
+
+    def passes(self, setting: Setting) -> ModelPass[Any]:
+        """Return the pass for the chosen weights."""
+        targets = {t.id: t for t in setting.model.targets}
+        weights = tuple(w for w in find_weights(setting.model) if setting.selector.selects(targets[w.name]))
+        if not weights:
+            raise InputError("clip-weights finds no float weight in the main graph that is selected")
+        return ClipWeights(weights)
+
+
+_OWN: tuple[type[Protection], ...] = (
+    RangeClip, RangeZero, RangeAverage, RangeTuned, NanFilter, Duplicate, Triplicate, Checksum, WeightClipping,
+)  # fmt: skip
 
 
 def protections() -> Mapping[str, type[Protection]]:
@@ -122,7 +204,7 @@ def protections() -> Mapping[str, type[Protection]]:
     Examples
     --------
     >>> sorted(protections())[:2]
-    ['nan-filter', 'range:average']
+    ['checksum', 'clip-weights']
     """
     return MappingProxyType({one.name: one for one in _OWN})
 

@@ -7,10 +7,12 @@ from types import MappingProxyType
 from typing import Any
 
 from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.protection.checksum import CheckLayers
 from onnxfi.graph.protection.detection import RepeatLayers
 from onnxfi.graph.protection.range_restriction import FilterNonFinite, RestrictRanges
+from onnxfi.graph.protection.weight_clipping import ClipWeights
 
-_OWN: tuple[type[ModelPass[Any]], ...] = (RestrictRanges, FilterNonFinite, RepeatLayers)
+_OWN: tuple[type[ModelPass[Any]], ...] = (RestrictRanges, FilterNonFinite, RepeatLayers, CheckLayers, ClipWeights)
 
 
 def protection_passes() -> Mapping[str, type[ModelPass[Any]]]:
@@ -19,6 +21,6 @@ def protection_passes() -> Mapping[str, type[ModelPass[Any]]]:
     Examples
     --------
     >>> sorted(protection_passes())[:2]
-    ['filter-non-finite', 'restrict-ranges']
+    ['check-layers', 'clip-weights']
     """
     return MappingProxyType({one.name: one for one in _OWN})

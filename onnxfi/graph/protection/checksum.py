@@ -1,0 +1,175 @@
+"""Checksums over layers (ABFT): the sum of a layer's results over its channels, computed again from summed weights.
+
+For results y_m = Σ w_m x + b_m the sum over m is (Σ w_m) x + Σ b_m, one channel more to compute. The summed weights
+are stored beside the weights, so that faults in either are found as well as faults in results. The two sums differ by
+rounding alone, at most (n + M) ε (max|x| Σ|w| + Σ|b|) with n products in each of M sums; a larger difference, or one
+that is no number, raises an alarm. Faults below that bound are not found.
+
+References
+----------
+.. [1] K.-H. Huang and J. A. Abraham, Algorithm-based fault tolerance for matrix operations, IEEE TC C-33, 1984.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.errors import ModelError
+from onnxfi.faults.words import WORDS
+from onnxfi.graph.dataflow.activation_targets import activations
+from onnxfi.graph.model.loading import Model
+from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
+from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
+from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.protection.detection import LEAST_OPSET, Layer, add_alarm, by_sample, check_layers
+from onnxfi.graph.protection.range_restriction import restrictable
+
+if TYPE_CHECKING:
+    import onnx
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CheckLayers(ModelPass[tuple[str, ...]]):
+    """The pass that checks layers with stored weights by a checksum; its result are their names.
+
+    `folder` is where the external data of the model lies.
+    """
+
+    layers: tuple[Layer, ...]
+    folder: Path | None = None
+    name = "check-layers"
+    again = "refused"
+
+    def requires(self, proto: onnx.ModelProto) -> None:
+        """Refuse layers that are not there, or that have no checksum."""
+        check_layers(proto, self.layers, "checksum")
+        made = {name: node for node in proto.graph.node for name in node.output if name}
+        for layer in self.layers:
+            if why := unchecked_reason(proto, made[layer.name]):
+                raise ModelError(f"{layer.name!r} has no checksum: {why}; leave it out with --exclude")
+
+    def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
+        """Add the second sums, and what compares them."""
+        names, edit, flags = FreeNames(proto), GraphEdit(proto.graph), list[tuple[str, bool]]()
+        stored = {t.name: t for t in proto.graph.initializer}
+        for layer in self.layers:
+            at = edit.maker[layer.name]
+            node = proto.graph.node[at]
+            arrays = [_array(stored[name], self.folder) for name in node.input[1:3] if name]
+            g = NodeBuilder(opset_of(proto), names.new(f"{layer.name}.checksum") + ".")
+            flags.append((_unlike(g, node, layer, arrays), layer.samples))
+            g.nodes[-1].name = names.new(f"onnxfi/checksum/{layer.name}")
+            edit.put_behind(at, g.nodes)
+        edit.write()
+        add_alarm(proto, names, flags)
+        return tuple(layer.name for layer in self.layers)
+
+    @classmethod
+    def neutral(cls, model: Model) -> CheckLayers | None:
+        """Return the pass for all layers that have a checksum."""
+        layers = checkable(model) if opset_of(model.proto) >= LEAST_OPSET else ()
+        return cls(layers, None if model.path is None else model.path.parent) if layers else None
+
+
+def checkable(model: Model) -> tuple[Layer, ...]:
+    """Return the layers of the main graph that have a checksum.
+
+    Examples
+    --------
+    >>> from onnxfi.graph.model.loading import load
+    >>> [layer.name for layer in checkable(load("models/fashion_cnn.onnx"))]
+    ['conv2d', 'conv2d_1', 'linear', 'logits']
+    """
+    made = {name: node for node in model.proto.graph.node for name in node.output if name}
+    rows = [a for a in activations(model) if restrictable(a) and not a.quantized]
+    return tuple(Layer.of(a) for a in rows if not unchecked_reason(model.proto, made[a.name]))
+
+
+def unchecked_reason(proto: onnx.ModelProto, node: onnx.NodeProto) -> str:
+    """Return why a node's results have no checksum; '' where they have one."""
+    stored = {t.name: t for t in proto.graph.initializer}
+    if node.op_type not in ("Conv", "MatMul", "Gemm"):
+        return f"{node.op_type} is neither Conv, MatMul nor Gemm"
+    weights = [stored.get(name) for name in node.input[1:3] if name]
+    if not weights or any(tensor is None for tensor in weights):
+        return "its weights or bias are computed"
+    numbers = {a.name: a.i for a in node.attribute}
+    if node.op_type == "Conv" and numbers.get("group", 1) != 1:
+        return "its convolution is grouped"
+    if node.op_type == "Gemm" and numbers.get("transA", 0):
+        return "its input is transposed"
+    first, *bias = (list(tensor.dims) for tensor in weights if tensor is not None)
+    channels = first[0] if node.op_type == "Conv" or numbers.get("transB", 0) else first[-1]
+    if node.op_type == "MatMul" and len(first) != 2:
+        return "its weights are no matrix"
+    return "its bias is not one number a channel" if bias and bias[0] != [channels] else ""
+
+
+def _array(tensor: onnx.TensorProto, folder: Path | None) -> Numbers:
+    """Return a stored tensor, wherever its numbers lie."""
+    from onnx import numpy_helper
+
+    if tensor.external_data and folder is None:
+        raise ModelError(f"the weight {tensor.name!r} lies in external data, whose folder is not known; give folder")
+    return np.asarray(numpy_helper.to_array(tensor, str(folder or ""))).astype(np.float64)
+
+
+def _unlike(g: NodeBuilder, node: onnx.NodeProto, layer: Layer, arrays: list[Numbers]) -> str:
+    """Append what says for each sample whether the two sums differ by more than rounding."""
+    wide = "float64" if layer.dtype == "float64" else "float32"
+    weight, bias = arrays[0], arrays[1] if len(arrays) > 1 else np.zeros(0)
+    x, y = (name if layer.dtype == wide else g.cast(name, wide) for name in (node.input[0], layer.name))
+    check, axis = _summed(g, node, x, weight, bias, wide)
+    apart = g.add("Abs", g.add("Sub", _sum(g, y, axis), check))
+    products, sums = _sizes(node, weight)
+    eps = float(np.finfo(WORDS[layer.dtype].dtype).eps) * (products + sums)
+    largest = by_sample(g, g.add("Abs", x), samples=layer.samples)
+    scale = g.add("Mul", largest, g.constant(eps * float(np.abs(weight).sum()), wide))
+    bound = g.add("Add", scale, g.constant(eps * float(np.abs(bias).sum()) + float(np.finfo(wide).tiny), wide))
+    within = g.add("LessOrEqual", by_sample(g, apart, samples=layer.samples), bound)
+    return g.cast(g.add("Not", within), "float32")  # no comparison of NaN holds
+
+
+def _sizes(node: onnx.NodeProto, weight: Numbers) -> tuple[int, int]:
+    """Return the products in each sum, and the sums."""
+    transposed = node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute)
+    sums = weight.shape[0] if transposed else weight.shape[-1]
+    return weight.size // sums, sums
+
+
+def _summed(g: NodeBuilder, node: onnx.NodeProto, x: str, weight: Numbers, bias: Numbers, wide: str) -> tuple[str, int]:
+    """Append the layer with summed weights; returns its result and the axis over which the layer's own is summed."""
+    said: dict[str, Any] = {a.name: a for a in node.attribute}
+    if node.op_type == "Conv":
+        inputs = [x, g.constant(weight.sum(axis=0, keepdims=True), wide)]
+        made = g.add("Conv", *inputs, *([g.constant([bias.sum()], wide)] if bias.size else []))
+        g.nodes[-1].attribute.extend(node.attribute)
+        return made, 1
+    if node.op_type == "MatMul":
+        return g.add("MatMul", x, g.constant(weight.sum(axis=-1, keepdims=True), wide)), -1
+    rows = weight.T if "transB" in said and said["transB"].i else weight
+    alpha, beta = (said[name].f if name in said else 1.0 for name in ("alpha", "beta"))
+    made = g.add("MatMul", x, g.constant(alpha * rows.sum(axis=1, keepdims=True), wide))
+    return (g.add("Add", made, g.constant(beta * bias.sum(), wide)) if bias.size else made), -1
+
+
+def _sum(g: NodeBuilder, value: str, axis: int) -> str:
+    """Append the sum over an axis, which stays as one of size 1."""
+    return g.add("ReduceSum", value, g.constant([axis]), keepdims=1)
+
+
+def unchecked(model: Model, layers: tuple[Layer, ...]) -> Iterator[str]:
+    """Yield the computing layers of the main graph that are not among these, with the reason."""
+    made = {name: node for node in model.proto.graph.node for name in node.output if name}
+    there = {layer.name for layer in layers}
+    for name, node in made.items():
+        if node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm") and name not in there:
+            yield f"{name!r} ({unchecked_reason(model.proto, node) or 'not selected'})"

@@ -1,0 +1,138 @@
+"""Weights held to their own range when the runtime loads them.
+
+The operators stand between a stored weight and its readers. What they compute follows from stored tensors alone, so
+the runtime computes it once, when it loads the model, and runs as fast as before. Where no weight uses the top exponent
+bit, a number that has it set is divided by what that bit multiplies with, which gives the weight back exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxfi.errors import ModelError, closest
+from onnxfi.faults.words import WORDS, Word
+from onnxfi.graph.model.loading import Model
+from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
+from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
+from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.protection.range_restriction import FORMATS, marked
+
+if TYPE_CHECKING:
+    import onnx
+
+#: The least opset: Clip of every float format, LessOrEqual.
+LEAST_OPSET = 12
+
+
+@dataclass(frozen=True)
+class WeightRange:
+    """A stored weight of the main graph, its format, and the range of its numbers."""
+
+    name: str
+    dtype: str
+    low: float
+    high: float
+
+    @property
+    def top_bit_unused(self) -> bool:
+        """True where no number has the top exponent bit set: all lie below 2."""
+        return max(abs(self.low), abs(self.high)) < 2
+
+
+@dataclass(frozen=True)
+class ClipWeights(ModelPass[tuple[str, ...]]):
+    """The pass that holds weights to their range; its result are their names.
+
+    Examples
+    --------
+    >>> from onnxfi.graph.model.loading import load, parse
+    >>> model = load("models/fashion_cnn.onnx")
+    >>> made, names = ClipWeights((WeightRange("fc2.weight", "float32", -0.5, 0.5),)).run(parse(model))
+    >>> [n.op_type for n in made.graph.node if any(name.startswith("fc2.weight") for name in n.input)]
+    ['Mul', 'Mul', 'Abs', 'LessOrEqual', 'Where', 'Clip', 'IsNaN', 'Where', 'Gemm']
+    """
+
+    weights: tuple[WeightRange, ...]
+    name = "clip-weights"
+    again = "refused"
+
+    def requires(self, proto: onnx.ModelProto) -> None:
+        """Refuse weights that are not there, and a model that has this already."""
+        if there := marked(proto, "clip-weights"):
+            raise ModelError(
+                f"the model carries the protection clip-weights already, as behind {there[0]!r}; protect the "
+                f"unprotected model"
+            )
+        if opset_of(proto) < LEAST_OPSET:
+            raise ModelError(
+                f"the protection clip-weights needs opset {LEAST_OPSET}, the model has {opset_of(proto)}; raise it "
+                f"with --opset 13"
+            )
+        stored = {t.name for t in proto.graph.initializer}
+        for weight in self.weights:
+            if weight.name not in stored:
+                raise ModelError(f"no stored weight {weight.name!r} in the main graph{closest(weight.name, stored)}")
+
+    def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
+        """Insert the operators behind each weight."""
+        names, edit = FreeNames(proto), GraphEdit(proto.graph)
+        for weight in self.weights:
+            result = names.new(f"{weight.name}.clipped")
+            edit.redirect(weight.name, result)
+            g = NodeBuilder(opset_of(proto), names.new(f"{weight.name}.clip_weights") + ".")
+            _hold(g, weight, result)
+            g.nodes[-1].name = names.new(f"onnxfi/clip-weights/{weight.name}")
+            edit.put_behind(-1, g.nodes)
+        edit.write()
+        return tuple(weight.name for weight in self.weights)
+
+    @classmethod
+    def neutral(cls, model: Model) -> ClipWeights | None:
+        """Return the pass for all weights, which lie in their own range."""
+        weights = find_weights(model) if opset_of(model.proto) >= LEAST_OPSET else ()
+        return cls(weights) if weights else None
+
+
+def find_weights(model: Model) -> tuple[WeightRange, ...]:
+    """Return the float weights and biases that the main graph stores, with the range of their numbers.
+
+    Examples
+    --------
+    >>> from onnxfi.graph.model.loading import load
+    >>> [weight.name for weight in find_weights(load("models/fashion_cnn.onnx"))][:2]
+    ['conv1.weight', 'conv1.bias']
+    """
+    stored = {t.name for t in model.proto.graph.initializer}
+    found = []
+    for target in model.targets:
+        if target.id in stored and target.role in ("weight", "bias") and target.dtype in FORMATS and target.size:
+            values = target.word.values(model.words(target, np.arange(target.size, dtype=np.int64)))
+            low, high = float(values.min()), float(values.max())
+            if np.isfinite([low, high]).all():
+                found.append(WeightRange(target.id, target.dtype, low, high))
+    return tuple(found)
+
+
+def _hold(g: NodeBuilder, weight: WeightRange, result: str) -> None:
+    """Append what holds a weight to its range; a NaN becomes 0."""
+    value, largest = weight.name, max(abs(weight.low), abs(weight.high))
+    if weight.top_bit_unused:
+        root = _root(WORDS[weight.dtype])
+        less = g.add("Mul", g.add("Mul", value, g.constant(root, weight.dtype)), g.constant(root, weight.dtype))
+        inside = g.add("LessOrEqual", g.add("Abs", value), g.constant(largest, weight.dtype))
+        value = g.add("Where", inside, value, less)
+    ends = (g.constant(end, weight.dtype) for end in (weight.low, weight.high))
+    held = g.add("Clip", value, *ends)
+    g.add("Where", g.add("IsNaN", held), g.constant(0, weight.dtype), held, name=result)
+
+
+def _root(word: Word) -> float:
+    """Return the square root of the inverse of what the top exponent bit multiplies a number with.
+
+    >>> _root(WORDS["float32"]) == 2.0**-64
+    True
+    """
+    return float(2.0 ** -(1 << (word.bits - word.mantissa - 1 - 2)))
