@@ -66,8 +66,8 @@ class RangeAverage(Range):
 class RangeTuned(Protection):
     """Upper bounds searched for the largest mean accuracy under faults; what leaves them becomes 0.
 
-    `low` and `high` are the ends of the rates in weights, by decades, `trials` the draws at each; `drop` is the accuracy
-    without faults that a bound may cost; `action` is `zero` or `clip`.
+    `low` and `high` are the ends of the rates in weights, by decades, `trials` the draws at each; `drop` is the
+    accuracy without faults that a bound may cost; `action` is `zero` or `clip`.
     """
 
     low: float = 1e-6

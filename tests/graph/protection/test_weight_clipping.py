@@ -72,5 +72,5 @@ def test_a_weight_that_is_not_there_and_one_that_is_held_already_are_refused() -
     with pytest.raises(ModelError, match=r"no stored weight 'fc3.weight' in the main graph; closest: 'fc2.weight'"):
         ClipWeights((WeightRange("fc3.weight", "float32", -1, 1),)).run(proto)
     made, _ = ClipWeights((WeightRange("fc2.weight", "float32", -1, 1),)).run(proto)
-    with pytest.raises(ModelError, match="carries the protection clip-weights already, as behind 'fc2.weight'"):
+    with pytest.raises(ModelError, match="carries the protection clip-weights already"):
         ClipWeights((WeightRange("fc2.weight", "float32", -1, 1),)).run(made)
