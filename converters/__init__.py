@@ -46,7 +46,7 @@ def convert(source: Any, out: str | Path, *, framework: str | None = None, **opt
     InputError
         For a source that cannot be used.
     ConversionError
-        Where the framework or its exporter fails, or the outputs differ by more than the tolerance.
+        If the framework or its exporter fails, or the outputs differ by more than the tolerance.
 
     Examples
     --------

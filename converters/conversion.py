@@ -139,7 +139,7 @@ def conversion_error(error: BaseException, what: str, remedy: str) -> Conversion
 def write_checked(exported: Exported, path: Path, check: Check) -> Converted:
     """Write the model and compare it with its source; on failure nothing is written.
 
-    Raises ConversionError where ONNX Runtime rejects the model or the difference exceeds the tolerance.
+    Raises ConversionError if ONNX Runtime rejects the model or the difference exceeds the tolerance.
     """
     naming.clean(exported.proto)
     exported.proto.ir_version = max(_IR_VERSION, exported.proto.ir_version)
@@ -251,7 +251,7 @@ def _compare(exported: Exported, session: OrtSession, data: Data, check: Check) 
 
 
 def difference_of(found: Array, wanted: Array) -> tuple[float, float]:
-    """Return the largest absolute difference, and its ratio to the largest magnitude; infinite where not comparable.
+    """Return the largest absolute difference, and its ratio to the largest magnitude; infinite if not comparable.
 
     >>> difference_of(np.array([1.0, 4.0]), np.array([1.0, 5.0]))
     (1.0, 0.2)
@@ -284,7 +284,7 @@ def source_name(source: object) -> str:
 
 
 def named_outputs(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
-    """Return outputs by name; raise ConversionError where the exporter wrote another number of them."""
+    """Return outputs by name; raise ConversionError if the exporter wrote another number of them."""
     if len(names) != len(values):
         raise ConversionError(
             f"the exporter wrote {len(names)} of {len(values)} outputs; return tensors only, "

@@ -53,7 +53,7 @@ def framework_named(name: str) -> Framework:
 
 
 def require(name: str) -> None:
-    """Raise InputError where a package of the framework is missing, with the pip command that installs it."""
+    """Raise InputError if a package of the framework is missing, with the pip command that installs it."""
     modules = framework_named(name).modules
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:

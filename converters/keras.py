@@ -74,7 +74,7 @@ def convert(
     InputError
         For a source that cannot be used.
     ConversionError
-        Where Keras or tf2onnx fail, with their error text, or the outputs differ by more than the tolerance.
+        If Keras or tf2onnx fail, with their error text, or the outputs differ by more than the tolerance.
     """
     require("keras")
     path, check = check_output(out), Check(data, samples, tolerance)

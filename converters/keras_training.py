@@ -60,7 +60,7 @@ class FaultAwareTraining(keras.Model):
     Raises
     ------
     SelectorError
-        Where nothing is selected.
+        If nothing is selected.
     InputError
         For a model that cannot be wrapped, or a setting out of range.
     NonFiniteLossError
@@ -295,7 +295,7 @@ class FaultAwareTraining(keras.Model):
         Raises
         ------
         InputError
-            Where this wrapper injects into activations, which are not stored.
+            If this wrapper injects into activations, which are not stored.
         """
         if self.settings.target != "weights":
             raise InputError("faults before or after training need target='weights': activations are not stored")

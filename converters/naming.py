@@ -126,7 +126,7 @@ def match_variables(proto: onnx.ModelProto, variables: Mapping[str, Array]) -> d
 
 
 def _content(values: Array) -> str:
-    """Return the digest of the sorted values, which no transposition changes; '' where all are equal."""
+    """Return the digest of the sorted values, which no transposition changes; '' if all are equal."""
     flat = np.sort(values, axis=None)
     if not flat.size or (flat.size > 1 and flat[0] == flat[-1]):
         return ""

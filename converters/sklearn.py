@@ -70,7 +70,7 @@ def convert(
     InputError
         For a source that cannot be used.
     ConversionError
-        Where skl2onnx fails, with its error text, or the outputs differ by more than the tolerance.
+        If skl2onnx fails, with its error text, or the outputs differ by more than the tolerance.
     """
     require("sklearn")
     path, check = check_output(out), Check(data, samples, tolerance)
@@ -88,7 +88,7 @@ def convert(
 
 
 def _estimator(source: Any) -> Any:
-    """Return the estimator; raise InputError where it is not fitted."""
+    """Return the estimator; raise InputError if it is not fitted."""
     from sklearn.base import BaseEstimator
     from sklearn.exceptions import NotFittedError
     from sklearn.utils.validation import check_is_fitted

@@ -89,7 +89,7 @@ def _traceback(error: BaseException) -> str:
 
 
 def framework_of(source: object) -> str:
-    """Return the framework of a model object, a file or a folder; raise InputError where it is unknown.
+    """Return the framework of a model object, a file or a folder; raise InputError if it is unknown.
 
     >>> framework_of("cnn.keras"), framework_of("weights.safetensors")
     ('keras', 'torch')
@@ -126,7 +126,7 @@ def framework_of(source: object) -> str:
 
 
 def existing_path(source: str | Path) -> Path:
-    """Return the path of an existing file or folder; raise InputError where there is none."""
+    """Return the path of an existing file or folder; raise InputError if there is none."""
     path = Path(source)
     if not path.exists():
         raise InputError(f"no file {str(path)!r}; check the path, or give module:factory")

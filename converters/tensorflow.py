@@ -73,7 +73,7 @@ def convert(
     InputError
         For a source that cannot be used.
     ConversionError
-        Where TensorFlow or tf2onnx fail, with their error text, or the outputs differ by more than the tolerance.
+        If TensorFlow or tf2onnx fail, with their error text, or the outputs differ by more than the tolerance.
     """
     require("tensorflow")
     path, check = check_output(out), Check(data, samples, tolerance)

@@ -65,7 +65,7 @@ def convert(
     factory
         `module:function` that returns the module of a checkpoint.
     input_shape
-        Shape of each argument of `forward`, as `N,1,28,28` or `N,16:int64`; a letter may vary. None where `data` has
+        Shape of each argument of `forward`, as `N,1,28,28` or `N,16:int64`; a letter may vary. None if `data` has
         arrays of their names.
     opset
         Opset of the file; None is 18.
@@ -82,7 +82,7 @@ def convert(
     InputError
         For a source that cannot be used.
     ConversionError
-        Where torch fails, with its error text, or the outputs differ by more than the tolerance.
+        If torch fails, with its error text, or the outputs differ by more than the tolerance.
     """
     require("torch")
     path, check = check_output(out), Check(data, samples, tolerance)

@@ -54,7 +54,7 @@ class FaultAwareTraining(torch.nn.Module):
     Raises
     ------
     SelectorError
-        Where nothing is selected.
+        If nothing is selected.
     InputError
         For a module that cannot be wrapped, or a setting out of range.
     NonFiniteLossError
@@ -209,7 +209,7 @@ class FaultAwareTraining(torch.nn.Module):
         Raises
         ------
         InputError
-            Where this wrapper injects into activations, which are not stored.
+            If this wrapper injects into activations, which are not stored.
         """
         if self.settings.target != "weights":
             raise InputError("faults before or after training need target='weights': activations are not stored")
@@ -277,7 +277,7 @@ def _refuse(model: Any) -> None:
     for part in model.modules():
         if isinstance(part, torch._dynamo.eval_frame.OptimizedModule):
             raise InputError(
-                "the model is under torch.compile: its graph is traced once, while faults are drawn anew outside it at "
+                "the model is under torch.compile: its graph is traced once, while faults are drawn outside it at "
                 "every step, and its parameters bear other names (_orig_mod.…); wrap the module that was compiled"
             )
         if isinstance(part, torch.jit.ScriptModule):

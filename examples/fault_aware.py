@@ -65,7 +65,7 @@ def images(given: str | None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarr
     pixels, labels = mnist_data()
     order = np.arange(5000).reshape(10, 500).T.ravel()  # the set is sorted by digit
     image = (pixels[order] / 255).astype(np.float32).reshape(-1, 1, 28, 28)
-    print("Fashion-MNIST is not there; 4,000 + 1,000 images of MNIST take its place")
+    print("Fashion-MNIST does not exist; 4,000 + 1,000 images of MNIST take its place")
     parts = [{"image": image[s], "labels": labels[order][s].astype(np.int64)} for s in (slice(4000), slice(4000, None))]
     return parts[0], parts[1]
 

@@ -1,4 +1,4 @@
-"""Bits of a detector's weights: how often one that flips makes it lose objects, or see some that are not there.
+"""Bits of a detector's weights: how often one that flips makes it lose objects, or see some that do not exist.
 
 python examples/lost_objects.py [TRIALS]
 """

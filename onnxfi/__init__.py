@@ -1,4 +1,4 @@
-"""onnxfi: what happens to a deployed neural network's answers when bits go wrong.
+"""onnxfi: fault injection on deployed ONNX models.
 
     import onnxfi
 
@@ -15,8 +15,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# From 1.29 on ONNX Runtime reports its use to its maker once it is imported, and leaves a device id and a queue of
-# events on disk. It looks at this once, so it is said before any module of ours imports it; what the user says counts.
+# From 1.29 on ONNX Runtime sends usage data to its maker once it is imported, and leaves a device id and a queue of
+# events on disk. It reads this variable once, on import; a value that the user has set is kept.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _NAMES = {

@@ -148,11 +148,11 @@ class IsolationError(OnnxfiError):
 
 
 class CrashError(IsolationError):
-    """Call that ended the copy of the process by a signal; the message names it."""
+    """Call that ended the copy of the process with a signal; the message names the signal."""
 
 
 class DeviceError(OnnxfiError):
-    """Device that an error has closed to this process; a process that starts anew can use it."""
+    """Device that this process can no longer use after an error; a new process can."""
 
 
 class EngineError(OnnxfiError):

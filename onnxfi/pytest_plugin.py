@@ -1,4 +1,4 @@
-"""The pytest plugin: a model's budget as a test. It loads neither onnx, onnxruntime nor numpy until a test uses it.
+"""The pytest plugin: a resilience budget as a test. onnx, onnxruntime and numpy are loaded once a test uses it.
 
     def test_resilience(onnxfi_check):
         assert onnxfi_check("model.onnx", "budget.yaml")
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from onnxfi.campaign.gate.budget import Budget
     from onnxfi.campaign.gate.check import Checked, Finding
 
-#: pytest shows this much of a value that an assertion holds.
+#: Characters that pytest shows of a value in a failing assertion.
 _SHOWN = 230
 
 
 @dataclass(frozen=True, repr=False)
 class Outcome:
-    """The outcome of a check: true where the verdict is pass. A failing assertion shows its repr."""
+    """The outcome of a check: true if the verdict is pass. A failing assertion shows its repr."""
 
     checked: Checked = field(repr=False)
 
@@ -107,7 +107,7 @@ def onnxfi_check(request: pytest.FixtureRequest) -> Check:
             outcome = _run(request.config, model, budget, {**defaults, **given})
         except OnnxfiError as error:
             wrong = str(error)
-        if wrong:  # outside of the handler, so that one line is all that is shown
+        if wrong:  # outside the handler, so that only one line is shown
             pytest.fail(f"onnxfi: error: {wrong}", pytrace=False)
         request.node.add_report_section("call", "onnxfi", outcome.table())
         return outcome

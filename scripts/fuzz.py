@@ -339,7 +339,7 @@ def work(start: int, stop: int, seed: int) -> None:
 
 
 class Worker:
-    """A subprocess over one range of mutations; started anew behind one that ended or hung."""
+    """A subprocess over one range of mutations; started again behind one that ended or hung."""
 
     def __init__(self, start: int, stop: int, seed: int) -> None:
         self.at, self.stop, self.seed = start, stop, seed

@@ -133,7 +133,7 @@ def load(part: str) -> tuple[Tensor, Tensor]:
     def read(kind: str, header: int) -> np.ndarray:
         path = DATA / f"{part}-{kind}-ubyte.gz"
         if not path.is_file():
-            raise SystemExit(f"{path} is not there; run: bash scripts/get_data.sh")
+            raise SystemExit(f"{path} does not exist; run: bash scripts/get_data.sh")
         return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
 
     image = read("images-idx3", 16).reshape(-1, 1, 28, 28).astype(np.float32) / np.float32(255)

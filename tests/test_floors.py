@@ -248,7 +248,7 @@ def test_no_print_no_shared_chance_no_unsafe_formats(path: Path) -> None:
             called = ast.unparse(node.func)
             assert called not in ("print", "eval", "exec", "breakpoint"), f"{where}: {called}"
             allowed = any(k.arg == "allow_pickle" and getattr(k.value, "value", True) for k in node.keywords)
-            assert not allowed, f"{where}: pickle is no format"
+            assert not allowed, f"{where}: pickle is not a format"
 
 
 @every_file

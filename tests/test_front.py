@@ -111,7 +111,7 @@ def test_values_of_code_are_taken_by_their_names(here: Path) -> None:
         ({"data": object()}, DataError, "object is no data; give arrays by the name of the input"),
         ({"data": [("a", 1, 2, 3)]}, DataError, "an item of the data has 4 values"),
         ({"beer": 1e-3}, SpecError, "unknown field 'beer'; closest: 'ber'"),
-        ({"model": 3}, ModelError, "int is no model; give a path"),
+        ({"model": 3}, ModelError, "int is not a model; give a path"),
         ({"model": "none.onnx"}, ModelError, "cannot read 'none.onnx'"),
     ],
 )

@@ -48,7 +48,7 @@ for name, route in (("neither", "full"), ("late start", "late-start"), ("early s
     trials = results(route)
     rate = TRIALS / sum(trial.time_s for trial in trials)
     found[name] = [(trial.outcome, trial.metrics) for trial in trials]
-    print(f"{name}: {rate:.0f} faults a second")
+    print(f"{name}: {rate:.0f} faults per second")
 
 # %%
 same = all(one == found["neither"] for one in found.values())

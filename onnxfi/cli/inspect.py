@@ -84,7 +84,7 @@ def command(model: Path, as_json: bool, allow_links: bool, neurons: Path | None,
 def _inspect_activations(
     model: Path, flags: dict[str, Any], neurons: Path | None, *, as_json: bool, allow_links: bool
 ) -> None:
-    """List what layers put out, or the inputs of the graph."""
+    """List what layers output, or the inputs of the graph."""
     options.refuse_flags(("role",), "with --target activations or inputs, which have none")
     from onnxfi.cli.terminal import count, print_json, print_line, print_note, table
     from onnxfi.graph.model.loading import load

@@ -50,7 +50,7 @@ class Header:
     population: int = 0
     unit: str = "bit"
     faulty: str | None = None
-    #: The model's file as it was named, and the strata of a plan: hints for whoever runs the list.
+    #: The model's file as it was given, and the strata of a plan: hints for running the list.
     file: str = ""
     strata: tuple[dict[str, Any], ...] = ()
     #: Scope of faults in activations; None for lists of weights alone.
@@ -80,10 +80,10 @@ class Header:
 
     @classmethod
     def parse(cls, line: str, where: str) -> Header:
-        """Read a header; FaultListError where it is none or of another version."""
+        """Read a header; FaultListError if it is none or of another version."""
         row = _json(line, where)
         if row.get("format") != FORMAT:
-            raise FaultListError(f"{where} is no fault list; give a file that --save-faults or plan wrote")
+            raise FaultListError(f"{where} is not a fault list; give a file that --save-faults or plan wrote")
         if row.get("version") != VERSION:
             raise FaultListError(
                 f"{where} has version {row.get('version')} of the fault list format, this onnxfi reads version "
@@ -119,7 +119,7 @@ class Header:
 def _stratum(row: Any) -> dict[str, Any]:
     kinds = {"label": (str,), "layer": (str, type(None)), "bit": (int, type(None)), "ber": (float, int, type(None))}
     if not isinstance(row, dict) or set(row) != set(kinds) or any(not isinstance(row[k], kinds[k]) for k in kinds):
-        raise ValueError(f"{str(row)[:80]} is no stratum")
+        raise ValueError(f"{str(row)[:80]} is not a stratum")
     return row
 
 
@@ -191,13 +191,13 @@ class FaultList:
 
     @classmethod
     def open(cls, path: str | Path) -> FaultList:
-        """Read the header; FaultListError where the file is no fault list."""
+        """Read the header; FaultListError if the file is not a fault list."""
         place = Path(path)
         with _text(place) as stream:
             return cls(place, Header.parse(_line(stream, place), str(place)))
 
     def check_model(self, digest: str, *, undo: bool = False) -> None:
-        """Refuse a model that is not the list's own; both digests are in the message."""
+        """Raise FaultListError for a model that the list does not belong to; the message has both digests."""
         wanted = self.header.faulty if undo else self.header.model
         if undo and wanted is None:
             raise FaultListError(f"{self.path} was written without a faulty model, so there is nothing to undo")
@@ -215,7 +215,7 @@ class FaultList:
     ) -> Iterator[tuple[int, Faults]]:
         """Return the trials in order with their recorded words, over the model's targets; `space` as in `LineReader`.
 
-        A recipe's words before are there only where its faults cannot undo themselves.
+        A recipe records the words before its faults only if the faults are not self-inverse.
         """
         return LineReader(self.header, tuple(targets), str(self.path), space).trials(self._lines())
 
@@ -250,7 +250,7 @@ class LineReader:
         last = 0
         for trial, group in groupby(rows, key=lambda row: row.get("trial")):
             if not isinstance(trial, int) or isinstance(trial, bool) or trial < 1:
-                raise FaultListError(f"{self.where}: trial {trial!r} is no whole number from 1; the list is damaged")
+                raise FaultListError(f"{self.where}: trial {trial!r} is not a whole number from 1; the list is damaged")
             if trial <= last:
                 raise FaultListError(
                     f"{self.where}: trial {trial} comes after trial {last}; trials ascend, and the lines of each are "
@@ -274,7 +274,7 @@ class LineReader:
             how = Sampler(row["sampler"], float(row.get("rate", 0)), int(row.get("per", 0)), int(row["seed"]))
             space = self.space() if self.space else self.header.selector.space(self.targets, model)
             if how.expected_count(space) > 2 * int(row["n"]) + 1000:
-                raise FaultListError(f"{where}: the recipe does not give the {row['n']} faults that it names")
+                raise FaultListError(f"{where}: the recipe does not give the {row['n']} faults that it states")
             faults = draw_faults(space, how, model, int(row["trial"]))
             ordinals = np.array([self._known[t.id] for t in space.targets], np.int64)
             faults = replace(
@@ -284,14 +284,14 @@ class LineReader:
             )
             if len(faults) != row["n"] or sites_digest(faults, range(len(self.targets))) != row["sha256"]:
                 raise FaultListError(
-                    f"{where}: the recipe gives other faults than it names; it is of another tool or model"
+                    f"{where}: the recipe does not give the faults that it states; it is from another tool or model"
                 )
             if "before" not in row:
                 return faults
             limit = 8 * len(faults)
             raw = zlib.decompressobj().decompress(base64.b64decode(row["before"], validate=True), limit + 1)
             if len(raw) != limit:
-                raise FaultListError(f"{where}: the recipe holds other words than its {len(faults)} faults need")
+                raise FaultListError(f"{where}: the recipe does not hold the words of its {len(faults)} faults")
             before = np.frombuffer(raw, "<u8").astype(np.uint64)
             most = np.array([(1 << t.word.storage) - 1 for t in self.targets], np.uint64)
             if (before > most[faults.sites.target]).any():
@@ -335,7 +335,7 @@ class LineReader:
         return Faults(self.targets, sites, models_[:1] if len(models) == 1 else models_, first, last)
 
     def _when(self, row: dict[str, Any], target: Target) -> tuple[int, int, int]:
-        """When a fault is there; ValueError for a sample or step that cannot be."""
+        """Return the times of a fault; ValueError for a sample or step that does not exist."""
         given: dict[str, int] = {key: row[key] for key in ("sample", "step", "from") if key in row}
         if given and not target.is_activation:
             raise ValueError("a stored word has neither sample nor step")
@@ -353,7 +353,7 @@ _NO_SITES = Sites(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.i
 def _lowest(bits: list[int] | None, model: FaultModel, word: Word) -> int:
     """Return the lowest faulty bit (−1: the whole word); ValueError for bits that the model cannot change."""
     if model.is_random:
-        raise ValueError(f"{model} has not spent its chance")
+        raise ValueError(f"{model} has random parameters that were not drawn")
     if model.unit == "word" and bits is None:
         return -1
     if model.unit == "bit" and bits:
@@ -376,9 +376,9 @@ def _line(stream: IO[str], path: Path) -> str:
     try:
         line = stream.readline(LONGEST_LINE)
     except UnicodeDecodeError:
-        raise FaultListError(f"{path} is no fault list: it is not text") from None
+        raise FaultListError(f"{path} is not a fault list: it is not text") from None
     if len(line) >= LONGEST_LINE:
-        raise FaultListError(f"{path} is no fault list: a line is longer than {LONGEST_LINE >> 20} MB")
+        raise FaultListError(f"{path} is not a fault list: a line is longer than {LONGEST_LINE >> 20} MB")
     return line
 
 
@@ -395,10 +395,10 @@ def _json(line: str, where: str) -> dict[str, Any]:
         row = json.loads(line, parse_constant=refuse, object_pairs_hook=once)
     except (ValueError, RecursionError):
         raise FaultListError(
-            f"{where} is no line of a fault list; give a file that --save-faults or plan wrote"
+            f"{where} is not a line of a fault list; give a file that --save-faults or plan wrote"
         ) from None
     if not isinstance(row, dict):
-        raise FaultListError(f"{where} is no line of a fault list; give a file that --save-faults or plan wrote")
+        raise FaultListError(f"{where} is not a line of a fault list; give a file that --save-faults or plan wrote")
     return row
 
 

@@ -1,7 +1,7 @@
-"""Regular expressions of selectors, which may come from a file that someone else wrote: what they may take is bounded.
+"""Regular expressions of selectors, with bounded time: a selector may come from an untrusted file.
 
-Python's matcher goes back and tries again, so an expression of a few letters may take longer than anyone waits. It
-looks for signals meanwhile; a timer of the time that the process computes sends one, whatever else the machine does.
+Python's matcher backtracks, so that a short expression may take exponential time. It handles signals meanwhile, and
+a timer of the process's CPU time sends one.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _MOST_LETTERS = 1000
 
 
 class _TooLongError(Exception):
-    """An expression that has computed as long as it may."""
+    """Expression that has used up its time."""
 
 
 class Expression:
-    """A regular expression that says which names fit.
+    """Regular expression over names.
 
-    Raises SelectorError where it is none, or longer than 1,000 letters.
+    SelectorError if it is invalid, or longer than 1,000 characters.
 
     >>> Expression("conv[0-9]$").fits(["conv1", "fc"])
     True
@@ -39,7 +39,7 @@ class Expression:
         self.pattern, self._left_s = pattern, LONGEST_S
         if len(pattern) > _MOST_LETTERS:
             raise SelectorError(
-                f"a regular expression takes at most {_MOST_LETTERS:,} letters, this one has {len(pattern):,}; "
+                f"a regular expression takes at most {_MOST_LETTERS:,} characters, this one has {len(pattern):,}; "
                 f"give several selectors"
             )
         try:
@@ -52,15 +52,15 @@ class Expression:
         return Expression, (self.pattern,)  # another process has its own time
 
     def fits(self, names: Sequence[str]) -> bool:
-        """Return whether it is found in one of the names; SelectorError where that takes too long."""
+        """Return True if it is found in one of the names; SelectorError if that takes too long."""
         begun = time.thread_time()
         try:
             with _timed(self._left_s):
                 return any(self._compiled.search(name) for name in names)
         except _TooLongError:
             raise SelectorError(
-                f"{'re:' + self.pattern[:77]!r} takes more than {LONGEST_S:g} s to be matched with the names of this "
-                f"model; write it without a repetition in a repetition, or use a glob, as '*.weight'"
+                f"{'re:' + self.pattern[:77]!r} takes more than {LONGEST_S:g} s to match the names of this "
+                f"model; write it without nested repetitions, or use a glob, as '*.weight'"
             ) from None
         finally:
             spent = time.thread_time() - begun
@@ -70,7 +70,7 @@ class Expression:
 
 @contextmanager
 def _timed(limit_s: float) -> Iterator[None]:
-    """Raise _TooLongError in the block once it has computed so long, where there are timers and in the main thread."""
+    """Raise _TooLongError in the block after this CPU time; only in the main thread, and on systems with timers."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,12 +1,12 @@
 """Sampling: the only module that draws random numbers.
 
 Everything random comes from Philox raw 64-bit words keyed by (seed, stream) (Salmon et al., SC 2011), and from
-integer and IEEE arithmetic of our own: +, −, ×, ÷ and √ are exactly rounded on every machine, the library functions
+our own integer and IEEE arithmetic: +, −, ×, ÷ and √ are exactly rounded on every machine, the library functions
 behind `Generator.binomial`, `choice` or `log` are not, and their streams may change between numpy versions. So a seed
-means the same faults everywhere and always.
+gives the same faults on every machine and with every version.
 
-A draw without repetition walks a keyed permutation of the population: the first n of its values, computed when
-asked for and never stored. A longer draw therefore extends a shorter one, and costs as the draw, not as the population.
+A draw without repetition walks a keyed permutation of the population: the first n of its values, computed on
+demand and never stored. A longer draw therefore extends a shorter one, and costs as the draw, not as the population.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from onnxfi.errors import InputError
 Numbers = NDArray[np.uint64]
 _64 = (1 << 64) - 1
 
-#: What a stream is for: the top word of Philox's counter, so that no two uses share random words.
+#: Purpose of a stream: the top word of Philox's counter, so that no two uses share random words.
 COUNT, PLACE, VALUE, DATA, CHOICE = 1, 2, 3, 4, 6
 
 
 def raw_words(seed: int, stream: int, purpose: int, n: int, *, skip: int = 0) -> Numbers:
-    """`n` raw 64-bit words of the Philox stream (seed, stream) kept for one purpose, from word `skip` on.
+    """Return `n` raw 64-bit words of the Philox stream (seed, stream) for one purpose, from word `skip` on.
 
     >>> [hex(w) for w in raw_words(0, 1, PLACE, 2)]
     ['0xc535c8308af0cba5', '0xd4cf414c2c9077d9']
@@ -44,7 +44,7 @@ def raw_words(seed: int, stream: int, purpose: int, n: int, *, skip: int = 0) ->
 
 
 def uniform(raw: Numbers) -> NDArray[np.float64]:
-    """Raw words as numbers in the open interval (0, 1), on a grid of 2⁻⁵²."""
+    """Return raw words as numbers in the open interval (0, 1), on a grid of 2⁻⁵²."""
     return ((raw >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
@@ -89,7 +89,7 @@ def _ratio(pair: tuple[tuple[float, ...], tuple[float, ...]], x: NDArray[np.floa
 
 
 def normal(raw: Numbers) -> NDArray[np.float64]:
-    """Raw words as standard normal numbers, by the inverse distribution function (Wichura 1988, AS 241).
+    """Return raw words as standard normal numbers, by the inverse distribution function (Wichura 1988, AS 241).
 
     >>> bool(abs(normal(np.array([1 << 63], np.uint64))[0]) < 1e-12)
     True
@@ -113,7 +113,7 @@ def _log_factorial(n: int) -> Decimal:
 @lru_cache(maxsize=256)
 def likeliest_count(n: int, rate: float) -> tuple[int, float]:
     """Return the likeliest count of Binomial(n, rate) and its probability, by correctly rounded decimal logarithms."""
-    with localcontext(Context(prec=40)):  # a context of our own: the caller's may round otherwise
+    with localcontext(Context(prec=40)):  # not the caller's context, which may round differently
         p = Decimal(rate)
         mode = min(n, int((n + 1) * p))
         log = _log_factorial(n) - _log_factorial(mode) - _log_factorial(n - mode)
@@ -122,7 +122,7 @@ def likeliest_count(n: int, rate: float) -> tuple[int, float]:
 
 
 def binomial(n: int, rate: float, seed: int, stream: int) -> int:
-    """One draw of Binomial(n, rate): the number of n sites that are faulty at this rate.
+    """Return one draw of Binomial(n, rate): the number of n sites that are faulty at this rate.
 
     Inversion, summed outwards from the likeliest count, so the cost is that of a few standard deviations.
 
@@ -163,7 +163,7 @@ _ROUNDS = 10
 
 
 def permute(population: int, seed: int, stream: int, numbers: Numbers) -> Numbers:
-    """π(seed, stream) of each number below `population`: a keyed permutation of 0 … population − 1.
+    """Return π(seed, stream) of each number below `population`: a keyed permutation of 0 … population − 1.
 
     A Feistel network of ten rounds on the next power of two (at least 2⁸), walked until the value falls inside
     (Black and Rogaway, CT-RSA 2002). Vectorised; a population of up to 2⁶³.
@@ -193,7 +193,7 @@ def permute(population: int, seed: int, stream: int, numbers: Numbers) -> Number
 
 
 def count(population: int, n: int, seed: int, trial: int = 1) -> Numbers:
-    """`n` different sites out of `population`, ascending. A larger n keeps the sites of a smaller one.
+    """Return `n` different sites out of `population`, ascending. A larger n keeps the sites of a smaller one.
 
     >>> count(1000, 3, seed=0).tolist()
     [66, 428, 561]
@@ -213,7 +213,7 @@ def ber(population: int, rate: float, seed: int, trial: int = 1) -> Numbers:
 
 
 def per_tensor(sizes: Sequence[int], n: int, seed: int, trial: int = 1) -> Numbers:
-    """`n` different sites in each of several tensors that lie one after another with `sizes` sites each.
+    """Return `n` different sites in each of several tensors that lie one after another with `sizes` sites each.
 
     >>> per_tensor([10, 1000], 2, seed=0).tolist()
     [3, 7, 766, 831]
@@ -231,7 +231,7 @@ def per_tensor(sizes: Sequence[int], n: int, seed: int, trial: int = 1) -> Numbe
 
 
 def per_sample(sizes: Sequence[int], samples: int, rate: float, seed: int, trial: int = 1) -> Numbers:
-    """In each of `samples` samples, with probability `rate`, one site; ascending.
+    """Return one site in each of `samples` samples with probability `rate`; ascending.
 
     Several tensors lie one after another with `sizes` sites each; in each of them sample after sample, all alike.
 
@@ -242,7 +242,7 @@ def per_sample(sizes: Sequence[int], samples: int, rate: float, seed: int, trial
     each = [size // samples if samples else 0 for size in sizes]
     ends, starts = np.cumsum(np.array(each, np.uint64)), np.cumsum(np.array([0, *sizes], np.uint64))
     hit = np.flatnonzero(uniform(raw_words(seed, trial, COUNT, samples)) < rate)
-    # 2⁻⁶⁴ of the population is how far one site is likelier than another: below what any campaign can see.
+    # One site is likelier than another by at most 2⁻⁶⁴ of the population, below what any campaign can measure.
     inside = raw_words(seed, trial, PLACE, samples)[hit] % np.uint64(max(1, sum(each)))
     tensor = np.searchsorted(ends, inside, side="right")
     width = np.array(each, np.uint64)[tensor]
@@ -250,7 +250,7 @@ def per_sample(sizes: Sequence[int], samples: int, rate: float, seed: int, trial
 
 
 def choose(chances: NDArray[np.float64], n: int, seed: int, stream: int) -> NDArray[np.int64]:
-    """`n` draws with repetition of one of several things, each with its chance; the chances sum to 1.
+    """Return `n` draws with repetition among things with these probabilities, which sum to 1.
 
     >>> choose(np.array([0.5, 0.0, 0.5]), 8, seed=0, stream=1).tolist()
     [0, 2, 2, 2, 0, 2, 0, 2]
@@ -261,7 +261,7 @@ def choose(chances: NDArray[np.float64], n: int, seed: int, stream: int) -> NDAr
 
 
 def exhaustive(population: int, start: int = 0, stop: int | None = None) -> Numbers:
-    """Every site, or those from `start` up to `stop`: dealt out in ranges, never listed whole.
+    """Return every site, or those from `start` up to `stop`, so that a long list is read in ranges.
 
     >>> exhaustive(1 << 40, 5, 8).tolist()
     [5, 6, 7]
@@ -272,4 +272,4 @@ def exhaustive(population: int, start: int = 0, stop: int | None = None) -> Numb
 def check_rate(rate: float) -> None:
     """Raise InputError unless `rate` is a probability."""
     if not 0 <= rate <= 1:
-        raise InputError(f"rate {rate} is no probability; give a number from 0 to 1, as 1e-6")
+        raise InputError(f"rate must be in [0, 1], got {rate}; give a probability such as 1e-6")

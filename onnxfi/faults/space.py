@@ -144,11 +144,11 @@ class Selector:
     def space(self, targets: Sequence[Target], model: FaultModel | None = None) -> FaultSpace:
         """Return the selected sites, for faults of this model (default: flips).
 
-        Raises SelectorError where nothing is left, naming the closest, and where targets that are left share bytes.
+        Raises SelectorError if nothing is left (the message names the closest), or if selected targets share bytes.
         """
         asked, model = model, model or Flip()
         if "" in (*self.include, *self.exclude, *self.op):
-            raise SelectorError("an empty selector fits everything; leave it out, or name what is meant")
+            raise SelectorError("an empty selector matches everything; leave it out, or give a pattern")
         for dtype in self.dtype:
             if dtype not in WORDS:
                 raise SelectorError(f"unknown number format {dtype!r}{closest(dtype, WORDS)}")
@@ -160,8 +160,8 @@ class Selector:
         kept = [t for t in chosen if t.role != "spike" or asked is None or model.element_model.overwrites]
         if chosen and not kept:
             raise SelectorError(
-                f"{chosen[0].id!r} holds what a neuron is made to put out, NaN for what it computes, so "
-                f"{model} cannot happen there; take dead, saturated or set, or inject into the spikes themselves with "
+                f"{chosen[0].id!r} holds forced outputs of neurons (NaN: the computed one), so {model} "
+                f"has no meaning there; use dead, saturated or set, or inject into the spikes themselves with "
                 f"--target activations"
             )
         space = FaultSpace.over(kept, model, bits=self.bits, elements=self.elements)
@@ -174,8 +174,8 @@ class Selector:
             raise SelectorError("the model has no tensor that faults can be injected into: no weights, no constants")
         if kept:
             raise SelectorError(
-                f"{len(kept)} tensors are selected, but no site is left in them: {model} with bits "
-                f"{self.bits or 'all'} finds no place in {', '.join(sorted({t.dtype for t in kept}))}, "
+                f"{len(kept)} tensors are selected, but none has a site: {model} with bits "
+                f"{self.bits or 'all'} does not fit {', '.join(sorted({t.dtype for t in kept}))}, "
                 f"or they are empty"
             )
         names = [name for t in targets for name in t.names]
@@ -193,11 +193,11 @@ class Selector:
         if unused and not any(t.structural and self._fits(t) for t in targets):
             more = f" and {len(unused) - 1:,} more" if len(unused) > 1 else ""
             raise SelectorError(
-                f"all that is selected is unused: no output of the model depends on {unused[0].id!r}{more}, so no "
-                f"fault there can be seen; select others (--include '={unused[0].id}' takes it all the same)"
+                f"every selected target is unused: no output of the model depends on {unused[0].id!r}{more}, so no "
+                f"fault there can be seen; select others (--include '={unused[0].id}' selects it nevertheless)"
             )
         raise SelectorError(
-            "the selectors together leave no tensor; each matches something, but never the same one "
+            "no tensor matches all selectors together, though each matches some "
             "(onnxfi inspect lists the targets; shapes and indices are left out unless --include '=NAME' names them)"
         )
 
@@ -296,7 +296,7 @@ class FaultSpace:
         return tuple(dict.fromkeys(t.layer for t in self.targets))
 
     def subspace(self, layer: str | None = None, bit: int | None = None) -> FaultSpace:
-        """Return the sites in one layer, at one bit position, or both; empty where there are none.
+        """Return the sites in one layer, at one bit position, or both; empty if there are none.
 
         >>> space = FaultSpace.over([Target("w", WORDS["float32"], (2, 3), layer="conv")], Flip())
         >>> len(space.subspace("conv", 31)), len(space.subspace("fc"))
@@ -341,7 +341,7 @@ class FaultSpace:
 
 
 def check_disjoint(targets: Iterable[Target]) -> None:
-    """Raise SelectorError where two of these targets share bytes: they would count twice, and hold two faults."""
+    """Raise SelectorError if two of these targets share bytes: they would count twice, and hold two faults."""
     shared = sorted((target.span, target.id) for target in targets if target.span)
     for (one, name), (other, second) in pairwise(shared):
         if one[0] == other[0] and other[1] < one[2]:
@@ -383,7 +383,9 @@ def _axes(elements: str, target: Target) -> list[range]:
             else:
                 ranges.append(range(n)[slice(*ends)])
         except (ValueError, TypeError):
-            raise SelectorError(f"--elements {elements!r}: {part!r} is no Python slice, as 0:8 or ::2") from None
+            raise SelectorError(
+                f"--elements {elements!r}: {part!r} is not a slice of Python, such as 0:8 or ::2"
+            ) from None
         except IndexError:
             raise SelectorError(f"--elements {elements!r}: {part} is beyond {target.id!r}, axis length {n}") from None
     return ranges + [range(n) for n in axes[len(parts) :]]
@@ -394,7 +396,7 @@ def _chosen(elements: str, target: Target) -> int:
 
 
 def _spread(elements: str, target: Target, chosen: Index) -> Index:
-    """From numbers inside an element selection to flat indices of the tensor."""
+    """Return the flat indices in the tensor of elements numbered within the selection."""
     if not elements:
         return chosen
     flat, stride, rest = np.zeros_like(chosen), 1, chosen

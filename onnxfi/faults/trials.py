@@ -83,7 +83,7 @@ class Fault:
 
     @property
     def changed(self) -> bool:
-        """True if the word differs afterwards (a stuck-at may meet its own value)."""
+        """True if the word differs afterwards (a stuck-at fault may find its own value)."""
         return self.before != self.after
 
     def value(self, when: str) -> Any:
@@ -187,7 +187,7 @@ class Faults(Sequence[Fault]):
         return int(np.unique(np.stack([self.sites.target, self.sites.index]), axis=1).shape[1])
 
     def changed_by_target(self) -> NDArray[np.int64]:
-        """Return how many words of each target are others after all faults ([targets]), each counted once."""
+        """Return the number of changed words of each target after all faults ([targets])."""
         found = np.zeros(len(self.targets), np.int64)
         if self.before is None or self.after is None:
             return found
@@ -220,18 +220,18 @@ def concatenate(parts: Sequence[Faults]) -> Faults:
                   sum(p.events for p in parts), reals)  # fmt: skip
 
 
-#: Kinds that go by a rate.
+#: Kinds that have a rate.
 RATE_SAMPLERS = ("ber", "per-sample")
 
 
 def _samples(space: FaultSpace) -> int:
-    """Return how many samples its sites name; SelectorError where a target has no sample to name."""
+    """Return how many samples its sites name; SelectorError if a target has no sample to name."""
     for target in space.targets:
         if not target.samples:
             raise SelectorError(
                 f"{target.id!r} has no batch axis, so no sample of it can be named; leave it out with --exclude"
                 if target.is_activation
-                else f"{target.id!r} is stored: its faults are there in every sample; use --ber or --count for weights"
+                else f"{target.id!r} is stored: its faults are in every sample; use --ber or --count for weights"
             )
     return max((target.samples for target in space.targets), default=0)
 
@@ -286,7 +286,7 @@ class Sampler:
 def draw_faults(space: FaultSpace, how: Sampler, model: FaultModel, trial: int = 1, *, part: int = 0) -> Faults:
     """Return the faults of one trial: a pure function of the space, the sampler and the trial's number.
 
-    `part` keeps the chance of several draws in one trial apart.
+    `part` gives each of several draws in one trial random numbers of its own.
     """
     trial |= part << 56
     sites = space.locate(how.site_numbers(space, trial))
@@ -294,7 +294,7 @@ def draw_faults(space: FaultSpace, how: Sampler, model: FaultModel, trial: int =
 
 
 def faults_at_sites(targets: tuple[Target, ...], sites: Sites, model: FaultModel, seed: int, trial: int) -> Faults:
-    """Return the faults of events at these sites, their parameters drawn: one a site, or all that an event affects."""
+    """Return the faults of events at these sites, with drawn parameters: one per site, or all that an event affects."""
     events = len(sites)
     if model.multi_element:
         sites, model = _spread_out(targets, sites, model), model.element_model
@@ -365,9 +365,9 @@ def faults_at_named_sites(
 def single_faults(
     space: FaultSpace, numbers: sampling.Numbers, model: FaultModel, seed: int, trials: Sequence[int]
 ) -> tuple[Faults, list[int]]:
-    """One event for each of many trials, each spending its own trial's chance.
+    """Return one event for each of many trials, each with the random numbers of its own trial.
 
-    Returns the faults, trial after trial, and how many each trial has.
+    Returns the faults, trial after trial, and the number of faults of each trial.
     """
     sites = space.locate(numbers)
     if not (model.is_random or model.element_model.is_random or model.multi_element):
@@ -387,8 +387,8 @@ def apply_separately(faults: Faults, stored: Words) -> Faults:
 def apply_faults(faults: Faults, stored: Words) -> tuple[Faults, Words]:
     """Compute the words before and after each fault, given the stored word of each row.
 
-    Several faults may hit one word: they act in the order of the rows, each on what the one before left. Returns the
-    faults with their words, and for each row the word that its place holds in the end.
+    Several faults in one word act in the order of the rows, each on the result of the one before. Returns the faults
+    with their words, and for each row the final word at its site.
     """
     place = np.lexsort((np.arange(len(faults)), faults.sites.index, faults.sites.target))
     t, i = faults.sites.target[place], faults.sites.index[place]

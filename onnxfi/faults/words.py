@@ -89,7 +89,7 @@ class Word:
         return np.dtype(f"<u{max(8, self.storage) // 8}")
 
     def field(self, name: str) -> range:
-        """Return the bit positions of a field; empty where the format has none (integers have no exponent)."""
+        """Return the bit positions of a field; empty if the format has none (integers have no exponent)."""
         if name == "mantissa":
             return range(self.mantissa)
         if name == "exponent":

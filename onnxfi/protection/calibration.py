@@ -23,9 +23,9 @@ from onnxfi.runtime.engine.protocols import Engine, Session
 
 #: Bins between the least and the largest number, from which percentiles are read.
 _BINS = 1 << 12
-#: Bytes of activations that one run may put out.
+#: Bytes of activations that one run may output.
 _MOST_BYTES = 1 << 28
-#: A measured end of the range moves outward by this share: another batch or fusion rounds otherwise.
+#: A measured end of the range moves outward by this share: another batch or fusion rounds differently.
 MARGIN = 2.0**-10
 #: Samples of the calibration data by which it is known again.
 _MARKS = 32
@@ -78,7 +78,7 @@ def calibrate(
     InputError
         For parameters out of range.
     DataError
-        Where an activation is not finite on the data.
+        If an activation is not finite on the data.
 
     Examples
     --------

@@ -38,7 +38,7 @@ class CodedMemory:
 
     @classmethod
     def over(cls, code: MemoryCode, targets: tuple[Target, ...], scrub_interval: float = 1.0) -> CodedMemory:
-        """Return a coded memory of these targets; InputError where the code cannot cover one of them."""
+        """Return a coded memory of these targets; InputError if the code cannot cover one of them."""
         for target in targets:
             if target.is_activation:
                 raise InputError(f"a memory code covers stored words; {target.id!r} is computed: inject into weights")

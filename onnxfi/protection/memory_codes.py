@@ -39,7 +39,7 @@ class MemoryCode(ABC):
     name: ClassVar[str]
 
     def check(self, target: Target) -> None:  # noqa: B027 (most codes take all words)
-        """Raise InputError where the code cannot cover the words of a target."""
+        """Raise InputError if the code cannot cover the words of a target."""
 
     @abstractmethod
     def words_a_block(self, word: Word) -> int:
@@ -55,7 +55,7 @@ class MemoryCode(ABC):
 
     @property
     def due(self) -> bool:
-        """True where an error that is detected and not corrected ends the inference."""
+        """True if an error that is detected and not corrected ends the inference."""
         return False
 
     @abstractmethod
@@ -93,7 +93,7 @@ class _BlockCode(MemoryCode):
 
     @property
     def due(self) -> bool:
-        """True where an error that is detected ends the inference."""
+        """True if an error that is detected ends the inference."""
         return self.detected == "due"
 
     def check(self, target: Target) -> None:

@@ -42,8 +42,8 @@ _COMPARED = 512
 class Drift:
     """Fault-free outputs of a protected model beside the original's, over some samples.
 
-    `changed` samples differ in any bit; `largest` is the largest difference of two numbers, infinite where one of
-    them is not finite. `rounding` is true where the same operators without bounds put out the same: the runtime rounds
+    `changed` samples differ in any bit; `largest` is the largest difference of two numbers, infinite if one of
+    them is not finite. `rounding` is true if the same operators without bounds output the same: the runtime rounds
     otherwise around inserted operators, and no number was held.
     """
 
@@ -143,7 +143,7 @@ def protect(
     Raises
     ------
     InputError
-        Where a protection is unknown, given twice, or finds nothing to protect, or the model is protected already;
+        If a protection is unknown, given twice, or finds nothing to protect, or the model is protected already;
         nothing is written then.
 
     Examples
@@ -188,7 +188,7 @@ def protect(
 
 
 def _chosen(protections: Sequence[str | Protection]) -> tuple[Protection, ...]:
-    """Return the protections; InputError where there is none, or one is given twice."""
+    """Return the protections; InputError if there is none, or one is given twice."""
     chosen = tuple(parse_protection(one) if isinstance(one, str) else one for one in protections)
     if not chosen:
         raise InputError("no protection is given; name one with --with, as range:clip")
@@ -227,7 +227,7 @@ def read_record(proto: onnx.ModelProto) -> dict[str, Any] | None:
     Raises
     ------
     ModelError
-        Where the entry is damaged, or of a newer version.
+        If the entry is damaged, or of a newer version.
     """
     text = next((p.value for p in proto.metadata_props if p.key == RECORD_KEY), None)
     if text is None:

@@ -54,7 +54,7 @@ class Setting:
         return self._known[key]
 
     def calibration(self, name: str) -> Data:
-        """Return the calibration data; InputError where there is none."""
+        """Return the calibration data; InputError if there is none."""
         if self.data is None:
             raise InputError(f"{name} takes the range of activations from calibration data; give --data")
         if self.data.synthetic:
@@ -72,7 +72,7 @@ class Protection(ABC):
 
     @abstractmethod
     def passes(self, setting: Setting) -> ModelPass[Any]:
-        """Return the pass that protects the model; InputError where nothing can be protected."""
+        """Return the pass that protects the model; InputError if nothing can be protected."""
 
     def __str__(self) -> str:
         """Return the text form with the parameters that differ from their defaults."""

@@ -4,7 +4,7 @@ The unit is the trial: one set of faults, run on all samples. Its outcome is a y
 a share of the samples or an accuracy (`mean_interval`, `stratified_interval`), or a number without bounds
 (`t_interval`); the choice of samples adds a second interval (`sample_error`). A population is the number of
 faults that can be drawn, each at most once. Intervals are for a number of trials fixed beforehand; for campaigns
-that stop by what they see, use `adaptive.py`.
+whose results decide when they stop, use `adaptive.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from onnxfi.errors import InputError
 from onnxfi.statistics.hypergeometric import first_true, upper_tail
 
 Bounds = tuple[float, float]
-_ENDLESS = 2**62  # a population that no number of trials exhausts
+_ENDLESS = 2**62  # larger than any number of trials
 _DEFF = "clopper-pearson with design effect"
 
 
@@ -91,7 +91,7 @@ def require(fine: bool, given: str, allowed: str) -> None:
 
 def alpha_and_quantile(confidence: float) -> tuple[float, float]:
     """Return alpha, the probability of both tails together, and the exact two-sided normal quantile."""
-    require_share("confidence", confidence, "write 99 % as 0.99, and run every fault where certainty is wanted")
+    require_share("confidence", confidence, "write 99 % as 0.99; for certainty run every fault")
     return 1 - confidence, -NormalDist().inv_cdf((1 - confidence) / 2)
 
 
@@ -110,7 +110,7 @@ def require_population(n: float, population: int | None) -> None:
 
 def _inside(values: ArrayLike, low: float, high: float) -> NDArray[np.float64]:
     x = np.asarray(values, dtype=np.float64)
-    require(x.ndim == 1, f"values have shape {x.shape}", "one dimension; give one value a trial")
+    require(x.ndim == 1, f"values have shape {x.shape}", "one dimension; give one value per trial")
     for i in np.flatnonzero(~((x >= low) & (x <= high)))[:1]:
         hint = "widen the bounds, or count a trial without a value as DUE and leave it out"
         raise InputError(f"values[{i}] is {x[i]}; allowed: {low:g} to {high:g}; {hint}")
@@ -129,10 +129,10 @@ def _beta_ends(p: float, n: float, alpha: float) -> tuple[float, float]:
 def wilson(k: float, n: float, confidence: float = 0.99, *, population: int | None = None) -> Interval:
     """Return the Wilson score interval of k yes among n trials, neither of which need be whole.
 
-    (p + z²/2n ± z sqrt(p (1 - p)/n + z²/4n²)) / (1 + z²/n), shares of 1; a population N puts
-    n (N - 1) / (N - n) in the place of n and bounds the ends by what was seen. Right on average only: a 99 %
-    interval misses a rate of 0.11 events in n trials 1 time in 10; `clopper_pearson` does not. Without trials the
-    result is [0, 1] and NaN. Source: Wilson, JASA 22, 1927. InputError unless 0 <= k <= n <= population.
+    (p + z²/2n ± z sqrt(p (1 - p)/n + z²/4n²)) / (1 + z²/n), shares of 1; a population N puts n (N - 1) / (N - n) in the
+    place of n and bounds the ends by the observed counts. Its coverage holds on average only: a 99 % interval misses a
+    rate of 0.11 events in n trials 1 time in 10; `clopper_pearson` does not. Without trials the result is [0, 1] and
+    NaN. Source: Wilson, JASA 22, 1927. InputError unless 0 <= k <= n <= population.
 
     >>> wilson(12, 1000)
     Interval(low=0.00580954..., high=0.0246234..., estimate=0.012, method='wilson', confidence=0.99)
@@ -242,7 +242,7 @@ def mean_interval(
 ) -> Interval:
     """Return the interval of the mean of a bounded metric: a share of samples, an accuracy.
 
-    `values` [n_trials] is one number a trial, inside `bounds`. The interval comes from the spread between
+    `values` [n_trials] is one number per trial, inside `bounds`. The interval comes from the spread between
     trials, as samples under one fault are no independent draws: `stratified_interval` with one stratum. At
     99 % it reaches 5.3 (high - low) / n to either side where all values are alike, z s / sqrt(n) once n is
     large. No trials give the bounds and NaN. InputError for NaN, values out of bounds, n above population.
@@ -260,10 +260,10 @@ def mean_interval(
 
 
 def t_interval(values: ArrayLike, confidence: float = 0.99) -> Interval:
-    """Return Student's interval of the mean of a metric without bounds, such as a largest deviation.
+    """Return Student's t interval of the mean of an unbounded metric, such as a largest deviation.
 
-    mean ± t s / sqrt(n), n - 1 degrees of freedom, in the metric's unit. It presumes about normal means and is
-    blind to rare events not yet met: use `mean_interval` for rates and accuracies. A NaN or an infinity leaves no
+    mean ± t s / sqrt(n), n - 1 degrees of freedom, in the metric's unit. It assumes roughly normal means and ignores
+    rare events that were not observed: use `mean_interval` for rates and accuracies. A NaN or an infinity leaves no
     mean: a NaN estimate and infinite ends (count such trials as DUE). Fewer than two values have such ends too.
 
     >>> found = t_interval([1.0, 2.0, 3.0, 4.0], 0.95)
@@ -272,7 +272,7 @@ def t_interval(values: ArrayLike, confidence: float = 0.99) -> Interval:
     """
     alpha, _ = alpha_and_quantile(confidence)
     x = np.asarray(values, dtype=np.float64)
-    require(x.ndim == 1, f"values have shape {x.shape}", "one dimension; give one value a trial")
+    require(x.ndim == 1, f"values have shape {x.shape}", "one dimension; give one value per trial")
     mean = float(x.mean()) if x.size and np.isfinite(x).all() else math.nan
     if x.size < 2 or math.isnan(mean):
         return Interval(-math.inf, math.inf, mean, "t", confidence)
@@ -283,12 +283,12 @@ def t_interval(values: ArrayLike, confidence: float = 0.99) -> Interval:
 
 
 def sample_error(rates: ArrayLike, confidence: float = 0.99, *, again: bool = False) -> Interval:
-    """Return the second interval of a rate: what the choice of test samples adds, however many trials ran.
+    """Return the interval of a rate over samples: the uncertainty from the choice of test samples.
 
-    `rates` [n_samples] is one rate a sample: the share of trials in which its answer failed. mean ± t s /
-    sqrt(n_samples), cut to [0, 1], holds the mean over *all* samples of this kind. With `again` that of as many
-    others: sqrt(2) wider, and [0, 1] where all rates are equal, as nothing is known then. The interval over trials
-    holds for these samples alone. InputError for a rate outside [0, 1].
+    `rates` [n_samples] is one rate for each sample: the share of trials in which its answer failed. The interval
+    mean ± t s / sqrt(n_samples), cut to [0, 1], is for the mean over *all* samples of this kind. With `again` it is
+    for the mean over as many other samples: sqrt(2) wider, and [0, 1] if all rates are equal, as nothing is known
+    then. The interval over trials holds for these samples alone. InputError for a rate outside [0, 1].
 
     >>> round(sample_error([0.01, 0.02, 0.01, 0.0, 0.03, 0.01], 0.95).half_width, 4)
     0.0108
@@ -319,7 +319,7 @@ def median_interval(
     confidence : float
         The confidence of the interval.
     bounds : tuple of float
-        The ends where too few trials say anything.
+        The ends if there are too few trials.
 
     Returns
     -------

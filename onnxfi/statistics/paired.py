@@ -98,7 +98,7 @@ def paired(first: ArrayLike, second: ArrayLike, confidence: float = 0.99, *, bou
 
 def _numbers(values: ArrayLike) -> NDArray[np.float64]:
     x = np.asarray(values, np.float64)
-    require(x.ndim == 1 and not np.isnan(x).any(), f"values have shape {x.shape} or are NaN", "one number a trial")
+    require(x.ndim == 1 and not np.isnan(x).any(), f"values have shape {x.shape} or are NaN", "one number per trial")
     return x
 
 

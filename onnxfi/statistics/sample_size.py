@@ -1,4 +1,4 @@
-"""Sample sizes: the number of trials that a rate needs, and how to share them among strata."""
+"""Sample sizes: the number of trials that a rate needs, and their allocation to strata."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def exact_sample_size(
     """
     size = require_count("population", population, 1)
     require_share("margin", margin, "0.01 is plus or minus one percentage point")
-    require_share("p", p, "take 0.5 where nothing is known of the rate")
+    require_share("p", p, "use 0.5 if nothing is known of the rate")
     z = alpha_and_quantile(confidence)[1] if t is None else t
     require(0 < z < math.inf, f"t is {t}", "a positive number; leave it out for the exact quantile")
     return size / (1 + margin**2 * (size - 1) / (z * z * p * (1 - p)))
@@ -56,7 +56,7 @@ def margin_of_error(n: int, population: int, confidence: float = 0.99, p: float 
     0.01
     """
     require_population(require_count("n", n, 1), population)
-    require_share("p", p, "take 0.5 where nothing is known of the rate")
+    require_share("p", p, "use 0.5 if nothing is known of the rate")
     return alpha_and_quantile(confidence)[1] * math.sqrt(p * (1 - p) / n * (population - n) / max(population - 1, 1))
 
 
@@ -73,7 +73,7 @@ def allocate(
 
     `per` is what the margin holds for. "network": for all strata together; one sample size, shared in
     proportion and rounded up in each, so that all are met for less than one trial more a stratum. "layer",
-    "layer-bit": for each stratum by itself. "data-aware": the same with one p a stratum (`data_aware_p`).
+    "layer-bit": for each stratum by itself. "data-aware": the same with one p per stratum (`data_aware_p`).
     Source: Ruospo et al., DATE 2023, doi 10.23919/DATE56975.2023.10136998, who round to nearest where this
     rounds up. InputError for no strata, an empty one, or a p that does not fit.
 
@@ -91,7 +91,7 @@ def allocate(
     rates = np.asarray(p, dtype=np.float64)
     fits = rates.shape == ((len(whole),) if per == "data-aware" else ())
     given = f"p has shape {rates.shape} for {len(whole)} strata with per={per!r}"
-    require(fits, given, "one p a stratum with 'data-aware', else a single number; see data_aware_p")
+    require(fits, given, "one p per stratum with 'data-aware', else a single number; see data_aware_p")
     if per == "network":
         n = sample_size(everything := sum(whole), margin, confidence, float(rates), t=t)
         return tuple(-(-n * size // everything) for size in whole)
@@ -104,7 +104,7 @@ def data_aware_p(distances: ArrayLike) -> NDArray[np.float64]:
 
     `distances` [n_bits] is the mean of |faulty - original value| over the weights for each position; the result
     [n_bits] is 0.5 · distance / (largest distance), at least 1e-4. Outliers get 0.5 and are not the largest,
-    since one would press the others to nothing (bit 30 moves float32 weights by some 1e37): distances that are
+    since one outlier would push the others towards 0 (bit 30 moves float32 weights by some 1e37): distances that are
     infinite or NaN, or whose logarithm lies over 1.5 interquartile ranges above the third quartile. All get
     0.5 where none is positive. After Ruospo et al., DATE 2023; the fence and the 1e-4 are choices made here.
     A p too small makes a sample small, not its interval wrong. InputError for negative distances.
@@ -115,7 +115,7 @@ def data_aware_p(distances: ArrayLike) -> NDArray[np.float64]:
     [0.0001, 0.0625, 0.125, 0.25, 0.5, 0.5, 0.5]
     """
     d = np.asarray(distances, dtype=np.float64)
-    require(d.ndim == 1 and d.size > 0, f"distances have shape {d.shape}", "one dimension, one value a bit")
+    require(d.ndim == 1 and d.size > 0, f"distances have shape {d.shape}", "one dimension, one value per bit")
     require(not bool((d < 0).any()), f"a distance is {d.min()}", "0 or more; take absolute values")
     result, positive = np.full(d.shape, 0.5), d[np.isfinite(d) & (d > 0)]
     if positive.size:

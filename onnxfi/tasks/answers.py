@@ -111,7 +111,7 @@ class Answers:
 
     @cached_property
     def rows(self) -> Array:
-        """A row a sample ([N, elements])."""
+        """A row per sample ([N, elements])."""
         whole = np.atleast_1d(self.scores)
         return np.ascontiguousarray(whole).reshape(len(whole), -1 if whole.size else 0)
 
@@ -130,7 +130,7 @@ class Answers:
 
     @cached_property
     def top(self) -> NDArray[np.int64]:
-        """The top-1 class of each sample, -1 where there is none ([N]); DataError where these are no class scores."""
+        """The top-1 class of each sample, -1 if there is none ([N]); DataError if these are no class scores."""
         self._check_rank()
         return self.tops(self.all)
 
@@ -140,7 +140,7 @@ class Answers:
 
     @cached_property
     def truth(self) -> Labels:
-        """The labels as classes ([N]); DataError where there are none, or they do not fit the scores."""
+        """The labels as classes ([N]); DataError if there are none, or they do not fit the scores."""
         self._check_rank()
         if self.labels is None:
             raise DataError("accuracy needs labels; the data has none")
@@ -158,7 +158,7 @@ class Answers:
         return np.asarray(self.top == self.truth)
 
     def tops(self, which: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the top-1 class of some samples, the lowest in a tie; -1 where there is a NaN, or no class."""
+        """Return the top-1 class of some samples, the lowest in a tie; -1 if there is a NaN, or no class."""
         found = np.full(len(which), -1, np.int64)
         for at, block in self.blocks(which) if self.rows.shape[1] else ():
             values = _comparable(block)
@@ -277,7 +277,7 @@ class AnswerPair:
 
     @property
     def same_shape(self) -> bool:
-        """True where golden and faulty answers have one shape."""
+        """True if golden and faulty answers have one shape."""
         return (np.shape(self.golden.scores) or (1,)) == (np.shape(self.faulty.scores) or (1,))
 
     @property
@@ -310,7 +310,7 @@ class AnswerPair:
 
     @cached_property
     def top(self) -> NDArray[np.int64]:
-        """The faulty top-1 class of each sample, -1 where there is none ([N])."""
+        """The faulty top-1 class of each sample, -1 if there is none ([N])."""
         found = self.golden.top.copy()
         found[self.changed] = self.faulty.tops(self.changed)
         return found
@@ -362,7 +362,7 @@ class AnswerPair:
 
     @cached_property
     def distances(self) -> Floats:
-        """The largest |faulty - golden| of each sample, infinite where a NaN leaves it undefined ([N])."""
+        """The largest |faulty - golden| of each sample, infinite if a NaN leaves it undefined ([N])."""
         found = np.zeros(len(self.differ))
         found[self.changed] = self._deviations.far
         return found
@@ -388,7 +388,7 @@ class AnswerPair:
 
     @property
     def cosine(self) -> float:
-        """Cosine of the angle between the outputs; 0 where one is zero or not finite."""
+        """Cosine of the angle between the outputs; 0 if one is zero or not finite."""
         if self.farthest == 0.0:
             return 1.0
         if self.nonfinite.any() or self.golden.nonfinite.any() or not self.golden.largest:
@@ -453,12 +453,12 @@ def _dot(a: Floats, b: Floats) -> Floats:
 
 
 def magnitude(values: Floats) -> Floats:
-    """Per row the largest magnitude; NaN where there is one."""
+    """Per row the largest magnitude; NaN if there is one."""
     return np.asarray(np.maximum(values.max(axis=1), -values.min(axis=1)))
 
 
 def difference(g: Floats, f: Floats) -> Floats:
-    """Return f - g of each element: 0 where they agree bit for bit, infinite where a NaN leaves it undefined."""
+    """Return f - g of each element: 0 if they agree bit for bit, infinite if a NaN leaves it undefined."""
     away = f - g
     if not np.isfinite(magnitude(away)).all():
         away[np.isnan(away)] = np.inf

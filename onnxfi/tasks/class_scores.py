@@ -1,4 +1,4 @@
-"""The meaning of the scored output: scores of classes, one row a sample, or numbers that are only compared.
+"""The meaning of the scored output: scores of classes, one row per sample, or numbers that are only compared.
 
 Class metrics (top-1, SDC-1 and all that rests on them) are taken of scores [N, C] with C of 2 or more, and of nothing
 else; [N, C, 1, 1] is [N, C]. What has another shape, holds class numbers or is named as boxes are gets the metrics of
@@ -39,8 +39,8 @@ def scored_output(
 
     Dimensions of 1 behind the second of four or more do not count. Where a model has no such output, and no labels ask
     for one, it is None: only metrics of any shape apply then. With labels, a single float output of undeclared rank
-    will do. `non_tensors` gives the type of each output that is no tensor; with `whole`, or labels, one that holds maps
-    is refused. DataError lists the outputs where there is a choice.
+    will do. `non_tensors` gives the type of each output that is not a tensor; with `whole`, or labels, one that holds
+    maps is refused. DataError lists the outputs where there is a choice.
 
     >>> scored_output([Port("boxes", "float32", ("N", 4, 4)), Port("scores", "float32", ("N", 10))])
     'scores'
@@ -65,7 +65,7 @@ def scored_output(
 
 
 def named_output(outputs: Sequence[Port], name: str, non_tensors: Mapping[str, str]) -> str:
-    """Return the name of an output; DataError where there is none of that name, or it is no tensor."""
+    """Return the name of an output; DataError if there is none of that name, or it is not a tensor."""
     if name in non_tensors:
         raise DataError(_maps(name, non_tensors[name]))
     known = [port.name for port in outputs]
@@ -107,7 +107,7 @@ def class_output(declared: ModelOutputs) -> tuple[str, ...]:
 
 
 def class_misfit(run: Sequence[Outputs], data: Data, kind: str) -> str:
-    """Return why a golden run holds no scores of classes; nothing where it does."""
+    """Return why a golden run holds no scores of classes; nothing if it does."""
     names, scores = [*run[0].arrays], stacked(run)
     name = names[0] if len(names) == 1 else None
     return no_class_scores(scores.shape, scores.dtype, name, data.samples, kind)
@@ -128,7 +128,7 @@ def _maps(name: str, dtype: str) -> str:
 def no_class_scores(
     shape: Sequence[Dim], element: np.dtype[Any], name: str | None, samples: int | None, kind: str = "auto"
 ) -> str:
-    """Return why an output of this shape ([N, …]) and element type holds no scores of classes; nothing where it does.
+    """Return why an output of this shape ([N, …]) and element type holds no scores of classes; nothing if it does.
 
     A `kind` other than auto says that they are: then neither name nor element type matter.
 
@@ -144,7 +144,7 @@ def no_class_scores(
         return f"{what} has shape {shape_text(shape)}, and scores of classes have [N,classes]"
     rows, columns = shape
     if samples is not None and rows != samples:
-        return f"{what} has {rows} rows for {samples} samples, and scores of classes have one a sample"
+        return f"{what} has {rows} rows for {samples} samples, and scores of classes have one per sample"
     if isinstance(columns, int) and columns < 2:
         return f"{what} has one column: the score of one class, of which no top-1 is taken; one column a class would do"
     if kind != "auto":
@@ -159,7 +159,7 @@ def no_class_scores(
 def classifies(scores: Array, name: str | None, data: Data, kind: str = "auto") -> bool:
     """Return whether golden values ([N, …]) are scores of classes.
 
-    DataError where the data has labels and they are not, or labels and classes do not fit.
+    DataError if the data has labels and they are not, or labels and classes do not fit.
 
     >>> data = Data((), 4, None, False, "", None, None)
     >>> classifies(np.zeros((4, 3), np.float32), "y", data), classifies(np.zeros((4, 1), np.float32), "y", data)
@@ -175,7 +175,7 @@ def classifies(scores: Array, name: str | None, data: Data, kind: str = "auto") 
 
 
 def check_port(port: Port, data: Data, kind: str = "auto") -> None:
-    """Raise DataError where labels cannot fit an output as it is declared, as `classifies` does by its values."""
+    """Raise DataError if labels cannot fit an output as it is declared, as `classifies` does by its values."""
     if data.labels is None or port.shape is None:
         return
     shape = class_axes(port.shape)
@@ -186,7 +186,7 @@ def check_port(port: Port, data: Data, kind: str = "auto") -> None:
 
 
 def _fit(columns: int, name: str | None, data: Data) -> None:
-    """Raise DataError where labels do not fit as many classes."""
+    """Raise DataError if labels do not fit as many classes."""
     assert data.labels is not None
     labels = as_kind("classes", data.labels)
     if (hot := one_hot_columns(data.labels)) is not None and hot != columns:
@@ -203,7 +203,7 @@ def _fit(columns: int, name: str | None, data: Data) -> None:
 
 
 def reading(scores: Array, name: str | None, samples: int, kind: str = "auto", *, labelled: bool = True) -> str:
-    """Return a remark on how the scored output is read; nothing where there is no doubt.
+    """Return a remark on how the scored output is read; nothing if there is no doubt.
 
     Without labels it is doubtful whether rows that are no probabilities (sum 1) nor their logarithms are scores at all.
 

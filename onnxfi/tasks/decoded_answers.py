@@ -3,8 +3,8 @@
 A value that is not finite counts in outputs, and in the numbers that are decoded of them.
 
 Outputs are compared bit for bit, as those of every task. What is decoded again is what differs: the samples whose rows
-differ where each output has a row a sample, else the batch. So outputs may have other lengths in each batch, and other
-ones in a faulty run than in the golden run.
+differ where each output has a row per sample, else the batch. So outputs may have other lengths in each batch, and
+other ones in a faulty run than in the golden run.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class DecodedAnswers(Answers):
     decode : callable
         Returns an answer for each sample of some outputs.
     apart : bool
-        Whether outputs have a row a sample, so that some samples of a batch may be decoded alone.
+        Whether outputs have a row per sample, so that some samples of a batch may be decoded alone.
     only : int, optional
         The one sample that counts, of a batch whose samples are not apart.
     known : mapping of int to sequence
@@ -72,10 +72,10 @@ class DecodedAnswers(Answers):
         return tuple(self.known[id(one)] if id(one) in self.known else self.decoded(one) for one in self.run)
 
     def decoded(self, outputs: Outputs) -> Sequence[Any] | Array:
-        """Decode some outputs; DataError where there is not an answer for each sample."""
+        """Decode some outputs; DataError if there is not an answer for each sample."""
         found = self.decode(outputs)
         if len(found) != len(outputs.samples):
-            raise DataError(f"decode gave {len(found)} answers for {len(outputs.samples)} samples; give one a sample")
+            raise DataError(f"decode gave {len(found)} answers for {len(outputs.samples)} samples; give one per sample")
         return found
 
     @cached_property
@@ -191,7 +191,7 @@ class DecodedPair(AnswerPair):
 
     @property
     def distances(self) -> Floats:
-        """The largest |faulty - golden| of the outputs of each sample; infinite where lengths differ ([N])."""
+        """The largest |faulty - golden| of the outputs of each sample; infinite if lengths differ ([N])."""
         return self._facts.distances
 
     @property

@@ -53,7 +53,7 @@ class Evaluation:
 
     @property
     def output(self) -> str | None:
-        """The name of the scored output, of several their names; None where all count."""
+        """The name of the scored output, of several their names; None if all count."""
         return ", ".join(self.outputs) or None
 
     @property
@@ -119,9 +119,9 @@ def evaluate(
     Raises
     ------
     DataError
-        Where labels, outputs and task do not fit.
+        If labels, outputs and task do not fit.
     EngineError
-        Where the runtime refuses the model.
+        If the runtime refuses the model.
 
     Notes
     -----
@@ -182,7 +182,7 @@ def _passed_over(session: Session, name: str | None) -> str:
 def scored_names(
     session: Session, name: str | None, data: Data, kind: str = "auto", *, task: str = AUTO, whole: bool = False
 ) -> tuple[str, ...]:
-    """Return the outputs of a session that count, none where all do; DataError where the task or labels cannot fit.
+    """Return the outputs of a session that count, none where all do; DataError if the task or labels cannot fit.
 
     With `whole`, outputs of maps are not passed over.
     """
@@ -240,7 +240,7 @@ def evaluate_pipeline(
     Raises
     ------
     DataError
-        Where a stage fails, or labels, answers and task do not fit.
+        If a stage fails, or labels, answers and task do not fit.
 
     Examples
     --------
@@ -270,7 +270,7 @@ def evaluate_pipeline(
 
 
 def _columns(outputs: Sequence[Port], name: str | None) -> int | None:
-    """Return the numbers a sample of the output that is scored, as it is declared; None where they are not known."""
+    """Return the numbers per sample of the output that is scored, as it is declared; None if they are not known."""
     floats = [port for port in outputs if "float" in port.dtype and name in (None, port.name)]
     shape = class_axes(floats[0].shape or ()) if len(floats) == 1 else ()
     columns = 1 if len(shape) == 1 else shape[1] if len(shape) == 2 else None

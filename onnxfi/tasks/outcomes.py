@@ -89,17 +89,17 @@ class GoldenRun:
 
     @property
     def apart(self) -> bool:
-        """True where some rows of the run may be judged without the others of their batch."""
+        """True if some rows of the run may be judged without the others of their batch."""
         return self.task.apart or self.later is not None
 
     @property
     def by_sample(self) -> bool:
-        """True where one sample of a batch can be judged though its outputs have no row for each."""
+        """True if one sample of a batch can be judged though its outputs have no row for each."""
         return self.task.decode is not None or self.later is not None
 
     @property
     def size(self) -> int:
-        """The number of samples that are judged: 1 where outputs have no row for each."""
+        """The number of samples that are judged: 1 if outputs have no row for each."""
         if self.task.decode is None:
             return len(self.scores)
         return 1 if self.sample is not None else sum(len(outputs.samples) for outputs in self.answered)
@@ -112,12 +112,12 @@ class GoldenRun:
 
     @property
     def detects(self) -> bool:
-        """True where a value that is not finite counts as DUE."""
+        """True if a value that is not finite counts as DUE."""
         return "nonfinite" in self.due
 
     @property
     def read_as(self) -> str | None:
-        """The kind of the scores; None where the task has none."""
+        """The kind of the scores; None if the task has none."""
         return self.kind if self.task.score_kind is not None else None
 
     def with_run(self, run: Sequence[Outputs]) -> GoldenRun:
@@ -177,7 +177,7 @@ class Judgement:
     outcome: str
     cause: str | None
     metrics: dict[str, Any]
-    #: Samples whose answer is silently another one ([N] as packed bits, zlib); None where the task has no such rule.
+    #: Samples whose answer is silently another one ([N] as packed bits, zlib); None if the task has no such rule.
     changed: bytes | None = None
     #: The route of its execution.
     route: Route = Route.FULL

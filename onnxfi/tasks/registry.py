@@ -163,7 +163,7 @@ def with_metrics(task: Task, metrics: Sequence[Metric]) -> Task:
 def guessed(labels: Labels | None, columns: int | None) -> str:
     """Return the name of the task that labels ask for where none is named, classification without labels.
 
-    `columns` is the number of scores that a sample has, None where that is not known.
+    `columns` is the number of scores that a sample has, None if that is not known.
 
     Raises
     ------
@@ -209,12 +209,12 @@ def choose_task(
 ) -> Task:
     """Return the task of a golden run: that of `spec`, or for ``auto`` classification where it is certain.
 
-    `output` is the one output that was found to hold scores; None where all count.
+    `output` is the one output that was found to hold scores; None if all count.
 
     Raises
     ------
     DataError
-        Where the outputs do not fit the task of `spec`, or the labels of the data ask for classes and there are none.
+        If the outputs do not fit the task of `spec`, or the labels of the data ask for classes and there are none.
     """
     batches = as_run(run)
     scores = stacked(batches)
@@ -275,7 +275,7 @@ def remark(
     *,
     labelled: bool,
 ) -> str:
-    """Return how the scored output is read, where that was guessed or is doubtful; empty where it is certain."""
+    """Return how the scored output is read, where that was guessed or is doubtful; empty if it is certain."""
     if spec != AUTO and task.remark is None:
         return ""
     scores = stacked(run)
@@ -289,7 +289,7 @@ def remark(
 
 
 def missing(name: str, task: Task, *, labelled: bool) -> str:
-    """Return what a campaign lacks for a metric; empty where it lacks nothing.
+    """Return what a campaign lacks for a metric; empty if it lacks nothing.
 
     >>> missing("critical", find_task("classification"), labelled=False)
     'the data has no labels; name labelled data with --data, or take the rate sdc1'

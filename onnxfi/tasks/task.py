@@ -52,10 +52,10 @@ class Metric:
     better : {"lower", "higher"}
         The direction of improvement.
     unchanged : float or None
-        The value of an output that is the golden one bit for bit and finite; None where it depends on labels.
+        The value of an output that is the golden one bit for bit and finite; None if it depends on labels.
     failed : float, callable or None
         The value of a trial without an answer of the expected shape; as a callable, computed from the golden
-        `Answers`; None where the faulty answers alone say it.
+        `Answers`; None if the faulty answers alone say it.
     needs_labels : bool
         The metric compares with labels.
     needs_all : bool
@@ -63,9 +63,9 @@ class Metric:
     defined : callable, optional
         Returns whether the metric is defined for these labels; trials have no value where it is not.
     silent : bool
-        The metric counts only errors that nothing detects: it is 0 where the trial is DUE without an answer.
+        The metric counts only errors that nothing detects: it is 0 if the trial is DUE without an answer.
     detected : bool
-        The metric counts detected errors: it is 0 where a trial without an answer is not DUE.
+        The metric counts detected errors: it is 0 if a trial without an answer is not DUE.
     golden : bool
         The metric says something about the golden run alone.
     any_of : str
@@ -118,7 +118,7 @@ class Metric:
         return "mean" if np.isfinite(self.bounds).all() else "median"
 
     def __call__(self, golden: Array, faulty: Array, labels: Labels | None = None) -> float:
-        """Measure arrays [N, …]; DataError where labels or shapes do not fit."""
+        """Measure arrays [N, …]; DataError if labels or shapes do not fit."""
         return self.measure(AnswerPair(Answers.of(golden, labels), Answers.of(faulty)))
 
     def measure(self, pair: AnswerPair) -> float:
@@ -139,7 +139,7 @@ class Metric:
         return self.failed(golden) if callable(self.failed) else (self.failed or 0.0)
 
     def value(self, outcome: str, metrics: Mapping[str, Any]) -> float | None:
-        """Return the metric of a stored trial; None where the trial has no such value."""
+        """Return the metric of a stored trial; None if the trial has no such value."""
         if self.per == "trial" and not self.any_of:
             return float(outcome == self.name)
         found = metrics.get(self.any_of or self.name)
@@ -154,7 +154,7 @@ class Metric:
         return labels is None or self.defined is None or self.defined(labels)
 
     def measured_in(self, metrics: Mapping[str, Any]) -> bool:
-        """Return true where a campaign whose golden run has these metrics measures this one."""
+        """Return true if a campaign whose golden run has these metrics measures this one."""
         return self.name in OUTCOMES or (self.any_of or self.name) in metrics
 
     def text(self, value: float, digits: int = 2) -> str:
@@ -256,16 +256,16 @@ class Task:
         answer (an empty text, no boxes) is an answer too. A later stage of a pipeline runs in here. Without `decode`
         the numbers of the outputs are the answers.
     apart : bool
-        Outputs have a row a sample, so `decode` may be given some samples of a batch alone. False where rows name their
+        Outputs have a row per sample, so `decode` may be given some samples of a batch alone. False if rows name their
         sample in a column, as boxes behind a suppression of the whole batch.
     inputs : tuple of str
         Inputs of the model that `decode` finds in `outputs.inputs`, for the same samples.
     reads : callable, optional
-        Returns the names of the outputs that count, of `ModelOutputs`; none: all. DataError where they do not fit.
+        Returns the names of the outputs that count, of `ModelOutputs`; none: all. DataError if they do not fit.
         Without it that is the output of ``--output``, else all.
     misfit : callable, optional
         Returns why a golden run (batches of `Outputs`), its data or the kind of its scores do not fit the task, with
-        the shapes of both sides; empty where they do.
+        the shapes of both sides; empty if they do.
     labels : str
         The kind of labels that its metrics take, of `onnxfi/runtime/data/labels.py`; empty: as the data has them.
     takes_tolerance : bool

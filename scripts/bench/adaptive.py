@@ -102,7 +102,7 @@ class Network:
         self.top = self.logits.argmax(axis=1)
 
     def differs(self, logits: Array) -> Array:
-        """Return true where the top-1 is another, or a logit is no number: […, N, 10] to […, N]."""
+        """Return true where the top-1 is another, or a logit is not a number: […, N, 10] to […, N]."""
         return (logits.argmax(axis=-1) != self.top) | np.isnan(logits).any(axis=-1)
 
     def behind_fc1(self, z3: Array) -> Array:

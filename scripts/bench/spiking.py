@@ -6,7 +6,7 @@ Whole processes of `onnxfi run --expose` on models/fashion_snn.onnx, without wor
 potential flips in one step, one flips from a step on, a neuron is dead, a bit of a threshold flips, a bit of a synapse
 flips; a fifth of the faults each, drawn over the network, there in every image. Each campaign is run with late start
 and early stop both (`--route auto`), one of them (`late-start`, `early-stop`) and none (`full`); all must find the same
-outcomes. Published for comparison: SpikingJET, about 0.9 faults a second (Gogebakan et al., 2024, another machine
+outcomes. Published for comparison: SpikingJET, about 0.9 faults per second (Gogebakan et al., 2024, another machine
 and other networks).
 """
 
@@ -62,7 +62,7 @@ def main() -> None:
     each = given.faults // len(KINDS)
     total = {name: [0.0, 0.0] for name in ROUTES}
     print(f"{each * len(KINDS):,} faults, {given.images} images, one core")
-    print(f"{'faults a second':<28}" + "".join(f"{name:>12}" for name in ROUTES))
+    print(f"{'faults per second':<28}" + "".join(f"{name:>12}" for name in ROUTES))
     unlike = 0
     with tempfile.TemporaryDirectory() as folder:
         for kind in KINDS:

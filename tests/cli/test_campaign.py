@@ -67,7 +67,7 @@ def test_from_the_plan_to_the_report(run: Run, tiny: Path) -> None:
     planned = run("plan", "m.onnx", "--single", "--margin", 0.2, "--per", "layer", "-o", "p.jsonl")
     assert (planned.code, planned.err) == (0, "")
     assert planned.out.splitlines() == [
-        "one fault a trial, drawn per layer: n = 79 trials",
+        "one fault per trial, drawn per layer: n = 79 trials",
         "population N = 1,376 bits, confidence 0.99",
         "margin ±20 % in each of 2 strata",
         "with --data one trial is timed, and the cost of all is estimated",
@@ -114,7 +114,7 @@ ADAPTIVE = ("--single", "--adaptive", "--margin", 0.1)
 def test_an_adaptive_campaign_says_what_it_measures_and_what_it_took(run: Run, tiny: Path) -> None:
     planned = run("plan", "m.onnx", *ADAPTIVE)
     assert planned.out.splitlines()[:3] == [
-        "one fault a trial, in rounds over 28 strata, until sdc1 is known to ±10 %",
+        "one fault per trial, in rounds over 28 strata, until sdc1 is known to ±10 %",
         "population N = 1,376 bits, confidence 0.99, guaranteed (betting confidence sequence)",
         "at least 33 trials; of fixed size, for ±10 % at p = 0.5, it would be 149",
     ]
@@ -475,7 +475,7 @@ def planned(here: Path, listed: Path) -> dict[Path, bytes]:
         ),
         ("run m.onnx --ber 1e-3:1e-6", "ber '1e-3:1e-6': decades run from a smaller rate above 0 to a larger one"),
         ("run m.onnx --ber 1e-3,1e-4", "ber 0.001, 0.0001 is out of order; give rising rates, each once"),
-        ("run m.onnx --ber x", "ber 'x' is no rate; write 1e-6, a list 1e-6,1e-5 or decades 1e-7:1e-3"),
+        ("run m.onnx --ber x", "ber 'x' is not a rate; write 1e-6, a list 1e-6,1e-5 or decades 1e-7:1e-3"),
         ("run m.onnx --ber 1e-3 --repeat 0", "repeat 0 is out of range; give 1 to"),
         ("run m.onnx --single --margin 0", "margin 0.0 is out of range; give a share between 0 and 1, as 0.01"),
         ("run m.onnx --single --margin -1", "margin -1.0 is out of range"),
@@ -503,8 +503,8 @@ def planned(here: Path, listed: Path) -> dict[Path, bytes]:
         ("run m.onnx --ber 1e-3 --data none.npz", "no data at 'none.npz'"),
         ("run m.onnx --ber 1e-3 -o none/s.db", "no folder 'none' to write 's.db' into; make it first"),
         ("run m.onnx --ber 1e-3 -o .", "is a directory; give a file name"),
-        ("run m.onnx --ber 1e-3 -o m.onnx", "'m.onnx' is no store: file is not a database"),
-        ("run m.onnx --ber 1e-3 -o m.onnx --fresh", "'m.onnx' is no store: file is not a database"),
+        ("run m.onnx --ber 1e-3 -o m.onnx", "'m.onnx' is not a store: file is not a database"),
+        ("run m.onnx --ber 1e-3 -o m.onnx --fresh", "'m.onnx' is not a store: file is not a database"),
         ("run none.onnx --ber 1e-3", "none.onnx"),
         ("run none.yaml", "cannot read 'none.yaml'"),
         ("run none.jsonl", "no fault list 'none.jsonl'"),
@@ -532,7 +532,7 @@ def planned(here: Path, listed: Path) -> dict[Path, bytes]:
         ("report m.onnx --html m.onnx", "the output 'm.onnx' is an input as well"),
         ("report", "Missing argument 'STORE"),
         ("report none.db", "no store 'none.db'; onnxfi run makes one"),
-        ("report m.onnx", "'m.onnx' is no store: file is not a database; give one that onnxfi run made"),
+        ("report m.onnx", "'m.onnx' is not a store: file is not a database; give one that onnxfi run made"),
         ("show none.db 1", "no store 'none.db'"),
         ("show none.db 0", "0 is not in the range x>=1"),
         ("merge out.db", "Missing argument 'IN"),
@@ -704,7 +704,7 @@ def test_compare_runs_in_its_own_process_too(run: Run, tiny: Path) -> None:
     ("words", "says"),
     [
         (("--dtype", "int8"), "--dtype 'int8' matches no activation of this model; known: float32"),
-        (("--exclude", "x"), "leave no activation; each matches something, but never the same one"),
+        (("--exclude", "x"), "no activation matches all selectors together; each matches some"),
     ],
 )
 def test_a_selection_of_inputs_that_is_empty_says_what_there_is(run: Run, tiny: Path, words: Any, says: str) -> None:

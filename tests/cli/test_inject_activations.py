@@ -67,7 +67,7 @@ def test_an_armed_file_whose_numbers_change(run: Run, save: Save, here: Path) ->
     )
     found = checked(run("instrument", "m.onnx", "--values", "--include", "t", "-o", "a.onnx", "--json"), "instrument")
     assert found["inputs"] == [f"onnxfi.{c}" for c in ("site", "element", "scale", "shift")]
-    fed = {"onnxfi.site": np.array([0]), "onnxfi.element": np.array([[1], [2]])}  # a row a sample
+    fed = {"onnxfi.site": np.array([0]), "onnxfi.element": np.array([[1], [2]])}  # a row per sample
     fed |= {"onnxfi.scale": np.array([[3.0], [1.0]]), "onnxfi.shift": np.array([[-0.0], [0.5]])}
     session = CPU.prepare(here / "a.onnx")
     assert session.run({"x": np.ones((2, 3), np.float32)} | fed)["y"].tolist() == [[2, 6, 2], [2, 2, 3]]

@@ -100,9 +100,9 @@ def test_a_file_goes_to_no_pipe_link_folder_or_dash(run: Run, place: Path, kind:
 def test_files_go_into_no_pipe_link_file_or_dash(run: Run, place: Path, kind: str) -> None:
     before = contents(place)
     for where, message in (
-        ("pipe", "is no folder"),
-        ("link", "is no folder"),
-        ("b.yaml", "is no folder"),
+        ("pipe", "is not a folder"),
+        ("link", "is not a folder"),
+        ("b.yaml", "is not a folder"),
         ("-", "an output folder cannot be '-'"),
     ):
         done = run(*FOLDERS[kind], where)

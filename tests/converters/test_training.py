@@ -130,7 +130,7 @@ def test_a_rate_that_affects_every_word_is_allowed_with_a_warning(caplog: pytest
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"ber": 1.5}, "rate 1.5 is no probability"),
+        ({"ber": 1.5}, "rate must be in [0, 1], got 1.5"),
         ({"ber": 0.1, "seed": -1}, "seed -1 is out of range"),
         ({"ber": 0.1, "target": "biases"}, "target must be weights or activations, got 'biases'"),
         ({"ber": 0.1, "from_epoch": -1}, "from_epoch must be 0 or more, got -1"),

@@ -321,7 +321,7 @@ def test_trials_are_a_stream(written: Written) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 300e3, "a megabyte of lines is not held"
-    with pytest.raises(FaultListError, match="line 5002 is no line of a fault list"):
+    with pytest.raises(FaultListError, match="line 5002 is not a line of a fault list"):
         list(trials)
 
 
@@ -359,7 +359,7 @@ def test_a_list_is_bound_to_its_model(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------ refused: no list
 
-NOT_ONE = "no fault list|is no line of a fault list"
+NOT_ONE = "not a fault list|is not a line of a fault list"
 
 
 @pytest.mark.parametrize(
@@ -424,8 +424,8 @@ def test_another_version_is_refused(version: Any, written: Written) -> None:
         ),
         ({"sampler": {"kind": "bre"}}, "unknown sampler 'bre'"),
         ({"sampler": {"kind": ["ber"]}}, "the header is damaged"),
-        ({"sampler": {"kind": "ber", "rate": 2}}, "rate 2.0 is no probability"),
-        ({"sampler": {"kind": "ber", "rate": "nan"}}, "rate nan is no probability"),
+        ({"sampler": {"kind": "ber", "rate": 2}}, "got 2.0; give a probability"),
+        ({"sampler": {"kind": "ber", "rate": "nan"}}, "got nan; give a probability"),
         ({"sampler": {"kind": "count", "n": -1}}, "out of range"),
         ({"sampler": {"kind": "count", "n": "many"}}, "the header is damaged"),
         ({"fault": "filp"}, "unknown fault 'filp'; closest: 'flip'"),
@@ -463,11 +463,11 @@ def good() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"trial": 0}, "trial 0 is no whole number from 1"),
-        ({"trial": None}, "trial None is no whole number from 1"),
-        ({"trial": True}, "trial True is no whole number"),
-        ({"trial": 1.0}, "trial 1.0 is no whole number"),
-        ({"trial": "1"}, "trial '1' is no whole number"),
+        ({"trial": 0}, "trial 0 is not a whole number from 1"),
+        ({"trial": None}, "trial None is not a whole number from 1"),
+        ({"trial": True}, "trial True is not a whole number"),
+        ({"trial": 1.0}, "trial 1.0 is not a whole number"),
+        ({"trial": "1"}, "trial '1' is not a whole number"),
         ({"target": "fc.wieght"}, "no 'fc.wieght' in this line or model; is it a list of another model, or of inputs"),
         ({"target": ["fc.weight"]}, "the line is damaged"),
         ({"index": 1280}, "'fc.weight' has no element 1280"),
@@ -487,8 +487,8 @@ def good() -> dict[str, Any]:
         ({"fault": "zero"}, "zero changes no bits \\[1\\] of int8"),
         ({"fault": "burst:k=2"}, "burst:k=2 changes no bits"),
         ({"fault": "burst:k=999999999", "bits": [0, 1]}, "changes no bits"),
-        ({"fault": "random-word", "bits": None}, "random-word has not spent its chance"),
-        ({"fault": "noise", "bits": None}, "noise:sigma=0.1 has not spent its chance"),
+        ({"fault": "random-word", "bits": None}, "random-word has random parameters that were not drawn"),
+        ({"fault": "noise", "bits": None}, "noise:sigma=0.1 has random parameters that were not drawn"),
         ({"fault": "filp"}, "unknown fault 'filp'"),
         ({"fault": None}, "the line is damaged"),
         ({"before": "0x1ff"}, "a word has more than the 8 bits of int8"),
@@ -531,12 +531,12 @@ def test_a_line_has_all_its_keys(key: str, written: Written) -> None:
 )
 def test_lines_that_are_no_json_object_are_refused(line: str, written: Written) -> None:
     path = written(Header(DIGEST), json.dumps(good()), line, json.dumps(good()))
-    with pytest.raises(FaultListError, match=r"faults.jsonl, line 3 is no line of a fault list"):
+    with pytest.raises(FaultListError, match=r"faults.jsonl, line 3 is not a line of a fault list"):
         read(path)
 
 
 def test_another_header_in_the_middle_is_refused(written: Written) -> None:
-    with pytest.raises(FaultListError, match="trial None is no whole number from 1"):
+    with pytest.raises(FaultListError, match="trial None is not a whole number from 1"):
         read(written(Header(DIGEST), json.dumps(good()), Header(DIGEST).line()))
 
 
@@ -559,7 +559,7 @@ def test_text_that_ends_in_bytes_is_refused(written: Written) -> None:
 def test_endless_lines_are_refused(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faultlist, "LONGEST_LINE", 3 << 20)
     path = written(Header(DIGEST), "x" * (3 << 20))
-    with pytest.raises(FaultListError, match="is no fault list: a line is longer than 3 MB"):
+    with pytest.raises(FaultListError, match="is not a fault list: a line is longer than 3 MB"):
         read(path)
     path.write_text("y" * (4 << 20))
     with pytest.raises(FaultListError, match="a line is longer than 3 MB"):
@@ -584,23 +584,23 @@ def packed(words: np.ndarray) -> str:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sha256": "0" * 64}, "gives other faults than it names; it is of another tool or model"),
-        ({"sha256": None}, "gives other faults than it names"),
-        ({"seed": 2}, "gives other faults than it names"),
-        ({"trial": 2}, "gives other faults than it names"),
-        ({"per": 1201}, "gives other faults than it names"),
-        ({"n": 1201}, "gives other faults than it names"),
-        ({"n": 0}, "gives other faults than it names|does not give the 0 faults"),
+        ({"sha256": "0" * 64}, "does not give the faults that it states; it is from another tool or model"),
+        ({"sha256": None}, "does not give the faults that it states"),
+        ({"seed": 2}, "does not give the faults that it states"),
+        ({"trial": 2}, "does not give the faults that it states"),
+        ({"per": 1201}, "does not give the faults that it states"),
+        ({"n": 1201}, "does not give the faults that it states"),
+        ({"n": 0}, "does not give the faults that it states|does not give the 0 faults"),
         ({"per": 2600}, "--count 2600 is out of range"),
         ({"per": 20_000_001, "n": 10**9}, "more than 20,000,000"),
-        ({"per": 10**9}, "does not give the 1200 faults that it names"),
+        ({"per": 10**9}, "does not give the 1200 faults that it states"),
         ({"per": -1}, "out of range"),
-        ({"sampler": "exhaustive"}, "gives other faults than it names"),
+        ({"sampler": "exhaustive"}, "does not give the faults that it states"),
         ({"sampler": "sites"}, "unknown sampler 'sites'"),
         ({"sampler": "bre"}, "unknown sampler 'bre'"),
         ({"sampler": ["ber"]}, "unknown sampler"),
-        ({"sampler": "ber", "rate": 2}, "rate 2.0 is no probability"),
-        ({"sampler": "ber", "rate": "NaN"}, "rate nan is no probability"),
+        ({"sampler": "ber", "rate": 2}, "got 2.0; give a probability"),
+        ({"sampler": "ber", "rate": "NaN"}, "got nan; give a probability"),
         ({"seed": -1}, "seed -1 is out of range"),
         ({"seed": 2**64}, "out of range"),
         ({"seed": None}, "the recipe is damaged"),
@@ -610,9 +610,9 @@ def packed(words: np.ndarray) -> str:
         ({"before": "five"}, "the recipe is damaged"),
         ({"before": "ø"}, "the recipe is damaged"),
         ({"before": base64.b64encode(b"no zlib").decode()}, "the recipe is damaged"),
-        ({"before": packed(np.zeros(1199))}, "holds other words than its 1200 faults need"),
-        ({"before": packed(np.zeros(1201))}, "holds other words than its 1200 faults need"),
-        ({"before": packed(np.zeros(0))}, "holds other words than its 1200 faults need"),
+        ({"before": packed(np.zeros(1199))}, "does not hold the words of its 1200 faults"),
+        ({"before": packed(np.zeros(1201))}, "does not hold the words of its 1200 faults"),
+        ({"before": packed(np.zeros(0))}, "does not hold the words of its 1200 faults"),
         ({"before": packed(np.full(1200, 1 << 32))}, "a word before has more bits than the words of its target"),
     ],
 )
@@ -636,9 +636,9 @@ def test_a_recipe_has_all_its_keys(key: str, written: Written) -> None:
 def test_a_recipe_of_another_selection_or_model_is_refused(written: Written) -> None:
     header, line = recipe()
     for other in (Selector(dtype=("int8",)), Selector(exclude=("bias",)), Selector(include=("gone",))):
-        with pytest.raises(FaultListError, match=r"gives other faults|the recipe is damaged: "):
+        with pytest.raises(FaultListError, match=r"does not give the faults|the recipe is damaged: "):
             read(written(dataclasses.replace(header, selector=other), line))
-    with pytest.raises(FaultListError, match="gives other faults"):
+    with pytest.raises(FaultListError, match="does not give the faults"):
         read(written(header, line), [NET[1], NET[0], *NET[2:]])
     with pytest.raises(FaultListError, match="line 2: the recipe is damaged: the model has no tensor"):
         read(written(header, line), [])
@@ -662,7 +662,7 @@ def test_a_zlib_bomb_is_not_blown_up(written: Written) -> None:
     path = written(header, line)
     tracemalloc.start()
     try:
-        with pytest.raises(FaultListError, match="holds other words than its 1200 faults need"):
+        with pytest.raises(FaultListError, match="does not hold the words of its 1200 faults"):
             read(path)
         _, peak = tracemalloc.get_traced_memory()
     finally:

@@ -359,7 +359,7 @@ def test_the_callers_decimal_context_changes_nothing() -> None:
 @pytest.mark.parametrize("rate", [-1e-9, 1.0000001, math.nan, math.inf, -math.inf])
 def test_rates_that_are_no_probability_are_refused(rate: float) -> None:
     for refused in (lambda: check_rate(rate), lambda: binomial(10, rate, 0, 0), lambda: ber(10, rate, 0)):
-        with pytest.raises(InputError, match=rf"rate {rate} is no probability; give a number from 0 to 1, as 1e-6"):
+        with pytest.raises(InputError, match=rf"rate must be in \[0, 1\], got {rate}; give a probability such as 1e-6"):
             refused()
 
 

@@ -168,9 +168,9 @@ def test_flips_are_not_drawn_where_a_word_stands_for_what_is_computed() -> None:
     for fault in ("dead", "saturated", "set:value=1", "random-word"):
         assert len(Selector(role=("spike",)).space(words, parse_fault(fault))) == 2
     for fault in ("flip", "stuck-at-1", "scale:factor=2", "noise:sigma=0.1"):
-        with pytest.raises(SelectorError, match=r"'lif/spike' holds what a neuron is made to put out, .* take dead"):
+        with pytest.raises(SelectorError, match=r"'lif/spike' holds forced outputs of neurons .* use dead"):
             Selector(role=("spike",)).space(words, parse_fault(fault))
-    with pytest.raises(SelectorError, match="'lif/spike' holds what a neuron is made to put out"):
+    with pytest.raises(SelectorError, match="'lif/spike' holds forced outputs of neurons"):
         faults_at_named_sites(["lif/spike[0]:30"], words, parse_fault("flip"), Selector())
 
 
@@ -180,23 +180,23 @@ def test_flips_are_not_drawn_where_a_word_stands_for_what_is_computed() -> None:
         ({"elements": "0,0"}, r"--elements '0,0' has 2 axes, 'b' has 1; narrow the targets with --include"),
         ({"elements": "9"}, r"--elements '9': 9 is beyond 'w', axis length 4"),
         ({"elements": "-5"}, r"-5 is beyond 'w', axis length 4"),
-        ({"elements": "a:b"}, r"'a:b' is no Python slice, as 0:8 or ::2"),
-        ({"elements": "1:2:3:4"}, r"'1:2:3:4' is no Python slice"),
-        ({"elements": "::0"}, r"'::0' is no Python slice"),
-        ({"elements": "9" * 5000}, r"is no Python slice"),
-        ({"elements": "1.5"}, r"'1.5' is no Python slice"),
+        ({"elements": "a:b"}, r"'a:b' is not a slice of Python, such as 0:8 or ::2"),
+        ({"elements": "1:2:3:4"}, r"'1:2:3:4' is not a slice of Python"),
+        ({"elements": "::0"}, r"'::0' is not a slice of Python"),
+        ({"elements": "9" * 5000}, r"is not a slice of Python"),
+        ({"elements": "1.5"}, r"'1.5' is not a slice of Python"),
         ({"bits": "32"}, r"bit 32 is beyond float32, whose bits are 0 to 31"),
         ({"bits": "top"}, r"bits 'top' are neither"),
-        ({"include": ("=w",), "elements": "4:"}, r"1 tensors are selected, but no site is left in them"),
+        ({"include": ("=w",), "elements": "4:"}, r"1 tensors are selected, but none has a site"),
         ({"include": ("nothing",)}, r"--include 'nothing' matches nothing in this model; known: 'w', 'b'"),
         ({"include": ("re:(",)}, r"'re:\(' is no regular expression: "),
         ({"op": ("Conv",)}, r"--op 'Conv' matches nothing in this model$"),
         ({"dtype": ("int8",)}, r"--dtype 'int8' matches nothing in this model; known: 'float32', 'float16'"),
         ({"dtype": ("float",)}, r"unknown number format 'float'; closest: '[b]?float"),
-        ({"exclude": ("w", "b")}, r"the selectors together leave no tensor"),
-        ({"exclude": ("",)}, r"an empty selector fits everything; leave it out"),
-        ({"include": ("w", "")}, r"an empty selector fits everything; leave it out"),
-        ({"include": ("w",), "dtype": ("float16",)}, r"each matches something, but never the same one"),
+        ({"exclude": ("w", "b")}, r"no tensor matches all selectors together"),
+        ({"exclude": ("",)}, r"an empty selector matches everything; leave it out"),
+        ({"include": ("w", "")}, r"an empty selector matches everything; leave it out"),
+        ({"include": ("w",), "dtype": ("float16",)}, r"though each matches some"),
     ],
 )
 def test_selections_that_leave_nothing_say_why(options: dict[str, Any], message: str) -> None:
@@ -235,7 +235,7 @@ def test_a_field_that_a_format_has_not_leaves_its_tensors_out() -> None:
     space = Selector(bits="exponent").space(mixed)
     assert [t.id for t in space.targets] == ["w"]
     assert len(space) == 10
-    with pytest.raises(SelectorError, match=r"flip with bits exponent finds no place in int8"):
+    with pytest.raises(SelectorError, match=r"flip with bits exponent does not fit int8"):
         Selector(bits="exponent").space(mixed[:1])
 
 
@@ -333,5 +333,5 @@ def test_globs_and_regular_expressions_take_names_as_they_are() -> None:
 
 
 def test_models_with_parameters_are_named_in_messages() -> None:
-    with pytest.raises(SelectorError, match=r"burst:k=9 with bits all finds no place in uint8"):
+    with pytest.raises(SelectorError, match=r"burst:k=9 with bits all does not fit uint8"):
         Selector().space([Target("w", WORDS["uint8"], (3,))], parse_fault("burst:k=9"))

@@ -292,7 +292,7 @@ def test_what_a_draw_is_expected_to_give(how: Sampler, wanted: float) -> None:
 
 @pytest.mark.parametrize("rate", [math.nan, -1e-9, 1.5, math.inf])
 def test_rates_are_checked_when_they_are_given(rate: float) -> None:
-    with pytest.raises(InputError, match="is no probability"):
+    with pytest.raises(InputError, match="rate must be in"):
         Sampler("ber", rate=rate)
 
 

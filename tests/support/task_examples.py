@@ -74,7 +74,7 @@ def golden_example(task: Task, random: np.random.Generator) -> GoldenRun:
 
 
 def faulty_example(golden: GoldenRun, random: np.random.Generator) -> tuple[Outputs, ...]:
-    """Return outputs of which a fifth is drawn anew."""
+    """Return outputs of which a fifth is drawn again."""
     (outputs,) = golden.run
     y = outputs.arrays["y"]
     other = y[::-1] if y.dtype.kind == "O" else random.normal(size=y.shape).astype(np.float32)

@@ -105,7 +105,7 @@ def tables(store: Path) -> dict[str, list[Any]]:
 
 @contextmanager
 def altered(store: str | Path) -> Iterator[sqlite3.Connection]:
-    """A store's database, to be changed by hand; its checksums are made anew, as if a run had written it so."""
+    """A store's database, to be changed by hand; its checksums are made again, as if a run had written it so."""
     db = sqlite3.connect(store)
     with db:
         yield db

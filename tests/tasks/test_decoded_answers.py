@@ -84,7 +84,7 @@ def test_rows_that_name_their_sample_may_be_more_fewer_or_none() -> None:
 
 def test_another_number_of_answers_than_samples_is_refused() -> None:
     golden = golden_of({"y": np.zeros((3, 3), np.float32)}, 3, spelling(lambda outputs: ["one"]))
-    with pytest.raises(DataError, match="decode gave 1 answers for 3 samples; give one a sample"):
+    with pytest.raises(DataError, match="decode gave 1 answers for 3 samples; give one per sample"):
         _ = golden.answers.values
 
 

@@ -233,7 +233,7 @@ def bake_trial(fault_targets: FaultTargets, faults: Faults, stored: Faults, out:
 
 
 def _batch(fault_targets: FaultTargets) -> int | None:
-    """Return the one batch size that the model takes, as far as its file says; None where it takes any."""
+    """Return the one batch size that the model takes, as far as its file says; None if it takes any."""
     elsewhere = fault_targets.activation_space is not None and bool(
         fault_targets.activation_space.sample_axes
     )  # another axis than the file says

@@ -43,7 +43,7 @@ class ActivationRoutes:
     def run_sample(self, one: OneSample, golden: GoldenRun) -> Judgement:
         """Run one sample alone, from its faulty activation on, and compare it with the golden run.
 
-        Raises SegmentMismatchError where it does not give its golden scores without a fault, or cannot run alone.
+        Raises SegmentMismatchError if it does not give its golden scores without a fault, or cannot run alone.
         """
         name, sample, change = one
         alone = self._single_sample(name)
@@ -84,7 +84,7 @@ class ActivationRoutes:
         """Run what the faulty activations reach, for all samples, or for the batch of the one faulty `sample`.
 
         `names` are the activations that the route allows to be faulty: all of them are, or `any_of` them. Raises
-        SegmentMismatchError where its fault-free run differs from the golden run.
+        SegmentMismatchError if its fault-free run differs from the golden run.
         """
         reexecution = self.opened_for(names, any_of=any_of)
         if reexecution is None:
@@ -105,7 +105,7 @@ class ActivationRoutes:
         return replace(found, route=Route.PARTIAL)
 
     def opened_for(self, names: Sequence[str], *, any_of: bool = False) -> Reexecution | None:
-        """Return the open route of faults in these activations, or `any_of` them; None where it is not exact."""
+        """Return the open route of faults in these activations, or `any_of` them; None if it is not exact."""
 
         def opener() -> Reexecution:
             found = FaultyActivations(self.segmented, names, any_of=any_of)
@@ -119,7 +119,7 @@ class ActivationRoutes:
         return self.cache.get((Route.SINGLE_SAMPLE, name), lambda: SingleSample(self.segmented, name))
 
     def _golden_row(self, alone: SingleSample, sample: int, golden: GoldenRun) -> GoldenRun | None:
-        """Return the golden run of one sample; None where the sample alone gives other scores than in its batch."""
+        """Return the golden run of one sample; None if the sample alone gives other scores than in its batch."""
         own, whole = alone.outputs(sample), batch_of(golden.run, sample)
         if not golden.apart or not whole.has_rows:
             return None
@@ -138,7 +138,7 @@ class SplitRoutes:
     ) -> tuple[Run, Run]:
         """Return the golden outputs of the model split at these activations, and its outputs with the faults.
 
-        Of a trial of one `sample` only its batch is executed. Raises SegmentMismatchError where the model cannot be
+        Of a trial of one `sample` only its batch is executed. Raises SegmentMismatchError if the model cannot be
         split there, or a fault changes the shape of an activation between segments.
         """
         here = self.opened.fault_targets.in_activations(faults)
@@ -179,7 +179,7 @@ def one_sample(header: Header, faults: Faults) -> int | None:
 
 
 def row_of_one_sample(opened: OpenCampaign, header: Header, faults: Faults) -> OneSample | None:
-    """Return the one row of an activation that a trial changes; None where it changes anything else."""
+    """Return the one row of an activation that a trial changes; None if it changes anything else."""
     sample, targets = one_sample(header, faults), faulty_targets(faults)
     if sample is None or len(targets) != 1 or opened.data.layout.fixed is not None:
         return None
@@ -208,7 +208,7 @@ def judge_by_own(whole: GoldenRun, own: Run, faulty: Run, sample: int | None) ->
 def judge_sample(golden: GoldenRun, own: Outputs, faulty: Outputs, sample: int) -> Judgement | None:
     """Judge a trial on one sample, from golden and faulty outputs of its batch; None if the sample cannot be isolated.
 
-    Samples of SDC-1 mean nothing where each trial has a sample of its own, so none are kept.
+    Samples of SDC-1 mean nothing if each trial has a sample of its own, so none are kept.
     """
     if golden.apart and own.has_rows:
         row = np.flatnonzero(own.samples == sample)

@@ -75,7 +75,7 @@ def _ran_with(executor: TrialExecutor) -> str:
 
 
 def notices(executor: TrialExecutor, target: Target) -> bool:
-    """Return whether a canary changes an answer; RouteError where a shorter route does not show it."""
+    """Return whether a canary changes an answer; RouteError if a shorter route does not show it."""
     seen = changes(executor, target)
     return held(executor, target, seen, seen and not shown(executor, target))
 
@@ -109,7 +109,7 @@ def shown(executor: TrialExecutor, target: Target) -> bool:
 
 
 def held(executor: TrialExecutor, target: Target, seen: bool, blind: bool) -> bool:
-    """Return whether a canary was `seen`; RouteError where it was, and the route is `blind` to it."""
+    """Return whether a canary was `seen`; RouteError if it was, and the route is `blind` to it."""
     if seen and blind:
         raise RouteError(
             f"a canary in {target.id!r} is seen by the whole model, and not by the shorter route of faults there; "
@@ -161,7 +161,7 @@ def set_exponents(target: Target) -> Faults:
     """
     n = min(target.size, _ELEMENTS)
     sites = Sites(np.zeros(n, np.int64), np.arange(n, dtype=np.int64), np.full(n, -1, np.int16))
-    # The output of a neuron is NaN where nothing is injected, whatever else its exponent bits are.
+    # The output of a neuron is NaN if nothing is injected, whatever else its exponent bits are.
     return Faults((target,), sites, (Set(1.0) if target.role == "spike" else _Canary(),))
 
 

@@ -15,7 +15,7 @@ from onnxfi.runtime.data.yaml_file import parse_yaml
 
 
 def export_trial(store: str | Path, trial: int, out: str | Path) -> None:
-    """Write the faulty model of one trial; StoreError where the model is another one by now."""
+    """Write the faulty model of one trial; StoreError if the model is another one by now."""
     with Store.open(store) as opened:
         header = Header.parse(opened.get("header"), str(store))
         lines = opened.trial(trial)["lines"].splitlines()

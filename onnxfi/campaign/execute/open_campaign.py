@@ -87,7 +87,7 @@ class OpenCampaign:
 
     @property
     def output(self) -> str | None:
-        """Return the name of the scored output, of several their names; None where all count, and in a pipeline."""
+        """Return the name of the scored output, of several their names; None if all count, and in a pipeline."""
         if self.front is not None:
             return None
         return ", ".join(name for name in self.names if name != ALARM) or None
@@ -164,7 +164,7 @@ def _data(campaign: Campaign, session: Session) -> Data:
 
 
 def _front(campaign: Campaign, model: Model) -> FrontRun | None:
-    """Run the stages of a pipeline in front of the faulty one; None where the campaign is of a model alone."""
+    """Run the stages of a pipeline in front of the faulty one; None if the campaign is of a model alone."""
     if not names_pipeline(campaign.model):
         return None
     pipeline, how = load_pipeline(campaign.model), campaign.data

@@ -55,7 +55,7 @@ class RouteCache:
         self._open: OrderedDict[Hashable, OpenRoute | None] = OrderedDict()
 
     def get(self, key: Hashable, opener: Callable[[], T]) -> T | None:
-        """Return the route of that key, opened where it is not; None where it cannot be."""
+        """Return the route of that key, opened where it is not; None if it cannot be."""
         with claim((id(self), key)):
             if key not in self._open:
                 try:
@@ -83,7 +83,7 @@ class RouteCache:
 def segment(opened: OpenCampaign) -> Segmentation:
     """Return the segmentation of a campaign's model.
 
-    Raises ModelError where there is none, MemoryError where the model is too large for one message.
+    Raises ModelError if there is none, MemoryError if the model is too large for one message.
     """
     campaign, fault_targets = opened.campaign, opened.fault_targets
     on_cpu = opened.provider == CPU  # computes 16-bit floats in float32, and lays images in blocks of channels
@@ -99,20 +99,20 @@ def segment(opened: OpenCampaign) -> Segmentation:
     chosen = frozenset(t.id for t in opened.model.targets if any(draw.selector.selects(t) for draw in campaign.draws))
     ready = chosen if campaign.draws else None  # a list may name any
     late = campaign.engine.route != "early-stop"
-    # Other providers choose kernels by the number of channels: few of them may be computed otherwise than all.
+    # Other providers choose kernels by the number of channels: few of them may be computed differently from all.
     return Segmentation(
         opened.model, net, outputs, ends, bool(spikes), tuple(sorted(together)), late, ready, by_channel=on_cpu
     )
 
 
 def open_segments(opened: OpenCampaign, segmentation: Segmentation, kept_bytes: int) -> SegmentedModel:
-    """Return the segmented model of a campaign; raises EngineError where the runtime does not take the segments."""
+    """Return the segmented model of a campaign; raises EngineError if the runtime does not take the segments."""
     for cut in (segmentation, replace(segmentation, cut_points=())) if segmentation.cut_points else (segmentation,):
         try:
             segmented = _open(opened, cut, kept_bytes // 2)
             segmented.first = FirstSegments(segmented) if cut.late else None
             golden_outputs(segmented, 0)
-        except CANNOT_OPEN as error:  # what goes on at a cut point is no tensor, or not of the declared shape
+        except CANNOT_OPEN as error:  # what goes on at a cut point is not a tensor, or not of the declared shape
             why = error
         else:
             return segmented
@@ -140,7 +140,7 @@ class GoldenCheck:
         Raises
         ------
         SegmentMismatchError
-            If the segments round otherwise than the whole model.
+            If the segments round differently from the whole model.
         RouteError
             If they are of another model or other data.
         """

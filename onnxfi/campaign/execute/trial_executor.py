@@ -104,7 +104,7 @@ class TrialExecutor:
 
     @cached_property
     def segmentation(self) -> Segmentation | None:
-        """Return the segmentation of the model; None where it is executed as a whole."""
+        """Return the segmentation of the model; None if it is executed as a whole."""
         try:
             campaign = self.opened.campaign
             whole = campaign.engine.route == "full" or not campaign.engine.open().in_segments
@@ -114,12 +114,12 @@ class TrialExecutor:
 
     @property
     def weights(self) -> WeightRoutes | None:
-        """Return the routes of faults in weights; None where the model does not run in segments."""
+        """Return the routes of faults in weights; None if the model does not run in segments."""
         return None if self._routes is None else self._routes[0]
 
     @property
     def activations(self) -> ActivationRoutes | None:
-        """Return the routes of faults in activations; None where the model does not run in segments."""
+        """Return the routes of faults in activations; None if the model does not run in segments."""
         return None if self._routes is None else self._routes[1]
 
     @property
@@ -144,7 +144,7 @@ class TrialExecutor:
             return None
 
     def golden_in_segments(self) -> GoldenRun | None:
-        """Return the golden run as the segments of the model give it, which opens them; None where there are none."""
+        """Return the golden run as the segments of the model give it, which opens them; None if there are none."""
         if self.weights is None:
             return None
         segmented, parts = self.weights.segmented, list[Outputs]()
@@ -160,7 +160,7 @@ class TrialExecutor:
     def splittable(self) -> bool:
         """Return whether the model may be split: no 16-bit float is computed in float32, which a split would round.
 
-        Nor where each part would be built anew for a device, as TensorRT does.
+        Nor where each part would be rebuilt for a device, as TensorRT does.
         """
         if self.opened.provider != CPU:
             return self.opened.provider != TENSORRT
@@ -168,7 +168,7 @@ class TrialExecutor:
 
     @cached_property
     def _split(self) -> SplitRoutes | None:
-        """Return the routes that split the model; None where it is too large for one message."""
+        """Return the routes that split the model; None if it is too large for one message."""
         try:
             net = self._graph()
         except (ModelError, MemoryError):
@@ -258,13 +258,13 @@ class TrialExecutor:
     def longest(self, trial: PreparedTrial, *, batches: int | None = None) -> tuple[Run, Run]:
         """Run a trial with faults in activations by its longest route; return golden and faulty outputs of that route.
 
-        Raises SegmentMismatchError where that is to split the model, and it cannot be split.
+        Raises SegmentMismatchError if that is to split the model, and it cannot be split.
         """
         route = self.route(self.facts(trial), frozenset(Route) - _LONGEST)
         return self._split_outputs(trial, batches) if route is Route.SPLIT else self._full_outputs(trial, batches)
 
     def shorter(self, trial: PreparedTrial) -> tuple[Reexecution, TrialFaults] | None:
-        """Return the open route of a trial that runs from golden activations, with its faults; None where none does."""
+        """Return the open route of a trial that runs from golden activations, with its faults; None if none does."""
         if self.weights is None or self.activations is None:
             return None
         if trial.activations:
@@ -329,7 +329,7 @@ class TrialExecutor:
     def together(self, header: Header, golden: GoldenRun, trials: Sequence[Sequence[str]]) -> dict[int, Judgement]:
         """Run trials that share runs; return their judgements by their place, the others being left out.
 
-        Trials of one sample each share runs behind their faulty activation, and trials of one operator those of its
+        Trials of one sample each share runs after their faulty activation, and trials of one operator those of its
         channels. Where golden activations do not fit, all that can go batch by batch do, so that those of each batch
         are needed once.
         """

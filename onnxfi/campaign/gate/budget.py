@@ -221,7 +221,7 @@ def _counted(budget: Budget) -> Iterator[tuple[str, Limit]]:
 
 
 def _placed(limit: Limit, name: str, campaign: Campaign) -> Limit:
-    """Return the limit with the rate of the only sweep; SpecError where the campaign cannot give it."""
+    """Return the limit with the rate of the only sweep; SpecError if the campaign cannot give it."""
     if known_metric(limit.rate, campaign.scoring.task, campaign.scoring.metric) is None:
         raise SpecError(f"no rate {limit.rate[:60]!r}{closest(limit.rate[:60], metric_names())}", f"{name}.rate")
     if limit.golden:
@@ -270,7 +270,7 @@ def _declared(what: str) -> tuple[Any, ...]:
 
 
 def _room(here: Mapping[tuple[str, str], tuple[str, Limit]], parts: Sequence[str]) -> None:
-    """Refuse limits on rates that sum to 1 where all their `max` stay below, or all their `min` go beyond."""
+    """Refuse limits on rates that sum to 1 if all their `max` stay below, or all their `min` go beyond."""
     for bound, open_, beyond in (("max", 1.0, -1), ("min", 0.0, 1)):
         found = [here.get((part, bound), ("", None)) for part in parts]
         total = math.fsum(open_ if limit is None else limit.value for _, limit in found)
@@ -295,7 +295,7 @@ def load_budget(path: str | Path, *, allow_code: bool = False, instead: Collecti
     Returns
     -------
     Budget
-        The campaign and its limits; without limits it can be written anew, but not checked.
+        The campaign and its limits; without limits it can be rewritten, but not checked.
 
     Raises
     ------

@@ -228,7 +228,7 @@ def opened_store(store: str | Path | None) -> Iterator[Path]:
 
 
 def start(model: str | Path, budget: Budget, file: Path, workers: int) -> Running:
-    """Golden, the canary and the plan; StoreError where the store holds trials beyond the budget's."""
+    """Golden, the canary and the plan; StoreError if the store holds trials beyond the budget's."""
     running = run(budget.on(model), file, workers=workers, golden=cached_golden)
     with Store.open(file) as opened:
         planned = opened.count("plan")
@@ -242,7 +242,7 @@ def start(model: str | Path, budget: Budget, file: Path, workers: int) -> Runnin
 
 
 def finish(running: Running, deadline: float | None) -> bool:
-    """Run the trials; True where the deadline (of the monotonic clock) came before the last."""
+    """Run the trials; True if the deadline (of the monotonic clock) came before the last."""
     if deadline is not None and time.monotonic() >= deadline:
         running.close()
         return True
@@ -275,7 +275,7 @@ def applied(limits: Sequence[Limit], file: Path) -> tuple[Limit, ...]:
 
 
 def _labelled(task: Task, metrics: Mapping[str, Any]) -> bool:
-    """Return true where the golden run has metrics that compare with labels, or the task has none."""
+    """Return true if the golden run has metrics that compare with labels, or the task has none."""
     return all(m.name in metrics for m in task.metrics if m.needs_labels)
 
 

@@ -117,11 +117,11 @@ class Measured:
             )  # fmt: skip
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             raise BaselineError(
-                f"{source!r} is no baseline; give a store, or what onnxfi check … --json printed"
+                f"{source!r} is not a baseline; give a store, or what onnxfi check … --json printed"
             ) from None
 
     def interval(self, rate: str, ber: float | None = None, layer: str | None = None) -> Interval | None:
-        """Return the interval of a rate; None where it was not measured."""
+        """Return the interval of a rate; None if it was not measured."""
         found = (r.interval for r in self.rates if (r.rate, r.ber, r.layer) == (rate, ber, layer))
         return next(found, None)
 

@@ -62,7 +62,7 @@ def base_budget(
 ) -> Budget:
     """Return the budget to measure: that of the file at `path` where there is one, else the default.
 
-    OutputError where the file is there and `force` is not given, or where no file can be written.
+    OutputError if the file is there and `force` is not given, or where no file can be written.
     """
     place = Path(path)
     check_output_files(None, [place])
@@ -78,7 +78,7 @@ def write_budget(
 ) -> Proposed:
     """Measure a model, and write a budget with the campaign and the choice of limits of `base`, or the usual ones.
 
-    Raises InputError where trials are missing in the end, or no limit would say anything.
+    Raises InputError if trials are missing in the end, or no limit would say anything.
     """
     with opened_store(store) as file:
         running = start(model, base, file, workers)

@@ -14,7 +14,7 @@ BLOCK_STATUSES = ("corrected", "detected", "missed")
 
 
 def coded_memory(campaign: Campaign, fault_targets: FaultTargets, header: Header) -> CodedMemory:
-    """Return the coded memory of a plan; SpecError where its list was not drawn at rates."""
+    """Return the coded memory of a plan; SpecError if its list was not drawn at rates."""
     memory = campaign.memory
     assert memory.memory_code is not None
     if not header.strata or any(stratum["ber"] is None for stratum in header.strata):

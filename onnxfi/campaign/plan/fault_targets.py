@@ -137,7 +137,7 @@ class FaultTargets:
         return replace(faults, targets=self.targets, sites=faults.sites.retarget(ordinals))
 
     def space(self, selector: Selector, scope: FaultScope, event: FaultModel) -> FaultSpace:
-        """Return the sites of a selection; SelectorError where there are none."""
+        """Return the sites of a selection; SelectorError if there are none."""
         stored = self.model.targets if "weights" in scope.target else ()
         if not scope.includes_activations:
             return selector.space(stored, event)

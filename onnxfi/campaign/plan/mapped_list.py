@@ -1,6 +1,6 @@
 """The fault list of one version of a network on another one, which has the same tensors and some of its own.
 
-Faults are mapped by the names of weights and activations. Behind a protected graph output the node puts out
+Faults are mapped by the names of weights and activations. Behind a protected graph output the node outputs
 `NAME.unrestricted` (or another suffix of `graph/protection/`): faults in it are mapped there, before the protection.
 """
 

@@ -133,7 +133,8 @@ class Plan:
         population = f"population N = {self.header.population:,} {self.header.unit}s"
         method = f"{design.method} ({METHOD_NAMES[design.method]})"
         return [
-            f"one fault a trial, in rounds over {len(self.strata):,} strata, until {design.rate} is known to {wanted}",
+            f"one fault per trial, in rounds over {len(self.strata):,} strata, until {design.rate} is known "
+            f"to {wanted}",
             f"{population}, confidence {self.campaign.confidence:g}, {method}",
             f"at least {self.fewest(design):,} trials{size}",
             *weight_aliases.target_notes(self.model.targets),
@@ -295,10 +296,10 @@ def _in_words(design: Design, unit: str) -> str:
         case FaultMix():
             return f"{len(design.mix)} draws together in each trial"
         case SingleFaults():
-            return f"one fault a trial, drawn per {design.per}"
+            return f"one fault per trial, drawn per {design.per}"
         case Replay():
             return f"replay of {design.faults}"
-    return "one fault a trial, every site once"
+    return "one fault per trial, every site once"
 
 
 def enough(campaign: Campaign, shard: tuple[int, int] | None, workers: int) -> bool:
@@ -353,7 +354,7 @@ def _replay(campaign: Campaign, faults: str, fault_targets: FaultTargets) -> Pla
     counts: Counter[int] = Counter()
     faulty: set[int] = set()
     for trial, drawn in listed.trials(fault_targets.targets, lambda: fault_targets.listed(header)):
-        fault_targets.by_step(drawn)  # or it has a step that is not there
+        fault_targets.by_step(drawn)  # or it has a step that does not exist
         counts[(trial - 1) % len(rows)] += 1
         faulty.update(np.unique(drawn.sites.target).tolist())
     if not counts:
@@ -367,7 +368,7 @@ def _replay(campaign: Campaign, faults: str, fault_targets: FaultTargets) -> Pla
 
 
 def write_plan(made: Plan, out: str | Path, *, progress: OnProgress | None = None) -> None:
-    """Write a plan as a fault list file, trial by trial; OutputError where the place cannot be written."""
+    """Write a plan as a fault list file, trial by trial; OutputError if the place cannot be written."""
     if made.campaign.adaptive is not None:
         raise SpecError("an adaptive campaign draws each round by what the one before found; there is no list to write")
     file = Path(out)

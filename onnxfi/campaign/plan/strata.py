@@ -48,7 +48,7 @@ class PlannedStratum:
 
 
 def plan_strata(campaign: Campaign, fault_targets: FaultTargets) -> tuple[PlannedStratum, ...]:
-    """Return the strata of a campaign; SelectorError where a selection leaves no site."""
+    """Return the strata of a campaign; SelectorError if a selection leaves no site."""
     design = campaign.design
     events = [parse_fault(draw.fault) for draw in campaign.draws]
     spaces = [

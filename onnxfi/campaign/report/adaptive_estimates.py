@@ -150,7 +150,7 @@ class AdaptiveRecord:
         return found
 
     def samples(self, store: Store, n: int) -> Floats | None:
-        """Return the rate at which each of n samples changes its top-1 ([n]); None where there is no top-1.
+        """Return the rate at which each of n samples changes its top-1 ([n]); None if there is no top-1.
 
         Without bias, but for what a rate cannot be: below 0 or above 1.
         """

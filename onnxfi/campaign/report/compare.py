@@ -134,7 +134,7 @@ def compare(
     Raises
     ------
     SpecError
-        For a campaign that is no sweep, or two models of one name.
+        For a campaign that is not a sweep, or two models of one name.
     DataError
         For models that ran on different numbers of samples.
 
@@ -177,7 +177,7 @@ def _has(version: Version, name: str) -> bool:
 
 
 def _places(models: Sequence[str], folder: Path) -> list[Path]:
-    """Return a store for each model, named after it; SpecError where two would share one."""
+    """Return a store for each model, named after it; SpecError if two would share one."""
     make_folder(folder)
     places = [folder / f"{Path(model).stem}.onnxfi.db" for model in models]
     for k, place in enumerate(places):

@@ -34,7 +34,7 @@ class ElementRates:
     trials : ndarray
         The number of trials in each element, int64, flat and row-major.
     means : ndarray
-        The mean of the metric over them, float64; NaN where an element has no trial.
+        The mean of the metric over them, float64; NaN if an element has no trial.
     """
 
     target: str
@@ -62,7 +62,7 @@ def element_rates(store: str | Path, target: str) -> ElementRates:
     Raises
     ------
     SelectorError
-        Where no mean by element can be had: a target without trials, or a campaign with other trials.
+        If no mean by element can be had: a target without trials, or a campaign with other trials.
 
     Examples
     --------

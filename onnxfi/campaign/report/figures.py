@@ -91,7 +91,7 @@ def _style() -> Iterator[None]:
 
 
 def needs(package: str) -> None:
-    """Raise OutputError where a package of the extra `report` is not installed."""
+    """Raise OutputError if a package of the extra `report` is not installed."""
     if importlib.util.find_spec(package) is None:
         raise OutputError(f"{package} is not installed; pip install 'onnxfi[report]'")
 
@@ -99,7 +99,7 @@ def needs(package: str) -> None:
 def figures(found: Sequence[CampaignRates], elements: Sequence[str] = ()) -> list[Figure]:
     """Return the figures of one report, or of several side by side; where one cannot be drawn, its caption says why.
 
-    `elements` are targets of which a map by element is added. Raises OutputError where matplotlib is not installed, and
+    `elements` are targets of which a map by element is added. Raises OutputError if matplotlib is not installed, and
     SelectorError for a target that no such map can be made of.
     """
     needs("matplotlib")
@@ -362,7 +362,7 @@ def _cells(values: dict[tuple[str, int], float], layers: Sequence[str], metric: 
 def heat_map(name: str, title: str, values: Table, named: tuple[str, str, str]) -> Figure:
     """Return a map of shares: `values` ({row: {column: share}}), `named` what rows, columns and shares are.
 
-    Raises OutputError where matplotlib is not installed.
+    Raises OutputError if matplotlib is not installed.
 
     >>> map_ = heat_map("leaks", "Leaks", {"lif1": {"0.5": 0.12, "2": 0.5}}, ("Layer", "Factor", "Top-1 (%)"))
     >>> map_.text, map_.bytes("png")[1:4]

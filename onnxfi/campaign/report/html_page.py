@@ -105,7 +105,7 @@ def _largest(text: str) -> tuple[dict[str, Any], ...]:
 def write_page(found: Sequence[CampaignRates], file: str | Path, elements: Sequence[str] = ()) -> Path:
     """Write the page of one report, or of several row by row, with maps of the `elements` of these targets.
 
-    Raises OutputError where jinja2 or matplotlib is not installed, or the file cannot be written.
+    Raises OutputError if jinja2 or matplotlib is not installed, or the file cannot be written.
     """
     needs("jinja2")
     text = page(found, elements)
@@ -174,7 +174,7 @@ def _line(fold: Fold, shown: Sequence[Metric]) -> tuple[Fold, list[tuple[Metric,
 
 
 def _command(spec: str | None, store: Path) -> str:
-    """Return the command that repeats the campaign; empty where the store has none, or one of another version."""
+    """Return the command that repeats the campaign; empty if the store has none, or one of another version."""
     try:
         return command_line(parse_spec(spec or ""), store.name)
     except InputError:

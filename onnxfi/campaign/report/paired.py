@@ -166,7 +166,7 @@ def compare_paired(
     SpecError
         For another design, or versions that do not share their tensors.
     DataError
-        Where the data holds samples on which a model was calibrated.
+        If the data holds samples on which a model was calibrated.
 
     Examples
     --------

@@ -74,7 +74,7 @@ class Fold:
     rates: tuple[MetricEstimate, ...]
 
     def rate(self, name: str) -> Interval | None:
-        """Return the interval of a rate; None where these trials do not have it."""
+        """Return the interval of a rate; None if these trials do not have it."""
         return next((r.interval for r in self.rates if r.name == name), None)
 
     def estimated(self, name: str) -> Interval | None:
@@ -171,7 +171,7 @@ class CampaignRates:
         return {status: found[status] for status in BLOCK_STATUSES}
 
     def details(self) -> Iterator[dict[str, Any]]:
-        """One row a trial, read from the store: what it was, its outcome, its metrics."""
+        """One row per trial, read from the store: what it was, its outcome, its metrics."""
         rates = {s["stratum"]: s["ber"] for s in self.strata}
         measured = self.golden["metrics"]
         names = [name for name in dict.fromkeys((*self.task.reported, *measured)) if name in measured]
@@ -205,7 +205,7 @@ class CampaignRates:
 
 
 def _others(samples: NDArray[np.float64], confidence: float) -> Interval | None:
-    """Return the interval of the rate on as many other samples; None where all of these are alike."""
+    """Return the interval of the rate on as many other samples; None if all of these are alike."""
     return sample_error(samples, confidence, again=True) if np.ptp(samples) > 0 else None
 
 
@@ -239,7 +239,7 @@ def _scored(
 
 
 def _widened(i: Interval, seen: NDArray[np.float64], *, whole: bool) -> Interval:
-    """Return an interval of an adaptive campaign, its estimate NaN where that rests on expectations alone.
+    """Return an interval of an adaptive campaign, its estimate NaN if that rests on expectations alone.
 
     The estimate starts from what trials of the same bits in other layers gave. Of a part of the faults it is shown from
     30 trials on, and nowhere beyond all that the trials showed; its ends hold all the same.
@@ -392,7 +392,7 @@ class FoldScope:
     bit: int | None
 
     def holds(self, key: TrialCell) -> bool:
-        """Return true where trials of this stratum, layer and bit belong to the fold."""
+        """Return true if trials of this stratum, layer and bit belong to the fold."""
         stratum, layer, bit = key
         inside = self.layer in (None, layer) and self.bit in (None, bit)
         return inside and (self.strata is None or stratum in self.strata)

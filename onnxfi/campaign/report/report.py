@@ -110,7 +110,7 @@ class Report(CampaignRates):
             yield f"  and {len(self.by_rate) - _MOST_ROWS} rates more; .by_rate has all"
 
     def to_pandas(self) -> Any:
-        """Return a pandas DataFrame with one row a trial; OutputError where pandas is not installed."""
+        """Return a pandas DataFrame with one row per trial; OutputError if pandas is not installed."""
         try:
             import pandas  # type: ignore[import-untyped,unused-ignore]
         except ImportError:
@@ -125,7 +125,7 @@ class Report(CampaignRates):
         InputError
             For another name, or a figure that these trials do not give, with the reason.
         OutputError
-            Where matplotlib is not installed.
+            If matplotlib is not installed.
         """
         known = {one.name: one for one in figures([self])}
         if name and name not in known:
@@ -168,7 +168,7 @@ def report(store: str | Path, *, confidence: float | None = None) -> Report:
     Raises
     ------
     StoreError
-        For a file that is no store, or a store without a result.
+        For a file that is not a store, or a store without a result.
 
     Examples
     --------

@@ -87,7 +87,7 @@ def _header(found: CampaignRates) -> Header:
 def write_csv(found: CampaignRates, folder: str | Path, *, by_model: bool = False) -> list[Path]:
     """Write the report as CSV files into a folder; returns what was written.
 
-    `detail.csv` has a line a trial, `summary.csv` the rates of all trials with the ends of their intervals; the same by
+    `detail.csv` has a line per trial, `summary.csv` the rates of all trials with their intervals; the same by
     rate, layer and bit stands in `rates.csv`, `layers.csv` and `bits.csv`, where there are such, and what `classes`
     says in `classes.csv`. With `by_model` the model's name is in theirs: `MODEL.csv` has the rates (without a sweep the
     summary), each other table is `detail-MODEL.csv` and the like.
@@ -226,7 +226,7 @@ def write_csv_of_all(found: Sequence[CampaignRates], folder: str | Path, *, by_m
     """Write the CSV files of several reports as those of one, each line with its store in the first column.
 
     Columns that only some of them have are empty for the others; `by_model` as for `write_csv`, so that several models
-    have files of their own. OutputError where the folder cannot be written.
+    have files of their own. OutputError if the folder cannot be written.
     """
     tables: dict[str, list[tuple[str, Path]]] = {}
     with scratch_folder() as drafts:

@@ -24,7 +24,7 @@ def notes(found: CampaignRates) -> Iterator[str]:
 
 
 def of_trials(judged: Sequence[int], task: Task) -> str:
-    """Return the note that rates of trials depend on the number of samples; empty where that is one.
+    """Return the note that rates of trials depend on the number of samples; empty if that is one.
 
     >>> from onnxfi.tasks.kinds.classification import CLASSIFICATION
     >>> of_trials([1], CLASSIFICATION)

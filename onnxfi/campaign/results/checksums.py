@@ -71,7 +71,7 @@ class Schema:
                 )
 
     def damage(self, db: sqlite3.Connection) -> str | None:
-        """Return the damage in a store; None where everything is as it was written."""
+        """Return the damage in a store; None if everything is as it was written."""
         try:
             db.execute("BEGIN")  # one state of the store, also while a run writes it
             return self._damage(db)

@@ -17,7 +17,7 @@ class Result:
     trial : int
         The number of the trial, from 1.
     outcome : str
-        ``masked``, ``sdc`` or ``due``; empty where the harness failed.
+        ``masked``, ``sdc`` or ``due``; empty if the harness failed.
     cause : str or None
         The cause of a DUE.
     metrics : dict

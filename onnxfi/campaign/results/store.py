@@ -49,7 +49,7 @@ class Store:
     @classmethod
     @contextmanager
     def open(cls, path: str | Path, *, create: bool = False, checked: bool = False) -> Iterator[Store]:
-        """Open a store; with `create` make one where there is none. StoreError or OutputError where that cannot be.
+        """Open a store; with `create` make one where there is none. StoreError or OutputError if that cannot be.
 
         All of it is held against its checksums, unless this program has `checked` it just now.
         """
@@ -82,7 +82,7 @@ class Store:
 
     @staticmethod
     def _begun(db: sqlite3.Connection, place: Path) -> bool:
-        """Return true for a file with content; StoreError where that is no store of this version."""
+        """Return true for a file with content; StoreError if that is not a store of this version."""
         empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
         mark = db.execute("PRAGMA application_id").fetchone()[0]
         version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -115,7 +115,7 @@ class Store:
         STORE.count_changes(db)
 
     def get(self, key: str) -> Any:
-        """Return a value kept about the campaign; None where there is none."""
+        """Return a value kept about the campaign; None if there is none."""
         row = self.db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if row is None else json.loads(row[0])
 
@@ -142,7 +142,7 @@ class Store:
             status = None
         if status is None or (status.st_dev, status.st_ino) != self._stamp:
             raise OutputError(
-                f"the store {str(self.path)!r} is not there any more: it was moved, deleted or replaced while it was "
+                f"the store {str(self.path)!r} no longer exists: it was moved, deleted or replaced while it was "
                 f"written; put it back and go on with the same command, or run the campaign again"
             )
 
@@ -157,9 +157,9 @@ class Store:
             raise StoreError(f"{self.path} holds another campaign: {changes}; {hint}")
 
     def plan(self, groups: Sequence[PlannedStratum], planned: Iterable[PlannedTrial]) -> None:
-        """Write the strata and the trials that are not there yet, in one transaction.
+        """Write the strata and the trials that are not in the store yet, in one transaction.
 
-        StoreError where one that is there was planned otherwise.
+        StoreError if one that is there was planned otherwise.
         """
         with self.db:
             self.strata_of(
@@ -169,7 +169,7 @@ class Store:
             self.trials_of(STORE.summed("plan", rows))
 
     def strata_of(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        """Write strata, the longer of each; StoreError where one that is there is another one."""
+        """Write strata, the longer of each; StoreError if one that is there is another one."""
         held = {row[0]: row for row in self.db.execute(f"SELECT {STRATA} FROM strata")}
         new = []
         for row in rows:
@@ -181,7 +181,7 @@ class Store:
         self.insert("strata", new, "REPLACE")
 
     def trials_of(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        """Write planned trials with their checksums; StoreError where one that is there was planned otherwise."""
+        """Write planned trials with their checksums; StoreError if one that is there was planned otherwise."""
         last = None
 
         def noted() -> Iterator[tuple[Any, ...]]:
@@ -275,7 +275,7 @@ class Store:
         return [{**dict(zip(names, row, strict=True)), "population": int(row[2])} for row in cursor]
 
     def trial(self, number: int) -> dict[str, Any]:
-        """Everything about one trial; StoreError where it is not in the plan."""
+        """Everything about one trial; StoreError if it is not in the plan."""
         row = self.db.execute(
             "SELECT stratum, faults, layer, bit, lines FROM plan WHERE trial = ?", (number,)
         ).fetchone()
@@ -300,7 +300,7 @@ def declared_task(store: Store) -> Task:
 
 
 def set_aside(path: Path) -> Path | None:
-    """Move a store to STORE.old, for a fresh start, be it damaged; None where there is none. What is no store stays."""
+    """Move a store to STORE.old, for a fresh start, be it damaged; None if there is none. What is not a store stays."""
     if not path.exists():
         return None
     if not path.is_file():
@@ -345,7 +345,7 @@ def _settle(db: sqlite3.Connection) -> None:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], said: str) -> str:
-    """Return the fields in which two campaigns differ, up to four by name; empty where they are the same."""
+    """Return the fields in which two campaigns differ, up to four by name; empty if they are the same."""
     names = [k for k in sorted({*one, *other}) if one.get(k) != other.get(k)]
     return "; ".join(f"{n}: {said.format(_short(one.get(n)), _short(other.get(n)))}" for n in names[:4])
 
@@ -366,7 +366,7 @@ def _no_store(place: Path) -> str:
 def _explain(error: sqlite3.DatabaseError, place: Path, create: bool) -> InputError:
     text = str(error)
     if "not a database" in text or "malformed" in text:
-        what = "is no store" if "not a database" in text else "is damaged"
+        what = "is not a store" if "not a database" in text else "is damaged"
         return StoreError(f"{str(place)!r} {what}: {text}; give one that onnxfi run made")
     if "locked" in text:
         return OutputError(f"{str(place)!r} is in use by another run; wait for it, or name another store with -o")

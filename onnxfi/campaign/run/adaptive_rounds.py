@@ -252,7 +252,7 @@ def _write_round(
 
 
 def read_round(store: Store, number: int) -> tuple[RoundDraws, list[int]] | None:
-    """Return a round and its trials in the order of the draws; None where it was not drawn yet."""
+    """Return a round and its trials in the order of the draws; None if it was not drawn yet."""
     row = store.db.execute(
         "SELECT below, above, variance, aim, weight FROM rounds WHERE round = ?", (number,)
     ).fetchone()  # fmt: skip

@@ -87,7 +87,7 @@ def _processor() -> str:
 
 
 def read_outputs(file: Path) -> tuple[Outputs, ...] | None:
-    """Return the outputs of a file, bit for bit; None where it is damaged or not there."""
+    """Return the outputs of a file, bit for bit; None if it is damaged or not there."""
     try:
         if file.stat().st_size > 2 * LARGEST_FILE_BYTES:
             return None

@@ -341,7 +341,7 @@ def _environment(store: Store, opened: OpenCampaign) -> dict[str, str]:
 
 
 def _prepare(store: Store, opened: OpenCampaign, plan: Plan, progress: OnProgress | None) -> None:
-    """Keep what the campaign is, and its trials that are not there yet: all chance is spent before anything runs."""
+    """Store the campaign and its new trials: all random numbers are drawn before anything runs."""
     store.bind(identity(opened, plan))
     store.put(
         header=plan.header.line(),
@@ -400,11 +400,11 @@ def _keep_limits(store: Store, given: dict[str, Any], golden_s: float) -> None:
 
 
 def _agree(store: Store, opened: OpenCampaign, plan: Plan, golden: GoldenRun) -> None:
-    """Keep the golden run; CampaignError where that of the store differs."""
+    """Keep the golden run; CampaignError if that of the store differs."""
     kept, scores = store.get("golden"), digest(golden)
     if kept is not None and kept["scores"] != scores:
         raise CampaignError(
-            f"the golden run differs from the one in {store.path}: the runtime or the machine changed; start anew "
+            f"the golden run differs from the one in {store.path}: the runtime or the machine changed; start again "
             "with --fresh"
         )
     metrics = judge(golden, golden.run).metrics

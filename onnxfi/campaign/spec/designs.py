@@ -133,7 +133,7 @@ class PerSampleSweep(CheckedFields):
 
 @dataclass(frozen=True)
 class SingleFaults(CheckedFields):
-    """One fault a trial: `trials` of them, or as many as `margin` asks for, in the whole network or `per` stratum."""
+    """One fault per trial: `trials` of them, or as many as `margin` asks for, in the whole network or `per` stratum."""
 
     key: ClassVar[str] = "single"
     sampler: ClassVar[str] = "count"
@@ -158,7 +158,7 @@ class SingleFaults(CheckedFields):
 
 @dataclass(frozen=True)
 class AdaptiveFaults(CheckedFields):
-    """One fault a trial, drawn in rounds where it says most of `rate`, until the interval is narrow enough.
+    """One fault per trial, drawn in rounds where it says most of `rate`, until the interval is narrow enough.
 
     Half its width is then `margin` or less, or `relative_margin` times the rate where that is more.
     """
@@ -183,7 +183,7 @@ class AdaptiveFaults(CheckedFields):
 
 @dataclass(frozen=True)
 class Exhaustive(CheckedFields):
-    """One fault a trial, every site once."""
+    """One fault per trial, every site once."""
 
     key: ClassVar[str] = "exhaustive"
     sampler: ClassVar[str] = "exhaustive"
@@ -228,7 +228,7 @@ def draws_of(design: Design) -> tuple[FaultDraw, ...]:
 
 
 def chosen_design(given: Mapping[str, Any]) -> type[Design] | None:
-    """Return the design that flat fields choose by its key, None where they choose none; SpecError for two."""
+    """Return the design that flat fields choose by its key, None if they choose none; SpecError for two."""
     chosen = [one for one in DESIGNS if given.get(one.key)]
     if AdaptiveFaults in chosen and SingleFaults in chosen:  # which single faults there are
         chosen.remove(SingleFaults)

@@ -240,7 +240,7 @@ def parse_rates(text: str, name: str = "ber") -> tuple[float, ...]:
     >>> parse_rates("1e-6:1e-4"), parse_rates("2e-5,1e-3"), parse_rates("1e-6:5e-6")
     ((1e-06, 1e-05, 0.0001), (2e-05, 0.001), (1e-06, 5e-06))
     """
-    wrong = SpecError(f"{name} {text[:60]!r} is no rate; write 1e-6, a list 1e-6,1e-5 or decades 1e-7:1e-3", name)
+    wrong = SpecError(f"{name} {text[:60]!r} is not a rate; write 1e-6, a list 1e-6,1e-5 or decades 1e-7:1e-3", name)
     try:
         low, colon, high = text.partition(":")
         if not colon:

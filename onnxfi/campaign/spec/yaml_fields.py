@@ -36,7 +36,7 @@ class YamlNode:
         return SpecError(f"{self.file}, line {mark.line + 1}, column {mark.column + 1}: {text}")
 
     def entries(self) -> Iterator[tuple[str, YamlNode, YamlNode]]:
-        """Name, key and value of each field of a mapping; SpecError where it is none."""
+        """Name, key and value of each field of a mapping; SpecError if it is none."""
         if not isinstance(self.node, yaml.MappingNode):
             raise self.error("takes field names and their values, as ber: 1e-6")
         for key, value in self.node.value:
@@ -74,7 +74,7 @@ def read_yaml(path: str | Path, what: str) -> YamlNode:
 
 
 def compose(text: bytes, file: str, what: str) -> YamlNode:
-    """Return YAML text as a place; SpecError where it is none, or maps no names to values."""
+    """Return YAML text as a place; SpecError if it is none, or maps no names to values."""
     root = compose_yaml(text, file, what, SpecError)
     if not isinstance(root, yaml.MappingNode):
         raise SpecError(f"{file} holds no {what}; a {what} maps field names to values, as version: 1")

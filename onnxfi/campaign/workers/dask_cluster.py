@@ -1,7 +1,7 @@
 """A cluster of Dask distributed, behind the protocol of `concurrent.futures.Executor` that the runner speaks.
 
 Model and data travel to each worker once, by content, unless it sees the same files at the same paths. A worker that
-dies is Dask's to replace; what it was doing is run once more, alone, in a process that has started anew for it. Where
+dies is Dask's to replace; what it was doing is run once more, alone, in a process that has started again for it. Where
 none starts again, a campaign goes on with those that are left. The extra `distributed`.
 """
 
@@ -90,7 +90,7 @@ class Cluster:
         return NONE_LEFT if self.owned else _LOST
 
     def restart_idle(self) -> str | None:
-        """Start a worker that has nothing to do anew; its address, or None where none can be, which is said.
+        """Start a worker that has nothing to do anew; its address, or None if none can be, which is said.
 
         One that has just died comes back by itself, so while there is none it waits. Where one did not start again,
         the others are left as they are: they may not either.
@@ -113,7 +113,7 @@ class Cluster:
             time.sleep(_AGAIN_S)
 
     def _restarted(self, worker: dict[str, Any]) -> str | None:
-        """Have a nanny start its worker anew; the address of the new one, or None where none came, which is said."""
+        """Have a nanny start its worker anew; the address of the new one, or None if none came, which is said."""
         until = time.monotonic() + RESTART_S
         try:
             # Not the client's method, which waits for a number of workers: another that comes back makes it up.
@@ -313,7 +313,7 @@ def survey(digests: dict[str, str], engine: Engine, model: bytes) -> tuple[dict[
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file; "" where it cannot be read."""
+    """Return the SHA-256 of a file; "" if it cannot be read."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -325,7 +325,7 @@ def file_sha256(path: Path) -> str:
 def cluster(scheduler: str | None = None, *, local: int = 0) -> Iterator[Cluster]:
     """Workers of a scheduler (`tcp://host:8786`), or so many `local` ones, started for this campaign.
 
-    Raises OutputError where Dask is not installed, InputError where no scheduler answers, or it has no worker.
+    Raises OutputError if Dask is not installed, InputError if no scheduler answers, or it has no worker.
     """
     if importlib.util.find_spec("distributed") is None:
         raise OutputError("distributed is not installed; pip install 'onnxfi[distributed]'")

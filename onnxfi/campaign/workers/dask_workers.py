@@ -80,7 +80,7 @@ def _lives(nanny: Any) -> bool:
 def started(workers: int) -> Iterator[tuple[LocalWorkers, Any]]:
     """Start so many workers; their nannies, and a client. They end with the context.
 
-    Raises OutputError where certificates cannot be made, CampaignError where no worker starts.
+    Raises OutputError if certificates cannot be made, CampaignError if no worker starts.
     """
     import dask
     from distributed import Client, LocalCluster

@@ -173,7 +173,7 @@ class SpareProcess:
             worker.process.kill()
 
     def take(self) -> WorkerProcess | None:
-        """Return the worker for good; None where there is none any more."""
+        """Return the worker for good; None if there is none any more."""
         worker, self._worker = self._worker, None
         return worker
 

@@ -251,7 +251,7 @@ def _once(setup: WorkerSetup, golden: GoldenRun, task: PendingTrial, pool: Execu
 
 
 def _ready(setup: WorkerSetup, make_pool: Callable[[int], Executor]) -> Executor:
-    """Return a pool of one worker that has completed the golden run; CampaignError where it does not live that long."""
+    """Return a pool of one worker that has completed the golden run; CampaignError if it does not live that long."""
     for _ in range(_READY_TRIES):
         pool = make_pool(1)
         try:
@@ -261,7 +261,7 @@ def _ready(setup: WorkerSetup, make_pool: Callable[[int], Executor]) -> Executor
         except BrokenExecutor as error:
             if isinstance(error, WorkerExited) and error.exit_code == DEVICE_EXIT:
                 raise CampaignError(
-                    "a worker process that starts anew cannot use its device: it is lost, or another program holds it; "
+                    "a new worker process cannot use its device: it is lost, or another program holds it; "
                     "nvidia-smi shows its state, and the same command resumes the campaign on another device"
                 ) from None
             break

@@ -75,7 +75,7 @@ def run_in_process(
 def _together(
     executor: TrialExecutor, golden: GoldenRun, header: Header, tasks: list[PendingTrial]
 ) -> dict[int, Result]:
-    """Return the results of trials that share runs, by position; nothing where one fails, so that each runs alone."""
+    """Return the results of trials that share runs, by position; nothing if one fails, so that each runs alone."""
     begun = time.perf_counter()
     try:
         found = executor.together(header, golden, [lines.splitlines() for _, lines in tasks]) if len(tasks) > 1 else {}
@@ -125,7 +125,7 @@ def _open(
 
 
 def _golden_within(memory_bytes: int, executor: TrialExecutor, known: GoldenRun | None) -> GoldenRun:
-    """GoldenRun under the limit of memory that holds from now on; CampaignError where it does not suffice.
+    """GoldenRun under the limit of memory that holds from now on; CampaignError if it does not suffice.
 
     What is `known` already is as good where twice what it took is within the limit.
     """

@@ -1,8 +1,8 @@
 """Activations as targets: computed tensors into which faults can be injected.
 
-An activation's id is its path and tensor name, as for stored tensors; its elements count within one sample where it has
-a batch axis, and in the whole tensor where it has none. Number format and shape come from shape inference, or from a
-run where that leaves them open (`with_observed_facts`).
+An activation's id is its path and tensor name, as for stored tensors. Its elements are counted within one sample if it
+has a batch axis, else in the whole tensor. Number format and shape come from shape inference, or from a run if
+inference leaves them open (`with_observed_facts`).
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from onnxfi.graph.model.loading import Model
 
 _UNKNOWN = WORDS["float32"]
-#: Activation functions: what stands between a layer and what it is meant to put out.
+#: Activation functions: the output of a layer is taken after them.
 ACTIVATION_FUNCTIONS = frozenset((
     "Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Gelu", "Sigmoid", "HardSigmoid", "HardSwish", "Swish", "Mish",
     "Softplus", "Softsign", "Tanh", "ThresholdedRelu", "FastGelu", "QuickGelu", "BiasGelu",
 ))  # fmt: skip
-#: Operators that hold numbers in a range, as ReLU6 and protections do: a fault lands before them, so that they see it.
+#: Range restrictions, as in ReLU6 and protections: a fault is injected before them, so that they act on it.
 RANGE_RESTRICTIONS = frozenset(("Clip",))
-#: Operators whose outputs the default selection takes.
+#: Operators whose outputs are selected by default.
 LAYER_OPERATORS = ACTIVATION_FUNCTIONS | RANGE_RESTRICTIONS | frozenset((
     "Conv", "ConvTranspose", "ConvInteger", "DeformConv", "Gemm", "MatMul", "MatMulInteger", "MatMulNBits", "Einsum",
     "QLinearConv", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "FusedConv",
@@ -59,13 +59,27 @@ _RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
 class Activation:
     """Computed tensor: its target, and the facts that follow from the graph.
 
-    `dims` is its whole shape with the batch axis, None where the rank is open; `place` the axis of its samples, None
-    where it has none or where it is unknown, for the reason in `axis_unknown_reason`; `loop` the nearest loop around it
-    (`Loop`, `Scan`); `default` is True where the default selection takes it; `after` the tensor that stands for it
-    there, since nothing but an activation function, or a normalisation that the runtime folds into a convolution, lies
-    between them; `unrestricted` the tensor that stands for it since this one is that tensor held in a range;
-    `quantized` the integer tensor of the QDQ group in which it lies; `unsupported_reason` why it cannot be a target;
-    `shape_inferred` is True where the shape follows from the inputs, rather than from a declaration or from one run.
+    Attributes
+    ----------
+    dims
+        Whole shape with the batch axis; None if the rank is open.
+    place
+        Axis of its samples; None if it has none, or if it is unknown for the reason in `axis_unknown_reason`.
+    loop
+        Nearest loop around it (`Loop`, `Scan`).
+    default
+        True if it is selected by default.
+    after
+        Tensor that is selected in its place: the output of the activation function after it, or of a normalisation
+        that the runtime folds into the convolution.
+    unrestricted
+        Tensor that is selected in its place: the input of the range restriction that produces it.
+    quantized
+        Integer tensor of its QDQ group.
+    unsupported_reason
+        Reason why it cannot be a target.
+    shape_inferred
+        True if the shape follows from the inputs, rather than from a declaration or from one run.
     """
 
     target: Target
@@ -84,7 +98,7 @@ class Activation:
 
     @property
     def axis(self) -> int | None:
-        """The batch axis, None where it has none."""
+        """The batch axis, None if it has none."""
         return None if self.place is None else self.place.axis
 
     @property
@@ -96,7 +110,7 @@ class Activation:
 
     @property
     def shape_known(self) -> bool:
-        """True where every dimension of a sample is known, so that elements can be counted."""
+        """True if every dimension of a sample is known, so that elements can be counted."""
         return self.dims is not None and all(isinstance(n, int) for k, n in enumerate(self.dims) if k != self.axis)
 
 
@@ -176,7 +190,7 @@ class _TypedScope:
         return None if number is None else self.scope.graph.node[number]
 
     def only_consumer(self, name: str) -> onnx.NodeProto | None:
-        """Return the node that consumes a value where there is one only, and the value is no output of the graph."""
+        """Return the only consumer of a value that is not a graph output; None if there is another number of them."""
         numbers = self.scope.consumers.get(name, ())
         alone = len(numbers) == 1 and name not in self.scope.output_names
         return self.scope.graph.node[numbers[0]] if alone else None
@@ -256,7 +270,7 @@ def placed_after_run(model: Model, rows: Sequence[Activation]) -> tuple[Activati
 
 
 def _placed(rows: list[Activation], found: Mapping[str, _TypedScope]) -> list[Activation]:
-    """Find for each value what stands for it: the activation function right behind it, the integer of its QDQ group."""
+    """Find the tensor that is selected in place of each value: after its activation function, or its integer."""
     out = []
     known = {(a.path, a.name) for a in rows if not a.unsupported_reason}
     moved: dict[tuple[str, str], tuple[str, str]] = {}
@@ -282,7 +296,7 @@ def _placed(rows: list[Activation], found: Mapping[str, _TypedScope]) -> list[Ac
 
 
 def _followed(facts: _TypedScope, name: str, operators: frozenset[str]) -> str:
-    """Return the last tensor of the chain of such operators behind a tensor, each the only reader of the one before."""
+    """Return the last tensor of a chain of such operators after a tensor, each the only consumer of the previous."""
     for _ in range(8):
         user = facts.only_consumer(name)
         if user is None or not _joins(facts, name, user, operators) or text(user.input[0]) != name or not user.output:
@@ -309,7 +323,7 @@ def _joins(facts: _TypedScope, name: str, user: onnx.NodeProto, operators: froze
 
 
 def _group(facts: _TypedScope, name: str) -> str:
-    """Return the integer that a QDQ group around this value puts out; '' where there is none."""
+    """Return the integer tensor of the QDQ group around this value; '' if there is none."""
     user = facts.only_consumer(name)
     if user is not None and user.op_type == "QuantizeLinear" and text(user.input[0]) == name:
         return text(user.output[0])
@@ -335,7 +349,7 @@ def _unique(rows: Sequence[Activation]) -> tuple[Activation, ...]:
 def with_observed_facts(
     a: Activation, word: Word | None, dims: Dims | None, placement: SamplePlacement | None
 ) -> Activation:
-    """Return the activation with facts observed in runs: format, shape (None where it grows), sample axis."""
+    """Return the activation with facts observed in runs: format, shape (None if it grows), sample axis."""
     known, place, unknown = a.dims if dims is None else dims, a.place, a.axis_unknown_reason
     unsupported = "" if word is not None and "type is not known" in a.unsupported_reason else a.unsupported_reason
     if placement is not None and (place is None or place.axis >= len(known or ())):
@@ -365,7 +379,7 @@ class ActivationSelection:
 def select_activations(rows: Sequence[Activation], selector: Selector, *, every: bool = False) -> ActivationSelection:
     """Return the activations that a selector takes; without `include` or `op` the default ones, with `every` all.
 
-    Raises SelectorError where an explicit selection takes none, naming the closest.
+    Raises SelectorError if an explicit selection takes none, naming the closest.
     """
     explicit = bool(selector.include or selector.op)
     able = [a for a in rows if not a.unsupported_reason]
@@ -381,9 +395,9 @@ def select_activations(rows: Sequence[Activation], selector: Selector, *, every:
             notes.append(f"{a.target.id!r} lies in a QDQ group: {integer}")
             out[end.target.id] = end
         elif a.after and not every and a.target.id not in named and (a.path, a.after) in picked_ids:
-            continue  # both are meant alike: the fusion of the two survives where the fault comes after it
+            continue  # the fault goes after the activation function, so that the runtime still fuses the two
         elif a.unrestricted and not every and a.target.id not in named and (a.path, a.unrestricted) in picked_ids:
-            continue  # a fault behind a range restriction would escape it
+            continue  # a fault after a range restriction would escape it
         else:
             out[a.target.id] = a
     order = {a.target.id: k for k, a in enumerate(rows)}
@@ -417,7 +431,7 @@ def _raise_nothing_selected(rows: Sequence[Activation], selector: Selector) -> N
     for dtype in selector.dtype:
         if dtype not in known:
             raise SelectorError(f"--dtype {dtype!r} matches no activation of this model; known: {', '.join(known)}")
-    hint = "each matches something, but never the same one"
+    hint = "each matches some, but no activation matches all"
     if any(a.target.structural for a in rows):
         hint = "shapes and indices are left out unless --include '=NAME' names them or --all takes everything"
-    raise SelectorError(f"the selectors together leave no activation; {hint}")
+    raise SelectorError(f"no activation matches all selectors together; {hint}")

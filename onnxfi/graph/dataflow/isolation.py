@@ -1,8 +1,8 @@
 """Native calls in a copy of the process: a hostile model that crashes onnx or a runtime ends the copy only.
 
-onnx's shape inference and its version converter stop the process (an assertion of C++, a stray pointer) on some models,
-or take as much time and memory as numbers in the model say; so does a runtime. A copy by `fork` costs some
-milliseconds, since memory is shared until it is written. Where there is no `fork` the call is made in this process.
+On some models onnx's shape inference, its version converter and runtimes abort the process (a C++ assertion, an invalid
+pointer), or take time and memory in proportion to a number in the file. A copy by `fork` costs some milliseconds, since
+memory is shared until it is written. On systems without `fork` the call is made in this process.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ LIMIT_S, _TIMEOUT_S, LIMIT_BYTES = 20, 600, 1 << 30
 def run_isolated(
     call: Callable[[], bytes], *, spare_bytes: int = 0, limited: bool = True, timeout_s: float | None = _TIMEOUT_S
 ) -> bytes:
-    """Return what a native call gives, made in a copy of this process and within limits of time and memory.
+    """Return the result of a native call, made in a copy of this process within limits of time and memory.
 
-    `spare_bytes` is memory beyond the limit that a call on a large model needs. Without `limited` it may take as much
-    memory and time of a processor as this process, and `timeout_s` seconds of the clock (None: any number).
+    `spare_bytes` is memory beyond the limit, for a call on a large model. Without `limited` memory and CPU time are
+    those that this process may take, and `timeout_s` the wall-clock limit (None: no limit).
 
-    Raises IsolationError where the call raises or goes beyond a limit, CrashError where a signal ends the copy.
+    Raises IsolationError if the call raises or exceeds a limit, CrashError if a signal ends the copy.
 
     >>> run_isolated(lambda: b"shapes")
     b'shapes'
@@ -69,8 +69,8 @@ def run_isolated(
         return answer
     if code > 0:
         raise IsolationError(answer.decode("utf-8", "replace"))
-    if -code in (signal.SIGXCPU, signal.SIGKILL) and not limited:  # not by a limit of ours: the system took its memory
-        raise IsolationError("the system ended it, as where memory runs out")
+    if -code in (signal.SIGXCPU, signal.SIGKILL) and not limited:  # not by our limit: the system ran out of memory
+        raise IsolationError("the system ended it, as when memory runs out")
     if -code in (signal.SIGXCPU, signal.SIGKILL):
         raise IsolationError(f"it takes more than {LIMIT_S} s or {LIMIT_BYTES >> 30} GiB")
     raise CrashError(f"it ended with {signal.Signals(-code).name}")
@@ -82,7 +82,7 @@ def _serve(call: Callable[[], bytes], sending: int, limit_bytes: int | None) -> 
     try:
         faulthandler.disable()
         nowhere = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):  # what a library says as it stops is no line of ours
+        for stream in (0, 1, 2):  # a library's messages on abort are not shown
             os.dup2(nowhere, stream)
         _limit(limit_bytes)
         code, answer = 0, call()

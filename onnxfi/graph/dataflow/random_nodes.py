@@ -1,4 +1,4 @@
-"""Random operators: nodes whose outputs differ from run to run, also with a seed, which a session uses once."""
+"""Random operators: nodes whose outputs differ from run to run, even with a seed, since a session uses it once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RANDOM_OPERATORS = frozenset(
 )
 _SAMPLING = ("com.microsoft", "Sampling")
 _STANDARD = ("", "ai.onnx")
-#: The inputs of a Dropout that say how much it drops, and whether it does.
+#: The inputs of Dropout that hold its ratio and training mode.
 _RATIO, _TRAINING = 1, 2
 _Stored = Mapping[str, "onnx.TensorProto"]
 
@@ -86,7 +86,7 @@ def _is_training_dropout(node: onnx.NodeProto, stored: _Stored) -> bool:
 
 
 def _number(node: onnx.NodeProto, at: int, stored: _Stored) -> float | None:
-    """Return the stored number that an input is; None where it is none."""
+    """Return the stored number of an input; None if it is not stored."""
     from onnx import numpy_helper
 
     tensor = stored.get(node.input[at]) if at < len(node.input) else None

@@ -1,7 +1,7 @@
 """Sample axes: the axis along which the inputs of a model, and the tensors computed from them, hold samples.
 
-A dimension that grows with the batch, by a whole number of rows for each sample, holds the samples; the shapes at two
-batch sizes show which. How several rows of a sample lie there follows from the operators (sample_layout.py).
+The samples lie along the dimension that grows with the batch, by a whole number of rows per sample; shapes at two batch
+sizes show which one. The order of several rows per sample follows from the operators (sample_layout.py).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Array = NDArray[Any]
 class SampleAxis:
     """The axis along which a tensor holds samples: `outer` × samples × `inner` rows.
 
-    Without several rows a sample, as in [N,7,6], both are 1. Tokens flattened into the batch, [N·7,6], have `inner` 7;
-    two batches one behind the other, [2·N,6], have `outer` 2.
+    With one row per sample, as in [N,7,6], both are 1. Tokens flattened into the batch, [N·7,6], have `inner` 7; two
+    concatenated batches, [2·N,6], have `outer` 2.
     """
 
     axis: int
@@ -45,7 +45,7 @@ class SampleAxis:
         return (*dims[: self.axis], *own, *dims[self.axis + 1 :])
 
     def first(self, array: Array) -> Array:
-        """Return a view of an array with its samples first, [N, …]; ValueError where no number of samples fits."""
+        """Return a view of an array with its samples first, [N, …]; ValueError if no number of samples fits."""
         if self.rows == 1:
             return np.moveaxis(array, self.axis, 0)
         before, behind = array.shape[: self.axis], array.shape[self.axis + 1 :]
@@ -65,9 +65,9 @@ class SampleAxis:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """Inputs that hold one row a sample, with the axis of each; the others go whole into every batch.
+    """Inputs with one row per sample, with the axis of each; the others are fed whole with every batch.
 
-    `axis` is the requested one; `fixed` is the one batch size that the model takes, None where it takes any.
+    `axis` is the requested one; `fixed` is the one batch size that the model takes, None if it takes any.
     """
 
     axis: int
@@ -80,7 +80,7 @@ class BatchLayout:
         return dict(self.axes)
 
     def rows(self, feeds: Mapping[str, Array]) -> int:
-        """Return the number of samples in these feeds; 1 where no input holds samples."""
+        """Return the number of samples in these feeds; 1 if no input holds samples."""
         return min((feeds[name].shape[axis] for name, axis in self.axes), default=1)
 
     def part(self, feeds: Mapping[str, Array], start: int, stop: int) -> dict[str, Array]:
@@ -101,12 +101,11 @@ def find_batch_layout(
 ) -> BatchLayout:
     """Find the inputs that hold samples along `axis`, by their shapes in the order of the inputs.
 
-    They are those whose size there is open. Where inputs name their dimensions, one that is named as another dimension
-    of an input with samples holds none: `seq` beside `[batch,seq]`. An input that names the batch along another axis
-    holds its samples there: `[2,batch,8]`. Where all sizes are fixed, the first input with two dimensions has the batch
-    size, and those of the same size hold samples. `given` are the shapes of arrays: of an input whose rank is open they
-    give the rank; one that holds a single number, or exactly what a fixed input takes, beside another number of
-    samples goes whole into every batch.
+    An input holds samples if its size along `axis` is open, unless that dimension has the name of another dimension of
+    an input with samples: `seq` beside `[batch,seq]`. An input that names the batch along another axis has its samples
+    there: `[2,batch,8]`. If all sizes are fixed, the first input with two dimensions gives the batch size, and inputs
+    of the same size hold samples. `given` are the shapes of arrays, which give the rank if it is open; an array that
+    holds a single number, or fits a fixed input although the others have another number of samples, is fed whole.
 
     >>> find_batch_layout({"ids": ("batch", "seq"), "position": ("seq",), "state": (2, "batch", 8)}, 0).axes
     (('ids', 0), ('state', 1))
@@ -147,7 +146,7 @@ def _fixed(there: Mapping[str, Dims], axis: int, given: Mapping[str, Sequence[in
         return BatchLayout(axis, (), None)
     alike = [name for name, dims in there.items() if dims[axis] == size]
     more = [name for name in alike if tuple(given.get(name, ())) != there[name]]
-    # What is given exactly as it is declared, beside inputs with more samples, is the same for all of them.
+    # An array of exactly the declared shape, beside inputs with more samples, is the same for all samples.
     kept = more if more and all(name in given for name in alike) else alike
     return BatchLayout(axis, tuple((name, axis) for name in kept), size)
 
@@ -170,7 +169,7 @@ def declared_types(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
 
 
 def tensor_dims(kind: onnx.TypeProto | None) -> Dims | None:
-    """Return the dimensions of a tensor type: numbers, symbols, or None for neither; None where the rank is open."""
+    """Return the dimensions of a tensor type: numbers, symbols, or None for neither; None if the rank is open."""
     if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
         return None
     return tuple(

@@ -1,9 +1,9 @@
 """Sample layout: the axis along which each tensor holds its samples, from shapes at two batch sizes and operators.
 
-A dimension that grows with the batch holds the samples. Where it has several rows for each, or where a shape is
-written into the graph for one batch size, the operators say how rows lie: a reshape keeps the order of elements, a
-transposition moves the axis, most others keep it. Tensors of which neither is known are refused where a fault names a
-sample.
+The samples lie along the dimension that grows with the batch. If it has several rows per sample, or a shape in the
+graph is fixed for one batch size, the operators determine the order of the rows: a reshape keeps the order of elements,
+a transposition moves the axis, most others keep it. A fault that names a sample is refused in tensors whose sample axis
+stays unknown.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from onnxfi.graph.model.protobuf_scan import text
 if TYPE_CHECKING:
     import onnx
 
-#: Operators that put elements out in the order in which they take them.
+#: Operators that keep the order of elements.
 _RESHAPES = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze"))
-#: Operators whose outputs have rows where their inputs have them, shapes being aligned at their ends.
+#: Operators whose outputs have the sample axis of their inputs, shapes being aligned at their ends.
 _ALIGNED = frozenset((
     "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "AveragePool", "BatchNormalization",
     "BiasGelu", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil",
@@ -38,28 +38,28 @@ _ALIGNED = frozenset((
     "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Upsample", "Where", "Xor",
 ))  # fmt: skip
 _PRODUCTS = frozenset(("MatMul", "FusedMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"))
-#: Operators that pick rows by what is in them, so that a place says nothing of the sample.
+#: Operators that select rows by their content, so that a position does not identify the sample.
 _PICKS = frozenset(("GatherND", "NonZero", "NonMaxSuppression", "Unique", "Compress", "ScatterND"))
 #: The same along their axis alone.
 _PICKS_ALONG = frozenset(("Gather", "GatherElements", "TopK", "ReverseSequence", "ScatterElements"))
 
 #: The shape of each tensor of a graph at two batch sizes.
 Shapes = Mapping[str, tuple[Dims | None, Dims | None]]
-#: A batch size that no dimension has by accident.
+#: A batch size that no other dimension is likely to have.
 LARGE_BATCH = 10_007
 
 UNKNOWN_AXIS = "the axis of its samples does not follow from the graph"
-_MOVED = "the graph picks rows there, so that they need not be the samples in their order"
+_MOVED = "the graph selects rows there, which may not be the samples in order"
 _MIXED = "a reshape before it puts elements of several samples into one row"
 _SEVERAL = "more than one of its axes grows with the batch"
-_ORDER = "it has several rows a sample, in an order that does not follow from the graph"
+_ORDER = "it has several rows per sample, in an order that does not follow from the graph"
 
 
 @dataclass(frozen=True)
 class SamplePlacement:
     """Position of the samples in one tensor (None: it has none), or the reason why it is unknown.
 
-    `written` says that a shape in the graph is written for one batch size, so that shapes show nothing.
+    `written` is True if a shape in the graph is fixed for one batch size, so that shapes do not show the axis.
     """
 
     place: SampleAxis | None = None
@@ -80,7 +80,7 @@ class Sizes:
     batch: frozenset[str] = frozenset()
 
     def grown(self, name: str) -> tuple[int, int] | str | None:
-        """Return the axis that grows with the batch and its rows a sample, None without one, or why it is unknown."""
+        """Return the axis that grows with the batch and its rows per sample, None without one, or why it is unknown."""
         one, other = self.shapes.get(name, (None, None))
         if one is None or other is None or len(one) != len(other):
             return UNKNOWN_AXIS
@@ -91,7 +91,7 @@ class Sizes:
         return (found[0] if len(found) == 1 else _SEVERAL) if found else None
 
     def _rows(self, one: int | str | None, other: int | str | None) -> int | None:
-        """Return the rows of each sample along a dimension; 0 where it does not grow, None where that is unknown."""
+        """Return the rows of each sample along a dimension; 0 if it does not grow, None if that is unknown."""
         first, second = self.sizes
         if isinstance(one, str) and one in self.batch and not isinstance(other, int):
             return 1
@@ -173,7 +173,7 @@ def _by_shape(grown: tuple[int, int] | str | None) -> SamplePlacement:
 
 @dataclass(frozen=True)
 class _Step:
-    """One output of a node, and what is known of what goes into it."""
+    """One output of a node, with the known facts about its inputs."""
 
     node: onnx.NodeProto
     name: str
@@ -217,7 +217,7 @@ class _Step:
         return next((a.i for a in self.node.attribute if text(a.name) == name), default)
 
     def _picks(self) -> bool:
-        """Return True where the node picks rows by their content, so that they need not be the samples in order."""
+        """Return True if the node selects rows by their content, so that they may not be the samples in order."""
         op, place = self.node.op_type, self._place()
         if place is None:
             return False
@@ -228,7 +228,7 @@ class _Step:
         return op in _PICKS or (op in _PICKS_ALONG and along % max(1, len(dims)) == place.axis)
 
     def _broken(self) -> bool:
-        """Return True where a shape holds for one batch size only, since it is written into the graph."""
+        """Return True if a shape is fixed in the graph for one batch size."""
         if self.node.op_type not in _RESHAPES or self._place() is None:
             return False
         shapes = [self.sizes.at(name, written=False) for name in (self._inputs[0], self.name)]
@@ -236,7 +236,7 @@ class _Step:
         return len(totals) == 2 and None not in totals and totals[0] != totals[1]
 
     def _mixes(self, axis: int) -> bool:
-        """Return True where a reshape gives each index along this axis elements of several samples.
+        """Return True if a reshape gives each index along this axis elements of several samples.
 
         As elements keep their order, the distance between two samples must stay the same.
         """
@@ -312,7 +312,7 @@ class _Step:
         return found.pop() if len(found) == 1 else None
 
     def _summed(self, number: int, place: SampleAxis, rank: int) -> bool:
-        """Return True where a product sums over the axis of the samples."""
+        """Return True if a product sums over the axis of the samples."""
         op = self.node.op_type
         if op == "Gemm":
             return number == 1 or (number == 0 and self._number("transA", 0) != 0)
@@ -322,7 +322,7 @@ class _Step:
 
 
 def reshaped_axis(place: SampleAxis | None, before: Dims | None, after: Dims, size: int) -> SampleAxis | None:
-    """Return the sample axis of elements in another shape, in the same order; None where no axis holds the samples.
+    """Return the sample axis of elements in another shape, in the same order; None if no axis holds the samples.
 
     >>> reshaped_axis(SampleAxis(1), (5, 8, 6), (40, 6), 8)
     SampleAxis(axis=0, outer=5, inner=1)
@@ -348,7 +348,7 @@ def _total(dims: Sequence[int | str | None]) -> int | None:
 
 
 def one_at_a_time(dims: Sequence[int | str | None] | None) -> str:
-    """Return what else helps where no sample of a value can be named: its one row may be that of the only sample.
+    """Return a further remedy for a value without sample axis: its one row may be that of the only sample.
 
     >>> one_at_a_time((8, 10))
     ''

@@ -14,20 +14,20 @@ from onnxfi.graph.model.protobuf_scan import text
 if TYPE_CHECKING:
     import onnx
 
-#: No shape follows from a tensor of more bytes than this.
+#: Tensors of more bytes hold no shape.
 _SMALL = 1 << 10
-#: How many times a model's own size it takes in memory until it is another one.
+#: Memory of a conversion, as a multiple of the model's size.
 _COPIES = 8
-#: What was inferred of the last models is kept where they are no larger, without their tensors.
+#: Results for the last models are kept up to this size, without their tensors.
 _KEPT_BYTES = 1 << 20
 
 
 def infer_types(proto: onnx.ModelProto, batch: Mapping[str, int] | None = None, size: int = 0) -> onnx.ModelProto:
     """Return the model with the types that follow from its inputs, without its large tensors.
 
-    What it declares of other values may be wrong and is left out, as is a size that none can be. Where onnx can infer
-    nothing (it refuses the model, or ends, or does not come to an end) the types are missing. With `batch`, inputs by
-    name and the axis along which each holds samples, their size there is taken for `size`.
+    Declarations of other values may be wrong and are left out, as are impossible sizes. If onnx refuses the model,
+    crashes or does not end, the types are missing. With `batch`, the sample axis of inputs by name, their size there is
+    taken to be `size`.
     """
     import onnx
 
@@ -66,7 +66,7 @@ def _infer(model: onnx.ModelProto | bytes) -> bytes:
 
 
 def convert_opset(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """Return the model at a higher opset by onnx's converter; IsolationError with its reason where it cannot be."""
+    """Return the model at a higher opset by onnx's converter; IsolationError with the reason if it fails."""
     import onnx
 
     def convert() -> bytes:
@@ -76,7 +76,7 @@ def convert_opset(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
 
 def _simplify(graph: onnx.GraphProto) -> None:
-    """Make each fault operator an Identity, which it is for types, and each size below 0 an unknown one."""
+    """Replace each fault operator by an Identity, which has the same types, and each size below 0 by an unknown one."""
     for value in graph.input:
         for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
             if dim.dim_value < 0:

@@ -34,7 +34,7 @@ def quoted(name: str | Path) -> str:
 
 
 def printable(text: object) -> str:
-    """Return text with control, escape and direction characters written out, so that a name cannot steer what shows it.
+    """Return text with control, escape and direction characters written out, so that a name cannot control a terminal.
 
     >>> printable("conv\\x1b[31m")
     'conv\\\\x1b[31m'
@@ -58,13 +58,13 @@ class ByteSource:
 
     @classmethod
     def file(cls, path: Path) -> ByteSource:
-        """Open a regular file; ModelError where it is none or cannot be read."""
+        """Open a regular file; ModelError if it is none or cannot be read."""
         try:
             status = path.stat()
             if path.is_dir():
                 raise ModelError(f"{quoted(path)} is a directory; give the .onnx file inside it")
             if not path.is_file():
-                raise ModelError(f"{quoted(path)} is no regular file; give a file on disk")
+                raise ModelError(f"{quoted(path)} is not a regular file; give a file on disk")
             with path.open("rb"):
                 return cls(path, None, status.st_size, _stamp(status))
         except (OSError, ValueError) as error:  # ValueError: a name with a NUL
@@ -78,7 +78,7 @@ class ByteSource:
 
     @contextmanager
     def filling(self) -> Iterator[FillBuffer]:
-        """Give a function `fill(start, buffer)` that reads into a buffer; ModelError where the file has changed."""
+        """Give a function `fill(start, buffer)` that reads into a buffer; ModelError if the file has changed."""
         path = self.path
         if path is None:
             data = memoryview(self.data or b"")
@@ -107,7 +107,7 @@ class ByteSource:
 
     @contextmanager
     def reading(self) -> Iterator[ReadBytes]:
-        """Give a function `read(start, end)` that returns bytes; ModelError where the file has changed."""
+        """Give a function `read(start, end)` that returns bytes; ModelError if the file has changed."""
         if self.path is None:
             data = self.data or b""
             yield lambda start, end: data[start:end]
@@ -147,7 +147,7 @@ class StoredArray:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> NDArray[Any]:
-        """Return the tensor in memory of its own; ModelError where the file has changed."""
+        """Return the tensor in memory of its own; ModelError if the file has changed."""
         import numpy as np
 
         array = np.empty(self.shape, self.dtype)
@@ -155,7 +155,7 @@ class StoredArray:
         return array
 
     def into(self, array: NDArray[Any]) -> None:
-        """Read the tensor into an array of its type and shape; ModelError where the file is another one by now."""
+        """Read the tensor into an array of its type and shape; ModelError if the file has changed."""
         with self.source.filling() as fill:
             fill(self.start, memoryview(array.reshape(-1).view("u1").data))
         if sys.byteorder == "big":

@@ -1,4 +1,4 @@
-"""The real numbers that stored integers stand for, by the scheme of their tensor and the scales in the file."""
+"""Real numbers that stored integers represent, by the scheme of their tensor and the scales in the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RealValues = NDArray[np.float32]
 
 
 def scales_at(model: Model, target: Target, index: Index) -> RealValues | None:
-    """Return the scale of some elements (flat, [n]) of a quantised target; None where it is only known at run time."""
+    """Return the scale of some elements (flat, [n]) of a quantised target; None if it is only known at run time."""
     scheme = target.scheme
     if scheme is None or not scheme.scales:
         return None
@@ -42,10 +42,10 @@ def zero_points_at(model: Model, target: Target, index: Index) -> NDArray[np.flo
 
 
 def dequantized(model: Model, target: Target, index: Index, words: Words) -> RealValues | None:
-    """Return the real numbers of these words at these elements, as float32; None where the target is not quantised.
+    """Return the real numbers of these words at these elements, as float32; None if the target is not quantised.
 
     Computed as DequantizeLinear does: (integer − zero point) × scale, with the scales and zero points of the file.
-    NaN where several nodes scale the target and do not agree.
+    NaN if several nodes scale the target differently.
     """
     scheme = target.scheme
     if scheme is not None and scheme.others:
@@ -64,7 +64,7 @@ def dequantized(model: Model, target: Target, index: Index, words: Words) -> Rea
 
 
 def with_dequantized(model: Model, faults: Faults) -> Faults:
-    """Return the faults with their real numbers before and after; unchanged where the model is not quantised."""
+    """Return the faults with their real numbers before and after; unchanged if the model is not quantised."""
     if faults.before is None or faults.after is None or not any(t.scheme for t in faults.targets):
         return faults
     found = np.full((2, len(faults)), np.nan, np.float32)
@@ -96,7 +96,7 @@ def describe_scheme(model: Model, target: Target) -> dict[str, Any]:
 
 
 def _scales(model: Model, scheme: QuantizationScheme) -> tuple[float, ...]:
-    """Return the least and the largest scale of a scheme; () where they are only known at run time."""
+    """Return the least and the largest scale of a scheme; () if they are only known at run time."""
     held = [model.targets[model.by_id[name]] for name in scheme.scales]
     if not held or not all(t.size for t in held):
         return ()

@@ -1,8 +1,8 @@
 """The index of a model's graphs: producers, consumers, scopes and captured names.
 
 A model holds one main graph, graphs inside nodes (the bodies of loops and the branches of conditions), and functions. A
-graph inside a node may read the values of the graphs around it, so a name means something in a *scope* only.
-`GraphIndex` resolves every name once; whatever asks who produces or consumes a value asks it (`Model.index`).
+graph inside a node may read the values of the graphs around it, so a name is resolved in a *scope*. `GraphIndex`
+resolves every name once; all questions about producers and consumers go to it (`Model.index`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
 
 
 def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Yield these nodes and those of the graphs inside them, each before what it holds."""
+    """Yield these nodes and those of the graphs inside them, outer nodes first."""
     for node in nodes:
         yield node
         for _, graph in subgraphs(node):
@@ -65,7 +65,7 @@ def node_labels(nodes: Iterable[onnx.NodeProto]) -> list[str]:
 
 
 def defined_names(graph: onnx.GraphProto) -> set[str]:
-    """Return the names that a graph gives to values of its own: what it takes, stores and computes."""
+    """Return the names of a graph's own values: inputs, stored tensors and results of nodes."""
     stored = [*graph.initializer, *(tensor.values for tensor in graph.sparse_initializer)]
     found = {text(value.name) for value in graph.input} | {text(tensor.name) for tensor in stored}
     return found.union(text(name) for node in graph.node for name in node.output)
@@ -105,7 +105,7 @@ class Value:
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A node with its inputs (None: left out, or of unknown name) and outputs, and what the graphs in it put out."""
+    """A node with its inputs (None: left out, or of unknown name) and outputs, and the outputs of the graphs in it."""
 
     proto: onnx.NodeProto = field(repr=False)
     op: str
@@ -137,7 +137,7 @@ class Scope:
     outputs: list[Value] = field(default_factory=list, repr=False)
 
     def find(self, name: str) -> Value | None:
-        """Return the value that a name means here; None where no graph around has it."""
+        """Return the value of a name in this scope; None if neither this graph nor one around it has it."""
         scope: Scope | None = self
         while scope is not None:
             if name in scope.values:
@@ -157,7 +157,7 @@ class Scope:
 
     @cached_property
     def reads(self) -> tuple[tuple[str, ...], ...]:
-        """By node the names that it reads: its inputs, then what the graphs in it capture and this one knows."""
+        """By node the names that it reads: its inputs, then the names of this graph that its bodies capture."""
         return tuple(
             (*map(text, node.input), *(name for name in captured_names(node) if self.find(name) is not None))
             for node in self.graph.node
@@ -262,7 +262,7 @@ def _add_graph(
 
 
 def _add_scope(scopes: list[Scope], scope: Scope, outputs: Sequence[str]) -> Scope:
-    """Index the nodes of a scope, what they produce before what they consume, and then the graphs inside them."""
+    """Index the nodes of a scope, results before operands, and then the graphs inside them."""
     scopes.append(scope)
     protos = scope.graph.node
     for proto, label in zip(protos, node_labels(protos), strict=True):

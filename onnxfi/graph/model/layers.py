@@ -1,8 +1,8 @@
 """Layers: the module of the source framework from which a node was exported.
 
-The sources, the surest first: what our converters recorded, the scopes that the PyTorch exporter writes into a node's
-`metadata_props`, the scopes that other exporters write into node names (`/layer1/conv/Conv`, `model/conv2d_3/Conv2D`),
-the parameter's own dotted name, and the node itself.
+Sources, the most reliable first: the records of onnxfi's converters, the scopes that the PyTorch exporter writes into a
+node's `metadata_props`, the scopes that other exporters write into node names (`/layer1/conv/Conv`,
+`model/conv2d_3/Conv2D`), the parameter's own dotted name, and the node itself.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from onnxfi.graph.model.protobuf_scan import text
 if TYPE_CHECKING:
     import onnx
 
-#: The key under which a converter records the layer of a node whose exporter does not say it.
+#: Metadata key under which a converter records the layer of a node.
 LAYER_KEY = "onnxfi.layer"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _PARAMETER = re.compile(
     r"weight|bias|gamma|beta|running_(mean|var)|\w+_proj_(weight|bias)|(weight|bias)_(ih|hh)\w*|threshold"
 )
 _NAMESPACE = "namespace"
-#: A string in a Python list as the exporter prints it; never evaluated, since a stranger may have written it.
+#: A string in a Python list as the exporter prints it; never evaluated, since the file is untrusted.
 _QUOTED = re.compile(r"""'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)\"""")
 _WRAPPERS = ("StatefulPartitionedCall", "PartitionedCall")
 
 
 def layer_of(node: onnx.NodeProto, label: str, parameter: str = "") -> str:
-    """Return the layer of a node, or of a parameter that it uses; the node's label where nothing says more.
+    """Return the layer of a node, or of a parameter that it uses; else the node's label.
 
     An exporter that folds a normalisation into the convolution before it leaves the names of both: the parameter's
     where they are siblings (`block.conv.weight` in `block.norm`).
@@ -41,10 +41,10 @@ def layer_of(node: onnx.NodeProto, label: str, parameter: str = "") -> str:
 
 
 def layer_scope(node: onnx.NodeProto, layer: str, label: str, path: str, stored_in: str) -> str:
-    """Return the path of the graph whose layer is meant by a name that `layer_of` gave for a node.
+    """Return the path of the graph that a layer name from `layer_of` belongs to.
 
     A label names a layer of the node's own graph, at `path`; a parameter one of the graph that it is `stored_in`; a
-    name that the framework gave is one layer wherever it stands, and so ''.
+    name from the framework is one layer in every graph, so ''.
     """
     if layer == _layer_of(node):
         return ""
@@ -69,7 +69,7 @@ def _layer_of(node: onnx.NodeProto) -> str:
 
 
 def module_in_parameter_name(parameter: str) -> str:
-    """Return the module in a parameter's name, '' where there is none.
+    """Return the module in a parameter's name, '' if there is none.
 
     >>> module_in_parameter_name("layer1.0.conv1.weight"), module_in_parameter_name("val_11")
     ('layer1.0.conv1', '')
@@ -87,7 +87,7 @@ def _scopes(listed: str) -> str:
 
 
 def scope_in_name(name: str) -> str:
-    """Return the module path in a node name, '' where there is none.
+    """Return the module path in a node name, '' if there is none.
 
     >>> scope_in_name("/layer1/layer1.0/conv1/Conv"), scope_in_name("model/conv2d_3/Conv2D"), scope_in_name("Conv_7")
     ('layer1.0.conv1', 'model/conv2d_3', '')

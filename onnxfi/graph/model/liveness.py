@@ -1,7 +1,7 @@
 """Uses of values: the nodes that consume a stored tensor, and the values on which the outputs of a model depend.
 
-A value is *data* where some use of it reaches an output other than as a shape or an index, and *used* where an output
-depends on it at all.
+A value is *data* if some use of it reaches an output other than as a shape or an index, and *used* if an output depends
+on it at all.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _SHAPE_ONLY_INPUTS = {
 
 
 def consuming_nodes(value: Value) -> list[Node]:
-    """Return the nodes that a stored tensor belongs to, the first in the file first, behind what only converts it."""
+    """Return the nodes that a stored tensor belongs to, in file order, past nodes that only convert it."""
     found: dict[Node, None] = {}
     seen: set[Node] = set()
 
@@ -73,7 +73,7 @@ def consuming_nodes(value: Value) -> list[Node]:
 def live_values_and_nodes(index: GraphIndex) -> tuple[set[Value], set[Node]]:
     """Return the values and nodes that the outputs depend on; of a graph without outputs, all.
 
-    What a function puts out is used where a node that calls the function is.
+    The output of a function is used if a node that calls the function is used.
     """
     pending = list(index.main.outputs or index.values)
     values, nodes = set[Value](), set[Node]()
@@ -104,7 +104,7 @@ def data_values(index: GraphIndex) -> set[Value]:
     }
     for scope in (index.main, *index.functions.values()):
         found.update(scope.outputs)
-    # What a loop's body puts out is data; what an If's branch puts out is data where the If's output is.
+    # The outputs of a loop's body are data; those of an If's branch are data if the If's output is.
     for node in nodes:
         if node.op != "If":
             found.update(node.subgraph_outputs)

@@ -1,7 +1,7 @@
 """Opening a model: its structure, its targets, and the locations of their words. Nothing here changes a file.
 
-Opening means the same in every command: external data inside the model's folder, no links to data unless they are
-allowed, lengths checked before memory is taken.
+The same rules hold in every command: external data lies inside the model's folder, links to data are refused unless
+allowed, and lengths are checked before memory is allocated.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def byte_offsets(target: Target, place: WordLocation, index: Index) -> tuple[NDA
 
 
 def _many_words(read: ReadBytes, place: WordLocation, target: Target, index: Index) -> Words:
-    """Return words of a tensor of which many are needed: it is read in chunks, and they are picked from those."""
+    """Return many words of a tensor, which is read in chunks."""
     out = np.zeros(len(index), np.uint64)
     start = place.runs[0][0]
     per_piece = _CHUNK // target.word.storage * 8
@@ -234,7 +234,7 @@ def load(model: ModelLike, *, allow_links: bool = False) -> Model:
     elif hasattr(model, "SerializeToString"):
         source = ByteSource.memory(_serialised(model))
     else:
-        raise ModelError(f"{type(model).__name__} is no model; give a path, its bytes, or an onnx.ModelProto")
+        raise ModelError(f"{type(model).__name__} is not a model; give a path, its bytes, or an onnx.ModelProto")
     try:
         opened = _opened(source, allow_links)
     except ModelError as error:
@@ -317,7 +317,7 @@ def parse(model: Model) -> onnx.ModelProto:
 
 
 def parsed(skeleton: bytes) -> onnx.ModelProto:
-    """Return a serialised model as onnx reads it; ModelError where it is none."""
+    """Return a serialised model as onnx reads it; ModelError if it is none."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -357,7 +357,7 @@ class _ExternalData:
         self._stamps: dict[tuple[int, ...], int] = {}
 
     def locate(self, tensor: onnx.TensorProto, name: str, size_bytes: int, record: int) -> WordLocation:
-        """Locate a tensor of this size; ModelError where its file does not hold it."""
+        """Locate a tensor of this size; ModelError if its file does not hold it."""
         entries = _entries(tensor)
         location = entries.get("location", "")
         number = self.files[record] = self._number(location, name)
@@ -374,14 +374,14 @@ class _ExternalData:
         return WordLocation(number, ((offset, offset + length, 0),), record)
 
     def open_rest(self, proto: onnx.ModelProto) -> None:
-        """Open also the files that only tensors name which are no targets (indices, training, attributes)."""
+        """Open the files of tensors that are not targets as well (indices, training, attributes)."""
         for tensor in _tensors(proto):
             record = record_number(tensor.doc_string)
             if tensor.data_location == 1 and record not in self.files:
                 self.files[record] = self._number(_entries(tensor).get("location", ""), text(tensor.name))
 
     def _number(self, location: str, name: str) -> int:
-        """Return the number of a data file, the same for two names of one file."""
+        """Return the number of a data file; two names of one file have the same."""
         if location not in self._names:
             source = ByteSource.file(self._check(location, name))
             if source.stamp not in self._stamps:
@@ -413,7 +413,7 @@ class _ExternalData:
                 f"{what} is missing: no file {quoted(place)} ({error.strerror}); put it beside the model"
             ) from None
         if not stat.S_ISREG(status.st_mode):
-            raise ModelError(f"{what} is no regular file; the model is damaged")
+            raise ModelError(f"{what} is not a regular file; the model is damaged")
         if status.st_nlink > 1 and not self.allow_links:
             raise ModelError(f"{what} is a hard link ({status.st_nlink} names); --allow-links follows it")
         return place
@@ -438,6 +438,6 @@ def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
 def _whole(text: str, key: str, name: str) -> int:
     if not text.isdecimal() or len(text) > 18:
         raise ModelError(
-            f"external data of {quoted(name)}: {key} {quoted(text)} is no whole number; the model is damaged"
+            f"external data of {quoted(name)}: {key} {quoted(text)} is not a whole number; the model is damaged"
         )
     return int(text)

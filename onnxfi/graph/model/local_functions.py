@@ -1,7 +1,7 @@
-"""Local functions: the nodes of a model whose functions are inlined, as a runtime does before anything else.
+"""Local functions: a bound on the number of nodes after inlining, which runtimes do first.
 
-A function that calls another one twice, and that a third one twice, doubles the nodes with each: thirty lines of a file
-are then 2^30 nodes, for which no machine has the memory.
+If each function calls the next one twice, the number of nodes doubles with each: thirty functions give 2^30 nodes, more
+than fit in memory.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from onnxfi.graph.model.graph_index import FunctionKey, all_nodes, function_key
 if TYPE_CHECKING:
     import onnx
 
-#: Nodes of a model whose functions are unfolded, and functions that call each other.
+#: Largest number of nodes after inlining, and deepest nesting of calls.
 _MOST_NODES, _DEEPEST = 1 << 18, 100
 #: The graph itself, which no function calls.
 _GRAPH: FunctionKey = ("", "", "")
 
 
 def check_unfolded(proto: onnx.ModelProto) -> None:
-    """Refuse a model whose local functions unfold to more nodes than a runtime can hold, or without end: ModelError."""
+    """Raise ModelError for a model whose functions inline to more nodes than a runtime can hold, or call themselves."""
     functions = {function_key(f.domain, f.name, f.overload): f.node for f in proto.functions}
     if not functions:
         return

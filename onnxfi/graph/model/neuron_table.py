@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from onnxfi.faults.fault_model import FaultModel
 
-#: Where the table stands.
+#: Metadata key of the table.
 NEURON_TABLE_KEY = "onnxfi.neurons"
 _LARGEST = 1 << 24
 
@@ -49,7 +49,7 @@ def refuse_whole_tensor_models(proto: onnx.ModelProto, event: FaultModel, ids: I
     for name in ids:
         if name not in spikes or not event.overwrites:
             raise SelectorError(
-                f"{event} looks at the numbers of a whole stored tensor, and {name!r} is computed; "
+                f"{event} depends on the numbers of a whole stored tensor, and {name!r} is computed; "
                 f"choose another fault for activations"
             )
 

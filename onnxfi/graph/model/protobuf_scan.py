@@ -3,11 +3,11 @@
 An ONNX file is a protobuf message. `scan` walks it field by field and gives two things: a *skeleton*, the same
 message without its large payloads (which `onnx` then parses as usual), and for each tensor and number list a
 `TensorRecord` of the byte ranges that hold its words. The record's number travels in the skeleton as the `doc_string`
-of that tensor or attribute, so that whatever the parser makes of repeated or merged fields, a tensor finds its own
-bytes again.
+of that tensor or attribute, so that a tensor is matched to its bytes even if the parser merges repeated
+fields.
 
-A fault in a weight is then a change of some bytes of a copy: whatever else the file holds, known to onnx or not, stays
-as it is, and memory holds the structure only. Source: the protobuf encoding guide and onnx.proto.
+A fault in a weight is then a change of some bytes of a copy: everything else in the file, known to onnx or not, stays
+the same, and only the structure is held in memory. Source: the protobuf encoding guide and onnx.proto.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnxfi.errors import ModelError
 from onnxfi.graph.model.byte_source import ByteSource, ReadBytes
 
-#: Where numbers lie: start, end, and the bytes of the tag before each of them (0 where they lie side by side).
+#: A run of numbers: start, end, and the bytes of the tag before each number (0 if they are packed).
 ByteRun = tuple[int, int, int]
 MessageFrame = tuple[int, int, int]
 
@@ -31,7 +31,7 @@ WINDOW_BYTES = 1 << 18
 _SMALL = 1 << 10
 #: Bytes of an unpacked list that are read number by number before the rest is searched in growing chunks.
 _MANY = 256
-#: Protobuf messages inside one another; onnx's own parser gives up at 100.
+#: Nesting of protobuf messages; onnx's own parser stops at 100.
 _DEEPEST = 100
 #: Names, attributes and nodes together; real models of 100,000 nodes need some 50 MB.
 LARGEST_SKELETON = 1 << 30
@@ -80,7 +80,7 @@ class TensorRecord:
     packed: dict[int, MessageFrame] = field(default_factory=dict)
 
     def add(self, number: int, run: ByteRun, count: int) -> None:
-        """Note a run; one that goes on where the last one ended, with the same tags, is part of it."""
+        """Add a run; one that continues the last one, with the same tags, is merged into it."""
         runs = self.fields.setdefault(number, [])
         self.counts[number] = self.counts.get(number, 0) + count
         if run[2] and runs and runs[-1][1:] == (run[0], run[2]):
@@ -104,7 +104,7 @@ def text(field: str | bytes) -> str:
 
 
 def record_number(doc_string: str) -> int:
-    """Return the number of the record that the scan wrote there; −1 where it found no numbers."""
+    """Return the number of the record that the scan wrote there; −1 if it found no numbers."""
     return int(doc_string[len(_PREFIX) :]) if doc_string else -1
 
 
@@ -258,7 +258,7 @@ class _Scanner:
                 drop = stop - payload > _SMALL
             elif number == strings:
                 drop = stop - payload > _SMALL
-            elif number == doc_string:  # what the file says there must not pass for a record's number
+            elif number == doc_string:  # text of the file must not be taken for a record's number
                 drop = True
             elif number == _EXTERNAL and kind == "tensor" and wire == _BYTES:
                 record.locations.extend(self._location((behind, payload, stop)))
@@ -283,7 +283,7 @@ class _Scanner:
         return b"".join(out)
 
     def _numbers(self, kind: str, record: TensorRecord, where: tuple[int, int, int, int, int, int], end: int) -> int:
-        """Record a field that holds numbers, and those of the same tag behind it; returns where they end."""
+        """Record a field that holds numbers, and those of the same tag after it; returns where they end."""
         number, wire, at, behind, payload, stop = where
         form = _NUMBERS[kind][number]
         if number in _SCALARS[kind]:
@@ -339,7 +339,7 @@ class _Scanner:
 def scan(source: ByteSource) -> tuple[bytes, dict[int, TensorRecord]]:
     """Return the skeleton of an ONNX file, and the records of its tensors and number lists by their number.
 
-    Raises ModelError where the file is no protobuf message.
+    Raises ModelError if the file is no protobuf message.
     """
     with source.reading() as read:
         scanner = _Scanner(read, source.size)

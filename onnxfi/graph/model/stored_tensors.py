@@ -35,7 +35,7 @@ _FLOAT, _INT, _FLOATS, _INTS = 2, 3, 7, 8
 #: The field of a Constant's attribute, and of a list by its AttributeType.
 _CONSTANTS = {"value_float": _FLOAT, "value_int": _INT, "value_floats": _FLOATS, "value_ints": _INTS}
 _LISTS = {6: _FLOATS, 7: _INTS}
-#: More than any memory holds, and its bits still count in 64.
+#: Larger than any memory, while the count of bits fits into 64.
 _MOST_ELEMENTS = 1 << 56
 
 
@@ -78,9 +78,9 @@ class StoredTensor:
 
 @dataclass
 class StoredTensors:
-    """The stored tensors of a model in file order, each with its value in the graph (None: it is no value).
+    """The stored tensors of a model in file order, each with its value in the graph (None: it has none).
 
-    `by_value` finds the tensor of a value; `notes` say what is left out.
+    `by_value` finds the tensor of a value; `notes` lists tensors that are left out.
     """
 
     records: Mapping[int, TensorRecord] = field(repr=False)
@@ -97,7 +97,7 @@ class StoredTensors:
     ) -> StoredTensors:
         """Find the stored tensors of a model.
 
-        Raises ModelError where one is damaged, or where its bytes cannot be located.
+        Raises ModelError if one is damaged, or where its bytes cannot be located.
         """
         found = cls(records, locate_external)
         for scope in index.scopes:
@@ -147,7 +147,7 @@ class StoredTensors:
                 self._add_list(attribute, node.path, name, "attribute", _LISTS[attribute.type], node)
 
     def _drop(self, value: Value) -> None:
-        """Leave out what a graph has stored under a name, where another tensor takes the name, as runtimes do."""
+        """Leave out a stored tensor whose name a later tensor takes, as runtimes do."""
         old = self.by_value.pop(value, None)
         if old is not None:
             self.notes.append(f"{quoted(old.id)} is there twice; runtimes use the last one, so the first is left out")
@@ -212,7 +212,7 @@ class StoredTensors:
 
 
 def _elements(shape: tuple[int, ...], name: str) -> int:
-    """Return the elements of a shape; ModelError where no tensor can have it, before anything is computed with it."""
+    """Return the elements of a shape; ModelError if it is impossible, before it is used."""
     elements = 0 if 0 in shape else 1
     for n in shape:
         elements *= n
@@ -222,7 +222,7 @@ def _elements(shape: tuple[int, ...], name: str) -> int:
 
 
 def _location_in_model(record: TensorRecord, number: int, word: Word, elements: int, name: str) -> WordLocation:
-    """Locate the words of a tensor in the model file itself; ModelError where they do not fit the declared shape."""
+    """Locate the words of a tensor in the model file itself; ModelError if they do not fit the declared shape."""
     if _RAW in record.fields:
         run = record.fields[_RAW][-1]
         held = run[1] - run[0]

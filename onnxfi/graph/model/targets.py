@@ -1,7 +1,7 @@
 """Targets: every stored tensor and number list of a model, with the nodes and the layer that use it.
 
-Targets are in the order of `StoredTensors`; roles and layer names never change it, so that seeds stay valid. Where
-layers of several graphs have one name, the path of the graph comes before it.
+Targets are in the order of `StoredTensors`; roles and layer names never change it, so that seeds stay valid. If
+layers of several graphs share a name, it is prefixed with the path of the graph.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _INTEGERS = ("int64", "int32")
 
 @dataclass(frozen=True)
 class ComputedValue:
-    """A value that is computed at run time: an input of the model (`op` is ""), or what a node puts out."""
+    """A value that is computed at run time: an input of the model (`op` is ""), or an output of a node."""
 
     path: str
     name: str
@@ -74,7 +74,7 @@ def find_targets(index: GraphIndex, stored: StoredTensors) -> list[tuple[Target,
 
 
 def computed_values(index: GraphIndex, stored: StoredTensors) -> Iterator[ComputedValue]:
-    """Yield the computed values of a model: its inputs, then what its nodes put out, without constants."""
+    """Yield the computed values of a model: its inputs, then the outputs of its nodes, without constants."""
     layers, data = _LayerNames(index, stored), data_values(index)
     for name in dict.fromkeys(text(declared.name) for declared in index.proto.graph.input):
         value = index.main.values[name]
@@ -88,7 +88,7 @@ def computed_values(index: GraphIndex, stored: StoredTensors) -> Iterator[Comput
 
 
 def _check_groups(index: GraphIndex) -> None:
-    """Refuse a group below 1: ONNX Runtime divides by it, which ends the process with a signal."""
+    """Refuse a group below 1: ONNX Runtime divides by it and crashes."""
     for node in index.nodes:
         for attribute in node.proto.attribute:
             if attribute.name == "group" and attribute.type == _WHOLE_NUMBER and attribute.i < 1:

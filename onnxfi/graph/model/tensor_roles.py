@@ -1,9 +1,9 @@
 """Roles of stored tensors by data flow: weights, biases, and the scales and zero points of each.
 
-Two passes over the nodes. The first finds quantised words from what each operator's inputs are by its definition
-(QDQ, QOperator, dynamic and weight-only forms), and the scales that a later Mul applies. The second goes from every
-operator that has weights back to the words in which they are stored. Sources: the ONNX operator list and ONNX
-Runtime's ContribOperators.md.
+Two passes over the nodes. The first finds quantised words by the definition of each operator's inputs (QDQ, QOperator,
+dynamic and weight-only forms), and the scales that a later Mul applies. The second goes from every operator with
+weights back to the words in which they are stored. Sources: the ONNX operator list and ONNX Runtime's
+ContribOperators.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from onnxfi.graph.model.protobuf_scan import text
 from onnxfi.graph.model.stored_tensors import StoredTensor, StoredTensors
 from onnxfi.graph.model.weight_dataflow import CONVERSIONS, MOST_STEPS, QDQ, TensorRole, WeightDataflow, broadcast_axes
 
-#: What each input is: w weight, b bias, x another operand, s scale and z zero point of the operand before it, . else.
+#: Kind of each input: w weight, b bias, x another operand, s scale and z zero point of the operand before it, . else.
 _INPUTS: dict[str, str] = {
     op: kinds
     for kinds, ops in {
@@ -58,9 +58,9 @@ _INPUTS: dict[str, str] = {
     for op in ops.split()
 }
 _QOPERATORS = frozenset(op for op in _INPUTS if op.startswith("QLinear") or op == "QGemm")
-#: Operators whose scale comes later, in a Mul.
+#: Operators whose scale is applied later, by a Mul.
 _INTEGER = frozenset(("MatMulInteger", "ConvInteger"))
-#: Operators behind which a stored operand of an Add is a bias.
+#: Operators after which a stored operand of an Add is a bias.
 _PRODUCERS = frozenset(
     (
         *("Conv", "ConvTranspose", "MatMul", "Gemm", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat"),
@@ -115,7 +115,7 @@ def _scheme(
     axis: int,
     block: int = 0,
 ) -> QuantizationScheme:
-    """Return a scheme, its scale and zero point given their roles; without scales that are not stored or do not fit."""
+    """Return a scheme, and give roles to its scale and zero point; scales that are not stored or misfit are dropped."""
     axis = axis + len(shape) if axis < 0 else axis
     scheme = QuantizationScheme(name, zero_point="" if zero_point is None else zero_point.id)
     if zero_point is not None:
@@ -166,7 +166,7 @@ def _assign_linear(flow: WeightDataflow, node: Node) -> None:
 
 
 def _dequantized_table(flow: WeightDataflow, node: Node) -> StoredTensor | None:
-    """Return the stored operand of a DequantizeLinear, also behind a Gather that picks its rows."""
+    """Return the stored operand of a DequantizeLinear, or that of a Gather of its rows."""
     value = _input(node, 0)
     producer = None if value is None else value.producer
     if producer is not None and producer.op == "Gather":
@@ -196,7 +196,7 @@ def _assign_integer(flow: WeightDataflow, node: Node) -> None:
 
 
 def _scale_after(flow: WeightDataflow, node: Node) -> StoredTensor | None:
-    """Return the stored factor of the Mul behind an integer product, alone or multiplied with the input's scale."""
+    """Return the stored factor of the Mul after an integer product, alone or multiplied with the input's scale."""
     value = node.outputs[0] if node.outputs else None
     for _ in range(MOST_STEPS):
         uses = flow.uses.get(value, []) if value is not None else []
@@ -244,7 +244,7 @@ def _assign_lstm(flow: WeightDataflow, node: Node) -> None:
 
 
 def _assign_blocks(flow: WeightDataflow, node: Node) -> None:
-    """Assign the roles of MatMulNBits: several integers a byte, [N, blocks, block size]; scales [N × blocks]."""
+    """Assign the roles of MatMulNBits: several integers per byte, [N, blocks, block size]; scales [N × blocks]."""
     tensor, scale, zero_point = (flow.stored_input(node, k) for k in (1, 2, 3))
     bits, block = _attribute(node, "bits", 4), _attribute(node, "block_size", 0)
     if tensor is None or bits not in (2, 4, 8) or len(tensor.shape) != 3 or tensor.word.name != "uint8":

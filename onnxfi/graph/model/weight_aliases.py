@@ -15,7 +15,7 @@ _Row = tuple[Target, WordLocation]
 def merge_aliases(rows: Sequence[_Row]) -> list[_Row]:
     """Return the targets, those in exactly the same bytes merged into the first, with the ids and users of all.
 
-    Those that share some bytes and not all, or in another number format, say which in `span`.
+    Targets that share some of their bytes, or all in another number format, have these in `span`.
     """
     groups: dict[object, list[Target]] = {}
     for target, place in rows:

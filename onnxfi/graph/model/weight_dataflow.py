@@ -1,4 +1,4 @@
-"""The data flow behind roles: the stored tensors behind an operand, and the roles and schemes found so far."""
+"""The data flow of stored tensors: those that an operand reads, and the roles and schemes found so far."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QDQ = frozenset(("DequantizeLinear", "QuantizeLinear"))
 _SLICES = frozenset(("Concat", "Slice", "Split"))
 #: The longest chain of operators that is followed.
 MOST_STEPS = 8
-#: Stored tensors that one operand may be put together of.
+#: Largest number of stored tensors in one operand.
 _MOST_PARTS = 64
 
 
@@ -24,7 +24,7 @@ _MOST_PARTS = 64
 class TensorRole:
     """The role of a stored tensor, the first one and all (`roles`), and its quantization scheme.
 
-    `word` and `shape` are there where its bytes hold several smaller integers.
+    `word` and `shape` are set if its bytes hold several smaller integers.
     """
 
     role: str = ""
@@ -36,7 +36,7 @@ class TensorRole:
 
 @dataclass(frozen=True)
 class StoredOperand:
-    """A stored tensor behind an operand: whether its shape is the operand's (`direct`), and how it is scaled."""
+    """The stored tensor that an operand reads: whether its shape is the operand's (`direct`), and how it is scaled."""
 
     tensor: StoredTensor
     direct: bool = True
@@ -44,7 +44,7 @@ class StoredOperand:
 
 
 class WeightDataflow:
-    """The stored tensors behind the operands of a model's nodes, and the roles found so far."""
+    """The stored tensors that the nodes of a model read, and the roles found so far."""
 
     def __init__(self, index: GraphIndex, stored: StoredTensors) -> None:
         self.nodes, self.by_value, self.notes = index.nodes, stored.by_value, stored.notes
@@ -68,13 +68,13 @@ class WeightDataflow:
         return self.roles.get(tensor, TensorRole())
 
     def add_role(self, tensor: StoredTensor, role: str) -> None:
-        """Give a tensor a role; the first one stays its own, where several nodes use it in several."""
+        """Add a role of a tensor; the first one is its main role."""
         known = self.role(tensor)
         if role and role not in known.roles:
             self.roles[tensor] = replace(known, role=known.role or role, roles=(*known.roles, role))
 
     def add_scheme(self, tensor: StoredTensor, scheme: QuantizationScheme) -> None:
-        """Note how a tensor's integers are quantised; the first scheme with scales stays, with others beside it.
+        """Add the quantization of a tensor's integers; the first scheme with scales is the main one.
 
         Scales or zero points of shapes that cannot belong to it leave the scale unknown; runtimes refuse such a model.
         """
@@ -92,7 +92,7 @@ class WeightDataflow:
             self.roles[tensor] = replace(known, scheme=several)
 
     def stored(self, value: Value | None, depth: int = 0) -> StoredTensor | None:
-        """Return the stored tensor that an operand is, behind what only converts or reshapes it."""
+        """Return the stored tensor of an operand, past nodes that only convert or reshape it."""
         if value is None or depth > MOST_STEPS:
             return None
         if value in self.by_value:
@@ -103,11 +103,11 @@ class WeightDataflow:
         return self.stored(node.inputs[0], depth + 1)
 
     def stored_input(self, node: Node, position: int) -> StoredTensor | None:
-        """Return the stored tensor that an input of a node is; None where it has no such input."""
+        """Return the stored tensor that an input of a node is; None if it has no such input."""
         return self.stored(node.inputs[position]) if 0 <= position < len(node.inputs) else None
 
     def operand(self, value: Value | None, depth: int = 0) -> StoredOperand | None:
-        """Return as `stored`, also behind quantisation, and behind a Mul, Div or Sub with another stored tensor."""
+        """Return the same as `stored`, also past quantisation and a Mul, Div or Sub with another stored tensor."""
         if value is None or depth > MOST_STEPS:
             return None
         if depth == 0 and value in self._operands:
@@ -132,7 +132,7 @@ class WeightDataflow:
         return None
 
     def operands(self, value: Value | None, depth: int = 0) -> list[StoredOperand]:
-        """Return the stored tensors of which an operand is a slice or a concatenation; [] where a part is computed."""
+        """Return the stored tensors of a sliced or concatenated operand; [] if a part of it is computed."""
         if value is None or depth > MOST_STEPS:
             return []
         if value not in self._parts:

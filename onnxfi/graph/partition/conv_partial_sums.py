@@ -1,7 +1,7 @@
 """Convolutions as sums of terms, one for each block of input channels.
 
-A fault that changes one input channel changes one term; the others stay golden. Runtimes sum block by block, so with
-blocks of their size the sum has the bits of the convolution.
+A fault that changes one input channel changes one term; the other terms keep their golden values. Runtimes sum block by
+block, so with blocks of their size the sum has the bits of the convolution.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from onnxfi.graph.partition.stripped_tensors import LARGE_BYTES, strip_numbers
 from onnxfi.graph.partition.subgraph import PartitionGraph
 from onnxfi.graph.partition.subgraph_model import FLOAT, SubgraphModel
 
-#: Input channels from which on leaving out terms is worth it.
+#: Number of input channels from which it pays to leave out terms.
 _LEAST_CHANNELS = 32
 
 
@@ -27,7 +27,7 @@ _LEAST_CHANNELS = 32
 class ConvSum:
     """A convolution: its node, input, output, stored weights and bias ("": none).
 
-    Where the runtime fuses it with an addition behind it, the addition is part of it, and the `addend` is summed first.
+    If the runtime fuses it with the addition after it, the addition is part of it, and the `addend` is summed first.
     """
 
     node: int
@@ -53,7 +53,7 @@ def largest_conv_sum(net: PartitionGraph, nodes: Collection[int], taken: Contain
         weight, bias = net.stored.get(node.input[1]), node.input[2] if len(node.input) > 2 else ""
         if weight is None or weight.data_type != FLOAT or (bias and bias not in net.stored):
             continue
-        # The runtime fuses a convolution with the QuantizeLinear behind it.
+        # The runtime fuses a convolution with the QuantizeLinear after it.
         users = {net.proto.graph.node[u].op_type for u in net.users.get(node.output[0], ())}
         plain = integer(node, "group", 1) == 1 and "QuantizeLinear" not in users
         if plain and weight.dims[1] >= _LEAST_CHANNELS and node.output[0] not in net.uncut:
@@ -62,9 +62,9 @@ def largest_conv_sum(net: PartitionGraph, nodes: Collection[int], taken: Contain
 
 
 def _with_addition(net: PartitionGraph, nodes: Collection[int], one: ConvSum) -> ConvSum:
-    """Return the convolution with the addition behind it, where the runtime fuses both.
+    """Return the convolution with the addition after it, where the runtime fuses both.
 
-    The addend must not be computed by these nodes, since it then differs as well.
+    The addend must not be computed by these nodes, as it would then be faulty too.
     """
     behind, addend = net.joined.get(one.node, (-1, ""))
     if behind not in nodes or net.makers.get(addend) in nodes:
@@ -73,7 +73,7 @@ def _with_addition(net: PartitionGraph, nodes: Collection[int], one: ConvSum) ->
 
 
 def block_sizes(net: PartitionGraph, one: ConvSum) -> tuple[int, ...]:
-    """Return how many channels runtimes may sum at a time there, the likeliest number first."""
+    """Return the possible numbers of channels that a runtime sums at a time, the likeliest first."""
     dims = net.stored[one.weight].dims
     sizes = (128,) if set(dims[2:]) == {1} else (16, 8)
     return tuple(size for size in sizes if size < dims[1])

@@ -1,9 +1,9 @@
 """Cut points of a model, and its segments between them.
 
-In an unrolled spiking network only spikes go from a layer to the next, and many faults change none: a trial can stop
-behind the spikes of a layer, of all its steps together, where none differs from the golden ones. In other networks the
-cut points are narrow: between operators that do the work, where the fewest activations go on, as behind each block of a
-residual network. What runs behind a cut point is the same wherever the fault was before it.
+In an unrolled spiking network only spikes pass from layer to layer, and many faults change none: a trial can stop after
+the spikes of a layer, of all its steps together, if all equal the golden ones. In other networks the cut points are
+narrow: between operators with most of the computation, where the fewest activations pass, as after each block of a
+residual network. The segments after a cut point are the same for every fault before it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from onnxfi.graph.spiking.pattern_graph import MAKES_SPIKES
 
 CutPoints = tuple[tuple[str, ...], ...]
 
-#: Operators that do the work of a network; the others between two of them are not worth a segment.
+#: Operators with most of the computation; the others between two of them are not worth a segment.
 _WORK = frozenset((
     "Conv", "ConvInteger", "QLinearConv", "ConvTranspose", "DeformConv", "Gemm", "QGemm", "MatMul", "MatMulInteger",
     "QLinearMatMul", "MatMulNBits", "DynamicQuantizeMatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention",
     "MultiHeadAttention", "QAttention", "FusedConv", "FusedMatMul", "FusedGemm",
 ))  # fmt: skip
-#: Cut points of a model at most, but for spiking networks.
+#: Largest number of cut points, except in spiking networks.
 _MOST_FRONTS = 32
 
 
@@ -50,7 +50,7 @@ def spike_cut_points(model: Model) -> CutPoints:
 
 
 def narrow_cut_points(net: PartitionGraph, whole: Subgraph) -> CutPoints:
-    """Return the narrow cut points of a model: the fewest activations go on there, between operators that do the work.
+    """Return the narrow cut points: where the fewest activations pass, between operators with most of the computation.
 
     >>> from onnxfi.graph.partition.subgraph import partition_graph
     >>> from onnxfi.graph.model.loading import load
@@ -80,25 +80,25 @@ def narrow_cut_points(net: PartitionGraph, whole: Subgraph) -> CutPoints:
 
 
 def _works(net: PartitionGraph, node: int) -> bool:
-    """Return whether a node does work that is worth a segment."""
+    """Return whether a node has enough computation for a segment of its own."""
     one = net.proto.graph.node[node]
     return one.op_type in _WORK or next(subgraphs(one), None) is not None
 
 
 def _fit(net: PartitionGraph, name: str) -> bool:
-    """Return whether a model may be cut at an activation: not before a QuantizeLinear, fused with what is before it."""
+    """Return whether a model may be cut at an activation: not before a QuantizeLinear, which runtimes fuse."""
     users = net.users.get(name, ())
     return name not in net.uncut and all(net.proto.graph.node[k].op_type != "QuantizeLinear" for k in users)
 
 
 def whole_subgraph(net: PartitionGraph, outputs: Sequence[str]) -> Subgraph:
-    """Return all that these outputs (all, where none is named) need, from the model's inputs on.
+    """Return the subgraph from the model's inputs to these outputs (by default all).
 
-    Raises ModelError where an output is no function of the inputs.
+    Raises ModelError if an output is not a function of the inputs.
     """
     wanted = tuple(outputs) or net.outputs
     if any(k < 0 or k in net.constant for k in (net.makers.get(name, -1) for name in wanted)):
-        raise ModelError("an output is no function of the inputs")
+        raise ModelError("an output is not a function of the inputs")
     needed = nodes_needed(net, wanted, range(len(net.reads)))
     return Subgraph(*with_inputs(net, needed, frozenset()), wanted)
 
@@ -108,7 +108,7 @@ def segments(
 ) -> tuple[Subgraph, ...]:
     """Split a subgraph into segments, one after the other: each computes the next of these ends, the last one the rest.
 
-    The inputs of a segment are golden, or outputs of segments before it. `faulty` is fed.
+    The inputs of a segment are golden activations or outputs of earlier segments. `faulty` is fed.
     """
     left, rows = set(whole.nodes) - net.constant, list[set[int]]()
     for names in ends if not net.uncut else ():

@@ -1,8 +1,8 @@
 """Operators each of whose output channels depends on one slice of their weights.
 
 A fault in a weight of a convolution or a matrix product changes one output channel. A small model computes that channel
-and a few beside it: the operator on golden inputs and slices of its weights, with the DequantizeLinear nodes before it
-and the elementwise nodes behind it that runtimes fuse with it.
+and a few others: the operator with golden inputs and slices of its weights, the DequantizeLinear nodes before it, and
+the elementwise nodes after it that runtimes fuse with it.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _AXES: Mapping[str, tuple[Mapping[int, int], int]] = {
     "MatMulInteger": ({1: -1}, -1),
     "QLinearMatMul": ({3: -1}, -1),
 }
-#: The input whose axis gives the number of channels.
+#: The input whose size gives the number of channels.
 _WEIGHT = {"QLinearConv": 3, "QLinearMatMul": 3}
-#: Elementwise operators of one input; any others they have must be single numbers.
+#: Elementwise operators of one input; further inputs must be single numbers.
 _ELEMENTWISE = frozenset((
     "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "HardSwish", "HardSigmoid", "Elu", "Selu", "Gelu", "Softplus",
     "QuantizeLinear", "Identity",
 ))  # fmt: skip
 _MOST_BEHIND = 3
-#: Fewer output channels are not worth a model of their own; so many at least are computed together.
+#: Smallest number of output channels that are worth a model, and that are computed together.
 _LEAST, _LEAST_IN_BLOCKS = 8, 16
 
 
@@ -51,7 +51,7 @@ class OutputChannels:
     output : str
         The output, `axis` being its channel axis.
     constant : bool
-        Whether some of the tensors are scales, which runtimes want constant.
+        Whether some of the tensors are scales, which must be constant for runtimes.
     addend : str
         An activation that is added, of which the same channels are taken ("": none).
     """
@@ -66,12 +66,12 @@ class OutputChannels:
 
     @property
     def least(self) -> int:
-        """Return how many channels at least are computed together."""
+        """Return the smallest number of channels that are computed together."""
         return _LEAST_IN_BLOCKS if self.addend else _LEAST
 
 
 def output_channels(net: PartitionGraph, faulty: str) -> OutputChannels | None:
-    """Return what computes the output channels that faults in a weight change; None where it is not so simple.
+    """Return the nodes that compute the output channels changed by faults in a weight; None if there is no such group.
 
     >>> from onnxfi.graph.partition.subgraph import partition_graph
     >>> from onnxfi.graph.model.loading import load
@@ -91,7 +91,7 @@ def output_channels(net: PartitionGraph, faulty: str) -> OutputChannels | None:
     if own is None or faulty not in own.sliced:
         return None
     last, addend = net.joined.get(at, (at, ""))
-    if addend and addend in nodes[at].input:  # read whole and in part
+    if addend and addend in nodes[at].input:  # read both as a whole and in slices
         return None
     behind = _behind(net, nodes[last].output[0])
     every = tuple(sorted({*own.nodes, at, last, *behind}))
@@ -109,7 +109,7 @@ def integer(node: onnx.NodeProto, name: str, default: int) -> int:
 
 
 def _channels_of(net: PartitionGraph, node: onnx.NodeProto) -> OutputChannels | None:
-    """Return the channels of a node without the nodes behind it; None where a tensor is not stored."""
+    """Return the channels of a node without the nodes after it; None if a tensor is not stored."""
     axes, axis = _AXES[node.op_type]
     if integer(node, "group", 1) != 1:
         return None
@@ -155,7 +155,7 @@ def _channels_of(net: PartitionGraph, node: onnx.NodeProto) -> OutputChannels | 
 
 
 def _row(net: PartitionGraph, name: str, count: int) -> bool:
-    """Return whether a name is a stored row of so many numbers."""
+    """Return whether a name is a stored row of `count` numbers."""
     tensor = net.stored.get(name)
     return tensor is not None and list(tensor.dims) == [count]
 
@@ -167,7 +167,7 @@ def _single(net: PartitionGraph, name: str) -> bool:
 
 
 def _behind(net: PartitionGraph, name: str) -> list[int]:
-    """Return the elementwise nodes behind an activation that nothing else reads."""
+    """Return the elementwise nodes after an activation without other consumers."""
     found: list[int] = []
     while len(found) < _MOST_BEHIND and (at := _only_user(net, name)) is not None:
         node = net.proto.graph.node[at]

@@ -1,7 +1,7 @@
 """The route of a trial: which part of a model is executed for its faults, decided from static facts alone.
 
-Every route shorter than the whole model has a fault-free run. Only where that gives the golden outputs bit for bit is
-the route taken; otherwise the trial takes the next longer one.
+Every route shorter than the whole model has a fault-free run of its own. The route is used only if that run gives the
+golden outputs bit for bit; otherwise the trial takes the next longer one.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ class Route(StrEnum):
     Attributes
     ----------
     CHANNEL_DELTA : Route
-        The output channels of one operator that depend on the faulty weights, then what these channels reach.
+        The output channels of one operator that depend on the faulty weights, then the nodes that these channels reach.
     PARTIAL : Route
-        What one faulty weight tensor, or the faulty activations, can reach; these are fed to it.
+        The nodes that one faulty weight tensor, or the faulty activations, can reach; the faulty values are fed.
     REBUILT : Route
-        The segments that hold the faulty weights, built anew with them, then what these reach.
+        The segments that hold the faulty weights, rebuilt with them, then the nodes that these reach.
     SINGLE_SAMPLE : Route
-        What one faulty activation can reach, for the one sample in which it is faulty.
+        The nodes that one faulty activation can reach, for the one sample in which it is faulty.
     SPLIT : Route
-        What the faulty activations can reach in the model split at them, with a golden run of its own.
+        The nodes that the faulty activations can reach, in the model split at them, which has a golden run of its own.
     FULL : Route
-        The whole model: from a faulty copy, with fault operators where activations are faulty.
+        The whole model: a faulty copy, with fault operators for faulty activations.
     """
 
     CHANNEL_DELTA = "channel-delta"
@@ -49,7 +49,7 @@ class TrialFacts:
     in_segments : bool
         Whether each faulty weight tensor can be fed to the segments that read it, or built into them.
     constant : bool
-        Whether the one faulty weight tensor must be a constant of what runs, since a runtime prepares it.
+        Whether the faulty weight tensor must be a constant of the executed model, since a runtime packs it.
     channels : bool
         Whether each output channel of the one operator that reads it depends on one slice of the tensor.
     activations : bool
@@ -76,7 +76,7 @@ class RouteContext:
     Attributes
     ----------
     segments : int
-        Number of segments that the model runs in; 0 where it is executed as a whole.
+        Number of segments of the model; 0 if it is executed as a whole.
     late_start : bool
         Whether a trial may start at its faults.
     splittable : bool

@@ -1,11 +1,11 @@
 """The segmentation of a model, and the part of it that a fault reaches, from the graph alone.
 
 The model is split into segments at its cut points (cut_points.py). A fault in a weight tensor has an *entry subgraph*
-in each segment that reads the tensor: what the tensor reaches in the first of them, and all of the others. Behind an
-entry subgraph the segments run as they are, whatever was faulty before. The tensor is fed to its entry subgraphs, or
-they are rebuilt with it: several faulty tensors, tensors that runtimes want constant, and those that they prepare in a
-way that rounds otherwise where they are fed. Where one operator computes its output channels from slices of the tensor,
-only the faulty channels are computed, by a small subgraph of their own.
+in each segment that reads the tensor: the nodes that the tensor reaches in the first of these segments, and all nodes
+of the others. After the entry subgraphs the segments run unchanged. The tensor is fed to its entry subgraphs; these are
+rebuilt with it if there are several faulty tensors, if runtimes need the tensor constant, or if they pack it in a way
+that rounds differently from a tensor that is fed. If one operator computes each output channel from a slice of the
+tensor, only the faulty channels are computed, by a small subgraph.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from onnxfi.graph.partition.subgraph import (
     with_inputs,
 )
 
-#: Numbers in a tensor from which on the whole operator costs more than a session for its faulty channels.
+#: Size of a tensor from which the whole operator costs more than a session for its faulty channels.
 _WORTH_A_SESSION = 1 << 18
-#: Operators whose weights a runtime packs where they are constant; where they are fed it sums in another order. It also
-#: packs those of convolutions where images lie in blocks of channels.
+#: Operators whose constant weights a runtime packs; if weights are fed it sums in another order. It also packs those of
+#: convolutions if images lie in blocks of channels.
 _PACKED = frozenset(("Gemm", "MatMul", "LSTM", "GRU", "RNN", "ConvTranspose", "Einsum", "Attention"))
 
 
 @dataclass(frozen=True)
 class EntrySubgraph:
-    """The part of one segment that is executed for a fault: subgraphs one after the other, to the segment's outputs.
+    """The part of one segment that is executed for a fault: subgraphs in sequence, up to the segment's outputs.
 
     `fed` are the weights and activations that are fed instead of being stored or computed.
     """
@@ -65,8 +65,8 @@ class EntrySubgraph:
 class FaultPath:
     """The entry subgraphs of faulty weights.
 
-    The weights are `rebuilt` into the subgraphs, or fed. Of one tensor, `channels` of one operator may be all that it
-    changes, which `channel_subgraph` computes.
+    The weights are `rebuilt` into the subgraphs, or fed. If one tensor changes only `channels` of one operator,
+    `channel_subgraph` computes these.
     """
 
     locations: tuple[TensorLocation, ...]
@@ -77,7 +77,7 @@ class FaultPath:
 
     @property
     def route(self) -> Route:
-        """Return the route of a trial with faults there alone."""
+        """Return the route of a trial whose faults are all in these weights."""
         return Route.CHANNEL_DELTA if self.channels is not None else Route.REBUILT if self.rebuilt else Route.PARTIAL
 
     @property
@@ -106,7 +106,7 @@ class Segmentation:
     cut_points : CutPoints
         The activations at the end of each segment but the last.
     steps : bool
-        Whether the cut points lie behind all steps of a layer of an unrolled network.
+        Whether the cut points lie after all steps of a layer of an unrolled network.
     faulty_activations : tuple of tuple of str
         The activations that may be faulty, those of one trial together.
     late : bool
@@ -130,7 +130,7 @@ class Segmentation:
 
     @cached_property
     def segments(self) -> tuple[Subgraph, ...]:
-        """Return the segments; ModelError where an output is no function of the inputs."""
+        """Return the segments; ModelError if an output is not a function of the inputs."""
         return segments(self.net, whole_subgraph(self.net, self.outputs), (), self.cut_points)
 
     @cached_property
@@ -143,7 +143,7 @@ class Segmentation:
     def inner(self) -> tuple[tuple[str, ...], ...]:
         """Return the activations within each segment that some route reads.
 
-        They follow from the model and from what may be faulty, so that they have the same bits for every trial.
+        They depend on the model and on the possible faults alone, so that they have the same bits for every trial.
         """
         found: list[dict[str, None]] = [{} for _ in self.segments]
         firsts = [EntrySubgraph(number, (segment,)) for number, segment in enumerate(self.segments)]
@@ -182,7 +182,7 @@ class Segmentation:
             for entry in (entry for route in routes.values() for entry in route.entries):
                 taken[entry.segment].update(entry.inputs)
             return routes, taken
-        # Of many targets at once: of each by itself the work would grow with targets times nodes.
+        # For many targets at once: one by one, the work would grow with targets times nodes.
         known = [(t, where) for t in ready if (where := self._location(t)) is not None]
         starts = [([where.fed], [where.node] if where.node >= 0 else []) for _, where in known]
         seen = 0
@@ -207,7 +207,7 @@ class Segmentation:
 
     @cached_property
     def within(self) -> dict[str, int]:
-        """Return the segment that computes each activation, the first where several compute it for themselves."""
+        """Return the segment that computes each activation, the first if several compute it."""
         graph = self.net.proto.graph
         every = reversed([*enumerate(self._nodes)])
         return {name: number for number, nodes in every for k in nodes for name in graph.node[k].output}
@@ -219,7 +219,7 @@ class Segmentation:
         return tuple(frozenset(nodes_needed(self.net, one.outputs, nodes)) for one, nodes in mine)
 
     def alone(self, target: Target) -> FaultPath | None:
-        """Return the path of faults in one target; None where it is in no segment. Each is looked for once."""
+        """Return the path of faults in one target; None if it is in no segment. Each is searched for once."""
         if target.id not in self._alone:
             self._alone[target.id] = self._find_path(target)
         return self._alone[target.id]
@@ -237,7 +237,7 @@ class Segmentation:
         return location(self.net, self.model, target) if target.size and not target.is_activation else None
 
     def _must_be_constant(self, target: Target, where: TensorLocation) -> bool:
-        """Return whether a target has to be constant in what runs."""
+        """Return whether a target must be a constant of the executed model."""
         inside = where.node >= 0
         users = [*target.ops] if inside else [self._operator(k) for k in self.net.users.get(where.fed, ())]
         laid = self.net.blocks and "Conv" in users
@@ -272,7 +272,7 @@ class Segmentation:
                 yield whole
 
     def rebuilt(self, targets: Sequence[Target]) -> FaultPath | None:
-        """Return the whole segments that read these weights, to be built anew; None where one is in none."""
+        """Return the whole segments that read these weights, to be rebuilt; None if one of them is in no segment."""
         found = [path for target in targets if (path := self.alone(target)) is not None]
         if len(found) < len(targets):
             return None
@@ -298,7 +298,7 @@ class Segmentation:
     def _entry(
         self, number: int, nodes: frozenset[int], fed: Sequence[str], ends: CutPoints
     ) -> Iterator[EntrySubgraph]:
-        """Yield the entry subgraph of these nodes of a segment; nothing where they reach none of its outputs."""
+        """Yield the entry subgraph of these nodes of a segment; nothing if they reach none of its outputs."""
         outputs = tuple(name for name in self.segments[number].outputs if self.net.makers[name] in nodes)
         if not outputs:
             return
@@ -316,10 +316,10 @@ class Segmentation:
         return tuple(nodes | self.net.constant for nodes in self._nodes)
 
     def activation_entries(self, values: Sequence[str], *, any_of: bool = False) -> tuple[EntrySubgraph, ...] | None:
-        """Return the entry subgraphs of faulty activations; None where the model cannot be cut there.
+        """Return the entry subgraphs of faulty activations; None if the model cannot be cut there.
 
-        In the first segment those activations are fed that no other one reaches; entries are split at all others, and
-        at all where only `any_of` them may be faulty. An activation at the end of a segment has no entry subgraph.
+        In the first segment the activations that no other one reaches are fed. Entries are split at all others, and at
+        all of them if only `any_of` them may be faulty. An activation at the end of a segment has no entry subgraph.
         """
         known = {name: self.within.get(name, -1) for name in values}
         if not self.net.uncut.isdisjoint(values) or not {*self.within, *self.makers}.issuperset(values):
@@ -340,7 +340,7 @@ class Segmentation:
     def conv_entry(self, entry: EntrySubgraph) -> tuple[ConvSum, EntrySubgraph] | None:
         """Return the largest convolution that reads a faulty activation, and the entry without it, fed its output.
 
-        None where no convolution of the entry does.
+        None if there is no such convolution.
         """
         if len(entry.subgraphs) > 1:
             return None
@@ -354,7 +354,7 @@ class Segmentation:
         return one, EntrySubgraph(entry.segment, (rest,), fed)
 
     def is_boundary(self, name: str) -> bool:
-        """Return whether an activation is read only behind the segment that computes it."""
+        """Return whether an activation is read only after the segment that computes it."""
         mine = self._nodes[self.makers[name]] if self.makers.get(name, -1) >= 0 else frozenset()
         return name in self.makers and mine.isdisjoint(self.net.users.get(name, ()))
 

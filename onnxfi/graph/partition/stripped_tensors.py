@@ -1,4 +1,4 @@
-"""Hollow models: the structure without the large tensors, which are given to a session beside it."""
+"""Models without their large tensors, which are given to a session separately."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnxfi.graph.write.byte_edits import ByteSplice
 if TYPE_CHECKING:
     import onnx
 
-#: Tensors from this size on are given to a session beside its model.
+#: Size from which tensors are given to a session separately.
 LARGE_BYTES = 1 << 12
 #: TensorProto's numbers of the types that numpy has: float32, integers to 64 bits, float16, float64.
 _NATIVE = frozenset((1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13))
@@ -21,9 +21,9 @@ _RAW = 9
 
 
 def stored_location(model: Model, tensor: onnx.TensorProto) -> tuple[StoredArray, list[ByteSplice]] | None:
-    """Return where a tensor of a model's structure lies, and what takes its numbers out of the model file.
+    """Return the location of a tensor's numbers, and the edits that remove them from the model file.
 
-    None for one that is small, or does not lie there as it is in memory.
+    None for a small tensor, or one that is stored in another layout than in memory.
     """
     from onnx import helper
 
@@ -42,12 +42,12 @@ def stored_location(model: Model, tensor: onnx.TensorProto) -> tuple[StoredArray
         return None
     begin = start - len(length)
     with model.source.reading() as read:
-        plain = read(begin, start) == length  # a length may be written longer than it needs be
+        plain = read(begin, start) == length  # a varint may be longer than needed
     return (found, [((*record.frames, (begin, start, end)), start, end, b"")]) if plain else None
 
 
 def strip_numbers(tensor: onnx.TensorProto, nbytes: int) -> None:
-    """Leave of a tensor its name, type and shape: its numbers, so many bytes, are given when a session is made."""
+    """Keep only name, type and shape of a tensor; its numbers, `nbytes` bytes, are given when a session is made."""
     tensor.ClearField("raw_data")
     tensor.ClearField("external_data")
     tensor.data_location = 1  # type: ignore[assignment]

@@ -1,10 +1,11 @@
 """The graph of a model, and the subgraph that a fault can change.
 
-Only nodes that a faulty tensor reaches can change. A *subgraph* names them, and its inputs, which are golden whatever
-the fault. A node with bodies counts as one: what its bodies capture, it reads. Two kinds of nodes are included although
-no fault reaches them: constant ones, since operators want their shapes and axes constant, and a DequantizeLinear before
-a reached node, since runtimes fuse it with that node. A model is not cut at 16-bit floats where the processor computes
-in float32 and rounds as it must: the whole model rounds less often than its parts.
+Only nodes that a faulty tensor reaches can change. A *subgraph* lists them, and its inputs, which are golden for every
+fault. A node with bodies counts as one node, which reads the values that its bodies capture. Two kinds of nodes are
+included although no fault reaches them: constant ones, since operators need constant shapes and axes, and a
+DequantizeLinear before a reached node, since runtimes fuse the two. A model is not cut at 16-bit floats if the
+processor computes in float32: it rounds only where 16 bits are needed, so the whole model rounds less often than its
+parts.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     import onnx
 
 _TWO = 2
-#: Operators that runtimes fuse with the convolution in front of them.
+#: Operators that runtimes fuse with the convolution before them.
 ADDS = frozenset(("Add", "Sum"))
 #: TensorProto's numbers of float16 and bfloat16.
 _HALVES = frozenset((10, 16))
@@ -87,7 +88,7 @@ class PartitionGraph:
     blocks : bool
         Whether the runtime lays images in blocks of channels.
     split_at : frozenset of str
-        Activations at which faults are injected between segments, so that no segment computes them for itself.
+        Activations into which faults are injected between segments, so that only one segment computes them.
     """
 
     proto: onnx.ModelProto = field(repr=False)
@@ -134,9 +135,9 @@ class PartitionGraph:
 
     @cached_property
     def joined(self) -> dict[int, tuple[int, str]]:
-        """Return the convolutions that runtimes fuse with the addition behind them, where images lie in blocks.
+        """Return the convolutions that runtimes fuse with the addition after them, if images lie in blocks.
 
-        For each the node that adds, and its other input. The output of the convolution itself is then never computed.
+        Each has the number of the Add node and its other input. The convolution's own output is then never computed.
         """
         found: dict[int, tuple[int, str]] = {}
         nodes = self.proto.graph.node
@@ -153,7 +154,7 @@ class PartitionGraph:
 
     @cached_property
     def declared(self) -> dict[str, onnx.ValueInfoProto]:
-        """Return what the model declares of its activations, which a runtime relies on."""
+        """Return the declared types of the activations, which a runtime relies on."""
         return {value.name: value for value in self.proto.graph.value_info}
 
     @cached_property
@@ -183,7 +184,7 @@ class PartitionGraph:
         return all(maker < k for k, needs in enumerate(self.before) for _, maker in needs)
 
     def along(self, name: str, maker: int, reader: int, *, joined: bool = True) -> bool:
-        """Return whether the node that computes a name is included with one that reads it."""
+        """Return whether the producer of a name is included in a subgraph with its consumer."""
         return name not in self.split_at and (
             maker in self.constant
             or self.dequantises(maker)
@@ -204,7 +205,7 @@ def partition_graph(model: Model, *, halves: bool = False, blocks: bool = False)
     model : Model
         The model.
     halves : bool
-        Whether it may be cut at 16-bit floats.
+        Whether the model may be cut at 16-bit floats.
     blocks : bool
         Whether the runtime lays images in blocks of channels.
 
@@ -223,7 +224,7 @@ def partition_graph(model: Model, *, halves: bool = False, blocks: bool = False)
 
 
 def _hollowed(model: Model, locations: Mapping[int, TensorLocation]) -> tuple[onnx.ModelProto, dict[str, StoredArray]]:
-    """Return the model without its large weights, and the places of these; other external data is loaded into it."""
+    """Return the model without its large weights, and the locations of these; other external data is loaded into it."""
     found, payloads = dict[str, StoredArray](), list[ByteSplice]()
     for tensor in {tensor.name: tensor for tensor in model.proto.graph.initializer}.values():
         if (lies := stored_location(model, tensor)) is not None:
@@ -255,8 +256,8 @@ def _hollowed(model: Model, locations: Mapping[int, TensorLocation]) -> tuple[on
 def half_floats(skeleton: onnx.ModelProto) -> frozenset[str]:
     """Return the activations of the top graph that are 16-bit floats.
 
-    A processor computes them in float32 and rounds them where something takes 16 bits, as the end of a part does: cut
-    at one of them, a model gives other numbers.
+    A processor computes them in float32 and rounds where 16 bits are needed, as at the end of a subgraph: cut at one of
+    them, a model gives other numbers.
     """
     graph = skeleton.graph
     casts = (a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to")
@@ -312,7 +313,7 @@ def _inside(node: onnx.NodeProto, before: _Path = ()) -> Iterator[tuple[int, _Pa
 
 
 def location(net: PartitionGraph, model: Model, target: Target) -> TensorLocation | None:
-    """Return the location at which a target can be fed; None where it cannot.
+    """Return the location at which a target can be fed; None if it cannot.
 
     Tensors in functions, lists, packed or sparse ones, and bytes of several tensors cannot.
     """
@@ -367,7 +368,7 @@ def reachable_subgraph(
     >>> [net.proto.graph.node[k].op_type for k in found.nodes], found.inputs
     (['Gemm'], ('relu_2',))
     """
-    # In files that are in order no node behind the outputs matters.
+    # In files that are in order no node after the outputs matters.
     last = max((net.makers.get(name, -1) for name in outputs), default=-1) if net.in_order else -1
     reached = nodes_reached(net, faulty, inside, range(last + 1 if last >= 0 else len(net.reads)))
     wanted = tuple(name for name in (outputs or net.outputs) if net.makers.get(name, -1) in reached)
@@ -375,7 +376,7 @@ def reachable_subgraph(
 
 
 def nodes_reached(net: PartitionGraph, faulty: Iterable[str], inside: Iterable[int], among: Container[int]) -> set[int]:
-    """Return the nodes that these names reach, with the nodes `inside` whose bodies there are faults."""
+    """Return the nodes that these names reach, and those that the nodes `inside` with faulty bodies reach."""
     reached: set[int] = set()
     todo = [*inside, *(k for name in faulty for k in net.users.get(name, ()))]
     while todo:
@@ -403,12 +404,12 @@ def nodes_needed(
 def with_inputs(
     net: PartitionGraph, nodes: set[int], fed: frozenset[str], *, joined: bool = False
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Return the nodes with those that are included with them, and their inputs.
+    """Return the nodes with the nodes that must be included with them, and their inputs.
 
     `joined` includes convolutions that runtimes fuse with one of them.
     """
     every, inputs, todo = set(nodes), dict[str, None](), sorted(nodes)
-    for k in todo:  # grows while it is read
+    for k in todo:  # grows in the loop
         for name in net.reads[k]:
             maker = net.makers.get(name)
             if not name or name in fed or name in net.stored or maker in every:

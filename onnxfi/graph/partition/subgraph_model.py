@@ -1,4 +1,4 @@
-"""Models of some nodes of another model, with what they need; large tensors are not copied."""
+"""Models of some nodes of another model; large tensors are not copied."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ InputType = tuple[int, Sequence[int | str | None] | None]
 
 @dataclass(frozen=True)
 class SubgraphModel:
-    """A serialised model, and the weights that it names and does not hold, or their places in a file."""
+    """A serialised model without its large weights, and these weights or their locations in a file."""
 
     data: bytes = field(repr=False)
     stored: Mapping[str, NDArray[Any] | StoredArray] = field(repr=False)
 
     @property
     def size_bytes(self) -> int:
-        """Return the bytes that it takes before it is prepared."""
+        """Return its size before it is prepared."""
         return len(self.data) + sum(array.nbytes for array in self.stored.values())
 
 
@@ -73,7 +73,7 @@ def extract_model(
     for name, (kind, shape) in feeds.items():
         graph.input.append(helper.make_tensor_value_info(name, kind, _declared(net, name, kind, shape)))
     made_here = {name for k in keep for name in whole.graph.node[k].output}.difference(outputs)
-    # Behind a slice of a weight, the declared number of channels is wrong, and a runtime fuses less.
+    # After a slice of a weight the declared number of channels is wrong, and a runtime fuses less.
     if all(array.shape == tuple(tensor_at(net, where).dims) for where, array in (faulty or {}).items()):
         graph.value_info.extend(net.declared[name] for name in made_here & net.declared.keys())
     graph.node.extend(whole.graph.node[k] for k in keep)
@@ -110,10 +110,10 @@ def _declared(
 
 
 def _block(graph: onnx.GraphProto, feeds: Mapping[str, InputType]) -> None:
-    """Let a model sum as the whole model does, where images lie in blocks of channels.
+    """Make a model sum in the same order as the whole model, if images lie in blocks of channels.
 
-    On blocks a runtime fuses a convolution with the addition behind it, and takes means in another order. So what is
-    fed there goes through an operator that runs on blocks and changes nothing (but −0, which becomes 0).
+    On blocks a runtime fuses a convolution with the addition after it, and computes means in another order. So inputs
+    go through an operator that runs on blocks and changes nothing (except −0, which becomes 0).
     """
     from onnx import helper
 
@@ -123,7 +123,7 @@ def _block(graph: onnx.GraphProto, feeds: Mapping[str, InputType]) -> None:
 
     def fed(name: str) -> str:
         """Return the first of the activations that lead to a name by operators of one input."""
-        for _ in graph.node:  # in a circle no end would come
+        for _ in graph.node:  # a cycle would have no end
             if name not in makers or len(makers[name].input) != 1:
                 break
             name = makers[name].input[0]
@@ -152,7 +152,7 @@ def _held(graph: onnx.GraphProto, nodes: Sequence[int], where: TensorLocation) -
 
 
 def _lift(node: onnx.NodeProto, where: TensorLocation) -> None:
-    """Let a body read a tensor from outside, under the name that it has inside."""
+    """Let a body capture a tensor of the outer graph, under the name that it has inside."""
     import onnx
 
     graph, place = body(node, where.path)

@@ -1,4 +1,4 @@
-"""Passes: functions from a model to a model with the same answers until a fault is fed.
+"""Passes: transformations of a model that keep its outputs until a fault is injected.
 
-Start with `instrument.py`, which inserts the fault operators of `fault_operators.py` behind activations.
+Start with `instrument.py`, which inserts the fault operators of `fault_operators.py` after activations.
 """

@@ -1,13 +1,13 @@
 """Bodies of the fault operators: nodes that compute `(word & keep) ^ flip` on the words of numbers.
 
-Two bodies, one meaning. *Native* (opset 26 on) reads the words with BitCast. *Portable* (opset 11 on; 13 for bfloat16,
-19 for float8, 21 and 25 for the integers of 4 and 2 bits) is plain arithmetic: it finds the exponent by comparing
-with powers of two and the mantissa by scaling, which is exact, splits the word into planes of one bit on a leading
-axis, and puts the number together again. Values stay below 2^24 in float32 (2^53 in float64), so nothing rounds.
+Two bodies with the same meaning. *Native* (opset 26 on) reads the words with BitCast. *Portable* (opset 11 on; 13 for
+bfloat16, 19 for float8, 21 and 25 for the integers of 4 and 2 bits) is plain arithmetic: it finds the exponent by
+comparing with powers of two and the mantissa by scaling, which is exact, splits the word into planes of one bit on a
+leading axis, and assembles the number again. Values stay below 2^24 in float32 (2^53 in float64), so nothing rounds.
 
-Armed files, which are loaded and run with many sites, hold a shorter portable body: floats of 32 bits and less are
-computed in float64, and from opset 18 on with BitwiseAnd and BitwiseXor. Baked files keep to what every runtime
-computes; OpenVINO takes float32 for float64.
+Armed models, which have many sites, use a shorter portable body: floats of 32 bits and less are
+computed in float64, and from opset 18 on with BitwiseAnd and BitwiseXor. Baked models use only what every runtime
+computes; OpenVINO computes float64 as float32.
 
 Limits: a NaN in the input counts as the canonical one (quiet, positive), since arithmetic sees neither its sign nor
 its payload. Signed numbers never pass through Where, whose kernel in ONNX Runtime
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 #: The number of each word in TensorProto.DataType.
 NUMBER: dict[str, int] = {word.name: number for number, word in DATA_TYPES.items()}
-#: From which opset each body runs; formats that are not listed have none.
+#: First opset of each body; formats that are not listed have none.
 _NATIVE = 26
 _PORTABLE = {
     **dict.fromkeys(("float16", "float32", "float64", "bool"), 11),
@@ -42,19 +42,19 @@ _PORTABLE = {
 }
 _REFUSED = {
     "float4_e2m1fn": "no runtime has kernels for it",
-    "float8_e8m0fnu": "it holds scales alone, which runtimes convert and do nothing else with",
-    "complex64": "runtimes have hardly a kernel for complex numbers",
-    "complex128": "runtimes have hardly a kernel for complex numbers",
+    "float8_e8m0fnu": "it is only for scales, which runtimes convert and use for nothing else",
+    "complex64": "runtimes have few kernels for complex numbers",
+    "complex128": "runtimes have few kernels for complex numbers",
 }
 
 
 def opset_of(proto: onnx.ModelProto) -> int:
-    """Return the default opset of a model; 0 where it imports none."""
+    """Return the default opset of a model; 0 if it imports none."""
     return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
 def body_for(word: Word, opset: int, body: str = "auto") -> str:
-    """Return which body changes words of this format at this opset, `native` or `portable`; ModelError where none does.
+    """Return the body for words of this format at this opset, `native` or `portable`; ModelError if there is none.
 
     >>> body_for(WORDS["float32"], 26), body_for(WORDS["float32"], 17)
     ('native', 'portable')
@@ -63,7 +63,7 @@ def body_for(word: Word, opset: int, body: str = "auto") -> str:
         raise ModelError(f"no fault in activations of {word.name}: {_REFUSED[word.name]}; inject into weights")
     native = word.name in _PORTABLE and word.bits >= 8 and not word.name.startswith("float8")
     if body == "native" and native and opset < _NATIVE:
-        raise ModelError(f"the native body needs opset {_NATIVE}, the model has {opset}; raise it, or take portable")
+        raise ModelError(f"the native body needs opset {_NATIVE}, the model has {opset}; raise it, or use portable")
     if body != "portable" and native and opset >= _NATIVE:
         return "native"
     least = _PORTABLE.get(word.name, _NATIVE + 1)
@@ -81,11 +81,11 @@ class NodeBuilder:
     opset: int
     prefix: str = ""
     nodes: list[onnx.NodeProto] = field(default_factory=list)
-    #: Constants by their bytes, each made once.
+    #: Constants by their bytes, each added once.
     known: dict[bytes, str] = field(default_factory=dict)
 
     def add(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        """Append a node; its output is `name`, or one made of its operator."""
+        """Append a node; its output is `name`, or a new name after its operator."""
         from onnx import helper
 
         made = name or f"{self.prefix}{op.lower()}_{len(self.nodes)}"
@@ -116,7 +116,7 @@ class NodeBuilder:
         return self.add("Reshape", value, shape, name=name, **zero)
 
     def restore(self, value: str, shape: str, name: str = "") -> str:
-        """Give a tensor its shape again, which may have a zero; below opset 14 that is left to be inferred."""
+        """Reshape a tensor back; a dimension of 0 is left to be inferred below opset 14."""
         if self.opset < 14:
             shape = self.add("Sub", shape, self.cast(self.add("Equal", shape, self.constant(0)), "int64"))
         return self.reshape(value, shape, name)
@@ -133,9 +133,9 @@ def tensor(values: Any, word: str = "int64") -> onnx.TensorProto:
 def apply_mask(g: NodeBuilder, word: Word, body: str, value: str, keep: str, flip: str, *, short: bool = False) -> str:
     """Add the body: `value` [N,K] of this format, masks int64 [S,K] with S 1 or N; returns the faulty numbers [N,K].
 
-    In the portable body of floats and integers `keep` and `flip` are planes (`planes`), bool [bits,S,K], true where the
-    bit is 0. Bits of a mask beyond the word do not count. `short` takes about half the nodes, of operators and in
-    formats that ONNX Runtime alone computes exactly; see `takes_words` for the masks then.
+    In the portable body of floats and integers `keep` and `flip` are planes (`planes`), bool [bits,S,K], true if the
+    bit is 0. Bits of a mask beyond the word are ignored. `short` takes about half the nodes, with operators and
+    formats that only ONNX Runtime computes exactly; see `takes_words` for its masks.
     """
     if short and body == "portable" and takes_words(word, g.opset):
         return _words(g, word, value, keep, flip) if word.is_float else _native(g, word, value, keep, flip)
@@ -161,11 +161,11 @@ def _plane(g: NodeBuilder, planes: str) -> str:
 
 
 def planes(g: NodeBuilder, mask: str, bits: int) -> str:
-    """Split a mask (int64 [S,K], two's complement) into planes: bool [bits,S,K], true where the bit is 0."""
+    """Split a mask (int64 [S,K], two's complement) into planes: bool [bits,S,K], true if the bit is 0."""
     if bits < 64:
         low = g.add("Mod", mask, g.constant(1 << bits))
         return _zero_bits(g, low, bits)
-    # Division of negative integers rounds towards 0, so the sign goes apart: INT64_MIN + its 63 other bits.
+    # Division of negative integers rounds towards 0, so the sign is separate: INT64_MIN + its 63 other bits.
     negative = g.add("Less", mask, g.constant(0))
     low = g.add("Where", negative, g.add("Sub", mask, g.constant(-(1 << 63))), mask)
     positive = g.add("Not", negative)
@@ -193,7 +193,7 @@ def plane_values(masks: Words, bits: int) -> NDArray[np.bool_]:
 
 
 def _faulty_planes(g: NodeBuilder, zeros: str, keep: str, flip: str) -> str:
-    """Return the planes of the faulty word: a bit is 0 where it was, or is not kept, unless it is flipped."""
+    """Return the planes of the faulty word: a bit is 0 if it was, or is not kept, unless it is flipped."""
     return g.add("Equal", g.add("Or", zeros, keep), flip)
 
 
@@ -232,7 +232,7 @@ def _integer(g: NodeBuilder, word: Word, value: str, keep: str, flip: str) -> st
 
 
 def _sign(g: NodeBuilder, value: str, word: str) -> str:
-    """Return where the sign is set: less than 0, or the -0 whose reciprocal is."""
+    """Return where the sign is set: for negative numbers, and -0, whose reciprocal is negative."""
     zero = g.constant(0, word)
     inverse = g.add("Div", g.constant(1, word), value)
     return g.add("Or", g.add("Less", value, zero), g.add("Less", inverse, zero))
@@ -274,8 +274,8 @@ def _number(g: NodeBuilder, word: Word, q: str, mantissa: str) -> str:
     """Return floats of at most 32 bits, of signs and exponents (int64) and four times the mantissas (float64)."""
     m, half = word.mantissa, 1 << word.exponent
     bias = (half >> 1) - 1
-    # The value is its binade's start and so many steps. At the top the start is infinite and a step would be -2^1025,
-    # which overflows: infinity less infinity is NaN, but no step at all leaves infinity.
+    # The value is the start of its binade plus a number of steps. At the top the start is infinite and a step would be
+    # -2^1025, which overflows: infinity less infinity is NaN, but no step at all leaves infinity.
     step = np.array([2.0 ** (max(k, 1) - bias - m - 2) for k in range(half - 1)] + [-(2.0**1023)])
     start = np.array([0.0, *(2.0 ** (k - bias) for k in range(1, half - 1)), np.inf])
     steps, starts = (g.constant(np.concatenate([t, -t]), "float64") for t in (step, start))
@@ -290,7 +290,7 @@ def _whole_planes(g: NodeBuilder, word: Word, number: str, wide: str) -> str:
 
 
 def _whole(g: NodeBuilder, word: Word, number: str, wide: str) -> str:
-    """Return the words (int64) of floats of at most 32 bits, given in float64, where a whole word is exact.
+    """Return the words (int64) of floats of at most 32 bits, given in float64, if a whole word is exact.
 
     The word of a positive number is piecewise linear between powers of two: the sum of the linear parts.
     """
@@ -300,7 +300,7 @@ def _whole(g: NodeBuilder, word: Word, number: str, wide: str) -> str:
     low, high, rise = (g.constant(t, wide) for t in (ends[:-1], ends[1:], slopes))
     parts = g.sum_planes(g.add("Mul", g.add("Max", g.add("Min", g.add("Abs", number), high), low), rise))
     base = float(np.sum(ends[:-1] * slopes))
-    # -0 is below zero by its reciprocal, -infinity by itself; adding the two keeps either.
+    # -0 is recognised by its reciprocal, -infinity by itself; their sum recognises both.
     minus = g.add("Less", g.add("Add", number, g.add("Reciprocal", number)), g.constant(0, wide))
     sign = (2.0 ** (word.bits - 1) - base, -base)
     signed = g.add("Add", parts, g.add("Where", minus, *(g.constant(s, wide) for s in sign)))
@@ -343,7 +343,7 @@ def _float_planes(g: NodeBuilder, word: Word, number: str, wide: str) -> str:
 
 
 def _bits_of(g: NodeBuilder, number: str, bits: int, wide: str) -> str:
-    """Split whole numbers that are held as floats into planes: a bit is 0 where the fraction is below one half."""
+    """Split whole numbers that are held as floats into planes: a bit is 0 if the fraction is below one half."""
     shifted = g.add("Mul", number, g.constant(np.array([2.0 ** -(i + 1) for i in range(bits)]).reshape(-1, 1, 1), wide))
     fraction = g.add("Sub", shifted, g.add("Floor", shifted))
     return g.add("Less", fraction, g.constant(0.5, wide))

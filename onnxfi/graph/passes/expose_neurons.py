@@ -1,14 +1,14 @@
-"""Neuron exposure: a pass that gives every neuron weights of its own, so that a fault can be injected into one alone.
+"""Neuron exposure: a pass that gives every neuron its own weights, so that faults can be injected into single neurons.
 
 Exporters store one threshold and one leak for a whole layer, and no spike at all. In the exposed model a layer L has
 
-    L/threshold, L/leak, L/refractory   its parameters, an element a neuron (those that it has)
-    L/reset     how much of a reset a neuron takes: 1 is all of it, 0 none
-    L/spike     what a neuron puts out: NaN is what it computes, 0 is a dead neuron, 1 a saturated one
+    L/threshold, L/leak, L/refractory   its parameters, one element per neuron (those that it has)
+    L/reset     share of the reset that is applied: 1 is all of it, 0 none
+    L/spike     output of a neuron: NaN is the computed one, 0 a dead neuron, 1 a saturated one
 
 as float tensors shaped as the neurons of one sample, and the activations `L/membrane/STEP` and `L/spike/STEP` (in the
-body of a loop without STEP). Outputs are the same bit for bit until a weight is faulty: the parameters enter the same
-operations, a spike times 1 is the spike, and NaN chooses what was computed.
+body of a loop without STEP). Outputs stay the same bit for bit until a weight is faulty: the parameters enter the same
+operations, a spike times 1 is the spike, and NaN selects the computed value.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ExposeNeurons(ModelPass[None]):
     again = "refused"
 
     def requires(self, proto: onnx.ModelProto) -> None:
-        """Refuse a model whose neurons are exposed, and layers whose shape is not known."""
+        """Raise ModelError for a model whose neurons are exposed already, and for layers of unknown shape."""
         if read_neuron_table(proto):
             raise ModelError("the neurons are exposed already; inject into this model as it is")
         for layer in self.layers:
@@ -85,20 +85,20 @@ class ExposeNeurons(ModelPass[None]):
 
     @classmethod
     def neutral(cls, model: Model) -> ExposeNeurons | None:
-        """Return the pass for the layers that are found by their pattern."""
+        """Return the pass for the layers that are detected by pattern."""
         layers = () if read_neuron_table(model.proto) else find_spiking_layers(model).layers
         return cls(layers) if layers and all(layer.shape is not None for layer in layers) else None
 
 
 class _LayerEdit(GraphEdit):
-    """The edit of a graph that has spiking layers; weights are stored in the main graph, where bodies see them."""
+    """Edit of a graph with spiking layers; weights are stored in the main graph, which bodies can read."""
 
     def __init__(self, graph: onnx.GraphProto, main: onnx.GraphProto) -> None:
         super().__init__(graph)
         self.main = main
 
     def put(self, position: int, op: str, inputs: Sequence[str], output: str, layer: str = "") -> None:
-        """Put a node behind another; it belongs to that one's module, or to the layer that is named."""
+        """Insert a node after another; it belongs to that node's module, or to the named layer."""
         from onnx import helper
 
         node = helper.make_node(op, list(inputs), [output])
@@ -120,7 +120,7 @@ class _LayerEdit(GraphEdit):
         self.main.initializer.append(numpy_helper.from_array(value, name))
 
     def replace_output(self, old: str, new: str) -> None:
-        """Let a graph that puts out one tensor put out the other, under the old name."""
+        """Replace an output of a graph by another tensor, under the old name."""
         if old not in self.outputs:
             return
         position, unexposed = self.maker[old], f"{old}/plain"
@@ -133,7 +133,7 @@ class _LayerEdit(GraphEdit):
 
 
 def _expose(edit: _LayerEdit, layer: SpikingLayer) -> dict[str, Any]:
-    """Expose one layer; returns its row of the table."""
+    """Expose one layer; return its row of the table."""
     words: dict[str, str] = {}
     for variable in layer.variables:
         words[variable.name] = stored = f"{layer.name}/{variable.name}"
@@ -157,7 +157,7 @@ def _expose(edit: _LayerEdit, layer: SpikingLayer) -> dict[str, Any]:
 
 
 def _by_neuron(variable: Variable, layer: SpikingLayer) -> NDArray[Any]:
-    """Return a parameter with an element a neuron."""
+    """Return a parameter with one element per neuron."""
     assert layer.shape is not None
     value = variable.value
     while value.ndim > len(layer.shape) and value.shape[0] == 1:
@@ -166,19 +166,19 @@ def _by_neuron(variable: Variable, layer: SpikingLayer) -> NDArray[Any]:
         return np.broadcast_to(value, layer.shape).copy()
     except ValueError:
         raise ModelError(
-            f"the {variable.name} of {layer.name!r} has the shape {list(variable.value.shape)}, which does not go with "
+            f"the {variable.name} of {layer.name!r} has the shape {list(variable.value.shape)}, which does not fit "
             f"its neurons, {list(layer.shape)}"
         ) from None
 
 
 def _expose_step(edit: _LayerEdit, layer: SpikingLayer, step: Step, suffix: str) -> tuple[str, str]:
-    """Expose one step; returns the names of its membrane potential and its spikes."""
+    """Expose one step; return the names of its membrane potential and its spikes."""
     graph, name = edit.graph, layer.name
     inner = {(u.node, u.input): text(graph.node[u.node].input[u.input]) for u in (*step.inner, *step.resets)}
     membrane = f"{name}/membrane{suffix}" if step.membrane else ""
     if step.membrane:
         position = edit.maker.get(step.membrane, -1)
-        # An Identity of its own: what makes the first potential may be the current of every step.
+        # A separate Identity: the producer of the first potential may be the current of every step.
         edit.put(position, "Identity", [step.membrane], membrane, f"{name}/membrane")
         for (number, k), read in inner.items():
             if read == step.membrane:
@@ -195,7 +195,7 @@ def _expose_step(edit: _LayerEdit, layer: SpikingLayer, step: Step, suffix: str)
 
 
 def _weighted_reset(edit: _LayerEdit, layer: SpikingLayer, signal: str, suffix: str) -> str:
-    """Return the product of a reset signal and how much of it each neuron takes."""
+    """Return the product of a reset signal and each neuron's share of it."""
     out = f"{layer.name}/{signal.replace('/', '_')}{suffix}/taken"
     position = edit.maker.get(signal, -1)
     if not any(out in node.output for node in edit.behind(position)):
@@ -204,7 +204,7 @@ def _weighted_reset(edit: _LayerEdit, layer: SpikingLayer, signal: str, suffix: 
 
 
 def _prune(proto: onnx.ModelProto, origins: set[str]) -> None:
-    """Drop the parameters of whole layers that nothing reads any more, and the nodes that only converted them."""
+    """Drop parameters of whole layers without readers, and the nodes that only converted them."""
     for graph in reversed(list(all_graphs(proto.graph))):
         gone = True
         while gone:
@@ -221,14 +221,14 @@ def _prune(proto: onnx.ModelProto, origins: set[str]) -> None:
 
 
 def _converts(node: onnx.NodeProto, origins: set[str]) -> bool:
-    """Return whether a node does nothing but convert one of these parameters."""
+    """Return whether a node only converts one of these parameters."""
     if node.op_type == "Constant":
         return node.output[0] in origins
     return bool(node.input) and any(name in origins for name in node.input) and node.op_type in ("Identity", "Clip")
 
 
 def _read(proto: onnx.ModelProto) -> set[str]:
-    """Return the names that nodes of any graph read, and those that graphs put out."""
+    """Return the names that nodes of any graph read, and the outputs of graphs."""
     names = set()
     for graph in all_graphs(proto.graph):
         names |= {text(o.name) for o in graph.output} | {text(n) for node in graph.node for n in node.input if n}

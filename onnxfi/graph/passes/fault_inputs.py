@@ -1,10 +1,10 @@
 """Inputs of an armed model: the columns that it is fed, made of faults.
 
-A column is one slot of one site: `site` [F] is its number, `element` [S,F] which element, `keep` and `flip` [S,F] what
-becomes of its word (or `scale` and `shift`, what of its number), `first` and `last` [F] in which iterations. S is 1
-where the faults are the same in every sample, else a row a sample. The graph cannot see that one element is named twice
-(one of the two faults would be lost), that an index is negative (it would count from the end), or that a step never
-comes: all three are settled here.
+A column is one slot of one site: `site` [F] is its number, `element` [S,F] the element, `keep` and `flip` [S,F] the
+mask of its word (or `scale` and `shift`, the change of its number), `first` and `last` [F] the iterations. S is 1 if
+the faults are the same in every sample, else the number of samples. The graph cannot detect that an element is named
+twice (one of the two faults would be lost), that an index is negative (it would count from the end), or that a step is
+beyond the loop: all three are checked here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.passes.instrument import ActivationFault, Armed
 
 Columns = dict[str, NDArray[Any]]
-#: What becomes of elements: a mask for the word, or a scale and a shift for the number.
+#: Change of elements: a mask for the word, or a scale and a shift for the number.
 _Cell = dict[int, Mask | tuple[float, float]]
 
 
@@ -34,11 +34,11 @@ def columns(
     batch: int | None = None,
     trips: Mapping[str, int] | None = None,
 ) -> Columns:
-    """Return what to feed for these faults; nothing but empty columns where there are none.
+    """Return the inputs to feed for these faults; empty columns if there are none.
 
-    `batch` is the number of samples that will run, needed where a fault names its sample; `trips` the iterations of
-    the loops around targets, by target id. Raises SelectorError for an element, sample or step that is not there, and
-    FaultError for a fault that is no mask (where numbers change: no scale and shift); both name the site.
+    `batch` is the number of samples in the run, needed if a fault names its sample; `trips` the iterations of the loops
+    around targets, by target id. Raises SelectorError for an element, sample or step that does not exist, and
+    FaultError for a fault that is not a mask (with `values`: not a scale and shift); both name the site.
 
     >>> from onnxfi.faults.space import Selector
     >>> from onnxfi.graph.dataflow.activation_targets import activations, select_activations
@@ -82,7 +82,7 @@ def _laid_out(armed: Armed, slots: Sequence[tuple[int, int, int, list[_Cell]]], 
         for name, value in (("site", site), ("first", first), ("last", last)):
             steps[name][here] = value
         for row, cell in enumerate(cells):
-            # A row with fewer faults repeats its last one, which writes the same; one without has none.
+            # A row with fewer faults repeats its last one, which writes the same value.
             known = list(cell.items()) or [(0, nothing)]
             known += [known[-1]] * (width - len(known))
             element[row, here] = [element for element, _ in known]
@@ -97,7 +97,7 @@ def _laid_out(armed: Armed, slots: Sequence[tuple[int, int, int, list[_Cell]]], 
 
 
 def _intervals(faults: Sequence[ActivationFault]) -> list[tuple[int, int, list[ActivationFault]]]:
-    """Cut the iterations where some fault begins or ends; returns each interval with its faults."""
+    """Split the iterations at the start and end of faults; return each interval with its faults."""
     edges = sorted({s.first for s in faults} | {s.last + 1 for s in faults})
     intervals = []
     for start, end in pairwise(edges):
@@ -108,7 +108,7 @@ def _intervals(faults: Sequence[ActivationFault]) -> list[tuple[int, int, list[A
 
 
 def _rows(faults: Sequence[ActivationFault], rows: int) -> list[_Cell]:
-    """Return for each row what becomes of every faulty element, faults of one element merged in order."""
+    """Return for each row the change of every faulty element, faults of one element merged in order."""
     cells: list[_Cell] = [{} for _ in range(rows)]
     for s in faults:
         for row in range(rows) if s.sample is None else [s.sample]:
@@ -139,7 +139,7 @@ def _check(armed: Armed, s: ActivationFault, batch: int | None, trips: int | Non
 
 
 def check_iteration(s: ActivationFault, trips: int | None) -> None:
-    """Refuse a step that does not come, where the number of iterations is known."""
+    """Raise SelectorError for a step beyond the loop, if the number of iterations is known."""
     if trips == 0:
         raise SelectorError(f"{site_text(s)}: the loop does not run on this data, so it has no step")
     if trips is not None and s.first >= trips:
@@ -147,7 +147,7 @@ def check_iteration(s: ActivationFault, trips: int | None) -> None:
 
 
 def check_location(a: Activation, s: ActivationFault, batch: int | None) -> None:
-    """Refuse an element, sample or step that is not there."""
+    """Raise SelectorError for an element, sample or step that does not exist."""
     where = site_text(s)
     if s.element < 0 or (a.shape_known and s.element >= a.target.size):
         raise SelectorError(f"{where}: elements of {a.target.id!r} are 0 to {a.target.size - 1}")
@@ -165,7 +165,7 @@ def check_location(a: Activation, s: ActivationFault, batch: int | None) -> None
 
 
 def site_text(s: ActivationFault) -> str:
-    """Return the site of a fault as messages write it."""
+    """Return the site of a fault as text for messages."""
     sample = "" if s.sample is None else f"@sample={s.sample}"
     step = "" if (s.first, s.last) == (0, LAST_STEP) else f"@step={s.first}"
     return f"{s.activation.target.id}[{s.element}]{sample}{step}"

@@ -1,19 +1,18 @@
 """The fault operators: model-local functions in the domain `onnxfi`, made of standard nodes alone.
 
-`InjectFault` takes a tensor and gives it back with some of its words changed to `(word & keep) ^ flip`. It gathers the
+`InjectFault` returns a tensor with some of its words changed to `(word & keep) ^ flip`. It gathers the
 faulty elements, runs the body (bit_arithmetic.py) on those, and scatters them back, in place where the runtime can
 prove that it may.
 
 Three forms, one operator per number format, body and place of the batch axis:
 
 - *armed*: the faults are inputs. The body sits inside an `If` that is false while there is no fault, since a runtime's
-  planning grows with the square of what is not (400 sites in float32 loaded in 5 s, against 249 s).
+  planning time grows with the square of the nodes outside (400 sites in float32 load in 5 s instead of 249 s).
 - *baked*: elements and masks are constants of the node, the same in all samples.
 - *sampled*: baked, each fault in one sample of the batch; a sample beyond the batch fails loudly.
 
-Each may have a gate: the iteration of the loop in which it sits, with the first and last one that has the fault. And
-each exists for numbers as well (`InjectScale`, `FixedScale`): the number becomes `number * scale + shift`, where no
-mask describes the fault.
+Each may have a gate: the iteration of the loop around it, with the first and last faulty one. Each form also exists for
+numbers (`InjectScale`, `FixedScale`): the number becomes `number * scale + shift`, for faults without a mask.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ DOMAIN = "onnxfi"
 
 @dataclass(frozen=True)
 class Operator:
-    """One fault operator: for which words, in which opset and body, and in which form.
+    """One fault operator: its number format, opset, body and form.
 
     `whole` counts elements over the whole tensor (no batch axis); `gated` compares the iteration.
 
@@ -81,7 +80,7 @@ class Operator:
 
     @property
     def takes_planes(self) -> bool:
-        """True where masks are given as planes of one bit: bool [bits,S,F], true where the bit is 0."""
+        """True if masks are given as planes of one bit: bool [bits,S,F], true if the bit is 0."""
         return self.kind == "portable" and not self.valued and not self._takes_words
 
     @property
@@ -90,7 +89,7 @@ class Operator:
 
     @property
     def columns(self) -> tuple[str, str]:
-        """The columns of an armed model for the change: as they are fed, or prepared for all sites."""
+        """The columns of an armed model for the change, as fed or as prepared for all sites."""
         bits = self.word.bits
         if self.takes_planes:
             return f"keep.planes{bits}", f"flip.planes{bits}"
@@ -105,7 +104,7 @@ class Operator:
 
     @property
     def change(self) -> tuple[str, str]:
-        """The inputs for the change of a word, or of a number."""
+        """The inputs that describe the change of a word, or of a number."""
         return ("scale", "shift") if self.valued else ("keep", "flip")
 
     def function(self) -> onnx.FunctionProto:
@@ -132,14 +131,14 @@ class Operator:
         return g.add("Flatten", x, axis=0 if self.whole else 1)
 
     def _samples(self, g: NodeBuilder, shape: str) -> str:
-        """Return the number of samples, [1]; the scatter must not come before this reads the shape."""
+        """Return the number of samples, [1]; the scatter must come after this reads the shape."""
         return g.constant([1]) if self.whole else g.add("Gather", shape, g.constant([0]))
 
     def _scatter(self, g: NodeBuilder, flat: str, at: str, faulty: str, shape: str) -> None:
         g.restore(g.add("ScatterElements", flat, at, faulty, axis=1), shape, name=self._end)
 
     def _armed(self, g: NodeBuilder, x: str) -> None:
-        """Gather and change the elements of a site where it has faults; always scatter, mostly nothing."""
+        """Gather and change the faulty elements of a site; always scatter, mostly an empty set."""
         from onnx import helper
 
         number = g.add("Constant", name="number")
@@ -174,7 +173,7 @@ class Operator:
 
     @property
     def _widens(self) -> bool:
-        """True where the value leaves the If as float32: it puts out bfloat16 from opset 16 on only."""
+        """True if the value leaves the If as float32: the If has bfloat16 outputs only from opset 16 on."""
         return self.word.name == "bfloat16" and self.opset < 16
 
     def _branch(self, g: NodeBuilder, name: str, at: str, value: str) -> onnx.GraphProto:
@@ -222,7 +221,7 @@ class Operator:
         g.restore(g.add("ScatterND", flat, "at", faulty), shape, name=self._end)
 
     def _gate(self, g: NodeBuilder, value: str) -> str:
-        """Return the faulty numbers, in the chosen iterations only where there is a gate."""
+        """Return the faulty numbers, with a gate only in the chosen iterations."""
         from onnx import helper
 
         if not self.gated:
@@ -255,7 +254,7 @@ class Operator:
 
 
 class FunctionLibrary:
-    """The fault operators of one model: a function is made for each, where the model has no equal one."""
+    """The fault operators of one model: each becomes a function, unless the model has an equal one."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.proto, self.opset = proto, opset_of(proto)
@@ -279,7 +278,7 @@ class FunctionLibrary:
         return made.name
 
     def write(self) -> None:
-        """Write the functions that were made into the model, which imports their domain."""
+        """Add the new functions to the model, and import their domain."""
         self.proto.functions.extend(self._made.values())
         if not any(o.domain == DOMAIN for o in self.proto.opset_import):
             entry = self.proto.opset_import.add()
@@ -289,7 +288,7 @@ class FunctionLibrary:
 def allow_functions(proto: onnx.ModelProto) -> None:
     """Raise the IR version of a model to the first that has functions.
 
-    Weights that are inputs could be fed from there on, and are not folded: they are inputs no more.
+    From that version on, weights that are graph inputs can be fed and are not folded: they are removed from the inputs.
     """
     if proto.ir_version < 8:
         proto.ir_version = 8
@@ -302,7 +301,7 @@ def allow_functions(proto: onnx.ModelProto) -> None:
 def call_operator(
     g: NodeBuilder, name: str, a: Activation, between: tuple[str, str], given: Sequence[str], **attributes: Any
 ) -> None:
-    """Call an operator between a value and its result; samples that do not come first are brought there and back."""
+    """Call an operator between a value and its result; the sample axis is moved to the front and back."""
     value, result = between
     attributes["domain"] = DOMAIN
     if a.place is not None and a.place.rows > 1:
@@ -322,7 +321,7 @@ def _call_by_sample(
     g: NodeBuilder, name: str, a: Activation, held: SampleAxis, between: tuple[str, str], given: Sequence[str],
     attributes: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    """Call an operator on a tensor that has several rows a sample: those are given an axis of their own, and back."""
+    """Call an operator on a tensor with several rows per sample, which get an axis of their own meanwhile."""
     value, result = between
     own = a.target.shape
     if not a.shape_known:
@@ -336,10 +335,10 @@ def _call_by_sample(
 
 
 def declared_types(sites: Sequence[Activation]) -> dict[tuple[str, str], onnx.TypeProto]:
-    """Return the types that value_info is to declare, with which the runtime can prove that it may scatter in place.
+    """Return the types to declare in value_info, from which the runtime can prove that it may scatter in place.
 
-    Nothing inside bodies, where what is inferred need not hold in every iteration, and nothing that the file alone
-    declares: the runtime would believe it.
+    Types inside bodies are left out, as inferred ones need not hold in every iteration, and those that only the file
+    declares, as the runtime would trust them.
     """
     from onnx import helper
 

@@ -1,7 +1,7 @@
-"""Folding: float weights behind a QuantizeLinear become the integers that it puts out.
+"""Folding: float weights before a QuantizeLinear are replaced by its integer outputs.
 
-Quantisation-aware training leaves such models. A device keeps the integers in memory, so those are the targets of
-faults; the runtime's outputs stay the same, since it computes the same integers when it loads the model.
+Quantisation-aware training gives such models. A device stores the integers, so these are the targets of faults. The
+runtime's outputs stay the same, since it computes the same integers when it loads the model.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _OUTPUT_TYPE = {word.name: number for number, word in DATA_TYPES.items()}
 
 @dataclass(frozen=True)
 class FoldQuantize(ModelPass[tuple[str, ...]]):
-    """The pass that folds the quantised weights of the main graph; its result are their names.
+    """The pass that folds the quantised weights of the main graph; its result is their names.
 
-    The integers are QuantizeLinear's: x / scale in float32, rounded half to even, plus the zero point, held at the ends
-    of the range. `folder` is where the external data of the model lies.
+    The integers are QuantizeLinear's: x / scale in float32, rounded half to even, plus the zero point, clipped to
+    the range. `folder` is the folder of the model's external data.
     """
 
     folder: Path | None = None
@@ -40,7 +40,7 @@ class FoldQuantize(ModelPass[tuple[str, ...]]):
     again = "unchanged"
 
     def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
-        """Store the integers of each weight, and drop the node that made them."""
+        """Store the integers of each weight, and drop its QuantizeLinear."""
         folded, read = [], set[str]()
         for node, values in list(_quantised_weights(proto.graph)):
             if node.output[0] not in folded:
@@ -52,7 +52,7 @@ class FoldQuantize(ModelPass[tuple[str, ...]]):
         return tuple(folded)
 
     def _inside(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
-        """Return a tensor with its numbers, wherever they lie."""
+        """Return a tensor with its numbers, also from external data."""
         import onnx
         from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
@@ -108,7 +108,7 @@ def fold_weight_quantize(model: Model) -> bytes:
 
 
 def _quantised_weights(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, list[onnx.TensorProto]]]:
-    """Find each QuantizeLinear that reads nothing but stored tensors, and those: floats, scale and zero point."""
+    """Find each QuantizeLinear that reads only stored tensors, and those: floats, scale and zero point."""
     constants = {
         n.output[0]: a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.HasField("t")
     }
@@ -121,7 +121,7 @@ def _quantised_weights(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto,
 
 
 def _integers(node: onnx.NodeProto, values: list[onnx.TensorProto]) -> onnx.TensorProto:
-    """Return what a QuantizeLinear puts out, as a tensor of its output's name."""
+    """Return the output of a QuantizeLinear as a stored tensor."""
     import onnx
 
     x, scale = (np.asarray(onnx.numpy_helper.to_array(v), np.float32) for v in values[:2])
@@ -146,7 +146,7 @@ def _integers(node: onnx.NodeProto, values: list[onnx.TensorProto]) -> onnx.Tens
 
 
 def _quantised_format(node: onnx.NodeProto, numbers: dict[str, int], values: list[onnx.TensorProto]) -> Word:
-    """Return the format that a QuantizeLinear puts out."""
+    """Return the output format of a QuantizeLinear."""
     number = values[2].data_type if len(values) > 2 else numbers.get("output_dtype", 0)
     word = DATA_TYPES[number] if number else WORDS["uint8"]
     if word.is_float:
@@ -155,7 +155,7 @@ def _quantised_format(node: onnx.NodeProto, numbers: dict[str, int], values: lis
 
 
 def _broadcast(held: NDArray[np.float32], shape: tuple[int, ...], axis: int, block: int) -> NDArray[np.float32]:
-    """Return a scale or zero point in the shape of the tensor: one, one a channel, or one a block."""
+    """Return a scale or zero point in the shape of the tensor: one value, one per channel, or one per block."""
     if held.size == 1:
         return held.reshape(())
     if block:
@@ -164,7 +164,7 @@ def _broadcast(held: NDArray[np.float32], shape: tuple[int, ...], axis: int, blo
 
 
 def _drop_unused(graph: onnx.GraphProto, names: set[str]) -> None:
-    """Drop those of these stored tensors that nothing reads any more, and their inputs."""
+    """Drop those of these stored tensors that have no readers, and the inputs of their names."""
     gone = names - {value.name for value in graph.output} - _read_names(graph)
     for node in [node for node in graph.node if node.op_type == "Constant" and node.output[0] in gone]:
         graph.node.remove(node)

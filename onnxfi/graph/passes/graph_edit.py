@@ -1,4 +1,4 @@
-"""Edits of graphs: names that are free, nodes put between others, readers of a tensor given another one."""
+"""Edits of graphs: free names, inserted nodes, and redirected consumers of a tensor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def used_names(proto: onnx.ModelProto) -> set[str]:
-    """Return all names that a model uses, and what they begin with before a dot: no new name, and no new prefix.
+    """Return all names that a model uses, and their prefixes before a dot; new names and prefixes must differ.
 
     >>> import onnx
     >>> {"conv1", "conv1.weight", "relu"} <= used_names(onnx.load("models/fashion_cnn.onnx"))
@@ -49,7 +49,7 @@ class FreeNames:
         self._next: dict[str, int] = {}
 
     def new(self, name: str) -> str:
-        """Return this name, or the first of `name2`, `name3`, … that is free, and use it up."""
+        """Return this name, or the first of `name2`, `name3`, … that is free, and mark it as used."""
         unique, number = name, self._next.get(name, 2)
         while unique in self._used:
             unique, number = f"{name}{number}", number + 1
@@ -59,7 +59,7 @@ class FreeNames:
 
 
 class GraphEdit:
-    """An edit of one graph: nodes are collected, and written at once, so that positions are those before the edit.
+    """Edit of one graph: nodes are collected and inserted together, so that positions are those before the edit.
 
     Position −1 is the start of the graph.
     """
@@ -72,15 +72,15 @@ class GraphEdit:
         self._behind: dict[int, list[onnx.NodeProto]] = {}
 
     def put_before(self, position: int, nodes: Sequence[onnx.NodeProto]) -> None:
-        """Put nodes before the node at a position."""
+        """Insert nodes before the node at a position."""
         self._before.setdefault(position, []).extend(nodes)
 
     def put_behind(self, position: int, nodes: Sequence[onnx.NodeProto]) -> None:
-        """Put nodes behind the node at a position, and behind those that were put there."""
+        """Insert nodes after the node at a position, and after those inserted there already."""
         self._behind.setdefault(position, []).extend(nodes)
 
     def behind(self, position: int) -> Sequence[onnx.NodeProto]:
-        """Return the nodes that were put behind a position."""
+        """Return the nodes inserted after a position."""
         return self._behind.get(position, [])
 
     def rename_output(self, position: int, old: str, new: str) -> None:
@@ -92,7 +92,7 @@ class GraphEdit:
         self.maker[new] = position
 
     def redirect(self, old: str, new: str, kept: Container[tuple[int, int]] = ()) -> None:
-        """Let the nodes that the graph had, and their bodies, read another tensor, but for the inputs in `kept`.
+        """Let the original nodes and their bodies read another tensor, except for the inputs in `kept`.
 
         `kept` are pairs of a position and the number of an input.
         """
@@ -115,7 +115,7 @@ class GraphEdit:
 
 
 def redirect_node(node: Any, old: str, new: str, kept: Container[int] = ()) -> None:
-    """Let a node and its bodies read another tensor, except where a body has one of that name itself."""
+    """Let a node and its bodies read another tensor, except bodies that define that name themselves."""
     for k, name in enumerate(node.input):
         if name == old and k not in kept:
             node.input[k] = new
@@ -135,17 +135,17 @@ def add_loop_state(
     node: onnx.NodeProto, body: onnx.GraphProto, names: FreeNames, opset: int,
     following: Callable[[NodeBuilder, str], str],
 ) -> tuple[str, str, str]:  # fmt: skip
-    """Give a Scan or Loop one more state, an integer, behind its other states.
+    """Add an integer state to a Scan or Loop, after its other states.
 
-    `following` adds the nodes that make its next value. Returns the names of its value inside, of what comes out at the
-    end, and of the start, which is still to be made.
+    `following` adds the nodes that compute its next value. Returns the names of its value inside, of its final value,
+    and of its initial value, which the caller has to produce.
     """
     from onnx import helper
 
     inside: Any = body
     scans = node.op_type == "Scan"
     scanned = next(a.i for a in node.attribute if a.name == "num_scan_inputs") if scans else 0
-    # A Loop takes a trip count and a condition first; its body an iteration and a condition, and puts out a condition.
+    # A Loop takes a trip count and a condition first; its body an iteration and a condition, and returns a condition.
     states, before = len(body.input) - scanned - (0 if scans else 2), 0 if scans else 2
     start, now = (names.new(f"onnxfi.{n}") for n in ("start", "step"))
     end = names.new(f"{start}.end")

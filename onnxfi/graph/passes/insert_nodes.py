@@ -1,7 +1,7 @@
-"""Insertion of nodes behind tensors of a graph and of the bodies inside it, so that every reader sees the new value.
+"""Insertion of nodes after tensors of a graph and of its bodies, so that every consumer reads the new value.
 
-A tensor keeps its name behind what is inserted; the output of its node becomes `NAME.fault_free`. Inside a body the
-iteration of the nearest loop is at hand: a Loop has it, a Scan is given a state that counts.
+The new value has the name of the tensor; the output of the tensor's node becomes `NAME.fault_free`. Inside a body the
+iteration of the nearest loop is available: a Loop has it, a Scan gets a state that counts.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit, add_loop_state
 if TYPE_CHECKING:
     import onnx
 
-#: Given the value's name, the result's and the iteration's ('' outside loops), append the nodes between the two.
+#: Appends the nodes between a value and its result, given both names and that of the iteration ('' outside loops).
 Insert = Callable[[NodeBuilder, str, str, str], None]
 
 
 @dataclass
 class _Insertions:
-    """The insertions into one model: what goes where, which are made, and what value_info at the top describes."""
+    """The insertions into one model: those planned, those done, and the types declared in value_info."""
 
     inserts: Mapping[tuple[str, str], Insert]
     types: Mapping[tuple[str, str], onnx.TypeProto]
@@ -37,9 +37,9 @@ class _Insertions:
 def insert_behind(
     proto: onnx.ModelProto, inserts: Mapping[tuple[str, str], Insert], types: Mapping[tuple[str, str], onnx.TypeProto]
 ) -> None:
-    """Insert nodes behind each tensor (path, name) of a model, which is changed; ModelError where one is not found.
+    """Insert nodes after each tensor (path, name) of a model, in place; ModelError if one is not found.
 
-    `types` are those that value_info is to declare of both sides.
+    `types` are declared in value_info for the values before and after.
     """
     graph = proto.graph
     described = {v.name for v in (*graph.value_info, *graph.output, *graph.input)}
@@ -51,7 +51,7 @@ def insert_behind(
 
 
 def _insert(state: _Insertions, graph: onnx.GraphProto, path: str, step: str) -> None:
-    """Insert behind the tensors of one graph, and of the bodies in it."""
+    """Insert after the tensors of one graph, and of its bodies."""
     edit = GraphEdit(graph)
     here = {name for p, name in state.inserts if p == path}
     if not path:
@@ -85,7 +85,7 @@ def _inserted(
 
 
 def _insert_behind_inputs(state: _Insertions, edit: GraphEdit, here: set[str], step: str) -> None:
-    """Insert behind graph inputs, which keep their names: their readers read another one."""
+    """Insert after graph inputs, which keep their names: their consumers read another tensor."""
     for name in [value.name for value in edit.graph.input if value.name in here]:
         if name in edit.outputs:
             raise ModelError(f"{name!r} is an input and an output of the graph at once; choose another tensor")
@@ -103,7 +103,7 @@ def _insert_in_bodies(
         path = f"{around}{label}.{name}::"
         if not any(p.startswith(path) for p, _ in state.inserts):
             continue
-        node.name = label  # so that what lies in it keeps its path, whatever nodes come before it now
+        node.name = label  # so that its contents keep their path, whatever nodes come before it now
         inside = step
         if node.op_type == "Loop":
             inside = body.input[0].name

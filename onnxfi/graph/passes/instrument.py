@@ -1,4 +1,4 @@
-"""The passes that put fault operators behind activations, and keep everything else as it is.
+"""The passes that insert fault operators after activations, and change nothing else.
 
 The result is a plain ONNX model: standard nodes and model-local functions (fault_operators.py). A faulty tensor keeps
 its name, so that every reader, every graph output and every body that captures it sees the faulty value; the output of
@@ -45,8 +45,8 @@ _STEPS = ("first", "last")
 class Armed:
     """An armed model: fault-free until its columns are fed.
 
-    `sites` are the faulty tensors, numbered in order; `prefix` begins the names of the columns; with `steps` the
-    iterations (`first`, `last`) are columns too; with `values` numbers change (`scale`, `shift`) and not words.
+    `sites` are the armed tensors, numbered in order; `prefix` begins the names of the columns. With `steps` the
+    iterations (`first`, `last`) are columns too; with `values` faults change numbers (`scale`, `shift`), not words.
     """
 
     proto: onnx.ModelProto = field(repr=False)
@@ -81,14 +81,14 @@ class ActivationFault:
 
 
 def check_word_formats(rows: Iterable[Activation], opset: int, body: str = "auto") -> tuple[Activation, ...]:
-    """Return the activations, with a reason at those whose words no operator changes at this opset."""
+    """Return the activations, with the reason for those whose words no operator can change at this opset."""
     return tuple(
         a if a.unsupported_reason else replace(a, unsupported_reason=_word_refusal(a, opset, body)) for a in rows
     )
 
 
 def _word_refusal(a: Activation, opset: int, body: str) -> str:
-    """Return why no operator changes the words of an activation; '' where one does."""
+    """Return why no operator changes the words of an activation; '' if one does."""
     try:
         body_for(a.target.word, opset, body)
     except ModelError as error:
@@ -97,12 +97,12 @@ def _word_refusal(a: Activation, opset: int, body: str) -> str:
 
 
 def check_value_formats(rows: Iterable[Activation]) -> tuple[Activation, ...]:
-    """Return the activations, with a reason at those whose numbers no scale and shift can change."""
+    """Return the activations, with the reason for those whose numbers no scale and shift can change."""
     return tuple(a if a.unsupported_reason else replace(a, unsupported_reason=_value_refusal(a)) for a in rows)
 
 
 def _value_refusal(a: Activation) -> str:
-    """Return why no scale and shift changes the numbers of an activation; '' where they do."""
+    """Return why no scale and shift changes the numbers of an activation; '' if they do."""
     try:
         check_values(a.target.word)
     except FaultError as error:
@@ -112,10 +112,10 @@ def _value_refusal(a: Activation) -> str:
 
 @dataclass(frozen=True)
 class ArmFaults(ModelPass[Armed]):
-    """The pass that puts an armed operator behind each of these activations.
+    """The pass that inserts an armed operator after each of these activations.
 
-    Its new inputs have defaults that mean no fault. With `values` they describe what becomes of a number, `number *
-    scale + shift`, rather than of a word.
+    Its new inputs have defaults that mean no fault. With `values` they describe the change of a number, `number * scale
+    + shift`, rather than of a word.
     """
 
     sites: tuple[Activation, ...]
@@ -125,7 +125,7 @@ class ArmFaults(ModelPass[Armed]):
     again = "added"
 
     def requires(self, proto: onnx.ModelProto) -> None:
-        """Refuse formats whose words, or with `values` whose numbers, no operator changes."""
+        """Raise an error for formats whose words (with `values`: numbers) no operator can change."""
         for a in self.sites:
             body_for(a.target.word, opset_of(proto), self.body)
             if self.values:
@@ -160,10 +160,10 @@ class ArmFaults(ModelPass[Armed]):
 
 
 def arm(proto: onnx.ModelProto, sites: Sequence[Activation], *, body: str = "auto", values: bool = False) -> Armed:
-    """Return a copy of a model with an armed operator behind each of these tensors (see `ArmFaults`).
+    """Return a copy of a model with an armed operator after each of these tensors (see `ArmFaults`).
 
-    Raises ModelError for a tensor that is not there or whose format no operator changes, FaultError for one of a format
-    whose numbers cannot be changed so.
+    Raises ModelError for a tensor that does not exist or whose format no operator can change, FaultError for a format
+    whose numbers cannot be changed.
     """
     return ArmFaults(tuple(sites), body, values).run(proto)[1]
 
@@ -188,7 +188,7 @@ def _row(number: int, a: Activation) -> dict[str, object]:
 class BakeFaults(ModelPass[None]):
     """The pass that writes these faults into a model: indices and masks are constants.
 
-    `inline` writes it without model-local functions, for runtimes that know none.
+    `inline` writes it without model-local functions, for runtimes that do not support them.
     """
 
     faults: tuple[ActivationFault, ...]
@@ -198,7 +198,7 @@ class BakeFaults(ModelPass[None]):
     again = "added"
 
     def requires(self, proto: onnx.ModelProto) -> None:
-        """Refuse samples and steps of activations that have none, and faults that a format cannot have."""
+        """Raise FaultError for samples and steps of activations without these, and for faults that do not fit."""
         for fault in self.faults:
             a = fault.activation
             if not a.loop and (fault.first, fault.last) != (0, LAST_STEP):
@@ -243,7 +243,7 @@ def bake(
 
 
 def _inline_functions(proto: onnx.ModelProto) -> None:
-    """Put the nodes of the fault operators in the place of their calls."""
+    """Replace the calls of fault operators by their nodes."""
     from onnx import inliner
 
     names = [(f.domain, f.name) for f in proto.functions if f.domain == DOMAIN]
@@ -271,7 +271,7 @@ def _groups(faults: Sequence[ActivationFault]) -> list[list[ActivationFault]]:
 
 
 def _baked_step(library: FunctionLibrary, group: list[ActivationFault], body: str) -> Insert:
-    """Return what inserts the operator of faults that share a form."""
+    """Return the insertion of the operator of faults that share a form."""
     head, a = group[0], group[0].activation
     gated = bool(a.loop) and (head.first, head.last) != (0, LAST_STEP)
     form = "baked" if head.sample is None else "sampled"
@@ -301,7 +301,7 @@ def _masks(g: NodeBuilder, operator: Operator, group: list[ActivationFault]) -> 
 
 
 def _in_sequence(steps: Sequence[Insert]) -> Insert:
-    """Return what inserts several operators one behind the other."""
+    """Return the insertion of several operators in sequence."""
 
     def insert(g: NodeBuilder, value: str, result: str, step: str) -> None:
         for k, one in enumerate(steps):
@@ -314,7 +314,7 @@ def _in_sequence(steps: Sequence[Insert]) -> Insert:
 
 
 def _armed_site(name: str, operator: Operator, a: Activation, number: int, prefix: str) -> Insert:
-    """Return what inserts the armed operator of one site."""
+    """Return the insertion of the armed operator of one site."""
 
     def insert(g: NodeBuilder, value: str, result: str, step: str) -> None:
         columns = [f"{prefix}.{c}" for c in ("armed", "checked", "element", *operator.columns)]
@@ -326,7 +326,7 @@ def _armed_site(name: str, operator: Operator, a: Activation, number: int, prefi
 
 
 def _free_prefix(proto: onnx.ModelProto) -> str:
-    """Return `onnxfi`, or `onnxfi2`, … where the model has such names: it is armed already, or came so."""
+    """Return `onnxfi`, or `onnxfi2`, … if the model has such names, as an armed one has."""
     names, keys = used_names(proto), {entry.key for entry in proto.metadata_props}
     wanted = (DOMAIN + (str(number) if number > 1 else "") for number in count(1))
     return next(name for name in wanted if name not in names and f"{name}.sites" not in keys)

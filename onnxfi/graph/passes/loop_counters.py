@@ -22,9 +22,9 @@ _LEAST_OPSET = 9
 
 @dataclass(frozen=True)
 class CountIterations(ModelPass[dict[str, str]]):
-    """The pass that puts out how often loops run; the most, where a loop is itself run often.
+    """The pass that adds outputs with the iterations of loops; the largest count, if a loop is inside another.
 
-    Its result are the names of the outputs, by the path of each graph that lies in a loop: that of the nearest loop.
+    Its result is the name of the output by the path of each graph in a loop, that of the nearest loop.
     """
 
     name = "count-iterations"
@@ -50,13 +50,13 @@ class CountIterations(ModelPass[dict[str, str]]):
 
 
 class _Counters:
-    """The counters that are put into the graphs of one model."""
+    """The counters that are inserted into the graphs of one model."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.opset, self.names = opset_of(proto), FreeNames(proto)
 
     def count_in(self, graph: onnx.GraphProto, path: str) -> dict[str, str]:
-        """Count in a graph: by the path of each loop's body in it, the name of its scalar there."""
+        """Insert the counters of a graph; return the name of the count by the path of each loop's body in it."""
         found: dict[str, str] = {}
         nodes = list(graph.node)
         for node, label in zip(nodes, node_labels(nodes), strict=True):
@@ -67,7 +67,7 @@ class _Counters:
         return found
 
     def _loop(self, graph: onnx.GraphProto, node: onnx.NodeProto, path: str) -> dict[str, str]:
-        """Count the iterations of a loop, and the most of those inside it."""
+        """Count the iterations of a loop, and the largest counts of the loops inside it."""
         body = next(a.g for a in node.attribute if a.name == "body")
         inner = self.count_in(body, f"{path}.body::")
         ends = {name: self._state(graph, node, body, name) for name in sorted(set(inner.values()))}
@@ -75,7 +75,7 @@ class _Counters:
         return {f"{path}.body::": own} | {place: ends[name] for place, name in inner.items()}
 
     def _state(self, graph: onnx.GraphProto, node: onnx.NodeProto, body: onnx.GraphProto, most: str) -> str:
-        """Add a state that keeps the most of a scalar inside; without one, that counts."""
+        """Add a state that keeps the largest value of a scalar inside; without a scalar, one that counts."""
 
         def following(g: NodeBuilder, now: str) -> str:
             return g.add("Where", g.add("Greater", most, now), most, now) if most else g.add("Add", now, g.constant(1))
@@ -86,7 +86,7 @@ class _Counters:
         return end
 
     def _branches(self, node: onnx.NodeProto, path: str) -> dict[str, str]:
-        """Hand the counts of branches out; 0 where another one runs."""
+        """Return the counts of branches as outputs; 0 if the branch does not run."""
         from onnx import helper
 
         branches: list[Any] = [a.g for a in node.attribute if a.HasField("g")]

@@ -27,12 +27,12 @@ _LARGEST_BYTES = (1 << 31) - 1
 class ModelPass(ABC, Generic[Result]):
     """A function from a model to a model, with the same outputs where its parameters are neutral.
 
-    A subclass is a frozen dataclass of parameters. It has a `name` and says in `again` what the pass does with a model
-    that it made: it is `refused` with ModelError, leaves it `unchanged`, or puts its edit in `added` to the first one.
+    A subclass is a frozen dataclass of parameters. It has a `name`, and in `again` its effect on its own result:
+    `refused` with ModelError, `unchanged`, or `added` (the edit is made again).
 
-    Every pass keeps the inputs and outputs that a model has, in their order and with their types: new outputs follow
-    them, new inputs follow them and have defaults. It keeps opsets, the names of tensors, and weights in external data
-    where they are. `run` refuses a pass that does not.
+    Every pass keeps the inputs and outputs of a model, their order and types; new ones come after them, and new inputs
+    have defaults. It keeps opsets, the names of tensors, and the location of external data. `run` raises PassError
+    otherwise.
 
     Examples
     --------
@@ -60,7 +60,7 @@ class ModelPass(ABC, Generic[Result]):
     again: ClassVar[Literal["refused", "unchanged", "added"]]
 
     def requires(self, proto: onnx.ModelProto) -> None:
-        """Raise ModelError where the pass cannot be applied to a model.
+        """Raise ModelError if the pass cannot be applied to a model.
 
         Parameters
         ----------
@@ -70,17 +70,17 @@ class ModelPass(ABC, Generic[Result]):
 
     @abstractmethod
     def apply(self, proto: onnx.ModelProto) -> Result:
-        """Edit a model in place, a copy of the pass's own, and return what there is to know about the edit."""
+        """Edit a model in place, a copy that the pass owns, and return facts about the edit."""
 
     def ensures(self, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
-        """Raise PassError where the edited model lacks what this pass promises beyond the contract of every pass."""
+        """Raise PassError if the edited model breaks what this pass promises beyond the contract of every pass."""
 
     @classmethod
     @abstractmethod
     def neutral(cls, model: Model) -> Self | None:
         """Return the pass with parameters under which this model keeps its outputs bit for bit.
 
-        None where the pass finds nothing to do in the model.
+        None if the pass finds nothing to do in the model.
         """
 
     @final
@@ -95,14 +95,14 @@ class ModelPass(ABC, Generic[Result]):
         Returns
         -------
         tuple[onnx.ModelProto, Result]
-            The edited copy, and what the pass says of its edit.
+            The edited copy, and the facts about the edit.
 
         Raises
         ------
         ModelError
-            Where the pass cannot be applied, or the edited model is larger than one ONNX file can be.
+            If the pass cannot be applied, or the edited model is larger than one ONNX file can be.
         PassError
-            Where the pass breaks its contract.
+            If the pass breaks its contract.
         """
         import onnx
 
@@ -122,7 +122,7 @@ class ModelPass(ABC, Generic[Result]):
 
 
 def _broken_promises(before: onnx.ModelProto, after: onnx.ModelProto) -> Iterator[str]:
-    """Find what every pass must keep and this edit did not."""
+    """Yield the violations of the contract of every pass."""
     kinds = {"input": (_fed(before), _fed(after)), "output": (list(before.graph.output), list(after.graph.output))}
     for kind, (old, new) in kinds.items():
         for one, other in zip(old, [*new, *[None] * len(old)], strict=False):
@@ -137,7 +137,7 @@ def _broken_promises(before: onnx.ModelProto, after: onnx.ModelProto) -> Iterato
     opsets = {(o.domain, o.version) for o in after.opset_import}
     for entry in before.opset_import:
         if (entry.domain, entry.version) not in opsets:
-            yield f"opset {entry.version} of the domain {entry.domain or 'ai.onnx'!r} is another one"
+            yield f"opset {entry.version} of the domain {entry.domain or 'ai.onnx'!r} was changed"
 
 
 def _fed(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

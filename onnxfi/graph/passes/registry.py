@@ -31,7 +31,7 @@ def model_passes() -> Mapping[str, type[ModelPass[Any]]]:
     Raises
     ------
     ModelError
-        Where an entry point does not load, is no frozen dataclass derived from ModelPass, or has a name in use.
+        If an entry point does not load, is not a frozen dataclass derived from ModelPass, or has a name in use.
 
     Examples
     --------

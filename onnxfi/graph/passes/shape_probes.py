@@ -1,4 +1,4 @@
-"""Shapes of activations: a pass that puts them out, so that a run shows those that a file leaves open."""
+"""Shapes of activations: a pass that adds them as outputs, so that a run shows those that a file leaves open."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ ScopedName = tuple[str, str]
 
 @dataclass(frozen=True)
 class OutputShapes(ModelPass[dict[ScopedName, str]]):
-    """The pass that puts out the shapes of tensors, given with their ranks (None where one is open).
+    """The pass that adds outputs with the shapes of tensors, given with their ranks (None if the rank is open).
 
-    Its result are the names of those outputs. What comes out has the shape last; before it an axis for each loop around
-    the tensor, and −1 where a branch did not run. A loop inside another must run equally often each time.
+    Its result is the names of those outputs. The last axis of an output is the shape, after an axis for each loop
+    around the tensor; −1 if a branch did not run. A loop inside another must have the same number of iterations each
+    time.
     """
 
     ranks: Mapping[ScopedName, int | None]
@@ -46,7 +47,7 @@ class OutputShapes(ModelPass[dict[ScopedName, str]]):
 
     @classmethod
     def neutral(cls, model: Model) -> OutputShapes | None:
-        """Return the pass for all activations but those in inner loops, which may run otherwise in each iteration."""
+        """Return the pass for all activations but those in inner loops, whose number of iterations may vary."""
         loops = {scope.path: sum(node.op in LOOPS for node in scope.enclosing) for scope in model.index.graphs}
         rows = [
             a for a in activations(model) if a.target.kind != "input" and not a.unsupported_reason and loops[a.path] < 2
@@ -55,7 +56,7 @@ class OutputShapes(ModelPass[dict[ScopedName, str]]):
 
 
 class _Shapes:
-    """The Shape nodes that are put into the graphs of one model."""
+    """The Shape nodes that are inserted into the graphs of one model."""
 
     def __init__(self, proto: onnx.ModelProto, ranks: Mapping[ScopedName, int | None]) -> None:
         self.opset, self.names, self.ranks = opset_of(proto), FreeNames(proto), ranks
@@ -64,7 +65,7 @@ class _Shapes:
     def read_in(self, graph: onnx.GraphProto, path: str) -> dict[ScopedName, tuple[str, int]]:
         """Add to a graph the shapes of tensors in it and in its bodies.
 
-        Returns the name of each there, and how many loops of this graph lie around the tensor.
+        Returns the name of each, and the number of loops of this graph around the tensor.
         """
         found: dict[ScopedName, tuple[str, int]] = {}
         nodes, g = list(graph.node), NodeBuilder(self.opset)
@@ -78,7 +79,7 @@ class _Shapes:
         return found
 
     def _read_in_bodies(self, node: onnx.NodeProto, path: str) -> dict[ScopedName, tuple[str, int]]:
-        """Hand the shapes inside a node out: of a loop one row an iteration, of a branch that does not run −1."""
+        """Return the shapes inside a node as outputs: one row per iteration, −1 for a branch that does not run."""
         bodies = {f"{path}.{a.name}::": a.g for a in node.attribute if a.HasField("g")}
         inside = {
             body_path: self.read_in(body, body_path)
@@ -102,7 +103,7 @@ class _Shapes:
         return found
 
     def declaration(self, name: str, place: ScopedName, loops: int) -> onnx.ValueInfoProto:
-        """Return the declaration of an output that holds the shape of a tensor, in so many loops."""
+        """Return the declaration of an output with the shape of a tensor inside a number of loops."""
         from onnx import helper
 
         return helper.make_tensor_value_info(name, NUMBER["int64"], [*[None] * loops, self.ranks[place]])

@@ -1,4 +1,4 @@
-"""Spike counts: a pass that counts spikes over time and puts the counts out, so that they can be scored."""
+"""Spike counts: a pass that counts spikes over time, and adds the counts as an output that can be scored."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from onnxfi.graph.passes.model_pass import ModelPass
 if TYPE_CHECKING:
     import onnx
 
-#: The name of the output of counts, behind that of the spikes.
+#: Suffix of the name of the output of counts.
 _SUFFIX = "/counts"
 _FLOAT = 1
 
 
 @dataclass(frozen=True)
 class CountSpikes(ModelPass[str]):
-    """The pass that adds an output, the last one: spikes that are stacked over time, counted along that axis.
+    """The pass that adds a last output: the counts of spikes along the time axis of an output.
 
-    `output` are the spikes (None: the only output of three dimensions or more). Its result is the name of the output.
+    `output` names the spikes (None: the only output of three dimensions or more). Its result is the name of the output.
 
     Examples
     --------
@@ -41,7 +41,7 @@ class CountSpikes(ModelPass[str]):
     again = "refused"
 
     def requires(self, proto: onnx.ModelProto) -> None:
-        """Refuse an output that is not there, that several could be, or that does not have the axis."""
+        """Raise ModelError for an output that does not exist, is ambiguous, or lacks the axis."""
         name, rank = self._spikes(proto)
         if rank is not None and self.axis >= rank:
             raise ModelError(
@@ -59,7 +59,7 @@ class CountSpikes(ModelPass[str]):
         made, real = name + _SUFFIX, name + _SUFFIX + "/float"
         graph.node.append(helper.make_node("Cast", [name], [real], f"/time{real}", to=_FLOAT))
         if opset_of(proto) >= 13:
-            # The last node but one, so that no other tensor gets another number among the targets.
+            # The last node but one, so that the numbers of other targets do not change.
             value = numpy_helper.from_array(np.array([self.axis]))
             graph.node.append(helper.make_node("Constant", [], [f"{made}/axis"], f"/time{made}/axis", value=value))
             node = helper.make_node("ReduceSum", [real, f"{made}/axis"], [made], f"/time{made}", keepdims=0)
@@ -71,7 +71,7 @@ class CountSpikes(ModelPass[str]):
         return made
 
     def _spikes(self, proto: onnx.ModelProto) -> tuple[str, int | None]:
-        """Return the output of spikes and its rank, None where that is open."""
+        """Return the output of spikes and its rank, None if that is open."""
         kinds = {text(o.name): o.type.tensor_type for o in (*infer_types(proto).graph.output, *proto.graph.output)}
         sizes = {name: len(kind.shape.dim) for name, kind in kinds.items() if kind.HasField("shape")}
         ranks = {text(o.name): sizes.get(text(o.name)) for o in proto.graph.output}
@@ -100,7 +100,9 @@ def spike_count_output(proto: onnx.ModelProto) -> str:
 
 
 def with_spike_counts(model: Model, output: str | None, axis: int) -> Model:
-    """Return the model with spike counts as a further output; its faults and its digest stay its own."""
+    """Return the model with spike counts as a further output; its targets and its digest do not change."""
     if model.external:
-        raise ModelError(f"{model.name} has external data, so nothing can be counted in it; write it as one file first")
+        raise ModelError(
+            f"{model.name} has external data, so spikes cannot be counted in it; write it as one file first"
+        )
     return replace(load(CountSpikes(output, axis).run(parse(model))[0]), origin=model.digest)

@@ -3,7 +3,7 @@
 For results y_m = Σ w_m x + b_m the sum over m is (Σ w_m) x + Σ b_m, one channel more to compute. The summed weights
 are stored beside the weights, so that faults in either are found as well as faults in results. The two sums differ by
 rounding alone, at most (n + M) ε (max|x| Σ|w| + Σ|b|) with n products in each of M sums; a larger difference, or one
-that is no number, raises an alarm. Faults below that bound are not found.
+that is not a number, raises an alarm. Faults below that bound are not found.
 
 References
 ----------
@@ -49,7 +49,7 @@ class CheckLayers(ModelPass[tuple[str, ...]]):
     again = "refused"
 
     def requires(self, proto: onnx.ModelProto) -> None:
-        """Refuse layers that are not there, or that have no checksum."""
+        """Refuse layers that do not exist, or that have no checksum."""
         check_layers(proto, self.layers, "checksum")
         made = {name: node for node in proto.graph.node for name in node.output if name}
         for layer in self.layers:
@@ -94,7 +94,7 @@ def checkable(model: Model) -> tuple[Layer, ...]:
 
 
 def unchecked_reason(proto: onnx.ModelProto, node: onnx.NodeProto) -> str:
-    """Return why a node's results have no checksum; '' where they have one."""
+    """Return why a node's results have no checksum; '' if they have one."""
     stored = {t.name: t for t in proto.graph.initializer}
     if node.op_type not in ("Conv", "MatMul", "Gemm"):
         return f"{node.op_type} is neither Conv, MatMul nor Gemm"
@@ -110,7 +110,7 @@ def unchecked_reason(proto: onnx.ModelProto, node: onnx.NodeProto) -> str:
     channels = first[0] if node.op_type == "Conv" or numbers.get("transB", 0) else first[-1]
     if node.op_type == "MatMul" and len(first) != 2:
         return "its weights are no matrix"
-    return "its bias is not one number a channel" if bias and bias[0] != [channels] else ""
+    return "its bias is not one number per channel" if bias and bias[0] != [channels] else ""
 
 
 def _array(tensor: onnx.TensorProto, folder: Path | None) -> Numbers:

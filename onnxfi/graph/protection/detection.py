@@ -63,7 +63,7 @@ class RepeatLayers(ModelPass[tuple[str, ...]]):
     again = "refused"
 
     def requires(self, proto: onnx.ModelProto) -> None:
-        """Refuse layers that are not there or cannot be copied."""
+        """Refuse layers that do not exist or cannot be copied."""
         kind = _KINDS[self.copies]
         check_layers(proto, self.layers, kind)
         made = {name: node for node in proto.graph.node for name in node.output if name}
@@ -130,7 +130,7 @@ def find_layers(model: Model, selector: Selector | None = None) -> tuple[Layer, 
     Raises
     ------
     SelectorError
-        Where the selector names nothing that can be copied.
+        If the selector names nothing that can be copied.
 
     Examples
     --------
@@ -155,7 +155,7 @@ def find_layers(model: Model, selector: Selector | None = None) -> tuple[Layer, 
 
 
 def check_layers(proto: onnx.ModelProto, layers: Iterable[Layer], kind: str) -> None:
-    """Raise ModelError where detectors cannot go behind these layers of the main graph."""
+    """Raise ModelError if detectors cannot go after these layers of the main graph."""
     if there := marked(proto, kind):
         raise ModelError(
             f"the model carries the protection {kind} already, as behind {there[0]!r}; protect the unprotected model"

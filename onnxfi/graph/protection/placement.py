@@ -2,7 +2,7 @@
 
 Ranger (Chen et al., DSN 2021) restricts activation functions and carries their bounds through the operators that only
 move or pool numbers. In transformers the results of linear layers and of attention are restricted as well (Global
-Clipper, 2024), since no activation function stands behind most of them.
+Clipper, 2024), since no activation function stands after most of them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
 _LINEAR = frozenset(("MatMul", "Gemm", "FusedMatMul", "MatMulNBits"))
 _ATTENTION = frozenset(("Attention", "MultiHeadAttention", "GroupQueryAttention"))
 _POOLING = frozenset(("MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool"))
-#: Operators that put out the numbers of their inputs, or means of them.
+#: Operators that output the numbers of their inputs, or means of them.
 _MOVING = frozenset((
     "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Identity", "Dropout", "Concat",
 ))  # fmt: skip
@@ -87,7 +87,7 @@ def find_places(model: Model, selector: Selector | None = None, *, extend: bool 
     Raises
     ------
     SelectorError
-        Where the selector names an activation that is not there or cannot be restricted.
+        If the selector names an activation that does not exist or cannot be restricted.
 
     Examples
     --------
@@ -164,7 +164,7 @@ def _gates(gate: Value | None, value: Value) -> bool:
 
 
 def _end_of_gelu(erf: Node) -> Value:
-    """Return the product behind an Erf: (1 + erf(x / √2)) · x · ½ in any order."""
+    """Return the product after an Erf: (1 + erf(x / √2)) · x · ½ in any order."""
     value = erf.outputs[0]
     for _ in range(3):
         reader = value.consumers[0] if len(value.consumers) == 1 else None

@@ -1,7 +1,7 @@
 """Range restriction: activations are held to the range that fault-free data has, in plain ONNX operators.
 
 The readers of an activation read `NAME.restricted` in its place, so that its node and its name stay: a fault that is
-injected into `NAME` lands before the restriction. A graph output keeps its name behind it, and its node puts out
+injected into `NAME` lands before the restriction. A graph output keeps its name after it, and its node outputs
 `NAME.unrestricted`. In ONNX Runtime 1.31.1 Clip, Min and Max keep NaN, and Where turns -0 into +0 (measured).
 """
 
@@ -91,7 +91,7 @@ class Restricted:
         return cls(a.name, a.target.dtype, None if a.dims is None else len(a.dims), Bounds.of_format(a.target.dtype))
 
     def constants(self, g: NodeBuilder, *rows: Sequence[float]) -> list[str]:
-        """Append numbers as constants of the format: one, or one a channel, shaped to broadcast along the axis."""
+        """Append numbers as constants of the format: one, or one per channel, shaped to broadcast along the axis."""
         found = []
         for row in rows:
             shape: list[int] = []
@@ -131,7 +131,7 @@ class RestrictRanges(ModelPass[tuple[str, ...]]):
         check_insertion(proto, [one.name for one in self.tensors], "range")
 
     def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
-        """Insert the operators behind each activation."""
+        """Insert the operators after each activation."""
         insert_between(proto, {one.name: _restriction(one, self.action) for one in self.tensors}, "range", "restricted")
         return tuple(one.name for one in self.tensors)
 
@@ -164,7 +164,7 @@ class FilterNonFinite(ModelPass[tuple[str, ...]]):
         check_insertion(proto, [one.name for one in self.tensors], "nan-filter")
 
     def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
-        """Insert the operators behind each activation."""
+        """Insert the operators after each activation."""
         insert_between(proto, {one.name: _filter(one) for one in self.tensors}, "nan-filter", "finite")
         return tuple(one.name for one in self.tensors)
 
@@ -229,7 +229,7 @@ def restrictable(a: Activation) -> bool:
 
 
 def check_bounds(one: Restricted) -> None:
-    """Raise ModelError where bounds are no range of finite numbers."""
+    """Raise ModelError if bounds are no range of finite numbers."""
     low, high = (np.array(ends, np.float64) for ends in (one.bounds.low, one.bounds.high))
     if not np.isfinite([low, high]).all() or (low > high).any():
         raise ModelError(f"the bounds of {one.name!r} are no range of finite numbers: {low.min():g} to {high.max():g}")
@@ -244,7 +244,7 @@ def marked(proto: onnx.ModelProto, kind: str) -> list[str]:
 
 
 def check_insertion(proto: onnx.ModelProto, names: Iterable[str], kind: str) -> None:
-    """Raise ModelError where a protection cannot go behind these activations of the main graph."""
+    """Raise ModelError if a protection cannot go after these activations of the main graph."""
     if there := marked(proto, kind):
         raise ModelError(
             f"the model carries the protection {kind} already, as behind {there[0]!r}; protect the unprotected model"

@@ -38,7 +38,7 @@ class WeightRange:
 
     @property
     def top_bit_unused(self) -> bool:
-        """True where no number has the top exponent bit set: all lie below 2."""
+        """True if no number has the top exponent bit set: all lie below 2."""
         return max(abs(self.low), abs(self.high)) < 2
 
 
@@ -60,7 +60,7 @@ class ClipWeights(ModelPass[tuple[str, ...]]):
     again = "refused"
 
     def requires(self, proto: onnx.ModelProto) -> None:
-        """Refuse weights that are not there, and a model that has this already."""
+        """Refuse weights that do not exist, and a model that has this already."""
         if there := marked(proto, "clip-weights"):
             raise ModelError(
                 f"the model carries the protection clip-weights already, as behind {there[0]!r}; protect the "
@@ -77,7 +77,7 @@ class ClipWeights(ModelPass[tuple[str, ...]]):
                 raise ModelError(f"no stored weight {weight.name!r} in the main graph{closest(weight.name, stored)}")
 
     def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
-        """Insert the operators behind each weight."""
+        """Insert the operators after each weight."""
         names, edit = FreeNames(proto), GraphEdit(proto.graph)
         for weight in self.weights:
             result = names.new(f"{weight.name}.clipped")

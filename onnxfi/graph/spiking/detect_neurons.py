@@ -1,9 +1,9 @@
 """Detection of spiking layers by the pattern of their equations in the graph.
 
 A step of integrate-and-fire neurons is a comparison of a membrane potential with a constant, whose result becomes a
-number, where the potential comes from the potential of the step before by elementwise operators alone. Unrolled graphs
-have a copy of it for each step; in the body of a Scan or Loop the potential before is a state. Steps are grouped over
-time into layers; of each the inputs are known at which threshold, leak, reset and spikes enter.
+number; the potential follows from that of the previous step by elementwise operators alone. Unrolled graphs have a copy
+for each step; in the body of a Scan or Loop the previous potential is a state. Steps are grouped over time into layers,
+each with the node inputs at which threshold, leak, reset and spikes enter.
 
 Neurons of other kinds are described by a mapping (neuron_mapping.py): their tensors by name.
 """
@@ -56,8 +56,8 @@ class Variable:
 class Step:
     """Step of a layer: the tensors of its membrane potential and of its spikes.
 
-    `inner` are the uses of both by the layer itself: those in the next step. `resets` are those of them through which
-    a spike resets its neuron.
+    `inner` are the uses of both by the layer itself, in the next step. `resets` are those through which a spike resets
+    its neuron.
     """
 
     membrane: str
@@ -70,8 +70,8 @@ class Step:
 class SpikingLayer:
     """Layer of spiking neurons, in all their steps.
 
-    `shape` are the neurons of one sample (None where the file leaves it open), `path` the graph that they lie in,
-    `trips` the number of steps (None where it depends on the data), `reset` subtract, zero or none.
+    `shape` are the neurons of one sample (None if the file leaves it open), `path` that of their graph,
+    `trips` the number of steps (None if it depends on the data), `reset` subtract, zero or none.
     """
 
     name: str
@@ -86,7 +86,7 @@ class SpikingLayer:
 
     @property
     def neurons(self) -> int | None:
-        """The number of neurons of a sample; None where the shape is open."""
+        """The number of neurons of a sample; None if the shape is open."""
         return None if self.shape is None else int(np.prod(self.shape, dtype=np.int64))
 
     def variable(self, name: str) -> Variable | None:
@@ -116,7 +116,7 @@ def find_spiking_layers(model: Model) -> SpikingLayers:
     proto = parse(model)
     try:
         return _found(model, proto)
-    except _DAMAGE as error:  # a node without the inputs or attributes that its operator has
+    except _DAMAGE as error:  # a node without required inputs or attributes
         what = f"{type(error).__name__} {error}"[:120]
         raise ModelError(f"{model.name}: its neurons cannot be detected, since the graph is damaged ({what})") from None
 
@@ -197,7 +197,7 @@ def _layer(
     owner = module_in_parameter_name(
         pattern.origin(text(pattern.graph.node[threshold[0].node].input[threshold[0].input]))
     )
-    layer = owner if owner.endswith(f".{layer}") else layer  # the older exporter loses the names of containers
+    layer = owner if owner.endswith(f".{layer}") else layer  # the older exporter drops the names of containers
     variables = [_variable(pattern, n, uses) for n, uses in (("threshold", threshold), ("leak", leak)) if uses]
     return SpikingLayer(
         layer, kind or "integrate-and-fire", pattern.path, None, tuple(steps), len(steps) if loop is None else None,
@@ -213,7 +213,7 @@ def _step(
     membrane: str,
     following: frozenset[int],
 ) -> Step:
-    """Return a step: the spikes that leave a layer, and the uses inside it; `later` are comparisons after its reset."""
+    """Return a step: the spikes of a layer and their uses inside it; `later` are comparisons after its reset."""
     names = {fire.spike for fire in (*fires, *later)}
     ends = {o.name for o in pattern.graph.output}
 
@@ -221,7 +221,7 @@ def _step(
         return [use for use in pattern.users.get(name, []) if use.node not in following]
 
     def grades(name: str) -> list[int]:
-        """Return the multiplications behind the spikes; some lead back into the layer as well."""
+        """Return the multiplications of the spikes; some lead back into the layer as well."""
         found = [use.node for use in pattern.users.get(name, []) if use.input >= 0 and pattern.factor(use.node)]
         outputs = ((node, text(pattern.graph.node[node].output[0])) for node in found)
         return [node for node, made in outputs if leaving(made) or made in ends]
@@ -306,12 +306,12 @@ def _undetected(graph: onnx.GraphProto, found: Sequence[SpikingLayer]) -> dict[s
     """Return the modules of snntorch in which no layer was found, and their classes."""
     known = {layer.name for layer in found}
     modules = {layer_of(node, ""): class_of(node) for node in graph.node if class_of(node)}
-    inside = tuple(f"{name}." for name in known)  # a module of a neuron's own, as its recurrent synapses
+    inside = tuple(f"{name}." for name in known)  # a submodule of a neuron, such as its recurrent synapses
     return {s: kind for s, kind in modules.items() if s and s not in known and not s.startswith(inside)}
 
 
 def _merged(layers: Sequence[SpikingLayer]) -> list[SpikingLayer]:
-    """Merge layers whose steps do not come from one another, as without a reset: those of one module are its steps."""
+    """Merge layers whose steps do not depend on one another, as without a reset: those of one module are its steps."""
     out: dict[object, SpikingLayer] = {}
     for k, layer in enumerate(layers):
         alone = layer.trips == 1 and not layer.loop and layer.name

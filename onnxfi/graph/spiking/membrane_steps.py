@@ -1,4 +1,4 @@
-"""Sequences of membrane potentials: those of a layer of neurons, step after step, as they follow in a graph."""
+"""Sequences of membrane potentials: those of a layer of neurons over its steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnxfi.graph.spiking.pattern_graph import PatternGraph, SpikeComparison
 if TYPE_CHECKING:
     import onnx
 
-#: Operators that stack a membrane potential over time, and do not compute with it.
+#: Operators that record a membrane potential over time without computing with it.
 _RECORDERS = frozenset((
     "Unsqueeze", "Concat", "Identity", "Reshape", "SequenceInsert", "SequenceConstruct", "Flatten", "Squeeze",
 ))  # fmt: skip
@@ -29,9 +29,9 @@ class MembraneChain:
     nodes: tuple[frozenset[int], ...]
     #: The potential before each step, or the state.
     before: tuple[str, ...]
-    #: In a body: the nodes between the potential and the state that is handed on.
+    #: In a body: the nodes between the potential and the next state.
     after: frozenset[int] = frozenset()
-    #: The potentials of each step after its reset, where they are compared once more.
+    #: The potentials of each step after its reset, if they are compared again.
     again: tuple[tuple[str, ...], ...] = ()
 
     def later(self, k: int) -> tuple[str, ...]:
@@ -48,11 +48,11 @@ def unrolled_membranes(pattern: PatternGraph, fires: Mapping[str, list[SpikeComp
         way, leaves = pattern.back(name, fires)
         nodes[name] = frozenset(way)
         mine = [leaf for leaf in leaves if leaf in fires and _leads(pattern, leaf, way)]
-        # Where a potential is computed anew in each step, the spikes of the step before reset what it is computed from.
+        # If a potential is computed from another state, the previous step's spikes reset that state.
         mine = mine or [one for one in fires if one != name and any(fire.compare in way for fire in fires[one])]
         if not mine:
             continue
-        # The latest: a state of the first step may reach into all of them.
+        # The latest one: a state of the first step may reach all steps.
         old = max(
             mine,
             key=lambda one: (
@@ -86,7 +86,7 @@ def unrolled_membranes(pattern: PatternGraph, fires: Mapping[str, list[SpikeComp
 def _within_step(
     pattern: PatternGraph, fires: Mapping[str, list[SpikeComparison]], old: str, way: set[int], leaves: set[str]
 ) -> bool:
-    """Return whether a potential is the one before after its reset in one step, without current or leak between."""
+    """Return whether a potential is another one after its reset in the same step, without current or leak between."""
     current = any(leaf not in fires and pattern.constant(leaf) is None for leaf in leaves)
     return (
         not current
@@ -96,7 +96,7 @@ def _within_step(
 
 
 def initial(pattern: PatternGraph, name: str) -> bool:
-    """Return whether a potential is that before the first step, which no number of the model's inputs enters."""
+    """Return whether a potential is the initial one, which does not depend on the model's inputs."""
     seen: set[str] = set()
     todo = [name]
     while todo:
@@ -137,7 +137,7 @@ def _only_neurons(
     names: Sequence[str],
     k: int,
 ) -> bool:
-    """Return whether a potential is used by its comparisons, the next step, and records alone."""
+    """Return whether a potential is only used by its comparisons, the next step and records."""
     allowed = {n for fire in fires[names[k]] for n in fire.nodes}
     allowed |= nodes[names[k + 1]] if k + 1 < len(names) else set()
     users = {use.node for use in pattern.users.get(names[k], [])}
@@ -170,12 +170,12 @@ def carried_membranes(
 
 
 def spiking_class(pattern: PatternGraph, fire: SpikeComparison) -> str:
-    """Return the neuron class of the source framework that a comparison comes from; '' where none is recorded."""
+    """Return the neuron class of the source framework that a comparison comes from; '' if none is recorded."""
     return class_of(pattern.graph.node[fire.compare])
 
 
 def class_of(node: onnx.NodeProto) -> str:
-    """Return the neuron class of snntorch that a node comes from; '' where none is recorded."""
+    """Return the neuron class of snntorch that a node comes from; '' if none is recorded."""
     for entry in node.metadata_props:
         if entry.key == _HIERARCHY and (match := _CLASS.search(text(entry.value))):
             return match[1]

@@ -1,4 +1,4 @@
-"""Mapping of neurons that no pattern finds: their tensors by name.
+"""Mapping of neurons that are not detected: their tensors by name.
 
 layers:
   - name: lif1                       # what to call it
@@ -72,7 +72,7 @@ def mapped_layers(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[Spiki
 
 
 def _read(pattern: PatternGraph, membrane: str) -> tuple[Use, ...]:
-    """Return all uses of a membrane potential, since a mapping leaves open which of them lie in the layer."""
+    """Return all uses of a membrane potential, since a mapping does not say which are inside the layer."""
     return tuple(use for use in pattern.users.get(text(membrane), []) if membrane and use.input >= 0)
 
 
@@ -97,7 +97,7 @@ def _variable(model: Model, pattern: PatternGraph, row: Mapping[str, Any], key: 
         value = pattern.constant(str(name).rpartition("::")[2])
         if value is None:
             raise ModelError(
-                f"the mapping of {row['name']!r} names the {key} {name!r}, which is no stored tensor of this model"
+                f"the mapping of {row['name']!r} names the {key} {name!r}, which is not a stored tensor of this model"
                 f"{closest(str(name), stored)}"
             )
         uses += [u for u in pattern.users.get(text(str(name).rpartition("::")[2]), []) if u.input >= 0]
@@ -106,7 +106,7 @@ def _variable(model: Model, pattern: PatternGraph, row: Mapping[str, Any], key: 
 
 
 def spiking_layers(model: Model, mapping: Sequence[Mapping[str, Any]] = ()) -> SpikingLayers:
-    """Return the layers of a mapping, and those that are found beside them; ModelError where there is none.
+    """Return the layers of a mapping, and the detected ones; ModelError if there is none.
 
     >>> from onnxfi.graph.model.loading import load
     >>> spiking_layers(load("models/fashion_cnn.onnx"))
@@ -120,8 +120,8 @@ def spiking_layers(model: Model, mapping: Sequence[Mapping[str, Any]] = ()) -> S
     layers = (*described, *rest)
     if not layers:
         raise ModelError(
-            f"{model.name} has no spiking layer: no graph has a membrane potential that comes from that of the "
-            f"step before elementwise, and is compared with a constant (a spike); describe other neurons in a "
+            f"{model.name} has no spiking layer: no graph has a membrane potential that follows elementwise from "
+            f"that of the previous step, and is compared with a constant (a spike); describe other neurons in a "
             f"mapping file (--neurons)"
         )
     return replace(found, layers=layers)

@@ -1,4 +1,4 @@
-"""One graph as the detection of neurons reads it: constants, comparisons, and elementwise ancestors of a value."""
+"""One graph as used by the detection of neurons: constants, comparisons, and elementwise ancestors of a value."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from onnxfi.graph.model.protobuf_scan import text
 if TYPE_CHECKING:
     import onnx
 
-#: Operators between a state and the next one: each neuron for itself.
+#: Elementwise operators between a state and the next one.
 ELEMENTWISE = frozenset(
     ["Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Clip", "Neg", "Max", "Min", "Sum", "Not"]
 )
 _COMPARE = {"Greater": 0, "GreaterOrEqual": 0, "Less": 1, "LessOrEqual": 1}
-#: Operators of which every model with spikes has one.
+#: Operators of which every model with spikes has at least one.
 MAKES_SPIKES = frozenset(_COMPARE)
-#: Operators that a constant may pass before it is used.
+#: Operators that may process a constant before it is used.
 _FOLDED = frozenset((
     "Identity", "Cast", "Clip", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Flatten", "Neg", "Exp", "Sigmoid", "Add",
     "Sub", "Mul", "Div",
@@ -92,9 +92,9 @@ class PatternGraph:
         return held
 
     def constant(self, name: str, depth: int = 0) -> NDArray[Any] | None:
-        """Return the value of a name that no input of the model changes; None for all others."""
+        """Return the value of a name that does not depend on the model's inputs; None for all others."""
         if name not in self._known:
-            self._known[name] = None  # where a damaged graph goes in circles
+            self._known[name] = None  # a damaged graph may have cycles
             self._known[name] = self._constant(name, depth)
         return self._known[name]
 
@@ -172,7 +172,7 @@ class PatternGraph:
     def back(self, name: str, ends: Mapping[str, Any], *, first: bool = True) -> tuple[set[int], set[str]]:
         """Return the elementwise ancestors of a value, and the `ends` and other names at which they begin.
 
-        Comparisons belong to the ancestors, but what is before them does not.
+        Comparisons belong to the ancestors, but their own ancestors do not.
         """
         nodes: set[int] = set()
         leaves: set[str] = set()
@@ -216,7 +216,7 @@ class PatternGraph:
 
 
 def _computed(node: onnx.NodeProto, given: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
-    """Return the result of a node on constants; None where onnx's reference does not compute it."""
+    """Return the result of a node on constants; None if onnx's reference does not compute it."""
     import onnx
     from onnx import helper
     from onnx.reference import ReferenceEvaluator
@@ -232,6 +232,6 @@ def _computed(node: onnx.NodeProto, given: Mapping[str, NDArray[Any]]) -> NDArra
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     try:
         found: list[Any] = list(ReferenceEvaluator(model).run(None, dict(given)))
-    except Exception:  # an operator that onnx's reference does not compute so: then it is no constant to us
+    except Exception:  # onnx's reference does not compute it: not a constant
         return None
     return np.asarray(found[0])

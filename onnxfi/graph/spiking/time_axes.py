@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TimeAxis:
-    """Axis that counts the steps: of an input, of an output, or of a tensor inside that is folded over time."""
+    """Axis that counts the steps: of an input, of an output, or of an inner tensor that is folded over time."""
 
     tensor: str
     axis: int
@@ -26,7 +26,7 @@ class TimeAxis:
 
 
 def trips_of(loop: onnx.NodeProto, pattern: PatternGraph, proto: onnx.ModelProto) -> int | None:
-    """Return the number of iterations of a loop in this graph; None where it depends on the data."""
+    """Return the number of iterations of a loop in this graph; None if it depends on the data."""
     if loop.op_type == "Loop":
         count = pattern.constant(text(loop.input[0])) if loop.input and loop.input[0] else None
         return None if count is None or count.size != 1 else int(count.reshape(-1)[0])
@@ -50,7 +50,7 @@ def scan_inputs(scan: onnx.NodeProto) -> list[tuple[str, int]]:
 
 
 def time_axes(proto: onnx.ModelProto, steps: Set[int], loops: Set[str]) -> tuple[TimeAxis, ...]:
-    """Return the axes that count steps: so many of an unrolled graph, or those of loops with these bodies."""
+    """Return the axes that count steps: by their number in an unrolled graph, or of loops with these bodies."""
     inputs, outputs = ({text(v.name) for v in values} for values in (proto.graph.input, proto.graph.output))
     found: dict[tuple[str, int], TimeAxis] = {}
 
@@ -104,7 +104,7 @@ def _split_inputs(pattern: PatternGraph, inputs: set[str]) -> list[tuple[str, in
 
 
 def _scan_outputs(scan: onnx.NodeProto) -> list[tuple[str, int]]:
-    """Return the tensors that a Scan puts out step by step, and their axes."""
+    """Return the outputs of a Scan with one slice per step, and their axes."""
     kept = {a.name: a for a in scan.attribute}
     states = len(scan.input) - kept["num_scan_inputs"].i
     names = [text(name) for name in scan.output[states:]]

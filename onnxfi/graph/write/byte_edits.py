@@ -1,4 +1,4 @@
-"""Byte edits that change stored words: bytes overwritten, or stretches of another length spliced in."""
+"""Byte edits that change stored words: overwritten bytes, or splices of another length."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from onnxfi.graph.model.loading import byte_offsets
 from onnxfi.graph.model.protobuf_scan import MessageFrame, TensorRecord, read_varints, varint
 from onnxfi.graph.model.stored_tensors import WordLocation
 
-#: Offsets in a file, and the bytes that they take.
+#: Offsets in a file, and the new bytes.
 ByteEdit = tuple[NDArray[np.int64], NDArray[np.uint8]]
-#: The messages around, whose lengths follow; start and end of what goes; and what comes in its place.
+#: The enclosing messages, whose lengths change; start and end of the removed bytes; and the new bytes.
 ByteSplice = tuple[tuple[MessageFrame, ...], int, int, bytes]
 
 
@@ -42,7 +42,7 @@ def _within(number: int, shift: int, word: int, target: Target) -> int:
 def varint_edits(
     read: ReadBytes, target: Target, location: WordLocation, record: TensorRecord, index: Index, words: Words
 ) -> tuple[list[ByteEdit], list[ByteSplice]]:
-    """Return edits of words in a list of varints: overwritten where the length stays, else spliced. `index` ascends."""
+    """Return edits of words in a list of varints: overwritten if the length stays, else spliced. `index` ascends."""
     patches: list[ByteEdit] = []
     splices: list[ByteSplice] = []
     entries, positions = np.divmod(index, location.per_entry)
@@ -58,7 +58,7 @@ def varint_edits(
                 numbers[entry] = _entry(old, int(positions[k]), int(words[k]), target)
             for entry, number in numbers.items():
                 start, end, new = int(starts[entry]), int(ends[entry]), varint(number)
-                if len(new) == end - start == 10:  # the last byte holds one bit; what else is there, parsers skip
+                if len(new) == end - start == 10:  # the last byte holds one bit; parsers skip the others
                     new = new[:9] + bytes([new[9] | read(end - 1, end)[0] & 0x7E])
                 if len(new) == end - start:
                     patches.append((np.arange(start, end), np.frombuffer(new, np.uint8)))

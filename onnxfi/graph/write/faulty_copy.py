@@ -1,9 +1,9 @@
 """Faulty copies: a model with some words changed, and every other byte as it was.
 
-The copy is made byte for byte, with the faulty words overwritten. Only where a number of variable length changes
-its length (weights in typed integer fields), or external data gets a new name, are bytes put in or taken out, and the
-lengths of the messages around them written anew. External data is copied and patched in chunks. Nothing is
-written before everything is checked; a temporary name, fsync and rename leave no half file.
+The copy is made byte for byte, with the faulty words overwritten. Bytes are inserted or removed only if a
+number of variable length changes its length (weights in typed integer fields), or external data gets a new name; the
+lengths of the enclosing messages are then rewritten. External data is copied and patched in chunks. Everything is
+checked before anything is written; a temporary name, fsync and rename leave no partial file.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from onnxfi.graph.write.output_file import atomic_files, check_output_files, out
 
 #: Called with the bytes done, and the bytes in all.
 OnProgress = Callable[[int, int], None]
-#: A chunk is read, hashed twice, patched and written while it is in the processor's cache.
+#: Size of a chunk, which is read, hashed twice, patched and written while it is in the processor's cache.
 _CHUNK = 1 << 20
-#: Zeros of this length are not written: more than a file system's block, so that few holes cost few calls.
+#: Runs of zeros of this length are left as holes; longer than a file system's block, so that holes are few.
 _HOLE = bytes(1 << 16)
-#: Chunks below this are hashed where they are: handing them to threads costs more.
+#: Chunks below this size are hashed in this thread, as handing them to others costs more.
 _SMALL = 1 << 16
 
 
@@ -43,8 +43,8 @@ _SMALL = 1 << 16
 class FileEdits:
     """Edits of each file: bytes to overwrite, and stretches of the model file to replace.
 
-    `patches` maps a file's number to (offset, byte) columns; `splices` are (frames, start, end, new bytes), the frames
-    being those whose lengths follow.
+    `patches` maps a file's number to (offset, byte) columns; `splices` are (frames, start, end, new bytes), with the
+    enclosing frames, whose lengths change.
     """
 
     patches: dict[int, list[ByteEdit]] = field(default_factory=lambda: defaultdict(list))
@@ -52,11 +52,11 @@ class FileEdits:
 
     @property
     def resized(self) -> bool:
-        """True where a number changed its length, so that the message around it is written anew."""
+        """True if a number changed its length, so that the enclosing message is rewritten."""
         return any(end - start != len(new) for _, start, end, new in self.splices)
 
     def bytes_of(self, file: int) -> ByteEdit:
-        """Return the edits of one file as ascending columns; ModelError where two tensors change a byte differently."""
+        """Return the edits of one file as ascending columns; ModelError if two tensors change a byte differently."""
         parts = self.patches.get(file) or [(np.zeros(0, np.int64), np.zeros(0, np.uint8))]
         offsets, values = (np.concatenate(column) for column in zip(*parts, strict=True))
         order = np.argsort(offsets, kind="stable")
@@ -151,7 +151,7 @@ class FaultyCopy:
 
 
 class _Hashing:
-    """Two running digests, each fed in order, large chunks by a thread each while the next is read and written."""
+    """Two running digests; large chunks are hashed by a thread each while the next one is read and written."""
 
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(2)
@@ -179,8 +179,8 @@ def _chunks(
 ) -> Iterator[tuple[Any, Any]]:
     """Yield the file in chunks, each as it was and as it becomes; each is valid until two more are taken."""
     offsets, values = patches
-    # Fresh memory for every chunk costs a page fault each 4 kB, more than the hashing. The digests run one chunk
-    # behind, so that a buffer is free again after two.
+    # New memory for every chunk costs a page fault per 4 kB, more than the hashing. The digests lag one chunk, so that
+    # a buffer is free again after two.
     buffers = [memoryview(bytearray(2 * min(_CHUNK, source.size))) for _ in range(3)]
     with source.filling() as fill:
         at = 0
@@ -203,7 +203,7 @@ def _chunks(
 
 
 def _joined(chunks: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-    """Join small chunks to larger ones, so that a million of them cost as a few."""
+    """Join small chunks into larger ones, so that a million of them cost as little as a few."""
     old, new = bytearray(), bytearray()
     for a, b in chunks:
         small = len(a) < _CHUNK
@@ -229,10 +229,9 @@ def write_copy(
 ) -> FaultyCopy:
     """Write the changed copy to `out`, or return its bytes where `out` is None (a model without external data).
 
-    With external data also `OUT.data` (`OUT.data.1`, …); only their names change in the model. `expect` is the digest
-    that the result must have; `progress` is called with the bytes done
-    and in all. Raises OutputError for a place that cannot be
-    written.
+    External data is written to `OUT.data` (`OUT.data.1`, …); only their names change in the model. `expect` is the
+    required digest of the result; `progress` is called with the bytes done and the bytes in all. Raises OutputError
+    for an output that cannot be written.
     """
     hashing = _Hashing()
     if out is None:
@@ -262,7 +261,7 @@ def write_copy(
             stream.truncate()
         digests = hashing.digests()
         if expect is not None and digests[1] != expect:
-            raise FaultListError(f"the result would be {digests[1]}, not {expect}; nothing was written")
+            raise FaultListError(f"the digest of the result would be {digests[1]}, not {expect}; nothing was written")
     return FaultyCopy(*digests, out, None, change.resized)
 
 
@@ -301,7 +300,7 @@ def write_sparse(stream: IO[bytes], chunk: Any) -> None:
 def undo_words(model: Model, trials: Sequence[Faults]) -> tuple[Faults, Words]:
     """Return the words that undo these trials, last fault first, on the faulty model.
 
-    Raises FaultListError where the model does not hold the words that the faults left.
+    Raises FaultListError if the model does not hold the words that the faults left.
     """
     rows = concatenate([faults.pick(np.arange(len(faults))[::-1]) for faults in reversed(trials)])
     held = model.stored(rows)
@@ -316,5 +315,5 @@ def undo_words(model: Model, trials: Sequence[Faults]) -> tuple[Faults, Words]:
     if rows.before is None:
         return apply_faults(rows, held)
     original = np.zeros(places.shape[1], np.uint64)
-    original[group.ravel()] = rows.before  # rows run backwards in time, and the last assignment stays
+    original[group.ravel()] = rows.before  # rows are in reverse order, and the last assignment stays
     return rows, original[group.ravel()]

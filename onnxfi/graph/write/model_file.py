@@ -1,4 +1,4 @@
-"""Saving a model that was rewritten as a whole, with its external data."""
+"""Saving of a rewritten model with its external data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHUNK = 1 << 22
 def save_model(model: Model, proto: onnx.ModelProto, out: Path) -> None:
     """Write `proto`, made from `model`, to `out`; external data is copied as it is to `OUT.data`, `OUT.data.1`, …
 
-    A temporary name, fsync and rename leave no half file. Raises OutputError for a place that cannot be written.
+    A temporary name, fsync and rename leave no partial file. Raises OutputError for an output that cannot be written.
     """
     files = output_files(out, len(model.external))
     check_output_files(model, files)

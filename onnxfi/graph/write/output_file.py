@@ -1,6 +1,6 @@
-"""Output files: checked before anything is written, and drafts until all is written.
+"""Output files: checked before anything is written, and drafts until all of them are complete.
 
-Everything that writes a file uses `atomic_files`, so no command replaces a device or a pipe by a file.
+All files are written through `atomic_files`, so no command replaces a device or a pipe by a file.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def output_files(out: Path, data_files: int) -> list[Path]:
 
 
 def check_output_files(model: Model | None, files: Sequence[Path], *, copy: bool = True) -> None:
-    """Refuse an output that is one of the model's files, in a folder that is not there, a directory or a device.
+    """Raise OutputError for an output that is one of the model's files, in a missing folder, a directory or a device.
 
-    Where a `copy` of the model is written, also one for which the disk has no room.
+    With `copy`, for a copy of the model, also if the disk has no room for it.
     """
     sources = model.sources if model is not None else ()
     with _output_errors(files[0]):
@@ -47,19 +47,19 @@ def check_output_files(model: Model | None, files: Sequence[Path], *, copy: bool
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse an output folder that is something else, or cannot be made or written; it need not be there yet."""
+    """Raise OutputError for an output folder that is a file, or cannot be created or written; it need not exist yet."""
     with _output_errors(folder):
         if folder.name == "-":
             raise OutputError("an output folder cannot be '-'; give the name of a folder")
         there = next(place for place in (folder, *folder.absolute().parents) if place.exists() or place.is_symlink())
         if not there.is_dir():
-            raise OutputError(f"the output folder {str(folder)!r} cannot be made: {str(there)!r} is no folder")
+            raise OutputError(f"the output folder {str(folder)!r} cannot be made: {str(there)!r} is not a folder")
         if not os.access(there, os.W_OK):
             raise OutputError(f"the folder {str(there)!r} cannot be written; choose another place")
 
 
 def make_folder(folder: Path) -> None:
-    """Make an output folder where it is not there yet; OutputError where that cannot be."""
+    """Create an output folder if it does not exist; OutputError if that fails."""
     check_folder(folder)
     with _output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def _check_file(file: Path, sources: Sequence[ByteSource]) -> None:
 
 
 def _is_open_stream(file: Path) -> bool:
-    """Return True where a path is or links to a file that a process has open, as /dev/stdout and /dev/fd/3."""
+    """Return True if a path is or links to a file that a process has open, as /dev/stdout and /dev/fd/3."""
     while True:
         if os.path.realpath(file.parent).startswith("/proc/"):
             return True
@@ -113,7 +113,7 @@ def _bytes_on_disk(source: ByteSource) -> int:
 
 @contextmanager
 def atomic_files(files: Sequence[Path]) -> Iterator[list[IO[bytes]]]:
-    """Open streams that become `files` only when all is written: data first, the model last; else nothing is left."""
+    """Open streams that become `files` when all are written: data first, the model last; else nothing is left."""
     check_output_files(None, files)
     streams: list[IO[bytes]] = []
     try:

@@ -1,4 +1,4 @@
-"""Scratch folders, which do not outlive the process that made them."""
+"""Scratch folders, which are removed with the process that made them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-#: The names of folders made here, and the file in each that its owner holds locked.
+#: Prefix of the folders' names, and the file in each that its owner keeps locked.
 _SCRATCH = re.compile(r"\.?onnxfi-[0-9a-f]{16}")
 _LOCK = "in-use"
 
@@ -35,9 +35,9 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
     try:
         if fcntl is not None:
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-            with suppress(OSError):  # a file system without locks: then nobody takes it for left behind
+            with suppress(OSError):  # a file system without locks: the folder is then never taken as abandoned
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                os.write(lock, b"\n")  # from now on, who finds it unlocked may remove it
+                os.write(lock, b"\n")  # from now on it may be removed when it is unlocked
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -46,7 +46,7 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
 
 
 def remove_abandoned(place: Path | None = None) -> None:
-    """Remove the scratch folders of processes that have been killed since."""
+    """Remove the scratch folders of killed processes."""
     if fcntl is None:
         return
     with suppress(OSError), os.scandir(place or tempfile.gettempdir()) as found:
@@ -57,7 +57,7 @@ def remove_abandoned(place: Path | None = None) -> None:
 
 
 def _remove_unlocked(folder: Path) -> None:
-    """Remove a folder that no process holds; OSError where one does, or where another user owns it."""
+    """Remove a folder that no process holds; OSError if one does, or where another user owns it."""
     lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

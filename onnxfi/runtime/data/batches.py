@@ -76,7 +76,7 @@ class Data:
     description: str
     layout: BatchLayout
     _cut: Callable[[int], Iterator[Feeds]] = field(repr=False)
-    #: Classes that the labels count, where they are numbered by what the data holds; None where the labels say.
+    #: Classes that the labels count, where they are numbered by what the data holds; None if the labels say.
     classes: int | None = None
     #: The files that samples are read from, where they are images.
     images: ImageFolder | None = field(default=None, repr=False)

@@ -33,7 +33,7 @@ _MOST_REMEMBERED = 4096
 def dry_run(engine: Engine, model: str | Path | bytes, data: Data | None = None) -> None:
     """Open a model in a copy of this process and run it there, before ONNX Runtime opens it here for the first time.
 
-    It runs on the first sample of `data`, or on a made-up one. EngineError where that crashes the copy. Does nothing
+    It runs on the first sample of `data`, or on a made-up one. EngineError if that crashes the copy. Does nothing
     where processes cannot be copied safely, in worker processes, and for other engines.
 
     >>> from onnxfi.runtime.engine.onnx_runtime import OrtEngine

@@ -34,7 +34,7 @@ _CLASSES_OF_GESTURES = 11
 CHUNK, _LONGEST_LINE, _LARGEST_TABLE, _MOST_ELEMENTS, _MOST_BYTES = 5 << 16, 1 << 12, 1 << 20, 1 << 28, 1 << 31
 _PACKET = struct.Struct("<HHIIIIII")
 _POLARITY, _EVENT_BYTES = 1, 8
-#: In N-MNIST the y address that is no pixel but says that the sensor's clock has gone on by so many microseconds.
+#: In N-MNIST the y address that is not a pixel but says that the sensor's clock has gone on by so many microseconds.
 _OVERFLOW_Y, _OVERFLOW_US = 240, 1 << 13
 
 
@@ -93,7 +93,7 @@ def read_binning(path: Path) -> Binning:
 
     given = load_yaml(path, "events", DataError)
     if not isinstance(given, dict) or (version := given.pop("version", None)) is True or version != 1:
-        raise DataError(f"{str(path)!r} is no description of events of version 1; an example: {_EXAMPLE}")
+        raise DataError(f"{str(path)!r} is not a description of events of version 1; an example: {_EXAMPLE}")
     for key, value in given.items():
         if key not in _ALLOWED:
             raise DataError(f"{str(path)!r} has the unknown key {str(key)[:60]!r}{closest(str(key)[:60], _ALLOWED)}")
@@ -228,7 +228,7 @@ def read_gestures(path: Path, recording: Path) -> list[Recording]:
                 )
             found.append(Recording(recording, label - 1, start_us, stop_us))
     except (ValueError, csv.Error) as error:
-        raise DataError(f"{str(path)!r} is no table of gestures: {one_line(error)}") from error
+        raise DataError(f"{str(path)!r} is not a table of gestures: {one_line(error)}") from error
     return found
 
 
@@ -276,7 +276,7 @@ def find_recordings(root: Path) -> list[Recording]:
                 raise DataError(f"folder {str(path)!r} has no class number for a name; N-MNIST has folders 0 to 9")
             for k, file in enumerate(_visible(path)):
                 if file.suffix != ".bin":
-                    raise DataError(f"{str(file)!r} is no recording (.bin); move it away")
+                    raise DataError(f"{str(file)!r} is not a recording (.bin); move it away")
                 found.append(((k, int(path.name)), Recording(_inside(file, place), int(path.name))))
         elif path.name != DESCRIPTION and not path.name.endswith("_labels.csv"):
             raise DataError(f"{str(path)!r} lies beside the recordings; move it away")
@@ -292,7 +292,7 @@ def _visible(folder: Path) -> list[Path]:
 
 def _inside(path: Path, place: Path) -> Path:
     if not path.is_file():
-        raise DataError(f"{str(path)!r} is no file")
+        raise DataError(f"{str(path)!r} is not a file")
     if not path.resolve().is_relative_to(place):
         raise DataError(f"{str(path)!r} links to a place outside {str(place)!r}")
     return path
@@ -358,5 +358,5 @@ def _frame_port(
     if high % down or wide % across or high // down != wide // across:
         raise DataError(f"{str(path)!r}: pixels of a sensor of {high}x{wide} do not merge to those of the input {port}")
     if steps * 2 * down * across > _MOST_ELEMENTS:
-        raise DataError(f"{steps} steps of 2x{down}x{across} are more than {_MOST_ELEMENTS:,} numbers a sample")
+        raise DataError(f"{steps} steps of 2x{down}x{across} are more than {_MOST_ELEMENTS:,} numbers per sample")
     return port, steps, (down, across)

@@ -55,7 +55,7 @@ def read_preprocess(path: Path) -> Preprocess:
 
     given = load_yaml(path, "preprocessing", DataError)
     if not isinstance(given, dict) or (version := given.pop("version", None)) is True or version != 1:
-        raise DataError(f"{str(path)!r} is no preprocessing of version 1; an example: {_EXAMPLE}")
+        raise DataError(f"{str(path)!r} is not a preprocessing of version 1; an example: {_EXAMPLE}")
     known = [one.name for one in fields(Preprocess)]
     values = {}
     for key, value in given.items():
@@ -174,7 +174,7 @@ class ImageFolder:
     files: tuple[Path, ...]
     labels: NDArray[np.int64] | None
     folders: tuple[str, ...]
-    #: Classes by the number of folders; None where their names or nothing says them.
+    #: Classes by the number of folders; None if their names or nothing says them.
     classes: int | None
     batch_axis: int
 
@@ -229,7 +229,7 @@ def _is_number(name: str) -> bool:
 def _class_numbers(root: Path, names: tuple[str, ...], *, listed: bool) -> tuple[int, ...] | None:
     """Return the class of each folder: its position in `classes:`, the number in its name, else its order by name.
 
-    None for one folder with another name, which gives no classes. DataError where names and numbers disagree.
+    None for one folder with another name, which gives no classes. DataError if names and numbers disagree.
     """
     if listed:
         return tuple(range(len(names)))
@@ -323,7 +323,7 @@ def _find(root: Path, how: Preprocess) -> dict[str, list[Path]]:
         files = found.setdefault(folder.name, [])
         for file in _visible(folder):
             if not file.is_file():
-                raise DataError(f"{str(file)!r} is no image file")
+                raise DataError(f"{str(file)!r} is not an image file")
             if not file.resolve().is_relative_to(place):
                 raise DataError(f"{str(file)!r} links to a place outside {str(root)!r}")
             files.append(file)
@@ -347,7 +347,7 @@ def open_image(file: Path) -> Image.Image:
             image = Image.open(file, formats=_FORMATS)
     except Exception as error:
         read = f"{', '.join(_FORMATS)} are read"
-        raise DataError(f"{str(file)!r} is no readable image: {one_line(error)}; {read}") from error
+        raise DataError(f"{str(file)!r} is not a readable image: {one_line(error)}; {read}") from error
     if math.prod(image.size) > _MOST_PIXELS:
         image.close()
         raise DataError(f"{str(file)!r} has {math.prod(image.size):,} pixels; at most {_MOST_PIXELS:,} are read")
@@ -400,7 +400,7 @@ def _read(file: Path, how: Preprocess, port: Port) -> Array:
         try:
             pixels = image.convert("L" if how.color == "gray" else "RGB")
         except Exception as error:
-            raise DataError(f"{str(file)!r} is no readable image: {one_line(error)}") from error
+            raise DataError(f"{str(file)!r} is not a readable image: {one_line(error)}") from error
     frame = _frame(file, pixels.size, how)
     if how.resize is not None:
         pixels = pixels.resize(frame.resized, Image.Resampling.BILINEAR)

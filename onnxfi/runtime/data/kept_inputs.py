@@ -30,7 +30,7 @@ class KeptInputs:
         Raises
         ------
         DataError
-            If one is no input with a row a sample, or they take too much memory.
+            If one is not an input with a row per sample, or they take too much memory.
 
         Examples
         --------

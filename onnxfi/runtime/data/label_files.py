@@ -28,7 +28,7 @@ from onnxfi.runtime.engine.ports import Array, one_line
 _LARGEST_FILE, _MOST_COLUMNS = 1 << 28, 1 << 16
 #: Images and boxes that a COCO file may list.
 _MOST_ROWS = 1 << 24
-LABEL_FILES = "an .npz or .npy, COCO .json, a folder of PNG masks, .txt with a line a sample, or .csv of numbers"
+LABEL_FILES = "an .npz or .npy, COCO .json, a folder of PNG masks, .txt with a line per sample, or .csv of numbers"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Samples:
 
     @property
     def names(self) -> tuple[str, ...] | None:
-        """The files of the samples, by their path in the folder; None where they have none."""
+        """The files of the samples, by their path in the folder; None if they have none."""
         return None if self.images is None else self.images.names
 
 
@@ -51,7 +51,7 @@ def read_labels(path: Path, samples: Samples, name: str = "labels") -> Labels:
     Raises
     ------
     DataError
-        Where there is no such file, it cannot be read, or its labels are not those of the samples: the message names
+        If there is no such file, it cannot be read, or its labels are not those of the samples: the message names
         both sides.
 
     Examples
@@ -104,7 +104,7 @@ def _read(path: Path) -> str:
 
 
 def _texts(path: Path, samples: Samples, name: str) -> Array:
-    """Return a line a sample, or for image files the text behind a file's name and a tab."""
+    """Return a line per sample, or for image files the text after a file's name and a tab."""
     lines = _read(path).split("\n")
     lines = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
     if samples.names is not None and lines and all("\t" in line for line in lines):
@@ -115,7 +115,7 @@ def _texts(path: Path, samples: Samples, name: str) -> Array:
 
 
 def _table(path: Path, samples: Samples, name: str) -> Array:
-    """Return the numbers of a table, a row a sample, behind headings, if any; a first column may name image files."""
+    """Return the numbers of a table, a row per sample, after headings, if any; a first column may name image files."""
     try:
         rows = [row for row in csv.reader(io.StringIO(_read(path))) if row]
     except csv.Error as error:

@@ -14,7 +14,7 @@ boxes     float64 [N,K,6]                 [N,K,5] without the last column
 texts     object [N], each a str          numpy's texts; [N,1]
 ========= =============================== =============================================================
 
-A row of boxes is class, x1, y1, x2, y2, crowd: corners in pixels of the model's input, and crowd 1 where the box is a
+A row of boxes is class, x1, y1, x2, y2, crowd: corners in pixels of the model's input, and crowd 1 if the box is a
 crowd that may be found any number of times. A sample of fewer boxes ends with rows of NaN; none at all is an answer.
 """
 
@@ -87,7 +87,7 @@ def as_kind(kind: str, labels: Labels) -> Labels:
     array([2, 0])
     >>> as_kind("classes", np.array([0.5, 2.0]))
     Traceback (most recent call last):
-    onnxfi.errors.DataError: the labels are float64 [2]; classes are integers, one a sample, or one-hot rows
+    onnxfi.errors.DataError: the labels are float64 [2]; classes are integers, one per sample, or one-hot rows
     """
     return KINDS[kind](labels)
 
@@ -122,7 +122,7 @@ def _given(labels: Labels) -> str:
 
 
 def _not_classes(labels: Labels) -> str:
-    """Return why labels are no classes, with a remedy where there is one; empty where they are."""
+    """Return why labels are no classes, with a remedy where there is one; empty if they are."""
     if one_hot_columns(labels) is not None:
         return ""
     column = labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)
@@ -130,7 +130,7 @@ def _not_classes(labels: Labels) -> str:
         if labels.size and labels.min() < 0:
             return f"a label is {labels.min()}; labels count the classes from 0"
         return ""
-    why = f"{_given(labels)}; classes are integers, one a sample, or one-hot rows"
+    why = f"{_given(labels)}; classes are integers, one per sample, or one-hot rows"
     if labels.dtype.kind in "OUT":
         return f"{why}; of names take their places in the list of the model's classes"
     if labels.ndim == 2 and not column and is_binary(labels):
@@ -166,7 +166,7 @@ def as_numbers(labels: Labels) -> Labels:
 
 
 def as_masks(labels: Labels) -> Labels:
-    """Return the class of each pixel (int16 [N,H,W]), -1 where there is none."""
+    """Return the class of each pixel (int16 [N,H,W]), -1 if there is none."""
     flat = labels[:, 0] if labels.ndim == 4 and labels.shape[1] == 1 else labels
     if flat.ndim != 3 or flat.dtype.kind not in "iub":
         raise DataError(f"{_given(labels)}; masks are integers [N,height,width], the class of each pixel")
@@ -182,7 +182,7 @@ def as_masks(labels: Labels) -> Labels:
 
 
 def as_boxes(labels: Labels) -> Labels:
-    """Return boxes (float64 [N,K,6]: class, x1, y1, x2, y2, crowd), with rows of NaN behind the last of a sample."""
+    """Return boxes (float64 [N,K,6]: class, x1, y1, x2, y2, crowd), with rows of NaN after the last of a sample."""
     if labels.ndim != 3 or labels.shape[2] not in (5, 6) or labels.dtype.kind in "OUTb":
         raise DataError(f"{_given(labels)}; boxes are [N,K,5 or 6]: class, x1, y1, x2, y2 and, if any, crowd")
     boxes = labels.astype(np.float64)
@@ -202,7 +202,7 @@ def as_texts(labels: Labels) -> Labels:
     """Return texts (objects [N], each a str)."""
     column = labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)
     if labels.dtype.kind not in "OUT" or not column:
-        raise DataError(f"{_given(labels)}; the task takes texts, one a sample")
+        raise DataError(f"{_given(labels)}; the task takes texts, one per sample")
     return np.asarray(labels.reshape(-1).astype(object))
 
 

@@ -95,7 +95,7 @@ def _each(path: Path, read: Callable[[IO[bytes], int, str], Array]) -> dict[str,
         raise
     except Exception as error:  # zipfile, zlib and numpy's header parser raise a dozen kinds on damage
         why = one_line(error) or type(error).__name__
-        raise DataError(f"{str(path)!r} is no readable .npz archive ({why}); write it with np.savez") from error
+        raise DataError(f"{str(path)!r} is not a readable .npz archive ({why}); write it with np.savez") from error
     return arrays
 
 

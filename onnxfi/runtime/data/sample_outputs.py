@@ -67,11 +67,11 @@ class Outputs:
 
     @property
     def has_rows(self) -> bool:
-        """True where each output has as many rows as there are samples."""
+        """True if each output has as many rows as there are samples."""
         return all(array.ndim and len(array) == len(self.samples) for array in self.arrays.values())
 
     def take(self, rows: NDArray[np.int64]) -> Outputs:
-        """Return the outputs of some of the samples, by their rows; each output must have one a sample."""
+        """Return the outputs of some of the samples, by their rows; each output must have one per sample."""
         arrays = {name: array[rows] for name, array in self.arrays.items()}
         inputs = {name: array[rows] for name, array in self.inputs.items()}
         return Outputs(self.samples[rows], arrays, inputs, None if self.alarms is None else self.alarms[rows])
@@ -97,7 +97,7 @@ def same_outputs(one: Outputs, other: Outputs) -> bool:
 
 
 def same_runs(one: Sequence[Outputs], other: Sequence[Outputs]) -> bool:
-    """Return true where two runs have the same outputs in each batch."""
+    """Return true if two runs have the same outputs in each batch."""
     return len(one) == len(other) and all(map(same_outputs, one, other))
 
 
@@ -122,7 +122,7 @@ def run_outputs(
         total += found[-1].nbytes
         if total > MOST_OUTPUT_BYTES // 2:
             raise DataError(
-                f"the outputs take {found[-1].nbytes // max(1, batch.valid):,} bytes a sample, too much to compare "
+                f"the outputs take {found[-1].nbytes // max(1, batch.valid):,} bytes per sample, too much to compare "
                 f"{data.samples:,} of them; take fewer with --samples, or one output with --output"
             )
         if progress is not None:
@@ -161,7 +161,7 @@ def sample_axes(session: Session, data: Data, model: str | Path | bytes | Model)
 
     The shapes may say it, by the symbol that stands for the samples of the inputs, or the graph. Else it is the axis of
     the inputs, but of scores in two dimensions rather the first: there the axes before the samples are gone. What a
-    model that takes one sample at a time puts out without such an axis is that sample's (-1).
+    model that takes one sample at a time outputs without such an axis is that sample's (-1).
     """
     layout, found = data.layout, dict[str, tuple[int, ...]]()
     symbols = {p.shape[layout.batched[p.name]] for p in session.inputs if p.name in layout.batched and p.shape}
@@ -182,7 +182,7 @@ def sample_axes(session: Session, data: Data, model: str | Path | bytes | Model)
 
 
 def _samples_first(array: Array, axes: Sequence[int], size: int) -> Array:
-    """Move the axis of `size` samples to the front; return the output unchanged where there is none."""
+    """Move the axis of `size` samples to the front; return the output unchanged if there is none."""
     axis = next((k for k in axes if k < 0 or (k < array.ndim and array.shape[k] == size)), 0)
     return array[None] if axis < 0 else np.moveaxis(array, axis, 0) if axis else array
 

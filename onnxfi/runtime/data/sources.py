@@ -82,7 +82,7 @@ def open_data(
     Raises
     ------
     DataError
-        Where the data is missing or damaged, or its names, types, shapes or numbers do not fit.
+        If the data is missing or damaged, or its names, types, shapes or numbers do not fit.
 
     Examples
     --------
@@ -117,7 +117,7 @@ def open_data(
 
 
 def _place_of_labels(labels: str | Path) -> tuple[Path | None, str]:
-    """Return the file of labels, None where they are an array of the data, and the name of the array."""
+    """Return the file of labels, None if they are an array of the data, and the name of the array."""
     text = str(labels)
     head, _, name = text.rpartition(":")
     if Path(labels).exists():
@@ -286,12 +286,14 @@ def _checked(given: Mapping[str, Any], how: _Reading, what: str) -> tuple[dict[s
     extra = [name for name in arrays if name not in names]
     missing = [port for port in ports if port.name not in arrays]
     if extra and missing:
-        raise DataError(f"{what}: {extra[0]!r} is no input, and input {missing[0]} has no array; name it so")
+        raise DataError(f"{what}: {extra[0]!r} is not an input, and input {missing[0]} has no array; name it so")
     if extra:
         meant = arrays[extra[0]]
         if labels is None and meant.ndim == 1 and meant.dtype.kind in "iu" and how.labels not in names:
-            raise DataError(f"{what}: {extra[0]!r} is no input; call it 'labels' if it holds them, else leave it out")
-        raise DataError(f"{what}: {extra[0]!r} is no input{closest(extra[0], names)}; leave it out")
+            raise DataError(
+                f"{what}: {extra[0]!r} is not an input; call it 'labels' if it holds them, else leave it out"
+            )
+        raise DataError(f"{what}: {extra[0]!r} is not an input{closest(extra[0], names)}; leave it out")
     if missing:
         raise DataError(f"{what}: input {missing[0]} has no array")
     place = layout(ports, how.batch_axis, {name: array.shape for name, array in arrays.items()})
@@ -308,7 +310,7 @@ def _checked(given: Mapping[str, Any], how: _Reading, what: str) -> tuple[dict[s
 
 
 def _settled(ports: Sequence[Port], place: BatchLayout, arrays: Mapping[str, Array], what: str) -> None:
-    """Refuse a row of numbers that may be one a sample, or one for each place along another axis of as many."""
+    """Refuse a row of numbers that may be one per sample, or one for each place along another axis of as many."""
     rows, shapes = place.rows(arrays), {port.name: port.shape or () for port in ports}
     symbols = [shapes[name][axis] for name, axis in place.axes if shapes[name]]
     for name in (n for n in place.batched if len(shapes[n]) == 1 and rows > 1):

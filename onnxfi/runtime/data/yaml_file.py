@@ -64,7 +64,7 @@ def parse_yaml(text: bytes, file: str, what: str, error: type[InputError] = Inpu
     try:
         return None if root is None else _values(root)
     except ValueError as why:
-        raise error(f"{file!r} is no readable YAML file: {why}") from None
+        raise error(f"{file!r} is not a readable YAML file: {why}") from None
 
 
 def read_text(path: str | Path, what: str, error: type[InputError] = InputError) -> bytes:
@@ -80,7 +80,7 @@ def read_text(path: str | Path, what: str, error: type[InputError] = InputError)
 
 
 def compose_yaml(text: bytes, file: str, what: str, error: type[InputError] = InputError) -> yaml.Node | None:
-    """Return YAML text as yaml's nodes, within the limits; None where it is empty.
+    """Return YAML text as yaml's nodes, within the limits; None if it is empty.
 
     `file` and `what` name it in messages. Nodes have line and column; `scalar` reads one.
 
@@ -92,11 +92,11 @@ def compose_yaml(text: bytes, file: str, what: str, error: type[InputError] = In
         _bounded(decoded, what)
         return yaml.compose(decoded, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as why:
-        raise error(f"{file!r} is no readable YAML file: {' '.join(str(why).split())[:200]}") from None
+        raise error(f"{file!r} is not a readable YAML file: {' '.join(str(why).split())[:200]}") from None
 
 
 def _bounded(text: str, what: str) -> None:
-    """Raise ValueError where the values, aliases written out, are too many, too deep or without end."""
+    """Raise ValueError if the values, aliases written out, are too many, too deep or without end."""
     sizes: dict[str, int | None] = {}  # by anchor; None while that is being read
     open_: list[tuple[str | None, int]] = []
     total = 0
@@ -127,7 +127,7 @@ def _line(place: yaml.Event | yaml.Node) -> int:
 
 
 def scalar(node: yaml.Node) -> str | int | float | bool | None:
-    """Return the value of a node that is no list or mapping; ValueError where it has none that is allowed.
+    """Return the value of a node that is not a list or mapping; ValueError if it has none that is allowed.
 
     >>> scalar(yaml.compose("0x10")), scalar(yaml.compose("2001-13-45"))
     (16, '2001-13-45')
@@ -148,7 +148,7 @@ def scalar(node: yaml.Node) -> str | int | float | bool | None:
     try:
         value: int | float | bool | None = yaml.constructor.SafeConstructor().construct_object(node)
     except (ValueError, LookupError, OverflowError, yaml.YAMLError):
-        raise ValueError(f"{text[:60]!r} is no value of YAML") from None
+        raise ValueError(f"{text[:60]!r} is not a value of YAML") from None
     return value
 
 
@@ -167,7 +167,7 @@ def _values(node: yaml.Node) -> Any:
     for key, value in node.value:
         name = _values(key) if isinstance(key, yaml.ScalarNode) else None
         if name is None or name in found:
-            problem = "a key is no plain value" if name is None else f"{str(name)[:60]!r} is given twice"
+            problem = "a key is not a plain value" if name is None else f"{str(name)[:60]!r} is given twice"
             raise ValueError(f"line {_line(key)}: {problem}")
         found[name] = _values(value)
     return found

@@ -48,7 +48,7 @@ _MOST_NAMES = 8
 
 
 def check_options(options: Mapping[str, str]) -> None:
-    """Raise InputError for options under which faults would not be seen, and for a device that is no number."""
+    """Raise InputError for options under which faults would not be seen, and for a device that is not a number."""
     for name, why in _REFUSED.items():
         if options.get(name, "0").lower() not in ("0", "false"):
             raise InputError(f"the provider option {name} {why}; leave it out")
@@ -168,7 +168,7 @@ class Device:
 
 
 def no_cuda() -> str | None:
-    """Why no CUDA device can be used, asked of NVIDIA's driver, once a process; None where there is one."""
+    """Why no CUDA device can be used, asked of NVIDIA's driver, once a process; None if there is one."""
     driver, why = _driver()
     return why if driver is None else None
 
@@ -216,7 +216,7 @@ def node_placement(session: Any) -> dict[str, Counter[str]]:
     Empty where the session did not record it, or the release does not record it.
     """
     found: dict[str, Counter[str]] = {}
-    with contextlib.suppress(Exception):  # RuntimeError where it was not recorded, AttributeError before 1.24
+    with contextlib.suppress(Exception):  # RuntimeError if it was not recorded, AttributeError before 1.24
         for part in session.get_provider_graph_assignment_info():
             found.setdefault(part.ep_name, Counter()).update(node.op_type for node in part.get_nodes())
     return found

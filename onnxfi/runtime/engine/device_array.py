@@ -33,7 +33,7 @@ class DeviceArray(np.ndarray[Any, np.dtype[Any]]):
         return found
 
     def value_on(self, device: tuple[str, int]) -> Any:
-        """Return the value on a device; None where it is not there."""
+        """Return the value on a device; None if it does not exist."""
         return self._value if self._device == device else None
 
     @property

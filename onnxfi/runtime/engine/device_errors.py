@@ -1,7 +1,7 @@
 """Errors of a runtime and its device: which mean that memory ran out, and which end a process.
 
 After some errors of CUDA every further call in the process fails, whatever it asks for: NVIDIA's documentation of
-`cudaError_t` says that the process must be ended and started anew. Taken for outcomes of faults, one such error would
+`cudaError_t` says that the process must be ended and started again. Taken for outcomes of faults, one such error would
 make every later trial a DUE.
 """
 

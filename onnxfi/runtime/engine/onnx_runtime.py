@@ -350,7 +350,7 @@ class OrtSession:
         """Run once on `feeds`, an array per input; `outputs` names what to compute, all tensors by default.
 
         Raises `DataError` for feeds that do not match the inputs, and `EngineError` where the runtime fails
-        or an output does not exist or is no tensor.
+        or an output does not exist or is not a tensor.
         """
         wanted = checked_outputs(outputs, self.outputs, self.non_tensors)
         checked = checked_feeds(feeds, self.inputs, self.overridable)

@@ -157,7 +157,7 @@ class OpenVinoSession:
 
     @classmethod
     def of(cls, model: Any, proto: onnx.ModelProto, compiled: _CompiledShapes) -> OpenVinoSession:
-        """Return the session of a model that was read; EngineError where an input cannot be fed."""
+        """Return the session of a model that was read; EngineError if an input cannot be fed."""
         stored = {tensor.name for tensor in proto.graph.initializer}
         declared = [port for port in ports_of(proto.graph.input) if port.name not in stored]
         results = ports_of(proto.graph.output)
@@ -211,7 +211,7 @@ def is_installed() -> bool:
 
 
 def _openvino() -> Any:
-    """Return the module, imported without its telemetry; EngineError where it is not installed."""
+    """Return the module, imported without its telemetry; EngineError if it is not installed."""
     if not is_installed():
         raise EngineError("openvino is not installed; pip install 'onnxfi[openvino]'")
     if "openvino" not in sys.modules:

@@ -283,7 +283,7 @@ def checked_feeds(
 
 
 def _checked_feed(port: Port, array: Array) -> Array:
-    """Return the array as the runtime takes it; DataError where it does not fit the port."""
+    """Return the array as the runtime takes it; DataError if it does not fit the port."""
     if not port.is_tensor:
         raise DataError(f"input {port.name!r} is a {port.dtype}; only tensors can be fed")
     if type_name(array) != port.dtype or not fits(array.shape, port):

@@ -117,7 +117,7 @@ class Engine:
 
     @property
     def device_memory_bytes(self) -> int:
-        """Return the memory of a device that this process may take; 0 where values lie in the host's alone."""
+        """Return the memory of a device that this process may take; 0 if values lie in the host's alone."""
         return 0
 
     @property
@@ -127,9 +127,9 @@ class Engine:
 
     @staticmethod
     def file(path: str | Path) -> str:
-        """Return the path of a model as text; ModelError where it is not a file."""
+        """Return the path of a model as text; ModelError if it is not a file."""
         if not Path(path).is_file():
-            what = "a directory" if Path(path).is_dir() else "no file"
+            what = "a directory" if Path(path).is_dir() else "not a file"
             raise ModelError(f"{str(path)!r} is {what}; give the path of an .onnx file")
         return str(path)
 
@@ -157,7 +157,7 @@ class Engine:
         return self
 
     def for_dry_run(self) -> Engine | None:
-        """Return the engine for a trial run in a copy of the process; None where a copy cannot run this runtime."""
+        """Return the engine for a trial run in a copy of the process; None if a copy cannot run this runtime."""
         return None
 
 

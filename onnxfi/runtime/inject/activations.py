@@ -49,7 +49,7 @@ _LOWEST, _RAISED, _NATIVE = 11, 13, 26
 class PreparedModel:
     """Model that is ready for injection: its proto at the chosen opset, its activations, and notes on what was done.
 
-    `guessed` is true where made-up inputs showed what the file leaves open.
+    `guessed` is true if made-up inputs showed what the file leaves open.
     """
 
     model: Model
@@ -215,11 +215,11 @@ def instrument(
     Raises
     ------
     SelectorError
-        Where an explicit selection finds nothing.
+        If an explicit selection finds nothing.
     ModelError
-        Where the opset cannot be raised.
+        If the opset cannot be raised.
     OutputError
-        Where the output cannot be written.
+        If the output cannot be written.
 
     Examples
     --------
@@ -359,13 +359,13 @@ def inject_activations(
     Raises
     ------
     InputError
-        Where not exactly one of the four is given.
+        If not exactly one of the four is given.
     SelectorError
-        Where a selection finds nothing, a site does not exist, or a shape is not known.
+        If a selection finds nothing, a site does not exist, or a shape is not known.
     ModelError
-        Where the opset cannot be raised.
+        If the opset cannot be raised.
     OutputError
-        Where the output cannot be written.
+        If the output cannot be written.
 
     Examples
     --------
@@ -425,7 +425,7 @@ def _space(
 
 
 def _shaped(rows: Sequence[Activation]) -> tuple[Activation, ...]:
-    """Return the activations; SelectorError where a shape is not known."""
+    """Return the activations; SelectorError if a shape is not known."""
     for a in rows:
         if not a.shape_known:
             raise SelectorError(
@@ -497,7 +497,7 @@ def _open(a: Activation) -> Any:
 def _check_places(
     prepared: PreparedModel, inserted: Sequence[ActivationFault], data: Data | None, custom_ops: Sequence[str]
 ) -> None:
-    """Refuse an element or sample that is not there, and with data a step that does not come."""
+    """Refuse an element or sample that does not exist, and with data a step that does not come."""
     in_loops = data is not None and any(s.activation.loop for s in inserted)
     iterations = loop_iterations(prepared.model, data, custom_ops) if in_loops else {}
     for s in inserted:

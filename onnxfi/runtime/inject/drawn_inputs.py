@@ -1,4 +1,4 @@
-"""Inputs of an armed model for faults that are drawn anew for every run, while the file stays the same."""
+"""Inputs of an armed model for faults that are drawn again for every run, while the file stays the same."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def draw_fault_inputs(
     Raises
     ------
     SelectorError
-        Where the shape of a site is not known.
+        If the shape of a site is not known.
     InputError
-        Where not exactly one of the three is given.
+        If not exactly one of the three is given.
     FaultError
         For a fault that cannot be fed.
 

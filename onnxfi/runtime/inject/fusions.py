@@ -19,8 +19,8 @@ _MOST_SITES = 300
 def fusions_lost(plain: bytes, changed: bytes, custom_ops: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
     """Nodes that ONNX Runtime fuses in the plain model: how many, and how many are left in the changed one.
 
-    Only those that became fewer, by operator; a fused activation function stands behind it, as `Conv+Relu`.
-    `custom_ops` are libraries of operators. Raises EngineError where the runtime refuses one of the two.
+    Only those that became fewer, by operator; a fused activation function stands after it, as `Conv+Relu`.
+    `custom_ops` are libraries of operators. Raises EngineError if the runtime refuses one of the two.
 
     >>> from onnxfi.graph.model.loading import load, parse
     >>> model = parse(load("models/fashion_cnn.onnx")).SerializeToString()
@@ -63,7 +63,7 @@ def _name(node: Any, own: set[str]) -> str:
 
 
 def fusions_note(plain: bytes, changed: bytes, sites: int, custom_ops: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return a note on the fusions that `sites` operators cost; nothing where they cost none."""
+    """Return a note on the fusions that `sites` operators cost; nothing if they cost none."""
     if sites > _MOST_SITES:
         return (f"fusions lost are counted for up to {_MOST_SITES} sites; more take the runtime long to load",)
     try:

@@ -1,4 +1,4 @@
-"""Activations of a model, described as plain values: what each layer puts out, its format, shape and steps."""
+"""Activations of a model, described as plain values: what each layer outputs, its format, shape and steps."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def inspect_activations(
     Raises
     ------
     SelectorError
-        Where a selection finds nothing.
+        If a selection finds nothing.
 
     Examples
     --------

@@ -74,7 +74,7 @@ def expose_neurons(
     ModelError
         For a model without spiking layers, with layers of unknown shape, or whose neurons are exposed already.
     OutputError
-        Where the output cannot be written.
+        If the output cannot be written.
 
     Examples
     --------

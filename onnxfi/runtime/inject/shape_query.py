@@ -86,7 +86,7 @@ def _observed(
 def _common_shape(
     a: Activation, found: SamplePlacement | None, dims: Sequence[tuple[int, ...] | None]
 ) -> tuple[int | None, ...]:
-    """Return the shape of a value in all runs, None where it grows."""
+    """Return the shape of a value in all runs, None if it grows."""
     first, last = dims[0] or (), dims[-1]
     place = a.place if a.place is not None or found is None else found.place
     if last is None or len(last) != len(first):
@@ -103,7 +103,7 @@ def _places(
     sizes: Sequence[int],
     known: Sequence[Mapping[ScopedName, tuple[int, ...] | None]],
 ) -> dict[str, dict[str, SamplePlacement]]:
-    """Return where samples lie by the shapes of two runs; nothing where there is one."""
+    """Return where samples lie by the shapes of two runs; nothing if there is one."""
     if len(sizes) < 2:
         return {}
     shapes: dict[str, dict[str, tuple[tuple[int, ...] | None, ...]]] = {}
@@ -132,7 +132,7 @@ def _probing_session(
     ranks: Mapping[ScopedName, int | None],
     custom_ops: Sequence[str],
 ) -> tuple[OrtSession, dict[ScopedName, str]]:
-    """Return a session that puts out these values too, and the shapes of others; and the names of those shapes."""
+    """Return a session that outputs these values too, and the shapes of others; and the names of those shapes."""
     import onnx
 
     made, shapes = OutputShapes(ranks).run(proto)
@@ -143,7 +143,7 @@ def _probing_session(
 
 
 def _one_shape(rows: Array) -> tuple[int, ...] | None:
-    """Return the shape that a value has in every iteration; None where it has several, or is not computed."""
+    """Return the shape that a value has in every iteration; None if it has several, or is not computed."""
     if not rows.shape[-1]:
         return () if rows.ndim == 1 else None
     flat = rows.reshape(-1, rows.shape[-1])
@@ -156,7 +156,7 @@ def loop_iterations(
 ) -> dict[str, int]:
     """Count the iterations of loops on the first samples, by the path of each graph in one; the most, if it runs often.
 
-    `steady` leaves out loops that run otherwise with one sample more, as a scan over the samples does.
+    `steady` leaves out loops that run differently with one sample more, as a scan over the samples does.
     """
     proto, counters = CountIterations().run(parse(model))
     if not counters:

@@ -141,9 +141,9 @@ def sample(
     Raises
     ------
     InputError
-        Where not exactly one of the three is given, or one is out of range.
+        If not exactly one of the three is given, or one is out of range.
     SelectorError
-        Where nothing is selected, or a site does not exist.
+        If nothing is selected, or a site does not exist.
 
     Examples
     --------
@@ -198,7 +198,7 @@ class Injection:
     data : bytes or None
         The faulty model, where no output was named.
     resized : bool
-        True where numbers of variable length have another length.
+        True if numbers of variable length have another length.
     """
 
     sample: Sample
@@ -240,9 +240,9 @@ def inject(
     Raises
     ------
     OutputError
-        Where an output cannot be written; nothing is written then.
+        If an output cannot be written; nothing is written then.
     InputError
-        Where the faults were drawn from another model.
+        If the faults were drawn from another model.
 
     Examples
     --------
@@ -379,9 +379,9 @@ def undo(model: ModelLike, faults: FaultList, out: str | Path, *, progress: OnPr
     Raises
     ------
     FaultListError
-        Where the list is not that of this faulty model.
+        If the list is not that of this faulty model.
     OutputError
-        Where the output cannot be written.
+        If the output cannot be written.
 
     Examples
     --------
@@ -436,7 +436,7 @@ def inspect(model: ModelLike, selector: Selector | None = None, *, neurons: str 
     Raises
     ------
     SelectorError
-        Where a selection finds nothing.
+        If a selection finds nothing.
 
     Examples
     --------

@@ -25,7 +25,7 @@ def inject_words(
     target : Target
         The activation as a target of faults.
     held : SampleAxis or None
-        The axis that holds its samples; None where it has none.
+        The axis that holds its samples; None if it has none.
     faults : Faults
         Faults in this target. Faults of samples of other batches are left out.
     start, size : int
@@ -34,10 +34,10 @@ def inject_words(
     Raises
     ------
     SelectorError
-        If an element is not there, or a sample is named and the rows are no samples.
+        If an element does not exist, or a sample is named and the rows are no samples.
     """
     if held is not None and (array.ndim <= held.axis or array.shape[held.axis] % held.rows):
-        raise SelectorError(f"{target.id!r} has the shape {array.shape} here, not {held.rows:,} rows a sample")
+        raise SelectorError(f"{target.id!r} has the shape {array.shape} here, not {held.rows:,} rows per sample")
     moved = array[None] if held is None else held.first(array)
     flat = np.array(moved, order="C").reshape(len(moved), -1)
     words = flat.view(target.word.dtype) if target.word.parts > 1 else flat
@@ -47,7 +47,9 @@ def inject_words(
     here = faults.pick(rows)
     last = int(here.sites.index.max())
     if last >= words.shape[1]:
-        raise SelectorError(f"{target.id}[{last}] is not there: a sample has {words.shape[1]:,} elements in this batch")
+        raise SelectorError(
+            f"{target.id}[{last}] does not exist: a sample has {words.shape[1]:,} elements in this batch"
+        )
     index = samples * words.shape[1] + here.sites.index
     sites = Sites(np.zeros(len(rows), np.int64), index, here.sites.bit)
     values = words.reshape(-1)

@@ -1,7 +1,7 @@
 """Convolutions whose input differs from the golden activation in few channels.
 
 Only the terms of these channels (conv_partial_sums.py) are computed, and added to the golden terms of the others in the
-order in which the runtime adds them; what lies behind the convolution runs as an entry subgraph. Each batch is checked:
+order in which the runtime adds them; what lies after the convolution runs as an entry subgraph. Each batch is checked:
 the sum of the golden terms must be the golden output, bit for bit; otherwise the convolution runs as a whole.
 """
 
@@ -33,7 +33,7 @@ WORTH = 1 << 27
 class ConvDelta:
     """An entry subgraph without its first convolution, and the terms of that convolution.
 
-    Opening raises EngineError where the runtime does not take a part.
+    Opening raises EngineError if the runtime does not take a part.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ConvDelta:
         self._session: Session | None = None
 
     def faulty_entry(self, rows: SampleRows, values: Mapping[str, Array]) -> FaultyEntry | None:
-        """Return the faulty entry for activations that differ; None where the convolution runs as a whole."""
+        """Return the faulty entry for activations that differ; None if the convolution runs as a whole."""
         value = values.get(self.conv.input)
         if value is None or rows.alone or self.block_size == 0 or rows.k in self._inexact or not self.golden.fits:
             return None
@@ -105,7 +105,7 @@ class ConvDelta:
         return self._sum(rows, [*every])
 
     def _size_of_blocks(self) -> int:
-        """Return how many channels the runtime sums at a time; 0 where it is unknown, or the terms take too much."""
+        """Return how many channels the runtime sums at a time; 0 if it is unknown, or the terms take too much."""
         whole = self.golden.values(0, [self.conv.output])[self.conv.output]
         batches = -(-self.golden.data.samples // self.golden.size)
         for size in block_sizes(self.segmented.segmentation.net, self.conv):
@@ -116,7 +116,7 @@ class ConvDelta:
         return 0
 
     def _terms(self, k: int, size: int) -> list[Array] | None:
-        """Return the golden terms of a batch, of so many channels each; None where their sum is not golden."""
+        """Return the golden terms of a batch, of so many channels each; None if their sum is not golden."""
         golden, name = self.golden, self.conv.output
         numbers = range(-(-self._shape[1] // size))
         if all(golden.has(k, (name, size, number)) for number in numbers):
@@ -143,7 +143,7 @@ class ConvDelta:
     def _is_exact(self, k: int, given: Array) -> bool:
         """Return whether the sum of the golden terms is the output of the convolution.
 
-        With an addition behind it, a runtime does not show that output: those of the entry subgraph must be golden.
+        With an addition after it, a runtime does not show that output: those of the entry subgraph must be golden.
         """
         if not self.conv.addend:
             return same_bytes(given, self.golden.values(k, [self.conv.output])[self.conv.output])
@@ -196,7 +196,7 @@ class FirstSegments:
         self.opened: dict[int, ConvDelta | None] = {}
 
     def run(self, number: int, rows: SampleRows, differing: Mapping[str, Array]) -> dict[str, Array] | None:
-        """Return the outputs of a segment; None where it runs as it is."""
+        """Return the outputs of a segment; None if it runs as it is."""
         with claim((id(self), number)):
             if number not in self.opened:
                 self.opened[number] = open_conv_delta(
@@ -212,7 +212,7 @@ class FirstSegments:
 def open_conv_delta(
     segmented: SegmentedModel, entry: EntrySubgraph, prepare: Callable[[SubgraphModel], Session]
 ) -> ConvDelta | None:
-    """Open an entry subgraph whose first convolution may be computed in terms; None where it has none."""
+    """Open an entry subgraph whose first convolution may be computed in terms; None if it has none."""
     found = segmented.segmentation.conv_entry(entry)
     if found is None or segmented.exact:
         return None

@@ -1,8 +1,8 @@
 """Entry subgraphs, opened: the part of a segment that runs in its place for a fault in it.
 
-A runtime may fuse an entry subgraph otherwise than its segment, and round otherwise. So it runs once without a fault:
-only where it gives the golden activations bit for bit, its kernels are those of the whole model, and its outputs with a
-fault are those of the whole model. Otherwise it is not used.
+A runtime may fuse an entry subgraph differently from its segment, and round differently. So it runs once without a
+fault: only where it gives the golden activations bit for bit, its kernels are those of the whole model, and its outputs
+with a fault are those of the whole model. Otherwise it is not used.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class FaultyEntry:
 class EntrySession:
     """An entry subgraph with its sessions.
 
-    `stored` are the weights that are fed; `prepare` makes a session of a subgraph. Opening raises EngineError where the
+    `stored` are the weights that are fed; `prepare` makes a session of a subgraph. Opening raises EngineError if the
     runtime does not take one.
     """
 
@@ -135,7 +135,7 @@ class EntrySession:
         return {name: at[name] for name in self.output_names}
 
     def check_golden(self, rows: SampleRows) -> None:
-        """Raise SegmentMismatchError where it gives other bits than the golden ones of these rows, without a fault."""
+        """Raise SegmentMismatchError if it gives other bits than the golden ones of these rows, without a fault."""
         if self.whole:
             return
         keys = [(rows.k, -1)] if not rows.alone or rows.some is None else [(k, row) for k, row, _ in rows.some]

@@ -34,9 +34,9 @@ _DEVICE_SHARE = 4
 
 
 def feed_of(port: Port) -> InputType:
-    """Return the input type that takes an output of another session; EngineError where it is no tensor."""
+    """Return the input type that takes an output of another session; EngineError if it is not a tensor."""
     if port.dtype not in NUMBERS:
-        raise EngineError(f"{port.name!r} is no tensor")
+        raise EngineError(f"{port.name!r} is not a tensor")
     return NUMBERS[port.dtype], port.shape
 
 
@@ -55,7 +55,7 @@ def of_golden_shapes() -> Iterator[None]:
 
 
 def check_shapes(found: Mapping[str, Array], golden: Mapping[str, Array]) -> None:
-    """Raise SegmentMismatchError where a fault changes the shape of an output of a segment."""
+    """Raise SegmentMismatchError if a fault changes the shape of an output of a segment."""
     for name, array in golden.items():
         if found[name].shape != array.shape:
             raise SegmentMismatchError(f"a fault changes the shape of {name!r}")
@@ -65,8 +65,8 @@ class SegmentSessions:
     """The sessions of a model's segments, which all trials share.
 
     Of the sessions that give the activations within segments, those that fit into `inner_bytes` stay open, the last one
-    in any case; others are opened again. Opening raises EngineError where the runtime does not take a segment, or an
-    activation between two of them is no tensor.
+    in any case; others are opened again. Opening raises EngineError if the runtime does not take a segment, or an
+    activation between two of them is not a tensor.
     """
 
     def __init__(self, engine: Engine, routes: Segmentation, inputs: Sequence[Port], inner_bytes: int) -> None:
@@ -103,7 +103,7 @@ class SegmentSessions:
         segment = self.segmentation.segments[number]
         feeds = {name: feed_of(self.ports[name]) for name in segment.inputs if name in self.ports}
         if len(feeds) < len(segment.inputs):
-            raise EngineError(f"what goes into segment {number} is no tensor")
+            raise EngineError(f"what goes into segment {number} is not a tensor")
         part = extract_model(self.segmentation.net, segment.nodes, feeds, inner or segment.outputs)
         session = self.prepare(part)
         self.ports |= {port.name: port for port in session.outputs}
@@ -167,7 +167,7 @@ class GoldenCache:
             return self._fits
 
     def batch(self, k: int) -> Batch | None:
-        """Return batch k without its feeds; None behind the last one."""
+        """Return batch k without its feeds; None after the last one."""
         while not self._whole and k >= len(self._batches):
             self._read(len(self._batches))
         return self._batches[k] if k < len(self._batches) else None
@@ -208,7 +208,7 @@ class GoldenCache:
         return self.kept(k, name)
 
     def kept(self, k: int, name: Hashable) -> Array:
-        """Return a value that is kept; KeyError where it is not."""
+        """Return a value that is kept; KeyError if it is not."""
         self._kept.move_to_end((k, name))
         self._use(k, name)
         return self._kept[k, name]

@@ -60,7 +60,7 @@ class TrialFaults:
 class Reexecution:
     """An open route: the sessions of what is executed again.
 
-    `cost_bytes` is about what its sessions and tensors take. Opening raises EngineError where the runtime does not take
+    `cost_bytes` is about what its sessions and tensors take. Opening raises EngineError if the runtime does not take
     the parts.
     """
 
@@ -88,7 +88,7 @@ class Reexecution:
         """Compute for batch k what these trials, `at_once` of them at most, can share."""
 
     def _check_golden(self, k: int) -> None:
-        """Raise SegmentMismatchError where an entry subgraph gives other bits without a fault."""
+        """Raise SegmentMismatchError if an entry subgraph gives other bits without a fault."""
         for entry in self.entries:
             entry.check_golden(SampleRows(self.golden, k))
 
@@ -141,7 +141,7 @@ def faulty_outputs(segmented: SegmentedModel, k: int, found: Mapping[str, Array]
 
 
 class RebuiltSegments(Reexecution):
-    """The segments that hold faulty weights, built anew with them."""
+    """The segments that hold faulty weights, rebuilt with them."""
 
     def __init__(self, segmented: SegmentedModel, path: FaultPath) -> None:
         super().__init__(segmented, Route.REBUILT)
@@ -224,7 +224,7 @@ class ChannelDelta(Reexecution):
 
     They are computed by a small operator that stores slices of the tensors, as the whole one stores all of them, so
     that the runtime takes the same kernel. Samples whose channels come out as in the golden run are masked and stop
-    there. Running raises SegmentMismatchError where channels without a fault have other bits than in the whole model.
+    there. Running raises SegmentMismatchError if channels without a fault have other bits than in the whole model.
     """
 
     def __init__(self, segmented: SegmentedModel, path: FaultPath) -> None:
@@ -369,7 +369,7 @@ class FaultyWords:
 
 
 def open_reexecution(segmented: SegmentedModel, path: FaultPath) -> Reexecution:
-    """Return a route ready to run; EngineError where the runtime does not take its parts."""
+    """Return a route ready to run; EngineError if the runtime does not take its parts."""
     kind = ChannelDelta if path.channels is not None else RebuiltSegments if path.rebuilt else FedWeights
     return kind(segmented, path)
 

@@ -1,10 +1,10 @@
-"""A model in segments, through which every trial runs behind its fault, as far as anything differs.
+"""A model in segments, through which every trial runs after its fault, as far as anything differs.
 
 Late start and early stop: nothing runs before the fault, a segment whose inputs are all golden does not run, and
 samples in which the fault is masked go on no further. The effect of a fault is kept as the activations that differ from
 the golden ones.
 
-A runtime may compute few samples otherwise than many. That depends on shapes alone, so each segment runs once with so
+A runtime may compute few samples differently from many. That depends on shapes alone, so each segment runs once with so
 many golden samples from both ends of a batch before it runs for that many; where one differs, all samples run.
 """
 
@@ -85,7 +85,7 @@ class FirstSegment(Protocol):
     """The replacement of the first segment that runs for a trial."""
 
     def run(self, number: int, rows: SampleRows, differing: Mapping[str, Array]) -> dict[str, Array] | None:
-        """Return the outputs of the segment; None where it runs as it is."""
+        """Return the outputs of the segment; None if it runs as it is."""
         ...
 
 
@@ -201,7 +201,7 @@ class SegmentedModel:
     def _fewer(self, rows: SampleRows, differing: dict[str, Array], number: int) -> tuple[SampleRows, dict[str, Array]]:
         """Return the samples that still differ, where the segments from here on can run them alone."""
         size = self.size(rows)
-        # To compare each sample of the spikes of all steps costs more than the segments behind them.
+        # To compare each sample of the spikes of all steps costs more than the segments after them.
         free = self.golden.data.layout.fixed is None and not self.segmentation.steps
         if free and differing and all(array.ndim and len(array) == size for array in differing.values()):
             masked = np.ones(size, np.bool_)

@@ -1,6 +1,6 @@
 """Faults in an activation of one sample: what the activation reaches is executed for that sample alone.
 
-Trials with faults in one activation share a run behind its segment, each in a row of its own, where rows have the bits
+Trials with faults in one activation share a run after its segment, each in a row of its own, where rows have the bits
 that they have in their batches: then it does not matter which trials a worker gets together.
 """
 
@@ -31,7 +31,7 @@ _ROWS = 8
 class SingleSample:
     """The part of a model that one activation reaches, ready to run for any one sample.
 
-    Opening raises SegmentMismatchError where the model cannot be cut there, or does not keep samples apart.
+    Opening raises SegmentMismatchError if the model cannot be cut there, or does not keep samples apart.
     """
 
     def __init__(self, segmented: SegmentedModel, value: str) -> None:
@@ -83,7 +83,7 @@ class SingleSample:
         return whole.take(np.array([row]))
 
     def _injected(self, place: _Place, change: ActivationChange) -> dict[str, Array]:
-        """Return what differs behind the segment in which the activation of one sample is faulty."""
+        """Return what differs after the segment in which the activation of one sample is faulty."""
         rows = SampleRows(self.golden, place[0], ((*place, 0),), alone=True)
         before = rows.values([self.value])[self.value]
         after = change(before)
@@ -98,7 +98,7 @@ class SingleSample:
         return {name: found[name] for name, array in golden.items() if not same_bytes(found[name], array)}
 
     def run_together(self, places: Sequence[_Place], lives: Sequence[Mapping[str, Array]]) -> list[Outputs | None]:
-        """Return the outputs of each, several to a run; None where the fault is masked."""
+        """Return the outputs of each, several to a run; None if the fault is masked."""
         some = tuple((k, row, number) for number, (k, row) in enumerate(places))
         rows = SampleRows(self.golden, places[0][0], some, alone=True)
         differing = rows.values([*dict.fromkeys(name for differing in lives for name in differing)])

@@ -48,7 +48,7 @@ class PipelineAnswers:
 
     @property
     def output(self) -> str | None:
-        """The name of the scored output, of several their names; None where all count."""
+        """The name of the scored output, of several their names; None if all count."""
         return ", ".join(self.names) or None
 
     @cached_property
@@ -76,7 +76,7 @@ class PipelineAnswers:
     def changed(self, sample: int, found: Values) -> Outputs:
         """Return the answer of a sample whose other outputs are these: the golden one where none of it is among them.
 
-        EngineError where an output of the answer is not there.
+        EngineError if an output of the answer does not exist.
         """
         if not any(source in found for source in self.sources.values()):
             return self.run[sample]

@@ -1,4 +1,4 @@
-"""The stages behind the one that is faulty: from its outputs to the answers, run again where a bit differs.
+"""The stages after the one that is faulty: from its outputs to the answers, run again where a bit differs.
 
 A later stage runs for one sample at a time, from the outputs that the faulty stage gave for its rows. So an answer
 follows from that sample alone, and golden outputs stand for whatever is equal to them bit for bit.
@@ -117,7 +117,7 @@ class FrontRun:
             return PipelineAnswers(self.opened, self.data, (self.opened.run(order, self.values[0]),))
 
     def later(self, run: Run) -> LaterStages:
-        """Return the stages behind, with golden outputs from a golden run of the stage; DataError where they fail."""
+        """Return the stages after, with golden outputs from a golden run of the stage; DataError if they fail."""
         behind = self.opened.pipeline.behind(self.stage.stage.name)
         found = LaterStages(self, behind, run, PipelineAnswers(self.opened, self.data, ()))
         values = list[Values]()
@@ -130,14 +130,14 @@ class FrontRun:
 
 @dataclass(frozen=True)
 class LaterStages:
-    """The stages behind the faulty one, with the golden outputs of every sample.
+    """The stages after the faulty one, with the golden outputs of every sample.
 
     Attributes
     ----------
     front : FrontRun
         The stages in front.
-    behind : tuple of Stage
-        The stages behind, in order.
+    after : tuple of Stage
+        The stages after, in order.
     golden : tuple of Outputs
         The golden run of the faulty stage, batch by batch.
     answers : PipelineAnswers

@@ -79,7 +79,7 @@ class OpenPipeline:
         return frozenset((*self.answer, *(s for stage in self.pipeline.stages for s in stage.sources)))
 
     def counts(self, source: Source) -> bool:
-        """Return true where an output is read or in the answer."""
+        """Return true if an output is read or in the answer."""
         return source in self.read or source.stage in self.whole
 
     @property
@@ -118,7 +118,7 @@ class OpenPipeline:
         return found
 
     def outputs(self, stage: Stage, known: Values) -> dict[Source, Array]:
-        """Run one stage on one sample; return its outputs that count. DataError where one is missing."""
+        """Run one stage on one sample; return its outputs that count. DataError if one is missing."""
         made = self.stages[stage.name].run({key: known[source] for key, source in stage.reads.items()})
         for source in self.read:
             if source.stage == stage.name and source.output not in made:
@@ -142,7 +142,7 @@ class OpenPipeline:
             total += sum(array.nbytes for source, array in values.items() if source.stage != DATA)
             if total > _MOST_BYTES:
                 raise DataError(
-                    f"the stages of a pipeline give {total // (batch.start + 1):,} bytes a sample, too much to keep "
+                    f"the stages of a pipeline give {total // (batch.start + 1):,} bytes per sample, too much to keep "
                     f"for {data.samples:,} of them; take fewer with --samples"
                 )
             found.append(values)
@@ -153,7 +153,7 @@ class OpenPipeline:
         return found
 
     def check_steady(self, stages: Sequence[Stage], fed: Values, known: Values) -> None:
-        """Run some stages once more on a sample; DataError where one gives other bits."""
+        """Run some stages once more on a sample; DataError if one gives other bits."""
         again = dict(fed)
         for stage in stages:
             again |= self.outputs(stage, again)
@@ -330,7 +330,7 @@ def _check_links(opened: OpenPipeline) -> None:
 
 
 def _may_be(given: Port, port: Port, axis: int | None) -> bool:
-    """Return true where an array of a declared shape may fit an input, whose rows lie along this axis."""
+    """Return true if an array of a declared shape may fit an input, whose rows lie along this axis."""
     if given.shape is None or port.shape is None:
         return True
     pairs = enumerate(zip(given.shape, port.shape, strict=False))

@@ -72,7 +72,7 @@ class ModelStage:
         return layout(self.session.inputs, 0).batched
 
     def feeds(self, fed: Arrays) -> dict[str, Array]:
-        """Return what the model is fed with the rows of a sample; DataError where they do not fit it."""
+        """Return what the model is fed with the rows of a sample; DataError if they do not fit it."""
         found: dict[str, Array] = {}
         rows = {name: len(array) for name, array in fed.items() if name in self.axes}
         if len(set(rows.values())) > 1:
@@ -164,7 +164,7 @@ class FunctionStage:
     function: StageFunction
 
     def run(self, fed: Arrays) -> dict[str, Array]:
-        """Call the function; EngineError where it fails, DataError where it returns no arrays by name."""
+        """Call the function; EngineError if it fails, DataError if it returns no arrays by name."""
         name = self.stage.name
         try:
             with np.errstate(all="ignore"):  # of what a fault made
@@ -213,7 +213,7 @@ def _forget_others(name: str, places: Sequence[str]) -> None:
 
 
 def imported(spec: str, folder: str) -> Any:
-    """Return what ``module:name`` leads to; InputError where it cannot be loaded."""
+    """Return what ``module:name`` leads to; InputError if it cannot be loaded."""
     module, _, name = spec.partition(":")
     with _importing(module, folder):
         try:
@@ -226,7 +226,7 @@ def imported(spec: str, folder: str) -> Any:
 
 
 def open_function(stage: Stage, folder: str) -> FunctionStage:
-    """Import the function of a stage; InputError where it cannot be, or takes other arguments."""
+    """Import the function of a stage; InputError if it cannot be, or takes other arguments."""
     assert stage.function is not None
     function = imported(stage.function, folder) if isinstance(stage.function, str) else stage.function
     if not callable(function):

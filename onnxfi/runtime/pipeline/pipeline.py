@@ -106,7 +106,8 @@ class Stage:
         name = self.name
         if not _STAGE_NAME.fullmatch(name) or name == DATA:
             raise SpecError(
-                f"{name[:60]!r} is no name of a stage; take letters, digits, _ and -, and not {DATA!r}", f"{name}.name"
+                f"{name[:60]!r} is not a name of a stage; take letters, digits, _ and -, and not {DATA!r}",
+                f"{name}.name",
             )
         object.__setattr__(self, "inputs", MappingProxyType(dict(self.inputs)))
         if (self.model is None) == (self.function is None):
@@ -260,7 +261,7 @@ class Pipeline:
 
     @cached_property
     def order(self) -> tuple[Stage, ...]:
-        """The stages in the order in which they run: each behind all that feed it."""
+        """The stages in the order in which they run: each after all that feed it."""
         before = {stage.name: [s.stage for s in stage.sources if s.stage != DATA] for stage in self.stages}
         return tuple(self.by_name[name] for name in TopologicalSorter(before).static_order())
 
@@ -280,7 +281,7 @@ class Pipeline:
         return tuple(stage for stage in self.order if stage.name not in reached)
 
     def faulty_stage(self, name: str | None) -> Stage:
-        """Return the stage that faults are injected into; SpecError where it may not have any, or none is named.
+        """Return the stage that faults are injected into; SpecError if it may not have any, or none is named.
 
         >>> Pipeline([Stage("net", model="net.onnx", inputs={"x": "data.x"})]).faulty_stage("ney")
         Traceback (most recent call last):

@@ -176,7 +176,7 @@ def half(model: onnx.ModelProto, exclude: Sequence[str]) -> onnx.ModelProto:
 
 
 def _sort(graph: onnx.GraphProto) -> None:
-    """Put nodes behind those that they read, in their order otherwise: the converter appends its Casts at the end."""
+    """Put nodes after those that they read, in their order otherwise: the converter appends its Casts at the end."""
     makers = {name: k for k, node in enumerate(graph.node) for name in node.output if name}
     reads = {k: [*node.input, *captured_names(node)] for k, node in enumerate(graph.node)}
     sorter = TopologicalSorter({k: {makers[name] for name in names if name in makers} for k, names in reads.items()})
@@ -193,7 +193,7 @@ def _sort(graph: onnx.GraphProto) -> None:
 
 
 def _drop_empty_scales(graph: onnx.GraphProto) -> None:
-    """Leave out the empty inputs of Resize: behind the converter's Cast they no longer count as absent."""
+    """Leave out the empty inputs of Resize: after the converter's Cast they no longer count as absent."""
     empty = {tensor.name for tensor in graph.initializer if 0 in tensor.dims}
     empty |= {node.output[0] for node in graph.node if any(a.HasField("t") and 0 in a.t.dims for a in node.attribute)}
     for node in graph.node:
@@ -204,7 +204,7 @@ def _drop_empty_scales(graph: onnx.GraphProto) -> None:
 
 
 def brain(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """Store these float32 tensors as bfloat16, each behind a Cast to float32; computation stays float32.
+    """Store these float32 tensors as bfloat16, each after a Cast to float32; computation stays float32.
 
     Values beyond the largest bfloat16 are held at it.
     """

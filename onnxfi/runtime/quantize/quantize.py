@@ -133,9 +133,9 @@ def quantize(model: ModelLike, recipe: Recipe, out: str | Path, *, data: Data | 
     Raises
     ------
     InputError
-        Where recipe, model and data do not go together. Nothing is written.
+        If recipe, model and data do not go together. Nothing is written.
     EngineError
-        Where ONNX Runtime refuses the quantised model. Nothing is written.
+        If ONNX Runtime refuses the quantised model. Nothing is written.
 
     Examples
     --------

@@ -25,7 +25,7 @@ def distance_to_float(model: Model, made: Path, mode: str, data: Data | None, no
     """Return how far the outputs of `made` lie from those of the float model, as `relative_error` has it.
 
     Both run on the first samples of `data`, or on synthetic inputs. Where the float model does not run, `notes` gets
-    the reason, and the result is None. Raises EngineError where ONNX Runtime does not load what was made, and where its
+    the reason, and the result is None. Raises EngineError if ONNX Runtime does not load what was made, and where its
     outputs lie too far away.
     """
     engine = OrtEngine(provider="cpu")

@@ -75,7 +75,7 @@ def matches(labels: Labels, boxes: Sequence[Floats], classes: Sequence[int]) -> 
 
 
 def check_installed() -> None:
-    """Raise DataError where pycocotools is absent."""
+    """Raise DataError if pycocotools is absent."""
     try:
         import pycocotools.cocoeval  # noqa: F401
     except ImportError:

@@ -97,7 +97,7 @@ class BoxFormat:
             raise InputError(f"anchors are for format ssd, and the format is {self.name}")
 
     def boxes(self, outputs: Outputs) -> list[Floats]:
-        """Return the boxes of each sample (float64 [K,6] each); DataError where the outputs have another format."""
+        """Return the boxes of each sample (float64 [K,6] each); DataError if the outputs have another format."""
         name = format_of(outputs.arrays) if self.name == "auto" else self.name
         found = FORMATS[name](self, outputs)
         first = self.first_class if self.first_class is not None else int(name in ("tensorflow", "torchvision"))
@@ -117,11 +117,11 @@ class BoxFormat:
 
     @cached_property
     def offsets_from(self) -> Floats | None:
-        """The anchors of SSD ([A,4]: centre and size); None where boxes are no offsets."""
+        """The anchors of SSD ([A,4]: centre and size); None if boxes are no offsets."""
         return _read_anchors(Path(self.anchors)) if self.anchors else None
 
     def classes_of(self, arrays: Mapping[str, Array]) -> int | None:
-        """Return the number of classes of raw heads; None where shapes do not say it."""
+        """Return the number of classes of raw heads; None if shapes do not say it."""
         name = format_of(arrays) if self.name == "auto" else self.name
         if name == "ssd":
             return int(arrays[roles(arrays)["scores"]].shape[2]) - 1
@@ -180,14 +180,14 @@ def roles(arrays: Mapping[str, Array]) -> dict[str, str]:
 
 
 def _named(role: str, name: str, array: Array) -> bool:
-    """Return true for an output that plays a role by its name: "class_scores" are scores, "num_dets" one a sample."""
+    """Return true for an output that plays a role by its name: "class_scores" are scores, "num_dets" one per sample."""
     if role == "count" and array.size != array.shape[0]:
         return False
     return _ROLES[role].search(name) is not None and not (role == "classes" and _ROLES["scores"].search(name))
 
 
 def format_of(arrays: Mapping[str, Array]) -> str:
-    """Return the format that names and shapes of outputs show; DataError where they do not.
+    """Return the format that names and shapes of outputs show; DataError if they do not.
 
     >>> format_of({"output0": np.zeros((1, 84, 8400))})
     'yolo'

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxfi.tasks.answers import Flags, Floats
 
-#: Boxes that suppression looks at, by falling score, as usual for detectors that put out tens of thousands.
+#: Boxes that suppression looks at, by falling score, as usual for detectors that output tens of thousands.
 _MOST_CANDIDATES = 4096
 
 

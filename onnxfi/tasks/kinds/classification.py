@@ -1,7 +1,7 @@
-"""Classification: scores of classes ([N, classes]), one row a sample.
+"""Classification: scores of classes ([N, classes]), one row per sample.
 
 In the formulas g and f are the golden and the faulty scores, g_i and f_i their rows, N the number of samples, and [·]
-is 1 where true, else 0.
+is 1 if true, else 0.
 
 The **top-1** t(s) of a row s is the class with the highest score, the lowest such class in a tie. A class is in the
 **top-5** when fewer than five others come before it in that order. A row that holds a NaN has neither: it counts as
@@ -117,7 +117,7 @@ def score_kind(golden: Array) -> str:
     """Return how scores are to be read where nobody says.
 
     `probabilities` where all rows are 0 or more and sum to 1 (within 0.01: float16), `counts` where all scores are
-    whole numbers from 0 to 1,024, as the spikes that a spiking network puts out, else `logits`. Ask it of golden
+    whole numbers from 0 to 1,024, as the spikes that a spiking network outputs, else `logits`. Ask it of golden
     scores, once: a fault may leave rows that are no probabilities any more.
 
     >>> score_kind(np.array([[0.2, 0.8]])), score_kind(np.array([[3.0, 8.0]])), score_kind(np.array([[-2.0, 3.0]]))

@@ -238,7 +238,7 @@ class _Own:
     function: Callable[[Outputs], Sequence[Any]]
 
     def boxes(self, outputs: Outputs) -> list[Floats]:
-        """Return the boxes of each sample; DataError where they are not [K,6] each."""
+        """Return the boxes of each sample; DataError if they are not [K,6] each."""
         found = []
         try:
             for one in self.function(outputs):
@@ -255,7 +255,7 @@ class _Own:
 def _misfit(
     run: Sequence[Outputs], data: Data, kind: str, *, boxes: Callable[[Outputs], list[Floats]], how: BoxFormat | None
 ) -> str:
-    """Return why golden outputs or labels are no detections; empty where they are."""
+    """Return why golden outputs or labels are no detections; empty if they are."""
     try:
         found = [boxes(outputs) for outputs in run]
         labels = None if data.labels is None else as_kind("boxes", data.labels)

@@ -24,7 +24,7 @@ def changed_samples(pair: AnswerPair) -> float:
 
 
 def max_abs(pair: AnswerPair) -> float:
-    """Largest deviation: max |f - g|; infinite where a NaN or an infinity came or went."""
+    """Largest deviation: max |f - g|; infinite if a NaN or an infinity came or went."""
     return pair.farthest
 
 
@@ -39,7 +39,7 @@ def rel_l2(pair: AnswerPair) -> float:
 
 
 def cosine(pair: AnswerPair) -> float:
-    """Cosine of the angle between the outputs: g·f / (‖g‖₂ ‖f‖₂); 0 where one is zero or not finite."""
+    """Cosine of the angle between the outputs: g·f / (‖g‖₂ ‖f‖₂); 0 if one is zero or not finite."""
     return pair.cosine
 
 

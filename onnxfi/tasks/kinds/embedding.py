@@ -33,7 +33,7 @@ _NONE = -1
 
 
 def directions(rows: Array) -> Floats:
-    """Return vectors of length 1 ([n,D]); of NaN where one is zero or not finite.
+    """Return vectors of length 1 ([n,D]); of NaN if one is zero or not finite.
 
     >>> directions(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
     [[0.6, 0.8], [nan, nan]]
@@ -63,7 +63,7 @@ class Neighbours:
     cosine: float = 0.9
 
     def nearest(self, golden: Answers, rows: Array, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the k nearest golden samples of some samples' vectors ([n,k]); -1 where there is none."""
+        """Return the k nearest golden samples of some samples' vectors ([n,k]); -1 if there is none."""
         gallery = _all(golden).once(_gallery)
         numbers = _all(golden).samples
         own = directions(rows)
@@ -124,7 +124,7 @@ def repeated(labels: Labels) -> Flags:
 
 
 def cosines(pair: AnswerPair) -> Floats:
-    """Return the cosine of the faulty and the golden vector of each sample, 0 where one has no direction ([N])."""
+    """Return the cosine of the faulty and the golden vector of each sample, 0 if one has no direction ([N])."""
     found, which = np.ones(len(pair.differ)), pair.changed
     golden, faulty = (directions(answers.rows[which]) for answers in (pair.golden, pair.faulty))
     found[which] = np.clip(np.nan_to_num((golden * faulty).sum(axis=1), nan=0.0), -1.0, 1.0)
@@ -149,7 +149,7 @@ def embedding(k: object = 1, cosine: object = 0.9) -> Task:
     Raises
     ------
     InputError
-        If k is no whole number of 1 or more, or the cosine is not in [-1, 1].
+        If k is not a whole number of 1 or more, or the cosine is not in [-1, 1].
 
     Examples
     --------
@@ -200,7 +200,7 @@ def _fits(port: Port) -> bool:
 
 
 def _misfit(run: Sequence[Outputs], data: Data, kind: str) -> str:
-    """Return why golden outputs or labels are no embeddings; empty where they are."""
+    """Return why golden outputs or labels are no embeddings; empty if they are."""
     found = stacked(run)
     if found.dtype.kind in "OUSTcb" or found.ndim != 2 or found.shape[1] < 2:
         return f"the output has shape {shape_text(found.shape)}, and vectors have [N,D] with D of 2 or more"

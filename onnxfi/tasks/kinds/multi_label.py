@@ -42,7 +42,7 @@ class Decision:
     thresholds: tuple[float, ...] = ()
 
     def of(self, scores: Array, kind: str) -> Decisions:
-        """Return the decisions of scores ([n,C]): 1, 0, or -1 where a score is NaN.
+        """Return the decisions of scores ([n,C]): 1, 0, or -1 if a score is NaN.
 
         >>> Decision().of(np.array([[0.5, 0.2, np.nan]]), "probabilities").tolist()
         [[1, 0, -1]]
@@ -86,7 +86,7 @@ class Decision:
         return right, np.asarray(truth.sum(axis=0) + found.sum(axis=0), np.float64)
 
     def f1_micro(self, pair: AnswerPair) -> float:
-        """F1 score over all decisions: 2 TP / (2 TP + FP + FN); 0 where no sample has or is given a label."""
+        """F1 score over all decisions: 2 TP / (2 TP + FP + FN); 0 if no sample has or is given a label."""
         right, both = pair.once(self.counts)
         return float(right.sum() / max(both.sum(), 1.0))
 
@@ -134,7 +134,7 @@ class Ranking:
         return np.flatnonzero(truth.any(axis=0) & (~truth.all(axis=0) if self.both else True))
 
     def defined(self, labels: Labels) -> bool:
-        """Return true where it is defined for some label."""
+        """Return true if it is defined for some label."""
         return self.labels(labels).size > 0
 
     def _of(self, truth: Flags, scores: Array) -> float:
@@ -219,7 +219,7 @@ def _fits(port: Port, *, single: bool) -> bool:
 
 
 def _misfit(run: Sequence[Outputs], data: Data, kind: str, *, rule: Decision, single: bool) -> str:
-    """Return why golden outputs or labels are none of this task; empty where they are."""
+    """Return why golden outputs or labels are none of this task; empty if they are."""
     scores = stacked(run)
     shape = shape_text(scores.shape)
     if scores.dtype.kind in "OUSTbc" or scores.ndim > 2 or len(scores) != data.samples:

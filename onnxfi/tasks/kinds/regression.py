@@ -62,7 +62,7 @@ class Tolerance:
 
 
 def targets(labels: Labels | None) -> Floats:
-    """Return labels as a row of numbers a sample ([N, elements])."""
+    """Return labels as a row of numbers per sample ([N, elements])."""
     if labels is None:
         raise DataError("this metric needs labels; the data has none")
     return as_kind("numbers", labels).reshape(len(labels), -1)
@@ -87,7 +87,7 @@ def _infinite(value: float) -> float:
 
 
 def mae(pair: AnswerPair) -> float:
-    """Mean absolute error: Σ |f - y| / n; infinite where a number is not finite."""
+    """Mean absolute error: Σ |f - y| / n; infinite if a number is not finite."""
     return _infinite(float(np.abs(pair.once(errors)).mean()))
 
 
@@ -206,7 +206,7 @@ def _outputs(declared: ModelOutputs) -> tuple[str, ...]:
 
 
 def _misfit(run: Sequence[Outputs], data: Data, kind: str) -> str:
-    """Return why golden outputs or labels are no numbers of samples; empty where they are."""
+    """Return why golden outputs or labels are no numbers of samples; empty if they are."""
     found = stacked(run)
     if found.dtype.kind in "OUSTc":
         return f"the output holds {found.dtype.name}, and errors are taken of real numbers"
@@ -224,7 +224,7 @@ def _misfit(run: Sequence[Outputs], data: Data, kind: str) -> str:
 
 
 def _number(name: str, given: object) -> float | None:
-    """Return an option as a number of 0 or more; None where it is not given."""
+    """Return an option as a number of 0 or more; None if it is not given."""
     if given is None:
         return None
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < math.inf:
@@ -247,7 +247,7 @@ def regression(tolerance: object = None, relative: object = None, unit: object =
     Raises
     ------
     InputError
-        If a tolerance is no number of 0 or more.
+        If a tolerance is not a number of 0 or more.
 
     Examples
     --------
@@ -270,7 +270,7 @@ def signal(tolerance: object = None, relative: object = None, unit: object = "",
     Raises
     ------
     InputError
-        If a tolerance or the peak is no number of 0 or more.
+        If a tolerance or the peak is not a number of 0 or more.
 
     Examples
     --------

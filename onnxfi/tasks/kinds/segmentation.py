@@ -45,7 +45,7 @@ class MaskFormat:
     channels: str = "first"
 
     def masks(self, outputs: Outputs) -> Array:
-        """Return the class of each pixel ([n,H,W]); DataError where the output has another shape."""
+        """Return the class of each pixel ([n,H,W]); DataError if the output has another shape."""
         if len(outputs.arrays) != 1:
             raise DataError(f"{len(outputs.arrays)} outputs count; name the one of the masks with --output")
         ((name, array),) = outputs.arrays.items()
@@ -224,7 +224,7 @@ def segmentation(changed: float = 0.01, threshold: float = 0.5, channels: str = 
 
 
 def _misfit(run: Sequence[Outputs], data: Data, kind: str, *, how: MaskFormat) -> str:
-    """Return why golden outputs or labels are no masks; empty where they are."""
+    """Return why golden outputs or labels are no masks; empty if they are."""
     try:
         found = [how.masks(outputs) for outputs in run]
         labels: Any = None if data.labels is None else as_kind("masks", data.labels)

@@ -66,7 +66,7 @@ class Charset:
         return ["".join(names[k] for k in row[kept].tolist()) for row, kept in zip(best, new, strict=True)]
 
     def misfit(self, array: Array) -> str:
-        """Return why an output cannot be of these characters; empty where it can."""
+        """Return why an output cannot be of these characters; empty if it can."""
         if array.ndim != 3 or array.dtype.kind in "OUSTiub":
             return f"the output has shape {shape_text(array.shape)}, and CTC scores have [N,T,classes]"
         classes, known = array.shape[2], len(self.characters)
@@ -92,7 +92,7 @@ class Tokens:
         return [int(token) for token in (row[: ends[0]] if ends else row)]
 
     def misfit(self, array: Array) -> str:
-        """Return why an output cannot be tokens; empty where it can."""
+        """Return why an output cannot be tokens; empty if it can."""
         whole = array.dtype.kind in "iu"
         if array.dtype.kind in "OUSTb" or array.ndim != (2 if whole else 3):
             given = f"{array.dtype.name} {shape_text(array.shape)}"
@@ -147,7 +147,7 @@ class ErrorRate:
         return sum(len(self.parts(text)) for text in as_kind("texts", labels))
 
     def defined(self, labels: Labels) -> bool:
-        """Return true where the labels have any."""
+        """Return true if the labels have any."""
         return self.lengths(labels) > 0
 
     def golden(self, golden: Answers) -> NDArray[np.int64]:
@@ -185,7 +185,7 @@ def text_changed(pair: AnswerPair) -> float:
 
 
 def text_distance(pair: AnswerPair) -> float:
-    """Distance from the golden texts: Σ L(faulty, golden) / Σ |golden|; 0 where no text changed."""
+    """Distance from the golden texts: Σ L(faulty, golden) / Σ |golden|; 0 if no text changed."""
     which = np.flatnonzero(pair.once(changed)).tolist()
     away = sum(distance(pair.values[k], pair.golden.values[k]) for k in which)
     whole = sum(map(len, pair.golden.values))
@@ -288,7 +288,7 @@ def _fits(port: Port, *, how: Charset | Tokens | None) -> bool:
 
 
 def _misfit(run: Sequence[Outputs], data: Data, kind: str, *, how: Charset | Tokens | None) -> str:
-    """Return why golden outputs or labels are no texts; empty where they are."""
+    """Return why golden outputs or labels are no texts; empty if they are."""
     for outputs in run:
         if len(outputs.arrays) != 1:
             return f"{len(outputs.arrays)} outputs count; name the one of the texts with --output"
@@ -298,7 +298,7 @@ def _misfit(run: Sequence[Outputs], data: Data, kind: str, *, how: Charset | Tok
             return f"the output has shape {shape} for {len(outputs.samples)} samples; the first axis counts them"
         if array.dtype.kind in "OUST":
             if array.size != len(array):
-                return f"the output holds texts of shape {shape}; give one a sample"
+                return f"the output holds texts of shape {shape}; give one per sample"
         elif how is None:
             return f"the output is {array.dtype.name} {shape}; give charset=FILE or tokenizer=FILE to make text of it"
         elif why := how.misfit(array):

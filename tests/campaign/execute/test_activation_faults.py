@@ -397,7 +397,7 @@ def test_a_number_in_a_body_is_changed_as_numpy_does(here: Path, fault: str) -> 
         ({"persistence": "always"}, "persistence 'always' is unknown"),
         ({"role": "weight"}, "role is a matter of weights"),
         ({"per_sample": 0.5, "target": "weights"}, "per_sample draws faults in activations"),
-        ({"per_sample": 2.0}, "per_sample: rate 2.0 is no probability"),
+        ({"per_sample": 2.0}, "per_sample: rate must be in [0, 1], got 2.0"),
         ({"single": True, "margin": 0.1, "per": "data-aware"}, "looks at stored numbers; use layer-bit"),
     ],
 )
@@ -456,7 +456,7 @@ def test_one_sample_is_refused_where_the_axis_is_not_known(here: Path) -> None:
     tokens(here, TOKENS.replace("r = Abs(f)", "q = Gather<axis=0>(f, pick) r = Abs(q)").replace(
         "int64[3] back", "int64[35] pick = {" + ",".join(map(str, range(35))) + "}, int64[3] back"
     ))  # fmt: skip
-    with pytest.raises(SelectorError, match="the graph picks rows there"):
+    with pytest.raises(SelectorError, match="the graph selects rows there"):
         planned(model="g.onnx", include="=r")
 
 
@@ -485,7 +485,7 @@ def test_a_scan_over_samples_has_no_step_that_could_be_drawn(here: Path) -> None
     graph = """g (float[N,4] x) => (float[N,4] y) { y = Scan<num_scan_inputs=1,
         body = each (float[4] h) => (float[4] o) { o = Relu(h) }>(x) }"""
     save(here, graph)
-    with pytest.raises(SelectorError, match="changes with the number of samples"):
+    with pytest.raises(SelectorError, match="depends on the number of samples"):
         planned(model="g.onnx", include="o")
     assert len(planned(model="g.onnx", include="o", persistence="permanent", exhaustive=True, bits="sign")) == 4
 
@@ -545,9 +545,8 @@ BFLOAT = """g (float[N,4] x) => (float[N,3] y) {
 
 @pytest.mark.parametrize("dtype", [np.float16, "bfloat16"])
 @pytest.mark.parametrize(
-    "fields",
-    [{"ber": 0.003, "repeat": 8, "persistence": "permanent"}, {"persistence": "permanent"}, {"per_sample": 0.5, "repeat": 4}, {"fault": "scale:factor=-3"}],
-    ids=str,
+    "fields", [{"ber": 0.003, "repeat": 8, "persistence": "permanent"}, {"persistence": "permanent"}, {"per_sample":
+    0.5, "repeat": 4}, {"fault": "scale:factor=-3"}], ids=str,
 )  # fmt: skip
 def test_16_bit_floats_are_rounded_where_the_exported_model_rounds_them(
     here: Path, fields: dict[str, Any], dtype: Any

@@ -197,7 +197,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         load_budget(tmp_path)
     with pytest.raises(SpecError, match="cannot read"):
         load_budget(tmp_path / "none.yaml")
-    assert "no readable YAML" in refusal("version: [", tmp_path)
+    assert "not a readable YAML" in refusal("version: [", tmp_path)
     assert "is not allowed" in refusal(f"version: 1\n{SWEEP}confidence: !!python/name:os.system 1\n", tmp_path)
 
 

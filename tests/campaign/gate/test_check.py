@@ -382,9 +382,9 @@ def test_a_baseline_that_is_none(here: Path) -> None:
     assert check("m.onnx", wanted, baseline="short.json").findings[0].reason == "the baseline has no such rate"
     sqlite3.connect("other.db").execute("CREATE TABLE t (x)").connection.close()
     for name, said in (
-        ("none.db", "cannot read the baseline"), (".", "cannot read the baseline"), ("list.json", "is no baseline; g"),
-        ("report.json", "is no baseline"), ("m.onnx", "is no baseline"), ("deep.json", "is no baseline"),
-        ("text.json", "is no baseline"), ("other.db", "no store of onnxfi"), ("part.db", f"is not complete: 1 of {TRIALS} trials"),
+        ("none.db", "cannot read the baseline"), (".", "cannot read the baseline"), ("list.json", "is not a baseline; g"),
+        ("report.json", "is not a baseline"), ("m.onnx", "is not a baseline"), ("deep.json", "is not a baseline"),
+        ("text.json", "is not a baseline"), ("other.db", "no store of onnxfi"), ("part.db", f"is not complete: 1 of {TRIALS} trials"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=said):
             check("m.onnx", wanted, baseline=name)

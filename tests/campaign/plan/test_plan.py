@@ -331,7 +331,7 @@ def test_bad_lists(here: Path) -> None:
         ([header], "holds no trial; there is nothing to run"),
         ([header, second, first], "trial 1 comes after trial 2"),
         ([header, first, third, second], "trial 2 comes after trial 3"),
-        ([first], "is no fault list"),
+        ([first], "is not a fault list"),
     ):
         Path("q.jsonl").write_text("\n".join(lines) + "\n")
         with pytest.raises(InputError, match=message):
@@ -383,7 +383,7 @@ def test_a_plan_says_what_is_left_out_of_its_population(here: Path) -> None:
     made = planned("aux.onnx", single=True, trials=9)
     assert made.header.population == SITES
     assert any("1 tensor is unused (500 words)" in line and "'aux'" in line for line in made.describe())
-    with pytest.raises(SelectorError, match="all that is selected is unused"):
+    with pytest.raises(SelectorError, match="every selected target is unused"):
         planned("aux.onnx", single=True, trials=9, include="aux")
 
 

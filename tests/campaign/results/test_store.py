@@ -39,7 +39,7 @@ def command(*words: object) -> list[str]:
 
 
 def counted(store: Path, table: str) -> int:
-    """Rows of a table of a store that another process may be writing; 0 where it is not there yet."""
+    """Rows of a table of a store that another process may be writing; 0 where it does not exist yet."""
     try:
         with closing(sqlite3.connect(f"{store.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as db:
             return int(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
@@ -249,7 +249,7 @@ def test_a_store_that_goes_away_under_a_run_ends_it_at_once(
 ) -> None:
     written_by(5, monkeypatch)
     running, came = run(campaign(single=True, trials=200), here / "s.db"), 0
-    with pytest.raises(OutputError, match=r"the store '.*s.db' is not there any more: it was moved, deleted"):
+    with pytest.raises(OutputError, match=r"the store '.*s.db' no longer exists: it was moved, deleted"):
         for _ in running:
             came += 1
             if came == 20:
@@ -397,9 +397,9 @@ def test_files_that_are_no_stores(here: Path) -> None:
     db.close()
     (here / "folder.db").mkdir()
     for name, message in (
-        ("text.db", "is no store: file is not a database"),
+        ("text.db", "is not a store: file is not a database"),
         ("other.db", "is SQLite, but no store of onnxfi"),
-        ("m.onnx", "is no store: file is not a database"),
+        ("m.onnx", "is not a store: file is not a database"),
     ):
         before = (here / name).read_bytes()
         for create in (True, False):
@@ -514,7 +514,7 @@ def test_fresh_moves_nothing_where_the_campaign_cannot_be(here: Path) -> None:
     with pytest.raises(Exception, match="'conv' matches nothing"):
         run(campaign(single=True, trials=4, include="conv"), here / "s.db", fresh=True)
     assert not (here / "s.db.old").exists()
-    with pytest.raises(StoreError, match="is no store"):
+    with pytest.raises(StoreError, match="is not a store"):
         run(campaign(), here / "m.onnx", fresh=True)
     assert (here / "m.onnx").exists()
 

@@ -598,7 +598,7 @@ def test_running_counts_the_trials_to_come(here: Path) -> None:
     assert (running.total, running.outcomes.total(), running.store) == (24, 0, here / "s.db")
     assert running.note.startswith("12 labelled samples of 'd.npz'") and running.golden_s > 0
     assert running.plan.describe() == [
-        "one fault a trial, drawn per network: n = 24 trials",
+        "one fault per trial, drawn per network: n = 24 trials",
         "population N = 1,376 bits, confidence 0.99",
         "margin at p = 0.5: ±26.07 %",
     ]

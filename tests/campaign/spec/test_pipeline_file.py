@@ -65,7 +65,7 @@ stages:
         ("model: finder.onnx", "model: /etc/passwd", "lies outside of the folder"),
         ("model: finder.onnx", "model: linked.onnx", "lies outside of the folder"),
         ("model: finder.onnx", "model: finderr.onnx", "line 3, column 25: there is no file 'finderr.onnx'"),
-        ("name: finder", "name: data", "line 3, column 10: 'data' is no name of a stage"),
+        ("name: finder", "name: data", "line 3, column 10: 'data' is not a name of a stage"),
         ("name: finder, ", "", "line 3, column 3: a stage has a name"),
         ("name: join", "name: reader", "2 stages are named 'reader'"),
         ("model: finder.onnx, ", "", "line 3, column 3: stage 'finder' has neither of model and function"),
@@ -81,7 +81,7 @@ stages:
         (CASCADE, "version: 1", "a pipeline has stages"),
         (CASCADE, "stages: !!python/object:os.system {}", "stages are a list"),
         (CASCADE, "- 1", "holds no pipeline"),
-        (CASCADE, "\x00", "no readable YAML"),
+        (CASCADE, "\x00", "not a readable YAML"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_a_file_is_refused(file: Path, old: str, new: str, says: str) -> None:

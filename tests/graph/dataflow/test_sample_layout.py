@@ -108,6 +108,6 @@ def test_an_axis_that_is_not_found_says_why() -> None:
     mixed = placed("g (float[N,4] x) => (float[N,M] y) { t = Transpose(x) y = MatMul(x, t) }")
     assert mixed["t"].place == SampleAxis(1) and "more than one of its axes" in mixed["y"].axis_unknown_reason
     picked = placed("g (float[N,4] x, int64[N] k) => (float[N,4] y) { g = Gather(x, k) y = Relu(g) }")
-    assert "picks rows" in picked["y"].axis_unknown_reason
+    assert "selects rows" in picked["y"].axis_unknown_reason
     found = placed("g (float[N,4] x) => (float[A,B] y) { y = own.unknown(x) }".replace("own.unknown", "Sum"))
     assert found["y"].place == SampleAxis(0)

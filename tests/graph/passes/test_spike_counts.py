@@ -71,6 +71,6 @@ def test_a_model_with_counts_is_still_the_model_to_which_its_faults_belong(tmp_p
     big.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(9, np.float32), "w"))
     onnx.save(big, file, save_as_external_data=True, location="m.data", size_threshold=0)
     with pytest.raises(
-        ModelError, match="has external data, so nothing can be counted in it; write it as one file first"
+        ModelError, match="has external data, so spikes cannot be counted in it; write it as one file first"
     ):
         with_spike_counts(load(file), "spikes", 0)

@@ -68,13 +68,16 @@ def test_a_mapping_describes_other_neurons(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("layers: [{name: a, spike: [s1, s9]}]", "spike 's9', which is not in this model"),
-        ("layers: [{name: a, spike: s1, threshold: limits}]", "threshold 'limits', which is no stored tensor.*limit"),
+        (
+            "layers: [{name: a, spike: s1, threshold: limits}]",
+            "threshold 'limits', which is not a stored tensor.*limit",
+        ),
         ("layers: [{name: a, spike: s1, treshold: limit}]", "key 'treshold'.*threshold"),
         ("layers: [{spike: s1}]", "needs name and spike"),
         ("layers: [{name: a, spike: [s1, s2], membrane: m1}]", "1 membranes and 2 spikes"),
         ("layers: [{name: a, spike: s1, reset: never}]", "reset 'never'"),
         ("layers: []", "needs a list"),
-        ("{", "is no readable YAML file"),
+        ("{", "is not a readable YAML file"),
         ("version: 2\nlayers: [{name: a}]", "version 2"),
     ],
 )

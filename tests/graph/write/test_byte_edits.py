@@ -84,7 +84,7 @@ def expected(golden: dict[str, Stored], listed: Path) -> tuple[dict[str, np.ndar
 def equalised(
     golden: bytes, faulty: bytes, folder: Path | None, injected: set[str], other: Path | None = None
 ) -> tuple[bytes, bytes]:
-    """Both models serialised anew, without the numbers of the faulty tensors and the names of data files."""
+    """Both models serialised again, without the numbers of the faulty tensors and the names of data files."""
     out = []
     for data, place in ((golden, folder), (faulty, other)):
         proto = protobuf_reader.parse(data)

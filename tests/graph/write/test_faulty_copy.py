@@ -66,7 +66,7 @@ def test_numbers_that_change_their_length(values: list[int], hits: list[tuple[in
         sum(len(varint(v)) for v in values) != sum(len(varint(w - 256 if w > 127 else w)) for w in words)
         or any(len(varint(v)) != len(varint(w - 256 if w > 127 else w)) for v, w in zip(values, words, strict=True))
     )
-    # A message written anew is what a writer of protobuf would have written.
+    # A message rewritten is what a writer of protobuf would have written.
     assert done.data == model_bytes(tensor_bytes("w", 3, [len(words)], words, form), behind=chunk(6, b"doc"))
     faulty.graph.initializer[0].ClearField("int32_data")
     whole.graph.initializer[0].ClearField("int32_data")

@@ -80,10 +80,10 @@ def test_folders_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to("none")
     os.mkfifo(tmp_path / "pipe")
     for name, message in (
-        ("file", "cannot be made: .*file' is no folder"),
-        ("file/below", "cannot be made: .*file' is no folder"),
-        ("pipe", "pipe' is no folder"),
-        ("dangling", "dangling' is no folder"),
+        ("file", "cannot be made: .*file' is not a folder"),
+        ("file/below", "cannot be made: .*file' is not a folder"),
+        ("pipe", "pipe' is not a folder"),
+        ("dangling", "dangling' is not a folder"),
         ("-", "an output folder cannot be '-'"),
         ("x" * 300, "File name too long"),
     ):

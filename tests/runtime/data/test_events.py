@@ -83,14 +83,14 @@ def damaged(folder: Path, name: str, content: bytes | str) -> None:
     [
         ("0/00000.bin", nmnist([(0, 4, 0, 1)]), r"has an event at x=4, y=0; the sensor is 4x4"),
         ("0/00000.bin", b"1234567", r"ends inside an event; one of N-MNIST has 5 bytes"),
-        ("0/a.txt", b"", r"is no recording \(\.bin\)"),
+        ("0/a.txt", b"", r"is not a recording \(\.bin\)"),
         ("one", b"", r"lies beside the recordings"),
         ("events.yaml", "version: 1\nstep_us: 1000\n", r"lacks sensor"),
         ("events.yaml", "version: 1\nsensor: [4, true]\nstep_us: 1\n", r"sensor is '\[4, True\]'; it takes \[height"),
         ("events.yaml", "version: 1\nsensor: [4, 4]\nstep_us: 1\nstep: 3\n", r"unknown key 'step'.*steps"),
         ("events.yaml", "version: 1\nsensor: [6, 6]\nstep_us: 1\n", r"6x6 do not merge to those of the input"),
         ("events.yaml", "version: 1\nsensor: [4, 4]\nstep_us: 1\nsteps: 5\n", r"steps is 5; the input .* takes 4"),
-        ("events.yaml", "version: 2\n", r"no description of events of version 1"),
+        ("events.yaml", "version: 2\n", r"not a description of events of version 1"),
     ],
 )  # fmt: skip
 def test_bad_folders_of_nmnist_are_refused(tmp_path: Path, name: str, content: bytes | str, message: str) -> None:
@@ -111,10 +111,10 @@ def test_bad_folders_of_nmnist_are_refused(tmp_path: Path, name: str, content: b
         ("user01_led_labels.csv", labels([(12, 0, 1)]), r"the row '12,0,1' holds no class of 1 to 11"),
         ("user01_led_labels.csv", labels([(1, 5, 5)]), r"with a start before its end"),
         ("user01_led_labels.csv", "class,start\n", r"its first line is not class,startTime_usec,endTime_usec"),
-        ("user01_led_labels.csv", labels([(1, 0, 1)]) + "1,2\n", r"is no table of gestures: not enough values"),
-        ("user01_led_labels.csv", b"\xff" * 9, r"is no table of gestures: 'utf-8' codec"),
+        ("user01_led_labels.csv", labels([(1, 0, 1)]) + "1,2\n", r"is not a table of gestures: not enough values"),
+        ("user01_led_labels.csv", b"\xff" * 9, r"is not a table of gestures: 'utf-8' codec"),
         ("events.yaml", "version: 1\nsensor: [128, 128]\nstep_us: 9\n", r"lacks steps, and the input"),
-        ("events.yaml", "version: 1\nsensor: [128, 128]\nstep_us: 9\nsteps: 1048576\n", r"more than .* numbers a sample"),
+        ("events.yaml", "version: 1\nsensor: [128, 128]\nstep_us: 9\nsteps: 1048576\n", r"more than .* numbers per sample"),
     ],
 )  # fmt: skip
 def test_bad_gestures_are_refused(tmp_path: Path, name: str, content: bytes | str, message: str) -> None:

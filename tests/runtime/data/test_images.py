@@ -137,10 +137,10 @@ def test_the_description_may_lie_elsewhere(photos: Path, tmp_path: Path) -> None
         ("input: 5", "input is '5'; it takes a name"),
         ("input: imago", "the model has no input 'imago'; closest: 'image'"),
         ("classes: cat", "classes is 'cat'; it takes a list of folder names"),
-        ("version: 2", "is no readable YAML file: line 2: 'version' is given twice"),
-        ("- 1", "is no readable YAML file: "),
-        ("mean: !!python/object/apply:os.system [ls]", "is no readable YAML file: "),
-        ("mean: " + "[" * 5000, "is no readable YAML file: "),
+        ("version: 2", "is not a readable YAML file: line 2: 'version' is given twice"),
+        ("- 1", "is not a readable YAML file: "),
+        ("mean: !!python/object/apply:os.system [ls]", "is not a readable YAML file: "),
+        ("mean: " + "[" * 5000, "is not a readable YAML file: "),
     ],
 )
 def test_a_description_that_is_wrong_names_the_key(text: str, says: str, photos: Path) -> None:
@@ -153,18 +153,18 @@ def test_a_description_that_is_wrong_names_the_key(text: str, says: str, photos:
 @pytest.mark.parametrize("text", ["", "- 1", "5", "resize: 4", "version: x", "version: 2", "version: true"])
 def test_a_description_without_its_version(text: str, photos: Path) -> None:
     (photos / "preprocess.yaml").write_text(text)
-    assert "is no preprocessing of version 1; an example: version: 1 / " in refused(photos, IMAGE)
+    assert "is not a preprocessing of version 1; an example: version: 1 / " in refused(photos, IMAGE)
 
 
 def test_a_file_that_is_no_image_is_named(photos: Path) -> None:
     (photos / "cat" / "notes.txt").write_text("no image")
-    assert refused(photos, IMAGE).startswith(f"'{photos / 'cat' / 'notes.txt'}' is no readable image: ")
+    assert refused(photos, IMAGE).startswith(f"'{photos / 'cat' / 'notes.txt'}' is not a readable image: ")
 
 
 def test_a_truncated_image_is_named_when_it_is_read(photos: Path) -> None:
     file = photos / "dog" / "a.png"
     file.write_bytes(file.read_bytes()[:-30])
-    with pytest.raises(DataError, match=r"a\.png' is no readable image: "):
+    with pytest.raises(DataError, match=r"a\.png' is not a readable image: "):
         list(open_data(photos, [IMAGE]).batches(3))
 
 
@@ -180,7 +180,7 @@ def test_what_does_not_belong_is_named(photos: Path) -> None:
     assert "README.md' lies beside the class folders; move it into one, or away" in refused(photos, IMAGE)
     (photos / "README.md").unlink()
     (photos / "cat" / "more").mkdir()
-    assert refused(photos, IMAGE) == f"'{photos / 'cat' / 'more'}' is no image file"
+    assert refused(photos, IMAGE) == f"'{photos / 'cat' / 'more'}' is not an image file"
 
 
 def test_links_stay_within_the_folder(photos: Path, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_links_stay_within_the_folder(photos: Path, tmp_path: Path) -> None:
     assert "d.png' links to a place outside" in refused(photos, IMAGE)
     (photos / "cat" / "d.png").unlink()
     (photos / "cat" / "loop.png").symlink_to(photos / "cat" / "loop.png")
-    assert refused(photos, IMAGE) == f"'{photos / 'cat' / 'loop.png'}' is no image file"
+    assert refused(photos, IMAGE) == f"'{photos / 'cat' / 'loop.png'}' is not an image file"
     (photos / "cat" / "loop.png").unlink()
     (tmp_path / "folder").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "folder" / "e.png")
@@ -224,7 +224,7 @@ def test_deep_pixels_are_refused(photos: Path) -> None:
 @pytest.mark.parametrize("most", [10, 3], ids=["warning", "error"])
 def test_an_image_of_too_many_pixels_is_refused(most: int, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
-    assert "is no readable image: Image size (16 pixels) exceeds limit" in refused(photos, IMAGE)
+    assert "is not a readable image: Image size (16 pixels) exceeds limit" in refused(photos, IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_images_without_pillow_say_what_to_install(photos: Path, monkeypatch: py
 def test_formats_beside_the_usual_ones_are_not_opened(format: str, photos: Path) -> None:
     Image.new("RGB", (4, 4)).save(photos / "cat" / "a.png", format)
     line = refused(photos, IMAGE)
-    assert line.startswith(f"'{photos / 'cat' / 'a.png'}' is no readable image: ")
+    assert line.startswith(f"'{photos / 'cat' / 'a.png'}' is not a readable image: ")
     assert line.endswith("BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP are read")
 
 

@@ -42,13 +42,13 @@ def test_boxes_get_a_column_of_crowds_and_keep_their_empty_rows() -> None:
 
 
 REFUSED: list[tuple[str, Any, str]] = [
-    ("classes", [0.5, 1.0], "the labels are float64 [2]; classes are integers, one a sample, or one-hot rows"),
+    ("classes", [0.5, 1.0], "the labels are float64 [2]; classes are integers, one per sample, or one-hot rows"),
     ("classes", [3.0, 1.0], "one-hot rows; take labels.astype('int64')"),
     ("classes", [[3.0], [1.0]], "one-hot rows; take labels.astype('int64')"),
     ("classes", [True, False], "one-hot rows; take labels.astype('int64')"),
     ("classes", [-1, 3], "a label is -1; labels count the classes from 0"),
     ("classes", [[1, 1], [0, 1]], "rows of several classes are labels of --task multi-label"),
-    ("classes", [[1, 2], [0, 1]], "the labels are int64 [2,2]; classes are integers, one a sample"),
+    ("classes", [[1, 2], [0, 1]], "the labels are int64 [2,2]; classes are integers, one per sample"),
     ("classes", ["cat", "dog"], "of names take their places in the list of the model's classes"),
     ("multi-hot", [0, 2], "several labels a sample are 0 and 1"),
     ("multi-hot", ["a"], "several labels a sample are 0 and 1"),

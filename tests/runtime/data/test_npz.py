@@ -100,7 +100,7 @@ def archive(path: Path, *members: tuple[str, bytes], method: int = zipfile.ZIP_D
 def test_a_member_that_lies_is_refused(content: bytes, tmp_path: Path) -> None:
     path = archive(tmp_path / "d.npz", ("x.npy", content))
     line = refused(path, X)
-    assert line.startswith(f"'{path}' is no readable .npz archive (")
+    assert line.startswith(f"'{path}' is not a readable .npz archive (")
     assert line.endswith("); write it with np.savez")
 
 
@@ -115,7 +115,7 @@ def test_a_truncated_archive(keep: int, tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=ROWS)
     whole = (tmp_path / "d.npz").read_bytes()
     (tmp_path / "d.npz").write_bytes(whole[:keep])
-    assert "is no readable .npz archive" in refused(tmp_path / "d.npz", X)
+    assert "is not a readable .npz archive" in refused(tmp_path / "d.npz", X)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -161,7 +161,7 @@ def _peak_bytes(path: Path, says: str) -> int:
 @pytest.mark.parametrize(
     ("name", "shape", "says"),
     [
-        ("more", (1 << 22,), "'more' is no input"),
+        ("more", (1 << 22,), "'more' is not an input"),
         ("x", (1 << 20, 4), "'x' has shape [1048576,4], the input is"),
         ("labels", (1 << 22,), "4194304 labels for 5 samples"),
     ],
@@ -178,7 +178,7 @@ def test_what_does_not_fit_is_refused_before_it_is_unpacked(
 def test_a_header_that_is_longer_than_any_is_not_read(tmp_path: Path) -> None:
     member = b"\x93NUMPY\x02\x00" + (1 << 24).to_bytes(4, "little") + b" " * (1 << 24)
     path = archive(tmp_path / "d.npz", ("x.npy", member))
-    assert _peak_bytes(path, "is no readable .npz archive") < 1 << 20
+    assert _peak_bytes(path, "is not a readable .npz archive") < 1 << 20
 
 
 def test_a_member_that_numpy_would_not_write_is_refused(tmp_path: Path) -> None:
@@ -188,7 +188,9 @@ def test_a_member_that_numpy_would_not_write_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("1,2,3")
-    assert refused(tmp_path / "d.csv", X).startswith(f"'{tmp_path / 'd.csv'}' is no readable .npz archive (File is not")
+    assert refused(tmp_path / "d.csv", X).startswith(
+        f"'{tmp_path / 'd.csv'}' is not a readable .npz archive (File is not"
+    )
     with io.BytesIO() as buffer:
         np.save(buffer, ROWS)
         (tmp_path / "d.npy").write_bytes(buffer.getvalue())

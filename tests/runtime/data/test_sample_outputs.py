@@ -67,7 +67,9 @@ def test_the_first_batches_alone_and_how_far_it_is() -> None:
 
 def test_more_than_can_be_compared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample_outputs, "MOST_OUTPUT_BYTES", 60)
-    with pytest.raises(DataError, match="the outputs take 8 bytes a sample, too much to compare 5 of them; take fewer"):
+    with pytest.raises(
+        DataError, match="the outputs take 8 bytes per sample, too much to compare 5 of them; take fewer"
+    ):
         run_outputs(doubled(), data(), 2, ["y"])
 
 

@@ -61,8 +61,8 @@ def test_limit_must_keep_something() -> None:
 
 
 BAD_ARRAYS: list[tuple[str, dict[str, Any], str]] = [
-    ("another name", {"y": ROWS}, "'y' is no input, and input 'x' (float32 [N,3]) has no array; name it so"),
-    ("one too many", {"x": ROWS, "xx": ROWS}, "'xx' is no input; closest: 'x'; leave it out"),
+    ("another name", {"y": ROWS}, "'y' is not an input, and input 'x' (float32 [N,3]) has no array; name it so"),
+    ("one too many", {"x": ROWS, "xx": ROWS}, "'xx' is not an input; closest: 'x'; leave it out"),
     ("none", {"labels": np.arange(5)}, "input 'x' (float32 [N,3]) has no array"),
     (
         "type",
@@ -86,7 +86,7 @@ BAD_ARRAYS: list[tuple[str, dict[str, Any], str]] = [
     (
         "labels under another name",
         {"x": ROWS, "y": np.arange(5)},
-        "'y' is no input; call it 'labels' if it holds them, else leave it out",
+        "'y' is not an input; call it 'labels' if it holds them, else leave it out",
     ),
     (
         "huge labels",
@@ -195,7 +195,7 @@ def test_limit_ends_an_endless_function(module: Callable[[str], str]) -> None:
         ("def feeds(): return 5", "failed: TypeError: 'int' object is not iterable"),
         ("def feeds(): return []", "gave no batches"),
         ("def feeds(): return [5]", "is a int; a batch is a dict of arrays"),
-        ("def feeds(): return [{'y': 5}]", "'y' is no input, and input 'x' (float32 [N,3]) has no array"),
+        ("def feeds(): return [{'y': 5}]", "'y' is not an input, and input 'x' (float32 [N,3]) has no array"),
         ("def feeds(): raise SystemExit(3)", "failed: SystemExit: 3"),
         ("def feeds(: pass", "failed: SyntaxError: "),
         ("def feeds():\n    yield {'x': np.ones((1, 3), np.float32)}\n    1/0", "failed: ZeroDivisionError: "),

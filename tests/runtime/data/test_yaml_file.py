@@ -1,4 +1,4 @@
-"""YAML that nobody vouches for: what costs more than it is worth, or is no plain value, is one line."""
+"""YAML that nobody vouches for: what costs more than it is worth, or is not a plain value, is one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def refused(text: str) -> str:
     with pytest.raises(DataError) as caught:
         parse_yaml(text.encode(), "p.yaml", "page", DataError)
     line = str(caught.value)
-    assert line.startswith("'p.yaml' is no readable YAML file: ") and "\n" not in line and len(line) < 300, line
+    assert line.startswith("'p.yaml' is not a readable YAML file: ") and "\n" not in line and len(line) < 300, line
     return line
 
 
@@ -69,15 +69,15 @@ def test_plain_values_are_read_as_they_stand(text: str, value: Any) -> None:
         ("a: " + "9" * 5000, "a number of 5,000 characters"),
         ("a: 1" + ":59" * 3000, "a number of 9,001 characters"),
         ("a: 1." + "0" * 5000, "a number of 5,002 characters"),
-        ("a: !!int x", "line 1: 'x' is no value of YAML"),
-        ("a: !!int ''", "'' is no value of YAML"),
-        ("a: !!bool maybe", "'maybe' is no value of YAML"),
+        ("a: !!int x", "line 1: 'x' is not a value of YAML"),
+        ("a: !!int ''", "'' is not a value of YAML"),
+        ("a: !!bool maybe", "'maybe' is not a value of YAML"),
         ("a: !!binary aGk=", "the tag 'tag:yaml.org,2002:binary' is not allowed; give a plain value"),
         ("a: !!python/object/apply:os.system [ls]", "the tag 'tag:yaml.org,2002:python/object/apply:os.system' is"),
         ("a: !!set {b, c}", "the tag 'tag:yaml.org,2002:set' is not allowed; leave it out"),
         ("a: !!str [b]", "the tag 'tag:yaml.org,2002:str' is not allowed; leave it out"),
         ("\na: 1\na: 2", "line 3: 'a' is given twice"),
-        ("[1]: 2", "line 1: a key is no plain value"),
+        ("[1]: 2", "line 1: a key is not a plain value"),
         ("a: 1\n--- b", "expected a single document"),
         ("a: '\\0' \0", "special characters are not allowed"),
         ("- 1\na: 2", "while parsing"),
@@ -89,7 +89,7 @@ def test_what_grows_or_is_no_plain_value_is_one_line_at_once(text: str, says: st
 
 
 def test_bytes_that_are_no_text_are_one_line() -> None:
-    with pytest.raises(InputError, match="is no readable YAML file: 'utf-8' codec"):
+    with pytest.raises(InputError, match="is not a readable YAML file: 'utf-8' codec"):
         compose_yaml(b"a: \xff\xfe", "p.yaml", "page")
 
 

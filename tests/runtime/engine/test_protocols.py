@@ -183,7 +183,7 @@ def test_what_is_no_model_is_refused_in_one_line(engine: Engine, tmp_path: Path)
             engine.prepare(source)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
     assert "NoSuchOperator" in str(caught.value)
-    with pytest.raises(ModelError, match=r"'.*none.onnx' is no file; give the path of an .onnx file"):
+    with pytest.raises(ModelError, match=r"'.*none.onnx' is not a file; give the path of an .onnx file"):
         engine.prepare(tmp_path / "none.onnx")
     with pytest.raises(ModelError, match="is a directory"):
         engine.prepare(tmp_path)

@@ -58,7 +58,7 @@ def test_files_with_external_data_are_read(tmp_path: Path) -> None:
 
 
 def test_refusals_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"is no file; give the path of an \.onnx file"):
+    with pytest.raises(ModelError, match=r"is not a file; give the path of an \.onnx file"):
         ReferenceEngine().prepare(tmp_path / "none.onnx")
     for wrong in (b"no model", model("g (float[2] x) => (float[2] y) { y = NoSuch(x) }")):
         with pytest.raises(EngineError, match=r"^the reference evaluator refuses the model: ") as refused:

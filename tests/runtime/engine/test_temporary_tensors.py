@@ -69,7 +69,7 @@ def test_a_session_needs_no_temporary_tensor_once_it_is_open(
     )
     session = engine.prepare_part(part.data, part.stored)
     [given] = made
-    assert len(given.arrays) == 4 and not any(array.any() for array in given.arrays), "its pages are not there any more"
+    assert len(given.arrays) == 4 and not any(array.any() for array in given.arrays), "its pages do not exist any more"
     whole = engine.prepare(tmp_path / "m.onnx")
     for _ in range(2):
         assert session.run({"x": x})["y"].tobytes() == whole.run({"x": x})["y"].tobytes()

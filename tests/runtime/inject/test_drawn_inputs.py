@@ -1,4 +1,4 @@
-"""Faults drawn anew in a file that is injected: those that a file of its own would have."""
+"""Faults drawn again in a file that is injected: those that a file of its own would have."""
 
 from __future__ import annotations
 

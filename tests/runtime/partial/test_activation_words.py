@@ -71,11 +71,11 @@ def test_an_activation_without_samples_is_faulty_for_all() -> None:
 
 def test_places_that_are_not_there_are_named() -> None:
     array = np.ones((4, 6), np.float32)
-    with pytest.raises(SelectorError, match=r"a\[6\] is not there: a sample has 6 elements in this batch"):
+    with pytest.raises(SelectorError, match=r"a\[6\] does not exist: a sample has 6 elements in this batch"):
         inject_words(array, TARGET, SampleAxis(0), flips((-1, 6, 0)), start=0, size=4)
     with pytest.raises(
         SelectorError, match="'a' has 4 rows for 3 samples, so no sample of it can be named; use --pers"
     ):
         inject_words(array, TARGET, SampleAxis(0), flips((1, 0, 0)), start=0, size=3)
-    with pytest.raises(SelectorError, match=r"'a' has the shape \(4, 6\) here, not 3 rows a sample"):
+    with pytest.raises(SelectorError, match=r"'a' has the shape \(4, 6\) here, not 3 rows per sample"):
         inject_words(array, TARGET, SampleAxis(0, inner=3), flips((1, 0, 0)), start=0, size=4)

@@ -117,7 +117,7 @@ def test_empty_labels_have_no_error_rate() -> None:
         ("sequence:charset=letters.txt", np.zeros((2, 4), np.float32), None, "CTC scores have [N,T,classes]"),
         ("sequence:charset=letters.txt,blank=7", np.zeros((2, 4, 4), np.float32), None, "blank is class 7 of 4"),
         ("sequence:tokenizer=letters.txt", np.zeros((2, 4), np.float32), None, "tokens are integers [N,T]"),
-        ("sequence", np.array([["a", "b"], ["c", "d"]]), None, "give one a sample"),
+        ("sequence", np.array([["a", "b"], ["c", "d"]]), None, "give one per sample"),
         ("sequence", np.array(["a", "b"]), [1, 2], "the task takes texts"),
     ],
 )  # fmt: skip
