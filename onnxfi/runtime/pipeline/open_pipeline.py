@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from onnxfi.errors import DataError, EngineError, InputError, ModelError, ProviderError, closest
-from onnxfi.graph.model.loading import Model, load
+from onnxfi.graph.model.loading import Model, load, parse
+from onnxfi.graph.passes.loop_over_axis import loop_over_axis
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.dry_run import dry_run
@@ -245,10 +246,15 @@ def open_pipeline(
 
 
 def load_stage(pipeline: Pipeline, stage: Stage, *, allow_links: bool = False) -> Model:
-    """Return the model of a stage; an error names the stage."""
+    """Return the model of a stage, of one with a loop that of the whole loop; an error names the stage."""
     assert stage.model is not None
     try:
-        return load(Path(pipeline.folder, stage.model), allow_links=allow_links)
+        model = load(Path(pipeline.folder, stage.model), allow_links=allow_links)
+        if stage.loop is None:
+            return model
+        if model.external:
+            raise ModelError(f"{model.name} has external data, so no loop is put around it; write it as one file first")
+        return load(loop_over_axis(parse(model), stage.loop.axis, stage.loop.over, stage.loop.carry))
     except ModelError as error:
         raise ModelError(f"stage {stage.name!r}: {error}") from None
 

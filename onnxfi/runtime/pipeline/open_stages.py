@@ -80,8 +80,7 @@ class ModelStage:
             raise DataError(f"stage {self.stage.name!r} is fed rows in different numbers: {listed}; give it one array "
                             f"for each row, or make them so in a function")  # fmt: skip
         for name, port in self.ports.items():
-            if name in self.stage.numbers:
-                found[name] = filled(self.stage.numbers[name], port, self.axes.get(name), [*rows.values(), 1][0])
+            if name not in fed:
                 continue
             array = fed[name]
             if (axis := self.axes.get(name)) is not None:
@@ -90,6 +89,11 @@ class ModelStage:
                 array = array.reshape(())
             self._check(port, array)
             found[name] = array
+        shapes = ((self.ports[name].shape or (), array.shape) for name, array in found.items())
+        sizes = {d: n for dims, shape in shapes for d, n in zip(dims, shape, strict=False) if isinstance(d, str)}
+        count = next(iter(rows.values()), 1)
+        for name, value in self.stage.numbers.items():
+            found[name] = filled(value, self.ports[name], self.axes.get(name), count, sizes)
         return found
 
     def _check(self, port: Port, array: Array) -> None:
@@ -146,13 +150,18 @@ class ModelStage:
         return frozen(np.zeros((0, *dims), element_type(port.dtype)))
 
 
-def filled(value: Number, port: Port, axis: int | None, rows: int) -> Array:
-    """Return an input that holds one number everywhere; open dimensions take one place, that of the rows as many.
+def filled(value: Number, port: Port, axis: int | None, rows: int, sizes: Mapping[str, int] | None = None) -> Array:
+    """Return an input that holds one number everywhere, as many as there are rows.
+
+    Other open dimensions take the size that other inputs give to their symbol, else one place.
 
     >>> filled(0, Port("state", "float32", (2, "N", 3)), 1, 4).shape, filled(7, Port("sr", "int64", None), None, 4)
     ((2, 4, 3), array(7))
     """
-    dims = [rows if k == axis else dim if isinstance(dim, int) else 1 for k, dim in enumerate(port.shape or ())]
+    dims = [
+        rows if k == axis else dim if isinstance(dim, int) else (sizes or {}).get(dim or "", 1)
+        for k, dim in enumerate(port.shape or ())
+    ]
     return np.full(dims, value, element_type(port.dtype))
 
 
