@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,3 +139,41 @@ def test_quantised_models_keep_their_bytes_without_faults_and_their_integer_kern
     assert [Path(row["model"]).stem for row in rows] == ["fashion_cnn_int8_qdq", "fashion_cnn_int8_qoperator"]
     for row in rows:
         assert row["identical"] and row["armed_kernels"] == row["kernels"] == 4
+
+
+def benchmark(monkeypatch: pytest.MonkeyPatch, root: Path) -> Any:
+    """The script that compares a benchmark with another commit, for a repository at `root`."""
+    spec = importlib.util.spec_from_file_location("against", ROOT / "scripts" / "bench" / "against.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "ROOT", root)
+    return module
+
+
+def test_numbers_of_benchmarks_are_compared_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = benchmark(monkeypatch, ROOT)
+    before = [script.figures(f"resnet18: {n} ms\nresnet18: 1,000 trials\nv1.2 int8 {n}e-3") for n in (10, 30, 20)]
+    now = [script.figures(f"resnet18:  {n} ms\nresnet18: 1,000 trials") for n in (5, 6, 50)]
+    assert before[0] == {("resnet18: # ms", 1, 0): 10, ("resnet18: # trials", 1, 0): 1000, ("v1.2 int8 #", 1, 0): 0.01}
+    assert list(script.medians(before, now)) == [(("resnet18: # ms", 1, 0), 20, 6)]
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git")
+def test_a_benchmark_runs_against_another_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each version imports its own package, and the temporary worktree is removed."""
+    (tmp_path / "onnxfi").mkdir()
+    package, file = tmp_path / "onnxfi" / "__init__.py", tmp_path / "bench.py"
+    package.write_text("MS = 4\n")
+    file.write_text("import sys, onnxfi\nprint(sys.argv[1], onnxfi.MS, 'ms')\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    package.write_text("MS = 10\n")
+    monkeypatch.setattr(sys, "argv", ["against.py", "HEAD", "--rounds", "1", str(file), "trial"])
+    benchmark(monkeypatch, tmp_path).main()
+    assert capsys.readouterr().out.splitlines()[1].split() == ["4", "10", "2.50", "trial", "#", "ms", "[1]"]
+    listed = subprocess.run([*git, "worktree", "list"], check=True, capture_output=True, text=True)
+    assert len(listed.stdout.splitlines()) == 1

@@ -33,7 +33,7 @@ class _Looped:
     carry: Mapping[str, str]
 
     def refuse(self) -> None:
-        """Raise ModelError where the model cannot run so."""
+        """Raise ModelError if the model cannot run so."""
         graph = self.proto.graph
         inputs, outputs = ({text(v.name) for v in values} for values in (graph.input, graph.output))
         for name in (*self.over, *self.carry):
