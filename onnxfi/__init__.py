@@ -20,6 +20,10 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _NAMES = {
+    "analysis.assess": ("Assessment", "assess"),
+    "analysis.census": ("Census", "census"),
+    "analysis.environment": ("Environment", "load_environment"),
+    "analysis.fit": ("FitBudget", "fit"),
     "campaign.gate.budget": ("Budget", "Limit", "load_budget"),
     "campaign.gate.check": ("Checked", "check"),
     "campaign.report.compare": ("Comparison", "compare"),
@@ -58,16 +62,20 @@ _NAMES = {
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
+    "Assessment",
     "Budget",
     "Campaign",
+    "Census",
     "Checked",
     "Comparison",
     "Engine",
+    "Environment",
     "Fault",
     "FaultList",
     "FaultModel",
     "FaultSpace",
     "Faults",
+    "FitBudget",
     "InputError",
     "Limit",
     "Loop",
@@ -88,6 +96,8 @@ __all__ = [
     "Stage",
     "Target",
     "Word",
+    "assess",
+    "census",
     "check",
     "compare",
     "draw_fault_inputs",
@@ -96,6 +106,7 @@ __all__ = [
     "evaluate_pipeline",
     "expose_neurons",
     "fault_models",
+    "fit",
     "inject",
     "inject_activations",
     "inspect",
@@ -103,6 +114,7 @@ __all__ = [
     "instrument",
     "load",
     "load_budget",
+    "load_environment",
     "load_pipeline",
     "load_spec",
     "merge",
@@ -120,6 +132,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from onnxfi.analysis.assess import Assessment, assess
+    from onnxfi.analysis.census import Census, census
+    from onnxfi.analysis.environment import Environment, load_environment
+    from onnxfi.analysis.fit import FitBudget, fit
     from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
     from onnxfi.campaign.gate.check import Checked, check
     from onnxfi.campaign.report.compare import Comparison, compare

@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[1]
 #: The guides whose console blocks are run; those of converters and of other tools need frameworks.
 GUIDES = (
     "inject",
+    "census",
     "evaluate",
     "detection",
     "segmentation",

@@ -31,6 +31,8 @@ _TRIALS = (
     click.option("--adaptive", is_flag=True, help="One fault per trial, drawn in rounds, most where the uncertainty is largest, and stop at the margin."),
     click.option("--relative-margin", type=float, metavar="R", help="With --adaptive: half width as a share of the rate; --margin (then 0.0001 by default) where that is larger."),
     click.option("--rate", default="sdc1", show_default=True, metavar="RATE", help="With --adaptive: rate to estimate: sdc1, any, sdc, due, critical…"),
+    click.option("--rank", type=click.Choice(["none", "layer", "tensor", "channel", "bit"]), default="none", show_default=True, metavar="PARTS", help="With --adaptive, or instead of it: rank layers, tensors, channels (along the first axis) or bits by the rate; stop when the first --top are settled, or differ by --margin at most."),
+    click.option("--top", type=int, metavar="K", default=5, show_default=True, help="With --rank: how many places of the order are settled."),
     click.option("--method", type=click.Choice(["guaranteed", "asymptotic", "simple"]), metavar="METHOD", default="guaranteed", show_default=True, help="With --adaptive: guaranteed (valid at every stopping time), asymptotic (fewer trials, approximate) or simple (drawn evenly)."),
     click.option("--exhaustive", is_flag=True, help="One fault per trial, every site once."),
     click.option("--faults", metavar="FILE", help="Replay a fault list, trial by trial."),

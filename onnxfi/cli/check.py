@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from onnxfi.cli.options import CODE, JSON, LINKS, PIPELINE, STAGE, GroupedCommand, add_options, run_options
+from onnxfi.cli.options import CODE, JSON, LINKS, PIPELINE, STAGE, Duration, GroupedCommand, add_options, run_options
 
 if TYPE_CHECKING:
     from onnxfi.campaign.gate.check import Checked
@@ -27,7 +27,7 @@ _OPTIONS = (
     click.option("--markdown", type=_PATH, metavar="FILE", help="Write a summary for a pull request."),
     click.option("-o", "--out", type=_PATH, metavar="STORE", help="Store of the trials, to resume a check (default: a temporary store)."),
     click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed that replaces the budget's."),
-    click.option("--time", "time_s", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Time limit: limits not measured by then are not decided."),
+    click.option("--time", "time_s", type=Duration(), metavar="TIME", help="Time limit, in seconds or as 10m: limits not measured by then are not decided."),
     click.option("--workers", type=click.IntRange(0), metavar="N", help="Worker processes; 0 runs trials in this process (default: one per core)."),
 )  # fmt: skip
 

@@ -19,8 +19,8 @@ from onnxfi.cli.completion import answered
 
 #: The commands, each a module of this package, in the order of `onnxfi --help`.
 COMMANDS = (
-    *("convert", "inspect", "inject", "eval", "instrument", "quantize", "protect", "compare"),
-    *("plan", "run", "report", "show", "merge", "check"),
+    *("convert", "inspect", "census", "inject", "eval", "instrument", "quantize", "protect", "compare"),
+    *("assess", "plan", "run", "report", "fit", "show", "merge", "check"),
     *("demo", "doctor", "completion", "help"),
 )
 #: Address space that importing numpy and onnx takes, with a margin.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -100,7 +101,7 @@ _GROUPS = {
             "per",
             "adaptive",
         ),
-        *("relative_margin", "rate", "method", "exhaustive", "faults", "undo", "mix", "repeat", "seed"),
+        *("relative_margin", "rate", "rank", "top", "method", "exhaustive", "faults", "undo", "mix", "repeat", "seed"),
     ),
     "Faults": (
         "fault",
@@ -301,6 +302,28 @@ def evaluator(model: Path, opened: Model, flags: Mapping[str, Any]) -> Callable[
 def scoring_of(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `evaluate` among the flags: batch size and scored output."""
     return {name: flags[name] for name in ("batch", "output", "task", "metric", "time_axis")}
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A duration in seconds, minutes or hours: 90, 90s, 10m or 2h."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds of a text, as 600.0 of 10m."""
+        text = str(value).strip().lower()
+        number, unit = (text[:-1], text[-1]) if text[-1:] in _SECONDS else (text, "s")
+        try:
+            seconds = float(number) * _SECONDS[unit]
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds <= _LONGEST_S:
+            self.fail(f"{value!r} is no duration above 0; write seconds, or 90s, 10m, 2h", param, ctx)
+        return seconds
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST_S = 1e9
 
 
 def refuse_flags(names: Iterable[str], reason: str) -> None:

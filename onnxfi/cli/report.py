@@ -14,7 +14,7 @@ from onnxfi.cli.options import JSON, PATH, GroupedCommand
 if TYPE_CHECKING:
     from onnxfi.campaign.report.rates import Fold
     from onnxfi.campaign.report.report import Report
-    from onnxfi.campaign.run.adaptive_rounds import Look
+    from onnxfi.campaign.run.adaptive_rounds import Look, Ranking
     from onnxfi.statistics.intervals import Interval
     from onnxfi.tasks.task import Metric, Task
 
@@ -181,6 +181,8 @@ def print_report(found: Report, *, sort: str = "", top: int = _TOP) -> None:
     if found.look is not None:
         for line in _adaptive_lines(found, found.look):
             print_line(line)
+        if found.look.ranking is not None:
+            _print_ranking(found.look.ranking, found)
     if len(found.by_rate) <= 1:
         rows = [
             (r.name, r.of, *_cells(task.metric(r.name), r.interval))
@@ -229,6 +231,22 @@ def _shown_layers(found: Report, sort: str, top: int) -> tuple[Sequence[Fold], s
     return shown, line
 
 
+def _print_ranking(ranking: Ranking, found: Report) -> None:
+    """Print the parts of a ranking, highest rate first, and how far their order is settled."""
+    from onnxfi.campaign.report.ranking_text import sentences
+    from onnxfi.cli.terminal import print_line, table
+
+    assert found.look is not None
+    metric = found.task.metric(found.look.rate)
+    shown = list(ranking.rows())[: max(2 * ranking.standing.top, _FEWEST_RANKED)]
+    rows = [(row.rank, row.name, f"{row.trials:,}", metric.interval(row.interval)) for row in shown]
+    rest = f", {len(shown)} of {len(ranking.names):,}" if len(shown) < len(ranking.names) else ""
+    title = f"By {ranking.by}, intervals that hold together at {100 * found.confidence:.4g} %{rest}"
+    table(title, (">Rank", ranking.by.capitalize(), ">Trials", f">{metric.label}"), rows)
+    for line in sentences(ranking):
+        print_line(line)
+
+
 def estimate_text(look: Look) -> str:
     """Return the estimate of an adaptive campaign so far."""
     i = look.interval
@@ -246,7 +264,7 @@ def _adaptive_lines(found: Report, look: Look) -> Iterator[str]:
     yield f"  {look.trials:,} of {look.population:,} faults in {look.rounds:,} rounds, {strata}"
     if look.exhausted:
         yield "  the whole population was run, so the rate is exact; no sample reaches the margin"
-    else:
+    elif look.ranking is None:
         wanted, have = 100 * look.wanted, 100 * i.half_width
         much = f", {100 * i.half_width / i.estimate:,.0f} % of the rate" if i.estimate > 0 else ""
         yield f"  the half width is {have:.3g} points{much}; the margin is {wanted:.3g}" + (
@@ -263,6 +281,8 @@ def _adaptive_lines(found: Report, look: Look) -> Iterator[str]:
         )
 
 
+#: Lines of a ranking, at least.
+_FEWEST_RANKED = 10
 _CLASSES = (
     *(
         "Layer",

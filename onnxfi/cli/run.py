@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import threading
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli.campaign_options import SOURCE, campaign_of, campaign_options
-from onnxfi.cli.options import JSON, PATH, GroupedCommand
+from onnxfi.cli.options import JSON, PATH, Duration, GroupedCommand
+from onnxfi.errors import InputError
 
 if TYPE_CHECKING:
     from onnxfi.campaign.results.rows import Result
@@ -81,10 +83,17 @@ _MAX_SHARD_LENGTH = 40
     metavar="SIZE",
     help="Memory of its GPU that each worker may take, with all that it has open (default: any; needs --provider cuda or tensorrt).",
 )
+@click.option(
+    "--time",
+    "time_s",
+    type=Duration(),
+    metavar="TIME",
+    help="Stop after this time, as 90s, 10m or 2h; the same command goes on.",
+)
 @click.option("--fresh", is_flag=True, help="Move an existing store to STORE.old and start again.")
 @JSON
 def command(
-    source: Path, out: Path | None, workers: int | None, timeout_s: float | None, worker_memory: str | None, scheduler: str | None, local_cluster: int | None, shard: str | None, fresh: bool, memory: str, memory_device: str | None, as_json: bool, **flags: Any
+    source: Path, out: Path | None, workers: int | None, timeout_s: float | None, worker_memory: str | None, scheduler: str | None, local_cluster: int | None, shard: str | None, fresh: bool, memory: str, memory_device: str | None, time_s: float | None, as_json: bool, **flags: Any
 ) -> None:  # fmt: skip
     """Run a campaign of many trials on labelled data, into a store that can be resumed, extended and merged.
 
@@ -100,6 +109,7 @@ def command(
     """
     from onnxfi.campaign.workers.process_pool import SpareProcess
 
+    began = time.monotonic()
     own = workers != 0 and scheduler is None and local_cluster is None
     with SpareProcess() if own else nullcontext() as spare:
         from onnxfi.campaign.report.report import report
@@ -136,7 +146,7 @@ def command(
             if not as_json:
                 for line in _start_lines(running, n_workers):
                     print_note(line)
-            errors = _follow(running, n_workers)
+            errors = follow(running, n_workers, began, time_s)
         if errors:
             print_note(
                 f"{count(errors, 'trial')} ended in an error of the harness, not in an outcome; "
@@ -152,8 +162,18 @@ def command(
             raise SystemExit(3)
 
 
-def _follow(running: Running, n_workers: int) -> int:
-    """Run all trials and show the progress; return the number of trials with an error of the harness."""
+def follow(running: Running, n_workers: int, began: float, time_s: float | None = None) -> int:
+    """Run all trials, or those until a time is over, and show the progress; return the number of harness errors.
+
+    `began` is the monotonic time at which the command began. InputError for a time in which no trial can begin.
+    """
+    if time_s is not None and time.monotonic() >= began + time_s and not running.outcomes.total():
+        running.close()
+        needed = time.monotonic() - began
+        raise InputError(
+            f"--time {time_s:g} s is too short: opening the model, two golden runs and the canary took {needed:.2g} s; "
+            f"give --time {math.ceil(1.2 * needed + 2 * running.golden_s + 1)} or more"
+        )
     from onnxfi.cli.terminal import print_note
     from onnxfi.statistics.intervals import clopper_pearson
 
@@ -162,12 +182,14 @@ def _follow(running: Running, n_workers: int) -> int:
     errors = 0
     try:
         with closing(running), show_progress(running, n_workers) as on_progress:
-            for result in running:
+            for result in running.until(None if time_s is None else began + time_s):
                 errors += result.error is not None
                 on_progress(result)
     except KeyboardInterrupt:
         print_note(f"interrupted; finished trials are in {running.store}, the same command resumes")
         raise SystemExit(130) from None
+    if running.out_of_time:
+        print_note(f"the time is over; finished trials are in {running.store}, the same command goes on")
     return errors
 
 

@@ -63,6 +63,20 @@ def checked(ran: Any, verb: str) -> Any:
 # The commands from plan to report
 
 
+def test_a_campaign_stops_when_its_time_is_over_and_goes_on(run: Run, models: Path, here: Path) -> None:
+    words = ["run", models / "fashion_cnn.onnx", "--data", models / "fashion_test.npz", "--samples", 20]
+    words += ["--provider", "cpu", "--workers", 0, "--single", "--trials", 60, "-o", "s.db"]
+    ran = run(*words, "--time", "0.001")
+    assert (ran.code, ran.out) == (2, "") and "--time 0.001 s is too short" in ran.err
+    assert re.search(r"give --time \d+ or more", ran.err)
+    assert run(*words).code == 0
+    again = run(*words[:-4], "--trials", 20_000, "-o", "s.db", "--time", "1s")
+    assert again.code == 0 and "the time is over; finished trials are in s.db" in again.err
+    for wrong in ("0", "-1", "soon", "nan", "5y"):
+        ran = run(*words, "--time", wrong)
+        assert ran.code == 2 and "is no duration above 0; write seconds, or 90s, 10m, 2h" in ran.err
+
+
 def test_from_the_plan_to_the_report(run: Run, tiny: Path) -> None:
     planned = run("plan", "m.onnx", "--single", "--margin", 0.2, "--per", "layer", "-o", "p.jsonl")
     assert (planned.code, planned.err) == (0, "")

@@ -97,6 +97,45 @@ def test_a_schema_refuses_what_is_not_described(run: Run, models: Path) -> None:
         assert not validator.is_valid(found | change)
 
 
+# assess
+
+
+def test_assess(run: Run, models: Path, here: Path) -> None:
+    words = ("--data", models / "fashion_test.npz", "--samples", 10, "--workers", 0, "--provider", "cpu", "--time", 12)
+    found = checked(run("assess", models / "fashion_cnn.onnx", *words, "-o", "a", "--json"), "assess")
+    assert found["ranking"]["trials"] > 0 and found["seconds"] < 60 and not found["stopped"]
+    assert (here / "a" / "ranking.db").is_file()
+
+
+# census
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_census(run: Run, models: Path, name: str) -> None:
+    found = checked(run("census", models / f"{name}.onnx", "--json"), "census")
+    assert sum(found["flips"].values()) == found["bits"]
+
+
+def test_census_of_every_number_format(run: Run, save: Callable[..., str]) -> None:
+    found = checked(run("census", save("m.onnx", INT8), "--json"), "census")
+    assert sum(sum(row["flips"].values()) for row in found["targets"]) == found["bits"]
+
+
+# fit
+
+
+def test_fit(run: Run, models: Path, here: Path) -> None:
+    words = ("--data", models / "fashion_test.npz", "--samples", 10, "--workers", 0, "--provider", "cpu")
+    assert run("run", models / "fashion_cnn.onnx", *words, "--single", "--trials", 9, "-o", "s.db").code == 0
+    environment = models.parent / "examples" / "environment.yaml"
+    found = checked(run("fit", "s.db", "--environment", environment, "--json"), "fit")
+    assert found["mission"]["hours"] == 43830 and sum(part["bits"] for part in found["parts"]) == 3_387_712
+    ran = run("fit", "s.db", "--environment", environment)
+    assert ran.code == 0 and max(map(len, ran.out.splitlines())) <= 100 and "expected accuracy" in ran.out
+    bad = run("fit", "s.db", "--environment", "none.yaml")
+    assert bad.code == 2 and "cannot read 'none.yaml'" in bad.err
+
+
 # inspect
 
 

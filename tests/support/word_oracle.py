@@ -86,3 +86,27 @@ def faulty(model: FaultModel, word: Word, before: int, bit: int) -> int | None:
         case models.Add(value):
             return encode(word, decode(word, before) + exact(word, value))
     raise NotImplementedError(f"no oracle for {model}")
+
+
+def effect(word: Word, bits: int, bit: int, zero_point: int = 0) -> str:
+    """The class of a bit flip, from its definition in exact numbers."""
+    before, after = decode(word, bits), decode(word, bits ^ (1 << bit))
+    if word.name == "bool":
+        return "sign"
+    if math.isnan(before):
+        return "collapse" if math.isfinite(after) else "negligible"
+    if math.isinf(before):
+        return "sign" if math.isinf(after) else "catastrophic" if math.isnan(after) else "collapse"
+    if not math.isfinite(after):
+        return "catastrophic"
+    old, new = Fraction(before) - zero_point, Fraction(after) - zero_point
+    least = Fraction(decode(word, 1 << word.mantissa if word.mantissa else 0)) if word.is_float else Fraction(1)
+    ratio = max(abs(new), least) / max(abs(old), least)
+    turned = math.copysign(1, before) != math.copysign(1, after) if word.is_float else old * new < 0
+    if ratio >= 1 << 16:
+        return "catastrophic"
+    if turned:
+        return "sign"
+    if ratio * (1 << 16) <= 1:
+        return "collapse"
+    return "amplification" if ratio >= 2 else "attenuation" if ratio * 2 <= 1 else "negligible"

@@ -243,14 +243,9 @@ def start(model: str | Path, budget: Budget, file: Path, workers: int) -> Runnin
 
 def finish(running: Running, deadline: float | None) -> bool:
     """Run the trials; True if the deadline (of the monotonic clock) came before the last."""
-    if deadline is not None and time.monotonic() >= deadline:
-        running.close()
-        return True
-    for _ in running:
-        if deadline is not None and time.monotonic() >= deadline:
-            running.close()
-            return True
-    return False
+    for _ in running.until(deadline, time.monotonic):
+        pass
+    return running.out_of_time
 
 
 def applied(limits: Sequence[Limit], file: Path) -> tuple[Limit, ...]:

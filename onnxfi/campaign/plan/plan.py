@@ -132,9 +132,13 @@ class Plan:
         size = "" if fixed is None else f"; of fixed size, for {margin} at p = 0.5, it would be {fixed:,}"
         population = f"population N = {self.header.population:,} {self.header.unit}s"
         method = f"{design.method} ({METHOD_NAMES[design.method]})"
+        until = f"{design.rate} is known to {wanted}"
+        if design.rank != "none":
+            until = (
+                f"the first {design.top:,} of the {design.rank}s are ranked by {design.rate}, or tie within {margin}"
+            )
         return [
-            f"one fault per trial, in rounds over {len(self.strata):,} strata, until {design.rate} is known "
-            f"to {wanted}",
+            f"one fault per trial, in rounds over {len(self.strata):,} strata, until {until}",
             f"{population}, confidence {self.campaign.confidence:g}, {method}",
             f"at least {self.fewest(design):,} trials{size}",
             *weight_aliases.target_notes(self.model.targets),

@@ -19,6 +19,8 @@ from onnxfi.faults.space import FaultSpace, check_disjoint
 from onnxfi.faults.words import Word
 from onnxfi.statistics.sample_size import allocate, data_aware_p
 
+#: Tensors or channels that are ranked at most.
+MOST_PARTS = 1000
 #: Elements of a tensor that a data-aware plan looks at.
 _LOOKED_AT = 1 << 16
 
@@ -60,6 +62,10 @@ def plan_strata(campaign: Campaign, fault_targets: FaultTargets) -> tuple[Planne
         case FaultMix():  # no population of its own: that of the first part stands for it
             check_disjoint({t.id: t for space in spaces for t in space.targets}.values())
             return (PlannedStratum("mix", space, design.repeat),)
+        case AdaptiveFaults(rank="bit") if event.unit != "bit":
+            raise SpecError(f"rank bit goes by bits, but {event} changes whole words; rank layer or tensor", "rank")
+        case AdaptiveFaults(rank="tensor" | "channel" as rank):
+            return tuple(_ranked_fields(space, rank))
         case AdaptiveFaults():
             return (PlannedStratum("all", space, 0),) if design.method == "simple" else tuple(_fields(space))
         case BerSweep() | PerSampleSweep():
@@ -92,12 +98,35 @@ def _sized_strata(
     )
 
 
-def _fields(space: FaultSpace) -> Iterator[PlannedStratum]:
-    """Strata of an adaptive campaign: in each layer each field of bits of each number format."""
-    alone = len({target.word for target in space.targets}) == 1
-    for layer in space.layers():
+def _ranked_fields(space: FaultSpace, rank: str) -> Iterator[PlannedStratum]:
+    """Strata of a ranking of tensors, or of output channels: in each of them each field of bits.
+
+    SpecError for channels of selected elements, and for more parts than can be distinguished.
+    """
+    if rank == "channel" and space.elements:
+        raise SpecError("elements has no effect with rank channel, which goes by them itself; leave it out", "elements")
+    parts = 0
+    for target, places, n in zip(space.targets, space.bit_positions, space.element_counts, strict=True):
+        count = target.axes[0] if rank == "channel" and len(target.axes) > 1 else 1
+        parts += count
+        if parts > MOST_PARTS:
+            raise SpecError(
+                f"{parts:,} parts and more cannot be ranked; select fewer with include, or rank layers or tensors",
+                "rank",
+            )
+        for k in range(count):
+            one = FaultSpace((target,), space.unit, (places,), space.elements, (n,))
+            if count > 1:
+                one = replace(one, elements=f"{k}", element_counts=(n // count,))
+            yield from _fields(one, f"{target.id}[{k}]" if count > 1 else target.id)
+
+
+def _fields(space: FaultSpace, name: str = "") -> Iterator[PlannedStratum]:
+    """Strata of an adaptive campaign: in each layer (or in this part) each field of bits of each number format."""
+    alone = not name and len({target.word for target in space.targets}) == 1
+    for layer in (name,) if name else space.layers():
         whole = zip(space.targets, space.bit_positions, space.element_counts, strict=True)
-        here = [row for row in whole if row[0].layer == layer]
+        here = [row for row in whole if name or row[0].layer == layer]
         for word in dict.fromkeys(target.word for target, _, _ in here):
             for bits in bit_fields(word) if space.unit == "bit" else [(-1,)]:
                 rows = [

@@ -46,6 +46,25 @@ class Harm:
     rows: tuple[dict[str, Any], ...]
 
 
+@dataclass(frozen=True)
+class PageTable:
+    """A table above the campaigns of a page: a title, the heads of its columns, and its cells as texts."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class PageHead:
+    """Head of a page, above its campaigns: a title, sentences, commands and tables."""
+
+    title: str
+    sentences: tuple[str, ...]
+    commands: tuple[str, ...]
+    tables: tuple[PageTable, ...]
+
+
 def harmful(store: str | Path, most: int = _MOST_HARMFUL) -> list[Harm]:
     """Return the trials that changed most answers, worst first; of each the faults that moved their number most.
 
@@ -102,19 +121,23 @@ def _largest(text: str) -> tuple[dict[str, Any], ...]:
     return tuple(sorted(rows, key=moved, reverse=True)[:_MOST_FAULTS])
 
 
-def write_page(found: Sequence[CampaignRates], file: str | Path, elements: Sequence[str] = ()) -> Path:
-    """Write the page of one report, or of several row by row, with maps of the `elements` of these targets.
+def write_page(
+    found: Sequence[CampaignRates], file: str | Path, elements: Sequence[str] = (), *, head: PageHead | None = None
+) -> Path:
+    """Write the page of one report, or of several row by row, below a `head` where one is given.
+
+    It has maps of the `elements` of these targets.
 
     Raises OutputError if jinja2 or matplotlib is not installed, or the file cannot be written.
     """
     needs("jinja2")
-    text = page(found, elements)
+    text = page(found, elements, head)
     with atomic_files([Path(file)]) as (stream,):
         stream.write(text.encode())
     return Path(file)
 
 
-def page(found: Sequence[CampaignRates], elements: Sequence[str] = ()) -> str:
+def page(found: Sequence[CampaignRates], elements: Sequence[str] = (), head: PageHead | None = None) -> str:
     """Return the page as text."""
     from jinja2 import Environment, StrictUndefined
 
@@ -122,16 +145,22 @@ def page(found: Sequence[CampaignRates], elements: Sequence[str] = ()) -> str:
         (files("onnxfi.campaign.report") / f"page.{e}").read_text("utf-8") for e in ("css", "js", "html")
     )
     shows = [_shown(one, label) for one, label in zip(found, report_labels(found), strict=True)]
-    shown = found[0].task.view(found[0].task.page_columns)
+    shown, several = found[0].task.view(found[0].task.page_columns), len(found) > 1
     frame = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     frame.filters |= {"value": _value, "plain": lambda text: plain(str(text), 1 << 20), "image": _image}
     digests = {name: _digest(text) for name, text in (("style", style), ("script", script))}
     return frame.from_string(body).render(
         style=style, script=script, digests=digests, figures=figures(found, elements), shows=shows,
         columns=[m.label for m in shown], accuracy=found[0].task.accuracy,
-        compared=[(row, _line(row.fold, shown)) for row in comparison_rows(found)] if len(found) > 1 else [],
-        title=" and ".join(report_labels(found)) if len(found) < 3 else f"{len(found)} campaigns",
+        compared=[(row, _line(row.fold, shown)) for row in comparison_rows(found)] if several and head is None else [],
+        head_of_page=head, title=_title(found, head),
     )  # fmt: skip
+
+
+def _title(found: Sequence[CampaignRates], head: PageHead | None) -> str:
+    if head is not None:
+        return head.title
+    return " and ".join(report_labels(found)) if len(found) < 3 else f"{len(found)} campaigns"
 
 
 def _digest(text: str) -> str:
@@ -161,7 +190,7 @@ def _shown(one: CampaignRates, label: str) -> dict[str, Any]:
     return {
         "columns": [m.label for m in shown], "golden": task.view(task.golden_names), "tiles": task.view(task.tiles),
         "harms": harm_metrics(task),
-        "label": label, "report": one, "harmful": harmful(one.store), "command": _command(spec, one.store),
+        "label": label, "report": one, "harmful": harmful(one.store), "command": command_of(spec, one.store.name),
 
         "tables": [(title, key, [_line(fold, shown) for fold in folds]) for title, key, folds in tables if folds],
         "settings": _settings(one, canary, limits),
@@ -173,10 +202,10 @@ def _line(fold: Fold, shown: Sequence[Metric]) -> tuple[Fold, list[tuple[Metric,
     return fold, [(metric, fold.rate(metric.name)) for metric in shown]
 
 
-def _command(spec: str | None, store: Path) -> str:
+def command_of(spec: str | None, store: str) -> str:
     """Return the command that repeats the campaign; empty if the store has none, or one of another version."""
     try:
-        return command_line(parse_spec(spec or ""), store.name)
+        return command_line(parse_spec(spec or ""), store)
     except InputError:
         return ""
 

@@ -108,7 +108,7 @@ def write_csv(found: CampaignRates, folder: str | Path, *, by_model: bool = Fals
         model, main = Path(_header(found).file).stem or "model", "rates" if "rates" in kept else "summary"
         files = {name: f"{model}.csv" if name == main else f"{name}-{model}.csv" for name in kept}
     make_folder(place)
-    return [_table(place / files[name], rows) for name, rows in kept.items()]
+    return [write_table(place / files[name], rows) for name, rows in kept.items()]
 
 
 def _flat(key: str, fold: Fold, found: CampaignRates) -> dict[str, Any]:
@@ -138,7 +138,8 @@ def cell(value: Any) -> Any:
     return mark + "\n".join(map(printable, value.split("\n")))  # a break of lines is a cell's own matter
 
 
-def _table(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+def write_table(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    """Write lines as one CSV file, whose columns are the keys of the first; return its path."""
     with atomic_files([path]) as (stream,):
         text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
         table = csv.writer(text)

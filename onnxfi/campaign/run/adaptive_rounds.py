@@ -7,8 +7,8 @@ run again, never left out, as that would choose by outcome.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -36,10 +36,12 @@ from onnxfi.statistics.adaptive import (
     round_size,
     round_weight,
     score,
+    shrunken_moments,
     simple_interval,
     until_stratum_exhausted,
 )
 from onnxfi.statistics.intervals import Interval
+from onnxfi.statistics.ranking import GroupScores, Standing, allocate_groups
 
 #: Draws of the first round, and of a later one at least, of a campaign that draws evenly.
 _FIRST_SIMPLE, _NEXT_SIMPLE = 100, 10
@@ -52,7 +54,7 @@ class Look:
     """An estimate of the measured rate after the complete rounds, with the requested precision.
 
     `trials` were run of `population` faults in `strata` strata; `margin` and `relative_margin` are half the width that
-    is wanted, of 1 and of the rate.
+    is wanted, of 1 and of the rate. `ranking` is the order of parts, where a campaign ranks them.
     """
 
     rate: str
@@ -64,6 +66,7 @@ class Look:
     population: int
     margin: float
     relative_margin: float | None
+    ranking: Ranking | None = None
 
     @property
     def wanted(self) -> float:
@@ -78,7 +81,9 @@ class Look:
 
     @property
     def reached(self) -> bool:
-        """True if the interval is as narrow as requested."""
+        """True if the interval is as narrow as requested, or the first of a ranking are settled."""
+        if self.ranking is not None:
+            return self.rounds > 0 and (self.exhausted or self.ranking.standing.settled)
         return self.rounds > 0 and (self.exhausted or self.interval.half_width <= self.wanted)
 
     def row(self) -> dict[str, Any]:
@@ -88,48 +93,121 @@ class Look:
             "rate": self.rate, "method": self.method, "interval": i.method, "value": json_value(i.estimate),
             "low": i.low, "high": i.high, "margin": self.margin, "relative_margin": self.relative_margin,
             "reached": self.reached, "rounds": self.rounds, "trials": self.trials, "strata": self.strata,
-            "population": self.population,
+            "population": self.population, "ranking": None if self.ranking is None else self.ranking.document(),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Parts of a network in the order of their rates: what each is called, and the trials that fell into it."""
+
+    by: str
+    names: tuple[str, ...]
+    trials: tuple[int, ...]
+    standing: Standing
+
+    def rows(self) -> Iterator[RankedPart]:
+        """Yield the parts, highest rate first."""
+        standing = self.standing
+        behind = dict(zip(standing.order, standing.order[1:], strict=False))
+        for group, rank in standing.ranks():
+            other = behind.get(group)
+            apart = other is not None and standing.above(group, other)
+            tied = other is not None and standing.tied(group, other)
+            yield RankedPart(rank, self.names[group], self.trials[group], standing.intervals[group], apart, tied)
+
+    def document(self) -> dict[str, Any]:
+        """Return the ranking as plain values for JSON."""
+        return {
+            "by": self.by, "top": self.standing.top, "settled": self.standing.settled,
+            "order": [row.document() for row in self.rows()],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RankedPart:
+    """A part of a network in a ranking.
+
+    `apart` is true where its rate is larger than that of the next one, `tied` where the two differ by the margin at
+    most; else the order of the two is open. Intervals of all parts hold together.
+    """
+
+    rank: int
+    name: str
+    trials: int
+    interval: Interval
+    apart: bool
+    tied: bool
+
+    def document(self) -> dict[str, Any]:
+        """Return the part as plain values for JSON."""
+        i, value = self.interval, json_value(self.interval.estimate) if self.trials else None
+        return {
+            "rank": self.rank, "name": self.name, "trials": self.trials, "value": value, "low": i.low, "high": i.high,
+            "apart": self.apart, "tied": self.tied,
         }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The strata of an adaptive campaign: how many faults each has ([strata]), and which are alike."""
+    """The strata of an adaptive campaign: how many faults each has ([strata]), which are alike, and which are ranked.
+
+    `groups` ([strata]) numbers the ranked parts, whose `names` are those of layers, tensors, channels or bits.
+    """
 
     sizes: Floats
     parents: Numbers
+    groups: Numbers = field(default_factory=lambda: np.zeros(0, np.int64))
+    names: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, strata: list[dict[str, Any]]) -> Layout:
+    def of(cls, strata: list[dict[str, Any]], rank: str = "none") -> Layout:
         """Return the layout of a store."""
         fields = [bit_field_label(s["label"], s["layer"]) for s in strata]
-        numbers = {name: k for k, name in enumerate(dict.fromkeys(fields))}
         sizes = np.array([s["population"] for s in strata], np.float64)
-        return cls(sizes, np.array([numbers[name] for name in fields], np.int64))
+        ranked = fields if rank == "bit" else [str(s["layer"]) for s in strata]
+        (parents, _), (groups, names) = _numbered(fields), _numbered(ranked)
+        return cls(sizes, parents, groups, names)
+
+
+def _numbered(texts: Sequence[str]) -> tuple[Numbers, tuple[str, ...]]:
+    """Return the number of each text among the different ones, and those."""
+    numbers = {name: k for k, name in enumerate(dict.fromkeys(texts))}
+    return np.array([numbers[name] for name in texts], np.int64), tuple(numbers)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Results of complete rounds: the moments of each stratum, and the scores of all draws."""
+    """Results of complete rounds: the moments of each stratum, the scores of all draws, and those of ranked parts."""
 
     moments: Moments
     scores: Scores | None = None
     rounds: int = 0
+    ranked: GroupScores | None = None
+
+    @classmethod
+    def none(cls, layout: Layout, rank: str, confidence: float) -> Seen:
+        """Return what is seen before the first round."""
+        ranked = None if rank == "none" else GroupScores.empty(layout.groups, confidence)
+        return cls(Moments.empty(len(layout.sizes)), ranked=ranked)
 
     @property
     def trials(self) -> int:
         """Trials of complete rounds."""
         return int(self.moments.n.sum())
 
-    def plus(self, draws: RoundDraws, values: Floats) -> Seen:
-        """With another round."""
-        before = self.scores
+    def plus(self, draws: RoundDraws, values: Floats, known: Allocation | None = None) -> Seen:
+        """With another round; where parts are ranked, with all that was known of each stratum before it."""
+        before, ranked = self.scores, self.ranked
+        if ranked is not None and known is not None:
+            ranked = ranked.plus(known, draws.stratum, values, draws.half_width, draws.weight)
         total = 0.0 if before is None else float(before.total[-1] + before.value[-1])
         scores = score(draws, values, total)
         return Seen(
             self.moments.add(draws.stratum, values),
             scores if before is None else concatenate([before, scores]),
             self.rounds + 1,
+            ranked,
         )
 
     def interval(self, method: str, confidence: float) -> Interval:
@@ -148,11 +226,13 @@ class Seen:
 def turns(store: Store, plan: Plan) -> Iterator[tuple[Look, list[int]]]:
     """Yield the state before each round and its trials; the caller runs those without a result.
 
-    Ends where the interval is narrow enough, all faults were run, or trials of a round have no result.
+    Ends where the interval is narrow enough or the first of a ranking are settled, all faults were run, or trials of a
+    round have no result.
     """
     design = plan.campaign.adaptive
     assert design is not None
-    seen, rate = Seen(Moments.empty(len(plan.strata))), design.rate
+    rate, layout = design.rate, Layout.of(store.strata(), design.rank)
+    seen = Seen.none(layout, design.rank, float(store.get("length")["confidence"]))
     if rate not in (task := declared_task(store)).by_name or not task.metric(rate).measured_in(
         store.get("golden")["metrics"]
     ):
@@ -163,13 +243,13 @@ def turns(store: Store, plan: Plan) -> Iterator[tuple[Look, list[int]]]:
             look = look_at(store, seen)
             if look.reached:
                 return
-            found = _draw(store, plan, design, seen, number, look.wanted)
+            found = _draw(store, plan, design, seen, number, look)
         draws, trials = found
         if store.results(number) < len(trials):
             yield look_at(store, seen), trials
             if store.results(number) < len(trials):
                 return
-        seen = seen.plus(draws, _values(store, number, trials, rate))
+        seen = seen.plus(draws, _values(store, number, trials, rate), _known(store, number, layout, seen))
 
 
 def complete_rounds(store: Store) -> Iterator[tuple[RoundDraws, list[int]]]:
@@ -184,16 +264,34 @@ def complete_rounds(store: Store) -> Iterator[tuple[RoundDraws, list[int]]]:
 def look_at(store: Store, seen: Seen | None = None, confidence: float | None = None) -> Look:
     """Estimate the measured rate from a store, at its confidence or another; `seen` where it is known already."""
     identity, length, strata = store.get("identity"), store.get("length"), store.strata()
+    rank, level = identity.get("rank", "none"), confidence or float(length["confidence"])
+    layout = Layout.of(strata, rank)
     if seen is None:
-        seen = Seen(Moments.empty(len(strata)))
+        seen = Seen.none(layout, rank, level)
         for number, (draws, trials) in enumerate(complete_rounds(store), 1):
-            seen = seen.plus(draws, _values(store, number, trials, identity["rate"]))
-    interval = seen.interval(identity["method"], confidence or float(length["confidence"]))
-    population = sum(s["population"] for s in strata)
+            known = _known(store, number, layout, seen)
+            seen = seen.plus(draws, _values(store, number, trials, identity["rate"]), known)
+    interval = seen.interval(identity["method"], level)
+    population, margin = sum(s["population"] for s in strata), float(length["margin"])
+    ranking = None
+    if seen.ranked is not None:
+        trials_of = np.bincount(layout.groups, seen.moments.n, len(layout.names)).astype(int)
+        standing = seen.ranked.standing(int(length["top"]), margin)
+        ranking = Ranking(rank, layout.names, tuple(trials_of.tolist()), standing)
     return Look(
         identity["rate"], identity["method"], interval, seen.rounds, seen.trials, len(strata), population,
-        float(length["margin"]), length["relative_margin"],
+        margin, length["relative_margin"], ranking,
     )  # fmt: skip
+
+
+def _known(store: Store, number: int, layout: Layout, seen: Seen) -> Allocation | None:
+    """Return the allocation of a round, as it was known before it; None where no part is ranked by it."""
+    if seen.ranked is None:
+        return None
+    asked = "SELECT probability FROM allocations WHERE round = ? ORDER BY stratum"
+    chances = np.array([chance for (chance,) in store.db.execute(asked, (number,))])
+    left = layout.sizes - seen.moments.n
+    return Allocation(left, chances, *shrunken_moments(layout.parents, seen.moments))
 
 
 def _values(store: Store, number: int, trials: list[int], rate: str) -> Floats:
@@ -204,11 +302,16 @@ def _values(store: Store, number: int, trials: list[int], rate: str) -> Floats:
 
 
 def _draw(
-    store: Store, plan: Plan, design: AdaptiveFaults, seen: Seen, number: int, half_width: float
+    store: Store, plan: Plan, design: AdaptiveFaults, seen: Seen, number: int, look: Look
 ) -> tuple[RoundDraws, list[int]]:
     """Draw a round and write it, all in one transaction."""
-    layout = Layout.of(store.strata())
-    played = allocate_round(layout.sizes, layout.parents, seen.moments)
+    layout, half_width = Layout.of(store.strata(), design.rank), look.wanted
+    if look.ranking is None:
+        played = allocate_round(layout.sizes, layout.parents, seen.moments)
+    else:
+        standing = look.ranking.standing
+        half_width = standing.aim
+        played = allocate_groups(layout.sizes, layout.parents, seen.moments, layout.groups, standing.weights())
     size = round_size(seen.trials)
     if design.method == "simple":
         size = round_size(seen.trials, first=_NEXT_SIMPLE if number > 1 else _FIRST_SIMPLE)

@@ -6,7 +6,7 @@ import hashlib
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ from onnxfi.campaign.workers.scheduling import (
     threads_per_process,
     versions,
 )
-from onnxfi.campaign.workers.task_batches import PendingTrial, batches_by_tensor, batches_in_order
+from onnxfi.campaign.workers.task_batches import PendingTrial, batches_by_tensor, batches_in_order, interleaved
 from onnxfi.campaign.workers.worker import THIS_WORKER, WorkerSetup, run_in_process
 from onnxfi.errors import CampaignError, InputError, SpecError
 from onnxfi.faults.faultlist import FaultList
@@ -70,7 +70,8 @@ class Running:
 
     `total` trials are asked for here (None: as many as it takes), of which `outcomes` counts those that the store has
     already, with the sum of their `headline` in `headline_sum`; `note` says on what they run, `golden_s` how long one
-    run takes; `look` is what the complete rounds of an adaptive campaign say.
+    run takes; `look` is what the complete rounds of an adaptive campaign say. `out_of_time` is true where `until` met
+    its deadline before the last trial.
     """
 
     plan: Plan
@@ -84,9 +85,23 @@ class Running:
     results: Generator[Result, None, None] = field(repr=False)
     look: Look | None = None
     early_pool: ProcessPool | None = field(default=None, repr=False)
+    out_of_time: bool = False
 
     def __iter__(self) -> Iterator[Result]:
         return self.results
+
+    def until(self, deadline: float | None, clock: Callable[[], float] = time.monotonic) -> Iterator[Result]:
+        """Yield results until the last, or until the deadline of a clock: then `out_of_time` is true."""
+        if deadline is not None and clock() >= deadline:
+            self.out_of_time = True
+            self.close()
+            return
+        for result in self.results:
+            yield result
+            if deadline is not None and clock() >= deadline:
+                self.out_of_time = True
+                self.close()
+                return
 
     def close(self) -> None:
         """Stop; the results that came back are in the store."""
@@ -107,6 +122,7 @@ def run(
     *,
     workers: int = 0,
     shard: tuple[int, int] | None = None,
+    strata: Collection[int] | None = None,
     fresh: bool = False,
     kept_bytes: int = KEPT_BYTES,
     executor: Callable[[], Executor] | Cluster | None = None,
@@ -129,6 +145,8 @@ def run(
     workers : int
         Worker processes (threads of processes for large models). With 0 the trials run in this process, and a fault
         that crashes the runtime ends it.
+    strata : collection of int, optional
+        Numbers, from 0, of the strata whose trials are run; by default all.
     shard : tuple of (int, int), optional
         `(i, n)` runs every n-th trial, from the i-th on.
     fresh : bool
@@ -171,8 +189,7 @@ def run(
     ...     [result.outcome for result in run(campaign, folder + "/store.db")]
     ['sdc', 'sdc']
     """
-    file, model = _place(campaign, store), open_model(campaign)
-    given = {"timeout_s": timeout_s, "memory_bytes": worker_memory_bytes}
+    file, model, given = _place(campaign, store), open_model(campaign), _limits(timeout_s, worker_memory_bytes)
     cluster = executor if isinstance(executor, Cluster) else None
     own = workers if executor is None else 0
     _check_limits(given, watched=bool(cluster or own), owned=cluster is None or cluster.owned)
@@ -187,8 +204,8 @@ def run(
             cluster.send(local.opened)
         opened = stack.enter_context(_store(file, fresh=fresh))
         _prepare(opened, local.opened, plan, progress)
-        asked = wanted(plan, shard)
-        outcomes = Counter(outcome for trial, outcome in opened.done() if asked(trial))
+        asked = wanted(plan, shard, strata)
+        outcomes = Counter(found for trial, found in opened.done() if asked(trial))
         total = None if campaign.adaptive is not None else sum(map(asked, opened.trials()))
         share = threads_per_process(campaign, known := worker_memory_bytes or _limit(opened), local)
         make_pool, size = _pool_and_size(executor, workers, None if total is None else total - outcomes.total(), share)
@@ -197,14 +214,14 @@ def run(
         golden_run, golden_s = local.golden_runs.run(again=not own) if golden is None else golden(local)
         _keep_limits(opened, given, golden_s)
         setup = _worker_setup(opened, local, plan, (golden_run, golden_s), executor)
-        soonest = islice(batches_by_tensor(opened.pending(asked), setup.trials_a_task, needed[0]), needed[0])
+        soonest = _soonest(opened.pending(asked), plan, setup.trials_a_task, needed[0])
         first = _prove(opened, local, plan, setup if own else None, None if worker_memory_bytes else early, soonest)
         _agree(opened, local.opened, plan, golden_run)
         headline, before = _headline(opened, golden_run, asked)
 
     def results() -> Generator[Result, None, None]:
         with Store.open(file, create=True, checked=True) as target, reusable_pool(make_pool, early) as lend:
-            for running.look, pending in _trials_by_round(target, plan, shard, first):
+            for running.look, pending in _trials_by_round(target, plan, asked, first):
                 if size:
                     batches = batches_by_tensor(pending, setup.trials_a_task, size)
                     stream = run_pooled(setup, golden_run, batches, size, make_pool, None if cluster else lend, first)
@@ -213,8 +230,8 @@ def run(
                     stream = run_in_process(local, golden_run, plan.header, batches)
                 yield from _kept(target, stream)
 
-    note = _note(local.opened, golden_run)
-    running = Running(plan, file, note, total, outcomes, golden_s, headline, before, results(), early_pool=early)
+    note, rest = _note(local.opened, golden_run), results()
+    running = Running(plan, file, note, total, outcomes, golden_s, headline, before, rest, early_pool=early)
     return running
 
 
@@ -222,6 +239,11 @@ def _headline(opened: Store, golden: GoldenRun, asked: Callable[[int], bool]) ->
     """Return the headline of the task, and its sum over the trials that have a result."""
     metric = golden.task.metric(golden.task.headline)
     return metric, sum(metric.value(row.outcome, row.metrics) or 0.0 for row in opened.rows() if asked(row.trial))
+
+
+def _soonest(pending: Iterator[PendingTrial], plan: Plan, most: int, workers: int) -> Iterator[list[PendingTrial]]:
+    """Return the first batch of each worker."""
+    return islice(batches_by_tensor(interleaved(pending, len(plan.strata)), most, workers), workers)
 
 
 def _place(campaign: Campaign, store: str | Path | None) -> Path:
@@ -267,25 +289,28 @@ def _pool_and_size(
     return partial(ProcessPool, threads_per_process=share), workers if left is None else min(workers, left)
 
 
-def wanted(plan: Plan, shard: tuple[int, int] | None = None) -> Callable[[int], bool]:
-    """Return True if a trial belongs to the campaign, which may be shorter than its store, and to the shard."""
+def wanted(
+    plan: Plan, shard: tuple[int, int] | None = None, strata: Collection[int] | None = None
+) -> Callable[[int], bool]:
+    """Return True if a trial belongs to the campaign, which may be shorter than its store, to the shard and strata."""
     lengths = [stratum.trials for stratum in plan.strata]
 
     def asked(trial: int) -> bool:
         j, stratum = divmod(trial - 1, len(lengths))
-        mine = shard is None or trial % shard[1] == shard[0] % shard[1]
+        mine = (shard is None or trial % shard[1] == shard[0] % shard[1]) and (strata is None or stratum in strata)
         return mine and (plan.listed is not None or plan.campaign.adaptive is not None or j < lengths[stratum])
 
     return asked
 
 
 def _trials_by_round(
-    store: Store, plan: Plan, shard: tuple[int, int] | None, first: RunningBatches
+    store: Store, plan: Plan, asked: Callable[[int], bool], first: RunningBatches
 ) -> Iterator[tuple[Look | None, Iterator[PendingTrial]]]:
     """Yield the trials to run: all after the `first`, or round by round, drawn once earlier rounds are written."""
     if plan.campaign.adaptive is None:
-        asked, taken = wanted(plan, shard), {trial for tasks in first.values() for trial, _ in tasks}
-        yield None, store.pending(lambda trial: trial not in taken and asked(trial))
+        taken = {trial for tasks in first.values() for trial, _ in tasks}
+        left = store.pending(lambda trial: trial not in taken and asked(trial))
+        yield None, interleaved(left, len(plan.strata))
         return
     for look, trials in turns(store, plan):
         yield look, store.pending(set(trials).__contains__)
@@ -360,6 +385,11 @@ def _prepare(store: Store, opened: OpenCampaign, plan: Plan, progress: OnProgres
 
     if store.count("plan") < len(plan) or plan.campaign.adaptive is not None:
         store.plan(plan.strata, counted())
+
+
+def _limits(timeout_s: float | None, memory_bytes: int | None) -> dict[str, Any]:
+    """Return the limits of a trial by the names under which a store keeps them."""
+    return {"timeout_s": timeout_s, "memory_bytes": memory_bytes}
 
 
 def _check_limits(given: dict[str, Any], *, watched: bool, owned: bool) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from onnxfi.campaign.spec.flat_fields import CheckedFields, bounded, flat_fields, named, share, typed, within
 from onnxfi.errors import SpecError
@@ -29,6 +29,8 @@ UNWRITTEN = MappingProxyType({"place": True, "unwritten": True})
 MOST = 10**12
 #: Of single faults, where neither it nor their number is given.
 _MARGIN = 0.01
+#: Parts of a network that an adaptive campaign ranks by their rates.
+RankedParts = Literal["none", "layer", "tensor", "channel", "bit"]
 #: Of an adaptive campaign whose margin is relative: below it no rate is measured, or one of 0 would never be done.
 _FINEST_MARGIN = 1e-4
 
@@ -160,7 +162,9 @@ class SingleFaults(CheckedFields):
 class AdaptiveFaults(CheckedFields):
     """One fault per trial, drawn in rounds where it says most of `rate`, until the interval is narrow enough.
 
-    Half its width is then `margin` or less, or `relative_margin` times the rate where that is more.
+    Half its width is then `margin` or less, or `relative_margin` times the rate where that is more. With `rank` the
+    draws go where they tell the order of layers, tensors, channels or bits by that rate, until the first `top` are
+    settled; two whose rates differ by at most `margin` count as tied.
     """
 
     key: ClassVar[str] = "adaptive"
@@ -170,11 +174,16 @@ class AdaptiveFaults(CheckedFields):
     margin: float | None = share(None, "0.01", **LENGTH)
     relative_margin: float | None = share(None, "0.1", replaces="margin", **LENGTH)
     method: Method = "guaranteed"
+    rank: RankedParts = "none"
+    top: int = within(5, 1, MOST, **LENGTH)
     draw: FaultDraw = field(default_factory=FaultDraw)
     seed: int = _seed()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.rank != "none" and (self.method != "guaranteed" or self.relative_margin is not None):
+            name = "relative_margin" if self.relative_margin is not None else "method"
+            raise SpecError(f"{name} has no effect with rank, which takes guaranteed intervals and a margin", name)
         if self.rate == "any":  # as the command line says it
             object.__setattr__(self, "rate", f"any_{CLASSIFICATION.headline}")
         if self.margin is None:
@@ -230,6 +239,8 @@ def draws_of(design: Design) -> tuple[FaultDraw, ...]:
 def chosen_design(given: Mapping[str, Any]) -> type[Design] | None:
     """Return the design that flat fields choose by its key, None if they choose none; SpecError for two."""
     chosen = [one for one in DESIGNS if given.get(one.key)]
+    if not chosen and given.get("rank") not in (None, "none"):  # which says enough
+        chosen = [AdaptiveFaults]
     if AdaptiveFaults in chosen and SingleFaults in chosen:  # which single faults there are
         chosen.remove(SingleFaults)
     if len(chosen) > 1:

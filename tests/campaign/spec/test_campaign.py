@@ -51,6 +51,8 @@ EXAMPLES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "relative_margin": (0.125, ["--relative-margin", "0.125"], ADAPTIVE),
     "rate": ("any_sdc1", ["--rate", "any"], ADAPTIVE),
     "method": ("simple", ["--method", "simple"], ADAPTIVE),
+    "rank": ("tensor", ["--rank", "tensor"], ADAPTIVE),
+    "top": (3, ["--top", "3"], {**ADAPTIVE, "rank": "layer"}),
     "exhaustive": (True, ["--exhaustive"], {}),
     "faults": ("list.jsonl", ["--faults", "list.jsonl"], {}),
     "mix": (
@@ -439,6 +441,7 @@ FREE = {
     "trials",
     "margin",
     "relative_margin",
+    "top",
     "confidence",
 }
 LENGTHS = {"trials": {"single": True, "trials": 5}, "margin": {"single": True, "margin": 0.5}}
@@ -461,6 +464,14 @@ def test_what_an_adaptive_campaign_cannot_be() -> None:
         ({"adaptive": True, "per": "layer"}, "per has no effect with adaptive, only with single; leave it out"),
         ({"adaptive": True, "rate": "sdc2"}, "rate 'sdc2' is unknown; closest: "),
         ({"adaptive": True, "method": "fast"}, "method 'fast' is unknown"),
+        ({"rank": "layer"}, "rank has no effect with single, only with adaptive; leave it out"),
+        ({"adaptive": True, "rank": "neuron"}, "rank 'neuron' is unknown"),
+        ({"adaptive": True, "rank": "bit", "top": 0}, "top 0 is out of range"),
+        (
+            {"adaptive": True, "rank": "bit", "method": "simple"},
+            "method has no effect with rank, which takes guaranteed",
+        ),
+        ({"adaptive": True, "rank": "bit", "relative_margin": 0.1}, "relative_margin has no effect with rank"),
         (
             {"adaptive": True, "relative_margin": 0.0},
             "relative_margin 0.0 is out of range; give a share between 0 and 1, as 0.1",

@@ -6,10 +6,11 @@ import json
 from collections import Counter
 from itertools import islice
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxfi.campaign.workers.task_batches import PendingTrial, batches_by_tensor, batches_in_order
+from onnxfi.campaign.workers.task_batches import PendingTrial, batches_by_tensor, batches_in_order, interleaved, spread
 
 
 def tasks(targets: list[str]) -> list[PendingTrial]:
@@ -29,8 +30,33 @@ def test_trials_of_one_tensor_stay_together(targets: list[str], most: int, worke
 
 def test_a_long_campaign_is_gathered_batch_by_batch() -> None:
     targets = ["a", "b"] * 600
-    first = [task for group in islice(batches_by_tensor(iter(tasks(targets)), 2000, lambda: 1), 4) for task in group]
-    assert {number for number, _ in first} == set(range(1, 513))
+    groups = list(batches_by_tensor(iter(tasks(targets)), 2000, lambda: 1))
+    numbers, ends = [number for group in groups for number, _ in group], (64, 192, 448, 960)
+    for end in ends:
+        assert set(numbers[:end]) == set(range(1, end + 1))
+
+
+def test_the_first_batches_go_over_all_tensors() -> None:
+    targets = [letter for letter in "abcdefgh" for _ in range(8)]
+    first = list(islice(batches_by_tensor(iter(tasks(targets)), 32, 2), 4))
+    assert len({json.loads(lines)["target"] for group in first for _, lines in group}) >= 4
+
+
+@given(st.lists(st.integers(), max_size=200))
+def test_spread_items_are_all_there_and_lie_evenly(items: list[int]) -> None:
+    assert sorted(spread(items)) == sorted(items)
+    places, n = list(spread(range(len(items)))), len(items)
+    for most in range(4, n, 7):  # no gap in a first part is much larger than in an even one
+        gaps = np.diff([-1, *sorted(places[:most]), n])
+        assert gaps.max() <= 4 * n / most + 1
+
+
+def test_many_strata_are_interleaved_from_the_first_trial_on() -> None:
+    strata = 3200
+    found = [number for number, _ in interleaved(iter(tasks(["t"] * (2 * strata + 5))), strata)]
+    assert sorted(found) == list(range(1, 2 * strata + 6))
+    assert len({(number - 1) // 32 for number in found[:200]}) > 90, "nearly each of 100 layers"
+    assert [number for number, _ in interleaved(iter(tasks(["t"] * 9)), 3)] == list(range(1, 10))
 
 
 def test_no_worker_stands_idle() -> None:

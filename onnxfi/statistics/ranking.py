@@ -1,0 +1,178 @@
+"""Ranking of groups of faults by their rates: the order that is settled so far, and the groups to draw from next.
+
+Each group (a layer, a tensor, a field of bits) has its own confidence sequence from the draws that fell into it, at a
+level divided among the groups, so that all hold together at every time. Two groups are settled where their intervals do
+not overlap, and tied where their rates differ by at most a margin whichever is larger.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from onnxfi.statistics.adaptive import (
+    UNIFORM_SHARE,
+    Allocation,
+    Floats,
+    Moments,
+    Numbers,
+    Scores,
+    concatenate,
+    confidence_sequence,
+    prepare_draws,
+    score,
+    shrunken_moments,
+)
+from onnxfi.statistics.intervals import Interval
+
+#: The share of draws that goes to groups whose place is settled.
+_SETTLED_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Order of groups by their rates, of which the first `top` shall be settled.
+
+    `intervals` hold together; `margin` is the difference of two rates up to which they count as tied.
+
+    >>> def about(p, d):
+    ...     return Interval(p - d, p + d, p, "", 0.99)
+    >>> open_ = Standing((about(0.1, 0.05), about(0.3, 0.01), about(0.11, 0.01)), 1, 0.01)
+    >>> open_.order, open_.settled
+    ((1, 2, 0), True)
+    >>> replace(open_, top=2).open_pairs
+    ((2, 0),)
+    """
+
+    intervals: tuple[Interval, ...]
+    top: int
+    margin: float
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """The groups, highest rate first; those without an estimate by the high end of their interval."""
+        middles = [i.high if math.isnan(i.estimate) else i.estimate for i in self.intervals]
+        return tuple(sorted(range(len(middles)), key=lambda group: (-middles[group], group)))
+
+    def above(self, one: int, other: int) -> bool:
+        """Return True if the rate of one group is larger than that of another, at the joint confidence."""
+        return self.intervals[one].low > self.intervals[other].high
+
+    def tied(self, one: int, other: int) -> bool:
+        """Return True if two groups cannot be distinguished: whichever is larger, by at most the margin."""
+        i, j = self.intervals[one], self.intervals[other]
+        return not self.above(one, other) and max(i.high - j.low, j.high - i.low) <= self.margin
+
+    @cached_property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """The pairs that decide the first `top`: neighbours in the order, and the last of them with each one behind."""
+        top = min(self.top, len(self.order))
+        inside = tuple(zip(self.order[: top - 1], self.order[1:top], strict=True))
+        return inside + tuple((self.order[top - 1], other) for other in self.order[top:])
+
+    @cached_property
+    def open_pairs(self) -> tuple[tuple[int, int], ...]:
+        """The pairs that are neither settled nor tied yet."""
+        return tuple(pair for pair in self.pairs if not self.above(*pair) and not self.tied(*pair))
+
+    @property
+    def settled(self) -> bool:
+        """True if no pair is open."""
+        return not self.open_pairs
+
+    @cached_property
+    def aim(self) -> float:
+        """Half the smallest distance of two groups not distinguished, at least half the margin: the size to bet on."""
+        middles = [0.5 if math.isnan(i.estimate) else i.estimate for i in self.intervals]
+        gaps = [abs(middles[one] - middles[other]) for one, other in self.open_pairs]
+        return max(self.margin, min(gaps, default=self.margin)) / 2
+
+    def ranks(self) -> Iterator[tuple[int, int]]:
+        """Yield each group in the order with its rank; a group that is not below the one before it has its rank."""
+        rank = 1
+        for place, group in enumerate(self.order, 1):
+            if place > 1 and self.above(self.order[place - 2], group):
+                rank = place
+            yield group, rank
+
+    def weights(self) -> Floats:
+        """Return the share of the next draws that each group gets ([groups]): by width, where its place is open."""
+        wide = np.array([i.high - i.low for i in self.intervals])
+        contested = np.zeros(len(wide))
+        contested[list({group for pair in self.open_pairs for group in pair})] = 1
+        parts = contested * wide
+        some = parts.sum()
+        if not some:
+            return wide / wide.sum() if wide.sum() else np.full(len(wide), 1 / len(wide))
+        rest = np.where(contested > 0, 0.0, wide)
+        kept = _SETTLED_SHARE if rest.sum() else 0.0
+        return np.asarray((1 - kept) * parts / some + (kept * rest / rest.sum() if kept else 0.0))
+
+
+@dataclass(frozen=True)
+class GroupScores:
+    """Scores of the draws that fell into each group; `groups` ([strata]) says which group each stratum is part of."""
+
+    groups: Numbers
+    scores: tuple[Scores | None, ...]
+    intervals: tuple[Interval, ...]
+    confidence: float
+
+    @classmethod
+    def empty(cls, groups: Numbers, confidence: float) -> GroupScores:
+        """Return groups without a draw, whose intervals shall hold together with this confidence."""
+        count = int(groups.max()) + 1
+        each = 1 - (1 - confidence) / count
+        return cls(groups, (None,) * count, (Interval(0.0, 1.0, math.nan, "none", each),) * count, each)
+
+    def plus(self, allocation: Allocation, drawn: Numbers, values: Floats, aim: float, weight: float) -> GroupScores:
+        """Return the scores with those of another round, drawn by this allocation."""
+        scores, intervals = list(self.scores), list(self.intervals)
+        of_draw = self.groups[drawn]
+        for group in np.unique(of_draw).tolist():
+            strata = np.flatnonzero(self.groups == group)
+            place = np.full(len(self.groups), -1)
+            place[strata] = np.arange(len(strata))
+            here = of_draw == group
+            before = scores[group]
+            total = 0.0 if before is None else float(before.total[-1] + before.value[-1])
+            draws = prepare_draws(allocation.restricted_to(strata), place[drawn[here]], aim, weight)
+            new = score(draws, values[here], total)
+            scores[group] = together = new if before is None else concatenate([before, new])
+            intervals[group] = _inside(confidence_sequence(together, self.confidence), together)
+        return replace(self, scores=tuple(scores), intervals=tuple(intervals))
+
+    def standing(self, top: int, margin: float) -> Standing:
+        """Return the order of the groups."""
+        return Standing(self.intervals, top, margin)
+
+
+def _inside(i: Interval, scores: Scores) -> Interval:
+    """Return an interval whose estimate lies inside what was observed, and inside its ends."""
+    seen = min(max(i.estimate, float(scores.value.min())), float(scores.value.max()))
+    return replace(i, estimate=min(max(seen, i.low), i.high))
+
+
+def allocate_groups(sizes: Floats, parents: Numbers, seen: Moments, groups: Numbers, weights: Floats) -> Allocation:
+    """Return the next allocation: draws go to groups by `weights` ([groups]), inside each as `allocate_round` does.
+
+    >>> sizes, group = np.array([900.0, 100.0, 500.0]), np.array([0, 0, 1])
+    >>> found = allocate_groups(sizes, np.array([0, 1, 0]), Moments.empty(3), group, np.array([0.2, 0.8]))
+    >>> found.probability.round(2).tolist()
+    [0.18, 0.02, 0.8]
+    """
+    left = sizes - seen.n
+    expected, variance = shrunken_moments(parents, seen)
+    uneven = left * np.sqrt(variance)
+    count = len(weights)
+    of_group, uneven_of_group = (np.bincount(groups, each, count)[groups] for each in (left, uneven))
+    inside = (1 - UNIFORM_SHARE) * uneven / np.maximum(uneven_of_group, 1e-300)
+    inside += UNIFORM_SHARE * left / np.maximum(of_group, 1e-300)
+    chance = inside * weights[groups] * (left > 0)
+    if not chance.sum():
+        chance = left
+    return Allocation(left, chance / math.fsum(chance), expected, variance)

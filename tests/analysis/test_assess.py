@@ -1,0 +1,105 @@
+"""Assessments: the verdict against the stores, going on, stopping, and a time that is too short."""
+
+from __future__ import annotations
+
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+from tiny_campaigns import mlp, ran, samples, tables
+
+from onnxfi.analysis.assess import RANKING, SWEEP, Assessment, assess
+from onnxfi.analysis.environment import Environment, Memory
+from onnxfi.analysis.page import write_assessment
+from onnxfi.analysis.verdict import harm_shares, verdict
+from onnxfi.campaign.report.report import report
+from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.spec_file import parse_spec
+from onnxfi.errors import InputError
+
+HERE = Environment((Memory("sram", ("weights",), 1 << 20, (1.0, 1.0, 1.0), "FIT/bit"),))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Assessment]:
+    """A folder with a tiny network, and its assessment of some seconds."""
+    folder = tmp_path_factory.mktemp("assess")
+    mlp(folder, hidden=4)
+    samples(folder, 16)
+    with chdir(folder):
+        return folder, assess("m.onnx", "d.npz", time_s=15, out="a", environment=HERE, provider="cpu", samples=16)
+
+
+def test_it_says_what_its_stores_hold(place: tuple[Path, Assessment], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, found = place
+    monkeypatch.chdir(folder)
+    assert found.ranking is not None and found.sweep is not None and found.budget is not None
+    text = "\n".join(found.verdict.sentences)
+    golden = found.ranking.golden["metrics"]["top1"]
+    assert found.verdict.sentences[0] == f"Without faults top-1 is {100 * golden:.2f} %, on 16 samples."
+    assert f"{found.ranking.everything.trials:,} trials" in text and "Of all single bit flips 3.1 %" in text
+    assert "In the given environment" in text and "the bits are 30 of float32" in text
+    assert not found.stopped and found.document()["folder"] == "a"
+    assert sum(share for _, share in harm_shares(found.ranking, "bit")) == pytest.approx(1)
+    measured = [fold for fold in found.sweep.by_rate if fold.trials]
+    assert measured and all(fold.trials >= 4 for fold in measured[:1])
+    assert any(command.endswith("-o a/ranking.db") for command in found.verdict.commands)
+
+
+def test_running_on_extends_the_stores(place: tuple[Path, Assessment], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = place
+    monkeypatch.chdir(folder)
+    before = tables(folder / "a" / SWEEP)["results"]
+    with Store.open(folder / "a" / SWEEP) as store:
+        campaign = parse_spec(store.get("spec"))
+    assert isinstance(campaign, Campaign)
+    ran(campaign.with_fields(ber=campaign.design.ber, repeat=4), folder / "a" / SWEEP)
+    after = tables(folder / "a" / SWEEP)["results"]
+    assert len(after) >= 4 * len(campaign.design.ber) and set(before) <= set(after)
+
+
+def test_a_stop_assesses_what_there_is(place: tuple[Path, Assessment], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = place
+    monkeypatch.chdir(folder)
+
+    def stop(phase: str) -> None:
+        if phase.startswith("bisecting"):
+            raise KeyboardInterrupt
+
+    found = assess("m.onnx", "d.npz", time_s=6, out="b", provider="cpu", samples=16, on_phase=stop)
+    assert found.stopped and found.sweep is None and found.ranking is not None
+    assert not (folder / "b" / SWEEP).exists() and (folder / "b" / RANKING).is_file()
+    assert any(line.startswith("Ranking: ") for line in found.verdict.sentences)
+
+
+def test_a_time_in_which_nothing_can_begin_is_refused(
+    place: tuple[Path, Assessment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = place
+    monkeypatch.chdir(folder)
+    with pytest.raises(
+        InputError, match=r"0.001 s are too short for one golden run and a trial: .* give \d+ s or more"
+    ):
+        assess("m.onnx", "d.npz", time_s=0.001, out="c", provider="cpu")
+
+
+def test_the_page_has_the_verdict_and_escapes_names(place: tuple[Path, Assessment]) -> None:
+    pytest.importorskip("matplotlib")
+    folder, found = place
+    with chdir(folder):
+        text = write_assessment(found, folder / "page.html").read_text()
+    assert "In short" in text and "Weakest layers" in text and "FIT [low, high]" in text
+    assert text.count("<script>") == 1 and "http" not in text.split("</head>")[1].replace("http-equiv", "")
+
+
+def test_a_network_that_nothing_hurts_is_said_so(
+    place: tuple[Path, Assessment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, found = place
+    monkeypatch.chdir(folder)
+    ran(Campaign("m.onnx", "d.npz", single=True, trials=30, bits="0-3", provider="cpu"), folder / "quiet.db")
+    lines = verdict(found.census, report("quiet.db"), None, None).sentences
+    assert any(
+        line.startswith("No answer changed under one flip in 30 trials: SDC-1 (silent) is below") for line in lines
+    )
