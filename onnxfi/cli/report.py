@@ -47,6 +47,18 @@ _TOP = 20
     help="With --csv: name the files by the model: MODEL.csv (rates, else the summary), detail-MODEL.csv, layers-MODEL.csv, …",
 )
 @click.option(
+    "--evidence",
+    type=PATH,
+    metavar="DIR",
+    help="Write evidence for a safety case, of single faults: fmeda.csv (a line per layer) and evidence.md.",
+)
+@click.option(
+    "--environment",
+    type=PATH,
+    metavar="FILE",
+    help="With --evidence: add FIT, by the memories of this environment (YAML).",
+)
+@click.option(
     "--elements",
     multiple=True,
     metavar="TARGET",
@@ -69,7 +81,7 @@ _TOP = 20
 @JSON
 def command(
     stores: tuple[Path, ...], html: Path | None, figure_folder: Path | None, csv_folder: Path | None, csv_by_model: bool,
-    elements: tuple[str, ...], sort: str, top: int, as_json: bool,
+    evidence: Path | None, environment: Path | None, elements: tuple[str, ...], sort: str, top: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Print the rates of a campaign, overall and by bit error rate, layer and bit, each with its interval.
 
@@ -88,7 +100,9 @@ def command(
         raise click.UsageError("--csv-by-model requires --csv DIR")
     if elements and figure_folder is None and html is None:
         raise click.UsageError("--elements requires --figures DIR or --html FILE")
-    for folder in (figure_folder, csv_folder):
+    if environment is not None and evidence is None:
+        raise click.UsageError("--environment requires --evidence DIR; onnxfi fit prints FIT alone")
+    for folder in (figure_folder, csv_folder, evidence):
         if folder is not None:
             check_folder(folder)
     if html is not None or figure_folder is not None:
@@ -101,6 +115,8 @@ def command(
             if len(found) == 1
             else write_csv_of_all(found, csv_folder, by_model=csv_by_model)
         )
+    if evidence is not None:
+        written += _write_evidence(stores, evidence, environment)
     captions = []
     if figure_folder is not None:
         from onnxfi.campaign.report.figures import figures, write_figures
@@ -122,6 +138,16 @@ def command(
         print_line(line)
     for path in written:
         print_line(f"wrote {path}")
+
+
+def _write_evidence(stores: tuple[Path, ...], folder: Path, environment: Path | None) -> list[Path]:
+    """Write evidence of one store."""
+    from onnxfi.analysis.environment import load_environment
+    from onnxfi.analysis.evidence import write_evidence
+
+    if len(stores) > 1:
+        raise click.UsageError("--evidence takes one store")
+    return write_evidence(stores[0], folder, None if environment is None else load_environment(environment))
 
 
 def _check_figures(html: Path | None, stores: tuple[Path, ...]) -> None:
