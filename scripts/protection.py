@@ -24,7 +24,7 @@ from onnxfi.runtime.data.sources import open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
 ROOT = Path(__file__).resolve().parent.parent
-CALIBRATION, SCORED = 500, 200
+CALIBRATION, SCORED = 500, 100
 RATES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 ENGINE = OrtEngine(provider="cpu")
 
@@ -51,7 +51,7 @@ def sweep(work: Path, model: Path, name: str, **fields: object) -> Report:
     copy = work / "named" / f"{name}.onnx"
     copy.parent.mkdir(exist_ok=True)
     shutil.copy(model, copy)
-    campaign = Campaign(copy, work / "scored.npz", samples=SCORED, ber=RATES, repeat=20, provider="cpu", **fields)
+    campaign = Campaign(copy, work / "scored.npz", samples=SCORED, ber=RATES, repeat=10, provider="cpu", **fields)
     for _ in run(campaign, work / f"{name}.db"):
         pass
     found = report(work / f"{name}.db")
@@ -92,10 +92,10 @@ def main() -> None:
         print("\nsingle faults in bit 30 of weights, and in exponents of activations")
         for name, other in networks.items():
             print_pair(
-                f"{name}, activations", single(work, name, other, trials=1000, bits="exponent", target="activations")
+                f"{name}, activations", single(work, name, other, trials=400, bits="exponent", target="activations")
             )
-            print_pair(f"{name}, weights", single(work, name, other, trials=400, bits="30"))
-        print_pair("fashion_cnn, weights, clip-weights", single(work, "fashion_cnn", weights, trials=400, bits="30"))
+            print_pair(f"{name}, weights", single(work, name, other, trials=200, bits="30"))
+        print_pair("fashion_cnn, weights, clip-weights", single(work, "fashion_cnn", weights, trials=200, bits="30"))
         print("\naccuracy over the bit error rate in weights")
         cnn = ROOT / "models/fashion_cnn.onnx"
         found = [

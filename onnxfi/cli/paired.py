@@ -45,6 +45,13 @@ def print_paired(found: PairedComparison, *, as_json: bool, kept: bool) -> None:
     ]  # fmt: skip
     table("Without faults", ("Cost", *(f">{name}" for name in names), ">Change"), costs)
     print_line(_own(found))
+    if found.detection is not None:
+        d = found.detection
+        share = found.task.metric("sdc").interval
+        print_line(
+            f"detectors: {share(d.coverage)} of the trials with silent changes are DUE, {share(d.critical)} of those with "
+            f"{found.task.metric(found.task.headline).label}; false alarms on {share(d.false_alarms)} of fault-free samples"
+        )
     print_line(found.first.found.golden["data"])
 
 

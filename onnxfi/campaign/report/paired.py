@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from onnxfi.faults.trials import json_value
 from onnxfi.graph.write.output_file import make_folder
 from onnxfi.protection.calibration import sample_marks
 from onnxfi.protection.protect import read_record
-from onnxfi.statistics.intervals import Interval, Stratum, stratified_interval
+from onnxfi.statistics.intervals import Interval, Stratum, clopper_pearson, stratified_interval
 from onnxfi.statistics.paired import Paired, paired, rate_ratio
 from onnxfi.tasks.task import Metric, Task
 
@@ -73,6 +73,20 @@ class OwnSites:
 
 
 @dataclass(frozen=True)
+class Detection:
+    """The score of the detectors in the second version.
+
+    `coverage` is the share of the trials with silent changes in the first version that are DUE in the second,
+    `critical` the same of those in which the headline rate is above 0; `false_alarms` the share of fault-free samples
+    with an alarm.
+    """
+
+    coverage: Interval
+    critical: Interval
+    false_alarms: Interval
+
+
+@dataclass(frozen=True)
 class PairedComparison:
     """Two versions of a network under the same faults."""
 
@@ -81,6 +95,7 @@ class PairedComparison:
     rows: tuple[PairedRow, ...]
     own: OwnSites
     confidence: float
+    detection: Detection | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -109,6 +124,9 @@ class PairedComparison:
             "own": {
                 "targets": self.own.targets, "sites": self.own.sites, "population": self.own.population,
                 "trials": self.own.trials, "rate": _ends(self.own.rate), "together": _ends(self.own.together),
+            },
+            "detection": None if self.detection is None else {
+                f.name: _ends(getattr(self.detection, f.name)) for f in fields(self.detection)
             },
             "notes": list(self.notes),
         }  # fmt: skip
@@ -195,7 +213,8 @@ def compare_paired(
         for model, one, t, found in zip((first, second), opened, times, (before, after), strict=True)
     ]
     rows = tuple(_rows(before, after, campaign))
-    return PairedComparison(sides[0], sides[1], rows, own, campaign.confidence)
+    detection = _detection(before, after, opened[1], campaign.confidence)
+    return PairedComparison(sides[0], sides[1], rows, own, campaign.confidence, detection)
 
 
 def _ran(campaign: Campaign, store: Path, workers: int, tell: Callable[[Running], None] | None) -> Report:
@@ -220,6 +239,22 @@ def _check_calibration(one: OpenCampaign) -> None:
             f"{len(record['calibration']['marks'])} marked ones are in it); score it on other data, or say "
             f"--allow-calibration-data"
         )
+
+
+def _detection(before: Report, after: Report, opened: OpenCampaign, confidence: float) -> Detection | None:
+    """Score the detectors of the second version; None where it has none."""
+    flags = [outputs.alarms for outputs in opened.run(opened.session()) if outputs.alarms is not None]
+    if not flags:
+        return None
+    alarms = int(sum(one.sum() for one in flags)), sum(map(len, flags))
+    headline = before.task.metric(before.task.headline)
+    with Store.open(before.store) as first, Store.open(after.store) as second:
+        stopped = {row.trial: row.outcome == "due" for row in second.rows()}
+        silent = [(row.trial, bool(_value(headline, row))) for row in first.rows() if row.outcome == "sdc"]
+    seen = [stopped[trial] for trial, _ in silent if trial in stopped]
+    worst = [stopped[trial] for trial, critical in silent if critical and trial in stopped]
+    found = [clopper_pearson(sum(one), len(one), confidence) for one in (seen, worst)]
+    return Detection(found[0], found[1], clopper_pearson(*alarms, confidence))
 
 
 def _own_sites(

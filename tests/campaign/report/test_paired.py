@@ -127,4 +127,6 @@ def test_an_alarm_makes_an_outcome_detected(work: Path, tmp_path: Path) -> None:
     found = compare_paired(CNN, str(tmp_path / "d.onnx"), single, tmp_path / "stores")
     rows = {row.metric.name: row.found for row in found.rows}
     assert rows["sdc"].first > 0.1 and rows["sdc"].second == 0, "every change of a doubled layer is seen"
+    assert found.detection is not None and found.detection.coverage.estimate == 1
+    assert found.detection.false_alarms.estimate == 0 and found.document()["detection"]["critical"]["value"] == 1
     assert found.second.found.causes() == {"alarm": round(60 * rows["due"].second)}
