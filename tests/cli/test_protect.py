@@ -75,3 +75,29 @@ def test_flags_of_a_paired_comparison_go_together(run: Run, here: Path) -> None:
     ):
         ran = run("compare", *words, *ON)
         assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1) and message in ran.err, ran.err
+
+
+def test_a_memory_code_says_what_became_of_its_blocks(run: Run, here: Path) -> None:
+    words = (
+        "run",
+        CNN,
+        *ON,
+        "--ber",
+        "1e-3",
+        "--repeat",
+        "1",
+        "--workers",
+        "0",
+        "--memory-code",
+        "secded",
+        "-o",
+        "s.db",
+    )
+    ran = run(*words)
+    assert ran.code == 0, ran.err
+    assert "DUE trials by cause: memory-code 1" in ran.out
+    assert re.search(
+        r"memory code secded: blocks with errors: [\d,]+ corrected, [\d,]+ detected, [\d,]+ missed", ran.out
+    )
+    refused = run("run", CNN, *ON, "--single", "--trials", "3", "--memory-code", "secded", "-o", "t.db")
+    assert (refused.code, refused.err.count("\n")) == (2, 1) and "alone, not with single" in refused.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from onnxfi.faults.quantization import QuantizationScheme
@@ -10,7 +11,7 @@ from onnxfi.graph.model.graph_index import GraphIndex, Node, Value
 from onnxfi.graph.model.stored_tensors import StoredTensor, StoredTensors
 
 #: Operators that only convert or reshape input 0; those of `_SAME_SHAPE` keep its shape.
-_SAME_SHAPE = frozenset(("Cast", "Identity", "Floor", "Round"))
+_SAME_SHAPE = frozenset(("Cast", "Identity", "Floor", "Round", "Clip"))
 CONVERSIONS = _SAME_SHAPE | {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
 QDQ = frozenset(("DequantizeLinear", "QuantizeLinear"))
 _SLICES = frozenset(("Concat", "Slice", "Split"))
@@ -129,7 +130,15 @@ class WeightDataflow:
             return found if found is None or kept else replace(found, direct=False)
         if node.op in ("Mul", "Sub", "Div") and len(node.inputs) == 2:
             return self._arithmetic(node, depth)
+        if node.op == "Where" and len(node.inputs) == 3:  # a weight with some of its numbers replaced by one
+            return self._replaced(node, depth)
         return None
+
+    def _replaced(self, node: Node, depth: int) -> StoredOperand | None:
+        """Return the one stored tensor of more than one number between which and a number a Where chooses."""
+        found = [self.operand(value, depth + 1) for value in node.inputs[1:]]
+        large = {one.tensor: one for one in found if one is not None and math.prod(one.tensor.shape) > 1}
+        return next(iter(large.values())) if len(large) == 1 else None
 
     def operands(self, value: Value | None, depth: int = 0) -> list[StoredOperand]:
         """Return the stored tensors of a sliced or concatenated operand; [] if a part of it is computed."""

@@ -74,3 +74,10 @@ def test_a_weight_that_is_not_there_and_one_that_is_held_already_are_refused() -
     made, _ = ClipWeights((WeightRange("fc2.weight", "float32", -1, 1),)).run(proto)
     with pytest.raises(ModelError, match="carries the protection clip-weights already"):
         ClipWeights((WeightRange("fc2.weight", "float32", -1, 1),)).run(made)
+
+
+def test_held_weights_stay_weights() -> None:
+    model = load(ROOT / "models/fashion_cnn.onnx")
+    made, names = ClipWeights(find_weights(model)).run(parse(model))
+    before, after = ({t.id: (t.role, t.layer) for t in m.targets} for m in (model, load(made)))
+    assert {name: after[name] for name in names} == {name: before[name] for name in names}
