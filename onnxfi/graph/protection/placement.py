@@ -1,8 +1,8 @@
 """The places of range restriction: activation functions, linear layers of transformers, and what follows them.
 
 Ranger (Chen et al., DSN 2021) restricts activation functions and carries their bounds through the operators that only
-move or pool numbers. In transformers the results of linear layers and of attention are restricted as well (Global
-Clipper, 2024), since no activation function stands after most of them.
+move or pool numbers. In transformers the results of linear layers, attention and normalisations are restricted as well
+(Global Clipper, 2024), since no activation function stands after most of them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 _RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
 _LINEAR = frozenset(("MatMul", "Gemm", "FusedMatMul", "MatMulNBits"))
 _ATTENTION = frozenset(("Attention", "MultiHeadAttention", "GroupQueryAttention"))
+_NORMALISED = frozenset((
+    "Softmax", "LayerNormalization", "SkipLayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization",
+))  # fmt: skip
 _POOLING = frozenset(("MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool"))
 #: Operators that output the numbers of their inputs, or means of them.
 _MOVING = frozenset((
@@ -186,13 +189,15 @@ def _is_stored(value: Value) -> bool:
 
 
 def _linear_results(scope: Scope) -> Iterator[str]:
-    """Find the results of linear layers and of attention, with their bias, where the model is a transformer."""
+    """Find the results of linear layers with their bias, of attention and of normalisations, in a transformer."""
     softmax = (n for n in scope.nodes if n.op == "Softmax")
     attends = any(reader.op in ("MatMul", "Dropout") for n in softmax for reader in n.outputs[0].consumers)
     if not attends and not any(n.op in _ATTENTION for n in scope.nodes):
         return
     for node in scope.nodes:
-        if node.op in _LINEAR or node.op in _ATTENTION:
+        if node.op in _NORMALISED:
+            yield node.outputs[0].name
+        elif node.op in _LINEAR or node.op in _ATTENTION:
             value = _with_bias(node.outputs[0])
             readers = {reader.op for reader in value.consumers}
             if not readers or not readers <= ACTIVATION_FUNCTIONS:
