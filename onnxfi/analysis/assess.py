@@ -202,7 +202,7 @@ class _Making:
         return self.began + self.time_s
 
     def rank(self, campaign: Campaign) -> None:
-        """Rank layers until its share of the time is over; InputError where no trial can begin in it."""
+        """Rank layers until its share of the time is over; InputError if no trial can begin in it."""
         self.phase("ranking layers by what a flip in them damages")
         running = run(campaign, self.folder / RANKING, workers=self.workers, golden=cached_golden)
         now = time.monotonic()
@@ -245,7 +245,7 @@ class _Making:
                 pass
 
     def report(self, name: str) -> Report | None:
-        """Return the report of a store; None where it has no result."""
+        """Return the report of a store; None if it has no result."""
         file = self.folder / name
         if not file.is_file():
             return None

@@ -182,7 +182,7 @@ def census(model: Model, selector: Selector | None = None) -> Census:
     Raises
     ------
     SelectorError
-        Where nothing is selected.
+        If nothing is selected.
 
     Examples
     --------

@@ -149,7 +149,7 @@ def load_environment(path: str | Path) -> Environment:
             fail("memories takes a list of one or more, each with name, size and upsets")
         factor = whole.get("altitude_factor", 1)
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1e9:
-            fail(f"altitude_factor {str(factor)[:40]!r} is no number above 0, as 5")
+            fail(f"altitude_factor {str(factor)[:40]!r} is not a number above 0, as 5")
         memories = tuple(_memory(one, f"memories[{k}]", float(factor)) for k, one in enumerate(listed))
         names = [memory.name for memory in memories]
         if len(set(names)) < len(names):
@@ -192,7 +192,7 @@ def _range(text: str, mbit: int | None) -> tuple[float, float, str]:
     high, unit = upset_rate(second if to else first, mbit)
     low = upset_rate(f"{first} {unit}", mbit)[0] if to else high
     if not 0 < low <= high:
-        raise SpecError(f"upsets {text[:60]!r} is no rate above 0, the lower one first")
+        raise SpecError(f"upsets {text[:60]!r} is not a rate above 0, the lower one first")
     if unit == "FIT/Mbit":
         unit += " of 2^20 bits" if mbit == 2**20 else " of 10^6 bits"
     return low, high, unit
@@ -222,7 +222,7 @@ def _quantity(name: str, given: Any, units: Mapping[str, float], example: str) -
     """Return a number in the units' common measure, and its unit; SpecError without one."""
     found = re.fullmatch(rf"\s*{_NUMBER}\s*(\S*(?: \S+)?)\s*", str(given))
     if found is None or isinstance(given, bool):
-        raise SpecError(f"{name} {str(given)[:60]!r} is no number with a unit; write {example}")
+        raise SpecError(f"{name} {str(given)[:60]!r} is not a number with a unit; write {example}")
     unit = found[2]
     if not unit:
         raise SpecError(f"{name} {str(given)[:60]} has no unit; write {example}")

@@ -48,7 +48,7 @@ class _Layer:
 
     @property
     def coverage(self) -> tuple[float, float, float]:
-        """Diagnostic coverage: detected ÷ dangerous, with its ends; NaN where nothing dangerous was seen."""
+        """Diagnostic coverage: detected ÷ dangerous, with its ends; NaN if nothing dangerous was seen."""
         d, u = self.detected, self.undetected
         return _share(d.low, u.high), _share(d.estimate, u.estimate), _share(d.high, u.low)
 

@@ -128,7 +128,7 @@ class FitBudget:
         return _sum(part.fit for part in self.parts)
 
     def mission(self) -> Mission | None:
-        """Return what a mission brings, by the middle of the upset rates; None where the environment names none."""
+        """Return what a mission brings, by the middle of the upset rates; None if the environment names none."""
         hours = self.environment.mission_h
         if hours is None:
             return None

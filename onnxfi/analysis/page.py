@@ -15,7 +15,7 @@ _MOST = 12
 
 
 def write_assessment(found: Assessment, file: Path) -> Path:
-    """Write the page of an assessment; OutputError where the extra `report` is not installed."""
+    """Write the page of an assessment; OutputError if the extra `report` is not installed."""
     return write_page(found.reports, file, head=_head(found))
 
 

@@ -1,4 +1,4 @@
-"""Residency of activations: the share of an inference in which what a layer puts out is in memory."""
+"""Residency of activations: the share of an inference in which what a layer outputs is in memory."""
 
 from __future__ import annotations
 

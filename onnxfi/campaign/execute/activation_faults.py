@@ -1,9 +1,8 @@
 """The whole model with faults in activations: by fault operators in its graph, executed or exported.
 
-An activation in the body of an `If`, `Loop` or `Scan` has no place to split the model at, nor has one in a network of
-16-bit floats that are computed in float32, which a split would round. There a fault operator injects, whose inputs are
-the faults of a trial. The model with its operators has a golden run of its own, since a runtime fuses no operators
-across them.
+The model cannot be split at an activation in the body of an `If`, `Loop` or `Scan`, nor in a network of 16-bit floats
+that are computed in float32, which a split would round. There a fault operator, whose inputs are the faults of a trial,
+injects. The instrumented model has a golden run of its own, since a runtime fuses no operators across fault operators.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The open routes of a campaign: sessions and golden activations, within a number of bytes.
 
-The routes of a campaign follow from the model, the data and what may be faulty, never from the clock, the memory or the
-workers: what is closed is opened again, to the same bits.
+The routes of a campaign depend on the model, the data and the possible faults, never on time, memory or workers: a
+closed route is opened again, with the same bits.
 """
 
 from __future__ import annotations

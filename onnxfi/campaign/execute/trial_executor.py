@@ -1,7 +1,7 @@
 """The trials of a campaign: each takes the route that `route_of` names, and is compared with the golden run.
 
-A route is taken where its run without a fault gives the golden scores bit for bit; otherwise the trial takes the next
-longer one. What a trial ends with is therefore the same by every route, and whichever trials ran before it.
+A route is used only if its fault-free run gives the golden scores bit for bit; otherwise the trial takes the next
+longer one. The result of a trial is therefore the same by every route, and independent of earlier trials.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The budget: what a model is allowed under faults. A YAML file; format, version 1: docs/reference/budget.md."""
+"""Budgets: limits on rates under faults, in a YAML file. The format, version 1: docs/reference/budget.md."""
 
 from __future__ import annotations
 

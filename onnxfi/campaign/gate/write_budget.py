@@ -1,4 +1,4 @@
-"""Writing a budget: the limits that today's model meets with room to spare. How much room: docs/how-to/ci.md."""
+"""Writing of budgets: limits that the current model meets with a margin (docs/how-to/ci.md)."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _room(limit: Limit, value: Interval, samples: int, least: bool) -> float:
 
 
 def usual(measured: Measured) -> tuple[Limit, ...]:
-    """Return the limits that a model gets where nobody has chosen any; their values are open."""
+    """Return the default limits of a model, without values."""
     task, bers = measured.task, measured.identity.get("ber") or [None]
     names = [(task.headline, "max"), (OUTCOMES[2], "max")]
     found: list[Limit] = []

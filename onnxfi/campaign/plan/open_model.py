@@ -1,4 +1,4 @@
-"""Opening the model of a campaign: as it lies, or with its neurons exposed; by modules, or each tensor a layer."""
+"""Opening of a campaign's model: unchanged or with exposed neurons; with modules or single tensors as layers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""The plan: a campaign's trials as fault list lines, all chance spent, before anything runs.
+"""The plan: a campaign's trials as lines of a fault list, with all random numbers drawn before anything runs.
 
-Trials lie in strata. Trial j of stratum s of S has the number 1 + j·S + s, so that a longer campaign keeps the numbers,
-and with them the faults, of a shorter one.
+Trial j of stratum s of S has the number 1 + j·S + s, so that a longer campaign has the same trials as a shorter one.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def compare(
         raise SpecError("compare runs a sweep; give ber, as 1e-6:1e-3")
     if len(models) < 2:
         raise SpecError(f"compare takes two models or more; given {len(models)}")
-    for model in models:  # what is wrong with the last one shall not show after hours
+    for model in models:  # errors of the last model are found before hours of trials
         planned(replace(campaign, model=model))
     places = _places(models, Path(stores))
     versions = []

@@ -1,4 +1,4 @@
-"""The time of a trial, from the times that a store recorded: a large campaign is estimated from a small one."""
+"""The time of a trial from the recorded times of a store, to estimate a large campaign from a small one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else: figures, tables that sort, the worst faults, how to repeat it.
+"""A report as one HTML page without dependencies: figures, sortable tables, the most harmful faults, the command.
 
 Made with jinja2, the extra `report`. Everything that comes from a store is escaped, and the page forbids itself to load
 or run anything but its own style, script and figures.

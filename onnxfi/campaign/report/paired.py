@@ -243,7 +243,7 @@ def _check_calibration(one: OpenCampaign) -> None:
 
 
 def _detection(before: Report, after: Report, opened: OpenCampaign, confidence: float) -> Detection | None:
-    """Score the detectors of the second version; None where it has none."""
+    """Score the detectors of the second version; None if it has none."""
     flags = [outputs.alarms for outputs in opened.run(opened.session()) if outputs.alarms is not None]
     if not flags:
         return None

@@ -1,4 +1,4 @@
-"""Notes to a report: what its numbers hold for, in the same words on the terminal and on the page."""
+"""Notes on the validity of a report's numbers, the same on the terminal and on the page."""
 
 from __future__ import annotations
 

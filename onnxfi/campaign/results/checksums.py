@@ -1,7 +1,7 @@
 """The tables of a store, with checksums: one in each row, and for each table a count of rows and the sum of theirs.
 
-SQLite's own `integrity_check` looks at how pages hang together; a bit that changes inside a number, or rows that are no
-longer there, it does not see.
+SQLite's own `integrity_check` checks the structure of pages; it does not detect a changed bit inside a number, or
+missing rows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Merging stores of one campaign: set union, so that the order does not matter and twice is once."""
+"""Merging of stores of one campaign: an idempotent set union."""
 
 from __future__ import annotations
 

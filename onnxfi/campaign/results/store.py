@@ -1,8 +1,7 @@
 """The store of a campaign: one SQLite file. The format, version 3, is in docs/reference/store.md.
 
-Written in batches, in WAL mode, so that a kill at any moment loses at most the last batch and never the file; a run
-that ends leaves one plain file. A result's key is its trial, the store's is the campaign: merging is set union, and
-twice is once.
+Written in batches, in WAL mode, so that a kill loses at most the last batch and never the file; a completed run leaves
+one plain file. Results are keyed by trial and stores by campaign, so that merging is an idempotent set union.
 """
 
 from __future__ import annotations
@@ -328,7 +327,7 @@ def remove(path: Path) -> None:
 
 
 def _close(db: sqlite3.Connection, written: bool) -> None:
-    """Close; where nobody else has it open, what was written becomes one plain file, readable where nothing can be."""
+    """Close the database; if it is not open elsewhere, its log is merged into one plain file."""
     if written:
         with suppress(sqlite3.Error):
             db.execute("PRAGMA busy_timeout = 0")

@@ -1,8 +1,8 @@
-"""The rounds of an adaptive campaign: each is drawn by what the complete ones before it found, and by nothing else.
+"""The rounds of an adaptive campaign: each is drawn from the results of the complete rounds before it alone.
 
-So neither workers nor a stop change what is drawn. A round is written with all chance spent before its first trial
-runs; its results count when every trial of it has one. A trial on which the harness fails leaves its round open: it is
-run again, never left out, as that would choose by outcome.
+So neither workers nor interruptions change the draws. A round is drawn and written before its first trial runs; its
+results count once every trial has one. A trial on which the harness fails leaves its round open: it is run again, never
+left out, since that would bias the estimate.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Ranking:
 class RankedPart:
     """A part of a network in a ranking.
 
-    `apart` is true where its rate is larger than that of the next one, `tied` where the two differ by the margin at
+    `apart` is true if its rate is larger than that of the next one, `tied` where the two differ by the margin at
     most; else the order of the two is open. Intervals of all parts hold together.
     """
 
@@ -285,7 +285,7 @@ def look_at(store: Store, seen: Seen | None = None, confidence: float | None = N
 
 
 def _known(store: Store, number: int, layout: Layout, seen: Seen) -> Allocation | None:
-    """Return the allocation of a round, as it was known before it; None where no part is ranked by it."""
+    """Return the allocation of a round, as it was known before it; None if no part is ranked by it."""
     if seen.ranked is None:
         return None
     asked = "SELECT probability FROM allocations WHERE round = ? ORDER BY stratum"

@@ -1,7 +1,7 @@
 """The cache of golden runs: outputs by the digest of all that fixes them. Described in docs/how-to/ci.md.
 
-A file holds the bytes of all outputs, with their names, types and shapes, and a SHA-256. What is damaged, or cannot be
-read or written, counts as not there: a cache may cost time, never an answer.
+A file holds the bytes of all outputs, with their names, types and shapes, and a SHA-256. A damaged or
+unreadable file counts as missing: the cache affects the time of a campaign, never its results.
 """
 
 from __future__ import annotations

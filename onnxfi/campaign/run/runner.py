@@ -70,7 +70,7 @@ class Running:
 
     `total` trials are asked for here (None: as many as it takes), of which `outcomes` counts those that the store has
     already, with the sum of their `headline` in `headline_sum`; `note` says on what they run, `golden_s` how long one
-    run takes; `look` is what the complete rounds of an adaptive campaign say. `out_of_time` is true where `until` met
+    run takes; `look` is what the complete rounds of an adaptive campaign say. `out_of_time` is true if `until` met
     its deadline before the last trial.
     """
 

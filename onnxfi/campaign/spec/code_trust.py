@@ -1,6 +1,6 @@
-"""Code that a file names. A campaign or a budget may be a stranger's, so it runs none unless the caller allows it.
+"""Code named in files: an untrusted campaign or budget runs none unless the caller allows it.
 
-What a caller says himself (a flag, an argument) is not asked for again. SECURITY.md says what is trusted.
+Code that the caller names (a flag, an argument) is allowed. SECURITY.md says what is trusted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Workers: where trials run. Their number and order change nothing, since a trial is a pure function of its lines.
+"""Scheduling of trials on workers, whose number and order change no result: a trial is a pure function of its lines.
 
-A trial whose worker dies, hangs or runs out of memory is run once more, alone in a fresh worker; only the same end
-twice is its outcome. What the harness itself gets wrong is no outcome: it is kept with its traceback, and run again.
+A trial whose worker dies, hangs or runs out of memory is run once more, alone in a fresh worker; only if it ends
+that way twice, this is its outcome. An error of the harness is not an outcome: it is stored with its traceback, and the
+trial is run again.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def cores() -> int:
 
 
 def default_workers(campaign: Campaign) -> int:
-    """Return the number of workers where nobody says one: a worker for each device, else for each core."""
+    """Return the default number of workers: one for each device, else for each core."""
     return len(campaign.engine.open().devices) or cores()
 
 

@@ -1,4 +1,4 @@
-"""Samples for a model, and how they are cut into batches: the values that sources.py opens and the runs use."""
+"""Samples for a model, and their batches."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Batch:
     """Samples that are run together.
 
     `start` is the number of the first one, `size` how many `feeds` holds, `valid` how many of these are
-    samples. The rest repeats the last sample, which happens only where the model takes batches of one size
-    and too few samples are left; `trim` takes it off the outputs again. `labels` has shape [valid].
+    samples. The rest repeats the last sample, if the model has a fixed batch size and
+    too few samples are left; `trim` removes it from the outputs. `labels` has shape [valid].
     """
 
     start: int
@@ -65,8 +65,8 @@ class Data:
     """Samples for a model, checked against its inputs.
 
     `inputs` are the names fed, `samples` their number, `labels` what is right for each (None: unknown; see labels.py),
-    `synthetic` whether they are made up, `description` a line for people. `layout.fixed` is the batch size
-    that the model insists on, if it does.
+    `synthetic` whether they are made up, `description` a line for people. `layout.fixed` is the model's
+    fixed batch size, if it has one.
     """
 
     inputs: tuple[str, ...]
@@ -122,7 +122,7 @@ class Data:
     def digest(self) -> str:
         """SHA-256 of the content: by input, the type, shape and bytes of every sample; then the labels.
 
-        Where the content came from, and how it is cut, do not enter.
+        Its origin and batch size are not included.
         """
         hashes = {name: hashlib.sha256() for name in sorted(self.inputs)}
         whole: dict[str, bytes] = {}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _LARGEST_NUMBER = sys.float_info.max
-#: The formats that are opened; others of Pillow's run programs (EPS) or are seldom tried.
+#: The formats that are opened; other formats of Pillow run programs (EPS) or are little tested.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 #: Pixels of an image as it lies or resized, and as the model gets it; bytes of a batch.
 _MOST_PIXELS, _MOST_FINAL, _MOST_BYTES = 1 << 26, 1 << 24, 1 << 31
@@ -166,7 +166,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Images ready to be read: the k-th of each class in turn, so that a first few are of all classes."""
+    """Images in reading order: one of each class in turn, so that the first few cover all classes."""
 
     root: Path
     port: Port

@@ -1,7 +1,6 @@
-"""Reading `.npz` archives that nobody vouches for, and writing them.
+"""Reading of untrusted `.npz` archives, and writing.
 
-Apart from sources.py because it is the one place that reads untrusted bytes: nothing is unpickled, and what a
-header claims is checked against the archive before memory is taken.
+Nothing is unpickled, and the sizes in a header are checked against the archive before memory is allocated.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from onnxfi.graph.write.output_file import atomic_files
 from onnxfi.runtime.engine.ports import Array, one_line
 
 _CHUNK_BYTES = 1 << 24
-#: numpy reads none that is longer than 10,000 bytes, but takes the memory for it first.
+#: numpy refuses longer headers, but allocates the memory first.
 _LONGEST_HEADER = 1 << 14
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -35,7 +34,7 @@ def memory_bytes() -> int:
 
 
 def read_headers(path: Path) -> dict[str, Array]:
-    """Return what an archive claims to hold: by name an array of that type and shape, all zeros, that takes no memory.
+    """Return the arrays that an archive declares: zeros of their type and shape, which take no memory.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +73,7 @@ def write_npz(path: Path, arrays: Mapping[str, Array]) -> Path:
 
 
 def _each(path: Path, read: Callable[[IO[bytes], int, str], Array]) -> dict[str, Array]:
-    """Read each member of an archive, once their sizes have been found to be ones that this machine can hold."""
+    """Read each member of an archive, after a check that they fit into memory."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

@@ -1,4 +1,4 @@
-"""Opening what a model is fed: samples from an archive, a folder of images or events, a function, or made up.
+"""Opening of data: samples from an archive, a folder of images or events, a function, or synthetic ones.
 
 `open_data` reads any of them into one `Data`, checked against the model's inputs. What a `Data` is stands in
 batches.py; npz.py, images.py and events.py read three of the kinds, label_files.py labels of their own;

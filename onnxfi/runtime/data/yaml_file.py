@@ -1,7 +1,7 @@
-"""YAML that nobody vouches for: plain values, and bounded. Every YAML file that onnxfi reads is read here.
+"""Untrusted YAML: plain values within limits. All YAML files are read here.
 
-What is refused before it costs anything: more than 1 MB, more values than a page holds (an alias counts as all that it
-stands for), deep nesting, aliases inside what they stand for, numbers of very many digits, tags of other types. A date
+Refused before any cost: more than 1 MB, too many values (an alias counts as the values that it
+represents), deep nesting, recursive aliases, numbers of very many digits, tags of other types. A date
 is the text that it is written as; `1e-3` is a number, as in YAML 1.2.
 """
 

@@ -1,9 +1,8 @@
 """NVIDIA devices under ONNX Runtime: the options that give each session the same bits, the devices, their memory.
 
-Two sessions of one model give the same bits only where nothing is chosen by measured time or by free memory, and where
-kernels add in a fixed order. So kernels with a fixed order are asked for, cuDNN ranks its algorithms by a heuristic on
-shapes alone, and TF32, which rounds factors to 10 bits of mantissa, is off. What is given as an option of the provider
-comes first.
+Two sessions of one model give the same bits only if nothing is chosen by measured time or free memory, and kernels add
+in a fixed order. So deterministic kernels are requested, cuDNN ranks its algorithms by a heuristic on shapes alone, and
+TF32, which rounds factors to 10 bits of mantissa, is off. Options of the provider that a user gives take precedence.
 """
 
 from __future__ import annotations

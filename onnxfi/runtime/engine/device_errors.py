@@ -1,8 +1,8 @@
-"""Errors of a runtime and its device: which mean that memory ran out, and which end a process.
+"""Errors of a runtime and its device: those of exhausted memory, and those after which a process must end.
 
 After some errors of CUDA every further call in the process fails, whatever it asks for: NVIDIA's documentation of
-`cudaError_t` says that the process must be ended and started again. Taken for outcomes of faults, one such error would
-make every later trial a DUE.
+`cudaError_t` says that the process must be terminated. If they counted as outcomes of faults, one such error would make
+every later trial a DUE.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Memory of this process: what it holds, may take, and gives back to the system."""
+"""Memory of this process: its use, its limit, and its release to the system."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def can_limit_memory() -> bool:
 
 
 def limit_memory(memory_bytes: int | None) -> None:
-    """Hold this process to so many bytes from now on (None: no limit of ours)."""
+    """Limit the memory of this process from now on (None: no limit)."""
     import resource
 
     most = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    # What is written to, not what is only reserved: a GPU's driver reserves more than any machine has.
+    # Written memory, not reserved memory: a GPU's driver reserves more than any machine has.
     resource.setrlimit(resource.RLIMIT_DATA, (most if memory_bytes is None else memory_bytes, most))
 
 
 def give_back() -> None:
     """Have blocks of 1 MB or more go back to the system as soon as they are free, where the C library can do that.
 
-    Else glibc keeps up to 32 MB of each, in blocks between others: of the weights of one session after another as much
-    again as what is in use. That is quicker, so it stays so where models are small.
+    Otherwise glibc keeps freed blocks of up to 32 MB, which doubles the memory of sessions opened one after another.
+    That is faster, so it stays the default for small models.
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):

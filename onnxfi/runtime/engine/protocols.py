@@ -1,4 +1,4 @@
-"""The promise of an engine: it prepares a model, and the session it returns runs it.
+"""The protocols of engines and sessions: an engine prepares a model, and its session runs it.
 
 `Engine` is the base class of every runtime that onnxfi can use, `Session` the protocol of a prepared model.
 """
@@ -112,7 +112,7 @@ class Engine:
 
     @property
     def devices(self) -> tuple[int, ...]:
-        """Return the numbers of the devices among which workers are dealt out; none where there are none."""
+        """Return the numbers of the devices that workers use in turn; () if there are none."""
         return ()
 
     @property
@@ -153,7 +153,7 @@ class Engine:
         return self.prepare(embedded(model, stored))
 
     def unoptimized(self) -> Engine:
-        """Return the engine that opens a model soonest, to find its inputs, outputs and types."""
+        """Return the engine that opens a model fastest, to read its inputs, outputs and types."""
         return self
 
     def for_dry_run(self) -> Engine | None:

@@ -21,7 +21,7 @@ _BUILT_IN = MappingProxyType(
         "reference": ("reference", "ReferenceEngine"),
     }
 )
-#: The engine that runs a model where nobody names one.
+#: The default engine.
 DEFAULT = "onnxruntime"
 
 

@@ -1,8 +1,7 @@
 """Memory for the large tensors that a runtime is given beside a model, only until it has loaded the model.
 
-A session packs such tensors for its kernels, or copies them into memory of its own; their pages then go back to the
-system, so that each tensor is in memory once. A runtime that computed with the given memory itself would find zeros
-there, which no golden run takes for its own, and never memory of somebody else.
+A session packs such tensors for its kernels, or copies them; their pages are then released, so that each tensor is in
+memory once. A runtime that still read the given memory would find zeros, which the golden run would reveal.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ def draw_fault_inputs(
 ) -> Columns:
     """Return the columns of one run of an armed model, with faults drawn for it: a pure function of its arguments.
 
-    Exactly one of `ber`, `count` and `per_sample` determines the number of faults. A fault in a loop is there in every
-    iteration.
+    Exactly one of `ber`, `count` and `per_sample` determines the number of faults. A fault in a loop is present in
+    every iteration.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Fusions of the runtime that a change of the graph prevents, counted in the optimised graphs."""
+"""Fusions of the runtime that are lost by a change of the graph, counted in the optimised graphs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_SITES = 300
 
 
 def fusions_lost(plain: bytes, changed: bytes, custom_ops: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
-    """Nodes that ONNX Runtime fuses in the plain model: how many, and how many are left in the changed one.
+    """Return the numbers of fused nodes in the plain and in the changed model, for operators that lost some.
 
     Only those that became fewer, by operator; a fused activation function stands after it, as `Conv+Relu`.
     `custom_ops` are libraries of operators. Raises EngineError if the runtime refuses one of the two.

@@ -24,9 +24,9 @@ from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.partial.entry_subgraph import EntrySession, FaultyEntry
 from onnxfi.runtime.partial.segmented_model import SampleRows, SegmentedModel, among, padded
 
-#: The terms of one convolution may take this share of the bytes for golden activations: one part in so many.
+#: Largest share of the memory for golden activations that the terms of one convolution may take: 1 / this.
 _SHARE = 8
-#: Products from which on a convolution takes longer than its terms: about a millisecond of one core.
+#: Multiplications from which a convolution takes longer than its terms: about a millisecond of one core.
 WORTH = 1 << 27
 
 

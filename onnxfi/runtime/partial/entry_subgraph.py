@@ -1,8 +1,8 @@
 """Entry subgraphs, opened: the part of a segment that runs in its place for a fault in it.
 
 A runtime may fuse an entry subgraph differently from its segment, and round differently. So it runs once without a
-fault: only where it gives the golden activations bit for bit, its kernels are those of the whole model, and its outputs
-with a fault are those of the whole model. Otherwise it is not used.
+fault. If it gives the golden activations bit for bit, its kernels are those of the whole model, and so are its outputs
+with a fault; otherwise it is not used.
 """
 
 from __future__ import annotations

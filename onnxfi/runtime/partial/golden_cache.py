@@ -1,9 +1,9 @@
 """Golden activations of a model on its data, batch by batch.
 
-The model runs in segments, one after the other. An activation at the end of a segment has the bits that the segment
-gives with its outputs alone. An activation within a segment comes from a second session of it, whose outputs are all
-activations that some route reads, so that each has the same bits whichever of them are read. Activations are kept while
-they fit into a number of bytes, those in use in any case; the oldest are dropped first, and computed again if needed.
+The model runs in segments, one after the other. Activations at the end of a segment are computed by a session with
+these outputs alone. Activations within a segment come from a second session, whose outputs are all activations that
+some route reads, so that their bits do not depend on which of them are read. Activations are kept within a memory
+limit, and those in use always; the oldest are dropped first, and recomputed if needed.
 """
 
 from __future__ import annotations

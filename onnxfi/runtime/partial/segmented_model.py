@@ -1,7 +1,7 @@
-"""A model in segments, through which every trial runs after its fault, as far as anything differs.
+"""A model in segments: a trial runs from its fault on, as long as activations differ from the golden ones.
 
-Late start and early stop: nothing runs before the fault, a segment whose inputs are all golden does not run, and
-samples in which the fault is masked go on no further. The effect of a fault is kept as the activations that differ from
+Late start and early stop: nothing runs before the fault, a segment whose inputs all equal the golden ones does not run,
+and samples in which the fault is masked are dropped. The state of a trial is the set of activations that differ from
 the golden ones.
 
 A runtime may compute few samples differently from many. That depends on shapes alone, so each segment runs once with so
@@ -21,7 +21,7 @@ from onnxfi.errors import DataError, EngineError, SegmentMismatchError
 from onnxfi.runtime.engine.ports import Array, same_by, same_bytes
 from onnxfi.runtime.partial.golden_cache import GoldenCache, check_shapes
 
-#: Operators that decide for all samples together.
+#: Operators whose result depends on all samples together.
 _TOGETHER = frozenset(("If", "Loop"))
 #: A function of an activation that returns the faulty activation.
 ActivationChange = Callable[[Array], Array]

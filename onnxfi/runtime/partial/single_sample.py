@@ -1,4 +1,4 @@
-"""Faults in an activation of one sample: what the activation reaches is executed for that sample alone.
+"""Faults in an activation of one sample: the nodes that it reaches are executed for that sample alone.
 
 Trials with faults in one activation share a run after its segment, each in a row of its own, where rows have the bits
 that they have in their batches: then it does not matter which trials a worker gets together.

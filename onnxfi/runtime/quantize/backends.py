@@ -1,4 +1,4 @@
-"""The quantisers themselves: ONNX Runtime's, and bfloat16 storage. Each from file to file."""
+"""The quantisers: ONNX Runtime's, and bfloat16 storage. Each reads a file and writes a file."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Quiet(logging.Handler):
 
 @contextlib.contextmanager
 def captured() -> Iterator[list[str]]:
-    """Keep to ourselves what the quantisers print and log, and hand out their warnings; logging is left as it was."""
+    """Suppress the output and log of quantisers, and yield their warnings; logging is restored."""
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)

@@ -1,4 +1,4 @@
-"""The outputs of a quantised model beside those of the float model that it was made of."""
+"""The distance of a quantised model's outputs from those of the float model."""
 
 from __future__ import annotations
 

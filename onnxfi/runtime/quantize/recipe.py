@@ -1,4 +1,4 @@
-"""Recipes: what a quantisation is asked for, checked before anything runs."""
+"""Recipes: the settings of a quantisation, checked before anything runs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Weights and biases that several nodes share, brought into the form that ONNX Runtime's quantisers expect.
 
-They take a tensor to belong to one node: the weight of a `Gemm` is transposed in place for each node that reads it so,
-and a bias keeps the scale of the first node that is quantised. With two readers the model computes something else.
+They assume that a tensor has one consumer: the weight of a `Gemm` is transposed in place for each consumer, and a bias
+keeps the scale of the first node that is quantised. With two consumers the model would compute something else.
 """
 
 from __future__ import annotations

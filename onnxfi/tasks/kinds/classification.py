@@ -114,7 +114,7 @@ _MOST_SPIKES = 1024
 
 
 def score_kind(golden: Array) -> str:
-    """Return how scores are to be read where nobody says.
+    """Return the default reading of scores.
 
     `probabilities` where all rows are 0 or more and sum to 1 (within 0.01: float16), `counts` where all scores are
     whole numbers from 0 to 1,024, as the spikes that a spiking network outputs, else `logits`. Ask it of golden

@@ -1,4 +1,4 @@
-"""YAML that nobody vouches for: what costs more than it is worth, or is not a plain value, is one line."""
+"""Untrusted YAML: files beyond the limits, or with other than plain values, give one line."""
 
 from __future__ import annotations
 
