@@ -6,7 +6,7 @@ from pathlib import Path
 
 from onnxfi.analysis.assess import Assessment
 from onnxfi.analysis.bit_effects import EFFECT_MEANINGS, EFFECTS
-from onnxfi.analysis.verdict import harm_shares
+from onnxfi.analysis.verdict import harm_shares, sure_enough
 from onnxfi.campaign.report.html_page import PageHead, PageTable, write_page
 from onnxfi.faults.trials import json_value
 
@@ -29,7 +29,7 @@ def _head(found: Assessment) -> PageHead:
             for row in list(ranking.look.ranking.rows())[:_MOST]
         ]
         tables.append(PageTable("Weakest layers", ("Layer", "Rank", "Trials", metric.label), tuple(rows)))
-        for by in ("bit", "layer"):
+        for by in ("bit", "layer") if sure_enough(ranking) else ():
             shares = [row for row in harm_shares(ranking, by) if row[1] > 0][:_MOST]
             cells = tuple((key, f"{100 * share:.1f} %") for key, share in shares)
             tables.append(PageTable(f"Harm by {by}", (by.capitalize(), "Share of the harm"), cells))

@@ -18,6 +18,8 @@ from onnxfi.campaign.results.store import Store
 
 #: The share of all harm that the named bits and layers make up.
 _MOST_HARM = 0.9
+#: Half the width of an interval from which on an estimate is no news.
+_WIDEST = 0.1
 #: Layers or bits that are named.
 _MOST_NAMED = 4
 
@@ -101,11 +103,23 @@ def _singles(found: CampaignRates) -> Iterator[str]:
         tried = f"{found.everything.trials:,} trials"
         yield f"No answer changed under one flip in {tried}: {metric.label} is below {metric.text(i.high)}."
         return
+    if i.half_width > _WIDEST:
+        yield (
+            f"Too few trials to say how often one flip changes an answer ({found.everything.trials:,}): {metric.label} "
+            f"lies between {metric.text(i.low)} and {metric.text(i.high)}."
+        )
+        return
     often = f"between one in {1 / i.high:,.0f} and " + (f"one in {1 / i.low:,.0f}" if i.low > 0 else "none")
     yield (
         f"One flipped bit changes one answer in {1 / i.estimate:,.0f} ({metric.label} {metric.text(i.estimate)}; "
         f"{often}; {found.everything.trials:,} trials)."
     )
+
+
+def sure_enough(found: CampaignRates) -> bool:
+    """Return True if the rate over all flips is known well enough for estimates of its parts."""
+    i = found.everything.rate(found.task.headline)
+    return i is not None and i.half_width <= _WIDEST
 
 
 def harm_shares(found: CampaignRates, by: str) -> list[tuple[str, float]]:
@@ -135,6 +149,8 @@ def harm_shares(found: CampaignRates, by: str) -> list[tuple[str, float]]:
 
 def _harm(found: CampaignRates) -> Iterator[str]:
     """Yield from which bits and layers most of the harm comes."""
+    if not sure_enough(found):
+        return
     bits = _leading(harm_shares(found, "bit"))
     layers = _leading(harm_shares(found, "layer"))
     if bits:
@@ -172,6 +188,8 @@ def _more_time(found: CampaignRates) -> Iterator[str]:
     if found.look is None or not trials:
         return
     i = found.look.interval
+    if i.half_width > _WIDEST:
+        return
     yield (
         f"The rate over all flips is known to ±{100 * i.half_width:.2g} points; half of that takes about "
         f"{3 * trials:,} trials more, {_duration(3 * seconds)} of one core."

@@ -1,7 +1,8 @@
 """Rankings by draws that go where the order is open, beside equal allocation, on rates of the shipped networks.
 
     python scripts/bench/ranking.py truth FOLDER   # sample every tensor and field of bits of three networks: minutes
-    python scripts/bench/ranking.py study FOLDER   # 100 rankings of each, simulated on these rates
+    python scripts/bench/ranking.py study FOLDER   # 100 rankings of each that is there, simulated on these rates
+    python scripts/bench/ranking.py study FOLDER 10
 
 A simulated trial of a stratum takes the value of a real trial in it, as if each stratum had endless sites, so that none
 is used up and the true rates are known. `study` ends with 1 where a ranking takes more
@@ -113,23 +114,23 @@ def equal(net: Network, rng: np.random.Generator) -> tuple[int, Standing]:
         n = int(1.2 * n)
 
 
-def study(folder: Path) -> int:
+def study(folder: Path, repetitions: int = REPETITIONS) -> int:
     missed = 0
-    print(f"top {TOP}, ties within {MARGIN:g}, confidence {CONFIDENCE:g}, {REPETITIONS} repetitions, median trials")
-    for name in NETWORKS:
+    print(f"top {TOP}, ties within {MARGIN:g}, confidence {CONFIDENCE:g}, {repetitions} repetitions, median trials")
+    for name in (name for name in NETWORKS if (folder / f"{name}.json").is_file()):
         net = Network(folder / f"{name}.json")
         found: dict[str, tuple[float, int]] = {}
         for how in (ranked, equal):
-            made = [how(net, np.random.default_rng(seed)) for seed in range(REPETITIONS)]
+            made = [how(net, np.random.default_rng(seed)) for seed in range(repetitions)]
             found[how.__name__] = float(np.median([n for n, _ in made])), sum(net.right(one) for _, one in made)
         (ours, right), (theirs, right_equal) = found["ranked"], found["equal"]
         print(f"{name:20s}{len(net.parts):4d} tensors: ranked {ours:8,.0f} ({right} right), "
               f"equal {theirs:9,.0f} ({right_equal} right), 1/{theirs / ours:.1f}", flush=True)  # fmt: skip
-        missed += ours > theirs / 5 or right < CONFIDENCE * REPETITIONS
+        missed += ours > theirs / 5 or right < CONFIDENCE * repetitions
     return missed
 
 
 if __name__ == "__main__":
-    verb, place = sys.argv[1:]
+    verb, place, *more = sys.argv[1:]
     Path(place).mkdir(exist_ok=True)
-    sys.exit({"truth": truth, "study": study}[verb](Path(place)) or 0)
+    sys.exit({"truth": truth, "study": study}[verb](Path(place), *map(int, more)) or 0)

@@ -93,6 +93,15 @@ def test_the_page_has_the_verdict_and_escapes_names(place: tuple[Path, Assessmen
     assert text.count("<script>") == 1 and "http" not in text.split("</head>")[1].replace("http-equiv", "")
 
 
+def test_few_trials_give_no_estimate(place: tuple[Path, Assessment], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, found = place
+    monkeypatch.chdir(folder)
+    ran(Campaign("m.onnx", "d.npz", single=True, trials=3, bits="30", provider="cpu"), folder / "few.db")
+    lines = verdict(found.census, report("few.db"), None, None).sentences
+    assert any("Too few trials to say" in line or "No answer changed" in line for line in lines)
+    assert not any("of the harm comes from" in line for line in lines)
+
+
 def test_a_network_that_nothing_hurts_is_said_so(
     place: tuple[Path, Assessment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
