@@ -97,6 +97,8 @@ def class_output(declared: ModelOutputs) -> tuple[str, ...]:
     data, labelled = declared.data, declared.data.labels is not None
     if data.labels is not None:
         as_kind("classes", data.labels)
+    if labelled and declared.asked is None and (numbers := _number_output(declared)):
+        return (numbers,)
     found = scored_output(
         declared.ports, declared.asked, labelled=labelled, non_tensors=declared.non_tensors, whole=declared.whole
     )
@@ -104,6 +106,18 @@ def class_output(declared: ModelOutputs) -> tuple[str, ...]:
         if port.name == found:
             check_port(port, data, declared.kind)
     return () if found is None else (found,)
+
+
+def _number_output(declared: ModelOutputs) -> str:
+    """Return the only output of a model, where it may hold numbers of classes; empty where it does not."""
+    only = declared.ports[0] if len(declared.ports) == 1 else None
+    return only.name if only is not None and _may_be_numbers(only) and not declared.non_tensors else ""
+
+
+def _may_be_numbers(port: Port) -> bool:
+    """Return true for an output as it is declared that may hold numbers of classes."""
+    shape = port.shape
+    return port.dtype in ("int64", "int32") and shape is not None and (len(shape) == 1 or shape[1:] == (1,))
 
 
 def class_misfit(run: Sequence[Outputs], data: Data, kind: str) -> str:
@@ -176,7 +190,7 @@ def classifies(scores: Array, name: str | None, data: Data, kind: str = "auto") 
 
 def check_port(port: Port, data: Data, kind: str = "auto") -> None:
     """Raise DataError if labels cannot fit an output as it is declared, as `classifies` does by its values."""
-    if data.labels is None or port.shape is None:
+    if data.labels is None or port.shape is None or _may_be_numbers(port):
         return
     shape = class_axes(port.shape)
     if why := no_class_scores(shape, element_type(port.dtype), port.name, None, kind):

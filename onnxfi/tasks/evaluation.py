@@ -9,7 +9,7 @@ from typing import Any
 from onnxfi.errors import DataError, EngineError
 from onnxfi.faults.trials import json_value
 from onnxfi.graph.model.loading import ModelLike, load, stored_form
-from onnxfi.graph.passes.spike_counts import spike_count_output, with_spike_counts
+from onnxfi.graph.passes.scored_outputs import spike_count_output, with_map_scores, with_spike_counts
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.kept_inputs import KeptInputs
@@ -143,6 +143,11 @@ def evaluate(
     engine, model = engine or engine_of(), stored_form(model)
     dry_run(engine, model, data if isinstance(data, Data) else None)
     session = engine.prepare(model)
+    if any("map(" in kind for kind in session.non_tensors.values()):
+        scored, maps = with_map_scores(load(model, allow_links=True))
+        if maps:
+            model, output = scored.source.data or b"", maps.get(output or "", output)
+            session = engine.prepare(model)
     data = data if isinstance(data, Data) else open_data(data, session.inputs)
     if golden is not None and golden.samples != data.samples:
         raise DataError(f"golden was taken on {golden.samples:,} samples, the data has {data.samples:,}; take the same")

@@ -218,10 +218,14 @@ def choose_task(
     """
     batches = as_run(run)
     scores = stacked(batches)
-    named = guessed(data.labels, scores[0].size if scores.ndim else None) if spec == AUTO else spec
-    if spec == AUTO and named == CLASSIFICATION:
-        return find_task(CLASSIFICATION if classifies(scores, output, data, kind) else DEVIATION, metrics)
+    columns = scores[0].size if scores.ndim and scores.dtype.kind not in "iub" else None
+    named = guessed(data.labels, columns) if spec == AUTO else spec
     task = find_task(named, metrics)
+    form = next((one for one in task.alternatives if one.misfit and not one.misfit(batches, data, kind)), None)
+    if form is not None and (spec != AUTO or data.labels is not None):
+        return form
+    if spec == AUTO and named == CLASSIFICATION:
+        return task if classifies(scores, output, data, kind) else find_task(DEVIATION, metrics)
     if task.misfit is not None and (why := task.misfit(batches, data, kind)):
         unlabelled = replace(data, labels=None)
         said = f"{named}, as the labels look," if spec == AUTO else spec

@@ -153,18 +153,22 @@ def test_functions_of_the_user(run: Run, here: Path, save: Callable[..., str], m
 # Models
 
 
-def test_outputs_that_are_no_tensors_are_passed_over(run: Run, save: Callable[..., str]) -> None:
+def test_the_scores_in_maps_are_scored(run: Run, save: Callable[..., str]) -> None:
     graph = """g (float[N,3] x) => (int64[N] label, seq(map(int64, float)) probabilities)
         { label, p = ai.onnx.ml.LinearClassifier<classlabels_ints = [0, 1, 2], post_transform = "SOFTMAX",
             coefficients = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0], intercepts = [0.0, 0.0, 0.0]>(x)
           probabilities = ai.onnx.ml.ZipMap<classlabels_int64s = [0, 1, 2]>(p) }"""
     save("m.onnx", graph)
-    np.savez("d.npz", x=np.eye(3, dtype=np.float32))
-    found = run("eval", "m.onnx", "--data", "d.npz", "--json").json
-    assert found["output"] is None and found["golden"] == {"nonfinite": 0.0}
-    assert "passed over, since they are no tensors: 'probabilities' (seq(map(int64,tensor(float))))" in run(
-        "eval", "m.onnx", "--data", "d.npz"
-    ).out.replace("\n", " ")
+    np.savez("d.npz", x=np.eye(3, dtype=np.float32), labels=[0, 1, 0])
+    for output in ("p", "probabilities"):
+        found = run("eval", "m.onnx", "--data", "d.npz", "--output", output, "--json").json
+        assert found["output"] == "p" and found["golden"]["top1"] == pytest.approx(2 / 3)
+    assert (
+        run("run", "m.onnx", "--data", "d.npz", "--ber", "1e-3", "--repeat", 2, "-o", "s.db", "--workers", 0).code == 0
+    )
+    assert run("report", "s.db", "--json").json["golden"]["top1"] == pytest.approx(2 / 3)
+    number = run("eval", "m.onnx", "--data", "d.npz", "--output", "label", "--json").json
+    assert number["golden"] == {"top1": pytest.approx(2 / 3), "balanced_accuracy": 0.75, "nonfinite": 0.0}
 
 
 def test_external_data_is_found_beside_the_model(run: Run, here: Path, models: Path) -> None:
@@ -262,9 +266,11 @@ def test_one_column_has_no_top_1_in_any_verb(run: Run, save: Callable[..., str])
         ["inject", "m.onnx", *signs, "--data", "l.npz", "-o", "g.onnx"],
         ["run", "m.onnx", "--data", "l.npz", *campaign, "-o", "l.db"],
     ):
-        refused = run(*verb)
+        refused = run(*verb, "--task", "classification")
         assert refused.code == 2 and "the labels ask for accuracy, and output 'y' has one column" in refused.err
     assert not Path("g.onnx").exists() and not Path("l.db").exists()
+    decided = run("eval", "m.onnx", "--data", "l.npz", "--json").json
+    assert decided["golden"].keys() >= {"accuracy", "f1"}, "by a threshold"
 
 
 def test_ones_behind_the_classes_are_left_out(run: Run, save: Callable[..., str]) -> None:

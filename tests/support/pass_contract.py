@@ -112,12 +112,25 @@ def external(folder: Path, proto: onnx.ModelProto) -> Model:
     return model
 
 
+MAPS = """g (float[N,3] x) => (int64[N] label, seq(map(int64, float)) maps)
+    { label, scores = ai.onnx.ml.LinearClassifier<classlabels_ints = [0, 1, 2], post_transform = "SOFTMAX",
+        coefficients = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0], intercepts = [0.0, 0.0, 0.0]>(x)
+      maps = ai.onnx.ml.ZipMap<classlabels_int64s = [0, 1, 2]>(scores) }"""
+
+
+def maps() -> onnx.ModelProto:
+    made = text(MAPS)
+    made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    return made
+
+
 SOURCES: dict[str, Callable[[Path], Model]] = {
     "cnn": lambda _: load(MODELS / "fashion_cnn.onnx"),
     "cnn-external": lambda folder: external(folder, onnx.load(MODELS / "fashion_cnn.onnx")),
     "snn-unrolled": lambda _: load(SPIKING / "subtract_dynamo.onnx"),
     "loops": lambda _: load(text(LOOPS)),
     "scan": lambda _: load(text(SCAN)),
+    "maps": lambda _: load(maps()),
     "branches": lambda _: load(text(BRANCHES)),
     "local-function": lambda _: load(local_function()),
     "quantisation-aware": lambda _: load(trained_for_quantisation()),

@@ -13,7 +13,7 @@ from onnxfi.campaign.spec.flat_fields import flat
 from onnxfi.campaign.spec.pipeline_file import load_pipeline, names_pipeline
 from onnxfi.errors import EngineError, OutputError, SpecError
 from onnxfi.graph.model.loading import Model, load
-from onnxfi.graph.passes.spike_counts import spike_count_output, with_spike_counts
+from onnxfi.graph.passes.scored_outputs import score_outputs, spike_count_output, with_map_scores, with_spike_counts
 from onnxfi.graph.write.faulty_copy import FileEdits, faulty_bytes, write_scratch_copy
 from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.protection.coded_memory import with_check_bits
@@ -34,7 +34,7 @@ def open_model(campaign: Campaign) -> Model:
     >>> [target.layer for target in found.targets][-2:]
     ['lif3/reset', 'lif3/spike']
     """
-    return reopen(campaign.model, flat(campaign))
+    return with_map_scores(reopen(campaign.model, flat(campaign)))[0]
 
 
 def reopen(path: str, fields: Mapping[str, Any]) -> Model:
@@ -76,9 +76,11 @@ def beside(model: Model, kept_bytes: int) -> bool:
 
 
 def output_of(campaign: Campaign, model: Model) -> str | None:
-    """Return the output that a campaign scores: of spikes over time their counts."""
+    """Return the output that a campaign scores: of spikes over time their counts, of maps the scores in them."""
     scoring = campaign.scoring
-    return scoring.output if scoring.time_axis is None else spike_count_output(model.proto)
+    if scoring.time_axis is not None:
+        return spike_count_output(model.proto)
+    return scoring.output and score_outputs(model.proto).get(scoring.output, scoring.output)
 
 
 def changed(engine: Engine, model: Model, change: FileEdits) -> Session:

@@ -15,11 +15,12 @@ from onnxfi.graph.passes.fold_quantize import FoldQuantize
 from onnxfi.graph.passes.instrument import ArmFaults, BakeFaults
 from onnxfi.graph.passes.loop_counters import CountIterations
 from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.passes.scored_outputs import CountSpikes, MapScores
 from onnxfi.graph.passes.shape_probes import OutputShapes
-from onnxfi.graph.passes.spike_counts import CountSpikes
 
 _OWN: tuple[type[ModelPass[Any]], ...] = (
     ArmFaults, BakeFaults, ExposeNeurons, FoldQuantize, CountIterations, OutputShapes, CountSpikes,
+    MapScores,
 )  # fmt: skip
 ENTRY_POINTS = "onnxfi.passes"
 

@@ -27,6 +27,7 @@ from onnxfi.errors import InputError, closest
 from onnxfi.runtime.engine.ports import Array
 from onnxfi.tasks.answers import AnswerPair, Flags, float64, share, softmax
 from onnxfi.tasks.class_scores import class_misfit, class_output, reading
+from onnxfi.tasks.kinds.class_numbers import CLASS_NUMBERS, balanced
 from onnxfi.tasks.kinds.deviation import DEVIATIONS
 from onnxfi.tasks.task import OUTCOME_SUMS, OUTCOMES, Metric, Task
 
@@ -154,12 +155,22 @@ _TOP5 = Metric(
     "top5", top5, label="top-5", better="higher", unchanged=None, failed=0.0, needs_labels=True, golden=True
 )  # fmt: skip
 
+
+def balanced_accuracy(pair: AnswerPair) -> float:
+    """Mean over the classes of the labels of the share of samples whose faulty top-1 is right."""
+    return balanced(pair.top, pair.golden.truth)
+
+
 CLASSIFICATION = Task(
     "classification",
     (
         Metric("any_sdc1", label="any SDC-1", per="trial", any_of="sdc1"),
         _TOP1,
         _TOP5,
+        Metric(
+            "balanced_accuracy", balanced_accuracy, label="balanced accuracy", axis="Balanced accuracy (%)", per="set",
+            better="higher", unchanged=None, failed=0.0, needs_labels=True, needs_all=True,
+        ),
         Metric("sdc1", sdc1, label="SDC-1 (silent)", axis="SDC-1, silent\n(% of answers)", silent=True),
         Metric("sdc5", sdc5, silent=True),
         Metric("top1_changed", top1_changed, label="top-1 changed", axis="Top-1 changed (%)"),
@@ -169,8 +180,8 @@ CLASSIFICATION = Task(
     ),
     headline="sdc1",
     reported=(
-        *OUTCOMES, "any_sdc1", "top1", "top5", "sdc1", "sdc5", "top1_changed", "critical", "nonfinite",
-        "masked_samples", "sdc_samples", "due_samples", *CLASSES,
+        *OUTCOMES, "any_sdc1", "top1", "top5", "balanced_accuracy", "sdc1", "sdc5", "top1_changed", "critical",
+        "nonfinite", "masked_samples", "sdc_samples", "due_samples", *CLASSES,
     ),
     evaluated=(
         "top1", "top5", "sdc1", "sdc5", "top1_changed", "nonfinite", *(m.name for m in DEVIATIONS),
@@ -189,6 +200,7 @@ CLASSIFICATION = Task(
     ),
     absent="the scored output is no classifier's; name one with --output",
     labels="classes",
+    alternatives=(CLASS_NUMBERS,),
     masked=masked,
     wrong=lambda pair: pair.silent_top,
     reads=class_output,

@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxfi.errors import ModelError
 from onnxfi.graph.model.loading import load, parse
-from onnxfi.graph.passes.spike_counts import CountSpikes, spike_count_output, with_spike_counts
+from onnxfi.graph.passes.scored_outputs import CountSpikes, spike_count_output, with_spike_counts
 
 TEXT = "g (bool[T,N,3] s, float[N,3] v) => (bool[T,N,3] spikes, float[N,3] volts) {{ spikes = Not(s) volts = Neg(v) }}"
 SPIKES = np.arange(24).reshape(4, 2, 3) % 5 == 0

@@ -1,7 +1,8 @@
-"""Spike counts: a pass that counts spikes over time, and adds the counts as an output that can be scored."""
+"""Outputs that are added to be scored: spikes counted over time, and the scores in the maps of ZipMap."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -106,3 +107,53 @@ def with_spike_counts(model: Model, output: str | None, axis: int) -> Model:
             f"{model.name} has external data, so spikes cannot be counted in it; write it as one file first"
         )
     return replace(load(CountSpikes(output, axis).run(parse(model))[0]), origin=model.digest)
+
+
+@dataclass(frozen=True)
+class MapScores(ModelPass[Mapping[str, str]]):
+    """The pass that adds an output for each output of maps: the scores in them, [N,classes], by the order of the keys.
+
+    Its result is the name of the scores by that of the maps.
+
+    Examples
+    --------
+    >>> MapScores().run(parse(load("models/fashion_cnn.onnx")))[1]
+    {}
+    """
+
+    name = "map-scores"
+    again = "unchanged"
+
+    def apply(self, proto: onnx.ModelProto) -> Mapping[str, str]:
+        """Add the outputs that are not there yet."""
+        from onnx import helper
+
+        found = score_outputs(proto)
+        known = {text(value.name) for value in proto.graph.output}
+        kinds = {text(value.name): value.type.tensor_type.elem_type for value in infer_types(proto).graph.value_info}
+        for name in dict.fromkeys(found.values()):
+            if name not in known:
+                proto.graph.output.append(helper.make_tensor_value_info(name, kinds.get(name) or _FLOAT, [None, None]))
+        return found
+
+    @classmethod
+    def neutral(cls, model: Model) -> MapScores | None:
+        """Return the pass where there is an output of maps."""
+        return cls() if score_outputs(model.proto) else None
+
+
+def score_outputs(proto: onnx.ModelProto) -> dict[str, str]:
+    """Return for each output of a ZipMap the tensor that it makes maps of."""
+    made = {text(node.output[0]): text(node.input[0]) for node in proto.graph.node if text(node.op_type) == "ZipMap"}
+    return {name: made[name] for value in proto.graph.output if (name := text(value.name)) in made}
+
+
+def with_map_scores(model: Model) -> tuple[Model, Mapping[str, str]]:
+    """Return the model with the scores in maps as further outputs, and their names by those of the maps.
+
+    Its faults and its digest stay its own; a model without such outputs, or with external data, stays as it is.
+    """
+    if model.external or not score_outputs(model.proto):
+        return model, {}
+    made, found = MapScores().run(parse(model))
+    return replace(load(made), origin=model.digest), found
