@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 #: The name scope of a layer, by number; TensorFlow adds a suffix to a scope that is opened again.
 _SCOPE = "onnxfi.{}."
 _SCOPED = re.compile(r"(?:^|.*/)onnxfi\.(\d+)\.(?:_\d+)?(?:/|$)")
+
+
+#: Classes for training by the module that holds them.
+_IN_TRAINING = {"FaultAwareTraining": "keras_training", "QuantisationAwareTraining": "keras_quantisation"}
 
 
 def convert(
@@ -216,9 +221,8 @@ def _name_by_scopes(proto: onnx.ModelProto, paths: Sequence[str]) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "FaultAwareTraining":  # its module imports keras, this one does not
+    module = _IN_TRAINING.get(name)  # which imports keras; this one does not
+    if module is not None:
         require("keras")
-        from .keras_training import FaultAwareTraining
-
-        return FaultAwareTraining
+        return getattr(importlib.import_module(f".{module}", __package__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -87,12 +87,12 @@ class FaultAwareTraining(keras.Model):
         from_epoch: int = 0,
         clip: float | None = None,
     ) -> None:
-        _refuse(model)
+        refuse_model(model)
         super().__init__(name=f"{model.name}_with_faults")
         settings = FaultSettings(ber, selector or Selector(), fault, seed, target, from_epoch, clip)
         self.model = model
         self.supports_jit = False  # faults are drawn on the host, which XLA does not call
-        layers = dict((path, layer) for layer, path in _layers(model))
+        layers = dict((path, layer) for layer, path in layers_of(model))
         targets = _weights(model) if target == "weights" else _outputs(layers)
         self.plan = InjectionPlan(settings, tuple(targets), _DESCRIPTIONS[target])
         #: Training steps so far; it is saved with the weights, so that resumed training continues the draws.
@@ -159,7 +159,7 @@ class FaultAwareTraining(keras.Model):
 
     def _faulty_weights(self, number: Any, values: list[Any]) -> list[Any]:
         """Return the faulty weights of a step; in the backward pass each finite gradient passes unchanged."""
-        names = [_path(self.model, v) for v in _parameters(self.model)]
+        names = [path_of(self.model, v) for v in _parameters(self.model)]
 
         @tf.custom_gradient
         def straight_through(*given: Any) -> Any:
@@ -180,7 +180,7 @@ class FaultAwareTraining(keras.Model):
         self._state.last = []
         if self.settings.target != "weights" or not self._has_faults():
             return [np.asarray(value) for value in values]
-        names = [_path(self.model, v) for v in _parameters(self.model)]
+        names = [path_of(self.model, v) for v in _parameters(self.model)]
         found, after = self._inject_into(self.plan.faults(int(number)), dict(zip(names, values, strict=True)))
         self._state.last = [found]
         return [after[name] for name in names]
@@ -302,7 +302,7 @@ class FaultAwareTraining(keras.Model):
         values = self._values()
         done, after = self._inject_into(faults if faults is not None else self.plan.faults(trial), values)
         for variable in _parameters(self.model):
-            variable.assign(after[_path(self.model, variable)])
+            variable.assign(after[path_of(self.model, variable)])
         return done
 
     @contextlib.contextmanager
@@ -313,7 +313,7 @@ class FaultAwareTraining(keras.Model):
             yield self.inject_faults(faults, trial=trial)
         finally:
             for variable in _parameters(self.model):
-                variable.assign(values[_path(self.model, variable)])
+                variable.assign(values[path_of(self.model, variable)])
 
     def map_faults(self, model: Model, faults: Faults) -> Faults:
         """Return faults of a file exported from this model, with its present numbers, as faults of its weights.
@@ -326,7 +326,7 @@ class FaultAwareTraining(keras.Model):
         return map_faults(model, faults, self.plan.targets, self._values())
 
     def _values(self) -> dict[str, Array]:
-        return {_path(self.model, v): np.array(v.value) for v in _parameters(self.model)}
+        return {path_of(self.model, v): np.array(v.value) for v in _parameters(self.model)}
 
 
 class _HostState:
@@ -341,7 +341,7 @@ class _HostState:
 _DESCRIPTIONS = {"weights": "weights in a float format", "activations": "layers inside it"}
 
 
-def _refuse(model: Any) -> None:
+def refuse_model(model: Any) -> None:
     """Refuse a model that cannot be wrapped."""
     if keras.backend.backend() != "tensorflow":
         raise InputError(
@@ -351,7 +351,7 @@ def _refuse(model: Any) -> None:
     if not isinstance(model, keras.Model):
         what = f"{type(model).__module__}.{type(model).__qualname__}"
         raise InputError(f"model must be a keras.Model of Keras 3, got a {what}; rebuild models of tf_keras with keras")
-    for layer, path in _layers(model):
+    for layer, path in layers_of(model):
         if isinstance(layer, keras.layers.TFSMLayer):
             raise InputError(
                 f"layer {path!r} of this graph is a SavedModel, whose weights TensorFlow holds inside it and Keras "
@@ -361,29 +361,31 @@ def _refuse(model: Any) -> None:
         raise InputError("the model was never built, so that it has no weights yet; call it once, then wrap it")
 
 
-def _path(model: Any, variable: Any) -> str:
+def path_of(model: Any, variable: Any) -> str:
     """Return a variable's name in the exported file."""
     return str(variable.path).removeprefix(f"{model.name}/")
 
 
-def _layers(layer: Any, prefix: str = "") -> Iterator[tuple[Any, str]]:
+def layers_of(layer: Any, prefix: str = "") -> Iterator[tuple[Any, str]]:
     """Yield every layer of a model with its path, outer ones first."""
     for inner in layer._flatten_layers(include_self=False, recursive=False):
         yield inner, prefix + inner.name
-        yield from _layers(inner, f"{prefix}{inner.name}/")
+        yield from layers_of(inner, f"{prefix}{inner.name}/")
 
 
 def _parameters(model: Any) -> list[Any]:
     """Return the trainable variables, also of frozen layers; no moving averages and no states."""
-    known = {id(v) for part in (model, *(layer for layer, _ in _layers(model))) for v in part._trainable_variables}
+    known = {id(v) for part in (model, *(layer for layer, _ in layers_of(model))) for v in part._trainable_variables}
     return [variable for variable in model.variables if id(variable) in known]
 
 
 def _weights(model: Any) -> Iterator[Target]:
-    owners = {id(v): (type(layer).__name__, path) for layer, path in _layers(model) for v in layer._trainable_variables}
+    owners = {
+        id(v): (type(layer).__name__, path) for layer, path in layers_of(model) for v in layer._trainable_variables
+    }
     for variable in _parameters(model):
         op, layer = owners.get(id(variable), ("", ""))
-        name = _path(model, variable)
+        name = path_of(model, variable)
         target = target_of(name, str(variable.dtype), tuple(variable.shape), "initializer", op, layer)
         if target is not None:
             yield target
@@ -392,7 +394,7 @@ def _weights(model: Any) -> Iterator[Target]:
 def _outputs(layers: dict[str, Any]) -> Iterator[Target]:
     """Yield the layers without sublayers, except input layers."""
     for path, layer in layers.items():
-        if not any(_layers(layer)) and not isinstance(layer, keras.layers.InputLayer):
+        if not any(layers_of(layer)) and not isinstance(layer, keras.layers.InputLayer):
             target = target_of(path, "float32", (1,), "activation", type(layer).__name__, path)
             assert target is not None
             yield target

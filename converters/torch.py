@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +41,10 @@ _DIRECT = range(18, 26)
 #: Keys of the weights in checkpoints, which hold epochs and optimisers too.
 _WEIGHT_KEYS = ("state_dict", "model_state_dict", "model", "weights")
 _TRACE_SAMPLES = 2
+
+
+#: Classes for training by the module that holds them.
+_IN_TRAINING = {"FaultAwareTraining": "torch_training", "QuantisationAwareTraining": "torch_quantisation"}
 
 
 def convert(
@@ -285,9 +290,8 @@ def _check_open(proto: onnx.ModelProto, ports: Sequence[Port]) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "FaultAwareTraining":  # its module imports torch, this one does not
+    module = _IN_TRAINING.get(name)  # which imports torch; this one does not
+    if module is not None:
         require("torch")
-        from .torch_training import FaultAwareTraining
-
-        return FaultAwareTraining
+        return getattr(importlib.import_module(f".{module}", __package__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,57 +15,8 @@ from torch import nn
 from torch.nn import functional
 
 import onnxfi
-from onnxfi.converters.torch import convert
+from onnxfi.converters.torch import QuantisationAwareTraining, convert
 from onnxfi.graph.passes.fold_quantize import fold_weight_quantize
-
-
-class FakeQuantised(nn.Module):
-    """A layer whose input and weights are rounded as integers would be; gradients pass through the rounding."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-        channels = layer.weight.shape[0]
-        self.register_buffer("low", torch.zeros(()))
-        self.register_buffer("high", torch.zeros(()))
-        self.register_buffer("input_scale", torch.ones(()))
-        self.register_buffer("input_zero", torch.zeros((), dtype=torch.int32))
-        self.register_buffer("weight_scale", torch.ones(channels))
-        self.register_buffer("weight_zero", torch.zeros(channels, dtype=torch.int32))
-
-    def observe(self, x: torch.Tensor) -> None:
-        """Follow the range of the input slowly, and that of each channel's weights at once; 0 is always inside."""
-        with torch.no_grad():
-            rate = 0.02 if self.high > self.low else 1.0
-            self.low += rate * (x.min().clamp(max=0) - self.low)
-            self.high += rate * (x.max().clamp(min=0) - self.high)
-            self.input_scale.copy_(((self.high - self.low) / 255).clamp(min=1e-9))
-            self.input_zero.copy_((-self.low / self.input_scale).round().clamp(0, 255))
-            self.weight_scale.copy_((self.layer.weight.abs().flatten(1).amax(1) / 127).clamp(min=1e-9))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.layer.weight
-        if torch.compiler.is_exporting():  # the operators themselves, since torch's do not pass its exporter
-            x = quantised(x, self.input_scale, self.input_zero.to(torch.uint8))
-            weight = quantised(weight, self.weight_scale, self.weight_zero.to(torch.int8), axis=0)
-        else:
-            if self.training:
-                self.observe(x)
-            x = torch.fake_quantize_per_tensor_affine(x, self.input_scale, self.input_zero, 0, 255)
-            weight = torch.fake_quantize_per_channel_affine(weight, self.weight_scale, self.weight_zero, 0, -128, 127)
-        if isinstance(self.layer, nn.Conv2d):
-            return functional.conv2d(x, weight, self.layer.bias, padding=self.layer.padding)
-        return functional.linear(x, weight, self.layer.bias)
-
-
-def quantised(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, **axis: int) -> torch.Tensor:
-    """QuantizeLinear and DequantizeLinear."""
-    integers = torch.onnx.ops.symbolic(
-        "QuantizeLinear", (x, scale, zero), axis, dtype=zero.dtype, shape=x.shape, version=18
-    )
-    return torch.onnx.ops.symbolic(
-        "DequantizeLinear", (integers, scale, zero), axis, dtype=x.dtype, shape=x.shape, version=18
-    )
 
 
 def main() -> None:
@@ -78,9 +29,7 @@ def main() -> None:
     torch.set_num_threads(2)
     torch.manual_seed(20)
     data, test = images(given.data)
-    model = Cnn()
-    for name in ("conv1", "conv2", "fc1", "fc2"):
-        setattr(model, name, FakeQuantised(getattr(model, name)))
+    model = QuantisationAwareTraining(Cnn())
     image, label = torch.from_numpy(data["image"]), torch.from_numpy(data["labels"])
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     for epoch in range(given.epochs):
@@ -94,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(given.out or temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        measure(model, folder, test, given.repeat)
+        measure(model.model, folder, test, given.repeat)
 
 
 def measure(model: nn.Module, folder: Path, test: dict, repeat: int) -> None:
