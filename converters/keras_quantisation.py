@@ -116,8 +116,8 @@ class QuantisationAwareTraining(keras.Model):
 def fake_kernel(kernel: Any) -> Any:
     """Return a kernel as its integers give it, with the gradient of the kernel itself.
 
-    >>> fake_kernel(tf.constant([[1.0, 0.5], [0.251, -0.1]])).numpy().round(4).tolist()
-    [[1.0, 0.5], [0.252, -0.0984]]
+    >>> fake_kernel(tf.constant([[127.0, 0.0], [63.4, -127.0]])).numpy().tolist()
+    [[127.0, 0.0], [63.0, -127.0]]
     """
     channels = tf.reduce_max(tf.abs(kernel), axis=list(range(len(kernel.shape) - 1)))
     scale = tf.maximum(channels / 127, _SMALLEST)
@@ -128,8 +128,8 @@ def fake_kernel(kernel: Any) -> Any:
 def fake_input(inputs: Any, ends: Any) -> Any:
     """Return an input as uint8 numbers over this range give it; beyond it there is no gradient.
 
-    >>> fake_input(tf.constant([0.0, 0.301, 2.0]), tf.constant([0.0, 1.0])).numpy().round(4).tolist()
-    [0.0, 0.302, 1.0]
+    >>> fake_input(tf.constant([0.0, 3.4, 300.0]), tf.constant([0.0, 255.0])).numpy().tolist()
+    [0.0, 3.0, 255.0]
     """
     scale = tf.maximum((ends[1] - ends[0]) / 255, _SMALLEST)
     zero = tf.clip_by_value(tf.round(-ends[0] / scale), 0, 255)

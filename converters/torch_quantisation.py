@@ -83,7 +83,7 @@ class QuantisationAwareTraining(nn.Module):
 
 
 class _Quantised(nn.Module):
-    """What a layer becomes: its weights and input are rounded before it computes."""
+    """A layer whose weights and input are rounded before it computes."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -92,6 +92,7 @@ class _Quantised(nn.Module):
     seen: torch.Tensor
     input_scale: torch.Tensor
     input_zero: torch.Tensor
+    weight_scale: torch.Tensor
 
     def start(self) -> None:
         """Add the ranges, as buffers, so that they are saved with the state."""
@@ -100,11 +101,17 @@ class _Quantised(nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64, device=self.weight.device))
         self.register_buffer("input_scale", self.weight.new_ones(()))
         self.register_buffer("input_zero", torch.zeros((), dtype=torch.int32, device=self.weight.device))
+        self.register_buffer("weight_scale", self.weight.new_ones(len(self.weight)))
 
-    @property
-    def weight_scale(self) -> torch.Tensor:
-        """The scale of each output channel."""
-        return (self.weight.detach().abs().flatten(1).amax(1) / 127).clamp(min=_SMALLEST)
+    def follow(self) -> None:
+        """Let the scale of each output channel follow the weights; the exported file stores it as it is then."""
+        with torch.no_grad():
+            self.weight_scale.copy_((self.weight.abs().flatten(1).amax(1) / 127).clamp(min=_SMALLEST))
+
+    def train(self, mode: bool = True) -> Any:
+        """Change the mode as `torch.nn.Module.train` does, before an export to that of evaluation."""
+        self.follow()
+        return super().train(mode)
 
     def observe(self, x: torch.Tensor) -> None:
         """Let the range of the input follow this one; 0 is always inside."""
@@ -121,6 +128,7 @@ class _Quantised(nn.Module):
         zeros = torch.zeros(len(self.weight), dtype=torch.int32, device=self.weight.device)
         if torch.compiler.is_exporting():
             return _quantised(self.weight, self.weight_scale, zeros.to(torch.int8), axis=0)
+        self.follow()
         return torch.fake_quantize_per_channel_affine(self.weight, self.weight_scale, zeros, 0, -128, 127)
 
     def fake_input(self, x: torch.Tensor) -> torch.Tensor:

@@ -46,7 +46,7 @@ _MAX_LISTED = 10_000
     default="flip",
     show_default=True,
     metavar="FAULT",
-    help="Fault model: flip (SEU), burst:k=3, stuck-at-0, stuck-at-1, set-word:word=0x0, random-word, zero, sign-flip, set:value=nan, scale:factor=2, random-scale:low=0.5,high=1.5, add:value=0.1, noise:sigma=0.1, dead, saturated:percentile=99, flip-quantised:bits=8, pattern:file=PATTERN.json.",
+    help="Fault model: flip (SEU), burst:k=3, stuck-at-0, stuck-at-1, set-word:word=0x0, random-word, zero, sign-flip, set:value=nan, scale:factor=2, random-scale:low=0.5,high=1.5, add:value=0.1, noise:sigma=0.1, dead, saturated:percentile=99, flip-quantised:bits=8, time-constant:factor=2, pattern:file=PATTERN.json.",
 )
 @select_options
 @click.option(

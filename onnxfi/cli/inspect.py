@@ -168,15 +168,21 @@ def _spiking(found: dict[str, Any]) -> None:
     """Print the spiking layers and the axes of their time steps."""
     from onnxfi.cli.terminal import print_line, table
 
+    parameters = [
+        "threshold",
+        "leak",
+        *(n for n in ("synaptic", "refractory") if any(row[n] for row in found["layers"])),
+    ]
     rows = [
         (
             row["layer"], row["kind"], "?" if row["shape"] is None else "×".join(map(str, row["shape"])),
             "?" if row["neurons"] is None else f"{row['neurons']:,}", "?" if row["steps"] is None else row["steps"],
-            *(_range_text(row[name], exposed=row["exposed"]) for name in ("threshold", "leak")), row["reset"],
+            *(_range_text(row[name], exposed=row["exposed"]) for name in parameters), row["reset"],
         )
         for row in found["layers"]
     ]  # fmt: skip
-    columns = ("Spiking layer", "Kind", "Shape", ">Neurons", ">Steps", ">Threshold", ">Leak", "Reset")
+    named = (f">{name.capitalize()}" for name in parameters)
+    columns = ("Spiking layer", "Kind", "Shape", ">Neurons", ">Steps", *named, "Reset")
     table("Neurons" + (", exposed" if found["layers"][0]["exposed"] else ""), columns, rows)
     for axis in found["time_axes"]:
         print_line(f"time is axis {axis['axis']} of {axis['tensor']} ({axis['role']})")

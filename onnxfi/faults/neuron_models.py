@@ -1,6 +1,7 @@
 """Fault models of neurons and synapses, as the literature on spiking networks names them.
 
-A dead neuron or synapse, a saturated one, and a bit flip in a quantised view of weights that are stored as floats.
+A dead neuron or synapse, a saturated one, a bit flip in a quantised view of weights that are stored as floats, and a
+time constant that drifts.
 Other faults of that literature are built-in models: a stuck neuron is `set:value=…`, a perturbed synapse or parameter
 `scale:factor=…`, a bit flip `flip`. docs/how-to/spiking.md has the table.
 """
@@ -129,4 +130,30 @@ class FlipQuantised(FaultModel):
         return np.asarray(np.where(flipped >= half, flipped - 2 * half, flipped) * scale)
 
 
-NEURON_MODELS: tuple[type[FaultModel], ...] = (Dead, Saturated, FlipQuantised)
+@dataclass(frozen=True)
+class TimeConstant(FaultModel):
+    """Time constant of a decay multiplied by `factor`: a leak e^(-1/tau) becomes e^(-1/(tau * factor)).
+
+    Stands for parameter drift of analogue membranes, synapses and refractory circuits. In steps of any length a decay d
+    becomes d^(1 / factor); 0, 1 and what is no decay, as a number below 0 or beyond 1, stay as they are.
+    """
+
+    factor: float = 2.0
+    name = "time-constant"
+    examples = ("time-constant:factor=0.5", "time-constant")
+
+    def __post_init__(self) -> None:
+        """Check the parameter."""
+        if not 0 < self.factor < np.inf:
+            raise FaultError(f"fault 'time-constant': factor={self.factor} is out of range; give a number above 0")
+
+    def rule(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return the decays with the changed time constant."""
+        if values.dtype.kind in "biu" or "int" in values.dtype.name:
+            return values
+        numbers = values.astype(np.float64)
+        decay = (numbers > 0) & (numbers < 1)
+        return np.asarray(np.where(decay, np.where(decay, numbers, 1.0) ** (1 / self.factor), numbers))
+
+
+NEURON_MODELS: tuple[type[FaultModel], ...] = (Dead, Saturated, FlipQuantised, TimeConstant)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 ROLES = (
     *("weight", "bias", "scale", "zero-point"),
-    *("threshold", "leak", "refractory", "reset", "spike"),  # parameters and spikes of exposed neurons
+    *("threshold", "leak", "synaptic", "refractory", "reset", "spike"),  # parameters and spikes of exposed neurons
 )
 
 

@@ -29,7 +29,7 @@ def model() -> Any:
         [
             layers.Input((8, 8, 1), name="image"),
             layers.Conv2D(4, 3, strides=2, padding="same", activation="relu", name="conv"),
-            layers.BatchNormalization(name="norm"),
+            layers.BatchNormalization(momentum=0.5, name="norm"),
             layers.Flatten(),
             layers.Dense(3, name="fc"),
         ]

@@ -33,7 +33,7 @@ class Net(nn.Module):
         self.conv1 = nn.Conv2d(1, 8, 3, stride=2, padding=1)
         self.norm = nn.BatchNorm2d(8)
         self.conv2 = nn.Conv2d(8, 8, 3, padding=1, groups=4)
-        self.fc = nn.Linear(8 * 16, 4)
+        self.fc = nn.Linear(8 * 16, 96)
 
     def forward(self, image: Any) -> Any:
         return self.fc(self.conv2(self.norm(self.conv1(image)).relu()).relu().flatten(1))
@@ -62,7 +62,7 @@ def test_the_exported_file_stores_the_integers_that_were_trained(tmp_path: Path)
         t.name: numpy_helper.to_array(t) for t in stored.graph.initializer if t.data_type == onnx.TensorProto.INT8
     }
     weights = [array for array in integers.values() if array.ndim > 1]
-    assert [array.shape for array in weights] == [(8, 1, 3, 3), (8, 2, 3, 3), (4, 128)]
+    assert [array.shape for array in weights] == [(8, 1, 3, 3), (8, 2, 3, 3), (96, 128)]
     for layer, array in zip((model.conv1, model.conv2, model.fc), weights, strict=True):
         weight = layer.weight.detach().numpy()
         scale = np.abs(weight.reshape(len(weight), -1)).max(1) / 127

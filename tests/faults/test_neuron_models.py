@@ -1,4 +1,4 @@
-"""Fault models of neurons and synapses: saturation and flips in a quantised view."""
+"""Fault models of neurons and synapses: saturation, flips in a quantised view, time constants."""
 
 from __future__ import annotations
 
@@ -65,3 +65,22 @@ def test_a_flip_in_a_quantised_view_moves_by_a_power_of_two_steps(bits: int, dat
 def test_neuron_faults_that_cannot_be(text: str) -> None:
     with pytest.raises(FaultError, match=text.partition(":")[0]):
         parse_fault(text)
+
+
+@given(st.floats(0.01, 100), st.floats(0.05, 20))
+def test_a_time_constant_is_multiplied(tau: float, factor: float) -> None:
+    decay = np.exp(-1 / np.array([tau]))
+    found = parse_fault(f"time-constant:factor={factor}").rule(decay)
+    if 0 < decay[0] < 1 and 0 < found[0] < 1:
+        np.testing.assert_allclose(-1 / np.log(found), tau * factor, rtol=1e-6 + 1e-13 * tau * factor)
+    np.testing.assert_allclose(parse_fault("time-constant:factor=1").rule(decay), decay, rtol=1e-15)
+
+
+def test_what_is_no_decay_stays_as_it_is() -> None:
+    others = np.array([0.0, -0.0, 1.0, 1.5, -0.5, np.inf, np.nan])
+    np.testing.assert_array_equal(parse_fault("time-constant").rule(others), others)
+    large = np.array([2**62 + 1, -3], np.int64)
+    assert parse_fault("time-constant").rule(large).tolist() == large.tolist()
+    for text in ("time-constant:factor=0", "time-constant:factor=-1", "time-constant:factor=inf"):
+        with pytest.raises(FaultError, match="give a number above 0"):
+            parse_fault(text)

@@ -30,8 +30,12 @@ def read_neuron_table(proto: onnx.ModelProto) -> list[dict[str, Any]]:
 
 
 def neuron_roles(proto: onnx.ModelProto) -> dict[str, str]:
-    """Return the role of each word of a neuron by target id: threshold, leak, refractory, reset or spike."""
-    return {str(target): str(role) for row in read_neuron_table(proto) for role, target in row["words"].items()}
+    """Return the role of each word of a neuron by target id: threshold, leak, synaptic, refractory, reset or spike."""
+    return {
+        str(target): str(role).partition("-")[0]
+        for row in read_neuron_table(proto)
+        for role, target in row["words"].items()
+    }
 
 
 def neuron_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:

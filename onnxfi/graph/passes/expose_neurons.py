@@ -2,7 +2,7 @@
 
 Exporters store one threshold and one leak for a whole layer, and no spike at all. In the exposed model a layer L has
 
-    L/threshold, L/leak, L/refractory   its parameters, one element per neuron (those that it has)
+    L/threshold, L/leak, L/synaptic, L/refractory   its parameters, one element per neuron (those that it has)
     L/reset     share of the reset that is applied: 1 is all of it, 0 none
     L/spike     output of a neuron: NaN is the computed one, 0 a dead neuron, 1 a saturated one
 
@@ -149,11 +149,29 @@ def _expose(edit: _LayerEdit, layer: SpikingLayer) -> dict[str, Any]:
     edit.store(words["spike"], np.full(layer.shape, np.nan, dtype))
     edit.put(-1, "IsNaN", [words["spike"]], f"{layer.name}/free")
     steps = [_expose_step(edit, layer, step, "" if layer.loop else f"/{k}") for k, step in enumerate(layer.steps)]
+    for variable in layer.variables:
+        _put_factors(edit, layer, variable)
     return {
         "layer": layer.name, "kind": layer.kind, "shape": list(layer.shape), "steps": layer.trips, "reset": layer.reset,
         "loop": layer.loop or None, "words": words,
         "membrane": [layer.path + one for one, _ in steps if one], "spike": [layer.path + two for _, two in steps],
     }  # fmt: skip
+
+
+def _put_factors(edit: _LayerEdit, layer: SpikingLayer, variable: Variable) -> None:
+    """Multiply values with a parameter of 1 that an exporter left out; a number times 1 is that number."""
+    made: dict[str, str] = {}
+    for use in variable.factors:
+        read = text(edit.graph.node[use.node].input[use.input])
+        if read not in made:
+            made[read] = f"{layer.name}/{variable.name}-of-{read.replace('/', '_')}"
+            # Names of this pass stand behind the node of the value that they name.
+            known = {text(o): k for k in (-1, *edit.maker.values()) for node in edit.behind(k) for o in node.output}
+            position = edit.maker.get(read, known.get(read, -1))
+            edit.put(
+                position, "Mul", [read, f"{layer.name}/{variable.name}"], made[read], f"{layer.name}/{variable.name}"
+            )
+        edit.graph.node[use.node].input[use.input] = made[read]
 
 
 def _by_neuron(variable: Variable, layer: SpikingLayer) -> NDArray[Any]:

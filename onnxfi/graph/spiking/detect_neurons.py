@@ -24,6 +24,7 @@ from onnxfi.graph.model.graph_index import GraphIndex, node_labels
 from onnxfi.graph.model.layers import layer_of, module_in_parameter_name
 from onnxfi.graph.model.loading import Model, parse
 from onnxfi.graph.model.protobuf_scan import text
+from onnxfi.graph.spiking.decays import find_decays
 from onnxfi.graph.spiking.membrane_steps import (
     MembraneChain,
     carried_membranes,
@@ -39,17 +40,23 @@ from onnxfi.graph.spiking.time_axes import TimeAxis, time_axes, trips_of
 if TYPE_CHECKING:
     import onnx
 
+#: Neuron classes of snntorch that have a leak, which is not in the graph where it is 1.
+_WITH_LEAK = ("Leaky", "RLeaky", "Synaptic", "RSynaptic")
 _DAMAGE = (IndexError, KeyError, ValueError, TypeError, AttributeError, StopIteration, RecursionError)
 
 
 @dataclass(frozen=True)
 class Variable:
-    """Parameter of a layer's neurons: its value, the weights that it comes from, and its uses."""
+    """Parameter of a layer's neurons: its value, the weights that it comes from, and its uses.
+
+    `factors` are the uses of a value that a parameter of 1 would multiply, where an exporter left the product out.
+    """
 
     name: str
     value: NDArray[Any] = field(repr=False, compare=False)
     origins: tuple[str, ...] = ()
     uses: tuple[Use, ...] = field(default=(), repr=False)
+    factors: tuple[Use, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ class SpikingLayer:
         return None if self.shape is None else int(np.prod(self.shape, dtype=np.int64))
 
     def variable(self, name: str) -> Variable | None:
-        """Return a parameter by its name: threshold, leak or refractory."""
+        """Return a parameter by its name: threshold, leak, synaptic or refractory."""
         return next((v for v in self.variables if v.name == name), None)
 
 
@@ -166,6 +173,7 @@ def _layer(
     """Return a sequence of membrane potentials as a layer, with the uses of its parameters."""
     threshold, leak, resets = list[Use](), list[Use](), set[str]()
     steps: list[Step] = []
+    ways, carried = set[int](), list[Use]()
     for k, name in enumerate(chain.membranes):
         own, before = chain.nodes[k], chain.before[k]
         later = [fire for one in chain.later(k) for fire in fires[one]]
@@ -186,24 +194,38 @@ def _layer(
             steps[-1] = replace(steps[-1], resets=tuple(dict.fromkeys((*steps[-1].resets, *extra))))
         way = pattern.between(before, set(own))
         leak += [use for n in sorted(way) for use in pattern.factor(n)][:1]
+        ways |= way
+        left = earlier[-1]  # what a step hands on: after a reset at once, that
+        comparing = {n for fire in fires.get(left, []) for n in fire.nodes}
+        carried += [use for use in pattern.users.get(left, []) if use.node in way - comparing and use.input >= 0]
         kind, amounts = _reset(pattern, fired, own | chain.after)
         resets |= {kind}
         threshold += [use for use in amounts if _same(pattern, use, threshold[0])]
     kinds = resets - {"none"}
-    first = fires[chain.membranes[0]][0]
-    node = pattern.graph.node[first.compare]
-    label = node_labels(pattern.graph.node)[first.compare]
-    layer, kind = layer_of(node, label), spiking_class(pattern, first)
-    owner = module_in_parameter_name(
-        pattern.origin(text(pattern.graph.node[threshold[0].node].input[threshold[0].input]))
-    )
-    layer = owner if owner.endswith(f".{layer}") else layer  # the older exporter drops the names of containers
-    variables = [_variable(pattern, n, uses) for n, uses in (("threshold", threshold), ("leak", leak)) if uses]
+    layer, kind = _name_and_class(pattern, fires[chain.membranes[0]][0], threshold[0])
+    rest = frozenset[int]().union(*chain.nodes, chain.after, chain.beside) - ways
+    limits = {pattern.origin(_constant_name(pattern, use)) for use in threshold}
+    found = {"threshold": threshold, "leak": leak, **find_decays(pattern, rest, chain.handed, limits)}
+    variables = [v for n, uses in found.items() if uses and (v := _variable(pattern, n, uses)) is not None]
+    if not leak and kind in _WITH_LEAK and carried and variables:
+        variables.append(Variable("leak", np.ones((), variables[0].value.dtype), factors=tuple(carried)))
     return SpikingLayer(
         layer, kind or "integrate-and-fire", pattern.path, None, tuple(steps), len(steps) if loop is None else None,
-        tuple(v for v in variables if v is not None), min(kinds) if kinds else "none",
-        loop.op_type if loop is not None else "",
+        tuple(variables), min(kinds) if kinds else "none", loop.op_type if loop is not None else "",
     )  # fmt: skip
+
+
+def _name_and_class(pattern: PatternGraph, fire: SpikeComparison, threshold: Use) -> tuple[str, str]:
+    """Return the module that a comparison belongs to, and its neuron class; '' where none is recorded."""
+    label = node_labels(pattern.graph.node)[fire.compare]
+    layer = layer_of(pattern.graph.node[fire.compare], label)
+    owner = module_in_parameter_name(pattern.origin(_constant_name(pattern, threshold)))
+    # The older exporter loses the names of containers.
+    return owner if owner.endswith(f".{layer}") else layer, spiking_class(pattern, fire)
+
+
+def _constant_name(pattern: PatternGraph, use: Use) -> str:
+    return text(pattern.graph.node[use.node].input[use.input])
 
 
 def _step(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from onnxfi.graph.model.protobuf_scan import text
@@ -33,6 +33,10 @@ class MembraneChain:
     after: frozenset[int] = frozenset()
     #: The potentials of each step after its reset, if they are compared again.
     again: tuple[tuple[str, ...], ...] = ()
+    #: In a body: what each state of the loop becomes.
+    handed: Mapping[str, str] = field(default_factory=dict)
+    #: In a body: the nodes of the other states that enter the potential.
+    beside: frozenset[int] = frozenset()
 
     def later(self, k: int) -> tuple[str, ...]:
         """Return the potentials of a step after its reset."""
@@ -164,7 +168,12 @@ def carried_membranes(
             rest, ends = pattern.back(out, {name: None}, first=False)
             if state in leaves and (out == name or name in ends):
                 after = frozenset(rest) if out != name else frozenset[int]()
-                chains.append(MembraneChain((name,), (frozenset(way),), (state,), after))
+                becomes = dict(zip(states, handed, strict=False))
+                others_nodes = (
+                    pattern.back(becomes[s], others, first=False)[0] for s in leaves & becomes.keys() - {state}
+                )
+                beside = frozenset[int]().union(*others_nodes)
+                chains.append(MembraneChain((name,), (frozenset(way),), (state,), after, (), becomes, beside))
                 break
     return chains
 

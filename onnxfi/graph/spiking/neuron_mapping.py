@@ -6,6 +6,7 @@ layers:
     spike: [spk1_0, spk1_1]
     threshold: lif1.vth              # stored tensors; each optional
     leak: lif1.tau
+    synaptic: lif1.alpha
     refractory: lif1.hold
     reset: zero                      # subtract, zero or none
 """
@@ -24,8 +25,8 @@ from onnxfi.graph.model.protobuf_scan import text
 from onnxfi.graph.spiking.detect_neurons import SpikingLayer, SpikingLayers, Step, Variable, find_spiking_layers
 from onnxfi.graph.spiking.pattern_graph import PatternGraph, Use
 
-_KEYS = ("name", "membrane", "spike", "threshold", "leak", "refractory", "reset")
-PARAMETERS = ("threshold", "leak", "refractory")
+PARAMETERS = ("threshold", "leak", "synaptic", "refractory")
+_KEYS = ("name", "membrane", "spike", *PARAMETERS, "reset")
 
 
 def mapped_layers(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[SpikingLayer]:

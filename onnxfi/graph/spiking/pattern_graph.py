@@ -25,8 +25,8 @@ _COMPARE = {"Greater": 0, "GreaterOrEqual": 0, "Less": 1, "LessOrEqual": 1}
 MAKES_SPIKES = frozenset(_COMPARE)
 #: Operators that may process a constant before it is used.
 _FOLDED = frozenset((
-    "Identity", "Cast", "Clip", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Flatten", "Neg", "Exp", "Sigmoid", "Add",
-    "Sub", "Mul", "Div",
+    "Identity", "Cast", "Clip", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Flatten", "Neg", "Exp", "Log", "Sigmoid",
+    "Add", "Sub", "Mul", "Div",
 ))  # fmt: skip
 #: Elements of the largest constant that is computed.
 _MOST_ELEMENTS = 1 << 24

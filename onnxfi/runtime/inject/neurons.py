@@ -135,7 +135,8 @@ def _row(layer: SpikingLayer) -> dict[str, Any]:
     return {
         "layer": layer.name, "kind": layer.kind, "shape": None if layer.shape is None else list(layer.shape),
         "neurons": layer.neurons, "steps": layer.trips, "threshold": values.get("threshold"),
-        "leak": values.get("leak"), "refractory": values.get("refractory"), "reset": layer.reset,
+        "leak": values.get("leak"), "synaptic": values.get("synaptic"), "refractory": values.get("refractory"),
+        "reset": layer.reset,
         "loop": layer.loop or None, "exposed": False,
         "membrane": [layer.path + s.membrane for s in layer.steps if s.membrane],
         "spike": [layer.path + s.spike for s in layer.steps],
@@ -148,6 +149,6 @@ def _exposed_row(row: Mapping[str, Any]) -> dict[str, Any]:
     size = 1
     for n in shape:
         size *= n
-    values = dict.fromkeys(("threshold", "leak", "refractory"))
+    values = dict.fromkeys(("threshold", "leak", "synaptic", "refractory"))
     keys = ("layer", "kind", "shape", "steps", "reset", "loop", "membrane", "spike")
     return {**{key: row[key] for key in keys}, "neurons": size, **values, "exposed": True}
