@@ -165,7 +165,9 @@ def train(
         print(f"  epoch {epoch + 1}/{epochs}: loss {total / len(image):.4f}", flush=True)
 
 
-def export(module: nn.Module, path: Path, image: tuple[int, ...] = (1, 28, 28), output: str = "logits") -> None:
+def export(
+    module: nn.Module, path: Path, image: tuple[int, ...] = (1, 28, 28), output: str = "logits", name: str = "image"
+) -> None:
     """Write the module as one ONNX file that names its layers and nothing of this machine."""
     program = torch.onnx.export(
         module.eval(),
@@ -173,7 +175,7 @@ def export(module: nn.Module, path: Path, image: tuple[int, ...] = (1, 28, 28), 
         dynamo=True,
         external_data=False,
         opset_version=OPSET,
-        input_names=["image"],
+        input_names=[name],
         output_names=[output],
         dynamic_shapes=({0: torch.export.Dim("N")},),
         verbose=False,

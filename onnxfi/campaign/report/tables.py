@@ -24,9 +24,9 @@ _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 def classes(found: CampaignRates) -> list[dict[str, Any]]:
     """Return the table of Gogebakan et al. (SpikingJET, 2024): a row a layer; shares from masked to DUE sum to 1.
 
-    `faults` counts the trials, `injections` the samples that were run under them. Empty where nothing is classified,
-    trials put faults into many layers at once, or an adaptive campaign estimates each class by itself, so that their
-    sum is 1 only approximately.
+    `faults` counts the trials, `injections` the samples that were run under them, `batch_runs` the batches, which are
+    the injections of SpikingJET. Empty where nothing is classified, trials put faults into many layers at once, or an
+    adaptive campaign estimates each class by itself, so that their sum is 1 only approximately.
     """
     accuracy, names = found.task.accuracy, found.task.classes
     rows: list[dict[str, Any]] = []
@@ -38,6 +38,7 @@ def classes(found: CampaignRates) -> list[dict[str, Any]]:
             row: dict[str, Any] = {
                 "layer": fold.key, "faults": fold.trials,
                 "injections": fold.trials * found.judged,
+                "batch_runs": fold.trials * -(-found.judged // int(found.campaign["batch"])),
             }  # fmt: skip
             row |= {name.removeprefix("class_"): i.estimate for name, i in zip(names, shares, strict=True) if i}
             if accuracy is not None and (faulty := fold.rate(accuracy.name)):

@@ -41,7 +41,9 @@ def neuron_roles(proto: onnx.ModelProto) -> dict[str, str]:
 def neuron_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Return the shape of one sample of each activation of a neuron, by target id."""
     return {
-        str(name): tuple(row["shape"]) for row in read_neuron_table(proto) for name in (*row["membrane"], *row["spike"])
+        str(name): tuple(row["shape"])
+        for row in read_neuron_table(proto)
+        for name in (*row["membrane"], *row.get("carried", ()), *row["spike"])
     }
 
 
@@ -65,13 +67,13 @@ def step_tensors(proto: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
     >>> from onnxfi.runtime.inject.neurons import expose_neurons
     >>> made = expose_neurons(load("models/fashion_snn.onnx")).proto
     >>> [(name, len(steps), steps[-1]) for name, steps in step_tensors(made).items()][-2:]
-    [('lif3/membrane', 8, 'lif3/membrane/7'), ('lif3/spiking', 8, 'lif3/spike/7')]
+    [('lif3/carried', 7, 'lif3/carried/6'), ('lif3/spiking', 8, 'lif3/spike/7')]
     """
     return {
-        f"{row['layer']}/{name}": tuple(map(str, row[key]))
+        f"{row['layer']}/{name}": tuple(map(str, row.get(key, ())))
         for row in read_neuron_table(proto)
-        for key, name in (("membrane", "membrane"), ("spike", "spiking"))
-        if not row["loop"] and len(row[key]) > 1
+        for key, name in (("membrane", "membrane"), ("carried", "carried"), ("spike", "spiking"))
+        if not row["loop"] and len(row.get(key, ())) > 1
     }
 
 

@@ -6,9 +6,10 @@ Exporters store one threshold and one leak for a whole layer, and no spike at al
     L/reset     share of the reset that is applied: 1 is all of it, 0 none
     L/spike     output of a neuron: NaN is the computed one, 0 a dead neuron, 1 a saturated one
 
-as float tensors shaped as the neurons of one sample, and the activations `L/membrane/STEP` and `L/spike/STEP` (in the
-body of a loop without STEP). Outputs stay the same bit for bit until a weight is faulty: the parameters enter the same
-operations, a spike times 1 is the spike, and NaN selects the computed value.
+as float tensors shaped as the neurons of one sample, and the activations `L/membrane/STEP` (the potential before it is
+compared), `L/carried/STEP` (behind that, as the next step gets it) and `L/spike/STEP` (in the body of a loop without
+STEP). Outputs stay the same bit for bit until a weight is faulty: the parameters enter the same operations, a spike
+times 1 is the spike, and NaN selects the computed value.
 """
 
 from __future__ import annotations
@@ -154,7 +155,10 @@ def _expose(edit: _LayerEdit, layer: SpikingLayer) -> dict[str, Any]:
     return {
         "layer": layer.name, "kind": layer.kind, "shape": list(layer.shape), "steps": layer.trips, "reset": layer.reset,
         "loop": layer.loop or None, "words": words,
-        "membrane": [layer.path + one for one, _ in steps if one], "spike": [layer.path + two for _, two in steps],
+        **{
+            role: [layer.path + names[role] for names in steps if names[role]]
+            for role in ("membrane", "carried", "spike")
+        },
     }  # fmt: skip
 
 
@@ -189,11 +193,13 @@ def _by_neuron(variable: Variable, layer: SpikingLayer) -> NDArray[Any]:
         ) from None
 
 
-def _expose_step(edit: _LayerEdit, layer: SpikingLayer, step: Step, suffix: str) -> tuple[str, str]:
-    """Expose one step; return the names of its membrane potential and its spikes."""
+def _expose_step(edit: _LayerEdit, layer: SpikingLayer, step: Step, suffix: str) -> dict[str, str]:
+    """Expose one step; return the names of its potential, before and behind the comparison, and of its spikes."""
     graph, name = edit.graph, layer.name
     inner = {(u.node, u.input): text(graph.node[u.node].input[u.input]) for u in (*step.inner, *step.resets)}
     membrane = f"{name}/membrane{suffix}" if step.membrane else ""
+    handed = bool(layer.loop) and step.membrane in edit.outputs  # a state that the loop carries as it is
+    carried = f"{name}/carried{suffix}" if step.membrane and (step.carried or handed) else ""
     if step.membrane:
         position = edit.maker.get(step.membrane, -1)
         # A separate Identity: the producer of the first potential may be the current of every step.
@@ -201,7 +207,11 @@ def _expose_step(edit: _LayerEdit, layer: SpikingLayer, step: Step, suffix: str)
         for (number, k), read in inner.items():
             if read == step.membrane:
                 graph.node[number].input[k] = membrane
-        edit.replace_output(step.membrane, membrane)
+        if carried:
+            edit.put(position, "Identity", [membrane], carried, f"{name}/carried")
+        for use in step.carried:
+            graph.node[use.node].input[use.input] = carried
+        edit.replace_output(step.membrane, carried if handed else membrane)
     spike, fired = f"{name}/spike{suffix}" if suffix else f"{name}/spiking", step.spike
     edit.put(edit.maker[fired], "Where", [f"{name}/free", fired, f"{name}/spike"], spike, f"{name}/spike")
     edit.redirect(fired, spike, {at for at, read in inner.items() if read == fired})
@@ -209,7 +219,7 @@ def _expose_step(edit: _LayerEdit, layer: SpikingLayer, step: Step, suffix: str)
     for use in step.resets:
         read = text(graph.node[use.node].input[use.input])
         graph.node[use.node].input[use.input] = _weighted_reset(edit, layer, read, suffix)
-    return membrane, spike
+    return {"membrane": membrane, "carried": carried, "spike": spike}
 
 
 def _weighted_reset(edit: _LayerEdit, layer: SpikingLayer, signal: str, suffix: str) -> str:

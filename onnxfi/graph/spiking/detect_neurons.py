@@ -63,14 +63,15 @@ class Variable:
 class Step:
     """Step of a layer: the tensors of its membrane potential and of its spikes.
 
-    `inner` are the uses of both by the layer itself, in the next step. `resets` are those through which a spike resets
-    its neuron.
+    `inner` are the uses of both by the layer itself: those in the next step. `resets` are those of them through which
+    a spike resets its neuron, `carried` those of the potential behind its comparison, by the next step.
     """
 
     membrane: str
     spike: str
     inner: tuple[Use, ...] = field(default=(), repr=False)
     resets: tuple[Use, ...] = field(default=(), repr=False)
+    carried: tuple[Use, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -259,12 +260,13 @@ def _step(
         names.add(spike := text(pattern.graph.node[graders[0]].output[0]))
         inner = [node for node in following if node != graders[0]]
     uses = _uses(pattern, names, inner)
-    mine = {*inner, *(n for fire in fires for n in fire.nodes)}
+    comparing = {n for fire in fires for n in fire.nodes}
     return Step(
         membrane,
         spike,
-        tuple(_uses(pattern, {membrane, *names}, mine)),
+        tuple(_uses(pattern, {membrane, *names}, {*inner, *comparing})),
         tuple(use for use in uses if _resets(pattern, use)),
+        tuple(_uses(pattern, {membrane}, set(inner) - comparing)),
     )
 
 

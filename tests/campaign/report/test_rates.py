@@ -264,11 +264,20 @@ def test_the_table_of_classes_by_layer_as_csv(here: Path) -> None:
     table = read(here / "classes.csv")
     assert [row["layer"] for row in table] == ["fc1", "fc2"]
     shares = [name.removeprefix("class_") for name in CLASSES]
-    assert list(table[0]) == ["layer", "faults", "injections", *shares, "faulty_accuracy", "golden_accuracy"]
+    assert list(table[0]) == [
+        "layer",
+        "faults",
+        "injections",
+        "batch_runs",
+        *shares,
+        "faulty_accuracy",
+        "golden_accuracy",
+    ]
     rows = rows_of(here / "s.db")
     for line in table:
         mine = [row for row in rows if row["layer"] == line["layer"]]
         assert (int(line["faults"]), int(line["injections"])) == (len(mine), 12 * len(mine))
+        assert int(line["batch_runs"]) == len(mine)  # the 12 samples fit into one batch
         assert sum(float(line[name]) for name in shares) == pytest.approx(1)
         for name in shares:
             assert float(line[name]) == pytest.approx(np.mean([row[f"class_{name}"] for row in mine]))

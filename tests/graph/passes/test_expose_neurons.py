@@ -209,3 +209,28 @@ def test_neurons_of_other_kinds_are_dead_in_all_their_steps(file: Path) -> None:
         site = f"{found.layers[0].name}/spike[{k}]"
         faulty = inject(exposed, sample(exposed, sites=[site], fault="dead")).data or b""
         np.testing.assert_allclose(next(iter(run_network(faulty, said["x"]).values())), said[f"dead/{k}"], atol=1e-5)
+
+
+def test_a_fault_behind_the_comparison_changes_the_next_step_alone() -> None:
+    for build in (unrolled, scanned):
+        exposed = load(expose_neurons(load(build(random_network(), 6, (1, 8, 8)))).data)
+        path = "" if build is unrolled else "steps.body::"
+        before, behind = (f"{path}lif2/{name}[1]@sample=2@step=3:31" for name in ("membrane", "carried"))
+        spikes = {}
+        for site in ("", before, behind):
+            data = exposed.source.data or b""
+            if site:
+                data = inject_activations(exposed, sites=[site]).data
+            proto = onnx.load_from_string(data)
+            if build is unrolled:
+                names = [f"lif2/spike/{t}" for t in range(6)]
+                proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+                out = run_network(proto.SerializeToString(), IMAGE)
+                spikes[site] = np.stack([out[name] for name in names])
+            else:
+                spikes[site] = next(iter(run_network(data, IMAGE).values()))
+        if build is unrolled:
+            changed = {site: (spikes[site] != spikes[""]).any(axis=(1, 2)) for site in (before, behind)}
+            assert not changed[before][:3].any() and not changed[behind][:4].any()
+            assert changed[before][3] and changed[behind][4:].any()
+        assert not np.array_equal(spikes[before], spikes[behind])
