@@ -56,6 +56,11 @@ class FaultAwareTraining(keras.Model):
         First epoch with faults, counted from 0.
     clip
         Clip faulty numbers to ±clip; None does not.
+    count
+        Number of faulty sites at every step, instead of `ber`: in the selected weights together, or of neurons in each
+        selected module or layer, faulty in every sample.
+    permanent
+        Keep the faults of the first step in every step.
 
     Raises
     ------
@@ -79,17 +84,19 @@ class FaultAwareTraining(keras.Model):
         self,
         model: keras.Model,
         *,
-        ber: float,
+        ber: float | None = None,
         selector: Selector | None = None,
         fault: str | FaultModel = "flip",
         target: str = "weights",
         seed: int = 0,
         from_epoch: int = 0,
         clip: float | None = None,
+        count: int | None = None,
+        permanent: bool = False,
     ) -> None:
         refuse_model(model)
         super().__init__(name=f"{model.name}_with_faults")
-        settings = FaultSettings(ber, selector or Selector(), fault, seed, target, from_epoch, clip)
+        settings = FaultSettings(ber, selector or Selector(), fault, seed, target, from_epoch, clip, count, permanent)
         self.model = model
         self.supports_jit = False  # faults are drawn on the host, which XLA does not call
         layers = dict((path, layer) for layer, path in layers_of(model))
@@ -181,7 +188,9 @@ class FaultAwareTraining(keras.Model):
         if self.settings.target != "weights" or not self._has_faults():
             return [np.asarray(value) for value in values]
         names = [path_of(self.model, v) for v in _parameters(self.model)]
-        found, after = self._inject_into(self.plan.faults(int(number)), dict(zip(names, values, strict=True)))
+        found, after = self._inject_into(
+            self.plan.faults(self.settings.trial(int(number))), dict(zip(names, values, strict=True))
+        )
         self._state.last = [found]
         return [after[name] for name in names]
 

@@ -50,6 +50,11 @@ class FaultAwareTraining(torch.nn.Module):
         First epoch with faults, counted from 0; the training loop calls `begin_epoch`.
     clip
         Clip faulty numbers to ±clip; None does not.
+    count
+        Number of faulty sites at every step, instead of `ber`: in the selected weights together, or of neurons in each
+        selected module or layer, faulty in every sample.
+    permanent
+        Keep the faults of the first step in every step.
 
     Raises
     ------
@@ -73,17 +78,19 @@ class FaultAwareTraining(torch.nn.Module):
         self,
         model: torch.nn.Module,
         *,
-        ber: float,
+        ber: float | None = None,
         selector: Selector | None = None,
         fault: str | FaultModel = "flip",
         target: str = "weights",
         seed: int = 0,
         from_epoch: int = 0,
         clip: float | None = None,
+        count: int | None = None,
+        permanent: bool = False,
     ) -> None:
         _refuse(model)
         super().__init__()
-        settings = FaultSettings(ber, selector or Selector(), fault, seed, target, from_epoch, clip)
+        settings = FaultSettings(ber, selector or Selector(), fault, seed, target, from_epoch, clip, count, permanent)
         self.model = model
         targets = _weights(model) if target == "weights" else _outputs(model)
         self.plan = InjectionPlan(settings, tuple(targets), _DESCRIPTIONS[target])
@@ -117,7 +124,9 @@ class FaultAwareTraining(torch.nn.Module):
         if not self._has_faults():
             return self.model(*args, **kwargs)
         if self.settings.target == "weights":
-            faults, final_words = resolve_faults(self.plan.faults(self.step), self._read, self.settings.clip)
+            faults, final_words = resolve_faults(
+                self.plan.faults(self.settings.trial(self.step)), self._read, self.settings.clip
+            )
             self.last_faults = (faults,)
             return self._run_faulty(final_words, args, kwargs)
         with self._output_hooks():
@@ -257,12 +266,13 @@ class FaultAwareTraining(torch.nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what a checkpoint holds beside the parameters: the step, and the seed and rate of the draws."""
-        return {"step": self.step, "seed": self.settings.seed, "ber": self.settings.ber}
+        return {"step": self.step, "seed": self.settings.seed, "ber": self.settings.ber, "count": self.settings.count}
 
     def set_extra_state(self, state: Any) -> None:
         """Continue from a checkpoint; raise InputError for one of another seed or rate."""
-        for key, own in (("seed", self.settings.seed), ("ber", self.settings.ber)):
-            if state[key] != own:
+        for key in ("seed", "ber", "count"):
+            own = getattr(self.settings, key)
+            if state.get(key) != own:
                 raise InputError(f"the checkpoint was trained with {key} {state[key]}, this wrapper has {own}")
         self.step = int(state["step"])
 

@@ -35,13 +35,13 @@ WordReader = Callable[[int, Index], Words]
 
 @dataclass(frozen=True)
 class FaultSettings:
-    """The faults of a training run: rate, fault model, selection, and the first epoch.
+    """The faults of a training run: rate or number, fault model, selection, and the first epoch.
 
     Parameters
     ----------
     ber
         Probability of a fault at each selected site, drawn again at every step: per bit, or per word for fault models
-        of whole words.
+        of whole words. None where `count` is given.
     selector
         Selection of parameters, bits and elements.
     fault
@@ -55,11 +55,16 @@ class FaultSettings:
     clip
         Largest magnitude that a fault may leave: faulty numbers are clipped to ±`clip`, NaN becomes 0. None keeps them
         as the fault left them.
+    count
+        Number of faulty sites at every step instead of a rate: in the selected weights together, or of neurons in each
+        selected activation, which are then faulty in every sample.
+    permanent
+        Keep the faults of the first step in every step.
 
     Raises
     ------
     InputError
-        For a value out of range.
+        For a value out of range, and where not exactly one of `ber` and `count` is given.
 
     Examples
     --------
@@ -67,17 +72,24 @@ class FaultSettings:
     StuckAt1()
     """
 
-    ber: float
+    ber: float | None = None
     selector: Selector = field(default_factory=Selector)
     fault: FaultModel | str = "flip"
     seed: int = 0
     target: str = "weights"
     from_epoch: int = 0
     clip: float | None = None
+    count: int | None = None
+    permanent: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fault", parse_fault(self.fault) if isinstance(self.fault, str) else self.fault)
-        sampling.check_rate(self.ber)
+        if (self.ber is None) == (self.count is None):
+            raise InputError("give either ber, a probability, or count, a number of faulty sites at every step")
+        if self.ber is not None:
+            sampling.check_rate(self.ber)
+        if self.count is not None and self.count < 0:
+            raise InputError(f"count must be 0 or more, got {self.count}")
         sampling.raw_words(self.seed, 0, sampling.PLACE, 0)  # refuses a seed that is out of range
         if self.target not in TARGETS:
             raise InputError(f"target must be {' or '.join(TARGETS)}, got {self.target!r}")
@@ -95,19 +107,32 @@ class FaultSettings:
         return self.fault
 
     def draw_weights(self, space: FaultSpace, trial: int) -> Faults:
-        """Draw the faults of one trial in weights: those of `onnxfi inject --ber` in a file with the same tensors."""
-        return draw_faults(space, Sampler("ber", rate=self.ber, seed=self.seed), self.fault_model, trial)
+        """Draw the faults of one trial in weights: those of `onnxfi inject` in a file with the same tensors."""
+        how = (
+            Sampler("ber", rate=self.ber, seed=self.seed)
+            if self.ber is not None
+            else Sampler("count", n=self.count or 0, seed=self.seed)
+        )
+        return draw_faults(space, how, self.fault_model, trial)
+
+    def trial(self, step: int) -> int:
+        """Return the number of the draw of a step of training."""
+        return 1 if self.permanent else step
 
     def draw_activations(self, target: Target, samples: int, number: int, step: int) -> Faults:
-        """Draw the faults of one step in activation `number`, independently in each of `samples` samples.
+        """Draw the faults of one step in activation `number`: by rate independently in each of `samples` samples.
 
-        The shape of `target` is that of one sample; the elements of the faults count through the whole batch. There
-        are none where the fault model fits no element.
+        By number the same neurons are faulty in every sample. The shape of `target` is that of one sample; the elements
+        of the faults count through the whole batch. There are none where the fault model fits no element.
         """
         space = FaultSpace.over([target], self.fault_model, bits=self.selector.bits, elements=self.selector.elements)
-        stream = (number + 1) << _STREAM_SHIFT | step
-        chosen = sampling.ber(space.size * samples, self.ber, self.seed, stream)
-        sample, inside = np.divmod(chosen, np.uint64(max(1, space.size)))
+        stream = (number + 1) << _STREAM_SHIFT | self.trial(step)
+        if self.ber is not None:
+            chosen = sampling.ber(space.size * samples, self.ber, self.seed, stream)
+            sample, inside = np.divmod(chosen, np.uint64(max(1, space.size)))
+        else:
+            neurons = sampling.count(space.size, self.count or 0, self.seed, stream)
+            sample, inside = np.repeat(np.arange(samples, dtype=np.uint64), len(neurons)), np.tile(neurons, samples)
         sites = space.locate(inside)
         whole = replace(target, shape=(samples, *target.shape))
         start, index, bit, model = sample.astype(np.int64) * target.size, sites.index, sites.bit, self.fault_model
@@ -152,9 +177,10 @@ class InjectionPlan:
     def rate_warning(self) -> str:
         """One line where the rate is so high that nearly every word is faulty at each step; else empty."""
         if self.settings.target != "weights":
-            each = max(map(len, self.space.bit_positions)) * self.settings.ber
+            each = max(map(len, self.space.bit_positions)) * (self.settings.ber or 0.0)
             return f"about {each:,.1f} faults are expected in each word at every step" if each >= 1 else ""
-        words, expected = sum(self.space.element_counts), self.settings.ber * self.space.size
+        words, rate = sum(self.space.element_counts), self.settings.ber
+        expected = float(self.settings.count or 0) if rate is None else rate * self.space.size
         if expected < words:
             return ""
         return f"{expected:,.0f} faults are expected in {words:,} words at every step: nearly every word is faulty"

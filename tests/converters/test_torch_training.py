@@ -324,3 +324,18 @@ def test_the_pages_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     model = cnn()
     exec(program, {"model": model, "batches": [(image(8), torch.arange(8) % 10)] * 2})
     assert load(tmp_path / "trained.onnx").targets
+
+
+def test_dead_neurons_by_number_stay_dead_in_every_sample_and_step() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Sigmoid(), torch.nn.Linear(8, 2))
+    selector = Selector(include=("=1",))
+    training = FaultAwareTraining(model, count=3, fault="dead", target="activations", selector=selector, permanent=True)
+    seen = []
+    handle = model[2].register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
+    for _ in range(2):
+        training(torch.rand(5, 4)).sum().backward()
+    handle.remove()
+    dead = [(value == 0).all(0) for value in seen]
+    assert int(dead[0].sum()) == 3 and torch.equal(*dead)
+    assert all(torch.equal(value == 0, dead[0].expand(5, 8)) for value in seen)

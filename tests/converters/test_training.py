@@ -19,8 +19,10 @@ from onnxfi.converters.training import (
     target_of,
 )
 from onnxfi.errors import FaultListError, InputError, SelectorError
+from onnxfi.faults.models import Flip
 from onnxfi.faults.registry import fault_models, parse_fault
 from onnxfi.faults.space import Target
+from onnxfi.faults.trials import Sampler, draw_faults
 from onnxfi.faults.words import WORDS
 
 MODEL = Path(__file__).parents[2] / "models" / "fashion_cnn.onnx"
@@ -127,6 +129,29 @@ def test_a_rate_that_affects_every_word_is_allowed_with_a_warning(caplog: pytest
     assert InjectionPlan(FaultSettings(0.03), TARGETS).rate_warning == ""
 
 
+def test_faults_by_number_are_those_of_inject_count_and_may_stay() -> None:
+    plan = InjectionPlan(FaultSettings(count=5, seed=4), TARGETS)
+    for trial in (1, 2):
+        drawn = draw_faults(plan.space, Sampler("count", n=5, seed=4), Flip(), trial)
+        assert [str(f.site) for f in plan.faults(trial)] == [str(f.site) for f in drawn]
+    assert plan.rate_warning == "" and plan.settings.trial(7) == 7
+    assert FaultSettings(count=5, permanent=True).trial(7) == 1
+
+
+@pytest.mark.parametrize("permanent", [False, True])
+def test_neurons_by_number_are_faulty_in_every_sample(permanent: bool) -> None:
+    settings = FaultSettings(count=3, fault="dead", target="activations", seed=2, permanent=permanent)
+    neurons = Target("lif", WORDS["float32"], (4, 5), "activation")
+    seen = []
+    for step in (1, 2):
+        faults = settings.draw_activations(neurons, 6, 1, step)
+        places = faults.sites.index.reshape(6, 3)
+        assert len(set(places[0].tolist())) == 3 and places[0].max() < 20
+        np.testing.assert_array_equal(places, places[0] + 20 * np.arange(6)[:, None])
+        seen.append(sorted(places[0].tolist()))
+    assert (seen[0] == seen[1]) == permanent
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -140,6 +165,9 @@ def test_a_rate_that_affects_every_word_is_allowed_with_a_warning(caplog: pytest
             "clip must be a positive number, the largest magnitude a fault may leave, got nan",
         ),
         ({"ber": 0.1, "fault": "filp"}, "unknown fault 'filp'; closest: 'flip'"),
+        ({}, "give either ber, a probability, or count"),
+        ({"ber": 0.1, "count": 2}, "give either ber, a probability, or count"),
+        ({"count": -1}, "count must be 0 or more, got -1"),
     ],
 )
 def test_bad_settings(given: dict[str, object], message: str) -> None:
