@@ -234,7 +234,7 @@ def print_report(found: Report, *, sort: str = "", top: int = _TOP) -> None:
         if cut:
             print_line(cut)
         names = {fold.key for fold in layers}
-        lines = [row for row in classes(found) if row["layer"] in names]
+        lines = [{k: v for k, v in row.items() if k != "batch_runs"} for row in classes(found) if row["layer"] in names]
         if shares := [[_share(v) if isinstance(v, float) else v for v in row.values()] for row in lines]:
             table("Classes by layer, shares of the injections", _CLASSES[: len(shares[0])], shares)
     if found.by_bit:
