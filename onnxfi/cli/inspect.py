@@ -8,11 +8,21 @@ from typing import Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.options import CUSTOM_OPS, JSON, LINKS, MODEL, NEURONS, GroupedCommand, select_options, selector_of
+from onnxfi.cli.options import (
+    CUSTOM_OPS,
+    JSON,
+    LINKS,
+    NEURONS,
+    PIPELINE,
+    STAGE,
+    GroupedCommand,
+    select_options,
+    selector_of,
+)
 
 
 @click.command("inspect", cls=GroupedCommand, short_help="List the targets of faults in MODEL.")
-@MODEL
+@PIPELINE
 @click.option(
     "--target",
     type=click.Choice(["weights", "activations", "inputs"]),
@@ -33,6 +43,7 @@ from onnxfi.cli.options import CUSTOM_OPS, JSON, LINKS, MODEL, NEURONS, GroupedC
     help="With --target activations or inputs: inputs that show shapes which the file leaves open (default: synthetic).",
 )
 @CUSTOM_OPS
+@STAGE
 @LINKS
 @JSON
 def command(model: Path, as_json: bool, allow_links: bool, neurons: Path | None, **flags: Any) -> None:
@@ -50,11 +61,11 @@ def command(model: Path, as_json: bool, allow_links: bool, neurons: Path | None,
         _inspect_activations(model, flags, neurons, as_json=as_json, allow_links=allow_links)
         return
     options.refuse_flags(("all", "data", "custom_ops"), "without --target activations or inputs")
+    opened = options.stage_of(model, {**flags, "allow_links": allow_links})
     from onnxfi.cli.terminal import count, print_json, print_line, print_note, table
-    from onnxfi.graph.model.loading import load
     from onnxfi.runtime.inject.weights import inspect
 
-    found = inspect(load(model, allow_links=allow_links), selector_of(flags), neurons=neurons)
+    found = inspect(opened, selector_of(flags), neurons=neurons)
     if as_json:
         print_json(found)
         return
