@@ -1,7 +1,7 @@
 """Run campaigns on real models, most of them stages of pipelines, and print the tables of docs/how-to/pipelines.md.
 
     python scripts/fetch_models.py
-    python scripts/real_models.py [--only NAME]... [--stores FOLDER] [--workers N]
+    python scripts/real_models.py [--only NAME]... [--singles N] [--stores FOLDER] [--workers N]
 
 A table has a row for each stage: the golden metric, the metric over the bit error rate with its interval, and the
 layers where one flipped exponent bit most often changes an answer silently. Models are looked for in fetched/
@@ -15,14 +15,14 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnxfi
 from onnxfi.campaign.report.report import Fold, Report
 from onnxfi.campaign.run.runner import run
 
 ROOT = Path(__file__).resolve().parents[1]
-REPEAT, SINGLES = 10, 120
+REPEAT = 10
 #: Layers that are listed, and the trials that one must have.
 LISTED, LEAST = 3, 5
 
@@ -55,20 +55,18 @@ CASES = (
 )  # fmt: skip
 
 
-def report_of(case: Case, stage: str, design: str, folder: Path, workers: int) -> Report:
-    """Run one campaign, or what is left of it, and return its report."""
-    designs = {
-        "sweep": {"ber": case.rates, "repeat": REPEAT},
-        "single": {"single": True, "trials": SINGLES, "bits": "exponent"},
-    }
-    if case.name == "sentences":  # stored integers have no exponent
-        designs["single"].pop("bits")
+def report_of(case: Case, stage: str, singles: int, folder: Path, workers: int) -> Report:
+    """Run a sweep, or so many single faults, or what is left of them, and return the report."""
+    design: dict[str, Any] = {"ber": case.rates, "repeat": REPEAT}
+    if singles:
+        bits = "" if case.name == "sentences" else "exponent"  # stored integers have none
+        design = {"single": True, "trials": singles, "bits": bits}
     module = f"examples.pipelines.{case.name}"
     campaign = onnxfi.Campaign(
         f"{module}:pipeline", f"{module}:{case.data}", stage=stage, task=case.task, samples=case.samples,
-        provider="cpu", **designs[design],
+        provider="cpu", **design,
     )  # fmt: skip
-    store = folder / f"{case.name}.{stage}.{design}.db"
+    store = folder / f"{case.name}.{stage}.{'single' if singles else 'sweep'}.db"
     for _ in run(campaign, store, workers=workers):
         pass
     return onnxfi.report(store)
@@ -92,17 +90,18 @@ def layers(found: Report) -> str:
     return ", ".join(listed) or "none"
 
 
-def table(case: Case, folder: Path, workers: int) -> Iterator[str]:
+def table(case: Case, singles: int, folder: Path, workers: int) -> Iterator[str]:
     """Yield the lines of a table in Markdown."""
     rates = " | ".join(f"{rate:g}" for rate in case.rates)
     yield f"| {case.title}: stage | golden | {rates} | layers |"
     yield "|---|---|" + "---|" * len(case.rates) + "---|"
     for stage in case.stages:
-        sweep, single = (report_of(case, stage, design, folder, workers) for design in ("sweep", "single"))
+        sweep = report_of(case, stage, 0, folder, workers)
+        harmful = layers(report_of(case, stage, singles, folder, workers)) if singles else "-"
         metric = sweep.task.metric(case.metric)
         golden = metric.text(float(sweep.golden["metrics"][case.metric]))
         cells = [value(sweep, fold, case.metric) for fold in sweep.by_rate]
-        yield f"| `{stage}` | {metric.label} {golden} | {' | '.join(cells)} | {layers(single)} |"
+        yield f"| `{stage}` | {metric.label} {golden} | {' | '.join(cells)} | {harmful} |"
 
 
 def main() -> int:
@@ -112,13 +111,14 @@ def main() -> int:
     parser.add_argument(
         "--stores", type=Path, default=Path("real-models"), metavar="FOLDER", help="folder of the stores"
     )
+    parser.add_argument("--singles", type=int, default=120, metavar="N", help="single faults for each stage; 0: none")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="worker processes")
     given = parser.parse_args()
     given.stores.mkdir(parents=True, exist_ok=True)
     sys.path.insert(0, str(ROOT))
     for case in CASES:
         if given.only is None or case.name in given.only:
-            for line in table(case, given.stores, given.workers):
+            for line in table(case, given.singles, given.stores, given.workers):
                 print(line, flush=True)
             print(flush=True)
     return 0
