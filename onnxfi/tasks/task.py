@@ -253,8 +253,8 @@ class Task:
         Returns the answer of each of the n samples of some `Outputs`: an array [n, …], or a sequence of n texts, arrays
         or dataclasses. Row r of an output with n rows belongs to sample `outputs.samples[r]`; rows of an output of
         another length belong to the n samples together. The answer of a sample follows from that sample alone. No
-        answer (an empty text, no boxes) is an answer too. A later stage of a pipeline runs in here. Without `decode`
-        the numbers of the outputs are the answers.
+        answer (an empty text, no boxes) is an answer too. In a pipeline these are the outputs of its answer. Without
+        `decode` the numbers of the outputs are the answers.
     apart : bool
         Outputs have a row per sample, so `decode` may be given some samples of a batch alone. False if rows name their
         sample in a column, as boxes behind a suppression of the whole batch.
