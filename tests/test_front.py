@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import onnx
 import pytest
@@ -17,8 +20,13 @@ import onnxfi
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.run import runner
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.designs import DESIGNS
+from onnxfi.campaign.spec.flat_fields import flat_fields
+from onnxfi.cli.commands import COMMANDS, group
+from onnxfi.converters import convert
 from onnxfi.errors import DataError, InputError, ModelError, SpecError
 from onnxfi.faults.models import Flip
+from onnxfi.faults.space import Selector
 
 
 def outcomes(found: onnxfi.Report) -> list[tuple[Any, ...]]:
@@ -160,3 +168,40 @@ def test_nothing_finished_is_an_interrupt_in_a_notebook_too(here: Path, monkeypa
 
 def test_the_version_is_that_of_the_package() -> None:
     assert onnxfi.__version__.count(".") == 2
+
+
+#: The functions of each verb, and its flags that are no parameters there: the answer is a value, which has them as methods
+#: or fields, or the value that is given holds them.
+TWINS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
+    "convert": ((convert,), {"factory", "input_shape", "opset"}),
+    "inspect": ((onnxfi.inspect,), set()),
+    "inject": ((onnxfi.sample, onnxfi.inject, onnxfi.inject_activations, onnxfi.replay, onnxfi.undo), {"undo"}),
+    "eval": ((onnxfi.evaluate,), set()),
+    "instrument": ((onnxfi.instrument, onnxfi.expose_neurons), set()),
+    "quantize": ((onnxfi.quantize, onnxfi.Recipe), set()),
+    "protect": ((onnxfi.protect,), set()),
+    "compare": ((onnxfi.compare,), {"out", "figure_folder"}),
+    "plan": ((onnxfi.plan,), {"source", "out", "print_spec", "times"}),
+    "run": (
+        (onnxfi.run,),
+        {"source", "out", "memory", "memory_device", "worker_memory", "scheduler", "local_cluster"},
+    ),
+    "report": ((onnxfi.report,), {"stores", "html", "csv_folder", "csv_by_model", "figure_folder", "sort", "top"}),
+    "merge": ((onnxfi.merge,), set()),
+    "check": ((onnxfi.check,), {"out", "junit", "markdown", "write_budget", "force", "time_s"}),
+}
+#: Verbs about the program itself, and the one that prints a row of `Report.details`.
+WITHOUT = {"show", "demo", "doctor", "completion", "help"}
+
+
+def test_every_verb_has_its_twin_and_flags_have_the_names_of_parameters() -> None:
+    assert set(TWINS) | WITHOUT == set(COMMANDS)
+    context = click.Context(group)
+    fields = {field.name for kind in (Selector, *DESIGNS) for field in dataclasses.fields(kind)} | set(
+        flat_fields(Campaign)
+    )
+    for verb, (functions, otherwise) in TWINS.items():
+        command = group.get_command(context, verb)
+        assert command is not None
+        known = {name for function in functions for name in inspect.signature(function).parameters} | fields
+        assert {param.name for param in command.params} - known - {"as_json"} == otherwise, verb
