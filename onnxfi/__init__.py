@@ -24,6 +24,8 @@ _NAMES = {
     "analysis.census": ("Census", "census"),
     "analysis.environment": ("Environment", "load_environment"),
     "analysis.fit": ("FitBudget", "fit"),
+    "analysis.manifest": ("manifest", "verify"),
+    "analysis.model_diff": ("diff",),
     "campaign.gate.budget": ("Budget", "Limit", "load_budget"),
     "campaign.gate.check": ("Checked", "check"),
     "campaign.report.compare": ("Comparison", "compare"),
@@ -100,6 +102,7 @@ __all__ = [
     "census",
     "check",
     "compare",
+    "diff",
     "draw_fault_inputs",
     "engine_of",
     "evaluate",
@@ -117,6 +120,7 @@ __all__ = [
     "load_environment",
     "load_pipeline",
     "load_spec",
+    "manifest",
     "merge",
     "open_data",
     "open_pipeline",
@@ -129,6 +133,7 @@ __all__ = [
     "run",
     "sample",
     "undo",
+    "verify",
 ]
 
 if TYPE_CHECKING:
@@ -136,6 +141,8 @@ if TYPE_CHECKING:
     from onnxfi.analysis.census import Census, census
     from onnxfi.analysis.environment import Environment, load_environment
     from onnxfi.analysis.fit import FitBudget, fit
+    from onnxfi.analysis.manifest import manifest, verify
+    from onnxfi.analysis.model_diff import diff
     from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
     from onnxfi.campaign.gate.check import Checked, check
     from onnxfi.campaign.report.compare import Comparison, compare

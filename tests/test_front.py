@@ -188,6 +188,9 @@ TWINS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
     ),
     "report": ((onnxfi.report,), {"stores", "html", "csv_folder", "csv_by_model", "figure_folder", "sort", "top"}),
     "merge": ((onnxfi.merge,), set()),
+    "manifest": ((onnxfi.manifest,), {"out"}),
+    "verify": ((onnxfi.verify,), {"manifest_file"}),
+    "diff": ((onnxfi.diff,), {"other", "save_faults", "repair"}),
     "check": ((onnxfi.check,), {"out", "junit", "markdown", "write_budget", "force", "time_s"}),
 }
 #: Verbs about the program itself, and the one that prints a row of `Report.details`.

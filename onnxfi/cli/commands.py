@@ -21,6 +21,7 @@ from onnxfi.cli.completion import answered
 COMMANDS = (
     *("convert", "inspect", "census", "inject", "eval", "instrument", "quantize", "protect", "compare"),
     *("assess", "plan", "run", "report", "fit", "show", "merge", "check"),
+    *("manifest", "verify", "diff"),
     *("demo", "doctor", "completion", "help"),
 )
 #: Address space that importing numpy and onnx takes, with a margin.

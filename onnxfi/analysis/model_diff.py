@@ -1,0 +1,267 @@
+"""Differences of two models: which words and bits, in which tensors, and how far; as a fault list, and repaired.
+
+Two files of one network differ where bits went wrong: each differing bit becomes a fault, so that damage seen in the
+field is replayed, measured and undone like an injected one. Of two builds of a network, tensors and operators are
+compared.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.analysis.manifest import structure_digest
+from onnxfi.errors import InputError
+from onnxfi.faults.space import Target
+from onnxfi.faults.trials import json_value
+from onnxfi.faults.words import Words
+from onnxfi.graph.model.graph_index import all_nodes
+from onnxfi.graph.model.loading import Model, ModelLike, load
+from onnxfi.runtime.inject.weights import Injection, Sample, inject, sample
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Words that are compared together.
+_CHUNK_WORDS = 1 << 20
+#: Differing bits that become faults; beyond, two models are two models and no damaged one.
+MOST_FAULTS = 100_000
+
+
+@dataclass(frozen=True, eq=False)
+class TensorDiff:
+    """Differences of one tensor.
+
+    Attributes
+    ----------
+    target : Target
+        The tensor, as in the first model.
+    words : int
+        The words that differ.
+    by_bit : tuple of int
+        For each bit position from 0 the words in which it differs.
+    largest : float
+        The largest absolute difference of two numbers; infinite where one is not finite.
+    relative : float
+        The L2 norm of the difference over that of the first tensor; infinite where a number is not finite.
+    index, changed : array of int64 and of uint64, shape (n,)
+        The first differing elements (flat, row-major) and their differing bits, at most `MOST_FAULTS`.
+    """
+
+    target: Target
+    words: int
+    by_bit: tuple[int, ...]
+    largest: float
+    relative: float
+    index: NDArray[np.int64]
+    changed: Words
+
+    @property
+    def bits(self) -> int:
+        """The bits that differ."""
+        return sum(self.by_bit)
+
+    def document(self) -> dict[str, Any]:
+        """Return the differences as plain values for JSON."""
+        return {
+            "target": self.target.id, "layer": self.target.layer, "dtype": self.target.word.name,
+            "elements": self.target.size, "words": self.words, "bits": self.bits, "by_bit": list(self.by_bit),
+            "largest": json_value(self.largest), "relative": json_value(self.relative),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class ModelDiff:
+    """Differences of two models.
+
+    Attributes
+    ----------
+    first, second : Model
+        The models.
+    tensors : tuple of TensorDiff
+        The tensors that differ, in the order of the first model.
+    only_first, only_second : tuple of str
+        Tensors that only one model has, or has in another format or shape.
+    structure : bool
+        True where graph, operators, attributes and names are the same.
+    operators : mapping of str to tuple of int
+        The operators whose number differs, with how many each model has.
+    compared : int
+        The tensors that both models have in the same format and shape.
+
+    Examples
+    --------
+    >>> from onnxfi.runtime.inject.weights import inject, sample
+    >>> golden = load("models/fashion_cnn.onnx")
+    >>> damaged = inject(golden, sample(golden, sites=["conv1.weight[7]:30", "conv1.weight[7]:2"])).data
+    >>> found = diff(golden, damaged)
+    >>> [(one.target.id, one.words, one.bits) for one in found.tensors], found.structure
+    ([('conv1.weight', 1, 2)], True)
+    >>> found.repaired().faulty_digest == golden.digest
+    True
+    """
+
+    first: Model
+    second: Model
+    tensors: tuple[TensorDiff, ...]
+    only_first: tuple[str, ...]
+    only_second: tuple[str, ...]
+    structure: bool
+    operators: Mapping[str, tuple[int, int]]
+    compared: int
+
+    @property
+    def same(self) -> bool:
+        """True where no stored number differs, and the structure is the same."""
+        return not self.tensors and not self.only_first and not self.only_second and self.structure
+
+    @cached_property
+    def bits(self) -> int:
+        """The bits that differ in tensors that both models have."""
+        return sum(one.bits for one in self.tensors)
+
+    def faults(self) -> Sample:
+        """Return the differing bits as flips in the first model, ready for `inject`, which writes the fault list.
+
+        Raises
+        ------
+        InputError
+            Where no bit differs, more than `MOST_FAULTS` do, or the models have other tensors.
+        """
+        return self._flips(self.first)
+
+    def repaired(self, out: str | Path | None = None) -> Injection:
+        """Write the second model with the words of the first; every other byte stays as it is.
+
+        Raises
+        ------
+        InputError
+            As for `faults`.
+        OutputError
+            Where the output cannot be written.
+        """
+        return inject(self.second, self._flips(self.second), out)
+
+    def _flips(self, model: Model) -> Sample:
+        if self.only_first or self.only_second:
+            name = (self.only_first or self.only_second)[0]
+            raise InputError(f"the models have other tensors ({name!r}), so their difference is no list of faults")
+        if not self.bits:
+            raise InputError("no stored number differs, so there is no fault to list")
+        if self.bits > MOST_FAULTS:
+            raise InputError(
+                f"the models differ in {self.bits:,} bits; a list of faults takes {MOST_FAULTS:,}, more are two models "
+                f"and not a damaged one"
+            )
+        return sample(model, sites=list(self.sites()))
+
+    def sites(self) -> Iterator[str]:
+        """Yield the differing bits as sites, `tensor[element]:bit`, in the order of the first model."""
+        for one in self.tensors:
+            for index, word in zip(one.index.tolist(), one.changed.tolist(), strict=True):
+                yield from (f"{one.target.id}[{index}]:{bit}" for bit in range(one.target.word.bits) if word >> bit & 1)
+
+    def document(self) -> dict[str, Any]:
+        """Return the differences as plain values for JSON."""
+        return {
+            "first": self.first.name, "second": self.second.name, "same": self.same, "structure": self.structure,
+            "compared": self.compared, "words": sum(one.words for one in self.tensors), "bits": self.bits,
+            "tensors": [one.document() for one in self.tensors],
+            "only_first": list(self.only_first), "only_second": list(self.only_second),
+            "operators": {name: list(counts) for name, counts in self.operators.items()},
+        }  # fmt: skip
+
+
+def diff(first: ModelLike, second: ModelLike) -> ModelDiff:
+    """Compare the stored words and the structure of two models.
+
+    Parameters
+    ----------
+    first, second : str, Path, bytes, onnx.ModelProto or Model
+        The models, the intact one first.
+
+    Returns
+    -------
+    ModelDiff
+        The differences by tensor and bit, and the tensors and operators that only one has.
+
+    Raises
+    ------
+    ModelError
+        Where a model cannot be opened.
+
+    Examples
+    --------
+    >>> diff("models/fashion_cnn.onnx", "models/fashion_cnn.onnx").same
+    True
+    """
+    one, other = load(first), load(second)
+    theirs = {target.id: target for target in other.targets}
+    common = [t for t in one.targets if t.id in theirs and _alike(t, theirs[t.id])]
+    known = {target.id for target in common}
+    compared = (_compare(one, other, target, theirs[target.id]) for target in common)
+    counts = [Counter(node.op_type for node in _nodes(model)) for model in (one, other)]
+    return ModelDiff(
+        one,
+        other,
+        tuple(found for found in compared if found.words),
+        tuple(target.id for target in one.targets if target.id not in known),
+        tuple(target.id for target in other.targets if target.id not in known),
+        structure_digest(one) == structure_digest(other),
+        {
+            name: (counts[0][name], counts[1][name])
+            for name in sorted(counts[0].keys() | counts[1].keys())
+            if counts[0][name] != counts[1][name]
+        },
+        len(common),
+    )
+
+
+def _nodes(model: Model) -> Iterator[onnx.NodeProto]:
+    """Yield every node of a model, also those of subgraphs and functions."""
+    for nodes in (model.proto.graph.node, *(function.node for function in model.proto.functions)):
+        yield from all_nodes(nodes)
+
+
+def _alike(one: Target, other: Target) -> bool:
+    return (one.word, one.shape) == (other.word, other.shape)
+
+
+def _compare(one: Model, other: Model, target: Target, again: Target) -> TensorDiff:
+    """Compare the words of a tensor in two models, in chunks."""
+    bits, words = target.word.bits, 0
+    by_bit, kept, positions = np.zeros(bits, np.int64), [], []
+    largest = squares = norm = 0.0
+    for start in range(0, target.size, _CHUNK_WORDS):
+        index = np.arange(start, min(start + _CHUNK_WORDS, target.size))
+        ours, theirs = one.words(target, index), other.words(again, index)
+        changed = ours ^ theirs
+        rows = np.flatnonzero(changed)
+        with np.errstate(all="ignore"):
+            mine = target.word.values(ours).astype(np.float64)
+            norm += float(np.square(mine).sum())
+        if not len(rows):
+            continue
+        with np.errstate(all="ignore"):
+            gap = np.abs(mine[rows] - target.word.values(theirs[rows]).astype(np.float64))
+            gap[np.isnan(gap)] = np.inf
+            largest, squares = max(largest, float(gap.max())), squares + float(np.square(gap).sum())
+        for bit in range(bits):
+            by_bit[bit] += np.count_nonzero(changed[rows] >> np.uint64(bit) & np.uint64(1))
+        if words < MOST_FAULTS:
+            positions.append(index[rows][: MOST_FAULTS - words])
+            kept.append(changed[rows][: MOST_FAULTS - words])
+        words += len(rows)
+    relative = 0.0 if not squares else np.sqrt(squares / norm) if norm else np.inf
+    return TensorDiff(
+        target, words, tuple(by_bit.tolist()), largest, float(relative),
+        np.concatenate(positions) if positions else np.zeros(0, np.int64),
+        np.concatenate(kept) if kept else np.zeros(0, np.uint64),
+    )  # fmt: skip

@@ -1,0 +1,82 @@
+"""`onnxfi diff MODEL OTHER`: which bits differ, as a table and as a fault list; repaired from the intact file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, GroupedCommand
+
+#: Rows of the table.
+_MOST_ROWS = 20
+
+
+@click.command("diff", cls=GroupedCommand, short_help="Print which bits of OTHER differ from MODEL.")
+@MODEL
+@click.argument("other", metavar="OTHER", type=PATH)
+@click.option("--save-faults", type=PATH, metavar="FILE", help="Write the differing bits as a fault list of MODEL.")
+@click.option("--repair", type=PATH, metavar="OUT", help="Write OTHER with the words of MODEL.")
+@LINKS
+@JSON
+def command(
+    model: Path, other: Path, save_faults: Path | None, repair: Path | None, allow_links: bool, as_json: bool
+) -> None:
+    """Compare the stored words of two models bit by bit. Exit code 1: they differ.
+
+    Damage seen in the field becomes a fault list: inject, run and report work on it. Of two builds of a network the
+    tensors and operators are compared, and how far the numbers lie apart.
+
+    \b
+    onnxfi diff golden.onnx damaged.onnx --save-faults damage.jsonl --repair repaired.onnx
+    onnxfi run golden.onnx --data images.npz --faults damage.jsonl
+    """
+    from onnxfi.analysis.model_diff import diff
+    from onnxfi.cli.terminal import count, number, print_json, print_line, table
+    from onnxfi.graph.model.loading import load
+    from onnxfi.graph.write.output_file import check_output_files
+    from onnxfi.runtime.inject.weights import inject
+
+    first, second = (load(path, allow_links=allow_links) for path in (model, other))
+    for source, file in ((first, save_faults), (second, repair)):
+        if file is not None:
+            check_output_files(source, [file], copy=False)
+    found = diff(first, second)
+    written = []
+    if save_faults is not None and not found.same:
+        inject(first, found.faults(), save_faults=save_faults)
+        written.append(save_faults)
+    if repair is not None and not found.same:
+        found.repaired(repair)
+        written.append(repair)
+    if as_json:
+        print_json(found.document())
+    else:
+        if found.tensors:
+            rows = [
+                (
+                    one.target.id, one.target.word.name, f"{one.words:,} of {one.target.size:,}", f"{one.bits:,}",
+                    " ".join(str(bit) for bit, many in enumerate(one.by_bit) if many), number(one.largest), number(one.relative),
+                )
+                for one in found.tensors[:_MOST_ROWS]
+            ]  # fmt: skip
+            columns = ("Tensor", "Type", ">Words", ">Bits", "Bit positions", ">Largest change", ">Relative L2")
+            table("Differing tensors", columns, rows)
+            if len(found.tensors) > _MOST_ROWS:
+                print_line(f"and {len(found.tensors) - _MOST_ROWS:,} tensors more; --json has all")
+        for where, names in ((model, found.only_first), (other, found.only_second)):
+            if names:
+                print_line(f"only in {where}, or of another format or shape there: {', '.join(names[:_MOST_ROWS])}")
+        for name, (here, there) in found.operators.items():
+            print_line(f"operator {name}: {here:,} and {there:,}")
+        if not found.structure:
+            print_line("the structure differs: operators, attributes, names or shapes")
+        words = sum(one.words for one in found.tensors)
+        differ = (
+            f"{count(words, 'word')} and {count(found.bits, 'bit')} differ" if words else "no stored number differs"
+        )
+        print_line(f"{differ}, of {count(found.compared, 'tensor')} that both have")
+        for path in written:
+            print_line(f"wrote {path}")
+    if not found.same:
+        raise SystemExit(1)
