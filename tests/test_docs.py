@@ -41,6 +41,7 @@ GUIDES = (
     "detection",
     "segmentation",
     "replay",
+    "integrity",
     "scripting",
     "campaigns",
     "pipelines",
