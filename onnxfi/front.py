@@ -9,9 +9,10 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ def run(
     progress: bool | None = None,
     on_result: Callable[[Result], None] | None = None,
     timeout_s: float | None = None,
+    time_s: float | None = None,
     worker_memory_bytes: int | None = None,
     **fields: Any,
 ) -> Report:
@@ -70,6 +72,8 @@ def run(
         Called with each `Result` as it comes back.
     timeout_s : float, optional
         The time after which a trial hangs, in seconds; by default 10 and that of 20 golden runs. With workers alone.
+    time_s : float, optional
+        The time after which it stops, in seconds; the report is that of the trials that have finished.
     worker_memory_bytes : int, optional
         The memory of a worker; by default three quarters of the machine's.
     **fields
@@ -95,6 +99,7 @@ def run(
     """
     from onnxfi.campaign.run import runner
 
+    deadline = None if time_s is None else time.monotonic() + time_s
     scratch = None if store is not None else tempfile.mkdtemp(prefix="onnxfi-")
     place = Path(scratch or ".", "campaign.onnxfi.db") if store is None else Path(store)
     try:
@@ -103,7 +108,7 @@ def run(
             campaign, place, workers=workers, shard=shard, fresh=fresh, executor=executor, kept_bytes=kept_bytes,
             timeout_s=timeout_s, worker_memory_bytes=worker_memory_bytes,
         )  # fmt: skip
-        finished = _follow(running, workers, progress, on_result)
+        finished = _follow(running.until(deadline), running, workers, progress, on_result)
         found = _reported(place, finished)
     except BaseException:
         if scratch is not None:
@@ -177,11 +182,17 @@ def _reported(store: Path, finished: bool) -> Report:
     return found
 
 
-def _follow(running: Running, workers: int, shown: bool | None, on_result: Callable[[Result], None] | None) -> bool:
+def _follow(
+    results: Iterator[Result],
+    running: Running,
+    workers: int,
+    shown: bool | None,
+    on_result: Callable[[Result], None] | None,
+) -> bool:
     """Run all trials; return whether the campaign was left to end."""
     try:
         with closing(running), _display(running, workers, shown) as display:
-            for result in running:
+            for result in results:
                 for each in (display, on_result):
                     if each is not None:
                         each(result)

@@ -27,7 +27,7 @@ from onnxfi.faults.models import Flip
 from onnxfi.faults.space import FaultSpace, Selector, Target
 from onnxfi.faults.words import Words
 from onnxfi.graph.model.dequantize import describe_scheme, zero_points_at
-from onnxfi.graph.model.loading import Model
+from onnxfi.graph.model.loading import Model, ModelLike, load
 
 #: Bytes of a tensor that are read together, and words that are looked at one by one.
 CHUNK_BYTES = 1 << 22
@@ -163,12 +163,12 @@ class Census:
                 }  # fmt: skip
 
 
-def census(model: Model, selector: Selector | None = None) -> Census:
+def census(model: ModelLike, selector: Selector | None = None) -> Census:
     """Count the effect of every single bit flip of a model on its word; nothing is run.
 
     Parameters
     ----------
-    model : Model
+    model : str, Path, bytes, onnx.ModelProto or Model
         The model.
     selector : Selector, optional
         The selected targets, elements and bits; by default every weight.
@@ -191,6 +191,7 @@ def census(model: Model, selector: Selector | None = None) -> Census:
     >>> found.whole.bits, round(found.whole.share("catastrophic"), 4), round(found.broken(10), 2)
     (3387712, 0.0313, 0.27)
     """
+    model = load(model)
     space = (selector or Selector()).space(model.targets)
     reach = _reach(model)
     rows = zip(space.targets, space.bit_positions, space.element_counts, strict=True)
