@@ -50,6 +50,8 @@ CURVES = {
 }
 #: What examples/spiking/parametric.py draws.
 MAPS = ("parametric-leak.svg", "parametric-threshold.svg")
+#: What scripts/protection.py draws, which takes some minutes.
+STUDIES = ("protection.svg",)
 # The figure asks no other server for a font, and takes the reader's own.
 FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, DejaVu Sans Mono, monospace"
 FORMAT = re.sub(r"@font-face\s*{{.*?}}\s*", "", CONSOLE_SVG_FORMAT, flags=re.S).replace("Fira Code", FONTS)

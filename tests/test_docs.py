@@ -136,7 +136,12 @@ def figures() -> Any:
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="figures are drawn in a pseudo-terminal")
 def test_figures_are_of_today(work: Path) -> None:
     figure = figures()
-    assert {f.name for f in (ROOT / "docs" / "figures").iterdir()} == {*figure.FIGURES, *figure.CURVES, *figure.MAPS}
+    assert {f.name for f in (ROOT / "docs" / "figures").iterdir()} == {
+        *figure.FIGURES,
+        *figure.CURVES,
+        *figure.MAPS,
+        *figure.STUDIES,
+    }
     for name, command in figure.FIGURES.items():
         drawn = lines_of("\n".join(figure_lines(ROOT / "docs" / "figures" / name)))
         printed = lines_of(f"$ {command}\n{shell(command, work)}")
