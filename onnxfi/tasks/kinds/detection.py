@@ -114,24 +114,20 @@ def ivmod_due(pair: AnswerPair) -> float:
 
 
 def _golden_matches(golden: Answers) -> ImageMatches:
-    labels = _boxes_of(golden)
-    real = labels[~np.isnan(labels[..., 0])]
+    assert golden.labels is not None  # the metrics need them
+    real = golden.labels[~np.isnan(golden.labels[..., 0])]
     classes = np.unique(real[real[:, 5] == 0, 0]).astype(int).tolist()
-    return matches(labels, list(golden.values), classes)
-
-
-def _boxes_of(golden: Answers) -> NDArray[Any]:
-    if golden.labels is None:
-        raise DataError("average precision needs boxes as labels; the data has none")
-    return as_kind("boxes", golden.labels)
+    return matches(golden.labels, list(golden.values), classes)
 
 
 def precision(pair: AnswerPair) -> Precision:
     """Return the average precision of the faulty detections."""
     found, other = pair.golden.once(_golden_matches), np.flatnonzero(pair.differ)
     if other.size and found.classes:
-        labels = pair.golden.once(_boxes_of)[other]
-        found = found.replaced(other, matches(labels, [pair.values[k] for k in other.tolist()], found.classes))
+        assert pair.labels is not None
+        found = found.replaced(
+            other, matches(pair.labels[other], [pair.values[k] for k in other.tolist()], found.classes)
+        )
     return found.precision()
 
 
@@ -211,6 +207,8 @@ def detection(
         sums=OUTCOME_SUMS,
         orders=(("ivmod_sdc", "sdc_samples"), ("ivmod_due", "due_samples")),
         absent="the outputs are not read as detections; name the task with --task detection",
+        labels="boxes",
+        takes_tolerance=False,
         apart=format != "end2end",
         masked=rule.masked,
         wrong=rule.wrong,

@@ -127,12 +127,10 @@ class _Golden:
 
 
 def _golden(golden: Answers) -> _Golden:
-    if golden.labels is None:
-        raise DataError("this metric needs masks as labels; the data has none")
-    masks = as_kind("masks", golden.labels)
-    classes = int(masks.max(initial=0)) + 1
-    counts = np.stack([counted(*both, classes) for both in zip(masks, golden.values, strict=True)])
-    return _Golden(masks, classes, counts, counts.sum(axis=0))
+    assert golden.labels is not None  # the metrics need them
+    classes = int(golden.labels.max(initial=0)) + 1
+    counts = np.stack([counted(*both, classes) for both in zip(golden.labels, golden.values, strict=True)])
+    return _Golden(golden.labels, classes, counts, counts.sum(axis=0))
 
 
 def confusion(pair: AnswerPair) -> Counts:
@@ -215,6 +213,8 @@ def segmentation(changed: float = 0.01, threshold: float = 0.5, channels: str = 
         tiles=("sdc_samples", "due"),
         sums=OUTCOME_SUMS,
         absent="the output is not read as masks; name the task with --task segmentation",
+        labels="masks",
+        takes_tolerance=False,
         masked=lambda pair: ~over(pair),
         wrong=lambda pair: over(pair) & ~pair.detected,
         decode=how.masks,

@@ -231,6 +231,5 @@ def test_a_box_that_decoding_sends_nowhere_is_a_due_in_a_trial(own: str) -> None
 
 
 def test_precision_without_boxes_as_labels_is_refused() -> None:
-    golden = golden_of(output_of([A]), detection(), np.arange(1))
     with pytest.raises(DataError, match="the labels are int64"):
-        judge(golden, golden.run)
+        golden_of(output_of([A]), detection(), np.arange(1))
