@@ -1,6 +1,6 @@
-"""Bits of a detector's weights: how often one that flips makes it lose objects, or see some that do not exist.
+"""Bits of a detector: how often one that flips makes it lose objects, or see some that do not exist.
 
-python examples/lost_objects.py [TRIALS]
+python examples/lost_objects.py [weights|activations] [TRIALS]
 """
 
 import sys
@@ -9,16 +9,17 @@ from pathlib import Path
 import onnxfi
 
 MODELS = Path(__file__).parent.parent / "models"
-METRICS = ("ivmod_due", "lost_boxes", "new_boxes", "ap50")
+METRICS = ("ivmod_due", "lost_boxes", "new_boxes")
 
 
-def main(trials: int) -> None:
+def main(target: str, trials: int) -> None:
     found = onnxfi.run(
         MODELS / "scenes_detector.onnx", MODELS / "scenes_test.npz", labels=MODELS / "scenes_test.json",
-        task="detection", samples=50, single=True, trials=trials, bits="20-31", provider="cpu", progress=False,
+        task="detection", samples=50, target=target, single=True, trials=trials, bits="20-31", provider="cpu",
+        progress=False,
     )  # fmt: skip
-    print("bits 23 to 30 are the exponent, 31 is the sign, 20 to 22 the top of the mantissa; intervals at 99 %")
-    print(f"{'bit':>3} {'trials':>6} {'IVMOD_SDC':>23} {'IVMOD_DUE':>10} {'lost':>8} {'new':>8} {'AP50':>8}")
+    print(f"{target}; bits 23 to 30 are the exponent, 31 is the sign, 20 to 22 the top of the mantissa")
+    print(f"{'bit':>3} {'trials':>6} {'IVMOD_SDC, 99 %':>23} {'IVMOD_DUE':>10} {'lost':>8} {'new':>8}")
     for fold in filter(lambda one: one.trials, found.by_bit):
         sdc = fold.rate("ivmod_sdc")
         others = " ".join(f"{fold.rate(name).estimate:>8.2%}" for name in METRICS)
@@ -26,4 +27,5 @@ def main(trials: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2400)
+    target, trials = (*sys.argv[1:3], *("weights", "2400")[len(sys.argv) - 1 :])
+    main(target, int(trials))

@@ -47,6 +47,11 @@ CURVES = {
         f"{DETECT} --ber 1e-7:1e-3 --repeat 20 -o AP50.db",
         "onnxfi report AP50.db --figures figures",
     ),
+    "detection-bits.svg": (
+        "bits.svg",
+        f"{DETECT} --single --trials 1800 --bits 23-31 -o detector.db",
+        "onnxfi report detector.db --figures figures",
+    ),
 }
 #: What examples/spiking/parametric.py draws.
 MAPS = ("parametric-leak.svg", "parametric-threshold.svg")

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = {
     "accuracy_over_ber.py": (["{models}/fashion_cnn.onnx", "{tmp}/few.npz"], "faulty top-1"),
     "armed_file.py": (["{tmp}/armed.onnx"], "largest change"),
-    "lost_objects.py": (["12"], "bits 23 to 30 are the exponent"),
+    "lost_objects.py": (["activations", "12"], "bits 23 to 30 are the exponent"),
     "masks_over_ber.py": (["1"], "golden mIoU"),
     "fault_aware.py": (["--data", "{tmp}/few.npz", "--epochs", "2", "--repeat", "2"], "2 trials at each rate"),
     "quantisation_aware.py": (["--data", "{tmp}/few.npz", "--epochs", "1", "--repeat", "1"], "weights int8 16x1x3x3"),
