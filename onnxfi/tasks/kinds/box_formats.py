@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -45,6 +45,8 @@ _ROLES = {
 #: What an offset of SSD is multiplied by, of centres and of sizes.
 _VARIANCES = (0.1, 0.2)
 RAW = ("yolo", "yolov5", "ssd")
+#: Kinds of numpy's types that hold no boxes: text, objects and complex numbers.
+_NONE = "OUSTc"
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,14 @@ class BoxFormat:
             raise InputError(f"anchors are for format ssd, and the format is {self.name}")
 
     def boxes(self, outputs: Outputs) -> list[Floats]:
-        """Return the boxes of each sample (float64 [K,6] each); DataError if the outputs have another format."""
-        name = format_of(outputs.arrays) if self.name == "auto" else self.name
-        found = FORMATS[name](self, outputs)
+        """Return the boxes of each sample (float64 [K,6] each); DataError where the outputs have another format."""
+        arrays = _numbers(outputs.arrays)
+        name = format_of(arrays) if self.name == "auto" else self.name
+        found = FORMATS[name](self, replace(outputs, arrays=arrays))
+        if len(found) != len(outputs.samples):
+            raise DataError(
+                f"outputs {_listed(arrays)} have boxes of {len(found)} samples, given {len(outputs.samples)}"
+            )
         first = self.first_class if self.first_class is not None else int(name in ("tensorflow", "torchvision"))
         scale = np.array([*(self.size or (1, 1)) * 2, 1, 1])
         return [self._finished(rows, name in RAW) * scale - [0, 0, 0, 0, 0, first] for rows in found]
@@ -122,6 +129,7 @@ class BoxFormat:
 
     def classes_of(self, arrays: Mapping[str, Array]) -> int | None:
         """Return the number of classes of raw heads; None if shapes do not say it."""
+        arrays = _numbers(arrays)
         name = format_of(arrays) if self.name == "auto" else self.name
         if name == "ssd":
             return int(arrays[roles(arrays)["scores"]].shape[2]) - 1
@@ -129,6 +137,10 @@ class BoxFormat:
             return self.classes
         array = _only(arrays, 3)
         return int(array.shape[1] - 4 if name == "yolo" else array.shape[2] - 5)
+
+
+def _numbers(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: np.atleast_1d(array) for name, array in arrays.items() if array.dtype.kind not in _NONE}
 
 
 def _sigmoid(scores: Floats) -> Floats:
@@ -164,7 +176,6 @@ def roles(arrays: Mapping[str, Array]) -> dict[str, str]:
     >>> sorted(roles({"dets": np.zeros((1, 9, 4)), "p": np.zeros((1, 9)), "y": np.zeros((1, 9), np.int64)}).items())
     [('boxes', 'dets'), ('classes', 'y'), ('scores', 'p')]
     """
-    arrays = {name: np.atleast_1d(array) for name, array in arrays.items()}
     found: dict[str, str] = {}
     for role in ("count", "classes", "scores", "boxes"):
         named = [name for name, array in arrays.items() if name not in found.values() and _named(role, name, array)]
@@ -303,7 +314,7 @@ def _by_sample(outputs: Outputs, array: Array, width: int = 0) -> Floats:
         raise DataError(f"an output {shape_text(array.shape)} has no row for each of {n} samples; run with --batch 1")
     if width and array.shape[-1] != width:
         raise DataError(f"boxes are {shape_text(array.shape)}; a row has {width} columns")
-    return float64(array).reshape(n, array.size // (width or 1) // n, *shape[2:])
+    return float64(array).reshape(n, array.size // (width or 1) // max(n, 1), *shape[2:])
 
 
 def _rows(how: BoxFormat, outputs: Outputs) -> list[Floats]:

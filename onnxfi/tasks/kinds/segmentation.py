@@ -52,14 +52,12 @@ class MaskFormat:
         if array.ndim == 4 and self.channels == "last":
             array = array.transpose(0, 3, 1, 2)
         whole = array.dtype.kind in "iub"
-        if (
-            array.ndim not in (3, 4)
-            or len(array) != len(outputs.samples)
-            or (whole and array.shape[1:-2] not in ((), (1,)))
-        ):
+        shaped = array.ndim in (3, 4) and len(array) == len(outputs.samples) and 0 not in array.shape[1:]
+        if not shaped or array.dtype.kind in "OUSTc" or (whole and array.shape[1:-2] not in ((), (1,))):
+            given = f"{array.dtype} {shape_text(array.shape)}"
             raise DataError(
-                f"output {name!r} has shape {shape_text(array.shape)} for {len(outputs.samples)} samples; masks are "
-                "scores [N,classes,H,W], one map of scores [N,H,W], or classes as integers [N,H,W]"
+                f"output {name!r} is {given} for {len(outputs.samples)} samples; masks are scores [N,classes,H,W], one "
+                "map of scores [N,H,W], or classes as integers [N,H,W]"
             )
         one = array[:, 0] if array.ndim == 4 and array.shape[1] == 1 else array
         if whole:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import TIMES
 
 from onnxfi.errors import DataError, InputError
 from onnxfi.runtime.data.sample_outputs import Outputs
@@ -204,8 +207,38 @@ def test_outputs_of_another_format_are_refused(how: str, arrays: dict[str, Array
         read(BoxFormat(how), arrays)
 
 
+NUMBERS = st.sampled_from([np.float32, np.float16, np.float64, np.int64, np.uint8, np.bool_, np.complex64, np.str_])
+NAMES = st.sampled_from(["boxes", "scores", "classes", "num", "y", "output0", "detection_boxes", "labels"])
+
+
+@st.composite
+def any_outputs(draw: st.DrawFn) -> dict[str, Array]:
+    """Outputs of any names, types and shapes, some of their numbers not finite."""
+    found: dict[str, Array] = {}
+    for name in draw(st.lists(NAMES, max_size=4, unique=True)):
+        shape = draw(st.lists(st.sampled_from([0, 1, 2, 3, 4, 5, 6, 7, 9]), max_size=4))
+        random = np.random.default_rng(draw(st.integers(0, 99)))
+        bad = random.choice([np.nan, np.inf, -np.inf, 1e30], size=shape)
+        values = np.where(random.random(shape) < 0.2, bad, random.normal(size=shape))
+        with np.errstate(all="ignore"):
+            found[name] = np.asarray(values).astype(draw(NUMBERS))
+    return found
+
+
+@settings(max_examples=4 * TIMES)
+@given(arrays=any_outputs(), name=st.sampled_from(["auto", *FORMATS]), activation=st.sampled_from(["none", "softmax"]))
+def test_any_outputs_are_read_or_refused(arrays: dict[str, Array], name: str, activation: str) -> None:
+    """Outputs hold boxes, or one line says why they hold none."""
+    for samples in (1, 3):
+        try:
+            found = read(BoxFormat(name, score=0.01, activation=activation, size=(3, 4)), arrays, samples)
+        except DataError:
+            continue
+        assert len(found) == samples and all(one.ndim == 2 and one.shape[1] == 6 for one in found)
+
+
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         ({"name": "yolo5"}, "no box format 'yolo5', perhaps 'yolov5'|did you mean|yolov5"),
         ({"score": 1.5}, r"score must be in \[0, 1\], got 1.5"),
@@ -216,6 +249,6 @@ def test_outputs_of_another_format_are_refused(how: str, arrays: dict[str, Array
         ({"name": "yolo", "anchors": "a.npy"}, "anchors are for format ssd, and the format is yolo"),
     ],
 )
-def test_options_out_of_range_are_refused(given: dict[str, object], message: str) -> None:
+def test_options_out_of_range_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        BoxFormat(**given)  # type: ignore[arg-type]
+        BoxFormat(**options)  # type: ignore[arg-type]

@@ -150,8 +150,10 @@ def misfit(scores: Array, labels: Array | None = None, task: Task | None = None)
 def test_what_does_not_fit_is_named() -> None:
     scores = one_hot(GOLDEN, 3)
     assert misfit(scores) == "" == misfit(scores, GOLDEN)
-    assert "has shape [4,10] for 4 samples; masks are scores [N,classes,H,W]" in misfit(np.zeros((4, 10)))
-    assert "has shape [1,3,10,10]" in misfit(scores.astype(np.int64)), "classes are one number a pixel"
+    assert "is float64 [4,10] for 4 samples; masks are scores [N,classes,H,W]" in misfit(np.zeros((4, 10)))
+    assert "is int64 [1,3,10,10]" in misfit(scores.astype(np.int64)), "classes are one number a pixel"
+    for none in (np.zeros((4, 0, 5, 5)), np.zeros((4, 3, 5, 5), complex), np.full((4, 3, 5, 5), "a")):
+        assert "masks are scores [N,classes,H,W]" in misfit(none)
     assert "masks are integers" in misfit(scores, np.zeros((1, 5)))
     assert misfit(scores, GOLDEN[:, :, :8]) == "masks of the model have 10x10 pixels, those of the labels 8x10"
     assert (
