@@ -24,7 +24,7 @@ Flags = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Found = TypeVar("Found")
 #: Elements of a block: with a few float64 copies it still fits into a cache of 1 MB.
-_BLOCK = 1 << 15
+BLOCK = 1 << 15
 
 
 def float64(values: Array) -> Floats:
@@ -117,7 +117,7 @@ class Answers:
 
     def blocks(self, which: NDArray[np.int64]) -> Iterator[tuple[slice, Array]]:
         """Return some of the rows, block by block: their places among those asked for, and what they hold."""
-        step = max(1, _BLOCK // max(1, self.rows.shape[1]))
+        step = max(1, BLOCK // max(1, self.rows.shape[1]))
         for first in range(0, len(which), step):
             part = which[first : first + step]
             one = self.rows[part[0] : part[0] + 1] if len(part) == 1 else self.rows[part]
