@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 from onnx import parser
+from tiny_campaigns import mlp, samples
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,3 +35,11 @@ def models() -> Path:
 def fetched() -> Path:
     """The folder of the fetched models."""
     return ROOT / "fetched"
+
+
+@pytest.fixture
+def tiny(here: Path) -> Path:
+    """An empty folder with m.onnx and d.npz."""
+    mlp(here)
+    samples(here)
+    return here

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from campaign_commands import Run
 
-Run = Callable[..., Any]
 #: Top-1 on the 2,000 images, as the cards say.
 TOP1 = {"fashion_cnn": 0.9115, "fashion_attention": 0.8780, "fashion_gru": 0.8995}
 MATMUL = "g (float[N,3] x) => (float[N,3] y) <float[3,3] w = {1,2,3,4,5,6,7,8,9}> { y = MatMul(x, w) }"

@@ -66,40 +66,6 @@ def test_a_factory_that_needs_what_is_missing(run: Run, absent: set[str]) -> Non
     assert (code, out) == (2, "") and "pip install 'onnxfi[torch]'" in err
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["m.keras", "--from", "keraz"], "no framework 'keraz'; closest: 'keras'"),
-        (["m.onnx"], "'m.onnx' is an ONNX file already; run onnxfi inspect on it"),
-        (["m.pkl"], "'m.pkl' is a pickle, which runs code when it is loaded; give module:factory"),
-        (["m.mat"], "cannot tell the framework of 'm.mat'; give module:factory, a SavedModel folder or a file ending in .pt"),
-        (["."], "the folder '.' is not a SavedModel: it has no saved_model.pb"),
-        (["nowhere:make"], "no module 'nowhere' in the current folder or installed; run onnxfi in the folder of nowhere.py"),
-        (["framework_models:rises"], "module 'framework_models' has no 'rises'; closest: 'raises'"),
-        (["framework_models:three"], "a builtins.int is not a model of torch, keras, tensorflow, sklearn"),
-        (["framework_models:NUMBER"], "a builtins.int is not a model of torch, keras, tensorflow, sklearn"),
-        (["m.h5", "--factory", "a:b", "--from", "keras"], "--factory is for PyTorch checkpoints"),
-    ],
-)  # fmt: skip
-def test_bad_sources(run: Run, here: Path, words: list[str], message: str) -> None:
-    code, out, err = run("convert", *words, "-o", "out.onnx")
-    assert (code, out) == (2, "") and err.startswith("onnxfi: error: ") and message in err and err.count("\n") == 1
-    assert not list(here.iterdir())
-
-
-def test_a_factory_that_raises_shows_its_own_traceback_framed(run: Run, here: Path) -> None:
-    code, out, err = run("convert", "framework_models:raises", "-o", "out.onnx")
-    assert (code, out) == (2, "")
-    *frame, last = err.splitlines()
-    assert frame[0] == "╭─" and frame[-1] == "╰─" and all(line.startswith("│ ") for line in frame[1:-1])
-    assert "KeyError: 'weights'" in frame[-2] and any('return missing["weights"]' in line for line in frame)
-    assert not any("sources.py" in line for line in frame), "our own frames say nothing"
-    assert (
-        last
-        == "onnxfi: error: the factory 'framework_models:raises' raised KeyError: 'weights'; call it in Python first"
-    )
-
-
 def test_a_module_that_raises_when_it_is_imported(here: Path) -> None:
     Path("broken.py").write_text("import nosuchthing_\n")
     with pytest.raises(

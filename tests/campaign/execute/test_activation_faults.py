@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper, parser
-from onnx.reference import ReferenceEvaluator
 from tiny_campaigns import HEAD, chance, ran, samples, save, tables
 
 from onnxfi.campaign.execute.export_trial import export_trial
@@ -28,7 +27,7 @@ from onnxfi.errors import EngineError, FaultListError, InputError, SelectorError
 from onnxfi.faults.faultlist import LineReader
 from onnxfi.graph.model.loading import load
 from onnxfi.runtime.data.sample_outputs import stacked
-from onnxfi.runtime.engine.onnx_runtime import OrtEngine, OrtSession
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 
 
 def campaign(**fields: Any) -> Campaign:
@@ -126,62 +125,6 @@ def test_with_a_probability_one_site_in_each_sample(here: Path) -> None:
 
 
 # What becomes of it
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {}, {"target": ["weights", "activations"]}, {"per_sample": 0.5, "repeat": 6}, {"persistence": "permanent"},
-        *(pytest.param(more, marks=pytest.mark.slow) for more in (
-            {"target": "inputs"}, {"fault": "scale:factor=-3"}, {"fault": "random-word"}, {"ber": 0.01, "repeat": 6},
-            {"op": "Add"},
-        )),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_each_trial_is_the_model_that_it_exports(here: Path, fields: dict[str, Any]) -> None:
-    """Differential: cut, patched and resumed, against operators baked into the graph, fed all samples at once."""
-    few = {} if "repeat" in fields else {"trials": 10}
-    asked = campaign(optimization="off", batch=32, **few, **fields)
-    ran(asked, here / "s.db")
-    bench = TrialExecutor.open(asked)
-    header = make_plan(asked, bench.opened.fault_targets).header
-    x = np.load(here / "d.npz")["x"]
-    changed = 0
-    with Store.open(here / "s.db") as opened:
-        for trial, lines in [(t, opened.trial(t)["lines"]) for t in opened.trials()]:
-            reader = LineReader(header, bench.opened.fault_targets.targets, "the store")
-            [(_, faults)] = reader.trials(enumerate(lines.splitlines(), 1))
-            active = bench.opened.fault_targets.in_activations(faults)
-            if not active.any():
-                continue
-            golden, got = map(stacked, bench.longest(bench.prepare(header, faults)))
-            export_trial(here / "s.db", trial, here / "f.onnx")
-            baked = OrtEngine("cpu", optimization="off").prepare(here / "f.onnx").run({"x": x})["y"]
-            # What is NaN has another payload where the portable body makes it.
-            assert np.where(np.isnan(got), 0, got).tobytes() == np.where(np.isnan(baked), 0, baked).tobytes()
-            assert np.array_equal(np.isnan(got), np.isnan(baked))
-            with np.errstate(all="ignore"):
-                reference = ReferenceEvaluator(str(here / "f.onnx")).run(None, {"x": x})[0]
-            assert np.allclose(got, reference, rtol=1e-5, atol=1e-5, equal_nan=True)
-            changed += got.tobytes() != golden.tobytes()
-    assert changed
-
-
-def test_trials_are_exported_from_models_whose_types_only_a_run_finds(here: Path) -> None:
-    """As the runtime's optimisers write them: operators of com.microsoft, and no value_info behind those."""
-    proto = onnx.load("m.onnx")
-    proto.opset_import.add(domain="com.microsoft", version=1)
-    made = proto.graph.node[0]
-    made.op_type, made.domain = "FusedMatMul", "com.microsoft"
-    del proto.graph.value_info[:]
-    onnx.save(proto, here / "m.onnx")
-    results = ran(campaign(all=True), here / "s.db")
-    targets = {row["target"] for row in rows(here / "s.db")}
-    assert {"a", "b"} <= targets
-    for trial in range(1, len(results) + 1):
-        export_trial(here / "s.db", trial, here / "f.onnx")
-    ran(campaign(all=True, trials=26), here / "s.db")
 
 
 def test_a_single_transient_is_judged_on_its_sample(here: Path) -> None:
@@ -494,92 +437,4 @@ def test_without_activations_nothing_is_probed(here: Path) -> None:
     assert FaultTargets.of(load("m.onnx")).targets == load("m.onnx").targets
 
 
-def test_a_sample_that_a_fault_leaves_alone_has_the_answer_of_the_whole_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Cut at its activations a model may round another way, and near a tie answer otherwise."""
-    graph = "g (float[N,3] x) => (float[N,3] y) <float[3] w = {1,1,1}> { h = Mul(x, w) y = Mul(h, w) }"
-    rows = np.array([[1, 2, 3], [3, 1, 2], [5, 5, 1]], np.float32)
-    np.savez(tmp_path / "t.npz", x=rows, labels=np.array([2, 0, 0]))
-    run = OrtSession.run
-
-    def rounded(self: OrtSession, *given: Any) -> dict[str, Any]:
-        """Let the tie of the last sample go the other way, where the model is split."""
-        found = run(self, *given)
-        if [port.name for port in self.inputs] == ["h"]:
-            found["y"] = found["y"] + np.float32([[0, 0, 0], [0, 0, 0], [0, 1e-6, 0]])
-        return found
-
-    monkeypatch.setattr(OrtSession, "run", rounded)
-    fields: dict[str, Any] = {"persistence": "permanent", "route": "full", "batch": 3, "fault": "scale:factor=1"}
-    fields["include"] = ("=h",)
-    asked = Campaign(
-        save(tmp_path, graph), str(tmp_path / "t.npz"), target="activations", single=True, trials=4, **fields
-    )
-    for result in ran(asked, tmp_path / "s.db"):
-        assert (result.outcome, result.route, result.metrics["top1"]) == ("masked", "split", 1.0)
-
-
 # 16-bit floats
-
-HALVES = """g (float[N,4] x) => (float[N,3] y) {
-    h = Cast<to=10>(x) a = MatMul(h, w1) s = Softmax(a) p = MatMul(s, w1t) r = Add(p, h) c = MatMul(r, w2)
-    y = Cast<to=1>(c) }"""
-
-
-def halved(folder: Path, dtype: Any = np.float16) -> None:
-    """A block with a residual connection, computed in 16 bits; with bfloat16, of which runtimes compute nothing, moved
-    in it."""
-    shapes = {"w1": (4, 16), "w1t": (16, 4), "w2": (4, 3)}
-    model = parser.parse_model(HEAD + (HALVES if dtype is np.float16 else BFLOAT))
-    for k, (name, shape) in enumerate(shapes.items()):
-        held = chance(*shape, seed=k).astype(dtype if dtype is np.float16 else np.float32)
-        model.graph.initializer.append(numpy_helper.from_array(held, name))
-    onnx.save(model, folder / "m.onnx")
-
-
-BFLOAT = """g (float[N,4] x) => (float[N,3] y) {
-    a = MatMul(x, w1) h = Cast<to=16>(a) t = Transpose<perm=[1,0]>(h) u = Transpose<perm=[1,0]>(t) b = Cast<to=1>(u)
-    s = Softmax(b) p = MatMul(s, w1t) r = Add(p, x) y = MatMul(r, w2) }"""
-
-
-@pytest.mark.parametrize("dtype", [np.float16, "bfloat16"])
-@pytest.mark.parametrize(
-    "fields", [{"ber": 0.003, "repeat": 8, "persistence": "permanent"}, {"persistence": "permanent"}, {"per_sample":
-    0.5, "repeat": 4}, {"fault": "scale:factor=-3"}], ids=str,
-)  # fmt: skip
-def test_16_bit_floats_are_rounded_where_the_exported_model_rounds_them(
-    here: Path, fields: dict[str, Any], dtype: Any
-) -> None:
-    """A model that is cut rounds what crosses, wherever that is; the exported one where a fault is alone."""
-    halved(here, dtype)
-    ways = {} if {"ber", "per_sample"} & set(fields) else {"single": True, "trials": 12}
-    asked = Campaign("m.onnx", "d.npz", target="activations", all=True, batch=32, route="full", **ways, **fields)
-    results = {r.trial: r for r in ran(asked, here / "s.db")}
-    bench = TrialExecutor.open(asked)
-    golden = bench.golden_runs.run()[0].scores
-    x = np.load(here / "d.npz")["x"]
-    header = make_plan(asked, bench.opened.fault_targets).header
-    with Store.open(here / "s.db") as opened:
-        every = {trial: opened.trial(trial)["lines"].splitlines() for trial in results}
-    for trial, lines in every.items():
-        [(_, faults)] = LineReader(header, bench.opened.fault_targets.targets, "the store").trials(enumerate(lines, 1))
-        export_trial(here / "s.db", trial, here / "f.onnx")
-        file = OrtEngine("cpu").prepare(here / "f.onnx").run({"x": x})["y"]
-        if len(faults):
-            _, faulty = bench.longest(bench.prepare(header, faults))
-            assert np.array_equal(stacked(faulty), file, equal_nan=True)
-        if not header.of_single_faults or asked.scopes[0].persistence == "permanent":
-            other = (file.argmax(1) != golden.argmax(1)) & np.isfinite(file).all(1)
-            assert results[trial].metrics["sdc1"] == other.mean()
-
-
-def test_16_bit_floats_of_old_opsets_are_no_targets(here: Path) -> None:
-    halved(here)
-    proto = onnx.load(here / "m.onnx")
-    proto.opset_import[0].version = 10
-    onnx.save(proto, here / "m.onnx")
-    with pytest.raises(
-        SelectorError, match=r"'a' .* cannot be injected into: it lies in a model of 16-bit floats of opset 10"
-    ):
-        planned(include="=a")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -18,40 +15,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
-from tiny_campaigns import mlp, samples, save
+from tiny_campaigns import samples, save
 
 from onnxfi.campaign.execute import weight_routes
-from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.gate import check as gate
 from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
 from onnxfi.campaign.gate.check import EXIT_CODES, Checked, Finding, check, decide, joint
-from onnxfi.campaign.gate.ci_report import junit, markdown
-from onnxfi.campaign.gate.measurement import Measured, difference, times_below
-from onnxfi.campaign.gate.write_budget import ARMS, base_budget, write_budget
+from onnxfi.campaign.gate.measurement import difference, times_below
+from onnxfi.campaign.gate.write_budget import ARMS, write_budget
 from onnxfi.campaign.results.store import Store
-from onnxfi.campaign.run import golden_run_cache
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.spec.designs import BerSweep, SingleFaults
-from onnxfi.errors import BaselineError, InputError, OutputError, SpecError, StoreError
-from onnxfi.runtime.data.sample_outputs import as_run, stacked
+from onnxfi.errors import InputError, SpecError, StoreError
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.statistics.intervals import Interval, clopper_pearson, mean_interval
-from onnxfi.tasks.kinds.classification import CLASSIFICATION
 
 MODELS = Path(__file__).parents[3] / "models"
 CNN, DATA = MODELS / "fashion_cnn.onnx", MODELS / "fashion_test.npz"
 TRIALS = 16
 SWEEP = Campaign("", data="d.npz", ber=0.01, repeat=TRIALS)
 SINGLE = Campaign("", data="d.npz", single=True, trials=60)
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Golden runs are kept in a folder of the test's own."""
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("ONNXFI_CACHE", str(folder))
-    return folder
 
 
 def interval(low: float, high: float) -> Interval:
@@ -294,25 +277,6 @@ def as_json(checked: Checked, name: str = "base.json") -> str:
 CHANGES = (Limit("top1", max_drop=0.9), Limit("sdc1", max_rise=0.001), Limit("top1", golden=True, max_drop=0.1))
 
 
-def test_a_store_and_the_json_of_a_check_are_the_same_baseline(here: Path) -> None:
-    mlp(here, name="new.onnx", seed=50)
-    old = check("m.onnx", only(SWEEP, *CHANGES), store="old.db")
-    by_store = check("new.onnx", only(SWEEP, *CHANGES), baseline="old.db")
-    by_json = check("new.onnx", only(SWEEP, *CHANGES), baseline=as_json(old))
-    assert by_store.findings == by_json.findings
-    now = by_store.measured.interval("top1", 0.01)
-    before = old.measured.interval("top1", 0.01)
-    assert now is not None and before is not None
-    assert by_store.findings[0].interval.estimate == now.estimate - before.estimate
-    change = by_store.measured.golden["top1"] - old.measured.golden["top1"]
-    assert by_store.findings[2].interval == Interval(change, change, change, "exact", 1.0)
-    assert by_store.findings[2].verdict == ("pass" if change >= -0.1 else "fail")
-    assert [f.limit.allowed for f in by_store.findings][:2] == [
-        "drops by at most 90 points",
-        "rises by at most 0.1 points",
-    ]
-
-
 def test_the_same_model_has_not_changed(here: Path) -> None:
     old = check("m.onnx", only(SWEEP, *CHANGES))
     again = check("m.onnx", only(SWEEP, *CHANGES), baseline=as_json(old))
@@ -325,77 +289,6 @@ def test_without_a_baseline_changes_are_not_decided(here: Path) -> None:
     checked = check("m.onnx", only(SWEEP, *CHANGES))
     assert {(f.verdict, f.reason) for f in checked.findings} == {("not decided", "no baseline was given")}
     assert [f.measured for f in checked.findings] == ["-"] * 3
-
-
-def test_a_baseline_with_another_seed_will_do(here: Path) -> None:
-    old = check("m.onnx", only(replace(SWEEP, seed=5), *CHANGES))
-    assert check("m.onnx", only(SWEEP, *CHANGES), baseline=as_json(old)).findings[0].verdict == "pass"
-
-
-@pytest.mark.parametrize(
-    ("other", "said"),
-    [
-        ({"data": "e.npz"}, 'the data (SHA-256): "'), ({"ber": 0.02}, "ber: [0.02] there, [0.01] here"),
-        ({"include": "fc1"}, 'include: ["fc1"] there, [] here'),
-        *(pytest.param(*other, marks=pytest.mark.slow) for other in (
-            ({"fault": "zero"}, 'fault: "zero" there, "flip" here'), ({"batch": 4}, "batch: 4 there, 32 here"),
-            ({"tolerance": 0.1}, "tolerance: 0.1 there, 0.0 here"), ({"samples": 6}, "samples: 6 there, null here"),
-        )),
-    ],
-)  # fmt: skip
-def test_a_baseline_of_another_campaign_is_refused_and_the_difference_named(
-    here: Path, other: dict[str, Any], said: str
-) -> None:
-    samples(here, n=13, name="e.npz")
-    old = check("m.onnx", Budget(replace(SWEEP, **other), (Limit("sdc1", max=0.9),)), store="old.db")
-    for baseline in ("old.db", as_json(old)):
-        with pytest.raises(BaselineError) as error:
-            check("m.onnx", only(SWEEP, Limit("sdc1", max_rise=0.5)), baseline=baseline)
-        assert f"the baseline '{baseline}' cannot be compared: " in str(error.value)
-        assert said in str(error.value)
-
-
-def test_a_baseline_of_another_network_is_refused(here: Path) -> None:
-    mlp(here, name="wide.onnx", hidden=9)
-    old = check("wide.onnx", only(SWEEP, Limit("sdc1", max=1)))
-    with pytest.raises(BaselineError) as error:
-        check("m.onnx", only(SWEEP, Limit("sdc1", max_rise=0.5)), baseline=as_json(old))
-    assert str(error.value) == (
-        "the baseline 'base.json' is of another model: 'wide.onnx' has 2,400 bits of faults, 'm.onnx' 1,376 bits; "
-        "give one of an earlier version of this model"
-    )
-
-
-def test_a_baseline_that_is_none(here: Path) -> None:
-    wanted = only(SWEEP, Limit("sdc1", max_rise=0.5))
-    list(run(replace(SWEEP, model="m.onnx"), "whole.db"))
-    assert check("m.onnx", wanted, baseline="whole.db").findings[0].interval.estimate == 0
-    running = run(replace(SWEEP, model="m.onnx"), "part.db")
-    next(iter(running))
-    running.close()
-    (here / "list.json").write_text("[]")
-    (here / "report.json").write_text(json.dumps({"store": "s.db", "trials": 3, "rates": []}))
-    (here / "deep.json").write_text("[" * 200_000)
-    whole = check("m.onnx", wanted).document()
-    (here / "text.json").write_text(json.dumps(whole | {"golden": {"top1": "high"}}))
-    (here / "short.json").write_text(json.dumps(whole | {"rates": []}))
-    assert check("m.onnx", wanted, baseline="short.json").findings[0].reason == "the baseline has no such rate"
-    sqlite3.connect("other.db").execute("CREATE TABLE t (x)").connection.close()
-    for name, said in (
-        ("none.db", "cannot read the baseline"), (".", "cannot read the baseline"), ("list.json", "is not a baseline; g"),
-        ("report.json", "is not a baseline"), ("m.onnx", "is not a baseline"), ("deep.json", "is not a baseline"),
-        ("text.json", "is not a baseline"), ("other.db", "no store of onnxfi"), ("part.db", f"is not complete: 1 of {TRIALS} trials"),
-    ):  # fmt: skip
-        with pytest.raises(InputError, match=said):
-            check("m.onnx", wanted, baseline=name)
-
-
-def test_a_baseline_with_wider_promises_is_refused(here: Path) -> None:
-    old = check("m.onnx", only(SWEEP, Limit("sdc1", max=1), confidence=0.95))
-    with pytest.raises(
-        BaselineError, match=r"hold with 0\.95, this budget needs 0\.99; measure it again with this budget, or"
-    ):
-        check("m.onnx", only(SWEEP, Limit("sdc1", max_rise=0.5)), baseline=as_json(old))
 
 
 def test_the_interval_of_a_change_holds_the_truth_as_often_as_it_says() -> None:
@@ -417,196 +310,7 @@ def test_the_interval_of_a_change_holds_the_truth_as_often_as_it_says() -> None:
 # ---------------------------------------------------------------------- the cache of golden runs
 
 
-def cached(folder: Path) -> Path:
-    (file,) = folder.glob("golden-*.npz")
-    return file
-
-
-def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Count runs of the whole model over all samples: the golden runs, as no trial here takes the full route."""
-    asked: list[int] = []
-    run = OpenCampaign.run
-
-    def counted(self: OpenCampaign, session: Any, *, batches: int | None = None) -> Any:
-        asked.extend([1] if batches is None else [])
-        return run(self, session, batches=batches)
-
-    monkeypatch.setattr(OpenCampaign, "run", counted)
-    return asked
-
-
-def test_golden_is_run_once_where_it_is_known(here: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    campaign = only(replace(SWEEP, provider="cpu"), PASSING)
-    asked = runs(monkeypatch)
-    first = check("m.onnx", campaign).document()
-    cold = len(asked)
-    kept = cached(own_cache)
-    stamp = kept.read_bytes()
-    assert check("m.onnx", campaign).document() == first
-    assert len(asked) - cold == cold - 1, "one run less"
-    assert cached(own_cache).read_bytes() == stamp
-    with np.load(kept, allow_pickle=False) as held:
-        assert json.loads(str(held["layout"])) == [[[0, 12], [["y", "float32", [12, 3]]]]]
-
-
-def test_a_damaged_file_is_made_anew(here: Path, own_cache: Path) -> None:
-    first = check("m.onnx", only(SWEEP, PASSING)).document()
-    file = cached(own_cache)
-    whole = file.read_bytes()
-    other = bytearray(whole)
-    other[whole.index(b"data.npy") + 200] ^= 1
-    for damaged in (b"", whole[:100], b"no archive", bytes(other)):
-        file.write_bytes(damaged)
-        assert check("m.onnx", only(SWEEP, PASSING)).document() == first
-        assert cached(own_cache).read_bytes() == whole
-
-
-def test_scores_of_another_machine_are_not_believed(here: Path, own_cache: Path) -> None:
-    first = check("m.onnx", only(SWEEP, PASSING)).document()
-    file = cached(own_cache)
-    whole = file.read_bytes()
-    golden_run_cache.write_outputs(file, as_run(np.full((12, 3), 0.5, np.float32)))
-    assert file.read_bytes() != whole
-    assert check("m.onnx", only(SWEEP, PASSING)).document() == first
-    assert file.read_bytes() == whole
-
-
-def test_all_that_fixes_the_scores_is_in_the_name(here: Path, own_cache: Path) -> None:
-    samples(here, n=13, name="e.npz")
-    mlp(here, name="n.onnx", seed=9)
-    for number, other in enumerate(({}, {"data": "e.npz"}, {"samples": 5}, {"batch": 4}, {"optimization": "off"}), 1):
-        check("m.onnx", only(replace(SWEEP, **other), PASSING))  # type: ignore[arg-type]
-        assert len(list(own_cache.iterdir())) == number
-    check("n.onnx", only(SWEEP, PASSING))
-    assert len(list(own_cache.iterdir())) == 6
-    check("m.onnx", only(replace(SWEEP, seed=4, repeat=3, fault="zero"), PASSING))
-    assert len(list(own_cache.iterdir())) == 6, "faults do not change the golden run"
-
-
-def test_the_cache_is_bounded_and_the_oldest_goes(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(golden_run_cache, "LARGEST_FILE_BYTES", 4000)
-    for number in range(5):
-        file = own_cache / f"golden-{number}.npz"
-        golden_run_cache.write_outputs(file, as_run(np.zeros(500, np.float32)))
-        os.utime(file, (number, number))
-        monkeypatch.setattr(golden_run_cache, "LARGEST_CACHE_BYTES", 3 * file.stat().st_size + 1)
-    assert sorted(file.stem for file in own_cache.iterdir()) == ["golden-2", "golden-3", "golden-4"]
-    golden_run_cache.write_outputs(own_cache / "golden-large.npz", as_run(np.zeros(1001, np.float32)))
-    assert not (own_cache / "golden-large.npz").exists()
-
-
-@pytest.mark.parametrize("kind", ["float16", "float32", "float64", "int8"])
-def test_scores_of_any_type_come_back(own_cache: Path, kind: str) -> None:
-    scores = np.arange(12).astype(kind).reshape(4, 3)
-    golden_run_cache.write_outputs(own_cache / "golden-x.npz", as_run(scores))
-    found = golden_run_cache.read_outputs(own_cache / "golden-x.npz")
-    assert found is not None
-    back = stacked(found)
-    assert (back.dtype, back.shape, back.tobytes()) == (scores.dtype, scores.shape, scores.tobytes())
-
-
-def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: Path) -> None:
-    for name in ("ONNXFI_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for platform, place in (("linux", ".cache/onnxfi"), ("darwin", "Library/Caches/onnxfi")):
-        monkeypatch.setattr("sys.platform", platform)
-        assert golden_run_cache.cache_folder() == tmp_path / place
-    monkeypatch.setattr("sys.platform", "linux")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert golden_run_cache.cache_folder() == tmp_path / "xdg" / "onnxfi"
-    monkeypatch.setenv("ONNXFI_CACHE", "off")
-    assert golden_run_cache.cache_folder() is None
-    assert check("m.onnx", only(SWEEP, PASSING)).verdict == "pass"
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("ONNXFI_CACHE", str(tmp_path / "file" / "inside"))
-    assert check("m.onnx", only(SWEEP, PASSING)).verdict == "pass", "a cache that cannot be written costs time only"
-
-
 # ---------------------------------------------------------------------- writing a budget
-
-
-def written(model: str | Path, path: str = "b.yaml", *, force: bool = False, **said: Any) -> Checked:
-    base = base_budget(model, path, said, force=force)
-    return write_budget(model, base, path).checked
-
-
-def test_what_is_written_is_passed_and_lies_three_arms_from_what_was_measured(here: Path) -> None:
-    checked = written("m.onnx", data="d.npz")
-    assert checked.verdict == "pass"
-    budget = load_budget("b.yaml")
-    assert (budget.campaign.design, budget.campaign.data.samples) == (BerSweep((0.01,), 200), 200)
-    again = check("m.onnx", budget)
-    assert again.document() == checked.document()
-    measured = again.measured
-    for limit in budget.limits:
-        if not limit.golden:
-            i = measured.interval(limit.rate, limit.ber)
-            assert i is not None
-            arm = (i.high if limit.bound == "max" else i.low) - i.estimate
-            assert limit.value == pytest.approx(i.estimate + ARMS * arm, abs=1e-4)
-            assert abs(limit.value - i.estimate) >= abs(ARMS * arm), "rounded outwards"
-    golden = next(limit for limit in budget.limits if limit.golden)
-    assert golden.value == pytest.approx(clopper_pearson(round(12 * measured.golden["top1"]), 12).low, abs=1e-4)
-
-
-def test_a_limit_that_would_allow_everything_is_left_out(here: Path) -> None:
-    base = Budget(SWEEP, (Limit("sdc1", max=0.5), Limit("due", max=0.5), Limit("masked", max=0.3)))
-    done = write_budget("m.onnx", base, "b.yaml")
-    assert "due" in {limit.rate for limit in done.left_out}
-    assert {limit.rate for limit in done.left_out} | {limit.rate for limit in load_budget("b.yaml").limits} == {
-        "sdc1", "due", "masked",
-    }  # fmt: skip
-    with pytest.raises(
-        InputError, match="no limit would say anything: with 2 trials every interval reaches from end to end"
-    ):
-        write_budget("m.onnx", Budget(replace(SWEEP, repeat=2), (Limit("sdc1", max=0.5),)), "c.yaml")
-    assert not Path("c.yaml").exists()
-
-
-def test_an_existing_budget_is_kept_unless_forced_and_then_keeps_its_choices(here: Path) -> None:
-    Path("b.yaml").write_text(
-        "version: 1\nconfidence: 0.9\ntime_s: 99\ncampaign: {data: d.npz, single: true, trials: 200, seed: 4}\n"
-        "limits:\n- {rate: sdc1, layer: fc, max: 0.0}\n- {rate: critical, max_rise: 0.5}\n",
-    )  # fmt: skip
-    before = Path("b.yaml").read_text()
-    with pytest.raises(OutputError, match="exists; --force measures its limits anew"):
-        written("m.onnx")
-    assert Path("b.yaml").read_text() == before
-    checked = written("m.onnx", force=True)
-    budget = load_budget("b.yaml")
-    assert (budget.confidence, budget.time_s, budget.campaign.design) == (0.9, 99, SingleFaults(200, seed=4))
-    first, second = budget.limits
-    assert (first.rate, first.layer, first.bound) == ("sdc1", "fc", "max")
-    worst = max(checked.findings[:2], key=lambda finding: finding.interval.high)
-    assert first.value > worst.interval.high, "one number for all layers that it matches"
-    assert second == Limit("critical", max_rise=0.5)
-
-
-def test_a_budget_gets_the_limits_that_its_model_can_have(here: Path) -> None:
-    samples(here, labels=False, name="bare.npz")
-    written("m.onnx", "bare.yaml", data="bare.npz")
-    assert {limit.rate for limit in load_budget("bare.yaml").limits} <= {"sdc1", "due"}
-    (here / "skeleton.yaml").write_text("version: 1\ncampaign: {data: d.npz, single: true, trials: 200}\n")
-    written("m.onnx", "skeleton.yaml", force=True)
-    assert [str(limit).split(":")[0] for limit in load_budget("skeleton.yaml").limits] == [
-        "golden top1",
-        "top1",
-        "sdc1",
-        "due",
-    ]
-
-
-def test_no_budget_where_it_cannot_be_written(here: Path) -> None:
-    for path, message in (
-        ("none/b.yaml", "no folder 'none' to write 'b.yaml' into; make it first"),
-        (".", "is a directory; give a file name"),
-    ):
-        with pytest.raises(OutputError, match=message):
-            base_budget("m.onnx", path, {})
-    Path("bad.yaml").write_text("version: 1")
-    with pytest.raises(SpecError, match="a budget names its campaign"):
-        base_budget("m.onnx", "bad.yaml", {}, force=True)
 
 
 # ---------------------------------------------------------------------- the proof
@@ -721,73 +425,6 @@ def test_three_arms_are_enough_for_any_20_seeds(twenty: Twenty) -> None:
 
 
 # ---------------------------------------------------------------------- for servers and people
-
-
-def checked_with(*findings: tuple[str, str], model: str = "models/m.onnx", reason: str = "") -> Checked:
-    measured = Measured(
-        "s.db", model, "0" * 64, {}, 100, "bit", {}, 5, "5 samples of 'a|b'", 10, 10, 0, 0.995, (), CLASSIFICATION
-    )  # fmt: skip
-    rows = tuple(
-        Finding(Limit("sdc1", layer=layer, max=0.1), interval(0.02, 0.2), verdict, reason)
-        for layer, verdict in findings
-    )
-    return Checked(model, rows, measured, 0.99)
-
-
-def test_junit_says_what_failed_and_what_is_open() -> None:
-    root = ElementTree.fromstring(
-        junit(checked_with(("a", "pass"), ("b", "fail"), ("c", "not decided"), reason="too few"))
-    )
-    assert root.tag == "testsuites"
-    (suite,) = root
-    for element in (root, suite):
-        counts = {name: element.get(name) for name in ("tests", "failures", "errors", "skipped")}
-        assert counts == {"tests": "3", "failures": "1", "errors": "0", "skipped": "1"}
-    cases = suite.findall("testcase")
-    assert [case.get("name") for case in cases] == [f"sdc1 in {layer}: at most 10 %" for layer in "abc"]
-    assert {case.get("classname") for case in cases} == {"onnxfi.m"}
-    assert [[child.tag for child in case] for case in cases] == [
-        ["system-out"], ["failure", "system-out"], ["skipped", "system-out"],
-    ]  # fmt: skip
-    failure = cases[1].find("failure")
-    assert failure is not None
-    text = "sdc1 in b: measured 11.00 % [2.00, 20.00] %, allowed at most 10 %: fail (too few)"
-    assert failure.get("message") == text
-    assert failure.text is not None and failure.text.startswith(text + "\n10 trials on 5 samples")
-    skipped = cases[2].find("skipped")
-    assert skipped is not None and str(skipped.get("message")).endswith("not decided (too few)")
-
-
-NASTY = "<b>&\"'\x00\x1b[31m|`*_\n\ud800é\uffff"
-
-
-def test_names_from_strangers_break_no_file() -> None:
-    checked = checked_with((NASTY, "fail"), model=f"models/{NASTY[:5]}.onnx")
-    root = ElementTree.fromstring(junit(checked))
-    assert "\\x00\\x1b[31m" in str(root[0].findall("testcase")[0].get("name"))
-    rows = [line for line in markdown(checked).splitlines() if line.startswith("|")]
-    assert len(rows) == 3
-    assert rows[2].replace("\\|", "").count("|") == 6, "no cell more than there are columns"
-    assert "<b>" not in markdown(checked).replace("\\<", "")
-    markdown(checked).encode("utf-8")
-
-
-def test_names_that_steer_what_shows_them_are_written_out() -> None:
-    checked = checked_with(("a\x1b[2J\x9b31m\u202eb\u2028c", "fail"))
-    for text in (junit(checked).decode(), markdown(checked)):
-        assert all(c.isprintable() or c == "\n" for c in text)
-        assert "x1b[2J" in text.replace("\\[", "[")
-
-
-def test_markdown_is_a_table_under_the_verdict() -> None:
-    lines = markdown(checked_with(("conv", "fail"), ("fc", "not decided"), reason="too few")).splitlines()
-    assert lines[0] == "### ❌ Resilience of m.onnx: FAIL, 1 of 2 limits"
-    assert lines[2:5] == [
-        "| Limit | Measured | Interval | Allowed | Verdict |",
-        "|---|---:|---:|---|---|",
-        "| sdc1 in conv | 11.00 % | \\[2.00, 20.00\\] % | at most 10 % | ❌ fail: too few |",
-    ]
-    assert lines[-1].startswith("10 trials on 5 samples of 'a\\|b'; each interval holds with 0.995")
 
 
 def test_a_factor_below_the_baseline_is_decided_by_the_end_of_its_ratio() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from tiny_campaigns import mlp, ran, save, tables
+from tiny_campaigns import mlp, ran, tables
 
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.plan import Plan, PlannedTrial, make_plan, write_plan
@@ -22,10 +22,8 @@ from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import FaultListError, InputError, OutputError, SelectorError, SpecError
 from onnxfi.faults.faultlist import FaultList
 from onnxfi.graph.model.loading import load
-from onnxfi.statistics.sample_size import allocate, data_aware_p, margin_of_error, sample_size
 
 SIZES = {"w1": 20, "b1": 5, "w2": 15, "b2": 3}
-LAYERS = {"fc1": 25 * 32, "fc2": 18 * 32}
 SITES = 43 * 32
 
 
@@ -140,50 +138,6 @@ def test_single_trials_of_whole_words_go_to_the_last_word(here: Path) -> None:
     assert sorted(f for row in plan.trials() for f in faults(row)) == sorted(
         (name, i, None, "zero") for name, n in SIZES.items() for i in range(n)
     )
-
-
-def test_sizes_are_those_of_the_statistics(here: Path) -> None:
-    margin, confidence = 0.1, 0.95
-    whole = planned(single=True, margin=margin, confidence=confidence)
-    assert [g.trials for g in whole.strata] == [sample_size(SITES, margin, confidence)]
-    layers = planned(single=True, margin=margin, confidence=confidence, per="layer")
-    assert {g.label: (g.population, g.trials) for g in layers.strata} == {
-        name: (n, sample_size(n, margin, confidence)) for name, n in LAYERS.items()
-    }
-    cells = planned(single=True, margin=margin, confidence=confidence, per="layer-bit")
-    assert [(g.layer, g.bit, g.population, g.trials) for g in cells.strata] == [
-        (layer, bit, n // 32, sample_size(n // 32, margin, confidence))
-        for layer, n in LAYERS.items()
-        for bit in range(32)
-    ]
-    assert whole.margin == margin_of_error(len(whole), SITES, confidence) <= margin
-    assert layers.margin is None
-    assert planned(exhaustive=True).margin == 0
-
-
-def test_data_aware_sizes_follow_how_far_a_bit_moves_the_weights(here: Path) -> None:
-    margin = 0.2
-    plan = planned(single=True, margin=margin, per="data-aware")
-    words = np.concatenate([numpy_helper.to_array(t).ravel() for t in onnx.load("m.onnx").graph.initializer]).view(
-        np.uint32
-    )
-    with np.errstate(all="ignore"):
-        moved = [
-            np.abs((words ^ np.uint32(1 << bit)).view(np.float32).astype(np.float64) - words.view(np.float32)).mean()
-            for bit in range(32)
-        ]
-    rates = data_aware_p(moved)
-    sizes = [g.population for g in plan.strata]
-    expected = allocate(sizes, margin, 0.99, per="data-aware", p=[rates[g.bit or 0] for g in plan.strata])
-    assert tuple(g.trials for g in plan.strata) == expected
-    assert plan.strata[0].trials < plan.strata[30].trials, "bit 0 asks for fewer than bit 30"
-
-
-def test_cells_are_the_sites_by_layer_and_bit(here: Path) -> None:
-    cells = planned(single=True, trials=3, bits="30,31").cells()
-    assert sorted(cells) == [("fc1", 30, 25), ("fc1", 31, 25), ("fc2", 30, 18), ("fc2", 31, 18)]
-    assert planned(exhaustive=True, fault="zero").cells() == [("fc1", None, 25), ("fc2", None, 18)]
-    assert planned(ber=(1e-3,)).cells() == planned(mix=(dict(count=1),)).cells() == []
 
 
 # Words
@@ -374,38 +328,6 @@ def test_more_trials_than_there_are_sites_are_said(here: Path) -> None:
         in made.describe()
     )
     assert not any("asked for" in line for line in planned(single=True, trials=SITES).describe())
-
-
-def test_a_plan_says_what_is_left_out_of_its_population(here: Path) -> None:
-    held = onnx.load("m.onnx")
-    held.graph.initializer.append(numpy_helper.from_array(np.ones(500, np.float32), "aux"))
-    onnx.save(held, "aux.onnx")
-    made = planned("aux.onnx", single=True, trials=9)
-    assert made.header.population == SITES
-    assert any("1 tensor is unused (500 words)" in line and "'aux'" in line for line in made.describe())
-    with pytest.raises(SelectorError, match="every selected target is unused"):
-        planned("aux.onnx", single=True, trials=9, include="aux")
-
-
-def test_parts_of_a_mix_that_share_bytes_are_refused(here: Path) -> None:
-    held = onnx.load("m.onnx")
-    for at, tensor in enumerate(held.graph.initializer[:2]):
-        tensor.data_location, size = onnx.TensorProto.EXTERNAL, len(tensor.raw_data)  # type: ignore[assignment]
-        tensor.ClearField("raw_data")
-        for key, value in (("location", "w.bin"), ("offset", str(4 * at)), ("length", str(size))):
-            tensor.external_data.add(key=key, value=value)
-    Path("crossed.onnx").write_bytes(held.SerializeToString())
-    Path("w.bin").write_bytes(bytes(100))
-    one, other = (dict(count=1, include=f"={t.name}") for t in held.graph.initializer[:2])
-    assert planned("crossed.onnx", mix=(one,))
-    with pytest.raises(SelectorError, match="share some of their bytes"):
-        planned("crossed.onnx", mix=(one, other))
-
-
-def test_a_model_without_weights_has_no_plan(here: Path) -> None:
-    save(here, "g (float[N,3] x) => (float[N,3] y) { y = Relu(x) }")
-    with pytest.raises(SelectorError, match="no tensor that faults can be injected into"):
-        planned("g.onnx", ber=(1e-3,))
 
 
 def test_places_that_cannot_be_written(here: Path) -> None:

@@ -19,8 +19,6 @@ import pytest
 from tiny_campaigns import altered, dying, mlp, ran, samples, tables
 
 from onnxfi.campaign.report.report import report
-from onnxfi.campaign.results.merge import merge
-from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.results.store import Store, set_aside
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
@@ -161,86 +159,6 @@ def test_one_worker_or_three_give_the_same_rows(here: Path, fields: dict[str, An
     for workers in (0, 1, 3):
         ran(campaign(**fields), here / f"{workers}.db", workers=workers)
     assert tables(here / "0.db") == tables(here / "1.db") == tables(here / "3.db")
-
-
-def test_shards_merge_to_the_whole_in_any_order_and_twice(here: Path) -> None:
-    fields: dict[str, Any] = {"single": True, "margin": 0.15, "per": "layer"}
-    ran(campaign(**fields), here / "whole.db")
-    for k in (1, 2, 3):
-        running = run(campaign(**fields), here / f"{k}.db", shard=(k, 3))
-        assert len(list(running)) == running.total
-    total = counted(here / "whole.db", "results")
-    assert sum(counted(here / f"{k}.db", "results") for k in (1, 2, 3)) == total
-    shards = [here / f"{k}.db" for k in (1, 2, 3)]
-    for number, order in enumerate(itertools.permutations(shards)):
-        assert merge(here / f"m{number}.db", order) == total
-        assert tables(here / f"m{number}.db") == tables(here / "whole.db")
-    assert merge(here / "m0.db", shards) == total, "a second time, into what is there"
-    assert merge(here / "pair.db", [shards[0], shards[0]]) == counted(shards[0], "results")
-    merge(here / "pair.db", shards[1:])
-    merge(here / "all.db", [here / "pair.db", here / "m1.db"])
-    for name in ("m0.db", "pair.db", "all.db"):
-        assert tables(here / name) == tables(here / "whole.db")
-    assert not ran(campaign(**fields), here / "m0.db"), "nothing is left to run"
-
-
-def test_shards_of_different_lengths_merge_to_the_longer(here: Path) -> None:
-    ran(campaign(single=True, trials=10), here / "short.db")
-    ran(campaign(single=True, trials=30), here / "long.db", shard=(2, 2))
-    ran(campaign(single=True, trials=30), here / "whole.db")
-    found = []
-    for order in itertools.permutations([here / "short.db", here / "long.db"]):
-        out = here / f"{order[0].stem}-first.db"
-        assert merge(out, order) == 20
-        found.append(tables(out))
-        ran(campaign(single=True, trials=30), out)
-        assert tables(out) == tables(here / "whole.db")
-    assert found[0] == found[1]
-
-
-def test_what_cannot_be_merged_leaves_nothing_behind(here: Path) -> None:
-    ran(campaign(single=True, trials=3), here / "1.db")
-    ran(campaign(single=True, trials=3, seed=1), here / "2.db")
-    ran(campaign(single=True, trials=3), here / "3.db")
-    for statement, message in (
-        ("UPDATE results SET outcome = 'due' WHERE trial = 2", "trial 2 has another result in .*3.db"),
-        ("UPDATE meta SET value = '{\"scores\": \"x\"}' WHERE key = 'golden'", "3.db' has another golden run"),
-        ("DELETE FROM meta", "holds no campaign yet; run it first"),
-    ):
-        with altered(here / "3.db") as db:
-            db.execute(statement)
-        with pytest.raises(StoreError, match=message):
-            merge(here / "out.db", [here / "1.db", here / "3.db"])
-        assert not (here / "out.db").exists()
-    with pytest.raises(StoreError, match=r"1.db and .*2.db are of different campaigns: seed: 0 and 1"):
-        merge(here / "out.db", [here / "1.db", here / "2.db"])
-    with pytest.raises(StoreError, match=r"the output '.*' is one of the inputs"):
-        merge(here / "1.db", [here / "1.db"])
-    with pytest.raises(StoreError, match=r"no store 'none.db'"):
-        merge(here / "out.db", [here / "1.db", "none.db"])
-    before = tables(here / "1.db")
-    with pytest.raises(StoreError, match="seed: 0"):
-        merge(here / "1.db", [here / "2.db"])
-    assert tables(here / "1.db") == before
-
-
-def test_another_plan_for_the_same_trial_is_refused(here: Path) -> None:
-    for name in ("1.db", "2.db"):
-        ran(campaign(single=True, trials=6), here / name)
-    for statement, message in (
-        ("UPDATE plan SET lines = replace(lines, 'flip', 'zero') WHERE trial = 4", "trial 4 is planned otherwise"),
-        ("UPDATE strata SET population = '7' WHERE stratum = 0", "stratum 0 is another one"),
-    ):
-        with altered(here / "2.db") as db:
-            db.execute(statement)
-        before = tables(here / "1.db")
-        for out, stores in (("out.db", ["1.db", "2.db"]), ("out.db", ["2.db", "1.db"]), ("1.db", ["2.db"])):
-            with pytest.raises(StoreError, match=f"'.*.db' does not go with the others: {message}"):
-                merge(here / out, [here / name for name in stores])
-        assert not (here / "out.db").exists() and tables(here / "1.db") == before
-        with pytest.raises(StoreError, match=f"{message}.*; take stores of one version of onnxfi"):
-            run(campaign(single=True, trials=9), here / "2.db")
-        assert counted(here / "2.db", "plan") == 6
 
 
 @pytest.mark.parametrize("gone", ["deleted", "moved", "replaced"])
@@ -540,20 +458,6 @@ def test_the_format_is_that_of_its_document(here: Path) -> None:
     assert documented == keys
 
 
-def test_results_are_kept_once_and_errors_apart(here: Path) -> None:
-    run(campaign(single=True, trials=3), here / "s.db").close()
-    with Store.open(here / "s.db", create=True) as store:
-        store.add([Result(1, "", None, {}, 0.0, error="Traceback")])
-        assert (store.count("errors"), store.count("results")) == (1, 0)
-        assert [trial for trial, _ in store.pending()] == [1, 2, 3]
-        store.add([Result(1, "sdc", None, {"a": 1.0}, 0.0, b"x"), Result(1, "due", "crash", {}, 0.0)])
-        assert (store.count("errors"), list(store.done())) == (0, [(1, "sdc")])
-        found = store.trial(1)
-        assert found["result"] == {"outcome": "sdc", "cause": None, "metrics": {"a": 1.0}, "route": "full"}
-        with pytest.raises(StoreError, match="has no trial 9; its trials lie between 1 and 3"):
-            store.trial(9)
-
-
 def test_a_bad_campaign_makes_no_store(here: Path) -> None:
     with pytest.raises(SpecError):
         run(campaign(single=True, margin=0.1, per="layer-bit", fault="zero"), here / "s.db")
@@ -579,13 +483,3 @@ def test_a_store_that_went_on_elsewhere_names_all_that_it_ran_on(here: Path, mon
         ran(replace(campaign, trials=trials), here / "s.db")
         with Store.open(here / "s.db") as opened:
             assert opened.get("environment") == {**before, "runtime": f"{before['runtime']} and onnxruntime 9.9"}
-
-
-def test_merge_says_what_to_merge_and_not_what_run_would_do(here: Path) -> None:
-    for name, seed in (("a", 0), ("b", 2)):
-        ran(Campaign("m.onnx", "d.npz", provider="cpu", single=True, trials=2, seed=seed), here / f"{name}.db")
-    for out, stores in (("c.db", ["a.db", "b.db"]), ("a.db", ["b.db"])):
-        with pytest.raises(StoreError, match=r"a\.db and b\.db are of different campaigns: seed: 0 and 2") as caught:
-            merge(out, stores)
-        assert "--fresh" not in str(caught.value)
-    assert not (here / "c.db").exists()

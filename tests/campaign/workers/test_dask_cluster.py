@@ -22,7 +22,6 @@ from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.workers import dask_cluster as module
-from onnxfi.campaign.workers import dask_workers
 from onnxfi.campaign.workers.dask_cluster import Cluster, cluster
 from onnxfi.campaign.workers.scheduling import versions
 from onnxfi.errors import InputError, OnnxfiError, OutputError
@@ -148,47 +147,6 @@ def test_what_ends_a_worker_is_run_again_alone_in_a_fresh_one(here: Path, worker
             used.TrialExecutor.trial = used.whole
 
     workers.client.run(heal)
-
-
-def fails(self: Any) -> Any:
-    raise RuntimeError("no process can be started")
-
-
-def lethal(here: Path) -> Campaign:
-    """Three trials, of which the first kills its worker."""
-    (here / "deadly_far.py").write_text(DEADLY.replace("PLACE", repr(str(here))).replace("number == 2", "False"))
-    return campaign(model=str(here / "m.onnx"), trials=3, data="deadly_far:data")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the trials look at limits of Linux")
-def test_where_no_worker_starts_again_a_campaign_goes_on_with_those_that_are_left(
-    here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from distributed.nanny import WorkerProcess
-
-    monkeypatch.setattr(dask_workers, "LOOK_MS", 20)
-    with cluster(local=3) as few:
-        few.client.register_plugin(_Path(str(here)), name="path")
-        monkeypatch.setattr(WorkerProcess, "start", fails)
-        ran(lethal(here), here / "s.db", executor=few)
-    with Store.open(here / "s.db") as opened:
-        assert {row.trial: row.cause for row in opened.rows()} == {1: "crash", 2: None, 3: None}
-    assert "did not start again; another one takes its place" in caplog.text
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the trials look at limits of Linux")
-def test_where_no_worker_is_left_a_campaign_ends_with_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from distributed.nanny import WorkerProcess
-
-    monkeypatch.setattr(dask_workers, "LOOK_MS", 20)
-    with cluster(local=1) as few:
-        few.client.register_plugin(_Path(str(here)), name="path")
-        monkeypatch.setattr(WorkerProcess, "start", fails)
-        with pytest.raises(OnnxfiError, match="no worker process starts any more; what was done is in the store"):
-            ran(lethal(here), here / "s.db", executor=few)
-        with pytest.raises(OnnxfiError, match="no worker process starts any more"):
-            few.size()
 
 
 def test_a_client_that_closes_while_it_is_asked_is_one_line() -> None:

@@ -1,0 +1,55 @@
+"""The canary: it must be seen, in every part and target, and is not fooled by outputs that vary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_campaigns import campaign, ran, save
+
+from onnxfi.campaign.plan.plan import write_plan
+from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.run.runner import plan, run
+from onnxfi.errors import CampaignError
+
+
+def meta(store: Path, key: str) -> Any:
+    with Store.open(store) as opened:
+        return opened.get(key)
+
+
+UNREACHED = """net (float[N,4] x) => (float[N,3] y, float[N,4] z) <float[4] far = {1,2,3,4}, float[1,3] near = {1,2,3}>
+    { z = Mul(x, far) s = ReduceSum(x, axes) y = Mul(s, near) axes = Constant<value_ints = [1]>() }"""
+
+
+def test_the_canary_must_be_seen(here: Path) -> None:
+    save(here, UNREACHED)
+    both = campaign(model="g.onnx", output="y", single=True, trials=20, bits="exponent")
+    ran(both, here / "s.db")
+    assert meta(here / "s.db", "canary") == {"seen": "near", "unseen": ["far"], "routes": {"partial": "near"}}
+    with pytest.raises(
+        CampaignError, match="no canary was seen: all exponent bits set in far changed nothing in"
+    ) as raised:
+        run(campaign(model="g.onnx", output="y", single=True, trials=5, include="far"), here / "t.db")
+    assert "select other targets, or score another --output" in str(raised.value)
+
+
+def test_the_canary_covers_every_part_of_a_mix_and_the_targets_of_a_list(here: Path) -> None:
+    save(here, UNREACHED)
+    parts = (dict(count=1, include=("far",)), dict(count=1, include=("near",)))
+    ran(campaign(model="g.onnx", output="y", mix=parts, repeat=2), here / "s.db")
+    assert meta(here / "s.db", "canary") == {"seen": "near", "unseen": ["far"], "routes": {"partial": "near"}}
+    write_plan(plan(campaign(model="g.onnx", data=None, single=True, trials=2, include="far"))[0], "far.jsonl")
+    with pytest.raises(CampaignError, match="no canary was seen"):
+        run(campaign(model="g.onnx", output="y", faults="far.jsonl"), here / "t.db")
+
+
+def test_the_canary_is_not_fooled_by_outputs_whose_shape_varies(here: Path) -> None:
+    save(
+        here,
+        """net (float[N,4] x) => (float[M,2] found) <float[4] far = {1,2,3,4}, float zero = {0}>
+        { z = Mul(x, far) above = Greater(x, zero) at = NonZero(above) t = Transpose(at) found = Cast<to = 1>(t) }""",
+    )
+    with pytest.raises(CampaignError, match="no canary was seen"):
+        run(campaign(model="g.onnx", data=None, batch=2, include="=far"), here / "s.db")

@@ -1,0 +1,104 @@
+"""Writing a budget: limits that today's model meets with room to spare, and an existing file that is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_campaigns import samples
+
+from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
+from onnxfi.campaign.gate.check import Checked, check
+from onnxfi.campaign.gate.write_budget import ARMS, base_budget, write_budget
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.campaign.spec.designs import BerSweep, SingleFaults
+from onnxfi.errors import InputError, OutputError, SpecError
+from onnxfi.statistics.intervals import clopper_pearson
+
+TRIALS = 16
+SWEEP = Campaign("", data="d.npz", ber=0.01, repeat=TRIALS)
+
+
+def written(model: str | Path, path: str = "b.yaml", *, force: bool = False, **said: Any) -> Checked:
+    base = base_budget(model, path, said, force=force)
+    return write_budget(model, base, path).checked
+
+
+def test_what_is_written_is_passed_and_lies_three_arms_from_what_was_measured(here: Path) -> None:
+    checked = written("m.onnx", data="d.npz")
+    assert checked.verdict == "pass"
+    budget = load_budget("b.yaml")
+    assert (budget.campaign.design, budget.campaign.data.samples) == (BerSweep((0.01,), 200), 200)
+    again = check("m.onnx", budget)
+    assert again.document() == checked.document()
+    measured = again.measured
+    for limit in budget.limits:
+        if not limit.golden:
+            i = measured.interval(limit.rate, limit.ber)
+            assert i is not None
+            arm = (i.high if limit.bound == "max" else i.low) - i.estimate
+            assert limit.value == pytest.approx(i.estimate + ARMS * arm, abs=1e-4)
+            assert abs(limit.value - i.estimate) >= abs(ARMS * arm), "rounded outwards"
+    golden = next(limit for limit in budget.limits if limit.golden)
+    assert golden.value == pytest.approx(clopper_pearson(round(12 * measured.golden["top1"]), 12).low, abs=1e-4)
+
+
+def test_a_limit_that_would_allow_everything_is_left_out(here: Path) -> None:
+    base = Budget(SWEEP, (Limit("sdc1", max=0.5), Limit("due", max=0.5), Limit("masked", max=0.3)))
+    done = write_budget("m.onnx", base, "b.yaml")
+    assert "due" in {limit.rate for limit in done.left_out}
+    assert {limit.rate for limit in done.left_out} | {limit.rate for limit in load_budget("b.yaml").limits} == {
+        "sdc1", "due", "masked",
+    }  # fmt: skip
+    with pytest.raises(
+        InputError, match="no limit would say anything: with 2 trials every interval reaches from end to end"
+    ):
+        write_budget("m.onnx", Budget(replace(SWEEP, repeat=2), (Limit("sdc1", max=0.5),)), "c.yaml")
+    assert not Path("c.yaml").exists()
+
+
+def test_an_existing_budget_is_kept_unless_forced_and_then_keeps_its_choices(here: Path) -> None:
+    Path("b.yaml").write_text(
+        "version: 1\nconfidence: 0.9\ntime_s: 99\ncampaign: {data: d.npz, single: true, trials: 200, seed: 4}\n"
+        "limits:\n- {rate: sdc1, layer: fc, max: 0.0}\n- {rate: critical, max_rise: 0.5}\n",
+    )  # fmt: skip
+    before = Path("b.yaml").read_text()
+    with pytest.raises(OutputError, match="exists; --force measures its limits anew"):
+        written("m.onnx")
+    assert Path("b.yaml").read_text() == before
+    checked = written("m.onnx", force=True)
+    budget = load_budget("b.yaml")
+    assert (budget.confidence, budget.time_s, budget.campaign.design) == (0.9, 99, SingleFaults(200, seed=4))
+    first, second = budget.limits
+    assert (first.rate, first.layer, first.bound) == ("sdc1", "fc", "max")
+    worst = max(checked.findings[:2], key=lambda finding: finding.interval.high)
+    assert first.value > worst.interval.high, "one number for all layers that it matches"
+    assert second == Limit("critical", max_rise=0.5)
+
+
+def test_a_budget_gets_the_limits_that_its_model_can_have(here: Path) -> None:
+    samples(here, labels=False, name="bare.npz")
+    written("m.onnx", "bare.yaml", data="bare.npz")
+    assert {limit.rate for limit in load_budget("bare.yaml").limits} <= {"sdc1", "due"}
+    (here / "skeleton.yaml").write_text("version: 1\ncampaign: {data: d.npz, single: true, trials: 200}\n")
+    written("m.onnx", "skeleton.yaml", force=True)
+    assert [str(limit).split(":")[0] for limit in load_budget("skeleton.yaml").limits] == [
+        "golden top1",
+        "top1",
+        "sdc1",
+        "due",
+    ]
+
+
+def test_no_budget_where_it_cannot_be_written(here: Path) -> None:
+    for path, message in (
+        ("none/b.yaml", "no folder 'none' to write 'b.yaml' into; make it first"),
+        (".", "is a directory; give a file name"),
+    ):
+        with pytest.raises(OutputError, match=message):
+            base_budget("m.onnx", path, {})
+    Path("bad.yaml").write_text("version: 1")
+    with pytest.raises(SpecError, match="a budget names its campaign"):
+        base_budget("m.onnx", "bad.yaml", {}, force=True)

@@ -1,0 +1,56 @@
+"""Fault targets of a campaign: what is left out is said, and what shares bytes is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from tiny_campaigns import save
+
+from onnxfi.campaign.plan.fault_targets import FaultTargets
+from onnxfi.campaign.plan.plan import Plan, make_plan
+from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.errors import SelectorError
+from onnxfi.graph.model.loading import load
+
+SITES = 43 * 32
+
+
+def planned(model: str = "m.onnx", **fields: Any) -> Plan:
+    return make_plan(Campaign(model, **fields), FaultTargets.of(load(model)))
+
+
+def test_a_plan_says_what_is_left_out_of_its_population(here: Path) -> None:
+    held = onnx.load("m.onnx")
+    held.graph.initializer.append(numpy_helper.from_array(np.ones(500, np.float32), "aux"))
+    onnx.save(held, "aux.onnx")
+    made = planned("aux.onnx", single=True, trials=9)
+    assert made.header.population == SITES
+    assert any("1 tensor is unused (500 words)" in line and "'aux'" in line for line in made.describe())
+    with pytest.raises(SelectorError, match="every selected target is unused"):
+        planned("aux.onnx", single=True, trials=9, include="aux")
+
+
+def test_parts_of_a_mix_that_share_bytes_are_refused(here: Path) -> None:
+    held = onnx.load("m.onnx")
+    for at, tensor in enumerate(held.graph.initializer[:2]):
+        tensor.data_location, size = onnx.TensorProto.EXTERNAL, len(tensor.raw_data)  # type: ignore[assignment]
+        tensor.ClearField("raw_data")
+        for key, value in (("location", "w.bin"), ("offset", str(4 * at)), ("length", str(size))):
+            tensor.external_data.add(key=key, value=value)
+    Path("crossed.onnx").write_bytes(held.SerializeToString())
+    Path("w.bin").write_bytes(bytes(100))
+    one, other = (dict(count=1, include=f"={t.name}") for t in held.graph.initializer[:2])
+    assert planned("crossed.onnx", mix=(one,))
+    with pytest.raises(SelectorError, match="share some of their bytes"):
+        planned("crossed.onnx", mix=(one, other))
+
+
+def test_a_model_without_weights_has_no_plan(here: Path) -> None:
+    save(here, "g (float[N,3] x) => (float[N,3] y) { y = Relu(x) }")
+    with pytest.raises(SelectorError, match="no tensor that faults can be injected into"):
+        planned("g.onnx", ber=(1e-3,))
