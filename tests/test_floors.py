@@ -373,6 +373,45 @@ def test_tests_touch_no_private_names() -> None:
             assert not PRIVATE.fullmatch(name) or name in OPEN_TO_ALL, f"{path}, line {line}: {name} is private"
 
 
+# ------------------------------------------------------------------------------------------------ where tests lie
+
+#: Modules whose tests lie in the file of another one: parts of one thing that is tested as a whole.
+TESTED_WITH = {
+    "analysis/page.py": "analysis/test_assess.py",
+    "analysis/residency.py": "analysis/test_fit.py",
+    "analysis/verdict.py": "analysis/test_assess.py",
+    "analysis/vulnerability.py": "analysis/test_assess.py",
+    "campaign/plan/mapped_list.py": "campaign/plan/test_coded_weights.py",
+    "campaign/report/ranking_text.py": "campaign/run/test_ranking.py",
+    "cli/assess.py": "analysis/test_assess.py",
+    "cli/diff.py": "cli/test_integrity.py",
+    "cli/fit.py": "analysis/test_fit.py",
+    "cli/manifest.py": "cli/test_integrity.py",
+    "cli/paired.py": "cli/test_protect.py",
+    "cli/verify.py": "cli/test_integrity.py",
+    "graph/protection/registry.py": "graph/protection/test_range_restriction.py",
+    "protection/coded_memory.py": "protection/test_memory_codes.py",
+    "protection/parameters.py": "protection/test_protect.py",
+    "protection/protection.py": "protection/test_protect.py",
+    "protection/protections.py": "protection/test_protect.py",
+    "runtime/pipeline/answers.py": "runtime/pipeline/test_pipeline.py",
+    "runtime/pipeline/later_stages.py": "runtime/pipeline/test_pipeline.py",
+    "runtime/pipeline/open_stages.py": "runtime/pipeline/test_open_pipeline.py",
+    "tasks/user_code.py": "tasks/test_registry.py",
+}
+
+
+def test_each_module_has_its_test_file() -> None:
+    """A module onnxfi/a/b.py is tested in tests/a/test_b.py, so that nobody looks for its tests."""
+    for path in FILES:
+        parts = path.relative_to(ROOT).parts
+        place = ROOT.joinpath("tests", *(parts[1:-1] if parts[0] == "onnxfi" else parts[:-1]))
+        own, other = place / f"test_{path.name}", TESTED_WITH.get("/".join(parts[1:]))
+        if path.name not in ("__init__.py", "__main__.py"):
+            assert own.exists() or other, f"{path} has no {own.relative_to(ROOT)}; test it there"
+            assert not other or (ROOT / "tests" / other).exists(), f"{path} is tested nowhere: no tests/{other}"
+
+
 # ------------------------------------------------------------------------------------------------ how long things get
 
 

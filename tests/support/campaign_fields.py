@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import strategies as st
 
 from onnxfi.campaign.spec.designs import DESIGNS, FaultMixPart
 from onnxfi.campaign.spec.flat_fields import build
 from onnxfi.campaign.spec.settings import DUE
-from onnxfi.cli import main
 
 SWEEP: dict[str, Any] = {"ber": (1e-6,)}
 SINGLE: dict[str, Any] = {"single": True, "margin": 0.25}
@@ -93,18 +88,6 @@ EXAMPLES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "time_axis": (1, ["--time-axis", "1"], SWEEP),
     "layers": ("tensors", ["--layers", "tensors"], SWEEP),
 }
-
-
-@pytest.fixture
-def flags(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Return the output of `onnxfi plan … --print-spec`."""
-
-    def ran(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["onnxfi", "plan", *words, "--print-spec"])
-        main()
-        return capsys.readouterr().out
-
-    return ran
 
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)

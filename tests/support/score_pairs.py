@@ -14,6 +14,7 @@ from onnxfi.tasks.kinds.deviation import DEVIATION
 
 METRICS = {metric.name: metric for metric in CLASSIFICATION.view(CLASSIFICATION.evaluated)}
 OF_SCORES = METRICS.keys() - DEVIATION.by_name.keys()
+LABELLED = {name for name, metric in METRICS.items() if metric.needs_labels}
 NAN, INF = np.nan, np.inf
 
 Pair = tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from score_pairs import METRICS, OF_SCORES, Pair, outputs
+from score_pairs import LABELLED, METRICS, OF_SCORES, Pair, outputs
 
 from onnxfi.errors import DataError
 from onnxfi.tasks.kinds.classification import CLASSIFICATION

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
-from score_pairs import INF, METRICS, NAN, Pair, measure, outputs
+from score_pairs import INF, LABELLED, METRICS, NAN, Pair, measure, outputs
 
 from onnxfi.errors import DataError
 from onnxfi.tasks.answers import differing

@@ -1,0 +1,34 @@
+"""Frameworks: one that is missing is named with the line that installs it."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from onnxfi.converters import FRAMEWORKS
+from onnxfi.converters.frameworks import require
+from onnxfi.errors import InputError
+
+
+@pytest.fixture
+def absent(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Modules that are not to be found, whatever is installed."""
+    gone: set[str] = {module for framework in FRAMEWORKS.values() for module in framework.modules}
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else find(name))
+    return gone
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_a_missing_extra_is_named_with_the_line_for_pip(name: str, absent: set[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        require(name)
+    assert str(caught.value).endswith(f"which are not installed: pip install 'onnxfi[{name}]'")
+    assert all(module in str(caught.value) for module in FRAMEWORKS[name].modules)
+
+
+def test_users_of_tensorflow_learn_what_else_to_install(absent: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tf2onnx" else object())
+    with pytest.raises(InputError, match=r"need tf2onnx, which is not installed: pip install tf2onnx$"):
+        require("tensorflow")
