@@ -123,6 +123,12 @@ def test_a_budget_limits_the_metric_of_a_task(case: Case, here: Path) -> None:
     assert check(fields["model"], Budget(sweep, limits), workers=0).verdict == "pass"
 
 
+def test_a_figure_of_labelled_data_does_not_say_that_there_are_no_labels(here: Path) -> None:
+    pytest.importorskip("matplotlib")
+    ran(Campaign(**prepared(CASES[2], here), ber=1e-3, repeat=3), here / "s.db", workers=0)
+    assert "Without labels" not in page([report(here / "s.db")])
+
+
 def test_the_task_is_guessed_from_labels_and_said(here: Path) -> None:
     for case in (
         case for case in CASES if case.task.partition(":")[0] not in ("classification", "embedding", "sequence")

@@ -180,7 +180,8 @@ def _accuracy(found: Sequence[CampaignRates]) -> Figure:
     caption = f"Means over trials; {drawn} are intervals at {_level(found)}, dashed lines golden."
     if metric != task.accuracy:
         caption = f"Means over trials; {drawn} are intervals at {_level(found)}."
-        caption += " Without labels there is no accuracy." if task.accuracy is not None else ""
+        unlabelled = task.accuracy is not None and task.accuracy.name not in swept[0][0].golden["metrics"]
+        caption += " Without labels there is no accuracy." if unlabelled else ""
     return Figure("accuracy", title, caption, text, lambda: _curves(series, metric))
 
 
