@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 from event_files import aedat, labels, nmnist, packet
 
+import onnxfi
+
 ROOT = Path(__file__).parents[1]
 SHELL = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
 MODELS = ROOT / "models"
@@ -177,3 +179,11 @@ def test_a_benchmark_runs_against_another_commit(
     assert capsys.readouterr().out.splitlines()[1].split() == ["4", "10", "2.50", "trial", "#", "ms", "[1]"]
     listed = subprocess.run([*git, "worktree", "list"], check=True, capture_output=True, text=True)
     assert len(listed.stdout.splitlines()) == 1
+
+
+def test_the_network_on_events_is_as_accurate_on_the_shipped_recordings_as_its_card_says() -> None:
+    engine = onnxfi.OrtEngine(provider="cpu")
+    data = onnxfi.open_data(MODELS / "events_test", engine.prepare(MODELS / "events_snn.onnx").inputs)
+    found = onnxfi.evaluate(MODELS / "events_snn.onnx", data, engine=engine)
+    card = (MODELS / "events_snn.md").read_text(encoding="utf-8")
+    assert found.samples == 150 and f"**{100 * found.metrics['top1']:.2f} %** of the 150 shipped" in card
