@@ -135,7 +135,7 @@ def rate_ratio(events: int, others: int, n: int, confidence: float = 0.99) -> In
     --------
     >>> found = rate_ratio(400, 20, 2000)
     >>> round(found.low, 1), found.estimate, round(found.high, 1)
-    (10.2, 20.0, 44.3)
+    (9.7, 20.0, 46.5)
     """
     each = 1 - (1 - confidence) / 2
     one, two = clopper_pearson(events, n, each), clopper_pearson(others, n, each)

@@ -402,7 +402,7 @@ OTHER_MODELS: dict[str, tuple[str, ...]] = {
     "inspect m.onnx --bits 32": ("bit 32 is beyond float32", "0 to 31"),
     "inspect m.onnx --include wieght": ("--include 'wieght' matches nothing",),
     "inspect m.onnx --seed 3": ("No such option '--seed'", "onnxfi inspect --help"),
-    "inspect": ("Missing argument 'MODEL'", "onnxfi inspect --help"),
+    "inspect": ("Missing argument 'MODEL|PIPELINE.yaml'", "onnxfi inspect --help"),
     "injekt m.onnx": ("no command 'injekt'", "closest: 'inject'"),
     "--jsn": ("No such option '--jsn'", "onnxfi --help"),
     "m.onnx": ("no command 'm.onnx'", "known: "),

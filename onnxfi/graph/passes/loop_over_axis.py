@@ -74,7 +74,7 @@ class _Looped:
         loop = helper.make_node(
             "Scan", [*self.carry, *self.over], [*self.carry.values(), *stacked], name=STEPS, body=body,
             num_scan_inputs=len(self.over), scan_input_axes=[self.axis] * len(self.over),
-            scan_output_axes=[self.axis] * len(stacked),
+            scan_output_axes=[self.axis] * len(stacked) or None,  # None: helper.make_node leaves the attribute out
         )  # fmt: skip
         new = onnx.ModelProto()
         new.CopyFrom(self.proto)

@@ -58,7 +58,7 @@ def test_models_without_labels(here: Path) -> None:
     ran(campaign(data="u.npz"), here / "2.db")
     for one, other in zip(_rows(here / "1.db"), _rows(here / "2.db"), strict=True):
         assert one.outcome == other.outcome and one.metrics["sdc1"] == other.metrics["sdc1"]
-        assert set(one.metrics) - set(other.metrics) == {"top1", "top5", "critical"}
+        assert set(one.metrics) - set(other.metrics) == {"top1", "top5", "balanced_accuracy", "critical"}
     made_up = campaign(data="synthetic")
     ran(made_up, here / "3.db")
     assert meta(here / "3.db", "golden")["synthetic"] and made_up.data.data is None

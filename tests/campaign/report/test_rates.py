@@ -56,7 +56,7 @@ def check(fold: Fold, rows: list[dict[str, Any]], weights: dict[int, int] | None
     assert fold.population == (sum(weights.values()) if weights else None)
     for rate in fold.rates:
         yes_no = CLASSIFICATION.metric(rate.name).fold == "count"
-        assert rate.of == ("trials" if yes_no else "samples")
+        assert rate.of == ("samples" if CLASSIFICATION.metric(rate.name).per == "sample" else "trials")
         x = [
             [
                 float(hit(rate.name, r)) if yes_no else float(r[rate.name])

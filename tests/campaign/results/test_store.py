@@ -54,7 +54,7 @@ def written_by(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
 # Killed
 
 
-LAYERS: dict[str, Any] = {"single": True, "margin": 0.09, "per": "layer"}
+LAYERS: dict[str, Any] = {"single": True, "margin": 0.04, "per": "layer"}
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +66,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("share", "workers"), [(0.5, 2), *(pytest.param(*more, marks=pytest.mark.slow) for more in ((0.25, 1), (0.75, 0)))]
+    ("share", "workers"), [(0.5, 2), *(pytest.param(*more, marks=pytest.mark.slow) for more in ((0.25, 1), (0.6, 0)))]
 )
 def test_killed_and_started_again_it_holds_the_same_rows(whole: Path, share: float, workers: int) -> None:
     store = whole / f"killed-{workers}.db"
-    words = command(whole / "m.onnx", "--data", whole / "d.npz", *["--single", "--margin", "0.09", "--per", "layer"])
+    words = command(whole / "m.onnx", "--data", whole / "d.npz", *["--single", "--margin", "0.04", "--per", "layer"])
     words += ["--workers", str(workers), "-o", str(store)]
     total = counted(whole / "whole.db", "results")
-    assert total > 300
+    assert total > 800, "more than are written together, however fast the machine is"
     process = subprocess.run(dying(share * total, words[3:]), capture_output=True, text=True, check=False)
     assert process.returncode == -signal.SIGKILL, process.stderr
     done = counted(store, "results")

@@ -278,4 +278,4 @@ def test_what_cannot_be_made_up() -> None:
 
 
 def test_the_module_exports_what_callers_need() -> None:
-    assert set(data_module.__all__) == {"Batch", "Data", "open_data", "synthetic"}
+    assert set(data_module.__all__) == {"Batch", "Data", "data_of_batches", "open_data", "synthetic"}

@@ -247,7 +247,7 @@ def test_a_run_that_fails_is_one_short_line(capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(("name", "what"), [("gone.onnx", "no file"), (".", "a directory")])
+@pytest.mark.parametrize(("name", "what"), [("gone.onnx", "not a file"), (".", "a directory")])
 def test_a_path_that_is_no_file(tmp_path: Path, name: str, what: str) -> None:
     with pytest.raises(ModelError, match=f"is {what}; give the path of an .onnx file"):
         CPU.prepare(tmp_path / name)

@@ -265,6 +265,6 @@ def test_a_model_that_no_message_holds_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_path_that_is_no_file_is_named(tmp_path: Path) -> None:
-    for place, what in ((tmp_path, "a directory"), (tmp_path / "none.onnx", "no file")):
+    for place, what in ((tmp_path, "a directory"), (tmp_path / "none.onnx", "not a file")):
         with pytest.raises(ModelError, match=f"'{re.escape(str(place))}' is {what}; give the path of an .onnx file"):
             Engine.file(place)
