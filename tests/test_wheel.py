@@ -84,7 +84,7 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
     expected = {str(p.relative_to(ROOT)) for p in (ROOT / "onnxfi").rglob("*.py")} | {"onnxfi/py.typed"}
     expected |= {f"onnxfi/campaign/report/page.{end}" for end in ("css", "html", "js")}
     expected |= {f"onnxfi/{p.relative_to(ROOT)}" for p in (ROOT / "converters").rglob("*.py")}
-    shipped = (p for p in (ROOT / "models").iterdir() if p.is_file() and "__pycache__" not in p.parts)
+    shipped = (p for p in (ROOT / "models").rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     expected |= {f"onnxfi/{p.relative_to(ROOT)}" for p in shipped}
     assert files == {name.replace("\\", "/") for name in expected}
 

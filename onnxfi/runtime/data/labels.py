@@ -150,7 +150,7 @@ def as_classes(labels: Labels) -> Labels:
 
 def as_multi_hot(labels: Labels) -> Labels:
     """Return the labels that hold for each sample (bool [N,C])."""
-    if labels.ndim not in (1, 2) or not is_binary(labels):
+    if labels.ndim not in (1, 2) or not labels.size or not is_binary(labels):
         raise DataError(f"{_given(labels)}; several labels a sample are 0 and 1, [N,labels]")
     return np.asarray(labels.reshape(len(labels), -1) == 1)
 
