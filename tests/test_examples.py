@@ -21,6 +21,8 @@ EXAMPLES = {
     "fault_aware.py": (["--data", "{tmp}/few.npz", "--epochs", "2", "--repeat", "2"], "2 trials at each rate"),
     "quantisation_aware.py": (["--data", "{tmp}/few.npz", "--epochs", "1", "--repeat", "1"], "weights int8 16x1x3x3"),
 }
+#: Examples that run campaigns.
+SLOW = ("lost_objects.py", "masks_over_ber.py")
 #: Examples that train in PyTorch.
 TRAINED = ("fault_aware.py", "quantisation_aware.py")
 #: Examples that tests/tasks/ run, as a metric and a task of a campaign.
@@ -38,7 +40,13 @@ def test_every_example_is_run_here() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.frameworks("torch") if n in TRAINED else ()) for n in EXAMPLES]
+    "name",
+    [
+        pytest.param(
+            n, marks=pytest.mark.frameworks("torch") if n in TRAINED else pytest.mark.slow if n in SLOW else ()
+        )
+        for n in EXAMPLES
+    ],
 )
 def test_it_runs(name: str, tmp_path: Path) -> None:
     with np.load(ROOT / "models" / "fashion_test.npz") as images:

@@ -18,6 +18,8 @@ from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.spec_file import parse_spec
 from onnxfi.errors import InputError
 
+#: Each takes seconds of a given time.
+pytestmark = pytest.mark.slow
 HERE = Environment((Memory("sram", ("weights",), 1 << 20, (1.0, 1.0, 1.0), "FIT/bit"),))
 
 

@@ -91,6 +91,7 @@ def prepared(case: Case, folder: Path) -> dict[str, Any]:
     return {"model": model, "data": "d.npz", "labels": "l.npz", "task": case.task, "batch": 4}
 
 
+@pytest.mark.slow
 @every_case
 def test_campaigns_agree_by_every_route(case: Case, here: Path) -> None:
     fields = prepared(case, here)

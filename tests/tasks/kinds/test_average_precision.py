@@ -88,6 +88,7 @@ def as_tuple(one: Precision) -> tuple[float, float, float]:
     return one.ap50, one.ap, one.recall
 
 
+@pytest.mark.slow
 def test_it_is_the_tools_own_and_stays_so_where_some_images_change(capsys: pytest.CaptureFixture[str]) -> None:
     random = np.random.default_rng(0)
     for _ in range(100):

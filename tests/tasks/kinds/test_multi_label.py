@@ -54,6 +54,7 @@ def test_a_sample_is_wrong_where_a_label_changed(task: str, golden: Any, faulty:
     assert shares == [float(name == outcome) for name in ("masked", "sdc", "due")]
 
 
+@pytest.mark.slow
 def test_metrics_are_scikit_learns_on_a_hundred_random_cases() -> None:
     random = np.random.default_rng(0)
     for case in range(100):
