@@ -17,7 +17,7 @@ for line in sum(extras, start=project["dependencies"]):
 EOF
 PIP_CONSTRAINT=$lowest venv .venv-floor "[images,report,detection,distributed]"
 [ -e .venv-floor/.tests ] || {
-  .venv-floor/bin/python -m pip install --quiet --disable-pip-version-check hypothesis pytest pytest-timeout
+  .venv-floor/bin/python -m pip install --quiet --disable-pip-version-check hypothesis jsonschema pytest pytest-timeout
   touch .venv-floor/.tests
 }
 [ "$#" -gt 0 ] || set -- tests/faults/test_words.py tests/graph/dataflow/test_type_inference.py tests/cli/test_eval.py
