@@ -54,6 +54,7 @@ def test_what_does_not_hold_is_found(check: str, simulation: Simulation, says: s
     assert found[check].startswith("FAILS") and says in found[check]
 
 
+@pytest.mark.slow
 def test_speed_is_measured_in_golden_runs() -> None:
     """On the simulated device the figure means nothing, so whether it holds is not asked."""
     _, found = checked("--simulate", "--only", "speed")

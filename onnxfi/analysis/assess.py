@@ -151,7 +151,7 @@ def assess(
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     found = assess("models/fashion_cnn.onnx", "models/fashion_test.npz", time_s=20, samples=20, out=folder)
+    ...     found = assess("models/fashion_cnn.onnx", "models/fashion_test.npz", time_s=10, samples=20, out=folder)
     >>> found.ranking is not None and found.verdict.sentences[0].startswith("Without faults")
     True
     """

@@ -100,6 +100,7 @@ def test_a_schema_refuses_what_is_not_described(run: Run, models: Path) -> None:
 # assess
 
 
+@pytest.mark.slow
 def test_assess(run: Run, models: Path, here: Path) -> None:
     words = ("--data", models / "fashion_test.npz", "--samples", 10, "--workers", 0, "--provider", "cpu", "--time", 12)
     found = checked(run("assess", models / "fashion_cnn.onnx", *words, "-o", "a", "--json"), "assess")

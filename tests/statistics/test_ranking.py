@@ -85,6 +85,7 @@ def rank(seed: int, rates: np.ndarray = RATES, most: int = 20_000) -> tuple[int,
         seen = seen.add(drawn, values)
 
 
+@pytest.mark.slow
 def test_intervals_hold_together_and_the_order_is_right() -> None:
     wrong, found = 0, []
     for seed in range(20):

@@ -121,6 +121,7 @@ def test_calibration_data_is_no_test_data(work: Path, tmp_path: Path) -> None:
     assert found.rows
 
 
+@pytest.mark.slow
 def test_an_alarm_makes_an_outcome_detected(work: Path, tmp_path: Path) -> None:
     protect(load(CNN), ["duplicate"], tmp_path / "d.onnx")
     single = campaign(work, single=True, trials=60, bits="exponent", target="activations", include="conv2d")

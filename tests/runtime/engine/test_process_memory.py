@@ -5,10 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
-from onnxfi.runtime.engine.process_memory import can_limit_memory, memory_held
+from onnxfi.runtime.engine.process_memory import can_limit_memory
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to a limit of its memory")
 LIMITED = """
@@ -35,13 +34,6 @@ print(memory_held() - held < 128 << 20)
 def test_a_process_gets_no_more_than_its_limit_and_gives_back_what_is_free() -> None:
     ran = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False)
     assert (ran.stdout.split(), ran.stderr) == (["held", "True", "True"], "")
-
-
-@linux
-def test_what_is_held_is_what_was_written_to() -> None:
-    before = memory_held()
-    array = np.ones(64 << 20, np.uint8)
-    assert memory_held() - before >= array.nbytes - (8 << 20)
 
 
 @pytest.mark.parametrize(("platform", "can"), [("linux", True), ("darwin", False), ("win32", False)])
