@@ -218,7 +218,7 @@ def choose_task(
     """
     batches = as_run(run)
     scores = stacked(batches)
-    columns = scores[0].size if scores.ndim and scores.dtype.kind not in "iub" else None
+    columns = scores[0].size if scores.ndim and scores.dtype.kind not in "iubOUST" else None
     named = guessed(data.labels, columns) if spec == AUTO else spec
     task = find_task(named, metrics)
     form = next((one for one in task.alternatives if one.misfit and not one.misfit(batches, data, kind)), None)
