@@ -17,7 +17,7 @@ from .training import target_of
 
 #: Layers whose kernels are quantised; the last axis of each kernel is the output channel.
 _LAYERS = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-#: How far a range follows the input of a step, and the smallest scale.
+#: Share by which a range follows the input of a step, and the smallest scale.
 _RATE, _SMALLEST = 0.02, 1e-9
 
 

@@ -22,7 +22,7 @@ _LAYERS: dict[type[nn.Module], Any] = {
     nn.Conv2d: functional.conv2d,
     nn.Conv3d: functional.conv3d,
 }
-#: How far a range follows the input of a step, and the smallest scale.
+#: Share by which a range follows the input of a step, and the smallest scale.
 _RATE, _SMALLEST = 0.02, 1e-9
 
 

@@ -14,18 +14,15 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from onnxfi.errors import InputError
 from onnxfi.faults.space import Target
 from onnxfi.graph.model.byte_source import quoted
-from onnxfi.graph.model.loading import Model, ModelLike, load
+from onnxfi.graph.model.loading import Model, ModelLike, load, tensors_in
 from onnxfi.graph.write.output_file import atomic_files
-
-if TYPE_CHECKING:
-    import onnx
 
 FORMAT, VERSION = "onnxfi-manifest", 1
 #: Bytes of a tensor that are hashed together.
@@ -272,22 +269,10 @@ def structure_digest(model: Model) -> str:
     """Return SHA-256 of a model without its stored numbers: graph, operators, attributes, names, shapes."""
     bare = type(model.proto)()
     bare.CopyFrom(model.proto)
-    for tensor in _tensors(bare):
+    for tensor in tensors_in(bare):
         for name in _PAYLOAD:
             tensor.ClearField(name)
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
-
-
-def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
-    """Yield every tensor inside a message."""
-    for about, value in message.ListFields():
-        if about.message_type is None:
-            continue
-        for inner in value if hasattr(value, "__len__") else [value]:
-            if about.message_type.name == "TensorProto":
-                yield inner
-            else:
-                yield from _tensors(inner)
 
 
 def _hashed(model: Model, target: Target) -> TensorHash:

@@ -8,7 +8,7 @@ A fault model says how one fault event changes one stored word or activation. Mo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.errors import FaultError, closest
+from onnxfi.errors import FaultError, InputError, closest
 from onnxfi.extensions import load_extension_class
 from onnxfi.faults.words import Mask, Word, Words
 
@@ -165,16 +165,29 @@ def parse_model(text: str, known: Mapping[str, type[FaultModel]]) -> FaultModel:
     if name not in known:
         raise FaultError(f"unknown fault {name!r}{closest(name, known)}")
     fields = {f.name: f for f in dataclasses.fields(known[name]) if f.init}
-    given: dict[str, Any] = {}
-    for pair in rest.split(",") if colon else ():
-        key, equals, value = (part.strip() for part in pair.partition("="))
-        if not equals or key not in fields:
-            what = f"takes {', '.join(fields)} as key=value" if fields else "takes no parameters"
-            raise FaultError(f"fault {name!r} {what}; given {pair!r}")
-        if key in given:
-            raise FaultError(f"fault {name!r}: {key} is given twice")
-        given[key] = _parse_value(value, fields[key].type, f"fault {name!r}: {key}={value!r}")
+    texts = key_values(rest if colon else None, fields, f"fault {name!r}", FaultError)
+    given = {
+        key: _parse_value(value, fields[key].type, f"fault {name!r}: {key}={value!r}") for key, value in texts.items()
+    }
     return known[name](**given)
+
+
+def key_values(text: str | None, known: Collection[str], what: str, error: type[InputError]) -> dict[str, str]:
+    """Return the parameters `key=value,…` of a text form as texts; `error` for one that is unknown or given twice.
+
+    >>> key_values("k=3, low=1", ("k", "low"), "fault 'burst'", FaultError)
+    {'k': '3', 'low': '1'}
+    """
+    given: dict[str, str] = {}
+    for pair in () if text is None else text.split(","):
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or key not in known:
+            takes = f"takes {', '.join(known)} as key=value" if known else "takes no parameters"
+            raise error(f"{what} {takes}; given {pair!r}")
+        if key in given:
+            raise error(f"{what}: {key} is given twice")
+        given[key] = value
+    return given
 
 
 def with_installed(models: Iterable[type[FaultModel]]) -> Mapping[str, type[FaultModel]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from onnxfi.errors import InputError, closest
+from onnxfi.faults.fault_model import key_values
 
 Named = TypeVar("Named")
 
@@ -22,15 +23,10 @@ def parse(text: str, known: Mapping[str, type[Named]], kind: str) -> Named:
         raise InputError(f"unknown {kind} {text!r}{closest(text, known)}")
     rest = text.strip()[len(name) + 1 :]
     fields = {f.name: f for f in dataclasses.fields(known[name])}  # type: ignore[arg-type]
-    given: dict[str, Any] = {}
-    for pair in rest.split(",") if rest else ():
-        key, equals, value = (part.strip() for part in pair.partition("="))
-        if not equals or key not in fields:
-            takes = f"takes {', '.join(fields)} as key=value" if fields else "takes no parameters"
-            raise InputError(f"{kind} {name!r} {takes}; given {pair!r}")
-        if key in given:
-            raise InputError(f"{kind} {name!r}: {key} is given twice")
-        given[key] = _value(value, str(fields[key].type), f"{kind} {name!r}: {key}={value!r}")
+    texts = key_values(rest or None, fields, f"{kind} {name!r}", InputError)
+    given = {
+        key: _value(value, str(fields[key].type), f"{kind} {name!r}: {key}={value!r}") for key, value in texts.items()
+    }
     return known[name](**given)
 
 

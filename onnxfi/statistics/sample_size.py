@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from onnxfi.errors import closest
 from onnxfi.statistics.intervals import alpha_and_quantile, require, require_count, require_population, require_share
 
-#: What the margin of a sample size holds for.
+#: Units in which the margin of a sample size holds.
 Per = Literal["network", "layer", "layer-bit", "data-aware"]
 
 

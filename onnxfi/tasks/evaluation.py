@@ -149,25 +149,46 @@ def evaluate(
             model, output = scored.source.data or b"", maps.get(output or "", output)
             session = engine.prepare(model)
     data = data if isinstance(data, Data) else open_data(data, session.inputs)
-    if golden is not None and golden.samples != data.samples:
-        raise DataError(f"golden was taken on {golden.samples:,} samples, the data has {data.samples:,}; take the same")
+    _check_samples(golden, data)
     names = golden.outputs if golden else scored_names(session, output, data, kind, task=task)
     axes = sample_axes(session, data, model)
     try:
         run = run_outputs(session, data, data.layout.fixed or batch, names, progress=progress, axes=axes)
     except EngineError as error:
         raise (does_not_run(error, data, batch) if golden is None else error) from None
-    truth, name = golden.golden if golden else None, ", ".join(names) or None
-    if truth is None:
-        meaning = choose_task(task, run, name, data, kind, metric)
-        inputs = KeptInputs.read(data, data.layout.fixed or batch, meaning.inputs) if meaning.inputs else None
-        truth = GoldenRun.of(run, data.labels, meaning, kind, 0.0, ("nonfinite",), inputs)
-    sure = golden is None or data.labels is not None  # no class metric, or labels that say what the scores are
-    read = remark(task, truth.task, truth.run, name, data.samples, kind, labelled=sure)
+    name = ", ".join(names) or None
+    truth, read = _meaning(golden, run, name, data, (task, kind, metric), data.layout.fixed or batch)
     return Evaluation(
         _metrics(truth, run if golden else None), run, truth, names, data.samples, data.description, session.provider,
         session.note, data.synthetic, read or _passed_over(session, name),
     )  # fmt: skip
+
+
+def _meaning(
+    golden: Evaluation | None,
+    run: Sequence[Outputs],
+    name: str | None,
+    data: Data,
+    asked: tuple[str, str, Sequence[str]],
+    batch: int,
+) -> tuple[GoldenRun, str]:
+    """Return the golden run, which is `run` itself without an earlier one, and a remark on how the outputs are read.
+
+    `asked` are the task, the kind of scores and further metrics.
+    """
+    task, kind, metric = asked
+    truth = None if golden is None else golden.golden
+    if truth is None:
+        meaning = choose_task(task, run, name, data, kind, metric)
+        inputs = KeptInputs.read(data, batch, meaning.inputs) if meaning.inputs else None
+        truth = GoldenRun.of(run, data.labels, meaning, kind, 0.0, ("nonfinite",), inputs)
+    sure = golden is None or data.labels is not None  # no class metric, or labels that say what the scores are
+    return truth, remark(task, truth.task, truth.run, name, data.samples, kind, labelled=sure)
+
+
+def _check_samples(golden: Evaluation | None, data: Data) -> None:
+    if golden is not None and golden.samples != data.samples:
+        raise DataError(f"golden was taken on {golden.samples:,} samples, the data has {data.samples:,}; take the same")
 
 
 def does_not_run(error: EngineError, data: Data, size: int) -> EngineError:
@@ -256,18 +277,10 @@ def evaluate_pipeline(
     >>> evaluate_pipeline(opened, opened.open_data("models/fashion_test.npz", limit=200)).metrics["top1"]
     0.915
     """
-    if golden is not None and golden.samples != data.samples:
-        raise DataError(f"golden was taken on {golden.samples:,} samples, the data has {data.samples:,}; take the same")
+    _check_samples(golden, data)
     answers = PipelineAnswers(opened, data, tuple(opened.front(data, progress=progress)))
     answers = scored_answers(answers, output, task=task) if golden is None else replace(answers, names=golden.outputs)
-    truth = None if golden is None else golden.golden
-    if truth is None:
-        meaning = choose_task(task, answers.run, answers.output, data, "auto", metric)
-        inputs = KeptInputs.read(data, 1, meaning.inputs) if meaning.inputs else None
-        truth = GoldenRun.of(answers.run, data.labels, meaning, "auto", 0.0, ("nonfinite",), inputs)
-    read = remark(
-        task, truth.task, truth.run, answers.output, data.samples, labelled=golden is None or data.labels is not None
-    )
+    truth, read = _meaning(golden, answers.run, answers.output, data, (task, "auto", metric), 1)
     return Evaluation(
         _metrics(truth, answers.run if golden else None), answers.run, truth, answers.names, data.samples,
         data.description, opened.provider, opened.note, data.synthetic, read,

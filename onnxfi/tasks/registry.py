@@ -347,6 +347,8 @@ def _options(spec: str, text: str) -> dict[str, Any]:
         key, equals, value = part.partition("=")
         if not (equals and key and value):
             raise InputError(f"task {spec!r}: options are key=value, separated by commas; given {part!r}")
+        if key in found:
+            raise InputError(f"task {spec!r}: {key} is given twice")
         found[key] = _number(value)
     return found
 

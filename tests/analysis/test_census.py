@@ -85,12 +85,10 @@ def test_a_model_is_read_in_chunks_with_external_data(tmp_path: Path, monkeypatc
 
 def test_packed_integers_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(2).integers(-8, 8, 131)
-    tensor = helper.make_tensor("w", TensorProto.INT4, [131], values)
     proto = parser.parse_model(
         '<ir_version: 10, opset_import: ["": 21]> g (float[N,131] x) => (float[N,131] y) { a = Cast<to = 1>(w) y = Add(x, a) }'
     )
     proto.graph.initializer.append(helper.make_tensor("w", TensorProto.INT4, [131], bytes(_packed(values)), raw=True))
-    del tensor
     monkeypatch.setattr("onnxfi.analysis.census.CHUNK_BYTES", 8)
     by_hand(load(proto), census(load(proto)))
 

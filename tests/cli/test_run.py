@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,13 +16,9 @@ import numpy as np
 import pytest
 from campaign_commands import DATA, SINGLE, Run, checked
 from metric_replacement import replace_metric
-from tiny_campaigns import mlp, samples
 
-from onnxfi.campaign.plan.plan import write_plan
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.results.store import Store
-from onnxfi.campaign.run.runner import plan
-from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.cli import run as run_module
 from onnxfi.errors import OnnxfiError
 
@@ -193,25 +187,3 @@ def test_a_bar_on_a_terminal(tiny: Path) -> None:
     os.close(master)
     assert process.wait() == 0
     assert re.search(rb"of 400  \S+/s  \S+ s left", shown), shown[-2000:]
-
-
-@pytest.fixture(scope="module")
-def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, data, a spec that is none, a plan, and one whose model is not here; to be copied."""
-    folder = tmp_path_factory.mktemp("listed")
-    mlp(folder)
-    samples(folder)
-    (folder / "bad.yaml").write_text("model: m.onnx\nbrr: 1e-3\n")
-    made, _ = plan(Campaign(str(folder / "m.onnx"), single=True, trials=25))
-    write_plan(made, folder / "p.jsonl")
-    header, *lines = (folder / "p.jsonl").read_text().splitlines()
-    lost = json.dumps(json.loads(header) | {"file": "gone.onnx"})
-    (folder / "lost.jsonl").write_text("\n".join([lost, *lines]) + "\n")
-    return folder
-
-
-@pytest.fixture
-def planned(here: Path, listed: Path) -> dict[Path, bytes]:
-    """Put the files of a plan into the current folder."""
-    shutil.copytree(listed, here, dirs_exist_ok=True)
-    return {path: path.read_bytes() for path in Path().iterdir()}

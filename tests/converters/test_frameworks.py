@@ -11,15 +11,6 @@ from onnxfi.converters.frameworks import require
 from onnxfi.errors import InputError
 
 
-@pytest.fixture
-def absent(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Modules that are not to be found, whatever is installed."""
-    gone: set[str] = {module for framework in FRAMEWORKS.values() for module in framework.modules}
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else find(name))
-    return gone
-
-
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_a_missing_extra_is_named_with_the_line_for_pip(name: str, absent: set[str]) -> None:
     with pytest.raises(InputError) as caught:

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from onnxfi.converters import FRAMEWORKS
 from onnxfi.converters.sources import call_factory, framework_of
 from onnxfi.errors import ConversionError
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def absent(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Modules that are not to be found, whatever is installed."""
-    gone: set[str] = {module for framework in FRAMEWORKS.values() for module in framework.modules}
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else find(name))
-    return gone
 
 
 def test_a_factory_that_needs_what_is_missing(run: Run, absent: set[str]) -> None:

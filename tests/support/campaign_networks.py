@@ -149,3 +149,11 @@ def flips(targets: Sequence[Target], picks: Sequence[tuple[int, int]]) -> Faults
     rows = [(k, i % t.size, b % t.word.bits) for k, (t, (i, b)) in enumerate(zip(targets, picks, strict=True))]
     columns = [np.array(c, d) for c, d in zip(zip(*rows, strict=True), (np.int64, np.int64, np.int16), strict=True)]
     return Faults(tuple(targets), Sites(*columns), (parse_fault("flip"),))
+
+
+def two_convolutions() -> onnx.ModelProto:
+    """Two convolutions, each with a Relu."""
+    net = Net()
+    for kind in ("conv", "relu", "conv", "relu"):
+        net.step(kind, len(net.values) - 1, 1)
+    return net.model([])

@@ -6,7 +6,7 @@ import sqlite3
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,8 @@ def dies(self, results, add=Store.add):
     if self.count("results") >= {rows}:
         os.kill(os.getpid(), signal.SIGKILL)
 
-Store.add, runner._WRITE_EVERY = dies, 5
+assert hasattr(runner, "WRITE_EVERY")
+Store.add, runner.WRITE_EVERY = dies, 5
 main()
 """
     return [sys.executable, "-c", program, *words]
@@ -123,6 +124,15 @@ def altered(store: str | Path) -> Iterator[sqlite3.Connection]:
 def campaign(**fields: Any) -> Campaign:
     way = {} if {"ber", "single", "exhaustive", "mix", "faults"} & set(fields) else {"single": True, "trials": 24}
     return Campaign(**{"model": "m.onnx", "data": "d.npz", "provider": "cpu", **way, **fields})
+
+
+def counted(store: Path, table: str) -> int:
+    """Rows of a table of a store that another process may be writing; 0 where it does not exist yet."""
+    try:
+        with closing(sqlite3.connect(f"{store.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as db:
+            return int(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+    except sqlite3.Error:
+        return 0
 
 
 def outcomes(store: Path) -> dict[int, tuple[str, str | None]]:

@@ -97,6 +97,7 @@ def test_labels_of_another_task_are_refused_with_those_that_fit() -> None:
         ("clasification", "no task 'clasification'; closest: 'classification'"),
         ("deviation:a=1", "task 'deviation:a=1' takes no options; leave out a"),
         ("deviation:a", "options are key=value"),
+        ("segmentation:changed=0.1,changed=0.2", "changed is given twice"),
         ("no_such_module:task", "cannot be loaded: ModuleNotFoundError"),
         ("json:dumps", "failed: TypeError"),
         ("json:decoder", "is a module; give a Task"),

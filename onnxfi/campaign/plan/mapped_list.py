@@ -22,7 +22,7 @@ from onnxfi.faults.space import FaultSpace, Target
 from onnxfi.faults.trials import Faults, Sampler, concatenate, draw_faults
 from onnxfi.graph.write.output_file import atomic_files
 
-#: What protections append to the name of a tensor that has lost its own to what is behind it.
+#: Suffix that protections give a tensor whose own name the protected tensor has taken.
 SUFFIXES = (".unrestricted", ".unfinite", ".unvoted")
 
 

@@ -17,7 +17,7 @@ from onnxfi.graph.write.output_file import atomic_files, make_folder
 from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.tasks.task import Metric
 
-#: What begins a formula, also as wide letters.
+#: First characters of a formula, also as wide letters.
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 

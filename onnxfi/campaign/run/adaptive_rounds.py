@@ -45,7 +45,7 @@ from onnxfi.statistics.ranking import GroupScores, Standing, allocate_groups
 
 #: Draws of the first round, and of a later one at least, of a campaign that draws evenly.
 _FIRST_SIMPLE, _NEXT_SIMPLE = 100, 10
-#: What a rate is taken for before the first round.
+#: Assumed rate before the first round.
 _GUESS = 0.02
 
 

@@ -80,12 +80,12 @@ class Campaign(CheckedFields):
     memory: MemorySettings = field(default_factory=MemorySettings)
     #: Of every interval, and of the margin that a sample is sized for.
     confidence: float = share(0.99, "0.99", **LENGTH)
-    #: What reports call a layer.
+    #: Units that reports call layers.
     layers: Layers = "modules"
     allow_links: bool = field(default=False, metadata=PLACE)
     #: The stage of a pipeline that faults are injected into.
     stage: str | None = None
-    #: Whether code that a pipeline names is run; no file can say so.
+    #: Permission to run code that a pipeline names; no file can give it.
     allow_code: bool = field(default=False, compare=False, metadata=UNWRITTEN)
 
     def __init__(self, model: str | Path, data: str | Path | None = None, **fields: Any) -> None:

@@ -17,7 +17,7 @@ from onnxfi.tasks.kinds.classification import KINDS
 from onnxfi.tasks.registry import AUTO, is_own, task_names
 
 DueCause = Literal["error", "timeout", "crash", "memory", "nonfinite"]
-#: What counts as a layer: the modules of the source framework, or every tensor.
+#: Units that count as layers: the modules of the source framework, or every tensor.
 Layers = Literal["modules", "tensors"]
 _Route = Literal["auto", "late-start", "early-stop", "full"]
 DUE: tuple[DueCause, ...] = get_args(DueCause)

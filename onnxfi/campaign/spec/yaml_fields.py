@@ -18,7 +18,7 @@ from onnxfi.runtime.data.yaml_file import compose_yaml, read_text, scalar
 
 T = TypeVar("T")
 
-#: What stands for a text where one is wanted; a null is none.
+#: Types that stand for a text where one is wanted; a null is none.
 _WRITTEN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "timestamp", "value", "merge"))
 _NULL = "tag:yaml.org,2002:null"
 

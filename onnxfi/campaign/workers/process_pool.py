@@ -23,7 +23,7 @@ from onnxfi.errors import DeviceError
 from onnxfi.graph.write.scratch_folder import remove_abandoned
 from onnxfi.runtime.engine.cuda import WORKER_NUMBER
 
-#: How a worker process ends that can no longer use its device.
+#: Exit code of a worker process that can no longer use its device.
 DEVICE_EXIT = 70
 
 

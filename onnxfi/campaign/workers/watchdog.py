@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: How a process ends whose watchdog has run out: faulthandler's exit.
+#: Exit code of a process whose watchdog has run out: faulthandler's.
 WATCHDOG_EXIT = 1
 
 

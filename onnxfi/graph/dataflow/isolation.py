@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from onnxfi.errors import CrashError, IsolationError
 
-#: What one call may take: seconds of a processor, seconds of the clock where it waits for something that never comes,
+#: Limits of one call: seconds of a processor, seconds of the clock where it waits for something that never comes,
 #: and bytes beyond what the process holds. A model of 100,000 nodes takes a tenth of it.
 LIMIT_S, _TIMEOUT_S, LIMIT_BYTES = 20, 600, 1 << 30
 

@@ -375,7 +375,7 @@ class _ExternalData:
 
     def open_rest(self, proto: onnx.ModelProto) -> None:
         """Open the files of tensors that are not targets as well (indices, training, attributes)."""
-        for tensor in _tensors(proto):
+        for tensor in tensors_in(proto):
             record = record_number(tensor.doc_string)
             if tensor.data_location == 1 and record not in self.files:
                 self.files[record] = self._number(_entries(tensor).get("location", ""), text(tensor.name))
@@ -423,7 +423,7 @@ def _entries(tensor: onnx.TensorProto) -> dict[str, str]:
     return {text(entry.key): text(entry.value) for entry in tensor.external_data}
 
 
-def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+def tensors_in(message: Any) -> Iterator[onnx.TensorProto]:
     """Yield every tensor inside a message."""
     for field_, value in message.ListFields():
         if field_.message_type is None:
@@ -432,7 +432,7 @@ def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
             if field_.message_type.name == "TensorProto":
                 yield inner
             else:
-                yield from _tensors(inner)
+                yield from tensors_in(inner)
 
 
 def _whole(text: str, key: str, name: str) -> int:

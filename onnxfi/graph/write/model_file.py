@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onnxfi.errors import OutputError
-from onnxfi.graph.model.loading import Model
+from onnxfi.graph.model.loading import Model, tensors_in
 from onnxfi.graph.write.output_file import atomic_files, check_output_files, output_files
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def _renamed(model: Model, proto: onnx.ModelProto, names: list[str]) -> onnx.Mod
     made.CopyFrom(proto)
     assert model.path is not None
     by_place = {source.path.resolve(): name for source, name in zip(model.external, names, strict=True) if source.path}
-    for tensor in _external(made):
+    for tensor in (one for one in tensors_in(made) if one.data_location == 1):
         for entry in tensor.external_data:
             if entry.key == "location":
                 place = (model.path.parent / entry.value).resolve()
@@ -52,16 +51,3 @@ def _renamed(model: Model, proto: onnx.ModelProto, names: list[str]) -> onnx.Mod
                     )
                 entry.value = by_place[place]
     return made
-
-
-def _external(message: Any) -> Iterator[Any]:
-    """Yield every tensor in external data."""
-    for field, value in message.ListFields():
-        if field.message_type is None:
-            continue
-        for inner in value if hasattr(value, "__len__") and not hasattr(value, "ListFields") else [value]:
-            if field.message_type.name == "TensorProto":
-                if inner.data_location == 1:
-                    yield inner
-            else:
-                yield from _external(inner)

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from onnxfi.errors import DataError
 from onnxfi.runtime.engine.ports import Array, shape_text, type_name
 
-#: What is right for each sample, samples first.
+#: Right answers of the samples, samples first.
 Labels = NDArray[Any]
 #: The pixel that belongs to no class, in masks and in PNG files of them.
 VOID, PNG_VOID = -1, 255

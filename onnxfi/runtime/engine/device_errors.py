@@ -29,7 +29,7 @@ STICKY = {
     911: "external device failure",
     999: "unknown error",  # as where a device has fallen off the bus
 }
-#: How ONNX Runtime, TensorRT and the driver cite the number: `CUDA failure 700: …`, `Cuda Runtime (700)`.
+#: Citation of the number by ONNX Runtime, TensorRT and the driver: `CUDA failure 700: …`, `Cuda Runtime (700)`.
 _NUMBER = re.compile(r"\bcuda (?:failure|error|runtime(?: error)?)\W{0,3}(\d+)", re.I)
 #: Texts that are cited without their number, and names of the driver; `unknown error` alone may come from anywhere.
 _TEXT = re.compile(

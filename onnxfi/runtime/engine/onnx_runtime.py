@@ -328,7 +328,7 @@ class OrtSession:
     _ort: Any = field(repr=False)
     #: The tensors that were given beside the model: the runtime keeps their addresses.
     _external: Any = field(default=(), repr=False)
-    #: Whether the provider still runs any model in this process, asked where a run on a device fails.
+    #: True while the provider still runs any model in this process; asked where a run on a device fails.
     provider_works: Callable[[], bool] = field(default=lambda: True, repr=False)
 
     @classmethod

@@ -93,11 +93,11 @@ class Engine:
 
     #: Name on the command line, in campaigns and in stores.
     name: ClassVar[str] = ""
-    #: Whether a campaign may run segments of a model instead of the whole model for every trial.
+    #: True if a campaign may run segments of a model instead of the whole model for every trial.
     cuts: ClassVar[bool] = False
-    #: Whether the runtime takes fault operators whose faults are fed, as faults in bodies of loops need them.
+    #: True if the runtime takes fault operators whose faults are fed, as faults in bodies of loops need them.
     fed_faults: ClassVar[bool] = True
-    #: Whether several threads may run one session at the same time.
+    #: True if several threads may run one session at the same time.
     thread_safe: ClassVar[bool] = False
 
     @property

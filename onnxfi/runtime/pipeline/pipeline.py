@@ -14,7 +14,7 @@ from onnxfi.errors import SpecError, closest
 from onnxfi.runtime.data.sources import names_function
 from onnxfi.runtime.engine.ports import ORT_TYPES, Array, Port
 
-#: What feeds a stage beside the other stages.
+#: Source of a stage's inputs beside the other stages.
 DATA = "data"
 #: Host code in place of a model: arrays of one sample by name, and arrays by name.
 StageFunction = Callable[..., Mapping[str, Array]]

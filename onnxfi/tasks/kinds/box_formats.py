@@ -42,7 +42,7 @@ _ROLES = {
     "classes": re.compile(r"class|label|(?<![a-z])cls", re.I),
     "count": re.compile(r"num|count|valid", re.I),
 }
-#: What an offset of SSD is multiplied by, of centres and of sizes.
+#: Factors of the offsets of SSD, of centres and of sizes.
 _VARIANCES = (0.1, 0.2)
 RAW = ("yolo", "yolov5", "ssd")
 #: Kinds of numpy's types that hold no boxes: text, objects and complex numbers.

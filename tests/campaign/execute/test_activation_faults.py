@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from activation_campaigns import activation_campaign as campaign
+from activation_campaigns import fault_lines as rows
 from onnx import numpy_helper, parser
 from tiny_campaigns import HEAD, chance, ran, samples, save, tables
 
@@ -28,20 +30,6 @@ from onnxfi.faults.faultlist import LineReader
 from onnxfi.graph.model.loading import load
 from onnxfi.runtime.data.sample_outputs import stacked
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
-
-
-def campaign(**fields: Any) -> Campaign:
-    way = {} if {"ber", "single", "exhaustive", "mix", "faults", "per_sample"} & set(fields) else {"single": True}
-    length = {"trials": 24} if way else {}
-    aim = {} if {"mix", "faults"} & set(fields) else {"target": "activations"}
-    given: dict[str, Any] = {"model": "m.onnx", "data": "d.npz", "provider": "cpu", "batch": 5, **aim, **way, **length}
-    return Campaign(**(given | fields))
-
-
-def rows(store: Path) -> list[dict[str, Any]]:
-    """All lines of the trials that a store planned."""
-    with Store.open(store) as opened:
-        return [json.loads(line) for n in opened.trials() for line in opened.trial(n)["lines"].splitlines()]
 
 
 def meta(store: Path, key: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from activation_campaigns import activation_campaign as campaign
 from campaign_networks import Net, nets
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -94,20 +94,6 @@ def test_a_sweep_over_activations_runs_from_the_first_faulty_one(here: Path, opt
     assert [one[k].outcome for k in sorted(one)] == [other[k].outcome for k in sorted(one)]
     if optimization == "off":
         assert [one[k].metrics for k in sorted(one)] == [other[k].metrics for k in sorted(one)]
-
-
-def campaign(**fields: Any) -> Campaign:
-    way = {} if {"ber", "single", "exhaustive", "mix", "faults", "per_sample"} & set(fields) else {"single": True}
-    length = {"trials": 24} if way else {}
-    aim = {} if {"mix", "faults"} & set(fields) else {"target": "activations"}
-    given: dict[str, Any] = {"model": "m.onnx", "data": "d.npz", "provider": "cpu", "batch": 5, **aim, **way, **length}
-    return Campaign(**(given | fields))
-
-
-def rows(store: Path) -> list[dict[str, Any]]:
-    """All lines of the trials that a store planned."""
-    with Store.open(store) as opened:
-        return [json.loads(line) for n in opened.trials() for line in opened.trial(n)["lines"].splitlines()]
 
 
 def planned(**fields: Any) -> Plan:

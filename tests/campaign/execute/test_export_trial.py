@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from activation_campaigns import activation_campaign, fault_lines
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from tiny_campaigns import campaign, mlp, ran
@@ -17,7 +17,6 @@ from onnxfi.campaign.execute.export_trial import export_trial
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan.plan import make_plan
 from onnxfi.campaign.results.store import Store
-from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import StoreError
 from onnxfi.faults.faultlist import LineReader
 from onnxfi.runtime.data.sample_outputs import stacked
@@ -40,20 +39,6 @@ def test_an_export_needs_the_model_as_it_was(here: Path) -> None:
         export_trial(here / "s.db", 1, here / "out.onnx")
 
 
-def in_activations(**fields: Any) -> Campaign:
-    way = {} if {"ber", "single", "exhaustive", "mix", "faults", "per_sample"} & set(fields) else {"single": True}
-    length = {"trials": 24} if way else {}
-    aim = {} if {"mix", "faults"} & set(fields) else {"target": "activations"}
-    given: dict[str, Any] = {"model": "m.onnx", "data": "d.npz", "provider": "cpu", "batch": 5, **aim, **way, **length}
-    return Campaign(**(given | fields))
-
-
-def rows(store: Path) -> list[dict[str, Any]]:
-    """All lines of the trials that a store planned."""
-    with Store.open(store) as opened:
-        return [json.loads(line) for n in opened.trials() for line in opened.trial(n)["lines"].splitlines()]
-
-
 @pytest.mark.parametrize(
     "fields",
     [
@@ -68,7 +53,7 @@ def rows(store: Path) -> list[dict[str, Any]]:
 def test_each_trial_is_the_model_that_it_exports(here: Path, fields: dict[str, Any]) -> None:
     """Differential: cut, patched and resumed, against operators baked into the graph, fed all samples at once."""
     few = {} if "repeat" in fields else {"trials": 10}
-    asked = in_activations(optimization="off", batch=32, **few, **fields)
+    asked = activation_campaign(optimization="off", batch=32, **few, **fields)
     ran(asked, here / "s.db")
     bench = TrialExecutor.open(asked)
     header = make_plan(asked, bench.opened.fault_targets).header
@@ -102,9 +87,9 @@ def test_trials_are_exported_from_models_whose_types_only_a_run_finds(here: Path
     made.op_type, made.domain = "FusedMatMul", "com.microsoft"
     del proto.graph.value_info[:]
     onnx.save(proto, here / "m.onnx")
-    results = ran(in_activations(all=True), here / "s.db")
-    targets = {row["target"] for row in rows(here / "s.db")}
+    results = ran(activation_campaign(all=True), here / "s.db")
+    targets = {row["target"] for row in fault_lines(here / "s.db")}
     assert {"a", "b"} <= targets
     for trial in range(1, len(results) + 1):
         export_trial(here / "s.db", trial, here / "f.onnx")
-    ran(in_activations(all=True, trials=26), here / "s.db")
+    ran(activation_campaign(all=True, trials=26), here / "s.db")

@@ -5,31 +5,16 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Any
 
+from reported_campaigns import campaign, singles, sweep
 from tiny_campaigns import ran, samples, save
 
 from onnxfi.campaign.report.figures import figures, plain, write_figures
 from onnxfi.campaign.report.html_page import page
-from onnxfi.campaign.report.report import Report, report
+from onnxfi.campaign.report.report import report
 from onnxfi.campaign.results.store import Store
-from onnxfi.campaign.spec.campaign import Campaign
 
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-def campaign(**fields: Any) -> Campaign:
-    return Campaign(**{"model": "m.onnx", "data": "d.npz", "provider": "cpu", **fields})
-
-
-def singles(here: Path, name: str = "s.db", **fields: Any) -> Report:
-    ran(campaign(**{"single": True, "margin": 0.2, **fields}), here / name)
-    return report(here / name)
-
-
-def sweep(here: Path, name: str = "sweep.db", **fields: Any) -> Report:
-    ran(campaign(**{"ber": (1e-4, 1e-3, 1e-2), "repeat": 5, **fields}), here / name)
-    return report(here / name)
 
 
 def test_figures_are_drawn_the_same_every_time_and_say_their_numbers(here: Path) -> None:

@@ -16,13 +16,12 @@ from typing import Any
 
 import onnx
 import pytest
-from tiny_campaigns import mlp, ran
+from reported_campaigns import campaign, singles, sweep
+from tiny_campaigns import mlp
 
 from onnxfi.campaign.report.html_page import harmful, page, write_page
-from onnxfi.campaign.report.report import Report, report
 from onnxfi.campaign.report.tables import comparison_rows, layer_bit_cells, report_labels, write_csv_of_all
 from onnxfi.campaign.results.store import Store
-from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.spec_file import command_line, parse_spec
 from onnxfi.errors import OutputError
 
@@ -34,20 +33,6 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), None)
 browser = pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is installed")
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-def campaign(**fields: Any) -> Campaign:
-    return Campaign(**{"model": "m.onnx", "data": "d.npz", "provider": "cpu", **fields})
-
-
-def singles(here: Path, name: str = "s.db", **fields: Any) -> Report:
-    ran(campaign(**{"single": True, "margin": 0.2, **fields}), here / name)
-    return report(here / name)
-
-
-def sweep(here: Path, name: str = "sweep.db", **fields: Any) -> Report:
-    ran(campaign(**{"ber": (1e-4, 1e-3, 1e-2), "repeat": 5, **fields}), here / name)
-    return report(here / name)
 
 
 class Tags(HTMLParser):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import sqlite3
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from reported_campaigns import campaign, rows_of
 from scipy import stats
 from tiny_campaigns import altered, ran
 
@@ -21,27 +21,12 @@ from onnxfi.campaign.report.rates import Fold
 from onnxfi.campaign.report.report import Report, report
 from onnxfi.campaign.report.tables import classes, write_csv
 from onnxfi.campaign.run.runner import run
-from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import OutputError, StoreError
 from onnxfi.statistics.intervals import Stratum, clopper_pearson, stratified_interval
 from onnxfi.tasks.kinds.classification import CLASSES, CLASSIFICATION
 from onnxfi.tasks.outcomes import unpacked
 
 LAYERS = {"fc1": 25 * 32, "fc2": 18 * 32}
-
-
-def campaign(**fields: Any) -> Campaign:
-    return Campaign(**{"model": "m.onnx", "data": "d.npz", "provider": "cpu", **fields})
-
-
-def rows_of(store: Path) -> list[dict[str, Any]]:
-    """The results, read by SQL alone."""
-    with sqlite3.connect(store) as db:
-        columns = "trial, stratum, plan.layer, plan.bit, outcome, metrics, changed"
-        found = db.execute(f"SELECT {columns} FROM results JOIN plan USING (trial)").fetchall()
-    db.close()
-    names = ("trial", "stratum", "layer", "bit", "outcome")
-    return [{**dict(zip(names, row, strict=False)), **json.loads(row[5]), "flags": row[6]} for row in found]
 
 
 def hit(name: str, row: dict[str, Any]) -> bool:

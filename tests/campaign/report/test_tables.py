@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import csv
-import json
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from reported_campaigns import campaign, rows_of
 from tiny_campaigns import mlp, ran, samples, save
 
 from onnxfi.campaign.report.report import Report, report
 from onnxfi.campaign.report.tables import classes, write_csv, write_csv_of_all
-from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import OutputError
 from onnxfi.tasks.kinds.classification import CLASSES
-
-
-def campaign(**fields: Any) -> Campaign:
-    return Campaign(**{"model": "m.onnx", "data": "d.npz", "provider": "cpu", **fields})
-
-
-def rows_of(store: Path) -> list[dict[str, Any]]:
-    """The results, read by SQL alone."""
-    with sqlite3.connect(store) as db:
-        columns = "trial, stratum, plan.layer, plan.bit, outcome, metrics, changed"
-        found = db.execute(f"SELECT {columns} FROM results JOIN plan USING (trial)").fetchall()
-    db.close()
-    names = ("trial", "stratum", "layer", "bit", "outcome")
-    return [{**dict(zip(names, row, strict=False)), **json.loads(row[5]), "flags": row[6]} for row in found]
 
 
 def read(path: Path) -> list[dict[str, str]]:

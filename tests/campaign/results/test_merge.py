@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_campaigns import altered, ran, tables
+from tiny_campaigns import altered, counted, ran, tables
 
 from onnxfi.campaign.results.merge import merge
 from onnxfi.campaign.run.runner import run
@@ -20,15 +18,6 @@ from onnxfi.errors import StoreError
 def campaign(**fields: Any) -> Campaign:
     way = {} if {"ber", "single", "exhaustive", "mix", "faults"} & set(fields) else {"single": True, "trials": 60}
     return Campaign(**{"model": "m.onnx", "data": "d.npz", "provider": "cpu", **way, **fields})
-
-
-def counted(store: Path, table: str) -> int:
-    """Rows of a table of a store that another process may be writing; 0 where it is not there yet."""
-    try:
-        with closing(sqlite3.connect(f"{store.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as db:
-            return int(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
-    except sqlite3.Error:
-        return 0
 
 
 def test_shards_merge_to_the_whole_in_any_order_and_twice(here: Path) -> None:

@@ -9,14 +9,13 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny_campaigns import altered, dying, mlp, ran, samples, tables
+from tiny_campaigns import altered, counted, dying, mlp, ran, samples, tables
 
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.results.store import Store, set_aside
@@ -36,15 +35,6 @@ def command(*words: object) -> list[str]:
     return [sys.executable, "-m", "onnxfi", "run", *map(str, words), "--provider", "cpu"]
 
 
-def counted(store: Path, table: str) -> int:
-    """Rows of a table of a store that another process may be writing; 0 where it does not exist yet."""
-    try:
-        with closing(sqlite3.connect(f"{store.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as db:
-            return int(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
-    except sqlite3.Error:
-        return 0
-
-
 def written_by(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let results be written so many at a time, however long they take."""
     monkeypatch.setattr("onnxfi.campaign.run.runner.WRITE_EVERY", many)
@@ -54,7 +44,7 @@ def written_by(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
 # Killed
 
 
-LAYERS: dict[str, Any] = {"single": True, "margin": 0.04, "per": "layer"}
+LAYERS: dict[str, Any] = {"single": True, "margin": 0.09, "per": "layer"}
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +56,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("share", "workers"), [(0.5, 2), *(pytest.param(*more, marks=pytest.mark.slow) for more in ((0.25, 1), (0.25, 0)))]
+    ("share", "workers"), [(0.5, 2), *(pytest.param(*more, marks=pytest.mark.slow) for more in ((0.25, 1), (0.75, 0)))]
 )
 def test_killed_and_started_again_it_holds_the_same_rows(whole: Path, share: float, workers: int) -> None:
     store = whole / f"killed-{workers}.db"
-    words = command(whole / "m.onnx", "--data", whole / "d.npz", *["--single", "--margin", "0.04", "--per", "layer"])
+    words = command(whole / "m.onnx", "--data", whole / "d.npz", *["--single", "--margin", "0.09", "--per", "layer"])
     words += ["--workers", str(workers), "-o", str(store)]
     total = counted(whole / "whole.db", "results")
-    assert total > 800, "more than are written together, however fast the machine is"
+    assert total > 300
     process = subprocess.run(dying(share * total, words[3:]), capture_output=True, text=True, check=False)
     assert process.returncode == -signal.SIGKILL, process.stderr
     done = counted(store, "results")

@@ -15,6 +15,7 @@ from typing import Any
 
 import onnx
 import pytest
+from deadly_clusters import DEADLY
 from tiny_campaigns import mlp, ran, tables
 
 from onnxfi.campaign.results.merge import merge
@@ -85,38 +86,6 @@ def test_a_worker_that_is_killed_changes_nothing(here: Path, workers: Cluster) -
             os.kill(pid, signal.SIGKILL)
     assert sorted(seen) == list(range(1, 201)), "nothing is lost, nothing counted twice"
     assert tables(here / "s.db") == tables(here / "whole.db")
-
-
-DEADLY = """
-import multiprocessing, os, resource, signal, time
-from pathlib import Path
-import numpy as np
-from onnxfi.campaign.execute.trial_executor import TrialExecutor
-from onnxfi.tasks.outcomes import failed
-
-HERE = Path(PLACE)
-
-def data():
-    with np.load(HERE / "d.npz") as held:
-        arrays = dict(held)
-    if multiprocessing.parent_process() is not None:
-        TrialExecutor.trial = trial
-    return arrays
-
-whole = TrialExecutor.trial
-
-def trial(self, header, golden, lines):
-    number = next((n for n in range(1, 4) if f'"trial": {n},' in lines[0]), 0)
-    with open(HERE / "ran.txt", "a") as ran:
-        ran.write(f"{number} {os.getpid()}\\n")
-    if number == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if number == 2:
-        time.sleep(600)
-    if number == 3 and resource.getrlimit(resource.RLIMIT_DATA)[0] == 3 << 30:
-        return failed(golden, "memory")
-    return whole(self, header, golden, lines)
-"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to a limit of its memory")

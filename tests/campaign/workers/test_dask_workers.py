@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deadly_clusters import DEADLY
 from tiny_campaigns import ran
 
 from onnxfi.campaign.results.store import Store
@@ -19,37 +20,6 @@ from onnxfi.errors import OnnxfiError
 def campaign(**fields: Any) -> Campaign:
     return Campaign(**{"model": "m.onnx", "data": "d.npz", "provider": "cpu", "single": True, "trials": 200, **fields})
 
-
-DEADLY = """
-import multiprocessing, os, resource, signal, time
-from pathlib import Path
-import numpy as np
-from onnxfi.campaign.execute.trial_executor import TrialExecutor
-from onnxfi.tasks.outcomes import failed
-
-HERE = Path(PLACE)
-
-def data():
-    with np.load(HERE / "d.npz") as held:
-        arrays = dict(held)
-    if multiprocessing.parent_process() is not None:
-        TrialExecutor.trial = trial
-    return arrays
-
-whole = TrialExecutor.trial
-
-def trial(self, header, golden, lines):
-    number = next((n for n in range(1, 4) if f'"trial": {n},' in lines[0]), 0)
-    with open(HERE / "ran.txt", "a") as ran:
-        ran.write(f"{number} {os.getpid()}\\n")
-    if number == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if number == 2:
-        time.sleep(600)
-    if number == 3 and resource.getrlimit(resource.RLIMIT_DATA)[0] == 3 << 30:
-        return failed(golden, "memory")
-    return whole(self, header, golden, lines)
-"""
 
 pytest.importorskip("distributed", reason="clusters need the extra distributed")
 pytestmark = [

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from campaign_networks import Net
+from campaign_networks import two_convolutions
 from tiny_campaigns import chance
 
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
@@ -24,10 +24,7 @@ from onnxfi.runtime.partial.segmented_model import SampleRows
 def test_a_route_that_rounds_otherwise_gives_way_to_the_next_longer_one(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net = Net()
-    for kind in ("conv", "relu", "conv", "relu"):
-        net.step(kind, len(net.values) - 1, 1)
-    onnx.save(net.model([]), "net.onnx")
+    onnx.save(two_convolutions(), "net.onnx")
     np.savez("x.npz", x=chance(6, 16, 4, 4, seed=7))
     campaign = Campaign("net.onnx", "x.npz", single=True, trials=20, batch=4)
     routes = list[set[str]]()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from campaign_networks import Net
+from campaign_networks import Net, two_convolutions
 from tiny_campaigns import chance, ran, samples, save
 
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
@@ -87,10 +87,7 @@ def test_a_shape_with_as_many_numbers_as_there_are_samples_has_no_rows(here: Pat
 def test_a_run_is_shared_only_where_samples_have_the_bits_that_they_have_in_their_batch(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net = Net()
-    for kind in ("conv", "relu", "conv", "relu"):
-        net.step(kind, len(net.values) - 1, 1)
-    onnx.save(net.model([]), "net.onnx")
+    onnx.save(two_convolutions(), "net.onnx")
     np.savez("x.npz", x=chance(16, 16, 4, 4, seed=7))
     campaign = Campaign("net.onnx", "x.npz", target="activations", single=True, trials=40, batch=8)
     alone = {r.trial: r.metrics for r in ran(replace(campaign, batch=1), here / "alone")}

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from single_layers import linear, saved
 
 from onnxfi.graph.model.loading import load
 from onnxfi.runtime.data.sources import Data, open_data
@@ -24,22 +25,6 @@ CNN, TEST = ROOT / "models/fashion_cnn.onnx", ROOT / "models/fashion_test.npz"
 @pytest.fixture(scope="module")
 def images() -> Data:
     return open_data(TEST, OrtEngine(provider="cpu").prepare(CNN).inputs, limit=300)
-
-
-def linear(weight: np.ndarray, *, op: str = "MatMul", opset: int = 18, name: str = "fc") -> onnx.ModelProto:
-    """One layer from `x` to `y`."""
-    graph = helper.make_graph(
-        [helper.make_node(op, ["x", "w"], ["y"], name=name)], "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", weight.shape[0]])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", weight.shape[1]])],
-        [numpy_helper.from_array(weight.astype(np.float32), "w")],
-    )  # fmt: skip
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-
-
-def saved(path: Path, model: onnx.ModelProto) -> Path:
-    onnx.save(model, path)
-    return path
 
 
 def test_bfloat16_is_held_at_its_largest(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from single_layers import linear, saved
 
 from onnxfi.campaign.execute.canary import prove
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
@@ -96,22 +97,6 @@ def test_every_mode_makes_a_model_that_runs_and_whose_weights_take_faults(
 def test_the_same_twice_is_the_same_bytes(name: str, images: Data, tmp_path: Path) -> None:
     digests = [quantize(load(CNN), RECIPES[name], tmp_path / f"{k}.onnx", data=images).digest for k in range(2)]
     assert digests[0] == digests[1]
-
-
-def linear(weight: np.ndarray, *, op: str = "MatMul", opset: int = 18, name: str = "fc") -> onnx.ModelProto:
-    """One layer from `x` to `y`."""
-    graph = helper.make_graph(
-        [helper.make_node(op, ["x", "w"], ["y"], name=name)], "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", weight.shape[0]])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", weight.shape[1]])],
-        [numpy_helper.from_array(weight.astype(np.float32), "w")],
-    )  # fmt: skip
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-
-
-def saved(path: Path, model: onnx.ModelProto) -> Path:
-    onnx.save(model, path)
-    return path
 
 
 def test_clipped_and_flushed_are_counted(tmp_path: Path) -> None:

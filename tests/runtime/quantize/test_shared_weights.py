@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
+from single_layers import saved
 
 from onnxfi.graph.model.loading import load
 from onnxfi.runtime.data.sources import open_data
@@ -16,11 +17,6 @@ from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.quantize.quantize import quantize
 from onnxfi.runtime.quantize.recipe import Recipe
 from onnxfi.runtime.quantize.shared_weights import drop_twins, fold_alpha, separate_biases, transpose_once
-
-
-def saved(path: Path, model: onnx.ModelProto) -> Path:
-    onnx.save(model, path)
-    return path
 
 
 def shared(*nodes: onnx.NodeProto, feed: str = "x", dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
