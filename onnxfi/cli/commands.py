@@ -60,9 +60,10 @@ def group() -> None:
     run in ONNX Runtime.
 
     \b
-    onnxfi inspect model.onnx
+    onnxfi demo
+    onnxfi assess model.onnx --data images.npz --time 5m
     onnxfi inject model.onnx --ber 1e-6
-    onnxfi eval model.onnx --data images.npz
+    onnxfi run model.onnx --data images.npz --ber 1e-7:1e-3
     """
 
 

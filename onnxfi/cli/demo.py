@@ -36,5 +36,6 @@ def command(context: click.Context) -> None:
             with run.make_context("run", arguments, parent=context) as inner:
                 run.invoke(inner)
         print_line("")
-        print_line("Which faults did it: the same with --single --trials 500 instead of --ber; then --html page.html")
-        print_line(f"One faulty model:    onnxfi inject {model} --ber 1e-5 --data {data} -o faulty.onnx")
+        print_line("Next: what breaks it, and where; and one faulty model")
+        print_line(f"  onnxfi assess {model} --data {data} --time 1m")
+        print_line(f"  onnxfi inject {model} --ber 1e-5 --data {data} -o faulty.onnx")
