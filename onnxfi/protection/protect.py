@@ -239,7 +239,7 @@ def read_record(proto: onnx.ModelProto) -> dict[str, Any] | None:
         marks = [] if calibration is None else calibration["marks"]
         if not known or not all(isinstance(mark, str) for mark in marks):
             raise ValueError
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise ModelError(f"the metadata entry {RECORD_KEY!r} is damaged or of a newer version; protect anew") from None
     return dict(record)
 

@@ -21,7 +21,7 @@ import numpy as np
 from onnxfi.errors import DataError, closest
 from onnxfi.runtime.data.images import Frame, ImageFolder, open_image
 from onnxfi.runtime.data.labels import VOID, Labels, checked
-from onnxfi.runtime.data.npz import memory_bytes, read_npz
+from onnxfi.runtime.data.npz import memory_bytes, read_npy, read_npz
 from onnxfi.runtime.engine.ports import Array, one_line
 
 #: Bytes of a file of text, and columns of a table.
@@ -85,13 +85,7 @@ def _archive(path: Path, samples: Samples, name: str) -> Array:
 
 
 def _array(path: Path, samples: Samples, name: str) -> Array:
-    if path.stat().st_size > memory_bytes():
-        raise DataError(f"{str(path)!r} holds more than the memory of this machine")
-    try:
-        found: Array = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{str(path)!r} is no readable .npy array ({one_line(error)})") from None
-    return found
+    return read_npy(path)
 
 
 def _read(path: Path) -> str:

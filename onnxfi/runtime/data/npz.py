@@ -1,4 +1,4 @@
-"""Reading of untrusted `.npz` archives, and writing.
+"""Reading of untrusted `.npz` archives and `.npy` files, and writing of archives.
 
 Nothing is unpickled, and the sizes in a header are checked against the archive before memory is allocated.
 """
@@ -55,6 +55,26 @@ def read_npz(path: Path) -> dict[str, Array]:
     [('image', (2, 3)), ('labels', (2,))]
     """
     return _each(path, _read_array)
+
+
+def read_npy(path: Path) -> Array:
+    """Return the array of a `.npy` file; `DataError` names the file and what is wrong with it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(Path(folder, "l.npy"), [3, 1])
+    ...     read_npy(Path(folder, "l.npy")).tolist()
+    [3, 1]
+    """
+    try:
+        size, memory = path.stat().st_size, memory_bytes()
+        if size > memory:
+            raise DataError(f"it holds {size:,} bytes; this machine has {memory:,}")
+        with path.open("rb") as file:
+            return _read_array(file, size, "it")
+    except Exception as error:  # numpy's header parser raises a dozen kinds on damage
+        why = one_line(error) or type(error).__name__
+        raise DataError(f"{str(path)!r} is no readable .npy array ({why}); write it with np.save") from None
 
 
 def write_npz(path: Path, arrays: Mapping[str, Array]) -> Path:

@@ -20,6 +20,7 @@ others have that behind them, and lose only what scores less.
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,7 +30,7 @@ from types import MappingProxyType
 import numpy as np
 
 from onnxfi.errors import DataError, InputError, closest
-from onnxfi.runtime.data.npz import memory_bytes
+from onnxfi.runtime.data.npz import read_npy, read_npz
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Array, one_line, shape_text
 from onnxfi.tasks.answers import Floats, float64, softmax
@@ -158,12 +159,9 @@ _ACTIVATIONS: Mapping[str, Callable[[Floats], Floats]] = MappingProxyType(
 
 def _read_anchors(path: Path) -> Floats:
     try:
-        if path.stat().st_size > memory_bytes() // 2:
-            raise DataError(f"{str(path)!r} holds more than half the memory of this machine")
-        found = np.load(path, allow_pickle=False)
-        array = found if isinstance(found, np.ndarray) else found[found.files[0]]
+        array = next(iter(read_npz(path).values())) if zipfile.is_zipfile(path) else read_npy(path)
         anchors = float64(array)
-    except (OSError, ValueError, EOFError, IndexError, TypeError) as error:
+    except (DataError, OSError, ValueError, StopIteration, TypeError) as error:
         raise DataError(f"anchors in {str(path)!r} cannot be read: {one_line(error)}") from None
     if anchors.ndim != 2 or anchors.shape[1] != 4 or not np.isfinite(anchors).all():
         raise DataError(f"anchors in {str(path)!r} are {shape_text(anchors.shape)}; [A,4] finite numbers would do")

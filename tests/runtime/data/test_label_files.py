@@ -21,6 +21,13 @@ from onnxfi.runtime.engine.ports import Port
 X = Port("x", "float32", ("N", 2))
 PHOTO = Port("photo", "float32", ("N", 1, 4, 4))
 NAN = [float("nan")] * 6
+#: An array that claims 8 TB and holds 8 bytes.
+HUGE = (
+    b"\x93NUMPY\x01\x00v\x00"
+    + b"{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000,)}".ljust(117)
+    + b"\n"
+    + bytes(8)
+)
 
 
 @pytest.fixture
@@ -192,6 +199,7 @@ def test_a_coco_file_that_is_none(change: Callable[[dict[str, Any]], Any], says:
         ("t.csv", b"1,2\n3\n", "row 2 holds no 2 numbers: '3'"),
         ("t.csv", b"f.png,2\n", "names files, and the samples are none"),
         ("l.npy", b"no", "is no readable .npy array"),
+        ("l.npy", HUGE, "claims int64 of shape (1000000000000,) but holds 8 bytes"),
         ("l.pkl", b"no", "have the unknown ending '.pkl'"),
     ],
 )
