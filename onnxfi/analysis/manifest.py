@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import numpy as np
 
 from onnxfi.errors import InputError
 from onnxfi.faults.space import Target
-from onnxfi.graph.model.byte_source import quoted
+from onnxfi.graph.model.byte_source import quoted, read_bounded
 from onnxfi.graph.model.loading import Model, ModelLike, load, tensors_in
 from onnxfi.graph.write.output_file import atomic_files
 
@@ -28,7 +27,7 @@ FORMAT, VERSION = "onnxfi-manifest", 1
 #: Bytes of a tensor that are hashed together.
 CHUNK_BYTES = 1 << 20
 #: The largest manifest that is read: that of a model of some 4 TB.
-_MOST_BYTES = 1 << 28
+MOST_BYTES = 1 << 28
 #: Fields of a tensor that hold its numbers, or the place where they lie.
 _PAYLOAD = (
     *("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data"),
@@ -120,10 +119,10 @@ class Manifest:
         """Read a manifest; InputError where the file is none, is damaged, or is of another version."""
         where = quoted(file)
         try:
-            size = os.stat(file).st_size
-            if size > _MOST_BYTES:
-                raise InputError(f"{where} has {size:,} bytes and is no manifest; onnxfi manifest MODEL writes one")
-            held = json.loads(Path(file).read_bytes())
+            text = read_bounded(file, MOST_BYTES)
+            if text is None:
+                raise InputError(f"{where} has more than {MOST_BYTES:,} bytes and is no manifest")
+            held = json.loads(text)
         except OSError as error:
             raise InputError(f"cannot read {where}: {error.strerror}; give a manifest that can be read") from None
         except (ValueError, RecursionError):

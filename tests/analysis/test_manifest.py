@@ -125,6 +125,11 @@ def test_files_that_are_no_manifest_are_refused(here: Path) -> None:
         Path("m.json").write_bytes(content)
         with pytest.raises(InputError, match="is no manifest"):
             Manifest.read("m.json")
+    if Path("/dev/zero").exists():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "MOST_BYTES", 1000)
+            with pytest.raises(InputError, match="has more than 1,000 bytes and is no manifest"):
+                Manifest.read("/dev/zero")
     with pytest.raises(InputError, match=r"cannot read 'none\.json'"):
         Manifest.read("none.json")
 

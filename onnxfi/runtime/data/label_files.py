@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from onnxfi.errors import DataError, closest
+from onnxfi.graph.model.byte_source import read_bounded
 from onnxfi.runtime.data.images import Frame, ImageFolder, open_image
 from onnxfi.runtime.data.labels import VOID, Labels, checked
 from onnxfi.runtime.data.npz import memory_bytes, read_npy, read_npz
@@ -89,10 +90,11 @@ def _array(path: Path, samples: Samples, name: str) -> Array:
 
 
 def _read(path: Path) -> str:
-    if path.stat().st_size > _LARGEST_FILE:
-        raise DataError(f"{str(path)!r} has more than {_LARGEST_FILE:,} bytes; give the labels as .npz")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        held = read_bounded(path, _LARGEST_FILE)
+        if held is None:
+            raise DataError(f"{str(path)!r} has more than {_LARGEST_FILE:,} bytes; give the labels as .npz")
+        return held.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{str(path)!r} cannot be read as text: {one_line(error)}") from None
 

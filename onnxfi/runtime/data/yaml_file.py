@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from onnxfi.errors import InputError
+from onnxfi.graph.model.byte_source import read_bounded
 
 LARGEST_FILE = 1 << 20
 #: Values in a file, and lists and mappings around one.
@@ -70,11 +71,10 @@ def parse_yaml(text: bytes, file: str, what: str, error: type[InputError] = Inpu
 def read_text(path: str | Path, what: str, error: type[InputError] = InputError) -> bytes:
     """Return the bytes of a file of at most 1 MB."""
     try:
-        with Path(path).open("rb") as stream:
-            text = stream.read(LARGEST_FILE + 1)
+        text = read_bounded(path, LARGEST_FILE)
     except (OSError, ValueError) as why:
         raise error(f"cannot read {str(path)!r}: {getattr(why, 'strerror', None) or why}") from None
-    if len(text) > LARGEST_FILE:
+    if text is None:
         raise error(f"{path} has more than {LARGEST_FILE:,} bytes; a {what} is a page")
     return text
 

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, InputError
 from onnxfi.extensions import library
+from onnxfi.graph.model.byte_source import read_bounded
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.labels import Labels, as_kind
 from onnxfi.runtime.data.sample_outputs import Outputs
@@ -315,9 +316,10 @@ def _misfit(run: Sequence[Outputs], data: Data, kind: str, *, how: Charset | Tok
 def _lines(file: str, what: str) -> list[str]:
     """Return the lines of a file of characters or tokens."""
     try:
-        if Path(file).stat().st_size > _LARGEST_FILE:
+        held = read_bounded(file, _LARGEST_FILE)
+        if held is None:
             raise InputError(f"{what} {file!r} has more than {_LARGEST_FILE:,} bytes")
-        lines = Path(file).read_text(encoding="utf-8").split("\n")
+        lines = held.decode().split("\n")
     except (OSError, ValueError) as error:
         raise InputError(f"{what} {file[:200]!r} cannot be read: {one_line(error)}") from None
     lines = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
