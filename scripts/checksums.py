@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
-LISTED = (".onnx", ".npz", ".json")
+LISTED = (".onnx", ".npz", ".json", ".txt", ".jsonl", ".yaml")
 
 
 def write_checksums() -> None:

@@ -1,9 +1,10 @@
-"""Make the narrower versions of the shipped CNN with onnxfi itself, measure them, and renew SHA256SUMS.
+"""Make the narrower versions of the shipped CNN and GPT with onnxfi itself, measure them, and renew SHA256SUMS.
 
     python scripts/quantize_models.py
 
 Writes models/fashion_cnn_{fp16,int8_qdq,int8_qoperator}.onnx from models/fashion_cnn.onnx, calibrated on the first
-200 images of models/fashion_test.npz. With data/fashion-mnist/ there (bash scripts/get_data.sh), the accuracy on all
+200 images of models/fashion_test.npz, and models/char_gpt_{fp16,int8,int4}.onnx from
+models/char_gpt.onnx. With data/fashion-mnist/ there (bash scripts/get_data.sh), the accuracy on all
 10,000 test images is printed too. One machine with the same versions makes the same bytes twice.
 """
 
@@ -24,6 +25,13 @@ RECIPES = {
     "fp16": Recipe("fp16"),
     "int8_qdq": Recipe("static", format="qdq", weights="int8", activations="uint8", per_channel=True),
     "int8_qoperator": Recipe("static", format="qoperator", weights="int8", activations="uint8"),
+}
+
+GPT, TEXTS = MODELS / "char_gpt.onnx", MODELS / "char_gpt_test.npz"
+GPT_RECIPES = {
+    "fp16": Recipe("fp16"),
+    "int8": Recipe("dynamic", per_channel=True),
+    "int4": Recipe("weight-only", block=32),
 }
 
 
@@ -54,8 +62,24 @@ def main() -> int:
             if data:
                 found = evaluate(out, data, engine=engine)
                 print(f"  top-1 {found.metrics['top1']:.2%} of {found.samples:,}")
+    quantize_gpt(engine)
     write_checksums()
     return 0
+
+
+def quantize_gpt(engine: OrtEngine) -> None:
+    """Make the narrower versions of the GPT, and measure them on the held-out text."""
+    golden = evaluate(GPT, TEXTS, engine=engine, batch=8, task="language-model")
+    print(f"{GPT.relative_to(ROOT)}: perplexity {golden.metrics['perplexity']:.4f}")
+    for name, recipe in GPT_RECIPES.items():
+        out = MODELS / f"char_gpt_{name}.onnx"
+        done = quantize(load(GPT), recipe, out)
+        found = evaluate(out, TEXTS, engine=engine, batch=8, golden=golden).metrics
+        print(f"{out.relative_to(ROOT)}: {done.size_after_bytes:,} bytes, sha256 {done.digest}")
+        print(
+            f"  perplexity {found['perplexity']:.4f}, top-1 agreement {found['top1_agreement']:.2%}, divergence "
+            f"{found['kl_mean']:.2e} nats"
+        )
 
 
 if __name__ == "__main__":

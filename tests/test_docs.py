@@ -40,6 +40,7 @@ GUIDES = (
     "evaluate",
     "detection",
     "segmentation",
+    "language-models",
     "replay",
     "integrity",
     "scripting",

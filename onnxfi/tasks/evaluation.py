@@ -8,12 +8,14 @@ from typing import Any
 
 from onnxfi.errors import DataError, EngineError
 from onnxfi.faults.trials import json_value
+from onnxfi.graph.dataflow.lookup_tables import lookup_tables
 from onnxfi.graph.model.loading import ModelLike, load, stored_form
 from onnxfi.graph.passes.scored_outputs import spike_count_output, with_map_scores, with_spike_counts
 from onnxfi.graph.write.faulty_copy import OnProgress
+from onnxfi.runtime.data.decoder_inputs import check_rows
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.kept_inputs import KeptInputs
-from onnxfi.runtime.data.sample_outputs import Outputs, class_axes, run_outputs, sample_axes, stacked
+from onnxfi.runtime.data.sample_outputs import Outputs, Reduce, class_axes, run_outputs, sample_axes, stacked
 from onnxfi.runtime.data.sources import Data, open_data
 from onnxfi.runtime.engine.ports import Array, Port
 from onnxfi.runtime.engine.protocols import Engine, Session
@@ -43,6 +45,8 @@ class Evaluation:
     provider: str
     note: str
     synthetic: bool = False
+    #: What the task keeps of the outputs of a batch.
+    reduce: Reduce | None = field(default=None, repr=False, compare=False)
     #: A remark on how the scored output is read.
     reading: str = ""
 
@@ -149,18 +153,22 @@ def evaluate(
             model, output = scored.source.data or b"", maps.get(output or "", output)
             session = engine.prepare(model)
     data = data if isinstance(data, Data) else open_data(data, session.inputs)
+    if any(port.dtype in ("int64", "int32") for port in session.inputs):
+        check_rows(data, lookup_tables(load(model, allow_links=True).proto.graph))
     _check_samples(golden, data)
     names = golden.outputs if golden else scored_names(session, output, data, kind, task=task)
+    reduce = golden.reduce if golden else reduction(data, session.outputs, output, task)
     axes = sample_axes(session, data, model)
     try:
-        run = run_outputs(session, data, data.layout.fixed or batch, names, progress=progress, axes=axes)
+        size = data.layout.fixed or batch
+        run = run_outputs(session, data, size, names, progress=progress, axes=axes, reduce=reduce)
     except EngineError as error:
         raise (does_not_run(error, data, batch) if golden is None else error) from None
     name = ", ".join(names) or None
     truth, read = _meaning(golden, run, name, data, (task, kind, metric), data.layout.fixed or batch)
     return Evaluation(
         _metrics(truth, run if golden else None), run, truth, names, data.samples, data.description, session.provider,
-        session.note, data.synthetic, read or _passed_over(session, name),
+        session.note, data.synthetic, reduce, read or _passed_over(session, name),
     )  # fmt: skip
 
 
@@ -216,6 +224,13 @@ def scored_names(
     if chosen.reads is not None:
         return chosen.reads(ModelOutputs(session.outputs, name, data, kind, session.non_tensors, whole))
     return () if name is None else (named_output(session.outputs, name, session.non_tensors),)
+
+
+def reduction(data: Data, ports: Sequence[Port], name: str | None, task: str) -> Reduce | None:
+    """Return what a task keeps of the outputs of a batch of this data; None if it keeps them whole."""
+    chosen = find_task(guessed(data.labels, _columns(ports, name)) if task == AUTO else task)
+    found: Reduce | None = None if chosen.keeps is None else chosen.keeps(data)
+    return found
 
 
 def scored_answers(
@@ -283,7 +298,7 @@ def evaluate_pipeline(
     truth, read = _meaning(golden, answers.run, answers.output, data, (task, "auto", metric), 1)
     return Evaluation(
         _metrics(truth, answers.run if golden else None), answers.run, truth, answers.names, data.samples,
-        data.description, opened.provider, opened.note, data.synthetic, read,
+        data.description, opened.provider, opened.note, data.synthetic, None, read,
     )  # fmt: skip
 
 

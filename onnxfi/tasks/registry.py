@@ -42,6 +42,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType({
     "signal": "regression:signal",
     "embedding": "embedding:embedding",
     "sequence": "sequence:sequence",
+    "language-model": "language_model:language_model",
     DEVIATION: "deviation:DEVIATION",
     "segmentation": "segmentation:segmentation",
     "detection": "detection:detection",

@@ -263,6 +263,9 @@ class Task:
     reads : callable, optional
         Returns the names of the outputs that count, of `ModelOutputs`; none: all. DataError if they do not fit.
         Without it that is the output of ``--output``, else all.
+    keeps : callable, optional
+        Returns, of the data, a function from the outputs of some samples to what is kept of them, where outputs are too
+        large to be kept whole. Its `forget` lets the next run be the golden one.
     misfit : callable, optional
         Returns why a golden run (batches of `Outputs`), its data or the kind of its scores do not fit the task, with
         the shapes of both sides; empty if they do.
@@ -305,6 +308,7 @@ class Task:
     wrong: Callable[[AnswerPair], Flags] | None = field(default=None, compare=False, repr=False)
     decode: Callable[[Outputs], Sequence[Any] | Array] | None = field(default=None, compare=False, repr=False)
     reads: Callable[[ModelOutputs], tuple[str, ...]] | None = field(default=None, compare=False, repr=False)
+    keeps: Callable[[Data], Any] | None = field(default=None, compare=False, repr=False)
     misfit: Callable[[Sequence[Outputs], Data, str], str] | None = field(default=None, compare=False, repr=False)
     score_kind: Callable[[Array], str] | None = field(default=None, compare=False, repr=False)
     remark: Callable[..., str] | None = field(default=None, compare=False, repr=False)

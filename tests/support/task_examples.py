@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Array
+from onnxfi.tasks.kinds.token_scores import NAME, TokenScores
 from onnxfi.tasks.outcomes import GoldenRun
 from onnxfi.tasks.task import Task
 
@@ -58,10 +59,19 @@ def texts(random: np.random.Generator) -> tuple[Array, Array]:
     return words, np.where(random.random(SAMPLES) < 0.3, "cat", words).astype(object)
 
 
+def tokens(random: np.random.Generator) -> tuple[Array, Array]:
+    """Scores of tokens as they are kept of logits, and tokens of two multiple-choice items among the rows."""
+    labels = random.integers(0, 5, (SAMPLES, 6))
+    labels[:, 0] = [1, 0, 2, 3, -100, -100, -100, -100]
+    logits = Outputs(np.arange(SAMPLES), {"logits": random.normal(size=(SAMPLES, 6, 5)).astype(np.float32)})
+    following = np.concatenate([labels[:, 1:], np.full((SAMPLES, 1), -1)], axis=1)
+    return TokenScores(following)(logits).arrays[NAME], labels
+
+
 #: By the name of a task what makes a golden output and labels.
 EXAMPLES: Mapping[str, Callable[[np.random.Generator], tuple[Array, Array]]] = {
     "binary": decision, "multi-label": decisions, "regression": numbers, "signal": numbers, "embedding": vectors,
-    "sequence": texts, "detection": boxes, "segmentation": masks,
+    "sequence": texts, "detection": boxes, "segmentation": masks, "language-model": tokens,
 }  # fmt: skip
 
 
@@ -69,13 +79,13 @@ def golden_example(task: Task, random: np.random.Generator) -> GoldenRun:
     """Return a golden run that fits a task."""
     output, labels = EXAMPLES.get(task.name, scores)(random)
     given = output if output.dtype.kind == "O" else output.astype(np.float32)
-    run = (Outputs(np.arange(SAMPLES), {"y": given}),)
+    run = (Outputs(np.arange(SAMPLES), {NAME if task.name == "language-model" else "y": given}),)
     return GoldenRun.of(run, labels, task, "auto", 0.0, ("crash", "nonfinite"))
 
 
 def faulty_example(golden: GoldenRun, random: np.random.Generator) -> tuple[Outputs, ...]:
     """Return outputs of which a fifth is drawn again."""
     (outputs,) = golden.run
-    y = outputs.arrays["y"]
+    ((name, y),) = outputs.arrays.items()
     other = y[::-1] if y.dtype.kind == "O" else random.normal(size=y.shape).astype(np.float32)
-    return (Outputs(outputs.samples, {"y": np.where(random.random(y.shape) < 0.2, other, y)}),)
+    return (Outputs(outputs.samples, {name: np.where(random.random(y.shape) < 0.2, other, y)}),)

@@ -95,7 +95,9 @@ class InstrumentedModel:
                 if not ((sample < 0) | ((sample >= batch.start) & (sample < batch.start + batch.valid))).any():
                     parts.append(self.golden[k])
                     continue
-            parts.append(outputs_of(batch, self._outputs(model, faults, batch), opened.axes, opened.names))
+            parts.append(
+                outputs_of(batch, self._outputs(model, faults, batch), opened.axes, opened.names, opened.reduce)
+            )
         return tuple(parts)
 
     def _open(self, proto: onnx.ModelProto, folder: Path | None) -> _Instrumented:

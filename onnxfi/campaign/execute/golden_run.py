@@ -50,6 +50,7 @@ class GoldenRuns:
             If the two runs differ, or the model draws random numbers.
         """
         opened, begun = self.opened, time.perf_counter()
+        opened.begin()
         if not again:
             found = self._kept(opened.golden(self._of_file()))
             return found, opened.opened_s + time.perf_counter() - begun
@@ -74,6 +75,7 @@ class GoldenRuns:
 
     def run_again(self) -> GoldenRun:
         """Return one golden run of the model as every trial opens it."""
+        self.opened.begin()
         return self._kept(self.opened.golden(self._run(self.opened.session())))
 
     def first_batch(self) -> tuple[Outputs, ...]:

@@ -13,19 +13,21 @@ from onnxfi.campaign.spec.designs import Replay
 from onnxfi.campaign.spec.pipeline_file import load_pipeline, names_pipeline
 from onnxfi.faults.faultlist import FaultList
 from onnxfi.faults.trials import Faults
+from onnxfi.graph.dataflow.lookup_tables import lookup_tables
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.protection.detection import ALARM
 from onnxfi.graph.write.faulty_copy import FileEdits, find_edits, look_up_words
+from onnxfi.runtime.data.decoder_inputs import check_rows
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.kept_inputs import KeptInputs
-from onnxfi.runtime.data.sample_outputs import Outputs, run_outputs, sample_axes
+from onnxfi.runtime.data.sample_outputs import Outputs, Reduce, run_outputs, sample_axes
 from onnxfi.runtime.data.sources import Data, open_data
 from onnxfi.runtime.engine.onnx_runtime import short_name
 from onnxfi.runtime.engine.ports import Port
 from onnxfi.runtime.engine.protocols import Session
 from onnxfi.runtime.pipeline.later_stages import FrontRun
 from onnxfi.runtime.pipeline.open_pipeline import open_pipeline
-from onnxfi.tasks.evaluation import scored_answers, scored_names
+from onnxfi.tasks.evaluation import reduction, scored_answers, scored_names
 from onnxfi.tasks.outcomes import GoldenRun
 from onnxfi.tasks.registry import choose_task
 
@@ -48,6 +50,8 @@ class OpenCampaign:
         The axes of each output that hold samples.
     inputs : tuple of Port
         The inputs of the model.
+    reduce : callable, optional
+        What the task keeps of the outputs of a batch.
     opened_s : float
         Seconds that opening a session of the model took.
 
@@ -64,6 +68,7 @@ class OpenCampaign:
     axes: Mapping[str, tuple[int, ...]]
     inputs: tuple[Port, ...]
     opened_s: float = 0.0
+    reduce: Reduce | None = None
     #: In a pipeline the stages in front of the faulty one, which have run.
     front: FrontRun | None = None
 
@@ -94,7 +99,14 @@ class OpenCampaign:
 
     def run(self, session: Session, *, batches: int | None = None) -> tuple[Outputs, ...]:
         """Return the outputs that count over all samples, or over the first batches."""
-        return run_outputs(session, self.data, self.size, self.names, batches=batches, axes=self.axes)
+        return run_outputs(
+            session, self.data, self.size, self.names, batches=batches, axes=self.axes, reduce=self.reduce
+        )
+
+    def begin(self) -> None:
+        """Let the next run be the golden one, which settles what is kept of outputs."""
+        if self.reduce is not None and hasattr(self.reduce, "forget"):
+            self.reduce.forget()
 
     def golden(self, run: Sequence[Outputs]) -> GoldenRun:
         """Return the golden run that gave these outputs."""
@@ -126,6 +138,7 @@ def open_campaign(
     campaign = replace(campaign, engine=campaign.engine.with_provider(short_name(session.provider)))
     front = _front(campaign, model)
     data = _data(campaign, session) if front is None else front.stage_data(_size(front, campaign))
+    check_rows(data, lookup_tables(model.proto.graph))
     alone = runs and not beside(model, kept_bytes)
     if alone:
         del session  # the dry run opens the model too
@@ -142,10 +155,11 @@ def open_campaign(
         names = front.stage.outputs
     listed = FaultList.open(design.faults).header if isinstance(design, Replay) else None
     fault_targets = FaultTargets.of(model, campaign.scopes, data, listed, campaign.engine.custom_ops)
+    reduce = None if front is not None else reduction(data, session.outputs, scoring.output, scoring.task)
     axes = sample_axes(session, data, model)
     provider, note, inputs = session.provider, session.note, session.inputs
     opened = OpenCampaign(
-        campaign, model, data, names, provider, note, fault_targets, axes, inputs, opened_s, front
+        campaign, model, data, names, provider, note, fault_targets, axes, inputs, opened_s, reduce, front
     )  # fmt: skip
     return opened, session
 

@@ -121,7 +121,7 @@ def open_segments(opened: OpenCampaign, segmentation: Segmentation, kept_bytes: 
 
 def _open(opened: OpenCampaign, segmentation: Segmentation, kept_bytes: int) -> SegmentedModel:
     sessions = SegmentSessions(opened.campaign.engine.open(), segmentation, opened.inputs, kept_bytes)
-    golden = GoldenCache(sessions, opened.data, opened.size, kept_bytes, opened.axes)
+    golden = GoldenCache(sessions, opened.data, opened.size, kept_bytes, opened.axes, opened.reduce)
     # Terms of a convolution are summed by numpy, in the order of the CPU's kernels: no other provider has that order.
     exact = opened.campaign.engine.optimization == "off" or opened.provider != CPU
     return SegmentedModel(golden, late=segmentation.late, exact=exact)

@@ -28,6 +28,7 @@ from onnxfi.runtime.data.npz import read_npz
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Array, element_type, type_name
 from onnxfi.tasks.outcomes import GoldenRun
+from onnxfi.tasks.registry import task_identity
 
 LARGEST_FILE_BYTES = 64 << 20
 LARGEST_CACHE_BYTES = 256 << 20
@@ -73,6 +74,8 @@ def _key(executor: TrialExecutor) -> str:
         "versions": [version("onnxfi"), c.engine.open().version, np.__version__],
         "machine": [platform.system(), platform.machine(), _processor()],
     }  # fmt: skip
+    if opened.reduce is not None:
+        values["task"] = task_identity(c.scoring.task)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

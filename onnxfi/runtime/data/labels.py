@@ -12,10 +12,15 @@ numbers   float64 [N,…]                   any numbers; none is a NaN
 masks     int16 [N,H,W]: class of a pixel [N,1,H,W]; -1, and 255 where there are classes, is no class
 boxes     float64 [N,K,6]                 [N,K,5] without the last column
 texts     object [N], each a str          numpy's texts; [N,1]
+tokens    int64 [N,T], -100 is not scored
 ========= =============================== =============================================================
 
 A row of boxes is class, x1, y1, x2, y2, crowd: corners in pixels of the model's input, and crowd 1 if the box is a
 crowd that may be found any number of times. A sample of fewer boxes ends with rows of NaN; none at all is an answer.
+
+Tokens are those of the input themselves, as training libraries take them: position t is judged by the label at t + 1.
+The first one is judged by nothing, so it says where a row belongs to a multiple-choice item: 2 × item + 1 in the row of
+the right choice, 2 × item in the others, -100 in rows that are of no item.
 """
 
 from __future__ import annotations
@@ -34,6 +39,8 @@ from onnxfi.runtime.engine.ports import Array, shape_text, type_name
 Labels = NDArray[Any]
 #: The pixel that belongs to no class, in masks and in PNG files of them.
 VOID, PNG_VOID = -1, 255
+#: The label of a token that is not scored.
+NOT_SCORED = -100
 _LARGEST_CLASS = 1 << 15
 
 
@@ -206,8 +213,18 @@ def as_texts(labels: Labels) -> Labels:
     return np.asarray(labels.reshape(-1).astype(object))
 
 
+def as_tokens(labels: Labels) -> Labels:
+    """Return tokens (int64 [N,T]), -100 where they are not scored."""
+    if labels.ndim != 2 or labels.shape[1] < 2 or labels.dtype.kind not in "iu":
+        raise DataError(f"{_given(labels)}; tokens are integers [N,T], {NOT_SCORED} where they are not scored")
+    low = int(labels.min(initial=0, where=labels != NOT_SCORED))
+    if low < 0:
+        raise DataError(f"a label is token {low}; tokens count from 0, and {NOT_SCORED} is not scored")
+    return labels.astype(np.int64)
+
+
 #: The kinds by name.
 KINDS: Mapping[str, Callable[[Labels], Labels]] = MappingProxyType({
     "classes": as_classes, "multi-hot": as_multi_hot, "numbers": as_numbers, "masks": as_masks, "boxes": as_boxes,
-    "texts": as_texts,
+    "texts": as_texts, "tokens": as_tokens,
 })  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -77,6 +77,10 @@ class Outputs:
         return Outputs(self.samples[rows], arrays, inputs, None if self.alarms is None else self.alarms[rows])
 
 
+#: Returns what a task keeps of the outputs of some samples.
+Reduce = Callable[[Outputs], Outputs]
+
+
 def as_run(run: Array | Sequence[Outputs]) -> tuple[Outputs, ...]:
     """Return the outputs of all batches; of one array ([N, …]) as those of one batch."""
     return (Outputs.of(run),) if isinstance(run, np.ndarray) else tuple(run)
@@ -110,15 +114,16 @@ def run_outputs(
     batches: int | None = None,
     progress: OnProgress | None = None,
     axes: Mapping[str, tuple[int, ...]] | None = None,
+    reduce: Reduce | None = None,
 ) -> tuple[Outputs, ...]:
     """Return these outputs (none: all) over all samples, or over the first `batches` of `size`, batch by batch.
 
-    Samples come first, wherever the model puts them (`axes`: see `sample_axes`).
+    Samples come first, wherever the model puts them (`axes`: see `sample_axes`). `reduce` says what is kept of a batch.
     """
     found: list[Outputs] = []
     total = 0
     for batch in islice(data.batches(size), batches):
-        found.append(outputs_of(batch, session.run(batch.feeds, names or None), axes or {}, names))
+        found.append(outputs_of(batch, session.run(batch.feeds, names or None), axes or {}, names, reduce))
         total += found[-1].nbytes
         if total > MOST_OUTPUT_BYTES // 2:
             raise DataError(
@@ -188,7 +193,11 @@ def _samples_first(array: Array, axes: Sequence[int], size: int) -> Array:
 
 
 def outputs_of(
-    batch: Batch, arrays: Mapping[str, Array], axes: Mapping[str, tuple[int, ...]], names: Sequence[str] = ()
+    batch: Batch,
+    arrays: Mapping[str, Array],
+    axes: Mapping[str, tuple[int, ...]],
+    names: Sequence[str] = (),
+    reduce: Reduce | None = None,
 ) -> Outputs:
     """Return the outputs of one batch, its samples first and without repeated ones.
 
@@ -202,7 +211,8 @@ def outputs_of(
         raise DataError("the model has no output of numbers that could be compared")
     if len(names) == 1:
         kept = {name: without_ones(array) for name, array in kept.items()}
-    return Outputs(np.arange(batch.start, batch.start + batch.valid), kept)
+    found = Outputs(np.arange(batch.start, batch.start + batch.valid), kept)
+    return found if reduce is None else reduce(found)
 
 
 def without_ones(scores: Array) -> Array:

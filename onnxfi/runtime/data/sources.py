@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from onnxfi.errors import DataError, closest
 from onnxfi.graph.dataflow.sample_axis import BatchLayout
 from onnxfi.runtime.data.batches import Batch, Data, layout
+from onnxfi.runtime.data.decoder_inputs import completed, follows, is_decoder
 from onnxfi.runtime.data.events import holds_events, open_events
 from onnxfi.runtime.data.images import open_folder
 from onnxfi.runtime.data.in_memory import named_arrays
@@ -34,6 +35,7 @@ from onnxfi.runtime.data.labels import Labels
 from onnxfi.runtime.data.labels import checked as checked_labels
 from onnxfi.runtime.data.labels import joined as join_labels
 from onnxfi.runtime.data.npz import memory_bytes, read_headers, read_npz
+from onnxfi.runtime.data.texts import holds_texts, read_texts
 from onnxfi.runtime.engine.ports import ONNX_NUMBER, Array, Port, element_type, fits, one_line, shape_text, type_name
 
 __all__ = ["Batch", "Data", "data_of_batches", "open_data", "synthetic"]
@@ -57,13 +59,15 @@ def open_data(
     Parameters
     ----------
     spec : str, Path, mapping of str to array, array, tuple, iterable, or None
-        An `.npz` archive; a folder of images by class, or of event recordings; ``module:function``; arrays by name, an
+        An `.npz` archive; a folder of images by class, or of event recordings; a file of texts; ``module:function``;
+        arrays by name, an
         array or tensor, a pair of these and their labels, a dataset of PyTorch or TensorFlow, or another iterable of
         samples or batches (see `named_arrays`); or None for synthetic inputs.
     inputs : sequence of Port
         The inputs of the model, as `Session.inputs`.
     preprocess : str or Path, optional
-        YAML file that describes the preprocessing of a folder; by default `preprocess.yaml` or `events.yaml` in it.
+        YAML file that describes the preprocessing of a folder or of texts; by default `preprocess.yaml` or
+        `events.yaml` in it, or `text.yaml` beside them.
     limit : int, optional
         Number of samples: the first of the data, or that many synthetic ones.
     seed : int
@@ -143,8 +147,10 @@ def _open(spec: Any, how: _Reading, preprocess: Path | None, seed: int) -> Data:
         if holds_events(path):
             return open_events(path, how.ports, preprocess, how.limit, how.batch_axis)
         return _from_folder(path, how, preprocess)
+    if path is not None and path.is_file() and holds_texts(path):
+        return _from_arrays(read_texts(path, how.ports, preprocess, how.limit), how, repr(str(path)))
     if preprocess is not None:
-        raise DataError("preprocessing is for a folder of images; this data takes none")
+        raise DataError("preprocessing is for a folder of images, or texts; this data takes none")
     if spec is None:
         return synthetic(how.ports, how.limit or _SYNTHETIC_SAMPLES, seed, how.batch_axis)
     if isinstance(spec, Mapping):
@@ -155,7 +161,7 @@ def _open(spec: Any, how: _Reading, preprocess: Path | None, seed: int) -> Data:
         return _from_function(spec, how)
     if path is None:
         return _from_arrays(named_arrays(spec, how.ports, how.limit), how, f"the {type(spec).__name__} given")
-    kinds = "an .npz archive, a folder of images by class or of event recordings, or module:function"
+    kinds = "an .npz archive, a folder of images by class or of event recordings, a .txt or .jsonl, or module:function"
     raise DataError(f"no data at {str(spec)!r}; give {kinds}")
 
 
@@ -283,6 +289,7 @@ def _checked(given: Mapping[str, Any], how: _Reading, what: str) -> tuple[dict[s
             near = closest(how.labels, arrays)
             raise DataError(f"{what}: no array {how.labels[:60]!r} of labels, and no such file{near}")
         arrays = {name: array for name, array in arrays.items() if name in names}  # the others are other labels
+    arrays = completed(arrays, ports)
     extra = [name for name in arrays if name not in names]
     missing = [port for port in ports if port.name not in arrays]
     if extra and missing:
@@ -354,7 +361,10 @@ def synthetic(ports: Sequence[Port], samples: int, seed: int, batch_axis: int = 
     """
     place = layout(ports, batch_axis)
     arrays: dict[str, Array] = {}
+    decoder = is_decoder(ports)
     for number, port in enumerate(ports):
+        if decoder and follows(port):
+            continue
         shape = [dim if isinstance(dim, int) else _OPEN_DIMENSION for dim in port.shape or ()]
         axis = place.batched.get(port.name)
         if axis is not None:
@@ -366,6 +376,8 @@ def synthetic(ports: Sequence[Port], samples: int, seed: int, batch_axis: int = 
         words = np.random.Philox(key=np.array([seed, number], np.uint64)).random_raw(count)
         array = _values(np.asarray(words, np.uint64).reshape(shape), port)
         arrays[port.name] = array if axis is None else np.moveaxis(array, 0, axis)
+    arrays = completed(arrays, ports)
+    arrays = {port.name: arrays[port.name] for port in ports}
     many = place.rows(arrays)
     of = f"{many} synthetic {_noun(many)} of seed {seed}, unlabelled; floats in [0, 1), open dimensions of 32"
     return Data.of_arrays(arrays, None, place, of, synthetic=True)

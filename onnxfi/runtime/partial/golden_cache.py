@@ -20,6 +20,7 @@ from onnxfi.graph.model.stored_tensors import DATA_TYPES
 from onnxfi.graph.partition.segmentation import Segmentation
 from onnxfi.graph.partition.subgraph_model import InputType, SubgraphModel, extract_model
 from onnxfi.runtime.data.batches import Batch, Feeds
+from onnxfi.runtime.data.sample_outputs import Reduce
 from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.cooperative_lock import claim
 from onnxfi.runtime.engine.device_array import DeviceArray
@@ -125,6 +126,8 @@ class GoldenCache:
         Bytes of activations that are kept.
     axes : mapping of str to tuple of int
         The axes of outputs that hold samples.
+    reduce : callable, optional
+        What is kept of the outputs of a batch.
 
     Notes
     -----
@@ -139,6 +142,7 @@ class GoldenCache:
         size: int,
         budget_bytes: int,
         axes: Mapping[str, tuple[int, ...]],
+        reduce: Reduce | None = None,
     ) -> None:
         self.segment_sessions, self.data, self.size, self.budget_bytes, self.axes = (
             segment_sessions,
@@ -147,6 +151,7 @@ class GoldenCache:
             budget_bytes,
             axes,
         )
+        self.reduce = reduce
         self.kept_bytes = 0
         self._device_left_bytes = segment_sessions.engine.device_memory_bytes // _DEVICE_SHARE
         self._in_use: dict[int, set[tuple[int, Hashable]]] = {}  # by thread

@@ -137,7 +137,7 @@ def faulty_outputs(segmented: SegmentedModel, k: int, found: Mapping[str, Array]
     wanted = names or segmented.outputs
     rest = segmented.golden.values(k, [name for name in wanted if name not in found])
     every = {name: found[name] if name in found else rest[name] for name in wanted}
-    return outputs_of(batch, every, segmented.golden.axes, names)
+    return outputs_of(batch, every, segmented.golden.axes, names, segmented.golden.reduce)
 
 
 class RebuiltSegments(Reexecution):

@@ -120,5 +120,6 @@ class SingleSample:
         for at, (k, row, number) in enumerate(ended.some):
             batch = self.golden.batch(k)
             assert batch is not None
-            out[number] = replace(outputs.take(np.array([at])), samples=np.array([batch.start + row]))
+            own = replace(outputs.take(np.array([at])), samples=np.array([batch.start + row]))
+            out[number] = own if self.golden.reduce is None else self.golden.reduce(own)
         return out

@@ -1,0 +1,103 @@
+"""Random flips in the shipped GPT: how many are damaged, beside what the census foretells; and the cost of a trial.
+
+    python scripts/bench/language_model.py damage [--trials 100]   # 1, 3, 10, 30 and 100 flips
+    python scripts/bench/language_model.py cost [--trials 200]     # target: 0.35 of a golden inference at batch 8
+
+`damage`: with p the share of bits whose flip makes a weight catastrophically large, n random flips leave a model whole
+with probability (1 - p)^n. A trial counts as damaged where it is DUE, or less than 90 % of its tokens keep their top-1;
+of 4 windows of 256 characters. `cost`: CPU seconds of this process over a campaign of single flips in weights, with all
+that judging takes and without opening it, over those of the runtime alone on the same batch of 8 windows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import onnxfi
+from onnxfi.analysis.census import census
+from onnxfi.campaign.run.runner import run
+from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+from onnxfi.statistics.intervals import clopper_pearson
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "models" / "char_gpt_test.npz"
+FLIPS = (1, 3, 10, 30, 100)
+TARGET = 0.35
+
+
+def damage(name: str, trials: int) -> int:
+    """Print the share of damaged trials for each number of flips."""
+    model = ROOT / "models" / f"{name}.onnx"
+    whole = census(onnxfi.load(model)).whole
+    p = whole.share("catastrophic")
+    print(f"{name}: {whole.bits:,} bits, p = {p:.5f}")
+    print(
+        f"{'flips':>6s}{'1-(1-p)^n':>12s}{'damaged':>10s}   99 % interval ({trials} trials)   median perplexity ratio"
+    )
+    for flips in FLIPS:
+        part = onnxfi.Campaign(
+            str(model), str(DATA), samples=4, batch=4, ber=flips / whole.bits, repeat=trials, task="language-model"
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            done = list(run(part, Path(folder, "s.db")))
+        broken = sum(1 for one in done if one.outcome == "due" or one.metrics["top1_agreement"] < 0.9)
+        i = clopper_pearson(broken, len(done))
+        ratio = statistics.median(float(one.metrics["perplexity_ratio"]) for one in done)
+        print(f"{flips:6d}{100 * (1 - (1 - p) ** flips):10.1f} %{100 * i.estimate:8.1f} %   "
+              f"[{100 * i.low:.1f}, {100 * i.high:.1f}] %{ratio:28.4g}", flush=True)  # fmt: skip
+    return 0
+
+
+def cost(name: str, trials: int) -> int:
+    """Print the cost of a trial, and return 1 where it misses the target."""
+    model = ROOT / "models" / f"{name}.onnx"
+    session = OrtEngine(provider="cpu").prepare(model)
+    [batch] = open_data(DATA, session.inputs, limit=8).batches(8)
+
+    def golden() -> float:
+        begun = time.process_time()
+        for _ in range(5):
+            session.run(batch.feeds, ["logits"])
+        return (time.process_time() - begun) / 5
+
+    golden()
+    before = golden()
+    took = []
+    for count in (trials // 4, trials):  # the difference leaves out what opening takes
+        part = onnxfi.Campaign(
+            str(model), str(DATA), samples=8, batch=8, single=True, trials=count, task="language-model"
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            begun = time.process_time()
+            routes = [one.route for one in run(part, Path(folder, "s.db"))]
+            took.append(time.process_time() - begun)
+    unit = statistics.mean((before, golden()))
+    each = (took[1] - took[0]) / (trials - trials // 4)
+    counted = ", ".join(f"{route} {routes.count(route)}" for route in sorted(set(routes)))
+    print(
+        f"{name}: golden {1e3 * unit:.1f} ms, a trial {1e3 * each:.1f} ms: {each / unit:.3f} (target {TARGET}); "
+        f"{counted}"
+    )
+    return int(each / unit > TARGET)
+
+
+def main() -> int:
+    """Measure one figure, damage or cost."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("figure", choices=("damage", "cost"))
+    parser.add_argument("--model", default="char_gpt")
+    parser.add_argument("--trials", type=int)
+    asked = parser.parse_args()
+    if asked.figure == "damage":
+        return damage(asked.model, asked.trials or 100)
+    return cost(asked.model, asked.trials or 200)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
