@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _NAMES = {
+    "attacks.attack": ("Attack", "attack"),
     "analysis.assess": ("Assessment", "assess"),
     "analysis.census": ("Census", "census"),
     "analysis.environment": ("Environment", "load_environment"),
@@ -65,6 +66,7 @@ _NAMES = {
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
     "Assessment",
+    "Attack",
     "Budget",
     "Campaign",
     "Census",
@@ -99,6 +101,7 @@ __all__ = [
     "Target",
     "Word",
     "assess",
+    "attack",
     "census",
     "check",
     "compare",

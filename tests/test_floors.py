@@ -20,7 +20,7 @@ import pytest
 import onnxfi
 
 ROOT = Path(__file__).parents[1]
-FLOORS = ("statistics", "faults", "graph", "runtime", "tasks", "protection", "campaign", "analysis", "cli")
+FLOORS = ("statistics", "faults", "graph", "runtime", "tasks", "protection", "campaign", "attacks", "analysis", "cli")
 #: The rooms of a floor, from the lowest up.
 ROOMS = {
     "graph": ("model", "write", "dataflow", "spiking", "passes", "protection", "partition"),

@@ -182,6 +182,7 @@ TWINS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
     "protect": ((onnxfi.protect,), set()),
     "compare": ((onnxfi.compare,), {"out", "figure_folder", "paired", "allow_calibration_data"}),
     "assess": ((onnxfi.assess,), set()),
+    "attack": ((onnxfi.attack,), set()),
     "census": ((onnxfi.census,), {"csv_file"}),
     "fit": ((onnxfi.fit,), set()),
     "plan": ((onnxfi.plan,), {"source", "out", "print_spec", "times"}),

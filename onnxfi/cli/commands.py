@@ -20,7 +20,7 @@ from onnxfi.cli.completion import answered
 #: The commands, each a module of this package, in the order of `onnxfi --help`.
 COMMANDS = (
     *("convert", "inspect", "census", "inject", "eval", "instrument", "quantize", "protect", "compare"),
-    *("assess", "plan", "run", "report", "fit", "show", "merge", "check"),
+    *("assess", "attack", "plan", "run", "report", "fit", "show", "merge", "check"),
     *("manifest", "verify", "diff"),
     *("demo", "doctor", "completion", "help"),
 )

@@ -190,16 +190,17 @@ class TrialExecutor:
         """Run one trial from its lines in a fault list, and compare it with the golden run."""
         faults = self._faults(header, lines)
         if self.opened.campaign.memory.memory_code is None:
-            return self._judged(header, golden, faults)
+            return self.judged(header, golden, faults)
         memory = coded_memory(self.opened.campaign, self.opened.fault_targets, header)
         number = json.loads(lines[0])["trial"]
-        rate = header.strata[(number - 1) % len(header.strata)]["ber"]
+        # A list of chosen sites has no rate: check bits are fault-free.
+        rate = header.strata[(number - 1) % len(header.strata)]["ber"] if header.strata else 0.0
         faults, counts = memory.read(self.opened.model, faults, rate, header.sampler.seed, number)
         stopped = counts["detected"] and memory.code.due
-        found = detected(golden, "memory-code") if stopped else self._judged(header, golden, faults)
+        found = detected(golden, "memory-code") if stopped else self.judged(header, golden, faults)
         return replace(found, metrics=found.metrics | {f"blocks_{s}": counts[s] for s in BLOCK_STATUSES})
 
-    def _judged(self, header: Header, golden: GoldenRun, faults: Faults) -> Judgement:
+    def judged(self, header: Header, golden: GoldenRun, faults: Faults) -> Judgement:
         """Run a trial with these faults by the shortest route that is exact."""
         if not len(faults):
             return judge(golden, golden.run)

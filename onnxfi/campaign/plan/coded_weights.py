@@ -17,7 +17,7 @@ def coded_memory(campaign: Campaign, fault_targets: FaultTargets, header: Header
     """Return the coded memory of a plan; SpecError if its list was not drawn at rates."""
     memory = campaign.memory
     assert memory.memory_code is not None
-    if not header.strata or any(stratum["ber"] is None for stratum in header.strata):
+    if any(stratum["ber"] is None for stratum in header.strata):
         raise SpecError("memory_code needs a list that was drawn at bit error rates, as onnxfi plan --ber writes it")
     targets = fault_targets.listed(header).targets
     return CodedMemory.over(parse_memory_code(memory.memory_code), targets, memory.scrub_interval)

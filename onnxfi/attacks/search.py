@@ -1,0 +1,178 @@
+"""The choice of flips: by the words alone, or one after the other by what each does to the attack batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.attacks.candidates import Flips, candidates, largest_words
+from onnxfi.attacks.flip_trials import FlipTrials
+from onnxfi.attacks.goals import Goal
+from onnxfi.errors import InputError
+from onnxfi.faults.space import FaultSpace, Selector, Site, Target
+from onnxfi.graph.model.loading import Model, load
+from onnxfi.runtime.inject.weights import inject, sample
+
+#: Ways to choose flips: by runs, by gradients and runs, or by the words alone.
+METHODS = ("search", "gradient", "sign", "exponent")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Rules of a search: all that its result depends on beside the model and the samples.
+
+    Attributes
+    ----------
+    method : str
+        One of `METHODS`.
+    flips : int
+        The most flips.
+    candidates : int
+        Flips of each tensor that are run in each round.
+    layers : int
+        Tensors, from the first on, whose words `sign` and `exponent` take.
+    """
+
+    method: str = "search"
+    flips: int = 10
+    candidates: int = 32
+    layers: int = 3
+
+
+@dataclass(frozen=True)
+class ChosenFlip:
+    """A flip that an attack chose: its site, and its gain on the attack batch (None where nothing was run)."""
+
+    site: str
+    gain: float | None = None
+
+
+def chosen_flips(
+    model: Path,
+    space: FaultSpace,
+    attack: Path,
+    goal: Goal,
+    rules: Rules,
+    fields: Mapping[str, Any],
+    scratch: Path,
+    gradients: Mapping[str, NDArray[np.float64]] | None = None,
+    progress: Callable[[ChosenFlip], None] | None = None,
+) -> tuple[ChosenFlip, ...]:
+    """Choose flips, each with all before it in place.
+
+    Parameters
+    ----------
+    model : Path
+        The model.
+    space : FaultSpace
+        The tensors and bits that may be flipped.
+    attack : Path
+        The samples that flips are tried on, an .npz.
+    goal, rules
+        The attacker's goal, and the rules of the search.
+    fields : mapping
+        Further fields of the campaign that runs flips.
+    scratch : Path
+        A folder for the model with the flips that are chosen so far.
+    gradients : mapping of str to array, optional
+        The gradient of the loss for each tensor, of the method `gradient`.
+    progress : callable, optional
+        Called with each flip that is chosen.
+
+    Returns
+    -------
+    tuple of ChosenFlip
+        The flips in order; fewer than asked for where no candidate serves the goal any more.
+    """
+    if rules.method in ("sign", "exponent"):
+        return tuple(map(ChosenFlip, _by_words(load(model), space, rules)))
+    found: list[ChosenFlip] = []
+    for flip in _one_by_one(model, space, attack, goal, rules, fields, scratch, gradients):
+        found.append(flip)
+        if progress is not None:
+            progress(flip)
+    return tuple(found)
+
+
+def _one_by_one(
+    model: Path, space: FaultSpace, attack: Path, goal: Goal, rules: Rules, fields: Mapping[str, Any], scratch: Path,
+    gradients: Mapping[str, NDArray[np.float64]] | None,
+) -> Iterator[ChosenFlip]:  # fmt: skip
+    """Yield the best flip of the best tensor, with all before it in place."""
+    now, sites = model, list[str]()
+    while len(sites) < rules.flips:
+        trials = FlipTrials(now, attack, goal, fields)
+        best = _best(trials, space, sites, rules, gradients)
+        if best is None or best.gain is None or best.gain <= 0:
+            return
+        yield best
+        sites.append(best.site)
+        trials.executor.close()
+        now = scratch / f"{len(sites)}.onnx"
+        inject(model, sample(model, sites=sites, selector=_any_of(space)), now)
+        if len(sites) > 1:
+            (scratch / f"{len(sites) - 1}.onnx").unlink()
+
+
+def _best(
+    trials: FlipTrials,
+    space: FaultSpace,
+    taken: list[str],
+    rules: Rules,
+    gradients: Mapping[str, NDArray[np.float64]] | None,
+) -> ChosenFlip | None:
+    """Return the flip with the largest gain of all tensors; a flip that was taken is not taken back."""
+    best: ChosenFlip | None = None
+    for flips in candidates(trials.model, space, rules.candidates, gradients):
+        gains = trials.gains(flips)
+        for row in np.argsort(-gains, kind="stable").tolist():
+            site = _site(trials.model.targets[flips.target], flips, row)
+            if site not in taken:
+                if best is None or best.gain is None or gains[row] > best.gain:
+                    best = ChosenFlip(site, float(gains[row]))
+                break
+    return best
+
+
+def _by_words(model: Model, space: FaultSpace, rules: Rules) -> list[str]:
+    """Return the sites of the sign, or top exponent bit, of the largest words of the first tensors, largest first."""
+    rows: list[tuple[float, str]] = []
+    for target in space.targets[: rules.layers]:
+        bit = _bit(target, rules.method)
+        flips = largest_words(model, target, bit, rules.flips)
+        words = model.words(target, flips.index)
+        numbers = np.abs(target.word.values(words).astype(np.float64))
+        with np.errstate(all="ignore"):
+            after = target.word.values(words ^ np.uint64(1 << bit)).astype(np.float64)
+        unit = numbers.max(initial=0.0) or 1.0
+        rows += [
+            (float(numbers[row] / unit), _site(target, flips, row))
+            for row in range(len(flips))
+            if np.isfinite(after[row])
+        ]
+    if not rows:
+        raise InputError(
+            f"no word of the first {rules.layers} tensors stays finite under {rules.method}; select others"
+        )
+    return [site for _, site in sorted(rows, key=lambda row: -row[0])[: rules.flips]]
+
+
+def _bit(target: Target, method: str) -> int:
+    """Return the sign bit of a word, or its top exponent bit; of integers the highest bit for both."""
+    if method == "exponent" and target.word.is_float:
+        return max(target.word.field("exponent"))
+    return target.word.bits - 1
+
+
+def _site(target: Target, flips: Flips, row: int) -> str:
+    return str(Site(target.id, int(flips.index[row]), int(flips.bit[row])))
+
+
+def _any_of(space: FaultSpace) -> Selector:
+    """Return a selector that includes the tensors of a space, whatever their role."""
+    return Selector(include=tuple("=" + target.id for target in space.targets))

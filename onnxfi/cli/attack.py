@@ -1,0 +1,195 @@
+"""`onnxfi attack MODEL --data DATA`: the few flips that harm a classifier most, beside random ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from onnxfi.cli import options
+from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, GroupedCommand, run_options, select_options, selector_of
+
+if TYPE_CHECKING:
+    from onnxfi.attacks.attack import Attack, Search
+    from onnxfi.attacks.flip_trials import Harm
+    from onnxfi.attacks.search import ChosenFlip
+
+#: The least width at which a site is cut in a table.
+_LONGEST_SITE = 36
+
+
+@click.command("attack", cls=GroupedCommand, short_help="Search the few flips that harm MODEL most.")
+@MODEL
+@select_options
+@run_options
+@click.option(
+    "--method",
+    default="search",
+    show_default=True,
+    metavar="METHOD",
+    help="search: run candidates of every tensor, keep the best, one flip after the other; gradient: the same with candidates from --gradients; sign, exponent: that bit of the largest words of the first tensors, nothing is run.",
+)
+@click.option("--flips", type=int, default=10, show_default=True, metavar="K", help="The most flips.")
+@click.option("--source", type=int, metavar="CLASS", help="Targeted: samples of this class (default: all others) …")
+@click.option("--target", type=int, metavar="CLASS", help="… are to be answered as this class, the others as before.")
+@click.option(
+    "--attack-samples",
+    type=int,
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Samples, at random, that flips are tried on; all others are scored.",
+)
+@click.option(
+    "--candidates",
+    type=int,
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Flips of each tensor that are run in each round.",
+)
+@click.option(
+    "--layers",
+    type=int,
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Tensors, from the first on, that sign and exponent take.",
+)
+@click.option("--gradients", type=PATH, metavar="NPZ", help="Gradient of the loss by tensor, for --method gradient.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the attack batch.")
+@click.option(
+    "--seeds",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Searches, each with an attack batch of its own.",
+)
+@click.option(
+    "--random-trials",
+    type=int,
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Trials of 1, 10, 100, … random flips to compare with; 0 for none.",
+)
+@click.option(
+    "--also",
+    type=PATH,
+    multiple=True,
+    metavar="MODEL",
+    help="Score the flips on this model too, as on a protected one: it has the same tensors. Repeatable.",
+)
+@click.option("-o", "--out", type=PATH, metavar="FILE", help="Fault list to write; trial k has the first k flips.")
+@LINKS
+@JSON
+def command(
+    model: Path, data: str | None, out: Path | None, gradients: Path | None, also: tuple[Path, ...], as_json: bool,
+    allow_links: bool, **flags: Any,
+) -> None:  # fmt: skip
+    """Search the few bit flips in stored weights that harm a classifier most: the worst case beside the average one.
+
+    Flips are tried on an attack batch, and scored on other samples, beside random flips in the same tensors. The result
+    is the worst that the search found, not the worst there is. The fault list is an ordinary one: onnxfi run --faults
+    scores it again, also with a memory code; --also scores it on protected models.
+
+    \b
+    onnxfi attack model.onnx --data images.npz -o attack.jsonl
+    onnxfi attack model.onnx --data images.npz --source 3 --target 5 --flips 20
+    onnxfi attack model.onnx --data images.npz --method sign --flips 2
+    onnxfi attack model.onnx --data images.npz --also protected.onnx
+    """  # fmt: skip
+    from onnxfi.attacks.attack import attack
+    from onnxfi.cli.terminal import print_json, print_line
+    from onnxfi.graph.model.loading import load
+    from onnxfi.runtime.data.npz import read_npz
+
+    if data in (None, "synthetic"):
+        raise click.UsageError("an attack lowers an accuracy; give --data with labelled samples")
+    options.refuse_flags(("elements",), "as whole tensors are searched")
+    given = {name: flags[name] for name in options.RUN_PARAMETERS if _explicit(name)}
+    rest = {n: flags[n] for n in ("method", "flips", "source", "target", "attack_samples", "candidates", "layers", "seed", "seeds", "random_trials")}  # fmt: skip
+    found = attack(
+        load(model, allow_links=allow_links), data, out, gradients=None if gradients is None else read_npz(gradients),
+        selector=selector_of(flags) if any(flags[name] for name in options.SELECTION) else None,
+        also=[load(path, allow_links=allow_links) for path in also], progress=None if as_json else _show, **rest, **given,
+    )  # fmt: skip
+    if as_json:
+        print_json(found.document())
+        return
+    _print(found)
+    if out is not None:
+        print_line(f"wrote {out}")
+
+
+def _explicit(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
+
+
+def _show(seed: int, flip: ChosenFlip) -> None:
+    from onnxfi.cli.terminal import print_note
+
+    print_note(f"seed {seed}: {flip.site}")
+
+
+def _print(found: Attack) -> None:
+    """Print the rules, the flips of the first search with their harm, random flips, and the flips to guessing."""
+    from onnxfi.cli.terminal import count, print_line, table
+
+    print_line(f"{found.model}, words of {', '.join(found.formats)}")
+    rules = found.rules
+    how = f"{count(rules.candidates, 'candidate')} of each tensor" if rules.method in ("search", "gradient") else f"first {count(rules.layers, 'tensor')}"  # fmt: skip
+    print_line(f"method {rules.method}, {how}; {_goal(found)}")
+    print_line(f"attack batch of {found.attack_samples:,} samples; scored on {found.scored_samples:,} others")
+    first = found.searches[0]
+    table(f"Chosen flips, seed {first.seed}", (">k", "Flip", ">Top-1", ">SDC-1", ">DUE"), list(_rows(first)))
+    if not first.flips:
+        print_line("no candidate serves the goal; give more --candidates or --attack-samples")
+    for other in found.defended:
+        harm = [(str(k), *_shares(one)) for k, one in enumerate(other.harm, 1)]
+        rows = [("0", _percent(other.golden), "", ""), *harm]
+        table(f"The same flips in {other.model}", (">k", ">Top-1", ">SDC-1", ">DUE"), rows)
+    if found.random:
+        lines = [(f"{r.flips:,}", _percent(r.median), _percent(r.low), _percent(r.high)) for r in found.random]
+        title = f"Random flips in the same tensors, {count(found.random_trials, 'trial')} each"
+        table(title, (">Flips", ">Top-1 median", ">least", ">most"), lines)
+    print_line(_conclusion(found))
+
+
+def _goal(found: Attack) -> str:
+    goal = found.goal
+    if goal.target is None:
+        return "untargeted"
+    return f"class {'any other' if goal.source is None else goal.source} to be answered as {goal.target}"
+
+
+def _rows(search: Search) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("0", "", _percent(search.golden), "", "")]
+    for k, (flip, harm) in enumerate(zip(search.flips, search.harm, strict=True), 1):
+        site = flip.site if len(flip.site) <= _LONGEST_SITE else "…" + flip.site[1 - _LONGEST_SITE :]
+        rows.append((str(k), site, *_shares(harm)))
+    return rows
+
+
+def _shares(harm: Harm) -> tuple[str, str, str]:
+    return _percent(harm.accuracy), _percent(harm.sdc1), _percent(harm.due)
+
+
+def _conclusion(found: Attack) -> str:
+    """Return how many flips it takes until the network guesses, over the seeds."""
+    level, reached = f"guessing (top-1 at most {_percent(found.chance)})", [k for k in found.to_chance if k is not None]
+    searches = len(found.searches)
+    if not reached:
+        return f"{level} is not reached with {found.rules.flips} flips"
+    if searches == 1:
+        return f"{level} takes {reached[0]} flip{'s' if reached[0] != 1 else ''}; more attack batches: --seeds"
+    median = found.median_to_chance
+    middle = f"median {median:g}" if median is not None else "in fewer than half of the searches"
+    return f"{level}:\n  {middle}, {min(reached)} to {max(reached)} flips, in {len(reached)} of {searches} searches"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
