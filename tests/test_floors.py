@@ -24,7 +24,7 @@ FLOORS = ("statistics", "faults", "graph", "runtime", "tasks", "protection", "ca
 #: The rooms of a floor, from the lowest up.
 ROOMS = {
     "graph": ("model", "write", "dataflow", "spiking", "passes", "protection", "partition"),
-    "runtime": ("engine", "data", "quantize", "inject", "partial", "pipeline"),
+    "runtime": ("engine", "data", "quantize", "inject", "partial", "generation", "pipeline"),
     "tasks": ("", "kinds"),
     "campaign": ("spec", "plan", "results", "execute", "workers", "run", "report", "gate"),
 }
@@ -50,7 +50,7 @@ UNSAFE_YAML = {"load", "load_all", "full_load", "unsafe_load", "Loader", "FullLo
 NO_NAMES = {"manager", "helper", "helpers", "util", "utils", "misc"}
 
 #: 400 lines are the alarm of CONTRIBUTING.md; no idea is split to obey it, so the test holds what nobody should pass.
-MOST_LINES, MOST_FUNCTION_LINES, MOST_MODULES = 600, 60, 14
+MOST_LINES, MOST_FUNCTION_LINES, MOST_MODULES = 600, 60, 15
 #: Words of our own where the field has others: inject, faulty, activation, worker, batch, segment, report.
 NO_WORDS = re.compile(r"\b_?(strik(?:e|es|ing)|struck|in flight|flown|flying|crew|parcels?|urns?|told|pieces?)\b", re.I)
 #: Words that open no docstring: they describe a question, not what a function does or a class is.

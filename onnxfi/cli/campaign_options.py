@@ -38,7 +38,7 @@ _TRIALS = (
     click.option("--faults", metavar="FILE", help="Replay a fault list, trial by trial."),
     click.option("--mix", multiple=True, metavar="PART", help="Combine draws in each trial, as 'fault: flip, ber: 1e-6, include: conv'. Repeatable."),
     click.option("--fault", default="flip", show_default=True, metavar="FAULT", help="Fault model (flip, stuck-at-0, …), as in onnxfi inject."),
-    click.option("--target", default="weights", show_default=True, metavar="TARGETS", help="Inject into weights, activations (outputs of nodes) or inputs; a list with commas."),
+    click.option("--target", default="weights", show_default=True, metavar="TARGETS", help="Inject into weights, activations (outputs of nodes), inputs, or kv-cache (of --task generation); a list with commas."),
     click.option("--persistence", type=click.Choice(["transient", "from", "permanent"]), default="transient", show_default=True, help="Duration of a fault in an activation: transient (one sample and step), from (from a step on) or permanent (stuck-at)."),
     click.option("--all", is_flag=True, help="Inject into all activations (default: the outputs of layers)."),
     click.option("--expose", is_flag=True, help="Expose the neurons of a spiking network first (onnxfi instrument --target neurons)."),

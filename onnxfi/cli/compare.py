@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     default="weights",
     show_default=True,
     metavar="TARGETS",
-    help="Inject into weights, activations or inputs; a list with commas.",
+    help="Inject into weights, activations, inputs or kv-cache; a list with commas.",
 )
 @click.option("--all", is_flag=True, help="Inject into all activations (default: the outputs of layers).")
 @click.option(

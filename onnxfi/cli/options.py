@@ -67,7 +67,7 @@ _DATA = (
     click.option("--batch", type=click.IntRange(1), metavar="N", default=32, show_default=True, help="Samples in a batch."),
     click.option("--batch-axis", type=click.IntRange(0), metavar="N", default=0, show_default=True, help="Axis of the samples in the inputs."),
     click.option("--output", metavar="NAME", help="Output to score (default: the only 2-D float output)."),
-    click.option("--task", metavar="TASK", default="auto", show_default=True, help="Task of the model: classification, binary, multi-label, regression, signal, embedding, sequence, segmentation, detection, deviation, each also with options as NAME:key=value, or module:name; auto: what labels and outputs leave no choice of."),
+    click.option("--task", metavar="TASK", default="auto", show_default=True, help="Task of the model: classification, binary, multi-label, regression, signal, embedding, sequence, generation, segmentation, detection, deviation, each also with options as NAME:key=value, or module:name; auto: what labels and outputs leave no choice of."),
     click.option("--metric", multiple=True, metavar="METRIC", help="Further metric: module:name, or the name of an installed one. Repeatable."),
     click.option("--time-axis", type=click.IntRange(0), metavar="N", help="Axis of the time steps in the scored output: the spikes along it are counted, and the counts are scored."),
 )  # fmt: skip
@@ -222,13 +222,13 @@ def engine_of(flags: Mapping[str, Any]) -> Engine:
 def data_of(flags: Mapping[str, Any], model: Model, engine: Engine) -> Data:
     """Return the data of the flags, checked against the model's inputs."""
     from onnxfi.runtime.data.dry_run import dry_run
-    from onnxfi.runtime.data.sources import open_data
+    from onnxfi.tasks.registry import driven, open_samples
 
-    spec = None if flags["data"] in (None, "synthetic") else flags["data"]
+    spec, engine = None if flags["data"] in (None, "synthetic") else flags["data"], driven(flags["task"], engine)
     dry_run(engine, model.path or b"")
     ports = engine.prepare(model.path or b"").inputs
-    return open_data(
-        spec, ports, preprocess=flags["preprocess"], limit=flags["samples"], batch_axis=flags["batch_axis"],
+    return open_samples(
+        flags["task"], spec, ports, preprocess=flags["preprocess"], limit=flags["samples"], batch_axis=flags["batch_axis"],
         labels=flags["labels"],
     )  # fmt: skip
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnxfi.errors import InputError, closest
-from onnxfi.faults.sites import Target
+from onnxfi.faults.positions import Positions
+from onnxfi.faults.sites import KV_CACHE, Target
 from onnxfi.faults.words import WORDS
 
-TARGETS = ("weights", "activations", "inputs")
+TARGETS = ("weights", "activations", "inputs", "kv-cache")
 PERSISTENCE = ("transient", "from", "permanent")
-_KINDS = {"activation": "activations", "input": "inputs"}
+_KINDS = {"activation": "activations", "input": "inputs", KV_CACHE: "kv-cache"}
 _DAMAGED = "the activations of the header are damaged"
 
 
@@ -26,7 +27,7 @@ class FaultScope:
 
     Attributes
     ----------
-    target : tuple of {"weights", "activations", "inputs"}
+    target : tuple of {"weights", "activations", "inputs", "kv-cache"}
         Kinds of tensors.
     persistence : {"transient", "from", "permanent"}
         Persistence of faults in activations and inputs.
@@ -55,7 +56,7 @@ class FaultScope:
 
     @property
     def includes_activations(self) -> bool:
-        """True if faults are injected into activations or inputs."""
+        """True if faults are injected into what is computed at run time."""
         return self.target != ("weights",)
 
     def includes(self, target: Target) -> bool:
@@ -81,6 +82,8 @@ class ActivationSpace:
         Axis of the samples, with the rows of each before and behind it (`SampleAxis`); empty if there is none.
     types : mapping of str to str
         Number format of a target.
+    positions : mapping of str to Positions
+        Positions of a target at each step of a generation loop.
 
     Notes
     -----
@@ -93,6 +96,7 @@ class ActivationSpace:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     sample_axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     types: Mapping[str, str] = field(default_factory=dict)
+    positions: Mapping[str, Positions] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
         """Return the value as plain values for JSON."""
@@ -101,6 +105,12 @@ class ActivationSpace:
             optional["sample_axes"] = {name: list(axis) for name, axis in self.sample_axes.items()}
         if self.types:
             optional["types"] = dict(self.types)
+        if self.positions:
+            every = dict.fromkeys(self.positions.values())
+            optional["positions"] = [
+                {**one.row(), "targets": [name for name, held in self.positions.items() if held == one]}
+                for one in every
+            ]
         return {
             "target": list(self.scope.target), "persistence": self.scope.persistence, "all": self.scope.all,
             "samples": self.samples, "steps": dict(self.steps),
@@ -114,6 +124,10 @@ class ActivationSpace:
         texts = [row["persistence"], *row["target"], *row["steps"], *row["shapes"], *sample_axes, *types]
         numbers = [row["samples"], *row["steps"].values(), *(n for shape in row["shapes"].values() for n in shape)]
         numbers += [n for axis in sample_axes.values() for n in axis]
+        positions = dict[str, Positions]()
+        for block in row.get("positions", ()):
+            positions |= dict.fromkeys(block["targets"], Positions.parse(block))
+        texts += positions
         if not all(isinstance(one, str) for one in texts) or isinstance(row["target"], str):
             raise TypeError(_DAMAGED)
         if (
@@ -128,6 +142,7 @@ class ActivationSpace:
             {name: tuple(shape) for name, shape in row["shapes"].items()},
             {name: tuple(axis) for name, axis in sample_axes.items()},
             dict(types),
+            positions,
         )  # fmt: skip
 
 

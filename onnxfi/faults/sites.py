@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import SelectorError, closest
+from onnxfi.faults.positions import Positions
 from onnxfi.faults.quantization import QuantizationScheme
 from onnxfi.faults.words import Word
 
@@ -25,8 +26,10 @@ Bits = NDArray[np.int16]
 
 #: Last step of a fault that lasts until the end of any loop.
 LAST_STEP = (1 << 63) - 1
-#: Kinds of targets that are computed at run time: outputs of nodes, and inputs of the graph.
-ACTIVATION_KINDS = ("activation", "input")
+#: The kind of a tensor that a generation loop carries from step to step.
+KV_CACHE = "kv-cache"
+#: Kinds of targets that are computed at run time: outputs of nodes, inputs of the graph, and the cache of a decoder.
+ACTIVATION_KINDS = ("activation", "input", KV_CACHE)
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Target:
     shape : tuple of int
         Shape in elements; of an activation that of one sample. A complex number is one element of two words.
     kind : str
-        `initializer`, `constant`, `sparse`, `attribute`, `activation` or `input`.
+        `initializer`, `constant`, `sparse`, `attribute`, `activation`, `input` or `kv-cache`.
     op, node, layer : str
         Operator that uses it first, that node's name, and the module of the training framework.
     structural : bool
@@ -72,6 +75,8 @@ class Target:
         Further ids under which it is stored; selectors match each.
     span : tuple
         Location (file, start, end) if another target shares some of its bytes.
+    positions : Positions, optional
+        The positions that exist at each step of a generation loop; None if every element exists at all times.
     unused : bool
         True if no output of the model depends on it; it is left out unless named.
 
@@ -101,6 +106,7 @@ class Target:
     aliases: tuple[str, ...] = ()
     span: tuple[int, ...] = ()
     unused: bool = False
+    positions: Positions | None = None
 
     @property
     def ids(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ import numpy as np
 from onnxfi.errors import SelectorError, closest
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.models import Flip
+from onnxfi.faults.positions import chosen_counts, chosen_elements
 from onnxfi.faults.quantization import ROLES
 from onnxfi.faults.regular_expressions import Expression
 from onnxfi.faults.sampling import Numbers
@@ -266,7 +267,13 @@ class FaultSpace:
     def sizes(self) -> tuple[int, ...]:
         """Sites in each target."""
         rows = zip(self.targets, self.element_counts, self.bit_positions, strict=True)
-        return tuple(t.times * n * len(p) for t, n, p in rows)
+        return tuple(self._elements_over_time(t, n) * len(p) for t, n, p in rows)
+
+    def _elements_over_time(self, target: Target, chosen: int) -> int:
+        """Return the number of chosen elements of a target, at all times together."""
+        if target.positions is None:
+            return target.times * chosen
+        return int(chosen_counts(target.positions, _axes(self.elements, target)).sum())
 
     @cached_property
     def size(self) -> int:
@@ -276,7 +283,8 @@ class FaultSpace:
     @property
     def bits(self) -> int:
         """Number of bits in the words of the selected elements."""
-        return sum(t.times * n * t.word.bits for n, t in zip(self.element_counts, self.targets, strict=True))
+        rows = zip(self.targets, self.element_counts, strict=True)
+        return sum(self._elements_over_time(t, n) * t.word.bits for t, n in rows)
 
     def __len__(self) -> int:
         return self.size
@@ -332,11 +340,14 @@ class FaultSpace:
             places = np.array(self.bit_positions[ordinal], np.int16)
             inside = numbers[here] - (ends[ordinal] - np.uint64(self.sizes[ordinal]))
             element, place = np.divmod(inside, np.uint64(len(places)))
+            bit[here] = places[place.astype(np.int64)]
+            if times is not None and self.targets[ordinal].positions is not None:
+                index[here], times[here] = _in_time(self.elements, self.targets[ordinal], element.astype(np.int64))
+                continue
             if times is not None and self.targets[ordinal].times > 1:
                 time, element = np.divmod(element, np.uint64(self.element_counts[ordinal]))
                 times[here] = _times(self.targets[ordinal], time.astype(np.int64))
             index[here] = _spread(self.elements, self.targets[ordinal], element.astype(np.int64))
-            bit[here] = places[place.astype(np.int64)]
         return Sites(target, index, bit, times)
 
 
@@ -349,6 +360,16 @@ def check_disjoint(targets: Iterable[Target]) -> None:
                 f"{name!r} and {second!r} share some of their bytes, which would be counted twice; "
                 f"leave one of them out, as with --exclude '={second}'"
             )
+
+
+def _in_time(elements: str, target: Target, number: Index) -> tuple[Index, Index]:
+    """Return the flat index and the time of each numbered element of a target whose elements come and go."""
+    assert target.positions is not None
+    axes = _axes(elements, target)
+    ends = np.cumsum(chosen_counts(target.positions, axes))
+    time = np.searchsorted(ends, number, side="right")
+    inside = number - np.concatenate([[0], ends[:-1]])[time]
+    return chosen_elements(target.positions, axes, target.axes or (1,), inside, time), _times(target, time)
 
 
 def _times(target: Target, time: Index) -> Index:

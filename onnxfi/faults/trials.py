@@ -227,6 +227,8 @@ RATE_SAMPLERS = ("ber", "per-sample")
 def _samples(space: FaultSpace) -> int:
     """Return how many samples its sites name; SelectorError if a target has no sample to name."""
     for target in space.targets:
+        if target.positions is not None:
+            raise SelectorError(f"the sites of {target.id!r} differ from sample to sample; use --ber or --single")
         if not target.samples:
             raise SelectorError(
                 f"{target.id!r} has no batch axis, so no sample of it can be named; leave it out with --exclude"

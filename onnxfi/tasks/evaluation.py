@@ -16,7 +16,7 @@ from onnxfi.runtime.data.decoder_inputs import check_rows
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.kept_inputs import KeptInputs
 from onnxfi.runtime.data.sample_outputs import Outputs, Reduce, class_axes, run_outputs, sample_axes, stacked
-from onnxfi.runtime.data.sources import Data, open_data
+from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.ports import Array, Port
 from onnxfi.runtime.engine.protocols import Engine, Session
 from onnxfi.runtime.engine.registry import engine_of
@@ -24,7 +24,7 @@ from onnxfi.runtime.pipeline.answers import PipelineAnswers
 from onnxfi.runtime.pipeline.open_pipeline import OpenPipeline
 from onnxfi.tasks.class_scores import named_output
 from onnxfi.tasks.outcomes import GoldenRun
-from onnxfi.tasks.registry import AUTO, choose_task, find_task, guessed, remark
+from onnxfi.tasks.registry import AUTO, choose_task, driven, find_task, guessed, open_samples, remark
 from onnxfi.tasks.task import ModelOutputs, Task
 
 
@@ -144,7 +144,7 @@ def evaluate(
         spikes = with_spike_counts(load(model, allow_links=True), output, time_axis)
         model, output = spikes.source.data or b"", spike_count_output(spikes.proto)
     kind = "auto" if time_axis is None else "counts"
-    engine, model = engine or engine_of(), stored_form(model)
+    engine, model = driven(task, engine or engine_of()), stored_form(model)
     dry_run(engine, model, data if isinstance(data, Data) else None)
     session = engine.prepare(model)
     if any("map(" in kind for kind in session.non_tensors.values()):
@@ -152,7 +152,7 @@ def evaluate(
         if maps:
             model, output = scored.source.data or b"", maps.get(output or "", output)
             session = engine.prepare(model)
-    data = data if isinstance(data, Data) else open_data(data, session.inputs)
+    data = data if isinstance(data, Data) else open_samples(task, data, session.inputs)
     if any(port.dtype in ("int64", "int32") for port in session.inputs):
         check_rows(data, lookup_tables(load(model, allow_links=True).proto.graph))
     _check_samples(golden, data)

@@ -22,8 +22,9 @@ from onnxfi.extensions import load_extension
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.labels import Labels, are_classes, is_binary
 from onnxfi.runtime.data.sample_outputs import Outputs, as_run, stacked
-from onnxfi.runtime.data.sources import names_function
-from onnxfi.runtime.engine.ports import Array, one_line, shape_text, type_name
+from onnxfi.runtime.data.sources import names_function, open_data
+from onnxfi.runtime.engine.ports import Array, Port, one_line, shape_text, type_name
+from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.tasks.class_scores import classifies, reading
 from onnxfi.tasks.task import Metric, Task
 from onnxfi.tasks.user_code import imported
@@ -46,6 +47,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType({
     DEVIATION: "deviation:DEVIATION",
     "segmentation": "segmentation:segmentation",
     "detection": "detection:detection",
+    "generation": "generation:generation",
 })  # fmt: skip
 
 
@@ -134,6 +136,28 @@ def find_task(spec: str, metrics: Sequence[str] = ()) -> Task:
     own = [find_metric(one) for one in metrics]
     forms = tuple(with_metrics(form, own) for form in found.alternatives)
     return replace(with_metrics(found, own), alternatives=forms) if own else found
+
+
+def driven(spec: str, engine: Engine) -> Engine:
+    """Return the engine that runs a model as a task asks: in its loop, or once.
+
+    >>> from onnxfi.runtime.engine.registry import engine_of
+    >>> driven("classification", engine_of()).name, driven("generation:tokens=8", engine_of()).name
+    ('onnxruntime', 'generation')
+    """
+    task = None if spec == AUTO else find_task(spec)
+    return engine if task is None or task.drive is None else task.drive(engine)
+
+
+def open_samples(task: str, spec: Any, inputs: Sequence[Port], **how: Any) -> Data:
+    """Open data as a task reads it; see `onnxfi.runtime.data.sources.open_data`.
+
+    >>> from onnxfi.runtime.engine.ports import Port
+    >>> open_samples("auto", None, [Port("x", "float32", ("N", 3))], limit=2).samples
+    2
+    """
+    found = None if task == AUTO else find_task(task).samples
+    return (found or open_data)(spec, inputs, **how)
 
 
 def find_metric(spec: str) -> Metric:

@@ -20,6 +20,7 @@ from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.labels import Labels
 from onnxfi.runtime.data.sample_outputs import Outputs
 from onnxfi.runtime.engine.ports import Array, Port
+from onnxfi.runtime.engine.protocols import Engine
 from onnxfi.statistics.intervals import Interval
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, share
 
@@ -277,6 +278,10 @@ class Task:
         Forms of the task for other outputs; the first that fits is taken where this one does not.
     score_kind, remark : callable, optional
         Returns how golden scores are read, and what is doubtful about it.
+    drive : callable, optional
+        Returns the engine that runs a model as the task asks, as in a loop, of the engine that runs it once.
+    samples : callable, optional
+        Opens data in place of `onnxfi.runtime.data.sources.open_data`, with the same arguments.
 
     Examples
     --------
@@ -311,6 +316,8 @@ class Task:
     keeps: Callable[[Data], Any] | None = field(default=None, compare=False, repr=False)
     misfit: Callable[[Sequence[Outputs], Data, str], str] | None = field(default=None, compare=False, repr=False)
     score_kind: Callable[[Array], str] | None = field(default=None, compare=False, repr=False)
+    drive: Callable[[Engine], Engine] | None = field(default=None, compare=False, repr=False)
+    samples: Callable[..., Data] | None = field(default=None, compare=False, repr=False)
     remark: Callable[..., str] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:

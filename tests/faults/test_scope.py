@@ -37,7 +37,7 @@ def test_a_target_is_included_by_its_kind(scope: FaultScope) -> None:
     kinds = {"initializer": "weights", "attribute": "weights", "activation": "activations", "input": "inputs"}
     for kind, name in kinds.items():
         assert scope.includes(Target("w", WORDS["int8"], (2,), kind)) == (name in scope.target)
-    assert scope.includes_activations == bool({"activations", "inputs"} & set(scope.target))
+    assert scope.includes_activations == bool({"activations", "inputs", "kv-cache"} & set(scope.target))
 
 
 @given(spaces)
@@ -63,7 +63,7 @@ def test_scopes_that_cannot_be() -> None:
     with pytest.raises(InputError, match="target 'activation' is unknown; closest: 'activations'"):
         FaultScope(("activation",))
     for target in ((), ("inputs", "inputs")):
-        with pytest.raises(InputError, match="target names weights, activations, inputs, each once"):
+        with pytest.raises(InputError, match="target names weights, activations, inputs, kv-cache, each once"):
             FaultScope(target)
     with pytest.raises(InputError, match="persistence 'permanet' is unknown; closest: 'permanent'"):
         FaultScope(persistence="permanet")

@@ -68,10 +68,16 @@ def tokens(random: np.random.Generator) -> tuple[Array, Array]:
     return TokenScores(following)(logits).arrays[NAME], labels
 
 
+def new_tokens(random: np.random.Generator) -> tuple[Array, Array]:
+    """New tokens of a decoder, and texts as labels."""
+    return random.integers(0, 9, (SAMPLES, 6)), np.array(["a text"] * SAMPLES, object)
+
+
 #: By the name of a task what makes a golden output and labels.
 EXAMPLES: Mapping[str, Callable[[np.random.Generator], tuple[Array, Array]]] = {
     "binary": decision, "multi-label": decisions, "regression": numbers, "signal": numbers, "embedding": vectors,
-    "sequence": texts, "detection": boxes, "segmentation": masks, "language-model": tokens,
+    "sequence": texts, "detection": boxes, "segmentation": masks,
+    "language-model": tokens, "generation": new_tokens,
 }  # fmt: skip
 
 

@@ -112,7 +112,7 @@ class InstrumentedModel:
         if self.numbers:
             numbered = [a for a in check_value_formats(rows) if not a.unsupported_reason]
             armed.append(arm(armed[0].proto, numbered, values=True))
-        made = _with_weights(_without_defaults(armed), folder)
+        made = with_own_weights(without_defaults(armed), folder)
         engine = self.opened.campaign.engine.open()
         if not engine.fed_faults:
             raise ProviderError(
@@ -172,7 +172,7 @@ def _check_steps(
             )
 
 
-def _with_weights(proto: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
+def with_own_weights(proto: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
     """Return the model with its external data inside."""
     import onnx
     from onnx import external_data_helper
@@ -187,7 +187,7 @@ def _with_weights(proto: onnx.ModelProto, folder: Path | None) -> onnx.ModelProt
     return proto
 
 
-def _without_defaults(armed: Sequence[Armed]) -> onnx.ModelProto:
+def without_defaults(armed: Sequence[Armed]) -> onnx.ModelProto:
     """Return an instrumented model whose fault inputs must be fed."""
     import onnx
 
@@ -221,6 +221,11 @@ def bake_trial(fault_targets: FaultTargets, faults: Faults, stored: Faults, out:
     """
     model = fault_targets.model
     rows: Mapping[str, Activation] = fault_targets.activations
+    if fault_targets.activation_space is not None and fault_targets.activation_space.positions:
+        raise FaultError(
+            "a fault at a step of a generation loop lies between its runs and in no file; replay it with onnxfi run "
+            "--faults"
+        )
     faults, fixed = fault_targets.by_step(faults), _batch(fault_targets)
     if len(stored):
         if model.external:

@@ -96,7 +96,7 @@ class GoldenRuns:
         """Return the outputs of the model's own file."""
         session, self._session = self._session, None
         if session is None:
-            session = self.opened.campaign.engine.open().prepare(served(self.opened.model))
+            session = self.opened.engine.prepare(served(self.opened.model))
         run = self._run(session)
         self._check_steady(session, run)
         return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from onnxfi.campaign.plan.fault_targets import FaultTargets
 from onnxfi.campaign.plan.open_model import beside, changed, describing_session, open_model, output_of, served
@@ -21,15 +22,16 @@ from onnxfi.runtime.data.decoder_inputs import check_rows
 from onnxfi.runtime.data.dry_run import dry_run
 from onnxfi.runtime.data.kept_inputs import KeptInputs
 from onnxfi.runtime.data.sample_outputs import Outputs, Reduce, run_outputs, sample_axes
-from onnxfi.runtime.data.sources import Data, open_data
+from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.onnx_runtime import short_name
 from onnxfi.runtime.engine.ports import Port
-from onnxfi.runtime.engine.protocols import Session
+from onnxfi.runtime.engine.protocols import Engine, Session
+from onnxfi.runtime.generation.generation_engine import GenerationSession
 from onnxfi.runtime.pipeline.later_stages import FrontRun
 from onnxfi.runtime.pipeline.open_pipeline import open_pipeline
 from onnxfi.tasks.evaluation import reduction, scored_answers, scored_names
 from onnxfi.tasks.outcomes import GoldenRun
-from onnxfi.tasks.registry import choose_task
+from onnxfi.tasks.registry import choose_task, open_samples
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class OpenCampaign:
     #: In a pipeline the stages in front of the faulty one, which have run.
     front: FrontRun | None = None
 
+    @cached_property
+    def engine(self) -> Engine:
+        """Return the engine that runs the model as the task asks."""
+        return self.campaign.open_engine()
+
     @property
     def size(self) -> int:
         """Return the number of samples that run together."""
@@ -84,7 +91,7 @@ class OpenCampaign:
 
     def session(self, change: FileEdits | None = None) -> Session:
         """Return a session of the model with this change, opened as every trial opens it."""
-        return changed(self.campaign.engine.open(), self.model, change or FileEdits())
+        return changed(self.engine, self.model, change or FileEdits())
 
     def faulty_session(self, faults: Faults) -> Session:
         """Return a session of the model with these faults in its weights."""
@@ -131,9 +138,9 @@ def open_campaign(
     outputs, and opens faster.
     """
     model = model or open_model(campaign)
-    dry_run(campaign.engine.open(), served(model))
+    dry_run(campaign.open_engine(), served(model))
     begun = time.perf_counter()
-    session = describing_session(campaign, model) if not runs else campaign.engine.open().prepare(served(model))
+    session = describing_session(campaign, model) if not runs else campaign.open_engine().prepare(served(model))
     opened_s = time.perf_counter() - begun
     campaign = replace(campaign, engine=campaign.engine.with_provider(short_name(session.provider)))
     front = _front(campaign, model)
@@ -143,9 +150,9 @@ def open_campaign(
     if alone:
         del session  # the dry run opens the model too
     if runs:
-        dry_run(campaign.engine.open(), served(model), data)
+        dry_run(campaign.open_engine(), served(model), data)
     if alone:
-        session = campaign.engine.open().prepare(served(model))
+        session = campaign.open_engine().prepare(served(model))
     scoring, design = campaign.scoring, campaign.design
     if front is None:
         names = scored_names(session, output_of(campaign, model), data, scoring.kind, task=scoring.task, whole=True)
@@ -154,7 +161,9 @@ def open_campaign(
     else:
         names = front.stage.outputs
     listed = FaultList.open(design.faults).header if isinstance(design, Replay) else None
-    fault_targets = FaultTargets.of(model, campaign.scopes, data, listed, campaign.engine.custom_ops)
+    if not runs and isinstance(session, GenerationSession) and listed is None:  # its golden texts say which steps exist
+        session = campaign.open_engine().prepare(served(model))
+    fault_targets = FaultTargets.of(model, campaign.scopes, data, listed, campaign.engine.custom_ops, session)
     reduce = None if front is not None else reduction(data, session.outputs, scoring.output, scoring.task)
     axes = sample_axes(session, data, model)
     provider, note, inputs = session.provider, session.note, session.inputs
@@ -171,9 +180,9 @@ def _size(front: FrontRun | None, campaign: Campaign) -> int:
 
 def _data(campaign: Campaign, session: Session) -> Data:
     how = campaign.data
-    return open_data(
-        how.data, session.inputs, preprocess=how.preprocess, limit=how.samples, batch_axis=how.batch_axis,
-        labels=how.labels,
+    return open_samples(
+        campaign.scoring.task, how.data, session.inputs, preprocess=how.preprocess, limit=how.samples,
+        batch_axis=how.batch_axis, labels=how.labels,
     )  # fmt: skip
 
 

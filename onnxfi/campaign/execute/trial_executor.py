@@ -23,6 +23,7 @@ from onnxfi.campaign.execute.activation_routes import (
     one_sample,
     row_of_one_sample,
 )
+from onnxfi.campaign.execute.generation_trials import GenerationTrials, by_phase, generates
 from onnxfi.campaign.execute.golden_run import GoldenRuns
 from onnxfi.campaign.execute.open_campaign import OpenCampaign, open_campaign
 from onnxfi.campaign.execute.route_cache import KEPT_BYTES, GoldenCheck, RouteCache, open_segments, segment
@@ -107,7 +108,7 @@ class TrialExecutor:
         """Return the segmentation of the model; None if it is executed as a whole."""
         try:
             campaign = self.opened.campaign
-            whole = campaign.engine.route == "full" or not campaign.engine.open().in_segments
+            whole = campaign.engine.route == "full" or not self.opened.engine.in_segments
             return None if whole else segment(self.opened)
         except (ModelError, MemoryError):  # too large for one message
             return None
@@ -176,6 +177,11 @@ class TrialExecutor:
         return SplitRoutes(
             self.opened, net, self.cache, late=self.opened.campaign.engine.route in ("auto", "late-start")
         )
+
+    @cached_property
+    def loops(self) -> GenerationTrials:
+        """Return the trials of a decoder in its loop."""
+        return GenerationTrials(self.opened, self.cache, self.kept_bytes // 4)
 
     def _graph(self) -> PartitionGraph:
         return partition_graph(self.opened.model) if self.segmentation is None else self.segmentation.net
@@ -248,6 +254,7 @@ class TrialExecutor:
             activations=bool(trial.activations),
             nested=any(bool(activations[name].path) for name in trial.activations),
             one_sample=trial.one is not None,
+            in_loop=generates(self.opened),
         )
 
     def route(self, facts: TrialFacts, inexact: frozenset[Route] = frozenset()) -> Route:
@@ -261,6 +268,8 @@ class TrialExecutor:
 
         Raises SegmentMismatchError if that is to split the model, and it cannot be split.
         """
+        if generates(self.opened):
+            return self.loops.outputs(trial.faults, batches)
         route = self.route(self.facts(trial), frozenset(Route) - _LONGEST)
         return self._split_outputs(trial, batches) if route is Route.SPLIT else self._full_outputs(trial, batches)
 
@@ -376,6 +385,14 @@ def _run_single_sample(executor: TrialExecutor, trial: PreparedTrial, golden: Go
     return executor.activations.run_sample(trial.one, golden)
 
 
+def _run_steps(executor: TrialExecutor, trial: PreparedTrial, golden: GoldenRun) -> Judgement:
+    try:
+        found = executor.loops.judged(golden, trial.faults, trial.sample)
+    except (EngineError, MemoryError) as error:
+        found = failed(golden_of_trial(golden, trial.sample), cause_of(error))
+    return replace(found, route=Route.STEPS, metrics=by_phase(found.metrics, trial.faults))
+
+
 def _run_split(executor: TrialExecutor, trial: PreparedTrial, golden: GoldenRun) -> Judgement:
     return _judge_longest(executor, trial, golden, executor._split_outputs, Route.SPLIT)
 
@@ -411,6 +428,7 @@ EXECUTORS: Mapping[Route, Executor] = {
     Route.PARTIAL: _run_partial,
     Route.REBUILT: _run_weights(Route.REBUILT),
     Route.SINGLE_SAMPLE: _run_single_sample,
+    Route.STEPS: _run_steps,
     Route.SPLIT: _run_split,
     Route.FULL: _run_full,
 }

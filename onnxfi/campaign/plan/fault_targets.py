@@ -12,12 +12,20 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxfi.campaign.plan.generation_targets import (
+    check_agrees,
+    check_steps,
+    generation_rows,
+    generation_space,
+    timed,
+)
 from onnxfi.errors import EngineError, FaultListError, SelectorError
 from onnxfi.faults.fault_model import FaultModel
 from onnxfi.faults.faultlist import Header
 from onnxfi.faults.models import Add, Scale
 from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.scope import ActivationSpace, FaultScope, with_times
+from onnxfi.faults.sites import KV_CACHE
 from onnxfi.faults.space import LAST_STEP, FaultSpace, Selector, Target, check_disjoint
 from onnxfi.faults.trials import Faults, apply_separately
 from onnxfi.faults.words import WORDS
@@ -39,6 +47,8 @@ from onnxfi.graph.passes.instrument import check_value_formats, check_word_forma
 from onnxfi.graph.write.faulty_copy import bind_models, look_up_words
 from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.ports import ORT_TYPES, shape_text
+from onnxfi.runtime.engine.protocols import Session
+from onnxfi.runtime.generation.generation_engine import GenerationSession
 from onnxfi.runtime.inject.shape_query import complete_by_running, loop_iterations
 
 _READ = {name for name, _ in ORT_TYPES.values()}
@@ -67,16 +77,21 @@ class FaultTargets:
     @classmethod
     def of(
         cls, model: Model, scopes: Sequence[FaultScope] = (), data: Data | None = None, listed: Header | None = None,
-        custom_ops: Sequence[str] = (),
+        custom_ops: Sequence[str] = (), session: Session | None = None,
     ) -> FaultTargets:  # fmt: skip
         """Return the targets of a campaign with these scopes; activations are found in a run on its data.
 
-        Where a list is replayed its header says the scopes, and for how many samples it was drawn.
+        Where a list is replayed its header says the scopes, and for how many samples it was drawn. `session` is one of
+        the model; of one that generates the targets are those of its loop.
         """
         if listed is not None:
             scopes = () if listed.activations is None else (listed.activations.scope,)
         if not any(scope.includes_activations for scope in scopes):
             return cls(model, model.targets)
+        if isinstance(session, GenerationSession) and data is not None:
+            return cls._of_loop(model, session, data, scopes, listed, custom_ops)
+        if any("kv-cache" in scope.target for scope in scopes):
+            raise SelectorError("target kv-cache needs a decoder in its loop; add --task generation")
         plain = {a.target.id: a for a in activations(model)}
         rows = _readable(model, complete_by_running(model, parse(model), _rows(model, data), data, custom_ops))
         steps = _steps(model, rows, data, custom_ops)
@@ -98,11 +113,26 @@ class FaultTargets:
         return cls._of_activations(model, rows, found)
 
     @classmethod
+    def _of_loop(
+        cls, model: Model, session: GenerationSession, data: Data, scopes: Sequence[FaultScope], listed: Header | None,
+        custom_ops: Sequence[str],
+    ) -> FaultTargets:  # fmt: skip
+        kinds = tuple(dict.fromkeys(kind for scope in scopes for kind in scope.target))
+        scope = FaultScope(kinds, scopes[0].persistence, scopes[0].all)
+        space = generation_space(model, session, data, scope, custom_ops)
+        if listed is not None and listed.activations is not None:
+            check_agrees(space, listed.activations)
+            space = listed.activations
+        return cls._of_activations(model, generation_rows(model, space), space)
+
+    @classmethod
     def from_header(cls, model: Model, header: Header) -> FaultTargets:
         """Return the targets of a fault list, by what its header records of the run."""
         space = header.activations
         if space is None:
             return cls(model, model.targets)
+        if space.positions:
+            return cls._of_activations(model, generation_rows(model, space), space)
         rows = []
         for a in _readable(model, [_typed(a, space.types) for a in activations(model)]):
             shape, held = space.shapes.get(a.target.id), space.sample_axes.get(a.target.id)
@@ -175,6 +205,9 @@ class FaultTargets:
 
     def by_step(self, faults: Faults) -> Faults:
         """Return the same faults, those in a series as faults in its steps; SelectorError for a missing step."""
+        if self.activation_space is not None and self.activation_space.positions:
+            check_steps(faults, self.activation_space.positions)
+            return faults
         if self.steps_of.keys().isdisjoint(faults.targets[k].id for k in np.unique(faults.sites.target).tolist()):
             return faults
         rows, ordinals, when = list[int](), list[int](), list[tuple[int, int, int]]()
@@ -211,12 +244,19 @@ class FaultTargets:
         """Refuse fault models of whole stored tensors, and in bodies those that no operator can apply."""
         refuse_whole_tensor_models(self.model.proto, event, [a.target.id for a in chosen])
         halves = bool(half_floats(self.model.proto))
+        looped = self.activation_space is not None and bool(self.activation_space.positions)
         for a in chosen:
+            if a.target.kind == KV_CACHE:
+                continue
             spent = event.draw_parameters(1, a.target.word) if event.is_random else event.element_model
             places = range(a.target.word.bits - spent.width() + 1) if spent.unit == "bit" else (0,)
             able = isinstance(spent, (Scale, Add)) and not check_value_formats([a])[0].unsupported_reason
-            if (a.path or halves) and not able and any(spent.mask(a.target.word, bit) is None for bit in places):
-                where = "body" if a.path else "model of 16-bit floats"
+            if (
+                (a.path or halves or looped)
+                and not able
+                and any(spent.mask(a.target.word, bit) is None for bit in places)
+            ):
+                where = "body" if a.path else "generation loop" if looped else "model of 16-bit floats"
                 raise SelectorError(
                     f"{a.target.id!r} lies in a {where}, where {event} on {a.target.dtype} cannot be fed; leave it out "
                     f"with --exclude, or choose a fault that changes bits, as flip or set-word"
@@ -225,6 +265,8 @@ class FaultTargets:
     def _timed(self, a: Activation, scope: FaultScope) -> Target:
         assert self.activation_space is not None
         target = replace(a.target, structural=False)
+        if target.positions is not None:
+            return timed(target, scope.persistence, self.activation_space)
         if a.axis_unknown_reason and scope.persistence == "transient":
             raise SelectorError(
                 f"no sample of {target.id!r} ({shape_text(a.dims)}) can be named: {a.axis_unknown_reason}; "

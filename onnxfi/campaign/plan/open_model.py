@@ -109,5 +109,5 @@ def served(model: Model) -> Path | bytes:
 def describing_session(campaign: Campaign, model: Model) -> Session:
     """Open a session for the inputs and outputs of a model: without optimization, where the runtime allows."""
     with suppress(EngineError):
-        return campaign.engine.open().unoptimized().prepare(served(model))
-    return campaign.engine.open().prepare(served(model))
+        return campaign.open_engine().unoptimized().prepare(served(model))
+    return campaign.open_engine().prepare(served(model))

@@ -169,9 +169,9 @@ class Plan:
             return []
         space = self.fault_targets.listed(self.header)
         found: Counter[tuple[str, int | None]] = Counter()
-        for target, places, chosen in zip(space.targets, space.bit_positions, space.element_counts, strict=True):
+        for target, places, sites in zip(space.targets, space.bit_positions, space.sizes, strict=True):
             for bit in places:
-                found[target.layer, None if bit < 0 else bit] += chosen * target.times
+                found[target.layer, None if bit < 0 else bit] += sites // len(places)
         return [(layer, bit, n) for (layer, bit), n in found.items()]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

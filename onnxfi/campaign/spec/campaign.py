@@ -38,7 +38,8 @@ from onnxfi.campaign.spec.settings import DataSettings, EngineSettings, Layers, 
 from onnxfi.errors import SpecError, closest
 from onnxfi.faults.registry import parse_fault
 from onnxfi.faults.scope import FaultScope
-from onnxfi.tasks.registry import known_metric, metric_names, task_identity
+from onnxfi.runtime.engine.protocols import Engine
+from onnxfi.tasks.registry import driven, known_metric, metric_names, task_identity
 
 
 @dataclass(frozen=True, init=False)
@@ -125,6 +126,10 @@ class Campaign(CheckedFields):
     def scopes(self) -> tuple[FaultScope, ...]:
         """The scopes of the draws: weights or activations, and their persistence."""
         return tuple(draw.scope for draw in self.draws)
+
+    def open_engine(self) -> Engine:
+        """Return the engine that runs the model as the task asks: once, or in its loop."""
+        return driven(self.scoring.task, self.engine.open())
 
     @property
     def adaptive(self) -> AdaptiveFaults | None:

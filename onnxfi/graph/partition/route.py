@@ -24,6 +24,8 @@ class Route(StrEnum):
         The segments that hold the faulty weights, rebuilt with them, then the nodes that these reach.
     SINGLE_SAMPLE : Route
         The nodes that one faulty activation can reach, for the one sample in which it is faulty.
+    STEPS : Route
+        The steps of a generation loop from the first faulty one on, from the golden cache in front of it.
     SPLIT : Route
         The nodes that the faulty activations can reach, in the model split at them, which has a golden run of its own.
     FULL : Route
@@ -34,6 +36,7 @@ class Route(StrEnum):
     PARTIAL = "partial"
     REBUILT = "rebuilt"
     SINGLE_SAMPLE = "single-sample"
+    STEPS = "steps"
     SPLIT = "split"
     FULL = "full"
 
@@ -58,6 +61,8 @@ class TrialFacts:
         Whether some faulty activation lies in the body of an `If`, `Loop` or `Scan`.
     one_sample : bool
         Whether the faults lie in one activation of one sample, a row of it.
+    in_loop : bool
+        Whether the model generates in a loop, of which faults name the step.
     """
 
     weights: int = 0
@@ -67,6 +72,7 @@ class TrialFacts:
     activations: bool = False
     nested: bool = False
     one_sample: bool = False
+    in_loop: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,9 @@ def _weight_routes(trial: TrialFacts, context: RouteContext) -> Iterator[Route]:
 
 def _activation_routes(trial: TrialFacts, context: RouteContext) -> Iterator[Route]:
     """Yield the routes of faults in activations, and perhaps weights as well, the shortest first."""
+    if trial.in_loop:
+        yield Route.STEPS
+        return
     if trial.nested:
         return
     if context.segments and not trial.weights:

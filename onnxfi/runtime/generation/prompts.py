@@ -1,0 +1,126 @@
+"""Prompts: a text file with a tokenizer, one prompt a line, or tokens by the name `input_ids` in an archive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxfi.errors import DataError, InputError
+from onnxfi.extensions import library
+from onnxfi.graph.model.byte_source import read_bounded
+from onnxfi.runtime.data.batches import Data
+from onnxfi.runtime.data.sources import open_data
+from onnxfi.runtime.engine.ports import Port, one_line
+from onnxfi.runtime.generation.generation_engine import PROMPTS
+from onnxfi.runtime.generation.greedy_loop import NO_TOKEN
+
+_LARGEST_TEXT, _LARGEST_TOKENIZER, _MOST_PROMPTS, _LONGEST_PROMPT = 1 << 26, 1 << 28, 1 << 16, 1 << 16
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer of Hugging Face, from its file ``tokenizer.json``.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or is no tokenizer, or `tokenizers` is not installed.
+    """
+
+    file: str
+
+    @cached_property
+    def _found(self) -> Any:
+        made = library("tokenizers", "tokenizers").Tokenizer
+        try:
+            held = read_bounded(self.file, _LARGEST_TOKENIZER)
+        except OSError as error:
+            raise InputError(f"tokenizer {self.file[:200]!r} cannot be read: {error.strerror}") from None
+        if held is None:
+            raise InputError(f"tokenizer {self.file[:200]!r} has more than {_LARGEST_TOKENIZER:,} bytes")
+        try:
+            return made.from_buffer(held)
+        except Exception as error:  # its errors are plain Exceptions
+            raise InputError(f"tokenizer {self.file[:200]!r} is no tokenizer.json: {one_line(error)}") from None
+
+    @property
+    def size(self) -> int:
+        """The number of tokens that it knows."""
+        return int(self._found.get_vocab_size())
+
+    def tokens(self, text: str) -> list[int]:
+        """Return the tokens of a text."""
+        return list(self._found.encode(text).ids)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens."""
+        return str(self._found.decode([token for token in tokens if token >= 0]))
+
+
+def open_prompts(spec: Any, inputs: Sequence[Port], *, tokenizer: Tokenizer | None = None, **how: Any) -> Data:
+    """Open prompts; what is no text file is opened as any other data.
+
+    Parameters
+    ----------
+    spec : str, Path or what `open_data` takes
+        A text file (``.txt``), one prompt a line, or an archive whose array `input_ids` [N, T] has -1 behind the last
+        token of each prompt.
+    inputs : sequence of Port
+        The input of prompts.
+    tokenizer : Tokenizer, optional
+        The tokenizer that makes tokens of text.
+    **how
+        As `open_data`.
+
+    Returns
+    -------
+    Data
+        The prompts.
+
+    Raises
+    ------
+    DataError
+        If there is no text, or no tokenizer for it.
+    """
+    path = Path(spec) if isinstance(spec, str | Path) else None
+    if path is None or path.suffix != ".txt" or path.is_dir():
+        return open_data(spec, inputs, **how)
+    if tokenizer is None:
+        raise DataError(
+            f"{str(path)!r} is text; name the file that makes tokens of it: --task generation:tokenizer=tokenizer.json"
+        )
+    rows = [tokenizer.tokens(line) for line in _lines(path)]
+    limit = how.get("limit")
+    rows = rows if limit is None else rows[:limit]
+    if empty := [number for number, row in enumerate(rows) if not row]:
+        raise DataError(f"{str(path)!r}: the tokenizer makes no token of line {empty[0] + 1}; leave it out")
+    longest = max(map(len, rows))
+    if longest > _LONGEST_PROMPT:
+        raise DataError(f"{str(path)!r}: a prompt has {longest:,} tokens; the most are {_LONGEST_PROMPT:,}")
+    array = np.full((len(rows), longest), NO_TOKEN, np.int64)
+    for number, row in enumerate(rows):
+        array[number, : len(row)] = row
+    found = open_data({PROMPTS: array}, inputs, **how)
+    return replace(found, description=found.description.replace("the arrays given", repr(str(path))))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        held = read_bounded(path, _LARGEST_TEXT)
+        if held is None:
+            raise DataError(f"{str(path)!r} has more than {_LARGEST_TEXT:,} bytes; give a part of it")
+        lines = held.decode().splitlines()
+    except OSError as error:
+        raise DataError(f"no prompts at {str(path)!r}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{str(path)!r} is no text in UTF-8") from None
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not 1 <= len(lines) <= _MOST_PROMPTS:
+        raise DataError(f"{str(path)!r} has {len(lines):,} prompts; give 1 to {_MOST_PROMPTS:,}, one a line")
+    return lines
