@@ -42,6 +42,8 @@ from onnxfi.tasks.task import OUTCOME_SUMS, Metric, ModelOutputs, Task
 #: A text repeats itself if so many of its last tokens have a period of so many, at least three times over.
 TAIL, LONGEST_PERIOD = 16, 8
 _MOST_TOKENS = 1 << 16
+#: Metrics that say something of faults in one phase alone.
+_PHASES = ("prefill_changed", "decode_changed")
 _SHOWN = ("changed", "divergence", "collapse", "rouge_l")
 Text = tuple[int, ...]
 
@@ -175,8 +177,11 @@ def _metrics(parts: Parts) -> tuple[Metric, ...]:
     end = parts.end
     labelled = {"needs_labels": True, "golden": True, "better": "higher", "unchanged": None, "failed": 0.0}
     found = [
-        Metric("changed", lambda pair: share(pair.once(changed)), label="changed outputs"),
-        Metric("divergence", lambda pair: float(pair.once(divergences).mean()), label="token divergence"),
+        Metric("changed", lambda pair: share(pair.once(changed)), label="changed outputs", axis="Changed\noutputs (%)"),
+        Metric(
+            "divergence", lambda pair: float(pair.once(divergences).mean()), label="token divergence",
+            axis="Divergence\n(% of tokens)",
+        ),
         Metric(
             "first_divergence", lambda pair: float(pair.once(first_differences).mean()), label="first divergence",
             per="set", unit="tokens", bounds=(0.0, math.inf), better="higher", unchanged=None, failed=0.0,
@@ -184,7 +189,7 @@ def _metrics(parts: Parts) -> tuple[Metric, ...]:
         Metric("first_token_changed", _first_token, label="first token changed"),
         Metric("prefill_changed", lambda pair: share(pair.once(changed)), label="changed by faults in prefill"),
         Metric("decode_changed", lambda pair: share(pair.once(changed)), label="changed by faults in decoding steps"),
-        Metric("collapse", lambda pair: share(collapsed(pair, end)), label="collapse"),
+        Metric("collapse", lambda pair: share(collapsed(pair, end)), label="collapse", axis="Collapse\n(% of outputs)"),
         Metric(
             "repeats", lambda pair: share(np.array([repeats(one) for one in pair.values], np.bool_)),
             label="repeats an n-gram", golden=True, unchanged=None, failed=0.0,
@@ -298,11 +303,13 @@ def generation(
     files = {n: str(f) for n, f in (("encoder", encoder), ("prefill", prefill), ("decode", decode)) if f}
     known = Tokenizer(str(tokenizer)) if tokenizer else None
     parts = Parts(known, end)
+    metrics = _metrics(parts)
     return Task(
         "generation",
-        _metrics(parts),
+        metrics,
+        evaluated=("nonfinite", *(m.name for m in metrics if m.name not in _PHASES)),
         columns=tuple((name,) for name in (*_SHOWN, *(("exact",) if known else ()), "sdc", "due")),
-        page_columns=(*_SHOWN, "prefill_changed", "decode_changed", "sdc", "due", "masked"),
+        page_columns=(*_SHOWN, *_PHASES, "sdc", "due", "masked"),
         panels=("changed", "divergence", "collapse", "sdc", "due"),
         curves=("changed", "sdc"),
         compared=("changed", "divergence", "sdc_samples", "sdc"),
