@@ -41,6 +41,7 @@ GUIDES = (
     "detection",
     "segmentation",
     "language-models",
+    "generation",
     "replay",
     "integrity",
     "scripting",
