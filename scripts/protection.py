@@ -1,82 +1,213 @@
-"""Reproduce what protections gain on the shipped networks, and draw accuracy over bit error rates with them.
+"""Reproduce what protections gain and cost, and draw accuracy over bit error rates with them.
 
     python scripts/protection.py [FOLDER]
 
-Calibration takes the first 500 of the shipped images, scoring others. The figure goes to docs/figures/protection.svg,
-or into FOLDER; the numbers of docs/how-to/protect.md are printed. Takes some minutes.
+Prints the tables of docs/how-to/protect.md and docs/reference/protections.md; the figure goes to
+docs/figures/protection.svg, or into FOLDER. Calibration takes other samples than scoring. Networks are the shipped ones
+and MiniLM, a published transformer, where scripts/export_minilm.py and scripts/fetch_models.py have brought it. Takes
+about 40 minutes of one core.
 """
 
+import re
 import shutil
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from math import comb
 from pathlib import Path
 
 import numpy as np
 
+from onnxfi import parse_fault
 from onnxfi.campaign.report.figures import write_figures
 from onnxfi.campaign.report.paired import PairedComparison, compare_paired
 from onnxfi.campaign.report.report import Report, report
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
+from onnxfi.faults.space import Selector
+from onnxfi.faults.trials import Sampler, draw_faults
 from onnxfi.graph.model.loading import load
+from onnxfi.protection.coded_memory import CodedMemory
+from onnxfi.protection.memory_codes import parse_memory_code
 from onnxfi.protection.protect import protect
 from onnxfi.runtime.data.sources import open_data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+from onnxfi.statistics.intervals import Interval
 
 ROOT = Path(__file__).resolve().parent.parent
-CALIBRATION, SCORED = 500, 100
-RATES = (1e-6, 1e-5, 1e-4, 1e-3)
+MODELS, MINILM = ROOT / "models", ROOT / "fetched" / "minilm.onnx"
+CALIBRATION, SCORED, LINES = 500, 100, 200
+RATES, HIGH = (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3), (1e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+REPEAT = 16
 ENGINE = OrtEngine(provider="cpu")
 
 
 def split(work: Path) -> None:
     """Write calibration data and other data."""
-    with np.load(ROOT / "models/fashion_test.npz") as data:
+    with np.load(MODELS / "fashion_test.npz") as data:
         images, labels = data["image"], data["labels"]
     np.savez(work / "calibration.npz", image=images[:CALIBRATION], labels=labels[:CALIBRATION])
     np.savez(work / "scored.npz", image=images[CALIBRATION:], labels=labels[CALIBRATION:])
 
 
-def protected(work: Path, model: str, name: str, *what: str) -> Path:
-    """Write a protected version of a shipped network."""
-    opened = load(ROOT / f"models/{model}.onnx")
-    data = open_data(work / "calibration.npz", ENGINE.prepare(opened.path or b"").inputs)
-    done = protect(opened, what, work / f"{name}.onnx", data=data, engine=ENGINE)
-    print(f"{name}: {done.drift}")
+def write_sentences(work: Path) -> None:
+    """Write the sentences of examples/pipelines, and lines of the documents to calibrate on."""
+    sys.path.insert(0, str(ROOT))
+    from examples.pipelines.sentences import TEXTS, sentences
+
+    lines = [line for page in sorted((ROOT / "docs").rglob("*.md")) for line in page.read_text("utf-8").splitlines()]
+    plain = [line for line in lines if re.fullmatch(r"[A-Za-z ,.']{40,}", line)]
+    for name, texts in (("sentences", TEXTS), ("lines", plain[:: len(plain) // LINES][:LINES])):
+        fed = sentences(texts)
+        np.savez(work / f"{name}.npz", input_ids=fed["ids"], attention_mask=fed["mask"], labels=fed["labels"])
+
+
+def protected(work: Path, model: Path, name: str, *what: str, data: str = "calibration.npz") -> Path:
+    """Write a protected version of a network."""
+    opened = load(model)
+    calibration = open_data(work / data, ENGINE.prepare(opened.path or b"").inputs)
+    done = protect(opened, what, work / f"{name}.onnx", data=calibration, engine=ENGINE)
+    print(f"{name}: {sum(map(len, done.tensors.values()))} tensors; {done.drift}", flush=True)
     return done.out
 
 
-def sweep(work: Path, model: Path, name: str, **fields: object) -> Report:
+def sweep(work: Path, model: Path, name: str, rates: tuple[float, ...] = RATES, **fields: object) -> Report:
     """Run accuracy over bit error rates; the store has the name that the figure shows."""
     copy = work / "named" / f"{name}.onnx"
     copy.parent.mkdir(exist_ok=True)
     shutil.copy(model, copy)
-    campaign = Campaign(copy, work / "scored.npz", samples=SCORED, ber=RATES, repeat=8, provider="cpu", **fields)
+    campaign = Campaign(copy, work / "scored.npz", samples=SCORED, ber=rates, repeat=REPEAT, provider="cpu", **fields)
     for _ in run(campaign, work / f"{name}.db"):
         pass
     found = report(work / f"{name}.db")
-    print(f"{name:24}", "  ".join(f"{fold.key}: {100 * fold.rate('top1').estimate:5.1f} %" for fold in found.by_rate))
+    cells = " | ".join(f"{100 * fold.rate('top1').estimate:.1f} %" for fold in found.by_rate)
+    print(f"| {name} | {cells} |", flush=True)
     return found
 
 
-def single(work: Path, model: str, other: Path, **fields: object) -> PairedComparison:
-    """Compare a shipped network and its protected version on single faults."""
-    campaign = Campaign("", work / "scored.npz", samples=SCORED, single=True, provider="cpu", **fields)
+def single(model: Path, other: Path, data: Path, **fields: object) -> PairedComparison:
+    """Compare a network and its protected version on single faults."""
+    campaign = Campaign("", data, single=True, provider="cpu", **fields)
     with tempfile.TemporaryDirectory() as stores:
-        return compare_paired(str(ROOT / f"models/{model}.onnx"), str(other), campaign, stores)
+        return compare_paired(str(model), str(other), campaign, stores)
 
 
-def print_pair(title: str, found: PairedComparison) -> None:
-    """Print the gain and the cost of a protection."""
-    rows = {row.metric.name: row for row in found.rows}
-    rate, due = rows["sdc1"].found, rows["due"].found
-    times = rate.first / rate.second if rate.second else np.inf
-    golden = ", ".join(f"{m.label} {100 * one:.2f} → {100 * two:.2f} %" for m, one, two in found.golden()[:1])
+def percent(i: Interval, sign: str = "") -> str:
+    """Return an interval in percent."""
+    return f"{100 * i.estimate:{sign}.2f} [{100 * i.low:{sign}.2f}, {100 * i.high:{sign}.2f}]"
+
+
+def print_gain(title: str, found: PairedComparison) -> None:
+    """Print a row of what a protection gains and costs on single faults."""
+    rows, task = {row.metric.name: row for row in found.rows}, found.task
+    any_of = next((m.name for m in task.metrics if m.any_of == task.headline), "sdc")
+    rate, anywhere, due = (rows[name] for name in (task.headline, any_of, "due"))
+    assert anywhere.ratio is not None
+    golden = ", ".join(f"{m.text(one)} → {m.text(two)}" for m, one, two in found.golden()[:1])
     print(
-        f"{title:40} SDC-1 {100 * rate.first:.3f} → {100 * rate.second:.3f} % ({times:.1f} ×, p = {rate.p_value:.2g}), "
-        f"DUE {100 * due.first:.2f} → {100 * due.second:.2f} %; "
-        f"{golden}; time × {found.second.batch_s / found.first.batch_s:.2f}"
+        f"| {title} | {rate.found.n} | {100 * rate.found.first:.2f} → {100 * rate.found.second:.2f} % | "
+        f"{percent(rate.found.difference, '+')} | {anywhere.found.first * rate.found.n:.0f} → "
+        f"{anywhere.found.second * rate.found.n:.0f}, p = {anywhere.found.p_value:.2g} | {anywhere.ratio.estimate:.3g} "
+        f"[{anywhere.ratio.low:.2g}, {anywhere.ratio.high:.2g}] | {100 * due.found.first:.2f} → "
+        f"{100 * due.found.second:.2f} % | {golden} | × {found.second.batch_s / found.first.batch_s:.2f} |",
+        flush=True,
     )
+
+
+def print_detection(title: str, found: PairedComparison) -> None:
+    """Print a row of what detectors find and cost."""
+    assert found.detection is not None
+    d, grown = found.detection, found.second.size_bytes / found.first.size_bytes - 1
+    due = next(row.found for row in found.rows if row.metric.name == "due")
+    print(
+        f"| {title} | {due.n} | {percent(d.coverage)} | {percent(d.critical)} | {percent(d.false_alarms)} | "
+        f"{100 * due.first:.2f} → {100 * due.second:.2f} % | × {found.second.batch_s / found.first.batch_s:.2f} | "
+        f"{100 * grown:+.1f} % |",
+        flush=True,
+    )
+
+
+def print_residual(p: float, interval: float, trials: int = 20) -> None:
+    """Print the blocks of the largest tensor of the CNN that SECDED does not correct, beside the formula."""
+    model, code, event = load(MODELS / "fashion_cnn.onnx"), parse_memory_code("secded"), parse_fault("flip")
+    (target,) = [t for t in model.targets if t.id == "fc1.weight"]
+    space = Selector(include=("=fc1.weight",)).space(model.targets, event)
+    memory, counts = CodedMemory.over(code, (target,), interval), Counter[str]()
+    for trial in range(1, trials + 1):
+        faults = draw_faults(space, Sampler("ber", rate=p, seed=7), event, trial)
+        counts += memory.read(model, faults, p, 7, trial)[1]
+    blocks, each = trials * target.size // code.words_a_block(target.word), p * interval
+    formula = blocks * comb(72, 2) * each**2 / interval
+    exact = blocks * (1 - (1 - each) ** 72 - 72 * each * (1 - each) ** 71) / interval
+    left = counts["detected"] + counts["missed"]
+    print(
+        f"| {p:g} | {interval:g} | {blocks:,} | {counts['corrected']:,} | {formula:.1f} | {exact:.1f} | {left} "
+        f"({(left - exact) / exact**0.5:+.1f} σ) | {counts['missed']} |",
+        flush=True,
+    )
+
+
+def print_gains(work: Path) -> None:
+    """Print what range restriction gains on single faults, on CNN and transformers."""
+    print(
+        "\n| faults | trials | rate | difference | trials that change an answer | times rarer | DUE | golden | time |"
+    )
+    scored = work / "scored.npz"
+    for name, trials in (("fashion_cnn", (1000, 2000)), ("fashion_attention", (400, 600))):
+        bare = MODELS / f"{name}.onnx"
+        other = protected(work, bare, f"{name}-clip", "range:clip", "nan-filter")
+        for target, number in zip(("activations", "weights"), trials, strict=True):
+            how = {"bits": "exponent", "target": target, "samples": SCORED}
+            print_gain(f"{name}, {target}", single(bare, other, scored, trials=number, **how))
+    bare = MODELS / "fashion_cnn.onnx"
+    clipped = protected(work, bare, "fashion_cnn-weights", "clip-weights")
+    print_gain(
+        "fashion_cnn, weights, clip-weights",
+        single(bare, clipped, scored, trials=2000, bits="exponent", samples=SCORED),
+    )
+
+
+def print_minilm(work: Path) -> None:
+    """Print what range restriction gains in a published transformer."""
+    if not MINILM.exists():
+        print("\nno fetched/minilm.onnx: python scripts/export_minilm.py", flush=True)
+        return
+    print()
+    write_sentences(work)
+    other = protected(work, MINILM, "minilm-clip", "range:clip", "nan-filter", data="lines.npz")
+    for target, trials, fields in (("activations", 80, {}), ("weights", 120, {"exclude": ("word_embeddings",)})):
+        how = {"bits": "exponent", "target": target, "task": "embedding", "trials": trials, **fields}
+        print_gain(f"MiniLM, {target}", single(MINILM, other, work / "sentences.npz", **how))
+
+
+def print_detectors(work: Path) -> None:
+    """Print coverage, false alarms and cost of detectors."""
+    print("\n| faults, detector | trials | coverage | of critical ones | false alarms | DUE | time | size |")
+    for name, what, target, trials in (
+        ("fashion_cnn", "duplicate", "activations", 400),
+        ("fashion_cnn", "checksum", "activations", 400),
+        ("fashion_cnn", "checksum", "weights", 600),
+        ("fashion_attention", "checksum", "activations", 200),
+        ("fashion_attention", "checksum", "weights", 300),
+    ):
+        bare = MODELS / f"{name}.onnx"
+        other = protected(work, bare, f"{name}-{what}", what)
+        how = {"target": target, "bits": "exponent", "samples": SCORED, "trials": trials}
+        if target == "activations":
+            how["op"] = ("Conv", "Gemm", "MatMul")  # results of layers, before their activation functions
+        print_detection(f"{name}, {target}, {what}", single(bare, other, work / "scored.npz", **how))
+
+
+def figure(work: Path) -> Iterator[Report]:
+    """Run the sweeps of the figure."""
+    cnn, int8 = MODELS / "fashion_cnn.onnx", MODELS / "fashion_cnn_int8_qdq.onnx"
+    yield sweep(work, cnn, "float32")
+    yield sweep(work, work / "fashion_cnn-clip.onnx", "float32, range:clip")
+    tuned = protected(work, cnn, "fashion_cnn-tuned", "range:tuned", "nan-filter")
+    yield sweep(work, tuned, "float32, range:tuned")
+    yield sweep(work, int8, "int8")
+    yield sweep(work, int8, "int8, secded", memory_code="secded:detected=keep")
 
 
 def main() -> None:
@@ -84,34 +215,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         split(work)
-        networks = {
-            name: protected(work, name, f"{name}-clip", "range:clip", "nan-filter")
-            for name in ("fashion_cnn", "fashion_attention")
-        }
-        tuned = protected(work, "fashion_cnn", "fashion_cnn-tuned", "range:tuned", "nan-filter")
-        weights = protected(work, "fashion_cnn", "fashion_cnn-weights", "clip-weights")
-        print("\nsingle faults in bit 30 of weights, and in exponents of activations")
-        for name, other in networks.items():
-            print_pair(
-                f"{name}, activations", single(work, name, other, trials=300, bits="exponent", target="activations")
-            )
-            print_pair(f"{name}, weights", single(work, name, other, trials=200, bits="30"))
-        print_pair("fashion_cnn, weights, clip-weights", single(work, "fashion_cnn", weights, trials=200, bits="30"))
-        print("\naccuracy over the bit error rate in weights")
-        cnn = ROOT / "models/fashion_cnn.onnx"
-        found = [
-            sweep(work, cnn, "float32"),
-            sweep(work, networks["fashion_cnn"], "float32 range:clip"),
-            sweep(work, tuned, "float32 range:tuned"),
-            sweep(work, ROOT / "models/fashion_cnn_int8_qdq.onnx", "int8"),
-        ]
-        sweep(work, weights, "float32 clip-weights")
-        for code in ("secded:detected=keep", "cep", "mset", "tmr"):
-            sweep(work, cnn, f"float32 {code.partition(':')[0]}", memory_code=code)
+        print_gains(work)
+        print(f"\ntop-1 at a bit error rate of {', '.join(f'{rate:g}' for rate in RATES)}")
+        found = list(figure(work))
+        sweep(work, work / "fashion_cnn-weights.onnx", "float32, clip-weights")
         write_figures(found, work / "figures")
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(work / "figures" / "accuracy.svg", folder / "protection.svg")
-        print(f"\n{folder / 'protection.svg'}")
+        print(f"{folder / 'protection.svg'}\n\ntop-1 at a bit error rate of {', '.join(f'{rate:g}' for rate in HIGH)}")
+        for code in ("secded:detected=keep", "secded:detected=zero", "cep", "mset", "tmr"):
+            name = code.replace(":detected=", " ")
+            sweep(work, MODELS / "fashion_cnn.onnx", f"float32, {name}", HIGH, memory_code=code)
+        print_detectors(work)
+        print("\n| p | interval | words | corrected | C(72,2) p² | binomial | left | of them missed |")
+        for p in (1e-4, 5e-4, 1e-3):
+            for interval in (1.0, 0.1):
+                print_residual(p, interval)
+        print_minilm(work)
 
 
 if __name__ == "__main__":

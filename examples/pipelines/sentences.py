@@ -11,7 +11,7 @@ other.
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +42,13 @@ TEXTS = (
 Arrays = Mapping[str, NDArray[np.generic]]
 
 
-def sentences() -> Arrays:
-    """Return the tokens of each sentence, filled up to one length, which of them count, and what it is about."""
+def sentences(texts: Sequence[str] = TEXTS) -> Arrays:
+    """Return the tokens of each sentence, cut or filled up to one length, which of them count, and what it is about."""
     known = json.loads((MODELS / "minilm_tokens.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    rows = [[known["[CLS]"], *tokens(text, known), known["[SEP]"]] for text in TEXTS]
+    rows = [[known["[CLS]"], *[*tokens(text, known)][: TOKENS - 2], known["[SEP]"]] for text in texts]
     filled = [row + [known["[PAD]"]] * (TOKENS - len(row)) for row in rows]
     mask = [[1] * len(row) + [0] * (TOKENS - len(row)) for row in rows]
-    return {"ids": np.array(filled), "mask": np.array(mask), "labels": np.arange(len(TEXTS)) // 2}
+    return {"ids": np.array(filled), "mask": np.array(mask), "labels": np.arange(len(texts)) // 2}
 
 
 def tokens(text: str, known: Mapping[str, int]) -> Iterator[int]:

@@ -233,6 +233,28 @@ def data_of(flags: Mapping[str, Any], model: Model, engine: Engine) -> Data:
     )  # fmt: skip
 
 
+def calibration_of(source: Path, model: Model, flags: Mapping[str, Any], engine: Engine) -> Data | None:
+    """Return the data of a model, or what feeds it as a stage of a pipeline; None without --data."""
+    from onnxfi.campaign.spec.pipeline_file import load_pipeline, names_pipeline
+    from onnxfi.errors import InputError
+    from onnxfi.runtime.pipeline.later_stages import FrontRun
+
+    if flags["data"] is None:
+        refuse_flags(("preprocess", "samples", "batch_axis"), "without --data")
+    if not names_pipeline(source):
+        return None if flags["data"] is None else data_of(flags, model, engine)
+    stage = load_pipeline(source).faulty_stage(flags["stage"])
+    if stage.loop is not None:
+        raise InputError(
+            f"stage {stage.name!r} runs its model in a loop, which a written model would have twice; protect "
+            f"{stage.model} alone, with data for it"
+        )
+    if flags["data"] is None:
+        return None
+    whole, data = pipeline_of(source, flags, **{name: flags[name] for name in ("allow_code", "allow_links")})
+    return FrontRun.of(whole, stage.name, data).stage_data(stage.batch or flags["batch"])
+
+
 def inputs_of(data: str, model: Model, custom_ops: tuple[str, ...]) -> Data:
     """Return data whose samples are run once on the CPU, to see shapes or that outputs stay as they were."""
     from onnxfi.runtime.data.dry_run import dry_run

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.options import JSON, LINKS, MODEL, PATH, GroupedCommand, run_options
+from onnxfi.cli.options import CODE, JSON, LINKS, PATH, PIPELINE, GroupedCommand, run_options
 
 if TYPE_CHECKING:
     from onnxfi.protection.protect import Protected
@@ -17,7 +17,7 @@ _WITHOUT_EFFECT = ("output", "task", "metric", "time_axis")
 
 
 @click.command("protect", cls=GroupedCommand, short_help="Put protections into MODEL, in plain ONNX operators.")
-@MODEL
+@PIPELINE
 @click.option(
     "--with",
     "protections",
@@ -44,34 +44,33 @@ _WITHOUT_EFFECT = ("output", "task", "metric", "time_axis")
     metavar="PATTERN",
     help="Protect the outputs of these operators instead of the default ones. Repeatable.",
 )
+@click.option("--stage", metavar="NAME", help="Stage of a pipeline whose model is protected.")
 @click.option("--opset", type=int, metavar="N", help="Raise the model's opset first.")
 @run_options
 @click.option("-o", "--out", type=PATH, required=True, metavar="OUT", help="Model to write.")
 @LINKS
+@CODE
 @JSON
-def command(
-    model: Path, protections: tuple[str, ...], out: Path, as_json: bool, allow_links: bool, **flags: Any
-) -> None:
+def command(model: Path, protections: tuple[str, ...], out: Path, as_json: bool, **flags: Any) -> None:
     """Write MODEL with protections in its graph, and compare its fault-free outputs with the original's.
 
     Ranges of activations are taken from --data, which must not be what the model is scored on later. The result is
-    plain ONNX that any runtime loads. onnxfi compare A B --paired says what the protection gains and costs.
+    plain ONNX that any runtime loads. onnxfi compare A B --paired says what the protection gains and costs. Of a
+    pipeline (docs/reference/pipeline.md) the model of one stage is protected, calibrated on what the stages in front of
+    it give; name the written file in the pipeline in its place.
 
     \b
     onnxfi protect cnn.onnx --data calibration.npz --with range:clip --with nan-filter -o protected.onnx
     onnxfi protect cnn.onnx --data calibration.npz --with range:zero:per=channel -o protected.onnx
+    onnxfi protect pipeline.yaml --stage reader --data pages.npz --with range:clip -o reader.onnx
     """  # fmt: skip
     from onnxfi.cli.terminal import print_json, print_note
     from onnxfi.faults.space import Selector
-    from onnxfi.graph.model.loading import load
     from onnxfi.protection.protect import protect
 
     options.refuse_flags(_WITHOUT_EFFECT, "as nothing is scored here")
-    opened = load(model, allow_links=allow_links)
-    engine = options.engine_of(flags)
-    dataset = None if flags["data"] is None else options.data_of(flags, opened, engine)
-    if dataset is None:
-        options.refuse_flags(("preprocess", "samples", "batch_axis"), "without --data")
+    opened, engine = options.stage_of(model, flags), options.engine_of(flags)
+    dataset = options.calibration_of(model, opened, flags, engine)
     selector = Selector(**{name: flags[name] for name in ("include", "exclude", "op")})
     done = protect(
         opened, protections, out, selector=selector, data=dataset, engine=engine, batch=flags["batch"],

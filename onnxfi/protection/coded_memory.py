@@ -164,7 +164,7 @@ def with_check_bits(model: Model, code: MemoryCode) -> Model:
     if model.external:
         raise ModelError(
             f"{model.name} has external data, so the code {code} cannot be put into its words; write it as one file "
-            f"first"
+            f"first (onnx.save(onnx.load(FILE), OTHER)), or take secded, whose check bits lie beside the words"
         )
     edits = FileEdits()
     for target in covered:

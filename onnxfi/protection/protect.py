@@ -170,14 +170,14 @@ def protect(
     origin = model.digest
     model, notes = _raised(model, opset)
     setting = Setting(model, selector or Selector(), data, runner, batch, notes)
-    passes = [one.passes(setting) for one in chosen]
-    proto, tensors = parse(model), dict[str, tuple[str, ...]]()
+    passes = [(one, one.passes(setting)) for one in sorted(chosen, key=lambda one: one.rank)]
+    proto, tensors = parse(model), dict.fromkeys(map(str, chosen), tuple[str, ...]())
     before = len(proto.graph.node)
-    for one, edit in zip(chosen, passes, strict=True):
+    for one, edit in passes:
         proto, found = edit.run(proto)
         tensors[str(one)] = tuple(found)
     _write_record(proto, origin, chosen, data)
-    drift = _drift(setting, proto, passes)
+    drift = _drift(setting, proto, [edit for _, edit in passes])
     save_model(model, proto, place)
     written = load(place)
     size_before, size_after = (sum(source.size for source in m.sources) for m in (model, written))

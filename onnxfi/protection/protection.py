@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -53,6 +53,10 @@ class Setting:
             self._known[key] = measure()
         return self._known[key]
 
+    def add_notes(self, notes: Iterable[str]) -> None:
+        """Add remarks that are new."""
+        self.notes.extend(note for note in dict.fromkeys(notes) if note not in self.notes)
+
     def calibration(self, name: str) -> Data:
         """Return the calibration data; InputError if there is none."""
         if self.data is None:
@@ -69,6 +73,8 @@ class Protection(ABC):
     """A protection by its name and parameters, a frozen dataclass; `str` gives its text form, `NAME[:key=value,…]`."""
 
     name: ClassVar[str]
+    #: Passes of lower rank go first: detectors see layers and weights as they are, ranges what detectors put out.
+    rank: ClassVar[int] = 1
 
     @abstractmethod
     def passes(self, setting: Setting) -> ModelPass[Any]:

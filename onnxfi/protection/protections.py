@@ -13,10 +13,11 @@ import numpy as np
 from onnxfi.errors import InputError
 from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.protection.checksum import CheckLayers, checkable, unchecked
-from onnxfi.graph.protection.detection import RepeatLayers, find_layers
+from onnxfi.graph.protection.detection import COMPUTING, Layer, RepeatLayers, find_layers
+from onnxfi.graph.protection.main_graph import left_outside
 from onnxfi.graph.protection.placement import find_places, followed_bounds
 from onnxfi.graph.protection.range_restriction import FilterNonFinite, Restricted, RestrictRanges
-from onnxfi.graph.protection.weight_clipping import ClipWeights, find_weights
+from onnxfi.graph.protection.weight_clipping import ClipWeights, find_weights, left_unclipped
 from onnxfi.protection.calibration import calibrate
 from onnxfi.protection.parameters import parse
 from onnxfi.protection.protection import Protection, Setting
@@ -128,7 +129,7 @@ def _measured(
             f"name activations with --include"
         )
         raise InputError(notes[0] if notes else nothing)
-    setting.notes.extend(note for note in notes if note not in setting.notes)
+    setting.add_notes(notes)
     return setting.once(
         (percentile, per, extend),
         lambda: calibrate(
@@ -137,15 +138,22 @@ def _measured(
     )
 
 
+def _layers(setting: Setting) -> tuple[Layer, ...]:
+    """Return the layers to compute again or to check, and say which stay outside."""
+    setting.add_notes(left_outside(setting.model, COMPUTING, setting.selector))
+    return find_layers(setting.model, setting.selector)
+
+
 @dataclass(frozen=True)
 class Duplicate(Protection):
     """Layers are computed twice; where the two results differ in a sample, it has an alarm."""
 
     name = "duplicate"
+    rank = 0
 
     def passes(self, setting: Setting) -> ModelPass[Any]:
         """Return the pass for the chosen layers."""
-        return RepeatLayers(find_layers(setting.model, setting.selector), 2)
+        return RepeatLayers(_layers(setting), 2)
 
 
 @dataclass(frozen=True)
@@ -153,10 +161,11 @@ class Triplicate(Protection):
     """Layers are computed thrice, and the result that two agree on is taken."""
 
     name = "triplicate"
+    rank = 0
 
     def passes(self, setting: Setting) -> ModelPass[Any]:
         """Return the pass for the chosen layers."""
-        return RepeatLayers(find_layers(setting.model, setting.selector), 3)
+        return RepeatLayers(_layers(setting), 3)
 
 
 @dataclass(frozen=True)
@@ -164,11 +173,12 @@ class Checksum(Protection):
     """The sum of a layer's results is computed again from summed weights; a difference beyond rounding is an alarm."""
 
     name = "checksum"
+    rank = 0
 
     def passes(self, setting: Setting) -> ModelPass[Any]:
         """Return the pass for the chosen layers; without a choice for all that have a checksum."""
         model, selector = setting.model, setting.selector
-        layers = find_layers(model, selector)
+        layers = _layers(setting)
         if not (selector.include or selector.op):
             able = {layer.name for layer in checkable(model)}
             layers = tuple(layer for layer in layers if layer.name in able)
@@ -183,6 +193,7 @@ class WeightClipping(Protection):
     """Weights and biases are held to their own range when the runtime loads them, which costs no time afterwards."""
 
     name = "clip-weights"
+    rank = 2
 
     def passes(self, setting: Setting) -> ModelPass[Any]:
         """Return the pass for the chosen weights."""
@@ -190,6 +201,7 @@ class WeightClipping(Protection):
         weights = tuple(w for w in find_weights(setting.model) if setting.selector.selects(targets[w.name]))
         if not weights:
             raise InputError("clip-weights finds no float weight in the main graph that is selected")
+        setting.add_notes(left_unclipped(setting.model, setting.selector))
         return ClipWeights(weights)
 
 

@@ -136,10 +136,19 @@ class GoldenRun:
     def pair(self, faulty: Array | Sequence[Outputs]) -> AnswerPair:
         """Return the golden answers beside faulty ones."""
         run = as_run(faulty)
-        golden, answers, alarmed = self.answers, self._answers(run), _alarmed(self.run, run)
+        golden, answers = self.answers, self._answers(run)
+        alarmed = self._alarmed(run, answers)
         if isinstance(golden, DecodedAnswers) and isinstance(answers, DecodedAnswers):
             return DecodedPair(golden, answers, self.detects, self.tolerance, alarmed)
         return AnswerPair(golden, answers, self.detects, self.tolerance, alarmed)
+
+    def _alarmed(self, run: tuple[Outputs, ...], answers: Answers) -> Flags | None:
+        """Return the answers with an alarm that the golden run does not have ([N]); None without detectors."""
+        found = _alarmed(self.run, run)
+        if found is None or self.later is None:
+            return found
+        rows = np.concatenate([outputs.samples for outputs in run])
+        return np.isin(answers.samples, self.later.front.samples[rows[found]])
 
     def _answers(self, run: tuple[Outputs, ...], labels: Labels | None = None, whole: Answers | None = None) -> Answers:
         if self.later is not None:
@@ -161,7 +170,7 @@ class GoldenRun:
 
 
 def _alarmed(golden: Sequence[Outputs], faulty: Sequence[Outputs]) -> Flags | None:
-    """Return the samples with an alarm that the golden run does not have ([N]); None without detectors."""
+    """Return the rows of a run with an alarm that the golden run does not have ([N]); None without detectors."""
     if any(outputs.alarms is None for outputs in faulty):
         return None
     known = [np.zeros(len(g.samples), np.bool_) if g.alarms is None else g.alarms for g in golden]
@@ -189,15 +198,15 @@ def judge(golden: GoldenRun, faulty: Array | Sequence[Outputs]) -> Judgement:
     Where a fault changes the shape of outputs that are not decoded, every sample has changed.
     """
     pair = golden.pair(faulty)
+    alarm = pair.alarmed is not None and bool(pair.alarmed.any())
     if not pair.same_shape:
-        silent = not (golden.detects and pair.faulty.nonfinite.any())
-        return _all_alike(golden, "sdc" if silent else "due", None if silent else "nonfinite")
+        cause = "alarm" if alarm else "nonfinite" if golden.detects and pair.faulty.nonfinite.any() else None
+        return _all_alike(golden, "due" if cause else "sdc", cause)
     due = pair.detected
     masked = golden.task.masked(pair) & ~due
     metrics = {"masked_samples": share(masked), "sdc_samples": share(~masked & ~due), "due_samples": share(due)}
     metrics |= {m.name: m.measure(pair) for m in golden.measured}
     outcome = "due" if due.any() else "masked" if masked.all() else "sdc"
-    alarm = pair.alarmed is not None and bool(pair.alarmed.any())
     wrong = golden.task.wrong
     changed = None if wrong is None else _packed(wrong(pair))
     return Judgement(

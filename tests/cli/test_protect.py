@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from jsonschema import Draft202012Validator
+from small_pipelines import cascade
 
 ROOT = Path(__file__).parents[2]
 CNN, TEST = str(ROOT / "models/fashion_cnn.onnx"), str(ROOT / "models/fashion_test.npz")
@@ -62,6 +64,37 @@ def test_a_paired_comparison_prints_tables_and_a_document(run: Run, here: Path) 
     assert ran.code == 0, ran.err
     assert "The same faults on both" in ran.out and re.search(r"nodes +10 +28 +\+18", ran.out)
     assert "of its own the second model has 384 of" in ran.out
+
+
+def test_a_stage_of_a_pipeline_is_protected_and_its_alarms_count(run: Run, here: Path) -> None:
+    file = cascade(here, 20)
+    on = ("--data", "d.npz", "--provider", "cpu", "--allow-code", "--stage", "reader")
+    found = run("protect", file, *on, "--with", "duplicate", "-o", "doubled.onnx", "--json").json
+    assert found["calibration"].startswith("stage 'reader' of a pipeline on 20 labelled samples")
+    assert found["fault_free"]["changed"] == 0 and found["protections"][0]["tensors"] == ["c"]
+    other = here / "other.yaml"
+    other.write_text(file.read_text().replace("reader.onnx", "doubled.onnx"))
+    single = ("--trials", "12", "--target", "activations", "--include", "=c", "--bits", "exponent")
+    refused = run("compare", file, other, "--paired", *on, *single, "--workers", "0")
+    assert (refused.code, refused.err.count("\n")) == (2, 1) and "was calibrated on samples of this data" in refused.err
+    words = ("compare", file, other, "--paired", *on, *single, "--allow-calibration-data", "--workers", "0")
+    rows = {row["metric"]: row for row in run(*words, "--json").json["rows"]}
+    assert (rows["due"]["first"], rows["sdc"]["first"], rows["due"]["second"]) == (0, 1, 1), "each changes its answer"
+
+
+def test_a_stage_that_runs_in_a_loop_is_refused(run: Run, here: Path) -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]> g (float[N,3] x, float[N,3] h) => (float[N,3] y, float[N,3] n) '
+        "{ n = Add(x, h)  y = Relu(n) }"
+    )
+    onnx.save(proto, here / "cell.onnx")
+    (here / "p.yaml").write_text(
+        "version: 1\nstages:\n- name: cell\n  model: cell.onnx\n  inputs: {x: data.x, h: 0}\n"
+        "  loop: {axis: 1, over: x, carry: {h: n}}\nanswer: cell.y\n"
+    )
+    ran = run("protect", "p.yaml", "--with", "duplicate", "--op", "Add", "-o", "q.onnx")
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1) and "protect cell.onnx alone" in ran.err
+    assert not (here / "q.onnx").exists()
 
 
 def test_flags_of_a_paired_comparison_go_together(run: Run, here: Path) -> None:

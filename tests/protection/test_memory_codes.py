@@ -7,12 +7,14 @@ from math import comb
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pass_contract import external
 
 from onnxfi import load, parse_fault
-from onnxfi.errors import InputError
+from onnxfi.errors import InputError, ModelError
 from onnxfi.faults.space import Selector, Target
 from onnxfi.faults.trials import Sampler, draw_faults
 from onnxfi.faults.words import WORDS
@@ -144,10 +146,12 @@ def test_what_is_read_is_what_the_words_decode_to() -> None:
     assert keep.overhead_bits == 72 * 8
 
 
-def test_words_that_hold_their_check_bits_are_read_with_those_cleared() -> None:
+def test_words_that_hold_their_check_bits_are_read_with_those_cleared(tmp_path: Path) -> None:
     model = load(ROOT / "models/fashion_cnn.onnx")
     coded = with_check_bits(model, parse_memory_code("cep"))
     assert coded.digest == model.digest and with_check_bits(model, parse_memory_code("secded")) is model
+    with pytest.raises(ModelError, match=r"external data, so the code mset .*write it as one file first .*take secded"):
+        with_check_bits(external(tmp_path, onnx.load(ROOT / "models/fashion_cnn.onnx")), parse_memory_code("mset"))
     for target in model.targets:
         if target.word.is_float:
             index = np.arange(target.size)

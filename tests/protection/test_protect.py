@@ -57,6 +57,16 @@ def test_protections_go_together_and_accuracy_stays(tmp_path: Path) -> None:
     assert done.drift.changed > 0 and not done.drift.rounding, "a percentile cuts calibration data off"
 
 
+def test_every_protection_goes_with_every_other_in_any_order(tmp_path: Path) -> None:
+    """Detectors see the layers and weights as they are, whatever is named first."""
+    model = load(CNN)
+    every = ["clip-weights", "range:clip", "nan-filter", "checksum", "duplicate"]
+    done = protect(model, every, tmp_path / "p.onnx", data=data_for(model))
+    assert done.drift.changed == 0 and [*done.tensors] == every and all(done.tensors.values())
+    again = protect(model, every[::-1], tmp_path / "q.onnx", data=data_for(model))
+    assert again.drift.changed == 0 and again.tensors == done.tensors
+
+
 def test_external_data_stays_beside_the_file(tmp_path: Path) -> None:
     model = external(tmp_path, onnx.load(CNN))
     (tmp_path / "out").mkdir()

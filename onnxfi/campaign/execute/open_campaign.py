@@ -156,10 +156,10 @@ def open_campaign(
     scoring, design = campaign.scoring, campaign.design
     if front is None:
         names = scored_names(session, output_of(campaign, model), data, scoring.kind, task=scoring.task, whole=True)
-        if names and any(port.name == ALARM for port in session.outputs):  # beside what is scored
-            names = (*names, ALARM)
     else:
         names = front.stage.outputs
+    if names and any(port.name == ALARM for port in session.outputs):  # beside what is scored
+        names = (*names, ALARM)
     listed = FaultList.open(design.faults).header if isinstance(design, Replay) else None
     if not runs and isinstance(session, GenerationSession) and listed is None:  # its golden texts say which steps exist
         session = campaign.open_engine().prepare(served(model))

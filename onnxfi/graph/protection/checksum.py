@@ -1,9 +1,10 @@
 """Checksums over layers (ABFT): the sum of a layer's results over its channels, computed again from summed weights.
 
-For results y_m = Σ w_m x + b_m the sum over m is (Σ w_m) x + Σ b_m, one channel more to compute. The summed weights
-are stored beside the weights, so that faults in either are found as well as faults in results. The two sums differ by
-rounding alone, at most (n + M) ε (max|x| Σ|w| + Σ|b|) with n products in each of M sums; a larger difference, or one
-that is not a number, raises an alarm. Faults below that bound are not found.
+For results y_m = Σ w_m x + b_m the sum over m is (Σ w_m) x + Σ b_m, one channel more to compute; a convolution in
+groups has one for each. The summed weights are stored beside the weights, so that faults in either are found as well as
+faults in results. The two sums differ by rounding alone, at most (n + M) ε (max|x| Σ|w| + Σ|b|) with n products in each
+of M sums (of groups the largest Σ); a larger difference, or one that is not a number, raises an alarm. Faults below
+that bound are not found.
 
 References
 ----------
@@ -12,7 +13,7 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
 from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.protection.detection import LEAST_OPSET, Layer, add_alarm, by_sample, check_layers
+from onnxfi.graph.protection.main_graph import stored_tensors
 from onnxfi.graph.protection.range_restriction import restrictable
 
 if TYPE_CHECKING:
@@ -52,14 +54,15 @@ class CheckLayers(ModelPass[tuple[str, ...]]):
         """Refuse layers that do not exist, or that have no checksum."""
         check_layers(proto, self.layers, "checksum")
         made = {name: node for node in proto.graph.node for name in node.output if name}
+        stored = stored_tensors(proto)
         for layer in self.layers:
-            if why := unchecked_reason(proto, made[layer.name]):
+            if why := unchecked_reason(stored, made[layer.name]):
                 raise ModelError(f"{layer.name!r} has no checksum: {why}; leave it out with --exclude")
 
     def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
         """Add the second sums, and what compares them."""
         names, edit, flags = FreeNames(proto), GraphEdit(proto.graph), list[tuple[str, bool]]()
-        stored = {t.name: t for t in proto.graph.initializer}
+        stored = stored_tensors(proto)
         for layer in self.layers:
             at = edit.maker[layer.name]
             node = proto.graph.node[at]
@@ -89,21 +92,19 @@ def checkable(model: Model) -> tuple[Layer, ...]:
     ['conv2d', 'conv2d_1', 'linear', 'logits']
     """
     made = {name: node for node in model.proto.graph.node for name in node.output if name}
+    stored = stored_tensors(model.proto)
     rows = [a for a in activations(model) if restrictable(a) and not a.quantized]
-    return tuple(Layer.of(a) for a in rows if not unchecked_reason(model.proto, made[a.name]))
+    return tuple(Layer.of(a) for a in rows if not unchecked_reason(stored, made[a.name]))
 
 
-def unchecked_reason(proto: onnx.ModelProto, node: onnx.NodeProto) -> str:
-    """Return why a node's results have no checksum; '' if they have one."""
-    stored = {t.name: t for t in proto.graph.initializer}
+def unchecked_reason(stored: Mapping[str, onnx.TensorProto], node: onnx.NodeProto) -> str:
+    """Return why a node's results have no checksum beside these stored tensors; '' if they have one."""
     if node.op_type not in ("Conv", "MatMul", "Gemm"):
         return f"{node.op_type} is neither Conv, MatMul nor Gemm"
     weights = [stored.get(name) for name in node.input[1:3] if name]
     if not weights or any(tensor is None for tensor in weights):
         return "its weights or bias are computed"
     numbers = {a.name: a.i for a in node.attribute}
-    if node.op_type == "Conv" and numbers.get("group", 1) != 1:
-        return "its convolution is grouped"
     if node.op_type == "Gemm" and numbers.get("transA", 0):
         return "its input is transposed"
     first, *bias = (list(tensor.dims) for tensor in weights if tensor is not None)
@@ -127,49 +128,55 @@ def _unlike(g: NodeBuilder, node: onnx.NodeProto, layer: Layer, arrays: list[Num
     wide = "float64" if layer.dtype == "float64" else "float32"
     weight, bias = arrays[0], arrays[1] if len(arrays) > 1 else np.zeros(0)
     x, y = (name if layer.dtype == wide else g.cast(name, wide) for name in (node.input[0], layer.name))
-    check, axis = _summed(g, node, x, weight, bias, wide)
-    apart = g.add("Abs", g.add("Sub", _sum(g, y, axis), check))
-    products, sums = _sizes(node, weight)
-    eps = float(np.finfo(WORDS[layer.dtype].dtype).eps) * (products + sums)
+    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    products, channels = _sizes(node, weight)
+    check = _checks(g, node, x, weight, bias, wide)
+    if groups > 1:
+        y = g.add("Reshape", y, g.constant([0, groups, channels // groups, -1]))
+        own, check = (
+            g.add("ReduceSum", y, g.constant([2]), keepdims=0),
+            g.add("Reshape", check, g.constant([0, groups, -1])),
+        )
+    else:
+        own = g.add("ReduceSum", y, g.constant([1 if node.op_type == "Conv" else -1]), keepdims=1)
+    apart = g.add("Abs", g.add("Sub", own, check))
+    eps = float(np.finfo(WORDS[layer.dtype].dtype).eps) * (products + channels // groups)
+    most, least = (float(np.abs(part).reshape(groups, -1).sum(axis=1).max(initial=0)) for part in (weight, bias))
     largest = by_sample(g, g.add("Abs", x), samples=layer.samples)
-    scale = g.add("Mul", largest, g.constant(eps * float(np.abs(weight).sum()), wide))
-    bound = g.add("Add", scale, g.constant(eps * float(np.abs(bias).sum()) + float(np.finfo(wide).tiny), wide))
+    scale = g.add("Mul", largest, g.constant(eps * most, wide))
+    bound = g.add("Add", scale, g.constant(eps * least + float(np.finfo(wide).tiny), wide))
     within = g.add("LessOrEqual", by_sample(g, apart, samples=layer.samples), bound)
     return g.cast(g.add("Not", within), "float32")  # no comparison of NaN holds
 
 
 def _sizes(node: onnx.NodeProto, weight: Numbers) -> tuple[int, int]:
-    """Return the products in each sum, and the sums."""
+    """Return the products in each result, and the channels of results."""
     transposed = node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute)
     sums = weight.shape[0] if transposed else weight.shape[-1]
     return weight.size // sums, sums
 
 
-def _summed(g: NodeBuilder, node: onnx.NodeProto, x: str, weight: Numbers, bias: Numbers, wide: str) -> tuple[str, int]:
-    """Append the layer with summed weights; returns its result and the axis over which the layer's own is summed."""
+def _checks(g: NodeBuilder, node: onnx.NodeProto, x: str, weight: Numbers, bias: Numbers, wide: str) -> str:
+    """Append the layer with weights summed over its channels, of a convolution over those of each group."""
     said: dict[str, Any] = {a.name: a for a in node.attribute}
     if node.op_type == "Conv":
-        inputs = [x, g.constant(weight.sum(axis=0, keepdims=True), wide)]
-        made = g.add("Conv", *inputs, *([g.constant([bias.sum()], wide)] if bias.size else []))
+        groups = said["group"].i if "group" in said else 1
+        summed, biases = weight.reshape(groups, -1, *weight.shape[1:]).sum(axis=1), bias.reshape(groups, -1).sum(axis=1)
+        made = g.add("Conv", x, g.constant(summed, wide), *([g.constant(biases, wide)] if bias.size else []))
         g.nodes[-1].attribute.extend(node.attribute)
-        return made, 1
+        return made
     if node.op_type == "MatMul":
-        return g.add("MatMul", x, g.constant(weight.sum(axis=-1, keepdims=True), wide)), -1
+        return g.add("MatMul", x, g.constant(weight.sum(axis=-1, keepdims=True), wide))
     rows = weight.T if "transB" in said and said["transB"].i else weight
     alpha, beta = (said[name].f if name in said else 1.0 for name in ("alpha", "beta"))
     made = g.add("MatMul", x, g.constant(alpha * rows.sum(axis=1, keepdims=True), wide))
-    return (g.add("Add", made, g.constant(beta * bias.sum(), wide)) if bias.size else made), -1
-
-
-def _sum(g: NodeBuilder, value: str, axis: int) -> str:
-    """Append the sum over an axis, which stays as one of size 1."""
-    return g.add("ReduceSum", value, g.constant([axis]), keepdims=1)
+    return g.add("Add", made, g.constant(beta * bias.sum(), wide)) if bias.size else made
 
 
 def unchecked(model: Model, layers: tuple[Layer, ...]) -> Iterator[str]:
     """Yield the computing layers of the main graph that are not among these, with the reason."""
     made = {name: node for node in model.proto.graph.node for name in node.output if name}
-    there = {layer.name for layer in layers}
+    there, stored = {layer.name for layer in layers}, stored_tensors(model.proto)
     for name, node in made.items():
         if node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm") and name not in there:
-            yield f"{name!r} ({unchecked_reason(model.proto, node) or 'not selected'})"
+            yield f"{name!r} ({unchecked_reason(stored, node) or 'not selected'})"

@@ -22,6 +22,7 @@ from onnxfi.graph.model.loading import Model
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
 from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.protection.main_graph import check_names, left_outside
 from onnxfi.graph.protection.range_restriction import FORMATS, marked, restrictable
 
 if TYPE_CHECKING:
@@ -142,14 +143,12 @@ def find_layers(model: Model, selector: Selector | None = None) -> tuple[Layer, 
     rows = [a for a in activations(model) if restrictable(a)]
     explicit = bool(selector.include or selector.op)
     chosen = [a for a in rows if (explicit or a.target.op in COMPUTING) and selector.selects(a.target)]
-    for pattern in selector.include:
-        if not any(Selector(include=(pattern,)).selects(a.target) for a in rows):
-            near = closest(pattern.lstrip("="), [a.name for a in rows])
-            raise SelectorError(f"--include {pattern!r} matches no layer of the main graph{near}")
+    for field in ("include", "op"):
+        check_names(model, getattr(selector, field), field, [a.target for a in rows], "layer")
     if not chosen:
         raise SelectorError(
-            f"the selection takes no layer whose results are of the formats {', '.join(FORMATS)}; name layers of the "
-            f"main graph with --include"
+            f"the selection takes no layer of the main graph whose results are of the formats {', '.join(FORMATS)}; "
+            f"{next(left_outside(model, COMPUTING, selector), 'name layers with --include')}"
         )
     return tuple(Layer.of(a) for a in chosen)
 
@@ -160,8 +159,9 @@ def check_layers(proto: onnx.ModelProto, layers: Iterable[Layer], kind: str) -> 
         raise ModelError(
             f"the model carries the protection {kind} already, as behind {there[0]!r}; protect the unprotected model"
         )
-    if any(output.name == ALARM for output in proto.graph.output):
-        raise ModelError(f"the model has an output {ALARM!r} already; protect the unprotected model")
+    mine = any(marked(proto, other) for other in ("duplicate", "checksum"))
+    if not mine and any(output.name == ALARM for output in proto.graph.output):
+        raise ModelError(f"the model has an output {ALARM!r} of another meaning; give it another name")
     if opset_of(proto) < LEAST_OPSET:
         raise ModelError(
             f"the protection {kind} needs opset {LEAST_OPSET}, the model has {opset_of(proto)}; "
@@ -199,16 +199,23 @@ def by_sample(g: NodeBuilder, flags: str, *, samples: bool) -> str:
 
 
 def add_alarm(proto: onnx.ModelProto, names: FreeNames, flags: list[tuple[str, bool]]) -> None:
-    """Append the output of alarms: the sum of what all detectors say."""
+    """Append the output of alarms, the sum of what all detectors say; where there is one already, add to it."""
     from onnx import helper
 
     g = NodeBuilder(opset_of(proto), names.new("onnxfi.alarms") + ".")
-    total = flags[0][0]
-    for flag, _ in flags[1:]:
-        total = g.add("Add", total, flag)
+    shape = [None if any(samples for _, samples in flags) else 1]
+    terms = [flag for flag, _ in flags]
+    for output in [output for output in proto.graph.output if output.name == ALARM]:
+        maker = next(node for node in proto.graph.node if ALARM in node.output)
+        maker.output[0] = names.new("onnxfi.alarm.before")
+        terms.append(maker.output[0])
+        shape = shape if shape == [None] else [d.dim_value or None for d in output.type.tensor_type.shape.dim]
+        proto.graph.output.remove(output)
+    total = terms[0]
+    for term in terms[1:]:
+        total = g.add("Add", total, term)
     g.add("Identity", total, name=ALARM)
     proto.graph.node.extend(g.nodes)
-    shape = [None if any(samples for _, samples in flags) else 1]
     proto.graph.output.append(helper.make_tensor_value_info(ALARM, _FLOAT, shape))
 
 

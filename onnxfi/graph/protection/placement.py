@@ -21,6 +21,7 @@ from onnxfi.graph.dataflow.activation_targets import (
     activations,
 )
 from onnxfi.graph.model.graph_index import Node, Scope, Value
+from onnxfi.graph.protection.main_graph import check_names, left_outside
 from onnxfi.graph.protection.range_restriction import FORMATS, Bounds, restrictable
 
 if TYPE_CHECKING:
@@ -54,12 +55,14 @@ class Follower:
 class Places:
     """The activations to restrict: those whose bounds are measured, and their followers in file order.
 
-    `saturated` are activations that a quantiser or a Clip of the model's own holds in a range already.
+    `saturated` are activations that a quantiser or a Clip of the model's own holds in a range already; `outside` is a
+    remark on activation functions outside the main graph.
     """
 
     measured: tuple[Activation, ...]
     followers: tuple[Follower, ...] = ()
     saturated: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
 
     def notes(self) -> Iterator[str]:
         """Yield remarks on what is left out."""
@@ -68,6 +71,7 @@ class Places:
                 f"no gain expected behind {len(self.saturated)} activations, as {self.saturated[0]!r}: a quantiser or "
                 f"a Clip of the model's own holds them in a range already, so they are left as they are"
             )
+        yield from self.outside
 
 
 def find_places(model: Model, selector: Selector | None = None, *, extend: bool = True) -> Places:
@@ -107,11 +111,12 @@ def find_places(model: Model, selector: Selector | None = None, *, extend: bool 
     )
     chosen = [a for name, a in rows.items() if name in names and selector.selects(a.target)]
     if explicit:
-        _check_names(selector, rows, chosen)
+        _check_names(model, selector, rows, chosen)
     saturated = [a.name for a in chosen if _is_quantised(a) or (a.target.op in RANGE_RESTRICTIONS and not explicit)]
     measured = tuple(a for a in chosen if restrictable(a) and a.name not in saturated)
     followers = tuple(_followers(scope, rows, {a.name for a in measured}, selector)) if extend else ()
-    return Places(measured, followers, tuple(saturated))
+    outside = tuple(left_outside(model, ACTIVATION_FUNCTIONS | _RECURRENT, selector))
+    return Places(measured, followers, tuple(saturated), outside)
 
 
 def _is_default(scope: Scope, a: Activation) -> bool:
@@ -128,16 +133,13 @@ def _is_quantised(a: Activation) -> bool:
     return bool(a.quantized) or (a.default and not a.target.word.is_float and a.target.word.bits <= 16)
 
 
-def _check_names(selector: Selector, rows: Mapping[str, Activation], chosen: list[Activation]) -> None:
+def _check_names(model: Model, selector: Selector, rows: Mapping[str, Activation], chosen: list[Activation]) -> None:
     """Raise SelectorError for a name that selects nothing, or only what cannot be restricted."""
-    able = [a.name for a in rows.values() if restrictable(a)]
+    targets = [a.target for a in rows.values()]
     for field in ("include", "op"):
-        for pattern in getattr(selector, field):
-            one = Selector(include=(pattern,)) if field == "include" else Selector(op=(pattern,))
-            if not any(one.selects(a.target) for a in rows.values()):
-                near = closest(pattern.lstrip("="), able)
-                raise SelectorError(f"--{field} {pattern!r} matches no activation of the main graph{near}")
+        check_names(model, getattr(selector, field), field, targets, "activation")
     if not any(restrictable(a) for a in chosen):
+        able = [a.name for a in rows.values() if restrictable(a)]
         raise SelectorError(
             f"the selection takes no activation that can be restricted: computed in the main graph, of the formats "
             f"{', '.join(FORMATS)}{closest('', able)}"

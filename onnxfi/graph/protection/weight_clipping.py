@@ -7,17 +7,20 @@ bit, a number that has it set is divided by what that bit multiplies with, which
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnxfi.errors import ModelError, closest
+from onnxfi.faults.space import Selector
 from onnxfi.faults.words import WORDS, Word
 from onnxfi.graph.model.loading import Model
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
 from onnxfi.graph.passes.model_pass import ModelPass
+from onnxfi.graph.protection.main_graph import stored_tensors
 from onnxfi.graph.protection.range_restriction import FORMATS, marked
 
 if TYPE_CHECKING:
@@ -71,7 +74,7 @@ class ClipWeights(ModelPass[tuple[str, ...]]):
                 f"the protection clip-weights needs opset {LEAST_OPSET}, the model has {opset_of(proto)}; raise it "
                 f"with --opset 13"
             )
-        stored = {t.name for t in proto.graph.initializer}
+        stored = stored_tensors(proto)
         for weight in self.weights:
             if weight.name not in stored:
                 raise ModelError(f"no stored weight {weight.name!r} in the main graph{closest(weight.name, stored)}")
@@ -85,7 +88,7 @@ class ClipWeights(ModelPass[tuple[str, ...]]):
             g = NodeBuilder(opset_of(proto), names.new(f"{weight.name}.clip_weights") + ".")
             _hold(g, weight, result)
             g.nodes[-1].name = names.new(f"onnxfi/clip-weights/{weight.name}")
-            edit.put_behind(-1, g.nodes)
+            edit.put_behind(edit.maker.get(weight.name, -1), g.nodes)
         edit.write()
         return tuple(weight.name for weight in self.weights)
 
@@ -105,7 +108,7 @@ def find_weights(model: Model) -> tuple[WeightRange, ...]:
     >>> [weight.name for weight in find_weights(load("models/fashion_cnn.onnx"))][:2]
     ['conv1.weight', 'conv1.bias']
     """
-    stored = {t.name for t in model.proto.graph.initializer}
+    stored = stored_tensors(model.proto)
     found = []
     for target in model.targets:
         if target.id in stored and target.role in ("weight", "bias") and target.dtype in FORMATS and target.size:
@@ -114,6 +117,21 @@ def find_weights(model: Model) -> tuple[WeightRange, ...]:
             if np.isfinite([low, high]).all():
                 found.append(WeightRange(target.id, target.dtype, low, high))
     return tuple(found)
+
+
+def left_unclipped(model: Model, selector: Selector) -> Iterator[str]:
+    """Yield a remark on float weights outside the main graph, which stay as they are."""
+    stored = stored_tensors(model.proto)
+    found = [
+        t.id
+        for t in model.targets
+        if t.id not in stored and t.role in ("weight", "bias") and t.dtype in FORMATS and selector.selects(t)
+    ]
+    if found:
+        yield (
+            f"{len(found):,} weights outside the main graph stay without protection, as {found[0]!r}; inline functions "
+            f"first (onnx.inliner.inline_local_functions), and export the model with its loops unrolled"
+        )
 
 
 def _hold(g: NodeBuilder, weight: WeightRange, result: str) -> None:

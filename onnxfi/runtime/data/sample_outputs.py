@@ -209,8 +209,8 @@ def outputs_of(
         kept = {name: array for name, array in kept.items() if array.dtype.kind not in "OSUT"}
     if not kept:
         raise DataError("the model has no output of numbers that could be compared")
-    if len(names) == 1:
-        kept = {name: without_ones(array) for name, array in kept.items()}
+    if len({*names} - {ALARM}) == 1:
+        kept = {name: array if name == ALARM else without_ones(array) for name, array in kept.items()}
     found = Outputs(np.arange(batch.start, batch.start + batch.valid), kept)
     return found if reduce is None else reduce(found)
 

@@ -15,6 +15,7 @@ import numpy as np
 from onnxfi.errors import DataError, EngineError, InputError, ModelError, ProviderError, closest
 from onnxfi.graph.model.loading import Model, load, parse
 from onnxfi.graph.passes.loop_over_axis import loop_over_axis
+from onnxfi.graph.protection.detection import ALARM
 from onnxfi.graph.write.faulty_copy import OnProgress
 from onnxfi.runtime.data.batches import Data
 from onnxfi.runtime.data.dry_run import dry_run
@@ -275,7 +276,7 @@ def _open_model(pipeline: Pipeline, stage: Stage, model: Model, engine: Engine) 
     for text in pipeline.answer:
         name, dot, output = text.partition(".")
         if name == stage.name:
-            wanted += [output] if dot else known
+            wanted += [output] if dot else [one for one in known if one != ALARM]
     for output in wanted:
         if output in session.non_tensors:
             raise InputError(f"output {output!r} of stage {stage.name!r} is a {session.non_tensors[output]}, no tensor")

@@ -87,6 +87,46 @@ def test_products_of_every_form_sum_to_the_same(attributes: Any) -> None:
     assert not run(made, x)[ALARM].any()
 
 
+def grouped(group: int, channels: int, kernel: tuple[int, ...], dtype: int = 1) -> onnx.ModelProto:
+    """A convolution of 6 channels in groups, with a bias."""
+    rng, kind = np.random.default_rng(group), helper.tensor_dtype_to_np_dtype(dtype)
+    tensors = [
+        numpy_helper.from_array(rng.normal(size=(channels, 6 // group, *kernel)).astype(kind), "w"),
+        numpy_helper.from_array(rng.normal(size=channels).astype(kind), "b"),
+    ]
+    spatial = len(kernel)
+    sizes = (("x", 6, [9 if dtype == 10 else 7] * spatial), ("y", channels, [None] * spatial))
+    ports = [helper.make_tensor_value_info(n, dtype, ["N", k, *rest]) for n, k, rest in sizes]
+    node = helper.make_node("Conv", ["x", "w", "b"], ["y"], group=group, pads=[1, 0] * spatial, name="grouped")
+    graph = helper.make_graph([node], "g", ports[:1], ports[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+@pytest.mark.parametrize(
+    ("group", "channels", "kernel"), [(6, 6, (3, 2)), (6, 12, (3,)), (3, 9, (3, 2)), (2, 8, (3,)), (1, 4, (3, 2))]
+)
+def test_convolutions_in_groups_have_a_checksum_for_each(group: int, channels: int, kernel: tuple[int, ...]) -> None:
+    proto = grouped(group, channels, kernel)
+    made, _ = CheckLayers(checkable(load(proto))).run(proto)
+    x = 100 * np.random.default_rng(1).normal(size=(20, 6, *[7] * len(kernel))).astype(np.float32)
+    clean = run(made, x)
+    assert not clean[ALARM].any() and clean["y"].tobytes() == run(proto, x)["y"].tobytes()
+    (site,) = [a for a in activations(load(made)) if a.name == "y"]
+    faulty = bake(made, [ActivationFault(site, 11, Mask(0xFFFFFFFF, 1 << 29), sample=3)])
+    assert np.flatnonzero(run(faulty, x)[ALARM]).tolist() == [3]
+    weight = next(t for t in made.graph.initializer if t.name == "w")
+    numbers = numpy_helper.to_array(weight).copy()
+    numbers.flat[-1] += 3
+    weight.CopyFrom(numpy_helper.from_array(numbers, "w"))
+    assert run(made, x)[ALARM].all(), "the sum that is stored is that of the weights before"
+
+
+def test_convolutions_in_groups_of_half_floats_are_checked_within_their_rounding() -> None:
+    proto = grouped(3, 6, (3, 3), 10)
+    made, _ = CheckLayers(checkable(load(proto))).run(proto)
+    assert not run(made, np.random.default_rng(2).normal(size=(50, 6, 9, 9)).astype(np.float16))[ALARM].any()
+
+
 def test_external_data_is_read_where_it_lies(tmp_path: Path) -> None:
     model = external(tmp_path, onnx.load(ROOT / "models/fashion_cnn.onnx"))
     with pytest.raises(ModelError, match="lies in external data, whose folder is not known"):

@@ -18,6 +18,7 @@ from onnxfi.faults.words import Mask
 from onnxfi.graph.dataflow.activation_targets import activations
 from onnxfi.graph.model.loading import load, parse
 from onnxfi.graph.passes.instrument import ActivationFault, bake
+from onnxfi.graph.protection.checksum import CheckLayers, checkable
 from onnxfi.graph.protection.detection import ALARM, Layer, RepeatLayers, find_layers
 
 ROOT = Path(__file__).parents[3]
@@ -77,6 +78,14 @@ def test_the_majority_overrules_one_fault(name: str) -> None:
     assert faulty(made, "relu", (0, 3))["logits"].tobytes() != golden.tobytes(), "no layer that is computed thrice"
 
 
+def test_alarms_of_two_detectors_add_up() -> None:
+    model = load(ROOT / "models/fashion_cnn.onnx")
+    made, _ = CheckLayers(checkable(model)).run(repeated(2))
+    assert [o.name for o in made.graph.output] == ["logits", ALARM]
+    assert faulty(made, "conv2d", (1, 6))[ALARM].tolist() == [0, 2, 0, 0, 0, 0, 2, 0]
+    assert faulty(made, "conv2d.copy", (1, 6))[ALARM].tolist() == [0, 1, 0, 0, 0, 0, 1, 0]
+
+
 def test_what_cannot_be_computed_again_is_refused() -> None:
     proto = parser.parse_model(
         """<ir_version: 8, opset_import: ["": 18]> g (float[N,3] x, bool c) => (float[N,3] y, float[N,3] z) {
@@ -93,8 +102,11 @@ def test_what_cannot_be_computed_again_is_refused() -> None:
     made, _ = RepeatLayers((Layer("t", "float32", True),)).run(proto)
     with pytest.raises(ModelError, match="carries the protection duplicate already"):
         RepeatLayers((Layer("t", "float32", True),)).run(made)
-    with pytest.raises(ModelError, match=r"has an output 'onnxfi.alarm' already"):
-        RepeatLayers((Layer("t", "float32", True),), 3).run(made)
+    foreign = onnx.ModelProto()
+    foreign.CopyFrom(proto)
+    foreign.graph.output[0].name = foreign.graph.node[0].output[0] = ALARM
+    with pytest.raises(ModelError, match=r"has an output 'onnxfi.alarm' of another meaning; give it another name"):
+        RepeatLayers((Layer("t", "float32", True),)).run(foreign)
     model = load(ROOT / "models/fashion_cnn.onnx")
     with pytest.raises(SelectorError, match="--include '=conv3' matches no layer of the main graph; closest: 'conv2d'"):
         find_layers(model, Selector(include=("=conv3",)))

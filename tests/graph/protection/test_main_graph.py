@@ -1,0 +1,96 @@
+"""Layers outside the main graph: named in the refusal, and said where the default selection leaves them out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper, numpy_helper, parser
+from pass_contract import BRANCHES, LOOPS, SCAN, local_function, text
+
+from onnxfi import load, open_data, protect
+from onnxfi.errors import InputError, SelectorError
+from onnxfi.faults.space import Selector
+from onnxfi.graph.protection.checksum import checkable
+from onnxfi.graph.protection.detection import find_layers
+from onnxfi.graph.protection.main_graph import outside_tensors
+from onnxfi.graph.protection.placement import find_places
+from onnxfi.graph.protection.weight_clipping import find_weights
+from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+
+
+@pytest.mark.parametrize(
+    ("graph", "name", "message"),
+    [
+        (
+            LOOPS,
+            "=Loop#0.body::row",
+            r"'Loop#0.body::row' \(Relu\) in the body of the Loop.*main graph alone; .* loop unrolled",
+        ),
+        (SCAN, "=Scan#0.body::t", r"'Scan#0.body::t' \(Tanh\) in the body of the Scan.*loop unrolled"),
+        (
+            BRANCHES,
+            "=If#1.else_branch::e",
+            r"'If#1.else_branch::e' \(Exp\) in the body of the If.*without the condition",
+        ),
+    ],
+)
+def test_a_layer_in_a_body_is_refused_by_its_name(graph: str, name: str, message: str) -> None:
+    model = load(text(graph))
+    for find in (find_places, find_layers):
+        with pytest.raises(SelectorError, match=f"--include {name!r} names {message}"):
+            find(model, Selector(include=(name,)))
+
+
+def test_a_layer_in_a_function_is_refused_by_its_name() -> None:
+    model = load(local_function())
+    with pytest.raises(SelectorError, match=r"'function:own:twice::b' \(Add\) in a function.*inline_local_functions"):
+        find_places(model, Selector(include=("twice::b",)))
+    with pytest.raises(SelectorError, match=r"--op 'Add' names 'function:own:twice::b'"):
+        find_layers(model, Selector(op=("Add",)))
+
+
+def test_what_stays_outside_is_said(tmp_path: Path) -> None:
+    model = load(text(BRANCHES.replace("e = Exp(z)", "e = Tanh(z)")))
+    (note,) = find_places(model).notes()
+    assert note.startswith("'If#1.else_branch::e' (Tanh) in the body of the If stays without protection")
+    assert not [*find_places(model, Selector(exclude=("e",))).notes()]
+    proto = text(SCAN)
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), "h"))
+    del proto.graph.input[1]
+    scan = load(proto)
+    data = open_data({"x": np.ones((4, 3), np.float32)}, OrtEngine().prepare(scan.source.data or b"").inputs)
+    with pytest.raises(InputError, match=r"Scan#0.body::t' \(Tanh\) in the body of the Scan and 1 more outside"):
+        protect(scan, ["range:clip"], tmp_path / "p.onnx", data=data)
+    with pytest.raises(SelectorError, match=r"takes no layer of the main graph .*name layers with --include"):
+        find_layers(scan)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_constant_nodes_belong_to_the_main_graph(tmp_path: Path) -> None:
+    """As exporters of other frameworks write them."""
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]> g (float[N,3] x) => (float[N,2] y) { y = MatMul(x, w) }'
+    )
+    w = np.array([[0.5, -1], [0.25, 1.5], [-0.75, 1]], np.float32)
+    proto.graph.node.insert(0, helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(w)))
+    model = load(proto)
+    assert [one.name for one in find_weights(model)] == ["w"] and [one.name for one in checkable(model)] == ["y"]
+    done = protect(model, ["clip-weights", "checksum"], tmp_path / "p.onnx")
+    assert done.drift.changed == 0 and done.notes == ()
+    made = load(done.out).proto
+    for node in made.graph.node:
+        if node.output[0] == "w":
+            faulty = w.copy()
+            faulty.view(np.uint32)[1, 0] ^= 1 << 30
+            node.attribute[0].t.CopyFrom(numpy_helper.from_array(faulty))
+    session = OrtEngine(provider="cpu").prepare(made.SerializeToString())
+    found = session.run({"x": np.ones((1, 3), np.float32)}, ["y"])["y"]
+    assert found.tolist() == w.sum(axis=0, keepdims=True).tolist(), "the top exponent bit is taken back"
+
+
+def test_every_tensor_outside_is_found_once() -> None:
+    model = load(text(LOOPS))
+    names = [one.target.id for one in outside_tensors(model)]
+    assert len(names) == len(set(names)) == 7 and "Loop#0.body::Loop#2.body::w" in names
