@@ -122,7 +122,7 @@ def check(case: Case) -> Verdict:
     """Arm everything and compare."""
     try:
         plain = OFF.prepare(case.model)
-        feeds = case.feeds if case.feeds is not None else _made_up(plain)
+        feeds = case.feeds if case.feeds is not None else made_up(plain)
         golden = plain.run(feeds)
     except OnnxfiError as error:
         return Verdict(case.name, "the runtime does not run it", str(error))
@@ -141,7 +141,8 @@ def check(case: Case) -> Verdict:
     return _compare(case, done.armed, feeds, golden)
 
 
-def _made_up(session: Any) -> dict[str, Any]:
+def made_up(session: Any) -> dict[str, Any]:
+    """Return made-up inputs of a model."""
     return dict(next(iter(open_data(None, session.inputs, limit=2).batches(_size(session)))).feeds)
 
 

@@ -14,7 +14,7 @@ from onnxfi.errors import InputError
 from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.protection.checksum import CheckLayers, checkable, unchecked
 from onnxfi.graph.protection.detection import COMPUTING, Layer, RepeatLayers, find_layers
-from onnxfi.graph.protection.main_graph import left_outside
+from onnxfi.graph.protection.main_graph import check_names, left_outside
 from onnxfi.graph.protection.placement import find_places, followed_bounds
 from onnxfi.graph.protection.range_restriction import FilterNonFinite, Restricted, RestrictRanges
 from onnxfi.graph.protection.weight_clipping import ClipWeights, find_weights, left_unclipped
@@ -198,7 +198,11 @@ class WeightClipping(Protection):
     def passes(self, setting: Setting) -> ModelPass[Any]:
         """Return the pass for the chosen weights."""
         targets = {t.id: t for t in setting.model.targets}
-        weights = tuple(w for w in find_weights(setting.model) if setting.selector.selects(targets[w.name]))
+        found = find_weights(setting.model)
+        for field in ("include", "op"):
+            inside = [targets[w.name] for w in found]
+            check_names(setting.model, getattr(setting.selector, field), field, inside, "weight")
+        weights = tuple(w for w in found if setting.selector.selects(targets[w.name]))
         if not weights:
             raise InputError("clip-weights finds no float weight in the main graph that is selected")
         setting.add_notes(left_unclipped(setting.model, setting.selector))

@@ -7,7 +7,7 @@ through a Max or Min of one operand, which keeps every bit and hinders the runti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,11 +18,14 @@ from onnxfi.errors import ModelError, SelectorError, closest
 from onnxfi.faults.space import Selector
 from onnxfi.graph.dataflow.activation_targets import Activation, activations
 from onnxfi.graph.dataflow.random_nodes import RANDOM_OPERATORS
+from onnxfi.graph.dataflow.sample_axis import declared_types
+from onnxfi.graph.dataflow.type_inference import infer_types
 from onnxfi.graph.model.loading import Model
+from onnxfi.graph.model.stored_tensors import DATA_TYPES
 from onnxfi.graph.passes.bit_arithmetic import NodeBuilder, opset_of
 from onnxfi.graph.passes.graph_edit import FreeNames, GraphEdit
 from onnxfi.graph.passes.model_pass import ModelPass
-from onnxfi.graph.protection.main_graph import check_names, left_outside
+from onnxfi.graph.protection.main_graph import check_names, left_outside, stored_tensors
 from onnxfi.graph.protection.range_restriction import FORMATS, marked, restrictable
 
 if TYPE_CHECKING:
@@ -68,21 +71,27 @@ class RepeatLayers(ModelPass[tuple[str, ...]]):
         kind = _KINDS[self.copies]
         check_layers(proto, self.layers, kind)
         made = {name: node for node in proto.graph.node for name in node.output if name}
+        guards = _guarded_inputs(proto)
         for layer in self.layers:
             node = made[layer.name]
-            if node.op_type in RANDOM_OPERATORS or any(a.HasField("g") or a.graphs for a in node.attribute):
+            why = ""
+            if node.op_type in RANDOM_OPERATORS:
+                why = "draws random numbers"
+            elif any(a.HasField("g") or a.graphs for a in node.attribute):
+                why = "holds a graph"
+            elif guards(node) is None:
+                why = f"reads no computed numbers of {', '.join(_GUARDED)}"
+            if why:
                 raise ModelError(
-                    f"{layer.name!r} cannot be computed again: {node.op_type} draws random numbers or holds a graph; "
-                    f"leave it out with --exclude"
+                    f"{layer.name!r} cannot be computed again: {node.op_type} {why}; leave it out with --exclude"
                 )
-            if not node.input or not node.input[0]:
-                raise ModelError(f"{layer.name!r} cannot be computed again: {node.op_type} has no input")
 
     def apply(self, proto: onnx.ModelProto) -> tuple[str, ...]:
         """Add the copies, and what compares them."""
         import onnx
 
         names, edit, flags = FreeNames(proto), GraphEdit(proto.graph), list[tuple[str, bool]]()
+        guards = _guarded_inputs(proto)
         for layer in self.layers:
             at = edit.maker[layer.name]
             value, result = layer.name, layer.name
@@ -94,7 +103,9 @@ class RepeatLayers(ModelPass[tuple[str, ...]]):
                 copy = onnx.NodeProto()
                 copy.CopyFrom(proto.graph.node[at])
                 copy.name = names.new(f"onnxfi/{_KINDS[self.copies]}/{layer.name}")
-                copy.input[0] = g.add(guard, copy.input[0])
+                place = guards(copy)
+                assert place is not None  # `requires` has seen to it
+                copy.input[place] = g.add(guard, copy.input[place])
                 outputs = [names.new(f"{name}.copy") if name else "" for name in copy.output]
                 copies.append(outputs[list(proto.graph.node[at].output).index(value)])
                 del copy.output[:]
@@ -119,6 +130,26 @@ class RepeatLayers(ModelPass[tuple[str, ...]]):
 
 
 _KINDS: Mapping[int, str] = {2: "duplicate", 3: "triplicate"}
+#: Formats that Max and Min take in ONNX Runtime.
+_GUARDED = ("float16", "float32", "float64", "int32", "int64", "uint32", "uint64")
+
+
+def _guarded_inputs(proto: onnx.ModelProto) -> Callable[[onnx.NodeProto], int | None]:
+    """Return a function that gives the input of a node through which its copies read: the first computed one.
+
+    Stored ones are no choice, since the runtime computes a Max of these when it loads the model. None: there is none.
+    """
+    types, stored = declared_types(infer_types(proto).graph), stored_tensors(proto)
+
+    def guarded(node: onnx.NodeProto) -> int | None:
+        for place, name in enumerate(node.input):
+            kind = types.get(name)
+            word = None if kind is None else DATA_TYPES.get(kind.tensor_type.elem_type)
+            if name and name not in stored and (kind is None or (word is not None and word.name in _GUARDED)):
+                return place
+        return None
+
+    return guarded
 
 
 def _copyable(model: Model) -> list[Activation]:

@@ -114,6 +114,28 @@ def test_a_fault_is_caught_in_the_optimised_graph(action: Any, tmp_path: Path) -
     assert len(restricting) >= 2, [n.op_type for n in kept]
 
 
+@pytest.mark.parametrize("level", ["DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"])
+def test_a_faulty_weight_is_caught_where_relu_and_clip_are_fused(level: str, tmp_path: Path) -> None:
+    """The runtime makes one operator of Conv, Relu and the restriction: what it puts out still lies in the bounds."""
+    model = load(ROOT / "models/fashion_cnn.onnx")
+    x = np.load(ROOT / "models/fashion_test.npz")["image"][:8]
+    proto, _ = RestrictRanges((Restricted("relu", "float32", 4, Bounds((0.0,), (4.0,))),)).run(parse(model))
+    weight = next(t for t in proto.graph.initializer if t.name == "conv1.weight")
+    words = np.frombuffer(weight.raw_data, np.uint32).copy()
+    words[::9] ^= 1 << 30
+    weight.raw_data = words.tobytes()
+    proto.graph.output.append(helper.make_tensor_value_info("max_pool2d", 1, None))
+    options = ort.SessionOptions()
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{level}")
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    pooled = session.run(["max_pool2d"], {"image": x})[0]
+    assert pooled.max() == 4 and pooled.min() >= 0, "4 is reached, so a number was held there"
+    kept = onnx.load(tmp_path / "optimised.onnx").graph.node
+    fused = not any(n.op_type == "Relu" and "conv2d" in n.input for n in kept)
+    assert fused is (level != "DISABLE_ALL"), [n.op_type for n in kept]
+
+
 @pytest.mark.parametrize(
     ("tensors", "opset", "message"),
     [
