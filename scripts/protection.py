@@ -1,6 +1,6 @@
 """Reproduce what protections gain and cost, and draw accuracy over bit error rates with them.
 
-    python scripts/protection.py [FOLDER]
+    python scripts/protection.py [FOLDER] [--only PART]...
 
 Prints the tables of docs/how-to/protect.md and docs/reference/protections.md; the figure goes to
 docs/figures/protection.svg, or into FOLDER. Calibration takes other samples than scoring. Networks are the shipped ones
@@ -8,6 +8,7 @@ and MiniLM, a published transformer, where scripts/export_minilm.py and scripts/
 about 40 minutes of one core.
 """
 
+import argparse
 import re
 import shutil
 import sys
@@ -40,6 +41,7 @@ MODELS, MINILM = ROOT / "models", ROOT / "fetched" / "minilm.onnx"
 CALIBRATION, SCORED, LINES = 500, 100, 200
 RATES, HIGH = (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3), (1e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 REPEAT = 16
+PARTS = ("gains", "sweeps", "codes", "detectors", "residual", "minilm")
 ENGINE = OrtEngine(provider="cpu")
 
 
@@ -203,35 +205,60 @@ def figure(work: Path) -> Iterator[Report]:
     """Run the sweeps of the figure."""
     cnn, int8 = MODELS / "fashion_cnn.onnx", MODELS / "fashion_cnn_int8_qdq.onnx"
     yield sweep(work, cnn, "float32")
-    yield sweep(work, work / "fashion_cnn-clip.onnx", "float32, range:clip")
+    clipped = protected(work, cnn, "fashion_cnn-clip", "range:clip", "nan-filter")
+    yield sweep(work, clipped, "float32, range:clip")
     tuned = protected(work, cnn, "fashion_cnn-tuned", "range:tuned", "nan-filter")
     yield sweep(work, tuned, "float32, range:tuned")
     yield sweep(work, int8, "int8")
     yield sweep(work, int8, "int8, secded", memory_code="secded:detected=keep")
 
 
+def print_sweeps(work: Path, folder: Path) -> None:
+    """Print accuracy over bit error rates, and draw it."""
+    print(f"\ntop-1 at a bit error rate of {', '.join(f'{rate:g}' for rate in RATES)}")
+    found = list(figure(work))
+    weights = protected(work, MODELS / "fashion_cnn.onnx", "fashion_cnn-weights", "clip-weights")
+    sweep(work, weights, "float32, clip-weights")
+    write_figures(found, work / "figures")
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(work / "figures" / "accuracy.svg", folder / "protection.svg")
+    print(folder / "protection.svg")
+
+
+def print_codes(work: Path) -> None:
+    """Print accuracy over bit error rates in memories with a code."""
+    print(f"\ntop-1 at a bit error rate of {', '.join(f'{rate:g}' for rate in HIGH)}")
+    for code in ("secded:detected=keep", "secded:detected=zero", "cep", "mset", "tmr"):
+        name = code.replace(":detected=", " ")
+        sweep(work, MODELS / "fashion_cnn.onnx", f"float32, {name}", HIGH, memory_code=code)
+
+
+def print_residuals() -> None:
+    """Print what SECDED leaves, beside the formula."""
+    print("\n| p | interval | words | corrected | C(72,2) p² | binomial | left | of them missed |")
+    for p in (1e-4, 5e-4, 1e-3):
+        for interval in (1.0, 0.1):
+            print_residual(p, interval)
+
+
 def main() -> None:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "figures"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "docs" / "figures")
+    parser.add_argument("--only", action="append", choices=PARTS, help="a part; all by default")
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         split(work)
-        print_gains(work)
-        print(f"\ntop-1 at a bit error rate of {', '.join(f'{rate:g}' for rate in RATES)}")
-        found = list(figure(work))
-        sweep(work, work / "fashion_cnn-weights.onnx", "float32, clip-weights")
-        write_figures(found, work / "figures")
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(work / "figures" / "accuracy.svg", folder / "protection.svg")
-        print(f"{folder / 'protection.svg'}\n\ntop-1 at a bit error rate of {', '.join(f'{rate:g}' for rate in HIGH)}")
-        for code in ("secded:detected=keep", "secded:detected=zero", "cep", "mset", "tmr"):
-            name = code.replace(":detected=", " ")
-            sweep(work, MODELS / "fashion_cnn.onnx", f"float32, {name}", HIGH, memory_code=code)
-        print_detectors(work)
-        print("\n| p | interval | words | corrected | C(72,2) p² | binomial | left | of them missed |")
-        for p in (1e-4, 5e-4, 1e-3):
-            for interval in (1.0, 0.1):
-                print_residual(p, interval)
-        print_minilm(work)
+        parts = {
+            "gains": lambda: print_gains(work),
+            "sweeps": lambda: print_sweeps(work, given.folder),
+            "codes": lambda: print_codes(work),
+            "detectors": lambda: print_detectors(work),
+            "residual": print_residuals,
+            "minilm": lambda: print_minilm(work),
+        }
+        for name in given.only or PARTS:
+            parts[name]()
 
 
 if __name__ == "__main__":

@@ -97,6 +97,20 @@ def test_a_stage_that_runs_in_a_loop_is_refused(run: Run, here: Path) -> None:
     assert not (here / "q.onnx").exists()
 
 
+def test_a_budget_demands_a_rate_below_that_of_the_unprotected_model(run: Run, here: Path) -> None:
+    run("protect", CNN, "--with", "clip-weights", "--provider", "cpu", "-o", "clipped.onnx")
+    campaign = {"data": TEST, "samples": 20, "ber": 1e-4, "repeat": 40, "provider": "cpu"}
+    limits = [{"rate": "sdc1", "ber": 1e-4, "times_below": 3}, {"rate": "due", "max": 0.5}]
+    (here / "b.yaml").write_text(json.dumps({"version": 1, "campaign": campaign, "limits": limits}))
+    bare = run("check", CNN, "--budget", "b.yaml", "-o", "bare.db")
+    assert bare.code == 3 and "no baseline was given" in bare.out, bare.err
+    found = run("check", "clipped.onnx", "--budget", "b.yaml", "--baseline", "bare.db", "--json").json
+    Draft202012Validator(schema("check")).validate(found)
+    below = found["limits"][0]
+    assert (found["verdict"], below["verdict"], below["bound"]) == ("pass", "pass", "times_below") and below["low"] >= 3
+    assert run("check", CNN, "--budget", "b.yaml", "--baseline", "bare.db").code == 1, "no model is 3 × below itself"
+
+
 def test_flags_of_a_paired_comparison_go_together(run: Run, here: Path) -> None:
     for words, message in (
         ((CNN, CNN, "--paired"), "takes either --ber RATES or --trials N"),

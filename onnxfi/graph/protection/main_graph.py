@@ -1,4 +1,4 @@
-"""What of a model protections reach: stored tensors of the main graph, and nothing in bodies and functions."""
+"""Reach of protections: stored tensors of the main graph, and nothing in bodies of loops, branches and functions."""
 
 from __future__ import annotations
 
