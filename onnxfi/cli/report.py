@@ -186,21 +186,10 @@ def _print_side_by_side(found: Sequence[Report]) -> None:
         print_line(text)
 
 
-def _protection_lines(found: Report) -> Iterator[str]:
-    """Yield what detectors and a memory code did: DUE trials by cause, and blocks by what became of them."""
-    causes = found.causes()
-    if {"alarm", "memory-code"} & causes.keys():
-        yield "DUE trials by cause: " + ", ".join(f"{cause} {n:,}" for cause, n in causes.items())
-    blocks = found.blocks()
-    if blocks is not None:
-        counts = ", ".join(f"{n:,} {status}" for status, n in blocks.items())
-        yield f"memory code {found.campaign['memory_code']}: blocks with errors: {counts}"
-
-
 def print_report(found: Report, *, sort: str = "", top: int = _TOP) -> None:
     """Print a report to the terminal, of its layers the first `top` (0: all), by a metric where `sort` names one."""
     from onnxfi.campaign.report.tables import classes, rate_name, swept_over
-    from onnxfi.campaign.report.validity_notes import notes
+    from onnxfi.campaign.report.validity_notes import notes, protection_notes
     from onnxfi.cli.terminal import count, number, print_line, print_note, table
 
     layers, cut = _shown_layers(found, sort, top)
@@ -239,7 +228,7 @@ def print_report(found: Report, *, sort: str = "", top: int = _TOP) -> None:
             table("Classes by layer, shares of the injections", _CLASSES[: len(shares[0])], shares)
     if found.by_bit:
         _table(f"By bit, {level}", ">Bit", [fold for fold in found.by_bit if fold.trials], task)
-    for line in (*_protection_lines(found), *notes(found)):
+    for line in (*protection_notes(found), *notes(found)):
         print_line(line)
     if found.errors:
         print_note(

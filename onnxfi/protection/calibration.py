@@ -15,7 +15,7 @@ from onnxfi.errors import DataError, InputError
 from onnxfi.graph.dataflow.activation_targets import Activation
 from onnxfi.graph.model.graph_index import Scope
 from onnxfi.graph.model.loading import Model, parse
-from onnxfi.graph.protection.placement import Places, followed_bounds
+from onnxfi.graph.protection.placement import Follower, Places, followed_bounds
 from onnxfi.graph.protection.range_restriction import Bounds, Restricted
 from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.ports import Array, native
@@ -105,9 +105,15 @@ def calibrate(
         for arrays in _activations_of(model, places.measured, data, engine, batch):
             for name, array in arrays.items():
                 _count(extents[name], array)
-    known = {name: _bounds(extent, percentile) for name, extent in extents.items()}
-    found = [Restricted(a.name, a.target.dtype, extents[a.name].rank, known[a.name]) for a in places.measured]
-    for follower in places.followers:
+    bounds = {name: _bounds(extent, percentile) for name, extent in extents.items()}
+    measured = [Restricted(a.name, a.target.dtype, extents[a.name].rank, bounds[a.name]) for a in places.measured]
+    return with_followers(measured, places.followers)
+
+
+def with_followers(measured: Sequence[Restricted], followers: Sequence[Follower]) -> tuple[Restricted, ...]:
+    """Return activations with known bounds, and behind them their followers with the bounds that carry over."""
+    found, known = [*measured], {one.name: one.bounds for one in measured}
+    for follower in followers:
         a = follower.activation
         known[a.name] = followed_bounds(follower, known)
         found.append(Restricted(a.name, a.target.dtype, None if a.dims is None else len(a.dims), known[a.name]))

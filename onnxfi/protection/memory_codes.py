@@ -10,14 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from itertools import combinations
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from onnxfi.errors import InputError
 from onnxfi.faults.space import Target
 from onnxfi.faults.words import Word
+from onnxfi.protection.hsiao import check_bits, places, syndrome_of
 from onnxfi.protection.parameters import parse, text_of
 
 Status = Literal["clean", "corrected", "detected", "missed"]
@@ -138,7 +137,7 @@ class SecDed(_BlockCode):
 
     def check_bits(self, word: Word) -> int:
         """Return the number of check bits."""
-        return _check_bits(self.bits)
+        return check_bits(self.bits)
 
     def decode(self, word: Word, data: int, errors: int) -> tuple[int, Status]:
         """Correct the bit whose column is the syndrome; an even syndrome is a double error."""
@@ -146,64 +145,11 @@ class SecDed(_BlockCode):
         seen = data ^ (errors & ((1 << self.bits) - 1))
         if not syndrome:
             return seen, "missed" if errors else "clean"
-        place = _places(self.bits).get(syndrome)
+        place = places(self.bits).get(syndrome)
         if place is None:
             return self._uncorrected(data, errors)
         seen ^= 1 << place if place < self.bits else 0
         return seen, "corrected" if seen == data else "missed"
-
-
-@cache
-def columns(bits: int) -> tuple[int, ...]:
-    """Return the columns of the parity check matrix of Hsiao's code: those of the data bits, then of the check bits.
-
-    All columns differ and have an odd number of ones, so that the sum of two is neither a column nor 0.
-
-    References
-    ----------
-    .. [1] M. Y. Hsiao, A class of optimal minimum odd-weight-column SEC-DED codes, IBM J. Res. Dev. 14, 1970.
-
-    Examples
-    --------
-    >>> found = columns(64)
-    >>> len(found), len(set(found)), {column.bit_count() % 2 for column in found}
-    (72, 72, {1})
-    """
-    checks = _check_bits(bits)
-    odd = (ones for weight in range(3, checks + 1, 2) for ones in combinations(range(checks), weight))
-    data = [sum(1 << one for one in ones) for ones, _ in zip(odd, range(bits), strict=False)]
-    return (*data, *(1 << k for k in range(checks)))
-
-
-def _check_bits(bits: int) -> int:
-    """Return the least number of check bits with which a Hsiao code covers so many data bits."""
-    checks = 1
-    while 2 ** (checks - 1) - checks < bits:
-        checks += 1
-    return checks
-
-
-@cache
-def _places(bits: int) -> Mapping[int, int]:
-    return MappingProxyType({column: place for place, column in enumerate(columns(bits))})
-
-
-def syndrome_of(bits: int, block: int) -> int:
-    """Return the syndrome of a block of data bits and check bits: 0 for a word of the code."""
-    found = 0
-    for place, column in enumerate(columns(bits)):
-        if block >> place & 1:
-            found ^= column
-    return found
-
-
-def encode(bits: int, data: int) -> int:
-    """Return the block of a Hsiao code that holds these data bits.
-
-    >>> syndrome_of(64, encode(64, 0xDEADBEEF))
-    0
-    """
-    return data | syndrome_of(bits, data) << bits
 
 
 @dataclass(frozen=True)

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from onnxfi.errors import InputError, ModelError
 from onnxfi.faults.space import Selector
 from onnxfi.graph.dataflow.type_inference import convert_opset
 from onnxfi.graph.model.loading import Model, load, parse
 from onnxfi.graph.passes.bit_arithmetic import opset_of
-from onnxfi.graph.passes.model_pass import ModelPass
-from onnxfi.graph.protection.range_restriction import FilterNonFinite, RestrictRanges
 from onnxfi.graph.write.model_file import save_model
 from onnxfi.graph.write.output_file import check_output_files, output_files
-from onnxfi.protection.calibration import calibration_record, prepared
+from onnxfi.protection.calibration import calibration_record
+from onnxfi.protection.drift import Drift, find_drift
 from onnxfi.protection.protection import Protection, Setting
 from onnxfi.protection.protections import parse_protection
 from onnxfi.runtime.data.dry_run import dry_run
-from onnxfi.runtime.data.sources import Data, open_data
+from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
-from onnxfi.runtime.engine.ports import Array
 from onnxfi.runtime.engine.protocols import Engine
 
 if TYPE_CHECKING:
@@ -34,32 +30,6 @@ if TYPE_CHECKING:
 #: The entry of the metadata of a protected file, described in docs/reference/protections.md.
 RECORD_KEY = "onnxfi.protection"
 _VERSION = 1
-#: Samples on which the outputs before and after are compared.
-_COMPARED = 512
-
-
-@dataclass(frozen=True)
-class Drift:
-    """Fault-free outputs of a protected model beside the original's, over some samples.
-
-    `changed` samples differ in any bit; `largest` is the largest difference of two numbers, infinite if one of
-    them is not finite. `rounding` is true if the same operators without bounds output the same: the runtime rounds
-    otherwise around inserted operators, and no number was held.
-    """
-
-    samples: int
-    changed: int
-    largest: float
-    rounding: bool = False
-
-    def __str__(self) -> str:
-        if not self.changed:
-            return f"fault-free outputs are the original's byte for byte on {self.samples:,} samples"
-        return (
-            f"fault-free outputs differ from the original's in {self.changed:,} of {self.samples:,} samples, "
-            f"by up to {self.largest:.3g}"
-            + ("; no number is held: the runtime rounds otherwise around inserted operators" * self.rounding)
-        )
 
 
 @dataclass(frozen=True)
@@ -177,7 +147,7 @@ def protect(
         proto, found = edit.run(proto)
         tensors[str(one)] = tuple(found)
     _write_record(proto, origin, chosen, data)
-    drift = _drift(setting, proto, [edit for _, edit in passes])
+    drift = find_drift(setting, proto, [edit for _, edit in passes])
     save_model(model, proto, place)
     written = load(place)
     size_before, size_after = (sum(source.size for source in m.sources) for m in (model, written))
@@ -242,58 +212,3 @@ def read_record(proto: onnx.ModelProto) -> dict[str, Any] | None:
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ModelError(f"the metadata entry {RECORD_KEY!r} is damaged or of a newer version; protect anew") from None
     return dict(record)
-
-
-def _drift(setting: Setting, proto: onnx.ModelProto, passes: Sequence[ModelPass[Any]]) -> Drift:
-    """Compare fault-free outputs of the original and the protected model, on calibration data or made-up inputs.
-
-    Where they differ, the protected model is compared with one that has the same operators and holds nothing.
-    """
-    plain = parse(setting.model)
-    drift = _compared(setting, plain, proto)
-    if not drift.changed:
-        return drift
-    for edit in passes:
-        loose = edit.unbounded() if isinstance(edit, RestrictRanges | FilterNonFinite) else edit
-        plain, _ = loose.run(plain)
-    return replace(drift, rounding=not _compared(setting, plain, proto).changed)
-
-
-def _compared(setting: Setting, plain: onnx.ModelProto, proto: onnx.ModelProto) -> Drift:
-    """Compare the outputs of two models."""
-    one, other = (prepared(setting.engine, setting.model, p) for p in (plain, proto))
-    names = [port.name for port in one.outputs]
-    data = setting.data if setting.data is not None else open_data(None, one.inputs)
-    samples = changed = 0
-    largest = 0.0
-    for part in data.batches(data.layout.fixed or setting.batch):
-        before, after = (part.trim(session.run(part.feeds, names)) for session in (one, other))
-        rows, apart = _differences(before, after, part.valid)
-        samples, changed, largest = samples + part.valid, changed + rows, max(largest, apart)
-        if samples >= _COMPARED:
-            break
-    return Drift(samples, changed, largest)
-
-
-def _differences(before: dict[str, Array], after: dict[str, Array], samples: int) -> tuple[int, float]:
-    """Return how many samples differ in any bit, and the largest difference."""
-    differ, largest = np.zeros(samples, bool), 0.0
-    for name, array in before.items():
-        other = after[name]
-        if array.shape != other.shape or array.dtype != other.dtype:
-            return samples, float("inf")
-        if array.dtype.kind == "O":
-            unlike = np.asarray(array != other)
-        else:
-            size = array.dtype.itemsize
-            unlike = (np.frombuffer(array.tobytes(), f"V{size}") != np.frombuffer(other.tobytes(), f"V{size}")).reshape(
-                array.shape
-            )
-        if not unlike.any():
-            continue
-        by_sample = array.ndim > 0 and len(array) == samples
-        differ |= unlike.reshape(samples, -1).any(axis=1) if by_sample else True
-        with np.errstate(all="ignore"):
-            apart = np.abs(array[unlike].astype(np.float64) - other[unlike].astype(np.float64))
-        largest = max(largest, float(np.where(np.isnan(apart), np.inf, apart).max()))
-    return int(differ.sum()), largest

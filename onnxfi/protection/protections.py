@@ -15,10 +15,10 @@ from onnxfi.graph.passes.model_pass import ModelPass
 from onnxfi.graph.protection.checksum import CheckLayers, checkable, unchecked
 from onnxfi.graph.protection.detection import COMPUTING, Layer, RepeatLayers, find_layers
 from onnxfi.graph.protection.main_graph import check_names, left_outside
-from onnxfi.graph.protection.placement import find_places, followed_bounds
+from onnxfi.graph.protection.placement import find_places
 from onnxfi.graph.protection.range_restriction import FilterNonFinite, Restricted, RestrictRanges
 from onnxfi.graph.protection.weight_clipping import ClipWeights, find_weights, left_unclipped
-from onnxfi.protection.calibration import calibrate
+from onnxfi.protection.calibration import calibrate, with_followers
 from onnxfi.protection.parameters import parse
 from onnxfi.protection.protection import Protection, Setting
 from onnxfi.protection.tuning import Tuning, tuned
@@ -88,18 +88,13 @@ class RangeTuned(Protection):
         action: Literal["zero", "clip"] = "zero" if self.action == "zero" else "clip"
         decades = max(1, round(math.log10(self.high / self.low)))
         rates = tuple(float(rate) for rate in np.geomspace(self.low, self.high, decades + 1))
-        places = find_places(setting.model, setting.selector, extend=False)
         measured = _measured(self, setting, 100.0, "tensor", extend=False)
         how = Tuning(rates, self.trials, self.drop, action)
         found = tuned(setting.model, measured, setting.calibration(self.name), setting.engine, how)
-        known = {one.name: one.bounds for one in found}
-        setting.notes.append("tuned upper bounds: " + ", ".join(f"{n} {b.high[0]:.4g}" for n, b in known.items()))
-        followers = find_places(setting.model, setting.selector).followers if self.extend and places.measured else ()
-        for follower in followers:
-            a = follower.activation
-            known[a.name] = followed_bounds(follower, known)
-            rank = None if a.dims is None else len(a.dims)
-            found = (*found, Restricted(a.name, a.target.dtype, rank, known[a.name]))
+        bounds = ", ".join(f"{one.name} {one.bounds.high[0]:.4g}" for one in found)
+        setting.notes.append(f"tuned upper bounds: {bounds}")
+        if self.extend:
+            found = with_followers(found, find_places(setting.model, setting.selector).followers)
         return RestrictRanges(found, action)
 
 

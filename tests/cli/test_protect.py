@@ -41,7 +41,20 @@ def test_what_is_covered_and_what_it_costs_is_printed(run: Run, here: Path) -> N
 
 
 def test_what_is_refused_is_one_line(run: Run, here: Path) -> None:
+    images = np.load(TEST)["image"][:9].copy()
+    images[3, 0, 5, 5] = np.nan
+    np.savez(here / "nan.npz", image=images)
+    random = '<ir_version: 8, opset_import: ["": 18]> g (float[N,3] x) => (float[N,3] y) { y = RandomNormalLike(x) }'
+    onnx.save(onnx.parser.parse_model(random), here / "random.onnx")
+    ran = run("protect", "random.onnx", "--with", "duplicate", "--include", "=y", "-o", "p.onnx")
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert "'y' cannot be computed again: RandomNormalLike draws random numbers; leave it out" in ran.err
     for words, message in (
+        (("--with", "range:clip", "--data", "nan.npz"), "'relu' is not finite on the calibration data"),
+        (
+            ("--with", "clip-weights", "--include", "=conv9.weight"),
+            "matches no weight of the main graph; closest: 'conv",
+        ),
         (("--with", "range:clip"), "give --data"),
         (("--with", "range:clip", *ON, "--include", "=rleu"), "matches no activation of the main graph"),
         (("--with", "range:clip", *ON, "--task", "deviation"), "--task has no effect as nothing is scored here"),
@@ -49,7 +62,7 @@ def test_what_is_refused_is_one_line(run: Run, here: Path) -> None:
     ):
         ran = run("protect", CNN, *words, "-o", "p.onnx")
         assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1) and message in ran.err, ran.err
-    assert not list(here.iterdir())
+    assert sorted(p.name for p in here.iterdir()) == ["nan.npz", "random.onnx"]
 
 
 def test_a_paired_comparison_prints_tables_and_a_document(run: Run, here: Path) -> None:
@@ -146,5 +159,12 @@ def test_a_memory_code_says_what_became_of_its_blocks(run: Run, here: Path) -> N
     assert re.search(
         r"memory code secded: blocks with errors: [\d,]+ corrected, [\d,]+ detected, [\d,]+ missed", ran.out
     )
+    for code, message in (
+        ("secded:bits=16", "a block of 16 bits holds no word of 'conv1.weight' (float32); give bits=32"),
+        ("cep:chunk=32", "memory code cep:chunk=32 is wider than the words of 'conv1.weight'"),
+    ):
+        wide = run("run", CNN, *ON, "--ber", "1e-3", "--memory-code", code, "-o", "u.db")
+        assert (wide.code, wide.err.count("\n")) == (2, 1) and message in wide.err
+    assert not (here / "u.db").exists()
     refused = run("run", CNN, *ON, "--single", "--trials", "3", "--memory-code", "secded", "-o", "t.db")
     assert (refused.code, refused.err.count("\n")) == (2, 1) and "alone, not with single" in refused.err

@@ -21,7 +21,7 @@ from typing import Any
 from onnxfi.campaign.report.figures import Figure, figures, needs, plain
 from onnxfi.campaign.report.rates import CampaignRates, Fold
 from onnxfi.campaign.report.tables import comparison_rows, rate_name, report_labels, swept_over
-from onnxfi.campaign.report.validity_notes import notes
+from onnxfi.campaign.report.validity_notes import notes, protection_notes
 from onnxfi.campaign.results.rows import Row
 from onnxfi.campaign.results.store import Store, declared_task, digest_of
 from onnxfi.campaign.spec.spec_file import command_line, parse_spec
@@ -194,7 +194,7 @@ def _shown(one: CampaignRates, label: str) -> dict[str, Any]:
 
         "tables": [(title, key, [_line(fold, shown) for fold in folds]) for title, key, folds in tables if folds],
         "settings": _settings(one, canary, limits),
-        "notes": list(filter(None, (one.golden.get("reading"), *notes(one)))),
+        "notes": list(filter(None, (one.golden.get("reading"), *protection_notes(one), *notes(one)))),
     }  # fmt: skip
 
 

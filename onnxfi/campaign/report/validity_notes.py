@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from onnxfi.campaign.report.rates import FEWEST, CampaignRates
 from onnxfi.tasks.task import Task
 
+#: Causes of DUE that protections give; all others come from the runtime or the system.
+PROTECTING = ("alarm", "memory-code")
+
 
 def notes(found: CampaignRates) -> Iterator[str]:
     """Yield the conditions under which the numbers of a report hold, a line each."""
@@ -21,6 +24,20 @@ def notes(found: CampaignRates) -> Iterator[str]:
         )
     elif found.samples is not None:
         yield _elsewhere(found)
+
+
+def protection_notes(found: CampaignRates) -> Iterator[str]:
+    """Yield what detectors and a memory code did: DUE trials by cause, and blocks by what became of them."""
+    causes = found.causes()
+    mine = sum(causes.get(cause, 0) for cause in PROTECTING)
+    if mine:
+        listed = ", ".join(f"{cause} {n:,}" for cause, n in causes.items())
+        total = sum(causes.values())
+        yield f"DUE trials by cause: {listed}; {mine:,} of {total:,} detected by a protection, the others without one"
+    blocks = found.blocks()
+    if blocks is not None:
+        counts = ", ".join(f"{n:,} {status}" for status, n in blocks.items())
+        yield f"memory code {found.campaign['memory_code']}: blocks with errors: {counts}"
 
 
 def of_trials(judged: Sequence[int], task: Task) -> str:

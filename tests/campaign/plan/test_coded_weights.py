@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from onnxfi import Campaign
+from onnxfi.campaign.report.html_page import page
 from onnxfi.campaign.report.report import Report, report
+from onnxfi.campaign.report.validity_notes import protection_notes
 from onnxfi.campaign.run.runner import run
 from onnxfi.errors import InputError, SpecError
 
@@ -33,6 +35,9 @@ def test_what_is_detected_is_due(tmp_path: Path) -> None:
     coded = found(tmp_path, ber=1e-3, repeat=3, memory_code="secded")
     assert coded.everything.outcomes == {"masked": 0, "sdc": 0, "due": 3}
     assert coded.causes() == {"memory-code": 3} and coded.document()["causes"] == {"memory-code": 3}
+    due, blocks = protection_notes(coded)
+    assert due == "DUE trials by cause: memory-code 3; 3 of 3 detected by a protection, the others without one"
+    assert blocks.startswith("memory code secded: blocks with errors: ") and due in page([coded])
 
 
 def test_codes_in_the_words_run_on_the_encoded_network(tmp_path: Path) -> None:
