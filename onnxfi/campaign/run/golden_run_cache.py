@@ -23,6 +23,7 @@ import numpy as np
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.spec.flat_fields import flat
 from onnxfi.errors import InputError
+from onnxfi.graph.protection.detection import ALARM
 from onnxfi.graph.write.output_file import atomic_files
 from onnxfi.runtime.data.npz import read_npz
 from onnxfi.runtime.data.sample_outputs import Outputs
@@ -116,15 +117,22 @@ def read_outputs(file: Path) -> tuple[Outputs, ...] | None:
         return None
 
 
+def _with_alarms(outputs: Outputs) -> dict[str, Array]:
+    """Return the arrays of outputs with that of alarms, which reading takes out again."""
+    alarms = {} if outputs.alarms is None else {ALARM: outputs.alarms.astype(np.float32)}
+    return {**outputs.arrays, **alarms}
+
+
 def write_outputs(file: Path, run: tuple[Outputs, ...]) -> None:
     """Write outputs that are not too large to a file, and remove the oldest files of its folder beyond the bound."""
-    every = [array for outputs in run for array in outputs.arrays.values()]
+    named = [_with_alarms(outputs) for outputs in run]
+    every = [array for arrays in named for array in arrays.values()]
     if sum(array.nbytes for array in every) > LARGEST_FILE_BYTES or any(array.dtype.hasobject for array in every):
         return
     data = np.frombuffer(b"".join(array.tobytes() for array in every), np.uint8)
     rows = json.dumps([
-        ([int(o.samples[0]), int(o.samples[-1]) + 1], [(n, type_name(a), a.shape) for n, a in o.arrays.items()])
-        for o in run
+        ([int(o.samples[0]), int(o.samples[-1]) + 1], [(n, type_name(a), a.shape) for n, a in arrays.items()])
+        for o, arrays in zip(run, named, strict=True)
     ])  # fmt: skip
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from onnxfi.campaign.gate.budget import Budget, Limit
 from onnxfi.campaign.gate.check import Checked, check
 from onnxfi.campaign.run import golden_run_cache
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.runtime.data.sample_outputs import as_run, stacked
+from onnxfi.runtime.data.sample_outputs import Outputs, as_run, stacked
 
 TRIALS = 16
 SWEEP = Campaign("", data="d.npz", ber=0.01, repeat=TRIALS)
@@ -128,6 +128,14 @@ def test_scores_of_any_type_come_back(own_cache: Path, kind: str) -> None:
     assert found is not None
     back = stacked(found)
     assert (back.dtype, back.shape, back.tobytes()) == (scores.dtype, scores.shape, scores.tobytes())
+
+
+def test_alarms_of_the_golden_run_come_back(own_cache: Path) -> None:
+    """A false alarm of the golden run must not count in a trial."""
+    run = (Outputs(np.arange(3), {"y": np.ones((3, 2), np.float32)}, {}, np.array([False, True, False])),)
+    golden_run_cache.write_outputs(own_cache / "golden-a.npz", run)
+    (found,) = golden_run_cache.read_outputs(own_cache / "golden-a.npz") or ()
+    assert found.arrays.keys() == {"y"} and found.alarms is not None and found.alarms.tolist() == [False, True, False]
 
 
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: Path) -> None:
