@@ -178,7 +178,7 @@ def print_minilm(work: Path) -> None:
     print()
     write_sentences(work)
     other = protected(work, MINILM, "minilm-clip", "range:clip", "nan-filter", data="lines.npz")
-    for target, trials, fields in (("activations", 80, {}), ("weights", 120, {"exclude": ("word_embeddings",)})):
+    for target, trials, fields in (("activations", 40, {}), ("weights", 60, {"exclude": ("word_embeddings",)})):
         how = {"bits": "exponent", "target": target, "task": "embedding", "trials": trials, **fields}
         print_gain(f"MiniLM, {target}", single(MINILM, other, work / "sentences.npz", **how))
 
