@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from jsonschema import Draft202012Validator
 from small_pipelines import cascade
 
@@ -110,6 +111,7 @@ def test_a_stage_that_runs_in_a_loop_is_refused(run: Run, here: Path) -> None:
     assert not (here / "q.onnx").exists()
 
 
+@pytest.mark.slow
 def test_a_budget_demands_a_rate_below_that_of_the_unprotected_model(run: Run, here: Path) -> None:
     run("protect", CNN, "--with", "clip-weights", "--provider", "cpu", "-o", "clipped.onnx")
     campaign = {"data": TEST, "samples": 20, "ber": 1e-4, "repeat": 40, "provider": "cpu"}
