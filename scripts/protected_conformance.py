@@ -41,7 +41,7 @@ SAME, FAILED = "byte-identical", "failed"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a protection on a model: byte-identical, another end, or failed, with a detail."""
+    """The end of a protection on a model: byte-identical, another one, or failed, with a detail."""
 
     case: str
     protection: str

@@ -187,11 +187,11 @@ def print_detectors(work: Path) -> None:
     """Print coverage, false alarms and cost of detectors."""
     print("\n| faults, detector | trials | coverage | of critical ones | false alarms | DUE | time | size |")
     for name, what, target, trials in (
-        ("fashion_cnn", "duplicate", "activations", 400),
-        ("fashion_cnn", "checksum", "activations", 400),
-        ("fashion_cnn", "checksum", "weights", 600),
-        ("fashion_attention", "checksum", "activations", 200),
-        ("fashion_attention", "checksum", "weights", 300),
+        ("fashion_cnn", "duplicate", "activations", 200),
+        ("fashion_cnn", "checksum", "activations", 200),
+        ("fashion_cnn", "checksum", "weights", 300),
+        ("fashion_attention", "checksum", "activations", 100),
+        ("fashion_attention", "checksum", "weights", 100),
     ):
         bare = MODELS / f"{name}.onnx"
         other = protected(work, bare, f"{name}-{what}", what)

@@ -49,7 +49,7 @@ class OutsideTensor:
 
     @property
     def remedy(self) -> str:
-        """What brings it into the main graph."""
+        """The step that brings it into the main graph."""
         return _REMEDIES.get(self.op, _REMEDIES["Loop"])
 
 
