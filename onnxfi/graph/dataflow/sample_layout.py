@@ -38,6 +38,8 @@ _ALIGNED = frozenset((
     "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Upsample", "Where", "Xor",
 ))  # fmt: skip
 _PRODUCTS = frozenset(("MatMul", "FusedMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"))
+#: Operators whose samples come first in queries, keys, values and outputs, whatever follows.
+_ATTENTION = frozenset(("Attention", "GroupQueryAttention", "MultiHeadAttention", "QAttention"))
 #: Operators that select rows by their content, so that a position does not identify the sample.
 _PICKS = frozenset(("GatherND", "NonZero", "NonMaxSuppression", "Unique", "Compress", "ScatterND"))
 #: The same along their axis alone.
@@ -188,6 +190,8 @@ class _Step:
                 return SamplePlacement(unknown_reason=reason)
         if self._picks():
             return SamplePlacement(unknown_reason=_MOVED)
+        if self.node.op_type in _ATTENTION and self._place() == SampleAxis(0):
+            return SamplePlacement(SampleAxis(0), written=True)
         written = any(one.written for one in taken) or self._broken()
         if written:
             place = self._followed(written=True) if self.sizes.sizes[0] else None

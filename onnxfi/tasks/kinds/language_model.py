@@ -89,6 +89,11 @@ def losses(pair: AnswerPair) -> Losses:
     return Losses(golden.tokens, sums)
 
 
+def golden_shares(golden: Answers) -> list[Floats]:
+    """Return the golden probabilities of the tokens that are kept, of the scored positions of each sample."""
+    return [np.exp(_scored(values, values)[:, KEPT:].astype(np.float64)) for values in golden.values]
+
+
 @dataclass(frozen=True)
 class Differences:
     """For each sample the tokens of another top-1 ([N]); and the divergences of the positions of those that differ."""
@@ -103,7 +108,7 @@ def differences(pair: AnswerPair) -> Differences:
     for k in np.flatnonzero(pair.differ).tolist():
         golden, faulty = (_scored(pair.golden.values[k], one[k]) for one in (pair.golden.values, pair.values))
         changed[k] = np.count_nonzero((golden[:, TOP] != faulty[:, TOP]) | (faulty[:, TOP] < 0))
-        parts.append(divergences(golden[:, KEPT:], faulty[:, KEPT:]))
+        parts.append(divergences(golden[:, KEPT:], faulty[:, KEPT:], pair.golden.once(golden_shares)[k]))
     return Differences(changed, np.concatenate(parts))
 
 

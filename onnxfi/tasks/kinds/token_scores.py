@@ -226,19 +226,24 @@ def highest(values: Array, most: int) -> NDArray[np.int64]:
     return found
 
 
-def divergences(golden: Array, faulty: Array) -> Floats:
+def divergences(golden: Array, faulty: Array, shares: Floats | None = None) -> Floats:
     """Return the Kullback-Leibler divergence of each position in nats ([M]), from kept log-probabilities ([M,K]).
 
-    Infinite where the faulty ones are NaN. The tokens that are not kept count as one.
+    Infinite where the faulty ones are NaN. The tokens that are not kept count as one. `shares` are the probabilities of
+    the golden ones, where they are known already.
 
     >>> half = np.log([[0.5, 0.5]])
     >>> divergences(half, np.log([[0.25, 0.75]])).round(4)
     array([0.1438])
     """
     with np.errstate(all="ignore"):
-        g, f = golden.astype(np.float64), faulty.astype(np.float64)
-        shares = np.exp(g)
-        found = (shares * (g - f)).sum(axis=1)
-        rest, other = (np.maximum(1.0 - np.exp(one).sum(axis=1), 0.0) for one in (g, f))
-        found += np.where(rest > _SURE, rest * np.log(rest / np.maximum(other, _SURE)), 0.0)
+        shares = np.exp(golden.astype(np.float64)) if shares is None else shares
+        away = np.subtract(golden, faulty, dtype=np.float64)
+        away *= shares
+        found = np.asarray(away.sum(axis=1))
+        rest = 1.0 - shares.sum(axis=1)
+        some = rest > _SURE
+        if some.any():
+            other = 1.0 - np.exp(faulty[some].astype(np.float64)).sum(axis=1)
+            found[some] += rest[some] * np.log(rest[some] / np.maximum(other, _SURE))
     return np.where(np.isnan(found), np.inf, np.maximum(found, 0.0))

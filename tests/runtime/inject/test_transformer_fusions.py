@@ -108,6 +108,78 @@ def test_a_bit_in_a_fused_weight_is_the_only_difference(fused: Path, tmp_path: P
     assert not np.array_equal(answers(done.out), answers(fused))
 
 
+def context(model: Path | bytes, name: str, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    """Return an activation of a model."""
+    proto = onnx.load(model) if isinstance(model, Path) else onnx.ModelProto.FromString(model)
+    if name not in [value.name for value in proto.graph.output]:
+        proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: np.ndarray = session.run([name], feeds)[0]
+    return found
+
+
+@pytest.mark.parametrize("head", [0, 3])
+@pytest.mark.parametrize("part", ["q", "k", "v"])
+def test_a_head_of_a_fused_attention_is_a_slice_of_its_weight(fused: Path, part: str, head: int) -> None:
+    first = 32 * "qkv".index(part) + 8 * head
+    only = Selector(include=("=Attention_0_qkv_weight",), elements=f":,{first}:{first + 8}", bits="exponent")
+    done = inject(load(fused), sample(load(fused), count=40, seed=3, selector=only))
+    assert done.data is not None
+    feeds = {"x": images()}
+    with np.errstate(all="ignore"):
+        differ = np.nan_to_num(context(done.data, "cr", feeds)) != np.nan_to_num(context(fused, "cr", feeds))
+    columns = np.flatnonzero(differ.any(axis=(0, 1)))
+    assert columns.size and set(columns // 8) == {head}
+
+
+#: A layer as onnxruntime-genai's builder writes it: four heads of queries on two of keys and values, packed.
+GROUPED = """g (float[N,T,16] x, float[N,2,P,8] past_key, float[N,2,P,8] past_value, int32[N] seen, int32 total)
+  => (float[N,T,32] c, float[N,2,S,8] present_key, float[N,2,S,8] present_value)
+  { qkv = MatMul(x, w) a, present_key, present_value =
+      com.microsoft.GroupQueryAttention<num_heads = 4, kv_num_heads = 2>(qkv, , , past_key, past_value, seen, total)
+    c = MatMul(a, wo) }"""
+
+
+@pytest.fixture(scope="module")
+def grouped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("grouped") / "grouped.onnx"
+    proto = parser.parse_model(f'<ir_version: 10, opset_import: ["": 18, "com.microsoft": 1]>{GROUPED}')
+    proto.graph.value_info.append(onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, ["N", "T", 32]))
+    chance = np.random.default_rng(0)
+    for name, shape in {"w": (16, 64), "wo": (32, 32)}.items():
+        proto.graph.initializer.append(numpy_helper.from_array(chance.normal(0, 0.3, shape).astype(np.float32), name))
+    onnx.save(proto, path)
+    return path
+
+
+def decoding() -> dict[str, np.ndarray]:
+    cache = np.zeros((3, 2, 0, 8), np.float32)
+    x = np.random.default_rng(2).normal(size=(3, 5, 16)).astype(np.float32)
+    total = np.int32(5)
+    return {"x": x, "past_key": cache, "past_value": cache, "seen": np.full(3, 4, np.int32), "total": np.array(total)}
+
+
+@pytest.mark.parametrize(("first", "heads"), [(8, {1}), (32, {0, 1}), (40, {2, 3}), (56, {2, 3})])
+def test_heads_of_a_grouped_attention_are_slices_too(grouped: Path, first: int, heads: set[int]) -> None:
+    only = Selector(include=("=w",), elements=f":,{first}:{first + 8}", bits="20-25")
+    done = inject(load(grouped), sample(load(grouped), count=60, seed=3, selector=only))
+    assert done.data is not None
+    differ = context(done.data, "a", decoding()) != context(grouped, "a", decoding())
+    assert set(np.flatnonzero(differ.any(axis=(0, 1))) // 8) == heads
+
+
+def test_a_grouped_attention_is_inspected_and_instrumented(grouped: Path) -> None:
+    found = {row["target"]: row for row in inspect_activations(load(grouped))["activations"]}
+    assert {name: found[name]["op"] for name in ("qkv", "a", "c")} == {
+        "qkv": "MatMul", "a": "GroupQueryAttention", "c": "MatMul",
+    }  # fmt: skip
+    done = inject_activations(load(grouped), sites=["a[7]@sample=1:30"])
+    assert done.data is not None
+    whole, faulty = (context(model, "c", decoding()) for model in (grouped, done.data))
+    rows = np.argwhere(whole != faulty)
+    assert {tuple(row[:2]) for row in rows.tolist()} == {(1, 0)}, "element 7 is in the first position of sample 1"
+
+
 @pytest.mark.parametrize(("name", "index"), [("cr", 37), ("l1", 100), ("ge", 17)])
 def test_a_fault_behind_a_fused_operator_is_one_in_what_it_puts_out(fused: Path, name: str, index: int) -> None:
     bit = 14 if fused.stem == "float16" else 30
