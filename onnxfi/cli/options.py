@@ -67,7 +67,7 @@ _DATA = (
     click.option("--batch", type=click.IntRange(1), metavar="N", default=32, show_default=True, help="Samples in a batch."),
     click.option("--batch-axis", type=click.IntRange(0), metavar="N", default=0, show_default=True, help="Axis of the samples in the inputs."),
     click.option("--output", metavar="NAME", help="Output to score (default: the only 2-D float output)."),
-    click.option("--task", metavar="TASK", default="auto", show_default=True, help="Task of the model: classification, binary, multi-label, regression, signal, embedding, sequence, generation, segmentation, detection, deviation, each also with options as NAME:key=value, or module:name; auto: what labels and outputs leave no choice of."),
+    click.option("--task", metavar="TASK", default="auto", show_default=True, help="Task of the model: classification, binary, multi-label, regression, signal, embedding, sequence, language-model, generation, segmentation, detection, deviation, each also with options as NAME:key=value, or module:name; auto: what labels and outputs leave no choice of."),
     click.option("--metric", multiple=True, metavar="METRIC", help="Further metric: module:name, or the name of an installed one. Repeatable."),
     click.option("--time-axis", type=click.IntRange(0), metavar="N", help="Axis of the time steps in the scored output: the spikes along it are counted, and the counts are scored."),
 )  # fmt: skip

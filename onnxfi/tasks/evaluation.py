@@ -20,6 +20,7 @@ from onnxfi.runtime.data.sources import Data
 from onnxfi.runtime.engine.ports import Array, Port
 from onnxfi.runtime.engine.protocols import Engine, Session
 from onnxfi.runtime.engine.registry import engine_of
+from onnxfi.runtime.generation.generation_engine import GenerationSession
 from onnxfi.runtime.pipeline.answers import PipelineAnswers
 from onnxfi.runtime.pipeline.open_pipeline import OpenPipeline
 from onnxfi.tasks.class_scores import named_output
@@ -163,7 +164,8 @@ def evaluate(
         size = data.layout.fixed or batch
         run = run_outputs(session, data, size, names, progress=progress, axes=axes, reduce=reduce)
     except EngineError as error:
-        raise (does_not_run(error, data, batch) if golden is None else error) from None
+        alone = isinstance(session, GenerationSession)  # which runs one sample at a time
+        raise (does_not_run(error, data, 1 if alone else batch) if golden is None else error) from None
     name = ", ".join(names) or None
     truth, read = _meaning(golden, run, name, data, (task, kind, metric), data.layout.fixed or batch)
     return Evaluation(

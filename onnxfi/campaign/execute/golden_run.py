@@ -14,6 +14,7 @@ from onnxfi.runtime.data.sample_outputs import Outputs, same_runs
 from onnxfi.runtime.engine.cuda import same_bits_remedy
 from onnxfi.runtime.engine.ports import words_of
 from onnxfi.runtime.engine.protocols import Session
+from onnxfi.runtime.generation.generation_engine import GenerationSession
 from onnxfi.tasks.evaluation import does_not_run
 from onnxfi.tasks.outcomes import GoldenRun
 
@@ -106,7 +107,8 @@ class GoldenRuns:
         try:
             return self.opened.run(session)
         except EngineError as error:
-            raise does_not_run(error, self.opened.data, self.opened.size) from None
+            alone = isinstance(session, GenerationSession)  # which runs one sample at a time
+            raise does_not_run(error, self.opened.data, 1 if alone else self.opened.size) from None
 
     def _check_steady(self, session: Session, run: tuple[Outputs, ...]) -> None:
         """Refuse a model that draws random numbers, or whose first batch differs when it runs again."""

@@ -10,7 +10,8 @@ import pytest
 import tiny_decoders as tiny
 from tiny_decoders import COUNT, opened
 
-from onnxfi.errors import DataError, InputError
+from onnxfi.errors import DataError, EngineError, InputError
+from onnxfi.tasks.evaluation import evaluate
 
 
 def test_prompts_of_several_lengths_run_one_by_one() -> None:
@@ -37,6 +38,12 @@ def test_prompts_without_the_shared_prefix_are_refused() -> None:
         opened(tiny.decoder(), prefix=5).run({"input_ids": tiny.prompts(2, 8)})
     with pytest.raises(DataError, match="none behind the shared prefix"):
         opened(tiny.decoder(), prefix=6).run({"input_ids": tiny.prompts(1, 6)})
+
+
+def test_a_prompt_that_is_too_long_is_refused_without_a_word_on_batches() -> None:
+    with pytest.raises(EngineError, match="take shorter prompts") as caught:
+        evaluate(tiny.decoder(), {"input_ids": tiny.prompts()}, task="generation:tokens=60")
+    assert "--batch" not in str(caught.value)
 
 
 def test_missing_models_are_named(tmp_path: Path) -> None:
