@@ -294,6 +294,8 @@ def _elements(
         return [(target.shape, element)]
     shape = tuple(count if k == held.axis else n for k, n in enumerate(target.shape))
     place = list(np.unravel_index(element, target.shape))
+    if every and place[held.axis] > 0:  # the first position stands for all
+        return []
     found = []
     for position in range(count) if every else [int(place[held.axis])]:
         place[held.axis] = np.int64(position)
