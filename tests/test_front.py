@@ -192,7 +192,17 @@ TWINS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
     ),
     "report": (
         (onnxfi.report,),
-        {"stores", "html", "csv_folder", "csv_by_model", "figure_folder", "sort", "evidence", "environment"},
+        {
+            "stores",
+            "html",
+            "csv_folder",
+            "csv_by_model",
+            "figure_folder",
+            "sort",
+            "evidence",
+            "environment",
+            "detectors",
+        },
     ),
     "merge": ((onnxfi.merge,), set()),
     "manifest": ((onnxfi.manifest,), {"out"}),

@@ -59,6 +59,11 @@ _TOP = 20
     help="With --evidence: add FIT, by the memories of this environment (YAML).",
 )
 @click.option(
+    "--detectors",
+    is_flag=True,
+    help="Score detectors on the trials: self tests of chosen inputs, alarms, a hash of the tensors; with the time of a check, and with --figures coverage over time.",
+)
+@click.option(
     "--elements",
     multiple=True,
     metavar="TARGET",
@@ -81,7 +86,7 @@ _TOP = 20
 @JSON
 def command(
     stores: tuple[Path, ...], html: Path | None, figure_folder: Path | None, csv_folder: Path | None, csv_by_model: bool,
-    evidence: Path | None, environment: Path | None, elements: tuple[str, ...], sort: str, top: int, as_json: bool,
+    evidence: Path | None, environment: Path | None, detectors: bool, elements: tuple[str, ...], sort: str, top: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Print the rates of a campaign, overall and by bit error rate, layer and bit, each with its interval.
 
@@ -90,6 +95,7 @@ def command(
     \b
     onnxfi report net.onnxfi.db --html net.html
     onnxfi report fp32.db int8.db --figures figures
+    onnxfi report net.onnxfi.db --detectors
     """
     from onnxfi.campaign.report.report import report
     from onnxfi.campaign.report.tables import write_csv, write_csv_of_all
@@ -107,6 +113,9 @@ def command(
             check_folder(folder)
     if html is not None or figure_folder is not None:
         _check_figures(html, stores)
+    if detectors:
+        _report_detectors(stores, figure_folder, as_json=as_json)
+        return
     found = [report(store) for store in stores]
     written = []
     if csv_folder is not None:
@@ -138,6 +147,38 @@ def command(
         print_line(line)
     for path in written:
         print_line(f"wrote {path}")
+
+
+def _report_detectors(stores: tuple[Path, ...], folder: Path | None, *, as_json: bool) -> None:
+    """Print detectors scored on the trials of one store."""
+    from onnxfi.analysis.detectors import detectors
+    from onnxfi.campaign.report.figures import write_drawn
+    from onnxfi.cli.terminal import count, number, print_json, print_line, table
+
+    if len(stores) > 1:
+        raise click.UsageError("--detectors takes one store")
+    found = detectors(stores[0])
+    if as_json:
+        print_json(found.document())
+        return
+    print_line(f"{count(found.trials, 'trial')}, {found.harmful:,} harmful: an answer is silently another one")
+    rows = [
+        (
+            one.name, f"{one.found:,} of {one.harmful:,}",
+            *(number(value, share=True) for value in (one.coverage.estimate, one.coverage.low, one.coverage.high)),
+            "" if one.check_s is None else f"{1e3 * one.check_s:.3g}",
+        )
+        for one in found.detectors
+    ]  # fmt: skip
+    table("Harmful faults found", ("Detector", ">Found", ">Coverage", ">Low", ">High", ">Check, ms"), rows)
+    print_line("inputs of a self test are chosen on one half of the trials, its coverage is of the other half")
+    longest = max((one.inputs for one in found.detectors), key=len)
+    print_line(f"inputs, in order: {', '.join(map(str, longest))}")
+    if found.untimed:
+        print_line(found.untimed)
+    if folder is not None and found.figure.draw is not None:
+        for path in write_drawn([found.figure], folder):
+            print_line(f"wrote {path}")
 
 
 def _write_evidence(stores: tuple[Path, ...], folder: Path, environment: Path | None) -> list[Path]:

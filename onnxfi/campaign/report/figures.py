@@ -117,8 +117,13 @@ def figures(found: Sequence[CampaignRates], elements: Sequence[str] = ()) -> lis
 
 def write_figures(found: Sequence[CampaignRates], folder: str | Path, elements: Sequence[str] = ()) -> list[Path]:
     """Write the figures that can be drawn into a folder, each as SVG and PNG; returns what was written."""
-    place, written = Path(folder), []
-    drawn = [figure for figure in figures(found, elements) if figure.draw is not None]
+    place = Path(folder)
+    return write_drawn([figure for figure in figures(found, elements) if figure.draw is not None], place)
+
+
+def write_drawn(drawn: Sequence[Figure], place: Path) -> list[Path]:
+    """Write drawn figures into a folder, each as SVG and PNG; returns what was written."""
+    written = []
     make_folder(place)
     for figure in drawn:
         for kind in ("svg", "png"):
@@ -127,6 +132,34 @@ def write_figures(found: Sequence[CampaignRates], folder: str | Path, elements: 
                 stream.write(figure.bytes(kind))
             written.append(file)
     return written
+
+
+def coverage_figure(name: str, points: Sequence[tuple[str, float, Interval]], why_not: str) -> Figure:
+    """Return the coverage of detectors over the time of one check; `why_not` says why there are no points."""
+    title = "Coverage of detectors over the time of one check"
+    if not points:
+        return Figure(name, title, f"{title}: {why_not}")
+    needs("matplotlib")
+    text = "; ".join(f"{label}: {1e3 * cost:.3g} ms, {100 * c.estimate:.1f} %" for label, cost, c in points)
+
+    def draw() -> Canvas:
+        canvas = _canvas(_WIDTH_IN, 3.2)
+        axes = canvas.subplots()
+        for (label, cost, coverage), colour, mark in zip(points, cycle(COLOURS), cycle(MARKS), strict=False):
+            at, low = 1e3 * cost, 100 * (coverage.estimate - coverage.low)
+            axes.errorbar(
+                [at], [100 * coverage.estimate], [[low], [100 * (coverage.high - coverage.estimate)]], color=colour,
+                fmt=mark, label=plain(label), capsize=2,
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_ylim(0, 103)
+        axes.set_xlabel("Time of one check (ms)")
+        axes.set_ylabel("Harmful faults found (%)")
+        axes.legend(frameon=False, fontsize=7)
+        return canvas
+
+    return Figure(name, title, "", text, draw)
 
 
 def plain(text: str, most: int = _LONGEST_NAME) -> str:
