@@ -28,6 +28,8 @@ _NAMES = {
     "analysis.fit": ("FitBudget", "fit"),
     "analysis.manifest": ("manifest", "verify"),
     "analysis.model_diff": ("diff",),
+    "campaign.exhaustive.class_run": ("class_outcomes",),
+    "campaign.exhaustive.class_table": ("ClassTable", "read_class_table"),
     "campaign.gate.budget": ("Budget", "Limit", "load_budget"),
     "campaign.gate.check": ("Checked", "check"),
     "campaign.report.compare": ("Comparison", "compare"),
@@ -72,6 +74,7 @@ __all__ = [
     "Campaign",
     "Census",
     "Checked",
+    "ClassTable",
     "Comparison",
     "DetectorReport",
     "Engine",
@@ -106,6 +109,7 @@ __all__ = [
     "attack",
     "census",
     "check",
+    "class_outcomes",
     "compare",
     "detectors",
     "diff",
@@ -134,6 +138,7 @@ __all__ = [
     "plan",
     "protect",
     "quantize",
+    "read_class_table",
     "replay",
     "report",
     "run",
@@ -149,6 +154,8 @@ if TYPE_CHECKING:
     from onnxfi.analysis.fit import FitBudget, fit
     from onnxfi.analysis.manifest import manifest, verify
     from onnxfi.analysis.model_diff import diff
+    from onnxfi.campaign.exhaustive.class_run import class_outcomes
+    from onnxfi.campaign.exhaustive.class_table import ClassTable, read_class_table
     from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
     from onnxfi.campaign.gate.check import Checked, check
     from onnxfi.campaign.report.compare import Comparison, compare

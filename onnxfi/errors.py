@@ -167,6 +167,10 @@ class SegmentMismatchError(EngineError):
     """Segment whose outputs differ from the full model's; the trial runs by the next longer route."""
 
 
+class UnprovableError(OnnxfiError):
+    """Part of a model for which no outcome can be proved; its trials run."""
+
+
 def closest(name: str, known: Iterable[str], *, most: int = 3) -> str:
     """Return the known names closest to `name`, as the tail of an error message.
 

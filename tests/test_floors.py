@@ -24,9 +24,9 @@ FLOORS = ("statistics", "faults", "graph", "runtime", "tasks", "protection", "ca
 #: The rooms of a floor, from the lowest up.
 ROOMS = {
     "graph": ("model", "write", "dataflow", "spiking", "passes", "protection", "partition"),
-    "runtime": ("engine", "data", "quantize", "inject", "partial", "generation", "pipeline"),
+    "runtime": ("engine", "data", "quantize", "inject", "partial", "generation", "certain", "pipeline"),
     "tasks": ("", "kinds"),
-    "campaign": ("spec", "plan", "results", "execute", "workers", "run", "report", "gate"),
+    "campaign": ("spec", "plan", "results", "execute", "workers", "run", "exhaustive", "report", "gate"),
 }
 FILES = sorted(path for folder in ("onnxfi", "converters") for path in (ROOT / folder).rglob("*.py"))
 

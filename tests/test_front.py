@@ -187,8 +187,8 @@ TWINS: dict[str, tuple[tuple[Callable[..., Any], ...], set[str]]] = {
     "fit": ((onnxfi.fit,), set()),
     "plan": ((onnxfi.plan,), {"source", "out", "print_spec", "times"}),
     "run": (
-        (onnxfi.run,),
-        {"source", "out", "memory", "memory_device", "worker_memory", "scheduler", "local_cluster"},
+        (onnxfi.run, onnxfi.class_outcomes),
+        {"source", "memory", "memory_device", "worker_memory", "scheduler", "local_cluster"},
     ),
     "report": (
         (onnxfi.report,),

@@ -22,6 +22,7 @@ from onnxfi.errors import InputError
 if TYPE_CHECKING:
     from onnxfi.campaign.results.rows import Result
     from onnxfi.campaign.run.runner import Running
+    from onnxfi.campaign.spec.campaign import Campaign
 
 #: Seconds between two updates of the progress: of the bar on a terminal, and of lines elsewhere.
 _BAR_S, LINE_S = 0.5, 60.0
@@ -105,12 +106,13 @@ def command(
     onnxfi run model.onnx --data images.npz --ber 1e-7:1e-3 --repeat 10
     onnxfi run model.onnx --data images.npz --single --margin 0.01 --confidence 0.99
     onnxfi run model.onnx --data images.npz --single --margin 0.01 --per layer
+    onnxfi run model.onnx --data images.npz --exhaustive --outcomes class -o model.classes.npz
     onnxfi run campaign.yaml
     """
     from onnxfi.campaign.workers.process_pool import SpareProcess
 
     began = time.monotonic()
-    own = workers != 0 and scheduler is None and local_cluster is None
+    own = workers != 0 and scheduler is None and local_cluster is None and flags["outcomes"] == "bits"
     with SpareProcess() if own else nullcontext() as spare:
         from onnxfi.campaign.report.report import report
         from onnxfi.campaign.run.runner import default_store, run
@@ -125,6 +127,9 @@ def command(
                 raise click.UsageError("--memory-device needs the provider of the device; add --provider cuda")
             limit = f"gpu_mem_limit={parse_size(memory_device, 'memory-device')}"
             campaign = campaign.with_fields(provider_option=(*campaign.engine.provider_option, limit))
+        if getattr(campaign.design, "outcomes", "bits") == "class":
+            _run_classes(campaign, out, fresh=fresh, as_json=as_json, elsewhere=scheduler or local_cluster or shard)
+            return
         if (workers is not None) + (scheduler is not None) + (local_cluster is not None) > 1:
             raise click.UsageError(
                 "--workers, --scheduler and --local-cluster each choose where trials run; give only one of them"
@@ -160,6 +165,49 @@ def command(
                 print_report(found)
         if errors:
             raise SystemExit(3)
+
+
+def _run_classes(campaign: Campaign, out: Path | None, *, fresh: bool, as_json: bool, elsewhere: object) -> None:
+    """Run an exhaustive campaign whose outcomes are classes, in this process, and print its table."""
+    from onnxfi.campaign.exhaustive.class_run import class_outcomes, default_table
+    from onnxfi.cli.terminal import number, print_json, print_line, print_note, table
+
+    if elsewhere:
+        raise click.UsageError(
+            "--outcomes class runs in one process; leave --scheduler, --local-cluster and --shard out"
+        )
+    file, shown = out or default_table(campaign), time.monotonic()
+
+    def on_progress(tensor: str, done: int, faults: int) -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= LINE_S or done == faults:
+            shown = time.monotonic()
+            print_note(f"{tensor}: {done:,} of {faults:,} faults")
+
+    try:
+        found = class_outcomes(campaign, file, fresh=fresh, progress=on_progress)
+    except KeyboardInterrupt:
+        print_note(f"interrupted; what is done is in {file}.parts, the same command goes on")
+        raise SystemExit(130) from None
+    if as_json:
+        print_json({**found.summary(), "table": str(file)})
+        return
+    for by in ("layer", "bit"):
+        rows = [
+            (
+                row[by],
+                f"{row['faults']:,}",
+                *(number(row[name], share=True) for name in ("sdc1", "any_sdc1", "due_samples", "top1")),
+            )
+            for row in found.rows(by)
+        ]
+        table(f"class outcomes by {by}", (by, ">faults", ">SDC-1", ">any SDC-1", ">DUE", ">top-1"), rows)
+    pairs, cost = found.faults * found.samples, found.header["cost"]
+    print_line(
+        f"{found.faults:,} faults on {found.samples:,} samples: {100 * (1 - found.ran / pairs):.4f} % of "
+        f"{pairs:,} answers proved, {found.ran:,} run; {cost['cpu_s']:,.0f} s of processor, {cost['wall_s']:,.0f} s"
+    )
+    print_line(f"wrote {file}")
 
 
 def follow(running: Running, n_workers: int, began: float, time_s: float | None = None) -> int:

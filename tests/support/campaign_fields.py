@@ -39,6 +39,7 @@ EXAMPLES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "rank": ("tensor", ["--rank", "tensor"], ADAPTIVE),
     "top": (3, ["--top", "3"], {**ADAPTIVE, "rank": "layer"}),
     "exhaustive": (True, ["--exhaustive"], {}),
+    "outcomes": ("class", ["--outcomes", "class"], {"exhaustive": True}),
     "faults": ("list.jsonl", ["--faults", "list.jsonl"], {}),
     "mix": (
         PARTS,

@@ -27,7 +27,7 @@ from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.results.store import Store, set_aside
 from onnxfi.campaign.run.adaptive_rounds import Look, turns
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.campaign.spec.designs import Replay
+from onnxfi.campaign.spec.designs import Exhaustive, Replay
 from onnxfi.campaign.spec.spec_file import print_spec
 from onnxfi.campaign.workers.dask_cluster import Cluster
 from onnxfi.campaign.workers.process_pool import ProcessPool, SpareProcess, reusable_pool, started_pool
@@ -189,6 +189,8 @@ def run(
     ...     [result.outcome for result in run(campaign, folder + "/store.db")]
     ['sdc', 'sdc']
     """
+    if isinstance(campaign.design, Exhaustive) and campaign.design.outcomes == "class":
+        raise SpecError("outcomes class has no store; use onnxfi.class_outcomes, or leave it out", "outcomes")
     file, model, given = _place(campaign, store), open_model(campaign), _limits(timeout_s, worker_memory_bytes)
     cluster = executor if isinstance(executor, Cluster) else None
     own = workers if executor is None else 0

@@ -166,4 +166,6 @@ class Campaign(CheckedFields):
                 row["fault"] = str(parse_fault(row["fault"]))  # with the digest of a pattern's file
         if self.stage is None:
             del kept["stage"]
+        if kept.get("outcomes") == "bits":
+            del kept["outcomes"]
         return {**kept, "task": task_identity(self.scoring.task), "design": self.design.key}

@@ -1,0 +1,227 @@
+"""Faults in the weights or the bias of one linear operator: the classes that are certain, for many faults at once.
+
+The small changes of one weight, which are most of its bits, are proved together: where the class is certain for
+everything between the largest of them and none, it is certain for each. What is left is tried fault by fault.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxfi.errors import UnprovableError
+from onnxfi.graph.partition.subgraph import PartitionGraph
+from onnxfi.runtime.certain.bounds import Floats
+from onnxfi.runtime.certain.golden_values import LINEAR, Golden
+from onnxfi.runtime.certain.operators import Convolution, Linear, attributes
+from onnxfi.runtime.certain.propagation import UNKNOWN, Classes, Path, path_from, with_samples, with_slice
+
+#: Numbers of a block of faults: the working arrays of a few of them stay in a processor's caches.
+_BLOCK = 1 << 15
+_BIAS = 2
+#: Samples of a block at least: below, calls cost more than what they compute.
+_FEWEST = 16
+#: Binary logarithms between which the range of a sample lies, and the steps of its bisection (0.04 at the end).
+_LEAST, _MOST, _STEPS = -24.0, 126.0, 12
+
+
+@dataclass(frozen=True)
+class WeightProofs:
+    """The proofs for faults in one stored tensor of a linear operator.
+
+    Attributes
+    ----------
+    path : Path
+        From the operator to the scores.
+    bias : bool
+        Whether the tensor is the bias.
+    transposed : bool
+        Whether the tensor is stored as [inputs, outputs].
+    """
+
+    path: Path
+    bias: bool
+    transposed: bool
+    _ranges: dict[int, tuple[Floats, Floats]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def cheap(self) -> bool:
+        """Return whether a proof costs less than a run: not where a convolution lies behind the operator."""
+        return not any(isinstance(r, Linear) and isinstance(r.product, Convolution) for r in self.path.rules)
+
+    def channel_of(self, elements: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the output channel that each element (flat, row-major) belongs to."""
+        weights = self.path.first.product.weights
+        if self.bias:
+            return elements
+        if self.transposed:
+            return np.asarray(elements % len(weights))
+        return np.asarray(elements // (weights.size // len(weights)))
+
+    def _input(self, element: int) -> Floats:
+        """Return what an element is multiplied with ([samples, 1, …])."""
+        first = self.path.first
+        if self.bias:
+            return np.ones_like(first.exact[:, :1])
+        if self.transposed:
+            inputs, outputs = divmod(element, len(first.product.weights))
+            element = outputs * first.product.weights.shape[1] + inputs
+        return first.product.change_of(element, first.golden)[1]
+
+    def classes(self, elements: NDArray[np.int64], before: NDArray[np.float32], after: NDArray[np.float32]) -> Classes:
+        """Return the class of each fault and sample ([faults, samples]), −1 where it is not certain.
+
+        Parameters
+        ----------
+        elements : int array [faults]
+            The element of each fault; all belong to one output channel.
+        before, after : float32 array [faults]
+            The stored and the faulty value.
+        """
+        samples = len(self.path.top)
+        found = np.full((len(elements), samples), UNKNOWN, np.int16)
+        finite = np.flatnonzero(np.isfinite(after) & np.isfinite(before))
+        if not len(finite):
+            return found
+        distinct, which = np.unique(elements[finite], return_inverse=True)
+        inputs = np.stack([self._input(element) for element in distinct.tolist()])
+        old = before[finite].astype(np.float64)
+        faults = _Faults(which, old, after[finite].astype(np.float64) - old, int(self.channel_of(elements[:1])[0]))
+        some = max(_FEWEST, _BLOCK // max(1, inputs[0, 0].size))
+        with np.errstate(all="ignore"):
+            if inputs[0, 0].size == 1:
+                found[finite] = self._by_range(faults, inputs)
+                return found
+            for first in range(0, samples, some):
+                part = slice(first, first + some)
+                mine = WeightProofs(with_slice(self.path, part), self.bias, self.transposed)
+                found[finite, part] = mine._proved(faults, inputs[:, part])
+        return found
+
+    def _by_range(self, faults: _Faults, inputs: Floats) -> Classes:
+        """Prove faults that add one number to one golden sum: those within a range of the golden class, then pairs.
+
+        The range of each sample is found by bisection; where the class is certain for all of it, it is for each number.
+        """
+        if faults.channel not in self._ranges:
+            self._ranges[faults.channel] = self._range(faults.channel, 1.0), self._range(faults.channel, -1.0)
+        up, down = self._ranges[faults.channel]
+        inputs = inputs.reshape(*inputs.shape[:2])
+        found = np.full((len(faults.which), inputs.shape[1]), UNKNOWN, np.int16)
+        for first in range(0, len(found), step := max(1, 2 * _BLOCK // inputs.shape[1])):
+            part = slice(first, first + step)
+            added = faults.change[part, None] * inputs[faults.which[part]]
+            found[part] = np.where((added <= up) & (added >= -down), self.path.top, UNKNOWN)
+        fault, sample = np.nonzero(found == UNKNOWN)
+        self._pairs(
+            fault, sample, faults, inputs.reshape(*inputs.shape, *(1,) * (self.path.first.exact.ndim - 1)), found
+        )
+        return found
+
+    def _range(self, channel: int, sign: float) -> Floats:
+        """Return how much may be added to the sums of a channel with the golden class certain ([samples])."""
+        low, high = np.full(len(self.path.top), _LEAST), np.full(len(self.path.top), _MOST)
+        shape = (1, len(low), *(1,) * (self.path.first.exact.ndim - 1))
+        for _ in range(_STEPS):
+            middle = (low + high) / 2
+            size = np.exp2(middle).reshape(shape)
+            ends = sign * size
+            bounds = self.path.first.entry(np.minimum(ends, 0), np.maximum(ends, 0), size, channel)
+            proved = self.path.classes(bounds)[0] == self.path.top
+            low, high = np.where(proved, middle, low), np.where(proved, high, middle)
+        return np.where(low > _LEAST, np.exp2(low), 0.0)
+
+    def _proved(self, faults: _Faults, inputs: Floats) -> Classes:
+        """Prove faults whose change meets several numbers of each sample."""
+        found = np.full((len(faults.which), inputs.shape[1]), UNKNOWN, np.int16)
+        small = np.abs(faults.change) <= 2 * np.abs(faults.old)
+        for sign in (-1.0, 1.0):
+            rows = np.flatnonzero(small & (np.sign(faults.change) == sign))
+            if len(rows):
+                self._together(rows, faults, inputs, found)
+        if self.cheap:
+            self._each(np.flatnonzero(~small), faults, inputs, found)
+        found[faults.change == 0] = self.path.top
+        return found
+
+    def _together(self, rows: NDArray[np.int64], faults: _Faults, inputs: Floats, found: Classes) -> None:
+        """Prove the changes of one sign of each element together, then what is left of them pair by pair."""
+        which, old, change, channel = faults.which, faults.old, faults.change, faults.channel
+        mine, at = np.unique(which[rows], return_inverse=True)
+        largest, size = np.zeros(len(mine)), np.zeros(len(mine))
+        np.maximum.at(largest, at, np.abs(change[rows]))
+        np.maximum.at(size, at, np.abs(old[rows]))
+        sign = np.sign(change[rows[0]])
+        for first in range(0, len(mine), step := self._step(inputs)):
+            part = slice(first, first + step)
+            x = inputs[mine[part]]
+            ends = _column(sign * largest[part], x) * x
+            low, high = np.minimum(ends, 0), np.maximum(ends, 0)
+            magnitude = _column(2 * size[part] + largest[part], x) * np.abs(x)
+            proved = self.path.classes(self.path.first.entry(low, high, magnitude, channel))
+            here = (at >= first) & (at < first + step)
+            found[rows[here]] = proved[at[here] - first]
+        if self.cheap:
+            fault, sample = np.nonzero(found[rows] == UNKNOWN)
+            self._pairs(rows[fault], sample, faults, inputs, found)
+
+    def _each(self, rows: NDArray[np.int64], faults: _Faults, inputs: Floats, found: Classes) -> None:
+        """Prove each fault on all samples."""
+        for first in range(0, len(rows), step := self._step(inputs)):
+            part = rows[first : first + step]
+            x = inputs[faults.which[part]]
+            added = _column(faults.change[part], x) * x
+            magnitude = _column(faults.size[part], x) * np.abs(x)
+            found[part] = self.path.classes(self.path.first.entry(added, added, magnitude, faults.channel))
+
+    def _pairs(
+        self, fault: NDArray[np.int64], sample: NDArray[np.int64], faults: _Faults, inputs: Floats, found: Classes
+    ) -> None:
+        """Prove single pairs of a fault and a sample."""
+        step = max(1, _BLOCK // inputs[0, 0].size)
+        for first in range(0, len(fault), step):
+            f, s = fault[first : first + step], sample[first : first + step]
+            path = with_samples(self.path, s)
+            x = inputs[faults.which[f], s]
+            added = (_column(faults.change[f], x) * x)[None]
+            magnitude = (_column(faults.size[f], x) * np.abs(x))[None]
+            found[f, s] = path.classes(path.first.entry(added, added, magnitude, faults.channel))[0]
+
+    def _step(self, inputs: Floats) -> int:
+        """Return the number of faults in a block."""
+        return int(max(1, _BLOCK // max(1, inputs[0].size)))
+
+
+@dataclass(frozen=True)
+class _Faults:
+    """Finite changes of elements of one output channel: the element of each by its place among the inputs."""
+
+    which: NDArray[np.int64]
+    old: Floats
+    change: Floats
+    channel: int
+
+    @property
+    def size(self) -> Floats:
+        """No less than the magnitude of the faulty weight and of the stored one together."""
+        return np.asarray(2 * np.abs(self.old) + np.abs(self.change))
+
+
+def _column(values: Floats, like: Floats) -> Floats:
+    return values.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def open_proofs(net: PartitionGraph, tensor: str, golden: Golden, scored: str, top: Classes) -> WeightProofs:
+    """Return the proofs for faults in a stored tensor; UnprovableError if there is no rule for what it reaches."""
+    users = net.users.get(tensor, ())
+    if len(users) != 1 or tensor in net.outputs:
+        raise UnprovableError(f"several operators read {tensor!r}")
+    node = net.proto.graph.node[users[0]]
+    places = [k for k, name in enumerate(node.input) if name == tensor]
+    if node.op_type not in LINEAR or len(places) != 1 or places[0] == 0:
+        raise UnprovableError(f"{tensor!r} is no weight of a linear operator")
+    path = path_from(net, users[0], golden, scored, top)
+    transposed = node.op_type != "Conv" and not attributes(node).get("transB", 0)
+    return WeightProofs(path, places[0] == _BIAS, transposed)
