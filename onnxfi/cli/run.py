@@ -180,7 +180,7 @@ def _run_classes(campaign: Campaign, out: Path | None, *, fresh: bool, as_json: 
 
     def on_progress(tensor: str, done: int, faults: int) -> None:
         nonlocal shown
-        if time.monotonic() - shown >= LINE_S or done == faults:
+        if time.monotonic() - shown >= LINE_S:
             shown = time.monotonic()
             print_note(f"{tensor}: {done:,} of {faults:,} faults")
 

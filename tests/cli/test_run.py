@@ -187,3 +187,27 @@ def test_a_bar_on_a_terminal(tiny: Path) -> None:
     os.close(master)
     assert process.wait() == 0
     assert re.search(rb"of 400  \S+/s  \S+ s left", shown), shown[-2000:]
+
+
+def test_class_outcomes_are_printed_written_and_read_again(run: Run, tiny: Path) -> None:
+    words = (
+        "run",
+        "m.onnx",
+        "--data",
+        "d.npz",
+        "--exhaustive",
+        "--outcomes",
+        "class",
+        "--bits",
+        "30,31",
+        "--include",
+        "=w2",
+    )
+    found = checked(run(*words, "--provider", "cpu", "--json"), "run --outcomes class")
+    assert found["faults"] * found["samples"] == found["pairs"] >= found["ran"]
+    assert [row["bit"] for row in found["by_bit"]] == [30, 31] and found["table"] == "m.classes.npz"
+    again = run(*words, "--provider", "cpu").out
+    assert "class outcomes by layer" in again and "wrote m.classes.npz" in again and "% of" in again
+    for more, why in (("--shard", "1/2"), "one process"), (("--elements", "0"), "whole tensors"):
+        refused = run(*words, *more)
+        assert refused.code == 2 and why in refused.err

@@ -71,6 +71,12 @@ class ClassTable:
         The version, the identity of the campaign, the number of samples, the golden run and the cost.
     tensors : tuple of TensorTable
         The tables of the tensors, in file order.
+
+    Examples
+    --------
+    >>> table = ClassTable({"samples": 10}, (TensorTable.empty("w", "conv", "float32", 4, (30, 31)),))
+    >>> table.faults, table.samples, table.ran
+    (8, 10, 0)
     """
 
     header: Mapping[str, Any]
@@ -148,7 +154,29 @@ def write_class_table(path: str | Path, table: ClassTable) -> Path:
 
 
 def read_class_table(path: str | Path) -> ClassTable:
-    """Read a class table; DataError for a file that is none."""
+    """Read a class table.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    ClassTable
+        The outcomes of all its faults.
+
+    Raises
+    ------
+    DataError
+        For a file that is no class table, or of another version.
+
+    Examples
+    --------
+    >>> table = read_class_table("models/fashion_cnn_faults.npz")
+    >>> table.faults, table.samples, table.ran
+    (3234112, 1000, 87264)
+    """
     arrays = read_npz(Path(path))
     try:
         header = json.loads(arrays["header"].tobytes())

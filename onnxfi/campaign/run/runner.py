@@ -189,8 +189,6 @@ def run(
     ...     [result.outcome for result in run(campaign, folder + "/store.db")]
     ['sdc', 'sdc']
     """
-    if isinstance(campaign.design, Exhaustive) and campaign.design.outcomes == "class":
-        raise SpecError("outcomes class has no store; use onnxfi.class_outcomes, or leave it out", "outcomes")
     file, model, given = _place(campaign, store), open_model(campaign), _limits(timeout_s, worker_memory_bytes)
     cluster = executor if isinstance(executor, Cluster) else None
     own = workers if executor is None else 0
@@ -250,6 +248,8 @@ def _soonest(pending: Iterator[PendingTrial], plan: Plan, most: int, workers: in
 
 def _place(campaign: Campaign, store: str | Path | None) -> Path:
     """Return the path of the results; raise OutputError before anything runs where none can be written."""
+    if isinstance(campaign.design, Exhaustive) and campaign.design.outcomes == "class":
+        raise SpecError("outcomes class has no store; use onnxfi.class_outcomes, or leave it out", "outcomes")
     file = Path(store) if store is not None else default_store(campaign)
     if not file.is_file():
         check_output_files(None, [file])

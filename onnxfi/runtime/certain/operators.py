@@ -166,7 +166,7 @@ class Matrix:
     @property
     def terms(self) -> int:
         """Return the number of products in a sum."""
-        return self.weights.shape[1]
+        return len(self.weights[0])
 
     def __call__(self, values: Floats, channels: NDArray[np.int64] | None = None) -> Floats:
         """Return the sums."""
@@ -202,7 +202,8 @@ class Convolution:
     @property
     def terms(self) -> int:
         """Return the number of products in a sum."""
-        return int(math.prod(self.weights.shape[1:]))
+        terms: int = math.prod(self.weights.shape[1:])
+        return terms
 
     def __call__(self, values: Floats, channels: NDArray[np.int64] | None = None) -> Floats:
         """Return the sums."""
