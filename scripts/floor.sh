@@ -7,13 +7,14 @@ source "$(dirname "$0")/venv.sh"
 lowest=$(mktemp)
 trap 'rm -f "$lowest"' EXIT
 "${PYTHON:-python3}" - > "$lowest" <<'EOF'
+import re
 import tomllib
 
 with open("pyproject.toml", "rb") as stream:
     project = tomllib.load(stream)["project"]
-extras = (project["optional-dependencies"][name] for name in ("images", "report", "detection", "distributed"))
+extras = (project["optional-dependencies"][name] for name in ("cpu", "gpu", "images", "report", "detection", "distributed"))
 for line in sum(extras, start=project["dependencies"]):
-    print(line.replace(">=", "=="))
+    print(re.sub(r"\[.*?\]", "", line).replace(">=", "=="))  # a constraint has no extras
 EOF
 PIP_CONSTRAINT=$lowest venv .venv-floor "[images,report,detection,distributed]"
 [ -e .venv-floor/.tests ] || {

@@ -73,7 +73,7 @@ def campaign_of(source: Path, flags: dict[str, Any]) -> Campaign:
     from onnxfi.campaign.spec.spec_file import load_spec, parse_mix_part
     from onnxfi.cli.terminal import print_note
     from onnxfi.errors import SpecError
-    from onnxfi.runtime.engine.onnx_runtime import both_runtimes_warning
+    from onnxfi.runtime.engine.installed_runtime import both_runtimes_warning
 
     if warning := both_runtimes_warning():
         print_note(warning)

@@ -14,8 +14,6 @@ from onnxfi.cli.options import JSON, GroupedCommand
 
 #: Packages whose versions decide results.
 _PACKAGES = ("numpy", "ml_dtypes", "onnx", "scipy")
-#: Packages of ONNX Runtime, which all write into the same folder.
-_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-silicon")
 #: Extras for those who work on onnxfi, which are not missed.
 _OWN = ("test", "docs")
 
@@ -25,7 +23,7 @@ _OWN = ("test", "docs")
 def command(as_json: bool) -> None:
     """Print the installed versions, the providers on which models run, and the extras that are missing.
 
-    Exit code 1: two packages of ONNX Runtime are installed, of which one has overwritten the other.
+    Exit code 1: no package of ONNX Runtime is installed, or two, of which one has overwritten the other.
     """
     from onnxfi.cli.terminal import print_json, print_line, table
 
@@ -34,7 +32,8 @@ def command(as_json: bool) -> None:
         print_json(found)
     else:
         table("Installation", ("", ""), [(name, value) for name, value in found["versions"].items()])
-        table("Providers", ("Provider", "State"), list(found["providers"].items()))
+        if found["providers"]:
+            table("Providers", ("Provider", "State"), list(found["providers"].items()))
         table(
             "Extras",
             ("Extra", "Missing", "Installed by"),
@@ -48,22 +47,25 @@ def command(as_json: bool) -> None:
 
 def examination() -> dict[str, Any]:
     """Return versions, providers, extras and problems as plain values for JSON."""
-    runtimes = {name: version for name in _RUNTIMES if (version := _version(name))}
-    problems = []
-    if len(runtimes) > 1:
-        names = " ".join(runtimes)
-        problems.append(
-            f"{' and '.join(runtimes)} are both installed and write into one folder, so that either may be broken; "
-            f"pip uninstall -y {names} && pip install {max(runtimes, key=len)}"
-        )
+    from onnxfi.errors import EngineError
+    from onnxfi.runtime.engine.installed_runtime import both_runtimes_warning, installed_runtimes, onnxruntime
+
+    runtimes = {name: _version(name) for name in installed_runtimes()}
+    problems = [] if (warning := both_runtimes_warning()) is None else [warning]
+    try:
+        onnxruntime()
+        providers = _providers()
+    except EngineError as error:
+        problems.append(str(error))
+        providers = {}
     versions = {
         "onnxfi": _version("onnxfi"), "Python": platform.python_version(), "system": platform.platform(),
         **{name: _version(name) for name in _PACKAGES}, **runtimes, "processors": str(os.cpu_count()),
     }  # fmt: skip
     return {
         "versions": {name: value or "not installed" for name, value in versions.items()},
-        "providers": _providers(),
-        "extras": _extras(),
+        "providers": providers,
+        "extras": _extras(tuple(runtimes)),
         "problems": problems,
     }
 
@@ -101,8 +103,8 @@ def _identity_model() -> bytes:
     )
 
 
-def _extras() -> list[dict[str, Any]]:
-    """Return each extra with the packages of it that are missing here."""
+def _extras(runtimes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return each extra with the packages of it that are missing here, beside the runtimes that are installed."""
     try:
         found = metadata.distribution("onnxfi")
     except metadata.PackageNotFoundError:  # run from a folder that is not installed
@@ -111,7 +113,12 @@ def _extras() -> list[dict[str, Any]]:
     rows = []
     for extra in sorted(set(found.metadata.get_all("Provides-Extra") or ()) - set(_OWN)):
         missing = [name for one in needed if _of(one, extra) for name in _missing(one)]
-        rows.append({"extra": extra, "missing": missing, "remedy": f"pip install 'onnxfi[{extra}]'" if missing else ""})
+        if runtimes and extra == "cpu":  # any of them runs models on CPUs, and a second one would overwrite it
+            missing = []
+        remedy = f"pip install 'onnxfi[{extra}]'" if missing else ""
+        if (other := [name for name in runtimes if name != "onnxruntime-gpu"]) and extra == "gpu" and missing:
+            remedy = f"pip uninstall -y {' '.join(other)} && {remedy}"
+        rows.append({"extra": extra, "missing": missing, "remedy": remedy})
     return rows
 
 

@@ -216,7 +216,7 @@ def engine_of(flags: Mapping[str, Any]) -> Engine:
     from onnxfi.campaign.spec.settings import EngineSettings
     from onnxfi.cli.terminal import print_note
     from onnxfi.errors import SpecError
-    from onnxfi.runtime.engine.onnx_runtime import both_runtimes_warning
+    from onnxfi.runtime.engine.installed_runtime import both_runtimes_warning
 
     if warning := both_runtimes_warning():
         print_note(warning)

@@ -248,7 +248,7 @@ def test_labels_beyond_the_classes_are_refused(run: Run, tiny: Path) -> None:
 
 def test_two_runtimes_side_by_side_are_pointed_out(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "onnxfi.runtime.engine.onnx_runtime.both_runtimes_warning", lambda: "both are installed; remove one"
+        "onnxfi.runtime.engine.installed_runtime.both_runtimes_warning", lambda: "both are installed; remove one"
     )
     assert "onnxfi: both are installed; remove one" in run("plan", "m.onnx", *SINGLE).err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from onnxfi.cli import doctor
 from onnxfi.errors import EngineError
+from onnxfi.runtime.engine.installed_runtime import MISSING
 
 Run = Callable[..., Any]
 
@@ -40,10 +42,17 @@ def test_a_missing_package_comes_with_the_line_that_installs_it(monkeypatch: pyt
 
 
 def test_two_runtimes_in_one_folder_are_a_problem(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = metadata.version
-    monkeypatch.setattr(metadata, "version", lambda name: "1.0" if name.startswith("onnxruntime") else real(name))
+    found = ("onnxruntime", "onnxruntime-gpu")
+    monkeypatch.setattr("onnxfi.runtime.engine.installed_runtime.installed_runtimes", lambda: found)
     result = run("doctor")
-    assert result.code == 1 and "are both installed and write into one folder" in result.out
+    assert result.code == 1 and "are installed into one folder and overwrite each other; keep one: pip" in result.out
+
+
+def test_no_runtime_is_a_problem_with_its_remedy(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr("onnxfi.runtime.engine.installed_runtime.installed_runtimes", tuple)
+    result = run("doctor")
+    assert result.code == 1 and result.out.splitlines()[-1] == MISSING
 
 
 def test_a_provider_that_does_not_load_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,3 +61,21 @@ def test_a_provider_that_does_not_load_says_why(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("onnxfi.runtime.engine.onnx_runtime.OrtEngine.prepare", refuse)
     assert set(doctor.examination()["providers"].values()) == {"no driver"}
+
+
+def test_no_second_runtime_is_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name.startswith("onnxruntime-") and name != "onnxruntime-extensions":
+            raise metadata.PackageNotFoundError(name)
+        return "1.0" if name == "onnxruntime" else real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    needs = metadata.requires
+    monkeypatch.setattr(metadata, "requires", lambda name: [] if name == "onnxruntime" else needs(name))
+    monkeypatch.setattr("onnxfi.runtime.engine.installed_runtime.installed_runtimes", lambda: ("onnxruntime",))
+    rows = {row["extra"]: row for row in doctor.examination()["extras"]}
+    assert rows["cpu"]["missing"] == []
+    if rows["gpu"]["missing"]:  # where there are wheels of it
+        assert rows["gpu"]["remedy"] == "pip uninstall -y onnxruntime && pip install 'onnxfi[gpu]'"

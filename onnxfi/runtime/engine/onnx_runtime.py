@@ -39,6 +39,7 @@ from onnxfi.runtime.engine.cuda import (
 )
 from onnxfi.runtime.engine.device_array import DeviceArray
 from onnxfi.runtime.engine.device_errors import ends_process, out_of_memory
+from onnxfi.runtime.engine.installed_runtime import installed_runtimes, onnxruntime
 from onnxfi.runtime.engine.ports import (
     ONNX_NUMBER,
     ORT_TYPES,
@@ -69,9 +70,7 @@ def available_providers() -> tuple[str, ...]:
     >>> available_providers()[-1]
     'cpu'
     """
-    import onnxruntime as ort
-
-    return tuple(short_name(name) for name in ort.get_available_providers())
+    return tuple(short_name(name) for name in onnxruntime().get_available_providers())
 
 
 @dataclass(frozen=True)
@@ -189,8 +188,7 @@ class OrtEngine(Engine):
 
     def for_dry_run(self) -> OrtEngine:
         """Return the same engine on the CPU: a copy of the process cannot use a GPU that the process uses."""
-        import onnxruntime  # noqa: F401 (here, so that the copy need not)
-
+        onnxruntime()  # here, so that the copy need not import it
         return replace(self, provider="cpu", provider_options=())
 
     def _prepare(
@@ -198,8 +196,7 @@ class OrtEngine(Engine):
     ) -> OrtSession:
         if self.provider.lower() == "auto":
             return self._prepare_auto(model, stored, folder)
-        import onnxruntime as ort
-
+        ort = onnxruntime()
         ort.set_default_logger_severity(_FATAL)
         name = self._provider_name(ort)
         options = self._options(ort, name)
@@ -380,8 +377,7 @@ class OrtSession:
         given: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
         """Run with bound buffers: an input that is on the device is taken from there, outputs stay there too."""
-        import onnxruntime as ort
-
+        ort = onnxruntime()
         binding = self._ort.io_binding()
         optional = {port.name for port in self.overridable}
         for name, array in feeds.items():
@@ -457,39 +453,3 @@ def _why_missing(ort: Any, provider: str) -> str:
             if "undefined symbol" not in str(error):  # that is the runtime's own, which it brings itself
                 return one_line(error)
     return "ONNX Runtime left it out without saying why"
-
-
-_RUNTIMES = (
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-directml",
-    "onnxruntime-openvino",
-    "onnxruntime-qnn",
-    "onnxruntime-training",
-)
-
-
-def installed_runtimes() -> tuple[str, ...]:
-    """Return the installed packages that hold an `onnxruntime` module; more than one overwrite each other.
-
-    >>> len(installed_runtimes()) >= 1
-    True
-    """
-    found = []
-    for name in _RUNTIMES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            importlib.metadata.distribution(name)
-            found.append(name)
-    return tuple(found)
-
-
-def both_runtimes_warning() -> str | None:
-    """One line with the remedy where several ONNX Runtime packages share one folder, else None."""
-    found = installed_runtimes()
-    if len(found) < 2:
-        return None
-    keep = "onnxruntime-gpu" if "onnxruntime-gpu" in found else found[0]
-    return (
-        f"{' and '.join(found)} are installed into one folder and overwrite each other; keep one: "
-        f"pip uninstall -y {' '.join(found)} && pip install {keep}"
-    )

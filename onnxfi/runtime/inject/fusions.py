@@ -9,6 +9,7 @@ from typing import Any
 from onnxfi.errors import EngineError
 from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.runtime.data.dry_run import dry_run
+from onnxfi.runtime.engine.installed_runtime import onnxruntime
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
 from onnxfi.runtime.engine.ports import one_line
 
@@ -34,8 +35,8 @@ def fusions_lost(plain: bytes, changed: bytes, custom_ops: Sequence[str] = ()) -
 def fused(model: bytes, custom_ops: Sequence[str] = ()) -> Counter[str]:
     """Return the nodes that the runtime makes by fusing, by operator, in the graph that it optimised."""
     import onnx
-    import onnxruntime as ort
 
+    ort = onnxruntime()
     dry_run(OrtEngine(custom_ops=tuple(custom_ops)), model)
     own = {node.op_type for node in onnx.ModelProto.FromString(model).graph.node}
     with scratch_folder() as folder:

@@ -20,6 +20,7 @@ import numpy as np
 from onnxfi.errors import InputError, ModelError
 from onnxfi.graph.model.graph_index import captured_names
 from onnxfi.runtime.data.sources import Data
+from onnxfi.runtime.engine.installed_runtime import onnxruntime
 from onnxfi.runtime.engine.ports import Array, one_line
 from onnxfi.runtime.quantize.recipe import Recipe
 from onnxfi.runtime.quantize.shared_weights import drop_twins
@@ -47,9 +48,7 @@ class _Quiet(logging.Handler):
 @contextlib.contextmanager
 def captured() -> Iterator[list[str]]:
     """Suppress the output and log of quantisers, and yield their warnings; logging is restored."""
-    import onnxruntime
-
-    onnxruntime.set_default_logger_severity(4)
+    onnxruntime().set_default_logger_severity(4)
     quiet, root = _Quiet(), logging.getLogger()
     handlers, level = root.handlers[:], root.level
     root.handlers[:] = [quiet]
@@ -68,6 +67,7 @@ def load_library(mode: str) -> None:
         "weight-only": "onnxruntime.quantization.matmul_nbits_quantizer",
         "fp16": "onnxruntime.transformers.float16",
     }
+    onnxruntime()  # refuses with a remedy where it is absent
     importlib.import_module(own.get(mode, "onnxruntime.quantization.shape_inference"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import subprocess
 import sys
@@ -375,30 +374,6 @@ def test_cuda_takes_and_gives_every_type(onnx_type: str) -> None:
 
 
 # The installation, and messages
-
-
-@pytest.mark.parametrize(
-    ("present", "warns"),
-    [
-        (("onnxruntime",), None),
-        (("onnxruntime-gpu",), None),
-        (
-            ("onnxruntime", "onnxruntime-gpu"),
-            "onnxruntime and onnxruntime-gpu are installed into one folder and overwrite each other; "
-            "keep one: pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu",
-        ),
-    ],
-)
-def test_two_runtimes_in_one_folder_are_reported(
-    present: tuple[str, ...], warns: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def find(name: str) -> None:
-        if name not in present:
-            raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "distribution", find)
-    assert onnx_runtime.installed_runtimes() == present
-    assert onnx_runtime.both_runtimes_warning() == warns
 
 
 def test_importing_this_floor_loads_neither_the_runtime_nor_pillow() -> None:
