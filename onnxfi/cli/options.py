@@ -62,7 +62,7 @@ _SELECT = (
 _DATA = (
     click.option("--data", metavar="DATA", help="Labelled data: an .npz, a folder of images by class, a .txt or .jsonl of texts, module:function, or 'synthetic'."),
     click.option("--labels", metavar="LABELS", help="Labels of the data: a file (.npz[:NAME], .npy, COCO .json, .txt, .csv), a folder of PNG masks, or the name of their array (default: labels)."),
-    click.option("--preprocess", type=PATH, metavar="YAML", help="Preprocessing of images or texts (default: preprocess.yaml in their folder, text.yaml beside them)."),
+    click.option("--preprocess", type=PATH, metavar="YAML|PRESET", help="Preprocessing of images or texts: a YAML file, for images also timm's config.json, transformers' preprocessor_config.json, or imagenet, timm, inception, clip, caffe (default: preprocess.yaml in their folder, text.yaml beside them)."),
     click.option("--samples", type=click.IntRange(1), metavar="N", help="Use only the first N samples."),
     click.option("--batch", type=click.IntRange(1), metavar="N", default=32, show_default=True, help="Samples in a batch."),
     click.option("--batch-axis", type=click.IntRange(0), metavar="N", default=0, show_default=True, help="Axis of the samples in the inputs."),

@@ -4,144 +4,29 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, closest
+from onnxfi.runtime.data.preprocess import Preprocess, read_preprocess
 from onnxfi.runtime.engine.ports import Array, Port, element_type, fits, one_line, shape_text
 
 if TYPE_CHECKING:
     from PIL import Image
 
-_LARGEST_NUMBER = sys.float_info.max
 #: The formats that are opened; other formats of Pillow run programs (EPS) or are little tested.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 #: Pixels of an image as it lies or resized, and as the model gets it; bytes of a batch.
 _MOST_PIXELS, _MOST_FINAL, _MOST_BYTES = 1 << 26, 1 << 24, 1 << 31
+#: Files of a folder that are no images: how they are read, and the names of the model's classes, a line each.
+_DESCRIPTION, _CLASSES = "preprocess.yaml", "classes.txt"
 _NUMBERED = re.compile(r"(\D*)(\d{1,9})(\D*)", re.ASCII)
-_EXAMPLE = "version: 1 / resize: 256 / crop: 224 / mean: [0.485, 0.456, 0.406] / std: [0.229, 0.224, 0.225]"
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """From an image file to a model's input; docs/how-to/data.md describes the fields, in the order they apply."""
-
-    input: str | None = None
-    classes: tuple[str, ...] = ()
-    color: str = "rgb"
-    resize: int | tuple[int, int] | None = None
-    crop: tuple[int, int] | None = None
-    scale: float | None = None
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    layout: str = "nchw"
-
-    @property
-    def channels(self) -> int:
-        """Colours of a pixel."""
-        return 1 if self.color == "gray" else 3
-
-
-def read_preprocess(path: Path) -> Preprocess:
-    """Read the preprocessing of a YAML file; `DataError` names the file and the key."""
-    from onnxfi.runtime.data.yaml_file import load_yaml
-
-    given = load_yaml(path, "preprocessing", DataError)
-    if not isinstance(given, dict) or (version := given.pop("version", None)) is True or version != 1:
-        raise DataError(f"{str(path)!r} is not a preprocessing of version 1; an example: {_EXAMPLE}")
-    known = [one.name for one in fields(Preprocess)]
-    values = {}
-    for key, value in given.items():
-        if key not in known:
-            name = str(key)[:60]
-            raise DataError(f"{str(path)!r} has the unknown key {name!r}{closest(name, known)}")
-        try:
-            values[key] = _FIELD[key](value)
-        except ValueError as error:
-            raise DataError(f"{str(path)!r}: {key} is {one_line(value, limit=80)!r}; it takes {error}") from error
-    made = Preprocess(**values)
-    for key, numbers in (("mean", made.mean), ("std", made.std)):
-        if len(numbers) not in (0, 1, made.channels):
-            raise DataError(f"{str(path)!r}: {key} has {len(numbers)} numbers for {made.channels} channels")
-    return made
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError("a name")
-    return value
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise ValueError("a list of folder names")
-    return tuple(value)
-
-
-def _one_of(*allowed: str) -> Any:
-    def read(value: object) -> object:
-        if value not in allowed:
-            raise ValueError(" or ".join(allowed))
-        return value
-
-    return read
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1 << 16
-
-
-def _resize(value: Any) -> int | tuple[int, int]:
-    if _is_size(value):
-        return int(value)
-    if isinstance(value, list) and len(value) == 2 and all(map(_is_size, value)):
-        return value[0], value[1]
-    raise ValueError("pixels of the shorter side, or [height, width]")
-
-
-def _crop(value: Any) -> tuple[int, int]:
-    try:
-        size = _resize(value)
-    except ValueError:
-        raise ValueError("pixels of a square, or [height, width]") from None
-    return size if isinstance(size, tuple) else (size, size)
-
-
-def _number(value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _LARGEST_NUMBER:
-        raise ValueError("a number")
-    return float(value)
-
-
-def _numbers(value: object) -> tuple[float, ...]:
-    return tuple(map(_number, value if isinstance(value, list) else [value]))
-
-
-def _positive(value: object) -> tuple[float, ...]:
-    numbers = _numbers(value)
-    if min(numbers, default=0.0) <= 0:
-        raise ValueError("numbers above 0")
-    return numbers
-
-
-_FIELD = {
-    "input": _text,
-    "classes": _texts,
-    "color": _one_of("rgb", "bgr", "gray"),
-    "resize": _resize,
-    "crop": _crop,
-    "scale": _number,
-    "mean": _numbers,
-    "std": _positive,
-    "layout": _one_of("nchw", "nhwc"),
-}
 
 
 @dataclass(frozen=True)
@@ -203,23 +88,38 @@ def open_folder(
     try:
         import PIL  # noqa: F401
     except ImportError as error:
-        raise DataError("reading images needs Pillow: pip install onnxfi[images]") from error
-    path = preprocess or root / "preprocess.yaml"
-    if not path.is_file():
-        raise DataError(f"no preprocessing at {str(path)!r}: write one, or name it; an example: {_EXAMPLE}")
-    how = read_preprocess(path)
+        raise DataError("reading images needs Pillow: pip install 'onnxfi[images]'") from error
+    path = preprocess or root / _DESCRIPTION
+    how = read_preprocess(path, tuple(inputs))
+    if not how.classes and (names := root / _CLASSES).is_file():
+        how = replace(how, classes=_listed_classes(names))
     port = _image_port(inputs, how, path)
     found = _find(root, how)
-    numbers = _class_numbers(root, tuple(found), listed=bool(how.classes))
+    numbers = _class_numbers(root, tuple(found), listed=bool(how.classes) and "" not in found)
     lists = dict(enumerate(found.values()) if numbers is None else zip(numbers, found.values(), strict=True))
     order = sorted((rank, label) for label, files in lists.items() for rank in range(len(files)))
     files = tuple(lists[label][rank] for rank, label in order[:limit])
     if not files:
-        raise DataError(f"no images in {str(root)!r}: it holds one folder per class, with the images in it")
+        raise DataError(f"no images in {str(root)!r}: it holds images, or one folder per class with the images in it")
     _check_sizes(files, how, port, batch_axis)
     labels = None if numbers is None else np.array([label for _, label in order[:limit]], np.int64)
     classes = len(found) if numbers == tuple(range(len(found))) and not all(map(_is_number, found)) else None
     return ImageFolder(root, port, how, files, labels, tuple(found), classes, batch_axis)
+
+
+def _listed_classes(file: Path) -> tuple[str, ...]:
+    """Return the names of the model's classes, a line each."""
+    from onnxfi.runtime.data.yaml_file import read_text
+
+    try:
+        lines = read_text(file, "list of classes", DataError).decode().splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"{str(file)!r} is no text in UTF-8; write the name of a class on each line") from None
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{str(file)!r} names the class {twice[:60]!r} twice; a line for each class, in their order")
+    return names
 
 
 def _is_number(name: str) -> bool:
@@ -312,22 +212,28 @@ def _image_port(inputs: Sequence[Port], how: Preprocess, path: Path) -> Port:
 def _find(root: Path, how: Preprocess) -> dict[str, list[Path]]:
     """Return the image files of each class, in label order."""
     place = root.resolve()
+    held = [path for path in _visible(root) if path.name not in (_DESCRIPTION, _CLASSES)]
+    if held and not any(path.is_dir() for path in held):  # images alone: of no known class
+        return {"": [_image_file(file, root, place) for file in held]}
     found: dict[str, list[Path]] = {name: [] for name in how.classes}
-    for folder in _visible(root):
-        if folder.name == "preprocess.yaml":
-            continue
+    for folder in held:
         if not folder.is_dir():
             raise DataError(f"{str(folder)!r} lies beside the class folders; move it into one, or away")
         if how.classes and folder.name not in found:
             raise DataError(f"folder {str(folder)!r} is none of the classes{closest(folder.name, how.classes)}")
         files = found.setdefault(folder.name, [])
         for file in _visible(folder):
-            if not file.is_file():
-                raise DataError(f"{str(file)!r} is not an image file")
-            if not file.resolve().is_relative_to(place):
-                raise DataError(f"{str(file)!r} links to a place outside {str(root)!r}")
-            files.append(file)
+            files.append(_image_file(file, root, place))
     return found
+
+
+def _image_file(file: Path, root: Path, place: Path) -> Path:
+    """Return a file that lies in the folder itself."""
+    if not file.is_file():
+        raise DataError(f"{str(file)!r} is not an image file")
+    if not file.resolve().is_relative_to(place):
+        raise DataError(f"{str(file)!r} links to a place outside {str(root)!r}")
+    return file
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -403,7 +309,7 @@ def _read(file: Path, how: Preprocess, port: Port) -> Array:
             raise DataError(f"{str(file)!r} is not a readable image: {one_line(error)}") from error
     frame = _frame(file, pixels.size, how)
     if how.resize is not None:
-        pixels = pixels.resize(frame.resized, Image.Resampling.BILINEAR)
+        pixels = pixels.resize(frame.resized, Image.Resampling[how.interpolation.upper()])
     array: Array = np.asarray(pixels.crop(frame.box))
     array = array.reshape(frame.high, frame.wide, how.channels)
     if how.color == "bgr":

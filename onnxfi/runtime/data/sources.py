@@ -66,8 +66,8 @@ def open_data(
     inputs : sequence of Port
         The inputs of the model, as `Session.inputs`.
     preprocess : str or Path, optional
-        YAML file that describes the preprocessing of a folder or of texts; by default `preprocess.yaml` or
-        `events.yaml` in it, or `text.yaml` beside them.
+        YAML file that describes the preprocessing of a folder or of texts, or the name of a preset for images; by default
+        `preprocess.yaml` or `events.yaml` in it, or `text.yaml` beside them.
     limit : int, optional
         Number of samples: the first of the data, or that many synthetic ones.
     seed : int

@@ -201,7 +201,7 @@ def test_links_stay_within_the_folder(photos: Path, tmp_path: Path) -> None:
 
 def test_an_empty_folder(tmp_path: Path) -> None:
     describe(tmp_path)
-    assert refused(tmp_path, IMAGE).startswith(f"no images in '{tmp_path}': it holds one folder per class")
+    assert refused(tmp_path, IMAGE).startswith(f"no images in '{tmp_path}': it holds images, or one folder per class")
 
 
 def test_images_of_different_sizes(photos: Path) -> None:
@@ -249,7 +249,7 @@ def test_images_without_pillow_say_what_to_install(photos: Path, monkeypatch: py
         return found(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    assert refused(photos, IMAGE) == "reading images needs Pillow: pip install onnxfi[images]"
+    assert refused(photos, IMAGE) == "reading images needs Pillow: pip install 'onnxfi[images]'"
 
 
 @pytest.mark.parametrize("format", ["EPS", "PDF", "ICO", "TGA", "PCX"])
@@ -318,6 +318,38 @@ def test_folders_whose_order_is_not_sure_are_listed_first(tmp_path: Path) -> Non
 def test_one_folder_gives_no_classes(tmp_path: Path) -> None:
     found = open_data(folders(tmp_path, "images"), [IMAGE])
     assert found.labels is None and found.description == f"1 unlabelled images in '{tmp_path}'"
+
+
+def test_a_flat_folder_holds_images_of_no_known_class(photos: Path) -> None:
+    with_folders = joined(open_data(photos, [IMAGE]), 3)["image"]
+    for k, file in enumerate(sorted(photos.rglob("*.png"))):
+        file.rename(photos / f"{k}.png")
+    for folder in [path for path in photos.iterdir() if path.is_dir()]:
+        folder.rmdir()
+    found = open_data(photos, [IMAGE])
+    assert found.labels is None and found.classes is None
+    assert found.description == f"3 unlabelled images in '{photos}'"
+    seen = joined(found, 3)["image"]
+    assert sorted(map(bytes, seen)) == sorted(map(bytes, with_folders))
+    listed = photos.parent / "labels.csv"
+    listed.write_text("0.png,2\n1.png,0\n2.png,1\n")
+    assert open_data(photos, [IMAGE], labels=listed).labels.tolist() == [2, 0, 1]
+    (photos / "notes.txt").write_text("no image")
+    assert "notes.txt' is not a readable image" in refused(photos, IMAGE)
+
+
+def test_a_list_of_the_models_classes_gives_folders_their_numbers(photos: Path) -> None:
+    names = sorted(path.name for path in photos.iterdir() if path.is_dir())
+    (photos / "classes.txt").write_text("\n".join(["zebra", *reversed(names), "ape"]) + "\n")
+    found = open_data(photos, [IMAGE])
+    assert found.labels is not None
+    assert sorted(found.labels.tolist()) == [1, 2, 2] and found.classes == 4
+    (photos / "classes.txt").write_text(f"{names[0]}\nzebra\n")
+    assert f"{names[1]}' is none of the classes" in refused(photos, IMAGE)
+    (photos / "classes.txt").write_text("zebra\nzebra\n")
+    assert "names the class 'zebra' twice" in refused(photos, IMAGE)
+    (photos / "classes.txt").write_bytes(b"\xff\xfe")
+    assert "is no text in UTF-8" in refused(photos, IMAGE)
 
 
 def test_images_are_read_batch_by_batch(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
