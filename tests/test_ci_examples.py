@@ -67,7 +67,7 @@ def test_the_github_workflow(checkout: Path) -> None:
     assert set(flow) == {"name", True, "permissions", "jobs"}, "YAML reads `on` as true, as GitHub knows"
     steps = flow["jobs"]["onnxfi"]["steps"]
     run = [step["run"] for step in steps if "run" in step]
-    assert run[0] == "pip install onnxfi"
+    assert run[0] == 'pip install "onnxfi[cpu]"'
     assert all(re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"]) for step in steps if "uses" in step)
     summary = checkout / "summary.md"
     assert shell(run[1:2], checkout) == 0

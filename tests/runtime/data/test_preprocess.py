@@ -125,7 +125,7 @@ def test_the_file_of_transformers(
     ("name", "text", "says"),
     [
         ("p.yaml", "version: 1\npreset: imagnet", "no preset 'imagnet'; closest: 'imagenet'"),
-        ("p.yaml", "version: 1\ncrop_pct: 2", "crop_pct is 2; it takes a number above 0, at most 1"),
+        ("p.yaml", "version: 1\ncrop_pct: 2", "crop_pct is '2'; it takes a number above 0, at most 1"),
         ("p.yaml", "version: 1\ninterpolation: spline", "it takes bilinear or bicubic or lanczos"),
         ("config.json", '{"a": 1}', "says nothing of images; give timm's config.json"),
         ("config.json", '{"input_size": 3}', "input_size 3 and crop_mode 'center' are not known"),
