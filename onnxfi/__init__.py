@@ -21,7 +21,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _NAMES = {
     "attacks.attack": ("Attack", "attack"),
-    "analysis.assess": ("Assessment", "assess"),
+    "analysis.assess": ("Assessment",),
     "analysis.census": ("Census", "census"),
     "analysis.detectors": ("DetectorReport", "detectors"),
     "analysis.environment": ("Environment", "load_environment"),
@@ -31,10 +31,9 @@ _NAMES = {
     "campaign.exhaustive.class_run": ("class_outcomes",),
     "campaign.exhaustive.class_table": ("ClassTable", "read_class_table"),
     "campaign.gate.budget": ("Budget", "Limit", "load_budget"),
-    "campaign.gate.check": ("Checked", "check"),
-    "campaign.report.compare": ("Comparison", "compare"),
+    "campaign.gate.check": ("Checked",),
+    "campaign.report.compare": ("Comparison",),
     "campaign.report.report": ("Report", "report"),
-    "campaign.run.runner": ("plan",),
     "campaign.spec.campaign": ("Campaign",),
     "campaign.spec.pipeline_file": ("load_pipeline",),
     "campaign.spec.spec_file": ("load_spec",),
@@ -42,6 +41,7 @@ _NAMES = {
     "campaign.results.rows": ("Result",),
     "errors": ("OnnxfiError", "InputError"),
     "front": ("run",),
+    "verbs": ("assess", "check", "compare", "plan"),
     "faults.faultlist": ("FaultList",),
     "faults.fault_model": ("FaultModel",),
     "faults.registry": ("fault_models", "parse_fault"),
@@ -148,7 +148,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from onnxfi.analysis.assess import Assessment, assess
+    from onnxfi.analysis.assess import Assessment
     from onnxfi.analysis.census import Census, census
     from onnxfi.analysis.environment import Environment, load_environment
     from onnxfi.analysis.fit import FitBudget, fit
@@ -157,12 +157,11 @@ if TYPE_CHECKING:
     from onnxfi.campaign.exhaustive.class_run import class_outcomes
     from onnxfi.campaign.exhaustive.class_table import ClassTable, read_class_table
     from onnxfi.campaign.gate.budget import Budget, Limit, load_budget
-    from onnxfi.campaign.gate.check import Checked, check
-    from onnxfi.campaign.report.compare import Comparison, compare
+    from onnxfi.campaign.gate.check import Checked
+    from onnxfi.campaign.report.compare import Comparison
     from onnxfi.campaign.report.report import Report, report
     from onnxfi.campaign.results.merge import merge
     from onnxfi.campaign.results.rows import Result
-    from onnxfi.campaign.run.runner import plan
     from onnxfi.campaign.spec.campaign import Campaign
     from onnxfi.campaign.spec.pipeline_file import load_pipeline
     from onnxfi.campaign.spec.spec_file import load_spec
@@ -191,6 +190,7 @@ if TYPE_CHECKING:
     from onnxfi.runtime.quantize.quantize import Quantised, quantize
     from onnxfi.runtime.quantize.recipe import Recipe
     from onnxfi.tasks.evaluation import evaluate, evaluate_pipeline
+    from onnxfi.verbs import assess, check, compare, plan
 
 
 def __getattr__(name: str) -> Any:

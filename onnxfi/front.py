@@ -1,7 +1,8 @@
 """Campaigns in one call, on what a program or a notebook holds: models and samples in memory as well as files.
 
-The functions of the package behind it take values (`Campaign`) and paths alone, since a campaign is resumed, extended
-and shared between processes by what is on disk. What is given in memory is therefore kept beside the store.
+The other verbs on such values are in verbs.py. The functions of the package behind them take values (`Campaign`) and
+paths alone, since a campaign is resumed, extended and shared between processes by what is on disk. What is given in
+memory is therefore kept beside the store.
 """
 
 from __future__ import annotations
@@ -137,11 +138,12 @@ def kept_campaign(model: ModelLike | Campaign, data: Any, store: Path, fields: d
         if given:
             raise SpecError(f"the campaign has its {given[0]} already; give {given[0]} to Campaign, or a model here")
         return model
-    kept = _kept_model(model, store)
-    return Campaign(kept, _kept_data(data, kept, store, fields), **fields)
+    kept = kept_model(model, store)
+    return Campaign(kept, kept_data(data, kept, store, fields.get("samples")), **fields)
 
 
-def _kept_model(model: ModelLike, store: Path) -> str:
+def kept_model(model: ModelLike, store: Path) -> str:
+    """Return the file of a model; one in memory is written beside the store first."""
     from onnxfi.graph.model.loading import stored_form
     from onnxfi.graph.write.output_file import atomic_files
 
@@ -154,7 +156,8 @@ def _kept_model(model: ModelLike, store: Path) -> str:
     return str(file)
 
 
-def _kept_data(data: Any, model: str, store: Path, fields: dict[str, Any]) -> str | None:
+def kept_data(data: Any, model: str, store: Path, samples: int | None = None) -> str | None:
+    """Return the name of data, None for synthetic inputs; samples in memory are written beside the store first."""
     from onnxfi.graph.model.loading import load
     from onnxfi.runtime.data.in_memory import named_arrays
     from onnxfi.runtime.data.npz import write_npz
@@ -162,7 +165,7 @@ def _kept_data(data: Any, model: str, store: Path, fields: dict[str, Any]) -> st
 
     if data is None or isinstance(data, str | Path):
         return None if data is None else str(data)
-    arrays = named_arrays(data, inputs_of(load(model).proto), fields.get("samples"))
+    arrays = named_arrays(data, inputs_of(load(model).proto), samples)
     return str(write_npz(store.with_name(f"{store.name}.data.npz"), arrays))
 
 

@@ -1,4 +1,4 @@
-"""Write the notebooks of examples/spiking/ from the scripts beside them; with --check say whether they are the same.
+"""Write the notebooks of examples/ from the scripts beside them; with --check say whether they are the same.
 
     python scripts/notebooks.py [--check]
 
@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent.parent / "examples" / "spiking"
+FOLDERS = [Path(__file__).resolve().parent.parent / "examples" / name for name in ("notebooks", "spiking")]
 
 
 def cells(script: str) -> list[dict[str, object]]:
@@ -40,7 +40,7 @@ def notebook(script: str) -> str:
 
 def main() -> None:
     stale = []
-    for script in sorted(FOLDER.glob("*.py")):
+    for script in sorted(script for folder in FOLDERS for script in folder.glob("*.py")):
         file, text = script.with_suffix(".ipynb"), notebook(script.read_text(encoding="utf-8"))
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             stale.append(file.name)

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from onnxfi.analysis.environment import Environment, Memory
+from onnxfi.analysis.environment import Environment, Memory, load_environment
 from onnxfi.analysis.residency import resident_shares
 from onnxfi.analysis.vulnerability import Vulnerabilities, Vulnerability, vulnerabilities
 from onnxfi.errors import InputError, SpecError
@@ -180,7 +180,7 @@ def moments(mu: float) -> tuple[float, float]:
 
 def fit(
     stores: str | Path | Sequence[str | Path],
-    environment: Environment,
+    environment: Environment | str | Path,
     *,
     rate: str | None = None,
     confidence: float | None = None,
@@ -191,8 +191,8 @@ def fit(
     ----------
     stores : path or sequence of paths
         Stores of single bit faults in one network: in its weights, in its activations, or one of each.
-    environment : Environment
-        Memories, rates and mission, from `load_environment`.
+    environment : Environment, str or Path
+        Memories, rates and mission; or the file that describes them.
     rate : str, optional
         The rate that says what damage is; by default the headline of the task.
     confidence : float, optional
@@ -223,6 +223,8 @@ def fit(
     (15346, True)
     """
     files = [stores] if isinstance(stores, str | Path) else list(stores)
+    if isinstance(environment, str | Path):
+        environment = load_environment(environment)
     each = None if confidence is None else 1 - (1 - confidence) / len(files)
     measured = tuple(vulnerabilities(file, rate=rate, confidence=each) for file in files)
     if len({one.digest for one in measured}) > 1:

@@ -121,13 +121,13 @@ def command(model: Path, as_json: bool, **flags: Any) -> None:
             if flags["save_faults"]:
                 check_output_files(opened, [flags["save_faults"]], copy=False)
             evaluated = options.evaluator(model, opened, flags)
-            with progress("golden") as on_progress:
+            with progress("golden run") as on_progress:
                 golden = evaluated(None, None, on_progress)
         with progress("writing") as on_progress:
             done = inject(opened, drawn, out, save_faults=flags["save_faults"], progress=on_progress)
         if golden is not None:
             try:
-                with progress("faulty") as on_progress:
+                with progress("faulty run") as on_progress:
                     faulty = evaluated(out, golden, on_progress)
             except EngineError as error:  # a result, not bad input: faults may leave a model that does not run
                 failed = str(error)

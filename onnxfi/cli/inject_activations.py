@@ -37,7 +37,7 @@ def inject_activations(model: Path, flags: dict[str, Any], *, as_json: bool, all
     if flags["data"] is not None:
         engine = options.engine_of(flags)
         dataset = options.data_of(flags, opened, engine)
-        with progress("golden") as on_progress:
+        with progress("golden run") as on_progress:
             golden = evaluate(model, dataset, engine=engine, **options.scoring_of(flags), progress=on_progress)
     rates = {name: None if flags[name] is None else _rate(name, flags[name]) for name in ("ber", "per_sample")}
     batch = 1 if dataset is None else dataset.layout.fixed or min(flags["batch"], dataset.samples)
@@ -61,7 +61,7 @@ def inject_activations(model: Path, flags: dict[str, Any], *, as_json: bool, all
     )
     if golden is not None and dataset is not None:
         try:
-            with progress("faulty") as on_progress:
+            with progress("faulty run") as on_progress:
                 faulty = evaluate(
                     out, dataset, golden=golden, engine=engine, **options.scoring_of(flags), progress=on_progress
                 )

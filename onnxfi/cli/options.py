@@ -64,6 +64,7 @@ _DATA = (
     click.option("--labels", metavar="LABELS", help="Labels of the data: a file (.npz[:NAME], .npy, COCO .json, .txt, .csv), a folder of PNG masks, or the name of their array (default: labels)."),
     click.option("--preprocess", type=PATH, metavar="YAML|PRESET", help="Preprocessing of images or texts: a YAML file, for images also timm's config.json, transformers' preprocessor_config.json, or imagenet, timm, inception, clip, caffe (default: preprocess.yaml in their folder, text.yaml beside them)."),
     click.option("--samples", type=click.IntRange(1), metavar="N", help="Use only the first N samples."),
+    click.option("--dim", multiple=True, metavar="NAME=SIZE", help="Size of an open dimension of made-up inputs, as T=512 (default: 32); INPUT[AXIS]=SIZE where it has no name. Repeatable."),
     click.option("--batch", type=click.IntRange(1), metavar="N", default=32, show_default=True, help="Samples in a batch."),
     click.option("--batch-axis", type=click.IntRange(0), metavar="N", default=0, show_default=True, help="Axis of the samples in the inputs."),
     click.option("--output", metavar="NAME", help="Output to score (default: the only 2-D float output)."),
@@ -82,7 +83,18 @@ _ENGINE = (
 )  # fmt: skip
 #: Parameters of the selection, and those that need data.
 SELECTION = ("include", "exclude", "op", "dtype", "role", "bits", "elements")
-_DATA_PARAMETERS = ("labels", "preprocess", "samples", "batch", "batch_axis", "output", "task", "metric", "time_axis")
+_DATA_PARAMETERS = (
+    "labels",
+    "preprocess",
+    "samples",
+    "dim",
+    "batch",
+    "batch_axis",
+    "output",
+    "task",
+    "metric",
+    "time_axis",
+)
 _ENGINE_PARAMETERS = ("engine", "provider", "provider_option", "threads", "optimization", "custom_ops")
 RUN_PARAMETERS = (*_DATA_PARAMETERS, *_ENGINE_PARAMETERS)
 #: Groups of options in `--help`; others are listed last.
@@ -242,7 +254,7 @@ def data_of(flags: Mapping[str, Any], model: Model, engine: Engine) -> Data:
     ports = engine.prepare(model.path or b"").inputs
     return open_samples(
         flags["task"], spec, ports, preprocess=flags["preprocess"], limit=flags["samples"], batch_axis=flags["batch_axis"],
-        labels=flags["labels"],
+        labels=flags["labels"], dim=flags["dim"],
     )  # fmt: skip
 
 
@@ -286,7 +298,7 @@ def pipeline_of(
     from onnxfi.campaign.spec.pipeline_file import load_pipeline
     from onnxfi.runtime.pipeline.open_pipeline import open_pipeline
 
-    refuse_flags(("batch", "batch_axis", "time_axis"), "on a pipeline, which says itself how its stages run")
+    refuse_flags(("dim", "batch", "batch_axis", "time_axis"), "on a pipeline, which says itself how its stages run")
     pipeline = load_pipeline(source)
     opened = open_pipeline(pipeline, engine_of(flags), allow_code=allow_code, allow_links=allow_links)
     spec = None if flags["data"] in (None, "synthetic") else flags["data"]

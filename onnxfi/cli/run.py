@@ -142,7 +142,7 @@ def command(
                 else None
             )
             n_workers = dask.size() if dask is not None else default_workers(campaign) if workers is None else workers
-            with progress("planning") as on_progress:
+            with progress("golden run twice, canary, planning of trials") as on_progress:
                 running = run(
                     campaign, store, workers=n_workers, shard=_shard(shard), fresh=fresh, progress=on_progress, executor=dask,
                     timeout_s=timeout_s, worker_memory_bytes=parse_size(worker_memory),
@@ -335,7 +335,8 @@ def show_progress(running: Running, n_workers: int) -> Iterator[Callable[[Result
 
     columns = (BarColumn(20), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=running.total, completed=running.outcomes.total())
+        begins = f"trials on {n_workers or 1} {'core' if n_workers < 2 else 'cores'}"
+        task = bar.add_task(begins, total=running.total, completed=running.outcomes.total())
 
         def update_bar(result: Result) -> None:
             bar.update(task, advance=1, description=update(result))

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import textwrap
-import time
+import threading
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,8 +19,10 @@ if TYPE_CHECKING:
     from onnxfi.graph.write.faulty_copy import OnProgress
     from onnxfi.tasks.evaluation import Evaluation
 
-#: Texts up to this length are not wrapped.
-_MIN_WRAPPED = 16
+#: Texts up to this length are not cut.
+_MIN_CUT = 16
+#: Seconds before a task is shown.
+_SHOWN_AFTER_S = 0.5
 
 
 def table(
@@ -30,7 +30,8 @@ def table(
 ) -> None:
     """Print a table; a column whose name starts with `>` is right-aligned.
 
-    On a terminal long texts wrap inside their columns, numbers and short texts do not; elsewhere nothing wraps.
+    On a terminal that is too narrow long texts are cut in the middle, numbers and short texts are not; columns that do
+    not fit even so are left out, the last ones first, and a line names them. Elsewhere all is printed.
     """
     numbers = [name.startswith(">") for name in columns]
     texts = [
@@ -38,16 +39,19 @@ def table(
         *([printable(cell) for cell in row] for row in (*rows, footer) if row),
     ]
     longest = [max(map(_width, column)) for column in zip(*texts, strict=True)]
-    widths = _fit_widths(
-        longest, [n if number else min(n, _MIN_WRAPPED) for n, number in zip(longest, numbers, strict=True)]
-    )
-    header, *body = (_wrap_row(row, widths, numbers) for row in texts)
+    fewest = [n if number else min(n, _MIN_CUT) for n, number in zip(longest, numbers, strict=True)]
+    shown = _columns_that_fit(fewest)
+    widths = _fit_widths(longest[:shown], fewest[:shown])
+    header, *body = (_line(row[:shown], widths, numbers[:shown]) for row in texts)
     rule = " " + ("─" if _can_print("─") else "-") * (sum(widths) + 3 * len(widths) - 3)
     if footer:
-        body.insert(-1, [""])
+        body.insert(-1, "")
     print_line(title)
-    lines = [click.style(line, bold=True) for line in header] + [rule] + [line for row in body for line in row]
-    click.echo("\n".join(["", *lines, ""]))
+    click.echo("\n".join(["", click.style(header, bold=True), rule, *body, ""]))
+    if shown < len(columns):
+        needed = sum(fewest) + 3 * len(fewest) - 1
+        left_out = ", ".join(name.lstrip(">") for name in columns[shown:])
+        print_line(f"left out: {left_out}; a terminal of {needed} columns, a pipe or --json shows all")
 
 
 def _width(text: str) -> int:
@@ -66,35 +70,60 @@ def _can_print(character: str) -> bool:
     return True
 
 
-def _fit_widths(longest: list[int], minimum: list[int]) -> list[int]:
-    """Return column widths that fit the terminal: the widest columns shrink first, each down to its minimum."""
-    widths = list(longest)
+def _columns_of_terminal() -> int | None:
+    """Return the width of the terminal; None where output goes elsewhere."""
     if sys.stdout is None or not sys.stdout.isatty():
+        return None
+    return shutil.get_terminal_size().columns
+
+
+def _columns_that_fit(fewest: list[int]) -> int:
+    """Return how many columns, from the first on, fit the terminal at their smallest widths: two at least."""
+    available, shown = _columns_of_terminal(), len(fewest)
+    while available is not None and shown > 2 and sum(fewest[:shown]) + 3 * shown - 1 > available:
+        shown -= 1
+    return shown
+
+
+def _fit_widths(longest: list[int], fewest: list[int]) -> list[int]:
+    """Return column widths that fit the terminal: the widest columns shrink first, each down to its smallest width."""
+    widths, columns = list(longest), _columns_of_terminal()
+    if columns is None:
         return widths
-    available = shutil.get_terminal_size().columns - 3 * len(widths) + 1
-    while sum(widths) > available and (shrinkable := [k for k, width in enumerate(widths) if width > minimum[k]]):
+    available = columns - 3 * len(widths) + 1
+    while sum(widths) > available and (shrinkable := [k for k, width in enumerate(widths) if width > fewest[k]]):
         widths[max(shrinkable, key=widths.__getitem__)] -= 1
     return widths
 
 
-def _wrap_row(row: Sequence[str], widths: Sequence[int], numbers: Sequence[bool]) -> list[str]:
-    """Return the lines of a row, several where a text is longer than its column."""
-    wrapped = [
-        [text]
-        if _width(text) <= width
-        else textwrap.wrap(
-            text, width // (1 + (_width(text) > len(text))), drop_whitespace=False, break_on_hyphens=False
-        )
-        for text, width in zip(row, widths, strict=True)
-    ]
-    lines = []
-    for parts in zip_longest(*wrapped, fillvalue=""):
-        cells = []
-        for part, width, number in zip(parts, widths, numbers, strict=True):
-            space = " " * (width - _width(part))
-            cells.append(space + part if number else part + space)
-        lines.append((" " + "   ".join(cells)).rstrip())
-    return lines
+def _line(row: Sequence[str], widths: Sequence[int], numbers: Sequence[bool]) -> str:
+    """Return a row of a table as a line."""
+    cells = []
+    for text, width, number in zip(row, widths, numbers, strict=True):
+        cut = cut_middle(text, width)
+        space = " " * (width - _width(cut))
+        cells.append(space + cut if number else cut + space)
+    return (" " + "   ".join(cells)).rstrip()
+
+
+def cut_middle(text: str, width: int) -> str:
+    """Return a text of at most `width` terminal columns, without its middle where it is longer.
+
+    >>> cut_middle("encoder.layers.10.query.weight", 16)
+    'encoder…y.weight'
+    """
+    if _width(text) <= width:
+        return text
+    mark = "…" if _can_print("…") else "~"
+    head, tail = "", ""
+    for first, last in zip(text, reversed(text), strict=True):
+        if _width(head + mark + last + tail) > width:
+            break
+        tail = last + tail
+        if _width(head + first + mark + tail) > width:
+            break
+        head += first
+    return head + mark + tail
 
 
 def print_line(text: str) -> None:
@@ -154,29 +183,39 @@ def value_change(row: Mapping[str, Any]) -> str:
 
 @contextmanager
 def progress(title: str) -> Iterator[OnProgress | None]:
-    """Show a progress bar on standard error, if that is a terminal, for a task of more than a second."""
+    """Show on standard error, if that is a terminal, what is done, and how far once that is known.
+
+    A task of less than half a second shows nothing.
+    """
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        SpinnerColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as Bar
 
     bar = Bar(
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True), transient=True,
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn(), BarColumn(20),
+        TaskProgressColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True,
     )  # fmt: skip
-    task, started, shown = bar.add_task(title, total=None), time.monotonic(), False
+    task = bar.add_task(printable(title), total=None)
 
     def update(done: int, total: int) -> None:
-        nonlocal shown
-        if not shown and time.monotonic() - started > 1:
-            bar.start()
-            shown = True
-        if shown:
-            bar.update(task, completed=done, total=total)
+        bar.update(task, completed=done, total=total)
 
+    begin = threading.Timer(_SHOWN_AFTER_S, bar.start)
+    begin.daemon = True
+    begin.start()
     try:
         yield update
     finally:
+        begin.cancel()
+        begin.join()
         bar.stop()

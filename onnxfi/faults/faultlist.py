@@ -39,6 +39,10 @@ def _installed() -> str:
     return version("onnxfi")  # read from a file of the installation, which costs more than a small model's fault
 
 
+#: Trials of a rate that a sweep got later have numbers from a multiple of this on.
+ADDED = 1 << 44
+
+
 @dataclass(frozen=True)
 class Header:
     """Header of a fault list: the model and the draw that it belongs to."""
@@ -53,9 +57,26 @@ class Header:
     #: The model's file as it was given, and the strata of a plan: hints for running the list.
     file: str = ""
     strata: tuple[dict[str, Any], ...] = ()
+    #: How many of the strata, the last ones, are rates that a sweep got later; their trials are numbered apart.
+    added: int = 0
     #: Scope of faults in activations; None for lists of weights alone.
     activations: ActivationSpace | None = None
     tool: str = field(default_factory=_installed)
+
+    def place(self, trial: int) -> tuple[int, int]:
+        """Return the number of a trial within its stratum, from 0, and that of its stratum.
+
+        >>> header = Header("m", strata=({}, {}, {}), added=1)
+        >>> header.place(4), header.place(3 * ADDED + 2)
+        ((1, 1), (1, 2))
+        """
+        block, rest = divmod(trial - 1, ADDED)
+        return (rest, block - 1) if block else divmod(rest, max(1, len(self.strata) - self.added))
+
+    def number(self, j: int, stratum: int) -> int:
+        """Return the number of the j-th trial, from 0, of a stratum; the inverse of `place`."""
+        first = len(self.strata) - self.added
+        return 1 + (j * first + stratum if stratum < first else (stratum + 1) * ADDED + j)
 
     @property
     def of_single_faults(self) -> bool:
@@ -73,7 +94,11 @@ class Header:
             "format": FORMAT, "version": VERSION, "tool": self.tool, "model": self.model, "faulty": self.faulty,
             "selector": chosen, "sampler": sampler, "fault": self.fault, "seed": self.sampler.seed,
             "population": self.population, "unit": self.unit,
-        } | {key: value for key, value in (("file", self.file), ("strata", list(self.strata))) if value}  # fmt: skip
+        } | {
+            key: value
+            for key, value in (("file", self.file), ("strata", list(self.strata)), ("added", self.added))
+            if value
+        }  # fmt: skip
         if self.activations is not None:
             row["activations"] = self.activations.row()
         return json.dumps(row, allow_nan=False)
@@ -109,11 +134,19 @@ class Header:
                 faulty,
                 str(row.get("file", "")),
                 tuple(_stratum(s) for s in row.get("strata", ())),
+                _added(row),
                 None if row.get("activations") is None else ActivationSpace.parse(row["activations"]),
                 str(row["tool"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError, InputError) as error:
             raise FaultListError(f"{where}: the header is damaged: {_say(error)}") from None
+
+
+def _added(row: dict[str, Any]) -> int:
+    added, strata = int(row.get("added", 0)), len(row.get("strata", ()))
+    if not 0 <= added < max(1, strata):
+        raise ValueError(f"{added} of {strata} strata were added")
+    return added
 
 
 def _stratum(row: Any) -> dict[str, Any]:

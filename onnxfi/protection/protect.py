@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from onnxfi.errors import InputError, ModelError
 from onnxfi.faults.space import Selector
 from onnxfi.graph.dataflow.type_inference import convert_opset
-from onnxfi.graph.model.loading import Model, load, parse
+from onnxfi.graph.model.loading import Model, ModelLike, load, parse
 from onnxfi.graph.passes.bit_arithmetic import opset_of
 from onnxfi.graph.write.model_file import save_model
 from onnxfi.graph.write.output_file import check_output_files, output_files
@@ -20,8 +20,9 @@ from onnxfi.protection.drift import Drift, find_drift
 from onnxfi.protection.protection import Protection, Setting
 from onnxfi.protection.protections import parse_protection
 from onnxfi.runtime.data.dry_run import dry_run
-from onnxfi.runtime.data.sources import Data
+from onnxfi.runtime.data.sources import Data, data_of
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
+from onnxfi.runtime.engine.ports import inputs_of
 from onnxfi.runtime.engine.protocols import Engine
 
 if TYPE_CHECKING:
@@ -74,12 +75,12 @@ class Protected:
 
 
 def protect(
-    model: Model,
-    protections: Sequence[str | Protection],
+    model: ModelLike,
+    protections: str | Protection | Sequence[str | Protection],
     out: str | Path,
     *,
     selector: Selector | None = None,
-    data: Data | None = None,
+    data: Any = None,
     engine: Engine | None = None,
     batch: int = 32,
     opset: int | None = None,
@@ -88,15 +89,15 @@ def protect(
 
     Parameters
     ----------
-    model : Model
+    model : str, Path, bytes, onnx.ModelProto or Model
         The unprotected model.
-    protections : sequence of str or Protection
+    protections : str, Protection, or a sequence of them
         What ``--with`` takes: ``NAME[:key=value,…]``.
     out : str or Path
         The file to write.
     selector : Selector, optional
         The activations, layers or weights to protect (`include`, `exclude`, `op`); each protection has its default.
-    data : Data, optional
+    data : Data, or all that `open_data` takes, optional
         Calibration data, which must not be what the model is scored on.
     engine : Engine, optional
         The engine that runs the model; ONNX Runtime on the CPU by default.
@@ -127,7 +128,9 @@ def protect(
     >>> done.drift.changed, done.tensors["range:clip"][:2]
     (0, ('relu', 'relu_1'))
     """
-    place, chosen = Path(out), _chosen(protections)
+    model, place = load(model), Path(out)
+    chosen = _chosen([protections] if isinstance(protections, str | Protection) else protections)
+    data = data_of(data, inputs_of(model.proto))
     record = read_record(model.proto)
     if record is not None:
         raise InputError(

@@ -182,7 +182,7 @@ def _data(campaign: Campaign, session: Session) -> Data:
     how = campaign.data
     return open_samples(
         campaign.scoring.task, how.data, session.inputs, preprocess=how.preprocess, limit=how.samples,
-        batch_axis=how.batch_axis, labels=how.labels,
+        batch_axis=how.batch_axis, labels=how.labels, dim=how.dim,
     )  # fmt: skip
 
 

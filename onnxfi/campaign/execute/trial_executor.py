@@ -200,7 +200,7 @@ class TrialExecutor:
         memory = coded_memory(self.opened.campaign, self.opened.fault_targets, header)
         number = json.loads(lines[0])["trial"]
         # A list of chosen sites has no rate: check bits are fault-free.
-        rate = header.strata[(number - 1) % len(header.strata)]["ber"] if header.strata else 0.0
+        rate = header.strata[header.place(number)[1]]["ber"] if header.strata else 0.0
         faults, counts = memory.read(self.opened.model, faults, rate, header.sampler.seed, number)
         stopped = counts["detected"] and memory.code.due
         found = detected(golden, "memory-code") if stopped else self.judged(header, golden, faults)

@@ -1,6 +1,7 @@
 """The plan: a campaign's trials as lines of a fault list, with all random numbers drawn before anything runs.
 
-Trial j of stratum s of S has the number 1 + j·S + s, so that a longer campaign has the same trials as a shorter one.
+Trial j of stratum s of S has the number 1 + j·S + s, so that a longer campaign has the same trials as a shorter one;
+of a rate that a sweep got later, a number of a block of its own (`Header.number`).
 """
 
 from __future__ import annotations
@@ -183,7 +184,9 @@ class Plan:
         kind, seed, event = self.header.sampler.kind, self.header.sampler.seed, parse_fault(self.header.fault)
         for j in range(max(stratum.trials for stratum in self.strata)):
             for s, stratum in enumerate(self.strata):
-                trial = 1 + j * len(self.strata) + s
+                if j >= stratum.trials:
+                    continue
+                trial = self.header.number(j, s)
                 how = Sampler(kind, rate=stratum.ber or 0.0, seed=seed)
                 faults = self._mixed(trial) if self._parts else draw_faults(stratum.space, how, event, trial)
                 ordinals = [self.fault_targets.by_id[t.id] for t in faults.targets]
@@ -253,7 +256,7 @@ class Plan:
                     )
             recipe = any("sampler" in json.loads(text) for _, text in rows)
             text = "\n".join(row.strip() for _, row in rows) if recipe else _text(trial, placed, Sampler("sites"), ())
-            yield _planned(trial, (trial - 1) % len(self.strata), placed, text)
+            yield _planned(trial, self.header.place(trial)[1], placed, text)
 
 
 def _text(trial: int, faults: Faults, how: Sampler, ordinals: list[int] | tuple[int, ...]) -> str:
@@ -343,7 +346,8 @@ def _made(campaign: Campaign, fault_targets: FaultTargets) -> Plan:
     header = Header(
         fault_targets.model.digest, str(event), draw.selector, how,
         population=sum(stratum.population for stratum in (strata if single else strata[:1])), unit=event.unit,
-        file=campaign.model, strata=tuple(one.row() for one in strata), activations=fault_targets.activation_space,
+        file=campaign.model, strata=tuple(one.row() for one in strata),
+        added=len(getattr(design, "added", ())), activations=fault_targets.activation_space,
     )  # fmt: skip
     return Plan(campaign, fault_targets, strata, header)
 
@@ -358,7 +362,7 @@ def _replay(campaign: Campaign, faults: str, fault_targets: FaultTargets) -> Pla
     faulty: set[int] = set()
     for trial, drawn in listed.trials(fault_targets.targets, lambda: fault_targets.listed(header)):
         fault_targets.by_step(drawn)  # or it has a step that does not exist
-        counts[(trial - 1) % len(rows)] += 1
+        counts[header.place(trial)[1]] += 1
         faulty.update(np.unique(drawn.sites.target).tolist())
     if not counts:
         raise SpecError(f"{faults} holds no trial; there is nothing to run", "faults")

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from onnxfi.campaign.report.rates import FEWEST, CampaignRates
+from onnxfi.statistics.sample_size import sample_size
 from onnxfi.tasks.task import Task
 
 #: Causes of DUE that protections give; all others come from the runtime or the system.
 PROTECTING = ("alarm", "memory-code")
+#: Half of an interval that says little, and of one that says enough; shares.
+_LITTLE, _ENOUGH = 0.1, 0.05
 
 
 def notes(found: CampaignRates) -> Iterator[str]:
     """Yield the conditions under which the numbers of a report hold, a line each."""
     if found.golden.get("kind") == "counts":
         yield "scores are read as spike counts: score shifts are relative changes of a count (--scores says otherwise)"
+    if note := of_repeats(found):
+        yield note
     if note := of_trials([found.judged], found.task):
         yield note
     if found.look is not None and found.look.method != "simple":
@@ -38,6 +43,21 @@ def protection_notes(found: CampaignRates) -> Iterator[str]:
     if blocks is not None:
         counts = ", ".join(f"{n:,} {status}" for status, n in blocks.items())
         yield f"memory code {found.campaign['memory_code']}: blocks with errors: {counts}"
+
+
+def of_repeats(found: CampaignRates) -> str:
+    """Return how many trials at each rate of a sweep would say something, where those that there are say little."""
+    task = found.task
+    metric = task.accuracy or task.metric(task.headline)
+    known = [(fold.trials, i.half_width) for fold in found.by_rate if (i := fold.rate(metric.name)) is not None]
+    if not metric.share or not known or max(half for _, half in known) <= _LITTLE:
+        return ""
+    trials, widest = max(known, key=lambda row: row[1])
+    needed = sample_size(1 << 62, _ENOUGH, found.confidence)
+    return (
+        f"{trials:,} trials at a rate leave {metric.label} uncertain by up to ±{100 * widest:.0f} points; some "
+        f"{needed:,} leave ±{100 * _ENOUGH:g}: --repeat {needed} runs those that are missing"
+    )
 
 
 def of_trials(judged: Sequence[int], task: Task) -> str:

@@ -32,6 +32,13 @@ _BATCH = 2000
 _WAIT_S = 60.0
 
 
+def _extends(now: Mapping[str, Any], kept: Mapping[str, Any], grows: Sequence[str]) -> bool:
+    """Return whether a campaign is that of a store with more strata behind its own."""
+    same = all(now.get(name) == kept.get(name) for name in {*now, *kept} - {*grows})
+    before = kept.get("strata") or []
+    return bool(grows) and same and len(now["strata"]) > len(before) > 0 and now["strata"][: len(before)] == before
+
+
 def digest_of(identity: Mapping[str, Any]) -> str:
     """Return the digest of a campaign: SHA-256 over all that fixes its answers."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -145,13 +152,16 @@ class Store:
                 f"written; put it back and go on with the same command, or run the campaign again"
             )
 
-    def bind(self, identity: Mapping[str, Any]) -> None:
-        """Take the campaign's identity, or refuse one that is not this store's, naming the fields that differ."""
-        kept = self.get("identity")
-        if kept is None:
+    def bind(self, identity: Mapping[str, Any], grows: Sequence[str] = ()) -> None:
+        """Take the campaign's identity, or refuse one that is not this store's, naming the fields that differ.
+
+        The fields in `grows` are lists, to which a campaign may add: its strata begin with those of the store.
+        """
+        kept, now = self.get("identity"), json.loads(json.dumps(identity))
+        if kept is None or _extends(now, kept, grows):
             self.put(identity=identity, campaign=digest_of(identity))
             return
-        if changes := differences(kept, json.loads(json.dumps(identity)), "{} in the store, now {}"):
+        if changes := differences(kept, now, "{} in the store, now {}"):
             hint = "name another store with -o, or use --fresh"
             raise StoreError(f"{self.path} holds another campaign: {changes}; {hint}")
 

@@ -26,6 +26,7 @@ from onnxfi.campaign.plan.plan import Plan, PlannedTrial, enough, make_plan
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.results.store import Store, set_aside
 from onnxfi.campaign.run.adaptive_rounds import Look, turns
+from onnxfi.campaign.run.sweep_store import SweepOf
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import Exhaustive, Replay
 from onnxfi.campaign.spec.spec_file import print_spec
@@ -134,7 +135,7 @@ def run(
 ) -> Running:
     """Run a campaign; its results are written to a store, and returned one by one.
 
-    An existing store of the same campaign is resumed, or extended if the campaign has more trials.
+    An existing store of the same campaign is resumed, or extended if the campaign has more trials or other rates.
 
     Parameters
     ----------
@@ -190,6 +191,9 @@ def run(
     ['sdc', 'sdc']
     """
     file, model, given = _place(campaign, store), open_model(campaign), _limits(timeout_s, worker_memory_bytes)
+    held = SweepOf.store(file, campaign) if file.is_file() and not fresh else None
+    if held is not None:
+        campaign, strata = held.joined(campaign), held.asked(campaign, strata)
     cluster = executor if isinstance(executor, Cluster) else None
     own = workers if executor is None else 0
     _check_limits(given, watched=bool(cluster or own), owned=cluster is None or cluster.owned)
@@ -200,6 +204,8 @@ def run(
         local = TrialExecutor.open(campaign, kept_bytes, model=model)
         _refuse(campaign, local.opened, shard)
         plan = make_plan(campaign, local.opened.fault_targets)
+        if held is not None:
+            plan = held.with_lengths(plan, strata)
         if cluster is not None:
             cluster.send(local.opened)
         opened = stack.enter_context(_store(file, fresh=fresh))
@@ -298,7 +304,7 @@ def wanted(
     lengths = [stratum.trials for stratum in plan.strata]
 
     def asked(trial: int) -> bool:
-        j, stratum = divmod(trial - 1, len(lengths))
+        j, stratum = plan.header.place(trial)
         mine = (shard is None or trial % shard[1] == shard[0] % shard[1]) and (strata is None or stratum in strata)
         return mine and (plan.listed is not None or plan.campaign.adaptive is not None or j < lengths[stratum])
 
@@ -369,7 +375,7 @@ def _environment(store: Store, opened: OpenCampaign) -> dict[str, str]:
 
 def _prepare(store: Store, opened: OpenCampaign, plan: Plan, progress: OnProgress | None) -> None:
     """Store the campaign and its new trials: all random numbers are drawn before anything runs."""
-    store.bind(identity(opened, plan))
+    store.bind(identity(opened, plan), grows=(plan.campaign.design.key, "added", "strata"))
     store.put(
         header=plan.header.line(),
         spec=print_spec(opened.campaign),

@@ -168,4 +168,6 @@ class Campaign(CheckedFields):
             del kept["stage"]
         if kept.get("outcomes") == "bits":
             del kept["outcomes"]
+        if not kept.get("added", True):
+            del kept["added"]
         return {**kept, "task": task_identity(self.scoring.task), "design": self.design.key}

@@ -88,7 +88,11 @@ def _repeat() -> Any:
 
 @dataclass(frozen=True)
 class BerSweep(CheckedFields):
-    """A sweep: `repeat` trials at each of several bit error rates (`ber`)."""
+    """A sweep: `repeat` trials at each of several bit error rates (`ber`).
+
+    `added` are those of them that its store got after others, in that order: their trials have numbers of their own, so
+    that those of the others stay what they are. `run` sets it where it extends a store.
+    """
 
     key: ClassVar[str] = "ber"
     sampler: ClassVar[str] = "ber"
@@ -97,15 +101,17 @@ class BerSweep(CheckedFields):
     repeat: int = _repeat()
     draw: FaultDraw = field(default_factory=FaultDraw)
     seed: int = _seed()
+    added: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_rates("ber", self.ber)
+        _check_added(self.added, self.ber)
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """The rates of the sweep."""
-        return self.ber
+        """The rates of the sweep, those that were added to it last."""
+        return tuple(rate for rate in self.ber if rate not in self.added) + self.added
 
 
 @dataclass(frozen=True)
@@ -119,10 +125,12 @@ class PerSampleSweep(CheckedFields):
     repeat: int = _repeat()
     draw: FaultDraw = field(default_factory=FaultDraw)
     seed: int = _seed()
+    added: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_rates("per_sample", self.per_sample)
+        _check_added(self.added, self.per_sample)
         if "weights" in self.draw.scope.target or self.draw.scope.persistence != "transient":
             raise SpecError(
                 "per_sample draws faults in activations of one sample each; give target activations or inputs, "
@@ -131,8 +139,8 @@ class PerSampleSweep(CheckedFields):
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """The rates of the sweep."""
-        return self.per_sample
+        """The rates of the sweep, those that were added to it last."""
+        return tuple(rate for rate in self.per_sample if rate not in self.added) + self.added
 
 
 @dataclass(frozen=True)
@@ -287,6 +295,13 @@ _INSTEAD = MappingProxyType({FaultMix: "; its parts say it", Replay: "; its list
 def _not_one(given: str, name: str = "") -> SpecError:
     keys = ", ".join(one.key for one in DESIGNS)
     return SpecError(f"exactly one of {keys} says which trials there are; given: {given}", name)
+
+
+def _check_added(added: tuple[float, ...], rates: tuple[float, ...]) -> None:
+    if len(set(added)) < len(added) or not set(added) <= set(rates) or (added and len(added) == len(rates)):
+        raise SpecError(
+            "added names rates of the sweep that its store got later, each once, and not all of them", "added"
+        )
 
 
 def _check_rates(name: str, rates: tuple[float, ...]) -> None:

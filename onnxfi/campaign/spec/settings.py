@@ -28,7 +28,8 @@ _MOST_AXES = 64
 class DataSettings(CheckedFields):
     """Labelled data (None: synthetic inputs), how images become inputs, and how samples are taken and batched.
 
-    `labels` is a file of labels, or the name of the array that holds them.
+    `labels` is a file of labels, or the name of the array that holds them; `dim` has the sizes of open dimensions of
+    synthetic inputs, each as ``NAME=SIZE``.
     """
 
     data: str | None = dataclasses.field(default=None, metadata=PLACE)
@@ -37,6 +38,7 @@ class DataSettings(CheckedFields):
     samples: int | None = within(None, 1, MOST)
     batch: int = within(32, 1, MOST)
     batch_axis: int = within(0, 0, _MOST_AXES - 1)
+    dim: tuple[str, ...] = dataclasses.field(default=(), metadata=PLACE)  # the digest of the data says it
 
     def __post_init__(self) -> None:
         super().__post_init__()

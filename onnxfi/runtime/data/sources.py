@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import math
 import os
 import re
 import sys
@@ -19,14 +18,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxfi.errors import DataError, closest
 from onnxfi.graph.dataflow.sample_axis import BatchLayout
 from onnxfi.runtime.data.batches import Batch, Data, layout
-from onnxfi.runtime.data.decoder_inputs import completed, follows, is_decoder
+from onnxfi.runtime.data.decoder_inputs import completed
 from onnxfi.runtime.data.events import holds_events, open_events
 from onnxfi.runtime.data.images import open_folder
 from onnxfi.runtime.data.in_memory import named_arrays
@@ -34,13 +31,13 @@ from onnxfi.runtime.data.label_files import LABEL_FILES, Samples, read_labels
 from onnxfi.runtime.data.labels import Labels
 from onnxfi.runtime.data.labels import checked as checked_labels
 from onnxfi.runtime.data.labels import joined as join_labels
-from onnxfi.runtime.data.npz import memory_bytes, read_headers, read_npz
+from onnxfi.runtime.data.npz import read_headers, read_npz
+from onnxfi.runtime.data.synthetic import synthetic
 from onnxfi.runtime.data.texts import holds_texts, read_texts
 from onnxfi.runtime.engine.ports import ONNX_NUMBER, Array, Port, element_type, fits, one_line, shape_text, type_name
 
-__all__ = ["Batch", "Data", "data_of_batches", "open_data", "synthetic"]
+__all__ = ["Batch", "Data", "data_of", "data_of_batches", "open_data", "synthetic"]
 
-_OPEN_DIMENSION = 32  # synthetic size where a model says none: whole strides of an image net, a short text
 _SYNTHETIC_SAMPLES = 8
 
 
@@ -53,6 +50,7 @@ def open_data(
     seed: int = 0,
     batch_axis: int = 0,
     labels: str | Path | None = None,
+    dim: Sequence[str] = (),
 ) -> Data:
     """Open labelled data for a model with these inputs.
 
@@ -66,8 +64,8 @@ def open_data(
     inputs : sequence of Port
         The inputs of the model, as `Session.inputs`.
     preprocess : str or Path, optional
-        YAML file that describes the preprocessing of a folder or of texts, or the name of a preset for images; by default
-        `preprocess.yaml` or `events.yaml` in it, or `text.yaml` beside them.
+        YAML file that describes the preprocessing of a folder or of texts, or the name of a preset of images; by
+        default `preprocess.yaml` or `events.yaml` in it, or `text.yaml` beside them.
     limit : int, optional
         Number of samples: the first of the data, or that many synthetic ones.
     seed : int
@@ -77,6 +75,9 @@ def open_data(
     labels : str or Path, optional
         A file or folder of labels, as `read_labels` takes it, or the name of the array that holds them; by default the
         array "labels".
+    dim : sequence of str
+        Sizes of open dimensions of synthetic inputs, each as ``NAME=SIZE``, or ``INPUT[AXIS]=SIZE`` of one without a
+        name; 32 by default.
 
     Returns
     -------
@@ -104,8 +105,10 @@ def open_data(
             raise DataError(f"input {port.name!r} is a {port.dtype}; only models fed with tensors can be run")
     if limit is not None and limit < 1:
         raise DataError(f"limit is {limit}; it takes 1 or more")
+    if dim and spec is not None:
+        raise DataError(f"dim {dim[0]!r} gives the size of a made-up input; data has its own, so leave one of them out")
     file, name = (None, "labels") if labels is None else _place_of_labels(labels)
-    how = _Reading(ports, batch_axis, limit, "labels" if file else name)
+    how = _Reading(ports, batch_axis, limit, "labels" if file else name, tuple(dim))
     found = _open(spec, how, Path(preprocess) if preprocess else None, seed)
     if labels is None:
         return found
@@ -118,6 +121,15 @@ def open_data(
     read = read_labels(file, Samples(found.samples, limit is not None, found.images), name)
     described = found.description.replace(" unlabelled", " labelled", 1)
     return replace(found, labels=read, classes=None, description=f"{described}, labels of {str(file)!r}")
+
+
+def data_of(given: Any, inputs: Sequence[Port]) -> Data | None:
+    """Return data as it is, or opened for a model with these inputs; None stays None.
+
+    >>> data_of(np.ones((2, 3), np.float32), [Port("x", "float32", ("N", 3))]).samples
+    2
+    """
+    return given if given is None or isinstance(given, Data) else open_data(given, inputs)
 
 
 def _place_of_labels(labels: str | Path) -> tuple[Path | None, str]:
@@ -139,6 +151,7 @@ class _Reading:
     batch_axis: int
     limit: int | None
     labels: str
+    dim: tuple[str, ...] = ()
 
 
 def _open(spec: Any, how: _Reading, preprocess: Path | None, seed: int) -> Data:
@@ -152,7 +165,7 @@ def _open(spec: Any, how: _Reading, preprocess: Path | None, seed: int) -> Data:
     if preprocess is not None:
         raise DataError("preprocessing is for a folder of images, or texts; this data takes none")
     if spec is None:
-        return synthetic(how.ports, how.limit or _SYNTHETIC_SAMPLES, seed, how.batch_axis)
+        return synthetic(how.ports, how.limit or _SYNTHETIC_SAMPLES, seed, how.batch_axis, how.dim)
     if isinstance(spec, Mapping):
         return _from_arrays(spec, how, "the arrays given")
     if path is not None and path.is_file():
@@ -346,51 +359,3 @@ def _fitted(array: Array, port: Port, place: BatchLayout, what: str) -> Array:
     if not fits(array.shape, port, free=free):
         raise DataError(f"{what}: {port.name!r} has shape {shape_text(array.shape)}, the input is {port}")
     return array
-
-
-def synthetic(ports: Sequence[Port], samples: int, seed: int, batch_axis: int = 0) -> Data:
-    """Make inputs from Philox words keyed by seed and input number; more samples extend fewer.
-
-    Floats are uniform in [0, 1), 8-bit integers uniform over their range, other integers and booleans 0 or 1,
-    which every embedding and mask takes. An open dimension has 32; an input of open rank is a scalar.
-
-    >>> data = synthetic([Port("x", "float32", ("N", 2))], samples=2, seed=0)
-    >>> next(data.batches(2)).feeds["x"]
-    array([[0.01154673, 0.2415492 ],
-           [0.11142582, 0.5644146 ]], dtype=float32)
-    """
-    place = layout(ports, batch_axis)
-    arrays: dict[str, Array] = {}
-    decoder = is_decoder(ports)
-    for number, port in enumerate(ports):
-        if decoder and follows(port):
-            continue
-        shape = [dim if isinstance(dim, int) else _OPEN_DIMENSION for dim in port.shape or ()]
-        axis = place.batched.get(port.name)
-        if axis is not None:
-            del shape[axis]
-            shape.insert(0, samples)
-        count = math.prod(shape)
-        if 32 * count > memory_bytes():  # words, numbers, and what lies between them
-            raise DataError(f"input {port} is too large to be made up; give data")
-        words = np.random.Philox(key=np.array([seed, number], np.uint64)).random_raw(count)
-        array = _values(np.asarray(words, np.uint64).reshape(shape), port)
-        arrays[port.name] = array if axis is None else np.moveaxis(array, 0, axis)
-    arrays = completed(arrays, ports)
-    arrays = {port.name: arrays[port.name] for port in ports}
-    many = place.rows(arrays)
-    of = f"{many} synthetic {_noun(many)} of seed {seed}, unlabelled; floats in [0, 1), open dimensions of 32"
-    return Data.of_arrays(arrays, None, place, of, synthetic=True)
-
-
-def _values(words: NDArray[np.uint64], port: Port) -> Array:
-    """Words as values of the port's type."""
-    if port.dtype == "string":
-        raise DataError(f"input {port} takes text, which is not made up; give data")
-    element = element_type(port.dtype)
-    if element.kind in "iub":
-        return (words & np.uint64(255 if port.dtype in ("int8", "uint8") else 1)).astype(element)
-    # As many bits as the type holds, so that none rounds up to 1.
-    bits = int(ml_dtypes.finfo(element).nmant) + 1  # type: ignore[no-untyped-call]
-    values: Array = ((words >> np.uint64(64 - bits)) * 2.0**-bits).astype(element)
-    return values

@@ -24,6 +24,7 @@ from onnxfi.graph.model.byte_source import StoredArray
 from onnxfi.runtime.engine.cooperative_lock import released
 from onnxfi.runtime.engine.cuda import (
     CPU,
+    CUDA,
     ON_CUDA,
     TENSORRT,
     arithmetic,
@@ -227,13 +228,15 @@ class OrtEngine(Engine):
     def _prepare_auto(
         self, model: str | bytes, stored: Mapping[str, Array | StoredArray], folder: Path | None
     ) -> OrtSession:
-        """CUDA, or the CPU with a note that says why not CUDA."""
-        try:
-            return replace(self, provider="cuda")._prepare(model, stored, folder)
-        except (EngineError, DeviceError) as error:
-            reason = str(error)
+        """CUDA, or the CPU with a note that says why not CUDA, where this build has it."""
+        reason = ""
+        if short_name(CUDA) in available_providers():
+            try:
+                return replace(self, provider="cuda")._prepare(model, stored, folder)
+            except (EngineError, DeviceError) as error:
+                reason = f" ({no_cuda() or str(error)})"
         session = replace(self, provider="cpu")._prepare(model, stored, folder)
-        return replace(session, note=f"{session.provider}; {reason}")
+        return replace(session, note=f"{session.provider}{reason}")
 
     def _provider_name(self, ort: Any) -> str:
         """ONNX Runtime's name of the provider asked for, which this build has and which has a device."""

@@ -32,8 +32,8 @@ from onnxfi.graph.passes.fault_inputs import check_iteration, check_location
 from onnxfi.graph.passes.fault_operators import DOMAIN
 from onnxfi.graph.passes.instrument import ActivationFault, Armed, arm, bake, check_value_formats, check_word_formats
 from onnxfi.graph.write.model_file import save_model
-from onnxfi.runtime.data.sources import Data
-from onnxfi.runtime.engine.ports import Array, same_bytes, shape_text
+from onnxfi.runtime.data.sources import Data, data_of
+from onnxfi.runtime.engine.ports import Array, inputs_of, same_bytes, shape_text
 from onnxfi.runtime.inject.shape_query import complete_by_running, loop_iterations, open_session, run_first_samples
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def instrument(
     all: bool = False,
     opset: int | str = "auto",
     body: str = "auto",
-    data: Data | None = None,
+    data: Any = None,
     values: bool = False,
     custom_ops: Sequence[str] = (),
 ) -> Instrumented:
@@ -200,7 +200,7 @@ def instrument(
         The opset to raise the model to; `auto` or `keep`.
     body : str
         Body of the fault operators: `auto`, `native` or `portable`.
-    data : Data, optional
+    data : Data, or all that `open_data` takes, optional
         Samples that show the formats and shapes that the file leaves open; made up without it.
     values : bool
         Faults describe what becomes of a number, not of a word; formats that cannot have such faults are left out.
@@ -228,6 +228,7 @@ def instrument(
     (['relu', 'relu_1', 'relu_2', 'logits'], ('onnxfi.site', 'onnxfi.element'))
     """
     model = load(model)
+    data = data_of(data, inputs_of(model.proto))
     prepared = prepare(model, opset=opset, body=body, data=data, custom_ops=custom_ops)
     if values:
         prepared = replace(prepared, activations=check_value_formats(prepared.activations))

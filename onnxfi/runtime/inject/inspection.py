@@ -11,8 +11,9 @@ from typing import Any
 from onnxfi.faults.models import Flip
 from onnxfi.faults.space import FaultSpace, Selector
 from onnxfi.graph.dataflow.activation_targets import Activation, activations, select_activations
-from onnxfi.graph.model.loading import Model, parse
-from onnxfi.runtime.data.sources import Data
+from onnxfi.graph.model.loading import ModelLike, load, parse
+from onnxfi.runtime.data.sources import data_of
+from onnxfi.runtime.engine.ports import inputs_of
 from onnxfi.runtime.inject.activations import MADE_UP_SHAPES, of_target
 from onnxfi.runtime.inject.neurons import describe_neurons
 from onnxfi.runtime.inject.shape_query import complete_by_running, loop_iterations
@@ -21,13 +22,13 @@ __all__ = ["inspect_activations"]
 
 
 def inspect_activations(
-    model: Model,
+    model: ModelLike,
     selector: Selector | None = None,
     *,
     target: str = "activations",
     all: bool = False,
     neurons: str | Path | None = None,
-    data: Data | None = None,
+    data: Any = None,
     custom_ops: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Describe the activations that faults can be injected into, as plain values.
@@ -37,7 +38,7 @@ def inspect_activations(
 
     Parameters
     ----------
-    model : Model
+    model : str, Path, bytes, onnx.ModelProto or Model
         The model.
     selector : Selector, optional
         The activations; without `include` or `op` the outputs of layers.
@@ -47,7 +48,7 @@ def inspect_activations(
         Take every activation that can have faults, rather than the outputs of layers.
     neurons : str or Path, optional
         Mapping file of spiking layers that no pattern finds.
-    data : Data, optional
+    data : Data, or all that `open_data` takes, optional
         Samples that are run; made up without it.
     custom_ops : sequence of str
         Libraries of custom operators.
@@ -69,7 +70,8 @@ def inspect_activations(
     >>> [(row["outputs_of"][0]["layer"], row["target"], row["elements"]) for row in found["activations"]]
     [('conv1', 'relu', 12544), ('conv2', 'relu_1', 6272), ('fc1', 'relu_2', 64), ('fc2', 'logits', 10)]
     """
-    chosen = selector or Selector()
+    model, chosen = load(model), selector or Selector()
+    data = data_of(data, inputs_of(model.proto))
     stated = activations(model, None if data is None else data.layout)
     rows = complete_by_running(model, parse(model), stated, data, custom_ops)
     made_up = (MADE_UP_SHAPES,) if data is None and rows != stated else ()

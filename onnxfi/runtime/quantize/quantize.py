@@ -33,9 +33,9 @@ from onnxfi.graph.model.loading import Model, ModelLike, load
 from onnxfi.graph.write.output_file import check_output_files, output_files
 from onnxfi.graph.write.scratch_folder import scratch_folder
 from onnxfi.runtime.data.dry_run import dry_run
-from onnxfi.runtime.data.sources import Data
+from onnxfi.runtime.data.sources import Data, data_of
 from onnxfi.runtime.engine.onnx_runtime import OrtEngine
-from onnxfi.runtime.engine.ports import Array, one_line
+from onnxfi.runtime.engine.ports import Array, inputs_of, one_line
 from onnxfi.runtime.quantize import backends
 from onnxfi.runtime.quantize.quantized_outputs import distance_to_float
 from onnxfi.runtime.quantize.recipe import Recipe
@@ -111,18 +111,18 @@ class Quantised:
     notes: tuple[str, ...]
 
 
-def quantize(model: ModelLike, recipe: Recipe, out: str | Path, *, data: Data | None = None) -> Quantised:
+def quantize(model: ModelLike, recipe: Recipe | str, out: str | Path, *, data: Any = None) -> Quantised:
     """Quantise a float32 model and write it to `out`; inputs and outputs keep their names and types.
 
     Parameters
     ----------
     model : str, Path, bytes, onnx.ModelProto or Model
         The float32 model.
-    recipe : Recipe
-        The mode and its settings.
+    recipe : Recipe or str
+        The mode and its settings; a mode alone as text.
     out : str or Path
         The file to write.
-    data : Data, optional
+    data : Data, or all that `open_data` takes, optional
         Data that a static recipe is calibrated on.
 
     Returns
@@ -147,6 +147,8 @@ def quantize(model: ModelLike, recipe: Recipe, out: str | Path, *, data: Data | 
     """
     model = load(model)
     place = Path(out)
+    recipe = Recipe(recipe) if isinstance(recipe, str) else recipe
+    data = data_of(data, inputs_of(model.proto))
     _check(model, recipe, data)
     check_output_files(model, output_files(place, 1))
     dry_run(OrtEngine(provider="cpu"), model.path or model.source.data or b"")

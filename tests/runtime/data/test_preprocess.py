@@ -162,10 +162,10 @@ def test_torchvision_gives_the_same_pixels(noise: Path) -> None:
 )
 def test_timm_gives_the_same_pixels(name: str, size: int, noise: Path, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed")
-    told = timm.data.resolve_data_config(pretrained_cfg=timm.models.get_pretrained_cfg(name).to_dict())
-    told["input_size"] = (3, size, size)
-    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": told}))
+    config = timm.data.resolve_data_config(pretrained_cfg=timm.models.get_pretrained_cfg(name).to_dict())
+    config["input_size"] = (3, size, size)
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": config}))
     with Image.open(noise / "a.png") as image:
-        expected = timm.data.create_transform(**told, is_training=False)(image.convert("RGB")).numpy()
+        expected = timm.data.create_transform(**config, is_training=False)(image.convert("RGB")).numpy()
     found = seen(noise, Port("x", "float32", ("N", 3, size, size)), preprocess=tmp_path / "config.json")
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
