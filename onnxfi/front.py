@@ -13,9 +13,10 @@ import tempfile
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from onnxfi.campaign.spec.campaign import Campaign
     from onnxfi.campaign.workers.dask_cluster import Cluster
     from onnxfi.graph.model.loading import ModelLike
+    from onnxfi.runtime.engine.ports import Port
 
 
 def run(
@@ -139,7 +141,7 @@ def kept_campaign(model: ModelLike | Campaign, data: Any, store: Path, fields: d
             raise SpecError(f"the campaign has its {given[0]} already; give {given[0]} to Campaign, or a model here")
         return model
     kept = kept_model(model, store)
-    return Campaign(kept, kept_data(data, kept, store, fields.get("samples")), **fields)
+    return Campaign(kept, kept_data(data, kept, store, fields), **fields)
 
 
 def kept_model(model: ModelLike, store: Path) -> str:
@@ -156,17 +158,31 @@ def kept_model(model: ModelLike, store: Path) -> str:
     return str(file)
 
 
-def kept_data(data: Any, model: str, store: Path, samples: int | None = None) -> str | None:
-    """Return the name of data, None for synthetic inputs; samples in memory are written beside the store first."""
-    from onnxfi.graph.model.loading import load
+def kept_data(data: Any, model: str, store: Path, fields: Mapping[str, Any] = MappingProxyType({})) -> str | None:
+    """Return the name of data, None for synthetic inputs; samples in memory are written beside the store first.
+
+    `fields` are those of the campaign: how many `samples` are read, and what a pipeline may name.
+    """
     from onnxfi.runtime.data.in_memory import named_arrays
     from onnxfi.runtime.data.npz import write_npz
-    from onnxfi.runtime.engine.ports import inputs_of
 
     if data is None or isinstance(data, str | Path):
         return None if data is None else str(data)
-    arrays = named_arrays(data, inputs_of(load(model).proto), samples)
+    arrays = named_arrays(data, _inputs(model, fields), fields.get("samples"))
     return str(write_npz(store.with_name(f"{store.name}.data.npz"), arrays))
+
+
+def _inputs(model: str, fields: Mapping[str, Any]) -> Sequence[Port]:
+    """Return the inputs of a model, or those of a pipeline that its data gives."""
+    from onnxfi.campaign.spec.pipeline_file import load_pipeline, names_pipeline
+    from onnxfi.graph.model.loading import load
+    from onnxfi.runtime.engine.ports import inputs_of
+    from onnxfi.runtime.pipeline.open_pipeline import open_pipeline
+
+    allowed = {name: bool(fields.get(name)) for name in ("allow_code", "allow_links")}
+    if names_pipeline(model):
+        return open_pipeline(load_pipeline(model), **allowed).data_ports
+    return inputs_of(load(model, allow_links=allowed["allow_links"]).proto)
 
 
 def _reported(store: Path, finished: bool) -> Report:

@@ -89,7 +89,7 @@ def assess(
     if not _named(model) or not (data is None or isinstance(data, str | Path)):
         make_folder(folder)
     file = kept_model(model, folder / "given")
-    samples = kept_data(data, file, folder / "given", fields.get("samples"))
+    samples = kept_data(data, file, folder / "given", fields)
     how: dict[str, Any] = {"time_s": time_s, "environment": environment, "workers": workers, "on_phase": on_phase}
     return assess_files(file, samples, out=folder, **how, **fields)
 
@@ -152,7 +152,7 @@ def check(
         place = folder / "given" if store is None else Path(store)
         file = kept_model(model, place)
         if data is not None:
-            given["data"] = kept_data(data, file, place, fields.get("samples"))
+            given["data"] = kept_data(data, file, place, fields)
         return check_files(file, wanted.with_fields(given), baseline=baseline, store=store, workers=workers)
 
 
@@ -211,7 +211,7 @@ def compare(
     with _folder(stores) as (folder, forget):
         files = [kept_model(model, folder / name) for name, model in named.items()]
         if not isinstance(data, Campaign):
-            samples = kept_data(data, files[0], folder / "given", fields.get("samples")) if files else None
+            samples = kept_data(data, files[0], folder / "given", fields) if files else None
             data = Campaign(model="", data=samples, **fields)
         found = compare_files(files, data, folder, workers=workers, on_start=on_start)
     forget(found)
@@ -275,8 +275,12 @@ def _folder(given: str | Path | None) -> Iterator[tuple[Path, Callable[[Any], No
         yield Path(given), lambda found: None
         return
     scratch = tempfile.mkdtemp(prefix="onnxfi-")
+
+    def forget(found: Any) -> None:
+        weakref.finalize(found, shutil.rmtree, scratch, ignore_errors=True)
+
     try:
-        yield Path(scratch), lambda found: weakref.finalize(found, shutil.rmtree, scratch, ignore_errors=True) and None
+        yield Path(scratch), forget
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise

@@ -14,6 +14,7 @@ import click
 import numpy as np
 import onnx
 import pytest
+from small_pipelines import cascade
 from tiny_campaigns import mlp, samples
 
 import onnxfi
@@ -78,6 +79,17 @@ def test_models_and_samples_in_memory_give_what_files_give(here: Path, arrays: d
     )
     for model, data in zip(models, forms, strict=True):
         assert outcomes(onnxfi.run(model, data, **fields)) == found
+
+
+def test_a_pipeline_takes_samples_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = cascade(tmp_path)
+    with np.load("d.npz") as archive:
+        arrays = dict(archive)
+    how: dict[str, Any] = {"stage": "reader", "ber": 1e-2, "repeat": 2, "provider": "cpu", "allow_code": True}
+    found = [onnxfi.run(file, data, **how) for data in ("d.npz", arrays, (arrays["x"], arrays["labels"]))]
+    seen = [[(row["outcome"], row["top1"]) for row in one.details()] for one in found]
+    assert seen[0] == seen[1] == seen[2] and len(seen[0]) == 2
 
 
 def test_a_store_is_resumed_and_extended_from_memory(here: Path, arrays: dict[str, Any]) -> None:

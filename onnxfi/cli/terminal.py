@@ -109,8 +109,8 @@ def _line(row: Sequence[str], widths: Sequence[int], numbers: Sequence[bool]) ->
 def cut_middle(text: str, width: int) -> str:
     """Return a text of at most `width` terminal columns, without its middle where it is longer.
 
-    >>> cut_middle("encoder.layers.10.query.weight", 16)
-    'encoder…y.weight'
+    >>> cut_middle("fc1.weight", 16), cut_middle("encoder.layers.10.query.weight", 16)[-8:]
+    ('fc1.weight', 'y.weight')
     """
     if _width(text) <= width:
         return text
