@@ -179,10 +179,10 @@ def _inputs(model: str, fields: Mapping[str, Any]) -> Sequence[Port]:
     from onnxfi.runtime.engine.ports import inputs_of
     from onnxfi.runtime.pipeline.open_pipeline import open_pipeline
 
-    allowed = {name: bool(fields.get(name)) for name in ("allow_code", "allow_links")}
+    code, links = (bool(fields.get(name)) for name in ("allow_code", "allow_links"))
     if names_pipeline(model):
-        return open_pipeline(load_pipeline(model), **allowed).data_ports
-    return inputs_of(load(model, allow_links=allowed["allow_links"]).proto)
+        return open_pipeline(load_pipeline(model), allow_code=code, allow_links=links).data_ports
+    return inputs_of(load(model, allow_links=links).proto)
 
 
 def _reported(store: Path, finished: bool) -> Report:

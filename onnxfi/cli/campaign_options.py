@@ -21,6 +21,7 @@ STORE_ARGUMENT = click.argument("store", metavar="STORE", type=PATH)
 
 _TRIALS = (
     click.option("--ber", metavar="RATES", help="Sweep over bit error rates: 1e-6, a list 1e-6,1e-5, or decades 1e-7:1e-3."),
+    click.option("--added", type=float, multiple=True, metavar="RATE", help="Rate of the sweep that its store got later, in that order; run sets it where it extends a store. Repeatable."),
     click.option("--per-sample", metavar="RATES", help="Sweep over activations: with this probability one fault (SEU) in each sample."),
     click.option("--repeat", type=int, default=10, metavar="N", show_default=True, help="Trials at each rate of a sweep, or of a mix."),
     click.option("--single", is_flag=True, help="One fault per trial: --trials of them, or as many as --margin needs."),

@@ -102,6 +102,7 @@ _GROUPS = {
     "Trials": (
         *(
             "ber",
+            "added",
             "per_sample",
             "count",
             "per_tensor",

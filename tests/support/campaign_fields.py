@@ -62,6 +62,8 @@ EXAMPLES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "persistence": ("permanent", ["--persistence", "permanent"], {**SWEEP, "target": ("activations",)}),
     "all": (True, ["--all"], {**SWEEP, "target": ("activations",)}),
     "seed": ((1 << 64) - 1, ["--seed", str((1 << 64) - 1)], SWEEP),
+    "added": ((1e-6,), ["--added", "1e-6"], {"ber": (1e-7, 1e-6)}),
+    "dim": (("T=512",), ["--dim", "T=512"], SWEEP),
     "labels": ("l.json", ["--labels", "l.json"], SWEEP),
     "preprocess": ("p.yaml", ["--preprocess", "p.yaml"], SWEEP),
     "samples": (5, ["--samples", "5"], SWEEP),
