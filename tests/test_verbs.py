@@ -105,3 +105,14 @@ def test_models_and_data_of_every_form(held: Any, verb: str) -> None:
     forms = ("d.npz", arrays, (x, arrays["labels"]), [(x, arrays["labels"])], arrays)
     found = [VERBS[verb](model, data) for model, data in zip(models, forms, strict=True)]
     assert all(one == found[0] for one in found[1:])
+
+
+def test_answers_are_short_where_they_are_shown(held: Any) -> None:
+    proto, arrays = held
+    drawn = onnxfi.sample(proto, count=20)
+    answers = (
+        onnxfi.load(proto), drawn, onnxfi.inject(proto, drawn), onnxfi.census(proto), onnxfi.manifest(proto),
+        onnxfi.diff(proto, onnxfi.inject(proto, drawn).data), onnxfi.evaluate(proto, arrays),
+        onnxfi.run(proto, arrays, single=True, trials=2, **CPU),
+    )  # fmt: skip
+    assert not [text[:60] for answer in answers if len(text := repr(answer)) > 1200]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -115,7 +115,7 @@ class Census:
 
     model: str
     digest: str
-    targets: tuple[CensusRow, ...]
+    targets: tuple[CensusRow, ...] = field(repr=False)
 
     @cached_property
     def whole(self) -> CensusRow:

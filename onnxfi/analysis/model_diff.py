@@ -117,6 +117,14 @@ class ModelDiff:
     operators: Mapping[str, tuple[int, int]]
     compared: int
 
+    def __repr__(self) -> str:
+        """Return the numbers of what differs."""
+        words, alone = sum(one.words for one in self.tensors), len(self.only_first) + len(self.only_second)
+        return (
+            f"<ModelDiff of {self.compared:,} tensors: {len(self.tensors):,} differ in {words:,} words, {alone:,} are in "
+            f"one model alone, structure {'the same' if self.structure else 'another'}>"
+        )
+
     @property
     def same(self) -> bool:
         """True where no stored number differs, and the structure is the same."""

@@ -11,7 +11,18 @@ import click
 
 from onnxfi.cli import options
 from onnxfi.cli.instrument import activation_options
-from onnxfi.cli.options import CODE, JSON, LINKS, PATH, PIPELINE, STAGE, GroupedCommand, run_options, select_options
+from onnxfi.cli.options import (
+    CODE,
+    JSON,
+    LINKS,
+    OUTPUT,
+    PATH,
+    PIPELINE,
+    STAGE,
+    GroupedCommand,
+    run_options,
+    select_options,
+)
 
 if TYPE_CHECKING:
     from onnxfi.graph.model.loading import Model
@@ -69,7 +80,7 @@ _MAX_LISTED = 10_000
 @click.option(
     "-o",
     "--out",
-    type=PATH,
+    type=OUTPUT,
     metavar="OUT",
     help="Faulty model to write (default: MODEL-stem.faulty.onnx in this folder).",
 )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -47,6 +48,46 @@ class _ModelPath(click.Path):
         return file
 
 
+class _OutputFile(click.Path):
+    """The path of an output; of standard output, given as `-`, that of a scratch file which goes there in the end.
+
+    What the command prints goes to standard error then.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(readable=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value != "-" or ctx is None:
+            return super().convert(value, param, ctx)
+        from onnxfi.graph.write.scratch_folder import scratch_folder
+
+        stream = getattr(sys.stdout, "buffer", None)
+        if stream is None or sys.stdout.isatty():
+            self.fail("'-' is standard output, which is a terminal; send it to a file or another program", param, ctx)
+        file = ctx.with_resource(scratch_folder()) / "stdout"
+        ctx.with_resource(_to_stdout(file, stream))
+        return file
+
+
+@contextmanager
+def _to_stdout(file: Path, stream: BinaryIO) -> Iterator[None]:
+    """Let prints go to standard error, and in the end write a file, where it was made, to a stream."""
+    with redirect_stdout(sys.stderr):
+        yield
+    beside = [path.name for path in file.parent.glob(f"{file.name}.*")]
+    if beside:
+        raise click.UsageError(
+            f"the model has external data ({beside[0]}), so it is more than one file; give a name with -o"
+        )
+    if file.exists():
+        with file.open("rb") as made:
+            shutil.copyfileobj(made, stream)
+        stream.flush()
+
+
+#: A single file that is written.
+OUTPUT = _OutputFile()
 MODEL = click.argument("model", metavar="MODEL", type=_ModelPath())
 PIPELINE = click.argument("model", metavar="MODEL|PIPELINE.yaml", type=_ModelPath())
 

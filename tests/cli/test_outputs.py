@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ FILES: dict[str, tuple[Any, ...]] = {
     "check --write-budget": ("check", "m.onnx", "--data", "d.npz", "--workers", 0, "--write-budget", "--budget"),
     "report --html": ("report", "s.db", "--html"),
 }
+#: Models, which go to standard output as well.
+TO_STDOUT = {name for name in FILES if name.split()[0] in ("inject", "instrument", "quantize") and name.endswith(" -o")}
 FOLDERS: dict[str, tuple[Any, ...]] = {
     "report --csv": ("report", "s.db", "--csv"),
     "report of two --csv": ("report", "s.db", "t.db", "--csv"),
@@ -85,7 +89,7 @@ def test_a_file_goes_to_no_pipe_link_folder_or_dash(run: Run, place: Path, kind:
         ("link", "is a device or pipe; give the name of a file"),
         ("folder", "is a directory; give a file name"),
         (".", "is a directory; give a file name"),
-        ("-", "cannot be '-'"),
+        *([] if kind in TO_STDOUT else [("-", "cannot be '-'")]),
         ("none/x", "no folder 'none' to write 'x' into; make it first"),
     ):
         words = [where if word == "OUT" else word for word in FILES[kind]]
@@ -94,6 +98,21 @@ def test_a_file_goes_to_no_pipe_link_folder_or_dash(run: Run, place: Path, kind:
         assert message in done.err and done.err.startswith("onnxfi: error: ") and done.err.count("\n") == 1, done.err
         assert contents(place) == before, "nothing is written"
     assert stat.S_ISFIFO(Path("pipe").lstat().st_mode) and Path("link").is_symlink()
+
+
+@pytest.mark.parametrize("words", [("inject", "m.onnx", "--count", "1"), ("manifest", "m.onnx")])
+def test_a_model_goes_to_standard_output(place: Path, words: tuple[str, ...]) -> None:
+    before = contents(place)
+    line = [sys.executable, "-m", "onnxfi", *words, "-o"]
+    done = subprocess.run([*line, "-"], capture_output=True, stdin=subprocess.DEVNULL, check=True)
+    assert contents(place) == before and b"m.onnx" in done.stderr + done.stdout
+    subprocess.run([*line, "written"], capture_output=True, stdin=subprocess.DEVNULL, check=True)
+    assert done.stdout == Path("written").read_bytes()
+    Path("written").unlink()
+    piped = subprocess.run(
+        [sys.executable, "-m", "onnxfi", "inspect", "-"], input=done.stdout, capture_output=True, check=False
+    )
+    assert (piped.returncode == 0) == (words[0] == "inject")
 
 
 @pytest.mark.parametrize("kind", FOLDERS)

@@ -8,7 +8,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,7 @@ class ByteSource:
     """Bytes to read from: a file, or a model in memory."""
 
     path: Path | None
-    data: bytes | None
+    data: bytes | None = field(repr=False)
     size: int
     stamp: tuple[int, ...] = ()
 

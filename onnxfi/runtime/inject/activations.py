@@ -275,7 +275,7 @@ class ActivationInjection:
     """
 
     proto: onnx.ModelProto = field(repr=False)
-    inserted: tuple[ActivationFault, ...]
+    inserted: tuple[ActivationFault, ...] = field(repr=False)
     faults: Faults = field(repr=False)
     space: FaultSpace = field(repr=False)
     draw: Sampler

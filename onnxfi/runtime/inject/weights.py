@@ -50,8 +50,8 @@ class Sample:
         The number of the trial, from 1.
     """
 
-    faults: Faults
-    header: Header
+    faults: Faults = field(repr=False)
+    header: Header = field(repr=False)
     expected: float
     population_bits: int
     trial: int = 1
