@@ -120,9 +120,10 @@ class ModelDiff:
     def __repr__(self) -> str:
         """Return the numbers of what differs."""
         words, alone = sum(one.words for one in self.tensors), len(self.only_first) + len(self.only_second)
+        structure = "the same" if self.structure else "another"
         return (
-            f"<ModelDiff of {self.compared:,} tensors: {len(self.tensors):,} differ in {words:,} words, {alone:,} are in "
-            f"one model alone, structure {'the same' if self.structure else 'another'}>"
+            f"<ModelDiff of {self.compared:,} tensors: {len(self.tensors):,} differ in {words:,} words, "
+            f"{alone:,} are in one model alone, structure {structure}>"
         )
 
     @property
