@@ -1,6 +1,6 @@
 # Sourced by the other scripts: `venv FOLDER EXTRAS` makes a virtual environment with onnxfi installed editable, and
 # ONNX Runtime: onnxruntime-gpu where there are wheels of it, since it serves CPUs as well, so that tests on a GPU run
-# where there is one; else onnxruntime. RUNTIME=onnxruntime takes the other one, which is a fifteenth of the download.
+# where there is one; else onnxruntime. RUNTIME=onnxruntime takes the other one, which is a tenth of the download.
 # A second call is fast: it installs again only where the Python, pyproject.toml or the extras are others.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
