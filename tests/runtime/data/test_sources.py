@@ -125,7 +125,7 @@ def test_a_model_that_takes_sequences_cannot_be_fed() -> None:
 
 
 def test_nothing_there_says_what_would_be_taken() -> None:
-    says = "; give an .npz archive, a folder of images by class or of event recordings, or module:function"
+    says = "; give an .npz archive, a folder of images by class or of event recordings, a .txt or .jsonl, or module:function"
     assert refused("gone.npz", X) == "no data at 'gone.npz'" + says
     assert refused(Path("module:function"), X) == "no data at 'module:function'" + says
     assert refused("not a.module:function", X) == "no data at 'not a.module:function'" + says
@@ -278,4 +278,4 @@ def test_what_cannot_be_made_up() -> None:
 
 
 def test_the_module_exports_what_callers_need() -> None:
-    assert set(data_module.__all__) == {"Batch", "Data", "data_of_batches", "open_data", "synthetic"}
+    assert set(data_module.__all__) == {"Batch", "Data", "data_of", "data_of_batches", "open_data", "synthetic"}
