@@ -307,7 +307,7 @@ def calibration_of(source: Path, model: Model, flags: Mapping[str, Any], engine:
     from onnxfi.runtime.pipeline.later_stages import FrontRun
 
     if flags["data"] is None:
-        refuse_flags(("preprocess", "samples", "batch_axis"), "without --data")
+        refuse_flags(("preprocess", "samples", "dim", "batch_axis"), "without --data")
     if not names_pipeline(source):
         return None if flags["data"] is None else data_of(flags, model, engine)
     stage = load_pipeline(source).faulty_stage(flags["stage"])
