@@ -77,6 +77,12 @@ def test_the_citation_names_this_version_and_licence() -> None:
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
 
 
+def test_every_folder_of_code_is_in_the_wheel() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    named = set(project["tool"]["setuptools"]["packages"]) - {"onnxfi.converters", "onnxfi.models"}
+    assert named == {".".join(file.parent.relative_to(ROOT).parts) for file in (ROOT / "onnxfi").rglob("*.py")}
+
+
 @pytest.mark.slow
 def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
