@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_sources import refused
 from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxfi.errors import DataError
 from onnxfi.runtime.data.in_memory import named_arrays
+from onnxfi.runtime.data.sources import open_data
 from onnxfi.runtime.engine.ports import Port
 
 X = Port("x", "float32", ("N", 3))
@@ -86,3 +88,44 @@ def test_what_does_not_fit_is_said() -> None:
     ):
         with pytest.raises(DataError, match=message):
             named_arrays(bad, [X])
+
+
+# Inputs that are made up
+
+TEXT = Port("ids", "int64", ("N", "T"))
+TEXT_MASK = Port("mask", "int64", ("N", "T"))
+LOOSE = Port("x", "float32", ("N", None, 3))
+
+
+def shapes(*ports: Port, dim: list[str], **how: Any) -> list[tuple[int, ...]]:
+    (batch,) = open_data(None, ports, dim=dim, **how).batches(8)
+    return [batch.feeds[port.name].shape for port in ports]
+
+
+def test_one_name_sizes_every_input_that_has_it() -> None:
+    assert shapes(TEXT, TEXT_MASK, LOOSE, dim=["T=512", "x[1]=5"]) == [(8, 512), (8, 512), (8, 5, 3)]
+    assert shapes(TEXT, dim=[], limit=2) == [(2, 32)]
+    assert open_data(None, [TEXT], dim=["T=512"]).description.endswith("open dimensions of 32, T 512")
+
+
+def test_another_size_is_other_data() -> None:
+    digests = {open_data(None, [TEXT], dim=[f"T={n}"]).digest for n in (31, 32, 33)}
+    assert len(digests) == 3 and open_data(None, [TEXT]).digest in digests
+
+
+@pytest.mark.parametrize(
+    ("dim", "says"),
+    [
+        ("T", "dim is 'T'; it takes NAME=SIZE, as T=512"),
+        ("T=0", "dim is 'T=0'; it takes"),
+        ("T=1e3", "dim is 'T=1e3'; it takes"),
+        ("t=4", "no open dimension 't' of the inputs; known: 'T'"),
+        ("N=4", "no open dimension 'N' of the inputs"),
+    ],
+)
+def test_what_is_no_dimension_is_named(dim: str, says: str) -> None:
+    assert refused(None, TEXT, dim=[dim]).startswith(says)
+
+
+def test_data_has_its_own_sizes() -> None:
+    assert "leave one of them out" in refused({"ids": np.zeros((2, 3), np.int64)}, TEXT, dim=["T=3"])
