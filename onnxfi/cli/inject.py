@@ -15,11 +15,11 @@ from onnxfi.cli.options import (
     CODE,
     JSON,
     LINKS,
-    OUTPUT,
     PATH,
     PIPELINE,
     STAGE,
     GroupedCommand,
+    OutputFile,
     run_options,
     select_options,
 )
@@ -80,7 +80,7 @@ _MAX_LISTED = 10_000
 @click.option(
     "-o",
     "--out",
-    type=OUTPUT,
+    type=OutputFile(),
     metavar="OUT",
     help="Faulty model to write (default: MODEL-stem.faulty.onnx in this folder).",
 )

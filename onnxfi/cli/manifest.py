@@ -6,13 +6,17 @@ from pathlib import Path
 
 import click
 
-from onnxfi.cli.options import JSON, LINKS, MODEL, OUTPUT, GroupedCommand
+from onnxfi.cli.options import JSON, LINKS, MODEL, GroupedCommand, OutputFile
 
 
 @click.command("manifest", cls=GroupedCommand, short_help="Write a hash for each tensor of MODEL.")
 @MODEL
 @click.option(
-    "-o", "--out", type=OUTPUT, metavar="FILE", help="Manifest to write (default: MODEL.manifest.json in this folder)."
+    "-o",
+    "--out",
+    type=OutputFile(),
+    metavar="FILE",
+    help="Manifest to write (default: MODEL.manifest.json in this folder).",
 )
 @click.option(
     "--workers", type=click.IntRange(1), metavar="N", help="Threads that read and hash (default: one a processor)."

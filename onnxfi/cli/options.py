@@ -48,7 +48,7 @@ class _ModelPath(click.Path):
         return file
 
 
-class _OutputFile(click.Path):
+class OutputFile(click.Path):
     """The path of an output; of standard output, given as `-`, that of a scratch file which goes there in the end.
 
     What the command prints goes to standard error then.
@@ -86,8 +86,6 @@ def _to_stdout(file: Path, stream: BinaryIO) -> Iterator[None]:
         stream.flush()
 
 
-#: A single file that is written.
-OUTPUT = _OutputFile()
 MODEL = click.argument("model", metavar="MODEL", type=_ModelPath())
 PIPELINE = click.argument("model", metavar="MODEL|PIPELINE.yaml", type=_ModelPath())
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxfi.cli import options
-from onnxfi.cli.options import CODE, JSON, LINKS, OUTPUT, PIPELINE, GroupedCommand, run_options
+from onnxfi.cli.options import CODE, JSON, LINKS, PIPELINE, GroupedCommand, OutputFile, run_options
 
 if TYPE_CHECKING:
     from onnxfi.protection.protect import Protected
@@ -47,7 +47,7 @@ _WITHOUT_EFFECT = ("output", "task", "metric", "time_axis")
 @click.option("--stage", metavar="NAME", help="Stage of a pipeline whose model is protected.")
 @click.option("--opset", type=int, metavar="N", help="Raise the model's opset first.")
 @run_options
-@click.option("-o", "--out", type=OUTPUT, required=True, metavar="OUT", help="Model to write.")
+@click.option("-o", "--out", type=OutputFile(), required=True, metavar="OUT", help="Model to write.")
 @LINKS
 @CODE
 @JSON

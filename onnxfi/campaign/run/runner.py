@@ -26,7 +26,7 @@ from onnxfi.campaign.plan.plan import Plan, PlannedTrial, enough, make_plan
 from onnxfi.campaign.results.rows import Result
 from onnxfi.campaign.results.store import Store, set_aside
 from onnxfi.campaign.run.adaptive_rounds import Look, turns
-from onnxfi.campaign.run.sweep_store import SweepOf
+from onnxfi.campaign.run.sweep_store import extended
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.campaign.spec.designs import Exhaustive, Replay
 from onnxfi.campaign.spec.spec_file import print_spec
@@ -191,9 +191,7 @@ def run(
     ['sdc', 'sdc']
     """
     file, model, given = _place(campaign, store), open_model(campaign), _limits(timeout_s, worker_memory_bytes)
-    held = SweepOf.store(file, campaign) if file.is_file() and not fresh else None
-    if held is not None:
-        campaign, strata = held.joined(campaign), held.asked(campaign, strata)
+    campaign, strata, lengths = extended(file, campaign, strata, fresh=fresh)
     cluster = executor if isinstance(executor, Cluster) else None
     own = workers if executor is None else 0
     _check_limits(given, watched=bool(cluster or own), owned=cluster is None or cluster.owned)
@@ -203,9 +201,7 @@ def run(
         early = stack.enter_context(_early(campaign, model, kept_bytes, worker_memory_bytes, shape, spare=spare))
         local = TrialExecutor.open(campaign, kept_bytes, model=model)
         _refuse(campaign, local.opened, shard)
-        plan = make_plan(campaign, local.opened.fault_targets)
-        if held is not None:
-            plan = held.with_lengths(plan, strata)
+        plan = lengths(make_plan(campaign, local.opened.fault_targets))
         if cluster is not None:
             cluster.send(local.opened)
         opened = stack.enter_context(_store(file, fresh=fresh))
@@ -237,8 +233,7 @@ def run(
                 yield from _kept(target, stream)
 
     note, rest = _note(local.opened, golden_run), results()
-    running = Running(plan, file, note, total, outcomes, golden_s, headline, before, rest, early_pool=early)
-    return running
+    return Running(plan, file, note, total, outcomes, golden_s, headline, before, rest, early_pool=early)
 
 
 def _headline(opened: Store, golden: GoldenRun, asked: Callable[[int], bool]) -> tuple[Metric, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,3 +57,14 @@ class SweepOf:
             for k, one in enumerate(plan.strata)
         )
         return replace(plan, strata=strata)
+
+
+def extended(
+    file: Path, campaign: Campaign, strata: Collection[int] | None, *, fresh: bool
+) -> tuple[Campaign, Collection[int] | None, Callable[[Plan], Plan]]:
+    """Return a campaign with the rates of its store, the strata that are asked for, and the lengths as a function."""
+    held = None if fresh or not file.is_file() else SweepOf.store(file, campaign)
+    if held is None:
+        return campaign, strata, lambda plan: plan
+    asked = held.asked(campaign, strata)
+    return held.joined(campaign), asked, lambda plan: held.with_lengths(plan, asked)
