@@ -58,6 +58,7 @@ class OutputFile(click.Path):
         super().__init__(readable=False, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, also of what goes to standard output."""
         if value != "-" or ctx is None:
             return super().convert(value, param, ctx)
         from onnxfi.graph.write.scratch_folder import scratch_folder

@@ -192,8 +192,7 @@ def run(
     """
     file, model, given = _place(campaign, store), open_model(campaign), _limits(timeout_s, worker_memory_bytes)
     campaign, strata, lengths = extended(file, campaign, strata, fresh=fresh)
-    cluster = executor if isinstance(executor, Cluster) else None
-    own = workers if executor is None else 0
+    cluster, own = (executor if isinstance(executor, Cluster) else None), workers if executor is None else 0
     _check_limits(given, watched=bool(cluster or own), owned=cluster is None or cluster.owned)
     with ExitStack() as stack:
         soon = own if (fresh or not file.exists()) and enough(campaign, shard, own) else 0
@@ -233,7 +232,8 @@ def run(
                 yield from _kept(target, stream)
 
     note, rest = _note(local.opened, golden_run), results()
-    return Running(plan, file, note, total, outcomes, golden_s, headline, before, rest, early_pool=early)
+    running = Running(plan, file, note, total, outcomes, golden_s, headline, before, rest, early_pool=early)
+    return running
 
 
 def _headline(opened: Store, golden: GoldenRun, asked: Callable[[int], bool]) -> tuple[Metric, float]:
