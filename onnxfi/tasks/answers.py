@@ -255,7 +255,7 @@ def _weights(values: Floats) -> Floats:
 class AnswerPair:
     """Golden answers beside the faulty ones of the same samples and shape.
 
-    `detects` says that a value that is not finite counts as detected (DUE), where it was not golden's.
+    `detects` says that a value that is not finite counts as detected (DUE), where the golden value is finite.
     """
 
     golden: Answers
@@ -355,7 +355,7 @@ class AnswerPair:
 
     @cached_property
     def silent_five(self) -> Flags:
-        """SDC-5: of those of SDC-1, the samples in whose top-5 golden's top-1 is not any more ([N])."""
+        """SDC-5: of those of SDC-1, the samples whose golden top-1 left the top-5 ([N])."""
         found, which = self.silent_top.copy(), np.flatnonzero(self.silent_top)
         found[which] = ~self.faulty.hold(self.golden.top[which], which)
         return found

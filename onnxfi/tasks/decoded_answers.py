@@ -246,7 +246,7 @@ class DecodedPair(AnswerPair):
 
 
 def _fresh(golden: Array, faulty: Array) -> Flags:
-    """Return the rows with a NaN or an infinity that golden does not have at that place; text has none."""
+    """Return the rows with a NaN or an infinity where the golden row has a number; text has none."""
     if golden.dtype.kind in "iubOUST":
         return np.zeros(len(golden), np.bool_)
     fresh = differing(golden, faulty) & ~np.isfinite(faulty)

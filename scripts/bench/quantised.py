@@ -96,10 +96,10 @@ def main() -> None:
         for row in rows:
             same = "the same bytes" if row["identical"] else "OTHER BYTES"
             print(f"{row['model']}, {row['golden_ms']:.1f} ms a batch of {given.batch}")
-            print(f"  0 faults: {same}, {row['written_ratio']:.3f} times golden's time")
+            print(f"  0 faults: {same}, {row['written_ratio']:.3f} times the golden run's time")
             print(
                 f"  activations armed: {row['armed_kernels']} of {row['kernels']} integer kernels, "
-                f"{row['armed_ratio']:.3f} times golden's time while disarmed"
+                f"{row['armed_ratio']:.3f} times the golden run's time while disarmed"
             )
     raise SystemExit(0 if all(map(met, rows)) else 1)
 

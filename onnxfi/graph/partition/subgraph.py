@@ -1,11 +1,11 @@
 """The graph of a model, and the subgraph that a fault can change.
 
-Only nodes that a faulty tensor reaches can change. A *subgraph* lists them, and its inputs, which are golden for every
-fault. A node with bodies counts as one node, which reads the values that its bodies capture. Two kinds of nodes are
-included although no fault reaches them: constant ones, since operators need constant shapes and axes, and a
-DequantizeLinear before a reached node, since runtimes fuse the two. A model is not cut at 16-bit floats if the
-processor computes in float32: it rounds only where 16 bits are needed, so the whole model rounds less often than its
-parts.
+Only nodes that a faulty tensor reaches can change. A *subgraph* lists them, and its inputs, which have their golden
+values under every fault. A node with bodies counts as one node, which reads the values that its bodies capture. Two
+kinds of nodes are included although no fault reaches them: constant ones, since operators need constant shapes and
+axes, and a DequantizeLinear before a reached node, since runtimes fuse the two. A model is not cut at 16-bit floats
+if the processor computes in float32: it rounds only where 16 bits are needed, so the whole model rounds less often
+than its parts.
 """
 
 from __future__ import annotations

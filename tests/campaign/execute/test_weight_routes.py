@@ -107,4 +107,4 @@ def test_weights_in_blocks_of_four_bits_run_by_routes_as_by_the_whole(tmp_path: 
             if asked.scopes[0].target == ("weights",):
                 assert result.metrics == whole[trial].metrics, result.route
             if result.outcome == "masked":
-                assert result.metrics["top1"] == 1.0, "the labels are golden's answers"
+                assert result.metrics["top1"] == 1.0, "the labels are the golden answers"
