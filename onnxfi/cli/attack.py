@@ -188,7 +188,7 @@ def _conclusion(found: Attack) -> str:
         return f"{level} takes {reached[0]} flip{'s' if reached[0] != 1 else ''}; more attack batches: --seeds"
     median = found.median_to_chance
     middle = f"median {median:g}" if median is not None else "in fewer than half of the searches"
-    return f"{level}:\n  {middle}, {min(reached)} to {max(reached)} flips, in {len(reached)} of {searches} searches"
+    return f"{level}: {middle}, {min(reached)} to {max(reached)} flips, in {len(reached)} of {searches} searches"
 
 
 def _percent(share: float) -> str:
