@@ -89,6 +89,8 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
     expected = {str(p.relative_to(ROOT)) for p in (ROOT / "onnxfi").rglob("*.py")} | {"onnxfi/py.typed"}
     expected |= {f"onnxfi/campaign/report/page.{end}" for end in ("css", "html", "js")}
+    libraries = ROOT / "onnxfi" / "campaign" / "report" / "libraries"
+    expected |= {str(p.relative_to(ROOT)) for p in libraries.iterdir()}
     expected |= {f"onnxfi/{p.relative_to(ROOT)}" for p in (ROOT / "converters").rglob("*.py")}
     shipped = (p for p in (ROOT / "models").rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     expected |= {f"onnxfi/{p.relative_to(ROOT)}" for p in shipped}

@@ -18,8 +18,9 @@ from typing import Any
 from onnxfi.analysis.census import Census, census
 from onnxfi.analysis.environment import Environment
 from onnxfi.analysis.fit import FitBudget, fit
-from onnxfi.analysis.knee import Curve, next_rate, sweep_rates
+from onnxfi.analysis.knee import next_rate, sweep_rates
 from onnxfi.analysis.verdict import Verdict, verdict
+from onnxfi.campaign.report.findings import Curve
 from onnxfi.campaign.report.report import Report, report
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.run.golden_run_cache import cached_golden

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from onnxfi.analysis.assess import Assessment
 from onnxfi.analysis.bit_effects import EFFECT_MEANINGS, EFFECTS
-from onnxfi.analysis.verdict import harm_shares, sure_enough
+from onnxfi.campaign.report.findings import harm_shares, sure_enough
 from onnxfi.campaign.report.html_page import PageHead, PageTable, write_page
 from onnxfi.faults.trials import json_value
 

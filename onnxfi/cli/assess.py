@@ -135,7 +135,8 @@ def _print(found: Assessment) -> None:
 
 
 def _print_worst(found: Assessment) -> None:
-    from onnxfi.campaign.report.html_page import harm_metrics, harmful
+    from onnxfi.campaign.report.html_page import harmful
+    from onnxfi.campaign.report.page_data import harm_metrics
     from onnxfi.cli.terminal import table, value_change
 
     if found.ranking is None:

@@ -68,6 +68,12 @@ if TYPE_CHECKING:
     help="Folder of the stores, to resume and report on them (default: they are removed).",
 )
 @click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write one offline HTML page of all of them side by side, with their differences; needs the extra `report`.",
+)
+@click.option(
     "--figures",
     "figure_folder",
     type=click.Path(path_type=Path),
@@ -82,7 +88,7 @@ if TYPE_CHECKING:
 )
 @JSON
 def command(
-    models: tuple[Path, ...], out: Path | None, figure_folder: Path | None, workers: int | None, as_json: bool,
+    models: tuple[Path, ...], out: Path | None, html: Path | None, figure_folder: Path | None, workers: int | None, as_json: bool,
     **flags: Any,
 ) -> None:  # fmt: skip
     """Compare versions of a network under faults: the same sweep on several, or with --paired the same faults on two.
@@ -95,7 +101,7 @@ def command(
 
     \b
     onnxfi compare cnn.onnx cnn_fp16.onnx cnn_int8.onnx --data images.npz --ber 1e-6:1e-3
-    onnxfi compare cnn.onnx cnn_int8.onnx --data images.npz --ber 1e-6:1e-3 --figures figures
+    onnxfi compare cnn.onnx cnn_int8.onnx --data images.npz --ber 1e-6:1e-3 --figures figures --html both.html
     onnxfi compare cnn.onnx protected.onnx --data images.npz --paired --trials 1000
     """
     from onnxfi.campaign.report.compare import compare
@@ -108,9 +114,16 @@ def command(
         raise click.UsageError("compare needs two models or more; for one use onnxfi run")
     _check_design(models, flags, figures=figure_folder is not None)
     if figure_folder is not None:
-        from onnxfi.campaign.report.figures import needs, write_figures
+        from onnxfi.campaign.report.curves import needs
+        from onnxfi.campaign.report.figures import write_figures
 
         needs("matplotlib")
+    if html is not None:
+        from onnxfi.campaign.gate.ci_report import writer
+        from onnxfi.campaign.report.curves import needs
+
+        needs("jinja2")
+        writer(html, models)
 
     for path in (out, figure_folder):
         if path is not None:
@@ -127,7 +140,9 @@ def command(
         base = _campaign(models[0], flags)
         threads = default_workers(base) if workers is None else workers
         if flags["paired"]:
-            _compare_paired(models, base, folder, threads, flags["allow_calibration_data"], on_start, as_json, out)
+            _compare_paired(
+                models, base, folder, threads, flags["allow_calibration_data"], on_start, as_json, out, html
+            )
             return
         found = compare(
             [str(m) for m in models], base, folder,
@@ -135,6 +150,10 @@ def command(
         )  # fmt: skip
         reports = [version.found for version in found.versions]
         written = [] if figure_folder is None else write_figures(reports, figure_folder)
+        if html is not None:
+            from onnxfi.campaign.report.html_page import write_page
+
+            written.append(write_page(reports, html))
     if as_json:
         values = found.document()
         for row in values["models"] if out is None else ():
@@ -148,15 +167,20 @@ def command(
 
 def _compare_paired(
     models: tuple[Path, ...], base: Campaign, folder: Path, workers: int, allowed: bool,
-    tell: Callable[[Running], None], as_json: bool, out: Path | None,
+    tell: Callable[[Running], None], as_json: bool, out: Path | None, html: Path | None,
 ) -> None:  # fmt: skip
     """Run the same faults on two models, and print the comparison."""
-    from onnxfi.campaign.report.paired import compare_paired
+    from onnxfi.campaign.report.paired import compare_paired, write_paired_page
     from onnxfi.cli.paired import print_paired
+    from onnxfi.cli.terminal import print_line
 
     first, second = map(str, models)
     found = compare_paired(first, second, base, folder, workers=workers, allow_calibration_data=allowed, tell=tell)
+    if html is not None:
+        write_paired_page(found, html)
     print_paired(found, as_json=as_json, kept=out is not None)
+    if html is not None and not as_json:
+        print_line(f"wrote {html}")
 
 
 def _check_design(models: tuple[Path, ...], flags: dict[str, Any], *, figures: bool) -> None:

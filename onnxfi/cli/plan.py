@@ -12,7 +12,7 @@ from onnxfi.cli.options import JSON, PATH, GroupedCommand
 
 if TYPE_CHECKING:
     from onnxfi.campaign.plan.plan import Plan
-    from onnxfi.campaign.report.cost_estimate import Cost
+    from onnxfi.campaign.results.trial_cost import Cost
 
 
 @click.command(
@@ -41,7 +41,7 @@ def command(source: Path, out: Path | None, times: Path | None, print_spec: bool
     onnxfi plan model.onnx --single --trials 1000000 --times small.onnxfi.db
     """
     from onnxfi.campaign.plan.plan import write_plan
-    from onnxfi.campaign.report.cost_estimate import recorded
+    from onnxfi.campaign.results.trial_cost import recorded
     from onnxfi.campaign.run.runner import plan, planned
     from onnxfi.campaign.spec import spec_file
     from onnxfi.cli.run import duration

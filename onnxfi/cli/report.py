@@ -31,9 +31,38 @@ _TOP = 20
     "--html",
     type=PATH,
     metavar="FILE",
-    help="Write one offline HTML page: figures, tables, the most harmful faults, the command that repeats the campaign.",
+    help="Write one offline HTML page: the verdict, the network layer by layer down to one fault, charts, tables, the command that repeats the campaign.",
+)
+@click.option(
+    "--answers",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="With --html: run the N trials that changed most once more, on the model and the data, and show their answers before and after.",
 )
 @click.option("--figures", "figure_folder", type=PATH, metavar="DIR", help="Write the figures as SVG and PNG.")
+@click.option(
+    "--figure-format",
+    "kinds",
+    default="svg,png",
+    show_default=True,
+    metavar="KINDS",
+    help="With --figures: a list of svg, png, pdf and pgf; pgf takes the fonts of a paper, and needs TeX.",
+)
+@click.option(
+    "--spread",
+    type=click.Choice(["interval", "sd", "quantiles", "violin"]),
+    default="interval",
+    show_default=True,
+    help="With --figures: what curves show beside their line: intervals of the means, or the standard deviation, the quantiles or the density of the trials.",
+)
+@click.option(
+    "--latex",
+    "latex_folder",
+    type=PATH,
+    metavar="DIR",
+    help="Write the tables as LaTeX (booktabs): rates.tex or summary.tex, layers.tex, bits.tex.",
+)
 @click.option(
     "--csv",
     "csv_folder",
@@ -85,34 +114,40 @@ _TOP = 20
 )
 @JSON
 def command(
-    stores: tuple[Path, ...], html: Path | None, figure_folder: Path | None, csv_folder: Path | None, csv_by_model: bool,
+    stores: tuple[Path, ...], html: Path | None, answers: int, figure_folder: Path | None, kinds: str, spread: str, latex_folder: Path | None, csv_folder: Path | None, csv_by_model: bool,
     evidence: Path | None, environment: Path | None, detectors: bool, elements: tuple[str, ...], sort: str, top: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Print the rates of a campaign, overall and by bit error rate, layer and bit, each with its interval.
 
-    A campaign that is not finished is reported so far. Several stores are printed side by side. --html and --figures need the extra `report`.
+    A campaign that is not finished is reported so far. Several stores are printed side by side, with --html also their differences. --html and --figures need the extra `report`.
 
     \b
-    onnxfi report net.onnxfi.db --html net.html
-    onnxfi report fp32.db int8.db --figures figures
+    onnxfi report net.onnxfi.db --html net.html --answers 10
+    onnxfi report fp32.db int8.db --html both.html
+    onnxfi report fp32.db int8.db --figures figures --figure-format pdf --spread violin
+    onnxfi report net.onnxfi.db --latex tables
     onnxfi report net.onnxfi.db --detectors
     """
     from onnxfi.campaign.report.report import report
-    from onnxfi.campaign.report.tables import write_csv, write_csv_of_all
+    from onnxfi.campaign.report.tables import write_csv, write_csv_of_all, write_latex
     from onnxfi.cli.terminal import print_json, print_line
     from onnxfi.graph.write.output_file import check_folder
 
     if csv_by_model and csv_folder is None:
         raise click.UsageError("--csv-by-model requires --csv DIR")
+    if figure_folder is None and (kinds != "svg,png" or spread != "interval"):
+        raise click.UsageError("--figure-format and --spread require --figures DIR")
+    if answers and html is None:
+        raise click.UsageError("--answers requires --html FILE")
     if elements and figure_folder is None and html is None:
         raise click.UsageError("--elements requires --figures DIR or --html FILE")
     if environment is not None and evidence is None:
         raise click.UsageError("--environment requires --evidence DIR; onnxfi fit prints FIT alone")
-    for folder in (figure_folder, csv_folder, evidence):
+    for folder in (figure_folder, csv_folder, latex_folder, evidence):
         if folder is not None:
             check_folder(folder)
     if html is not None or figure_folder is not None:
-        _check_figures(html, stores)
+        _check_figures(html, stores, figures=figure_folder is not None or bool(elements))
     if detectors:
         _report_detectors(stores, figure_folder, as_json=as_json)
         return
@@ -124,18 +159,22 @@ def command(
             if len(found) == 1
             else write_csv_of_all(found, csv_folder, by_model=csv_by_model)
         )
+    if latex_folder is not None:
+        for number, one in enumerate(found, 1):
+            written += write_latex(one, latex_folder if len(found) == 1 else latex_folder / str(number))
     if evidence is not None:
         written += _write_evidence(stores, evidence, environment)
     captions = []
     if figure_folder is not None:
         from onnxfi.campaign.report.figures import figures, write_figures
 
-        written += write_figures(found, figure_folder, elements)
+        asked = [kind.strip() for kind in kinds.split(",") if kind.strip()]
+        written += write_figures(found, figure_folder, elements, kinds=asked, spread=spread)
         captions = [figure.caption for figure in figures(found) if figure.draw is None]
     if html is not None:
         from onnxfi.campaign.report.html_page import write_page
 
-        written.append(write_page(found, html, elements))
+        written.append(write_page(found, html, elements, answers=answers))
     if as_json:
         print_json(found[0].document() if len(found) == 1 else {"stores": [one.document() for one in found]})
         return
@@ -191,12 +230,13 @@ def _write_evidence(stores: tuple[Path, ...], folder: Path, environment: Path | 
     return write_evidence(stores[0], folder, None if environment is None else load_environment(environment))
 
 
-def _check_figures(html: Path | None, stores: tuple[Path, ...]) -> None:
+def _check_figures(html: Path | None, stores: tuple[Path, ...], *, figures: bool) -> None:
     """Refuse a page that cannot be written, and missing extras, before anything is read."""
     from onnxfi.campaign.gate.ci_report import writer
-    from onnxfi.campaign.report.figures import needs
+    from onnxfi.campaign.report.curves import needs
 
-    needs("matplotlib")
+    if figures:
+        needs("matplotlib")
     if html is not None:
         needs("jinja2")
         writer(html, stores)
@@ -204,8 +244,8 @@ def _check_figures(html: Path | None, stores: tuple[Path, ...]) -> None:
 
 def _print_side_by_side(found: Sequence[Report]) -> None:
     """Print several reports, a line each."""
-    from onnxfi.campaign.report.tables import comparison_rows
-    from onnxfi.campaign.report.validity_notes import of_trials
+    from onnxfi.campaign.report.tables import comparison_rows, report_labels
+    from onnxfi.campaign.report.validity_notes import of_trials, too_few
     from onnxfi.cli.terminal import number, print_line, table
 
     lines, task = comparison_rows(found), found[0].task
@@ -225,6 +265,9 @@ def _print_side_by_side(found: Sequence[Report]) -> None:
     )  # fmt: skip
     if text := of_trials([one.judged for one in found], task):
         print_line(text)
+    for one, label in zip(found, report_labels(found), strict=True):
+        if text := too_few(one):
+            print_line(f"{label}: {text}")
 
 
 def print_report(found: Report, *, sort: str = "", top: int = _TOP) -> None:

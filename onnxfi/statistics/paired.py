@@ -1,4 +1,4 @@
-"""Paired comparison: two versions of a network under the same faults.
+"""Comparison of two versions of a network: under the same faults, trial by trial, or each under faults of its own.
 
 Each trial is run on both, so that what the draw of faults adds to both cancels in the difference. A yes or no of a
 trial is tested by McNemar's exact test; a bounded number has the interval of the mean of its differences.
@@ -143,3 +143,36 @@ def rate_ratio(events: int, others: int, n: int, confidence: float = 0.99) -> In
     high = one.high / two.low if two.low else math.inf
     estimate = events / others if others else (math.inf if events else math.nan)
     return Interval(low, high, estimate, "ratio of clopper-pearson", confidence)
+
+
+def difference_interval(first: Interval, second: Interval) -> Interval:
+    """Return the interval of second minus first, of two rates that were measured apart.
+
+    Parameters
+    ----------
+    first, second : Interval
+        The intervals of both, at the same confidence.
+
+    Returns
+    -------
+    Interval
+        d - sqrt((p2 - l2)² + (u1 - p1)²) to d + sqrt((u2 - p2)² + (p1 - l1)²), with d = p2 - p1: the recovery of the
+        variance of each side from its own interval. With trials on the same faults, whose results go together, it is
+        wider than need be; `paired` is for those.
+
+    References
+    ----------
+    .. [1] R. G. Newcombe, Statistics in Medicine 17, 1998, method 10; G. Y. Zou and A. Donner, Statistics in Medicine
+       27, 2008, for intervals of any kind.
+
+    Examples
+    --------
+    >>> from onnxfi.statistics.intervals import wilson
+    >>> found = difference_interval(wilson(48, 80, 0.95), wilson(56, 70, 0.95))
+    >>> round(found.low, 4), round(found.estimate, 4), round(found.high, 4)
+    (0.0524, 0.2, 0.3339)
+    """
+    apart = second.estimate - first.estimate
+    below = math.hypot(second.estimate - second.low, first.high - first.estimate)
+    above = math.hypot(second.high - second.estimate, first.estimate - first.low)
+    return Interval(apart - below, apart + above, apart, "newcombe", min(first.confidence, second.confidence))

@@ -10,8 +10,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from onnxfi.errors import closest
-from onnxfi.statistics.intervals import alpha_and_quantile, require, require_count, require_population, require_share
+from onnxfi.statistics.intervals import (
+    Stratum,
+    alpha_and_quantile,
+    require,
+    require_count,
+    require_population,
+    require_share,
+    stratified_interval,
+)
 
+#: Where counting what is needed ends.
+_MOST_NEEDED = 10**9
 #: Units in which the margin of a sample size holds.
 Per = Literal["network", "layer", "layer-bit", "data-aware"]
 
@@ -58,6 +68,37 @@ def margin_of_error(n: int, population: int, confidence: float = 0.99, p: float 
     require_population(require_count("n", n, 1), population)
     require_share("p", p, "use 0.5 if nothing is known of the rate")
     return alpha_and_quantile(confidence)[1] * math.sqrt(p * (1 - p) / n * (population - n) / max(population - 1, 1))
+
+
+def trials_needed(strata: Sequence[Stratum], margin: float, confidence: float = 0.99) -> int:
+    """Return the trials, all in all, after which a mean is known to ±`margin`, if they go on as they began.
+
+    The sums of each stratum grow in proportion, up to its population, until `stratified_interval` is as narrow;
+    counting ends at a thousand million. InputError without a trial, or for a margin out of range.
+
+    >>> trials_needed([Stratum.of([0.9, 0.95, 0.9, 0.88, 0.92])], 0.05)
+    89
+    """
+    require_share("margin", margin, "0.05 is plus or minus five percentage points")
+    begun = sum(one.n for one in strata)
+    require(begun > 0, "there are no trials", "at least one, to go on from")
+
+    def grown(n: int) -> list[Stratum]:
+        found = []
+        for one in strata:
+            more = min(-(-one.n * n // begun), one.population or n)
+            share = more / one.n if one.n else 0.0
+            found.append(Stratum(one.population, more, one.total * share, one.squares * share))
+        return found
+
+    low, high = begun - 1, begun
+    while high < _MOST_NEEDED and stratified_interval(grown(high), confidence).half_width > margin:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        wide = stratified_interval(grown(middle), confidence).half_width > margin
+        low, high = (middle, high) if wide else (low, middle)
+    return high
 
 
 def allocate(

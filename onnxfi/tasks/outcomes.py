@@ -17,6 +17,7 @@ import numpy as np
 
 from onnxfi.errors import InputError
 from onnxfi.faults.trials import json_value
+from onnxfi.graph.model.byte_source import printable
 from onnxfi.graph.partition.route import Route
 from onnxfi.runtime.data.kept_inputs import KeptInputs
 from onnxfi.runtime.data.labels import Labels, as_kind
@@ -26,6 +27,9 @@ from onnxfi.runtime.pipeline.later_stages import LaterStages
 from onnxfi.tasks.answers import AnswerPair, Answers, Flags, share
 from onnxfi.tasks.decoded_answers import DecodedAnswers, DecodedPair
 from onnxfi.tasks.task import Metric, Task
+
+#: Letters of an answer that are shown.
+_LONGEST_ANSWER = 80
 
 
 @dataclass(frozen=True)
@@ -242,6 +246,21 @@ def _packed(here: Flags) -> bytes:
 def unpacked(changed: bytes, samples: int) -> Flags:
     """Return the samples whose answer changed silently ([N]), from `Judgement.changed`."""
     return np.unpackbits(np.frombuffer(zlib.decompress(changed), np.uint8), count=samples).astype(np.bool_)
+
+
+def answer_text(task: Task, value: Any) -> str:
+    """Return the answer of a sample for people: of scores of classes the class, else the decoded value, cut.
+
+    >>> from onnxfi.tasks.kinds.classification import CLASSIFICATION
+    >>> answer_text(CLASSIFICATION, np.array([0.1, 0.7, 0.2])), answer_text(CLASSIFICATION, np.array([0.1, np.nan]))
+    ('class 1', 'no class')
+    """
+    if isinstance(value, np.ndarray) and value.ndim == 1 and task.labels == "classes":
+        return "no class" if np.isnan(value).any() else f"class {int(value.argmax())}"
+    if isinstance(value, np.ndarray):
+        value = np.array2string(value, precision=4, threshold=6, edgeitems=3)
+    text = printable(" ".join(str(value).split()))
+    return text if len(text) <= _LONGEST_ANSWER else text[: _LONGEST_ANSWER - 1] + "…"
 
 
 def _strict(metrics: dict[str, float]) -> dict[str, Any]:

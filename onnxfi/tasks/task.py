@@ -116,7 +116,7 @@ class Metric:
         """The statistic over trials: a binomial count, a mean of bounded values, or a median."""
         if self.per == "trial":
             return "count"
-        return "mean" if np.isfinite(self.bounds).all() else "median"
+        return "mean" if all(map(math.isfinite, self.bounds)) else "median"
 
     def __call__(self, golden: Array, faulty: Array, labels: Labels | None = None) -> float:
         """Measure arrays [N, …]; DataError if labels or shapes do not fit."""

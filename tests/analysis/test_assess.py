@@ -11,7 +11,8 @@ from tiny_campaigns import mlp, ran, samples, tables
 from onnxfi.analysis.assess import RANKING, SWEEP, Assessment, assess
 from onnxfi.analysis.environment import Environment, Memory
 from onnxfi.analysis.page import write_assessment
-from onnxfi.analysis.verdict import harm_shares, verdict
+from onnxfi.analysis.verdict import verdict
+from onnxfi.campaign.report.findings import harm_shares
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.campaign import Campaign

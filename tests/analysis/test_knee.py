@@ -8,7 +8,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxfi.analysis.knee import KEPT, Curve, next_rate, sweep_rates
+from onnxfi.analysis.knee import next_rate, sweep_rates
+from onnxfi.campaign.report.findings import KEPT, Curve
 
 
 @given(st.integers(1, 40), st.integers(0, 40))

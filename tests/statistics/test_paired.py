@@ -6,10 +6,12 @@ from itertools import product
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.stats import binomtest
 
 from onnxfi.errors import InputError
-from onnxfi.statistics.paired import exact_test, paired, rate_ratio
+from onnxfi.statistics.intervals import clopper_pearson
+from onnxfi.statistics.paired import difference_interval, exact_test, paired, rate_ratio
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 1), (5, 5), (2, 11), (30, 12), (0, 40)])
@@ -61,3 +63,17 @@ def test_trials_that_do_not_pair_are_refused() -> None:
     for one, two in (([1, 0], [1]), ([2.0], [0.0]), ([np.nan], [0.0])):
         with pytest.raises(InputError):
             paired(one, two)
+
+
+@pytest.mark.parametrize(("first", "second", "n"), [(0.1, 0.1, 60), (0.02, 0.3, 40), (0.5, 0.7, 100)])
+def test_the_interval_of_two_apart_holds_as_often_as_it_says(first: float, second: float, n: int) -> None:
+    """By the exact probability of every pair of counts."""
+    ends = [[clopper_pearson(k, n, 0.95) for k in range(n + 1)] for _ in range(2)]
+    chances = [stats.binom.pmf(np.arange(n + 1), n, p) for p in (first, second)]
+    held = 0.0
+    for a, one in enumerate(ends[0]):
+        for b, two in enumerate(ends[1]):
+            if chances[0][a] * chances[1][b] > 1e-9:
+                found = difference_interval(one, two)
+                held += chances[0][a] * chances[1][b] * (found.low <= second - first <= found.high)
+    assert held >= 0.95

@@ -13,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnxfi.statistics.sample_size import allocate, data_aware_p, exact_sample_size, margin_of_error, sample_size
+from onnxfi.errors import InputError
+from onnxfi.statistics.intervals import Stratum, stratified_interval
+from onnxfi.statistics.sample_size import (
+    allocate,
+    data_aware_p,
+    exact_sample_size,
+    margin_of_error,
+    sample_size,
+    trials_needed,
+)
 
 Floats = NDArray[np.float64]
 RUNS = 1000
@@ -141,3 +150,24 @@ def test_data_aware_p_where_distances_are_not_finite() -> None:
     assert data_aware_p([math.nan]).tolist() == [0.5]
     assert data_aware_p([0.0, 3.0]).tolist() == [1e-4, 0.5]
     assert data_aware_p([7.0]).tolist() == [0.5]
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]), min_size=1, max_size=12), st.sampled_from([0.03, 0.05, 0.2])
+)
+def test_as_many_trials_as_are_needed_are_enough_and_no_fewer(values: list[float], margin: float) -> None:
+    needed = trials_needed([Stratum.of(values)], margin)
+
+    def width(n: int) -> float:
+        share = n / len(values)
+        one = Stratum(None, n, sum(values) * share, sum(x * x for x in values) * share)
+        return stratified_interval([one]).half_width
+
+    assert width(needed) <= margin and needed >= len(values)
+    assert needed == len(values) or width(needed - 1) > margin
+
+
+def test_more_trials_than_faults_are_never_needed() -> None:
+    assert trials_needed([Stratum.of([0.0, 1.0, 0.0, 1.0], 20)], 0.01) == 20
+    with pytest.raises(InputError, match="there are no trials"):
+        trials_needed([Stratum.of([])], 0.05)

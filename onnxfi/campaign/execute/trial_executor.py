@@ -194,7 +194,7 @@ class TrialExecutor:
 
     def trial(self, header: Header, golden: GoldenRun, lines: Sequence[str]) -> Judgement:
         """Run one trial from its lines in a fault list, and compare it with the golden run."""
-        faults = self._faults(header, lines)
+        faults = self.faults(header, lines)
         if self.opened.campaign.memory.memory_code is None:
             return self.judged(header, golden, faults)
         memory = coded_memory(self.opened.campaign, self.opened.fault_targets, header)
@@ -313,7 +313,8 @@ class TrialExecutor:
         weights = None if here.all() else trial.faults.pick(~here)
         return model.golden, model.run(trial.faults.pick(here), weights, batches=batches)
 
-    def _faults(self, header: Header, lines: Sequence[str]) -> Faults:
+    def faults(self, header: Header, lines: Sequence[str]) -> Faults:
+        """Return the faults of a trial from its lines in a fault list."""
         fault_targets = self.opened.fault_targets
         reader = LineReader(header, fault_targets.targets, "the store", lambda: fault_targets.listed(header))
         [(_, faults)] = reader.trials(enumerate(lines, 1))
@@ -349,7 +350,7 @@ class TrialExecutor:
         weights: dict[int, tuple[Faults, Route]] = {}
         shared = {Route.CHANNEL_DELTA, *((Route.PARTIAL,) if self.by_batch else ())}
         for number, lines in enumerate(trials):
-            faults = self._faults(header, lines)
+            faults = self.faults(header, lines)
             if not len(faults):
                 continue
             trial = self.prepare(header, faults)

@@ -175,6 +175,24 @@ class Plan:
                 found[target.layer, None if bit < 0 else bit] += sites // len(places)
         return [(layer, bit, n) for (layer, bit), n in found.items()]
 
+    def layers(self) -> list[tuple[str, int]]:
+        """Layers in order of depth, by the first node that uses a target of theirs, with their sites; none of mixes.
+
+        The file stores tensors in an order of its own, so that the order of `cells` says nothing of depth.
+        """
+        if self._parts or (self.listed is not None and not self.of_singles):
+            return []
+        space = self.fault_targets.listed(self.header) if self.of_singles else self.strata[0].space
+        place: dict[str, int] = {}
+        for number, node in enumerate(self.model.index.nodes):
+            place.setdefault(node.label, number)
+        depth, sites = dict[str, int](), Counter[str]()
+        for target, places, chosen in zip(space.targets, space.bit_positions, space.element_counts, strict=True):
+            here = place.get(target.node, -1 if target.node == "" else len(place))
+            depth[target.layer] = min(here, depth.get(target.layer, here))
+            sites[target.layer] += chosen * target.times * len(places)
+        return [(layer, sites[layer]) for layer in sorted(depth, key=lambda layer: depth[layer])]
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the targets of single faults by id, those of activations in one sample; else nothing."""
         return {t.id: t.axes for t in self.fault_targets.listed(self.header).targets} if self.of_singles else {}

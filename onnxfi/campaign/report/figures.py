@@ -1,4 +1,6 @@
-"""Figures of reports, as SVG and PNG: accuracy over rates, rates by layer and bit, maps of both, and of elements.
+"""Figures of reports: the task's metric and the outcomes over rates, rates by layer and bit, maps, and elements.
+
+They are written as SVG, PNG, PDF, or PGF for a paper's own fonts; a curve shows intervals, or the spread of its trials.
 
 Drawn with matplotlib, the extra `report`. Colour-blind people can distinguish the colours (Okabe and Ito; cividis for
 the map) and differ in grey; lines also differ in mark and dash. Text is drawn as outlines, so that a figure looks the
@@ -7,25 +9,34 @@ same everywhere, and no name in it is read as markup or mathematics.
 
 from __future__ import annotations
 
-import importlib.util
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import cycle
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxfi.campaign.report.element_rates import element_rates, plane
+from onnxfi.campaign.report.curves import (
+    COLOURS,
+    MOST_LAYERS,
+    ROW_IN,
+    WIDTH_IN,
+    Figure,
+    Kind,
+    Spread,
+    Table,
+    accuracy_figure,
+    level_text,
+    needs,
+    new_canvas,
+    numbers_text,
+    outcomes_figure,
+    plain,
+)
 from onnxfi.campaign.report.rates import CampaignRates, Fold
-from onnxfi.campaign.report.tables import layer_bit_cells, rate_name, report_labels, swept_over
-from onnxfi.errors import OutputError
-from onnxfi.graph.model.byte_source import printable
+from onnxfi.campaign.report.tables import layer_bit_cells, report_labels
+from onnxfi.campaign.results.element_rates import element_rates, plane
+from onnxfi.errors import InputError
 from onnxfi.graph.write.output_file import atomic_files, make_folder
 from onnxfi.statistics.intervals import Interval
 from onnxfi.tasks.task import Metric
@@ -34,99 +45,53 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-#: Shares by row and column.
-Table = Mapping[str, Mapping[str, float]]
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9")
-MARKS, DASHES = "os^Dv*", ("-", "--", "-.", ":")
-_WIDTH_IN, _ROW_IN = 4.8, 0.17
-_MOST_BANDS, _MOST_LAYERS, _LONGEST_NAME, _ANY = 2, 60, 24, 1 << 20
-_STYLE: Any = {
-    "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8, "svg.fonttype": "path", "svg.hashsalt": "onnxfi",
-    "text.parse_math": False, "axes.formatter.use_mathtext": False, "text.usetex": False, "hatch.linewidth": 0.5,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-}  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure, or (`draw` None) why there is none, in `caption`. `text` says what it shows, number by number."""
-
-    name: str
-    title: str
-    caption: str
-    text: str = ""
-    draw: Callable[[], Canvas] | None = None
-
-    def drawn(self) -> Canvas:
-        """Return the figure as one of matplotlib."""
-        assert self.draw is not None
-        with _style():
-            return self.draw()
-
-    def bytes(self, kind: str = "svg") -> bytes:
-        """Return the drawn figure as SVG, or as PNG of 300 dots an inch."""
-        assert self.draw is not None
-        stream = io.BytesIO()
-        with _style():
-            canvas = self.draw()
-            metadata: dict[str, Any] = {"Title": plain(self.title, _ANY), "Description": plain(self.text, _ANY)}
-            metadata |= {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-            canvas.savefig(stream, format=kind, dpi=300, metadata=metadata, bbox_inches="tight", pad_inches=0.05)
-        return stream.getvalue()
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    import matplotlib
-
-    log = logging.getLogger("matplotlib")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of letters that its font lacks
-        try:
-            yield
-        finally:
-            log.setLevel(level)
-
-
-def needs(package: str) -> None:
-    """Raise OutputError if a package of the extra `report` is not installed."""
-    if importlib.util.find_spec(package) is None:
-        raise OutputError(f"{package} is not installed; pip install 'onnxfi[report]'")
-
-
-def figures(found: Sequence[CampaignRates], elements: Sequence[str] = ()) -> list[Figure]:
+def figures(found: Sequence[CampaignRates], elements: Sequence[str] = (), *, spread: str = "interval") -> list[Figure]:
     """Return the figures of one report, or of several side by side; where one cannot be drawn, its caption says why.
 
-    `elements` are targets of which a map by element is added. Raises OutputError if matplotlib is not installed, and
-    SelectorError for a target that no such map can be made of.
+    `elements` are targets of which a map by element is added; `spread` is what curves show beside their line.
+    Raises OutputError if matplotlib is not installed, and SelectorError for a target that no such map can be made of.
     """
     needs("matplotlib")
     maps = [
         _map(one, f"map-{k}" if len(found) > 1 else "map", f" of {label}" if len(found) > 1 else "")
         for k, (one, label) in enumerate(zip(found, report_labels(found), strict=True), 1)
     ]
-    by_element = [
+    if spread not in get_args(Spread):
+        raise InputError(f"there is no spread {spread!r}; give one of {', '.join(get_args(Spread))}")
+    over_rates = (accuracy_figure(found, spread), outcomes_figure(found))
+    return [*over_rates, _bars(found, "layers"), _bars(found, "bits"), *maps, *element_figures(found, elements)]
+
+
+def element_figures(found: Sequence[CampaignRates], elements: Sequence[str]) -> list[Figure]:
+    """Return a map by element of each of these targets; SelectorError for one that no such map can be made of."""
+    if elements:
+        needs("matplotlib")
+    return [
         _elements(one, target, f"elements-{n}" + (f"-{k}" if len(found) > 1 else ""), label if len(found) > 1 else "")
         for n, target in enumerate(elements, 1)
         for k, (one, label) in enumerate(zip(found, report_labels(found), strict=True), 1)
     ]
-    return [_accuracy(found), _bars(found, "layers"), _bars(found, "bits"), *maps, *by_element]
 
 
-def write_figures(found: Sequence[CampaignRates], folder: str | Path, elements: Sequence[str] = ()) -> list[Path]:
-    """Write the figures that can be drawn into a folder, each as SVG and PNG; returns what was written."""
-    place = Path(folder)
-    return write_drawn([figure for figure in figures(found, elements) if figure.draw is not None], place)
+def write_figures(
+    found: Sequence[CampaignRates], folder: str | Path, elements: Sequence[str] = (), *,
+    kinds: Sequence[str] = ("svg", "png"), spread: str = "interval",
+) -> list[Path]:  # fmt: skip
+    """Write the figures that can be drawn into a folder, each in every one of `kinds`; returns what was written."""
+    for name in kinds:
+        if name not in get_args(Kind):
+            raise InputError(f"there is no figure format {name!r}; give some of {', '.join(get_args(Kind))}")
+    drawn = [figure for figure in figures(found, elements, spread=spread) if figure.draw is not None]
+    return write_drawn(drawn, Path(folder), kinds)
 
 
-def write_drawn(drawn: Sequence[Figure], place: Path) -> list[Path]:
-    """Write drawn figures into a folder, each as SVG and PNG; returns what was written."""
+def write_drawn(drawn: Sequence[Figure], place: Path, kinds: Sequence[str] = ("svg", "png")) -> list[Path]:
+    """Write drawn figures into a folder, each in every one of `kinds`; returns what was written."""
     written = []
     make_folder(place)
     for figure in drawn:
-        for kind in ("svg", "png"):
+        for kind in kinds:
             file = place / f"{figure.name}.{kind}"
             with atomic_files([file]) as (stream,):
                 stream.write(figure.bytes(kind))
@@ -143,7 +108,7 @@ def coverage_figure(name: str, points: Sequence[tuple[str, float, Interval]], wh
     text = "; ".join(f"{label}: {1e3 * cost:.3g} ms, {100 * c.estimate:.1f} %" for label, cost, c in points)
 
     def draw() -> Canvas:
-        canvas = _canvas(_WIDTH_IN, 3.2)
+        canvas = new_canvas(WIDTH_IN, 3.2)
         axes = canvas.subplots()
         for (label, cost, coverage), colour, mark in zip(points, cycle(COLOURS), cycle(MARKS), strict=False):
             at, low = 1e3 * cost, 100 * (coverage.estimate - coverage.low)
@@ -162,97 +127,6 @@ def coverage_figure(name: str, points: Sequence[tuple[str, float, Interval]], wh
     return Figure(name, title, "", text, draw)
 
 
-def plain(text: str, most: int = _LONGEST_NAME) -> str:
-    """Return a name on one line, without control characters, cut in its middle where it is long."""
-    text = printable(text)
-    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most - most // 2) :]}"
-
-
-def _canvas(width: float, height: float) -> Canvas:
-    from matplotlib.figure import Figure as Drawn
-
-    return Drawn(figsize=(width, height))
-
-
-def _ends(intervals: Sequence[Interval]) -> Any:
-    """Return the distances of the ends below and above the values, in percent ([2, n])."""
-    return 100 * np.array(
-        [[max(0, i.estimate - i.low) for i in intervals], [max(0, i.high - i.estimate) for i in intervals]]
-    )
-
-
-def _said(rows: Sequence[tuple[str, Interval]]) -> str:
-    return "; ".join(f"{key}: {100 * i.estimate:.2f} % [{100 * i.low:.2f}, {100 * i.high:.2f}]" for key, i in rows)
-
-
-def _level(found: Sequence[CampaignRates]) -> str:
-    return ", ".join(dict.fromkeys(f"{100 * one.confidence:.4g} %" for one in found))
-
-
-def _with(folds: Sequence[Fold], name: str) -> list[tuple[str, Interval]]:
-    return [(fold.key, i) for fold in folds if (i := fold.rate(name)) is not None]
-
-
-# Over the rates of a sweep
-
-
-def _accuracy(found: Sequence[CampaignRates]) -> Figure:
-    swept = [(one, label) for one, label in zip(found, report_labels(found), strict=True) if one.by_rate]
-    over = " or ".join(dict.fromkeys(swept_over(one) for one, _ in swept)) or "bit error rate"
-    if not swept:
-        missing = "No bit error rates here: run a sweep with --ber for accuracy over rates."
-        return Figure("accuracy", f"Accuracy over {over}", missing)
-    task = swept[0][0].task
-    metric = task.first(task.curves, [n for n in task.curves if all(_with(one.by_rate, n) for one, _ in swept)])
-    name = metric.name
-    named = metric.axis.partition(" (")[0] if metric == task.accuracy else metric.label
-    title = f"{named[0].upper()}{named[1:]} over {over}"
-    series = [(one, label, _with(one.by_rate, name)) for one, label in swept]
-    text = " ".join(f"{label}: {_said(rows)}." for _, label, rows in series)
-    drawn = "bands" if len(series) <= _MOST_BANDS else "whiskers"
-    caption = f"Means over trials; {drawn} are intervals at {_level(found)}, dashed lines golden."
-    if metric != task.accuracy:
-        caption = f"Means over trials; {drawn} are intervals at {_level(found)}."
-        unlabelled = task.accuracy is not None and task.accuracy.name not in swept[0][0].golden["metrics"]
-        caption += " Without labels there is no accuracy." if unlabelled else ""
-    return Figure("accuracy", title, caption, text, lambda: _curves(series, metric))
-
-
-def _curves(series: Sequence[tuple[CampaignRates, str, list[tuple[str, Interval]]]], metric: Metric) -> Canvas:
-    canvas = _canvas(_WIDTH_IN, 3.2)
-    axes = canvas.add_subplot()
-    styles = cycle(zip(COLOURS, MARKS, cycle(DASHES), strict=False))
-    lowest = min((float(key) for _, _, rows in series for key, _ in rows if float(key) > 0), default=1e-9)
-    many = len(series) > _MOST_BANDS
-    for k, ((one, label, rows), (colour, mark, dash)) in enumerate(zip(series, styles, strict=False)):
-        beside = 10 ** (0.06 * (k - (len(series) - 1) / 2)) if many else 1.0  # so that whiskers stand side by side
-        x = [float(key) * beside for key, _ in rows]
-        y, low, high = (100 * np.array([getattr(i, end) for _, i in rows]) for end in ("estimate", "low", "high"))
-        axes.plot(x, y, dash, marker=mark, color=colour, markersize=4, linewidth=1.4, label=plain(label, 40))
-        if not many:  # more of them run into one grey
-            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.errorbar(x, y, [y - low, high - y], fmt="none", ecolor=colour, elinewidth=0.7, capsize=2, alpha=0.8)
-        golden = one.golden["metrics"].get(metric.name) if metric.needs_labels else None
-        if golden is not None:
-            axes.axhline(100 * golden, color=colour, linewidth=0.8, linestyle=(0, (6, 3)), zorder=0, label="golden")
-    zero = any(float(key) == 0 for _, _, rows in series for key, _ in rows)
-    if zero:
-        axes.set_xscale("symlog", linthresh=lowest, linscale=0.5)
-    else:
-        axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0e}".replace("e-0", "e-") if x else "0")
-    axes.xaxis.set_minor_formatter(lambda x, _: "")
-    rates = " or ".join(dict.fromkeys(rate_name(one) for one, _, _ in series))
-    axes.set(xlabel=rates, ylabel=metric.axis, ylim=(-3, 103))
-    axes.grid(alpha=0.25, linewidth=0.5)
-    handles, names = axes.get_legend_handles_labels()
-    order = sorted({name: k for k, name in enumerate(names)}.values(), key=lambda k: names[k] == "golden")
-    if len(order) > 1:
-        shown = [handles[k] for k in order], [names[k] if names[k] != "golden" else "golden, dashed" for k in order]
-        axes.legend(*shown, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-    return canvas
-
-
 # By layer and bit
 
 
@@ -269,21 +143,29 @@ def _bars(found: Sequence[CampaignRates], by: str) -> Figure:
         keys = [str(bit) for bit in range(min(map(int, keys)), max(map(int, keys)) + 1)]
     task = found[0].task
     panels = [m for m in task.view(task.panels) if any(fold.rate(m.name) for folds in keyed for fold in folds.values())]
-    shown, caption = keys, f"Bars are estimates, whiskers intervals at {_level(found)}."
-    if what == "layer" and len(keys) > _MOST_LAYERS:
+    shown, caption = keys, f"Bars are estimates, whiskers intervals at {level_text(found)}."
+    if what == "layer" and len(keys) > MOST_LAYERS:
         rates = [{k: i.estimate for k, fold in f.items() if (i := fold.estimated(panels[0].name))} for f in keyed]
         worst = {k: max(each.get(k, 0) for each in rates) for k in keys}
-        kept = set(sorted(keys, key=lambda k: -worst[k])[:_MOST_LAYERS])
-        shown = [key for key in keys if key in kept]
-        caption += f" {_MOST_LAYERS} of {len(keys):,} layers, those with the highest rates; the table has all."
+        worst_keys = set(sorted(keys, key=lambda k: -worst[k])[:MOST_LAYERS])
+        shown = [key for key in keys if key in worst_keys]
+        caption += f" {MOST_LAYERS} of {len(keys):,} layers, those with the highest rates; the table has all."
     names = report_labels(found)
+    kept = [(label, {k: folds[k] for k in shown if k in folds}) for label, folds in zip(names, keyed, strict=True)]
     text = " ".join(
-        f"{label}, {m.name}: {_said([(k, i) for k in shown if k in folds and (i := folds[k].estimated(m.name))])}."
-        for label, folds in zip(names, keyed, strict=True)
+        f"{label}, {m.name}: {numbers_text([(k, i) for k, f in one.items() if (i := f.estimated(m.name))])}."
+        for label, one in kept
         for m in panels
     )
     draw = _by_layer if what == "layer" else _by_bit
     return Figure(by, title, caption, text, lambda: draw(keyed, names, shown, panels))
+
+
+def _ends(intervals: Sequence[Interval]) -> Any:
+    """Return the distances of the ends below and above the values, in percent ([2, n])."""
+    return 100 * np.array(
+        [[max(0, i.estimate - i.low) for i in intervals], [max(0, i.high - i.estimate) for i in intervals]]
+    )
 
 
 def _rows(keyed: Sequence[dict[str, Fold]], keys: Sequence[str], name: str) -> Iterator[Any]:
@@ -298,8 +180,8 @@ def _rows(keyed: Sequence[dict[str, Fold]], keys: Sequence[str], name: str) -> I
 def _by_layer(
     keyed: Sequence[dict[str, Fold]], names: Sequence[str], keys: Sequence[str], panels: Sequence[Metric]
 ) -> Canvas:
-    row = max(_ROW_IN, 0.1 * len(keyed))
-    canvas = _canvas(_WIDTH_IN, 1.1 + row * len(keys) + 0.2 * (len(keyed) > 1))
+    row = max(ROW_IN, 0.1 * len(keyed))
+    canvas = new_canvas(WIDTH_IN, 1.1 + row * len(keys) + 0.2 * (len(keyed) > 1))
     axes = np.atleast_1d(canvas.subplots(1, len(panels), sharey=True, gridspec_kw={"wspace": 0.22}))
     for ax, metric in zip(axes, panels, strict=True):
         for k, width, at, intervals in _rows(keyed, keys, metric.name):
@@ -318,7 +200,7 @@ def _by_layer(
 def _by_bit(
     keyed: Sequence[dict[str, Fold]], names: Sequence[str], keys: Sequence[str], panels: Sequence[Metric]
 ) -> Canvas:
-    canvas = _canvas(_WIDTH_IN, 0.6 + 1.15 * len(panels))
+    canvas = new_canvas(WIDTH_IN, 0.6 + 1.15 * len(panels))
     axes = np.atleast_1d(canvas.subplots(len(panels), 1, sharex=True, gridspec_kw={"hspace": 0.18}))
     for ax, metric in zip(axes, panels, strict=True):
         for k, width, at, intervals in _rows(keyed, keys, metric.name):
@@ -375,9 +257,9 @@ def _map(one: CampaignRates, name: str, whose: str) -> Figure:
         worst[cell.layer] = max(worst.get(cell.layer, 0.0), cell.means[rate])
     layers = [fold.key for fold in one.by_layer if fold.key in worst]
     caption = "Mean over the trials of a cell; hatched cells have none yet, or no sites."
-    if len(layers) > _MOST_LAYERS:
-        kept = set(sorted(layers, key=lambda layer: -worst[layer])[:_MOST_LAYERS])
-        caption += f" {_MOST_LAYERS} of {len(layers):,} layers, those with the highest rates."
+    if len(layers) > MOST_LAYERS:
+        kept = set(sorted(layers, key=lambda layer: -worst[layer])[:MOST_LAYERS])
+        caption += f" {MOST_LAYERS} of {len(layers):,} layers, those with the highest rates."
         layers = [layer for layer in layers if layer in kept]
     highest = sorted((c for c in cells if c.layer in layers), key=lambda c: -c.means[rate])[:10]
     text = "Highest cells: " + "; ".join(f"{c.layer} bit {c.bit}: {100 * c.means[rate]:.2f} %" for c in highest) + "."
@@ -415,7 +297,7 @@ def _heat(
     *, numbers: bool = False,
 ) -> Canvas:  # fmt: skip
     """Return a map of shares in percent ([rows, columns]) from 0 to `end`; with `numbers` each cell shows its own."""
-    canvas = _canvas(_WIDTH_IN, 1.3 + max(_ROW_IN, 1.2 / len(rows)) * len(rows))
+    canvas = new_canvas(WIDTH_IN, 1.3 + max(ROW_IN, 1.2 / len(rows)) * len(rows))
     axes = canvas.add_subplot()
     axes.set_facecolor("white")
     axes.patch.set(hatch="//////", edgecolor="#bbbbbb")
@@ -460,7 +342,7 @@ def _elements(one: CampaignRates, target: str, name: str, whose: str) -> Figure:
 def _sheet(shares: NDArray[np.float64], named: tuple[str, str, str]) -> Canvas:
     """Return a plane of shares in percent as an image, each element a cell."""
     down, across = shares.shape
-    canvas = _canvas(_WIDTH_IN, 1.3 + min(6.0, max(0.3, (_WIDTH_IN - 0.8) * down / across)))
+    canvas = new_canvas(WIDTH_IN, 1.3 + min(6.0, max(0.3, (WIDTH_IN - 0.8) * down / across)))
     axes = canvas.add_subplot()
     axes.set_facecolor("white")
     axes.patch.set(hatch="//////", edgecolor="#bbbbbb")

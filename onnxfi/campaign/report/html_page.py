@@ -1,7 +1,8 @@
-"""A report as one HTML page without dependencies: figures, sortable tables, the most harmful faults, the command.
+"""A report as one HTML page that works offline: verdict, network, bits, trials and faults, and the command.
 
-Made with jinja2, the extra `report`. Everything that comes from a store is escaped, and the page forbids itself to load
-or run anything but its own style, script and figures.
+Made with jinja2, the extra `report`; its charts are drawn by Observable Plot, which the page carries: SVG that takes
+the colours of the reader's theme, fits every width and prints as lines. Everything that comes from a store is escaped,
+and the page forbids itself to load or run anything but its own style and scripts.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import heapq
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,32 +18,39 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from onnxfi.campaign.report.figures import Figure, figures, needs, plain
+from onnxfi.campaign.execute.trial_answers import changed_answers
+from onnxfi.campaign.report.curves import Figure, needs, plain
+from onnxfi.campaign.report.differences import NOTHING_SHARED, differences, sentences
+from onnxfi.campaign.report.figures import element_figures
+from onnxfi.campaign.report.findings import WIDEST, any_bit, design, listed, measured, silent_metric, verdict
+from onnxfi.campaign.report.page_data import (
+    MOST_TRIALS,
+    Harm,
+    campaign_data,
+    harm_metrics,
+    largest_faults,
+    layer_rows,
+    model_name,
+    order_of_harm,
+    packed,
+    painted_metric,
+)
 from onnxfi.campaign.report.rates import CampaignRates, Fold
 from onnxfi.campaign.report.tables import comparison_rows, rate_name, report_labels, swept_over
-from onnxfi.campaign.report.validity_notes import notes, protection_notes
-from onnxfi.campaign.results.rows import Row
+from onnxfi.campaign.report.validity_notes import notes, protection_notes, too_few
 from onnxfi.campaign.results.store import Store, declared_task, digest_of
 from onnxfi.campaign.spec.spec_file import command_line, parse_spec
 from onnxfi.errors import InputError
+from onnxfi.faults.faultlist import MAX_LINES
 from onnxfi.graph.write.output_file import atomic_files
 from onnxfi.statistics.intervals import Interval
 from onnxfi.tasks.task import OUTCOMES, Metric, Task
 
-_MOST_HARMFUL, _MOST_FAULTS = 20, 3
-
-
-@dataclass(frozen=True)
-class Harm:
-    """A trial that did much: its result, how many faults it had, and those that moved their number most."""
-
-    trial: int
-    ber: float | None
-    outcome: str
-    cause: str | None
-    values: tuple[float | None, ...]
-    faults: int
-    rows: tuple[dict[str, Any], ...]
+#: Bytes that a page may have; it lists fewer trials where it would have more.
+MOST_BYTES = 3_000_000
+#: Minified and unchanged, as scripts/page_libraries.py takes them from npm.
+LIBRARIES = ("d3.min.js", "plot.umd.min.js")
+_MOST_HARMFUL, _MOST_TITLES, _PAINTS = 20, 3, 7
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,8 @@ class PageHead:
 def harmful(store: str | Path, most: int = _MOST_HARMFUL) -> list[Harm]:
     """Return the trials that changed most answers, worst first; of each the faults that moved their number most.
 
+    A trial of so many faults that they are kept as a recipe names none, and is left out.
+
     >>> import tempfile
     >>> from onnxfi.campaign.run.runner import run
     >>> from onnxfi.campaign.spec.campaign import Campaign
@@ -81,86 +90,97 @@ def harmful(store: str | Path, most: int = _MOST_HARMFUL) -> list[Harm]:
         rates = {s["stratum"]: s["ber"] for s in opened.strata()}
         task = declared_task(opened)
         shown = harm_metrics(task)
-        rows = (row for row in opened.rows() if row.outcome != OUTCOMES[0] and row.faults)
-        worst = heapq.nsmallest(most, rows, partial(_order, task))
-        return [
+        rows = (row for row in opened.rows() if row.outcome != OUTCOMES[0] and 0 < row.faults <= MAX_LINES)
+        worst = heapq.nsmallest(most, rows, partial(order_of_harm, task))
+        found = (
             Harm(
                 row.trial, rates.get(row.stratum), row.outcome, row.cause,
                 tuple(metric.value(row.outcome, row.metrics) for metric in shown), row.faults,
-                _largest(opened.trial(row.trial)["lines"]),
+                largest_faults(opened.lines(row.trial)),
             )
             for row in worst
-        ]  # fmt: skip
+        )  # fmt: skip
+        return [harm for harm in found if harm.rows]
 
 
-def harm_metrics(task: Task) -> tuple[Metric, ...]:
-    """Return the metrics that the table of the most harmful trials shows."""
-    return tuple(m for m in (task.metric(task.headline), task.accuracy) if m is not None)
+def worst_trials(found: CampaignRates, most: int) -> list[int]:
+    """Return the trials that changed most answers silently, the worst first."""
+    with Store.open(found.store, checked=True) as opened:
+        rows = (row for row in opened.rows() if row.outcome == OUTCOMES[1])
+        return [row.trial for row in heapq.nsmallest(most, rows, partial(order_of_harm, found.task))]
 
 
-def _order(task: Task, row: Row) -> tuple[float, float, float, int]:
-    """Return the order of trials, worst first: by the headline, by samples that are DUE, by how few are right."""
-    headline, lost = (
-        task.metric(name).value(row.outcome, row.metrics) or 0.0 for name in (task.headline, "due_samples")
-    )
-    right = 1.0 if task.accuracy is None else task.accuracy.value(row.outcome, row.metrics)
-    return -headline, -lost, 1.0 if right is None else right, row.trial
-
-
-def _largest(text: str) -> tuple[dict[str, Any], ...]:
-    """Return the faults of a trial that moved their number most; none of a trial that is kept as a recipe."""
-    rows = [row for row in map(json.loads, text.splitlines()) if "target" in row]
-
-    def moved(row: dict[str, Any]) -> float:
-        try:
-            step = abs(float(row["after_value"]) - float(row["before_value"]))
-        except (TypeError, ValueError):
-            return math.inf
-        return math.inf if math.isnan(step) else step
-
-    return tuple(sorted(rows, key=moved, reverse=True)[:_MOST_FAULTS])
+def recipes(store: str | Path) -> int:
+    """Return how many trials that changed an answer have so many faults that they are kept as a recipe."""
+    with Store.open(store) as opened:
+        return sum(row.outcome != OUTCOMES[0] and row.faults > MAX_LINES for row in opened.rows())
 
 
 def write_page(
-    found: Sequence[CampaignRates], file: str | Path, elements: Sequence[str] = (), *, head: PageHead | None = None
+    found: Sequence[CampaignRates],
+    file: str | Path,
+    elements: Sequence[str] = (),
+    *,
+    head: PageHead | None = None,
+    answers: int = 0,
 ) -> Path:
     """Write the page of one report, or of several row by row, below a `head` where one is given.
 
-    It has maps of the `elements` of these targets.
+    It has maps of the `elements` of these targets. Of so many trials that changed most (`answers`) the model runs
+    again, and the page shows the answers before and after.
 
     Raises OutputError if jinja2 or matplotlib is not installed, or the file cannot be written.
     """
     needs("jinja2")
-    text = page(found, elements, head)
+    text = page(found, elements, head, answers)
     with atomic_files([Path(file)]) as (stream,):
         stream.write(text.encode())
     return Path(file)
 
 
-def page(found: Sequence[CampaignRates], elements: Sequence[str] = (), head: PageHead | None = None) -> str:
-    """Return the page as text."""
+def page(
+    found: Sequence[CampaignRates], elements: Sequence[str] = (), head: PageHead | None = None, answers: int = 0
+) -> str:
+    """Return the page as text, of three million bytes at most."""
     from jinja2 import Environment, StrictUndefined
 
-    style, script, body = (
-        (files("onnxfi.campaign.report") / f"page.{e}").read_text("utf-8") for e in ("css", "js", "html")
-    )
-    shows = [_shown(one, label) for one, label in zip(found, report_labels(found), strict=True)]
-    shown, several = found[0].task.view(found[0].task.page_columns), len(found) > 1
+    style, body = _part("page.css"), _part("page.html")
+    scripts = [_part(f"libraries/{name}") for name in LIBRARIES] + [_part("page.js")]
     frame = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     frame.filters |= {"value": _value, "plain": lambda text: plain(str(text), 1 << 20), "image": _image}
-    digests = {name: _digest(text) for name, text in (("style", style), ("script", script))}
-    return frame.from_string(body).render(
-        style=style, script=script, digests=digests, figures=figures(found, elements), shows=shows,
-        columns=[m.label for m in shown], accuracy=found[0].task.accuracy,
-        compared=[(row, _line(row.fold, shown)) for row in comparison_rows(found)] if several and head is None else [],
-        head_of_page=head, title=_title(found, head),
-    )  # fmt: skip
+    labels, shown = report_labels(found), _main_columns(found[0].task)
+    beside = len(found) > 1 and head is None
+    rows = differences(found) if beside else []
+    values: dict[str, Any] = {
+        "style": style, "scripts": scripts, "title": _title(found, head), "head_of_page": head,
+        "digests": {"style": _digest(style), "scripts": [_digest(one) for one in scripts]},
+        "shows": [_shown(one, label, elements) for one, label in zip(found, labels, strict=True)],
+        "columns": [m.label for m in shown], "accuracy": found[0].task.accuracy,
+        "apart": {"sentences": list(sentences(rows)) or [NOTHING_SHARED], "rows": rows} if beside else None,
+        "compared": [(row, _line(row.fold, shown)) for row in comparison_rows(found)] if beside else [],
+    }  # fmt: skip
+    most, again = MOST_TRIALS, [changed_answers(one.store, worst_trials(one, answers)) for one in found if answers]
+    while True:
+        data = [
+            campaign_data(one, labels[k], most // len(found), again[k] if again else None)
+            for k, one in enumerate(found)
+        ]
+        text = frame.from_string(body).render(**values, data=base64.b64encode(packed(data)).decode())
+        if len(text.encode()) <= MOST_BYTES or most < len(found):
+            return text
+        most //= 2
+
+
+def _part(name: str) -> str:
+    return (files("onnxfi.campaign.report") / name).read_text("utf-8")
 
 
 def _title(found: Sequence[CampaignRates], head: PageHead | None) -> str:
+    """Return the title: the names of the models, each once."""
     if head is not None:
         return head.title
-    return " and ".join(report_labels(found)) if len(found) < 3 else f"{len(found)} campaigns"
+    names = list(dict.fromkeys(model_name(one) for one in found))
+    return listed(names) if len(names) <= _MOST_TITLES else f"{names[0]} and {len(names) - 1} other networks"
 
 
 def _digest(text: str) -> str:
@@ -175,9 +195,15 @@ def _value(metric: Metric, value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else metric.text(value)
 
 
-def _shown(one: CampaignRates, label: str) -> dict[str, Any]:
+def _main_columns(task: Task) -> tuple[Metric, ...]:
+    """Return the metrics of the tables; how often any bit of an output differs stands at the bottom of the page."""
+    silent = silent_metric(task).name
+    return tuple(m for m in task.view(task.page_columns) if m.name not in ("sdc", "masked") or silent == m.name)
+
+
+def _shown(one: CampaignRates, label: str, elements: Sequence[str] = ()) -> dict[str, Any]:
     """Return the values that the page shows of one report."""
-    with Store.open(one.store) as opened:
+    with Store.open(one.store, checked=True) as opened:
         spec, canary = opened.get("spec"), opened.get("canary")
         limits = {name: opened.get(name) for name in ("timeout_s", "memory_bytes")}
     tables: list[tuple[str, str, Sequence[Fold]]] = [
@@ -186,16 +212,50 @@ def _shown(one: CampaignRates, label: str) -> dict[str, Any]:
         ("By bit", "Bit", [fold for fold in one.by_bit if fold.trials]),
     ]
     task = one.task
-    shown = task.view(task.page_columns)
+    shown = _main_columns(task)
+    tiles = [m for m in task.view(task.tiles) if m.name != "due" and one.everything.rate(m.name)]
     return {
-        "columns": [m.label for m in shown], "golden": task.view(task.golden_names), "tiles": task.view(task.tiles),
-        "harms": harm_metrics(task),
-        "label": label, "report": one, "harmful": harmful(one.store), "command": command_of(spec, one.store.name),
-
+        "columns": [m.label for m in shown], "golden": task.view(task.golden_names), "harms": harm_metrics(task),
+        "tiles": [(m, one.everything.rate(m.name)) for m in tiles] if len(one.by_rate) < 2 else [],
+        "label": label, "report": one, "model": model_name(one), "design": design(one),
+        "verdict": list(verdict(one)), "cautions": list(filter(None, (too_few(one),))),
+        "harmful": harmful(one.store), "recipes": recipes(one.store),
+        "command": command_of(spec, one.store.name), "over": swept_over(one), "measured": measured(one)[0],
+        "silent": silent_metric(task), "any_bit": any_bit(one), **_network(one),
+        "figures": element_figures([one], elements),
         "tables": [(title, key, [_line(fold, shown) for fold in folds]) for title, key, folds in tables if folds],
         "settings": _settings(one, canary, limits),
-        "notes": list(filter(None, (one.golden.get("reading"), *protection_notes(one), *notes(one)))),
+        "notes": [
+            *filter(None, (one.golden.get("reading"), *protection_notes(one))),
+            *(note for note in notes(one) if note != too_few(one)),
+        ],
     }  # fmt: skip
+
+
+def _network(one: CampaignRates) -> dict[str, Any]:
+    """Return the column of layers: of each its colour, its bar with whiskers, its share of the bits, and texts."""
+    metric, rows = painted_metric(one.task), layer_rows(one)
+    scale = max((row["rate"][0] or 0.0 for row in rows if row["rate"]), default=0.0)
+    sure = [row["rate"][2] for row in rows if row["rate"] and row["rate"][2] - row["rate"][1] <= 2 * WIDEST]
+    end = max([1.2 * scale, *sure]) or 1.0
+    drawn = []
+    for row in rows:
+        rate, bar, paint = row["rate"], None, ""
+        text = said = "no trials" if rate is None else ""
+        if rate is not None:
+            estimate = math.nan if rate[0] is None else rate[0]
+            text = metric.interval(Interval(rate[1], rate[2], estimate, "", one.confidence))
+            said = f"{metric.label} {text}"
+            bar = tuple(f"{100 * min(part / end, 1):.2f}" for part in (rate[0] or 0.0, rate[1], rate[2]))
+            unsure = " unsure" if rate[2] - rate[1] > 2 * WIDEST else ""
+            paint = f"p{math.ceil(_PAINTS * math.sqrt((rate[0] or 0.0) / scale))}" if scale else "p0"
+            paint += unsure
+        share = f"{100 * row['share']:.3g} %"
+        drawn.append({
+            "name": row["name"], "trials": row["trials"], "text": text if one.by_layer else "", "said": said,
+            "bar": bar, "paint": paint, "width": f"{100 * row['share']:.2f}", "of_bits": share,
+        })  # fmt: skip
+    return {"layers": drawn, "painted": bool(one.by_layer), "headline": metric, "scale": end}
 
 
 def _line(fold: Fold, shown: Sequence[Metric]) -> tuple[Fold, list[tuple[Metric, Interval | None]]]:

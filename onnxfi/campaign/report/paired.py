@@ -13,6 +13,7 @@ from onnxfi.campaign.execute.open_campaign import OpenCampaign
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
 from onnxfi.campaign.plan.mapped_list import MappedList, map_list
 from onnxfi.campaign.plan.plan import make_plan
+from onnxfi.campaign.report.html_page import PageHead, PageTable, write_page
 from onnxfi.campaign.report.report import Report, report
 from onnxfi.campaign.results.rows import Row
 from onnxfi.campaign.results.store import Store
@@ -131,6 +132,44 @@ class PairedComparison:
             },
             "notes": list(self.notes),
         }  # fmt: skip
+
+
+def write_paired_page(found: PairedComparison, file: str | Path) -> Path:
+    """Write the page of a paired comparison: the differences on the same faults above both campaigns.
+
+    Raises OutputError if the extra `report` is not installed, or the file cannot be written.
+    """
+    names = [Path(side.model).stem for side in (found.first, found.second)]
+    sentences = [_sentence(row, names[1]) for row in found.rows]
+    sentences += [
+        f"Without faults {metric.label} is {metric.text(one)} and {metric.text(two)}."
+        for metric, one, two in found.golden()
+    ]
+    heads = ("Metric", "Rate", "Trials", *names, "Difference", "p")
+    rows = tuple(
+        (row.metric.label, "all" if row.ber is None else f"{row.ber:g}", f"{row.found.n:,}",
+         row.metric.text(row.found.first), row.metric.text(row.found.second),
+         row.metric.interval(row.found.difference), f"{row.found.p_value:.2g}")
+        for row in found.rows
+    )  # fmt: skip
+    tables = (PageTable("The same faults on both, with the interval of paired differences", heads, rows),)
+    title = f"{names[0]} and {names[1]} under the same faults"
+    head = PageHead(title, (*sentences, *found.notes), (), tables)
+    return write_page([found.first.found, found.second.found], file, head=head)
+
+
+def _sentence(row: PairedRow, name: str) -> str:
+    """Return a difference in words."""
+    i, metric = row.found.difference, row.metric
+    where = "" if row.ber is None else f" at {row.ber:g}"
+    ends = f"{metric.text(row.found.first)} to {metric.text(row.found.second)}, difference {metric.interval(i)}"
+    if i.low <= 0 <= i.high:
+        return f"{metric.label}{where} cannot be distinguished: {ends} ({row.found.n:,} trials)."
+    better = (i.low > 0) == (metric.better == "higher")
+    detected = " (errors that are detected are no gain by themselves, and no loss where they were silent before)"
+    return f"{metric.label}{where} is {'better' if better else 'worse'} in {name}: {ends} ({row.found.n:,} trials)" + (
+        f"{detected}." if metric.detected else "."
+    )
 
 
 def _document(row: PairedRow) -> dict[str, Any]:

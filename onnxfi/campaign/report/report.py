@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from onnxfi.campaign.report.figures import figures, write_figures
 from onnxfi.campaign.report.html_page import write_page
 from onnxfi.campaign.report.rates import CampaignRates, Fold
-from onnxfi.campaign.report.tables import swept_over, write_csv
+from onnxfi.campaign.report.tables import swept_over, write_csv, write_latex
 from onnxfi.campaign.report.validity_notes import notes
 from onnxfi.errors import InputError, OutputError, closest
 from onnxfi.graph.model.byte_source import printable
@@ -117,8 +117,15 @@ class Report(CampaignRates):
             raise OutputError("pandas is not installed; pip install pandas, or use .csv(FOLDER)") from None
         return pandas.DataFrame(list(self.details()))
 
-    def figure(self, name: str = "") -> Figure:
-        """Return a figure of matplotlib: ``accuracy``, ``layers``, ``bits`` or ``map``; by default the first there is.
+    def figure(self, name: str = "", *, spread: str = "interval") -> Figure:
+        """Return a figure of matplotlib.
+
+        Parameters
+        ----------
+        name : str
+            ``accuracy``, ``outcomes``, ``layers``, ``bits`` or ``map``; by default the first there is.
+        spread : str
+            What a curve shows beside its line: ``interval``, ``sd``, ``quantiles`` or ``violin``.
 
         Raises
         ------
@@ -127,7 +134,7 @@ class Report(CampaignRates):
         OutputError
             If matplotlib is not installed.
         """
-        known = {one.name: one for one in figures([self])}
+        known = {one.name: one for one in figures([self], spread=spread)}
         if name and name not in known:
             raise InputError(f"there is no figure {name!r}{closest(name, known)}; give one of {', '.join(known)}")
         found = known[name] if name else next((one for one in known.values() if one.draw), None)
@@ -137,13 +144,27 @@ class Report(CampaignRates):
 
     plot = figure
 
-    def html(self, file: str | Path, *, elements: Sequence[str] = ()) -> Path:
-        """Write the report as one page that works offline, and return it; `elements` are targets to map by element."""
-        return write_page([self], file, elements)
+    def html(self, file: str | Path, *, elements: Sequence[str] = (), answers: int = 0) -> Path:
+        """Write the report as one page that works offline, and return it.
 
-    def figures(self, folder: str | Path, *, elements: Sequence[str] = ()) -> list[Path]:
-        """Write every figure into a folder, as SVG and PNG, and return the paths; `elements` as for `html`."""
-        return write_figures([self], folder, elements)
+        `elements` are targets to map by element. Of so many trials that changed most (`answers`) the model runs once
+        more, and the page shows the answers before and after.
+        """
+        return write_page([self], file, elements, answers=answers)
+
+    def figures(
+        self, folder: str | Path, *, elements: Sequence[str] = (), kinds: Sequence[str] = ("svg", "png"),
+        spread: str = "interval",
+    ) -> list[Path]:  # fmt: skip
+        """Write every figure into a folder, and return the paths.
+
+        `elements` as for `html`; `kinds` are of svg, png, pdf and pgf; `spread` as for `figure`.
+        """
+        return write_figures([self], folder, elements, kinds=kinds, spread=spread)
+
+    def latex(self, folder: str | Path) -> list[Path]:
+        """Write the tables as LaTeX into a folder, for the package booktabs, and return the paths."""
+        return write_latex(self, folder)
 
     def csv(self, folder: str | Path, *, by_model: bool = False) -> list[Path]:
         """Write the tables as CSV files into a folder, and return the paths; `by_model` names them by the model."""

@@ -1,4 +1,4 @@
-"""Tables of reports: published classes by layer, CSV files, means by layer and bit, several reports in one."""
+"""Tables of reports: published classes by layer, CSV and LaTeX, means by layer and bit, several reports in one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from onnxfi.campaign.report.rates import CampaignRates, Fold
 from onnxfi.campaign.results.store import Store, declared_task
@@ -81,7 +84,7 @@ def unit(found: CampaignRates) -> str:
 
 
 def _header(found: CampaignRates) -> Header:
-    with Store.open(found.store) as opened:
+    with Store.open(found.store, checked=True) as opened:
         return Header.parse(opened.get("header"), str(found.store))
 
 
@@ -123,6 +126,77 @@ def _flat(key: str, fold: Fold, found: CampaignRates) -> dict[str, Any]:
         i, mean = fold.rate(name), fold.estimated(name)
         row |= {name: mean and mean.estimate, f"{name}_low": i and i.low, f"{name}_high": i and i.high}
     return row
+
+
+def values_by_rate(found: CampaignRates, metric: Metric) -> dict[str, NDArray[np.float64]]:
+    """Return the values of a metric in the trials at each rate of a sweep."""
+    rates = {s["stratum"]: s["ber"] for s in found.strata}
+    values: dict[str, list[float]] = {}
+    with Store.open(found.store, checked=True) as opened:
+        for row in opened.rows():
+            value, rate = metric.value(row.outcome, row.metrics), rates[row.stratum]
+            if value is not None and rate is not None:
+                values.setdefault(f"{rate:g}", []).append(value)
+    return {key: np.array(one) for key, one in values.items()}
+
+
+#: What TeX reads as a command, and how it is written as itself.
+_TEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "−": "-", "…": r"\ldots{}", "×": r"\texttimes{}",
+}  # fmt: skip
+
+
+def tex(text: str) -> str:
+    """Return a text as TeX prints it: no character of it is a command, and other letters than Latin ones are `?`.
+
+    >>> tex("a_b\\input{x} 5 %")
+    'a\\_b\\textbackslash{}input\\{x\\} 5 \\%'
+    """
+    kept = "".join(_TEX.get(c, c if c.isascii() or "\xa0" <= c <= "\u017f" else "?") for c in text)
+    return " ".join(kept.split("\n"))
+
+
+def write_latex(found: CampaignRates, folder: str | Path) -> list[Path]:
+    """Write the report as LaTeX tables into a folder, for the package booktabs; returns what was written.
+
+    `summary.tex` or `rates.tex` has all trials, by rate in a sweep with the standard deviation over the trials;
+    `layers.tex` and `bits.tex` where there are such. An estimate stands with the ends of its interval.
+    """
+    folds = {"rates" if found.by_rate else "summary": found.by_rate or (found.everything,)}
+    folds |= {"layers": found.by_layer, "bits": found.by_bit}
+    make_folder(Path(folder))
+    written = []
+    for name, rows in folds.items():
+        kept = [fold for fold in rows if fold.trials]
+        if kept:
+            file = Path(folder, f"{name}.tex")
+            with atomic_files([file]) as (stream,):
+                stream.write(_latex(found, name, kept).encode())
+            written.append(file)
+    return written
+
+
+def _latex(found: CampaignRates, name: str, folds: Sequence[Fold]) -> str:
+    """Return one table."""
+    shown = found.task.table({rate.name for fold in folds for rate in fold.rates})
+    spread = values_by_rate(found, shown[0]) if name == "rates" else {}
+    keys = {"rates": rate_name(found).partition(" (")[0], "layers": "Layer", "bits": "Bit", "summary": "Trials of"}
+    heads = [keys[name], "Trials", *(m.label for m in shown)]
+    if spread:
+        heads.insert(3, f"s.d. of {shown[0].label}")
+    lines = [r"% \usepackage{booktabs}", rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule"]
+    lines += [" & ".join(map(tex, heads)) + r" \\", r"\midrule"]
+    for fold in folds:
+        cells = [printable(fold.key), f"{fold.trials:,}"]
+        cells += ["-" if (i := fold.rate(m.name)) is None else m.interval(i) for m in shown]
+        if spread:
+            values = spread.get(fold.key, np.zeros(0))
+            cells.insert(3, shown[0].text(float(values.std(ddof=1))) if len(values) > 1 else "-")
+        lines.append(" & ".join(map(tex, cells)) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines.append(tex(f"Intervals at {100 * found.confidence:.4g} %.").join(("% ", "")))
+    return "\n".join(lines) + "\n"
 
 
 def cell(value: Any) -> Any:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from onnxfi.campaign.report.findings import WIDEST, measured
 from onnxfi.campaign.report.rates import FEWEST, CampaignRates
-from onnxfi.statistics.sample_size import sample_size
+from onnxfi.campaign.results.store import Store
+from onnxfi.statistics.intervals import Stratum
+from onnxfi.statistics.sample_size import trials_needed
 from onnxfi.tasks.task import Task
 
 #: Causes of DUE that protections give; all others come from the runtime or the system.
 PROTECTING = ("alarm", "memory-code")
-#: Half of an interval that says little, and of one that says enough; shares.
-_LITTLE, _ENOUGH = 0.1, 0.05
+#: Half the width of an interval that is worth its trials.
+_WORTH = 0.05
+#: The flag that asks for more trials, by the design.
+_FLAGS = {"ber": "repeat", "per_sample": "repeat", "mix": "repeat", "single": "trials"}
 
 
 def notes(found: CampaignRates) -> Iterator[str]:
     """Yield the conditions under which the numbers of a report hold, a line each."""
     if found.golden.get("kind") == "counts":
         yield "scores are read as spike counts: score shifts are relative changes of a count (--scores says otherwise)"
-    if note := of_repeats(found):
-        yield note
     if note := of_trials([found.judged], found.task):
+        yield note
+    if note := too_few(found):
         yield note
     if found.look is not None and found.look.method != "simple":
         yield (
@@ -45,21 +50,6 @@ def protection_notes(found: CampaignRates) -> Iterator[str]:
         yield f"memory code {found.campaign['memory_code']}: blocks with errors: {counts}"
 
 
-def of_repeats(found: CampaignRates) -> str:
-    """Return how many trials at each rate of a sweep would say something, where those that there are say little."""
-    task = found.task
-    metric = task.accuracy or task.metric(task.headline)
-    known = [(fold.trials, i.half_width) for fold in found.by_rate if (i := fold.rate(metric.name)) is not None]
-    if not metric.share or not known or max(half for _, half in known) <= _LITTLE:
-        return ""
-    trials, widest = max(known, key=lambda row: row[1])
-    needed = sample_size(1 << 62, _ENOUGH, found.confidence)
-    return (
-        f"{trials:,} trials at a rate leave {metric.label} uncertain by up to ±{100 * widest:.0f} points; some "
-        f"{needed:,} leave ±{100 * _ENOUGH:g}: --repeat {needed} runs those that are missing"
-    )
-
-
 def of_trials(judged: Sequence[int], task: Task) -> str:
     """Return the note that rates of trials depend on the number of samples; empty if that is one.
 
@@ -77,6 +67,47 @@ def of_trials(judged: Sequence[int], task: Task) -> str:
         f"{_listed([m.name for m in counted])} count trials by the gravest of their {many} samples: with more samples "
         f"{falling} falls, {_listed(rising)} {'rise' if len(rising) > 1 else 'rises'}"
     )
+
+
+def too_few(found: CampaignRates) -> str:
+    """Return the note that trials are too few to say anything, and how many would do; empty where they are enough.
+
+    An interval of more than ±10 points says nothing, and ±5 points are worth their trials. The rates of a sweep are
+    looked at one by one, by the metric of its curve; other campaigns as a whole, by their headline.
+    """
+    task, sweep = found.task, len(found.by_rate) > 0
+    metric = measured(found)[0] if sweep else task.metric(task.headline)
+    folds = found.by_rate if sweep else (found.everything,)
+    wide = [(fold, i) for fold in folds if (i := fold.estimated(metric.name)) and i.half_width > WIDEST]
+    if not wide or found.look is not None or metric.bounds != (0, 1):
+        return ""
+    fold, i = max(wide, key=lambda one: one[1].half_width)
+    values: dict[int, list[float]] = {}
+    with Store.open(found.store, checked=True) as opened:
+        for row in opened.rows():
+            if (value := metric.value(row.outcome, row.metrics)) is not None:
+                values.setdefault(row.stratum if sweep or found.by_layer else 0, []).append(value)
+    sites: dict[int, int] = {s["stratum"]: s["population"] for s in found.strata}
+    strata = {n: Stratum.of(x, sites[n] if found.by_layer else None) for n, x in values.items()}
+    groups = [[one] for one in strata.values()] if sweep else [list(strata.values())]
+    needed = _rounded(max(trials_needed(group, _WORTH, found.confidence) for group in groups))
+    flag = _FLAGS.get(found.campaign["design"])
+    ask = f"--{flag} {needed}" if flag else f"{needed:,} trials"
+    return (
+        f"{fold.trials:,} trials {'at a rate ' if sweep else ''}say little: {metric.label} "
+        f"{f'at {fold.key} ' if sweep else ''}lies between {metric.text(i.low)} and {metric.text(i.high)}; "
+        f"{ask} would tell {'every rate' if sweep else 'it'} to about ±{100 * _WORTH:.0f} points"
+    )
+
+
+def _rounded(n: int) -> int:
+    """Return a number of trials with two digits, rounded up.
+
+    >>> _rounded(386), _rounded(91), _rounded(1201)
+    (390, 91, 1300)
+    """
+    step: int = 10 ** max(0, len(str(n)) - 2)
+    return -(-n // step) * step
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -260,6 +260,10 @@ class Store:
         asked = "SELECT count(*) FROM results WHERE trial IN (SELECT trial FROM draws WHERE round = ?)"
         return int(self.db.execute(asked, (number,)).fetchone()[0])
 
+    def lines(self, trial: int) -> str:
+        """Return the lines of a planned trial in the fault list."""
+        return str(self.db.execute("SELECT lines FROM plan WHERE trial = ?", (trial,)).fetchone()[0])
+
     def rows(self, number: int | None = None) -> Iterator[Row]:
         """Results in the order of their trials, all or those of a round."""
         of_round = "" if number is None else "WHERE trial IN (SELECT trial FROM draws WHERE round = ?)"

@@ -375,6 +375,7 @@ def _prepare(store: Store, opened: OpenCampaign, plan: Plan, progress: OnProgres
         header=plan.header.line(),
         spec=print_spec(opened.campaign),
         cells=plan.cells(),
+        layers=plan.layers(),
         shapes=plan.shapes(),
         length=opened.campaign.marked("length"),
         environment=_environment(store, opened),
@@ -429,6 +430,7 @@ def _keep_limits(store: Store, given: dict[str, Any], golden_s: float) -> None:
         )
     usual: dict[str, Any] = {"timeout_s": max(TIMEOUT_S, TIMEOUT_GOLDEN_RUNS * golden_s)}
     usual["memory_bytes"] = _usual_memory()
+    store.put(golden_s=store.get("golden_s") or golden_s)
     store.put(**{name: given[name] or store.get(name) or usual[name] for name in given})
 
 

@@ -144,6 +144,6 @@ def _on_one_line(part: FaultMixPart) -> str:
     return text.strip().removeprefix("{").removesuffix("}")
 
 
-def parse_spec(text: str, name: str = "the spec") -> Campaign:
-    """Read a campaign from the text of a spec, as a store keeps it; it is not for running."""
-    return _campaign(compose(text.encode(), name, "campaign"), None)
+def parse_spec(text: str, name: str = "the spec", instead: Collection[str] | None = None) -> Campaign:
+    """Read a campaign from the text of a spec, as a store keeps it; to run it, give `instead` as in `load_spec`."""
+    return _campaign(compose(text.encode(), name, "campaign"), instead)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
 import html
 import json
 import os
@@ -19,8 +22,15 @@ import pytest
 from reported_campaigns import campaign, singles, sweep
 from tiny_campaigns import mlp
 
-from onnxfi.campaign.report.html_page import harmful, page, write_page
-from onnxfi.campaign.report.tables import comparison_rows, layer_bit_cells, report_labels, write_csv_of_all
+from onnxfi.campaign.report.differences import NOTHING_SHARED
+from onnxfi.campaign.report.html_page import LIBRARIES, harmful, page, recipes, write_page
+from onnxfi.campaign.report.tables import (
+    comparison_rows,
+    layer_bit_cells,
+    report_labels,
+    write_csv_of_all,
+    write_latex,
+)
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.spec_file import command_line, parse_spec
 from onnxfi.errors import OutputError
@@ -54,23 +64,59 @@ def test_the_page_needs_nothing_else_and_shows_everything(here: Path) -> None:
     found = singles(here)
     text = page([found])
     for tag, attributes in Tags(text).found:
-        assert tag not in ("iframe", "object", "embed", "base", "form")
+        assert tag not in ("iframe", "object", "embed", "base", "form") or (
+            tag == "form" and "action" not in attributes
+        )
         for name in ("src", "href"):
-            assert (attributes.get(name) or "data:").startswith("data:"), attributes
-    assert "http" not in re.sub(r"http-equiv|data:image\S+", "", text)
-    assert html.unescape(text).count(command_line(campaign(single=True, margin=0.2), "s.db")) == 1
+            assert re.match("data:|#", attributes.get(name) or "#"), attributes
+    shown = text[: text.index('<script type="text/plain"')]
+    assert "http" not in re.sub(r"http-equiv|data:image\S+", "", shown)
+    assert html.unescape(shown).count(command_line(campaign(single=True, margin=0.2), "s.db")) == 1
     with Store.open(here / "s.db") as opened:
-        assert opened.get("campaign") in text
+        assert opened.get("campaign") in shown
         for value in opened.get("environment").values():
-            assert html.escape(value) in text
+            assert html.escape(value) in shown
     for fold in (*found.by_layer, *(fold for fold in found.by_bit if fold.trials)):
-        assert f">{fold.key}</td>" in text
+        assert f">{fold.key}</td>" in shown
     [worst, *_] = harmful(here / "s.db")
     for word in (worst.rows[0]["before"], worst.rows[0]["after"], str(worst.trial)):
-        assert word in text
-    images = [a for tag, a in Tags(text).found if tag == "img"]
-    assert len(images) == 3 and all("%" in (image["alt"] or "") for image in images)
-    assert "run a sweep with --ber for accuracy over rates" in text, "what is not drawn is said in its place"
+        assert word in shown
+    assert "<h1>m</h1>" in shown, "the title is the model's"
+    first = re.search(r'<ul class="lead"><li>(.*?)</li>', shown)
+    assert first and ("one answer in" in first[1] or "Too few trials" in first[1]), "the verdict comes first"
+
+
+def test_scripts_and_styles_are_those_that_the_policy_names(here: Path) -> None:
+    text = page([singles(here)])
+    [policy] = [str(a["content"]) for tag, a in Tags(text).found if tag == "meta" and a.get("http-equiv")]
+    assert policy.startswith("default-src 'none'") and "unsafe" not in policy
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.S)
+    assert len(scripts) == len(LIBRARIES) + 1 and text.count("<style>") == 1
+    for body in (*scripts, *re.findall(r"<style>(.*?)</style>", text, re.S)):
+        digest = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    assert not [a for _, a in Tags(text).found if "style" in a], "the policy forbids styles of elements"
+
+
+def data_of(text: str) -> Any:
+    [packed] = re.findall(r'<script type="text/plain" id="data">(.*?)</script>', text, re.S)
+    return json.loads(gzip.decompress(base64.b64decode(packed)))
+
+
+def test_a_page_stays_below_its_size_and_says_what_it_left_out(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = singles(here)
+    whole = page([found])
+    [data] = data_of(whole)
+    assert len(data["trials"]["columns"]["trial"]) == found.everything.trials
+    most = len(whole.encode()) - 400
+    monkeypatch.setattr("onnxfi.campaign.report.html_page.MOST_BYTES", most)
+    monkeypatch.setattr("onnxfi.campaign.report.html_page.MOST_TRIALS", found.everything.trials)
+    small = page([found])
+    assert len(small.encode()) <= most
+    [fewer] = data_of(small)
+    kept = fewer["trials"]["columns"]["trial"]
+    assert 0 < len(kept) < found.everything.trials == fewer["trials"]["all"]
+    assert kept == data["trials"]["columns"]["trial"][: len(kept)], "the most harmful stay"
 
 
 def test_the_most_harmful_are_the_most_harmful(here: Path) -> None:
@@ -85,6 +131,16 @@ def test_the_most_harmful_are_the_most_harmful(here: Path) -> None:
     sweep(here)
     for harm in harmful(here / "sweep.db"):
         assert harm.ber in (1e-4, 1e-3, 1e-2) and len(harm.rows) == min(3, harm.faults)
+
+
+def test_trials_kept_as_a_recipe_do_not_fill_the_list(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxfi.faults.faultlist.MAX_LINES", 2)
+    monkeypatch.setattr("onnxfi.campaign.report.html_page.MAX_LINES", 2)
+    found = sweep(here)
+    left_out = recipes(here / "sweep.db")
+    assert left_out and all(harm.rows and harm.faults <= 2 for harm in harmful(here / "sweep.db"))
+    text = page([found])
+    assert f"{left_out} trials" in text and "the store keeps the recipe" in text and "kept as a recipe</td>" not in text
 
 
 def test_cells_are_means_of_their_trials(here: Path) -> None:
@@ -149,7 +205,7 @@ def test_several_side_by_side(here: Path) -> None:
         ("a", "0.0001", 5), ("a", "0.001", 5), ("a", "0.01", 5), ("b", None, other.everything.trials),
     ]  # fmt: skip
     text = page([one, other])
-    assert "Side by side" in text and text.count("Run it again") == 2
+    assert "Side by side" in text and text.count(">Run it again<") == 2 and NOTHING_SHARED in text
     written = write_csv_of_all([one, other], here / "csv")
     assert [file.name for file in written] == [
         "detail.csv", "summary.csv", "rates.csv", "layers.csv", "bits.csv", "classes.csv",
@@ -166,7 +222,8 @@ def test_several_side_by_side(here: Path) -> None:
 HOSTILE = ("</script><script>alert(1)</script>", "--><img src=x onerror=alert(2)>", "$\\frac{$", "\x1b[31m\u202eevil\n")
 
 
-def test_hostile_names_stay_text(here: Path) -> None:
+def hostile(here: Path) -> None:
+    """A model whose names are markup, TeX and control characters."""
     mlp(here)
     model = onnx.load("m.onnx")
     for node, name in zip(model.graph.node, HOSTILE, strict=False):
@@ -176,12 +233,21 @@ def test_hostile_names_stay_text(here: Path) -> None:
     for node in model.graph.node:
         node.input[:] = [initializer.name if name == old else name for name in node.input]
     onnx.save(model, "m.onnx")
+
+
+def test_hostile_names_stay_text(here: Path) -> None:
+    hostile(here)
     found = singles(here)
     text = page([found])
     tags = Tags(text).found
-    assert sum(tag == "script" for tag, _ in tags) == 1 and not [1 for tag, _ in tags if tag == "svg"]
+    assert sum(tag == "script" for tag, _ in tags) == len(LIBRARIES) + 2
+    assert {a.get("class") for tag, a in tags if tag == "svg"} == {"bar"}
     assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
-    assert "\x1b" not in text and "\u202e" not in text
+    shown = text[: text.index('<script type="text/plain"')] + json.dumps(data_of(text), ensure_ascii=False)
+    assert "\x1b" not in shown and "\u202e" not in shown and "alert(1)" in shown
+    for file in write_latex(found, here / "tex"):
+        kept = file.read_text()
+        assert "\x1b" not in kept and "$" not in kept.replace("\\$", "") and "\\frac" not in kept
     for figure in figures([found]):
         if figure.draw is not None:
             root = ET.fromstring(figure.bytes("svg"))
@@ -193,29 +259,52 @@ def test_hostile_names_stay_text(here: Path) -> None:
 
 LOOK = """<!doctype html><body>%s<script>
 const found = [];
-const boxes = (root) => [...root.querySelectorAll("h1,h2,h3,p,figure,.tile,.wide,pre,dl,figcaption,img")];
-addEventListener("load", () => { for (const frame of document.querySelectorAll("iframe")) {
+const boxes = (root) => [...root.querySelectorAll("h1,h2,h3,h4,p,li,figure,.tile,.wide,pre,dl,figcaption,img,.chart > svg,select")];
+const until = (test) => new Promise((done) => { const go = () => test() ? done() : setTimeout(go, 25); go(); });
+const visible = (e) => e.getClientRects().length;
+addEventListener("load", async () => { for (const frame of document.querySelectorAll("iframe")) {
   const page = frame.contentDocument, root = page.documentElement, measured = {width: frame.clientWidth};
+  const tries = Date.now();
+  await until(() => root.dataset.ready || Date.now() - tries > 3000);
   measured.overflow = root.scrollWidth - root.clientWidth;
   measured.overlaps = [];
-  const all = boxes(page);
+  const all = boxes(page).filter(visible);
   for (const [k, a] of all.entries()) for (const b of all.slice(k + 1)) {
     if (a.contains(b) || b.contains(a)) continue;
     const p = a.getBoundingClientRect(), q = b.getBoundingClientRect();
     if (p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 1 && q.top < p.bottom - 1)
       measured.overlaps.push(a.textContent.slice(0, 30) + " / " + b.textContent.slice(0, 30));
   }
-  measured.outside = all.filter((e) => e.getBoundingClientRect().right > root.clientWidth + 1).length;
-  measured.images = [...page.images].map((i) => [i.complete, i.naturalWidth, i.getBoundingClientRect().width]);
+  measured.outside = all.filter((e) => !e.closest(".wide") && e.getBoundingClientRect().right > root.clientWidth + 1).length;
+  measured.charts = [...page.querySelectorAll(".chart > svg")].map((svg) => [svg.getBoundingClientRect().width, svg.querySelectorAll("rect,path,circle,line").length]);
   measured.tables = [...page.querySelectorAll("table.sorts")].map((table) => {
     const column = (k) => [...table.tBodies[0].rows].map((r) => r.cells[k].dataset.v ?? r.cells[k].textContent);
-    const heads = [...table.tHead.rows[0].cells], before = column(0), k = heads.length - 1;
-    const at = heads.findIndex((h) => h.textContent.startsWith("SDC-1") || h.textContent === "Value");
+    const heads = [...table.tHead.rows[0].cells], before = column(0);
+    const at = heads.findIndex((h) => h.textContent.startsWith("SDC-1") || ["Value", "First"].includes(h.textContent));
     heads[at].querySelector("button").click();
     const up = column(at);
     heads[at].querySelector("button").click();
     return {up, down: column(at), rows: before.length, sort: heads[at].getAttribute("aria-sort")};
   });
+  const view = frame.contentWindow, seen = (part) => page.querySelector("#explore-0 ." + part)?.textContent ?? "";
+  const steps = measured.steps = [];
+  const click = async (element, part) => {
+    const before = seen("crumbs"), tries = Date.now();
+    if (!element) return steps.push(null);
+    if (element instanceof view.SVGElement) element.dispatchEvent(new view.MouseEvent("click", {bubbles: true, cancelable: true}));
+    else element.click();
+    await until(() => seen("crumbs") !== before || Date.now() - tries > 2000);
+    steps.push({crumbs: seen("crumbs"), text: seen(part)});
+  };
+  const layer = page.querySelector("a.layer[href]");
+  if (layer) {
+    measured.focusable = layer.tabIndex === 0 && [...page.querySelectorAll("#explore-0 a")].every((a) => a.tabIndex === 0);
+    await click(layer, "trials");
+    await click(page.querySelector("#explore-0 .bits svg a"), "trials");
+    await click(page.querySelector("#explore-0 .trials tbody a"), "fault");
+    measured.digits = [...page.querySelectorAll("#explore-0 .word")].map((w) => [w.textContent.replaceAll(" ", ""), w.querySelectorAll("mark").length]);
+    measured.hash = view.location.hash;
+  }
   found.push(measured);
 }
 const out = document.createElement("pre"); out.id = "found"; out.textContent = JSON.stringify(found);
@@ -257,14 +346,50 @@ def test_a_person_would_not_frown(here: Path) -> None:
     assert [measured["width"] for measured in found] == [1280, 400, 1280, 400]
     for measured in found:
         assert measured["overflow"] <= 0 and measured["outside"] == 0 and measured["overlaps"] == []
-        assert len(measured["images"]) >= 3
-        for complete, natural, width in measured["images"]:
-            assert complete and natural > 300 and 250 < width <= 560
+        assert measured["charts"] and all(250 < width <= 900 and marks > 3 for width, marks in measured["charts"])
         assert len(measured["tables"]) >= 4
         for table in measured["tables"]:
             values = [float(v) if v else float("-inf") for v in table["up"]]
             assert values == sorted(values) and table["sort"] == "descending" and len(values) == table["rows"] > 0
             assert [float(v) if v else float("-inf") for v in table["down"]] == sorted(values, reverse=True)
+
+
+@pytest.mark.slow
+@browser
+def test_a_click_leads_from_a_layer_to_a_fault(here: Path) -> None:
+    """Layer, bit, trial, fault: by links, which keys reach too; an address with a fragment opens the same."""
+    one = singles(here)
+    write_page([one], here / "one.html")
+    [wide, narrow], console = look(here, "one.html")
+    assert not [line for line in console.splitlines() if "CONSOLE" in line]
+    assert wide["hash"] == narrow["hash"] and wide["focusable"]
+    layer, bit, trial = wide["steps"]
+    assert layer["crumbs"].startswith("All layers › ") and bit["crumbs"].startswith(layer["crumbs"] + " › bit ")
+    assert f"{one.by_layer[0].trials} trials" in layer["text"]
+    number = int(trial["crumbs"].rpartition(" ")[2])
+    with Store.open(here / "s.db") as opened:
+        planned, row = opened.trial(number), next(row for row in opened.rows() if row.trial == number)
+    fault = json.loads(planned["lines"])
+    assert planned["layer"] in layer["crumbs"] and bit["crumbs"].endswith(f"bit {planned['bit']}")
+    for said in (fault["before"], fault["after"], f"{fault['target']}[{fault['index']}]", row.outcome.upper()):
+        assert said in trial["text"] or said.lower() in trial["text"]
+    (before, marks), (after, _) = wide["digits"]
+    assert int(before, 2) == int(fault["before"], 16) and int(after, 2) == int(fault["after"], 16) and marks == 1
+    changed = round(row.metrics["sdc1"] * 12)
+    assert (f"{changed} of 12 answers changed silently" if changed else "No answer changed silently") in trial["text"]
+    (here / "again.html").write_text((here / "one.html").read_text())
+    found, _ = look(here, f"again.html{wide['hash']}")
+    assert found[0]["hash"] == wide["hash"]
+
+
+@pytest.mark.slow
+@browser
+def test_hostile_names_stay_text_in_a_browser(here: Path) -> None:
+    hostile(here)
+    write_page([singles(here)], here / "bad.html")
+    found, console = look(here, "bad.html")
+    assert not [line for line in console.splitlines() if "CONSOLE" in line]
+    assert all(step is not None for step in found[0]["steps"]) and "<script>" in found[0]["steps"][0]["crumbs"]
 
 
 @pytest.mark.slow

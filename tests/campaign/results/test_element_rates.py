@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxfi.campaign.report.element_rates import element_rates, plane
 from onnxfi.campaign.report.figures import figures, write_figures
 from onnxfi.campaign.report.html_page import page
 from onnxfi.campaign.report.report import report
+from onnxfi.campaign.results.element_rates import element_rates, plane
 from onnxfi.campaign.run.runner import run
 from onnxfi.campaign.spec.campaign import Campaign
 from onnxfi.errors import SelectorError

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 from tiny_campaigns import campaign, mlp, ran
 
-from onnxfi.campaign.report.cost_estimate import recorded
 from onnxfi.campaign.results.store import Store
+from onnxfi.campaign.results.trial_cost import recorded
 from onnxfi.errors import InputError
 from onnxfi.graph.model.loading import load
 

@@ -1,0 +1,289 @@
+"""All that a page shows of a campaign, as plain values: curves, layers in order of depth, their bits, trials, faults.
+
+Numbers are computed here and drawn there: the script of the page has no statistics. Trials are listed with their faults
+as far as a page of 3 MB holds them, those that did most harm first.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from onnxfi.campaign.execute.trial_answers import ChangedAnswer
+from onnxfi.campaign.report.findings import lost_answers, measured, shares, short, silent_metric
+from onnxfi.campaign.report.rates import CampaignRates, Fold
+from onnxfi.campaign.results.rows import Row
+from onnxfi.campaign.results.store import Store
+from onnxfi.faults.faultlist import Header
+from onnxfi.graph.model.byte_source import printable
+from onnxfi.statistics.intervals import Interval, Stratum, stratified_interval
+from onnxfi.tasks.outcomes import unpacked
+from onnxfi.tasks.task import OUTCOMES, Metric, Task
+
+#: Trials that a page lists, faults of each that it shows, and samples that it names.
+MOST_TRIALS, MOST_FAULTS, MOST_SAMPLES = 20_000, 3, 12
+#: Trials of many faults of which the largest faults are looked for, since each has up to a thousand lines.
+_MOST_LISTED = 300
+
+
+@dataclass(frozen=True)
+class Harm:
+    """A trial that did much: its result, how many faults it had, and those that moved their number most.
+
+    `rows` is empty where the faults are kept as a recipe, which names none of them.
+    """
+
+    trial: int
+    ber: float | None
+    outcome: str
+    cause: str | None
+    values: tuple[float | None, ...]
+    faults: int
+    rows: tuple[dict[str, Any], ...]
+
+
+def harm_metrics(task: Task) -> tuple[Metric, ...]:
+    """Return the metrics that the table of the most harmful trials shows."""
+    return tuple(m for m in (task.metric(task.headline), task.accuracy) if m is not None)
+
+
+def order_of_harm(task: Task, row: Row) -> tuple[float, float, float, int]:
+    """Return the order of trials, worst first: by the headline, by samples that are DUE, by how few are right."""
+    headline, lost = (
+        task.metric(name).value(row.outcome, row.metrics) or 0.0 for name in (task.headline, "due_samples")
+    )
+    right = 1.0 if task.accuracy is None else task.accuracy.value(row.outcome, row.metrics)
+    return -headline, -lost, 1.0 if right is None else right, row.trial
+
+
+def largest_faults(lines: str) -> tuple[dict[str, Any], ...]:
+    """Return the faults of a trial that moved their number most; none of a trial that is kept as a recipe."""
+    rows = [row for row in map(json.loads, lines.splitlines()) if "target" in row]
+
+    def moved(row: dict[str, Any]) -> float:
+        try:
+            step = abs(float(row["after_value"]) - float(row["before_value"]))
+        except (TypeError, ValueError):
+            return math.inf
+        return math.inf if math.isnan(step) else step
+
+    return tuple(heapq.nlargest(MOST_FAULTS, rows, key=moved))
+
+
+def campaign_data(
+    found: CampaignRates,
+    label: str,
+    most: int = MOST_TRIALS,
+    answers: Mapping[int, Sequence[ChangedAnswer]] | None = None,
+) -> dict[str, Any]:
+    """Return all that the page draws of a campaign, as plain values for JSON.
+
+    Parameters
+    ----------
+    found : CampaignRates
+        The folded results.
+    label : str
+        What the page calls the campaign.
+    most : int
+        The number of trials that are listed.
+    answers : mapping, optional
+        Answers before and after, by trial.
+
+    Returns
+    -------
+    dict
+        An interval is [estimate, low, high] in the unit of its metric (None: not known), a layer the place of its name.
+    """
+    task, layers = found.task, layer_rows(found)
+    place = {name: k for k, name in enumerate(_sites(found))}
+    with Store.open(found.store, checked=True) as opened:
+        cells = list(_cells(opened, found, place))
+        trials = _trials(opened, found, place, most, answers or {})
+    metric, golden = measured(found)
+    return {
+        "label": printable(label),
+        "store": printable(found.store.name),
+        "silent": _declared(silent_metric(task)),
+        "metric": {**_declared(metric), "golden": _number(golden)},
+        "samples": found.judged,
+        "curve": [_point(fold, fold.rate(metric.name)) for fold in found.by_rate],
+        "stack": list(_stacked(found)),
+        "layers": layers,
+        "cells": cells,
+        "trials": trials,
+    }
+
+
+def model_name(found: CampaignRates) -> str:
+    """Return the name of the model's file without its ending, and of the stage of a pipeline."""
+    with Store.open(found.store, checked=True) as opened:
+        file = Header.parse(opened.get("header"), str(found.store)).file
+    name = file.replace("\\", "/").rpartition("/")[2].removesuffix(".onnx") or "network"
+    stage = found.campaign.get("stage")
+    return f"{name}, stage {stage}" if stage else name
+
+
+def layer_rows(found: CampaignRates) -> list[dict[str, Any]]:
+    """Return the layers of a campaign in order of depth, with their share of the bits and their rate.
+
+    Where its trials lie in no one layer there are shares alone.
+    """
+    folds, sites = {fold.key: fold for fold in found.by_layer}, _sites(found)
+    total = sum(sites.values()) or 1
+    metric = painted_metric(found.task)
+    rows = []
+    for name, size in sites.items():
+        fold = folds.get(name)
+        rate = None if fold is None or not fold.trials else fold.rate(metric.name)
+        rows.append({
+            "name": printable(name), "sites": size, "share": _number(size / total), "rate": _ends(rate),
+            "trials": fold.trials if fold else 0,
+            "outcomes": [fold.outcomes[name] for name in OUTCOMES] if fold else [0, 0, 0],
+        })  # fmt: skip
+    return rows
+
+
+def _sites(found: CampaignRates) -> dict[str, int]:
+    """Return the sites of each layer, in order of depth as far as the store says it."""
+    with Store.open(found.store, checked=True) as opened:
+        kept = {str(name): int(sites) for name, sites in opened.get("layers") or ()}
+    return kept | {fold.key: fold.population or 0 for fold in found.by_layer if fold.key not in kept}
+
+
+def painted_metric(task: Task) -> Metric:
+    """Return the rate that layers and bits are painted with: the headline of the task where it is a share."""
+    headline = task.metric(task.headline)
+    return headline if headline.bounds == (0, 1) else task.metric("sdc")
+
+
+def _declared(metric: Metric) -> dict[str, Any]:
+    label, axis = short(metric), metric.axis.replace("\n", " ")
+    return {"label": label, "axis": axis, "share": metric.share, "unit": metric.unit, "better": metric.better}
+
+
+def _point(fold: Fold, i: Interval | None) -> dict[str, Any]:
+    return {"x": float(fold.key), "key": fold.key, "y": _ends(i), "trials": fold.trials}
+
+
+def _stacked(found: CampaignRates) -> Iterator[dict[str, Any]]:
+    """Yield what becomes of the answers at each rate of a sweep, or of all trials."""
+    lost = lost_answers(found)
+    for fold in found.by_rate or (found.everything,):
+        if fold.trials and (share := shares(found.task, fold)) is not None:
+            yield {
+                "key": fold.key, "kept": _number(share.kept), "sdc": _number(share.sdc), "due": _number(share.due),
+                "lost": _ends(lost.get(fold.key)), "trials": fold.trials,
+            }  # fmt: skip
+
+
+def _cells(store: Store, found: CampaignRates, place: dict[str, int]) -> Iterator[list[Any]]:
+    """Yield layer, bit, trials, outcomes and rate of each bit of a layer; all its sites are drawn alike."""
+    metric = painted_metric(found.task)
+    sites = {(layer, bit): n for layer, bit, n in store.get("cells") or ()}
+    sums: dict[tuple[str, int], list[float]] = {}
+    counts: dict[tuple[str, int], list[int]] = {}
+    for row in store.rows():
+        if row.layer is not None and row.bit is not None and (row.layer, row.bit) in sites:
+            key = row.layer, row.bit
+            counts.setdefault(key, [0, 0, 0])[OUTCOMES.index(row.outcome)] += 1
+            if (value := metric.value(row.outcome, row.metrics)) is not None:
+                sums.setdefault(key, []).append(value)
+    for key, outcomes in sorted(counts.items()):
+        rate = None
+        if key in sums:
+            stratum = Stratum.of(sums[key], max(sites[key], len(sums[key])))
+            rate = stratified_interval([stratum], found.confidence)
+        yield [place[key[0]], key[1], sum(outcomes), outcomes, _ends(rate)]
+
+
+# Trials
+
+
+def _trials(
+    store: Store, found: CampaignRates, place: dict[str, int], most: int, answers: Mapping[int, Sequence[ChangedAnswer]]
+) -> dict[str, Any]:
+    """Return the trials as columns, those that did most harm first, with their faults."""
+    task, rates = found.task, {s["stratum"]: s["ber"] for s in found.strata}
+    shown, samples = harm_metrics(task), found.golden["samples"]
+    rows = heapq.nsmallest(most, store.rows(), partial(order_of_harm, task))
+    texts = _Texts()
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("trial", "rate", "layer", "bit", "outcome", "cause", "faults")
+    }
+    columns |= {"values": [], "words": [], "samples": [], "answers": []}
+    listed = 0
+    for row in rows:
+        listed += row.faults > 1
+        faults = largest_faults(store.lines(row.trial)) if row.faults == 1 or listed <= _MOST_LISTED else ()
+        layer = None if row.layer is None else place.get(row.layer)
+        values = [_number(m.value(row.outcome, row.metrics)) for m in shown]
+        for name, value in (
+            ("trial", row.trial), ("rate", None if rates[row.stratum] is None else f"{rates[row.stratum]:g}"),
+            ("layer", layer), ("bit", row.bit), ("outcome", OUTCOMES.index(row.outcome)),
+            ("cause", row.cause), ("faults", row.faults), ("values", values),
+            ("words", [_word(fault, texts) for fault in faults]), ("samples", _changed(row, samples)),
+            ("answers", [[one.sample, one.golden, one.faulty] for one in answers.get(row.trial, ())] or None),
+        ):  # fmt: skip
+            columns[name].append(value)
+    return {
+        "columns": columns, "texts": texts.found, "metrics": [_declared(m) for m in shown],
+        "all": found.everything.trials,
+    }  # fmt: skip
+
+
+class _Texts:
+    """Names that repeat, each kept once."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+        self._places: dict[str, int] = {}
+
+    def place(self, text: str) -> int:
+        if text not in self._places:
+            self._places[text] = len(self.found)
+            self.found.append(printable(text))
+        return self._places[text]
+
+
+def _word(row: dict[str, Any], texts: _Texts) -> list[Any]:
+    """Return a fault: target, element, when, model, bits, words and values before and after."""
+    when = ", ".join(f"{key} {row[key]}" for key in ("sample", "step", "from") if key in row)
+    return [
+        texts.place(row["target"]), row["index"], texts.place(when), texts.place(row["fault"]), row["bits"],
+        row["before"], row["after"], _text(row["before_value"]), _text(row["after_value"]),
+    ]  # fmt: skip
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else f"{value:.7g}" if isinstance(value, float) else str(value)
+
+
+def _changed(row: Row, samples: int) -> list[int] | None:
+    """Return how many answers changed silently, and the first of the samples; None where the task does not say."""
+    if row.changed is None:
+        return None
+    places = np.flatnonzero(unpacked(row.changed, samples))
+    return [len(places), *map(int, places[:MOST_SAMPLES])]
+
+
+def _number(value: float | None) -> float | None:
+    """Return a number with six digits, as JSON has it."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+
+
+def _ends(i: Interval | None) -> list[float | None] | None:
+    return None if i is None else [_number(end) for end in (i.estimate, i.low, i.high)]
+
+
+def packed(values: Iterable[dict[str, Any]] | dict[str, Any] | Sequence[Any]) -> bytes:
+    """Return plain values as JSON, compressed by gzip without a time, so that equal values give equal bytes."""
+    import gzip
+
+    return gzip.compress(json.dumps(values, separators=(",", ":"), allow_nan=False).encode(), 9, mtime=0)
