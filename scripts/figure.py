@@ -26,7 +26,7 @@ MODEL, DATA = "models/fashion_cnn.onnx", "models/fashion_test.npz"
 FIGURES = {
     "inject.svg": f"onnxfi inject {MODEL} --ber 1e-5 --seed 1 --data {DATA} --provider cpu",
 }
-SWEEP = f"--data {DATA} --samples 100 --provider cpu --ber 1e-7:1e-3 --repeat 20"
+SWEEP = f"--data {DATA} --samples 100 --provider cpu --ber 1e-7:1e-3 --repeat 200"
 SCENES = "--data models/scenes_test.npz --provider cpu --samples 50"
 DETECT = f"onnxfi run models/scenes_detector.onnx {SCENES} --labels models/scenes_test.json --task detection"
 #: By the name of a figure that of the report's, and the commands.
