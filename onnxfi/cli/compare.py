@@ -24,6 +24,7 @@ from onnxfi.cli.options import (
 
 if TYPE_CHECKING:
     from onnxfi.campaign.report.compare import Comparison
+    from onnxfi.campaign.report.report import Report
     from onnxfi.campaign.run.runner import Running
     from onnxfi.campaign.spec.campaign import Campaign
     from onnxfi.statistics.intervals import Interval
@@ -113,18 +114,7 @@ def command(
     if len(models) < 2:
         raise click.UsageError("compare needs two models or more; for one use onnxfi run")
     _check_design(models, flags, figures=figure_folder is not None)
-    if figure_folder is not None:
-        from onnxfi.campaign.report.curves import needs
-        from onnxfi.campaign.report.figures import write_figures
-
-        needs("matplotlib")
-    if html is not None:
-        from onnxfi.campaign.gate.ci_report import writer
-        from onnxfi.campaign.report.curves import needs
-
-        needs("jinja2")
-        writer(html, models)
-
+    _check_extras(html, figure_folder, models)
     for path in (out, figure_folder):
         if path is not None:
             check_folder(path)
@@ -149,11 +139,7 @@ def command(
             workers=default_workers(base) if workers is None else workers, on_start=on_start,
         )  # fmt: skip
         reports = [version.found for version in found.versions]
-        written = [] if figure_folder is None else write_figures(reports, figure_folder)
-        if html is not None:
-            from onnxfi.campaign.report.html_page import write_page
-
-            written.append(write_page(reports, html))
+        written = _write(reports, figure_folder, html)
     if as_json:
         values = found.document()
         for row in values["models"] if out is None else ():
@@ -163,6 +149,27 @@ def command(
         _print(found)
         for file in written:
             print_line(f"wrote {file}")
+
+
+def _check_extras(html: Path | None, figure_folder: Path | None, models: tuple[Path, ...]) -> None:
+    """Refuse a page that cannot be written, and missing extras, before anything runs."""
+    from onnxfi.campaign.gate.ci_report import writer
+    from onnxfi.campaign.report.curves import needs
+
+    if figure_folder is not None:
+        needs("matplotlib")
+    if html is not None:
+        needs("jinja2")
+        writer(html, models)
+
+
+def _write(reports: list[Report], figure_folder: Path | None, html: Path | None) -> list[Path]:
+    """Write the figures and the page that were asked for."""
+    from onnxfi.campaign.report.figures import write_figures
+    from onnxfi.campaign.report.html_page import write_page
+
+    written = [] if figure_folder is None else write_figures(reports, figure_folder)
+    return written + ([] if html is None else [write_page(reports, html)])
 
 
 def _compare_paired(

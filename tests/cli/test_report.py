@@ -59,12 +59,12 @@ def test_several_stores_a_page_and_figures(run: Run, tiny: Path) -> None:
     run("run", "m.onnx", *DATA, *SINGLE, "-o", "a.db")
     run("run", "m.onnx", *DATA, "--ber", "1e-3:1e-2", "--repeat", 2, "-o", "b.db")
     one = run("report", "b.db", "--html", "p.html", "--figures", "f", "--csv", "c")
-    assert one.out.splitlines()[-9:] == [
+    assert one.out.splitlines()[-11:] == [
         "No rates by layer here: a trial of many faults lies in no one layer. Run single faults with --single.",
         "No rates by bit here: a trial of many faults lies in no one bit. Run single faults with --single.",
         "No map of layers and bits here: a trial of many faults lies in no one cell. Run single faults of bits with --single.",
         "wrote c/detail.csv", "wrote c/summary.csv", "wrote c/rates.csv", "wrote f/accuracy.svg", "wrote f/accuracy.png",
-        "wrote p.html",
+        "wrote f/outcomes.svg", "wrote f/outcomes.png", "wrote p.html",
     ]  # fmt: skip
     both = run("report", "a.db", "b.db", "--json").json
     assert list(both) == ["stores"] and [doc["store"] for doc in both["stores"]] == ["a.db", "b.db"]

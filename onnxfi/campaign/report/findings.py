@@ -30,7 +30,7 @@ _MOST_HARM, _MOST_NAMED = 0.9, 4
 
 @dataclass(frozen=True)
 class Shares:
-    """What becomes of answers: kept as they were, silently wrong, or detected as errors; together 1."""
+    """Shares of the answers that are kept as they were, silently wrong, or detected as errors; together 1."""
 
     kept: float
     sdc: float
