@@ -266,6 +266,7 @@ addEventListener("load", async () => { for (const frame of document.querySelecto
   const page = frame.contentDocument, root = page.documentElement, measured = {width: frame.clientWidth};
   const tries = Date.now();
   await until(() => root.dataset.ready || Date.now() - tries > 3000);
+  page.querySelectorAll("details").forEach((one) => { one.open = true; });
   measured.overflow = root.scrollWidth - root.clientWidth;
   measured.overlaps = [];
   const all = boxes(page).filter(visible);
