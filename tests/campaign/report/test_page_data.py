@@ -1,4 +1,4 @@
-"""What a page shows as plain values: every trial with its fault, layers in order of depth, cells with their means."""
+"""Plain values that a page shows: every trial with its fault, layers in order of depth, cells with their means."""
 
 from __future__ import annotations
 
