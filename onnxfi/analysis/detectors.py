@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from onnxfi.campaign.execute.trial_executor import TrialExecutor
-from onnxfi.campaign.report.figures import Figure, coverage_figure
+from onnxfi.campaign.report.curves import Figure
+from onnxfi.campaign.report.figures import coverage_figure
 from onnxfi.campaign.results.rows import Row
 from onnxfi.campaign.results.store import Store
 from onnxfi.campaign.spec.spec_file import parse_spec

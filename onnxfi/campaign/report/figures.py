@@ -10,6 +10,7 @@ same everywhere, and no name in it is read as markup or mathematics.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from onnxfi.campaign.report.curves import (
     COLOURS,
+    MARKS,
     MOST_LAYERS,
     ROW_IN,
     WIDTH_IN,
