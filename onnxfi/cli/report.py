@@ -135,10 +135,9 @@ def command(
 
     if csv_by_model and csv_folder is None:
         raise click.UsageError("--csv-by-model requires --csv DIR")
-    if figure_folder is None and (kinds != "svg,png" or spread != "interval"):
-        raise click.UsageError("--figure-format and --spread require --figures DIR")
-    if answers and html is None:
-        raise click.UsageError("--answers requires --html FILE")
+    _check_companions(
+        bool(answers) and html is None, figure_folder is None and (kinds, spread) != ("svg,png", "interval")
+    )
     if elements and figure_folder is None and html is None:
         raise click.UsageError("--elements requires --figures DIR or --html FILE")
     if environment is not None and evidence is None:
@@ -218,6 +217,14 @@ def _report_detectors(stores: tuple[Path, ...], folder: Path | None, *, as_json:
     if folder is not None and found.figure.draw is not None:
         for path in write_drawn([found.figure], folder):
             print_line(f"wrote {path}")
+
+
+def _check_companions(answers_alone: bool, looks_alone: bool) -> None:
+    """Refuse flags without the one that they belong to."""
+    if looks_alone:
+        raise click.UsageError("--figure-format and --spread require --figures DIR")
+    if answers_alone:
+        raise click.UsageError("--answers requires --html FILE")
 
 
 def _write_evidence(stores: tuple[Path, ...], folder: Path, environment: Path | None) -> list[Path]:
