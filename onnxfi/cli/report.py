@@ -135,18 +135,17 @@ def command(
 
     if csv_by_model and csv_folder is None:
         raise click.UsageError("--csv-by-model requires --csv DIR")
-    _check_companions(
-        bool(answers) and html is None, figure_folder is None and (kinds, spread) != ("svg,png", "interval")
-    )
-    if elements and figure_folder is None and html is None:
+    drawn = figure_folder is not None
+    _check_companions(bool(answers) and html is None, not drawn and (kinds, spread) != ("svg,png", "interval"))
+    if elements and not drawn and html is None:
         raise click.UsageError("--elements requires --figures DIR or --html FILE")
     if environment is not None and evidence is None:
         raise click.UsageError("--environment requires --evidence DIR; onnxfi fit prints FIT alone")
     for folder in (figure_folder, csv_folder, latex_folder, evidence):
         if folder is not None:
             check_folder(folder)
-    if html is not None or figure_folder is not None:
-        _check_figures(html, stores, figures=figure_folder is not None or bool(elements))
+    if html is not None or drawn:
+        _check_figures(html, stores, figures=drawn or bool(elements))
     if detectors:
         _report_detectors(stores, figure_folder, as_json=as_json)
         return
@@ -167,8 +166,7 @@ def command(
     if figure_folder is not None:
         from onnxfi.campaign.report.figures import figures, write_figures
 
-        asked = [kind.strip() for kind in kinds.split(",") if kind.strip()]
-        written += write_figures(found, figure_folder, elements, kinds=asked, spread=spread)
+        written += write_figures(found, figure_folder, elements, kinds=kinds.replace(" ", "").split(","), spread=spread)
         captions = [figure.caption for figure in figures(found) if figure.draw is None]
     if html is not None:
         from onnxfi.campaign.report.html_page import write_page
