@@ -10,22 +10,10 @@ from tiny_campaigns import ran
 from onnxfi.campaign.report.report import report
 from onnxfi.campaign.report.validity_notes import notes, too_few
 from onnxfi.campaign.spec.campaign import Campaign
-from onnxfi.statistics.sample_size import sample_size
 
 
 def campaign(**fields: Any) -> Campaign:
     return Campaign(**{"model": "m.onnx", "data": "d.npz", "provider": "cpu", **fields})
-
-
-def test_a_sweep_that_says_little_says_how_many_trials_would(here: Path) -> None:
-    ran(campaign(ber=(1e-2, 1e-1), repeat=3), here / "s.db")
-    found = report(here / "s.db")
-    widest = max(fold.rate("top1").half_width for fold in found.by_rate)
-    first = next(iter(notes(found)))
-    assert first.startswith(
-        f"3 trials at a rate leave top-1 uncertain by up to ±{100 * widest:.0f} points; some 664 leave"
-    )
-    assert widest > 0.1 and sample_size(1 << 62, 0.05, 0.99) == 664
 
 
 def test_notes_say_what_the_numbers_hold_for(here: Path) -> None:
